@@ -1,0 +1,55 @@
+"""Every error that a user can cause.
+
+    LidarError                 never raised itself; `exit_status` says what the shell sees
+    |-- SettingsError      2   an option, variable or config key is wrong
+    |   `-- MissingExtra   2   the option needs a package that is not installed
+    |-- InputError         3   data or an array file cannot be used
+    |-- FeatureFileError   3   an HDF5 feature file cannot be used
+    |-- CheckpointError    3   a checkpoint cannot be used
+    |   `-- NoWeights      3   the file holds no model weights at all (`rank` skips it)
+    `-- DegenerateFeatures 3   the embeddings do not determine the number asked for
+
+A message is one line: what was found, what was expected, what to do next.
+"""
+
+
+class LidarError(Exception):
+    """Base of all errors that a user can cause."""
+
+    exit_status = 3
+
+
+class SettingsError(LidarError):
+    """An option, an environment variable or a configuration key is wrong."""
+
+    exit_status = 2
+
+
+class MissingExtra(SettingsError):
+    """An option needs a package that is not installed."""
+
+    def __init__(self, extra: str, package: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed; "
+            f"install it with: pip install 'lidar-cli[{extra}]'"
+        )
+
+
+class InputError(LidarError):
+    """Image data or an array file cannot be read or has the wrong shape."""
+
+
+class FeatureFileError(LidarError):
+    """A feature file is not one, is incomplete, damaged, or in the way."""
+
+
+class CheckpointError(LidarError):
+    """A checkpoint cannot be read, or its weights are not understood."""
+
+
+class NoWeights(CheckpointError):
+    """A readable file that holds no model weights, such as an optimizer state."""
+
+
+class DegenerateFeatures(LidarError):
+    """The embeddings do not determine the number that was asked for."""

@@ -1,0 +1,306 @@
+"""Typed settings of every command; a field's default here is the only one there is.
+
+A value comes from the first of: the command line, `LIDAR_<FIELD>` in the environment, one TOML
+file (`--config`, else `./lidar.toml`), the default. `resolve` merges them and keeps each value's
+origin. Pydantic checks types and bounds and is imported only when a command runs, so that
+`lidar --help`, which reads the defaults, stays light.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from annotated_types import Ge
+
+from lidar_cli.errors import SettingsError
+
+CONFIG_NAME = "lidar.toml"
+EMBEDDED = "embedded"  # the value of --data that names the images made from scikit-learn's
+EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
+
+Count = Annotated[int, Ge(1)]
+
+
+def setting(default: Any, *flags: str, help: str, panel: str | None = None) -> Any:
+    """A dataclass field with its command-line flags and its help text."""
+    return field(default=default, metadata={"flags": flags, "help": help, "panel": panel})
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """Where to compute."""
+
+    device: str = setting("auto", "--device", help="auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Which images are embedded, and which views of them are made."""
+
+    data: str | None = setting(
+        None,
+        "--data",
+        help="Image folder, .tar file, wds/NAME, hfds/NAME, torch/NAME, or 'embedded'.",
+        panel="Data",
+    )
+    split: str | None = setting(None, "--split", help="Split of the data set.", panel="Data")
+    n_samples: Count = setting(
+        1000, "-n", "--n-samples", help="Samples that are embedded q times.", panel="Data"
+    )
+    n_views: Count = setting(10, "-q", "--n-views", help="Views of each sample.", panel="Data")
+    clean_samples: Count | None = setting(
+        None,
+        "--clean-samples",
+        help="Samples embedded un-augmented, for RankMe and alpha-ReQ [default: n].",
+        panel="Data",
+    )
+    seed: int = setting(0, "--seed", help="Seed of the draw of samples and views.", panel="Data")
+    views: str = setting("auto", "--views", help="View recipe: auto, simclr, identity.", panel="Data")
+    image_size: Count | None = setting(
+        None,
+        "--image-size",
+        help="Side of the views in pixels [default: what the checkpoint was made for].",
+        panel="Data",
+    )
+    pixel_stats: Literal["auto", "imagenet", "unit"] = setting(
+        "auto",
+        "--pixel-stats",
+        help="Input normalisation: imagenet mean and std, or unit for plain [0, 1] "
+        "[auto: imagenet].",
+        panel="Data",
+    )
+    workers: Count | None = setting(
+        None, "--workers", help="Decoding threads [default: one a core, at most 16].", panel="Data"
+    )
+
+
+@dataclass(frozen=True)
+class ModelSettings(DeviceSettings):
+    """How a checkpoint becomes a function from images to embeddings."""
+
+    layer: str = setting(
+        "auto",
+        "--layer",
+        help="backbone, projector, or both with a comma [auto: projector if there is one].",
+        panel="Model",
+    )
+    arch: str | None = setting(
+        None, "--arch", help="timm model name [default: read from the weights].", panel="Model"
+    )
+    model: str | None = setting(
+        None,
+        "--model",
+        help="package.module:factory, your own code that returns the torch module.",
+        panel="Model",
+    )
+    activation: Literal["auto", "relu", "gelu"] = setting(
+        "auto",
+        "--activation",
+        help="Activation inside the projector, which weights do not tell [auto: relu].",
+        panel="Model",
+    )
+    batch_size: Count | None = setting(
+        None,
+        "--batch-size",
+        help="Samples a batch, all their views included [default: found].",
+        panel="Model",
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", "--precision", help="Of the forward pass (autocast).", panel="Model"
+    )
+    storage: Literal["float32", "float16"] = setting(
+        "float32", "--storage", help="Number format of the stored embeddings.", panel="Model"
+    )
+
+
+@dataclass(frozen=True)
+class ExtractSettings(SampleSettings, ModelSettings):
+    """`lidar extract`."""
+
+    output: Path | None = setting(
+        None, "-o", "--output", help="Feature file [default: CKPT's name with .h5, here]."
+    )
+    overwrite: bool = setting(False, "--overwrite", help="Replace an existing output.")
+    resume: bool = setting(False, "--resume", help="Continue a .partial file, if there is one.")
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """Constants of the metrics; values at different constants are not comparable."""
+
+    delta: Annotated[float, Ge(0)] = setting(
+        1e-4, "--delta", help="Ridge on the within covariance, in squared embedding units."
+    )
+    epsilon: Annotated[float, Ge(0)] = setting(
+        1e-7, "--epsilon", help="Guard added to each share inside an entropy."
+    )
+    normalize: bool = setting(
+        False, "--normalize", help="Scale every embedding to unit length first."
+    )
+    memory: str = setting("64MB", "--memory", help="Size of the chunks that are read.")
+
+
+@dataclass(frozen=True)
+class ScoreSettings(MetricSettings, DeviceSettings):
+    """`lidar score`."""
+
+    metrics: str = setting("all", "--metrics", help="Comma-separated names; only these are formed.")
+    layer: str = setting("auto", "--layer", help="Layers to read [auto: all in the file].")
+    dataset: str | None = setting(
+        None, "--dataset", help="Name of the array in a file that has several."
+    )
+    views_per_sample: Count | None = setting(
+        None,
+        "--views-per-sample",
+        help="q, for a 2-D array whose rows are the views of sample 0, then 1, ...",
+    )
+
+
+@dataclass(frozen=True)
+class RankSettings(SampleSettings, ModelSettings, MetricSettings):
+    """`lidar rank`."""
+
+    by: str = setting("lidar", "--by", help="Metric that orders the checkpoints.")
+    cache: Path | None = setting(
+        None, "--cache", help="Where extracted features are kept [default: DIR/.lidar]."
+    )
+    top: Count | None = setting(None, "--top", help="Print the best K only.")
+
+
+@dataclass(frozen=True)
+class DemoSettings(DeviceSettings):
+    """`lidar demo`."""
+
+    seed: int = setting(0, "--seed", help="Seed of images, hyperparameters and training.")
+
+
+COMMANDS: dict[str, type] = {
+    "extract": ExtractSettings,
+    "score": ScoreSettings,
+    "rank": RankSettings,
+    "demo": DemoSettings,
+}
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[S]):
+    """Settings of one command, with the place each value came from."""
+
+    values: S
+    origins: dict[str, str]  # field -> "option", "LIDAR_X", the config file's name, or "default"
+
+
+def resolve(
+    cls: type[S],
+    options: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Resolved[S]:
+    """Settings merged from command line, environment, one TOML file and defaults.
+
+    options: field -> value, None where the user gave nothing.
+    Raises SettingsError for an unknown key, a value of the wrong type or an unreadable file.
+    """
+    command = next(name for name, known in COMMANDS.items() if known is cls)
+    environment = os.environ if environment is None else environment
+    if config is None and Path(CONFIG_NAME).is_file():
+        config = Path(CONFIG_NAME)
+    raw: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    from_file = read_config(config, command) if config is not None else {}
+    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
+        variable = f"LIDAR_{spec.name.upper()}"
+        if options.get(spec.name) is not None:
+            raw[spec.name], origins[spec.name] = options[spec.name], "option"
+        elif variable in environment:
+            raw[spec.name], origins[spec.name] = environment[variable], variable
+        elif spec.name in from_file:
+            raw[spec.name], origins[spec.name] = from_file[spec.name], str(config)
+        else:
+            origins[spec.name] = "default"
+    if "data" in origins and raw.get("data", EMBEDDED) == EMBEDDED:
+        raw = {"data": EMBEDDED, **EMBEDDED_DEFAULTS, **raw}
+    return Resolved(_validate(cls, raw, origins), origins)
+
+
+def read_config(path: Path, command: str) -> dict[str, Any]:
+    """Keys of a TOML file that concern `command`, by field name.
+
+    A key may stand at the top, for every command that knows it, or in a table named after one
+    command, which wins. Raises SettingsError for an unreadable file or an unknown key.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    tables = {key: value for key, value in document.items() if key in COMMANDS}
+    shared = {key: value for key, value in document.items() if key not in COMMANDS}
+    everywhere = {f.name for cls in COMMANDS.values() for f in dataclasses.fields(cls)}
+    _check_keys(path, shared, everywhere, [*everywhere, *COMMANDS])
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise SettingsError(f"{path}: {name} must be a table, as in [{name}]")
+        known = {f.name for f in dataclasses.fields(COMMANDS[name])}
+        _check_keys(path, table, known, list(known), where=f" in [{name}]")
+    merged = shared | tables.get(command, {})
+    return {_field_name(key): value for key, value in merged.items()}
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as `64MB`, `1.5 GiB` or `4096`; MB and MiB both count 2**20.
+
+    Raises SettingsError for anything else, and for less than one byte.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
+    scale = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+    size = int(float(match[1]) * scale[match[2].lower()]) if match else 0
+    if size < 1:
+        raise SettingsError(f"{text!r} is not a memory size; expected something like 64MB or 2GB")
+    return size
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A phrase that names the known word closest to a mistyped one."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(sorted(known))}"
+
+
+def _field_name(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _check_keys(
+    path: Path, keys: Mapping[str, Any], known: set[str], suggest: list[str], where: str = ""
+) -> None:
+    for key in keys:
+        if _field_name(key) not in known:
+            raise SettingsError(f"{path}: unknown key {key!r}{where}; {nearest(key, suggest)}")
+
+
+def _validate(cls: type[S], raw: dict[str, Any], origins: dict[str, str]) -> S:
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(raw)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        origin = origins.get(name, "settings")
+        where = f"--{name.replace('_', '-')}" if origin == "option" else f"{name} (from {origin})"
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise SettingsError(f"{where} = {raw.get(name)!r}: {message}") from error
