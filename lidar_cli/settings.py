@@ -51,6 +51,9 @@ class SampleSettings:
         help="Image folder, .tar file, wds/NAME, hfds/NAME, torch/NAME, or 'embedded'.",
         panel="Data",
     )
+    data_dir: Path | None = setting(
+        None, "--data-dir", help="Where torch/, wds/ and hfds/ names are kept.", panel="Data"
+    )
     split: str | None = setting(None, "--split", help="Split of the data set.", panel="Data")
     n_samples: Count = setting(
         1000, "-n", "--n-samples", help="Samples that are embedded q times.", panel="Data"

@@ -1,0 +1,84 @@
+"""A checkpoint file -> one callable from images to the embeddings of its layers.
+
+read.py          file -> nested plain containers of tensors
+containers.py    which of them is the state dict, and its names without wrappers' additions
+recognise.py     names and shapes -> description, and each tensor's place
+resnet.py, vit.py, timm_arch.py, own_module.py    the backbone
+heads.py         the projector, from its weights
+weights.py       every tensor to its place, and none left over
+loaded.py        the callable
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from lidar_cli.checkpoints import own_module
+from lidar_cli.checkpoints.loaded import Loaded, LoadedModule
+from lidar_cli.checkpoints.read import read_checkpoint, sha256
+from lidar_cli.checkpoints.recognise import Description, find, recognise
+from lidar_cli.checkpoints.weights import fill
+from lidar_cli.errors import SettingsError
+
+__all__ = ["Description", "Loaded", "open_checkpoint", "read_checkpoint", "recognise", "sha256", "wrap_module"]
+
+
+def open_checkpoint(
+    path: Path, *, arch: str | None = None, model: str | None = None, activation: str = "auto"
+) -> Loaded:
+    """A checkpoint, ready to embed images on the CPU; `to` moves it.
+
+    arch: a timm name, where the weights do not tell. model: 'package.module:factory', the user's
+    own code. activation: inside the projector, 'relu', 'gelu' or 'auto' (ReLU, and noted).
+    Raises CheckpointError or NoWeights for the file, SettingsError for arch and model.
+    """
+    path = Path(path)
+    if arch is not None and model is not None:
+        raise SettingsError("--arch and --model both name the architecture; give one of them")
+    if model is not None:
+        return _open_own(path, model)
+    found = find(path, read_checkpoint(path), arch=arch, activation=activation)
+    backbone = found.backbone.module
+    fill(backbone.weights, found.backbone.tensors, f"{path}: {found.backbone.arch}")
+    modules: dict[str, nn.Module] = {"backbone": backbone.eval()}
+    if found.projector is not None:
+        head = found.projector.build()
+        fill(head, found.projector_tensors, f"{path}: projector")
+        modules["projector"] = head
+    return Loaded(found.description, modules)
+
+
+def wrap_module(module: nn.Module, name: str = "extract") -> Loaded:
+    """A module in memory as if it had been opened; it is put in eval mode.
+
+    Raises SettingsError if it does not embed images [b, 3, S, S] to rows.
+    """
+    module.eval()
+    widths, image_size = own_module.probe(module, name)
+    return LoadedModule(_own_description(module, name, widths, image_size, ""), module, name)
+
+
+def _open_own(path: Path, target: str) -> Loaded:
+    tree = read_checkpoint(path)
+    module = own_module.make(target)
+    container = own_module.load(module, path, tree)
+    widths, image_size = own_module.probe(module, target)
+    description = _own_description(module, target, widths, image_size, container)
+    return LoadedModule(description, module, target)
+
+
+def _own_description(
+    module: nn.Module, arch: str, widths: dict[str, int], image_size: int | None, container: str
+) -> Description:
+    return Description(
+        format="own module",
+        arch=arch,
+        image_size=image_size,
+        widths=widths,
+        container=container,
+        prefix="",
+        ignored=(),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+    )

@@ -1,0 +1,32 @@
+"""lidar: score and rank self-supervised checkpoints without labels.
+
+    from lidar_cli import Moments, lidar, rankme, alpha_req, extract
+
+Names are resolved on first use (PEP 562), so that importing the package, and with it
+`lidar --help`, loads neither torch nor timm.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Moments": "lidar_cli.core",
+    "lidar": "lidar_cli.core",
+    "rankme": "lidar_cli.core",
+    "alpha_req": "lidar_cli.core",
+    "extract": "lidar_cli.jobs.extract",
+}
+
+__all__ = ["Moments", "__version__", "alpha_req", "extract", "lidar", "rankme"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,81 @@
+"""An opened checkpoint: one forward from images to the embeddings of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints.backbone import Backbone
+from lidar_cli.checkpoints.own_module import layers_of
+from lidar_cli.checkpoints.recognise import Description
+from lidar_cli.errors import SettingsError
+
+
+class Loaded:
+    """A description, and the modules that it describes, in eval mode."""
+
+    def __init__(self, description: Description, modules: Mapping[str, nn.Module]) -> None:
+        self.description = description
+        self.modules = dict(modules)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names that `embed` takes."""
+        return tuple(self.description.widths)
+
+    def to(self, device: torch.device | str) -> Loaded:
+        """Itself, moved to the device."""
+        for module in self.modules.values():
+            module.to(device)
+        return self
+
+    def set_image_size(self, size: int) -> None:
+        """Prepare for images of `size` pixels a side.
+
+        Raises CheckpointError if the backbone cannot take them.
+        """
+        for module in self.modules.values():
+            if isinstance(module, Backbone):
+                module.set_image_size(size)
+
+    def embed(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Layer -> embeddings [b, width] of normalised images [b, 3, S, S], in one forward.
+
+        Raises SettingsError for a layer that the checkpoint does not have.
+        """
+        for layer in layers:
+            if layer not in self.layers:
+                raise SettingsError(
+                    f"layer {layer!r}: this checkpoint has {', '.join(self.layers)}; "
+                    "choose with --layer"
+                )
+        with torch.inference_mode():
+            outputs = self._forward(images, layers)
+        return {layer: outputs[layer] for layer in layers}
+
+    def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        outputs: dict[str, Any] = {"backbone": self.modules["backbone"](images)}
+        if "projector" in layers:
+            outputs["projector"] = self.modules["projector"](outputs["backbone"])
+        return outputs
+
+
+class LoadedModule(Loaded):
+    """The user's own module, which names its layers itself."""
+
+    def __init__(self, description: Description, module: nn.Module, target: str) -> None:
+        super().__init__(description, {"module": module})
+        self.target = target
+
+    def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        outputs = layers_of(self.modules["module"](images), len(images), self.target)
+        missing = set(layers) - outputs.keys()
+        if missing:
+            raise SettingsError(
+                f"--model {self.target}: forward gave no {', '.join(sorted(missing))} this time; "
+                f"expected the same layers for every batch"
+            )
+        return outputs

@@ -1,0 +1,130 @@
+"""The user's own code, `--model package.module:factory`, filled with a file's state dict."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints.containers import ADDED, candidates, clean
+from lidar_cli.checkpoints.weights import fill, is_counter, shapes, some
+from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
+
+TRIED_SIZES = (224, 32, 96, 64, 128, 256, 384, 28)  # pixels; the first that the module takes
+
+
+def make(target: str) -> nn.Module:
+    """The module that a factory, named 'package.module:factory', returns.
+
+    Modules are found from the working directory too. The factory takes no arguments.
+    Raises SettingsError if the name is malformed or any of the user's code fails.
+    """
+    module_name, _, factory_name = target.partition(":")
+    if not module_name or not factory_name:
+        raise SettingsError(f"--model {target}: expected package.module:factory")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        factory: Any = importlib.import_module(module_name)
+        for part in factory_name.split("."):
+            factory = getattr(factory, part)
+        module = factory()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise SettingsError(f"--model {target} failed: {_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise SettingsError(
+            f"--model {target} returned a {type(module).__name__}; expected a torch.nn.Module"
+        )
+    return module
+
+
+def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
+    """Fill the module with the state dict of a file that has exactly its names; its container.
+
+    Tried in turn: names as they are, without leading additions of wrappers, without any.
+    Raises NoWeights if the file has no tensor, CheckpointError if no state dict of it fits.
+    """
+    expected = set(shapes(module))
+    closest: tuple[int, str, dict[str, Tensor]] | None = None
+    for container, entries in candidates(tree):
+        tensors = {str(k): v for k, v in entries.items() if isinstance(v, Tensor)}
+        if not tensors:
+            continue
+        for rename in (str, _without_leading, clean):
+            named = {rename(name): tensor for name, tensor in tensors.items()}
+            distance = len({n for n in expected ^ named.keys() if not is_counter(n)})
+            if len(named) == len(tensors) and (closest is None or distance < closest[0]):
+                closest = (distance, container, named)
+    if closest is None:
+        raise NoWeights(f"{path}: holds no tensors where a state dict is expected")
+    distance, container, tensors = closest
+    if distance:
+        missing = sorted(n for n in expected - tensors.keys() if not is_counter(n))
+        surplus = sorted(tensors.keys() - expected)
+        parts = [f"lacks {some(missing)}"] if missing else []
+        parts += [f"has {some(surplus)}"] if surplus else []
+        raise CheckpointError(
+            f"{path}: the state dict {' and '.join(parts)}, unlike the --model module; "
+            "expected exactly its names; let the factory return the module that was saved"
+        )
+    fill(module, {n: t for n, t in tensors.items() if n in expected}, str(path))
+    return container
+
+
+def probe(module: nn.Module, target: str) -> tuple[dict[str, int], int | None]:
+    """The width of each layer, by embedding blank images, and the image size the module names.
+
+    A module that has an int attribute `image_size` is asked at that size only.
+    Raises SettingsError if the module embeds no image, or not to rows.
+    """
+    named = getattr(module, "image_size", None)
+    sizes = (named,) if isinstance(named, int) else TRIED_SIZES
+    reason = ""
+    for size in sizes:
+        try:
+            with torch.inference_mode():
+                output = module(torch.zeros(2, 3, size, size))
+        except Exception as error:  # the user's code, perhaps made for another size
+            reason = reason or _line(error)
+            continue
+        embeddings = layers_of(output, 2, target)
+        return {layer: rows.shape[1] for layer, rows in embeddings.items()}, (
+            named if isinstance(named, int) else None
+        )
+    raise SettingsError(
+        f"--model {target}: no images of {', '.join(map(str, sizes))} pixels can be embedded "
+        f"({reason}); give the module an attribute image_size"
+    )
+
+
+def layers_of(output: Any, batch: int, target: str) -> dict[str, Tensor]:
+    """What a module returned, as layer -> [batch, width]; raises SettingsError otherwise."""
+    layers = dict(output) if isinstance(output, Mapping) else {"backbone": output}
+    for layer, rows in layers.items():
+        if not isinstance(rows, Tensor) or rows.dim() != 2 or rows.shape[0] != batch:
+            found = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise SettingsError(
+                f"--model {target}: forward gave {found} for {layer}; "
+                f"expected [{batch}, width], or a dict of layer -> [{batch}, width]"
+            )
+    if not layers:
+        raise SettingsError(f"--model {target}: forward gave an empty dict; expected layers")
+    return layers
+
+
+def _without_leading(name: str) -> str:
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in ADDED:
+        parts.pop(0)
+    return ".".join(parts)
+
+
+def _line(error: BaseException) -> str:
+    message = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

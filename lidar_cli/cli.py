@@ -1,0 +1,275 @@
+"""The command line: parse, call one job, hand its record to the report.
+
+An option is a field of a settings class: its flags, help and default stand there, and
+`_with_options` turns them into Typer options. Torch and everything above it are imported inside the
+commands, so that `--help` and wrong arguments answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lidar_cli import __version__, settings
+from lidar_cli.errors import LidarError, SettingsError
+from lidar_cli.settings import DemoSettings, ExtractSettings, RankSettings, ScoreSettings
+
+EPILOG = "Results go to stdout, everything else to stderr. Exit: 0 done, 2 usage, 3 refused, 4 some failed."
+
+app = typer.Typer(
+    name="lidar",
+    help="Score and rank self-supervised checkpoints without labels.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+ShowConfig = Annotated[
+    bool, typer.Option("--show-config", help="Print the settings and where each came from.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print CSV on stdout, and nothing else.")]
+
+
+def _with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of its settings class.
+
+    The command receives them, those that were given, as one keyword `options`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter
+            for parameter in inspect.signature(command, eval_str=True).parameters.values()
+            if parameter.name != "options"
+        ]
+        hints = typing.get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        extra = [_option(field, hints[field.name]) for field in dataclasses.fields(cls)]
+
+        def run(**given: Any) -> None:
+            options = {name: given.pop(name) for name in names}
+            command(**given, options=options)
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *extra]]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    meta = field.metadata
+    text, default = meta["help"], field.default
+    flag = default is False
+    if default is not None and not flag and "[" not in text:
+        text = f"{text} [default: {default}]"
+    kind = bool if flag else _plain(hint)
+    option = typer.Option(*meta["flags"], help=text, show_default=False)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+def _plain(hint: Any) -> Any:
+    """The type Typer should parse; bounds and choices are checked once, by `settings.resolve`."""
+    if typing.get_origin(hint) is Annotated:
+        return _plain(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is typing.Literal:
+        return str
+    members = [part for part in typing.get_args(hint) if part is not type(None)]
+    return _plain(members[0]) if members else hint
+
+
+@app.command()
+@_with_options(ExtractSettings)
+def extract(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file.", metavar="CKPT")],
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Embed augmented views of images with a checkpoint, into an HDF5 feature file."""
+    resolved = _resolve(ExtractSettings, options, config, show_config)
+    from lidar_cli.jobs.extract import extract_checkpoint
+    from lidar_cli.report.terminal import Terminal
+
+    with Terminal() as terminal:
+        _warn_embedded(resolved.values.data, terminal)
+        done = extract_checkpoint(checkpoint, resolved.values, terminal)
+    typer.echo(done.path)
+
+
+@app.command()
+@_with_options(ScoreSettings)
+def score(
+    files: Annotated[list[Path], typer.Argument(help="Feature files or arrays.", metavar="FILE...")],
+    json: Json = False,
+    csv: Csv = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the spectra to a .png or .svg file.")
+    ] = None,
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """LiDAR, RankMe, alpha-ReQ and the noise-corrected readings of stored embeddings."""
+    _one_of(json=json, csv=csv)
+    resolved = _resolve(ScoreSettings, options, config, show_config)
+    if plot is not None:
+        from lidar_cli.report.plot import check_plot
+
+        check_plot(plot)
+    from lidar_cli.jobs.score import parse_metrics, score_file
+    from lidar_cli.report import scores as report
+    from lidar_cli.report.terminal import Terminal
+
+    wanted = parse_metrics(resolved.values.metrics)
+    found, failed = [], 0
+    with Terminal() as terminal:
+        for file in files:
+            try:
+                found += score_file(file, resolved.values, terminal)
+            except SettingsError:
+                raise
+            except LidarError as error:
+                failed = error.exit_status
+                terminal.note(f"error: {error}")
+    if json:
+        typer.echo(report.to_json(found))
+    elif csv:
+        typer.echo(report.to_csv(found), nl=False)
+    elif found:
+        report.print_table(found, wanted)
+    if plot is not None and found:
+        from lidar_cli.report.plot import plot_spectra
+
+        plot_spectra(found, plot)
+        sys.stderr.write(f"wrote {plot}\n")
+    if failed:
+        raise typer.Exit(failed)
+
+
+@app.command()
+@_with_options(RankSettings)
+def rank(
+    directory: Annotated[Path, typer.Argument(help="Directory of checkpoints.", metavar="DIR")],
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print paths alone, best first, one a line.")
+    ] = False,
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Order every checkpoint under a directory, extracting what is not yet extracted."""
+    _one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
+    resolved = _resolve(RankSettings, options, config, show_config)
+    from lidar_cli.jobs.rank import rank_directory
+    from lidar_cli.report import ranking as report
+    from lidar_cli.report.terminal import Terminal
+
+    with Terminal() as terminal:
+        _warn_embedded(resolved.values.data, terminal)
+        found = rank_directory(directory, resolved.values, terminal)
+        if quiet or resolved.values.top is not None:
+            report.check_single_group(found)
+        found = report.top(found, resolved.values.top)
+    if json:
+        typer.echo(report.to_json(found))
+    elif csv:
+        typer.echo(report.to_csv(found), nl=False)
+    elif markdown:
+        typer.echo(report.to_markdown(found))
+    elif quiet:
+        typer.echo(report.to_paths(found), nl=False)
+    else:
+        report.print_tables(found)
+    if found.failed:
+        if quiet or json or csv or markdown:
+            for row in found.failed:
+                sys.stderr.write(f"failed: {row.path}: {row.reason}\n")
+        raise typer.Exit(4)
+
+
+@app.command()
+@_with_options(DemoSettings)
+def demo(
+    directory: Annotated[
+        Path, typer.Argument(help="Where checkpoints and features go.", metavar="[DIR]")
+    ] = Path("lidar-demo"),
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Train 12 small checkpoints on embedded images, rank them, compare with linear probes."""
+    resolved = _resolve(DemoSettings, options, config, show_config)
+    from lidar_cli.jobs.demo import run_demo
+    from lidar_cli.report import demo as report
+    from lidar_cli.report.terminal import Terminal
+
+    with Terminal() as terminal:
+        found = run_demo(directory, resolved.values, terminal)
+    report.print_demo(found)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lidar {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _resolve(
+    cls: type[settings.S], options: dict[str, Any], config: Path | None, show: bool
+) -> settings.Resolved[settings.S]:
+    resolved = settings.resolve(cls, options, config=config)
+    if show:
+        width = max(map(len, resolved.origins))
+        for name, origin in resolved.origins.items():
+            typer.echo(f"{name:{width}} = {getattr(resolved.values, name)!s:<12}  # {origin}")
+        raise typer.Exit
+    return resolved
+
+
+def _one_of(**flags: bool) -> None:
+    given = [f"--{name}" for name, on in flags.items() if on]
+    if len(given) > 1:
+        raise SettingsError(f"{' and '.join(given)} exclude each other; give one")
+
+
+def _warn_embedded(data: str | None, terminal: Any) -> None:
+    if data == settings.EMBEDDED:
+        terminal.note(
+            "data: embedded (small images made from scikit-learn's); name your own with --data"
+        )

@@ -1,0 +1,155 @@
+"""A labelled image set made from real pictures that ship inside scikit-learn.
+
+Every image is one handwritten digit composited over a crop of a photograph; place, size and
+colours are drawn by seed. It lets each command run with no data named, and lets `lidar demo`
+compare scores with the accuracy of linear probes. Nothing is downloaded.
+
+Only raw words of a bit generator, whose stream NumPy keeps fixed, and integer arithmetic are
+used, so a seed gives the same bytes on every machine that decodes the two JPEG files alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE = 32  # pixels of an image; small, so that twelve networks train in a minute on two cores
+DIGIT_SIDES = (26, 32)  # least and greatest side of a digit's box, pixels
+DIMMING = 2  # the photographs are this much darker than they are, so that ink can stand out
+CONTRAST = 100  # least distance of ink to the mean background, in each channel, of 255
+INK_LEVELS = 16  # `load_digits` counts 0..16 dark pixels per cell
+SHRINKS = (1, 2, 4)  # the photographs are used at full, half and quarter size
+TEST_EVERY = 5  # one in five digits of each class is a test digit
+
+ATTRIBUTION = (
+    "Photographs: china.jpg, some rights reserved by danielbuechele "
+    "(https://www.flickr.com/photos/danielbuechele/6061409035), and flower.jpg, some rights "
+    "reserved by danielbuechele as scikit-learn states it, found at "
+    "https://www.flickr.com/photos/vultilion/6056698931; both CC BY 2.0 "
+    "(https://creativecommons.org/licenses/by/2.0/), cropped, shrunk, darkened and drawn over. "
+    "Digits: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine "
+    "Learning Repository, recoloured and resized. Both as shipped with scikit-learn."
+)
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EmbeddedImages:
+    """N labelled images, the digits in the order of `sklearn.datasets.load_digits`."""
+
+    images: NDArray[np.uint8]  # [N, S, S, 3], RGB
+    labels: Integers  # [N], the digit 0..9
+    train: NDArray[np.bool_]  # [N]; the split is by digit and the same for every seed
+    attribution: str  # to be shown beside any picture of them
+
+
+def embedded_images(seed: int = 0) -> EmbeddedImages:
+    """The image set of one seed: N = 1797 images with S = 32, one for each digit.
+
+        image = (1 - a) background + a ink
+
+    with the digit's bitmap, resized bilinearly, as opacity a. The photographs are darkened and the
+    ink is lighter than the mean background by at least `CONTRAST` in each channel: over brighter
+    ones a minute of training without labels finds the photographs and never the digits.
+
+    seed: any integer; negative ones are taken modulo 2**64.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    bitmaps = digits.images.astype(np.int64)  # [N, 8, 8], 0..16
+    labels = digits.target.astype(np.int64)
+    draws = _Draws(seed, len(labels))
+    background = _backgrounds(draws) // DIMMING
+    opacity, unit = _place(bitmaps, draws)
+    ink = _ink(background.sum(axis=(1, 2)) // SIDE**2, draws)
+    shade = opacity[..., None]
+    blend = ((unit - shade) * background + shade * ink[:, None, None, :] + unit // 2) // unit
+    return EmbeddedImages(blend.astype(np.uint8), labels, _train_mask(labels), ATTRIBUTION)
+
+
+class _Draws:
+    """Independent integers for `count` images, one call after another."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        self._words = np.random.Philox(key=seed % 2**64)
+        self.count = count
+
+    def below(self, bound: int | Integers) -> Integers:
+        """[N] integers, each uniform on 0..bound-1 (the bias of the remainder is < 1e-16)."""
+        words = self._words.random_raw(self.count) >> np.uint64(1)
+        return words.astype(np.int64) % bound
+
+
+def _backgrounds(draws: _Draws) -> Integers:
+    """[N, S, S, 3] windows of the photographs: random size and place, half of them mirrored."""
+    from sklearn.datasets import load_sample_images
+
+    sources = [_shrink(p, by) for p in load_sample_images().images for by in SHRINKS]
+    source = draws.below(len(sources))
+    heights = np.array([s.shape[0] for s in sources])[source]
+    widths = np.array([s.shape[1] for s in sources])[source]
+    top, left = draws.below(heights - SIDE + 1), draws.below(widths - SIDE + 1)
+    mirrored = draws.below(2) == 1
+    pixel = np.arange(SIDE)
+    rows = top[:, None] + pixel  # [N, S]
+    columns = left[:, None] + np.where(mirrored[:, None], pixel[::-1], pixel)
+    windows = np.empty((draws.count, SIDE, SIDE, 3), dtype=np.int64)
+    for which, picture in enumerate(sources):
+        mine = source == which
+        windows[mine] = picture[rows[mine][:, :, None], columns[mine][:, None, :]]
+    return windows
+
+
+def _shrink(picture: NDArray[np.uint8], by: int) -> Integers:
+    """A picture [H, W, 3] at 1/by of its size, each pixel the mean of by x by."""
+    height, width = picture.shape[0] // by, picture.shape[1] // by
+    cells = picture[: height * by, : width * by].astype(np.int64)
+    totals: Integers = cells.reshape(height, by, width, by, 3).sum(axis=(1, 3))
+    return totals // by**2
+
+
+def _place(bitmaps: Integers, draws: _Draws) -> tuple[Integers, Integers]:
+    """Opacity [N, S, S] of the digits, each in a random square box, and the value that is opaque.
+
+    Bilinear with pixel centres at half integers, zero outside the bitmap, in exact fractions:
+    along one axis the position of pixel p in bitmap cells is (8 (2 (p - start) + 1) - side) over
+    2 side, whose floor and remainder are the cell and the weight of the next one.
+    """
+    least, greatest = DIGIT_SIDES
+    side = least + draws.below(greatest - least + 1)
+    row = _axis_weights(draws.below(SIDE - side + 1), side, bitmaps.shape[1])
+    column = _axis_weights(draws.below(SIDE - side + 1), side, bitmaps.shape[2])
+    opacity = row @ bitmaps @ column.transpose(0, 2, 1)
+    unit = INK_LEVELS * (2 * side) ** 2
+    return opacity, unit[:, None, None, None]
+
+
+def _axis_weights(start: Integers, side: Integers, cells: int) -> Integers:
+    """[N, S, cells] bilinear weights, in units of 1 / (2 side), of one axis."""
+    pixel = np.arange(SIDE)
+    unit = 2 * side[:, None]
+    position = cells * (2 * (pixel - start[:, None]) + 1) - side[:, None]  # [N, S], over `unit`
+    cell, share = position // unit, position % unit
+    index = np.arange(cells)
+    here = index == cell[..., None]
+    following = index == cell[..., None] + 1
+    weights: Integers = here * (unit - share)[..., None] + following * share[..., None]
+    return weights
+
+
+def _ink(background: Integers, draws: _Draws) -> Integers:
+    """[N, 3] colours, each channel uniform on what is lighter enough than the background [N, 3]."""
+    least = background + CONTRAST
+    return np.stack([low + draws.below(256 - low) for low in least.T], axis=1)
+
+
+def _train_mask(labels: Integers) -> NDArray[np.bool_]:
+    """False for every fifth digit of each class, in the order given."""
+    train = np.ones(len(labels), dtype=np.bool_)
+    for label in np.unique(labels):
+        train[np.flatnonzero(labels == label)[TEST_EVERY - 1 :: TEST_EVERY]] = False
+    return train

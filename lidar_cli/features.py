@@ -1,0 +1,397 @@
+"""The HDF5 feature file: create, write at an index, resume, read whole samples in chunks.
+
+    /embeddings/<layer>/views   (n, q, d)   augmented
+    /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`
+    /embeddings/<layer>/crc32   (N,)        of a sample's views, then its clean embedding
+    /samples/id, /samples/label, /samples/done
+
+Datasets are contiguous and allocated at creation, in HDF5's default format, so that a killed
+writer leaves a file that plain `h5py.File(path)` opens. It is written as NAME.partial and renamed
+when every sample is done: a file under its final name is complete. Nothing else knows HDF5.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_cli.arrays import arrange, choose
+from lidar_cli.embeddings import Chunk, Embeddings, Stored
+from lidar_cli.errors import FeatureFileError
+
+FORMAT = "lidar-features"
+VERSION = 1
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_TYPES = {"float32": np.float32, "float16": np.float16}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a feature file will hold, known before the first embedding is."""
+
+    widths: Mapping[str, int]  # layer -> d
+    n_samples: int  # n, with views
+    n_views: int  # q
+    n_clean: int  # N, with a clean embedding
+    storage: str = "float32"
+
+
+class FeatureWriter:
+    """One process writing one feature file, sample by sample, in any order.
+
+    A context manager; leaving it without `finish` keeps NAME.partial for `resume`.
+    """
+
+    def __init__(self, path: Path, partial: Path, file: h5py.File, overwrite: bool) -> None:
+        self.path = path
+        self._partial = partial
+        self._file = file
+        self._overwrite = overwrite
+        self.done: np.ndarray = file["samples/done"][:].astype(bool)  # [N]
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        layout: Layout,
+        ids: Sequence[str],
+        labels: Sequence[int] | None,
+        provenance: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> FeatureWriter:
+        """A new NAME.partial with all datasets allocated.
+
+        ids: a name a sample, [N]; labels: class numbers [N], -1 unknown, or None.
+        Raises FeatureFileError if the output or its partial file exists and is not to be replaced,
+        or the directory cannot be written.
+        """
+        partial = partial_path(path)
+        check_absent(path, overwrite)
+        try:
+            if overwrite:
+                partial.unlink(missing_ok=True)
+            file = h5py.File(partial, "x")
+        except OSError as error:
+            raise FeatureFileError(f"{partial}: cannot be created: {_first_line(error)}") from error
+        try:
+            _allocate(file, layout, ids, labels, provenance)
+        except BaseException:
+            file.close()
+            partial.unlink(missing_ok=True)
+            raise
+        return cls(path, partial, file, overwrite)
+
+    @classmethod
+    def resume(
+        cls, path: Path, provenance: Mapping[str, Any], *, overwrite: bool = False
+    ) -> FeatureWriter:
+        """The existing NAME.partial, with every finished row's checksum verified.
+
+        A row whose checksum does not match is to be computed again.
+        Raises FeatureFileError if the file was begun with other settings, or is not one of ours.
+        """
+        partial = partial_path(path)
+        try:
+            file = h5py.File(partial, "r+")
+        except OSError as error:
+            raise FeatureFileError(f"{partial}: cannot be opened: {_first_line(error)}") from error
+        try:
+            found = _provenance(file, partial)
+            differing = sorted(
+                key
+                for key in found.keys() | dict(provenance).keys()
+                if found.get(key) != _as_stored(provenance).get(key)
+            )
+            if differing:
+                raise FeatureFileError(
+                    f"{partial}: was begun with other settings ({', '.join(differing)} differ); "
+                    "give those settings again, or start anew with --overwrite"
+                )
+            writer = cls(path, partial, file, overwrite)
+            writer._verify()
+        except BaseException:
+            file.close()
+            raise
+        return writer
+
+    def write(
+        self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
+    ) -> None:
+        """Write the embeddings of `samples`, a contiguous run of indices, and mark them done.
+
+        views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
+        Raises FeatureFileError if a value is not finite, or overflows float16.
+        """
+        first, last = samples[0], samples[-1] + 1
+        for layer, rows in clean.items():
+            group = self._file["embeddings"][layer]
+            numbers = group["clean"].dtype
+            stored_clean = _as_numbers(rows, numbers, layer, first)
+            stored_views = _as_numbers(views[layer], numbers, layer, first)
+            if len(stored_views):
+                group["views"][first : first + len(stored_views)] = stored_views
+            group["clean"][first:last] = stored_clean
+            group["crc32"][first:last] = _checksums(stored_views, stored_clean)
+        self._file.flush()
+        self._file["samples/done"][first:last] = 1
+        self._file.flush()
+        self.done[first:last] = True
+
+    def finish(self) -> Path:
+        """Give the complete file its final name. Raises FeatureFileError if rows are missing."""
+        missing = int((~self.done).sum())
+        if missing:
+            raise FeatureFileError(f"{self._partial}: {missing} samples were never written")
+        self._file.close()
+        check_absent(self.path, self._overwrite, partial_too=False)
+        self._partial.replace(self.path)
+        return self.path
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _verify(self) -> None:
+        done = np.flatnonzero(self.done)
+        for start in range(0, len(done), 256):
+            for i in done[start : start + 256]:
+                for group in self._file["embeddings"].values():
+                    views = group["views"][i : i + 1] if i < len(group["views"]) else _NOTHING
+                    if _checksums(views, group["clean"][i : i + 1])[0] != group["crc32"][i]:
+                        self.done[i] = False
+
+
+def partial_path(path: Path) -> Path:
+    """Where a feature file stands until it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
+def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
+    """Raise FeatureFileError if writing `path` would replace something unasked."""
+    if overwrite:
+        return
+    if path.exists():
+        raise FeatureFileError(
+            f"{path}: exists already; choose another name with -o, or replace it with --overwrite"
+        )
+    if partial_too and partial_path(path).exists():
+        raise FeatureFileError(
+            f"{partial_path(path)}: an interrupted run is here; "
+            "continue it with --resume, or start anew with --overwrite"
+        )
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file begins as HDF5 files do."""
+    with path.open("rb") as file:
+        return file.read(len(SIGNATURE)) == SIGNATURE
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The provenance of a complete feature file.
+
+    Raises FeatureFileError if it is not a feature file, or not complete.
+    """
+    with _open(path) as file:
+        found = _provenance(file, path)
+        _check_complete(file, path)
+        return found
+
+
+def read_labels(path: Path) -> np.ndarray | None:
+    """Class numbers [N] of the samples, -1 unknown, or None where the data has none."""
+    with _open(path) as file:
+        _provenance(file, path)
+        return np.asarray(file["samples/label"][:]) if "label" in file["samples"] else None
+
+
+def read_hdf5(
+    path: Path, layers: str = "auto", dataset: str | None = None, views_per_sample: int | None = None
+) -> list[Embeddings]:
+    """The layers of a feature file, or one array of any other HDF5 file.
+
+    layers: comma-separated names, or "auto" for all of a feature file.
+    Raises FeatureFileError if a feature file is incomplete or lacks a layer, InputError if another
+    HDF5 file has no array of the right shape.
+    """
+    with _open(path) as file:
+        if dataset is not None or file.attrs.get("format") != FORMAT:
+            return [_foreign(file, path, dataset, views_per_sample)]
+        provenance = _provenance(file, path)
+        _check_complete(file, path)
+        known = list(file["embeddings"])
+        wanted = known if layers == "auto" else [name.strip() for name in layers.split(",")]
+        for name in wanted:
+            if name not in known:
+                raise FeatureFileError(f"{path}: no layer {name!r}; the file holds {', '.join(known)}")
+        return [_layer(file, path, name, provenance) for name in wanted]
+
+
+def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
+    group = file["embeddings"][name]
+    checksums = group["crc32"][:]
+
+    def verify(chunk: Chunk) -> None:
+        assert chunk.clean is not None
+        views = _NOTHING if chunk.views is None else chunk.views.numpy()
+        found = _checksums(views, chunk.clean.numpy())
+        bad = np.flatnonzero(found != checksums[chunk.start : chunk.start + len(found)])
+        if len(bad):
+            raise FeatureFileError(
+                f"{path}: layer {name}: the embedding of sample {chunk.start + bad[0]} does not "
+                f"match its checksum ({len(bad)} such here); the file is damaged, extract it again"
+            )
+
+    return Embeddings(
+        str(path),
+        name,
+        _stored(path, group["views"]),
+        _stored(path, group["clean"]),
+        provenance=provenance,
+        verify=verify,
+    )
+
+
+def _foreign(
+    file: h5py.File, path: Path, dataset: str | None, views_per_sample: int | None
+) -> Embeddings:
+    arrays: dict[str, h5py.Dataset] = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+            arrays[name] = item
+
+    file.visititems(visit)
+    dataset = dataset.strip("/") if dataset is not None else None
+    name = choose(path, {key: item.shape for key, item in arrays.items()}, dataset)
+    return arrange(path, name, _stored(path, arrays[name]), views_per_sample)
+
+
+def _stored(path: Path, dataset: h5py.Dataset) -> Stored:
+    name = dataset.name
+
+    def read(start: int, stop: int) -> Tensor:
+        # Opened for each chunk: an idle reader must not hold a file that a writer may replace.
+        try:
+            with h5py.File(path, "r") as file:
+                return torch.from_numpy(file[name][start:stop])
+        except OSError as error:
+            raise FeatureFileError(f"{path}: {name} cannot be read: {_first_line(error)}") from error
+
+    return Stored(dataset.shape, dataset.dtype.itemsize, read)
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if path.exists() and not is_hdf5(path):
+            raise FeatureFileError(f"{path}: not an HDF5 file; expected a feature file") from error
+        raise FeatureFileError(f"{path}: cannot be opened: {_first_line(error)}") from error
+
+
+def _provenance(file: h5py.File, path: Path) -> dict[str, Any]:
+    if file.attrs.get("format") != FORMAT:
+        raise FeatureFileError(f"{path}: an HDF5 file, but not a feature file (no format attribute)")
+    version = file.attrs.get("version")
+    if version != VERSION:
+        raise FeatureFileError(
+            f"{path}: feature file version {version}, this lidar reads {VERSION}; extract it again"
+        )
+    found: dict[str, Any] = json.loads(file.attrs["provenance"])
+    return found
+
+
+def _check_complete(file: h5py.File, path: Path) -> None:
+    done = file["samples/done"][:]
+    if not done.all():
+        raise FeatureFileError(
+            f"{path}: incomplete, {int(done.sum())} of {len(done)} samples; "
+            "finish it with lidar extract --resume"
+        )
+
+
+def _allocate(
+    file: h5py.File,
+    layout: Layout,
+    ids: Sequence[str],
+    labels: Sequence[int] | None,
+    provenance: Mapping[str, Any],
+) -> None:
+    file.attrs["format"] = FORMAT
+    file.attrs["version"] = VERSION
+    file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
+    n, q, clean = layout.n_samples, layout.n_views, layout.n_clean
+    numbers = _TYPES[layout.storage]
+    for layer, d in layout.widths.items():
+        group = file.create_group(f"embeddings/{layer}")
+        _create(group, "views", (n, q, d), numbers)
+        _create(group, "clean", (clean, d), numbers)
+        _create(group, "crc32", (clean,), np.uint32)
+    samples = file.create_group("samples")
+    samples.create_dataset("id", data=list(ids), dtype=h5py.string_dtype("utf-8"))
+    if labels is not None:
+        samples.create_dataset("label", data=np.asarray(labels, np.int64))
+    _create(samples, "done", (clean,), np.uint8)
+    file.flush()
+
+
+def _create(group: h5py.Group, name: str, shape: tuple[int, ...], numbers: Any) -> None:
+    # Early allocation puts every row at its final offset, so that a crash loses no finished row.
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(numbers))
+    h5py.h5d.create(group.id, name.encode(), kind, space, properties)
+
+
+def _as_numbers(rows: Tensor, numbers: np.dtype, layer: str, first: int) -> np.ndarray:
+    values = rows.detach().float()
+    finite = values.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        at = first + int((~finite).nonzero()[0])
+        raise FeatureFileError(
+            f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
+            "check the checkpoint, or try --precision float32"
+        )
+    if numbers == np.float16 and values.abs().max() > np.finfo(np.float16).max:
+        raise FeatureFileError(
+            f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
+            "(at most 65504); use --storage float32"
+        )
+    return np.ascontiguousarray(values.cpu().numpy().astype(numbers))
+
+
+_NOTHING = np.empty((0, 0, 0), np.float32)
+
+
+def _checksums(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """CRC-32 a sample [b] of its views' bytes (if it has any), then its clean embedding's."""
+    sums = np.empty(len(clean), np.uint32)
+    for i, row in enumerate(np.ascontiguousarray(clean)):
+        start = zlib.crc32(np.ascontiguousarray(views[i])) if i < len(views) else 0
+        sums[i] = zlib.crc32(row, start)
+    return sums
+
+
+def _as_stored(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance after a round trip through JSON, where tuples become lists."""
+    stored: dict[str, Any] = json.loads(json.dumps(provenance))
+    return stored
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+

@@ -1,0 +1,349 @@
+"""One streaming pass over stored embeddings, all metrics from its moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lidar_cli.arrays import read_array_file
+from lidar_cli.core import metrics, spectra
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.moments import Moments, RowMoments
+from lidar_cli.embeddings import Chunk, Embeddings
+from lidar_cli.errors import DegenerateFeatures, InputError, SettingsError
+from lidar_cli.features import is_hdf5, read_hdf5
+from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import MetricSettings, ScoreSettings, nearest, parse_size
+
+RIDGE_REMARK = 0.05  # share of the ridge in tr(Sw^-1) above which the scale of the embedding matters
+DEGREES_REMARK = 5  # below n (q - 1) = 5 d the within covariance is poorly determined
+NO_VIEWS = "rows without views; give --views-per-sample, or an array (n, q, d)"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics of one layer of one file, with all that is needed to compare them.
+
+    A metric that could not be had is None, and its reason stands in `notes` under its name.
+    """
+
+    file: str
+    layer: str
+    n_samples: int
+    n_views: int
+    dim: int
+    delta: float
+    epsilon: float
+    normalized: bool
+    lidar: float | None = None
+    noise_fraction: float | None = None
+    noise_edge: float | None = None
+    n_above_noise: int | None = None
+    lidar_corrected: float | None = None
+    pillai: float | None = None
+    information: float | None = None
+    reliable_rank: float | None = None
+    rankme: float | None = None
+    rankme_source: str | None = None
+    rankme_rows: int | None = None
+    rankme_augmented: float | None = None
+    alpha_req: float | None = None
+    alpha_req_r2: float | None = None
+    alpha_req_ranks: tuple[int, int] = metrics.FIT_RANKS
+    participation_ratio: float | None = None
+    stable_rank: float | None = None
+    normalized_std: float | None = None
+    alignment: float | None = None
+    ridge_share: float | None = None
+    data: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    spectra: dict[str, list[float]] = field(default_factory=dict, repr=False)
+
+    def value(self, metric: str) -> float | None:
+        """The value of a metric by name."""
+        found: float | None = getattr(self, metric)
+        return found
+
+
+def score_file(path: Path, settings: ScoreSettings, watcher: Watcher | None = None) -> list[Score]:
+    """A score for each layer of a feature file, or for the array of another file.
+
+    Raises InputError or FeatureFileError if the file cannot be used, SettingsError for an unknown
+    metric or device.
+    """
+    watcher = watcher or Watcher()
+    wanted = parse_metrics(settings.metrics)
+    device = find_device(settings.device)
+    return [
+        score(embeddings, settings, device, wanted, watcher)
+        for embeddings in open_embeddings(path, settings)
+    ]
+
+
+def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
+    """The embeddings that a file offers, not yet read.
+
+    Raises InputError or FeatureFileError.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; score takes files, rank takes directories")
+    try:
+        hdf5 = is_hdf5(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
+    if hdf5:
+        return read_hdf5(path, settings.layer, settings.dataset, settings.views_per_sample)
+    return [read_array_file(path, settings.dataset, settings.views_per_sample)]
+
+
+def parse_metrics(text: str) -> frozenset[str]:
+    """Metric names from a comma-separated list, or all of them. Raises SettingsError."""
+    if text == "all":
+        return frozenset(METRICS)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in METRICS:
+            raise SettingsError(f"--metrics: no metric {name!r}; {nearest(name, list(METRICS))}")
+    if not names:
+        raise SettingsError(f"--metrics is empty; known: {', '.join(METRICS)}")
+    return frozenset(names)
+
+
+def score(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    device: torch.device,
+    wanted: frozenset[str],
+    watcher: Watcher,
+) -> Score:
+    """The wanted metrics of one layer, in one pass over its chunks.
+
+    Raises InputError if a number in the file is not finite.
+    """
+    if embeddings.note:
+        watcher.note(embeddings.note)
+    state = _read(embeddings, settings, device, wanted, watcher)
+    return _Sheet(embeddings, settings, state, wanted).score()
+
+
+@dataclass
+class _State:
+    """The moments of one layer: of views if it has them, and of the rows that RankMe reads."""
+
+    views: Moments | None
+    rows: RowMoments
+    row_source: str
+
+
+def _read(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    device: torch.device,
+    wanted: frozenset[str],
+    watcher: Watcher,
+) -> _State:
+    n, q, d = embeddings.shape
+    views = Moments(q, d, device) if q else None
+    rows = RowMoments(d, device)
+    source = embeddings.clean_name if embeddings.clean else "view 0"
+    total = max(n, embeddings.clean.shape[0] if embeddings.clean else 0)
+    reads = {METRICS[name].reads for name in wanted}
+    bad = _NonFinite(embeddings)
+    for chunk in embeddings.chunks(parse_size(settings.memory)):
+        if not bad.check(chunk):
+            if views is not None and chunk.views is not None and reads & {"lda", "views", "sphere"}:
+                views.update(_prepare(chunk.views, settings, device))
+            clean = chunk.clean if embeddings.clean or chunk.views is None else chunk.views[:, 0]
+            if clean is not None and reads & {"rows", "covariance"}:
+                rows.update(_prepare(clean, settings, device))
+        watcher.progress(f"reading {embeddings.file}", chunk.stop, total)
+    bad.refuse()
+    return _State(views, rows, source)
+
+
+def _prepare(chunk: Tensor, settings: MetricSettings, device: torch.device) -> Tensor:
+    chunk = chunk.to(device).double()
+    return torch.nn.functional.normalize(chunk, dim=-1) if settings.normalize else chunk
+
+
+class _NonFinite:
+    """Counts samples with NaN or Inf over the whole file, so that the error can tell all."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._of = f"{embeddings.file}: {embeddings.layer}"
+        self._samples = 0
+        self._values = 0
+        self._first: int | None = None
+
+    def check(self, chunk: Chunk) -> bool:
+        """Whether anything bad was met so far."""
+        for part in (chunk.views, chunk.clean):
+            # A finite sum proves all finite and costs one read; overflow sends us to the count.
+            if part is not None and not part.sum(dtype=torch.float64).isfinite():
+                bad = (~part.isfinite()).flatten(1).sum(dim=1)
+                if bad.any():
+                    at = chunk.start + int(bad.nonzero()[0])
+                    self._first = at if self._first is None else min(self._first, at)
+                    self._samples += int((bad > 0).sum())
+                    self._values += int(bad.sum())
+        return self._first is not None
+
+    def refuse(self) -> None:
+        if self._first is not None:
+            raise InputError(
+                f"{self._of}: {self._values} values are NaN or Inf, in {self._samples} samples, "
+                f"the first is sample {self._first}; check the checkpoint or the precision it ran in"
+            )
+
+
+class _Sheet:
+    """Turns one layer's moments into a Score, metric by metric, keeping the reason of each null."""
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        settings: MetricSettings,
+        state: _State,
+        wanted: frozenset[str],
+    ) -> None:
+        self._embeddings = embeddings
+        self._settings = settings
+        self._state = state
+        self._wanted = wanted
+        self._values: dict[str, Any] = {}
+        self._notes: dict[str, str] = {}
+        self._warnings: list[str] = []
+        self._spectra: dict[str, list[float]] = {}
+
+    def score(self) -> Score:
+        n, q, d = self._embeddings.shape
+        self._lda(n, q, d)
+        self._rows()
+        self._views()
+        return Score(
+            file=self._embeddings.file,
+            layer=self._embeddings.layer,
+            n_samples=n,
+            n_views=q,
+            dim=d,
+            delta=self._settings.delta,
+            epsilon=self._settings.epsilon,
+            normalized=self._settings.normalize,
+            data=self._embeddings.provenance.get("data"),
+            notes=self._notes,
+            warnings=tuple(self._warnings),
+            spectra=self._spectra,
+            **self._values,
+        )
+
+    def _lda(self, n: int, q: int, d: int) -> None:
+        names = [name for name, metric in METRICS.items() if metric.reads == "lda"]
+        if not self._asked(names):
+            return
+        views = self._state.views
+        if views is None:
+            self._null(names, NO_VIEWS)
+            return
+        epsilon = self._settings.epsilon
+        try:
+            eigenvalues, ridge = spectra.lda_spectrum(views, self._settings.delta)
+        except DegenerateFeatures as error:
+            self._null(names, str(error))
+            return
+        self._keep("lda", eigenvalues)
+        self._values["ridge_share"] = ridge
+        if ridge > RIDGE_REMARK:
+            self._warnings.append(
+                f"the ridge delta = {self._settings.delta:g} is {ridge:.0%} of tr(Sw^-1): LiDAR "
+                "depends on the scale of this embedding; compare only like scales, or lower --delta"
+            )
+        if n * (q - 1) < DEGREES_REMARK * d:
+            self._warnings.append(
+                f"n (q - 1) = {n * (q - 1)} is less than 5 d = {5 * d}: the within covariance is "
+                "poorly determined; raise q or n"
+            )
+        self._set("lidar", lambda: metrics.lidar_from_spectrum(eigenvalues, epsilon))
+        self._set("noise_fraction", lambda: metrics.noise_fraction(eigenvalues, n, q))
+        self._set("n_above_noise", lambda: metrics.n_above_noise(eigenvalues, n, q))
+        if self._values.get("n_above_noise") is not None:
+            self._values["noise_edge"] = metrics.noise_edge(n, q, d)
+        corrected = ["lidar_corrected", "pillai", "information", "reliable_rank"]
+        if not self._asked(corrected):
+            return
+        try:
+            signal = metrics.corrected_spectrum(eigenvalues, n, q)
+        except DegenerateFeatures as error:
+            self._null(corrected, str(error))
+            return
+        self._set("lidar_corrected", lambda: metrics.effective_rank(signal, epsilon))
+        self._set("pillai", lambda: metrics.pillai(signal))
+        self._set("information", lambda: metrics.information(signal))
+        self._set("reliable_rank", lambda: metrics.reliable_rank(signal, epsilon))
+
+    def _rows(self) -> None:
+        rows, source = self._state.rows, self._state.row_source
+        if self._asked(["rankme"]):
+            gram = spectra.gram_spectrum(rows)
+            self._keep("gram", gram)
+            self._set("rankme", lambda: metrics.rankme_from_spectrum(gram, self._settings.epsilon))
+            self._values |= {"rankme_source": source, "rankme_rows": rows.n}
+            if rows.n < rows.dim:
+                self._warnings.append(
+                    f"RankMe reads {rows.n} rows and d = {rows.dim}: it cannot exceed {rows.n}; "
+                    "raise --clean-samples"
+                )
+        names = [name for name, metric in METRICS.items() if metric.reads == "covariance"]
+        if not self._asked(names):
+            return
+        try:
+            covariance = spectra.covariance_spectrum(rows)
+        except DegenerateFeatures as error:
+            self._null(names, str(error))
+            return
+        self._keep("covariance", covariance)
+        if "alpha_req" in self._wanted:
+            try:
+                law = metrics.alpha_req(covariance, rows.n)
+                self._values |= {"alpha_req": law.alpha, "alpha_req_r2": law.r2}
+            except DegenerateFeatures as error:
+                self._null(["alpha_req"], str(error))
+        self._set("participation_ratio", lambda: metrics.participation_ratio(covariance))
+        self._set("stable_rank", lambda: metrics.stable_rank(covariance))
+
+    def _views(self) -> None:
+        views = self._state.views
+        names = [name for name, metric in METRICS.items() if metric.reads in ("views", "sphere")]
+        if views is None:
+            self._null(names, NO_VIEWS)
+            return
+
+        def augmented() -> float:
+            gram = spectra.augmented_gram_spectrum(views)
+            return metrics.rankme_from_spectrum(gram, self._settings.epsilon)
+
+        self._set("rankme_augmented", augmented)
+        self._set("normalized_std", lambda: metrics.normalized_std(views.sphere))
+        self._set("alignment", lambda: metrics.alignment(views.sphere, views.n_views))
+
+    def _asked(self, names: Iterable[str]) -> bool:
+        return not self._wanted.isdisjoint(names)
+
+    def _set(self, name: str, compute: Callable[[], float]) -> None:
+        if name in self._wanted:
+            try:
+                self._values[name] = compute()
+            except DegenerateFeatures as error:
+                self._notes[name] = str(error)
+
+    def _null(self, names: Iterable[str], reason: str) -> None:
+        self._notes |= {name: reason for name in names if name in self._wanted}
+
+    def _keep(self, name: str, spectrum: Tensor) -> None:
+        self._spectra[name] = spectrum.tolist()

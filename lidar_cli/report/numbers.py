@@ -1,0 +1,86 @@
+"""Numbers and tables as text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+MISSING = "-"
+
+
+def text_of(value: object) -> str:
+    """A value as a person wants to read it: about four significant digits, `-` for None."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    if value == 0:
+        return "0"
+    if abs(value) >= 10000 or abs(value) < 0.001:
+        return f"{value:.2e}"
+    digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
+    return f"{value:.{digits}f}"
+
+
+def console() -> Console:
+    """Stdout: as wide as the terminal, or as wide as needed where there is none."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, width=10_000, color_system=None)
+
+
+def print_columns(
+    out: Console,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    fixed: int,
+    title: str | None = None,
+) -> None:
+    """A table whose first `fixed` columns stand again before each block of columns that fits.
+
+    The columns after them hold numbers and are aligned right.
+    """
+    widths = [
+        max([len(header), *(len(row[at]) for row in rows)]) for at, header in enumerate(headers)
+    ]
+    shrunk = min(widths[fixed - 1], max(16, out.width // 3))
+    taken = sum(widths[: fixed - 1]) + shrunk + 2 * fixed
+    at = fixed
+    while at < len(headers) or at == fixed:
+        stop, used = at, taken
+        while stop < len(headers) and (stop == at or used + widths[stop] + 2 <= out.width):
+            used += widths[stop] + 2
+            stop += 1
+        table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+        for column in [*range(fixed), *range(at, stop)]:
+            right = column >= fixed or column < fixed - 1
+            table.add_column(
+                headers[column],
+                justify="right" if right else "left",
+                no_wrap=True,
+                max_width=shrunk if column == fixed - 1 else None,
+            )
+        for row in rows:
+            cells = [
+                _middle(row[column], shrunk) if column == fixed - 1 else row[column]
+                for column in [*range(fixed), *range(at, stop)]
+            ]
+            table.add_row(*(Text(cell) for cell in cells))
+        out.print(table)
+        title = None
+        if stop >= len(headers):
+            return
+        out.print()
+        at = stop
+
+
+def _middle(text: str, width: int) -> str:
+    """Text shortened in its middle, where paths differ least."""
+    if len(text) <= width:
+        return text
+    head = (width - 3) // 3
+    return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"

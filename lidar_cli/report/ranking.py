@@ -1,0 +1,191 @@
+"""A ranking to tables, JSON, CSV, Markdown or bare paths."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.errors import SettingsError
+from lidar_cli.jobs.rank import Group, Ranking, Row
+from lidar_cli.report.numbers import console, print_columns, text_of
+from lidar_cli.report.scores import record
+
+DECIDING = {  # what groups differ in -> the option that makes them alike
+    "views": "--views",
+    "image size": "--image-size",
+    "layer": "--layer",
+    "d": "--layer",
+    "n": "-n",
+    "q": "-q",
+    "samples": "--data",
+    "data": "--data",
+    "seed": "--seed",
+}
+
+
+def check_single_group(ranking: Ranking) -> None:
+    """Raise SettingsError if a single best checkpoint cannot be named."""
+    if len(ranking.groups) > 1:
+        differing = _differing(ranking.groups)
+        options = ", ".join(dict.fromkeys(DECIDING[name] for name in differing if name in DECIDING))
+        raise SettingsError(
+            f"{len(ranking.groups)} groups of checkpoints are not comparable, they differ in "
+            f"{', '.join(differing)}; make them alike with {options}, or rank them apart"
+        )
+
+
+def top(ranking: Ranking, count: int | None) -> Ranking:
+    """The first `count` rows of each group, or all."""
+    if count is None:
+        return ranking
+    groups = tuple(replace(group, rows=group.rows[:count]) for group in ranking.groups)
+    return replace(ranking, groups=groups)
+
+
+def to_json(ranking: Ranking) -> str:
+    """The contract's object."""
+    document = {
+        "by": ranking.by.name,
+        "direction": ranking.by.direction,
+        "data": ranking.data,
+        "groups": len(ranking.groups),
+        "checkpoints": [
+            {
+                "group": at + 1,
+                "rank": row.rank,
+                "path": row.path,
+                "aliases": list(row.aliases),
+                "value": row.value,
+                "reason": row.reason,
+                "ci_low": None,
+                "ci_high": None,
+                "tied_with": list(row.tied_with),
+                "metrics": _metrics(row),
+            }
+            for at, group in enumerate(ranking.groups)
+            for row in group.rows
+        ],
+        "skipped": [{"path": left.path, "reason": left.reason} for left in ranking.skipped],
+        "failed": [{"path": left.path, "reason": left.reason} for left in ranking.failed],
+        "warnings": list(ranking.warnings),
+        "correlation": None,
+    }
+    return json.dumps(document, indent=2, allow_nan=False)
+
+
+def to_csv(ranking: Ranking) -> str:
+    """A header and a line a checkpoint."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = ["n_samples", "n_views", "dim", "layer", "delta", *METRICS]
+    writer.writerow(["group", "rank", "path", "by", "value", *names])
+    for at, group in enumerate(ranking.groups):
+        for row in group.rows:
+            values = [getattr(row.score, name) for name in names]
+            cells = [at + 1, row.rank, row.path, ranking.by.name, row.value, *values]
+            writer.writerow(["" if cell is None else cell for cell in cells])
+    return out.getvalue()
+
+
+def to_markdown(ranking: Ranking) -> str:
+    """A table a group."""
+    blocks = []
+    for group in ranking.groups:
+        headers = ["rank", "checkpoint", *METRICS]
+        lines = [
+            "| " + " | ".join(headers) + " |",
+            "|" + "|".join([" ---: ", " :--- ", *[" ---: " for _ in METRICS]]) + "|",
+        ]
+        for row in group.rows:
+            path = row.path.replace("|", "\\|")
+            cells = [str(row.rank), path, *(text_of(row.score.value(name)) for name in METRICS)]
+            lines.append("| " + " | ".join(cells) + " |")
+        blocks.append("\n".join([_heading(group, ranking), "", *lines]))
+    blocks += [f"Failed: {left.path}: {left.reason}" for left in ranking.failed]
+    return "\n\n".join(blocks)
+
+
+def to_paths(ranking: Ranking) -> str:
+    """Paths alone, best first, one a line."""
+    return "".join(f"{row.path}\n" for group in ranking.groups for row in group.rows)
+
+
+def print_tables(ranking: Ranking) -> None:
+    """An ordered table for each comparable group, then what failed or was skipped."""
+    out = console()
+    names = [ranking.by.name, *(name for name in METRICS if name != ranking.by.name)]
+    for at, group in enumerate(ranking.groups):
+        if at:
+            out.print()
+        out.print(Text(_heading(group, ranking)), soft_wrap=True)
+        rows = [
+            [
+                str(row.rank),
+                shown(row.path, ranking.directory),
+                *(text_of(row.score.value(name)) for name in names),
+            ]
+            for row in group.rows
+        ]
+        print_columns(out, ["rank", "checkpoint", *names], rows, fixed=2)
+        _print_remarks(out, group, ranking)
+    for left in ranking.failed:
+        where = shown(left.path, ranking.directory)
+        out.print(Text(f"failed: {where}: {left.reason}", style="red"), soft_wrap=True)
+    for left in ranking.skipped:
+        where = shown(left.path, ranking.directory)
+        out.print(Text(f"skipped: {where}: {left.reason}", style="dim"), soft_wrap=True)
+    for warning in ranking.warnings:
+        out.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+
+
+def shown(path: str, directory: str) -> str:
+    """A path as the table shows it: below the directory that was ranked."""
+    return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
+
+
+def _print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
+    for row in group.rows:
+        where = shown(row.path, ranking.directory)
+        if row.aliases:
+            also = ", ".join(shown(alias, ranking.directory) for alias in row.aliases)
+            out.print(Text(f"{where}: the same file as {also}", style="dim"), soft_wrap=True)
+        if row.reason:
+            out.print(Text(f"{where}: no {ranking.by.name}: {row.reason}"), soft_wrap=True)
+    # A remark that holds for every row is said once.
+    told: dict[str, list[str]] = {}
+    for row in group.rows:
+        for warning in row.score.warnings:
+            told.setdefault(warning, []).append(shown(row.path, ranking.directory))
+    for warning, paths in told.items():
+        where = "all" if len(paths) == len(group.rows) else ", ".join(paths)
+        out.print(Text(f"warning: {where}: {warning}", style="yellow"), soft_wrap=True)
+
+
+def _heading(group: Group, ranking: Ranking) -> str:
+    common = group.common
+    count = len(group.rows)
+    recipe = common["views"]["name"] if common["views"] else "?"
+    return (
+        f"{count} checkpoint{'s' if count > 1 else ''} by {ranking.by.name} "
+        f"({ranking.by.direction} is better)  layer {common['layer']}  n = {common['n']}  "
+        f"q = {common['q']}  d = {common['d']}  views {recipe} {common['image size']} px  "
+        f"delta = {common['delta']:g}  data: {common['data']}"
+    )
+
+
+def _metrics(row: Row) -> dict[str, Any]:
+    told = record(row.score)
+    return {key: value for key, value in told.items() if key not in ("file", "data")}
+
+
+def _differing(groups: Sequence[Group]) -> list[str]:
+    keys = groups[0].common
+    return [key for key in keys if len({repr(group.common[key]) for group in groups}) > 1]

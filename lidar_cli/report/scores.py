@@ -1,0 +1,101 @@
+"""Scores to a table, JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.jobs.score import Score
+from lidar_cli.report.numbers import console, print_columns, text_of
+
+DETAILS = {  # what stands beside a value where only one file is shown
+    "n_above_noise": lambda score: f"edge {text_of(score.noise_edge)}",
+    "rankme": lambda score: f"{score.rankme_rows} rows, {score.rankme_source}",
+    "alpha_req": lambda score: (
+        f"R2 {text_of(score.alpha_req_r2)}, ranks {score.alpha_req_ranks[0]}-"
+        f"{score.alpha_req_ranks[1]}"
+    ),
+}
+
+
+def record(score: Score) -> dict[str, Any]:
+    """A score as JSON-ready values, without its spectra."""
+    fields = {f.name: getattr(score, f.name) for f in dataclasses.fields(score)}
+    del fields["spectra"]
+    return fields
+
+
+def to_json(scores: Sequence[Score]) -> str:
+    """One array, an object a file and layer."""
+    return json.dumps([record(score) for score in scores], indent=2, allow_nan=False)
+
+
+def to_csv(scores: Sequence[Score]) -> str:
+    """A header and a line a file and layer; empty where there is no value."""
+    names = [f.name for f in dataclasses.fields(Score) if f.name not in ("spectra", "notes")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for score in scores:
+        fields = record(score) | {
+            "warnings": "; ".join(score.warnings),
+            "alpha_req_ranks": "-".join(map(str, score.alpha_req_ranks)),
+        }
+        writer.writerow(["" if fields[name] is None else fields[name] for name in names])
+    return out.getvalue()
+
+
+def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
+    """A metric a line for each score; several files side by side become one row each."""
+    out = console()
+    names = [name for name in METRICS if name in wanted]
+    if len(scores) == 1:
+        _print_one(scores[0], names)
+    else:
+        headers = ["n", "q", "d", "file", *names]
+        rows = [
+            [
+                text_of(score.n_samples),
+                text_of(score.n_views),
+                text_of(score.dim),
+                f"{score.file}:{score.layer}",
+                *(text_of(score.value(name)) for name in names),
+            ]
+            for score in scores
+        ]
+        print_columns(out, headers, rows, fixed=4)
+    for score in scores:
+        prefix = f"{score.file}:{score.layer}: " if len(scores) > 1 else ""
+        for reason in dict.fromkeys(score.notes.values()):
+            without = [name for name, told in score.notes.items() if told == reason]
+            out.print(Text(f"{prefix}no {', '.join(without)}: {reason}"), soft_wrap=True)
+        for warning in score.warnings:
+            out.print(Text(f"{prefix}warning: {warning}"), soft_wrap=True)
+
+
+def _print_one(score: Score, names: Sequence[str]) -> None:
+    out = console()
+    out.print(Text(f"{score.file}  layer {score.layer}"), soft_wrap=True)
+    constants = f"delta = {score.delta:g}  epsilon = {score.epsilon:g}"
+    unit = "  unit length" if score.normalized else ""
+    data = f"  data: {score.data}" if score.data else ""
+    shape = f"n = {score.n_samples}  q = {score.n_views}  d = {score.dim}"
+    out.print(Text(f"{shape}  {constants}{unit}{data}"), soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("better", style="dim", no_wrap=True)
+    table.add_column("", style="dim")
+    for name in names:
+        value = score.value(name)
+        detail = DETAILS[name](score) if name in DETAILS and value is not None else ""
+        table.add_row(name, text_of(value), METRICS[name].direction, detail)
+    out.print(table)
