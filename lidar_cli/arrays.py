@@ -69,7 +69,9 @@ def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | Non
         return fitting[0]
     found = ", ".join(f"{name} {_times(shape)}" for name, shape in list(shapes.items())[:8])
     if not fitting:
-        raise InputError(f"{path}: found {found or 'no array'}; expected one of (n, q, d) or (N, d)")
+        raise InputError(
+            f"{path}: found {found or 'no array'}; expected one of (n, q, d) or (N, d)"
+        )
     raise InputError(f"{path}: found several arrays, {found}; choose one with --dataset")
 
 
@@ -112,7 +114,9 @@ def _npy(path: Path) -> Stored:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, fortran, dtype = header(file)
-        except (ValueError, KeyError, EOFError) as error:
+            if min(shape, default=0) < 0:
+                raise ValueError(f"shape {shape}")
+        except Exception as error:  # the parsers below numpy raise whatever they meet
             raise InputError(f"{path}: the .npy header cannot be read: {error}") from error
         offset = file.tell()
     if fortran and len(shape) > 1:
@@ -148,7 +152,14 @@ def _safetensors(path: Path) -> dict[str, Stored]:
                 for name, entry in entries.items()
                 if entry["dtype"] in _SAFETENSORS_TYPES
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise InputError(f"{path}: the safetensors header is damaged: {error}") from error
     return arrays
 
@@ -158,7 +169,9 @@ def _safetensor(path: Path, entry: Mapping[str, object], base: int) -> Stored:
     shape = tuple(int(length) for length in entry["shape"])  # type: ignore[attr-defined]
     begin, end = (int(offset) for offset in entry["data_offsets"])  # type: ignore[attr-defined]
     if min((*shape, begin), default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-        raise InputError(f"{path}: the safetensors header declares sizes that contradict each other")
+        raise InputError(
+            f"{path}: the safetensors header declares sizes that contradict each other"
+        )
     _check_size(path, base + end)
     row = math.prod(shape[1:])
 
@@ -177,7 +190,9 @@ def _read_whole(path: Path) -> dict[str, Tensor]:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             return {
-                name: torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+                name: torch.from_numpy(
+                    np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))
+                )
                 for name, array in arrays.items()
                 if array.dtype.kind == "f" and array.dtype.itemsize <= 8
             }
@@ -195,6 +210,7 @@ def _read_whole(path: Path) -> dict[str, Tensor]:
         str(name): value.detach().contiguous()
         for name, value in content.items()
         if isinstance(value, Tensor) and value.is_floating_point()
+        if value.layout is torch.strided and not value.is_meta
     }
 
 

@@ -52,8 +52,8 @@ def embedded_images(seed: int = 0) -> EmbeddedImages:
         image = (1 - a) background + a ink
 
     with the digit's bitmap, resized bilinearly, as opacity a. The photographs are darkened and the
-    ink is lighter than the mean background by at least `CONTRAST` in each channel: over brighter
-    ones a minute of training without labels finds the photographs and never the digits.
+    ink is lighter than the mean background by at least `CONTRAST` in each channel: over photographs
+    at full brightness, training of the length of the demo's was measured to stay near chance.
 
     seed: any integer; negative ones are taken modulo 2**64.
     """

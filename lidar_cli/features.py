@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ FORMAT = "lidar-features"
 VERSION = 1
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _TYPES = {"float32": np.float32, "float16": np.float16}
+_DAMAGE = (KeyError, ValueError, AttributeError, TypeError, OSError)  # h5py's, on a broken file
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ class FeatureWriter:
         try:
             file = h5py.File(partial, "r+")
         except OSError as error:
-            raise FeatureFileError(f"{partial}: cannot be opened: {_first_line(error)}") from error
+            raise FeatureFileError(
+                f"{partial}: cannot be opened: {_first_line(error)}; start anew with --overwrite"
+            ) from error
         try:
             found = _provenance(file, partial)
             differing = sorted(
@@ -119,8 +123,12 @@ class FeatureWriter:
                 )
             writer = cls(path, partial, file, overwrite)
             writer._verify()
-        except BaseException:
+        except BaseException as error:
             file.close()
+            if isinstance(error, _DAMAGE):
+                raise FeatureFileError(
+                    f"{partial}: damaged: {_first_line(error)}; start anew with --overwrite"
+                ) from error
             raise
         return writer
 
@@ -218,7 +226,10 @@ def read_labels(path: Path) -> np.ndarray | None:
 
 
 def read_hdf5(
-    path: Path, layers: str = "auto", dataset: str | None = None, views_per_sample: int | None = None
+    path: Path,
+    layers: str = "auto",
+    dataset: str | None = None,
+    views_per_sample: int | None = None,
 ) -> list[Embeddings]:
     """The layers of a feature file, or one array of any other HDF5 file.
 
@@ -235,13 +246,18 @@ def read_hdf5(
         wanted = known if layers == "auto" else [name.strip() for name in layers.split(",")]
         for name in wanted:
             if name not in known:
-                raise FeatureFileError(f"{path}: no layer {name!r}; the file holds {', '.join(known)}")
+                raise FeatureFileError(
+                    f"{path}: no layer {name!r}; the file holds {', '.join(known)}"
+                )
         return [_layer(file, path, name, provenance) for name in wanted]
 
 
 def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
     group = file["embeddings"][name]
     checksums = group["crc32"][:]
+    views, clean = group["views"].shape, group["clean"].shape
+    if len(views) != 3 or clean != (len(checksums), views[2]) or views[0] > clean[0]:
+        raise ValueError(f"layer {name}: views {views}, clean {clean}, {len(checksums)} checksums")
 
     def verify(chunk: Chunk) -> None:
         assert chunk.clean is not None
@@ -270,7 +286,9 @@ def _foreign(
     arrays: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+        if not isinstance(item, h5py.Dataset) or item.shape is None:
+            return
+        if item.dtype.kind == "f" and item.dtype.itemsize <= 8:
             arrays[name] = item
 
     file.visititems(visit)
@@ -286,25 +304,39 @@ def _stored(path: Path, dataset: h5py.Dataset) -> Stored:
         # Opened for each chunk: an idle reader must not hold a file that a writer may replace.
         try:
             with h5py.File(path, "r") as file:
-                return torch.from_numpy(file[name][start:stop])
+                rows = file[name][start:stop]
+                return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
         except OSError as error:
-            raise FeatureFileError(f"{path}: {name} cannot be read: {_first_line(error)}") from error
+            raise FeatureFileError(
+                f"{path}: {name} cannot be read: {_first_line(error)}"
+            ) from error
 
     return Stored(dataset.shape, dataset.dtype.itemsize, read)
 
 
-def _open(path: Path) -> h5py.File:
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """The file, read-only; what is missing or malformed inside it becomes a FeatureFileError."""
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         if path.exists() and not is_hdf5(path):
             raise FeatureFileError(f"{path}: not an HDF5 file; expected a feature file") from error
         raise FeatureFileError(f"{path}: cannot be opened: {_first_line(error)}") from error
+    with file:
+        try:
+            yield file
+        except _DAMAGE as error:
+            raise FeatureFileError(
+                f"{path}: damaged: {_first_line(error)}; extract it again"
+            ) from error
 
 
 def _provenance(file: h5py.File, path: Path) -> dict[str, Any]:
     if file.attrs.get("format") != FORMAT:
-        raise FeatureFileError(f"{path}: an HDF5 file, but not a feature file (no format attribute)")
+        raise FeatureFileError(
+            f"{path}: an HDF5 file, but not a feature file (no format attribute)"
+        )
     version = file.attrs.get("version")
     if version != VERSION:
         raise FeatureFileError(
@@ -366,7 +398,7 @@ def _as_numbers(rows: Tensor, numbers: np.dtype, layer: str, first: int) -> np.n
             f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
             "check the checkpoint, or try --precision float32"
         )
-    if numbers == np.float16 and values.abs().max() > np.finfo(np.float16).max:
+    if numbers == np.float16 and len(values) and values.abs().max() > np.finfo(np.float16).max:
         raise FeatureFileError(
             f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
             "(at most 65504); use --storage float32"
@@ -394,4 +426,3 @@ def _as_stored(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-

@@ -146,6 +146,11 @@ def test_quantities_samples_and_views_are_uncorrelated():
     for a, b in itertools.combinations(range(len(columns)), 2):
         if (a, b) not in dependent:
             assert abs(matrix[a, b]) < 5 / math.sqrt(DRAWS), (a, b)
+    slack_y, slack_x = 375 - p.height, 500 - p.width
+    free = (slack_y > 5) & (slack_x > 5)  # boxes with room to move along both axes
+    y, x = p.top[free] / slack_y[free], p.left[free] / slack_x[free]
+    for other in (x, p.flip[free], p.sigma[free]):
+        assert abs(np.corrcoef(y, other)[0, 1]) < 5 / math.sqrt(free.sum())
     for column in (p.sigma, p.factors[..., 0], p.height):
         assert abs(np.corrcoef(column[:, 0], column[:, 1])[0, 1]) < 5 / math.sqrt(N)  # views
         assert abs(np.corrcoef(column[:-1, 0], column[1:, 0])[0, 1]) < 5 / math.sqrt(N)  # samples

@@ -22,7 +22,15 @@ from lidar_cli.checkpoints.recognise import Description, find, recognise
 from lidar_cli.checkpoints.weights import fill
 from lidar_cli.errors import SettingsError
 
-__all__ = ["Description", "Loaded", "open_checkpoint", "read_checkpoint", "recognise", "sha256", "wrap_module"]
+__all__ = [
+    "Description",
+    "Loaded",
+    "open_checkpoint",
+    "read_checkpoint",
+    "recognise",
+    "sha256",
+    "wrap_module",
+]
 
 
 def open_checkpoint(
@@ -50,29 +58,26 @@ def open_checkpoint(
     return Loaded(found.description, modules)
 
 
-def wrap_module(module: nn.Module, name: str = "extract") -> Loaded:
-    """A module in memory as if it had been opened; it is put in eval mode.
+def wrap_module(module: nn.Module) -> Loaded:
+    """The user's own module from memory, put in eval mode where it is.
 
-    Raises SettingsError if it does not embed images [b, 3, S, S] to rows.
+    It turns images [b, 3, S, S] into embeddings [b, d], or a dict of layer -> embeddings.
+    Raises SettingsError if it does not.
     """
-    module.eval()
-    widths, image_size = own_module.probe(module, name)
-    return LoadedModule(_own_description(module, name, widths, image_size, ""), module, name)
+    return _wrap(module, type(module).__name__, f"the module {type(module).__name__}", "")
 
 
 def _open_own(path: Path, target: str) -> Loaded:
     tree = read_checkpoint(path)
     module = own_module.make(target)
     container = own_module.load(module, path, tree)
-    widths, image_size = own_module.probe(module, target)
-    description = _own_description(module, target, widths, image_size, container)
-    return LoadedModule(description, module, target)
+    return _wrap(module, target, f"--model {target}", container)
 
 
-def _own_description(
-    module: nn.Module, arch: str, widths: dict[str, int], image_size: int | None, container: str
-) -> Description:
-    return Description(
+def _wrap(module: nn.Module, arch: str, label: str, container: str) -> Loaded:
+    module.eval()
+    widths, image_size = own_module.probe(module, label)
+    description = Description(
         format="own module",
         arch=arch,
         image_size=image_size,
@@ -82,3 +87,4 @@ def _own_description(
         ignored=(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
+    return LoadedModule(description, module, label)

@@ -66,16 +66,16 @@ class Loaded:
 class LoadedModule(Loaded):
     """The user's own module, which names its layers itself."""
 
-    def __init__(self, description: Description, module: nn.Module, target: str) -> None:
+    def __init__(self, description: Description, module: nn.Module, label: str) -> None:
         super().__init__(description, {"module": module})
-        self.target = target
+        self.label = label
 
     def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        outputs = layers_of(self.modules["module"](images), len(images), self.target)
+        outputs = layers_of(self.modules["module"](images), len(images), self.label)
         missing = set(layers) - outputs.keys()
         if missing:
             raise SettingsError(
-                f"--model {self.target}: forward gave no {', '.join(sorted(missing))} this time; "
+                f"{self.label}: forward gave no {', '.join(sorted(missing))} this time; "
                 f"expected the same layers for every batch"
             )
         return outputs

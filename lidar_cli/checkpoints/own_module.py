@@ -77,44 +77,46 @@ def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
     return container
 
 
-def probe(module: nn.Module, target: str) -> tuple[dict[str, int], int | None]:
+def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
     """The width of each layer, by embedding blank images, and the image size the module names.
 
     A module that has an int attribute `image_size` is asked at that size only.
+    label: what an error calls the module.
     Raises SettingsError if the module embeds no image, or not to rows.
     """
     named = getattr(module, "image_size", None)
+    device = next((t.device for t in module.parameters()), torch.device("cpu"))
     sizes = (named,) if isinstance(named, int) else TRIED_SIZES
     reason = ""
     for size in sizes:
         try:
             with torch.inference_mode():
-                output = module(torch.zeros(2, 3, size, size))
+                output = module(torch.zeros(2, 3, size, size, device=device))
         except Exception as error:  # the user's code, perhaps made for another size
             reason = reason or _line(error)
             continue
-        embeddings = layers_of(output, 2, target)
+        embeddings = layers_of(output, 2, label)
         return {layer: rows.shape[1] for layer, rows in embeddings.items()}, (
             named if isinstance(named, int) else None
         )
     raise SettingsError(
-        f"--model {target}: no images of {', '.join(map(str, sizes))} pixels can be embedded "
+        f"{label}: no images of {', '.join(map(str, sizes))} pixels can be embedded "
         f"({reason}); give the module an attribute image_size"
     )
 
 
-def layers_of(output: Any, batch: int, target: str) -> dict[str, Tensor]:
+def layers_of(output: Any, batch: int, label: str) -> dict[str, Tensor]:
     """What a module returned, as layer -> [batch, width]; raises SettingsError otherwise."""
     layers = dict(output) if isinstance(output, Mapping) else {"backbone": output}
     for layer, rows in layers.items():
         if not isinstance(rows, Tensor) or rows.dim() != 2 or rows.shape[0] != batch:
             found = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
             raise SettingsError(
-                f"--model {target}: forward gave {found} for {layer}; "
+                f"{label}: forward gave {found} for {layer}; "
                 f"expected [{batch}, width], or a dict of layer -> [{batch}, width]"
             )
     if not layers:
-        raise SettingsError(f"--model {target}: forward gave an empty dict; expected layers")
+        raise SettingsError(f"{label}: forward gave an empty dict; expected layers")
     return layers
 
 

@@ -43,13 +43,17 @@ class TimmBackbone(Backbone):
         """Resize what depends on it; raises CheckpointError where timm's model cannot."""
         if self.image_size in (None, size):
             return
+        refusal = CheckpointError(
+            f"{self.arch} takes images of {self.image_size} pixels and not of {size}; "
+            f"use --image-size {self.image_size}"
+        )
+        patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
+        if size % patch[0]:  # timm would leave out the pixels of the last, incomplete patch
+            raise refusal
         try:
             self.model.set_input_size((size, size))
-        except Exception as error:  # no such method, or a size that its patches do not divide
-            raise CheckpointError(
-                f"{self.arch} takes images of {self.image_size} pixels and not of {size}; "
-                f"use --image-size {self.image_size}"
-            ) from error
+        except Exception as error:  # no such method, or a size that later stages do not divide
+            raise refusal from error
         self.image_size = size
 
     def forward(self, images: Tensor) -> Tensor:

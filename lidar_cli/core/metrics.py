@@ -216,7 +216,8 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
 
 def participation_ratio(covariance: Tensor) -> float:
     """(sum e)^2 / sum e^2 of the covariance eigenvalues, 1..d. Raises DegenerateFeatures if 0."""
-    return float(_positive(covariance).sum().square() / covariance.square().sum())
+    shares = _positive(covariance) / covariance[0]  # the squares of e itself could vanish
+    return float(shares.sum().square() / shares.square().sum())
 
 
 def stable_rank(covariance: Tensor) -> float:

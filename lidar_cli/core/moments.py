@@ -69,6 +69,11 @@ class RowMoments:
         assert centred is not None
         return centred.T @ centred
 
+    def scatter_trace(self) -> Tensor:
+        """Sum over rows of |row - mean|^2."""
+        centred = self.centred_rows()
+        return self.scatter.trace() if centred is None else centred.square().sum()
+
     def rows(self) -> Tensor | None:
         """All rows [n, d] while n <= d, else None."""
         return self._rows() if self._folded is None else None
@@ -119,7 +124,7 @@ class SphereMoments:
     def update(self, chunk: Tensor) -> None:
         """Add a chunk [c, q, d] in float64."""
         samples, views, _ = chunk.shape
-        unit = torch.nn.functional.normalize(chunk, dim=-1, eps=1e-300)
+        unit = unit_rows(chunk)
         if views > 1:
             # The mean over pairs of |u_j - u_k|^2 is 2/(q-1) times the sum of |u_j - u_mean|^2.
             spread = (unit - unit.mean(dim=1, keepdim=True)).square().sum()
@@ -216,6 +221,17 @@ class Moments:
         both.class_means = self.class_means.merge(other.class_means)
         both.sphere = self.sphere.merge(other.sphere)
         return both
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows [..., d] over their length; a zero row stays 0.
+
+    Divided by the largest entry first, so that no square overflows or vanishes.
+    """
+    tiny = torch.finfo(rows.dtype).tiny
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_min(tiny)
+    unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(tiny)
+    return unit
 
 
 def _mean_and_scatter(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@
     augmented_gram_spectrum  the same of all n q views                          [min(n q, d)]
     covariance_spectrum      centred covariance                                 [min(N, d)]
 
-Everything is symmetric and in float64. Negative eigenvalues are rounding and become 0.
+Everything is symmetric and in float64. Negative eigenvalues are rounding and become 0. Every
+spectrum raises DegenerateFeatures if the squares of the embedding overflow float64.
 """
 
 from __future__ import annotations
@@ -43,14 +44,20 @@ def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
 
     delta: ridge, in squared embedding units.
     Source: Thilak et al., "LiDAR", ICLR 2024, section 4; arXiv 2312.04000.
-    Raises DegenerateFeatures if n < 2, q < 2, or Sw is not positive definite.
+    Raises DegenerateFeatures if n < 2, q < 2, Sw is not positive definite, or all class means are
+    the same up to rounding.
     """
     n, q, d = moments.n, moments.n_views, moments.dim
     if n < 2:
         raise DegenerateFeatures(f"{n} sample: the between covariance needs at least 2")
     if q < 2:
         raise DegenerateFeatures(f"{q} view a sample: the within covariance needs at least 2")
+    rounding = _rounding(moments.class_means)
+    if moments.class_means.scatter_trace() <= rounding:
+        raise DegenerateFeatures("every eigenvalue is 0: the embedding is constant or collapsed")
     within = moments.within / (n * (q - 1))
+    if within.trace() <= rounding * q / (n * (q - 1)):
+        within.zero_()
     within.diagonal().add_(delta)
     factor = _cholesky(within, delta, degrees=n * (q - 1))
     means = moments.class_means.centred_rows()
@@ -98,10 +105,12 @@ def covariance_spectrum(rows: RowMoments) -> Tensor:
         raise DegenerateFeatures(f"{rows.n} row: a covariance needs at least 2")
     centred = rows.centred_rows()
     small = rows.scatter if centred is None else centred @ centred.T
-    return _above_rounding(_eigenvalues(small), rows.dim) / (rows.n - 1)
+    eigenvalues = _above_rounding(_eigenvalues(small), rows.dim)
+    return eigenvalues.where(eigenvalues > _rounding(rows), 0.0) / (rows.n - 1)
 
 
 def _cholesky(within: Tensor, delta: float, degrees: int) -> Tensor:
+    _check_finite(within)
     factor, failed = torch.linalg.cholesky_ex(within)
     pivots = factor.diagonal().square()
     d = len(within)
@@ -144,7 +153,21 @@ def _uncentred(scatter: Tensor, n: int, mean: Tensor) -> Tensor:
 
 
 def _eigenvalues(symmetric: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(symmetric).flip(0).clamp_min(0.0)
+    _check_finite(symmetric)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(symmetric)
+    return eigenvalues.flip(0).clamp_min(0.0)
+
+
+def _check_finite(matrix: Tensor) -> None:
+    if not matrix.isfinite().all():
+        raise DegenerateFeatures("the squares of the embedding overflow float64: scale it down")
+
+
+def _rounding(rows: RowMoments) -> float:
+    """What a scatter of equal rows can come to: (16 eps)^2 times the sum of squared lengths."""
+    squares = rows.scatter_trace() + rows.n * rows.mean.square().sum()
+    _check_finite(squares)
+    return float((16 * EPS) ** 2 * squares)
 
 
 def _above_rounding(eigenvalues: Tensor, dim: int) -> Tensor:

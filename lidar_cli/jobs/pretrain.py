@@ -22,14 +22,14 @@ from lidar_cli.views import Views, find_recipe
 
 Method = Literal["simclr", "vicreg"]
 
-WIDTHS = (16, 32, 64, 128)  # channels of the four stages, a quarter or less of a ResNet-18's
+WIDTHS = (16, 32, 64, 128)  # channels of the four stages, a quarter of a ResNet-18's
 STEM_KERNEL = 7  # stride 2 and a max-pool follow, so that the stages see an eighth of the pixels
 PROJECTOR_WIDTH = 128  # alpha-ReQ fits the eigenvalues up to the hundredth, so d > 100 is needed
 BATCH_SIZE = 64  # samples, two views of each
 WARMUP = 0.1  # share of the steps over which the learning rate rises, before the cosine
 
-# The random search. A pair is a range searched log-uniformly unless said otherwise, around the
-# value that the papers settle on and wide enough to hold poor choices at both ends.
+# The random search. A pair is a range searched log-uniformly unless said otherwise; it holds the
+# value that the papers settle on and is wide, as that of a first search is.
 LEARNING_RATE = (2e-4, 3e-2)  # of AdamW
 WEIGHT_DECAY = (1e-6, 1e-1)
 TEMPERATURE = (0.05, 1.0)  # SimCLR; the range of the paper's table 5
@@ -187,8 +187,7 @@ def pretrain(
 
     images: [N, S, S, 3], N >= 2. seed: of weights, order and views.
     """
-    h = hyperparameters
-    watcher = watcher or Watcher()
+    h, watcher = hyperparameters, watcher or Watcher()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # With few channels the convolutions run twice as fast with the channel last in memory.
@@ -196,35 +195,35 @@ def pretrain(
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
         network.parameters(),
-        lr=hyperparameters.learning_rate,
-        weight_decay=hyperparameters.weight_decay,
+        lr=h.learning_rate,
+        weight_decay=h.weight_decay,
     )
     batch = min(BATCH_SIZE, len(images))
     batches = len(images) // batch  # an incomplete one is left out: its loss is another
-    steps = batches * hyperparameters.epochs
+    steps = batches * h.epochs
     losses = []
-    for epoch in range(hyperparameters.epochs):
+    for epoch in range(h.epochs):
         total = 0.0
         shuffled = torch.randperm(len(images), generator=order)
         for number in range(batches):
             step = epoch * batches + number
             share = learning_rate_share(step, steps)
-            optimizer.param_groups[0]["lr"] = hyperparameters.learning_rate * share
+            optimizer.param_groups[0]["lr"] = h.learning_rate * share
             samples = shuffled[number * batch : (number + 1) * batch].tolist()
             views = training_views(images, samples, h.strength, h.crop, seed, epoch)
-            loss = loss_of(hyperparameters, network(views.flatten(0, 1)).unflatten(0, (batch, 2)))
+            loss = loss_of(h, network(views.flatten(0, 1)).unflatten(0, (batch, 2)))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimizer.step()
             total += loss.item()
         losses.append(total / batches)
-        watcher.progress("pretrain", epoch + 1, hyperparameters.epochs)
+        watcher.progress("pretrain", epoch + 1, h.epochs)
     weights = network.state_dict()
     return {
-        "epoch": hyperparameters.epochs,
+        "epoch": h.epochs,
         "state_dict": {f"module.{name}": weights[name].contiguous() for name in weights},
         "optimizer": optimizer.state_dict(),
-        "hyper_parameters": asdict(hyperparameters),
+        "hyper_parameters": asdict(h),
         "losses": losses,
     }
 
@@ -237,9 +236,8 @@ def learning_rate_share(step: int, steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
 
 
-def loss_of(hyperparameters: Hyperparameters, embeddings: Tensor) -> Tensor:
+def loss_of(h: Hyperparameters, embeddings: Tensor) -> Tensor:
     """The loss of the method that the hyperparameters name; embeddings [b, 2, d]."""
-    h = hyperparameters
     if h.method == "simclr":
         assert h.temperature is not None
         return nt_xent(embeddings, h.temperature)
@@ -257,7 +255,11 @@ def training_views(
     seed: int,
     epoch: int,
 ) -> Tensor:
-    """[b, 2, 3, S, S]: two augmented and normalised views of some images, new in each epoch."""
+    """Two views of some images, [b, 2, 3, S, S], normalised; other ones in every epoch.
+
+    SimCLR's recipe with its jitter scaled by `strength` and views of at least `crop` of the area.
+    samples: numbers of the images.
+    """
     recipe = find_recipe("simclr", "imagenet").at_strength(strength)
     recipe = replace(recipe, crop_scale=(crop, 1.0))
     words = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(2, np.uint32)

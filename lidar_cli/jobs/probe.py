@@ -128,7 +128,7 @@ def _fit(
             target = labels[rows].repeat(count)
             loss = F.cross_entropy(logits.flatten(0, 1), target, reduction="sum") / len(rows)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimizer.step()
     return weight.detach(), bias.detach()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from lidar_cli.arrays import read_array_file
 from lidar_cli.core import metrics, spectra
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.core.moments import Moments, RowMoments
+from lidar_cli.core.moments import Moments, RowMoments, unit_rows
 from lidar_cli.embeddings import Chunk, Embeddings
 from lidar_cli.errors import DegenerateFeatures, InputError, SettingsError
 from lidar_cli.features import is_hdf5, read_hdf5
@@ -21,7 +22,9 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, ScoreSettings, nearest, parse_size
 
-RIDGE_REMARK = 0.05  # share of the ridge in tr(Sw^-1) above which the scale of the embedding matters
+RIDGE_REMARK = (
+    0.05  # share of the ridge in tr(Sw^-1) above which the scale of the embedding matters
+)
 DEGREES_REMARK = 5  # below n (q - 1) = 5 d the within covariance is poorly determined
 NO_VIEWS = "rows without views; give --views-per-sample, or an array (n, q, d)"
 
@@ -63,7 +66,7 @@ class Score:
     ridge_share: float | None = None
     data: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    warnings: dict[str, str] = field(default_factory=dict)  # by kind: ridge, degrees, rows
     spectra: dict[str, list[float]] = field(default_factory=dict, repr=False)
 
     def value(self, metric: str) -> float | None:
@@ -170,7 +173,7 @@ def _read(
 
 def _prepare(chunk: Tensor, settings: MetricSettings, device: torch.device) -> Tensor:
     chunk = chunk.to(device).double()
-    return torch.nn.functional.normalize(chunk, dim=-1) if settings.normalize else chunk
+    return unit_rows(chunk) if settings.normalize else chunk
 
 
 class _NonFinite:
@@ -184,15 +187,16 @@ class _NonFinite:
 
     def check(self, chunk: Chunk) -> bool:
         """Whether anything bad was met so far."""
+        bad = torch.zeros(chunk.stop - chunk.start, dtype=torch.int64)  # values, a sample
         for part in (chunk.views, chunk.clean):
             # A finite sum proves all finite and costs one read; overflow sends us to the count.
             if part is not None and not part.sum(dtype=torch.float64).isfinite():
-                bad = (~part.isfinite()).flatten(1).sum(dim=1)
-                if bad.any():
-                    at = chunk.start + int(bad.nonzero()[0])
-                    self._first = at if self._first is None else min(self._first, at)
-                    self._samples += int((bad > 0).sum())
-                    self._values += int(bad.sum())
+                bad += (~part.isfinite()).flatten(1).sum(dim=1)
+        if bad.any():
+            if self._first is None:
+                self._first = chunk.start + int(bad.nonzero()[0])
+            self._samples += int((bad > 0).sum())
+            self._values += int(bad.sum())
         return self._first is not None
 
     def refuse(self) -> None:
@@ -219,7 +223,7 @@ class _Sheet:
         self._wanted = wanted
         self._values: dict[str, Any] = {}
         self._notes: dict[str, str] = {}
-        self._warnings: list[str] = []
+        self._warnings: dict[str, str] = {}
         self._spectra: dict[str, list[float]] = {}
 
     def score(self) -> Score:
@@ -238,7 +242,7 @@ class _Sheet:
             normalized=self._settings.normalize,
             data=self._embeddings.provenance.get("data"),
             notes=self._notes,
-            warnings=tuple(self._warnings),
+            warnings=self._warnings,
             spectra=self._spectra,
             **self._values,
         )
@@ -260,12 +264,12 @@ class _Sheet:
         self._keep("lda", eigenvalues)
         self._values["ridge_share"] = ridge
         if ridge > RIDGE_REMARK:
-            self._warnings.append(
-                f"the ridge delta = {self._settings.delta:g} is {ridge:.0%} of tr(Sw^-1): LiDAR "
-                "depends on the scale of this embedding; compare only like scales, or lower --delta"
+            self._warnings["ridge"] = (
+                f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: LiDAR depends on the "
+                "scale of this embedding; compare only like scales, or lower --delta"
             )
         if n * (q - 1) < DEGREES_REMARK * d:
-            self._warnings.append(
+            self._warnings["degrees"] = (
                 f"n (q - 1) = {n * (q - 1)} is less than 5 d = {5 * d}: the within covariance is "
                 "poorly determined; raise q or n"
             )
@@ -290,12 +294,16 @@ class _Sheet:
     def _rows(self) -> None:
         rows, source = self._state.rows, self._state.row_source
         if self._asked(["rankme"]):
-            gram = spectra.gram_spectrum(rows)
-            self._keep("gram", gram)
-            self._set("rankme", lambda: metrics.rankme_from_spectrum(gram, self._settings.epsilon))
+
+            def rankme() -> float:
+                gram = spectra.gram_spectrum(rows)
+                self._keep("gram", gram)
+                return metrics.rankme_from_spectrum(gram, self._settings.epsilon)
+
+            self._set("rankme", rankme)
             self._values |= {"rankme_source": source, "rankme_rows": rows.n}
             if rows.n < rows.dim:
-                self._warnings.append(
+                self._warnings["rows"] = (
                     f"RankMe reads {rows.n} rows and d = {rows.dim}: it cannot exceed {rows.n}; "
                     "raise --clean-samples"
                 )
@@ -338,9 +346,14 @@ class _Sheet:
     def _set(self, name: str, compute: Callable[[], float]) -> None:
         if name in self._wanted:
             try:
-                self._values[name] = compute()
+                value = compute()
             except DegenerateFeatures as error:
                 self._notes[name] = str(error)
+                return
+            if math.isfinite(value):
+                self._values[name] = value
+            else:
+                self._notes[name] = "beyond the range of float64: the embedding's scale is extreme"
 
     def _null(self, names: Iterable[str], reason: str) -> None:
         self._notes |= {name: reason for name in names if name in self._wanted}

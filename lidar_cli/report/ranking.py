@@ -108,7 +108,7 @@ def to_markdown(ranking: Ranking) -> str:
             path = row.path.replace("|", "\\|")
             cells = [str(row.rank), path, *(text_of(row.score.value(name)) for name in METRICS)]
             lines.append("| " + " | ".join(cells) + " |")
-        blocks.append("\n".join([_heading(group, ranking), "", *lines]))
+        blocks.append("\n".join([heading(group, ranking), "", *lines]))
     blocks += [f"Failed: {left.path}: {left.reason}" for left in ranking.failed]
     return "\n\n".join(blocks)
 
@@ -125,7 +125,7 @@ def print_tables(ranking: Ranking) -> None:
     for at, group in enumerate(ranking.groups):
         if at:
             out.print()
-        out.print(Text(_heading(group, ranking)), soft_wrap=True)
+        out.print(Text(heading(group, ranking)), soft_wrap=True)
         rows = [
             [
                 str(row.rank),
@@ -135,7 +135,7 @@ def print_tables(ranking: Ranking) -> None:
             for row in group.rows
         ]
         print_columns(out, ["rank", "checkpoint", *names], rows, fixed=2)
-        _print_remarks(out, group, ranking)
+        print_remarks(out, group, ranking)
     for left in ranking.failed:
         where = shown(left.path, ranking.directory)
         out.print(Text(f"failed: {where}: {left.reason}", style="red"), soft_wrap=True)
@@ -151,7 +151,8 @@ def shown(path: str, directory: str) -> str:
     return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
 
 
-def _print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
+def print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
+    """Aliases, reasons of nulls and warnings of a group, one line each."""
     for row in group.rows:
         where = shown(row.path, ranking.directory)
         if row.aliases:
@@ -159,17 +160,19 @@ def _print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
             out.print(Text(f"{where}: the same file as {also}", style="dim"), soft_wrap=True)
         if row.reason:
             out.print(Text(f"{where}: no {ranking.by.name}: {row.reason}"), soft_wrap=True)
-    # A remark that holds for every row is said once.
-    told: dict[str, list[str]] = {}
+    told: dict[str, list[Row]] = {}  # a remark that holds for many rows is said once
     for row in group.rows:
-        for warning in row.score.warnings:
-            told.setdefault(warning, []).append(shown(row.path, ranking.directory))
-    for warning, paths in told.items():
-        where = "all" if len(paths) == len(group.rows) else ", ".join(paths)
-        out.print(Text(f"warning: {where}: {warning}", style="yellow"), soft_wrap=True)
+        for kind in row.score.warnings:
+            told.setdefault(kind, []).append(row)
+    for kind, rows in told.items():
+        where = shown(rows[0].path, ranking.directory)
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        warning = rows[0].score.warnings[kind]
+        out.print(Text(f"warning: {where}{more}: {warning}", style="yellow"), soft_wrap=True)
 
 
-def _heading(group: Group, ranking: Ranking) -> str:
+def heading(group: Group, ranking: Ranking) -> str:
+    """What the checkpoints of a group have in common, in one line."""
     common = group.common
     count = len(group.rows)
     recipe = common["views"]["name"] if common["views"] else "?"

@@ -46,7 +46,7 @@ def to_csv(scores: Sequence[Score]) -> str:
     writer.writerow(names)
     for score in scores:
         fields = record(score) | {
-            "warnings": "; ".join(score.warnings),
+            "warnings": "; ".join(score.warnings.values()),
             "alpha_req_ranks": "-".join(map(str, score.alpha_req_ranks)),
         }
         writer.writerow(["" if fields[name] is None else fields[name] for name in names])
@@ -77,7 +77,7 @@ def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
         for reason in dict.fromkeys(score.notes.values()):
             without = [name for name, told in score.notes.items() if told == reason]
             out.print(Text(f"{prefix}no {', '.join(without)}: {reason}"), soft_wrap=True)
-        for warning in score.warnings:
+        for warning in score.warnings.values():
             out.print(Text(f"{prefix}warning: {warning}"), soft_wrap=True)
 
 

@@ -1,0 +1,144 @@
+"""The whole walk on embedded images: train, rank, probe, compare.
+
+Nothing is staged. The checkpoints are written as a training script would write them, and ranked by
+the code, the samples and the defaults of `lidar rank DIR/runs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lidar_cli import settings as known
+from lidar_cli.checkpoints import open_checkpoint, read_checkpoint
+from lidar_cli.embedded import EmbeddedImages, embedded_images
+from lidar_cli.errors import InputError
+from lidar_cli.jobs.correlate import Correlation, correlate
+from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.pretrain import Hyperparameters, draw_hyperparameters, pretrain
+from lidar_cli.jobs.probe import linear_probe
+from lidar_cli.jobs.rank import Ranking, rank_directory
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import DemoSettings, RankSettings
+from lidar_cli.views import Views, find_recipe
+
+RUNS = 12  # half SimCLR, half VICReg
+ROWS_A_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo saw. Accuracies are of the test images, by checkpoint path."""
+
+    ranking: Ranking
+    hyperparameters: dict[str, Hyperparameters]
+    accuracies: dict[str, float]
+    correlations: tuple[Correlation, ...]
+    seconds: dict[str, float]  # by stage
+    n_train: int
+    n_test: int
+    attribution: str
+
+
+def run_demo(directory: Path, settings: DemoSettings, watcher: Watcher | None = None) -> Demo:
+    """Train, rank and probe; checkpoints of an earlier demo of the same seed are used again.
+
+    Raises InputError if the directory holds other runs or cannot be written.
+    """
+    watcher = watcher or Watcher()
+    device = find_device(settings.device)
+    images = embedded_images()
+    seconds: dict[str, float] = {}
+    begun = time.monotonic()
+    runs = _train_all(directory / "runs", images, settings.seed, watcher)
+    seconds["training"] = time.monotonic() - begun
+
+    begun = time.monotonic()
+    ranked = known.resolve(RankSettings, {"device": settings.device}, environment={}).values
+    ranking = rank_directory(directory / "runs", ranked, watcher)
+    seconds["ranking"] = time.monotonic() - begun
+
+    begun = time.monotonic()
+    paths = [row.path for group in ranking.groups for row in group.rows]
+    accuracies = dict(zip(paths, _probe_all(paths, images, device, watcher), strict=True))
+    seconds["probing"] = time.monotonic() - begun
+
+    rows = [row for group in ranking.groups for row in group.rows]
+    correlations = correlate([row.score for row in rows], [accuracies[row.path] for row in rows])
+    return Demo(
+        ranking,
+        runs,
+        accuracies,
+        correlations,
+        seconds,
+        int(images.train.sum()),
+        int((~images.train).sum()),
+        images.attribution,
+    )
+
+
+def _train_all(
+    runs: Path, images: EmbeddedImages, seed: int, watcher: Watcher
+) -> dict[str, Hyperparameters]:
+    """Checkpoint path -> what it was trained with."""
+    drawn = {}
+    for index in range(RUNS):
+        method = "simclr" if index % 2 == 0 else "vicreg"
+        drawn[runs / f"{method}-{index:02}" / "checkpoint.pt"] = draw_hyperparameters(
+            method, seed, index
+        )
+    if runs.is_dir():
+        _refuse_other_runs(runs, drawn)
+    for index, (path, hyperparameters) in enumerate(drawn.items()):
+        watcher.progress("training checkpoints", index, len(drawn))
+        if path.exists():
+            continue
+        trained = pretrain(images.images[images.train], hyperparameters, seed)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(trained, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    watcher.progress("training checkpoints", len(drawn), len(drawn))
+    return {str(path): hyperparameters for path, hyperparameters in drawn.items()}
+
+
+def _refuse_other_runs(runs: Path, drawn: dict[Path, Hyperparameters]) -> None:
+    for path in runs.rglob("*.pt"):
+        expected = drawn.get(path)
+        found = read_checkpoint(path).get("hyper_parameters")
+        if expected is None or found != dataclasses.asdict(expected):
+            raise InputError(
+                f"{path}: is not a checkpoint of this demo and seed; name another directory"
+            )
+
+
+def _probe_all(
+    paths: list[str], images: EmbeddedImages, device: torch.device, watcher: Watcher
+) -> list[float]:
+    """Test accuracy of a linear probe on the backbone of each checkpoint, un-augmented images."""
+    size = images.images.shape[1]
+    views = Views(find_recipe("identity", "auto"), seed=0, n_views=1, image_size=size)
+    pixels = views.clean([torch.from_numpy(image) for image in images.images]).to(device)
+    embeddings = []
+    for at, path in enumerate(paths):
+        watcher.progress("probing checkpoints", at, len(paths))
+        embeddings.append(_backbone(path, pixels))
+    rows = torch.stack(embeddings)  # [K, N, d]
+    labels, train = torch.from_numpy(images.labels), torch.from_numpy(images.train)
+    probe = linear_probe(rows[:, train], labels[train], rows[:, ~train], labels[~train])
+    watcher.progress("probing checkpoints", len(paths), len(paths))
+    return list(probe.accuracy)
+
+
+def _backbone(path: str, pixels: Tensor) -> Tensor:
+    """Backbone embeddings [N, d] of normalised images [N, 3, S, S]."""
+    loaded = open_checkpoint(Path(path)).to(pixels.device)
+    batches = [loaded.embed(batch, ["backbone"])["backbone"] for batch in pixels.split(ROWS_A_BATCH)]
+    return torch.cat(batches).clone()

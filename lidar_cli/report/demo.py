@@ -1,0 +1,59 @@
+"""The demo's ranking beside the oracle, and how well each metric agrees with it."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from lidar_cli.jobs.demo import Demo
+from lidar_cli.report.numbers import console, print_columns, text_of
+from lidar_cli.report.ranking import heading, print_remarks, shown
+
+SHOWN = ("lidar", "lidar_corrected", "pillai", "information", "reliable_rank", "rankme", "alpha_req")
+
+
+def print_demo(demo: Demo) -> None:
+    """The ranking, the correlations, and what it took."""
+    out = console()
+    for group in demo.ranking.groups:
+        out.print(Text(heading(group, demo.ranking)), soft_wrap=True)
+        rows = [
+            [
+                str(row.rank),
+                shown(row.path, demo.ranking.directory).removesuffix("/checkpoint.pt"),
+                f"{100 * demo.accuracies[row.path]:.1f}",
+                *(text_of(row.score.value(name)) for name in SHOWN),
+            ]
+            for row in group.rows
+        ]
+        print_columns(out, ["rank", "checkpoint", "probe %", *SHOWN], rows, fixed=2)
+        print_remarks(out, group, demo.ranking)
+    for warning in demo.ranking.warnings:
+        out.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+    spread = 100 * (max(demo.accuracies.values()) - min(demo.accuracies.values()))
+    out.print()
+    out.print(
+        Text(
+            f"Rank correlation with the linear probe ({len(demo.accuracies)} checkpoints, "
+            f"{demo.n_train} training and {demo.n_test} test images, accuracies span "
+            f"{spread:.1f} points); positive: the metric's better direction agrees"
+        ),
+        soft_wrap=True,
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("metric")
+    for name in ("Spearman", "Kendall", "checkpoints"):
+        table.add_column(name, justify="right")
+    for found in demo.correlations:
+        table.add_row(
+            found.metric, _signed(found.spearman), _signed(found.kendall), str(found.count)
+        )
+    out.print(table)
+    out.print()
+    took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in demo.seconds.items())
+    out.print(Text(f"{took}; the same ranking again: lidar rank {demo.ranking.directory}"), soft_wrap=True)
+    out.print(Text(demo.attribution, style="dim"), soft_wrap=True)
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"

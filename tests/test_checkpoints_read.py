@@ -1,0 +1,244 @@
+"""Files that are no checkpoint, or a damaged one, end in one line, and run nothing."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints import open_checkpoint, read_checkpoint, recognise, sha256
+from lidar_cli.errors import CheckpointError, LidarError, NoWeights
+
+CHANNELS = (4, 4, 6, 6)
+
+
+def tiny_state_dict() -> dict[str, Tensor]:
+    """The tensors of a ResNet of four narrow stages, by torchvision's names; about 5 kB."""
+    tensors: dict[str, Tensor] = {"conv1.weight": torch.randn(4, 3, 3, 3)}
+
+    def norm(name: str, width: int) -> None:
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"{name}.{part}"] = torch.rand(width) + 0.5
+
+    norm("bn1", 4)
+    into = 4
+    for stage, out in enumerate(CHANNELS, 1):
+        block = f"layer{stage}.0"
+        tensors[f"{block}.conv1.weight"] = torch.randn(out, into, 3, 3)
+        tensors[f"{block}.conv2.weight"] = torch.randn(out, out, 3, 3)
+        norm(f"{block}.bn1", out)
+        norm(f"{block}.bn2", out)
+        if stage > 1:
+            tensors[f"{block}.downsample.0.weight"] = torch.randn(out, into, 1, 1)
+            norm(f"{block}.downsample.1", out)
+        into = out
+    return tensors
+
+
+def save(path: Path, tree: Any, **options: Any) -> Path:
+    torch.save(tree, path, **options)
+    return path
+
+
+def one_line(error: BaseException) -> str:
+    text = str(error)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS.*git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "an HTML page.*fetch the file again"),
+        (b"\n <html lang='en'>", "an HTML page"),
+        (b"epoch,loss\n1,0.5\n", "is a text file; expected a file of torch.save"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file; .*lidar score"),
+        (b"\x1f\x8b\x08" + bytes(100), "gzip"),
+        (bytes(range(128, 256)) * 9, "not a torch file"),
+        (b"PK\x03\x04" + bytes(100), "damaged or truncated torch file"),
+        (b"\x10\0\0\0\0\0\0\0{'not': json}    ", "damaged safetensors"),
+        (b"\x80\x02.", "not a torch file"),
+    ],
+)
+def test_strangers(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(path)
+    assert str(path) in one_line(caught.value)
+    assert not isinstance(caught.value, NoWeights)
+
+
+def test_no_file_and_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        open_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(CheckpointError, match=r"is a directory, expected one .*lidar rank"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        sha256(tmp_path / "none.pt")
+
+
+def optimizer_state() -> dict[str, Any]:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        optimizer_state(),
+        {"base_lrs": [0.1], "last_epoch": 3, "_step_count": 4},
+        {"cpu": torch.get_rng_state(), "cuda": [torch.get_rng_state()]},
+        {"optimizer": optimizer_state(), "epoch": 1},
+        {"model": {}},
+        {},
+        torch.ones(3, 3),
+        [torch.ones(3, 3)],
+        7,
+        argparse.Namespace(learning_rate=0.1),
+        {"numpy": np.random.default_rng(0).bit_generator.state, "state": np.ones(3)},
+    ],
+    ids=["optimizer", "scheduler", "rng", "nested optimizer", "empty model", "empty", "tensor",
+         "list", "number", "arguments", "numpy"],
+)  # fmt: skip
+def test_files_without_weights(tree: Any, legacy: bool, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pt", tree, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(NoWeights) as caught:
+        open_checkpoint(path)
+    one_line(caught.value)
+
+
+def witness() -> None:
+    raise AssertionError("a function named in a file was called")
+
+
+class Witness:
+    """Its pickle asks for a call."""
+
+    def __reduce__(self) -> Any:
+        return witness, ()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("stranger", "name"),
+    [
+        (argparse.Namespace(lr=0.1), "argparse.Namespace"),
+        (functools.partial(print), "functools.partial"),
+        (np.float64(0.1), r"numpy\._?core\.multiarray\.scalar"),
+        (nn.ReLU(), r"torch\.nn\.modules\.activation\.ReLU"),
+        (Witness(), "witness"),
+    ],
+)
+def test_foreign_objects_beside_weights_are_named_and_not_loaded(
+    stranger: Any, name: str, legacy: bool, tmp_path: Path
+) -> None:
+    tree = {"model": tiny_state_dict(), "other": stranger}
+    path = save(tmp_path / "a.pt", tree, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=rf"object of [\w.]*{name}.*save the state dict") as c:
+        open_checkpoint(path)
+    one_line(c.value)
+    assert not isinstance(c.value, NoWeights)
+
+
+def test_the_witness_would_be_called_by_a_plain_unpickler(tmp_path: Path) -> None:
+    """The test above can fail."""
+    with pytest.raises(AssertionError, match="was called"):
+        pickle.loads(pickle.dumps(Witness()))
+
+
+def test_weights_in_other_places_are_named(tmp_path: Path) -> None:
+    tree = {"student": tiny_state_dict(), "loss": {"heads": {"a.weight": torch.ones(1)}}}
+    with pytest.raises(CheckpointError, match=r"weights lie under loss\.heads, student") as caught:
+        open_checkpoint(save(tmp_path / "a.pt", tree))
+    assert not isinstance(caught.value, NoWeights)
+
+
+def test_entries_that_are_no_tensor_are_named_inside_a_container_only(tmp_path: Path) -> None:
+    state = tiny_state_dict()
+    open_checkpoint(save(tmp_path / "a.pt", state | {"epoch": 3, "optimizer": {}}))
+    with pytest.raises(CheckpointError, match="not understood: _ema"):
+        open_checkpoint(save(tmp_path / "a.pt", {"model": state | {"_ema": {}}}))
+
+
+def test_tree_that_holds_itself(tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"epoch": 1}
+    tree["model"] = tree
+    with pytest.raises(NoWeights):
+        open_checkpoint(save(tmp_path / "a.pt", tree))
+
+
+def test_recognise_needs_no_values(tmp_path: Path) -> None:
+    tensors = {name: t.to("meta") for name, t in tiny_state_dict().items()}
+    description = recognise(tmp_path / "a.pt", tensors)
+    assert description.arch == "resnet 1-1-1-1 (width 4, 3x3 stem)"
+    assert description.widths == {"backbone": CHANNELS[-1]}
+
+
+@functools.cache
+def valid_file(kind: str, directory: Path) -> bytes:
+    path = directory / f"valid.{kind}"
+    if kind == "safetensors":
+        save_file(tiny_state_dict(), path)
+    else:
+        save(path, {"model": tiny_state_dict()}, _use_new_zipfile_serialization=kind == "zip")
+    assert open_checkpoint(path).description.arch.startswith("resnet")
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_damaged_files_end_in_one_line_or_embed(kind: str, directory: Path, data: Any) -> None:
+    """Cut short or with bytes changed, a file is refused; a changed weight is only a weight."""
+    content = bytearray(valid_file(kind, directory))
+    last = len(content) - 1
+    # Keys and shapes lie at one end or the other, numbers in between: aim at the first.
+    edge = st.integers(0, min(4000, last))
+    place = edge | edge.map(lambda i: last - i) | st.integers(0, last)
+    if data.draw(st.booleans()):
+        content = content[: data.draw(place)]
+    for i in data.draw(st.lists(place, max_size=4)):
+        if i < len(content):
+            content[i] = data.draw(st.integers(0, 255))
+    path = directory / f"damaged.{kind}"
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    try:
+        loaded = open_checkpoint(path)
+    except LidarError as error:
+        one_line(error)
+    else:
+        assert loaded.embed(torch.zeros(1, 3, 8, 8), ["backbone"])["backbone"].dim() == 2
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_truncated_files_are_refused(kind: str, directory: Path) -> None:
+    content = valid_file(kind, directory)
+    path = directory / f"short.{kind}"
+    for share in (0.1, 0.5, 0.9, 0.99):
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint(path)
+        one_line(caught.value)
