@@ -19,7 +19,7 @@ _HOMES = {
     "extract": "lidar_cli.jobs.extract",
 }
 
-__all__ = ["Moments", "__version__", "alpha_req", "extract", "lidar", "rankme"]  # noqa: F822
+__all__ = ["Moments", "__version__", "alpha_req", "extract", "lidar", "rankme"]
 
 
 def __getattr__(name: str) -> Any:

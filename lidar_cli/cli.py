@@ -21,7 +21,10 @@ from lidar_cli import __version__, settings
 from lidar_cli.errors import LidarError, SettingsError
 from lidar_cli.settings import DemoSettings, ExtractSettings, RankSettings, ScoreSettings
 
-EPILOG = "Results go to stdout, everything else to stderr. Exit: 0 done, 2 usage, 3 refused, 4 some failed."
+EPILOG = (
+    "Results go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, "
+    "3 input refused, 4 ranked but some checkpoints failed, 130 interrupted."
+)
 
 app = typer.Typer(
     name="lidar",
@@ -120,7 +123,9 @@ def extract(
 @app.command()
 @_with_options(ScoreSettings)
 def score(
-    files: Annotated[list[Path], typer.Argument(help="Feature files or arrays.", metavar="FILE...")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Feature files or arrays.", metavar="FILE...")
+    ],
     json: Json = False,
     csv: Csv = False,
     plot: Annotated[

@@ -66,7 +66,9 @@ class SampleSettings:
         panel="Data",
     )
     seed: int = setting(0, "--seed", help="Seed of the draw of samples and views.", panel="Data")
-    views: str = setting("auto", "--views", help="View recipe: auto, simclr, identity.", panel="Data")
+    views: str = setting(
+        "auto", "--views", help="View recipe: auto, simclr, identity.", panel="Data"
+    )
     image_size: Count | None = setting(
         None,
         "--image-size",

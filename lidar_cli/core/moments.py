@@ -229,7 +229,9 @@ def unit_rows(rows: Tensor) -> Tensor:
     Divided by the largest entry first, so that no square overflows or vanishes.
     """
     tiny = torch.finfo(rows.dtype).tiny
-    unit: Tensor = rows / torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_min(tiny)
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_min(
+        tiny
+    )
     unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(tiny)
     return unit
 

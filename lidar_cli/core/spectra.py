@@ -111,6 +111,7 @@ def covariance_spectrum(rows: RowMoments) -> Tensor:
 
 def _cholesky(within: Tensor, delta: float, degrees: int) -> Tensor:
     _check_finite(within)
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(within)
     pivots = factor.diagonal().square()
     d = len(within)

@@ -1,0 +1,1 @@
+"""One job each, returning a plain record and printing nothing."""

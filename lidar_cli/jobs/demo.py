@@ -20,7 +20,7 @@ from lidar_cli.embedded import EmbeddedImages, embedded_images
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.correlate import Correlation, correlate
 from lidar_cli.jobs.device import find_device
-from lidar_cli.jobs.pretrain import Hyperparameters, draw_hyperparameters, pretrain
+from lidar_cli.jobs.pretrain import Hyperparameters, Method, draw_hyperparameters, pretrain
 from lidar_cli.jobs.probe import linear_probe
 from lidar_cli.jobs.rank import Ranking, rank_directory
 from lidar_cli.jobs.watch import Watcher
@@ -88,7 +88,7 @@ def _train_all(
     """Checkpoint path -> what it was trained with."""
     drawn = {}
     for index in range(RUNS):
-        method = "simclr" if index % 2 == 0 else "vicreg"
+        method: Method = "simclr" if index % 2 == 0 else "vicreg"
         drawn[runs / f"{method}-{index:02}" / "checkpoint.pt"] = draw_hyperparameters(
             method, seed, index
         )
@@ -140,5 +140,7 @@ def _probe_all(
 def _backbone(path: str, pixels: Tensor) -> Tensor:
     """Backbone embeddings [N, d] of normalised images [N, 3, S, S]."""
     loaded = open_checkpoint(Path(path)).to(pixels.device)
-    batches = [loaded.embed(batch, ["backbone"])["backbone"] for batch in pixels.split(ROWS_A_BATCH)]
+    batches = [
+        loaded.embed(batch, ["backbone"])["backbone"] for batch in torch.split(pixels, ROWS_A_BATCH)
+    ]
     return torch.cat(batches).clone()

@@ -86,9 +86,7 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-def extract(
-    model: torch.nn.Module, data: str, output: str | Path, **settings: Any
-) -> Extraction:
+def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: Any) -> Extraction:
     """Embed the images of `data` with the user's own module and write a feature file.
 
     model: images [b, 3, S, S] -> embeddings [b, d], or a dict of layer -> embeddings.
@@ -271,9 +269,7 @@ def _embed_all(
     watcher: Watcher,
 ) -> int:
     total, size = plan.layout.n_clean, plan.batch_size
-    todo = [
-        start for start in range(0, total, size) if not writer.done[start : start + size].all()
-    ]
+    todo = [start for start in range(0, total, size) if not writer.done[start : start + size].all()]
     count = 0
     task = f"embedding {writer.path.name}"
     watcher.progress(task, total - _samples_in(todo, size, total), total)
@@ -349,9 +345,7 @@ def _embed(
         rows = rows.float().cpu()
         clean[layer] = rows[len(images) - size :][:filled]
         below_n = min(batch.stop, n) - batch.start if batch.views is not None else 0
-        views[layer] = rows[: len(images) - size].unflatten(0, (-1, q))[:below_n] if below_n else (
-            rows.new_empty(0, q, rows.shape[1])
-        )
+        views[layer] = rows[: below_n * q].reshape(below_n, q, -1)
     return views, clean
 
 

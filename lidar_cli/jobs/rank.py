@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, recognise, sha256
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, NoWeights, SettingsError
@@ -187,19 +185,26 @@ class _Job:
     def ranking(self, by: Metric) -> Ranking:
         """What was scored, in order. Raises InputError if nothing was."""
         if not self.scored:
-            first = f"; the first: {self.failed[0].path}: {self.failed[0].reason}" if self.failed else ""
+            first = (
+                f"; the first: {self.failed[0].path}: {self.failed[0].reason}"
+                if self.failed
+                else ""
+            )
             raise InputError(
                 f"{self.directory}: nothing could be ranked ({len(self.failed)} failed, "
                 f"{len(self.skipped)} skipped{first})"
             )
         groups: dict[str, list[tuple[Row, dict[str, Any]]]] = {}
-        for path, aliases, score, provenance in self.scored:
-            common = comparable(score, provenance)
-            value = score.value(by.name)
-            row = Row(path, aliases, score, value, score.notes.get(by.name))
+        for path, aliases, result, provenance in self.scored:
+            common = comparable(result, provenance)
+            value = result.value(by.name)
+            row = Row(path, aliases, result, value, result.notes.get(by.name))
             groups.setdefault(repr(sorted(common.items())), []).append((row, common))
         ordered = sorted(
-            (Group(members[0][1], order([row for row, _ in members], by)) for members in groups.values()),
+            (
+                Group(members[0][1], order([row for row, _ in members], by))
+                for members in groups.values()
+            ),
             key=lambda group: -len(group.rows),
         )
         return Ranking(
@@ -274,8 +279,11 @@ class _Job:
             run(plan, loaded, samples, again, output, self.device, self.watcher)
 
     def _extract_settings(self, layer: str) -> ExtractSettings:
-        shared = {name: getattr(self.settings, name) for name in ExtractSettings.__dataclass_fields__
-                  if hasattr(self.settings, name)}
+        shared = {
+            name: getattr(self.settings, name)
+            for name in ExtractSettings.__dataclass_fields__
+            if hasattr(self.settings, name)
+        }
         return ExtractSettings(**(shared | {"layer": layer, "resume": True}))
 
     def _score_features(self, path: Path, layer: str) -> Score:
@@ -289,7 +297,7 @@ class _Job:
 
 def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for two scores to be compared."""
-    common = {
+    return {
         "samples": provenance.get("samples_sha256"),
         "data": provenance.get("data"),
         "seed": provenance.get("seed"),
@@ -302,7 +310,6 @@ def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
         "delta": score.delta,
         "normalised": score.normalized,
     }
-    return common
 
 
 def order(rows: list[Row], by: Metric) -> tuple[Row, ...]:
@@ -349,7 +356,9 @@ def _warnings(groups: list[Group], by: Metric) -> Iterator[str]:
             if row.score.noise_fraction is not None and row.score.noise_fraction > MISLEADING_NOISE
         ]
         if by.name == "lidar" and 2 * len(noisy) > len(group.rows):
-            pick = order([replace(row, value=row.score.pillai) for row in group.rows], METRICS["pillai"])[0]
+            pick = order(
+                [replace(row, value=row.score.pillai) for row in group.rows], METRICS["pillai"]
+            )[0]
             would = f"pillai would pick {pick.path}" if pick.value is not None else "pillai is null"
             yield (
                 f"view noise is more than half of the LDA trace in {len(noisy)} of "

@@ -203,7 +203,7 @@ class _NonFinite:
         if self._first is not None:
             raise InputError(
                 f"{self._of}: {self._values} values are NaN or Inf, in {self._samples} samples, "
-                f"the first is sample {self._first}; check the checkpoint or the precision it ran in"
+                f"the first is sample {self._first}; check the checkpoint or its precision"
             )
 
 

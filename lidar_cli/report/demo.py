@@ -9,7 +9,15 @@ from lidar_cli.jobs.demo import Demo
 from lidar_cli.report.numbers import console, print_columns, text_of
 from lidar_cli.report.ranking import heading, print_remarks, shown
 
-SHOWN = ("lidar", "lidar_corrected", "pillai", "information", "reliable_rank", "rankme", "alpha_req")
+SHOWN = (
+    "lidar",
+    "lidar_corrected",
+    "pillai",
+    "information",
+    "reliable_rank",
+    "rankme",
+    "alpha_req",
+)
 
 
 def print_demo(demo: Demo) -> None:
@@ -51,7 +59,9 @@ def print_demo(demo: Demo) -> None:
     out.print(table)
     out.print()
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in demo.seconds.items())
-    out.print(Text(f"{took}; the same ranking again: lidar rank {demo.ranking.directory}"), soft_wrap=True)
+    out.print(
+        Text(f"{took}; the same ranking again: lidar rank {demo.ranking.directory}"), soft_wrap=True
+    )
     out.print(Text(demo.attribution, style="dim"), soft_wrap=True)
 
 

@@ -49,7 +49,9 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
         axes.grid(True, which="major", alpha=0.25, lw=0.5)
         axes.spines[["top", "right"]].set_visible(False)
     if panels:
-        figure.axes[0].set_ylabel("eigenvalue (dashed: edge of view noise)" if panels[0] == "lda" else "eigenvalue")
+        figure.axes[0].set_ylabel(
+            "eigenvalue (dashed: edge of view noise)" if panels[0] == "lda" else "eigenvalue"
+        )
         if len(scores) <= 12:
             figure.axes[-1].legend(fontsize=7, frameon=False, loc="lower left")
     try:
