@@ -53,8 +53,9 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
             continue
         cleaned = clean(str(name))
         if cleaned in tensors:
+            both = some([originals[cleaned], str(name)])
             raise CheckpointError(
-                f"{path}: both {originals[cleaned]} and {name} are {cleaned} without the additions "
+                f"{path}: {both} are one name without the additions "
                 "of wrappers; expected one; save the state dict of one model"
             )
         tensors[cleaned], originals[cleaned] = value, str(name)

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from lidar_cli.checkpoints.weights import some
 from lidar_cli.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -94,8 +95,8 @@ def spec(shapes: Shapes, width: int, activation: str, origin: str) -> HeadSpec:
         match = re.fullmatch(r"(\d+)\.(\w+)", name)
         if match is None:
             raise CheckpointError(
-                f"{origin}: {name} is not a tensor of a numbered layer; expected Linear, BatchNorm "
-                "and LayerNorm in a Sequential; name your own code with --model"
+                f"{origin}: {some([name])} is not a tensor of a numbered layer; expected "
+                "Linear, BatchNorm and LayerNorm in a Sequential; name your own code with --model"
             )
         tensors.setdefault(int(match[1]), {})[match[2]] = shape
     layers: list[Layer] = []
@@ -125,7 +126,7 @@ def _layer(
         kind, into, out = "layernorm", *weight * 2
     else:
         raise CheckpointError(
-            f"{origin}: layer {index} with {', '.join(shapes)} is not a Linear, BatchNorm or "
+            f"{origin}: layer {index} with {some(shapes)} is not a Linear, BatchNorm or "
             "LayerNorm; name your own code with --model"
         )
     if into != width:

@@ -101,7 +101,7 @@ def _copied(name: str, tensor: Tensor, is_weight: bool, origin: str) -> Tensor:
 
 
 def some(names: Iterable[str], shown: int = 3) -> str:
-    """A few names, and how many more there are."""
-    names = list(names)
+    """A few names, and how many more there are; a name never breaks the line."""
+    names = [name if name.isprintable() else ascii(name) for name in names]
     text = ", ".join(names[:shown])
     return text if len(names) <= shown else f"{text} and {len(names) - shown} more"

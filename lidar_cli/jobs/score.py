@@ -22,9 +22,7 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, ScoreSettings, nearest, parse_size
 
-RIDGE_REMARK = (
-    0.05  # share of the ridge in tr(Sw^-1) above which the scale of the embedding matters
-)
+RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
 DEGREES_REMARK = 5  # below n (q - 1) = 5 d the within covariance is poorly determined
 NO_VIEWS = "rows without views; give --views-per-sample, or an array (n, q, d)"
 

@@ -1,0 +1,18 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Derandomised, so that a failure is the same one on every machine; torch's first call is slow.
+settings.register_profile(
+    "lidar",
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("lidar")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
