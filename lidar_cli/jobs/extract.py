@@ -118,6 +118,7 @@ def extract_checkpoint(
     if not settings.resume:
         check_absent(output, settings.overwrite)
     device = find_device(settings.device)
+    find_recipe(settings.views, settings.pixel_stats)  # a mistyped name is told before the work
     loaded = open_checkpoint(
         checkpoint, arch=settings.arch, model=settings.model, activation=settings.activation
     ).to(device)

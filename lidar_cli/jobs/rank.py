@@ -23,6 +23,7 @@ from lidar_cli.jobs.score import Score, score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
 from lidar_cli.settings import ExtractSettings, RankSettings, nearest
+from lidar_cli.views import find_recipe
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".safetensors", ".torch", ".bin")
 FEATURE_SUFFIXES = (".h5", ".hdf5")
@@ -94,6 +95,7 @@ def rank_directory(
     """
     watcher = watcher or Watcher()
     by = find_metric(settings.by)
+    find_recipe(settings.views, settings.pixel_stats)  # a mistyped name is told before the work
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")
     job = _Job(directory, settings, watcher)

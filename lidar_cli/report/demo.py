@@ -24,7 +24,7 @@ def print_demo(demo: Demo) -> None:
     """The ranking, the correlations, and what it took."""
     out = console()
     for group in demo.ranking.groups:
-        out.print(Text(heading(group, demo.ranking)), soft_wrap=True)
+        out.print(Text(heading(group, demo.ranking)))
         rows = [
             [
                 str(row.rank),
@@ -37,7 +37,7 @@ def print_demo(demo: Demo) -> None:
         print_columns(out, ["rank", "checkpoint", "probe %", *SHOWN], rows, fixed=2)
         print_remarks(out, group, demo.ranking)
     for warning in demo.ranking.warnings:
-        out.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+        out.print(Text(f"warning: {warning}", style="yellow"))
     spread = 100 * (max(demo.accuracies.values()) - min(demo.accuracies.values()))
     out.print()
     out.print(
@@ -45,8 +45,7 @@ def print_demo(demo: Demo) -> None:
             f"Rank correlation with the linear probe ({len(demo.accuracies)} checkpoints, "
             f"{demo.n_train} training and {demo.n_test} test images, accuracies span "
             f"{spread:.1f} points); positive: the metric's better direction agrees"
-        ),
-        soft_wrap=True,
+        )
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("metric")
@@ -59,10 +58,8 @@ def print_demo(demo: Demo) -> None:
     out.print(table)
     out.print()
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in demo.seconds.items())
-    out.print(
-        Text(f"{took}; the same ranking again: lidar rank {demo.ranking.directory}"), soft_wrap=True
-    )
-    out.print(Text(demo.attribution, style="dim"), soft_wrap=True)
+    out.print(Text(f"{took}; the same ranking again: lidar rank {demo.ranking.directory}"))
+    out.print(Text(demo.attribution, style="dim"))
 
 
 def _signed(value: float | None) -> str:

@@ -42,10 +42,14 @@ def print_columns(
 ) -> None:
     """A table whose first `fixed` columns stand again before each block of columns that fits.
 
-    The columns after them hold numbers and are aligned right.
+    The columns after them hold numbers and are aligned right. On a terminal a long name is broken
+    at its last underscore; elsewhere it stays a single word.
     """
+    if out.is_terminal:
+        headers = ["\n".join(header.rsplit("_", 1)) for header in headers]
     widths = [
-        max([len(header), *(len(row[at]) for row in rows)]) for at, header in enumerate(headers)
+        max(len(line) for line in [*header.split("\n"), *(row[at] for row in rows)])
+        for at, header in enumerate(headers)
     ]
     shrunk = min(widths[fixed - 1], max(16, out.width // 3))
     taken = sum(widths[: fixed - 1]) + shrunk + 2 * fixed

@@ -125,7 +125,7 @@ def print_tables(ranking: Ranking) -> None:
     for at, group in enumerate(ranking.groups):
         if at:
             out.print()
-        out.print(Text(heading(group, ranking)), soft_wrap=True)
+        out.print(Text(heading(group, ranking)))
         rows = [
             [
                 str(row.rank),
@@ -138,12 +138,12 @@ def print_tables(ranking: Ranking) -> None:
         print_remarks(out, group, ranking)
     for left in ranking.failed:
         where = shown(left.path, ranking.directory)
-        out.print(Text(f"failed: {where}: {left.reason}", style="red"), soft_wrap=True)
+        out.print(Text(f"failed: {where}: {left.reason}", style="red"))
     for left in ranking.skipped:
         where = shown(left.path, ranking.directory)
-        out.print(Text(f"skipped: {where}: {left.reason}", style="dim"), soft_wrap=True)
+        out.print(Text(f"skipped: {where}: {left.reason}", style="dim"))
     for warning in ranking.warnings:
-        out.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+        out.print(Text(f"warning: {warning}", style="yellow"))
 
 
 def shown(path: str, directory: str) -> str:
@@ -157,9 +157,9 @@ def print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
         where = shown(row.path, ranking.directory)
         if row.aliases:
             also = ", ".join(shown(alias, ranking.directory) for alias in row.aliases)
-            out.print(Text(f"{where}: the same file as {also}", style="dim"), soft_wrap=True)
+            out.print(Text(f"{where}: the same file as {also}", style="dim"))
         if row.reason:
-            out.print(Text(f"{where}: no {ranking.by.name}: {row.reason}"), soft_wrap=True)
+            out.print(Text(f"{where}: no {ranking.by.name}: {row.reason}"))
     told: dict[str, list[Row]] = {}  # a remark that holds for many rows is said once
     for row in group.rows:
         for kind in row.score.warnings:
@@ -168,7 +168,7 @@ def print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
         where = shown(rows[0].path, ranking.directory)
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         warning = rows[0].score.warnings[kind]
-        out.print(Text(f"warning: {where}{more}: {warning}", style="yellow"), soft_wrap=True)
+        out.print(Text(f"warning: {where}{more}: {warning}", style="yellow"))
 
 
 def heading(group: Group, ranking: Ranking) -> str:

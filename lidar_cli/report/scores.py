@@ -76,19 +76,19 @@ def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
         prefix = f"{score.file}:{score.layer}: " if len(scores) > 1 else ""
         for reason in dict.fromkeys(score.notes.values()):
             without = [name for name, told in score.notes.items() if told == reason]
-            out.print(Text(f"{prefix}no {', '.join(without)}: {reason}"), soft_wrap=True)
+            out.print(Text(f"{prefix}no {', '.join(without)}: {reason}"))
         for warning in score.warnings.values():
-            out.print(Text(f"{prefix}warning: {warning}"), soft_wrap=True)
+            out.print(Text(f"{prefix}warning: {warning}"))
 
 
 def _print_one(score: Score, names: Sequence[str]) -> None:
     out = console()
-    out.print(Text(f"{score.file}  layer {score.layer}"), soft_wrap=True)
+    out.print(Text(f"{score.file}  layer {score.layer}"))
     constants = f"delta = {score.delta:g}  epsilon = {score.epsilon:g}"
     unit = "  unit length" if score.normalized else ""
     data = f"  data: {score.data}" if score.data else ""
     shape = f"n = {score.n_samples}  q = {score.n_views}  d = {score.dim}"
-    out.print(Text(f"{shape}  {constants}{unit}{data}"), soft_wrap=True)
+    out.print(Text(f"{shape}  {constants}{unit}{data}"))
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)

@@ -64,7 +64,7 @@ class Terminal(Watcher):
         if text in self._said:
             return
         self._said.add(text)
-        if self._shown:
-            self._progress.console.print(text, markup=False, soft_wrap=True)
+        if self._console.is_terminal:
+            self._console.print(text, markup=False)
         else:
             sys.stderr.write(text + "\n")

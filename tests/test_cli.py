@@ -1,0 +1,167 @@
+"""The command line as a shell sees it: streams, exit statuses, one line for each mistake."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lidar_cli.errors import LidarError
+from lidar_cli.settings import COMMANDS
+
+
+def lidar(*arguments: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m lidar_cli` in a directory of its own, as a real process."""
+    import os
+
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LIDAR_")} | more
+    command = [sys.executable, "-m", "lidar_cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def views(tmp_path: Path) -> Path:
+    """An array (40, 3, 8) with signal, as .npy."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 3 * torch.randn(40, 1, 8, generator=generator)
+    path = tmp_path / "views.npy"
+    np.save(path, (centres + torch.randn(40, 3, 8, generator=generator)).numpy())
+    return path
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_names_every_option_and_its_default(command: str, tmp_path: Path) -> None:
+    shown = lidar(command, "--help", cwd=tmp_path, COLUMNS="200")
+    assert shown.returncode == 0
+    assert shown.stderr == ""
+    for field in dataclasses.fields(COMMANDS[command]):
+        for flag in field.metadata["flags"]:
+            assert re.search(rf"(?<![\w-]){flag}\b", shown.stdout), flag
+        if field.default not in (None, False):
+            assert f"[default: {field.default}]" in shown.stdout or "[auto:" in shown.stdout
+
+
+def test_score_json_is_alone_on_stdout(views: Path) -> None:
+    done = lidar("score", views, "--json", cwd=views.parent)
+    assert done.returncode == 0
+    (score,) = json.loads(done.stdout)
+    contract = (
+        "file layer n_samples n_views dim delta epsilon lidar noise_fraction n_above_noise "
+        "lidar_corrected pillai information reliable_rank rankme rankme_source rankme_rows "
+        "rankme_augmented alpha_req alpha_req_r2 notes"
+    )
+    assert set(contract.split()) <= score.keys()
+    assert (score["n_samples"], score["n_views"], score["dim"]) == (40, 3, 8)
+    assert score["alpha_req"] is None
+    assert "it needs d >= 100" in score["notes"]["alpha_req"]
+
+
+def test_score_csv_is_alone_on_stdout(views: Path) -> None:
+    done = lidar("score", views, views, "--csv", cwd=views.parent)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
+    assert float(rows[0]["lidar"]) > 1
+    assert rows[0]["alpha_req"] == ""
+
+
+def test_a_table_in_a_pipe_has_no_colour_and_is_not_cut(views: Path) -> None:
+    long = views.rename(views.parent / ("a" * 120 + ".npy"))
+    done = lidar("score", long, long, cwd=views.parent, FORCE_COLOR="", COLUMNS="40")
+    assert "\x1b" not in done.stdout
+    assert done.stdout.count("a" * 120) >= 2
+    header = done.stdout.splitlines()[0].split()
+    assert header[:5] == ["n", "q", "d", "file", "lidar"]
+
+
+def test_one_bad_file_does_not_hide_the_others(views: Path) -> None:
+    done = lidar("score", views, "absent.npy", "--json", cwd=views.parent)
+    assert done.returncode == 3
+    assert len(json.loads(done.stdout)) == 1
+    assert done.stderr == "error: absent.npy: cannot be opened: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["score", "views.npy", "--metrics", "lidr"], 2, "no metric 'lidr'; did you mean lidar?"),
+        (["score", "views.npy", "--json", "--csv"], 2, "--json and --csv exclude each other"),
+        (["score", "views.npy", "--delta", "-1"], 2, "--delta = -1.0: input should be greater"),
+        (["score", "views.npy", "--device", "gpu"], 2, "expected auto, cpu, cuda or cuda:N"),
+        (["score", "views.npy", "--memory", "lots"], 2, "'lots' is not a memory size"),
+        (["score", "views.npy", "--plot", "a.pdf"], 2, "ends in .png or .svg"),
+        (["score", "views.npy", "--views-per-sample", "7"], 3, "leave the option out"),
+        (["score", "views.npy", "--dataset", "x"], 3, "no array 'x'"),
+        (["score", "."], 3, "is a directory; score takes files"),
+        (["rank", "."], 3, "no checkpoint in it"),
+        (["rank", "absent"], 3, "no such directory"),
+        (["rank", ".", "--by", "lida"], 2, "did you mean lidar?"),
+        (["rank", ".", "--quiet", "--json"], 2, "exclude each other"),
+        (["extract", "absent.pt"], 3, "absent.pt: no such file"),
+        (["extract", "views.npy"], 3, "views.npy"),
+        (["extract", "views.npy", "--views", "simclrr"], 2, "did you mean simclr?"),
+        (["extract", "views.npy", "--precision", "half"], 2, "--precision = 'half'"),
+    ],
+)
+def test_each_mistake_is_one_line_and_a_status(
+    views: Path, arguments: list[str], status: int, text: str
+) -> None:
+    done = lidar(*arguments, cwd=views.parent)
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert text in last
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_option_is_wrong_usage(tmp_path: Path) -> None:
+    done = lidar("score", "x.h5", "--bogus", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
+
+
+def test_plot_without_its_extra_names_it(views: Path) -> None:
+    # A directory that stands first on the path and holds a matplotlib that cannot be imported.
+    block = views.parent / "blocked"
+    block.mkdir()
+    (block / "matplotlib.py").write_text("raise ImportError('not installed')\n")
+    done = lidar("score", views, "--plot", "a.png", cwd=views.parent, PYTHONPATH=str(block))
+    assert done.returncode == 2
+    assert "pip install 'lidar-cli[plot]'" in done.stderr
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_plot_writes_a_picture(views: Path, suffix: str) -> None:
+    done = lidar("score", views, "--plot", f"spectra.{suffix}", cwd=views.parent)
+    assert done.returncode == 0, done.stderr
+    head = (views.parent / f"spectra.{suffix}").read_bytes()[:200]
+    assert head.startswith(b"\x89PNG") or b"<?xml" in head
+
+
+def test_a_reader_that_leaves_early_causes_no_trace(views: Path) -> None:
+    command = f"{sys.executable} -m lidar_cli score {views} --json | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_version_and_module_are_the_same_program(tmp_path: Path) -> None:
+    from lidar_cli import __version__
+
+    assert lidar("--version", cwd=tmp_path).stdout == f"lidar {__version__}\n"
+
+
+def test_every_error_has_a_status_of_the_contract() -> None:
+    def tree(cls: type[LidarError]) -> set[type[LidarError]]:
+        return {cls}.union(*(tree(sub) for sub in cls.__subclasses__()))
+
+    assert {cls.exit_status for cls in tree(LidarError)} == {2, 3}
