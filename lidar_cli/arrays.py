@@ -130,9 +130,9 @@ def _npy(path: Path) -> Stored:
     _check_size(path, offset + math.prod(shape) * dtype.itemsize)
 
     def read(start: int, stop: int) -> Tensor:
-        at = offset + start * row * dtype.itemsize
-        flat = np.fromfile(path, dtype, count=(stop - start) * row, offset=at)
-        native = flat.astype(dtype.newbyteorder("="), copy=False)
+        row_bytes = row * dtype.itemsize
+        data = _read_at(path, offset + start * row_bytes, (stop - start) * row_bytes)
+        native = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(native).view(stop - start, *shape[1:])
 
     return Stored(tuple(shape), dtype.itemsize, read)
@@ -176,9 +176,8 @@ def _safetensor(path: Path, entry: Mapping[str, object], base: int) -> Stored:
     row = math.prod(shape[1:])
 
     def read(start: int, stop: int) -> Tensor:
-        with path.open("rb") as file:
-            file.seek(base + begin + start * row * dtype.itemsize)
-            data = bytearray(file.read((stop - start) * row * dtype.itemsize))
+        row_bytes = row * dtype.itemsize
+        data = _read_at(path, base + begin + start * row_bytes, (stop - start) * row_bytes)
         return torch.frombuffer(data, dtype=dtype).view(stop - start, *shape[1:])
 
     return Stored(shape, dtype.itemsize, read)
@@ -223,6 +222,19 @@ def _in_memory(tensor: Tensor) -> Stored:
     return Stored(
         tuple(tensor.shape), tensor.element_size(), lambda start, stop: tensor[start:stop]
     )
+
+
+def _read_at(path: Path, at: int, count: int) -> bytearray:
+    data = bytearray(count)
+    try:
+        with path.open("rb") as file:
+            file.seek(at)
+            found = file.readinto(data)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if found < count:  # it was long enough when it was opened
+        raise InputError(f"{path}: was truncated while it was read; copy or write the file again")
+    return data
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -104,6 +104,8 @@ class FeatureWriter:
         """
         partial = partial_path(path)
         try:
+            if not is_hdf5(partial):  # h5py would take an empty file for a new one
+                raise OSError("it does not begin as HDF5 files do")
             file = h5py.File(partial, "r+")
         except OSError as error:
             raise FeatureFileError(

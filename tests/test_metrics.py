@@ -209,7 +209,7 @@ def reason_for_no_correction(eigenvalues, n, q):
     return None
 
 
-SIZES = [(200, 4, 16), (2000, 2, 64), (300, 10, 64), (300, 3, 128)]
+SIZES = [(200, 4, 16), (1000, 2, 64), (300, 10, 64), (300, 3, 128)]
 
 
 @pytest.mark.parametrize(("n", "q", "d"), SIZES)

@@ -151,7 +151,6 @@ def make_plan(
     samples: Samples,
     settings: ExtractSettings,
     device: torch.device,
-    batch_size: int | None = None,
 ) -> Plan:
     """Settings, checkpoint and samples brought together.
 
@@ -167,7 +166,7 @@ def make_plan(
     loaded.set_image_size(size)
     layers = choose_layers(settings.layer, list(loaded.description.widths))
     widths = {layer: loaded.description.widths[layer] for layer in layers}
-    batch_size = batch_size or settings.batch_size or min(clean, _batch_size(size, q, device))
+    batch_size = settings.batch_size or _batch_size(loaded, layers, size, q, clean, device)
     provenance = {
         "checkpoint": path,
         "sha256": digest,
@@ -376,6 +375,18 @@ def _image_size(settings: SampleSettings, natural: int | None, samples: Samples)
     return settings.image_size or natural or samples.image_size or DEFAULT_IMAGE_SIZE
 
 
-def _batch_size(size: int, q: int, device: torch.device) -> int:
+def _batch_size(
+    loaded: Loaded, layers: list[str], size: int, q: int, total: int, device: torch.device
+) -> int:
+    """Samples a batch: as many as keep the device busy, halved until they fit its memory."""
     pixels = BATCH_PIXELS[device.type]
-    return max(1, min(MOST_SAMPLES_A_BATCH, math.floor(pixels / (size**2 * (q + 1)))))
+    most = math.floor(pixels / (size**2 * (q + 1)))
+    batch = max(1, min(MOST_SAMPLES_A_BATCH, most, total))
+    while device.type == "cuda" and batch > 1:
+        try:
+            loaded.embed(torch.zeros(batch * (q + 1), 3, size, size, device=device), layers)
+            break
+        except torch.OutOfMemoryError:
+            batch //= 2
+            torch.cuda.empty_cache()
+    return batch

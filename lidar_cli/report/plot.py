@@ -8,6 +8,7 @@ from pathlib import Path
 from lidar_cli.errors import MissingExtra, SettingsError
 from lidar_cli.jobs.score import Score
 
+ROUNDING = 1e-11  # eigenvalues below this share of the largest are not drawn
 PANELS = {
     "lda": "LDA (LiDAR)",
     "gram": "squared singular values (RankMe)",
@@ -38,7 +39,8 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for at, score in enumerate(scores):
-            spectrum = [value for value in score.spectra.get(name, []) if value > 0]
+            spectrum = score.spectra.get(name, [])
+            spectrum = [value for value in spectrum if value > ROUNDING * max(spectrum)]
             colour = f"C{at % 10}"
             ranks = range(1, len(spectrum) + 1)
             axes.loglog(ranks, spectrum, color=colour, lw=1.4, label=_label(score, scores))

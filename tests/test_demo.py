@@ -1,0 +1,88 @@
+"""The demo in miniature: the real code, fewer and shorter runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lidar_cli.errors import InputError
+from lidar_cli.jobs import demo, pretrain
+from lidar_cli.report.demo import print_demo
+from lidar_cli.settings import DemoSettings
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, demo.Demo]:
+    """Four runs of one or two epochs, ranked and probed."""
+    directory = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "RUNS", 4)
+        patch.setattr(pretrain, "EPOCHS", (1, 2))
+        return directory, demo.run_demo(directory, DemoSettings(device="cpu"))
+
+
+def test_every_run_is_saved_ranked_and_probed(ran: tuple[Path, demo.Demo]) -> None:
+    directory, found = ran
+    saved = sorted(map(str, (directory / "runs").rglob("*.pt")))
+    assert saved == sorted(found.hyperparameters) == sorted(found.accuracies)
+    (group,) = found.ranking.groups
+    assert [row.rank for row in group.rows] == [1, 2, 3, 4]
+    assert not found.ranking.failed
+    assert all(0.0 <= accuracy <= 1.0 for accuracy in found.accuracies.values())
+    assert group.common["layer"] == "projector"
+    assert (group.common["n"], group.common["q"]) == (200, 4)
+
+
+def test_rank_on_the_same_directory_gives_the_same_order(ran: tuple[Path, demo.Demo]) -> None:
+    directory, found = ran
+    command = [sys.executable, "-m", "lidar_cli", "rank", str(directory / "runs"), "--json"]
+    again = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    expected = [(row.path, row.value) for row in found.ranking.groups[0].rows]
+    assert [(row["path"], row["value"]) for row in again["checkpoints"]] == expected
+    assert again["data"] == "embedded"
+
+
+def test_a_second_demo_uses_the_checkpoints_of_the_first(
+    ran: tuple[Path, demo.Demo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, found = ran
+    monkeypatch.setattr(demo, "RUNS", 4)
+    monkeypatch.setattr(pretrain, "EPOCHS", (1, 2))
+    times = {path: Path(path).stat().st_mtime_ns for path in found.hyperparameters}
+    again = demo.run_demo(directory, DemoSettings(device="cpu"))
+    assert again.accuracies == found.accuracies
+    assert {path: Path(path).stat().st_mtime_ns for path in times} == times
+
+
+def test_another_seed_does_not_mix_with_it(
+    ran: tuple[Path, demo.Demo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = ran
+    monkeypatch.setattr(demo, "RUNS", 4)
+    with pytest.raises(InputError, match="is not a checkpoint of this demo and seed"):
+        demo.run_demo(directory, DemoSettings(device="cpu", seed=1))
+
+
+def test_the_report_shows_accuracies_correlations_and_attribution(
+    ran: tuple[Path, demo.Demo], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = ran
+    print_demo(found)
+    shown = capsys.readouterr().out
+    for path, accuracy in found.accuracies.items():
+        assert Path(path).parent.name in shown
+        assert f"{100 * accuracy:.1f}" in shown
+    assert "Spearman" in shown
+    assert "CC BY 2.0" in shown
+    assert "UCI" in shown
+
+
+def test_hyperparameters_are_half_simclr_half_vicreg(ran: tuple[Path, demo.Demo]) -> None:
+    _, found = ran
+    methods = [dataclasses.asdict(h)["method"] for h in found.hyperparameters.values()]
+    assert sorted(methods) == ["simclr", "simclr", "vicreg", "vicreg"]
