@@ -416,7 +416,7 @@ def _checksums(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
     sums = np.empty(len(clean), np.uint32)
     for i, row in enumerate(np.ascontiguousarray(clean)):
         start = zlib.crc32(np.ascontiguousarray(views[i])) if i < len(views) else 0
-        sums[i] = zlib.crc32(row, start)
+        sums[i] = zlib.crc32(row.data, start)
     return sums
 
 

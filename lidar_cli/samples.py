@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import sys
+import tarfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lidar_cli.embedded import embedded_images
 from lidar_cli.errors import InputError, MissingExtra
 from lidar_cli.settings import EMBEDDED, SampleSettings
 
-TRAIN, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test", "eval")
+SAME_SPLIT = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
 Encoded = Callable[[int], tuple[bytes | Image.Image | np.ndarray, int]]
 
 
@@ -50,7 +53,7 @@ class Samples:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the ordered ids and encoded sizes."""
+        """sha256 of the ordered ids and encoded sizes: equal where the images are."""
         digest = hashlib.sha256()
         for name, size in zip(self.ids, self.sizes, strict=True):
             digest.update(f"{name}\0{size}\n".encode())
@@ -67,8 +70,11 @@ class Samples:
                 content = Image.open(io.BytesIO(content))
             if isinstance(content, Image.Image):
                 content = np.array(_rgb(content))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except InputError:
+            raise
+        except Exception as error:  # damaged bytes make decoders raise almost anything
+            unknown = isinstance(error, UnidentifiedImageError)
+            reason = "of no known image format" if unknown else _line(error)
             raise InputError(
                 f"{self.ids[i]} (in {self.data}): cannot be decoded as an image: {reason}; "
                 "repair or remove it"
@@ -109,8 +115,9 @@ def open_samples(settings: SampleSettings) -> Samples:
         return _webdataset(data, name, settings, count)
     if kind == "torch":
         return _torchvision(data, name, settings, count)
-    reader = _hugging_face(data, name, settings) if kind == "hfds" else _files(data, settings)
-    return _drawn(data, reader, count, settings.seed)
+    if kind == "hfds":
+        return _hugging_face(data, name, settings, count)
+    return _files(data, settings, count)
 
 
 def _embedded(count: int, seed: int) -> Samples:
@@ -126,8 +133,9 @@ def _embedded(count: int, seed: int) -> Samples:
     )
 
 
-def _files(data: str, settings: SampleSettings) -> Any:
+def _files(data: str, settings: SampleSettings, count: int) -> Samples:
     from timm.data.readers.reader_factory import create_reader
+    from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
     root = Path(data)
     if not root.exists():
@@ -135,20 +143,52 @@ def _files(data: str, settings: SampleSettings) -> Any:
             f"--data {data}: no such file or folder; expected an image folder, a .tar file, "
             "wds/NAME, hfds/NAME, torch/NAME or 'embedded'"
         )
-    if root.is_file() and root.suffix.lower() != ".tar":
+    is_tar = root.is_file()
+    if is_tar and root.suffix.lower() != ".tar":
         raise InputError(f"--data {data}: a file, and not a .tar; expected a folder of images")
-    if root.is_dir():
+    if not is_tar:
         root = _split_folder(root, settings.split)
+    elif settings.split is not None:
+        raise InputError(f"--data {data}: a .tar file has no splits; leave out --split")
     try:
-        return create_reader("", root=str(root))
-    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        reader = ReaderImageInTar(str(root)) if is_tar else create_reader("", root=str(root))
+    except (RuntimeError, ValueError, AssertionError, OSError, EOFError, tarfile.TarError) as error:
         raise InputError(f"--data {data}: no images could be listed: {_line(error)}") from error
+    order = _order(data, len(reader), count, settings.seed)
+
+    def read(i: int) -> tuple[bytes, int]:
+        if is_tar:
+            return _member(root, *reader.samples[order[i]]), int(reader.targets[order[i]])
+        file, label = reader[order[i]]
+        with file:
+            return file.read(), int(label)
+
+    ids = [_text(reader.filename(index)) for index in order]
+    if is_tar:
+        labels = [int(reader.targets[index]) for index in order]
+        sizes = [int(reader.samples[index][0].size) for index in order]
+        several = len(reader.class_name_to_idx) > 1
+    else:
+        labels = [int(reader.samples[index][1]) for index in order]
+        sizes = _file_sizes(data, [reader.samples[index][0] for index in order])
+        several = len(reader.class_to_idx) > 1
+    return Samples(data, ids, labels if several else None, sizes, read)
+
+
+def _member(path: Path, member: tarfile.TarInfo, _: object, inner: tarfile.TarInfo | None) -> bytes:
+    """A file of a tar file, or of a tar file inside it, read in place by any number of threads."""
+    with path.open("rb") as file:
+        file.seek(member.offset_data + (inner.offset_data if inner is not None else 0))
+        content = file.read(member.size)
+    if len(content) < member.size:
+        raise EOFError("the tar file ends inside it")
+    return content
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
     """The subfolder of a split, or the folder itself where it is not divided into splits."""
     asked = split or "train"
-    names = next((group for group in (TRAIN, HELD_OUT) if asked in group), (asked,))
+    names = next((group for group in SAME_SPLIT if asked in group), ())
     for name in (asked, *names):
         if (root / name).is_dir():
             return root / name
@@ -157,32 +197,67 @@ def _split_folder(root: Path, split: str | None) -> Path:
     return root
 
 
-def _hugging_face(data: str, name: str, settings: SampleSettings) -> Any:
+def _hugging_face(data: str, name: str, settings: SampleSettings, count: int) -> Samples:
     try:
-        import datasets  # noqa: F401
+        import datasets
     except ImportError as error:
         raise MissingExtra("data", "datasets", f"--data {data}") from error
     from timm.data.readers.reader_factory import create_reader
 
     root = str(settings.data_dir) if settings.data_dir else None
+    split = settings.split or "train"
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
-        return create_reader(f"hfds/{name}", root=root, split=settings.split or "train")
+        reader = create_reader(f"hfds/{name}", root=root, split=split)
     except Exception as error:  # the datasets package has no common base of its errors
         raise InputError(f"--data {data}: cannot be loaded: {_line(error)}") from error
+    order = _order(data, len(reader), count, settings.seed)
+    images = reader.dataset.select_columns([reader.image_key])
+    classes = reader.dataset.remove_columns(reader.image_key)
+    lock = threading.Lock()
+
+    def read(i: int) -> tuple[bytes, int]:
+        with lock:
+            image = images[order[i]][reader.image_key]
+        return image["bytes"] or Path(image["path"]).read_bytes(), -1
+
+    ids, sizes, labels = [], [], []
+    for index in order:
+        image = images[index][reader.image_key] or {}  # a cell may be empty
+        content, path = image.get("bytes"), image.get("path")
+        if not content and not path:
+            raise InputError(
+                f"--data {data}: row {index} has no image in the column {reader.image_key!r}; "
+                f"its other columns: {', '.join(classes.column_names) or 'none'}"
+            )
+        ids.append(f"{split}/{index}" + (f"/{_text(Path(path).name)}" if path else ""))
+        sizes.append(len(content) if content else _file_sizes(data, [path])[0])
+        label = classes[index].get(reader.label_key) if classes.column_names else None
+        labels.append(label if isinstance(label, int) else -1)
+    known = any(label >= 0 for label in labels)
+    return Samples(data, ids, labels if known else None, sizes, read)
 
 
 def _torchvision(data: str, name: str, settings: SampleSettings, count: int) -> Samples:
     from timm.data import create_dataset
 
-    root = settings.data_dir
+    root, split = settings.data_dir, settings.split or "train"
     if root is None:
         raise InputError(f"--data {data}: needs --data-dir, the folder where torchvision keeps it")
     try:
-        dataset = create_dataset(f"torch/{name}", root=str(root), split=settings.split or "train")
+        dataset = create_dataset(f"torch/{name}", root=str(root), split=split)
         total = len(dataset)
-    except (RuntimeError, AssertionError, OSError, ValueError) as error:
+    except Exception as error:  # the many data sets share no base of their errors
         raise InputError(f"--data {data} in {root}: cannot be loaded: {_line(error)}") from error
     order = _order(data, total, count, settings.seed)
+    files = getattr(dataset, "imgs", None)  # those that are folders name their files
+    if files is not None:
+        paths = [Path(files[index][0]) for index in order]
+        labels = [int(files[index][1]) for index in order]
+        ids = [_text(os.path.relpath(path, root)) for path in paths]
+        sizes = _file_sizes(data, paths)
+        return Samples(data, ids, labels, sizes, lambda i: (paths[i].read_bytes(), labels[i]))
     lock = threading.Lock()
 
     def read(i: int) -> tuple[Image.Image, int]:
@@ -193,73 +268,42 @@ def _torchvision(data: str, name: str, settings: SampleSettings, count: int) -> 
     targets = getattr(dataset, "targets", None)
     return Samples(
         data=data,
-        ids=[str(index) for index in order],
+        ids=[f"{split}/{index}" for index in order],
         labels=[int(targets[index]) for index in order] if targets is not None else None,
         sizes=[0] * len(order),
         read=read,
     )
 
 
-def _drawn(data: str, reader: Any, count: int, seed: int) -> Samples:
-    """Samples of a timm reader with random access."""
-    order = _order(data, len(reader), count, seed)
-    lock = threading.Lock()  # a tar file, and whatever else a reader keeps open, has one position
-
-    def read(i: int) -> tuple[bytes, int]:
-        with lock:
-            file, label = reader[order[i]]
-            with file:
-                return file.read(), int(label)
-
-    ids = [str(reader.filename(index) or index) for index in order]
-    labels, sizes = _labels_and_sizes(reader, order)
-    return Samples(data, ids, labels, sizes, read)
-
-
-def _labels_and_sizes(reader: Any, order: Sequence[int]) -> tuple[list[int] | None, list[int]]:
-    """Labels (None where the data has a single class or none) and encoded sizes, without decoding.
-
-    What a reader of timm knows about its samples differs by reader.
-    """
-    if hasattr(reader, "dataset"):  # Hugging Face: the columns but the image's are cheap to read
-        known = reader.label_key in reader.dataset.column_names
-        column = reader.dataset.with_format(None)[reader.label_key] if known else []
-        return ([int(column[index]) for index in order] if known else None), [0] * len(order)
-    if hasattr(reader, "targets"):  # tar files
-        labels = [int(reader.targets[index]) for index in order]
-        sizes = [int(reader.samples[index][0].size) for index in order]
-        several = len(reader.class_name_to_idx) > 1
-    else:
-        labels = [int(reader.samples[index][1]) for index in order]
-        sizes = [Path(reader.samples[index][0]).stat().st_size for index in order]
-        several = len(reader.class_to_idx) > 1
-    return (labels if several else None), sizes
-
-
 def _webdataset(data: str, name: str, settings: SampleSettings, count: int) -> Samples:
     """The first N samples of a stream whose shards are shuffled by the seed, held encoded."""
     try:
-        import webdataset
+        from webdataset import tariterators
     except ImportError as error:
         raise MissingExtra("data", "webdataset", f"--data {data}") from error
     shards = _shards(data, name, settings)
     order = np.random.RandomState(settings.seed % 2**32).permutation(len(shards))
     ids, labels, contents = [], [], []
-    try:
-        stream = webdataset.DataPipeline(
-            webdataset.SimpleShardList([shards[index] for index in order]),
-            webdataset.tarfile_to_samples(handler=webdataset.reraise_exception),
-        )
-        for fields in stream:
-            if len(ids) == count:
-                break
-            content = next((fields[key] for key in _IMAGE_KEYS if key in fields), None)
-            if content is not None:
-                ids.append(str(fields["__key__"]))
-                labels.append(int(fields.get("cls", b"-1")))
-                contents.append(content)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"--data {data}: a shard cannot be read: {_line(error)}") from error
+    for shard in (shards[index] for index in order):
+        try:
+            with Path(shard).open("rb") as file:
+                files = tariterators.tar_file_expander([{"url": shard, "stream": file}])
+                for fields in tariterators.group_by_keys(files):
+                    if len(ids) == count:
+                        break
+                    content = next((fields[key] for key in _IMAGE_KEYS if key in fields), None)
+                    if content is not None:
+                        ids.append(str(fields["__key__"]))
+                        labels.append(_class(data, fields))
+                        contents.append(content)
+        except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            reason = reason or str(error.args[0] if error.args else type(error).__name__)
+            raise InputError(
+                f"--data {data}: the shard {shard} cannot be read: {reason.splitlines()[0]}"
+            ) from error
+        if len(ids) == count:
+            break
     if len(ids) < count:
         raise _too_few(data, len(ids), count)
     return Samples(
@@ -269,6 +313,16 @@ def _webdataset(data: str, name: str, settings: SampleSettings, count: int) -> S
         sizes=[len(content) for content in contents],
         read=lambda i: (contents[i], labels[i]),
     )
+
+
+def _class(data: str, fields: dict[str, Any]) -> int:
+    text = fields.get("cls", b"-1")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(
+            f"--data {data}: the class of {fields['__key__']} is {text!r}; expected a number"
+        ) from error
 
 
 _IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "ppm", "image")
@@ -311,6 +365,22 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns when it must drop a palette's transparency
     return image.convert("RGB")
+
+
+def _file_sizes(data: str, paths: Sequence[str | Path]) -> list[int]:
+    """Bytes of each file. Raises InputError, naming the file, if one cannot be reached."""
+    try:
+        return [Path(path).stat().st_size for path in paths]
+    except OSError as error:
+        raise InputError(
+            f"--data {data}: {_text(str(error.filename))} cannot be read: {error.strerror}; "
+            "repair or remove it"
+        ) from error
+
+
+def _text(name: str) -> str:
+    """A file name as text that can be stored, also where its bytes are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _line(error: BaseException) -> str:

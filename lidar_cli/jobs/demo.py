@@ -7,11 +7,17 @@ the code, the samples and the defaults of `lidar rank DIR/runs`.
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lidar_cli import settings as known
@@ -94,19 +100,46 @@ def _train_all(
         )
     if runs.is_dir():
         _refuse_other_runs(runs, drawn)
-    for index, (path, hyperparameters) in enumerate(drawn.items()):
-        watcher.progress("training checkpoints", index, len(drawn))
-        if path.exists():
-            continue
-        trained = pretrain(images.images[images.train], hyperparameters, seed)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(trained, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-    watcher.progress("training checkpoints", len(drawn), len(drawn))
+    pictures = images.images[images.train]
+    tasks = [
+        (path, pictures, hyperparameters, seed * RUNS + index)
+        for index, (path, hyperparameters) in enumerate(drawn.items())
+        if not path.exists()
+    ]
+    # One thread a run and a process a core: twelve small networks use the cores best side by side,
+    # and the weights do not depend on how many cores there are.
+    workers = max(1, min(os.cpu_count() or 1, len(tasks)))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_single_thread)
+    try:
+        training = [pool.submit(_train, *task) for task in tasks]
+        done = len(drawn) - len(tasks)
+        watcher.progress("training checkpoints", done, len(drawn))
+        for future in as_completed(training):
+            future.result()
+            done += 1
+            watcher.progress("training checkpoints", done, len(drawn))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return {str(path): hyperparameters for path, hyperparameters in drawn.items()}
+
+
+def _single_thread() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it without a trace
+
+
+def _train(
+    path: Path, images: NDArray[np.uint8], hyperparameters: Hyperparameters, seed: int
+) -> None:
+    """Train one run and save it as a whole or not at all. Raises InputError if it cannot."""
+    trained = pretrain(images, hyperparameters, seed)
+    unfinished = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(trained, unfinished)
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _refuse_other_runs(runs: Path, drawn: dict[Path, Hyperparameters]) -> None:

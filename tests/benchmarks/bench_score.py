@@ -9,7 +9,6 @@ Needs psutil, about 1.7 GB of free disk in the temporary directory, and some min
 
 import argparse
 import csv
-import os
 import statistics
 import subprocess
 import sys
@@ -84,15 +83,24 @@ def write_embeddings(path, n, q=10, d=512, chunk=1000):
                 out[start : start + chunk] = rng.standard_normal((chunk, q, d), np.float32)
 
 
+# A child starts out with the high-water mark of the process that forks it, and this one has grown:
+# a fresh interpreter of a few MB stands between.
+MEASURE = """
+import os, subprocess, sys
+with subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL) as child:
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+print(usage.ru_maxrss)
+sys.exit(child.returncode)
+"""
+
+
 def peak_memory(command):
     """Largest resident size in MB of a child, as the kernel accounts for it, and its seconds."""
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == 0, command
+    measured = [sys.executable, "-c", MEASURE, *command]
+    seconds, ended = timed(lambda: subprocess.run(measured, check=True, stdout=subprocess.PIPE))
     scale = 1 if sys.platform == "darwin" else 1024
-    return usage.ru_maxrss * scale / 2**20, time.perf_counter() - start
+    return int(ended.stdout) * scale / 2**20, seconds
 
 
 def bench_memory(folder):
@@ -139,7 +147,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="solve,memory,start")
     parts = parser.parse_args().only.split(",")
-    rows = []
+    cores, version = psutil.cpu_count(), torch.__version__.split("+")[0]
     with tempfile.TemporaryDirectory() as name:
         benches = {
             "solve": bench_solve,
@@ -147,17 +155,16 @@ def main():
             "start": lambda: bench_start(Path(name)),
         }
         for part in parts:
+            rows = []
             for what, value, unit in benches[part]():
                 print(f"{what:<52} {value:>12.4g} {unit}", flush=True)
-                rows.append((what, f"{value:.6g}", unit))
-    cores, version = psutil.cpu_count(), torch.__version__.split("+")[0]
-    machine = f"cpu-{cores}core-torch{version}-float64"
-    path = RESULTS / f"score-{machine}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["what", "value", "unit"])
-        writer.writerows(rows)
-    print(f"wrote {path}")
+                rows.append((what, f"{value:.4g}", unit))
+            path = RESULTS / f"{part}-cpu-{cores}core-torch{version}-float64.csv"
+            with path.open("w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(["what", "value", "unit"])
+                writer.writerows(rows)
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,153 @@
+"""Small real inputs for the tests: checkpoints with random weights, photographs in files."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints.resnet import Block, ResNet, ResNetSpec
+
+WIDTHS = (4, 8, 12, 16)  # channels of the four stages; the last is d of the backbone
+PROJECTED = 8  # d of the projector
+
+
+class Network(nn.Module):
+    """A backbone and a projector, as training scripts name them."""
+
+    def __init__(self, widths: Sequence[int] = WIDTHS, projected: int | None = PROJECTED) -> None:
+        super().__init__()
+        self.backbone = narrow_resnet(widths)
+        if projected is not None:
+            self.projector = nn.Sequential(
+                nn.Linear(widths[-1], projected),
+                nn.BatchNorm1d(projected),
+                nn.ReLU(),
+                nn.Linear(projected, projected),
+            )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        outputs = {"backbone": self.backbone(x)}
+        if hasattr(self, "projector"):
+            outputs["projector"] = self.projector(outputs["backbone"])
+        return outputs
+
+
+def narrow_resnet(widths: Sequence[int] = WIDTHS) -> ResNet:
+    """A ResNet of one basic block a stage."""
+    stages, into = [], widths[0]
+    for number, width in enumerate(widths):
+        stride = 1 if number == 0 else 2
+        stages.append(
+            (Block(into, width, width, stride, 1, bottleneck=False, downsample=number > 0),)
+        )
+        into = width
+    return ResNet(ResNetSpec(widths[0], 3, tuple(stages)))
+
+
+def network(
+    seed: int = 0, widths: Sequence[int] = WIDTHS, projected: int | None = PROJECTED
+) -> Network:
+    """A network in eval mode whose weights and statistics are random, by seed."""
+    made = Network(widths, projected)
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in made.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2.0, generator=generator)
+        elif tensor.dim() == 1:
+            tensor.uniform_(-0.5, 0.8, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.normal_(0.0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+    return made.eval()
+
+
+def state_dict(seed: int = 0, prefix: str = "module.", **shape: Any) -> dict[str, Tensor]:
+    """The weights of `network`, as a parallel wrapper names them."""
+    return {f"{prefix}{key}": value for key, value in network(seed, **shape).state_dict().items()}
+
+
+def checkpoint(path: Path, seed: int = 0, **shape: Any) -> Path:
+    """A checkpoint file as a training script would save it.
+
+    shape: widths; projected, None for no projector.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"epoch": 3, "state_dict": state_dict(seed, **shape)}, path)
+    return path
+
+
+@functools.cache
+def photographs() -> tuple[NDArray[np.uint8], ...]:
+    """The two photographs that scikit-learn ships, [427, 640, 3]."""
+    return tuple(load_sample_images().images)
+
+
+def crop(index: int, height: int = 40, width: int = 48) -> NDArray[np.uint8]:
+    """A piece of a photograph, a different one for each index below 300."""
+    photograph = photographs()[index % 2]
+    top, left = 97 * index % (427 - height), 53 * index % (640 - width)
+    return np.ascontiguousarray(photograph[top : top + height, left : left + width])
+
+
+def encoded(image: NDArray[np.uint8], kind: str = "PNG") -> bytes:
+    """An image file's content; PNG loses nothing."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind)
+    return file.getvalue()
+
+
+def size(index: int) -> tuple[int, int]:
+    """Height and width of the index-th image of a folder, of many shapes."""
+    return 33 + 7 * index % 30, 40 + 11 * index % 35
+
+
+def image_folder(folder: Path, count: int, classes: Sequence[str] = ()) -> Path:
+    """PNG files of different sizes, dealt out to the classes in turn, or flat without any."""
+    for index in range(count):
+        into = folder / classes[index % len(classes)] if classes else folder
+        into.mkdir(parents=True, exist_ok=True)
+        (into / f"{index:03}.png").write_bytes(encoded(crop(index, *size(index))))
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, without settings of ours, on one thread and off line."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("LIDAR_")}
+    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
+
+
+def lidar(*arguments: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """`python -m lidar_cli` as a real process."""
+    command = [sys.executable, "-m", "lidar_cli", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=120
+    )
+
+
+def lidar_here(
+    *arguments: object, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> subprocess.CompletedProcess[str]:
+    """The same program in this process, which spares loading torch again."""
+    from lidar_cli.__main__ import main
+
+    words = [str(argument) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["lidar", *words])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main()
+    told = capfd.readouterr()
+    status = left.value.code if isinstance(left.value.code, int) else int(bool(left.value.code))
+    return subprocess.CompletedProcess(words, status, told.out, told.err)

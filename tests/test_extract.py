@@ -1,0 +1,574 @@
+"""A checkpoint and a folder of photographs to a feature file: right, repeatable, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from make import (
+    PROJECTED,
+    WIDTHS,
+    Network,
+    checkpoint,
+    crop,
+    encoded,
+    environment,
+    image_folder,
+    lidar,
+    network,
+    size,
+    state_dict,
+)
+
+from lidar_cli import extract
+from lidar_cli.errors import CheckpointError, FeatureFileError, InputError, SettingsError
+from lidar_cli.features import partial_path
+from lidar_cli.jobs.extract import Extraction, extract_checkpoint, identity
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.samples import open_samples
+from lidar_cli.settings import ExtractSettings
+from lidar_cli.views import Views, find_recipe
+
+SIZE = 32  # pixels of the views
+N, Q = 13, 3
+# Another batch size lets the kernels add in another order. Seen: 2.4e-7 at values of up to 4.
+BATCH_TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint with a projector, and 20 photographs of different sizes in three classes."""
+    folder = tmp_path_factory.mktemp("inputs")
+    return checkpoint(folder / "ckpt.pt"), image_folder(folder / "images", 20, ["a", "b", "c"])
+
+
+def run(inputs: tuple[Path, Path], output: Path, **more: Any) -> Extraction:
+    """Extract N samples at Q views in batches of 5, unless told otherwise."""
+    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5, "device": "cpu"}
+    settings = ExtractSettings(data=str(inputs[1]), output=output, **(known | more))
+    return extract_checkpoint(inputs[0], settings)
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Every dataset and attribute of a feature file."""
+    found: dict[str, Any] = {}
+    with h5py.File(path, "r") as file:
+        file.visititems(
+            lambda name, item: found.update({name: item[()]} if hasattr(item, "shape") else {})
+        )
+        found |= {f"attribute {name}": value for name, value in file.attrs.items()}
+    return found
+
+
+def assert_same(one: Path, two: Path, but: tuple[str, ...] = ()) -> None:
+    """Equal bit for bit; `but` names fields of the provenance that may differ."""
+    a, b = contents(one), contents(two)
+    assert a.keys() == b.keys()
+    for name in a:
+        if name == "attribute provenance":
+            told = [json.loads(found[name]) for found in (a, b)]
+            for key in but:
+                assert told[0].pop(key) != told[1].pop(key)
+            assert told[0] == told[1]
+        else:
+            assert np.array_equal(a[name], b[name]), name
+
+
+def naive(
+    inputs: tuple[Path, Path], layer: str, n: int, clean: int, seed: int = 0, views: str = "simclr"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (n, q, d) of views and (clean, d): one image at a time, one view at a time."""
+    model = network()
+    settings = ExtractSettings(data=str(inputs[1]), n_samples=clean, seed=seed)
+    samples = open_samples(settings)
+    maker = Views(find_recipe(views, "imagenet"), seed, Q, SIZE)
+    seen, plain = [], []
+    with torch.inference_mode():
+        for i in range(clean):
+            image = samples.decode(i)
+            plain.append(model(maker.clean([image]))[layer][0])
+            if i < n:
+                each = maker.views([image], [i])[0]
+                seen.append(torch.stack([model(each[j : j + 1])[layer][0] for j in range(Q)]))
+    return torch.stack(seen).numpy(), torch.stack(plain).numpy()
+
+
+def test_the_file_is_as_the_contract_says(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run(inputs, tmp_path / "out.h5", clean_samples=17, layer="backbone,projector", seed=4)
+    assert done.path == tmp_path / "out.h5"
+    assert (done.n_samples, done.n_views, done.n_clean, done.embedded) == (N, Q, 17, 17)
+    assert done.widths == {"backbone": WIDTHS[-1], "projector": PROJECTED}
+    assert done.batch_size == 5
+    assert not partial_path(done.path).exists()
+
+    samples = open_samples(ExtractSettings(data=str(inputs[1]), n_samples=17, seed=4))
+    with h5py.File(done.path) as file:
+        assert set(file) == {"embeddings", "samples"}
+        for layer, d in done.widths.items():
+            group = file["embeddings"][layer]
+            assert set(group) == {"views", "clean", "crc32"}
+            assert (group["views"].shape, group["views"].dtype) == ((N, Q, d), np.float32)
+            assert (group["clean"].shape, group["clean"].dtype) == ((17, d), np.float32)
+            assert (group["crc32"].shape, group["crc32"].dtype) == ((17,), np.uint32)
+            assert group["views"].chunks is None
+        assert file["samples/done"][:].tolist() == [1] * 17
+        assert [name.decode() for name in file["samples/id"][:]] == list(samples.ids)
+        assert file["samples/label"].dtype == np.int64
+        assert file["samples/label"][:].tolist() == list(samples.labels or ())
+        assert (file.attrs["format"], file.attrs["version"]) == ("lidar-features", 1)
+        told = json.loads(file.attrs["provenance"])
+    assert told.pop("versions").keys() == {"lidar-cli", "torch", "timm", "numpy"}
+    assert told.pop("architecture").startswith("resnet 1-1-1-1")
+    assert len(told.pop("sha256")) == 64
+    assert told.pop("assumptions") == ["ReLU between the layers of the projector"]
+    assert told.pop("views") == find_recipe("simclr", "auto").describe()
+    assert told == {
+        "checkpoint": str(inputs[0]),
+        "model_format": "ResNet state dict",
+        "branch": "encoder",
+        "layers": ["backbone", "projector"],
+        "data": str(inputs[1]),
+        "samples_sha256": samples.fingerprint,
+        "n_samples": N,
+        "n_views": Q,
+        "n_clean": 17,
+        "seed": 4,
+        "image_size": SIZE,
+        "batch_size": 5,
+        "precision": "float32",
+        "storage": "float32",
+        "device": "cpu",
+    }
+
+
+@pytest.mark.parametrize("layer", ["backbone", "projector"])
+def test_embeddings_are_those_of_a_literal_loop(
+    inputs: tuple[Path, Path], tmp_path: Path, layer: str
+) -> None:
+    # 17 = 3 whole batches and 2 of the last; the views end inside the third.
+    done = run(inputs, tmp_path / "out.h5", clean_samples=17, layer=layer, seed=9)
+    views, clean = naive(inputs, layer, N, 17, seed=9)
+    found = contents(done.path)
+    assert np.abs(found[f"embeddings/{layer}/views"] - views).max() < 1e-5
+    assert np.abs(found[f"embeddings/{layer}/clean"] - clean).max() < 1e-5
+    assert np.ptp(views, axis=1).max() > 0.1, "views that were all alike would hide a mix-up"
+    assert clean.std(axis=0).min() > 1e-3
+
+
+def test_identity_views_are_the_clean_image(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    found = contents(run(inputs, tmp_path / "out.h5", views="identity").path)
+    views, clean = found["embeddings/projector/views"], found["embeddings/projector/clean"]
+    assert np.abs(views - clean[:, None]).max() < 1e-5
+    assert clean.std(axis=0).min() > 1e-3
+
+
+def test_the_number_of_workers_changes_no_bit(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    paths = [run(inputs, tmp_path / f"{w}.h5", workers=w).path for w in (1, 2, 7)]
+    assert_same(paths[0], paths[1])
+    assert_same(paths[0], paths[2])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 13, 64])
+def test_the_batch_size_changes_rounding_only(
+    inputs: tuple[Path, Path], tmp_path: Path, batch_size: int
+) -> None:
+    one = run(inputs, tmp_path / "one.h5", clean_samples=16)
+    two = run(inputs, tmp_path / "two.h5", clean_samples=16, batch_size=batch_size)
+    assert two.batch_size == batch_size
+    a, b = contents(one.path), contents(two.path)
+    for name in ("views", "clean"):
+        found, expected = (each[f"embeddings/projector/{name}"] for each in (a, b))
+        assert np.abs(found - expected).max() < BATCH_TOLERANCE
+    assert np.array_equal(a["samples/id"], b["samples/id"])
+    told = [json.loads(each["attribute provenance"]) for each in (a, b)]
+    assert identity(told[0]) == identity(told[1])
+
+
+def test_two_layers_at_once_are_those_one_at_a_time(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    both = contents(run(inputs, tmp_path / "both.h5", layer="projector, backbone").path)
+    for layer in ("backbone", "projector"):
+        alone = contents(run(inputs, tmp_path / f"{layer}.h5", layer=layer).path)
+        for name in ("views", "clean", "crc32"):
+            key = f"embeddings/{layer}/{name}"
+            assert np.array_equal(alone[key], both[key])
+
+
+def test_the_default_layer_and_batch_size(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run(inputs, tmp_path / "out.h5", batch_size=None)
+    assert done.widths == {"projector": PROJECTED}
+    assert done.batch_size == N
+    bare = checkpoint(tmp_path / "bare.pt", projected=None), inputs[1]
+    assert run(bare, tmp_path / "bare.h5").widths == {"backbone": WIDTHS[-1]}
+
+
+def test_half_precision_storage(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    full = contents(run(inputs, tmp_path / "full.h5").path)
+    half = contents(run(inputs, tmp_path / "half.h5", storage="float16").path)
+    for name in ("views", "clean"):
+        key = f"embeddings/projector/{name}"
+        assert half[key].dtype == np.float16
+        assert np.array_equal(half[key], full[key].astype(np.float16))
+
+
+def test_an_overflow_of_half_precision_is_an_error(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    weights = state_dict()
+    weights["module.projector.3.weight"] *= 1e6
+    torch.save(weights, tmp_path / "huge.pt")
+    with pytest.raises(FeatureFileError, match=r"overflows float16 .* use --storage float32"):
+        run((tmp_path / "huge.pt", inputs[1]), tmp_path / "out.h5", storage="float16")
+
+
+def test_a_forward_in_bfloat16_is_near_that_in_float32(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    full = contents(run(inputs, tmp_path / "full.h5").path)
+    brief = contents(run(inputs, tmp_path / "brief.h5", precision="bfloat16").path)
+    key = "embeddings/projector/clean"
+    difference = np.abs(full[key] - brief[key]).max()
+    assert 0 < difference < 0.1 * np.abs(full[key]).max()
+
+
+# Interrupted and resumed
+
+
+class Stop(Exception):
+    """Ends a run from inside."""
+
+
+class StopAfter(Watcher):
+    """Interrupts when so many samples were embedded."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if done >= self.count:
+            raise Stop
+
+
+def interrupted(inputs: tuple[Path, Path], output: Path, after: int = 10, **more: Any) -> Path:
+    """The partial file of a run that stopped after some samples."""
+    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5, "device": "cpu"}
+    settings = ExtractSettings(data=str(inputs[1]), output=output, **(known | more))
+    with pytest.raises(Stop):
+        extract_checkpoint(inputs[0], settings, StopAfter(after))
+    return partial_path(output)
+
+
+def test_a_resumed_file_is_the_uninterrupted_one(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = run(inputs, tmp_path / "whole.h5", clean_samples=17)
+    partial = interrupted(inputs, tmp_path / "out.h5", clean_samples=17)
+    with h5py.File(partial) as file:
+        assert file["samples/done"][:].tolist() == [1] * 10 + [0] * 7
+    done = run(inputs, tmp_path / "out.h5", clean_samples=17, resume=True)
+    assert done.embedded == 7
+    assert not partial.exists()
+    assert_same(whole.path, done.path)
+    # And resuming what is complete does nothing.
+    before = done.path.stat()
+    assert run(inputs, tmp_path / "out.h5", clean_samples=17, resume=True).embedded == 0
+    assert done.path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_damaged_row_is_computed_again(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = run(inputs, tmp_path / "whole.h5")
+    partial = interrupted(inputs, tmp_path / "out.h5")
+    with h5py.File(partial, "r+") as file:
+        file["embeddings/projector/views"][2, 1, 3] += 1
+    done = run(inputs, tmp_path / "out.h5", resume=True)
+    assert done.embedded == 5 + 3  # the batch of sample 2, and the rest
+    assert_same(whole.path, done.path)
+
+
+KILLED = """
+import os, signal, sys
+from lidar_cli.__main__ import main
+from lidar_cli.features import FeatureWriter
+
+write, left = FeatureWriter.write, [2]
+
+def write_some(self, samples, views, clean):
+    write(self, samples, views, clean)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+FeatureWriter.write = write_some
+sys.argv = ["lidar", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_killed_process_can_be_resumed(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    options = ["-n", N, "-q", Q, "--image-size", SIZE, "--batch-size", 5, "--device", "cpu"]
+    words = ["extract", inputs[0], "--data", inputs[1], *options, "-o", "out.h5"]
+    words = [str(word) for word in words]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *words], cwd=tmp_path, env=environment(), check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out.h5").exists()
+    with h5py.File(tmp_path / "out.h5.partial") as file:
+        assert file["samples/done"][:].sum() == 10
+
+    again = lidar(*words, cwd=tmp_path)
+    assert again.returncode == 3
+    assert again.stderr == (
+        "error: out.h5.partial: an interrupted run is here; "
+        "continue it with --resume, or start anew with --overwrite\n"
+    )
+    resumed = lidar(*words, "--resume", cwd=tmp_path)
+    assert (resumed.returncode, resumed.stdout, resumed.stderr) == (0, "out.h5\n", "")
+    whole = run(inputs, tmp_path / "whole.h5")
+    assert_same(whole.path, tmp_path / "out.h5")
+
+
+def test_a_process_killed_at_any_time_can_be_resumed(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "out.h5"
+    size, n = 48, 400
+    words = ["extract", inputs[0], "--data", tmp_path / "images", "-n", n, "-q", 4]
+    words += ["--image-size", size, "--batch-size", 2, "--device", "cpu", "-o", output]
+    many = inputs[0], image_folder(tmp_path / "images", n)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lidar_cli", *map(str, words)], cwd=tmp_path, env=environment()
+    )
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and process.poll() is None:
+            with contextlib.suppress(OSError), h5py.File(partial_path(output), "r", locking=False):
+                break
+            time.sleep(0.01)
+        time.sleep(0.3)
+    finally:
+        process.kill()
+        process.wait()
+    with h5py.File(partial_path(output)) as file:
+        finished = int(file["samples/done"][:].sum())
+    assert 0 < finished < n
+    more = {"n_samples": n, "n_views": 4, "image_size": size, "batch_size": 2}
+    assert run(many, output, resume=True, **more).embedded == n - finished
+    assert_same(run(many, tmp_path / "whole.h5", **more).path, output)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"batch_size": 4}, "batch_size"),
+        ({"views": "identity"}, "views"),
+        ({"image_size": 24}, "image_size"),
+    ],
+)
+def test_a_file_begun_with_other_settings_is_not_continued(
+    inputs: tuple[Path, Path], tmp_path: Path, change: dict[str, Any], name: str
+) -> None:
+    partial = interrupted(inputs, tmp_path / "out.h5")
+    before = partial.read_bytes()
+    with pytest.raises(FeatureFileError, match=rf"was begun with other settings \({name} differ"):
+        run(inputs, tmp_path / "out.h5", resume=True, **change)
+    assert partial.read_bytes() == before
+
+
+# What is in the way, or wrong
+
+
+def test_an_existing_output_is_refused(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "out.h5"
+    output.write_text("something of the user's")
+    refusal = "exists already; choose another name with -o, or replace it with --overwrite"
+    with pytest.raises(FeatureFileError) as caught:
+        run(inputs, output)
+    assert str(caught.value) == f"{output}: {refusal}"
+    assert output.read_text() == "something of the user's"
+    run(inputs, output, overwrite=True)
+    first = contents(output)
+    with pytest.raises(FeatureFileError, match="exists already"):
+        run(inputs, output, resume=True, seed=1)  # complete, but of another seed
+    run(inputs, output, overwrite=True, seed=1)
+    views = "embeddings/projector/views"
+    assert not np.array_equal(contents(output)[views], first[views])
+    assert os.listdir(tmp_path) == ["out.h5"]  # noqa: PTH208
+
+
+def test_overwrite_replaces_an_interrupted_run(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    interrupted(inputs, tmp_path / "out.h5")
+    with pytest.raises(FeatureFileError, match="an interrupted run is here"):
+        run(inputs, tmp_path / "out.h5")
+    assert run(inputs, tmp_path / "out.h5", overwrite=True).embedded == N
+
+
+@pytest.mark.parametrize("old", ["complete", "foreign"])
+def test_the_old_output_stays_until_the_new_one_is_done(
+    inputs: tuple[Path, Path], tmp_path: Path, old: str
+) -> None:
+    output = tmp_path / "out.h5"
+    if old == "complete":
+        run(inputs, output)
+    else:
+        output.write_text("something of the user's")
+    before = output.read_bytes()
+    interrupted(inputs, output, overwrite=True, seed=1)
+    assert output.read_bytes() == before
+
+
+def test_an_unreadable_image_stops_the_run_by_name(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = image_folder(tmp_path / "images", N)
+    bad = open_samples(ExtractSettings(data=str(folder), n_samples=N)).ids[11]
+    sound = (folder / bad).read_bytes()
+    (folder / bad).write_bytes(b"x" * len(sound))
+    with pytest.raises(InputError) as caught:
+        run((inputs[0], folder), tmp_path / "out.h5")
+    assert str(caught.value) == (
+        f"{bad} (in {folder}): cannot be decoded as an image: of no known image format; "
+        "repair or remove it"
+    )
+    assert not (tmp_path / "out.h5").exists()
+    with h5py.File(partial_path(tmp_path / "out.h5")) as file:
+        assert file["samples/done"][:].tolist() == [1] * 10 + [0] * 3
+    (folder / bad).write_bytes(sound)
+    assert run((inputs[0], folder), tmp_path / "out.h5", resume=True).embedded == 3
+
+
+def test_a_checkpoint_that_gives_nan_is_refused(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = state_dict()
+    weights["module.projector.0.weight"][0, 0] = torch.nan
+    torch.save(weights, tmp_path / "nan.pt")
+    with pytest.raises(FeatureFileError) as caught:
+        run((tmp_path / "nan.pt", inputs[1]), tmp_path / "out.h5")
+    assert str(caught.value) == (
+        "layer projector: the embedding of sample 0 holds NaN or Inf; "
+        "check the checkpoint, or try --precision float32"
+    )
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "text"),
+    [
+        ({"layer": "head"}, CheckpointError, "no layer 'head' in this checkpoint; it has backbone"),
+        ({"clean_samples": 5}, SettingsError, "--clean-samples 5 is less than -n 13"),
+        ({"n_samples": 21}, InputError, "holds 20 images, 21 were asked for; lower -n"),
+        ({"views": "simclrr"}, SettingsError, "unknown views 'simclrr'; did you mean simclr?"),
+        ({"output": Path("/absent/out.h5")}, FeatureFileError, "cannot be created"),
+    ],
+)
+def test_mistakes_are_told_before_the_work(
+    inputs: tuple[Path, Path],
+    tmp_path: Path,
+    change: dict[str, Any],
+    kind: type[Exception],
+    text: str,
+) -> None:
+    output = change.get("output", tmp_path / "out.h5")
+    with pytest.raises(kind, match=text):
+        run(inputs, **({"output": output} | change))
+    assert list(tmp_path.iterdir()) == []
+
+
+# The user's own module
+
+
+OWN = """
+import torch
+
+class Tiny(torch.nn.Module):
+    image_size = 16
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(3, 5)
+
+    def forward(self, x):
+        return {"backbone": x.mean((2, 3)), "predictor": self.head(x.mean((2, 3)))}
+
+def tiny():
+    return Tiny()
+"""
+
+
+def test_a_module_of_the_users_own_through_the_command_line(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/models.py").write_text(OWN)
+    head = torch.nn.Linear(3, 5)
+    torch.save({"model": {"head.weight": head.weight, "head.bias": head.bias}}, tmp_path / "m.ckpt")
+    words = ["extract", "m.ckpt", "--model", "mine.models:tiny", "--data", inputs[1]]
+    words += ["-n", 6, "-q", 2, "--layer", "backbone,predictor", "--pixel-stats", "unit"]
+    done = lidar(*words, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "m.h5\n", "")
+    found = contents(tmp_path / "m.h5")
+    told = json.loads(found["attribute provenance"])
+    assert told["image_size"] == 16
+    assert told["architecture"] == "mine.models:tiny"
+    expected = head(torch.from_numpy(found["embeddings/backbone/views"])).detach().numpy()
+    assert np.abs(found["embeddings/predictor/views"] - expected).max() < 1e-5
+    # Channel means of the photographs, within what resizing to 16 pixels changes.
+    samples = open_samples(ExtractSettings(data=str(inputs[1]), n_samples=6))
+    for i in range(6):
+        mean = samples.decode(i).float().mean((0, 1)) / 255
+        assert np.abs(found["embeddings/backbone/clean"][i] - mean.numpy()).max() < 0.1
+
+
+def test_a_module_in_memory(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    model: Network = network()
+    options: dict[str, Any] = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5}
+    done = extract(model, str(inputs[1]), tmp_path / "own.h5", layer="backbone", **options)
+    assert done.widths == {"backbone": WIDTHS[-1]}
+    from_file = contents(run(inputs, tmp_path / "file.h5", layer="backbone").path)
+    own = contents(tmp_path / "own.h5")
+    key = "embeddings/backbone/views"
+    assert np.array_equal(own[key], from_file[key])
+    with pytest.raises(FeatureFileError, match="exists already"):
+        extract(model, str(inputs[1]), str(tmp_path / "own.h5"), **options)
+    with torch.no_grad():
+        model.backbone.conv1.weight.mul_(2)
+    extract(model, str(inputs[1]), tmp_path / "other.h5", layer="backbone", **options)
+    digests = [
+        json.loads(contents(tmp_path / name)["attribute provenance"])["sha256"]
+        for name in ("own.h5", "other.h5")
+    ]
+    assert digests[0] != digests[1]
+
+
+def test_labels_are_stored_only_where_there_are_some(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    flat = image_folder(tmp_path / "flat", 3)
+    found = contents(run((inputs[0], flat), tmp_path / "out.h5", n_samples=3).path)
+    assert "samples/label" not in found
+    assert "samples/id" in found
+
+
+def test_pictures_smaller_and_larger_than_the_views(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    shapes = [(1, 1), (1, 90), (90, 1), (5, 7), (300, 200), size(3)]
+    for index, (height, width) in enumerate(shapes):
+        (folder / f"{index}.png").write_bytes(encoded(crop(index, height, width)))
+    found = contents(run((inputs[0], folder), tmp_path / "out.h5", n_samples=6).path)
+    assert np.isfinite(found["embeddings/projector/views"]).all()
+    views, clean = naive((inputs[0], folder), "projector", 6, 6)
+    assert np.abs(found["embeddings/projector/views"] - views).max() < 1e-5
+    assert np.abs(found["embeddings/projector/clean"] - clean).max() < 1e-5
