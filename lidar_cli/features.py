@@ -415,7 +415,7 @@ def _checksums(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """CRC-32 a sample [b] of its views' bytes (if it has any), then its clean embedding's."""
     sums = np.empty(len(clean), np.uint32)
     for i, row in enumerate(np.ascontiguousarray(clean)):
-        start = zlib.crc32(np.ascontiguousarray(views[i])) if i < len(views) else 0
+        start = zlib.crc32(np.ascontiguousarray(views[i]).data) if i < len(views) else 0
         sums[i] = zlib.crc32(row.data, start)
     return sums
 

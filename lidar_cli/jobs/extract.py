@@ -345,7 +345,7 @@ def _embed(
         rows = rows.float().cpu()
         clean[layer] = rows[len(images) - size :][:filled]
         below_n = min(batch.stop, n) - batch.start if batch.views is not None else 0
-        views[layer] = rows[: below_n * q].reshape(below_n, q, -1)
+        views[layer] = rows[: below_n * q].reshape(below_n, q, rows.shape[1])
     return views, clean
 
 
