@@ -160,7 +160,8 @@ def test_an_interrupt_leaves_with_130_and_no_trace(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lidar_cli", "demo", "d"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "d").exists() and running.poll() is None:
-        time.sleep(0.05)  # until the first checkpoint is being saved: we are in the middle
+        time.sleep(0.05)
+    time.sleep(1.0)  # the folder is there, so that training has begun and goes on for a minute
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130

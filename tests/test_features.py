@@ -1,10 +1,10 @@
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -177,11 +177,36 @@ KILLED = """
 """
 
 
+def run_until_killed(script, path):
+    tests = str(Path(__file__).parent)
+    filled = textwrap.dedent(script).format(tests=tests, path=str(path))
+    ended = subprocess.run([sys.executable, "-c", filled], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+KILLED_AT_ONCE = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    import test_features as t
+    writer = t.create(Path({path!r}))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_writer_killed_before_its_first_row_can_be_resumed(tmp_path):
+    path = tmp_path / "f.h5"
+    run_until_killed(KILLED_AT_ONCE, path)
+    with FeatureWriter.resume(path, PROVENANCE) as writer:
+        assert not writer.done.any()
+        write(writer, 0, 8)
+        writer.finish()
+    assert torch.equal(read_all(path, "backbone")[0], embeddings()[0]["backbone"])
+
+
 def test_a_killed_writer_leaves_a_file_that_opens_with_its_finished_rows(tmp_path):
     path = tmp_path / "f.h5"
-    script = textwrap.dedent(KILLED).format(tests=os.path.dirname(__file__), path=str(path))  # noqa: PTH120
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    run_until_killed(KILLED, path)
     views, clean = embeddings()
     with h5py.File(partial_path(path)) as file:  # plain opening, no recovery
         assert file["samples/done"][:].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]

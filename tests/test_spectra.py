@@ -129,7 +129,9 @@ def test_what_does_not_determine_the_lda_spectrum_says_so(shape, delta, message)
         spectra.lda_spectrum(Moments.of(normal(*shape)), delta)
 
 
-def test_a_dimension_that_repeats_another_is_singular_even_where_cholesky_passes():
+@pytest.mark.parametrize("seed", range(12))
+def test_a_dimension_that_repeats_others_is_singular_even_where_cholesky_passes(seed):
+    torch.manual_seed(seed)  # rounding decides whether it does: in about half of the seeds
     z = normal(200, 5, 6)
     doubled = torch.cat([z, z @ normal(6, 1)], dim=2)
     with pytest.raises(DegenerateFeatures, match=r"singular \(800 degrees of freedom, d = 7\)"):

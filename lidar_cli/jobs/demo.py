@@ -99,8 +99,11 @@ def _train_all(
         drawn[runs / f"{method}-{index:02}" / "checkpoint.pt"] = draw_hyperparameters(
             method, seed, index
         )
-    if runs.is_dir():
-        _refuse_other_runs(runs, drawn)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{runs}: cannot be made: {error.strerror}") from error
+    _refuse_other_runs(runs, drawn)
     pictures = images.images[images.train]
     tasks = [
         (path, pictures, hyperparameters, seed * RUNS + index)
