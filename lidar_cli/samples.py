@@ -30,6 +30,7 @@ from lidar_cli.errors import InputError, MissingExtra
 from lidar_cli.settings import EMBEDDED, SampleSettings
 
 SAME_SPLIT = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
+IMAGE_SUFFIXES = ".jpg;.jpeg;.png;.ppm;.pgm;.bmp;.tif;.tiff;.webp"  # as torchvision's folders
 Encoded = Callable[[int], tuple[bytes | Image.Image | np.ndarray, int]]
 
 
@@ -154,7 +155,11 @@ def _files(data: str, settings: SampleSettings, count: int) -> Samples:
     try:
         # Not by create_reader, which takes .TAR for a folder.
         in_tar: Any = reader_image_in_tar.ReaderImageInTar
-        reader = in_tar(str(root)) if is_tar else create_reader("", root=str(root))
+        reader = (
+            in_tar(str(root))
+            if is_tar
+            else create_reader("", root=str(root), input_key=IMAGE_SUFFIXES)
+        )
     except (RuntimeError, ValueError, AssertionError, OSError, EOFError, tarfile.TarError) as error:
         raise InputError(f"--data {data}: no images could be listed: {_line(error)}") from error
     order = _order(data, len(reader), count, settings.seed)

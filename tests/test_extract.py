@@ -32,7 +32,13 @@ from make import (
 )
 
 from lidar_cli import extract
-from lidar_cli.errors import CheckpointError, FeatureFileError, InputError, SettingsError
+from lidar_cli.errors import (
+    CheckpointError,
+    DegenerateFeatures,
+    FeatureFileError,
+    InputError,
+    SettingsError,
+)
 from lidar_cli.features import partial_path
 from lidar_cli.jobs.extract import Extraction, extract_checkpoint, identity
 from lidar_cli.jobs.watch import Watcher
@@ -233,7 +239,7 @@ def test_an_overflow_of_half_precision_is_an_error(
     weights = state_dict()
     weights["module.projector.3.weight"] *= 1e6
     torch.save(weights, tmp_path / "huge.pt")
-    with pytest.raises(FeatureFileError, match=r"overflows float16 .* use --storage float32"):
+    with pytest.raises(DegenerateFeatures, match=r"overflows float16 .* use --storage float32"):
         run((tmp_path / "huge.pt", inputs[1]), tmp_path / "out.h5", storage="float16")
 
 
@@ -454,7 +460,7 @@ def test_a_checkpoint_that_gives_nan_is_refused(inputs: tuple[Path, Path], tmp_p
     weights = state_dict()
     weights["module.projector.3.weight"] *= 1e38  # finite, but what it makes is not
     torch.save(weights, tmp_path / "nan.pt")
-    with pytest.raises(FeatureFileError) as caught:
+    with pytest.raises(DegenerateFeatures) as caught:
         run((tmp_path / "nan.pt", inputs[1]), tmp_path / "out.h5")
     assert str(caught.value) == (
         "layer projector: the embedding of sample 0 holds NaN or Inf; "

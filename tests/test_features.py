@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lidar_cli.errors import FeatureFileError
+from lidar_cli.errors import DegenerateFeatures, FeatureFileError
 from lidar_cli.features import (
     FeatureWriter,
     Layout,
@@ -345,7 +345,7 @@ def test_numbers_that_are_not_finite_are_refused_before_they_are_written(tmp_pat
     (views if where == "views" else clean)["projector"][2, -1] = value
     with create(tmp_path / "f.h5") as writer:
         with pytest.raises(
-            FeatureFileError, match=r"layer projector: the embedding of sample 2 holds NaN or Inf"
+            DegenerateFeatures, match=r"layer projector: the embedding of sample 2 holds NaN or Inf"
         ):
             writer.write(
                 range(1, 4),
@@ -362,7 +362,7 @@ def test_float16_overflow_is_an_error_and_float32_takes_the_value(tmp_path):
         with create(tmp_path / f"{storage}.h5", storage) as writer:
             if storage == "float16":
                 with pytest.raises(
-                    FeatureFileError, match=r"layer backbone: a value of 7e\+04 overflows float16"
+                    DegenerateFeatures, match=r"layer backbone: a value of 7e\+04 overflows float16"
                 ):
                     writer.write(range(N), views, {name: z[:N] for name, z in clean.items()})
                 assert not writer.done.any()

@@ -209,8 +209,8 @@ def run(
 ) -> Extraction:
     """Carry out a plan: the feature file at `output`, complete.
 
-    Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way
-    or an embedding is not finite; what was done stays in the .partial file.
+    Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way,
+    DegenerateFeatures if an embedding is not finite; what was done stays in the .partial file.
     """
     begun = time.monotonic()
     layout = plan.layout

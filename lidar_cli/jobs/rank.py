@@ -238,7 +238,11 @@ class _Job:
                 raise SettingsError(f"--layer {self.settings.layer}: rank compares one layer")
             return self.settings.layer
         widths = [found.description.widths.keys() for found in self.checkpoints.values()]
-        stored = [set(provenance["layers"]) for _, provenance in self.features]
+        stored = [
+            set(told.get("layers", ()))
+            for _, told in self.features
+            if told.get("sha256") not in self.checkpoints
+        ]
         every = [*(set(keys) for keys in widths), *stored]
         return "projector" if all("projector" in layers for layers in every) else "backbone"
 

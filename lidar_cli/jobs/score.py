@@ -170,8 +170,8 @@ def _read(
 
 
 def _prepare(chunk: Tensor, settings: MetricSettings, device: torch.device) -> Tensor:
-    chunk = chunk.to(device).double()
-    return unit_rows(chunk) if settings.normalize else chunk
+    chunk = chunk.to(device)
+    return unit_rows(chunk.double()) if settings.normalize else chunk
 
 
 class _NonFinite:
