@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from lidar_cli.errors import LidarError
@@ -17,10 +16,6 @@ def main() -> None:
     except LidarError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_status)
-    except BrokenPipeError:
-        # The reader of our stdout has left; Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
 
 
 if __name__ == "__main__":

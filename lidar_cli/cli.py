@@ -85,7 +85,9 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     if default is not None and not flag and "[" not in text:
         text = f"{text} [default: {default}]"
     kind = bool if flag else _plain(hint)
-    option = typer.Option(*meta["flags"], help=text, show_default=False)
+    # A switch that a file or a variable turned on can be turned off again.
+    flags = [f"{name}/--no-{name[2:]}" if flag else name for name in meta["flags"]]
+    option = typer.Option(*flags, help=text, show_default=False)
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -119,7 +121,6 @@ def extract(
     from lidar_cli.report.terminal import Terminal
 
     with Terminal() as terminal:
-        _warn_embedded(resolved.values.data, terminal)
         done = extract_checkpoint(checkpoint, resolved.values, terminal)
     typer.echo(done.path)
 
@@ -200,7 +201,6 @@ def rank(
     from lidar_cli.report.terminal import Terminal
 
     with Terminal() as terminal:
-        _warn_embedded(resolved.values.data, terminal)
         found = rank_directory(directory, resolved.values, terminal)
         if quiet or resolved.values.top is not None:
             report.check_single_group(found)
@@ -275,10 +275,3 @@ def _one_of(**flags: bool) -> None:
     given = [f"--{name}" for name, on in flags.items() if on]
     if len(given) > 1:
         raise SettingsError(f"{' and '.join(given)} exclude each other; give one")
-
-
-def _warn_embedded(data: str | None, terminal: Any) -> None:
-    if data == settings.EMBEDDED:
-        terminal.note(
-            "data: embedded (small images made from scikit-learn's); name your own with --data"
-        )

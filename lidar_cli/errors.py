@@ -5,6 +5,7 @@
     |   `-- MissingExtra   2   the option needs a package that is not installed
     |-- InputError         3   data or an array file cannot be used
     |-- FeatureFileError   3   an HDF5 feature file cannot be used
+    |   `-- InUse          3   another process is writing it
     |-- CheckpointError    3   a checkpoint cannot be used
     |   `-- NoWeights      3   the file holds no model weights at all (`rank` skips it)
     `-- DegenerateFeatures 3   the embeddings do not determine the number asked for
@@ -41,6 +42,10 @@ class InputError(LidarError):
 
 class FeatureFileError(LidarError):
     """A feature file is not one, is incomplete, damaged, or in the way."""
+
+
+class InUse(FeatureFileError):
+    """Another process is writing this feature file; it must not be replaced."""
 
 
 class CheckpointError(LidarError):

@@ -13,6 +13,8 @@ when every sample is done: a file under its final name is complete. Nothing else
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,13 +29,19 @@ from torch import Tensor
 
 from lidar_cli.arrays import arrange, choose
 from lidar_cli.embeddings import Chunk, Embeddings, Stored
-from lidar_cli.errors import DegenerateFeatures, FeatureFileError
+from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse
 
 FORMAT = "lidar-features"
 VERSION = 1
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _TYPES = {"float32": np.float32, "float16": np.float16}
-_DAMAGE = (KeyError, ValueError, AttributeError, TypeError, OSError)  # h5py's, on a broken file
+_DAMAGE = (
+    KeyError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    OSError,
+    RuntimeError,
+)  # h5py's, on a broken file
 
 
 @dataclass(frozen=True)
@@ -75,21 +83,27 @@ class FeatureWriter:
 
         ids: a name a sample, [N]; labels: class numbers [N], -1 unknown, or None.
         Raises FeatureFileError if the output or its partial file exists and is not to be replaced,
-        or the directory cannot be written.
+        or the directory cannot be written; InUse if another process is writing it.
         """
         partial = partial_path(path)
         check_absent(path, overwrite)
         try:
-            if overwrite:
-                partial.unlink(missing_ok=True)
+            if overwrite and partial.exists():
+                _check_unlocked(partial)
+                partial.unlink()
+            _check_space(partial, layout)
             file = h5py.File(partial, "x")
+        except FileExistsError as error:
+            raise _in_use(partial) from error
         except OSError as error:
             raise FeatureFileError(f"{partial}: cannot be created: {_first_line(error)}") from error
         try:
             _allocate(file, layout, ids, labels, provenance)
-        except BaseException:
-            file.close()
+        except BaseException as error:
+            _close(file)
             partial.unlink(missing_ok=True)
+            if isinstance(error, (OSError, RuntimeError)):
+                raise _unwritable(partial, error) from error
             raise
         return cls(path, partial, file, overwrite)
 
@@ -100,23 +114,28 @@ class FeatureWriter:
         """The existing NAME.partial, with every finished row's checksum verified.
 
         A row whose checksum does not match is to be computed again.
-        Raises FeatureFileError if the file was begun with other settings, or is not one of ours.
+        Raises FeatureFileError if the file was begun with other settings, or is not one of ours;
+        InUse if another process is writing it.
         """
         partial = partial_path(path)
         try:
             if not is_hdf5(partial):  # h5py would take an empty file for a new one
                 raise OSError("it does not begin as HDF5 files do")
             file = h5py.File(partial, "r+")
+        except BlockingIOError as error:
+            raise _in_use(partial) from error
         except OSError as error:
             raise FeatureFileError(
                 f"{partial}: cannot be opened: {_first_line(error)}; start anew with --overwrite"
             ) from error
         try:
             found = _provenance(file, partial)
+            wanted = _as_stored(provenance)
             differing = sorted(
                 key
-                for key in found.keys() | dict(provenance).keys()
-                if found.get(key) != _as_stored(provenance).get(key)
+                for key in found.keys() | wanted.keys()
+                # The path may be spelt otherwise; sha256 says which checkpoint it is.
+                if key != "checkpoint" and found.get(key) != wanted.get(key)
             )
             if differing:
                 raise FeatureFileError(
@@ -140,21 +159,25 @@ class FeatureWriter:
         """Write the embeddings of `samples`, a contiguous run of indices, and mark them done.
 
         views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
-        Raises DegenerateFeatures if a value is not finite, or overflows float16.
+        Raises DegenerateFeatures if a value is not finite, or overflows float16; FeatureFileError
+        if the disk is full.
         """
         first, last = samples[0], samples[-1] + 1
-        for layer, rows in clean.items():
-            group = self._file["embeddings"][layer]
-            numbers = group["clean"].dtype
-            stored_clean = _as_numbers(rows, numbers, layer, first)
-            stored_views = _as_numbers(views[layer], numbers, layer, first)
-            if len(stored_views):
-                group["views"][first : first + len(stored_views)] = stored_views
-            group["clean"][first:last] = stored_clean
-            group["crc32"][first:last] = _checksums(stored_views, stored_clean)
-        self._file.flush()
-        self._file["samples/done"][first:last] = 1
-        self._file.flush()
+        try:
+            for layer, rows in clean.items():
+                group = self._file["embeddings"][layer]
+                numbers = group["clean"].dtype
+                stored_clean = _as_numbers(rows, numbers, layer, first)
+                stored_views = _as_numbers(views[layer], numbers, layer, first)
+                if len(stored_views):
+                    group["views"][first : first + len(stored_views)] = stored_views
+                group["clean"][first:last] = stored_clean
+                group["crc32"][first:last] = _checksums(stored_views, stored_clean)
+            self._file.flush()
+            self._file["samples/done"][first:last] = 1
+            self._file.flush()
+        except (OSError, RuntimeError) as error:
+            raise _unwritable(self._partial, error) from error
         self.done[first:last] = True
 
     def finish(self) -> Path:
@@ -162,7 +185,14 @@ class FeatureWriter:
         missing = int((~self.done).sum())
         if missing:
             raise FeatureFileError(f"{self._partial}: {missing} samples were never written")
-        self._file.close()
+        # Locks do not hold on every file system: never give another writer's file the name.
+        own = os.fstat(self._file.id.get_vfd_handle()).st_ino
+        if not self._partial.exists() or self._partial.stat().st_ino != own:
+            raise _in_use(self._partial)
+        try:
+            self._file.close()
+        except (OSError, RuntimeError) as error:
+            raise _unwritable(self._partial, error) from error
         check_absent(self.path, self._overwrite, partial_too=False)
         self._partial.replace(self.path)
         return self.path
@@ -171,7 +201,7 @@ class FeatureWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        _close(self._file)
 
     def _verify(self) -> None:
         done = np.flatnonzero(self.done)
@@ -189,7 +219,9 @@ def partial_path(path: Path) -> Path:
 
 
 def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
-    """Raise FeatureFileError if writing `path` would replace something unasked."""
+    """Raise FeatureFileError if writing `path` would replace something unasked, or a directory."""
+    if path.is_dir():
+        raise FeatureFileError(f"{path}: is a directory; name a file in it with -o")
     if overwrite:
         return
     if path.exists():
@@ -204,9 +236,9 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a file begins as HDF5 files do."""
-    with path.open("rb") as file:
-        return file.read(len(SIGNATURE)) == SIGNATURE
+    """Whether a file is HDF5, also behind a user block. Raises OSError if it cannot be opened."""
+    with path.open("rb"):
+        return bool(h5py.is_hdf5(path))
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -218,6 +250,22 @@ def read_provenance(path: Path) -> dict[str, Any]:
         found = _provenance(file, path)
         _check_complete(file, path)
         return found
+
+
+def read_interrupted(path: Path) -> dict[str, Any]:
+    """The provenance of the partial file that an interrupted run left for `path`, or {} if none.
+
+    Raises FeatureFileError if it is not a feature file, InUse if another process is writing it.
+    """
+    partial = partial_path(path)
+    if not partial.exists():
+        return {}
+    _check_unlocked(partial)
+    try:
+        with _open(partial) as file:
+            return _provenance(file, partial)
+    except FeatureFileError as error:
+        raise FeatureFileError(f"{error}; start anew with --overwrite") from error
 
 
 def read_labels(path: Path) -> np.ndarray | None:
@@ -295,6 +343,8 @@ def _foreign(
 
     file.visititems(visit)
     dataset = dataset.strip("/") if dataset is not None else None
+    if dataset is not None and dataset not in arrays and dataset in file:
+        visit(dataset, file[dataset])  # behind a link, which a visit does not follow
     name = choose(path, {key: item.shape for key, item in arrays.items()}, dataset)
     return arrange(path, name, _stored(path, arrays[name]), views_per_sample)
 
@@ -344,7 +394,9 @@ def _provenance(file: h5py.File, path: Path) -> dict[str, Any]:
         raise FeatureFileError(
             f"{path}: feature file version {version}, this lidar reads {VERSION}; extract it again"
         )
-    found: dict[str, Any] = json.loads(file.attrs["provenance"])
+    found = json.loads(file.attrs["provenance"])
+    if not isinstance(found, dict) or not isinstance(found.get("sha256", ""), str):
+        raise ValueError("provenance is not the record of an extraction")
     return found
 
 
@@ -424,6 +476,45 @@ def _as_stored(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Provenance after a round trip through JSON, where tuples become lists."""
     stored: dict[str, Any] = json.loads(json.dumps(provenance))
     return stored
+
+
+def _check_space(partial: Path, layout: Layout) -> None:
+    """Raise FeatureFileError if the file will not fit, before anything is computed."""
+    rows = layout.n_samples * layout.n_views + layout.n_clean
+    size = sum(layout.widths.values()) * rows * np.dtype(_TYPES[layout.storage]).itemsize
+    free = shutil.disk_usage(partial.parent).free
+    if size > free:
+        raise FeatureFileError(
+            f"{partial}: will take {size / 2**30:,.2f} GB and {free / 2**30:,.2f} GB are free; "
+            "free some space, lower -n or -q, or use --storage float16"
+        )
+
+
+def _check_unlocked(partial: Path) -> None:
+    """Raise InUse if another process has the file open for writing."""
+    try:
+        h5py.File(partial, "r+").close()
+    except BlockingIOError as error:
+        raise _in_use(partial) from error
+    except OSError:
+        return  # damaged, and nobody's
+
+
+def _close(file: h5py.File) -> None:
+    try:
+        file.close()
+    except (OSError, RuntimeError):
+        return  # what could not be flushed was never vouched for
+
+
+def _in_use(partial: Path) -> InUse:
+    return InUse(f"{partial}: another process is writing it; wait for it, then run again")
+
+
+def _unwritable(partial: Path, error: BaseException) -> FeatureFileError:
+    return FeatureFileError(
+        f"{partial}: cannot be written: {_first_line(error)}; free some space, then --resume"
+    )
 
 
 def _first_line(error: BaseException) -> str:

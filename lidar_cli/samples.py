@@ -15,7 +15,9 @@ import os
 import sys
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ from lidar_cli.settings import EMBEDDED, SampleSettings
 
 SAME_SPLIT = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
 IMAGE_SUFFIXES = ".jpg;.jpeg;.png;.ppm;.pgm;.bmp;.tif;.tiff;.webp"  # as torchvision's folders
-Encoded = Callable[[int], tuple[bytes | Image.Image | np.ndarray, int]]
+READERS = 8  # threads that read files for the fingerprint
+Content = bytes | Image.Image | np.ndarray  # of one image: encoded, or decoded already
 
 
 @dataclass(frozen=True)
@@ -40,25 +43,19 @@ class Samples:
 
     labels: class numbers [N], -1 unknown, or None; for the oracle only.
     image_size: the side that all images have by construction, or None.
+    fingerprint: sha256 of the ordered ids and contents: equal where the images are, wherever they
+    lie, so that features of one place serve another and never those of changed images.
     """
 
     data: str
     ids: Sequence[str]
     labels: Sequence[int] | None
-    sizes: Sequence[int]  # encoded bytes of each, 0 where not known without reading
-    read: Encoded
+    read: Callable[[int], Content]
     image_size: int | None = None
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the ordered ids and encoded sizes: equal where the images are."""
-        digest = hashlib.sha256()
-        for name, size in zip(self.ids, self.sizes, strict=True):
-            digest.update(f"{name}\0{size}\n".encode())
-        return digest.hexdigest()
 
     def decode(self, i: int) -> Tensor:
         """Sample i as uint8 [height, width, 3]; safe to call from several threads.
@@ -66,7 +63,7 @@ class Samples:
         Raises InputError, naming the image, if it cannot be read or decoded.
         """
         try:
-            content, _ = self.read(i)
+            content = self.read(i)
             if isinstance(content, bytes):
                 content = Image.open(io.BytesIO(content))
             if isinstance(content, Image.Image):
@@ -87,15 +84,14 @@ class Samples:
         decoded: dict[int, np.ndarray] = {}
         left = [memory]
 
-        def read(i: int) -> tuple[np.ndarray, int]:
-            label = self.labels[i] if self.labels is not None else -1
+        def read(i: int) -> np.ndarray:
             if i in decoded:
-                return decoded[i], label
+                return decoded[i]
             image = self.decode(i).numpy()
             if image.nbytes <= left[0]:
                 left[0] -= image.nbytes
                 decoded[i] = image
-            return image, label
+            return image
 
         return replace(self, read=read)
 
@@ -106,8 +102,12 @@ def open_samples(settings: SampleSettings) -> Samples:
     Raises InputError if the data is not there, holds fewer images than asked for, or cannot be
     read; MissingExtra if it needs a package that is not installed.
     """
-    count = max(settings.n_samples, settings.clean_samples or 0)
-    data = settings.data or EMBEDDED
+    samples = _named(settings, max(settings.n_samples, settings.clean_samples or 0))
+    return replace(samples, fingerprint=_fingerprint(samples))
+
+
+def _named(settings: SampleSettings, count: int) -> Samples:
+    data = EMBEDDED if settings.data is None else settings.data
     if data == EMBEDDED:
         return _embedded(count, settings.seed)
     prefix, _, name = data.partition("/")
@@ -121,6 +121,29 @@ def open_samples(settings: SampleSettings) -> Samples:
     return _files(data, settings, count)
 
 
+def _fingerprint(samples: Samples) -> str:
+    """Reads every sample once, without decoding what is encoded."""
+
+    def checksum(i: int) -> int:
+        try:
+            content = samples.read(i)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a reader of other people's files meets
+            raise InputError(
+                f"{samples.ids[i]} (in {samples.data}): cannot be read: {_line(error)}"
+            ) from error
+        if isinstance(content, Image.Image):
+            content = content.tobytes() + f"{content.mode} {content.size}".encode()
+        return zlib.crc32(content if isinstance(content, bytes) else content.tobytes())
+
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(READERS) as pool:
+        for name, crc in zip(samples.ids, pool.map(checksum, range(len(samples))), strict=True):
+            digest.update(f"{name}\0{crc}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
 def _embedded(count: int, seed: int) -> Samples:
     images = embedded_images()
     order = _order(EMBEDDED, len(images.images), count, seed)
@@ -128,8 +151,7 @@ def _embedded(count: int, seed: int) -> Samples:
         data=EMBEDDED,
         ids=[f"digit-{index:04}" for index in order],
         labels=[int(images.labels[index]) for index in order],
-        sizes=[0] * len(order),
-        read=lambda i: (images.images[order[i]], int(images.labels[order[i]])),
+        read=lambda i: images.images[order[i]],
         image_size=images.images.shape[1],
     )
 
@@ -164,23 +186,19 @@ def _files(data: str, settings: SampleSettings, count: int) -> Samples:
         raise InputError(f"--data {data}: no images could be listed: {_line(error)}") from error
     order = _order(data, len(reader), count, settings.seed)
 
-    def read(i: int) -> tuple[bytes, int]:
+    def read(i: int) -> bytes:
         if is_tar:
-            return _member(root, *reader.samples[order[i]]), int(reader.targets[order[i]])
-        file, label = reader[order[i]]
-        with file:
-            return file.read(), int(label)
+            return _member(root, *reader.samples[order[i]])
+        return Path(reader.samples[order[i]][0]).read_bytes()
 
     ids = [_text(reader.filename(index)) for index in order]
     if is_tar:
         labels = [int(reader.targets[index]) for index in order]
-        sizes = [int(reader.samples[index][0].size) for index in order]
         several = len(reader.class_name_to_idx) > 1
     else:
         labels = [int(reader.samples[index][1]) for index in order]
-        sizes = _file_sizes(data, [reader.samples[index][0] for index in order])
         several = len(reader.class_to_idx) > 1
-    return Samples(data, ids, labels if several else None, sizes, read)
+    return Samples(data, ids, labels if several else None, read)
 
 
 def _member(path: Path, member: tarfile.TarInfo, _: object, inner: tarfile.TarInfo | None) -> bytes:
@@ -225,12 +243,13 @@ def _hugging_face(data: str, name: str, settings: SampleSettings, count: int) ->
     classes = reader.dataset.remove_columns(reader.image_key)
     lock = threading.Lock()
 
-    def read(i: int) -> tuple[bytes, int]:
+    def read(i: int) -> bytes:
         with lock:
             image = images[order[i]][reader.image_key]
-        return image["bytes"] or Path(image["path"]).read_bytes(), -1
+        return image["bytes"] or Path(image["path"]).read_bytes()
 
-    ids, sizes, labels = [], [], []
+    ids: list[str] = []
+    labels: list[int] = []
     for index in order:
         image: dict[str, Any] = images[index][reader.image_key] or {}  # a cell may be empty
         content, path = image.get("bytes"), image.get("path")
@@ -240,11 +259,10 @@ def _hugging_face(data: str, name: str, settings: SampleSettings, count: int) ->
                 f"its other columns: {', '.join(classes.column_names) or 'none'}"
             )
         ids.append(f"{split}/{index}" + (f"/{_text(Path(path).name)}" if path else ""))
-        sizes.append(len(content) if content else _file_sizes(data, [str(path)])[0])
         label = classes[index].get(reader.label_key) if classes.column_names else None
         labels.append(label if isinstance(label, int) else -1)
     known = any(label >= 0 for label in labels)
-    return Samples(data, ids, labels if known else None, sizes, read)
+    return Samples(data, ids, labels if known else None, read)
 
 
 def _torchvision(data: str, name: str, settings: SampleSettings, count: int) -> Samples:
@@ -264,21 +282,19 @@ def _torchvision(data: str, name: str, settings: SampleSettings, count: int) -> 
         paths = [Path(files[index][0]) for index in order]
         labels = [int(files[index][1]) for index in order]
         ids = [_text(os.path.relpath(path, root)) for path in paths]
-        sizes = _file_sizes(data, paths)
-        return Samples(data, ids, labels, sizes, lambda i: (paths[i].read_bytes(), labels[i]))
+        return Samples(data, ids, labels, lambda i: paths[i].read_bytes())
     lock = threading.Lock()
 
-    def read(i: int) -> tuple[Image.Image, int]:
+    def read(i: int) -> Image.Image:
         with lock:
-            image, label = dataset[order[i]]
-        return image, int(label)
+            image: Image.Image = dataset[order[i]][0]
+        return image
 
     targets = getattr(dataset, "targets", None)
     return Samples(
         data=data,
         ids=[f"{split}/{index}" for index in order],
         labels=[int(targets[index]) for index in order] if targets is not None else None,
-        sizes=[0] * len(order),
         read=read,
     )
 
@@ -320,8 +336,7 @@ def _webdataset(data: str, name: str, settings: SampleSettings, count: int) -> S
         data=data,
         ids=ids,
         labels=labels if any(label >= 0 for label in labels) else None,
-        sizes=[len(content) for content in contents],
-        read=lambda i: (contents[i], labels[i]),
+        read=lambda i: contents[i],
     )
 
 
@@ -374,18 +389,12 @@ def _too_few(data: str, found: int, asked: int) -> InputError:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns when it must drop a palette's transparency
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+        deep = np.asarray(image, np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError("grey levels beyond 16 bits; expected 8 or 16 bits a channel")
+        image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
     return image.convert("RGB")
-
-
-def _file_sizes(data: str, paths: Sequence[str | Path]) -> list[int]:
-    """Bytes of each file. Raises InputError, naming the file, if one cannot be reached."""
-    try:
-        return [Path(path).stat().st_size for path in paths]
-    except OSError as error:
-        raise InputError(
-            f"--data {data}: {_text(str(error.filename))} cannot be read: {error.strerror}; "
-            "repair or remove it"
-        ) from error
 
 
 def _text(name: str) -> str:

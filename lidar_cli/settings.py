@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
 from lidar_cli.errors import SettingsError
 
@@ -30,9 +30,9 @@ Count = Annotated[int, Ge(1)]
 Constant = Annotated[float, Ge(0), Lt(float("inf"))]
 
 
-def setting(default: Any, *flags: str, help: str, panel: str | None = None) -> Any:
+def setting(default: Any, *flags: str, help: str) -> Any:
     """A dataclass field with its command-line flags and its help text."""
-    return field(default=default, metadata={"flags": flags, "help": help, "panel": panel})
+    return field(default=default, metadata={"flags": flags, "help": help})
 
 
 @dataclass(frozen=True)
@@ -50,41 +50,33 @@ class SampleSettings:
         None,
         "--data",
         help="Image folder, .tar file, wds/NAME, hfds/NAME, torch/NAME, or 'embedded'.",
-        panel="Data",
     )
     data_dir: Path | None = setting(
-        None, "--data-dir", help="Where torch/, wds/ and hfds/ names are kept.", panel="Data"
+        None, "--data-dir", help="Where torch/, wds/ and hfds/ names are kept."
     )
-    split: str | None = setting(None, "--split", help="Split of the data set.", panel="Data")
-    n_samples: Count = setting(
-        1000, "-n", "--n-samples", help="Samples that are embedded q times.", panel="Data"
-    )
-    n_views: Count = setting(10, "-q", "--n-views", help="Views of each sample.", panel="Data")
+    split: str | None = setting(None, "--split", help="Split of the data set.")
+    n_samples: Count = setting(1000, "-n", "--n-samples", help="Samples that are embedded q times.")
+    n_views: Count = setting(10, "-q", "--n-views", help="Views of each sample.")
     clean_samples: Count | None = setting(
         None,
         "--clean-samples",
         help="Samples embedded un-augmented, for RankMe and alpha-ReQ [default: n].",
-        panel="Data",
     )
-    seed: int = setting(0, "--seed", help="Seed of the draw of samples and views.", panel="Data")
-    views: str = setting(
-        "auto", "--views", help="View recipe: auto, simclr, identity.", panel="Data"
-    )
-    image_size: Count | None = setting(
+    seed: int = setting(0, "--seed", help="Seed of the draw of samples and views.")
+    views: str = setting("auto", "--views", help="View recipe: auto, simclr, identity.")
+    image_size: Annotated[int, Ge(1), Le(8192)] | None = setting(
         None,
         "--image-size",
         help="Side of the views in pixels [default: what the checkpoint was made for].",
-        panel="Data",
     )
     pixel_stats: Literal["auto", "imagenet", "unit"] = setting(
         "auto",
         "--pixel-stats",
         help="Input normalisation: imagenet mean and std, or unit for plain [0, 1] "
         "[auto: imagenet].",
-        panel="Data",
     )
     workers: Count | None = setting(
-        None, "--workers", help="Decoding threads [default: one a core, at most 16].", panel="Data"
+        None, "--workers", help="Decoding threads [default: one a core, at most 16]."
     )
 
 
@@ -96,34 +88,30 @@ class ModelSettings(DeviceSettings):
         "auto",
         "--layer",
         help="backbone, projector, or both with a comma [auto: projector if there is one].",
-        panel="Model",
     )
     arch: str | None = setting(
-        None, "--arch", help="timm model name [default: read from the weights].", panel="Model"
+        None, "--arch", help="timm model name [default: read from the weights]."
     )
     model: str | None = setting(
         None,
         "--model",
         help="package.module:factory, your own code that returns the torch module.",
-        panel="Model",
     )
     activation: Literal["auto", "relu", "gelu"] = setting(
         "auto",
         "--activation",
         help="Activation inside the projector, which weights do not tell [auto: relu].",
-        panel="Model",
     )
     batch_size: Count | None = setting(
         None,
         "--batch-size",
         help="Samples a batch, all their views included [default: found].",
-        panel="Model",
     )
     precision: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "--precision", help="Of the forward pass (autocast).", panel="Model"
+        "float32", "--precision", help="Of the forward pass (autocast)."
     )
     storage: Literal["float32", "float16"] = setting(
-        "float32", "--storage", help="Number format of the stored embeddings.", panel="Model"
+        "float32", "--storage", help="Number format of the stored embeddings."
     )
 
 
@@ -236,6 +224,8 @@ def resolve(
         else:
             origins[spec.name] = "default"
     for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if raw.get(spec.name) == "":  # an unset variable of a script, most likely
+            raise SettingsError(f"{spec.name} (from {origins[spec.name]}) is empty")
         # Python counts true as 1, and so would Pydantic.
         if isinstance(raw.get(spec.name), bool) and not isinstance(spec.default, bool):
             shown = str(raw[spec.name]).lower()

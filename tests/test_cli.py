@@ -99,6 +99,9 @@ def test_one_bad_file_does_not_hide_the_others(views: Path) -> None:
         (["score", "views.npy", "--json", "--csv"], 2, "--json and --csv exclude each other"),
         (["score", "views.npy", "--delta", "-1"], 2, "--delta = -1.0: input should be greater"),
         (["score", "views.npy", "--device", "gpu"], 2, "expected auto, cpu, cuda or cuda:N"),
+        (["score", "views.npy", "--device", "meta"], 2, "expected auto, cpu, cuda or cuda:N"),
+        (["extract", "views.npy", "--data", ""], 2, "data (from option) is empty"),
+        (["rank", ".", "--memory", "abc"], 2, "'abc' is not a memory size"),
         (["score", "views.npy", "--memory", "lots"], 2, "'lots' is not a memory size"),
         (["score", "views.npy", "--plot", "a.pdf"], 2, "ends in .png or .svg"),
         (["score", "views.npy", "--views-per-sample", "7"], 3, "leave the option out"),
@@ -172,6 +175,23 @@ def test_version_and_module_are_the_same_program(tmp_path: Path) -> None:
     from lidar_cli import __version__
 
     assert lidar("--version", cwd=tmp_path).stdout == f"lidar {__version__}\n"
+
+
+def test_a_switch_of_the_config_can_be_turned_off_again(tmp_path: Path) -> None:
+    (tmp_path / "lidar.toml").write_text("normalize = true\n")
+    shown = lidar("score", "x.npy", "--show-config", cwd=tmp_path).stdout
+    assert re.search(r"normalize +" + r"= True +# lidar.toml", shown)
+    shown = lidar("score", "x.npy", "--no-normalize", "--show-config", cwd=tmp_path).stdout
+    assert re.search(r"normalize +" + r"= False +# option", shown)
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "wide.npy", np.ones((4, 2, 200_000), np.float32))
+    command = f"ulimit -v 16000000; {sys.executable} -m lidar_cli score wide.npy"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "not enough memory for moments of d = 200000, 298.0 GB each" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_every_error_has_a_status_of_the_contract() -> None:

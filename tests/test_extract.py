@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ from lidar_cli.errors import (
     SettingsError,
 )
 from lidar_cli.features import partial_path
-from lidar_cli.jobs.extract import Extraction, extract_checkpoint, identity
+from lidar_cli.jobs.extract import Extraction, extract_checkpoint, identity, stem
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
 from lidar_cli.settings import ExtractSettings
@@ -148,6 +149,8 @@ def test_the_file_is_as_the_contract_says(inputs: tuple[Path, Path], tmp_path: P
         "checkpoint": str(inputs[0]),
         "model_format": "ResNet state dict",
         "branch": "encoder",
+        "activation": "relu",
+        "source_sha256": None,
         "layers": ["backbone", "projector"],
         "data": str(inputs[1]),
         "samples_sha256": samples.fingerprint,
@@ -452,8 +455,11 @@ def test_an_unreadable_image_stops_the_run_by_name(
     assert not (tmp_path / "out.h5").exists()
     with h5py.File(partial_path(tmp_path / "out.h5")) as file:
         assert file["samples/done"][:].tolist() == [1] * 10 + [0] * 3
+    # With another image in its place these are other samples, and what was done is not of them.
     (folder / bad).write_bytes(sound)
-    assert run((inputs[0], folder), tmp_path / "out.h5", resume=True).embedded == 3
+    with pytest.raises(FeatureFileError, match=r"other settings \(samples_sha256 differ\)"):
+        run((inputs[0], folder), tmp_path / "out.h5", resume=True)
+    assert run((inputs[0], folder), tmp_path / "out.h5", overwrite=True).embedded == 13
 
 
 def test_a_checkpoint_that_gives_nan_is_refused(inputs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -580,3 +586,28 @@ def test_pictures_smaller_and_larger_than_the_views(
     views, clean = naive((inputs[0], folder), "projector", 6, 6)
     assert_close(found["embeddings/projector/views"], views)
     assert_close(found["embeddings/projector/clean"], clean)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.v1.pt", "a.v1.h5"),
+        ("epoch=10-loss=0.5.ckpt", "epoch=10-loss=0.5.h5"),
+        ("x.PTH.tar", "x.h5"),
+        ("odd", "odd.h5"),
+    ],
+)
+def test_the_default_output_keeps_the_dots_of_the_name(name: str, expected: str) -> None:
+    assert f"{stem(Path(name))}.h5" == expected
+
+
+def test_a_directory_is_no_output(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(FeatureFileError, match="is a directory; name a file in it with -o"):
+        run(inputs, tmp_path, overwrite=True)
+
+
+def test_a_checkpoint_at_another_path_is_resumed(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    output = interrupted(inputs, tmp_path / "out.h5")
+    moved = shutil.copy(inputs[0], tmp_path / "moved.pt")
+    assert run((Path(moved), inputs[1]), output, resume=True).embedded < N
+    assert run((Path(moved), inputs[1]), output, resume=True).embedded == 0

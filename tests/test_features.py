@@ -444,3 +444,10 @@ def test_provenance_of_other_files_is_refused(tmp_path):
     (tmp_path / "t.h5").write_text("text")
     with pytest.raises(FeatureFileError, match="not an HDF5 file; expected a feature file"):
         read_provenance(tmp_path / "t.h5")
+
+
+def test_a_file_that_will_not_fit_is_refused_before_it_is_begun(tmp_path):
+    layout = Layout({"backbone": 10**12}, n_samples=3, n_views=2, n_clean=3)  # 36 TB
+    with pytest.raises(FeatureFileError, match=r"will take 33,527\.61 GB and [\d.,]+ GB are free"):
+        FeatureWriter.create(tmp_path / "out.h5", layout, ["a", "b", "c"], None, {})
+    assert list(tmp_path.iterdir()) == []

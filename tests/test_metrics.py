@@ -108,12 +108,15 @@ def test_covariance_readings_are_their_twins(z, first, last):
     found = [metrics.participation_ratio(covariance), metrics.stable_rank(covariance)]
     expected = [reference.participation_ratio(array), reference.stable_rank(array)]
     assert found == pytest.approx(expected, rel=1e-9)
-    if min(len(covariance), len(rows) - 1) < last:
+    if first == last:
+        with pytest.raises(ValueError, match="1 <= first < last"):
+            alpha_req(rows, ranks=(first, last))
+    elif min(len(covariance), len(rows) - 1) < last:
         with pytest.raises(
             DegenerateFeatures, match=f"the fit reads eigenvalues {first} to {last}"
         ):
             alpha_req(rows, ranks=(first, last))
-    elif first < last:
+    else:
         law = alpha_req(rows, ranks=(first, last))
         assert law == pytest.approx(reference.alpha_req(array, first, last), rel=1e-6, abs=1e-6)
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from make import PROJECTED, WIDTHS, checkpoint, environment, image_folder, lidar_here, state_dict
+from PIL import Image
 from safetensors.torch import save_file
 
 from lidar_cli.core.metrics import METRICS
@@ -564,3 +566,104 @@ def test_a_checkpoint_whose_numbers_overflow_is_a_row_that_failed(
     found = ranked(rank(runs, "--json"), status=4)
     assert len(found["checkpoints"]) == 3
     assert "holds NaN or Inf" in found["failed"][0]["reason"]
+
+
+def test_an_activation_is_part_of_what_is_cached(tmp_path: Path, rank: Shell) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    relu = values(rank(tmp_path / "runs", "--json", "--activation", "relu"))
+    gelu = values(rank(tmp_path / "runs", "--json", "--activation", "gelu"))
+    assert relu != gelu
+    assert values(rank(tmp_path / "runs", "--json")) == relu
+    assert len(list((tmp_path / "runs" / ".lidar").iterdir())) == 2
+
+
+def test_images_of_the_same_name_and_size_are_known_by_their_content(
+    tmp_path: Path, rank: Shell
+) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    data = tmp_path / "data"
+    data.mkdir()
+    for seed in range(N):  # uncompressed, so that every file has the same size
+        pixels = np.random.RandomState(seed).randint(0, 256, (SIZE, SIZE, 3), np.uint8)
+        Image.fromarray(pixels).save(data / f"{seed:02}.bmp")
+    before = values(rank(tmp_path / "runs", "--json", "--data", data))
+    for seed in range(N):
+        pixels = np.full((SIZE, SIZE, 3), 10 * seed, np.uint8)
+        pixels[: seed + 1] = 255
+        Image.fromarray(pixels).save(data / f"{seed:02}.bmp")
+    assert values(rank(tmp_path / "runs", "--json", "--data", data)) != before
+
+
+def test_the_spelling_of_the_data_path_changes_nothing(
+    tmp_path: Path, rank: Shell, images: Path
+) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    rank(tmp_path / "runs")
+    before = stamps(tmp_path / "runs" / ".lidar")
+    done = rank(tmp_path / "runs", "--json", "--data", f"{images}/.")
+    assert ranked(done)["groups"] == 1
+    assert stamps(tmp_path / "runs" / ".lidar") == before
+
+
+def test_weights_are_not_skipped_for_their_name(tmp_path: Path, rank: Shell) -> None:
+    checkpoint(tmp_path / "runs" / "optimizer_adamw_lr1e-3.pth", 0)
+    assert list(values(rank(tmp_path / "runs", "--json"))) == ["optimizer_adamw_lr1e-3.pth"]
+
+
+def test_a_link_back_into_the_tree_is_walked_once(tmp_path: Path, rank: Shell) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    (tmp_path / "runs" / "self").symlink_to(tmp_path / "runs")
+    (row,) = ranked(rank(tmp_path / "runs", "--json"))["checkpoints"]
+    assert row["aliases"] == []
+
+
+def test_data_is_told_from_the_features(tmp_path: Path, images: Path) -> None:
+    checkpoint(tmp_path / "a.pt", 0)
+    (tmp_path / "runs").mkdir()
+    output = tmp_path / "runs" / "a.h5"
+    extract_checkpoint(tmp_path / "a.pt", ExtractSettings(output=output, **settings(images)))
+    found = rank_directory(tmp_path / "runs", RankSettings(device="cpu"))
+    assert found.data == str(images)
+
+
+def test_a_feature_file_that_lies_is_a_row_that_failed(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    for name, provenance in (("b.h5", "[]"), ("c.h5", '{"sha256": [1]}')):
+        output = tmp_path / "runs" / name
+        source = tmp_path / f"{name}.pt"
+        checkpoint(source, 1)
+        extract_checkpoint(source, ExtractSettings(output=output, **settings(images)))
+        with h5py.File(output, "r+") as file:
+            file.attrs["provenance"] = provenance
+    found = ranked(rank(tmp_path / "runs", "--json"), status=4)
+    assert [Path(row["path"]).name for row in found["checkpoints"]] == ["a.pt"]
+    assert all("provenance is not the record" in row["reason"] for row in found["failed"])
+    assert len(found["failed"]) == 2
+
+
+def test_an_unknown_architecture_is_wrong_usage(tmp_path: Path, rank: Shell) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    assert rank(tmp_path / "runs", "--arch", "resnet999").returncode == 2
+
+
+def test_features_being_written_by_another_process_are_left_alone(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    value = values(rank(tmp_path / "runs", "--json"))
+    (cached,) = (tmp_path / "runs" / ".lidar").iterdir()
+    partial = cached.rename(cached.with_name(cached.name + ".partial"))
+    code = f"import h5py; f = h5py.File({str(partial)!r}, 'r+'); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        found = ranked_nothing = rank(tmp_path / "runs", "--json")
+        assert found.returncode == 3
+        assert "another process is writing it" in ranked_nothing.stderr
+        assert partial.exists()
+        other.communicate(b"\n")
+    assert values(rank(tmp_path / "runs", "--json")) == value

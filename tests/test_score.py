@@ -276,7 +276,7 @@ def test_an_extreme_scale_is_a_number_or_a_reason(tmp_path, scale):
         for name in ("rankme", "participation_ratio", "stable_rank"):
             assert score.value(name) == pytest.approx(plain.value(name), rel=1e-9)
     if scale == 1e200:
-        overflow = "the squares of the embedding overflow float64: scale it down"
+        overflow = "the embedding holds NaN or Inf, or its squares overflow float64: scale it down"
         assert reasons(score, LDA | {"rankme", "rankme_augmented", "stable_rank"}) == {overflow}
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from lidar_cli.checkpoints import own_module
 from lidar_cli.checkpoints.loaded import Loaded, LoadedModule
+from lidar_cli.checkpoints.own_module import source as own_source
 from lidar_cli.checkpoints.read import read_checkpoint, sha256
 from lidar_cli.checkpoints.recognise import Description, find, recognise
 from lidar_cli.checkpoints.weights import fill
@@ -26,6 +27,7 @@ __all__ = [
     "Description",
     "Loaded",
     "open_checkpoint",
+    "own_source",
     "read_checkpoint",
     "recognise",
     "sha256",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.backbone import Backbone
-from lidar_cli.checkpoints.own_module import layers_of
+from lidar_cli.checkpoints.own_module import embed
 from lidar_cli.checkpoints.recognise import Description
 from lidar_cli.errors import SettingsError
 
@@ -71,7 +71,7 @@ class LoadedModule(Loaded):
         self.label = label
 
     def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        outputs = layers_of(self.modules["module"](images), len(images), self.label)
+        outputs = embed(self.modules["module"], images, self.label)
         missing = set(layers) - outputs.keys()
         if missing:
             raise SettingsError(

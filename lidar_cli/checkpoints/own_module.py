@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Mapping
@@ -78,7 +79,7 @@ def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
 
 
 def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
-    """The width of each layer, by embedding blank images, and the image size the module names.
+    """The width of each layer, by embedding blank images, and the image size the module needs.
 
     A module that has an int attribute `image_size` is asked at that size only.
     label: what an error calls the module.
@@ -95,14 +96,51 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
         except Exception as error:  # the user's code, perhaps made for another size
             reason = reason or _line(error)
             continue
-        embeddings = layers_of(output, 2, label)
-        return {layer: rows.shape[1] for layer, rows in embeddings.items()}, (
-            named if isinstance(named, int) else None
-        )
+        widths = {layer: rows.shape[1] for layer, rows in layers_of(output, 2, label).items()}
+        only = named == size or not _takes_others(module, size, device)
+        return widths, size if only else None
     raise SettingsError(
         f"{label}: no images of {', '.join(map(str, sizes))} pixels can be embedded "
         f"({reason}); give the module an attribute image_size"
     )
+
+
+def source(target: str | None) -> str | None:
+    """sha256 of the file that a factory stands in, or None without one.
+
+    What it imports is not covered: features of changed code there must be extracted anew by hand.
+    """
+    if target is None:
+        return None
+    path = getattr(sys.modules.get(target.partition(":")[0]), "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+
+
+def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
+    """Layer -> embeddings; whatever the user's forward raises becomes a CheckpointError."""
+    try:
+        output = module(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{label}: forward failed for images {list(images.shape)}: {_line(error)}; "
+            "another --image-size may fit"
+        ) from error
+    return layers_of(output, len(images), label)
+
+
+def _takes_others(module: nn.Module, size: int, device: torch.device) -> bool:
+    """Whether the module embeds images of another size too, so that none is its own."""
+    for other in TRIED_SIZES:
+        if other != size:
+            try:
+                with torch.inference_mode():
+                    module(torch.zeros(2, 3, other, other, device=device))
+            except Exception:  # the user's code, made for one size
+                continue
+            return True
+    return False
 
 
 def layers_of(output: Any, batch: int, label: str) -> dict[str, Tensor]:

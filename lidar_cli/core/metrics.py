@@ -191,9 +191,12 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
 
     n_rows: N, the rows that the covariance came from; N - 1 of its eigenvalues carry data.
     Source: Agrawal et al., "alpha-ReQ", NeurIPS 2022.
-    Raises DegenerateFeatures if d or N - 1 is less than the last rank, or e_last is 0.
+    Raises DegenerateFeatures if d or N - 1 is less than the last rank, or e_last is 0, ValueError
+    if the ranks are no range.
     """
     first, last = ranks
+    if not 1 <= first < last:
+        raise ValueError(f"expected ranks (first, last) with 1 <= first < last, got {ranks}")
     if len(covariance) < last or n_rows - 1 < last:
         raise DegenerateFeatures(
             f"the fit reads eigenvalues {first} to {last}, and there are "

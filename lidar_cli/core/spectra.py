@@ -24,10 +24,11 @@ RIDGE_PROBES = 64
 
 
 class LdaSpectrum(NamedTuple):
-    """Eigenvalues of the LDA pair [d], and the part that the ridge plays in them."""
+    """Eigenvalues of the LDA pair [d], and how far they can be trusted."""
 
     eigenvalues: Tensor
     ridge_share: float  # delta tr(Sw^-1) / d: 0 without a ridge, 1 where there is nothing else
+    singular: bool  # Sw is singular to rounding: some eigenvalues are noise of the arithmetic
 
 
 def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
@@ -59,7 +60,7 @@ def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
     if within.trace() <= rounding * q / (n * (q - 1)):
         within.zero_()
     within.diagonal().add_(delta)
-    factor = _cholesky(within, delta, degrees=n * (q - 1))
+    factor, singular = _cholesky(within, delta, degrees=n * (q - 1))
     means = moments.class_means.centred_rows()
     if means is not None:
         whitened = torch.linalg.solve_triangular(factor, means.T, upper=False)  # [d, n]
@@ -69,14 +70,15 @@ def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
         small = torch.linalg.solve_triangular(factor, half.T, upper=False) / (n - 1)
     eigenvalues = _eigenvalues(small)
     padded = torch.nn.functional.pad(eigenvalues, (0, d - len(eigenvalues)))
-    return LdaSpectrum(padded, _ridge_share(factor, delta))
+    return LdaSpectrum(padded, _ridge_share(factor, delta), singular)
 
 
 def gram_spectrum(rows: RowMoments) -> Tensor:
     """Squared singular values of the rows Z [N, d], not centred.
 
     From a Gram matrix, eigenvalues below d eps(float64) times the largest are rounding and are set
-    to 0, which costs about 1e-5 on the effective rank of a rank-one Z and 1e-6 elsewhere.
+    to 0. That costs about 1e-5 on the effective rank of a rank-one Z, 1e-6 elsewhere, and more
+    only where the mean dwarfs the spread (2e-4 at a million times it).
     """
     kept = rows.rows()
     if kept is not None:
@@ -109,7 +111,7 @@ def covariance_spectrum(rows: RowMoments) -> Tensor:
     return eigenvalues.where(eigenvalues > _rounding(rows), 0.0) / (rows.n - 1)
 
 
-def _cholesky(within: Tensor, delta: float, degrees: int) -> Tensor:
+def _cholesky(within: Tensor, delta: float, degrees: int) -> tuple[Tensor, bool]:
     _check_finite(within)
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(within)
@@ -128,7 +130,7 @@ def _cholesky(within: Tensor, delta: float, degrees: int) -> Tensor:
         raise DegenerateFeatures(
             f"the within covariance plus delta = {delta:g} is not positive definite: raise delta"
         )
-    return factor
+    return factor, singular
 
 
 def _ridge_share(factor: Tensor, delta: float) -> float:
@@ -163,7 +165,9 @@ def _eigenvalues(symmetric: Tensor) -> Tensor:
 
 def _check_finite(matrix: Tensor) -> None:
     if not matrix.isfinite().all():
-        raise DegenerateFeatures("the squares of the embedding overflow float64: scale it down")
+        raise DegenerateFeatures(
+            "the embedding holds NaN or Inf, or its squares overflow float64: scale it down"
+        )
 
 
 def _rounding(rows: RowMoments) -> float:

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lidar_cli import settings as known
 from lidar_cli.checkpoints import open_checkpoint, read_checkpoint
 from lidar_cli.embedded import EmbeddedImages, embedded_images
 from lidar_cli.errors import InputError
@@ -31,7 +30,7 @@ from lidar_cli.jobs.pretrain import Hyperparameters, Method, draw_hyperparameter
 from lidar_cli.jobs.probe import linear_probe
 from lidar_cli.jobs.rank import Ranking, rank_directory
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.settings import DemoSettings, RankSettings
+from lidar_cli.settings import EMBEDDED, EMBEDDED_DEFAULTS, DemoSettings, RankSettings
 from lidar_cli.views import Views, find_recipe
 
 RUNS = 12  # half SimCLR, half VICReg
@@ -66,8 +65,13 @@ def run_demo(directory: Path, settings: DemoSettings, watcher: Watcher | None = 
     seconds["training"] = time.monotonic() - begun
 
     begun = time.monotonic()
-    ranked = known.resolve(RankSettings, {"device": settings.device}, environment={}).values
-    ranking = rank_directory(directory / "runs", ranked, watcher)
+    defaults = RankSettings(
+        data=EMBEDDED,
+        n_samples=EMBEDDED_DEFAULTS["n_samples"],
+        n_views=EMBEDDED_DEFAULTS["n_views"],
+        device=settings.device,
+    )
+    ranking = rank_directory(directory / "runs", defaults, watcher)
     seconds["ranking"] = time.monotonic() - begun
 
     begun = time.monotonic()

@@ -23,16 +23,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, wrap_module
+from lidar_cli.checkpoints import (
+    Description,
+    Loaded,
+    open_checkpoint,
+    own_source,
+    sha256,
+    wrap_module,
+)
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.features import FeatureWriter, Layout, check_absent, partial_path, read_provenance
+from lidar_cli.features import (
+    FeatureWriter,
+    Layout,
+    check_absent,
+    read_interrupted,
+    read_provenance,
+)
 from lidar_cli.jobs.ahead import ahead
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
-from lidar_cli.settings import ExtractSettings, SampleSettings
+from lidar_cli.settings import EMBEDDED, ExtractSettings, SampleSettings
 from lidar_cli.views import Views, find_recipe
 
+CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 DEFAULT_IMAGE_SIZE = 224
 MOST_WORKERS = 16
 # Pixels that pass through the model at a time: enough images to fill the device at 224 px.
@@ -60,16 +74,12 @@ class Plan:
 
     views: Views
     layout: Layout
-    batch_size: int
     precision: str
-    provenance: dict[str, Any]
+    provenance: dict[str, Any]  # all of it but the batch size, which needs the model to be found
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the embeddings mean: equal for files that are interchangeable in a ranking.
-
-        Batch size, device and library versions change rounding only, and paths nothing at all.
-        """
+        """What the embeddings mean: equal for files that are interchangeable in a ranking."""
         return identity(self.provenance)
 
     @property
@@ -79,10 +89,17 @@ class Plan:
 
 
 def identity(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The part of a provenance that says what the embeddings mean, as JSON gives it back."""
+    """The part of a provenance that says what the embeddings mean, as JSON gives it back.
+
+    Batch size, device and library versions change rounding only, and paths nothing: the checkpoint
+    and the samples are known by their content. Our own version stays, since it may change a view.
+    """
     told: dict[str, Any] = json.loads(json.dumps(provenance))
-    for name in ("checkpoint", "batch_size", "device", "versions"):
+    for name in ("checkpoint", "data", "assumptions", "batch_size", "device"):
         told.pop(name, None)
+    versions = told.pop("versions", None)
+    if isinstance(versions, dict):
+        told["version"] = versions.get("lidar-cli")
     return told
 
 
@@ -101,7 +118,7 @@ def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: A
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     loaded = wrap_module(model).to(device)
-    plan = make_plan(loaded, "", digest.hexdigest(), samples, known, device)
+    plan = make_plan(loaded.description, "", digest.hexdigest(), samples, known, device)
     return run(plan, loaded, samples, known, Path(output), device, Watcher())
 
 
@@ -114,7 +131,7 @@ def extract_checkpoint(
     computed where that can be.
     """
     watcher = watcher or Watcher()
-    output = settings.output or Path(checkpoint.name.split(".")[0] + ".h5")
+    output = settings.output or Path(f"{stem(checkpoint)}.h5")
     if not settings.resume:
         check_absent(output, settings.overwrite)
     device = find_device(settings.device)
@@ -123,8 +140,27 @@ def extract_checkpoint(
         checkpoint, arch=settings.arch, model=settings.model, activation=settings.activation
     ).to(device)
     samples = open_samples(settings)
-    plan = make_plan(loaded, str(checkpoint), sha256(checkpoint), samples, settings, device)
+    tell_if_embedded(samples, watcher)
+    digest = sha256(checkpoint)
+    plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
     return run(plan, loaded, samples, settings, output, device, watcher)
+
+
+def stem(checkpoint: Path) -> str:
+    """A checkpoint's name without the suffix that checkpoints have; other dots are kept."""
+    name = checkpoint.name
+    for suffix in CHECKPOINT_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def tell_if_embedded(samples: Samples, watcher: Watcher) -> None:
+    """Say that no data was named, so that nobody takes small digits for their own images."""
+    if samples.data == EMBEDDED:
+        watcher.note(
+            "data: embedded (small images made from scikit-learn's); name your own with --data"
+        )
 
 
 def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
@@ -145,7 +181,7 @@ def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
 
 
 def make_plan(
-    loaded: Loaded,
+    description: Description,
     path: str,
     digest: str,
     samples: Samples,
@@ -154,26 +190,28 @@ def make_plan(
 ) -> Plan:
     """Settings, checkpoint and samples brought together.
 
-    path, digest: of the checkpoint. Raises CheckpointError for a layer or image size that the
-    model cannot have, SettingsError for an unknown recipe or clean samples fewer than n.
+    path, digest: of the checkpoint. No model is needed yet: whether the features exist already is
+    known from the plan alone.
+    Raises CheckpointError for a layer that the checkpoint has not, SettingsError for an unknown
+    recipe or clean samples fewer than n.
     """
     n, q = settings.n_samples, settings.n_views
     clean = n if settings.clean_samples is None else settings.clean_samples
     if clean < n:
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
     recipe = find_recipe(settings.views, settings.pixel_stats)
-    size = _image_size(settings, loaded.description.image_size, samples)
-    loaded.set_image_size(size)
-    layers = choose_layers(settings.layer, list(loaded.description.widths))
-    widths = {layer: loaded.description.widths[layer] for layer in layers}
-    batch_size = settings.batch_size or _batch_size(loaded, layers, size, q, clean, device)
+    size = _image_size(settings, description.image_size, samples)
+    layers = choose_layers(settings.layer, list(description.widths))
+    widths = {layer: description.widths[layer] for layer in layers}
     provenance = {
         "checkpoint": path,
         "sha256": digest,
-        "model_format": loaded.description.format,
-        "architecture": loaded.description.arch,
+        "model_format": description.format,
+        "architecture": description.arch,
         "branch": "encoder",
-        "assumptions": list(loaded.description.assumptions),
+        "activation": "relu" if settings.activation == "auto" else settings.activation,
+        "assumptions": list(description.assumptions),
+        "source_sha256": own_source(settings.model),
         "layers": layers,
         "data": samples.data,
         "samples_sha256": samples.fingerprint,
@@ -183,7 +221,6 @@ def make_plan(
         "seed": settings.seed,
         "views": recipe.describe(),
         "image_size": size,
-        "batch_size": batch_size,
         "precision": settings.precision,
         "storage": settings.storage,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -192,7 +229,6 @@ def make_plan(
     return Plan(
         views=Views(recipe, settings.seed, q, size),
         layout=Layout(widths, n, q, clean, settings.storage),
-        batch_size=batch_size,
         precision=settings.precision,
         provenance=provenance,
     )
@@ -210,32 +246,40 @@ def run(
     """Carry out a plan: the feature file at `output`, complete.
 
     Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way,
-    DegenerateFeatures if an embedding is not finite; what was done stays in the .partial file.
+    DegenerateFeatures if an embedding is not finite, CheckpointError if the model cannot take
+    images of this size; what was done stays in the .partial file.
     """
     begun = time.monotonic()
     layout = plan.layout
+    recorded = read_interrupted(output) if settings.resume else {}
     if settings.resume and output.exists() and not settings.overwrite:
-        if read_provenance(output) == json.loads(json.dumps(plan.provenance)):
-            return _record(output, plan, 0, begun)
+        told = read_provenance(output)
+        if identity(told) == plan.identity:
+            return _record(output, plan, told["batch_size"], 0, begun)
         check_absent(output, overwrite=False)
-    if settings.resume and partial_path(output).exists():
-        writer = FeatureWriter.resume(output, plan.provenance, overwrite=settings.overwrite)
+    loaded.set_image_size(plan.views.image_size)
+    batch_size = (
+        settings.batch_size or recorded.get("batch_size") or _batch_size(plan, loaded, device)
+    )
+    provenance = plan.provenance | {"batch_size": batch_size}
+    if recorded:
+        writer = FeatureWriter.resume(output, provenance, overwrite=settings.overwrite)
     else:
         writer = FeatureWriter.create(
             output,
             layout,
             samples.ids[: layout.n_clean],
             samples.labels[: layout.n_clean] if samples.labels is not None else None,
-            plan.provenance,
+            provenance,
             overwrite=settings.overwrite,
         )
     with writer:
-        count = _embed_all(plan, loaded, samples, settings, writer, device, watcher)
+        count = _embed_all(plan, batch_size, loaded, samples, settings, writer, device, watcher)
         writer.finish()
-    return _record(output, plan, count, begun)
+    return _record(output, plan, batch_size, count, begun)
 
 
-def _record(output: Path, plan: Plan, count: int, begun: float) -> Extraction:
+def _record(output: Path, plan: Plan, batch_size: int, count: int, begun: float) -> Extraction:
     layout = plan.layout
     return Extraction(
         output,
@@ -243,7 +287,7 @@ def _record(output: Path, plan: Plan, count: int, begun: float) -> Extraction:
         layout.n_samples,
         layout.n_views,
         layout.n_clean,
-        plan.batch_size,
+        batch_size,
         count,
         time.monotonic() - begun,
     )
@@ -261,6 +305,7 @@ class _Batch:
 
 def _embed_all(
     plan: Plan,
+    size: int,
     loaded: Loaded,
     samples: Samples,
     settings: ExtractSettings,
@@ -268,14 +313,14 @@ def _embed_all(
     device: torch.device,
     watcher: Watcher,
 ) -> int:
-    total, size = plan.layout.n_clean, plan.batch_size
+    total = plan.layout.n_clean
     todo = [start for start in range(0, total, size) if not writer.done[start : start + size].all()]
     count = 0
     task = f"embedding {writer.path.name}"
     watcher.progress(task, total - _samples_in(todo, size, total), total)
     with ThreadPoolExecutor(1) as pen:
         writing: Future[None] | None = None
-        with ahead(_batches(plan, samples, todo, device, settings.workers)) as batches:
+        with ahead(_batches(plan, size, samples, todo, device, settings.workers)) as batches:
             for batch in batches:
                 views, clean = _embed(plan, loaded, batch, device)
                 if writing is not None:
@@ -296,13 +341,14 @@ def _samples_in(starts: Sequence[int], size: int, total: int) -> int:
 
 def _batches(
     plan: Plan,
+    size: int,
     samples: Samples,
     starts: Sequence[int],
     device: torch.device,
     workers: int | None,
 ) -> Iterator[_Batch]:
     """The padded batches that begin at `starts`, decoded by threads that stay one batch ahead."""
-    total, size = plan.layout.n_clean, plan.batch_size
+    total = plan.layout.n_clean
     workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers)
     try:
@@ -332,7 +378,7 @@ def _embed(
     plan: Plan, loaded: Loaded, batch: _Batch, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Embeddings of one batch by layer: views [c, q, d] of the samples below n, clean [b, d]."""
-    size, (n, q) = plan.batch_size, (plan.layout.n_samples, plan.layout.n_views)
+    size, (n, q) = len(batch.clean), (plan.layout.n_samples, plan.layout.n_views)
     images = batch.clean
     if batch.views is not None:
         images = torch.cat([batch.views.flatten(0, 1), batch.clean])
@@ -375,16 +421,15 @@ def _image_size(settings: SampleSettings, natural: int | None, samples: Samples)
     return settings.image_size or natural or samples.image_size or DEFAULT_IMAGE_SIZE
 
 
-def _batch_size(
-    loaded: Loaded, layers: list[str], size: int, q: int, total: int, device: torch.device
-) -> int:
+def _batch_size(plan: Plan, loaded: Loaded, device: torch.device) -> int:
     """Samples a batch: as many as keep the device busy, halved until they fit its memory."""
-    pixels = BATCH_PIXELS[device.type]
-    most = math.floor(pixels / (size**2 * (q + 1)))
-    batch = max(1, min(MOST_SAMPLES_A_BATCH, most, total))
+    size, images = plan.views.image_size, plan.layout.n_views + 1
+    most = math.floor(BATCH_PIXELS[device.type] / (size**2 * images))
+    batch = max(1, min(MOST_SAMPLES_A_BATCH, most, plan.layout.n_clean))
     while device.type == "cuda" and batch > 1:
         try:
-            loaded.embed(torch.zeros(batch * (q + 1), 3, size, size, device=device), layers)
+            blank = torch.zeros(batch * images, 3, size, size, device=device)
+            loaded.embed(blank, list(plan.layout.widths))
             break
         except torch.OutOfMemoryError:
             batch //= 2

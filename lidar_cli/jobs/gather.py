@@ -29,17 +29,17 @@ class Gathered:
         wanted: Collection[str],
     ) -> None:
         _, q, d = embeddings.shape
-        self.views = Moments(q, d, device) if q else None
+        reads = {METRICS[name].reads for name in wanted}
+        reads_views = q > 0 and bool(reads & {"lda", "views", "sphere"})
+        self.views = Moments(q, d, device) if reads_views else None
         self.rows = RowMoments(d, device)
         self.row_source = embeddings.clean_name if embeddings.clean else "view 0"
-        reads = {METRICS[name].reads for name in wanted}
-        self._reads_views = bool(reads & {"lda", "views", "sphere"})
         self._reads_rows = bool(reads & {"rows", "covariance"})
         self._normalize = settings.normalize
 
     def update(self, chunk: Chunk) -> None:
         """Add a chunk of whole samples."""
-        if self.views is not None and chunk.views is not None and self._reads_views:
+        if self.views is not None and chunk.views is not None:
             self.views.update(self._prepared(chunk.views))
         clean = chunk.clean
         if clean is None and chunk.views is not None:

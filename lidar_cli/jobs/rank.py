@@ -8,6 +8,7 @@ reason and never stops the others.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,20 +16,36 @@ from typing import Any
 
 from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, recognise, sha256
 from lidar_cli.core.metrics import METRICS, Metric
-from lidar_cli.errors import FeatureFileError, InputError, LidarError, NoWeights, SettingsError
+from lidar_cli.errors import (
+    FeatureFileError,
+    InputError,
+    InUse,
+    LidarError,
+    NoWeights,
+    SettingsError,
+)
 from lidar_cli.features import is_hdf5, read_hdf5, read_provenance
 from lidar_cli.jobs.device import find_device
-from lidar_cli.jobs.extract import Plan, choose_layers, identity, make_plan, run
+from lidar_cli.jobs.extract import (
+    CHECKPOINT_SUFFIXES,
+    Plan,
+    identity,
+    make_plan,
+    run,
+    stem,
+    tell_if_embedded,
+)
 from lidar_cli.jobs.score import Score, score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
-from lidar_cli.settings import ExtractSettings, RankSettings, nearest
+from lidar_cli.settings import ExtractSettings, RankSettings, nearest, parse_size
 from lidar_cli.views import find_recipe
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".safetensors", ".torch", ".bin")
 FEATURE_SUFFIXES = (".h5", ".hdf5")
-# Files that training scripts save beside the weights, by the start of their names.
-NOT_WEIGHTS = ("optimizer", "training_args", "scheduler", "rng_state", "scaler", "random_states")
+# Files that training scripts save beside the weights; others are told by their content.
+NOT_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)"
+)
 DECODED_MEMORY = 2 * 2**30  # bytes of decoded images kept from one checkpoint to the next
 MISLEADING_NOISE = 0.5  # noise_fraction above which LiDAR mostly counts noise
 
@@ -96,6 +113,7 @@ def rank_directory(
     watcher = watcher or Watcher()
     by = find_metric(settings.by)
     find_recipe(settings.views, settings.pixel_stats)  # a mistyped name is told before the work
+    parse_size(settings.memory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")
     job = _Job(directory, settings, watcher)
@@ -129,7 +147,7 @@ class _Job:
         files = list(_files(self.directory))
         for at, path in enumerate(files):
             self.watcher.progress("reading checkpoints", at, len(files))
-            if path.name.lower().startswith(NOT_WEIGHTS):
+            if NOT_WEIGHTS.fullmatch(path.name.lower()):
                 self.skipped.append(Left(str(path), "by its name, not model weights"))
                 continue
             try:
@@ -141,6 +159,8 @@ class _Job:
                     self.checkpoints[digest].aliases.append(str(path))
                     continue
                 self.checkpoints[digest] = _Checkpoint(path, digest, self._describe(path))
+            except SettingsError:
+                raise
             except NoWeights as error:
                 self.skipped.append(Left(str(path), _reason(path, error)))
             except (LidarError, OSError) as error:
@@ -157,6 +177,7 @@ class _Job:
         used: set[Path] = set()
         if self.checkpoints:
             samples = open_samples(self.settings).remembering(DECODED_MEMORY)
+            tell_if_embedded(samples, self.watcher)
             try:
                 self.cache.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -218,7 +239,7 @@ class _Job:
         return Ranking(
             directory=str(self.directory),
             by=by,
-            data=self.settings.data or "embedded",
+            data=", ".join(sorted({str(told.get("data")) for *_, told in self.scored})),
             groups=tuple(ordered),
             skipped=tuple(self.skipped),
             failed=tuple(self.failed),
@@ -248,17 +269,12 @@ class _Job:
 
     def _score_checkpoint(self, found: _Checkpoint, layer: str, samples: Samples) -> set[Path]:
         """Score one checkpoint from features that exist, or extract them. The files it used."""
-        loaded = open_checkpoint(
-            found.path,
-            arch=self.settings.arch,
-            model=self.settings.model,
-            activation=self.settings.activation,
-        ).to(self.device)
         settings = self._extract_settings(layer)
-        choose_layers(layer, loaded.layers)
-        plan = make_plan(loaded, str(found.path), found.digest, samples, settings, self.device)
+        plan = make_plan(
+            found.description, str(found.path), found.digest, samples, settings, self.device
+        )
         same = [path for path, told in self.features if _serves(told, plan)]
-        cached = self.cache / f"{found.path.name.split('.')[0]}-{plan.key}.h5"
+        cached = self.cache / f"{stem(found.path)}-{plan.key}.h5"
         features = same[0] if same else cached
         try:
             if not features.exists():
@@ -269,24 +285,33 @@ class _Job:
         except FeatureFileError:
             # Absent, incomplete, damaged or not what its name says: make it anew.
             features = cached
-            self._extract(plan, loaded, samples, settings, cached)
+            self._extract(found.path, plan, samples, settings, cached)
             result = self._score_features(cached, layer)
-        del loaded
         provenance = read_provenance(features)
         self.scored.append((str(found.path), tuple(found.aliases), result, provenance))
         return {features}
 
     def _extract(
-        self, plan: Plan, loaded: Any, samples: Samples, settings: ExtractSettings, output: Path
+        self,
+        checkpoint: Path,
+        plan: Plan,
+        samples: Samples,
+        settings: ExtractSettings,
+        output: Path,
     ) -> None:
-        if output.exists():
-            settings = replace(settings, overwrite=True)
+        loaded = open_checkpoint(
+            checkpoint,
+            arch=self.settings.arch,
+            model=self.settings.model,
+            activation=self.settings.activation,
+        ).to(self.device)
+        settings = replace(settings, overwrite=output.exists())
         try:
             run(plan, loaded, samples, settings, output, self.device, self.watcher)
+        except InUse:
+            raise
         except FeatureFileError:
-            if settings.overwrite:
-                raise
-            # A partial file of another device or version cannot be continued.
+            # A partial file that is damaged, or of another device or version, cannot go on.
             again = replace(settings, overwrite=True, resume=False)
             run(plan, loaded, samples, again, output, self.device, self.watcher)
 
@@ -311,7 +336,6 @@ def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for two scores to be compared."""
     return {
         "samples": provenance.get("samples_sha256"),
-        "data": provenance.get("data"),
         "seed": provenance.get("seed"),
         "views": provenance.get("views"),
         "image size": provenance.get("image_size"),
@@ -346,7 +370,13 @@ def order(rows: list[Row], by: Metric) -> tuple[Row, ...]:
 
 def _files(directory: Path) -> Iterator[Path]:
     """Files by suffix, in a stable order; hidden folders, the cache among them, are left out."""
+    seen: set[tuple[int, int]] = set()
     for folder, subfolders, names in os.walk(directory, followlinks=True):
+        place = Path(folder).stat()
+        if (place.st_dev, place.st_ino) in seen:  # a link that leads back into the tree
+            subfolders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith((*CHECKPOINT_SUFFIXES, *FEATURE_SUFFIXES)):

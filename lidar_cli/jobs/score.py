@@ -23,6 +23,7 @@ from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, ScoreSettings, nearest
 
 RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
+RIDGE_REFUSAL = 0.99  # above which the readings against view noise would be against the ridge
 DEGREES_REMARK = 5  # below n (q - 1) = 5 d the within covariance is poorly determined
 NO_VIEWS = "rows without views; give --views-per-sample, or an array (n, q, d)"
 
@@ -126,12 +127,21 @@ def score(
 ) -> Score:
     """The wanted metrics of one layer, in one pass over its chunks.
 
-    Raises InputError if a number in the file is not finite.
+    Raises InputError if a number in the file is not finite, or memory does not suffice.
     """
     if embeddings.note:
         watcher.note(embeddings.note)
-    state = gather(embeddings, settings, device, wanted, watcher)
-    return _Sheet(embeddings, settings, state, wanted).score()
+    try:
+        state = gather(embeddings, settings, device, wanted, watcher)
+        return _Sheet(embeddings, settings, state, wanted).score()
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        d = embeddings.shape[2]
+        raise InputError(
+            f"{embeddings.file}: {embeddings.layer}: not enough memory for moments of d = {d}, "
+            f"{8 * d * d / 2**30:,.1f} GB each; fewer --metrics, or a larger machine"
+        ) from error
 
 
 class _Sheet:
@@ -184,7 +194,7 @@ class _Sheet:
             return
         epsilon = self._settings.epsilon
         try:
-            eigenvalues, ridge = spectra.lda_spectrum(views, self._settings.delta)
+            eigenvalues, ridge, singular = spectra.lda_spectrum(views, self._settings.delta)
         except DegenerateFeatures as error:
             self._null(names, str(error))
             return
@@ -200,7 +210,19 @@ class _Sheet:
                 f"n (q - 1) = {n * (q - 1)} is less than 5 d = {5 * d}: the within covariance is "
                 "poorly determined; raise q or n"
             )
+        if singular:
+            self._warnings["singular"] = (
+                "the within covariance is singular to rounding and delta is too small for its "
+                "scale: some eigenvalues, and LiDAR, are rounding; raise --delta"
+            )
         self._set("lidar", lambda: metrics.lidar_from_spectrum(eigenvalues, epsilon))
+        if ridge > RIDGE_REFUSAL and bool(eigenvalues[0] > 0):
+            self._null(
+                [name for name in names if name != "lidar"],
+                f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: there is no view noise "
+                "beside it to measure; lower --delta",
+            )
+            return
         self._set("noise_fraction", lambda: metrics.noise_fraction(eigenvalues, n, q))
         self._set("n_above_noise", lambda: metrics.n_above_noise(eigenvalues, n, q))
         if self._values.get("n_above_noise") is not None:

@@ -26,7 +26,6 @@ DECIDING = {  # what groups differ in -> the option that makes them alike
     "n": "-n",
     "q": "-q",
     "samples": "--data",
-    "data": "--data",
     "seed": "--seed",
 }
 
@@ -175,12 +174,13 @@ def heading(group: Group, ranking: Ranking) -> str:
     """What the checkpoints of a group have in common, in one line."""
     common = group.common
     count = len(group.rows)
+    data = ", ".join(dict.fromkeys(str(row.score.data) for row in group.rows))
     recipe = common["views"]["name"] if common["views"] else "?"
     return (
         f"{count} checkpoint{'s' if count > 1 else ''} by {ranking.by.name} "
         f"({ranking.by.direction} is better)  layer {common['layer']}  n = {common['n']}  "
         f"q = {common['q']}  d = {common['d']}  views {recipe} {common['image size']} px  "
-        f"delta = {common['delta']:g}  data: {common['data']}"
+        f"delta = {common['delta']:g}  data: {data}"
     )
 
 
