@@ -607,7 +607,8 @@ def test_a_directory_is_no_output(inputs: tuple[Path, Path], tmp_path: Path) -> 
 
 
 def test_a_checkpoint_at_another_path_is_resumed(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    output = interrupted(inputs, tmp_path / "out.h5")
+    output = tmp_path / "out.h5"
+    interrupted(inputs, output)
     moved = shutil.copy(inputs[0], tmp_path / "moved.pt")
     assert run((Path(moved), inputs[1]), output, resume=True).embedded < N
     assert run((Path(moved), inputs[1]), output, resume=True).embedded == 0
