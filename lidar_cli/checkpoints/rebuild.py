@@ -190,6 +190,15 @@ def _encode(budget: Budget, args: Arguments) -> Any:
     return args[0].encode("latin-1")
 
 
+def _raw(budget: Budget, args: Arguments) -> bytes:
+    """Empty bytes, as protocol 2 makes them."""
+    return _bytes(args[0], budget) or b"" if args else b""
+
+
+def _bytearray(budget: Budget, args: Arguments) -> bytearray:
+    return bytearray(_raw(budget, args))
+
+
 def _device(budget: Budget, args: Arguments) -> str:
     return ":".join(str(part) for part in args if isinstance(part, str | int))[:100]
 
@@ -307,6 +316,8 @@ HANDLERS: dict[str, Handler] = {
     "builtins.set": _set,
     "builtins.frozenset": _frozenset,
     "builtins.complex": _complex,
+    "builtins.bytes": _raw,
+    "builtins.bytearray": _bytearray,
     "_codecs.encode": _encode,
     "numpy.dtype": _numpy_type,
     **{
@@ -323,7 +334,7 @@ HANDLERS: dict[str, Handler] = {
 PLAIN = frozenset((
     "argparse.Namespace", "types.SimpleNamespace", "numpy.ndarray", "torch.Tensor",
     "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
-    "builtins.int", "builtins.float", "builtins.bool", "builtins.str", "builtins.bytes",
+    "builtins.int", "builtins.float", "builtins.bool", "builtins.str",
     "builtins.object", "copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__",
 ))  # fmt: skip
 

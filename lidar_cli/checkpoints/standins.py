@@ -14,7 +14,13 @@ REFUSED_MODULES = frozenset(
     ("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "importlib", "runpy")
 )
 REFUSED_BUILTINS = frozenset(("eval", "exec", "compile", "open", "__import__", "getattr"))
-PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # modules that were renamed
+RENAMED = {  # modules by names that pickles have for them -> today's
+    "__builtin__": "builtins",
+    "copy_reg": "copyreg",
+    "commands": "subprocess",
+    "io": "builtins",  # of which `open` is a function of the same name
+    "_io": "builtins",
+}
 MAX_NAME = 1000  # characters of a module's or class's name
 MAX_KEY = 1000  # parts of a nested tuple that is a key
 
@@ -27,7 +33,7 @@ class Budget:
     """How much copying a file may still ask for: a few times its own size, whatever it repeats."""
 
     def __init__(self, size: int) -> None:
-        self.left = 10_000_000 + 16 * size
+        self.left = 1_000_000 + 4 * size
 
     def spend(self, count: int) -> None:
         """Raise Malformed when more is copied than a file of its size can need."""
@@ -71,7 +77,8 @@ def qualified(module: object, name: object) -> str:
         raise Malformed("a name is not text")
     if len(module) + len(name) > MAX_NAME:
         raise Malformed("a name is too long")
-    module = PYTHON2.get(module, module)
+    if module not in ("io", "_io") or name.split(".")[0] == "open":
+        module = RENAMED.get(module, module)
     whole = f"{module}.{name}"
     builtin = module == "builtins" and name.split(".")[0] in REFUSED_BUILTINS
     if builtin or module.split(".")[0] in REFUSED_MODULES:
@@ -90,7 +97,7 @@ def key(value: Any, budget: Budget) -> Any:
         return value
     if kind is int:
         if abs(value) >= 2**61 - 1:  # sys.hash_info.modulus
-            budget.spend(1000)
+            budget.spend(20_000)
     elif kind is tuple or kind is frozenset:
         parts = [value]
         count = 0

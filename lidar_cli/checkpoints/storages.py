@@ -36,8 +36,12 @@ Read = tuple[Any, tuple[str, ...]]  # the tree, and the names of the stand-ins i
 def read_zip(path: Path) -> Read:
     """The content of a zip of torch.save; raises Malformed, Forbidden and CheckpointError."""
     with path.open("rb") as file:
-        members = _members(path, file)
-        stem = _stem(path, members)
+        try:
+            archive = zipfile.ZipFile(file)
+        except Exception as error:  # of many types, for a directory that anyone may have written
+            raise Malformed("its zip directory cannot be read") from error
+        stem = _stem(path, archive.namelist())
+        members = _members(path, file, archive)
         order = members.get(f"{stem}byteorder")
         if order is not None and bytes(order.read(0, min(order.nbytes, 9))) != b"little":
             raise CheckpointError(_big_endian(path))
@@ -57,12 +61,8 @@ def read_zip(path: Path) -> Read:
         return plain(unpickler.load(), budget), tuple(unpickler.names)
 
 
-def _members(path: Path, file: BinaryIO) -> dict[str, Source]:
+def _members(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, Source]:
     """Where the bytes of each member lie; all are stored as they are, and inside the file."""
-    try:
-        archive = zipfile.ZipFile(file)
-    except Exception as error:  # of many types, for a directory that anyone may have written
-        raise Malformed("its zip directory cannot be read") from error
     members: dict[str, Source] = {}
     total, end = 0, archive.start_dir  # the directory follows the members
     for info in archive.infolist():
@@ -86,18 +86,18 @@ def _members(path: Path, file: BinaryIO) -> dict[str, Source]:
     return members
 
 
-def _stem(path: Path, members: dict[str, Source]) -> str:
+def _stem(path: Path, names: list[str]) -> str:
     """What stands before the names of all members: 'archive/'."""
-    stems = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
+    stems = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
     stems = [stem for stem in stems if stem.count("/") == 1]
-    if len(stems) != 1:
-        if any(name.endswith(".npy") for name in members):
+    if len(set(stems)) != 1:
+        if any(name.endswith(".npy") for name in names):
             raise CheckpointError(f"{path} is a NumPy archive; score arrays with: lidar score")
         raise CheckpointError(
             f"{path} is a zip archive without the data.pkl of torch.save; unpack it first, "
             "if the checkpoint is inside"
         )
-    if any(name.startswith((f"{stems[0]}code/", f"{stems[0]}constants.pkl")) for name in members):
+    if any(name.startswith((f"{stems[0]}code/", f"{stems[0]}constants.pkl")) for name in names):
         raise CheckpointError(
             f"{path} is a TorchScript module, which is a program; expected weights; save them "
             "with: torch.save(torch.jit.load(PATH).state_dict(), OTHER)"
