@@ -375,6 +375,12 @@ def test_zip_members(tmp_path: Path) -> None:
         refusal(path, message)
     pickles.write_zip(path, content)
     changed = bytearray(path.read_bytes())
+    where = changed.index(b"PK\x05\x06") + 16  # the directory's place, from which zipfile shifts
+    changed[where : where + 4] = (2**32 - 1).to_bytes(4, "little")
+    path.write_bytes(changed)
+    refusal(path, "outside the file")
+    pickles.write_zip(path, content)
+    changed = bytearray(path.read_bytes())
     entry = changed.index(b"PK\x01\x02")
     changed[entry + 20 : entry + 28] = (10**9).to_bytes(4, "little") * 2
     path.write_bytes(changed)

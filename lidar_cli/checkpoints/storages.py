@@ -73,9 +73,10 @@ def _members(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, 
             raise Malformed(f"its member {name[:60]} is compressed, which torch.save never does")
         if name in members:
             raise Malformed(f"it has two members {name[:60]}")
-        file.seek(max(info.header_offset, 0))
+        inside = 0 <= info.header_offset < end  # zipfile shifts it, and may make it negative
+        file.seek(info.header_offset if inside else 0)
         header = file.read(LOCAL_HEADER.size)
-        if len(header) < LOCAL_HEADER.size:
+        if not inside or len(header) < LOCAL_HEADER.size:
             raise Malformed(f"its member {name[:60]} lies outside the file")
         signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
         start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
