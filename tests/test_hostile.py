@@ -375,6 +375,11 @@ def test_zip_members(tmp_path: Path) -> None:
         refusal(path, message)
     pickles.write_zip(path, content)
     changed = bytearray(path.read_bytes())
+    changed[changed.index(b"PK\x01\x02") + 10] = zipfile.ZIP_DEFLATED
+    path.write_bytes(changed)
+    refusal(path, "is compressed")
+    pickles.write_zip(path, content)
+    changed = bytearray(path.read_bytes())
     where = changed.index(b"PK\x05\x06") + 16  # the directory's place, from which zipfile shifts
     changed[where : where + 4] = (2**32 - 1).to_bytes(4, "little")
     path.write_bytes(changed)
@@ -575,6 +580,23 @@ def test_declared_sizes_and_bombs_take_neither_memory_nor_time(tmp_path: Path) -
     assert all("\n" not in error for error in errors)
     assert memory < 300_000  # kB
     assert "MemoryError" in bounded("naive")
+
+
+def test_single_bounds_have_lines_of_their_own(tmp_path: Path) -> None:
+    """Other limits would stop these later; each is met first where it belongs."""
+    path = tmp_path / "a.pt"
+    circle = MODULE + b"q\x02h\x01" + text("self") + b"h\x02s0."
+    refusal(pickles.write_zip(path, circle), "hold one another without end")
+    long = b"\x8b" + struct.pack("<I", 2000) + b"\x01" * 2000 + b"."
+    refusal(pickles.write_zip(path, long), "an integer without measure")
+    for offset, count in ((4, 3), (0, 7), (-1, 2), (2**62, 1)):
+        part = Stored("0", 6)
+        part.id = (*part.id, ("v", offset, count))
+        tree = {"a": View(part, (1,), (1,))}
+        refusal(pickles.write_legacy(path, pickles.dumps(tree), {"0": FLOAT}), "a view ")
+    wrapped = b"ctorch._tensor\n_rebuild_from_type_v2\n(" + name("sing") + b"N)NtR."
+    value = read_contents(pickles.write_zip(path, wrapped)).tree
+    assert value.name == f"{HERE}.sing"
 
 
 def test_deep_nesting_is_only_deep(tmp_path: Path) -> None:
