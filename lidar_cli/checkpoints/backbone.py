@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from lidar_cli.checkpoints.weights import Weight
+
 
 class Backbone(nn.Module):
     """A module from normalised images [b, 3, S, S] to embeddings [b, width]."""
@@ -59,7 +61,7 @@ class FoundBackbone:
     arch: str
     image_size: int | None
     assumptions: tuple[str, ...]
-    tensors: Mapping[str, Tensor]  # by the names of module.weights
+    tensors: Mapping[str, Weight]  # by the names of module.weights
     keys: frozenset[str]  # of those tensors in the state dict
     prefix: str  # of those keys
     classifiers: tuple[str, ...] = ()  # names of linear layers that may lie beside it

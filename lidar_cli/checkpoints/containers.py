@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from lidar_cli.checkpoints.weights import some
+from lidar_cli.checkpoints.lazy import is_tensor
+from lidar_cli.checkpoints.weights import LONGEST, Weight, some
 from lidar_cli.errors import CheckpointError, NoWeights
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -23,7 +22,7 @@ class StateDict:
     """Tensors by cleaned name, with where they were found and their names in the file."""
 
     container: str  # keys on the way to it, joined by dots; '' for the file itself
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Weight]
     originals: dict[str, str]
     others: tuple[str, ...]  # names of what is no tensor, beside the tensors in an inner dict
 
@@ -44,11 +43,11 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
             )
         inside = some([str(key) for key in tree]) if tree else "nothing"
         raise NoWeights(f"{path}: holds no model weights (found {inside})")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Weight] = {}
     originals: dict[str, str] = {}
     others = []
     for name, value in found.items():
-        if not isinstance(value, Tensor):
+        if not is_tensor(value):
             others.append(str(name))
             continue
         cleaned = clean(str(name))
@@ -83,15 +82,21 @@ def clean(name: str) -> str:
 def _weights(state: Mapping[Any, Any]) -> int:
     """How many of the entries are weights."""
     return sum(
-        isinstance(value, Tensor) and isinstance(name, str) and name.rpartition(".")[2] in WEIGHTS
+        is_tensor(value) and isinstance(name, str) and name.rpartition(".")[2] in WEIGHTS
         for name, value in state.items()
     )
 
 
-def _elsewhere(tree: Mapping[Any, Any], depth: int = 3) -> Iterator[str]:
-    """Keys, down to some depth, of the dicts that hold weights."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and depth:
-            if _weights(value):
-                yield str(key)
-            yield from (f"{key}.{inner}" for inner in _elsewhere(value, depth - 1))
+def _elsewhere(tree: Mapping[Any, Any], depth: int = 4) -> Iterator[str]:
+    """Keys, down to some depth, of the dicts that hold weights; each dict is told once."""
+    level: list[tuple[str, Mapping[Any, Any]]] = [("", tree)]
+    seen = {id(tree)}
+    for _ in range(depth):
+        inside = []
+        for name, inner in level:
+            for key, value in inner.items():
+                if isinstance(value, dict) and id(value) not in seen:
+                    seen.add(id(value))
+                    inside.append((f"{name}{str(key)[:LONGEST]}", value))
+        yield from (name for name, inner in inside if _weights(inner))
+        level = [(f"{name}.", inner) for name, inner in inside]

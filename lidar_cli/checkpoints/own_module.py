@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.containers import ADDED, candidates, clean
-from lidar_cli.checkpoints.weights import fill, is_counter, shapes, some
+from lidar_cli.checkpoints.lazy import is_tensor
+from lidar_cli.checkpoints.weights import Weight, fill, is_counter, shapes, some
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
 
 TRIED_SIZES = (224, 32, 96, 64, 128, 256, 384, 28)  # pixels; the first that the module takes
@@ -52,9 +53,9 @@ def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
     Raises NoWeights if the file has no tensor, CheckpointError if no state dict of it fits.
     """
     expected = set(shapes(module))
-    closest: tuple[int, str, dict[str, Tensor]] | None = None
+    closest: tuple[int, str, dict[str, Weight]] | None = None
     for container, entries in candidates(tree):
-        tensors = {str(k): v for k, v in entries.items() if isinstance(v, Tensor)}
+        tensors = {str(k): v for k, v in entries.items() if is_tensor(v)}
         if not tensors:
             continue
         for rename in (str, _without_leading, clean):

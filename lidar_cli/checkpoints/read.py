@@ -1,25 +1,29 @@
-"""A checkpoint file -> nested plain containers of tensors; nothing named in the file is run.
+"""A checkpoint file -> nested plain containers of lazy tensors; nothing named in the file is run.
 
-Both torch formats are read weights-only (the zip of torch 1.6 and later is mapped, so tensors that
-are not used cost no memory), safetensors by its own library. Everything that the readers raise
+storages.py           torch's zip and legacy files (Lightning's are zip files)
+safetensors_file.py   safetensors
+folder.py             Hugging Face folders, and what is only a part of a checkpoint
+unpickle.py           the pickle inside torch's files, as data; machine.py, standins.py, rebuild.py
+lazy.py               tensors that stay in the file until they are needed
+
+Neither torch nor the bytes of any tensor are needed to read names and shapes. What cannot be read
 becomes one line that says what was found, what was expected and what to do next.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import pickletools
-import re
 import struct
-import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from lidar_cli.checkpoints import folder
+from lidar_cli.checkpoints.lazy import Malformed
+from lidar_cli.checkpoints.safetensors_file import read_safetensors
+from lidar_cli.checkpoints.standins import Forbidden
+from lidar_cli.checkpoints.storages import read_legacy, read_zip
 from lidar_cli.errors import CheckpointError, NoWeights
 
 EXPECTED = "expected a file of torch.save or safetensors"
@@ -34,48 +38,98 @@ STRANGERS = (
 )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file, its outermost container a dict.
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds, as data."""
 
-    Raises CheckpointError if the file is not a whole checkpoint or names foreign objects, and
+    path: Path  # of the file with the weights, which may lie in the folder that was named
+    kind: str  # 'zip', 'legacy' or 'safetensors'
+    tree: Any  # dicts, lists and other plain values, LazyTensors, and stand-ins for the rest
+    stand_ins: tuple[str, ...]  # qualified names that the file mentions and nothing was made of
+    config: Mapping[str, Any] | None = None  # config.json of a Hugging Face folder
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The tree of a checkpoint, its outermost container a dict.
+
+    Raises CheckpointError if it is not a whole checkpoint or names what could only do harm, and
     NoWeights if it is readable but holds something other than a dict.
     """
-    path = Path(path)
-    start = _first_bytes(path)
-    tree = _read_safetensors(path) if _is_safetensors(start) else _read_torch(path, start)
-    if not isinstance(tree, dict):
+    return as_dict(read_contents(path))
+
+
+def as_dict(contents: Contents) -> dict[str, Any]:
+    """The tree of what was read; raises NoWeights unless it is a dict."""
+    if not isinstance(contents.tree, dict):
         raise NoWeights(
-            f"{path}: holds a {type(tree).__name__}, not the weights of a model; "
+            f"{contents.path}: holds {describe(contents.tree)}, not the weights of a model; "
             "expected a state dict, alone or inside a dict"
         )
-    return tree
+    return contents.tree
+
+
+def read_contents(path: Path) -> Contents:
+    """All that a checkpoint file or Hugging Face folder holds, whatever its outermost value is.
+
+    Raises CheckpointError as `read_checkpoint`.
+    """
+    named = Path(path)
+    try:
+        path = folder.weights_file(named)
+        start = _first_bytes(path)
+        names: tuple[str, ...] = ()
+        if _is_safetensors(start):
+            kind, what, tree = "safetensors", "damaged safetensors file", None
+            tree = read_safetensors(path)
+        elif start.startswith(b"PK"):
+            kind, what = "zip", "a damaged or truncated torch file"
+            tree, names = read_zip(path)
+        else:
+            kind, what = "legacy", "not a torch file, or damaged"
+            tree, names = read_legacy(path)
+    except Malformed as error:
+        raise CheckpointError(
+            f"{path}: {what}: {_printable(str(error))}; {EXPECTED}; copy or save it again"
+        ) from error
+    except Forbidden as error:
+        raise CheckpointError(
+            f"{path}: names {_printable(str(error))}, which no checkpoint needs and which is never "
+            "called; do not load it elsewhere; take the file from a source that you trust"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    folder.refuse_shards(path, tree, names)
+    return Contents(path, kind, tree, names, folder.config(named))
 
 
 def sha256(path: Path) -> str:
     """The SHA-256 digest of a file, in hexadecimal, read in small pieces.
 
+    Of a Hugging Face folder, that of the file with the weights.
     Raises CheckpointError if the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as file:
+        path = folder.weights_file(Path(path))
+        with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def describe(value: object) -> str:
+    """A value of a tree in an error's line: 'a list', 'a stand-in for functools.partial'."""
+    text = repr(value).strip("<>") if hasattr(value, "name") else type(value).__name__
+    return f"a {_printable(text)}"
+
+
 def _first_bytes(path: Path) -> bytes:
     """Up to 512 bytes; raises CheckpointError for what is evidently no checkpoint."""
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a directory, expected one checkpoint file; "
-            "name a file in it, or order all of them with: lidar rank"
-        )
     try:
         with path.open("rb") as file:
             start = file.read(512)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; check the path") from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:  # a null character in the name
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not start:
         raise CheckpointError(f"{path} is empty; {EXPECTED}; copy it again")
@@ -84,6 +138,8 @@ def _first_bytes(path: Path) -> bytes:
             raise CheckpointError(f"{path} is {meaning}")
     if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in start):
         raise CheckpointError(f"{path} is a text file; {EXPECTED}")
+    if start[257:262] == b"ustar":
+        raise CheckpointError(f"{path} is a tar archive; {EXPECTED}; unpack it first")
     return start
 
 
@@ -93,66 +149,6 @@ def _is_safetensors(start: bytes) -> bool:
     return len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 10**8
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path, device="cpu"))
-    except Exception as error:  # the library raises a type of its own and several of Python's
-        raise CheckpointError(f"{path}: damaged safetensors file: {_line(error)}") from error
-
-
-def _read_torch(path: Path, start: bytes) -> Any:
-    is_zip = start.startswith(b"PK\x03\x04")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about tensor types and formats of other versions
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
-    except Exception as error:  # whatever the reader makes of bytes that anyone may have written
-        refused = _refused(str(error))
-        if refused is None:
-            kind = "a damaged or truncated torch file" if is_zip else "not a torch file, or damaged"
-            if "Unsupported operand" in str(error):
-                kind += ", or one saved with an unusual pickle protocol"
-            raise CheckpointError(f"{path}: {kind}; {EXPECTED}; copy or save it again") from error
-        if not _names_weights(path, is_zip):
-            raise NoWeights(f"{path}: holds {refused} and no model weights") from error
-        raise CheckpointError(
-            f"{path}: holds an object of {refused}, which is never loaded; expected tensors in "
-            "plain containers; save the state dict alone: torch.save(model.state_dict(), PATH)"
-        ) from error
-
-
-def _refused(message: str) -> str | None:
-    """The qualified name of the object that weights-only loading refused, if that went wrong."""
-    match = re.search(r"(?:GLOBAL|[Uu]nsupported class|function) ([\w.]+\.[\w.]+)", message)
-    if match:
-        return match[1].rstrip(".")
-    return "a TorchScript module" if "TorchScript" in message else None
-
-
-def _names_weights(path: Path, is_zip: bool) -> bool:
-    """Whether a pickle mentions the name of a weight; its opcodes are listed, not executed."""
-    # A damaged stream ends early, and what was not found in it is not missed.
-    with contextlib.suppress(Exception):
-        return any(re.search(r"weight(_[gv])?$", text) for text in _strings(path, is_zip))
-    return True
-
-
-def _strings(path: Path, is_zip: bool) -> Iterator[str]:
-    with contextlib.ExitStack() as stack:
-        if is_zip:
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            file: Any = stack.enter_context(archive.open(name))
-        else:
-            file = stack.enter_context(path.open("rb"))
-        # A legacy file is magic number, protocol, system, object: four pickles in a row.
-        for _ in range(1 if is_zip else 4):
-            for _, argument, _ in pickletools.genops(file):
-                if isinstance(argument, str):
-                    yield argument
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _printable(text: str) -> str:
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 300 else f"{text[:300]}..."

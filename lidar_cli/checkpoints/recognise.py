@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lidar_cli.checkpoints import heads, resnet, vit
 from lidar_cli.checkpoints.backbone import FoundBackbone, Spec
 from lidar_cli.checkpoints.containers import StateDict, find_state_dict
 from lidar_cli.checkpoints.heads import HeadSpec
-from lidar_cli.checkpoints.weights import compare, shapes, shapes_of, some
+from lidar_cli.checkpoints.weights import Weight, compare, shapes, shapes_of, size, some
 from lidar_cli.errors import CheckpointError
 
 PREFIXES = ("backbone", "encoder")  # the names that win where several backbones are found
@@ -50,7 +48,7 @@ class Found:
     description: Description
     backbone: FoundBackbone
     projector: HeadSpec | None
-    projector_tensors: Mapping[str, Tensor]
+    projector_tensors: Mapping[str, Weight]
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def find(
         container=state.container,
         prefix=_original_prefix(backbone, state),
         ignored=ignored,
-        parameters=sum(t.numel() for name, t in used if not _is_statistic(name)),
+        parameters=sum(size(t) for name, t in used if not _is_statistic(name)),
         assumptions=backbone.assumptions + (projector.assumptions if projector else ()),
     )
     return Found(description, backbone, projector, projector_tensors)
@@ -190,7 +188,7 @@ def _levels(prefix: str) -> list[str]:
 
 
 def _take_ignored(
-    left: dict[str, Tensor], levels: list[str], classifiers: tuple[str, ...]
+    left: dict[str, Weight], levels: list[str], classifiers: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Remove linear classifiers and noise from what is left, and name them."""
     ignored = []
@@ -198,7 +196,7 @@ def _take_ignored(
         group = {key for key in left if key.startswith(f"{module}.")}
         weight = left.get(f"{module}.weight")
         linear = group <= {f"{module}.weight", f"{module}.bias"}
-        if linear and weight is not None and weight.dim() == 2:
+        if linear and weight is not None and len(weight.shape) == 2:
             ignored.append(module)
             for key in group:
                 del left[key]
@@ -209,8 +207,8 @@ def _take_ignored(
 
 
 def _take_projector(
-    path: Path, left: dict[str, Tensor], levels: list[str], width: int, activation: str
-) -> tuple[HeadSpec | None, dict[str, Tensor]]:
+    path: Path, left: dict[str, Weight], levels: list[str], width: int, activation: str
+) -> tuple[HeadSpec | None, dict[str, Weight]]:
     """Remove the projector from what is left; None if there is none."""
     modules = [
         level + name

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lidar_cli.checkpoints import vit
 from lidar_cli.checkpoints.backbone import Backbone, FoundBackbone
 from lidar_cli.checkpoints.containers import StateDict
-from lidar_cli.checkpoints.weights import compare, shapes, shapes_of
+from lidar_cli.checkpoints.weights import Weight, compare, materialised, shapes, shapes_of
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.settings import nearest
 
@@ -130,7 +130,7 @@ def _prefix(model: Any, state: StateDict) -> str:
     )
 
 
-def _resized(model: Any, arch: str, tensors: Mapping[str, Tensor]) -> Any:
+def _resized(model: Any, arch: str, tensors: Mapping[str, Weight]) -> Any:
     """The same model at the image size of the file's position embedding, if that can be told."""
     try:
         size = vit.image_size(shapes_of(tensors), arch)
@@ -139,18 +139,18 @@ def _resized(model: Any, arch: str, tensors: Mapping[str, Tensor]) -> Any:
     return model if size == model.patch_embed.img_size[0] else _create(arch, img_size=size)
 
 
-def _convert(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _convert(model: Any, tensors: dict[str, Weight]) -> dict[str, Weight]:
     """The tensors after timm's conversion of other projects' names; empty if that fails."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return {}
     try:
-        return dict(convert(dict(tensors), model))
+        return dict(convert({name: materialised(t) for name, t in tensors.items()}, model))
     except Exception:  # meant for other files
         return {}
 
 
-def _fits(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> bool:
+def _fits(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Weight]) -> bool:
     try:
         compare(expected, shapes_of(tensors), "")
     except CheckpointError:

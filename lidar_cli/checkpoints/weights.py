@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Union
 
-import torch
-from torch import Tensor, nn
-
+from lidar_cli.checkpoints.lazy import LazyTensor, is_tensor
 from lidar_cli.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Weight = Union[LazyTensor, "Tensor"]  # still in the file, or in memory
+
+SHARED = 4  # how often, on the average, the bytes of a file may be used: by tied weights
+SMALL = 2**26  # bytes of tensors about which nobody need ask
+LONGEST = 120  # characters of a name in an error
 COUNTER = "num_batches_tracked"  # of BatchNorm, unused in eval mode, absent from old files
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+def fill(module: nn.Module, tensors: Mapping[str, Weight], origin: str) -> None:
     """Set all parameters and buffers of a module, in float32, and put it in eval mode.
 
     tensors: by the module's own names; copied, so that the file may change afterwards.
@@ -20,9 +28,12 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
     Raises CheckpointError for missing or surplus names, other shapes, and weights that are not
     finite floating-point numbers. Nothing keeps its initial value.
     """
-    like = {n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)}
+    import torch
+
+    like = {n: t for n, t in module.state_dict().items() if is_tensor(t)}
     expected = shapes_of(like)
     compare(expected, shapes_of(tensors), origin)
+    _check_size(tensors, origin)
     ready = {
         name: _copied(name, tensor, like[name].is_floating_point(), origin)
         for name, tensor in tensors.items()
@@ -64,10 +75,10 @@ def compare(
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and buffer that a state dict of the module holds."""
-    return shapes_of({n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)})
+    return shapes_of({n: t for n, t in module.state_dict().items() if is_tensor(t)})
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(tensors: Mapping[str, Weight]) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
@@ -77,13 +88,41 @@ def is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == COUNTER
 
 
-def _copied(name: str, tensor: Tensor, is_weight: bool, origin: str) -> Tensor:
-    """A float32 copy of a finite weight; what is no weight, such as an index, is copied as is."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+def size(tensor: Weight) -> int:
+    """How many numbers a tensor has."""
+    return math.prod(tensor.shape)
+
+
+def materialised(tensor: Weight) -> Tensor:
+    """The tensor in memory; raises CheckpointError if the file cannot give it."""
+    return tensor.materialise() if isinstance(tensor, LazyTensor) else tensor
+
+
+def _check_size(tensors: Mapping[str, Weight], origin: str) -> None:
+    """Refuse a file in which many tensors lie over the same few bytes, before they take memory."""
+    lazy = [t for t in tensors.values() if isinstance(t, LazyTensor) and t.storage is not None]
+    held = {t.storage.source: t.storage.source.nbytes for t in lazy if t.storage is not None}
+    wanted = sum(t.nbytes for t in lazy)
+    if wanted > SHARED * sum(held.values()) + SMALL:
         raise CheckpointError(
-            f"{origin}: {name} is a sparse, quantised or empty tensor; expected plain numbers; "
-            "save the dequantised state dict"
+            f"{origin}: the tensors have {wanted} bytes over {sum(held.values())} of the file; "
+            "expected tensors of their own; save the state dict of one model again"
         )
+
+
+def _copied(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
+    """A float32 copy of a finite weight; what is no weight, such as an index, is copied as is."""
+    import torch
+
+    refusal = CheckpointError(
+        f"{origin}: {name} is a sparse, quantised or empty tensor; expected plain numbers; "
+        "save the dequantised state dict"
+    )
+    if isinstance(stored, LazyTensor) and stored.problem:
+        raise refusal
+    tensor = materialised(stored)
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise refusal
     if not is_weight:
         return tensor.clone()
     if not tensor.is_floating_point():
@@ -103,5 +142,6 @@ def _copied(name: str, tensor: Tensor, is_weight: bool, origin: str) -> Tensor:
 def some(names: Iterable[str], shown: int = 3) -> str:
     """A few names, and how many more there are; a name never breaks the line."""
     names = [name if name.isprintable() else ascii(name) for name in names]
+    names = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
     text = ", ".join(names[:shown])
     return text if len(names) <= shown else f"{text} and {len(names) - shown} more"

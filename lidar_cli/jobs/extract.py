@@ -27,10 +27,10 @@ from lidar_cli.checkpoints import (
     Description,
     Loaded,
     open_checkpoint,
-    own_source,
     sha256,
     wrap_module,
 )
+from lidar_cli.checkpoints.own_module import source as own_source
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import (
     FeatureWriter,

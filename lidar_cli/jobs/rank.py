@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, recognise, sha256
+from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, sha256
+from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import (
     FeatureFileError,

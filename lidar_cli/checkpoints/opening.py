@@ -1,0 +1,71 @@
+"""From a checkpoint file, or the user's own module, to the callable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from lidar_cli.checkpoints import own_module
+from lidar_cli.checkpoints.loaded import Loaded, LoadedModule
+from lidar_cli.checkpoints.read import read_checkpoint
+from lidar_cli.checkpoints.recognise import Description, find
+from lidar_cli.checkpoints.weights import fill
+from lidar_cli.errors import SettingsError
+
+
+def open_checkpoint(
+    path: Path, *, arch: str | None = None, model: str | None = None, activation: str = "auto"
+) -> Loaded:
+    """A checkpoint, ready to embed images on the CPU; `to` moves it.
+
+    arch: a timm name, where the weights do not tell. model: 'package.module:factory', the user's
+    own code. activation: inside the projector, 'relu', 'gelu' or 'auto' (ReLU, and noted).
+    Raises CheckpointError or NoWeights for the file, SettingsError for arch and model.
+    """
+    path = Path(path)
+    if arch is not None and model is not None:
+        raise SettingsError("--arch and --model both name the architecture; give one of them")
+    if model is not None:
+        return _open_own(path, model)
+    found = find(path, read_checkpoint(path), arch=arch, activation=activation)
+    backbone = found.backbone.module
+    fill(backbone.weights, found.backbone.tensors, f"{path}: {found.backbone.arch}")
+    modules: dict[str, nn.Module] = {"backbone": backbone.eval()}
+    if found.projector is not None:
+        head = found.projector.build()
+        fill(head, found.projector_tensors, f"{path}: projector")
+        modules["projector"] = head
+    return Loaded(found.description, modules)
+
+
+def wrap_module(module: nn.Module) -> Loaded:
+    """The user's own module from memory, put in eval mode where it is.
+
+    It turns images [b, 3, S, S] into embeddings [b, d], or a dict of layer -> embeddings.
+    Raises SettingsError if it does not.
+    """
+    return _wrap(module, type(module).__name__, f"the module {type(module).__name__}", "")
+
+
+def _open_own(path: Path, target: str) -> Loaded:
+    tree = read_checkpoint(path)
+    module = own_module.make(target)
+    container = own_module.load(module, path, tree)
+    return _wrap(module, target, f"--model {target}", container)
+
+
+def _wrap(module: nn.Module, arch: str, label: str, container: str) -> Loaded:
+    module.eval()
+    widths, image_size = own_module.probe(module, label)
+    description = Description(
+        format="own module",
+        arch=arch,
+        image_size=image_size,
+        widths=widths,
+        container=container,
+        prefix="",
+        ignored=(),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+    )
+    return LoadedModule(description, module, label)
