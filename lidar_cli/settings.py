@@ -30,7 +30,10 @@ Count = Annotated[int, Ge(1)]
 
 
 def setting(default: Any, *flags: str, help: str, panel: str | None = None) -> Any:
-    """A dataclass field with its command-line flags and its help text."""
+    """A dataclass field with its command-line flags and its help text.
+
+    Without flags it can be set in a TOML file or in Python alone.
+    """
     return field(default=default, metadata={"flags": flags, "help": help, "panel": panel})
 
 
@@ -67,7 +70,14 @@ class SampleSettings:
     )
     seed: int = setting(0, "--seed", help="Seed of the draw of samples and views.", panel="Data")
     views: str = setting(
-        "auto", "--views", help="View recipe: auto, simclr, identity.", panel="Data"
+        "auto",
+        "--views",
+        help="View recipe: auto, simclr, simclr-google, simclr-vissl, vicreg, barlow, dino, "
+        "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, data2vec, data2vec2, identity.",
+        panel="Data",
+    )
+    recipe: dict[str, Any] | None = setting(
+        None, help="[recipe] table of a TOML file: `base` and the constants to change in it."
     )
     image_size: Count | None = setting(
         None,
@@ -79,7 +89,7 @@ class SampleSettings:
         "auto",
         "--pixel-stats",
         help="Input normalisation: imagenet mean and std, or unit for plain [0, 1] "
-        "[auto: imagenet].",
+        "[auto: the recipe's own].",
         panel="Data",
     )
     workers: Count | None = setting(

@@ -57,7 +57,7 @@ def one_at_a_time(picture, p: ViewParameters, at: tuple[int, int], recipe: Recip
         x = adjust(x, float(p.factors[at][k]))
     if p.grey[at]:
         x = reference.rgb_to_grayscale(x, num_output_channels=3)
-    kernel = recipe.blur_kernel(size)
+    kernel = recipe.kernel(size)
     if p.blur[at] and kernel > 1:
         x = reference.gaussian_blur(x, [kernel, kernel], [float(p.sigma[at])] * 2)
     return x
@@ -82,7 +82,7 @@ def differences(
 def test_boxes_are_resized_as_torchvision_does(photographs, noise, interpolation, size):
     """Both shrinking and growing, in every box; bicubic overshoots are cut."""
     crop = Recipe(
-        "crop", (0.08, 1.0), interpolation=interpolation, flip_probability=0.5, mean=(0,) * 3,
+        "crop", crop_scale=(0.08, 1.0), interpolation=interpolation, flip=0.5, mean=(0,) * 3,
         std=(1,) * 3,
     )  # fmt: skip
     error, p = differences(photographs + noise, crop, size, 6)
@@ -99,8 +99,7 @@ def test_each_jitter_operation_is_torchvisions(photographs, noise, operation):
     amounts = [0.0] * 4
     amounts[operation] = SIMCLR.jitter[operation]
     only = dataclasses.replace(
-        SIMCLR, jitter=tuple(amounts), jitter_probability=1.0, grey_probability=0.0,
-        blur_probability=0.0,
+        SIMCLR, jitter=tuple(amounts), jitter_probability=1.0, grey=0.0, blur=(0.0,),
     )  # fmt: skip
     error, _ = differences(photographs + noise, only, 32, 6)
     assert error.max() < FLOAT_BOUND

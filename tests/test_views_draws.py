@@ -130,7 +130,7 @@ def test_gates_open_with_their_probabilities_and_sigma_is_uniform():
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_a_gate_of_certain_probability_never_errs(probability):
-    p = draw_of(32, 32, blur_probability=probability, grey_probability=probability)
+    p = draw_of(32, 32, blur=(probability,), grey=probability)
     assert (p.blur == bool(probability)).all()
     assert (p.grey == bool(probability)).all()
 
@@ -215,7 +215,7 @@ def test_strength_scales_jitter_alone_and_has_bounds():
 
 def test_the_blur_kernel_is_a_tenth_of_the_view_made_odd():
     """23 at 224 is the published kernel; the radius is (S // 10) // 2."""
-    assert [SIMCLR.blur_kernel(size) for size in (224, 96, 48, 32, 9)] == [23, 9, 5, 3, 1]
+    assert [SIMCLR.kernel(size) for size in (224, 96, 48, 32, 9)] == [23, 9, 5, 3, 1]
 
 
 def test_a_recipe_without_random_crop_cannot_be_drawn():
