@@ -157,7 +157,6 @@ MOCO_V3 = Recipe(
 # facebookresearch/swav: src/multicropdataset.py, scripts/, eval_linear.py
 SWAV = Recipe(
     name="swav",
-    order=("crop", "flip", "jitter", "grey", "blur"),
     crop_scale=(0.14, 1.0),
     interpolation="bilinear",
     flip=0.5,
@@ -172,13 +171,12 @@ SWAV = Recipe(
 )
 
 # facebookresearch/mae: main_pretrain.py, util/datasets.py, main_linprobe.py
-MAE = Recipe(name="mae", order=("crop", "flip"), crop_scale=(0.2, 1.0), flip=0.5)
+MAE = Recipe(name="mae", crop_scale=(0.2, 1.0), flip=0.5)
 
 # facebookresearch/ijepa: src/transforms.py, configs. No flip. The repository evaluates nothing:
 # the usual clean image is taken, with the interpolation of training.
 IJEPA = Recipe(
     name="ijepa",
-    order=("crop",),
     crop_scale=(0.3, 1.0),
     interpolation="bilinear",
     clean_interpolation="bilinear",
@@ -196,7 +194,7 @@ DATA2VEC = Recipe(
 )
 
 # facebookresearch/fairseq: examples/data2vec, 2.0. Clean image: as for I-JEPA.
-DATA2VEC2 = Recipe(name="data2vec2", order=("crop", "flip"), crop_scale=(0.2, 1.0), flip=0.5)
+DATA2VEC2 = Recipe(name="data2vec2", crop_scale=(0.2, 1.0), flip=0.5)
 
 IDENTITY = Recipe(name="identity")
 

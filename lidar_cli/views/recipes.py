@@ -154,7 +154,7 @@ class Recipe:
             return f"{' and '.join(used[1:])} without crop_scale; [1, 1] is the whole image"
         missing = [name for name in used if name not in order]
         if missing:
-            return f"order = {order}: {' and '.join(missing)} left out"
+            return f"order = {order}: {' and '.join(missing)} left out; name it where it acts"
         if len(set(order)) < len(order):
             return f"order = {order}: an operation stands twice"
         if "blur" in self.before_crop:
