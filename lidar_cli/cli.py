@@ -58,8 +58,9 @@ def _with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., No
             if parameter.name != "options"
         ]
         hints = typing.get_type_hints(cls)
-        names = [field.name for field in dataclasses.fields(cls)]
-        extra = [_option(field, hints[field.name]) for field in dataclasses.fields(cls)]
+        fields = [field for field in dataclasses.fields(cls) if field.metadata["flags"]]
+        names = [field.name for field in fields]
+        extra = [_option(field, hints[field.name]) for field in fields]
 
         def run(**given: Any) -> None:
             options = {name: given.pop(name) for name in names}

@@ -31,7 +31,10 @@ Constant = Annotated[float, Ge(0), Lt(float("inf"))]
 
 
 def setting(default: Any, *flags: str, help: str) -> Any:
-    """A dataclass field with its command-line flags and its help text."""
+    """A dataclass field with its command-line flags and its help text.
+
+    Without flags it can be set in a TOML file or in Python alone.
+    """
     return field(default=default, metadata={"flags": flags, "help": help})
 
 
@@ -63,7 +66,15 @@ class SampleSettings:
         help="Samples embedded un-augmented, for RankMe and alpha-ReQ [default: n].",
     )
     seed: int = setting(0, "--seed", help="Seed of the draw of samples and views.")
-    views: str = setting("auto", "--views", help="View recipe: auto, simclr, identity.")
+    views: str = setting(
+        "auto",
+        "--views",
+        help="View recipe: auto, simclr, simclr-google, simclr-vissl, vicreg, barlow, dino, "
+        "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, data2vec, data2vec2, identity.",
+    )
+    recipe: dict[str, Any] | None = setting(
+        None, help="[recipe] table of a TOML file: `base` and the constants to change in it."
+    )
     image_size: Annotated[int, Ge(1), Le(8192)] | None = setting(
         None,
         "--image-size",
@@ -73,7 +84,7 @@ class SampleSettings:
         "auto",
         "--pixel-stats",
         help="Input normalisation: imagenet mean and std, or unit for plain [0, 1] "
-        "[auto: imagenet].",
+        "[auto: the recipe's own].",
     )
     workers: Count | None = setting(
         None, "--workers", help="Decoding threads [default: one a core, at most 16]."

@@ -1,19 +1,21 @@
 """Pixels of the views: torchvision's operations one at a time, on the same drawn parameters."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
 from lidar_cli.errors import InputError
-from lidar_cli.views import Recipe, Views, find_recipe
+from lidar_cli.views import Recipe, Views, colour, find_recipe
 from lidar_cli.views.augment import make_views
 from lidar_cli.views.draws import JITTER_OPERATIONS, ViewParameters, draw
+from lidar_cli.views.methods import RECIPES
 
 SIMCLR = find_recipe("simclr", "unit")
 # Single precision rounding, in pixels of [0, 1]: torch finds the place of an output on a wide image
@@ -40,26 +42,65 @@ def sizes_of(images: list[torch.Tensor]) -> list[tuple[int, int]]:
     return [tuple(image.shape[:2]) for image in images]
 
 
+def box_blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Three extended box filters along each axis of [3, h, w], pixel by pixel, in double precision.
+
+    Of length L = 2 (l + a) + 1, so that L^2 of a plain box, L^2 = 12 sigma^2 / 3 + 1, gives l.
+    """
+    variance = sigma**2 / 3
+    whole = int((math.sqrt(12 * variance + 1) - 1) / 2)
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    part /= 6 * (variance - (whole + 1) ** 2)
+    weights = np.array([part, *[1.0] * (2 * whole + 1), part]) / (2 * (whole + part) + 1)
+    array = x.double().numpy()
+    for axis in (1, 2):
+        for _ in range(3):
+            pad = [(0, 0)] * 3
+            pad[axis] = (whole + 1, whole + 1)
+            padded = np.pad(array, pad, mode="edge")
+            length = array.shape[axis]
+            array = sum(
+                weight * np.take(padded, range(k, k + length), axis=axis)
+                for k, weight in enumerate(weights)
+            )
+    return torch.from_numpy(array).float()
+
+
 def one_at_a_time(picture, p: ViewParameters, at: tuple[int, int], recipe: Recipe, size: int):
     """The view `at`, by torchvision's functions in the order of the recipe.
 
-    picture: a float tensor [3, h, w] or a PIL image, which torchvision gives to Pillow.
+    picture: a float tensor [3, h, w] or a PIL image, which torchvision gives to Pillow. A box is
+    that of the image before it is flipped.
     """
-    box = (int(x[at]) for x in (p.top, p.left, p.height, p.width))
+    top, left, height, width = (int(x[at]) for x in (p.top, p.left, p.height, p.width))
     mode = InterpolationMode(recipe.interpolation)
-    x = reference.resized_crop(picture, *box, [size, size], mode, antialias=True)
-    if isinstance(x, torch.Tensor):
-        x = x.clamp(0, 1)
-    if p.flip[at]:
-        x = reference.hflip(x)
-    for k in p.order[at] if p.jitter[at] else ():
-        adjust = getattr(reference, f"adjust_{JITTER_OPERATIONS[k]}")
-        x = adjust(x, float(p.factors[at][k]))
-    if p.grey[at]:
-        x = reference.rgb_to_grayscale(x, num_output_channels=3)
-    kernel = recipe.blur_kernel(size)
-    if p.blur[at] and kernel > 1:
-        x = reference.gaussian_blur(x, [kernel, kernel], [float(p.sigma[at])] * 2)
+    x = picture
+    for operation in recipe.order:
+        tensor = isinstance(x, torch.Tensor)
+        if operation == "crop":
+            image_width = x.shape[2] if tensor else x.width
+            flipped = p.flip[at] and "flip" in recipe.before_crop
+            first = image_width - left - width if flipped else left
+            x = reference.resized_crop(
+                x, top, first, height, width, [size] * 2, mode, antialias=True
+            )
+            x = x.clamp(0, 1) if tensor else x
+        elif operation == "flip" and p.flip[at]:
+            x = reference.hflip(x)
+        elif operation == "jitter" and p.jitter[at]:
+            for k in p.order[at]:
+                adjust = getattr(reference, f"adjust_{JITTER_OPERATIONS[k]}")
+                x = adjust(x, float(p.factors[at][k]))
+        elif operation == "grey" and p.grey[at]:
+            x = reference.rgb_to_grayscale(x, num_output_channels=3)
+        elif operation == "blur" and p.blur[at]:
+            sigma, kernel = float(p.sigma[at]), recipe.kernel(size)
+            if recipe.blur_filter == "pillow":
+                x = box_blur(x, sigma) if tensor else x.filter(ImageFilter.GaussianBlur(sigma))
+            elif kernel > 1:
+                x = reference.gaussian_blur(x, [kernel, kernel], [sigma] * 2)
+        elif operation == "solarise" and p.solarise[at]:
+            x = reference.solarize(x, 128 / 255 if tensor else 128)
     return x
 
 
@@ -82,7 +123,7 @@ def differences(
 def test_boxes_are_resized_as_torchvision_does(photographs, noise, interpolation, size):
     """Both shrinking and growing, in every box; bicubic overshoots are cut."""
     crop = Recipe(
-        "crop", (0.08, 1.0), interpolation=interpolation, flip_probability=0.5, mean=(0,) * 3,
+        "crop", crop_scale=(0.08, 1.0), interpolation=interpolation, flip=0.5, mean=(0,) * 3,
         std=(1,) * 3,
     )  # fmt: skip
     error, p = differences(photographs + noise, crop, size, 6)
@@ -99,8 +140,7 @@ def test_each_jitter_operation_is_torchvisions(photographs, noise, operation):
     amounts = [0.0] * 4
     amounts[operation] = SIMCLR.jitter[operation]
     only = dataclasses.replace(
-        SIMCLR, jitter=tuple(amounts), jitter_probability=1.0, grey_probability=0.0,
-        blur_probability=0.0,
+        SIMCLR, jitter=tuple(amounts), jitter_probability=1.0, grey=0.0, blur=(0.0,),
     )  # fmt: skip
     error, _ = differences(photographs + noise, only, 32, 6)
     assert error.max() < FLOAT_BOUND
@@ -113,6 +153,117 @@ def test_whole_views_are_torchvisions(photographs, noise, size):
     for gate in (p.jitter, p.grey, p.blur, p.flip):
         assert gate.any()
         assert not gate.all()
+
+
+OTHERS = [name for name in RECIPES if name not in ("simclr", "identity")]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_views_of_every_method_are_torchvisions(photographs, noise, name):
+    """In the method's own order, where two kinds of views are made both of them.
+
+    A pixel within rounding of the threshold may be solarised on one side only; it is then off by
+    1 - 2 * 128 / 255, which is less than 1/255.
+    """
+    recipe = find_recipe(name, "unit")
+    images = [photographs[3], *noise, photographs[2]]
+    p = draw(recipe, 3, range(len(images)), sizes_of(images), 8)
+    ours = make_views(images, p, recipe, 48)
+    for i, image in enumerate(images):
+        picture = image.permute(2, 0, 1).float() / 255
+        for j in range(8):
+            error = (ours[i, j] - one_at_a_time(picture, p, (i, j), recipe, 48)).abs()
+            if p.solarise[i, j]:
+                assert (error > FLOAT_BOUND).float().mean() < 1e-3
+                assert error.max() < 1 / 255 + FLOAT_BOUND
+            else:
+                assert error.max() < FLOAT_BOUND
+    if any(recipe.solarise):
+        assert p.solarise[:, 1::2].any()
+        assert not p.solarise[:, ::2].any()
+    if any(recipe.blur):
+        assert p.blur.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("moco-v1", ("crop", "jitter", "grey", "flip")),
+        ("data2vec", ("flip", "crop", "jitter")),
+        ("vicreg", ("crop", "flip", "jitter", "grey", "solarise", "blur")),
+        ("vicreg", ("crop", "flip", "solarise", "jitter", "grey", "blur")),
+    ],
+)
+def test_another_order_of_operations_would_be_noticed(photographs, name, other):
+    recipe = dataclasses.replace(find_recipe(name, "unit"), grey=0.5)
+    if any(recipe.solarise):
+        recipe = dataclasses.replace(recipe, blur=(1.0,), solarise=(1.0,))
+    p = draw(recipe, 3, range(2), sizes_of(photographs[2:]), 6)
+    ours = make_views(photographs[2:], p, recipe, 48)
+    swapped = make_views(photographs[2:], p, dataclasses.replace(recipe, order=other), 48)
+    moved = (ours - swapped).abs().amax(dim=(2, 3, 4))
+    assert (moved > 10 * FLOAT_BOUND).sum() >= 3
+
+
+def test_the_place_of_the_flip_moves_no_pixel(photographs):
+    recipe = find_recipe("moco-v3", "unit")
+    p = draw(recipe, 3, range(4), sizes_of(photographs), 4)
+    early = dataclasses.replace(
+        recipe, order=("crop", "flip", "jitter", "grey", "blur", "solarise")
+    )
+    assert p.flip.any()
+    assert torch.equal(
+        make_views(photographs, p, recipe, 32), make_views(photographs, p, early, 32)
+    )
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.41, 1.42, 2.0, 5.0])
+def test_the_box_blur_is_pillows_to_its_roundings(photographs, sigma):
+    """Pillow rounds to 1/255 six times, by half of it at most; the Gaussian is far off."""
+    picture = photographs[0][:224, :224]
+    theirs = Image.fromarray(picture.numpy()).filter(ImageFilter.GaussianBlur(sigma))
+    theirs = torch.from_numpy(np.array(theirs)).permute(2, 0, 1) / 255
+    x = picture.permute(2, 0, 1)[None].float() / 255
+    strength = torch.tensor([sigma])
+    assert (colour.pillow_blur(x, strength)[0] - theirs).abs().max() < 3.01 / 255
+    if sigma >= 0.5:
+        assert (colour.blur(x, strength, 23)[0] - theirs).abs().max() > 10 / 255
+
+
+def test_strengths_of_the_box_blur_do_not_mix(noise):
+    """Views whose boxes reach differently far, in one batch and one at a time."""
+    x = torch.stack([noise[0], noise[1], noise[4]]).permute(0, 3, 1, 2).float() / 255
+    sigma = torch.tensor([0.1, 2.0, 40.0])  # the last reaches beyond the view
+    together = colour.pillow_blur(x, sigma)
+    for k in range(3):
+        torch.testing.assert_close(together[k], box_blur(x[k], float(sigma[k])), rtol=0, atol=1e-5)
+
+
+def test_a_fixed_kernel_is_cut_where_the_view_is_smaller(noise):
+    recipe = dataclasses.replace(find_recipe("dinov2", "unit"), blur=(1.0,))
+    views = Views(recipe, 0, 3, 4).views(noise, range(5))
+    assert ((views >= -1e-6) & (views <= 1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("name", ["vicreg", "moco-v1", "data2vec"])
+def test_other_methods_are_close_to_their_eight_bit_pipeline(photographs, name):
+    """Bounds as for SimCLR below, whose jitter is stronger; the blur is Pillow's here too.
+
+    Solarising stretches no rounding; near the threshold both sides of it are equal.
+    """
+    recipe = find_recipe(name, "unit")
+    if any(recipe.solarise):
+        recipe = dataclasses.replace(recipe, solarise=(0.0, 0.7))
+    p = draw(recipe, 3, range(4), sizes_of(photographs), 6)
+    ours = make_views(photographs, p, recipe, 64)
+    for i, image in enumerate(photographs):
+        picture = Image.fromarray(image.numpy())
+        for j in range(6):
+            view = one_at_a_time(picture, p, (i, j), recipe, 64)
+            theirs = torch.from_numpy(np.array(view)).permute(2, 0, 1) / 255
+            error = (ours[i, j] - theirs).abs()
+            assert error.mean() < 4 / 255
+            assert error.flatten().quantile(0.99) < 15 / 255
 
 
 def test_the_reference_would_notice_another_order_of_the_jitter(photographs):
@@ -194,6 +345,14 @@ def test_memory_bound_of_a_group_changes_nothing(monkeypatch, noise):
                                atol=1e-6)  # fmt: skip
 
 
+def test_memory_bound_of_whole_images_changes_nothing(monkeypatch, noise):
+    views = Views(find_recipe("data2vec", "unit"), 0, 3, 32)
+    whole = views.views(noise, range(5))
+    for floats in (1, 100_000):
+        monkeypatch.setattr("lidar_cli.views.augment.RESAMPLING_FLOATS", floats)
+        torch.testing.assert_close(views.views(noise, range(5)), whole, rtol=0, atol=1e-6)
+
+
 def test_autocast_of_the_caller_does_not_reach_the_pixels(noise):
     views = Views(SIMCLR, 0, 3, 32)
     outside = views.views(noise, range(5))
@@ -211,6 +370,31 @@ def test_clean_images_are_resized_and_cut_as_linear_evaluations_do(photographs, 
         theirs = reference.resize(picture, short, InterpolationMode.BICUBIC, antialias=True)
         theirs = reference.center_crop(theirs, [size, size]).clamp(0, 1)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=FLOAT_BOUND)
+
+
+@pytest.mark.parametrize("name", ["vicreg", "mae"])
+def test_clean_images_have_the_interpolation_of_the_methods_evaluation(photographs, name):
+    """Bilinear for VICReg, though its views are bicubic."""
+    mode = {"vicreg": InterpolationMode.BILINEAR, "mae": InterpolationMode.BICUBIC}[name]
+    clean = Views(find_recipe(name, "unit"), 0, 2, 32).clean(photographs)
+    for image, ours in zip(photographs, clean, strict=True):
+        picture = image.permute(2, 0, 1).float() / 255
+        theirs = reference.resize(picture, 37, mode, antialias=True)
+        theirs = reference.center_crop(theirs, [32, 32]).clamp(0, 1)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=FLOAT_BOUND)
+
+
+def test_clean_images_of_the_original_simclr_are_cut_before_they_are_resized(photographs, noise):
+    images = [*photographs, noise[3]]
+    clean = Views(find_recipe("simclr-google", "auto"), 0, 2, 32).clean(images)
+    for image, ours in zip(images, clean, strict=True):
+        picture = image.permute(2, 0, 1).float() / 255
+        side = round(0.875 * min(image.shape[:2]))
+        top, left = ((length - side + 1) // 2 for length in image.shape[:2])
+        theirs = reference.resized_crop(
+            picture, top, left, side, side, [32, 32], InterpolationMode.BICUBIC, antialias=True
+        )
+        torch.testing.assert_close(ours, theirs.clamp(0, 1), rtol=0, atol=FLOAT_BOUND)
 
 
 def test_a_clean_image_of_the_right_size_is_kept(noise):
@@ -245,9 +429,11 @@ def test_another_kind_of_image_is_refused(image):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_makes_the_views_of_the_cpu(photographs, noise):
+@pytest.mark.parametrize("name", ["simclr", "vicreg", "data2vec"])
+def test_cuda_makes_the_views_of_the_cpu(photographs, noise, name):
     images = photographs + noise
-    views = Views(SIMCLR, 0, 4, 32)
+    recipe = dataclasses.replace(find_recipe(name, "unit"), solarise=(0.0,))  # a step, see above
+    views = Views(recipe, 0, 4, 32)
     there = views.views([image.cuda() for image in images], range(len(images)))
     assert there.is_cuda
     torch.testing.assert_close(

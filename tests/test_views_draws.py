@@ -13,8 +13,9 @@ from scipy import stats
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from lidar_cli.errors import SettingsError
-from lidar_cli.views import find_recipe
-from lidar_cli.views.draws import ViewParameters, draw
+from lidar_cli.views import find_recipe, hashes
+from lidar_cli.views.draws import Slot, ViewParameters, draw
+from lidar_cli.views.methods import RECIPES
 
 SIMCLR = find_recipe("simclr", "imagenet")
 N, Q = 1500, 4
@@ -130,18 +131,86 @@ def test_gates_open_with_their_probabilities_and_sigma_is_uniform():
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_a_gate_of_certain_probability_never_errs(probability):
-    p = draw_of(32, 32, blur_probability=probability, grey_probability=probability)
+    p = draw_of(32, 32, blur=(probability,), grey=probability)
     assert (p.blur == bool(probability)).all()
     assert (p.grey == bool(probability)).all()
+
+
+KINDS = {  # name: blur of views 0, 2 and of views 1, 3; solarisation of the same
+    "simclr": ((0.5, 0.5), (0, 0)),
+    "vicreg": ((1.0, 0.1), (0, 0.2)),
+    "dinov2": ((0.0, 0.9), (0, 0.2)),
+    "mae": ((0, 0), (0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_views_alternate_between_the_kinds_of_their_method(name):
+    p = draw(RECIPES[name], 0, range(N), [(32, 32)] * N, Q)
+    for gate, probabilities in zip((p.blur, p.solarise), KINDS[name], strict=True):
+        for j in range(Q):
+            opened = int(gate[:, j].sum())
+            assert stats.binomtest(opened, N, probabilities[j % 2]).pvalue > P_BOUND, j
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "identity"])
+def test_every_recipe_draws_its_own_ranges(name):
+    """Areas against torchvision's boxes of the same scale; jitter, flip and grey by their law."""
+    recipe = RECIPES[name]
+    p = draw(recipe, 2, range(N), [(375, 500)] * N, Q)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        image = torch.empty(3, 375, 500)
+        theirs = [
+            RandomResizedCrop.get_params(image, [*recipe.crop_scale], [3 / 4, 4 / 3])
+            for _ in range(3000)
+        ]
+    areas = [height * width for _, _, height, width in theirs]
+    assert stats.ks_2samp((p.height * p.width).ravel(), areas).pvalue > P_BOUND
+    for k in range(3):
+        factors = p.factors[..., k].ravel()
+        spread = 2 * recipe.jitter[k]
+        if spread:
+            assert stats.kstest(factors, stats.uniform(1 - spread / 2, spread).cdf).pvalue > P_BOUND
+        else:
+            assert (factors == 1).all()
+    for gate, probability in (
+        (p.flip, recipe.flip),
+        (p.grey, recipe.grey),
+        (p.jitter, recipe.jitter_probability),
+    ):
+        assert stats.binomtest(int(gate.sum()), DRAWS, probability).pvalue > P_BOUND
+
+
+def test_recipes_share_the_random_numbers_of_a_view():
+    """What two methods have in common they do alike, and what only one has moves nothing else."""
+    vicreg, simclr = (
+        draw(RECIPES[name], 0, range(50), [(40, 50)] * 50, 4) for name in ("vicreg", "simclr")
+    )
+    for name in ("top", "left", "height", "width", "flip", "jitter", "order", "grey", "sigma"):
+        assert np.array_equal(getattr(vicreg, name), getattr(simclr, name))
+    assert not np.array_equal(vicreg.factors, simclr.factors)
+
+
+def test_hash_and_slots_are_those_of_every_view_ever_made():
+    """The first outputs of SplitMix64 from state 0 are published; a slot that moves moves views."""
+    first = hashes.mix(np.zeros(1, np.uint64))
+    assert first[0] == 0xE220A8397B1DCDAF
+    assert hashes.words(np.zeros((), np.uint64), 1, 1)[0] == 0x6E789E6AA1B965F4
+    assert {slot.name: slot.value for slot in Slot} == {
+        "AREA": 0, "RATIO": 16, "TOP": 32, "LEFT": 33, "FLIP": 34, "JITTER": 35, "ORDER": 36,
+        "FACTOR": 40, "GREY": 44, "BLUR": 45, "SIGMA": 46, "SOLARISE": 47,
+    }  # fmt: skip
 
 
 def test_quantities_samples_and_views_are_uncorrelated():
     """Correlations of independent draws are about 1 / sqrt(draws); the bound is five of these."""
     p = draw_of(375, 500)
     columns = [p.top, p.left, p.height, p.flip, p.jitter, p.grey, p.blur, p.sigma]
+    columns += [draw_of(375, 500, solarise=(0.5,)).solarise]
     columns += [p.order[..., k] for k in range(3)] + [p.factors[..., k] for k in range(4)]
     # Top and left depend on the size of the box, positions in an order on each other, by nature.
-    dependent = {(0, 1), (0, 2), (1, 2), (8, 9), (8, 10), (9, 10)}
+    dependent = {(0, 1), (0, 2), (1, 2), (9, 10), (9, 11), (10, 11)}
     matrix = np.corrcoef([c.ravel().astype(float) for c in columns])
     for a, b in itertools.combinations(range(len(columns)), 2):
         if (a, b) not in dependent:
@@ -215,7 +284,7 @@ def test_strength_scales_jitter_alone_and_has_bounds():
 
 def test_the_blur_kernel_is_a_tenth_of_the_view_made_odd():
     """23 at 224 is the published kernel; the radius is (S // 10) // 2."""
-    assert [SIMCLR.blur_kernel(size) for size in (224, 96, 48, 32, 9)] == [23, 9, 5, 3, 1]
+    assert [SIMCLR.kernel(size) for size in (224, 96, 48, 32, 9)] == [23, 9, 5, 3, 1]
 
 
 def test_a_recipe_without_random_crop_cannot_be_drawn():

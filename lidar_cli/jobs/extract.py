@@ -135,7 +135,9 @@ def extract_checkpoint(
     if not settings.resume:
         check_absent(output, settings.overwrite)
     device = find_device(settings.device)
-    find_recipe(settings.views, settings.pixel_stats)  # a mistyped name is told before the work
+    find_recipe(
+        settings.views, settings.pixel_stats, settings.recipe
+    )  # a mistyped name is told before the work
     loaded = open_checkpoint(
         checkpoint, arch=settings.arch, model=settings.model, activation=settings.activation
     ).to(device)
@@ -199,7 +201,7 @@ def make_plan(
     clean = n if settings.clean_samples is None else settings.clean_samples
     if clean < n:
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
-    recipe = find_recipe(settings.views, settings.pixel_stats)
+    recipe = find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     size = _image_size(settings, description.image_size, samples)
     layers = choose_layers(settings.layer, list(description.widths))
     widths = {layer: description.widths[layer] for layer in layers}

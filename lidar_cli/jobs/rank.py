@@ -113,7 +113,9 @@ def rank_directory(
     """
     watcher = watcher or Watcher()
     by = find_metric(settings.by)
-    find_recipe(settings.views, settings.pixel_stats)  # a mistyped name is told before the work
+    find_recipe(
+        settings.views, settings.pixel_stats, settings.recipe
+    )  # a mistyped name is told before the work
     parse_size(settings.memory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")

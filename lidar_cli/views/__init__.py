@@ -1,9 +1,13 @@
 """From source images to the views that a model sees.
 
-recipes.py   constants of each augmentation
+recipes.py   constants of one augmentation
+methods.py   the recipes of published methods
+find.py      a name, a [recipe] table or a method -> recipe
 draws.py     recipe, seed, sample, view -> parameters    (host, no pixels)
 augment.py   images, parameters -> views                 (any device, no randomness)
-resample.py, colour.py   the arithmetic on pixels
+resample.py, recolour.py, colour.py   the arithmetic on pixels
+masks.py     seed, sample, view -> patches that a masked model sees    (host)
+hashes.py    the random numbers of draws and masks
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ from torch import Tensor
 
 from lidar_cli.views.augment import make_clean, make_views
 from lidar_cli.views.draws import draw
-from lidar_cli.views.recipes import Recipe, find_recipe
+from lidar_cli.views.find import find_recipe, recipe_for
+from lidar_cli.views.recipes import Recipe
 
-__all__ = ["Recipe", "Views", "find_recipe"]
+__all__ = ["Recipe", "Views", "find_recipe", "recipe_for"]
 
 
 @dataclass(frozen=True)

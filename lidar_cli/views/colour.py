@@ -1,6 +1,7 @@
 """Colour and blur operations on views [N, 3, S, S] in [0, 1], each view with its own strength.
 
-Source of the arithmetic: torchvision.transforms.functional on float images.
+Source of the arithmetic: torchvision.transforms.functional on float images, unless another is
+named. Grey, jitter and solarisation also take whole images [N, 3, h, w].
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lidar_cli.views.recipes import SOLARISE_THRESHOLD
+
+PILLOW_PASSES = 3
 GREY = (0.2989, 0.587, 0.114)
 
 
@@ -54,6 +58,11 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
     return high - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
+def solarise(x: Tensor) -> Tensor:
+    """Views whose bright pixels, each channel for itself, are inverted."""
+    return torch.where(x >= SOLARISE_THRESHOLD, 1 - x, x)
+
+
 def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     """Views under a Gaussian of `kernel` x `kernel` pixels, reflected at the borders.
 
@@ -66,9 +75,46 @@ def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     weight = weight / weight.sum(dim=1, keepdim=True)  # [N, K]
     index = (torch.arange(size, device=x.device)[:, None] + offset).abs()  # [S, K]
     index = size - 1 - (size - 1 - index).abs()
-    matrix = torch.zeros(len(x), size, size, device=x.device)
-    matrix.scatter_add_(
-        2, index.expand(len(x), -1, -1), weight[:, None].expand(-1, size, -1).contiguous()
+    return _both_axes(x, _band(index, weight, size))
+
+
+def pillow_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Views under Pillow's GaussianBlur of radius sigma: three box filters along each axis.
+
+    A box reaches l + 1 pixels to each side, the outermost ones with weight a < 1; the variance of
+    three is sigma^2:
+
+        s = sigma^2 / 3,   l = floor((sqrt(12 s + 1) - 1) / 2)
+        a = (2 l + 1) (l (l + 1) - 3 s) / (6 (s - (l + 1)^2))
+
+    Beyond the border lies the outermost pixel, anew for every filter. Pillow also rounds to 8 bits
+    after each of the six filters, which is not done here. sigma [N] in pixels.
+    Source: Gwosdek et al. 2011, Theoretical foundations of Gaussian convolution by extended box
+    filtering, as Pillow uses it.
+    """
+    size = x.shape[-1]
+    s = sigma.double() ** 2 / PILLOW_PASSES
+    whole = ((12 * s + 1).sqrt() - 1).div(2).floor()
+    a = (2 * whole + 1) * (whole * (whole + 1) - 3 * s) / (6 * (s - (whole + 1) ** 2))
+    reach = int(whole.max()) + 1
+    offset = torch.arange(-reach, reach + 1, device=x.device)
+    inside = (whole + 1)[:, None] - offset.abs()  # pixels from the outermost one, [N, K]
+    weight = torch.where(inside > 0, 1.0, torch.where(inside == 0, a[:, None], 0.0))
+    weight = (weight / (2 * (whole + a) + 1)[:, None]).float()
+    index = (torch.arange(size, device=x.device)[:, None] + offset).clamp(0, size - 1)
+    box = _band(index, weight, size)
+    return _both_axes(x, torch.linalg.matrix_power(box, PILLOW_PASSES))
+
+
+def _band(index: Tensor, weight: Tensor, size: int) -> Tensor:
+    """Matrices [N, S, S] with weight [N, K] on the columns index [S, K], added where they meet."""
+    matrix = torch.zeros(len(weight), size, size, device=weight.device)
+    return matrix.scatter_add_(
+        2, index.expand(len(weight), -1, -1), weight[:, None].expand(-1, size, -1).contiguous()
     )
+
+
+def _both_axes(x: Tensor, matrix: Tensor) -> Tensor:
+    size = x.shape[-1]
     wide = torch.bmm(x.reshape(len(x), 3 * size, size), matrix.transpose(1, 2))
     return torch.matmul(matrix[:, None], wide.view_as(x))

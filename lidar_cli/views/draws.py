@@ -1,7 +1,7 @@
 """The random parameters of every view, drawn before any pixel is touched.
 
-Each random number is a hash of (seed, sample, view, slot), so a view's parameters depend on
-nothing else: not on the batch, its order, the number of views or the number of workers.
+Each random number is a hash of (seed, sample, view, slot), see `hashes`, so a view's parameters
+depend on nothing else: not on the batch, its order, the number of views or of workers.
 """
 
 from __future__ import annotations
@@ -11,14 +11,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-import numpy.typing as npt
 
+from lidar_cli.views.hashes import Bools, Floats, Ints, Words, streams, uniform, uniforms, words
 from lidar_cli.views.recipes import Recipe
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Words = npt.NDArray[np.uint64]
 
 CROP_ATTEMPTS = 10  # torchvision.transforms.RandomResizedCrop
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")  # numbers in `order`
@@ -38,6 +33,7 @@ class Slot(IntEnum):
     GREY = 44
     BLUR = 45
     SIGMA = 46
+    SOLARISE = 47
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,8 @@ class ViewParameters:
 
     Boxes are in pixels of the source image. `order` [b, q, 4] lists jitter operations in the
     order of their use, `factors` [b, q, 4] their strengths in the order of JITTER_OPERATIONS.
-    An operation whose gate (`flip`, `jitter`, `grey`, `blur`) is False does not happen.
+    An operation whose gate (`flip`, `jitter`, `grey`, `blur`, `solarise`) is
+    False does not happen.
     """
 
     top: Ints
@@ -60,6 +57,7 @@ class ViewParameters:
     grey: Bools
     blur: Bools
     sigma: Floats
+    solarise: Bools
 
 
 def draw(
@@ -76,7 +74,7 @@ def draw(
     """
     if recipe.crop_scale is None:
         raise ValueError(f"the views of {recipe.name} are not random")
-    stream = _streams(seed, samples, n_views)
+    stream = streams(seed, samples, range(n_views))
     top, left, height, width = _boxes(recipe, stream, np.asarray(sizes, np.int64).reshape(-1, 2))
     low, high = recipe.blur_sigma
     return ViewParameters(
@@ -84,14 +82,20 @@ def draw(
         left=left,
         height=height,
         width=width,
-        flip=_uniform(stream, Slot.FLIP) < recipe.flip_probability,
-        jitter=_uniform(stream, Slot.JITTER) < recipe.jitter_probability,
-        order=np.argsort(_words(stream, Slot.ORDER, 4), axis=-1, kind="stable"),
+        flip=uniform(stream, Slot.FLIP) < recipe.flip,
+        jitter=uniform(stream, Slot.JITTER) < recipe.jitter_probability,
+        order=np.argsort(words(stream, Slot.ORDER, 4), axis=-1, kind="stable"),
         factors=_factors(recipe, stream),
-        grey=_uniform(stream, Slot.GREY) < recipe.grey_probability,
-        blur=_uniform(stream, Slot.BLUR) < recipe.blur_probability,
-        sigma=low + (high - low) * _uniform(stream, Slot.SIGMA),
+        grey=uniform(stream, Slot.GREY) < recipe.grey,
+        blur=uniform(stream, Slot.BLUR) < _of_kinds(recipe.blur, n_views),
+        sigma=low + (high - low) * uniform(stream, Slot.SIGMA),
+        solarise=uniform(stream, Slot.SOLARISE) < _of_kinds(recipe.solarise, n_views),
     )
+
+
+def _of_kinds(probabilities: tuple[float, ...], n_views: int) -> Floats:
+    """The probability of each view [q]: view j is of kind j modulo the number of kinds."""
+    return np.resize(np.asarray(probabilities, dtype=np.float64), n_views)
 
 
 def _boxes(recipe: Recipe, stream: Words, sizes: Ints) -> tuple[Ints, Ints, Ints, Ints]:
@@ -100,9 +104,9 @@ def _boxes(recipe: Recipe, stream: Words, sizes: Ints) -> tuple[Ints, Ints, Ints
     image_height, image_width = sizes[:, 0, None], sizes[:, 1, None]  # [b, 1]
     low, high = recipe.crop_scale
     narrow, wide = recipe.crop_ratio
-    area = low + (high - low) * _uniforms(stream, Slot.AREA, CROP_ATTEMPTS)  # [b, q, attempts]
+    area = low + (high - low) * uniforms(stream, Slot.AREA, CROP_ATTEMPTS)  # [b, q, attempts]
     area *= (image_height * image_width)[..., None]
-    ratio = np.log(narrow) + np.log(wide / narrow) * _uniforms(stream, Slot.RATIO, CROP_ATTEMPTS)
+    ratio = np.log(narrow) + np.log(wide / narrow) * uniforms(stream, Slot.RATIO, CROP_ATTEMPTS)
     ratio = np.exp(ratio)
     widths = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     heights = np.rint(np.sqrt(area / ratio)).astype(np.int64)
@@ -118,8 +122,8 @@ def _boxes(recipe: Recipe, stream: Words, sizes: Ints) -> tuple[Ints, Ints, Ints
     central_width = np.minimum(image_width, np.rint(image_height * wide)).astype(np.int64)
     height = np.where(found, height, central_height)
     width = np.where(found, width, central_width)
-    top = (_uniform(stream, Slot.TOP) * (image_height - height + 1)).astype(np.int64)
-    left = (_uniform(stream, Slot.LEFT) * (image_width - width + 1)).astype(np.int64)
+    top = (uniform(stream, Slot.TOP) * (image_height - height + 1)).astype(np.int64)
+    left = (uniform(stream, Slot.LEFT) * (image_width - width + 1)).astype(np.int64)
     top = np.where(found, top, (image_height - height) // 2)
     left = np.where(found, left, (image_width - width) // 2)
     return top, left, height, width
@@ -131,41 +135,5 @@ def _factors(recipe: Recipe, stream: Words) -> Floats:
     centre = np.asarray([1.0, 1.0, 1.0, 0.0])
     floor = np.asarray([0.0, 0.0, 0.0, -0.5])
     low = np.maximum(floor, centre - amount)
-    factors: Floats = low + (centre + amount - low) * _uniforms(stream, Slot.FACTOR, 4)
+    factors: Floats = low + (centre + amount - low) * uniforms(stream, Slot.FACTOR, 4)
     return factors
-
-
-def _streams(seed: int, samples: Sequence[int], n_views: int) -> Words:
-    """A hash state [b, q] for each view.
-
-    Each number is added to the hash of those before it, so their places are not interchangeable:
-    sample 1 under seed 0 is not sample 0 under seed 1.
-    """
-    state = _mix(np.asarray([seed % 2**64], dtype=np.uint64))
-    state = _mix(state + np.asarray(samples, dtype=np.int64).astype(np.uint64))
-    views: Words = np.arange(n_views, dtype=np.uint64)
-    return _mix(np.add.outer(state, views))
-
-
-def _mix(words: Words) -> Words:
-    """The next outputs of SplitMix64 after the given states (Steele, Lea and Flood 2014)."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
-def _words(stream: Words, slot: int, count: int) -> Words:
-    """Random words [b, q, count] of slots `slot`, `slot` + 1, ..."""
-    slots = np.arange(slot, slot + count, dtype=np.uint64)
-    return _mix(stream[..., None] + slots * np.uint64(0x9E3779B97F4A7C15))
-
-
-def _uniforms(stream: Words, slot: int, count: int) -> Floats:
-    """Numbers in [0, 1) with 53 random bits, [b, q, count]."""
-    return (_words(stream, slot, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _uniform(stream: Words, slot: int) -> Floats:
-    """One number in [0, 1) for each view, [b, q]."""
-    return _uniforms(stream, slot, 1)[..., 0]

@@ -1,57 +1,100 @@
 """View recipes: which random operations make the views, with which ranges and probabilities.
 
 A recipe holds constants only. `draws` turns one into the parameters of every view, `augment`
-turns parameters into pixels.
+turns parameters into pixels. The recipes of published methods stand in `methods`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Len
 
 from lidar_cli.errors import SettingsError
-from lidar_cli.settings import nearest
 
 # Three numbers each, in RGB order, of pixels in [0, 1].
 PIXEL_STATS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-PIXEL_STATS["auto"] = PIXEL_STATS["imagenet"]
+
+Probability = Annotated[float, Ge(0), Le(1)]
+Probabilities = Annotated[tuple[Probability, ...], Len(1)]
+Positive = Annotated[float, Gt(0)]
+Sigma = Annotated[float, Gt(0), Le(100)]
+NotNegative = Annotated[float, Ge(0)]
+Interpolation = Literal["bilinear", "bicubic"]
+Operation = Literal["crop", "flip", "jitter", "grey", "blur", "solarise"]
+
+SOLARISE_THRESHOLD = 128 / 255
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Constants of one augmentation, in the order in which its operations act on a view.
+    """Constants of one augmentation. A probability of 0 leaves an operation out.
 
-    Resampled crop, flip, jitter, grey, blur, normalise. A probability of 0 leaves the operation
-    out. `crop_scale` is the view's share of the image area and `crop_ratio` its width over its
-    height; both None for a recipe without random crop, whose views are the clean image.
+    Some methods make two kinds of views that differ in blur and solarisation: `blur` and
+    `solarise` hold a probability for each kind, or one for all, and view j is of kind
+    j modulo the number of kinds.
+
+    order: of the operations on a view; normalising comes last. Whatever stands before `crop` acts
+    on the whole image, so that contrast turns about the mean of the image, not of the crop. The
+    place of `flip` is the method's own, though no pixel depends on it.
+    crop_scale: the view's share of the image area; None for a recipe without random crop, whose
+    views are the clean image. crop_ratio: width of the box over its height.
+    jitter: brightness, contrast, saturation, hue; in random order, all with jitter_probability.
+    blur_filter: a Gaussian cut off at its kernel and reflected at the borders (torchvision), or
+    the box filters that Pillow's GaussianBlur runs. blur_kernel: side of the first in pixels; None
+    for a tenth of the view's side.
+    clean_resize: short side of the resized clean image over the side of its centre that is kept.
+    clean_crop: whether the centre is cut out after resizing or before.
+    crops: which of the method's crops these are: all, or the global ones of a method that also
+    makes small local ones. The teacher, whose embedding is read, sees the global ones alone.
     """
 
     name: str
-    crop_scale: tuple[float, float] | None = None
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    flip_probability: float = 0.0
-    jitter: tuple[float, float, float, float] = (
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )  # brightness, contrast, saturation, hue
-    jitter_probability: float = 0.0
-    grey_probability: float = 0.0
-    blur_probability: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the view
-    blur_kernel_divisor: int = 10
+    order: tuple[Operation, ...] = ("crop", "flip", "jitter", "grey", "blur", "solarise")
+    crop_scale: tuple[Positive, Positive] | None = None
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bicubic"
+    flip: Probability = 0.0
+    jitter: tuple[NotNegative, NotNegative, NotNegative, NotNegative] = (0.0, 0.0, 0.0, 0.0)
+    jitter_probability: Probability = 0.0
+    grey: Probability = 0.0
+    blur: Probabilities = (0.0,)
+    blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0)  # pixels of the view
+    blur_filter: Literal["gaussian", "pillow"] = "gaussian"
+    blur_kernel: Annotated[int, Ge(1)] | None = None
+    solarise: Probabilities = (0.0,)
     mean: tuple[float, float, float] = PIXEL_STATS["imagenet"][0]
-    std: tuple[float, float, float] = PIXEL_STATS["imagenet"][1]
+    std: tuple[Positive, Positive, Positive] = PIXEL_STATS["imagenet"][1]
+    clean_resize: Annotated[float, Ge(1)] = 256 / 224
+    clean_crop: Literal["after", "before"] = "after"
+    clean_interpolation: Interpolation = "bicubic"
+    crops: Literal["all", "global"] = "all"
 
-    def blur_kernel(self, image_size: int) -> int:
-        """Side of the blur kernel in pixels: image_size // divisor, made odd; 23 at 224."""
-        return image_size // self.blur_kernel_divisor // 2 * 2 + 1
+    @property
+    def kinds(self) -> int:
+        """Kinds of views; view j is of kind j % kinds."""
+        return max(len(self.blur), len(self.solarise))
+
+    @property
+    def before_crop(self) -> tuple[Operation, ...]:
+        """Operations on the whole image."""
+        return self.order[: self.order.index("crop")]
+
+    @property
+    def after_crop(self) -> tuple[Operation, ...]:
+        """Operations on the resized crop."""
+        return self.order[self.order.index("crop") + 1 :]
+
+    def kernel(self, image_size: int) -> int:
+        """Side of the Gaussian kernel in pixels, odd: 23 at 224 for a tenth of the view."""
+        side = image_size // 10 if self.blur_kernel is None else self.blur_kernel
+        return side // 2 * 2 + 1
 
     def at_strength(self, strength: float) -> Recipe:
         """This recipe with its jitter ranges scaled; the strength of SimCLR's ImageNet runs is 1.
@@ -73,33 +116,47 @@ class Recipe:
             for name, value in dataclasses.asdict(self).items()
         }
 
+    def fault(self) -> str | None:
+        """What is wrong with constants that are each within their bounds, or None."""
+        for name, value in dataclasses.asdict(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                return f"{name} = {value}: expected finite numbers"
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            limits = getattr(self, name)
+            if limits is not None and limits[0] > limits[1]:
+                return f"{name} = {list(limits)}: the lower end comes first"
+        if self.crop_scale is not None and self.crop_scale[1] > 1:
+            return f"crop_scale = {list(self.crop_scale)}: a crop is at most 1, the whole image"
+        if self.jitter[3] > 0.5:
+            return f"jitter = {list(self.jitter)}: the hue, its last number, turns by at most 0.5"
+        if 1 < len(self.blur) != len(self.solarise) > 1:
+            return (
+                f"blur has {len(self.blur)} kinds of views and solarise {len(self.solarise)}; "
+                "expected equal numbers, or one for all"
+            )
+        if self.blur_kernel is not None and self.blur_kernel % 2 == 0:
+            return f"blur_kernel = {self.blur_kernel}: expected an odd number of pixels"
+        return self._fault_of_order()
 
-# Source: google-research/simclr, data_util.py and run.py at color_jitter_strength 1. Departures:
-# torchvision's random resized crop and blur borders, and pixel statistics chosen by the caller.
-SIMCLR = Recipe(
-    name="simclr",
-    crop_scale=(0.08, 1.0),
-    flip_probability=0.5,
-    jitter=(0.8, 0.8, 0.8, 0.2),
-    jitter_probability=0.8,
-    grey_probability=0.2,
-    blur_probability=0.5,
-)
-IDENTITY = Recipe(name="identity")
-RECIPES = {recipe.name: recipe for recipe in (SIMCLR, IDENTITY)}
-
-
-def find_recipe(name: str, pixel_stats: str) -> Recipe:
-    """The recipe of that name, normalising with the named pixel statistics.
-
-    Raises SettingsError for a name that is not known, of either.
-    """
-    if name == "auto":
-        name = SIMCLR.name
-    if name not in RECIPES:
-        raise SettingsError(f"unknown views {name!r}; {nearest(name, ['auto', *RECIPES])}")
-    if pixel_stats not in PIXEL_STATS:
-        known = nearest(pixel_stats, list(PIXEL_STATS))
-        raise SettingsError(f"unknown pixel statistics {pixel_stats!r}; {known}")
-    mean, std = PIXEL_STATS[pixel_stats]
-    return dataclasses.replace(RECIPES[name], mean=mean, std=std)
+    def _fault_of_order(self) -> str | None:
+        happens: dict[Operation, bool] = {
+            "crop": True,
+            "flip": self.flip > 0,
+            "jitter": self.jitter_probability > 0 and any(self.jitter),
+            "grey": self.grey > 0,
+            "blur": any(self.blur),
+            "solarise": any(self.solarise),
+        }
+        order = list(self.order)
+        used = [name for name, on in happens.items() if on]
+        if self.crop_scale is None and used != ["crop"]:
+            return f"{' and '.join(used[1:])} without crop_scale; [1, 1] is the whole image"
+        missing = [name for name in used if name not in order]
+        if missing:
+            return f"order = {order}: {' and '.join(missing)} left out; name it where it acts"
+        if len(set(order)) < len(order):
+            return f"order = {order}: an operation stands twice"
+        if "blur" in self.before_crop:
+            return f"order = {order}: blur comes after crop, its sigma is in pixels of the view"
+        return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Interpolation = Literal["bilinear", "bicubic"]
+from lidar_cli.views.recipes import Interpolation
+
 SUPPORT = {"bilinear": 1, "bicubic": 2}  # reach of the filters below, in output pixels
 
 
@@ -33,6 +33,10 @@ class Axis:
     target: npt.NDArray[np.int64]
     offset: npt.NDArray[np.int64]
     reverse: npt.NDArray[np.bool_]
+
+    def single(self) -> Axis:
+        """One box each of b q images instead of q boxes each of b: [b q, 1]."""
+        return Axis(*(getattr(self, f.name).reshape(-1, 1) for f in fields(self)))
 
     def of(self, images: Sequence[int]) -> Axis:
         """The boxes of some images of the batch, flattened to [N]."""

@@ -1,0 +1,89 @@
+"""From what the user or a checkpoint names to a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lidar_cli.errors import SettingsError
+from lidar_cli.settings import nearest
+from lidar_cli.views.methods import ALIASES, RECIPES, SIMCLR
+from lidar_cli.views.recipes import PIXEL_STATS, Recipe
+
+# What a [recipe] table may set: everything but what the recipe is called and stands for.
+CHANGEABLE = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "crops")]
+
+
+def find_recipe(name: str, pixel_stats: str, table: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of that name, or the one that a [recipe] table makes of it.
+
+    pixel_stats: normalisation, auto for the recipe's own. table: `base`, a name, and constants that
+    replace the base's. Raises SettingsError for a name or key that is not known, for a constant out
+    of its bounds, and for a base other than the named recipe.
+    """
+    base = (table or {}).get("base", "auto")
+    if "auto" not in (name, base) and name != base:
+        raise SettingsError(
+            f"views {name} and [recipe] base = {base!r} name two recipes; leave one of them out"
+        )
+    recipe = _named(name if base == "auto" else base)
+    if table is not None:
+        recipe = _changed(recipe, {k.replace("-", "_"): v for k, v in table.items() if k != "base"})
+    if pixel_stats == "auto":
+        return recipe
+    if pixel_stats not in PIXEL_STATS:
+        known = nearest(pixel_stats, ["auto", *PIXEL_STATS])
+        raise SettingsError(f"unknown pixel statistics {pixel_stats!r}; {known}")
+    mean, std = PIXEL_STATS[pixel_stats]
+    return dataclasses.replace(recipe, mean=mean, std=std)
+
+
+def recipe_for(method: str) -> Recipe:
+    """The recipe of a method by any of its spellings: `MoCo v2`, `moco_v2`, `I-JEPA`.
+
+    Raises SettingsError for a method that has none.
+    """
+    known = {_letters(name): recipe for name, recipe in RECIPES.items()} | ALIASES
+    if _letters(method) not in known:
+        raise SettingsError(f"no view recipe for {method!r}; {nearest(method, list(RECIPES))}")
+    return known[_letters(method)]
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _named(name: Any) -> Recipe:
+    if name == "auto":
+        return SIMCLR
+    if not isinstance(name, str) or name not in RECIPES:
+        raise SettingsError(f"unknown views {name!r}; {nearest(str(name), ['auto', *RECIPES])}")
+    return RECIPES[name]
+
+
+def _changed(base: Recipe, table: dict[str, Any]) -> Recipe:
+    import pydantic
+
+    for key in table:
+        if key not in CHANGEABLE:
+            known = nearest(key, ["base", *CHANGEABLE])
+            raise SettingsError(f"unknown key {key!r} in [recipe]; {known}")
+    given = dict(table)
+    for key in ("blur", "solarise"):  # one probability for every view needs no brackets
+        if isinstance(given.get(key), int | float):
+            given[key] = [given[key]]
+    constants = {f.name: getattr(base, f.name) for f in dataclasses.fields(Recipe)}
+    try:
+        recipe = pydantic.TypeAdapter(Recipe).validate_python(constants | given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise SettingsError(f"[recipe] {key} = {table[key]!r}: {message}") from error
+    fault = recipe.fault()
+    if fault is not None:
+        raise SettingsError(f"[recipe] {fault}")
+    if recipe == base:
+        return base
+    return dataclasses.replace(recipe, name=f"{base.name} (changed)")

@@ -1,0 +1,280 @@
+"""Which patches a masked model sees or predicts, drawn as its authors draw them.
+
+A mask depends on (seed, sample, view) alone, like a view. Patches of an [H, W] grid are numbered
+by rows, N = H W of them; b samples. Everything is drawn on the host and returned as CPU tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_cli.errors import SettingsError
+from lidar_cli.views.hashes import Bools, Floats, Ints, Words, mix, streams, uniforms
+
+Grid = tuple[int, int]  # rows and columns of patches
+
+
+class Domain(IntEnum):
+    """Added to the hash, so that no two kinds of draw share numbers; moving one changes masks."""
+
+    CONTEXT_AND_TARGETS = 1
+    SIZES = 2  # one draw for all samples
+    REFERENCE_BATCH = 3
+    BLOCKS = 4
+    INVERSE_BLOCKS = 5
+    RANDOM = 6
+
+
+@dataclass(frozen=True)
+class MultiBlock:
+    """Constants of I-JEPA's masks, from facebookresearch/ijepa: configs, src/masks/multiblock.py.
+
+    Scales are shares of the grid's patches, ratios height over width. batch: how many images share
+    a cut in training, see `ijepa_masks`.
+    """
+
+    targets: int = 4
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    target_ratio: tuple[float, float] = (0.75, 1.5)
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    context_ratio: tuple[float, float] = (1.0, 1.0)
+    min_keep: int = 10
+    batch: int = 128
+
+
+IJEPA = MultiBlock()
+CONTEXT_ATTEMPTS = 20  # failures after which one more target may overlap the context
+
+
+def ijepa_masks(
+    seed: int, samples: Sequence[int], view: int, grid: Grid, rules: MultiBlock = IJEPA
+) -> tuple[Tensor, Tensor]:
+    """Patches to encode, context [b, K], and to predict, targets [4, b, P]: int64, ascending.
+
+    As in training all samples share the sizes of the blocks, drawn for each (seed, view), and all
+    contexts are cut to one length K by dropping their last patches. Training cuts to the shortest
+    of a batch; that would let a sample's mask depend on its company here. So K is the shortest of
+    `rules.batch` contexts drawn for the (seed, view) alone, and a sample whose context is shorter
+    draws all its blocks again. Contexts are then distributed as those of a training batch
+    other than its shortest.
+
+    Raises SettingsError for a grid too small for the blocks.
+    """
+    context_size, target_size = block_sizes(seed, view, grid, rules)
+    virtual = _streams(Domain.REFERENCE_BATCH, seed, range(rules.batch), view)
+    contexts, _ = _multi_block(virtual, context_size, target_size, grid, rules)
+    length = int(contexts.sum(axis=1).min())
+
+    stream = _streams(Domain.CONTEXT_AND_TARGETS, seed, samples, view)
+    contexts, corners = _multi_block(stream, context_size, target_size, grid, rules)
+    short = np.flatnonzero(contexts.sum(axis=1) < length)
+    while len(short):
+        stream[short] = mix(stream[short])
+        contexts[short], corners[short] = _multi_block(
+            stream[short], context_size, target_size, grid, rules
+        )
+        short = short[contexts[short].sum(axis=1) < length]
+    targets = _blocks(corners, target_size, grid)  # [b, 4, N]
+    b, patches = contexts.shape
+    # Stable: the patches of the context come first and keep their order.
+    kept = np.argsort(~contexts, axis=1, kind="stable")[:, :length]
+    predicted = np.nonzero(targets.transpose(1, 0, 2).reshape(-1, patches))[1]
+    return torch.from_numpy(kept), torch.from_numpy(predicted.reshape(rules.targets, b, -1))
+
+
+def block_sizes(
+    seed: int, view: int, grid: Grid, rules: MultiBlock = IJEPA
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of the context block and of the target blocks, one draw u each:
+
+        area = floor(N (lo + u (hi - lo)))          of the scale
+        ratio = lo + u (hi - lo)                    of the ratio, with the same u
+        height = round(sqrt(area ratio)), width = round(sqrt(area / ratio)), each below the grid's
+
+    Raises SettingsError for a grid too small for the blocks.
+    """
+    stream = _streams(Domain.SIZES, seed, [0], view)[0]
+    u = uniforms(stream, 0, 2)
+    target = _block_size(u[0], rules.target_scale, rules.target_ratio, grid)
+    context = _block_size(u[1], rules.context_scale, rules.context_ratio, grid)
+    for what, size in (("context", context), ("target", target)):
+        if min(size) < 1 or size[0] * size[1] <= rules.min_keep:
+            raise SettingsError(
+                f"a {what} block of {size[0]} x {size[1]} patches on a grid of "
+                f"{grid[0]} x {grid[1]} holds no more than {rules.min_keep}; "
+                "masks of I-JEPA need a larger image or smaller patches"
+            )
+    return context, target
+
+
+def _block_size(
+    u: float, scale: tuple[float, float], ratio: tuple[float, float], grid: Grid
+) -> tuple[int, int]:
+    area = int(grid[0] * grid[1] * (scale[0] + u * (scale[1] - scale[0])))
+    shape = ratio[0] + u * (ratio[1] - ratio[0])
+    height, width = round((area * shape) ** 0.5), round((area / shape) ** 0.5)
+    return min(height, grid[0] - 1), min(width, grid[1] - 1)
+
+
+def _multi_block(
+    stream: Words, context_size: Grid, target_size: Grid, grid: Grid, rules: MultiBlock
+) -> tuple[Bools, Ints]:
+    """Contexts [b, N] before the cut, and corners (top, left) of the targets [b, 4, 2].
+
+    A block never reaches the last row or column: its corner is drawn below grid less size, and
+    this bound is left out. Targets may overlap each other. A context is its block less the targets;
+    with no more than min_keep patches left it is drawn again, and after every 20 failures one
+    more target, the last ones first, may overlap it.
+    """
+    count = rules.targets
+    corners = _corners(uniforms(stream, 0, 2 * count).reshape(-1, count, 2), target_size, grid)
+    targets = _blocks(corners, target_size, grid)  # [b, 4, N]
+    contexts = np.zeros((len(stream), grid[0] * grid[1]), np.bool_)
+    waiting, attempt = np.arange(len(stream)), 0
+    while len(waiting):
+        u = uniforms(stream[waiting], 2 * count + 2 * attempt, 2)
+        block = _blocks(_corners(u, context_size, grid), context_size, grid)
+        kept_clear = max(0, count - attempt // CONTEXT_ATTEMPTS)
+        block &= ~targets[waiting, :kept_clear].any(axis=1)
+        contexts[waiting] = block
+        waiting = waiting[block.sum(axis=1) <= rules.min_keep]
+        attempt += 1
+    return contexts, corners
+
+
+def _corners(u: Floats, size: Grid, grid: Grid) -> Ints:
+    """(top, left) [..., 2] of blocks, the last place on each axis excluded."""
+    corners: Ints = (u * (np.asarray(grid) - np.asarray(size))).astype(np.int64)
+    return corners
+
+
+def _blocks(corners: Ints, size: Grid | Ints, grid: Grid) -> Bools:
+    """Patches [..., N] of blocks with corners [..., 2], all of one size or of sizes [..., 2]."""
+    low = corners[..., None]
+    high = low + np.asarray(size)[..., None]
+    rows, columns = np.arange(grid[0]), np.arange(grid[1])
+    inside_rows = (rows >= low[..., 0, :]) & (rows < high[..., 0, :])
+    inside_columns = (columns >= low[..., 1, :]) & (columns < high[..., 1, :])
+    inside: Bools = inside_rows[..., :, None] & inside_columns[..., None, :]
+    return inside.reshape(*corners.shape[:-1], grid[0] * grid[1])
+
+
+BLOCK_RATIO = 0.3  # of a block's height to its width, and its inverse
+BLOCK_ATTEMPTS = 10
+
+
+def block_masks(
+    seed: int,
+    samples: Sequence[int],
+    view: int,
+    grid: Grid,
+    masked: int = 120,
+    smallest: int = 16,
+    largest: int | None = None,
+) -> Tensor:
+    """Masked patches, bool [b, N]: rectangles until at most `masked` patches are covered.
+
+    A block's area is uniform between `smallest` and what is still to cover, at most `largest`
+    (where less than `smallest` is left, the range is run through from its other end), its height
+    over its width log-uniform between 0.3 and 1 / 0.3. It is taken if it is smaller than the grid
+    on both axes and covers at least one new patch and no more than are left. After ten
+    attempts in a row that failed the mask stays as it is, often below `masked`.
+
+    data2vec masks 120 of 14 x 14 patches with its defaults here, fairseq's first data2vec 75.
+    Source: microsoft/unilm, beit/masking_generator.py; facebookresearch/data2vec_vision,
+    beit/datasets.py.
+    """
+    patches = grid[0] * grid[1]
+    if not 0 < masked <= patches:
+        raise SettingsError(f"cannot mask {masked} of the {patches} patches of an image")
+    stream = _streams(Domain.BLOCKS, seed, samples, view)
+    mask = np.zeros((len(stream), patches), np.bool_)
+    failures = np.zeros(len(stream), np.int64)
+    active, attempt = np.arange(len(stream)), 0
+    while len(active):
+        u = uniforms(stream[active], 4 * attempt, 4)
+        left = np.minimum(masked - mask[active].sum(axis=1), largest or patches)
+        area = smallest + u[:, 0] * (left - smallest)
+        ratio = np.exp((2 * u[:, 1] - 1) * np.log(1 / BLOCK_RATIO))
+        size = np.rint(np.sqrt(np.stack([area * ratio, area / ratio], axis=1))).astype(np.int64)
+        corner = (u[:, 2:] * (np.asarray(grid) - size + 1)).astype(np.int64)
+        block = _blocks(corner, size, grid) & ~mask[active]
+        new = block.sum(axis=1)
+        taken = (size < np.asarray(grid)).all(axis=1) & (new > 0) & (new <= left)
+        mask[active[taken]] |= block[taken]
+        failures[active] = np.where(taken, 0, failures[active] + 1)
+        done = (mask[active].sum(axis=1) >= masked) | (failures[active] >= BLOCK_ATTEMPTS)
+        active = active[~done]
+        attempt += 1
+    return torch.from_numpy(mask)
+
+
+def inverse_block_masks(
+    seed: int,
+    samples: Sequence[int],
+    view: int,
+    grid: Grid,
+    masked: float = 0.8,
+    adjust: float = 0.07,
+    side: int = 3,
+) -> Tensor:
+    """Masked patches, bool [b, N], the same number for all: everything but a few squares.
+
+        squares: floor(N (1 - masked + adjust) / side^2), about centres drawn with repetition,
+                 pushed together at the borders
+        kept:    floor(N (1 - masked)) patches: as many at random of the squares' patches, or all of
+                 them and others at random
+
+    Defaults of data2vec 2.0's base model; its large ones mask 0.75.
+    Source: facebookresearch/fairseq, fairseq/data/data_utils.py, examples/data2vec/config/v2.
+    """
+    height, width = grid
+    patches = height * width
+    count, kept = int(patches * (1 - masked + adjust) / side**2), int(patches * (1 - masked))
+    if not 0 < kept < patches:
+        raise SettingsError(f"masking {masked:g} of {patches} patches keeps {kept} of them")
+    stream = _streams(Domain.INVERSE_BLOCKS, seed, samples, view)
+    u = uniforms(stream, 0, count + patches)
+    centres = (u[:, :count] * patches).astype(np.int64)
+    reach = np.arange(side) - side // 2
+    rows = np.clip(centres[..., None] // width + reach, 0, height - 1)  # [b, squares, side]
+    columns = np.clip(centres[..., None] % width + reach, 0, width - 1)
+    numbers = (rows[..., :, None] * width + columns[..., None, :]).reshape(len(stream), -1)
+    squares = np.zeros((len(stream), patches), np.bool_)
+    np.put_along_axis(squares, numbers, True, axis=1)
+    # Patches of squares in random order, then the others in random order: the first are kept.
+    order = np.argsort(u[:, count:] + ~squares, axis=1)
+    mask = np.ones_like(squares)
+    np.put_along_axis(mask, order[:, :kept], False, axis=1)
+    return torch.from_numpy(mask)
+
+
+def random_masks(
+    seed: int, samples: Sequence[int], view: int, grid: Grid, masked: float = 0.75
+) -> tuple[Tensor, Tensor]:
+    """MAE's patches to encode, int64 [b, K], in random order, and where each patch went, [b, N].
+
+    K = floor(N (1 - masked)). `restore` gives for every patch its place in the random order of all
+    N, of which the first K are encoded: gathering [encoded, N - K mask tokens] by it puts every
+    patch back in its place.
+    Source: facebookresearch/mae, models_mae.py.
+    """
+    patches = grid[0] * grid[1]
+    kept = int(patches * (1 - masked))
+    if not 0 < kept <= patches:
+        raise SettingsError(f"masking {masked:g} of {patches} patches keeps {kept} of them")
+    stream = _streams(Domain.RANDOM, seed, samples, view)
+    order = np.argsort(uniforms(stream, 0, patches), axis=1, kind="stable")
+    restore = np.argsort(order, axis=1)
+    return torch.from_numpy(order[:, :kept].copy()), torch.from_numpy(restore)
+
+
+def _streams(domain: Domain, seed: int, samples: Sequence[int], view: int) -> Words:
+    """A hash state [b], apart from those of the views' other parameters and other domains."""
+    return mix(mix(streams(seed, samples, [view])[:, 0]) + np.uint64(domain))

@@ -1,0 +1,270 @@
+"""Recipes: each method's published constants, changes to them in TOML, and what is told of them."""
+
+import dataclasses
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lidar_cli.errors import SettingsError
+from lidar_cli.settings import COMMANDS, ExtractSettings, RankSettings, ScoreSettings, resolve
+from lidar_cli.views import Recipe, find_recipe, recipe_for
+from lidar_cli.views.methods import RECIPES
+
+ROOT = Path(__file__).parent.parent
+IMAGENET_STD = (0.229, 0.224, 0.225)
+STRONG, BYOL = (0.8, 0.8, 0.8, 0.2), (0.4, 0.4, 0.2, 0.1)
+CUBIC, LINEAR = "bicubic", "bilinear"
+SIMCLR_ORDER = "crop flip jitter grey blur"
+BYOL_ORDER = "crop flip jitter grey blur solarise"
+
+# The table of the methods' repositories: crop scale, interpolation, flip, jitter, its probability,
+# grey, blur of each view, solarisation of each view, order.
+PUBLISHED = {
+    "simclr": (0.08, CUBIC, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
+    "simclr-google": (0.08, CUBIC, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
+    "simclr-vissl": (0.08, LINEAR, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
+    "moco-v1": (0.2, LINEAR, 0.5, (0.4,) * 4, 1.0, 0.2, (0, 0), (0, 0), "crop grey jitter flip"),
+    "moco-v2": (0.2, LINEAR, 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, (0.5, 0.5), (0, 0),
+                "crop jitter grey blur flip"),
+    "moco-v3": (0.08, LINEAR, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2),
+                "crop jitter grey blur solarise flip"),
+    "vicreg": (0.08, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
+    "barlow": (0.08, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
+    "swav": (0.14, LINEAR, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
+    "dino": (0.4, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
+    "dinov2": (0.32, CUBIC, 0.5, BYOL, 0.8, 0.2, (0.0, 0.9), (0, 0.2), BYOL_ORDER),
+    "ijepa": (0.3, LINEAR, 0.0, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop"),
+    "data2vec": (0.08, CUBIC, 0.5, (0.4, 0.4, 0.4, 0.0), 1.0, 0, (0, 0), (0, 0),
+                 "jitter flip crop"),
+    "data2vec2": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
+    "mae": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
+}  # fmt: skip
+PILLOW_BLUR = {"simclr-vissl", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "dino"}
+GLOBAL_CROPS = {"swav", "dino", "dinov2"}
+LINEAR_EVALUATION = {
+    "simclr-vissl", "moco-v1", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "ijepa",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_has_the_constants_of_its_repository(name):
+    recipe = find_recipe(name, "auto")
+    low, interpolation, flip, jitter, jittered, grey, blur, solarise, order = PUBLISHED[name]
+    assert recipe.name == name
+    assert recipe.crop_scale == (low, 1)
+    assert recipe.crop_ratio == (0.75, 4 / 3)
+    assert recipe.interpolation == interpolation
+    assert (recipe.flip, recipe.grey) == (flip, grey)
+    assert (recipe.jitter, recipe.jitter_probability) == (jitter, jittered)
+    assert tuple(recipe.blur[j % len(recipe.blur)] for j in (0, 1)) == blur
+    assert tuple(recipe.solarise[j % len(recipe.solarise)] for j in (0, 1)) == solarise
+    if any(blur):
+        assert recipe.blur_sigma == (0.1, 2)
+        assert recipe.blur_filter == ("pillow" if name in PILLOW_BLUR else "gaussian")
+        if recipe.blur_filter == "gaussian":
+            assert recipe.kernel(224) == {"dinov2": 9}.get(name, 23)
+    used = order.split()
+    assert [operation for operation in recipe.order if operation in used] == used
+    assert recipe.mean == ((0, 0, 0) if name == "simclr-google" else (0.485, 0.456, 0.406))
+    std = {"simclr-google": (1, 1, 1), "swav": (0.228, 0.224, 0.225)}.get(name, IMAGENET_STD)
+    assert recipe.std == std
+    assert recipe.clean_resize == 256 / 224
+    assert recipe.clean_crop == ("before" if name == "simclr-google" else "after")
+    assert recipe.clean_interpolation == (LINEAR if name in LINEAR_EVALUATION else CUBIC)
+    assert recipe.crops == ("global" if name in GLOBAL_CROPS else "all")
+    assert recipe.fault() is None
+
+
+def test_the_table_holds_every_recipe():
+    assert set(PUBLISHED) | {"identity"} == set(RECIPES)
+    assert find_recipe("barlow", "auto") == dataclasses.replace(
+        find_recipe("vicreg", "auto"), name="barlow"
+    )
+
+
+def test_the_help_of_views_names_every_recipe():
+    (views,) = (f for f in dataclasses.fields(ExtractSettings) if f.name == "views")
+    named = re.findall(r"[\w-]+", views.metadata["help"].removeprefix("View recipe:"))
+    assert set(named) == {"auto", *RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("simclr", "simclr"),
+        ("VICReg", "vicreg"),
+        ("Barlow Twins", "barlow"),
+        ("barlow_twins", "barlow"),
+        ("I-JEPA", "ijepa"),
+        ("MoCo v3", "moco-v3"),
+        ("mocov2", "moco-v2"),
+        ("DINOv2", "dinov2"),
+        ("data2vec-vision", "data2vec"),
+        ("data2vec 2.0", "data2vec2"),
+    ],
+)
+def test_a_method_has_a_recipe_by_any_spelling(method, name):
+    assert recipe_for(method) is RECIPES[name]
+
+
+def test_a_method_without_a_recipe_is_refused():
+    with pytest.raises(SettingsError, match=r"no view recipe for 'vicregl'; did you mean vicreg\?"):
+        recipe_for("vicregl")
+
+
+def test_pixel_statistics_are_the_recipes_own_unless_named():
+    assert find_recipe("swav", "auto").std == (0.228, 0.224, 0.225)
+    assert find_recipe("swav", "imagenet").std == IMAGENET_STD
+    assert find_recipe("simclr-google", "auto").mean == (0, 0, 0)
+    assert find_recipe("simclr", "auto") == find_recipe("simclr", "imagenet")
+    assert find_recipe("simclr", "unit").std == (1, 1, 1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_description_gives_the_recipe_back(name):
+    """As JSON, and as a table over another recipe: nothing is left out of what is told."""
+    told = json.loads(json.dumps(RECIPES[name].describe()))
+    assert told == RECIPES[name].describe()
+    assert set(told) == {f.name for f in dataclasses.fields(Recipe)}
+    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+    assert Recipe(**as_tuples) == RECIPES[name]
+    if name != "identity":  # TOML has no null for its crop_scale
+        table = {k: v for k, v in told.items() if k not in ("name", "crops") and v is not None}
+        base = "dinov2" if told["blur_kernel"] else "dino"
+        again = find_recipe("auto", "auto", {"base": base, **table})
+        changes = {"name": name, "crops": told["crops"]}
+        assert dataclasses.replace(again, **changes) == RECIPES[name]
+
+
+def configured(tmp_path: Path, text: str, cls: type = ExtractSettings) -> Recipe:
+    (tmp_path / "c.toml").write_text(text)
+    values = resolve(cls, {}, config=tmp_path / "c.toml", environment={}).values
+    return find_recipe(values.views, values.pixel_stats, values.recipe)
+
+
+CHANGED = """
+[recipe]
+base = "vicreg"
+crop_scale = [0.2, 1.0]
+blur = [0.5, 0.5]
+solarise = 0
+order = ["crop", "jitter", "grey", "blur", "flip"]
+clean-interpolation = "bicubic"
+"""
+
+
+@pytest.mark.parametrize("cls", [ExtractSettings, RankSettings])
+def test_a_recipe_is_changed_in_toml_parameter_by_parameter(tmp_path, cls):
+    recipe = configured(tmp_path, CHANGED, cls)
+    assert recipe.name == "vicreg (changed)"
+    vicreg = find_recipe("vicreg", "auto")
+    expected = dataclasses.replace(
+        vicreg,
+        name="vicreg (changed)",
+        crop_scale=(0.2, 1.0),
+        blur=(0.5, 0.5),
+        solarise=(0,),
+        order=("crop", "jitter", "grey", "blur", "flip"),
+        clean_interpolation="bicubic",
+    )
+    assert recipe == expected
+    assert recipe.describe()["crop_scale"] == [0.2, 1.0]
+    assert json.loads(json.dumps(recipe.describe())) == recipe.describe()
+
+
+def test_the_base_is_the_tables_or_that_of_views(tmp_path):
+    assert configured(tmp_path, 'views = "dino"\n[recipe]\nflip = 0.0').name == "dino (changed)"
+    assert configured(tmp_path, "[recipe]\nflip = 0.0").name == "simclr (changed)"
+    both = 'views = "dino"\n[recipe]\nbase = "dino"\nflip = 0.0'
+    assert configured(tmp_path, both).name == "dino (changed)"
+
+
+def test_a_table_that_changes_nothing_keeps_the_name(tmp_path):
+    """Such a recipe is comparable to its base, whose provenance it must equal."""
+    told = configured(tmp_path, '[recipe]\nbase = "vicreg"\ncrop_scale = [0.08, 1]').describe()
+    assert told == RECIPES["vicreg"].describe()
+
+
+def test_pixel_statistics_win_over_a_table_only_if_named(tmp_path):
+    table = '[recipe]\nbase = "vicreg"\nstd = [0.5, 0.5, 0.5]'
+    assert configured(tmp_path, table).std == (0.5, 0.5, 0.5)
+    assert configured(tmp_path, 'pixel_stats = "unit"\n' + table).std == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("crop_scal = [0.2, 1.0]", r"unknown key 'crop_scal' in \[recipe\]; did you mean crop_sca"),
+        ('name = "mine"', r"unknown key 'name' in \[recipe\]; "),
+        ('base = "vicregg"', r"unknown views 'vicregg'; did you mean vicreg\?"),
+        ('base = ["vicreg"]', "unknown views"),
+        ("flip = 1.5", r"\[recipe\] flip = 1.5: input should be less than or equal to 1"),
+        ("grey = -0.1", r"\[recipe\] grey = -0.1: input should be greater than or equal to 0"),
+        ("blur = [0.5, 2.0]", r"\[recipe\] blur = \[0.5, 2.0\]: input should be less than"),
+        ("blur = []", r"\[recipe\] blur = \[\]: .*at least 1 item"),
+        ("jitter = [0.4, 0.4]", r"\[recipe\] jitter = \[0.4, 0.4\]: field required"),
+        ("jitter = [0, 0, 0, 0.6]", "the hue, its last number, turns by at most 0.5"),
+        ('interpolation = "nearest"', r"interpolation = 'nearest': input should be 'bilinear' or"),
+        ("crop_scale = [0.9, 0.5]", r"crop_scale = \[0.9, 0.5\]: the lower end comes first"),
+        ("crop_scale = [0.2, 1.5]", "a crop is at most 1, the whole image"),
+        ("crop_scale = [0.0, 1.0]", "input should be greater than 0"),
+        ("blur_sigma = [3.0, 2.0]", "the lower end comes first"),
+        ("blur_kernel = 4", "expected an odd number of pixels"),
+        ("mean = [nan, 0.0, 0.0]", "expected finite numbers"),
+        ("blur = [1, 0]\nsolarise = [0, 0, 1]", "blur has 2 kinds of views and solarise 3"),
+        ('order = ["crop", "flip"]', "jitter and grey and blur left out; name it where it acts"),
+        ('order = ["crop", "flip", "flip", "jitter", "grey", "blur"]', "stands twice"),
+        ('order = ["blur", "crop", "flip", "jitter", "grey"]', "blur comes after crop"),
+        ('order = ["crop", "gray"]', r"\[recipe\] order = .*: input should be 'crop', 'flip'"),
+        ('base = "identity"\nflip = 0.5', r"flip without crop_scale; \[1, 1\] is the whole image"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named(tmp_path, table, message):
+    with pytest.raises(SettingsError, match=message):
+        configured(tmp_path, f"[recipe]\n{table}\n")
+
+
+def test_two_bases_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"views dino and \[recipe\] base = 'vicreg' name two"):
+        configured(tmp_path, 'views = "dino"\n[recipe]\nbase = "vicreg"')
+
+
+def test_a_table_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "c.toml").write_text('recipe = "vicreg"\n')
+    with pytest.raises(SettingsError, match=r"recipe .* valid dictionary"):
+        resolve(ExtractSettings, {}, config=tmp_path / "c.toml", environment={})
+    (tmp_path / "c.toml").write_text('[recipe]\nbase = "vicreg"\n')
+    score = resolve(ScoreSettings, {}, config=tmp_path / "c.toml", environment={}).values
+    assert not hasattr(score, "recipe")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "sample_configs").glob("*.toml")), ids=lambda p: p.stem
+)
+@pytest.mark.parametrize("command", ["extract", "rank", "score"])
+def test_every_sample_configuration_loads(path, command):
+    values = resolve(COMMANDS[command], {}, config=path, environment={}).values
+    if command != "score":
+        assert values.data == "imagenet/"
+        assert find_recipe(values.views, values.pixel_stats, values.recipe).crop_scale is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "n", "q"),
+    [("simclr", 5000, 10), ("vicreg", 5000, 10), ("dino", 5000, 10), ("data2vec", 1000, 50),
+     ("ijepa", 1000, 50)],
+)  # fmt: skip
+def test_the_papers_methods_have_its_numbers(method, n, q):
+    path = ROOT / "sample_configs" / f"{method}.toml"
+    values = resolve(ExtractSettings, {}, config=path, environment={}).values
+    assert (values.views, values.n_samples, values.n_views) == (method, n, q)
+    assert values.image_size == 224
+    assert values.pixel_stats == "auto"
+    # The change that it shows in comments is a valid one.
+    before, shown = path.read_text().split("# [recipe]\n")
+    table = tomllib.loads("\n".join(line.removeprefix("# ") for line in shown.splitlines()))
+    assert find_recipe(values.views, "auto", table).name == f"{method} (changed)"
+    tomllib.loads(before + "[recipe]\n")
