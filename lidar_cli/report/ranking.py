@@ -157,17 +157,27 @@ def print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
         if row.aliases:
             also = ", ".join(shown(alias, ranking.directory) for alias in row.aliases)
             out.print(Text(f"{where}: the same file as {also}", style="dim"))
-        if row.reason:
-            out.print(Text(f"{where}: no {ranking.by.name}: {row.reason}"))
+    missing: dict[str, tuple[list[str], list[Row]]] = {}  # reason -> metrics, rows
+    for row in group.rows:
+        for metric, reason in row.score.notes.items():
+            metrics, rows = missing.setdefault(reason, ([], []))
+            metrics += [metric] if metric not in metrics else []
+            rows += [row] if row not in rows else []
+    for reason, (metrics, rows) in missing.items():
+        out.print(Text(f"{_some(rows, ranking)}: no {', '.join(metrics)}: {reason}"))
     told: dict[str, list[Row]] = {}  # a remark that holds for many rows is said once
     for row in group.rows:
         for kind in row.score.warnings:
             told.setdefault(kind, []).append(row)
     for kind, rows in told.items():
-        where = shown(rows[0].path, ranking.directory)
-        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         warning = rows[0].score.warnings[kind]
-        out.print(Text(f"warning: {where}{more}: {warning}", style="yellow"))
+        out.print(Text(f"warning: {_some(rows, ranking)}: {warning}", style="yellow"))
+
+
+def _some(rows: Sequence[Row], ranking: Ranking) -> str:
+    """The first of some rows by name, and how many more."""
+    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    return shown(rows[0].path, ranking.directory) + more
 
 
 def heading(group: Group, ranking: Ranking) -> str:
