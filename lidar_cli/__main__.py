@@ -17,9 +17,6 @@ def main() -> None:
     except LidarError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
     except BrokenPipeError:
         # The reader of our stdout has left; Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -63,7 +63,11 @@ def _with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., No
 
         def run(**given: Any) -> None:
             options = {name: given.pop(name) for name in names}
-            command(**given, options=options)
+            try:
+                command(**given, options=options)
+            except KeyboardInterrupt:  # Typer's own answer and status differ between versions
+                sys.stderr.write("interrupted\n")
+                raise typer.Exit(130) from None
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *extra]]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -73,6 +73,7 @@ class Embeddings:
             if self.verify is not None:
                 self.verify(chunk)
             yield chunk
+            del chunk  # before the next is read: one chunk in memory, not two
             start = stop
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lidar_cli.arrays import arrange, choose
 from lidar_cli.embeddings import Chunk, Embeddings, Stored
-from lidar_cli.errors import FeatureFileError
+from lidar_cli.errors import DegenerateFeatures, FeatureFileError
 
 FORMAT = "lidar-features"
 VERSION = 1
@@ -140,7 +140,7 @@ class FeatureWriter:
         """Write the embeddings of `samples`, a contiguous run of indices, and mark them done.
 
         views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
-        Raises FeatureFileError if a value is not finite, or overflows float16.
+        Raises DegenerateFeatures if a value is not finite, or overflows float16.
         """
         first, last = samples[0], samples[-1] + 1
         for layer, rows in clean.items():
@@ -396,12 +396,12 @@ def _as_numbers(rows: Tensor, numbers: np.dtype, layer: str, first: int) -> np.n
     finite = values.isfinite().flatten(1).all(dim=1)
     if not finite.all():
         at = first + int((~finite).nonzero()[0])
-        raise FeatureFileError(
+        raise DegenerateFeatures(
             f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
             "check the checkpoint, or try --precision float32"
         )
     if numbers == np.float16 and len(values) and values.abs().max() > np.finfo(np.float16).max:
-        raise FeatureFileError(
+        raise DegenerateFeatures(
             f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
             "(at most 65504); use --storage float32"
         )
@@ -415,7 +415,7 @@ def _checksums(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """CRC-32 a sample [b] of its views' bytes (if it has any), then its clean embedding's."""
     sums = np.empty(len(clean), np.uint32)
     for i, row in enumerate(np.ascontiguousarray(clean)):
-        start = zlib.crc32(np.ascontiguousarray(views[i])) if i < len(views) else 0
+        start = zlib.crc32(np.ascontiguousarray(views[i]).data) if i < len(views) else 0
         sums[i] = zlib.crc32(row.data, start)
     return sums
 

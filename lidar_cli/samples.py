@@ -30,6 +30,7 @@ from lidar_cli.errors import InputError, MissingExtra
 from lidar_cli.settings import EMBEDDED, SampleSettings
 
 SAME_SPLIT = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
+IMAGE_SUFFIXES = ".jpg;.jpeg;.png;.ppm;.pgm;.bmp;.tif;.tiff;.webp"  # as torchvision's folders
 Encoded = Callable[[int], tuple[bytes | Image.Image | np.ndarray, int]]
 
 
@@ -134,8 +135,8 @@ def _embedded(count: int, seed: int) -> Samples:
 
 
 def _files(data: str, settings: SampleSettings, count: int) -> Samples:
+    from timm.data.readers import reader_image_in_tar
     from timm.data.readers.reader_factory import create_reader
-    from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
     root = Path(data)
     if not root.exists():
@@ -150,8 +151,15 @@ def _files(data: str, settings: SampleSettings, count: int) -> Samples:
         root = _split_folder(root, settings.split)
     elif settings.split is not None:
         raise InputError(f"--data {data}: a .tar file has no splits; leave out --split")
+    reader: Any
     try:
-        reader = ReaderImageInTar(str(root)) if is_tar else create_reader("", root=str(root))
+        # Not by create_reader, which takes .TAR for a folder.
+        in_tar: Any = reader_image_in_tar.ReaderImageInTar
+        reader = (
+            in_tar(str(root))
+            if is_tar
+            else create_reader("", root=str(root), input_key=IMAGE_SUFFIXES)
+        )
     except (RuntimeError, ValueError, AssertionError, OSError, EOFError, tarfile.TarError) as error:
         raise InputError(f"--data {data}: no images could be listed: {_line(error)}") from error
     order = _order(data, len(reader), count, settings.seed)
@@ -188,8 +196,8 @@ def _member(path: Path, member: tarfile.TarInfo, _: object, inner: tarfile.TarIn
 def _split_folder(root: Path, split: str | None) -> Path:
     """The subfolder of a split, or the folder itself where it is not divided into splits."""
     asked = split or "train"
-    names = next((group for group in SAME_SPLIT if asked in group), ())
-    for name in (asked, *names):
+    same = [name for group in SAME_SPLIT if asked in group for name in group]
+    for name in (asked, *same):
         if (root / name).is_dir():
             return root / name
     if split is not None:
@@ -224,7 +232,7 @@ def _hugging_face(data: str, name: str, settings: SampleSettings, count: int) ->
 
     ids, sizes, labels = [], [], []
     for index in order:
-        image = images[index][reader.image_key] or {}  # a cell may be empty
+        image: dict[str, Any] = images[index][reader.image_key] or {}  # a cell may be empty
         content, path = image.get("bytes"), image.get("path")
         if not content and not path:
             raise InputError(
@@ -232,7 +240,7 @@ def _hugging_face(data: str, name: str, settings: SampleSettings, count: int) ->
                 f"its other columns: {', '.join(classes.column_names) or 'none'}"
             )
         ids.append(f"{split}/{index}" + (f"/{_text(Path(path).name)}" if path else ""))
-        sizes.append(len(content) if content else _file_sizes(data, [path])[0])
+        sizes.append(len(content) if content else _file_sizes(data, [str(path)])[0])
         label = classes[index].get(reader.label_key) if classes.column_names else None
         labels.append(label if isinstance(label, int) else -1)
     known = any(label >= 0 for label in labels)
@@ -240,7 +248,7 @@ def _hugging_face(data: str, name: str, settings: SampleSettings, count: int) ->
 
 
 def _torchvision(data: str, name: str, settings: SampleSettings, count: int) -> Samples:
-    from timm.data import create_dataset
+    from timm.data.dataset_factory import create_dataset
 
     root, split = settings.data_dir, settings.split or "train"
     if root is None:
@@ -283,7 +291,9 @@ def _webdataset(data: str, name: str, settings: SampleSettings, count: int) -> S
         raise MissingExtra("data", "webdataset", f"--data {data}") from error
     shards = _shards(data, name, settings)
     order = np.random.RandomState(settings.seed % 2**32).permutation(len(shards))
-    ids, labels, contents = [], [], []
+    ids: list[str] = []
+    labels: list[int] = []
+    contents: list[bytes] = []
     for shard in (shards[index] for index in order):
         try:
             with Path(shard).open("rb") as file:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 
 from lidar_cli.errors import SettingsError
 
@@ -27,6 +27,7 @@ EMBEDDED = "embedded"  # the value of --data that names the images made from sci
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 
 Count = Annotated[int, Ge(1)]
+Constant = Annotated[float, Ge(0), Lt(float("inf"))]
 
 
 def setting(default: Any, *flags: str, help: str, panel: str | None = None) -> Any:
@@ -141,10 +142,10 @@ class ExtractSettings(SampleSettings, ModelSettings):
 class MetricSettings:
     """Constants of the metrics; values at different constants are not comparable."""
 
-    delta: Annotated[float, Ge(0)] = setting(
+    delta: Constant = setting(
         1e-4, "--delta", help="Ridge on the within covariance, in squared embedding units."
     )
-    epsilon: Annotated[float, Ge(0)] = setting(
+    epsilon: Constant = setting(
         1e-7, "--epsilon", help="Guard added to each share inside an entropy."
     )
     normalize: bool = setting(
@@ -228,12 +229,17 @@ def resolve(
         variable = f"LIDAR_{spec.name.upper()}"
         if options.get(spec.name) is not None:
             raw[spec.name], origins[spec.name] = options[spec.name], "option"
-        elif variable in environment:
+        elif environment.get(variable):  # an empty variable is an unset one
             raw[spec.name], origins[spec.name] = environment[variable], variable
         elif spec.name in from_file:
             raw[spec.name], origins[spec.name] = from_file[spec.name], str(config)
         else:
             origins[spec.name] = "default"
+    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
+        # Python counts true as 1, and so would Pydantic.
+        if isinstance(raw.get(spec.name), bool) and not isinstance(spec.default, bool):
+            shown = str(raw[spec.name]).lower()
+            raise SettingsError(f"{spec.name} (from {origins[spec.name]}) = {shown}: is no switch")
     if "data" in origins and raw.get("data", EMBEDDED) == EMBEDDED:
         raw = {"data": EMBEDDED, **EMBEDDED_DEFAULTS, **raw}
     return Resolved(_validate(cls, raw, origins), origins)
@@ -269,7 +275,7 @@ def parse_size(text: str) -> int:
 
     Raises SettingsError for anything else, and for less than one byte.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]{0,15}\.?[0-9]{1,15})\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
     scale = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
     size = int(float(match[1]) * scale[match[2].lower()]) if match else 0
     if size < 1:

@@ -61,16 +61,26 @@ def narrow_resnet(widths: Sequence[int] = WIDTHS) -> ResNet:
 def network(
     seed: int = 0, widths: Sequence[int] = WIDTHS, projected: int | None = PROJECTED
 ) -> Network:
-    """A network in eval mode whose weights and statistics are random, by seed."""
+    """A network in eval mode with random weights, by seed, that tells photographs apart.
+
+    BatchNorm has the statistics of photographs, as after training; with random ones the
+    embeddings would be nearly constant and hide every mistake.
+    """
     made = Network(widths, projected)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in made.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2.0, generator=generator)
-        elif tensor.dim() == 1:
-            tensor.uniform_(-0.5, 0.8, generator=generator)
-        elif tensor.is_floating_point():
+        if name.endswith("weight") and tensor.dim() == 1:
+            tensor.uniform_(0.8, 1.5, generator=generator)
+        elif name.endswith("bias"):
+            tensor.uniform_(-0.2, 0.2, generator=generator)
+        elif name.endswith("weight"):
             tensor.normal_(0.0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+    for module in made.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    pixels = np.stack([crop(i, 32, 32) for i in range(64)])
+    with torch.no_grad():
+        made.train()(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 128.0 - 1.0)
     return made.eval()
 
 

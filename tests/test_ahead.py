@@ -65,11 +65,10 @@ def test_the_next_item_is_made_while_the_last_is_used() -> None:
 
 def test_an_error_arrives_after_the_items_before_it() -> None:
     source = Source(5, fail_at=3)
-    got = []
-    with pytest.raises(ValueError, match="item 3 is bad"), ahead(source.items()) as items:
-        for item in items:
-            got.append(item)
-    assert got == [0, 1, 2]
+    with ahead(source.items()) as items:
+        assert [next(items) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(ValueError, match="item 3 is bad"):
+            next(items)
     assert source.closed
     assert threads_left() == []
 
@@ -79,9 +78,14 @@ def test_leaving_early_stops_the_thread_and_closes_the_source(
     error: type[BaseException],
 ) -> None:
     source = Source(10**6)
-    with pytest.raises(error), ahead(source.items()) as items:
-        next(items)
-        raise error
+
+    def leave() -> None:
+        with ahead(source.items()) as items:
+            next(items)
+            raise error
+
+    with pytest.raises(error):
+        leave()
     assert source.closed
     assert source.made < 10
     assert threads_left() == []

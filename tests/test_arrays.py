@@ -76,6 +76,8 @@ def read(path, memory=10**6, **options):
     found = open_one(path, **options)
     chunks = list(found.chunks(memory))
     assert [chunk.start for chunk in chunks[1:]] == [chunk.stop for chunk in chunks[:-1]]
+    if memory == 1:  # too small for anything: one sample at a time
+        assert all(chunk.stop - chunk.start == 1 for chunk in chunks)
     views = [chunk.views for chunk in chunks if chunk.views is not None]
     clean = [chunk.clean for chunk in chunks if chunk.clean is not None]
     return torch.cat(views) if views else None, torch.cat(clean) if clean else None

@@ -7,8 +7,10 @@ import dataclasses
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,18 @@ def test_a_reader_that_leaves_early_causes_no_trace(views: Path) -> None:
     command = f"{sys.executable} -m lidar_cli score {views} --json | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def test_an_interrupt_leaves_with_130_and_no_trace(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lidar_cli", "demo", "d"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "d").exists() and running.poll() is None:
+        time.sleep(0.05)
+    time.sleep(1.0)  # the folder is there, so that training has begun and goes on for a minute
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors == "interrupted\n"
 
 
 def test_version_and_module_are_the_same_program(tmp_path: Path) -> None:

@@ -1,17 +1,17 @@
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from lidar_cli.errors import FeatureFileError
+from lidar_cli.errors import DegenerateFeatures, FeatureFileError
 from lidar_cli.features import (
     FeatureWriter,
     Layout,
@@ -177,11 +177,36 @@ KILLED = """
 """
 
 
+def run_until_killed(script, path):
+    tests = str(Path(__file__).parent)
+    filled = textwrap.dedent(script).format(tests=tests, path=str(path))
+    ended = subprocess.run([sys.executable, "-c", filled], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+KILLED_AT_ONCE = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    import test_features as t
+    writer = t.create(Path({path!r}))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_writer_killed_before_its_first_row_can_be_resumed(tmp_path):
+    path = tmp_path / "f.h5"
+    run_until_killed(KILLED_AT_ONCE, path)
+    with FeatureWriter.resume(path, PROVENANCE) as writer:
+        assert not writer.done.any()
+        write(writer, 0, 8)
+        writer.finish()
+    assert torch.equal(read_all(path, "backbone")[0], embeddings()[0]["backbone"])
+
+
 def test_a_killed_writer_leaves_a_file_that_opens_with_its_finished_rows(tmp_path):
     path = tmp_path / "f.h5"
-    script = textwrap.dedent(KILLED).format(tests=os.path.dirname(__file__), path=str(path))  # noqa: PTH120
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    run_until_killed(KILLED, path)
     views, clean = embeddings()
     with h5py.File(partial_path(path)) as file:  # plain opening, no recovery
         assert file["samples/done"][:].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
@@ -320,7 +345,7 @@ def test_numbers_that_are_not_finite_are_refused_before_they_are_written(tmp_pat
     (views if where == "views" else clean)["projector"][2, -1] = value
     with create(tmp_path / "f.h5") as writer:
         with pytest.raises(
-            FeatureFileError, match=r"layer projector: the embedding of sample 2 holds NaN or Inf"
+            DegenerateFeatures, match=r"layer projector: the embedding of sample 2 holds NaN or Inf"
         ):
             writer.write(
                 range(1, 4),
@@ -337,7 +362,7 @@ def test_float16_overflow_is_an_error_and_float32_takes_the_value(tmp_path):
         with create(tmp_path / f"{storage}.h5", storage) as writer:
             if storage == "float16":
                 with pytest.raises(
-                    FeatureFileError, match=r"layer backbone: a value of 7e\+04 overflows float16"
+                    DegenerateFeatures, match=r"layer backbone: a value of 7e\+04 overflows float16"
                 ):
                     writer.write(range(N), views, {name: z[:N] for name, z in clean.items()})
                 assert not writer.done.any()

@@ -15,6 +15,9 @@ from torch import Tensor
 
 Device = torch.device | str
 
+BLOCK_NUMBERS = 2**21  # of a block's float64 copy, 16 MB; but for the products' sake at least
+LEAST_BLOCK_ROWS = 1024
+
 
 class RowMoments:
     """Count, mean and scatter of rows [d] that arrive in blocks.
@@ -196,15 +199,19 @@ class Moments:
             raise ValueError(
                 f"expected a chunk [c, {self.n_views}, {self.dim}], got {tuple(chunk.shape)}"
             )
-        if len(chunk) == 0:
-            return
-        chunk = chunk.to(self.device, torch.float64)
-        means = chunk.mean(dim=1)
+        # In blocks, so that the float64 copies stay small beside a chunk of any size.
+        rows = max(LEAST_BLOCK_ROWS, BLOCK_NUMBERS // self.dim)
+        for block in torch.split(chunk, max(1, rows // self.n_views)):
+            if len(block):
+                self._add(block.to(self.device, torch.float64))
+
+    def _add(self, block: Tensor) -> None:
+        means = block.mean(dim=1)
         if self.n_views > 1:
-            residuals = (chunk - means[:, None]).flatten(0, 1)
+            residuals = (block - means[:, None]).flatten(0, 1)
             self.within.addmm_(residuals.T, residuals)
         self.class_means.update(means)
-        self.sphere.update(chunk)
+        self.sphere.update(block)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples together; neither operand changes.

@@ -115,8 +115,10 @@ def _cholesky(within: Tensor, delta: float, degrees: int) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(within)
     pivots = factor.diagonal().square()
     d = len(within)
-    # A singular matrix can pass Cholesky on rounding alone; its smallest pivot tells.
-    singular = bool(failed) or bool(pivots.min() <= d * EPS * pivots.max())
+    # A singular matrix can pass Cholesky on rounding alone. A pivot over its diagonal entry is the
+    # share of that dimension which the earlier ones do not explain, whatever its scale.
+    unexplained = (pivots / within.diagonal()).min()
+    singular = bool(failed) or bool(unexplained <= 64 * d * EPS)
     if delta == 0 and (singular or degrees < d):
         raise DegenerateFeatures(
             f"the within covariance is singular ({degrees} degrees of freedom, d = {d}) "

@@ -11,8 +11,9 @@ import os
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +99,11 @@ def _train_all(
         drawn[runs / f"{method}-{index:02}" / "checkpoint.pt"] = draw_hyperparameters(
             method, seed, index
         )
-    if runs.is_dir():
-        _refuse_other_runs(runs, drawn)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{runs}: cannot be made: {error.strerror}") from error
+    _refuse_other_runs(runs, drawn)
     pictures = images.images[images.train]
     tasks = [
         (path, pictures, hyperparameters, seed * RUNS + index)
@@ -118,6 +122,15 @@ def _train_all(
             future.result()
             done += 1
             watcher.progress("training checkpoints", done, len(drawn))
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a training process was killed, perhaps for want of memory; "
+            "run again, finished checkpoints are kept"
+        ) from error
+    except BaseException:
+        for child in active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     return {str(path): hyperparameters for path, hyperparameters in drawn.items()}
@@ -125,7 +138,7 @@ def _train_all(
 
 def _single_thread() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it without a trace
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt for all
 
 
 def _train(

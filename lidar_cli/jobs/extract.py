@@ -209,8 +209,8 @@ def run(
 ) -> Extraction:
     """Carry out a plan: the feature file at `output`, complete.
 
-    Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way
-    or an embedding is not finite; what was done stays in the .partial file.
+    Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way,
+    DegenerateFeatures if an embedding is not finite; what was done stays in the .partial file.
     """
     begun = time.monotonic()
     layout = plan.layout
@@ -345,7 +345,7 @@ def _embed(
         rows = rows.float().cpu()
         clean[layer] = rows[len(images) - size :][:filled]
         below_n = min(batch.stop, n) - batch.start if batch.views is not None else 0
-        views[layer] = rows[: below_n * q].reshape(below_n, q, -1)
+        views[layer] = rows[: below_n * q].reshape(below_n, q, rows.shape[1])
     return views, clean
 
 

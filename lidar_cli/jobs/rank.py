@@ -186,7 +186,7 @@ class _Job:
                 self._fail(path, error)
 
     def ranking(self, by: Metric) -> Ranking:
-        """What was scored, in order. Raises InputError if nothing was."""
+        """What was scored, in order. Raises InputError if nothing was, or nothing has a value."""
         if not self.scored:
             first = (
                 f"; the first: {self.failed[0].path}: {self.failed[0].reason}"
@@ -203,6 +203,12 @@ class _Job:
             value = result.value(by.name)
             row = Row(path, aliases, result, value, result.notes.get(by.name))
             groups.setdefault(repr(sorted(common.items())), []).append((row, common))
+        rows = [row for members in groups.values() for row, _ in members]
+        if all(row.value is None for row in rows):
+            raise InputError(
+                f"{self.directory}: nothing could be ranked, no checkpoint has a value; "
+                f"{rows[0].path}: no {by.name}: {rows[0].reason}; choose another metric with --by"
+            )
         ordered = sorted(
             (
                 Group(members[0][1], order([row for row, _ in members], by))
@@ -233,7 +239,11 @@ class _Job:
                 raise SettingsError(f"--layer {self.settings.layer}: rank compares one layer")
             return self.settings.layer
         widths = [found.description.widths.keys() for found in self.checkpoints.values()]
-        stored = [set(provenance["layers"]) for _, provenance in self.features]
+        stored = [
+            set(told.get("layers", ()))
+            for _, told in self.features
+            if told.get("sha256") not in self.checkpoints
+        ]
         every = [*(set(keys) for keys in widths), *stored]
         return "projector" if all("projector" in layers for layers in every) else "backbone"
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from lidar_cli.arrays import read_array_file
 from lidar_cli.core import metrics, spectra
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.core.moments import Moments, RowMoments, unit_rows
-from lidar_cli.embeddings import Chunk, Embeddings
+from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import DegenerateFeatures, InputError, SettingsError
 from lidar_cli.features import is_hdf5, read_hdf5
 from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.gather import Gathered, gather
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.settings import MetricSettings, ScoreSettings, nearest, parse_size
+from lidar_cli.settings import MetricSettings, ScoreSettings, nearest
 
 RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
 DEGREES_REMARK = 5  # below n (q - 1) = 5 d the within covariance is poorly determined
@@ -130,79 +130,8 @@ def score(
     """
     if embeddings.note:
         watcher.note(embeddings.note)
-    state = _read(embeddings, settings, device, wanted, watcher)
+    state = gather(embeddings, settings, device, wanted, watcher)
     return _Sheet(embeddings, settings, state, wanted).score()
-
-
-@dataclass
-class _State:
-    """The moments of one layer: of views if it has them, and of the rows that RankMe reads."""
-
-    views: Moments | None
-    rows: RowMoments
-    row_source: str
-
-
-def _read(
-    embeddings: Embeddings,
-    settings: MetricSettings,
-    device: torch.device,
-    wanted: frozenset[str],
-    watcher: Watcher,
-) -> _State:
-    n, q, d = embeddings.shape
-    views = Moments(q, d, device) if q else None
-    rows = RowMoments(d, device)
-    source = embeddings.clean_name if embeddings.clean else "view 0"
-    total = max(n, embeddings.clean.shape[0] if embeddings.clean else 0)
-    reads = {METRICS[name].reads for name in wanted}
-    bad = _NonFinite(embeddings)
-    for chunk in embeddings.chunks(parse_size(settings.memory)):
-        if not bad.check(chunk):
-            if views is not None and chunk.views is not None and reads & {"lda", "views", "sphere"}:
-                views.update(_prepare(chunk.views, settings, device))
-            clean = chunk.clean if embeddings.clean or chunk.views is None else chunk.views[:, 0]
-            if clean is not None and reads & {"rows", "covariance"}:
-                rows.update(_prepare(clean, settings, device))
-        watcher.progress(f"reading {embeddings.file}", chunk.stop, total)
-    bad.refuse()
-    return _State(views, rows, source)
-
-
-def _prepare(chunk: Tensor, settings: MetricSettings, device: torch.device) -> Tensor:
-    chunk = chunk.to(device).double()
-    return unit_rows(chunk) if settings.normalize else chunk
-
-
-class _NonFinite:
-    """Counts samples with NaN or Inf over the whole file, so that the error can tell all."""
-
-    def __init__(self, embeddings: Embeddings) -> None:
-        self._of = f"{embeddings.file}: {embeddings.layer}"
-        self._samples = 0
-        self._values = 0
-        self._first: int | None = None
-
-    def check(self, chunk: Chunk) -> bool:
-        """Whether anything bad was met so far."""
-        bad = torch.zeros(chunk.stop - chunk.start, dtype=torch.int64)  # values, a sample
-        for part in (chunk.views, chunk.clean):
-            # A finite sum proves all finite and costs one read; overflow sends us to the count.
-            if part is not None and not part.sum(dtype=torch.float64).isfinite():
-                bad += (~part.isfinite()).flatten(1).sum(dim=1)
-        if bad.any():
-            if self._first is None:
-                self._first = chunk.start + int(bad.nonzero()[0])
-            self._samples += int((bad > 0).sum())
-            self._values += int(bad.sum())
-        return self._first is not None
-
-    def refuse(self) -> None:
-        if self._first is not None:
-            raise InputError(
-                f"{self._of}: {self._values} values are NaN or Inf, in {self._samples} samples, "
-                f"the first is sample {self._first}; check the checkpoint or its precision"
-            )
 
 
 class _Sheet:
@@ -212,7 +141,7 @@ class _Sheet:
         self,
         embeddings: Embeddings,
         settings: MetricSettings,
-        state: _State,
+        state: Gathered,
         wanted: frozenset[str],
     ) -> None:
         self._embeddings = embeddings

@@ -1,0 +1,108 @@
+"""One pass over stored embeddings: the moments that the wanted metrics read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.moments import Moments, RowMoments, unit_rows
+from lidar_cli.embeddings import Chunk, Embeddings
+from lidar_cli.errors import InputError
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import MetricSettings, parse_size
+
+
+class Gathered:
+    """The moments of one layer: of its views, if it has them, and of the rows RankMe reads.
+
+    row_source: what those rows are, "clean", "view 0" or "rows".
+    """
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        settings: MetricSettings,
+        device: torch.device,
+        wanted: Collection[str],
+    ) -> None:
+        _, q, d = embeddings.shape
+        self.views = Moments(q, d, device) if q else None
+        self.rows = RowMoments(d, device)
+        self.row_source = embeddings.clean_name if embeddings.clean else "view 0"
+        reads = {METRICS[name].reads for name in wanted}
+        self._reads_views = bool(reads & {"lda", "views", "sphere"})
+        self._reads_rows = bool(reads & {"rows", "covariance"})
+        self._normalize = settings.normalize
+
+    def update(self, chunk: Chunk) -> None:
+        """Add a chunk of whole samples."""
+        if self.views is not None and chunk.views is not None and self._reads_views:
+            self.views.update(self._prepared(chunk.views))
+        clean = chunk.clean
+        if clean is None and chunk.views is not None:
+            clean = chunk.views[:, 0]
+        if clean is not None and self._reads_rows:
+            self.rows.update(self._prepared(clean))
+
+    def _prepared(self, part: Tensor) -> Tensor:
+        part = part.to(self.rows.device)
+        return unit_rows(part.double()) if self._normalize else part
+
+
+def gather(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    device: torch.device,
+    wanted: Collection[str],
+    watcher: Watcher,
+) -> Gathered:
+    """The moments of all samples, read once in chunks of the memory that is allowed.
+
+    Raises InputError if a number is not finite, with the count over the whole file.
+    """
+    gathered = Gathered(embeddings, settings, device, wanted)
+    bad = _NonFinite(embeddings)
+    parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
+    total = max(part.shape[0] for part in parts)
+    for chunk in embeddings.chunks(parse_size(settings.memory)):
+        if not bad.check(chunk):
+            gathered.update(chunk)
+        watcher.progress(f"reading {embeddings.file}", chunk.stop, total)
+        del chunk  # before the next is read: one chunk in memory, not two
+    bad.refuse()
+    return gathered
+
+
+class _NonFinite:
+    """Counts samples with NaN or Inf over the whole file, so that the error can tell all."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._of = f"{embeddings.file}: {embeddings.layer}"
+        self._samples = 0
+        self._values = 0
+        self._first: int | None = None
+
+    def check(self, chunk: Chunk) -> bool:
+        """Whether anything bad was met so far."""
+        bad = torch.zeros(chunk.stop - chunk.start, dtype=torch.int64)  # values, a sample
+        for part in (chunk.views, chunk.clean):
+            # A finite sum proves all finite and costs one read; overflow sends us to the count. In
+            # the numbers' own type: torch would make a float64 copy of the chunk for another.
+            if part is not None and not part.sum().isfinite():
+                bad += (~part.isfinite()).flatten(1).sum(dim=1)
+        if bad.any():
+            if self._first is None:
+                self._first = chunk.start + int(bad.nonzero()[0])
+            self._samples += int((bad > 0).sum())
+            self._values += int(bad.sum())
+        return self._first is not None
+
+    def refuse(self) -> None:
+        if self._first is not None:
+            raise InputError(
+                f"{self._of}: {self._values} values are NaN or Inf, in {self._samples} samples, "
+                f"the first is sample {self._first}; check the checkpoint or its precision"
+            )
