@@ -89,17 +89,37 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
-class ModelSettings(DeviceSettings):
+class FormatSettings:
+    """How the names and shapes in a checkpoint are understood."""
+
+    arch: str | None = setting(
+        None, "--arch", help="timm model name [default: read from the weights].", panel="Model"
+    )
+    format: str = setting(
+        "auto",
+        "--format",
+        help="Name of a system, see lidar inspect --formats, or 'plain' "
+        "[auto: told by the file's names].",
+        panel="Model",
+    )
+    branch: str = setting(
+        "auto",
+        "--branch",
+        help="student or teacher [auto: the one that the method's authors evaluate].",
+        panel="Model",
+    )
+
+
+@dataclass(frozen=True)
+class ModelSettings(DeviceSettings, FormatSettings):
     """How a checkpoint becomes a function from images to embeddings."""
 
     layer: str = setting(
         "auto",
         "--layer",
-        help="backbone, projector, or both with a comma [auto: projector if there is one].",
+        help="backbone, projector, predictor, or several with commas "
+        "[auto: projector if there is one].",
         panel="Model",
-    )
-    arch: str | None = setting(
-        None, "--arch", help="timm model name [default: read from the weights].", panel="Model"
     )
     model: str | None = setting(
         None,
@@ -110,7 +130,8 @@ class ModelSettings(DeviceSettings):
     activation: Literal["auto", "relu", "gelu"] = setting(
         "auto",
         "--activation",
-        help="Activation inside the projector, which weights do not tell [auto: relu].",
+        help="Activation inside the projector, which weights do not tell "
+        "[auto: the format's, else relu].",
         panel="Model",
     )
     batch_size: Count | None = setting(
@@ -182,6 +203,11 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings):
 
 
 @dataclass(frozen=True)
+class InspectSettings(FormatSettings):
+    """`lidar inspect`."""
+
+
+@dataclass(frozen=True)
 class DemoSettings(DeviceSettings):
     """`lidar demo`."""
 
@@ -192,6 +218,7 @@ COMMANDS: dict[str, type] = {
     "extract": ExtractSettings,
     "score": ScoreSettings,
     "rank": RankSettings,
+    "inspect": InspectSettings,
     "demo": DemoSettings,
 }
 

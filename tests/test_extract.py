@@ -148,6 +148,7 @@ def test_the_file_is_as_the_contract_says(inputs: tuple[Path, Path], tmp_path: P
         "checkpoint": str(inputs[0]),
         "model_format": "ResNet state dict",
         "branch": "encoder",
+        "layer_reason": None,
         "layers": ["backbone", "projector"],
         "data": str(inputs[1]),
         "samples_sha256": samples.fingerprint,

@@ -122,7 +122,7 @@ def test_everything_in_a_directory_is_accounted_for(everything: Path, rank: Shel
     failed = {Path(left["path"]).name: left["reason"] for left in found["failed"]}
     assert failed.keys() == {"broken.pt", "empty.pth"}
     assert "is empty; expected a file of torch.save or safetensors" in failed["empty.pth"]
-    assert failed["broken.pt"].startswith("a damaged or truncated torch file; expected a file of")
+    assert failed["broken.pt"].startswith("a damaged or truncated torch file: its zip directory")
     assert "\n" not in failed["broken.pt"]
 
 

@@ -69,7 +69,7 @@ def match(path: Path, tree: Mapping[str, Any], name: str = "auto") -> Match | No
     found: dict[str, Match] = {}
     for one in asked:
         for container, root in places:
-            if not one.roots or container in one.roots:
+            if not one.roots or container in one.roots or name != "auto":
                 state = _state(one, container, root)
                 if state is not None and _fits(one, tree, state):
                     found.setdefault(one.name, Match(one, state, _why(one)))

@@ -44,8 +44,5 @@ def _module(layer: Layer) -> nn.Module:
     if layer.kind == "linear":
         return nn.Linear(layer.into, layer.out, bias=layer.has_bias)
     if layer.kind == "batchnorm":
-        norm = nn.BatchNorm1d(layer.out, affine=layer.has_weight or layer.has_bias)
-        if layer.has_bias != layer.has_weight:  # a scale without shift, or the reverse
-            norm.register_parameter("bias" if layer.has_weight else "weight", None)
-        return norm
+        return nn.BatchNorm1d(layer.out, affine=layer.has_weight)
     return nn.LayerNorm(layer.out, bias=layer.has_bias)

@@ -35,12 +35,16 @@ class Layer:
     after_gap: bool  # an activation stands before it
     weight_norm: bool = False  # a Linear whose weight is a length times a direction
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is a layer that people count: a Linear."""
+        return self.kind == "linear"
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of its tensors."""
         if self.kind == "batchnorm":
             names = batchnorm(str(self.index), self.out)
-            drop = [] if self.has_weight else ["weight"]
-            drop += [] if self.has_bias else ["bias"]
+            drop = () if self.has_weight else ("weight", "bias")
             return {n: s for n, s in names.items() if n.rpartition(".")[2] not in drop}
         found: dict[str, tuple[int, ...]] = {}
         if self.weight_norm:

@@ -30,7 +30,7 @@ from lidar_cli.jobs.ahead import ahead
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
-from lidar_cli.settings import ExtractSettings, SampleSettings
+from lidar_cli.settings import ExtractSettings, ModelSettings, SampleSettings
 from lidar_cli.views import Views, find_recipe
 
 DEFAULT_IMAGE_SIZE = 224
@@ -81,7 +81,7 @@ class Plan:
 def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     """The part of a provenance that says what the embeddings mean, as JSON gives it back."""
     told: dict[str, Any] = json.loads(json.dumps(provenance))
-    for name in ("checkpoint", "batch_size", "device", "versions"):
+    for name in ("checkpoint", "batch_size", "device", "versions", "layer_reason"):
         told.pop(name, None)
     return told
 
@@ -119,12 +119,24 @@ def extract_checkpoint(
         check_absent(output, settings.overwrite)
     device = find_device(settings.device)
     find_recipe(settings.views, settings.pixel_stats)  # a mistyped name is told before the work
-    loaded = open_checkpoint(
-        checkpoint, arch=settings.arch, model=settings.model, activation=settings.activation
-    ).to(device)
+    loaded = open_with(checkpoint, settings).to(device)
     samples = open_samples(settings)
     plan = make_plan(loaded, str(checkpoint), sha256(checkpoint), samples, settings, device)
+    if plan.provenance["layer_reason"]:
+        watcher.note(f"{checkpoint}: {plan.provenance['layer_reason']}")
     return run(plan, loaded, samples, settings, output, device, watcher)
+
+
+def open_with(checkpoint: Path, settings: ModelSettings) -> Loaded:
+    """A checkpoint, opened as the settings say; raises what `open_checkpoint` raises."""
+    return open_checkpoint(
+        checkpoint,
+        arch=settings.arch,
+        model=settings.model,
+        activation=settings.activation,
+        format=settings.format,
+        branch=settings.branch,
+    )
 
 
 def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
@@ -142,6 +154,13 @@ def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
                 f"use --layer {available[0]}"
             )
     return list(dict.fromkeys(names))
+
+
+def layer_reason(asked: str, available: Sequence[str]) -> str | None:
+    """Why another layer than the projector was chosen, None if nothing need be said."""
+    if asked != "auto" or "projector" in available:
+        return None
+    return "holds no projector, so the backbone is embedded"
 
 
 def make_plan(
@@ -172,9 +191,10 @@ def make_plan(
         "sha256": digest,
         "model_format": loaded.description.format,
         "architecture": loaded.description.arch,
-        "branch": "encoder",
+        "branch": loaded.description.branch,
         "assumptions": list(loaded.description.assumptions),
         "layers": layers,
+        "layer_reason": layer_reason(settings.layer, list(loaded.description.widths)),
         "data": samples.data,
         "samples_sha256": samples.fingerprint,
         "n_samples": n,

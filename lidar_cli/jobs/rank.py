@@ -19,7 +19,7 @@ from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, NoWeights, SettingsError
 from lidar_cli.features import is_hdf5, read_hdf5, read_provenance
 from lidar_cli.jobs.device import find_device
-from lidar_cli.jobs.extract import Plan, choose_layers, identity, make_plan, run
+from lidar_cli.jobs.extract import Plan, choose_layers, identity, make_plan, open_with, run
 from lidar_cli.jobs.score import Score, score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
@@ -230,7 +230,8 @@ class _Job:
         if self.settings.model is not None:
             return open_checkpoint(path, model=self.settings.model).description
         tree = read_checkpoint(path)
-        return recognise(path, tree, arch=self.settings.arch)
+        asked = self.settings
+        return recognise(path, tree, arch=asked.arch, format=asked.format, branch=asked.branch)
 
     def _layer(self) -> str:
         """The one layer that is compared: projector if every file has one, else backbone."""
@@ -245,16 +246,15 @@ class _Job:
             if told.get("sha256") not in self.checkpoints
         ]
         every = [*(set(keys) for keys in widths), *stored]
-        return "projector" if all("projector" in layers for layers in every) else "backbone"
+        without = sum("projector" not in layers for layers in every)
+        if without:
+            of = f"{without} of {len(every)} files" if without < len(every) else "the files"
+            self.watcher.note(f"{of} hold no projector, so the backbone of all is compared")
+        return "backbone" if without else "projector"
 
     def _score_checkpoint(self, found: _Checkpoint, layer: str, samples: Samples) -> set[Path]:
         """Score one checkpoint from features that exist, or extract them. The files it used."""
-        loaded = open_checkpoint(
-            found.path,
-            arch=self.settings.arch,
-            model=self.settings.model,
-            activation=self.settings.activation,
-        ).to(self.device)
+        loaded = open_with(found.path, self.settings).to(self.device)
         settings = self._extract_settings(layer)
         choose_layers(layer, loaded.layers)
         plan = make_plan(loaded, str(found.path), found.digest, samples, settings, self.device)
