@@ -145,3 +145,10 @@ def test_branch_layer_and_reason_reach_the_feature_file(
     reason = "holds no projector, so the backbone is embedded"
     assert f"{plain}: {reason}" in ended.stderr
     assert read_provenance(tmp_path / "p.h5")["layer_reason"] == reason
+
+
+def test_the_readme_has_the_table_of_formats() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for row in formats():
+        cells = (row.title, f"`{row.name}`", row.branches, row.layers, row.recipe)
+        assert f"| {' | '.join(cells)} |\n" in readme, row.name

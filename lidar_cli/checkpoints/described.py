@@ -15,6 +15,7 @@ from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, backbone_of
 from lidar_cli.checkpoints.formats import FORMATS, Branch, Format, Head
 from lidar_cli.checkpoints.formats.format import renamed
 from lidar_cli.checkpoints.found import Description, Found, FoundHead, describe, original_prefix
+from lidar_cli.checkpoints.generic import take_noise
 from lidar_cli.checkpoints.lazy import is_tensor
 from lidar_cli.checkpoints.spec import FoundBackbone, Spec
 from lidar_cli.checkpoints.weights import Weight, compare, shapes_of, some
@@ -103,6 +104,7 @@ def find(path: Path, match: Match, arch: str | None, activation: str, branch_nam
         taken = _take_head(path, layer, head, left, width, activation, ignored)
         if taken is not None:
             found[layer], width = taken, taken.spec.width
+    ignored += take_noise(left, backbone.noise)
     others = [b for b in described.branches if b is not branch]
     ignored += _take_others(left, others, branch) + _take_noise(left, described)
     unknown = [state.originals[name] for name in left]
@@ -242,7 +244,7 @@ def _backbone(
             )
         named[name] = key
     family = _family(path, format, named, state)
-    by_name_ = {family.rename(name): key for name, key in named.items()}
+    by_name_ = {family.renamed(name): key for name, key in named.items()}
     return backbone_of(
         path, family, by_name_, state.tensors, prefix, lambda spec: _adjusted(spec, format)
     )

@@ -1,8 +1,8 @@
 """Kinds of backbones, and how names and shapes tell one.
 
-A family is told by its anchor, a tensor that each of its backbones has. Its module has a function
-`spec(shapes, origin)` and is imported when it is needed, so that one that imports torch costs
-nothing to those that do not. A new architecture is a module and a line in FAMILIES.
+A family is told by its anchor, a tensor that each of its backbones has. Its module is named, not
+imported, so that one that imports torch costs nothing to those that do not. A new architecture is
+a module with `spec(shapes, origin)` and an entry in FAMILIES.
 """
 
 from __future__ import annotations
@@ -23,25 +23,34 @@ NEXT = "name the architecture with --arch or your own code with --model"
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of backbone, and how its names tell it."""
+    """A kind of backbone, and how its names tell it. Modules and functions are of this package."""
 
     title: str  # of a file in which nothing tells a system
-    anchor: str  # by the names in the file
-    module: str  # of this package, with `spec(shapes, origin)`
-    rename: Callable[[str], str] = str  # a name in the file -> the name that `spec` knows
+    anchor: str  # a tensor's name, as in the file
+    module: str  # where `function` and `rename` are
+    function: str = "spec"  # from shapes and the file's name to a Spec
+    rename: str = ""  # from a name in the file to the one that the spec knows; '' for the same
     builder: str = ""  # module with `build(spec)`; '' where the spec builds itself
+    special: bool = False  # where it is found, families that are not say too little
+    noise: tuple[str, ...] = ()  # beginnings of names that only training needs
 
     def spec(self, found: Shapes, origin: str) -> Spec:
         """What the shapes tell; raises CheckpointError if they fit none."""
-        module = import_module(f"lidar_cli.checkpoints.{self.module}")
-        spec: Spec = module.spec(found, origin)
+        spec: Spec = getattr(_module(self.module), self.function)(found, origin)
         return spec
+
+    def renamed(self, name: str) -> str:
+        """The name that the spec knows."""
+        new: str = getattr(_module(self.module), self.rename)(name) if self.rename else name
+        return new
 
     def build(self, spec: Any) -> Any:
         """The module of a spec, a Backbone without weights. Imports torch."""
-        if not self.builder:
-            return spec.build()
-        return import_module(f"lidar_cli.checkpoints.{self.builder}").build(spec)
+        return _module(self.builder).build(spec) if self.builder else spec.build()
+
+
+def _module(name: str) -> Any:
+    return import_module(f"lidar_cli.checkpoints.{name}")
 
 
 FAMILIES: dict[str, Family] = {
@@ -51,8 +60,8 @@ FAMILIES: dict[str, Family] = {
         "torchvision ViT state dict",
         vit.TORCHVISION_ANCHOR,
         "vit",
-        vit.from_torchvision,
-        "vit_module",
+        rename="from_torchvision",
+        builder="vit_module",
     ),
 }
 
@@ -100,4 +109,5 @@ def backbone_of(
         tensors=own,
         keys=frozenset(keys.values()),
         prefix=prefix,
+        noise=tuple(prefix + name for name in family.noise),
     )

@@ -35,7 +35,8 @@ def find(path: Path, state: StateDict, arch: str | None, activation: str) -> Fou
         backbone = by_name(path, state, arch)
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     levels = _levels(backbone.prefix)
-    ignored = _take_ignored(left, levels, CLASSIFIERS + backbone.classifiers)
+    ignored = take_noise(left, backbone.noise)
+    ignored += _take_ignored(left, levels, CLASSIFIERS + backbone.classifiers)
     projector = _take_projector(path, left, levels, backbone.width, activation)
     unknown = [state.originals[name] for name in left] + list(state.others)
     if unknown:
@@ -58,7 +59,7 @@ def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
     """The backbone whose anchor is in the state dict."""
     family, prefix = _family(path, state)
     by_name = {
-        family.rename(key.removeprefix(prefix)): key
+        family.renamed(key.removeprefix(prefix)): key
         for key in state.tensors
         if key.startswith(prefix)
     }
@@ -73,6 +74,8 @@ def _family(path: Path, state: StateDict) -> tuple[Family, str]:
         for key in state.tensors
         if key == family.anchor or key.endswith(f".{family.anchor}")
     ]
+    special = {prefix for family, prefix in found if family.special}
+    found = [(f, prefix) for f, prefix in found if f.special or prefix not in special]
     usual = [place for place in found if set(place[1].split(".")[:-1]) <= set(PREFIXES)]
     if len(found) > 1 and len(usual) == 1:
         found = usual
@@ -95,6 +98,14 @@ def _levels(prefix: str) -> list[str]:
     """The prefix and all shorter ones: 'a.b.' -> ['', 'a.', 'a.b.']."""
     parts = prefix.split(".")[:-1]
     return ["".join(f"{part}." for part in parts[:i]) for i in range(len(parts) + 1)]
+
+
+def take_noise(left: dict[str, Weight], beginnings: tuple[str, ...]) -> tuple[str, ...]:
+    """Remove tensors whose names begin so from what is left, and name the beginnings met."""
+    met = {key: b for key in left for b in beginnings if key.startswith(b)}
+    for key in met:
+        del left[key]
+    return tuple(dict.fromkeys(met.values()))
 
 
 def _take_ignored(

@@ -49,6 +49,7 @@ class FoundBackbone:
     tensors: Mapping[str, Weight]  # by the names of module.weights
     keys: frozenset[str]  # of those tensors in the state dict
     prefix: str  # of those keys
+    noise: tuple[str, ...] = ()  # beginnings of keys that only training needs
     classifiers: tuple[str, ...] = ()  # names of linear layers that may lie beside it
 
 
