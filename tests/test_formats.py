@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from formats import FIXTURES, Fixture, Weights, lightning
 from torch import Tensor
 
 from lidar_cli.checkpoints import open_checkpoint, read_checkpoint
 from lidar_cli.checkpoints.described import match
+from lidar_cli.checkpoints.families import FAMILIES, Family
 from lidar_cli.checkpoints.formats import FORMATS, numbered
 from lidar_cli.checkpoints.formats.format import renamed
-from lidar_cli.checkpoints.recognise import recognise
+from lidar_cli.checkpoints.recognise import find, recognise
+from lidar_cli.checkpoints.weights import shapes
 from lidar_cli.errors import CheckpointError, SettingsError
 
 
@@ -292,3 +295,70 @@ def test_layers_with_names_get_their_places() -> None:
     assert [renamed(f"{n}.weight", rename) for n in ("fc1", "bn1", "fc2", "fc10")] == [
         "0.weight", "1.weight", "3.weight", "fc10.weight",
     ]  # fmt: skip
+
+
+def test_a_container_that_holds_itself_ends(tmp_path: Path) -> None:
+    knot: dict[str, Any] = {"w.weight": torch.ones(2, 2)}
+    for at in range(40):
+        knot[f"k{at}"] = knot
+    for tree in ({"teacher": knot, "student": knot}, {"model": knot}, {"encoder": knot}):
+        with pytest.raises(CheckpointError):
+            recognise(tmp_path / "a.pt", tree)
+    level: dict[str, Any] = {"w.weight": torch.ones(2, 2)}
+    for _ in range(12):  # no cycle, but each dict shared by forty names
+        level = {f"k{at}": level for at in range(40)}
+    with pytest.raises(CheckpointError):
+        recognise(tmp_path / "a.pt", {"teacher": level})
+
+
+def test_other_lightning_modules_are_not_taken_for_solo_learn(tmp_path: Path) -> None:
+    tree = lightning(dict(FIXTURES["solo-learn-byol"]().tree["state_dict"]))
+    own = {k: t for k, t in tree["state_dict"].items() if k.startswith(("backbone.", "classifier"))}
+    tree = lightning(own, hyper_parameters={"lr": 0.1})
+    path = save(tmp_path / "a.ckpt", tree)
+    assert recognise(path, read_checkpoint(path)).arch.endswith("3x3 stem)")
+
+
+# A family of another architecture: its own module, and noise of its own.
+
+
+def test_a_new_family_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Special: it wins over the plain ViT at the same place; its noise is named, not refused."""
+    w = Weights()
+    w.vit("")
+    w.normal("blocks.0.attn.extra", 3, fan=1)
+    w.normal("teacher_target.x", 3, fan=1)
+    special = Family(
+        "special", "blocks.0.attn.extra", "vit", builder="vit_module", special=True,
+        noise=("blocks.0.attn.extra", "teacher_target."),
+    )  # fmt: skip
+    path = save(tmp_path / "a.pt", dict(w))
+    with pytest.raises(CheckpointError, match=r"2 entries .* blocks\.0\.attn\.extra"):
+        open_checkpoint(path)
+    monkeypatch.setitem(FAMILIES, "special", special)
+    loaded = open_checkpoint(path)
+    assert loaded.description.format == "special"
+    assert set(loaded.description.ignored) == set(special.noise)
+    found = loaded.embed(pixels(), ["backbone"])["backbone"]
+    assert_close(found, w.run_vit("", pixels()))
+
+
+@pytest.mark.parametrize("name", ["torchvision-resnet", "vicreg", "timm-vit", "ijepa"])
+def test_shapes_told_without_torch_are_the_modules(name: str, saved: dict[str, Path]) -> None:
+    found = find(saved[name], read_checkpoint(saved[name]))
+    told = {key: tuple(t.shape) for key, t in found.backbone.tensors.items()}
+    assert told == shapes(found.backbone.build().weights)
+
+
+def test_arch_and_format_go_together(tmp_path: Path) -> None:
+    """A backbone that shapes do not tell, inside the containers of a system that is known."""
+    model = timm.create_model("convnext_atto", num_classes=0)
+    w = Weights()
+    w.update({f"teacher.backbone.{k}": t for k, t in model.state_dict().items()})
+    w.linear("teacher.head.mlp.0", 320, 16)
+    w.weight_norm("teacher.head.last_layer", 16, 40)
+    tree = {"teacher": {k.removeprefix("teacher."): t for k, t in w.items()}, "student": {}}
+    loaded = open_checkpoint(save(tmp_path / "a.pt", tree), arch="convnext_atto")
+    assert (loaded.description.format, loaded.description.branch) == ("dino", "teacher")
+    found = loaded.embed(pixels(64), ["projector"])["projector"]
+    assert_close(found, w.lin("teacher.head.mlp.0", model.eval()(pixels(64))).detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import pytest
 from formats import FIXTURES
 from make import checkpoint, environment, image_folder, lidar_here
 
+from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.errors import CheckpointError
 from lidar_cli.features import read_provenance
+from lidar_cli.jobs.extract import choose_recipe
 from lidar_cli.jobs.inspect import formats, inspect_file
 from lidar_cli.report import inspect as report
-from lidar_cli.settings import InspectSettings
+from lidar_cli.settings import ExtractSettings, InspectSettings
 
 
 def test_what_is_told_of_a_checkpoint(tmp_path: Path) -> None:
@@ -145,6 +148,22 @@ def test_branch_layer_and_reason_reach_the_feature_file(
     reason = "holds no projector, so the backbone is embedded"
     assert f"{plain}: {reason}" in ended.stderr
     assert read_provenance(tmp_path / "p.h5")["layer_reason"] == reason
+
+
+def test_auto_views_are_those_of_the_method_if_there_is_such_a_recipe(tmp_path: Path) -> None:
+    by_hand = ExtractSettings(pixel_stats="imagenet")
+    for name, views, mean in (
+        ("simclr-sthalles", "simclr", 0.0),  # trained on pixels in [0, 1]
+        ("torchvision-resnet", "simclr", 0.485),
+    ):
+        (tmp_path / name).mkdir()
+        told = open_checkpoint(FIXTURES[name]().save(tmp_path / name)).description
+        recipe = choose_recipe(ExtractSettings(), told)
+        assert (recipe.name, recipe.mean[0]) == (views, mean)
+        assert choose_recipe(by_hand, told).mean[0] == 0.485
+        assert choose_recipe(ExtractSettings(views="identity"), told).name == "identity"
+    unknown = dataclasses.replace(told, recipe="of a later version")
+    assert choose_recipe(ExtractSettings(), unknown).name == "simclr"
 
 
 def test_the_readme_has_the_table_of_formats() -> None:

@@ -35,6 +35,7 @@ BRANCHES = {  # what --branch takes -> the branch's name
     "ema": "teacher",
     "key": "teacher",
 }
+COMMON_NOISE = (r"n_averaged$", r"(.*\.)?total_(ops|params)$")  # of averaging, of profilers
 DEEPEST = 6  # levels of dicts below a container that are looked into
 
 
@@ -68,11 +69,18 @@ def match(path: Path, tree: Mapping[str, Any], name: str = "auto") -> Match | No
     asked = FORMATS if name == "auto" else (known[name],)
     places = candidates(tree)
     found: dict[str, Match] = {}
+    states: dict[object, StateDict | None] = {}  # few for many formats
     for one in asked:
+        if not (
+            all(key in tree for key in one.keys) and not any(key in tree for key in one.no_keys)
+        ):
+            continue
         for container, root in places:
             if not one.roots or container in one.roots or name != "auto":
-                state = _state(one, container, root)
-                if state is not None and _fits(one, tree, state):
+                if (container, one.inside) not in states:
+                    states[container, one.inside] = _state(one, container, root)
+                state = states[container, one.inside]
+                if state is not None and _fits(one, state):
                     found.setdefault(one.name, Match(one, state, _why(one)))
     if name != "auto" and not found:
         raise CheckpointError(
@@ -149,7 +157,7 @@ def _state(format: Format, container: str, root: Mapping[str, Any]) -> StateDict
         inner = _inner(root, place)
         if inner is None or prefix in taken:
             continue
-        for name, value in _walk(inner, 0 if not place else DEEPEST):
+        for name, value in _walk(inner, DEEPEST if place else 0, set()):
             key = prefix + clean(name)
             if not is_tensor(value):
                 others.append(f"{place}.{name}".lstrip("."))
@@ -174,22 +182,25 @@ def _inner(root: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:
     return root
 
 
-def _walk(inner: Mapping[Any, Any], depth: int) -> Iterator[tuple[str, Any]]:
-    """Entries, those of nested dicts too, by names joined with dots."""
+def _walk(inner: Mapping[Any, Any], depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Entries, those of nested dicts too, by names joined with dots; each dict is told once."""
+    seen.add(id(inner))
     for key, value in inner.items():
         if isinstance(value, dict) and depth > 0:
-            yield from ((f"{key}.{name}", v) for name, v in _walk(value, depth - 1))
+            if id(value) not in seen:  # a pickle can repeat one without end
+                yield from ((f"{key}.{name}", v) for name, v in _walk(value, depth - 1, seen))
         else:
             yield str(key), value
 
 
-def _fits(format: Format, tree: Mapping[str, Any], state: StateDict) -> bool:
-    names = "\n".join(state.tensors)
-    return (
-        all(key in tree for key in format.keys)
-        and all(re.search(f"^(?:{mark})", names, re.MULTILINE) for mark in format.marks)
-        and not any(re.search(f"^(?:{mark})", names, re.MULTILINE) for mark in format.lacks)
-    )
+def _fits(format: Format, state: StateDict) -> bool:
+    """Whether all marks are there, and nothing that the format lacks."""
+
+    def there(pattern: str) -> bool:
+        match = re.compile(pattern).match
+        return any(match(name) for name in state.tensors)
+
+    return all(map(there, format.marks)) and not any(map(there, format.lacks))
 
 
 def _rank(format: Format) -> int:
@@ -323,7 +334,7 @@ def _take_noise(left: dict[str, Weight], format: Format) -> list[str]:
 
 
 def _is_noise(format: Format, name: str) -> bool:
-    patterns = (*format.noise, re.escape(format.token_predictor))
+    patterns = (*format.noise, *COMMON_NOISE, re.escape(format.token_predictor))
     return any(pattern and re.match(pattern, name) for pattern in patterns)
 
 

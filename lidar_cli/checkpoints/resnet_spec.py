@@ -87,8 +87,8 @@ class ResNetSpec:
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """The shapes tell all."""
-        return ()
+        """The padding of a 3x3 stem, where a format told it; the shapes tell the rest."""
+        return () if self.padding is None else (f"a 3x3 stem padded by {self.padding}",)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors of the module."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, wrap_module
+from lidar_cli.checkpoints import Description, Loaded, open_checkpoint, sha256, wrap_module
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import FeatureWriter, Layout, check_absent, partial_path, read_provenance
 from lidar_cli.jobs.ahead import ahead
@@ -31,7 +31,7 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
 from lidar_cli.settings import ExtractSettings, ModelSettings, SampleSettings
-from lidar_cli.views import Views, find_recipe
+from lidar_cli.views import Recipe, Views, find_recipe
 
 DEFAULT_IMAGE_SIZE = 224
 MOST_WORKERS = 16
@@ -156,6 +156,23 @@ def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
+    """The recipe that is asked for; for auto that of the method which trained the checkpoint.
+
+    Where this program does not have that one, the default stands in. Raises SettingsError for a
+    name that is not known.
+    """
+    stats: str = settings.pixel_stats
+    if stats == "auto" and description.pixel_stats != "imagenet":
+        stats = description.pixel_stats
+    if settings.views == "auto" and description.recipe is not None:
+        try:
+            return find_recipe(description.recipe, stats)
+        except SettingsError:
+            pass
+    return find_recipe(settings.views, stats)
+
+
 def layer_reason(asked: str, available: Sequence[str]) -> str | None:
     """Why another layer than the projector was chosen, None if nothing need be said."""
     if asked != "auto" or "projector" in available:
@@ -180,7 +197,7 @@ def make_plan(
     clean = n if settings.clean_samples is None else settings.clean_samples
     if clean < n:
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
-    recipe = find_recipe(settings.views, settings.pixel_stats)
+    recipe = choose_recipe(settings, loaded.description)
     size = _image_size(settings, loaded.description.image_size, samples)
     loaded.set_image_size(size)
     layers = choose_layers(settings.layer, list(loaded.description.widths))

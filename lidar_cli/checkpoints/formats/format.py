@@ -56,6 +56,7 @@ class Format:
     recipe: str  # the view recipe of its training
     lacks: tuple[str, ...] = ()  # patterns that match no tensor's name
     keys: tuple[str, ...] = ()  # top-level keys of the file that must be there
+    no_keys: tuple[str, ...] = ()  # top-level keys that are not there
     roots: tuple[str, ...] = ()  # containers that may hold the state dict; () for any
     inside: tuple[tuple[str, str], ...] = ()  # nested dicts that hold it, with their new prefixes
     backbones: tuple[str, ...] = ("resnet", "vit")  # families, by name

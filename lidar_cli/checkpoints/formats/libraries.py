@@ -15,6 +15,7 @@ SOLO = Format(
     example="trained_models/simclr/ID/NAME-ID-ep=399.ckpt",
     source="solo/methods/, solo/backbones/, solo/utils/checkpointer.py",
     keys=LIGHTNING,
+    no_keys=("hyper_parameters",),  # it saves none; other people's modules mostly do
     roots=("state_dict",),
     marks=(r"backbone\.", r"classifier\.weight$"),  # every method trains a probe beside itself
     branches=(
