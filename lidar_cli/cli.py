@@ -19,7 +19,13 @@ import typer
 
 from lidar_cli import __version__, settings
 from lidar_cli.errors import LidarError, SettingsError
-from lidar_cli.settings import DemoSettings, ExtractSettings, RankSettings, ScoreSettings
+from lidar_cli.settings import (
+    DemoSettings,
+    ExtractSettings,
+    InspectSettings,
+    RankSettings,
+    ScoreSettings,
+)
 
 EPILOG = (
     "Results go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, "
@@ -221,6 +227,48 @@ def rank(
             for row in found.failed:
                 sys.stderr.write(f"failed: {row.path}: {row.reason}\n")
         raise typer.Exit(4)
+
+
+@app.command("inspect")
+@_with_options(InspectSettings)
+def inspect_(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Checkpoint files.", metavar="FILE...")
+    ] = None,
+    json: Json = False,
+    formats: Annotated[
+        bool, typer.Option("--formats", help="Print the table of formats and end.")
+    ] = False,
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """What checkpoints hold, and what extract would do with them, from names and shapes alone."""
+    resolved = _resolve(InspectSettings, options, config, show_config)
+    if bool(files) == formats:
+        raise SettingsError("inspect takes either checkpoint files or --formats")
+    from lidar_cli.jobs import inspect as job
+    from lidar_cli.report import inspect as report
+
+    if formats:
+        typer.echo(report.formats_to_json(job.formats()) if json else report.table(job.formats()))
+        return
+    found, failed = [], 0
+    for file in files or []:
+        try:
+            found.append(job.inspect_file(file, resolved.values))
+        except SettingsError:
+            raise
+        except LidarError as error:
+            failed = error.exit_status
+            sys.stderr.write(f"error: {error}\n")
+    if json:
+        typer.echo(report.to_json(found))
+    elif found:
+        typer.echo(report.to_text(found))
+    if failed:
+        raise typer.Exit(failed)
 
 
 @app.command()

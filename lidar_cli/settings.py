@@ -92,16 +92,34 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
-class ModelSettings(DeviceSettings):
+class FormatSettings:
+    """How the names and shapes in a checkpoint are understood."""
+
+    arch: str | None = setting(
+        None, "--arch", help="timm model name [default: read from the weights]."
+    )
+    format: str = setting(
+        "auto",
+        "--format",
+        help="Name of a system, see lidar inspect --formats, or 'plain' "
+        "[auto: told by the file's names].",
+    )
+    branch: str = setting(
+        "auto",
+        "--branch",
+        help="student or teacher [auto: the one that the method's authors evaluate].",
+    )
+
+
+@dataclass(frozen=True)
+class ModelSettings(DeviceSettings, FormatSettings):
     """How a checkpoint becomes a function from images to embeddings."""
 
     layer: str = setting(
         "auto",
         "--layer",
-        help="backbone, projector, or both with a comma [auto: projector if there is one].",
-    )
-    arch: str | None = setting(
-        None, "--arch", help="timm model name [default: read from the weights]."
+        help="backbone, projector, predictor, or several with commas "
+        "[auto: projector if there is one].",
     )
     model: str | None = setting(
         None,
@@ -111,7 +129,8 @@ class ModelSettings(DeviceSettings):
     activation: Literal["auto", "relu", "gelu"] = setting(
         "auto",
         "--activation",
-        help="Activation inside the projector, which weights do not tell [auto: relu].",
+        help="Activation inside the projector, which weights do not tell "
+        "[auto: the format's, else relu].",
     )
     batch_size: Count | None = setting(
         None,
@@ -181,6 +200,11 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings):
 
 
 @dataclass(frozen=True)
+class InspectSettings(FormatSettings):
+    """`lidar inspect`."""
+
+
+@dataclass(frozen=True)
 class DemoSettings(DeviceSettings):
     """`lidar demo`."""
 
@@ -191,6 +215,7 @@ COMMANDS: dict[str, type] = {
     "extract": ExtractSettings,
     "score": ScoreSettings,
     "rank": RankSettings,
+    "inspect": InspectSettings,
     "demo": DemoSettings,
 }
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lidar_cli.checkpoints import resnet
+from lidar_cli.checkpoints import resnet, resnet_spec
 from lidar_cli.embedded import embedded_images
 from lidar_cli.jobs import pretrain as module
 from lidar_cli.jobs.pretrain import (
@@ -227,7 +227,9 @@ def test_backbone_is_read_back_from_its_shapes_alone(checkpoint):
         for name, weight in checkpoint["state_dict"].items()
         if name.startswith(prefix)
     }
-    backbone = resnet.spec({n: tuple(w.shape) for n, w in weights.items()}, "here").build()
+    backbone = resnet.build(
+        resnet_spec.spec({n: tuple(w.shape) for n, w in weights.items()}, "here")
+    )
     backbone.load_state_dict(weights, assign=True)
     network = Network()
     stripped = {n.removeprefix("module."): w for n, w in checkpoint["state_dict"].items()}

@@ -124,7 +124,7 @@ def test_everything_in_a_directory_is_accounted_for(everything: Path, rank: Shel
     failed = {Path(left["path"]).name: left["reason"] for left in found["failed"]}
     assert failed.keys() == {"broken.pt", "empty.pth"}
     assert "is empty; expected a file of torch.save or safetensors" in failed["empty.pth"]
-    assert failed["broken.pt"].startswith("a damaged or truncated torch file")
+    assert failed["broken.pt"].startswith("a damaged or truncated torch file: its zip directory")
     assert "\n" not in failed["broken.pt"]
 
 
@@ -574,7 +574,7 @@ def test_an_activation_is_part_of_what_is_cached(tmp_path: Path, rank: Shell) ->
     gelu = values(rank(tmp_path / "runs", "--json", "--activation", "gelu"))
     assert relu != gelu
     assert values(rank(tmp_path / "runs", "--json")) == relu
-    assert len(list((tmp_path / "runs" / ".lidar").iterdir())) == 2
+    assert len(list((tmp_path / "runs" / ".lidar").iterdir())) == 3  # auto may mean another
 
 
 def test_images_of_the_same_name_and_size_are_known_by_their_content(

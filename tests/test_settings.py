@@ -113,7 +113,10 @@ def test_the_file_in_the_directory_is_read_unless_one_is_named() -> None:
             "unknown key 'n_views' in [score]; ",
         ),
         ("rank = 3", "rank must be a table, as in [rank]"),
-        ("xyzzy = 1", "unknown key 'xyzzy'; known: activation, arch, batch_size, by, cache"),
+        (
+            "xyzzy = 1",
+            "unknown key 'xyzzy'; known: activation, arch, batch_size, branch, by, cache",
+        ),
     ],
 )
 def test_an_unknown_key_names_the_nearest(config: str, text: str) -> None:

@@ -2,9 +2,12 @@
 
 read.py          file -> nested plain containers of lazy tensors, without torch
 containers.py    which of them is the state dict, and its names without wrappers' additions
-recognise.py     names and shapes -> description, and each tensor's place
-resnet.py, vit.py, timm_arch.py, own_module.py    the backbone
-heads.py         the projector, from its weights
+recognise.py     names and shapes -> description, and each tensor's place:
+  formats/         one small description a format, applied by described.py
+  generic.py       what none of them claims
+families.py      resnet_spec.py, vit.py: a backbone's shapes; resnet.py, vit_module.py: its modules
+timm_arch.py, own_module.py    a backbone that the user names
+heads.py         a projector or predictor from its weights; head_module.py: its modules
 weights.py       every tensor to its place, and none left over
 loaded.py        the callable
 opening.py       all of these in a row
@@ -17,14 +20,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lidar_cli.checkpoints.found import Description
     from lidar_cli.checkpoints.loaded import Loaded
     from lidar_cli.checkpoints.opening import open_checkpoint, wrap_module
     from lidar_cli.checkpoints.read import Contents, read_checkpoint, read_contents, sha256
-    from lidar_cli.checkpoints.recognise import Description
 
 _HOMES = {
     "Contents": "read",
-    "Description": "recognise",
+    "Description": "found",
     "Loaded": "loaded",
     "open_checkpoint": "opening",
     "read_checkpoint": "read",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
-
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.weights import Weight
+from lidar_cli.checkpoints.spec import FoundBackbone, Spec, title
+
+__all__ = ["Backbone", "FoundBackbone", "Spec", "title"]
 
 
 class Backbone(nn.Module):
@@ -27,46 +25,3 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width]."""
         raise NotImplementedError
-
-
-class Spec(Protocol):
-    """All that names and shapes of the tensors tell about a backbone."""
-
-    @property
-    def arch(self) -> str:
-        """In words, such as 'resnet18 (width 16)'."""
-
-    @property
-    def width(self) -> int:
-        """Of the embedding."""
-
-    @property
-    def image_size(self) -> int | None:
-        """In pixels a side, None where the weights do not tell."""
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """What the weights do not tell, and was taken as usual."""
-
-    def build(self) -> Backbone:
-        """The module, its weights still to be set."""
-
-
-@dataclass(frozen=True)
-class FoundBackbone:
-    """A backbone and what of a state dict belongs to it."""
-
-    module: Backbone  # still without weights
-    format: str
-    arch: str
-    image_size: int | None
-    assumptions: tuple[str, ...]
-    tensors: Mapping[str, Weight]  # by the names of module.weights
-    keys: frozenset[str]  # of those tensors in the state dict
-    prefix: str  # of those keys
-    classifiers: tuple[str, ...] = ()  # names of linear layers that may lie beside it
-
-
-def title(name: str, notes: list[str]) -> str:
-    """'name', or 'name (note, note)'."""
-    return f"{name} ({', '.join(notes)})" if notes else name

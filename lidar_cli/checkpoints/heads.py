@@ -1,6 +1,7 @@
 """A projector from its weights: the layers of an MLP, read in the order of their index.
 
     2-D weight              Linear, with or without bias
+    weight_g, weight_v      Linear under weight norm: g v / |v|, row by row
     running_mean            BatchNorm1d, affine or not
     1-D weight, no mean     LayerNorm
     a gap in the numbers    an activation (and what does nothing in eval mode, such as dropout)
@@ -11,19 +12,14 @@ Which activation it is, and whether one follows the last layer, the weights do n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import nn
-
+from lidar_cli.checkpoints.spec import Shapes, batchnorm
 from lidar_cli.checkpoints.weights import some
 from lidar_cli.errors import CheckpointError
 
-Shapes = Mapping[str, tuple[int, ...]]
 Kind = Literal["linear", "batchnorm", "layernorm"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,27 @@ class Layer:
     has_weight: bool  # of a BatchNorm: affine
     has_bias: bool
     after_gap: bool  # an activation stands before it
+    weight_norm: bool = False  # a Linear whose weight is a length times a direction
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a layer that people count: a Linear."""
+        return self.kind == "linear"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of its tensors."""
+        if self.kind == "batchnorm":
+            names = batchnorm(str(self.index), self.out)
+            drop = () if self.has_weight else ("weight", "bias")
+            return {n: s for n, s in names.items() if n.rpartition(".")[2] not in drop}
+        found: dict[str, tuple[int, ...]] = {}
+        if self.weight_norm:
+            found = {"weight_g": (self.out, 1), "weight_v": (self.out, self.into)}
+        else:
+            found = {"weight": (self.out, self.into) if self.kind == "linear" else (self.out,)}
+        if self.has_bias:
+            found["bias"] = (self.out,)
+        return {f"{self.index}.{name}": shape for name, shape in found.items()}
 
 
 @dataclass(frozen=True)
@@ -66,22 +83,22 @@ class HeadSpec:
             notes.append("LayerNorm where the projector has a norm without statistics")
         return tuple(notes)
 
-    def build(self) -> nn.Sequential:
-        """The module, without weights; tensors are named as in the file, by index."""
-        activation = ACTIVATIONS["relu" if self.activation == "auto" else self.activation]
-        head = nn.Sequential()
-        with torch.device("meta"):
-            for layer in self.layers:
-                if layer.after_gap:
-                    head.add_module(f"act{layer.index}", activation())
-                head.add_module(str(layer.index), _module(layer))
-        return head
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors, named as in the file, by index."""
+        return {name: shape for layer in self.layers for name, shape in layer.shapes().items()}
 
 
 def plain_name(name: str) -> str:
-    """'0.weight' for '0.weight', 'layers.0.weight' and, where nothing is numbered, 'weight'."""
+    """'0.weight' for '0.weight', 'layers.0.weight' and, where nothing is numbered, 'weight'.
+
+    The two layouts of weight norm become one: weight_g [out, 1], weight_v [out, in].
+    """
     name = name.removeprefix("layers.")
-    return f"0.{name}" if name in ("weight", "bias") else name
+    for part, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        name = name.replace(f"parametrizations.weight.{part}", old)
+    if name.count(".") == 0:
+        return f"0.{name}"
+    return re.sub(r"^0+(?=\d)", "", name)
 
 
 def spec(shapes: Shapes, width: int, activation: str, origin: str) -> HeadSpec:
@@ -116,7 +133,8 @@ def spec(shapes: Shapes, width: int, activation: str, origin: str) -> HeadSpec:
 def _layer(
     index: int, shapes: dict[str, tuple[int, ...]], width: int, after_gap: bool, origin: str
 ) -> Layer:
-    weight = shapes.get("weight", ())
+    weight_norm = "weight_v" in shapes and "weight" not in shapes
+    weight = shapes.get("weight_v" if weight_norm else "weight", ())
     kind: Kind
     if "running_mean" in shapes:
         kind, into, out = "batchnorm", *(shapes["running_mean"] or (0,))[:1] * 2
@@ -134,12 +152,5 @@ def _layer(
             f"{origin}: layer {index} takes {into} numbers, but {width} come before it; expected a "
             "chain that begins at the backbone's width; name your own code with --model"
         )
-    return Layer(index, kind, into, out, "weight" in shapes, "bias" in shapes, after_gap)
-
-
-def _module(layer: Layer) -> nn.Module:
-    if layer.kind == "linear":
-        return nn.Linear(layer.into, layer.out, bias=layer.has_bias)
-    if layer.kind == "batchnorm":
-        return nn.BatchNorm1d(layer.out, affine=layer.has_weight)
-    return nn.LayerNorm(layer.out, bias=layer.has_bias)
+    has_weight, has_bias = "weight" in shapes, "bias" in shapes
+    return Layer(index, kind, into, out, has_weight, has_bias, after_gap, weight_norm)

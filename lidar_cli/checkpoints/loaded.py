@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.backbone import Backbone
+from lidar_cli.checkpoints.found import Description
 from lidar_cli.checkpoints.own_module import embed
-from lidar_cli.checkpoints.recognise import Description
 from lidar_cli.errors import SettingsError
 
 
@@ -57,9 +57,11 @@ class Loaded:
         return {layer: outputs[layer] for layer in layers}
 
     def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        outputs: dict[str, Any] = {"backbone": self.modules["backbone"](images)}
-        if "projector" in layers:
-            outputs["projector"] = self.modules["projector"](outputs["backbone"])
+        """Up to the last layer that is asked for; each takes what the one before gives."""
+        last = max(map(self.layers.index, layers))
+        outputs: dict[str, Any] = {}
+        for layer in self.layers[: last + 1]:
+            images = outputs[layer] = self.modules[layer](images)
         return outputs
 
 

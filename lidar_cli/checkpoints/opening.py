@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from lidar_cli.checkpoints import own_module
+from lidar_cli.checkpoints.head_module import build
 from lidar_cli.checkpoints.loaded import Loaded, LoadedModule
 from lidar_cli.checkpoints.read import read_checkpoint
 from lidar_cli.checkpoints.recognise import Description, find
@@ -15,27 +16,35 @@ from lidar_cli.errors import SettingsError
 
 
 def open_checkpoint(
-    path: Path, *, arch: str | None = None, model: str | None = None, activation: str = "auto"
+    path: Path,
+    *,
+    arch: str | None = None,
+    model: str | None = None,
+    activation: str = "auto",
+    format: str = "auto",
+    branch: str = "auto",
 ) -> Loaded:
     """A checkpoint, ready to embed images on the CPU; `to` moves it.
 
     arch: a timm name, where the weights do not tell. model: 'package.module:factory', the user's
-    own code. activation: inside the projector, 'relu', 'gelu' or 'auto' (ReLU, and noted).
-    Raises CheckpointError or NoWeights for the file, SettingsError for arch and model.
+    own code. activation: inside the projector, 'relu', 'gelu' or 'auto' (the format's, else ReLU,
+    and noted). format: of `lidar inspect --formats`. branch: 'student' or 'teacher'.
+    Raises CheckpointError or NoWeights for the file, SettingsError for the options.
     """
     path = Path(path)
     if arch is not None and model is not None:
         raise SettingsError("--arch and --model both name the architecture; give one of them")
     if model is not None:
         return _open_own(path, model)
-    found = find(path, read_checkpoint(path), arch=arch, activation=activation)
-    backbone = found.backbone.module
+    found = find(
+        path, read_checkpoint(path), arch=arch, activation=activation, format=format, branch=branch
+    )
+    backbone = found.backbone.build()
     fill(backbone.weights, found.backbone.tensors, f"{path}: {found.backbone.arch}")
     modules: dict[str, nn.Module] = {"backbone": backbone.eval()}
-    if found.projector is not None:
-        head = found.projector.build()
-        fill(head, found.projector_tensors, f"{path}: projector")
-        modules["projector"] = head
+    for layer, head in found.heads.items():
+        modules[layer] = build(head.spec)
+        fill(modules[layer], head.tensors, f"{path}: {layer}")
     return Loaded(found.description, modules)
 
 

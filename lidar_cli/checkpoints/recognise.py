@@ -1,239 +1,59 @@
-"""The names and shapes in a checkpoint -> its backbone and projector, and each tensor's place.
+"""The names and shapes in a checkpoint -> its backbone and heads, and each tensor's place.
 
-A family is told by its anchor, a tensor that each of its backbones has; what stands before it is
-the prefix, and the shapes under that prefix tell the sizes. Every other tensor of the state dict is
-a projector's, a linear classifier's, known noise, or an error: nothing is left out in silence.
+A described format (formats/) comes first, the more specific before the less; what none claims is
+read by the usual names (generic.py). Nothing is left out in silence, and torch is not needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import heads, resnet, vit
-from lidar_cli.checkpoints.backbone import FoundBackbone, Spec
-from lidar_cli.checkpoints.containers import StateDict, find_state_dict
-from lidar_cli.checkpoints.heads import HeadSpec
-from lidar_cli.checkpoints.weights import Weight, compare, shapes, shapes_of, size, some
+from lidar_cli.checkpoints import described, generic
+from lidar_cli.checkpoints.containers import find_state_dict
+from lidar_cli.checkpoints.families import NEXT
+from lidar_cli.checkpoints.found import Description, Found
 from lidar_cli.errors import CheckpointError
 
-PREFIXES = ("backbone", "encoder")  # the names that win where several backbones are found
-PROJECTORS = ("projector", "projection_head", "projection", "head", "fc")
-CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier")
-NOISE = ("n_averaged", "total_ops", "total_params")  # of averaged models, and of profilers
-NEXT = "name the architecture with --arch or your own code with --model"
+__all__ = ["NEXT", "Description", "Found", "find", "recognise"]
 
 
-@dataclass(frozen=True)
-class Description:
-    """What was recognised; needs no tensor's values."""
-
-    format: str
-    arch: str
-    image_size: int | None  # pixels a side, None where the weights do not tell
-    widths: dict[str, int]  # layer -> length of its embedding
-    container: str  # keys down to the state dict, with dots; '' for the file itself
-    prefix: str  # of the backbone in it
-    ignored: tuple[str, ...]  # known modules and tensors that are not used
-    parameters: int  # numbers in the tensors used, without BatchNorm's statistics
-    assumptions: tuple[str, ...] = ()  # what the weights do not tell
-
-
-@dataclass(frozen=True)
-class Found:
-    """A description, and the tensors by the names of the modules that they fill."""
-
-    description: Description
-    backbone: FoundBackbone
-    projector: HeadSpec | None
-    projector_tensors: Mapping[str, Weight]
-
-
-@dataclass(frozen=True)
-class Family:
-    """A kind of backbone, and how its names tell it."""
-
-    format: str
-    anchor: str
-    rename: Callable[[str], str]  # a name in the file -> the name that `spec` knows
-    spec: Callable[[Mapping[str, tuple[int, ...]], str], Spec]
-
-
-FAMILIES = (
-    Family("ResNet state dict", resnet.ANCHOR, str, resnet.spec),
-    Family("timm ViT state dict", vit.ANCHOR, str, vit.spec),
-    Family("torchvision ViT state dict", vit.TORCHVISION_ANCHOR, vit.from_torchvision, vit.spec),
-)
-
-
-def recognise(path: Path, tree: Mapping[str, Any], *, arch: str | None = None) -> Description:
+def recognise(
+    path: Path,
+    tree: Mapping[str, Any],
+    *,
+    arch: str | None = None,
+    format: str = "auto",
+    branch: str = "auto",
+) -> Description:
     """What a checkpoint holds.
 
-    tree: of `read_checkpoint`. arch: a timm name that overrules what the shapes tell.
+    tree: of `read_checkpoint`. arch: a timm name that overrules what the shapes tell. format: the
+    name of a described format, or 'plain' for none of them. branch: 'student' or 'teacher'.
     Raises NoWeights if nothing in it is a weight, CheckpointError if it is not understood, and
-    SettingsError for an arch that timm does not know.
+    SettingsError for an arch that timm does not know, or an unknown format or branch.
     """
-    return find(path, tree, arch=arch).description
+    return find(path, tree, arch=arch, format=format, branch=branch).description
 
 
 def find(
-    path: Path, tree: Mapping[str, Any], *, arch: str | None = None, activation: str = "auto"
+    path: Path,
+    tree: Mapping[str, Any],
+    *,
+    arch: str | None = None,
+    activation: str = "auto",
+    format: str = "auto",
+    branch: str = "auto",
 ) -> Found:
-    """Backbone and projector of a checkpoint, with the place of all tensors; see `recognise`."""
-    state = find_state_dict(path, tree)
-    if arch is None:
-        backbone = _by_shapes(path, state)
-    else:
-        from lidar_cli.checkpoints.timm_arch import by_name
-
-        backbone = by_name(path, state, arch)
-    left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
-    ignored = _take_ignored(left, _levels(backbone.prefix), CLASSIFIERS + backbone.classifiers)
-    width = backbone.module.width
-    projector, projector_tensors = _take_projector(
-        path, left, _levels(backbone.prefix), width, activation
-    )
-    unknown = [state.originals[name] for name in left] + list(state.others)
-    if unknown:
+    """Backbone and heads of a checkpoint, with the place of all tensors; see `recognise`."""
+    described.check_branch(branch)
+    match = described.match(path, tree, format)
+    if match is not None:
+        return described.find(path, match, arch, activation, branch)
+    found = generic.find(path, find_state_dict(path, tree), arch, activation)
+    if described.BRANCHES[branch] == "teacher":
         raise CheckpointError(
-            f"{path}: {len(unknown)} entries beside the {backbone.arch} are not understood: "
-            f"{some(unknown)}; expected at most a projector and a linear classifier; {NEXT}"
+            f"{path}: no branch {branch!r} in this checkpoint; it has encoder: leave --branch out"
         )
-    used = [*backbone.tensors.items(), *projector_tensors.items()]
-    description = Description(
-        format=backbone.format,
-        arch=backbone.arch,
-        image_size=backbone.image_size,
-        widths={"backbone": width} | ({"projector": projector.width} if projector else {}),
-        container=state.container,
-        prefix=_original_prefix(backbone, state),
-        ignored=ignored,
-        parameters=sum(size(t) for name, t in used if not _is_statistic(name)),
-        assumptions=backbone.assumptions + (projector.assumptions if projector else ()),
-    )
-    return Found(description, backbone, projector, projector_tensors)
-
-
-def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
-    """The backbone whose anchor is in the state dict."""
-    family, prefix = _family(path, state)
-    by_name = {
-        family.rename(key.removeprefix(prefix)): key
-        for key in state.tensors
-        if key.startswith(prefix)
-    }
-    all_shapes = {name: tuple(state.tensors[key].shape) for name, key in by_name.items()}
-    spec = family.spec(all_shapes, str(path))
-    try:
-        module = spec.build()
-    except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
-        # Single shapes look right and do not go together, such as heads that divide no width.
-        raise CheckpointError(
-            f"{path}: the shapes of its tensors form no {spec.arch}; {NEXT}"
-        ) from error
-    expected = shapes(module.weights)
-    keys = {name: by_name[name] for name in expected if name in by_name}
-    tensors = {name: state.tensors[key] for name, key in keys.items()}
-    compare(expected, shapes_of(tensors), f"{path}: {spec.arch}")
-    return FoundBackbone(
-        module=module,
-        format=family.format,
-        arch=spec.arch,
-        image_size=spec.image_size,
-        assumptions=spec.assumptions,
-        tensors=tensors,
-        keys=frozenset(keys.values()),
-        prefix=prefix,
-    )
-
-
-def _family(path: Path, state: StateDict) -> tuple[Family, str]:
-    """The family and the prefix of the one backbone, or the one under a usual prefix."""
-    found = [
-        (family, key.removesuffix(family.anchor))
-        for family in FAMILIES
-        for key in state.tensors
-        if key == family.anchor or key.endswith(f".{family.anchor}")
-    ]
-    usual = [place for place in found if set(place[1].split(".")[:-1]) <= set(PREFIXES)]
-    if len(found) > 1 and len(usual) == 1:
-        found = usual
-    if not found:
-        raise CheckpointError(
-            f"{path}: {len(state.tensors)} tensors such as {some(state.originals.values())} "
-            f"form no known backbone; expected a ResNet or a ViT by torchvision's or timm's names; "
-            f"{NEXT}"
-        )
-    if len(found) > 1:
-        prefixes = some([prefix or "(none)" for _, prefix in found])
-        raise CheckpointError(
-            f"{path}: {len(found)} backbones, under the prefixes {prefixes}; expected one; "
-            "save the state dict of one of them alone"
-        )
-    return found[0]
-
-
-def _original_prefix(backbone: FoundBackbone, state: StateDict) -> str:
-    """The prefix with what wrappers added to it: 'module.backbone.' rather than 'backbone.'."""
-    key = min(backbone.keys)
-    return state.originals[key].removesuffix(key.removeprefix(backbone.prefix))
-
-
-def _levels(prefix: str) -> list[str]:
-    """The prefix and all shorter ones: 'a.b.' -> ['', 'a.', 'a.b.']."""
-    parts = prefix.split(".")[:-1]
-    return ["".join(f"{part}." for part in parts[:i]) for i in range(len(parts) + 1)]
-
-
-def _take_ignored(
-    left: dict[str, Weight], levels: list[str], classifiers: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Remove linear classifiers and noise from what is left, and name them."""
-    ignored = []
-    for module in (level + name for level in levels for name in dict.fromkeys(classifiers)):
-        group = {key for key in left if key.startswith(f"{module}.")}
-        weight = left.get(f"{module}.weight")
-        linear = group <= {f"{module}.weight", f"{module}.bias"}
-        if linear and weight is not None and len(weight.shape) == 2:
-            ignored.append(module)
-            for key in group:
-                del left[key]
-    for key in [key for key in left if key.rpartition(".")[2] in NOISE]:
-        ignored.append(key)
-        del left[key]
-    return tuple(ignored)
-
-
-def _take_projector(
-    path: Path, left: dict[str, Weight], levels: list[str], width: int, activation: str
-) -> tuple[HeadSpec | None, dict[str, Weight]]:
-    """Remove the projector from what is left; None if there is none."""
-    modules = [
-        level + name
-        for level in levels
-        for name in PROJECTORS
-        if any(key.startswith(f"{level}{name}.") for key in left)
-    ]
-    if not modules:
-        return None, {}
-    if len(modules) > 1:
-        raise CheckpointError(
-            f"{path}: {len(modules)} projectors, {some(modules)}; expected one; "
-            "name your own code with --model"
-        )
-    keys = [key for key in left if key.startswith(f"{modules[0]}.")]
-    tensors = {heads.plain_name(key.removeprefix(f"{modules[0]}.")): left[key] for key in keys}
-    origin = f"{path}: {modules[0]}"
-    if len(tensors) < len(keys):
-        raise CheckpointError(f"{origin}: two layers have one number: {some(keys, 6)}; {NEXT}")
-    for key in keys:
-        del left[key]
-    head = heads.spec(shapes_of(tensors), width, activation, origin)
-    compare(shapes(head.build()), shapes_of(tensors), origin)
-    return head, tensors
-
-
-def _is_statistic(name: str) -> bool:
-    return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
+    return found

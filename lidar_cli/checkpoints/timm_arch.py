@@ -13,8 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints import vit
-from lidar_cli.checkpoints.backbone import Backbone, FoundBackbone
+from lidar_cli.checkpoints.backbone import Backbone
 from lidar_cli.checkpoints.containers import StateDict
+from lidar_cli.checkpoints.spec import FoundBackbone
 from lidar_cli.checkpoints.weights import Weight, compare, materialised, shapes, shapes_of
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.settings import nearest
@@ -92,7 +93,8 @@ def by_name(path: Path, state: StateDict, arch: str) -> FoundBackbone:
     backbone = TimmBackbone(model, arch)
     classifier = model.pretrained_cfg.get("classifier") or ()
     return FoundBackbone(
-        module=backbone,
+        build=lambda: backbone,
+        width=backbone.width,
         format="timm model",
         arch=arch,
         image_size=backbone.image_size,

@@ -2,7 +2,8 @@
 
 The number of heads is not in the shapes: it is the usual one for the width. Every family read here
 has a LayerNorm eps of 1e-6. A class token is the embedding where there is one and no norm after
-pooling (`fc_norm`); else it is the mean of the patch tokens.
+pooling (`fc_norm`); else it is the mean of the patch tokens. This file needs no torch; the module
+is in vit_module.py.
 """
 
 from __future__ import annotations
@@ -11,13 +12,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from lidar_cli.checkpoints.backbone import Backbone, title
+from lidar_cli.checkpoints.spec import title
 from lidar_cli.errors import CheckpointError
 
 ANCHOR = "blocks.0.attn.qkv.weight"
@@ -96,13 +92,49 @@ class ViTSpec:
         usual = f"{self.heads} attention heads, as usual for width {self.width}"
         return () if self.heads_known else (usual,)
 
-    def build(self) -> ViT:
-        """The module, without weights. Imports timm."""
-        try:
-            with torch.device("meta"):
-                return ViT(self)
-        except RuntimeError:  # older timm reads numbers from a tensor while it builds
-            return ViT(self)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors of the module, by timm's names."""
+        width = self.width
+        tokens = self.grid**2
+        if self.embeds_prefix:
+            tokens += self.registers + int(self.class_token)
+        found: dict[str, tuple[int, ...]] = {"pos_embed": (1, tokens, width)}
+        if self.class_token:
+            found["cls_token"] = (1, 1, width)
+        if self.registers:
+            found["reg_token"] = (1, self.registers, width)
+        found["patch_embed.proj.weight"] = (width, 3, self.patch, self.patch)
+        if not self.pre_norm:
+            found["patch_embed.proj.bias"] = (width,)
+        norms = {"norm_pre": self.pre_norm, "fc_norm": self.fc_norm}
+        norms["norm"] = self.final_norm and not self.fc_norm
+        for name in [name for name, there in norms.items() if there]:
+            found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+        for index in range(self.depth):
+            found |= {f"blocks.{index}.{name}": shape for name, shape in self._block().items()}
+        return found
+
+    def _block(self) -> dict[str, tuple[int, ...]]:
+        width, mlp = self.width, self.mlp
+        found: dict[str, tuple[int, ...]] = {}
+        for name, out, into, bias in (
+            ("attn.qkv", 3 * width, width, self.qkv_bias),
+            ("attn.proj", width, width, self.proj_bias),
+            ("mlp.fc1", mlp, width, self.proj_bias),
+            ("mlp.fc2", width, mlp, self.proj_bias),
+        ):
+            found[f"{name}.weight"] = (out, into)
+            if bias:
+                found[f"{name}.bias"] = (out,)
+        for name in ("norm1", "norm2"):
+            found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+        if self.qk_norm:
+            for name in ("attn.q_norm", "attn.k_norm"):
+                size = width // self.heads
+                found |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+        if self.layer_scale:
+            found |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
+        return found
 
 
 def spec(shapes: Mapping[str, tuple[int, ...]], origin: str) -> ViTSpec:
@@ -183,77 +215,3 @@ def _grid(shapes: Mapping[str, tuple[int, ...]], origin: str) -> tuple[int, bool
         f"{origin}: the position embedding of the ViT, pos_embed, has {length} tokens; expected a "
         f"square number, with or without {prefix} more; name the architecture with --arch"
     )
-
-
-class ViT(Backbone):
-    """timm's VisionTransformer, pooled to one vector an image, at any multiple of the patch."""
-
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        from timm.models.vision_transformer import VisionTransformer
-
-        pooled = spec.fc_norm or not spec.class_token
-        self.width = spec.width
-        self.model: Any = VisionTransformer(
-            img_size=spec.image_size,
-            patch_size=spec.patch,
-            num_classes=0,
-            global_pool="avg" if pooled else "token",
-            embed_dim=spec.width,
-            depth=spec.depth,
-            num_heads=spec.heads,
-            mlp_ratio=(spec.mlp + 0.5) / spec.width,  # timm rounds the product down
-            qkv_bias=spec.qkv_bias,
-            qk_norm=spec.qk_norm,
-            proj_bias=spec.proj_bias,
-            init_values=1.0 if spec.layer_scale else None,
-            class_token=spec.class_token,
-            no_embed_class=not spec.embeds_prefix,
-            reg_tokens=spec.registers,
-            pre_norm=spec.pre_norm,
-            final_norm=spec.final_norm,
-            fc_norm=spec.fc_norm,
-            weight_init="skip",
-            norm_layer=partial(nn.LayerNorm, eps=EPS),
-        )
-        self.patch = spec.patch
-        self.size = spec.image_size
-        self.prefix = spec.registers + int(spec.class_token) if spec.embeds_prefix else 0
-        self.trained: tuple[int, Tensor] | None = None  # grid and positions as in the file
-
-    @property
-    def weights(self) -> nn.Module:
-        """timm's module, which has the names of the spec."""
-        return self.model  # type: ignore[no-any-return]
-
-    def set_image_size(self, size: int) -> None:
-        """Resample the position embedding of the file to images of `size` pixels a side.
-
-        Raises CheckpointError unless that is a multiple of the patch size.
-        """
-        if size < 1 or size % self.patch:
-            raise CheckpointError(
-                f"image size {size} is not a multiple of the ViT's patch size {self.patch}; "
-                f"use --image-size {max(1, round(size / self.patch)) * self.patch}"
-            )
-        if size == self.size:
-            return
-        from timm.layers.pos_embed import resample_abs_pos_embed
-
-        if self.trained is None:
-            self.trained = (self.size // self.patch, self.model.pos_embed.detach().cpu().clone())
-        grid, positions = self.trained  # always from these: resampling twice would blur
-        positions = resample_abs_pos_embed(
-            positions,
-            new_size=[size // self.patch] * 2,
-            old_size=[grid, grid],
-            num_prefix_tokens=self.prefix,
-        ).to(self.model.pos_embed.device)
-        self.model.patch_embed.set_input_size((size, size))
-        self.model.pos_embed = nn.Parameter(positions, requires_grad=False)
-        self.size = size
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
-        embeddings: Tensor = self.model(images)
-        return embeddings

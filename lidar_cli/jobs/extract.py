@@ -43,8 +43,8 @@ from lidar_cli.jobs.ahead import ahead
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
-from lidar_cli.settings import EMBEDDED, ExtractSettings, SampleSettings
-from lidar_cli.views import Views, find_recipe
+from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings, SampleSettings
+from lidar_cli.views import Recipe, Views, find_recipe
 
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 DEFAULT_IMAGE_SIZE = 224
@@ -95,7 +95,7 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     and the samples are known by their content. Our own version stays, since it may change a view.
     """
     told: dict[str, Any] = json.loads(json.dumps(provenance))
-    for name in ("checkpoint", "data", "assumptions", "batch_size", "device"):
+    for name in ("checkpoint", "data", "assumptions", "layer_reason", "batch_size", "device"):
         told.pop(name, None)
     versions = told.pop("versions", None)
     if isinstance(versions, dict):
@@ -135,17 +135,28 @@ def extract_checkpoint(
     if not settings.resume:
         check_absent(output, settings.overwrite)
     device = find_device(settings.device)
-    find_recipe(
-        settings.views, settings.pixel_stats, settings.recipe
-    )  # a mistyped name is told before the work
-    loaded = open_checkpoint(
-        checkpoint, arch=settings.arch, model=settings.model, activation=settings.activation
-    ).to(device)
+    # Before the work: a mistyped name, or an unknown key of a [recipe] table, is told at once.
+    find_recipe(settings.views, settings.pixel_stats, settings.recipe)
+    loaded = open_with(checkpoint, settings).to(device)
     samples = open_samples(settings)
     tell_if_embedded(samples, watcher)
     digest = sha256(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
+    if plan.provenance["layer_reason"]:
+        watcher.note(f"{checkpoint}: {plan.provenance['layer_reason']}")
     return run(plan, loaded, samples, settings, output, device, watcher)
+
+
+def open_with(checkpoint: Path, settings: ModelSettings) -> Loaded:
+    """A checkpoint, opened as the settings say; raises what `open_checkpoint` raises."""
+    return open_checkpoint(
+        checkpoint,
+        arch=settings.arch,
+        model=settings.model,
+        activation=settings.activation,
+        format=settings.format,
+        branch=settings.branch,
+    )
 
 
 def stem(checkpoint: Path) -> str:
@@ -182,6 +193,27 @@ def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
+    """The recipe that is asked for; for auto that of the method which trained the checkpoint.
+
+    Raises SettingsError for a name or a [recipe] key that is not known.
+    """
+    stats: str = settings.pixel_stats
+    if stats == "auto" and description.pixel_stats != "imagenet":
+        stats = description.pixel_stats
+    name = settings.views
+    if name == "auto" and settings.recipe is None and description.recipe is not None:
+        name = description.recipe
+    return find_recipe(name, stats, settings.recipe)
+
+
+def layer_reason(asked: str, available: Sequence[str]) -> str | None:
+    """Why another layer than the projector was chosen, None if nothing need be said."""
+    if asked != "auto" or "projector" in available:
+        return None
+    return "holds no projector, so the backbone is embedded"
+
+
 def make_plan(
     description: Description,
     path: str,
@@ -201,7 +233,7 @@ def make_plan(
     clean = n if settings.clean_samples is None else settings.clean_samples
     if clean < n:
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
-    recipe = find_recipe(settings.views, settings.pixel_stats, settings.recipe)
+    recipe = choose_recipe(settings, description)
     size = _image_size(settings, description.image_size, samples)
     layers = choose_layers(settings.layer, list(description.widths))
     widths = {layer: description.widths[layer] for layer in layers}
@@ -210,11 +242,12 @@ def make_plan(
         "sha256": digest,
         "model_format": description.format,
         "architecture": description.arch,
-        "branch": "encoder",
-        "activation": "relu" if settings.activation == "auto" else settings.activation,
+        "branch": description.branch,
+        "activation": settings.activation,
         "assumptions": list(description.assumptions),
         "source_sha256": own_source(settings.model),
         "layers": layers,
+        "layer_reason": layer_reason(settings.layer, list(description.widths)),
         "data": samples.data,
         "samples_sha256": samples.fingerprint,
         "n_samples": n,

@@ -32,6 +32,7 @@ from lidar_cli.jobs.extract import (
     Plan,
     identity,
     make_plan,
+    open_with,
     run,
     stem,
     tell_if_embedded,
@@ -253,7 +254,8 @@ class _Job:
         if self.settings.model is not None:
             return open_checkpoint(path, model=self.settings.model).description
         tree = read_checkpoint(path)
-        return recognise(path, tree, arch=self.settings.arch)
+        asked = self.settings
+        return recognise(path, tree, arch=asked.arch, format=asked.format, branch=asked.branch)
 
     def _layer(self) -> str:
         """The one layer that is compared: projector if every file has one, else backbone."""
@@ -268,7 +270,11 @@ class _Job:
             if told.get("sha256") not in self.checkpoints
         ]
         every = [*(set(keys) for keys in widths), *stored]
-        return "projector" if all("projector" in layers for layers in every) else "backbone"
+        without = sum("projector" not in layers for layers in every)
+        if without:
+            of = f"{without} of {len(every)} files" if without < len(every) else "the files"
+            self.watcher.note(f"{of} hold no projector, so the backbone of all is compared")
+        return "backbone" if without else "projector"
 
     def _score_checkpoint(self, found: _Checkpoint, layer: str, samples: Samples) -> set[Path]:
         """Score one checkpoint from features that exist, or extract them. The files it used."""
@@ -302,12 +308,7 @@ class _Job:
         settings: ExtractSettings,
         output: Path,
     ) -> None:
-        loaded = open_checkpoint(
-            checkpoint,
-            arch=self.settings.arch,
-            model=self.settings.model,
-            activation=self.settings.activation,
-        ).to(self.device)
+        loaded = open_with(checkpoint, self.settings).to(self.device)
         settings = replace(settings, overwrite=output.exists())
         try:
             run(plan, loaded, samples, settings, output, self.device, self.watcher)

@@ -1,0 +1,113 @@
+"""Kinds of backbones, and how names and shapes tell one.
+
+A family is told by its anchor, a tensor that each of its backbones has. Its module is named, not
+imported, so that one that imports torch costs nothing to those that do not. A new architecture is
+a module with `spec(shapes, origin)` and an entry in FAMILIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lidar_cli.checkpoints import resnet_spec, vit
+from lidar_cli.checkpoints.spec import FoundBackbone, Shapes, Spec
+from lidar_cli.checkpoints.weights import Weight, compare, shapes, shapes_of
+from lidar_cli.errors import CheckpointError
+
+NEXT = "name the architecture with --arch or your own code with --model"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of backbone, and how its names tell it. Modules and functions are of this package."""
+
+    title: str  # of a file in which nothing tells a system
+    anchor: str  # a tensor's name, as in the file
+    module: str  # where `function` and `rename` are
+    function: str = "spec"  # from shapes and the file's name to a Spec
+    rename: str = ""  # from a name in the file to the one that the spec knows; '' for the same
+    builder: str = ""  # module with `build(spec)`; '' where the spec builds itself
+    special: bool = False  # where it is found, families that are not say too little
+    noise: tuple[str, ...] = ()  # beginnings of names that only training needs
+
+    def spec(self, found: Shapes, origin: str) -> Spec:
+        """What the shapes tell; raises CheckpointError if they fit none."""
+        spec: Spec = getattr(_module(self.module), self.function)(found, origin)
+        return spec
+
+    def renamed(self, name: str) -> str:
+        """The name that the spec knows."""
+        new: str = getattr(_module(self.module), self.rename)(name) if self.rename else name
+        return new
+
+    def build(self, spec: Any) -> Any:
+        """The module of a spec, a Backbone without weights. Imports torch."""
+        return _module(self.builder).build(spec) if self.builder else spec.build()
+
+
+def _module(name: str) -> Any:
+    return import_module(f"lidar_cli.checkpoints.{name}")
+
+
+FAMILIES: dict[str, Family] = {
+    "resnet": Family("ResNet state dict", resnet_spec.ANCHOR, "resnet_spec", builder="resnet"),
+    "vit": Family("timm ViT state dict", vit.ANCHOR, "vit", builder="vit_module"),
+    "torchvision-vit": Family(
+        "torchvision ViT state dict",
+        vit.TORCHVISION_ANCHOR,
+        "vit",
+        rename="from_torchvision",
+        builder="vit_module",
+    ),
+}
+
+
+def backbone_of(
+    path: Path,
+    family: Family,
+    by_name: Mapping[str, str],
+    tensors: Mapping[str, Weight],
+    prefix: str,
+    adjust: Callable[[Spec], Spec] = lambda spec: spec,
+) -> FoundBackbone:
+    """The backbone of a family, and which of the named tensors are its own.
+
+    by_name: names that `spec` knows -> keys of `tensors`. adjust: adds what is known besides.
+    Raises CheckpointError if the shapes fit no backbone of the family, or tensors are missing.
+    """
+    spec = adjust(family.spec({name: tuple(tensors[key].shape) for name, key in by_name.items()},
+                              str(path)))  # fmt: skip
+
+    def guarded(make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
+            # Single shapes look right and do not go together, such as heads that divide no width.
+            raise CheckpointError(
+                f"{path}: the shapes of its tensors form no {spec.arch}; {NEXT}"
+            ) from error
+
+    def told() -> Shapes:
+        tell = getattr(spec, "shapes", None)
+        return tell() if tell is not None else shapes(family.build(spec).weights)
+
+    expected = guarded(told)
+    keys = {name: by_name[name] for name in expected if name in by_name}
+    own = {name: tensors[key] for name, key in keys.items()}
+    compare(expected, shapes_of(own), f"{path}: {spec.arch}")
+    return FoundBackbone(
+        build=lambda: guarded(lambda: family.build(spec)),
+        width=spec.width,
+        format=family.title,
+        arch=spec.arch,
+        image_size=spec.image_size,
+        assumptions=spec.assumptions,
+        tensors=own,
+        keys=frozenset(keys.values()),
+        prefix=prefix,
+        noise=tuple(prefix + name for name in family.noise),
+    )

@@ -1,0 +1,16 @@
+"""The formats that are recognised by more than their backbone: one description each.
+
+A new one is a `Format` in the file of its family of repositories, and nothing else; FORMATS is the
+table that recognition walks and `lidar inspect --formats` prints.
+"""
+
+from lidar_cli.checkpoints.formats.contrastive import CONTRASTIVE
+from lidar_cli.checkpoints.formats.distillation import DISTILLATION
+from lidar_cli.checkpoints.formats.format import Branch, Format, Head, numbered
+from lidar_cli.checkpoints.formats.libraries import LIBRARIES
+from lidar_cli.checkpoints.formats.masked import MASKED
+from lidar_cli.checkpoints.formats.vissl import VISSL
+
+__all__ = ["FORMATS", "Branch", "Format", "Head", "numbered"]
+
+FORMATS: tuple[Format, ...] = (*CONTRASTIVE, *DISTILLATION, *VISSL, *MASKED, *LIBRARIES)

@@ -1,0 +1,151 @@
+"""SimCLR's ports, VICReg, Barlow Twins, MoCo, SwAV: joint embeddings of two or more crops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head, numbered
+
+VICREG = Format(
+    name="vicreg",
+    title="facebookresearch/vicreg",
+    example="model.pth, resnet50_fullckpt.pth",
+    source="main_vicreg.py, resnet.py",
+    # The last of the three Linear layers has no bias, which sets it apart from ports.
+    marks=(r"backbone\.conv1\.weight$", r"projector\.0\.bias$", r"projector\.6\.weight$"),
+    lacks=(r"projector\.6\.bias$", r"bn\.", r".*classifier"),
+    roots=("model", ""),
+    branches=(Branch("encoder", "backbone.", Head("projector.")),),
+    recipe="vicreg",
+    backbones=("resnet",),
+)
+
+BARLOW = Format(
+    name="barlow",
+    title="facebookresearch/barlowtwins",
+    example="checkpoint.pth",
+    source="main.py",
+    marks=(r"backbone\.conv1\.weight$", r"projector\.0\.weight$", r"bn\.running_mean$"),
+    lacks=(r"projector\.0\.bias$", r"bn\.weight$"),
+    roots=("model", ""),
+    branches=(Branch("encoder", "backbone.", Head("projector.")),),
+    recipe="barlow",
+    backbones=("resnet",),
+    noise=(r"bn\.",),  # standardises the output inside the loss
+)
+
+STHALLES = Format(
+    name="simclr-sthalles",
+    title="sthalles/SimCLR",
+    example="checkpoint_0100.pth.tar",
+    source="models/resnet_simclr.py, simclr.py",
+    marks=(r"backbone\.conv1\.weight$", r"backbone\.fc\.0\.weight$", r"backbone\.fc\.2\.weight$"),
+    lacks=(r"projector\.", r"head\."),
+    branches=(Branch("encoder", "backbone.", Head("backbone.fc.")),),
+    recipe="simclr",
+    backbones=("resnet",),
+    pixel_stats="unit",
+)
+
+SPIJKERVET = Format(
+    name="simclr-spijkervet",
+    title="Spijkervet/SimCLR",
+    example="checkpoint_100.tar",
+    source="simclr/simclr.py, model.py",
+    marks=(r"encoder\.conv1\.weight$", r"projector\.0\.weight$", r"projector\.2\.weight$"),
+    lacks=(r"projector\.[02]\.bias$", r"classifier\.", r"momentum_"),
+    roots=("",),
+    branches=(Branch("encoder", "encoder.", Head("projector.")),),
+    recipe="simclr",
+    backbones=("resnet",),
+    pixel_stats="unit",
+)
+
+ATANOV = Format(
+    name="simclr-atanov",
+    title="AndrewAtanov/simclr-pytorch",
+    example="checkpoint-100000.pth.tar",
+    source="models/encoder.py, models/ssl.py",
+    marks=(r"convnet\.conv1\.weight$", r"projection\.fc1\.weight$", r"projection\.bn2\."),
+    branches=(
+        Branch(
+            "encoder",
+            "convnet.",
+            Head("projection.", rename=numbered(["fc1", "bn1", "-", "fc2", "bn2"])),
+        ),
+    ),
+    recipe="simclr",
+    backbones=("resnet",),
+    cifar_padding=1,
+    noise=(r"convnet\.fc\.",),  # made by torchvision, never used
+    pixel_stats="unit",
+)
+
+MOCO_V1 = Format(
+    name="moco-v1",
+    title="facebookresearch/moco, v1",
+    example="checkpoint_0199.pth.tar",
+    source="moco/builder.py, main_moco.py",
+    marks=(r"encoder_q\.conv1\.weight$", r"encoder_q\.fc\.weight$"),
+    branches=(
+        Branch("student", "encoder_q.", Head("encoder_q.fc.")),
+        Branch("teacher", "encoder_k.", Head("encoder_k.fc.")),
+    ),
+    recipe="moco-v1",
+    backbones=("resnet",),
+    noise=(r"queue(_ptr)?$",),
+)
+
+MOCO_V2 = dataclasses.replace(
+    MOCO_V1,
+    name="moco-v2",
+    title="facebookresearch/moco, v2",
+    marks=(r"encoder_q\.conv1\.weight$", r"encoder_q\.fc\.0\.weight$"),
+    recipe="moco-v2",
+)
+
+MOCO_V3_VIT = Format(
+    name="moco-v3-vit",
+    title="facebookresearch/moco-v3, ViT",
+    example="vit-s-300ep.pth.tar",
+    source="moco/builder.py, vits.py",
+    marks=(r"base_encoder\.patch_embed\.", r"base_encoder\.head\.0\.weight$"),
+    branches=(
+        Branch("student", "base_encoder.", Head("base_encoder.head."), Head("predictor.")),
+        Branch("teacher", "momentum_encoder.", Head("momentum_encoder.head.")),
+    ),
+    recipe="moco-v3",
+    backbones=("vit",),
+    heads=((192, 12), (384, 12), *USUAL_HEADS[2:]),  # 12 heads in the small one too
+)
+
+MOCO_V3_RESNET = dataclasses.replace(
+    MOCO_V3_VIT,
+    name="moco-v3-resnet",
+    title="facebookresearch/moco-v3, ResNet",
+    example="r-50-300ep.pth.tar",
+    marks=(r"base_encoder\.conv1\.weight$", r"base_encoder\.fc\.0\.weight$"),
+    branches=(
+        Branch("student", "base_encoder.", Head("base_encoder.fc."), Head("predictor.")),
+        Branch("teacher", "momentum_encoder.", Head("momentum_encoder.fc.")),
+    ),
+    backbones=("resnet",),
+    heads=(),
+)
+
+SWAV = Format(
+    name="swav",
+    title="facebookresearch/swav, DeepCluster v2 too",
+    example="checkpoint.pth.tar, swav_800ep_pretrain.pth.tar",
+    source="src/resnet50.py, main_swav.py, main_deepclusterv2.py",
+    marks=(r"conv1\.weight$", r"projection_head\.0\.weight$", r"prototypes\."),
+    branches=(Branch("encoder", "", Head("projection_head.")),),
+    recipe="swav",
+    backbones=("resnet",),
+    noise=(r"prototypes\.",),
+)
+
+CONTRASTIVE = (
+    VICREG, BARLOW, STHALLES, SPIJKERVET, ATANOV, MOCO_V1, MOCO_V2, MOCO_V3_VIT, MOCO_V3_RESNET,
+    SWAV,
+)  # fmt: skip

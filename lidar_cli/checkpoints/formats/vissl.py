@@ -1,0 +1,100 @@
+"""VISSL: one container for every method; the heads, and the loss's state, tell which it is.
+
+The layers of head i are numbered i * 10 + their place in it, which leaves a gap, an activation,
+between two heads, where VISSL's own MLP ends with one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head
+
+BASE = "classy_state_dict.base_model.model"
+INSIDE = (
+    (f"{BASE}.trunk", "trunk."),
+    (f"{BASE}.heads", "heads."),
+    ("classy_state_dict.loss", "loss."),
+    ("loss", "loss."),
+)
+TRUNK = r"trunk\..*"
+NUMBERS = (r"(\d+)\.(?:clf|projection_head|mlp)\.(\d+)\.", r"\1\2.")
+PROTOTYPES = (r"\d+\.prototypes\d+\.",)
+
+
+def head(prefix: str, activation: str = "relu") -> Head:
+    """All heads in a row, up to the prototypes."""
+    return Head(prefix, rename=(NUMBERS,), activation=activation, after=PROTOTYPES)
+
+
+PLAIN = Format(
+    name="vissl",
+    title="facebookresearch/vissl, without a known head",
+    example="model_final_checkpoint_phase99.torch",
+    source="utils/checkpoint.py, models/base_ssl_model.py",
+    marks=(TRUNK,),
+    inside=INSIDE,
+    branches=(Branch("encoder", "trunk.", head("heads.")),),
+    recipe="simclr-vissl",
+    rename=((r"(?:base_model\.)?_feature_blocks\.", ""),),
+    heads=USUAL_HEADS,
+    noise=(r"loss\.",),
+)
+
+SIMCLR = dataclasses.replace(
+    PLAIN,
+    name="vissl-simclr",
+    title="facebookresearch/vissl, SimCLR",
+    source="models/heads/mlp.py, configs/config/pretrain/simclr",
+    marks=(TRUNK, r"heads\.0\.clf\.0\."),
+)
+
+BARLOW = dataclasses.replace(
+    PLAIN,
+    name="vissl-barlow",
+    title="facebookresearch/vissl, Barlow Twins",
+    source="models/heads/mlp.py, configs/config/pretrain/barlow_twins",
+    marks=(TRUNK, r"heads\.0\.clf\.0\.", r"heads\.0\.clf\.1\.running_mean$"),
+    recipe="barlow",
+)
+
+MOCO = dataclasses.replace(
+    PLAIN,
+    name="vissl-moco",
+    title="facebookresearch/vissl, MoCo",
+    source="losses/moco_loss.py, hooks/moco_hooks.py",
+    marks=(TRUNK, r"heads\.0\.clf\.0\.", r"loss\.moco_encoder\.trunk\."),
+    branches=(
+        Branch("student", "trunk.", head("heads.")),
+        Branch("teacher", "loss.moco_encoder.trunk.", head("loss.moco_encoder.heads.")),
+    ),
+    recipe="moco-v2",
+)
+
+SWAV = dataclasses.replace(
+    PLAIN,
+    name="vissl-swav",
+    title="facebookresearch/vissl, SwAV",
+    source="models/heads/swav_prototypes_head.py, configs/config/pretrain/swav",
+    marks=(TRUNK, r"heads\.0\.projection_head\.0\.", r"heads\.0\.prototypes0\."),
+    recipe="swav",
+)
+
+DINO = dataclasses.replace(
+    PLAIN,
+    name="vissl-dino",
+    title="facebookresearch/vissl, DINO",
+    source="models/heads/dino_head.py, hooks/dino_hooks.py, losses/dino_loss.py",
+    marks=(TRUNK, r"heads\.0\.mlp\.0\.", r"heads\.0\.prototypes0\."),
+    branches=(
+        Branch(
+            "teacher",
+            "loss.momentum_teacher.trunk.",
+            head("loss.momentum_teacher.heads.", "gelu"),
+        ),
+        Branch("student", "trunk.", head("heads.", "gelu")),
+    ),
+    recipe="dino",
+)
+
+VISSL = (PLAIN, SIMCLR, BARLOW, MOCO, SWAV, DINO)

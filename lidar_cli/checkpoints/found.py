@@ -1,0 +1,84 @@
+"""What was recognised in a checkpoint, and the tensors of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lidar_cli.checkpoints.heads import HeadSpec
+from lidar_cli.checkpoints.spec import FoundBackbone
+from lidar_cli.checkpoints.weights import Weight, size
+
+
+@dataclass(frozen=True)
+class Description:
+    """What was recognised; needs no tensor's values."""
+
+    format: str
+    arch: str
+    image_size: int | None  # pixels a side, None where the weights do not tell
+    widths: dict[str, int]  # layer -> length of its embedding
+    container: str  # keys down to the state dict, with dots; '' for the file itself
+    prefix: str  # of the backbone in it
+    ignored: tuple[str, ...]  # known modules and tensors that are not used
+    parameters: int  # numbers in the tensors used, without BatchNorm's statistics
+    assumptions: tuple[str, ...] = ()  # what the weights do not tell
+    branch: str = "encoder"
+    branches: tuple[str, ...] = ("encoder",)  # all in the file, the default one first
+    recipe: str | None = None  # name of the view recipe that the system was trained with
+    pixel_stats: str = "imagenet"  # of the images that it was trained with
+    why: str = ""  # how the format was told
+
+
+@dataclass(frozen=True)
+class FoundHead:
+    """A projector or predictor, and its tensors by the names of its layers."""
+
+    spec: HeadSpec
+    tensors: Mapping[str, Weight]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A description, and the tensors by the names of the modules that they fill."""
+
+    description: Description
+    backbone: FoundBackbone
+    heads: Mapping[str, FoundHead]  # by layer, in the order of the forward pass
+
+
+def describe(
+    backbone: FoundBackbone,
+    heads: Mapping[str, FoundHead],
+    *,
+    container: str,
+    prefix: str,
+    ignored: tuple[str, ...],
+) -> Description:
+    """The description of a backbone and its heads."""
+    used = [*backbone.tensors.items()]
+    notes = list(backbone.assumptions)
+    for layer, head in heads.items():
+        used += head.tensors.items()
+        notes += [note.replace("projector", layer) for note in head.spec.assumptions]
+    return Description(
+        format=backbone.format,
+        arch=backbone.arch,
+        image_size=backbone.image_size,
+        widths={"backbone": backbone.width} | {name: h.spec.width for name, h in heads.items()},
+        container=container,
+        prefix=prefix,
+        ignored=ignored,
+        parameters=sum(size(t) for name, t in used if not _is_statistic(name)),
+        assumptions=tuple(notes),
+    )
+
+
+def original_prefix(backbone: FoundBackbone, originals: Mapping[str, str]) -> str:
+    """The prefix with what wrappers added to it: 'module.backbone.' rather than 'backbone.'."""
+    key = min(backbone.keys)
+    return originals[key].removesuffix(key.removeprefix(backbone.prefix))
+
+
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")

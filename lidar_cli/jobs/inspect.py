@@ -1,0 +1,150 @@
+"""Checkpoint files to what is in them, and what `extract` would do: no torch, no tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.found import Description, Found
+from lidar_cli.checkpoints.generic import PROJECTORS
+from lidar_cli.checkpoints.read import as_dict, read_contents
+from lidar_cli.checkpoints.recognise import find
+from lidar_cli.settings import FormatSettings
+
+
+@dataclass(frozen=True)
+class BranchFound:
+    """One set of weights in a file."""
+
+    name: str
+    prefix: str  # of the backbone, below the container
+    layers: dict[str, int]  # layer -> width of its embedding
+    heads: dict[str, tuple[int, ...]]  # projector, predictor -> widths from input to output
+    parameters: int  # in the backbone and heads
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint file holds."""
+
+    file: str
+    kind: str  # 'zip', 'legacy' or 'safetensors'
+    format: str
+    why: str  # how the format was told
+    architecture: str
+    container: str
+    image_size: int | None
+    recipe: str | None
+    pixel_stats: str
+    branch: str  # that extract would take
+    layer: str  # that extract would take
+    branches: tuple[BranchFound, ...]
+    ignored: tuple[str, ...]
+    assumptions: tuple[str, ...]
+    stand_ins: tuple[str, ...]  # foreign names in the file, of which nothing was made
+    extract: str  # what it would do, in words
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """One line of the table of formats."""
+
+    name: str
+    title: str
+    branches: str  # the default one first
+    layers: str
+    recipe: str
+    example: str
+    marks: str
+
+
+def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
+    """What is in a checkpoint file.
+
+    Raises CheckpointError or NoWeights for the file, SettingsError for the settings.
+    """
+    contents = read_contents(path)
+    tree = as_dict(contents)
+    found = _find(path, tree, settings, settings.branch)
+    told = found.description
+    branches = [_branch(found)]
+    for name in told.branches:
+        if name != told.branch:
+            branches.append(_branch(_find(path, tree, settings, name)))
+    return Inspection(
+        file=str(path),
+        kind=contents.kind,
+        format=told.format,
+        why=told.why or "no described format; backbone and heads by their usual names",
+        architecture=told.arch,
+        container=told.container,
+        image_size=told.image_size,
+        recipe=told.recipe,
+        pixel_stats=told.pixel_stats,
+        branch=told.branch,
+        layer=_layer(told),
+        branches=tuple(branches),
+        ignored=told.ignored,
+        assumptions=told.assumptions,
+        stand_ins=contents.stand_ins,
+        extract=_extract(told),
+    )
+
+
+def formats() -> list[FormatRow]:
+    """The table of formats, the more general after the described ones."""
+    rows = [
+        FormatRow(
+            name=one.name,
+            title=one.title,
+            branches=", ".join(branch.name for branch in one.branches),
+            layers=", ".join(["backbone", *one.branches[0].heads]),
+            recipe=one.recipe,
+            example=one.example,
+            marks=", ".join(mark.replace("\\", "") for mark in (*one.keys, *one.marks)),
+        )
+        for one in FORMATS
+    ]
+    return [
+        *rows,
+        FormatRow(
+            name="plain",
+            title="any state dict by torchvision's or timm's names",
+            branches="encoder",
+            layers="backbone, projector",
+            recipe="simclr",
+            example="resnet50.pth, model.safetensors",
+            marks=f"one backbone; a projector named {', '.join(PROJECTORS)}",
+        ),
+    ]
+
+
+def _find(path: Path, tree: Mapping[str, Any], settings: FormatSettings, branch: str) -> Found:
+    return find(path, tree, arch=settings.arch, format=settings.format, branch=branch)
+
+
+def _branch(found: Found) -> BranchFound:
+    told = found.description
+    heads = {
+        layer: (head.spec.layers[0].into, *(part.out for part in head.spec.layers if part.counts))
+        for layer, head in found.heads.items()
+    }
+    return BranchFound(told.branch, told.prefix, told.widths, heads, told.parameters)
+
+
+def _layer(told: Description) -> str:
+    return "projector" if "projector" in told.widths else "backbone"
+
+
+def _extract(told: Description) -> str:
+    layer = _layer(told)
+    why = "" if layer == "projector" else ", since there is no projector"
+    branch = "" if told.branches == ("encoder",) else f" of the {told.branch}"
+    size = f"{told.image_size} px" if told.image_size else "the data's size"
+    return (
+        f"embed the {layer}{branch} ({told.widths[layer]} numbers{why}) at {size} "
+        f"with the views {told.recipe or 'simclr'}"
+    )

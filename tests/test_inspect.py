@@ -1,0 +1,176 @@
+"""`lidar inspect`: what it tells of each fixture, and that it needs neither torch nor tensors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from formats import FIXTURES
+from make import checkpoint, environment, image_folder, lidar_here
+
+from lidar_cli.checkpoints import open_checkpoint
+from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.errors import CheckpointError
+from lidar_cli.features import read_provenance
+from lidar_cli.jobs.extract import choose_recipe
+from lidar_cli.jobs.inspect import formats, inspect_file
+from lidar_cli.report import inspect as report
+from lidar_cli.settings import ExtractSettings, InspectSettings
+from lidar_cli.views import find_recipe
+
+
+def test_what_is_told_of_a_checkpoint(tmp_path: Path) -> None:
+    path = FIXTURES["moco-v3-vit"]().save(tmp_path)
+    found = inspect_file(path, InspectSettings())
+    assert (found.format, found.kind, found.container) == ("moco-v3-vit", "zip", "state_dict")
+    assert found.architecture == "vit_small_patch8 (depth 2)"
+    assert (found.image_size, found.recipe, found.branch) == (32, "moco-v3", "student")
+    student, teacher = found.branches
+    assert student.prefix == "module.base_encoder."
+    assert student.layers == {"backbone": 384, "projector": 12, "predictor": 12}
+    assert student.heads == {"projector": (384, 24, 24, 12), "predictor": (12, 24, 12)}
+    assert list(teacher.layers) == ["backbone", "projector"]
+    weights = FIXTURES["moco-v3-vit"]().tree["state_dict"]
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert teacher.parameters == sum(
+        t.numel()
+        for name, t in weights.items()
+        if name.startswith("module.momentum_encoder.") and not name.endswith(statistics)
+    )
+    assert found.extract == (
+        "embed the projector of the student (12 numbers) at 32 px with the views moco-v3"
+    )
+
+
+def test_stand_ins_and_what_is_left_out_are_told(tmp_path: Path) -> None:
+    path = FIXTURES["barlow"]().save(tmp_path)
+    found = inspect_file(path, InspectSettings())
+    assert found.stand_ins == ("__main__.exclude_bias_and_norm",)
+    assert found.ignored == ("bn",)
+    told = report.to_text([found])
+    assert "stand-ins     __main__.exclude_bias_and_norm" in told
+    assert "projector 16-24-24-20" in told
+
+
+def test_the_absence_of_a_projector_is_told(tmp_path: Path) -> None:
+    path = FIXTURES["torchvision-resnet"]().save(tmp_path)
+    found = inspect_file(path, InspectSettings())
+    assert found.layer == "backbone"
+    assert "since there is no projector" in found.extract
+    assert found.why.startswith("no described format")
+
+
+def test_branch_may_be_chosen(tmp_path: Path) -> None:
+    path = FIXTURES["dino-vit"]().save(tmp_path)
+    assert inspect_file(path, InspectSettings(branch="student")).branch == "student"
+    with pytest.raises(CheckpointError, match="is not vicreg"):
+        inspect_file(path, InspectSettings(format="vicreg"))
+
+
+WITHOUT_TORCH = """
+import sys
+from lidar_cli.__main__ import main
+sys.argv = ["lidar", "inspect", "--json", *{files!r}]
+try:
+    main()
+except SystemExit as leaving:
+    assert not leaving.code, leaving.code
+loaded = {{"torch", "timm", "torchvision", "numpy", "h5py"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_every_fixture_is_inspected_without_torch(tmp_path: Path) -> None:
+    files = []
+    for name, make in FIXTURES.items():
+        (tmp_path / name).mkdir()
+        files.append(str(make().save(tmp_path / name)))
+    script = WITHOUT_TORCH.format(files=files)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment()
+    )
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert [one["format"] for one in told] == [make().format for make in FIXTURES.values()]
+
+
+def test_the_table_of_formats_is_the_codes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = formats()
+    assert [row.name for row in rows] == [*(one.name for one in FORMATS), "plain"]
+    ended = lidar_here("inspect", "--formats", monkeypatch=monkeypatch, capfd=capfd)
+    assert ended.returncode == 0
+    assert [line.split()[0] for line in ended.stdout.splitlines()[1:]] == [r.name for r in rows]
+    ended = lidar_here("inspect", "--formats", "--json", monkeypatch=monkeypatch, capfd=capfd)
+    assert [row["name"] for row in json.loads(ended.stdout)] == [row.name for row in rows]
+
+
+def test_files_that_fail_are_named_and_the_rest_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = FIXTURES["swav-released"]().save(tmp_path)
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(b"PK\x03\x04nothing")
+    ended = lidar_here("inspect", bad, good, monkeypatch=monkeypatch, capfd=capfd)
+    assert ended.returncode == 3
+    assert ended.stderr.startswith(f"error: {bad}: ")
+    assert ended.stdout.startswith(f"{good}\n  format        swav: ")
+    for arguments in ([], [good, "--formats"]):
+        ended = lidar_here("inspect", *arguments, monkeypatch=monkeypatch, capfd=capfd)
+        assert ended.returncode == 2
+
+
+def test_branch_layer_and_reason_reach_the_feature_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = image_folder(tmp_path / "images", 6)
+    path = FIXTURES["solo-learn-byol"]().save(tmp_path)
+    options = ["--data", images, "-n", 6, "-q", 2, "--image-size", 32, "-o"]
+    everything = ["--layer", "backbone,projector,predictor"]
+    for more, branch, layers in (
+        (everything, "student", ["backbone", "projector", "predictor"]),
+        (["--branch", "teacher"], "teacher", ["projector"]),
+    ):
+        out = tmp_path / f"{branch}.h5"
+        arguments = ["extract", path, *options, out, *more]
+        ended = lidar_here(*arguments, monkeypatch=monkeypatch, capfd=capfd)
+        assert ended.returncode == 0, ended.stderr
+        told = read_provenance(out)
+        assert (told["branch"], told["layers"]) == (branch, layers)
+        assert (told["model_format"], told["layer_reason"]) == ("solo-learn", None)
+    plain = checkpoint(tmp_path / "plain.pt", projected=None)
+    arguments = ["extract", plain, *options, tmp_path / "p.h5"]
+    ended = lidar_here(*arguments, monkeypatch=monkeypatch, capfd=capfd)
+    reason = "holds no projector, so the backbone is embedded"
+    assert f"{plain}: {reason}" in ended.stderr
+    assert read_provenance(tmp_path / "p.h5")["layer_reason"] == reason
+
+
+def test_auto_views_are_those_of_the_method_if_there_is_such_a_recipe(tmp_path: Path) -> None:
+    by_hand = ExtractSettings(pixel_stats="imagenet")
+    for name, views, mean in (
+        ("simclr-sthalles", "simclr", 0.0),  # trained on pixels in [0, 1]
+        ("torchvision-resnet", "simclr", 0.485),
+    ):
+        (tmp_path / name).mkdir()
+        told = open_checkpoint(FIXTURES[name]().save(tmp_path / name)).description
+        recipe = choose_recipe(ExtractSettings(), told)
+        assert (recipe.name, recipe.mean[0]) == (views, mean)
+        assert choose_recipe(by_hand, told).mean[0] == 0.485
+        assert choose_recipe(ExtractSettings(views="identity"), told).name == "identity"
+
+
+def test_every_format_names_a_recipe_that_exists() -> None:
+    for row in formats():
+        assert find_recipe(row.recipe, "auto").name == row.recipe, row.name
+
+
+def test_the_readme_has_the_table_of_formats() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for row in formats():
+        cells = (row.title, f"`{row.name}`", row.branches, row.layers, row.recipe)
+        assert f"| {' | '.join(cells)} |\n" in readme, row.name
