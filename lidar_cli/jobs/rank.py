@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, sha256
+from lidar_cli.checkpoints.described import check_names
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, NoWeights, SettingsError
@@ -97,6 +98,7 @@ def rank_directory(
     watcher = watcher or Watcher()
     by = find_metric(settings.by)
     find_recipe(settings.views, settings.pixel_stats)  # a mistyped name is told before the work
+    check_names(settings.format, settings.branch)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")
     job = _Job(directory, settings, watcher)
