@@ -13,7 +13,7 @@ from make import checkpoint, environment, image_folder, lidar_here
 
 from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.formats import FORMATS
-from lidar_cli.errors import CheckpointError
+from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import read_provenance
 from lidar_cli.jobs.extract import choose_recipe
 from lidar_cli.jobs.inspect import formats, inspect_file
@@ -169,8 +169,73 @@ def test_every_format_names_a_recipe_that_exists() -> None:
         assert find_recipe(row.recipe, "auto").name == row.recipe, row.name
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--branch", "techer"], "--branch techer: did you mean teacher?"),
+        (["--format", "vicregg"], "--format vicregg: did you mean vicreg?"),
+    ],
+)
+@pytest.mark.parametrize("command", ["extract", "rank", "inspect"])
+def test_mistyped_names_are_wrong_usage(
+    command: str,
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = FIXTURES["vicreg"]().save(tmp_path)
+    target = tmp_path if command == "rank" else path
+    monkeypatch.chdir(tmp_path)
+    ended = lidar_here(command, target, *options, monkeypatch=monkeypatch, capfd=capfd)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert message in ended.stderr
+
+
+def test_own_code_has_neither_format_nor_branch(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="leave --format and --branch out"):
+        open_checkpoint(tmp_path / "a.pt", model="a:b", branch="teacher")
+
+
 def test_the_readme_has_the_table_of_formats() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     for row in formats():
         cells = (row.title, f"`{row.name}`", row.branches, row.layers, row.recipe)
         assert f"| {' | '.join(cells)} |\n" in readme, row.name
+
+
+def test_rank_takes_branch_and_format_and_tells_of_missing_projectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = image_folder(tmp_path / "images", 8)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    for name in ("lightly-byol", "lightly-moco"):
+        (runs / name).mkdir()
+        FIXTURES[name]().save(runs / name)
+    options = [
+        "--data",
+        images,
+        "-n",
+        8,
+        "-q",
+        2,
+        "--image-size",
+        32,
+        "--views",
+        "simclr",
+        "--json",
+    ]
+    ended = lidar_here(
+        "rank", runs, *options, "--branch", "teacher", monkeypatch=monkeypatch, capfd=capfd
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert len(json.loads(ended.stdout)["checkpoints"]) == 2
+    cached = sorted((runs / ".lidar").glob("*.h5"))
+    assert {read_provenance(path)["branch"] for path in cached} == {"teacher"}
+    assert "projector" not in ended.stderr
+    checkpoint(runs / "plain.pt", projected=None)
+    ended = lidar_here("rank", runs, *options, monkeypatch=monkeypatch, capfd=capfd)
+    assert ended.returncode == 0, ended.stderr
+    assert "1 of 3 files hold no projector, so the backbone of all is compared" in ended.stderr

@@ -48,8 +48,11 @@ class Match:
     why: str
 
 
-def check_branch(branch: str) -> None:
-    """Raise SettingsError for a branch that no checkpoint can have."""
+def check_names(format: str, branch: str) -> None:
+    """Raise SettingsError for a format or branch that no checkpoint can have."""
+    known = ["auto", PLAIN, *(one.name for one in FORMATS)]
+    if format not in known:
+        raise SettingsError(f"--format {format}: {nearest(format, known)}")
     if branch not in BRANCHES:
         raise SettingsError(f"--branch {branch}: {nearest(branch, list(BRANCHES))}")
 
@@ -64,8 +67,7 @@ def match(path: Path, tree: Mapping[str, Any], name: str = "auto") -> Match | No
     known = {one.name: one for one in FORMATS}
     if name == PLAIN:
         return None
-    if name != "auto" and name not in known:
-        raise SettingsError(f"--format {name}: {nearest(name, ['auto', PLAIN, *known])}")
+    check_names(name, "auto")
     asked = FORMATS if name == "auto" else (known[name],)
     places = candidates(tree)
     found: dict[str, Match] = {}

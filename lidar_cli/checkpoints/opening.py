@@ -34,6 +34,10 @@ def open_checkpoint(
     path = Path(path)
     if arch is not None and model is not None:
         raise SettingsError("--arch and --model both name the architecture; give one of them")
+    if model is not None and (format, branch) != ("auto", "auto"):
+        raise SettingsError(
+            "--model is your own code, which names its layers; leave --format and --branch out"
+        )
     if model is not None:
         return _open_own(path, model)
     found = find(

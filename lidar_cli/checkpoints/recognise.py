@@ -47,7 +47,7 @@ def find(
     branch: str = "auto",
 ) -> Found:
     """Backbone and heads of a checkpoint, with the place of all tensors; see `recognise`."""
-    described.check_branch(branch)
+    described.check_names(format, branch)
     match = described.match(path, tree, format)
     if match is not None:
         return described.find(path, match, arch, activation, branch)

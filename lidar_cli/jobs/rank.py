@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, sha256
+from lidar_cli.checkpoints.described import check_names
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import (
@@ -114,9 +115,9 @@ def rank_directory(
     """
     watcher = watcher or Watcher()
     by = find_metric(settings.by)
-    find_recipe(
-        settings.views, settings.pixel_stats, settings.recipe
-    )  # a mistyped name is told before the work
+    # Before the work: a mistyped name, or an unknown key of a [recipe] table, is told at once.
+    find_recipe(settings.views, settings.pixel_stats, settings.recipe)
+    check_names(settings.format, settings.branch)
     parse_size(settings.memory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")
