@@ -22,7 +22,8 @@ from lidar_cli.errors import CheckpointError
 PREFIXES = ("backbone", "encoder")  # the names that win where several backbones are found
 PROJECTORS = ("projector", "projection_head", "projection", "head", "fc")
 CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier")
-NOISE = ("n_averaged", "total_ops", "total_params")  # of averaged models, and of profilers
+# Of averaged models, of profilers, of masked training.
+NOISE = ("n_averaged", "total_ops", "total_params", "mask_token")
 NEXT = "name the architecture with --arch or your own code with --model"
 
 
@@ -63,7 +64,8 @@ class Family:
 
 FAMILIES = (
     Family("ResNet state dict", resnet.ANCHOR, str, resnet.spec),
-    Family("timm ViT state dict", vit.ANCHOR, str, vit.spec),
+    Family("timm ViT state dict", vit.ANCHOR, vit.from_dinov2, vit.spec),
+    Family("DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.from_dinov2, vit.spec),
     Family("torchvision ViT state dict", vit.TORCHVISION_ANCHOR, vit.from_torchvision, vit.spec),
 )
 
