@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import heads, resnet, vit
+from lidar_cli.checkpoints import beit, heads, resnet, vit
 from lidar_cli.checkpoints.backbone import FoundBackbone, Spec
 from lidar_cli.checkpoints.containers import StateDict, find_state_dict
 from lidar_cli.checkpoints.heads import HeadSpec
@@ -20,10 +21,10 @@ from lidar_cli.checkpoints.weights import Weight, compare, shapes, shapes_of, si
 from lidar_cli.errors import CheckpointError
 
 PREFIXES = ("backbone", "encoder")  # the names that win where several backbones are found
-PROJECTORS = ("projector", "projection_head", "projection", "head", "fc")
+PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head", "final_proj")
 CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier")
-# Of averaged models, of profilers, of masked training.
-NOISE = ("n_averaged", "total_ops", "total_params", "mask_token")
+# Of averaged models, of profilers, of masked training, of BEiT (it follows from the grid).
+NOISE = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
 NEXT = "name the architecture with --arch or your own code with --model"
 
 
@@ -60,9 +61,18 @@ class Family:
     anchor: str
     rename: Callable[[str], str]  # a name in the file -> the name that `spec` knows
     spec: Callable[[Mapping[str, tuple[int, ...]], str], Spec]
+    special: bool = False  # where it is found, families further down say too little
 
 
 FAMILIES = (
+    Family(
+        "fairseq data2vec vision",
+        beit.FAIRSEQ_ANCHOR,
+        beit.from_fairseq,
+        partial(beit.spec, eps=beit.FAIRSEQ_EPS),
+        special=True,
+    ),
+    Family("BEiT state dict", beit.ANCHOR, str, beit.spec, special=True),
     Family("ResNet state dict", resnet.ANCHOR, str, resnet.spec),
     Family("timm ViT state dict", vit.ANCHOR, vit.from_dinov2, vit.spec),
     Family("DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.from_dinov2, vit.spec),
@@ -153,12 +163,16 @@ def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
 
 def _family(path: Path, state: StateDict) -> tuple[Family, str]:
     """The family and the prefix of the one backbone, or the one under a usual prefix."""
-    found = [
-        (family, key.removesuffix(family.anchor))
-        for family in FAMILIES
-        for key in state.tensors
-        if key == family.anchor or key.endswith(f".{family.anchor}")
-    ]
+    found: list[tuple[Family, str]] = []
+    special: tuple[str, ...] = ()  # prefixes that are taken
+    for family in FAMILIES:
+        places = [
+            key.removesuffix(family.anchor)
+            for key in state.tensors
+            if key == family.anchor or key.endswith(f".{family.anchor}")
+        ]
+        found += [(family, prefix) for prefix in places if not prefix.startswith(special)]
+        special += tuple(places) if family.special else ()
     usual = [place for place in found if set(place[1].split(".")[:-1]) <= set(PREFIXES)]
     if len(found) > 1 and len(usual) == 1:
         found = usual
