@@ -3,7 +3,9 @@
 read.py          file -> nested plain containers of lazy tensors, without torch
 containers.py    which of them is the state dict, and its names without wrappers' additions
 recognise.py     names and shapes -> description, and each tensor's place
-resnet.py, vit.py, timm_arch.py, own_module.py    the backbone
+resnet.py, vit.py, beit.py, timm_arch.py, own_module.py    the backbone
+positions.py     their position embeddings at other image sizes
+predictor.py     I-JEPA's predictor
 heads.py         the projector, from its weights
 weights.py       every tensor to its place, and none left over
 loaded.py        the callable
