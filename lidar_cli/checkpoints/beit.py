@@ -74,7 +74,8 @@ class BeitSpec:
     positions: bool  # absolute ones too
     layer_scale: bool
     mask_token: bool
-    fc_norm: bool  # after pooling
+    norm: bool  # of tokens, after the last block
+    fc_norm: bool  # after pooling, in its place
     eps: float = EPS
 
     @property
@@ -112,11 +113,12 @@ def spec(
     *,
     heads: int | None = None,
     eps: float = EPS,
+    bare: bool = False,
 ) -> BeitSpec:
     """The BEiT that tensors of these shapes, by BEiT's names, belong to.
 
-    heads, eps: where a format or a config.json tells them. Raises CheckpointError if the shapes fit
-    none.
+    heads, eps: where a format or a config.json tells them. bare: whether no last norm at all may be
+    meant, rather than a tensor be missing. Raises CheckpointError if the shapes fit none.
     """
     width, patch = vit.patches(shapes, origin)
     shared, own = f"rel_pos_bias.{TABLE}", f"blocks.0.attn.{TABLE}"
@@ -141,6 +143,7 @@ def spec(
         positions="pos_embed" in shapes,
         layer_scale="blocks.0.gamma_1" in shapes,
         mask_token="mask_token" in shapes,
+        norm="norm.weight" in shapes or not (bare or "fc_norm.weight" in shapes),
         fc_norm="fc_norm.weight" in shapes,
         eps=eps,
     )
@@ -188,6 +191,8 @@ class Beit(Backbone):
             use_rel_pos_bias=spec.own_tables,
             use_shared_rel_pos_bias=spec.shared_table,
         )
+        if not (spec.norm or spec.fc_norm):
+            self.model.norm = nn.Identity()
         if spec.mask_token:
             self.model.mask_token = nn.Parameter(torch.empty(1, 1, spec.width))
         self.patch = spec.patch

@@ -13,16 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import beit, heads, resnet, vit
+from lidar_cli.checkpoints import beit, heads, hf, resnet, vit
 from lidar_cli.checkpoints.backbone import FoundBackbone, Spec
 from lidar_cli.checkpoints.containers import StateDict, find_state_dict
 from lidar_cli.checkpoints.heads import HeadSpec
+from lidar_cli.checkpoints.joined import join
 from lidar_cli.checkpoints.weights import Weight, compare, shapes, shapes_of, size, some
 from lidar_cli.errors import CheckpointError
 
 PREFIXES = ("backbone", "encoder")  # the names that win where several backbones are found
 PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head", "final_proj")
-CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier")
+CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier", "pooler.dense")
 # Of averaged models, of profilers, of masked training, of BEiT (it follows from the grid).
 NOISE = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
 NEXT = "name the architecture with --arch or your own code with --model"
@@ -72,6 +73,9 @@ FAMILIES = (
         partial(beit.spec, eps=beit.FAIRSEQ_EPS),
         special=True,
     ),
+    Family("Hugging Face BEiT", hf.BEIT_ANCHOR, hf.from_hf_beit, hf.beit_spec, special=True),
+    Family("Hugging Face DINOv2", hf.DINOV2_ANCHOR, hf.from_hf, hf.vit_spec, special=True),
+    Family("Hugging Face ViT", hf.VIT_ANCHOR, hf.from_hf, hf.vit_spec, special=True),
     Family("BEiT state dict", beit.ANCHOR, str, beit.spec, special=True),
     Family("ResNet state dict", resnet.ANCHOR, str, resnet.spec),
     Family("timm ViT state dict", vit.ANCHOR, vit.from_dinov2, vit.spec),
@@ -136,8 +140,8 @@ def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
         for key in state.tensors
         if key.startswith(prefix)
     }
-    all_shapes = {name: tuple(state.tensors[key].shape) for name, key in by_name.items()}
-    spec = family.spec(all_shapes, str(path))
+    inside, sources = join({name: state.tensors[key] for name, key in by_name.items()})
+    spec = family.spec(shapes_of(inside), str(path))
     try:
         module = spec.build()
     except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
@@ -146,8 +150,8 @@ def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
             f"{path}: the shapes of its tensors form no {spec.arch}; {NEXT}"
         ) from error
     expected = shapes(module.weights)
-    keys = {name: by_name[name] for name in expected if name in by_name}
-    tensors = {name: state.tensors[key] for name, key in keys.items()}
+    tensors = {name: inside[name] for name in expected if name in inside}
+    keys = {by_name[source] for name in tensors for source in sources[name]}
     compare(expected, shapes_of(tensors), f"{path}: {spec.arch}")
     return FoundBackbone(
         module=module,
@@ -156,7 +160,7 @@ def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
         image_size=spec.image_size,
         assumptions=spec.assumptions,
         tensors=tensors,
-        keys=frozenset(keys.values()),
+        keys=frozenset(keys),
         prefix=prefix,
     )
 
