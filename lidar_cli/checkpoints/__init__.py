@@ -3,7 +3,7 @@
 read.py          file -> nested plain containers of lazy tensors, without torch
 containers.py    which of them is the state dict, and its names without wrappers' additions
 recognise.py     names and shapes -> description, and each tensor's place
-resnet.py, vit.py, beit.py, timm_arch.py, own_module.py    the backbone
+resnet.py, vit.py, beit.py, data2vec2.py, timm_arch.py, own_module.py    the backbone
 hf.py, joined.py its names in Hugging Face's files, and tensors that lie apart there
 positions.py     their position embeddings at other image sizes
 predictor.py     I-JEPA's predictor

@@ -65,6 +65,7 @@ class FoundBackbone:
     keys: frozenset[str]  # of those tensors in the state dict
     prefix: str  # of those keys
     classifiers: tuple[str, ...] = ()  # names of linear layers that may lie beside it
+    noise: tuple[str, ...] = ()  # beginnings of names that only training needs
 
 
 def title(name: str, notes: list[str]) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import beit, heads, hf, resnet, vit
+from lidar_cli.checkpoints import beit, data2vec2, heads, hf, resnet, vit
 from lidar_cli.checkpoints.backbone import FoundBackbone, Spec
 from lidar_cli.checkpoints.containers import StateDict, find_state_dict
 from lidar_cli.checkpoints.heads import HeadSpec
@@ -63,6 +63,7 @@ class Family:
     rename: Callable[[str], str]  # a name in the file -> the name that `spec` knows
     spec: Callable[[Mapping[str, tuple[int, ...]], str], Spec]
     special: bool = False  # where it is found, families further down say too little
+    noise: tuple[str, ...] = ()  # beginnings of names that only training needs
 
 
 FAMILIES = (
@@ -72,6 +73,14 @@ FAMILIES = (
         beit.from_fairseq,
         partial(beit.spec, eps=beit.FAIRSEQ_EPS),
         special=True,
+    ),
+    Family(
+        "fairseq data2vec 2.0",
+        data2vec2.ANCHOR,
+        data2vec2.from_fairseq,
+        data2vec2.spec,
+        special=True,
+        noise=data2vec2.NOISE,
     ),
     Family("Hugging Face BEiT", hf.BEIT_ANCHOR, hf.from_hf_beit, hf.beit_spec, special=True),
     Family("Hugging Face DINOv2", hf.DINOV2_ANCHOR, hf.from_hf, hf.vit_spec, special=True),
@@ -106,7 +115,8 @@ def find(
 
         backbone = by_name(path, state, arch)
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
-    ignored = _take_ignored(left, _levels(backbone.prefix), CLASSIFIERS + backbone.classifiers)
+    ignored = _take_noise(left, backbone.noise)
+    ignored += _take_ignored(left, _levels(backbone.prefix), CLASSIFIERS + backbone.classifiers)
     width = backbone.module.width
     projector, projector_tensors = _take_projector(
         path, left, _levels(backbone.prefix), width, activation
@@ -162,6 +172,7 @@ def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
         tensors=tensors,
         keys=frozenset(keys),
         prefix=prefix,
+        noise=tuple(prefix + name for name in family.noise),
     )
 
 
@@ -205,6 +216,14 @@ def _levels(prefix: str) -> list[str]:
     """The prefix and all shorter ones: 'a.b.' -> ['', 'a.', 'a.b.']."""
     parts = prefix.split(".")[:-1]
     return ["".join(f"{part}." for part in parts[:i]) for i in range(len(parts) + 1)]
+
+
+def _take_noise(left: dict[str, Weight], noise: tuple[str, ...]) -> tuple[str, ...]:
+    """Remove what begins so from what is left, and name what there was."""
+    found = tuple(start for start in noise if any(key.startswith(start) for key in left))
+    for key in [key for key in left if key.startswith(found)]:
+        del left[key]
+    return tuple(start.rstrip(".") for start in found)
 
 
 def _take_ignored(
