@@ -213,7 +213,9 @@ class Beit(Backbone):
                 part.k_bias = torch.zeros(self.width)
             if getattr(part, "relative_position_index", None) is not None:
                 grid = self.size // self.patch
-                part.relative_position_index = gen_relative_position_index((grid, grid))
+                index = gen_relative_position_index((grid, grid))
+                # Older timm saves it, and would miss it in files.
+                part.register_buffer("relative_position_index", index, persistent=False)
 
     def set_image_size(self, size: int) -> None:
         """Resample the file's tables and positions, bicubically, to images of `size` pixels a side.
