@@ -39,7 +39,9 @@ EXTRA = 3  # rows of a table: class token to patch, patch to class token, class 
 TARGETS = 6  # blocks of which data2vec averages the outputs, at depth 12 and 24
 TABLE = "relative_position_bias_table"
 
-# fairseq's names -> BEiT's. `final_proj` is the head, and no part of the backbone.
+# fairseq's names -> BEiT's. Its training makes `final_proj` and never calls it: the loss there sees
+# the normed tokens, so that the weights are a random projector's and noise here.
+FAIRSEQ_NOISE = ("final_proj.",)
 FROM_FAIRSEQ = (
     (r"^encoder\.", ""),
     (r"^patch_embed\.conv\.", "patch_embed.proj."),

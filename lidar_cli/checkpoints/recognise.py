@@ -22,7 +22,7 @@ from lidar_cli.checkpoints.weights import Weight, compare, shapes, shapes_of, si
 from lidar_cli.errors import CheckpointError
 
 PREFIXES = ("backbone", "encoder")  # the names that win where several backbones are found
-PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head", "final_proj")
+PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head")
 CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier", "pooler.dense")
 # Of averaged models, of profilers, of masked training, of BEiT (it follows from the grid).
 NOISE = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
@@ -73,6 +73,7 @@ FAMILIES = (
         beit.from_fairseq,
         partial(beit.spec, eps=beit.FAIRSEQ_EPS),
         special=True,
+        noise=beit.FAIRSEQ_NOISE,
     ),
     Family(
         "fairseq data2vec 2.0",
