@@ -14,8 +14,9 @@ from literal import assert_close, images, linear, norm, normed, random_weights
 from timm.models.beit import Beit as TimmBeit
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints import beit, open_checkpoint, vit
-from lidar_cli.checkpoints.beit import Beit, from_fairseq
+from lidar_cli.checkpoints import beit, beit_module, open_checkpoint, vit
+from lidar_cli.checkpoints.beit import from_fairseq
+from lidar_cli.checkpoints.beit_module import Beit
 from lidar_cli.checkpoints.weights import fill, shapes_of
 from lidar_cli.errors import CheckpointError
 
@@ -108,7 +109,7 @@ def beit_blocks(
 
 
 def built(weights: dict[str, Tensor], **options: Any) -> Beit:
-    model = beit.spec(shapes_of(weights), "here", **options).build()
+    model = beit_module.build(beit.spec(shapes_of(weights), "here", **options))
     fill(model.weights, weights, "here")
     return model.eval()
 
@@ -197,7 +198,7 @@ def test_published_names_and_sizes_are_those_of_timm() -> None:
     found = beit.spec(shapes, "here")
     assert (found.arch, found.image_size) == ("beit_base_patch16 (depth 1)", 224)
     assert (found.heads, found.assumptions) == (12, ())
-    assert shapes_of(found.build().weights.state_dict()) == shapes
+    assert shapes_of(beit_module.build(found).weights.state_dict()) == shapes
 
 
 @pytest.mark.parametrize("new", [3, 6])

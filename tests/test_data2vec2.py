@@ -10,8 +10,9 @@ import torch
 from literal import assert_close, images, normed, random_weights
 from torch import Tensor
 
-from lidar_cli.checkpoints import data2vec2, open_checkpoint
-from lidar_cli.checkpoints.data2vec2 import Data2Vec2, from_fairseq
+from lidar_cli.checkpoints import data2vec2, data2vec2_module, open_checkpoint
+from lidar_cli.checkpoints.data2vec2 import from_fairseq
+from lidar_cli.checkpoints.data2vec2_module import Data2Vec2
 from lidar_cli.checkpoints.weights import fill, shapes_of
 from lidar_cli.errors import CheckpointError
 
@@ -61,7 +62,7 @@ def d2v2_tokens(
 
 def built(weights: dict[str, Tensor]) -> Data2Vec2:
     named = {from_fairseq(name): tensor for name, tensor in weights.items()}
-    model = data2vec2.spec(shapes_of(named), "here", heads=3).build()
+    model = data2vec2_module.build(data2vec2.spec(shapes_of(named), "here", heads=3))
     fill(model, named, "here")
     return model
 

@@ -9,9 +9,9 @@ from literal import assert_close, images, linear, normed, random_weights
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from lidar_cli.checkpoints import predictor, vit
-from lidar_cli.checkpoints.predictor import Predictor, context_tokens, target_tokens
-from lidar_cli.checkpoints.vit import ViT
+from lidar_cli.checkpoints import predictor, predictor_module, vit, vit_module
+from lidar_cli.checkpoints.predictor_module import Predictor, context_tokens, target_tokens
+from lidar_cli.checkpoints.vit_module import ViT
 from lidar_cli.checkpoints.weights import fill, shapes_of
 from lidar_cli.errors import CheckpointError
 
@@ -59,13 +59,13 @@ def predictor_weights(depth: int = DEPTH) -> dict[str, Tensor]:
 
 
 def encoder(weights: dict[str, Tensor]) -> ViT:
-    model = vit.spec(shapes_of(weights), "here", heads=HEADS).build()
+    model = vit_module.build(vit.spec(shapes_of(weights), "here", heads=HEADS))
     fill(model.weights, weights, "here")
     return model.eval()
 
 
 def built(weights: dict[str, Tensor]) -> Predictor:
-    model = predictor.spec(shapes_of(weights), HEADS, "here").build()
+    model = predictor_module.build(predictor.spec(shapes_of(weights), HEADS, "here"))
     fill(model, weights, "here")
     return model
 
@@ -173,7 +173,7 @@ def test_published_size() -> None:
     found = predictor.spec(published, 16, "here")
     assert found.arch == "I-JEPA predictor (width 384, depth 12)"
     assert (found.width, found.grid, found.heads) == (1280, 16, 16)
-    assert shapes_of(found.build().state_dict()) == published
+    assert shapes_of(predictor_module.build(found).state_dict()) == published
 
 
 @pytest.mark.parametrize("heads", [0, 5])

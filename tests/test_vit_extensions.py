@@ -16,8 +16,9 @@ from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints import open_checkpoint, vit
-from lidar_cli.checkpoints.vit import ViT, from_dinov2
+from lidar_cli.checkpoints import open_checkpoint, vit, vit_module
+from lidar_cli.checkpoints.vit import from_dinov2
+from lidar_cli.checkpoints.vit_module import ViT
 from lidar_cli.checkpoints.weights import fill, shapes_of
 from lidar_cli.errors import CheckpointError
 
@@ -83,7 +84,7 @@ def dinov2_forward(weights: dict[str, Tensor], pixels: Tensor, positions: Tensor
 def built(weights: dict[str, Tensor], **options: Any) -> ViT:
     """Our module with weights by DINOv2's or timm's names."""
     named = {from_dinov2(name): tensor for name, tensor in weights.items()}
-    model = vit.spec(shapes_of(named), "here", **({"heads": HEADS} | options)).build()
+    model = vit_module.build(vit.spec(shapes_of(named), "here", **({"heads": HEADS} | options)))
     fill(model.weights, {n: t for n, t in named.items() if n != "mask_token"}, "here")
     return model.eval()
 
@@ -118,7 +119,7 @@ def test_published_architecture_has_the_names_and_sizes_of_timms_giant() -> None
     shapes = shapes_of(peer.state_dict())
     found = vit.spec(shapes, "here")
     assert (found.heads, found.mlp, found.swiglu) == (24, 8192, True)
-    assert shapes_of(found.build().weights.state_dict()) == shapes
+    assert shapes_of(vit_module.build(found).weights.state_dict()) == shapes
 
 
 def chunked(weights: dict[str, Tensor], prefix: str, size: int) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ containers.py    which of them is the state dict, and its names without wrappers
 recognise.py     names and shapes -> description, and each tensor's place
 resnet.py, vit.py, beit.py, data2vec2.py, timm_arch.py, own_module.py    the backbone
 hf.py, joined.py its names in Hugging Face's files, and tensors that lie apart there
+*_module.py      the modules of those whose specs need no torch
 positions.py     their position embeddings at other image sizes
 predictor.py     I-JEPA's predictor
 heads.py         the projector, from its weights

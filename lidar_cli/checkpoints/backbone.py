@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from lidar_cli.checkpoints.spec import title as title
 from lidar_cli.checkpoints.weights import Weight
 
 
@@ -48,9 +49,6 @@ class Spec(Protocol):
     def assumptions(self) -> tuple[str, ...]:
         """What the weights do not tell, and was taken as usual."""
 
-    def build(self) -> Backbone:
-        """The module, its weights still to be set."""
-
 
 @dataclass(frozen=True)
 class FoundBackbone:
@@ -66,8 +64,3 @@ class FoundBackbone:
     prefix: str  # of those keys
     classifiers: tuple[str, ...] = ()  # names of linear layers that may lie beside it
     noise: tuple[str, ...] = ()  # beginnings of names that only training needs
-
-
-def title(name: str, notes: list[str]) -> str:
-    """'name', or 'name (note, note)'."""
-    return f"{name} ({', '.join(notes)})" if notes else name

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from lidar_cli.checkpoints import beit, vit
 from lidar_cli.checkpoints.beit import BeitSpec
-from lidar_cli.checkpoints.positions import Resize
 from lidar_cli.checkpoints.vit import ViTSpec
+
+if TYPE_CHECKING:
+    from lidar_cli.checkpoints.positions import Resize
 
 VIT_ANCHOR = "encoder.layer.0.layernorm_before.weight"
 DINOV2_ANCHOR = "encoder.layer.0.layer_scale1.lambda1"

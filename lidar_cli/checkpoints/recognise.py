@@ -13,8 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import beit, data2vec2, heads, hf, resnet, vit
-from lidar_cli.checkpoints.backbone import FoundBackbone, Spec
+from lidar_cli.checkpoints import (
+    beit,
+    beit_module,
+    data2vec2,
+    data2vec2_module,
+    heads,
+    hf,
+    resnet,
+    vit,
+    vit_module,
+)
+from lidar_cli.checkpoints.backbone import Backbone, FoundBackbone, Spec
 from lidar_cli.checkpoints.containers import StateDict, find_state_dict
 from lidar_cli.checkpoints.heads import HeadSpec
 from lidar_cli.checkpoints.joined import join
@@ -62,6 +72,7 @@ class Family:
     anchor: str
     rename: Callable[[str], str]  # a name in the file -> the name that `spec` knows
     spec: Callable[[Mapping[str, tuple[int, ...]], str], Spec]
+    build: Callable[[Any], Backbone]  # of the spec, without weights
     special: bool = False  # where it is found, families further down say too little
     noise: tuple[str, ...] = ()  # beginnings of names that only training needs
 
@@ -72,6 +83,7 @@ FAMILIES = (
         beit.FAIRSEQ_ANCHOR,
         beit.from_fairseq,
         partial(beit.spec, eps=beit.FAIRSEQ_EPS),
+        beit_module.build,
         special=True,
         noise=beit.FAIRSEQ_NOISE,
     ),
@@ -80,17 +92,46 @@ FAMILIES = (
         data2vec2.ANCHOR,
         data2vec2.from_fairseq,
         data2vec2.spec,
+        data2vec2_module.build,
         special=True,
         noise=data2vec2.NOISE,
     ),
-    Family("Hugging Face BEiT", hf.BEIT_ANCHOR, hf.from_hf_beit, hf.beit_spec, special=True),
-    Family("Hugging Face DINOv2", hf.DINOV2_ANCHOR, hf.from_hf, hf.vit_spec, special=True),
-    Family("Hugging Face ViT", hf.VIT_ANCHOR, hf.from_hf, hf.vit_spec, special=True),
-    Family("BEiT state dict", beit.ANCHOR, str, beit.spec, special=True),
-    Family("ResNet state dict", resnet.ANCHOR, str, resnet.spec),
-    Family("timm ViT state dict", vit.ANCHOR, vit.from_dinov2, vit.spec),
-    Family("DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.from_dinov2, vit.spec),
-    Family("torchvision ViT state dict", vit.TORCHVISION_ANCHOR, vit.from_torchvision, vit.spec),
+    Family(
+        "Hugging Face BEiT",
+        hf.BEIT_ANCHOR,
+        hf.from_hf_beit,
+        hf.beit_spec,
+        beit_module.build,
+        special=True,
+    ),
+    Family(
+        "Hugging Face DINOv2",
+        hf.DINOV2_ANCHOR,
+        hf.from_hf,
+        hf.vit_spec,
+        vit_module.build,
+        special=True,
+    ),
+    Family(
+        "Hugging Face ViT", hf.VIT_ANCHOR, hf.from_hf, hf.vit_spec, vit_module.build, special=True
+    ),
+    Family("BEiT state dict", beit.ANCHOR, str, beit.spec, beit_module.build, special=True),
+    Family("ResNet state dict", resnet.ANCHOR, str, resnet.spec, resnet.ResNetSpec.build),
+    Family("timm ViT state dict", vit.ANCHOR, vit.from_dinov2, vit.spec, vit_module.build),
+    Family(
+        "DINOv2 state dict in chunks",
+        vit.CHUNKED_ANCHOR,
+        vit.from_dinov2,
+        vit.spec,
+        vit_module.build,
+    ),
+    Family(
+        "torchvision ViT state dict",
+        vit.TORCHVISION_ANCHOR,
+        vit.from_torchvision,
+        vit.spec,
+        vit_module.build,
+    ),
 )
 
 
@@ -154,7 +195,7 @@ def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
     inside, sources = join({name: state.tensors[key] for name, key in by_name.items()})
     spec = family.spec(shapes_of(inside), str(path))
     try:
-        module = spec.build()
+        module = family.build(spec)
     except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
         # Single shapes look right and do not go together, such as heads that divide no width.
         raise CheckpointError(
