@@ -5,8 +5,12 @@ containers.py    which of them is the state dict, and its names without wrappers
 recognise.py     names and shapes -> description, and each tensor's place:
   formats/         one small description a format, applied by described.py
   generic.py       what none of them claims
-families.py      resnet_spec.py, vit.py: a backbone's shapes; resnet.py, vit_module.py: its modules
+families.py      kinds of backbones; resnet_spec.py, vit.py, beit.py, data2vec2.py: their shapes
+hf.py, joined.py its names in Hugging Face's files, and tensors that lie apart there
+resnet.py, *_module.py    the modules of those whose specs need no torch
+positions.py     their position embeddings at other image sizes
 timm_arch.py, own_module.py    a backbone that the user names
+predictor.py     I-JEPA's predictor
 heads.py         a projector or predictor from its weights; head_module.py: its modules
 weights.py       every tensor to its place, and none left over
 loaded.py        the callable

@@ -13,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import resnet_spec, vit
+from lidar_cli.checkpoints import beit, data2vec2, hf, resnet_spec, vit
+from lidar_cli.checkpoints.joined import join
 from lidar_cli.checkpoints.spec import FoundBackbone, Shapes, Spec
 from lidar_cli.checkpoints.weights import Weight, compare, shapes, shapes_of
 from lidar_cli.errors import CheckpointError
@@ -53,9 +54,59 @@ def _module(name: str) -> Any:
     return import_module(f"lidar_cli.checkpoints.{name}")
 
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, Family] = {  # of those that are special, the earlier ones say more
+    "data2vec": Family(
+        "fairseq data2vec vision",
+        beit.FAIRSEQ_ANCHOR,
+        "beit",
+        "fairseq_spec",
+        "from_fairseq",
+        "beit_module",
+        special=True,
+        noise=beit.FAIRSEQ_NOISE,
+    ),
+    "data2vec2": Family(
+        "fairseq data2vec 2.0",
+        data2vec2.ANCHOR,
+        "data2vec2",
+        rename="from_fairseq",
+        builder="data2vec2_module",
+        special=True,
+        noise=data2vec2.NOISE,
+    ),
+    "hf-beit": Family(
+        "Hugging Face BEiT",
+        hf.BEIT_ANCHOR,
+        "hf",
+        "beit_spec",
+        "from_hf_beit",
+        "beit_module",
+        special=True,
+    ),
+    "hf-dinov2": Family(
+        "Hugging Face DINOv2",
+        hf.DINOV2_ANCHOR,
+        "hf",
+        "vit_spec",
+        "from_hf",
+        "vit_module",
+        special=True,
+    ),
+    "hf-vit": Family(
+        "Hugging Face ViT", hf.VIT_ANCHOR, "hf", "vit_spec", "from_hf", "vit_module", special=True
+    ),
+    "beit": Family("BEiT state dict", beit.ANCHOR, "beit", builder="beit_module", special=True),
     "resnet": Family("ResNet state dict", resnet_spec.ANCHOR, "resnet_spec", builder="resnet"),
-    "vit": Family("timm ViT state dict", vit.ANCHOR, "vit", builder="vit_module"),
+    "vit": Family(
+        "timm ViT state dict", vit.ANCHOR, "vit", rename="from_dinov2", builder="vit_module"
+    ),
+    "dinov2-chunked": Family(
+        "DINOv2 state dict in chunks",
+        vit.CHUNKED_ANCHOR,
+        "vit",
+        rename="from_dinov2",
+        builder="vit_module",
+    ),
     "torchvision-vit": Family(
         "torchvision ViT state dict",
         vit.TORCHVISION_ANCHOR,
@@ -76,11 +127,12 @@ def backbone_of(
 ) -> FoundBackbone:
     """The backbone of a family, and which of the named tensors are its own.
 
-    by_name: names that `spec` knows -> keys of `tensors`. adjust: adds what is known besides.
+    by_name: names that `spec` knows, or of their parts (see `joined`) -> keys of `tensors`.
+    adjust: adds what is known besides.
     Raises CheckpointError if the shapes fit no backbone of the family, or tensors are missing.
     """
-    spec = adjust(family.spec({name: tuple(tensors[key].shape) for name, key in by_name.items()},
-                              str(path)))  # fmt: skip
+    inside, sources = join({name: tensors[key] for name, key in by_name.items()})
+    spec = adjust(family.spec(shapes_of(inside), str(path)))
 
     def guarded(make: Callable[[], Any]) -> Any:
         try:
@@ -96,8 +148,7 @@ def backbone_of(
         return tell() if tell is not None else shapes(family.build(spec).weights)
 
     expected = guarded(told)
-    keys = {name: by_name[name] for name in expected if name in by_name}
-    own = {name: tensors[key] for name, key in keys.items()}
+    own = {name: inside[name] for name in expected if name in inside}
     compare(expected, shapes_of(own), f"{path}: {spec.arch}")
     return FoundBackbone(
         build=lambda: guarded(lambda: family.build(spec)),
@@ -107,7 +158,7 @@ def backbone_of(
         image_size=spec.image_size,
         assumptions=spec.assumptions,
         tensors=own,
-        keys=frozenset(keys.values()),
+        keys=frozenset(by_name[source] for name in own for source in sources[name]),
         prefix=prefix,
         noise=tuple(prefix + name for name in family.noise),
     )

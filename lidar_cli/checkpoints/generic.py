@@ -17,9 +17,10 @@ from lidar_cli.checkpoints.weights import Weight, compare, shapes_of, some
 from lidar_cli.errors import CheckpointError
 
 PREFIXES = ("backbone", "encoder")  # the names that win where several backbones are found
-PROJECTORS = ("projector", "projection_head", "projection", "head", "fc")
-CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier")
-NOISE = ("n_averaged", "total_ops", "total_params")  # of averaged models, and of profilers
+PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head")
+CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier", "pooler.dense")
+# Of averaged models, of profilers, of masked training, of BEiT (it follows from the grid).
+NOISE = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
 
 
 def find(path: Path, state: StateDict, arch: str | None, activation: str) -> Found:
@@ -68,14 +69,16 @@ def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
 
 def _family(path: Path, state: StateDict) -> tuple[Family, str]:
     """The family and the prefix of the one backbone, or the one under a usual prefix."""
-    found = [
-        (family, key.removesuffix(family.anchor))
-        for family in FAMILIES.values()
-        for key in state.tensors
-        if key == family.anchor or key.endswith(f".{family.anchor}")
-    ]
-    special = {prefix for family, prefix in found if family.special}
-    found = [(f, prefix) for f, prefix in found if f.special or prefix not in special]
+    found: list[tuple[Family, str]] = []
+    special: tuple[str, ...] = ()  # prefixes that are taken
+    for family in sorted(FAMILIES.values(), key=lambda family: not family.special):
+        places = [
+            key.removesuffix(family.anchor)
+            for key in state.tensors
+            if key == family.anchor or key.endswith(f".{family.anchor}")
+        ]
+        found += [(family, prefix) for prefix in places if not prefix.startswith(special)]
+        special += tuple(places) if family.special else ()
     usual = [place for place in found if set(place[1].split(".")[:-1]) <= set(PREFIXES)]
     if len(found) > 1 and len(usual) == 1:
         found = usual
@@ -105,7 +108,7 @@ def take_noise(left: dict[str, Weight], beginnings: tuple[str, ...]) -> tuple[st
     met = {key: b for key in left for b in beginnings if key.startswith(b)}
     for key in met:
         del left[key]
-    return tuple(dict.fromkeys(met.values()))
+    return tuple(dict.fromkeys(beginning.rstrip(".") for beginning in met.values()))
 
 
 def _take_ignored(

@@ -1,9 +1,14 @@
 """Vision Transformers by timm's and torchvision's names, from their shapes, as timm's class.
 
-The number of heads is not in the shapes: it is the usual one for the width. Every family read here
-has a LayerNorm eps of 1e-6. A class token is the embedding where there is one and no norm after
-pooling (`fc_norm`); else it is the mean of the patch tokens. This file needs no torch; the module
-is in vit_module.py.
+The number of heads is not in the shapes: it is the usual one for the width, unless the caller knows
+it. LayerNorm's eps is 1e-6 in all families but some of Hugging Face's. A class token is the
+embedding where there is one and no norm after pooling (`fc_norm`); else it is the mean of the patch
+tokens.
+
+DINOv2's names are mapped to timm's, and its two peculiarities kept: registers have no position
+although the class token has one, and blocks may be numbered within chunks. A SwiGLU shows in the
+shapes, for its first layer is twice as wide as its second takes. `mask_token`, which only masked
+training uses, is noise here. This file needs no torch; the module is in vit_module.py.
 """
 
 from __future__ import annotations
@@ -12,11 +17,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lidar_cli.checkpoints.spec import title
 from lidar_cli.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from lidar_cli.checkpoints.positions import Resize
+
 ANCHOR = "blocks.0.attn.qkv.weight"
+CHUNKED_ANCHOR = "blocks.0.0.attn.qkv.weight"
 TORCHVISION_ANCHOR = "encoder.layers.encoder_layer_0.ln_1.weight"
 
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
@@ -46,6 +56,22 @@ def from_torchvision(name: str) -> str:
     return name
 
 
+# DINOv2's names -> timm's. A block's chunk comes before its number among all blocks.
+FROM_DINOV2 = (
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
+    (r"^register_tokens$", "reg_token"),
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
+
+
+def from_dinov2(name: str) -> str:
+    """timm's name of a tensor of DINOv2's backbone, in chunks or not; others keep theirs."""
+    for pattern, replacement in FROM_DINOV2:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 @dataclass(frozen=True)
 class ViTSpec:
     """Sizes and optional parts of a Vision Transformer."""
@@ -56,10 +82,11 @@ class ViTSpec:
     heads_known: bool  # by the weights, not by the table
     patch: int
     grid: int  # patches a side
-    mlp: int  # width of the hidden layer
+    mlp: int  # width of the first layer's output
+    swiglu: bool  # of which the activated half then multiplies the other
     class_token: bool
     registers: int
-    embeds_prefix: bool  # class and register tokens have a position embedding too
+    positioned: int  # of class and register tokens, those with a position embedding
     qkv_bias: bool
     qk_norm: bool
     proj_bias: bool
@@ -67,6 +94,8 @@ class ViTSpec:
     pre_norm: bool
     final_norm: bool
     fc_norm: bool
+    eps: float = EPS  # of LayerNorm
+    resize: Resize = "antialias"  # of the position embedding, at another image size
 
     @property
     def arch(self) -> str:
@@ -76,6 +105,8 @@ class ViTSpec:
             notes.append(f"depth {self.depth}")
         if self.registers:
             notes.append(f"{self.registers} registers")
+        if self.swiglu:
+            notes.append("SwiGLU")
         if not self.class_token:
             notes.append("no class token")
         size = NAMES.get(self.width, str(self.width))
@@ -95,9 +126,7 @@ class ViTSpec:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors of the module, by timm's names."""
         width = self.width
-        tokens = self.grid**2
-        if self.embeds_prefix:
-            tokens += self.registers + int(self.class_token)
+        tokens = self.positioned + self.grid**2
         found: dict[str, tuple[int, ...]] = {"pos_embed": (1, tokens, width)}
         if self.class_token:
             found["cls_token"] = (1, 1, width)
@@ -121,7 +150,7 @@ class ViTSpec:
             ("attn.qkv", 3 * width, width, self.qkv_bias),
             ("attn.proj", width, width, self.proj_bias),
             ("mlp.fc1", mlp, width, self.proj_bias),
-            ("mlp.fc2", width, mlp, self.proj_bias),
+            ("mlp.fc2", width, mlp // 2 if self.swiglu else mlp, self.proj_bias),
         ):
             found[f"{name}.weight"] = (out, into)
             if bias:
@@ -137,47 +166,42 @@ class ViTSpec:
         return found
 
 
-def spec(shapes: Mapping[str, tuple[int, ...]], origin: str) -> ViTSpec:
+def spec(
+    shapes: Mapping[str, tuple[int, ...]],
+    origin: str,
+    *,
+    heads: int | None = None,
+    eps: float = EPS,
+    resize: Resize | None = None,
+) -> ViTSpec:
     """The Vision Transformer that tensors of these shapes, by timm's names, belong to.
 
+    heads, eps, resize: where a format or a config.json tells them; else what is usual, see ViTSpec.
     Raises CheckpointError if the shapes fit none, or the width does not tell the heads.
     """
-    patch_shape = shapes.get("patch_embed.proj.weight", ())
-    if len(patch_shape) != 4 or patch_shape[1] != 3 or patch_shape[2] != patch_shape[3]:
-        found = list(patch_shape) if patch_shape else "missing"
-        raise CheckpointError(
-            f"{origin}: the patch embedding of the ViT, patch_embed.proj.weight, is {found}; "
-            "expected [width, 3, patch, patch]; name the architecture with --arch"
-        )
-    width, _, patch, _ = patch_shape
-    class_token = "cls_token" in shapes
+    width, patch = patches(shapes, origin)
     registers = _length(shapes, "reg_token")
-    grid, embeds_prefix = _grid(shapes, origin)
+    grid, positioned = _grid(shapes, origin)
     head_dim = shapes.get("blocks.0.attn.q_norm.weight", (0,))[0]
-    heads = width // head_dim if head_dim else HEADS.get(width)
-    if not heads:
-        raise CheckpointError(
-            f"{origin}: a ViT of width {width}, whose number of attention heads the weights do not "
-            f"tell; known widths: {', '.join(map(str, HEADS))}; name the architecture with --arch"
-        )
-    blocks = {int(m[1]) for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
-    hidden = shapes.get("blocks.0.mlp.fc1.weight", ())
-    if not hidden or hidden[0] < 1:
-        raise CheckpointError(
-            f"{origin}: the ViT lacks blocks.0.mlp.fc1.weight; expected two-layer MLPs by timm's "
-            "names; name the architecture with --arch"
-        )
+    known = width // head_dim if head_dim else heads
+    second = shapes.get("blocks.0.mlp.fc2.weight", ())
+    mlp = hidden(shapes, "blocks.0.mlp.fc1.weight", origin)
+    if resize is None:
+        # A mask token of two dimensions is DINOv2's.
+        dinov2 = len(shapes.get("mask_token", ())) == 2
+        resize = "offset" if dinov2 and not registers else "antialias"
     return ViTSpec(
         width=width,
-        depth=len(blocks),
-        heads=heads,
-        heads_known=bool(head_dim),
+        depth=depth(shapes),
+        heads=known or usual_heads(width, origin),
+        heads_known=known is not None,
         patch=patch,
         grid=grid,
-        mlp=hidden[0],
-        class_token=class_token,
+        mlp=mlp,
+        swiglu=len(second) == 2 and mlp == 2 * second[1],
+        class_token="cls_token" in shapes,
         registers=registers,
-        embeds_prefix=embeds_prefix,
+        positioned=positioned,
         qkv_bias="blocks.0.attn.qkv.bias" in shapes,
         qk_norm=bool(head_dim),
         proj_bias="blocks.0.attn.proj.bias" in shapes,
@@ -185,7 +209,49 @@ def spec(shapes: Mapping[str, tuple[int, ...]], origin: str) -> ViTSpec:
         pre_norm="norm_pre.weight" in shapes,
         final_norm="norm.weight" in shapes or "fc_norm.weight" in shapes,
         fc_norm="fc_norm.weight" in shapes,
+        eps=eps,
+        resize=resize,
     )
+
+
+def patches(shapes: Mapping[str, tuple[int, ...]], origin: str) -> tuple[int, int]:
+    """Width and patch size by the patch embedding; raises CheckpointError."""
+    shape = shapes.get("patch_embed.proj.weight", ())
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        found = list(shape) if shape else "missing"
+        raise CheckpointError(
+            f"{origin}: the patch embedding of the ViT, patch_embed.proj.weight, is {found}; "
+            "expected [width, 3, patch, patch]; name the architecture with --arch"
+        )
+    return shape[0], shape[2]
+
+
+def usual_heads(width: int, origin: str) -> int:
+    """The number of attention heads that goes with a width; raises CheckpointError."""
+    heads = HEADS.get(width)
+    if heads is None:
+        raise CheckpointError(
+            f"{origin}: a ViT of width {width}, whose number of attention heads the weights do not "
+            f"tell; known widths: {', '.join(map(str, HEADS))}; name the architecture with --arch"
+        )
+    return heads
+
+
+def depth(shapes: Mapping[str, tuple[int, ...]], blocks: str = "blocks") -> int:
+    """How many numbers follow that name."""
+    pattern = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
+    return len({match[1] for name in shapes if (match := pattern.match(name))})
+
+
+def hidden(shapes: Mapping[str, tuple[int, ...]], name: str, origin: str) -> int:
+    """The width of a first MLP layer's output; raises CheckpointError if the layer is missing."""
+    shape = shapes.get(name, ())
+    if not shape or shape[0] < 1:
+        raise CheckpointError(
+            f"{origin}: the ViT lacks {name}; expected two-layer MLPs by timm's "
+            "names; name the architecture with --arch"
+        )
+    return shape[0]
 
 
 def _length(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
@@ -199,19 +265,28 @@ def image_size(shapes: Mapping[str, tuple[int, ...]], origin: str) -> int:
     return _grid(shapes, origin)[0] * shapes["patch_embed.proj.weight"][-1]
 
 
-def _grid(shapes: Mapping[str, tuple[int, ...]], origin: str) -> tuple[int, bool]:
-    """Patches a side, and whether class and register tokens come first in the positions."""
+def _grid(shapes: Mapping[str, tuple[int, ...]], origin: str) -> tuple[int, int]:
+    """Patches a side, and how many of class and register tokens come first in the positions."""
     length = _length(shapes, "pos_embed")
     registers = _length(shapes, "reg_token")
-    prefix = int("cls_token" in shapes) + registers
-    with_prefix = (math.isqrt(max(length - prefix, 0)), True)
-    without = (math.isqrt(length), False)
+    first = int("cls_token" in shapes)
+    prefix = first + registers
     # Models with registers usually give them no position, so that reading goes first for them.
-    order = [without, with_prefix] if registers else [with_prefix, without]
-    for side, embeds in order:
-        if side > 0 and side * side == length - (prefix if embeds else 0):
-            return side, embeds
+    for positioned in [0, first, prefix] if registers else [prefix, 0]:
+        side = math.isqrt(max(length - positioned, 0))
+        if side > 0 and side * side == length - positioned:
+            return side, positioned
     raise CheckpointError(
         f"{origin}: the position embedding of the ViT, pos_embed, has {length} tokens; expected a "
         f"square number, with or without {prefix} more; name the architecture with --arch"
     )
+
+
+def grid_of(size: int, patch: int) -> int:
+    """Patches a side of an image; raises CheckpointError unless they fill it."""
+    if size < 1 or size % patch:
+        raise CheckpointError(
+            f"image size {size} is not a multiple of the ViT's patch size {patch}; "
+            f"use --image-size {max(1, round(size / patch)) * patch}"
+        )
+    return size // patch

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.backbone import Backbone
-from lidar_cli.checkpoints.vit import EPS, ViTSpec
-from lidar_cli.errors import CheckpointError
+from lidar_cli.checkpoints.positions import Resize, resample
+from lidar_cli.checkpoints.vit import ViTSpec, grid_of
 
 
 def build(spec: ViTSpec) -> ViT:
@@ -27,9 +27,11 @@ class ViT(Backbone):
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
+        from timm.layers.mlp import GluMlp, Mlp
         from timm.models.vision_transformer import VisionTransformer
 
         pooled = spec.fc_norm or not spec.class_token
+        mlp: Any = partial(GluMlp, gate_last=False) if spec.swiglu else Mlp
         self.width = spec.width
         self.model: Any = VisionTransformer(
             img_size=spec.image_size,
@@ -45,17 +47,22 @@ class ViT(Backbone):
             proj_bias=spec.proj_bias,
             init_values=1.0 if spec.layer_scale else None,
             class_token=spec.class_token,
-            no_embed_class=not spec.embeds_prefix,
+            no_embed_class=spec.positioned == 0,
             reg_tokens=spec.registers,
             pre_norm=spec.pre_norm,
             final_norm=spec.final_norm,
             fc_norm=spec.fc_norm,
             weight_init="skip",
-            norm_layer=partial(nn.LayerNorm, eps=EPS),
+            norm_layer=partial(nn.LayerNorm, eps=spec.eps),
+            act_layer=nn.SiLU if spec.swiglu else nn.GELU,
+            mlp_layer=mlp,
         )
+        positions = torch.empty(1, spec.positioned + spec.grid**2, spec.width)
+        self.model.pos_embed = nn.Parameter(positions)  # timm has none for the class token alone
         self.patch = spec.patch
         self.size = spec.image_size
-        self.prefix = spec.registers + int(spec.class_token) if spec.embeds_prefix else 0
+        self.positioned = spec.positioned
+        self.resize: Resize = spec.resize
         self.trained: tuple[int, Tensor] | None = None  # grid and positions as in the file
 
     @property
@@ -68,29 +75,42 @@ class ViT(Backbone):
 
         Raises CheckpointError unless that is a multiple of the patch size.
         """
-        if size < 1 or size % self.patch:
-            raise CheckpointError(
-                f"image size {size} is not a multiple of the ViT's patch size {self.patch}; "
-                f"use --image-size {max(1, round(size / self.patch)) * self.patch}"
-            )
+        grid = grid_of(size, self.patch)
         if size == self.size:
             return
-        from timm.layers.pos_embed import resample_abs_pos_embed
-
         if self.trained is None:
             self.trained = (self.size // self.patch, self.model.pos_embed.detach().cpu().clone())
-        grid, positions = self.trained  # always from these: resampling twice would blur
-        positions = resample_abs_pos_embed(
-            positions,
-            new_size=[size // self.patch] * 2,
-            old_size=[grid, grid],
-            num_prefix_tokens=self.prefix,
-        ).to(self.model.pos_embed.device)
+        old, positions = self.trained  # always from these: resampling twice would blur
+        positions = resample(positions, old, grid, self.positioned, self.resize)
+        positions = positions.to(self.model.pos_embed.device)
         self.model.patch_embed.set_input_size((size, size))
         self.model.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.size = size
 
+    def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens [b, prefix + K, width] after the last norm; class token and registers first.
+
+        keep: indices [b, K] of the patches that enter the blocks, all if None.
+        """
+        model, positioned = self.model, self.positioned
+        x = model.patch_embed(images) + model.pos_embed[:, positioned:]
+        if keep is not None:
+            x = take(x, keep)
+        prefix = [t for t in (model.cls_token, model.reg_token) if t is not None]
+        if prefix:
+            first = torch.cat(prefix, dim=1)
+            placed = first[:, :positioned] + model.pos_embed[:, :positioned]
+            first = torch.cat([placed, first[:, positioned:]], dim=1)
+            x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
+        tokens: Tensor = model.norm(model.blocks(model.norm_pre(x)))
+        return tokens
+
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
-        embeddings: Tensor = self.model(images)
+        embeddings: Tensor = self.model.forward_head(self.tokens(images), pre_logits=True)
         return embeddings
+
+
+def take(tokens: Tensor, keep: Tensor) -> Tensor:
+    """The tokens [b, K, width] at indices [b, K] of tokens [b, N, width]."""
+    return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

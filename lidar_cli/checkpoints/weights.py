@@ -93,6 +93,12 @@ def size(tensor: Weight) -> int:
     return math.prod(tensor.shape)
 
 
+def parts_of(tensor: Weight) -> tuple[Weight, ...]:
+    """The tensors of the file that it is made of, such as q, k and v; else itself."""
+    parts: tuple[Weight, ...] = getattr(tensor, "parts", (tensor,))
+    return parts
+
+
 def materialised(tensor: Weight) -> Tensor:
     """The tensor in memory; raises CheckpointError if the file cannot give it."""
     return tensor.materialise() if isinstance(tensor, LazyTensor) else tensor
@@ -100,7 +106,8 @@ def materialised(tensor: Weight) -> Tensor:
 
 def _check_size(tensors: Mapping[str, Weight], origin: str) -> None:
     """Refuse a file in which many tensors lie over the same few bytes, before they take memory."""
-    lazy = [t for t in tensors.values() if isinstance(t, LazyTensor) and t.storage is not None]
+    parts = [part for tensor in tensors.values() for part in parts_of(tensor)]
+    lazy = [t for t in parts if isinstance(t, LazyTensor) and t.storage is not None]
     held = {t.storage.source: t.storage.source.nbytes for t in lazy if t.storage is not None}
     wanted = sum(t.nbytes for t in lazy)
     if wanted > SHARED * sum(held.values()) + SMALL:

@@ -1,0 +1,156 @@
+"""BEiT's Vision Transformer, in which data2vec trains images, from its shapes.
+
+    logits = q k^T / sqrt(d) + bias,   bias_ij = table[index_ij]       [heads, 1 + N, 1 + N]
+
+The table has a row for each displacement of two patches, and three for the class token; one table
+serves all blocks, or each has its own after fine-tuning. Queries and values have a bias, keys none.
+The number of heads is the table's second axis. `relative_position_index` follows from the grid.
+
+data2vec's student regresses lm_head(norm(tokens)) at masked patches to `target` of the teacher, who
+sees all. The embedding is the mean of the patch tokens after the norm, or before `fc_norm`; lm_head
+is linear, so that of the mean is the mean of it. This file needs no torch; the module is in
+beit_module.py.
+
+Sources: Bao et al. 2021 (BEiT); Baevski et al. 2022 (data2vec).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lidar_cli.checkpoints import vit
+from lidar_cli.checkpoints.spec import title
+from lidar_cli.errors import CheckpointError
+
+ANCHOR = "blocks.0.attn.q_bias"
+FAIRSEQ_ANCHOR = "encoder.blocks.0.mlp.0.weight"
+EPS = 1e-6
+FAIRSEQ_EPS = 1e-5
+EXTRA = 3  # rows of a table: class token to patch, patch to class token, class token to itself
+TABLE = "relative_position_bias_table"
+
+# fairseq's names -> BEiT's. Its training makes `final_proj` and never calls it: the loss there sees
+# the normed tokens, so that the weights are a random projector's and noise here.
+FAIRSEQ_NOISE = ("final_proj.",)
+FROM_FAIRSEQ = (
+    (r"^encoder\.", ""),
+    (r"^patch_embed\.conv\.", "patch_embed.proj."),
+    (r"^cls_emb$", "cls_token"),
+    (r"^mask_emb$", "mask_token"),
+    (r"^(blocks\.\d+\.mlp)\.0\.", r"\1.fc1."),
+    (r"^(blocks\.\d+\.mlp)\.2\.", r"\1.fc2."),
+)
+
+
+def from_fairseq(name: str) -> str:
+    """BEiT's name of a tensor of fairseq's data2vec vision model."""
+    for pattern, replacement in FROM_FAIRSEQ:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+@dataclass(frozen=True)
+class BeitSpec:
+    """Sizes and optional parts of a BEiT."""
+
+    width: int
+    depth: int
+    heads: int
+    heads_known: bool  # by a table or the caller, not by the width
+    patch: int
+    grid: int  # patches a side
+    mlp: int  # width of the hidden layer
+    qkv_bias: bool
+    shared_table: bool  # of relative positions
+    own_tables: bool  # one a block
+    positions: bool  # absolute ones too
+    layer_scale: bool
+    mask_token: bool
+    norm: bool  # of tokens, after the last block
+    fc_norm: bool  # after pooling, in its place
+    eps: float = EPS
+
+    @property
+    def arch(self) -> str:
+        """Such as 'beit_base_patch16'."""
+        usual = vit.DEPTHS.get(self.width)
+        notes = [f"depth {self.depth}"] if self.depth != usual else []
+        return title(f"beit_{vit.NAMES.get(self.width, str(self.width))}_patch{self.patch}", notes)
+
+    @property
+    def image_size(self) -> int:
+        """Of the positions, in pixels a side."""
+        return self.grid * self.patch
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """The number of heads, where it is the usual one for the width."""
+        usual = f"{self.heads} attention heads, as usual for width {self.width}"
+        return () if self.heads_known else (usual,)
+
+
+def spec(
+    shapes: Mapping[str, tuple[int, ...]],
+    origin: str,
+    *,
+    heads: int | None = None,
+    eps: float = EPS,
+    bare: bool = False,
+) -> BeitSpec:
+    """The BEiT that tensors of these shapes, by BEiT's names, belong to.
+
+    heads, eps: where a format or a config.json tells them. bare: whether no last norm at all may be
+    meant, rather than a tensor be missing. Raises CheckpointError if the shapes fit none.
+    """
+    width, patch = vit.patches(shapes, origin)
+    shared, own = f"rel_pos_bias.{TABLE}", f"blocks.0.attn.{TABLE}"
+    table = shapes.get(shared) or shapes.get(own)
+    if table is not None and (len(table) != 2 or table[1] < 1):
+        raise CheckpointError(
+            f"{origin}: the table of relative positions is {list(table)}; expected "
+            "[displacements, heads]; name the architecture with --arch"
+        )
+    known = table[1] if table else heads
+    return BeitSpec(
+        width=width,
+        depth=vit.depth(shapes),
+        heads=known or vit.usual_heads(width, origin),
+        heads_known=known is not None,
+        patch=patch,
+        grid=_grid(table, shapes.get("pos_embed", ()), origin),
+        mlp=vit.hidden(shapes, "blocks.0.mlp.fc1.weight", origin),
+        qkv_bias="blocks.0.attn.q_bias" in shapes,
+        shared_table=shared in shapes,
+        own_tables=own in shapes,
+        positions="pos_embed" in shapes,
+        layer_scale="blocks.0.gamma_1" in shapes,
+        mask_token="mask_token" in shapes,
+        norm="norm.weight" in shapes or not (bare or "fc_norm.weight" in shapes),
+        fc_norm="fc_norm.weight" in shapes,
+        eps=eps,
+    )
+
+
+def fairseq_spec(shapes: Mapping[str, tuple[int, ...]], origin: str) -> BeitSpec:
+    """That of fairseq's data2vec vision model, whose names `from_fairseq` gave; see `spec`."""
+    return spec(shapes, origin, eps=FAIRSEQ_EPS)
+
+
+def _grid(table: tuple[int, ...] | None, positions: tuple[int, ...], origin: str) -> int:
+    """Patches a side: of (2 side - 1)^2 + 3 displacements, or 1 + side^2 positions."""
+    if table:
+        odd = math.isqrt(max(table[0] - EXTRA, 0))
+        if odd % 2 and odd * odd + EXTRA == table[0]:
+            return (odd + 1) // 2
+    elif len(positions) == 3:
+        side = math.isqrt(max(positions[1] - 1, 0))
+        if side and 1 + side * side == positions[1]:
+            return side
+    found = f"{table[0]} displacements" if table else f"positions {list(positions) or 'missing'}"
+    raise CheckpointError(
+        f"{origin}: the BEiT has {found}; expected those of a square grid of patches; "
+        "name the architecture with --arch"
+    )

@@ -1,0 +1,315 @@
+"""BEiT as data2vec trains it, against forward passes written out, and against timm."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import literal
+import pytest
+import torch
+from literal import assert_close, images, linear, norm, normed, random_weights
+from timm.models.beit import Beit as TimmBeit
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints import beit, beit_module, open_checkpoint, vit
+from lidar_cli.checkpoints.beit import from_fairseq
+from lidar_cli.checkpoints.beit_module import Beit
+from lidar_cli.checkpoints.weights import fill, shapes_of
+from lidar_cli.errors import CheckpointError
+
+WIDTH, HEADS, PATCH, GRID = 24, 3, 4, 4
+
+
+def beit_shapes(depth: int = 3, width: int = WIDTH, **parts: bool) -> dict[str, tuple[int, ...]]:
+    """Of a BEiT by its own names; parts: shared (default), own, positions."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "mask_token": (1, 1, width),
+        "patch_embed.proj.weight": (width, 3, PATCH, PATCH),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    heads = vit.HEADS.get(width, HEADS)
+    table = ((2 * GRID - 1) ** 2 + 3, heads)
+    if parts.get("shared", True):
+        shapes["rel_pos_bias.relative_position_bias_table"] = table
+    if parts.get("positions"):
+        shapes["pos_embed"] = (1, 1 + GRID**2, width)
+    for i in range(depth):
+        name = f"blocks.{i}"
+        shapes |= literal.block_shapes(name, width, 4 * width)
+        del shapes[f"{name}.attn.qkv.bias"]
+        for vector in ("attn.q_bias", "attn.v_bias", "gamma_1", "gamma_2"):
+            shapes[f"{name}.{vector}"] = (width,)
+        if parts.get("own"):
+            shapes[f"{name}.attn.relative_position_bias_table"] = table
+    return shapes
+
+
+def bias_of(table: Tensor, grid: int = GRID) -> Tensor:
+    """Pair by pair: the row of the displacement, or one of the three of the class token."""
+    n = 1 + grid * grid
+    bias = torch.empty(table.shape[1], n, n)
+    for i in range(n):
+        for j in range(n):
+            if i == 0 and j == 0:
+                row = -1
+            elif j == 0:
+                row = -2
+            elif i == 0:
+                row = -3
+            else:
+                (top, left), (other, side) = divmod(i - 1, grid), divmod(j - 1, grid)
+                row = (top - other + grid - 1) * (2 * grid - 1) + left - side + grid - 1
+            bias[:, i, j] = table[row]
+    return bias
+
+
+def beit_blocks(
+    weights: dict[str, Tensor],
+    pixels: Tensor,
+    masked: Tensor | None = None,
+    eps: float = 1e-6,
+    heads: int = HEADS,
+) -> list[Tensor]:
+    """Tokens after each block."""
+    x = literal.patches(
+        pixels, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
+    )
+    if masked is not None:
+        x = x.clone()
+        for image in range(len(x)):
+            for patch in range(x.shape[1]):
+                if masked[image, patch]:
+                    x[image, patch] = weights["mask_token"][0, 0]
+    x = torch.cat([weights["cls_token"].expand(len(x), 1, -1), x], dim=1)
+    if "pos_embed" in weights:
+        x = x + weights["pos_embed"]
+    grid = math.isqrt(x.shape[1] - 1)
+    outputs = []
+    for i in range(vit.depth(dict.fromkeys(weights, ()))):
+        name = f"blocks.{i}"
+        bias = torch.zeros(heads, x.shape[1], x.shape[1])
+        for table in ("rel_pos_bias", f"{name}.attn"):
+            if f"{table}.relative_position_bias_table" in weights:
+                bias = bias + bias_of(weights[f"{table}.relative_position_bias_table"], grid)
+        y = normed(x, weights, f"{name}.norm1", eps)
+        q, k, v = linear(y, weights, f"{name}.attn.qkv").chunk(3, dim=-1)
+        q, v = q + weights[f"{name}.attn.q_bias"], v + weights[f"{name}.attn.v_bias"]
+        y = linear(literal.attend(q, k, v, heads, bias), weights, f"{name}.attn.proj")
+        x = x + weights[f"{name}.gamma_1"] * y
+        y = literal.mlp(normed(x, weights, f"{name}.norm2", eps), weights, f"{name}.mlp")
+        x = x + weights[f"{name}.gamma_2"] * y
+        outputs.append(x)
+    return outputs
+
+
+def built(weights: dict[str, Tensor], **options: Any) -> Beit:
+    model = beit_module.build(beit.spec(shapes_of(weights), "here", **options))
+    fill(model.weights, weights, "here")
+    return model.eval()
+
+
+KINDS: dict[str, dict[str, bool]] = {
+    "shared table": {},
+    "own tables": {"shared": False, "own": True},
+    "shared table and positions": {"positions": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_beit_equals_the_forward_written_out(kind: str) -> None:
+    weights = random_weights(beit_shapes(**KINDS[kind]))
+    expected = normed(beit_blocks(weights, images(16))[-1], weights, "norm", 1e-6)
+    model = built(weights)
+    assert_close(model.tokens(images(16)), expected)
+    assert_close(model(images(16)), expected[:, 1:].mean(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_beit_equals_timms(kind: str) -> None:
+    """timm's own class, built by hand, with its own index of displacements."""
+    parts = KINDS[kind]
+    weights = random_weights(beit_shapes(**parts))
+    peer = TimmBeit(
+        img_size=16, patch_size=PATCH, embed_dim=WIDTH, depth=3, num_heads=HEADS, num_classes=0,
+        global_pool="token", init_values=0.1, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
+        use_abs_pos_emb=parts.get("positions", False), use_rel_pos_bias=parts.get("own", False),
+        use_shared_rel_pos_bias=parts.get("shared", True),
+    )  # fmt: skip
+    buffers = {n: t for n, t in peer.state_dict().items() if n.endswith("index")}  # older timm's
+    peer.load_state_dict(buffers | {n: t for n, t in weights.items() if n != "mask_token"})
+    assert_close(built(weights).tokens(images(16)), peer.eval().forward_features(images(16)))
+
+
+@torch.no_grad()
+def test_fine_tuned_beit_normalises_after_pooling() -> None:
+    weights = random_weights(beit_shapes(shared=False, own=True))
+    for name in ("weight", "bias"):
+        weights[f"fc_norm.{name}"] = weights.pop(f"norm.{name}")
+    pooled = beit_blocks(weights, images(16))[-1][:, 1:].mean(1)
+    assert_close(built(weights)(images(16)), normed(pooled, weights, "fc_norm", 1e-6))
+
+
+@torch.no_grad()
+def test_mask_token_stands_where_patches_are_masked() -> None:
+    weights = random_weights(beit_shapes(positions=True))
+    masked = torch.rand(3, GRID**2, generator=torch.Generator().manual_seed(1)) < 0.6
+    model = built(weights)
+    expected = normed(beit_blocks(weights, images(16), masked)[-1], weights, "norm", 1e-6)
+    assert_close(model.tokens(images(16), masked), expected)
+    other = torch.where(
+        masked.reshape(3, 1, GRID, GRID).repeat_interleave(4, 2).repeat_interleave(4, 3),
+        torch.randn(3, 3, 16, 16),
+        images(16),
+    )
+    assert_close(model.tokens(other, masked), expected)  # masked pixels are not seen
+    del weights["mask_token"]
+    with pytest.raises(CheckpointError, match="has no mask_token"):
+        built(weights).tokens(images(16), masked)
+
+
+@pytest.mark.parametrize(("depth", "first"), [(3, 1), (12, 6), (24, 18)])
+@torch.no_grad()
+def test_target_averages_the_top_blocks_of_the_recipe(depth: int, first: int) -> None:
+    weights = random_weights(beit_shapes(depth))
+    outputs = beit_blocks(weights, images(16))[first:]
+    mean = sum(norm(x, None, None, 1e-5) for x in outputs) / len(outputs)
+    expected = norm(mean, None, None, 1e-5)
+    model = built(weights)
+    assert_close(model.target(images(16)), expected)
+    assert_close(model.target(images(16), first), expected)
+    assert (model.target(images(16), first - 1) - expected).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_published_names_and_sizes_are_those_of_timm() -> None:
+    """Of the base model, but for its depth: 732 displacements by 12 heads tell a grid of 14."""
+    peer = TimmBeit(depth=1, global_pool="token", num_classes=0, init_values=0.1,
+                    use_abs_pos_emb=False, use_shared_rel_pos_bias=True)  # fmt: skip
+    shapes = {n: s for n, s in shapes_of(peer.state_dict()).items() if not n.endswith("index")}
+    assert shapes["rel_pos_bias.relative_position_bias_table"] == (732, 12)
+    found = beit.spec(shapes, "here")
+    assert (found.arch, found.image_size) == ("beit_base_patch16 (depth 1)", 224)
+    assert (found.heads, found.assumptions) == (12, ())
+    assert shapes_of(beit_module.build(found).weights.state_dict()) == shapes
+
+
+@pytest.mark.parametrize("new", [3, 6])
+@torch.no_grad()
+def test_tables_and_positions_are_resampled_from_the_file_each_time(new: int) -> None:
+    weights = random_weights(beit_shapes(positions=True))
+    model = built(weights)
+    before = model(images(16))
+    model.set_image_size(8)
+    model.set_image_size(new * PATCH)
+    odd, other = 2 * GRID - 1, 2 * new - 1
+    table = weights["rel_pos_bias.relative_position_bias_table"]
+    grid = literal.cubic(table[:-3].reshape(odd, odd, HEADS), other, other / odd)
+    positions = weights["pos_embed"]
+    patches = literal.cubic(positions[0, 1:].reshape(GRID, GRID, WIDTH), new, new / GRID)
+    resized = weights | {
+        "rel_pos_bias.relative_position_bias_table": torch.cat(
+            [grid.reshape(-1, HEADS), table[-3:]]
+        ),
+        "pos_embed": torch.cat([positions[:, :1], patches.reshape(1, -1, WIDTH)], dim=1),
+    }
+    pixels = images(new * PATCH)
+    assert_close(
+        model.tokens(pixels), normed(beit_blocks(resized, pixels)[-1], weights, "norm", 1e-6)
+    )
+    model.set_image_size(16)
+    assert torch.equal(model(images(16)), before)
+    with pytest.raises(CheckpointError, match="15 is not a multiple"):
+        model.set_image_size(15)
+
+
+def index() -> Tensor:
+    """The buffer that files of BEiT hold and that follows from the grid."""
+    return TimmBeit(
+        img_size=16,
+        patch_size=PATCH,
+        embed_dim=6,
+        depth=1,
+        num_heads=1,
+        use_shared_rel_pos_bias=True,
+    ).rel_pos_bias.relative_position_index.clone()
+
+
+@torch.no_grad()
+def test_file_of_the_beit_fork_opens_with_lm_head_as_projector(tmp_path: Path) -> None:
+    weights = random_weights(
+        beit_shapes(2, 192) | {"lm_head.weight": (192, 192), "lm_head.bias": (192,)}
+    )
+    tree = weights | {"rel_pos_bias.relative_position_index": index()}
+    torch.save({"model": tree, "epoch": 799}, tmp_path / "a.pth")
+    loaded = open_checkpoint(tmp_path / "a.pth")
+    description = loaded.description
+    assert (description.format, description.image_size) == ("BEiT state dict", 16)
+    assert description.widths == {"backbone": 192, "projector": 192}
+    assert description.ignored == ("rel_pos_bias.relative_position_index",)
+    tokens = normed(beit_blocks(weights, images(16))[-1], weights, "norm", 1e-6)[:, 1:]
+    found = loaded.embed(images(16), ["backbone", "projector"])
+    assert_close(found["backbone"], tokens.mean(1))
+    assert_close(found["projector"], linear(tokens, weights, "lm_head").mean(1))
+
+
+def fairseq_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors as fairseq names them."""
+    renamed = {}
+    for name, tensor in weights.items():
+        name = name.replace("patch_embed.proj", "patch_embed.conv").replace("cls_token", "cls_emb")
+        name = name.replace("mask_token", "mask_emb").replace("lm_head", "final_proj")
+        name = name.replace("mlp.fc1", "mlp.0").replace("mlp.fc2", "mlp.2")
+        if name.startswith(("blocks", "norm", "rel_pos_bias")):
+            name = f"encoder.{name}"
+        renamed[name] = tensor
+    return renamed
+
+
+@torch.no_grad()
+def test_file_of_fairseq_opens(tmp_path: Path) -> None:
+    """Its LayerNorm has the larger eps, and its final_proj is never trained."""
+    weights = random_weights(
+        beit_shapes(2, 192) | {"lm_head.weight": (192, 192), "lm_head.bias": (192,)}
+    )
+    weights["patch_embed.proj.weight"] *= 0.01
+    weights["cls_token"] *= 0.01
+    weights["patch_embed.proj.bias"] *= 0.01
+    tree = fairseq_names(weights) | {"encoder.rel_pos_bias.relative_position_index": index()}
+    back = {from_fairseq(n) for n in tree} - {"rel_pos_bias.relative_position_index"}
+    assert back == {n.replace("lm_head", "final_proj") for n in weights}
+    torch.save({"model": tree}, tmp_path / "a.pt")
+    loaded = open_checkpoint(tmp_path / "a.pt")
+    assert loaded.description.format == "fairseq data2vec vision"
+    for eps, close in ((1e-5, True), (1e-6, False)):
+        tokens = normed(beit_blocks(weights, images(16), eps=eps)[-1], weights, "norm", eps)[:, 1:]
+        found = loaded.embed(images(16), ["backbone"])["backbone"]
+        assert (float((found - tokens.mean(1)).abs().max()) < 1e-5) is close
+    assert loaded.layers == ("backbone",)
+    assert "final_proj" in loaded.description.ignored
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rel_pos_bias.relative_position_bias_table": (50, 3)}, "BEiT has 50 displacements"),
+        ({"rel_pos_bias.relative_position_bias_table": (52,)}, r"relative positions is \[52\]"),
+        ({"rel_pos_bias.relative_position_bias_table": None}, "BEiT has positions missing"),
+        ({"rel_pos_bias.relative_position_bias_table": None, "pos_embed": (1, 16, 192)},
+         r"positions \[1, 16, 192\]"),
+        ({"patch_embed.proj.weight": (192, 1, 4, 4)}, r"patch embedding .* \[192, 1, 4, 4\]"),
+    ],
+)  # fmt: skip
+def test_impossible_shapes_are_named(
+    changes: dict[str, tuple[int, ...] | None], message: str
+) -> None:
+    shapes = beit_shapes(1, 192) | changes
+    with pytest.raises(CheckpointError, match=message):
+        beit.spec({name: shape for name, shape in shapes.items() if shape is not None}, "here")
