@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from lidar_cli.jobs.inspect import BranchFound, FormatRow, Inspection
@@ -52,9 +55,18 @@ def _lines(one: Inspection) -> Iterator[str]:
     facts["assumed"] = ", ".join(one.assumptions)
     facts["stand-ins"] = ", ".join(one.stand_ins)
     facts["extract would"] = one.extract
+    # A line is broken for a terminal only, so that a pipe can be searched line by line.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     for label, text in facts.items():
         if text:
-            yield f"  {label:{LABEL}}{text}"
+            yield from textwrap.wrap(
+                text,
+                width,
+                initial_indent=f"  {label:{LABEL}}",
+                subsequent_indent=" " * (2 + LABEL),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
 
 
 def _branch(branch: BranchFound) -> str:
