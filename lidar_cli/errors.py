@@ -58,3 +58,8 @@ class NoWeights(CheckpointError):
 
 class DegenerateFeatures(LidarError):
     """The embeddings do not determine the number that was asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, short enough to stand inside a line of ours."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lidar_cli.arrays import arrange, choose
 from lidar_cli.embeddings import Chunk, Embeddings, Stored
-from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse
+from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
 
 FORMAT = "lidar-features"
 VERSION = 1
@@ -96,7 +96,7 @@ class FeatureWriter:
         except FileExistsError as error:
             raise _in_use(partial) from error
         except OSError as error:
-            raise FeatureFileError(f"{partial}: cannot be created: {_first_line(error)}") from error
+            raise FeatureFileError(f"{partial}: cannot be created: {first_line(error)}") from error
         try:
             _allocate(file, layout, ids, labels, provenance)
         except BaseException as error:
@@ -126,7 +126,7 @@ class FeatureWriter:
             raise _in_use(partial) from error
         except OSError as error:
             raise FeatureFileError(
-                f"{partial}: cannot be opened: {_first_line(error)}; start anew with --overwrite"
+                f"{partial}: cannot be opened: {first_line(error)}; start anew with --overwrite"
             ) from error
         try:
             found = _provenance(file, partial)
@@ -148,7 +148,7 @@ class FeatureWriter:
             file.close()
             if isinstance(error, _DAMAGE):
                 raise FeatureFileError(
-                    f"{partial}: damaged: {_first_line(error)}; start anew with --overwrite"
+                    f"{partial}: damaged: {first_line(error)}; start anew with --overwrite"
                 ) from error
             raise
         return writer
@@ -359,9 +359,7 @@ def _stored(path: Path, dataset: h5py.Dataset) -> Stored:
                 rows = file[name][start:stop]
                 return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
         except OSError as error:
-            raise FeatureFileError(
-                f"{path}: {name} cannot be read: {_first_line(error)}"
-            ) from error
+            raise FeatureFileError(f"{path}: {name} cannot be read: {first_line(error)}") from error
 
     return Stored(dataset.shape, dataset.dtype.itemsize, read)
 
@@ -374,13 +372,13 @@ def _open(path: Path) -> Iterator[h5py.File]:
     except OSError as error:
         if path.exists() and not is_hdf5(path):
             raise FeatureFileError(f"{path}: not an HDF5 file; expected a feature file") from error
-        raise FeatureFileError(f"{path}: cannot be opened: {_first_line(error)}") from error
+        raise FeatureFileError(f"{path}: cannot be opened: {first_line(error)}") from error
     with file:
         try:
             yield file
         except _DAMAGE as error:
             raise FeatureFileError(
-                f"{path}: damaged: {_first_line(error)}; extract it again"
+                f"{path}: damaged: {first_line(error)}; extract it again"
             ) from error
 
 
@@ -513,9 +511,5 @@ def _in_use(partial: Path) -> InUse:
 
 def _unwritable(partial: Path, error: BaseException) -> FeatureFileError:
     return FeatureFileError(
-        f"{partial}: cannot be written: {_first_line(error)}; free some space, then --resume"
+        f"{partial}: cannot be written: {first_line(error)}; free some space, then --resume"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

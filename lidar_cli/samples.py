@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lidar_cli.embedded import embedded_images
-from lidar_cli.errors import InputError, MissingExtra
+from lidar_cli.errors import InputError, MissingExtra, first_line
 from lidar_cli.settings import EMBEDDED, SampleSettings
 
 SAME_SPLIT = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
@@ -72,7 +72,7 @@ class Samples:
             raise
         except Exception as error:  # damaged bytes make decoders raise almost anything
             unknown = isinstance(error, UnidentifiedImageError)
-            reason = "of no known image format" if unknown else _line(error)
+            reason = "of no known image format" if unknown else first_line(error)
             raise InputError(
                 f"{self.ids[i]} (in {self.data}): cannot be decoded as an image: {reason}; "
                 "repair or remove it"
@@ -131,7 +131,7 @@ def _fingerprint(samples: Samples) -> str:
             raise
         except Exception as error:  # whatever a reader of other people's files meets
             raise InputError(
-                f"{samples.ids[i]} (in {samples.data}): cannot be read: {_line(error)}"
+                f"{samples.ids[i]} (in {samples.data}): cannot be read: {first_line(error)}"
             ) from error
         if isinstance(content, Image.Image):
             content = content.tobytes() + f"{content.mode} {content.size}".encode()
@@ -183,7 +183,9 @@ def _files(data: str, settings: SampleSettings, count: int) -> Samples:
             else create_reader("", root=str(root), input_key=IMAGE_SUFFIXES)
         )
     except (RuntimeError, ValueError, AssertionError, OSError, EOFError, tarfile.TarError) as error:
-        raise InputError(f"--data {data}: no images could be listed: {_line(error)}") from error
+        raise InputError(
+            f"--data {data}: no images could be listed: {first_line(error)}"
+        ) from error
     order = _order(data, len(reader), count, settings.seed)
 
     def read(i: int) -> bytes:
@@ -237,7 +239,7 @@ def _hugging_face(data: str, name: str, settings: SampleSettings, count: int) ->
     try:
         reader = create_reader(f"hfds/{name}", root=root, split=split)
     except Exception as error:  # the datasets package has no common base of its errors
-        raise InputError(f"--data {data}: cannot be loaded: {_line(error)}") from error
+        raise InputError(f"--data {data}: cannot be loaded: {first_line(error)}") from error
     order = _order(data, len(reader), count, settings.seed)
     images = reader.dataset.select_columns([reader.image_key])
     classes = reader.dataset.remove_columns(reader.image_key)
@@ -275,7 +277,9 @@ def _torchvision(data: str, name: str, settings: SampleSettings, count: int) -> 
         dataset = create_dataset(f"torch/{name}", root=str(root), split=split)
         total = len(dataset)
     except Exception as error:  # the many data sets share no base of their errors
-        raise InputError(f"--data {data} in {root}: cannot be loaded: {_line(error)}") from error
+        raise InputError(
+            f"--data {data} in {root}: cannot be loaded: {first_line(error)}"
+        ) from error
     order = _order(data, total, count, settings.seed)
     files = getattr(dataset, "imgs", None)  # those that are folders name their files
     if files is not None:
@@ -365,7 +369,7 @@ def _shards(data: str, name: str, settings: SampleSettings) -> list[str]:
         try:
             reader = ReaderWds(root=str(folder), split=split or "train")
         except (RuntimeError, KeyError, ValueError) as error:
-            raise InputError(f"--data {data}: split not found: {_line(error)}") from error
+            raise InputError(f"--data {data}: split not found: {first_line(error)}") from error
         return [str(folder / shard) for shard in reader.split_info.filenames]
     shards = sorted(str(shard) for shard in folder.glob("*.tar"))
     if not shards:
@@ -400,7 +404,3 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _text(name: str) -> str:
     """A file name as text that can be stored, also where its bytes are not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

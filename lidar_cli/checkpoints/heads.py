@@ -69,11 +69,6 @@ class HeadSpec:
         return self.layers[-1].out
 
     @property
-    def is_mlp(self) -> bool:
-        """More than the one Linear that a classifier is."""
-        return len(self.layers) > 1
-
-    @property
     def assumptions(self) -> tuple[str, ...]:
         """The activation, if nobody named it."""
         notes = []
