@@ -215,7 +215,7 @@ def reason_for_no_correction(eigenvalues, n, q):
 
 
 SIZES = [(200, 4, 16), (1000, 2, 64), (300, 10, 64), (300, 3, 128)]
-# Down to n (q - 1) just above 2 d, and d above n: a fixed margin on the edge fails at most of these.
+# Down to n (q - 1) just above 2 d, and d above n. A fixed margin on the edge fails at most of them.
 SMALL_SIZES = [(100, 3, 8), (50, 2, 8), (30, 2, 10), (20, 10, 4), (20, 50, 64), (100, 2, 45)]
 
 
