@@ -256,7 +256,14 @@ class _Job:
             return open_checkpoint(path, model=self.settings.model).description
         tree = read_checkpoint(path)
         asked = self.settings
-        return recognise(path, tree, arch=asked.arch, format=asked.format, branch=asked.branch)
+        return recognise(
+            path,
+            tree,
+            arch=asked.arch,
+            format=asked.format,
+            branch=asked.branch,
+            layer=asked.layer,
+        )
 
     def _layer(self) -> str:
         """The one layer that is compared: projector if every file has one, else backbone."""
