@@ -30,14 +30,12 @@ from lidar_cli.features import is_hdf5, read_hdf5, read_provenance
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.extract import (
     CHECKPOINT_SUFFIXES,
-    Plan,
-    identity,
-    make_plan,
     open_with,
     run,
     stem,
     tell_if_embedded,
 )
+from lidar_cli.jobs.plan import Plan, identity, make_plan
 from lidar_cli.jobs.score import Score, score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
