@@ -174,22 +174,13 @@ def test_surplus_and_missing_tensors_are_named(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "shape", "message"),
     [
-        (
-            {"module.predictor_norm.bias": None},
-            r"predictor: predictor_norm\.bias missing of 32 tens",
-        ),
-        (
-            {"module.predictor_blocks.1.attn.proj.bias": None},
-            r"blocks\.1\.attn\.proj\.bias missing",
-        ),
-        ({"module.extra.weight": (2, 2)}, r"predictor: extra\.weight have no place among 32"),
-        (
-            {"module.predictor_proj.weight": (192, 97)},
-            r"predictor_proj\.weight has shape \[192, 97\]",
-        ),
-        ({"module.predictor_pos_embed": (1, 25, 96)}, r"predictor: works on 5 x 5 tokens of 192"),
+        ("predictor_norm.bias", None, r"predictor: predictor_norm\.bias missing of 32 tensors"),
+        ("predictor_blocks.1.attn.proj.bias", None, r"blocks\.1\.attn\.proj\.bias missing"),
+        ("extra.weight", (2, 2), r"predictor: extra\.weight have no place among 32 expected"),
+        ("predictor_proj.weight", (192, 97), r"predictor_proj\.weight has shape \[192, 97\]"),
+        ("predictor_pos_embed", (1, 25, 96), r"predictor: works on 5 x 5 tokens of 192"),
     ],
 )
 def test_tensors_of_the_predictor_are_all_accounted_for(
