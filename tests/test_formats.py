@@ -13,10 +13,10 @@ from formats import FIXTURES, Fixture, Weights, lightning
 from torch import Tensor
 
 from lidar_cli.checkpoints import open_checkpoint, read_checkpoint
-from lidar_cli.checkpoints.described import match
 from lidar_cli.checkpoints.families import FAMILIES, Family
 from lidar_cli.checkpoints.formats import FORMATS, numbered
 from lidar_cli.checkpoints.formats.format import renamed
+from lidar_cli.checkpoints.matching import match
 from lidar_cli.checkpoints.recognise import find, recognise
 from lidar_cli.checkpoints.weights import shapes
 from lidar_cli.errors import CheckpointError, SettingsError
@@ -112,7 +112,7 @@ def test_equally_specific_formats_are_not_guessed(
     saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twin = dataclasses.replace(next(f for f in FORMATS if f.name == "vicreg"), name="twin")
-    monkeypatch.setattr("lidar_cli.checkpoints.described.FORMATS", (*FORMATS, twin))
+    monkeypatch.setattr("lidar_cli.checkpoints.matching.FORMATS", (*FORMATS, twin))
     path = saved["vicreg"]
     tree = read_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"may be vicreg, twin; choose .* --format"):

@@ -91,6 +91,31 @@ class BeitSpec:
         usual = f"{self.heads} attention heads, as usual for width {self.width}"
         return () if self.heads_known else (usual,)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors of the module, by BEiT's names."""
+        width, patch = self.width, self.patch
+        table = ((2 * self.grid - 1) ** 2 + EXTRA, self.heads)
+        found: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width)}
+        if self.mask_token:
+            found["mask_token"] = (1, 1, width)
+        if self.positions:
+            found["pos_embed"] = (1, 1 + self.grid**2, width)
+        found["patch_embed.proj.weight"] = (width, 3, patch, patch)
+        found["patch_embed.proj.bias"] = (width,)
+        if self.shared_table:
+            found[f"rel_pos_bias.{TABLE}"] = table
+        for index in range(self.depth):
+            found |= vit.block_shapes(f"blocks.{index}", width, self.mlp, qkv_bias=False)
+            vectors = ["attn.q_bias", "attn.v_bias"] if self.qkv_bias else []
+            vectors += ["gamma_1", "gamma_2"] if self.layer_scale else []
+            found |= {f"blocks.{index}.{name}": (width,) for name in vectors}
+            if self.own_tables:
+                found[f"blocks.{index}.attn.{TABLE}"] = table
+        last = "fc_norm" if self.fc_norm else "norm"
+        if self.norm or self.fc_norm:
+            found |= vit.norm_shapes(last, width)
+        return found
+
 
 def spec(
     shapes: Mapping[str, tuple[int, ...]],

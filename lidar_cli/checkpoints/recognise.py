@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import described, generic
+from lidar_cli.checkpoints import described, generic, matching
 from lidar_cli.checkpoints.containers import find_state_dict
 from lidar_cli.checkpoints.families import NEXT
 from lidar_cli.checkpoints.found import Description, Found
@@ -26,15 +26,18 @@ def recognise(
     arch: str | None = None,
     format: str = "auto",
     branch: str = "auto",
+    config: Mapping[str, Any] | None = None,
 ) -> Description:
     """What a checkpoint holds.
 
     tree: of `read_checkpoint`. arch: a timm name that overrules what the shapes tell. format: the
-    name of a described format, or 'plain' for none of them. branch: 'student' or 'teacher'.
+    name of a described format, or 'plain' for none of them. branch: 'student' or 'teacher'. config:
+    config.json of a Hugging Face folder.
     Raises NoWeights if nothing in it is a weight, CheckpointError if it is not understood, and
     SettingsError for an arch that timm does not know, or an unknown format or branch.
     """
-    return find(path, tree, arch=arch, format=format, branch=branch).description
+    found = find(path, tree, arch=arch, format=format, branch=branch, config=config)
+    return found.description
 
 
 def find(
@@ -45,14 +48,15 @@ def find(
     activation: str = "auto",
     format: str = "auto",
     branch: str = "auto",
+    config: Mapping[str, Any] | None = None,
 ) -> Found:
     """Backbone and heads of a checkpoint, with the place of all tensors; see `recognise`."""
-    described.check_names(format, branch)
-    match = described.match(path, tree, format)
+    matching.check_names(format, branch)
+    match = matching.match(path, tree, format, config)
     if match is not None:
-        return described.find(path, match, arch, activation, branch)
-    found = generic.find(path, find_state_dict(path, tree), arch, activation)
-    if described.BRANCHES[branch] == "teacher":
+        return described.find(path, match, arch, activation, branch, config)
+    found = generic.find(path, find_state_dict(path, tree), arch, activation, config)
+    if matching.BRANCHES[branch] == "teacher":
         raise CheckpointError(
             f"{path}: no branch {branch!r} in this checkpoint; it has encoder: leave --branch out"
         )

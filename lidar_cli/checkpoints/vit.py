@@ -138,32 +138,49 @@ class ViTSpec:
         norms = {"norm_pre": self.pre_norm, "fc_norm": self.fc_norm}
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, there in norms.items() if there]:
-            found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+            found |= norm_shapes(name, width)
         for index in range(self.depth):
-            found |= {f"blocks.{index}.{name}": shape for name, shape in self._block().items()}
+            name = f"blocks.{index}"
+            found |= block_shapes(
+                name, width, self.mlp, self.swiglu, qkv_bias=self.qkv_bias, bias=self.proj_bias
+            )
+            if self.qk_norm:
+                for part in ("q_norm", "k_norm"):
+                    found |= norm_shapes(f"{name}.attn.{part}", width // self.heads)
+            if self.layer_scale:
+                found |= {f"{name}.ls1.gamma": (width,), f"{name}.ls2.gamma": (width,)}
         return found
 
-    def _block(self) -> dict[str, tuple[int, ...]]:
-        width, mlp = self.width, self.mlp
-        found: dict[str, tuple[int, ...]] = {}
-        for name, out, into, bias in (
-            ("attn.qkv", 3 * width, width, self.qkv_bias),
-            ("attn.proj", width, width, self.proj_bias),
-            ("mlp.fc1", mlp, width, self.proj_bias),
-            ("mlp.fc2", width, mlp // 2 if self.swiglu else mlp, self.proj_bias),
-        ):
-            found[f"{name}.weight"] = (out, into)
-            if bias:
-                found[f"{name}.bias"] = (out,)
-        for name in ("norm1", "norm2"):
-            found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-        if self.qk_norm:
-            for name in ("attn.q_norm", "attn.k_norm"):
-                size = width // self.heads
-                found |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
-        if self.layer_scale:
-            found |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
-        return found
+
+def norm_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Tensors of an affine LayerNorm."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def block_shapes(
+    name: str,
+    width: int,
+    mlp: int,
+    swiglu: bool = False,
+    *,
+    qkv_bias: bool = True,
+    bias: bool = True,
+) -> dict[str, tuple[int, ...]]:
+    """Tensors of a block's attention, MLP and norms, by timm's names.
+
+    mlp: width of the first layer's output. bias: of all linear maps but that of q, k and v.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for part, out, into, biased in (
+        ("attn.qkv", 3 * width, width, qkv_bias),
+        ("attn.proj", width, width, bias),
+        ("mlp.fc1", mlp, width, bias),
+        ("mlp.fc2", width, mlp // 2 if swiglu else mlp, bias),
+    ):
+        found[f"{name}.{part}.weight"] = (out, into)
+        if biased:
+            found[f"{name}.{part}.bias"] = (out,)
+    return found | norm_shapes(f"{name}.norm1", width) | norm_shapes(f"{name}.norm2", width)
 
 
 def spec(

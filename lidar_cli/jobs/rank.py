@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, sha256
-from lidar_cli.checkpoints.described import check_names
+from lidar_cli.checkpoints.matching import check_names
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import (
