@@ -105,15 +105,16 @@ class BeitSpec:
         if self.shared_table:
             found[f"rel_pos_bias.{TABLE}"] = table
         for index in range(self.depth):
-            found |= vit.block_shapes(f"blocks.{index}", width, self.mlp, qkv_bias=False)
+            block = vit.block_shapes(width, self.mlp, qkv_bias=False)
             vectors = ["attn.q_bias", "attn.v_bias"] if self.qkv_bias else []
             vectors += ["gamma_1", "gamma_2"] if self.layer_scale else []
-            found |= {f"blocks.{index}.{name}": (width,) for name in vectors}
+            block |= dict.fromkeys(vectors, (width,))
             if self.own_tables:
-                found[f"blocks.{index}.attn.{TABLE}"] = table
-        last = "fc_norm" if self.fc_norm else "norm"
+                block[f"attn.{TABLE}"] = table
+            found |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
         if self.norm or self.fc_norm:
-            found |= vit.norm_shapes(last, width)
+            last = "fc_norm" if self.fc_norm else "norm"
+            found |= {f"{last}.weight": (width,), f"{last}.bias": (width,)}
         return found
 
 

@@ -87,10 +87,11 @@ class Data2Vec2Spec:
             found["extra_tokens"] = (1, self.extra, width)
         found["patch_embed.proj.weight"] = (width, 3, patch, patch)
         found["patch_embed.proj.bias"] = (width,)
-        found |= vit.norm_shapes("norm", width)
+        found |= {"norm.weight": (width,), "norm.bias": (width,)}
+        block = vit.block_shapes(width, self.mlp, qkv_bias=True)
         for blocks, depth in (("context", self.context), ("blocks", self.depth)):
             for index in range(depth):
-                found |= vit.block_shapes(f"{blocks}.{index}", width, self.mlp)
+                found |= {f"{blocks}.{index}.{name}": shape for name, shape in block.items()}
         return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lidar_cli.checkpoints.heads import HeadSpec
 from lidar_cli.checkpoints.spec import FoundBackbone
-from lidar_cli.checkpoints.weights import Weight, size
+from lidar_cli.checkpoints.weights import Weight, size, some
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,13 @@ class Description:
     recipe: str | None = None  # name of the view recipe that the system was trained with
     pixel_stats: str = "imagenet"  # of the images that it was trained with
     why: str = ""  # how the format was told
+    stand_ins: tuple[str, ...] = ()  # foreign names in the file, of which nothing was made
+
+    @property
+    def note(self) -> str | None:
+        """What to tell of foreign names, None if there are none."""
+        told = f"names {some(self.stand_ins, 6)}: stand-ins, nothing was imported or called"
+        return told if self.stand_ins else None
 
 
 @dataclass(frozen=True)

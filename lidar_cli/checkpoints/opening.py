@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from lidar_cli.checkpoints import own_module
 from lidar_cli.checkpoints.head_module import build
 from lidar_cli.checkpoints.loaded import Loaded, LoadedModule
-from lidar_cli.checkpoints.read import read_checkpoint
+from lidar_cli.checkpoints.read import as_dict, read_checkpoint, read_contents
 from lidar_cli.checkpoints.recognise import Description, find
 from lidar_cli.checkpoints.weights import fill
 from lidar_cli.errors import SettingsError
@@ -40,8 +41,15 @@ def open_checkpoint(
         )
     if model is not None:
         return _open_own(path, model)
+    contents = read_contents(path)
     found = find(
-        path, read_checkpoint(path), arch=arch, activation=activation, format=format, branch=branch
+        path,
+        as_dict(contents),
+        arch=arch,
+        activation=activation,
+        format=format,
+        branch=branch,
+        config=contents.config,
     )
     backbone = found.backbone.build()
     fill(backbone.weights, found.backbone.tensors, f"{path}: {found.backbone.arch}")
@@ -49,7 +57,8 @@ def open_checkpoint(
     for layer, head in found.heads.items():
         modules[layer] = build(head.spec)
         fill(modules[layer], head.tensors, f"{path}: {layer}")
-    return Loaded(found.description, modules)
+    described = dataclasses.replace(found.description, stand_ins=contents.stand_ins)
+    return Loaded(described, modules)
 
 
 def wrap_module(module: nn.Module) -> Loaded:

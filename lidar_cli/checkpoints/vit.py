@@ -3,7 +3,7 @@
 The number of heads is not in the shapes: it is the usual one for the width, unless the caller knows
 it. LayerNorm's eps is 1e-6 in all families but some of Hugging Face's. A class token is the
 embedding where there is one and no norm after pooling (`fc_norm`); else it is the mean of the patch
-tokens.
+tokens. MoCo v3's convolutional stem shows in the names of its layers.
 
 DINOv2's names are mapped to timm's, and its two peculiarities kept: registers have no position
 although the class token has one, and blocks may be numbered within chunks. A SwiGLU shows in the
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lidar_cli.checkpoints.spec import title
+from lidar_cli.checkpoints.spec import batchnorm, title
 from lidar_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class ViTSpec:
     fc_norm: bool
     eps: float = EPS  # of LayerNorm
     resize: Resize = "antialias"  # of the position embedding, at another image size
+    stem: tuple[int, ...] = ()  # channels of convolutions that stand for the patch embedding
 
     @property
     def arch(self) -> str:
@@ -109,6 +110,8 @@ class ViTSpec:
             notes.append("SwiGLU")
         if not self.class_token:
             notes.append("no class token")
+        if self.stem:
+            notes.append("convolutional stem")
         size = NAMES.get(self.width, str(self.width))
         return title(f"vit_{size}_patch{self.patch}", notes)
 
@@ -132,55 +135,64 @@ class ViTSpec:
             found["cls_token"] = (1, 1, width)
         if self.registers:
             found["reg_token"] = (1, self.registers, width)
-        found["patch_embed.proj.weight"] = (width, 3, self.patch, self.patch)
-        if not self.pre_norm:
-            found["patch_embed.proj.bias"] = (width,)
+        found |= self._patches()
         norms = {"norm_pre": self.pre_norm, "fc_norm": self.fc_norm}
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, there in norms.items() if there]:
-            found |= norm_shapes(name, width)
+            found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
         for index in range(self.depth):
-            name = f"blocks.{index}"
-            found |= block_shapes(
-                name, width, self.mlp, self.swiglu, qkv_bias=self.qkv_bias, bias=self.proj_bias
-            )
-            if self.qk_norm:
-                for part in ("q_norm", "k_norm"):
-                    found |= norm_shapes(f"{name}.attn.{part}", width // self.heads)
-            if self.layer_scale:
-                found |= {f"{name}.ls1.gamma": (width,), f"{name}.ls2.gamma": (width,)}
+            found |= {f"blocks.{index}.{name}": shape for name, shape in self._block().items()}
+        return found
+
+    def _patches(self) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        into, size, name = 3, self.patch, "patch_embed.proj"
+        for index, out in enumerate(self.stem):
+            found[f"{name}.{3 * index}.weight"] = (out, into, 3, 3)
+            found |= batchnorm(f"{name}.{3 * index + 1}", out)
+            into, size = out, 1
+        if self.stem:
+            name = f"{name}.{3 * len(self.stem)}"
+        found[f"{name}.weight"] = (self.width, into, size, size)
+        if not self.pre_norm:
+            found[f"{name}.bias"] = (self.width,)
+        return found
+
+    def _block(self) -> dict[str, tuple[int, ...]]:
+        width = self.width
+        second = self.mlp // 2 if self.swiglu else self.mlp
+        found = block_shapes(
+            width, self.mlp, second, qkv_bias=self.qkv_bias, proj_bias=self.proj_bias
+        )
+        if self.qk_norm:
+            for name in ("attn.q_norm", "attn.k_norm"):
+                size = width // self.heads
+                found |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+        if self.layer_scale:
+            found |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
         return found
 
 
-def norm_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    """Tensors of an affine LayerNorm."""
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
 def block_shapes(
-    name: str,
-    width: int,
-    mlp: int,
-    swiglu: bool = False,
-    *,
-    qkv_bias: bool = True,
-    bias: bool = True,
+    width: int, mlp: int, second: int | None = None, *, qkv_bias: bool, proj_bias: bool = True
 ) -> dict[str, tuple[int, ...]]:
-    """Tensors of a block's attention, MLP and norms, by timm's names.
+    """Of the tensors of a pre-norm block by timm's names.
 
-    mlp: width of the first layer's output. bias: of all linear maps but that of q, k and v.
+    mlp: width of the hidden layer's output. second: of what its second layer takes, if another.
     """
     found: dict[str, tuple[int, ...]] = {}
-    for part, out, into, biased in (
+    for name, out, into, bias in (
         ("attn.qkv", 3 * width, width, qkv_bias),
-        ("attn.proj", width, width, bias),
-        ("mlp.fc1", mlp, width, bias),
-        ("mlp.fc2", width, mlp // 2 if swiglu else mlp, bias),
+        ("attn.proj", width, width, proj_bias),
+        ("mlp.fc1", mlp, width, proj_bias),
+        ("mlp.fc2", width, second or mlp, proj_bias),
     ):
-        found[f"{name}.{part}.weight"] = (out, into)
-        if biased:
-            found[f"{name}.{part}.bias"] = (out,)
-    return found | norm_shapes(f"{name}.norm1", width) | norm_shapes(f"{name}.norm2", width)
+        found[f"{name}.weight"] = (out, into)
+        if bias:
+            found[f"{name}.bias"] = (out,)
+    for name in ("norm1", "norm2"):
+        found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    return found
 
 
 def spec(
@@ -196,7 +208,8 @@ def spec(
     heads, eps, resize: where a format or a config.json tells them; else what is usual, see ViTSpec.
     Raises CheckpointError if the shapes fit none, or the width does not tell the heads.
     """
-    width, patch = patches(shapes, origin)
+    stem = _stem(shapes)
+    width, patch = patches(shapes, origin) if not stem else _after(stem, shapes)
     registers = _length(shapes, "reg_token")
     grid, positioned = _grid(shapes, origin)
     head_dim = shapes.get("blocks.0.attn.q_norm.weight", (0,))[0]
@@ -228,6 +241,7 @@ def spec(
         fc_norm="fc_norm.weight" in shapes,
         eps=eps,
         resize=resize,
+        stem=stem,
     )
 
 
@@ -241,6 +255,25 @@ def patches(shapes: Mapping[str, tuple[int, ...]], origin: str) -> tuple[int, in
             "expected [width, 3, patch, patch]; name the architecture with --arch"
         )
     return shape[0], shape[2]
+
+
+def _stem(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Channels of MoCo v3's stem, each convolution of which halves the image; () if there is none.
+
+    Convolutions of 3x3, each with BatchNorm and ReLU, then one of 1x1 (Xiao et al. 2021).
+    """
+    channels: list[int] = []
+    while len(shape := shapes.get(f"patch_embed.proj.{3 * len(channels)}.weight", ())) == 4:
+        if shape[2:] != (3, 3):
+            break
+        channels.append(shape[0])
+    return tuple(channels)
+
+
+def _after(stem: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Width and patch size behind a stem, whose last layer the comparison of shapes then checks."""
+    last = shapes.get(f"patch_embed.proj.{3 * len(stem)}.weight", (0,))
+    return last[0], 2 ** len(stem)
 
 
 def usual_heads(width: int, origin: str) -> int:

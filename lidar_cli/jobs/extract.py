@@ -142,8 +142,9 @@ def extract_checkpoint(
     tell_if_embedded(samples, watcher)
     digest = sha256(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
-    if plan.provenance["layer_reason"]:
-        watcher.note(f"{checkpoint}: {plan.provenance['layer_reason']}")
+    for told in (loaded.description.note, plan.provenance["layer_reason"]):
+        if told:
+            watcher.note(f"{checkpoint}: {told}")
     return run(plan, loaded, samples, settings, output, device, watcher)
 
 
