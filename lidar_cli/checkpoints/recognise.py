@@ -14,6 +14,7 @@ from lidar_cli.checkpoints import described, generic, matching
 from lidar_cli.checkpoints.containers import find_state_dict
 from lidar_cli.checkpoints.families import NEXT
 from lidar_cli.checkpoints.found import Description, Found
+from lidar_cli.checkpoints.hf_config import architecture
 from lidar_cli.errors import CheckpointError
 
 __all__ = ["NEXT", "Description", "Found", "find", "recognise"]
@@ -52,6 +53,7 @@ def find(
 ) -> Found:
     """Backbone and heads of a checkpoint, with the place of all tensors; see `recognise`."""
     matching.check_names(format, branch)
+    arch = arch or _timm_name(path, config)
     match = matching.match(path, tree, format, config)
     if match is not None:
         return described.find(path, match, arch, activation, branch, config)
@@ -61,3 +63,17 @@ def find(
             f"{path}: no branch {branch!r} in this checkpoint; it has encoder: leave --branch out"
         )
     return found
+
+
+def _timm_name(path: Path, config: Mapping[str, Any] | None) -> str | None:
+    """The model that timm's config.json names; raises CheckpointError if this timm has it not."""
+    name = architecture(config)
+    if name is not None:
+        import timm
+
+        if not timm.is_model(name):
+            raise CheckpointError(
+                f"{path}: config.json names timm's {name}, which timm {timm.__version__} does not "
+                "have; install a newer timm, or name another model with --arch"
+            )
+    return name
