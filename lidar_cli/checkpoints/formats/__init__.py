@@ -4,6 +4,7 @@ A new one is a `Format` in the file of its family of repositories, and nothing e
 table that recognition walks and `lidar inspect --formats` prints.
 """
 
+from lidar_cli.checkpoints.formats.architectures import ARCHITECTURES
 from lidar_cli.checkpoints.formats.contrastive import CONTRASTIVE
 from lidar_cli.checkpoints.formats.data2vec import DATA2VEC
 from lidar_cli.checkpoints.formats.distillation import DISTILLATION
@@ -16,5 +17,6 @@ from lidar_cli.checkpoints.formats.vissl import VISSL
 __all__ = ["FORMATS", "Branch", "Format", "Head", "numbered"]
 
 FORMATS: tuple[Format, ...] = (
-    *CONTRASTIVE, *DISTILLATION, *VISSL, *MASKED, *DATA2VEC, *LIBRARIES, *HUGGINGFACE
+    *CONTRASTIVE, *DISTILLATION, *VISSL, *MASKED, *DATA2VEC, *LIBRARIES, *HUGGINGFACE,
+    *ARCHITECTURES,
 )  # fmt: skip
