@@ -209,7 +209,7 @@ def test_torchvision_vit(tmp_path: Path) -> None:
     model = small_torchvision_vit()
     path = save(tmp_path / "a.pt", {"state_dict": prefixed(model, "module.encoder.")})
     description = open_checkpoint(path).description
-    assert description.format == "torchvision"
+    assert description.format == "torchvision ViT state dict"
     assert (description.prefix, description.ignored) == (
         "module.encoder.",
         ("encoder.heads.head",),

@@ -148,10 +148,12 @@ def _family(path: Path, format: Format, named: Mapping[str, str], state: StateDi
 
 
 def _adjusted(spec: Any, format: Format) -> Spec:
-    """What the format tells beyond the shapes: a ViT's heads, the padding of a 3x3 stem."""
+    """What the format tells beyond the shapes: a ViT's heads and positions, a stem's padding."""
     count = dict(format.heads).get(spec.width)
     if count and getattr(spec, "heads_known", True) is False:
         spec = dataclasses.replace(spec, heads=count, heads_known=True)
+    if format.resize and hasattr(spec, "resize"):
+        spec = dataclasses.replace(spec, resize=format.resize)
     if format.cifar_padding is not None and getattr(spec, "kernel", None) == 3:
         spec = dataclasses.replace(spec, padding=format.cifar_padding)
     adjusted: Spec = spec

@@ -209,7 +209,7 @@ def spec(
     Raises CheckpointError if the shapes fit none, or the width does not tell the heads.
     """
     stem = _stem(shapes)
-    width, patch = patches(shapes, origin) if not stem else _after(stem, shapes)
+    width, patch = _after(stem, shapes, origin) if stem else patches(shapes, origin)
     registers = _length(shapes, "reg_token")
     grid, positioned = _grid(shapes, origin)
     head_dim = shapes.get("blocks.0.attn.q_norm.weight", (0,))[0]
@@ -270,9 +270,17 @@ def _stem(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(channels)
 
 
-def _after(stem: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    """Width and patch size behind a stem, whose last layer the comparison of shapes then checks."""
-    last = shapes.get(f"patch_embed.proj.{3 * len(stem)}.weight", (0,))
+def _after(
+    stem: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], origin: str
+) -> tuple[int, int]:
+    """Width and patch size behind a stem; raises CheckpointError if its last layer is missing."""
+    name = f"patch_embed.proj.{3 * len(stem)}.weight"
+    last = shapes.get(name, ())
+    if len(last) != 4:
+        raise CheckpointError(
+            f"{origin}: the convolutional stem of the ViT lacks {name}; expected "
+            "[width, channels, 1, 1]; name the architecture with --arch"
+        )
     return last[0], 2 ** len(stem)
 
 

@@ -67,6 +67,7 @@ class Format:
     backbones: tuple[str, ...] = ("resnet", "vit")  # families, by name
     rename: Rename = ()  # of the backbone's tensors, to torchvision's or timm's names
     heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
+    resize: str = ""  # of a ViT's positions, see positions.py; '' for what the shapes tell
     cifar_padding: int | None = None  # of a 3x3 stem
     noise: tuple[str, ...] = ()  # patterns of what is known and not used
     token_predictor: str = ""  # prefix of a predictor that works on masked tokens
