@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lidar_cli.checkpoints.spec import batchnorm, title
+from lidar_cli.checkpoints import conv_stem
+from lidar_cli.checkpoints.spec import title
 from lidar_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -135,27 +136,18 @@ class ViTSpec:
             found["cls_token"] = (1, 1, width)
         if self.registers:
             found["reg_token"] = (1, self.registers, width)
-        found |= self._patches()
+        if self.stem:
+            found |= conv_stem.tensors(self.stem, width)
+        else:
+            found["patch_embed.proj.weight"] = (width, 3, self.patch, self.patch)
+        if not self.pre_norm:
+            found[f"{conv_stem.last(self.stem)}.bias"] = (width,)
         norms = {"norm_pre": self.pre_norm, "fc_norm": self.fc_norm}
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, there in norms.items() if there]:
             found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
         for index in range(self.depth):
             found |= {f"blocks.{index}.{name}": shape for name, shape in self._block().items()}
-        return found
-
-    def _patches(self) -> dict[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {}
-        into, size, name = 3, self.patch, "patch_embed.proj"
-        for index, out in enumerate(self.stem):
-            found[f"{name}.{3 * index}.weight"] = (out, into, 3, 3)
-            found |= batchnorm(f"{name}.{3 * index + 1}", out)
-            into, size = out, 1
-        if self.stem:
-            name = f"{name}.{3 * len(self.stem)}"
-        found[f"{name}.weight"] = (self.width, into, size, size)
-        if not self.pre_norm:
-            found[f"{name}.bias"] = (self.width,)
         return found
 
     def _block(self) -> dict[str, tuple[int, ...]]:
@@ -208,8 +200,8 @@ def spec(
     heads, eps, resize: where a format or a config.json tells them; else what is usual, see ViTSpec.
     Raises CheckpointError if the shapes fit none, or the width does not tell the heads.
     """
-    stem = _stem(shapes)
-    width, patch = _after(stem, shapes, origin) if stem else patches(shapes, origin)
+    stem = conv_stem.channels(shapes)
+    width, patch = conv_stem.sizes(stem, shapes, origin) if stem else patches(shapes, origin)
     registers = _length(shapes, "reg_token")
     grid, positioned = _grid(shapes, origin)
     head_dim = shapes.get("blocks.0.attn.q_norm.weight", (0,))[0]
@@ -255,33 +247,6 @@ def patches(shapes: Mapping[str, tuple[int, ...]], origin: str) -> tuple[int, in
             "expected [width, 3, patch, patch]; name the architecture with --arch"
         )
     return shape[0], shape[2]
-
-
-def _stem(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Channels of MoCo v3's stem, each convolution of which halves the image; () if there is none.
-
-    Convolutions of 3x3, each with BatchNorm and ReLU, then one of 1x1 (Xiao et al. 2021).
-    """
-    channels: list[int] = []
-    while len(shape := shapes.get(f"patch_embed.proj.{3 * len(channels)}.weight", ())) == 4:
-        if shape[2:] != (3, 3):
-            break
-        channels.append(shape[0])
-    return tuple(channels)
-
-
-def _after(
-    stem: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], origin: str
-) -> tuple[int, int]:
-    """Width and patch size behind a stem; raises CheckpointError if its last layer is missing."""
-    name = f"patch_embed.proj.{3 * len(stem)}.weight"
-    last = shapes.get(name, ())
-    if len(last) != 4:
-        raise CheckpointError(
-            f"{origin}: the convolutional stem of the ViT lacks {name}; expected "
-            "[width, channels, 1, 1]; name the architecture with --arch"
-        )
-    return last[0], 2 ** len(stem)
 
 
 def usual_heads(width: int, origin: str) -> int:
