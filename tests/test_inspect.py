@@ -75,7 +75,11 @@ def test_the_absence_of_a_projector_is_told(tmp_path: Path) -> None:
     found = inspect_file(path, InspectSettings())
     assert found.layer == "backbone"
     assert "since there is no projector" in found.extract
-    assert found.why.startswith("no described format")
+
+
+def test_what_no_description_tells_is_said(tmp_path: Path) -> None:
+    path = FIXTURES["wrapped-backbone"]().save(tmp_path)
+    assert inspect_file(path, InspectSettings()).why.startswith("no described format")
 
 
 def test_branch_may_be_chosen(tmp_path: Path) -> None:
@@ -254,3 +258,22 @@ def test_rank_takes_branch_and_format_and_tells_of_missing_projectors(
     ended = lidar_here("rank", runs, *options, monkeypatch=monkeypatch, capfd=capfd)
     assert ended.returncode == 0, ended.stderr
     assert "1 of 3 files hold no projector, so the backbone of all is compared" in ended.stderr
+
+
+def test_extract_and_rank_tell_of_stand_ins_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = image_folder(tmp_path / "images", 6)
+    (tmp_path / "runs").mkdir()
+    path = FIXTURES["barlow"]().save(tmp_path / "runs")
+    options = ["--data", images, "-n", 6, "-q", 2, "--image-size", 32]
+    line = f"{path}: names __main__.exclude_bias_and_norm: stand-ins, nothing was imported or"
+    for command in (["extract", path, "-o", tmp_path / "a.h5"], ["rank", tmp_path / "runs"]):
+        ended = lidar_here(*command, *options, monkeypatch=monkeypatch, capfd=capfd)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stderr.count(line) == 1
+        assert "exclude_bias_and_norm" not in ended.stdout
+    path = FIXTURES["swav-released"]().save(tmp_path)
+    command = ["extract", path, *options, "-o", tmp_path / "b.h5"]
+    ended = lidar_here(*command, monkeypatch=monkeypatch, capfd=capfd)
+    assert "stand-ins" not in ended.stderr

@@ -19,8 +19,6 @@ from make import checkpoint, image_folder, lidar, lidar_here
 from torch import Tensor
 
 from lidar_cli.checkpoints import open_checkpoint
-from lidar_cli.checkpoints.loaded import Loaded
-from lidar_cli.checkpoints.masked import LoadedMasked
 from lidar_cli.errors import CheckpointError
 from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.watch import Watcher
@@ -225,8 +223,13 @@ def d2v2_teacher(image: Tensor, seen: list[int], compared: list[float], *_: Any)
 
 SAVED: dict[str, Callable[[Path], Any]] = {
     "ijepa": save_ijepa,
-    "data2vec": lambda path: torch.save({"model": beit_weights()}, path),
-    "data2vec2": lambda path: torch.save({"model": d2v2_weights()}, path),
+    # Student and teacher alike, so that they differ by what they see alone.
+    "data2vec": lambda path: torch.save(
+        {"model": beit_weights(), "model_ema": beit_weights()}, path
+    ),
+    "data2vec2": lambda path: torch.save(
+        {"model": {**d2v2_weights(), "_ema": d2v2_weights()}}, path
+    ),
 }
 FORWARDS: dict[tuple[str, str, str], OneView] = {
     ("ijepa", "student", "backbone"): jepa_student,
@@ -247,16 +250,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for method, save in SAVED.items():
         save(folder / f"{method}.pth")
     return {method: folder / f"{method}.pth" for method in SAVED}
-
-
-def opened(path: Path, branch: str) -> Loaded:
-    """One branch; a file that has a single one stands for either."""
-    if path.stem == "ijepa":
-        return open_checkpoint(path, branch=branch)
-    loaded = open_checkpoint(path)
-    heads = {layer: loaded.modules[layer] for layer in loaded.layers[1:]}
-    described = dataclasses.replace(loaded.description, branch=branch)
-    return LoadedMasked(described, loaded.modules["backbone"], heads)  # type: ignore[arg-type]
 
 
 def pixels(*shape: int) -> Tensor:
@@ -288,7 +281,7 @@ def loop(forward: OneView, views: Tensor, masks: list[Mask]) -> Tensor:
 def test_masked_embeddings_equal_loops_over_images_and_views(
     method: str, branch: str, crops: bool, saved: dict[str, Path]
 ) -> None:
-    loaded = opened(saved[method], branch)
+    loaded = open_checkpoint(saved[method], branch=branch)
     views, masks = pixels(B, Q if crops else 1), masks_of(method, [0, 8, 3])
     layers = [layer for m, b, layer in FORWARDS if (m, b) == (method, branch)]
     found = loaded.embed_masked(views, masks, layers)
@@ -390,8 +383,8 @@ def stored(path: Path) -> dict[str, Any]:
     [
         ("ijepa", [], "teacher"),
         ("ijepa", ["--layer", "backbone,predictor"], "student"),
-        ("data2vec", ["--views", "data2vec", "--layer", "backbone,projector"], "student"),
-        ("data2vec2", ["--views", "data2vec2"], "student"),
+        ("data2vec", ["--layer", "backbone,projector"], "student"),
+        ("data2vec2", ["--branch", "teacher"], "teacher"),
     ],
 )
 def test_extract_and_score_under_masks(
@@ -411,7 +404,7 @@ def test_extract_and_score_under_masks(
     found = stored(output)
     told = found.pop("provenance")
     assert told["views"] == find_recipe(method, "auto").describe()
-    assert told["branch"] == (branch if method == "ijepa" else "encoder")
+    assert told["branch"] == branch
     samples = open_samples(ExtractSettings(data=str(images), n_samples=7))
     maker = Views(find_recipe(method, "auto"), 0, Q, SIZE, PATCH)
     clean = torch.stack([maker.clean([samples.decode(i)])[0] for i in range(7)])
@@ -419,7 +412,7 @@ def test_extract_and_score_under_masks(
     for layer in {key.split("/")[0] for key in found}:
         expected = loop(FORWARDS[method, branch, layer], clean[:5, None], masks)
         assert_close(torch.from_numpy(found[f"{layer}/views"]), expected)
-        whole = opened(saved[method], branch).embed(clean, [layer])[layer]
+        whole = open_checkpoint(saved[method], branch=branch).embed(clean, [layer])[layer]
         assert_close(torch.from_numpy(found[f"{layer}/clean"]), whole)
     done = lidar_here("score", output, "--json", monkeypatch=monkeypatch, capfd=capfd)
     assert done.returncode == 0, done.stderr

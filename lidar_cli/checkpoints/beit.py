@@ -95,6 +95,32 @@ class BeitSpec:
         """data2vec's, if it is a teacher's or has the token that stands where it masks."""
         return ("blocks",) if teacher or self.mask_token else ()
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors of the module, by BEiT's names."""
+        width, patch = self.width, self.patch
+        table = ((2 * self.grid - 1) ** 2 + EXTRA, self.heads)
+        found: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width)}
+        if self.mask_token:
+            found["mask_token"] = (1, 1, width)
+        if self.positions:
+            found["pos_embed"] = (1, 1 + self.grid**2, width)
+        found["patch_embed.proj.weight"] = (width, 3, patch, patch)
+        found["patch_embed.proj.bias"] = (width,)
+        if self.shared_table:
+            found[f"rel_pos_bias.{TABLE}"] = table
+        for index in range(self.depth):
+            block = vit.block_shapes(width, self.mlp, qkv_bias=False)
+            vectors = ["attn.q_bias", "attn.v_bias"] if self.qkv_bias else []
+            vectors += ["gamma_1", "gamma_2"] if self.layer_scale else []
+            block |= dict.fromkeys(vectors, (width,))
+            if self.own_tables:
+                block[f"attn.{TABLE}"] = table
+            found |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
+        if self.norm or self.fc_norm:
+            last = "fc_norm" if self.fc_norm else "norm"
+            found |= {f"{last}.weight": (width,), f"{last}.bias": (width,)}
+        return found
+
 
 def spec(
     shapes: Mapping[str, tuple[int, ...]],

@@ -10,7 +10,7 @@ from lidar_cli.checkpoints import predictor
 from lidar_cli.checkpoints.heads import HeadSpec
 from lidar_cli.checkpoints.predictor import PredictorSpec
 from lidar_cli.checkpoints.spec import FoundBackbone
-from lidar_cli.checkpoints.weights import Weight, compare, shapes_of, size
+from lidar_cli.checkpoints.weights import Weight, compare, shapes_of, size, some
 from lidar_cli.errors import CheckpointError
 
 
@@ -35,6 +35,13 @@ class Description:
     branch_reason: str | None = None  # why another branch than the default one was taken
     patch: int | None = None  # pixels a side, of a backbone that sees patches
     masks: tuple[str, ...] = ()  # rules under which it can be embedded, see views.mask_rules
+    stand_ins: tuple[str, ...] = ()  # foreign names in the file, of which nothing was made
+
+    @property
+    def note(self) -> str | None:
+        """What to tell of foreign names, None if there are none."""
+        told = f"names {some(self.stand_ins, 6)}: stand-ins, nothing was imported or called"
+        return told if self.stand_ins else None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +13,7 @@ from lidar_cli.checkpoints.found import FoundHead
 from lidar_cli.checkpoints.loaded import Loaded, LoadedModule
 from lidar_cli.checkpoints.masked import LoadedMasked
 from lidar_cli.checkpoints.predictor import PredictorSpec
-from lidar_cli.checkpoints.read import read_checkpoint
+from lidar_cli.checkpoints.read import as_dict, read_checkpoint, read_contents
 from lidar_cli.checkpoints.recognise import Description, find
 from lidar_cli.checkpoints.weights import fill
 from lidar_cli.errors import SettingsError
@@ -45,21 +46,24 @@ def open_checkpoint(
         )
     if model is not None:
         return _open_own(path, model)
+    contents = read_contents(path)
     found = find(
         path,
-        read_checkpoint(path),
+        as_dict(contents),
         arch=arch,
         activation=activation,
         format=format,
         branch=branch,
         layer=layer,
+        config=contents.config,
     )
     backbone = found.backbone.build()
     fill(backbone.weights, found.backbone.tensors, f"{path}: {found.backbone.arch}")
     heads = {layer: _head(head, f"{path}: {layer}") for layer, head in found.heads.items()}
+    described = dataclasses.replace(found.description, stand_ins=contents.stand_ins)
     if isinstance(backbone.eval(), MaskedBackbone):
-        return LoadedMasked(found.description, backbone, heads)
-    return Loaded(found.description, {"backbone": backbone, **heads})
+        return LoadedMasked(described, backbone, heads)
+    return Loaded(described, {"backbone": backbone, **heads})
 
 
 def _head(head: FoundHead, origin: str) -> nn.Module:

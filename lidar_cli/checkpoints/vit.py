@@ -3,7 +3,7 @@
 The number of heads is not in the shapes: it is the usual one for the width, unless the caller knows
 it. LayerNorm's eps is 1e-6 in all families but some of Hugging Face's. A class token is the
 embedding where there is one and no norm after pooling (`fc_norm`); else it is the mean of the patch
-tokens.
+tokens. MoCo v3's convolutional stem shows in the names of its layers.
 
 DINOv2's names are mapped to timm's, and its two peculiarities kept: registers have no position
 although the class token has one, and blocks may be numbered within chunks. A SwiGLU shows in the
@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lidar_cli.checkpoints import conv_stem
 from lidar_cli.checkpoints.spec import title
 from lidar_cli.errors import CheckpointError
 
@@ -96,6 +97,7 @@ class ViTSpec:
     fc_norm: bool
     eps: float = EPS  # of LayerNorm
     resize: Resize = "antialias"  # of the position embedding, at another image size
+    stem: tuple[int, ...] = ()  # channels of convolutions that stand for the patch embedding
 
     @property
     def arch(self) -> str:
@@ -109,6 +111,8 @@ class ViTSpec:
             notes.append("SwiGLU")
         if not self.class_token:
             notes.append("no class token")
+        if self.stem:
+            notes.append("convolutional stem")
         size = NAMES.get(self.width, str(self.width))
         return title(f"vit_{size}_patch{self.patch}", notes)
 
@@ -136,9 +140,12 @@ class ViTSpec:
             found["cls_token"] = (1, 1, width)
         if self.registers:
             found["reg_token"] = (1, self.registers, width)
-        found["patch_embed.proj.weight"] = (width, 3, self.patch, self.patch)
+        if self.stem:
+            found |= conv_stem.tensors(self.stem, width)
+        else:
+            found["patch_embed.proj.weight"] = (width, 3, self.patch, self.patch)
         if not self.pre_norm:
-            found["patch_embed.proj.bias"] = (width,)
+            found[f"{conv_stem.last(self.stem)}.bias"] = (width,)
         norms = {"norm_pre": self.pre_norm, "fc_norm": self.fc_norm}
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, there in norms.items() if there]:
@@ -197,7 +204,8 @@ def spec(
     heads, eps, resize: where a format or a config.json tells them; else what is usual, see ViTSpec.
     Raises CheckpointError if the shapes fit none, or the width does not tell the heads.
     """
-    width, patch = patches(shapes, origin)
+    stem = conv_stem.channels(shapes)
+    width, patch = conv_stem.sizes(stem, shapes, origin) if stem else patches(shapes, origin)
     registers = _length(shapes, "reg_token")
     grid, positioned = _grid(shapes, origin)
     head_dim = shapes.get("blocks.0.attn.q_norm.weight", (0,))[0]
@@ -229,6 +237,7 @@ def spec(
         fc_norm="fc_norm.weight" in shapes,
         eps=eps,
         resize=resize,
+        stem=stem,
     )
 
 

@@ -23,6 +23,16 @@ def build(spec: ViTSpec) -> ViT:
         return ViT(spec)
 
 
+def stem(spec: ViTSpec) -> nn.Sequential:
+    """Convolutions of stride 2, each normalised, and a linear map of every pixel that is left."""
+    layers: list[nn.Module] = []
+    into = 3
+    for out in spec.stem:
+        layers += [nn.Conv2d(into, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        into = out
+    return nn.Sequential(*layers, nn.Conv2d(into, spec.width, 1))
+
+
 class ViT(MaskedBackbone):
     """timm's VisionTransformer, pooled to one vector an image, at any multiple of the patch."""
 
@@ -58,6 +68,8 @@ class ViT(MaskedBackbone):
             act_layer=nn.SiLU if spec.swiglu else nn.GELU,
             mlp_layer=mlp,
         )
+        if spec.stem:
+            self.model.patch_embed.proj = stem(spec)
         positions = torch.empty(1, spec.positioned + spec.grid**2, spec.width)
         self.model.pos_embed = nn.Parameter(positions)  # timm has none for the class token alone
         self.patch = spec.patch

@@ -94,9 +94,10 @@ def extract_checkpoint(
     tell_if_embedded(samples, watcher)
     digest = sha256(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
-    for reason in (loaded.description.branch_reason, plan.provenance["layer_reason"]):
-        if reason:
-            watcher.note(f"{checkpoint}: {reason}")
+    found = loaded.description
+    for told in (found.note, found.branch_reason, plan.provenance["layer_reason"]):
+        if told:
+            watcher.note(f"{checkpoint}: {told}")
     return run(plan, loaded, samples, settings, output, device, watcher)
 
 

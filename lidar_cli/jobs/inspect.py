@@ -68,12 +68,13 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
     """
     contents = read_contents(path)
     tree = as_dict(contents)
-    found = _find(path, tree, settings, settings.branch)
+    config = contents.config
+    found = _find(path, tree, config, settings, settings.branch)
     told = found.description
     branches = [_branch(found)]
     for name in told.branches:
         if name != told.branch:
-            branches.append(_branch(_find(path, tree, settings, name)))
+            branches.append(_branch(_find(path, tree, config, settings, name)))
     return Inspection(
         file=str(path),
         kind=contents.kind,
@@ -130,8 +131,15 @@ def _layers(format: Format) -> list[str]:
     return [layer for layer in ("backbone", "projector", "predictor") if layer in there]
 
 
-def _find(path: Path, tree: Mapping[str, Any], settings: FormatSettings, branch: str) -> Found:
-    return find(path, tree, arch=settings.arch, format=settings.format, branch=branch)
+def _find(
+    path: Path,
+    tree: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+    settings: FormatSettings,
+    branch: str,
+) -> Found:
+    asked = settings
+    return find(path, tree, arch=asked.arch, format=asked.format, branch=branch, config=config)
 
 
 def _branch(found: Found) -> BranchFound:
