@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from layouts import Embed, Fixture, Weights, mlp, optimizer, part, script_function, wrapped
 from literal import linear, normed, random_weights
-from safetensors.torch import save_file
 from test_beit import beit_blocks, beit_shapes, fairseq_names, index
 from test_data2vec2 import IMAGE, d2v2_tokens, d2v2_weights
 from test_hf_layouts import hf_shapes, hf_tokens
@@ -150,14 +149,13 @@ def data2vec2_without_local_average() -> Fixture:
 
 @dataclass
 class Folder(Fixture):
-    """A model.safetensors beside its config.json."""
+    """Weights beside their config.json; as safetensors, and by the folder, in test_hf_config.py."""
 
     config: dict[str, Any] | None = None
 
     def save(self, folder: Path) -> Path:
-        save_file(self.tree, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(self.config))
-        return folder
+        return super().save(folder)
 
 
 def hugging_face(
@@ -178,7 +176,14 @@ def hugging_face(
     if prefix:
         tree |= {"classifier.weight": torch.ones(5, 192), "classifier.bias": torch.ones(5)}
     usual = {"hidden_size": 192, "num_hidden_layers": 2, "hidden_act": "gelu", "patch_size": 4}
-    return Folder(format, tree, {(branch, "backbone"): embedding}, size=16, config=usual | config)
+    return Folder(
+        format,
+        tree,
+        {(branch, "backbone"): embedding},
+        size=16,
+        file="pytorch_model.bin",
+        config=usual | config,
+    )
 
 
 @transformer

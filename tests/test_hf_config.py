@@ -10,6 +10,7 @@ import pytest
 import torch
 from formats import FIXTURES
 from literal import assert_close, images
+from safetensors.torch import save_file
 
 from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.errors import CheckpointError
@@ -17,7 +18,8 @@ from lidar_cli.errors import CheckpointError
 
 def folder(path: Path, name: str, **changes: Any) -> Path:
     """A fixture of Hugging Face with other values in its configuration."""
-    FIXTURES[name]().save(path)
+    FIXTURES[name]().save(path).unlink()
+    save_file(FIXTURES[name]().tree, path / "model.safetensors")
     config = json.loads((path / "config.json").read_text()) | changes
     (path / "config.json").write_text(json.dumps(config))
     return path
