@@ -116,7 +116,13 @@ def _plain(hint: Any) -> Any:
 @app.command()
 @_with_options(ExtractSettings)
 def extract(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file.", metavar="CKPT")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint file, Hugging Face folder, hf-hub:ORG/NAME or timm:NAME.",
+            metavar="CKPT",
+        ),
+    ],
     config: Config = None,
     show_config: ShowConfig = False,
     *,
@@ -233,7 +239,8 @@ def rank(
 @_with_options(InspectSettings)
 def inspect_(
     files: Annotated[
-        list[Path] | None, typer.Argument(help="Checkpoint files.", metavar="FILE...")
+        list[Path] | None,
+        typer.Argument(help="Checkpoint files, or what extract takes.", metavar="FILE..."),
     ] = None,
     json: Json = False,
     formats: Annotated[

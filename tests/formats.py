@@ -9,251 +9,28 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from formats_transformers import TRANSFORMERS
+from layouts import (
+    Embed,
+    Fixture,
+    Weights,
+    lightning,
+    mlp,
+    optimizer,
+    part,
+    script_function,
+    wrapped,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
-Embed = Callable[[Tensor], Tensor]
-STAGES = (8, 8, 12, 16)  # channels; the last is the width of every ResNet here
-
-
-@dataclass
-class Fixture:
-    """One file: what to save, what is recognised, and what it embeds to."""
-
-    format: str
-    tree: Any
-    embed: dict[tuple[str, str], Embed]  # by branch and layer, first the default branch
-    size: int = 32
-    file: str = "checkpoint.pth"
-    arch: str | None = None
-    legacy: bool = False
-    ignored: tuple[str, ...] = field(default=())
-
-    def save(self, folder: Path) -> Path:
-        path = folder / self.file
-        tree = {k: dict(v) if isinstance(v, Weights) else v for k, v in self.tree.items()}
-        torch.save(tree, path, _use_new_zipfile_serialization=not self.legacy)
-        return path
-
-
-class Weights(dict[str, Tensor]):
-    """A state dict that is written layer by layer, with random numbers by seed."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def uniform(self, name: str, *shape: int, low: float = 0.2, high: float = 0.8) -> None:
-        self[name] = torch.empty(shape).uniform_(low, high, generator=self.generator)
-
-    def normal(self, name: str, *shape: int, fan: int | None = None) -> None:
-        fan = fan or max(1, int(np.prod(shape[1:])))
-        self[name] = torch.randn(shape, generator=self.generator) * fan**-0.5
-
-    def linear(self, name: str, into: int, out: int, bias: bool = True) -> None:
-        self.normal(f"{name}.weight", out, into)
-        if bias:
-            self.uniform(f"{name}.bias", out, low=-0.5, high=0.5)
-
-    def weight_norm(self, name: str, into: int, out: int, new: bool = False) -> None:
-        names = ("parametrizations.weight.original0", "parametrizations.weight.original1")
-        g, v = names if new else ("weight_g", "weight_v")
-        self.uniform(f"{name}.{g}", out, 1, low=0.5, high=2.0)
-        self.normal(f"{name}.{v}", out, into)
-
-    def bn(self, name: str, width: int, affine: bool = True) -> None:
-        if affine:
-            self.uniform(f"{name}.weight", width)
-            self.uniform(f"{name}.bias", width)
-        self.uniform(f"{name}.running_mean", width, low=-0.5, high=0.5)
-        self.uniform(f"{name}.running_var", width, low=0.5, high=2.0)
-        self[f"{name}.num_batches_tracked"] = torch.tensor(100)
-
-    def ln(self, name: str, width: int) -> None:
-        self.uniform(f"{name}.weight", width, low=0.5, high=1.5)
-        self.uniform(f"{name}.bias", width)
-
-    def resnet(
-        self, prefix: str, kernel: int = 7, bottleneck: bool = False, stem: int | None = None
-    ) -> None:
-        """Torchvision's names, without fc. stem: its width, the first stage's unless given."""
-        into = stem or STAGES[0]
-        self.normal(f"{prefix}conv1.weight", into, 3, kernel, kernel)
-        self.bn(f"{prefix}bn1", into)
-        for stage, width in enumerate(STAGES, 1):
-            name = f"{prefix}layer{stage}.0"
-            inner = width if not bottleneck or stem else width // 2
-            shapes = [(inner, into, 3, 3), (width, inner, 3, 3)]
-            if bottleneck:
-                shapes = [(inner, into, 1, 1), (inner, inner, 3, 3), (width, inner, 1, 1)]
-            for i, shape in enumerate(shapes, 1):
-                self.normal(f"{name}.conv{i}.weight", *shape)
-                self.bn(f"{name}.bn{i}", shape[0])
-            if stage > 1 or into != width:
-                self.normal(f"{name}.downsample.0.weight", width, into, 1, 1)
-                self.bn(f"{name}.downsample.1", width)
-            into = width
-
-    def vit(
-        self,
-        prefix: str,
-        width: int = 192,
-        cls: bool = True,
-        patch: int = 8,
-        grid: int = 4,
-        block: Callable[[int], str] = "blocks.{}".format,
-    ) -> None:
-        """timm's names, depth 2, without classifier."""
-        if cls:
-            self.normal(f"{prefix}cls_token", 1, 1, width, fan=1)
-        self.normal(f"{prefix}pos_embed", 1, grid**2 + cls, width, fan=1)
-        self.normal(f"{prefix}patch_embed.proj.weight", width, 3, patch, patch)
-        self.uniform(f"{prefix}patch_embed.proj.bias", width)
-        for i in range(2):
-            name = prefix + block(i)
-            self.ln(f"{name}.norm1", width)
-            self.linear(f"{name}.attn.qkv", width, 3 * width)
-            self.linear(f"{name}.attn.proj", width, width)
-            self.ln(f"{name}.norm2", width)
-            self.linear(f"{name}.mlp.fc1", width, 2 * width)
-            self.linear(f"{name}.mlp.fc2", 2 * width, width)
-        self.ln(f"{prefix}norm", width)
-
-    # The forward passes.
-
-    def lin(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x, self[f"{name}.weight"], self.get(f"{name}.bias"))
-
-    def norm(self, name: str, x: Tensor) -> Tensor:
-        """A BatchNorm in eval mode: by its stored statistics."""
-        shape = (1, -1, 1, 1) if x.dim() == 4 else (1, -1)
-        mean, var = self[f"{name}.running_mean"], self[f"{name}.running_var"]
-        x = (x - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt()
-        if f"{name}.weight" in self:
-            x = x * self[f"{name}.weight"].view(shape) + self[f"{name}.bias"].view(shape)
-        return x
-
-    def layer_norm(self, name: str, x: Tensor) -> Tensor:
-        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
-        return x * self[f"{name}.weight"] + self[f"{name}.bias"]
-
-    def run_resnet(self, prefix: str, x: Tensor, padding: int | None = None) -> Tensor:
-        """padding: of a 3x3 stem, which has stride 1 and no pooling; None for the 7x7 stem."""
-        if padding is None:
-            x = F.relu(self.norm(f"{prefix}bn1", F.conv2d(x, self[f"{prefix}conv1.weight"],
-                                                          stride=2, padding=3)))  # fmt: skip
-            x = F.max_pool2d(x, 3, 2, 1)
-        else:
-            x = F.conv2d(x, self[f"{prefix}conv1.weight"], stride=1, padding=padding)
-            x = F.relu(self.norm(f"{prefix}bn1", x))
-        for stage in range(1, 5):
-            name, stride = f"{prefix}layer{stage}.0", 1 if stage == 1 else 2
-            bottleneck = f"{name}.conv3.weight" in self
-            out = x
-            for i in (1, 2, 3) if bottleneck else (1, 2):
-                weight = self[f"{name}.conv{i}.weight"]
-                at = stride if i == (2 if bottleneck else 1) else 1
-                out = F.conv2d(out, weight, stride=at, padding=weight.shape[-1] // 2)
-                out = self.norm(f"{name}.bn{i}", out)
-                if i < (3 if bottleneck else 2):
-                    out = F.relu(out)
-            if f"{name}.downsample.0.weight" in self:
-                x = F.conv2d(x, self[f"{name}.downsample.0.weight"], stride=stride)
-                x = self.norm(f"{name}.downsample.1", x)
-            x = F.relu(x + out)
-        return x.mean((2, 3))
-
-    def run_vit(
-        self,
-        prefix: str,
-        x: Tensor,
-        heads: int = 3,
-        block: Callable[[int], str] = "blocks.{}".format,
-        pool: str = "cls",
-    ) -> Tensor:
-        proj = f"{prefix}patch_embed.proj"
-        x = F.conv2d(x, self[f"{proj}.weight"], self[f"{proj}.bias"], stride=8)
-        x = x.flatten(2).transpose(1, 2)
-        if f"{prefix}cls_token" in self:
-            x = torch.cat([self[f"{prefix}cls_token"].expand(len(x), -1, -1), x], dim=1)
-        x = x + self[f"{prefix}pos_embed"]
-        b, n, d = x.shape
-        for i in range(2):
-            name = prefix + block(i)
-            qkv = self.lin(f"{name}.attn.qkv", self.layer_norm(f"{name}.norm1", x))
-            q, k, v = qkv.view(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
-            weights = (q @ k.transpose(-2, -1) / (d // heads) ** 0.5).softmax(-1)
-            mixed = (weights @ v).transpose(1, 2).reshape(b, n, d)
-            x = x + self.scaled(f"{name}.ls1", self.lin(f"{name}.attn.proj", mixed))
-            hidden = F.gelu(self.lin(f"{name}.mlp.fc1", self.layer_norm(f"{name}.norm2", x)))
-            x = x + self.scaled(f"{name}.ls2", self.lin(f"{name}.mlp.fc2", hidden))
-        x = self.layer_norm(f"{prefix}norm", x)
-        return x[:, 0] if pool == "cls" else x.mean(1)
-
-    def scaled(self, name: str, x: Tensor) -> Tensor:
-        return x * self[f"{name}.gamma"] if f"{name}.gamma" in self else x
-
-
-def wrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As DistributedDataParallel names them."""
-    return {f"module.{name}": tensor for name, tensor in weights.items()}
-
-
-def part(weights: Weights, prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): t for k, t in weights.items() if k.startswith(prefix)}
-
-
-@functools.cache
-def script_function(name: str) -> Any:
-    """A function of a training script, which a pickle names as __main__.NAME."""
-
-    def function(p: Any) -> bool:
-        return bool(p.ndim == 1)
-
-    function.__module__, function.__qualname__, function.__name__ = "__main__", name, name
-    setattr(sys.modules["__main__"], name, function)
-    return function
-
-
-def optimizer(**group: Any) -> dict[str, Any]:
-    state = {0: {"mu": torch.ones(3, 3)}}
-    return {"state": state, "param_groups": [{"lr": 0.2, "params": [0]} | group]}
-
-
-def lightning(weights: dict[str, Tensor], **more: Any) -> dict[str, Any]:
-    return {
-        "epoch": 3,
-        "global_step": 400,
-        "pytorch-lightning_version": "2.1.2",
-        "state_dict": weights,
-        "loops": {"fit_loop": {"state_dict": {}}},
-        "callbacks": {},
-        "optimizer_states": [optimizer()],
-        "lr_schedulers": [],
-    } | more
-
-
-def mlp(w: Weights, x: Tensor, *steps: str, activation: Callable[..., Tensor] = F.relu) -> Tensor:
-    """A chain of layers by name: 'act', 'bn NAME', or the name of a Linear."""
-    for step in steps:
-        if step == "act":
-            x = activation(x)
-        elif step.startswith("bn "):
-            x = w.norm(step[3:], x)
-        else:
-            x = w.lin(step, x)
-    return x
-
-
-FIXTURES: dict[str, Callable[[], Fixture]] = {}
+FIXTURES: dict[str, Callable[[], Fixture]] = dict(TRANSFORMERS)
 
 
 def fixture(make: Callable[[], Fixture]) -> Callable[[], Fixture]:
@@ -448,12 +225,43 @@ def simclr_atanov() -> Fixture:
     )
 
 
-def vissl_tree(w: Weights, loss: dict[str, Tensor] | None = None) -> dict[str, Any]:
+@fixture
+def simclr_leftthomas() -> Fixture:
+    """The children of a ResNet by their places, the profiler's counts at each of them."""
+    w = Weights()
+    w.resnet("f.", kernel=3, bottleneck=True)
+    w.linear("g.0", 16, 24, bias=False)
+    w.bn("g.1", 24)
+    w.linear("g.3", 24, 12)
+    places = ("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "layer4", "avgpool")
+    tree = {name: tensor for name, tensor in w.items() if name.startswith("g.")}
+    for at, name in enumerate(places):
+        inside = part(w, f"f.{name}.")
+        tree |= {f"f.{at}.{inner}": tensor for inner, tensor in inside.items()}
+        tree |= {f"f.{at}.total_ops": torch.zeros(1), f"f.{at}.total_params": torch.zeros(1)}
+    for name in ("", "f.", "g.", "g.0.", "g.3."):
+        tree |= {f"{name}total_ops": torch.zeros(1), f"{name}total_params": torch.zeros(1)}
+    backbone = functools.partial(w.run_resnet, "f.", padding=1)
+    return Fixture(
+        "simclr-leftthomas",
+        tree,
+        {
+            ("encoder", "backbone"): backbone,
+            ("encoder", "projector"): lambda x: mlp(w, backbone(x), "g.0", "bn g.1", "act", "g.3"),
+        },
+        file="128_0.5_200_512_500_model.pth",
+    )
+
+
+def vissl_tree(
+    w: Weights, loss: dict[str, Tensor] | None = None, outermost: bool = False
+) -> dict[str, Any]:
+    """outermost: whether the loss's state lies at the top, where else stands a number."""
     base = {"trunk": part(w, "trunk."), "heads": part(w, "heads.")}
     return {
         "phase_idx": 99,
         "iteration": 100,
-        "loss": 0.5,
+        "loss": loss if outermost else 0.5,
         "iteration_num": 100,
         "train_phase_idx": 99,
         "type": "consolidated",
@@ -465,7 +273,7 @@ def vissl_tree(w: Weights, loss: dict[str, Tensor] | None = None) -> dict[str, A
             "losses": [],
             "hooks": {},
         }
-        | ({"loss": loss} if loss else {}),
+        | ({"loss": loss} if loss and not outermost else {}),
     }
 
 
@@ -549,8 +357,7 @@ def vissl_moco() -> Fixture:
     return Fixture("vissl-moco", vissl_tree(w, state), embed, file="checkpoint.torch")
 
 
-@fixture
-def vissl_dino() -> Fixture:
+def vissl_dino_at(outermost: bool) -> Fixture:
     w = Weights()
     embed: dict[tuple[str, str], Embed] = {}
     for branch, prefix in (("teacher", "loss.momentum_teacher.module."), ("student", "")):
@@ -564,7 +371,18 @@ def vissl_dino() -> Fixture:
         embed[branch, "backbone"] = trunk
         embed[branch, "projector"] = lambda x, h=h, t=trunk: run_dino(w, h, t(x))  # type: ignore[misc]
     state = part(w, "loss.") | {"center": torch.zeros(1, 40)}
-    return Fixture("vissl-dino", vissl_tree(w, state), embed, file="checkpoint.torch")
+    tree = vissl_tree(w, state, outermost)
+    return Fixture("vissl-dino", tree, embed, file="checkpoint.torch")
+
+
+@fixture
+def vissl_dino() -> Fixture:
+    return vissl_dino_at(outermost=False)
+
+
+@fixture
+def vissl_dino_outermost_loss() -> Fixture:
+    return vissl_dino_at(outermost=True)
 
 
 @fixture
@@ -576,19 +394,33 @@ def ijepa() -> Fixture:
     w.linear(f"{p}predictor_embed", 192, 96)
     w.normal(f"{p}mask_token", 1, 1, 96)
     w.normal(f"{p}predictor_pos_embed", 1, 16, 96)
-    w.linear(f"{p}predictor_blocks.0.attn.qkv", 96, 288)
+    for i in range(2):
+        w.vit_block(f"{p}predictor_blocks.{i}", 96)
     w.ln(f"{p}predictor_norm", 96)
     w.linear(f"{p}predictor_proj", 96, 192)
     tree: dict[str, Any] = {
         name: wrapped(part(w, f"{name}.")) for name in ("encoder", "predictor", "target_encoder")
     }
     run = functools.partial(w.run_vit, pool="mean")
+
+    def predict(x: Tensor) -> Tensor:
+        """Of a clean image: every patch is seen, and every patch is predicted."""
+        seen = w.lin(f"{p}predictor_embed", w.run_vit("encoder.", x, pool="none"))
+        seen = seen + w[f"{p}predictor_pos_embed"]
+        asked = (w[f"{p}mask_token"] + w[f"{p}predictor_pos_embed"]).expand(len(x), -1, -1)
+        y = torch.cat([seen, asked], dim=1)
+        for i in range(2):
+            y = w.run_vit_block(f"{p}predictor_blocks.{i}", y, 3)
+        y = w.layer_norm(f"{p}predictor_norm", y[:, 16:])
+        return w.lin(f"{p}predictor_proj", y).mean(1)
+
     return Fixture(
         "ijepa",
         tree | {"opt": optimizer(), "scaler": None, "epoch": 300, "loss": 0.1, "lr": 1e-6},
         {
             ("teacher", "backbone"): lambda x: run("target_encoder.", x),
             ("student", "backbone"): lambda x: run("encoder.", x),
+            ("student", "predictor"): predict,
         },
         file="jepa-latest.pth.tar",
     )
@@ -1034,7 +866,7 @@ def torchvision_resnet() -> Fixture:
     embed: dict[tuple[str, str], Embed] = {
         ("encoder", "backbone"): functools.partial(w.run_resnet, "")
     }
-    return Fixture("ResNet state dict", dict(w), embed, file="resnet50.pth", ignored=("fc",))
+    return Fixture("torchvision", dict(w), embed, file="resnet50.pth", ignored=("fc",))
 
 
 @fixture
@@ -1045,4 +877,45 @@ def timm_vit() -> Fixture:
     embed: dict[tuple[str, str], Embed] = {
         ("encoder", "backbone"): functools.partial(w.run_vit, "")
     }
-    return Fixture("timm ViT state dict", dict(w), embed, file="vit.pth", ignored=("head",))
+    return Fixture("timm", dict(w), embed, file="vit.pth", ignored=("head",))
+
+
+@fixture
+def torchvision_vit() -> Fixture:
+    """Its own names of what is timm's ViT."""
+    w = Weights()
+    w.vit("")
+    names = (("cls_token", "class_token"), ("pos_embed", "encoder.pos_embedding"),
+             ("patch_embed.proj", "conv_proj"), ("norm1", "ln_1"), ("norm2", "ln_2"),
+             ("attn.qkv.", "self_attention.in_proj_"), ("attn.proj", "self_attention.out_proj"),
+             ("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.3"),
+             ("blocks.", "encoder.layers.encoder_layer_"))  # fmt: skip
+    tree = {"heads.head.weight": torch.ones(10, 192), "heads.head.bias": torch.ones(10)}
+    for name, tensor in w.items():
+        for ours, theirs in names:
+            name = name.replace(ours, theirs)
+        tree[f"encoder.{name.replace('norm', 'ln')}" if name.startswith("norm") else name] = tensor
+    embed: dict[tuple[str, str], Embed] = {
+        ("encoder", "backbone"): functools.partial(w.run_vit, "")
+    }
+    return Fixture("torchvision", tree, embed, file="vit_b_16.pth", ignored=("heads.head",))
+
+
+@fixture
+def wrapped_backbone() -> Fixture:
+    """A script's own names, of which no description tells: read by the usual ones."""
+    w = Weights()
+    w.resnet("encoder.")
+    w.linear("projector.0", 16, 24)
+    w.linear("projector.2", 24, 12)
+    backbone = functools.partial(w.run_resnet, "encoder.")
+    return Fixture(
+        "ResNet state dict",
+        {"state_dict": wrapped(w), "epoch": 3},
+        {
+            ("encoder", "backbone"): backbone,
+            ("encoder", "projector"): lambda x: mlp(
+                w, backbone(x), "projector.0", "act", "projector.2"
+            ),
+        },
+    )

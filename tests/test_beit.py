@@ -251,9 +251,9 @@ def test_file_of_the_beit_fork_opens_with_lm_head_as_projector(tmp_path: Path) -
     torch.save({"model": tree, "epoch": 799}, tmp_path / "a.pth")
     loaded = open_checkpoint(tmp_path / "a.pth")
     description = loaded.description
-    assert (description.format, description.image_size) == ("BEiT state dict", 16)
+    assert (description.format, description.image_size) == ("data2vec", 16)
     assert description.widths == {"backbone": 192, "projector": 192}
-    assert description.ignored == ("rel_pos_bias.relative_position_index",)
+    assert description.ignored == ("model.rel_pos_bias",)
     tokens = normed(beit_blocks(weights, images(16))[-1], weights, "norm", 1e-6)[:, 1:]
     found = loaded.embed(images(16), ["backbone", "projector"])
     assert_close(found["backbone"], tokens.mean(1))
@@ -287,13 +287,13 @@ def test_file_of_fairseq_opens(tmp_path: Path) -> None:
     assert back == {n.replace("lm_head", "final_proj") for n in weights}
     torch.save({"model": tree}, tmp_path / "a.pt")
     loaded = open_checkpoint(tmp_path / "a.pt")
-    assert loaded.description.format == "fairseq data2vec vision"
+    assert loaded.description.format == "data2vec-fairseq"
     for eps, close in ((1e-5, True), (1e-6, False)):
         tokens = normed(beit_blocks(weights, images(16), eps=eps)[-1], weights, "norm", eps)[:, 1:]
         found = loaded.embed(images(16), ["backbone"])["backbone"]
         assert (float((found - tokens.mean(1)).abs().max()) < 1e-5) is close
     assert loaded.layers == ("backbone",)
-    assert "final_proj" in loaded.description.ignored
+    assert "model.final_proj" in loaded.description.ignored
 
 
 @pytest.mark.parametrize(

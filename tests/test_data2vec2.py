@@ -20,7 +20,9 @@ PATCH, GRID = 4, 4
 IMAGE = "modality_encoders.IMAGE"
 
 
-def d2v2_weights(width: int = 24, context: int = 2, extra: int = 1) -> dict[str, Tensor]:
+def d2v2_weights(
+    width: int = 24, context: int = 2, extra: int = 1, seed: int = 0
+) -> dict[str, Tensor]:
     shapes: dict[str, tuple[int, ...]] = {
         f"{IMAGE}.local_encoder.proj.weight": (width, 3, PATCH, PATCH),
         f"{IMAGE}.local_encoder.proj.bias": (width,),
@@ -34,7 +36,7 @@ def d2v2_weights(width: int = 24, context: int = 2, extra: int = 1) -> dict[str,
         shapes |= literal.block_shapes(f"{IMAGE}.context_encoder.blocks.{i}", width, 4 * width)
     for i in range(3):
         shapes |= literal.block_shapes(f"blocks.{i}", width, 4 * width)
-    return random_weights(shapes)
+    return random_weights(shapes, seed)
 
 
 def d2v2_tokens(
@@ -110,9 +112,9 @@ def test_file_opens_without_its_decoder(tmp_path: Path) -> None:
     torch.save({"model": weights | decoder, "cfg": {}}, tmp_path / "a.pt")
     loaded = open_checkpoint(tmp_path / "a.pt")
     description = loaded.description
-    assert description.format == "fairseq data2vec 2.0"
+    assert description.format == "data2vec2"
     assert (description.arch, description.image_size) == ("data2vec2_tiny_patch4 (depth 5)", 16)
-    assert description.ignored == (f"{IMAGE}.decoder",)
+    assert description.ignored == (f"model.{IMAGE}.decoder",)
     assert description.parameters == sum(tensor.numel() for tensor in weights.values())
     found = loaded.embed(images(16), ["backbone"])["backbone"]
     assert_close(found, d2v2_tokens(weights, images(16), 3)[:, 1:].mean(1))

@@ -12,11 +12,12 @@ import torch
 from formats import FIXTURES, Fixture, Weights, lightning
 from torch import Tensor
 
-from lidar_cli.checkpoints import open_checkpoint, read_checkpoint
-from lidar_cli.checkpoints.described import match
+from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, read_contents
 from lidar_cli.checkpoints.families import FAMILIES, Family
 from lidar_cli.checkpoints.formats import FORMATS, numbered
 from lidar_cli.checkpoints.formats.format import renamed
+from lidar_cli.checkpoints.matching import match
+from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import find, recognise
 from lidar_cli.checkpoints.weights import shapes
 from lidar_cli.errors import CheckpointError, SettingsError
@@ -33,6 +34,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def pixels(size: int = 32) -> Tensor:
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(7))
+
+
+def told(path: Path, **options: Any) -> Description:
+    contents = read_contents(path)
+    return recognise(path, as_dict(contents), config=contents.config, **options)
 
 
 def save(path: Path, tree: Any) -> Path:
@@ -71,23 +77,24 @@ def test_embeddings_equal_the_literal_forward_pass(
 def test_branches_differ_and_the_default_is_the_evaluated_one(saved: dict[str, Path]) -> None:
     for name, make in FIXTURES.items():
         branches = tuple(dict.fromkeys(branch for branch, _ in make().embed))
-        told = recognise(saved[name], read_checkpoint(saved[name]))
-        assert told.branches == branches, name
-        assert told.branch == branches[0], name
-        first = make().embed[branches[0], "backbone"](pixels())
+        found = told(saved[name])
+        assert found.branches == branches, name
+        assert found.branch == branches[0], name
+        images = pixels(make().size)
+        first = make().embed[branches[0], "backbone"](images)
         for other in branches[1:]:
-            assert not torch.allclose(first, make().embed[other, "backbone"](pixels())), name
+            assert not torch.allclose(first, make().embed[other, "backbone"](images)), name
 
 
 def test_confusion_table(saved: dict[str, Path]) -> None:
     """Every fixture is recognised as its own format, and nothing is guessed between two."""
-    table = {name: recognise(path, read_checkpoint(path)).format for name, path in saved.items()}
+    table = {name: told(path).format for name, path in saved.items()}
     assert table == {name: make().format for name, make in FIXTURES.items()}
     for name, path in saved.items():
         for option in ("ignored", "arch"):
             expected = getattr(FIXTURES[name](), option)
             if expected:
-                assert getattr(recognise(path, read_checkpoint(path)), option) == expected
+                assert getattr(told(path), option) == expected
 
 
 def test_every_format_has_a_fixture() -> None:
@@ -112,7 +119,7 @@ def test_equally_specific_formats_are_not_guessed(
     saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twin = dataclasses.replace(next(f for f in FORMATS if f.name == "vicreg"), name="twin")
-    monkeypatch.setattr("lidar_cli.checkpoints.described.FORMATS", (*FORMATS, twin))
+    monkeypatch.setattr("lidar_cli.checkpoints.matching.FORMATS", (*FORMATS, twin))
     path = saved["vicreg"]
     tree = read_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"may be vicreg, twin; choose .* --format"):
@@ -171,6 +178,31 @@ def test_surplus_and_missing_tensors_are_named(name: str, tmp_path: Path) -> Non
     assert len(rest) < len(whole)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(save(tmp_path / "b.pt", {"state_dict": rest}), format=named)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("predictor_norm.bias", None, r"predictor: predictor_norm\.bias missing of 32 tensors"),
+        ("predictor_blocks.1.attn.proj.bias", None, r"blocks\.1\.attn\.proj\.bias missing"),
+        ("extra.weight", (2, 2), r"predictor: extra\.weight have no place among 32 expected"),
+        ("predictor_proj.weight", (192, 97), r"predictor_proj\.weight has shape \[192, 97\]"),
+        ("predictor_pos_embed", (1, 25, 96), r"predictor: works on 5 x 5 tokens of 192"),
+    ],
+)
+def test_tensors_of_the_predictor_are_all_accounted_for(
+    name: str, shape: tuple[int, ...] | None, message: str, tmp_path: Path
+) -> None:
+    """In the student's branch; the teacher's leaves the whole predictor out, and says so."""
+    tree = dict(FIXTURES["ijepa"]().tree)
+    tree["predictor"] = dict(tree["predictor"])
+    assert (tree["predictor"].pop(f"module.{name}", None) is None) is (name == "extra.weight")
+    if shape is not None:
+        tree["predictor"][f"module.{name}"] = torch.ones(shape)
+    path = save(tmp_path / "a.pt", tree)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(path, branch="student")
+    assert "predictor" in open_checkpoint(path).description.ignored
 
 
 # One test for each trap of the layouts.
@@ -343,9 +375,10 @@ def test_a_new_family_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert_close(found, w.run_vit("", pixels()))
 
 
-@pytest.mark.parametrize("name", ["torchvision-resnet", "vicreg", "timm-vit", "ijepa"])
+@pytest.mark.parametrize("name", FIXTURES)
 def test_shapes_told_without_torch_are_the_modules(name: str, saved: dict[str, Path]) -> None:
-    found = find(saved[name], read_checkpoint(saved[name]))
+    contents = read_contents(saved[name])
+    found = find(saved[name], as_dict(contents), config=contents.config)
     told = {key: tuple(t.shape) for key, t in found.backbone.tensors.items()}
     assert told == shapes(found.backbone.build().weights)
 

@@ -23,7 +23,7 @@ WIDTH, HEADS, PATCH, GRID, DEPTH = 192, 3, 4, 4, 2  # a width whose heads are kn
 KINDS = ("ijepa", "vit", "dinov2", "dinov2 swiglu", "dinov2 registers", "data2vec")
 
 
-def hf_shapes(kind: str) -> dict[str, tuple[int, ...]]:
+def hf_shapes(kind: str, heads: int = HEADS) -> dict[str, tuple[int, ...]]:
     """Of a model without a prefix."""
     dinov2, data2vec = kind.startswith("dinov2"), kind == "data2vec"
     shapes: dict[str, tuple[int, ...]] = {
@@ -39,7 +39,7 @@ def hf_shapes(kind: str) -> dict[str, tuple[int, ...]]:
     if data2vec:
         shapes["embeddings.mask_token"] = (1, 1, WIDTH)
         table = "encoder.relative_position_bias.relative_position_bias_table"
-        shapes[table] = ((2 * GRID - 1) ** 2 + 3, HEADS)
+        shapes[table] = ((2 * GRID - 1) ** 2 + 3, heads)
     else:
         prefix = 0 if kind == "ijepa" else 1
         shapes["embeddings.position_embeddings"] = (1, GRID**2 + prefix, WIDTH)
@@ -72,7 +72,9 @@ def hf_shapes(kind: str) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{last}.weight": (WIDTH,), f"{last}.bias": (WIDTH,)}
 
 
-def hf_tokens(kind: str, weights: dict[str, Tensor], pixels: Tensor, eps: float) -> Tensor:
+def hf_tokens(
+    kind: str, weights: dict[str, Tensor], pixels: Tensor, eps: float, heads: int = HEADS
+) -> Tensor:
     """Tokens after the blocks, before the last norm."""
     dinov2, data2vec = kind.startswith("dinov2"), kind == "data2vec"
     x = literal.patches(
@@ -98,7 +100,7 @@ def hf_tokens(kind: str, weights: dict[str, Tensor], pixels: Tensor, eps: float)
             linear(y, weights, f"{layer}.attention.attention.{name}")
             for name in ("query", "key", "value")
         )
-        y = literal.attend(q, k, v, HEADS, bias)
+        y = literal.attend(q, k, v, heads, bias)
         y = linear(y, weights, f"{layer}.attention.output.dense")
         for name in ("layer_scale1.lambda1", "lambda_1"):
             y = y * weights.get(f"{layer}.{name}", torch.ones(()))
@@ -128,7 +130,6 @@ def hf_embedding(kind: str, weights: dict[str, Tensor], pixels: Tensor) -> Tenso
     return x.mean(1) if kind == "ijepa" else x[:, 0]
 
 
-FORMATS = {"vit": "ViT", "ijepa": "ViT", "data2vec": "BEiT"}
 PREFIXES = {"ijepa": "ijepa.", "data2vec": "data2vec_vision.", "vit": "vit."}
 
 
@@ -144,7 +145,7 @@ def test_layouts_equal_the_forward_written_out(kind: str, prefixed: bool, tmp_pa
     save_file(tree, tmp_path / "model.safetensors")
     loaded = open_checkpoint(tmp_path / "model.safetensors")
     description = loaded.description
-    assert description.format == f"Hugging Face {FORMATS.get(kind, 'DINOv2')}"
+    assert description.format == f"hf-{kind.split()[0]}"
     assert (description.prefix, description.image_size) == (prefix, 16)
     unused = [n for n in ("embeddings.mask_token",) if n in weights and kind != "data2vec"]
     counted = sum(t.numel() for n, t in weights.items() if n not in unused)
@@ -177,7 +178,7 @@ def test_data2vec_with_a_table_in_each_layer_and_positions(tmp_path: Path) -> No
     tree["embeddings.position_embeddings"] = torch.zeros(1, 17, WIDTH)
     save_file(tree, tmp_path / "a.safetensors")
     loaded = open_checkpoint(tmp_path / "a.safetensors")
-    assert len(loaded.description.ignored) == DEPTH
+    assert loaded.description.ignored == ("encoder.layer",)
     found = loaded.embed(images(16), ["backbone"])["backbone"]
     assert_close(found, hf_embedding("data2vec", weights, images(16)))
 

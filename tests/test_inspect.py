@@ -15,8 +15,8 @@ from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import read_provenance
-from lidar_cli.jobs.extract import choose_recipe
 from lidar_cli.jobs.inspect import formats, inspect_file
+from lidar_cli.jobs.plan import choose_recipe
 from lidar_cli.report import inspect as report
 from lidar_cli.settings import ExtractSettings, InspectSettings
 from lidar_cli.views import find_recipe
@@ -55,12 +55,31 @@ def test_stand_ins_and_what_is_left_out_are_told(tmp_path: Path) -> None:
     assert "projector 16-24-24-20" in told
 
 
+def test_the_predictor_of_ijepa_is_listed_with_its_width(tmp_path: Path) -> None:
+    path = FIXTURES["ijepa"]().save(tmp_path)
+    found = inspect_file(path, InspectSettings())
+    teacher, student = found.branches
+    assert teacher.layers == {"backbone": 192}
+    assert student.layers == {"backbone": 192, "predictor": 192}
+    assert student.heads == {"predictor": (192, 96, 192)}
+    tree = FIXTURES["ijepa"]().tree
+    of_student = [*tree["encoder"].values(), *tree["predictor"].values()]
+    assert student.parameters == sum(tensor.numel() for tensor in of_student)
+    assert "predictor 192-96-192" in report.to_text([found])
+    (row,) = (row for row in formats() if row.name == "ijepa")
+    assert (row.branches, row.layers) == ("teacher, student", "backbone, predictor")
+
+
 def test_the_absence_of_a_projector_is_told(tmp_path: Path) -> None:
     path = FIXTURES["torchvision-resnet"]().save(tmp_path)
     found = inspect_file(path, InspectSettings())
     assert found.layer == "backbone"
     assert "since there is no projector" in found.extract
-    assert found.why.startswith("no described format")
+
+
+def test_what_no_description_tells_is_said(tmp_path: Path) -> None:
+    path = FIXTURES["wrapped-backbone"]().save(tmp_path)
+    assert inspect_file(path, InspectSettings()).why.startswith("no described format")
 
 
 def test_branch_may_be_chosen(tmp_path: Path) -> None:
@@ -239,3 +258,22 @@ def test_rank_takes_branch_and_format_and_tells_of_missing_projectors(
     ended = lidar_here("rank", runs, *options, monkeypatch=monkeypatch, capfd=capfd)
     assert ended.returncode == 0, ended.stderr
     assert "1 of 3 files hold no projector, so the backbone of all is compared" in ended.stderr
+
+
+def test_extract_and_rank_tell_of_stand_ins_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = image_folder(tmp_path / "images", 6)
+    (tmp_path / "runs").mkdir()
+    path = FIXTURES["barlow"]().save(tmp_path / "runs")
+    options = ["--data", images, "-n", 6, "-q", 2, "--image-size", 32]
+    line = f"{path}: names __main__.exclude_bias_and_norm: stand-ins, nothing was imported or"
+    for command in (["extract", path, "-o", tmp_path / "a.h5"], ["rank", tmp_path / "runs"]):
+        ended = lidar_here(*command, *options, monkeypatch=monkeypatch, capfd=capfd)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stderr.count(line) == 1
+        assert "exclude_bias_and_norm" not in ended.stdout
+    path = FIXTURES["swav-released"]().save(tmp_path)
+    command = ["extract", path, *options, "-o", tmp_path / "b.h5"]
+    ended = lidar_here(*command, monkeypatch=monkeypatch, capfd=capfd)
+    assert "stand-ins" not in ended.stderr

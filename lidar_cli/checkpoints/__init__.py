@@ -3,17 +3,18 @@
 read.py          file -> nested plain containers of lazy tensors, without torch
 containers.py    which of them is the state dict, and its names without wrappers' additions
 recognise.py     names and shapes -> description, and each tensor's place:
-  formats/         one small description a format, applied by described.py
+  formats/         one small description a format; matching.py: which it is, described.py: applied
   generic.py       what none of them claims
 families.py      kinds of backbones; resnet_spec.py, vit.py, beit.py, data2vec2.py: their shapes
-hf.py, joined.py its names in Hugging Face's files, and tensors that lie apart there
+hf.py, joined.py, hf_config.py   names in Hugging Face's files, tensors that lie apart, config.json
+conv_stem.py     what stands for a ViT's patch embedding in MoCo v3
 resnet.py, *_module.py    the modules of those whose specs need no torch
 positions.py     their position embeddings at other image sizes
 timm_arch.py, own_module.py    a backbone that the user names
 predictor.py     I-JEPA's predictor
 heads.py         a projector or predictor from its weights; head_module.py: its modules
 weights.py       every tensor to its place, and none left over
-loaded.py        the callable
+loaded.py        the callable; masked.py: of a model under masks, and what its embedding is
 opening.py       all of these in a row
 
 Names are resolved on first use (PEP 562), so that reading a file does not load torch. The function

@@ -7,9 +7,9 @@ serves all blocks, or each has its own after fine-tuning. Queries and values hav
 The number of heads is the table's second axis. `relative_position_index` follows from the grid.
 
 data2vec's student regresses lm_head(norm(tokens)) at masked patches to `target` of the teacher, who
-sees all. The embedding is the mean of the patch tokens after the norm, or before `fc_norm`; lm_head
-is linear, so that of the mean is the mean of it. This file needs no torch; the module is in
-beit_module.py.
+sees all. The embedding is the mean of the patch tokens after the norm, or before `fc_norm`, under a
+mask of the masked ones alone; lm_head is linear, so that of the mean is the mean of it. This file
+needs no torch; the module is in beit_module.py.
 
 Sources: Bao et al. 2021 (BEiT); Baevski et al. 2022 (data2vec).
 """
@@ -90,6 +90,36 @@ class BeitSpec:
         """The number of heads, where it is the usual one for the width."""
         usual = f"{self.heads} attention heads, as usual for width {self.width}"
         return () if self.heads_known else (usual,)
+
+    def masks(self, teacher: bool) -> tuple[str, ...]:
+        """data2vec's, if it is a teacher's or has the token that stands where it masks."""
+        return ("blocks",) if teacher or self.mask_token else ()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors of the module, by BEiT's names."""
+        width, patch = self.width, self.patch
+        table = ((2 * self.grid - 1) ** 2 + EXTRA, self.heads)
+        found: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width)}
+        if self.mask_token:
+            found["mask_token"] = (1, 1, width)
+        if self.positions:
+            found["pos_embed"] = (1, 1 + self.grid**2, width)
+        found["patch_embed.proj.weight"] = (width, 3, patch, patch)
+        found["patch_embed.proj.bias"] = (width,)
+        if self.shared_table:
+            found[f"rel_pos_bias.{TABLE}"] = table
+        for index in range(self.depth):
+            block = vit.block_shapes(width, self.mlp, qkv_bias=False)
+            vectors = ["attn.q_bias", "attn.v_bias"] if self.qkv_bias else []
+            vectors += ["gamma_1", "gamma_2"] if self.layer_scale else []
+            block |= dict.fromkeys(vectors, (width,))
+            if self.own_tables:
+                block[f"attn.{TABLE}"] = table
+            found |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
+        if self.norm or self.fc_norm:
+            last = "fc_norm" if self.fc_norm else "norm"
+            found |= {f"{last}.weight": (width,), f"{last}.bias": (width,)}
+        return found
 
 
 def spec(

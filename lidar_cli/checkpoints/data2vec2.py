@@ -79,6 +79,25 @@ class Data2Vec2Spec:
         usual = f"{self.heads} attention heads, as usual for width {self.width}"
         return () if self.heads_known else (usual,)
 
+    def masks(self, teacher: bool) -> tuple[str, ...]:
+        """Those of its training."""
+        return ("inverse-blocks",)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors of the module, by its own names."""
+        width, patch = self.width, self.patch
+        found: dict[str, tuple[int, ...]] = {"pos_embed": (1, self.grid**2, width)}
+        if self.extra:
+            found["extra_tokens"] = (1, self.extra, width)
+        found["patch_embed.proj.weight"] = (width, 3, patch, patch)
+        found["patch_embed.proj.bias"] = (width,)
+        found |= {"norm.weight": (width,), "norm.bias": (width,)}
+        block = vit.block_shapes(width, self.mlp, qkv_bias=True)
+        for blocks, depth in (("context", self.context), ("blocks", self.depth)):
+            for index in range(depth):
+                found |= {f"{blocks}.{index}.{name}": shape for name, shape in block.items()}
+        return found
+
 
 def spec(
     shapes: Mapping[str, tuple[int, ...]],

@@ -1,124 +1,70 @@
-"""A described format applied to a file: which one it is, and each tensor's place in it."""
+"""A described format applied to a state dict: each tensor's place in it."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints import heads
-from lidar_cli.checkpoints.containers import StateDict, candidates, clean
+from lidar_cli.checkpoints.containers import StateDict, clean
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, backbone_of
-from lidar_cli.checkpoints.formats import FORMATS, Branch, Format, Head
+from lidar_cli.checkpoints.formats import Branch, Format, Head, TokenPredictor
 from lidar_cli.checkpoints.formats.format import renamed
-from lidar_cli.checkpoints.found import Description, Found, FoundHead, describe, original_prefix
+from lidar_cli.checkpoints.found import (
+    Description,
+    Found,
+    FoundHead,
+    describe,
+    original_prefix,
+    take_predictor,
+)
 from lidar_cli.checkpoints.generic import take_noise
-from lidar_cli.checkpoints.lazy import is_tensor
+from lidar_cli.checkpoints.matching import BRANCHES, Match
 from lidar_cli.checkpoints.spec import FoundBackbone, Spec
 from lidar_cli.checkpoints.weights import Weight, compare, shapes_of, some
-from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.settings import nearest
+from lidar_cli.errors import CheckpointError
 
-PLAIN = "plain"  # the --format of a file that no description should claim
-BRANCHES = {  # what --branch takes -> the branch's name
-    "auto": "auto",
-    "student": "student",
-    "encoder": "student",
-    "online": "student",
-    "query": "student",
-    "teacher": "teacher",
-    "target": "teacher",
-    "momentum": "teacher",
-    "ema": "teacher",
-    "key": "teacher",
-}
 COMMON_NOISE = (r"n_averaged$", r"(.*\.)?total_(ops|params)$")  # of averaging, of profilers
-DEEPEST = 6  # levels of dicts below a container that are looked into
 
 
-@dataclass(frozen=True)
-class Match:
-    """A format, and the state dict in which it was found."""
-
-    format: Format
-    state: StateDict
-    why: str
-
-
-def check_names(format: str, branch: str) -> None:
-    """Raise SettingsError for a format or branch that no checkpoint can have."""
-    known = ["auto", PLAIN, *(one.name for one in FORMATS)]
-    if format not in known:
-        raise SettingsError(f"--format {format}: {nearest(format, known)}")
-    if branch not in BRANCHES:
-        raise SettingsError(f"--branch {branch}: {nearest(branch, list(BRANCHES))}")
-
-
-def match(path: Path, tree: Mapping[str, Any], name: str = "auto") -> Match | None:
-    """The most specific format whose marks are all there; None if there is none.
-
-    name: of the one format to look for, 'auto' for all, 'plain' for none.
-    Raises CheckpointError if two are equally specific, or the named one does not match, and
-    SettingsError for an unknown name.
-    """
-    known = {one.name: one for one in FORMATS}
-    if name == PLAIN:
-        return None
-    check_names(name, "auto")
-    asked = FORMATS if name == "auto" else (known[name],)
-    places = candidates(tree)
-    found: dict[str, Match] = {}
-    states: dict[object, StateDict | None] = {}  # few for many formats
-    for one in asked:
-        if not (
-            all(key in tree for key in one.keys) and not any(key in tree for key in one.no_keys)
-        ):
-            continue
-        for container, root in places:
-            if not one.roots or container in one.roots or name != "auto":
-                if (container, one.inside) not in states:
-                    states[container, one.inside] = _state(one, container, root)
-                state = states[container, one.inside]
-                if state is not None and _fits(one, state):
-                    found.setdefault(one.name, Match(one, state, _why(one)))
-    if name != "auto" and not found:
-        raise CheckpointError(
-            f"{path}: is not {name}: expected tensors named {', '.join(asked[0].marks)}"
-            f"{_listed(' beside the keys ', asked[0].keys)}; leave --format out"
-        )
-    most = max((_rank(m.format) for m in found.values()), default=0)
-    best = [m for m in found.values() if _rank(m.format) == most]
-    if len(best) > 1:
-        names = ", ".join(m.format.name for m in best)
-        raise CheckpointError(f"{path}: may be {names}; choose one of them with --format")
-    return best[0] if best else None
-
-
-def find(path: Path, match: Match, arch: str | None, activation: str, branch_name: str) -> Found:
+def find(
+    path: Path,
+    match: Match,
+    arch: str | None,
+    activation: str,
+    branch_name: str,
+    layer_names: str = "auto",
+    config: Mapping[str, Any] | None = None,
+) -> Found:
     """Backbone and heads of one branch, with the place of all tensors.
 
+    layer_names: as `--layer` has them; an auto branch is the first that has them all. config:
+    config.json of the folder, where there is one.
     Raises CheckpointError if a tensor is missing or has no place, or the branch is not there.
     """
     described, state = match.format, match.state
     present = [b for b in described.branches if _has(state, b.backbone)]
-    branch = _branch(path, described, present, branch_name)
-    backbone = _backbone(path, described, state, branch, arch)
+    branch, reason = _branch(path, described, present, branch_name, layer_names)
+    backbone = _backbone(path, described, state, branch, arch, config)
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     width = backbone.width
     found: dict[str, FoundHead] = {}
-    ignored: list[str] = []
+    ignored = _take_noise(left, COMMON_NOISE)  # which may lie within heads
     for layer, head in branch.heads.items():
-        taken = _take_head(path, layer, head, left, width, activation, ignored)
+        if isinstance(head, TokenPredictor):
+            taken = take_predictor(path, head.prefix, left, backbone)
+        else:
+            taken = _take_head(path, layer, head, left, width, activation, ignored)
         if taken is not None:
             found[layer], width = taken, taken.spec.width
     ignored += take_noise(left, backbone.noise)
     others = [b for b in described.branches if b is not branch]
-    ignored += _take_others(left, others, branch) + _take_noise(left, described)
+    ignored += _take_others(left, others, branch) + _take_noise(left, _noise(described))
     unknown = [state.originals[name] for name in left]
-    unknown += [name for name in state.others if not _is_noise(described, clean(name))]
+    unknown += [name for name in state.others if not _is_noise(clean(name), _noise(described))]
     if unknown:
         raise CheckpointError(
             f"{path}: {len(unknown)} entries beside the {backbone.arch} are not understood: "
@@ -131,17 +77,16 @@ def find(path: Path, match: Match, arch: str | None, activation: str, branch_nam
         container=state.container,
         prefix=original_prefix(backbone, state.originals),
         ignored=tuple(ignored),
+        branch=branch.name,
     )
-    return Found(_told(description, match, branch, present), backbone, found)
+    description = dataclasses.replace(description, branch_reason=reason)
+    return Found(_told(description, match, present), backbone, found)
 
 
-def _told(
-    description: Description, match: Match, branch: Branch, present: list[Branch]
-) -> Description:
+def _told(description: Description, match: Match, present: list[Branch]) -> Description:
     return dataclasses.replace(
         description,
         format=match.format.name,
-        branch=branch.name,
         branches=tuple(b.name for b in present),
         recipe=match.format.recipe,
         pixel_stats=match.format.pixel_stats,
@@ -149,85 +94,23 @@ def _told(
     )
 
 
-def _state(format: Format, container: str, root: Mapping[str, Any]) -> StateDict | None:
-    """The tensors of a container, nested dicts joined in where the format says; None if none."""
-    tensors: dict[str, Weight] = {}
-    originals: dict[str, str] = {}
-    others: list[str] = []
-    taken: set[str] = set()
-    for place, prefix in format.inside or (("", ""),):
-        inner = _inner(root, place)
-        if inner is None or prefix in taken:
-            continue
-        for name, value in _walk(inner, DEEPEST if place else 0, set()):
-            key = prefix + clean(name)
-            if not is_tensor(value):
-                others.append(f"{place}.{name}".lstrip("."))
-            elif key in tensors:
-                return None
-            else:
-                taken.add(prefix)
-                tensors[key] = value
-                originals[key] = f"{place}.{name}".lstrip(".")
-    if not tensors:
-        return None
-    nested = bool(container) and not format.inside
-    return StateDict(container, tensors, originals, tuple(others) if nested else ())
-
-
-def _inner(root: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:
-    for key in place.split(".") if place else []:
-        value = root.get(key)
-        if not isinstance(value, dict):
-            return None
-        root = value
-    return root
-
-
-def _walk(inner: Mapping[Any, Any], depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Entries, those of nested dicts too, by names joined with dots; each dict is told once."""
-    seen.add(id(inner))
-    for key, value in inner.items():
-        if isinstance(value, dict) and depth > 0:
-            if id(value) not in seen:  # a pickle can repeat one without end
-                yield from ((f"{key}.{name}", v) for name, v in _walk(value, depth - 1, seen))
-        else:
-            yield str(key), value
-
-
-def _fits(format: Format, state: StateDict) -> bool:
-    """Whether all marks are there, and nothing that the format lacks."""
-
-    def there(pattern: str) -> bool:
-        match = re.compile(pattern).match
-        return any(match(name) for name in state.tensors)
-
-    return all(map(there, format.marks)) and not any(map(there, format.lacks))
-
-
-def _rank(format: Format) -> int:
-    """How specific: the number of conditions that the file met."""
-    return len(format.marks) + len(format.keys)
-
-
-def _why(format: Format) -> str:
-    marks = ", ".join(mark.replace("\\", "") for mark in format.marks)
-    return f"tensors named {marks}{_listed(' beside the keys ', format.keys)}"
-
-
-def _listed(before: str, names: tuple[str, ...]) -> str:
-    return before + ", ".join(names) if names else ""
-
-
 def _has(state: StateDict, prefix: str) -> bool:
     return any(key.startswith(prefix) for key in state.tensors)
 
 
-def _branch(path: Path, format: Format, present: list[Branch], asked: str) -> Branch:
+def _branch(
+    path: Path, format: Format, present: list[Branch], asked: str, layers: str
+) -> tuple[Branch, str | None]:
+    """The branch that is asked for, else the first with the layers, and then why it is another."""
     wanted = BRANCHES[asked]
+    heads = {name.strip() for name in layers.split(",")} - {"", "auto", "backbone"}
+    having = [branch for branch in present if heads <= branch.heads.keys()]
+    if wanted == "auto" and having and having[0] is not present[0]:
+        lacking = f"the {present[0].name} has no {' and '.join(sorted(heads))}"
+        return having[0], f"{lacking}, so the {having[0].name} is embedded"
     for branch in present:
         if wanted in ("auto", branch.name) or (wanted == "student" and branch.name == "encoder"):
-            return branch
+            return branch, None
     if not present:
         raise CheckpointError(f"{path}: {format.title} without a backbone; {NEXT}")
     raise CheckpointError(
@@ -237,7 +120,12 @@ def _branch(path: Path, format: Format, present: list[Branch], asked: str) -> Br
 
 
 def _backbone(
-    path: Path, format: Format, state: StateDict, branch: Branch, arch: str | None
+    path: Path,
+    format: Format,
+    state: StateDict,
+    branch: Branch,
+    arch: str | None,
+    config: Mapping[str, Any] | None,
 ) -> FoundBackbone:
     prefix = branch.backbone
     inside = [key for key in state.tensors if key.startswith(prefix)]
@@ -256,10 +144,14 @@ def _backbone(
                 f"{path}: {some([named[name], key])} are one tensor in {format.title}; {NEXT}"
             )
         named[name] = key
+    for key in state.tensors:
+        name = renamed(key, branch.borrowed)
+        if name != key:
+            named.setdefault(name, key)
     family = _family(path, format, named, state)
     by_name_ = {family.renamed(name): key for name, key in named.items()}
     return backbone_of(
-        path, family, by_name_, state.tensors, prefix, lambda spec: _adjusted(spec, format)
+        path, family, by_name_, state.tensors, prefix, config, lambda spec: _adjusted(spec, format)
     )
 
 
@@ -275,10 +167,12 @@ def _family(path: Path, format: Format, named: Mapping[str, str], state: StateDi
 
 
 def _adjusted(spec: Any, format: Format) -> Spec:
-    """What the format tells beyond the shapes: a ViT's heads, the padding of a 3x3 stem."""
+    """What the format tells beyond the shapes: a ViT's heads and positions, a stem's padding."""
     count = dict(format.heads).get(spec.width)
     if count and getattr(spec, "heads_known", True) is False:
         spec = dataclasses.replace(spec, heads=count, heads_known=True)
+    if format.resize and hasattr(spec, "resize"):
+        spec = dataclasses.replace(spec, resize=format.resize)
     if format.cifar_padding is not None and getattr(spec, "kernel", None) == 3:
         spec = dataclasses.replace(spec, padding=format.cifar_padding)
     adjusted: Spec = spec
@@ -328,16 +222,20 @@ def _take_others(left: dict[str, Weight], others: list[Branch], branch: Branch) 
     return ignored
 
 
-def _take_noise(left: dict[str, Weight], format: Format) -> list[str]:
-    keys = [key for key in left if _is_noise(format, key)]
+def _take_noise(left: dict[str, Weight], patterns: tuple[str, ...]) -> list[str]:
+    keys = [key for key in left if _is_noise(key, patterns)]
     for key in keys:
         del left[key]
     return _modules(keys)
 
 
-def _is_noise(format: Format, name: str) -> bool:
-    patterns = (*format.noise, *COMMON_NOISE, re.escape(format.token_predictor))
-    return any(pattern and re.match(pattern, name) for pattern in patterns)
+def _noise(format: Format) -> tuple[str, ...]:
+    """Patterns of all that is known and not used."""
+    return (*format.noise, *COMMON_NOISE)
+
+
+def _is_noise(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(re.match(pattern, name) for pattern in patterns)
 
 
 def _modules(keys: list[str]) -> list[str]:

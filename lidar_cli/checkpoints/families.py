@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints import beit, data2vec2, hf, resnet_spec, vit
+from lidar_cli.checkpoints.hf_config import options_of
 from lidar_cli.checkpoints.joined import join
 from lidar_cli.checkpoints.spec import FoundBackbone, Shapes, Spec
-from lidar_cli.checkpoints.weights import Weight, compare, shapes, shapes_of
+from lidar_cli.checkpoints.weights import Weight, compare, shapes_of
 from lidar_cli.errors import CheckpointError
 
 NEXT = "name the architecture with --arch or your own code with --model"
@@ -32,12 +33,14 @@ class Family:
     function: str = "spec"  # from shapes and the file's name to a Spec
     rename: str = ""  # from a name in the file to the one that the spec knows; '' for the same
     builder: str = ""  # module with `build(spec)`; '' where the spec builds itself
+    configured: bool = False  # whether `function` takes what a config.json tells
     special: bool = False  # where it is found, families that are not say too little
     noise: tuple[str, ...] = ()  # beginnings of names that only training needs
 
-    def spec(self, found: Shapes, origin: str) -> Spec:
-        """What the shapes tell; raises CheckpointError if they fit none."""
-        spec: Spec = getattr(_module(self.module), self.function)(found, origin)
+    def spec(self, found: Shapes, origin: str, config: Mapping[str, Any] | None = None) -> Spec:
+        """What the shapes and a config.json tell; raises CheckpointError if they fit none."""
+        options = options_of(config, origin) if config and self.configured else {}
+        spec: Spec = getattr(_module(self.module), self.function)(found, origin, **options)
         return spec
 
     def renamed(self, name: str) -> str:
@@ -81,6 +84,7 @@ FAMILIES: dict[str, Family] = {  # of those that are special, the earlier ones s
         "beit_spec",
         "from_hf_beit",
         "beit_module",
+        configured=True,
         special=True,
     ),
     "hf-dinov2": Family(
@@ -90,10 +94,18 @@ FAMILIES: dict[str, Family] = {  # of those that are special, the earlier ones s
         "vit_spec",
         "from_hf",
         "vit_module",
+        configured=True,
         special=True,
     ),
     "hf-vit": Family(
-        "Hugging Face ViT", hf.VIT_ANCHOR, "hf", "vit_spec", "from_hf", "vit_module", special=True
+        "Hugging Face ViT",
+        hf.VIT_ANCHOR,
+        "hf",
+        "vit_spec",
+        "from_hf",
+        "vit_module",
+        configured=True,
+        special=True,
     ),
     "beit": Family("BEiT state dict", beit.ANCHOR, "beit", builder="beit_module", special=True),
     "resnet": Family("ResNet state dict", resnet_spec.ANCHOR, "resnet_spec", builder="resnet"),
@@ -123,16 +135,17 @@ def backbone_of(
     by_name: Mapping[str, str],
     tensors: Mapping[str, Weight],
     prefix: str,
+    config: Mapping[str, Any] | None,
     adjust: Callable[[Spec], Spec] = lambda spec: spec,
 ) -> FoundBackbone:
     """The backbone of a family, and which of the named tensors are its own.
 
     by_name: names that `spec` knows, or of their parts (see `joined`) -> keys of `tensors`.
-    adjust: adds what is known besides.
+    config: of a Hugging Face folder, where there is one. adjust: adds what is known besides.
     Raises CheckpointError if the shapes fit no backbone of the family, or tensors are missing.
     """
     inside, sources = join({name: tensors[key] for name, key in by_name.items()})
-    spec = adjust(family.spec(shapes_of(inside), str(path)))
+    spec = adjust(family.spec(shapes_of(inside), str(path), config))
 
     def guarded(make: Callable[[], Any]) -> Any:
         try:
@@ -143,11 +156,7 @@ def backbone_of(
                 f"{path}: the shapes of its tensors form no {spec.arch}; {NEXT}"
             ) from error
 
-    def told() -> Shapes:
-        tell = getattr(spec, "shapes", None)
-        return tell() if tell is not None else shapes(family.build(spec).weights)
-
-    expected = guarded(told)
+    expected = guarded(spec.shapes)
     own = {name: inside[name] for name in expected if name in inside}
     compare(expected, shapes_of(own), f"{path}: {spec.arch}")
     return FoundBackbone(
@@ -161,4 +170,5 @@ def backbone_of(
         keys=frozenset(by_name[source] for name in own for source in sources[name]),
         prefix=prefix,
         noise=tuple(prefix + name for name in family.noise),
+        spec=spec,
     )

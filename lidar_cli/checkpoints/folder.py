@@ -48,12 +48,13 @@ def weights_file(path: Path) -> Path:
 
 
 def config(path: Path) -> dict[str, Any] | None:
-    """The config.json of a Hugging Face folder, None for what is none.
+    """The config.json of a Hugging Face folder, or of the one around its weights; None if none.
 
     Raises CheckpointError if it is not a JSON object of usual size.
     """
-    file = path / "config.json"
-    if not path.is_dir() or not file.is_file():
+    folder = path if path.is_dir() else path.parent
+    file = folder / "config.json"
+    if not (path.is_dir() or path.name in WEIGHTS) or not file.is_file():
         return None
     try:
         with file.open("rb") as opened:

@@ -6,7 +6,9 @@ the usual names, a linear classifier's, known noise, or an error.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lidar_cli.checkpoints import heads
 from lidar_cli.checkpoints.containers import StateDict
@@ -23,13 +25,19 @@ CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier", "p
 NOISE = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
 
 
-def find(path: Path, state: StateDict, arch: str | None, activation: str) -> Found:
+def find(
+    path: Path,
+    state: StateDict,
+    arch: str | None,
+    activation: str,
+    config: Mapping[str, Any] | None = None,
+) -> Found:
     """Backbone and projector of a state dict, with the place of all tensors.
 
     Raises CheckpointError if it is not understood, SettingsError for an arch unknown to timm.
     """
     if arch is None:
-        backbone = _by_shapes(path, state)
+        backbone = _by_shapes(path, state, config)
     else:
         from lidar_cli.checkpoints.timm_arch import by_name
 
@@ -56,7 +64,7 @@ def find(path: Path, state: StateDict, arch: str | None, activation: str) -> Fou
     return Found(description, backbone, found)
 
 
-def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
+def _by_shapes(path: Path, state: StateDict, config: Mapping[str, Any] | None) -> FoundBackbone:
     """The backbone whose anchor is in the state dict."""
     family, prefix = _family(path, state)
     by_name = {
@@ -64,7 +72,7 @@ def _by_shapes(path: Path, state: StateDict) -> FoundBackbone:
         for key in state.tensors
         if key.startswith(prefix)
     }
-    return backbone_of(path, family, by_name, state.tensors, prefix)
+    return backbone_of(path, family, by_name, state.tensors, prefix, config)
 
 
 def _family(path: Path, state: StateDict) -> tuple[Family, str]:

@@ -3,6 +3,7 @@
 storages.py           torch's zip and legacy files (Lightning's are zip files)
 safetensors_file.py   safetensors
 folder.py             Hugging Face folders, and what is only a part of a checkpoint
+hub.py                names on the Hugging Face Hub
 unpickle.py           the pickle inside torch's files, as data; machine.py, standins.py, rebuild.py
 lazy.py               tensors that stay in the file until they are needed
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import folder
+from lidar_cli.checkpoints import folder, hub
 from lidar_cli.checkpoints.lazy import Malformed
 from lidar_cli.checkpoints.safetensors_file import read_safetensors
 from lidar_cli.checkpoints.standins import Forbidden
@@ -71,9 +72,9 @@ def as_dict(contents: Contents) -> dict[str, Any]:
 def read_contents(path: Path) -> Contents:
     """All that a checkpoint file or Hugging Face folder holds, whatever its outermost value is.
 
-    Raises CheckpointError as `read_checkpoint`.
+    path: of either, or a name on the Hub. Raises CheckpointError as `read_checkpoint`.
     """
-    named = Path(path)
+    named = hub.local(Path(path))
     try:
         path = folder.weights_file(named)
         start = _first_bytes(path)
@@ -105,11 +106,11 @@ def read_contents(path: Path) -> Contents:
 def sha256(path: Path) -> str:
     """The SHA-256 digest of a file, in hexadecimal, read in small pieces.
 
-    Of a Hugging Face folder, that of the file with the weights.
+    Of a Hugging Face folder, or a name on the Hub, that of the file with the weights.
     Raises CheckpointError if the file cannot be read.
     """
     try:
-        path = folder.weights_file(Path(path))
+        path = folder.weights_file(hub.local(Path(path)))
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

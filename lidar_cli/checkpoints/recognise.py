@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import described, generic
+from lidar_cli.checkpoints import described, generic, matching
 from lidar_cli.checkpoints.containers import find_state_dict
 from lidar_cli.checkpoints.families import NEXT
 from lidar_cli.checkpoints.found import Description, Found
+from lidar_cli.checkpoints.hf_config import architecture
 from lidar_cli.errors import CheckpointError
 
 __all__ = ["NEXT", "Description", "Found", "find", "recognise"]
@@ -26,15 +27,20 @@ def recognise(
     arch: str | None = None,
     format: str = "auto",
     branch: str = "auto",
+    layer: str = "auto",
+    config: Mapping[str, Any] | None = None,
 ) -> Description:
     """What a checkpoint holds.
 
     tree: of `read_checkpoint`. arch: a timm name that overrules what the shapes tell. format: the
-    name of a described format, or 'plain' for none of them. branch: 'student' or 'teacher'.
+    name of a described format, or 'plain' for none of them. branch: 'student' or 'teacher'. layer:
+    as `--layer` has it, for which an auto branch is chosen. config: config.json of a Hugging Face
+    folder.
     Raises NoWeights if nothing in it is a weight, CheckpointError if it is not understood, and
     SettingsError for an arch that timm does not know, or an unknown format or branch.
     """
-    return find(path, tree, arch=arch, format=format, branch=branch).description
+    found = find(path, tree, arch=arch, format=format, branch=branch, layer=layer, config=config)
+    return found.description
 
 
 def find(
@@ -45,15 +51,32 @@ def find(
     activation: str = "auto",
     format: str = "auto",
     branch: str = "auto",
+    layer: str = "auto",
+    config: Mapping[str, Any] | None = None,
 ) -> Found:
     """Backbone and heads of a checkpoint, with the place of all tensors; see `recognise`."""
-    described.check_names(format, branch)
-    match = described.match(path, tree, format)
+    matching.check_names(format, branch)
+    arch = arch or _timm_name(path, config)
+    match = matching.match(path, tree, format, config)
     if match is not None:
-        return described.find(path, match, arch, activation, branch)
-    found = generic.find(path, find_state_dict(path, tree), arch, activation)
-    if described.BRANCHES[branch] == "teacher":
+        return described.find(path, match, arch, activation, branch, layer, config)
+    found = generic.find(path, find_state_dict(path, tree), arch, activation, config)
+    if matching.BRANCHES[branch] == "teacher":
         raise CheckpointError(
             f"{path}: no branch {branch!r} in this checkpoint; it has encoder: leave --branch out"
         )
     return found
+
+
+def _timm_name(path: Path, config: Mapping[str, Any] | None) -> str | None:
+    """The model that timm's config.json names; raises CheckpointError if this timm has it not."""
+    name = architecture(config)
+    if name is not None:
+        import timm
+
+        if not timm.is_model(name):
+            raise CheckpointError(
+                f"{path}: config.json names timm's {name}, which timm {timm.__version__} does not "
+                "have; install a newer timm, or name another model with --arch"
+            )
+    return name

@@ -3,7 +3,7 @@
 The number of heads is not in the shapes: it is the usual one for the width, unless the caller knows
 it. LayerNorm's eps is 1e-6 in all families but some of Hugging Face's. A class token is the
 embedding where there is one and no norm after pooling (`fc_norm`); else it is the mean of the patch
-tokens.
+tokens. MoCo v3's convolutional stem shows in the names of its layers.
 
 DINOv2's names are mapped to timm's, and its two peculiarities kept: registers have no position
 although the class token has one, and blocks may be numbered within chunks. A SwiGLU shows in the
@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lidar_cli.checkpoints import conv_stem
 from lidar_cli.checkpoints.spec import title
 from lidar_cli.errors import CheckpointError
 
@@ -96,6 +97,7 @@ class ViTSpec:
     fc_norm: bool
     eps: float = EPS  # of LayerNorm
     resize: Resize = "antialias"  # of the position embedding, at another image size
+    stem: tuple[int, ...] = ()  # channels of convolutions that stand for the patch embedding
 
     @property
     def arch(self) -> str:
@@ -109,6 +111,8 @@ class ViTSpec:
             notes.append("SwiGLU")
         if not self.class_token:
             notes.append("no class token")
+        if self.stem:
+            notes.append("convolutional stem")
         size = NAMES.get(self.width, str(self.width))
         return title(f"vit_{size}_patch{self.patch}", notes)
 
@@ -123,6 +127,10 @@ class ViTSpec:
         usual = f"{self.heads} attention heads, as usual for width {self.width}"
         return () if self.heads_known else (usual,)
 
+    def masks(self, teacher: bool) -> tuple[str, ...]:
+        """I-JEPA's, if the embedding is the mean of the patches and nothing beside it."""
+        return () if self.class_token or self.registers or self.fc_norm else ("multi-block",)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors of the module, by timm's names."""
         width = self.width
@@ -132,9 +140,12 @@ class ViTSpec:
             found["cls_token"] = (1, 1, width)
         if self.registers:
             found["reg_token"] = (1, self.registers, width)
-        found["patch_embed.proj.weight"] = (width, 3, self.patch, self.patch)
+        if self.stem:
+            found |= conv_stem.tensors(self.stem, width)
+        else:
+            found["patch_embed.proj.weight"] = (width, 3, self.patch, self.patch)
         if not self.pre_norm:
-            found["patch_embed.proj.bias"] = (width,)
+            found[f"{conv_stem.last(self.stem)}.bias"] = (width,)
         norms = {"norm_pre": self.pre_norm, "fc_norm": self.fc_norm}
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, there in norms.items() if there]:
@@ -144,19 +155,11 @@ class ViTSpec:
         return found
 
     def _block(self) -> dict[str, tuple[int, ...]]:
-        width, mlp = self.width, self.mlp
-        found: dict[str, tuple[int, ...]] = {}
-        for name, out, into, bias in (
-            ("attn.qkv", 3 * width, width, self.qkv_bias),
-            ("attn.proj", width, width, self.proj_bias),
-            ("mlp.fc1", mlp, width, self.proj_bias),
-            ("mlp.fc2", width, mlp // 2 if self.swiglu else mlp, self.proj_bias),
-        ):
-            found[f"{name}.weight"] = (out, into)
-            if bias:
-                found[f"{name}.bias"] = (out,)
-        for name in ("norm1", "norm2"):
-            found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+        width = self.width
+        second = self.mlp // 2 if self.swiglu else self.mlp
+        found = block_shapes(
+            width, self.mlp, second, qkv_bias=self.qkv_bias, proj_bias=self.proj_bias
+        )
         if self.qk_norm:
             for name in ("attn.q_norm", "attn.k_norm"):
                 size = width // self.heads
@@ -164,6 +167,28 @@ class ViTSpec:
         if self.layer_scale:
             found |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
         return found
+
+
+def block_shapes(
+    width: int, mlp: int, second: int | None = None, *, qkv_bias: bool, proj_bias: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of a pre-norm block by timm's names.
+
+    mlp: width of the hidden layer's output. second: of what its second layer takes, if another.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for name, out, into, bias in (
+        ("attn.qkv", 3 * width, width, qkv_bias),
+        ("attn.proj", width, width, proj_bias),
+        ("mlp.fc1", mlp, width, proj_bias),
+        ("mlp.fc2", width, second or mlp, proj_bias),
+    ):
+        found[f"{name}.weight"] = (out, into)
+        if bias:
+            found[f"{name}.bias"] = (out,)
+    for name in ("norm1", "norm2"):
+        found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    return found
 
 
 def spec(
@@ -179,7 +204,8 @@ def spec(
     heads, eps, resize: where a format or a config.json tells them; else what is usual, see ViTSpec.
     Raises CheckpointError if the shapes fit none, or the width does not tell the heads.
     """
-    width, patch = patches(shapes, origin)
+    stem = conv_stem.channels(shapes)
+    width, patch = conv_stem.sizes(stem, shapes, origin) if stem else patches(shapes, origin)
     registers = _length(shapes, "reg_token")
     grid, positioned = _grid(shapes, origin)
     head_dim = shapes.get("blocks.0.attn.q_norm.weight", (0,))[0]
@@ -211,6 +237,7 @@ def spec(
         fc_norm="fc_norm.weight" in shapes,
         eps=eps,
         resize=resize,
+        stem=stem,
     )
 
 

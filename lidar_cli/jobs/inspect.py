@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.formats import FORMATS, Format
 from lidar_cli.checkpoints.found import Description, Found
 from lidar_cli.checkpoints.generic import PROJECTORS
 from lidar_cli.checkpoints.read import as_dict, read_contents
@@ -68,12 +68,13 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
     """
     contents = read_contents(path)
     tree = as_dict(contents)
-    found = _find(path, tree, settings, settings.branch)
+    config = contents.config
+    found = _find(path, tree, config, settings, settings.branch)
     told = found.description
     branches = [_branch(found)]
     for name in told.branches:
         if name != told.branch:
-            branches.append(_branch(_find(path, tree, settings, name)))
+            branches.append(_branch(_find(path, tree, config, settings, name)))
     return Inspection(
         file=str(path),
         kind=contents.kind,
@@ -101,7 +102,9 @@ def formats() -> list[FormatRow]:
             name=one.name,
             title=one.title,
             branches=", ".join(branch.name for branch in one.branches),
-            layers=", ".join(["backbone", *one.branches[0].heads]),
+            layers=", ".join(
+                dict.fromkeys(["backbone", *(h for b in one.branches for h in b.heads)])
+            ),
             recipe=one.recipe,
             example=one.example,
             marks=", ".join(mark.replace("\\", "") for mark in (*one.keys, *one.marks)),
@@ -122,16 +125,26 @@ def formats() -> list[FormatRow]:
     ]
 
 
-def _find(path: Path, tree: Mapping[str, Any], settings: FormatSettings, branch: str) -> Found:
-    return find(path, tree, arch=settings.arch, format=settings.format, branch=branch)
+def _layers(format: Format) -> list[str]:
+    """Of any branch; where one alone has a layer, it is embedded for it."""
+    there = {"backbone", *(layer for branch in format.branches for layer in branch.heads)}
+    return [layer for layer in ("backbone", "projector", "predictor") if layer in there]
+
+
+def _find(
+    path: Path,
+    tree: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+    settings: FormatSettings,
+    branch: str,
+) -> Found:
+    asked = settings
+    return find(path, tree, arch=asked.arch, format=asked.format, branch=branch, config=config)
 
 
 def _branch(found: Found) -> BranchFound:
     told = found.description
-    heads = {
-        layer: (head.spec.layers[0].into, *(part.out for part in head.spec.layers if part.counts))
-        for layer, head in found.heads.items()
-    }
+    heads = {layer: head.spec.widths for layer, head in found.heads.items()}
     return BranchFound(told.branch, told.prefix, told.widths, heads, told.parameters)
 
 

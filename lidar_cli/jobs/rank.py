@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, sha256
-from lidar_cli.checkpoints.described import check_names
+from lidar_cli.checkpoints import Description, open_checkpoint, read_contents, sha256
+from lidar_cli.checkpoints.matching import check_names
+from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import (
@@ -30,14 +31,12 @@ from lidar_cli.features import is_hdf5, read_hdf5, read_provenance
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.extract import (
     CHECKPOINT_SUFFIXES,
-    Plan,
-    identity,
-    make_plan,
     open_with,
     run,
     stem,
     tell_if_embedded,
 )
+from lidar_cli.jobs.plan import Plan, identity, make_plan
 from lidar_cli.jobs.score import Score, score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
@@ -254,9 +253,21 @@ class _Job:
     def _describe(self, path: Path) -> Description:
         if self.settings.model is not None:
             return open_checkpoint(path, model=self.settings.model).description
-        tree = read_checkpoint(path)
+        contents = read_contents(path)
         asked = self.settings
-        return recognise(path, tree, arch=asked.arch, format=asked.format, branch=asked.branch)
+        found = recognise(
+            path,
+            as_dict(contents),
+            arch=asked.arch,
+            format=asked.format,
+            branch=asked.branch,
+            layer=asked.layer,
+            config=contents.config,
+        )
+        found = replace(found, stand_ins=contents.stand_ins)
+        if found.note:
+            self.watcher.note(f"{path}: {found.note}")
+        return found
 
     def _layer(self) -> str:
         """The one layer that is compared: projector if every file has one, else backbone."""

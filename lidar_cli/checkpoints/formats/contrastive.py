@@ -81,6 +81,24 @@ ATANOV = Format(
     pixel_stats="unit",
 )
 
+LEFTTHOMAS = Format(
+    name="simclr-leftthomas",
+    title="leftthomas/SimCLR",
+    example="128_0.5_200_512_500_model.pth",
+    source="model.py, main.py, utils.py",
+    marks=(r"f\.0\.weight$", r"f\.3\.0\.conv1\.weight$", r"g\.0\.weight$", r"g\.3\.weight$"),
+    roots=("",),
+    branches=(Branch("encoder", "f.", Head("g.")),),
+    recipe="simclr",
+    backbones=("resnet",),
+    # The children of torchvision's ResNet in a row, but for the max-pool behind the 3x3 stem.
+    rename=(
+        (r"0\.", "conv1."), (r"1\.", "bn1."),
+        (r"3\.", "layer1."), (r"4\.", "layer2."), (r"5\.", "layer3."), (r"6\.", "layer4."),
+    ),
+    cifar_padding=1,
+)  # fmt: skip
+
 MOCO_V1 = Format(
     name="moco-v1",
     title="facebookresearch/moco, v1",
@@ -146,6 +164,6 @@ SWAV = Format(
 )
 
 CONTRASTIVE = (
-    VICREG, BARLOW, STHALLES, SPIJKERVET, ATANOV, MOCO_V1, MOCO_V2, MOCO_V3_VIT, MOCO_V3_RESNET,
-    SWAV,
+    VICREG, BARLOW, STHALLES, SPIJKERVET, ATANOV, LEFTTHOMAS,
+    MOCO_V1, MOCO_V2, MOCO_V3_VIT, MOCO_V3_RESNET, SWAV,
 )  # fmt: skip

@@ -29,6 +29,7 @@ DINO = Format(
     ),
     recipe="dino",
     heads=USUAL_HEADS,
+    resize="offset",
 )
 
 DINOV2 = Format(

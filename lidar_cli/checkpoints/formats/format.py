@@ -29,16 +29,25 @@ class Head:
 
 
 @dataclass(frozen=True)
+class TokenPredictor:
+    """I-JEPA's predictor, which gives tokens of patches that the backbone does not see."""
+
+    prefix: str
+
+
+@dataclass(frozen=True)
 class Branch:
     """One set of weights: where its backbone lies, and its heads."""
 
     name: str  # 'student', 'teacher', or 'encoder' where there is only one
     backbone: str  # prefix
     projector: Head | None = None
-    predictor: Head | None = None
+    predictor: Head | TokenPredictor | None = None
+    # Tensors of another branch, with their names in this backbone, that it uses where it has none.
+    borrowed: Rename = ()
 
     @property
-    def heads(self) -> dict[str, Head]:
+    def heads(self) -> dict[str, Head | TokenPredictor]:
         """By layer, in the order of the forward pass."""
         named = {"projector": self.projector, "predictor": self.predictor}
         return {layer: head for layer, head in named.items() if head is not None}
@@ -55,16 +64,19 @@ class Format:
     source: str  # where the layout was read
     recipe: str  # the view recipe of its training
     lacks: tuple[str, ...] = ()  # patterns that match no tensor's name
+    square: tuple[str, ...] = ()  # patterns of matrices that are square
     keys: tuple[str, ...] = ()  # top-level keys of the file that must be there
     no_keys: tuple[str, ...] = ()  # top-level keys that are not there
+    config: tuple[tuple[str, str], ...] = ()  # entries of config.json, where there is one
     roots: tuple[str, ...] = ()  # containers that may hold the state dict; () for any
     inside: tuple[tuple[str, str], ...] = ()  # nested dicts that hold it, with their new prefixes
+    added: str = ""  # pattern of what some of its classes put before every name
     backbones: tuple[str, ...] = ("resnet", "vit")  # families, by name
     rename: Rename = ()  # of the backbone's tensors, to torchvision's or timm's names
     heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
+    resize: str = ""  # of a ViT's positions, see positions.py; '' for what the shapes tell
     cifar_padding: int | None = None  # of a 3x3 stem
     noise: tuple[str, ...] = ()  # patterns of what is known and not used
-    token_predictor: str = ""  # prefix of a predictor that works on masked tokens
     pixel_stats: str = "imagenet"
     example: str = ""  # usual file name
 

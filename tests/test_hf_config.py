@@ -1,0 +1,76 @@
+"""What a config.json beside the weights tells, and what is refused of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from formats import FIXTURES
+from literal import assert_close, images
+from safetensors.torch import save_file
+
+from lidar_cli.checkpoints import open_checkpoint
+from lidar_cli.errors import CheckpointError
+
+
+def folder(path: Path, name: str, **changes: Any) -> Path:
+    """A fixture of Hugging Face with other values in its configuration."""
+    FIXTURES[name]().save(path).unlink()
+    save_file(FIXTURES[name]().tree, path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@torch.no_grad()
+def test_heads_and_eps_are_the_configurations(tmp_path: Path) -> None:
+    """Of the folder and of the weights named in it; elsewhere they are the usual ones."""
+    fixture = FIXTURES["hf-vit"]()
+    path = folder(tmp_path, "hf-vit")
+    expected = fixture.embed["encoder", "backbone"](images(16))
+    for named in (path, path / "model.safetensors"):
+        loaded = open_checkpoint(named)
+        assert_close(loaded.embed(images(16), ["backbone"])["backbone"], expected)
+        assert loaded.description.assumptions == ()
+    (path / "model.safetensors").rename(path / "other.safetensors")
+    loaded = open_checkpoint(path / "other.safetensors")
+    assert loaded.description.assumptions == ("3 attention heads, as usual for width 192",)
+    usual = loaded.embed(images(16), ["backbone"])["backbone"]
+    assert (usual - expected).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_eps_changes_the_embedding(tmp_path: Path) -> None:
+    path = folder(tmp_path, "hf-ijepa", layer_norm_eps=0.1)
+    found = open_checkpoint(path).embed(images(16), ["backbone"])["backbone"]
+    expected = FIXTURES["hf-ijepa"]().embed["student", "backbone"](images(16))
+    assert (found - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": "12"}, r"num_attention_heads = '12'; expected a number of heads"),
+        ({"num_attention_heads": 0}, "num_attention_heads = '0'"),
+        ({"num_attention_heads": True}, "num_attention_heads = 'True'"),
+        ({"num_attention_heads": 5}, "the shapes of its tensors form no vit_tiny"),
+        ({"layer_norm_eps": -1e-6}, "layer_norm_eps = '-1e-06'; expected a small positive"),
+        ({"layer_norm_eps": [1]}, r"layer_norm_eps = '\[1\]'"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act = 'quick_gelu'; expected gelu"),
+        ({"hidden_act": ["gelu"]}, "expected gelu"),
+    ],
+)
+def test_values_that_no_module_here_has_are_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(folder(tmp_path, "hf-vit", **changes))
+
+
+def test_a_configuration_that_is_nobodys_changes_nothing(tmp_path: Path) -> None:
+    """Many scripts write a config.json of their own; 'architecture' alone is not timm's."""
+    path = folder(tmp_path, "hf-ijepa", architecture="my-net")
+    assert open_checkpoint(path).description.format == "hf-ijepa"

@@ -1,0 +1,179 @@
+"""Traps of other people's layouts that no fixture shows; test_formats.py has the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from formats import FIXTURES, vissl_tree
+from layouts import Weights, part
+from literal import assert_close, images
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints import open_checkpoint, read_contents
+from lidar_cli.checkpoints.read import as_dict
+from lidar_cli.checkpoints.recognise import find
+from lidar_cli.errors import CheckpointError
+
+# LayerNorm's eps and how positions are resized, neither of which a file of weights tells. Where
+# activations are near 1, an eps of 1e-6 for 1e-12 shows in no embedding, so modules are asked.
+CONSTANTS = {
+    "dino-vit": (1e-6, "offset"),
+    "dinov2-hub": (1e-6, "offset"),
+    "dinov2-hub-registers": (1e-6, "antialias"),
+    "dinov2-dump": (1e-6, "offset"),
+    "ijepa": (1e-6, "antialias"),
+    "mae": (1e-6, "antialias"),
+    "moco-v3-vit": (1e-6, "antialias"),
+    "vissl-dino": (1e-6, "antialias"),
+    "timm-vit": (1e-6, "antialias"),
+    "torchvision-vit": (1e-6, "antialias"),
+    "data2vec-fork": (1e-6, None),
+    "data2vec-fairseq": (1e-5, None),
+    "data2vec2-base": (1e-6, None),
+    "hf-vit": (1e-12, "plain"),
+    "hf-ijepa": (1e-6, "plain"),
+    "hf-dinov2": (1e-6, "plain"),
+    "hf-dinov2-registers": (1e-6, "antialias"),
+    "hf-data2vec": (1e-12, None),
+}
+
+
+def backbone(path: Path, config: bool = True) -> Any:
+    contents = read_contents(path)
+    told = contents.config if config else None
+    return find(path, as_dict(contents), config=told).backbone.build()
+
+
+def norms(module: nn.Module) -> set[float]:
+    return {part.eps for part in module.modules() if isinstance(part, nn.LayerNorm)}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_eps_and_resizing_are_the_familys(name: str, tmp_path: Path) -> None:
+    eps, resize = CONSTANTS[name]
+    path = FIXTURES[name]().save(tmp_path)
+    found = backbone(path)
+    assert norms(found) == {eps}
+    assert getattr(found, "resize", None) == resize
+    if not name.startswith("hf-"):
+        return
+    assert norms(backbone(path, config=False)) == {eps}  # the published files' too
+
+
+@torch.no_grad()
+def test_dino_resizes_with_its_offset(tmp_path: Path) -> None:
+    """(new + 0.1) / old, by torch's own bicubic, where others go by the new size alone."""
+    w = Weights.of({f"teacher.{n}": t for n, t in FIXTURES["dino-vit"]().tree["teacher"].items()})
+    name = "teacher.backbone.pos_embed"
+    first, grid = w[name][:, :1], w[name][:, 1:].reshape(1, 4, 4, 192).permute(0, 3, 1, 2)
+    resized = nn.functional.interpolate(grid, scale_factor=6.1 / 4, mode="bicubic")
+    w[name] = torch.cat([first, resized.permute(0, 2, 3, 1).reshape(1, 36, 192)], dim=1)
+    loaded = open_checkpoint(FIXTURES["dino-vit"]().save(tmp_path))
+    loaded.set_image_size(48)
+    found = loaded.embed(images(48), ["backbone"])["backbone"]
+    assert_close(found, w.run_vit("teacher.backbone.", images(48)))
+
+
+def simclr_trunk() -> Weights:
+    w = Weights()
+    w.resnet("trunk._feature_blocks.")
+    w.linear("heads.0.clf.0", 16, 16)
+    w.linear("heads.1.clf.0", 16, 12)
+    return w
+
+
+@torch.no_grad()
+def test_vissl_of_a_feature_extractor_has_another_prefix(tmp_path: Path) -> None:
+    w = simclr_trunk()
+    renamed = Weights.of({n.replace("trunk.", "trunk.base_model."): t for n, t in w.items()})
+    torch.save(vissl_tree(renamed), tmp_path / "a.torch")
+    loaded = open_checkpoint(tmp_path / "a.torch")
+    assert loaded.description.format == "vissl-simclr"
+    found = loaded.embed(images(32), ["backbone"])["backbone"]
+    assert_close(found, w.run_resnet("trunk._feature_blocks.", images(32)))
+
+
+def without_type(w: Weights) -> dict[str, Any]:
+    return {name: value for name, value in vissl_tree(w).items() if name != "type"}
+
+
+def test_vissl_of_2020_has_no_type(tmp_path: Path) -> None:
+    torch.save(without_type(simclr_trunk()), tmp_path / "a.torch")
+    assert open_checkpoint(tmp_path / "a.torch").description.format == "vissl-simclr"
+
+
+@pytest.mark.parametrize("container", ["model_state_dict", ""])
+@torch.no_grad()
+def test_vissl_trunks_saved_alone_open_by_their_names(container: str, tmp_path: Path) -> None:
+    w = simclr_trunk()
+    trunk = part(w, "trunk.")
+    torch.save({container: trunk} if container else trunk, tmp_path / "a.torch")
+    found = open_checkpoint(tmp_path / "a.torch").embed(images(32), ["backbone"])["backbone"]
+    assert_close(found, w.run_resnet("trunk._feature_blocks.", images(32)))
+
+
+@pytest.mark.parametrize("name", ["moco-v1", "moco-v2", "moco-v3-vit", "vicreg", "swav-released"])
+def test_wrappers_names_may_be_absent(name: str, tmp_path: Path) -> None:
+    """Some files were saved from the module inside DistributedDataParallel."""
+
+    def bare(state: dict[str, Any]) -> dict[str, Any]:
+        return {key.removeprefix("module."): value for key, value in state.items()}
+
+    tree = bare(FIXTURES[name]().tree)
+    for container in ("state_dict", "model"):
+        if container in tree:
+            tree[container] = bare(tree[container])
+    torch.save(tree, tmp_path / "a.pt")
+    assert open_checkpoint(tmp_path / "a.pt").description.format == FIXTURES[name]().format
+
+
+def test_a_file_of_beit_itself_is_not_taken_for_data2vec(tmp_path: Path) -> None:
+    """It predicts visual words with a head of the same name."""
+    tree = dict(FIXTURES["data2vec-fork"]().tree)
+    state = dict(tree["model"])
+    state["lm_head.weight"], state["lm_head.bias"] = torch.ones(50, 192), torch.ones(50)
+    torch.save({"model": state, "epoch": 799}, tmp_path / "a.pth")
+    assert open_checkpoint(tmp_path / "a.pth").description.format == "BEiT state dict"
+
+
+@torch.no_grad()
+def test_data2vec_without_its_average_has_one_branch(tmp_path: Path) -> None:
+    for name, container in (("data2vec-fork", "model_ema"), ("data2vec2-base", "_ema")):
+        fixture = FIXTURES[name]()
+        tree = {key: value for key, value in fixture.tree.items() if key != container}
+        tree["model"] = {k: t for k, t in tree["model"].items() if k != container}
+        torch.save(tree, tmp_path / "a.pt")
+        loaded = open_checkpoint(tmp_path / "a.pt")
+        assert loaded.description.branches == ("student",)
+        with pytest.raises(CheckpointError, match="no branch 'teacher' in this checkpoint"):
+            open_checkpoint(tmp_path / "a.pt", branch="teacher")
+
+
+def test_the_average_of_fairseq_must_be_whole(tmp_path: Path) -> None:
+    tree = dict(FIXTURES["data2vec-fairseq"]().tree)
+    tree["model"] = dict(tree["model"])
+    ema: dict[str, Tensor] = dict(tree["model"]["_ema"])
+    del ema["blocks.1.norm2.bias"]
+    tree["model"]["_ema"] = ema
+    torch.save(tree, tmp_path / "a.pt")
+    assert open_checkpoint(tmp_path / "a.pt").description.branch == "student"
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.norm2\.bias missing"):
+        open_checkpoint(tmp_path / "a.pt", branch="teacher")
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("proj.12.weight", r"stem of the ViT lacks patch_embed\.proj\.12\.weight; expected"),
+        ("proj.4.running_var", r"proj\.4\.running_var missing"),
+    ],
+)
+def test_a_stem_that_is_not_whole_is_named(lost: str, message: str, tmp_path: Path) -> None:
+    state = dict(FIXTURES["moco-v3-conv"]().tree["state_dict"])
+    del state[f"module.base_encoder.patch_embed.{lost}"]
+    torch.save({"state_dict": state}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path / "a.pt")
