@@ -73,54 +73,120 @@ SOLO_MOCO_V3 = dataclasses.replace(
     heads=((192, 12), (384, 12), *USUAL_HEADS[2:]),
 )
 
+# A ResNet in a Sequential has the places of its parts for names; MaskedVisionTransformerTIMM holds
+# timm's ViT.
+IN_PLACE = (
+    (r"0\.(?=weight$)", "conv1."),
+    (r"1\.", "bn1."),
+    *((rf"{stage + 3}\.(?=\d+\.)", f"layer{stage}.") for stage in (1, 2, 3, 4)),
+    (r"vit\.", ""),
+)
+
 LIGHTLY = Format(
     name="lightly",
     title="lightly-ai/lightly, one branch",
     example="epoch=99-step=125100.ckpt",
-    source="lightly/models/modules/heads.py, benchmarks/imagenet/resnet50/",
+    source="lightly/models/modules/heads.py, benchmarks/imagenet/, examples/pytorch_lightning/",
     roots=("state_dict", ""),
     marks=(r"backbone\.", r"projection_head\.layers\.0\."),
     branches=(Branch("encoder", "backbone.", Head("projection_head."), Head("prediction_head.")),),
     recipe="simclr",
+    rename=IN_PLACE,
     heads=USUAL_HEADS,
-    noise=(r"online_classifier\.", r"criterion\.", r"prototypes\.", r"backbone\.fc\."),
-)
-
-LIGHTLY_MOCO = dataclasses.replace(
-    LIGHTLY,
-    name="lightly-moco",
-    title="lightly-ai/lightly, MoCo",
-    marks=(*LIGHTLY.marks, r"key_backbone\."),
-    branches=(
-        Branch("student", "backbone.", Head("projection_head.")),
-        Branch("teacher", "key_backbone.", Head("key_projection_head.")),
-    ),
-    recipe="moco-v2",
-)
-
-LIGHTLY_BYOL = dataclasses.replace(
-    LIGHTLY,
-    name="lightly-byol",
-    title="lightly-ai/lightly, BYOL",
-    marks=(*LIGHTLY.marks, r"teacher_backbone\."),
-    branches=(
-        Branch("student", "backbone.", Head("projection_head."), Head("prediction_head.")),
-        Branch("teacher", "teacher_backbone.", Head("teacher_projection_head.")),
+    noise=(
+        r"online_classifier\.",
+        r"(\w+_)?criterion\.",
+        r"(\w+_)?prototypes\.",
+        r"(memory_bank|queues)\.",
+        r"(\w+_)?backbone(_\w+)?\.(fc\.|vit\.head\.|mask_token$)",
     ),
 )
 
-LIGHTLY_DINO = dataclasses.replace(
-    LIGHTLY,
-    name="lightly-dino",
-    title="lightly-ai/lightly, DINO",
-    marks=(*LIGHTLY.marks, r"student_backbone\.", r"projection_head\.last_layer\."),
-    # Here, unlike in its BYOL, the plain names are the teacher's.
-    branches=(
-        Branch("teacher", "backbone.", dino_head("projection_head.")),
-        Branch("student", "student_backbone.", dino_head("student_projection_head.")),
+
+def lightly_pair(
+    name: str,
+    title: str,
+    teacher: tuple[str, str],
+    student: tuple[str, str],
+    predictor: str = "",
+    first: str = "student",
+) -> Format:
+    """Two branches by the names of their backbones and heads; first: the one that is evaluated."""
+    branches = (
+        Branch("teacher", f"{teacher[0]}.", Head(f"{teacher[1]}.")),
+        Branch(
+            "student",
+            f"{student[0]}.",
+            Head(f"{student[1]}."),
+            Head(f"{predictor}.") if predictor else None,
+        ),
+    )
+    prefixes = (*teacher, *student, *([predictor] if predictor else []))
+    return dataclasses.replace(
+        LIGHTLY,
+        name=name,
+        title=f"lightly-ai/lightly, {title}",
+        marks=tuple(rf"{prefix}\." for prefix in prefixes),
+        branches=tuple(sorted(branches, key=lambda branch: branch.name != first)),
+    )
+
+
+PLAIN = ("backbone", "projection_head")  # the student's names here, the teacher's there
+KEY = ("key_backbone", "key_projection_head")
+QUERY = ("query_backbone", "query_projection_head")
+STUDENT = ("student_backbone", "student_projection_head")
+TEACHER = ("teacher_backbone", "teacher_projection_head")
+MOMENTUM = ("backbone_momentum", "projection_head_momentum")
+
+LIGHTLY_PAIRS = (
+    dataclasses.replace(
+        lightly_pair("lightly-moco", "MoCo", KEY, PLAIN),
+        recipe="moco-v2",
     ),
-    recipe="dino",
-    noise=(*LIGHTLY.noise, r"student_backbone\.fc\."),
+    dataclasses.replace(
+        lightly_pair("lightly-moco-query", "MoCo of later benchmarks", PLAIN, QUERY, first="teacher"),
+        recipe="moco-v2",
+    ),
+    lightly_pair("lightly-byol", "BYOL", TEACHER, PLAIN, "prediction_head"),
+    lightly_pair("lightly-tico", "TiCo", PLAIN, STUDENT, first="teacher"),
+    dataclasses.replace(
+        lightly_pair("lightly-moco-example", "MoCo and TiCo of the examples", MOMENTUM, PLAIN),
+        recipe="moco-v2",
+    ),
+    lightly_pair(
+        "lightly-byol-example", "BYOL of the examples", MOMENTUM, PLAIN, "prediction_head"
+    ),
+)
+
+
+def lightly_dino(
+    name: str, title: str, teacher: tuple[str, str], student: tuple[str, str]
+) -> Format:
+    """The same, with DINO's heads, whose authors evaluate the teacher."""
+    return dataclasses.replace(
+        LIGHTLY,
+        name=name,
+        title=f"lightly-ai/lightly, {title}",
+        marks=(
+            *(rf"{prefix}\." for prefix in (*teacher, *student)),
+            rf"{teacher[1]}\.last_layer\.",
+        ),
+        branches=(
+            Branch("teacher", f"{teacher[0]}.", dino_head(f"{teacher[1]}.")),
+            Branch("student", f"{student[0]}.", dino_head(f"{student[1]}.")),
+        ),
+        recipe="dino",
+    )
+
+
+LIGHTLY_DINO = (
+    lightly_dino("lightly-dino", "DINO", PLAIN, STUDENT),
+    lightly_dino(
+        "lightly-dino-example",
+        "DINO of the examples",
+        ("teacher_backbone", "teacher_head"),
+        ("student_backbone", "student_head"),
+    ),
 )
 
 SPT_NOISE = (
@@ -183,6 +249,6 @@ SPT_DINO = dataclasses.replace(
 
 LIBRARIES = (
     SOLO, SOLO_OLD, SOLO_DINO, SOLO_MOCO_V3,
-    LIGHTLY, LIGHTLY_MOCO, LIGHTLY_BYOL, LIGHTLY_DINO,
+    LIGHTLY, *LIGHTLY_PAIRS, *LIGHTLY_DINO,
     SPT, SPT_TWO, SPT_DINO,
 )  # fmt: skip
