@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from formats import FIXTURES, Fixture, wrapped
-from mutations import mutated, tensors_in
+from formats import FIXTURES, Fixture
+from mutations import mutated
 from test_unpickle import bits
 from torch import Tensor
 

@@ -275,9 +275,10 @@ def test_batch_norm_without_affine(saved: dict[str, Path]) -> None:
     assert "7" in dict(open_checkpoint(saved["moco-v3-vit"]).modules["projector"].named_children())
 
 
-def test_names_of_lightly_mean_the_teacher_in_dino_alone(saved: dict[str, Path]) -> None:
+def test_names_of_lightly_mean_the_teacher_in_some_modules(saved: dict[str, Path]) -> None:
     expected = {"lightly-dino": ("teacher", "backbone."), "lightly-byol": ("student", "backbone."),
-                "lightly-moco": ("student", "backbone.")}  # fmt: skip
+                "lightly-moco": ("student", "backbone."), "lightly-tico": ("teacher", "backbone."),
+                "lightly-moco-query": ("teacher", "backbone.")}  # fmt: skip
     for name, (branch, prefix) in expected.items():
         told = recognise(saved[name], read_checkpoint(saved[name]))
         assert (told.branch, told.prefix) == (branch, prefix)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
 
 from lidar_cli.checkpoints.formats.distillation import dino_head
 from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head
@@ -103,89 +105,100 @@ LIGHTLY = Format(
 )
 
 
+Names = tuple[str, str]  # of a branch's backbone and projector
+
+
 def lightly_pair(
     name: str,
     title: str,
-    teacher: tuple[str, str],
-    student: tuple[str, str],
-    predictor: str = "",
-    first: str = "student",
+    first: tuple[str, Names],
+    second: tuple[str, Names],
+    *,
+    recipe: str = "simclr",
+    head: Callable[[str], Head] = Head,
+    more: tuple[str, ...] = (),
 ) -> Format:
-    """Two branches by the names of their backbones and heads; first: the one that is evaluated."""
-    branches = (
-        Branch("teacher", f"{teacher[0]}.", Head(f"{teacher[1]}.")),
+    """Two branches by their names, first the one that is evaluated. more: marks beside these."""
+    branches = [
         Branch(
-            "student",
-            f"{student[0]}.",
-            Head(f"{student[1]}."),
-            Head(f"{predictor}.") if predictor else None,
-        ),
-    )
-    prefixes = (*teacher, *student, *([predictor] if predictor else []))
+            branch,
+            f"{names[0]}.",
+            head(f"{names[1]}."),
+            Head("prediction_head.") if branch == "student" else None,
+        )
+        for branch, names in (first, second)
+    ]
+    prefixes = (*first[1], *second[1])
     return dataclasses.replace(
         LIGHTLY,
         name=name,
         title=f"lightly-ai/lightly, {title}",
-        marks=tuple(rf"{prefix}\." for prefix in prefixes),
-        branches=tuple(sorted(branches, key=lambda branch: branch.name != first)),
+        marks=(*(re.escape(f"{prefix}.") for prefix in prefixes), *more),
+        branches=tuple(branches),
+        recipe=recipe,
     )
 
 
-PLAIN = ("backbone", "projection_head")  # the student's names here, the teacher's there
-KEY = ("key_backbone", "key_projection_head")
-QUERY = ("query_backbone", "query_projection_head")
-STUDENT = ("student_backbone", "student_projection_head")
-TEACHER = ("teacher_backbone", "teacher_projection_head")
+PLAIN = ("backbone", "projection_head")  # in some modules the student's, in others the teacher's
 MOMENTUM = ("backbone_momentum", "projection_head_momentum")
+KEY, QUERY, STUDENT, TEACHER = (
+    (f"{branch}_backbone", f"{branch}_projection_head")
+    for branch in ("key", "query", "student", "teacher")
+)
 
 LIGHTLY_PAIRS = (
-    dataclasses.replace(
-        lightly_pair("lightly-moco", "MoCo", KEY, PLAIN),
-        recipe="moco-v2",
-    ),
-    dataclasses.replace(
-        lightly_pair("lightly-moco-query", "MoCo of later benchmarks", PLAIN, QUERY, first="teacher"),
-        recipe="moco-v2",
-    ),
-    lightly_pair("lightly-byol", "BYOL", TEACHER, PLAIN, "prediction_head"),
-    lightly_pair("lightly-tico", "TiCo", PLAIN, STUDENT, first="teacher"),
-    dataclasses.replace(
-        lightly_pair("lightly-moco-example", "MoCo and TiCo of the examples", MOMENTUM, PLAIN),
+    lightly_pair("lightly-moco", "MoCo", ("student", PLAIN), ("teacher", KEY), recipe="moco-v2"),
+    lightly_pair(
+        "lightly-moco-query",
+        "MoCo with a query encoder",
+        ("teacher", PLAIN),
+        ("student", QUERY),
         recipe="moco-v2",
     ),
     lightly_pair(
-        "lightly-byol-example", "BYOL of the examples", MOMENTUM, PLAIN, "prediction_head"
+        "lightly-moco-example",
+        "MoCo and TiCo of the examples",
+        ("student", PLAIN),
+        ("teacher", MOMENTUM),
+        recipe="moco-v2",
     ),
-)
-
-
-def lightly_dino(
-    name: str, title: str, teacher: tuple[str, str], student: tuple[str, str]
-) -> Format:
-    """The same, with DINO's heads, whose authors evaluate the teacher."""
-    return dataclasses.replace(
-        LIGHTLY,
-        name=name,
-        title=f"lightly-ai/lightly, {title}",
-        marks=(
-            *(rf"{prefix}\." for prefix in (*teacher, *student)),
-            rf"{teacher[1]}\.last_layer\.",
-        ),
-        branches=(
-            Branch("teacher", f"{teacher[0]}.", dino_head(f"{teacher[1]}.")),
-            Branch("student", f"{student[0]}.", dino_head(f"{student[1]}.")),
-        ),
+    lightly_pair("lightly-byol", "BYOL", ("student", PLAIN), ("teacher", TEACHER)),
+    lightly_pair(
+        "lightly-byol-example",
+        "BYOL of the examples",
+        ("student", PLAIN),
+        ("teacher", MOMENTUM),
+        more=(r"prediction_head\.",),
+    ),
+    lightly_pair("lightly-tico", "TiCo", ("teacher", PLAIN), ("student", STUDENT)),
+    lightly_pair(
+        "lightly-dino",
+        "DINO",
+        ("teacher", PLAIN),
+        ("student", STUDENT),
         recipe="dino",
-    )
-
-
-LIGHTLY_DINO = (
-    lightly_dino("lightly-dino", "DINO", PLAIN, STUDENT),
-    lightly_dino(
+        head=dino_head,
+        more=(r"projection_head\.last_layer\.",),
+    ),
+    lightly_pair(
         "lightly-dino-example",
         "DINO of the examples",
-        ("teacher_backbone", "teacher_head"),
-        ("student_backbone", "student_head"),
+        ("teacher", ("teacher_backbone", "teacher_head")),
+        ("student", ("student_backbone", "student_head")),
+        recipe="dino",
+        head=dino_head,
+        more=(r"teacher_head\.last_layer\.",),
+    ),
+    dataclasses.replace(
+        lightly_pair(
+            "lightly-dinov2",
+            "DINOv2",
+            ("teacher", ("teacher_backbone", "teacher_dino_head._dino_head")),
+            ("student", ("student_backbone", "student_dino_head._dino_head")),
+            recipe="dinov2",
+            head=dino_head,
+        ),
+        noise=(*LIGHTLY.noise, r"(teacher|student)_ibot_head\."),
     ),
 )
 
@@ -249,6 +262,6 @@ SPT_DINO = dataclasses.replace(
 
 LIBRARIES = (
     SOLO, SOLO_OLD, SOLO_DINO, SOLO_MOCO_V3,
-    LIGHTLY, *LIGHTLY_PAIRS, *LIGHTLY_DINO,
+    LIGHTLY, *LIGHTLY_PAIRS,
     SPT, SPT_TWO, SPT_DINO,
 )  # fmt: skip
