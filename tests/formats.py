@@ -850,19 +850,66 @@ def solo_learn_old() -> Fixture:
     )
 
 
-@fixture
-def solo_learn_dino() -> Fixture:
+def solo_dino(format: str, trunk_name: str) -> Fixture:
     w = Weights()
     embed: dict[tuple[str, str], Embed] = {}
     for branch, m in (("student", ""), ("teacher", "momentum_")):
-        w.vit(f"{m}backbone.")
+        w.vit(f"{m}{trunk_name}.")
         dino_head(w, f"{m}head", 192)
-        trunk = functools.partial(w.run_vit, f"{m}backbone.")
+        trunk = functools.partial(w.run_vit, f"{m}{trunk_name}.")
         embed[branch, "backbone"] = trunk
         embed[branch, "projector"] = lambda x, h=f"{m}head", t=trunk: run_dino(w, h, t(x))  # type: ignore[misc]
     w.linear("classifier", 192, 10)
     w.normal("dino_loss_func.center", 1, 40)
-    return Fixture("solo-learn-dino", lightning(w), embed, file="dino.ckpt")
+    return Fixture(format, lightning(w), embed, file="dino.ckpt")
+
+
+@fixture
+def solo_learn_dino() -> Fixture:
+    return solo_dino("solo-learn-dino", "backbone")
+
+
+@fixture
+def solo_learn_old_dino() -> Fixture:
+    return solo_dino("solo-learn-old-dino", "encoder")
+
+
+@fixture
+def solo_learn_simsiam() -> Fixture:
+    """A schedule whose get_lr is a function of the library's, bound to the old get_lr."""
+    w = Weights()
+    w.resnet("backbone.")
+    w.linear("classifier", 16, 10)
+    w.linear("projector.0", 16, 24, bias=False)
+    w.bn("projector.1", 24)
+    w.linear("projector.3", 24, 24, bias=False)
+    w.bn("projector.4", 24)
+    w.linear("projector.6", 24, 12)
+    w.bn("projector.7", 12, affine=False)
+    w.linear("predictor.0", 12, 6, bias=False)
+    w.bn("predictor.1", 6)
+    w.linear("predictor.3", 6, 12)
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 10)
+    static = functools.partial(script_function("static_lr"), get_lr=schedule.get_lr)
+    schedule.get_lr = static  # type: ignore[method-assign]
+    backbone = functools.partial(w.run_resnet, "backbone.")
+
+    def projector(x: Tensor) -> Tensor:
+        return w.norm("projector.7", run_official(w, "projector", backbone(x)))
+
+    return Fixture(
+        "solo-learn",
+        lightning(w, lr_schedulers=[schedule.state_dict()]),
+        {
+            ("student", "backbone"): backbone,
+            ("student", "projector"): projector,
+            ("student", "predictor"): lambda x: mlp(
+                w, projector(x), "predictor.0", "bn predictor.1", "act", "predictor.3"
+            ),
+        },
+        file="simsiam.ckpt",
+    )
 
 
 @fixture

@@ -60,7 +60,9 @@ def vit(seed: int = 0, **options: Any) -> Any:
     return network
 
 
-def save_by_lightning(module: Any, path: Path, framework: str = "pytorch_lightning") -> Path:
+def save_by_lightning(
+    module: Any, path: Path, framework: str = "pytorch_lightning", with_optimizer: bool = False
+) -> Path:
     """A checkpoint as a Trainer of Lightning writes it, with all that stands beside the weights."""
     lightning = package(framework)
     trainer = lightning.Trainer(
@@ -68,7 +70,8 @@ def save_by_lightning(module: Any, path: Path, framework: str = "pytorch_lightni
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=path.parent,
     )  # fmt: skip
     trainer.strategy.connect(module)
-    if trainer.lightning_module.configure_optimizers():
+    module.trainer = trainer
+    if with_optimizer:
         trainer.strategy.setup_optimizers(trainer)
     trainer.save_checkpoint(path)
     return path

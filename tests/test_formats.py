@@ -12,7 +12,7 @@ import torch
 from formats import FIXTURES, Fixture, Weights, lightning
 from torch import Tensor
 
-from lidar_cli.checkpoints import open_checkpoint, read_checkpoint
+from lidar_cli.checkpoints import open_checkpoint, read_checkpoint, read_contents
 from lidar_cli.checkpoints.described import match
 from lidar_cli.checkpoints.families import FAMILIES, Family
 from lidar_cli.checkpoints.formats import FORMATS, numbered
@@ -363,3 +363,10 @@ def test_arch_and_format_go_together(tmp_path: Path) -> None:
     assert (loaded.description.format, loaded.description.branch) == ("dino", "teacher")
     found = loaded.embed(pixels(64), ["projector"])["projector"]
     assert_close(found, w.lin("teacher.head.mlp.0", model.eval()(pixels(64))).detach())
+
+
+def test_a_schedule_of_solo_learn_names_its_functions_and_calls_none(
+    saved: dict[str, Path],
+) -> None:
+    names = read_contents(saved["solo-learn-simsiam"]).stand_ins
+    assert {"functools.partial", "__main__.static_lr", "builtins.getattr"} <= set(names)

@@ -258,6 +258,30 @@ def test_names_that_only_harm_are_refused_and_named(
             refusal(path, f"{today.get(module, module)}.{function}")
 
 
+SCHEDULE = b"ctorch.optim.lr_scheduler\nCosineAnnealingLR\n)\x81"
+GETATTR = b"cbuiltins\ngetattr\n"
+
+
+def test_a_bound_method_is_the_one_use_of_getattr(tmp_path: Path) -> None:
+    """As in schedules of honest files: of an object, by a public name; all others are refused."""
+    method = GETATTR + SCHEDULE + text("get_lr") + b"\x86R"
+    for write, placed in itertools.product(WRITERS, (beside, within)):
+        found = read_contents(write(tmp_path / "a.pt", placed(method)))
+        assert "builtins.getattr" in found.stand_ins
+        for other in (
+            GETATTR + name("Box") + text("sing") + b"\x86R",
+            GETATTR + SCHEDULE + text("__class__") + b"\x86R",
+            GETATTR + SCHEDULE + text("a.b") + b"\x86R",
+            GETATTR + SCHEDULE + b"K\x01\x86R",
+            GETATTR + SCHEDULE + text("get_lr") + b"N\x87R",
+            GETATTR + SCHEDULE + text("get_lr") + b"\x86}\x92",
+            GETATTR + GETATTR + text("get_lr") + b"\x86R",
+            b"(" + SCHEDULE + text("_x") + b"ibuiltins\ngetattr\n",
+            GETATTR,
+        ):
+            refusal(write(tmp_path / "b.pt", placed(other)), "names builtins.getattr, which")
+
+
 def test_safety_does_not_rest_on_the_list(canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lidar_cli.checkpoints import standins
 

@@ -35,7 +35,7 @@ class Unpickler(Machine):
             for _ in range(MAX_OPCODES):
                 opcode = self.take(1)[0]
                 if opcode == STOP:
-                    return self.stack.pop()
+                    return self.result()
                 OPCODES[opcode](self)
         except (
             ArithmeticError,

@@ -61,6 +61,18 @@ SOLO_DINO = dataclasses.replace(
     recipe="dino",
 )
 
+SOLO_OLD_DINO = dataclasses.replace(
+    SOLO_OLD,
+    name="solo-learn-old-dino",
+    title="vturrisi/solo-learn, DINO, before its backbones were named so",
+    marks=(*SOLO_OLD.marks, r"head\.mlp\.0\."),
+    branches=(
+        Branch("student", "encoder.", dino_head("head.")),
+        Branch("teacher", "momentum_encoder.", dino_head("momentum_head.")),
+    ),
+    recipe="dino",
+)
+
 SOLO_MOCO_V3 = dataclasses.replace(
     SOLO,
     name="solo-learn-moco-v3-vit",
@@ -116,15 +128,19 @@ def lightly_pair(
     *,
     recipe: str = "simclr",
     head: Callable[[str], Head] = Head,
+    predictor: Head | None = None,
     more: tuple[str, ...] = (),
 ) -> Format:
-    """Two branches by their names, first the one that is evaluated. more: marks beside these."""
+    """Two branches by their names, first the one that is evaluated.
+
+    predictor: the student's. more: marks beside the names of the branches.
+    """
     branches = [
         Branch(
             branch,
             f"{names[0]}.",
             head(f"{names[1]}."),
-            Head("prediction_head.") if branch == "student" else None,
+            predictor if branch == "student" else None,
         )
         for branch, names in (first, second)
     ]
@@ -139,6 +155,7 @@ def lightly_pair(
     )
 
 
+PREDICTOR = Head("prediction_head.")
 PLAIN = ("backbone", "projection_head")  # in some modules the student's, in others the teacher's
 MOMENTUM = ("backbone_momentum", "projection_head_momentum")
 KEY, QUERY, STUDENT, TEACHER = (
@@ -162,12 +179,19 @@ LIGHTLY_PAIRS = (
         ("teacher", MOMENTUM),
         recipe="moco-v2",
     ),
-    lightly_pair("lightly-byol", "BYOL", ("student", PLAIN), ("teacher", TEACHER)),
+    lightly_pair(
+        "lightly-byol",
+        "BYOL",
+        ("student", PLAIN),
+        ("teacher", TEACHER),
+        predictor=PREDICTOR,
+    ),
     lightly_pair(
         "lightly-byol-example",
         "BYOL of the examples",
         ("student", PLAIN),
         ("teacher", MOMENTUM),
+        predictor=PREDICTOR,
         more=(r"prediction_head\.",),
     ),
     lightly_pair("lightly-tico", "TiCo", ("teacher", PLAIN), ("student", STUDENT)),
@@ -261,7 +285,7 @@ SPT_DINO = dataclasses.replace(
 )
 
 LIBRARIES = (
-    SOLO, SOLO_OLD, SOLO_DINO, SOLO_MOCO_V3,
+    SOLO, SOLO_OLD, SOLO_DINO, SOLO_OLD_DINO, SOLO_MOCO_V3,
     LIGHTLY, *LIGHTLY_PAIRS,
     SPT, SPT_TWO, SPT_DINO,
 )  # fmt: skip
