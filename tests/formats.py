@@ -1111,12 +1111,12 @@ def stable_pretraining_simclr() -> Fixture:
     )
 
 
-def spt_pair(format: str, dino: bool) -> Fixture:
+def spt_pair(format: str, dino: bool, head: str = "projector") -> Fixture:
     w = Weights()
     embed: dict[tuple[str, str], Embed] = {}
     for branch in ("teacher", "student"):
         w.resnet(f"backbone.{branch}.")
-        p = f"projector.{branch}."
+        p = f"{head}.{branch}."
         w.linear(p + "0", 16, 24)
         if dino:
             w.linear(p + "2", 24, 24)
@@ -1140,7 +1140,7 @@ def spt_pair(format: str, dino: bool) -> Fixture:
         embed["student", "predictor"] = lambda x: mlp(
             w, projector(x), "predictor.0", "bn predictor.1", "act", "predictor.3"
         )
-    for module in ("backbone", "projector"):
+    for module in ("backbone", head):
         for name in ("base_ema_coefficient", "final_ema_coefficient", "ema_coefficient"):
             w[f"{module}.{name}"] = torch.tensor(0.99)
     return Fixture(format, lightning(w, spt_run_dir="/runs/1"), embed, file="last.ckpt")
@@ -1154,6 +1154,15 @@ def stable_pretraining_byol() -> Fixture:
 @fixture
 def stable_pretraining_dino() -> Fixture:
     return spt_pair("stable-pretraining-dino", dino=True)
+
+
+@fixture
+def stable_pretraining_dinov2() -> Fixture:
+    """A head for the patches too, and a token for those that are hidden."""
+    made = spt_pair("stable-pretraining-dinov2", dino=True, head="cls_head")
+    made.tree["state_dict"].linear("patch_head.student.0", 16, 24)
+    made.tree["state_dict"].normal("mask_token", 1, 1, 16)
+    return made
 
 
 @fixture

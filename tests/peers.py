@@ -61,13 +61,18 @@ def vit(seed: int = 0, **options: Any) -> Any:
 
 
 def save_by_lightning(
-    module: Any, path: Path, framework: str = "pytorch_lightning", with_optimizer: bool = False
+    module: Any,
+    path: Path,
+    framework: str = "pytorch_lightning",
+    with_optimizer: bool = False,
+    callbacks: tuple[Any, ...] = (),
 ) -> Path:
     """A checkpoint as a Trainer of Lightning writes it, with all that stands beside the weights."""
     lightning = package(framework)
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=path.parent,
+        callbacks=list(callbacks),
     )  # fmt: skip
     trainer.strategy.connect(module)
     module.trainer = trainer

@@ -73,9 +73,7 @@ def saved(
     """A method with random weights, and its checkpoint."""
     make = methods(monkeypatch).METHODS[method]
     backbone_args = dict(ENCODERS[encoder][0])
-    module = make(
-        encoder=encoder.split()[0], backbone_args=backbone_args, **SHARED | arguments
-    )
+    module = make(encoder=encoder.split()[0], backbone_args=backbone_args, **SHARED | arguments)
     scramble(module)
     return module.eval(), save_by_lightning(
         module, path / f"{method}-ep=1.ckpt", with_optimizer=True
@@ -93,14 +91,10 @@ def test_methods(
         ("student", "projector"): chain(module.encoder, module.projector),
     }
     if hasattr(module, "predictor"):
-        expected["student", "predictor"] = chain(
-            module.encoder, module.projector, module.predictor
-        )
+        expected["student", "predictor"] = chain(module.encoder, module.projector, module.predictor)
     if hasattr(module, "momentum_encoder"):
         expected["teacher", "backbone"] = chain(module.momentum_encoder)
-        expected["teacher", "projector"] = chain(
-            module.momentum_encoder, module.momentum_projector
-        )
+        expected["teacher", "projector"] = chain(module.momentum_encoder, module.momentum_projector)
     assert_embeds(path, "solo-learn-old", expected, ENCODERS[encoder][1])
     if method in ("simsiam", "nnsiam"):  # a schedule of theirs holds a function of theirs
         names = read_contents(path).stand_ins

@@ -18,30 +18,27 @@ ONE: dict[str, dict[str, Any]] = {
     "BarlowTwins": {"projector_dims": (24, 24, 12)},
     "SimSiam": {"projector_dim": 24, "predictor_hidden_dim": 6},
     "SwAV": {"projector_dims": (24, 12), "n_prototypes": 30},
+    "TiCO": {"projector_dims": (24, 12)},
+    "WMSE": {"projector_dims": (24, 12)},
     "NNCLR": {"projector_dims": (24, 12), "predictor_hidden_dim": 24, "queue_length": 16},
 }
 TWO: dict[str, dict[str, Any]] = {
     "BYOL": {"projector_dims": (24, 12), "predictor_dims": (24, 12)},
     "MoCov2": {"projector_dims": (24, 12), "queue_length": 16},
     "MoCov3": {"projector_dims": (24, 24, 12), "predictor_hidden_dim": 24},
-    "TiCo": {"projector_dims": (24, 12)},
 }
 
 
 def saved(module: Any, folder: Path) -> Path:
     """A checkpoint with what the package's Manager adds to it."""
-    manager = package("stable_pretraining.manager", of="stable-pretraining").Manager
+    manager = package("stable_pretraining.manager", of="stable-pretraining")
     scramble(module)
-    module.eval()
-    original = module.on_save_checkpoint
-
-    def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
-        original(checkpoint)
-        checkpoint["spt_run_dir"] = str(folder)
-
-    assert manager is not None
-    module.on_save_checkpoint = on_save_checkpoint
-    return save_by_lightning(module, folder / "last.ckpt", FRAMEWORK)
+    return save_by_lightning(
+        module.eval(),
+        folder / "last.ckpt",
+        FRAMEWORK,
+        callbacks=(manager._RunDirCallback(str(folder)),),
+    )
 
 
 @pytest.mark.parametrize("trunk", ["resnet", "vit"])
@@ -51,9 +48,11 @@ def test_one_branch(method: str, trunk: str, tmp_path: Path) -> None:
     backbone = resnet() if trunk == "resnet" else vit(img_size=224, patch_size=16)
     module = make(encoder_name=backbone, **ONE[method])
     path = saved(module, tmp_path)
+    # What is normalised to length 1 for the loss is embedded as it was before, as everywhere.
+    layers = [layer for layer in module.projector if type(layer).__name__ != "L2Norm"]
     expected = {
         ("encoder", "backbone"): chain(module.backbone),
-        ("encoder", "projector"): chain(module.backbone, module.projector),
+        ("encoder", "projector"): chain(module.backbone, *layers),
     }
     if hasattr(module, "predictor"):
         expected["encoder", "predictor"] = chain(
@@ -99,8 +98,9 @@ def test_dino(method: str, tmp_path: Path) -> None:
         trunk = getattr(module.backbone, branch)
         expected[branch, "backbone"] = chain(trunk)
         expected[branch, "projector"] = chain(trunk, getattr(heads, branch)[:5])
-    format = "stable-pretraining-dino" if method == "DINO" else "stable-pretraining-ibot"
-    assert_embeds(path, format, expected, 224)
+    assert_embeds(
+        path, f"stable-pretraining-{'dino' if method == 'DINO' else 'dinov2'}", expected, 224
+    )
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -112,9 +112,11 @@ def test_a_module_of_ones_own(nested: bool, tmp_path: Path) -> None:
     backbone.fc = nn.Identity()
     projector = nn.Sequential(nn.Linear(512, 24), nn.ReLU(), nn.Linear(24, 12))
     module = spt.Module(
-        backbone=backbone, projector=projector, forward=spt.forward.simclr_forward,
-        hparams={"nested": configuration if nested else 1},
-    )  # fmt: skip
+        backbone=backbone,
+        projector=projector,
+        forward=package("stable_pretraining.forward").simclr,
+        hparams={"nested": configuration} if nested else {"lr": 0.1},
+    )
     path = saved(module, tmp_path)
     expected = {
         ("encoder", "backbone"): chain(backbone),

@@ -229,7 +229,8 @@ LIGHTLY_PAIRS = (
 SPT_NOISE = (
     r"callbacks_(modules|metrics)\.",
     r"\w+\.(base_|final_)?ema_coefficient$",
-    r"prototypes\.",
+    r"(prototypes|queue|\w+_loss)\.",
+    r"(C|mask_token)$",  # TiCO's covariance; the token of methods that hide patches
     r"backbone\.fc\.",
 )
 
@@ -262,30 +263,31 @@ SPT_TWO = dataclasses.replace(
     ),
 )
 
-# GELU, a bottleneck, an L2 normalisation, prototypes without weight norm.
-SPT_DINO = dataclasses.replace(
-    SPT_TWO,
-    name="stable-pretraining-dino",
-    title="galilai-group/stable-pretraining, DINO",
-    marks=(*SPT_TWO.marks, r"projector\.student\.4\.weight$", r"projector\.student\.6\.weight$"),
-    lacks=(r"projector\.student\.\d+\.running_mean$", r"projector\.student\.6\.bias$"),
-    branches=(
-        Branch(
-            "teacher",
-            "backbone.teacher.",
-            Head("projector.teacher.", activation="gelu", after=(r"6\.",)),
-        ),
-        Branch(
-            "student",
-            "backbone.student.",
-            Head("projector.student.", activation="gelu", after=(r"6\.",)),
-        ),
-    ),
-    recipe="dino",
-)
+
+def spt_dino(name: str, title: str, head: str, recipe: str) -> Format:
+    """GELU, a bottleneck, an L2 normalisation, prototypes without weight norm: module `head`."""
+    heads = {
+        branch: Head(f"{head}.{branch}.", activation="gelu", after=(r"6\.",))
+        for branch in ("teacher", "student")
+    }
+    student = rf"{head}\.student\."
+    return dataclasses.replace(
+        SPT_TWO,
+        name=name,
+        title=f"galilai-group/stable-pretraining, {title}",
+        marks=(*SPT_TWO.marks, rf"{student}4\.weight$", rf"{student}6\.weight$"),
+        lacks=(rf"{student}\d+\.running_mean$", rf"{student}6\.bias$"),
+        branches=tuple(Branch(branch, f"backbone.{branch}.", heads[branch]) for branch in heads),
+        recipe=recipe,
+        noise=(*SPT_NOISE, r"patch_head\."),
+    )
+
+
+SPT_DINO = spt_dino("stable-pretraining-dino", "DINO", "projector", "dino")
+SPT_DINOV2 = spt_dino("stable-pretraining-dinov2", "DINOv2 and iBOT", "cls_head", "dinov2")
 
 LIBRARIES = (
     SOLO, SOLO_OLD, SOLO_DINO, SOLO_OLD_DINO, SOLO_MOCO_V3,
     LIGHTLY, *LIGHTLY_PAIRS,
-    SPT, SPT_TWO, SPT_DINO,
+    SPT, SPT_TWO, SPT_DINO, SPT_DINOV2,
 )  # fmt: skip
