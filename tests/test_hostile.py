@@ -583,6 +583,12 @@ BOMBS = {
         b"\x8a\x10" + (i * (2**61 - 1)).to_bytes(16, "little") + b"N" for i in range(1, 10**5)
     ) + b"u.",
     "steps": b"N0" * 3_000_000 + b".",
+    "sets": b"\x8f" * 1_000_000 + b".",
+    "lists": b"]" * 1_000_000 + b".",
+    "dicts": b"}" * 1_000_000 + b".",
+    "marks": b"(" * 1_000_000 + b".",
+    "tuples": b")" + b"\x85" * 1_000_000 + b".",
+    "memory": b"N" + b"\x94" * 1_000_000 + b".",
 }  # fmt: skip
 MODULE = (
     b"cm\nM\n)\x81}(" + text("_parameters") + b"}" + text("_modules") + b"}q\x01ub"

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from lidar_cli.checkpoints.lazy import LazyTensor, Malformed
 from lidar_cli.checkpoints.rebuild import HANDLERS, ArrayType, fill_array, is_foreign, is_unfilled
 from lidar_cli.checkpoints.standins import (
+    CONTAINER,
     GETATTR,
     Budget,
     Global,
@@ -149,6 +150,7 @@ class Machine:
 
     def store(self, index: int) -> None:
         """Remember the top of the stack."""
+        self.budget.spend(CONTAINER)
         self.memo[index] = self.stack[-1]
 
     def extend(self, values: list[Any]) -> None:

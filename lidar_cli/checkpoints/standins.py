@@ -30,8 +30,14 @@ class Forbidden(Exception):
     """A file names what could only do harm; the text is the qualified name."""
 
 
+CONTAINER, SET = 8, 32  # what an empty one costs, in units of about 8 bytes
+
+
 class Budget:
-    """How much copying a file may still ask for: a few times its own size, whatever it repeats."""
+    """How much a file may still ask for by copying and by making containers of nothing.
+
+    A few times its own size, whatever it repeats.
+    """
 
     def __init__(self, size: int) -> None:
         self.left = 1_000_000 + 4 * size
