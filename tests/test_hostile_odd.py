@@ -1,4 +1,4 @@
-"""Opcodes on values of odd types, and zip directories that lie: one line each, never a traceback."""
+"""Opcodes on values of odd types, and zip directories that lie: one line each, no traceback."""
 
 from __future__ import annotations
 
