@@ -8,6 +8,7 @@ literal forward pass for every branch and layer, in functions of torch alone.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -681,19 +682,66 @@ def solo_learn_old() -> Fixture:
     )
 
 
-@fixture
-def solo_learn_dino() -> Fixture:
+def solo_dino(format: str, trunk_name: str) -> Fixture:
     w = Weights()
     embed: dict[tuple[str, str], Embed] = {}
     for branch, m in (("student", ""), ("teacher", "momentum_")):
-        w.vit(f"{m}backbone.")
+        w.vit(f"{m}{trunk_name}.")
         dino_head(w, f"{m}head", 192)
-        trunk = functools.partial(w.run_vit, f"{m}backbone.")
+        trunk = functools.partial(w.run_vit, f"{m}{trunk_name}.")
         embed[branch, "backbone"] = trunk
         embed[branch, "projector"] = lambda x, h=f"{m}head", t=trunk: run_dino(w, h, t(x))  # type: ignore[misc]
     w.linear("classifier", 192, 10)
     w.normal("dino_loss_func.center", 1, 40)
-    return Fixture("solo-learn-dino", lightning(w), embed, file="dino.ckpt")
+    return Fixture(format, lightning(w), embed, file="dino.ckpt")
+
+
+@fixture
+def solo_learn_dino() -> Fixture:
+    return solo_dino("solo-learn-dino", "backbone")
+
+
+@fixture
+def solo_learn_old_dino() -> Fixture:
+    return solo_dino("solo-learn-old-dino", "encoder")
+
+
+@fixture
+def solo_learn_simsiam() -> Fixture:
+    """A schedule whose get_lr is a function of the library's, bound to the old get_lr."""
+    w = Weights()
+    w.resnet("backbone.")
+    w.linear("classifier", 16, 10)
+    w.linear("projector.0", 16, 24, bias=False)
+    w.bn("projector.1", 24)
+    w.linear("projector.3", 24, 24, bias=False)
+    w.bn("projector.4", 24)
+    w.linear("projector.6", 24, 12)
+    w.bn("projector.7", 12, affine=False)
+    w.linear("predictor.0", 12, 6, bias=False)
+    w.bn("predictor.1", 6)
+    w.linear("predictor.3", 6, 12)
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 10)
+    static = functools.partial(script_function("static_lr"), get_lr=schedule.get_lr)
+    schedule.get_lr = static  # type: ignore[method-assign]
+    backbone = functools.partial(w.run_resnet, "backbone.")
+
+    def projector(x: Tensor) -> Tensor:
+        return w.norm("projector.7", run_official(w, "projector", backbone(x)))
+
+    return Fixture(
+        "solo-learn",
+        lightning(w, lr_schedulers=[schedule.state_dict()]),
+        {
+            ("student", "backbone"): backbone,
+            ("student", "projector"): projector,
+            ("student", "predictor"): lambda x: mlp(
+                w, projector(x), "predictor.0", "bn predictor.1", "act", "predictor.3"
+            ),
+        },
+        file="simsiam.ckpt",
+    )
 
 
 @fixture
@@ -705,7 +753,7 @@ def lightly_simclr() -> Fixture:
     w.bn(p + "1", 24)
     w.linear(p + "3", 24, 12, bias=False)
     w.bn(p + "4", 12)
-    w.linear("online_classifier.linear", 16, 10)
+    w.linear("online_classifier.classification_head", 16, 10)
     backbone = functools.partial(w.run_resnet, "backbone.")
     return Fixture(
         "lightly",
@@ -744,7 +792,7 @@ def lightly_pair(format: str, branches: dict[str, tuple[str, str]], predictor: b
         embed["student", "predictor"] = lambda x: mlp(
             w, projector(x), q + "0", f"bn {q}1", "act", q + "3"
         )
-    w.linear("online_classifier.linear", 16, 10)
+    w.linear("online_classifier.classification_head", 16, 10)
     return Fixture(format, lightning(w), embed, file="last.ckpt")
 
 
@@ -767,26 +815,109 @@ def lightly_moco() -> Fixture:
 
 
 @fixture
-def lightly_dino() -> Fixture:
-    """The plain names are the teacher's."""
+def lightly_moco_query() -> Fixture:
+    """The plain names are the key encoder's, which moves behind the query encoder."""
+    names = {
+        "teacher": ("backbone.", "projection_head."),
+        "student": ("query_backbone.", "query_projection_head."),
+    }
+    return lightly_pair("lightly-moco-query", names, predictor=False)
+
+
+@fixture
+def lightly_tico() -> Fixture:
+    names = {
+        "teacher": ("backbone.", "projection_head."),
+        "student": ("student_backbone.", "student_projection_head."),
+    }
+    return lightly_pair("lightly-tico", names, predictor=False)
+
+
+def by_place(made: Fixture) -> Fixture:
+    """The same with backbones that are the children of a ResNet, in a Sequential."""
+    places = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    weights = {}
+    for name, tensor in made.tree["state_dict"].items():
+        first, second, rest = name.split(".", 2) if name.count(".") > 1 else (name, "", "")
+        if "backbone" in first:
+            name = f"{first}.{places[second]}.{rest}"
+        weights[name] = tensor
+    return dataclasses.replace(made, tree=lightning(weights))
+
+
+@fixture
+def lightly_moco_example() -> Fixture:
+    names = {
+        "student": ("backbone.", "projection_head."),
+        "teacher": ("backbone_momentum.", "projection_head_momentum."),
+    }
+    return by_place(lightly_pair("lightly-moco-example", names, predictor=False))
+
+
+@fixture
+def lightly_byol_example() -> Fixture:
+    names = {
+        "student": ("backbone.", "projection_head."),
+        "teacher": ("backbone_momentum.", "projection_head_momentum."),
+    }
+    return by_place(lightly_pair("lightly-byol-example", names, predictor=True))
+
+
+def lightly_dino_pair(format: str, branches: dict[str, tuple[str, str]], vit: bool) -> Fixture:
+    """branches: name -> prefix of backbone and of head, first the one that is evaluated."""
     w = Weights()
     embed: dict[tuple[str, str], Embed] = {}
-    for branch, s in (("teacher", ""), ("student", "student_")):
-        w.resnet(f"{s}backbone.")
-        h = f"{s}projection_head"
-        p = f"{h}.layers."
-        w.linear(p + "0", 16, 24)
+    for branch, (b, h) in branches.items():
+        trunk = functools.partial(w.run_vit if vit else w.run_resnet, b)
+        (w.vit if vit else w.resnet)(b)
+        p = f"{h}layers."
+        w.linear(p + "0", 192 if vit else 16, 24)
         w.linear(p + "2", 24, 24)
         w.linear(p + "4", 24, 16)
-        w.weight_norm(f"{h}.last_layer", 16, 40)
-        trunk = functools.partial(w.run_resnet, f"{s}backbone.")
+        w.weight_norm(f"{h}last_layer", 16, 40)
         embed[branch, "backbone"] = trunk
         embed[branch, "projector"] = lambda x, p=p, t=trunk: mlp(  # type: ignore[misc]
             w, t(x), p + "0", "act", p + "2", "act", p + "4", activation=F.gelu
         )
     w.normal("criterion.center", 1, 1, 40)
-    w.linear("online_classifier.linear", 16, 10)
-    return Fixture("lightly-dino", lightning(w), embed, file="last.ckpt")
+    w.linear("online_classifier.classification_head", 192 if vit else 16, 10)
+    return Fixture(format, lightning(w), embed, file="last.ckpt")
+
+
+@fixture
+def lightly_dino() -> Fixture:
+    """The plain names are the teacher's."""
+    names = {
+        "teacher": ("backbone.", "projection_head."),
+        "student": ("student_backbone.", "student_projection_head."),
+    }
+    return lightly_dino_pair("lightly-dino", names, vit=False)
+
+
+@fixture
+def lightly_dino_example() -> Fixture:
+    names = {
+        "teacher": ("teacher_backbone.", "teacher_head."),
+        "student": ("student_backbone.", "student_head."),
+    }
+    return by_place(lightly_dino_pair("lightly-dino-example", names, vit=False))
+
+
+@fixture
+def lightly_dinov2() -> Fixture:
+    """timm's ViT in a wrapper with a mask token; one head under two names."""
+    names = {
+        "teacher": ("teacher_backbone.vit.", "teacher_dino_head._dino_head."),
+        "student": ("student_backbone.vit.", "student_dino_head._dino_head."),
+    }
+    made = lightly_dino_pair("lightly-dinov2", names, vit=True)
+    weights = made.tree["state_dict"]
+    for branch in names:
+        weights.normal(f"{branch}_backbone.mask_token", 1, 1, 192)
+        weights.linear(f"{branch}_backbone.vit.head", 192, 10)
+        for name in [name for name in weights if name.startswith(f"{branch}_dino_head")]:
+            weights[name.replace("dino_head", "ibot_head")] = weights[name]
+    return made
 
 
 @fixture
@@ -812,12 +943,12 @@ def stable_pretraining_simclr() -> Fixture:
     )
 
 
-def spt_pair(format: str, dino: bool) -> Fixture:
+def spt_pair(format: str, dino: bool, head: str = "projector") -> Fixture:
     w = Weights()
     embed: dict[tuple[str, str], Embed] = {}
     for branch in ("teacher", "student"):
         w.resnet(f"backbone.{branch}.")
-        p = f"projector.{branch}."
+        p = f"{head}.{branch}."
         w.linear(p + "0", 16, 24)
         if dino:
             w.linear(p + "2", 24, 24)
@@ -841,7 +972,7 @@ def spt_pair(format: str, dino: bool) -> Fixture:
         embed["student", "predictor"] = lambda x: mlp(
             w, projector(x), "predictor.0", "bn predictor.1", "act", "predictor.3"
         )
-    for module in ("backbone", "projector"):
+    for module in ("backbone", head):
         for name in ("base_ema_coefficient", "final_ema_coefficient", "ema_coefficient"):
             w[f"{module}.{name}"] = torch.tensor(0.99)
     return Fixture(format, lightning(w, spt_run_dir="/runs/1"), embed, file="last.ckpt")
@@ -855,6 +986,15 @@ def stable_pretraining_byol() -> Fixture:
 @fixture
 def stable_pretraining_dino() -> Fixture:
     return spt_pair("stable-pretraining-dino", dino=True)
+
+
+@fixture
+def stable_pretraining_dinov2() -> Fixture:
+    """A head for the patches too, and a token for those that are hidden."""
+    made = spt_pair("stable-pretraining-dinov2", dino=True, head="cls_head")
+    made.tree["state_dict"].linear("patch_head.student.0", 16, 24)
+    made.tree["state_dict"].normal("mask_token", 1, 1, 16)
+    return made
 
 
 @fixture

@@ -307,9 +307,10 @@ def test_batch_norm_without_affine(saved: dict[str, Path]) -> None:
     assert "7" in dict(open_checkpoint(saved["moco-v3-vit"]).modules["projector"].named_children())
 
 
-def test_names_of_lightly_mean_the_teacher_in_dino_alone(saved: dict[str, Path]) -> None:
+def test_names_of_lightly_mean_the_teacher_in_some_modules(saved: dict[str, Path]) -> None:
     expected = {"lightly-dino": ("teacher", "backbone."), "lightly-byol": ("student", "backbone."),
-                "lightly-moco": ("student", "backbone.")}  # fmt: skip
+                "lightly-moco": ("student", "backbone."), "lightly-tico": ("teacher", "backbone."),
+                "lightly-moco-query": ("teacher", "backbone.")}  # fmt: skip
     for name, (branch, prefix) in expected.items():
         told = recognise(saved[name], read_checkpoint(saved[name]))
         assert (told.branch, told.prefix) == (branch, prefix)
@@ -395,3 +396,10 @@ def test_arch_and_format_go_together(tmp_path: Path) -> None:
     assert (loaded.description.format, loaded.description.branch) == ("dino", "teacher")
     found = loaded.embed(pixels(64), ["projector"])["projector"]
     assert_close(found, w.lin("teacher.head.mlp.0", model.eval()(pixels(64))).detach())
+
+
+def test_a_schedule_of_solo_learn_names_its_functions_and_calls_none(
+    saved: dict[str, Path],
+) -> None:
+    names = read_contents(saved["solo-learn-simsiam"]).stand_ins
+    assert {"functools.partial", "__main__.static_lr", "builtins.getattr"} <= set(names)

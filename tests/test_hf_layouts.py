@@ -9,6 +9,7 @@ import literal
 import pytest
 import torch
 from literal import assert_close, images, linear, normed, random_weights
+from peers import package
 from safetensors.torch import save_file
 from test_beit import bias_of
 from torch import Tensor, nn
@@ -260,7 +261,7 @@ LIBRARY: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("size", [16, 24])
 @torch.no_grad()
 def test_library_itself(kind: str, size: int, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = package("transformers")
     model_name, config_name, config, options = LIBRARY[kind]
     config = getattr(transformers, config_name)(**SIZES, **config)
     model = getattr(transformers, model_name)(config, **options).eval()

@@ -27,12 +27,13 @@ import numpy as np
 import pickles
 import pytest
 import torch
+from mutations import mutated, tensors_in
 from pickles import Stored, View
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints import open_checkpoint
-from lidar_cli.checkpoints.lazy import LazyTensor, Malformed
+from lidar_cli.checkpoints.lazy import Malformed
 from lidar_cli.checkpoints.read import read_contents
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.checkpoints.standins import Budget, Forbidden
@@ -40,6 +41,7 @@ from lidar_cli.checkpoints.unpickle import OPCODES, Unpickler
 from lidar_cli.errors import CheckpointError, LidarError
 
 HERE = __name__
+WRITERS = [pickles.write_zip, pickles.write_legacy]
 
 
 def refusal(path: Path, match: str = "") -> str:
@@ -166,12 +168,25 @@ def extension() -> Iterator[None]:
     copyreg.clear_extension_cache()
 
 
+def beside(attack: bytes) -> bytes:
+    """In a dict, as the value of a name."""
+    return b"\x80\x04}" + text("weight") + attack + b"s."
+
+
+def within(attack: bytes) -> bytes:
+    """In a whole module, as one of its parameters."""
+    state = text("_parameters") + b"}" + text("weight") + attack + b"s" + text("_modules") + b"}"
+    return b"\x80\x04ctorch.nn.modules.module\nModule\n)\x81}(" + state + b"ub."
+
+
 @pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("write", [pickles.write_zip, pickles.write_legacy])
-def test_nothing_is_called(attack: str, write: Callable[..., Path], canary: Path) -> None:
-    content = b"\x80\x04}" + text("weight") + ATTACKS[attack] + b"s."
-    path = write(canary.with_name("a.pt"), content)
+@pytest.mark.parametrize("placed", [beside, within])
+@pytest.mark.parametrize("write", WRITERS)
+def test_nothing_is_called(
+    attack: str, placed: Callable[[bytes], bytes], write: Callable[..., Path], canary: Path
+) -> None:
+    path = write(canary.with_name("a.pt"), placed(ATTACKS[attack]))
     with contextlib.suppress(LidarError):
         repr(read_contents(path))
     with pytest.raises(LidarError) as caught:
@@ -238,9 +253,33 @@ def test_names_that_only_harm_are_refused_and_named(
     )):  # fmt: skip
         path = tmp_path / f"{i}.pt"
         today = {"__builtin__": "builtins", "io": "builtins", "commands": "subprocess"}
-        for write in (pickles.write_zip, pickles.write_legacy):
-            write(path, b"\x80\x04]" + spelled + b"a.")
+        for write, placed in itertools.product(WRITERS, (beside, within)):
+            write(path, placed(spelled))
             refusal(path, f"{today.get(module, module)}.{function}")
+
+
+SCHEDULE = b"ctorch.optim.lr_scheduler\nCosineAnnealingLR\n)\x81"
+GETATTR = b"cbuiltins\ngetattr\n"
+
+
+def test_a_bound_method_is_the_one_use_of_getattr(tmp_path: Path) -> None:
+    """As in schedules of honest files: of an object, by a public name; all others are refused."""
+    method = GETATTR + SCHEDULE + text("get_lr") + b"\x86R"
+    for write, placed in itertools.product(WRITERS, (beside, within)):
+        found = read_contents(write(tmp_path / "a.pt", placed(method)))
+        assert "builtins.getattr" in found.stand_ins
+        for other in (
+            GETATTR + name("Box") + text("sing") + b"\x86R",
+            GETATTR + SCHEDULE + text("__class__") + b"\x86R",
+            GETATTR + SCHEDULE + text("a.b") + b"\x86R",
+            GETATTR + SCHEDULE + b"K\x01\x86R",
+            GETATTR + SCHEDULE + text("get_lr") + b"N\x87R",
+            GETATTR + SCHEDULE + text("get_lr") + b"\x86}\x92",
+            GETATTR + GETATTR + text("get_lr") + b"\x86R",
+            b"(" + SCHEDULE + text("_x") + b"ibuiltins\ngetattr\n",
+            GETATTR,
+        ):
+            refusal(write(tmp_path / "b.pt", placed(other)), "names builtins.getattr, which")
 
 
 def test_safety_does_not_rest_on_the_list(canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,9 +319,6 @@ FLOAT = np.arange(6, dtype=np.float32).tobytes()
 def tensor_file(write: Callable[..., Path], path: Path, numel: Any, *view: Any) -> Path:
     tree = {"a.weight": View(Stored("0", numel), *view)}
     return write(path, pickles.dumps(tree), {"0": FLOAT})
-
-
-WRITERS = [pickles.write_zip, pickles.write_legacy]
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -547,6 +583,12 @@ BOMBS = {
         b"\x8a\x10" + (i * (2**61 - 1)).to_bytes(16, "little") + b"N" for i in range(1, 10**5)
     ) + b"u.",
     "steps": b"N0" * 3_000_000 + b".",
+    "sets": b"\x8f" * 1_000_000 + b".",
+    "lists": b"]" * 1_000_000 + b".",
+    "dicts": b"}" * 1_000_000 + b".",
+    "marks": b"(" * 1_000_000 + b".",
+    "tuples": b")" + b"\x85" * 1_000_000 + b".",
+    "memory": b"N" + b"\x94" * 1_000_000 + b".",
 }  # fmt: skip
 MODULE = (
     b"cm\nM\n)\x81}(" + text("_parameters") + b"}" + text("_modules") + b"}q\x01ub"
@@ -665,47 +707,6 @@ def fixtures(folder: Path) -> dict[str, Path]:
         "safetensors": folder / "a.safetensors",
         "protocol 0": folder / "0.pt",
     }
-
-
-def mutated(content: bytes, draw: random.Random) -> bytes:
-    """One to four changes, most of them where names and sizes lie."""
-    changed = bytearray(content)
-    first = content.find(b"\x80") if content.startswith(b"PK") else 0
-    for _ in range(draw.randint(1, 4)):
-        size = len(changed)
-        if not size:
-            break
-        near = draw.randrange(first, min(size, first + 1500)) if size > first else 0
-        at = draw.choice([near, near, draw.randrange(size), max(0, size - draw.randint(1, 400))])
-        kind = draw.randrange(6)
-        if kind == 0:
-            changed[at] = draw.randrange(256)
-        elif kind == 1:
-            changed[at] ^= 1 << draw.randrange(8)
-        elif kind == 2:
-            changed[at] = draw.choice(list(OPCODES))
-        elif kind == 3:
-            del changed[at : at + draw.randint(1, 8)]
-        elif kind == 4:
-            changed[at:at] = changed[max(0, at - draw.randint(1, 16)) : at]
-        elif draw.random() < 0.3:
-            del changed[at:]
-    return bytes(changed)
-
-
-def tensors_in(tree: Any) -> Iterator[LazyTensor]:
-    todo, seen = [tree], set()
-    while todo:
-        value = todo.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, LazyTensor):
-            yield value
-        elif isinstance(value, dict):
-            todo += value.values()
-        elif isinstance(value, list | tuple):
-            todo += value
 
 
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")

@@ -14,7 +14,16 @@ from typing import Any, BinaryIO
 
 from lidar_cli.checkpoints.lazy import LazyTensor, Malformed
 from lidar_cli.checkpoints.rebuild import HANDLERS, ArrayType, fill_array, is_foreign, is_unfilled
-from lidar_cli.checkpoints.standins import Budget, Global, StandIn, key, qualified
+from lidar_cli.checkpoints.standins import (
+    CONTAINER,
+    GETATTR,
+    Budget,
+    Global,
+    StandIn,
+    key,
+    qualified,
+    refuse,
+)
 
 MAX_LINE = 4000  # bytes of an argument that a line's end delimits
 INHERITED_DICT, INHERITED_LIST = "builtins.dict", "builtins.list"
@@ -44,6 +53,7 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.methods = 0  # bound methods met
 
     def take(self, count: int) -> bytes:
         """The next bytes; raises Malformed rather than reading past the end."""
@@ -94,6 +104,8 @@ class Machine:
             return StandIn(what.name, args, kwargs)
         if not isinstance(what, Global):
             raise Malformed("its pickle calls what is neither class nor function")
+        if what.name == GETATTR:
+            return self._method(args, kwargs)
         if what.name in ("copyreg.__newobj__", "copyreg.__newobj_ex__") and args:
             if isinstance(args[0], Global) and not args[0].name.startswith("copyreg."):
                 self.budget.spend(len(args))
@@ -104,6 +116,24 @@ class Machine:
         elif what.name in HANDLERS:
             return HANDLERS[what.name](self.budget, args)
         return StandIn(what.name, args, kwargs)
+
+    def _method(self, args: tuple[Any, ...], kwargs: Any) -> StandIn:
+        """A bound method, which pickles name as getattr(object, name); nothing is looked up.
+
+        Schedulers of honest checkpoints hold some. All other uses of getattr are refused.
+        """
+        whose, name = args if len(args) == 2 else (None, "")
+        public = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
+        if not isinstance(whose, StandIn) or not public or kwargs is not None:
+            refuse(GETATTR)
+        self.methods += 1
+        return StandIn(GETATTR, args, kwargs)
+
+    def result(self) -> Any:
+        """The value on top of the stack; raises Forbidden if getattr was named for no method."""
+        if GETATTR in self.globals and not self.methods:
+            refuse(GETATTR)
+        return self.stack.pop()
 
     def _reconstructed(self, what: Any, base: Any, content: Any) -> Any:
         """An object as protocols 0 and 1 make it: a class, its built-in base, the base's value."""
@@ -120,6 +150,7 @@ class Machine:
 
     def store(self, index: int) -> None:
         """Remember the top of the stack."""
+        self.budget.spend(CONTAINER)
         self.memo[index] = self.stack[-1]
 
     def extend(self, values: list[Any]) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 from lidar_cli.checkpoints.lazy import Malformed
 from lidar_cli.checkpoints.machine import Machine
-from lidar_cli.checkpoints.standins import key
+from lidar_cli.checkpoints.standins import CONTAINER, SET, key
 
-MAX_OPCODES = 5_000_000  # each may make an object of some 200 bytes
+MAX_OPCODES = 5_000_000  # a container each is charged, see Budget
 MAX_INTEGER = 1024  # bytes; Python prints no integer much longer than that
 PROTOCOL = 5
 STOP = ord(".")
@@ -35,7 +35,7 @@ class Unpickler(Machine):
             for _ in range(MAX_OPCODES):
                 opcode = self.take(1)[0]
                 if opcode == STOP:
-                    return self.stack.pop()
+                    return self.result()
                 OPCODES[opcode](self)
         except (
             ArithmeticError,
@@ -65,8 +65,12 @@ def _constant(value: Any) -> Callable[[Machine], None]:
     return lambda m: m.stack.append(value)
 
 
-def _new(kind: Callable[[], Any]) -> Callable[[Machine], None]:
-    return lambda m: m.stack.append(kind())
+def _new(kind: Callable[[], Any], cost: int = CONTAINER) -> Callable[[Machine], None]:
+    def make(m: Machine) -> None:
+        m.budget.spend(cost)
+        m.stack.append(kind())
+
+    return make
 
 
 def _number(format: str) -> Callable[[Machine], None]:
@@ -128,6 +132,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _mark(m: Machine) -> None:
+    m.budget.spend(CONTAINER)
     m.marks.append(m.stack)
     m.stack = []
 
@@ -156,6 +161,7 @@ def _tuple_of(count: int) -> Callable[[Machine], None]:
     def pack(m: Machine) -> None:
         if len(m.stack) < count:
             raise Malformed("its pickle is damaged")
+        m.budget.spend(CONTAINER)
         values = tuple(m.stack[-count:])
         del m.stack[-count:]
         m.stack.append(values)
@@ -284,7 +290,7 @@ OPCODES: dict[int, Callable[[Machine], None]] = {
         b"\x8c": _text("<B"), b"X": _text("<I"), b"\x8d": _text("<Q"),
         b"U": _old_text("<B"), b"T": _old_text("<I"),
         b"(": _mark, b"0": _pop, b"1": _pop_mark, b"2": _duplicate,
-        b")": _new(tuple), b"]": _new(list), b"}": _new(dict), b"\x8f": _new(set),
+        b")": _new(tuple), b"]": _new(list), b"}": _new(dict), b"\x8f": _new(set, SET),
         b"t": _tuple, b"\x85": _tuple_of(1), b"\x86": _tuple_of(2), b"\x87": _tuple_of(3),
         b"l": _list, b"d": _dict, b"\x91": _frozenset,
         b"a": _append, b"e": _appends, b"s": _set_item, b"u": _set_items, b"\x90": _add_items,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
 
 from lidar_cli.checkpoints.formats.distillation import dino_head
 from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head
@@ -59,6 +61,18 @@ SOLO_DINO = dataclasses.replace(
     recipe="dino",
 )
 
+SOLO_OLD_DINO = dataclasses.replace(
+    SOLO_OLD,
+    name="solo-learn-old-dino",
+    title="vturrisi/solo-learn, DINO, before its backbones were named so",
+    marks=(*SOLO_OLD.marks, r"head\.mlp\.0\."),
+    branches=(
+        Branch("student", "encoder.", dino_head("head.")),
+        Branch("teacher", "momentum_encoder.", dino_head("momentum_head.")),
+    ),
+    recipe="dino",
+)
+
 SOLO_MOCO_V3 = dataclasses.replace(
     SOLO,
     name="solo-learn-moco-v3-vit",
@@ -73,60 +87,150 @@ SOLO_MOCO_V3 = dataclasses.replace(
     heads=((192, 12), (384, 12), *USUAL_HEADS[2:]),
 )
 
+# A ResNet in a Sequential has the places of its parts for names; MaskedVisionTransformerTIMM holds
+# timm's ViT.
+IN_PLACE = (
+    (r"0\.(?=weight$)", "conv1."),
+    (r"1\.", "bn1."),
+    *((rf"{stage + 3}\.(?=\d+\.)", f"layer{stage}.") for stage in (1, 2, 3, 4)),
+    (r"vit\.", ""),
+)
+
 LIGHTLY = Format(
     name="lightly",
     title="lightly-ai/lightly, one branch",
     example="epoch=99-step=125100.ckpt",
-    source="lightly/models/modules/heads.py, benchmarks/imagenet/resnet50/",
+    source="lightly/models/modules/heads.py, benchmarks/imagenet/, examples/pytorch_lightning/",
     roots=("state_dict", ""),
     marks=(r"backbone\.", r"projection_head\.layers\.0\."),
     branches=(Branch("encoder", "backbone.", Head("projection_head."), Head("prediction_head.")),),
     recipe="simclr",
+    rename=IN_PLACE,
     heads=USUAL_HEADS,
-    noise=(r"online_classifier\.", r"criterion\.", r"prototypes\.", r"backbone\.fc\."),
-)
-
-LIGHTLY_MOCO = dataclasses.replace(
-    LIGHTLY,
-    name="lightly-moco",
-    title="lightly-ai/lightly, MoCo",
-    marks=(*LIGHTLY.marks, r"key_backbone\."),
-    branches=(
-        Branch("student", "backbone.", Head("projection_head.")),
-        Branch("teacher", "key_backbone.", Head("key_projection_head.")),
-    ),
-    recipe="moco-v2",
-)
-
-LIGHTLY_BYOL = dataclasses.replace(
-    LIGHTLY,
-    name="lightly-byol",
-    title="lightly-ai/lightly, BYOL",
-    marks=(*LIGHTLY.marks, r"teacher_backbone\."),
-    branches=(
-        Branch("student", "backbone.", Head("projection_head."), Head("prediction_head.")),
-        Branch("teacher", "teacher_backbone.", Head("teacher_projection_head.")),
+    noise=(
+        r"online_classifier\.",
+        r"(\w+_)?criterion\.",
+        r"(\w+_)?prototypes\.",
+        r"(memory_bank|queues)\.",
+        r"(\w+_)?backbone(_\w+)?\.(fc\.|vit\.head\.|mask_token$)",
     ),
 )
 
-LIGHTLY_DINO = dataclasses.replace(
-    LIGHTLY,
-    name="lightly-dino",
-    title="lightly-ai/lightly, DINO",
-    marks=(*LIGHTLY.marks, r"student_backbone\.", r"projection_head\.last_layer\."),
-    # Here, unlike in its BYOL, the plain names are the teacher's.
-    branches=(
-        Branch("teacher", "backbone.", dino_head("projection_head.")),
-        Branch("student", "student_backbone.", dino_head("student_projection_head.")),
+
+Names = tuple[str, str]  # of a branch's backbone and projector
+
+
+def lightly_pair(
+    name: str,
+    title: str,
+    first: tuple[str, Names],
+    second: tuple[str, Names],
+    *,
+    recipe: str = "simclr",
+    head: Callable[[str], Head] = Head,
+    predictor: Head | None = None,
+    more: tuple[str, ...] = (),
+) -> Format:
+    """Two branches by their names, first the one that is evaluated.
+
+    predictor: the student's. more: marks beside the names of the branches.
+    """
+    branches = [
+        Branch(
+            branch,
+            f"{names[0]}.",
+            head(f"{names[1]}."),
+            predictor if branch == "student" else None,
+        )
+        for branch, names in (first, second)
+    ]
+    prefixes = (*first[1], *second[1])
+    return dataclasses.replace(
+        LIGHTLY,
+        name=name,
+        title=f"lightly-ai/lightly, {title}",
+        marks=(*(re.escape(f"{prefix}.") for prefix in prefixes), *more),
+        branches=tuple(branches),
+        recipe=recipe,
+    )
+
+
+PREDICTOR = Head("prediction_head.")
+PLAIN = ("backbone", "projection_head")  # in some modules the student's, in others the teacher's
+MOMENTUM = ("backbone_momentum", "projection_head_momentum")
+KEY, QUERY, STUDENT, TEACHER = (
+    (f"{branch}_backbone", f"{branch}_projection_head")
+    for branch in ("key", "query", "student", "teacher")
+)
+
+LIGHTLY_PAIRS = (
+    lightly_pair("lightly-moco", "MoCo", ("student", PLAIN), ("teacher", KEY), recipe="moco-v2"),
+    lightly_pair(
+        "lightly-moco-query",
+        "MoCo with a query encoder",
+        ("teacher", PLAIN),
+        ("student", QUERY),
+        recipe="moco-v2",
     ),
-    recipe="dino",
-    noise=(*LIGHTLY.noise, r"student_backbone\.fc\."),
+    lightly_pair(
+        "lightly-moco-example",
+        "MoCo and TiCo of the examples",
+        ("student", PLAIN),
+        ("teacher", MOMENTUM),
+        recipe="moco-v2",
+    ),
+    lightly_pair(
+        "lightly-byol",
+        "BYOL",
+        ("student", PLAIN),
+        ("teacher", TEACHER),
+        predictor=PREDICTOR,
+    ),
+    lightly_pair(
+        "lightly-byol-example",
+        "BYOL of the examples",
+        ("student", PLAIN),
+        ("teacher", MOMENTUM),
+        predictor=PREDICTOR,
+        more=(r"prediction_head\.",),
+    ),
+    lightly_pair("lightly-tico", "TiCo", ("teacher", PLAIN), ("student", STUDENT)),
+    lightly_pair(
+        "lightly-dino",
+        "DINO",
+        ("teacher", PLAIN),
+        ("student", STUDENT),
+        recipe="dino",
+        head=dino_head,
+        more=(r"projection_head\.last_layer\.",),
+    ),
+    lightly_pair(
+        "lightly-dino-example",
+        "DINO of the examples",
+        ("teacher", ("teacher_backbone", "teacher_head")),
+        ("student", ("student_backbone", "student_head")),
+        recipe="dino",
+        head=dino_head,
+        more=(r"teacher_head\.last_layer\.",),
+    ),
+    dataclasses.replace(
+        lightly_pair(
+            "lightly-dinov2",
+            "DINOv2",
+            ("teacher", ("teacher_backbone", "teacher_dino_head._dino_head")),
+            ("student", ("student_backbone", "student_dino_head._dino_head")),
+            recipe="dinov2",
+            head=dino_head,
+        ),
+        noise=(*LIGHTLY.noise, r"(teacher|student)_ibot_head\."),
+    ),
 )
 
 SPT_NOISE = (
     r"callbacks_(modules|metrics)\.",
     r"\w+\.(base_|final_)?ema_coefficient$",
-    r"prototypes\.",
+    r"(prototypes|queue|\w+_loss)\.",
+    r"(C|mask_token)$",  # TiCO's covariance; the token of methods that hide patches
     r"backbone\.fc\.",
 )
 
@@ -159,30 +263,31 @@ SPT_TWO = dataclasses.replace(
     ),
 )
 
-# GELU, a bottleneck, an L2 normalisation, prototypes without weight norm.
-SPT_DINO = dataclasses.replace(
-    SPT_TWO,
-    name="stable-pretraining-dino",
-    title="galilai-group/stable-pretraining, DINO",
-    marks=(*SPT_TWO.marks, r"projector\.student\.4\.weight$", r"projector\.student\.6\.weight$"),
-    lacks=(r"projector\.student\.\d+\.running_mean$", r"projector\.student\.6\.bias$"),
-    branches=(
-        Branch(
-            "teacher",
-            "backbone.teacher.",
-            Head("projector.teacher.", activation="gelu", after=(r"6\.",)),
-        ),
-        Branch(
-            "student",
-            "backbone.student.",
-            Head("projector.student.", activation="gelu", after=(r"6\.",)),
-        ),
-    ),
-    recipe="dino",
-)
+
+def spt_dino(name: str, title: str, head: str, recipe: str) -> Format:
+    """GELU, a bottleneck, an L2 normalisation, prototypes without weight norm: module `head`."""
+    heads = {
+        branch: Head(f"{head}.{branch}.", activation="gelu", after=(r"6\.",))
+        for branch in ("teacher", "student")
+    }
+    student = rf"{head}\.student\."
+    return dataclasses.replace(
+        SPT_TWO,
+        name=name,
+        title=f"galilai-group/stable-pretraining, {title}",
+        marks=(*SPT_TWO.marks, rf"{student}4\.weight$", rf"{student}6\.weight$"),
+        lacks=(rf"{student}\d+\.running_mean$", rf"{student}6\.bias$"),
+        branches=tuple(Branch(branch, f"backbone.{branch}.", heads[branch]) for branch in heads),
+        recipe=recipe,
+        noise=(*SPT_NOISE, r"patch_head\."),
+    )
+
+
+SPT_DINO = spt_dino("stable-pretraining-dino", "DINO", "projector", "dino")
+SPT_DINOV2 = spt_dino("stable-pretraining-dinov2", "DINOv2 and iBOT", "cls_head", "dinov2")
 
 LIBRARIES = (
-    SOLO, SOLO_OLD, SOLO_DINO, SOLO_MOCO_V3,
-    LIGHTLY, LIGHTLY_MOCO, LIGHTLY_BYOL, LIGHTLY_DINO,
-    SPT, SPT_TWO, SPT_DINO,
+    SOLO, SOLO_OLD, SOLO_DINO, SOLO_OLD_DINO, SOLO_MOCO_V3,
+    LIGHTLY, *LIGHTLY_PAIRS,
+    SPT, SPT_TWO, SPT_DINO, SPT_DINOV2,
 )  # fmt: skip

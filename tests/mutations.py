@@ -1,0 +1,52 @@
+"""Files with small damage, for tests that they end in one line of ours or open as before."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from lidar_cli.checkpoints.lazy import LazyTensor
+from lidar_cli.checkpoints.unpickle import OPCODES
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """One to four changes, most of them where names and sizes lie."""
+    changed = bytearray(content)
+    first = content.find(b"\x80") if content.startswith(b"PK") else 0
+    for _ in range(draw.randint(1, 4)):
+        size = len(changed)
+        if not size:
+            break
+        near = draw.randrange(first, min(size, first + 1500)) if size > first else 0
+        at = draw.choice([near, near, draw.randrange(size), max(0, size - draw.randint(1, 400))])
+        kind = draw.randrange(6)
+        if kind == 0:
+            changed[at] = draw.randrange(256)
+        elif kind == 1:
+            changed[at] ^= 1 << draw.randrange(8)
+        elif kind == 2:
+            changed[at] = draw.choice(list(OPCODES))
+        elif kind == 3:
+            del changed[at : at + draw.randint(1, 8)]
+        elif kind == 4:
+            changed[at:at] = changed[max(0, at - draw.randint(1, 16)) : at]
+        elif draw.random() < 0.3:
+            del changed[at:]
+    return bytes(changed)
+
+
+def tensors_in(tree: Any) -> Iterator[LazyTensor]:
+    """All tensors of what was read, each container visited once."""
+    todo, seen = [tree], set()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, LazyTensor):
+            yield value
+        elif isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, list | tuple):
+            todo += value
