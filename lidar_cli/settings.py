@@ -70,7 +70,8 @@ class SampleSettings:
         "auto",
         "--views",
         help="View recipe: auto, simclr, simclr-google, simclr-vissl, vicreg, barlow, dino, "
-        "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, data2vec, data2vec2, identity.",
+        "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, ijepa-crop, data2vec, data2vec-crop, "
+        "data2vec-fairseq, data2vec2, data2vec2-crop, identity.",
     )
     recipe: dict[str, Any] | None = setting(
         None, help="[recipe] table of a TOML file: `base` and the constants to change in it."

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lidar_cli.checkpoints.backbone import Backbone
 from lidar_cli.checkpoints.found import Description
 from lidar_cli.checkpoints.own_module import embed
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import CheckpointError, SettingsError
+from lidar_cli.views.masked import Mask
 
 
 class Loaded:
@@ -46,15 +47,27 @@ class Loaded:
 
         Raises SettingsError for a layer that the checkpoint does not have.
         """
+        self._check_layers(layers)
+        with torch.inference_mode():
+            outputs = self._forward(images, layers)
+        return {layer: outputs[layer] for layer in layers}
+
+    def embed_masked(
+        self, views: Tensor, masks: Sequence[Mask], layers: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Layer -> embeddings [b, q, width] of views under masks; see `masked`.
+
+        Raises CheckpointError for a model that cannot be embedded under masks.
+        """
+        raise CheckpointError(f"the {self.description.arch} cannot be embedded under masks")
+
+    def _check_layers(self, layers: Sequence[str]) -> None:
         for layer in layers:
             if layer not in self.layers:
                 raise SettingsError(
                     f"layer {layer!r}: this checkpoint has {', '.join(self.layers)}; "
                     "choose with --layer"
                 )
-        with torch.inference_mode():
-            outputs = self._forward(images, layers)
-        return {layer: outputs[layer] for layer in layers}
 
     def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Up to the last layer that is asked for; each takes what the one before gives."""

@@ -44,7 +44,9 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings, SampleSettings
-from lidar_cli.views import Recipe, Views, find_recipe
+from lidar_cli.views import Mask, Recipe, Views, find_recipe
+from lidar_cli.views.masked import together
+from lidar_cli.views.methods import RECIPES
 
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 DEFAULT_IMAGE_SIZE = 224
@@ -142,8 +144,9 @@ def extract_checkpoint(
     tell_if_embedded(samples, watcher)
     digest = sha256(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
-    if plan.provenance["layer_reason"]:
-        watcher.note(f"{checkpoint}: {plan.provenance['layer_reason']}")
+    for reason in (loaded.description.branch_reason, plan.provenance["layer_reason"]):
+        if reason:
+            watcher.note(f"{checkpoint}: {reason}")
     return run(plan, loaded, samples, settings, output, device, watcher)
 
 
@@ -156,6 +159,7 @@ def open_with(checkpoint: Path, settings: ModelSettings) -> Loaded:
         activation=settings.activation,
         format=settings.format,
         branch=settings.branch,
+        layer=settings.layer,
     )
 
 
@@ -207,6 +211,26 @@ def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
     return find_recipe(name, stats, settings.recipe)
 
 
+def check_masks(views: Views, description: Description, path: str) -> None:
+    """Raise CheckpointError unless the checkpoint can be embedded under the masks of the views."""
+    rule = views.recipe.masks
+    if rule is None:
+        return
+    crops = f"{views.recipe.name.removesuffix(' (changed)')}-crop"
+    others = f"--views simclr or {crops}" if crops in RECIPES else "--views simclr"
+    origin = f"{path or description.arch}: "
+    if rule.rule not in description.masks:
+        takes = f"takes {', '.join(description.masks)} masks" if description.masks else "takes none"
+        raise CheckpointError(
+            f"{origin}the {description.arch} {takes}, the views {views.recipe.name} have "
+            f"{rule.rule} masks; choose other views, such as {others}"
+        )
+    try:
+        views.masks([0])
+    except SettingsError as error:  # of this checkpoint's grid of patches
+        raise CheckpointError(f"{origin}{error}, or other views, such as {others}") from error
+
+
 def layer_reason(asked: str, available: Sequence[str]) -> str | None:
     """Why another layer than the projector was chosen, None if nothing need be said."""
     if asked != "auto" or "projector" in available:
@@ -226,8 +250,8 @@ def make_plan(
 
     path, digest: of the checkpoint. No model is needed yet: whether the features exist already is
     known from the plan alone.
-    Raises CheckpointError for a layer that the checkpoint has not, SettingsError for an unknown
-    recipe or clean samples fewer than n.
+    Raises CheckpointError for a layer that the checkpoint has not or masks that it cannot take,
+    SettingsError for an unknown recipe or clean samples fewer than n.
     """
     n, q = settings.n_samples, settings.n_views
     clean = n if settings.clean_samples is None else settings.clean_samples
@@ -235,6 +259,8 @@ def make_plan(
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
     recipe = choose_recipe(settings, description)
     size = _image_size(settings, description.image_size, samples)
+    views = Views(recipe, settings.seed, q, size, description.patch)
+    check_masks(views, description, path)
     layers = choose_layers(settings.layer, list(description.widths))
     widths = {layer: description.widths[layer] for layer in layers}
     provenance = {
@@ -262,7 +288,7 @@ def make_plan(
         "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
     }
     return Plan(
-        views=Views(recipe, settings.seed, q, size),
+        views=views,
         layout=Layout(widths, n, q, clean, settings.storage),
         precision=settings.precision,
         provenance=provenance,
@@ -334,7 +360,8 @@ class _Batch:
 
     start: int
     stop: int
-    views: Tensor | None  # [b, q, 3, S, S]
+    views: Tensor | None  # [b, q, 3, S, S]; [b, 1, 3, S, S] where masks alone differ
+    masks: list[Mask] | None  # of each view
     clean: Tensor  # [b, 3, S, S]
 
 
@@ -403,30 +430,53 @@ def _batches(
             stop = start + len(images)
             padded = [*images, *[images[-1]] * (size - len(images))]
             indices = [*range(start, stop), *[stop - 1] * (size - len(images))]
-            views = plan.views.views(padded, indices) if start < plan.layout.n_samples else None
-            yield _Batch(start, stop, views, plan.views.clean(padded))
+            views, masks = None, None
+            if start < plan.layout.n_samples:
+                views, masks = plan.views.views(padded, indices), _masks(plan, indices, device)
+            yield _Batch(start, stop, views, masks, plan.views.clean(padded))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _masks(plan: Plan, samples: Sequence[int], device: torch.device) -> list[Mask] | None:
+    masks = plan.views.masks(samples)
+    return None if masks is None else [mask.to(device) for mask in masks]
 
 
 def _embed(
     plan: Plan, loaded: Loaded, batch: _Batch, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Embeddings of one batch by layer: views [c, q, d] of the samples below n, clean [b, d]."""
-    size, (n, q) = len(batch.clean), (plan.layout.n_samples, plan.layout.n_views)
-    images = batch.clean
-    if batch.views is not None:
-        images = torch.cat([batch.views.flatten(0, 1), batch.clean])
     with torch.inference_mode(), arithmetic(plan.precision, device):
-        embeddings = loaded.embed(images, list(plan.layout.widths))
+        views, clean = _forward(loaded, batch, plan.layout)
+    filled, below_n = batch.stop - batch.start, 0
+    if batch.views is not None:
+        below_n = min(batch.stop, plan.layout.n_samples) - batch.start
+    return (
+        {layer: rows[:below_n].float().cpu() for layer, rows in views.items()},
+        {layer: rows[:filled].float().cpu() for layer, rows in clean.items()},
+    )
+
+
+def _forward(
+    loaded: Loaded, batch: _Batch, layout: Layout
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Embeddings of the padded batch by layer: views [b, q, d], none past n, and clean [b, d].
+
+    Without masks views and clean images go through the model together.
+    """
+    layers, q = list(layout.widths), layout.n_views
+    images, masked = batch.clean, {}
+    if batch.views is not None and batch.masks is not None:
+        masked = loaded.embed_masked(batch.views, batch.masks, layers)
+    elif batch.views is not None:
+        images = torch.cat([batch.views.flatten(0, 1), batch.clean])
+    rows = loaded.embed(images, layers)
     views, clean = {}, {}
-    filled = batch.stop - batch.start
-    for layer, rows in embeddings.items():
-        _check_shape(layer, rows, len(images), plan.layout.widths[layer])
-        rows = rows.float().cpu()
-        clean[layer] = rows[len(images) - size :][:filled]
-        below_n = min(batch.stop, n) - batch.start if batch.views is not None else 0
-        views[layer] = rows[: below_n * q].reshape(below_n, q, rows.shape[1])
+    for layer, width in layout.widths.items():
+        _check_shape(layer, rows[layer], len(images), width)
+        of_views, clean[layer] = rows[layer].tensor_split([len(images) - len(batch.clean)])
+        views[layer] = masked[layer] if masked else of_views.reshape(-1, q, width)
     return views, clean
 
 
@@ -458,15 +508,25 @@ def _image_size(settings: SampleSettings, natural: int | None, samples: Samples)
 
 def _batch_size(plan: Plan, loaded: Loaded, device: torch.device) -> int:
     """Samples a batch: as many as keep the device busy, halved until they fit its memory."""
-    size, images = plan.views.image_size, plan.layout.n_views + 1
+    size, masks = plan.views.image_size, plan.views.masks([0])
+    images = plan.layout.n_views + 1
+    if masks is not None and plan.views.alike:  # clean images go alone, as do masks of one length
+        images = max(map(len, together(masks)))
     most = math.floor(BATCH_PIXELS[device.type] / (size**2 * images))
     batch = max(1, min(MOST_SAMPLES_A_BATCH, most, plan.layout.n_clean))
     while device.type == "cuda" and batch > 1:
         try:
-            blank = torch.zeros(batch * images, 3, size, size, device=device)
-            loaded.embed(blank, list(plan.layout.widths))
+            _embed(plan, loaded, _blank(plan, batch, device), device)
             break
         except torch.OutOfMemoryError:
             batch //= 2
             torch.cuda.empty_cache()
     return batch
+
+
+def _blank(plan: Plan, b: int, device: torch.device) -> _Batch:
+    """A batch of black images, to try whether it fits."""
+    views = 1 if plan.views.alike else plan.layout.n_views
+    clean = torch.zeros(b, 3, plan.views.image_size, plan.views.image_size, device=device)
+    expanded = clean[:, None].repeat(1, views, 1, 1, 1)
+    return _Batch(0, b, expanded, _masks(plan, [0] * b, device), clean)

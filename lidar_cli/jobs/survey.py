@@ -112,8 +112,14 @@ def _describe(path: Path, settings: ModelSettings) -> Description:
     if settings.model is not None:
         return open_checkpoint(path, model=settings.model).description
     tree = read_checkpoint(path)
-    asked = settings
-    return recognise(path, tree, arch=asked.arch, format=asked.format, branch=asked.branch)
+    return recognise(
+        path,
+        tree,
+        arch=settings.arch,
+        format=settings.format,
+        branch=settings.branch,
+        layer=settings.layer,
+    )
 
 
 def _files(directory: Path) -> Iterator[Path]:
