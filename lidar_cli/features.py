@@ -197,6 +197,11 @@ class FeatureWriter:
         self._partial.replace(self.path)
         return self.path
 
+    def discard(self) -> None:
+        """Give up what was written: close and remove NAME.partial."""
+        _close(self._file)
+        self._partial.unlink(missing_ok=True)
+
     def __enter__(self) -> FeatureWriter:
         return self
 

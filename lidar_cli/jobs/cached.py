@@ -12,7 +12,8 @@ import torch
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import FeatureFileError, InputError, InUse
 from lidar_cli.features import read_hdf5, read_provenance
-from lidar_cli.jobs.extract import Plan, identity, make_plan, open_with, run, stem
+from lidar_cli.jobs.extract import open_with, run, stem
+from lidar_cli.jobs.plan import Plan, identity, make_plan
 from lidar_cli.jobs.score import Score, score
 from lidar_cli.jobs.survey import Checkpoint, FeatureFile
 from lidar_cli.jobs.watch import Watcher

@@ -75,7 +75,7 @@ class ViewStore:
         return sample in self._kept
 
     def keep(self, sample: int, images: Tensor) -> None:
-        """Keep the images of a sample if there is room."""
+        """Keep the images of a sample if there is room; they are the store's from now on."""
         for tier in self._tiers:
             if tier.keep(sample, images):
                 self._kept[sample] = tier
@@ -119,8 +119,7 @@ class _Memory:
     def keep(self, sample: int, images: Tensor) -> bool:
         if images.nbytes > self._left:
             return False
-        copy = torch.empty(images.shape, dtype=images.dtype, device=self._device)
-        self._images[sample] = copy.copy_(images)
+        self._images[sample] = images.to(self._device)
         self._left -= images.nbytes
         return True
 
