@@ -99,8 +99,14 @@ class LoadedModule(Loaded):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """As the module's author left it: its code may count on how tensors lie in memory."""
-        return torch.contiguous_format
+        """As its author gave it: code of one's own may count on how tensors lie in memory."""
+        last = any(
+            weight.dim() == 4
+            and weight.is_contiguous(memory_format=torch.channels_last)
+            and not weight.is_contiguous()
+            for weight in self.modules["module"].parameters()
+        )
+        return torch.channels_last if last else torch.contiguous_format
 
     def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         outputs = embed(self.modules["module"], images, self.label)
