@@ -12,6 +12,7 @@ when every sample is done: a file under its final name is complete. Nothing else
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -354,6 +355,7 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
         _stored(path, group["clean"]),
         provenance=provenance,
         verify=verify,
+        content=hashlib.sha256(checksums.tobytes()).hexdigest(),
     )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from lidar_cli.errors import SettingsError
 
@@ -28,6 +28,7 @@ EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first
 
 Count = Annotated[int, Ge(1)]
 Constant = Annotated[float, Ge(0), Lt(float("inf"))]
+Level = Annotated[float, Gt(0), Lt(1)]
 
 
 def setting(default: Any, *flags: str, help: str) -> Any:
@@ -187,6 +188,11 @@ class ScoreSettings(MetricSettings, DeviceSettings):
         "--views-per-sample",
         help="q, for a 2-D array whose rows are the views of sample 0, then 1, ...",
     )
+    confidence: Level | None = setting(
+        None,
+        "--confidence",
+        help="Add intervals over samples at this level, such as 0.95; reads the file twice.",
+    )
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,9 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings):
         None, "--cache", help="Where extracted features are kept [default: DIR/.lidar]."
     )
     top: Count | None = setting(None, "--top", help="Print the best K only.")
+    confidence: Level = setting(
+        0.95, "--confidence", help="Level of the intervals, and of the test that names ties."
+    )
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,9 @@ class Cache:
         return Scored(result, read_provenance(features), features)
 
     def _score(self, path: Path) -> Score:
-        return score_features(path, self._layer, self._settings, self._device, self._watcher)
+        return score_features(
+            path, self._layer, self._settings, self._device, self._watcher, self._folder
+        )
 
     def _extract(self, checkpoint: Checkpoint, plan: Plan, output: Path) -> None:
         loaded = open_with(checkpoint.path, self._settings).to(self._device)
@@ -116,11 +118,24 @@ class Cache:
 
 
 def score_features(
-    path: Path, layer: str, settings: RankSettings, device: torch.device, watcher: Watcher
+    path: Path,
+    layer: str,
+    settings: RankSettings,
+    device: torch.device,
+    watcher: Watcher,
+    cache: Path,
 ) -> Score:
-    """The score of one layer of a feature file. Raises what `read_hdf5` and `score` raise."""
+    """The score of one layer of a feature file, with influences on the metric that orders alone.
+
+    cache: the folder that keeps the influences on every metric.
+    Raises what `read_hdf5` and `score` raise.
+    """
     (embeddings,) = read_hdf5(path, layer)
-    return score(embeddings, settings, device, frozenset(METRICS), watcher)
+    everything, level = frozenset(METRICS), settings.confidence
+    found = score(embeddings, settings, device, everything, watcher, level, cache)
+    # n numbers a metric are little for one checkpoint, and much for ten thousand.
+    by = {name: found.influences[name] for name in found.influences.keys() & {settings.by}}
+    return replace(found, influences=by)
 
 
 def serves(provenance: dict[str, Any], plan: Plan) -> bool:

@@ -15,6 +15,7 @@ from lidar_cli.checkpoints.described import check_names
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import InputError, LidarError, SettingsError
 from lidar_cli.jobs.cached import Cache, Scored, score_features
+from lidar_cli.jobs.confidence import Interval
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.extract import tell_if_embedded
 from lidar_cli.jobs.order import Group, Row, grouped, misleading
@@ -77,6 +78,7 @@ class _Job:
         self.settings = settings
         self.watcher = watcher
         self.device = find_device(settings.device)
+        self.cache = settings.cache or directory / ".lidar"
         self.found = survey(directory, settings, watcher)
         self.scored: list[tuple[Row, dict[str, Any]]] = []  # each with its provenance
 
@@ -88,7 +90,7 @@ class _Job:
             if file in self.found.alone:
                 try:
                     result = score_features(
-                        file.path, layer, self.settings, self.device, self.watcher
+                        file.path, layer, self.settings, self.device, self.watcher, self.cache
                     )
                     self._place(file.path, (), Scored(result, file.provenance, file.path))
                 except (LidarError, OSError) as error:
@@ -112,7 +114,7 @@ class _Job:
                 f"{self.directory}: nothing could be ranked, no checkpoint has a value; "
                 f"{row.path}: no {by.name}: {row.reason}; choose another metric with --by"
             )
-        groups = grouped(self.scored, by)
+        groups = grouped(self.scored, by, self.settings.confidence)
         return Ranking(
             directory=str(self.directory),
             by=by,
@@ -144,7 +146,7 @@ class _Job:
         samples = open_samples(self.settings).remembering(DECODED_MEMORY)
         tell_if_embedded(samples, self.watcher)
         cache = Cache(
-            self.settings.cache or self.directory / ".lidar",
+            self.cache,
             self.found.features,
             layer,
             samples,
@@ -167,5 +169,13 @@ class _Job:
 
     def _place(self, path: Path, aliases: tuple[str, ...], scored: Scored) -> None:
         value = scored.score.value(self.by.name)
-        row = Row(str(path), aliases, scored.score, value, scored.score.notes.get(self.by.name))
+        sure = scored.score.confidence
+        row = Row(
+            str(path),
+            aliases,
+            scored.score,
+            value,
+            scored.score.notes.get(self.by.name),
+            sure.intervals[self.by.name] if sure else Interval(),
+        )
         self.scored.append((row, scored.provenance))
