@@ -203,6 +203,17 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings):
     cache: Path | None = setting(
         None, "--cache", help="Where extracted features are kept [default: DIR/.lidar]."
     )
+    store: bool = setting(
+        True,
+        "--store",
+        help="Keep the embeddings of each checkpoint in the cache [default]; without, only scores.",
+    )
+    view_memory: str = setting(
+        "auto",
+        "--view-memory",
+        help="Main memory for views that several checkpoints share, such as 8GB; what exceeds it "
+        "goes to a scratch file in the cache; 0 draws them for each [auto: a quarter of the free].",
+    )
     top: Count | None = setting(None, "--top", help="Print the best K only.")
     confidence: Level = setting(
         0.95, "--confidence", help="Level of the intervals, and of the test that names ties."
