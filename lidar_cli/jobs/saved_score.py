@@ -63,7 +63,7 @@ class SavedScore:
                 header = file.metadata() or {}
                 if header.get("told") != self._told:
                     return None
-                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             fields, provenance, without = json.loads(header["record"])
             fields["alpha_req_ranks"] = tuple(fields["alpha_req_ranks"])
             spectra = {name: one.tolist() for name, one in _within(tensors, "spectrum").items()}

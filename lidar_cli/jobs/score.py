@@ -192,7 +192,8 @@ def with_intervals(
 ) -> Score:
     """A score with the intervals that its influences, by metric, give at a level.
 
-    n_rows: what the metrics of one row a sample read. unknown: why a metric has no influences that could have them.
+    n_rows: what the metrics of one row a sample read.
+    unknown: why a metric has no influences that could have them.
     """
     values = {name: found.value(name) for name in METRICS if name in wanted}
     missing = _without_interval(found, wanted, n_rows)

@@ -33,7 +33,7 @@ def score_unstored(work: Pass, settings: RankSettings, watcher: Watcher) -> Unin
     work.loaded.set_image_size(plan.views.image_size)
 
     def attempt(batch_size: int) -> tuple[Unstored, int]:
-        sink = Unstored(plan, name, settings, device)
+        sink = Unstored(plan, name, settings, device, int(free_memory() * SHARE))
         embed_all(work, batch_size, sink, f"embedding {Path(name).name}", watcher)
         return sink, batch_size
 
@@ -53,19 +53,18 @@ def score_unstored(work: Pass, settings: RankSettings, watcher: Watcher) -> Unin
 class Unstored:
     """A sink that adds the embeddings of a plan's one layer to their moments, on the device.
 
-    name: what messages call the embeddings. They are also kept in main memory, if they take no more
-    than a share of what is free, for statistics that need a second pass over them.
+    name: what messages call the embeddings. room: bytes of main memory that they may take; if they
+    fit they are kept as well, for statistics that need a second pass over them.
     """
 
     def __init__(
-        self, plan: Plan, name: str, settings: MetricSettings, device: torch.device
+        self, plan: Plan, name: str, settings: MetricSettings, device: torch.device, room: int
     ) -> None:
         layout = plan.layout
         ((self._layer, d),) = layout.widths.items()
         self._storage = layout.storage
         self._memory = parse_size(settings.memory)
         shapes = (layout.n_samples, layout.n_views, d), (layout.n_clean, d)
-        room = int(free_memory() * SHARE)
         size = sum(4 * int(np.prod(shape)) for shape in shapes)
         self._kept = [torch.empty(shape) for shape in shapes] if size <= room else None
         views, clean = (self._part(at, shape) for at, shape in enumerate(shapes))
