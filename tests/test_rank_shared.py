@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from formats import vicreg
 from make import PROJECTED, checkpoint, image_folder
 from torch import Tensor
 
 from lidar_cli.checkpoints import open_checkpoint, sha256
 from lidar_cli.errors import DegenerateFeatures
+from lidar_cli.features import read_provenance
 from lidar_cli.jobs.confidence import Interval
 from lidar_cli.jobs.extract import run
 from lidar_cli.jobs.plan import Plan, make_plan
@@ -53,14 +56,13 @@ def rank(runs: Path, images: Path, **more: Any) -> Ranking:
     return rank_directory(runs, RankSettings(**settings(images, **more)))
 
 
-def embeddings(path: Path) -> list[np.ndarray]:
+def embeddings(path: Path, layer: str) -> list[np.ndarray]:
     with h5py.File(path) as file:
-        layer = file["embeddings/projector"]
-        return [layer[name][:] for name in ("views", "clean", "crc32")]
+        return [file[f"embeddings/{layer}/{name}"][:] for name in ("views", "clean", "crc32")]
 
 
-def assert_equal(one: Path, two: Path) -> None:
-    for a, b in zip(embeddings(one), embeddings(two), strict=True):
+def assert_equal(one: Path, two: Path, layer: str = "projector") -> None:
+    for a, b in zip(embeddings(one, layer), embeddings(two, layer), strict=True):
         assert np.array_equal(a, b)
 
 
@@ -102,14 +104,17 @@ def test_rank_draws_each_view_once(
 def test_each_recipe_has_views_of_its_own(
     runs: Path, images: Path, tmp_path: Path, drawn: list[int]
 ) -> None:
-    for seed in (3, 4):
-        made = torch.load(checkpoint(runs / f"{seed}.pt", seed))
-        torch.save(made | {"hyper_parameters": {"method": "vicreg"}}, runs / f"{seed}.pt")
-    found = rank(runs, images, cache=tmp_path / "cache")
-    apart = rank(runs, images, cache=tmp_path / "alone", view_memory="0")
-    assert len(found.groups) == len(apart.groups)
-    for path in (tmp_path / "cache").glob("*.h5"):
-        assert_equal(path, tmp_path / "alone" / path.name)
+    weights = vicreg().tree["model"]
+    for epoch in (1, 2):  # other bytes, the same model
+        torch.save({"epoch": epoch, "model": dict(weights)}, runs / f"vicreg-{epoch}.pt")
+    rank(runs, images, cache=tmp_path / "cache", layer="backbone")
+    assert sorted(drawn) == sorted([*range(N)] * 2)  # of two recipes, for five checkpoints
+    rank(runs, images, cache=tmp_path / "alone", layer="backbone", view_memory="0")
+    made = list((tmp_path / "cache").glob("*.h5"))
+    assert len(made) == 5
+    assert len({json.dumps(read_provenance(path)["views"]) for path in made}) == 2
+    for path in made:
+        assert_equal(path, tmp_path / "alone" / path.name, "backbone")
 
 
 def planned(path: Path, images: Path, batch_size: int) -> tuple[Plan, Samples, ExtractSettings]:
