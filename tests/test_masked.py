@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 from literal import assert_close, linear, normed, random_weights
-from make import checkpoint, image_folder, lidar
+from make import checkpoint, image_folder, lidar, lidar_here
 from torch import Tensor
 
 from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.loaded import Loaded
 from lidar_cli.checkpoints.masked import LoadedMasked
 from lidar_cli.errors import CheckpointError
+from lidar_cli.jobs.extract import extract_checkpoint
+from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
 from lidar_cli.settings import ExtractSettings
 from lidar_cli.views import Mask, Views, find_recipe
@@ -364,16 +367,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return image_folder(tmp_path_factory.mktemp("images") / "images", 9)
 
 
-def extracted(path: Path, output: Path, images: Path, *more: object) -> dict[str, np.ndarray]:
-    """The embeddings of a real `lidar extract`, by layer and kind."""
-    words = ["extract", path, "--data", images, "-n", 5, "-q", Q, "--clean-samples", 7]
-    done = lidar(*words, "--batch-size", 2, "-o", output, *more, cwd=output.parent)
-    assert done.returncode == 0, done.stderr
+def extracted(path: Path, output: Path, images: Path, **more: Any) -> dict[str, Any]:
+    """The embeddings of five samples in batches of two, by layer and kind."""
+    known = {"n_samples": 5, "n_views": Q, "clean_samples": 7, "batch_size": 2, "device": "cpu"}
+    settings = ExtractSettings(data=str(images), output=output, **(known | more))
+    extract_checkpoint(path, settings)
     return stored(output)
 
 
-def stored(path: Path) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+def stored(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     with h5py.File(path) as file:
         for layer, group in file["embeddings"].items():
             found |= {f"{layer}/{kind}": group[kind][:] for kind in ("views", "clean")}
@@ -392,11 +395,20 @@ def stored(path: Path) -> dict[str, np.ndarray]:
     ],
 )
 def test_extract_and_score_under_masks(
-    method: str, options: list[str], branch: str, saved: dict[str, Path], images: Path,
+    method: str,
+    options: list[str],
+    branch: str,
+    saved: dict[str, Path],
+    images: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     output = tmp_path / "out.h5"
-    found = extracted(saved[method], output, images, *options)
+    words = ["extract", saved[method], "--data", images, "-n", 5, "-q", Q, "--clean-samples", 7]
+    done = lidar(*words, "--batch-size", 2, "-o", output, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = stored(output)
     told = found.pop("provenance")
     assert told["views"] == find_recipe(method, "auto").describe()
     assert told["branch"] == (branch if method == "ijepa" else "encoder")
@@ -409,26 +421,38 @@ def test_extract_and_score_under_masks(
         assert_close(torch.from_numpy(found[f"{layer}/views"]), expected)
         whole = opened(saved[method], branch).embed(clean, [layer])[layer]
         assert_close(torch.from_numpy(found[f"{layer}/clean"]), whole)
-    done = lidar("score", output, "--json", cwd=tmp_path)
+    done = lidar_here("score", output, "--json", monkeypatch=monkeypatch, capfd=capfd)
     assert done.returncode == 0, done.stderr
     for row in json.loads(done.stdout):
         assert (row["n_samples"], row["n_views"], row["dim"]) == (5, Q, WIDTH)
         assert 1 <= row["lidar"] <= 5
 
 
+class Notes(Watcher):
+    """Keeps what is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
 def test_the_predictor_alone_takes_the_branch_that_has_it(
     saved: dict[str, Path], images: Path, tmp_path: Path
 ) -> None:
-    words = ["extract", saved["ijepa"], "--data", images, "-n", 2, "-q", 2, "--layer", "predictor"]
-    done = lidar(*words, "-o", "out.h5", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "out.h5\n")
-    assert done.stderr == (
-        f"{saved['ijepa']}: the teacher has no predictor, so the student is embedded\n"
+    settings = ExtractSettings(
+        data=str(images), n_samples=2, n_views=2, layer="predictor", output=tmp_path / "out.h5"
     )
+    notes = Notes()
+    extract_checkpoint(saved["ijepa"], settings, notes)
+    assert notes.told == [
+        f"{saved['ijepa']}: the teacher has no predictor, so the student is embedded"
+    ]
     assert stored(tmp_path / "out.h5")["provenance"]["branch"] == "student"
-    done = lidar(*words, "--branch", "teacher", "-o", "no.h5", cwd=tmp_path)
-    assert done.returncode == 3
-    assert "no layer 'predictor' in this checkpoint; it has backbone" in done.stderr
+    teacher = dataclasses.replace(settings, branch="teacher", output=tmp_path / "no.h5")
+    with pytest.raises(CheckpointError, match=r"no layer 'predictor' in .* it has backbone"):
+        extract_checkpoint(saved["ijepa"], teacher)
 
 
 CROPS = """
@@ -439,25 +463,34 @@ masks = { targets = 2, min_keep = 8 }
 """
 
 
-def test_crops_under_changed_masks(saved: dict[str, Path], images: Path, tmp_path: Path) -> None:
-    (tmp_path / "lidar.toml").write_text(CROPS)
-    found = extracted(saved["ijepa"], tmp_path / "out.h5", images, "--layer", "predictor")
+def test_crops_under_changed_masks(
+    saved: dict[str, Path],
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "c.toml").write_text(CROPS)
+    words = ["extract", saved["ijepa"], "--data", images, "-n", 3, "-q", Q, "--layer", "predictor"]
+    words += ["--config", tmp_path / "c.toml", "-o", tmp_path / "out.h5"]
+    done = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
+    assert done.returncode == 0, done.stderr
     recipe = find_recipe("auto", "auto", {"base": "ijepa", "crop_scale": [0.3, 1.0],
                                           "masks": {"targets": 2, "min_keep": 8}})  # fmt: skip
-    samples = open_samples(ExtractSettings(data=str(images), n_samples=7))
+    samples = open_samples(ExtractSettings(data=str(images), n_samples=3))
     maker = Views(recipe, 0, Q, SIZE, PATCH)
-    views = torch.cat([maker.views([samples.decode(i)], [i]) for i in range(5)])
-    masks = maker.masks(range(5))
+    views = torch.cat([maker.views([samples.decode(i)], [i]) for i in range(3)])
+    masks = maker.masks(range(3))
     assert masks is not None
     assert masks[0].targets is not None
     assert masks[0].targets.shape[0] == 2
     assert not torch.equal(views[:, 0], views[:, 1])
     with torch.no_grad():
         expected = loop(jepa_predictor, views, masks)
+    found = stored(tmp_path / "out.h5")
     assert_close(torch.from_numpy(found["predictor/views"]), expected)
-    (tmp_path / "lidar.toml").write_text(CROPS.replace("min_keep", "min_kept"))
-    words = ["extract", saved["ijepa"], "--data", images, "-n", 2, "-o", "no.h5"]
-    done = lidar(*words, cwd=tmp_path)
+    (tmp_path / "c.toml").write_text(CROPS.replace("min_keep", "min_kept"))
+    done = lidar_here(*words[:-1], tmp_path / "no.h5", monkeypatch=monkeypatch, capfd=capfd)
     assert done.returncode == 2
     assert done.stderr == (
         "error: unknown key 'min_kept' in [recipe.masks]; did you mean min_keep?\n"
@@ -468,14 +501,15 @@ def test_a_view_does_not_depend_on_its_company(
     saved: dict[str, Path], images: Path, tmp_path: Path
 ) -> None:
     """Batches, workers and fewer views change rounding at most; the masks are the same."""
-    layers = ["--layer", "predictor"]
-    one = extracted(saved["ijepa"], tmp_path / "one.h5", images, *layers)
-    for name, more in {
-        "workers": ["--workers", 3],
-        "batch": ["--batch-size", 5],
-        "fewer": ["-q", 2],
-    }.items():
-        two = extracted(saved["ijepa"], tmp_path / f"{name}.h5", images, *layers, *more)
+    layer = "predictor"
+    one = extracted(saved["ijepa"], tmp_path / "one.h5", images, layer=layer)
+    changes: dict[str, dict[str, Any]] = {
+        "workers": {"workers": 3},
+        "batch": {"batch_size": 5},
+        "fewer": {"n_views": 2},
+    }
+    for name, more in changes.items():
+        two = extracted(saved["ijepa"], tmp_path / f"{name}.h5", images, layer=layer, **more)
         count = two["predictor/views"].shape[1]
         difference = np.abs(two["predictor/views"] - one["predictor/views"][:, :count]).max()
         assert difference <= (0 if name == "workers" else 1e-5), name
@@ -485,16 +519,16 @@ def test_a_resumed_file_is_the_uninterrupted_one_bit_for_bit(
     saved: dict[str, Path], images: Path, tmp_path: Path
 ) -> None:
     """The batch of two samples is lost, and made again among others than before."""
-    layers = ["--layer", "backbone,predictor"]
-    whole = extracted(saved["ijepa"], tmp_path / "whole.h5", images, *layers)
+    both = "backbone,predictor"
+    whole = extracted(saved["ijepa"], tmp_path / "whole.h5", images, layer=both)
     partial = tmp_path / "out.h5.partial"
-    extracted(saved["ijepa"], tmp_path / "out.h5", images, *layers)
+    extracted(saved["ijepa"], tmp_path / "out.h5", images, layer=both)
     (tmp_path / "out.h5").rename(partial)
     with h5py.File(partial, "r+") as file:
         file["samples/done"][2:4] = 0
         for layer in ("backbone", "predictor"):
             file[f"embeddings/{layer}/views"][2:4] = 0
-    again = extracted(saved["ijepa"], tmp_path / "out.h5", images, *layers, "--resume")
+    again = extracted(saved["ijepa"], tmp_path / "out.h5", images, layer=both, resume=True)
     for key in ("backbone/views", "backbone/clean", "predictor/views", "predictor/clean"):
         assert np.array_equal(whole[key], again[key]), key
 
@@ -502,45 +536,49 @@ def test_a_resumed_file_is_the_uninterrupted_one_bit_for_bit(
 # What cannot be embedded under masks.
 
 
-def refused(path: Path, images: Path, folder: Path, *more: object) -> str:
-    done = lidar("extract", path, "--data", images, "-n", 2, "-o", "no.h5", *more, cwd=folder)
-    assert (done.returncode, done.stdout) == (3, "")
+def refusal(path: Path, images: Path, folder: Path, **more: Any) -> str:
+    """The one line of a checkpoint that is refused before anything is written."""
+    settings = ExtractSettings(
+        data=str(images), n_samples=2, n_views=2, output=folder / "no.h5", **more
+    )
+    with pytest.raises(CheckpointError) as caught:
+        extract_checkpoint(path, settings)
     assert list(folder.glob("no.h5*")) == []
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_models_that_take_no_masks_are_refused_by_name(
     saved: dict[str, Path], images: Path, tmp_path: Path
 ) -> None:
     resnet = checkpoint(tmp_path / "resnet.pt")
-    told = refused(resnet, images, tmp_path, "--views", "ijepa")
-    assert told.startswith(f"error: {resnet}: the resnet 1-1-1-1")
+    told = refusal(resnet, images, tmp_path, views="ijepa")
+    assert told.startswith(f"{resnet}: the resnet 1-1-1-1")
     assert told.endswith(
         "takes none, the views ijepa have multi-block masks; "
-        "choose other views, such as --views simclr or ijepa-crop\n"
+        "choose other views, such as --views simclr or ijepa-crop"
     )
-    told = refused(saved["ijepa"], images, tmp_path, "--views", "data2vec-fairseq")
+    told = refusal(saved["ijepa"], images, tmp_path, views="data2vec-fairseq")
     assert told.endswith(
         "takes multi-block masks, the views data2vec-fairseq have blocks masks; "
-        "choose other views, such as --views simclr\n"
+        "choose other views, such as --views simclr"
     )
     stripped = {name: t for name, t in beit_weights().items() if name != "mask_token"}
     torch.save({"model": stripped}, tmp_path / "stripped.pth")
-    told = refused(tmp_path / "stripped.pth", images, tmp_path, "--views", "data2vec")
+    told = refusal(tmp_path / "stripped.pth", images, tmp_path, views="data2vec")
     assert told.endswith(
         "takes none, the views data2vec have blocks masks; "
-        "choose other views, such as --views simclr or data2vec-crop\n"
+        "choose other views, such as --views simclr or data2vec-crop"
     )
 
 
 def test_a_grid_that_is_too_small_is_refused(
     saved: dict[str, Path], images: Path, tmp_path: Path
 ) -> None:
-    told = refused(saved["ijepa"], images, tmp_path, "--image-size", 16)
+    told = refusal(saved["ijepa"], images, tmp_path, image_size=16)
     assert "block of" in told
     assert "on a grid of 4 x 4 holds no more than 10" in told
-    assert told.endswith("or other views, such as --views simclr or ijepa-crop\n")
+    assert told.endswith("or other views, such as --views simclr or ijepa-crop")
 
 
 def test_a_model_without_masks_says_so_in_python(tmp_path: Path) -> None:
@@ -550,14 +588,19 @@ def test_a_model_without_masks_says_so_in_python(tmp_path: Path) -> None:
 
 
 def test_rank_keeps_refused_models_as_failed_rows(
-    saved: dict[str, Path], images: Path, tmp_path: Path
+    saved: dict[str, Path],
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
     for name in ("ijepa", "data2vec2"):
         (runs / f"{name}.pth").write_bytes(saved[name].read_bytes())
-    options = ["--data", images, "-n", 4, "-q", 3, "--image-size", SIZE, "--json"]
-    done = lidar("rank", runs, *options, "--views", "ijepa", cwd=tmp_path)
+    words = ["rank", runs, "--data", images, "-n", 4, "-q", 3, "--image-size", SIZE, "--json"]
+    run = functools.partial(lidar_here, *words, monkeypatch=monkeypatch, capfd=capfd)
+    done = run("--views", "ijepa")
     assert done.returncode == 4, done.stderr
     told = json.loads(done.stdout)
     assert [Path(row["path"]).name for row in told["checkpoints"]] == ["ijepa.pth"]
@@ -565,9 +608,9 @@ def test_rank_keeps_refused_models_as_failed_rows(
     assert failed["path"].endswith("data2vec2.pth")
     assert "takes inverse-blocks masks, the views ijepa have multi-block masks" in failed["reason"]
     # With views of their own they are two groups, for the recipe is part of what is compared.
-    done = lidar("rank", runs, *options, cwd=tmp_path)
-    assert json.loads(done.stdout)["groups"] == 2
-    # The predictor of a directory is the student's, branch or no branch.
+    assert json.loads(run().stdout)["groups"] == 2
+    # The predictor of a directory is that of the branch which has one.
     (runs / "data2vec2.pth").unlink()
-    done = lidar("rank", runs, *options, "--layer", "predictor", cwd=tmp_path)
+    done = run("--layer", "predictor")
     assert done.returncode == 0, done.stderr
+    assert [row["metrics"]["dim"] for row in json.loads(done.stdout)["checkpoints"]] == [WIDTH]
