@@ -171,7 +171,7 @@ class MetricSettings:
     normalize: bool = setting(
         False, "--normalize", help="Scale every embedding to unit length first."
     )
-    memory: str = setting("64MB", "--memory", help="Size of the chunks that are read.")
+    memory: str = setting("64MB", "--memory", help="Size of the chunks in memory, all together.")
 
 
 @dataclass(frozen=True)
