@@ -66,6 +66,13 @@ def box_blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
     return torch.from_numpy(array).float()
 
 
+def blurred(x: torch.Tensor, blur, *strength) -> torch.Tensor:
+    """A blurred copy of x."""
+    copy = x.clone()
+    blur(copy, *strength)
+    return copy
+
+
 def one_at_a_time(picture, p: ViewParameters, at: tuple[int, int], recipe: Recipe, size: int):
     """The view `at`, by torchvision's functions in the order of the recipe.
 
@@ -225,16 +232,16 @@ def test_the_box_blur_is_pillows_to_its_roundings(photographs, sigma):
     theirs = torch.from_numpy(np.array(theirs)).permute(2, 0, 1) / 255
     x = picture.permute(2, 0, 1)[None].float() / 255
     strength = torch.tensor([sigma])
-    assert (colour.pillow_blur(x, strength)[0] - theirs).abs().max() < 3.01 / 255
+    assert (blurred(x, colour.pillow_blur, strength, sigma)[0] - theirs).abs().max() < 3.01 / 255
     if sigma >= 0.5:
-        assert (colour.blur(x, strength, 23)[0] - theirs).abs().max() > 10 / 255
+        assert (blurred(x, colour.blur, strength, 23)[0] - theirs).abs().max() > 10 / 255
 
 
 def test_strengths_of_the_box_blur_do_not_mix(noise):
     """Views whose boxes reach differently far, in one batch and one at a time."""
     x = torch.stack([noise[0], noise[1], noise[4]]).permute(0, 3, 1, 2).float() / 255
     sigma = torch.tensor([0.1, 2.0, 40.0])  # the last reaches beyond the view
-    together = colour.pillow_blur(x, sigma)
+    together = blurred(x, colour.pillow_blur, sigma, 40.0)
     for k in range(3):
         torch.testing.assert_close(together[k], box_blur(x[k], float(sigma[k])), rtol=0, atol=1e-5)
 
@@ -340,7 +347,7 @@ def test_samples_views_and_seeds_differ(noise):
 
 def test_memory_bound_of_a_group_changes_nothing(monkeypatch, noise):
     whole = Views(SIMCLR, 0, 3, 32).views(noise, range(5))
-    monkeypatch.setattr("lidar_cli.views.augment.RESAMPLING_FLOATS", 1)
+    monkeypatch.setattr("lidar_cli.views.augment.CPU_FLOATS", 1)
     torch.testing.assert_close(Views(SIMCLR, 0, 3, 32).views(noise, range(5)), whole, rtol=0,
                                atol=1e-6)  # fmt: skip
 
@@ -349,7 +356,7 @@ def test_memory_bound_of_whole_images_changes_nothing(monkeypatch, noise):
     views = Views(find_recipe("data2vec", "unit"), 0, 3, 32)
     whole = views.views(noise, range(5))
     for floats in (1, 100_000):
-        monkeypatch.setattr("lidar_cli.views.augment.RESAMPLING_FLOATS", floats)
+        monkeypatch.setattr("lidar_cli.views.augment.CPU_FLOATS", floats)
         torch.testing.assert_close(views.views(noise, range(5)), whole, rtol=0, atol=1e-6)
 
 
