@@ -142,6 +142,9 @@ class ModelSettings(DeviceSettings, FormatSettings):
     precision: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", "--precision", help="Of the forward pass (autocast)."
     )
+    compile: bool = setting(
+        False, "--compile", help="Let torch compile the backbone: worth it for many samples."
+    )
     storage: Literal["float32", "float16"] = setting(
         "float32", "--storage", help="Number format of the stored embeddings."
     )

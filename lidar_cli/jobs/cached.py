@@ -134,7 +134,7 @@ class Cache:
     def _extract(
         self, checkpoint: Checkpoint, plan: Plan, output: Path, store: ViewStore | None
     ) -> None:
-        loaded = open_with(checkpoint.path, self._settings).to(self._device)
+        loaded = open_with(checkpoint.path, self._settings, self._device)
         settings = replace(self._extract_settings(), overwrite=output.exists())
         try:
             run(plan, loaded, self._samples, settings, output, self._device, self._watcher, store)
@@ -151,7 +151,7 @@ class Cache:
         saved = self._saved(checkpoint, plan)
         found = saved.read()
         if found is None:
-            loaded = open_with(checkpoint.path, self._settings).to(self._device)
+            loaded = open_with(checkpoint.path, self._settings, self._device)
             work = Pass(plan, loaded, self._samples, self._device, self._settings.workers, store)
             found = score_unstored(work, self._settings, self._watcher)
             saved.write(found)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.views.recipes import SOLARISE_THRESHOLD
-from lidar_cli.views.sums import turned, weighted_rows
+from lidar_cli.views.sums import weighted_rows
 
 PILLOW_PASSES = 3
 GREY = (0.2989, 0.587, 0.114)
