@@ -55,6 +55,21 @@ def test_stand_ins_and_what_is_left_out_are_told(tmp_path: Path) -> None:
     assert "projector 16-24-24-20" in told
 
 
+def test_the_predictor_of_ijepa_is_listed_with_its_width(tmp_path: Path) -> None:
+    path = FIXTURES["ijepa"]().save(tmp_path)
+    found = inspect_file(path, InspectSettings())
+    teacher, student = found.branches
+    assert teacher.layers == {"backbone": 192}
+    assert student.layers == {"backbone": 192, "predictor": 192}
+    assert student.heads == {"predictor": (192, 96, 192)}
+    tree = FIXTURES["ijepa"]().tree
+    of_student = [*tree["encoder"].values(), *tree["predictor"].values()]
+    assert student.parameters == sum(tensor.numel() for tensor in of_student)
+    assert "predictor 192-96-192" in report.to_text([found])
+    (row,) = (row for row in formats() if row.name == "ijepa")
+    assert (row.branches, row.layers) == ("teacher, student", "backbone, predictor")
+
+
 def test_the_absence_of_a_projector_is_told(tmp_path: Path) -> None:
     path = FIXTURES["torchvision-resnet"]().save(tmp_path)
     found = inspect_file(path, InspectSettings())

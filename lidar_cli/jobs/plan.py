@@ -1,4 +1,4 @@
-"""Settings, checkpoint and samples brought together: what decides the numbers of a feature file."""
+"""What decides the numbers of a feature file, settled before any of them is computed."""
 
 from __future__ import annotations
 
@@ -62,6 +62,64 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
+def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
+    """Layer names from `--layer`; auto is the projector if there is one.
+
+    Raises CheckpointError if a layer is not there.
+    """
+    if asked == "auto":
+        return ["projector" if "projector" in available else "backbone"]
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    for name in names:
+        if name not in available:
+            raise CheckpointError(
+                f"no layer {name!r} in this checkpoint; it has {', '.join(available)}: "
+                f"use --layer {available[0]}"
+            )
+    return list(dict.fromkeys(names))
+
+
+def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
+    """The recipe that is asked for; for auto that of the method which trained the checkpoint.
+
+    Raises SettingsError for a name or a [recipe] key that is not known.
+    """
+    stats: str = settings.pixel_stats
+    if stats == "auto" and description.pixel_stats != "imagenet":
+        stats = description.pixel_stats
+    name = settings.views
+    if name == "auto" and settings.recipe is None and description.recipe is not None:
+        name = description.recipe
+    return find_recipe(name, stats, settings.recipe)
+
+
+def check_masks(views: Views, description: Description, path: str) -> None:
+    """Raise CheckpointError unless the checkpoint can be embedded under the masks of the views."""
+    rule = views.recipe.masks
+    if rule is None:
+        return
+    crops = f"{views.recipe.name.removesuffix(' (changed)')}-crop"
+    others = f"--views simclr or {crops}" if crops in RECIPES else "--views simclr"
+    origin = f"{path or description.arch}: "
+    if rule.rule not in description.masks:
+        takes = f"takes {', '.join(description.masks)} masks" if description.masks else "takes none"
+        raise CheckpointError(
+            f"{origin}the {description.arch} {takes}, the views {views.recipe.name} have "
+            f"{rule.rule} masks; choose other views, such as {others}"
+        )
+    try:
+        views.masks([0])
+    except SettingsError as error:  # of this checkpoint's grid of patches
+        raise CheckpointError(f"{origin}{error}, or other views, such as {others}") from error
+
+
+def layer_reason(asked: str, available: Sequence[str]) -> str | None:
+    """Why another layer than the projector was chosen, None if nothing need be said."""
+    if asked != "auto" or "projector" in available:
+        return None
+    return "holds no projector, so the backbone is embedded"
+
+
 def make_plan(
     description: Description,
     path: str,
@@ -119,64 +177,6 @@ def make_plan(
         precision=settings.precision,
         provenance=provenance,
     )
-
-
-def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
-    """Layer names from `--layer`; auto is the projector if there is one.
-
-    Raises CheckpointError if a layer is not there.
-    """
-    if asked == "auto":
-        return ["projector" if "projector" in available else "backbone"]
-    names = [name.strip() for name in asked.split(",") if name.strip()]
-    for name in names:
-        if name not in available:
-            raise CheckpointError(
-                f"no layer {name!r} in this checkpoint; it has {', '.join(available)}: "
-                f"use --layer {available[0]}"
-            )
-    return list(dict.fromkeys(names))
-
-
-def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
-    """The recipe that is asked for; for auto that of the method which trained the checkpoint.
-
-    Raises SettingsError for a name or a [recipe] key that is not known.
-    """
-    stats: str = settings.pixel_stats
-    if stats == "auto" and description.pixel_stats != "imagenet":
-        stats = description.pixel_stats
-    name = settings.views
-    if name == "auto" and settings.recipe is None and description.recipe is not None:
-        name = description.recipe
-    return find_recipe(name, stats, settings.recipe)
-
-
-def check_masks(views: Views, description: Description, path: str) -> None:
-    """Raise CheckpointError unless the checkpoint can be embedded under the masks of the views."""
-    rule = views.recipe.masks
-    if rule is None:
-        return
-    crops = f"{views.recipe.name.removesuffix(' (changed)')}-crop"
-    others = f"--views simclr or {crops}" if crops in RECIPES else "--views simclr"
-    origin = f"{path or description.arch}: "
-    if rule.rule not in description.masks:
-        takes = f"takes {', '.join(description.masks)} masks" if description.masks else "takes none"
-        raise CheckpointError(
-            f"{origin}the {description.arch} {takes}, the views {views.recipe.name} have "
-            f"{rule.rule} masks; choose other views, such as {others}"
-        )
-    try:
-        views.masks([0])
-    except SettingsError as error:  # of this checkpoint's grid of patches
-        raise CheckpointError(f"{origin}{error}, or other views, such as {others}") from error
-
-
-def layer_reason(asked: str, available: Sequence[str]) -> str | None:
-    """Why another layer than the projector was chosen, None if nothing need be said."""
-    if asked != "auto" or "projector" in available:
-        return None
-    return "holds no projector, so the backbone is embedded"
 
 
 def _image_size(settings: SampleSettings, natural: int | None, samples: Samples) -> int:

@@ -107,8 +107,8 @@ def _changed_masks(base: MaskRule | None, asked: Any) -> MaskRule | None:
     if name is None:
         raise SettingsError(f"[recipe.masks] a table without a rule; known: {', '.join(RULES)}")
     if name not in RULES:
-        known = nearest(str(name), ["none", *RULES])
-        raise SettingsError(f"[recipe.masks] unknown masks {name!r}; {known}")
+        hint = nearest(str(name), ["none", *RULES])
+        raise SettingsError(f"[recipe.masks] unknown masks {name!r}; {hint}")
     rule = RULES[name]
     known = [field.name for field in dataclasses.fields(rule)]
     for key in table:
