@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lidar_cli.views.hashes import Bools, Ints
 from lidar_cli.views.recipes import Interpolation
-from lidar_cli.views.sums import moved, turned, weighted_rows
+from lidar_cli.views.sums import moved, weighted_rows
 
 SUPPORT = {"bilinear": 1, "bicubic": 2}  # reach of the filters below, in output pixels
 PIECE = 64  # pixels of a column that are read together: what a box does not touch is left alone
@@ -109,8 +109,10 @@ def resample(
     x = index[:n].view(n, 1, size, 1, -1) * pieces  # [N, 1, S, 1, T]
     narrow = weighted_rows(
         sources.table, first + channel * plane + piece + x, weight[:n].view(n, 1, size, 1, -1)
-    )  # [N, 3, S, pieces, PIECE]
-    table = turned(narrow.view(n, 3, size, -1))  # [N, 3, rows of the pieces, S]
+    )  # [N, 3, S, pieces, PIECE]; h' of their rows
+    table = (
+        narrow.view(n, 3, size, -1).transpose(2, 3).contiguous()
+    )  # [N, 3, rows of the pieces, S]
     y = index[n:].view(n, 1, size, -1) - PIECE * low.view(n, 1, 1, 1)  # [N, 1, S, T]
     start = torch.arange(3 * n, device=device).view(n, 3, 1, 1) * table.shape[2]
     small = weighted_rows(table.view(-1, size), start + y, weight[n:].view(n, 1, size, -1))

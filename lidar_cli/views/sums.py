@@ -29,11 +29,6 @@ def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return sums.view(*index.shape[:-1], table.shape[1])
 
 
-def turned(planes: Tensor) -> Tensor:
-    """Planes [..., h, w] with rows for columns: [..., w, h], contiguous."""
-    return planes.transpose(-1, -2).contiguous()
-
-
 def moved(arrays: Sequence[npt.NDArray[np.generic]], device: torch.device) -> list[Tensor]:
     """The host's numbers in double precision on a device, in one transfer that none waits for."""
     flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float64))
