@@ -64,7 +64,7 @@ def make_views(
         for views, x in boxes:
             recolour(x, p, views, recipe.after_crop, recipe)
             finish.put(views, x)
-    return finish.out.unflatten(0, p.top.shape)
+    return finish.out.view(*p.top.shape, *finish.out.shape[1:])
 
 
 def make_clean(
@@ -152,7 +152,7 @@ def _resampled(
         most = CPU_FLOATS
         _keep_freed_memory()
     q = rows.start.shape[1]
-    planes = [image.permute(2, 1, 0) for image in images]  # [3, w, h]
+    planes = [image.permute(2, 1, 0)[None] for image in images]  # [1, 3, w, h]
     pixels = np.asarray([image.numel() for image in images])
     for group in _portions(pixels, most):
         boxes = arrange(np.arange(group.start * q, group.stop * q))
@@ -166,10 +166,8 @@ def _resampled(
             if change is None:
                 source = some // q - first
             else:
-                sources, source = (
-                    Sources.of(_changed(planes, some, q, change)),
-                    np.arange(len(some)),
-                )
+                stacks, source = _changed(planes, some, q, change)
+                sources = Sources.of(stacks)
             x = resample(sources, source, rows.of(some), columns.of(some), size, interpolation)
             yield some, x
 
@@ -187,17 +185,18 @@ def _keep_freed_memory() -> None:
 
 def _changed(
     planes: Sequence[Tensor], boxes: Ints, q: int, change: Callable[[Tensor, Ints], None]
-) -> list[Tensor]:
-    """A changed copy [3, w, h] of its image for each box, images of equal size together."""
-    by_size: dict[torch.Size, list[int]] = {}
-    for k, box in enumerate(boxes.tolist()):
-        by_size.setdefault(planes[box // q].shape, []).append(k)
-    copies: dict[int, Tensor] = {}
-    for places in by_size.values():
-        stack = torch.stack([planes[boxes[k] // q] for k in places]).float().div_(255)
+) -> tuple[list[Tensor], Ints]:
+    """A changed copy of its image for each box [n]: stacks [m, 3, w, h], and its number in them."""
+    sizes = np.asarray([planes[box // q].shape for box in boxes])
+    _, kinds = np.unique(sizes, axis=0, return_inverse=True)
+    kinds = kinds.reshape(-1)  # some versions of NumPy give a column
+    order = np.argsort(kinds, kind="stable")
+    stacks = []
+    for places in np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1):
+        stack = torch.cat([planes[box // q] for box in boxes[places]]).float().div_(255)
         change(stack, boxes[places])
-        copies.update(zip(places, stack, strict=True))
-    return [copies[k] for k in range(len(boxes))]
+        stacks.append(stack)
+    return stacks, np.argsort(order)
 
 
 def _portions(floats: Ints, most: int) -> Iterator[slice]:

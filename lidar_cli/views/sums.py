@@ -34,5 +34,5 @@ def moved(arrays: Sequence[npt.NDArray[np.generic]], device: torch.device) -> li
     flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float64))
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
-    parts = flat.to(device).split([array.size for array in arrays])
+    parts = torch.split(flat.to(device), [array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
