@@ -3,8 +3,8 @@
 All but grey change x in place. Source of the arithmetic: torchvision.transforms.functional on float
 images, unless another is named. Grey, jitter and solarisation also take whole images [N, 3, h, w].
 
-What is written as several steps could be fewer calls that round once (lerp, addcmul): those round
-otherwise at the end of a thread's share of the pixels, so bits would depend on the batch.
+Where a call could do two steps (lerp, addcmul), two calls do them: fused, the last few pixels of a
+thread's share may round otherwise than the rest, and bits would depend on the batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ TINY = 1e-12  # chroma of grey, which has no hue
 def grey(x: Tensor) -> Tensor:
     """Luma [N, 1, S, S] of ITU-R BT.601 with torchvision's rounded weights."""
     r, g, b = torch.split(x, 1, dim=1)
-    return (r * GREY[0]).add_(g * GREY[1]).add_(b * GREY[2])
+    luma = r * GREY[0]
+    part = g * GREY[1]
+    return luma.add_(part).add_(torch.mul(b, GREY[2], out=part))
 
 
 def brightness(x: Tensor, factor: Tensor) -> None:
@@ -35,7 +37,7 @@ def brightness(x: Tensor, factor: Tensor) -> None:
 
 def contrast(x: Tensor, factor: Tensor) -> None:
     """Views scaled about the mean of their grey image; factor [N, 1, 1, 1]."""
-    # Row by row: threads share out the sum of a single view otherwise, and round otherwise.
+    # Row by row, for threads would divide the sum over a single view, and round otherwise.
     mean = grey(x).sum(dim=3, keepdim=True).double().mean(dim=2, keepdim=True).float()
     x.mul_(factor).add_(mean.div_(x.shape[3]).mul_(1 - factor)).clamp_(0, 1)
 
@@ -51,26 +53,27 @@ def hue(x: Tensor, turn: Tensor) -> None:
 
     H is the hue in circles, low the smallest channel, C the largest less the smallest:
 
-        channel = low + C clip(6 d - 1, 0, 1),   d = distance of H + turn + k to a whole number,
+        channel = low + 6 C clip(d - 1/6, 0, 1/6),   d = distance of H + turn + k to whole numbers,
         k = 1/2, 1/6, -1/6 for R, G, B
 
     Equal to the way back from HSV through its six cases, without the cases.
     """
     r, g, b = torch.split(x, 1, dim=1)
-    high = torch.maximum(r, g)
-    low = torch.minimum(r, g)
+    high, low = torch.maximum(r, g), torch.minimum(r, g)
     torch.maximum(high, b, out=high)
     torch.minimum(low, b, out=low)
     chroma = (high - low).clamp_(min=TINY)
-    # 6 H C, chosen by factors of 0 and 1: `where` takes several times longer.
-    red = torch.eq(r, high, out=torch.empty_like(high))
-    green = torch.eq(g, high, out=torch.empty_like(high))
-    h = (r - g).add_(chroma * 4)
-    h.lerp_((b - r).add_(chroma * 2), green).lerp_(g - b, red)
-    h.div_(chroma * 6).add_(turn + 1)  # positive, for frac
-    third = torch.tensor([1.0, 2 / 3, 1 / 3], device=x.device).view(1, 3, 1, 1)
-    torch.add(h, third, out=x)  # k + 1/2: the distance of z is |frac(z + 1/2) - 1/2|
-    x.frac_().sub_(0.5).abs_().mul_(6).sub_(1).clamp_(0, 1).mul_(chroma).add_(low)
+    # 6 H C, by the channel that is the largest; the factors 0 and 1 choose faster than `where`.
+    h = (r - g).add_(chroma, alpha=4)
+    other = (b - r).add_(chroma, alpha=2)
+    chosen = torch.eq(g, high, out=torch.empty_like(high))
+    h.lerp_(other, chosen)
+    h.lerp_(torch.sub(g, b, out=other), torch.eq(r, high, out=chosen))
+    chroma.mul_(6)
+    h.div_(chroma).add_(turn + 1)  # positive, for frac
+    # With k + 1/2, for the distance of z to whole numbers is |frac(z + 1/2) - 1/2|.
+    torch.add(h, 1 - torch.arange(3, device=x.device).view(3, 1, 1) / 3, out=x)
+    x.frac_().sub_(0.5).abs_().sub_(1 / 6).clamp_(0, 1 / 6).mul_(chroma).add_(low)
 
 
 def solarise(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -81,5 +82,5 @@ def _jitter_steps(parameters: ViewParameters, views: Ints) -> Ints:
 def _runs(values: Ints | Bools) -> Iterator[tuple[slice, int]]:
     """Stretches of equal neighbours, and their value."""
     edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         yield slice(start, stop), int(values[start])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lidar_cli.views.hashes import Bools, Ints
 from lidar_cli.views.recipes import Interpolation
-from lidar_cli.views.sums import moved, turned, weighted_rows
+from lidar_cli.views.sums import moved, weighted_rows
 
 SUPPORT = {"bilinear": 1, "bicubic": 2}  # reach of the filters below, in output pixels
 PIECE = 64  # pixels of a column that are read together: what a box does not touch is left alone
@@ -54,17 +54,19 @@ class Sources:
     pieces: Ints
 
     @staticmethod
-    def of(planes: Sequence[Tensor]) -> Sources:
-        """Of images [3, w, h], uint8 or floats in [0, 1]: columns come one after the other."""
-        width = np.asarray([image.shape[1] for image in planes])
-        pieces = np.asarray([-(-image.shape[2] // PIECE) for image in planes])
+    def of(stacks: Sequence[Tensor]) -> Sources:
+        """Of images in stacks [m, 3, w, h], uint8 or floats in [0, 1], numbered through all."""
+        width = np.concatenate([np.full(len(x), x.shape[2]) for x in stacks])
+        pieces = np.concatenate([np.full(len(x), -(-x.shape[3] // PIECE)) for x in stacks])
         sizes = 3 * width * pieces
-        table = torch.zeros(int(sizes.sum()), PIECE, device=planes[0].device)
-        for image, place in zip(planes, table.split(sizes.tolist()), strict=True):
-            place.view(3, image.shape[1], -1)[..., : image.shape[2]] = image
-        if planes[0].dtype == torch.uint8:
+        first = np.cumsum(sizes) - sizes
+        table = torch.zeros(int(sizes.sum()), PIECE, device=stacks[0].device)
+        counts = [len(x) * 3 * x.shape[2] * -(-x.shape[3] // PIECE) for x in stacks]
+        for stack, place in zip(stacks, torch.split(table, counts), strict=True):
+            place.view(*stack.shape[:3], -1)[..., : stack.shape[3]] = stack
+        if stacks[0].dtype == torch.uint8:
             table.div_(255)
-        return Sources(table, np.cumsum(sizes) - sizes, width, pieces)
+        return Sources(table, first, width, pieces)
 
 
 def floats_of(rows: Axis, size: int) -> Ints:
@@ -109,8 +111,10 @@ def resample(
     x = index[:n].view(n, 1, size, 1, -1) * pieces  # [N, 1, S, 1, T]
     narrow = weighted_rows(
         sources.table, first + channel * plane + piece + x, weight[:n].view(n, 1, size, 1, -1)
-    )  # [N, 3, S, pieces, PIECE]
-    table = turned(narrow.view(n, 3, size, -1))  # [N, 3, rows of the pieces, S]
+    )  # [N, 3, S, pieces, PIECE]; h' of their rows
+    table = (
+        narrow.view(n, 3, size, -1).transpose(2, 3).contiguous()
+    )  # [N, 3, rows of the pieces, S]
     y = index[n:].view(n, 1, size, -1) - PIECE * low.view(n, 1, 1, 1)  # [N, 1, S, T]
     start = torch.arange(3 * n, device=device).view(n, 3, 1, 1) * table.shape[2]
     small = weighted_rows(table.view(-1, size), start + y, weight[n:].view(n, 1, size, -1))

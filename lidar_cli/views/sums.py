@@ -29,15 +29,10 @@ def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return sums.view(*index.shape[:-1], table.shape[1])
 
 
-def turned(planes: Tensor) -> Tensor:
-    """Planes [..., h, w] with rows for columns: [..., w, h], contiguous."""
-    return planes.transpose(-1, -2).contiguous()
-
-
 def moved(arrays: Sequence[npt.NDArray[np.generic]], device: torch.device) -> list[Tensor]:
     """The host's numbers in double precision on a device, in one transfer that none waits for."""
     flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float64))
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)
-    parts = flat.to(device).split([array.size for array in arrays])
+    parts = torch.split(flat.to(device), [array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
