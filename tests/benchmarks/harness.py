@@ -126,9 +126,9 @@ def versions():
 
 
 def report(lines, device="cpu", results=RESULTS):
-    """Print each line as it comes; then write a CSV for each row and precision met.
+    """Print each line as it comes, and keep a CSV for each row and precision, a line a comparison.
 
-    ROW-MACHINE-VERSIONS-PRECISION.csv, one line a comparison.
+    ROW-MACHINE-VERSIONS-PRECISION.csv, replaced after every line: hours may lie between two.
     """
     found = {}
     for line in lines:
@@ -136,16 +136,19 @@ def report(lines, device="cpu", results=RESULTS):
             print(f"{line.row}: skipped: {line.reason}", flush=True)
             continue
         _print(line)
-        found.setdefault((line.row, line.precision), []).append(line.cells())
-    for (row, precision), cells in found.items():
-        path = results / f"{row}-{machine(device)}-{versions()}-{precision}.csv"
-        partial = path.with_suffix(f".{os.getpid()}")
-        with partial.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(cells)
-        partial.replace(path)
-        print(f"wrote {path}")
+        cells = found.setdefault((line.row, line.precision), [])
+        cells.append(line.cells())
+        name = f"{line.row}-{machine(device)}-{versions()}-{line.precision}.csv"
+        _write(results / name, cells)
+
+
+def _write(path, cells):
+    partial = path.with_suffix(f".{os.getpid()}")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(cells)
+    partial.replace(path)
 
 
 def _print(line):

@@ -11,8 +11,18 @@ import tempfile
 from pathlib import Path
 
 import harness
+from bench_lidar import bench_lidar, bench_reptrix
+from bench_pass import bench_pass
+from bench_process import bench_memory, bench_start
 
-ROWS = {}  # name -> function of (device, a folder for its files), yielding harness.Line
+# Each yields harness.Line or Skipped, given the device and a folder for its files.
+ROWS = {
+    "lidar": bench_lidar,
+    "reptrix": bench_reptrix,
+    "pass": bench_pass,
+    "memory": bench_memory,
+    "start": bench_start,
+}
 
 
 def main():
