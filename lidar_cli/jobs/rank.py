@@ -34,6 +34,7 @@ class Ranking:
 
     directory: str
     by: Metric
+    level: float  # of the intervals and of the test that names ties
     data: str
     groups: tuple[Group, ...]
     skipped: tuple[Left, ...] = ()
@@ -118,6 +119,7 @@ class _Job:
         return Ranking(
             directory=str(self.directory),
             by=by,
+            level=self.settings.confidence,
             data=", ".join(sorted({str(told.get("data")) for _, told in self.scored})),
             groups=groups,
             skipped=tuple(self.found.skipped),
