@@ -72,9 +72,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     draw = Views.views
 
-    def views(self: Views, images: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+    def views(
+        self: Views, images: Sequence[Tensor], samples: Sequence[int], **more: Any
+    ) -> Tensor:
         seen.extend(samples)
-        return draw(self, images, samples)
+        return draw(self, images, samples, **more)
 
     monkeypatch.setattr(Views, "views", views)
     return seen
