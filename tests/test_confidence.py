@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.confidence import confidence, quantile, ties, without_interval
-from lidar_cli.jobs.score import Score, score_file
+from lidar_cli.jobs.score import score_file
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.settings import ScoreSettings
 
 N, Q, D = 60, 3, 6

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.confidence import Interval
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.report.numbers import console, print_columns, text_of
 from lidar_cli.report.sure import between, with_reach
 
