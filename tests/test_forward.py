@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from lidar_cli.checkpoints import open_checkpoint, wrap_module
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.jobs.batch_size import MARGIN, at_size_that_fits, samples_that_fit
 from lidar_cli.jobs.extract import extract_checkpoint
+from lidar_cli.jobs.plan import identity
 from lidar_cli.jobs.score import score_file
 from lidar_cli.settings import ExtractSettings, ScoreSettings
 
@@ -164,3 +166,22 @@ def test_a_module_of_ones_own_is_not_compiled(tmp_path: Path) -> None:
     images = image_folder(tmp_path / "images", 4)
     with pytest.raises(SettingsError, match="compile a module of your own where you make it"):
         extract(network(), str(images), tmp_path / "a.h5", n_samples=4, compile=True)
+
+
+def test_a_compiled_backbone_embeds_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    checkpoint(tmp_path / "a.pt", widths=(4, 4, 4, 4))
+    folder = image_folder(tmp_path / "images", 3)
+    settings = ExtractSettings(
+        data=str(folder), n_samples=3, n_views=2, image_size=16, device="cpu", batch_size=2
+    )
+    found = []
+    for name, compiled in (("plain", False), ("compiled", True)):
+        asked = replace(settings, compile=compiled, output=tmp_path / f"{name}.h5")
+        with h5py.File(extract_checkpoint(tmp_path / "a.pt", asked).path) as file:
+            found.append(file["embeddings/projector/views"][:])
+            told = json.loads(file.attrs["provenance"])
+        assert told.get("compiled", False) == compiled
+    assert not np.array_equal(*found), "no other kernels ran"
+    assert np.abs(found[1] - found[0]).max() < 1e-5 * np.abs(found[0]).max()
+    assert identity(told) == identity({**told, "compiled": False})
