@@ -47,9 +47,7 @@ def influences(z: Tensor, name: str) -> Tensor:
     if reads == "lda":
         return lda(z, {name}).influences(z)[:, 0]
     if name == "rankme":
-        of = influence.gram_influence(
-            rows_of(z), lambda e: gradients.of_gram(e, EPSILON, "rankme")
-        )
+        of = influence.gram_influence(rows_of(z), lambda e: gradients.of_gram(e, EPSILON, "rankme"))
         return of.influences(z[:, :1])[:, 0]
     if name == "rankme_augmented":
         of = influence.augmented_influence(
@@ -190,7 +188,10 @@ def numeric(function: Callable[[Tensor], float], at: Tensor) -> Tensor:
             lambda s: metrics.effective_rank(s, EPSILON),
             lambda s: gradients.effective_rank(s, EPSILON),
         ),
-        (lambda s: metrics.rankme_from_spectrum(s, EPSILON), lambda s: gradients.rankme(s, EPSILON)),
+        (
+            lambda s: metrics.rankme_from_spectrum(s, EPSILON),
+            lambda s: gradients.rankme(s, EPSILON),
+        ),
         (
             lambda s: metrics.noise_fraction(s, 50, 3),
             lambda s: gradients.noise_fraction(s, 50, 3),
@@ -212,7 +213,9 @@ def numeric(function: Callable[[Tensor], float], at: Tensor) -> Tensor:
 def test_derivatives_are_those_of_the_metrics(
     function: Callable[[Tensor], float], derivative: Callable[[Tensor], Tensor]
 ) -> None:
-    torch.testing.assert_close(derivative(SPECTRUM), numeric(function, SPECTRUM), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        derivative(SPECTRUM), numeric(function, SPECTRUM), rtol=1e-6, atol=1e-8
+    )
 
 
 def test_the_corrected_readings_go_through_the_floor() -> None:
