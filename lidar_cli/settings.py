@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from lidar_cli.errors import SettingsError
 
@@ -28,6 +28,7 @@ EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first
 
 Count = Annotated[int, Ge(1)]
 Constant = Annotated[float, Ge(0), Lt(float("inf"))]
+Level = Annotated[float, Gt(0), Lt(1)]
 
 
 def setting(default: Any, *flags: str, help: str) -> Any:
@@ -141,6 +142,9 @@ class ModelSettings(DeviceSettings, FormatSettings):
     precision: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", "--precision", help="Of the forward pass (autocast)."
     )
+    compile: bool = setting(
+        False, "--compile", help="Let torch compile the backbone: worth it for many samples."
+    )
     storage: Literal["float32", "float16"] = setting(
         "float32", "--storage", help="Number format of the stored embeddings."
     )
@@ -170,7 +174,7 @@ class MetricSettings:
     normalize: bool = setting(
         False, "--normalize", help="Scale every embedding to unit length first."
     )
-    memory: str = setting("64MB", "--memory", help="Size of the chunks that are read.")
+    memory: str = setting("64MB", "--memory", help="Size of the chunks in memory, all together.")
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,11 @@ class ScoreSettings(MetricSettings, DeviceSettings):
         "--views-per-sample",
         help="q, for a 2-D array whose rows are the views of sample 0, then 1, ...",
     )
+    confidence: Level | None = setting(
+        None,
+        "--confidence",
+        help="Add intervals over samples at this level, such as 0.95; reads the file twice.",
+    )
 
 
 @dataclass(frozen=True)
@@ -197,7 +206,21 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings):
     cache: Path | None = setting(
         None, "--cache", help="Where extracted features are kept [default: DIR/.lidar]."
     )
+    store: bool = setting(
+        True,
+        "--store",
+        help="Keep the embeddings of each checkpoint in the cache [default]; without, only scores.",
+    )
+    view_memory: str = setting(
+        "auto",
+        "--view-memory",
+        help="Main memory for views that several checkpoints share, such as 8GB; what exceeds it "
+        "goes to a scratch file in the cache; 0 draws them for each [auto: a quarter of the free].",
+    )
     top: Count | None = setting(None, "--top", help="Print the best K only.")
+    confidence: Level = setting(
+        0.95, "--confidence", help="Level of the intervals, and of the test that names ties."
+    )
 
 
 @dataclass(frozen=True)

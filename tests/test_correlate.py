@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lidar_cli.jobs.correlate import Correlation, correlate
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 
 
 def score(**metrics: float | None) -> Score:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 
 
 @dataclass(frozen=True)

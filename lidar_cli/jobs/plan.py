@@ -46,11 +46,15 @@ class Plan:
 def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     """The part of a provenance that says what the embeddings mean, as JSON gives it back.
 
-    Batch size, device and library versions change rounding only, and paths nothing: the checkpoint
-    and the samples are known by their content. Our own version stays, since it may change a view.
+    Batch size, device, compiler and library versions change rounding only, and paths nothing: the
+    checkpoint and the samples are known by their content. Our own version stays, since it may
+    change a view.
     """
     told: dict[str, Any] = json.loads(json.dumps(provenance))
-    for name in ("checkpoint", "data", "assumptions", "layer_reason", "batch_size", "device"):
+    for name in (
+        *("checkpoint", "data", "assumptions", "layer_reason"),
+        *("batch_size", "device", "compiled"),
+    ):
         told.pop(name, None)
     versions = told.pop("versions", None)
     if isinstance(versions, dict):
@@ -165,6 +169,8 @@ def make_plan(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
     }
+    if settings.compile:
+        provenance["compiled"] = True
     return Plan(
         views=views,
         layout=Layout(widths, n, q, clean, settings.storage),
