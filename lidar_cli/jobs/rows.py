@@ -70,7 +70,8 @@ def stored(embeddings: Embeddings, index: Tensor) -> Rows:
             wanted.tensor_split(begins), place.tensor_split(begins), strict=True
         ):
             first = int(run[0])
-            out[places] = read(first, int(run[-1]) + 1)[run - first].float()
+            found = read(first, int(run[-1]) + 1).index_select(0, run - first)
+            out.index_copy_(0, places, found.float())
         return out
 
     return Rows(len(index), embeddings.shape[2], chunks, gather)
