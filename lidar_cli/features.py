@@ -12,6 +12,7 @@ when every sample is done: a file under its final name is complete. Nothing else
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -166,9 +167,9 @@ class FeatureWriter:
         try:
             for layer, rows in clean.items():
                 group = self._file["embeddings"][layer]
-                numbers = group["clean"].dtype
-                stored_clean = _as_numbers(rows, numbers, layer, first)
-                stored_views = _as_numbers(views[layer], numbers, layer, first)
+                storage = group["clean"].dtype.name
+                stored_clean = as_numbers(rows, storage, layer, first).cpu().numpy()
+                stored_views = as_numbers(views[layer], storage, layer, first).cpu().numpy()
                 if len(stored_views):
                     group["views"][first : first + len(stored_views)] = stored_views
                 group["clean"][first:last] = stored_clean
@@ -196,6 +197,11 @@ class FeatureWriter:
         check_absent(self.path, self._overwrite, partial_too=False)
         self._partial.replace(self.path)
         return self.path
+
+    def discard(self) -> None:
+        """Give up what was written: close and remove NAME.partial."""
+        _close(self._file)
+        self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> FeatureWriter:
         return self
@@ -233,6 +239,28 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
             f"{partial_path(path)}: an interrupted run is here; "
             "continue it with --resume, or start anew with --overwrite"
         )
+
+
+def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
+    """Embeddings [c, ...] of samples first, first + 1, ... as a file of that storage holds them.
+
+    Raises DegenerateFeatures if one is not finite, or overflows float16.
+    """
+    values = rows.detach().float()
+    finite = values.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        at = first + int((~finite).nonzero()[0])
+        raise DegenerateFeatures(
+            f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
+            "check the checkpoint, or try --precision float32"
+        )
+    most = torch.finfo(torch.float16).max
+    if storage == "float16" and len(values) and values.abs().max() > most:
+        raise DegenerateFeatures(
+            f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
+            "(at most 65504); use --storage float32"
+        )
+    return values.to(getattr(torch, storage))
 
 
 def is_hdf5(path: Path) -> bool:
@@ -327,6 +355,7 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
         _stored(path, group["clean"]),
         provenance=provenance,
         verify=verify,
+        content=hashlib.sha256(checksums.tobytes()).hexdigest(),
     )
 
 
@@ -439,23 +468,6 @@ def _create(group: h5py.Group, name: str, shape: tuple[int, ...], numbers: Any) 
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(numbers))
     h5py.h5d.create(group.id, name.encode(), kind, space, properties)
-
-
-def _as_numbers(rows: Tensor, numbers: np.dtype, layer: str, first: int) -> np.ndarray:
-    values = rows.detach().float()
-    finite = values.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        at = first + int((~finite).nonzero()[0])
-        raise DegenerateFeatures(
-            f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
-            "check the checkpoint, or try --precision float32"
-        )
-    if numbers == np.float16 and len(values) and values.abs().max() > np.finfo(np.float16).max:
-        raise DegenerateFeatures(
-            f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
-            "(at most 65504); use --storage float32"
-        )
-    return np.ascontiguousarray(values.cpu().numpy().astype(numbers))
 
 
 _NOTHING = np.empty((0, 0, 0), np.float32)

@@ -29,6 +29,7 @@ EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first
 Count = Annotated[int, Ge(1)]
 Constant = Annotated[float, Ge(0), Lt(float("inf"))]
 Positive = Annotated[float, Gt(0), Lt(float("inf"))]
+Level = Annotated[float, Gt(0), Lt(1)]
 
 
 def setting(default: Any, *flags: str, help: str) -> Any:
@@ -71,7 +72,8 @@ class SampleSettings:
         "auto",
         "--views",
         help="View recipe: auto, simclr, simclr-google, simclr-vissl, vicreg, barlow, dino, "
-        "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, data2vec, data2vec2, identity.",
+        "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, ijepa-crop, data2vec, data2vec-crop, "
+        "data2vec-fairseq, data2vec2, data2vec2-crop, identity.",
     )
     recipe: dict[str, Any] | None = setting(
         None, help="[recipe] table of a TOML file: `base` and the constants to change in it."
@@ -187,6 +189,11 @@ class ScoreSettings(MetricSettings, DeviceSettings):
         "--views-per-sample",
         help="q, for a 2-D array whose rows are the views of sample 0, then 1, ...",
     )
+    confidence: Level | None = setting(
+        None,
+        "--confidence",
+        help="Add intervals over samples at this level, such as 0.95; reads the file twice.",
+    )
 
 
 @dataclass(frozen=True)
@@ -198,6 +205,9 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings):
         None, "--cache", help="Where extracted features are kept [default: DIR/.lidar]."
     )
     top: Count | None = setting(None, "--top", help="Print the best K only.")
+    confidence: Level = setting(
+        0.95, "--confidence", help="Level of the intervals, and of the test that names ties."
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import COMMANDS, ExtractSettings, RankSettings, ScoreSettings, resolve
 from lidar_cli.views import Recipe, find_recipe, recipe_for
+from lidar_cli.views.mask_rules import RULES, Blocks, InverseBlocks, MultiBlock
 from lidar_cli.views.methods import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -36,16 +37,31 @@ PUBLISHED = {
     "swav": (0.14, LINEAR, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
     "dino": (0.4, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
     "dinov2": (0.32, CUBIC, 0.5, BYOL, 0.8, 0.2, (0.0, 0.9), (0, 0.2), BYOL_ORDER),
-    "ijepa": (0.3, LINEAR, 0.0, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop"),
-    "data2vec": (0.08, CUBIC, 0.5, (0.4, 0.4, 0.4, 0.0), 1.0, 0, (0, 0), (0, 0),
-                 "jitter flip crop"),
-    "data2vec2": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
+    "ijepa-crop": (0.3, LINEAR, 0.0, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop"),
+    "data2vec-crop": (0.08, CUBIC, 0.5, (0.4, 0.4, 0.4, 0.0), 1.0, 0, (0, 0), (0, 0),
+                      "jitter flip crop"),
+    "data2vec2-crop": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
     "mae": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
 }  # fmt: skip
 PILLOW_BLUR = {"simclr-vissl", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "dino"}
 GLOBAL_CROPS = {"swav", "dino", "dinov2"}
 LINEAR_EVALUATION = {
-    "simclr-vissl", "moco-v1", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "ijepa",
+    "simclr-vissl", "moco-v1", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "ijepa-crop",
+}  # fmt: skip
+# Those whose views are the clean image under masks, with all constants of the rule.
+MASKED = {
+    "ijepa": {
+        "rule": "multi-block", "targets": 4, "target_scale": [0.15, 0.2],
+        "target_ratio": [0.75, 1.5], "context_scale": [0.85, 1.0], "context_ratio": [1.0, 1.0],
+        "min_keep": 10, "batch": 128,
+    },
+    "data2vec": {
+        "rule": "blocks", "masked": 120 / 196, "smallest": 16, "ratio": [0.3, 1 / 0.3],
+    },
+    "data2vec-fairseq": {
+        "rule": "blocks", "masked": 75 / 196, "smallest": 16, "ratio": [0.3, 1 / 0.3],
+    },
+    "data2vec2": {"rule": "inverse-blocks", "masked": 0.8, "adjust": 0.07, "side": 3},
 }  # fmt: skip
 
 
@@ -75,11 +91,24 @@ def test_a_recipe_has_the_constants_of_its_repository(name):
     assert recipe.clean_crop == ("before" if name == "simclr-google" else "after")
     assert recipe.clean_interpolation == (LINEAR if name in LINEAR_EVALUATION else CUBIC)
     assert recipe.crops == ("global" if name in GLOBAL_CROPS else "all")
+    assert recipe.masks is None
     assert recipe.fault() is None
 
 
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_recipe_has_the_constants_of_its_repository(name):
+    """The clean image, and the very pixel statistics and interpolation of the crops."""
+    recipe = find_recipe(name, "auto")
+    assert recipe.describe()["masks"] == MASKED[name]
+    assert recipe.crop_scale is None
+    assert recipe.fault() is None
+    crops = RECIPES.get(f"{name}-crop", RECIPES["data2vec-crop"])
+    for constant in ("mean", "std", "clean_resize", "clean_crop", "clean_interpolation"):
+        assert getattr(recipe, constant) == getattr(crops, constant)
+
+
 def test_the_table_holds_every_recipe():
-    assert set(PUBLISHED) | {"identity"} == set(RECIPES)
+    assert set(PUBLISHED) | set(MASKED) | {"identity"} == set(RECIPES)
     assert find_recipe("barlow", "auto") == dataclasses.replace(
         find_recipe("vicreg", "auto"), name="barlow"
     )
@@ -130,13 +159,23 @@ def test_a_description_gives_the_recipe_back(name):
     assert told == RECIPES[name].describe()
     assert set(told) == {f.name for f in dataclasses.fields(Recipe)}
     as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+    if told["masks"] is not None:
+        masks = {k: tuple(v) if isinstance(v, list) else v for k, v in told["masks"].items()}
+        as_tuples["masks"] = RULES[masks["rule"]](**masks)
     assert Recipe(**as_tuples) == RECIPES[name]
-    if name != "identity":  # TOML has no null for its crop_scale
+    if told["crop_scale"] is not None:  # for which TOML has no null
         table = {k: v for k, v in told.items() if k not in ("name", "crops") and v is not None}
         base = "dinov2" if told["blur_kernel"] else "dino"
         again = find_recipe("auto", "auto", {"base": base, **table})
         changes = {"name": name, "crops": told["crops"]}
         assert dataclasses.replace(again, **changes) == RECIPES[name]
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_description_of_masks_gives_them_back(name):
+    masks = json.loads(json.dumps(RECIPES[name].describe()["masks"]))
+    again = find_recipe("auto", "auto", {"base": "identity", "masks": masks})
+    assert again.masks == RECIPES[name].masks
 
 
 def configured(tmp_path: Path, text: str, cls: type = ExtractSettings) -> Recipe:
@@ -173,6 +212,45 @@ def test_a_recipe_is_changed_in_toml_parameter_by_parameter(tmp_path, cls):
     assert recipe == expected
     assert recipe.describe()["crop_scale"] == [0.2, 1.0]
     assert json.loads(json.dumps(recipe.describe())) == recipe.describe()
+
+
+MASKS_CHANGED = """
+[recipe]
+base = "ijepa"
+crop_scale = [0.3, 1.0]
+[recipe.masks]
+targets = 2
+min-keep = 4
+"""
+
+
+def test_masks_are_changed_in_toml_parameter_by_parameter(tmp_path):
+    recipe = configured(tmp_path, MASKS_CHANGED)
+    assert recipe.name == "ijepa (changed)"
+    assert recipe.crop_scale == (0.3, 1.0)
+    assert recipe.describe()["masks"] == MASKED["ijepa"] | {"targets": 2, "min_keep": 4}
+    crops = dataclasses.replace(RECIPES["ijepa-crop"], masks=MultiBlock(), name="")
+    both = configured(tmp_path, '[recipe]\nbase = "ijepa-crop"\nmasks = "multi-block"')
+    assert dataclasses.replace(both, name="") == crops
+    both = configured(tmp_path, '[recipe]\nbase = "ijepa"\ncrop_scale = [0.3, 1]')
+    assert dataclasses.replace(both, name="") == crops
+
+
+@pytest.mark.parametrize(
+    ("text", "masks"),
+    [
+        ('base = "data2vec"\nmasks = "none"', None),
+        ('base = "data2vec"\nmasks = "blocks"', Blocks()),
+        ('base = "data2vec-fairseq"\nmasks = { smallest = 8 }', Blocks(masked=75 / 196, smallest=8)),
+        ('base = "data2vec"\nmasks = { rule = "inverse-blocks" }', InverseBlocks()),
+        ('base = "simclr"\nmasks = { rule = "blocks", masked = 0.5 }', Blocks(masked=0.5)),
+    ],
+)
+def test_masks_are_named_or_set(tmp_path, text, masks):
+    recipe = configured(tmp_path, f"[recipe]\n{text}")
+    assert recipe.masks == masks
+    changed = masks != RECIPES[recipe.name.removesuffix(" (changed)")].masks
+    assert recipe.name.endswith("(changed)") is changed
 
 
 def test_the_base_is_the_tables_or_that_of_views(tmp_path):
@@ -220,6 +298,22 @@ def test_pixel_statistics_win_over_a_table_only_if_named(tmp_path):
         ('order = ["blur", "crop", "flip", "jitter", "grey"]', "blur comes after crop"),
         ('order = ["crop", "gray"]', r"\[recipe\] order = .*: input should be 'crop', 'flip'"),
         ('base = "identity"\nflip = 0.5', r"flip without crop_scale; \[1, 1\] is the whole image"),
+        ('masks = "block"', r"\[recipe.masks\] unknown masks 'block'; did you mean blocks\?"),
+        ("masks = 3", r"\[recipe\] masks = 3: expected the name of a rule, or a table"),
+        ("masks = {}", r"\[recipe.masks\] a table without a rule; known: blocks, inverse-blocks"),
+        ("masks.rule = 3", r"\[recipe.masks\] unknown masks 3"),
+        ('masks = { rule = "none", side = 3 }', "unknown masks 'none'"),
+        ('base = "ijepa"\nmasks.target_scal = [0.1, 0.2]',
+         r"unknown key 'target_scal' in \[recipe.masks\]; did you mean target_scale\?"),
+        ('base = "ijepa"\nmasks.side = 3', r"unknown key 'side' in \[recipe.masks\]; known: batch"),
+        ('base = "ijepa"\nmasks.targets = 0',
+         r"\[recipe.masks\] targets = 0: input should be greater than or equal to 1"),
+        ('base = "ijepa"\nmasks.target_scale = [0.2, 0.1]',
+         r"\[recipe.masks\] target_scale = \[0.2, 0.1\]: the lower end comes first"),
+        ('base = "ijepa"\nmasks.target_ratio = [0.7]', r"target_ratio = \[0.7\]: field required"),
+        ('base = "data2vec"\nmasks.masked = 120', r"masked = 120: input should be less than 1"),
+        ('base = "data2vec"\nmasks.ratio = [nan, 1.0]', "ratio = .*finite|greater than 0"),
+        ('base = "data2vec2"\nmasks.side = 1.5', r"\[recipe.masks\] side = 1.5: .*integer"),
     ],
 )
 def test_a_mistake_in_a_table_is_named(tmp_path, table, message):
@@ -249,7 +343,8 @@ def test_every_sample_configuration_loads(path, command):
     values = resolve(COMMANDS[command], {}, config=path, environment={}).values
     if command != "score":
         assert values.data == "imagenet/"
-        assert find_recipe(values.views, values.pixel_stats, values.recipe).crop_scale is not None
+        recipe = find_recipe(values.views, values.pixel_stats, values.recipe)
+        assert recipe.crop_scale is not None or recipe.masks is not None
 
 
 @pytest.mark.parametrize(
@@ -265,6 +360,7 @@ def test_the_papers_methods_have_its_numbers(method, n, q):
     assert values.pixel_stats == "auto"
     # The change that it shows in comments is a valid one.
     before, shown = path.read_text().split("# [recipe]\n")
-    table = tomllib.loads("\n".join(line.removeprefix("# ") for line in shown.splitlines()))
+    shown = "\n".join(line.removeprefix("# ") for line in shown.splitlines())
+    table = tomllib.loads(f"[recipe]\n{shown}")["recipe"]
     assert find_recipe(values.views, "auto", table).name == f"{method} (changed)"
     tomllib.loads(before + "[recipe]\n")

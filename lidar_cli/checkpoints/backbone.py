@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.spec import FoundBackbone, Spec, title
+from lidar_cli.views.masked import Mask
 
-__all__ = ["Backbone", "FoundBackbone", "Spec", "title"]
+__all__ = ["Backbone", "FoundBackbone", "MaskedBackbone", "Spec", "title"]
 
 
 class Backbone(nn.Module):
@@ -25,3 +26,25 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width]."""
         raise NotImplementedError
+
+
+class MaskedBackbone(Backbone):
+    """One that can be embedded under masks: its embedding is a mean of patch tokens.
+
+    patch: side of a patch in pixels.
+    """
+
+    patch: int
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a mask token stands where patches are hidden; else they are left out."""
+        return False
+
+    def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
+        """Tokens [b, N, width] of the patches, by rows, or [b, K, width] of those that are seen."""
+        raise NotImplementedError
+
+    def finish(self, mean: Tensor) -> Tensor:
+        """The embedding [b, width] whose mean of patch tokens is given."""
+        return mean

@@ -7,9 +7,9 @@ serves all blocks, or each has its own after fine-tuning. Queries and values hav
 The number of heads is the table's second axis. `relative_position_index` follows from the grid.
 
 data2vec's student regresses lm_head(norm(tokens)) at masked patches to `target` of the teacher, who
-sees all. The embedding is the mean of the patch tokens after the norm, or before `fc_norm`; lm_head
-is linear, so that of the mean is the mean of it. This file needs no torch; the module is in
-beit_module.py.
+sees all. The embedding is the mean of the patch tokens after the norm, or before `fc_norm`, under a
+mask of the masked ones alone; lm_head is linear, so that of the mean is the mean of it. This file
+needs no torch; the module is in beit_module.py.
 
 Sources: Bao et al. 2021 (BEiT); Baevski et al. 2022 (data2vec).
 """
@@ -90,6 +90,10 @@ class BeitSpec:
         """The number of heads, where it is the usual one for the width."""
         usual = f"{self.heads} attention heads, as usual for width {self.width}"
         return () if self.heads_known else (usual,)
+
+    def masks(self, teacher: bool) -> tuple[str, ...]:
+        """data2vec's, if it is a teacher's or has the token that stands where it masks."""
+        return ("blocks",) if teacher or self.mask_token else ()
 
 
 def spec(

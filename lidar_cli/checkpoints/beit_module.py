@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lidar_cli.checkpoints.backbone import Backbone
+from lidar_cli.checkpoints.backbone import MaskedBackbone
 from lidar_cli.checkpoints.beit import EXTRA, TABLE, BeitSpec
 from lidar_cli.checkpoints.positions import resample
 from lidar_cli.checkpoints.vit import grid_of
 from lidar_cli.errors import CheckpointError
+from lidar_cli.views.masked import Mask
 
 TARGETS = 6  # blocks of which data2vec averages the outputs, at depth 12 and 24
 
@@ -29,7 +30,7 @@ def build(spec: BeitSpec) -> Beit:
     return model
 
 
-class Beit(Backbone):
+class Beit(MaskedBackbone):
     """timm's Beit, with the inputs and the targets of data2vec."""
 
     def __init__(self, spec: BeitSpec) -> None:
@@ -150,6 +151,21 @@ class Beit(Backbone):
         tokens: Tensor = self.model.norm(self.blocks(images, masked)[-1])
         return tokens
 
+    @property
+    def replaces(self) -> bool:
+        """Always."""
+        return True
+
+    def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
+        """Tokens [b, N, width] of all patches; at hidden ones, what lm_head takes in training."""
+        masked = None if mask is None else mask.compared > 0
+        return self.tokens(images, masked)[:, 1:]
+
+    def finish(self, mean: Tensor) -> Tensor:
+        """After `fc_norm`, where there is one."""
+        embedding: Tensor = self.model.fc_norm(mean)
+        return embedding
+
     def target(self, images: Tensor, first: int | None = None) -> Tensor:
         """What data2vec's teacher gives, [b, 1 + N, width], for the unmasked images.
 
@@ -165,8 +181,7 @@ class Beit(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
-        embeddings: Tensor = self.model.fc_norm(self.tokens(images)[:, 1:].mean(dim=1))
-        return embeddings
+        return self.finish(self.patch_tokens(images).mean(dim=1))
 
 
 def _table(table: Tensor, old: int, new: int) -> Tensor:

@@ -79,6 +79,10 @@ class Data2Vec2Spec:
         usual = f"{self.heads} attention heads, as usual for width {self.width}"
         return () if self.heads_known else (usual,)
 
+    def masks(self, teacher: bool) -> tuple[str, ...]:
+        """Those of its training."""
+        return ("inverse-blocks",)
+
 
 def spec(
     shapes: Mapping[str, tuple[int, ...]],

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.backbone import Backbone
+from lidar_cli.checkpoints.backbone import MaskedBackbone
 from lidar_cli.checkpoints.data2vec2 import Data2Vec2Spec
 from lidar_cli.checkpoints.positions import resample
 from lidar_cli.checkpoints.vit import grid_of
 from lidar_cli.checkpoints.vit_module import take
+from lidar_cli.views.masked import Mask
 
 
 def build(spec: Data2Vec2Spec) -> Data2Vec2:
@@ -52,7 +53,7 @@ class Patches(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-class Data2Vec2(Backbone):
+class Data2Vec2(MaskedBackbone):
     """Patches, positions, extra tokens, and post-norm blocks."""
 
     extra_tokens: Tensor | None
@@ -99,7 +100,11 @@ class Data2Vec2(Backbone):
         tokens: Tensor = self.blocks(self.context(self.norm(x)))
         return tokens
 
+    def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
+        """Tokens [b, K, width] of the patches that are seen, without the extra ones."""
+        extra = 0 if self.extra_tokens is None else self.extra_tokens.shape[1]
+        return self.tokens(images, None if mask is None else mask.seen)[:, extra:]
+
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
-        extra = 0 if self.extra_tokens is None else self.extra_tokens.shape[1]
-        return self.tokens(images)[:, extra:].mean(dim=1)
+        return self.patch_tokens(images).mean(dim=1)

@@ -12,9 +12,16 @@ from typing import Any
 from lidar_cli.checkpoints import heads
 from lidar_cli.checkpoints.containers import StateDict, candidates, clean
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, backbone_of
-from lidar_cli.checkpoints.formats import FORMATS, Branch, Format, Head
+from lidar_cli.checkpoints.formats import FORMATS, Branch, Format, Head, TokenPredictor
 from lidar_cli.checkpoints.formats.format import renamed
-from lidar_cli.checkpoints.found import Description, Found, FoundHead, describe, original_prefix
+from lidar_cli.checkpoints.found import (
+    Description,
+    Found,
+    FoundHead,
+    describe,
+    original_prefix,
+    take_predictor,
+)
 from lidar_cli.checkpoints.generic import take_noise
 from lidar_cli.checkpoints.lazy import is_tensor
 from lidar_cli.checkpoints.spec import FoundBackbone, Spec
@@ -97,21 +104,32 @@ def match(path: Path, tree: Mapping[str, Any], name: str = "auto") -> Match | No
     return best[0] if best else None
 
 
-def find(path: Path, match: Match, arch: str | None, activation: str, branch_name: str) -> Found:
+def find(
+    path: Path,
+    match: Match,
+    arch: str | None,
+    activation: str,
+    branch_name: str,
+    layer_names: str = "auto",
+) -> Found:
     """Backbone and heads of one branch, with the place of all tensors.
 
+    layer_names: as `--layer` has them; an auto branch is the first that has them all.
     Raises CheckpointError if a tensor is missing or has no place, or the branch is not there.
     """
     described, state = match.format, match.state
     present = [b for b in described.branches if _has(state, b.backbone)]
-    branch = _branch(path, described, present, branch_name)
+    branch, reason = _branch(path, described, present, branch_name, layer_names)
     backbone = _backbone(path, described, state, branch, arch)
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     width = backbone.width
     found: dict[str, FoundHead] = {}
     ignored: list[str] = []
     for layer, head in branch.heads.items():
-        taken = _take_head(path, layer, head, left, width, activation, ignored)
+        if isinstance(head, TokenPredictor):
+            taken = take_predictor(path, head.prefix, left, backbone)
+        else:
+            taken = _take_head(path, layer, head, left, width, activation, ignored)
         if taken is not None:
             found[layer], width = taken, taken.spec.width
     ignored += take_noise(left, backbone.noise)
@@ -131,17 +149,16 @@ def find(path: Path, match: Match, arch: str | None, activation: str, branch_nam
         container=state.container,
         prefix=original_prefix(backbone, state.originals),
         ignored=tuple(ignored),
+        branch=branch.name,
     )
-    return Found(_told(description, match, branch, present), backbone, found)
+    description = dataclasses.replace(description, branch_reason=reason)
+    return Found(_told(description, match, present), backbone, found)
 
 
-def _told(
-    description: Description, match: Match, branch: Branch, present: list[Branch]
-) -> Description:
+def _told(description: Description, match: Match, present: list[Branch]) -> Description:
     return dataclasses.replace(
         description,
         format=match.format.name,
-        branch=branch.name,
         branches=tuple(b.name for b in present),
         recipe=match.format.recipe,
         pixel_stats=match.format.pixel_stats,
@@ -223,11 +240,19 @@ def _has(state: StateDict, prefix: str) -> bool:
     return any(key.startswith(prefix) for key in state.tensors)
 
 
-def _branch(path: Path, format: Format, present: list[Branch], asked: str) -> Branch:
+def _branch(
+    path: Path, format: Format, present: list[Branch], asked: str, layers: str
+) -> tuple[Branch, str | None]:
+    """The branch that is asked for, else the first with the layers, and then why it is another."""
     wanted = BRANCHES[asked]
+    heads = {name.strip() for name in layers.split(",")} - {"", "auto", "backbone"}
+    having = [branch for branch in present if heads <= branch.heads.keys()]
+    if wanted == "auto" and having and having[0] is not present[0]:
+        lacking = f"the {present[0].name} has no {' and '.join(sorted(heads))}"
+        return having[0], f"{lacking}, so the {having[0].name} is embedded"
     for branch in present:
         if wanted in ("auto", branch.name) or (wanted == "student" and branch.name == "encoder"):
-            return branch
+            return branch, None
     if not present:
         raise CheckpointError(f"{path}: {format.title} without a backbone; {NEXT}")
     raise CheckpointError(
@@ -336,8 +361,7 @@ def _take_noise(left: dict[str, Weight], format: Format) -> list[str]:
 
 
 def _is_noise(format: Format, name: str) -> bool:
-    patterns = (*format.noise, *COMMON_NOISE, re.escape(format.token_predictor))
-    return any(pattern and re.match(pattern, name) for pattern in patterns)
+    return any(re.match(pattern, name) for pattern in (*format.noise, *COMMON_NOISE))
 
 
 def _modules(keys: list[str]) -> list[str]:

@@ -161,4 +161,5 @@ def backbone_of(
         keys=frozenset(by_name[source] for name in own for source in sources[name]),
         prefix=prefix,
         noise=tuple(prefix + name for name in family.noise),
+        spec=spec,
     )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from lidar_cli.checkpoints import predictor
 from lidar_cli.checkpoints.heads import HeadSpec
+from lidar_cli.checkpoints.predictor import PredictorSpec
 from lidar_cli.checkpoints.spec import FoundBackbone
-from lidar_cli.checkpoints.weights import Weight, size
+from lidar_cli.checkpoints.weights import Weight, compare, shapes_of, size
+from lidar_cli.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,16 @@ class Description:
     recipe: str | None = None  # name of the view recipe that the system was trained with
     pixel_stats: str = "imagenet"  # of the images that it was trained with
     why: str = ""  # how the format was told
+    branch_reason: str | None = None  # why another branch than the default one was taken
+    patch: int | None = None  # pixels a side, of a backbone that sees patches
+    masks: tuple[str, ...] = ()  # rules under which it can be embedded, see views.mask_rules
 
 
 @dataclass(frozen=True)
 class FoundHead:
-    """A projector or predictor, and its tensors by the names of its layers."""
+    """A projector or predictor, and its tensors by the names of its module."""
 
-    spec: HeadSpec
+    spec: HeadSpec | PredictorSpec
     tensors: Mapping[str, Weight]
 
 
@@ -54,6 +61,7 @@ def describe(
     container: str,
     prefix: str,
     ignored: tuple[str, ...],
+    branch: str = "encoder",
 ) -> Description:
     """The description of a backbone and its heads."""
     used = [*backbone.tensors.items()]
@@ -71,7 +79,32 @@ def describe(
         ignored=ignored,
         parameters=sum(size(t) for name, t in used if not _is_statistic(name)),
         assumptions=tuple(notes),
+        branch=branch,
+        patch=getattr(backbone.spec, "patch", None),
+        masks=backbone.spec.masks(branch == "teacher") if hasattr(backbone.spec, "masks") else (),
     )
+
+
+def take_predictor(
+    path: Path, prefix: str, left: dict[str, Weight], backbone: FoundBackbone
+) -> FoundHead | None:
+    """I-JEPA's predictor, removed from the tensors that are left; None if it is not in the file.
+
+    Raises CheckpointError if a tensor of it is missing or has no place.
+    """
+    keys = [key for key in left if key.startswith(prefix)]
+    tensors = {key.removeprefix(prefix): left.pop(key) for key in keys}
+    if not tensors:
+        return None
+    origin = f"{path}: {prefix.rstrip('.')}"
+    spec = predictor.spec(shapes_of(tensors), getattr(backbone.spec, "heads", 0), origin)
+    compare(spec.shapes(), shapes_of(tensors), origin)
+    if (spec.width, spec.grid) != (backbone.width, getattr(backbone.spec, "grid", spec.grid)):
+        raise CheckpointError(
+            f"{origin}: works on {spec.grid} x {spec.grid} tokens of {spec.width} numbers; "
+            f"expected those of the {backbone.arch}; name your own code with --model"
+        )
+    return FoundHead(spec, tensors)
 
 
 def original_prefix(backbone: FoundBackbone, originals: Mapping[str, str]) -> str:

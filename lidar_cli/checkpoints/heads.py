@@ -69,6 +69,11 @@ class HeadSpec:
         return self.layers[-1].out
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """From input to output, of the layers that people count."""
+        return self.layers[0].into, *(layer.out for layer in self.layers if layer.counts)
+
+    @property
     def assumptions(self) -> tuple[str, ...]:
         """The activation, if nobody named it."""
         notes = []

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from torch import nn
 
-from lidar_cli.checkpoints import own_module
-from lidar_cli.checkpoints.head_module import build
+from lidar_cli.checkpoints import head_module, own_module, predictor_module
+from lidar_cli.checkpoints.backbone import MaskedBackbone
+from lidar_cli.checkpoints.found import FoundHead
 from lidar_cli.checkpoints.loaded import Loaded, LoadedModule
+from lidar_cli.checkpoints.masked import LoadedMasked
+from lidar_cli.checkpoints.predictor import PredictorSpec
 from lidar_cli.checkpoints.read import read_checkpoint
 from lidar_cli.checkpoints.recognise import Description, find
 from lidar_cli.checkpoints.weights import fill
@@ -23,12 +26,14 @@ def open_checkpoint(
     activation: str = "auto",
     format: str = "auto",
     branch: str = "auto",
+    layer: str = "auto",
 ) -> Loaded:
     """A checkpoint, ready to embed images on the CPU; `to` moves it.
 
     arch: a timm name, where the weights do not tell. model: 'package.module:factory', the user's
     own code. activation: inside the projector, 'relu', 'gelu' or 'auto' (the format's, else ReLU,
-    and noted). format: of `lidar inspect --formats`. branch: 'student' or 'teacher'.
+    and noted). format: of `lidar inspect --formats`. branch: 'student' or 'teacher'. layer: as
+    `--layer` has it, for which an auto branch is chosen.
     Raises CheckpointError or NoWeights for the file, SettingsError for the options.
     """
     path = Path(path)
@@ -41,15 +46,31 @@ def open_checkpoint(
     if model is not None:
         return _open_own(path, model)
     found = find(
-        path, read_checkpoint(path), arch=arch, activation=activation, format=format, branch=branch
+        path,
+        read_checkpoint(path),
+        arch=arch,
+        activation=activation,
+        format=format,
+        branch=branch,
+        layer=layer,
     )
     backbone = found.backbone.build()
     fill(backbone.weights, found.backbone.tensors, f"{path}: {found.backbone.arch}")
-    modules: dict[str, nn.Module] = {"backbone": backbone.eval()}
-    for layer, head in found.heads.items():
-        modules[layer] = build(head.spec)
-        fill(modules[layer], head.tensors, f"{path}: {layer}")
-    return Loaded(found.description, modules)
+    heads = {layer: _head(head, f"{path}: {layer}") for layer, head in found.heads.items()}
+    if isinstance(backbone.eval(), MaskedBackbone):
+        return LoadedMasked(found.description, backbone, heads)
+    return Loaded(found.description, {"backbone": backbone, **heads})
+
+
+def _head(head: FoundHead, origin: str) -> nn.Module:
+    """The module of a projector or predictor, with its weights."""
+    module: nn.Module
+    if isinstance(head.spec, PredictorSpec):
+        module = predictor_module.build(head.spec)
+    else:
+        module = head_module.build(head.spec)
+    fill(module, head.tensors, origin)
+    return module
 
 
 def wrap_module(module: nn.Module) -> Loaded:

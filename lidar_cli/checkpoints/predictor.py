@@ -43,6 +43,34 @@ class PredictorSpec:
         """Such as 'I-JEPA predictor (width 384, depth 12)'."""
         return f"I-JEPA predictor (width {self.inner}, depth {self.depth})"
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """From input to output."""
+        return self.width, self.inner, self.width
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """None beyond the encoder's, whose heads it has."""
+        return ()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all its tensors."""
+        inner = self.inner
+        found: dict[str, tuple[int, ...]] = {
+            "predictor_embed.weight": (inner, self.width),
+            "predictor_embed.bias": (inner,),
+            "mask_token": (1, 1, inner),
+            "predictor_pos_embed": (1, self.grid**2, inner),
+            "predictor_norm.weight": (inner,),
+            "predictor_norm.bias": (inner,),
+            "predictor_proj.weight": (self.width, inner),
+            "predictor_proj.bias": (self.width,),
+        }
+        block = vit.block_shapes(inner, self.mlp, qkv_bias=self.qkv_bias)
+        for index in range(self.depth):
+            found |= {f"predictor_blocks.{index}.{name}": shape for name, shape in block.items()}
+        return found
+
 
 def spec(
     shapes: Mapping[str, tuple[int, ...]], heads: int, origin: str, *, eps: float = EPS

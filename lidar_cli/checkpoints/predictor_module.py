@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lidar_cli.checkpoints.positions import resample
 from lidar_cli.checkpoints.predictor import PredictorSpec
 from lidar_cli.checkpoints.vit_module import ViT, take
+from lidar_cli.views.masked import Mask
 
 
 def build(spec: PredictorSpec) -> Predictor:
@@ -77,6 +78,16 @@ class Predictor(nn.Module):
             x = block(x)
         tokens: Tensor = self.predictor_proj(self.predictor_norm(x)[:, kept:])
         return tokens
+
+    def mean_prediction(self, z: Tensor, mask: Mask) -> Tensor:
+        """The mean [b, width] of the predicted tokens of all targets of a mask.
+
+        z: the encoder's tokens [b, K, width] of the patches that the mask lets it see.
+        """
+        assert mask.seen is not None
+        assert mask.targets is not None
+        tokens: Tensor = self(z, [mask.seen], list(mask.targets))
+        return tokens.view(len(mask.targets), len(z), -1, self.width).mean(dim=(0, 2))
 
     def _positions(self, masks: Sequence[Tensor]) -> Tensor:
         """The positions [len(masks) b, K, inner] of the patches of the masks, one after another."""

@@ -26,15 +26,17 @@ def recognise(
     arch: str | None = None,
     format: str = "auto",
     branch: str = "auto",
+    layer: str = "auto",
 ) -> Description:
     """What a checkpoint holds.
 
     tree: of `read_checkpoint`. arch: a timm name that overrules what the shapes tell. format: the
-    name of a described format, or 'plain' for none of them. branch: 'student' or 'teacher'.
+    name of a described format, or 'plain' for none of them. branch: 'student' or 'teacher'. layer:
+    as `--layer` has it, for which an auto branch is chosen.
     Raises NoWeights if nothing in it is a weight, CheckpointError if it is not understood, and
     SettingsError for an arch that timm does not know, or an unknown format or branch.
     """
-    return find(path, tree, arch=arch, format=format, branch=branch).description
+    return find(path, tree, arch=arch, format=format, branch=branch, layer=layer).description
 
 
 def find(
@@ -45,12 +47,13 @@ def find(
     activation: str = "auto",
     format: str = "auto",
     branch: str = "auto",
+    layer: str = "auto",
 ) -> Found:
     """Backbone and heads of a checkpoint, with the place of all tensors; see `recognise`."""
     described.check_names(format, branch)
     match = described.match(path, tree, format)
     if match is not None:
-        return described.find(path, match, arch, activation, branch)
+        return described.find(path, match, arch, activation, branch, layer)
     found = generic.find(path, find_state_dict(path, tree), arch, activation)
     if described.BRANCHES[branch] == "teacher":
         raise CheckpointError(

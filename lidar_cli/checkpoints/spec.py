@@ -16,7 +16,9 @@ class Spec(Protocol):
 
     Where its family names no module that builds, a spec has a method `build() -> Backbone`, without
     weights. It may have `shapes() -> dict` of all its tensors, which spares building the module,
-    and with it torch, where only shapes are wanted.
+    and with it torch, where only shapes are wanted. One whose module is a `MaskedBackbone` has a
+    `patch` in pixels and a method `masks(teacher) -> tuple`, the rules under which it is trained
+    and can be embedded; of a teacher, who sees whole images, no mask token is needed.
     """
 
     @property
@@ -51,6 +53,7 @@ class FoundBackbone:
     prefix: str  # of those keys
     noise: tuple[str, ...] = ()  # beginnings of keys that only training needs
     classifiers: tuple[str, ...] = ()  # names of linear layers that may lie beside it
+    spec: Any = None  # the Spec, where it was told by shapes
 
 
 def title(name: str, notes: list[str]) -> str:

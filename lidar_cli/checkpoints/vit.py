@@ -123,6 +123,10 @@ class ViTSpec:
         usual = f"{self.heads} attention heads, as usual for width {self.width}"
         return () if self.heads_known else (usual,)
 
+    def masks(self, teacher: bool) -> tuple[str, ...]:
+        """I-JEPA's, if the embedding is the mean of the patches and nothing beside it."""
+        return () if self.class_token or self.registers or self.fc_norm else ("multi-block",)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors of the module, by timm's names."""
         width = self.width
@@ -144,19 +148,11 @@ class ViTSpec:
         return found
 
     def _block(self) -> dict[str, tuple[int, ...]]:
-        width, mlp = self.width, self.mlp
-        found: dict[str, tuple[int, ...]] = {}
-        for name, out, into, bias in (
-            ("attn.qkv", 3 * width, width, self.qkv_bias),
-            ("attn.proj", width, width, self.proj_bias),
-            ("mlp.fc1", mlp, width, self.proj_bias),
-            ("mlp.fc2", width, mlp // 2 if self.swiglu else mlp, self.proj_bias),
-        ):
-            found[f"{name}.weight"] = (out, into)
-            if bias:
-                found[f"{name}.bias"] = (out,)
-        for name in ("norm1", "norm2"):
-            found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+        width = self.width
+        second = self.mlp // 2 if self.swiglu else self.mlp
+        found = block_shapes(
+            width, self.mlp, second, qkv_bias=self.qkv_bias, proj_bias=self.proj_bias
+        )
         if self.qk_norm:
             for name in ("attn.q_norm", "attn.k_norm"):
                 size = width // self.heads
@@ -164,6 +160,28 @@ class ViTSpec:
         if self.layer_scale:
             found |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
         return found
+
+
+def block_shapes(
+    width: int, mlp: int, second: int | None = None, *, qkv_bias: bool, proj_bias: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of a pre-norm block by timm's names.
+
+    mlp: width of the hidden layer's output. second: of what its second layer takes, if another.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for name, out, into, bias in (
+        ("attn.qkv", 3 * width, width, qkv_bias),
+        ("attn.proj", width, width, proj_bias),
+        ("mlp.fc1", mlp, width, proj_bias),
+        ("mlp.fc2", width, second or mlp, proj_bias),
+    ):
+        found[f"{name}.weight"] = (out, into)
+        if bias:
+            found[f"{name}.bias"] = (out,)
+    for name in ("norm1", "norm2"):
+        found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    return found
 
 
 def spec(

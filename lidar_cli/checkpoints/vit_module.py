@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.backbone import Backbone
+from lidar_cli.checkpoints.backbone import MaskedBackbone
 from lidar_cli.checkpoints.positions import Resize, resample
 from lidar_cli.checkpoints.vit import ViTSpec, grid_of
+from lidar_cli.views.masked import Mask
 
 
 def build(spec: ViTSpec) -> ViT:
@@ -22,7 +23,7 @@ def build(spec: ViTSpec) -> ViT:
         return ViT(spec)
 
 
-class ViT(Backbone):
+class ViT(MaskedBackbone):
     """timm's VisionTransformer, pooled to one vector an image, at any multiple of the patch."""
 
     def __init__(self, spec: ViTSpec) -> None:
@@ -104,6 +105,11 @@ class ViT(Backbone):
             x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
         tokens: Tensor = model.norm(model.blocks(model.norm_pre(x)))
         return tokens
+
+    def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
+        """Tokens [b, K, width] of the patches that are seen, without class token and registers."""
+        keep = None if mask is None else mask.seen
+        return self.tokens(images, keep)[:, self.model.num_prefix_tokens :]
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, 3, S, S], S as last set."""

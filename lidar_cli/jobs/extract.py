@@ -1,57 +1,29 @@
-"""Checkpoint and images to a feature file: decode once, view q times, embed, write.
-
-Decoding threads run ahead; one thread makes views while the model works on the batch before; one
-thread writes. Batches lie on the global sample index and the last is padded, so that a resumed run
-passes the very same batches through the model as one that was never interrupted.
-"""
+"""Checkpoint and images to a feature file: decode once, view q times, embed, write."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lidar_cli.checkpoints import (
-    Description,
-    Loaded,
-    open_checkpoint,
-    sha256,
-    wrap_module,
-)
-from lidar_cli.checkpoints.own_module import source as own_source
-from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.features import (
-    FeatureWriter,
-    Layout,
-    check_absent,
-    read_interrupted,
-    read_provenance,
-)
-from lidar_cli.jobs.ahead import ahead
+from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, wrap_module
+from lidar_cli.features import FeatureWriter, check_absent, read_interrupted, read_provenance
+from lidar_cli.jobs.batch_size import find_batch_size, halved_until_it_fits
+from lidar_cli.jobs.batches import Pass
 from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.embed import embed_all
+from lidar_cli.jobs.plan import Plan, identity, make_plan
+from lidar_cli.jobs.view_store import ViewStore
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
-from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings, SampleSettings
-from lidar_cli.views import Recipe, Views, find_recipe
+from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
+from lidar_cli.views import find_recipe
 
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
-DEFAULT_IMAGE_SIZE = 224
-MOST_WORKERS = 16
-# Pixels that pass through the model at a time: enough images to fill the device at 224 px.
-BATCH_PIXELS = {"cpu": 64 * 224**2, "cuda": 1024 * 224**2}
-MOST_SAMPLES_A_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -66,41 +38,6 @@ class Extraction:
     batch_size: int
     embedded: int  # samples embedded now; fewer than n_clean after a resume
     seconds: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that decides the numbers of a feature file, before any is computed."""
-
-    views: Views
-    layout: Layout
-    precision: str
-    provenance: dict[str, Any]  # all of it but the batch size, which needs the model to be found
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What the embeddings mean: equal for files that are interchangeable in a ranking."""
-        return identity(self.provenance)
-
-    @property
-    def key(self) -> str:
-        """A file name for the identity."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def identity(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The part of a provenance that says what the embeddings mean, as JSON gives it back.
-
-    Batch size, device and library versions change rounding only, and paths nothing: the checkpoint
-    and the samples are known by their content. Our own version stays, since it may change a view.
-    """
-    told: dict[str, Any] = json.loads(json.dumps(provenance))
-    for name in ("checkpoint", "data", "assumptions", "layer_reason", "batch_size", "device"):
-        told.pop(name, None)
-    versions = told.pop("versions", None)
-    if isinstance(versions, dict):
-        told["version"] = versions.get("lidar-cli")
-    return told
 
 
 def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: Any) -> Extraction:
@@ -142,8 +79,9 @@ def extract_checkpoint(
     tell_if_embedded(samples, watcher)
     digest = sha256(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
-    if plan.provenance["layer_reason"]:
-        watcher.note(f"{checkpoint}: {plan.provenance['layer_reason']}")
+    for reason in (loaded.description.branch_reason, plan.provenance["layer_reason"]):
+        if reason:
+            watcher.note(f"{checkpoint}: {reason}")
     return run(plan, loaded, samples, settings, output, device, watcher)
 
 
@@ -156,6 +94,7 @@ def open_with(checkpoint: Path, settings: ModelSettings) -> Loaded:
         activation=settings.activation,
         format=settings.format,
         branch=settings.branch,
+        layer=settings.layer,
     )
 
 
@@ -176,99 +115,6 @@ def tell_if_embedded(samples: Samples, watcher: Watcher) -> None:
         )
 
 
-def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
-    """Layer names from `--layer`; auto is the projector if there is one.
-
-    Raises CheckpointError if a layer is not there.
-    """
-    if asked == "auto":
-        return ["projector" if "projector" in available else "backbone"]
-    names = [name.strip() for name in asked.split(",") if name.strip()]
-    for name in names:
-        if name not in available:
-            raise CheckpointError(
-                f"no layer {name!r} in this checkpoint; it has {', '.join(available)}: "
-                f"use --layer {available[0]}"
-            )
-    return list(dict.fromkeys(names))
-
-
-def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
-    """The recipe that is asked for; for auto that of the method which trained the checkpoint.
-
-    Raises SettingsError for a name or a [recipe] key that is not known.
-    """
-    stats: str = settings.pixel_stats
-    if stats == "auto" and description.pixel_stats != "imagenet":
-        stats = description.pixel_stats
-    name = settings.views
-    if name == "auto" and settings.recipe is None and description.recipe is not None:
-        name = description.recipe
-    return find_recipe(name, stats, settings.recipe)
-
-
-def layer_reason(asked: str, available: Sequence[str]) -> str | None:
-    """Why another layer than the projector was chosen, None if nothing need be said."""
-    if asked != "auto" or "projector" in available:
-        return None
-    return "holds no projector, so the backbone is embedded"
-
-
-def make_plan(
-    description: Description,
-    path: str,
-    digest: str,
-    samples: Samples,
-    settings: ExtractSettings,
-    device: torch.device,
-) -> Plan:
-    """Settings, checkpoint and samples brought together.
-
-    path, digest: of the checkpoint. No model is needed yet: whether the features exist already is
-    known from the plan alone.
-    Raises CheckpointError for a layer that the checkpoint has not, SettingsError for an unknown
-    recipe or clean samples fewer than n.
-    """
-    n, q = settings.n_samples, settings.n_views
-    clean = n if settings.clean_samples is None else settings.clean_samples
-    if clean < n:
-        raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
-    recipe = choose_recipe(settings, description)
-    size = _image_size(settings, description.image_size, samples)
-    layers = choose_layers(settings.layer, list(description.widths))
-    widths = {layer: description.widths[layer] for layer in layers}
-    provenance = {
-        "checkpoint": path,
-        "sha256": digest,
-        "model_format": description.format,
-        "architecture": description.arch,
-        "branch": description.branch,
-        "activation": settings.activation,
-        "assumptions": list(description.assumptions),
-        "source_sha256": own_source(settings.model),
-        "layers": layers,
-        "layer_reason": layer_reason(settings.layer, list(description.widths)),
-        "data": samples.data,
-        "samples_sha256": samples.fingerprint,
-        "n_samples": n,
-        "n_views": q,
-        "n_clean": clean,
-        "seed": settings.seed,
-        "views": recipe.describe(),
-        "image_size": size,
-        "precision": settings.precision,
-        "storage": settings.storage,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
-    }
-    return Plan(
-        views=Views(recipe, settings.seed, q, size),
-        layout=Layout(widths, n, q, clean, settings.storage),
-        precision=settings.precision,
-        provenance=provenance,
-    )
-
-
 def run(
     plan: Plan,
     loaded: Loaded,
@@ -277,6 +123,7 @@ def run(
     output: Path,
     device: torch.device,
     watcher: Watcher,
+    store: ViewStore | None = None,
 ) -> Extraction:
     """Carry out a plan: the feature file at `output`, complete.
 
@@ -285,7 +132,6 @@ def run(
     images of this size; what was done stays in the .partial file.
     """
     begun = time.monotonic()
-    layout = plan.layout
     recorded = read_interrupted(output) if settings.resume else {}
     if settings.resume and output.exists() and not settings.overwrite:
         told = read_provenance(output)
@@ -293,25 +139,46 @@ def run(
             return _record(output, plan, told["batch_size"], 0, begun)
         check_absent(output, overwrite=False)
     loaded.set_image_size(plan.views.image_size)
-    batch_size = (
-        settings.batch_size or recorded.get("batch_size") or _batch_size(plan, loaded, device)
-    )
+    work = Pass(plan, loaded, samples, device, settings.workers, store)
+
+    def write(batch_size: int) -> Extraction:
+        with _writer(output, plan, samples, settings, batch_size, recorded) as writer:
+            task = f"embedding {output.name}"
+            try:
+                count = embed_all(work, batch_size, writer, task, watcher)
+            except torch.OutOfMemoryError:
+                writer.discard()
+                raise
+            writer.finish()
+        return _record(output, plan, batch_size, count, begun)
+
+    if settings.batch_size or recorded:
+        return write(settings.batch_size or recorded["batch_size"])
+    return halved_until_it_fits(find_batch_size(work), write)
+
+
+def _writer(
+    output: Path,
+    plan: Plan,
+    samples: Samples,
+    settings: ExtractSettings,
+    batch_size: int,
+    recorded: dict[str, Any],
+) -> FeatureWriter:
+    """A new partial file, or the one that was recorded to go on with."""
     provenance = plan.provenance | {"batch_size": batch_size}
     if recorded:
-        writer = FeatureWriter.resume(output, provenance, overwrite=settings.overwrite)
-    else:
-        writer = FeatureWriter.create(
-            output,
-            layout,
-            samples.ids[: layout.n_clean],
-            samples.labels[: layout.n_clean] if samples.labels is not None else None,
-            provenance,
-            overwrite=settings.overwrite,
-        )
-    with writer:
-        count = _embed_all(plan, batch_size, loaded, samples, settings, writer, device, watcher)
-        writer.finish()
-    return _record(output, plan, batch_size, count, begun)
+        return FeatureWriter.resume(output, provenance, overwrite=settings.overwrite)
+    count = plan.layout.n_clean
+    labels = samples.labels[:count] if samples.labels is not None else None
+    return FeatureWriter.create(
+        output,
+        plan.layout,
+        samples.ids[:count],
+        labels,
+        provenance,
+        overwrite=settings.overwrite,
+    )
 
 
 def _record(output: Path, plan: Plan, batch_size: int, count: int, begun: float) -> Extraction:
@@ -326,147 +193,3 @@ def _record(output: Path, plan: Plan, batch_size: int, count: int, begun: float)
         count,
         time.monotonic() - begun,
     )
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Samples start .. stop - 1, padded to the batch size: views (None if past n) and clean."""
-
-    start: int
-    stop: int
-    views: Tensor | None  # [b, q, 3, S, S]
-    clean: Tensor  # [b, 3, S, S]
-
-
-def _embed_all(
-    plan: Plan,
-    size: int,
-    loaded: Loaded,
-    samples: Samples,
-    settings: ExtractSettings,
-    writer: FeatureWriter,
-    device: torch.device,
-    watcher: Watcher,
-) -> int:
-    total = plan.layout.n_clean
-    todo = [start for start in range(0, total, size) if not writer.done[start : start + size].all()]
-    count = 0
-    task = f"embedding {writer.path.name}"
-    watcher.progress(task, total - _samples_in(todo, size, total), total)
-    with ThreadPoolExecutor(1) as pen:
-        writing: Future[None] | None = None
-        with ahead(_batches(plan, size, samples, todo, device, settings.workers)) as batches:
-            for batch in batches:
-                views, clean = _embed(plan, loaded, batch, device)
-                if writing is not None:
-                    writing.result()
-                indices = range(batch.start, batch.stop)
-                writing = pen.submit(writer.write, indices, views, clean)
-                count += len(indices)
-                left = _samples_in(todo, size, total) - count
-                watcher.progress(task, total - left, total)
-        if writing is not None:
-            writing.result()
-    return count
-
-
-def _samples_in(starts: Sequence[int], size: int, total: int) -> int:
-    return sum(min(start + size, total) - start for start in starts)
-
-
-def _batches(
-    plan: Plan,
-    size: int,
-    samples: Samples,
-    starts: Sequence[int],
-    device: torch.device,
-    workers: int | None,
-) -> Iterator[_Batch]:
-    """The padded batches that begin at `starts`, decoded by threads that stay one batch ahead."""
-    total = plan.layout.n_clean
-    workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(workers)
-    try:
-        decoding: list[list[Future[Tensor]]] = []
-        coming = iter(starts)
-
-        def decode_next() -> None:
-            for start in coming:
-                stop = min(start + size, total)
-                decoding.append([pool.submit(samples.decode, i) for i in range(start, stop)])
-                return
-
-        decode_next()
-        for start in starts:
-            decode_next()
-            images = [future.result().to(device, non_blocking=True) for future in decoding.pop(0)]
-            stop = start + len(images)
-            padded = [*images, *[images[-1]] * (size - len(images))]
-            indices = [*range(start, stop), *[stop - 1] * (size - len(images))]
-            views = plan.views.views(padded, indices) if start < plan.layout.n_samples else None
-            yield _Batch(start, stop, views, plan.views.clean(padded))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _embed(
-    plan: Plan, loaded: Loaded, batch: _Batch, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Embeddings of one batch by layer: views [c, q, d] of the samples below n, clean [b, d]."""
-    size, (n, q) = len(batch.clean), (plan.layout.n_samples, plan.layout.n_views)
-    images = batch.clean
-    if batch.views is not None:
-        images = torch.cat([batch.views.flatten(0, 1), batch.clean])
-    with torch.inference_mode(), arithmetic(plan.precision, device):
-        embeddings = loaded.embed(images, list(plan.layout.widths))
-    views, clean = {}, {}
-    filled = batch.stop - batch.start
-    for layer, rows in embeddings.items():
-        _check_shape(layer, rows, len(images), plan.layout.widths[layer])
-        rows = rows.float().cpu()
-        clean[layer] = rows[len(images) - size :][:filled]
-        below_n = min(batch.stop, n) - batch.start if batch.views is not None else 0
-        views[layer] = rows[: below_n * q].reshape(below_n, q, rows.shape[1])
-    return views, clean
-
-
-def _check_shape(layer: str, rows: Tensor, count: int, width: int) -> None:
-    if tuple(rows.shape) != (count, width):
-        raise CheckpointError(
-            f"layer {layer} came out as {tuple(rows.shape)} for {count} images; "
-            f"expected ({count}, {width}), one embedding an image"
-        )
-
-
-@contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """The number format of the forward pass; float32 means it, without TF32."""
-    was = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    reduced = precision != "float32"
-    dtype = getattr(torch, precision) if reduced else None
-    try:
-        with torch.autocast(device.type, dtype=dtype, enabled=reduced):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = was
-
-
-def _image_size(settings: SampleSettings, natural: int | None, samples: Samples) -> int:
-    return settings.image_size or natural or samples.image_size or DEFAULT_IMAGE_SIZE
-
-
-def _batch_size(plan: Plan, loaded: Loaded, device: torch.device) -> int:
-    """Samples a batch: as many as keep the device busy, halved until they fit its memory."""
-    size, images = plan.views.image_size, plan.layout.n_views + 1
-    most = math.floor(BATCH_PIXELS[device.type] / (size**2 * images))
-    batch = max(1, min(MOST_SAMPLES_A_BATCH, most, plan.layout.n_clean))
-    while device.type == "cuda" and batch > 1:
-        try:
-            blank = torch.zeros(batch * images, 3, size, size, device=device)
-            loaded.embed(blank, list(plan.layout.widths))
-            break
-        except torch.OutOfMemoryError:
-            batch //= 2
-            torch.cuda.empty_cache()
-    return batch

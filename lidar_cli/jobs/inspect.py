@@ -128,10 +128,7 @@ def _find(path: Path, tree: Mapping[str, Any], settings: FormatSettings, branch:
 
 def _branch(found: Found) -> BranchFound:
     told = found.description
-    heads = {
-        layer: (head.spec.layers[0].into, *(part.out for part in head.spec.layers if part.counts))
-        for layer, head in found.heads.items()
-    }
+    heads = {layer: head.spec.widths for layer, head in found.heads.items()}
     return BranchFound(told.branch, told.prefix, told.widths, heads, told.parameters)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import DegenerateFeatures, InputError, SettingsError
 from lidar_cli.features import is_hdf5, read_hdf5
+from lidar_cli.jobs.confidence import Confidence, confidence, without_interval
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.gather import Gathered, gather
+from lidar_cli.jobs.influences import influences
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, ScoreSettings, nearest
 
@@ -67,6 +69,8 @@ class Score:
     notes: dict[str, str] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)  # by kind: ridge, degrees, rows
     spectra: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    confidence: Confidence | None = None  # where it was asked for
+    influences: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def value(self, metric: str) -> float | None:
         """The value of a metric by name."""
@@ -84,7 +88,7 @@ def score_file(path: Path, settings: ScoreSettings, watcher: Watcher | None = No
     wanted = parse_metrics(settings.metrics)
     device = find_device(settings.device)
     return [
-        score(embeddings, settings, device, wanted, watcher)
+        score(embeddings, settings, device, wanted, watcher, settings.confidence)
         for embeddings in open_embeddings(path, settings)
     ]
 
@@ -124,16 +128,23 @@ def score(
     device: torch.device,
     wanted: frozenset[str],
     watcher: Watcher,
+    level: float | None = None,
+    cache: Path | None = None,
 ) -> Score:
     """The wanted metrics of one layer, in one pass over its chunks.
 
+    level: adds intervals at that level, in a second pass over the chunks.
+    cache: a folder that keeps what the second pass gave, so that it is not needed again.
     Raises InputError if a number in the file is not finite, or memory does not suffice.
     """
     if embeddings.note:
         watcher.note(embeddings.note)
     try:
         state = gather(embeddings, settings, device, wanted, watcher)
-        return _Sheet(embeddings, settings, state, wanted).score()
+        found = _Sheet(embeddings, settings, state, wanted).score()
+        if level is None:
+            return found
+        return _with_confidence(found, embeddings, settings, state, wanted, watcher, level, cache)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
@@ -142,6 +153,23 @@ def score(
             f"{embeddings.file}: {embeddings.layer}: not enough memory for moments of d = {d}, "
             f"{8 * d * d / 2**30:,.1f} GB each; fewer --metrics, or a larger machine"
         ) from error
+
+
+def _with_confidence(
+    found: Score,
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    state: Gathered,
+    wanted: frozenset[str],
+    watcher: Watcher,
+    level: float,
+    cache: Path | None,
+) -> Score:
+    values = {name: found.value(name) for name in METRICS if name in wanted}
+    missing = without_interval(values, found.notes, found.n_samples, state.rows.n, found.dim)
+    sure = [name for name in values if name not in missing]
+    known = influences(embeddings, settings, state, sure, watcher, cache) if sure else {}
+    return replace(found, confidence=confidence(values, known, missing, level), influences=known)
 
 
 class _Sheet:

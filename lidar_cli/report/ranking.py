@@ -14,7 +14,8 @@ from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError
-from lidar_cli.jobs.rank import Group, Ranking, Row
+from lidar_cli.jobs.order import Group, Row
+from lidar_cli.jobs.rank import Ranking
 from lidar_cli.report.numbers import console, print_columns, text_of
 from lidar_cli.report.scores import record
 

@@ -6,7 +6,8 @@ find.py      a name, a [recipe] table or a method -> recipe
 draws.py     recipe, seed, sample, view -> parameters    (host, no pixels)
 augment.py   images, parameters -> views                 (any device, no randomness)
 resample.py, recolour.py, colour.py   the arithmetic on pixels
-masks.py     seed, sample, view -> patches that a masked model sees    (host)
+mask_rules.py  constants of the masks of a method
+masks.py, masked.py   rule, seed, sample, view -> patches that a masked model sees    (host)
 hashes.py    the random numbers of draws and masks
 """
 
@@ -20,33 +21,53 @@ from torch import Tensor
 from lidar_cli.views.augment import make_clean, make_views
 from lidar_cli.views.draws import draw
 from lidar_cli.views.find import find_recipe, recipe_for
+from lidar_cli.views.masked import Mask, draw_mask
 from lidar_cli.views.recipes import Recipe
 
-__all__ = ["Recipe", "Views", "find_recipe", "recipe_for"]
+__all__ = ["Mask", "Recipe", "Views", "find_recipe", "recipe_for"]
 
 
 @dataclass(frozen=True)
 class Views:
     """Makes the same views of a sample wherever, whenever and with whatever it is batched.
 
-    image_size: side of the views in pixels.
+    image_size: side of the views in pixels. patch: side of the model's patches, for masks.
     """
 
     recipe: Recipe
     seed: int
     n_views: int
     image_size: int
+    patch: int | None = None
+
+    @property
+    def alike(self) -> bool:
+        """Whether the views of a sample have the same pixels, and differ by their masks alone."""
+        return self.recipe.masks is not None and self.recipe.crop_scale is None
 
     def views(self, images: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
         """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
 
-        samples: the images' global indices. Raises InputError for another kind of image.
+        [b, 1, 3, S, S] where they are alike. samples: the images' global indices. Raises InputError
+        for another kind of image.
         """
         if self.recipe.crop_scale is None:
-            return self.clean(images)[:, None].repeat(1, self.n_views, 1, 1, 1)
+            return self.clean(images)[:, None].repeat(1, 1 if self.alike else self.n_views, 1, 1, 1)
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         parameters = draw(self.recipe, self.seed, samples, sizes, self.n_views)
         return make_views(images, parameters, self.recipe, self.image_size)
+
+    def masks(self, samples: Sequence[int]) -> list[Mask] | None:
+        """The mask of each view, of all samples, on the host; None for a recipe without masks.
+
+        Raises SettingsError for a grid on which the recipe's rule cannot be kept.
+        """
+        rule = self.recipe.masks
+        if rule is None:
+            return None
+        assert self.patch is not None
+        grid = (self.image_size // self.patch,) * 2
+        return [draw_mask(rule, self.seed, samples, view, grid) for view in range(self.n_views)]
 
     def clean(self, images: Sequence[Tensor]) -> Tensor:
         """Un-augmented normalised images [b, 3, S, S]: resized, then the centre kept."""

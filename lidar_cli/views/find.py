@@ -8,6 +8,8 @@ from typing import Any
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import nearest
+from lidar_cli.views import mask_rules
+from lidar_cli.views.mask_rules import RULES, MaskRule
 from lidar_cli.views.methods import ALIASES, RECIPES, SIMCLR
 from lidar_cli.views.recipes import PIXEL_STATS, Recipe
 
@@ -73,17 +75,56 @@ def _changed(base: Recipe, table: dict[str, Any]) -> Recipe:
     for key in ("blur", "solarise"):  # one probability for every view needs no brackets
         if isinstance(given.get(key), int | float):
             given[key] = [given[key]]
+    if "masks" in given:
+        given["masks"] = _changed_masks(base.masks, given["masks"])
     constants = {f.name: getattr(base, f.name) for f in dataclasses.fields(Recipe)}
     try:
         recipe = pydantic.TypeAdapter(Recipe).validate_python(constants | given)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise SettingsError(f"[recipe] {key} = {table[key]!r}: {message}") from error
+        raise SettingsError(f"[recipe] {_first(error, table)}") from error
     fault = recipe.fault()
     if fault is not None:
         raise SettingsError(f"[recipe] {fault}")
     if recipe == base:
         return base
     return dataclasses.replace(recipe, name=f"{base.name} (changed)")
+
+
+def _changed_masks(base: MaskRule | None, asked: Any) -> MaskRule | None:
+    """The rule of a name, None for 'none', or what a [recipe.masks] table makes of the base's.
+
+    A table that names another rule than the base's begins with that rule's own constants.
+    """
+    import pydantic
+
+    table = {"rule": asked} if isinstance(asked, str) else asked
+    if not isinstance(table, dict):
+        raise SettingsError(f"[recipe] masks = {asked!r}: expected the name of a rule, or a table")
+    table = {key.replace("-", "_"): value for key, value in table.items()}
+    name = table.get("rule", base.rule if base is not None else None)
+    if name == "none" and len(table) == 1:
+        return None
+    if name not in RULES:
+        found = "a table without a rule" if name is None else f"unknown masks {name!r}"
+        raise SettingsError(f"[recipe.masks] {found}; {nearest(str(name), ['none', *RULES])}")
+    rule = RULES[name]
+    known = [field.name for field in dataclasses.fields(rule)]
+    for key in table:
+        if key not in known:
+            raise SettingsError(f"unknown key {key!r} in [recipe.masks]; {nearest(key, known)}")
+    constants = dataclasses.asdict(base) if base is not None and base.rule == name else {}
+    try:
+        changed = pydantic.TypeAdapter(rule).validate_python(constants | table)
+    except pydantic.ValidationError as error:
+        raise SettingsError(f"[recipe.masks] {_first(error, table)}") from error
+    fault = mask_rules.fault(changed)
+    if fault is not None:
+        raise SettingsError(f"[recipe.masks] {fault}")
+    return changed
+
+
+def _first(error: Any, table: Mapping[str, Any]) -> str:
+    """The first mistake that Pydantic found: 'key = value: what is wrong'."""
+    first = error.errors()[0]
+    key = str(first["loc"][0])
+    return f"{key} = {table[key]!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -7,8 +7,8 @@ by rows, N = H W of them; b samples. Everything is drawn on the host and returne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.views.hashes import Bools, Floats, Ints, Words, mix, streams, uniforms
+from lidar_cli.views.mask_rules import MultiBlock
 
 Grid = tuple[int, int]  # rows and columns of patches
 
@@ -29,23 +30,6 @@ class Domain(IntEnum):
     BLOCKS = 4
     INVERSE_BLOCKS = 5
     RANDOM = 6
-
-
-@dataclass(frozen=True)
-class MultiBlock:
-    """Constants of I-JEPA's masks, from facebookresearch/ijepa: configs, src/masks/multiblock.py.
-
-    Scales are shares of the grid's patches, ratios height over width. batch: how many images share
-    a cut in training, see `ijepa_masks`.
-    """
-
-    targets: int = 4
-    target_scale: tuple[float, float] = (0.15, 0.2)
-    target_ratio: tuple[float, float] = (0.75, 1.5)
-    context_scale: tuple[float, float] = (0.85, 1.0)
-    context_ratio: tuple[float, float] = (1.0, 1.0)
-    min_keep: int = 10
-    batch: int = 128
 
 
 IJEPA = MultiBlock()
@@ -67,10 +51,7 @@ def ijepa_masks(
     Raises SettingsError for a grid too small for the blocks.
     """
     context_size, target_size = block_sizes(seed, view, grid, rules)
-    virtual = _streams(Domain.REFERENCE_BATCH, seed, range(rules.batch), view)
-    contexts, _ = _multi_block(virtual, context_size, target_size, grid, rules)
-    length = int(contexts.sum(axis=1).min())
-
+    length = _context_length(seed, view, grid, rules)
     stream = _streams(Domain.CONTEXT_AND_TARGETS, seed, samples, view)
     contexts, corners = _multi_block(stream, context_size, target_size, grid, rules)
     short = np.flatnonzero(contexts.sum(axis=1) < length)
@@ -86,6 +67,14 @@ def ijepa_masks(
     kept = np.argsort(~contexts, axis=1, kind="stable")[:, :length]
     predicted = np.nonzero(targets.transpose(1, 0, 2).reshape(-1, patches))[1]
     return torch.from_numpy(kept), torch.from_numpy(predicted.reshape(rules.targets, b, -1))
+
+
+@lru_cache(maxsize=4096)  # one a view and batch of samples would be drawn otherwise
+def _context_length(seed: int, view: int, grid: Grid, rules: MultiBlock) -> int:
+    """K: the shortest of the contexts of a batch that is drawn for the (seed, view) alone."""
+    virtual = _streams(Domain.REFERENCE_BATCH, seed, range(rules.batch), view)
+    contexts, _ = _multi_block(virtual, *block_sizes(seed, view, grid, rules), grid, rules)
+    return int(contexts.sum(axis=1).min())
 
 
 def block_sizes(
@@ -165,7 +154,6 @@ def _blocks(corners: Ints, size: Grid | Ints, grid: Grid) -> Bools:
     return inside.reshape(*corners.shape[:-1], grid[0] * grid[1])
 
 
-BLOCK_RATIO = 0.3  # of a block's height to its width, and its inverse
 BLOCK_ATTEMPTS = 10
 
 
@@ -176,17 +164,18 @@ def block_masks(
     grid: Grid,
     masked: int = 120,
     smallest: int = 16,
-    largest: int | None = None,
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Tensor:
     """Masked patches, bool [b, N]: rectangles until at most `masked` patches are covered.
 
-    A block's area is uniform between `smallest` and what is still to cover, at most `largest`
-    (where less than `smallest` is left, the range is run through from its other end), its height
-    over its width log-uniform between 0.3 and 1 / 0.3. It is taken if it is smaller than the grid
-    on both axes and covers at least one new patch and no more than are left. After ten
-    attempts in a row that failed the mask stays as it is, often below `masked`.
+    A block's area is uniform between `smallest` and what is still to cover (where less than
+    `smallest` is left, the range is run through from its other end), its height over its width
+    log-uniform within `ratio`. It is taken if it is smaller than the grid on both axes and covers
+    at least one new patch and no more than are left. After ten attempts in a row that failed the
+    mask stays as it is, often below `masked`.
 
     data2vec masks 120 of 14 x 14 patches with its defaults here, fairseq's first data2vec 75.
+    Raises SettingsError if nothing can be masked, or no block could be placed on an image.
     Source: microsoft/unilm, beit/masking_generator.py; facebookresearch/data2vec_vision,
     beit/datasets.py.
     """
@@ -199,10 +188,10 @@ def block_masks(
     active, attempt = np.arange(len(stream)), 0
     while len(active):
         u = uniforms(stream[active], 4 * attempt, 4)
-        left = np.minimum(masked - mask[active].sum(axis=1), largest or patches)
+        left = masked - mask[active].sum(axis=1)
         area = smallest + u[:, 0] * (left - smallest)
-        ratio = np.exp((2 * u[:, 1] - 1) * np.log(1 / BLOCK_RATIO))
-        size = np.rint(np.sqrt(np.stack([area * ratio, area / ratio], axis=1))).astype(np.int64)
+        shape = np.exp(np.log(ratio[0]) + u[:, 1] * np.log(ratio[1] / ratio[0]))
+        size = np.rint(np.sqrt(np.stack([area * shape, area / shape], axis=1))).astype(np.int64)
         corner = (u[:, 2:] * (np.asarray(grid) - size + 1)).astype(np.int64)
         block = _blocks(corner, size, grid) & ~mask[active]
         new = block.sum(axis=1)
@@ -212,6 +201,11 @@ def block_masks(
         done = (mask[active].sum(axis=1) >= masked) | (failures[active] >= BLOCK_ATTEMPTS)
         active = active[~done]
         attempt += 1
+    if not mask.any(axis=1).all():
+        raise SettingsError(
+            f"no block of at least {smallest} patches could be placed on a grid of "
+            f"{grid[0]} x {grid[1]} to mask {masked}; masks of blocks need smaller ones"
+        )
     return torch.from_numpy(mask)
 
 

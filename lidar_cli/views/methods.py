@@ -1,13 +1,16 @@
 """The recipes of published methods, with the constants of their authors' repositories.
 
 The q views of a method with local crops (SwAV, DINO, DINOv2) are its global ones; crops of other
-sizes are not made. Masks, for the methods that have them, are drawn in `masks`.
+sizes are not made. Those of I-JEPA and data2vec are the clean image under q masks: a sample's views
+differ by what is hidden, which is what their losses bridge. Their training crops as well as masks
+are `base = "ijepa-crop"`, `masks = "multi-block"` in a [recipe] table; the crops alone have names.
 Each recipe's comment names the files it was read from. Crop ratio 3/4 to 4/3, ImageNet pixel
 statistics and the clean image (short side 256 at 224, then the centre) are theirs too unless given.
 """
 
 from __future__ import annotations
 
+from lidar_cli.views.mask_rules import Blocks, InverseBlocks, MultiBlock
 from lidar_cli.views.recipes import PIXEL_STATS, Recipe
 
 # google-research/simclr: data_util.py, run.py at color_jitter_strength 1. Departures: torchvision's
@@ -173,10 +176,13 @@ SWAV = Recipe(
 # facebookresearch/mae: main_pretrain.py, util/datasets.py, main_linprobe.py
 MAE = Recipe(name="mae", crop_scale=(0.2, 1.0), flip=0.5)
 
-# facebookresearch/ijepa: src/transforms.py, configs. No flip. The repository evaluates nothing:
-# the usual clean image is taken, with the interpolation of training.
+# facebookresearch/ijepa: src/transforms.py, src/masks/multiblock.py, configs. No flip. The
+# repository evaluates nothing: the usual clean image is taken, with the interpolation of training.
 IJEPA = Recipe(
-    name="ijepa",
+    name="ijepa", interpolation="bilinear", clean_interpolation="bilinear", masks=MultiBlock()
+)
+IJEPA_CROP = Recipe(
+    name="ijepa-crop",
     crop_scale=(0.3, 1.0),
     interpolation="bilinear",
     clean_interpolation="bilinear",
@@ -184,8 +190,9 @@ IJEPA = Recipe(
 
 # facebookresearch/data2vec_vision: beit/datasets.py, run_cyclical.py, with
 # --imagenet_default_mean_and_std as its recipes pass. Clean image: as for I-JEPA.
-DATA2VEC = Recipe(
-    name="data2vec",
+DATA2VEC = Recipe(name="data2vec", masks=Blocks())
+DATA2VEC_CROP = Recipe(
+    name="data2vec-crop",
     order=("jitter", "flip", "crop"),
     crop_scale=(0.08, 1.0),
     flip=0.5,
@@ -193,8 +200,13 @@ DATA2VEC = Recipe(
     jitter_probability=1.0,
 )
 
-# facebookresearch/fairseq: examples/data2vec, 2.0. Clean image: as for I-JEPA.
-DATA2VEC2 = Recipe(name="data2vec2", crop_scale=(0.2, 1.0), flip=0.5)
+# facebookresearch/fairseq: examples/data2vec, its first version, which masks 75 of 14 x 14 patches.
+# Its crops are the fork's.
+DATA2VEC_FAIRSEQ = Recipe(name="data2vec-fairseq", masks=Blocks(masked=75 / 196))
+
+# facebookresearch/fairseq: examples/data2vec, 2.0, base model. Clean image: as for I-JEPA.
+DATA2VEC2 = Recipe(name="data2vec2", masks=InverseBlocks())
+DATA2VEC2_CROP = Recipe(name="data2vec2-crop", crop_scale=(0.2, 1.0), flip=0.5)
 
 IDENTITY = Recipe(name="identity")
 
@@ -214,8 +226,12 @@ RECIPES = {
         SWAV,
         MAE,
         IJEPA,
+        IJEPA_CROP,
         DATA2VEC,
+        DATA2VEC_CROP,
+        DATA2VEC_FAIRSEQ,
         DATA2VEC2,
+        DATA2VEC2_CROP,
         IDENTITY,
     )
 }

@@ -1,7 +1,8 @@
 """View recipes: which random operations make the views, with which ranges and probabilities.
 
 A recipe holds constants only. `draws` turns one into the parameters of every view, `augment`
-turns parameters into pixels. The recipes of published methods stand in `methods`.
+turns parameters into pixels; `masked` draws the masks. The recipes of published methods stand in
+`methods`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Len
 
 from lidar_cli.errors import SettingsError
+from lidar_cli.views.mask_rules import MaskRule
 
 # Three numbers each, in RGB order, of pixels in [0, 1].
 PIXEL_STATS = {
@@ -53,6 +55,8 @@ class Recipe:
     clean_crop: whether the centre is cut out after resizing or before.
     crops: which of the method's crops these are: all, or the global ones of a method that also
     makes small local ones. The teacher, whose embedding is read, sees the global ones alone.
+    masks: which patches of a view are hidden, None for none. With it and without crop_scale the
+    views of a sample are one clean image under different masks.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Recipe:
     clean_crop: Literal["after", "before"] = "after"
     clean_interpolation: Interpolation = "bicubic"
     crops: Literal["all", "global"] = "all"
+    masks: MaskRule | None = None
 
     @property
     def kinds(self) -> int:
@@ -111,10 +116,8 @@ class Recipe:
 
     def describe(self) -> dict[str, Any]:
         """Every constant, ready for JSON: two recipes are equal if these are."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
+        told: dict[str, Any] = _listed(dataclasses.asdict(self))
+        return told
 
     def fault(self) -> str | None:
         """What is wrong with constants that are each within their bounds, or None."""
@@ -160,3 +163,10 @@ class Recipe:
         if "blur" in self.before_crop:
             return f"order = {order}: blur comes after crop, its sigma is in pixels of the view"
         return None
+
+
+def _listed(value: Any) -> Any:
+    """The same with lists for tuples, as JSON gives it back."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

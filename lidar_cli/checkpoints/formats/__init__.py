@@ -6,11 +6,17 @@ table that recognition walks and `lidar inspect --formats` prints.
 
 from lidar_cli.checkpoints.formats.contrastive import CONTRASTIVE
 from lidar_cli.checkpoints.formats.distillation import DISTILLATION
-from lidar_cli.checkpoints.formats.format import Branch, Format, Head, numbered
+from lidar_cli.checkpoints.formats.format import (
+    Branch,
+    Format,
+    Head,
+    TokenPredictor,
+    numbered,
+)
 from lidar_cli.checkpoints.formats.libraries import LIBRARIES
 from lidar_cli.checkpoints.formats.masked import MASKED
 from lidar_cli.checkpoints.formats.vissl import VISSL
 
-__all__ = ["FORMATS", "Branch", "Format", "Head", "numbered"]
+__all__ = ["FORMATS", "Branch", "Format", "Head", "TokenPredictor", "numbered"]
 
 FORMATS: tuple[Format, ...] = (*CONTRASTIVE, *DISTILLATION, *VISSL, *MASKED, *LIBRARIES)

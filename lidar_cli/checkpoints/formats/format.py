@@ -29,16 +29,23 @@ class Head:
 
 
 @dataclass(frozen=True)
+class TokenPredictor:
+    """I-JEPA's predictor, which gives tokens of patches that the backbone does not see."""
+
+    prefix: str
+
+
+@dataclass(frozen=True)
 class Branch:
     """One set of weights: where its backbone lies, and its heads."""
 
     name: str  # 'student', 'teacher', or 'encoder' where there is only one
     backbone: str  # prefix
     projector: Head | None = None
-    predictor: Head | None = None
+    predictor: Head | TokenPredictor | None = None
 
     @property
-    def heads(self) -> dict[str, Head]:
+    def heads(self) -> dict[str, Head | TokenPredictor]:
         """By layer, in the order of the forward pass."""
         named = {"projector": self.projector, "predictor": self.predictor}
         return {layer: head for layer, head in named.items() if head is not None}
@@ -64,7 +71,6 @@ class Format:
     heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
     cifar_padding: int | None = None  # of a 3x3 stem
     noise: tuple[str, ...] = ()  # patterns of what is known and not used
-    token_predictor: str = ""  # prefix of a predictor that works on masked tokens
     pixel_stats: str = "imagenet"
     example: str = ""  # usual file name
 

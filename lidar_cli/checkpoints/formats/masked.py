@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format
+from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, TokenPredictor
 
 IJEPA = Format(
     name="ijepa",
@@ -19,11 +19,13 @@ IJEPA = Format(
         ("encoder", "encoder."),
         ("predictor", "predictor."),
     ),
-    branches=(Branch("teacher", "target_encoder."), Branch("student", "encoder.")),
+    branches=(
+        Branch("teacher", "target_encoder."),
+        Branch("student", "encoder.", predictor=TokenPredictor("predictor.")),
+    ),
     recipe="ijepa",
     backbones=("vit",),  # without class token: the mean of the patch tokens after the last norm
     heads=USUAL_HEADS,
-    token_predictor="predictor.",
 )
 
 MAE = Format(

@@ -1,0 +1,177 @@
+"""Settings, checkpoint and samples brought together: what decides the numbers of a feature file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from lidar_cli.checkpoints import Description
+from lidar_cli.checkpoints.own_module import source as own_source
+from lidar_cli.errors import CheckpointError, SettingsError
+from lidar_cli.features import Layout
+from lidar_cli.samples import Samples
+from lidar_cli.settings import ExtractSettings, SampleSettings
+from lidar_cli.views import Recipe, Views, find_recipe
+from lidar_cli.views.methods import RECIPES
+
+DEFAULT_IMAGE_SIZE = 224
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the numbers of a feature file, before any is computed."""
+
+    views: Views
+    layout: Layout
+    precision: str
+    provenance: dict[str, Any]  # all of it but the batch size, which needs the model to be found
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the embeddings mean: equal for files that are interchangeable in a ranking."""
+        return identity(self.provenance)
+
+    @property
+    def key(self) -> str:
+        """A file name for the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def identity(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The part of a provenance that says what the embeddings mean, as JSON gives it back.
+
+    Batch size, device and library versions change rounding only, and paths nothing: the checkpoint
+    and the samples are known by their content. Our own version stays, since it may change a view.
+    """
+    told: dict[str, Any] = json.loads(json.dumps(provenance))
+    for name in ("checkpoint", "data", "assumptions", "layer_reason", "batch_size", "device"):
+        told.pop(name, None)
+    versions = told.pop("versions", None)
+    if isinstance(versions, dict):
+        told["version"] = versions.get("lidar-cli")
+    return told
+
+
+def make_plan(
+    description: Description,
+    path: str,
+    digest: str,
+    samples: Samples,
+    settings: ExtractSettings,
+    device: torch.device,
+) -> Plan:
+    """Settings, checkpoint and samples brought together.
+
+    path, digest: of the checkpoint. No model is needed yet: whether the features exist already is
+    known from the plan alone.
+    Raises CheckpointError for a layer that the checkpoint has not or masks that it cannot take,
+    SettingsError for an unknown recipe or clean samples fewer than n.
+    """
+    n, q = settings.n_samples, settings.n_views
+    clean = n if settings.clean_samples is None else settings.clean_samples
+    if clean < n:
+        raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
+    recipe = choose_recipe(settings, description)
+    size = _image_size(settings, description.image_size, samples)
+    views = Views(recipe, settings.seed, q, size, description.patch)
+    check_masks(views, description, path)
+    layers = choose_layers(settings.layer, list(description.widths))
+    widths = {layer: description.widths[layer] for layer in layers}
+    provenance = {
+        "checkpoint": path,
+        "sha256": digest,
+        "model_format": description.format,
+        "architecture": description.arch,
+        "branch": description.branch,
+        "activation": settings.activation,
+        "assumptions": list(description.assumptions),
+        "source_sha256": own_source(settings.model),
+        "layers": layers,
+        "layer_reason": layer_reason(settings.layer, list(description.widths)),
+        "data": samples.data,
+        "samples_sha256": samples.fingerprint,
+        "n_samples": n,
+        "n_views": q,
+        "n_clean": clean,
+        "seed": settings.seed,
+        "views": recipe.describe(),
+        "image_size": size,
+        "precision": settings.precision,
+        "storage": settings.storage,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
+    }
+    return Plan(
+        views=views,
+        layout=Layout(widths, n, q, clean, settings.storage),
+        precision=settings.precision,
+        provenance=provenance,
+    )
+
+
+def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
+    """Layer names from `--layer`; auto is the projector if there is one.
+
+    Raises CheckpointError if a layer is not there.
+    """
+    if asked == "auto":
+        return ["projector" if "projector" in available else "backbone"]
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    for name in names:
+        if name not in available:
+            raise CheckpointError(
+                f"no layer {name!r} in this checkpoint; it has {', '.join(available)}: "
+                f"use --layer {available[0]}"
+            )
+    return list(dict.fromkeys(names))
+
+
+def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
+    """The recipe that is asked for; for auto that of the method which trained the checkpoint.
+
+    Raises SettingsError for a name or a [recipe] key that is not known.
+    """
+    stats: str = settings.pixel_stats
+    if stats == "auto" and description.pixel_stats != "imagenet":
+        stats = description.pixel_stats
+    name = settings.views
+    if name == "auto" and settings.recipe is None and description.recipe is not None:
+        name = description.recipe
+    return find_recipe(name, stats, settings.recipe)
+
+
+def check_masks(views: Views, description: Description, path: str) -> None:
+    """Raise CheckpointError unless the checkpoint can be embedded under the masks of the views."""
+    rule = views.recipe.masks
+    if rule is None:
+        return
+    crops = f"{views.recipe.name.removesuffix(' (changed)')}-crop"
+    others = f"--views simclr or {crops}" if crops in RECIPES else "--views simclr"
+    origin = f"{path or description.arch}: "
+    if rule.rule not in description.masks:
+        takes = f"takes {', '.join(description.masks)} masks" if description.masks else "takes none"
+        raise CheckpointError(
+            f"{origin}the {description.arch} {takes}, the views {views.recipe.name} have "
+            f"{rule.rule} masks; choose other views, such as {others}"
+        )
+    try:
+        views.masks([0])
+    except SettingsError as error:  # of this checkpoint's grid of patches
+        raise CheckpointError(f"{origin}{error}, or other views, such as {others}") from error
+
+
+def layer_reason(asked: str, available: Sequence[str]) -> str | None:
+    """Why another layer than the projector was chosen, None if nothing need be said."""
+    if asked != "auto" or "projector" in available:
+        return None
+    return "holds no projector, so the backbone is embedded"
+
+
+def _image_size(settings: SampleSettings, natural: int | None, samples: Samples) -> int:
+    return settings.image_size or natural or samples.image_size or DEFAULT_IMAGE_SIZE
