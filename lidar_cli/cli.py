@@ -204,25 +204,30 @@ def rank(
     """Order every checkpoint under a directory, extracting what is not yet extracted."""
     _one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     resolved = _resolve(RankSettings, options, config, show_config)
+    from lidar_cli.jobs.oracle import check_tables, judge
     from lidar_cli.jobs.rank import rank_directory
     from lidar_cli.report import ranking as report
     from lidar_cli.report.terminal import Terminal
 
+    check_tables(resolved.values)
+    oracle = None
     with Terminal() as terminal:
         found = rank_directory(directory, resolved.values, terminal)
+        if resolved.values.oracle is not None:
+            oracle = judge(found, resolved.values, terminal)
         if quiet or resolved.values.top is not None:
             report.check_single_group(found)
         found = report.top(found, resolved.values.top)
     if json:
-        typer.echo(report.to_json(found))
+        typer.echo(report.to_json(found, oracle))
     elif csv:
-        typer.echo(report.to_csv(found), nl=False)
+        typer.echo(report.to_csv(found, oracle), nl=False)
     elif markdown:
-        typer.echo(report.to_markdown(found))
+        typer.echo(report.to_markdown(found, oracle))
     elif quiet:
         typer.echo(report.to_paths(found), nl=False)
     else:
-        report.print_tables(found)
+        report.print_tables(found, oracle)
     if found.failed:
         if quiet or json or csv or markdown:
             for row in found.failed:

@@ -61,7 +61,9 @@ class SampleSettings:
     )
     split: str | None = setting(None, "--split", help="Split of the data set.")
     n_samples: Count = setting(1000, "-n", "--n-samples", help="Samples that are embedded q times.")
-    n_views: Count = setting(10, "-q", "--n-views", help="Views of each sample.")
+    n_views: Annotated[int, Ge(0)] = setting(
+        10, "-q", "--n-views", help="Views of each sample; 0 embeds un-augmented images alone."
+    )
     clean_samples: Count | None = setting(
         None,
         "--clean-samples",
@@ -205,6 +207,22 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings):
         None, "--cache", help="Where extracted features are kept [default: DIR/.lidar]."
     )
     top: Count | None = setting(None, "--top", help="Print the best K only.")
+    oracle: str | None = setting(
+        None,
+        "--oracle",
+        help="Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'.",
+    )
+    oracle_samples: Count | None = setting(
+        None,
+        "--oracle-samples",
+        help="Labelled images for --oracle probe [default: as many as are un-augmented].",
+    )
+    params: Path | None = setting(
+        None,
+        "--params",
+        help="CSV file with a column path and one a hyperparameter, for --oracle "
+        "[default: what checkpoints carry].",
+    )
     confidence: Level = setting(
         0.95, "--confidence", help="Level of the intervals, and of the test that names ties."
     )
