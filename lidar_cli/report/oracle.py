@@ -60,9 +60,9 @@ def table(
 ) -> tuple[list[str], list[list[str]]]:
     """Headers, and a line a metric; then the best and the median that can be had."""
     level = f"{100 * oracle.level:g} %"
-    varied = verdict.hyperparameters
-    headers = ["metric", "Spearman", level, "Kendall", level, "n", "its pick"]
-    headers += [*(f"by {column.name}" for column in varied), "which"]
+    varied = [column for column in verdict.hyperparameters if column.sets]
+    headers = ["metric", "Spearman", level, "Kendall", level, "n", "its pick", "which"]
+    headers += [f"by {column.name}" for column in varied]
     rows = []
     for found, pick in zip(verdict.correlations, chosen.picks, strict=True):
         more = f" and {len(pick.paths) - 1} more" if len(pick.paths) > 1 else ""
@@ -75,8 +75,8 @@ def table(
                 _span(found.kendall_interval),
                 str(found.count),
                 percent(pick.accuracy),
-                *(percent(column.picks[found.metric]) for column in varied),
                 (shown(pick.paths[0], directory) + more) if pick.paths else MISSING,
+                *(percent(column.picks[found.metric]) for column in varied),
             ]
         )
     best = shown(chosen.best.paths[0], directory)
@@ -84,7 +84,7 @@ def table(
         ("(best)", chosen.best.accuracy, [column.best for column in varied], best),
         ("(median)", chosen.median, [column.median for column in varied], ""),
     ):
-        rows.append([name, *[""] * 5, percent(value), *map(percent, columns), which])
+        rows.append([name, *[""] * 5, percent(value), which, *map(percent, columns)])
     return headers, rows
 
 

@@ -65,13 +65,14 @@ def print_table(probes: Probes) -> None:
                 "which learned nothing; it is not chosen by the test rows."
             )
         )
+    remarks: dict[str, list[str]] = {}  # one that holds for many is said once
     for found in probes.probed:
-        if found.n_unknown:
-            text = f"{found.n_unknown} samples of unknown label left out"
-            out.print(Text(f"{found.train}:{found.layer}: {text}"))
-        for warning in found.warnings:
-            text = f"warning: {found.train}:{found.layer}: {warning}"
-            out.print(Text(text, style="yellow"))
+        unknown = f"{found.n_unknown} samples of unknown label left out"
+        for remark in (*((unknown,) if found.n_unknown else ()), *found.warnings):
+            remarks.setdefault(remark, []).append(f"{found.train}:{found.layer}")
+    for remark, names in remarks.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        out.print(Text(f"{names[0]}{more}: {remark}", style="yellow"))
 
 
 def percent(share: float | None) -> str:
