@@ -148,7 +148,7 @@ def test_a_line_means_one_checkpoint_or_none(
         ("other.pt", "no such checkpoint"),
         ("b", "no such checkpoint"),
     ]
-    with pytest.raises(InputError, match="a/last.pt and copy.pt are the same checkpoint"):
+    with pytest.raises(InputError, match=r"a/last\.pt and copy\.pt are the same checkpoint"):
         lines("copy.pt", "a/last.pt")
 
 
@@ -175,8 +175,6 @@ def test_texts_of_a_table_that_are_numbers_are_numbers(tmp_path: Path) -> None:
     text = "path,lr,Method,wd,accuracy\na.pt,1e-1,simclr,,0.5\n"
     table = read_table(written(tmp_path / "t.csv", text), ("path",))
     assert from_table({"a.pt": table.rows[0]}, table) == {
-        "a.pt": {"lr": 0.1, "Method": "simclr", "wd": None, "accuracy": 0.5}
-    } or from_table({"a.pt": table.rows[0]}, table) == {
         "a.pt": {"lr": 0.1, "Method": "simclr", "wd": None}
     }
 
@@ -399,9 +397,7 @@ def test_against_probes(tmp_path: Path, rank: Shell, images: Path) -> None:
     assert told["oracle"] == "probe"
     assert "backbone, 19 training and 5 test images of 2 classes" in told["told"]
     assert len(told["accuracies"]) == 6
-    assert all(
-        5 * share == pytest.approx(round(5 * share)) for share in told["accuracies"].values()
-    )
+    assert {round(5 * share, 9) for share in told["accuracies"].values()} <= {0, 1, 2, 3, 4, 5}
     assert "steps of Adam, too few" in done.stderr
     # Embedded once, without views, whatever layer is ranked; and found again.
     clean = {}
