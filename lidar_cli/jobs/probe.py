@@ -241,8 +241,8 @@ def _few_steps(member: Member, settings: ProbeSettings) -> Iterator[str]:
     steps = settings.epochs * math.ceil(member.train.count / settings.minibatch)
     if settings.method == "linear" and steps < FEW_STEPS:
         yield (
-            f"{steps} steps of Adam, too few for an embedding that learns slowly; compare with "
-            "--method ridge, or raise --epochs"
+            f"{steps} steps of Adam, too few for an embedding that learns slowly: take more "
+            "samples, or lidar probe with more --epochs or --method ridge"
         )
 
 
