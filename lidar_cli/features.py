@@ -1,6 +1,6 @@
 """The HDF5 feature file: create, write at an index, resume, read whole samples in chunks.
 
-    /embeddings/<layer>/views   (n, q, d)   augmented
+    /embeddings/<layer>/views   (n, q, d)   augmented; absent where q = 0
     /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`
     /embeddings/<layer>/crc32   (N,)        of a sample's views, then its clean embedding
     /samples/id, /samples/label, /samples/done
@@ -214,7 +214,7 @@ class FeatureWriter:
         for start in range(0, len(done), 256):
             for i in done[start : start + 256]:
                 for group in self._file["embeddings"].values():
-                    views = group["views"][i : i + 1] if i < len(group["views"]) else _NOTHING
+                    views = group["views"][i : i + 1] if i < _with_views(group) else _NOTHING
                     if _checksums(views, group["clean"][i : i + 1])[0] != group["crc32"][i]:
                         self.done[i] = False
 
@@ -333,7 +333,8 @@ def read_hdf5(
 def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
     group = file["embeddings"][name]
     checksums = group["crc32"][:]
-    views, clean = group["views"].shape, group["clean"].shape
+    clean = group["clean"].shape
+    views = group["views"].shape if "views" in group else (0, 0, *clean[1:])
     if len(views) != 3 or clean != (len(checksums), views[2]) or views[0] > clean[0]:
         raise ValueError(f"layer {name}: views {views}, clean {clean}, {len(checksums)} checksums")
 
@@ -351,7 +352,7 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
     return Embeddings(
         str(path),
         name,
-        _stored(path, group["views"]),
+        _stored(path, group["views"]) if "views" in group else None,
         _stored(path, group["clean"]),
         provenance=provenance,
         verify=verify,
@@ -450,7 +451,8 @@ def _allocate(
     numbers = _TYPES[layout.storage]
     for layer, d in layout.widths.items():
         group = file.create_group(f"embeddings/{layer}")
-        _create(group, "views", (n, q, d), numbers)
+        if q:
+            _create(group, "views", (n, q, d), numbers)
         _create(group, "clean", (clean, d), numbers)
         _create(group, "crc32", (clean,), np.uint32)
     samples = file.create_group("samples")
@@ -471,6 +473,10 @@ def _create(group: h5py.Group, name: str, shape: tuple[int, ...], numbers: Any) 
 
 
 _NOTHING = np.empty((0, 0, 0), np.float32)
+
+
+def _with_views(group: h5py.Group) -> int:
+    return len(group["views"]) if "views" in group else 0
 
 
 def _checksums(views: np.ndarray, clean: np.ndarray) -> np.ndarray:

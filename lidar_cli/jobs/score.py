@@ -29,7 +29,10 @@ RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's s
 RIDGE_REFUSAL = 0.99  # above which the readings against view noise would be against the ridge
 DEGREES_REMARK = 5  # below n (q - 1) = 5 d the within covariance is poorly determined
 EVERY_METRIC = frozenset(METRICS)
-NO_VIEWS = "rows without views; give --views-per-sample, or an array (n, q, d)"
+NO_VIEWS = {  # by what the rows are called
+    "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
+    "clean": "un-augmented embeddings alone; extract with -q 2 or more",
+}
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ class _Sheet:
             return
         views = self._state.views
         if views is None:
-            self._null(names, NO_VIEWS)
+            self._null(names, NO_VIEWS[self._embeddings.clean_name])
             return
         epsilon = self._settings.epsilon
         try:
@@ -341,7 +344,7 @@ class _Sheet:
         views = self._state.views
         names = [name for name, metric in METRICS.items() if metric.reads in ("views", "sphere")]
         if views is None:
-            self._null(names, NO_VIEWS)
+            self._null(names, NO_VIEWS[self._embeddings.clean_name])
             return
 
         def augmented() -> float:
