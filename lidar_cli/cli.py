@@ -156,16 +156,18 @@ def score(
         from lidar_cli.report.plot import check_plot
 
         check_plot(plot)
+    from lidar_cli.jobs.converge import converge_file
     from lidar_cli.jobs.score import parse_metrics, score_file
     from lidar_cli.report import scores as report
     from lidar_cli.report.terminal import Terminal
 
     wanted = parse_metrics(resolved.values.metrics)
+    job = converge_file if resolved.values.converge else score_file
     found, failed = [], 0
     with Terminal() as terminal:
         for file in files:
             try:
-                found += score_file(file, resolved.values, terminal)
+                found += job(file, resolved.values, terminal)
             except SettingsError:
                 raise
             except LidarError as error:

@@ -199,6 +199,9 @@ class ScoreSettings(MetricSettings, DeviceSettings):
         "--confidence",
         help="Add intervals over samples at this level, such as 0.95; reads the file twice.",
     )
+    converge: bool = setting(
+        False, "--converge", help="Add every metric at n/4, n/2 and q/4, q/2, and an advice."
+    )
 
 
 @dataclass(frozen=True)

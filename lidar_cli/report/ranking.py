@@ -230,7 +230,7 @@ def _cell(row: Row, name: str, ranking: Ranking) -> str:
 
 def _metrics(row: Row) -> dict[str, Any]:
     told = record(row.score)
-    return {key: value for key, value in told.items() if key not in ("file", "data")}
+    return {key: value for key, value in told.items() if key not in ("file", "data", "convergence")}
 
 
 def _differing(groups: Sequence[Group]) -> list[str]:

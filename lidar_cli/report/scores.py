@@ -15,6 +15,7 @@ from rich.text import Text
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.confidence import Interval
 from lidar_cli.jobs.score import Score
+from lidar_cli.report.converge import print_convergence
 from lidar_cli.report.numbers import console, print_columns, text_of
 from lidar_cli.report.sure import between, with_reach
 
@@ -31,11 +32,14 @@ DETAILS = {  # what stands beside a value where only one file is shown
 
 
 def record(score: Score) -> dict[str, Any]:
-    """A score as JSON-ready values, without its spectra and influences."""
+    """A score as JSON-ready values, without its spectra, influences and provenance."""
+    apart = ("spectra", "influences", "provenance")
     fields = {f.name: getattr(score, f.name) for f in dataclasses.fields(score)}
-    del fields["spectra"], fields["influences"]
-    sure = score.confidence
-    return fields | {"confidence": dataclasses.asdict(sure) if sure else None}
+    return {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        for name, value in fields.items()
+        if name not in apart
+    }
 
 
 def to_json(scores: Sequence[Score]) -> str:
@@ -45,7 +49,7 @@ def to_json(scores: Sequence[Score]) -> str:
 
 def to_csv(scores: Sequence[Score]) -> str:
     """A header and a line a file and layer; empty where there is no value."""
-    apart = ("spectra", "notes", "confidence", "influences")
+    apart = ("spectra", "notes", "provenance", "influences", "confidence", "convergence")
     names = [f.name for f in dataclasses.fields(Score) if f.name not in apart]
     sure = [score.confidence for score in scores if score.confidence]
     ends = [f"{name}_{end}" for name in METRICS for end in ENDS] if sure else []
@@ -93,6 +97,8 @@ def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
             out.print(Text(f"{prefix}no interval of {', '.join(without)}: {reason}"))
         for warning in score.warnings.values():
             out.print(Text(f"{prefix}warning: {warning}"))
+        if score.convergence is not None:
+            print_convergence(out, score.convergence, names, prefix)
 
 
 def _print_one(score: Score, names: Sequence[str]) -> None:
