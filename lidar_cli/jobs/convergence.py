@@ -165,7 +165,8 @@ def _samples(
     more = _round(at * abs(moving[name]) / STEADY)
     return (
         f"{name}{others} still moves by {100 * moving[name]:+.0f} % from {what} = {before} to "
-        f"{at}, and about as much is missing: take {what} = {more}, or compare at equal {what} alone"
+        f"{at}, and about as much is missing: take {what} = {more}, or compare at equal {what} "
+        "alone"
     )
 
 

@@ -40,4 +40,3 @@ def print_convergence(out: Console, found: Convergence, names: Sequence[str], pr
     headers, rows = table(found, names)
     print_columns(out, headers, rows, fixed=1)
     out.print(Text(f"{prefix}advice: {found.advice}"))
-

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
@@ -18,9 +19,11 @@ from lidar_cli.jobs.order import Group, Row
 from lidar_cli.jobs.rank import Ranking
 from lidar_cli.report import oracle as against
 from lidar_cli.report.numbers import console, print_columns, shown, text_of
+from lidar_cli.report.remarks import remarks
 from lidar_cli.report.scores import record
 from lidar_cli.report.sure import tied_ranks, with_reach
 
+STYLES = {"same": "dim", "warning": "yellow"}  # by kind of remark
 DECIDING = {  # what groups differ in -> the option that makes them alike
     "views": "--views",
     "image size": "--image-size",
@@ -161,51 +164,10 @@ def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
         against.print_oracle(out, oracle, ranking.directory)
 
 
-def print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
+def print_remarks(out: Console, group: Group, ranking: Ranking) -> None:
     """Aliases, reasons of nulls and warnings of a group, one line each."""
-    for row in group.rows:
-        where = shown(row.path, ranking.directory)
-        if row.aliases:
-            also = ", ".join(shown(alias, ranking.directory) for alias in row.aliases)
-            out.print(Text(f"{where}: the same file as {also}", style="dim"))
-    missing: dict[str, tuple[list[str], list[Row]]] = {}  # reason -> metrics, rows
-    for row in group.rows:
-        for metric, reason in row.score.notes.items():
-            metrics, rows = missing.setdefault(reason, ([], []))
-            metrics += [metric] if metric not in metrics else []
-            rows += [row] if row not in rows else []
-    for reason, (metrics, rows) in missing.items():
-        out.print(Text(f"{_some(rows, ranking)}: no {', '.join(metrics)}: {reason}"))
-    for line in _confidence(group, ranking):
-        out.print(Text(line))
-    told: dict[str, list[Row]] = {}  # a remark that holds for many rows is said once
-    for row in group.rows:
-        for kind in row.score.warnings:
-            told.setdefault(kind, []).append(row)
-    for kind, rows in told.items():
-        warning = rows[0].score.warnings[kind]
-        out.print(Text(f"warning: {_some(rows, ranking)}: {warning}", style="yellow"))
-
-
-def _confidence(group: Group, ranking: Ranking) -> Iterator[str]:
-    """What +- and ties mean, and the reasons of values that have no interval, one line each."""
-    name, level = ranking.by.name, f"{100 * ranking.level:g} %"
-    if any(row.interval.se is not None for row in group.rows):
-        yield f"+-: the {level} interval of {name} over samples, at this n and q"
-    if any(row.tied_with for row in group.rows):
-        yield f"tied: the {level} interval of the difference, sample by sample, holds 0"
-    unsure: dict[str, list[Row]] = {}
-    for row in group.rows:
-        if row.value is not None and row.interval.reason is not None:
-            unsure.setdefault(row.interval.reason, []).append(row)
-    for reason, rows in unsure.items():
-        yield f"{_some(rows, ranking)}: no interval of {name}, and no ties: {reason}"
-
-
-def _some(rows: Sequence[Row], ranking: Ranking) -> str:
-    """The first of some rows by name, and how many more."""
-    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    return shown(rows[0].path, ranking.directory) + more
+    for remark in remarks(group, ranking):
+        out.print(Text(str(remark), style=STYLES.get(remark.kind, "")))
 
 
 def heading(group: Group, ranking: Ranking) -> str:
