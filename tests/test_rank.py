@@ -26,7 +26,7 @@ from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.order import Row, order
 from lidar_cli.jobs.rank import find_metric, rank_directory
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 N, Q, SIZE = 24, 4, 24

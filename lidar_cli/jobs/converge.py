@@ -12,13 +12,8 @@ from lidar_cli.embeddings import Chunk, Embeddings
 from lidar_cli.jobs.convergence import Convergence, Point, advise, parts_of
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.gather import Gathered, read_into
-from lidar_cli.jobs.score import (
-    Score,
-    enough_memory,
-    open_embeddings,
-    parse_metrics,
-    score_gathered,
-)
+from lidar_cli.jobs.score import enough_memory, open_embeddings, parse_metrics, score_gathered
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, ScoreSettings
 

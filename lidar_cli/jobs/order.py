@@ -9,7 +9,7 @@ from typing import Any
 from lidar_cli.core.metrics import Metric
 from lidar_cli.jobs.confidence import Interval, ties
 from lidar_cli.jobs.convergence import MUCH_NOISE
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.confidence import Interval
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.report.converge import print_convergence
 from lidar_cli.report.numbers import console, print_columns, text_of
 from lidar_cli.report.sure import between, with_reach
@@ -33,13 +33,11 @@ DETAILS = {  # what stands beside a value where only one file is shown
 
 def record(score: Score) -> dict[str, Any]:
     """A score as JSON-ready values, without its spectra, influences and provenance."""
-    apart = ("spectra", "influences", "provenance")
     fields = {f.name: getattr(score, f.name) for f in dataclasses.fields(score)}
-    return {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-        for name, value in fields.items()
-        if name not in apart
-    }
+    del fields["spectra"], fields["influences"], fields["provenance"]
+    for name in ("confidence", "convergence"):
+        fields[name] = dataclasses.asdict(fields[name]) if fields[name] else None
+    return fields
 
 
 def to_json(scores: Sequence[Score]) -> str:
