@@ -89,7 +89,7 @@ def _with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., No
 def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     meta = field.metadata
     text, default = meta["help"], field.default
-    flag = default is False
+    flag = isinstance(default, bool)
     if default is not None and not flag and "[" not in text:
         text = f"{text} [default: {default}]"
     kind = bool if flag else _plain(hint)

@@ -145,6 +145,9 @@ class ModelSettings(DeviceSettings, FormatSettings):
     precision: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", "--precision", help="Of the forward pass (autocast)."
     )
+    compile: bool = setting(
+        False, "--compile", help="Let torch compile the backbone: worth it for many samples."
+    )
     storage: Literal["float32", "float16"] = setting(
         "float32", "--storage", help="Number format of the stored embeddings."
     )
@@ -174,7 +177,7 @@ class MetricSettings:
     normalize: bool = setting(
         False, "--normalize", help="Scale every embedding to unit length first."
     )
-    memory: str = setting("64MB", "--memory", help="Size of the chunks that are read.")
+    memory: str = setting("64MB", "--memory", help="Size of the chunks in memory, all together.")
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,17 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings):
     by: str = setting("lidar", "--by", help="Metric that orders the checkpoints.")
     cache: Path | None = setting(
         None, "--cache", help="Where extracted features are kept [default: DIR/.lidar]."
+    )
+    store: bool = setting(
+        True,
+        "--store",
+        help="Keep the embeddings of each checkpoint in the cache [default]; without, only scores.",
+    )
+    view_memory: str = setting(
+        "auto",
+        "--view-memory",
+        help="Main memory for views that several checkpoints share, such as 8GB; what exceeds it "
+        "goes to a scratch file in the cache; 0 draws them for each [auto: a quarter of the free].",
     )
     top: Count | None = setting(None, "--top", help="Print the best K only.")
     oracle: str | None = setting(

@@ -118,14 +118,16 @@ class Weights(dict[str, Tensor]):
         self.normal(f"{prefix}patch_embed.proj.weight", width, 3, patch, patch)
         self.uniform(f"{prefix}patch_embed.proj.bias", width)
         for i in range(2):
-            name = prefix + block(i)
-            self.ln(f"{name}.norm1", width)
-            self.linear(f"{name}.attn.qkv", width, 3 * width)
-            self.linear(f"{name}.attn.proj", width, width)
-            self.ln(f"{name}.norm2", width)
-            self.linear(f"{name}.mlp.fc1", width, 2 * width)
-            self.linear(f"{name}.mlp.fc2", 2 * width, width)
+            self.vit_block(prefix + block(i), width)
         self.ln(f"{prefix}norm", width)
+
+    def vit_block(self, name: str, width: int) -> None:
+        self.ln(f"{name}.norm1", width)
+        self.linear(f"{name}.attn.qkv", width, 3 * width)
+        self.linear(f"{name}.attn.proj", width, width)
+        self.ln(f"{name}.norm2", width)
+        self.linear(f"{name}.mlp.fc1", width, 2 * width)
+        self.linear(f"{name}.mlp.fc2", 2 * width, width)
 
     # The forward passes.
 
@@ -185,18 +187,20 @@ class Weights(dict[str, Tensor]):
         if f"{prefix}cls_token" in self:
             x = torch.cat([self[f"{prefix}cls_token"].expand(len(x), -1, -1), x], dim=1)
         x = x + self[f"{prefix}pos_embed"]
-        b, n, d = x.shape
         for i in range(2):
-            name = prefix + block(i)
-            qkv = self.lin(f"{name}.attn.qkv", self.layer_norm(f"{name}.norm1", x))
-            q, k, v = qkv.view(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
-            weights = (q @ k.transpose(-2, -1) / (d // heads) ** 0.5).softmax(-1)
-            mixed = (weights @ v).transpose(1, 2).reshape(b, n, d)
-            x = x + self.scaled(f"{name}.ls1", self.lin(f"{name}.attn.proj", mixed))
-            hidden = F.gelu(self.lin(f"{name}.mlp.fc1", self.layer_norm(f"{name}.norm2", x)))
-            x = x + self.scaled(f"{name}.ls2", self.lin(f"{name}.mlp.fc2", hidden))
+            x = self.run_vit_block(prefix + block(i), x, heads)
         x = self.layer_norm(f"{prefix}norm", x)
-        return x[:, 0] if pool == "cls" else x.mean(1)
+        return {"cls": x[:, 0], "mean": x.mean(1), "none": x}[pool]
+
+    def run_vit_block(self, name: str, x: Tensor, heads: int) -> Tensor:
+        b, n, d = x.shape
+        qkv = self.lin(f"{name}.attn.qkv", self.layer_norm(f"{name}.norm1", x))
+        q, k, v = qkv.view(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) / (d // heads) ** 0.5).softmax(-1)
+        mixed = (weights @ v).transpose(1, 2).reshape(b, n, d)
+        x = x + self.scaled(f"{name}.ls1", self.lin(f"{name}.attn.proj", mixed))
+        hidden = F.gelu(self.lin(f"{name}.mlp.fc1", self.layer_norm(f"{name}.norm2", x)))
+        return x + self.scaled(f"{name}.ls2", self.lin(f"{name}.mlp.fc2", hidden))
 
     def scaled(self, name: str, x: Tensor) -> Tensor:
         return x * self[f"{name}.gamma"] if f"{name}.gamma" in self else x
@@ -576,19 +580,33 @@ def ijepa() -> Fixture:
     w.linear(f"{p}predictor_embed", 192, 96)
     w.normal(f"{p}mask_token", 1, 1, 96)
     w.normal(f"{p}predictor_pos_embed", 1, 16, 96)
-    w.linear(f"{p}predictor_blocks.0.attn.qkv", 96, 288)
+    for i in range(2):
+        w.vit_block(f"{p}predictor_blocks.{i}", 96)
     w.ln(f"{p}predictor_norm", 96)
     w.linear(f"{p}predictor_proj", 96, 192)
     tree: dict[str, Any] = {
         name: wrapped(part(w, f"{name}.")) for name in ("encoder", "predictor", "target_encoder")
     }
     run = functools.partial(w.run_vit, pool="mean")
+
+    def predict(x: Tensor) -> Tensor:
+        """Of a clean image: every patch is seen, and every patch is predicted."""
+        seen = w.lin(f"{p}predictor_embed", w.run_vit("encoder.", x, pool="none"))
+        seen = seen + w[f"{p}predictor_pos_embed"]
+        asked = (w[f"{p}mask_token"] + w[f"{p}predictor_pos_embed"]).expand(len(x), -1, -1)
+        y = torch.cat([seen, asked], dim=1)
+        for i in range(2):
+            y = w.run_vit_block(f"{p}predictor_blocks.{i}", y, 3)
+        y = w.layer_norm(f"{p}predictor_norm", y[:, 16:])
+        return w.lin(f"{p}predictor_proj", y).mean(1)
+
     return Fixture(
         "ijepa",
         tree | {"opt": optimizer(), "scaler": None, "epoch": 300, "loss": 0.1, "lr": 1e-6},
         {
             ("teacher", "backbone"): lambda x: run("target_encoder.", x),
             ("student", "backbone"): lambda x: run("encoder.", x),
+            ("student", "predictor"): predict,
         },
         file="jepa-latest.pth.tar",
     )

@@ -173,6 +173,31 @@ def test_surplus_and_missing_tensors_are_named(name: str, tmp_path: Path) -> Non
         open_checkpoint(save(tmp_path / "b.pt", {"state_dict": rest}), format=named)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("predictor_norm.bias", None, r"predictor: predictor_norm\.bias missing of 32 tensors"),
+        ("predictor_blocks.1.attn.proj.bias", None, r"blocks\.1\.attn\.proj\.bias missing"),
+        ("extra.weight", (2, 2), r"predictor: extra\.weight have no place among 32 expected"),
+        ("predictor_proj.weight", (192, 97), r"predictor_proj\.weight has shape \[192, 97\]"),
+        ("predictor_pos_embed", (1, 25, 96), r"predictor: works on 5 x 5 tokens of 192"),
+    ],
+)
+def test_tensors_of_the_predictor_are_all_accounted_for(
+    name: str, shape: tuple[int, ...] | None, message: str, tmp_path: Path
+) -> None:
+    """In the student's branch; the teacher's leaves the whole predictor out, and says so."""
+    tree = dict(FIXTURES["ijepa"]().tree)
+    tree["predictor"] = dict(tree["predictor"])
+    assert (tree["predictor"].pop(f"module.{name}", None) is None) is (name == "extra.weight")
+    if shape is not None:
+        tree["predictor"][f"module.{name}"] = torch.ones(shape)
+    path = save(tmp_path / "a.pt", tree)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(path, branch="student")
+    assert "predictor" in open_checkpoint(path).description.ignored
+
+
 # One test for each trap of the layouts.
 
 

@@ -15,8 +15,8 @@ from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import read_provenance
-from lidar_cli.jobs.plan import choose_recipe
 from lidar_cli.jobs.inspect import formats, inspect_file
+from lidar_cli.jobs.plan import choose_recipe
 from lidar_cli.report import inspect as report
 from lidar_cli.settings import ExtractSettings, InspectSettings
 from lidar_cli.views import find_recipe
@@ -53,6 +53,21 @@ def test_stand_ins_and_what_is_left_out_are_told(tmp_path: Path) -> None:
     told = report.to_text([found])
     assert "stand-ins     __main__.exclude_bias_and_norm" in told
     assert "projector 16-24-24-20" in told
+
+
+def test_the_predictor_of_ijepa_is_listed_with_its_width(tmp_path: Path) -> None:
+    path = FIXTURES["ijepa"]().save(tmp_path)
+    found = inspect_file(path, InspectSettings())
+    teacher, student = found.branches
+    assert teacher.layers == {"backbone": 192}
+    assert student.layers == {"backbone": 192, "predictor": 192}
+    assert student.heads == {"predictor": (192, 96, 192)}
+    tree = FIXTURES["ijepa"]().tree
+    of_student = [*tree["encoder"].values(), *tree["predictor"].values()]
+    assert student.parameters == sum(tensor.numel() for tensor in of_student)
+    assert "predictor 192-96-192" in report.to_text([found])
+    (row,) = (row for row in formats() if row.name == "ijepa")
+    assert (row.branches, row.layers) == ("teacher, student", "backbone, predictor")
 
 
 def test_the_absence_of_a_projector_is_told(tmp_path: Path) -> None:

@@ -113,6 +113,30 @@ def test_ijepa_masks_keep_the_rules(grid):
         assert (blocks.sum(axis=0) > 1).any()
 
 
+def test_ten_thousand_ijepa_masks_have_the_numbers_of_the_configurations():
+    """Four blocks of 0.15 to 0.2 of the patches, 0.75 to 1.5 high for their width, and a context.
+
+    A side is rounded by at most half a patch, an area down by less than one.
+    """
+    shared = 0
+    for view in range(50):
+        (rows, columns), (height, width) = block_sizes(7, view, (14, 14))
+        assert (rows, columns) == (13, 13)
+        assert (height - 0.5) / (width + 0.5) <= 1.5
+        assert (height + 0.5) / (width - 0.5) >= 0.75
+        assert (height + 0.5) * (width + 0.5) > 0.15 * 196 - 1
+        assert (height - 0.5) * (width - 0.5) < 0.2 * 196
+        context, targets = ijepa_masks(7, range(DRAWS // 50), view, (14, 14))
+        assert targets.shape == (4, DRAWS // 50, height * width)
+        assert context.shape[1] > 10
+        kept = as_grids(context, (14, 14))
+        blocks = as_grids(targets, (14, 14))
+        assert not (kept & blocks.any(axis=0)).any()
+        assert (kept.sum(axis=(1, 2)) == context.shape[1]).all()
+        shared += int((blocks.sum(axis=0) > 1).any(axis=(1, 2)).sum())
+    assert shared > 0.9 * DRAWS  # almost always two targets share a patch
+
+
 def test_corners_of_targets_are_uniform_below_the_last_place():
     tops = []
     for view in range(100):
@@ -218,8 +242,9 @@ def test_block_masks_have_the_statistics_of_their_generator(masked, reached, mea
     assert stats.ks_2samp(*edges).pvalue > P_BOUND
 
 
-def test_the_comparison_of_block_masks_would_notice_other_blocks():
-    grids = block_masks(0, range(3000), 0, (14, 14), masked=75, smallest=8).view(-1, 14, 14)
+@pytest.mark.parametrize("change", [{"smallest": 8}, {"ratio": (0.8, 1.25)}])
+def test_the_comparison_of_block_masks_would_notice_other_blocks(change):
+    grids = block_masks(0, range(3000), 0, (14, 14), masked=75, **change).view(-1, 14, 14)
     chance = random.Random(0)
     theirs = np.array([literal_block_mask(75, chance) for _ in range(3000)])
     edges = [(x[:, 1:] != x[:, :-1]).sum(axis=(1, 2)) for x in (grids.numpy(), theirs)]

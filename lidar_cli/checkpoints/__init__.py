@@ -13,7 +13,7 @@ timm_arch.py, own_module.py    a backbone that the user names
 predictor.py     I-JEPA's predictor
 heads.py         a projector or predictor from its weights; head_module.py: its modules
 weights.py       every tensor to its place, and none left over
-loaded.py        the callable
+loaded.py        the callable; masked.py: of a model under masks, and what its embedding is
 opening.py       all of these in a row
 
 Names are resolved on first use (PEP 562), so that reading a file does not load torch. The function

@@ -71,17 +71,18 @@ class LoadedMasked(Loaded):
             return super().embed_masked(views, masks, layers)
         if self.teacher:
             masks = [Mask(None, None, mask.compared) for mask in masks]
-        columns: dict[str, list[Tensor]] = {
-            layer: [torch.empty(0)] * len(masks) for layer in layers
-        }
+        columns: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers}
         with torch.inference_mode():
             for members, tokens in self._tokens(views, masks):
                 outputs = self._outputs(tokens, joined([masks[j] for j in members]), layers)
                 for layer in layers:
-                    found = outputs[layer].unflatten(0, (len(views), len(members)))
-                    for at, j in enumerate(members):
-                        columns[layer][j] = found[:, at]
-        return {layer: torch.stack(found, dim=1) for layer, found in columns.items()}
+                    found = outputs[layer].reshape(len(views), len(members), -1)
+                    columns[layer] |= dict(zip(members, found.unbind(dim=1), strict=True))
+        order = range(len(masks))
+        return {
+            layer: torch.stack([of_view[j] for j in order], dim=1)
+            for layer, of_view in columns.items()
+        }
 
     def _tokens(
         self, views: Tensor, masks: Sequence[Mask]

@@ -14,6 +14,7 @@ from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, wrap_module
 from lidar_cli.features import FeatureWriter, check_absent, read_interrupted, read_provenance
 from lidar_cli.jobs.batch_size import find_batch_size, halved_until_it_fits
 from lidar_cli.jobs.batches import Pass
+from lidar_cli.jobs.compiled import compile_backbone
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embed import embed_all
 from lidar_cli.jobs.plan import Plan, identity, make_plan
@@ -55,6 +56,8 @@ def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: A
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     loaded = wrap_module(model).to(device)
+    if known.compile:
+        compile_backbone(loaded, device)
     plan = make_plan(loaded.description, "", digest.hexdigest(), samples, known, device)
     return run(plan, loaded, samples, known, Path(output), device, Watcher())
 
@@ -74,7 +77,7 @@ def extract_checkpoint(
     device = find_device(settings.device)
     # Before the work: a mistyped name, or an unknown key of a [recipe] table, is told at once.
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
-    loaded = open_with(checkpoint, settings).to(device)
+    loaded = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
     tell_if_embedded(samples, watcher)
     digest = sha256(checkpoint)
@@ -85,9 +88,12 @@ def extract_checkpoint(
     return run(plan, loaded, samples, settings, output, device, watcher)
 
 
-def open_with(checkpoint: Path, settings: ModelSettings) -> Loaded:
-    """A checkpoint, opened as the settings say; raises what `open_checkpoint` raises."""
-    return open_checkpoint(
+def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -> Loaded:
+    """A checkpoint, opened on the device as the settings say.
+
+    Raises what `open_checkpoint` and `compile_backbone` raise.
+    """
+    loaded = open_checkpoint(
         checkpoint,
         arch=settings.arch,
         model=settings.model,
@@ -95,7 +101,10 @@ def open_with(checkpoint: Path, settings: ModelSettings) -> Loaded:
         format=settings.format,
         branch=settings.branch,
         layer=settings.layer,
-    )
+    ).to(device)
+    if settings.compile:
+        compile_backbone(loaded, device)
+    return loaded
 
 
 def stem(checkpoint: Path) -> str:

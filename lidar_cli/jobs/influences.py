@@ -14,12 +14,14 @@ from torch import Tensor
 
 from lidar_cli.core import gradients, influence
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.core.moments import BLOCK_NUMBERS, LEAST_BLOCK_ROWS, unit_rows
+from lidar_cli.core.moments import unit_rows
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.jobs.gather import Gathered
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, parse_size
 
+BLOCK_NUMBERS = 2**21  # of a block's float64 copy, 16 MB; but for the products' sake at least
+LEAST_BLOCK_ROWS = 1024
 METHOD = 1  # of `core.influence`; another number makes what was kept useless
 
 Influence = Callable[[Tensor], Tensor]  # samples [c, q, d] -> [c] or [c, metrics]

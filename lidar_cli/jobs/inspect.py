@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.formats import FORMATS, Format
 from lidar_cli.checkpoints.found import Description, Found
 from lidar_cli.checkpoints.generic import PROJECTORS
 from lidar_cli.checkpoints.read import as_dict, read_contents
@@ -101,7 +101,9 @@ def formats() -> list[FormatRow]:
             name=one.name,
             title=one.title,
             branches=", ".join(branch.name for branch in one.branches),
-            layers=", ".join(["backbone", *one.branches[0].heads]),
+            layers=", ".join(
+                dict.fromkeys(["backbone", *(h for b in one.branches for h in b.heads)])
+            ),
             recipe=one.recipe,
             example=one.example,
             marks=", ".join(mark.replace("\\", "") for mark in (*one.keys, *one.marks)),
@@ -120,6 +122,12 @@ def formats() -> list[FormatRow]:
             marks=f"one backbone; a projector named {', '.join(PROJECTORS)}",
         ),
     ]
+
+
+def _layers(format: Format) -> list[str]:
+    """Of any branch; where one alone has a layer, it is embedded for it."""
+    there = {"backbone", *(layer for branch in format.branches for layer in branch.heads)}
+    return [layer for layer in ("backbone", "projector", "predictor") if layer in there]
 
 
 def _find(path: Path, tree: Mapping[str, Any], settings: FormatSettings, branch: str) -> Found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+SHARE = 0.25  # of what is free, that one use of memory may take
 UNKNOWN = 4 * 2**30  # bytes taken for free where the system does not say
 _GROUPS = Path("/sys/fs/cgroup")
 

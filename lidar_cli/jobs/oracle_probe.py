@@ -97,7 +97,7 @@ def _embed(
     }
     known |= {"n_samples": len(samples), "clean_samples": None, "n_views": 0, "layer": LAYER}
     wanted = ExtractSettings(**known, resume=True)
-    loaded = open_with(path, wanted).to(device)
+    loaded = open_with(path, wanted, device)
     plan = make_plan(loaded.description, str(path), sha256(path), samples, wanted, device)
     output = folder / f"{stem(path)}-{plan.key}.h5"
     try:

@@ -1,4 +1,4 @@
-"""Settings, checkpoint and samples brought together: what decides the numbers of a feature file."""
+"""What decides the numbers of a feature file, settled before any of them is computed."""
 
 from __future__ import annotations
 
@@ -46,75 +46,20 @@ class Plan:
 def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     """The part of a provenance that says what the embeddings mean, as JSON gives it back.
 
-    Batch size, device and library versions change rounding only, and paths nothing: the checkpoint
-    and the samples are known by their content. Our own version stays, since it may change a view.
+    Batch size, device, compiler and library versions change rounding only, and paths nothing: the
+    checkpoint and the samples are known by their content. Our own version stays, since it may
+    change a view.
     """
     told: dict[str, Any] = json.loads(json.dumps(provenance))
-    for name in ("checkpoint", "data", "assumptions", "layer_reason", "batch_size", "device"):
+    for name in (
+        *("checkpoint", "data", "assumptions", "layer_reason"),
+        *("batch_size", "device", "compiled"),
+    ):
         told.pop(name, None)
     versions = told.pop("versions", None)
     if isinstance(versions, dict):
         told["version"] = versions.get("lidar-cli")
     return told
-
-
-def make_plan(
-    description: Description,
-    path: str,
-    digest: str,
-    samples: Samples,
-    settings: ExtractSettings,
-    device: torch.device,
-) -> Plan:
-    """Settings, checkpoint and samples brought together.
-
-    path, digest: of the checkpoint. No model is needed yet: whether the features exist already is
-    known from the plan alone.
-    Raises CheckpointError for a layer that the checkpoint has not or masks that it cannot take,
-    SettingsError for an unknown recipe or clean samples fewer than n.
-    """
-    n, q = settings.n_samples, settings.n_views
-    clean = n if settings.clean_samples is None else settings.clean_samples
-    if clean < n:
-        raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
-    recipe = choose_recipe(settings, description)
-    if q == 0:
-        n, recipe = 0, recipe.unviewed()
-    size = _image_size(settings, description.image_size, samples)
-    views = Views(recipe, settings.seed, q, size, description.patch)
-    check_masks(views, description, path)
-    layers = choose_layers(settings.layer, list(description.widths))
-    widths = {layer: description.widths[layer] for layer in layers}
-    provenance = {
-        "checkpoint": path,
-        "sha256": digest,
-        "model_format": description.format,
-        "architecture": description.arch,
-        "branch": description.branch,
-        "activation": settings.activation,
-        "assumptions": list(description.assumptions),
-        "source_sha256": own_source(settings.model),
-        "layers": layers,
-        "layer_reason": layer_reason(settings.layer, list(description.widths)),
-        "data": samples.data,
-        "samples_sha256": samples.fingerprint,
-        "n_samples": n,
-        "n_views": q,
-        "n_clean": clean,
-        "seed": settings.seed,
-        "views": recipe.describe(),
-        "image_size": size,
-        "precision": settings.precision,
-        "storage": settings.storage,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
-    }
-    return Plan(
-        views=views,
-        layout=Layout(widths, n, q, clean, settings.storage),
-        precision=settings.precision,
-        provenance=provenance,
-    )
 
 
 def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
@@ -173,6 +118,67 @@ def layer_reason(asked: str, available: Sequence[str]) -> str | None:
     if asked != "auto" or "projector" in available:
         return None
     return "holds no projector, so the backbone is embedded"
+
+
+def make_plan(
+    description: Description,
+    path: str,
+    digest: str,
+    samples: Samples,
+    settings: ExtractSettings,
+    device: torch.device,
+) -> Plan:
+    """Settings, checkpoint and samples brought together.
+
+    path, digest: of the checkpoint. No model is needed yet: whether the features exist already is
+    known from the plan alone.
+    Raises CheckpointError for a layer that the checkpoint has not or masks that it cannot take,
+    SettingsError for an unknown recipe or clean samples fewer than n.
+    """
+    n, q = settings.n_samples, settings.n_views
+    clean = n if settings.clean_samples is None else settings.clean_samples
+    if clean < n:
+        raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
+    recipe = choose_recipe(settings, description)
+    if q == 0:
+        n, recipe = 0, recipe.unviewed()
+    size = _image_size(settings, description.image_size, samples)
+    views = Views(recipe, settings.seed, q, size, description.patch)
+    check_masks(views, description, path)
+    layers = choose_layers(settings.layer, list(description.widths))
+    widths = {layer: description.widths[layer] for layer in layers}
+    provenance = {
+        "checkpoint": path,
+        "sha256": digest,
+        "model_format": description.format,
+        "architecture": description.arch,
+        "branch": description.branch,
+        "activation": settings.activation,
+        "assumptions": list(description.assumptions),
+        "source_sha256": own_source(settings.model),
+        "layers": layers,
+        "layer_reason": layer_reason(settings.layer, list(description.widths)),
+        "data": samples.data,
+        "samples_sha256": samples.fingerprint,
+        "n_samples": n,
+        "n_views": q,
+        "n_clean": clean,
+        "seed": settings.seed,
+        "views": recipe.describe(),
+        "image_size": size,
+        "precision": settings.precision,
+        "storage": settings.storage,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
+    }
+    if settings.compile:
+        provenance["compiled"] = True
+    return Plan(
+        views=views,
+        layout=Layout(widths, n, q, clean, settings.storage),
+        precision=settings.precision,
+        provenance=provenance,
+    )
 
 
 def _image_size(settings: SampleSettings, natural: int | None, samples: Samples) -> int:

@@ -7,6 +7,8 @@ reason and never stops the others.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ from lidar_cli.jobs.confidence import Interval
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.extract import tell_if_embedded
 from lidar_cli.jobs.order import Group, Row, grouped, misleading
-from lidar_cli.jobs.survey import Left, survey
+from lidar_cli.jobs.plan import Plan
+from lidar_cli.jobs.survey import Checkpoint, Left, survey
+from lidar_cli.jobs.view_store import view_memory
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
 from lidar_cli.settings import RankSettings, nearest, parse_size
-from lidar_cli.views import find_recipe
+from lidar_cli.views import Views, find_recipe
 
 DECODED_MEMORY = 2 * 2**30  # bytes of decoded images kept from one checkpoint to the next
 
@@ -55,6 +59,7 @@ def rank_directory(
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     check_names(settings.format, settings.branch)
     parse_size(settings.memory)
+    view_memory(settings.view_memory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")
     job = _Job(directory, by, settings, watcher)
@@ -154,18 +159,30 @@ class _Job:
             self.device,
             self.watcher,
         )
-        used: set[Path] = set()
+        by_views: dict[Views, list[tuple[Checkpoint, Plan]]] = {}
         for checkpoint in self.found.checkpoints.values():
-            try:
-                scored = cache.score(checkpoint, cache.plan(checkpoint))
-            except (InputError, SettingsError):
-                raise  # the images or the command are at fault: every checkpoint meets the same
-            except (LidarError, OSError) as error:
-                self.found.fail(checkpoint.path, error)
-                continue
-            self._place(checkpoint.path, tuple(checkpoint.aliases), scored)
-            used.add(scored.path)
+            with self._failing(checkpoint):
+                plan = cache.plan(checkpoint)
+                by_views.setdefault(plan.views, []).append((checkpoint, plan))
+        used: set[Path] = set()
+        for tasks in by_views.values():
+            with cache.shared_views(tasks) as store:
+                for checkpoint, plan in tasks:
+                    with self._failing(checkpoint):
+                        scored = cache.score(checkpoint, plan, store)
+                        self._place(checkpoint.path, tuple(checkpoint.aliases), scored)
+                        used.add(scored.path)
         return used
+
+    @contextmanager
+    def _failing(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """What is wrong with a checkpoint gives it its place among the failed, and ends there."""
+        try:
+            yield
+        except (InputError, SettingsError):
+            raise  # the images or the command are at fault: every checkpoint meets the same
+        except (LidarError, OSError) as error:
+            self.found.fail(checkpoint.path, error)
 
     def _place(self, path: Path, aliases: tuple[str, ...], scored: Scored) -> None:
         value = scored.score.value(self.by.name)

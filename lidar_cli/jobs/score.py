@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lidar_cli.settings import MetricSettings, ScoreSettings, nearest
 RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
 RIDGE_REFUSAL = 0.99  # above which the readings against view noise would be against the ridge
 DEGREES_REMARK = 5  # below n (q - 1) = 5 d the within covariance is poorly determined
+EVERY_METRIC = frozenset(METRICS)
 NO_VIEWS = {  # by what the rows are called
     "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
     "clean": "un-augmented embeddings alone; extract with -q 2 or more",
@@ -142,12 +144,16 @@ def score(
     """
     if embeddings.note:
         watcher.note(embeddings.note)
-    try:
+    with enough_memory(embeddings):
         state = gather(embeddings, settings, device, wanted, watcher)
-        found = _Sheet(embeddings, settings, state, wanted).score()
-        if level is None:
-            return found
-        return _with_confidence(found, embeddings, settings, state, wanted, watcher, level, cache)
+        return score_gathered(embeddings, settings, state, wanted, watcher, level, cache)
+
+
+@contextmanager
+def enough_memory(embeddings: Embeddings) -> Iterator[None]:
+    """Raises InputError where the memory does not suffice for moments and spectra."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
@@ -158,21 +164,50 @@ def score(
         ) from error
 
 
-def _with_confidence(
-    found: Score,
+def score_gathered(
     embeddings: Embeddings,
     settings: MetricSettings,
     state: Gathered,
     wanted: frozenset[str],
     watcher: Watcher,
-    level: float,
-    cache: Path | None,
+    level: float | None = None,
+    cache: Path | None = None,
 ) -> Score:
+    """The wanted metrics of one layer from its moments, as `score` gives them."""
+    found = _Sheet(embeddings, settings, state, wanted).score()
+    if level is None:
+        return found
+    missing = _without_interval(found, wanted, state.rows.n)
+    sure = [name for name in METRICS if name in wanted and name not in missing]
+    known: dict[str, Tensor] = {}
+    if sure and embeddings.once is None:
+        known = influences(embeddings, settings, state, sure, watcher, cache)
+    return with_intervals(found, wanted, known, state.rows.n, level, embeddings.once)
+
+
+def with_intervals(
+    found: Score,
+    wanted: frozenset[str],
+    known: dict[str, Tensor],
+    n_rows: int,
+    level: float,
+    unknown: str | None = None,
+) -> Score:
+    """A score with the intervals that its influences, by metric, give at a level.
+
+    n_rows: what the metrics of one row a sample read.
+    unknown: why a metric has no influences that could have them.
+    """
     values = {name: found.value(name) for name in METRICS if name in wanted}
-    missing = without_interval(values, found.notes, found.n_samples, state.rows.n, found.dim)
-    sure = [name for name in values if name not in missing]
-    known = influences(embeddings, settings, state, sure, watcher, cache) if sure else {}
+    missing = _without_interval(found, wanted, n_rows)
+    if unknown is not None:
+        missing = {name: missing.get(name, unknown) for name in values}
     return replace(found, confidence=confidence(values, known, missing, level), influences=known)
+
+
+def _without_interval(found: Score, wanted: frozenset[str], n_rows: int) -> dict[str, str]:
+    values = {name: found.value(name) for name in METRICS if name in wanted}
+    return without_interval(values, found.notes, found.n_samples, n_rows, found.dim)
 
 
 class _Sheet:

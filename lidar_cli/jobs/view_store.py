@@ -17,10 +17,8 @@ from typing import IO, Protocol
 import torch
 from torch import Tensor
 
-from lidar_cli.jobs.memory import free_memory
+from lidar_cli.jobs.memory import SHARE, free_memory
 from lidar_cli.settings import parse_size
-
-SHARE = 0.25  # of what is free on the device, in main memory and on the cache's disk
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,11 @@ def _changed_masks(base: MaskRule | None, asked: Any) -> MaskRule | None:
     name = table.get("rule", base.rule if base is not None else None)
     if name == "none" and len(table) == 1:
         return None
+    if name is None:
+        raise SettingsError(f"[recipe.masks] a table without a rule; known: {', '.join(RULES)}")
     if name not in RULES:
-        found = "a table without a rule" if name is None else f"unknown masks {name!r}"
-        raise SettingsError(f"[recipe.masks] {found}; {nearest(str(name), ['none', *RULES])}")
+        hint = nearest(str(name), ["none", *RULES])
+        raise SettingsError(f"[recipe.masks] unknown masks {name!r}; {hint}")
     rule = RULES[name]
     known = [field.name for field in dataclasses.fields(rule)]
     for key in table:
