@@ -13,6 +13,7 @@ from pathlib import Path
 import harness
 from bench_lidar import bench_lidar, bench_reptrix
 from bench_pass import bench_pass
+from bench_probe import bench_probe
 from bench_process import bench_memory, bench_start
 
 # Each yields harness.Line or Skipped, given the device and a folder for its files.
@@ -22,6 +23,7 @@ ROWS = {
     "pass": bench_pass,
     "memory": bench_memory,
     "start": bench_start,
+    "probe": bench_probe,
 }
 
 
