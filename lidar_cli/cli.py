@@ -13,7 +13,7 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ from lidar_cli.settings import (
     RankSettings,
     ScoreSettings,
 )
+
+if TYPE_CHECKING:
+    from lidar_cli.report.page.document import Page
 
 EPILOG = (
     "Results go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, "
@@ -49,6 +52,10 @@ ShowConfig = Annotated[
     bool, typer.Option("--show-config", help="Print the settings and where each came from.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Report = Annotated[
+    Path | None, typer.Option("--report", help="Write a page, .html, that holds all it needs.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --report.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV on stdout, and nothing else.")]
 
 
@@ -144,6 +151,8 @@ def score(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the spectra to a .png or .svg file.")
     ] = None,
+    page: Report = None,
+    overwrite: Overwrite = False,
     config: Config = None,
     show_config: ShowConfig = False,
     *,
@@ -156,6 +165,7 @@ def score(
         from lidar_cli.report.plot import check_plot
 
         check_plot(plot)
+    _check_page(page, overwrite)
     from lidar_cli.jobs.converge import converge_file
     from lidar_cli.jobs.score import parse_metrics, score_file
     from lidar_cli.report import scores as report
@@ -184,6 +194,11 @@ def score(
 
         plot_spectra(found, plot)
         sys.stderr.write(f"wrote {plot}\n")
+    if page is not None and found:
+        from lidar_cli.jobs.hyperparameters import from_names
+        from lidar_cli.report.page.scores import scores_page
+
+        _write_page(scores_page(found, from_names([s.file for s in found])), page, overwrite)
     if failed:
         raise typer.Exit(failed)
 
@@ -198,6 +213,8 @@ def rank(
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print paths alone, best first, one a line.")
     ] = False,
+    page: Report = None,
+    overwrite: Overwrite = False,
     config: Config = None,
     show_config: ShowConfig = False,
     *,
@@ -206,20 +223,23 @@ def rank(
     """Order every checkpoint under a directory, extracting what is not yet extracted."""
     _one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     resolved = _resolve(RankSettings, options, config, show_config)
-    from lidar_cli.jobs.oracle import check_tables, judge
+    _check_page(page, overwrite)
+    from lidar_cli.jobs.oracle import check_tables, judge, told_of_training
     from lidar_cli.jobs.rank import rank_directory
     from lidar_cli.report import ranking as report
     from lidar_cli.report.terminal import Terminal
 
-    check_tables(resolved.values)
-    oracle = None
+    check_tables(resolved.values, report=page is not None)
+    oracle, parameters = None, {}
     with Terminal() as terminal:
         found = rank_directory(directory, resolved.values, terminal)
         if resolved.values.oracle is not None:
             oracle = judge(found, resolved.values, terminal)
+        if page is not None:
+            parameters = told_of_training(found, resolved.values, terminal)
         if quiet or resolved.values.top is not None:
             report.check_single_group(found)
-        found = report.top(found, resolved.values.top)
+        everything, found = found, report.top(found, resolved.values.top)
     if json:
         typer.echo(report.to_json(found, oracle))
     elif csv:
@@ -230,6 +250,10 @@ def rank(
         typer.echo(report.to_paths(found), nl=False)
     else:
         report.print_tables(found, oracle)
+    if page is not None:
+        from lidar_cli.report.page.ranking import ranking_page
+
+        _write_page(ranking_page(everything, oracle, parameters), page, overwrite)
     if found.failed:
         if quiet or json or csv or markdown:
             for row in found.failed:
@@ -380,3 +404,19 @@ def _one_of(**flags: bool) -> None:
     given = [f"--{name}" for name, on in flags.items() if on]
     if len(given) > 1:
         raise SettingsError(f"{' and '.join(given)} exclude each other; give one")
+
+
+def _check_page(path: Path | None, overwrite: bool) -> None:
+    if path is not None:
+        from lidar_cli.report.page.document import check_page
+
+        check_page(path, overwrite)
+    elif overwrite:
+        raise SettingsError("--overwrite replaces an existing --report; name one")
+
+
+def _write_page(page: Page, path: Path, overwrite: bool) -> None:
+    from lidar_cli.report.page.document import write_page
+
+    write_page(page, path, overwrite)
+    sys.stderr.write(f"wrote {path}\n")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -10,6 +11,7 @@ from lidar_cli.checkpoints import read_checkpoint
 from lidar_cli.errors import LidarError
 from lidar_cli.jobs.tables import Table
 
+NUMBER = re.compile(r"([A-Za-z]*)[=_\-.]?([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
 Value = str | float | bool | None  # an int counts as a float
 HOMES = ("hyper_parameters", "args")  # of Lightning, and of scripts that keep their arguments
 LONGEST = 100  # characters of a text that can be a choice
@@ -41,6 +43,23 @@ def from_checkpoints(paths: Sequence[str]) -> dict[str, dict[str, Value]]:
             if value is None or isinstance(value, (bool, int, float)) or _is_choice(value)
         }
     return {path: values for path, values in found.items() if values}
+
+
+def from_names(paths: Iterable[str], directory: str = ".") -> dict[str, dict[str, Value]]:
+    """Path -> the numbers in its name, such as `epoch` and `step` of `epoch=3-step=500.ckpt`.
+
+    A number is named after the word before it, in the file's name or in a folder below the
+    directory; one without a word is `number`. Where a word comes twice the last counts.
+    """
+    found: dict[str, dict[str, Value]] = {}
+    for path in paths:
+        below = Path(path)
+        below = below.relative_to(directory) if below.is_relative_to(directory) else below
+        text = str(below.with_suffix("") if below.suffix[1:].isalpha() else below)
+        found[path] = {
+            (word.lower() or "number"): float(number) for word, number in NUMBER.findall(text)
+        }
+    return found
 
 
 def telling(known: Mapping[str, Mapping[str, Value]]) -> tuple[str, ...]:

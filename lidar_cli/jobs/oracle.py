@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.correlate import Correlation, correlate
-from lidar_cli.jobs.hyperparameters import Value, from_checkpoints, from_table
+from lidar_cli.jobs.hyperparameters import Value, from_checkpoints, from_names, from_table
 from lidar_cli.jobs.oracle_probe import probe_rows
 from lidar_cli.jobs.order import Group, Row
 from lidar_cli.jobs.rank import Ranking
@@ -46,13 +46,17 @@ class Oracle:
     unmatched: tuple[Unmatched, ...]  # lines of the files that mean no ranked checkpoint
 
 
-def check_tables(settings: RankSettings) -> None:
+def check_tables(settings: RankSettings, report: bool = False) -> None:
     """Raise InputError or SettingsError for an --oracle or --params that cannot be used.
 
     Before the work: a mistyped name is told at once.
+    report: whether there is one, which draws hyperparameters without an oracle too.
     """
-    if settings.oracle is None and settings.params is not None:
-        raise SettingsError("--params groups accuracies by hyperparameter; name them with --oracle")
+    if settings.oracle is None and settings.params is not None and not report:
+        raise SettingsError(
+            "--params groups accuracies by hyperparameter, name them with --oracle; or draws "
+            "metrics against it in a --report"
+        )
     if settings.oracle not in (None, PROBE):
         _accuracies(read_table(Path(settings.oracle or ""), ("path", "accuracy")))
     if settings.params is not None:
@@ -76,11 +80,7 @@ def judge(ranking: Ranking, settings: RankSettings, watcher: Watcher | None = No
         lines, unmatched = _matched(table, rows, ranking)
         shares, told = _accuracies(table)
         accuracies = {path: shares[line["path"]] for path, line in lines.items()}
-    known: dict[str, dict[str, Value]] = from_checkpoints([row.path for row in rows])
-    if settings.params is not None:
-        table = read_table(settings.params, ("path",))
-        lines, more = _matched(table, rows, ranking)
-        known, unmatched = from_table(lines, table), [*unmatched, *more]
+    known, more = trained_with(ranking, settings)
     return Oracle(
         source=settings.oracle,
         told=told,
@@ -88,8 +88,35 @@ def judge(ranking: Ranking, settings: RankSettings, watcher: Watcher | None = No
         accuracies=accuracies,
         verdicts=tuple(_verdict(group, accuracies, known, settings) for group in ranking.groups),
         without=tuple(row.path for row in rows if row.path not in accuracies),
-        unmatched=tuple(unmatched),
+        unmatched=(*unmatched, *more),
     )
+
+
+def trained_with(
+    ranking: Ranking, settings: RankSettings
+) -> tuple[dict[str, dict[str, Value]], list[Unmatched]]:
+    """Hyperparameters by checkpoint, and lines of --params that mean none.
+
+    From that file, else what checkpoints carry. Raises InputError if the file cannot be used.
+    """
+    rows = [row for group in ranking.groups for row in group.rows]
+    if settings.params is None:
+        return from_checkpoints([row.path for row in rows]), []
+    table = read_table(settings.params, ("path",))
+    lines, unmatched = _matched(table, rows, ranking)
+    return from_table(lines, table), unmatched
+
+
+def told_of_training(
+    ranking: Ranking, settings: RankSettings, watcher: Watcher
+) -> dict[str, dict[str, Value]]:
+    """The same for a report: beside the numbers in the names of files, which say the step."""
+    known, unmatched = trained_with(ranking, settings)
+    for line in unmatched:
+        watcher.note(f"{settings.params}: {line.path}: {line.reason}")
+    paths = [row.path for group in ranking.groups for row in group.rows]
+    named = from_names(paths, ranking.directory)
+    return {path: named[path] | known.get(path, {}) for path in paths}
 
 
 def _matched(

@@ -46,7 +46,7 @@ def print_oracle(out: Console, oracle: Oracle, directory: str) -> None:
         headers, rows = table(oracle, verdict, chosen, directory)
         print_columns(out, headers, rows, fixed=1)
         if verdict.hyperparameters:
-            out.print(Text(_explained(verdict), style="dim"))
+            out.print(Text(explained(verdict), style="dim"))
     for path in oracle.without:
         out.print(Text(f"no accuracy: {shown(path, directory)}", style="yellow"))
     for line in oracle.unmatched:
@@ -103,7 +103,8 @@ def to_markdown(oracle: Oracle, directory: str) -> str:
     return "\n\n".join(blocks)
 
 
-def _explained(verdict: Verdict) -> str:
+def explained(verdict: Verdict) -> str:
+    """What the columns of hyperparameters are, in one line."""
     known = [column for column in verdict.hyperparameters if column.sets]
     told = ", ".join(
         f"{column.name} {column.count} in {column.sets} set{'s' if column.sets > 1 else ''}"

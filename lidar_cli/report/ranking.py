@@ -172,16 +172,30 @@ def print_remarks(out: Console, group: Group, ranking: Ranking) -> None:
 
 def heading(group: Group, ranking: Ranking) -> str:
     """What the checkpoints of a group have in common, in one line."""
-    common = group.common
     count = len(group.rows)
+    return "  ".join(
+        [
+            f"{count} checkpoint{'s' if count > 1 else ''} by {ranking.by.name} "
+            f"({ranking.by.direction} is better)",
+            *constants(group),
+        ]
+    )
+
+
+def constants(group: Group) -> list[str]:
+    """What the values of a group depend on, each told in a few words."""
+    common = group.common
     data = ", ".join(dict.fromkeys(str(row.score.data) for row in group.rows))
     recipe = common["views"]["name"] if common["views"] else "?"
-    return (
-        f"{count} checkpoint{'s' if count > 1 else ''} by {ranking.by.name} "
-        f"({ranking.by.direction} is better)  layer {common['layer']}  n = {common['n']}  "
-        f"q = {common['q']}  d = {common['d']}  views {recipe} {common['image size']} px  "
-        f"delta = {common['delta']:g}  data: {data}"
-    )
+    return [
+        f"layer {common['layer']}",
+        f"n = {common['n']}",
+        f"q = {common['q']}",
+        f"d = {common['d']}",
+        f"views {recipe} {common['image size']} px",
+        f"delta = {common['delta']:g}",
+        f"data: {data}",
+    ]
 
 
 def _cell(row: Row, name: str, ranking: Ranking) -> str:

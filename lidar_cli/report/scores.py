@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -88,11 +88,8 @@ def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
         print_columns(out, headers, rows, fixed=4)
     for score in scores:
         prefix = f"{score.file}:{score.layer}: " if len(scores) > 1 else ""
-        for reason in dict.fromkeys(score.notes.values()):
-            without = [name for name, told in score.notes.items() if told == reason]
-            out.print(Text(f"{prefix}no {', '.join(without)}: {reason}"))
-        for reason, without in _unsure(score).items():
-            out.print(Text(f"{prefix}no interval of {', '.join(without)}: {reason}"))
+        for line in reasons(score):
+            out.print(Text(f"{prefix}{line}"))
         for warning in score.warnings.values():
             out.print(Text(f"{prefix}warning: {warning}"))
         if score.convergence is not None:
@@ -102,11 +99,7 @@ def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
 def _print_one(score: Score, names: Sequence[str]) -> None:
     out = console()
     out.print(Text(f"{score.file}  layer {score.layer}"))
-    constants = f"delta = {score.delta:g}  epsilon = {score.epsilon:g}"
-    unit = "  unit length" if score.normalized else ""
-    data = f"  data: {score.data}" if score.data else ""
-    shape = f"n = {score.n_samples}  q = {score.n_views}  d = {score.dim}"
-    out.print(Text(f"{shape}  {constants}{unit}{data}"))
+    out.print(Text("  ".join(constants(score))))
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
@@ -121,6 +114,28 @@ def _print_one(score: Score, names: Sequence[str]) -> None:
         sure = [between(interval_of(score, name))] if score.confidence else []
         table.add_row(name, text_of(value), *sure, METRICS[name].direction, detail)
     out.print(table)
+
+
+def constants(score: Score) -> list[str]:
+    """What the values depend on, each told in a few words."""
+    return [
+        f"n = {score.n_samples}",
+        f"q = {score.n_views}",
+        f"d = {score.dim}",
+        f"delta = {score.delta:g}",
+        f"epsilon = {score.epsilon:g}",
+        *(["unit length"] if score.normalized else []),
+        *([f"data: {score.data}"] if score.data else []),
+    ]
+
+
+def reasons(score: Score) -> Iterator[str]:
+    """Which metrics have no value, and which no interval, with the reason; each said once."""
+    for reason in dict.fromkeys(score.notes.values()):
+        without = [name for name, told in score.notes.items() if told == reason]
+        yield f"no {', '.join(without)}: {reason}"
+    for reason, without in _unsure(score).items():
+        yield f"no interval of {', '.join(without)}: {reason}"
 
 
 def interval_of(score: Score, metric: str) -> Interval:
