@@ -30,7 +30,9 @@ def find() -> str | None:
 
 
 @contextmanager
-def opened(page: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> Iterator[Tab]:
+def opened(
+    page: Path, width: int = 1280, height: int = 900, scheme: str = "light"
+) -> Iterator[Tab]:
     """A tab with the page, once everything in it has run."""
     browser = find()
     assert browser is not None
@@ -47,7 +49,7 @@ def opened(page: Path, width: int = 1280, height: int = 900, scheme: str = "ligh
         )
         os.close(to_browser)
         os.close(from_browser)
-        with open(ours, "wb", buffering=0) as out, open(theirs, "rb", buffering=0) as into:
+        with os.fdopen(ours, "wb", 0) as out, os.fdopen(theirs, "rb", 0) as into:
             try:
                 tab = Tab(out, into)
                 tab.open(page, width, height, scheme)
@@ -142,7 +144,11 @@ class Tab:
     def _note(self, method: str | None, told: dict[str, Any]) -> None:
         if method == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(told["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
+        elif method == "Runtime.consoleAPICalled" and told["type"] in (
+            "error",
+            "warning",
+            "assert",
+        ):
             self.errors.append(json.dumps(told["args"]))
         elif method == "Log.entryAdded":
             self.errors.append(json.dumps(told["entry"]))

@@ -39,11 +39,11 @@ DECIDING = {  # what groups differ in -> the option that makes them alike
 def check_single_group(ranking: Ranking) -> None:
     """Raise SettingsError if a single best checkpoint cannot be named."""
     if len(ranking.groups) > 1:
-        differing = _differing(ranking.groups)
-        options = ", ".join(dict.fromkeys(DECIDING[name] for name in differing if name in DECIDING))
+        apart = differing(ranking.groups)
+        options = ", ".join(dict.fromkeys(DECIDING[name] for name in apart if name in DECIDING))
         raise SettingsError(
             f"{len(ranking.groups)} groups of checkpoints are not comparable, they differ in "
-            f"{', '.join(differing)}; make them alike with {options}, or rank them apart"
+            f"{', '.join(apart)}; make them alike with {options}, or rank them apart"
         )
 
 
@@ -209,6 +209,7 @@ def _metrics(row: Row) -> dict[str, Any]:
     return {key: value for key, value in told.items() if key not in ("file", "data", "convergence")}
 
 
-def _differing(groups: Sequence[Group]) -> list[str]:
+def differing(groups: Sequence[Group]) -> list[str]:
+    """Names of what groups have not in common."""
     keys = groups[0].common
     return [key for key in keys if len({repr(group.common[key]) for group in groups}) > 1]

@@ -100,20 +100,32 @@ def _print_one(score: Score, names: Sequence[str]) -> None:
     out = console()
     out.print(Text(f"{score.file}  layer {score.layer}"))
     out.print(Text("  ".join(constants(score))))
+    headers, rows = lines(score, names)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("metric", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    if score.confidence:
-        level = f"{100 * score.confidence.level:g} % interval"
-        table.add_column(level, justify="right", no_wrap=True)
-    table.add_column("better", style="dim", no_wrap=True)
-    table.add_column("", style="dim")
+    for header in headers:
+        right = header == "value" or header.endswith("interval")
+        table.add_column(
+            header,
+            justify="right" if right else "left",
+            no_wrap=bool(header),
+            style="dim" if header in ("better", "") else None,
+        )
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def lines(score: Score, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a line a metric: value, interval where asked for, direction, detail."""
+    sure = score.confidence
+    rows = []
     for name in names:
         value = score.value(name)
         detail = DETAILS[name](score) if name in DETAILS and value is not None else ""
-        sure = [between(interval_of(score, name))] if score.confidence else []
-        table.add_row(name, text_of(value), *sure, METRICS[name].direction, detail)
-    out.print(table)
+        interval = [between(interval_of(score, name))] if sure else []
+        rows.append([name, text_of(value), *interval, METRICS[name].direction, detail])
+    level = [f"{100 * sure.level:g} % interval"] if sure else []
+    return ["metric", "value", *level, "better", ""], rows
 
 
 def constants(score: Score) -> list[str]:

@@ -40,13 +40,15 @@ def charts(listing: Listing) -> list[Markup]:
     metrics = {name: name for name in listing.metrics}
     if parameters := parameters_of(listing):
         named = {name: name for name in parameters}
-        choices = {"metric": metrics, "against": named}
-        found.append(_chart("parameter", "A metric against how it was trained", choices))
+        title = "A metric against how it was trained"
+        found.append(_chart("parameter", title, {"metric": metrics, "against": named}))
     if listing.judged:
         found.append(_chart("oracle", "A metric against the oracle", {"metric": metrics}))
     if any(entry.score.convergence for entry in listing.entries):
         title = "Metrics of a part of the file, as a share of all of it"
-        found.append(_chart("convergence", title, {"against": {"samples": "n", "views": "q"}}))
+        choices = {"metric": metrics} if len(listing.entries) > 1 else {}
+        choices["against"] = {"samples": "n", "views": "q"}
+        found.append(_chart("convergence", title, choices))
     return found
 
 

@@ -41,11 +41,18 @@
       margin: { l: 56, r: 12, t: 12, b: 44 }, hovermode: "closest",
       hoverlabel: { bgcolor: colour("paper"), bordercolor: colour("line"),
         font: { color: colour("ink") } },
-      legend: { orientation: "h", y: -0.2, yanchor: "top", x: 0, font: { size: 11 } },
+      legend: { orientation: "h", y: narrow.matches ? -0.3 : -0.2, yanchor: "top", x: 0,
+        traceorder: "reversed", font: { size: 11 } },
       xaxis: { ...axis, ...x, title: { text: x.title, standoff: 8 } },
       yaxis: { ...axis, ...y, title: { text: y.title, standoff: 8 } },
       ...more,
     };
+  }
+
+  // Each decade, and 2 and 5 between them where there are few.
+  function ticks(traces) {
+    const values = traces.flatMap((trace) => trace.y);
+    return Math.max(...values) / Math.min(...values) < 300 ? "D2" : 1;
   }
 
   const distinct = (values) => [...new Set(values.filter((value) => value !== null))];
@@ -69,10 +76,8 @@
       ];
       return [traces, layout(
         { type: "log", title: "rank of the eigenvalue", dtick: 1 },
-        { type: "log", title: "eigenvalue", exponentformat: "power", dtick: 1 },
-        { legend: { traceorder: "reversed", orientation: "h", y: -0.2, yanchor: "top",
-            font: { size: 11 } },
-          shapes: lines.map(([y]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y,
+        { type: "log", title: "eigenvalue", exponentformat: "power", dtick: ticks(traces) },
+        { shapes: lines.map(([y]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y,
             line: { color: colour("floor"), width: 1, dash: "dot" } })),
           annotations: lines.map(([y, text]) => ({ text, xref: "paper", x: 0, xanchor: "left",
             y: Math.log10(y), yanchor: text.startsWith("1") ? "top" : "bottom", showarrow: false,
@@ -98,22 +103,23 @@
         { title: "accuracy of the oracle, percent" });
     },
 
-    convergence(listing, shown, { against }) {
-      const apart = shown.length > 1;
+    convergence(listing, shown, { against, metric }) {
       const traces = shown.flatMap((at) => {
-        const found = listing.entries[at].convergence?.[against];
-        return Object.entries(found?.shares ?? {}).map(([metric, shares], place) => ({
-          x: found.counts, y: shares, type: "scatter", mode: "lines+markers",
-          name: apart ? `${metric}, ${short(listing.entries[at].name)}` : metric,
-          line: { color: colour(`c${(apart ? at : place) % 8}`), width: 1.5,
-            dash: place > 7 ? "dot" : "solid" }, marker: { size: 5 }, showlegend: !apart,
+        const { counts, shares } = listing.entries[at].convergence?.[against] ?? { shares: {} };
+        const drawn = Object.entries(shares).filter(([name]) => !metric || name === metric);
+        return drawn.map(([name, values], place) => ({
+          x: counts, y: values, type: "scatter", mode: "lines+markers",
+          name: metric ? short(listing.entries[at].name) : name, marker: { size: 5 },
+          showlegend: !metric || shown.length <= SHOWN_NAMES,
+          line: { color: colour(`c${(metric ? at : place) % 8}`), width: 1.5,
+            dash: !metric && place > 7 ? "dot" : "solid" },
           hovertemplate: "%{fullData.name}<br>%{x}: %{y:.1%}<extra></extra>" }));
-      });
+      }).reverse();
       const counts = distinct(traces.flatMap((trace) => trace.x)).sort((a, b) => a - b);
       return [traces, layout(
         { type: "log", title: against === "samples" ? "n, samples" : "q, views of each",
           tickvals: counts, ticktext: counts.map(String) },
-        { title: "share of the value at all", tickformat: ".0%" })];
+        { title: "share of the value of all", tickformat: ".0%" })];
     },
   };
 

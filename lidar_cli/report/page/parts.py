@@ -9,20 +9,28 @@ from typing import Any
 from lidar_cli.report.page.charts import charts
 from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, broken, element, joined
-from lidar_cli.report.page.table import BREAKS, table
+from lidar_cli.report.page.table import BREAKS, framed
+
+SHORT = 20  # characters of the longest cell that is aligned as a number
 
 
-def section(heading: Sequence[str], listing: Listing, *more: str) -> Markup:
-    """Comparable entries: what they share, their table, their charts, and what else is said."""
+def section(
+    heading: Sequence[str], table: Markup, warnings: Markup, listing: Listing, *more: str
+) -> Markup:
+    """Comparable entries: what they share, table, warnings, charts, and what else is said.
+
+    heading: a title, which may be empty, and the constants that the values depend on.
+    """
     title = [element("h2", None, heading[0])] if heading[0] else []
     constants = element("p", {"class": "constants"}, *_spaced(heading[1:]))
     drawn = element("div", {"class": "charts"}, *charts(listing))
-    return element("section", {"class": "listing"}, *title, constants, table(listing), drawn, *more)
+    first = (*title, constants, table, warnings)
+    return element("section", {"class": "listing"}, *first, drawn, *more)
 
 
 def said(lines: Iterable[str], kind: str, title: str = "") -> Markup:
     """A list of lines under a title, nothing where there are none."""
-    items = [element("li", None, broken(line, BREAKS)) for line in lines]
+    items = [element("li", None, broken(line, "/")) for line in lines]
     if not items:
         return Markup()
     head = element("h3", None, title) if title else ""
@@ -44,7 +52,7 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
             "tr",
             None,
             element("th", {"scope": "row"}, broken(row[0], BREAKS)),
-            *(element("td", None, broken(cell, BREAKS)) for cell in row[1:]),
+            *map(_cell, row[1:]),
         )
         for row in rows
     ]
@@ -54,7 +62,12 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
         element("thead", None, element("tr", None, *head)),
         element("tbody", None, *body),
     )
-    return element("div", {"class": "frame", "tabindex": 0}, whole)
+    return framed(whole)
+
+
+def _cell(text: str) -> Markup:
+    number = len(text) < SHORT and not text.strip("+-.0123456789 ")
+    return element("td", {"class": None if number else "left"}, broken(text, "/"))
 
 
 def provenance(entries: Sequence[Entry]) -> Markup:

@@ -16,7 +16,8 @@ from lidar_cli.report.page.document import Page
 from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, element, joined
 from lidar_cli.report.page.parts import folded, provenance, said, section, text_table
-from lidar_cli.report.ranking import constants
+from lidar_cli.report.page.table import table
+from lidar_cli.report.ranking import constants, differing
 from lidar_cli.report.remarks import remarks
 from lidar_cli.report.sure import tied_ranks
 
@@ -33,13 +34,14 @@ def ranking_page(
     ]
     count = sum(len(group.rows) for group in ranking.groups)
     title = f"{_number(count)} in {ranking.directory}"
-    level = f"{100 * ranking.level:g} %"
+    level = f"{100 * ranking.level:g}\u00a0%"
     order = (
         f"Ordered by {ranking.by.name}, {ranking.by.direction} is better; "
         f"intervals of {level} over samples."
     )
     apart = (
-        f" They form {len(listings)} groups that cannot be compared with one another."
+        f" They form {len(listings)} groups that cannot be compared: "
+        f"they differ in {', '.join(differing(ranking.groups))}."
         if len(listings) > 1
         else ""
     )
@@ -49,9 +51,9 @@ def ranking_page(
         body.append(_section(at, group, listing, ranking, oracle))
     failed = said(_left(ranking.failed, ranking), "failed", f"Failed: {len(ranking.failed)}")
     skipped = said(_left(ranking.skipped, ranking), "notes")
-    body += [failed, folded(f"Skipped: {len(ranking.skipped)} files", skipped)]
+    body += [failed, folded(f"Skipped: {len(ranking.skipped)}", skipped)]
     if oracle is not None:
-        body.append(said(_unjudged(oracle, ranking), "notes", "Without the oracle"))
+        body.append(said(_unjudged(oracle, ranking), "notes", "Without an accuracy"))
     return Page(title, body, [chart_data(listing) for listing in listings])
 
 
@@ -66,9 +68,10 @@ def _section(
     verdict = _verdict(oracle, at, ranking) if oracle else Markup()
     return section(
         [title, *constants(group)],
+        table(listing),
+        said(warnings, "warnings", "Read with care"),
         listing,
         verdict,
-        said(warnings, "warnings", "Read with care"),
         said(others, "notes", "Notes"),
         provenance(listing.entries),
     )
@@ -108,7 +111,7 @@ def _verdict(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
     )
     explained = against.explained(verdict) if verdict.hyperparameters else ""
     return joined(
-        element("h3", None, "Agreement with the oracle"),
+        element("h3", None, "Metrics against the oracle"),
         element("p", None, told),
         text_table(headers, rows),
         element("p", {"class": "quiet"}, explained) if explained else "",

@@ -14,7 +14,8 @@ from lidar_cli.report.page.document import Page
 from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, element, joined
 from lidar_cli.report.page.parts import provenance, said, section, text_table
-from lidar_cli.report.scores import constants, reasons
+from lidar_cli.report.page.table import table
+from lidar_cli.report.scores import constants, lines, reasons
 
 
 def scores_page(
@@ -37,7 +38,7 @@ def scores_page(
     title = Path(scores[0].file).name if count == 1 else f"{count} files"
     told = "Metrics of stored embeddings."
     if scores[0].confidence:
-        told += f" Intervals of {100 * scores[0].confidence.level:g} % over samples."
+        told += f" Intervals of {100 * scores[0].confidence.level:g}\u00a0% over samples."
     advice = [
         f"{_prefix(entry, listing)}{entry.score.convergence.advice}"
         for entry in entries
@@ -51,15 +52,24 @@ def scores_page(
             said(advice, "advice", "Are n and q enough?" if advice else ""),
             section(
                 ["", *shared],
+                _table(listing),
+                said(_warnings(listing), "warnings", "Read with care"),
                 listing,
                 *(_convergence(entry, listing) for entry in entries),
-                said(_warnings(listing), "warnings", "Read with care"),
                 said(_notes(listing), "notes", "Notes"),
                 provenance(entries),
             ),
         ],
         [chart_data(listing)],
     )
+
+
+def _table(listing: Listing) -> Markup:
+    """A line a file, or a line a metric where there is one file alone."""
+    if len(listing.entries) > 1:
+        return table(listing)
+    score = listing.entries[0].score
+    return text_table(*lines(score, [name for name in METRICS if name in listing.metrics]))
 
 
 def _convergence(entry: Entry, listing: Listing) -> Markup:

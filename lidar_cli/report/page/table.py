@@ -12,7 +12,8 @@ from lidar_cli.report.page.markup import Markup, broken, element, joined
 from lidar_cli.report.probe import percent
 from lidar_cli.report.sure import between, with_reach
 
-BREAKS = "/_-=."  # characters of a path after which its line may break
+BREAKS = "/_="  # characters of a path after which its line may break
+LONG = 30  # rows above which the table scrolls in its frame, its header in sight
 SHAPE = {"n": "n_samples", "q": "n_views", "d": "dim"}  # columns where entries may differ in them
 
 
@@ -22,10 +23,14 @@ def table(listing: Listing) -> Markup:
     scale = _Scale(listing)
     rows = [_row(at, entry, listing, scale) for at, entry in enumerate(listing.entries)]
     whole = element("table", None, head, element("tbody", None, *rows))
-    frame = element(
-        "div", {"class": "frame", "tabindex": 0, "role": "region", "aria-label": "Table"}, whole
-    )
+    frame = framed(whole, len(rows) > LONG)
     return joined(_filter(len(listing.entries)), frame)
+
+
+def framed(table: Markup, long: bool = False) -> Markup:
+    """A table in a frame of its own, which scrolls where it is too wide, or long."""
+    attributes = {"class": "frame long" if long else "frame", "tabindex": 0, "role": "region"}
+    return element("div", attributes | {"aria-label": "Table"}, table)
 
 
 def _filter(count: int) -> Markup:
