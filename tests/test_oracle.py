@@ -22,8 +22,8 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.correlate import correlate
 from lidar_cli.jobs.hyperparameters import from_checkpoints, from_table, slices, telling
-from lidar_cli.jobs.score import Score
 from lidar_cli.jobs.selection import by_hyperparameter, select
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.jobs.tables import match, read_table
 
 N, Q, SIZE = 24, 4, 24
