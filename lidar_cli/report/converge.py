@@ -11,6 +11,8 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.convergence import Convergence, Point
 from lidar_cli.report.numbers import print_columns, text_of
 
+AXES = {"samples": "n, samples", "views": "q, views of each"}
+
 
 def columns(found: Convergence) -> list[tuple[str, Point]]:
     """Parts of the file with their headers: those of n, all of it, those of q."""
@@ -40,3 +42,23 @@ def print_convergence(out: Console, found: Convergence, names: Sequence[str], pr
     headers, rows = table(found, names)
     print_columns(out, headers, rows, fixed=1)
     out.print(Text(f"{prefix}advice: {found.advice}"))
+
+
+def shares(found: Convergence, axis: str) -> dict[str, list[tuple[int, float]]]:
+    """Metric -> how many of the axis, and its value there over that of the whole file.
+
+    axis: a key of AXES. A metric that the axis does not change is absent.
+    """
+    points = found.by_samples if axis == "samples" else found.by_views
+    whole = found.by_samples[-1].values
+    told: dict[str, list[tuple[int, float]]] = {}
+    for name in points[0].values if points else ():
+        last = whole[name]
+        if not last:
+            continue
+        told[name] = [
+            (point.n_samples if axis == "samples" else point.n_views, value / last)
+            for point in points
+            if (value := point.values[name]) is not None
+        ]
+    return told

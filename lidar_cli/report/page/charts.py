@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.hyperparameters import Value
 from lidar_cli.jobs.sheet import Score
+from lidar_cli.report.converge import AXES, shares
 from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, element
 from lidar_cli.report.plot import PANELS, ROUNDING
@@ -46,8 +46,10 @@ def charts(listing: Listing) -> list[Markup]:
         found.append(_chart("oracle", "A metric against the oracle", {"metric": metrics}))
     if any(entry.score.convergence for entry in listing.entries):
         title = "Metrics of a part of the file, as a share of all of it"
-        choices = {"metric": metrics} if len(listing.entries) > 1 else {}
-        choices["against"] = {"samples": "n", "views": "q"}
+        choices: dict[str, Mapping[str, str]] = (
+            {"metric": metrics} if len(listing.entries) > 1 else {}
+        )
+        choices["against"] = AXES
         found.append(_chart("convergence", title, choices))
     return found
 
@@ -102,29 +104,16 @@ def _ends(entry: Entry, name: str) -> list[float] | None:
 
 
 def _convergence(score: Score) -> dict[str, Any] | None:
-    """For samples and views: how many, and each metric over its value of the whole file."""
+    """Axis -> metric -> counts and shares of the value of the whole file."""
     if score.convergence is None:
         return None
-    found = score.convergence
-    whole = found.by_samples[-1].values
-    told = {}
-    for axis, points in (("samples", found.by_samples), ("views", found.by_views)):
-        counts = [point.n_samples if axis == "samples" else point.n_views for point in points]
-        shares = (
-            {
-                name: [_share(point.values.get(name), value) for point in points]
-                for name in METRICS
-                if (value := whole.get(name)) and name in points[0].values
-            }
-            if points
-            else {}
-        )
-        told[axis] = {"counts": counts, "shares": shares}
-    return told
-
-
-def _share(value: float | None, whole: float) -> float | None:
-    return None if value is None else _short(value / whole)
+    return {
+        axis: {
+            name: ([count for count, _ in line], [_short(share) for _, share in line])
+            for name, line in shares(score.convergence, axis).items()
+        }
+        for axis in AXES
+    }
 
 
 def _plain(value: Value) -> Value:

@@ -105,10 +105,10 @@
 
     convergence(listing, shown, { against, metric }) {
       const traces = shown.flatMap((at) => {
-        const { counts, shares } = listing.entries[at].convergence?.[against] ?? { shares: {} };
-        const drawn = Object.entries(shares).filter(([name]) => !metric || name === metric);
-        return drawn.map(([name, values], place) => ({
-          x: counts, y: values, type: "scatter", mode: "lines+markers",
+        const lines = listing.entries[at].convergence?.[against] ?? {};
+        const drawn = Object.entries(lines).filter(([name]) => !metric || name === metric);
+        return drawn.map(([name, [counts, shares]], place) => ({
+          x: counts, y: shares, type: "scatter", mode: "lines+markers",
           name: metric ? short(listing.entries[at].name) : name, marker: { size: 5 },
           showlegend: !metric || shown.length <= SHOWN_NAMES,
           line: { color: colour(`c${(metric ? at : place) % 8}`), width: 1.5,
