@@ -142,12 +142,16 @@
     return [[trace], layout(x, { title: metric })];
   }
 
-  const shownRows = (section) =>
-    [...section.querySelectorAll("tbody tr[data-at]:not([hidden])")]
-      .map((row) => Number(row.dataset.at)).sort((a, b) => a - b);
+  // Places of the entries that the filter leaves; all where the table has no line for each.
+  function shownEntries(section, listing) {
+    const rows = [...section.querySelectorAll("tbody tr[data-at]")];
+    if (!rows.length) return [...listing.entries.keys()];
+    return rows.filter((row) => !row.hidden).map((row) => Number(row.dataset.at))
+      .sort((a, b) => a - b);
+  }
 
   function draw(section, listing) {
-    const shown = shownRows(section);
+    const shown = shownEntries(section, listing);
     for (const figure of section.querySelectorAll("figure")) {
       const chosen = Object.fromEntries(
         [...figure.querySelectorAll("select")].map((select) => [select.name, select.value]));
@@ -189,6 +193,11 @@
   sections.forEach((section, place) => {
     const listing = data[place];
     const table = section.querySelector("table");
+    draw(section, listing);
+    section.addEventListener("change", (event) => {
+      if (event.target.matches("select")) draw(section, listing);
+    });
+    if (!table.querySelector("button")) return; // one file alone: nothing to order
     table.tHead.addEventListener("click", (event) => {
       const header = event.target.closest("button")?.closest("th");
       if (header) sort(table, header);
@@ -204,10 +213,6 @@
     });
     section.querySelector(".filter")?.addEventListener("input", (event) =>
       filter(section, listing, event.target.value));
-    section.addEventListener("change", (event) => {
-      if (event.target.matches("select")) draw(section, listing);
-    });
-    draw(section, listing);
   });
   for (const media of [dark, narrow]) {
     media.addEventListener("change", () =>

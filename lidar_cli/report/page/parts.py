@@ -11,7 +11,7 @@ from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, broken, element, joined
 from lidar_cli.report.page.table import BREAKS, framed
 
-SHORT = 20  # characters of the longest cell that is aligned as a number
+SHORT = 24  # characters of the longest cell that is aligned as a number
 
 
 def section(
@@ -45,14 +45,21 @@ def folded(title: str, *content: str) -> Markup:
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """A plain table whose first column names the line."""
-    head = [element("th", {"scope": "col"}, broken(header, "_")) for header in headers]
+    """A plain table whose first column names the line; columns of numbers are aligned right."""
+    left = [not all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+    head = [
+        element("th", {"scope": "col", "class": "left" if left[at] else None}, broken(header, "_"))
+        for at, header in enumerate(headers)
+    ]
     body = [
         element(
             "tr",
             None,
             element("th", {"scope": "row"}, broken(row[0], BREAKS)),
-            *map(_cell, row[1:]),
+            *(
+                element("td", {"class": "left" if left[at] else None}, broken(cell, "/"))
+                for at, cell in enumerate(row[1:], 1)
+            ),
         )
         for row in rows
     ]
@@ -65,9 +72,8 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
     return framed(whole)
 
 
-def _cell(text: str) -> Markup:
-    number = len(text) < SHORT and not text.strip("+-.0123456789 ")
-    return element("td", {"class": None if number else "left"}, broken(text, "/"))
+def _is_number(text: str) -> bool:
+    return len(text) < SHORT and not text.strip("+-.e0123456789 ")
 
 
 def provenance(entries: Sequence[Entry]) -> Markup:
