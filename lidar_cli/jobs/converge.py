@@ -52,15 +52,16 @@ def converge(
         read_into(parts, embeddings, settings, watcher)
         *firsts, (_, state) = parts.merged()
         whole = score_gathered(embeddings, settings, state, wanted, watcher, level)
-        last = _point(whole, state, wanted)
+        n_rows = state.rows.n
+        last = _point(whole, n_rows, wanted)
         samples = [
-            _point(score_gathered(part, settings, state, wanted, watcher), state, wanted)
-            for part, state in firsts
+            _point(score_gathered(part, settings, its, wanted, watcher), its.rows.n, wanted)
+            for part, its in firsts
         ]
         of_views = parts.of_views
         views = [
-            _point(score_gathered(part, settings, state, of_views, watcher), state, of_views)
-            for part, state in parts.by_views
+            _point(score_gathered(part, settings, its, of_views, watcher), n_rows, of_views)
+            for part, its in parts.by_views
         ]
     intervals = whole.confidence.intervals if whole.confidence else {}
     reach = {
@@ -74,9 +75,9 @@ def converge(
     return replace(whole, convergence=convergence)
 
 
-def _point(score: Score, state: Gathered, wanted: frozenset[str]) -> Point:
+def _point(score: Score, n_rows: int, wanted: frozenset[str]) -> Point:
     values = {name: score.value(name) for name in METRICS if name in wanted}
-    return Point(score.n_samples, score.n_views, state.rows.n, values)
+    return Point(score.n_samples, score.n_views, n_rows, values)
 
 
 class _Parts:

@@ -75,6 +75,6 @@ def to_html(page: Page) -> str:
 def _notice() -> Markup:
     """The licence of what is embedded, as its package carries it."""
     for file in distribution("plotly").files or ():
-        if "licen" in file.name.lower():
+        if ".dist-info" in str(file) and file.name.upper().startswith("LICENSE"):
             return element("pre", None, file.read_text(encoding="utf-8"))
     raise MissingExtra("report", "plotly, with its licence,", "--report")
