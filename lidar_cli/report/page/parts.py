@@ -79,7 +79,7 @@ def _is_number(text: str) -> bool:
 def provenance(entries: Sequence[Entry]) -> Markup:
     """What all entries have in common, then a table of what differs."""
     every = [entry.score.provenance for entry in entries]
-    names = list(dict.fromkeys(name for told in every for name in told))
+    names = list(dict.fromkeys(k for told in every for k, v in told.items() if v is not None))
     shared = [name for name in names if len({repr(told.get(name)) for told in every}) == 1]
     content = [_definitions({name: every[0][name] for name in shared})] if shared else []
     if apart := [name for name in names if name not in shared]:

@@ -45,13 +45,16 @@ def ranking_page(
         if len(listings) > 1
         else ""
     )
-    head = element("header", None, element("h1", None, title), element("p", None, order + apart))
+    failed = f" {len(ranking.failed)} failed, see the end." if ranking.failed else ""
+    told = element("p", None, order + apart + failed)
+    head = element("header", None, element("h1", None, title), told)
     body = [head, said(ranking.warnings, "warnings")]
     for at, (group, listing) in enumerate(zip(ranking.groups, listings, strict=True)):
         body.append(_section(at, group, listing, ranking, oracle))
-    failed = said(_left(ranking.failed, ranking), "failed", f"Failed: {len(ranking.failed)}")
-    skipped = said(_left(ranking.skipped, ranking), "notes")
-    body += [failed, folded(f"Skipped: {len(ranking.skipped)}", skipped)]
+    body += [
+        said(_left(ranking.failed, ranking), "failed", f"Failed: {len(ranking.failed)}"),
+        folded(f"Skipped: {len(ranking.skipped)}", said(_left(ranking.skipped, ranking), "notes")),
+    ]
     if oracle is not None:
         body.append(said(_unjudged(oracle, ranking), "notes", "Without an accuracy"))
     return Page(title, body, [chart_data(listing) for listing in listings])
