@@ -25,7 +25,7 @@ from lidar_cli.jobs.convergence import (
     parts_of,
     views_for,
 )
-from lidar_cli.jobs.score import score_file
+from lidar_cli.jobs.score import open_embeddings, score_file
 from lidar_cli.jobs.sheet import Score
 from lidar_cli.settings import ScoreSettings
 
@@ -101,6 +101,19 @@ def same(value: float | None, expected: float | None) -> bool:
     if value is None or expected is None:
         return value is expected
     return value == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_first_of_a_layer_reads_as_if_it_were_all(tmp_path: Path) -> None:
+    views, clean = draw(10, 4, 3), torch.randn(20, 3)
+    (whole,) = open_embeddings(stored(tmp_path / "z", views, clean), ScoreSettings())
+    part = whole.first(5, 2, 8)
+    assert part.shape == (5, 2, 3)
+    chunks = list(part.chunks(100))
+    assert len(chunks) > 1
+    read = [chunk.views for chunk in chunks if chunk.views is not None]
+    assert torch.equal(torch.cat(read), views[:5, :2])
+    rows = [chunk.clean for chunk in chunks if chunk.clean is not None]
+    assert torch.equal(torch.cat(rows), clean[:8])
 
 
 def test_intervals_are_those_of_the_whole_file(tmp_path: Path) -> None:

@@ -27,27 +27,18 @@ def ranking_page(
     oracle: Oracle | None = None,
     parameters: Mapping[str, Mapping[str, Value]] | None = None,
 ) -> Page:
-    """parameters: of a checkpoint's training, by path."""
+    """Order and ties of each group, its charts, the oracle, where numbers come from, what failed.
+
+    parameters: what checkpoints were trained with, by path.
+    """
     listings = [
         Listing(_entries(group, ranking, oracle, parameters or {}), ranking.by)
         for group in ranking.groups
     ]
     count = sum(len(group.rows) for group in ranking.groups)
     title = f"{_number(count)} in {ranking.directory}"
-    level = f"{100 * ranking.level:g}\u00a0%"
-    order = (
-        f"Ordered by {ranking.by.name}, {ranking.by.direction} is better; "
-        f"intervals of {level} over samples."
-    )
-    apart = (
-        f" They form {len(listings)} groups that cannot be compared: "
-        f"they differ in {', '.join(differing(ranking.groups))}."
-        if len(listings) > 1
-        else ""
-    )
-    failed = f" {len(ranking.failed)} failed, see the end." if ranking.failed else ""
-    told = element("p", None, order + apart + failed)
-    head = element("header", None, element("h1", None, title), told)
+    lead = element("p", None, _lead(ranking))
+    head = element("header", None, element("h1", None, title), lead)
     body = [head, said(ranking.warnings, "warnings")]
     for at, (group, listing) in enumerate(zip(ranking.groups, listings, strict=True)):
         body.append(_section(at, group, listing, ranking, oracle))
@@ -58,6 +49,22 @@ def ranking_page(
     if oracle is not None:
         body.append(said(_unjudged(oracle, ranking), "notes", "Without an accuracy"))
     return Page(title, body, [chart_data(listing) for listing in listings])
+
+
+def _lead(ranking: Ranking) -> str:
+    level = f"{100 * ranking.level:g}\u00a0%"
+    told = (
+        f"Ordered by {ranking.by.name}, {ranking.by.direction} is better; "
+        f"intervals of {level} over samples."
+    )
+    if len(ranking.groups) > 1:
+        told += (
+            f" They form {len(ranking.groups)} groups that cannot be compared: "
+            f"they differ in {', '.join(differing(ranking.groups))}."
+        )
+    if ranking.failed:
+        told += f" {len(ranking.failed)} failed, see the end."
+    return told
 
 
 def _section(

@@ -21,7 +21,10 @@ from lidar_cli.report.scores import constants, lines, reasons
 def scores_page(
     scores: Sequence[Score], parameters: Mapping[str, Mapping[str, Value]] | None = None
 ) -> Page:
-    """parameters: numbers in the names of files, by file."""
+    """Values and intervals of each file, its charts, the advice of `--converge` first.
+
+    parameters: numbers in the names of files, by file.
+    """
     layers = {score.layer for score in scores}
     known = parameters or {}
     entries = [
