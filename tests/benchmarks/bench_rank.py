@@ -32,14 +32,14 @@ def small_vit(path, seed):
     """A ViT of two blocks, beside which decoding and views dominate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = timm.models.VisionTransformer(embed_dim=64, depth=2, num_heads=1, num_classes=0)
+    model = timm.models.VisionTransformer(embed_dim=192, depth=2, num_heads=3, num_classes=0)
     torch.save(model.state_dict(), path)
 
 
 def bench_rank(device, folder):
     for name, make, goal in (
         (f"ResNet {'-'.join(map(str, WIDTHS))}", narrow_resnet, None),
-        ("ViT of 2 blocks, width 64", small_vit, 0.6),
+        ("ViT of 2 blocks, width 192", small_vit, 0.6),
     ):
         yield from together_or_not(device, folder / make.__name__, name, make, goal)
 
