@@ -19,7 +19,7 @@ import pytest
 import torch
 from make import PROJECTED, WIDTHS, checkpoint, environment, image_folder, lidar_here, state_dict
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
@@ -67,7 +67,8 @@ def values(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    """When each feature file of a cache was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
 
 
 def three(runs: Path, **shape: Any) -> Path:
@@ -139,9 +140,16 @@ def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:
     row_keys = "group rank path aliases value reason ci_low ci_high tied_with metrics"
     for row in found["checkpoints"]:
         assert row.keys() == set(row_keys.split())
-        assert (row["aliases"], row["tied_with"], row["reason"]) == ([], [], None)
-        assert (row["ci_low"], row["ci_high"]) == (None, None)
+        assert (row["aliases"], row["reason"]) == ([], None)
+        assert row["ci_low"] < row["value"] < row["ci_high"]
+        assert set(row["tied_with"]) < {other["path"] for other in found["checkpoints"]}
+        assert row["path"] not in row["tied_with"]
         metrics = row["metrics"]
+        assert metrics["confidence"]["level"] == 0.95
+        intervals = metrics["confidence"]["intervals"]
+        assert intervals.keys() == METRICS.keys()
+        assert intervals["lidar"]["ci_low"] == row["ci_low"]
+        assert intervals["alpha_req"]["reason"] == metrics["notes"]["alpha_req"]
         assert metrics.keys() >= METRICS.keys() | {"n_samples", "n_views", "dim", "layer", "delta"}
         assert metrics["lidar"] == row["value"]
         assert (metrics["n_samples"], metrics["n_views"]) == (N, Q)
@@ -232,6 +240,74 @@ def test_ties_of_a_count_are_told(tmp_path: Path, rank: Shell) -> None:
     assert one["aliases"] == []
 
 
+def test_what_cannot_be_told_apart_is_called_a_tie(tmp_path: Path, rank: Shell) -> None:
+    runs = tmp_path / "runs"
+    for seed, name in enumerate(("a.pt", "b.pt")):
+        checkpoint(runs / name, seed)
+    flat = state_dict(0)
+    flat["module.projector.3.weight"][2:] = flat["module.projector.3.weight"][:1]
+    torch.save(flat, runs / "flat.pt")  # of rank two: six dimensions copy another
+    more = ("--by", "rankme", "--confidence", 1 - 1e-6)  # 4.9 standard errors
+    rows = ranked(rank(runs, "--json", *more))["checkpoints"]
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    first, second, third = (row["path"] for row in rows)
+    assert rows[0]["value"] != rows[1]["value"]
+    assert [row["tied_with"] for row in rows] == [[second], [first], []]
+    assert third == str(runs / "flat.pt")
+    table = rank(runs, *more).stdout
+    assert "+-: the 99.9999 % interval of rankme over samples, at this n and q" in table
+    assert "tied: the 99.9999 % interval of the difference, sample by sample, holds 0" in table
+    lines = table.splitlines()[2:5]
+    assert [" +- " in line for line in lines] == [True, True, True]
+    assert ["rank 2" in lines[0], "rank 1" in lines[1], "rank" in lines[2]] == [True, True, False]
+    cells = [line.split("|") for line in rank(runs, "--markdown", *more).stdout.splitlines()]
+    assert cells[4][1].strip() == "1, tied with rank 2"
+
+
+def test_too_few_samples_for_an_interval_are_told(tmp_path: Path, rank: Shell) -> None:
+    found = ranked(rank(three(tmp_path / "runs"), "--json", "--layer", "backbone"))  # n 24, d 16
+    for row in found["checkpoints"]:
+        assert (row["ci_low"], row["ci_high"], row["tied_with"]) == (None, None, [])
+        reason = row["metrics"]["confidence"]["intervals"]["lidar"]["reason"]
+        assert reason == "n = 24 is not above 2 d = 32: too few samples for an interval"
+    told = rank(tmp_path / "runs", "--layer", "backbone").stdout
+    assert "and 2 more: no interval of lidar, and no ties: n = 24 is not above 2 d = 32" in told
+
+
+def test_the_level_is_an_option(tmp_path: Path, rank: Shell) -> None:
+    runs = three(tmp_path / "runs")
+    wide = ranked(rank(runs, "--json"))["checkpoints"][0]
+    narrow = ranked(rank(runs, "--json", "--confidence", 0.5))["checkpoints"][0]
+    ratio = (narrow["ci_high"] - narrow["value"]) / (wide["ci_high"] - wide["value"])
+    assert ratio == pytest.approx(0.6744897501960817 / 1.959963984540054, rel=1e-9)
+
+
+def test_influences_are_kept_beside_the_features(tmp_path: Path, rank: Shell) -> None:
+    runs = three(tmp_path / "runs")
+    first = rank(runs, "--json").stdout
+    kept = sorted((runs / ".lidar").glob("*.influence"))
+    assert len(kept) == 3
+    before = [path.stat().st_mtime_ns for path in kept]
+    assert rank(runs, "--json").stdout == first
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    found = load_file(kept[0])
+    found["lidar"] *= 2.0  # read, not computed again: the interval is twice as wide
+    save_file(found, kept[0])
+    rows = zip(
+        ranked(rank(runs, "--json"))["checkpoints"], json.loads(first)["checkpoints"], strict=True
+    )
+    widths = [(one["ci_high"] - one["ci_low"]) / (b["ci_high"] - b["ci_low"]) for one, b in rows]
+    assert sorted(widths) == pytest.approx([1.0, 1.0, 2.0], rel=1e-9)
+    kept[0].write_bytes(b"rubbish")
+    kept[1].write_bytes(kept[1].read_bytes()[:500])
+    assert rank(runs, "--json").stdout == first
+    rank(runs, "--delta", 0.1)  # other constants have influences of their own
+    assert len(list((runs / ".lidar").glob("*.influence"))) == 6
+    assert not [
+        path for path in (runs / ".lidar").iterdir() if path.suffix not in (".h5", ".influence")
+    ]
+
+
 # Groups
 
 
@@ -310,7 +386,7 @@ def test_features_of_a_found_checkpoint_serve_as_its_cache(
     assert {Path(r["path"]).name: r["value"] for r in found["checkpoints"]} == fresh
     assert found["skipped"] == []
     assert features.stat().st_mtime_ns == before
-    assert sorted(path.name[:2] for path in (runs / ".lidar").iterdir()) == ["b-", "c-"]
+    assert sorted(path.name[:2] for path in (runs / ".lidar").glob("*.h5")) == ["b-", "c-"]
 
 
 def test_features_of_a_found_checkpoint_at_other_settings_are_skipped(
@@ -372,7 +448,7 @@ def test_a_second_run_computes_nothing(tmp_path: Path, rank: Shell) -> None:
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, rank: Shell) -> None:
     runs = three(tmp_path / "runs")
     first = rank(runs, "--json")
-    cached = sorted((runs / ".lidar").iterdir())
+    cached = sorted((runs / ".lidar").glob("*.h5"))
     content = bytearray(cached[0].read_bytes())
     with h5py.File(cached[0]) as file:
         at = file["embeddings/projector/views"].id.get_offset() + 40
@@ -381,7 +457,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, rank: Shell) -> None:
     cached[1].write_bytes(cached[1].read_bytes()[:3000])
     cached[2].write_bytes(b"")
     assert rank(runs, "--json").stdout == first.stdout
-    assert sorted((runs / ".lidar").iterdir()) == cached
+    assert sorted((runs / ".lidar").glob("*.h5")) == cached
     before = stamps(runs / ".lidar")
     assert rank(runs, "--json").stdout == first.stdout
     assert stamps(runs / ".lidar") == before
@@ -392,9 +468,9 @@ def test_an_interrupted_cache_is_continued_or_replaced(
 ) -> None:
     runs = three(tmp_path / "runs")
     first = rank(runs, "--json")
-    for path in (runs / ".lidar").iterdir():
+    for path in (runs / ".lidar").glob("*.h5"):
         path.rename(path.with_name(path.name + ".partial"))
-    partials = sorted((runs / ".lidar").iterdir())
+    partials = sorted((runs / ".lidar").glob("*.partial"))
     partials[0].write_bytes(b"rubbish")
     with h5py.File(partials[1], "r+") as file:
         file["samples/done"][3:] = 0
@@ -575,7 +651,7 @@ def test_an_activation_is_part_of_what_is_cached(tmp_path: Path, rank: Shell) ->
     gelu = values(rank(tmp_path / "runs", "--json", "--activation", "gelu"))
     assert relu != gelu
     assert values(rank(tmp_path / "runs", "--json")) == relu
-    assert len(list((tmp_path / "runs" / ".lidar").iterdir())) == 3  # auto may mean another
+    assert len(list((tmp_path / "runs" / ".lidar").glob("*.h5"))) == 3  # auto may mean another
 
 
 def test_images_of_the_same_name_and_size_are_known_by_their_content(
@@ -654,7 +730,7 @@ def test_features_being_written_by_another_process_are_left_alone(
 ) -> None:
     checkpoint(tmp_path / "runs" / "a.pt", 0)
     value = values(rank(tmp_path / "runs", "--json"))
-    (cached,) = (tmp_path / "runs" / ".lidar").iterdir()
+    (cached,) = (tmp_path / "runs" / ".lidar").glob("*.h5")
     partial = cached.rename(cached.with_name(cached.name + ".partial"))
     code = f"import h5py; f = h5py.File({str(partial)!r}, 'r+'); print(flush=True); input()"
     with subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -106,7 +107,7 @@ class _Kept:
 
     def write(self, found: dict[str, Tensor]) -> None:
         """Keep influences, whole or not at all."""
-        beside = self._path.with_suffix(".partial")
+        beside = self._path.with_suffix(f".{os.getpid()}")  # another rank may write the same
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: values.contiguous() for name, values in found.items()}, beside)
