@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import timm
 import torch
 from make import checkpoint, environment, image_folder, network
+from torch import Tensor, nn
 
 from lidar_cli import extract
 from lidar_cli.checkpoints import open_checkpoint, wrap_module
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.jobs.batch_size import MARGIN, halved_until_it_fits, samples_that_fit
+from lidar_cli.jobs.batch_size import MARGIN, at_size_that_fits, samples_that_fit
 from lidar_cli.jobs.extract import extract_checkpoint
+from lidar_cli.jobs.plan import identity
 from lidar_cli.jobs.score import score_file
 from lidar_cli.settings import ExtractSettings, ScoreSettings
 
@@ -52,7 +57,7 @@ def test_a_batch_is_halved_until_it_fits(first: int, fits: int, tried: list[int]
             raise torch.OutOfMemoryError("of a device")
         return f"done with {size}"
 
-    assert halved_until_it_fits(first, attempt) == f"done with {tried[-1]}"
+    assert at_size_that_fits(first, attempt, fixed=False) == f"done with {tried[-1]}"
     assert seen == tried
 
 
@@ -61,7 +66,37 @@ def test_a_sample_that_does_not_fit_is_told() -> None:
         raise torch.OutOfMemoryError("of a device")
 
     with pytest.raises(CheckpointError, match=r"memory does not hold one sample.*lower -q"):
-        halved_until_it_fits(4, attempt)
+        at_size_that_fits(4, attempt, fixed=False)
+
+
+class Greedy(nn.Module):
+    """A module for which memory suffices up to so many images."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.most = most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("of a device")
+        return x.mean(dim=(2, 3)) * self.scale
+
+
+def test_a_run_that_does_not_fit_goes_on_with_half(tmp_path: Path) -> None:
+    known: dict[str, Any] = {"n_samples": 9, "n_views": 2, "image_size": 16, "device": "cpu"}
+    images = str(image_folder(tmp_path / "images", 9))
+    done = extract(Greedy(6), images, tmp_path / "found.h5", **known)  # two samples of 3 images
+    assert done.batch_size == 2
+    extract(Greedy(99), images, tmp_path / "told.h5", batch_size=2, **known)
+    with h5py.File(tmp_path / "found.h5") as one, h5py.File(tmp_path / "told.h5") as two:
+        for name in ("views", "clean"):
+            key = f"embeddings/backbone/{name}"
+            assert np.array_equal(one[key][:], two[key][:])
+    assert not list(tmp_path.glob("*.partial"))
+    with pytest.raises(CheckpointError, match=r"a batch of 3 samples.*a smaller --batch-size"):
+        extract(Greedy(6), images, tmp_path / "fixed.h5", batch_size=3, **known)
+    assert (tmp_path / "fixed.h5.partial").exists()
 
 
 # Memory format
@@ -131,3 +166,22 @@ def test_a_module_of_ones_own_is_not_compiled(tmp_path: Path) -> None:
     images = image_folder(tmp_path / "images", 4)
     with pytest.raises(SettingsError, match="compile a module of your own where you make it"):
         extract(network(), str(images), tmp_path / "a.h5", n_samples=4, compile=True)
+
+
+def test_a_compiled_backbone_embeds_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    checkpoint(tmp_path / "a.pt", widths=(4, 4, 4, 4))
+    folder = image_folder(tmp_path / "images", 3)
+    settings = ExtractSettings(
+        data=str(folder), n_samples=3, n_views=2, image_size=16, device="cpu", batch_size=2
+    )
+    found = []
+    for name, compiled in (("plain", False), ("compiled", True)):
+        asked = replace(settings, compile=compiled, output=tmp_path / f"{name}.h5")
+        with h5py.File(extract_checkpoint(tmp_path / "a.pt", asked).path) as file:
+            found.append(file["embeddings/projector/views"][:])
+            told = json.loads(file.attrs["provenance"])
+        assert told.get("compiled", False) == compiled
+    assert not np.array_equal(*found), "no other kernels ran"
+    assert np.abs(found[1] - found[0]).max() < 1e-5 * np.abs(found[0]).max()
+    assert identity(told) == identity({**told, "compiled": False})

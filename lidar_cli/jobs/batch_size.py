@@ -53,15 +53,21 @@ def samples_that_fit(free: int, one: int, most: int) -> int:
     return max(1, min(most, math.floor(free * MARGIN / max(1, one))))
 
 
-def halved_until_it_fits(size: int, attempt: Callable[[int], T]) -> T:
+def at_size_that_fits(size: int, attempt: Callable[[int], T], fixed: bool) -> T:
     """What `attempt` gives at the first of size, size / 2, ... that memory suffices for.
 
-    Raises CheckpointError if it does not even for a single sample.
+    fixed: at `size` alone. Raises CheckpointError if memory does not suffice, not even for a single
+    sample.
     """
     while True:
         try:
             return attempt(size)
         except torch.OutOfMemoryError as error:
+            if fixed and size > 1:
+                raise CheckpointError(
+                    f"the device's memory does not hold a batch of {size} samples, all their views "
+                    "together; give a smaller --batch-size"
+                ) from error
             if size == 1:
                 raise CheckpointError(
                     "the device's memory does not hold one sample, all its views together; "

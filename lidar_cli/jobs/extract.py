@@ -12,7 +12,7 @@ import torch
 
 from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, wrap_module
 from lidar_cli.features import FeatureWriter, check_absent, read_interrupted, read_provenance
-from lidar_cli.jobs.batch_size import find_batch_size, halved_until_it_fits
+from lidar_cli.jobs.batch_size import at_size_that_fits, find_batch_size
 from lidar_cli.jobs.batches import Pass
 from lidar_cli.jobs.compiled import compile_backbone
 from lidar_cli.jobs.device import find_device
@@ -149,6 +149,7 @@ def run(
         check_absent(output, overwrite=False)
     loaded.set_image_size(plan.views.image_size)
     work = Pass(plan, loaded, samples, device, settings.workers, store)
+    fixed: int | None = settings.batch_size or recorded.get("batch_size")
 
     def write(batch_size: int) -> Extraction:
         with _writer(output, plan, samples, settings, batch_size, recorded) as writer:
@@ -156,14 +157,13 @@ def run(
             try:
                 count = embed_all(work, batch_size, writer, task, watcher)
             except torch.OutOfMemoryError:
-                writer.discard()
+                if fixed is None:
+                    writer.discard()
                 raise
             writer.finish()
         return _record(output, plan, batch_size, count, begun)
 
-    if settings.batch_size or recorded:
-        return write(settings.batch_size or recorded["batch_size"])
-    return halved_until_it_fits(find_batch_size(work), write)
+    return at_size_that_fits(fixed or find_batch_size(work), write, fixed is not None)
 
 
 def _writer(

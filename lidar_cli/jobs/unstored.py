@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lidar_cli.embeddings import Chunk, Embeddings, Stored
 from lidar_cli.features import as_numbers
-from lidar_cli.jobs.batch_size import find_batch_size, halved_until_it_fits
+from lidar_cli.jobs.batch_size import at_size_that_fits, find_batch_size
 from lidar_cli.jobs.batches import Pass
 from lidar_cli.jobs.embed import embed_all
 from lidar_cli.jobs.gather import Gathered
@@ -38,10 +38,8 @@ def score_unstored(work: Pass, settings: RankSettings, watcher: Watcher) -> Unin
         embed_all(work, batch_size, sink, f"embedding {Path(name).name}", watcher)
         return sink, batch_size
 
-    if settings.batch_size is not None:
-        sink, batch_size = attempt(settings.batch_size)
-    else:
-        sink, batch_size = halved_until_it_fits(find_batch_size(work), attempt)
+    fixed = settings.batch_size
+    sink, batch_size = at_size_that_fits(fixed or find_batch_size(work), attempt, fixed is not None)
     embeddings = sink.embeddings
     with enough_memory(embeddings):
         found = score_gathered(

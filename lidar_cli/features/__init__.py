@@ -1,0 +1,28 @@
+"""The HDF5 feature file: create, write at an index, resume, read whole samples in chunks.
+
+    /embeddings/<layer>/views   (n, q, d)   augmented; absent where q = 0
+    /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`
+    /embeddings/<layer>/crc32   (N,)        of a sample's views, then its clean embedding
+    /samples/id, /samples/label, /samples/done
+
+Datasets are contiguous and allocated at creation, in HDF5's default format, so that a killed
+writer leaves a file that plain `h5py.File(path)` opens. It is written as NAME.partial and renamed
+when every sample is done: a file under its final name is complete. Nothing else knows HDF5.
+"""
+
+from lidar_cli.features.form import Layout, as_numbers, is_hdf5, partial_path
+from lidar_cli.features.read import read_hdf5, read_interrupted, read_labels, read_provenance
+from lidar_cli.features.write import FeatureWriter, check_absent
+
+__all__ = [
+    "FeatureWriter",
+    "Layout",
+    "as_numbers",
+    "check_absent",
+    "is_hdf5",
+    "partial_path",
+    "read_hdf5",
+    "read_interrupted",
+    "read_labels",
+    "read_provenance",
+]

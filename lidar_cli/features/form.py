@@ -1,0 +1,144 @@
+"""What writing and reading share: layout, number formats, provenance, checksums, damage."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
+
+FORMAT = "lidar-features"
+VERSION = 1
+TYPES = {"float32": np.float32, "float16": np.float16}
+DAMAGE = (
+    KeyError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    OSError,
+    RuntimeError,
+)  # h5py's, on a broken file
+NOTHING = np.empty((0, 0, 0), np.float32)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a feature file will hold, known before the first embedding is."""
+
+    widths: Mapping[str, int]  # layer -> d
+    n_samples: int  # n, with views
+    n_views: int  # q
+    n_clean: int  # N, with a clean embedding
+    storage: str = "float32"
+
+
+def partial_path(path: Path) -> Path:
+    """Where a feature file stands until it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5, also behind a user block. Raises OSError if it cannot be opened."""
+    with path.open("rb"):
+        return bool(h5py.is_hdf5(path))
+
+
+def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
+    """Embeddings [c, ...] of samples first, first + 1, ... as a file of that storage holds them.
+
+    Raises DegenerateFeatures if one is not finite, or overflows float16.
+    """
+    values = rows.detach().float()
+    finite = values.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        at = first + int((~finite).nonzero()[0])
+        raise DegenerateFeatures(
+            f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
+            "check the checkpoint, or try --precision float32"
+        )
+    most = torch.finfo(torch.float16).max
+    if storage == "float16" and len(values) and values.abs().max() > most:
+        raise DegenerateFeatures(
+            f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
+            "(at most 65504); use --storage float32"
+        )
+    return values.to(getattr(torch, storage))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """The file, read-only; what is missing or malformed inside it becomes a FeatureFileError."""
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        if path.exists() and not is_hdf5(path):
+            raise FeatureFileError(f"{path}: not an HDF5 file; expected a feature file") from error
+        raise FeatureFileError(f"{path}: cannot be opened: {first_line(error)}") from error
+    with file:
+        try:
+            yield file
+        except DAMAGE as error:
+            raise FeatureFileError(
+                f"{path}: damaged: {first_line(error)}; extract it again"
+            ) from error
+
+
+def provenance_of(file: h5py.File, path: Path) -> dict[str, Any]:
+    """The provenance in an open file. Raises FeatureFileError if it is none of ours."""
+    if file.attrs.get("format") != FORMAT:
+        raise FeatureFileError(
+            f"{path}: an HDF5 file, but not a feature file (no format attribute)"
+        )
+    version = file.attrs.get("version")
+    if version != VERSION:
+        raise FeatureFileError(
+            f"{path}: feature file version {version}, this lidar reads {VERSION}; extract it again"
+        )
+    found = json.loads(file.attrs["provenance"])
+    if not isinstance(found, dict) or not isinstance(found.get("sha256", ""), str):
+        raise ValueError("provenance is not the record of an extraction")
+    return found
+
+
+def check_complete(file: h5py.File, path: Path) -> None:
+    """Raise FeatureFileError if samples are missing."""
+    done = file["samples/done"][:]
+    if not done.all():
+        raise FeatureFileError(
+            f"{path}: incomplete, {int(done.sum())} of {len(done)} samples; "
+            "finish it with lidar extract --resume"
+        )
+
+
+def checksums_of(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """CRC-32 a sample [b] of its views' bytes (if it has any), then its clean embedding's."""
+    sums = np.empty(len(clean), np.uint32)
+    for i, row in enumerate(np.ascontiguousarray(clean)):
+        start = zlib.crc32(np.ascontiguousarray(views[i]).data) if i < len(views) else 0
+        sums[i] = zlib.crc32(row.data, start)
+    return sums
+
+
+def check_unlocked(partial: Path) -> None:
+    """Raise InUse if another process has the file open for writing."""
+    try:
+        h5py.File(partial, "r+").close()
+    except BlockingIOError as error:
+        raise in_use(partial) from error
+    except OSError:
+        return  # damaged, and nobody's
+
+
+def in_use(partial: Path) -> InUse:
+    """The error of a file that another process is writing."""
+    return InUse(f"{partial}: another process is writing it; wait for it, then run again")

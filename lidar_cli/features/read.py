@@ -1,0 +1,151 @@
+"""Feature files, and arrays of other HDF5 files, as embeddings that are read in chunks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_cli.arrays import arrange, choose
+from lidar_cli.embeddings import Chunk, Embeddings, Stored
+from lidar_cli.errors import FeatureFileError, first_line
+from lidar_cli.features.form import (
+    FORMAT,
+    NOTHING,
+    check_complete,
+    check_unlocked,
+    checksums_of,
+    opened,
+    partial_path,
+    provenance_of,
+)
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The provenance of a complete feature file.
+
+    Raises FeatureFileError if it is not a feature file, or not complete.
+    """
+    with opened(path) as file:
+        found = provenance_of(file, path)
+        check_complete(file, path)
+        return found
+
+
+def read_interrupted(path: Path) -> dict[str, Any]:
+    """The provenance of the partial file that an interrupted run left for `path`, or {} if none.
+
+    Raises FeatureFileError if it is not a feature file, InUse if another process is writing it.
+    """
+    partial = partial_path(path)
+    if not partial.exists():
+        return {}
+    check_unlocked(partial)
+    try:
+        with opened(partial) as file:
+            return provenance_of(file, partial)
+    except FeatureFileError as error:
+        raise FeatureFileError(f"{error}; start anew with --overwrite") from error
+
+
+def read_labels(path: Path) -> np.ndarray | None:
+    """Class numbers [N] of the samples, -1 unknown, or None where the data has none."""
+    with opened(path) as file:
+        provenance_of(file, path)
+        return np.asarray(file["samples/label"][:]) if "label" in file["samples"] else None
+
+
+def read_hdf5(
+    path: Path,
+    layers: str = "auto",
+    dataset: str | None = None,
+    views_per_sample: int | None = None,
+) -> list[Embeddings]:
+    """The layers of a feature file, or one array of any other HDF5 file.
+
+    layers: comma-separated names, or "auto" for all of a feature file.
+    Raises FeatureFileError if a feature file is incomplete or lacks a layer, InputError if another
+    HDF5 file has no array of the right shape.
+    """
+    with opened(path) as file:
+        if dataset is not None or file.attrs.get("format") != FORMAT:
+            return [_foreign(file, path, dataset, views_per_sample)]
+        provenance = provenance_of(file, path)
+        check_complete(file, path)
+        known = list(file["embeddings"])
+        wanted = known if layers == "auto" else [name.strip() for name in layers.split(",")]
+        for name in wanted:
+            if name not in known:
+                raise FeatureFileError(
+                    f"{path}: no layer {name!r}; the file holds {', '.join(known)}"
+                )
+        return [_layer(file, path, name, provenance) for name in wanted]
+
+
+def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
+    group = file["embeddings"][name]
+    checksums = group["crc32"][:]
+    clean = group["clean"].shape
+    views = group["views"].shape if "views" in group else (0, 0, *clean[1:])
+    if len(views) != 3 or clean != (len(checksums), views[2]) or views[0] > clean[0]:
+        raise ValueError(f"layer {name}: views {views}, clean {clean}, {len(checksums)} checksums")
+
+    def verify(chunk: Chunk) -> None:
+        assert chunk.clean is not None
+        views = NOTHING if chunk.views is None else chunk.views.numpy()
+        found = checksums_of(views, chunk.clean.numpy())
+        bad = np.flatnonzero(found != checksums[chunk.start : chunk.start + len(found)])
+        if len(bad):
+            raise FeatureFileError(
+                f"{path}: layer {name}: the embedding of sample {chunk.start + bad[0]} does not "
+                f"match its checksum ({len(bad)} such here); the file is damaged, extract it again"
+            )
+
+    return Embeddings(
+        str(path),
+        name,
+        _stored(path, group["views"]) if "views" in group else None,
+        _stored(path, group["clean"]),
+        provenance=provenance,
+        verify=verify,
+        content=hashlib.sha256(checksums.tobytes()).hexdigest(),
+    )
+
+
+def _foreign(
+    file: h5py.File, path: Path, dataset: str | None, views_per_sample: int | None
+) -> Embeddings:
+    arrays: dict[str, h5py.Dataset] = {}
+
+    def visit(name: str, item: object) -> None:
+        if not isinstance(item, h5py.Dataset) or item.shape is None:
+            return
+        if item.dtype.kind == "f" and item.dtype.itemsize <= 8:
+            arrays[name] = item
+
+    file.visititems(visit)
+    dataset = dataset.strip("/") if dataset is not None else None
+    if dataset is not None and dataset not in arrays and dataset in file:
+        visit(dataset, file[dataset])  # behind a link, which a visit does not follow
+    name = choose(path, {key: item.shape for key, item in arrays.items()}, dataset)
+    return arrange(path, name, _stored(path, arrays[name]), views_per_sample)
+
+
+def _stored(path: Path, dataset: h5py.Dataset) -> Stored:
+    name = dataset.name
+
+    def read(start: int, stop: int) -> Tensor:
+        # Opened for each chunk: an idle reader must not hold a file that a writer may replace.
+        try:
+            with h5py.File(path, "r") as file:
+                rows = file[name][start:stop]
+                return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
+        except OSError as error:
+            raise FeatureFileError(f"{path}: {name} cannot be read: {first_line(error)}") from error
+
+    return Stored(dataset.shape, dataset.dtype.itemsize, read)

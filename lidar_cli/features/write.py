@@ -1,0 +1,278 @@
+"""One process writing one feature file, resumable at any sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from torch import Tensor
+
+from lidar_cli.errors import FeatureFileError, first_line
+from lidar_cli.features.form import (
+    DAMAGE,
+    FORMAT,
+    NOTHING,
+    TYPES,
+    VERSION,
+    Layout,
+    as_numbers,
+    check_unlocked,
+    checksums_of,
+    in_use,
+    is_hdf5,
+    partial_path,
+    provenance_of,
+)
+
+
+class FeatureWriter:
+    """One process writing one feature file, sample by sample, in any order.
+
+    A context manager; leaving it without `finish` keeps NAME.partial for `resume`.
+    """
+
+    def __init__(self, path: Path, partial: Path, file: h5py.File, overwrite: bool) -> None:
+        self.path = path
+        self._partial = partial
+        self._file = file
+        self._overwrite = overwrite
+        self.done: np.ndarray = file["samples/done"][:].astype(bool)  # [N]
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        layout: Layout,
+        ids: Sequence[str],
+        labels: Sequence[int] | None,
+        provenance: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> FeatureWriter:
+        """A new NAME.partial with all datasets allocated.
+
+        ids: a name a sample, [N]; labels: class numbers [N], -1 unknown, or None.
+        Raises FeatureFileError if the output or its partial file exists and is not to be replaced,
+        or the directory cannot be written; InUse if another process is writing it.
+        """
+        partial = partial_path(path)
+        check_absent(path, overwrite)
+        try:
+            if overwrite and partial.exists():
+                check_unlocked(partial)
+                partial.unlink()
+            _check_space(partial, layout)
+            file = h5py.File(partial, "x")
+        except FileExistsError as error:
+            raise in_use(partial) from error
+        except OSError as error:
+            raise FeatureFileError(f"{partial}: cannot be created: {first_line(error)}") from error
+        try:
+            _allocate(file, layout, ids, labels, provenance)
+        except BaseException as error:
+            _close(file)
+            partial.unlink(missing_ok=True)
+            if isinstance(error, (OSError, RuntimeError)):
+                raise _unwritable(partial, error) from error
+            raise
+        return cls(path, partial, file, overwrite)
+
+    @classmethod
+    def resume(
+        cls, path: Path, provenance: Mapping[str, Any], *, overwrite: bool = False
+    ) -> FeatureWriter:
+        """The existing NAME.partial, with every finished row's checksum verified.
+
+        A row whose checksum does not match is to be computed again.
+        Raises FeatureFileError if the file was begun with other settings, or is not one of ours;
+        InUse if another process is writing it.
+        """
+        partial = partial_path(path)
+        try:
+            if not is_hdf5(partial):  # h5py would take an empty file for a new one
+                raise OSError("it does not begin as HDF5 files do")
+            file = h5py.File(partial, "r+")
+        except BlockingIOError as error:
+            raise in_use(partial) from error
+        except OSError as error:
+            raise FeatureFileError(
+                f"{partial}: cannot be opened: {first_line(error)}; start anew with --overwrite"
+            ) from error
+        try:
+            found = provenance_of(file, partial)
+            wanted = _as_stored(provenance)
+            differing = sorted(
+                key
+                for key in found.keys() | wanted.keys()
+                # The path may be spelt otherwise; sha256 says which checkpoint it is.
+                if key != "checkpoint" and found.get(key) != wanted.get(key)
+            )
+            if differing:
+                raise FeatureFileError(
+                    f"{partial}: was begun with other settings ({', '.join(differing)} differ); "
+                    "give those settings again, or start anew with --overwrite"
+                )
+            writer = cls(path, partial, file, overwrite)
+            writer._verify()
+        except BaseException as error:
+            file.close()
+            if isinstance(error, DAMAGE):
+                raise FeatureFileError(
+                    f"{partial}: damaged: {first_line(error)}; start anew with --overwrite"
+                ) from error
+            raise
+        return writer
+
+    def write(
+        self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
+    ) -> None:
+        """Write the embeddings of `samples`, a contiguous run of indices, and mark them done.
+
+        views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
+        Raises DegenerateFeatures if a value is not finite, or overflows float16; FeatureFileError
+        if the disk is full.
+        """
+        first, last = samples[0], samples[-1] + 1
+        try:
+            for layer, rows in clean.items():
+                group = self._file["embeddings"][layer]
+                storage = group["clean"].dtype.name
+                stored_clean = as_numbers(rows, storage, layer, first).cpu().numpy()
+                stored_views = as_numbers(views[layer], storage, layer, first).cpu().numpy()
+                if len(stored_views):
+                    group["views"][first : first + len(stored_views)] = stored_views
+                group["clean"][first:last] = stored_clean
+                group["crc32"][first:last] = checksums_of(stored_views, stored_clean)
+            self._file.flush()
+            self._file["samples/done"][first:last] = 1
+            self._file.flush()
+        except (OSError, RuntimeError) as error:
+            raise _unwritable(self._partial, error) from error
+        self.done[first:last] = True
+
+    def finish(self) -> Path:
+        """Give the complete file its final name. Raises FeatureFileError if rows are missing."""
+        missing = int((~self.done).sum())
+        if missing:
+            raise FeatureFileError(f"{self._partial}: {missing} samples were never written")
+        # Locks do not hold on every file system: never give another writer's file the name.
+        own = os.fstat(self._file.id.get_vfd_handle()).st_ino
+        if not self._partial.exists() or self._partial.stat().st_ino != own:
+            raise in_use(self._partial)
+        try:
+            self._file.close()
+        except (OSError, RuntimeError) as error:
+            raise _unwritable(self._partial, error) from error
+        check_absent(self.path, self._overwrite, partial_too=False)
+        self._partial.replace(self.path)
+        return self.path
+
+    def discard(self) -> None:
+        """Give up what was written: close and remove NAME.partial."""
+        _close(self._file)
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _close(self._file)
+
+    def _verify(self) -> None:
+        done = np.flatnonzero(self.done)
+        for start in range(0, len(done), 256):
+            for i in done[start : start + 256]:
+                for group in self._file["embeddings"].values():
+                    with_views = len(group["views"]) if "views" in group else 0
+                    views = group["views"][i : i + 1] if i < with_views else NOTHING
+                    if checksums_of(views, group["clean"][i : i + 1])[0] != group["crc32"][i]:
+                        self.done[i] = False
+
+
+def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
+    """Raise FeatureFileError if writing `path` would replace something unasked, or a directory."""
+    if path.is_dir():
+        raise FeatureFileError(f"{path}: is a directory; name a file in it with -o")
+    if overwrite:
+        return
+    if path.exists():
+        raise FeatureFileError(
+            f"{path}: exists already; choose another name with -o, or replace it with --overwrite"
+        )
+    if partial_too and partial_path(path).exists():
+        raise FeatureFileError(
+            f"{partial_path(path)}: an interrupted run is here; "
+            "continue it with --resume, or start anew with --overwrite"
+        )
+
+
+def _allocate(
+    file: h5py.File,
+    layout: Layout,
+    ids: Sequence[str],
+    labels: Sequence[int] | None,
+    provenance: Mapping[str, Any],
+) -> None:
+    file.attrs["format"] = FORMAT
+    file.attrs["version"] = VERSION
+    file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
+    n, q, clean = layout.n_samples, layout.n_views, layout.n_clean
+    numbers = TYPES[layout.storage]
+    for layer, d in layout.widths.items():
+        group = file.create_group(f"embeddings/{layer}")
+        if q:
+            _create(group, "views", (n, q, d), numbers)
+        _create(group, "clean", (clean, d), numbers)
+        _create(group, "crc32", (clean,), np.uint32)
+    samples = file.create_group("samples")
+    samples.create_dataset("id", data=list(ids), dtype=h5py.string_dtype("utf-8"))
+    if labels is not None:
+        samples.create_dataset("label", data=np.asarray(labels, np.int64))
+    _create(samples, "done", (clean,), np.uint8)
+    file.flush()
+
+
+def _create(group: h5py.Group, name: str, shape: tuple[int, ...], numbers: Any) -> None:
+    # Early allocation puts every row at its final offset, so that a crash loses no finished row.
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(numbers))
+    h5py.h5d.create(group.id, name.encode(), kind, space, properties)
+
+
+def _as_stored(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance after a round trip through JSON, where tuples become lists."""
+    stored: dict[str, Any] = json.loads(json.dumps(provenance))
+    return stored
+
+
+def _check_space(partial: Path, layout: Layout) -> None:
+    """Raise FeatureFileError if the file will not fit, before anything is computed."""
+    rows = layout.n_samples * layout.n_views + layout.n_clean
+    size = sum(layout.widths.values()) * rows * np.dtype(TYPES[layout.storage]).itemsize
+    free = shutil.disk_usage(partial.parent).free
+    if size > free:
+        raise FeatureFileError(
+            f"{partial}: will take {size / 2**30:,.2f} GB and {free / 2**30:,.2f} GB are free; "
+            "free some space, lower -n or -q, or use --storage float16"
+        )
+
+
+def _close(file: h5py.File) -> None:
+    try:
+        file.close()
+    except (OSError, RuntimeError):
+        return  # what could not be flushed was never vouched for
+
+
+def _unwritable(partial: Path, error: BaseException) -> FeatureFileError:
+    return FeatureFileError(
+        f"{partial}: cannot be written: {first_line(error)}; free some space, then --resume"
+    )
