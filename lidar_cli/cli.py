@@ -13,7 +13,7 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,9 +23,13 @@ from lidar_cli.settings import (
     DemoSettings,
     ExtractSettings,
     InspectSettings,
+    ProbeSettings,
     RankSettings,
     ScoreSettings,
 )
+
+if TYPE_CHECKING:
+    from lidar_cli.report.page.document import Page
 
 EPILOG = (
     "Results go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, "
@@ -48,6 +52,10 @@ ShowConfig = Annotated[
     bool, typer.Option("--show-config", help="Print the settings and where each came from.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Report = Annotated[
+    Path | None, typer.Option("--report", help="Write a page, .html, that holds all it needs.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --report.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV on stdout, and nothing else.")]
 
 
@@ -149,6 +157,8 @@ def score(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the spectra to a .png or .svg file.")
     ] = None,
+    page: Report = None,
+    overwrite: Overwrite = False,
     config: Config = None,
     show_config: ShowConfig = False,
     *,
@@ -161,16 +171,19 @@ def score(
         from lidar_cli.report.plot import check_plot
 
         check_plot(plot)
+    _check_page(page, overwrite)
+    from lidar_cli.jobs.converge import converge_file
     from lidar_cli.jobs.score import parse_metrics, score_file
     from lidar_cli.report import scores as report
     from lidar_cli.report.terminal import Terminal
 
     wanted = parse_metrics(resolved.values.metrics)
+    job = converge_file if resolved.values.converge else score_file
     found, failed = [], 0
     with Terminal() as terminal:
         for file in files:
             try:
-                found += score_file(file, resolved.values, terminal)
+                found += job(file, resolved.values, terminal)
             except SettingsError:
                 raise
             except LidarError as error:
@@ -187,6 +200,11 @@ def score(
 
         plot_spectra(found, plot)
         sys.stderr.write(f"wrote {plot}\n")
+    if page is not None and found:
+        from lidar_cli.jobs.hyperparameters import from_names
+        from lidar_cli.report.page.scores import scores_page
+
+        _write_page(scores_page(found, from_names([s.file for s in found])), page, overwrite)
     if failed:
         raise typer.Exit(failed)
 
@@ -201,6 +219,8 @@ def rank(
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print paths alone, best first, one a line.")
     ] = False,
+    page: Report = None,
+    overwrite: Overwrite = False,
     config: Config = None,
     show_config: ShowConfig = False,
     *,
@@ -209,30 +229,90 @@ def rank(
     """Order every checkpoint under a directory, extracting what is not yet extracted."""
     _one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     resolved = _resolve(RankSettings, options, config, show_config)
+    _check_page(page, overwrite)
+    from lidar_cli.jobs.oracle import check_tables, judge, told_of_training
     from lidar_cli.jobs.rank import rank_directory
     from lidar_cli.report import ranking as report
     from lidar_cli.report.terminal import Terminal
 
+    check_tables(resolved.values, report=page is not None)
+    oracle, parameters = None, {}
     with Terminal() as terminal:
         found = rank_directory(directory, resolved.values, terminal)
+        if resolved.values.oracle is not None:
+            oracle = judge(found, resolved.values, terminal)
+        if page is not None:
+            parameters = told_of_training(found, resolved.values, terminal)
         if quiet or resolved.values.top is not None:
             report.check_single_group(found)
-        found = report.top(found, resolved.values.top)
+        everything, found = found, report.top(found, resolved.values.top)
     if json:
-        typer.echo(report.to_json(found))
+        typer.echo(report.to_json(found, oracle))
     elif csv:
-        typer.echo(report.to_csv(found), nl=False)
+        typer.echo(report.to_csv(found, oracle), nl=False)
     elif markdown:
-        typer.echo(report.to_markdown(found))
+        typer.echo(report.to_markdown(found, oracle))
     elif quiet:
         typer.echo(report.to_paths(found), nl=False)
     else:
-        report.print_tables(found)
+        report.print_tables(found, oracle)
+    if page is not None:
+        from lidar_cli.report.page.ranking import ranking_page
+
+        _write_page(ranking_page(everything, oracle, parameters), page, overwrite)
     if found.failed:
         if quiet or json or csv or markdown:
             for row in found.failed:
                 sys.stderr.write(f"failed: {row.path}: {row.reason}\n")
         raise typer.Exit(4)
+
+
+@app.command()
+@_with_options(ProbeSettings)
+def probe(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Feature files, each split 80/20 by seed.", metavar="FILE..."),
+    ] = None,
+    train: Annotated[
+        list[Path] | None, typer.Option("--train", help="Training rows; can be repeated.")
+    ] = None,
+    test: Annotated[
+        list[Path] | None, typer.Option("--test", help="Test rows, one file for each --train.")
+    ] = None,
+    json: Json = False,
+    csv: Csv = False,
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """The oracle: how well a classifier trained with labels reads stored embeddings."""
+    _one_of(json=json, csv=csv)
+    resolved = _resolve(ProbeSettings, options, config, show_config)
+    settings.parse_rates(resolved.values.learning_rates)
+    if bool(files) == bool(train) or (
+        len(test or []) not in ((0,) if files else (len(train or []),))
+    ):
+        raise SettingsError("probe takes feature files to split, or pairs of --train and --test")
+    from lidar_cli.jobs.probe import probe_files
+    from lidar_cli.report import probe as report
+    from lidar_cli.report.terminal import Terminal
+
+    with Terminal() as terminal:
+        found = probe_files(
+            files or train or [], test or [None] * len(files or []), resolved.values, terminal
+        )
+        for left in found.failed:
+            terminal.note(f"error: {left.train}: {left.reason}")
+    if json:
+        typer.echo(report.to_json(found))
+    elif csv:
+        typer.echo(report.to_csv(found), nl=False)
+    else:
+        report.print_table(found)
+    if found.failed:
+        raise typer.Exit(3)
 
 
 @app.command("inspect")
@@ -331,3 +411,19 @@ def _one_of(**flags: bool) -> None:
     given = [f"--{name}" for name, on in flags.items() if on]
     if len(given) > 1:
         raise SettingsError(f"{' and '.join(given)} exclude each other; give one")
+
+
+def _check_page(path: Path | None, overwrite: bool) -> None:
+    if path is not None:
+        from lidar_cli.report.page.document import check_page
+
+        check_page(path, overwrite)
+    elif overwrite:
+        raise SettingsError("--overwrite replaces an existing --report; name one")
+
+
+def _write_page(page: Page, path: Path, overwrite: bool) -> None:
+    from lidar_cli.report.page.document import write_page
+
+    write_page(page, path, overwrite)
+    sys.stderr.write(f"wrote {path}\n")

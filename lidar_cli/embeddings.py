@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -52,6 +52,20 @@ class Embeddings:
         assert self.clean is not None
         return self.clean.shape[0], 0, self.clean.shape[1]
 
+    def first(self, n: int, q: int, n_rows: int) -> Embeddings:
+        """The same layer as if it had only its first n samples, q views of each, and n_rows rows.
+
+        Whether its chunks are what was written is not asked again.
+        """
+        views, clean = self.views, self.clean
+        return replace(
+            self,
+            views=views and Stored((n, q, *views.shape[2:]), views.item_size, _views(views, q)),
+            clean=clean and Stored((n_rows, *clean.shape[1:]), clean.item_size, clean.read),
+            verify=None,
+            content=None,
+        )
+
     def chunks(self, memory: int) -> Iterator[Chunk]:
         """Chunks of whole samples in order, each of about `memory` bytes on disk.
 
@@ -77,6 +91,10 @@ class Embeddings:
             yield chunk
             del chunk  # before the next is read: one chunk in memory, not two
             start = stop
+
+
+def _views(stored: Stored, q: int) -> ReadRows:
+    return lambda start, stop: stored.read(start, stop)[:, :q]
 
 
 def _bytes_a_sample(part: Stored) -> int:

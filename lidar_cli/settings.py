@@ -28,6 +28,7 @@ EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first
 
 Count = Annotated[int, Ge(1)]
 Constant = Annotated[float, Ge(0), Lt(float("inf"))]
+Positive = Annotated[float, Gt(0), Lt(float("inf"))]
 Level = Annotated[float, Gt(0), Lt(1)]
 
 
@@ -60,7 +61,9 @@ class SampleSettings:
     )
     split: str | None = setting(None, "--split", help="Split of the data set.")
     n_samples: Count = setting(1000, "-n", "--n-samples", help="Samples that are embedded q times.")
-    n_views: Count = setting(10, "-q", "--n-views", help="Views of each sample.")
+    n_views: Annotated[int, Ge(0)] = setting(
+        10, "-q", "--n-views", help="Views of each sample; 0 embeds un-augmented images alone."
+    )
     clean_samples: Count | None = setting(
         None,
         "--clean-samples",
@@ -196,6 +199,9 @@ class ScoreSettings(MetricSettings, DeviceSettings):
         "--confidence",
         help="Add intervals over samples at this level, such as 0.95; reads the file twice.",
     )
+    converge: bool = setting(
+        False, "--converge", help="Add every metric at n/4, n/2 and q/4, q/2, and an advice."
+    )
 
 
 @dataclass(frozen=True)
@@ -218,8 +224,55 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings):
         "goes to a scratch file in the cache; 0 draws them for each [auto: a quarter of the free].",
     )
     top: Count | None = setting(None, "--top", help="Print the best K only.")
+    oracle: str | None = setting(
+        None,
+        "--oracle",
+        help="Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'.",
+    )
+    oracle_samples: Count | None = setting(
+        None,
+        "--oracle-samples",
+        help="Labelled images for --oracle probe [default: as many as are un-augmented].",
+    )
+    params: Path | None = setting(
+        None,
+        "--params",
+        help="CSV file with a column path and one a hyperparameter, for --oracle "
+        "[default: what checkpoints carry].",
+    )
     confidence: Level = setting(
         0.95, "--confidence", help="Level of the intervals, and of the test that names ties."
+    )
+
+
+@dataclass(frozen=True)
+class ProbeSettings(DeviceSettings):
+    """`lidar probe`; accuracies at different settings are not comparable.
+
+    The defaults are the protocol of LiDAR's paper, and DINO's for the nearest neighbours.
+    """
+
+    method: Literal["linear", "knn", "ridge"] = setting(
+        "linear", "--method", help="linear, knn (nearest neighbours) or ridge (closed form)."
+    )
+    layer: str = setting("auto", "--layer", help="Layers to probe [auto: all in the file].")
+    learning_rates: str = setting(
+        "0.01",
+        "--learning-rates",
+        help="Of Adam, with commas; of several, the best on a tenth of the training rows counts.",
+    )
+    epochs: Count = setting(20, "--epochs", help="Passes over the training rows.")
+    drop_epoch: Count = setting(15, help="Epochs at the full learning rate.")
+    drop_factor: Positive = setting(10.0, help="What it is divided by after them.")
+    minibatch: Count = setting(256, "--minibatch", help="Training rows a step.")
+    neighbours: Count = setting(20, "--neighbours", help="k of knn.")
+    temperature: Positive = setting(0.07, "--temperature", help="T of knn's votes, exp(cos / T).")
+    ridge: Constant = setting(1.0, "--ridge", help="Of ridge, in units of a standardised row.")
+    seed: int = setting(0, "--seed", help="Seed of splits and of the order of rows.")
+    memory: str = setting(
+        "4GB",
+        "--memory",
+        help="Held while training; rows beyond it are read from the file in each epoch.",
     )
 
 
@@ -239,6 +292,7 @@ COMMANDS: dict[str, type] = {
     "extract": ExtractSettings,
     "score": ScoreSettings,
     "rank": RankSettings,
+    "probe": ProbeSettings,
     "inspect": InspectSettings,
     "demo": DemoSettings,
 }
@@ -331,6 +385,24 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise SettingsError(f"{text!r} is not a memory size; expected something like 64MB or 2GB")
     return size
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Learning rates in a text such as `0.1, 0.01`, as they stand there.
+
+    Raises SettingsError unless all are positive numbers, each given once.
+    """
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        rates = ()
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise SettingsError(
+            f"--learning-rates {text}: expected positive numbers with commas, such as 0.1,0.01"
+        )
+    if len(set(rates)) < len(rates):
+        raise SettingsError(f"--learning-rates {text}: a rate is given twice")
+    return rates
 
 
 def nearest(word: str, known: list[str]) -> str:

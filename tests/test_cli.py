@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -140,7 +141,8 @@ def test_plot_without_its_extra_names_it(views: Path) -> None:
     block = views.parent / "blocked"
     block.mkdir()
     (block / "matplotlib.py").write_text("raise ImportError('not installed')\n")
-    done = lidar("score", views, "--plot", "a.png", cwd=views.parent, PYTHONPATH=str(block))
+    path = os.pathsep.join([str(block), os.environ.get("PYTHONPATH", "")])
+    done = lidar("score", views, "--plot", "a.png", cwd=views.parent, PYTHONPATH=path)
     assert done.returncode == 2
     assert "pip install 'lidar-cli[plot]'" in done.stderr
 

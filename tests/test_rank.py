@@ -247,20 +247,19 @@ def test_what_cannot_be_told_apart_is_called_a_tie(tmp_path: Path, rank: Shell) 
     flat = state_dict(0)
     flat["module.projector.3.weight"][2:] = flat["module.projector.3.weight"][:1]
     torch.save(flat, runs / "flat.pt")  # of rank two: six dimensions copy another
-    more = ("--by", "rankme", "--confidence", 1 - 1e-6)  # 4.9 standard errors
-    rows = ranked(rank(runs, "--json", *more))["checkpoints"]
+    rows = ranked(rank(runs, "--json"))["checkpoints"]
     assert [row["rank"] for row in rows] == [1, 2, 3]
     first, second, third = (row["path"] for row in rows)
     assert rows[0]["value"] != rows[1]["value"]
     assert [row["tied_with"] for row in rows] == [[second], [first], []]
     assert third == str(runs / "flat.pt")
-    table = rank(runs, *more).stdout
-    assert "+-: the 99.9999 % interval of rankme over samples, at this n and q" in table
-    assert "tied: the 99.9999 % interval of the difference, sample by sample, holds 0" in table
+    table = rank(runs).stdout
+    assert "+-: the 95 % interval of lidar over samples, at this n and q" in table
+    assert "tied: the 95 % interval of the difference, sample by sample, holds 0" in table
     lines = table.splitlines()[2:5]
     assert [" +- " in line for line in lines] == [True, True, True]
     assert ["rank 2" in lines[0], "rank 1" in lines[1], "rank" in lines[2]] == [True, True, False]
-    cells = [line.split("|") for line in rank(runs, "--markdown", *more).stdout.splitlines()]
+    cells = [line.split("|") for line in rank(runs, "--markdown").stdout.splitlines()]
     assert cells[4][1].strip() == "1, tied with rank 2"
 
 

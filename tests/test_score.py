@@ -118,7 +118,7 @@ def test_rows_without_views_give_rankme_and_alpha_and_nulls_with_a_reason(tmp_pa
     rows = torch.randn(300, 120)
     score = score_array(tmp_path, rows)
     assert nulls(score) == LDA | VIEWS
-    assert reasons(score, LDA | VIEWS) == {NO_VIEWS}
+    assert reasons(score, LDA | VIEWS) == {NO_VIEWS["rows"]}
     assert score.rankme == pytest.approx(reference.rankme(rows.double().numpy(), 1e-7), rel=1e-6)
     expected = reference.alpha_req(rows.double().numpy())
     assert (score.alpha_req, score.alpha_req_r2) == pytest.approx(expected, rel=1e-6)
@@ -345,4 +345,5 @@ def test_any_finite_array_has_finite_numbers_or_reasons(tmp_path, z, delta, epsi
         else:
             assert math.isfinite(record[name])
             assert name not in record["notes"]
-    assert {field.name for field in dataclasses.fields(score)} - set(record) == {"spectra"}
+    told = {field.name for field in dataclasses.fields(score)} - set(record)
+    assert told == {"spectra", "influences", "provenance"}

@@ -1,6 +1,6 @@
 """The HDF5 feature file: create, write at an index, resume, read whole samples in chunks.
 
-    /embeddings/<layer>/views   (n, q, d)   augmented
+    /embeddings/<layer>/views   (n, q, d)   augmented; absent where q = 0
     /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`
     /embeddings/<layer>/crc32   (N,)        of a sample's views, then its clean embedding
     /samples/id, /samples/label, /samples/done

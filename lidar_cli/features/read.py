@@ -90,7 +90,8 @@ def read_hdf5(
 def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
     group = file["embeddings"][name]
     checksums = group["crc32"][:]
-    views, clean = group["views"].shape, group["clean"].shape
+    clean = group["clean"].shape
+    views = group["views"].shape if "views" in group else (0, 0, *clean[1:])
     if len(views) != 3 or clean != (len(checksums), views[2]) or views[0] > clean[0]:
         raise ValueError(f"layer {name}: views {views}, clean {clean}, {len(checksums)} checksums")
 
@@ -108,7 +109,7 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
     return Embeddings(
         str(path),
         name,
-        _stored(path, group["views"]),
+        _stored(path, group["views"]) if "views" in group else None,
         _stored(path, group["clean"]),
         provenance=provenance,
         verify=verify,

@@ -189,7 +189,8 @@ class FeatureWriter:
         for start in range(0, len(done), 256):
             for i in done[start : start + 256]:
                 for group in self._file["embeddings"].values():
-                    views = group["views"][i : i + 1] if i < len(group["views"]) else NOTHING
+                    with_views = len(group["views"]) if "views" in group else 0
+                    views = group["views"][i : i + 1] if i < with_views else NOTHING
                     if checksums_of(views, group["clean"][i : i + 1])[0] != group["crc32"][i]:
                         self.done[i] = False
 
@@ -225,7 +226,8 @@ def _allocate(
     numbers = TYPES[layout.storage]
     for layer, d in layout.widths.items():
         group = file.create_group(f"embeddings/{layer}")
-        _create(group, "views", (n, q, d), numbers)
+        if q:
+            _create(group, "views", (n, q, d), numbers)
         _create(group, "clean", (clean, d), numbers)
         _create(group, "crc32", (clean,), np.uint32)
     samples = file.create_group("samples")

@@ -48,7 +48,7 @@ def _padded(
     for layer, width in layout.widths.items():
         _check_shape(layer, rows[layer], len(images), width)
         of_views, clean[layer] = rows[layer].tensor_split([len(images) - batch.size])
-        views[layer] = masked[layer] if masked else of_views.reshape(-1, q, width)
+        views[layer] = masked[layer] if masked else of_views.reshape(-1, max(1, q), width)
     return views, clean
 
 

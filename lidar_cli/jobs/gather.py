@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from copy import copy
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +19,13 @@ from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, parse_size
 
 CHUNKS_IN_MEMORY = 3  # one being read, one ready, one being summed
+
+
+class State(Protocol):
+    """What takes in chunks of whole samples, in order."""
+
+    def update(self, chunk: Chunk) -> None:
+        """Add a chunk."""
 
 
 class Gathered:
@@ -57,6 +66,14 @@ class Gathered:
             for part in self._prepared(clean):
                 self.rows.update(part)
 
+    def merge(self, other: Gathered) -> Gathered:
+        """The moments of both sets of samples together; neither operand changes."""
+        both = copy(self)
+        both.rows = self.rows.merge(other.rows)
+        if self.views is not None and other.views is not None:
+            both.views = self.views.merge(other.views)
+        return both
+
     def _prepared(self, part: Tensor) -> Iterator[Tensor]:
         if not self._normalize:
             yield part
@@ -74,13 +91,21 @@ def gather(
     wanted: Collection[str],
     watcher: Watcher,
 ) -> Gathered:
-    """The moments of all samples, read once in chunks that together take the memory allowed.
+    """The moments of all samples, from one pass. Raises InputError as `read_into`."""
+    gathered = Gathered(embeddings, settings, device, wanted)
+    read_into(gathered, embeddings, settings, watcher)
+    return gathered
+
+
+def read_into(
+    state: State, embeddings: Embeddings, settings: MetricSettings, watcher: Watcher
+) -> None:
+    """Update a state with all samples, read once in chunks that together take the memory allowed.
 
     The next chunk is read while one is summed.
 
     Raises InputError if a number is not finite, with the count over the whole file.
     """
-    gathered = Gathered(embeddings, settings, device, wanted)
     bad = _NonFinite(embeddings)
     parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
     total = max(part.shape[0] for part in parts)
@@ -88,11 +113,10 @@ def gather(
     with ahead(embeddings.chunks(memory)) as chunks:
         for chunk in chunks:
             if not bad.check(chunk):
-                gathered.update(chunk)
+                state.update(chunk)
             watcher.progress(f"reading {embeddings.file}", chunk.stop, total)
             del chunk  # before the next is asked for
     bad.refuse()
-    return gathered
 
 
 class _NonFinite:

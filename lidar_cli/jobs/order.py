@@ -8,9 +8,8 @@ from typing import Any
 
 from lidar_cli.core.metrics import Metric
 from lidar_cli.jobs.confidence import Interval, ties
+from lidar_cli.jobs.convergence import MUCH_NOISE
 from lidar_cli.jobs.sheet import Score
-
-MISLEADING_NOISE = 0.5  # noise_fraction above which LiDAR mostly counts noise
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def misleading(groups: Iterable[Group], by: Metric) -> Iterator[str]:
         noisy = [
             row
             for row in group.rows
-            if row.score.noise_fraction is not None and row.score.noise_fraction > MISLEADING_NOISE
+            if row.score.noise_fraction is not None and row.score.noise_fraction > MUCH_NOISE
         ]
         if by.name == "lidar" and 2 * len(noisy) > len(group.rows):
             known = [row for row in group.rows if row.score.pillai is not None]

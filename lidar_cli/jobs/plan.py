@@ -140,6 +140,8 @@ def make_plan(
     if clean < n:
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
     recipe = choose_recipe(settings, description)
+    if q == 0:
+        n, recipe = 0, recipe.unviewed()
     size = _image_size(settings, description.image_size, samples)
     views = Views(recipe, settings.seed, q, size, description.patch)
     check_masks(views, description, path)

@@ -27,7 +27,13 @@ from lidar_cli.jobs.sheet import Score
 from lidar_cli.settings import MetricSettings
 
 SUFFIX = ".score"
-_APART = ("spectra", "influences", "confidence")  # fields of Score that are no plain values
+_APART = (
+    "spectra",
+    "influences",
+    "provenance",
+    "confidence",
+    "convergence",
+)  # fields of Score that are no plain values
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class SavedScore:
             fields["alpha_req_ranks"] = tuple(fields["alpha_req_ranks"])
             spectra = {name: one.tolist() for name, one in _within(tensors, "spectrum").items()}
             influences = _within(tensors, "influence")
-            score = Score(**fields, spectra=spectra, influences=influences)
+            score = Score(**fields, spectra=spectra, influences=influences, provenance=provenance)
             return Unintervalled(score, provenance, without)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             return None

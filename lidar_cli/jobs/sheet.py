@@ -14,14 +14,19 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.jobs.confidence import Confidence
+from lidar_cli.jobs.convergence import DEGREES, MUCH_NOISE, Convergence
 from lidar_cli.jobs.gather import Gathered
 from lidar_cli.settings import MetricSettings
 
 RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
 RIDGE_REFUSAL = 0.99  # above which the readings against view noise would be against the ridge
-DEGREES_REMARK = 5  # below n (q - 1) = 5 d the within covariance is poorly determined
+COLLAPSED = 0.1  # normalised std below which rows point nearly the same way: cosines above 0.99
+FEW = 2  # times the last rank of the power law: below it the fit runs into the end of the spectrum
 EVERY_METRIC = frozenset(METRICS)
-NO_VIEWS = "rows without views; give --views-per-sample, or an array (n, q, d)"
+NO_VIEWS = {  # by what the rows are called
+    "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
+    "clean": "un-augmented embeddings alone; extract with -q 2 or more",
+}
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,11 @@ class Score:
     ridge_share: float | None = None
     data: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
-    warnings: dict[str, str] = field(default_factory=dict)  # by kind: ridge, degrees, rows
+    warnings: dict[str, str] = field(default_factory=dict)  # by kind: ridge, degrees, rows, ...
     spectra: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     confidence: Confidence | None = None  # where it was asked for
+    convergence: Convergence | None = None  # where it was asked for
     influences: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def value(self, metric: str) -> float | None:
@@ -107,6 +114,7 @@ class Sheet:
             epsilon=self._settings.epsilon,
             normalized=self._settings.normalize,
             data=self._embeddings.provenance.get("data"),
+            provenance=self._embeddings.provenance,
             notes=self._notes,
             warnings=self._warnings,
             spectra=self._spectra,
@@ -119,7 +127,7 @@ class Sheet:
             return
         views = self._state.views
         if views is None:
-            self._null(names, NO_VIEWS)
+            self._null(names, NO_VIEWS[self._embeddings.clean_name])
             return
         epsilon = self._settings.epsilon
         try:
@@ -134,7 +142,7 @@ class Sheet:
                 f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: LiDAR depends on the "
                 "scale of this embedding; compare only like scales, or lower --delta"
             )
-        if n * (q - 1) < DEGREES_REMARK * d:
+        if n * (q - 1) < DEGREES * d:
             self._warnings["degrees"] = (
                 f"n (q - 1) = {n * (q - 1)} is less than 5 d = {5 * d}: the within covariance is "
                 "poorly determined; raise q or n"
@@ -153,6 +161,12 @@ class Sheet:
             )
             return
         self._set("noise_fraction", lambda: metrics.noise_fraction(eigenvalues, n, q))
+        noise = self._values.get("noise_fraction")
+        if noise is not None and noise > MUCH_NOISE:
+            self._warnings["noise"] = (
+                f"view noise is {noise:.0%} of the LDA trace at q = {q}, and lidar counts it as "
+                "rank: raise q, or read lidar_corrected"
+            )
         self._set("n_above_noise", lambda: metrics.n_above_noise(eigenvalues, n, q))
         if self._values.get("n_above_noise") is not None:
             self._values["noise_edge"] = metrics.noise_edge(n, q, d)
@@ -198,6 +212,7 @@ class Sheet:
             try:
                 law = metrics.alpha_req(covariance, rows.n)
                 self._values |= {"alpha_req": law.alpha, "alpha_req_r2": law.r2}
+                self._few_eigenvalues(min(rows.n - 1, rows.dim))
             except DegenerateFeatures as error:
                 self._null(["alpha_req"], str(error))
         self._set("participation_ratio", lambda: metrics.participation_ratio(covariance))
@@ -207,7 +222,7 @@ class Sheet:
         views = self._state.views
         names = [name for name, metric in METRICS.items() if metric.reads in ("views", "sphere")]
         if views is None:
-            self._null(names, NO_VIEWS)
+            self._null(names, NO_VIEWS[self._embeddings.clean_name])
             return
 
         def augmented() -> float:
@@ -217,6 +232,20 @@ class Sheet:
         self._set("rankme_augmented", augmented)
         self._set("normalized_std", lambda: metrics.normalized_std(views.sphere))
         self._set("alignment", lambda: metrics.alignment(views.sphere, views.n_views))
+        spread = self._values.get("normalized_std")
+        if spread is not None and spread < COLLAPSED:
+            self._warnings["collapsed"] = (
+                f"normalized_std is {spread:.2g}, and 1 is healthy: the embedding is constant or "
+                "nearly collapsed, and the other metrics read what little is left"
+            )
+
+    def _few_eigenvalues(self, count: int) -> None:
+        first, last = metrics.FIT_RANKS
+        if count < FEW * last:
+            self._warnings["eigenvalues"] = (
+                f"alpha_req is fitted to eigenvalues {first} to {last} of {count}: the end of a "
+                "spectrum falls off whatever the law; it wants more rows or a wider layer"
+            )
 
     def _asked(self, names: Iterable[str]) -> bool:
         return not self._wanted.isdisjoint(names)

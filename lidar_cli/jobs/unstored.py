@@ -70,7 +70,7 @@ class Unstored:
         self.embeddings = Embeddings(
             name,
             self._layer,
-            views,
+            views if layout.n_views else None,
             clean,
             provenance=plan.provenance,
             once=None

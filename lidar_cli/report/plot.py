@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lidar_cli.errors import MissingExtra, SettingsError
 from lidar_cli.jobs.sheet import Score
+from lidar_cli.report.converge import AXES, shares
 
 ROUNDING = 1e-11  # eigenvalues below this share of the largest are not drawn
 PANELS = {
@@ -29,15 +31,21 @@ def check_plot(path: Path) -> None:
 
 
 def plot_spectra(scores: Sequence[Score], path: Path) -> None:
-    """One panel a matrix, one line a score; the noise edge is dashed. Raises SettingsError."""
+    """One panel a matrix, one line a score, the noise edge dashed; then those of `--converge`.
+
+    Raises SettingsError if the file cannot be written.
+    """
     check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = [name for name in PANELS if any(name in score.spectra for score in scores)]
-    figure = Figure(figsize=(4.2 * max(1, len(panels)), 3.8), layout="constrained")
+    converging = [score for score in scores if score.convergence is not None]
+    count = len(panels) + 2 * bool(converging)
+    figure = Figure(figsize=(4.2 * max(1, count), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    places = figure.subplots(1, count, squeeze=False)[0] if count else []
+    for axes, name in zip(places, panels, strict=False):
         for at, score in enumerate(scores):
             spectrum = score.spectra.get(name, [])
             spectrum = [value for value in spectrum if value > ROUNDING * max(spectrum)]
@@ -46,20 +54,43 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
             axes.loglog(ranks, spectrum, color=colour, lw=1.4, label=_label(score, scores))
             if name == "lda" and score.noise_edge is not None:
                 axes.axhline(score.noise_edge, color=colour, ls="--", lw=0.8, alpha=0.7)
-        axes.set_title(PANELS[name], fontsize=10)
-        axes.set_xlabel("rank of the eigenvalue")
-        axes.grid(True, which="major", alpha=0.25, lw=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
+        _dress(axes, PANELS[name], "rank of the eigenvalue")
+    if converging:
+        _draw_convergence(places[-2:], converging)
     if panels:
         figure.axes[0].set_ylabel(
             "eigenvalue (dashed: edge of view noise)" if panels[0] == "lda" else "eigenvalue"
         )
         if len(scores) <= 12:
-            figure.axes[-1].legend(fontsize=7, frameon=False, loc="lower left")
+            places[len(panels) - 1].legend(fontsize=7, frameon=False, loc="lower left")
     try:
         figure.savefig(path, dpi=160)
     except OSError as error:
         raise SettingsError(f"--plot {path}: cannot be written: {error.strerror}") from error
+
+
+def _draw_convergence(places: Any, scores: Sequence[Score]) -> None:
+    """Each metric against n and against q, over its value of the whole file."""
+    for axes, axis in zip(places, AXES, strict=True):
+        counts: set[int] = set()
+        for score in scores:
+            assert score.convergence is not None
+            for at, (name, line) in enumerate(shares(score.convergence, axis).items()):
+                style = {"color": f"C{at % 10}", "ls": "-" if at < 10 else "--"}
+                label = name if score is scores[0] else None
+                axes.semilogx(*zip(*line, strict=True), marker=".", lw=1, label=label, **style)
+                counts |= {count for count, _ in line}
+        _dress(axes, "share of the value of the whole file", AXES[axis])
+        axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
+        axes.minorticks_off()
+    places[0].legend(fontsize=7, frameon=False, ncols=2)
+
+
+def _dress(axes: Any, title: str, x: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x)
+    axes.grid(True, which="major", alpha=0.25, lw=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _label(score: Score, scores: Sequence[Score]) -> str:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError
+from lidar_cli.jobs.oracle import Oracle
 from lidar_cli.jobs.order import Group, Row
 from lidar_cli.jobs.rank import Ranking
-from lidar_cli.report.numbers import console, print_columns, text_of
+from lidar_cli.report import oracle as against
+from lidar_cli.report.numbers import console, print_columns, shown, text_of
+from lidar_cli.report.remarks import remarks
 from lidar_cli.report.scores import record
 from lidar_cli.report.sure import tied_ranks, with_reach
 
+STYLES = {"same": "dim", "warning": "yellow"}  # by kind of remark
 DECIDING = {  # what groups differ in -> the option that makes them alike
     "views": "--views",
     "image size": "--image-size",
@@ -35,11 +39,11 @@ DECIDING = {  # what groups differ in -> the option that makes them alike
 def check_single_group(ranking: Ranking) -> None:
     """Raise SettingsError if a single best checkpoint cannot be named."""
     if len(ranking.groups) > 1:
-        differing = _differing(ranking.groups)
-        options = ", ".join(dict.fromkeys(DECIDING[name] for name in differing if name in DECIDING))
+        apart = differing(ranking.groups)
+        options = ", ".join(dict.fromkeys(DECIDING[name] for name in apart if name in DECIDING))
         raise SettingsError(
             f"{len(ranking.groups)} groups of checkpoints are not comparable, they differ in "
-            f"{', '.join(differing)}; make them alike with {options}, or rank them apart"
+            f"{', '.join(apart)}; make them alike with {options}, or rank them apart"
         )
 
 
@@ -51,7 +55,7 @@ def top(ranking: Ranking, count: int | None) -> Ranking:
     return replace(ranking, groups=groups)
 
 
-def to_json(ranking: Ranking) -> str:
+def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
     """The contract's object."""
     document = {
         "by": ranking.by.name,
@@ -77,29 +81,31 @@ def to_json(ranking: Ranking) -> str:
         "skipped": [{"path": left.path, "reason": left.reason} for left in ranking.skipped],
         "failed": [{"path": left.path, "reason": left.reason} for left in ranking.failed],
         "warnings": list(ranking.warnings),
-        "correlation": None,
+        "correlation": against.to_record(oracle) if oracle else None,
     }
     return json.dumps(document, indent=2, allow_nan=False)
 
 
-def to_csv(ranking: Ranking) -> str:
-    """A header and a line a checkpoint."""
+def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
+    """A header and a line a checkpoint; its accuracy last, where an oracle tells it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = ["n_samples", "n_views", "dim", "layer", "delta", *METRICS]
+    last = ["accuracy"] if oracle else []
     sure = ["value", "ci_low", "ci_high", "tied_with"]
-    writer.writerow(["group", "rank", "path", "by", *sure, *names])
+    writer.writerow(["group", "rank", "path", "by", *sure, *names, *last])
     for at, group in enumerate(ranking.groups):
         for row in group.rows:
             values = [getattr(row.score, name) for name in names]
             told = [row.value, row.interval.ci_low, row.interval.ci_high, "; ".join(row.tied_with)]
             cells = [at + 1, row.rank, row.path, ranking.by.name, *told, *values]
+            cells += [oracle.accuracies.get(row.path)] if oracle else []
             writer.writerow(["" if cell is None else cell for cell in cells])
     return out.getvalue()
 
 
-def to_markdown(ranking: Ranking) -> str:
-    """A table a group."""
+def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
+    """A table a group, then those of the oracle."""
     blocks = []
     for group in ranking.groups:
         headers = ["rank", "checkpoint", *METRICS]
@@ -114,6 +120,7 @@ def to_markdown(ranking: Ranking) -> str:
             cells = [place, path, *(_cell(row, name, ranking) for name in METRICS)]
             lines.append("| " + " | ".join(cells) + " |")
         blocks.append("\n".join([heading(group, ranking), "", *lines]))
+    blocks += [against.to_markdown(oracle, ranking.directory)] if oracle else []
     blocks += [f"Failed: {left.path}: {left.reason}" for left in ranking.failed]
     return "\n\n".join(blocks)
 
@@ -123,8 +130,8 @@ def to_paths(ranking: Ranking) -> str:
     return "".join(f"{row.path}\n" for group in ranking.groups for row in group.rows)
 
 
-def print_tables(ranking: Ranking) -> None:
-    """An ordered table for each comparable group, then what failed or was skipped."""
+def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
+    """An ordered table for each comparable group, what failed or was skipped, then the oracle's."""
     out = console()
     names = [ranking.by.name, *(name for name in METRICS if name != ranking.by.name)]
     for at, group in enumerate(ranking.groups):
@@ -153,72 +160,42 @@ def print_tables(ranking: Ranking) -> None:
         out.print(Text(f"skipped: {where}: {left.reason}", style="dim"))
     for warning in ranking.warnings:
         out.print(Text(f"warning: {warning}", style="yellow"))
+    if oracle is not None:
+        against.print_oracle(out, oracle, ranking.directory)
 
 
-def shown(path: str, directory: str) -> str:
-    """A path as the table shows it: below the directory that was ranked."""
-    return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
-
-
-def print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
+def print_remarks(out: Console, group: Group, ranking: Ranking) -> None:
     """Aliases, reasons of nulls and warnings of a group, one line each."""
-    for row in group.rows:
-        where = shown(row.path, ranking.directory)
-        if row.aliases:
-            also = ", ".join(shown(alias, ranking.directory) for alias in row.aliases)
-            out.print(Text(f"{where}: the same file as {also}", style="dim"))
-    missing: dict[str, tuple[list[str], list[Row]]] = {}  # reason -> metrics, rows
-    for row in group.rows:
-        for metric, reason in row.score.notes.items():
-            metrics, rows = missing.setdefault(reason, ([], []))
-            metrics += [metric] if metric not in metrics else []
-            rows += [row] if row not in rows else []
-    for reason, (metrics, rows) in missing.items():
-        out.print(Text(f"{_some(rows, ranking)}: no {', '.join(metrics)}: {reason}"))
-    for line in _confidence(group, ranking):
-        out.print(Text(line))
-    told: dict[str, list[Row]] = {}  # a remark that holds for many rows is said once
-    for row in group.rows:
-        for kind in row.score.warnings:
-            told.setdefault(kind, []).append(row)
-    for kind, rows in told.items():
-        warning = rows[0].score.warnings[kind]
-        out.print(Text(f"warning: {_some(rows, ranking)}: {warning}", style="yellow"))
-
-
-def _confidence(group: Group, ranking: Ranking) -> Iterator[str]:
-    """What +- and ties mean, and the reasons of values that have no interval, one line each."""
-    name, level = ranking.by.name, f"{100 * ranking.level:g} %"
-    if any(row.interval.se is not None for row in group.rows):
-        yield f"+-: the {level} interval of {name} over samples, at this n and q"
-    if any(row.tied_with for row in group.rows):
-        yield f"tied: the {level} interval of the difference, sample by sample, holds 0"
-    unsure: dict[str, list[Row]] = {}
-    for row in group.rows:
-        if row.value is not None and row.interval.reason is not None:
-            unsure.setdefault(row.interval.reason, []).append(row)
-    for reason, rows in unsure.items():
-        yield f"{_some(rows, ranking)}: no interval of {name}, and no ties: {reason}"
-
-
-def _some(rows: Sequence[Row], ranking: Ranking) -> str:
-    """The first of some rows by name, and how many more."""
-    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    return shown(rows[0].path, ranking.directory) + more
+    for remark in remarks(group, ranking):
+        out.print(Text(str(remark), style=STYLES.get(remark.kind, "")))
 
 
 def heading(group: Group, ranking: Ranking) -> str:
     """What the checkpoints of a group have in common, in one line."""
-    common = group.common
     count = len(group.rows)
+    return "  ".join(
+        [
+            f"{count} checkpoint{'s' if count > 1 else ''} by {ranking.by.name} "
+            f"({ranking.by.direction} is better)",
+            *constants(group),
+        ]
+    )
+
+
+def constants(group: Group) -> list[str]:
+    """What the values of a group depend on, each told in a few words."""
+    common = group.common
     data = ", ".join(dict.fromkeys(str(row.score.data) for row in group.rows))
     recipe = common["views"]["name"] if common["views"] else "?"
-    return (
-        f"{count} checkpoint{'s' if count > 1 else ''} by {ranking.by.name} "
-        f"({ranking.by.direction} is better)  layer {common['layer']}  n = {common['n']}  "
-        f"q = {common['q']}  d = {common['d']}  views {recipe} {common['image size']} px  "
-        f"delta = {common['delta']:g}  data: {data}"
-    )
+    return [
+        f"layer {common['layer']}",
+        f"n = {common['n']}",
+        f"q = {common['q']}",
+        f"d = {common['d']}",
+        f"views {recipe} {common['image size']} px",
+        f"delta = {common['delta']:g}",
+        f"data: {data}",
+    ]
 
 
 def _cell(row: Row, name: str, ranking: Ranking) -> str:
@@ -229,9 +206,10 @@ def _cell(row: Row, name: str, ranking: Ranking) -> str:
 
 def _metrics(row: Row) -> dict[str, Any]:
     told = record(row.score)
-    return {key: value for key, value in told.items() if key not in ("file", "data")}
+    return {key: value for key, value in told.items() if key not in ("file", "data", "convergence")}
 
 
-def _differing(groups: Sequence[Group]) -> list[str]:
+def differing(groups: Sequence[Group]) -> list[str]:
+    """Names of what groups have not in common."""
     keys = groups[0].common
     return [key for key in keys if len({repr(group.common[key]) for group in groups}) > 1]

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -15,6 +15,7 @@ from rich.text import Text
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.confidence import Interval
 from lidar_cli.jobs.sheet import Score
+from lidar_cli.report.converge import print_convergence
 from lidar_cli.report.numbers import console, print_columns, text_of
 from lidar_cli.report.sure import between, with_reach
 
@@ -31,11 +32,12 @@ DETAILS = {  # what stands beside a value where only one file is shown
 
 
 def record(score: Score) -> dict[str, Any]:
-    """A score as JSON-ready values, without its spectra and influences."""
+    """A score as JSON-ready values, without its spectra, influences and provenance."""
     fields = {f.name: getattr(score, f.name) for f in dataclasses.fields(score)}
-    del fields["spectra"], fields["influences"]
-    sure = score.confidence
-    return fields | {"confidence": dataclasses.asdict(sure) if sure else None}
+    del fields["spectra"], fields["influences"], fields["provenance"]
+    for name in ("confidence", "convergence"):
+        fields[name] = dataclasses.asdict(fields[name]) if fields[name] else None
+    return fields
 
 
 def to_json(scores: Sequence[Score]) -> str:
@@ -45,7 +47,7 @@ def to_json(scores: Sequence[Score]) -> str:
 
 def to_csv(scores: Sequence[Score]) -> str:
     """A header and a line a file and layer; empty where there is no value."""
-    apart = ("spectra", "notes", "confidence", "influences")
+    apart = ("spectra", "notes", "provenance", "influences", "confidence", "convergence")
     names = [f.name for f in dataclasses.fields(Score) if f.name not in apart]
     sure = [score.confidence for score in scores if score.confidence]
     ends = [f"{name}_{end}" for name in METRICS for end in ENDS] if sure else []
@@ -86,37 +88,66 @@ def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
         print_columns(out, headers, rows, fixed=4)
     for score in scores:
         prefix = f"{score.file}:{score.layer}: " if len(scores) > 1 else ""
-        for reason in dict.fromkeys(score.notes.values()):
-            without = [name for name, told in score.notes.items() if told == reason]
-            out.print(Text(f"{prefix}no {', '.join(without)}: {reason}"))
-        for reason, without in _unsure(score).items():
-            out.print(Text(f"{prefix}no interval of {', '.join(without)}: {reason}"))
+        for line in reasons(score):
+            out.print(Text(f"{prefix}{line}"))
         for warning in score.warnings.values():
             out.print(Text(f"{prefix}warning: {warning}"))
+        if score.convergence is not None:
+            print_convergence(out, score.convergence, names, prefix)
 
 
 def _print_one(score: Score, names: Sequence[str]) -> None:
     out = console()
     out.print(Text(f"{score.file}  layer {score.layer}"))
-    constants = f"delta = {score.delta:g}  epsilon = {score.epsilon:g}"
-    unit = "  unit length" if score.normalized else ""
-    data = f"  data: {score.data}" if score.data else ""
-    shape = f"n = {score.n_samples}  q = {score.n_views}  d = {score.dim}"
-    out.print(Text(f"{shape}  {constants}{unit}{data}"))
+    out.print(Text("  ".join(constants(score))))
+    headers, rows = lines(score, names)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("metric", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    if score.confidence:
-        level = f"{100 * score.confidence.level:g} % interval"
-        table.add_column(level, justify="right", no_wrap=True)
-    table.add_column("better", style="dim", no_wrap=True)
-    table.add_column("", style="dim")
+    for header in headers:
+        right = header == "value" or header.endswith("interval")
+        table.add_column(
+            header,
+            justify="right" if right else "left",
+            no_wrap=bool(header),
+            style="dim" if header in ("better", "") else None,
+        )
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def lines(score: Score, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a line a metric: value, interval where asked for, direction, detail."""
+    sure = score.confidence
+    rows = []
     for name in names:
         value = score.value(name)
         detail = DETAILS[name](score) if name in DETAILS and value is not None else ""
-        sure = [between(interval_of(score, name))] if score.confidence else []
-        table.add_row(name, text_of(value), *sure, METRICS[name].direction, detail)
-    out.print(table)
+        interval = [between(interval_of(score, name))] if sure else []
+        rows.append([name, text_of(value), *interval, METRICS[name].direction, detail])
+    level = [f"{100 * sure.level:g} % interval"] if sure else []
+    return ["metric", "value", *level, "better", ""], rows
+
+
+def constants(score: Score) -> list[str]:
+    """What the values depend on, each told in a few words."""
+    return [
+        f"n = {score.n_samples}",
+        f"q = {score.n_views}",
+        f"d = {score.dim}",
+        f"delta = {score.delta:g}",
+        f"epsilon = {score.epsilon:g}",
+        *(["unit length"] if score.normalized else []),
+        *([f"data: {score.data}"] if score.data else []),
+    ]
+
+
+def reasons(score: Score) -> Iterator[str]:
+    """Which metrics have no value, and which no interval, with the reason; each said once."""
+    for reason in dict.fromkeys(score.notes.values()):
+        without = [name for name, told in score.notes.items() if told == reason]
+        yield f"no {', '.join(without)}: {reason}"
+    for reason, without in _unsure(score).items():
+        yield f"no interval of {', '.join(without)}: {reason}"
 
 
 def interval_of(score: Score, metric: str) -> Interval:

@@ -14,6 +14,7 @@ import harness
 from bench_extract import bench_extract, bench_extract_process
 from bench_lidar import bench_lidar, bench_reptrix
 from bench_pass import bench_pass
+from bench_probe import bench_probe
 from bench_process import bench_memory, bench_start
 from bench_rank import bench_rank
 
@@ -27,6 +28,7 @@ ROWS = {
     "extract-process": bench_extract_process,
     "rank": bench_rank,
     "start": bench_start,
+    "probe": bench_probe,
 }
 
 
