@@ -224,12 +224,12 @@ def _in_memory(tensor: Tensor) -> Stored:
     )
 
 
-def _read_at(path: Path, at: int, count: int) -> bytearray:
-    data = bytearray(count)
+def _read_at(path: Path, at: int, count: int) -> np.ndarray:
+    data = np.empty(count, np.uint8)
     try:
         with path.open("rb") as file:
             file.seek(at)
-            found = file.readinto(data)
+            found = file.readinto(data.data)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if found < count:  # it was long enough when it was opened

@@ -23,6 +23,7 @@ from lidar_cli.settings import (
     DemoSettings,
     ExtractSettings,
     InspectSettings,
+    ProbeSettings,
     RankSettings,
     ScoreSettings,
 )
@@ -88,7 +89,7 @@ def _with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., No
 def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     meta = field.metadata
     text, default = meta["help"], field.default
-    flag = default is False
+    flag = isinstance(default, bool)
     if default is not None and not flag and "[" not in text:
         text = f"{text} [default: {default}]"
     kind = bool if flag else _plain(hint)
@@ -209,30 +210,83 @@ def rank(
     """Order every checkpoint under a directory, extracting what is not yet extracted."""
     _one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     resolved = _resolve(RankSettings, options, config, show_config)
+    from lidar_cli.jobs.oracle import check_tables, judge
     from lidar_cli.jobs.rank import rank_directory
     from lidar_cli.report import ranking as report
     from lidar_cli.report.terminal import Terminal
 
+    check_tables(resolved.values)
+    oracle = None
     with Terminal() as terminal:
         found = rank_directory(directory, resolved.values, terminal)
+        if resolved.values.oracle is not None:
+            oracle = judge(found, resolved.values, terminal)
         if quiet or resolved.values.top is not None:
             report.check_single_group(found)
         found = report.top(found, resolved.values.top)
     if json:
-        typer.echo(report.to_json(found))
+        typer.echo(report.to_json(found, oracle))
     elif csv:
-        typer.echo(report.to_csv(found), nl=False)
+        typer.echo(report.to_csv(found, oracle), nl=False)
     elif markdown:
-        typer.echo(report.to_markdown(found))
+        typer.echo(report.to_markdown(found, oracle))
     elif quiet:
         typer.echo(report.to_paths(found), nl=False)
     else:
-        report.print_tables(found)
+        report.print_tables(found, oracle)
     if found.failed:
         if quiet or json or csv or markdown:
             for row in found.failed:
                 sys.stderr.write(f"failed: {row.path}: {row.reason}\n")
         raise typer.Exit(4)
+
+
+@app.command()
+@_with_options(ProbeSettings)
+def probe(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Feature files, each split 80/20 by seed.", metavar="FILE..."),
+    ] = None,
+    train: Annotated[
+        list[Path] | None, typer.Option("--train", help="Training rows; can be repeated.")
+    ] = None,
+    test: Annotated[
+        list[Path] | None, typer.Option("--test", help="Test rows, one file for each --train.")
+    ] = None,
+    json: Json = False,
+    csv: Csv = False,
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """The oracle: how well a classifier trained with labels reads stored embeddings."""
+    _one_of(json=json, csv=csv)
+    resolved = _resolve(ProbeSettings, options, config, show_config)
+    settings.parse_rates(resolved.values.learning_rates)
+    if bool(files) == bool(train) or (
+        len(test or []) not in ((0,) if files else (len(train or []),))
+    ):
+        raise SettingsError("probe takes feature files to split, or pairs of --train and --test")
+    from lidar_cli.jobs.probe import probe_files
+    from lidar_cli.report import probe as report
+    from lidar_cli.report.terminal import Terminal
+
+    with Terminal() as terminal:
+        found = probe_files(
+            files or train or [], test or [None] * len(files or []), resolved.values, terminal
+        )
+        for left in found.failed:
+            terminal.note(f"error: {left.train}: {left.reason}")
+    if json:
+        typer.echo(report.to_json(found))
+    elif csv:
+        typer.echo(report.to_csv(found), nl=False)
+    else:
+        report.print_table(found)
+    if found.failed:
+        raise typer.Exit(3)
 
 
 @app.command("inspect")

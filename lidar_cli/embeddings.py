@@ -40,6 +40,8 @@ class Embeddings:
     provenance: dict[str, Any] = field(default_factory=dict)
     note: str | None = None  # what the reader should tell the user
     verify: Callable[[Chunk], None] | None = None  # raises if a chunk is not what was written
+    once: str | None = None  # why the chunks cannot be read a second time
+    content: str | None = None  # a digest of every number, where the file vouches for them
 
     @property
     def shape(self) -> tuple[int, int, int]:

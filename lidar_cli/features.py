@@ -1,6 +1,6 @@
 """The HDF5 feature file: create, write at an index, resume, read whole samples in chunks.
 
-    /embeddings/<layer>/views   (n, q, d)   augmented
+    /embeddings/<layer>/views   (n, q, d)   augmented; absent where q = 0
     /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`
     /embeddings/<layer>/crc32   (N,)        of a sample's views, then its clean embedding
     /samples/id, /samples/label, /samples/done
@@ -12,6 +12,7 @@ when every sample is done: a file under its final name is complete. Nothing else
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -166,9 +167,9 @@ class FeatureWriter:
         try:
             for layer, rows in clean.items():
                 group = self._file["embeddings"][layer]
-                numbers = group["clean"].dtype
-                stored_clean = _as_numbers(rows, numbers, layer, first)
-                stored_views = _as_numbers(views[layer], numbers, layer, first)
+                storage = group["clean"].dtype.name
+                stored_clean = as_numbers(rows, storage, layer, first).cpu().numpy()
+                stored_views = as_numbers(views[layer], storage, layer, first).cpu().numpy()
                 if len(stored_views):
                     group["views"][first : first + len(stored_views)] = stored_views
                 group["clean"][first:last] = stored_clean
@@ -197,6 +198,11 @@ class FeatureWriter:
         self._partial.replace(self.path)
         return self.path
 
+    def discard(self) -> None:
+        """Give up what was written: close and remove NAME.partial."""
+        _close(self._file)
+        self._partial.unlink(missing_ok=True)
+
     def __enter__(self) -> FeatureWriter:
         return self
 
@@ -208,7 +214,7 @@ class FeatureWriter:
         for start in range(0, len(done), 256):
             for i in done[start : start + 256]:
                 for group in self._file["embeddings"].values():
-                    views = group["views"][i : i + 1] if i < len(group["views"]) else _NOTHING
+                    views = group["views"][i : i + 1] if i < _with_views(group) else _NOTHING
                     if _checksums(views, group["clean"][i : i + 1])[0] != group["crc32"][i]:
                         self.done[i] = False
 
@@ -233,6 +239,28 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
             f"{partial_path(path)}: an interrupted run is here; "
             "continue it with --resume, or start anew with --overwrite"
         )
+
+
+def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
+    """Embeddings [c, ...] of samples first, first + 1, ... as a file of that storage holds them.
+
+    Raises DegenerateFeatures if one is not finite, or overflows float16.
+    """
+    values = rows.detach().float()
+    finite = values.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        at = first + int((~finite).nonzero()[0])
+        raise DegenerateFeatures(
+            f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
+            "check the checkpoint, or try --precision float32"
+        )
+    most = torch.finfo(torch.float16).max
+    if storage == "float16" and len(values) and values.abs().max() > most:
+        raise DegenerateFeatures(
+            f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
+            "(at most 65504); use --storage float32"
+        )
+    return values.to(getattr(torch, storage))
 
 
 def is_hdf5(path: Path) -> bool:
@@ -305,7 +333,8 @@ def read_hdf5(
 def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
     group = file["embeddings"][name]
     checksums = group["crc32"][:]
-    views, clean = group["views"].shape, group["clean"].shape
+    clean = group["clean"].shape
+    views = group["views"].shape if "views" in group else (0, 0, *clean[1:])
     if len(views) != 3 or clean != (len(checksums), views[2]) or views[0] > clean[0]:
         raise ValueError(f"layer {name}: views {views}, clean {clean}, {len(checksums)} checksums")
 
@@ -323,10 +352,11 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
     return Embeddings(
         str(path),
         name,
-        _stored(path, group["views"]),
+        _stored(path, group["views"]) if "views" in group else None,
         _stored(path, group["clean"]),
         provenance=provenance,
         verify=verify,
+        content=hashlib.sha256(checksums.tobytes()).hexdigest(),
     )
 
 
@@ -421,7 +451,8 @@ def _allocate(
     numbers = _TYPES[layout.storage]
     for layer, d in layout.widths.items():
         group = file.create_group(f"embeddings/{layer}")
-        _create(group, "views", (n, q, d), numbers)
+        if q:
+            _create(group, "views", (n, q, d), numbers)
         _create(group, "clean", (clean, d), numbers)
         _create(group, "crc32", (clean,), np.uint32)
     samples = file.create_group("samples")
@@ -441,24 +472,11 @@ def _create(group: h5py.Group, name: str, shape: tuple[int, ...], numbers: Any) 
     h5py.h5d.create(group.id, name.encode(), kind, space, properties)
 
 
-def _as_numbers(rows: Tensor, numbers: np.dtype, layer: str, first: int) -> np.ndarray:
-    values = rows.detach().float()
-    finite = values.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        at = first + int((~finite).nonzero()[0])
-        raise DegenerateFeatures(
-            f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
-            "check the checkpoint, or try --precision float32"
-        )
-    if numbers == np.float16 and len(values) and values.abs().max() > np.finfo(np.float16).max:
-        raise DegenerateFeatures(
-            f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
-            "(at most 65504); use --storage float32"
-        )
-    return np.ascontiguousarray(values.cpu().numpy().astype(numbers))
-
-
 _NOTHING = np.empty((0, 0, 0), np.float32)
+
+
+def _with_views(group: h5py.Group) -> int:
+    return len(group["views"]) if "views" in group else 0
 
 
 def _checksums(views: np.ndarray, clean: np.ndarray) -> np.ndarray:

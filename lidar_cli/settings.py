@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from lidar_cli.errors import SettingsError
 
@@ -28,6 +28,8 @@ EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first
 
 Count = Annotated[int, Ge(1)]
 Constant = Annotated[float, Ge(0), Lt(float("inf"))]
+Positive = Annotated[float, Gt(0), Lt(float("inf"))]
+Level = Annotated[float, Gt(0), Lt(1)]
 
 
 def setting(default: Any, *flags: str, help: str) -> Any:
@@ -59,7 +61,9 @@ class SampleSettings:
     )
     split: str | None = setting(None, "--split", help="Split of the data set.")
     n_samples: Count = setting(1000, "-n", "--n-samples", help="Samples that are embedded q times.")
-    n_views: Count = setting(10, "-q", "--n-views", help="Views of each sample.")
+    n_views: Annotated[int, Ge(0)] = setting(
+        10, "-q", "--n-views", help="Views of each sample; 0 embeds un-augmented images alone."
+    )
     clean_samples: Count | None = setting(
         None,
         "--clean-samples",
@@ -141,6 +145,9 @@ class ModelSettings(DeviceSettings, FormatSettings):
     precision: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", "--precision", help="Of the forward pass (autocast)."
     )
+    compile: bool = setting(
+        False, "--compile", help="Let torch compile the backbone: worth it for many samples."
+    )
     storage: Literal["float32", "float16"] = setting(
         "float32", "--storage", help="Number format of the stored embeddings."
     )
@@ -170,7 +177,7 @@ class MetricSettings:
     normalize: bool = setting(
         False, "--normalize", help="Scale every embedding to unit length first."
     )
-    memory: str = setting("64MB", "--memory", help="Size of the chunks that are read.")
+    memory: str = setting("64MB", "--memory", help="Size of the chunks in memory, all together.")
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,11 @@ class ScoreSettings(MetricSettings, DeviceSettings):
         "--views-per-sample",
         help="q, for a 2-D array whose rows are the views of sample 0, then 1, ...",
     )
+    confidence: Level | None = setting(
+        None,
+        "--confidence",
+        help="Add intervals over samples at this level, such as 0.95; reads the file twice.",
+    )
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,66 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings):
     cache: Path | None = setting(
         None, "--cache", help="Where extracted features are kept [default: DIR/.lidar]."
     )
+    store: bool = setting(
+        True,
+        "--store",
+        help="Keep the embeddings of each checkpoint in the cache [default]; without, only scores.",
+    )
+    view_memory: str = setting(
+        "auto",
+        "--view-memory",
+        help="Main memory for views that several checkpoints share, such as 8GB; what exceeds it "
+        "goes to a scratch file in the cache; 0 draws them for each [auto: a quarter of the free].",
+    )
     top: Count | None = setting(None, "--top", help="Print the best K only.")
+    oracle: str | None = setting(
+        None,
+        "--oracle",
+        help="Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'.",
+    )
+    oracle_samples: Count | None = setting(
+        None,
+        "--oracle-samples",
+        help="Labelled images for --oracle probe [default: as many as are un-augmented].",
+    )
+    params: Path | None = setting(
+        None,
+        "--params",
+        help="CSV file with a column path and one a hyperparameter, for --oracle "
+        "[default: what checkpoints carry].",
+    )
+    confidence: Level = setting(
+        0.95, "--confidence", help="Level of the intervals, and of the test that names ties."
+    )
+
+
+@dataclass(frozen=True)
+class ProbeSettings(DeviceSettings):
+    """`lidar probe`; accuracies at different settings are not comparable.
+
+    The defaults are the protocol of LiDAR's paper, and DINO's for the nearest neighbours.
+    """
+
+    method: Literal["linear", "knn", "ridge"] = setting(
+        "linear", "--method", help="linear, knn (nearest neighbours) or ridge (closed form)."
+    )
+    layer: str = setting("auto", "--layer", help="Layers to probe [auto: all in the file].")
+    learning_rates: str = setting(
+        "0.01",
+        "--learning-rates",
+        help="Of Adam, with commas; of several, the best on a tenth of the training rows counts.",
+    )
+    epochs: Count = setting(20, "--epochs", help="Passes over the training rows.")
+    drop_epoch: Count = setting(15, help="Epochs at the full learning rate.")
+    drop_factor: Positive = setting(10.0, help="What it is divided by after them.")
+    minibatch: Count = setting(256, "--minibatch", help="Training rows a step.")
+    neighbours: Count = setting(20, "--neighbours", help="k of knn.")
+    temperature: Positive = setting(0.07, "--temperature", help="T of knn's votes, exp(cos / T).")
+    ridge: Constant = setting(1.0, "--ridge", help="Of ridge, in units of a standardised row.")
+    seed: int = setting(0, "--seed", help="Seed of splits and of the order of rows.")
+    memory: str = setting(
+        "4GB", "--memory", help="Of training side by side; what exceeds it is read again and again."
+    )
 
 
 @dataclass(frozen=True)
@@ -216,6 +287,7 @@ COMMANDS: dict[str, type] = {
     "extract": ExtractSettings,
     "score": ScoreSettings,
     "rank": RankSettings,
+    "probe": ProbeSettings,
     "inspect": InspectSettings,
     "demo": DemoSettings,
 }
@@ -308,6 +380,24 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise SettingsError(f"{text!r} is not a memory size; expected something like 64MB or 2GB")
     return size
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Learning rates in a text such as `0.1, 0.01`, as they stand there.
+
+    Raises SettingsError unless all are positive numbers, each given once.
+    """
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        rates = ()
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise SettingsError(
+            f"--learning-rates {text}: expected positive numbers with commas, such as 0.1,0.01"
+        )
+    if len(set(rates)) < len(rates):
+        raise SettingsError(f"--learning-rates {text}: a rate is given twice")
+    return rates
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import kendalltau, spearmanr
 
-from lidar_cli.jobs.correlate import Correlation, correlate
+from lidar_cli.jobs import correlate as correlate_module
+from lidar_cli.jobs.correlate import Correlation, correlate, draws, resampled
 from lidar_cli.jobs.score import Score
 
 
@@ -58,3 +61,72 @@ def test_too_little_to_correlate_is_null(values: tuple[float | None, ...]) -> No
     row = found("lidar", scores, [0.1, 0.2, 0.3][: len(values)])
     assert row.spearman is None
     assert row.kendall is None
+
+
+def drawn(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values and accuracies with ties, correlated."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=count)
+    return x.round(1), (x + generator.normal(size=count)).round(1)
+
+
+@pytest.mark.parametrize("count", [5, 20, 61])
+def test_each_resample_is_what_scipy_says_of_it(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(correlate_module, "BLOCK", 16)
+    x, y = drawn(count, seed=count)
+    times = draws(count, seed=0)[:40]
+    assert (times.sum(1) == count).all()
+    rhos, taus = resampled(x, y, times)
+    for m, rho, tau in zip(times, rhos, taus, strict=True):
+        at = np.repeat(np.arange(count), m.astype(int))
+        if len(set(x[at])) < 2 or len(set(y[at])) < 2:
+            assert np.isnan([rho, tau]).all()
+            continue
+        assert rho == pytest.approx(spearmanr(x[at], y[at]).statistic, abs=1e-12)
+        assert tau == pytest.approx(kendalltau(x[at], y[at]).statistic, abs=1e-12)
+
+
+def test_intervals_are_percentiles_over_seeded_resamples() -> None:
+    x, y = drawn(30, seed=1)
+    scores = [score(lidar=float(value), pillai=float(value)) for value in x]
+    rows = {row.metric: row for row in correlate(scores, list(y), level=0.9, seed=3)}
+    rhos, taus = resampled(x, y, draws(30, seed=3))
+    row = rows["lidar"]
+    assert row.spearman_interval == pytest.approx(np.quantile(rhos, [0.05, 0.95]))
+    assert row.kendall_interval == pytest.approx(np.quantile(taus, [0.05, 0.95]))
+    assert row.spearman_interval[0] < row.spearman < row.spearman_interval[1]
+    assert rows["pillai"].spearman_interval == row.spearman_interval  # the same draws
+    other = next(r for r in correlate(scores, list(y), level=0.9, seed=4) if r.metric == "lidar")
+    assert other.spearman == row.spearman
+    assert other.spearman_interval != row.spearman_interval
+
+
+def test_an_interval_of_independent_values_covers_zero_at_about_its_level() -> None:
+    covered = 0
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        x, y = generator.normal(size=(2, 25))
+        rhos, _ = resampled(x, y, draws(25, seed))
+        low, high = np.quantile(rhos, [0.025, 0.975])
+        covered += low <= 0 <= high
+    assert 180 <= covered <= 198  # 95 % of 200, less what a percentile bootstrap of 25 falls short
+
+
+def test_few_checkpoints_have_no_interval() -> None:
+    scores = [score(lidar=float(value)) for value in range(4)]
+    row = found("lidar", scores, [0.1, 0.2, 0.4, 0.3])
+    assert row.spearman == pytest.approx(0.8)
+    assert (row.spearman_interval, row.kendall_interval) == (None, None)
+
+
+def test_resamples_that_leave_it_undefined_are_dropped_and_too_many_give_null() -> None:
+    # One checkpoint differs in both: it is missing from (4/5)^5 = 33 % of the resamples, in which
+    # nothing varies, and in the others the agreement is whole.
+    row = found("lidar", [score(lidar=float(k == 0)) for k in range(5)], [0.2, *[0.1] * 4])
+    assert row.spearman_interval == pytest.approx((1.0, 1.0))
+    # Another differs in the one than in the other: both are in a resample in about 42 %.
+    row = found("lidar", [score(lidar=float(k == 0)) for k in range(6)], [0.1, 0.2, *[0.1] * 4])
+    assert row.spearman == pytest.approx(-0.2)
+    assert row.spearman_interval is None

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.rank import Row, find_metric, order, rank_directory
+from lidar_cli.jobs.order import Row, order
+from lidar_cli.jobs.rank import find_metric, rank_directory
 from lidar_cli.jobs.score import Score
 from lidar_cli.settings import ExtractSettings, RankSettings
 

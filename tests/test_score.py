@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as npst
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.features import FeatureWriter, Layout
+from lidar_cli.jobs.gather import CHUNKS_IN_MEMORY
 from lidar_cli.jobs.score import NO_VIEWS, parse_metrics, score_file
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.report.scores import to_json
@@ -316,7 +317,9 @@ class Recorder(Watcher):
 
 def test_progress_counts_samples(tmp_path):
     recorder = Recorder()
-    score_array(tmp_path, draw_embeddings(10, 2, 4), recorder, memory=str(4 * 2 * 4 * 4))
+    four_samples = 4 * 2 * 4 * 4  # bytes
+    memory = str(CHUNKS_IN_MEMORY * four_samples)
+    score_array(tmp_path, draw_embeddings(10, 2, 4), recorder, memory=memory)
     assert recorder.steps == [(4, 10), (8, 10), (10, 10)]
     assert recorder.notes == []
 

@@ -1,11 +1,11 @@
 """Pixels of the views: torchvision's operations one at a time, on the same drawn parameters."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
 import torch
+from one_view import FLOAT_BOUND, box_blur, one_at_a_time, sizes_of
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
@@ -14,13 +14,10 @@ from torchvision.transforms import functional as reference
 from lidar_cli.errors import InputError
 from lidar_cli.views import Recipe, Views, colour, find_recipe
 from lidar_cli.views.augment import make_views
-from lidar_cli.views.draws import JITTER_OPERATIONS, ViewParameters, draw
+from lidar_cli.views.draws import ViewParameters, draw
 from lidar_cli.views.methods import RECIPES
 
 SIMCLR = find_recipe("simclr", "unit")
-# Single precision rounding, in pixels of [0, 1]: torch finds the place of an output on a wide image
-# to about 1e-5 of a pixel only, and noise changes by up to 1 from one pixel to the next.
-FLOAT_BOUND = 5e-5
 
 
 @pytest.fixture(scope="module")
@@ -38,70 +35,11 @@ def noise() -> list[torch.Tensor]:
     return [torch.randint(0, 256, (*s, 3), dtype=torch.uint8, generator=random) for s in sizes]
 
 
-def sizes_of(images: list[torch.Tensor]) -> list[tuple[int, int]]:
-    return [tuple(image.shape[:2]) for image in images]
-
-
-def box_blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Three extended box filters along each axis of [3, h, w], pixel by pixel, in double precision.
-
-    Of length L = 2 (l + a) + 1, so that L^2 of a plain box, L^2 = 12 sigma^2 / 3 + 1, gives l.
-    """
-    variance = sigma**2 / 3
-    whole = int((math.sqrt(12 * variance + 1) - 1) / 2)
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-    part /= 6 * (variance - (whole + 1) ** 2)
-    weights = np.array([part, *[1.0] * (2 * whole + 1), part]) / (2 * (whole + part) + 1)
-    array = x.double().numpy()
-    for axis in (1, 2):
-        for _ in range(3):
-            pad = [(0, 0)] * 3
-            pad[axis] = (whole + 1, whole + 1)
-            padded = np.pad(array, pad, mode="edge")
-            length = array.shape[axis]
-            array = sum(
-                weight * np.take(padded, range(k, k + length), axis=axis)
-                for k, weight in enumerate(weights)
-            )
-    return torch.from_numpy(array).float()
-
-
-def one_at_a_time(picture, p: ViewParameters, at: tuple[int, int], recipe: Recipe, size: int):
-    """The view `at`, by torchvision's functions in the order of the recipe.
-
-    picture: a float tensor [3, h, w] or a PIL image, which torchvision gives to Pillow. A box is
-    that of the image before it is flipped.
-    """
-    top, left, height, width = (int(x[at]) for x in (p.top, p.left, p.height, p.width))
-    mode = InterpolationMode(recipe.interpolation)
-    x = picture
-    for operation in recipe.order:
-        tensor = isinstance(x, torch.Tensor)
-        if operation == "crop":
-            image_width = x.shape[2] if tensor else x.width
-            flipped = p.flip[at] and "flip" in recipe.before_crop
-            first = image_width - left - width if flipped else left
-            x = reference.resized_crop(
-                x, top, first, height, width, [size] * 2, mode, antialias=True
-            )
-            x = x.clamp(0, 1) if tensor else x
-        elif operation == "flip" and p.flip[at]:
-            x = reference.hflip(x)
-        elif operation == "jitter" and p.jitter[at]:
-            for k in p.order[at]:
-                adjust = getattr(reference, f"adjust_{JITTER_OPERATIONS[k]}")
-                x = adjust(x, float(p.factors[at][k]))
-        elif operation == "grey" and p.grey[at]:
-            x = reference.rgb_to_grayscale(x, num_output_channels=3)
-        elif operation == "blur" and p.blur[at]:
-            sigma, kernel = float(p.sigma[at]), recipe.kernel(size)
-            if recipe.blur_filter == "pillow":
-                x = box_blur(x, sigma) if tensor else x.filter(ImageFilter.GaussianBlur(sigma))
-            elif kernel > 1:
-                x = reference.gaussian_blur(x, [kernel, kernel], [sigma] * 2)
-        elif operation == "solarise" and p.solarise[at]:
-            x = reference.solarize(x, 128 / 255 if tensor else 128)
-    return x
+def blurred(x: torch.Tensor, blur, *strength) -> torch.Tensor:
+    """A blurred copy of x."""
+    copy = x.clone()
+    blur(copy, *strength)
+    return copy
 
 
 def differences(
@@ -225,16 +163,16 @@ def test_the_box_blur_is_pillows_to_its_roundings(photographs, sigma):
     theirs = torch.from_numpy(np.array(theirs)).permute(2, 0, 1) / 255
     x = picture.permute(2, 0, 1)[None].float() / 255
     strength = torch.tensor([sigma])
-    assert (colour.pillow_blur(x, strength)[0] - theirs).abs().max() < 3.01 / 255
+    assert (blurred(x, colour.pillow_blur, strength, sigma)[0] - theirs).abs().max() < 3.01 / 255
     if sigma >= 0.5:
-        assert (colour.blur(x, strength, 23)[0] - theirs).abs().max() > 10 / 255
+        assert (blurred(x, colour.blur, strength, 23)[0] - theirs).abs().max() > 10 / 255
 
 
 def test_strengths_of_the_box_blur_do_not_mix(noise):
     """Views whose boxes reach differently far, in one batch and one at a time."""
     x = torch.stack([noise[0], noise[1], noise[4]]).permute(0, 3, 1, 2).float() / 255
     sigma = torch.tensor([0.1, 2.0, 40.0])  # the last reaches beyond the view
-    together = colour.pillow_blur(x, sigma)
+    together = blurred(x, colour.pillow_blur, sigma, 40.0)
     for k in range(3):
         torch.testing.assert_close(together[k], box_blur(x[k], float(sigma[k])), rtol=0, atol=1e-5)
 
@@ -340,7 +278,7 @@ def test_samples_views_and_seeds_differ(noise):
 
 def test_memory_bound_of_a_group_changes_nothing(monkeypatch, noise):
     whole = Views(SIMCLR, 0, 3, 32).views(noise, range(5))
-    monkeypatch.setattr("lidar_cli.views.augment.RESAMPLING_FLOATS", 1)
+    monkeypatch.setattr("lidar_cli.views.augment.CPU_FLOATS", 1)
     torch.testing.assert_close(Views(SIMCLR, 0, 3, 32).views(noise, range(5)), whole, rtol=0,
                                atol=1e-6)  # fmt: skip
 
@@ -349,7 +287,7 @@ def test_memory_bound_of_whole_images_changes_nothing(monkeypatch, noise):
     views = Views(find_recipe("data2vec-crop", "unit"), 0, 3, 32)
     whole = views.views(noise, range(5))
     for floats in (1, 100_000):
-        monkeypatch.setattr("lidar_cli.views.augment.RESAMPLING_FLOATS", floats)
+        monkeypatch.setattr("lidar_cli.views.augment.CPU_FLOATS", floats)
         torch.testing.assert_close(views.views(noise, range(5)), whole, rtol=0, atol=1e-6)
 
 

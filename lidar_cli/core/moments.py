@@ -10,13 +10,20 @@ all digits once the mean is large beside the spread.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from lidar_cli.core.products import add_products, mirrored
+
 Device = torch.device | str
 
-BLOCK_NUMBERS = 2**21  # of a block's float64 copy, 16 MB; but for the products' sake at least
-LEAST_BLOCK_ROWS = 1024
+# Numbers of a piece, on which all elementwise work is done in float64: 1 MB stays in the cache, and
+# a GPU, which has no such need, wants more to do at a time.
+PIECE_NUMBERS = {"cpu": 2**17, "cuda": 2**21}
+HELD_NUMBERS = 2**21  # of rows held for one product, 16 MB; but for the product's sake at least
+LEAST_HELD_ROWS = 1024
 
 
 class RowMoments:
@@ -24,66 +31,65 @@ class RowMoments:
 
     While no more than d rows have been seen they are kept as they are, since they are then the
     smaller side: the spectra solve an [n, n] problem instead of a [d, d] one. From row d + 1 on
-    they are folded into the mean [d] and the centred scatter [d, d].
+    they are folded into the mean [d] and the centred scatter [d, d], many at a time.
     """
 
     def __init__(self, dim: int, device: Device = "cpu") -> None:
         self.dim = dim
         self.device = torch.device(device)
         self.n = 0
-        self._kept: list[Tensor] = []  # blocks [c, d], their lengths adding up to n; or
-        self._folded: tuple[Tensor, Tensor] | None = None  # mean [d], centred scatter [d, d]
+        self._kept: list[Tensor] = []  # blocks [c, d], not folded yet
+        self._n_folded = 0
+        self._mean = torch.zeros(dim, dtype=torch.float64, device=self.device)
+        self._scatter: Tensor | None = None  # [d, d] of the folded rows, its upper triangle valid
 
     def update(self, rows: Tensor) -> None:
         """Add rows [c, d] of any float type."""
-        rows = rows.to(self.device, torch.float64)
-        if len(rows) == 0:
-            return
-        if self._folded is None and self.n + len(rows) <= self.dim:
-            self._kept.append(rows.clone())
-            self.n += len(rows)
-            return
-        self._fold()
-        self._add(len(rows), *_mean_and_scatter(rows))
+        held = _held_rows(self.dim)
+        for block in torch.split(rows.to(self.device), held):
+            self._kept.append(block.to(torch.float64, copy=True))
+            self.n += len(block)
+            if self.n - self._n_folded > (self.dim if self._scatter is None else held):
+                self._fold()
 
     def merge(self, other: RowMoments) -> RowMoments:
         """The moments of both sets of rows together; neither operand changes."""
         both = RowMoments(self.dim, self.device)
         for part in (self, other):
-            if part._folded is not None:
-                both._fold()
-                both._add(part.n, *(tensor.to(self.device) for tensor in part._folded))
-            else:
-                for block in part._kept:
-                    both.update(block)
+            if part._scatter is not None:
+                both._fold().add_(part._scatter.to(self.device))
+                both._shift(part._n_folded, part._mean.to(self.device))
+                both.n += part._n_folded
+            for block in part._kept:
+                both.update(block)
         return both
 
     @property
     def mean(self) -> Tensor:
         """The mean row [d]."""
-        return self._folded[0] if self._folded is not None else self._rows().mean(dim=0)
+        if self._scatter is None:
+            return self._rows().mean(dim=0)
+        self._fold()
+        return self._mean
 
     @property
     def scatter(self) -> Tensor:
         """Sum over rows of (row - mean)(row - mean)^T, [d, d]."""
-        if self._folded is not None:
-            return self._folded[1]
         centred = self.centred_rows()
-        assert centred is not None
-        return centred.T @ centred
+        return mirrored(self._fold()) if centred is None else centred.T @ centred
 
     def scatter_trace(self) -> Tensor:
         """Sum over rows of |row - mean|^2."""
         centred = self.centred_rows()
-        return self.scatter.trace() if centred is None else centred.square().sum()
+        return self._fold().trace() if centred is None else centred.square().sum()
 
     def rows(self) -> Tensor | None:
         """All rows [n, d] while n <= d, else None."""
-        return self._rows() if self._folded is None else None
+        return self._rows() if self._scatter is None else None
 
     def centred_rows(self) -> Tensor | None:
         """All rows less their mean [n, d] while n <= d, else None."""
-        return self._rows() - self.mean if self._folded is None else None
+        return self._rows() - self.mean if self._scatter is None else None
 
     def _rows(self) -> Tensor:
         if len(self._kept) != 1:
@@ -91,23 +97,25 @@ class RowMoments:
             self._kept = [torch.cat([empty, *self._kept])]
         return self._kept[0]
 
-    def _fold(self) -> None:
-        if self._folded is None:
-            kept, n = self._rows(), self.n
-            self._kept, self.n = [], 0
-            zero = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
-            self._folded = zero, torch.zeros_like(zero.expand(self.dim, self.dim)).contiguous()
-            if n:
-                self._add(n, *_mean_and_scatter(kept))
+    def _fold(self) -> Tensor:
+        """Fold the kept rows; the scatter [d, d] of all, its upper triangle valid."""
+        if self._scatter is None:
+            self._scatter = self._mean.new_zeros(self.dim, self.dim)
+        rows, self._kept = self._rows(), []
+        if len(rows):
+            mean = rows.mean(dim=0)
+            add_products(self._scatter, rows - mean)
+            self._shift(len(rows), mean)
+        return self._scatter
 
-    def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
-        assert self._folded is not None
-        own_mean, own_scatter = self._folded
-        total = self.n + n
-        gap = mean - own_mean
-        own_scatter = own_scatter.add_(scatter).addr_(gap, gap, alpha=self.n * n / total)
-        self._folded = own_mean + gap * (n / total), own_scatter
-        self.n = total
+    def _shift(self, n: int, mean: Tensor) -> None:
+        """Count n rows about their own `mean`, whose scatter was added, to the common mean."""
+        assert self._scatter is not None
+        total = self._n_folded + n
+        gap = mean - self._mean
+        self._scatter.addr_(gap, gap, alpha=self._n_folded * n / total)
+        self._mean = self._mean + gap * (n / total)
+        self._n_folded = total
 
 
 class SphereMoments:
@@ -128,13 +136,15 @@ class SphereMoments:
         """Add a chunk [c, q, d] in float64."""
         samples, views, _ = chunk.shape
         unit = unit_rows(chunk)
+        means = unit.mean(dim=1)
+        unit -= means[:, None]
+        spread = unit.square_().sum(dim=(0, 1))  # of the views about their sample's mean, [d]
         if views > 1:
             # The mean over pairs of |u_j - u_k|^2 is 2/(q-1) times the sum of |u_j - u_mean|^2.
-            spread = (unit - unit.mean(dim=1, keepdim=True)).square().sum()
-            self.distances += 2.0 / (views - 1) * spread
-        rows = unit.flatten(0, 1)
-        mean = rows.mean(dim=0)
-        self._add(len(rows), mean, (rows - mean).square().sum(dim=0))
+            self.distances += 2.0 / (views - 1) * spread.sum()
+        mean = means.mean(dim=0)
+        squares = spread + views * (means - mean).square().sum(dim=0)
+        self._add(samples * views, mean, squares)
         self.n_samples += samples
 
     def merge(self, other: SphereMoments) -> SphereMoments:
@@ -161,17 +171,31 @@ class Moments:
         m_i    = mean_j z_ij                                      `class_means`, rows [d]
         within = sum_ij (z_ij - m_i)(z_ij - m_i)^T                [d, d]
 
-    n_views: q, the same for every sample. `merge` is associative and commutative to rounding, so
-    chunks, files and machines combine alike.
+    n_views: q, the same for every sample. scatters, sphere: whether these are wanted; one that is
+    not stays empty. `merge` is associative and commutative to rounding, so chunks, files and
+    machines combine alike.
     """
 
-    def __init__(self, n_views: int, dim: int, device: Device = "cpu") -> None:
+    def __init__(
+        self,
+        n_views: int,
+        dim: int,
+        device: Device = "cpu",
+        *,
+        scatters: bool = True,
+        sphere: bool = True,
+    ) -> None:
         self.n_views = n_views
         self.dim = dim
         self.device = torch.device(device)
+        self.n = 0  # samples seen
         self.class_means = RowMoments(dim, device)
-        self.within = torch.zeros(dim, dim, dtype=torch.float64, device=self.device)
         self.sphere = SphereMoments(dim, self.device)
+        self._wants_scatters, self._wants_sphere = scatters, sphere
+        numbers = self.sphere.mean
+        self._within = numbers.new_zeros((dim, dim) if scatters else (0, 0))
+        self._residuals = numbers.new_empty(0, dim)  # room for rows whose product is still due
+        self._n_residuals = 0
 
     @classmethod
     def of(cls, embeddings: Tensor) -> Moments:
@@ -186,9 +210,10 @@ class Moments:
         return moments
 
     @property
-    def n(self) -> int:
-        """Samples seen."""
-        return self.class_means.n
+    def within(self) -> Tensor:
+        """Sum over views of (view - its sample's mean)(...)^T, [d, d]."""
+        self._multiply()
+        return mirrored(self._within)
 
     def update(self, chunk: Tensor) -> None:
         """Add a chunk [c, q, d] of any float type: whole samples, all their views.
@@ -199,19 +224,15 @@ class Moments:
             raise ValueError(
                 f"expected a chunk [c, {self.n_views}, {self.dim}], got {tuple(chunk.shape)}"
             )
-        # In blocks, so that the float64 copies stay small beside a chunk of any size.
-        rows = max(LEAST_BLOCK_ROWS, BLOCK_NUMBERS // self.dim)
-        for block in torch.split(chunk, max(1, rows // self.n_views)):
-            if len(block):
-                self._add(block.to(self.device, torch.float64))
-
-    def _add(self, block: Tensor) -> None:
-        means = block.mean(dim=1)
-        if self.n_views > 1:
-            residuals = (block - means[:, None]).flatten(0, 1)
-            self.within.addmm_(residuals.T, residuals)
-        self.class_means.update(means)
-        self.sphere.update(block)
+        for piece in pieces(chunk, self.device):
+            if self._wants_scatters:
+                means = piece.mean(dim=1)
+                self.class_means.update(means)
+                if self.n_views > 1:
+                    torch.sub(piece, means[:, None], out=self._room(len(piece)))
+            if self._wants_sphere:
+                self.sphere.update(piece)
+            self.n += len(piece)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples together; neither operand changes.
@@ -223,27 +244,58 @@ class Moments:
                 f"cannot merge moments of q, d = {other.n_views}, {other.dim} "
                 f"into those of q, d = {self.n_views}, {self.dim}"
             )
-        both = Moments(self.n_views, self.dim, self.device)
-        both.within = self.within + other.within.to(self.device)
-        both.class_means = self.class_means.merge(other.class_means)
-        both.sphere = self.sphere.merge(other.sphere)
+        scatters = self._wants_scatters and other._wants_scatters
+        sphere = self._wants_sphere and other._wants_sphere
+        both = Moments(self.n_views, self.dim, self.device, scatters=scatters, sphere=sphere)
+        both.n = self.n + other.n
+        if scatters:
+            both._within = self.within + other.within.to(self.device)
+            both.class_means = self.class_means.merge(other.class_means)
+        if sphere:
+            both.sphere = self.sphere.merge(other.sphere)
         return both
+
+    def _room(self, samples: int) -> Tensor:
+        """Where the residuals [c, q, d] of the next samples go; many make one product."""
+        rows = samples * self.n_views
+        if self._n_residuals + rows > len(self._residuals):
+            self._multiply()
+            if rows > len(self._residuals):
+                self._residuals = self._within.new_empty(max(rows, _held_rows(self.dim)), self.dim)
+        start = self._n_residuals
+        self._n_residuals += rows
+        return self._residuals[start : self._n_residuals].view(samples, self.n_views, self.dim)
+
+    def _multiply(self) -> None:
+        add_products(self._within, self._residuals[: self._n_residuals])
+        self._n_residuals = 0
+
+
+def pieces(chunk: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """A chunk [c, ...] in float64 on the device, in pieces that the cache holds."""
+    numbers_a_sample = max(1, chunk[:1].numel())
+    most = max(1, PIECE_NUMBERS[device.type] // numbers_a_sample)
+    for piece in torch.split(chunk.to(device), most):
+        if len(piece):
+            yield piece.to(torch.float64)
 
 
 def unit_rows(rows: Tensor) -> Tensor:
     """Rows [..., d] over their length; a zero row stays 0.
 
-    Divided by the largest entry first, so that no square overflows or vanishes.
+    Where a square could overflow or vanish, they are divided by their largest entry first.
     """
-    tiny = torch.finfo(rows.dtype).tiny
-    unit: Tensor = rows / torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_min(
-        tiny
-    )
-    unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(tiny)
+    numbers = torch.finfo(rows.dtype)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    least, most = numbers.tiny**0.5 / numbers.eps, numbers.max**0.5
+    if bool(((length > least) & (length < most)).all()):
+        unit: Tensor = rows / length
+        return unit
+    largest = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True)
+    unit = rows / largest.clamp_min(numbers.tiny)
+    unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(numbers.tiny)
     return unit
 
 
-def _mean_and_scatter(rows: Tensor) -> tuple[Tensor, Tensor]:
-    mean = rows.mean(dim=0)
-    centred = rows - mean
-    return mean, centred.T @ centred
+def _held_rows(dim: int) -> int:
+    return max(LEAST_HELD_ROWS, HELD_NUMBERS // dim)

@@ -92,8 +92,8 @@ def augmented_gram_spectrum(moments: Moments) -> Tensor:
     With B the scatter of the class means and mu their mean: within + q B + n q mu mu^T.
     """
     means, q = moments.class_means, moments.n_views
-    total = moments.within + q * means.scatter
-    eigenvalues = _eigenvalues(_uncentred(total, means.n * q, means.mean))
+    total = torch.add(moments.within, means.scatter, alpha=q)
+    eigenvalues = _eigenvalues(total.addr_(means.mean, means.mean, alpha=means.n * q))
     return _above_rounding(eigenvalues[: means.n * q], moments.dim)
 
 
@@ -112,7 +112,7 @@ def covariance_spectrum(rows: RowMoments) -> Tensor:
 
 
 def _cholesky(within: Tensor, delta: float, degrees: int) -> tuple[Tensor, bool]:
-    _check_finite(within)
+    _check_finite(within.diagonal())
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(within)
     pivots = factor.diagonal().square()
@@ -158,13 +158,14 @@ def _uncentred(scatter: Tensor, n: int, mean: Tensor) -> Tensor:
 
 
 def _eigenvalues(symmetric: Tensor) -> Tensor:
-    _check_finite(symmetric)
+    # No entry of a sum of squares exceeds the root of the product of its two diagonal ones.
+    _check_finite(symmetric.diagonal())
     eigenvalues: Tensor = torch.linalg.eigvalsh(symmetric)
     return eigenvalues.flip(0).clamp_min(0.0)
 
 
-def _check_finite(matrix: Tensor) -> None:
-    if not matrix.isfinite().all():
+def _check_finite(numbers: Tensor) -> None:
+    if not numbers.isfinite().all():
         raise DegenerateFeatures(
             "the embedding holds NaN or Inf, or its squares overflow float64: scale it down"
         )

@@ -26,8 +26,8 @@ from lidar_cli.embedded import EmbeddedImages, embedded_images
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.correlate import Correlation, correlate
 from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.linear import linear_probe
 from lidar_cli.jobs.pretrain import Hyperparameters, Method, draw_hyperparameters, pretrain
-from lidar_cli.jobs.probe import linear_probe
 from lidar_cli.jobs.rank import Ranking, rank_directory
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import EMBEDDED, EMBEDDED_DEFAULTS, DemoSettings, RankSettings
@@ -182,9 +182,9 @@ def _probe_all(
         embeddings.append(_backbone(path, pixels))
     rows = torch.stack(embeddings)  # [K, N, d]
     labels, train = torch.from_numpy(images.labels), torch.from_numpy(images.train)
-    probe = linear_probe(rows[:, train], labels[train], rows[:, ~train], labels[~train])
+    probed = linear_probe(rows[:, train], labels[train], rows[:, ~train], labels[~train])
     watcher.progress("probing checkpoints", len(paths), len(paths))
-    return list(probe.accuracy)
+    return [accuracy.top1 for accuracy in probed]
 
 
 def _backbone(path: str, pixels: Tensor) -> Tensor:

@@ -1,38 +1,24 @@
-"""Checkpoint and images to a feature file: decode once, view q times, embed, write.
-
-Decoding threads run ahead; one thread makes views while the model works on the batch before; one
-thread writes. Batches lie on the global sample index and the last is padded, so that a resumed run
-passes the very same batches through the model as one that was never interrupted.
-"""
+"""Checkpoint and images to a feature file: decode once, view q times, embed, write."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lidar_cli.checkpoints import (
-    Loaded,
-    open_checkpoint,
-    sha256,
-    wrap_module,
-)
-from lidar_cli.features import (
-    FeatureWriter,
-    check_absent,
-    read_interrupted,
-    read_provenance,
-)
-from lidar_cli.jobs.ahead import ahead
-from lidar_cli.jobs.batches import embed, find_batch_size, make_batches
+from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, wrap_module
+from lidar_cli.features import FeatureWriter, check_absent, read_interrupted, read_provenance
+from lidar_cli.jobs.batch_size import find_batch_size, halved_until_it_fits
+from lidar_cli.jobs.batches import Pass
+from lidar_cli.jobs.compiled import compile_backbone
 from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.embed import embed_all
 from lidar_cli.jobs.plan import Plan, identity, make_plan
+from lidar_cli.jobs.view_store import ViewStore
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
@@ -70,6 +56,8 @@ def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: A
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     loaded = wrap_module(model).to(device)
+    if known.compile:
+        compile_backbone(loaded, device)
     plan = make_plan(loaded.description, "", digest.hexdigest(), samples, known, device)
     return run(plan, loaded, samples, known, Path(output), device, Watcher())
 
@@ -89,7 +77,7 @@ def extract_checkpoint(
     device = find_device(settings.device)
     # Before the work: a mistyped name, or an unknown key of a [recipe] table, is told at once.
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
-    loaded = open_with(checkpoint, settings).to(device)
+    loaded = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
     tell_if_embedded(samples, watcher)
     digest = sha256(checkpoint)
@@ -101,9 +89,12 @@ def extract_checkpoint(
     return run(plan, loaded, samples, settings, output, device, watcher)
 
 
-def open_with(checkpoint: Path, settings: ModelSettings) -> Loaded:
-    """A checkpoint, opened as the settings say; raises what `open_checkpoint` raises."""
-    return open_checkpoint(
+def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -> Loaded:
+    """A checkpoint, opened on the device as the settings say.
+
+    Raises what `open_checkpoint` and `compile_backbone` raise.
+    """
+    loaded = open_checkpoint(
         checkpoint,
         arch=settings.arch,
         model=settings.model,
@@ -111,7 +102,10 @@ def open_with(checkpoint: Path, settings: ModelSettings) -> Loaded:
         format=settings.format,
         branch=settings.branch,
         layer=settings.layer,
-    )
+    ).to(device)
+    if settings.compile:
+        compile_backbone(loaded, device)
+    return loaded
 
 
 def stem(checkpoint: Path) -> str:
@@ -139,6 +133,7 @@ def run(
     output: Path,
     device: torch.device,
     watcher: Watcher,
+    store: ViewStore | None = None,
 ) -> Extraction:
     """Carry out a plan: the feature file at `output`, complete.
 
@@ -147,7 +142,6 @@ def run(
     images of this size; what was done stays in the .partial file.
     """
     begun = time.monotonic()
-    layout = plan.layout
     recorded = read_interrupted(output) if settings.resume else {}
     if settings.resume and output.exists() and not settings.overwrite:
         told = read_provenance(output)
@@ -155,25 +149,46 @@ def run(
             return _record(output, plan, told["batch_size"], 0, begun)
         check_absent(output, overwrite=False)
     loaded.set_image_size(plan.views.image_size)
-    batch_size = (
-        settings.batch_size or recorded.get("batch_size") or find_batch_size(plan, loaded, device)
-    )
+    work = Pass(plan, loaded, samples, device, settings.workers, store)
+
+    def write(batch_size: int) -> Extraction:
+        with _writer(output, plan, samples, settings, batch_size, recorded) as writer:
+            task = f"embedding {output.name}"
+            try:
+                count = embed_all(work, batch_size, writer, task, watcher)
+            except torch.OutOfMemoryError:
+                writer.discard()
+                raise
+            writer.finish()
+        return _record(output, plan, batch_size, count, begun)
+
+    if settings.batch_size or recorded:
+        return write(settings.batch_size or recorded["batch_size"])
+    return halved_until_it_fits(find_batch_size(work), write)
+
+
+def _writer(
+    output: Path,
+    plan: Plan,
+    samples: Samples,
+    settings: ExtractSettings,
+    batch_size: int,
+    recorded: dict[str, Any],
+) -> FeatureWriter:
+    """A new partial file, or the one that was recorded to go on with."""
     provenance = plan.provenance | {"batch_size": batch_size}
     if recorded:
-        writer = FeatureWriter.resume(output, provenance, overwrite=settings.overwrite)
-    else:
-        writer = FeatureWriter.create(
-            output,
-            layout,
-            samples.ids[: layout.n_clean],
-            samples.labels[: layout.n_clean] if samples.labels is not None else None,
-            provenance,
-            overwrite=settings.overwrite,
-        )
-    with writer:
-        count = _embed_all(plan, batch_size, loaded, samples, settings, writer, device, watcher)
-        writer.finish()
-    return _record(output, plan, batch_size, count, begun)
+        return FeatureWriter.resume(output, provenance, overwrite=settings.overwrite)
+    count = plan.layout.n_clean
+    labels = samples.labels[:count] if samples.labels is not None else None
+    return FeatureWriter.create(
+        output,
+        plan.layout,
+        samples.ids[:count],
+        labels,
+        provenance,
+        overwrite=settings.overwrite,
+    )
 
 
 def _record(output: Path, plan: Plan, batch_size: int, count: int, begun: float) -> Extraction:
@@ -188,39 +203,3 @@ def _record(output: Path, plan: Plan, batch_size: int, count: int, begun: float)
         count,
         time.monotonic() - begun,
     )
-
-
-def _embed_all(
-    plan: Plan,
-    size: int,
-    loaded: Loaded,
-    samples: Samples,
-    settings: ExtractSettings,
-    writer: FeatureWriter,
-    device: torch.device,
-    watcher: Watcher,
-) -> int:
-    total = plan.layout.n_clean
-    todo = [start for start in range(0, total, size) if not writer.done[start : start + size].all()]
-    count = 0
-    task = f"embedding {writer.path.name}"
-    watcher.progress(task, total - _samples_in(todo, size, total), total)
-    with ThreadPoolExecutor(1) as pen:
-        writing: Future[None] | None = None
-        with ahead(make_batches(plan, size, samples, todo, device, settings.workers)) as batches:
-            for batch in batches:
-                views, clean = embed(plan, loaded, batch, device)
-                if writing is not None:
-                    writing.result()
-                indices = range(batch.start, batch.stop)
-                writing = pen.submit(writer.write, indices, views, clean)
-                count += len(indices)
-                left = _samples_in(todo, size, total) - count
-                watcher.progress(task, total - left, total)
-        if writing is not None:
-            writing.result()
-    return count
-
-
-def _samples_in(starts: Sequence[int], size: int, total: int) -> int:
-    return sum(min(start + size, total) - start for start in starts)

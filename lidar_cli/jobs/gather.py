@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.core.moments import Moments, RowMoments, unit_rows
+from lidar_cli.core.moments import Moments, RowMoments, pieces, unit_rows
 from lidar_cli.embeddings import Chunk, Embeddings
 from lidar_cli.errors import InputError
+from lidar_cli.jobs.ahead import ahead
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, parse_size
+
+CHUNKS_IN_MEMORY = 3  # one being read, one ready, one being summed
 
 
 class Gathered:
@@ -30,8 +33,12 @@ class Gathered:
     ) -> None:
         _, q, d = embeddings.shape
         reads = {METRICS[name].reads for name in wanted}
-        reads_views = q > 0 and bool(reads & {"lda", "views", "sphere"})
-        self.views = Moments(q, d, device) if reads_views else None
+        scatters, sphere = bool(reads & {"lda", "views"}), "sphere" in reads
+        self.views = (
+            Moments(q, d, device, scatters=scatters, sphere=sphere)
+            if q > 0 and (scatters or sphere)
+            else None
+        )
         self.rows = RowMoments(d, device)
         self.row_source = embeddings.clean_name if embeddings.clean else "view 0"
         self._reads_rows = bool(reads & {"rows", "covariance"})
@@ -40,16 +47,19 @@ class Gathered:
     def update(self, chunk: Chunk) -> None:
         """Add a chunk of whole samples."""
         if self.views is not None and chunk.views is not None:
-            self.views.update(self._prepared(chunk.views))
+            for part in self._prepared(chunk.views):
+                self.views.update(part)
         clean = chunk.clean
         if clean is None and chunk.views is not None:
             clean = chunk.views[:, 0]
         if clean is not None and self._reads_rows:
-            self.rows.update(self._prepared(clean))
+            for part in self._prepared(clean):
+                self.rows.update(part)
 
-    def _prepared(self, part: Tensor) -> Tensor:
-        part = part.to(self.rows.device)
-        return unit_rows(part.double()) if self._normalize else part
+    def _prepared(self, part: Tensor) -> Iterable[Tensor]:
+        if not self._normalize:
+            return [part]
+        return (unit_rows(piece) for piece in pieces(part, self.rows.device))
 
 
 def gather(
@@ -59,7 +69,9 @@ def gather(
     wanted: Collection[str],
     watcher: Watcher,
 ) -> Gathered:
-    """The moments of all samples, read once in chunks of the memory that is allowed.
+    """The moments of all samples, read once in chunks that together take the memory allowed.
+
+    The next chunk is read while one is summed.
 
     Raises InputError if a number is not finite, with the count over the whole file.
     """
@@ -67,11 +79,13 @@ def gather(
     bad = _NonFinite(embeddings)
     parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
     total = max(part.shape[0] for part in parts)
-    for chunk in embeddings.chunks(parse_size(settings.memory)):
-        if not bad.check(chunk):
-            gathered.update(chunk)
-        watcher.progress(f"reading {embeddings.file}", chunk.stop, total)
-        del chunk  # before the next is read: one chunk in memory, not two
+    memory = parse_size(settings.memory) // CHUNKS_IN_MEMORY
+    with ahead(embeddings.chunks(memory)) as chunks:
+        for chunk in chunks:
+            if not bad.check(chunk):
+                gathered.update(chunk)
+            watcher.progress(f"reading {embeddings.file}", chunk.stop, total)
+            del chunk  # before the next is asked for
     bad.refuse()
     return gathered
 

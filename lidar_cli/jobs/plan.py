@@ -46,11 +46,15 @@ class Plan:
 def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     """The part of a provenance that says what the embeddings mean, as JSON gives it back.
 
-    Batch size, device and library versions change rounding only, and paths nothing: the checkpoint
-    and the samples are known by their content. Our own version stays, since it may change a view.
+    Batch size, device, compiler and library versions change rounding only, and paths nothing: the
+    checkpoint and the samples are known by their content. Our own version stays, since it may
+    change a view.
     """
     told: dict[str, Any] = json.loads(json.dumps(provenance))
-    for name in ("checkpoint", "data", "assumptions", "layer_reason", "batch_size", "device"):
+    for name in (
+        *("checkpoint", "data", "assumptions", "layer_reason"),
+        *("batch_size", "device", "compiled"),
+    ):
         told.pop(name, None)
     versions = told.pop("versions", None)
     if isinstance(versions, dict):
@@ -136,6 +140,8 @@ def make_plan(
     if clean < n:
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
     recipe = choose_recipe(settings, description)
+    if q == 0:
+        n, recipe = 0, recipe.unviewed()
     size = _image_size(settings, description.image_size, samples)
     views = Views(recipe, settings.seed, q, size, description.patch)
     check_masks(views, description, path)
@@ -165,6 +171,8 @@ def make_plan(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
     }
+    if settings.compile:
+        provenance["compiled"] = True
     return Plan(
         views=views,
         layout=Layout(widths, n, q, clean, settings.storage),

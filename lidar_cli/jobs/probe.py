@@ -1,149 +1,250 @@
-"""The oracle: accuracy of a linear classifier trained with labels on frozen embeddings.
+"""Feature files with labels to accuracies: the oracle that judges a ranking.
 
-It judges a ranking and never enters one. Many checkpoints are probed side by side, as one batched
-model whose members share nothing but the order in which they see the rows.
+Files with the same labels and width are probed side by side, as many at a time as `--memory` holds.
+Nothing about the test rows enters a choice: a learning rate is chosen on training rows held out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from lidar_cli.errors import InputError
+from lidar_cli.errors import LidarError, SettingsError
+from lidar_cli.jobs.classify import Accuracy, Classifier, measure
+from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.labelled import Member, open_members
+from lidar_cli.jobs.linear import fit, memory_of
+from lidar_cli.jobs.nearest import nearest_neighbours
+from lidar_cli.jobs.ridge import ridge_regression
+from lidar_cli.jobs.rows import held
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import ProbeSettings, parse_rates, parse_size
 
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """Protocol of the probe; accuracies at different settings are not comparable."""
-
-    epochs: int = 20
-    learning_rate: float = 0.01  # of Adam
-    drop_epoch: int = 15  # epochs at the full learning rate
-    drop_factor: float = 10.0  # what the learning rate is divided by after them
-    batch_size: int = 256
-    seed: int = 0  # of the order of the rows
+# On the demo's backbones 120 steps read up to 12 points below logistic regression to its end.
+FEW_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Probe:
-    """K linear probes on the same rows, one for each checkpoint."""
+class Tried:
+    """One learning rate of a sweep."""
 
-    accuracy: tuple[float, ...]  # share of the test rows that are classified rightly, one of K
-    train_accuracy: tuple[float, ...]  # the same on the training rows
+    learning_rate: float
+    held_out: float | None  # top-1 on the training rows held out; None without a sweep
+    top1: float
+    top5: float | None
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Accuracy of one layer of one checkpoint on the test rows, and on what it rests."""
+
+    train: str
+    test: str
+    layer: str
+    checkpoint: str | None
+    method: str
+    dim: int
     n_classes: int
-    n_train: int
+    n_train: int  # rows that were learned from
+    n_held_out: int
     n_test: int
-    settings: ProbeSettings
+    n_unknown: int  # samples of unknown label, left out
+    top1: float
+    top5: float | None  # None where there are at most five classes
+    learning_rate: float | None  # the one that counts
+    rates: tuple[Tried, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def standard_error(self) -> float:
+        """Of top1: sqrt(p (1 - p) / m), the test rows taken as draws."""
+        return math.sqrt(self.top1 * (1 - self.top1) / self.n_test)
 
 
-def linear_probe(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    *,
-    settings: ProbeSettings | None = None,
-) -> Probe:
-    """Accuracies of K softmax classifiers on standardised embeddings.
+@dataclass(frozen=True)
+class Unprobed:
+    """A pair of files that could not be probed, and why."""
 
-        x' = (x - mean) / std                         of the training rows, each dimension
-        p  = softmax(x' W_k^T + b_k)                  W_k [C, d], b_k [C], zero at the start
-        loss = sum_k mean_i -log p[k, i, label_i]     Adam
+    train: str
+    reason: str
 
-    No checkpoint appears in another's term of the loss and Adam works element by element, so each
-    gets the result that it gets alone. A dimension that is constant on the training rows becomes
-    zero and is thereby ignored.
 
-    train, test: [K, n, d] and [K, m, d], or [n, d] and [m, d] for a single checkpoint (K = 1).
-    train_labels, test_labels: [n] and [m], integers, all >= 0. C is the largest label plus one.
-    Raises InputError if shapes disagree, a label is negative or an embedding is not finite.
+@dataclass(frozen=True)
+class Probes:
+    """All that `probe` found, in the order of the files."""
+
+    probed: tuple[Probed, ...]
+    failed: tuple[Unprobed, ...] = ()
+
+
+def probe_files(
+    trains: Sequence[Path],
+    tests: Sequence[Path | None],
+    settings: ProbeSettings,
+    watcher: Watcher | None = None,
+) -> Probes:
+    """Accuracies on the clean embeddings of feature files.
+
+    tests: the file of test rows for each of training rows; None splits the training file.
+    A pair that cannot be probed is among the failed and stops no other.
+    Raises SettingsError for settings that do not fit together, or too little --memory.
     """
-    settings = settings or ProbeSettings()
-    if train.ndim == 2 and test.ndim == 2:
-        train, test = train[None], test[None]
-    _check(train, train_labels, test, test_labels)
-    train, test = _standardise(train.float(), test.float())
-    n_classes = 1 + max(int(train_labels.max()), int(test_labels.max()))
-    labels = train_labels.to(train.device, torch.long)
-    weight, bias = _fit(train, labels, n_classes, settings)
-    return Probe(
-        accuracy=_accuracy(test, test_labels, weight, bias),
-        train_accuracy=_accuracy(train, train_labels, weight, bias),
-        n_classes=n_classes,
-        n_train=train.shape[1],
-        n_test=test.shape[1],
-        settings=settings,
+    watcher = watcher or Watcher()
+    device = find_device(settings.device)
+    rates = parse_rates(settings.learning_rates)
+    parse_size(settings.memory)
+    sweep = settings.method == "linear" and len(rates) > 1
+    members: list[Member] = []
+    failed: list[Unprobed] = []
+    for train, test in zip(trains, tests, strict=True):
+        try:
+            members += open_members(
+                train, test, settings.layer, settings.seed, hold_out=sweep, device=device
+            )
+        except LidarError as error:
+            failed.append(Unprobed(str(train), _reason(train, error)))
+    found: dict[int, Probed] = {}
+    by_labels: dict[Any, list[Member]] = {}
+    for member in members:
+        key = member.train.dim, member.train_labels.cpu().numpy().tobytes()
+        by_labels.setdefault(key, []).append(member)
+    for alike in by_labels.values():
+        for group in _groups(alike, settings, watcher):
+            found |= _probe(*group, settings, failed, watcher)
+    return Probes(tuple(found[id(m)] for m in members if id(m) in found), tuple(failed))
+
+
+def _groups(
+    alike: list[Member], settings: ProbeSettings, watcher: Watcher
+) -> Iterator[tuple[Sequence[Member], bool]]:
+    """Members that are probed together, and whether their training rows are held in memory."""
+    memory, first = parse_size(settings.memory), alike[0]
+    if settings.method != "linear":
+        for member in alike:
+            yield [member], member.train.size <= memory
+        return
+    rates = parse_rates(settings.learning_rates)
+    whole, window = memory_of(first.train, first.n_classes, len(rates))
+    least = min(whole, window)
+    if least > memory:
+        raise SettingsError(
+            f"--memory {settings.memory}: {first.train_file} needs "
+            f"{math.ceil(least / 2**20):,} MB at the least ({first.train.dim} dimensions, "
+            f"{first.n_classes} classes, {len(rates)} learning rates)"
+        )
+    hold = whole <= memory
+    if not hold:
+        watcher.note(
+            f"{first.train_file}: its rows take {first.train.size / 2**20:,.0f} MB, more than "
+            f"--memory {settings.memory} holds: they are read from the file in each epoch"
+        )
+    size = memory // (whole if hold else window)
+    for start in range(0, len(alike), size):
+        yield alike[start : start + size], hold
+
+
+def _probe(
+    group: Sequence[Member],
+    hold: bool,
+    settings: ProbeSettings,
+    failed: list[Unprobed],
+    watcher: Watcher,
+) -> dict[int, Probed]:
+    """Results by the id of the member; a member alone is failed where a whole group is."""
+    try:
+        classifiers = _classifiers(group, hold, settings, watcher)
+        return {
+            id(member): _record(member, classifier, settings)
+            for member, classifier in zip(group, classifiers, strict=True)
+        }
+    except torch.OutOfMemoryError as error:
+        raise SettingsError(
+            f"--memory {settings.memory}: the device has less; lower it: {str(error)[:80]}"
+        ) from error
+    except LidarError as error:
+        if len(group) == 1:
+            failed.append(Unprobed(group[0].train_file, _reason(Path(group[0].train_file), error)))
+            return {}
+    return {
+        key: value
+        for member in group
+        for key, value in _probe([member], hold, settings, failed, watcher).items()
+    }
+
+
+def _classifiers(
+    group: Sequence[Member], hold: bool, settings: ProbeSettings, watcher: Watcher
+) -> list[Classifier]:
+    """One for each member of the group, which is a single one unless the method is linear."""
+    first, labels, n_classes = group[0], group[0].train_labels, group[0].n_classes
+    if settings.method == "ridge":
+        return [ridge_regression(first.train, labels, n_classes, settings.ridge)]
+    if settings.method == "knn":
+        train = first.train
+        if hold:
+            train = held(torch.cat(list(train.chunks())).to(labels.device))
+        k, temperature = settings.neighbours, settings.temperature
+        return [nearest_neighbours(train, labels, n_classes, k, temperature)]
+    name = f"probing {len(group)} side by side" if len(group) > 1 else "probing"
+    fitted = fit(
+        [member.train for member in group],
+        labels,
+        n_classes,
+        parse_rates(settings.learning_rates),
+        settings,
+        hold=hold,
+        step=lambda epoch: watcher.progress(name, epoch, settings.epochs),
+    )
+    return [fitted.classifier(at) for at in range(len(group))]
+
+
+def _record(member: Member, classifier: Classifier, settings: ProbeSettings) -> Probed:
+    tested = measure(classifier, member.test, member.test_labels)
+    tried: tuple[Tried, ...] = ()
+    best = 0
+    if settings.method == "linear":
+        rates = parse_rates(settings.learning_rates)
+        kept: Sequence[Accuracy | None] = [None] * len(rates)
+        if member.held_out is not None:
+            kept = measure(classifier, member.held_out, member.held_out_labels)
+        tried = tuple(
+            Tried(rate, before.top1 if before else None, *after)
+            for rate, before, after in zip(rates, kept, tested, strict=True)
+        )
+        best = max(range(len(tried)), key=lambda at: tried[at].held_out or 0.0)
+    return Probed(
+        train=member.train_file,
+        test=member.test_file,
+        layer=member.layer,
+        checkpoint=member.provenance.get("checkpoint"),
+        method=settings.method,
+        dim=member.train.dim,
+        n_classes=member.n_classes,
+        n_train=member.train.count,
+        n_held_out=member.held_out.count if member.held_out is not None else 0,
+        n_test=member.test.count,
+        n_unknown=member.n_unknown,
+        top1=tested[best].top1,
+        top5=tested[best].top5,
+        learning_rate=tried[best].learning_rate if tried else None,
+        rates=tried,
+        warnings=(*member.warnings, *_few_steps(member, settings)),
     )
 
 
-def _check(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> None:
-    if train.ndim != 3 or test.ndim != 3 or train.shape[::2] != test.shape[::2]:
-        raise InputError(
-            "a linear probe needs training and test embeddings [K, n, d] and [K, m, d] or [n, d] "
-            f"and [m, d] with the same K and d, found {list(train.shape)} and {list(test.shape)}"
+def _few_steps(member: Member, settings: ProbeSettings) -> Iterator[str]:
+    steps = settings.epochs * math.ceil(member.train.count / settings.minibatch)
+    if settings.method == "linear" and steps < FEW_STEPS:
+        yield (
+            f"{steps} steps of Adam, too few for an embedding that learns slowly: take more "
+            "samples, or lidar probe with more --epochs or --method ridge"
         )
-    for name, rows, labels in (("train", train, train_labels), ("test", test, test_labels)):
-        if labels.shape != rows.shape[1:2] or len(labels) == 0:
-            raise InputError(
-                f"a linear probe needs one label for each {name} row, "
-                f"found {rows.shape[1]} rows and labels of shape {list(labels.shape)}"
-            )
-        if labels.is_floating_point() or int(labels.min()) < 0:
-            raise InputError(
-                f"a linear probe needs integer labels >= 0, but some {name} labels are not; "
-                "leave out samples whose label is unknown (-1)"
-            )
-        if not bool(torch.isfinite(rows).all()):
-            raise InputError(f"some {name} embeddings are not finite, so they cannot be probed")
 
 
-def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Both splits [K, n, d], [K, m, d], shifted and scaled by the moments of the training split."""
-    mean = train.mean(dim=1, keepdim=True)
-    std = train.std(dim=1, keepdim=True, correction=0)
-    # Rounding leaves a constant dimension with a tiny spread, which must not be blown up.
-    resolution = torch.finfo(train.dtype).eps * mean.abs() * math.sqrt(train.shape[1])
-    scale = torch.where(std > resolution, 1 / std, 0.0)
-    return (train - mean) * scale, (test - mean) * scale
-
-
-def _fit(
-    train: Tensor, labels: Tensor, n_classes: int, settings: ProbeSettings
-) -> tuple[Tensor, Tensor]:
-    """Weights [K, C, d] and biases [K, 1, C]."""
-    count, _, dim = train.shape
-    weight = train.new_zeros(count, n_classes, dim, requires_grad=True)
-    bias = train.new_zeros(count, 1, n_classes, requires_grad=True)
-    optimizer = torch.optim.Adam([weight, bias], lr=settings.learning_rate)
-    for epoch in range(settings.epochs):
-        drop = settings.drop_factor if epoch >= settings.drop_epoch else 1.0
-        optimizer.param_groups[0]["lr"] = settings.learning_rate / drop
-        for rows in row_batches(len(labels), epoch, settings, train.device):
-            logits = torch.baddbmm(bias, train[:, rows], weight.mT)
-            target = labels[rows].repeat(count)
-            loss = F.cross_entropy(logits.flatten(0, 1), target, reduction="sum") / len(rows)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-    return weight.detach(), bias.detach()
-
-
-def row_batches(
-    n_rows: int, epoch: int, settings: ProbeSettings, device: torch.device
-) -> Iterator[Tensor]:
-    """Batches of row numbers [<= batch_size] in the order of one epoch, the same for every K."""
-    generator = torch.Generator().manual_seed(settings.seed * settings.epochs + epoch)
-    order = torch.randperm(n_rows, generator=generator)
-    for start in range(0, n_rows, settings.batch_size):
-        yield order[start : start + settings.batch_size].to(device)
-
-
-def _accuracy(rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> tuple[float, ...]:
-    guess = torch.baddbmm(bias, rows, weight.mT).argmax(dim=2)  # [K, n]
-    right = guess == labels.to(rows.device)
-    return tuple(right.double().mean(dim=1).tolist())
+def _reason(path: Path, error: Exception) -> str:
+    return str(error).removeprefix(f"{path}: ")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,21 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import DegenerateFeatures, InputError, SettingsError
 from lidar_cli.features import is_hdf5, read_hdf5
+from lidar_cli.jobs.confidence import Confidence, confidence, without_interval
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.gather import Gathered, gather
+from lidar_cli.jobs.influences import influences
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, ScoreSettings, nearest
 
 RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
 RIDGE_REFUSAL = 0.99  # above which the readings against view noise would be against the ridge
 DEGREES_REMARK = 5  # below n (q - 1) = 5 d the within covariance is poorly determined
-NO_VIEWS = "rows without views; give --views-per-sample, or an array (n, q, d)"
+EVERY_METRIC = frozenset(METRICS)
+NO_VIEWS = {  # by what the rows are called
+    "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
+    "clean": "un-augmented embeddings alone; extract with -q 2 or more",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class Score:
     notes: dict[str, str] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)  # by kind: ridge, degrees, rows
     spectra: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    confidence: Confidence | None = None  # where it was asked for
+    influences: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def value(self, metric: str) -> float | None:
         """The value of a metric by name."""
@@ -84,7 +93,7 @@ def score_file(path: Path, settings: ScoreSettings, watcher: Watcher | None = No
     wanted = parse_metrics(settings.metrics)
     device = find_device(settings.device)
     return [
-        score(embeddings, settings, device, wanted, watcher)
+        score(embeddings, settings, device, wanted, watcher, settings.confidence)
         for embeddings in open_embeddings(path, settings)
     ]
 
@@ -124,16 +133,27 @@ def score(
     device: torch.device,
     wanted: frozenset[str],
     watcher: Watcher,
+    level: float | None = None,
+    cache: Path | None = None,
 ) -> Score:
     """The wanted metrics of one layer, in one pass over its chunks.
 
+    level: adds intervals at that level, in a second pass over the chunks.
+    cache: a folder that keeps what the second pass gave, so that it is not needed again.
     Raises InputError if a number in the file is not finite, or memory does not suffice.
     """
     if embeddings.note:
         watcher.note(embeddings.note)
-    try:
+    with enough_memory(embeddings):
         state = gather(embeddings, settings, device, wanted, watcher)
-        return _Sheet(embeddings, settings, state, wanted).score()
+        return score_gathered(embeddings, settings, state, wanted, watcher, level, cache)
+
+
+@contextmanager
+def enough_memory(embeddings: Embeddings) -> Iterator[None]:
+    """Raises InputError where the memory does not suffice for moments and spectra."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
@@ -142,6 +162,52 @@ def score(
             f"{embeddings.file}: {embeddings.layer}: not enough memory for moments of d = {d}, "
             f"{8 * d * d / 2**30:,.1f} GB each; fewer --metrics, or a larger machine"
         ) from error
+
+
+def score_gathered(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    state: Gathered,
+    wanted: frozenset[str],
+    watcher: Watcher,
+    level: float | None = None,
+    cache: Path | None = None,
+) -> Score:
+    """The wanted metrics of one layer from its moments, as `score` gives them."""
+    found = _Sheet(embeddings, settings, state, wanted).score()
+    if level is None:
+        return found
+    missing = _without_interval(found, wanted, state.rows.n)
+    sure = [name for name in METRICS if name in wanted and name not in missing]
+    known: dict[str, Tensor] = {}
+    if sure and embeddings.once is None:
+        known = influences(embeddings, settings, state, sure, watcher, cache)
+    return with_intervals(found, wanted, known, state.rows.n, level, embeddings.once)
+
+
+def with_intervals(
+    found: Score,
+    wanted: frozenset[str],
+    known: dict[str, Tensor],
+    n_rows: int,
+    level: float,
+    unknown: str | None = None,
+) -> Score:
+    """A score with the intervals that its influences, by metric, give at a level.
+
+    n_rows: what the metrics of one row a sample read.
+    unknown: why a metric has no influences that could have them.
+    """
+    values = {name: found.value(name) for name in METRICS if name in wanted}
+    missing = _without_interval(found, wanted, n_rows)
+    if unknown is not None:
+        missing = {name: missing.get(name, unknown) for name in values}
+    return replace(found, confidence=confidence(values, known, missing, level), influences=known)
+
+
+def _without_interval(found: Score, wanted: frozenset[str], n_rows: int) -> dict[str, str]:
+    values = {name: found.value(name) for name in METRICS if name in wanted}
+    return without_interval(values, found.notes, found.n_samples, n_rows, found.dim)
 
 
 class _Sheet:
@@ -190,7 +256,7 @@ class _Sheet:
             return
         views = self._state.views
         if views is None:
-            self._null(names, NO_VIEWS)
+            self._null(names, NO_VIEWS[self._embeddings.clean_name])
             return
         epsilon = self._settings.epsilon
         try:
@@ -278,7 +344,7 @@ class _Sheet:
         views = self._state.views
         names = [name for name, metric in METRICS.items() if metric.reads in ("views", "sphere")]
         if views is None:
-            self._null(names, NO_VIEWS)
+            self._null(names, NO_VIEWS[self._embeddings.clean_name])
             return
 
         def augmented() -> float:

@@ -6,8 +6,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lidar_cli.jobs.demo import Demo
-from lidar_cli.report.numbers import console, print_columns, text_of
-from lidar_cli.report.ranking import heading, print_remarks, shown
+from lidar_cli.report.numbers import console, print_columns, shown, text_of
+from lidar_cli.report.ranking import heading, print_remarks
 
 SHOWN = (
     "lidar",

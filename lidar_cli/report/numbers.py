@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,11 @@ def text_of(value: object) -> str:
         return f"{value:.2e}"
     digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
     return f"{value:.{digits}f}"
+
+
+def shown(path: str, directory: str) -> str:
+    """A path as the table shows it: below the directory that was ranked."""
+    return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
 
 
 def console() -> Console:

@@ -7,15 +7,17 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError
-from lidar_cli.jobs.rank import Group, Ranking, Row
-from lidar_cli.report.numbers import console, print_columns, text_of
+from lidar_cli.jobs.oracle import Oracle
+from lidar_cli.jobs.order import Group, Row
+from lidar_cli.jobs.rank import Ranking
+from lidar_cli.report import oracle as against
+from lidar_cli.report.numbers import console, print_columns, shown, text_of
 from lidar_cli.report.scores import record
 
 DECIDING = {  # what groups differ in -> the option that makes them alike
@@ -49,7 +51,7 @@ def top(ranking: Ranking, count: int | None) -> Ranking:
     return replace(ranking, groups=groups)
 
 
-def to_json(ranking: Ranking) -> str:
+def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
     """The contract's object."""
     document = {
         "by": ranking.by.name,
@@ -75,27 +77,29 @@ def to_json(ranking: Ranking) -> str:
         "skipped": [{"path": left.path, "reason": left.reason} for left in ranking.skipped],
         "failed": [{"path": left.path, "reason": left.reason} for left in ranking.failed],
         "warnings": list(ranking.warnings),
-        "correlation": None,
+        "correlation": against.to_record(oracle) if oracle else None,
     }
     return json.dumps(document, indent=2, allow_nan=False)
 
 
-def to_csv(ranking: Ranking) -> str:
-    """A header and a line a checkpoint."""
+def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
+    """A header and a line a checkpoint; its accuracy last, where an oracle tells it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = ["n_samples", "n_views", "dim", "layer", "delta", *METRICS]
-    writer.writerow(["group", "rank", "path", "by", "value", *names])
+    last = ["accuracy"] if oracle else []
+    writer.writerow(["group", "rank", "path", "by", "value", *names, *last])
     for at, group in enumerate(ranking.groups):
         for row in group.rows:
             values = [getattr(row.score, name) for name in names]
             cells = [at + 1, row.rank, row.path, ranking.by.name, row.value, *values]
+            cells += [oracle.accuracies.get(row.path)] if oracle else []
             writer.writerow(["" if cell is None else cell for cell in cells])
     return out.getvalue()
 
 
-def to_markdown(ranking: Ranking) -> str:
-    """A table a group."""
+def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
+    """A table a group, then those of the oracle."""
     blocks = []
     for group in ranking.groups:
         headers = ["rank", "checkpoint", *METRICS]
@@ -108,6 +112,7 @@ def to_markdown(ranking: Ranking) -> str:
             cells = [str(row.rank), path, *(text_of(row.score.value(name)) for name in METRICS)]
             lines.append("| " + " | ".join(cells) + " |")
         blocks.append("\n".join([heading(group, ranking), "", *lines]))
+    blocks += [against.to_markdown(oracle, ranking.directory)] if oracle else []
     blocks += [f"Failed: {left.path}: {left.reason}" for left in ranking.failed]
     return "\n\n".join(blocks)
 
@@ -117,8 +122,8 @@ def to_paths(ranking: Ranking) -> str:
     return "".join(f"{row.path}\n" for group in ranking.groups for row in group.rows)
 
 
-def print_tables(ranking: Ranking) -> None:
-    """An ordered table for each comparable group, then what failed or was skipped."""
+def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
+    """An ordered table for each comparable group, what failed or was skipped, then the oracle's."""
     out = console()
     names = [ranking.by.name, *(name for name in METRICS if name != ranking.by.name)]
     for at, group in enumerate(ranking.groups):
@@ -143,11 +148,8 @@ def print_tables(ranking: Ranking) -> None:
         out.print(Text(f"skipped: {where}: {left.reason}", style="dim"))
     for warning in ranking.warnings:
         out.print(Text(f"warning: {warning}", style="yellow"))
-
-
-def shown(path: str, directory: str) -> str:
-    """A path as the table shows it: below the directory that was ranked."""
-    return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
+    if oracle is not None:
+        against.print_oracle(out, oracle, ranking.directory)
 
 
 def print_remarks(out: Any, group: Group, ranking: Ranking) -> None:

@@ -1,10 +1,11 @@
-"""From images and drawn parameters to views, all views of a batch at once.
+"""From images and drawn parameters to views, many views at once.
 
 Axes: b images of any sizes, q views each, S the side of a view.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -15,45 +16,69 @@ from lidar_cli.errors import InputError
 from lidar_cli.views.draws import ViewParameters
 from lidar_cli.views.hashes import Ints
 from lidar_cli.views.recipes import Interpolation, Recipe
-from lidar_cli.views.recolour import recolour
-from lidar_cli.views.resample import Axis, resample
+from lidar_cli.views.recolour import arranged, recolour
+from lidar_cli.views.resample import Axis, Sources, floats_of, resample
+from lidar_cli.views.sums import moved
 
-# Floats of the largest intermediate of one resampling; bounds memory, not the result.
-RESAMPLING_FLOATS = 2**26
+# Floats of the largest intermediate at once; bounds memory, not the result. On a CPU it should stay
+# in the cache, for the arithmetic costs less than fetching its operands.
+CPU_FLOATS = 2**21
+GPU_FLOATS = 2**27
 COPIES = 4  # of a whole image, at most, while it is recoloured
 
 
 def make_views(
-    images: Sequence[Tensor], parameters: ViewParameters, recipe: Recipe, image_size: int
+    images: Sequence[Tensor],
+    parameters: ViewParameters,
+    recipe: Recipe,
+    image_size: int,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
 
-    The operations in the recipe's order, then normalise. Raises InputError for an image that is
-    not uint8 [h, w, 3].
+    The operations in the recipe's order, then normalise; in single precision, rounded to `dtype`
+    at the end. No bit of a view made on a CPU depends on the other views. memory_format: of the
+    views as [b q, 3, S, S]. Raises InputError for an image that is not uint8 [h, w, 3].
     """
+    _check(images)
     p = parameters
-    b, q = p.top.shape
-    full, none = np.full((b, q), image_size), np.zeros((b, q), np.int64)
-    rows = Axis(p.top, p.height, full, none, np.zeros((b, q), np.bool_))
+    full, none = np.full(p.top.shape, image_size), np.zeros_like(p.top)
+    rows = Axis(p.top, p.height, full, none, np.zeros_like(p.flip))
     columns = Axis(p.left, p.width, full, none, p.flip)
 
-    def whole_images(x: Tensor, views: Ints) -> None:
+    def before(x: Tensor, views: Ints) -> None:
         recolour(x, p, views, recipe.before_crop, recipe)
 
-    change = whole_images if set(recipe.before_crop) - {"flip"} else None
     with torch.autocast(images[0].device.type, enabled=False):
-        x = _resample_all(images, rows, columns, recipe.interpolation, image_size, change)
-        x = x.flatten(0, 1)
-        recolour(x, p, np.arange(b * q), recipe.after_crop, recipe)
-        return _normalise(x, recipe).view(b, q, *x.shape[1:])
+        boxes = _resampled(
+            images,
+            rows,
+            columns,
+            image_size,
+            recipe.interpolation,
+            arrange=lambda views: arranged(p, views),
+            change=before if set(recipe.before_crop) - {"flip"} else None,
+        )
+        finish = _Finish(p.top.size, images, recipe, image_size, dtype, memory_format)
+        for views, x in boxes:
+            recolour(x, p, views, recipe.after_crop, recipe)
+            finish.put(views, x)
+    return finish.out.view(*p.top.shape, *finish.out.shape[1:])
 
 
-def make_clean(images: Sequence[Tensor], recipe: Recipe, image_size: int) -> Tensor:
+def make_clean(
+    images: Sequence[Tensor],
+    recipe: Recipe,
+    image_size: int,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
     """Un-augmented normalised images [b, 3, S, S], as the method's linear evaluation sees them.
 
     The short side is resized to round(S clean_resize), then the centre is kept; or a centre of
     round(short side / clean_resize) pixels is cut out, then resized. An image that already is
-    S x S is left as it is. Raises InputError as `make_views` does.
+    S x S is left as it is. dtype, memory_format and Raises: as of `make_views`.
     """
     _check(images)
     sizes = np.asarray([image.shape[:2] for image in images], np.int64)  # [b, 2]
@@ -75,62 +100,114 @@ def make_clean(images: Sequence[Tensor], recipe: Recipe, image_size: int) -> Ten
         for k in (0, 1)
     )
     with torch.autocast(images[0].device.type, enabled=False):
-        x = _resample_all(images, rows, columns, recipe.clean_interpolation, image_size)
-        return _normalise(x.flatten(0, 1), recipe)
+        finish = _Finish(len(images), images, recipe, image_size, dtype, memory_format)
+        for some, x in _resampled(images, rows, columns, image_size, recipe.clean_interpolation):
+            finish.put(some, x)
+    return finish.out
 
 
-def _resample_all(
+class _Finish:
+    """The views as they are handed over, [N, 3, S, S], filled some at a time."""
+
+    def __init__(
+        self,
+        count: int,
+        images: Sequence[Tensor],
+        recipe: Recipe,
+        size: int,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format,
+    ) -> None:
+        device = images[0].device
+        self.out = torch.empty(
+            count, 3, size, size, dtype=dtype, device=device, memory_format=memory_format
+        )
+        stats = moved([np.asarray(recipe.mean), np.asarray(recipe.std)], device)
+        self.mean, self.std = (stat.float().view(3, 1, 1) for stat in stats)
+
+    def put(self, some: Ints, x: Tensor) -> None:
+        """Normalise the views `some`, in place, and store them."""
+        x.sub_(self.mean).div_(self.std)
+        (index,) = moved([some], x.device)
+        self.out[index.long()] = x.to(self.out.dtype)
+
+
+def _resampled(
     images: Sequence[Tensor],
     rows: Axis,
     columns: Axis,
-    interpolation: Interpolation,
     size: int,
+    interpolation: Interpolation,
+    arrange: Callable[[Ints], Ints] = lambda boxes: boxes,
     change: Callable[[Tensor, Ints], None] | None = None,
-) -> Tensor:
-    """Boxes [b, q] of every image, resampled to [b, q, 3, S, S] in [0, 1].
+) -> Iterator[tuple[Ints, Tensor]]:
+    """Numbers i q + j [n] of some boxes [b, q] of the images, and their pixels [n, 3, S, S].
 
-    change: what happens to the whole image before, in place; it takes a copy of the image for each
-    view, [N, 3, h, w], and the numbers i q + j of the views.
+    arrange: an order of boxes for those that come after one another. change: what happens to the
+    whole image before, in place; it takes a copy of the image for each box, [n, 3, w, h], and the
+    numbers of the boxes.
     """
-    _check(images)
-    b, q = rows.start.shape
-    out = torch.empty(b, q, 3, size, size, device=images[0].device)
-    sources, boxes = list(images), out
-    if change is not None:  # every view is a box of an image of its own
-        sources = [image for image in images for _ in range(q)]
-        boxes, rows, columns = out.view(b * q, 1, 3, size, size), rows.single(), columns.single()
-    for group in _groups(sources, boxes.shape[1] * size * 3, change is not None):
-        stack = torch.stack([sources[i] for i in group]).float().div_(255)
-        if change is not None:
-            planes = stack.permute(0, 3, 1, 2).contiguous()
-            change(planes, np.asarray(group))
-            stack = planes.permute(0, 2, 3, 1)
-        x = resample(stack, rows.of(group), columns.of(group), size, interpolation)
-        if len(group) == len(sources):
-            return x.view(out.shape)
-        for i, views in zip(group, x.view(-1, *boxes.shape[1:]), strict=True):
-            boxes[i] = views
-    return out
+    most = GPU_FLOATS
+    if images[0].device.type == "cpu":
+        most = CPU_FLOATS
+        _keep_freed_memory()
+    q = rows.start.shape[1]
+    planes = [image.permute(2, 1, 0)[None] for image in images]  # [1, 3, w, h]
+    pixels = np.asarray([image.numel() for image in images])
+    for group in _portions(pixels, most):
+        boxes = arrange(np.arange(group.start * q, group.stop * q))
+        floats = floats_of(rows.of(boxes), size)
+        if change is None:
+            sources, first = Sources.of(planes[group]), group.start
+        else:
+            floats = np.maximum(floats, COPIES * pixels[boxes // q])
+        for portion in _portions(floats, most):
+            some = boxes[portion]
+            if change is None:
+                source = some // q - first
+            else:
+                stacks, source = _changed(planes, some, q, change)
+                sources = Sources.of(stacks)
+            x = resample(sources, source, rows.of(some), columns.of(some), size, interpolation)
+            yield some, x
 
 
-def _groups(images: Sequence[Tensor], floats_a_column: int, whole: bool) -> Iterator[list[int]]:
-    """Positions of images of equal size, few enough at once for RESAMPLING_FLOATS.
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep up to 64 MB of freed memory for the next portion.
 
-    whole: the images are recoloured too, which takes a few more copies of them.
+    By default it gives memory back to the kernel and takes it anew, page by page, which was a third
+    of the time here. It keeps twice the largest block below 32 MB that was ever freed: this one,
+    of which no page is touched. Other allocators pass over it.
     """
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for i, image in enumerate(images):
-        by_size.setdefault((image.shape[0], image.shape[1]), []).append(i)
-    for (height, width), members in by_size.items():
-        floats = (floats_a_column + whole * COPIES * 3 * height) * width
-        most = max(1, RESAMPLING_FLOATS // floats)
-        for first in range(0, len(members), most):
-            yield members[first : first + most]
+    torch.empty(2**23 - 2**12)
 
 
-def _normalise(x: Tensor, recipe: Recipe) -> Tensor:
-    stats = torch.tensor([recipe.mean, recipe.std], device=x.device).view(2, 3, 1, 1)
-    return x.sub_(stats[0]).div_(stats[1])
+def _changed(
+    planes: Sequence[Tensor], boxes: Ints, q: int, change: Callable[[Tensor, Ints], None]
+) -> tuple[list[Tensor], Ints]:
+    """A changed copy of its image for each box [n]: stacks [m, 3, w, h], and its number in them."""
+    sizes = np.asarray([planes[box // q].shape for box in boxes])
+    _, kinds = np.unique(sizes, axis=0, return_inverse=True)
+    kinds = kinds.reshape(-1)  # some versions of NumPy give a column
+    order = np.argsort(kinds, kind="stable")
+    stacks = []
+    for places in np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1):
+        stack = torch.cat([planes[box // q] for box in boxes[places]]).float().div_(255)
+        change(stack, boxes[places])
+        stacks.append(stack)
+    return stacks, np.argsort(order)
+
+
+def _portions(floats: Ints, most: int) -> Iterator[slice]:
+    """Stretches of neighbours, each of one or so many that all at the largest's size fit `most`."""
+    first, largest = 0, 0
+    for k, needed in enumerate(floats.tolist()):
+        if k > first and max(largest, needed) * (k + 1 - first) > most:
+            yield slice(first, k)
+            first, largest = k, 0
+        largest = max(largest, needed)
+    yield slice(first, len(floats))
 
 
 def _check(images: Sequence[Tensor]) -> None:

@@ -1,61 +1,79 @@
 """Colour and blur operations on views [N, 3, S, S] in [0, 1], each view with its own strength.
 
-Source of the arithmetic: torchvision.transforms.functional on float images, unless another is
-named. Grey, jitter and solarisation also take whole images [N, 3, h, w].
+All but grey change x in place. Source of the arithmetic: torchvision.transforms.functional on float
+images, unless another is named. Grey, jitter and solarisation also take whole images [N, 3, h, w].
+
+Where a call could do two steps (lerp, addcmul), two calls do them: fused, the last few pixels of a
+thread's share may round otherwise than the rest, and bits would depend on the batch.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from lidar_cli.views.recipes import SOLARISE_THRESHOLD
+from lidar_cli.views.sums import weighted_rows
 
 PILLOW_PASSES = 3
 GREY = (0.2989, 0.587, 0.114)
+TINY = 1e-12  # chroma of grey, which has no hue
 
 
 def grey(x: Tensor) -> Tensor:
     """Luma [N, 1, S, S] of ITU-R BT.601 with torchvision's rounded weights."""
     r, g, b = torch.split(x, 1, dim=1)
-    return (GREY[0] * r).add_(g, alpha=GREY[1]).add_(b, alpha=GREY[2])
+    luma = r * GREY[0]
+    part = g * GREY[1]
+    return luma.add_(part).add_(torch.mul(b, GREY[2], out=part))
 
 
-def brightness(x: Tensor, factor: Tensor) -> Tensor:
+def brightness(x: Tensor, factor: Tensor) -> None:
     """Views scaled towards black; factor [N, 1, 1, 1]."""
-    return (x * factor).clamp_(0, 1)
+    x.mul_(factor).clamp_(0, 1)
 
 
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
+def contrast(x: Tensor, factor: Tensor) -> None:
     """Views scaled about the mean of their grey image; factor [N, 1, 1, 1]."""
-    mean = grey(x).mean(dim=(2, 3), keepdim=True)
-    return torch.lerp(mean, x, factor).clamp_(0, 1)
+    # Row by row, for threads would divide the sum over a single view, and round otherwise.
+    mean = grey(x).sum(dim=3, keepdim=True).double().mean(dim=2, keepdim=True).float()
+    x.mul_(factor).add_(mean.div_(x.shape[3]).mul_(1 - factor)).clamp_(0, 1)
 
 
-def saturation(x: Tensor, factor: Tensor) -> Tensor:
+def saturation(x: Tensor, factor: Tensor) -> None:
     """Views scaled about their grey image; factor [N, 1, 1, 1]."""
-    return torch.lerp(grey(x), x, factor).clamp_(0, 1)
+    centre = grey(x).mul_(1 - factor)
+    x.mul_(factor).add_(centre).clamp_(0, 1)
 
 
-def hue(x: Tensor, turn: Tensor) -> Tensor:
+def hue(x: Tensor, turn: Tensor) -> None:
     """Views with the hue turned; turn [N, 1, 1, 1] in circles.
 
-    H is the hue in sixths of a circle, V the largest channel, C = V less the smallest one:
+    H is the hue in circles, low the smallest channel, C the largest less the smallest:
 
-        channel = V - C clip(min(k, 4 - k), 0, 1),   k = (n + H) mod 6,   n = 5, 3, 1 for R, G, B
+        channel = low + 6 C clip(d - 1/6, 0, 1/6),   d = distance of H + turn + k to whole numbers,
+        k = 1/2, 1/6, -1/6 for R, G, B
 
     Equal to the way back from HSV through its six cases, without the cases.
     """
     r, g, b = torch.split(x, 1, dim=1)
-    high = x.amax(dim=1, keepdim=True)
-    chroma = high - x.amin(dim=1, keepdim=True)
-    safe = torch.where(chroma > 0, chroma, 1.0)  # grey has no hue, and chroma 0 ignores it
-    sixths = torch.where(
-        high == r, (g - b) / safe, torch.where(high == g, (b - r) / safe + 2, (r - g) / safe + 4)
-    )
-    n = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)
-    k = (sixths + 6 * turn + n).remainder_(6)
-    return high - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+    high, low = torch.maximum(r, g), torch.minimum(r, g)
+    torch.maximum(high, b, out=high)
+    torch.minimum(low, b, out=low)
+    chroma = (high - low).clamp_(min=TINY)
+    # 6 H C, by the channel that is the largest; the factors 0 and 1 choose faster than `where`.
+    h = (r - g).add_(chroma, alpha=4)
+    other = (b - r).add_(chroma, alpha=2)
+    chosen = torch.eq(g, high, out=torch.empty_like(high))
+    h.lerp_(other, chosen)
+    h.lerp_(torch.sub(g, b, out=other), torch.eq(r, high, out=chosen))
+    chroma.mul_(6)
+    h.div_(chroma).add_(turn + 1)  # positive, for frac
+    # With k + 1/2, for the distance of z to whole numbers is |frac(z + 1/2) - 1/2|.
+    torch.add(h, 1 - torch.arange(3, device=x.device).view(3, 1, 1) / 3, out=x)
+    x.frac_().sub_(0.5).abs_().sub_(1 / 6).clamp_(0, 1 / 6).mul_(chroma).add_(low)
 
 
 def solarise(x: Tensor) -> Tensor:
@@ -63,22 +81,20 @@ def solarise(x: Tensor) -> Tensor:
     return torch.where(x >= SOLARISE_THRESHOLD, 1 - x, x)
 
 
-def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+def blur(x: Tensor, sigma: Tensor, kernel: int) -> None:
     """Views under a Gaussian of `kernel` x `kernel` pixels, reflected at the borders.
 
-    x -> G x G^T,   G [S, S] the banded matrix of one axis;   sigma [N] in pixels
+    sigma [N] in pixels
     """
-    size = x.shape[-1]
-    radius = kernel // 2
+    size, radius = x.shape[-1], kernel // 2
     offset = torch.arange(-radius, radius + 1, device=x.device)
-    weight = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
-    weight = weight / weight.sum(dim=1, keepdim=True)  # [N, K]
+    weight = torch.exp(-0.5 * (offset / sigma.double()[:, None]) ** 2)
     index = (torch.arange(size, device=x.device)[:, None] + offset).abs()  # [S, K]
     index = size - 1 - (size - 1 - index).abs()
-    return _both_axes(x, _band(index, weight, size))
+    _both_axes(x, index, weight / weight.sum(dim=1, keepdim=True), 1)
 
 
-def pillow_blur(x: Tensor, sigma: Tensor) -> Tensor:
+def pillow_blur(x: Tensor, sigma: Tensor, largest: float) -> None:
     """Views under Pillow's GaussianBlur of radius sigma: three box filters along each axis.
 
     A box reaches l + 1 pixels to each side, the outermost ones with weight a < 1; the variance of
@@ -88,7 +104,7 @@ def pillow_blur(x: Tensor, sigma: Tensor) -> Tensor:
         a = (2 l + 1) (l (l + 1) - 3 s) / (6 (s - (l + 1)^2))
 
     Beyond the border lies the outermost pixel, anew for every filter. Pillow also rounds to 8 bits
-    after each of the six filters, which is not done here. sigma [N] in pixels.
+    after each of the six filters, which is not done here. sigma [N] in pixels, none over `largest`.
     Source: Gwosdek et al. 2011, Theoretical foundations of Gaussian convolution by extended box
     filtering, as Pillow uses it.
     """
@@ -96,25 +112,23 @@ def pillow_blur(x: Tensor, sigma: Tensor) -> Tensor:
     s = sigma.double() ** 2 / PILLOW_PASSES
     whole = ((12 * s + 1).sqrt() - 1).div(2).floor()
     a = (2 * whole + 1) * (whole * (whole + 1) - 3 * s) / (6 * (s - (whole + 1) ** 2))
-    reach = int(whole.max()) + 1
+    # Known without a look at sigma, for which a GPU would have to be waited for.
+    reach = math.floor((math.sqrt(4 * largest**2 + 1) - 1) / 2) + 1
     offset = torch.arange(-reach, reach + 1, device=x.device)
     inside = (whole + 1)[:, None] - offset.abs()  # pixels from the outermost one, [N, K]
     weight = torch.where(inside > 0, 1.0, torch.where(inside == 0, a[:, None], 0.0))
-    weight = (weight / (2 * (whole + a) + 1)[:, None]).float()
-    index = (torch.arange(size, device=x.device)[:, None] + offset).clamp(0, size - 1)
-    box = _band(index, weight, size)
-    return _both_axes(x, torch.linalg.matrix_power(box, PILLOW_PASSES))
+    index = (torch.arange(size, device=x.device)[:, None] + offset).clamp_(0, size - 1)
+    _both_axes(x, index, weight / (2 * (whole + a) + 1)[:, None], PILLOW_PASSES)
 
 
-def _band(index: Tensor, weight: Tensor, size: int) -> Tensor:
-    """Matrices [N, S, S] with weight [N, K] on the columns index [S, K], added where they meet."""
-    matrix = torch.zeros(len(weight), size, size, device=weight.device)
-    return matrix.scatter_add_(
-        2, index.expand(len(weight), -1, -1), weight[:, None].expand(-1, size, -1).contiguous()
-    )
-
-
-def _both_axes(x: Tensor, matrix: Tensor) -> Tensor:
-    size = x.shape[-1]
-    wide = torch.bmm(x.reshape(len(x), 3 * size, size), matrix.transpose(1, 2))
-    return torch.matmul(matrix[:, None], wide.view_as(x))
+def _both_axes(x: Tensor, index: Tensor, weight: Tensor, passes: int) -> None:
+    """Filter columns, then rows, `passes` times each, with weight [N, K] on the pixels [S, K]."""
+    n, _, size, _ = x.shape
+    first = size * torch.arange(3 * n, device=x.device).view(n, 3, 1, 1)
+    rows, weight = first + index, weight.float().view(n, 1, 1, -1)
+    filtered = x
+    for _ in range(2):
+        for _ in range(passes):
+            filtered = weighted_rows(filtered.reshape(-1, size), rows, weight)
+        filtered = filtered.transpose(2, 3)
+    x.copy_(filtered)

@@ -114,6 +114,17 @@ class Recipe:
             )
         return dataclasses.replace(self, jitter=(b, c, s, h))
 
+    def unviewed(self) -> Recipe:
+        """What un-augmented images keep of this recipe, where none has views: equal for equals."""
+        return Recipe(
+            "none",
+            mean=self.mean,
+            std=self.std,
+            clean_resize=self.clean_resize,
+            clean_crop=self.clean_crop,
+            clean_interpolation=self.clean_interpolation,
+        )
+
     def describe(self) -> dict[str, Any]:
         """Every constant, ready for JSON: two recipes are equal if these are."""
         told: dict[str, Any] = _listed(dataclasses.asdict(self))

@@ -1,0 +1,39 @@
+"""How much memory a job may still take."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+SHARE = 0.25  # of what is free, that one use of memory may take
+UNKNOWN = 4 * 2**30  # bytes taken for free where the system does not say
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def free_memory() -> int:
+    """Bytes of main memory that can be taken without swapping.
+
+    What the machine has available, or what the control group of a container or a batch job leaves,
+    whichever is less. Pages that only cache files count as free.
+    """
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
+    free = int(found[1]) * 1024 if found else UNKNOWN
+    own = re.search(r"^0::/(.*)$", _text(Path("/proc/self/cgroup")), re.MULTILINE)
+    for group in {_GROUPS / (own[1] if own else ""), _GROUPS}:
+        free = min(free, _left_in(group, free))
+    return max(0, free)
+
+
+def _left_in(group: Path, unlimited: int) -> int:
+    most, taken = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
+    if not (most.isdecimal() and taken.isdecimal()):
+        return unlimited
+    cached = re.search(r"^inactive_file (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
+    return int(most) - int(taken) + (int(cached[1]) if cached else 0)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,148 @@
+"""What lies under a directory: checkpoints by content, feature files, and what is neither."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lidar_cli.checkpoints import Description, open_checkpoint, read_contents, sha256
+from lidar_cli.checkpoints.read import as_dict
+from lidar_cli.checkpoints.recognise import recognise
+from lidar_cli.errors import InputError, LidarError, NoWeights, SettingsError
+from lidar_cli.features import is_hdf5, read_provenance
+from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import ModelSettings
+
+FEATURE_SUFFIXES = (".h5", ".hdf5")
+# Files that training scripts save beside the weights; others are told by their content.
+NOT_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)"
+)
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint file that was recognised, with the other files of the same content."""
+
+    path: Path
+    digest: str
+    description: Description
+    aliases: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """A complete feature file, not yet read."""
+
+    path: Path
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Left:
+    """A file that has no place in the order, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Survey:
+    """Every file under a directory in its place."""
+
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)  # by digest
+    features: list[FeatureFile] = field(default_factory=list)
+    skipped: list[Left] = field(default_factory=list)
+    failed: list[Left] = field(default_factory=list)
+
+    @property
+    def alone(self) -> list[FeatureFile]:
+        """Feature files whose checkpoint is not here, so that they stand for themselves."""
+        return [file for file in self.features if not self.holds(file)]
+
+    def holds(self, file: FeatureFile) -> bool:
+        """Whether the checkpoint of a feature file is here."""
+        return file.provenance.get("sha256") in self.checkpoints
+
+    def fail(self, path: Path, error: Exception) -> None:
+        """Give a file its place among the failed."""
+        self.failed.append(Left(str(path), _reason(path, error)))
+
+
+def survey(directory: Path, settings: ModelSettings, watcher: Watcher) -> Survey:
+    """Recognise every file, hash the checkpoints, and put equal content together.
+
+    Raises InputError if there is no file to look at, SettingsError for an unknown architecture.
+    """
+    found = Survey()
+    files = list(_files(directory))
+    for at, path in enumerate(files):
+        watcher.progress("reading checkpoints", at, len(files))
+        if NOT_WEIGHTS.fullmatch(path.name.lower()):
+            found.skipped.append(Left(str(path), "by its name, not model weights"))
+            continue
+        try:
+            if path.name.lower().endswith(FEATURE_SUFFIXES) and is_hdf5(path):
+                found.features.append(FeatureFile(path, read_provenance(path)))
+                continue
+            digest = sha256(path)
+            if digest in found.checkpoints:
+                found.checkpoints[digest].aliases.append(str(path))
+                continue
+            found.checkpoints[digest] = Checkpoint(path, digest, _describe(path, settings, watcher))
+        except SettingsError:
+            raise
+        except NoWeights as error:
+            found.skipped.append(Left(str(path), _reason(path, error)))
+        except (LidarError, OSError) as error:
+            found.fail(path, error)
+    if not files:
+        raise InputError(
+            f"{directory}: no checkpoint in it; expected files ending in "
+            f"{' '.join(CHECKPOINT_SUFFIXES)}, or feature files"
+        )
+    return found
+
+
+def _describe(path: Path, settings: ModelSettings, watcher: Watcher) -> Description:
+    if settings.model is not None:
+        return open_checkpoint(path, model=settings.model).description
+    contents = read_contents(path)
+    found = recognise(
+        path,
+        as_dict(contents),
+        arch=settings.arch,
+        format=settings.format,
+        branch=settings.branch,
+        layer=settings.layer,
+        config=contents.config,
+    )
+    found = replace(found, stand_ins=contents.stand_ins)
+    if found.note:
+        watcher.note(f"{path}: {found.note}")
+    return found
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    """Files by suffix, in a stable order; hidden folders, the cache among them, are left out."""
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, names in os.walk(directory, followlinks=True):
+        place = Path(folder).stat()
+        if (place.st_dev, place.st_ino) in seen:  # a link that leads back into the tree
+            subfolders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith((*CHECKPOINT_SUFFIXES, *FEATURE_SUFFIXES)):
+                yield Path(folder) / name
+
+
+def _reason(path: Path, error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text.removeprefix(f"{path}: ")

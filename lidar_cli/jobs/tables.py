@@ -1,0 +1,103 @@
+"""CSV files that other people wrote about checkpoints, and which checkpoint a line means."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lidar_cli.errors import InputError, first_line
+
+DELIMITERS = ",;\t"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file with a header."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, str], ...]  # column -> text, without spaces around it
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A line that means none of the checkpoints, or not one alone."""
+
+    path: str
+    reason: str
+
+
+def read_table(path: Path, needed: Sequence[str]) -> Table:
+    """A CSV file whose header has the `needed` columns; their names in any case.
+
+    Commas, semicolons or tabs divide it, whichever the header has most of.
+    Raises InputError if it cannot be read, lacks a column, or a line has too many or too few.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            lines = list(csv.reader(file, delimiter=max(DELIMITERS, key=header.count), strict=True))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: not a CSV file in UTF-8: {first_line(error)}; expected a header with "
+            f"{' and '.join(needed)}"
+        ) from error
+    lines = [[cell.strip() for cell in line] for line in lines if any(map(str.strip, line))]
+    columns = tuple(
+        name.lower() if name.lower() in needed else name for name in (lines[0] if lines else ())
+    )
+    for name in needed:
+        if name not in columns:
+            raise InputError(
+                f"{path}: no column {name!r}; its header is {', '.join(columns)[:200] or 'empty'}"
+            )
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{path}: two columns of its header have the same name")
+    for number, line in enumerate(lines[1:], 2):
+        if len(line) != len(columns):
+            raise InputError(
+                f"{path}: line {number} that is not empty has {len(line)} cells; "
+                f"expected {len(columns)}, as in the header"
+            )
+    return Table(path, columns, tuple(dict(zip(columns, line, strict=True)) for line in lines[1:]))
+
+
+def match(
+    table: Table, checkpoints: Iterable[tuple[str, Sequence[str]]], directory: str
+) -> tuple[dict[str, dict[str, str]], list[Unmatched]]:
+    """Path of a checkpoint -> its line, and the lines that match none.
+
+    A line's `path` is absolute, relative to the directory, as `rank` prints it, or a bare file name
+    that a single checkpoint has.
+    checkpoints: path and aliases of each.
+    Raises InputError if two lines mean the same checkpoint.
+    """
+    whole: dict[str, str] = {}  # every way to write a path -> the checkpoint
+    bare: dict[str, set[str]] = {}  # file name -> checkpoints
+    for path, aliases in checkpoints:
+        for name in (path, *aliases):
+            for written in (name, str(Path(name).absolute()), os.path.relpath(name, directory)):
+                whole[os.path.normpath(written)] = path
+            bare.setdefault(Path(name).name, set()).add(path)
+    found: dict[str, dict[str, str]] = {}
+    unmatched = []
+    for row in table.rows:
+        written = os.path.normpath(row["path"]) if row["path"] else ""
+        same = {whole[written]} if written in whole else bare.get(row["path"], set())
+        if len(same) != 1:
+            reason = f"{len(same)} checkpoints have this name" if same else "no such checkpoint"
+            unmatched.append(Unmatched(row["path"], reason))
+            continue
+        (path,) = same
+        if path in found:
+            raise InputError(
+                f"{table.path}: {row['path']} and {found[path]['path']} are the same checkpoint"
+            )
+        found[path] = row
+    return found, unmatched

@@ -1,0 +1,68 @@
+"""The moments pass over a file against the two costs that it cannot avoid."""
+
+import numpy as np
+import torch
+from harness import Goal, Line, alternate, median
+
+from lidar_cli.core.moments import HELD_NUMBERS, LEAST_HELD_ROWS
+from lidar_cli.jobs.gather import gather
+from lidar_cli.jobs.score import open_embeddings, parse_metrics
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import ScoreSettings, parse_size
+
+Q = 10
+NUMBERS = 5e7  # of the file, 200 MB
+WHAT = "the slower of: reading alone; the full product of as many rows by torch alone"
+
+
+def bench_pass(device, folder, repeats=3):
+    for d in (128, 512, 2048):
+        path = folder / "z.npy"
+        write_embeddings(path, int(NUMBERS / (Q * d)), Q, d)
+        yield measure(path, d, device, repeats)
+        path.unlink()
+
+
+def measure(path, d, device, repeats):
+    settings = ScoreSettings(device=str(device))
+    (embeddings,) = open_embeddings(path, settings)
+    n = embeddings.shape[0]
+    rows = torch.randn(max(LEAST_HELD_ROWS, HELD_NUMBERS // d), d, dtype=torch.float64).to(device)
+    scatter = torch.zeros(d, d, dtype=torch.float64, device=device)
+
+    def moments():
+        gather(embeddings, settings, torch.device(device), parse_metrics("all"), Watcher())
+
+    def read():
+        for _ in embeddings.chunks(parse_size(settings.memory)):
+            pass
+
+    def multiply():
+        for _ in range(round(n * Q / len(rows))):
+            scatter.addmm_(rows.T, rows)
+
+    seconds = alternate({"ours": moments, "read": read, "multiply": multiply}, repeats, 1, device)
+    limits = [max(pair) for pair in zip(seconds["read"], seconds["multiply"], strict=True)]
+    over = median(a / b for a, b in zip(seconds["ours"], limits, strict=True))
+    return Line(
+        "pass",
+        f"all metrics, n={n} q={Q} d={d}, .npy float32, file in the page cache",
+        WHAT,
+        "float64",
+        repeats,
+        median(seconds["ours"]),
+        median(limits),
+        "s",
+        Goal(over, "times the slower", at_most=1.25),
+        f"reading {median(seconds['read']):.3g} s, product {median(seconds['multiply']):.3g} s",
+    )
+
+
+def write_embeddings(path, n, q, d, chunk=1000):
+    """Normal embeddings [n, q, d] in float32, made chunk by chunk."""
+    generator = np.random.default_rng(0)
+    out = np.lib.format.open_memmap(path, "w+", np.float32, (n, q, d))
+    for start in range(0, n, chunk):
+        count = min(chunk, n - start)
+        out[start : start + count] = generator.standard_normal((count, q, d), np.float32)
+    out.flush()

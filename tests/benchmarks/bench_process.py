@@ -1,0 +1,124 @@
+"""Whole processes: what `lidar` takes in memory, and how soon it answers."""
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+from bench_pass import write_embeddings
+from harness import Goal, Line, Skipped, alternate, median
+
+LIDAR = [sys.executable, "-m", "lidar_cli"]
+# A child starts out with the high-water mark of the process that forks it, and this one has grown:
+# a fresh interpreter of a few MB stands between.
+MEASURE = """
+import os, subprocess, sys
+with subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL) as child:
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+print(usage.ru_maxrss)
+sys.exit(child.returncode)
+"""
+REPTRIX = """
+import sys, numpy, torch
+from reptrix import lidar
+z = torch.from_numpy(numpy.load(sys.argv[1]))
+print(lidar.get_lidar(z, z.shape[0], z.shape[1], 1e-4))
+"""
+
+
+def bench_memory(_device, folder):
+    d = 256
+    for suffix in (".npy", ".h5"):
+        peaks = {}
+        for n in (2_000, 200_000):
+            path = folder / "z.npy"
+            write_embeddings(path, n, 10, d)
+            if suffix == ".h5":
+                path = as_hdf5(path)
+            peaks[n] = peak_memory([*LIDAR, "score", str(path), "--json"])
+            path.unlink()
+        yield Line(
+            "memory",
+            f"lidar score, n=200000 q=10 d={d}, {suffix} float32",
+            "the same at n=2000",
+            "float64",
+            1,
+            peaks[200_000],
+            peaks[2_000],
+            "MB",
+            Goal(peaks[200_000] / peaks[2_000], "times the smaller file's", at_most=1.1),
+            f"importing torch alone {peak_memory([sys.executable, '-c', 'import torch']):.0f} MB",
+        )
+    yield against_reptrix(folder, n=500, q=10, d=2048)
+
+
+def against_reptrix(folder, n, q, d):
+    if importlib.util.find_spec("reptrix") is None:
+        return Skipped("memory", "against reptrix: pip install reptrix")
+    path = folder / "z.npy"
+    write_embeddings(path, n, q, d)
+    ours = peak_memory([*LIDAR, "score", str(path), "--json"])
+    theirs = peak_memory([sys.executable, "-c", REPTRIX, str(path)])
+    path.unlink()
+    return Line(
+        "memory",
+        f"lidar score, all metrics, n={n} q={q} d={d}",
+        f"reptrix {importlib.metadata.version('reptrix')} get_lidar in float32",
+        "float64",
+        1,
+        ours,
+        theirs,
+        "MB",
+        Goal(ours / theirs, "times reptrix's", at_most=0.1),
+    )
+
+
+def bench_start(_device, folder, repeats=7):
+    path = folder / "small.npy"
+    write_embeddings(path, 1000, 4, 64)  # 1 MB
+    commands = {
+        "help": [*LIDAR, "--help"],
+        "score": [*LIDAR, "score", str(path), "--json"],
+        "torch": [sys.executable, "-c", "import torch"],
+    }
+    seconds = alternate({name: runner(command) for name, command in commands.items()}, repeats)
+    took = median(seconds["help"])
+    goal = Goal(took, "s", at_most=0.3)
+    yield Line("start", "lidar --help", "nothing", "process", repeats, took, None, "s", goal)
+    more = median(a - b for a, b in zip(seconds["score"], seconds["torch"], strict=True))
+    yield Line(
+        "start",
+        "lidar score of a 1 MB file, all metrics",
+        "python -c 'import torch'",
+        "process",
+        repeats,
+        median(seconds["score"]),
+        median(seconds["torch"]),
+        "s",
+        Goal(more, "s more", at_most=0.5),
+    )
+
+
+def runner(command):
+    return lambda: subprocess.run(command, capture_output=True, check=True)
+
+
+def peak_memory(command):
+    """Largest resident size in MB of a child, as the kernel accounts for it."""
+    measured = [sys.executable, "-c", MEASURE, *command]
+    ended = subprocess.run(measured, check=True, stdout=subprocess.PIPE)
+    return int(ended.stdout) * (1 if sys.platform == "darwin" else 1024) / 2**20
+
+
+def as_hdf5(npy: Path) -> Path:
+    path, array = npy.with_suffix(".h5"), np.load(npy, mmap_mode="r")
+    with h5py.File(path, "w") as file:
+        out = file.create_dataset("embeddings", array.shape, np.float32)
+        for start in range(0, len(array), 1000):
+            out[start : start + 1000] = array[start : start + 1000]
+    npy.unlink()
+    return path

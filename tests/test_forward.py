@@ -1,0 +1,144 @@
+"""The forward pass: batch sizes from memory, number formats, compilation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from make import checkpoint, crop, encoded, environment, image_folder, network
+
+from lidar_cli import extract
+from lidar_cli.checkpoints import open_checkpoint, wrap_module
+from lidar_cli.errors import CheckpointError, SettingsError
+from lidar_cli.jobs.batch_size import MARGIN, halved_until_it_fits, samples_that_fit
+from lidar_cli.jobs.extract import extract_checkpoint
+from lidar_cli.jobs.score import score_file
+from lidar_cli.settings import ExtractSettings, ScoreSettings
+
+# Batch size
+
+
+@pytest.mark.parametrize(
+    ("free", "one", "most", "expected"),
+    [
+        (1000, 10, 256, int(100 * MARGIN)),
+        (1000, 10, 7, 7),
+        (1000, 999, 256, 1),
+        (1000, 10**6, 256, 1),  # tried nonetheless: memory that is cached may yet be freed
+        (0, 10, 256, 1),
+        (1000, 0, 256, 256),
+    ],
+)
+def test_samples_that_fit(free: int, one: int, most: int, expected: int) -> None:
+    assert samples_that_fit(free, one, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "fits", "tried"),
+    [(93, 20, [93, 46, 23, 11]), (8, 8, [8]), (1, 1, [1]), (3, 1, [3, 1])],
+)
+def test_a_batch_is_halved_until_it_fits(first: int, fits: int, tried: list[int]) -> None:
+    seen = []
+
+    def attempt(size: int) -> str:
+        seen.append(size)
+        if size > fits:
+            raise torch.OutOfMemoryError("of a device")
+        return f"done with {size}"
+
+    assert halved_until_it_fits(first, attempt) == f"done with {tried[-1]}"
+    assert seen == tried
+
+
+def test_a_sample_that_does_not_fit_is_told() -> None:
+    def attempt(size: int) -> None:
+        raise torch.OutOfMemoryError("of a device")
+
+    with pytest.raises(CheckpointError, match=r"memory does not hold one sample.*lower -q"):
+        halved_until_it_fits(4, attempt)
+
+
+# Memory format
+
+
+def test_convnets_work_channels_last(tmp_path: Path) -> None:
+    loaded = open_checkpoint(checkpoint(tmp_path / "a.pt")).to("cpu")
+    assert loaded.memory_format == torch.channels_last
+    (weight,) = (w for n, w in loaded.modules["backbone"].named_parameters() if "conv1" in n[:5])
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    own = network()
+    assert wrap_module(own).to("cpu").memory_format == torch.contiguous_format
+    assert own.backbone.conv1.weight.is_contiguous()
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1)
+    torch.save(vit.state_dict(), tmp_path / "vit.pt")
+    assert open_checkpoint(tmp_path / "vit.pt").memory_format == torch.contiguous_format
+
+
+# Number formats
+
+N, Q = 48, 4
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "vit_tiny_patch16_224"])
+def test_bfloat16_changes_lidar_by_less_than_a_percent(tmp_path: Path, arch: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(arch, num_classes=0, **({"img_size": 64} if "vit" in arch else {}))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(N):
+        (folder / f"{i:02}.png").write_bytes(encoded(crop(i, 96, 128)))
+    values = []
+    for precision in ("float32", "bfloat16"):
+        settings = ExtractSettings(
+            data=str(folder),
+            n_samples=N,
+            n_views=Q,
+            image_size=64,
+            device="cpu",
+            batch_size=8,
+            arch=arch,
+            precision=precision,  # type: ignore[arg-type]
+            output=tmp_path / f"{precision}.h5",
+        )
+        done = extract_checkpoint(tmp_path / "model.pt", settings)
+        # The scale of an untrained network's output is small: the ridge must be smaller yet.
+        (score,) = score_file(done.path, ScoreSettings(delta=1e-8, device="cpu"))
+        values.append(score.lidar)
+    assert values[0] is not None
+    assert values[1] is not None
+    assert values[0] != values[1]
+    assert abs(values[1] / values[0] - 1) < 0.01
+
+
+# Compilation
+
+
+def test_without_a_compiler_one_line_tells(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "a.pt")
+    image_folder(tmp_path / "images", 4)
+    words = ["extract", "a.pt", "--data", "images", "-n", "4", "-q", "2", "--compile"]
+    missing = {"CXX": "/nowhere/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
+    done = subprocess.run(
+        [sys.executable, "-m", "lidar_cli", *words, "--device", "cpu", "--image-size", "24"],
+        cwd=tmp_path,
+        env=environment(**missing),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: --compile: torch cannot compile for cpu here: ")
+    assert "leave out --compile" in done.stderr
+    assert not list(tmp_path.glob("*.h5*"))
+
+
+def test_a_module_of_ones_own_is_not_compiled(tmp_path: Path) -> None:
+    images = image_folder(tmp_path / "images", 4)
+    with pytest.raises(SettingsError, match="compile a module of your own where you make it"):
+        extract(network(), str(images), tmp_path / "a.h5", n_samples=4, compile=True)

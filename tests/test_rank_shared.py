@@ -1,0 +1,284 @@
+"""Many checkpoints: views drawn once for all, and scores without features on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from formats import vicreg
+from make import PROJECTED, checkpoint, image_folder
+from torch import Tensor
+
+from lidar_cli.checkpoints import open_checkpoint, sha256
+from lidar_cli.errors import DegenerateFeatures
+from lidar_cli.features import read_provenance
+from lidar_cli.jobs.confidence import Interval
+from lidar_cli.jobs.extract import run
+from lidar_cli.jobs.plan import Plan, make_plan
+from lidar_cli.jobs.rank import Ranking, rank_directory
+from lidar_cli.jobs.unstored import Unstored
+from lidar_cli.jobs.view_store import Room, ViewStore
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.samples import Samples, open_samples
+from lidar_cli.settings import ExtractSettings, RankSettings
+from lidar_cli.views import Views
+
+N, CLEAN, Q, SIZE = 11, 14, 3, 24
+SAMPLE = (Q + 1) * 3 * SIZE * SIZE * 4  # bytes of all images of one sample
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images"), CLEAN)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed in range(3):
+        checkpoint(tmp_path / "runs" / f"{seed}.pt", seed)
+    return tmp_path / "runs"
+
+
+def settings(images: Path, **more: Any) -> dict[str, Any]:
+    known = {"n_samples": N, "n_views": Q, "clean_samples": CLEAN, "image_size": SIZE}
+    return {"data": str(images), "batch_size": 4, "device": "cpu"} | known | more
+
+
+def rank(runs: Path, images: Path, **more: Any) -> Ranking:
+    return rank_directory(runs, RankSettings(**settings(images, **more)))
+
+
+def embeddings(path: Path, layer: str) -> list[np.ndarray]:
+    with h5py.File(path) as file:
+        return [file[f"embeddings/{layer}/{name}"][:] for name in ("views", "clean", "crc32")]
+
+
+def assert_equal(one: Path, two: Path, layer: str = "projector") -> None:
+    for a, b in zip(embeddings(one, layer), embeddings(two, layer), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Samples whose views were drawn, in order."""
+    seen: list[int] = []
+    draw = Views.views
+
+    def views(self: Views, images: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+        seen.extend(samples)
+        return draw(self, images, samples)
+
+    monkeypatch.setattr(Views, "views", views)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("memory", "draws"),
+    [("auto", N), ("1KB", N), ("100KB", N), ("0", 3 * N)],
+    ids=["memory", "scratch", "both", "none"],
+)
+def test_rank_draws_each_view_once(
+    runs: Path, images: Path, tmp_path: Path, drawn: list[int], memory: str, draws: int
+) -> None:
+    rank(runs, images, cache=tmp_path / "cache", view_memory=memory)
+    assert sorted(drawn) == sorted([*range(N)] * (draws // N))
+    made = sorted((tmp_path / "cache").glob("*.h5"))
+    assert len(made) == 3
+    drawn.clear()
+    rank(runs, images, cache=tmp_path / "alone", view_memory="0")
+    for path in made:
+        assert_equal(path, tmp_path / "alone" / path.name)
+    drawn.clear()
+    rank(runs, images, cache=tmp_path / "cache", view_memory=memory)
+    assert drawn == []
+
+
+def test_each_recipe_has_views_of_its_own(
+    runs: Path, images: Path, tmp_path: Path, drawn: list[int]
+) -> None:
+    weights = vicreg().tree["model"]
+    for epoch in (1, 2):  # other bytes, the same model
+        torch.save({"epoch": epoch, "model": dict(weights)}, runs / f"vicreg-{epoch}.pt")
+    rank(runs, images, cache=tmp_path / "cache", layer="backbone")
+    assert sorted(drawn) == sorted([*range(N)] * 2)  # of two recipes, for five checkpoints
+    rank(runs, images, cache=tmp_path / "alone", layer="backbone", view_memory="0")
+    made = list((tmp_path / "cache").glob("*.h5"))
+    assert len(made) == 5
+    assert len({json.dumps(read_provenance(path)["views"]) for path in made}) == 2
+    for path in made:
+        assert_equal(path, tmp_path / "alone" / path.name, "backbone")
+
+
+def planned(path: Path, images: Path, batch_size: int) -> tuple[Plan, Samples, ExtractSettings]:
+    known = ExtractSettings(**settings(images, batch_size=batch_size))
+    samples = open_samples(known)
+    description = open_checkpoint(path).description
+    return make_plan(description, str(path), sha256(path), samples, known, CPU), samples, known
+
+
+@pytest.mark.parametrize("kept", [0, 3 * SAMPLE, 100 * SAMPLE])
+def test_views_kept_at_one_batch_size_serve_another(
+    runs: Path, images: Path, tmp_path: Path, kept: int
+) -> None:
+    with ViewStore(Room(0, kept, 5 * SAMPLE), CPU, tmp_path) as store:
+        for name, batch_size in (("0.pt", 5), ("1.pt", 3), ("2.pt", 14)):
+            plan, samples, known = planned(runs / name, images, batch_size)
+            outputs = [tmp_path / f"{name}-{how}.h5" for how in ("store", "alone")]
+            for output, shared in zip(outputs, (store, None), strict=True):
+                loaded = open_checkpoint(runs / name)
+                run(plan, loaded, samples, known, output, CPU, Watcher(), shared)
+            assert_equal(*outputs)
+        assert 0 in store
+
+
+# Without features on disk
+
+
+def assert_alike(found: Ranking, expected: Ranking) -> None:
+    """The same rows in the same order, their numbers equal to rounding."""
+    rows, others = (
+        [row for group in ranking.groups for row in group.rows] for ranking in (found, expected)
+    )
+    assert [row.path for row in rows] == [row.path for row in others]
+    for row, other in zip(rows, others, strict=True):
+        assert row.rank == other.rank
+        assert row.tied_with == other.tied_with
+        assert row.score.notes == other.score.notes
+        told, wanted = (vars(each.score) for each in (row, other))
+        for name, value in wanted.items():
+            if isinstance(value, float):
+                assert told[name] == pytest.approx(value, rel=1e-9), name
+            elif isinstance(value, int | str) and name != "file":
+                assert told[name] == value
+        assert_same_intervals(row.score.confidence, other.score.confidence)
+
+
+def assert_same_intervals(found: Any, expected: Any) -> None:
+    assert found.level == expected.level
+    assert found.intervals.keys() == expected.intervals.keys()
+    for name, interval in expected.intervals.items():
+        got: Interval = found.intervals[name]
+        assert got.reason == interval.reason
+        if interval.se is not None:
+            assert got.se == pytest.approx(interval.se, rel=1e-6)
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+# Small chunks, so that moments are added in several steps, and at n > 2 d there are intervals.
+@pytest.mark.parametrize("more", [{}, {"memory": "700B"}, {"storage": "float16"}])
+def test_without_store_the_scores_are_the_same(
+    runs: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    many = image_folder(tmp_path / "many", 2 * PROJECTED + 4)
+    more = {"n_samples": 2 * PROJECTED + 2, "clean_samples": 2 * PROJECTED + 4} | more
+    stored = rank(runs, many, cache=tmp_path / "stored", **more)
+    cache = tmp_path / "cache"
+    found = rank(runs, many, cache=cache, store=False, **more)
+    assert_alike(found, stored)
+    assert any(row.interval.se is not None for group in found.groups for row in group.rows)
+    assert {Path(name).suffix for name in files(cache)} == {".score"}
+    assert sum(path.stat().st_size for path in cache.iterdir()) < 3 * 20_000
+
+
+def test_without_store_a_second_run_reads_the_scores(
+    runs: Path, images: Path, tmp_path: Path, drawn: list[int]
+) -> None:
+    known = {"cache": tmp_path / "cache", "store": False}
+    first = rank(runs, images, **known)
+    before = files(tmp_path / "cache")
+    assert len(before) == 3
+    drawn.clear()
+    again = rank(runs, images, **known)
+    assert_alike(again, first)
+    for group in again.groups:
+        for row in group.rows:
+            assert row.score.spectra.keys() == {"lda", "gram", "covariance"}
+    rank(runs, images, **known, by="pillai", confidence=0.5)
+    assert drawn == []
+    assert files(tmp_path / "cache") == before
+    rank(runs, images, **known, delta=0.1)
+    assert len(files(tmp_path / "cache")) == 6
+    assert sorted(drawn) == [*range(N)]
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", None])
+def test_a_damaged_score_is_made_anew(
+    runs: Path, images: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    known = {"cache": tmp_path / "cache", "store": False}
+    first = rank(runs, images, **known)
+    one, two, _ = sorted((tmp_path / "cache").iterdir())
+    one.write_bytes(two.read_bytes() if content is None else content)
+    assert_alike(rank(runs, images, **known), first)
+    assert one.read_bytes() != (two.read_bytes() if content is None else content)
+
+
+def test_without_store_features_that_exist_are_read(
+    runs: Path, images: Path, tmp_path: Path, drawn: list[int]
+) -> None:
+    known = {"cache": tmp_path / "cache"}
+    stored = rank(runs, images, **known)
+    drawn.clear()
+    assert_alike(rank(runs, images, **known, store=False), stored)
+    assert drawn == []
+
+
+def test_a_score_alone_does_not_stand_for_features(
+    runs: Path, images: Path, tmp_path: Path
+) -> None:
+    known = {"cache": tmp_path / "cache"}
+    rank(runs, images, **known, store=False)
+    rank(runs, images, **known)
+    assert len(list((tmp_path / "cache").glob("*.h5"))) == 3
+
+
+def test_embeddings_that_do_not_fit_have_no_second_pass(runs: Path, images: Path) -> None:
+    plan, _, _ = planned(runs / "0.pt", images, 4)
+    size = 4 * PROJECTED * (N * Q + CLEAN)
+    known = RankSettings(**settings(images))
+    rows = torch.randn(N, Q, PROJECTED), torch.randn(CLEAN, PROJECTED)
+    for room, kept in ((size - 1, False), (size, True)):
+        sink = Unstored(plan, "some", known, CPU, room)
+        sink.write(range(8), {"projector": rows[0][:8]}, {"projector": rows[1][:8]})
+        assert not sink.done.all()
+        sink.write(range(8, CLEAN), {"projector": rows[0][8:]}, {"projector": rows[1][8:]})
+        assert sink.done.all()
+        assert (sink.embeddings.once is None) == kept
+        assert sink.gathered.views is not None
+        assert (sink.gathered.views.n, sink.gathered.rows.n) == (N, CLEAN)
+        mean = rows[0].double().mean(dim=(0, 1))
+        assert torch.allclose(sink.gathered.views.class_means.mean, mean, rtol=0, atol=1e-12)
+        if kept:
+            (chunk,) = (c for c in sink.embeddings.chunks(10**9) if c.views is not None)
+            assert chunk.views is not None
+            assert torch.equal(chunk.views, rows[0])
+        else:
+            assert sink.embeddings.once is not None
+            assert "leave out --no-store" in sink.embeddings.once
+
+
+def test_without_store_numbers_are_refused_as_a_file_refuses_them(runs: Path, images: Path) -> None:
+    plan, _, _ = planned(runs / "0.pt", images, 4)
+    for storage, value, text in (
+        ("float32", float("nan"), "the embedding of sample 5 holds NaN or Inf"),
+        ("float16", 1e5, "overflows float16"),
+    ):
+        layout = replace(plan.layout, storage=storage)
+        sink = Unstored(
+            replace(plan, layout=layout), "some", RankSettings(**settings(images)), CPU, 10**9
+        )
+        views, clean = torch.zeros(4, Q, PROJECTED), torch.zeros(4, PROJECTED)
+        views[2, 1, 3] = value
+        with pytest.raises(DegenerateFeatures, match=text):
+            sink.write(range(3, 7), {"projector": views}, {"projector": clean})
