@@ -71,6 +71,19 @@ def n_above_noise(z, delta):
     return sum(1 for value in lda_spectrum(z, delta) if value > limit)
 
 
+def largest_of_noise(n, q, d, point=2.0234):
+    """Johnstone 2008: log(theta / (1 - theta)) of the largest root theta of B against A + B, with A
+    of n (q - 1) and B of n - 1 degrees of freedom, is Tracy-Widom about mu with scale sigma."""
+    a, b = n * (q - 1), n - 1
+    gamma = 2 * math.asin(((min(d, b) - 1 / 2) / (a + b - 1)) ** (1 / 2))
+    phi = 2 * math.asin(((max(d, b) - 1 / 2) / (a + b - 1)) ** (1 / 2))
+    mu = 2 * math.log(math.tan((phi + gamma) / 2))
+    cube = 16 / (a + b - 1) ** 2
+    cube /= math.sin(phi + gamma) ** 2 * math.sin(phi) * math.sin(gamma)
+    theta = 1 / (1 + math.exp(-(mu + point * cube ** (1 / 3))))
+    return (theta / (1 - theta)) * (a / b) / q
+
+
 def corrected(z, delta):
     """lambda^c_k = max(h lambda_k - 1/q, 0)."""
     n, q, d = z.shape

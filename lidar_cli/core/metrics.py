@@ -17,7 +17,8 @@ from torch import Tensor
 from lidar_cli.core.moments import SphereMoments
 from lidar_cli.errors import DegenerateFeatures
 
-EDGE_MARGIN = 1.1  # finite samples blur Wachter's edge; pure noise stays below 1.1 of it
+EDGE_MARGIN = 1.1  # finite samples blur Wachter's edge; at usual sizes noise stays below 1.1 of it
+TRACY_WIDOM_99 = 2.0234  # 99 % point of the Tracy-Widom law of real matrices (beta = 1)
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
 
 
@@ -142,17 +143,47 @@ def n_above_noise(eigenvalues: Tensor, n: int, q: int) -> int:
     return int((eigenvalues > EDGE_MARGIN * noise_edge(n, q, len(eigenvalues))).sum())
 
 
+def largest_of_noise(n: int, q: int, d: int) -> float:
+    """What the largest eigenvalue of Gaussian view noise exceeds in one draw of a hundred.
+
+        b = n - 1,  w = n (q - 1)                                       degrees of freedom
+        sin^2(g/2) = (min(d, b) - 1/2) / (b + w - 1),   sin^2(f/2) = (max(d, b) - 1/2) / (b + w - 1)
+        mu = 2 log tan((f + g)/2)
+        sigma^3 = 16 / ((b + w - 1)^2 sin^2(f + g) sin f sin g)
+        limit = w / (q b) exp(mu + sigma t),   t the 99 % point of the Tracy-Widom law
+
+    Unlike a fixed margin on Wachter's edge it grows as n falls.
+    Source: Johnstone 2008, "Multivariate analysis and Jacobi ensembles", theorem 1, for the largest
+    root of a double Wishart pair. Raises DegenerateFeatures as `inverse_bias`.
+    """
+    inverse_bias(n, q, d)
+    b, w = n - 1, n * (q - 1)
+    few, many = sorted((d, b))
+    g = 2 * math.asin(math.sqrt((few - 0.5) / (b + w - 1)))
+    f = 2 * math.asin(math.sqrt((many - 0.5) / (b + w - 1)))
+    spread = math.sin(f + g) ** 2 * math.sin(f) * math.sin(g)
+    sigma = (16 / ((b + w - 1) ** 2 * spread)) ** (1 / 3)
+    return w / (q * b) * math.tan((f + g) / 2) ** 2 * math.exp(sigma * TRACY_WIDOM_99)
+
+
 def corrected_spectrum(eigenvalues: Tensor, n: int, q: int) -> Tensor:
     """lambda^c = max(h lambda - 1/q, 0) [d]: the LDA spectrum less its noise floor.
 
     A class mean of q views still carries 1/q of the view noise, so that every direction keeps an
     eigenvalue near 1/q.
     Raises DegenerateFeatures as `inverse_bias`, and "nothing above view noise" if no eigenvalue
-    clears the noise edge: the readings below would then report noise.
+    clears both the noise edge and what noise reaches at this n: the readings below would then
+    report noise.
     """
-    h = inverse_bias(n, q, len(eigenvalues))
+    d = len(eigenvalues)
+    h = inverse_bias(n, q, d)
     if n_above_noise(eigenvalues, n, q) == 0:
         raise DegenerateFeatures("nothing above view noise: no eigenvalue clears the noise edge")
+    if not bool(eigenvalues[0] > largest_of_noise(n, q, d)):
+        raise DegenerateFeatures(
+            f"nothing above view noise: at n = {n} noise alone reaches the largest eigenvalue in "
+            "more than one draw of a hundred; raise n"
+        )
     return (h * eigenvalues - 1.0 / q).clamp_min(0.0)
 
 
