@@ -267,7 +267,9 @@ class ProbeSettings(DeviceSettings):
     ridge: Constant = setting(1.0, "--ridge", help="Of ridge, in units of a standardised row.")
     seed: int = setting(0, "--seed", help="Seed of splits and of the order of rows.")
     memory: str = setting(
-        "4GB", "--memory", help="Of training side by side; what exceeds it is read again and again."
+        "4GB",
+        "--memory",
+        help="Held while training; rows beyond it are read from the file in each epoch.",
     )
 
 

@@ -10,7 +10,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from lidar_cli.jobs import correlate as correlate_module
 from lidar_cli.jobs.correlate import Correlation, correlate, draws, resampled
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 
 
 def score(**metrics: float | None) -> Score:

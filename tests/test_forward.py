@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
-from make import checkpoint, crop, encoded, environment, image_folder, network
+from make import checkpoint, environment, image_folder, network
 
 from lidar_cli import extract
 from lidar_cli.checkpoints import open_checkpoint, wrap_module
@@ -80,39 +82,26 @@ def test_convnets_work_channels_last(tmp_path: Path) -> None:
 
 # Number formats
 
-N, Q = 48, 4
 
-
-@pytest.mark.parametrize("arch", ["resnet18", "vit_tiny_patch16_224"])
-def test_bfloat16_changes_lidar_by_less_than_a_percent(tmp_path: Path, arch: str) -> None:
-    torch.manual_seed(0)
-    model = timm.create_model(arch, num_classes=0, **({"img_size": 64} if "vit" in arch else {}))
-    torch.save(model.state_dict(), tmp_path / "model.pt")
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for i in range(N):
-        (folder / f"{i:02}.png").write_bytes(encoded(crop(i, 96, 128)))
-    values = []
-    for precision in ("float32", "bfloat16"):
-        settings = ExtractSettings(
-            data=str(folder),
-            n_samples=N,
-            n_views=Q,
-            image_size=64,
-            device="cpu",
-            batch_size=8,
-            arch=arch,
-            precision=precision,  # type: ignore[arg-type]
-            output=tmp_path / f"{precision}.h5",
-        )
-        done = extract_checkpoint(tmp_path / "model.pt", settings)
-        # The scale of an untrained network's output is small: the ridge must be smaller yet.
-        (score,) = score_file(done.path, ScoreSettings(delta=1e-8, device="cpu"))
-        values.append(score.lidar)
-    assert values[0] is not None
-    assert values[1] is not None
-    assert values[0] != values[1]
-    assert abs(values[1] / values[0] - 1) < 0.01
+@pytest.mark.parametrize("layer", ["backbone", "projector"])
+def test_reduced_precision_changes_lidar_by_less_than_a_percent(tmp_path: Path, layer: str) -> None:
+    # BatchNorm has the statistics of photographs: the spread of the embeddings is that of a trained
+    # network's. Seen: 0.23 % at most; of trained checkpoints of the demo 0.52 %.
+    checkpoint(tmp_path / "a.pt")
+    folder = image_folder(tmp_path / "images", 48)
+    values = {}
+    for precision in ("float32", "bfloat16", "float16"):
+        known: dict[str, Any] = {"precision": precision, "layer": layer, "image_size": 32}
+        settings = ExtractSettings(data=str(folder), n_samples=48, n_views=4, device="cpu", **known)
+        output = tmp_path / f"{precision}.h5"
+        done = extract_checkpoint(tmp_path / "a.pt", replace(settings, output=output))
+        (score,) = score_file(done.path, ScoreSettings(device="cpu"))
+        values[precision] = score.value("lidar")
+    full = values.pop("float32")
+    assert full is not None
+    for value in values.values():
+        assert value is not None
+        assert 0 < abs(value / full - 1) < 0.01
 
 
 # Compilation

@@ -22,8 +22,8 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.correlate import correlate
 from lidar_cli.jobs.hyperparameters import from_checkpoints, from_table, slices, telling
-from lidar_cli.jobs.score import Score
 from lidar_cli.jobs.selection import by_hyperparameter, select
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.jobs.tables import match, read_table
 
 N, Q, SIZE = 24, 4, 24
@@ -69,7 +69,9 @@ def test_tables_as_people_write_them(tmp_path: Path, text: str) -> None:
         ("path,accuracy\na,1\nb", "line 3 that is not empty has 1 cells; expected 2"),
         ("path,accuracy\na,1,2", "line 2 that is not empty has 3 cells; expected 2"),
         (b"path,accuracy\n\xff\xfe,1", "not a CSV file in UTF-8"),
-        (b"path,accuracy\na\0b,x\n", "accuracy 'x' is not a number"),
+        (b"path,accuracy\na\0b,1\n", "line 2 that is not empty has a control character"),
+        ('path,accuracy,"a\nb"\n', "line 1 that is not empty has a control character"),
+        ("path,accuracy\n\x1b[31mred.pt,1", "line 2 that is not empty has a control character"),
         ('path,accuracy\n"a,1', "not a CSV file in UTF-8: unexpected end of data"),
         ("path,accuracy\n" + "a" * 200_000 + ",1", "field larger than field limit"),
         ("path,accuracy\na,good", "a: accuracy 'good' is not a number"),
@@ -421,3 +423,17 @@ def test_probes_need_labels(tmp_path: Path, rank: Shell) -> None:
     done = rank(runs, "--oracle", "probe", "--data", flat)
     assert done.returncode == 3
     assert "has no labels; name data with classes" in done.stderr
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path, rank: Shell) -> None:
+    runs = sweep(tmp_path / "runs")
+    text = "path,accuracy\n" + "".join(f"{k}/last.pt,0.{k + 1}\n" for k in range(6)) + "[/x],1\n"
+    lines = "".join(f"{k}/last.pt,{k % 2}\n" for k in range(6))
+    params = written(tmp_path / "p.csv", f"path,[/red]|lr\n{lines}")
+    table = written(tmp_path / "a.csv", text)
+    done = rank(runs, "--oracle", table, "--params", params)
+    assert "by [/red]|lr" in done.stdout
+    assert "not matched: [/x]: no such checkpoint" in done.stdout
+    assert (
+        "by [/red]\\|lr" in rank(runs, "--oracle", table, "--params", params, "--markdown").stdout
+    )

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lidar_cli.core.moments import HELD_NUMBERS, Moments, RowMoments
+from lidar_cli.core.pieces import one_thread
 from lidar_cli.core.products import LEAST_STRIP, STRIPS, add_products, mirrored
 
 
@@ -75,3 +76,13 @@ def test_what_is_not_wanted_stays_empty_and_the_rest_is_the_same():
     assert torch.equal(sphere.sphere.squares, whole.sphere.squares)
     assert torch.equal(sphere.sphere.distances, whole.sphere.distances)
     assert (sphere.class_means.n, sphere.within.numel()) == (0, 0)
+
+
+def test_the_number_of_threads_is_what_it_was():
+    threads = torch.get_num_threads()
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ZeroDivisionError), one_thread():
+        _ = 1 / 0
+    assert torch.get_num_threads() == threads

@@ -26,7 +26,7 @@ from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.order import Row, order
 from lidar_cli.jobs.rank import find_metric, rank_directory
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 N, Q, SIZE = 24, 4, 24
@@ -186,7 +186,7 @@ def test_each_metric_has_its_direction(by: str, direction: str, expected: list[s
     metric = find_metric(by)
     assert metric.direction == direction
     rows = [row("small", 0.2), row("big", 3.0), row("also near", 0.8), row("near one", 1.125)]
-    ordered = order([*rows, row("null", None)], metric)
+    ordered = order([*rows, row("null", None)], metric, 0.95)
     assert [each.path for each in ordered] == [*expected, "null"]
     assert [each.rank for each in ordered] == [1, 2, 3, 4, 5]
     assert ordered[-1].reason == "too few samples"
@@ -194,7 +194,7 @@ def test_each_metric_has_its_direction(by: str, direction: str, expected: list[s
 
 def test_equal_values_share_a_rank_and_name_each_other() -> None:
     rows = [row("d", 1.0), row("b", 2.0), row("c", 2.0), row("a", 1.5), row("e", 2.0)]
-    ordered = order([*rows, row("y", None), row("x", None)], METRICS["lidar"])
+    ordered = order([*rows, row("y", None), row("x", None)], METRICS["lidar"], 0.95)
     assert [(each.path, each.rank) for each in ordered] == [
         ("b", 1),
         ("c", 1),

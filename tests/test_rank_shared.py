@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from formats import vicreg
-from make import PROJECTED, checkpoint, image_folder
+from make import PROJECTED, checkpoint, image_folder, lidar_here
 from torch import Tensor
 
 from lidar_cli.checkpoints import open_checkpoint, sha256
@@ -72,9 +73,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     draw = Views.views
 
-    def views(self: Views, images: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+    def views(self: Views, images: Sequence[Tensor], samples: Sequence[int], **more: Any) -> Tensor:
         seen.extend(samples)
-        return draw(self, images, samples)
+        return draw(self, images, samples, **more)
 
     monkeypatch.setattr(Views, "views", views)
     return seen
@@ -282,3 +283,54 @@ def test_without_store_numbers_are_refused_as_a_file_refuses_them(runs: Path, im
         views[2, 1, 3] = value
         with pytest.raises(DegenerateFeatures, match=text):
             sink.write(range(3, 7), {"projector": views}, {"projector": clean})
+
+
+# The command
+
+
+@pytest.fixture
+def command(
+    runs: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`lidar rank` on the three checkpoints, with more options."""
+
+    def run_it(*more: object) -> subprocess.CompletedProcess[str]:
+        words = ["rank", runs, "--data", images, "-n", N, "-q", Q, "--image-size", SIZE]
+        words += ["--batch-size", 4, "--device", "cpu", *more]
+        return lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
+
+    return run_it
+
+
+def test_the_json_is_the_same_without_store(
+    tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    stored = command("--json", "--cache", tmp_path / "stored")
+    unstored = command("--json", "--cache", tmp_path / "cache", "--no-store")
+    assert (stored.returncode, unstored.returncode) == (0, 0)
+    assert_json_alike(json.loads(unstored.stdout), json.loads(stored.stdout))
+    again = command("--json", "--cache", tmp_path / "cache", "--no-store")
+    assert again.stdout == unstored.stdout
+
+
+def assert_json_alike(found: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_json_alike(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_json_alike(one, other)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-8)
+    else:
+        assert found == expected
+
+
+def test_a_mistyped_memory_is_wrong_usage(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = command("--view-memory", "much")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'much' is not a memory size" in done.stderr

@@ -16,7 +16,8 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.features import FeatureWriter, Layout
 from lidar_cli.jobs.gather import CHUNKS_IN_MEMORY
-from lidar_cli.jobs.score import NO_VIEWS, parse_metrics, score_file
+from lidar_cli.jobs.score import parse_metrics, score_file
+from lidar_cli.jobs.sheet import NO_VIEWS
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.report.scores import to_json
 from lidar_cli.settings import ScoreSettings

@@ -127,7 +127,8 @@ def test_an_unknown_key_names_the_nearest(config: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "config", "environment", "text"),
     [
-        ({"n_views": 0}, "", {}, "--n-views = 0: input should be greater than or equal to 1"),
+        ({"n_samples": 0}, "", {}, "--n-samples = 0: input should be greater than or equal to 1"),
+        ({"n_views": -1}, "", {}, "--n-views = -1: input should be greater than or equal to 0"),
         ({}, "n_views = 'ten'", {}, "n_views (from given.toml) = 'ten': input should be a valid"),
         ({}, "n_views = 2.5", {}, "n_views (from given.toml) = 2.5: input should be a valid integ"),
         ({}, "layer = 3", {}, "layer (from given.toml) = 3: input should be a valid string"),

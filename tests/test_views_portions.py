@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_cli.views import Views, find_recipe
-from lidar_cli.views.augment import make_clean, make_views
+from lidar_cli.views.augment import make_views
 from lidar_cli.views.draws import ViewParameters, draw
 from lidar_cli.views.methods import RECIPES
 from lidar_cli.views.recipes import Recipe
@@ -69,17 +69,17 @@ def test_no_bit_of_a_clean_image_depends_on_its_batch(two_threads, images, name)
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_views_come_in_the_form_that_is_asked_for(images, dtype, layout):
+@pytest.mark.parametrize("name", ["simclr", "identity"])
+def test_views_come_in_the_form_that_is_asked_for(images, name, dtype, layout):
     """The pixels are those of single precision, rounded once."""
-    recipe = find_recipe("simclr", "imagenet")
-    p = draw(recipe, 3, range(len(images)), sizes_of(images), 3)
-    views = make_views(images, p, recipe, 32, dtype, layout)
-    assert views.shape == (len(images), 3, 3, 32, 32)
-    assert views.flatten(0, 1).is_contiguous(memory_format=layout)
-    assert torch.equal(views, make_views(images, p, recipe, 32).to(dtype))
-    clean = make_clean(images, recipe, 32, dtype, layout)
+    views = Views(find_recipe(name, "imagenet"), 3, 3, 32)
+    made = views.views(images, range(5), dtype, layout)
+    assert made.shape == (5, 3, 3, 32, 32)
+    assert made.flatten(0, 1).is_contiguous(memory_format=layout)
+    assert torch.equal(made, views.views(images, range(5)).to(dtype))
+    clean = views.clean(images, dtype, layout)
     assert clean.is_contiguous(memory_format=layout)
-    assert torch.equal(clean, make_clean(images, recipe, 32).to(dtype))
+    assert torch.equal(clean, views.clean(images).to(dtype))
 
 
 def boxed(images: list[torch.Tensor], recipe: Recipe, boxes: list[list[int]]) -> ViewParameters:

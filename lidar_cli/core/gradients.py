@@ -102,7 +102,7 @@ def of_lda(
         return found
     d = len(eigenvalues)
     signal = metrics.corrected_spectrum(eigenvalues, n, q)
-    clipped = metrics.inverse_bias(n, q, d) * (signal > 0)
+    clipped = metrics.inverse_bias(n, q, d) * (signal > 0).to(signal)
     bulk = eigenvalues <= metrics.EDGE_MARGIN * metrics.noise_edge(n, q, d)
     for name in readings.keys() & wanted:
         found[name] = _halved(clipped * readings[name](signal), bulk)

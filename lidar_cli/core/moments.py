@@ -10,18 +10,14 @@ all digits once the mean is large beside the spread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from lidar_cli.core.pieces import one_thread, pieces
 from lidar_cli.core.products import add_products, mirrored
 
 Device = torch.device | str
 
-# Numbers of a piece, on which all elementwise work is done in float64: 1 MB stays in the cache, and
-# a GPU, which has no such need, wants more to do at a time.
-PIECE_NUMBERS = {"cpu": 2**17, "cuda": 2**21}
 HELD_NUMBERS = 2**21  # of rows held for one product, 16 MB; but for the product's sake at least
 LEAST_HELD_ROWS = 1024
 
@@ -76,7 +72,11 @@ class RowMoments:
     def scatter(self) -> Tensor:
         """Sum over rows of (row - mean)(row - mean)^T, [d, d]."""
         centred = self.centred_rows()
-        return mirrored(self._fold()) if centred is None else centred.T @ centred
+        if centred is None:
+            return mirrored(self._fold())
+        scatter = centred.new_zeros(self.dim, self.dim)
+        add_products(scatter, centred)
+        return mirrored(scatter)
 
     def scatter_trace(self) -> Tensor:
         """Sum over rows of |row - mean|^2."""
@@ -224,15 +224,18 @@ class Moments:
             raise ValueError(
                 f"expected a chunk [c, {self.n_views}, {self.dim}], got {tuple(chunk.shape)}"
             )
-        for piece in pieces(chunk, self.device):
-            if self._wants_scatters:
-                means = piece.mean(dim=1)
+        for part in pieces(chunk, self.device):
+            room = self._room(len(part)) if self._wants_scatters else None
+            with one_thread():
+                piece = part.to(torch.float64)
+                if room is not None:
+                    means = piece.mean(dim=1)
+                    torch.sub(piece, means[:, None], out=room)
+                if self._wants_sphere:
+                    self.sphere.update(piece)
+            if room is not None:
                 self.class_means.update(means)
-                if self.n_views > 1:
-                    torch.sub(piece, means[:, None], out=self._room(len(piece)))
-            if self._wants_sphere:
-                self.sphere.update(piece)
-            self.n += len(piece)
+            self.n += len(part)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples together; neither operand changes.
@@ -269,15 +272,6 @@ class Moments:
     def _multiply(self) -> None:
         add_products(self._within, self._residuals[: self._n_residuals])
         self._n_residuals = 0
-
-
-def pieces(chunk: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """A chunk [c, ...] in float64 on the device, in pieces that the cache holds."""
-    numbers_a_sample = max(1, chunk[:1].numel())
-    most = max(1, PIECE_NUMBERS[device.type] // numbers_a_sample)
-    for piece in torch.split(chunk.to(device), most):
-        if len(piece):
-            yield piece.to(torch.float64)
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -152,8 +152,9 @@ def _draw(work: Pass, fresh: dict[int, Tensor]) -> dict[int, tuple[Tensor, Tenso
     if not fresh:
         return {}
     below = [i for i in fresh if i < work.plan.layout.n_samples]
-    views = work.plan.views.views([fresh[i] for i in below], below) if below else ()
-    clean = work.plan.views.clean(list(fresh.values()))
+    maker, lie = work.plan.views, work.loaded.memory_format
+    views = maker.views([fresh[i] for i in below], below, memory_format=lie) if below else ()
+    clean = maker.clean(list(fresh.values()), memory_format=lie)
     of_views = dict(zip(below, views, strict=True))
     drawn = {i: (of_views.get(i, one[None][:0]), one) for i, one in zip(fresh, clean, strict=True)}
     if work.store is not None:

@@ -16,7 +16,8 @@ from lidar_cli.jobs.batches import Pass
 from lidar_cli.jobs.extract import open_with, run, stem
 from lidar_cli.jobs.plan import Plan, identity, make_plan
 from lidar_cli.jobs.saved_score import SavedScore
-from lidar_cli.jobs.score import EVERY_METRIC, Score, score, with_intervals
+from lidar_cli.jobs.score import score, with_intervals
+from lidar_cli.jobs.sheet import EVERY_METRIC, Score
 from lidar_cli.jobs.survey import Checkpoint, FeatureFile
 from lidar_cli.jobs.unstored import score_unstored
 from lidar_cli.jobs.view_store import Room, ViewStore

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 
 Numbers = NDArray[np.float64]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.core.moments import Moments, RowMoments, pieces, unit_rows
+from lidar_cli.core.moments import Moments, RowMoments, unit_rows
+from lidar_cli.core.pieces import one_thread, pieces
 from lidar_cli.embeddings import Chunk, Embeddings
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.ahead import ahead
@@ -56,10 +57,14 @@ class Gathered:
             for part in self._prepared(clean):
                 self.rows.update(part)
 
-    def _prepared(self, part: Tensor) -> Iterable[Tensor]:
+    def _prepared(self, part: Tensor) -> Iterator[Tensor]:
         if not self._normalize:
-            return [part]
-        return (unit_rows(piece) for piece in pieces(part, self.rows.device))
+            yield part
+            return
+        for piece in pieces(part, self.rows.device):
+            with one_thread():
+                unit = unit_rows(piece.double())
+            yield unit
 
 
 def gather(

@@ -37,7 +37,7 @@ def from_checkpoints(paths: Sequence[str]) -> dict[str, dict[str, Value]]:
         found[path] = {
             name: value
             for name, value in home.items()
-            if isinstance(name, str) and name.isprintable()
+            if _is_choice(name)
             if value is None or isinstance(value, (bool, int, float)) or _is_choice(value)
         }
     return {path: values for path, values in found.items() if values}

@@ -8,7 +8,7 @@ from typing import Any
 
 from lidar_cli.core.metrics import Metric
 from lidar_cli.jobs.confidence import Interval, ties
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 
 MISLEADING_NOISE = 0.5  # noise_fraction above which LiDAR mostly counts noise
 

@@ -38,6 +38,7 @@ class Ranking:
 
     directory: str
     by: Metric
+    level: float  # of the intervals and of the test that names ties
     data: str
     groups: tuple[Group, ...]
     skipped: tuple[Left, ...] = ()
@@ -123,6 +124,7 @@ class _Job:
         return Ranking(
             directory=str(self.directory),
             by=by,
+            level=self.settings.confidence,
             data=", ".join(sorted({str(told.get("data")) for _, told in self.scored})),
             groups=groups,
             skipped=tuple(self.found.skipped),

@@ -23,7 +23,7 @@ from torch import Tensor
 from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.jobs.influences import METHOD
 from lidar_cli.jobs.plan import Plan
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.settings import MetricSettings
 
 SUFFIX = ".score"

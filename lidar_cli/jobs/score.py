@@ -2,85 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lidar_cli.arrays import read_array_file
-from lidar_cli.core import metrics, spectra
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.embeddings import Embeddings
-from lidar_cli.errors import DegenerateFeatures, InputError, SettingsError
+from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.features import is_hdf5, read_hdf5
-from lidar_cli.jobs.confidence import Confidence, confidence, without_interval
+from lidar_cli.jobs.confidence import confidence, without_interval
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.gather import Gathered, gather
 from lidar_cli.jobs.influences import influences
+from lidar_cli.jobs.sheet import EVERY_METRIC, Score, Sheet
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, ScoreSettings, nearest
-
-RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
-RIDGE_REFUSAL = 0.99  # above which the readings against view noise would be against the ridge
-DEGREES_REMARK = 5  # below n (q - 1) = 5 d the within covariance is poorly determined
-EVERY_METRIC = frozenset(METRICS)
-NO_VIEWS = {  # by what the rows are called
-    "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
-    "clean": "un-augmented embeddings alone; extract with -q 2 or more",
-}
-
-
-@dataclass(frozen=True)
-class Score:
-    """Metrics of one layer of one file, with all that is needed to compare them.
-
-    A metric that could not be had is None, and its reason stands in `notes` under its name.
-    """
-
-    file: str
-    layer: str
-    n_samples: int
-    n_views: int
-    dim: int
-    delta: float
-    epsilon: float
-    normalized: bool
-    lidar: float | None = None
-    noise_fraction: float | None = None
-    noise_edge: float | None = None
-    n_above_noise: int | None = None
-    lidar_corrected: float | None = None
-    pillai: float | None = None
-    information: float | None = None
-    reliable_rank: float | None = None
-    rankme: float | None = None
-    rankme_source: str | None = None
-    rankme_rows: int | None = None
-    rankme_augmented: float | None = None
-    alpha_req: float | None = None
-    alpha_req_r2: float | None = None
-    alpha_req_ranks: tuple[int, int] = metrics.FIT_RANKS
-    participation_ratio: float | None = None
-    stable_rank: float | None = None
-    normalized_std: float | None = None
-    alignment: float | None = None
-    ridge_share: float | None = None
-    data: str | None = None
-    notes: dict[str, str] = field(default_factory=dict)
-    warnings: dict[str, str] = field(default_factory=dict)  # by kind: ridge, degrees, rows
-    spectra: dict[str, list[float]] = field(default_factory=dict, repr=False)
-    confidence: Confidence | None = None  # where it was asked for
-    influences: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    def value(self, metric: str) -> float | None:
-        """The value of a metric by name."""
-        found: float | None = getattr(self, metric)
-        return found
 
 
 def score_file(path: Path, settings: ScoreSettings, watcher: Watcher | None = None) -> list[Score]:
@@ -117,7 +58,7 @@ def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
 def parse_metrics(text: str) -> frozenset[str]:
     """Metric names from a comma-separated list, or all of them. Raises SettingsError."""
     if text == "all":
-        return frozenset(METRICS)
+        return EVERY_METRIC
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in METRICS:
@@ -174,7 +115,7 @@ def score_gathered(
     cache: Path | None = None,
 ) -> Score:
     """The wanted metrics of one layer from its moments, as `score` gives them."""
-    found = _Sheet(embeddings, settings, state, wanted).score()
+    found = Sheet(embeddings, settings, state, wanted).score()
     if level is None:
         return found
     missing = _without_interval(found, wanted, state.rows.n)
@@ -208,170 +149,3 @@ def with_intervals(
 def _without_interval(found: Score, wanted: frozenset[str], n_rows: int) -> dict[str, str]:
     values = {name: found.value(name) for name in METRICS if name in wanted}
     return without_interval(values, found.notes, found.n_samples, n_rows, found.dim)
-
-
-class _Sheet:
-    """Turns one layer's moments into a Score, metric by metric, keeping the reason of each null."""
-
-    def __init__(
-        self,
-        embeddings: Embeddings,
-        settings: MetricSettings,
-        state: Gathered,
-        wanted: frozenset[str],
-    ) -> None:
-        self._embeddings = embeddings
-        self._settings = settings
-        self._state = state
-        self._wanted = wanted
-        self._values: dict[str, Any] = {}
-        self._notes: dict[str, str] = {}
-        self._warnings: dict[str, str] = {}
-        self._spectra: dict[str, list[float]] = {}
-
-    def score(self) -> Score:
-        n, q, d = self._embeddings.shape
-        self._lda(n, q, d)
-        self._rows()
-        self._views()
-        return Score(
-            file=self._embeddings.file,
-            layer=self._embeddings.layer,
-            n_samples=n,
-            n_views=q,
-            dim=d,
-            delta=self._settings.delta,
-            epsilon=self._settings.epsilon,
-            normalized=self._settings.normalize,
-            data=self._embeddings.provenance.get("data"),
-            notes=self._notes,
-            warnings=self._warnings,
-            spectra=self._spectra,
-            **self._values,
-        )
-
-    def _lda(self, n: int, q: int, d: int) -> None:
-        names = [name for name, metric in METRICS.items() if metric.reads == "lda"]
-        if not self._asked(names):
-            return
-        views = self._state.views
-        if views is None:
-            self._null(names, NO_VIEWS[self._embeddings.clean_name])
-            return
-        epsilon = self._settings.epsilon
-        try:
-            eigenvalues, ridge, singular = spectra.lda_spectrum(views, self._settings.delta)
-        except DegenerateFeatures as error:
-            self._null(names, str(error))
-            return
-        self._keep("lda", eigenvalues)
-        self._values["ridge_share"] = ridge
-        if ridge > RIDGE_REMARK:
-            self._warnings["ridge"] = (
-                f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: LiDAR depends on the "
-                "scale of this embedding; compare only like scales, or lower --delta"
-            )
-        if n * (q - 1) < DEGREES_REMARK * d:
-            self._warnings["degrees"] = (
-                f"n (q - 1) = {n * (q - 1)} is less than 5 d = {5 * d}: the within covariance is "
-                "poorly determined; raise q or n"
-            )
-        if singular:
-            self._warnings["singular"] = (
-                "the within covariance is singular to rounding and delta is too small for its "
-                "scale: some eigenvalues, and LiDAR, are rounding; raise --delta"
-            )
-        self._set("lidar", lambda: metrics.lidar_from_spectrum(eigenvalues, epsilon))
-        if ridge > RIDGE_REFUSAL and bool(eigenvalues[0] > 0):
-            self._null(
-                [name for name in names if name != "lidar"],
-                f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: there is no view noise "
-                "beside it to measure; lower --delta",
-            )
-            return
-        self._set("noise_fraction", lambda: metrics.noise_fraction(eigenvalues, n, q))
-        self._set("n_above_noise", lambda: metrics.n_above_noise(eigenvalues, n, q))
-        if self._values.get("n_above_noise") is not None:
-            self._values["noise_edge"] = metrics.noise_edge(n, q, d)
-        corrected = ["lidar_corrected", "pillai", "information", "reliable_rank"]
-        if not self._asked(corrected):
-            return
-        try:
-            signal = metrics.corrected_spectrum(eigenvalues, n, q)
-        except DegenerateFeatures as error:
-            self._null(corrected, str(error))
-            return
-        self._set("lidar_corrected", lambda: metrics.effective_rank(signal, epsilon))
-        self._set("pillai", lambda: metrics.pillai(signal))
-        self._set("information", lambda: metrics.information(signal))
-        self._set("reliable_rank", lambda: metrics.reliable_rank(signal, epsilon))
-
-    def _rows(self) -> None:
-        rows, source = self._state.rows, self._state.row_source
-        if self._asked(["rankme"]):
-
-            def rankme() -> float:
-                gram = spectra.gram_spectrum(rows)
-                self._keep("gram", gram)
-                return metrics.rankme_from_spectrum(gram, self._settings.epsilon)
-
-            self._set("rankme", rankme)
-            self._values |= {"rankme_source": source, "rankme_rows": rows.n}
-            if rows.n < rows.dim:
-                self._warnings["rows"] = (
-                    f"RankMe reads {rows.n} rows and d = {rows.dim}: it cannot exceed {rows.n}; "
-                    "raise --clean-samples"
-                )
-        names = [name for name, metric in METRICS.items() if metric.reads == "covariance"]
-        if not self._asked(names):
-            return
-        try:
-            covariance = spectra.covariance_spectrum(rows)
-        except DegenerateFeatures as error:
-            self._null(names, str(error))
-            return
-        self._keep("covariance", covariance)
-        if "alpha_req" in self._wanted:
-            try:
-                law = metrics.alpha_req(covariance, rows.n)
-                self._values |= {"alpha_req": law.alpha, "alpha_req_r2": law.r2}
-            except DegenerateFeatures as error:
-                self._null(["alpha_req"], str(error))
-        self._set("participation_ratio", lambda: metrics.participation_ratio(covariance))
-        self._set("stable_rank", lambda: metrics.stable_rank(covariance))
-
-    def _views(self) -> None:
-        views = self._state.views
-        names = [name for name, metric in METRICS.items() if metric.reads in ("views", "sphere")]
-        if views is None:
-            self._null(names, NO_VIEWS[self._embeddings.clean_name])
-            return
-
-        def augmented() -> float:
-            gram = spectra.augmented_gram_spectrum(views)
-            return metrics.rankme_from_spectrum(gram, self._settings.epsilon)
-
-        self._set("rankme_augmented", augmented)
-        self._set("normalized_std", lambda: metrics.normalized_std(views.sphere))
-        self._set("alignment", lambda: metrics.alignment(views.sphere, views.n_views))
-
-    def _asked(self, names: Iterable[str]) -> bool:
-        return not self._wanted.isdisjoint(names)
-
-    def _set(self, name: str, compute: Callable[[], float]) -> None:
-        if name in self._wanted:
-            try:
-                value = compute()
-            except DegenerateFeatures as error:
-                self._notes[name] = str(error)
-                return
-            if math.isfinite(value):
-                self._values[name] = value
-            else:
-                self._notes[name] = "beyond the range of float64: the embedding's scale is extreme"
-
-    def _null(self, names: Iterable[str], reason: str) -> None:
-        self._notes |= {name: reason for name in names if name in self._wanted}
-
-    def _keep(self, name: str, spectrum: Tensor) -> None:
-        self._spectra[name] = spectrum.tolist()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.hyperparameters import Value, slices, telling
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 
 
 @dataclass(frozen=True)

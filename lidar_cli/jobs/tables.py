@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from lidar_cli.errors import InputError, first_line
 
 DELIMITERS = ",;\t"
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # no path or name needs them, and terminals obey
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ def read_table(path: Path, needed: Sequence[str]) -> Table:
             f"{' and '.join(needed)}"
         ) from error
     lines = [[cell.strip() for cell in line] for line in lines if any(map(str.strip, line))]
+    for number, line in enumerate(lines, 1):
+        if any(map(CONTROLS.search, line)):
+            raise InputError(f"{path}: line {number} that is not empty has a control character")
     columns = tuple(
         name.lower() if name.lower() in needed else name for name in (lines[0] if lines else ())
     )

@@ -18,7 +18,8 @@ from lidar_cli.jobs.gather import Gathered
 from lidar_cli.jobs.memory import SHARE, free_memory
 from lidar_cli.jobs.plan import Plan
 from lidar_cli.jobs.saved_score import Unintervalled
-from lidar_cli.jobs.score import EVERY_METRIC, enough_memory, score_gathered
+from lidar_cli.jobs.score import enough_memory, score_gathered
+from lidar_cli.jobs.sheet import EVERY_METRIC
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, RankSettings, parse_size
 

@@ -69,7 +69,7 @@ def print_columns(
         for column in [*range(fixed), *range(at, stop)]:
             right = column >= fixed or column < fixed - 1
             table.add_column(
-                headers[column],
+                Text(headers[column]),
                 justify="right" if right else "left",
                 no_wrap=True,
                 max_width=shrunk if column == fixed - 1 else None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lidar_cli.errors import MissingExtra, SettingsError
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 
 ROUNDING = 1e-11  # eigenvalues below this share of the largest are not drawn
 PANELS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from lidar_cli.jobs.rank import Ranking
 from lidar_cli.report import oracle as against
 from lidar_cli.report.numbers import console, print_columns, shown, text_of
 from lidar_cli.report.scores import record
+from lidar_cli.report.sure import tied_ranks, with_reach
 
 DECIDING = {  # what groups differ in -> the option that makes them alike
     "views": "--views",
@@ -66,8 +67,8 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
                 "aliases": list(row.aliases),
                 "value": row.value,
                 "reason": row.reason,
-                "ci_low": None,
-                "ci_high": None,
+                "ci_low": row.interval.ci_low,
+                "ci_high": row.interval.ci_high,
                 "tied_with": list(row.tied_with),
                 "metrics": _metrics(row),
             }
@@ -87,12 +88,14 @@ def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = ["n_samples", "n_views", "dim", "layer", "delta", *METRICS]
+    sure = ["value", "ci_low", "ci_high", "tied_with"]
     last = ["accuracy"] if oracle else []
-    writer.writerow(["group", "rank", "path", "by", "value", *names, *last])
+    writer.writerow(["group", "rank", "path", "by", *sure, *names, *last])
     for at, group in enumerate(ranking.groups):
         for row in group.rows:
             values = [getattr(row.score, name) for name in names]
-            cells = [at + 1, row.rank, row.path, ranking.by.name, row.value, *values]
+            told = [row.value, row.interval.ci_low, row.interval.ci_high, "; ".join(row.tied_with)]
+            cells = [at + 1, row.rank, row.path, ranking.by.name, *told, *values]
             cells += [oracle.accuracies.get(row.path)] if oracle else []
             writer.writerow(["" if cell is None else cell for cell in cells])
     return out.getvalue()
@@ -109,7 +112,9 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
         ]
         for row in group.rows:
             path = row.path.replace("|", "\\|")
-            cells = [str(row.rank), path, *(text_of(row.score.value(name)) for name in METRICS)]
+            tied = tied_ranks(row, group.rows)
+            place = f"{row.rank}, tied with {tied}" if tied else str(row.rank)
+            cells = [place, path, *(_cell(row, name, ranking) for name in METRICS)]
             lines.append("| " + " | ".join(cells) + " |")
         blocks.append("\n".join([heading(group, ranking), "", *lines]))
     blocks += [against.to_markdown(oracle, ranking.directory)] if oracle else []
@@ -130,15 +135,19 @@ def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
         if at:
             out.print()
         out.print(Text(heading(group, ranking)))
+        tied = [tied_ranks(row, group.rows) for row in group.rows]
         rows = [
             [
                 str(row.rank),
                 shown(row.path, ranking.directory),
-                *(text_of(row.score.value(name)) for name in names),
+                _cell(row, names[0], ranking),
+                *([ranks] if any(tied) else []),
+                *(_cell(row, name, ranking) for name in names[1:]),
             ]
-            for row in group.rows
+            for row, ranks in zip(group.rows, tied, strict=True)
         ]
-        print_columns(out, ["rank", "checkpoint", *names], rows, fixed=2)
+        headers = [names[0], *(["tied_with"] if any(tied) else []), *names[1:]]
+        print_columns(out, ["rank", "checkpoint", *headers], rows, fixed=2)
         print_remarks(out, group, ranking)
     for left in ranking.failed:
         where = shown(left.path, ranking.directory)
@@ -167,6 +176,8 @@ def print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
             rows += [row] if row not in rows else []
     for reason, (metrics, rows) in missing.items():
         out.print(Text(f"{_some(rows, ranking)}: no {', '.join(metrics)}: {reason}"))
+    for line in _confidence(group, ranking):
+        out.print(Text(line))
     told: dict[str, list[Row]] = {}  # a remark that holds for many rows is said once
     for row in group.rows:
         for kind in row.score.warnings:
@@ -174,6 +185,21 @@ def print_remarks(out: Any, group: Group, ranking: Ranking) -> None:
     for kind, rows in told.items():
         warning = rows[0].score.warnings[kind]
         out.print(Text(f"warning: {_some(rows, ranking)}: {warning}", style="yellow"))
+
+
+def _confidence(group: Group, ranking: Ranking) -> Iterator[str]:
+    """What +- and ties mean, and the reasons of values that have no interval, one line each."""
+    name, level = ranking.by.name, f"{100 * ranking.level:g} %"
+    if any(row.interval.se is not None for row in group.rows):
+        yield f"+-: the {level} interval of {name} over samples, at this n and q"
+    if any(row.tied_with for row in group.rows):
+        yield f"tied: the {level} interval of the difference, sample by sample, holds 0"
+    unsure: dict[str, list[Row]] = {}
+    for row in group.rows:
+        if row.value is not None and row.interval.reason is not None:
+            unsure.setdefault(row.interval.reason, []).append(row)
+    for reason, rows in unsure.items():
+        yield f"{_some(rows, ranking)}: no interval of {name}, and no ties: {reason}"
 
 
 def _some(rows: Sequence[Row], ranking: Ranking) -> str:
@@ -194,6 +220,12 @@ def heading(group: Group, ranking: Ranking) -> str:
         f"q = {common['q']}  d = {common['d']}  views {recipe} {common['image size']} px  "
         f"delta = {common['delta']:g}  data: {data}"
     )
+
+
+def _cell(row: Row, name: str, ranking: Ranking) -> str:
+    """A metric's value, and its reach where it is the one that orders."""
+    value = row.score.value(name)
+    return with_reach(value, row.interval) if name == ranking.by.name else text_of(value)
 
 
 def _metrics(row: Row) -> dict[str, Any]:

@@ -13,8 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.confidence import Interval
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.report.numbers import console, print_columns, text_of
+from lidar_cli.report.sure import between, with_reach
+
+ENDS = ("se", "ci_low", "ci_high")  # of an interval
 
 DETAILS = {  # what stands beside a value where only one file is shown
     "n_above_noise": lambda score: f"edge {text_of(score.noise_edge)}",
@@ -27,10 +31,11 @@ DETAILS = {  # what stands beside a value where only one file is shown
 
 
 def record(score: Score) -> dict[str, Any]:
-    """A score as JSON-ready values, without its spectra."""
+    """A score as JSON-ready values, without its spectra and influences."""
     fields = {f.name: getattr(score, f.name) for f in dataclasses.fields(score)}
-    del fields["spectra"]
-    return fields
+    del fields["spectra"], fields["influences"]
+    sure = score.confidence
+    return fields | {"confidence": dataclasses.asdict(sure) if sure else None}
 
 
 def to_json(scores: Sequence[Score]) -> str:
@@ -40,16 +45,23 @@ def to_json(scores: Sequence[Score]) -> str:
 
 def to_csv(scores: Sequence[Score]) -> str:
     """A header and a line a file and layer; empty where there is no value."""
-    names = [f.name for f in dataclasses.fields(Score) if f.name not in ("spectra", "notes")]
+    apart = ("spectra", "notes", "confidence", "influences")
+    names = [f.name for f in dataclasses.fields(Score) if f.name not in apart]
+    sure = [score.confidence for score in scores if score.confidence]
+    ends = [f"{name}_{end}" for name in METRICS for end in ENDS] if sure else []
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow([*names, *ends])
     for score in scores:
         fields = record(score) | {
             "warnings": "; ".join(score.warnings.values()),
             "alpha_req_ranks": "-".join(map(str, score.alpha_req_ranks)),
         }
-        writer.writerow(["" if fields[name] is None else fields[name] for name in names])
+        intervals = score.confidence.intervals if score.confidence else {}
+        for name, interval in intervals.items():
+            fields |= {f"{name}_{end}": getattr(interval, end) for end in ENDS}
+        cells = [fields.get(name) for name in [*names, *ends]]
+        writer.writerow(["" if cell is None else cell for cell in cells])
     return out.getvalue()
 
 
@@ -67,7 +79,7 @@ def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
                 text_of(score.n_views),
                 text_of(score.dim),
                 f"{score.file}:{score.layer}",
-                *(text_of(score.value(name)) for name in names),
+                *(with_reach(score.value(name), interval_of(score, name)) for name in names),
             ]
             for score in scores
         ]
@@ -77,6 +89,8 @@ def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
         for reason in dict.fromkeys(score.notes.values()):
             without = [name for name, told in score.notes.items() if told == reason]
             out.print(Text(f"{prefix}no {', '.join(without)}: {reason}"))
+        for reason, without in _unsure(score).items():
+            out.print(Text(f"{prefix}no interval of {', '.join(without)}: {reason}"))
         for warning in score.warnings.values():
             out.print(Text(f"{prefix}warning: {warning}"))
 
@@ -92,10 +106,28 @@ def _print_one(score: Score, names: Sequence[str]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
+    if score.confidence:
+        level = f"{100 * score.confidence.level:g} % interval"
+        table.add_column(level, justify="right", no_wrap=True)
     table.add_column("better", style="dim", no_wrap=True)
     table.add_column("", style="dim")
     for name in names:
         value = score.value(name)
         detail = DETAILS[name](score) if name in DETAILS and value is not None else ""
-        table.add_row(name, text_of(value), METRICS[name].direction, detail)
+        sure = [between(interval_of(score, name))] if score.confidence else []
+        table.add_row(name, text_of(value), *sure, METRICS[name].direction, detail)
     out.print(table)
+
+
+def interval_of(score: Score, metric: str) -> Interval:
+    """The interval of a metric, an empty one where none was asked for."""
+    return score.confidence.intervals[metric] if score.confidence else Interval()
+
+
+def _unsure(score: Score) -> dict[str, list[str]]:
+    """Reason -> metrics that have a value and no interval, where intervals were asked for."""
+    found: dict[str, list[str]] = {}
+    for name, interval in score.confidence.intervals.items() if score.confidence else ():
+        if interval.reason is not None and score.value(name) is not None:
+            found.setdefault(interval.reason, []).append(name)
+    return found

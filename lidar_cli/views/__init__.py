@@ -5,7 +5,7 @@ methods.py   the recipes of published methods
 find.py      a name, a [recipe] table or a method -> recipe
 draws.py     recipe, seed, sample, view -> parameters    (host, no pixels)
 augment.py   images, parameters -> views                 (any device, no randomness)
-resample.py, recolour.py, colour.py   the arithmetic on pixels
+resample.py, recolour.py, colour.py, sums.py   the arithmetic on pixels
 mask_rules.py  constants of the masks of a method
 masks.py, masked.py   rule, seed, sample, view -> patches that a masked model sees    (host)
 hashes.py    the random numbers of draws and masks
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lidar_cli.views.augment import make_clean, make_views
@@ -45,17 +46,28 @@ class Views:
         """Whether the views of a sample have the same pixels, and differ by their masks alone."""
         return self.recipe.masks is not None and self.recipe.crop_scale is None
 
-    def views(self, images: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+    def views(
+        self,
+        images: Sequence[Tensor],
+        samples: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
         """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
 
-        [b, 1, 3, S, S] where they are alike. samples: the images' global indices. Raises InputError
-        for another kind of image.
+        [b, 1, 3, S, S] where they are alike. samples: the images' global indices. dtype,
+        memory_format: of the views, as a model wants them; [b q, 3, S, S] has the latter. Raises
+        InputError for another kind of image.
         """
         if self.recipe.crop_scale is None:
-            return self.clean(images)[:, None].repeat(1, 1 if self.alike else self.n_views, 1, 1, 1)
+            count = 1 if self.alike else self.n_views
+            clean = self.clean(images, dtype)
+            copies = clean.repeat_interleave(count, dim=0)
+            copies = copies.contiguous(memory_format=memory_format)
+            return copies.view(len(images), count, *clean.shape[1:])
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         parameters = draw(self.recipe, self.seed, samples, sizes, self.n_views)
-        return make_views(images, parameters, self.recipe, self.image_size)
+        return make_views(images, parameters, self.recipe, self.image_size, dtype, memory_format)
 
     def masks(self, samples: Sequence[int]) -> list[Mask] | None:
         """The mask of each view, of all samples, on the host; None for a recipe without masks.
@@ -69,6 +81,11 @@ class Views:
         grid = (self.image_size // self.patch,) * 2
         return [draw_mask(rule, self.seed, samples, view, grid) for view in range(self.n_views)]
 
-    def clean(self, images: Sequence[Tensor]) -> Tensor:
+    def clean(
+        self,
+        images: Sequence[Tensor],
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
         """Un-augmented normalised images [b, 3, S, S]: resized, then the centre kept."""
-        return make_clean(images, self.recipe, self.image_size)
+        return make_clean(images, self.recipe, self.image_size, dtype, memory_format)

@@ -23,7 +23,7 @@ from lidar_cli.views.sums import moved
 # Floats of the largest intermediate at once; bounds memory, not the result. On a CPU it should stay
 # in the cache, for the arithmetic costs less than fetching its operands.
 CPU_FLOATS = 2**21
-GPU_FLOATS = 2**27
+GPU_FLOATS = 2**26
 COPIES = 4  # of a whole image, at most, while it is recoloured
 
 

@@ -1,92 +1,103 @@
-"""What a probe costs: twelve checkpoints side by side against one, rows held against read from
-the file in each epoch. Run by hand:
-
-    python tests/benchmarks/bench_probe.py
-
-Both sides of a comparison run alternately in one process, and the median of the ratios is what
-counts. Needs about 1 GB of free disk in the temporary directory.
-"""
-
-import csv
-import resource
-import statistics
-import tempfile
-import time
-from pathlib import Path
+"""What a probe costs: checkpoints side by side, and rows read from a file in each epoch."""
 
 import torch
+from bench_process import LIDAR, peak_memory
+from harness import Goal, Line, alternate, median, ratio
 
 from lidar_cli.features import FeatureWriter, Layout, read_hdf5
 from lidar_cli.jobs.linear import fit
 from lidar_cli.jobs.rows import held, stored
 from lidar_cli.settings import ProbeSettings
 
-RESULTS = Path(__file__).parent / "results"
 ROWS, DIM, CLASSES, CHECKPOINTS = 1442, 128, 10, 12  # of the demo
-MANY, WIDE = 200_000, 1024  # rows that do not fit a small --memory
+WIDE, MEMORY = 512, "400MB"
 
 
-def timed(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+def bench_probe(device, folder):
+    yield side_by_side(device)
+    path = write_labelled(folder / "f.h5", 200_000)
+    yield from_file(path, device)
+    peaks = {200_000: peak_memory(probe(path, device))}
+    path.unlink()
+    path = write_labelled(folder / "f.h5", 400_000)
+    peaks[400_000] = peak_memory(probe(path, device))
+    yield Line(
+        "probe",
+        f"lidar probe, 400000 x {WIDE} ({path.stat().st_size / 2**20:,.0f} MB), --memory {MEMORY}",
+        "the same at 200000",
+        "float32",
+        1,
+        peaks[400_000],
+        peaks[200_000],
+        "MB",
+        Goal(peaks[400_000] / peaks[200_000], "times the smaller file's", at_most=1.1),
+    )
 
 
-def bench_side_by_side(repeats=7):
-    """Seconds of 20 epochs for one checkpoint of the demo's size, and for twelve."""
+def side_by_side(device, repeats=9):
     generator = torch.Generator().manual_seed(0)
-    rows = [held(torch.randn(ROWS, DIM, generator=generator)) for _ in range(CHECKPOINTS)]
-    labels = torch.arange(ROWS) % CLASSES
-    one, twelve = [], []
-    for _ in range(repeats + 1):  # the first warms up
-        one.append(timed(lambda: fit(rows[:1], labels, CLASSES, (0.01,), ProbeSettings())))
-        twelve.append(timed(lambda: fit(rows, labels, CLASSES, (0.01,), ProbeSettings())))
-    ratios = [b / a for a, b in zip(one[1:], twelve[1:], strict=True)]
-    yield "1 checkpoint", statistics.median(one[1:]), "s"
-    yield f"{CHECKPOINTS} checkpoints side by side", statistics.median(twelve[1:]), "s"
-    yield f"{CHECKPOINTS} over 1", statistics.median(ratios), "ratio"
+    rows = [
+        held(torch.randn(ROWS, DIM, generator=generator).to(device)) for _ in range(CHECKPOINTS)
+    ]
+    labels = torch.arange(ROWS, device=device) % CLASSES
+    seconds = alternate(
+        {
+            "twelve": lambda: fit(rows, labels, CLASSES, (0.01,), ProbeSettings()),
+            "one": lambda: fit(rows[:1], labels, CLASSES, (0.01,), ProbeSettings()),
+        },
+        repeats,
+        device=device,
+    )
+    return Line(
+        "probe",
+        f"{CHECKPOINTS} checkpoints of {ROWS} x {DIM} side by side, 20 epochs",
+        "one of them",
+        "float32",
+        repeats,
+        median(seconds["twelve"]),
+        median(seconds["one"]),
+        "s",
+        Goal(ratio(seconds["twelve"], seconds["one"]), "times one's", at_most=3),
+    )
 
 
-def bench_stream():
-    """Seconds of an epoch and peak memory, windows read from the file, then all rows held."""
+def from_file(path, device, repeats=3):
+    (embeddings,) = read_hdf5(path)
+    count, _, _ = embeddings.shape
+    rows = [stored(embeddings, torch.arange(count))]
+    labels = torch.arange(count, device=device) % 100
+
+    def epochs(hold):
+        return lambda: fit(rows, labels, 100, (0.01,), ProbeSettings(epochs=3), hold=hold)
+
+    sides = {"read": epochs(False), "held": epochs(True)}
+    seconds = alternate(sides, repeats, device=device)
+    return Line(
+        "probe",
+        f"3 epochs of {count} x {WIDE}, rows read from the file in each",
+        "rows held in memory",
+        "float32",
+        repeats,
+        median(seconds["read"]),
+        median(seconds["held"]),
+        "s",
+        Goal(ratio(seconds["read"], seconds["held"]), "times the held rows'"),
+        "the file is in the page cache",
+    )
+
+
+def probe(path, device):
+    options = ["--memory", MEMORY, "--epochs", "1", "--device", str(device), "--json"]
+    return [*LIDAR, "probe", str(path), *options]
+
+
+def write_labelled(path, count, step=20_000):
+    layout = Layout({"backbone": WIDE}, 0, 0, count)
+    ids, labels = [str(i) for i in range(count)], [i % 100 for i in range(count)]
     generator = torch.Generator().manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "f.h5"
-        layout = Layout({"backbone": WIDE}, 0, 0, MANY)
-        ids, labels = [str(i) for i in range(MANY)], torch.arange(MANY) % 100
-        with FeatureWriter.create(path, layout, ids, labels.tolist(), {}) as writer:
-            for start in range(0, MANY, 10_000):
-                clean = torch.randn(10_000, WIDE, generator=generator)
-                nothing = clean.new_empty(0, 0, WIDE)
-                writer.write(
-                    range(start, start + 10_000), {"backbone": nothing}, {"backbone": clean}
-                )
-            writer.finish()
-        (embeddings,) = read_hdf5(path)
-        rows = [stored(embeddings, torch.arange(MANY))]
-        for name, hold in (("from the file", False), ("held", True)):
-            epochs = [
-                timed(
-                    lambda n=n, hold=hold: fit(
-                        rows, labels, 100, (0.01,), ProbeSettings(epochs=n), hold=hold
-                    )
-                )
-                for n in (1, 3)
-            ]
-            yield f"an epoch of {MANY:,} x {WIDE}, {name}", (epochs[1] - epochs[0]) / 2, "s"
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            yield f"peak memory, {name}", peak, "MB"
-
-
-def main():
-    lines = [*bench_side_by_side(), *bench_stream()]
-    path = RESULTS / f"probe-cpu-2core-torch{torch.__version__.split('+')[0]}-float32.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["what", "value", "unit"])
-        writer.writerows((what, f"{value:.4g}", unit) for what, value, unit in lines)
-    print(path.read_text(), end="")
-
-
-if __name__ == "__main__":
-    main()
+    nothing = {"backbone": torch.empty(0, 0, WIDE)}
+    with FeatureWriter.create(path, layout, ids, labels, {}) as writer:
+        for start in range(0, count, step):
+            clean = torch.randn(step, WIDE, generator=generator)
+            writer.write(range(start, start + step), nothing, {"backbone": clean})
+        return writer.finish()

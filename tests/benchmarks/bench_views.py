@@ -25,7 +25,7 @@ from lidar_cli.views import Views, augment, colour, find_recipe, recolour
 SIZE, Q = 224, 10
 EQUAL = [(375, 500)] * 6  # height, width
 MIXED = [(375, 500), (500, 375), (333, 500), (427, 640), (500, 500), (240, 320)]
-REPEATS = 7
+REPEATS = 5
 WORKERS = 2
 
 

@@ -11,9 +11,12 @@ import tempfile
 from pathlib import Path
 
 import harness
+from bench_extract import bench_extract, bench_extract_process
 from bench_lidar import bench_lidar, bench_reptrix
 from bench_pass import bench_pass
+from bench_probe import bench_probe
 from bench_process import bench_memory, bench_start
+from bench_rank import bench_rank
 
 # Each yields harness.Line or Skipped, given the device and a folder for its files.
 ROWS = {
@@ -21,7 +24,11 @@ ROWS = {
     "reptrix": bench_reptrix,
     "pass": bench_pass,
     "memory": bench_memory,
+    "extract": bench_extract,
+    "extract-process": bench_extract_process,
+    "rank": bench_rank,
     "start": bench_start,
+    "probe": bench_probe,
 }
 
 
