@@ -53,6 +53,7 @@ class Size:
     """How large a study is. views: q, ascending; epochs: fewest and most of a run."""
 
     sets: tuple[str, ...] = tuple(SETS)
+    images: int | None = None  # of each set, all if None
     runs: int = 24  # of a method, on a set
     epochs: tuple[int, int] = (1, 3)
     n_samples: int = 300  # n (q - 1) > d + 1 at q = 2 as well
@@ -112,12 +113,12 @@ def carry_out(run: Run, directory: Path, seed: int, size: Size) -> None:
     folder = directory / run.name
     path = folder / "checkpoint.pt"
     told = key(run, seed, size)
-    images = _images(run.data, seed)
+    images = study_images(run.data, seed, size.images)
     if not path.exists():
         save(_train(run, images, told["hyperparameters"], seed), path)
     losses = torch.load(path, weights_only=True)["losses"]
     record = {"key": told, "losses": [loss if math.isfinite(loss) else None for loss in losses]}
-    pixels = _views(run.data, seed, size.n_samples, size.views[-1])
+    pixels = _pixels(run.data, seed, size)
     try:
         record |= measure(path, run, images, pixels, size)
     except InputError as error:  # a training that went astray has embeddings that are not finite
@@ -161,6 +162,7 @@ def key(run: Run, seed: int, size: Size) -> dict[str, Any]:
     told = {
         "seed": seed,
         "hyperparameters": dataclasses.asdict(_drawn(run, seed, size)),
+        "images": size.images,
         "n_samples": size.n_samples,
         "views": size.views,
     }
@@ -192,22 +194,22 @@ def _train(
 
 
 @lru_cache(maxsize=1)  # runs come set by set
-def _images(data: str, seed: int) -> EmbeddedImages:
-    """The set in a random order, so that its first n are a sample of it."""
+def study_images(data: str, seed: int, count: int | None) -> EmbeddedImages:
+    """The first `count` images of a set in a random order, so that any first n are a sample."""
     found = SETS[data](seed)
-    order = np.random.default_rng(seed % 2**64).permutation(len(found.labels))
+    order = np.random.default_rng(seed % 2**64).permutation(len(found.labels))[:count]
     return EmbeddedImages(
         found.images[order], found.labels[order], found.train[order], found.attribution
     )
 
 
 @lru_cache(maxsize=1)
-def _views(data: str, seed: int, n: int, q: int) -> tuple[Tensor, Tensor]:
+def _pixels(data: str, seed: int, size: Size) -> tuple[Tensor, Tensor]:
     """Views [n, q, 3, S, S] of the first n images, and all images un-augmented [N, 3, S, S]."""
-    images = _images(data, seed).images
-    maker = Views(find_recipe(RECIPE, "imagenet"), seed, q, images.shape[1])
+    images = study_images(data, seed, size.images).images
+    maker = Views(find_recipe(RECIPE, "imagenet"), seed, size.views[-1], images.shape[1])
     pictures = [torch.from_numpy(image) for image in images]
-    return maker.views(pictures[:n], range(n)), maker.clean(pictures)
+    return maker.views(pictures[: size.n_samples], range(size.n_samples)), maker.clean(pictures)
 
 
 def measure(

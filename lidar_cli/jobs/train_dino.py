@@ -112,6 +112,12 @@ class Head(nn.Module):
             nn.Linear(hidden, PROJECTOR_WIDTH),
         )
         self.last_layer = Prototypes(PROJECTOR_WIDTH, PROTOTYPES)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                # With torch's own biases all embeddings would begin in nearly one direction, which
+                # the centre takes away: nothing would be left to learn from.
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, width] to logits [b, PROTOTYPES]."""
