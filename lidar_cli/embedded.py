@@ -62,16 +62,27 @@ def embedded_images(seed: int = 0) -> EmbeddedImages:
     digits = load_digits()
     bitmaps = digits.images.astype(np.int64)  # [N, 8, 8], 0..16
     labels = digits.target.astype(np.int64)
-    draws = _Draws(seed, len(labels))
+    draws = Draws(seed, len(labels))
     background = _backgrounds(draws) // DIMMING
-    opacity, unit = _place(bitmaps, draws)
-    ink = _ink(background.sum(axis=(1, 2)) // SIDE**2, draws)
+    opacity, unit = place(bitmaps, draws)
+    colours = ink(background.sum(axis=(1, 2)) // SIDE**2, draws)
+    images = blend(background, opacity, unit, colours)
+    return EmbeddedImages(images, labels, train_mask(labels), ATTRIBUTION)
+
+
+def blend(
+    background: Integers, opacity: Integers, unit: Integers, colours: Integers
+) -> NDArray[np.uint8]:
+    """Images [N, S, S, 3]: ink of colours [N, 3] over a background of that shape, rounded.
+
+    opacity, unit: as `place` gives them.
+    """
     shade = opacity[..., None]
-    blend = ((unit - shade) * background + shade * ink[:, None, None, :] + unit // 2) // unit
-    return EmbeddedImages(blend.astype(np.uint8), labels, _train_mask(labels), ATTRIBUTION)
+    blended = (unit - shade) * background + shade * colours[:, None, None, :]
+    return ((blended + unit // 2) // unit).astype(np.uint8)
 
 
-class _Draws:
+class Draws:
     """Independent integers for `count` images, one call after another."""
 
     def __init__(self, seed: int, count: int) -> None:
@@ -84,7 +95,7 @@ class _Draws:
         return words.astype(np.int64) % bound
 
 
-def _backgrounds(draws: _Draws) -> Integers:
+def _backgrounds(draws: Draws) -> Integers:
     """[N, S, S, 3] windows of the photographs: random size and place, half of them mirrored."""
     from sklearn.datasets import load_sample_images
 
@@ -112,14 +123,18 @@ def _shrink(picture: NDArray[np.uint8], by: int) -> Integers:
     return totals // by**2
 
 
-def _place(bitmaps: Integers, draws: _Draws) -> tuple[Integers, Integers]:
+def place(
+    bitmaps: Integers, draws: Draws, sides: tuple[int, int] = DIGIT_SIDES
+) -> tuple[Integers, Integers]:
     """Opacity [N, S, S] of the digits, each in a random square box, and the value that is opaque.
+
+    sides: least and greatest side of a box, pixels.
 
     Bilinear with pixel centres at half integers, zero outside the bitmap, in exact fractions:
     along one axis the position of pixel p in bitmap cells is (8 (2 (p - start) + 1) - side) over
     2 side, whose floor and remainder are the cell and the weight of the next one.
     """
-    least, greatest = DIGIT_SIDES
+    least, greatest = sides
     side = least + draws.below(greatest - least + 1)
     row = _axis_weights(draws.below(SIDE - side + 1), side, bitmaps.shape[1])
     column = _axis_weights(draws.below(SIDE - side + 1), side, bitmaps.shape[2])
@@ -141,13 +156,13 @@ def _axis_weights(start: Integers, side: Integers, cells: int) -> Integers:
     return weights
 
 
-def _ink(background: Integers, draws: _Draws) -> Integers:
+def ink(background: Integers, draws: Draws) -> Integers:
     """[N, 3] colours, each channel uniform on what is lighter enough than the background [N, 3]."""
     least = background + CONTRAST
     return np.stack([low + draws.below(256 - low) for low in least.T], axis=1)
 
 
-def _train_mask(labels: Integers) -> NDArray[np.bool_]:
+def train_mask(labels: Integers) -> NDArray[np.bool_]:
     """False for every fifth digit of each class, in the order given."""
     train = np.ones(len(labels), dtype=np.bool_)
     for label in np.unique(labels):

@@ -91,7 +91,7 @@ def test_digits_are_resized_as_the_literal_loop_does():
     bitmaps = load_digits().images.astype(np.int64)[:3]
     top, left, side = np.array([0, 3, 5]), np.array([2, 0, 4]), np.array([30, 27, 26])
     draws = FixedDraws(side - embedded.DIGIT_SIDES[0], top, left)
-    opacity, unit = embedded._place(bitmaps, draws)
+    opacity, unit = embedded.place(bitmaps, draws)
     for k in range(3):
         expected = resized_literally(bitmaps[k], top[k], left[k], side[k]) / 16
         np.testing.assert_allclose(opacity[k] / unit[k, 0], expected, atol=1e-12)
@@ -108,7 +108,7 @@ def test_shrinking_takes_the_mean_of_each_cell():
 
 
 def test_backgrounds_are_windows_of_the_photographs():
-    windows = embedded._backgrounds(embedded._Draws(3, 40))
+    windows = embedded._backgrounds(embedded.Draws(3, 40))
     sources = [embedded._shrink(p, by) for p in load_sample_images().images for by in (1, 2, 4)]
     views = [
         np.lib.stride_tricks.sliding_window_view(s, (SIDE, SIDE), axis=(0, 1)) for s in sources
@@ -127,9 +127,9 @@ def test_backgrounds_are_windows_of_the_photographs():
 
 
 def test_images_are_background_and_one_light_ink(zero):
-    draws = embedded._Draws(0, 1797)
+    draws = embedded.Draws(0, 1797)
     background = embedded._backgrounds(draws) // DIMMING  # [N, S, S, 3]
-    opacity, unit = embedded._place(load_digits().images.astype(np.int64), draws)
+    opacity, unit = embedded.place(load_digits().images.astype(np.int64), draws)
     share = (opacity / unit[..., 0])[..., None]
     assert share.min() == 0
     assert share.max() <= 1
@@ -149,7 +149,7 @@ def test_images_are_background_and_one_light_ink(zero):
 
 
 def test_draws_are_uniform_below_their_bound():
-    draws = embedded._Draws(0, 60_000).below(6)
+    draws = embedded.Draws(0, 60_000).below(6)
     counts = np.bincount(draws, minlength=6)
     # chi-square with 5 degrees of freedom exceeds 20.5 once in a thousand seeds
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 20.5

@@ -22,6 +22,7 @@ FLOORS = {
     "arrays": 2,
     "samples": 2,
     "embedded": 2,
+    "embedded_sets": 2,
     "views": 2,
     "checkpoints": 2,
     "jobs": 3,

@@ -12,12 +12,12 @@ from lidar_cli.jobs.pretrain import (
     Hyperparameters,
     Network,
     draw_hyperparameters,
-    learning_rate_share,
     nt_xent,
     pretrain,
     training_views,
     vicreg,
 )
+from lidar_cli.jobs.schedule import learning_rate_share
 from lidar_cli.jobs.watch import Watcher
 
 SIMCLR = Hyperparameters("simclr", 2, 3e-3, 1e-4, 0.8, 0.5, temperature=0.2)

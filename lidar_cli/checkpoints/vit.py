@@ -30,7 +30,7 @@ ANCHOR = "blocks.0.attn.qkv.weight"
 CHUNKED_ANCHOR = "blocks.0.0.attn.qkv.weight"
 TORCHVISION_ANCHOR = "encoder.layers.encoder_layer_0.ln_1.weight"
 
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
+HEADS = {128: 2, 192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
 NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1408: "giant"}
 DEPTHS = {192: 12, 384: 12, 768: 12, 1024: 24, 1280: 32, 1408: 40, 1536: 40}
 EPS = 1e-6

@@ -7,13 +7,8 @@ the code, the samples and the defaults of `lidar rank DIR/runs`.
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +25,7 @@ from lidar_cli.jobs.linear import linear_probe
 from lidar_cli.jobs.pretrain import Hyperparameters, Method, draw_hyperparameters, pretrain
 from lidar_cli.jobs.rank import Ranking, rank_directory
 from lidar_cli.jobs.watch import Watcher
+from lidar_cli.jobs.workers import save, side_by_side
 from lidar_cli.settings import EMBEDDED, EMBEDDED_DEFAULTS, DemoSettings, RankSettings
 from lidar_cli.views import Views, find_recipe
 
@@ -114,49 +110,14 @@ def _train_all(
         for index, (path, hyperparameters) in enumerate(drawn.items())
         if not path.exists()
     ]
-    # One thread a run and a process a core: twelve small networks use the cores best side by side,
-    # and the weights do not depend on how many cores there are.
-    workers = max(1, min(os.cpu_count() or 1, len(tasks)))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_single_thread)
-    try:
-        training = [pool.submit(_train, *task) for task in tasks]
-        done = len(drawn) - len(tasks)
-        watcher.progress("training checkpoints", done, len(drawn))
-        for future in as_completed(training):
-            future.result()
-            done += 1
-            watcher.progress("training checkpoints", done, len(drawn))
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a training process was killed, perhaps for want of memory; "
-            "run again, finished checkpoints are kept"
-        ) from error
-    except BaseException:
-        for child in active_children():
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    side_by_side(_train, tasks, "training checkpoints", watcher, done=len(drawn) - len(tasks))
     return {str(path): hyperparameters for path, hyperparameters in drawn.items()}
-
-
-def _single_thread() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt for all
 
 
 def _train(
     path: Path, images: NDArray[np.uint8], hyperparameters: Hyperparameters, seed: int
 ) -> None:
-    """Train one run and save it as a whole or not at all. Raises InputError if it cannot."""
-    trained = pretrain(images, hyperparameters, seed)
-    unfinished = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(trained, unfinished)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    save(pretrain(images, hyperparameters, seed), path)
 
 
 def _refuse_other_runs(runs: Path, drawn: dict[Path, Hyperparameters]) -> None:

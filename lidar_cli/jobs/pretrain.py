@@ -6,7 +6,6 @@ hyperparameters from a random search, and saved as a training script would save 
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.resnet import Block, ResNet, ResNetSpec
+from lidar_cli.jobs.schedule import Losses, minibatches
+from lidar_cli.jobs.search import Search
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.views import Views, find_recipe
 
@@ -25,8 +26,6 @@ Method = Literal["simclr", "vicreg"]
 WIDTHS = (16, 32, 64, 128)  # channels of the four stages, a quarter of a ResNet-18's
 STEM_KERNEL = 7  # stride 2 and a max-pool follow, so that the stages see an eighth of the pixels
 PROJECTOR_WIDTH = 128  # alpha-ReQ fits the eigenvalues up to the hundredth, so d > 100 is needed
-BATCH_SIZE = 64  # samples, two views of each
-WARMUP = 0.1  # share of the steps over which the learning rate rises, before the cosine
 
 # The random search. A pair is a range searched log-uniformly unless said otherwise; it holds the
 # value that the papers settle on and is wide, as that of a first search is.
@@ -57,31 +56,25 @@ class Hyperparameters:
     covariance: float | None = None  # VICReg's nu
 
 
-def draw_hyperparameters(method: Method, seed: int, index: int) -> Hyperparameters:
-    """Run `index` of the random search of `seed`; each run is drawn independently of the others."""
-    words = np.random.SeedSequence([seed % 2**64, index]).generate_state(9, np.uint64)
-    unit = iter((words >> np.uint64(11)) * 2.0**-53)  # [0, 1)
+def draw_hyperparameters(
+    method: Method, seed: int, index: int, epochs: tuple[int, int] | None = None
+) -> Hyperparameters:
+    """Run `index` of the random search of `seed`; each run is drawn independently of the others.
 
-    def log_uniform(bounds: tuple[float, float]) -> float:
-        low, high = bounds
-        return float(low * (high / low) ** next(unit))
-
-    def uniform(bounds: tuple[float, float]) -> float:
-        low, high = bounds
-        return float(low + (high - low) * next(unit))
-
-    epochs = int(log_uniform((EPOCHS[0], EPOCHS[1] + 1)))
-    learning_rate = log_uniform(LEARNING_RATE)
-    weight_decay = log_uniform(WEIGHT_DECAY)
-    strength, crop = uniform(STRENGTH), uniform(CROP)
-    shared = (method, epochs, learning_rate, weight_decay, strength, crop)
+    epochs: fewest and most; None for `EPOCHS`.
+    """
+    search = Search(seed, index)
+    run_length, learning_rate = search.count(epochs or EPOCHS), search.log_uniform(LEARNING_RATE)
+    weight_decay = search.log_uniform(WEIGHT_DECAY)
+    strength, crop = search.uniform(STRENGTH), search.uniform(CROP)
+    shared = (method, run_length, learning_rate, weight_decay, strength, crop)
     if method == "simclr":
-        return Hyperparameters(*shared, temperature=log_uniform(TEMPERATURE))
+        return Hyperparameters(*shared, temperature=search.log_uniform(TEMPERATURE))
     return Hyperparameters(
         *shared,
-        similarity=log_uniform(SIMILARITY),
-        variance=log_uniform(VARIANCE),
-        covariance=log_uniform(COVARIANCE),
+        similarity=search.log_uniform(SIMILARITY),
+        variance=search.log_uniform(VARIANCE),
+        covariance=search.log_uniform(COVARIANCE),
     )
 
 
@@ -192,48 +185,29 @@ def pretrain(
         torch.manual_seed(seed)
         # With few channels the convolutions run twice as fast with the channel last in memory.
         network = Network().to(memory_format=torch.channels_last)
-    order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
         network.parameters(),
         lr=h.learning_rate,
         weight_decay=h.weight_decay,
     )
-    batch = min(BATCH_SIZE, len(images))
-    batches = len(images) // batch  # an incomplete one is left out: its loss is another
-    steps = batches * h.epochs
-    losses = []
-    for epoch in range(h.epochs):
-        total = 0.0
-        shuffled = torch.randperm(len(images), generator=order)
-        for number in range(batches):
-            step = epoch * batches + number
-            share = learning_rate_share(step, steps)
-            optimizer.param_groups[0]["lr"] = h.learning_rate * share
-            samples = shuffled[number * batch : (number + 1) * batch].tolist()
-            views = training_views(images, samples, h.strength, h.crop, seed, epoch)
-            loss = loss_of(h, network(views.flatten(0, 1)).unflatten(0, (batch, 2)))
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            total += loss.item()
-        losses.append(total / batches)
-        watcher.progress("pretrain", epoch + 1, h.epochs)
+    losses = Losses(h.epochs)
+    for step in minibatches(len(images), h.epochs, seed):
+        optimizer.param_groups[0]["lr"] = h.learning_rate * step.learning_rate_share
+        views = training_views(images, step.samples, h.strength, h.crop, seed, step.epoch)
+        loss = loss_of(h, network(views.flatten(0, 1)).unflatten(0, views.shape[:2]))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.add(step.epoch, loss)
+        watcher.progress("pretrain", step.epoch + 1, h.epochs)
     weights = network.state_dict()
     return {
         "epoch": h.epochs,
         "state_dict": {f"module.{name}": weights[name].contiguous() for name in weights},
         "optimizer": optimizer.state_dict(),
         "hyper_parameters": asdict(h),
-        "losses": losses,
+        "losses": losses.means,
     }
-
-
-def learning_rate_share(step: int, steps: int) -> float:
-    """Share of the learning rate at one of `steps`: a linear rise, then half a cosine to zero."""
-    warmup = WARMUP * steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
 
 
 def loss_of(h: Hyperparameters, embeddings: Tensor) -> Tensor:
@@ -262,6 +236,10 @@ def training_views(
     """
     recipe = find_recipe("simclr", "imagenet").at_strength(strength)
     recipe = replace(recipe, crop_scale=(crop, 1.0))
-    words = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(2, np.uint32)
-    views = Views(recipe, int(words[0]), n_views=2, image_size=images.shape[1])
+    views = Views(recipe, training_seed(seed, epoch), n_views=2, image_size=images.shape[1])
     return views.views([torch.from_numpy(images[i]) for i in samples], samples)
+
+
+def training_seed(seed: int, epoch: int) -> int:
+    """Seed of the views of one epoch."""
+    return int(np.random.SeedSequence([seed % 2**64, epoch]).generate_state(2, np.uint32)[0])

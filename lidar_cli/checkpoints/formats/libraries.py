@@ -84,7 +84,7 @@ SOLO_MOCO_V3 = dataclasses.replace(
         r"predictor\.4\.running_mean$",
     ),
     recipe="moco-v3",
-    heads=((192, 12), (384, 12), *USUAL_HEADS[2:]),
+    heads=((192, 12), (384, 12), *USUAL_HEADS[3:]),
 )
 
 # A ResNet in a Sequential has the places of its parts for names; MaskedVisionTransformerTIMM holds

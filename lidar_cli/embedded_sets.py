@@ -1,0 +1,90 @@
+"""Two more labelled image sets made from what scikit-learn ships, beside the digits of `embedded`.
+
+A study on one set may be lucky. These ask for something else: `textures` for what the place in a
+photograph looks like, much of which augmentations remove, and `plain_digits` for shape alone,
+without anything behind it. Like `embedded_images` they are the same bytes for the same seed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lidar_cli.embedded import (
+    ATTRIBUTION,
+    CONTRAST,
+    SIDE,
+    TEST_EVERY,
+    Draws,
+    EmbeddedImages,
+    blend,
+    ink,
+    place,
+    train_mask,
+)
+
+PLAIN_SIDES = (22, 30)  # least and greatest side of a digit's box, pixels: more room to move in
+DARK = 64  # the ground stays below it in each channel
+TILE = 40  # pixels; windows of SIDE lie within a tile, so that no two tiles share a pixel
+REGION = (5, 4)  # tiles, rows and columns of a class
+TRAIN_WINDOWS, TEST_WINDOWS = 5, 6  # of a tile
+
+
+def plain_digits(seed: int = 0) -> EmbeddedImages:
+    """Digits of one colour on a dark ground of one colour, N = 1797, the label is the digit.
+
+    Place, size and colours are drawn by seed; the ink is lighter than the ground by at least
+    `CONTRAST` in each channel. The split is that of `embedded_images`.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    labels = digits.target.astype(np.int64)
+    draws = Draws(seed, len(labels))
+    ground = np.stack([draws.below(DARK) for _ in range(3)], axis=1)  # [N, 3]
+    opacity, unit = place(digits.images.astype(np.int64), draws, PLAIN_SIDES)
+    background = np.broadcast_to(ground[:, None, None, :], (len(labels), SIDE, SIDE, 3))
+    images = blend(background, opacity, unit, ink(ground, draws))
+    return EmbeddedImages(images, labels, train_mask(labels), ATTRIBUTION)
+
+
+def textures(seed: int = 0) -> EmbeddedImages:
+    """Windows of the two photographs, N = 1664 images, the label is the region they come from.
+
+    A photograph of 427 x 640 pixels is cut into tiles, 10 x 16 of them whole, and the tiles into
+    regions of 5 x 4: 16 classes. Every fifth tile of a region is a test tile. No pixel is in two
+    tiles, so that none is in a training and a test image. A window lies anywhere in its tile.
+    """
+    from sklearn.datasets import load_sample_images
+
+    tiles, labels, train = [], [], []
+    for number, photograph in enumerate(load_sample_images().images):
+        rows, columns = photograph.shape[0] // TILE, photograph.shape[1] // TILE
+        across = columns // REGION[1]
+        for at in range(rows * columns):
+            row, column = divmod(at, columns)
+            region = (row // REGION[0]) * across + column // REGION[1]
+            within = (row % REGION[0]) * REGION[1] + column % REGION[1]
+            top, left = row * TILE, column * TILE
+            tiles.append(photograph[top : top + TILE, left : left + TILE])
+            labels.append(number * across * (rows // REGION[0]) + region)
+            train.append(within % TEST_EVERY != TEST_EVERY - 1)
+    times = np.where(train, TRAIN_WINDOWS, TEST_WINDOWS)
+    which = np.repeat(np.arange(len(tiles)), times)
+    return EmbeddedImages(
+        _windows(np.stack(tiles)[which], seed),
+        np.repeat(np.array(labels, np.int64), times),
+        np.repeat(np.array(train), times),
+        ATTRIBUTION,
+    )
+
+
+def _windows(tiles: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    """A window [N, S, S, 3] of each tile [N, T, T, 3]."""
+    draws = Draws(seed, len(tiles))
+    top, left = draws.below(TILE - SIDE + 1), draws.below(TILE - SIDE + 1)
+    pixel = np.arange(SIDE)
+    rows, columns = top[:, None] + pixel, left[:, None] + pixel  # [N, S]
+    image = np.arange(len(tiles))[:, None, None]
+    windows: NDArray[np.uint8] = tiles[image, rows[:, :, None], columns[:, None, :]]
+    return windows
