@@ -195,7 +195,7 @@ def margin(share: float) -> float:
 
 @pytest.mark.parametrize("spectrum", ["power law", "planted", "heavy tails"])
 def test_intervals_hold_the_expectation(simulation: ModuleType, spectrum: str) -> None:
-    found = simulation.coverage(spectrum, (100, 3, 8), DRAWS)
+    found = simulation.coverage(spectrum, (200, 3, 8), DRAWS)
     assert found.keys() == METRICS.keys() - {"n_above_noise", "alpha_req"}
     for name, told in found.items():
         assert told["coverage"] >= 0.93 - margin(0.93), name
