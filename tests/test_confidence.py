@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.confidence import confidence, quantile, ties, without_interval
+from lidar_cli.jobs.confidence import confidence, degrees, quantile, ties, without_interval
 from lidar_cli.jobs.score import score_file
 from lidar_cli.jobs.sheet import Score
 from lidar_cli.settings import ScoreSettings
 
 N, Q, D = 60, 3, 6
 DRAWS = 200
-Z95 = 1.959963984540054  # scipy.stats.norm.ppf(0.975)
+T3 = float(quantile(0.95, torch.tensor(3.0, dtype=torch.float64)))  # of four samples
 
 
 @pytest.fixture
@@ -43,18 +44,34 @@ def scored(path: Path, **settings: Any) -> Score:
 # By hand
 
 
-def test_an_interval_is_the_value_and_z_standard_errors() -> None:
+def test_an_interval_is_the_value_and_t_standard_errors() -> None:
     """Influences -3, -1, 1, 3: variance 20/3 over n - 1 = 3, so se = sqrt(20/3) / 2."""
     influences = {"lidar": torch.tensor([-3.0, -1, 1, 3], dtype=torch.float64)}
     found = confidence({"lidar": 10.0, "pillai": None}, influences, {"pillai": "why"}, 0.95)
     interval = found.intervals["lidar"]
     se = math.sqrt(20 / 3) / 2
     assert interval.se == pytest.approx(se, rel=1e-12)
-    assert interval.ci_low == pytest.approx(10 - Z95 * se, rel=1e-12)
-    assert interval.ci_high == pytest.approx(10 + Z95 * se, rel=1e-12)
+    assert interval.ci_low == pytest.approx(10 - T3 * se, rel=1e-12)
+    assert interval.ci_high == pytest.approx(10 + T3 * se, rel=1e-12)
     none = found.intervals["pillai"]
     assert (none.se, none.ci_low, none.ci_high, none.reason) == (None, None, None, "why")
-    assert quantile(0.5) == pytest.approx(0.6744897501960817, rel=1e-12)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95])
+@pytest.mark.parametrize("freedom", [3.0, 5.0, 20.0, 1000.0])
+def test_the_quantile_is_students(level: float, freedom: float) -> None:
+    expected = student.ppf((1 + level) / 2, freedom)
+    found = float(quantile(level, torch.tensor(freedom, dtype=torch.float64)))
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+def test_heavy_tails_leave_few_degrees() -> None:
+    """One sample of 100 with all the weight: kurtosis 100 / 1, so 2 n / (100 - 1)."""
+    u = torch.zeros(100, dtype=torch.float64)
+    u[0] = 5.0
+    assert float(degrees(u.square().sum(), u.pow(4).sum(), 100)) == pytest.approx(200 / 99)
+    signs = torch.ones(100, dtype=torch.float64)  # the lightest tails there are
+    assert float(degrees(signs.sum(), signs.sum(), 100)) == 99.0
 
 
 A = torch.tensor([-3.0, -1, 1, 3], dtype=torch.float64)
@@ -63,7 +80,7 @@ SE = math.sqrt(8 / 3 / 4)  # of A - B = (0, 0, -2, 2): variance 8/3, n = 4
 
 
 @pytest.mark.parametrize(
-    ("gap", "tied"), [(0.0, True), (0.999 * Z95 * SE, True), (1.001 * Z95 * SE, False)]
+    ("gap", "tied"), [(0.0, True), (0.999 * T3 * SE, True), (1.001 * T3 * SE, False)]
 )
 def test_a_tie_is_judged_by_the_paired_difference(gap: float, tied: bool) -> None:
     found = ties([5.0, 5.0 + gap], [A, B], METRICS["lidar"], 0.95)
@@ -72,14 +89,14 @@ def test_a_tie_is_judged_by_the_paired_difference(gap: float, tied: bool) -> Non
 
 def test_unpaired_the_same_gap_would_be_a_tie() -> None:
     """Each has se sqrt(20/3/4) = 1.29 by itself: without pairing no gap below 3.6 is seen."""
-    gap = 1.001 * Z95 * SE
-    assert gap < Z95 * math.sqrt(2 * 20 / 3 / 4)
+    gap = 1.001 * T3 * SE
+    assert gap < T3 * math.sqrt(2 * 20 / 3 / 4)
     assert ties([5.0, 5.0 + gap], [A, B], METRICS["lidar"], 0.95) == [[], []]
     assert ties([5.0, 5.0 + gap], [A, -A], METRICS["lidar"], 0.95) == [[1], [0]]
 
 
 def test_ties_are_not_transitive() -> None:
-    step = 0.7 * Z95 * SE
+    step = 0.7 * T3 * SE
     found = ties([0.0, step, 2 * step], [A, B, A], METRICS["lidar"], 0.95)
     assert found == [[1], [0, 2], [1]]
 
@@ -196,7 +213,7 @@ def margin(share: float) -> float:
 
 @pytest.mark.parametrize("spectrum", ["power law", "planted", "heavy tails"])
 def test_intervals_hold_the_expectation(simulation: ModuleType, spectrum: str) -> None:
-    found = simulation.coverage(spectrum, (100, 3, 8), DRAWS)
+    found = simulation.coverage(spectrum, (200, 3, 8), DRAWS)
     assert found.keys() == METRICS.keys() - {"n_above_noise", "alpha_req"}
     for name, told in found.items():
         assert told["coverage"] >= 0.93 - margin(0.93), name
@@ -255,8 +272,8 @@ def test_score_shows_intervals_where_they_are_asked_for(
     assert sure["confidence"]["level"] == 0.9
     interval = sure["confidence"]["intervals"]["lidar"]
     assert interval.keys() == {"se", "ci_low", "ci_high", "reason"}
-    reach = 1.6448536269514722 * interval["se"]  # scipy.stats.norm.ppf(0.95)
-    assert interval["ci_high"] == pytest.approx(plain["lidar"] + reach, rel=1e-12)
+    # Between the normal quantile and Student's of a sixth of the samples.
+    assert 1.6448 < (interval["ci_high"] - plain["lidar"]) / interval["se"] < 1.8125
     table = lidar("score", stored, "--confidence", "0.9").stdout
     assert "90 % interval" in table
     assert "no interval of n_above_noise: a count has no derivative" in table

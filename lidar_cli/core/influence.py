@@ -13,10 +13,11 @@ without its n spectra (Efron 1982, "The jackknife, the bootstrap and other resam
 v_k leans towards each sample that it was computed from, by d/n. F takes that back.
 
 E_kl^2 is a product of two squares, (v_k . x)^2 (v_l . x)^2 for E = x x^T. With y_k = (v_k . x)^2,
-its mean e_k over the samples, and t = mean_k(y_k / e_k) the sample's own scale, y = t e + u with u
-small, and to first order in u
+its mean e_k over the samples, and t the sample's own scale, y = t e + u with u small, and to first
+order in u
 
     1/2 y^T F y = t y . phi - 1/2 t^2 e . phi,   phi = F e          [d]
+    t = sum_k e_k^1/2 (y_k / e_k) / sum_k e_k^1/2
 
 so that no sample needs more than its d projections. Two parts of a sample act side by side: the
 mean of its views, and its q - 1 residual degrees of freedom, which are taken for independent
@@ -33,6 +34,8 @@ from torch import Tensor
 
 from lidar_cli.core.moments import Moments, RowMoments, SphereMoments, unit_rows
 from lidar_cli.core.spectra import EPS
+
+TINY = torch.finfo(torch.float64).tiny
 
 Gradients = Callable[[Tensor], dict[str, Tensor]]
 
@@ -52,8 +55,10 @@ class Part:
 
     def influences(self, squares: Tensor) -> Tensor:
         """Influences [c, metrics] of the squared projections y [c, d]."""
-        known = self.energy > len(self.energy) * EPS * self.energy.max()
-        scale = squares @ (known / self.energy.where(known, 1.0)) / known.sum().clamp_min(1)
+        # Roots as weights: every direction counts, and those that hold rounding alone do not.
+        root = self.energy.sqrt()
+        known = root > len(root) * EPS * root.max()
+        scale = squares @ (known / root.where(known, 1.0)) / root.sum().clamp_min(TINY)
         bent = squares @ self.bend
         whole = 0.5 * torch.outer(scale.square(), self.energy @ self.bend)
         return squares @ self.slope - (scale[:, None] * bent - whole) / self.count
@@ -190,8 +195,7 @@ def _kernel(eigenvalues: Tensor, n: int) -> Tensor:
     """
     gap = eigenvalues[:, None] - eigenvalues
     moved = torch.outer(eigenvalues, eigenvalues) / n**2
-    tiny = torch.finfo(torch.float64).tiny
-    kernel: Tensor = gap / (gap.square() + moved).clamp_min(tiny)
+    kernel: Tensor = gap / (gap.square() + moved).clamp_min(TINY)
     return kernel
 
 
