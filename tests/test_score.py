@@ -341,4 +341,7 @@ def test_any_finite_array_has_finite_numbers_or_reasons(tmp_path, z, delta, epsi
         else:
             assert math.isfinite(record[name])
             assert name not in record["notes"]
-    assert {field.name for field in dataclasses.fields(score)} - set(record) == {"spectra", "influences"}
+    assert {field.name for field in dataclasses.fields(score)} - set(record) == {
+        "spectra",
+        "influences",
+    }
