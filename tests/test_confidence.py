@@ -57,6 +57,12 @@ def test_an_interval_is_the_value_and_t_standard_errors() -> None:
     assert (none.se, none.ci_low, none.ci_high, none.reason) == (None, None, None, "why")
 
 
+def test_what_is_not_finite_gets_a_reason() -> None:
+    found = confidence({"lidar": 1.0}, {"lidar": torch.full((9,), math.nan)}, {}, 0.95)
+    assert found.intervals["lidar"].se is None
+    assert "beyond the range of float64" in (found.intervals["lidar"].reason or "")
+
+
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95])
 @pytest.mark.parametrize("freedom", [3.0, 5.0, 20.0, 1000.0])
 def test_the_quantile_is_students(level: float, freedom: float) -> None:

@@ -164,6 +164,21 @@ def test_a_dimension_that_is_always_0_changes_nothing(embeddings: Tensor) -> Non
         )
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+@pytest.mark.parametrize("name", ["lidar", "rankme", "rankme_augmented", "participation_ratio"])
+def test_copied_dimensions_change_no_standard_error(
+    embeddings: Tensor, name: str, rounding: float
+) -> None:
+    """Six of eight dimensions are copies, exact or as float32 leaves them: rank two."""
+    noise = torch.randn(N, Q, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z = embeddings[:, :, [0, 1, 0, 0, 0, 0, 0, 0]] * (1.0 + rounding * noise)
+    z = z - z.mean(dim=(0, 1))
+    found = influences(z, name).numpy()
+    without = np.array([LITERAL[name](np.delete(z.numpy(), i, axis=0)) for i in range(N)])
+    exact = (N - 1) * without.std()
+    assert found.std() / exact == pytest.approx(1.0, abs=0.1)
+
+
 # Derivatives
 
 

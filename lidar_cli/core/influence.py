@@ -142,7 +142,7 @@ def augmented_influence(moments: Moments, gradients: Gradients) -> SpectralInflu
     found = gradients(eigenvalues)
     slope = torch.stack(list(found.values()), dim=1)
     kernel = _kernel(eigenvalues, n)
-    view_noise = ((moments.within @ vectors) * vectors).sum(dim=0) / n
+    view_noise = ((moments.within @ vectors) * vectors).sum(dim=0).clamp_min(0.0) / n
     between = (eigenvalues - view_noise).clamp_min(0.0)
     of_means = Part(between / q, q * slope, q * _bend(kernel, slope, between), n)
     of_residuals = (

@@ -18,6 +18,7 @@ comparable group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -28,6 +29,7 @@ from torch import Tensor
 from lidar_cli.core.metrics import METRICS, Metric
 
 TINY = torch.finfo(torch.float64).tiny
+BEYOND = "beyond the range of float64: the embedding's scale is extreme"
 COUNT = "a count has no derivative, and so no interval"
 
 
@@ -86,6 +88,9 @@ def confidence(
             continue
         found, n = influences[name], len(influences[name])
         se = float(found.std() / n**0.5)
+        if not math.isfinite(se):
+            intervals[name] = Interval(reason=BEYOND)
+            continue
         reach = float(quantile(level, degrees(found.square().sum(), found.pow(4).sum(), n))) * se
         intervals[name] = Interval(se, value - reach, value + reach)
     return Confidence(level, intervals)

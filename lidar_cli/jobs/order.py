@@ -97,7 +97,7 @@ def tied_pairs(rows: list[Row], by: Metric, level: float) -> list[set[int]]:
     for at, row in enumerate(rows):
         if row.value is not None:
             found[at] = {other for other, its in enumerate(rows) if its.value == row.value} - {at}
-            if by.name in row.score.influences:
+            if row.interval.se is not None:
                 paired.setdefault(len(row.score.influences[by.name]), []).append(at)
     for places in paired.values():
         values = [value for at in places if (value := rows[at].value) is not None]
