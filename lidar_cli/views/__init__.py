@@ -2,7 +2,7 @@
 
 recipes.py   constants of one augmentation
 methods.py   the recipes of published methods
-find.py      a name, a [recipe] table or a method -> recipe
+find.py      a name or a [recipe] table -> recipe
 draws.py     recipe, seed, sample, view -> parameters    (host, no pixels)
 augment.py   images, parameters -> views                 (any device, no randomness)
 resample.py, recolour.py, colour.py, sums.py   the arithmetic on pixels
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from lidar_cli.views.augment import make_clean, make_views
 from lidar_cli.views.draws import draw
-from lidar_cli.views.find import find_recipe, recipe_for
+from lidar_cli.views.find import find_recipe
 from lidar_cli.views.masked import Mask, draw_mask
 from lidar_cli.views.recipes import Recipe
 
-__all__ = ["Mask", "Recipe", "Views", "find_recipe", "recipe_for"]
+__all__ = ["Mask", "Recipe", "Views", "find_recipe"]
 
 
 @dataclass(frozen=True)
