@@ -23,6 +23,7 @@ from lidar_cli.report.sure import tied_ranks, with_reach
 DECIDING = {  # what groups differ in -> the option that makes them alike
     "views": "--views",
     "image size": "--image-size",
+    "mask grid": "--views",
     "layer": "--layer",
     "d": "--layer",
     "n": "-n",

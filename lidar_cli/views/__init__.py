@@ -42,6 +42,14 @@ class Views:
     patch: int | None = None
 
     @property
+    def grid(self) -> int | None:
+        """Patches a side on which masks are drawn, None for a recipe without masks."""
+        if self.recipe.masks is None:
+            return None
+        assert self.patch is not None
+        return self.image_size // self.patch
+
+    @property
     def alike(self) -> bool:
         """Whether the views of a sample have the same pixels, and differ by their masks alone."""
         return self.recipe.masks is not None and self.recipe.crop_scale is None
@@ -74,12 +82,11 @@ class Views:
 
         Raises SettingsError for a grid on which the recipe's rule cannot be kept.
         """
-        rule = self.recipe.masks
-        if rule is None:
+        rule, side = self.recipe.masks, self.grid
+        if rule is None or side is None:
             return None
-        assert self.patch is not None
-        grid = (self.image_size // self.patch,) * 2
-        return [draw_mask(rule, self.seed, samples, view, grid) for view in range(self.n_views)]
+        views = range(self.n_views)
+        return [draw_mask(rule, self.seed, samples, view, (side, side)) for view in views]
 
     def clean(
         self,
