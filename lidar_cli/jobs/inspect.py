@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.formats.format import readable
 from lidar_cli.checkpoints.found import Description, Found
 from lidar_cli.checkpoints.generic import PROJECTORS
 from lidar_cli.checkpoints.read import as_dict, read_contents
@@ -107,7 +108,7 @@ def formats() -> list[FormatRow]:
             ),
             recipe=one.recipe,
             example=one.example,
-            marks=", ".join(mark.replace("\\", "") for mark in (*one.keys, *one.marks)),
+            marks=readable((*one.keys, *one.marks)),
         )
         for one in FORMATS
     ]
