@@ -88,11 +88,12 @@ def test_timms_architecture_is_the_configurations(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     (found,) = json.loads(ended.stdout)
     assert (found["architecture"], found["file"]) == ("convnext_atto", "timm:convnext_atto.test")
-    files["config.json"] = timm_config("convnext_of_2031").encode()
-    cache(tmp_path / "hub", "timm/later", files)
-    ended = lidar("inspect", "timm:later", cwd=tmp_path, **told)
-    assert ended.returncode == 3
-    assert "names timm's convnext_of_2031, which timm" in ended.stderr
+    for name, shown in (("convnext_of_2031", "convnext_of_2031"), ("a\x1b[2J", r"'a\x1b[2J'")):
+        files["config.json"] = timm_config(name).encode()
+        cache(tmp_path / "hub", f"timm/later{len(name)}", files)
+        ended = lidar("inspect", f"timm:later{len(name)}", cwd=tmp_path, **told)
+        assert ended.returncode == 3
+        assert f"names timm's {shown}, which timm" in ended.stderr
 
 
 def test_pickled_weights_of_the_hub_are_read_as_data(tmp_path: Path) -> None:
@@ -177,6 +178,8 @@ def test_a_model_is_fetched_and_then_in_the_cache(name: str, endpoint: str, tmp_
         ("timm:absent", "the Hub has no timm/absent"),
         ("hf-hub:me/empty", "has neither model.safetensors nor pytorch_model.bin; expected"),
         ("hf-hub:a/b/c", "cannot be fetched: "),
+        ("hf-hub:../../a", "cannot be fetched: "),
+        ("hf-hub:me/model@../../../a", "../../../a is no revision; expected a branch, tag or"),
     ],
 )
 def test_what_the_hub_does_not_give_is_one_line(

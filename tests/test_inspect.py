@@ -121,6 +121,8 @@ def test_the_table_of_formats_is_the_codes(
 ) -> None:
     rows = formats()
     assert [row.name for row in rows] == [*(one.name for one in FORMATS), "plain"]
+    # Names and not the patterns that match them, but for choices between names.
+    assert not any(sign in row.marks for row in rows for sign in ("\\", "$", ".*"))
     ended = lidar_here("inspect", "--formats", monkeypatch=monkeypatch, capfd=capfd)
     assert ended.returncode == 0
     assert [line.split()[0] for line in ended.stdout.splitlines()[1:]] == [r.name for r in rows]

@@ -607,3 +607,24 @@ def test_rank_keeps_refused_models_as_failed_rows(
     done = run("--layer", "predictor")
     assert done.returncode == 0, done.stderr
     assert [row["metrics"]["dim"] for row in json.loads(done.stdout)["checkpoints"]] == [WIDTH]
+
+
+def test_masks_of_other_grids_are_other_views(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Patches of 4 and of 3 pixels at one image size: what is hidden is not the same."""
+    for patch in (4, 3):
+        weights = random_weights(vit_shapes("") | {"pos_embed": (1, (SIZE // patch) ** 2, WIDTH)})
+        weights["patch_embed.proj.weight"] = torch.randn(WIDTH, 3, patch, patch)
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        torch.save(weights, tmp_path / "runs" / f"{patch}.pth")
+    words = ["rank", tmp_path / "runs", "--data", images, "-n", 4, "-q", 2, "--image-size", SIZE]
+    run = functools.partial(lidar_here, *words, monkeypatch=monkeypatch, capfd=capfd)
+    assert json.loads(run("--views", "ijepa", "--json").stdout)["groups"] == 2
+    done = run("--views", "ijepa", "--top", 1, "--quiet")
+    assert done.returncode == 2
+    assert "they differ in mask grid; make them alike with --views" in done.stderr
+    assert json.loads(run("--views", "ijepa-crop", "--json").stdout)["groups"] == 1

@@ -11,14 +11,13 @@ from scipy import stats
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.views import masks
+from lidar_cli.views.mask_rules import Blocks, InverseBlocks, MultiBlock
 from lidar_cli.views.masks import (
     IJEPA,
-    MultiBlock,
     block_masks,
     block_sizes,
     ijepa_masks,
     inverse_block_masks,
-    random_masks,
 )
 
 DRAWS = 10_000
@@ -221,7 +220,7 @@ def literal_block_mask(total: int, chance: random.Random, side: int = 14) -> lis
     ("masked", "reached", "mean", "worst"), [(75, 0.68, 74.5, 65), (120, 0.70, 119.6, 109)]
 )
 def test_block_masks_have_the_statistics_of_their_generator(masked, reached, mean, worst):
-    ours = block_masks(0, range(DRAWS), 0, (14, 14), masked=masked)
+    ours = block_masks(0, range(DRAWS), 0, (14, 14), Blocks(masked=masked / 196))
     assert ours.dtype == torch.bool
     assert ours.shape == (DRAWS, 196)
     counts = ours.sum(dim=1).numpy()
@@ -244,7 +243,8 @@ def test_block_masks_have_the_statistics_of_their_generator(masked, reached, mea
 
 @pytest.mark.parametrize("change", [{"smallest": 8}, {"ratio": (0.8, 1.25)}])
 def test_the_comparison_of_block_masks_would_notice_other_blocks(change):
-    grids = block_masks(0, range(3000), 0, (14, 14), masked=75, **change).view(-1, 14, 14)
+    rule = Blocks(masked=75 / 196, **change)
+    grids = block_masks(0, range(3000), 0, (14, 14), rule).view(-1, 14, 14)
     chance = random.Random(0)
     theirs = np.array([literal_block_mask(75, chance) for _ in range(3000)])
     edges = [(x[:, 1:] != x[:, :-1]).sum(axis=(1, 2)) for x in (grids.numpy(), theirs)]
@@ -277,7 +277,9 @@ def literal_inverse_mask(kept: int, squares: int, chance: random.Random, side: i
     [(0.8, 0.07, 39, 5), (0.75, 0.1, 49, 7)],
 )
 def test_inverse_block_masks_keep_squares(masked, adjust, kept, squares):
-    ours = inverse_block_masks(0, range(DRAWS), 0, (14, 14), masked=masked, adjust=adjust)
+    ours = inverse_block_masks(
+        0, range(DRAWS), 0, (14, 14), InverseBlocks(masked=masked, adjust=adjust)
+    )
     assert (ours.sum(dim=1) == 196 - kept).all()
     chance = random.Random(0)
     theirs = np.array([literal_inverse_mask(kept, squares, chance) for _ in range(3000)])
@@ -285,26 +287,10 @@ def test_inverse_block_masks_keep_squares(masked, adjust, kept, squares):
     assert abs(grids.mean(axis=0) - theirs.mean(axis=0)).max() < 5 * 0.5 / math.sqrt(3000)
     edges = [(x[:, 1:] != x[:, :-1]).sum(axis=(1, 2)) for x in (grids, theirs)]
     assert stats.ks_2samp(*edges).pvalue > P_BOUND
-    scattered = random_masks(0, range(3000), 0, (14, 14), masked=masked)[0]
-    random_edges = as_grids(scattered, (14, 14))
+    scattered = np.random.default_rng(0).permuted(np.tile(np.arange(196), (3000, 1)), axis=1)
+    random_edges = as_grids(torch.from_numpy(scattered[:, :kept].copy()), (14, 14))
     random_edges = (random_edges[:, 1:] != random_edges[:, :-1]).sum(axis=(1, 2))
     assert stats.ks_2samp(edges[0], random_edges).pvalue < 1e-9  # squares, not single patches
-
-
-@pytest.mark.parametrize(("grid", "kept"), [((14, 14), 49), ((16, 16), 64), ((7, 9), 15)])
-def test_random_masks_are_permutations_cut_short(grid, kept):
-    seen, restore = random_masks(0, range(DRAWS), 0, grid)
-    patches = grid[0] * grid[1]
-    assert seen.shape == (DRAWS, kept)
-    assert (restore.sort(dim=1).values == torch.arange(patches)).all()
-    # Encoded patches go back to their own places.
-    whole = torch.cat([seen, torch.full((DRAWS, patches - kept), -1)], dim=1)
-    back = whole.gather(1, restore)
-    assert ((back == torch.arange(patches)) | (back == -1)).all()
-    assert ((back >= 0).sum(dim=1) == kept).all()
-    for place in (0, kept - 1):  # uniform in every place, so the order is random too
-        counts = np.bincount(seen[:, place], minlength=patches)
-        assert stats.chisquare(counts).pvalue > P_BOUND
 
 
 MAKERS = [
@@ -313,7 +299,6 @@ MAKERS = [
     ).view(-1),
     lambda *where: block_masks(*where, (14, 14)).flatten(),
     lambda *where: inverse_block_masks(*where, (14, 14)).flatten(),
-    lambda *where: random_masks(*where, (14, 14))[0].flatten(),
 ]
 
 
@@ -337,20 +322,16 @@ def test_a_mask_does_not_depend_on_its_company():
             assert torch.equal(
                 make(2, some, view, (14, 14)), make(2, samples, view, (14, 14))[picked]
             )
-        for ours, whole in zip(
-            random_masks(2, some, view, (14, 14)),
-            random_masks(2, samples, view, (14, 14)),
-            strict=True,
-        ):
-            assert torch.equal(ours, whole[picked])
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: block_masks(0, [0], 0, (7, 7)), "cannot mask 120 of the 49 patches"),
+        (
+            lambda: block_masks(0, [0], 0, (7, 7), Blocks(masked=0.01)),
+            "masking 0.01 of 49 patches masks",
+        ),
         (lambda: inverse_block_masks(0, [0], 0, (2, 2)), "masking 0.8 of 4 patches keeps 0"),
-        (lambda: random_masks(0, [0], 0, (1, 2)), "masking 0.75 of 2 patches keeps 0"),
     ],
 )
 def test_masks_that_cannot_be_are_refused(make, message):

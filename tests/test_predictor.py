@@ -10,7 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from lidar_cli.checkpoints import predictor, predictor_module, vit, vit_module
-from lidar_cli.checkpoints.predictor_module import Predictor, context_tokens, target_tokens
+from lidar_cli.checkpoints.predictor_module import Predictor
 from lidar_cli.checkpoints.vit_module import ViT
 from lidar_cli.checkpoints.weights import fill, shapes_of
 from lidar_cli.errors import CheckpointError
@@ -104,7 +104,8 @@ def test_context_tokens_see_the_kept_patches_alone() -> None:
         for mask in CONTEXT
         for image, keep in zip(images(16), mask.tolist(), strict=True)
     ]
-    assert_close(context_tokens(encoder(weights), images(16), CONTEXT), torch.stack(expected))
+    found = torch.cat([encoder(weights).tokens(images(16), mask) for mask in CONTEXT])
+    assert_close(found, torch.stack(expected))
 
 
 @pytest.mark.parametrize("n_context", [1, 2])
@@ -120,23 +121,9 @@ def test_predictor_equals_loops_over_masks_and_images(n_targets: int, n_context:
         for mask in context
         for image, c, t in zip(images(16), mask, target, strict=True)
     ]
-    z = context_tokens(encoder(inside), images(16), context)
+    z = torch.cat([encoder(inside).tokens(images(16), mask) for mask in context])
     found = built(outside)(z, context, targets)
     assert found.shape == (n_targets * n_context * 3, 3, WIDTH)
-    assert_close(found, torch.stack(expected))
-
-
-@torch.no_grad()
-def test_targets_lie_in_the_rows_of_the_predictions() -> None:
-    weights = encoder_weights(2)
-    whole = [literal.norm(encode(weights, image), None, None, 1e-5) for image in images(16)]
-    expected = [
-        torch.stack([tokens[k] for k in t])
-        for target in TARGETS
-        for _ in CONTEXT
-        for tokens, t in zip(whole, target.tolist(), strict=True)
-    ]
-    found = target_tokens(encoder(weights), images(16), TARGETS, len(CONTEXT))
     assert_close(found, torch.stack(expected))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import COMMANDS, ExtractSettings, RankSettings, ScoreSettings, resolve
-from lidar_cli.views import Recipe, find_recipe, recipe_for
+from lidar_cli.views import Recipe, find_recipe
 from lidar_cli.views.mask_rules import RULES, Blocks, InverseBlocks, MultiBlock
 from lidar_cli.views.methods import RECIPES
 
@@ -118,30 +118,6 @@ def test_the_help_of_views_names_every_recipe():
     (views,) = (f for f in dataclasses.fields(ExtractSettings) if f.name == "views")
     named = re.findall(r"[\w-]+", views.metadata["help"].removeprefix("View recipe:"))
     assert set(named) == {"auto", *RECIPES}
-
-
-@pytest.mark.parametrize(
-    ("method", "name"),
-    [
-        ("simclr", "simclr"),
-        ("VICReg", "vicreg"),
-        ("Barlow Twins", "barlow"),
-        ("barlow_twins", "barlow"),
-        ("I-JEPA", "ijepa"),
-        ("MoCo v3", "moco-v3"),
-        ("mocov2", "moco-v2"),
-        ("DINOv2", "dinov2"),
-        ("data2vec-vision", "data2vec"),
-        ("data2vec 2.0", "data2vec2"),
-    ],
-)
-def test_a_method_has_a_recipe_by_any_spelling(method, name):
-    assert recipe_for(method) is RECIPES[name]
-
-
-def test_a_method_without_a_recipe_is_refused():
-    with pytest.raises(SettingsError, match=r"no view recipe for 'vicregl'; did you mean vicreg\?"):
-        recipe_for("vicregl")
 
 
 def test_pixel_statistics_are_the_recipes_own_unless_named():

@@ -11,6 +11,7 @@ import functools
 import json
 import pathlib
 import pickle
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -452,6 +453,19 @@ def test_parts_of_checkpoints_are_refused_with_what_to_do(
     with pytest.raises(CheckpointError, match=command) as caught:
         read_contents(tmp_path / asked)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [".metadata", "latest", "model.safetensors.index.json"])
+def test_commands_that_join_parts_survive_odd_names(name: str, tmp_path: Path) -> None:
+    """As words of a shell, whatever whoever named the folder wanted it to run."""
+    folder = tmp_path / "a 'b' $(touch c)"
+    folder.mkdir()
+    (folder / name).write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        read_contents(folder)
+    words = shlex.split(str(caught.value).partition("join them with: ")[2])
+    assert str(folder) in words
+    assert words[-1] in (f"{folder}-whole", f"{folder}.pt")
 
 
 def test_pointers_inside_files_are_refused(tmp_path: Path) -> None:

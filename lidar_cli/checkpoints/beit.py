@@ -6,10 +6,10 @@ The table has a row for each displacement of two patches, and three for the clas
 serves all blocks, or each has its own after fine-tuning. Queries and values have a bias, keys none.
 The number of heads is the table's second axis. `relative_position_index` follows from the grid.
 
-data2vec's student regresses lm_head(norm(tokens)) at masked patches to `target` of the teacher, who
-sees all. The embedding is the mean of the patch tokens after the norm, or before `fc_norm`, under a
-mask of the masked ones alone; lm_head is linear, so that of the mean is the mean of it. This file
-needs no torch; the module is in beit_module.py.
+data2vec's student regresses lm_head(norm(tokens)) at masked patches to what the teacher's upper
+blocks give there, who sees all. The embedding is the mean of the patch tokens after the norm, or
+before `fc_norm`, under a mask of the masked ones alone; lm_head is linear, so that of the mean is
+the mean of it. This file needs no torch; the module is in beit_module.py.
 
 Sources: Bao et al. 2021 (BEiT); Baevski et al. 2022 (data2vec).
 """

@@ -1,4 +1,4 @@
-"""The module of a BEiT: timm's class, with the inputs and the targets of data2vec; see beit.py."""
+"""The module of a BEiT: timm's class, with the masked inputs of data2vec; see beit.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lidar_cli.checkpoints.backbone import MaskedBackbone
 from lidar_cli.checkpoints.beit import EXTRA, TABLE, BeitSpec
@@ -15,8 +14,6 @@ from lidar_cli.checkpoints.positions import resample
 from lidar_cli.checkpoints.vit import grid_of
 from lidar_cli.errors import CheckpointError
 from lidar_cli.views.masked import Mask
-
-TARGETS = 6  # blocks of which data2vec averages the outputs, at depth 12 and 24
 
 
 def build(spec: BeitSpec) -> Beit:
@@ -31,7 +28,7 @@ def build(spec: BeitSpec) -> Beit:
 
 
 class Beit(MaskedBackbone):
-    """timm's Beit, with the inputs and the targets of data2vec."""
+    """timm's Beit, with the masked inputs of data2vec."""
 
     def __init__(self, spec: BeitSpec) -> None:
         super().__init__()
@@ -117,11 +114,11 @@ class Beit(MaskedBackbone):
         self.set_buffers()
         self.model.to(device)
 
-    def blocks(self, images: Tensor, masked: Tensor | None = None) -> list[Tensor]:
-        """Tokens [b, 1 + N, width] after each block, class token first.
+    def tokens(self, images: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Tokens [b, 1 + N, width] after the last block, class token first, and after `norm`.
 
         masked: bool [b, N], patches that the mask token replaces; raises CheckpointError if the
-        file has no such token.
+        file has no such token. Those at masked patches are what lm_head takes.
         """
         model = self.model
         x = model.patch_embed(images)
@@ -137,18 +134,9 @@ class Beit(MaskedBackbone):
         if model.pos_embed is not None:
             x = x + model.pos_embed
         bias = None if model.rel_pos_bias is None else model.rel_pos_bias()
-        outputs = []
         for block in model.blocks:
             x = block(x, shared_rel_pos_bias=bias)
-            outputs.append(x)
-        return outputs
-
-    def tokens(self, images: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Tokens [b, 1 + N, width] after the last block, and after the norm if it is not fc_norm.
-
-        Those at masked patches are what lm_head takes.
-        """
-        tokens: Tensor = self.model.norm(self.blocks(images, masked)[-1])
+        tokens: Tensor = model.norm(x)
         return tokens
 
     @property
@@ -165,19 +153,6 @@ class Beit(MaskedBackbone):
         """After `fc_norm`, where there is one."""
         embedding: Tensor = self.model.fc_norm(mean)
         return embedding
-
-    def target(self, images: Tensor, first: int | None = None) -> Tensor:
-        """What data2vec's teacher gives, [b, 1 + N, width], for the unmasked images.
-
-            norm(mean over blocks l >= first of norm(x_l)),   norm without weights, eps 1e-5
-
-        first: 6 of 12 and 18 of 24 blocks, as the recipes have it; of fewer, the top half.
-        """
-        outputs = self.blocks(images)
-        start = max(len(outputs) - TARGETS, len(outputs) // 2) if first is None else first
-        size = (self.width,)
-        mean = torch.stack([F.layer_norm(x.float(), size) for x in outputs[start:]]).mean(dim=0)
-        return F.layer_norm(mean, size)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, 3, S, S], S as last set."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,20 +107,26 @@ def _refuse_parts(path: Path) -> None:
 def _sharded(path: Path, folder: Path) -> str:
     return (
         f"{path}: is a checkpoint in several files; expected one; join them with: python -c "
-        f"\"from transformers import AutoModel; AutoModel.from_pretrained('{folder}')"
-        f".save_pretrained('{folder}-whole', max_shard_size='1TB')\""
+        '"import sys, transformers; transformers.AutoModel.from_pretrained(sys.argv[1])'
+        f".save_pretrained(sys.argv[2], max_shard_size='1TB')\" {_named(folder, '', '-whole')}"
     )
 
 
 def _distributed(path: Path, folder: Path) -> str:
     return (
         f"{path}: is a distributed checkpoint in several files; expected one; join them with: "
-        f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} {folder}.pt"
+        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+        f"{_named(folder, '', '.pt')}"
     )
 
 
 def _deepspeed(path: Path, folder: Path) -> str:
     return (
         f"{path}: is a part of a DeepSpeed checkpoint; expected whole weights; join them with: "
-        f"python {folder / 'zero_to_fp32.py'} {folder} {folder}-whole"
+        f"python {_named(folder, '/zero_to_fp32.py', '', '-whole')}"
     )
+
+
+def _named(folder: Path, *endings: str) -> str:
+    """The folder with each of the endings, as words of a shell's command."""
+    return shlex.join(f"{folder}{ending}" for ending in endings)

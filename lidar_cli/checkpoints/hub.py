@@ -17,11 +17,16 @@ PREFIXES = {"hf-hub:": "", "timm:": "timm/"}  # with what the name then begins o
 def local(path: Path) -> Path:
     """The folder in the cache that holds what a name stands for; a path as it is.
 
-    Raises CheckpointError if the Hub has no such model, does not give it, or is out of reach.
+    Raises CheckpointError for what is no name, or if the Hub has no such model, does not give it,
+    or is out of reach.
     """
     for prefix, owner in PREFIXES.items():
         if str(path).startswith(prefix):
             name, _, revision = str(path).removeprefix(prefix).partition("@")
+            if ".." in revision:  # in no name that git takes, but in one that leaves the cache
+                raise CheckpointError(
+                    f"{path}: {revision} is no revision; expected a branch, tag or commit"
+                )
             return _fetch(path, owner + name, revision or None)
     return path
 

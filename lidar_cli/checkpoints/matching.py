@@ -10,7 +10,7 @@ from typing import Any
 
 from lidar_cli.checkpoints.containers import StateDict, candidates, clean
 from lidar_cli.checkpoints.formats import FORMATS, Format
-from lidar_cli.checkpoints.formats.format import renamed
+from lidar_cli.checkpoints.formats.format import readable, renamed
 from lidar_cli.checkpoints.lazy import is_tensor
 from lidar_cli.checkpoints.weights import Weight
 from lidar_cli.errors import CheckpointError, SettingsError
@@ -84,7 +84,7 @@ def match(
                     found.setdefault(one.name, Match(one, state, _why(one)))
     if name != "auto" and not found:
         raise CheckpointError(
-            f"{path}: is not {name}: expected tensors named {', '.join(asked[0].marks)}"
+            f"{path}: is not {name}: expected tensors named {readable(asked[0].marks)}"
             f"{_listed(' beside the keys ', asked[0].keys)}; leave --format out"
         )
     most = max((_rank(m.format) for m in found.values()), default=0)
@@ -170,8 +170,7 @@ def _rank(format: Format) -> int:
 
 
 def _why(format: Format) -> str:
-    marks = ", ".join(mark.replace("\\", "") for mark in format.marks)
-    return f"tensors named {marks}{_listed(' beside the keys ', format.keys)}"
+    return f"tensors named {readable(format.marks)}{_listed(' beside the keys ', format.keys)}"
 
 
 def _listed(before: str, names: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The module of I-JEPA's predictor, and what it takes and should give; see predictor.py."""
+"""The module of I-JEPA's predictor; see predictor.py."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lidar_cli.checkpoints.positions import resample
 from lidar_cli.checkpoints.predictor import PredictorSpec
-from lidar_cli.checkpoints.vit_module import ViT, take
+from lidar_cli.checkpoints.vit_module import take
 from lidar_cli.views.masked import Mask
 
 
@@ -67,8 +66,8 @@ class Predictor(nn.Module):
     def forward(self, z: Tensor, context: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Predicted tokens [n_pred n_enc b, K_pred, width], see predictor.py.
 
-        z: `context_tokens` [n_enc b, K_enc, width]. context: n_enc masks [b, K_enc]. targets:
-        n_pred masks [b, K_pred].
+        z: the encoder's tokens [n_enc b, K_enc, width] of what each mask lets it see, mask by mask.
+        context: n_enc masks [b, K_enc]. targets: n_pred masks [b, K_pred].
         """
         x = self.predictor_embed(z) + self._positions(context)
         kept = x.shape[1]
@@ -93,20 +92,3 @@ class Predictor(nn.Module):
         """The positions [len(masks) b, K, inner] of the patches of the masks, one after another."""
         keep = torch.cat(list(masks))
         return take(self.predictor_pos_embed.expand(len(keep), -1, -1), keep)
-
-
-def context_tokens(encoder: ViT, images: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """Tokens [n b, K, width] of an encoder that sees only the patches of each of n masks [b, K]."""
-    return torch.cat([encoder.tokens(images, keep) for keep in masks])
-
-
-def target_tokens(
-    encoder: ViT, images: Tensor, masks: Sequence[Tensor], n_context: int = 1
-) -> Tensor:
-    """What the predictor is trained to give, in the rows of its output.
-
-    The target encoder's tokens of the whole images, each normalised over its width without weights
-    (eps 1e-5), at the patches of the masks [b, K].
-    """
-    tokens = F.layer_norm(encoder.tokens(images), (encoder.width,))
-    return torch.cat([take(tokens, keep) for keep in masks for _ in range(n_context)])

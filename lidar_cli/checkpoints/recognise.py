@@ -15,6 +15,7 @@ from lidar_cli.checkpoints.containers import find_state_dict
 from lidar_cli.checkpoints.families import NEXT
 from lidar_cli.checkpoints.found import Description, Found
 from lidar_cli.checkpoints.hf_config import architecture
+from lidar_cli.checkpoints.weights import some
 from lidar_cli.errors import CheckpointError
 
 __all__ = ["NEXT", "Description", "Found", "find", "recognise"]
@@ -76,7 +77,7 @@ def _timm_name(path: Path, config: Mapping[str, Any] | None) -> str | None:
 
         if not timm.is_model(name):
             raise CheckpointError(
-                f"{path}: config.json names timm's {name}, which timm {timm.__version__} does not "
-                "have; install a newer timm, or name another model with --arch"
+                f"{path}: config.json names timm's {some([name])}, which timm {timm.__version__} "
+                "does not have; install a newer timm, or name another model with --arch"
             )
     return name

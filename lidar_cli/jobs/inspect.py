@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.formats import FORMATS, Format
+from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.formats.format import readable
 from lidar_cli.checkpoints.found import Description, Found
 from lidar_cli.checkpoints.generic import PROJECTORS
 from lidar_cli.checkpoints.read import as_dict, read_contents
@@ -107,7 +108,7 @@ def formats() -> list[FormatRow]:
             ),
             recipe=one.recipe,
             example=one.example,
-            marks=", ".join(mark.replace("\\", "") for mark in (*one.keys, *one.marks)),
+            marks=readable((*one.keys, *one.marks)),
         )
         for one in FORMATS
     ]
@@ -123,12 +124,6 @@ def formats() -> list[FormatRow]:
             marks=f"one backbone; a projector named {', '.join(PROJECTORS)}",
         ),
     ]
-
-
-def _layers(format: Format) -> list[str]:
-    """Of any branch; where one alone has a layer, it is embedded for it."""
-    there = {"backbone", *(layer for branch in format.branches for layer in branch.heads)}
-    return [layer for layer in ("backbone", "projector", "predictor") if layer in there]
 
 
 def _find(

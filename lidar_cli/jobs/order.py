@@ -60,6 +60,7 @@ def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
         "seed": provenance.get("seed"),
         "views": provenance.get("views"),
         "image size": provenance.get("image_size"),
+        "mask grid": provenance.get("mask_grid"),  # of which the masks are parts of the views
         "n": score.n_samples,
         "q": score.n_views,
         "d": score.dim,

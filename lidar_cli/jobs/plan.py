@@ -171,6 +171,8 @@ def make_plan(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
     }
+    if views.grid is not None:
+        provenance["mask_grid"] = views.grid
     if settings.compile:
         provenance["compiled"] = True
     return Plan(

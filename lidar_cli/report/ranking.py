@@ -27,6 +27,7 @@ STYLES = {"same": "dim", "warning": "yellow"}  # by kind of remark
 DECIDING = {  # what groups differ in -> the option that makes them alike
     "views": "--views",
     "image size": "--image-size",
+    "mask grid": "--views",
     "layer": "--layer",
     "d": "--layer",
     "n": "-n",

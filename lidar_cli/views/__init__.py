@@ -2,7 +2,7 @@
 
 recipes.py   constants of one augmentation
 methods.py   the recipes of published methods
-find.py      a name, a [recipe] table or a method -> recipe
+find.py      a name or a [recipe] table -> recipe
 draws.py     recipe, seed, sample, view -> parameters    (host, no pixels)
 augment.py   images, parameters -> views                 (any device, no randomness)
 resample.py, recolour.py, colour.py, sums.py   the arithmetic on pixels
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from lidar_cli.views.augment import make_clean, make_views
 from lidar_cli.views.draws import draw
-from lidar_cli.views.find import find_recipe, recipe_for
+from lidar_cli.views.find import find_recipe
 from lidar_cli.views.masked import Mask, draw_mask
 from lidar_cli.views.recipes import Recipe
 
-__all__ = ["Mask", "Recipe", "Views", "find_recipe", "recipe_for"]
+__all__ = ["Mask", "Recipe", "Views", "find_recipe"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,14 @@ class Views:
     n_views: int
     image_size: int
     patch: int | None = None
+
+    @property
+    def grid(self) -> int | None:
+        """Patches a side on which masks are drawn, None for a recipe without masks."""
+        if self.recipe.masks is None:
+            return None
+        assert self.patch is not None
+        return self.image_size // self.patch
 
     @property
     def alike(self) -> bool:
@@ -74,12 +82,11 @@ class Views:
 
         Raises SettingsError for a grid on which the recipe's rule cannot be kept.
         """
-        rule = self.recipe.masks
-        if rule is None:
+        rule, side = self.recipe.masks, self.grid
+        if rule is None or side is None:
             return None
-        assert self.patch is not None
-        grid = (self.image_size // self.patch,) * 2
-        return [draw_mask(rule, self.seed, samples, view, grid) for view in range(self.n_views)]
+        views = range(self.n_views)
+        return [draw_mask(rule, self.seed, samples, view, (side, side)) for view in views]
 
     def clean(
         self,

@@ -10,7 +10,7 @@ from lidar_cli.errors import SettingsError
 from lidar_cli.settings import nearest
 from lidar_cli.views import mask_rules
 from lidar_cli.views.mask_rules import RULES, MaskRule
-from lidar_cli.views.methods import ALIASES, RECIPES, SIMCLR
+from lidar_cli.views.methods import RECIPES, SIMCLR
 from lidar_cli.views.recipes import PIXEL_STATS, Recipe
 
 # What a [recipe] table may set: everything but what the recipe is called and stands for.
@@ -39,21 +39,6 @@ def find_recipe(name: str, pixel_stats: str, table: Mapping[str, Any] | None = N
         raise SettingsError(f"unknown pixel statistics {pixel_stats!r}; {known}")
     mean, std = PIXEL_STATS[pixel_stats]
     return dataclasses.replace(recipe, mean=mean, std=std)
-
-
-def recipe_for(method: str) -> Recipe:
-    """The recipe of a method by any of its spellings: `MoCo v2`, `moco_v2`, `I-JEPA`.
-
-    Raises SettingsError for a method that has none.
-    """
-    known = {_letters(name): recipe for name, recipe in RECIPES.items()} | ALIASES
-    if _letters(method) not in known:
-        raise SettingsError(f"no view recipe for {method!r}; {nearest(method, list(RECIPES))}")
-    return known[_letters(method)]
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _named(name: Any) -> Recipe:

@@ -51,12 +51,10 @@ def draw_mask(rule: MaskRule, seed: int, samples: Sequence[int], view: int, grid
     """
     b, patches = len(samples), grid[0] * grid[1]
     if isinstance(rule, Blocks):
-        hidden = block_masks(
-            seed, samples, view, grid, round(rule.masked * patches), rule.smallest, rule.ratio
-        )
+        hidden = block_masks(seed, samples, view, grid, rule)
         return Mask(None, None, hidden.float())
     if isinstance(rule, InverseBlocks):
-        hidden = inverse_block_masks(seed, samples, view, grid, rule.masked, rule.adjust, rule.side)
+        hidden = inverse_block_masks(seed, samples, view, grid, rule)
         return Mask((~hidden).nonzero()[:, 1].view(b, -1), None, hidden.float())
     seen, targets = ijepa_masks(seed, samples, view, grid, rule)
     compared = torch.zeros(b, patches)

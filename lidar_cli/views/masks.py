@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.views.hashes import Bools, Floats, Ints, Words, mix, streams, uniforms
-from lidar_cli.views.mask_rules import MultiBlock
+from lidar_cli.views.mask_rules import Blocks, InverseBlocks, MultiBlock
 
 Grid = tuple[int, int]  # rows and columns of patches
 
@@ -29,10 +29,9 @@ class Domain(IntEnum):
     REFERENCE_BATCH = 3
     BLOCKS = 4
     INVERSE_BLOCKS = 5
-    RANDOM = 6
 
 
-IJEPA = MultiBlock()
+IJEPA, DATA2VEC, DATA2VEC2 = MultiBlock(), Blocks(), InverseBlocks()
 CONTEXT_ATTEMPTS = 20  # failures after which one more target may overlap the context
 
 
@@ -158,30 +157,24 @@ BLOCK_ATTEMPTS = 10
 
 
 def block_masks(
-    seed: int,
-    samples: Sequence[int],
-    view: int,
-    grid: Grid,
-    masked: int = 120,
-    smallest: int = 16,
-    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+    seed: int, samples: Sequence[int], view: int, grid: Grid, rule: Blocks = DATA2VEC
 ) -> Tensor:
-    """Masked patches, bool [b, N]: rectangles until at most `masked` patches are covered.
+    """Masked patches, bool [b, N]: rectangles until at most round(N rule.masked) are covered.
 
     A block's area is uniform between `smallest` and what is still to cover (where less than
     `smallest` is left, the range is run through from its other end), its height over its width
     log-uniform within `ratio`. It is taken if it is smaller than the grid on both axes and covers
     at least one new patch and no more than are left. After ten attempts in a row that failed the
-    mask stays as it is, often below `masked`.
+    mask stays as it is, often with fewer.
 
-    data2vec masks 120 of 14 x 14 patches with its defaults here, fairseq's first data2vec 75.
     Raises SettingsError if nothing can be masked, or no block could be placed on an image.
     Source: microsoft/unilm, beit/masking_generator.py; facebookresearch/data2vec_vision,
     beit/datasets.py.
     """
     patches = grid[0] * grid[1]
-    if not 0 < masked <= patches:
-        raise SettingsError(f"cannot mask {masked} of the {patches} patches of an image")
+    masked, smallest, ratio = round(rule.masked * patches), rule.smallest, rule.ratio
+    if masked < 1:
+        raise SettingsError(f"masking {rule.masked:g} of {patches} patches masks none of them")
     stream = _streams(Domain.BLOCKS, seed, samples, view)
     mask = np.zeros((len(stream), patches), np.bool_)
     failures = np.zeros(len(stream), np.int64)
@@ -210,13 +203,7 @@ def block_masks(
 
 
 def inverse_block_masks(
-    seed: int,
-    samples: Sequence[int],
-    view: int,
-    grid: Grid,
-    masked: float = 0.8,
-    adjust: float = 0.07,
-    side: int = 3,
+    seed: int, samples: Sequence[int], view: int, grid: Grid, rule: InverseBlocks = DATA2VEC2
 ) -> Tensor:
     """Masked patches, bool [b, N], the same number for all: everything but a few squares.
 
@@ -225,14 +212,15 @@ def inverse_block_masks(
         kept:    floor(N (1 - masked)) patches: as many at random of the squares' patches, or all of
                  them and others at random
 
-    Defaults of data2vec 2.0's base model; its large ones mask 0.75.
+    Raises SettingsError if no patch or every patch would be kept.
     Source: facebookresearch/fairseq, fairseq/data/data_utils.py, examples/data2vec/config/v2.
     """
     height, width = grid
     patches = height * width
-    count, kept = int(patches * (1 - masked + adjust) / side**2), int(patches * (1 - masked))
+    kept, side = int(patches * (1 - rule.masked)), rule.side
+    count = int(patches * (1 - rule.masked + rule.adjust) / side**2)
     if not 0 < kept < patches:
-        raise SettingsError(f"masking {masked:g} of {patches} patches keeps {kept} of them")
+        raise SettingsError(f"masking {rule.masked:g} of {patches} patches keeps {kept} of them")
     stream = _streams(Domain.INVERSE_BLOCKS, seed, samples, view)
     u = uniforms(stream, 0, count + patches)
     centres = (u[:, :count] * patches).astype(np.int64)
@@ -247,26 +235,6 @@ def inverse_block_masks(
     mask = np.ones_like(squares)
     np.put_along_axis(mask, order[:, :kept], False, axis=1)
     return torch.from_numpy(mask)
-
-
-def random_masks(
-    seed: int, samples: Sequence[int], view: int, grid: Grid, masked: float = 0.75
-) -> tuple[Tensor, Tensor]:
-    """MAE's patches to encode, int64 [b, K], in random order, and where each patch went, [b, N].
-
-    K = floor(N (1 - masked)). `restore` gives for every patch its place in the random order of all
-    N, of which the first K are encoded: gathering [encoded, N - K mask tokens] by it puts every
-    patch back in its place.
-    Source: facebookresearch/mae, models_mae.py.
-    """
-    patches = grid[0] * grid[1]
-    kept = int(patches * (1 - masked))
-    if not 0 < kept <= patches:
-        raise SettingsError(f"masking {masked:g} of {patches} patches keeps {kept} of them")
-    stream = _streams(Domain.RANDOM, seed, samples, view)
-    order = np.argsort(uniforms(stream, 0, patches), axis=1, kind="stable")
-    restore = np.argsort(order, axis=1)
-    return torch.from_numpy(order[:, :kept].copy()), torch.from_numpy(restore)
 
 
 def _streams(domain: Domain, seed: int, samples: Sequence[int], view: int) -> Words:

@@ -235,11 +235,3 @@ RECIPES = {
         IDENTITY,
     )
 }
-
-# Other names of the methods, written as `find.recipe_for` reads a name.
-ALIASES = {
-    "barlowtwins": BARLOW,
-    "moco": MOCO_V2,
-    "data2vecvision": DATA2VEC,
-    "data2vec20": DATA2VEC2,
-}

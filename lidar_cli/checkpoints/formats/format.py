@@ -81,6 +81,11 @@ class Format:
     example: str = ""  # usual file name
 
 
+def readable(marks: Iterable[str]) -> str:
+    """Patterns as people read names: without escapes and the end of line."""
+    return ", ".join(mark.replace("\\.", ".").removesuffix("$") for mark in marks)
+
+
 def renamed(name: str, rename: Rename) -> str:
     """A name after each pattern, applied once at its beginning."""
     for pattern, replacement in rename:

@@ -17,7 +17,7 @@ INSIDE = (
     ("classy_state_dict.loss", "loss."),
     ("loss", "loss."),
 )
-TRUNK = r"trunk\..*"
+TRUNK = r"trunk\."
 NUMBERS = (r"(\d+)\.(?:clf|projection_head|mlp)\.(\d+)\.", r"\1\2.")
 PROTOTYPES = (r"\d+\.prototypes\d+\.",)
 
