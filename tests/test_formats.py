@@ -205,6 +205,16 @@ def test_tensors_of_the_predictor_are_all_accounted_for(
     assert "predictor" in open_checkpoint(path).description.ignored
 
 
+def test_a_predictor_behind_a_class_token_is_refused(tmp_path: Path) -> None:
+    """It would be given the class token's embedding, or the backbone be another with it."""
+    tree = dict(FIXTURES["ijepa"]().tree)
+    tree["encoder"] = dict(tree["encoder"])
+    tree["encoder"]["module.cls_token"] = torch.ones(1, 1, 192)
+    path = save(tmp_path / "a.pt", tree)
+    with pytest.raises(CheckpointError, match=r"patch tokens behind a vit_tiny_patch8"):
+        open_checkpoint(path, branch="student")
+
+
 # One test for each trap of the layouts.
 
 

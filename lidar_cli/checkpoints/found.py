@@ -88,7 +88,7 @@ def describe(
         assumptions=tuple(notes),
         branch=branch,
         patch=getattr(backbone.spec, "patch", None),
-        masks=backbone.spec.masks(branch == "teacher") if hasattr(backbone.spec, "masks") else (),
+        masks=_masks(backbone, teacher=branch == "teacher"),
     )
 
 
@@ -97,16 +97,23 @@ def take_predictor(
 ) -> FoundHead | None:
     """I-JEPA's predictor, removed from the tensors that are left; None if it is not in the file.
 
-    Raises CheckpointError if a tensor of it is missing or has no place.
+    Raises CheckpointError if a tensor of it is missing or has no place, or the backbone gives it
+    other tokens than those of patches alone.
     """
     keys = [key for key in left if key.startswith(prefix)]
     tensors = {key.removeprefix(prefix): left.pop(key) for key in keys}
     if not tensors:
         return None
     origin = f"{path}: {prefix.rstrip('.')}"
-    spec = predictor.spec(shapes_of(tensors), getattr(backbone.spec, "heads", 0), origin)
+    if "multi-block" not in _masks(backbone, teacher=False):
+        raise CheckpointError(
+            f"{origin}: a predictor of patch tokens behind a {backbone.arch}; expected I-JEPA's "
+            "ViT without class token, told by its shapes; leave --arch out, or name your own code "
+            "with --model"
+        )
+    spec = predictor.spec(shapes_of(tensors), backbone.spec.heads, origin)
     compare(spec.shapes(), shapes_of(tensors), origin)
-    if (spec.width, spec.grid) != (backbone.width, getattr(backbone.spec, "grid", spec.grid)):
+    if (spec.width, spec.grid) != (backbone.width, backbone.spec.grid):
         raise CheckpointError(
             f"{origin}: works on {spec.grid} x {spec.grid} tokens of {spec.width} numbers; "
             f"expected those of the {backbone.arch}; name your own code with --model"
@@ -118,6 +125,14 @@ def original_prefix(backbone: FoundBackbone, originals: Mapping[str, str]) -> st
     """The prefix with what wrappers added to it: 'module.backbone.' rather than 'backbone.'."""
     key = min(backbone.keys)
     return originals[key].removesuffix(key.removeprefix(backbone.prefix))
+
+
+def _masks(backbone: FoundBackbone, teacher: bool) -> tuple[str, ...]:
+    """The rules under which it can be embedded; none where timm's name was given for its shapes."""
+    told: tuple[str, ...] = ()
+    if hasattr(backbone.spec, "masks"):
+        told = backbone.spec.masks(teacher)
+    return told
 
 
 def _is_statistic(name: str) -> bool:
