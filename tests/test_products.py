@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lidar_cli.core.moments import HELD_NUMBERS, Moments, RowMoments
-from lidar_cli.core.pieces import one_thread
+from lidar_cli.core.pieces import pieces
 from lidar_cli.core.products import LEAST_STRIP, STRIPS, add_products, mirrored
 
 
@@ -78,11 +78,9 @@ def test_what_is_not_wanted_stays_empty_and_the_rest_is_the_same():
     assert (sphere.class_means.n, sphere.within.numel()) == (0, 0)
 
 
-def test_the_number_of_threads_is_what_it_was():
-    threads = torch.get_num_threads()
-    with one_thread():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == threads
-    with pytest.raises(ZeroDivisionError), one_thread():
-        _ = 1 / 0
-    assert torch.get_num_threads() == threads
+@pytest.mark.parametrize("shape", [(1000, 10, 64), (7, 3000), (5, 4, 8192), (1, 2, 3), (0, 2, 3)])
+def test_pieces_are_whole_samples_that_torch_does_not_divide(shape):
+    chunk = torch.randn(shape)
+    parts = list(pieces(chunk, chunk.device))
+    assert torch.equal(torch.cat([chunk[:0], *parts]), chunk)
+    assert all(part.numel() < 2**15 or len(part) == 1 for part in parts)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -15,9 +16,15 @@ from lidar_cli.views.augment import make_views
 from lidar_cli.views.draws import ViewParameters, draw
 from lidar_cli.views.methods import RECIPES
 from lidar_cli.views.recipes import Recipe
+from lidar_cli.views.threads import spread
 
-RANDOM = [name for name in RECIPES if name != "identity"]
-SOME = ["simclr", "vicreg", "dinov2", "data2vec"]  # both blurs, and jitter on both sides of a crop
+RANDOM = [name for name, recipe in RECIPES.items() if recipe.crop_scale is not None]
+SOME = [
+    "simclr",
+    "vicreg",
+    "dinov2",
+    "data2vec-crop",
+]  # both blurs, and jitter on both sides of a crop
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +108,7 @@ def assert_torchvisions(images, p, recipe, size) -> None:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_extreme_boxes_are_torchvisions(images, interpolation, size):
     """Single pixels, single rows and columns, the corners, whole images, in one batch."""
-    recipe = dataclasses.replace(find_recipe("ijepa", "unit"), interpolation=interpolation)
+    recipe = dataclasses.replace(find_recipe("ijepa-crop", "unit"), interpolation=interpolation)
     china, _, _, noise, _ = images
     boxes = [
         (china, [426, 639, 1, 1]),
@@ -150,6 +157,31 @@ def test_the_ends_of_the_blurs_range_are_the_references(images, name, sigma):
     p = draw(recipe, 3, range(len(images)), sizes_of(images), 1)
     p = dataclasses.replace(p, sigma=np.full_like(p.sigma, sigma))
     assert_torchvisions(images, p, recipe, 48)
+
+
+def test_work_is_spread_over_threads_with_one_of_torchs_each(two_threads):
+    two_threads()
+    met = threading.Barrier(2)  # neither passes without the other
+    seen, late = [], []
+
+    def work(portion: int) -> None:
+        if portion < 2:
+            met.wait(30)
+        seen.append((portion, torch.get_num_threads(), torch.is_inference_mode_enabled()))
+
+    with torch.inference_mode():
+        spread(work, range(5))
+    assert sorted(seen) == [(portion, 1, True) for portion in range(5)]
+    assert torch.get_num_threads() == 2
+    another = threading.Thread(target=lambda: late.append(torch.get_num_threads()))
+    another.start()
+    another.join()
+    assert late == [2], "a thread that begins later has what the others have"
+
+
+def test_an_error_in_a_thread_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        spread(lambda portion: 1 // portion, [1, 0])
 
 
 class Calls(TorchDispatchMode):

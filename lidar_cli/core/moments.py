@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lidar_cli.core.pieces import one_thread, pieces
+from lidar_cli.core.pieces import pieces
 from lidar_cli.core.products import add_products, mirrored
 
 Device = torch.device | str
@@ -226,15 +226,13 @@ class Moments:
             )
         for part in pieces(chunk, self.device):
             room = self._room(len(part)) if self._wants_scatters else None
-            with one_thread():
-                piece = part.to(torch.float64)
-                if room is not None:
-                    means = piece.mean(dim=1)
-                    torch.sub(piece, means[:, None], out=room)
-                if self._wants_sphere:
-                    self.sphere.update(piece)
+            piece = part.to(torch.float64)
             if room is not None:
+                means = piece.mean(dim=1)
+                torch.sub(piece, means[:, None], out=room)
                 self.class_means.update(means)
+            if self._wants_sphere:
+                self.sphere.update(piece)
             self.n += len(part)
 
     def merge(self, other: Moments) -> Moments:

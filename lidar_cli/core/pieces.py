@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-# Numbers of a piece, on which all elementwise work is done in float64: 1 MB stays in the cache, and
-# a GPU, which has no such need, wants more to do at a time.
-PIECE_NUMBERS = {"cpu": 2**17, "cuda": 2**21}
+# Numbers of a piece, on which all elementwise work is done in float64. On a CPU it stays in the
+# cache, and below 2**15, from which on torch shares a step with other threads (at::internal::
+# GRAIN_SIZE): a step takes 20 microseconds, and where other work holds the cores waking a second
+# thread for each took eight times as long. A GPU wants more to do at a time.
+PIECE_NUMBERS = {"cpu": 2**15 - 1, "cuda": 2**21}
 
 
 def pieces(chunk: Tensor, device: torch.device) -> Iterator[Tensor]:
@@ -18,18 +19,3 @@ def pieces(chunk: Tensor, device: torch.device) -> Iterator[Tensor]:
     numbers_a_sample = max(1, chunk[:1].numel())
     most = max(1, PIECE_NUMBERS[device.type] // numbers_a_sample)
     return (part for part in torch.split(chunk.to(device), most) if len(part))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run what is inside on the calling thread alone, where that is a CPU's.
-
-    A step over a piece takes some 50 microseconds. A second thread saves little of that, and where
-    other work holds the cores, each step waits until it is woken: that took 15 times as long.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

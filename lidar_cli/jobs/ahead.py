@@ -51,6 +51,7 @@ def ahead(source: Generator[T, None, None] | Iterator[T]) -> Iterator[Iterator[T
             if error is not None:
                 raise error
             yield item  # type: ignore[misc]
+            del item  # before the next is waited for: the consumer alone decides how long it lives
 
     thread = threading.Thread(target=produce, name="lidar-ahead", daemon=True)
     thread.start()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
-from lidar_cli.core.pieces import one_thread, pieces
+from lidar_cli.core.pieces import pieces
 from lidar_cli.embeddings import Chunk, Embeddings
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.ahead import ahead
@@ -79,9 +79,7 @@ class Gathered:
             yield part
             return
         for piece in pieces(part, self.rows.device):
-            with one_thread():
-                unit = unit_rows(piece.double())
-            yield unit
+            yield unit_rows(piece.double())
 
 
 def gather(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -114,6 +115,9 @@ class _Kept:
             beside.replace(self._path)
         except (OSError, SafetensorError):
             return  # they are computed again next time
+        finally:
+            with suppress(OSError):  # it is there only if writing was cut short
+                beside.unlink()
 
 
 def _of_views(

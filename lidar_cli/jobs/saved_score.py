@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,7 @@ class SavedScore:
         tensors |= {f"influence/{name}": one.contiguous() for name, one in score.influences.items()}
         record = [plain, found.provenance, found.without_influences]
         header = {"told": self._told, "record": json.dumps(record, allow_nan=False)}
-        beside = self.path.with_suffix(".partial")
+        beside = self.path.with_suffix(f".{os.getpid()}")  # another rank may write the same
         try:
             save_file(tensors, beside, header)
             beside.replace(self.path)
@@ -102,6 +104,9 @@ class SavedScore:
             raise FeatureFileError(
                 f"{self.path}: cannot be written: {first_line(error)}; free some space"
             ) from error
+        finally:
+            with suppress(OSError):  # it is there only if writing was cut short
+                beside.unlink()
 
 
 def _within(tensors: Mapping[str, Tensor], folder: str) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from lidar_cli.jobs import batches, embed
 from lidar_cli.jobs.batch_size import find_batch_size
 from lidar_cli.jobs.batches import Pass
 from lidar_cli.jobs.extract import run
+from lidar_cli.jobs.forward import arithmetic
 from lidar_cli.jobs.plan import make_plan
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
@@ -79,8 +80,9 @@ def beside_the_model(device, folder, images, arch, n):
         run(plan, loaded, samples, settings, folder / "out.h5", device, Watcher())
 
     def model():
-        for batch in ready:
-            loaded.embed(batch, ["backbone"])
+        with arithmetic(plan.precision, device):  # without TF32, as `extract` means float32
+            for batch in ready:
+                loaded.embed(batch, ["backbone"])
 
     seconds = alternate({"extract": whole, "model": model}, REPEATS, device=device)
     return Line(

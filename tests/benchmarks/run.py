@@ -17,6 +17,7 @@ from bench_pass import bench_pass
 from bench_probe import bench_probe
 from bench_process import bench_memory, bench_start
 from bench_rank import bench_rank
+from bench_views import bench_views
 
 # Each yields harness.Line or Skipped, given the device and a folder for its files.
 ROWS = {
@@ -24,6 +25,7 @@ ROWS = {
     "reptrix": bench_reptrix,
     "pass": bench_pass,
     "memory": bench_memory,
+    "views": bench_views,
     "extract": bench_extract,
     "extract-process": bench_extract_process,
     "rank": bench_rank,
