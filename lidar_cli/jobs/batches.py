@@ -6,7 +6,6 @@ resumed run passes the very same batches through the model as one that was never
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.checkpoints import Loaded
+from lidar_cli.jobs.device import cores
 from lidar_cli.jobs.lane import Lane, mark, take_over
 from lidar_cli.jobs.plan import Plan
 from lidar_cli.jobs.view_store import ViewStore
@@ -84,7 +84,7 @@ def batches(work: Pass, size: int, starts: Sequence[int]) -> Iterator[Batch]:
     """
     total = work.plan.layout.n_clean
     lane = Lane(work.device)
-    pool = ThreadPoolExecutor(work.workers or min(MOST_WORKERS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(work.workers or min(MOST_WORKERS, cores()))
     try:
         decoding: list[dict[int, Future[Tensor]]] = []
         coming = iter(starts)

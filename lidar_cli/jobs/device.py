@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from lidar_cli.errors import SettingsError
@@ -25,3 +27,10 @@ def find_device(name: str) -> torch.device:
             f"--device {name}: {reason}; expected auto, cpu, cuda or cuda:N"
         ) from error
     return device
+
+
+def cores() -> int:
+    """Processor cores that this process may use: a batch system may grant fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -20,6 +20,7 @@ from lidar_cli.jobs.cached import Cache, Scored, score_features
 from lidar_cli.jobs.confidence import Interval
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.extract import tell_if_embedded
+from lidar_cli.jobs.memory import SHARE, free_memory
 from lidar_cli.jobs.order import Group, Row, grouped, misleading
 from lidar_cli.jobs.plan import Plan
 from lidar_cli.jobs.survey import Checkpoint, Left, survey
@@ -29,7 +30,8 @@ from lidar_cli.samples import open_samples
 from lidar_cli.settings import RankSettings, nearest, parse_size
 from lidar_cli.views import Views, find_recipe
 
-DECODED_MEMORY = 2 * 2**30  # bytes of decoded images kept from one checkpoint to the next
+# Bytes of decoded images kept from one checkpoint to the next, if so much is free.
+DECODED_MEMORY = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ class _Job:
 
     def _score_checkpoints(self, layer: str) -> set[Path]:
         """Score every checkpoint. The feature files that were used."""
-        samples = open_samples(self.settings).remembering(DECODED_MEMORY)
+        samples = open_samples(self.settings).remembering(
+            min(DECODED_MEMORY, int(SHARE * free_memory()))
+        )
         tell_if_embedded(samples, self.watcher)
         cache = Cache(
             self.cache,

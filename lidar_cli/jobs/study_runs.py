@@ -243,7 +243,9 @@ def measure(
     }
     labels, train = torch.from_numpy(images.labels), torch.from_numpy(images.train)
     rows = of_clean["backbone"]
-    accuracy = linear_probe(rows[train], labels[train], rows[~train], labels[~train], settings=PROBE)
+    accuracy = linear_probe(
+        rows[train], labels[train], rows[~train], labels[~train], settings=PROBE
+    )
     return {"accuracy": accuracy[0].top1, "scores": scores}
 
 

@@ -5,7 +5,6 @@ Small networks use the cores best so, and their weights do not depend on how man
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from lidar_cli.errors import InputError
+from lidar_cli.jobs.device import cores
 from lidar_cli.jobs.watch import Watcher
 
 
@@ -37,7 +37,7 @@ def side_by_side(
     watcher.progress(name, done, total)
     if not tasks:
         return
-    workers = max(1, min(os.cpu_count() or 1, len(tasks)))
+    workers = max(1, min(cores(), len(tasks)))
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_single_thread)
     try:
         for future in as_completed([pool.submit(work, *task) for task in tasks]):

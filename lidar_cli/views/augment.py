@@ -170,7 +170,7 @@ def _resample_all(
 
     def resample_group(group: slice) -> None:
         boxes = arrange(np.arange(group.start * q, group.stop * q))
-        floats = floats_of(rows.of(boxes), size)
+        floats = floats_of(rows.of(boxes), columns.of(boxes), size, interpolation)
         if change is None:
             shared = Sources.of(planes[group])
         else:

@@ -69,9 +69,19 @@ class Sources:
         return Sources(table, first, width, pieces)
 
 
-def floats_of(rows: Axis, size: int) -> Ints:
-    """Floats [N] of the largest intermediate of each box."""
-    return 3 * size * PIECE * _touched(rows)
+def floats_of(rows: Axis, columns: Axis, size: int, interpolation: Interpolation) -> Ints:
+    """Floats [N] of the largest intermediate of each box.
+
+    That is the pieces of its columns, or their numbers in the table (int64) where an output has
+    more taps than half a piece has pixels. Boxes side by side have the taps of the widest filter.
+    """
+    taps = 2 * _reach(max(1.0, float((columns.length / columns.target).max())), interpolation)
+    return 3 * size * max(PIECE, 2 * taps) * _touched(rows)
+
+
+def _reach(shrink: float, interpolation: Interpolation) -> int:
+    """Source pixels to each side of an output that the filter of a shrunken axis reads."""
+    return math.ceil(SUPPORT[interpolation] * shrink)
 
 
 def _touched(rows: Axis) -> Ints:
@@ -133,7 +143,7 @@ def _taps(
     edge. Source: the anti-aliased resize of Pillow and torch, which widen the filter when
     shrinking.
     """
-    reach = math.ceil(SUPPORT[interpolation] * shrink)
+    reach = _reach(shrink, interpolation)
     start, length, target, offset, reverse = axes[..., None].unbind()  # [N, 1]
     i = torch.arange(size, dtype=torch.float64, device=axes.device)
     i = i + reverse * (size - 1 - 2 * i)
