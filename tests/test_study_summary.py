@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from lidar_cli.jobs.correlate import Correlation
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.jobs.study_runs import Measured, Run, Size
 from lidar_cli.jobs.study_summary import (
     POOLED,

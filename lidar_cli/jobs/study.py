@@ -49,7 +49,10 @@ class Study:
 
 
 def run_study(
-    directory: Path, settings: DemoSettings, watcher: Watcher | None = None, size: Size | None = None
+    directory: Path,
+    settings: DemoSettings,
+    watcher: Watcher | None = None,
+    size: Size | None = None,
 ) -> Study:
     """Train and measure what is not yet there, and compare.
 

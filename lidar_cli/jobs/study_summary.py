@@ -1,4 +1,4 @@
-"""From measured checkpoints to how far each metric can be relied on: its worst case and its mean."""
+"""From measured checkpoints to what each metric can be relied on for: worst case and mean."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ def agreements(
     return found
 
 
-def _agreement(
-    setting: Setting, method: str, judged: Judged, level: float, seed: int
-) -> Agreement:
+def _agreement(setting: Setting, method: str, judged: Judged, level: float, seed: int) -> Agreement:
     scores = [score for score, _ in judged.values()]
     accuracies = [accuracy for _, accuracy in judged.values()]
     lost = {
@@ -168,7 +166,5 @@ def spreads(measured: Sequence[Measured], size: Size) -> list[Spread]:
         if every:
             ends = {method: (min(own), max(own)) for method, own in trained.items()}
             middle = statistics.median(every)
-            found.append(
-                Spread(data, len(every), min(every), middle, max(every), ends, untrained)
-            )
+            found.append(Spread(data, len(every), min(every), middle, max(every), ends, untrained))
     return found

@@ -69,7 +69,9 @@ def draw_ijepa(seed: int, index: int, epochs: tuple[int, int]) -> IjepaHyperpara
     )
 
 
-def ijepa_loss(encoder: ViT, predictor: Predictor, target: ViT, images: Tensor, mask: Mask) -> Tensor:
+def ijepa_loss(
+    encoder: ViT, predictor: Predictor, target: ViT, images: Tensor, mask: Mask
+) -> Tensor:
     """Smooth L1 between predicted tokens and the target encoder's, at the patches not seen.
 
         loss = mean smooth_l1(predictor(encoder(x[seen])), layer_norm(target(x))[hidden])

@@ -96,8 +96,8 @@ def blocks(study: Study) -> list[Block]:
     return [
         _accuracies(study),
         _standings(
-            f"All methods together: each metric's mean and worst case over the settings "
-            f"(set x layer x q); what its pick loses against the best checkpoint, in points",
+            "All methods together: each metric's mean and worst case over the settings "
+            "(set x layer x q); what its pick loses against the best checkpoint, in points",
             study.pooled,
         ),
         _standings(
