@@ -75,12 +75,12 @@ def introduction(study: Study) -> str:
     *first, last = map(str, size.views)
     return (
         f"{size.runs} checkpoints of each of SimCLR, VICReg, DINO and I-JEPA by random search on "
-        f"{len(size.sets)} image sets ({', '.join(size.sets)}), seed {study.seed}; n = "
-        f"{size.n_samples}, q = {', '.join(first)}{' and ' if first else ''}{last}, SimCLR's views "
-        "for all. The oracle is a linear probe of the backbone on other images. Layer projector "
-        "is I-JEPA's predictor. A correlation is positive where a metric's better direction "
-        f"agrees with the oracle; intervals are {100 * study.level:g} % of a bootstrap over "
-        "checkpoints."
+        f"each image set ({', '.join(size.sets)}), seed {study.seed}, {size.epochs[0]} to {size.epochs[1]} epochs; "
+        f"n = {size.n_samples}, q = {', '.join(first)}{' and ' if first else ''}{last}, SimCLR's "
+        "views for all. The oracle is a linear probe of the backbone on other images. Layer "
+        "projector is I-JEPA's predictor. A correlation is positive where a metric's better "
+        "direction agrees with the oracle, a null ranks last, intervals are "
+        f"{100 * study.level:g} % of a bootstrap over checkpoints."
     )
 
 
@@ -162,12 +162,12 @@ def _full(study: Study, data: str, layer: str) -> Block:
         at = agreement.setting
         if agreement.method != POOLED or (at.data, at.layer) != (data, layer):
             continue
-        headers += [f"Spearman q = {at.n_views}", f"Kendall q = {at.n_views}", "n"]
+        headers += [f"Spearman q = {at.n_views}", f"Kendall q = {at.n_views}", "with a value"]
         for c in agreement.correlations:
             cells[c.metric] += [
                 _with_interval(c.spearman, c.spearman_interval),
                 _with_interval(c.kendall, c.kendall_interval),
-                str(c.count),
+                str(agreement.known[c.metric]),
             ]
     rows = [[name, *values] for name, values in cells.items()]
     return Block(f"{data}, {layer}, all methods together", headers, rows)
@@ -204,7 +204,7 @@ def _lines(agreement: Agreement) -> list[list[object]]:
         kendall = [c.kendall, *(c.kendall_interval or (None, None))]
         numbers = [*spearman, *kendall, agreement.lost[c.metric]]
         told = ["" if number is None else f"{number:.4f}" for number in numbers]
-        lines.append([*where, c.metric, agreement.count, c.count, *told])
+        lines.append([*where, c.metric, agreement.count, agreement.known[c.metric], *told])
     return lines
 
 
