@@ -43,7 +43,7 @@ METHODS = ("simclr", "vicreg", "dino", "ijepa")
 BACKBONES = {"ResNet": "simclr", "ViT": "ijepa"}  # a method that starts from each
 LAYERS = ("backbone", "projector")  # I-JEPA has no projector: its predictor takes that place
 RECIPE = "simclr"  # the views of all methods, since metrics of other views are not comparable
-# The default protocol makes 120 steps of so few rows, and is told to be too short by `lidar probe`.
+# Three times the epochs of the default protocol, whose 120 steps are few for so few rows.
 PROBE = ProbeSettings(epochs=60, drop_epoch=45)
 APART = 1000  # more runs of a method than any study has
 ROWS_A_BATCH = 500

@@ -73,14 +73,15 @@ def introduction(study: Study) -> str:
     """What was done, in a sentence or two."""
     size = study.size
     *first, last = map(str, size.views)
+    views = f"{', '.join(first)}{' and ' if first else ''}{last}"
     return (
         f"{size.runs} checkpoints of each of SimCLR, VICReg, DINO and I-JEPA by random search on "
-        f"each image set ({', '.join(size.sets)}), seed {study.seed}, {size.epochs[0]} to {size.epochs[1]} epochs; "
-        f"n = {size.n_samples}, q = {', '.join(first)}{' and ' if first else ''}{last}, SimCLR's "
-        "views for all. The oracle is a linear probe of the backbone on other images. Layer "
-        "projector is I-JEPA's predictor. A correlation is positive where a metric's better "
-        "direction agrees with the oracle, a null ranks last, intervals are "
-        f"{100 * study.level:g} % of a bootstrap over checkpoints."
+        f"each image set ({', '.join(size.sets)}), seed {study.seed}, {size.epochs[0]} to "
+        f"{size.epochs[1]} epochs; n = {size.n_samples}, q = {views}, SimCLR's views for all. The "
+        "oracle is a linear probe of the backbone on other images. Layer projector is I-JEPA's "
+        "predictor. A correlation is positive where a metric's better direction agrees with the "
+        f"oracle, a null ranks last, intervals are {100 * study.level:g} % of a bootstrap over "
+        "checkpoints."
     )
 
 
