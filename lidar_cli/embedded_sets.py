@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from lidar_cli.embedded import (
     ATTRIBUTION,
-    CONTRAST,
     SIDE,
     TEST_EVERY,
     Draws,

@@ -174,9 +174,7 @@ def test_correlations_of_the_table_are_scipys_on_its_own_numbers(
     assert compared == 2 * 2 * 2
 
 
-def test_a_run_whose_embeddings_are_not_finite_is_told_and_left_out(
-    ran: tuple[Path, Study], tmp_path: Path
-) -> None:
+def test_a_run_that_diverged_is_told_and_left_out(ran: tuple[Path, Study], tmp_path: Path) -> None:
     directory, _ = ran
     size = dataclasses.replace(SMALL, n_samples=3, views=(2,))
     run = Run("textures", "simclr", 0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from scipy.stats import spearmanr
 
+from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.correlate import Correlation
-from lidar_cli.jobs.score import Score
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.jobs.study_runs import Measured, Run, Size
 from lidar_cli.jobs.study_summary import (
     POOLED,
@@ -14,6 +15,7 @@ from lidar_cli.jobs.study_summary import (
     Setting,
     Standing,
     agreements,
+    nulls_last,
     spreads,
     standings,
 )
@@ -33,9 +35,9 @@ def measured(method: str, index: int | None, accuracy: float | None, **values: f
 
 
 def agreement(data: str, method: str, rho: float | None, tau: float | None, **more: float):
-    correlation = Correlation("pillai", rho, tau, int(more.get("known", 8)))
-    lost = {"pillai": more.get("lost")}
-    return Agreement(Setting(data, "backbone", 2), method, 8, (correlation,), lost)
+    correlation = Correlation("pillai", rho, tau, 8)
+    known, lost = {"pillai": int(more.get("known", 8))}, {"pillai": more.get("lost")}
+    return Agreement(Setting(data, "backbone", 2), method, 8, (correlation,), known, lost)
 
 
 def test_standing_is_the_mean_and_the_worst_case() -> None:
@@ -64,6 +66,7 @@ def test_the_best_worst_case_comes_first_and_what_is_never_defined_last() -> Non
             POOLED,
             5,
             (Correlation("lidar", -0.5, -0.5, 5), Correlation("rankme", 0.1, 0.1, 5)),
+            {"lidar": 5, "rankme": 5},
             dict.fromkeys(("lidar", "rankme")),
         )
     ]
@@ -102,6 +105,30 @@ def test_agreements_are_pooled_and_by_method_without_the_untrained() -> None:
     assert by_method[POOLED].lost["pillai"] == pytest.approx(0.3)
     assert by_method["simclr"].lost["pillai"] == 0.0
     assert by_method[POOLED].lost["rankme"] is None
+
+
+def test_a_null_ranks_last_whatever_the_direction() -> None:
+    values = {"pillai": 2.0, "alignment": 0.5, "alpha_req": 0.6}
+    rows = nulls_last(
+        [score(**values), score(pillai=-3.0, alignment=1.5, alpha_req=2.5), score(), score()]
+    )
+    for name in values:
+        keys = [METRICS[name].sort_key(row.value(name)) for row in rows]
+        assert keys[2] == keys[3] > max(keys[:2])
+    assert all(row.lidar is None for row in rows)  # null for all: nothing to order
+    assert rows[0] == score(**values)
+
+
+def test_nulls_count_in_the_agreement() -> None:
+    rows = [
+        measured("simclr", at, accuracy, **({} if value is None else {"pillai": value}))
+        for at, (accuracy, value) in enumerate([(0.1, None), (0.2, 1.0), (0.4, 3.0), (0.3, None)])
+    ]
+    found = agreements(rows, SIZE, 0.95, 0)[0]
+    (pillai,) = [c for c in found.correlations if c.metric == "pillai"]
+    assert found.known["pillai"] == 2
+    expected = spearmanr([0, 1, 3, 0], [0.1, 0.2, 0.4, 0.3]).statistic
+    assert pillai.spearman == pytest.approx(expected)
 
 
 def test_spread_is_of_the_trained_with_the_untrained_beside() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -71,10 +72,10 @@ def test_prototypes_are_cosines():
     prototypes, x = Prototypes(6, 4), F.normalize(torch.randn(3, 6), dim=1)
     with torch.no_grad():
         prototypes.weight_v.mul_(100)
-    found = prototypes(x)
+    found = prototypes(x).detach()
     for i in range(3):
         for k in range(4):
-            v = prototypes.weight_v[k]
+            v = prototypes.weight_v[k].detach()
             assert found[i, k].item() == pytest.approx(float(x[i] @ v / v.norm()), abs=1e-5)
 
 
@@ -137,16 +138,24 @@ def test_ijepa_loss_equals_the_loop_over_images_and_hidden_patches(images):
 
 
 @pytest.mark.parametrize("name", TRAIN)
-def test_training_is_determined_by_its_seed_and_lowers_the_loss(name, images, checkpoints):
+def test_training_is_determined_by_its_seed(name, images, checkpoints):
     train, h = TRAIN[name]
     state = torch.random.get_rng_state()
     again = train(images, h, 5)
     assert torch.equal(state, torch.random.get_rng_state())
-    losses = checkpoints[name]["losses"]
-    assert again["losses"] == losses
-    assert len(losses) == h.epochs
-    assert losses[-1] < losses[0]
+    assert len(again["losses"]) == h.epochs
+    assert again["losses"] == checkpoints[name]["losses"]
     assert train(images[:64], h, 6)["losses"] != train(images[:64], h, 7)["losses"]
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_training_learns_what_a_teacher_that_stays_sees(name, images):
+    """Against weights that stay too: DINO's centre makes its loss rise at first, whoever learns."""
+    train, h = TRAIN[name]
+    h = dataclasses.replace(h, momentum=1.0, epochs=6)
+    losses = train(images, h, 0)["losses"]
+    still = train(images, dataclasses.replace(h, learning_rate=1e-12), 0)["losses"]
+    assert losses[-1] < 0.97 * still[-1]
 
 
 def test_dino_teacher_moves_towards_the_student(checkpoints):

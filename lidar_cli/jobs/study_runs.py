@@ -22,10 +22,11 @@ from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.embedded import EmbeddedImages, embedded_images
 from lidar_cli.embedded_sets import plain_digits, textures
 from lidar_cli.embeddings import Embeddings, Stored
-from lidar_cli.errors import InputError
+from lidar_cli.errors import CheckpointError, InputError
 from lidar_cli.jobs.linear import linear_probe
 from lidar_cli.jobs.pretrain import Hyperparameters, draw_hyperparameters, pretrain
-from lidar_cli.jobs.score import EVERY_METRIC, Score, score
+from lidar_cli.jobs.score import score
+from lidar_cli.jobs.sheet import EVERY_METRIC, Score
 from lidar_cli.jobs.train_dino import DinoHyperparameters, draw_dino, train_dino
 from lidar_cli.jobs.train_ijepa import IjepaHyperparameters, draw_ijepa, train_ijepa
 from lidar_cli.jobs.watch import Watcher
@@ -42,7 +43,7 @@ METHODS = ("simclr", "vicreg", "dino", "ijepa")
 BACKBONES = {"ResNet": "simclr", "ViT": "ijepa"}  # a method that starts from each
 LAYERS = ("backbone", "projector")  # I-JEPA has no projector: its predictor takes that place
 RECIPE = "simclr"  # the views of all methods, since metrics of other views are not comparable
-# The default protocol makes 120 steps of so few rows, and is told to be too short by `lidar probe`.
+# Three times the epochs of the default protocol, whose 120 steps are few for so few rows.
 PROBE = ProbeSettings(epochs=60, drop_epoch=45)
 APART = 1000  # more runs of a method than any study has
 ROWS_A_BATCH = 500
@@ -121,7 +122,7 @@ def carry_out(run: Run, directory: Path, seed: int, size: Size) -> None:
     pixels = _pixels(run.data, seed, size)
     try:
         record |= measure(path, run, images, pixels, size)
-    except InputError as error:  # a training that went astray has embeddings that are not finite
+    except (CheckpointError, InputError) as error:  # a training that went astray is not finite
         record |= {"failed": str(error)}
     unfinished = folder / "measured.tmp"
     try:
@@ -229,18 +230,13 @@ def measure(
         parts = [loaded.embed(batch, layers) for batch in torch.split(rows, ROWS_A_BATCH)]
         return {layer: torch.cat([part[layer] for part in parts]).clone() for layer in layers}
 
-    of_views = embedded(views.flatten(0, 1))
-    of_clean = embedded(clean)
-    scores = {
-        place: {
-            str(q): _plain(
-                _score(path, layer, of_views[layer].unflatten(0, views.shape[:2])[:, :q], rows)
-            )
-            for q in size.views
+    of_views, of_clean = embedded(views.flatten(0, 1)), embedded(clean)
+    scores: dict[str, dict[str, Any]] = {}
+    for place, layer in zip(LAYERS, layers, strict=True):
+        rows = of_views[layer].view(*views.shape[:2], -1)
+        scores[place] = {
+            str(q): _plain(_score(path, layer, rows[:, :q], of_clean[layer])) for q in size.views
         }
-        for place, layer in zip(LAYERS, layers, strict=True)
-        for rows in [of_clean[layer]]
-    }
     labels, train = torch.from_numpy(images.labels), torch.from_numpy(images.train)
     rows = of_clean["backbone"]
     accuracy = linear_probe(

@@ -1,14 +1,16 @@
-"""From measured checkpoints to how far each metric can be relied on: its worst case and its mean."""
+"""From measured checkpoints to what each metric can be relied on for: worst case and mean."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.correlate import Correlation, correlate
 from lidar_cli.jobs.selection import Judged, select
+from lidar_cli.jobs.sheet import Score
 from lidar_cli.jobs.study_runs import LAYERS, METHODS, Measured, Size
 
 POOLED = "all"  # the method of an agreement over the checkpoints of all methods
@@ -30,6 +32,8 @@ class Setting:
 class Agreement:
     """Every metric against the probe, in one setting, over one method's checkpoints or all.
 
+    A checkpoint whose metric is null ranks last by it, as in `lidar rank`.
+    known: by metric, the checkpoints that have a value.
     lost: by metric, the accuracy of the best checkpoint less that of the metric's pick; None where
     the metric picks none.
     """
@@ -38,6 +42,7 @@ class Agreement:
     method: str
     count: int  # checkpoints
     correlations: tuple[Correlation, ...]
+    known: Mapping[str, int]
     lost: Mapping[str, float | None]
 
 
@@ -45,8 +50,8 @@ class Agreement:
 class Standing:
     """One metric over many agreements. None where it is defined in none of them.
 
-    A metric is undefined where fewer than three checkpoints have a value; `defined` counts the
-    agreements in which it is. nulls: share of the values, over all agreements, that are null.
+    It is undefined where all checkpoints have one value, or none; `defined` counts the agreements
+    in which it is not. nulls: share of the values, over all agreements, that are null.
     """
 
     metric: str
@@ -106,8 +111,26 @@ def _agreement(setting: Setting, method: str, judged: Judged, level: float, seed
         pick.metric: None if pick.accuracy is None else max(accuracies) - pick.accuracy
         for pick in select(judged).picks
     }
-    correlations = correlate(scores, accuracies, level=level, seed=seed)
-    return Agreement(setting, method, len(judged), correlations, lost)
+    known = {name: sum(score.value(name) is not None for score in scores) for name in METRICS}
+    correlations = correlate(nulls_last(scores), accuracies, level=level, seed=seed)
+    return Agreement(setting, method, len(judged), correlations, known, lost)
+
+
+def nulls_last(scores: Sequence[Score]) -> list[Score]:
+    """The scores with a value worse than all others, and one for all, where a metric is null."""
+    for name, metric in METRICS.items():
+        values = [value for score in scores if (value := score.value(name)) is not None]
+        if not values or len(values) == len(scores):
+            continue
+        step = -1.0 if metric.better == "higher" else 1.0  # beyond a target, too, is worse
+        last = max(values, key=metric.sort_key)
+        if metric.target is not None:
+            last = metric.target + abs(last - metric.target)
+        worse: dict[str, Any] = {name: last + step}
+        scores = [
+            replace(score, **worse) if score.value(name) is None else score for score in scores
+        ]
+    return list(scores)
 
 
 def standings(found: Sequence[Agreement]) -> list[Standing]:
@@ -133,7 +156,7 @@ def _standing(metric: str, found: Sequence[Agreement]) -> Standing:
     return Standing(
         metric,
         defined=len(rho),
-        nulls=1 - sum(c.count for _, c in cells) / total if total else 0.0,
+        nulls=1 - sum(a.known[metric] for a, _ in cells) / total if total else 0.0,
         spearman_mean=statistics.fmean(r for r, _ in rho) if rho else None,
         spearman_worst=worst,
         worst_at=None if at is None else _place(at),

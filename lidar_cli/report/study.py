@@ -73,13 +73,14 @@ def introduction(study: Study) -> str:
     """What was done, in a sentence or two."""
     size = study.size
     *first, last = map(str, size.views)
+    views = f"{', '.join(first)}{' and ' if first else ''}{last}"
     return (
         f"{size.runs} checkpoints of each of SimCLR, VICReg, DINO and I-JEPA by random search on "
-        f"{len(size.sets)} image sets ({', '.join(size.sets)}), seed {study.seed}; n = "
-        f"{size.n_samples}, q = {', '.join(first)}{' and ' if first else ''}{last}, SimCLR's views "
-        "for all. The oracle is a linear probe of the backbone on other images. Layer projector "
-        "is I-JEPA's predictor. A correlation is positive where a metric's better direction "
-        f"agrees with the oracle; intervals are {100 * study.level:g} % of a bootstrap over "
+        f"each image set ({', '.join(size.sets)}), seed {study.seed}, {size.epochs[0]} to "
+        f"{size.epochs[1]} epochs; n = {size.n_samples}, q = {views}, SimCLR's views for all. The "
+        "oracle is a linear probe of the backbone on other images. Layer projector is I-JEPA's "
+        "predictor. A correlation is positive where a metric's better direction agrees with the "
+        f"oracle, a null ranks last, intervals are {100 * study.level:g} % of a bootstrap over "
         "checkpoints."
     )
 
@@ -96,8 +97,8 @@ def blocks(study: Study) -> list[Block]:
     return [
         _accuracies(study),
         _standings(
-            f"All methods together: each metric's mean and worst case over the settings "
-            f"(set x layer x q); what its pick loses against the best checkpoint, in points",
+            "All methods together: each metric's mean and worst case over the settings "
+            "(set x layer x q); what its pick loses against the best checkpoint, in points",
             study.pooled,
         ),
         _standings(
@@ -162,12 +163,12 @@ def _full(study: Study, data: str, layer: str) -> Block:
         at = agreement.setting
         if agreement.method != POOLED or (at.data, at.layer) != (data, layer):
             continue
-        headers += [f"Spearman q = {at.n_views}", f"Kendall q = {at.n_views}", "n"]
+        headers += [f"Spearman q = {at.n_views}", f"Kendall q = {at.n_views}", "with a value"]
         for c in agreement.correlations:
             cells[c.metric] += [
                 _with_interval(c.spearman, c.spearman_interval),
                 _with_interval(c.kendall, c.kendall_interval),
-                str(c.count),
+                str(agreement.known[c.metric]),
             ]
     rows = [[name, *values] for name, values in cells.items()]
     return Block(f"{data}, {layer}, all methods together", headers, rows)
@@ -204,7 +205,7 @@ def _lines(agreement: Agreement) -> list[list[object]]:
         kendall = [c.kendall, *(c.kendall_interval or (None, None))]
         numbers = [*spearman, *kendall, agreement.lost[c.metric]]
         told = ["" if number is None else f"{number:.4f}" for number in numbers]
-        lines.append([*where, c.metric, agreement.count, c.count, *told])
+        lines.append([*where, c.metric, agreement.count, agreement.known[c.metric], *told])
     return lines
 
 
