@@ -1,6 +1,7 @@
 """lidar: score and rank self-supervised checkpoints without labels.
 
     from lidar_cli import Moments, lidar, rankme, alpha_req, extract
+    from lidar_cli import LiDAR, Pillai, RankMe, AlphaReQ    # torchmetrics objects, extra `train`
 
 Names are resolved on first use (PEP 562), so that importing the package, and with it
 `lidar --help`, loads neither torch nor timm.
@@ -17,8 +18,13 @@ _HOMES = {
     "rankme": "lidar_cli.core",
     "alpha_req": "lidar_cli.core",
     "extract": "lidar_cli.jobs.extract",
+    "LiDAR": "lidar_cli.training.metrics",
+    "Pillai": "lidar_cli.training.metrics",
+    "RankMe": "lidar_cli.training.metrics",
+    "AlphaReQ": "lidar_cli.training.metrics",
 }
 
+# Without those that need an extra: `from lidar_cli import *` must work where it is absent.
 __all__ = ["Moments", "__version__", "alpha_req", "extract", "lidar", "rankme"]
 
 

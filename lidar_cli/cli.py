@@ -230,6 +230,15 @@ def rank(
     """Order every checkpoint under a directory, extracting what is not yet extracted."""
     _one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     resolved = _resolve(RankSettings, options, config, show_config)
+    if resolved.values.watch:
+        told = resolved.values
+        _one_of(watch=True, json=json, csv=csv, markdown=markdown, quiet=quiet)
+        _one_of(watch=True, report=page, top=told.top, oracle=told.oracle, params=told.params)
+        _follow(directory, told)
+        return
+    for name in ("watch_for", "jsonl", "tensorboard"):
+        if getattr(resolved.values, name) is not None:
+            raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
     _check_page(page, overwrite)
     from lidar_cli.jobs.oracle import check_tables, judge, told_of_training
     from lidar_cli.jobs.rank import rank_directory
@@ -426,7 +435,24 @@ def _resolve(
     return resolved
 
 
-def _one_of(**flags: bool) -> None:
+def _follow(directory: Path, values: RankSettings) -> None:
+    from lidar_cli.jobs.follow import Landed, follow
+    from lidar_cli.report.ledger import Ledger
+    from lidar_cli.report.terminal import Terminal
+
+    failed = False
+    with Terminal() as terminal, Ledger(directory, values.jsonl, values.tensorboard) as ledger:
+        for landed in follow(directory, values, terminal, ledger.known):
+            if isinstance(landed, Landed):
+                ledger.add(landed)
+            else:
+                failed = True
+                sys.stderr.write(f"failed: {landed.path}: {landed.reason}\n")
+    if failed:
+        raise typer.Exit(4)
+
+
+def _one_of(**flags: object) -> None:
     given = [f"--{name}" for name, on in flags.items() if on]
     if len(given) > 1:
         raise SettingsError(f"{' and '.join(given)} exclude each other; give one")

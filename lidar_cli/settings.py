@@ -205,7 +205,30 @@ class ScoreSettings(MetricSettings, DeviceSettings):
 
 
 @dataclass(frozen=True)
-class RankSettings(SampleSettings, ModelSettings, MetricSettings):
+class FollowSettings:
+    """How `lidar rank` follows a directory in which checkpoints land."""
+
+    watch: bool = setting(
+        False, "--watch", help="Follow DIR, a JSON line a checkpoint as it lands, until Ctrl-C."
+    )
+    interval: Positive = setting(
+        10.0,
+        "--interval",
+        help="Seconds between two looks of --watch; a file that rested between them is complete.",
+    )
+    watch_for: Constant | None = setting(
+        None, "--watch-for", help="Seconds after which --watch takes a last look and ends."
+    )
+    jsonl: Path | None = setting(
+        None, "--jsonl", help="File that --watch appends to, and goes on with [default: stdout]."
+    )
+    tensorboard: Path | None = setting(
+        None, "--tensorboard", help="Folder for --watch to write the metrics to, for TensorBoard."
+    )
+
+
+@dataclass(frozen=True)
+class RankSettings(SampleSettings, ModelSettings, MetricSettings, FollowSettings):
     """`lidar rank`."""
 
     by: str = setting("lidar", "--by", help="Metric that orders the checkpoints.")

@@ -26,6 +26,7 @@ FLOORS = {
     "views": 2,
     "checkpoints": 2,
     "jobs": 3,
+    "training": 3,
     "report": 4,
     "cli": 5,
     "__main__": 5,

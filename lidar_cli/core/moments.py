@@ -39,6 +39,16 @@ class RowMoments:
         self._mean = torch.zeros(dim, dtype=torch.float64, device=self.device)
         self._scatter: Tensor | None = None  # [d, d] of the folded rows, its upper triangle valid
 
+    @classmethod
+    def of_sums(cls, n: int, mean: Tensor, scatter: Tensor) -> RowMoments:
+        """The moments of n rows of which the mean [d] and the scatter [d, d] are left."""
+        rows = cls(len(mean), mean.device)
+        if n:
+            rows.n = rows._n_folded = n
+            rows._mean = mean.to(torch.float64)
+            rows._scatter = scatter.to(torch.float64, copy=True)
+        return rows
+
     def update(self, rows: Tensor) -> None:
         """Add rows [c, d] of any float type."""
         held = _held_rows(self.dim)
@@ -207,6 +217,15 @@ class Moments:
             raise ValueError(f"expected embeddings [n, q, d], got shape {tuple(embeddings.shape)}")
         moments = cls(embeddings.shape[1], embeddings.shape[2], embeddings.device)
         moments.update(embeddings)
+        return moments
+
+    @classmethod
+    def of_sums(cls, n_views: int, class_means: RowMoments, within: Tensor) -> Moments:
+        """The moments of samples known by their means and by `within` [d, d]; no sphere."""
+        moments = cls(n_views, class_means.dim, class_means.device, sphere=False)
+        moments.n = class_means.n
+        moments.class_means = class_means
+        moments._within = within.to(torch.float64, copy=True)
         return moments
 
     @property

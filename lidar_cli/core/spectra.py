@@ -83,7 +83,8 @@ def gram_spectrum(rows: RowMoments) -> Tensor:
     kept = rows.rows()
     if kept is not None:
         return _above_rounding(_eigenvalues(kept @ kept.T), rows.dim)
-    return _above_rounding(_eigenvalues(_uncentred(rows.scatter, rows.n, rows.mean)), rows.dim)
+    eigenvalues = _eigenvalues(_uncentred(rows.scatter, rows.n, rows.mean))
+    return _above_rounding(eigenvalues[: rows.n], rows.dim)
 
 
 def augmented_gram_spectrum(moments: Moments) -> Tensor:
@@ -107,7 +108,7 @@ def covariance_spectrum(rows: RowMoments) -> Tensor:
         raise DegenerateFeatures(f"{rows.n} row: a covariance needs at least 2")
     centred = rows.centred_rows()
     small = rows.scatter if centred is None else centred @ centred.T
-    eigenvalues = _above_rounding(_eigenvalues(small), rows.dim)
+    eigenvalues = _above_rounding(_eigenvalues(small)[: rows.n], rows.dim)
     return eigenvalues.where(eigenvalues > _rounding(rows), 0.0) / (rows.n - 1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lidar_cli.errors import FeatureFileError, InputError, InUse
+from lidar_cli.errors import FeatureFileError, InputError, InUse, LidarError, SettingsError
 from lidar_cli.features import read_hdf5, read_provenance
 from lidar_cli.jobs.batches import Pass
 from lidar_cli.jobs.extract import open_with, run, stem
@@ -24,6 +24,7 @@ from lidar_cli.jobs.view_store import Room, ViewStore
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples
 from lidar_cli.settings import ExtractSettings, RankSettings
+from lidar_cli.views import Views
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,38 @@ class Cache:
             return
         with ViewStore(room, self._device, self._folder) as store:
             yield store
+
+    def score_each(
+        self,
+        checkpoints: Iterable[Checkpoint],
+        fail: Callable[[Path, Exception], None],
+        wanted: Callable[[Checkpoint, Plan], bool] = lambda checkpoint, plan: True,
+    ) -> Iterator[tuple[Checkpoint, Plan, Scored]]:
+        """The scores of those that are wanted; checkpoints with the same views share them.
+
+        fail: takes what is wrong with one checkpoint, which does not stop the others.
+        Raises InputError or SettingsError where the images or the command are at fault, since
+        every checkpoint would meet the same.
+        """
+        by_views: dict[Views, list[tuple[Checkpoint, Plan]]] = {}
+        for checkpoint in checkpoints:
+            with _failing(checkpoint, fail):
+                plan = self.plan(checkpoint)
+                if wanted(checkpoint, plan):
+                    by_views.setdefault(plan.views, []).append((checkpoint, plan))
+        for tasks in by_views.values():
+            with self.shared_views(tasks) as store:
+                for checkpoint, plan in tasks:
+                    scored = None
+                    with _failing(checkpoint, fail):
+                        scored = self.score(checkpoint, plan, store)
+                    if scored is not None:
+                        yield checkpoint, plan, scored
+
+    def forget(self, checkpoint: Checkpoint, plan: Plan) -> None:
+        """Remove what the folder keeps of a checkpoint, since it was made of another content."""
+        self._own(checkpoint, plan).unlink(missing_ok=True)
+        self._saved(checkpoint, plan).path.unlink(missing_ok=True)
 
     def score(self, checkpoint: Checkpoint, plan: Plan, store: ViewStore | None = None) -> Scored:
         """The score of a checkpoint. Raises what embedding and scoring raise."""
@@ -171,6 +204,17 @@ class Cache:
             if hasattr(self._settings, name)
         }
         return ExtractSettings(**(shared | {"layer": self._layer, "resume": True}))
+
+
+@contextmanager
+def _failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> Iterator[None]:
+    """What is wrong with a checkpoint gives it its place among the failed, and ends there."""
+    try:
+        yield
+    except (InputError, SettingsError):
+        raise
+    except (LidarError, OSError) as error:
+        fail(checkpoint.path, error)
 
 
 def score_features(

@@ -7,8 +7,7 @@ reason and never stops the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.extract import tell_if_embedded
 from lidar_cli.jobs.memory import SHARE, free_memory
 from lidar_cli.jobs.order import Group, Row, grouped, misleading
-from lidar_cli.jobs.plan import Plan
-from lidar_cli.jobs.survey import Checkpoint, Left, survey
+from lidar_cli.jobs.survey import Left, survey
 from lidar_cli.jobs.view_store import view_memory
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
 from lidar_cli.settings import RankSettings, nearest, parse_size
-from lidar_cli.views import Views, find_recipe
+from lidar_cli.views import find_recipe
 
 # Bytes of decoded images kept from one checkpoint to the next, if so much is free.
 DECODED_MEMORY = 2 * 2**30
@@ -57,17 +55,26 @@ def rank_directory(
     used or nothing in it could be ranked.
     """
     watcher = watcher or Watcher()
+    by = checked(directory, settings)
+    job = _Job(directory, by, settings, watcher)
+    job.score_all()
+    return job.ranking()
+
+
+def checked(directory: Path, settings: RankSettings) -> Metric:
+    """The metric that orders, once all that can be checked before the work was.
+
+    Raises SettingsError for a mistyped name or an unknown key of a [recipe] table, InputError if
+    there is no such directory.
+    """
     by = find_metric(settings.by)
-    # Before the work: a mistyped name, or an unknown key of a [recipe] table, is told at once.
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     check_names(settings.format, settings.branch)
     parse_size(settings.memory)
     view_memory(settings.view_memory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")
-    job = _Job(directory, by, settings, watcher)
-    job.score_all()
-    return job.ranking()
+    return by
 
 
 def find_metric(name: str) -> Metric:
@@ -92,7 +99,11 @@ class _Job:
 
     def score_all(self) -> None:
         """Embed and score each checkpoint and each feature file that stands for itself."""
-        layer = self._layer()
+        every = [
+            *(set(known.description.widths) for known in self.found.checkpoints.values()),
+            *(set(file.provenance.get("layers", ())) for file in self.found.alone),
+        ]
+        layer = one_layer(self.settings.layer, every, self.watcher)
         used = self._score_checkpoints(layer) if self.found.checkpoints else set()
         for file in self.found.features:
             if file in self.found.alone:
@@ -134,22 +145,6 @@ class _Job:
             warnings=tuple(misleading(groups, by)),
         )
 
-    def _layer(self) -> str:
-        """The one layer that is compared: projector if every file has one, else backbone."""
-        if self.settings.layer != "auto":
-            if "," in self.settings.layer:
-                raise SettingsError(f"--layer {self.settings.layer}: rank compares one layer")
-            return self.settings.layer
-        every = [
-            *(set(known.description.widths) for known in self.found.checkpoints.values()),
-            *(set(file.provenance.get("layers", ())) for file in self.found.alone),
-        ]
-        without = sum("projector" not in layers for layers in every)
-        if without:
-            of = f"{without} of {len(every)} files" if without < len(every) else "the files"
-            self.watcher.note(f"{of} hold no projector, so the backbone of all is compared")
-        return "backbone" if without else "projector"
-
     def _score_checkpoints(self, layer: str) -> set[Path]:
         """Score every checkpoint. The feature files that were used."""
         samples = open_samples(self.settings).remembering(
@@ -165,40 +160,41 @@ class _Job:
             self.device,
             self.watcher,
         )
-        by_views: dict[Views, list[tuple[Checkpoint, Plan]]] = {}
-        for checkpoint in self.found.checkpoints.values():
-            with self._failing(checkpoint):
-                plan = cache.plan(checkpoint)
-                by_views.setdefault(plan.views, []).append((checkpoint, plan))
         used: set[Path] = set()
-        for tasks in by_views.values():
-            with cache.shared_views(tasks) as store:
-                for checkpoint, plan in tasks:
-                    with self._failing(checkpoint):
-                        scored = cache.score(checkpoint, plan, store)
-                        self._place(checkpoint.path, tuple(checkpoint.aliases), scored)
-                        used.add(scored.path)
+        each = cache.score_each(self.found.checkpoints.values(), self.found.fail)
+        for checkpoint, _, scored in each:
+            self._place(checkpoint.path, tuple(checkpoint.aliases), scored)
+            used.add(scored.path)
         return used
 
-    @contextmanager
-    def _failing(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """What is wrong with a checkpoint gives it its place among the failed, and ends there."""
-        try:
-            yield
-        except (InputError, SettingsError):
-            raise  # the images or the command are at fault: every checkpoint meets the same
-        except (LidarError, OSError) as error:
-            self.found.fail(checkpoint.path, error)
-
     def _place(self, path: Path, aliases: tuple[str, ...], scored: Scored) -> None:
-        value = scored.score.value(self.by.name)
-        sure = scored.score.confidence
-        row = Row(
-            str(path),
-            aliases,
-            scored.score,
-            value,
-            scored.score.notes.get(self.by.name),
-            sure.intervals[self.by.name] if sure else Interval(),
-        )
-        self.scored.append((row, scored.provenance))
+        self.scored.append((row_of(path, aliases, scored, self.by), scored.provenance))
+
+
+def row_of(path: Path, aliases: tuple[str, ...], scored: Scored, by: Metric) -> Row:
+    """A scored checkpoint as a row, not yet in its place among others."""
+    sure = scored.score.confidence
+    return Row(
+        str(path),
+        aliases,
+        scored.score,
+        scored.score.value(by.name),
+        scored.score.notes.get(by.name),
+        sure.intervals[by.name] if sure else Interval(),
+    )
+
+
+def one_layer(asked: str, every: Sequence[Collection[str]], watcher: Watcher) -> str:
+    """The one layer that is compared: for auto, projector if every file has one, else backbone.
+
+    every: the layers of each file. Raises SettingsError where several are asked for.
+    """
+    if asked != "auto":
+        if "," in asked:
+            raise SettingsError(f"--layer {asked}: rank compares one layer")
+        return asked
+    without = sum("projector" not in layers for layers in every)
+    if without:
+        of = f"{without} of {len(every)} files" if without < len(every) else "the files"
+        watcher.note(f"{of} hold no projector, so the backbone of all is compared")
+    return "backbone" if without else "projector"

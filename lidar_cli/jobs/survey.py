@@ -80,33 +80,38 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher) -> Survey
     Raises InputError if there is no file to look at, SettingsError for an unknown architecture.
     """
     found = Survey()
-    files = list(_files(directory))
+    files = list(files_under(directory))
     for at, path in enumerate(files):
         watcher.progress("reading checkpoints", at, len(files))
-        if NOT_WEIGHTS.fullmatch(path.name.lower()):
-            found.skipped.append(Left(str(path), "by its name, not model weights"))
-            continue
-        try:
-            if path.name.lower().endswith(FEATURE_SUFFIXES) and is_hdf5(path):
-                found.features.append(FeatureFile(path, read_provenance(path)))
-                continue
-            digest = sha256(path)
-            if digest in found.checkpoints:
-                found.checkpoints[digest].aliases.append(str(path))
-                continue
-            found.checkpoints[digest] = Checkpoint(path, digest, _describe(path, settings, watcher))
-        except SettingsError:
-            raise
-        except NoWeights as error:
-            found.skipped.append(Left(str(path), _reason(path, error)))
-        except (LidarError, OSError) as error:
-            found.fail(path, error)
+        place(path, found, settings, watcher)
     if not files:
         raise InputError(
             f"{directory}: no checkpoint in it; expected files ending in "
             f"{' '.join(CHECKPOINT_SUFFIXES)}, or feature files"
         )
     return found
+
+
+def place(path: Path, found: Survey, settings: ModelSettings, watcher: Watcher) -> None:
+    """Give a file its place in what was found. Raises SettingsError as `survey`."""
+    if NOT_WEIGHTS.fullmatch(path.name.lower()):
+        found.skipped.append(Left(str(path), "by its name, not model weights"))
+        return
+    try:
+        if path.name.lower().endswith(FEATURE_SUFFIXES) and is_hdf5(path):
+            found.features.append(FeatureFile(path, read_provenance(path)))
+            return
+        digest = sha256(path)
+        if digest in found.checkpoints:
+            found.checkpoints[digest].aliases.append(str(path))
+            return
+        found.checkpoints[digest] = Checkpoint(path, digest, _describe(path, settings, watcher))
+    except SettingsError:
+        raise
+    except NoWeights as error:
+        found.skipped.append(Left(str(path), _reason(path, error)))
+    except (LidarError, OSError) as error:
+        found.fail(path, error)
 
 
 def _describe(path: Path, settings: ModelSettings, watcher: Watcher) -> Description:
@@ -128,7 +133,7 @@ def _describe(path: Path, settings: ModelSettings, watcher: Watcher) -> Descript
     return found
 
 
-def _files(directory: Path) -> Iterator[Path]:
+def files_under(directory: Path) -> Iterator[Path]:
     """Files by suffix, in a stable order; hidden folders, the cache among them, are left out."""
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, names in os.walk(directory, followlinks=True):

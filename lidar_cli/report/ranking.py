@@ -74,7 +74,7 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
                 "ci_low": row.interval.ci_low,
                 "ci_high": row.interval.ci_high,
                 "tied_with": list(row.tied_with),
-                "metrics": _metrics(row),
+                "metrics": metrics_of(row),
             }
             for at, group in enumerate(ranking.groups)
             for row in group.rows
@@ -205,7 +205,8 @@ def _cell(row: Row, name: str, ranking: Ranking) -> str:
     return with_reach(value, row.interval) if name == ranking.by.name else text_of(value)
 
 
-def _metrics(row: Row) -> dict[str, Any]:
+def metrics_of(row: Row) -> dict[str, Any]:
+    """All readings of a checkpoint and what they depend on, as JSON-ready values."""
     told = record(row.score)
     return {key: value for key, value in told.items() if key not in ("file", "data", "convergence")}
 

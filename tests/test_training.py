@@ -1,0 +1,193 @@
+"""torchmetrics objects: equal to the functions on all data, however it arrives."""
+
+import doctest
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchmetrics import MetricCollection
+
+from lidar_cli import AlphaReQ, LiDAR, Pillai, RankMe, alpha_req, lidar, rankme
+from lidar_cli.core import metrics, spectra
+from lidar_cli.core.moments import Moments
+from lidar_cli.errors import DegenerateFeatures
+from lidar_cli.training import metrics as training
+
+RANKS = (3, 10)
+
+
+def cloud(n=60, q=4, d=12, seed=0):
+    """Embeddings [n, q, d], float32, with a decaying spectrum and a mean far from 0."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.arange(1.0, d + 1).rsqrt()
+    centres = 3.0 * scale * torch.randn(n, 1, d, generator=generator)
+    return 100.0 + centres + torch.randn(n, q, d, generator=generator)
+
+
+def objects(q=4, d=12):
+    return {
+        "lidar": LiDAR(q, d),
+        "pillai": Pillai(q, d),
+        "rankme": RankMe(d),
+        "alpha_req": AlphaReQ(d, ranks=RANKS),
+    }
+
+
+def whole(z):
+    """The same four numbers of all the data at once, by the functions."""
+    n, q, _ = z.shape
+    eigenvalues = spectra.lda_spectrum(Moments.of(z), 1e-4).eigenvalues
+    return {
+        "lidar": lidar(z),
+        "pillai": metrics.pillai(metrics.corrected_spectrum(eigenvalues, n, q)),
+        "rankme": rankme(z[:, 0]),
+        "alpha_req": alpha_req(z[:, 0], ranks=RANKS).alpha,
+    }
+
+
+def values(metrics):
+    return {name: metric.compute().item() for name, metric in metrics.items()}
+
+
+@pytest.mark.parametrize("sizes", [[60], [1, 59], [7, 0, 20, 33], [1] * 60])
+def test_batches_of_any_size_give_the_number_of_all_data(sizes):
+    z = cloud()
+    found = objects()
+    for batch in z.split(sizes):
+        for metric in found.values():
+            metric.update(batch)
+    assert values(found) == pytest.approx(whole(z), rel=1e-9)
+
+
+def test_fewer_rows_than_dimensions():
+    z = cloud(n=9, q=4, d=12)
+    found = {"lidar": LiDAR(4, 12), "rankme": RankMe(12)}
+    for metric in found.values():
+        metric.update(z[:4])
+        metric.update(z[4:])
+    # The zero eigenvalues of RankMe are not counted beyond N, or epsilon would add to its entropy.
+    expected = {"lidar": lidar(z), "rankme": rankme(z[:, 0])}
+    assert values(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_mean_far_beyond_the_spread_costs_no_digits():
+    z = cloud().double()
+    metric = LiDAR(4, 12)
+    for batch in (z + 1e8).split(8):
+        metric.update(batch)
+    assert metric.compute().item() == pytest.approx(lidar(z), rel=1e-6)
+
+
+def test_reset_forgets():
+    found = objects()
+    for metric in found.values():
+        metric.update(cloud(seed=1) - 50.0)
+        metric.reset()
+        metric.update(cloud(seed=2))
+    assert values(found) == pytest.approx(whole(cloud(seed=2)), rel=1e-9)
+
+
+def test_forward_gives_the_value_of_the_batch_and_adds_it():
+    z = cloud()
+    metric = LiDAR(4, 12)
+    for batch in z.split(20):
+        assert metric(batch).item() == pytest.approx(lidar(batch), rel=1e-9)
+    assert metric.compute().item() == pytest.approx(lidar(z), rel=1e-9)
+
+
+def test_metrics_of_a_collection_share_a_state():
+    z = cloud()
+    collection = MetricCollection(objects())
+    for batch in z.split(13):
+        collection.update(batch)
+    assert sorted(map(len, collection.compute_groups.values())) == [2, 2]
+    found = {name: value.item() for name, value in collection.compute().items()}
+    assert found == pytest.approx(whole(z), rel=1e-9)
+
+
+def test_the_state_stays_double_through_casts_and_pickling():
+    z = cloud()
+    metric = LiDAR(4, 12)
+    metric.update(z[:30])
+    metric = pickle.loads(pickle.dumps(metric.half()))
+    metric.update(z[30:])
+    assert metric.moments.dtype == torch.float64
+    assert metric.compute().item() == pytest.approx(lidar(z), rel=1e-9)
+
+
+def test_what_is_not_determined_raises_and_other_shapes_are_refused():
+    metric = LiDAR(4, 12)
+    metric.update(cloud()[:1])
+    with pytest.raises(DegenerateFeatures, match="1 sample"):
+        metric.compute()
+    with pytest.raises(ValueError, match=r"expected a chunk \[c, 4, 12\], got \(60, 3, 12\)"):
+        metric.update(cloud(q=3))
+    with pytest.raises(ValueError, match=r"expected embeddings \[b, 12\] or \[b, q, 12\], got"):
+        RankMe(12).update(torch.zeros(3, 11))
+
+
+def test_the_example_runs():
+    found = doctest.testmod(training)
+    assert found.attempted >= 6
+    assert found.failed == 0
+
+
+WORKER = """
+import json, sys
+import torch
+import torch.distributed as dist
+from test_training import cloud, objects, values
+
+rank, place, sizes = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=len(sizes))
+found = objects()
+for batch in cloud().split(sizes)[rank].split(7):
+    for metric in found.values():
+        if len(batch):
+            metric.update(batch)
+first = values(found)
+for metric in found.values():  # a synchronised state must not be taken for the process's own
+    metric.update(cloud(seed=5)[rank :: len(sizes)])
+print(json.dumps([first, values(found)]))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("sizes", [[41, 19], [60, 0]])
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_two_processes_agree_on_the_number_of_all_data(tmp_path, sizes):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), tmp_path / "meet", json.dumps(sizes)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    ends = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    more = torch.cat([cloud(), cloud(seed=5)])
+    for text in ends:
+        first, second = json.loads(text)
+        assert first == pytest.approx(whole(cloud()), rel=1e-9)
+        assert second == pytest.approx(whole(more), rel=1e-9)
+
+
+def test_without_the_extra_one_line_names_it():
+    script = "import sys; sys.modules['torchmetrics'] = None; from lidar_cli import LiDAR"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        "lidar_cli.errors.MissingExtra: a metric while training needs the package torchmetrics, "
+        "which is not installed; install it with: pip install 'lidar-cli[train]'"
+    )
