@@ -4,9 +4,9 @@ import os
 # another, which takes many times the work where something else has the second core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
 
 # Derandomised, so that a failure is the same one on every machine; torch's first call is slow.
 settings.register_profile(
