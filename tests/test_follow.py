@@ -19,6 +19,7 @@ from make import checkpoint, environment, image_folder, lidar, state_dict
 from lidar_cli.jobs.follow import Landed, Landings, follow
 from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.survey import Left
+from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import RankSettings
 
 N, Q, SIZE = 24, 4, 24
@@ -146,7 +147,7 @@ def test_lines_on_stdout_and_status_4_where_one_failed(tmp_path: Path, images: P
     assert f"failed: {tmp_path}/runs/b.pt: " in done.stderr
 
 
-class Replaced:
+class Replaced(Watcher):
     """Follows a directory, and replaces a checkpoint while it is being scored."""
 
     def __init__(self, file: Path) -> None:
@@ -158,9 +159,6 @@ class Replaced:
             self.replaced = True
             checkpoint(self.file, 2)
 
-    def note(self, text: str) -> None:
-        pass
-
 
 def test_a_checkpoint_replaced_while_it_is_scored_counts_as_it_is_then(
     tmp_path: Path, images: Path
@@ -168,9 +166,8 @@ def test_a_checkpoint_replaced_while_it_is_scored_counts_as_it_is_then(
     runs = tmp_path / "runs"
     file = checkpoint(runs / "last.pt", 1)
     watcher = Replaced(file)
-    found = list(follow(runs, settings(images, watch_for=2.0), watcher))  # type: ignore[arg-type]
+    landed = next(follow(runs, settings(images, watch_for=100.0), watcher))
     assert watcher.replaced
-    (landed,) = found
     assert isinstance(landed, Landed)
     checkpoint(tmp_path / "alone" / "last.pt", 2)
     alone = rank_directory(tmp_path / "alone", settings(images)).groups[0].rows[0]

@@ -159,7 +159,6 @@ dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("sizes", [[41, 19], [60, 0]])
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_agree_on_the_number_of_all_data(tmp_path, sizes):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
