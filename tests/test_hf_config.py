@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from formats import FIXTURES
 from literal import assert_close, images
@@ -74,3 +75,18 @@ def test_a_configuration_that_is_nobodys_changes_nothing(tmp_path: Path) -> None
     """Many scripts write a config.json of their own; 'architecture' alone is not timm's."""
     path = folder(tmp_path, "hf-ijepa", architecture="my-net")
     assert open_checkpoint(path).description.format == "hf-ijepa"
+
+
+def test_weights_that_are_not_the_named_models_are_read_by_their_shapes(tmp_path: Path) -> None:
+    """timm writes the name of a model also where it was built at another depth."""
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0, img_size=32).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = open_checkpoint(tmp_path)
+    assert loaded.description.arch == "vit_tiny_patch16 (depth 2)"
+    assert "not timm's vit_tiny_patch16_224 that" in " ".join(loaded.description.assumptions)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(pixels)
+    torch.testing.assert_close(loaded.embed(pixels, ["backbone"])["backbone"], expected)

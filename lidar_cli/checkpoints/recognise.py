@@ -6,6 +6,7 @@ read by the usual names (generic.py). Nothing is left out in silence, and torch 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,46 @@ def find(
 ) -> Found:
     """Backbone and heads of a checkpoint, with the place of all tensors; see `recognise`."""
     matching.check_names(format, branch)
-    arch = arch or _timm_name(path, config)
-    match = matching.match(path, tree, format, config)
-    if match is not None:
-        return described.find(path, match, arch, activation, branch, layer, config)
-    found = generic.find(path, find_state_dict(path, tree), arch, activation, config)
-    if matching.BRANCHES[branch] == "teacher":
-        raise CheckpointError(
-            f"{path}: no branch {branch!r} in this checkpoint; it has encoder: leave --branch out"
-        )
-    return found
+
+    def as_named(name: str | None) -> Found:
+        match = matching.match(path, tree, format, config)
+        if match is not None:
+            return described.find(path, match, name, activation, branch, layer, config)
+        found = generic.find(path, find_state_dict(path, tree), name, activation, config)
+        if matching.BRANCHES[branch] == "teacher":
+            raise CheckpointError(
+                f"{path}: no branch {branch!r} in this checkpoint; it has encoder: "
+                "leave --branch out"
+            )
+        return found
+
+    named = _timm_name(path, config) if arch is None else None
+    try:
+        return as_named(arch or named)
+    except CheckpointError:
+        if named is None:
+            raise
+        # timm saves a model's name also where it was built at another depth or width.
+        try:
+            found = as_named(None)
+        except CheckpointError:
+            found = None
+        if found is None or not _of_the_kind(found, named):
+            raise
+    told = found.description
+    other = f"not timm's {named} that config.json names, whose tensors are others"
+    told = dataclasses.replace(told, assumptions=(*told.assumptions, other))
+    return dataclasses.replace(found, description=told)
+
+
+def _of_the_kind(found: Found, name: str) -> bool:
+    """Whether a backbone has no tensors but those of timm's model, if perhaps in other sizes."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        known = timm.create_model(name, num_classes=0).state_dict()
+    return found.backbone.tensors.keys() <= known.keys()
 
 
 def _timm_name(path: Path, config: Mapping[str, Any] | None) -> str | None:
