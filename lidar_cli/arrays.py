@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.embeddings import Embeddings, Stored
-from lidar_cli.errors import InputError
-from lidar_cli.settings import nearest
+from lidar_cli.errors import InputError, nearest
 
 _SAFETENSORS_TYPES = {
     "F16": torch.float16,

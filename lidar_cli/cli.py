@@ -1,25 +1,21 @@
 """The command line: parse, call one job, hand its record to the report.
 
-An option is a field of a settings class: its flags, help and default stand there, and
-`_with_options` turns them into Typer options. Torch and everything above it are imported inside the
-commands, so that `--help` and wrong arguments answer at once.
+An option is a field of a settings class, made one by `options.with_options`. Torch and everything
+above it are imported inside the commands, so that `--help` and wrong arguments answer at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import shlex
 import sys
-import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lidar_cli import __version__, settings
+from lidar_cli import __version__, configuration
 from lidar_cli.errors import LidarError, SettingsError
+from lidar_cli.options import with_options
 from lidar_cli.settings import (
     DemoSettings,
     ExtractSettings,
@@ -27,6 +23,7 @@ from lidar_cli.settings import (
     ProbeSettings,
     RankSettings,
     ScoreSettings,
+    parse_rates,
 )
 
 if TYPE_CHECKING:
@@ -60,70 +57,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV on stdout, and nothing else.")]
 
 
-def _with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of its settings class.
-
-    The command receives them, those that were given, as one keyword `options`.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [
-            parameter
-            for parameter in inspect.signature(command, eval_str=True).parameters.values()
-            if parameter.name != "options"
-        ]
-        hints = typing.get_type_hints(cls)
-        fields = [field for field in dataclasses.fields(cls) if field.metadata["flags"]]
-        names = [field.name for field in fields]
-        extra = [_option(field, hints[field.name]) for field in fields]
-
-        def run(**given: Any) -> None:
-            options = {name: given.pop(name) for name in names}
-            try:
-                command(**given, options=options)
-            except KeyboardInterrupt:  # Typer's own answer and status differ between versions
-                sys.stderr.write("interrupted\n")
-                raise typer.Exit(130) from None
-
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *extra]]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in parameters}
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        return run
-
-    return decorate
-
-
-def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    meta = field.metadata
-    text, default = meta["help"], field.default
-    flag = isinstance(default, bool)
-    if default is not None and not flag and "[" not in text:
-        text = f"{text} [default: {default}]"
-    kind = bool if flag else _plain(hint)
-    # A switch that a file or a variable turned on can be turned off again.
-    flags = [f"{name}/--no-{name[2:]}" if flag else name for name in meta["flags"]]
-    option = typer.Option(*flags, help=text, show_default=False)
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
-    )
-
-
-def _plain(hint: Any) -> Any:
-    """The type Typer should parse; bounds and choices are checked once, by `settings.resolve`."""
-    if typing.get_origin(hint) is Annotated:
-        return _plain(typing.get_args(hint)[0])
-    if typing.get_origin(hint) is typing.Literal:
-        return str
-    members = [part for part in typing.get_args(hint) if part is not type(None)]
-    return _plain(members[0]) if members else hint
-
-
 @app.command()
-@_with_options(ExtractSettings)
+@with_options(ExtractSettings)
 def extract(
     checkpoint: Annotated[
         Path,
@@ -148,7 +83,7 @@ def extract(
 
 
 @app.command()
-@_with_options(ScoreSettings)
+@with_options(ScoreSettings)
 def score(
     files: Annotated[
         list[Path], typer.Argument(help="Feature files or arrays.", metavar="FILE...")
@@ -173,8 +108,8 @@ def score(
 
         check_plot(plot)
     _check_page(page, overwrite)
-    from lidar_cli.jobs.converge import converge_file
     from lidar_cli.jobs.score import parse_metrics, score_file
+    from lidar_cli.jobs.scoring.converge import converge_file
     from lidar_cli.report import scores as report
     from lidar_cli.report.terminal import Terminal
 
@@ -202,7 +137,7 @@ def score(
         plot_spectra(found, plot)
         sys.stderr.write(f"wrote {plot}\n")
     if page is not None and found:
-        from lidar_cli.jobs.hyperparameters import from_names
+        from lidar_cli.jobs.ranking.hyperparameters import from_names
         from lidar_cli.report.page.scores import scores_page
 
         _write_page(scores_page(found, from_names([s.file for s in found])), page, overwrite)
@@ -211,7 +146,7 @@ def score(
 
 
 @app.command()
-@_with_options(RankSettings)
+@with_options(RankSettings)
 def rank(
     directory: Annotated[Path, typer.Argument(help="Directory of checkpoints.", metavar="DIR")],
     json: Json = False,
@@ -240,8 +175,8 @@ def rank(
         if getattr(resolved.values, name) is not None:
             raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
     _check_page(page, overwrite)
-    from lidar_cli.jobs.oracle import check_tables, judge, told_of_training
     from lidar_cli.jobs.rank import rank_directory
+    from lidar_cli.jobs.ranking.oracle import check_tables, judge, told_of_training
     from lidar_cli.report import ranking as report
     from lidar_cli.report.terminal import Terminal
 
@@ -278,7 +213,7 @@ def rank(
 
 
 @app.command()
-@_with_options(ProbeSettings)
+@with_options(ProbeSettings)
 def probe(
     files: Annotated[
         list[Path] | None,
@@ -300,7 +235,7 @@ def probe(
     """The oracle: how well a classifier trained with labels reads stored embeddings."""
     _one_of(json=json, csv=csv)
     resolved = _resolve(ProbeSettings, options, config, show_config)
-    settings.parse_rates(resolved.values.learning_rates)
+    parse_rates(resolved.values.learning_rates)
     if bool(files) == bool(train) or (
         len(test or []) not in ((0,) if files else (len(train or []),))
     ):
@@ -326,7 +261,7 @@ def probe(
 
 
 @app.command("inspect")
-@_with_options(InspectSettings)
+@with_options(InspectSettings)
 def inspect_(
     files: Annotated[
         list[Path] | None,
@@ -369,7 +304,7 @@ def inspect_(
 
 
 @app.command()
-@_with_options(DemoSettings)
+@with_options(DemoSettings)
 def demo(
     directory: Annotated[
         Path, typer.Argument(help="Where checkpoints and features go.", metavar="[DIR]")
@@ -390,7 +325,7 @@ def demo(
     from lidar_cli.report.terminal import Terminal
 
     if study:
-        from lidar_cli.jobs.study import run_study
+        from lidar_cli.jobs.study.study import run_study
         from lidar_cli.report.study import print_study, write_study
 
         with Terminal() as terminal:
@@ -424,9 +359,9 @@ def _root(
 
 
 def _resolve(
-    cls: type[settings.S], options: dict[str, Any], config: Path | None, show: bool
-) -> settings.Resolved[settings.S]:
-    resolved = settings.resolve(cls, options, config=config)
+    cls: type[configuration.S], options: dict[str, Any], config: Path | None, show: bool
+) -> configuration.Resolved[configuration.S]:
+    resolved = configuration.resolve(cls, options, config=config)
     if show:
         width = max(map(len, resolved.origins))
         for name, origin in resolved.origins.items():
@@ -436,7 +371,7 @@ def _resolve(
 
 
 def _follow(directory: Path, values: RankSettings) -> None:
-    from lidar_cli.jobs.follow import Landed, follow
+    from lidar_cli.jobs.ranking.follow import Landed, follow
     from lidar_cli.report.ledger import Ledger
     from lidar_cli.report.terminal import Terminal
 

@@ -13,6 +13,8 @@
 A message is one line: what was found, what was expected, what to do next.
 """
 
+import difflib
+
 
 class LidarError(Exception):
     """Base of all errors that a user can cause."""
@@ -63,3 +65,11 @@ class DegenerateFeatures(LidarError):
 def first_line(error: BaseException) -> str:
     """What another library's error says, short enough to stand inside a line of ours."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A phrase that names the known word closest to a mistyped one."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(sorted(known))}"

@@ -8,12 +8,12 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import NearestNeighbors
 
 from lidar_cli.errors import DegenerateFeatures, InputError
-from lidar_cli.jobs import nearest
-from lidar_cli.jobs import rows as rows_module
-from lidar_cli.jobs.classify import Accuracy, measure, standardise
-from lidar_cli.jobs.nearest import nearest_neighbours
-from lidar_cli.jobs.ridge import ridge_regression
-from lidar_cli.jobs.rows import held
+from lidar_cli.jobs.probing import nearest
+from lidar_cli.jobs.probing import rows as rows_module
+from lidar_cli.jobs.probing.classify import Accuracy, measure, standardise
+from lidar_cli.jobs.probing.nearest import nearest_neighbours
+from lidar_cli.jobs.probing.ridge import ridge_regression
+from lidar_cli.jobs.probing.rows import held
 
 CPU = torch.device("cpu")
 

@@ -17,9 +17,9 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.confidence import confidence, degrees, quantile, ties, without_interval
 from lidar_cli.jobs.score import score_file
-from lidar_cli.jobs.sheet import Score
+from lidar_cli.jobs.scoring.confidence import confidence, degrees, quantile, ties, without_interval
+from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.settings import ScoreSettings
 
 N, Q, D = 60, 3, 6

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.features import FeatureWriter, Layout
-from lidar_cli.jobs.converge import converge_file
-from lidar_cli.jobs.convergence import (
+from lidar_cli.jobs.score import open_embeddings, score_file
+from lidar_cli.jobs.scoring.converge import converge_file
+from lidar_cli.jobs.scoring.convergence import (
     Convergence,
     Point,
     advise,
@@ -25,8 +26,7 @@ from lidar_cli.jobs.convergence import (
     parts_of,
     views_for,
 )
-from lidar_cli.jobs.score import open_embeddings, score_file
-from lidar_cli.jobs.sheet import Score
+from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.settings import ScoreSettings
 
 OF_ROWS = {name for name, metric in METRICS.items() if metric.reads in ("rows", "covariance")}

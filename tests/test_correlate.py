@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
-from lidar_cli.jobs import correlate as correlate_module
-from lidar_cli.jobs.correlate import Correlation, correlate, draws, resampled
-from lidar_cli.jobs.sheet import Score
+from lidar_cli.jobs.ranking import correlate as correlate_module
+from lidar_cli.jobs.ranking.correlate import Correlation, correlate, draws, resampled
+from lidar_cli.jobs.scoring.sheet import Score
 
 
 def score(**metrics: float | None) -> Score:

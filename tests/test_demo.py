@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lidar_cli.errors import InputError
-from lidar_cli.jobs import demo, pretrain
+from lidar_cli.jobs import demo
+from lidar_cli.jobs.training import pretrain
 from lidar_cli.report.demo import print_demo
 from lidar_cli.settings import DemoSettings
 

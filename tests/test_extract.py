@@ -41,8 +41,8 @@ from lidar_cli.errors import (
     SettingsError,
 )
 from lidar_cli.features import partial_path
+from lidar_cli.jobs.embedding.plan import identity
 from lidar_cli.jobs.extract import Extraction, extract_checkpoint, stem
-from lidar_cli.jobs.plan import identity
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
 from lidar_cli.settings import ExtractSettings

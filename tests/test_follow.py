@@ -16,9 +16,9 @@ import pytest
 import torch
 from make import checkpoint, environment, image_folder, lidar, state_dict
 
-from lidar_cli.jobs.follow import Landed, Landings, follow
 from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.survey import Left
+from lidar_cli.jobs.ranking.follow import Landed, Landings, follow
+from lidar_cli.jobs.ranking.survey import Left
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import RankSettings
 

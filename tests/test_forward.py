@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from lidar_cli import extract
 from lidar_cli.checkpoints import open_checkpoint, wrap_module
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.jobs.batch_size import MARGIN, at_size_that_fits, samples_that_fit
+from lidar_cli.jobs.embedding.batch_size import MARGIN, at_size_that_fits, samples_that_fit
+from lidar_cli.jobs.embedding.plan import identity
 from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.plan import identity
 from lidar_cli.jobs.score import score_file
 from lidar_cli.settings import ExtractSettings, ScoreSettings
 

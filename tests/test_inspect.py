@@ -15,8 +15,8 @@ from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import read_provenance
+from lidar_cli.jobs.embedding.plan import choose_recipe
 from lidar_cli.jobs.inspect import formats, inspect_file
-from lidar_cli.jobs.plan import choose_recipe
 from lidar_cli.report import inspect as report
 from lidar_cli.settings import ExtractSettings, InspectSettings
 from lidar_cli.views import find_recipe

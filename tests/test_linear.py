@@ -12,10 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from lidar_cli.embedded import embedded_images
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.features import FeatureWriter, Layout, read_hdf5
-from lidar_cli.jobs import linear
-from lidar_cli.jobs import rows as rows_module
-from lidar_cli.jobs.linear import fit, linear_probe, memory_of, row_windows
-from lidar_cli.jobs.rows import held, split, stored
+from lidar_cli.jobs.probing import linear
+from lidar_cli.jobs.probing import rows as rows_module
+from lidar_cli.jobs.probing.linear import fit, linear_probe, memory_of, row_windows
+from lidar_cli.jobs.probing.rows import held, split, stored
 from lidar_cli.settings import ProbeSettings
 
 

@@ -20,11 +20,11 @@ from make import checkpoint, image_folder, lidar_here, state_dict
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
-from lidar_cli.jobs.correlate import correlate
-from lidar_cli.jobs.hyperparameters import from_checkpoints, from_table, slices, telling
-from lidar_cli.jobs.selection import by_hyperparameter, select
-from lidar_cli.jobs.sheet import Score
-from lidar_cli.jobs.tables import match, read_table
+from lidar_cli.jobs.ranking.correlate import correlate
+from lidar_cli.jobs.ranking.hyperparameters import from_checkpoints, from_table, slices, telling
+from lidar_cli.jobs.ranking.selection import by_hyperparameter, select
+from lidar_cli.jobs.ranking.tables import match, read_table
+from lidar_cli.jobs.scoring.sheet import Score
 
 N, Q, SIZE = 24, 4, 24
 Shell = Callable[..., subprocess.CompletedProcess[str]]

@@ -16,11 +16,11 @@ from test_oracle import score
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError
-from lidar_cli.jobs.confidence import Confidence, Interval
-from lidar_cli.jobs.hyperparameters import from_names
-from lidar_cli.jobs.order import Group, Row
 from lidar_cli.jobs.rank import Ranking
-from lidar_cli.jobs.survey import Left
+from lidar_cli.jobs.ranking.hyperparameters import from_names
+from lidar_cli.jobs.ranking.order import Group, Row
+from lidar_cli.jobs.ranking.survey import Left
+from lidar_cli.jobs.scoring.confidence import Confidence, Interval
 from lidar_cli.report.page.charts import chart_data, parameters_of, thinned
 from lidar_cli.report.page.document import Page, check_page, to_html, write_page
 from lidar_cli.report.page.entries import Entry, Listing

@@ -7,8 +7,8 @@ import torch
 
 from lidar_cli.checkpoints import resnet, resnet_spec
 from lidar_cli.embedded import embedded_images
-from lidar_cli.jobs import pretrain as module
-from lidar_cli.jobs.pretrain import (
+from lidar_cli.jobs.training import pretrain as module
+from lidar_cli.jobs.training.pretrain import (
     Hyperparameters,
     Network,
     draw_hyperparameters,
@@ -17,7 +17,7 @@ from lidar_cli.jobs.pretrain import (
     training_views,
     vicreg,
 )
-from lidar_cli.jobs.schedule import learning_rate_share
+from lidar_cli.jobs.training.schedule import learning_rate_share
 from lidar_cli.jobs.watch import Watcher
 
 SIMCLR = Hyperparameters("simclr", 2, 3e-3, 1e-4, 0.8, 0.5, temperature=0.2)

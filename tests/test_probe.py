@@ -20,12 +20,12 @@ from sklearn.linear_model import LogisticRegression
 from lidar_cli.embedded import embedded_images
 from lidar_cli.errors import SettingsError
 from lidar_cli.features import FeatureWriter, Layout
-from lidar_cli.jobs import linear
-from lidar_cli.jobs.classify import Accuracy
-from lidar_cli.jobs.labelled import open_members
-from lidar_cli.jobs.linear import linear_probe
 from lidar_cli.jobs.probe import Probed, probe_files
-from lidar_cli.jobs.rows import split
+from lidar_cli.jobs.probing import linear
+from lidar_cli.jobs.probing.classify import Accuracy
+from lidar_cli.jobs.probing.labelled import open_members
+from lidar_cli.jobs.probing.linear import linear_probe
+from lidar_cli.jobs.probing.rows import split
 from lidar_cli.settings import ProbeSettings
 
 N, D, CLASSES = 300, 8, 6

@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.order import Row, order
 from lidar_cli.jobs.rank import find_metric, rank_directory
-from lidar_cli.jobs.sheet import Score
+from lidar_cli.jobs.ranking.order import Row, order
+from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 N, Q, SIZE = 24, 4, 24

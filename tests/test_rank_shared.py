@@ -20,12 +20,12 @@ from torch import Tensor
 from lidar_cli.checkpoints import open_checkpoint, sha256
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.features import read_provenance
-from lidar_cli.jobs.confidence import Interval
+from lidar_cli.jobs.embedding.plan import Plan, make_plan
+from lidar_cli.jobs.embedding.view_store import Room, ViewStore
 from lidar_cli.jobs.extract import run
-from lidar_cli.jobs.plan import Plan, make_plan
 from lidar_cli.jobs.rank import Ranking, rank_directory
-from lidar_cli.jobs.unstored import Unstored
-from lidar_cli.jobs.view_store import Room, ViewStore
+from lidar_cli.jobs.ranking.unstored import Unstored
+from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
 from lidar_cli.settings import ExtractSettings, RankSettings

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lidar_cli.configuration import resolve
 from lidar_cli.errors import SettingsError
-from lidar_cli.settings import COMMANDS, ExtractSettings, RankSettings, ScoreSettings, resolve
+from lidar_cli.settings import COMMANDS, ExtractSettings, RankSettings, ScoreSettings
 from lidar_cli.views import Recipe, find_recipe
 from lidar_cli.views.mask_rules import RULES, Blocks, InverseBlocks, MultiBlock
 from lidar_cli.views.methods import RECIPES

@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as npst
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.features import FeatureWriter, Layout
-from lidar_cli.jobs.gather import CHUNKS_IN_MEMORY
 from lidar_cli.jobs.score import parse_metrics, score_file
-from lidar_cli.jobs.sheet import NO_VIEWS
+from lidar_cli.jobs.scoring.gather import CHUNKS_IN_MEMORY
+from lidar_cli.jobs.scoring.sheet import NO_VIEWS
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.report.scores import to_json
 from lidar_cli.settings import ScoreSettings

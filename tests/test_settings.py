@@ -12,18 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make import lidar_here
 
-from lidar_cli.errors import SettingsError
+from lidar_cli.configuration import Resolved, resolve
+from lidar_cli.errors import SettingsError, nearest
 from lidar_cli.settings import (
     COMMANDS,
     EMBEDDED_DEFAULTS,
     DemoSettings,
     ExtractSettings,
     RankSettings,
-    Resolved,
     ScoreSettings,
-    nearest,
     parse_size,
-    resolve,
 )
 
 SAMPLE_CONFIGS = sorted((Path(__file__).parents[1] / "sample_configs").glob("*.toml"))

@@ -19,11 +19,11 @@ from scipy.stats import kendalltau, spearmanr
 from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
-from lidar_cli.jobs import study_runs
 from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.score import score_file
-from lidar_cli.jobs.study import Study, run_study
-from lidar_cli.jobs.study_runs import LAYERS, METHODS, Run, Size, all_runs
+from lidar_cli.jobs.study import runs as study_runs
+from lidar_cli.jobs.study.runs import LAYERS, METHODS, Run, Size, all_runs
+from lidar_cli.jobs.study.study import Study, run_study
 from lidar_cli.report.study import print_study, to_csv, write_study
 from lidar_cli.settings import DemoSettings, ExtractSettings, ScoreSettings
 

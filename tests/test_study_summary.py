@@ -6,10 +6,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.correlate import Correlation
-from lidar_cli.jobs.sheet import Score
-from lidar_cli.jobs.study_runs import Measured, Run, Size
-from lidar_cli.jobs.study_summary import (
+from lidar_cli.jobs.ranking.correlate import Correlation
+from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.jobs.study.runs import Measured, Run, Size
+from lidar_cli.jobs.study.summary import (
     POOLED,
     Agreement,
     Setting,

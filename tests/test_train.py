@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.embedded import embedded_images
-from lidar_cli.jobs import train_dino as dino
-from lidar_cli.jobs import train_ijepa as ijepa
-from lidar_cli.jobs.schedule import minibatches
-from lidar_cli.jobs.train_dino import DinoHyperparameters, Prototypes, dino_loss, follow, rising
-from lidar_cli.jobs.train_ijepa import IjepaHyperparameters, masked_crops, sine_positions
+from lidar_cli.jobs.training import dino, ijepa
+from lidar_cli.jobs.training.dino import DinoHyperparameters, Prototypes, dino_loss, follow, rising
+from lidar_cli.jobs.training.ijepa import IjepaHyperparameters, masked_crops, sine_positions
+from lidar_cli.jobs.training.schedule import minibatches
 
 DINO = DinoHyperparameters("dino", 6, 3e-3, 1e-4, 0.5, 0.5, 0.04, 0.99)
 IJEPA = IjepaHyperparameters("ijepa", 3, 1e-3, 1e-2, 0.5, 0.6, 0.999)

@@ -14,8 +14,8 @@ from make import environment
 from torch import Tensor
 
 from lidar_cli.errors import SettingsError
+from lidar_cli.jobs.embedding.view_store import Room, ViewStore
 from lidar_cli.jobs.memory import free_memory
-from lidar_cli.jobs.view_store import Room, ViewStore
 
 CPU = torch.device("cpu")
 SHAPE = (4, 3, 8, 8)
@@ -76,7 +76,7 @@ def test_the_places_are_filled_in_turn() -> None:
 PROGRAM = """
 import os, resource, signal, sys, torch
 from pathlib import Path
-from lidar_cli.jobs.view_store import Room, ViewStore
+from lidar_cli.jobs.embedding.view_store import Room, ViewStore
 
 folder, end = Path(sys.argv[1]), sys.argv[2]
 if end == "full":

@@ -13,8 +13,7 @@ from lidar_cli.checkpoints.formats import FORMATS, Format
 from lidar_cli.checkpoints.formats.format import readable, renamed
 from lidar_cli.checkpoints.lazy import is_tensor
 from lidar_cli.checkpoints.weights import Weight
-from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.settings import nearest
+from lidar_cli.errors import CheckpointError, SettingsError, nearest
 
 PLAIN = "plain"  # the --format of a file that no description should claim
 BRANCHES = {  # what --branch takes -> the branch's name

@@ -17,8 +17,7 @@ from lidar_cli.checkpoints.backbone import Backbone
 from lidar_cli.checkpoints.containers import StateDict
 from lidar_cli.checkpoints.spec import FoundBackbone
 from lidar_cli.checkpoints.weights import Weight, compare, materialised, shapes, shapes_of
-from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.settings import nearest
+from lidar_cli.errors import CheckpointError, SettingsError, nearest
 
 
 class TimmBackbone(Backbone):

@@ -19,11 +19,11 @@ from torch import Tensor
 from lidar_cli.checkpoints import open_checkpoint, read_checkpoint
 from lidar_cli.embedded import EmbeddedImages, embedded_images
 from lidar_cli.errors import InputError
-from lidar_cli.jobs.correlate import Correlation, correlate
 from lidar_cli.jobs.device import find_device
-from lidar_cli.jobs.linear import linear_probe
-from lidar_cli.jobs.pretrain import Hyperparameters, Method, draw_hyperparameters, pretrain
+from lidar_cli.jobs.probing.linear import linear_probe
 from lidar_cli.jobs.rank import Ranking, rank_directory
+from lidar_cli.jobs.ranking.correlate import Correlation, correlate
+from lidar_cli.jobs.training.pretrain import Hyperparameters, Method, draw_hyperparameters, pretrain
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.jobs.workers import save, side_by_side
 from lidar_cli.settings import EMBEDDED, EMBEDDED_DEFAULTS, DemoSettings, RankSettings

@@ -12,13 +12,13 @@ import torch
 
 from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, wrap_module
 from lidar_cli.features import FeatureWriter, check_absent, read_interrupted, read_provenance
-from lidar_cli.jobs.batch_size import at_size_that_fits, find_batch_size
-from lidar_cli.jobs.batches import Pass
-from lidar_cli.jobs.compiled import compile_backbone
 from lidar_cli.jobs.device import find_device
-from lidar_cli.jobs.embed import embed_all
-from lidar_cli.jobs.plan import Plan, identity, make_plan
-from lidar_cli.jobs.view_store import ViewStore
+from lidar_cli.jobs.embedding.batch_size import at_size_that_fits, find_batch_size
+from lidar_cli.jobs.embedding.batches import Pass
+from lidar_cli.jobs.embedding.compiled import compile_backbone
+from lidar_cli.jobs.embedding.embed import embed_all
+from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
+from lidar_cli.jobs.embedding.view_store import ViewStore
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from lidar_cli.errors import LidarError, SettingsError
-from lidar_cli.jobs.classify import Accuracy, Classifier, measure
 from lidar_cli.jobs.device import find_device
-from lidar_cli.jobs.labelled import Member, open_members
-from lidar_cli.jobs.linear import fit, memory_of
-from lidar_cli.jobs.nearest import nearest_neighbours
-from lidar_cli.jobs.ridge import ridge_regression
-from lidar_cli.jobs.rows import held
+from lidar_cli.jobs.probing.classify import Accuracy, Classifier, measure
+from lidar_cli.jobs.probing.labelled import Member, open_members
+from lidar_cli.jobs.probing.linear import fit, memory_of
+from lidar_cli.jobs.probing.nearest import nearest_neighbours
+from lidar_cli.jobs.probing.ridge import ridge_regression
+from lidar_cli.jobs.probing.rows import held
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import ProbeSettings, parse_rates, parse_size
 

@@ -14,18 +14,18 @@ from typing import Any
 
 from lidar_cli.checkpoints.matching import check_names
 from lidar_cli.core.metrics import METRICS, Metric
-from lidar_cli.errors import InputError, LidarError, SettingsError
-from lidar_cli.jobs.cached import Cache, Scored, score_features
-from lidar_cli.jobs.confidence import Interval
+from lidar_cli.errors import InputError, LidarError, SettingsError, nearest
 from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.embedding.view_store import view_memory
 from lidar_cli.jobs.extract import tell_if_embedded
 from lidar_cli.jobs.memory import SHARE, free_memory
-from lidar_cli.jobs.order import Group, Row, grouped, misleading
-from lidar_cli.jobs.survey import Left, survey
-from lidar_cli.jobs.view_store import view_memory
+from lidar_cli.jobs.ranking.cached import Cache, Scored, score_features
+from lidar_cli.jobs.ranking.order import Group, Row, grouped, misleading
+from lidar_cli.jobs.ranking.survey import Left, survey
+from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
-from lidar_cli.settings import RankSettings, nearest, parse_size
+from lidar_cli.settings import RankSettings, parse_size
 from lidar_cli.views import find_recipe
 
 # Bytes of decoded images kept from one checkpoint to the next, if so much is free.

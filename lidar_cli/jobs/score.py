@@ -13,15 +13,15 @@ from torch import Tensor
 from lidar_cli.arrays import read_array_file
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.embeddings import Embeddings
-from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.errors import InputError, SettingsError, nearest
 from lidar_cli.features import is_hdf5, read_hdf5
-from lidar_cli.jobs.confidence import confidence, without_interval
 from lidar_cli.jobs.device import find_device
-from lidar_cli.jobs.gather import Gathered, gather
-from lidar_cli.jobs.influences import influences
-from lidar_cli.jobs.sheet import EVERY_METRIC, Score, Sheet
+from lidar_cli.jobs.scoring.confidence import confidence, without_interval
+from lidar_cli.jobs.scoring.gather import Gathered, gather
+from lidar_cli.jobs.scoring.influences import influences
+from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score, Sheet
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.settings import MetricSettings, ScoreSettings, nearest
+from lidar_cli.settings import MetricSettings, ScoreSettings
 
 
 def score_file(path: Path, settings: ScoreSettings, watcher: Watcher | None = None) -> list[Score]:

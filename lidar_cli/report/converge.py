@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.convergence import Convergence, Point
+from lidar_cli.jobs.scoring.convergence import Convergence, Point
 from lidar_cli.report.numbers import print_columns, text_of
 
 AXES = {"samples": "n, samples", "views": "q, views of each"}

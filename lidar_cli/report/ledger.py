@@ -13,8 +13,8 @@ import typer
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import MissingExtra, SettingsError
-from lidar_cli.jobs.follow import Landed
-from lidar_cli.jobs.hyperparameters import from_names
+from lidar_cli.jobs.ranking.follow import Landed
+from lidar_cli.jobs.ranking.hyperparameters import from_names
 from lidar_cli.report.ranking import metrics_of
 
 STEPS = ("step", "iter", "epoch")  # words before the number in a file's name that is its time

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from lidar_cli.jobs.oracle import Oracle, Verdict
-from lidar_cli.jobs.selection import Selection
+from lidar_cli.jobs.ranking.oracle import Oracle, Verdict
+from lidar_cli.jobs.ranking.selection import Selection
 from lidar_cli.report.numbers import MISSING, print_columns, shown
 from lidar_cli.report.probe import percent
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import MissingExtra, SettingsError
-from lidar_cli.jobs.sheet import Score
+from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.report.converge import AXES, shares
 
 ROUNDING = 1e-11  # eigenvalues below this share of the largest are not drawn

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError
-from lidar_cli.jobs.oracle import Oracle
-from lidar_cli.jobs.order import Group, Row
 from lidar_cli.jobs.rank import Ranking
+from lidar_cli.jobs.ranking.oracle import Oracle
+from lidar_cli.jobs.ranking.order import Group, Row
 from lidar_cli.report import oracle as against
 from lidar_cli.report.numbers import console, print_columns, shown, text_of
 from lidar_cli.report.remarks import remarks

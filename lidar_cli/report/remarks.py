@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lidar_cli.jobs.order import Group, Row, misleading
 from lidar_cli.jobs.rank import Ranking
+from lidar_cli.jobs.ranking.order import Group, Row, misleading
 from lidar_cli.report.numbers import shown
 
 

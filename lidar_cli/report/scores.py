@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.confidence import Interval
-from lidar_cli.jobs.sheet import Score
+from lidar_cli.jobs.scoring.confidence import Interval
+from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.report.converge import print_convergence
 from lidar_cli.report.numbers import console, print_columns, text_of
 from lidar_cli.report.sure import between, with_reach

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
-from lidar_cli.jobs.study import Study
-from lidar_cli.jobs.study_runs import BACKBONES, LAYERS
-from lidar_cli.jobs.study_summary import POOLED, Agreement, Standing
+from lidar_cli.jobs.study.runs import BACKBONES, LAYERS
+from lidar_cli.jobs.study.study import Study
+from lidar_cli.jobs.study.summary import POOLED, Agreement, Standing
 from lidar_cli.report.numbers import MISSING, console, print_columns
 
 NAME = "study"  # of the files, before their suffix

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lidar_cli.jobs.confidence import Interval
-from lidar_cli.jobs.order import Row
+from lidar_cli.jobs.ranking.order import Row
+from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.report.numbers import text_of
 
 

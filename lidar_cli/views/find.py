@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lidar_cli.errors import SettingsError
-from lidar_cli.settings import nearest
+from lidar_cli.errors import SettingsError, nearest
 from lidar_cli.views import mask_rules
 from lidar_cli.views.mask_rules import RULES, MaskRule
 from lidar_cli.views.methods import RECIPES, SIMCLR

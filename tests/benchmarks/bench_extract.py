@@ -15,12 +15,12 @@ from sklearn.datasets import load_sample_images
 
 from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.features import FeatureWriter
-from lidar_cli.jobs import batches, embed
-from lidar_cli.jobs.batch_size import find_batch_size
-from lidar_cli.jobs.batches import Pass
+from lidar_cli.jobs.embedding import batches, embed
+from lidar_cli.jobs.embedding.batch_size import find_batch_size
+from lidar_cli.jobs.embedding.batches import Pass
+from lidar_cli.jobs.embedding.forward import arithmetic
+from lidar_cli.jobs.embedding.plan import make_plan
 from lidar_cli.jobs.extract import run
-from lidar_cli.jobs.forward import arithmetic
-from lidar_cli.jobs.plan import make_plan
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
 from lidar_cli.settings import ExtractSettings

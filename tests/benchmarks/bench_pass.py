@@ -5,8 +5,8 @@ import torch
 from harness import Goal, Line, alternate, median
 
 from lidar_cli.core.moments import HELD_NUMBERS, LEAST_HELD_ROWS
-from lidar_cli.jobs.gather import gather
 from lidar_cli.jobs.score import open_embeddings, parse_metrics
+from lidar_cli.jobs.scoring.gather import gather
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import ScoreSettings, parse_size
 

@@ -5,8 +5,8 @@ from bench_process import LIDAR, peak_memory
 from harness import Goal, Line, alternate, median, ratio
 
 from lidar_cli.features import FeatureWriter, Layout, read_hdf5
-from lidar_cli.jobs.linear import fit
-from lidar_cli.jobs.rows import held, stored
+from lidar_cli.jobs.probing.linear import fit
+from lidar_cli.jobs.probing.rows import held, stored
 from lidar_cli.settings import ProbeSettings
 
 ROWS, DIM, CLASSES, CHECKPOINTS = 1442, 128, 10, 12  # of the demo

@@ -19,8 +19,8 @@ import torch
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.embeddings import Embeddings, Stored
-from lidar_cli.jobs.confidence import ties
 from lidar_cli.jobs.score import score
+from lidar_cli.jobs.scoring.confidence import ties
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import ScoreSettings
 

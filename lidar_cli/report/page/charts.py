@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lidar_cli.jobs.hyperparameters import Value
-from lidar_cli.jobs.sheet import Score
+from lidar_cli.jobs.ranking.hyperparameters import Value
+from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.report.converge import AXES, shares
 from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, element

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lidar_cli.core.metrics import METRICS, Metric
-from lidar_cli.jobs.confidence import Interval
-from lidar_cli.jobs.hyperparameters import Value
-from lidar_cli.jobs.sheet import Score
+from lidar_cli.jobs.ranking.hyperparameters import Value
+from lidar_cli.jobs.scoring.confidence import Interval
+from lidar_cli.jobs.scoring.sheet import Score
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lidar_cli.jobs.hyperparameters import Value
-from lidar_cli.jobs.oracle import Oracle
-from lidar_cli.jobs.order import Group
 from lidar_cli.jobs.rank import Ranking
-from lidar_cli.jobs.survey import Left
+from lidar_cli.jobs.ranking.hyperparameters import Value
+from lidar_cli.jobs.ranking.oracle import Oracle
+from lidar_cli.jobs.ranking.order import Group
+from lidar_cli.jobs.ranking.survey import Left
 from lidar_cli.report import oracle as against
 from lidar_cli.report.numbers import shown
 from lidar_cli.report.page.charts import chart_data

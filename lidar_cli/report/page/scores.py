@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.hyperparameters import Value
-from lidar_cli.jobs.sheet import Score
+from lidar_cli.jobs.ranking.hyperparameters import Value
+from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.report.converge import table as convergence_table
 from lidar_cli.report.page.charts import chart_data
 from lidar_cli.report.page.document import Page

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.confidence import Interval
+from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.report.numbers import MISSING, text_of
 from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, broken, element, joined

@@ -1,0 +1,1 @@
+"""Samples through a model: the plan of a feature file, batches of views, the forward pass."""

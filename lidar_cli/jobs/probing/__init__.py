@@ -1,0 +1,1 @@
+"""Labelled embeddings to accuracies: rows, and the classifiers that read them."""

@@ -1,0 +1,252 @@
+"""Scores of checkpoints: from what a folder keeps of them, else from embedding them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lidar_cli.errors import FeatureFileError, InputError, InUse, LidarError, SettingsError
+from lidar_cli.features import read_hdf5, read_provenance
+from lidar_cli.jobs.embedding.batches import Pass
+from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
+from lidar_cli.jobs.embedding.view_store import Room, ViewStore
+from lidar_cli.jobs.extract import open_with, run, stem
+from lidar_cli.jobs.ranking.survey import Checkpoint, FeatureFile
+from lidar_cli.jobs.ranking.unstored import score_unstored
+from lidar_cli.jobs.score import score, with_intervals
+from lidar_cli.jobs.scoring.saved_score import SavedScore
+from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.samples import Samples
+from lidar_cli.settings import ExtractSettings, RankSettings
+from lidar_cli.views import Views
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score, with influences on the metric that orders alone, and the provenance of it.
+
+    path: the file that it was read from, of embeddings or of the score itself.
+    """
+
+    score: Score
+    provenance: dict[str, Any]
+    path: Path
+
+
+class Cache:
+    """Scores of checkpoints, each from a file that exists already, else made and kept in a folder.
+
+    features: those of the directory, which serve where they hold what is wanted.
+    Raises InputError if the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        features: Sequence[FeatureFile],
+        layer: str,
+        samples: Samples,
+        settings: RankSettings,
+        device: torch.device,
+        watcher: Watcher,
+    ) -> None:
+        self._folder = folder
+        self._features = features
+        self._layer = layer
+        self._samples = samples
+        self._settings = settings
+        self._device = device
+        self._watcher = watcher
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: the cache cannot be written ({error.strerror}); "
+                "name another place with --cache"
+            ) from error
+
+    def plan(self, checkpoint: Checkpoint) -> Plan:
+        """What is to be computed for a checkpoint. Raises what `make_plan` raises."""
+        return make_plan(
+            checkpoint.description,
+            str(checkpoint.path),
+            checkpoint.digest,
+            self._samples,
+            self._extract_settings(),
+            self._device,
+        )
+
+    @contextmanager
+    def shared_views(self, tasks: Sequence[tuple[Checkpoint, Plan]]) -> Iterator[ViewStore | None]:
+        """A store for the views of checkpoints that see the same ones, while they are scored.
+
+        None where fewer than two of them are to be embedded, or the settings want none.
+        """
+        waiting = sum(not self._has(checkpoint, plan) for checkpoint, plan in tasks)
+        room = None
+        if waiting > 1:
+            room = Room.of(self._settings.view_memory, self._device, self._folder)
+        if room is None:
+            yield None
+            return
+        with ViewStore(room, self._device, self._folder) as store:
+            yield store
+
+    def score_each(
+        self,
+        checkpoints: Iterable[Checkpoint],
+        fail: Callable[[Path, Exception], None],
+        wanted: Callable[[Checkpoint, Plan], bool] = lambda checkpoint, plan: True,
+    ) -> Iterator[tuple[Checkpoint, Plan, Scored]]:
+        """The scores of those that are wanted; checkpoints with the same views share them.
+
+        fail: takes what is wrong with one checkpoint, which does not stop the others.
+        Raises InputError or SettingsError where the images or the command are at fault, since
+        every checkpoint would meet the same.
+        """
+        by_views: dict[Views, list[tuple[Checkpoint, Plan]]] = {}
+        for checkpoint in checkpoints:
+            with _failing(checkpoint, fail):
+                plan = self.plan(checkpoint)
+                if wanted(checkpoint, plan):
+                    by_views.setdefault(plan.views, []).append((checkpoint, plan))
+        for tasks in by_views.values():
+            with self.shared_views(tasks) as store:
+                for checkpoint, plan in tasks:
+                    scored = None
+                    with _failing(checkpoint, fail):
+                        scored = self.score(checkpoint, plan, store)
+                    if scored is not None:
+                        yield checkpoint, plan, scored
+
+    def forget(self, checkpoint: Checkpoint, plan: Plan) -> None:
+        """Remove what the folder keeps of a checkpoint, since it was made of another content."""
+        self._own(checkpoint, plan).unlink(missing_ok=True)
+        self._saved(checkpoint, plan).path.unlink(missing_ok=True)
+
+    def score(self, checkpoint: Checkpoint, plan: Plan, store: ViewStore | None = None) -> Scored:
+        """The score of a checkpoint. Raises what embedding and scoring raise."""
+        for features in self._features_of(checkpoint, plan):
+            with suppress(FeatureFileError):  # damaged, or not what its name says: made anew
+                if serves(read_provenance(features), plan):
+                    return self._score(features)
+        if not self._settings.store:
+            return self._score_unstored(checkpoint, plan, store)
+        features = self._own(checkpoint, plan)
+        self._extract(checkpoint, plan, features, store)
+        return self._score(features)
+
+    def _own(self, checkpoint: Checkpoint, plan: Plan) -> Path:
+        return self._folder / f"{stem(checkpoint.path)}-{plan.key}.h5"
+
+    def _saved(self, checkpoint: Checkpoint, plan: Plan) -> SavedScore:
+        return SavedScore(self._folder, stem(checkpoint.path), plan, self._settings)
+
+    def _features_of(self, checkpoint: Checkpoint, plan: Plan) -> list[Path]:
+        """Where features would be that serve, the directory's own first."""
+        same = [file.path for file in self._features if serves(file.provenance, plan)]
+        own = self._own(checkpoint, plan)
+        return [*same[:1], *([own] if own.exists() else [])]
+
+    def _has(self, checkpoint: Checkpoint, plan: Plan) -> bool:
+        """Whether a checkpoint need not be embedded, unless a file turns out to be damaged."""
+        saved = self._saved(checkpoint, plan).path.exists() and not self._settings.store
+        return saved or bool(self._features_of(checkpoint, plan))
+
+    def _score(self, path: Path) -> Scored:
+        result = score_features(
+            path, self._layer, self._settings, self._device, self._watcher, self._folder
+        )
+        return Scored(result, read_provenance(path), path)
+
+    def _extract(
+        self, checkpoint: Checkpoint, plan: Plan, output: Path, store: ViewStore | None
+    ) -> None:
+        loaded = open_with(checkpoint.path, self._settings, self._device)
+        settings = replace(self._extract_settings(), overwrite=output.exists())
+        try:
+            run(plan, loaded, self._samples, settings, output, self._device, self._watcher, store)
+        except InUse:
+            raise
+        except FeatureFileError:
+            # A partial file that is damaged, or of another device or version, cannot go on.
+            again = replace(settings, overwrite=True, resume=False)
+            run(plan, loaded, self._samples, again, output, self._device, self._watcher, store)
+
+    def _score_unstored(
+        self, checkpoint: Checkpoint, plan: Plan, store: ViewStore | None
+    ) -> Scored:
+        saved = self._saved(checkpoint, plan)
+        found = saved.read()
+        if found is None:
+            loaded = open_with(checkpoint.path, self._settings, self._device)
+            work = Pass(plan, loaded, self._samples, self._device, self._settings.workers, store)
+            found = score_unstored(work, self._settings, self._watcher)
+            saved.write(found)
+        result = found.score
+        assert result.rankme_rows is not None
+        level, rows = self._settings.confidence, result.rankme_rows
+        result = with_intervals(
+            result, EVERY_METRIC, result.influences, rows, level, found.without_influences
+        )
+        return Scored(_ordering(result, self._settings.by), found.provenance, saved.path)
+
+    def _extract_settings(self) -> ExtractSettings:
+        shared = {
+            name: getattr(self._settings, name)
+            for name in ExtractSettings.__dataclass_fields__
+            if hasattr(self._settings, name)
+        }
+        return ExtractSettings(**(shared | {"layer": self._layer, "resume": True}))
+
+
+@contextmanager
+def _failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> Iterator[None]:
+    """What is wrong with a checkpoint gives it its place among the failed, and ends there."""
+    try:
+        yield
+    except (InputError, SettingsError):
+        raise
+    except (LidarError, OSError) as error:
+        fail(checkpoint.path, error)
+
+
+def score_features(
+    path: Path,
+    layer: str,
+    settings: RankSettings,
+    device: torch.device,
+    watcher: Watcher,
+    cache: Path,
+) -> Score:
+    """The score of one layer of a feature file, with influences on the metric that orders alone.
+
+    cache: the folder that keeps the influences on every metric.
+    Raises what `read_hdf5` and `score` raise.
+    """
+    (embeddings,) = read_hdf5(path, layer)
+    level = settings.confidence
+    found = score(embeddings, settings, device, EVERY_METRIC, watcher, level, cache)
+    return _ordering(found, settings.by)
+
+
+def _ordering(found: Score, by: str) -> Score:
+    """The score without the influences that its order does not need.
+
+    n numbers a metric are little for one checkpoint, and much for ten thousand.
+    """
+    kept = {name: found.influences[name] for name in found.influences.keys() & {by}}
+    return replace(found, influences=kept)
+
+
+def serves(provenance: dict[str, Any], plan: Plan) -> bool:
+    """Whether stored features hold what a plan would compute, perhaps beside other layers."""
+    told, wanted = identity(provenance), plan.identity
+    layers = set(told.pop("layers", ())), set(wanted.pop("layers"))
+    return layers[1] <= layers[0] and told == wanted

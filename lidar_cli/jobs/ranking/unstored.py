@@ -1,0 +1,119 @@
+"""Embeddings that go straight into moments, with no features on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_cli.embeddings import Chunk, Embeddings, Stored
+from lidar_cli.features import as_numbers
+from lidar_cli.jobs.embedding.batch_size import at_size_that_fits, find_batch_size
+from lidar_cli.jobs.embedding.batches import Pass
+from lidar_cli.jobs.embedding.embed import embed_all
+from lidar_cli.jobs.embedding.plan import Plan
+from lidar_cli.jobs.memory import SHARE, free_memory
+from lidar_cli.jobs.score import enough_memory, score_gathered
+from lidar_cli.jobs.scoring.gather import Gathered
+from lidar_cli.jobs.scoring.saved_score import Unintervalled
+from lidar_cli.jobs.scoring.sheet import EVERY_METRIC
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import MetricSettings, RankSettings, parse_size
+
+
+def score_unstored(work: Pass, settings: RankSettings, watcher: Watcher) -> Unintervalled:
+    """The score of one pass, its embeddings held in memory at most.
+
+    Raises what `embed_all` and `score` raise.
+    """
+    plan, device = work.plan, work.device
+    name = plan.provenance["checkpoint"]
+    work.loaded.set_image_size(plan.views.image_size)
+
+    def attempt(batch_size: int) -> tuple[Unstored, int]:
+        sink = Unstored(plan, name, settings, device, int(free_memory() * SHARE))
+        embed_all(work, batch_size, sink, f"embedding {Path(name).name}", watcher)
+        return sink, batch_size
+
+    fixed = settings.batch_size
+    sink, batch_size = at_size_that_fits(fixed or find_batch_size(work), attempt, fixed is not None)
+    embeddings = sink.embeddings
+    with enough_memory(embeddings):
+        found = score_gathered(
+            embeddings, settings, sink.gathered, EVERY_METRIC, watcher, settings.confidence
+        )
+    provenance = plan.provenance | {"batch_size": batch_size}
+    return Unintervalled(found, provenance, embeddings.once)
+
+
+class Unstored:
+    """A sink that adds the embeddings of a plan's one layer to their moments, on the device.
+
+    name: what messages call the embeddings. room: bytes of main memory that they may take; if they
+    fit they are kept as well, for statistics that need a second pass over them.
+    """
+
+    def __init__(
+        self, plan: Plan, name: str, settings: MetricSettings, device: torch.device, room: int
+    ) -> None:
+        layout = plan.layout
+        ((self._layer, d),) = layout.widths.items()
+        self._storage = layout.storage
+        self._memory = parse_size(settings.memory)
+        shapes = (layout.n_samples, layout.n_views, d), (layout.n_clean, d)
+        size = sum(4 * int(np.prod(shape)) for shape in shapes)
+        self._kept = [torch.empty(shape) for shape in shapes] if size <= room else None
+        views, clean = (self._part(at, shape) for at, shape in enumerate(shapes))
+        self.embeddings = Embeddings(
+            name,
+            self._layer,
+            views if layout.n_views else None,
+            clean,
+            provenance=plan.provenance,
+            once=None
+            if self._kept
+            else f"a second pass needs the embeddings, {size / 2**30:,.2f} GB, in memory, where "
+            f"{room / 2**30:,.2f} GB may be used; leave out --no-store",
+        )
+        self.gathered = Gathered(self.embeddings, settings, device, EVERY_METRIC)
+        self.done = np.zeros(layout.n_clean, bool)
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # views [c, q, d], clean [b, d]
+
+    def write(
+        self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
+    ) -> None:
+        """Add a contiguous run of samples, from any device.
+
+        views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
+        Raises DegenerateFeatures as a feature file would.
+        """
+        first, last = samples[0], samples[-1] + 1
+        parts = [
+            as_numbers(part[self._layer], self._storage, self._layer, first).float()
+            for part in (views, clean)
+        ]
+        for kept, part in zip(self._kept or (), parts, strict=bool(self._kept)):
+            kept[first : first + len(part)] = part
+        self._waiting.append((parts[0], parts[1]))
+        if sum(view.nbytes + one.nbytes for view, one in self._waiting) >= self._memory:
+            self._add()
+        self.done[first:last] = True
+        if self.done.all():
+            self._add()
+
+    def _add(self) -> None:
+        # Many at a time: each addition reads and writes whole [d, d] scatters.
+        if self._waiting:
+            views, clean = (torch.cat(part) for part in zip(*self._waiting, strict=True))
+            self._waiting.clear()
+            self.gathered.update(Chunk(0, len(clean), views if len(views) else None, clean))
+
+    def _part(self, at: int, shape: tuple[int, ...]) -> Stored:
+        def read(start: int, stop: int) -> Tensor:
+            assert self._kept is not None
+            return self._kept[at][start:stop]
+
+        return Stored(shape, 4, read)

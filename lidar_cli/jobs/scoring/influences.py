@@ -1,0 +1,189 @@
+"""A second pass over stored embeddings: what each sample does to each metric."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lidar_cli.core import gradients, influence
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.moments import unit_rows
+from lidar_cli.embeddings import Embeddings
+from lidar_cli.jobs.scoring.gather import Gathered
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import MetricSettings, parse_size
+
+BLOCK_NUMBERS = 2**21  # of a block's float64 copy, 16 MB; but for the products' sake at least
+LEAST_BLOCK_ROWS = 1024
+METHOD = 1  # of `core.influence`; another number makes what was kept useless
+
+Influence = Callable[[Tensor], Tensor]  # samples [c, q, d] -> [c] or [c, metrics]
+
+
+def influences(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    state: Gathered,
+    wanted: Collection[str],
+    watcher: Watcher,
+    cache: Path | None = None,
+) -> dict[str, Tensor]:
+    """Influence of each sample on each wanted metric [n], less its mean; [N] for those of rows.
+
+    state: the moments of the same embeddings; every wanted metric has a value.
+    cache: a folder where they are kept, if the file vouches for its content.
+    Memory beside the moments: a few [d, d] and the numbers returned.
+    """
+    kept = _Kept(cache, embeddings, settings) if cache and embeddings.content else None
+    found = kept.read(wanted) if kept else None
+    if found is None:
+        found = _second_pass(embeddings, settings, state, wanted, watcher)
+        if kept:
+            kept.write(found)
+    return found
+
+
+def _second_pass(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    state: Gathered,
+    wanted: Collection[str],
+    watcher: Watcher,
+) -> dict[str, Tensor]:
+    of_views, of_rows = _of_views(settings, state, wanted), _of_rows(settings, state, wanted)
+    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
+    total = max(part.shape[0] for part in parts)
+    for chunk in embeddings.chunks(parse_size(settings.memory)):
+        rows = chunk.clean
+        if rows is None and chunk.views is not None:
+            rows = chunk.views[:, 0]
+        for part, terms in (
+            (chunk.views, of_views),
+            (rows[:, None] if rows is not None else None, of_rows),
+        ):
+            if part is not None and terms:
+                _add(part, terms, settings.normalize, state.rows.device, found)
+        watcher.progress(f"reading {embeddings.file} again", chunk.stop, total)
+        del chunk, rows, part  # before the next is read: one chunk in memory, not two
+    whole = {name: torch.cat(blocks) for name, blocks in found.items()}
+    return {name: values - values.mean() for name, values in whole.items()}
+
+
+class _Kept:
+    """Influences in a file, so that they are computed once for each content and constants.
+
+    folder: where it lies, made if need be. A folder that cannot be written keeps nothing.
+    """
+
+    def __init__(self, folder: Path, embeddings: Embeddings, settings: MetricSettings) -> None:
+        told = [
+            METHOD,
+            embeddings.content,
+            embeddings.layer,
+            embeddings.shape,
+            settings.delta,
+            settings.epsilon,
+            settings.normalize,
+        ]
+        key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        self._path = folder / f"{Path(embeddings.file).stem}-{key}.influence"
+
+    def read(self, wanted: Collection[str]) -> dict[str, Tensor] | None:
+        """What was kept, if it holds every wanted metric."""
+        try:
+            found: dict[str, Tensor] = load_file(self._path)
+        except (OSError, SafetensorError):
+            return None
+        return {name: found[name] for name in wanted} if found.keys() >= set(wanted) else None
+
+    def write(self, found: dict[str, Tensor]) -> None:
+        """Keep influences, whole or not at all."""
+        beside = self._path.with_suffix(f".{os.getpid()}")  # another rank may write the same
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: values.contiguous() for name, values in found.items()}, beside)
+            beside.replace(self._path)
+        except (OSError, SafetensorError):
+            return  # they are computed again next time
+        finally:
+            with suppress(OSError):  # it is there only if writing was cut short
+                beside.unlink()
+
+
+def _of_views(
+    settings: MetricSettings, state: Gathered, wanted: Collection[str]
+) -> list[tuple[tuple[str, ...], Influence]]:
+    """Names of metrics that read views, with the function that gives their influences."""
+    views, epsilon = state.views, settings.epsilon
+    if views is None:
+        return []
+    found: list[tuple[tuple[str, ...], Influence]] = []
+    lda = {name for name in wanted if METRICS[name].reads == "lda"}
+    if lda:
+        of_lda = influence.lda_influence(
+            views,
+            settings.delta,
+            lambda spectrum: gradients.of_lda(spectrum, views.n, views.n_views, epsilon, lda),
+        )
+        found.append((of_lda.names, of_lda.influences))
+    if "rankme_augmented" in wanted:
+        of_gram = influence.augmented_influence(
+            views, lambda gram: gradients.of_gram(gram, epsilon, "rankme_augmented")
+        )
+        found.append((of_gram.names, of_gram.influences))
+    if "normalized_std" in wanted:
+        sphere = views.sphere
+        found.append(
+            (("normalized_std",), lambda block: influence.normalized_std_influence(block, sphere))
+        )
+    if "alignment" in wanted:
+        found.append((("alignment",), influence.alignment_influence))
+    return found
+
+
+def _of_rows(
+    settings: MetricSettings, state: Gathered, wanted: Collection[str]
+) -> list[tuple[tuple[str, ...], Influence]]:
+    """The same for metrics that read one row a sample."""
+    rows = state.rows
+    found: list[tuple[tuple[str, ...], Influence]] = []
+    if "rankme" in wanted:
+        of_gram = influence.gram_influence(
+            rows, lambda gram: gradients.of_gram(gram, settings.epsilon, "rankme")
+        )
+        found.append((of_gram.names, of_gram.influences))
+    covariance = {name for name in wanted if METRICS[name].reads == "covariance"}
+    if covariance:
+        of_covariance = influence.covariance_influence(
+            rows, lambda spectrum: gradients.of_covariance(spectrum, covariance)
+        )
+        found.append((of_covariance.names, of_covariance.influences))
+    return found
+
+
+def _add(
+    part: Tensor,
+    terms: list[tuple[tuple[str, ...], Influence]],
+    normalize: bool,
+    device: torch.device,
+    found: dict[str, list[Tensor]],
+) -> None:
+    # In blocks, so that the float64 copies stay small beside a chunk of any size.
+    _, q, d = part.shape
+    for block in torch.split(part, max(1, max(LEAST_BLOCK_ROWS, BLOCK_NUMBERS // d) // q)):
+        samples = block.to(device, torch.float64)
+        samples = unit_rows(samples) if normalize else samples
+        for names, of in terms:
+            values = of(samples).cpu().reshape(len(block), len(names))
+            for name, column in zip(names, values.unbind(dim=1), strict=True):
+                found[name].append(column)

@@ -1,0 +1,1 @@
+"""Do label-free metrics order small checkpoints as a linear probe does?"""

@@ -1,0 +1,1 @@
+"""Small self-supervised training runs on embedded images."""
