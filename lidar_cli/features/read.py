@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lidar_cli.arrays import arrange, choose
 from lidar_cli.embeddings import Chunk, Embeddings, Stored
-from lidar_cli.errors import FeatureFileError, first_line
+from lidar_cli.errors import FeatureFileError, Unresumable, first_line
 from lidar_cli.features.form import (
     FORMAT,
     NOTHING,
@@ -40,7 +40,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
 def read_interrupted(path: Path) -> dict[str, Any]:
     """The provenance of the partial file that an interrupted run left for `path`, or {} if none.
 
-    Raises FeatureFileError if it is not a feature file, InUse if another process is writing it.
+    Raises Unresumable if it is not a feature file, InUse if another process is writing it.
     """
     partial = partial_path(path)
     if not partial.exists():
@@ -50,7 +50,7 @@ def read_interrupted(path: Path) -> dict[str, Any]:
         with opened(partial) as file:
             return provenance_of(file, partial)
     except FeatureFileError as error:
-        raise FeatureFileError(f"{error}; start anew with --overwrite") from error
+        raise Unresumable(f"{error}; start anew with --overwrite") from error
 
 
 def read_labels(path: Path) -> np.ndarray | None:

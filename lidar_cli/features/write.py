@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
-from lidar_cli.errors import FeatureFileError, first_line
+from lidar_cli.errors import FeatureFileError, Unresumable, first_line
 from lidar_cli.features.form import (
     DAMAGE,
     FORMAT,
@@ -62,22 +62,26 @@ class FeatureWriter:
         or the directory cannot be written; InUse if another process is writing it.
         """
         partial = partial_path(path)
+        begun = _begun_path(partial)
         check_absent(path, overwrite)
         try:
-            if overwrite and partial.exists():
-                check_unlocked(partial)
-                partial.unlink()
+            if overwrite:
+                _remove_unlocked(partial)
+            _remove_unlocked(begun)
             _check_space(partial, layout)
-            file = h5py.File(partial, "x")
+            file = h5py.File(begun, "x")
         except FileExistsError as error:
             raise in_use(partial) from error
         except OSError as error:
             raise FeatureFileError(f"{partial}: cannot be created: {first_line(error)}") from error
         try:
             _allocate(file, layout, ids, labels, provenance)
+            _name_anew(begun, partial)
         except BaseException as error:
             _close(file)
-            partial.unlink(missing_ok=True)
+            begun.unlink(missing_ok=True)
+            if isinstance(error, FileExistsError):
+                raise in_use(partial) from error
             if isinstance(error, (OSError, RuntimeError)):
                 raise _unwritable(partial, error) from error
             raise
@@ -90,8 +94,8 @@ class FeatureWriter:
         """The existing NAME.partial, with every finished row's checksum verified.
 
         A row whose checksum does not match is to be computed again.
-        Raises FeatureFileError if the file was begun with other settings, or is not one of ours;
-        InUse if another process is writing it.
+        Raises Unresumable if the file was begun with other settings, or is not one of ours; InUse
+        if another process is writing it.
         """
         partial = partial_path(path)
         try:
@@ -101,7 +105,7 @@ class FeatureWriter:
         except BlockingIOError as error:
             raise in_use(partial) from error
         except OSError as error:
-            raise FeatureFileError(
+            raise Unresumable(
                 f"{partial}: cannot be opened: {first_line(error)}; start anew with --overwrite"
             ) from error
         try:
@@ -114,16 +118,17 @@ class FeatureWriter:
                 if key != "checkpoint" and found.get(key) != wanted.get(key)
             )
             if differing:
-                raise FeatureFileError(
+                raise Unresumable(
                     f"{partial}: was begun with other settings ({', '.join(differing)} differ); "
                     "give those settings again, or start anew with --overwrite"
                 )
+            _begun_path(partial).unlink(missing_ok=True)  # where a kill came between two names
             writer = cls(path, partial, file, overwrite)
             writer._verify()
         except BaseException as error:
             file.close()
             if isinstance(error, DAMAGE):
-                raise FeatureFileError(
+                raise Unresumable(
                     f"{partial}: damaged: {first_line(error)}; start anew with --overwrite"
                 ) from error
             raise
@@ -210,6 +215,32 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
             f"{partial_path(path)}: an interrupted run is here; "
             "continue it with --resume, or start anew with --overwrite"
         )
+
+
+def _begun_path(partial: Path) -> Path:
+    """Where a partial file stands until plain HDF5 can open it."""
+    return partial.with_name(partial.name + ".begun")
+
+
+def _remove_unlocked(partial: Path) -> None:
+    """Remove what an ended process left, if it is there. Raises InUse if it is being written."""
+    if partial.exists():
+        check_unlocked(partial)
+        partial.unlink()
+
+
+def _name_anew(file: Path, name: Path) -> None:
+    """Rename a file unless the name is taken. Raises FileExistsError."""
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if name.exists():
+            raise FileExistsError(name) from None
+        file.rename(name)
+    else:
+        file.unlink()
 
 
 def _allocate(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lidar_cli.errors import FeatureFileError, InputError, InUse, LidarError, SettingsError
+from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
 from lidar_cli.features import read_hdf5, read_provenance
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
@@ -172,10 +172,7 @@ class Cache:
         settings = replace(self._extract_settings(), overwrite=output.exists())
         try:
             run(plan, loaded, self._samples, settings, output, self._device, self._watcher, store)
-        except InUse:
-            raise
-        except FeatureFileError:
-            # A partial file that is damaged, or of another device or version, cannot go on.
+        except Unresumable:  # a partial file that is damaged, or of another device or version
             again = replace(settings, overwrite=True, resume=False)
             run(plan, loaded, self._samples, again, output, self._device, self._watcher, store)
 
