@@ -62,7 +62,10 @@ for line in sys.stdin:
     pid = os.fork()
     if not pid:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        child(order)
+        try:
+            child(order)
+        except KeyboardInterrupt:  # after the program's end
+            os._exit(130)
     ended = 0
     while order["after"] is not None and time.monotonic() - begun < order["after"] and not ended:
         time.sleep(0.001)
