@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING
 
 from lidar_cli.errors import LidarError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line and leave with the status that the README promises."""
+    # What an image is refused for is told in a line of ours, which needs no remark from within.
+    warnings.filterwarnings("ignore", module="PIL")
     before = sys.unraisablehook
     sys.unraisablehook = _interrupt_again
     try:

@@ -82,6 +82,12 @@ class SampleSettings:
         help="Input normalisation: imagenet mean and std, or unit for plain [0, 1] "
         "[auto: the recipe's own].",
     )
+    bad_samples: Literal["fail", "skip"] = setting(
+        "fail",
+        "--bad-samples",
+        help="Images that cannot be read or decoded: fail, or skip: each gives its place to the "
+        "next in the draw, and is listed in the feature file.",
+    )
     workers: Count | None = setting(
         None, "--workers", help="Decoding threads [default: one a core, at most 16]."
     )

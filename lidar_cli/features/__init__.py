@@ -4,6 +4,7 @@
     /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`
     /embeddings/<layer>/crc32   (N,)        of a sample's views, then its clean embedding
     /samples/id, /samples/label, /samples/done
+    /samples/bad                (b, 2)      name and fault of images left out; absent without any
 
 Datasets are contiguous and allocated at creation, in HDF5's default format, so that a killed
 writer leaves a file that plain `h5py.File(path)` opens. It is written as NAME.partial and renamed

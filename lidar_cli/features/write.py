@@ -53,11 +53,13 @@ class FeatureWriter:
         labels: Sequence[int] | None,
         provenance: Mapping[str, Any],
         *,
+        bad: Sequence[tuple[str, str]] = (),
         overwrite: bool = False,
     ) -> FeatureWriter:
         """A new NAME.partial with all datasets allocated.
 
         ids: a name a sample, [N]; labels: class numbers [N], -1 unknown, or None.
+        bad: name and fault of each image that was left out.
         Raises FeatureFileError if the output or its partial file exists and is not to be replaced,
         or the directory cannot be written; InUse if another process is writing it.
         """
@@ -75,7 +77,7 @@ class FeatureWriter:
         except OSError as error:
             raise FeatureFileError(f"{partial}: cannot be created: {first_line(error)}") from error
         try:
-            _allocate(file, layout, ids, labels, provenance)
+            _allocate(file, layout, ids, labels, bad, provenance)
             _name_anew(begun, partial)
         except BaseException as error:
             _close(file)
@@ -248,6 +250,7 @@ def _allocate(
     layout: Layout,
     ids: Sequence[str],
     labels: Sequence[int] | None,
+    bad: Sequence[tuple[str, str]],
     provenance: Mapping[str, Any],
 ) -> None:
     file.attrs["format"] = FORMAT
@@ -262,7 +265,10 @@ def _allocate(
         _create(group, "clean", (clean, d), numbers)
         _create(group, "crc32", (clean,), np.uint32)
     samples = file.create_group("samples")
-    samples.create_dataset("id", data=list(ids), dtype=h5py.string_dtype("utf-8"))
+    text = h5py.string_dtype("utf-8")
+    samples.create_dataset("id", data=list(ids), dtype=text)
+    if bad:
+        samples.create_dataset("bad", data=list(bad), dtype=text)
     if labels is not None:
         samples.create_dataset("label", data=np.asarray(labels, np.int64))
     _create(samples, "done", (clean,), np.uint8)

@@ -20,7 +20,7 @@ from lidar_cli.jobs.embedding.embed import embed_all
 from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
 from lidar_cli.jobs.embedding.view_store import ViewStore
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.samples import Samples, open_samples
+from lidar_cli.samples import Samples, open_samples, told
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views import find_recipe
 
@@ -79,13 +79,13 @@ def extract_checkpoint(
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     loaded = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
-    tell_if_embedded(samples, watcher)
+    tell_of(samples, watcher)
     digest = sha256(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
     found = loaded.description
-    for told in (found.note, found.branch_reason, plan.provenance["layer_reason"]):
-        if told:
-            watcher.note(f"{checkpoint}: {told}")
+    for remark in (found.note, found.branch_reason, plan.provenance["layer_reason"]):
+        if remark:
+            watcher.note(f"{checkpoint}: {remark}")
     return run(plan, loaded, samples, settings, output, device, watcher)
 
 
@@ -117,8 +117,10 @@ def stem(checkpoint: Path) -> str:
     return name
 
 
-def tell_if_embedded(samples: Samples, watcher: Watcher) -> None:
-    """Say that no data was named, so that nobody takes small digits for their own images."""
+def tell_of(samples: Samples, watcher: Watcher) -> None:
+    """Say what nobody should learn late: that no data was named, or how many images are bad."""
+    if samples.bad:
+        watcher.note(f"{samples.data}: left out {told(samples.bad)}")
     if samples.data == EMBEDDED:
         watcher.note(
             "data: embedded (small images made from scikit-learn's); name your own with --data"
@@ -144,9 +146,9 @@ def run(
     begun = time.monotonic()
     recorded = read_interrupted(output) if settings.resume else {}
     if settings.resume and output.exists() and not settings.overwrite:
-        told = read_provenance(output)
-        if identity(told) == plan.identity:
-            return _record(output, plan, told["batch_size"], 0, begun)
+        found = read_provenance(output)
+        if identity(found) == plan.identity:
+            return _record(output, plan, found["batch_size"], 0, begun)
         check_absent(output, overwrite=False)
     loaded.set_image_size(plan.views.image_size)
     work = Pass(plan, loaded, samples, device, settings.workers, store)
@@ -187,6 +189,7 @@ def _writer(
         samples.ids[:count],
         labels,
         provenance,
+        bad=[(bad.id, bad.reason) for bad in samples.bad],
         overwrite=settings.overwrite,
     )
 

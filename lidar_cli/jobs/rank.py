@@ -17,7 +17,7 @@ from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import InputError, LidarError, SettingsError, nearest
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.view_store import view_memory
-from lidar_cli.jobs.extract import tell_if_embedded
+from lidar_cli.jobs.extract import tell_of
 from lidar_cli.jobs.memory import SHARE, free_memory
 from lidar_cli.jobs.ranking.cached import Cache, Scored, score_features
 from lidar_cli.jobs.ranking.order import Group, Row, grouped, misleading
@@ -150,7 +150,7 @@ class _Job:
         samples = open_samples(self.settings).remembering(
             min(DECODED_MEMORY, int(SHARE * free_memory()))
         )
-        tell_if_embedded(samples, self.watcher)
+        tell_of(samples, self.watcher)
         cache = Cache(
             self.cache,
             self.found.features,

@@ -1,0 +1,76 @@
+"""WebDataset shards: a stream, whose shards the seed orders, held encoded."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lidar_cli.errors import InputError, MissingExtra, first_line
+from lidar_cli.samples.source import Candidate, Source, as_text, shuffled
+from lidar_cli.settings import SampleSettings
+
+_IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "ppm", "image")
+
+
+def shards(data: str, name: str, settings: SampleSettings) -> Source:
+    """The images of a folder of shards. Raises InputError if there are none, MissingExtra."""
+    try:
+        from webdataset import tariterators
+    except ImportError as error:
+        raise MissingExtra("data", "webdataset", f"--data {data}") from error
+    paths = _paths(data, name, settings)
+
+    def candidates() -> Iterator[Candidate]:
+        for shard in (paths[index] for index in shuffled(len(paths), settings.seed)):
+            try:
+                with Path(shard).open("rb") as file:
+                    members = tariterators.tar_file_expander([{"url": shard, "stream": file}])
+                    for fields in tariterators.group_by_keys(members):
+                        content = next((fields[key] for key in _IMAGE_KEYS if key in fields), None)
+                        if content is not None:
+                            name = as_text(str(fields["__key__"]))
+                            yield Candidate(name, _class(data, fields), _held(content))
+            except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+                reason = error.strerror if isinstance(error, OSError) else None
+                reason = reason or str(error.args[0] if error.args else type(error).__name__)
+                raise InputError(
+                    f"--data {data}: the shard {shard} cannot be read: {reason.splitlines()[0]}"
+                ) from error
+
+    return Source(data, candidates(), None)
+
+
+def _held(content: bytes) -> Callable[[], bytes]:
+    return lambda: content
+
+
+def _class(data: str, fields: dict[str, Any]) -> int:
+    text = fields.get("cls", b"-1")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(
+            f"--data {data}: the class of {fields['__key__']} is {text!r}; expected a number"
+        ) from error
+
+
+def _paths(data: str, name: str, settings: SampleSettings) -> list[str]:
+    """Shard files: of a split in the folder's info file, of a brace pattern, or all tar files."""
+    from timm.data.readers.reader_wds import ReaderWds
+
+    folder = (settings.data_dir or Path()) / name
+    split = settings.split
+    if not folder.is_dir():
+        raise InputError(f"--data {data}: no folder {folder}; expected one that holds .tar shards")
+    if split is not None or any((folder / info).is_file() for info in ("_info.json", "info.json")):
+        try:
+            reader = ReaderWds(root=str(folder), split=split or "train")
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise InputError(f"--data {data}: split not found: {first_line(error)}") from error
+        return [str(folder / shard) for shard in reader.split_info.filenames]
+    paths = sorted(str(shard) for shard in folder.glob("*.tar"))
+    if not paths:
+        raise InputError(f"--data {data}: no .tar shards in {folder}")
+    return paths
