@@ -12,7 +12,13 @@ when every sample is done: a file under its final name is complete. Nothing else
 """
 
 from lidar_cli.features.form import Layout, as_numbers, is_hdf5, partial_path
-from lidar_cli.features.read import read_hdf5, read_interrupted, read_labels, read_provenance
+from lidar_cli.features.read import (
+    read_first,
+    read_hdf5,
+    read_interrupted,
+    read_labels,
+    read_provenance,
+)
 from lidar_cli.features.write import FeatureWriter, check_absent
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "check_absent",
     "is_hdf5",
     "partial_path",
+    "read_first",
     "read_hdf5",
     "read_interrupted",
     "read_labels",

@@ -136,8 +136,11 @@ def run(
     device: torch.device,
     watcher: Watcher,
     store: ViewStore | None = None,
+    until: int | None = None,
 ) -> Extraction:
     """Carry out a plan: the feature file at `output`, complete.
+
+    until: ends at the first batch that holds so many samples, and leaves the .partial file.
 
     Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way,
     DegenerateFeatures if an embedding is not finite, CheckpointError if the model cannot take
@@ -158,12 +161,13 @@ def run(
         with _writer(output, plan, samples, settings, batch_size, recorded) as writer:
             task = f"embedding {output.name}"
             try:
-                count = embed_all(work, batch_size, writer, task, watcher)
+                count = embed_all(work, batch_size, writer, task, watcher, until)
             except torch.OutOfMemoryError:
                 if fixed is None:
                     writer.discard()
                 raise
-            writer.finish()
+            if until is None or writer.done.all():
+                writer.finish()
         return _record(output, plan, batch_size, count, begun)
 
     return at_size_that_fits(fixed or find_batch_size(work), write, fixed is not None)

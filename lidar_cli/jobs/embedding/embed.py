@@ -35,8 +35,12 @@ class Sink(Protocol):
         """
 
 
-def embed_all(work: Pass, batch_size: int, sink: Sink, task: str, watcher: Watcher) -> int:
+def embed_all(
+    work: Pass, batch_size: int, sink: Sink, task: str, watcher: Watcher, until: int | None = None
+) -> int:
     """Put the embeddings of all samples that the sink lacks into it. How many these were.
+
+    until: only whole batches, up to the one that holds so many samples.
 
     Raises InputError if an image cannot be decoded, CheckpointError if a layer's shape is not as
     described, torch.OutOfMemoryError if the batch does not fit, and what the sink raises.
@@ -44,7 +48,7 @@ def embed_all(work: Pass, batch_size: int, sink: Sink, task: str, watcher: Watch
     total = work.plan.layout.n_clean
     todo = [
         start
-        for start in range(0, total, batch_size)
+        for start in range(0, total if until is None else until, batch_size)
         if not sink.done[start : start + batch_size].all()
     ]
     left = sum(min(start + batch_size, total) - start for start in todo)
