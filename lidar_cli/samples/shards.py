@@ -1,9 +1,13 @@
-"""WebDataset shards: a stream, whose shards the seed orders, held encoded."""
+"""WebDataset shards: a stream, whose shards the seed orders.
+
+Of each file in a shard its place is kept, not its bytes: a stream may be larger than memory.
+"""
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +29,11 @@ def shards(data: str, name: str, settings: SampleSettings) -> Source:
     def candidates() -> Iterator[Candidate]:
         for shard in (paths[index] for index in shuffled(len(paths), settings.seed)):
             try:
-                with Path(shard).open("rb") as file:
-                    members = tariterators.tar_file_expander([{"url": shard, "stream": file}])
-                    for fields in tariterators.group_by_keys(members):
-                        content = next((fields[key] for key in _IMAGE_KEYS if key in fields), None)
-                        if content is not None:
-                            name = as_text(str(fields["__key__"]))
-                            yield Candidate(name, _class(data, fields), _held(content))
+                for fields in tariterators.group_by_keys(_members(shard)):
+                    member = next((fields[key] for key in _IMAGE_KEYS if key in fields), None)
+                    if member is not None:
+                        name = as_text(str(fields["__key__"]))
+                        yield Candidate(name, _class(data, fields), member.read)
             except (OSError, ValueError, EOFError, tarfile.TarError) as error:
                 reason = error.strerror if isinstance(error, OSError) else None
                 reason = reason or str(error.args[0] if error.args else type(error).__name__)
@@ -42,12 +44,38 @@ def shards(data: str, name: str, settings: SampleSettings) -> Source:
     return Source(data, candidates(), None)
 
 
-def _held(content: bytes) -> Callable[[], bytes]:
-    return lambda: content
+@dataclass(frozen=True)
+class _Member:
+    """A file in a shard."""
+
+    shard: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Its bytes. Raises OSError if the shard ends before they do."""
+        with Path(self.shard).open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise OSError(f"the shard {self.shard} ends early")
+        return content
+
+
+def _members(shard: str) -> Iterator[dict[str, Any]]:
+    """The files of a shard as `group_by_keys` takes them."""
+    with tarfile.open(shard, "r:") as tar:  # as it lies on disk, for the offsets
+        for member in tar:
+            if member.isfile():
+                place = _Member(shard, member.offset_data, member.size)
+                yield {"fname": member.name, "data": place, "__url__": shard}
 
 
 def _class(data: str, fields: dict[str, Any]) -> int:
-    text = fields.get("cls", b"-1")
+    member = fields.get("cls")
+    if member is None:
+        return -1
+    text = member.read()
     try:
         return int(text)
     except ValueError as error:
