@@ -77,7 +77,7 @@ class Gathered:
         return both
 
     def _prepared(self, part: Tensor) -> Iterator[Tensor]:
-        if not self._normalize:
+        if not self._normalize or not len(part):
             yield part
             return
         device, numbers = self.rows.device, part[:1].numel()
