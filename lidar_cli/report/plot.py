@@ -83,7 +83,7 @@ def _draw_convergence(places: Any, scores: Sequence[Score]) -> None:
         _dress(axes, "share of the value of the whole file", AXES[axis])
         axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
         axes.minorticks_off()
-    places[0].legend(fontsize=7, frameon=False, ncols=2)
+    places[-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _dress(axes: Any, title: str, x: str) -> None:
