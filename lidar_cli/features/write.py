@@ -29,6 +29,7 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
+from lidar_cli.features.inside import check_writable
 
 
 class FeatureWriter:
@@ -125,6 +126,7 @@ class FeatureWriter:
                     "give those settings again, or start anew with --overwrite"
                 )
             _begun_path(partial).unlink(missing_ok=True)  # where a kill came between two names
+            check_writable(file, partial)
             writer = cls(path, partial, file, overwrite)
             writer._verify()
         except BaseException as error:

@@ -6,10 +6,11 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lidar_cli.errors import printable
 from lidar_cli.jobs.watch import Watcher
+from lidar_cli.report.numbers import Plain
 
 PATIENCE = 0.5  # seconds before a bar appears: short work needs none
 
@@ -18,7 +19,7 @@ class Terminal(Watcher):
     """A watcher that shows what it is told. A context manager; leaving it removes the bar."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Plain(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -67,4 +68,4 @@ class Terminal(Watcher):
         if self._console.is_terminal:
             self._console.print(text, markup=False)
         else:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(printable(text) + "\n")
