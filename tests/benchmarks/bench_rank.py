@@ -18,7 +18,7 @@ from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from make import checkpoint
 
-K, N, Q, SIZE = 8, 32, 10, 224
+K, N, Q, SIZE = 8, 24, 10, 224
 WIDTHS = (8, 16, 32, 64)
 REPEATS = 2
 
