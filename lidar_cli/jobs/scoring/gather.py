@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.core.moments import Moments, RowMoments, unit_rows
+from lidar_cli.core.moments import Moments, RowMoments
 from lidar_cli.core.pieces import each_piece
+from lidar_cli.core.sphere import unit_rows
 from lidar_cli.embeddings import Chunk, Embeddings
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.ahead import ahead
