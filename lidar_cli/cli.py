@@ -391,7 +391,7 @@ def _race(directory: Path, values: RankSettings, json: bool, quiet: bool) -> Non
     if json:
         typer.echo(report.to_json(found, values.top))
     elif quiet:
-        typer.echo(report.to_paths(found, values.top), nl=False)
+        typer.echo(report.to_paths(found, values.top, sys.stdout.isatty()), nl=False)
     else:
         report.print_race(found, values.top)
     if found.failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,11 @@ def text_of(value: object) -> str:
 def shown(path: str, directory: str) -> str:
     """A path as the table shows it: below the directory that was ranked."""
     return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
+
+
+def lines(paths: Sequence[str], for_people: bool) -> bytes:
+    """Paths, one a line: as they are, or as a terminal may show them."""
+    return b"".join(os.fsencode(printable(path) if for_people else path) + b"\n" for path in paths)
 
 
 class Plain(Console):

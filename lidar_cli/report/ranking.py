@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from lidar_cli.jobs.rank import Ranking
 from lidar_cli.jobs.ranking.oracle import Oracle
 from lidar_cli.jobs.ranking.order import Group, Row
 from lidar_cli.report import oracle as against
-from lidar_cli.report.numbers import cell, console, path_cell, print_columns, shown, text_of
+from lidar_cli.report.numbers import cell, console, lines, path_cell, print_columns, shown, text_of
 from lidar_cli.report.remarks import remarks
 from lidar_cli.report.scores import record
 from lidar_cli.report.sure import tied_ranks, with_reach
@@ -129,8 +128,7 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
 
 def to_paths(ranking: Ranking, for_people: bool) -> bytes:
     """Paths alone, best first, one a line: as they are, or as a terminal may show them."""
-    paths = [row.path for group in ranking.groups for row in group.rows]
-    return b"".join(os.fsencode(printable(path) if for_people else path) + b"\n" for path in paths)
+    return lines([row.path for group in ranking.groups for row in group.rows], for_people)
 
 
 def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
