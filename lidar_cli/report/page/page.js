@@ -79,7 +79,8 @@
         { type: "log", title: "eigenvalue", exponentformat: "power", dtick: ticks(traces) },
         { shapes: lines.map(([y]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y,
             line: { color: colour("floor"), width: 1, dash: "dot" } })),
-          annotations: lines.map(([y, text]) => ({ text, xref: "paper", x: 0, xanchor: "left",
+          // On the right, where spectra have fallen away below them.
+          annotations: lines.map(([y, text]) => ({ text, xref: "paper", x: 1, xanchor: "right",
             y: Math.log10(y), yanchor: text.startsWith("1") ? "top" : "bottom", showarrow: false,
             font: { size: 11, color: colour("floor") } })) })];
     },
