@@ -75,11 +75,14 @@ def extract(
     """Embed augmented views of images with a checkpoint, into an HDF5 feature file."""
     resolved = _resolve(ExtractSettings, options, config, show_config)
     from lidar_cli.jobs.extract import extract_checkpoint
+    from lidar_cli.jobs.place import find_place
     from lidar_cli.report.terminal import Terminal
 
-    with Terminal() as terminal:
-        done = extract_checkpoint(checkpoint, resolved.values, terminal)
-    typer.echo(done.path)
+    place = find_place()
+    with Terminal(place.speaks) as terminal:
+        done = extract_checkpoint(checkpoint, resolved.values, terminal, place)
+    if done.tells:
+        typer.echo(done.path)
 
 
 @app.command()

@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
 
 FORMAT = "lidar-features"
+SHARD_FORMAT = "lidar-features-shard"
 VERSION = 1
 TYPES = {"float32": np.float32, "float16": np.float16}
 DAMAGE = (
@@ -40,6 +41,24 @@ class Layout:
     n_views: int  # q
     n_clean: int  # N, with a clean embedding
     storage: str = "float32"
+
+    def within(self, span: range) -> Layout:
+        """The layout of a contiguous run of the samples alone."""
+        with_views = max(0, min(span.stop, self.n_samples) - span.start)
+        return replace(self, n_samples=with_views, n_clean=len(span))
+
+
+@dataclass(frozen=True)
+class Share:
+    """The samples of a feature file that one of several processes writes, into its shard."""
+
+    rank: int
+    ranks: int
+    span: range
+
+    def describe(self) -> str:
+        """As a shard's attribute `share` holds it."""
+        return f"{self.rank} of {self.ranks}: samples {self.span.start} to {self.span.stop}"
 
 
 def partial_path(path: Path) -> Path:
@@ -93,9 +112,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
             ) from error
 
 
-def provenance_of(file: h5py.File, path: Path) -> dict[str, Any]:
+def provenance_of(file: h5py.File, path: Path, form: str = FORMAT) -> dict[str, Any]:
     """The provenance in an open file. Raises FeatureFileError if it is none of ours."""
-    if file.attrs.get("format") != FORMAT:
+    if file.attrs.get("format") != form:
         raise FeatureFileError(
             f"{path}: an HDF5 file, but not a feature file (no format attribute)"
         )
@@ -118,6 +137,18 @@ def check_complete(file: h5py.File, path: Path) -> None:
             f"{path}: incomplete, {int(done.sum())} of {len(done)} samples; "
             "finish it with lidar extract --resume"
         )
+
+
+def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Fields in which the provenance of a file differs from another, for the same embeddings."""
+    # A round trip through JSON, as the file's had, where tuples become lists.
+    stored: dict[str, Any] = json.loads(json.dumps(wanted))
+    return sorted(
+        key
+        for key in found.keys() | stored.keys()
+        # The path may be spelt otherwise; sha256 says which checkpoint it is.
+        if key != "checkpoint" and found.get(key) != stored.get(key)
+    )
 
 
 def checksums_of(views: np.ndarray, clean: np.ndarray) -> np.ndarray:

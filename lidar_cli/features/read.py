@@ -17,6 +17,7 @@ from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.features.form import (
     FORMAT,
     NOTHING,
+    SHARD_FORMAT,
     check_complete,
     check_unlocked,
     checksums_of,
@@ -24,6 +25,7 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
+from lidar_cli.features.shards import check_shards, joined_name
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
     with opened(path) as file:
         found = provenance_of(file, path)
         check_complete(file, path)
+        check_shards(file, path)
         return found
 
 
@@ -73,10 +76,15 @@ def read_hdf5(
     HDF5 file has no array of the right shape.
     """
     with opened(path) as file:
+        if dataset is None and file.attrs.get("format") == SHARD_FORMAT:
+            raise FeatureFileError(
+                f"{path}: a shard of a feature file; give the joined file, {joined_name(path)}"
+            )
         if dataset is not None or file.attrs.get("format") != FORMAT:
             return [_foreign(file, path, dataset, views_per_sample)]
         provenance = provenance_of(file, path)
         check_complete(file, path)
+        check_shards(file, path)
         known = list(file["embeddings"])
         wanted = known if layers == "auto" else [name.strip() for name in layers.split(",")]
         for name in wanted:
