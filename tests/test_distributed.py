@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from make import checkpoint, environment, image_folder
+from make import checkpoint, environment, image_folder, lidar
 from test_extract import Stop, StopAfter, assert_same
 
 from lidar_cli.errors import FeatureFileError, SettingsError
@@ -244,8 +245,10 @@ def test_a_stopped_process_goes_on_with_its_own_shard(
     done = run(inputs, output, Place(1, 2, 1, restarted=True))
     assert (done.embedded, done.tells) == (5, True)
     assert_same(whole, output)
-    again = run(inputs, output, Place(1, 2, 1, restarted=True))
-    assert (again.embedded, again.tells) == (0, False)
+    # Told once: not again by a process that was started again, but by one of a new run.
+    places = [Place(0, 2, 0, restarted=True), Place(1, 2, 1, restarted=True)]
+    again = [run(inputs, output, at) for at in (*places, Place(1, 2, 1), Place(0, 2, 0))]
+    assert [(done.embedded, done.tells) for done in again] == [(0, False)] * 3 + [(0, True)]
 
 
 @pytest.mark.parametrize(
@@ -346,3 +349,43 @@ def test_a_killed_rank_is_restarted_and_repeats_no_row(
     assert len(set(starts)) == len(starts)
     of_killed = [(again, start) for again, rank, start in written if rank == "1"]
     assert of_killed == [("0", "8"), *(("1", str(start)) for start in (10, 12, 14, 16))]
+
+
+def close(one: Any, two: Any) -> bool:
+    """Whether two JSON values are equal, numbers to 1e-12 of the larger."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(close(one[key], two[key]) for key in one)
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(map(close, one, two))
+    if isinstance(one, float) and isinstance(two, float):
+        return abs(one - two) <= 1e-12 * max(abs(one), abs(two))
+    return bool(one == two)
+
+
+def test_scores_are_those_of_one_process_and_one_prints_them(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    together(inputs, tmp_path / "joined.h5", 3)
+    rng = np.random.default_rng(0)
+    shift = np.array([0.0, 3.0, -1.0, 0.5, 100.0])
+    centres = rng.normal(size=(200, 1, 5)) + shift
+    np.save(tmp_path / "many.npy", centres + 0.3 * rng.normal(size=(200, 4, 5)))
+    # n <= d, so that the samples' means are kept as they are; the within covariance is regular.
+    np.save(tmp_path / "wide.npy", rng.normal(size=(12, 4, 16)).astype(np.float32))
+    np.save(tmp_path / "one.npy", rng.normal(size=(1, 3, 4)))  # a sample for two processes
+    bad = rng.normal(size=(40, 2, 3))
+    bad[5, 0, 0], bad[30, 1, :2] = np.inf, np.nan  # one in each half
+    np.save(tmp_path / "bad.npy", bad)
+    files = ["joined.h5", "bad.npy", "many.npy", "absent.npy", "wide.npy", "one.npy"]
+    words = ["score", *files, "--json", "--confidence", "0.9"]
+    alone = lidar(*words, cwd=tmp_path)
+    assert alone.returncode == 3
+    done = torchrun("--no-python", sys.executable, "-m", "lidar_cli", *words, cwd=tmp_path)
+    found, expected = json.loads(done.stdout), json.loads(alone.stdout)
+    assert [row["file"] for row in found] == ["joined.h5", "many.npy", "wide.npy", "one.npy"]
+    assert found[1]["confidence"]["intervals"]["lidar"]["se"] > 0
+    for one, two in zip(found, expected, strict=True):
+        assert close(one, two), (one, two)
+    for line in alone.stderr.splitlines():  # each complaint once, with the counts of the whole file
+        assert done.stderr.count(line) == 1, line
+    assert "3 values are NaN or Inf, in 2 samples, the first is sample 5" in done.stderr

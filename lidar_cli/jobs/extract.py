@@ -83,6 +83,8 @@ def extract_checkpoint(
     watcher, place = watcher or Watcher(), place or Place()
     output = settings.output or Path(f"{stem(checkpoint)}.h5")
     shared = place.ranks > 1
+    # Else the one that joins the shards tells, be it before this one has looked.
+    tells = place.speaks and output.exists() and not place.restarted
     if shared:
         check_shared(settings)
         watcher.note(
@@ -91,7 +93,8 @@ def extract_checkpoint(
         )
     elif not settings.resume:
         check_absent(output, settings.overwrite)
-    device = find_device(place.device(settings.device))
+    settings = place.settled(settings)
+    device = find_device(settings.device)
     # Before the work: a mistyped name, or an unknown key of a [recipe] table, is told at once.
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     loaded = open_with(checkpoint, settings, device)
@@ -109,7 +112,8 @@ def extract_checkpoint(
     loaded.set_image_size(plan.views.image_size)
     work = Pass(plan, loaded, samples, device, settings.workers)
     done = embed_share(work, settings, output, place, watcher)
-    return replace(_record(output, plan, done.batch_size, done.embedded, begun), tells=done.tells)
+    record = _record(output, plan, done.batch_size, done.embedded, begun)
+    return replace(record, tells=done.joined or tells)
 
 
 def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -> Loaded:

@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from lidar_cli.errors import SettingsError
+from lidar_cli.settings import DeviceSettings
+
+D = TypeVar("D", bound=DeviceSettings)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Place:
     def speaks(self) -> bool:
         """Whether it shows progress and remarks; one of them does."""
         return self.rank == 0
+
+    def settled(self, settings: D) -> D:
+        """The settings with the device to use."""
+        return replace(settings, device=self.device(settings.device))
 
     def device(self, asked: str) -> str:
         """The device to use where `asked` is: for auto and cuda, that of the number on the host."""

@@ -32,11 +32,11 @@ from lidar_cli.settings import ExtractSettings
 
 @dataclass(frozen=True)
 class Shared:
-    """What one process did. tells: whether it is the one that says that the file is there."""
+    """What one process did. joined: whether it gave the file its name."""
 
     batch_size: int
     embedded: int
-    tells: bool
+    joined: bool
 
 
 def check_shared(settings: ExtractSettings) -> None:
@@ -69,7 +69,7 @@ def embed_share(
         )
         found = _finished(work, output)  # or else the agreement might be one after the end
     if found is not None:
-        return Shared(found, 0, place.speaks)
+        return Shared(found, 0, joined=False)
     layout, count = plan.layout, 0
     spans = shares(layout.n_clean, layout.n_samples, layout.n_views + 1, place.ranks, size)
     every = [Share(rank, place.ranks, span) for rank, span in enumerate(spans)]
