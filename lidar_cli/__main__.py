@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING
 
 from lidar_cli.errors import LidarError
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 
 def main() -> None:
     """Run the command line and leave with the status that the README promises."""
-    from lidar_cli.cli import app
-
+    # What an image is refused for is told in a line of ours, which needs no remark from within.
+    warnings.filterwarnings("ignore", module="PIL")
+    before = sys.unraisablehook
+    sys.unraisablehook = _interrupt_again
     try:
+        from lidar_cli.cli import app  # inside, since Ctrl-C may come while it is imported
+
         app()
     except LidarError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupt_again(dropped: UnraisableHookArgs) -> None:
+    """Send Ctrl-C once more where it met a destructor, in which Python reports and drops it."""
+    if dropped.exc_type is KeyboardInterrupt:
+        again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 if __name__ == "__main__":

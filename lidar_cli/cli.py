@@ -181,8 +181,15 @@ def rank(
     if resolved.values.watch:
         told = resolved.values
         _one_of(watch=True, json=json, csv=csv, markdown=markdown, quiet=quiet)
-        _one_of(watch=True, report=page, top=told.top, oracle=told.oracle, params=told.params)
+        _one_of(watch=True, race=told.race, report=page, top=told.top)
+        _one_of(watch=True, oracle=told.oracle, params=told.params)
         _follow(directory, told)
+        return
+    if resolved.values.race:
+        told = resolved.values
+        _one_of(race=True, report=page, oracle=told.oracle, params=told.params)
+        _one_of(race=True, csv=csv, markdown=markdown, no_store=not told.store)
+        _race(directory, told, json, quiet)
         return
     for name in ("watch_for", "jsonl", "tensorboard"):
         if getattr(resolved.values, name) is not None:
@@ -383,6 +390,25 @@ def _resolve(
     return resolved
 
 
+def _race(directory: Path, values: RankSettings, json: bool, quiet: bool) -> None:
+    from lidar_cli.jobs.ranking.race import race_directory
+    from lidar_cli.report import race as report
+    from lidar_cli.report.terminal import Terminal
+
+    with Terminal() as terminal:
+        found = race_directory(directory, values, terminal)
+        if json or quiet:
+            terminal.note(report.verdict(found))
+    if json:
+        typer.echo(report.to_json(found, values.top))
+    elif quiet:
+        typer.echo(report.to_paths(found, values.top), nl=False)
+    else:
+        report.print_race(found, values.top)
+    if found.failed:
+        raise typer.Exit(4)
+
+
 def _follow(directory: Path, values: RankSettings) -> None:
     from lidar_cli.jobs.ranking.follow import Landed, follow
     from lidar_cli.report.ledger import Ledger
@@ -401,7 +427,7 @@ def _follow(directory: Path, values: RankSettings) -> None:
 
 
 def _one_of(**flags: object) -> None:
-    given = [f"--{name}" for name, on in flags.items() if on]
+    given = [f"--{name.replace('_', '-')}" for name, on in flags.items() if on]
     if len(given) > 1:
         raise SettingsError(f"{' and '.join(given)} exclude each other; give one")
 

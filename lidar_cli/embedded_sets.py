@@ -24,9 +24,10 @@ from lidar_cli.embedded import (
 
 PLAIN_SIDES = (22, 30)  # least and greatest side of a digit's box, pixels: more room to move in
 DARK = 64  # the ground stays below it in each channel
-TILE = 40  # pixels; windows of SIDE lie within a tile, so that no two tiles share a pixel
-REGION = (5, 4)  # tiles, rows and columns of a class
-TRAIN_WINDOWS, TEST_WINDOWS = 5, 6  # of a tile
+TILE = 20  # pixels; windows lie within a tile, so that no two tiles share a pixel
+WINDOW = 16  # pixels of a photograph, shown at twice their size
+REGION = (10, 8)  # tiles, rows and columns of a class
+WINDOWS = 2  # of a tile
 
 
 def plain_digits(seed: int = 0) -> EmbeddedImages:
@@ -48,41 +49,41 @@ def plain_digits(seed: int = 0) -> EmbeddedImages:
 
 
 def textures(seed: int = 0) -> EmbeddedImages:
-    """Windows of the two photographs, N = 1664 images, the label is the region they come from.
+    """Windows of the two photographs, N = 2560 images, the label is the region they come from.
 
-    A photograph of 427 x 640 pixels is cut into tiles, 10 x 16 of them whole, and the tiles into
-    regions of 5 x 4: 16 classes. Every fifth tile of a region is a test tile. No pixel is in two
-    tiles, so that none is in a training and a test image. A window lies anywhere in its tile.
+    A photograph of 427 x 640 pixels is cut into tiles, of which 20 x 32 make regions of 10 x 8: 16
+    classes. Every fifth tile of a region is a test tile. No pixel is in two tiles, so that none is
+    in a training and a test image. A window lies anywhere in its tile and is shown at twice its
+    size: many small tiles, since windows of one tile are nearly one image, to a method that tells
+    images apart as to a test of accuracy.
     """
     from sklearn.datasets import load_sample_images
 
     tiles, labels, train = [], [], []
     for number, photograph in enumerate(load_sample_images().images):
-        rows, columns = photograph.shape[0] // TILE, photograph.shape[1] // TILE
-        across = columns // REGION[1]
-        for at in range(rows * columns):
-            row, column = divmod(at, columns)
+        down, across = (
+            side // TILE // by for side, by in zip(photograph.shape, REGION, strict=False)
+        )
+        for row, column in np.ndindex(down * REGION[0], across * REGION[1]):
             region = (row // REGION[0]) * across + column // REGION[1]
             within = (row % REGION[0]) * REGION[1] + column % REGION[1]
             top, left = row * TILE, column * TILE
             tiles.append(photograph[top : top + TILE, left : left + TILE])
-            labels.append(number * across * (rows // REGION[0]) + region)
+            labels.append(number * across * down + region)
             train.append(within % TEST_EVERY != TEST_EVERY - 1)
-    times = np.where(train, TRAIN_WINDOWS, TEST_WINDOWS)
-    which = np.repeat(np.arange(len(tiles)), times)
     return EmbeddedImages(
-        _windows(np.stack(tiles)[which], seed),
-        np.repeat(np.array(labels, np.int64), times),
-        np.repeat(np.array(train), times),
+        _windows(np.stack(tiles).repeat(WINDOWS, axis=0), seed),
+        np.array(labels, np.int64).repeat(WINDOWS),
+        np.array(train).repeat(WINDOWS),
         ATTRIBUTION,
     )
 
 
 def _windows(tiles: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """A window [N, S, S, 3] of each tile [N, T, T, 3]."""
+    """A window of each tile [N, T, T, 3], each pixel as many times as [N, S, S, 3] takes."""
     draws = Draws(seed, len(tiles))
-    top, left = draws.below(TILE - SIDE + 1), draws.below(TILE - SIDE + 1)
-    pixel = np.arange(SIDE)
+    top, left = draws.below(TILE - WINDOW + 1), draws.below(TILE - WINDOW + 1)
+    pixel = np.arange(SIDE) // (SIDE // WINDOW)
     rows, columns = top[:, None] + pixel, left[:, None] + pixel  # [N, S]
     image = np.arange(len(tiles))[:, None, None]
     windows: NDArray[np.uint8] = tiles[image, rows[:, :, None], columns[:, None, :]]

@@ -5,7 +5,8 @@
     |   `-- MissingExtra   2   the option needs a package that is not installed
     |-- InputError         3   data or an array file cannot be used
     |-- FeatureFileError   3   an HDF5 feature file cannot be used
-    |   `-- InUse          3   another process is writing it
+    |   |-- InUse          3   another process is writing it
+    |   `-- Unresumable    3   what an interrupted run left cannot be gone on with
     |-- CheckpointError    3   a checkpoint cannot be used
     |   `-- NoWeights      3   the file holds no model weights at all (`rank` skips it)
     `-- DegenerateFeatures 3   the embeddings do not determine the number asked for
@@ -48,6 +49,10 @@ class FeatureFileError(LidarError):
 
 class InUse(FeatureFileError):
     """Another process is writing this feature file; it must not be replaced."""
+
+
+class Unresumable(FeatureFileError):
+    """A partial file is damaged, or was begun with other settings; only a new start helps."""
 
 
 class CheckpointError(LidarError):

@@ -82,6 +82,12 @@ class SampleSettings:
         help="Input normalisation: imagenet mean and std, or unit for plain [0, 1] "
         "[auto: the recipe's own].",
     )
+    bad_samples: Literal["fail", "skip"] = setting(
+        "fail",
+        "--bad-samples",
+        help="Images that cannot be read or decoded: fail, or skip: each gives its place to the "
+        "next in the draw, and is listed in the feature file.",
+    )
     workers: Count | None = setting(
         None, "--workers", help="Decoding threads [default: one a core, at most 16]."
     )
@@ -236,6 +242,14 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings, FollowSettings
         "--view-memory",
         help="Main memory for views that several checkpoints share, such as 8GB; what exceeds it "
         "goes to a scratch file in the cache; 0 draws them for each [auto: a quarter of the free].",
+    )
+    race: bool = setting(
+        False,
+        "--race",
+        help="Find the best alone: views for more samples only while a checkpoint may be it.",
+    )
+    race_budget: Annotated[float, Gt(0), Le(1)] = setting(
+        0.33, "--race-budget", help="Share of all views at which --race ends with a named tie."
     )
     top: Count | None = setting(None, "--top", help="Print the best K only.")
     oracle: str | None = setting(

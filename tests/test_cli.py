@@ -173,6 +173,31 @@ def test_an_interrupt_leaves_with_130_and_no_trace(tmp_path: Path) -> None:
     assert errors == "interrupted\n"
 
 
+DROPPED = """
+import signal, time
+from lidar_cli import __main__, cli
+
+class Dropping:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)  # where Python looks for signals
+
+def app():
+    Dropping()
+    time.sleep(30)
+
+cli.app = app
+__main__.main()
+"""
+
+
+def test_an_interrupt_that_meets_a_destructor_is_not_lost(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED], cwd=tmp_path, capture_output=True, text=True, timeout=25
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_version_and_module_are_the_same_program(tmp_path: Path) -> None:
     from lidar_cli import __version__
 

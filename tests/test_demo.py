@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,14 +37,20 @@ def test_every_run_is_saved_ranked_and_probed(ran: tuple[Path, demo.Demo]) -> No
     assert not found.ranking.failed
     assert all(0.0 <= accuracy <= 1.0 for accuracy in found.accuracies.values())
     assert group.common["layer"] == "projector"
-    assert (group.common["n"], group.common["q"]) == (200, 4)
+    assert (group.common["n"], group.common["q"]) == (600, 4)
+    assert all(row.interval.se is not None for row in group.rows)
 
 
 def test_rank_on_the_same_directory_gives_the_same_order(ran: tuple[Path, demo.Demo]) -> None:
     directory, found = ran
-    command = [sys.executable, "-m", "lidar_cli", "rank", str(directory / "runs"), "--json"]
-    again = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    expected = [(row.path, row.value) for row in found.ranking.groups[0].rows]
+    command = [sys.executable, "-m", "lidar_cli", "rank", "runs", "-n", "600", "--json"]
+    again = json.loads(
+        subprocess.run(command, capture_output=True, check=True, cwd=directory).stdout
+    )
+    expected = [
+        (str(Path(row.path).relative_to(directory)), row.value)
+        for row in found.ranking.groups[0].rows
+    ]
     assert [(row["path"], row["value"]) for row in again["checkpoints"]] == expected
     assert again["data"] == "embedded"
 
@@ -79,6 +86,10 @@ def test_the_report_shows_accuracies_correlations_and_attribution(
         assert Path(path).parent.name in shown
         assert f"{100 * accuracy:.1f}" in shown
     assert "Spearman" in shown
+    (group,) = found.ranking.groups
+    told = re.findall(r"checkpoints? by|[\d.]+ \+- [\d.]+", shown)
+    assert len(told) == 1 + len(group.rows)
+    assert f"lidar rank {found.ranking.directory} -n 600" in shown
     assert "CC BY 2.0" in shown
     assert "UCI" in shown
 

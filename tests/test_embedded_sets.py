@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from lidar_cli import embedded_sets
 from lidar_cli.embedded import CONTRAST, SIDE, embedded_images
-from lidar_cli.embedded_sets import DARK, TILE, plain_digits, textures
+from lidar_cli.embedded_sets import DARK, TILE, WINDOW, plain_digits, textures
 
 
 @pytest.mark.parametrize("made", [plain_digits, textures])
@@ -39,24 +39,26 @@ def test_textures_are_windows_of_tiles_and_regions():
     """Every window is sought in its photograph, and its tile and region follow from its place."""
     found = textures(3)
     photographs = load_sample_images().images
-    assert np.bincount(found.labels[found.train]).tolist() == [80] * 16
-    assert np.bincount(found.labels[~found.train]).tolist() == [24] * 16
+    assert np.bincount(found.labels[found.train]).tolist() == [128] * 16
+    assert np.bincount(found.labels[~found.train]).tolist() == [32] * 16
     tiles = {True: set(), False: set()}
     for at in range(0, len(found.labels), 13):
         number, region = divmod(int(found.labels[at]), 8)
-        image, photograph = found.images[at], photographs[number]
-        places = np.argwhere((photograph[: -SIDE + 1, : -SIDE + 1] == image[0, 0]).all(axis=2))
+        image, photograph = found.images[at, ::2, ::2], photographs[number]
+        assert (image.repeat(2, axis=0).repeat(2, axis=1) == found.images[at]).all()
+        places = np.argwhere((photograph[: -WINDOW + 1, : -WINDOW + 1] == image[0, 0]).all(axis=2))
         hits = [
             (int(top), int(left))
             for top, left in places
-            if (photograph[top : top + SIDE, left : left + SIDE] == image).all()
+            if (photograph[top : top + WINDOW, left : left + WINDOW] == image).all()
         ]
         assert hits
         within = [
             (top // TILE, left // TILE)
             for top, left in hits
-            if top // TILE == (top + SIDE - 1) // TILE and left // TILE == (left + SIDE - 1) // TILE
-            if (top // TILE // 5) * 4 + left // TILE // 4 == region
+            if top // TILE == (top + WINDOW - 1) // TILE
+            if left // TILE == (left + WINDOW - 1) // TILE
+            if (top // TILE // 10) * 4 + left // TILE // 8 == region
         ]
         assert within
         if len(within) == 1:  # flat sky can be in several places
@@ -71,4 +73,4 @@ def test_windows_reach_every_place_of_their_tile():
     coded = np.stack([row, column, row], axis=2).astype(np.uint8)[None]
     windows = embedded_sets._windows(np.repeat(coded, 2000, axis=0), 0)
     corners = {(int(w[0, 0, 0]), int(w[0, 0, 1])) for w in windows}
-    assert corners == {(r, c) for r in range(TILE - SIDE + 1) for c in range(TILE - SIDE + 1)}
+    assert corners == {(r, c) for r in range(TILE - WINDOW + 1) for c in range(TILE - WINDOW + 1)}

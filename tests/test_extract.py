@@ -452,7 +452,7 @@ def test_an_unreadable_image_stops_the_run_by_name(
         run((inputs[0], folder), tmp_path / "out.h5")
     assert str(caught.value) == (
         f"{bad} (in {folder}): cannot be decoded as an image: of no known image format; "
-        "repair or remove it"
+        "repair or remove it, or leave out what is bad with --bad-samples skip"
     )
     assert not (tmp_path / "out.h5").exists()
     with h5py.File(partial_path(tmp_path / "out.h5")) as file:

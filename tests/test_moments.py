@@ -4,6 +4,7 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_cli.core.moments import Moments, RowMoments, SphereMoments, unit_rows
 
@@ -189,6 +190,32 @@ def test_unit_rows_at_any_scale(scale):
     rows = torch.tensor([[3.0, -4.0], [1.0, 0.0], [0.0, 0.0]], dtype=torch.float64) * scale
     expected = torch.tensor([[0.6, -0.8], [1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(unit_rows(rows), expected, rtol=1e-12, atol=0)
+
+
+def test_the_length_of_a_row_does_not_depend_on_its_neighbours():
+    rows = torch.randn(50, 8, dtype=torch.float64)
+    extreme = torch.cat([rows, torch.full((1, 8), 1e300, dtype=torch.float64)])
+    assert torch.equal(unit_rows(extreme)[:-1], unit_rows(rows))
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operations that reach a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_rows_on_another_device_than_the_cpu_become_unit_rows_without_waiting_for_it():
+    """The meta device has no values: reading one back is an error there."""
+    with Calls() as calls:
+        unit_rows(torch.empty(5, 3, 8, dtype=torch.float64, device="meta"))
+    assert calls.names
+    assert not [name for name in calls.names if "local_scalar" in name]
 
 
 def test_shapes_that_do_not_fit_are_refused():

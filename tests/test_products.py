@@ -2,8 +2,19 @@ import pytest
 import torch
 
 from lidar_cli.core.moments import HELD_NUMBERS, Moments, RowMoments
-from lidar_cli.core.pieces import pieces
-from lidar_cli.core.products import LEAST_STRIP, STRIPS, add_products, mirrored
+from lidar_cli.core.pieces import PIECE_NUMBERS, each_piece
+from lidar_cli.core.products import (
+    LANE_NUMBERS,
+    LANES,
+    LEAST_LANE_ROWS,
+    LEAST_STRIP,
+    STRIPS,
+    Scatter,
+    add_products,
+    mirrored,
+)
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -78,9 +89,53 @@ def test_what_is_not_wanted_stays_empty_and_the_rest_is_the_same():
     assert (sphere.class_means.n, sphere.within.numel()) == (0, 0)
 
 
-@pytest.mark.parametrize("shape", [(1000, 10, 64), (7, 3000), (5, 4, 8192), (1, 2, 3), (0, 2, 3)])
-def test_pieces_are_whole_samples_that_torch_does_not_divide(shape):
-    chunk = torch.randn(shape)
-    parts = list(pieces(chunk, chunk.device))
-    assert torch.equal(torch.cat([chunk[:0], *parts]), chunk)
-    assert all(part.numel() < 2**15 or len(part) == 1 for part in parts)
+@pytest.mark.parametrize("count", [1, LEAST_LANE_ROWS, LANES * LEAST_LANE_ROWS + 1, 5000])
+@pytest.mark.parametrize("d", [3, int(LANE_NUMBERS**0.5), int(LANE_NUMBERS**0.5) + 1])
+def test_a_scatter_of_rows_that_come_in_blocks_is_their_product(count, d):
+    rows, more = torch.randn(count, d, dtype=torch.float64), torch.randn(7, d, dtype=torch.float64)
+    scatter = Scatter(d, CPU)
+    scatter.add(rows)
+    torch.testing.assert_close(scatter.whole(), rows.T @ rows, rtol=0, atol=1e-10)
+    scatter.add(more)  # what was asked for may be added to
+    scatter.add_weighted(more[0], 0.5)
+    scatter.add_sum(torch.eye(d))
+    expected = rows.T @ rows + more.T @ more + 0.5 * more[0].outer(more[0]) + torch.eye(d)
+    torch.testing.assert_close(scatter.whole(), expected, rtol=0, atol=1e-10)
+    assert torch.equal(scatter.whole(), scatter.whole().T)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("count", "numbers"), [(1000, 640), (7, 3000), (5, 2**20), (1, 6), (0, 6), (4, 0)]
+)
+def test_pieces_are_whole_samples_in_order_whatever_the_threads(
+    with_threads, threads, count, numbers
+):
+    with_threads(threads)
+    found = each_piece(lambda some: list(range(count))[some], count, numbers, CPU)
+    assert [i for piece in found for i in piece] == list(range(count))
+    most = PIECE_NUMBERS["cpu"]
+    assert all(len(piece) * numbers <= most or len(piece) == 1 for piece in found)
+
+
+# More than a block and than a piece, kept means and folded ones; the last samples fill no piece.
+@pytest.mark.parametrize(
+    ("n", "q", "d"), [(4500, 10, 64), (1000, 3, 512), (300, 2, 512), (9000, 1, 128), (40, 3, 5)]
+)
+def test_no_bit_of_the_moments_depends_on_the_number_of_threads(with_threads, n, q, d):
+    z = 3 + torch.randn(n, q, d)
+    states = []
+    for threads in (1, 2, 3):
+        with_threads(threads)
+        moments = Moments(q, d)
+        for chunk in z.split(2000):
+            moments.update(chunk)
+        means, sphere = moments.class_means, moments.sphere
+        states.append(
+            [
+                *(moments.within.clone(), means.mean, means.scatter.clone()),
+                *(sphere.mean, sphere.squares, sphere.distances),
+            ]
+        )
+    for state in states[1:]:
+        assert all(map(torch.equal, state, states[0]))

@@ -25,7 +25,7 @@ def test_the_two_commands_are_single_lines_that_make_an_environment() -> None:
     assert lines[0].startswith("python3 -m venv .venv && ")
     assert lines[0].endswith("lidar demo")
     assert lines[1].startswith("python3 -m venv .venv && ")
-    assert lines[1].endswith("-m pytest")
+    assert lines[1].endswith("-m pytest -n auto")
     assert f"{lines[1]}\n" in README, ".ci/run takes this line from the README"
 
 

@@ -10,11 +10,14 @@ all digits once the mean is large beside the spread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from lidar_cli.core.pieces import pieces
-from lidar_cli.core.products import add_products, mirrored
+from lidar_cli.core.pieces import each_piece
+from lidar_cli.core.products import Scatter
 
 Device = torch.device | str
 
@@ -37,7 +40,7 @@ class RowMoments:
         self._kept: list[Tensor] = []  # blocks [c, d], not folded yet
         self._n_folded = 0
         self._mean = torch.zeros(dim, dtype=torch.float64, device=self.device)
-        self._scatter: Tensor | None = None  # [d, d] of the folded rows, its upper triangle valid
+        self._scatter: Scatter | None = None  # of the folded rows
 
     @classmethod
     def of_sums(cls, n: int, mean: Tensor, scatter: Tensor) -> RowMoments:
@@ -46,24 +49,29 @@ class RowMoments:
         if n:
             rows.n = rows._n_folded = n
             rows._mean = mean.to(torch.float64)
-            rows._scatter = scatter.to(torch.float64, copy=True)
+            rows._scatter = Scatter(len(mean), rows.device)
+            rows._scatter.add_sum(scatter)
         return rows
 
     def update(self, rows: Tensor) -> None:
         """Add rows [c, d] of any float type."""
-        held = _held_rows(self.dim)
-        for block in torch.split(rows.to(self.device), held):
-            self._kept.append(block.to(torch.float64, copy=True))
-            self.n += len(block)
-            if self.n - self._n_folded > (self.dim if self._scatter is None else held):
-                self._fold()
+        for block in torch.split(rows.to(self.device), _held_rows(self.dim)):
+            self.take(block.to(torch.float64, copy=True))
+
+    def take(self, rows: Tensor) -> None:
+        """Add rows [c, d] in float64 on the device, which are the state's own from now on."""
+        self._kept.append(rows)
+        self.n += len(rows)
+        most = self.dim if self._scatter is None else _held_rows(self.dim)
+        if self.n - self._n_folded > most:
+            self._fold()
 
     def merge(self, other: RowMoments) -> RowMoments:
         """The moments of both sets of rows together; neither operand changes."""
         both = RowMoments(self.dim, self.device)
         for part in (self, other):
             if part._scatter is not None:
-                both._fold().add_(part._scatter.to(self.device))
+                both._fold().add_sum(part._scatter.whole().to(self.device))
                 both._shift(part._n_folded, part._mean.to(self.device))
                 both.n += part._n_folded
             for block in part._kept:
@@ -83,15 +91,15 @@ class RowMoments:
         """Sum over rows of (row - mean)(row - mean)^T, [d, d]."""
         centred = self.centred_rows()
         if centred is None:
-            return mirrored(self._fold())
-        scatter = centred.new_zeros(self.dim, self.dim)
-        add_products(scatter, centred)
-        return mirrored(scatter)
+            return self._fold().whole()
+        scatter = Scatter(self.dim, self.device)
+        scatter.add(centred)
+        return scatter.whole()
 
     def scatter_trace(self) -> Tensor:
         """Sum over rows of |row - mean|^2."""
         centred = self.centred_rows()
-        return self._fold().trace() if centred is None else centred.square().sum()
+        return self._fold().whole().trace() if centred is None else centred.square().sum()
 
     def rows(self) -> Tensor | None:
         """All rows [n, d] while n <= d, else None."""
@@ -107,14 +115,17 @@ class RowMoments:
             self._kept = [torch.cat([empty, *self._kept])]
         return self._kept[0]
 
-    def _fold(self) -> Tensor:
-        """Fold the kept rows; the scatter [d, d] of all, its upper triangle valid."""
+    def _fold(self) -> Scatter:
+        """Fold the kept rows; the scatter of all."""
         if self._scatter is None:
-            self._scatter = self._mean.new_zeros(self.dim, self.dim)
+            self._scatter = Scatter(self.dim, self.device)
         rows, self._kept = self._rows(), []
         if len(rows):
-            mean = rows.mean(dim=0)
-            add_products(self._scatter, rows - mean)
+            shape, centred = (len(rows), self.dim, self.device), torch.empty_like(rows)
+            sums = each_piece(lambda some: rows[some].sum(dim=0), *shape)
+            mean = torch.stack(sums).sum(dim=0) / len(rows)
+            each_piece(lambda some: torch.sub(rows[some], mean, out=centred[some]), *shape)
+            self._scatter.add(centred)
             self._shift(len(rows), mean)
         return self._scatter
 
@@ -123,9 +134,27 @@ class RowMoments:
         assert self._scatter is not None
         total = self._n_folded + n
         gap = mean - self._mean
-        self._scatter.addr_(gap, gap, alpha=self._n_folded * n / total)
+        self._scatter.add_weighted(gap, self._n_folded * n / total)
         self._mean = self._mean + gap * (n / total)
         self._n_folded = total
+
+
+class SphereSums(NamedTuple):
+    """Of unit rows u [c, q, d], whose means over the views of a sample are m [c, d]."""
+
+    samples: int  # c
+    mean: Tensor  # of m, [d]
+    between: Tensor  # squared deviation of m from it, [d]
+    within: Tensor  # squared deviation of u from m, [d]
+
+
+def sphere_sums(rows: Tensor) -> SphereSums:
+    """The sums of rows [c, q, d], projected to the unit sphere."""
+    unit = unit_rows(rows)
+    means = unit.sum(dim=1).div_(rows.shape[1])
+    within = unit.sub_(means[:, None]).square_().sum(dim=(0, 1))
+    mean = means.sum(dim=0).div_(len(rows))
+    return SphereSums(len(rows), mean, means.sub_(mean).square_().sum(dim=0), within)
 
 
 class SphereMoments:
@@ -144,17 +173,21 @@ class SphereMoments:
 
     def update(self, chunk: Tensor) -> None:
         """Add a chunk [c, q, d] in float64."""
-        samples, views, _ = chunk.shape
-        unit = unit_rows(chunk)
-        means = unit.mean(dim=1)
-        unit -= means[:, None]
-        spread = unit.square_().sum(dim=(0, 1))  # of the views about their sample's mean, [d]
+        self.add(chunk.shape[1], [sphere_sums(chunk)])
+
+    def add(self, views: int, pieces: Sequence[SphereSums]) -> None:
+        """Add pieces of q views a sample by their sums."""
+        counts = self.mean.new_tensor([[piece.samples] for piece in pieces])
+        means = torch.stack([piece.mean for piece in pieces])
+        between = torch.stack([piece.between for piece in pieces])
+        spread = torch.stack([piece.within for piece in pieces]).sum(dim=0)
+        samples = sum(piece.samples for piece in pieces)
+        mean = (counts * means).sum(dim=0) / samples
+        apart = between.sum(dim=0) + (counts * (means - mean).square()).sum(dim=0)
         if views > 1:
             # The mean over pairs of |u_j - u_k|^2 is 2/(q-1) times the sum of |u_j - u_mean|^2.
             self.distances += 2.0 / (views - 1) * spread.sum()
-        mean = means.mean(dim=0)
-        squares = spread + views * (means - mean).square().sum(dim=0)
-        self._add(samples * views, mean, squares)
+        self._add(samples * views, mean, spread + views * apart)
         self.n_samples += samples
 
     def merge(self, other: SphereMoments) -> SphereMoments:
@@ -202,9 +235,9 @@ class Moments:
         self.class_means = RowMoments(dim, device)
         self.sphere = SphereMoments(dim, self.device)
         self._wants_scatters, self._wants_sphere = scatters, sphere
-        numbers = self.sphere.mean
-        self._within = numbers.new_zeros((dim, dim) if scatters else (0, 0))
-        self._residuals = numbers.new_empty(0, dim)  # room for rows whose product is still due
+        self._within = Scatter(dim if scatters else 0, self.device)
+        # room for rows whose product is still due
+        self._residuals = self.sphere.mean.new_empty(0, dim)
         self._n_residuals = 0
 
     @classmethod
@@ -225,14 +258,14 @@ class Moments:
         moments = cls(n_views, class_means.dim, class_means.device, sphere=False)
         moments.n = class_means.n
         moments.class_means = class_means
-        moments._within = within.to(torch.float64, copy=True)
+        moments._within.add_sum(within)
         return moments
 
     @property
     def within(self) -> Tensor:
         """Sum over views of (view - its sample's mean)(...)^T, [d, d]."""
         self._multiply()
-        return mirrored(self._within)
+        return self._within.whole()
 
     def update(self, chunk: Tensor) -> None:
         """Add a chunk [c, q, d] of any float type: whole samples, all their views.
@@ -243,16 +276,32 @@ class Moments:
             raise ValueError(
                 f"expected a chunk [c, {self.n_views}, {self.dim}], got {tuple(chunk.shape)}"
             )
-        for part in pieces(chunk, self.device):
-            room = self._room(len(part)) if self._wants_scatters else None
-            piece = part.to(torch.float64)
+        most = max(1, _held_rows(self.dim) // max(1, self.n_views))
+        for block in torch.split(chunk.to(self.device), most):
+            if len(block):
+                self._add(block)
+
+    def _add(self, block: Tensor) -> None:
+        """Add a block [c, q, d] on the device, no more than one product takes."""
+        count = len(block)
+        room = self._room(count) if self._wants_scatters else None
+        means = self._residuals.new_empty(count, self.dim)
+
+        def add(some: slice) -> SphereSums | None:
+            part = block[some]
+            piece = part.to(torch.float64) if room is None else room[some].copy_(part)
+            sums = sphere_sums(piece) if self._wants_sphere else None
             if room is not None:
-                means = piece.mean(dim=1)
-                torch.sub(piece, means[:, None], out=room)
-                self.class_means.update(means)
-            if self._wants_sphere:
-                self.sphere.update(piece)
-            self.n += len(part)
+                mean = torch.sum(piece, dim=1, out=means[some]).div_(self.n_views)
+                piece.sub_(mean[:, None])
+            return sums
+
+        sums = each_piece(add, count, self.n_views * self.dim, self.device)
+        if room is not None:
+            self.class_means.take(means)
+        if self._wants_sphere:
+            self.sphere.add(self.n_views, [piece for piece in sums if piece is not None])
+        self.n += count
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples together; neither operand changes.
@@ -269,7 +318,8 @@ class Moments:
         both = Moments(self.n_views, self.dim, self.device, scatters=scatters, sphere=sphere)
         both.n = self.n + other.n
         if scatters:
-            both._within = self.within + other.within.to(self.device)
+            both._within.add_sum(self.within)
+            both._within.add_sum(other.within.to(self.device))
             both.class_means = self.class_means.merge(other.class_means)
         if sphere:
             both.sphere = self.sphere.merge(other.sphere)
@@ -281,31 +331,34 @@ class Moments:
         if self._n_residuals + rows > len(self._residuals):
             self._multiply()
             if rows > len(self._residuals):
-                self._residuals = self._within.new_empty(max(rows, _held_rows(self.dim)), self.dim)
+                self._residuals = self._residuals.new_empty(
+                    max(rows, _held_rows(self.dim)), self.dim
+                )
         start = self._n_residuals
         self._n_residuals += rows
         return self._residuals[start : self._n_residuals].view(samples, self.n_views, self.dim)
 
     def _multiply(self) -> None:
-        add_products(self._within, self._residuals[: self._n_residuals])
+        self._within.add(self._residuals[: self._n_residuals])
         self._n_residuals = 0
 
 
 def unit_rows(rows: Tensor) -> Tensor:
     """Rows [..., d] over their length; a zero row stays 0.
 
-    Where a square could overflow or vanish, they are divided by their largest entry first.
+    Where a square could overflow or vanish, a row is divided by its largest entry first.
     """
     numbers = torch.finfo(rows.dtype)
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     least, most = numbers.tiny**0.5 / numbers.eps, numbers.max**0.5
-    if bool(((length > least) & (length < most)).all()):
-        unit: Tensor = rows / length
+    ordinary = (length > least) & (length < most)
+    if rows.device.type == "cpu" and bool(ordinary.all()):  # a GPU would be waited for
+        unit: Tensor = rows * length.reciprocal()
         return unit
     largest = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True)
-    unit = rows / largest.clamp_min(numbers.tiny)
-    unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(numbers.tiny)
-    return unit
+    unit = rows / largest.clamp_min(numbers.tiny).where(~ordinary, 1.0)
+    length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(numbers.tiny)
+    return unit.mul_(length.reciprocal())
 
 
 def _held_rows(dim: int) -> int:

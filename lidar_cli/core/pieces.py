@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+
+from lidar_cli.core.threads import spread
+
+R = TypeVar("R")
 
 # Numbers of a piece, on which all elementwise work is done in float64. On a CPU it stays in the
-# cache, and below 2**15, from which on torch shares a step with other threads (at::internal::
-# GRAIN_SIZE): a step takes 20 microseconds, and where other work holds the cores waking a second
-# thread for each took eight times as long. A GPU wants more to do at a time.
-PIECE_NUMBERS = {"cpu": 2**15 - 1, "cuda": 2**21}
+# cache of a core. A GPU wants more to do at a time.
+PIECE_NUMBERS = {"cpu": 2**17, "cuda": 2**21}
 
 
-def pieces(chunk: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """A chunk [c, ...] on the device, in pieces of whole samples that the cache holds."""
-    numbers_a_sample = max(1, chunk[:1].numel())
-    most = max(1, PIECE_NUMBERS[device.type] // numbers_a_sample)
-    return (part for part in torch.split(chunk.to(device), most) if len(part))
+def each_piece(
+    work: Callable[[slice], R], count: int, numbers: int, device: torch.device
+) -> list[R]:
+    """What the work gives for each piece of `count` samples of so many numbers each, in order.
+
+    On a CPU several threads work, each on a piece of its own; the pieces are the same ones however
+    many there are.
+    """
+    most = max(1, PIECE_NUMBERS[device.type] // max(1, numbers))
+    pieces = [slice(start, min(start + most, count)) for start in range(0, count, most)]
+    return spread(work, pieces) if device.type == "cpu" else [work(piece) for piece in pieces]

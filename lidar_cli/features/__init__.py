@@ -4,6 +4,7 @@
     /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`
     /embeddings/<layer>/crc32   (N,)        of a sample's views, then its clean embedding
     /samples/id, /samples/label, /samples/done
+    /samples/bad                (b, 2)      name and fault of images left out; absent without any
 
 Datasets are contiguous and allocated at creation, in HDF5's default format, so that a killed
 writer leaves a file that plain `h5py.File(path)` opens. It is written as NAME.partial and renamed
@@ -12,7 +13,13 @@ each, joined by a file of virtual datasets (`shards`). Nothing else knows HDF5.
 """
 
 from lidar_cli.features.form import Layout, Share, as_numbers, is_hdf5, partial_path
-from lidar_cli.features.read import read_hdf5, read_interrupted, read_labels, read_provenance
+from lidar_cli.features.read import (
+    read_first,
+    read_hdf5,
+    read_interrupted,
+    read_labels,
+    read_provenance,
+)
 from lidar_cli.features.shards import agree, check_startable, join, joined_name, shard_path
 from lidar_cli.features.write import FeatureWriter, check_absent
 
@@ -28,6 +35,7 @@ __all__ = [
     "join",
     "joined_name",
     "partial_path",
+    "read_first",
     "read_hdf5",
     "read_interrupted",
     "read_labels",

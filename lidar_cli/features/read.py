@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lidar_cli.arrays import arrange, choose
 from lidar_cli.embeddings import Chunk, Embeddings, Stored
-from lidar_cli.errors import FeatureFileError, first_line
+from lidar_cli.errors import FeatureFileError, Unresumable, first_line
 from lidar_cli.features.form import (
     FORMAT,
     NOTHING,
@@ -43,7 +44,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
 def read_interrupted(path: Path) -> dict[str, Any]:
     """The provenance of the partial file that an interrupted run left for `path`, or {} if none.
 
-    Raises FeatureFileError if it is not a feature file, InUse if another process is writing it.
+    Raises Unresumable if it is not a feature file, InUse if another process is writing it.
     """
     partial = partial_path(path)
     if not partial.exists():
@@ -53,7 +54,7 @@ def read_interrupted(path: Path) -> dict[str, Any]:
         with opened(partial) as file:
             return provenance_of(file, partial)
     except FeatureFileError as error:
-        raise FeatureFileError(f"{error}; start anew with --overwrite") from error
+        raise Unresumable(f"{error}; start anew with --overwrite") from error
 
 
 def read_labels(path: Path) -> np.ndarray | None:
@@ -93,6 +94,25 @@ def read_hdf5(
                     f"{path}: no layer {name!r}; the file holds {', '.join(known)}"
                 )
         return [_layer(file, path, name, provenance) for name in wanted]
+
+
+def read_first(path: Path, layer: str, n: int) -> Embeddings:
+    """The first n samples of a layer of a feature file, which may be an interrupted one.
+
+    Raises FeatureFileError if one of them is missing, or the layer is.
+    """
+    path = path if path.exists() else partial_path(path)
+    with opened(path) as file:
+        provenance = provenance_of(file, path)
+        missing = int((file["samples/done"][:n] == 0).sum())
+        if missing:
+            raise FeatureFileError(f"{path}: incomplete, {missing} of the first {n} samples lack")
+        found = _layer(file, path, layer, provenance)
+    return replace(found, views=_shorter(found.views, n), clean=_shorter(found.clean, n))
+
+
+def _shorter(stored: Stored | None, n: int) -> Stored | None:
+    return stored and stored._replace(shape=(min(n, stored.shape[0]), *stored.shape[1:]))
 
 
 def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:

@@ -32,7 +32,7 @@ from lidar_cli.features.form import (
     opened,
     provenance_of,
 )
-from lidar_cli.features.write import describe
+from lidar_cli.features.write import describe, name_anew
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
 
@@ -107,6 +107,7 @@ def join(
     shares: Sequence[Share],
     ids: Sequence[str],
     labels: Sequence[int] | None,
+    bad: Sequence[tuple[str, str]],
     provenance: Mapping[str, Any],
 ) -> bool:
     """Join the shards if all are complete. Whether this process gave the file its name.
@@ -130,7 +131,7 @@ def join(
     beside = path.with_name(f"{path.name}.joining-{os.getpid()}.{os.urandom(4).hex()}")
     try:
         with h5py.File(beside, "x") as file:
-            describe(file, ids, labels, provenance)
+            describe(file, ids, labels, bad, provenance)
             file["samples/done"][:] = 1
             for layer, blocks in checksums.items():
                 group = file.create_group(f"embeddings/{layer}")
@@ -167,15 +168,10 @@ def name_once(beside: Path, path: Path) -> bool:
     Raises OSError if the disk refuses.
     """
     try:
-        os.link(beside, path)
+        name_anew(beside, path)
         return True
     except FileExistsError:
         return False
-    except OSError:  # a file system without links
-        if path.exists():
-            return False
-        beside.replace(path)
-        return True
     finally:
         beside.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
-from lidar_cli.errors import FeatureFileError, first_line
+from lidar_cli.errors import FeatureFileError, Unresumable, first_line
 from lidar_cli.features.form import (
     DAMAGE,
     FORMAT,
@@ -61,36 +61,42 @@ class FeatureWriter:
         provenance: Mapping[str, Any],
         *,
         share: Share | None = None,
+        bad: Sequence[tuple[str, str]] = (),
         overwrite: bool = False,
     ) -> FeatureWriter:
         """A new NAME.partial with all datasets allocated.
 
         ids: a name a sample, [N]; labels: class numbers [N], -1 unknown, or None.
         share: the samples that the file is to hold, all if None.
+        bad: name and fault of each image that was left out.
         Raises FeatureFileError if the output or its partial file exists and is not to be replaced,
         or the directory cannot be written; InUse if another process is writing it.
         """
         partial = partial_path(path)
+        begun = _begun_path(partial)
         check_absent(path, overwrite)
         if share is not None:
             layout, ids = layout.within(share.span), ids[share.span.start : share.span.stop]
             labels = labels and labels[share.span.start : share.span.stop]
         try:
-            if overwrite and partial.exists():
-                check_unlocked(partial)
-                partial.unlink()
+            if overwrite:
+                _remove_unlocked(partial)
+            _remove_unlocked(begun)
             _check_space(partial, layout)
-            file = h5py.File(partial, "x")
+            file = h5py.File(begun, "x")
         except FileExistsError as error:
             raise in_use(partial) from error
         except OSError as error:
             raise FeatureFileError(f"{partial}: cannot be created: {first_line(error)}") from error
         try:
-            describe(file, ids, labels, provenance, share)
+            describe(file, ids, labels, bad, provenance, share)
             _allocate(file, layout)
+            name_anew(begun, partial)
         except BaseException as error:
             _close(file)
-            partial.unlink(missing_ok=True)
+            begun.unlink(missing_ok=True)
+            if isinstance(error, FileExistsError):
+                raise in_use(partial) from error
             if isinstance(error, (OSError, RuntimeError)):
                 raise _unwritable(partial, error) from error
             raise
@@ -108,8 +114,8 @@ class FeatureWriter:
         """The existing NAME.partial, with every finished row's checksum verified.
 
         A row whose checksum does not match is to be computed again.
-        Raises FeatureFileError if the file was begun with other settings, or is not one of ours;
-        InUse if another process is writing it.
+        Raises Unresumable if the file was begun with other settings, or is not one of ours; InUse
+        if another process is writing it.
         """
         partial = partial_path(path)
         anew = "remove it to start anew" if share else "start anew with --overwrite"
@@ -120,7 +126,7 @@ class FeatureWriter:
         except BlockingIOError as error:
             raise in_use(partial) from error
         except OSError as error:
-            raise FeatureFileError(
+            raise Unresumable(
                 f"{partial}: cannot be opened: {first_line(error)}; {anew}"
             ) from error
         try:
@@ -129,18 +135,17 @@ class FeatureWriter:
             if share and file.attrs["share"] != share.describe():
                 other.append("share")
             if other:
-                raise FeatureFileError(
+                raise Unresumable(
                     f"{partial}: was begun with other settings ({', '.join(other)} differ); "
                     f"give those settings again, or {anew}"
                 )
+            _begun_path(partial).unlink(missing_ok=True)  # where a kill came between two names
             writer = cls(path, partial, file, overwrite, share)
             writer._verify()
         except BaseException as error:
             file.close()
             if isinstance(error, DAMAGE):
-                raise FeatureFileError(
-                    f"{partial}: damaged: {first_line(error)}; {anew}"
-                ) from error
+                raise Unresumable(f"{partial}: damaged: {first_line(error)}; {anew}") from error
             raise
         return writer
 
@@ -227,10 +232,37 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
         )
 
 
+def _begun_path(partial: Path) -> Path:
+    """Where a partial file stands until plain HDF5 can open it."""
+    return partial.with_name(partial.name + ".begun")
+
+
+def _remove_unlocked(partial: Path) -> None:
+    """Remove what an ended process left, if it is there. Raises InUse if it is being written."""
+    if partial.exists():
+        check_unlocked(partial)
+        partial.unlink()
+
+
+def name_anew(file: Path, name: Path) -> None:
+    """Rename a file unless the name is taken. Raises FileExistsError."""
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if name.exists():
+            raise FileExistsError(name) from None
+        file.rename(name)
+    else:
+        file.unlink()
+
+
 def describe(
     file: h5py.File,
     ids: Sequence[str],
     labels: Sequence[int] | None,
+    bad: Sequence[tuple[str, str]],
     provenance: Mapping[str, Any],
     share: Share | None = None,
 ) -> None:
@@ -241,7 +273,10 @@ def describe(
     if share is not None:
         file.attrs["share"] = share.describe()
     samples = file.create_group("samples")
-    samples.create_dataset("id", data=list(ids), dtype=h5py.string_dtype("utf-8"))
+    text = h5py.string_dtype("utf-8")
+    samples.create_dataset("id", data=list(ids), dtype=text)
+    if bad:
+        samples.create_dataset("bad", data=list(bad), dtype=text)
     if labels is not None:
         samples.create_dataset("label", data=np.asarray(labels, np.int64))
     _create(samples, "done", (len(ids),), np.uint8)

@@ -1,7 +1,7 @@
 """The whole walk on embedded images: train, rank, probe, compare.
 
 Nothing is staged. The checkpoints are written as a training script would write them, and ranked by
-the code, the samples and the defaults of `lidar rank DIR/runs`.
+the code and the defaults of `lidar rank DIR/runs -n 600`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lidar_cli.settings import EMBEDDED, EMBEDDED_DEFAULTS, DemoSettings, RankSe
 from lidar_cli.views import Views, find_recipe
 
 RUNS = 12  # half SimCLR, half VICReg
+N_SAMPLES = 600  # more than 2 d, so that every value has its interval
 ROWS_A_BATCH = 256
 
 
@@ -63,7 +64,7 @@ def run_demo(directory: Path, settings: DemoSettings, watcher: Watcher | None = 
     begun = time.monotonic()
     defaults = RankSettings(
         data=EMBEDDED,
-        n_samples=EMBEDDED_DEFAULTS["n_samples"],
+        n_samples=N_SAMPLES,
         n_views=EMBEDDED_DEFAULTS["n_views"],
         device=settings.device,
     )

@@ -22,7 +22,7 @@ from lidar_cli.jobs.embedding.share import check_shared, embed_share
 from lidar_cli.jobs.embedding.view_store import ViewStore
 from lidar_cli.jobs.place import Place
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.samples import Samples, open_samples
+from lidar_cli.samples import Samples, open_samples, told
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views import find_recipe
 
@@ -99,13 +99,13 @@ def extract_checkpoint(
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     loaded = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
-    tell_if_embedded(samples, watcher)
+    tell_of(samples, watcher)
     digest = sha256(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
     found = loaded.description
-    for told in (found.note, found.branch_reason, plan.provenance["layer_reason"]):
-        if told:
-            watcher.note(f"{checkpoint}: {told}")
+    for remark in (found.note, found.branch_reason, plan.provenance["layer_reason"]):
+        if remark:
+            watcher.note(f"{checkpoint}: {remark}")
     if not shared:
         return run(plan, loaded, samples, settings, output, device, watcher)
     begun = time.monotonic()
@@ -144,8 +144,10 @@ def stem(checkpoint: Path) -> str:
     return name
 
 
-def tell_if_embedded(samples: Samples, watcher: Watcher) -> None:
-    """Say that no data was named, so that nobody takes small digits for their own images."""
+def tell_of(samples: Samples, watcher: Watcher) -> None:
+    """Say what nobody should learn late: that no data was named, or how many images are bad."""
+    if samples.bad:
+        watcher.note(f"{samples.data}: left out {told(samples.bad)}")
     if samples.data == EMBEDDED:
         watcher.note(
             "data: embedded (small images made from scikit-learn's); name your own with --data"
@@ -161,8 +163,11 @@ def run(
     device: torch.device,
     watcher: Watcher,
     store: ViewStore | None = None,
+    until: int | None = None,
 ) -> Extraction:
     """Carry out a plan: the feature file at `output`, complete.
+
+    until: ends at the first batch that holds so many samples, and leaves the .partial file.
 
     Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way,
     DegenerateFeatures if an embedding is not finite, CheckpointError if the model cannot take
@@ -171,9 +176,9 @@ def run(
     begun = time.monotonic()
     recorded = read_interrupted(output) if settings.resume else {}
     if settings.resume and output.exists() and not settings.overwrite:
-        told = read_provenance(output)
-        if identity(told) == plan.identity:
-            return _record(output, plan, told["batch_size"], 0, begun)
+        found = read_provenance(output)
+        if identity(found) == plan.identity:
+            return _record(output, plan, found["batch_size"], 0, begun)
         check_absent(output, overwrite=False)
     loaded.set_image_size(plan.views.image_size)
     work = Pass(plan, loaded, samples, device, settings.workers, store)
@@ -183,12 +188,13 @@ def run(
         with _writer(output, plan, samples, settings, batch_size, recorded) as writer:
             task = f"embedding {output.name}"
             try:
-                count = embed_all(work, batch_size, writer, task, watcher)
+                count = embed_all(work, batch_size, writer, task, watcher, until)
             except torch.OutOfMemoryError:
                 if fixed is None:
                     writer.discard()
                 raise
-            writer.finish()
+            if until is None or writer.done.all():
+                writer.finish()
         return _record(output, plan, batch_size, count, begun)
 
     return at_size_that_fits(fixed or find_batch_size(work), write, fixed is not None)
@@ -214,6 +220,7 @@ def _writer(
         samples.ids[:count],
         labels,
         provenance,
+        bad=[(bad.id, bad.reason) for bad in samples.bad],
         overwrite=settings.overwrite,
     )
 

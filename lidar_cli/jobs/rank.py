@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lidar_cli.checkpoints.matching import check_names
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import InputError, LidarError, SettingsError, nearest
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.view_store import view_memory
-from lidar_cli.jobs.extract import tell_if_embedded
+from lidar_cli.jobs.extract import tell_of
 from lidar_cli.jobs.memory import SHARE, free_memory
 from lidar_cli.jobs.ranking.cached import Cache, Scored, score_features
 from lidar_cli.jobs.ranking.order import Group, Row, grouped, misleading
-from lidar_cli.jobs.ranking.survey import Left, survey
+from lidar_cli.jobs.ranking.survey import FeatureFile, Left, survey
 from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
@@ -147,18 +149,8 @@ class _Job:
 
     def _score_checkpoints(self, layer: str) -> set[Path]:
         """Score every checkpoint. The feature files that were used."""
-        samples = open_samples(self.settings).remembering(
-            min(DECODED_MEMORY, int(SHARE * free_memory()))
-        )
-        tell_if_embedded(samples, self.watcher)
-        cache = Cache(
-            self.cache,
-            self.found.features,
-            layer,
-            samples,
-            self.settings,
-            self.device,
-            self.watcher,
+        cache = open_cache(
+            self.directory, self.settings, self.found.features, layer, self.device, self.watcher
         )
         used: set[Path] = set()
         each = cache.score_each(self.found.checkpoints.values(), self.found.fail)
@@ -169,6 +161,24 @@ class _Job:
 
     def _place(self, path: Path, aliases: tuple[str, ...], scored: Scored) -> None:
         self.scored.append((row_of(path, aliases, scored, self.by), scored.provenance))
+
+
+def open_cache(
+    directory: Path,
+    settings: RankSettings,
+    features: Sequence[FeatureFile],
+    layer: str,
+    device: torch.device,
+    watcher: Watcher,
+) -> Cache:
+    """What scores the checkpoints under a directory, on samples that stay decoded.
+
+    features: those of the directory. Raises InputError if the data or the folder cannot be used.
+    """
+    samples = open_samples(settings).remembering(min(DECODED_MEMORY, int(SHARE * free_memory())))
+    tell_of(samples, watcher)
+    folder = settings.cache or directory / ".lidar"
+    return Cache(folder, features, layer, samples, settings, device, watcher)
 
 
 def row_of(path: Path, aliases: tuple[str, ...], scored: Scored, by: Metric) -> Row:

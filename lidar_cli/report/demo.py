@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from lidar_cli.jobs.demo import Demo
+from lidar_cli.jobs.demo import N_SAMPLES, Demo
 from lidar_cli.report.numbers import console, print_columns, shown, text_of
 from lidar_cli.report.ranking import heading, print_remarks
+from lidar_cli.report.sure import tied_ranks, with_reach
 
 SHOWN = (
-    "lidar",
     "lidar_corrected",
     "pillai",
     "information",
@@ -25,16 +25,20 @@ def print_demo(demo: Demo) -> None:
     out = console()
     for group in demo.ranking.groups:
         out.print(Text(heading(group, demo.ranking)))
+        tied = [tied_ranks(row, group.rows) for row in group.rows]
         rows = [
             [
                 str(row.rank),
                 shown(row.path, demo.ranking.directory).removesuffix("/checkpoint.pt"),
                 f"{100 * demo.accuracies[row.path]:.1f}",
+                with_reach(row.value, row.interval),
+                *([ranks] if any(tied) else []),
                 *(text_of(row.score.value(name)) for name in SHOWN),
             ]
-            for row in group.rows
+            for row, ranks in zip(group.rows, tied, strict=True)
         ]
-        print_columns(out, ["rank", "checkpoint", "probe %", *SHOWN], rows, fixed=2)
+        headers = [demo.ranking.by.name, *(["tied_with"] if any(tied) else []), *SHOWN]
+        print_columns(out, ["rank", "checkpoint", "probe %", *headers], rows, fixed=2)
         print_remarks(out, group, demo.ranking)
     for warning in demo.ranking.warnings:
         out.print(Text(f"warning: {warning}", style="yellow"))
@@ -58,7 +62,8 @@ def print_demo(demo: Demo) -> None:
     out.print(table)
     out.print()
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in demo.seconds.items())
-    out.print(Text(f"{took}; the same ranking again: lidar rank {demo.ranking.directory}"))
+    again = f"lidar rank {demo.ranking.directory} -n {N_SAMPLES}"
+    out.print(Text(f"{took}; the same ranking again: {again}"))
     out.print(Text(demo.attribution, style="dim"))
 
 

@@ -65,7 +65,9 @@ def print_columns(
         while stop < len(headers) and (stop == at or used + widths[stop] + 2 <= out.width):
             used += widths[stop] + 2
             stop += 1
-        table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+        table = Table(
+            box=None, padding=(0, 2, 0, 0), pad_edge=False, title=title, title_justify="left"
+        )
         for column in [*range(fixed), *range(at, stop)]:
             right = column >= fixed or column < fixed - 1
             table.add_column(

@@ -6,7 +6,6 @@ find.py      a name or a [recipe] table -> recipe
 draws.py     recipe, seed, sample, view -> parameters    (host, no pixels)
 augment.py   images, parameters -> views                 (any device, no randomness)
 resample.py, recolour.py, colour.py, sums.py   the arithmetic on pixels
-threads.py   portions of it side by side on a CPU
 mask_rules.py  constants of the masks of a method
 masks.py, masked.py   rule, seed, sample, view -> patches that a masked model sees    (host)
 hashes.py    the random numbers of draws and masks

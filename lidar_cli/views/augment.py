@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lidar_cli.core.threads import spread
 from lidar_cli.errors import InputError
 from lidar_cli.views.draws import ViewParameters
 from lidar_cli.views.hashes import Ints
@@ -19,7 +20,6 @@ from lidar_cli.views.recipes import Interpolation, Recipe
 from lidar_cli.views.recolour import arranged, recolour
 from lidar_cli.views.resample import Axis, Sources, floats_of, resample
 from lidar_cli.views.sums import moved
-from lidar_cli.views.threads import spread
 
 # Floats of the largest intermediate at once, in each thread; bounds memory, not the result. On a
 # CPU it should stay in the cache, for the arithmetic costs less than fetching its operands.

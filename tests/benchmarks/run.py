@@ -17,6 +17,7 @@ from bench_pass import bench_pass
 from bench_probe import bench_probe
 from bench_process import bench_memory, bench_start
 from bench_rank import bench_rank
+from bench_slopes import bench_slopes
 from bench_views import bench_views
 
 # Each yields harness.Line or Skipped, given the device and a folder for its files.
@@ -31,6 +32,7 @@ ROWS = {
     "rank": bench_rank,
     "start": bench_start,
     "probe": bench_probe,
+    "slopes": bench_slopes,
 }
 
 

@@ -36,10 +36,13 @@ class Sink(Protocol):
         """
 
 
-def embed_all(work: Pass, batch_size: int, sink: Sink, task: str, watcher: Watcher) -> int:
+def embed_all(
+    work: Pass, batch_size: int, sink: Sink, task: str, watcher: Watcher, until: int | None = None
+) -> int:
     """Put the embeddings of all samples that the sink lacks into it. How many these were.
 
     Batches lie on the index of all samples, whichever of them the sink takes.
+    until: only whole batches, up to the one that holds so many samples.
 
     Raises InputError if an image cannot be decoded, CheckpointError if a layer's shape is not as
     described, torch.OutOfMemoryError if the batch does not fit, and what the sink raises.
@@ -47,7 +50,7 @@ def embed_all(work: Pass, batch_size: int, sink: Sink, task: str, watcher: Watch
     first, stop = sink.span.start, sink.span.stop
     todo = [
         start
-        for start in range(first, stop, batch_size)
+        for start in range(first, stop if until is None else min(stop, until), batch_size)
         if not sink.done[start - first : start - first + batch_size].all()
     ]
     total = len(sink.span)

@@ -47,13 +47,13 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     """The part of a provenance that says what the embeddings mean, as JSON gives it back.
 
     Batch size, device, compiler and library versions change rounding only, and paths nothing: the
-    checkpoint and the samples are known by their content. Our own version stays, since it may
-    change a view.
+    checkpoint and the samples are known by their content, whatever was left out beside them. Our
+    own version stays, since it may change a view.
     """
     told: dict[str, Any] = json.loads(json.dumps(provenance))
     for name in (
         *("checkpoint", "data", "assumptions", "layer_reason"),
-        *("batch_size", "device", "compiled"),
+        *("batch_size", "device", "compiled", "bad_samples"),
     ):
         told.pop(name, None)
     versions = told.pop("versions", None)
@@ -175,6 +175,8 @@ def make_plan(
         provenance["mask_grid"] = views.grid
     if settings.compile:
         provenance["compiled"] = True
+    if samples.bad:
+        provenance["bad_samples"] = len(samples.bad)
     return Plan(
         views=views,
         layout=Layout(widths, n, q, clean, settings.storage),

@@ -86,6 +86,7 @@ def embed_share(
         [share for share in every if share.span],
         ids,
         labels[: layout.n_clean] if labels is not None else None,
+        [(bad.id, bad.reason) for bad in work.samples.bad],
         plan.provenance | {"batch_size": size},
     )
     return Shared(size, count, joined)
@@ -114,9 +115,8 @@ def _embed(
     if partial_path(shard).exists():
         writer = FeatureWriter.resume(shard, provenance, share=share)
     else:
-        writer = FeatureWriter.create(
-            shard, plan.layout, samples.ids, samples.labels, provenance, share=share
-        )
+        ids, labels = samples.ids, samples.labels
+        writer = FeatureWriter.create(shard, plan.layout, ids, labels, provenance, share=share)
     task = f"embedding {output.name}, a share of {share.ranks}"
     with writer:
         count = embed_all(work, size, writer, task, watcher)

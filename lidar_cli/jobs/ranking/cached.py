@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from lidar_cli.errors import FeatureFileError, InputError, InUse, LidarError, SettingsError
-from lidar_cli.features import read_hdf5, read_provenance
+from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
+from lidar_cli.features import read_first, read_hdf5, read_provenance
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
@@ -37,6 +37,9 @@ class Scored:
     score: Score
     provenance: dict[str, Any]
     path: Path
+
+
+Task = tuple[Checkpoint, Plan]
 
 
 class Cache:
@@ -82,8 +85,21 @@ class Cache:
             self._device,
         )
 
+    def plans(
+        self, checkpoints: Iterable[Checkpoint], fail: Callable[[Path, Exception], None]
+    ) -> list[Task]:
+        """Each checkpoint with its plan, but for those that fail.
+
+        Raises InputError or SettingsError where the images or the command are at fault.
+        """
+        found = []
+        for checkpoint in checkpoints:
+            with failing(checkpoint, fail):
+                found.append((checkpoint, self.plan(checkpoint)))
+        return found
+
     @contextmanager
-    def shared_views(self, tasks: Sequence[tuple[Checkpoint, Plan]]) -> Iterator[ViewStore | None]:
+    def shared_views(self, tasks: Sequence[Task]) -> Iterator[ViewStore | None]:
         """A store for the views of checkpoints that see the same ones, while they are scored.
 
         None where fewer than two of them are to be embedded, or the settings want none.
@@ -110,17 +126,15 @@ class Cache:
         Raises InputError or SettingsError where the images or the command are at fault, since
         every checkpoint would meet the same.
         """
-        by_views: dict[Views, list[tuple[Checkpoint, Plan]]] = {}
-        for checkpoint in checkpoints:
-            with _failing(checkpoint, fail):
-                plan = self.plan(checkpoint)
-                if wanted(checkpoint, plan):
-                    by_views.setdefault(plan.views, []).append((checkpoint, plan))
+        by_views: dict[Views, list[Task]] = {}
+        for checkpoint, plan in self.plans(checkpoints, fail):
+            if wanted(checkpoint, plan):
+                by_views.setdefault(plan.views, []).append((checkpoint, plan))
         for tasks in by_views.values():
             with self.shared_views(tasks) as store:
                 for checkpoint, plan in tasks:
                     scored = None
-                    with _failing(checkpoint, fail):
+                    with failing(checkpoint, fail):
                         scored = self.score(checkpoint, plan, store)
                     if scored is not None:
                         yield checkpoint, plan, scored
@@ -141,6 +155,24 @@ class Cache:
         features = self._own(checkpoint, plan)
         self._extract(checkpoint, plan, features, store)
         return self._score(features)
+
+    def score_first(
+        self, checkpoint: Checkpoint, plan: Plan, n: int, store: ViewStore | None = None
+    ) -> Scored:
+        """The score of the first n samples, embedded as interrupted work if need be.
+
+        Raises what embedding and scoring raise.
+        """
+        features = next(iter(self._features_of(checkpoint, plan)), None)
+        if features is None:
+            features = self._own(checkpoint, plan)
+            self._extract(checkpoint, plan, features, store, until=n)
+        embeddings = read_first(features, self._layer, n)
+        by, level = self._settings.by, self._settings.confidence
+        found = score(
+            embeddings, self._settings, self._device, frozenset({by}), self._watcher, level
+        )
+        return Scored(found, embeddings.provenance, features)
 
     def _own(self, checkpoint: Checkpoint, plan: Plan) -> Path:
         return self._folder / f"{stem(checkpoint.path)}-{plan.key}.h5"
@@ -166,18 +198,40 @@ class Cache:
         return Scored(result, read_provenance(path), path)
 
     def _extract(
-        self, checkpoint: Checkpoint, plan: Plan, output: Path, store: ViewStore | None
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        output: Path,
+        store: ViewStore | None,
+        until: int | None = None,
     ) -> None:
         loaded = open_with(checkpoint.path, self._settings, self._device)
         settings = replace(self._extract_settings(), overwrite=output.exists())
         try:
-            run(plan, loaded, self._samples, settings, output, self._device, self._watcher, store)
-        except InUse:
-            raise
-        except FeatureFileError:
-            # A partial file that is damaged, or of another device or version, cannot go on.
+            run(
+                plan,
+                loaded,
+                self._samples,
+                settings,
+                output,
+                self._device,
+                self._watcher,
+                store,
+                until,
+            )
+        except Unresumable:  # a partial file that is damaged, or of another device or version
             again = replace(settings, overwrite=True, resume=False)
-            run(plan, loaded, self._samples, again, output, self._device, self._watcher, store)
+            run(
+                plan,
+                loaded,
+                self._samples,
+                again,
+                output,
+                self._device,
+                self._watcher,
+                store,
+                until,
+            )
 
     def _score_unstored(
         self, checkpoint: Checkpoint, plan: Plan, store: ViewStore | None
@@ -207,7 +261,7 @@ class Cache:
 
 
 @contextmanager
-def _failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> Iterator[None]:
+def failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> Iterator[None]:
     """What is wrong with a checkpoint gives it its place among the failed, and ends there."""
     try:
         yield

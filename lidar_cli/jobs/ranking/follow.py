@@ -12,7 +12,7 @@ from pathlib import Path
 from lidar_cli.core.metrics import Metric
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.plan import Plan
-from lidar_cli.jobs.extract import tell_if_embedded
+from lidar_cli.jobs.extract import tell_of
 from lidar_cli.jobs.rank import DECODED_MEMORY, checked, one_layer, row_of
 from lidar_cli.jobs.ranking.cached import Cache
 from lidar_cli.jobs.ranking.order import Row
@@ -154,7 +154,7 @@ class _Job:
         every = [set(checkpoint.description.widths) for checkpoint in first]
         layer = one_layer(self._settings.layer, every, self._watcher)
         samples = open_samples(self._settings).remembering(DECODED_MEMORY)
-        tell_if_embedded(samples, self._watcher)
+        tell_of(samples, self._watcher)
         folder = self._settings.cache or self._directory / ".lidar"
         return Cache(
             folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,7 +70,7 @@ def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def order(rows: list[Row], by: Metric, level: float) -> tuple[Row, ...]:
+def order(rows: Sequence[Row], by: Metric, level: float) -> tuple[Row, ...]:
     """Rows best first; equal values share a rank, ties name each other, nulls come last."""
 
     def key(row: Row) -> tuple[bool, float, str]:
@@ -91,7 +91,7 @@ def order(rows: list[Row], by: Metric, level: float) -> tuple[Row, ...]:
     return tuple(ordered)
 
 
-def tied_pairs(rows: list[Row], by: Metric, level: float) -> list[set[int]]:
+def tied_pairs(rows: Sequence[Row], by: Metric, level: float) -> list[set[int]]:
     """For each row the places of those with an equal value, or that `ties` cannot tell from it."""
     found: list[set[int]] = [set() for _ in rows]
     paired: dict[int, list[int]] = {}  # by the number of samples: only like lists pair up

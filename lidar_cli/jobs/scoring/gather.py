@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from copy import copy
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
-from lidar_cli.core.pieces import pieces
+from lidar_cli.core.pieces import each_piece
 from lidar_cli.embeddings import Chunk, Embeddings
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.ahead import ahead
@@ -19,6 +20,7 @@ from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, parse_size
 
 CHUNKS_IN_MEMORY = 3  # one being read, one ready, one being summed
+BLOCK_NUMBERS = 2**21  # of a float64 copy of normalised rows, 16 MB
 
 
 class State(Protocol):
@@ -78,8 +80,11 @@ class Gathered:
         if not self._normalize:
             yield part
             return
-        for piece in pieces(part, self.rows.device):
-            yield unit_rows(piece.double())
+        device, numbers = self.rows.device, part[:1].numel()
+        for block in torch.split(part, max(1, BLOCK_NUMBERS // max(1, numbers))):
+            block = block.to(device)
+            unit = each_piece(partial(_unit, block), len(block), numbers, device)
+            yield torch.cat(unit)
 
 
 def gather(
@@ -124,6 +129,10 @@ def read_span(
     return bad
 
 
+def _unit(block: Tensor, some: slice) -> Tensor:
+    return unit_rows(block[some].double())
+
+
 class NonFinite:
     """Counts samples with NaN or Inf over the whole file, so that the error can tell all."""
 
@@ -137,9 +146,7 @@ class NonFinite:
         """Whether anything bad was met so far."""
         bad = torch.zeros(chunk.stop - chunk.start, dtype=torch.int64)  # values, a sample
         for part in (chunk.views, chunk.clean):
-            # A finite sum proves all finite and costs one read; overflow sends us to the count. In
-            # the numbers' own type: torch would make a float64 copy of the chunk for another.
-            if part is not None and not part.sum().isfinite():
+            if part is not None and not _sums_finite(part):
                 bad += (~part.isfinite()).flatten(1).sum(dim=1)
         if bad.any():
             if self._first is None:
@@ -164,3 +171,14 @@ class NonFinite:
                 f"{self._of}: {self._values} values are NaN or Inf, in {self._samples} samples, "
                 f"the first is sample {self._first}; check the checkpoint or its precision"
             )
+
+
+def _sums_finite(part: Tensor) -> bool:
+    """Whether finite sums prove all numbers finite, at the cost of one read; they may overflow.
+
+    In the numbers' own type: torch would make a float64 copy of them for another.
+    """
+    numbers, device = part[:1].numel(), part.device
+    return all(
+        each_piece(lambda some: bool(part[some].sum().isfinite()), len(part), numbers, device)
+    )

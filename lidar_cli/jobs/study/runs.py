@@ -56,8 +56,8 @@ class Size:
     sets: tuple[str, ...] = tuple(SETS)
     images: int | None = None  # of each set, all if None
     runs: int = 24  # of a method, on a set
-    epochs: tuple[int, int] = (1, 3)
-    n_samples: int = 300  # n (q - 1) > d + 1 at q = 2 as well
+    epochs: tuple[int, int] = (3, 12)
+    n_samples: int = 640  # n (q - 1) = 5 d at q = 2 as well
     views: tuple[int, ...] = (2, 10, 50)
 
 

@@ -35,8 +35,8 @@ CENTRE_MOMENTUM = 0.9
 CLIP = 3.0  # largest norm of a gradient
 
 # The random search; pairs are searched log-uniformly, those of the other methods as there.
-TEACHER_TEMPERATURE = (0.02, 0.1)  # the paper has 0.04 to 0.07
-TEACHER_STEP = (1e-3, 1e-1)  # 1 - momentum at the start; the paper has 0.004 for 300 epochs
+TEACHER_TEMPERATURE = (0.01, 0.06)  # the paper has 0.04 to 0.07
+TEACHER_STEP = (3e-3, 1e-1)  # 1 - momentum at the start; the paper has 0.004 for 300 epochs
 
 
 @dataclass(frozen=True)

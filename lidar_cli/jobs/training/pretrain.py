@@ -29,7 +29,7 @@ PROJECTOR_WIDTH = 128  # alpha-ReQ fits the eigenvalues up to the hundredth, so 
 
 # The random search. A pair is a range searched log-uniformly unless said otherwise; it holds the
 # value that the papers settle on and is wide, as that of a first search is.
-LEARNING_RATE = (2e-4, 3e-2)  # of AdamW
+LEARNING_RATE = (3e-4, 1e-2)  # of AdamW
 WEIGHT_DECAY = (1e-6, 1e-1)
 TEMPERATURE = (0.05, 1.0)  # SimCLR; the range of the paper's table 5
 SIMILARITY = (1.0, 100.0)  # VICReg's lambda; the paper has 25

@@ -1,0 +1,236 @@
+"""A race: a checkpoint leaves a ranking once it is surely not the best, before all its views.
+
+At looks n_1 < n_2 < ... <= n every checkpoint that is still in is embedded up to there, on the same
+samples and views as the others. It is put out if one that is better differs from it by more than
+the paired interval of their difference (`confidence.ties`).
+
+The interval allows for the number of pairs and for looking again. With K entrants and R looks its
+level is 1 - 2 alpha / (R (K - 1)), so that each of the R (K - 1) comparisons that could put the
+best one out errs, on its one side, with probability alpha / (R (K - 1)), and all of them together
+with at most alpha = 1 - confidence (Bonferroni). That is said of expectations at the n of a look.
+
+A metric's expectation grows or falls with n, and not alike for all: a gap may close before the last
+look. So both values are carried on to n, each along a line in 1/n through this look and the one at
+half its samples, and the better one must be the better there too. This part is no test: it has no
+level, and a gap that closes late can still be missed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lidar_cli.core.metrics import Metric
+from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.rank import checked, one_layer, open_cache, row_of
+from lidar_cli.jobs.ranking.cached import Cache, Task, failing
+from lidar_cli.jobs.ranking.order import Row, order, tied_pairs
+from lidar_cli.jobs.ranking.survey import Left, Survey, survey
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import RankSettings
+
+LEAST_SAMPLES = 50  # for a difference to be near normal, as its interval has it
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look did. views: that the entrants needed beyond those of the look before."""
+
+    n: int
+    entrants: int
+    put_out: int
+    views: int
+
+
+@dataclass(frozen=True)
+class Race:
+    """How a race went.
+
+    winners: never put out, best first: the winner, or all that may be the best.
+    others: put out, the latest first, each as the look found it that did it.
+    n, q: of a ranking without a race.
+    """
+
+    directory: str
+    by: Metric
+    level: float
+    data: str
+    n: int
+    q: int
+    looks: tuple[Look, ...]
+    winners: tuple[Row, ...]
+    others: tuple[Row, ...]
+    skipped: tuple[Left, ...]
+    failed: tuple[Left, ...]
+
+    @property
+    def spent(self) -> int:
+        """Views that were needed."""
+        return sum(look.views for look in self.looks)
+
+    @property
+    def full(self) -> int:
+        """Views that a ranking of the same entrants needs."""
+        return self.looks[0].entrants * self.n * self.q
+
+
+def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | None = None) -> Race:
+    """The best checkpoint under a directory, or those that may be it, for a share of the views.
+
+    What is embedded stays in the cache as interrupted work, which a later race or ranking goes on
+    with.
+    Raises SettingsError where the checkpoints are not comparable or n is too small for an early
+    look, InputError if the directory or the data cannot be used or nothing has a value.
+    """
+    watcher = watcher or Watcher()
+    by = checked(directory, settings)
+    found = survey(directory, settings, watcher)
+    known = list(found.checkpoints.values())
+    layer = one_layer(settings.layer, [set(one.description.widths) for one in known], watcher)
+    device = find_device(settings.device)
+    cache = open_cache(directory, settings, found.features, layer, device, watcher)
+    tasks = cache.plans(known, found.fail)
+    if not tasks:
+        raise InputError(f"{directory}: no checkpoint for a race")
+    check_alike(tasks)
+    at = looks_of(settings.n_samples, _width(tasks), settings.race_budget)
+    looks, winners, others = _run(cache, tasks, at, by, settings, found)
+    if all(row.value is None for row in winners):
+        first = f"; {winners[0].path}: {winners[0].reason}" if winners else ""
+        raise InputError(f"{directory}: nothing could be ranked, no checkpoint has a value{first}")
+    alone = [Left(str(file.path), "a feature file: nothing to save") for file in found.alone]
+    return Race(
+        directory=str(directory),
+        by=by,
+        level=settings.confidence,
+        data=str(tasks[0][1].provenance["data"]),
+        n=settings.n_samples,
+        q=settings.n_views,
+        looks=tuple(looks),
+        winners=tuple(winners),
+        others=tuple(others),
+        skipped=(*found.skipped, *alone),
+        failed=tuple(found.failed),
+    )
+
+
+def looks_of(n: int, d: int, budget: float) -> list[int]:
+    """Samples at each look, each twice those before, n the last.
+
+    The first is where intervals begin, above 2 d, or a sixteenth of n.
+    budget: the share of all views that may be spent.
+    Raises SettingsError if the first look alone would spend more.
+    """
+    first = min(n, max(2 * d + 1, LEAST_SAMPLES, n // 16))
+    if first > budget * n:
+        raise SettingsError(
+            f"--race: the first look needs {first} samples, more than 2 d = {2 * d} and at least "
+            f"{LEAST_SAMPLES}; that is {first / n:.0%} of n = {n}, of which --race-budget allows "
+            f"{budget:.0%}; give -n {math.ceil(first / budget)} or more, or rank without it"
+        )
+    looks = [first]
+    while looks[-1] < n:
+        looks.append(min(n, 2 * looks[-1]))
+    return looks
+
+
+def corrected(confidence: float, looks: int, entrants: int) -> float:
+    """The level of each interval, so that the best stays in at all looks with this confidence."""
+    return 1.0 - 2.0 * (1.0 - confidence) / (looks * max(1, entrants - 1))
+
+
+def check_alike(tasks: Sequence[Task]) -> None:
+    """Raise SettingsError unless all see the same views and have the same width."""
+    for name, option, values in (
+        ("views", "--views and --image-size", {plan.views for _, plan in tasks}),
+        ("d", "--layer", {tuple(plan.layout.widths.items()) for _, plan in tasks}),
+    ):
+        if len(values) > 1:
+            raise SettingsError(
+                f"--race: the checkpoints differ in {name}, and only those alike can be compared; "
+                f"make them alike with {option}, or race them apart"
+            )
+
+
+def put_out(
+    rows: Sequence[Row], half: Sequence[float | None], n: int, by: Metric, level: float
+) -> list[int]:
+    """Places of the rows from which a better one can be told, at this level, now and at n samples.
+
+    half: the value of each at half its samples.
+    """
+    tied = tied_pairs(rows, by, level)
+    known = [at for at, row in enumerate(rows) if row.interval.se is not None]
+    now = {at: by.sort_key(value) for at in known if (value := rows[at].value) is not None}
+    then = {at: by.sort_key(_carried(rows[at], half[at], n)) for at in now}
+    return [
+        at
+        for at in now
+        if any(
+            now[other] < now[at] and then[other] < then[at] and other not in tied[at]
+            for other in now
+        )
+    ]
+
+
+def _carried(row: Row, half: float | None, n: int) -> float:
+    """The value at n on the line in 1/n; NaN, which is never better or worse, where half is None.
+
+    With m the samples of the row, 1/m - 1/n is 1 - m/n times the way from 2/m to 1/m.
+    """
+    assert row.value is not None
+    if half is None:
+        return math.nan
+    return row.value + (row.value - half) * (1.0 - row.score.n_samples / n)
+
+
+def _run(
+    cache: Cache,
+    tasks: list[Task],
+    looks: Sequence[int],
+    by: Metric,
+    settings: RankSettings,
+    found: Survey,
+) -> tuple[list[Look], list[Row], list[Row]]:
+    """The looks that were held, the rows still in, and those put out."""
+    level = corrected(settings.confidence, len(looks), len(tasks))
+    room = settings.race_budget * len(tasks) * settings.n_samples * settings.n_views
+    held: list[Look] = []
+    rows: list[Row] = []
+    half: dict[str, float | None] = {}  # by path, the value at the look before
+    others: list[Row] = []
+    before = 0
+    for until in looks:
+        views = len(tasks) * (until - before) * settings.n_views
+        if views > room:
+            break
+        room, before = room - views, until
+        seen: list[tuple[Task, Row]] = []
+        with cache.shared_views(tasks) as store:
+            for task in tasks:
+                checkpoint, plan = task
+                path, aliases = checkpoint.path, tuple(checkpoint.aliases)
+                with failing(checkpoint, found.fail):
+                    scored = cache.score_first(checkpoint, plan, until, store)
+                    if not held:
+                        first = cache.score_first(checkpoint, plan, until // 2)
+                        half[str(path)] = first.score.value(by.name)
+                    seen.append((task, row_of(path, aliases, scored, by)))
+        rows = [row for _, row in seen]
+        halves = [half[row.path] for row in rows]
+        out = put_out(rows, halves, settings.n_samples, by, level)
+        half = {row.path: row.value for row in rows}
+        held.append(Look(until, len(rows), len(out), views))
+        others = [*order([rows[at] for at in out], by, level), *others]
+        tasks = [task for at, (task, _) in enumerate(seen) if at not in out]
+        rows = [row for at, row in enumerate(rows) if at not in out]
+        if len(rows) < 2:
+            break
+    return held, list(order(rows, by, level)), others
+
+
+def _width(tasks: Sequence[Task]) -> int:
+    return next(iter(tasks[0][1].layout.widths.values()))

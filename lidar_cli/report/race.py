@@ -1,0 +1,121 @@
+"""A race to a table, JSON or bare paths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from rich.text import Text
+
+from lidar_cli.jobs.ranking.order import Row
+from lidar_cli.jobs.ranking.race import Race
+from lidar_cli.report.numbers import console, print_columns, shown
+from lidar_cli.report.sure import with_reach
+
+
+def to_json(race: Race, count: int | None = None) -> str:
+    """One object: the looks, what they cost, and the first `count` checkpoints, or all."""
+    document = {
+        "by": race.by.name,
+        "direction": race.by.direction,
+        "data": race.data,
+        "race": {
+            "confidence": race.level,
+            "winner": race.winners[0].path if len(race.winners) == 1 else None,
+            "tied": [row.path for row in race.winners] if len(race.winners) > 1 else [],
+            "views": race.spent,
+            "views_of_all": race.full,
+            "looks": [
+                {
+                    "n_samples": look.n,
+                    "entrants": look.entrants,
+                    "put_out": look.put_out,
+                    "views": look.views,
+                }
+                for look in race.looks
+            ],
+        },
+        "checkpoints": [
+            {
+                "rank": rank,
+                "path": row.path,
+                "aliases": list(row.aliases),
+                "put_out": out,
+                "n_samples": row.score.n_samples,
+                "value": row.value,
+                "reason": row.reason,
+                "ci_low": row.interval.ci_low,
+                "ci_high": row.interval.ci_high,
+            }
+            for rank, row, out in _placed(race, count)
+        ],
+        "skipped": [{"path": left.path, "reason": left.reason} for left in race.skipped],
+        "failed": [{"path": left.path, "reason": left.reason} for left in race.failed],
+    }
+    return json.dumps(document, indent=2, allow_nan=False)
+
+
+def to_paths(race: Race, count: int | None = None) -> str:
+    """Paths alone, best first, one a line."""
+    return "".join(f"{row.path}\n" for _, row, _ in _placed(race, count))
+
+
+def print_race(race: Race, count: int | None = None) -> None:
+    """The looks, the order, and how sure the winner is."""
+    out = console()
+    first = race.winners[0].score
+    out.print(
+        Text(
+            f"race by {race.by.name} ({race.by.direction} is better)  layer {first.layer}  "
+            f"n = {race.n}  q = {race.q}  d = {first.dim}  data: {race.data}"
+        )
+    )
+    rows = [
+        [
+            str(rank),
+            shown(row.path, race.directory),
+            with_reach(row.value, row.interval),
+            str(row.score.n_samples),
+            "put out" if put_out else "",
+        ]
+        for rank, row, put_out in _placed(race, count)
+    ]
+    print_columns(out, ["rank", "checkpoint", race.by.name, "n", ""], rows, fixed=2)
+    for look in race.looks:
+        out.print(
+            Text(
+                f"n = {look.n}: {look.entrants} checkpoints, {look.put_out} put out, "
+                f"{look.views:,} views",
+                style="dim",
+            )
+        )
+    for left in race.failed:
+        where = shown(left.path, race.directory)
+        out.print(Text(f"failed: {where}: {left.reason}", style="red"))
+    for left in race.skipped:
+        where = shown(left.path, race.directory)
+        out.print(Text(f"skipped: {where}: {left.reason}", style="dim"))
+    out.print(Text(f"spent {race.spent:,} of {race.full:,} views ({race.spent / race.full:.0%})"))
+    out.print(Text(verdict(race)))
+
+
+def verdict(race: Race) -> str:
+    """Who won, at which confidence, in one sentence."""
+    n = race.looks[-1].n
+    names = [shown(row.path, race.directory) for row in race.winners]
+    if len(names) == 1:
+        return (
+            f"{names[0]} is the best by {race.by.name} at n = {n}, "
+            f"with {race.level:.3g} confidence over all looks"
+        )
+    return (
+        f"a tie at n = {n}: the best by {race.by.name} is one of {', '.join(names)}, "
+        f"with {race.level:.3g} confidence over all looks"
+    )
+
+
+def _placed(race: Race, count: int | None) -> Iterator[tuple[int, Row, bool]]:
+    """Rank, row, and whether it was put out."""
+    rows = [(row, False) for row in race.winners] + [(row, True) for row in race.others]
+    for at, (row, out) in enumerate(rows[:count]):
+        yield at + 1, row, out

@@ -1,0 +1,16 @@
+"""Image data to a stable, sized list of samples that can be decoded.
+
+Folders, tar files, Hugging Face and torchvision sets go through timm's readers, which know how
+each is laid out; the bytes are decoded here, because timm's ImageDataset silently returns the next
+image when one cannot be decoded. WebDataset shards are read by the webdataset package for the same
+reason. Sample i of a run is the i-th of the data's order shuffled by the seed: the same data, seed
+and i are always the same image, and a smaller n is a prefix of a larger one.
+
+Which images are left out as bad is settled here too, before anything is embedded, so that all that
+is made from one list (views, resumed files, every checkpoint of a ranking) has the same samples.
+"""
+
+from lidar_cli.samples.drawn import Bad, Samples, told
+from lidar_cli.samples.opening import open_samples
+
+__all__ = ["Bad", "Samples", "open_samples", "told"]

@@ -1,0 +1,50 @@
+"""The data that `--data` names, by its kind."""
+
+from __future__ import annotations
+
+from lidar_cli.embedded import embedded_images
+from lidar_cli.samples.draw import draw
+from lidar_cli.samples.drawn import Samples
+from lidar_cli.samples.files import files
+from lidar_cli.samples.hugging_face import hugging_face
+from lidar_cli.samples.shards import shards
+from lidar_cli.samples.source import Candidate, Source, shuffled
+from lidar_cli.samples.vision import vision
+from lidar_cli.settings import EMBEDDED, SampleSettings
+
+
+def open_samples(settings: SampleSettings) -> Samples:
+    """The samples that the settings name: N = max(n, clean samples) of them.
+
+    Raises InputError if the data is not there, holds fewer images than asked for, or cannot be
+    read; MissingExtra if it needs a package that is not installed.
+    """
+    count = max(settings.n_samples, settings.clean_samples or 0)
+    return draw(_source(settings), count, skip=settings.bad_samples == "skip")
+
+
+def _source(settings: SampleSettings) -> Source:
+    data = EMBEDDED if settings.data is None else settings.data
+    if data == EMBEDDED:
+        return _embedded(settings.seed)
+    prefix, _, name = data.partition("/")
+    kind = prefix.lower()
+    if kind == "wds":
+        return shards(data, name, settings)
+    if kind == "torch":
+        return vision(data, name, settings)
+    if kind == "hfds":
+        return hugging_face(data, name, settings)
+    return files(data, settings)
+
+
+def _embedded(seed: int) -> Source:
+    images = embedded_images()
+
+    def candidate(index: int) -> Candidate:
+        label = int(images.labels[index])
+        return Candidate(f"digit-{index:04}", label, lambda: images.images[index])
+
+    total = len(images.images)
+    order = shuffled(total, seed)
+    return Source(EMBEDDED, map(candidate, order), total, images.images.shape[1])

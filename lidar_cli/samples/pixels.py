@@ -1,0 +1,92 @@
+"""One image, encoded or not, to uint8 [height, width, 3].
+
+- Upright: turned as its EXIF orientation says.
+- The first frame of an animation.
+- Colours as they are stored, alpha left out, as torchvision's and timm's loaders do: what lies
+  under a transparent pixel is what a network was trained on.
+- 16 bits of grey are scaled, 65535 to 255, and rounded; of 16 bits a colour Pillow keeps the upper
+  eight. CMYK goes to RGB without a profile: (255 - C)(255 - K) / 255.
+- Real-valued pixels are refused: nothing says which value is white.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lidar_cli.errors import first_line
+
+Content = bytes | Image.Image | np.ndarray  # of one image: encoded, or decoded already
+
+# More is taken for a decompression bomb, as Pillow warns from here on: 256 MB decoded.
+MOST_PIXELS = 89_478_485
+# Formats that are decoded in this process: Pillow hands others, such as EPS, to other programs.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Undecodable(Exception):
+    """An image that gives no pixels, with the reason in words."""
+
+
+def decoded(content: Content) -> np.ndarray:
+    """The pixels [height, width, 3]. Raises Undecodable."""
+    if isinstance(content, np.ndarray):
+        return content
+    try:
+        if isinstance(content, bytes):
+            content = Image.open(io.BytesIO(content), formats=_formats())
+        width, height = content.size
+        if width * height > MOST_PIXELS:
+            raise Image.DecompressionBombError
+        content.load()
+        return np.array(_upright(_rgb(content)))
+    except Undecodable:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Undecodable(f"of more than {MOST_PIXELS:,} pixels, the most that is taken") from error
+    except UnidentifiedImageError as error:
+        raise Undecodable("of no known image format") from error
+    except Exception as error:  # damaged bytes make decoders raise almost anything
+        raise Undecodable(first_line(error)) from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns when it must drop a palette's transparency
+    if image.mode == "F":
+        raise Undecodable("of real-valued pixels; expected 8 or 16 bits a channel")
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+        deep = np.asarray(image, np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise Undecodable("grey levels beyond 16 bits; expected 8 or 16 bits a channel")
+        grey = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+        grey.info = image.info
+        image = grey
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF says nothing about the pixels
+        turned = None
+    return image if turned is None else image.transpose(turned)

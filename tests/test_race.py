@@ -1,0 +1,209 @@
+"""Successive elimination: who leaves, at what confidence, for how many views."""
+
+import functools
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from make import checkpoint, image_folder, lidar_here
+
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.errors import SettingsError
+from lidar_cli.jobs.rank import rank_directory
+from lidar_cli.jobs.ranking.order import Row
+from lidar_cli.jobs.ranking.race import corrected, looks_of, put_out, race_directory
+from lidar_cli.jobs.scoring.confidence import Interval
+from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.settings import RankSettings
+
+LIDAR = METRICS["lidar"]
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "looks"),
+    [
+        (1000, 64, [129, 258, 516, 1000]),  # from 2 d + 1
+        (1000, 8, [62, 124, 248, 496, 992, 1000]),  # from n / 16
+        (160, 8, [50, 100, 160]),  # from the least
+    ],
+)
+def test_looks_double_up_to_n(n: int, d: int, looks: list[int]) -> None:
+    assert looks_of(n, d, 0.33) == looks
+
+
+def test_a_first_look_that_is_too_dear_is_refused_with_the_n_that_is_not() -> None:
+    with pytest.raises(SettingsError, match=r"first look needs 513 .* give -n 1555 or more"):
+        looks_of(1000, 256, 0.33)
+    assert looks_of(1555, 256, 0.33)[0] == 513
+
+
+def test_the_level_shares_what_may_err_among_looks_and_pairs() -> None:
+    # 0.05 over 2 looks and 4 others: 0.00625 on one side, so 0.0125 on both.
+    assert corrected(0.95, 2, 5) == pytest.approx(0.9875)
+    assert corrected(0.95, 3, 1) == pytest.approx(1 - 0.1 / 3)  # nobody to compare with
+
+
+def row(path: str, value: float | None, influences: list[float]) -> Row:
+    """A row by LiDAR, of a checkpoint whose samples have these influences."""
+    own = torch.tensor(influences, dtype=torch.float64)
+    score = Score(
+        path,
+        "projector",
+        len(own),
+        2,
+        4,
+        1e-4,
+        1e-7,
+        False,
+        lidar=value,
+        influences={"lidar": own - own.mean()},
+    )
+    se = None if value is None else float(own.std() / math.sqrt(len(own)))
+    return Row(path, (), score, value, interval=Interval(se))
+
+
+def alternating(n: int, sign: int = 1) -> list[float]:
+    """Influences of sd 1, all but: +1, -1, +1, ..."""
+    return [sign * (-1.0) ** i for i in range(n)]
+
+
+def test_only_a_gap_beyond_the_paired_interval_puts_out() -> None:
+    n = 100
+    # Influences of opposite signs: the difference has sd 2 and a standard error of 0.2, and its
+    # two-sided 95 % interval reaches about 0.4.
+    for gap, out in ((0.3, []), (0.5, [1])):
+        found = [row("a", 10.0, alternating(n)), row("b", 10.0 - gap, alternating(n, -1))]
+        assert put_out(found, [10.0, 10.0 - gap], n, LIDAR, 0.95) == out
+    # The same influences: the difference is known exactly, however uncertain both values are.
+    found = [row("a", 10.0, alternating(n)), row("b", 9.99, alternating(n))]
+    assert put_out(found, [10.0, 9.99], n, LIDAR, 0.95) == [1]
+
+
+def test_without_a_value_or_an_interval_nobody_leaves_or_sends_away() -> None:
+    null = row("a", None, alternating(100))
+    few = Row("b", (), null.score, 99.0)  # a value, and no interval
+    found = [null, few, row("c", 1.0, alternating(100))]
+    assert put_out(found, [None, 99.0, 1.0], 100, LIDAR, 0.95) == []
+
+
+def test_a_gap_that_closes_before_n_puts_nobody_out() -> None:
+    # 100 samples gave 12 and 8; up to n = 400 each gains 3/4 of what it gained since 50.
+    found = [row("a", 12.0, alternating(100)), row("b", 8.0, alternating(100))]
+    for half, n, out in (
+        ([10.0, 4.0], 400, [1]),  # 13.5 and 11
+        ([10.0, 1.0], 400, [1]),  # 13.5 and 13.25
+        ([12.0, 1.0], 400, []),  # 12 and 13.25
+        ([12.0, 1.0], 100, [1]),  # nothing is left to gain
+        ([None, 4.0], 400, []),  # a line needs two points
+    ):
+        assert put_out(found, half, n, LIDAR, 0.95) == out
+
+
+def test_the_best_is_put_out_no_more_often_than_promised() -> None:
+    """Eight whose expectations are equal, which is the hardest case, seen at three looks."""
+    generator = torch.Generator().manual_seed(0)
+    draws, entrants, looks = 400, 8, (50, 100, 200)
+    level = corrected(0.95, len(looks), entrants)
+    lost = 0
+    for _ in range(draws):
+        shared = torch.randn(looks[-1], 1, generator=generator, dtype=torch.float64)
+        own = torch.randn(looks[-1], entrants, generator=generator, dtype=torch.float64)
+        samples = shared + own  # the value is the mean, its influences what is above it
+        best_is_out = False
+        for n in looks:
+            values = samples[:n].mean(dim=0)
+            found = [
+                row(str(k), float(values[k]), samples[:n, k].tolist()) for k in range(entrants)
+            ]
+            best_is_out |= 0 in put_out(found, values.tolist(), n, LIDAR, level)
+        lost += best_is_out
+    # At the nominal 5 % of 400 draws: 20, and 34 are beyond three standard deviations of it.
+    assert lost <= 33
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six checkpoints with d = 8, and 170 photographs."""
+    folder = tmp_path_factory.mktemp("race")
+    for seed in range(6):
+        checkpoint(folder / "runs" / f"{seed}.pt", seed)
+    image_folder(folder / "images", 170)
+    return folder
+
+
+def settings(runs: Path, cache: Path, **more: object) -> RankSettings:
+    known = {"data": str(runs / "images"), "n_samples": 170, "n_views": 2, "image_size": 24}
+    return RankSettings(**(known | {"device": "cpu", "cache": cache} | more))  # type: ignore[arg-type]
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    return functools.partial(lidar_here, monkeypatch=monkeypatch, capfd=capfd)
+
+
+@pytest.mark.parametrize("by", ["lidar", "rankme", "alignment"])
+def test_the_winner_is_that_of_the_whole_ranking_for_fewer_views(
+    runs: Path, tmp_path: Path, by: str
+) -> None:
+    whole = rank_directory(runs / "runs", settings(runs, tmp_path / "whole", by=by))
+    best = whole.groups[0].rows[0].path
+    race = race_directory(runs / "runs", settings(runs, tmp_path / "race", by=by, race_budget=0.6))
+    assert best in [row.path for row in race.winners]
+    assert race.full == 6 * 170 * 2
+    assert race.spent <= 0.6 * race.full
+    assert race.looks[0].n == 50
+    assert race.spent == sum(look.views for look in race.looks)
+    entrants = 6
+    for look, before in zip(race.looks, (0, *(look.n for look in race.looks)), strict=False):
+        assert look.entrants == entrants
+        assert look.views == entrants * (look.n - before) * 2
+        entrants -= look.put_out
+    assert len(race.winners) == entrants
+    assert len(race.winners) + len(race.others) == 6
+
+
+def test_a_ranking_after_a_race_goes_on_where_it_ended(runs: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    race = race_directory(runs / "runs", settings(runs, cache, race_budget=0.4))
+    again = race_directory(runs / "runs", settings(runs, cache, race_budget=0.4))
+    assert [row.value for row in again.winners] == [row.value for row in race.winners]
+    fresh = rank_directory(runs / "runs", settings(runs, tmp_path / "fresh"))
+    after = rank_directory(runs / "runs", settings(runs, cache))
+    assert [(row.path, row.value) for row in after.groups[0].rows] == [
+        (row.path, row.value) for row in fresh.groups[0].rows
+    ]
+
+
+def test_the_command_prints_what_was_spent_and_how_sure_it_is(
+    runs: Path, tmp_path: Path, run: Run
+) -> None:
+    words = ["rank", runs / "runs", "--data", runs / "images", "-n", 170, "-q", 2, "--image-size"]
+    words += [24, "--device", "cpu", "--cache", tmp_path / "cache", "--race", "--race-budget", 0.6]
+    table = run(*words)
+    assert table.returncode == 0, table.stderr
+    assert "with 0.95 confidence over all looks" in table.stdout
+    told = json.loads(run(*words, "--json").stdout)
+    spent, full = told["race"]["views"], told["race"]["views_of_all"]
+    assert f"spent {spent:,} of {full:,} views ({spent / full:.0%})" in table.stdout
+    assert [row["rank"] for row in told["checkpoints"]] == [1, 2, 3, 4, 5, 6]
+    named = [told["race"]["winner"]] if told["race"]["winner"] else told["race"]["tied"]
+    assert named == [row["path"] for row in told["checkpoints"] if not row["put_out"]]
+    quiet = run(*words, "--quiet", "--top", 1)
+    assert quiet.stdout == f"{told['checkpoints'][0]['path']}\n"
+
+
+def test_what_a_race_cannot_do_is_one_line(runs: Path, tmp_path: Path, run: Run) -> None:
+    words = ["rank", runs / "runs", "--data", runs / "images", "--race", "--cache", tmp_path / "c"]
+    refused = run(*words, "--no-store")
+    assert refused.returncode == 2
+    assert refused.stderr == "error: --race and --no-store exclude each other; give one\n"
+    small = run(*words, "-n", 60, "--device", "cpu")
+    assert small.returncode == 2
+    assert small.stderr.startswith("error: --race: the first look needs 50 samples")
