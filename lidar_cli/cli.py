@@ -75,11 +75,14 @@ def extract(
     """Embed augmented views of images with a checkpoint, into an HDF5 feature file."""
     resolved = _resolve(ExtractSettings, options, config, show_config)
     from lidar_cli.jobs.extract import extract_checkpoint
+    from lidar_cli.jobs.place import find_place
     from lidar_cli.report.terminal import Terminal
 
-    with Terminal() as terminal:
-        done = extract_checkpoint(checkpoint, resolved.values, terminal)
-    typer.echo(done.path)
+    place = find_place()
+    with Terminal(place.speaks) as terminal:
+        done = extract_checkpoint(checkpoint, resolved.values, terminal, place)
+    if done.tells:
+        typer.echo(done.path)
 
 
 @app.command()
@@ -108,23 +111,33 @@ def score(
 
         check_plot(plot)
     _check_page(page, overwrite)
+    from lidar_cli.jobs.place import find_place
     from lidar_cli.jobs.score import parse_metrics, score_file
     from lidar_cli.jobs.scoring.converge import converge_file
+    from lidar_cli.jobs.scoring.fellows import meeting
     from lidar_cli.report import scores as report
     from lidar_cli.report.terminal import Terminal
 
-    wanted = parse_metrics(resolved.values.metrics)
-    job = converge_file if resolved.values.converge else score_file
+    place = find_place()
+    values = place.settled(resolved.values)
+    wanted = parse_metrics(values.metrics)
+    if values.converge and place.ranks > 1:
+        raise SettingsError("--converge: one process reads the file; leave out torchrun")
     found, failed = [], 0
-    with Terminal() as terminal:
+    with Terminal(place.speaks) as terminal, meeting(place) as fellows:
         for file in files:
             try:
-                found += job(file, resolved.values, terminal)
+                if values.converge:
+                    found += converge_file(file, values, terminal)
+                else:
+                    found += score_file(file, values, terminal, fellows)
             except SettingsError:
                 raise
             except LidarError as error:
                 failed = error.exit_status
                 terminal.note(f"error: {error}")
+    if not place.speaks:
+        return  # with status 0: the engine would end the one that is still to print
     if json:
         typer.echo(report.to_json(found))
     elif csv:

@@ -52,6 +52,11 @@ class Embeddings:
         assert self.clean is not None
         return self.clean.shape[0], 0, self.clean.shape[1]
 
+    @property
+    def span(self) -> range:
+        """All samples, those with views and those with a clean embedding alone."""
+        return range(max(part.shape[0] for part in (self.views, self.clean) if part is not None))
+
     def first(self, n: int, q: int, n_rows: int) -> Embeddings:
         """The same layer as if it had only its first n samples, q views of each, and n_rows rows.
 
@@ -66,19 +71,21 @@ class Embeddings:
             content=None,
         )
 
-    def chunks(self, memory: int) -> Iterator[Chunk]:
+    def chunks(self, memory: int, span: range | None = None) -> Iterator[Chunk]:
         """Chunks of whole samples in order, each of about `memory` bytes on disk.
 
+        span: of the samples to read, all if None.
         Samples that have only a clean embedding come last, in chunks of their own.
         """
         with_views = self.views.shape[0] if self.views is not None else 0
-        start, total = 0, max(with_views, self.clean.shape[0] if self.clean is not None else 0)
+        span = self.span if span is None else span
+        start, total = span.start, span.stop
         while start < total:
             has_views = start < with_views
             parts = [part for part in (self.views if has_views else None, self.clean) if part]
             stop = min(
                 start + max(1, memory // max(1, sum(_bytes_a_sample(part) for part in parts))),
-                with_views if has_views else total,
+                min(with_views, total) if has_views else total,
             )
             chunk = Chunk(
                 start,

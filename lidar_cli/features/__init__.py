@@ -8,10 +8,11 @@
 
 Datasets are contiguous and allocated at creation, in HDF5's default format, so that a killed
 writer leaves a file that plain `h5py.File(path)` opens. It is written as NAME.partial and renamed
-when every sample is done: a file under its final name is complete. Nothing else knows HDF5.
+when every sample is done: a file under its final name is complete. Several processes write a shard
+each, joined by a file of virtual datasets (`shards`). Nothing else knows HDF5.
 """
 
-from lidar_cli.features.form import Layout, as_numbers, is_hdf5, partial_path
+from lidar_cli.features.form import Layout, Share, as_numbers, is_hdf5, partial_path
 from lidar_cli.features.read import (
     read_first,
     read_hdf5,
@@ -19,18 +20,25 @@ from lidar_cli.features.read import (
     read_labels,
     read_provenance,
 )
+from lidar_cli.features.shards import agree, check_startable, join, joined_name, shard_path
 from lidar_cli.features.write import FeatureWriter, check_absent
 
 __all__ = [
     "FeatureWriter",
     "Layout",
+    "Share",
+    "agree",
     "as_numbers",
     "check_absent",
+    "check_startable",
     "is_hdf5",
+    "join",
+    "joined_name",
     "partial_path",
     "read_first",
     "read_hdf5",
     "read_interrupted",
     "read_labels",
     "read_provenance",
+    "shard_path",
 ]

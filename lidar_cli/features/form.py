@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lidar_cli.features.inside import check_array, member
 from lidar_cli.features.provenance import parsed
 
 FORMAT = "lidar-features"
+SHARD_FORMAT = "lidar-features-shard"
 VERSION = 1
 TYPES = {"float32": np.float32, "float16": np.float16}
 DAMAGE = (
@@ -42,6 +44,24 @@ class Layout:
     n_views: int  # q
     n_clean: int  # N, with a clean embedding
     storage: str = "float32"
+
+    def within(self, span: range) -> Layout:
+        """The layout of a contiguous run of the samples alone."""
+        with_views = max(0, min(span.stop, self.n_samples) - span.start)
+        return replace(self, n_samples=with_views, n_clean=len(span))
+
+
+@dataclass(frozen=True)
+class Share:
+    """The samples of a feature file that one of several processes writes, into its shard."""
+
+    rank: int
+    ranks: int
+    span: range
+
+    def describe(self) -> str:
+        """As a shard's attribute `share` holds it."""
+        return f"{self.rank} of {self.ranks}: samples {self.span.start} to {self.span.stop}"
 
 
 def partial_path(path: Path) -> Path:
@@ -95,9 +115,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
             ) from error
 
 
-def provenance_of(file: h5py.File, path: Path) -> dict[str, Any]:
+def provenance_of(file: h5py.File, path: Path, form: str = FORMAT) -> dict[str, Any]:
     """The provenance in an open file. Raises FeatureFileError if it is none of ours."""
-    if not is_ours(file):
+    if not is_ours(file, form):
         raise FeatureFileError(
             f"{path}: an HDF5 file, but not a feature file (no format attribute)"
         )
@@ -109,10 +129,10 @@ def provenance_of(file: h5py.File, path: Path) -> dict[str, Any]:
     return parsed(file.attrs["provenance"])
 
 
-def is_ours(file: h5py.File) -> bool:
-    """Whether a file calls itself a feature file."""
+def is_ours(file: h5py.File, form: str = FORMAT) -> bool:
+    """Whether a file calls itself a feature file, or a shard of one."""
     found = file.attrs.get("format")
-    return isinstance(found, str) and found == FORMAT
+    return isinstance(found, str) and found == form
 
 
 def check_complete(file: h5py.File, path: Path) -> None:
@@ -123,6 +143,18 @@ def check_complete(file: h5py.File, path: Path) -> None:
             f"{path}: incomplete, {int(done.sum())} of {len(done)} samples; "
             "finish it with lidar extract --resume"
         )
+
+
+def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Fields in which the provenance of a file differs from another, for the same embeddings."""
+    # A round trip through JSON, as the file's had, where tuples become lists.
+    stored: dict[str, Any] = json.loads(json.dumps(wanted))
+    return sorted(
+        key
+        for key in found.keys() | stored.keys()
+        # The path may be spelt otherwise; sha256 says which checkpoint it is.
+        if key != "checkpoint" and found.get(key) != stored.get(key)
+    )
 
 
 def checksums_of(views: np.ndarray, clean: np.ndarray) -> np.ndarray:

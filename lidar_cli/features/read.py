@@ -18,6 +18,7 @@ from lidar_cli.errors import FeatureFileError, Unresumable, first_line
 from lidar_cli.features.form import (
     DAMAGE,
     NOTHING,
+    SHARD_FORMAT,
     check_complete,
     check_unlocked,
     checksums_of,
@@ -27,6 +28,7 @@ from lidar_cli.features.form import (
     provenance_of,
 )
 from lidar_cli.features.inside import check_array, float_arrays, has, member
+from lidar_cli.features.shards import check_shards, joined_name
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
     with opened(path) as file:
         found = provenance_of(file, path)
         check_complete(file, path)
+        check_shards(file, path)
         return found
 
 
@@ -78,10 +81,15 @@ def read_hdf5(
     HDF5 file has no array of the right shape.
     """
     with opened(path) as file:
+        if dataset is None and is_ours(file, SHARD_FORMAT):
+            raise FeatureFileError(
+                f"{path}: a shard of a feature file; give the joined file, {joined_name(path)}"
+            )
         if dataset is not None or not is_ours(file):
             return [_foreign(file, path, dataset, views_per_sample)]
         provenance = provenance_of(file, path)
         check_complete(file, path)
+        check_shards(file, path)
         known = list(member(file, "embeddings", path))
         wanted = known if layers == "auto" else [name.strip() for name in layers.split(",")]
         for name in wanted:

@@ -1,4 +1,4 @@
-"""One process writing one feature file, resumable at any sample."""
+"""One process writing one feature file, or its shard of one, resumable at any sample."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from lidar_cli.features.form import (
     DAMAGE,
     FORMAT,
     NOTHING,
+    SHARD_FORMAT,
     TYPES,
     VERSION,
     Layout,
+    Share,
     as_numbers,
     check_unlocked,
     checksums_of,
+    differing,
     in_use,
     is_hdf5,
     partial_path,
@@ -35,15 +38,19 @@ from lidar_cli.features.inside import check_writable
 class FeatureWriter:
     """One process writing one feature file, sample by sample, in any order.
 
+    span: the samples that it holds, those of a share or all.
     A context manager; leaving it without `finish` keeps NAME.partial for `resume`.
     """
 
-    def __init__(self, path: Path, partial: Path, file: h5py.File, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, partial: Path, file: h5py.File, overwrite: bool, share: Share | None
+    ) -> None:
         self.path = path
         self._partial = partial
         self._file = file
         self._overwrite = overwrite
-        self.done: np.ndarray = file["samples/done"][:].astype(bool)  # [N]
+        self.done: np.ndarray = file["samples/done"][:].astype(bool)  # [len(span)]
+        self.span = share.span if share else range(len(self.done))
 
     @classmethod
     def create(
@@ -54,12 +61,14 @@ class FeatureWriter:
         labels: Sequence[int] | None,
         provenance: Mapping[str, Any],
         *,
+        share: Share | None = None,
         bad: Sequence[tuple[str, str]] = (),
         overwrite: bool = False,
     ) -> FeatureWriter:
         """A new NAME.partial with all datasets allocated.
 
         ids: a name a sample, [N]; labels: class numbers [N], -1 unknown, or None.
+        share: the samples that the file is to hold, all if None.
         bad: name and fault of each image that was left out.
         Raises FeatureFileError if the output or its partial file exists and is not to be replaced,
         or the directory cannot be written; InUse if another process is writing it.
@@ -67,6 +76,9 @@ class FeatureWriter:
         partial = partial_path(path)
         begun = _begun_path(partial)
         check_absent(path, overwrite)
+        if share is not None:
+            layout, ids = layout.within(share.span), ids[share.span.start : share.span.stop]
+            labels = labels and labels[share.span.start : share.span.stop]
         try:
             if overwrite:
                 _remove_unlocked(partial)
@@ -78,8 +90,9 @@ class FeatureWriter:
         except OSError as error:
             raise FeatureFileError(f"{partial}: cannot be created: {first_line(error)}") from error
         try:
-            _allocate(file, layout, ids, labels, bad, provenance)
-            _name_anew(begun, partial)
+            describe(file, ids, labels, bad, provenance, share)
+            _allocate(file, layout)
+            name_anew(begun, partial)
         except BaseException as error:
             _close(file)
             begun.unlink(missing_ok=True)
@@ -88,11 +101,16 @@ class FeatureWriter:
             if isinstance(error, (OSError, RuntimeError)):
                 raise _unwritable(partial, error) from error
             raise
-        return cls(path, partial, file, overwrite)
+        return cls(path, partial, file, overwrite, share)
 
     @classmethod
     def resume(
-        cls, path: Path, provenance: Mapping[str, Any], *, overwrite: bool = False
+        cls,
+        path: Path,
+        provenance: Mapping[str, Any],
+        *,
+        share: Share | None = None,
+        overwrite: bool = False,
     ) -> FeatureWriter:
         """The existing NAME.partial, with every finished row's checksum verified.
 
@@ -101,6 +119,7 @@ class FeatureWriter:
         if another process is writing it.
         """
         partial = partial_path(path)
+        anew = "remove it to start anew" if share else "start anew with --overwrite"
         try:
             if not is_hdf5(partial):  # h5py would take an empty file for a new one
                 raise OSError("it does not begin as HDF5 files do")
@@ -109,32 +128,26 @@ class FeatureWriter:
             raise in_use(partial) from error
         except OSError as error:
             raise Unresumable(
-                f"{partial}: cannot be opened: {first_line(error)}; start anew with --overwrite"
+                f"{partial}: cannot be opened: {first_line(error)}; {anew}"
             ) from error
         try:
-            found = provenance_of(file, partial)
-            wanted = _as_stored(provenance)
-            differing = sorted(
-                key
-                for key in found.keys() | wanted.keys()
-                # The path may be spelt otherwise; sha256 says which checkpoint it is.
-                if key != "checkpoint" and found.get(key) != wanted.get(key)
-            )
-            if differing:
+            found = provenance_of(file, partial, SHARD_FORMAT if share else FORMAT)
+            other = differing(found, provenance)
+            if share and file.attrs["share"] != share.describe():
+                other.append("share")
+            if other:
                 raise Unresumable(
-                    f"{partial}: was begun with other settings ({', '.join(differing)} differ); "
-                    "give those settings again, or start anew with --overwrite"
+                    f"{partial}: was begun with other settings ({', '.join(other)} differ); "
+                    f"give those settings again, or {anew}"
                 )
             _begun_path(partial).unlink(missing_ok=True)  # where a kill came between two names
             check_writable(file, partial)
-            writer = cls(path, partial, file, overwrite)
+            writer = cls(path, partial, file, overwrite, share)
             writer._verify()
         except BaseException as error:
             file.close()
             if isinstance(error, DAMAGE):
-                raise Unresumable(
-                    f"{partial}: damaged: {first_line(error)}; start anew with --overwrite"
-                ) from error
+                raise Unresumable(f"{partial}: damaged: {first_line(error)}; {anew}") from error
             raise
         return writer
 
@@ -147,13 +160,13 @@ class FeatureWriter:
         Raises DegenerateFeatures if a value is not finite, or overflows float16; FeatureFileError
         if the disk is full.
         """
-        first, last = samples[0], samples[-1] + 1
+        first, last = (at - self.span.start for at in (samples[0], samples[-1] + 1))
         try:
             for layer, rows in clean.items():
                 group = self._file["embeddings"][layer]
                 storage = group["clean"].dtype.name
-                stored_clean = as_numbers(rows, storage, layer, first).cpu().numpy()
-                stored_views = as_numbers(views[layer], storage, layer, first).cpu().numpy()
+                stored_clean = as_numbers(rows, storage, layer, samples[0]).cpu().numpy()
+                stored_views = as_numbers(views[layer], storage, layer, samples[0]).cpu().numpy()
                 if len(stored_views):
                     group["views"][first : first + len(stored_views)] = stored_views
                 group["clean"][first:last] = stored_clean
@@ -233,7 +246,7 @@ def _remove_unlocked(partial: Path) -> None:
         partial.unlink()
 
 
-def _name_anew(file: Path, name: Path) -> None:
+def name_anew(file: Path, name: Path) -> None:
     """Rename a file unless the name is taken. Raises FileExistsError."""
     try:
         os.link(file, name)
@@ -247,17 +260,31 @@ def _name_anew(file: Path, name: Path) -> None:
         file.unlink()
 
 
-def _allocate(
+def describe(
     file: h5py.File,
-    layout: Layout,
     ids: Sequence[str],
     labels: Sequence[int] | None,
     bad: Sequence[tuple[str, str]],
     provenance: Mapping[str, Any],
+    share: Share | None = None,
 ) -> None:
-    file.attrs["format"] = FORMAT
+    """Write what a new file holds beside the embeddings; no sample is done."""
+    file.attrs["format"] = SHARD_FORMAT if share else FORMAT
     file.attrs["version"] = VERSION
     file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
+    if share is not None:
+        file.attrs["share"] = share.describe()
+    samples = file.create_group("samples")
+    text = h5py.string_dtype("utf-8")
+    samples.create_dataset("id", data=list(ids), dtype=text)
+    if bad:
+        samples.create_dataset("bad", data=list(bad), dtype=text)
+    if labels is not None:
+        samples.create_dataset("label", data=np.asarray(labels, np.int64))
+    _create(samples, "done", (len(ids),), np.uint8)
+
+
+def _allocate(file: h5py.File, layout: Layout) -> None:
     n, q, clean = layout.n_samples, layout.n_views, layout.n_clean
     numbers = TYPES[layout.storage]
     for layer, d in layout.widths.items():
@@ -266,14 +293,6 @@ def _allocate(
             _create(group, "views", (n, q, d), numbers)
         _create(group, "clean", (clean, d), numbers)
         _create(group, "crc32", (clean,), np.uint32)
-    samples = file.create_group("samples")
-    text = h5py.string_dtype("utf-8")
-    samples.create_dataset("id", data=list(ids), dtype=text)
-    if bad:
-        samples.create_dataset("bad", data=list(bad), dtype=text)
-    if labels is not None:
-        samples.create_dataset("label", data=np.asarray(labels, np.int64))
-    _create(samples, "done", (clean,), np.uint8)
     file.flush()
 
 
@@ -284,12 +303,6 @@ def _create(group: h5py.Group, name: str, shape: tuple[int, ...], numbers: Any) 
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(numbers))
     h5py.h5d.create(group.id, name.encode(), kind, space, properties)
-
-
-def _as_stored(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Provenance after a round trip through JSON, where tuples become lists."""
-    stored: dict[str, Any] = json.loads(json.dumps(provenance))
-    return stored
 
 
 def _check_space(partial: Path, layout: Layout) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.compiled import compile_backbone
 from lidar_cli.jobs.embedding.embed import embed_all
 from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
+from lidar_cli.jobs.embedding.share import check_shared, embed_share
 from lidar_cli.jobs.embedding.view_store import ViewStore
+from lidar_cli.jobs.place import Place
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples, told
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
@@ -29,7 +31,10 @@ CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".tor
 
 @dataclass(frozen=True)
 class Extraction:
-    """What `extract` did."""
+    """What `extract` did.
+
+    tells: whether, of several processes, this is the one to say that the file is there.
+    """
 
     path: Path
     widths: dict[str, int]  # layer -> d
@@ -39,6 +44,7 @@ class Extraction:
     batch_size: int
     embedded: int  # samples embedded now; fewer than n_clean after a resume
     seconds: float
+    tells: bool = True
 
 
 def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: Any) -> Extraction:
@@ -63,17 +69,31 @@ def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: A
 
 
 def extract_checkpoint(
-    checkpoint: Path, settings: ExtractSettings, watcher: Watcher | None = None
+    checkpoint: Path,
+    settings: ExtractSettings,
+    watcher: Watcher | None = None,
+    place: Place | None = None,
 ) -> Extraction:
     """Embed the samples that the settings name with a checkpoint and write a feature file.
 
+    place: among processes that do this together, each its share; None for one alone.
     Raises CheckpointError, InputError, FeatureFileError or SettingsError, each before anything is
     computed where that can be.
     """
-    watcher = watcher or Watcher()
+    watcher, place = watcher or Watcher(), place or Place()
     output = settings.output or Path(f"{stem(checkpoint)}.h5")
-    if not settings.resume:
+    shared = place.ranks > 1
+    # Else the one that joins the shards tells, be it before this one has looked.
+    tells = place.speaks and output.exists() and not place.restarted
+    if shared:
+        check_shared(settings)
+        watcher.note(
+            f"{place.ranks} processes make {output} together, as RANK and WORLD_SIZE tell; unset "
+            "these to work alone"
+        )
+    elif not settings.resume:
         check_absent(output, settings.overwrite)
+    settings = place.settled(settings)
     device = find_device(settings.device)
     # Before the work: a mistyped name, or an unknown key of a [recipe] table, is told at once.
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
@@ -86,7 +106,14 @@ def extract_checkpoint(
     for remark in (found.note, found.branch_reason, plan.provenance["layer_reason"]):
         if remark:
             watcher.note(f"{checkpoint}: {remark}")
-    return run(plan, loaded, samples, settings, output, device, watcher)
+    if not shared:
+        return run(plan, loaded, samples, settings, output, device, watcher)
+    begun = time.monotonic()
+    loaded.set_image_size(plan.views.image_size)
+    work = Pass(plan, loaded, samples, device, settings.workers)
+    done = embed_share(work, settings, output, place, watcher)
+    record = _record(output, plan, done.batch_size, done.embedded, begun)
+    return replace(record, tells=done.joined or tells)
 
 
 def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -> Loaded:

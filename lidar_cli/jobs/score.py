@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from lidar_cli.errors import InputError, SettingsError, nearest
 from lidar_cli.features import is_hdf5, read_hdf5
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.scoring.confidence import confidence, without_interval
+from lidar_cli.jobs.scoring.fellows import Fellows, gather_together
 from lidar_cli.jobs.scoring.gather import Gathered, gather
 from lidar_cli.jobs.scoring.influences import influences
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score, Sheet
@@ -24,18 +25,26 @@ from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, ScoreSettings
 
 
-def score_file(path: Path, settings: ScoreSettings, watcher: Watcher | None = None) -> list[Score]:
+def score_file(
+    path: Path,
+    settings: ScoreSettings,
+    watcher: Watcher | None = None,
+    fellows: Fellows | None = None,
+) -> list[Score]:
     """A score for each layer of a feature file, or for the array of another file.
 
+    fellows: processes that do this together, and read a part each; all come to the same result.
     Raises InputError or FeatureFileError if the file cannot be used, SettingsError for an unknown
     metric or device.
     """
     watcher = watcher or Watcher()
     wanted = parse_metrics(settings.metrics)
     device = find_device(settings.device)
+    with fellows.alike() if fellows else nullcontext():
+        layers = open_embeddings(path, settings)
     return [
-        score(embeddings, settings, device, wanted, watcher, settings.confidence)
-        for embeddings in open_embeddings(path, settings)
+        score(embeddings, settings, device, wanted, watcher, settings.confidence, fellows=fellows)
+        for embeddings in layers
     ]
 
 
@@ -76,18 +85,23 @@ def score(
     watcher: Watcher,
     level: float | None = None,
     cache: Path | None = None,
+    fellows: Fellows | None = None,
 ) -> Score:
     """The wanted metrics of one layer, in one pass over its chunks.
 
     level: adds intervals at that level, in a second pass over the chunks.
     cache: a folder that keeps what the second pass gave, so that it is not needed again.
+    fellows: as in `score_file`.
     Raises InputError if a number in the file is not finite, or memory does not suffice.
     """
     if embeddings.note:
         watcher.note(embeddings.note)
     with enough_memory(embeddings):
-        state = gather(embeddings, settings, device, wanted, watcher)
-        return score_gathered(embeddings, settings, state, wanted, watcher, level, cache)
+        if fellows is None:
+            state = gather(embeddings, settings, device, wanted, watcher)
+        else:
+            state = gather_together(embeddings, settings, device, wanted, watcher, fellows)
+        return score_gathered(embeddings, settings, state, wanted, watcher, level, cache, fellows)
 
 
 @contextmanager
@@ -113,6 +127,7 @@ def score_gathered(
     watcher: Watcher,
     level: float | None = None,
     cache: Path | None = None,
+    fellows: Fellows | None = None,
 ) -> Score:
     """The wanted metrics of one layer from its moments, as `score` gives them."""
     found = Sheet(embeddings, settings, state, wanted).score()
@@ -122,7 +137,7 @@ def score_gathered(
     sure = [name for name in METRICS if name in wanted and name not in missing]
     known: dict[str, Tensor] = {}
     if sure and embeddings.once is None:
-        known = influences(embeddings, settings, state, sure, watcher, cache)
+        known = influences(embeddings, settings, state, sure, watcher, cache, fellows)
     return with_intervals(found, wanted, known, state.rows.n, level, embeddings.once)
 
 

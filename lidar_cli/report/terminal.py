@@ -16,9 +16,13 @@ PATIENCE = 0.5  # seconds before a bar appears: short work needs none
 
 
 class Terminal(Watcher):
-    """A watcher that shows what it is told. A context manager; leaving it removes the bar."""
+    """A watcher that shows what it is told. A context manager; leaving it removes the bar.
 
-    def __init__(self) -> None:
+    speaks: whether it does; of several processes that share a terminal one is enough.
+    """
+
+    def __init__(self, speaks: bool = True) -> None:
+        self._speaks = speaks
         self._console = Plain(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -48,7 +52,7 @@ class Terminal(Watcher):
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Move the bar of `task`; a new task replaces the last one's bar."""
-        if not self._console.is_terminal:
+        if not self._speaks or not self._console.is_terminal:
             return
         if not self._shown and time.monotonic() - self._begun > PATIENCE:
             self._progress.start()
@@ -62,7 +66,7 @@ class Terminal(Watcher):
 
     def note(self, text: str) -> None:
         """Print one line, once."""
-        if text in self._said:
+        if not self._speaks or text in self._said:
             return
         self._said.add(text)
         if self._console.is_terminal:

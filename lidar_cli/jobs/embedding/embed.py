@@ -24,7 +24,8 @@ from lidar_cli.jobs.watch import Watcher
 class Sink(Protocol):
     """Where embeddings go."""
 
-    done: np.ndarray  # [N], whether a sample is in already
+    span: range  # the samples that it takes; it begins where a batch does
+    done: np.ndarray  # [len(span)], whether a sample is in already
 
     def write(
         self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
@@ -40,18 +41,20 @@ def embed_all(
 ) -> int:
     """Put the embeddings of all samples that the sink lacks into it. How many these were.
 
+    Batches lie on the index of all samples, whichever of them the sink takes.
     until: only whole batches, up to the one that holds so many samples.
 
     Raises InputError if an image cannot be decoded, CheckpointError if a layer's shape is not as
     described, torch.OutOfMemoryError if the batch does not fit, and what the sink raises.
     """
-    total = work.plan.layout.n_clean
+    first, stop = sink.span.start, sink.span.stop
     todo = [
         start
-        for start in range(0, total if until is None else until, batch_size)
-        if not sink.done[start : start + batch_size].all()
+        for start in range(first, stop if until is None else min(stop, until), batch_size)
+        if not sink.done[start - first : start - first + batch_size].all()
     ]
-    left = sum(min(start + batch_size, total) - start for start in todo)
+    total = len(sink.span)
+    left = sum(min(start + batch_size, stop) - start for start in todo)
     count = 0
     lane = Lane(work.device)
     watcher.progress(task, total - left, total)

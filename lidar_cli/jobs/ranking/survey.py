@@ -13,7 +13,7 @@ from lidar_cli.checkpoints import Description, open_checkpoint, read_contents, s
 from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.errors import InputError, LidarError, NoWeights, SettingsError
-from lidar_cli.features import is_hdf5, read_provenance
+from lidar_cli.features import is_hdf5, joined_name, read_provenance
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import ModelSettings
@@ -96,6 +96,9 @@ def place(path: Path, found: Survey, settings: ModelSettings, watcher: Watcher) 
     """Give a file its place in what was found. Raises SettingsError as `survey`."""
     if NOT_WEIGHTS.fullmatch(path.name.lower()):
         found.skipped.append(Left(str(path), "by its name, not model weights"))
+        return
+    if joined := joined_name(path):
+        found.skipped.append(Left(str(path), f"by its name, a shard of {joined}"))
         return
     try:
         if path.name.lower().endswith(FEATURE_SUFFIXES) and is_hdf5(path):

@@ -79,6 +79,7 @@ class Unstored:
             f"{room / 2**30:,.2f} GB may be used; leave out --no-store",
         )
         self.gathered = Gathered(self.embeddings, settings, device, EVERY_METRIC)
+        self.span = range(layout.n_clean)
         self.done = np.zeros(layout.n_clean, bool)
         self._waiting: list[tuple[Tensor, Tensor]] = []  # views [c, q, d], clean [b, d]
 

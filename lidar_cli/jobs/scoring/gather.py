@@ -106,28 +106,35 @@ def read_into(
 ) -> None:
     """Update a state with all samples, read once in chunks that together take the memory allowed.
 
-    The next chunk is read while one is summed.
-
     Raises InputError if a number is not finite, with the count over the whole file.
     """
-    bad = _NonFinite(embeddings)
-    parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
-    total = max(part.shape[0] for part in parts)
+    read_span(state, embeddings, settings, watcher, embeddings.span).refuse()
+
+
+def read_span(
+    state: State, embeddings: Embeddings, settings: MetricSettings, watcher: Watcher, span: range
+) -> NonFinite:
+    """Update a state with the samples of a span; no more from the first bad number on.
+
+    The next chunk is read while one is summed.
+    """
+    bad = NonFinite(embeddings)
     memory = parse_size(settings.memory) // CHUNKS_IN_MEMORY
-    with ahead(embeddings.chunks(memory)) as chunks:
+    with ahead(embeddings.chunks(memory, span)) as chunks:
         for chunk in chunks:
             if not bad.check(chunk):
                 state.update(chunk)
-            watcher.progress(f"reading {embeddings.file}", chunk.stop, total)
+            done = chunk.stop - span.start
+            watcher.progress(f"reading {embeddings.file}", done, len(span))
             del chunk  # before the next is asked for
-    bad.refuse()
+    return bad
 
 
 def _unit(block: Tensor, some: slice) -> Tensor:
     return unit_rows(block[some].double())
 
 
-class _NonFinite:
+class NonFinite:
     """Counts samples with NaN or Inf over the whole file, so that the error can tell all."""
 
     def __init__(self, embeddings: Embeddings) -> None:
@@ -148,6 +155,15 @@ class _NonFinite:
             self._samples += int((bad > 0).sum())
             self._values += int(bad.sum())
         return self._first is not None
+
+    def merge(self, other: NonFinite) -> NonFinite:
+        """The count over both parts of a file; neither operand changes."""
+        both = copy(self)
+        both._samples += other._samples
+        both._values += other._values
+        firsts = [one._first for one in (self, other) if one._first is not None]
+        both._first = min(firsts, default=None)
+        return both
 
     def refuse(self) -> None:
         """Raise InputError if anything bad was met."""

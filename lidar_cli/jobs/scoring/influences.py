@@ -18,6 +18,7 @@ from lidar_cli.core import gradients, influence
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.core.sphere import unit_rows
 from lidar_cli.embeddings import Embeddings
+from lidar_cli.jobs.scoring.fellows import Fellows
 from lidar_cli.jobs.scoring.gather import Gathered
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, parse_size
@@ -36,20 +37,41 @@ def influences(
     wanted: Collection[str],
     watcher: Watcher,
     cache: Path | None = None,
+    fellows: Fellows | None = None,
 ) -> dict[str, Tensor]:
     """Influence of each sample on each wanted metric [n], less its mean; [N] for those of rows.
 
     state: the moments of the same embeddings; every wanted metric has a value.
     cache: a folder where they are kept, if the file vouches for its content.
+    fellows: processes that read a part each.
     Memory beside the moments: a few [d, d] and the numbers returned.
     """
     kept = _Kept(cache, embeddings, settings) if cache and embeddings.content else None
     found = kept.read(wanted) if kept else None
     if found is None:
-        found = _second_pass(embeddings, settings, state, wanted, watcher)
+        if fellows is None:
+            found = _second_pass(embeddings, settings, state, wanted, watcher, embeddings.span)
+        else:
+            found = _together(embeddings, settings, state, wanted, watcher, fellows)
+        found = {name: values - values.mean() for name, values in found.items()}
         if kept:
             kept.write(found)
     return found
+
+
+def _together(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    state: Gathered,
+    wanted: Collection[str],
+    watcher: Watcher,
+    fellows: Fellows,
+) -> dict[str, Tensor]:
+    with fellows.alike():
+        span = fellows.span(embeddings)
+        own = _second_pass(embeddings, settings, state, wanted, watcher, span)
+    parts = list(fellows.each(own))
+    return {name: torch.cat([part[name] for part in parts]) for name in wanted}
 
 
 def _second_pass(
@@ -58,12 +80,12 @@ def _second_pass(
     state: Gathered,
     wanted: Collection[str],
     watcher: Watcher,
+    span: range,
 ) -> dict[str, Tensor]:
     of_views, of_rows = _of_views(settings, state, wanted), _of_rows(settings, state, wanted)
-    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
-    parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
-    total = max(part.shape[0] for part in parts)
-    for chunk in embeddings.chunks(parse_size(settings.memory)):
+    none = torch.empty(0, dtype=torch.float64)  # in spans without samples of the kind
+    found: dict[str, list[Tensor]] = {name: [none] for name in wanted}
+    for chunk in embeddings.chunks(parse_size(settings.memory), span):
         rows = chunk.clean
         if rows is None and chunk.views is not None:
             rows = chunk.views[:, 0]
@@ -73,10 +95,10 @@ def _second_pass(
         ):
             if part is not None and terms:
                 _add(part, terms, settings.normalize, state.rows.device, found)
-        watcher.progress(f"reading {embeddings.file} again", chunk.stop, total)
+        done = chunk.stop - span.start
+        watcher.progress(f"reading {embeddings.file} again", done, len(span))
         del chunk, rows, part  # before the next is read: one chunk in memory, not two
-    whole = {name: torch.cat(blocks) for name, blocks in found.items()}
-    return {name: values - values.mean() for name, values in whole.items()}
+    return {name: torch.cat(blocks) for name, blocks in found.items()}
 
 
 class _Kept:
