@@ -22,9 +22,10 @@ from lidar_cli.jobs.embedding.view_store import view_memory
 from lidar_cli.jobs.extract import tell_of
 from lidar_cli.jobs.memory import SHARE, free_memory
 from lidar_cli.jobs.place import Place
-from lidar_cli.jobs.ranking.cached import Cache, Scored, score_features
+from lidar_cli.jobs.ranking.cached import Cache, Scored
 from lidar_cli.jobs.ranking.claims import Claims
 from lidar_cli.jobs.ranking.order import Group, Row, grouped, misleading
+from lidar_cli.jobs.ranking.stored import score_features
 from lidar_cli.jobs.ranking.survey import FeatureFile, Left, survey
 from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.watch import Watcher

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
-from lidar_cli.features import partial_path, read_first, read_hdf5, read_provenance
+from lidar_cli.features import partial_path, read_first, read_provenance
 from lidar_cli.jobs.embedding.batches import Pass
-from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
+from lidar_cli.jobs.embedding.plan import Plan, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
 from lidar_cli.jobs.extract import open_with, run, stem
 from lidar_cli.jobs.ranking.claims import Claims, set_apart
+from lidar_cli.jobs.ranking.stored import ordering, score_features, serves
 from lidar_cli.jobs.ranking.survey import Checkpoint, FeatureFile
 from lidar_cli.jobs.ranking.unstored import score_unstored
 from lidar_cli.jobs.score import score, with_intervals
@@ -307,7 +308,7 @@ class Cache:
         result = with_intervals(
             result, EVERY_METRIC, result.influences, rows, level, found.without_influences
         )
-        return Scored(_ordering(result, self._settings.by), found.provenance, saved.path)
+        return Scored(ordering(result, self._settings.by), found.provenance, saved.path)
 
     def _extract_settings(self) -> ExtractSettings:
         shared = {
@@ -327,38 +328,3 @@ def failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> 
         raise
     except (LidarError, OSError) as error:
         fail(checkpoint.path, error)
-
-
-def score_features(
-    path: Path,
-    layer: str,
-    settings: RankSettings,
-    device: torch.device,
-    watcher: Watcher,
-    cache: Path,
-) -> Score:
-    """The score of one layer of a feature file, with influences on the metric that orders alone.
-
-    cache: the folder that keeps the influences on every metric.
-    Raises what `read_hdf5` and `score` raise.
-    """
-    (embeddings,) = read_hdf5(path, layer)
-    level = settings.confidence
-    found = score(embeddings, settings, device, EVERY_METRIC, watcher, level, cache)
-    return _ordering(found, settings.by)
-
-
-def _ordering(found: Score, by: str) -> Score:
-    """The score without the influences that its order does not need.
-
-    n numbers a metric are little for one checkpoint, and much for ten thousand.
-    """
-    kept = {name: found.influences[name] for name in found.influences.keys() & {by}}
-    return replace(found, influences=kept)
-
-
-def serves(provenance: dict[str, Any], plan: Plan) -> bool:
-    """Whether stored features hold what a plan would compute, perhaps beside other layers."""
-    told, wanted = identity(provenance), plan.identity
-    layers = set(told.pop("layers", ())), set(wanted.pop("layers"))
-    return layers[1] <= layers[0] and told == wanted
