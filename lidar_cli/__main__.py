@@ -9,7 +9,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING
 
-from lidar_cli.errors import LidarError
+from lidar_cli.errors import LidarError, printable
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -26,7 +26,7 @@ def main() -> None:
 
         app()
     except LidarError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.embeddings import Embeddings, Stored
-from lidar_cli.errors import InputError, nearest
+from lidar_cli.errors import InputError, first_line, nearest
 
 _SAFETENSORS_TYPES = {
     "F16": torch.float16,
@@ -26,6 +26,8 @@ _SAFETENSORS_TYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+# Bytes that an archive may unpack to, however small it is, and a byte of it, in any case.
+HARMLESS, MOST_RATIO = 2**26, 200
 _EXPECTED = "expected HDF5, .npy, .npz, .pt or .safetensors"
 
 
@@ -185,6 +187,7 @@ def _safetensor(path: Path, entry: Mapping[str, object], base: int) -> Stored:
 def _read_whole(path: Path) -> dict[str, Tensor]:
     try:
         if zipfile.is_zipfile(path) and _holds_npy(path):
+            _check_unpacked(path)
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             return {
@@ -195,21 +198,36 @@ def _read_whole(path: Path) -> dict[str, Tensor]:
                 if array.dtype.kind == "f" and array.dtype.itemsize <= 8
             }
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, Tensor):
+            content = {path.stem: content}
+        if not isinstance(content, dict):
+            raise TypeError(
+                f"holds a {type(content).__name__}; expected a tensor or a dict of tensors"
+            )
+        return {
+            str(name): _stored_whole(str(name), value)
+            for name, value in content.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+            if value.layout is torch.strided and not value.is_meta
+        }
     except Exception as error:  # numpy and torch raise whatever their parsers meet
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as .npz or .pt: {reason}") from error
-    if isinstance(content, Tensor):
-        content = {path.stem: content}
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: holds a {type(content).__name__}; expected a tensor or a dict of tensors"
-        )
-    return {
-        str(name): value.detach().contiguous()
-        for name, value in content.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-        if value.layout is torch.strided and not value.is_meta
-    }
+        raise InputError(f"{path}: cannot be read as .npz or .pt: {first_line(error)}") from error
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise ValueError if an archive unpacks to far more than embeddings of its size would."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > max(HARMLESS, MOST_RATIO * path.stat().st_size):
+        raise ValueError(f"it unpacks to {size:,} bytes, which no embeddings do")
+
+
+def _stored_whole(name: str, tensor: Tensor) -> Tensor:
+    """A tensor, contiguous. Raises ValueError if it repeats what is stored, as no save needs to."""
+    size = tensor.numel() * tensor.element_size()
+    if size > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{name} declares {size:,} bytes and stores fewer; save it .contiguous()")
+    return tensor.detach().contiguous()
 
 
 def _holds_npy(path: Path) -> bool:

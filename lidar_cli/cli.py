@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lidar_cli import __version__, configuration
-from lidar_cli.errors import LidarError, SettingsError
+from lidar_cli.errors import LidarError, SettingsError, printable
 from lidar_cli.options import with_options
 from lidar_cli.settings import (
     DemoSettings,
@@ -225,7 +225,7 @@ def rank(
     elif markdown:
         typer.echo(report.to_markdown(found, oracle))
     elif quiet:
-        typer.echo(report.to_paths(found), nl=False)
+        typer.echo(report.to_paths(found, for_people=sys.stdout.isatty()), nl=False)
     else:
         report.print_tables(found, oracle)
     if page is not None:
@@ -235,7 +235,7 @@ def rank(
     if found.failed:
         if quiet or json or csv or markdown:
             for row in found.failed:
-                sys.stderr.write(f"failed: {row.path}: {row.reason}\n")
+                sys.stderr.write(printable(f"failed: {row.path}: {row.reason}") + "\n")
         raise typer.Exit(4)
 
 
@@ -321,7 +321,7 @@ def inspect_(
             raise
         except LidarError as error:
             failed = error.exit_status
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {printable(str(error))}\n")
     if json:
         typer.echo(report.to_json(found))
     elif found:
@@ -394,6 +394,8 @@ def _resolve(
         for name, origin in resolved.origins.items():
             typer.echo(f"{name:{width}} = {getattr(resolved.values, name)!s:<12}  # {origin}")
         raise typer.Exit
+    if config is None and configuration.CONFIG_NAME in resolved.origins.values():
+        sys.stderr.write(f"settings from ./{configuration.CONFIG_NAME}, which was found here\n")
     return resolved
 
 
@@ -409,7 +411,7 @@ def _race(directory: Path, values: RankSettings, json: bool, quiet: bool) -> Non
     if json:
         typer.echo(report.to_json(found, values.top))
     elif quiet:
-        typer.echo(report.to_paths(found, values.top), nl=False)
+        typer.echo(report.to_paths(found, values.top, sys.stdout.isatty()), nl=False)
     else:
         report.print_race(found, values.top)
     if found.failed:
@@ -428,7 +430,7 @@ def _follow(directory: Path, values: RankSettings) -> None:
                 ledger.add(landed)
             else:
                 failed = True
-                sys.stderr.write(f"failed: {landed.path}: {landed.reason}\n")
+                sys.stderr.write(printable(f"failed: {landed.path}: {landed.reason}") + "\n")
     if failed:
         raise typer.Exit(4)
 

@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from lidar_cli.errors import SettingsError, nearest
+from lidar_cli.errors import SettingsError, first_line, nearest
 from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS
 
 CONFIG_NAME = "lidar.toml"
+LONGEST = 2**16  # characters of a configuration
+# A file that nobody named may have come with a download: it may neither have code run nor have
+# anything written where the user does not expect it.
+NAMED_ONLY = ("model", "output", "overwrite", "cache", "jsonl", "tensorboard", "data_dir")
 
 S = TypeVar("S")
 
@@ -45,11 +49,14 @@ def resolve(
     """
     command = next(name for name, known in COMMANDS.items() if known is cls)
     environment = os.environ if environment is None else environment
-    if config is None and Path(CONFIG_NAME).is_file():
-        config = Path(CONFIG_NAME)
     raw: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    from_file = read_config(config, command) if config is not None else {}
+    from_file: dict[str, Any] = {}
+    if config is not None:
+        from_file = read_config(config, command)
+    elif Path(CONFIG_NAME).is_file():
+        config = Path(CONFIG_NAME)
+        from_file = _found_config(config, command)
     for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
         variable = f"LIDAR_{spec.name.upper()}"
         if options.get(spec.name) is not None:
@@ -72,6 +79,26 @@ def resolve(
     return Resolved(_validate(cls, raw, origins), origins)
 
 
+def _found_config(path: Path, command: str) -> dict[str, Any]:
+    """What `read_config` gives for a file that lies here and was not named.
+
+    Raises SettingsError if it sets what only a file that was named may, or is another user's.
+    """
+    if hasattr(os, "geteuid") and path.stat().st_uid not in (os.geteuid(), 0):
+        raise SettingsError(
+            f"./{path} was found here and belongs to another user; read it, then name it with "
+            f"--config {path}, or remove it"
+        )
+    found = read_config(path, command)
+    for name in NAMED_ONLY:
+        if name in found:
+            raise SettingsError(
+                f"./{path} was found here and sets {name}, which may run code or write elsewhere; "
+                f"read it, then name it with --config {path}, or remove that line"
+            )
+    return found
+
+
 def read_config(path: Path, command: str) -> dict[str, Any]:
     """Keys of a TOML file that concern `command`, by field name.
 
@@ -79,11 +106,15 @@ def read_config(path: Path, command: str) -> dict[str, Any]:
     command, which wins. Raises SettingsError for an unreadable file or an unknown key.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise SettingsError(f"{path}: more than {LONGEST} characters, which no settings need")
+        document = tomllib.loads(text)
     except OSError as error:
         raise SettingsError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {first_line(error)}") from error
     tables = {key: value for key, value in document.items() if key in COMMANDS}
     shared = {key: value for key, value in document.items() if key not in COMMANDS}
     everywhere = {f.name for cls in COMMANDS.values() for f in dataclasses.fields(cls)}

@@ -72,6 +72,15 @@ def first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def printable(text: str) -> str:
+    """The text in one line without what a terminal obeys: such characters as escapes, `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
 def nearest(word: str, known: list[str]) -> str:
     """A phrase that names the known word closest to a mistyped one."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

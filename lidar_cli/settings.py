@@ -143,7 +143,9 @@ class ModelSettings(DeviceSettings, FormatSettings):
         "float32", "--precision", help="Of the forward pass (autocast)."
     )
     compile: bool = setting(
-        False, "--compile", help="Let torch compile the backbone: worth it for many samples."
+        False,
+        "--compile",
+        help="Let torch compile the backbone, except for masked views: pays for many samples.",
     )
     storage: Literal["float32", "float16"] = setting(
         "float32", "--storage", help="Number format of the stored embeddings."

@@ -217,6 +217,12 @@ HEALTHY: dict[str, float | None] = {"noise_fraction": 0.12, "n_above_noise": 40,
             "read lidar_corrected",
         ),
         (
+            HEALTHY | {"noise_fraction": 2.17},
+            *(64, 1000, 10, {}, {}),
+            "view noise accounts for the whole LDA trace at q = 10, and even q = 500 would leave "
+            "100 %: read lidar_corrected",
+        ),
+        (
             {"noise_fraction": 1.01, "n_above_noise": 0, "lidar": 60.0},
             *(64, 1000, 10, {}, {}),
             "no direction clears the edge of view noise at n = 1000 and q = 10, so lidar counts "

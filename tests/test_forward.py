@@ -21,6 +21,7 @@ from lidar_cli import extract
 from lidar_cli.checkpoints import open_checkpoint, wrap_module
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.jobs.embedding.batch_size import MARGIN, at_size_that_fits, samples_that_fit
+from lidar_cli.jobs.embedding.forward import arithmetic
 from lidar_cli.jobs.embedding.plan import identity
 from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.score import score_file
@@ -185,3 +186,16 @@ def test_a_compiled_backbone_embeds_alike(tmp_path: Path, monkeypatch: pytest.Mo
     assert not np.array_equal(*found), "no other kernels ran"
     assert np.abs(found[1] - found[0]).max() < 1e-5 * np.abs(found[0]).max()
     assert identity(told) == identity({**told, "compiled": False})
+
+
+@pytest.mark.parametrize("theirs", ["tf32", "ieee"])
+def test_float32_is_without_tf32_and_the_callers_choice_comes_back(theirs: str) -> None:
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision
+    try:
+        convolutions.fp32_precision = products.fp32_precision = theirs
+        with arithmetic("float32", torch.device("cpu")):
+            assert (convolutions.fp32_precision, products.fp32_precision) == ("ieee", "ieee")
+        assert (convolutions.fp32_precision, products.fp32_precision) == (theirs, theirs)
+    finally:
+        convolutions.fp32_precision, products.fp32_precision = before

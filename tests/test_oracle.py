@@ -21,7 +21,13 @@ from make import checkpoint, image_folder, lidar_here, state_dict
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.ranking.correlate import correlate
-from lidar_cli.jobs.ranking.hyperparameters import from_checkpoints, from_table, slices, telling
+from lidar_cli.jobs.ranking.hyperparameters import (
+    from_checkpoints,
+    from_table,
+    slices,
+    telling,
+    with_names,
+)
 from lidar_cli.jobs.ranking.selection import by_hyperparameter, select
 from lidar_cli.jobs.ranking.tables import match, read_table
 from lidar_cli.jobs.scoring.sheet import Score
@@ -179,6 +185,22 @@ def test_texts_of_a_table_that_are_numbers_are_numbers(tmp_path: Path) -> None:
     assert from_table({"a.pt": table.rows[0]}, table) == {
         "a.pt": {"lr": 0.1, "Method": "simclr", "wd": None}
     }
+
+
+def test_numbers_in_names_stand_behind_what_checkpoints_carry() -> None:
+    """A word that only some names have, such as a method's, tells runs apart and nothing else."""
+    steps = ["runs/a/epoch=1.ckpt", "runs/b/epoch=2.ckpt"]
+    carried = {"runs/a/epoch=1.ckpt": {"lr": 0.1, "epoch": 1.5}}
+    assert with_names(carried, steps, "runs") == {
+        "runs/a/epoch=1.ckpt": {"lr": 0.1, "epoch": 1.5},
+        "runs/b/epoch=2.ckpt": {"epoch": 2.0},
+    }
+    assert with_names({}, ["simclr-06.pt", "vicreg-07.pt"]) == {
+        "simclr-06.pt": {},
+        "vicreg-07.pt": {},
+    }
+    assert list(with_names({"e-1": {"lr": 0.1}, "e-2": {}}, ["e-1", "e-2"])["e-1"]) == ["lr", "e"]
+    assert with_names({}, []) == {}
 
 
 def test_names_of_runs_are_no_hyperparameters() -> None:

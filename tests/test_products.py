@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from lidar_cli.core import pieces, products
 from lidar_cli.core.moments import HELD_NUMBERS, Moments, RowMoments
-from lidar_cli.core.pieces import PIECE_NUMBERS, each_piece
+from lidar_cli.core.pieces import CPU_NUMBERS, each_piece
 from lidar_cli.core.products import (
     LANE_NUMBERS,
     LANES,
@@ -114,8 +115,31 @@ def test_pieces_are_whole_samples_in_order_whatever_the_threads(
     with_threads(threads)
     found = each_piece(lambda some: list(range(count))[some], count, numbers, CPU)
     assert [i for piece in found for i in piece] == list(range(count))
-    most = PIECE_NUMBERS["cpu"]
+    most = CPU_NUMBERS
     assert all(len(piece) * numbers <= most or len(piece) == 1 for piece in found)
+
+
+def test_a_device_of_any_other_kind_works_on_pieces_in_turn():
+    numbers = pieces.GPU_NUMBERS // 2
+    found = each_piece(lambda some: (some.start, some.stop), 5, numbers, torch.device("meta"))
+    assert found == [(0, 2), (2, 4), (4, 5)]
+
+
+def state(n, q, d):
+    """All that is summed, of the same n samples each time."""
+    z = 3 + torch.randn(n, q, d, generator=torch.Generator().manual_seed(1))
+    moments = Moments(q, d)
+    for chunk in z.split(2000):
+        moments.update(chunk)
+    means, sphere = moments.class_means, moments.sphere
+    return {
+        "within": moments.within,
+        "mean": means.mean,
+        "between": means.scatter,
+        "sphere mean": sphere.mean,
+        "sphere squares": sphere.squares,
+        "sphere distances": sphere.distances,
+    }
 
 
 # More than a block and than a piece, kept means and folded ones; the last samples fill no piece.
@@ -123,19 +147,19 @@ def test_pieces_are_whole_samples_in_order_whatever_the_threads(
     ("n", "q", "d"), [(4500, 10, 64), (1000, 3, 512), (300, 2, 512), (9000, 1, 128), (40, 3, 5)]
 )
 def test_no_bit_of_the_moments_depends_on_the_number_of_threads(with_threads, n, q, d):
-    z = 3 + torch.randn(n, q, d)
-    states = []
-    for threads in (1, 2, 3):
+    with_threads(1)
+    alone = state(n, q, d)
+    for threads in (2, 3):
         with_threads(threads)
-        moments = Moments(q, d)
-        for chunk in z.split(2000):
-            moments.update(chunk)
-        means, sphere = moments.class_means, moments.sphere
-        states.append(
-            [
-                *(moments.within.clone(), means.mean, means.scatter.clone()),
-                *(sphere.mean, sphere.squares, sphere.distances),
-            ]
-        )
-    for state in states[1:]:
-        assert all(map(torch.equal, state, states[0]))
+        for name, found in state(n, q, d).items():
+            assert torch.equal(found, alone[name]), name
+
+
+def test_bits_depend_on_pieces_and_lanes_so_that_the_comparison_can_fail(monkeypatch):
+    before = state(4500, 10, 64)
+    monkeypatch.setattr(pieces, "CPU_NUMBERS", 2**14)
+    monkeypatch.setattr(products, "LANES", 3)
+    after = state(4500, 10, 64)
+    for name in ("within", "between", "sphere squares"):
+        assert not torch.equal(before[name], after[name]), name
+        torch.testing.assert_close(before[name], after[name], rtol=1e-9, atol=1e-9)

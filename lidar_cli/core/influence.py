@@ -32,8 +32,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lidar_cli.core.moments import Moments, RowMoments, SphereMoments, unit_rows
+from lidar_cli.core.moments import Moments, RowMoments
 from lidar_cli.core.spectra import EPS
+from lidar_cli.core.sphere import SphereMoments, unit_rows
 
 TINY = torch.finfo(torch.float64).tiny
 

@@ -13,7 +13,8 @@ R = TypeVar("R")
 
 # Numbers of a piece, on which all elementwise work is done in float64. On a CPU it stays in the
 # cache of a core. A GPU wants more to do at a time.
-PIECE_NUMBERS = {"cpu": 2**17, "cuda": 2**21}
+CPU_NUMBERS = 2**17
+GPU_NUMBERS = 2**21
 
 
 def each_piece(
@@ -24,6 +25,7 @@ def each_piece(
     On a CPU several threads work, each on a piece of its own; the pieces are the same ones however
     many there are.
     """
-    most = max(1, PIECE_NUMBERS[device.type] // max(1, numbers))
+    on_cpu = device.type == "cpu"
+    most = max(1, (CPU_NUMBERS if on_cpu else GPU_NUMBERS) // max(1, numbers))
     pieces = [slice(start, min(start + most, count)) for start in range(0, count, most)]
-    return spread(work, pieces) if device.type == "cpu" else [work(piece) for piece in pieces]
+    return spread(work, pieces) if on_cpu else [work(piece) for piece in pieces]

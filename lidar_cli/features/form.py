@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
+from lidar_cli.features.inside import check_array, member
+from lidar_cli.features.provenance import parsed
 
 FORMAT = "lidar-features"
 SHARD_FORMAT = "lidar-features-shard"
@@ -28,6 +30,7 @@ DAMAGE = (
     TypeError,
     OSError,
     RuntimeError,
+    MemoryError,
 )  # h5py's, on a broken file
 NOTHING = np.empty((0, 0, 0), np.float32)
 
@@ -114,24 +117,27 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 def provenance_of(file: h5py.File, path: Path, form: str = FORMAT) -> dict[str, Any]:
     """The provenance in an open file. Raises FeatureFileError if it is none of ours."""
-    if file.attrs.get("format") != form:
+    if not is_ours(file, form):
         raise FeatureFileError(
             f"{path}: an HDF5 file, but not a feature file (no format attribute)"
         )
     version = file.attrs.get("version")
-    if version != VERSION:
+    if not np.isscalar(version) or version != VERSION:
         raise FeatureFileError(
             f"{path}: feature file version {version}, this lidar reads {VERSION}; extract it again"
         )
-    found = json.loads(file.attrs["provenance"])
-    if not isinstance(found, dict) or not isinstance(found.get("sha256", ""), str):
-        raise ValueError("provenance is not the record of an extraction")
-    return found
+    return parsed(file.attrs["provenance"])
+
+
+def is_ours(file: h5py.File, form: str = FORMAT) -> bool:
+    """Whether a file calls itself a feature file, or what else `form` says."""
+    found = file.attrs.get("format")
+    return isinstance(found, str) and found == form
 
 
 def check_complete(file: h5py.File, path: Path) -> None:
     """Raise FeatureFileError if samples are missing."""
-    done = file["samples/done"][:]
+    done = check_array(member(file, "samples/done", path), path, "uib")[:]
     if not done.all():
         raise FeatureFileError(
             f"{path}: incomplete, {int(done.sum())} of {len(done)} samples; "

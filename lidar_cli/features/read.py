@@ -16,16 +16,18 @@ from lidar_cli.arrays import arrange, choose
 from lidar_cli.embeddings import Chunk, Embeddings, Stored
 from lidar_cli.errors import FeatureFileError, Unresumable, first_line
 from lidar_cli.features.form import (
-    FORMAT,
+    DAMAGE,
     NOTHING,
     SHARD_FORMAT,
     check_complete,
     check_unlocked,
     checksums_of,
+    is_ours,
     opened,
     partial_path,
     provenance_of,
 )
+from lidar_cli.features.inside import check_array, float_arrays, has, member
 from lidar_cli.features.shards import check_shards, joined_name
 
 
@@ -61,7 +63,9 @@ def read_labels(path: Path) -> np.ndarray | None:
     """Class numbers [N] of the samples, -1 unknown, or None where the data has none."""
     with opened(path) as file:
         provenance_of(file, path)
-        return np.asarray(file["samples/label"][:]) if "label" in file["samples"] else None
+        if not has(file["samples"], "label"):
+            return None
+        return np.asarray(check_array(member(file, "samples/label", path), path, "iufb")[:])
 
 
 def read_hdf5(
@@ -77,16 +81,16 @@ def read_hdf5(
     HDF5 file has no array of the right shape.
     """
     with opened(path) as file:
-        if dataset is None and file.attrs.get("format") == SHARD_FORMAT:
+        if dataset is None and is_ours(file, SHARD_FORMAT):
             raise FeatureFileError(
                 f"{path}: a shard of a feature file; give the joined file, {joined_name(path)}"
             )
-        if dataset is not None or file.attrs.get("format") != FORMAT:
+        if dataset is not None or not is_ours(file):
             return [_foreign(file, path, dataset, views_per_sample)]
         provenance = provenance_of(file, path)
         check_complete(file, path)
         check_shards(file, path)
-        known = list(file["embeddings"])
+        known = list(member(file, "embeddings", path))
         wanted = known if layers == "auto" else [name.strip() for name in layers.split(",")]
         for name in wanted:
             if name not in known:
@@ -116,11 +120,16 @@ def _shorter(stored: Stored | None, n: int) -> Stored | None:
 
 
 def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
-    group = file["embeddings"][name]
-    checksums = group["crc32"][:]
-    clean = group["clean"].shape
-    views = group["views"].shape if "views" in group else (0, 0, *clean[1:])
-    if len(views) != 3 or clean != (len(checksums), views[2]) or views[0] > clean[0]:
+    group = member(file, f"embeddings/{name}", path)
+    arrays = {
+        part: check_array(member(file, f"embeddings/{name}/{part}", path), path, kinds)
+        for part, kinds in (("views", "f"), ("clean", "f"), ("crc32", "u"))
+        if part != "views" or has(group, part)
+    }
+    checksums = arrays["crc32"][:]
+    clean = arrays["clean"].shape
+    views = arrays["views"].shape if "views" in arrays else (0, 0, *clean[1:])
+    if len(views) != 3 or clean != (len(checksums), views[2]) or views[0] > clean[0] or 0 in clean:
         raise ValueError(f"layer {name}: views {views}, clean {clean}, {len(checksums)} checksums")
 
     def verify(chunk: Chunk) -> None:
@@ -137,8 +146,8 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
     return Embeddings(
         str(path),
         name,
-        _stored(path, group["views"]) if "views" in group else None,
-        _stored(path, group["clean"]),
+        _stored(path, arrays["views"]) if "views" in arrays else None,
+        _stored(path, arrays["clean"]),
         provenance=provenance,
         verify=verify,
         content=hashlib.sha256(checksums.tobytes()).hexdigest(),
@@ -148,20 +157,22 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
 def _foreign(
     file: h5py.File, path: Path, dataset: str | None, views_per_sample: int | None
 ) -> Embeddings:
-    arrays: dict[str, h5py.Dataset] = {}
-
-    def visit(name: str, item: object) -> None:
-        if not isinstance(item, h5py.Dataset) or item.shape is None:
-            return
-        if item.dtype.kind == "f" and item.dtype.itemsize <= 8:
-            arrays[name] = item
-
-    file.visititems(visit)
-    dataset = dataset.strip("/") if dataset is not None else None
-    if dataset is not None and dataset not in arrays and dataset in file:
-        visit(dataset, file[dataset])  # behind a link, which a visit does not follow
+    if dataset is not None and (found := _named(file, path, dataset)) is not None:
+        name = dataset.strip("/")
+        return arrange(path, name, _stored(path, found), views_per_sample)
+    arrays = float_arrays(file)
     name = choose(path, {key: item.shape for key, item in arrays.items()}, dataset)
-    return arrange(path, name, _stored(path, arrays[name]), views_per_sample)
+    return arrange(path, name, _stored(path, check_array(arrays[name], path)), views_per_sample)
+
+
+def _named(file: h5py.File, path: Path, name: str) -> h5py.Dataset | None:
+    """The array of real numbers that has a name, perhaps behind a soft link, or None."""
+    try:
+        found = member(file, name, path)
+    except KeyError:
+        return None
+    is_one = isinstance(found, h5py.Dataset) and found.shape is not None
+    return check_array(found, path) if is_one and found.dtype.kind == "f" else None
 
 
 def _stored(path: Path, dataset: h5py.Dataset) -> Stored:
@@ -173,7 +184,7 @@ def _stored(path: Path, dataset: h5py.Dataset) -> Stored:
             with h5py.File(path, "r") as file:
                 rows = file[name][start:stop]
                 return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
-        except OSError as error:
+        except DAMAGE as error:
             raise FeatureFileError(f"{path}: {name} cannot be read: {first_line(error)}") from error
 
     return Stored(dataset.shape, dataset.dtype.itemsize, read)

@@ -32,6 +32,7 @@ from lidar_cli.features.form import (
     opened,
     provenance_of,
 )
+from lidar_cli.features.inside import member
 from lidar_cli.features.write import describe, name_anew
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
@@ -149,13 +150,17 @@ def join(
 
 def check_shards(file: h5py.File, path: Path) -> None:
     """Raise FeatureFileError if a shard is not beside the file; HDF5 would give zeros for it."""
-    for group in file["embeddings"].values():
-        for name in ("views", "clean"):
-            if name not in group or not group[name].is_virtual:
+    for layer in member(file, "embeddings", path):
+        parts = member(file, f"embeddings/{layer}", path)
+        for name in parts if isinstance(parts, h5py.Group) else ():
+            array = member(file, f"embeddings/{layer}/{name}", path)
+            if not isinstance(array, h5py.Dataset) or not array.is_virtual:
                 continue
-            for source in group[name].virtual_sources():
-                shard = source.file_name.replace("%%", "%")
-                if Path(shard).name != shard or not path.with_name(shard).is_file():
+            for source in array.virtual_sources():
+                shard = source.file_name
+                if joined_name(Path(shard)) is None or Path(shard).name != shard:
+                    continue  # none of ours: refused, or not, where it is read
+                if not path.with_name(shard).is_file():
                     raise FeatureFileError(
                         f"{path}: its shard {shard} is not beside it; move the shards with the "
                         "file, or extract it again"
@@ -210,9 +215,9 @@ def _create_virtual(
         inside = shape(layout.within(share.span))
         if inside[0]:
             start = share.span.start
-            # HDF5 replaces what follows a % in the name of a source.
-            shard = shards[share.rank].name.replace("%", "%%")
-            source = h5py.VirtualSource(shard, f"embeddings/{layer}/{name}", inside)
+            source = h5py.VirtualSource(
+                shards[share.rank].name, f"embeddings/{layer}/{name}", inside
+            )
             whole[start : start + inside[0]] = source
     group.create_virtual_dataset(name, whole)
 

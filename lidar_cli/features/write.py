@@ -32,6 +32,7 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
+from lidar_cli.features.inside import check_writable
 
 
 class FeatureWriter:
@@ -140,6 +141,7 @@ class FeatureWriter:
                     f"give those settings again, or {anew}"
                 )
             _begun_path(partial).unlink(missing_ok=True)  # where a kill came between two names
+            check_writable(file, partial)
             writer = cls(path, partial, file, overwrite, share)
             writer._verify()
         except BaseException as error:

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from lidar_cli.errors import printable
 from lidar_cli.jobs.inspect import BranchFound, FormatRow, Inspection
 
 LABEL = 14  # characters of the names on the left
@@ -26,7 +27,7 @@ def formats_to_json(rows: Sequence[FormatRow]) -> str:
 
 def to_text(found: Sequence[Inspection]) -> str:
     """A block of lines a file."""
-    return "\n\n".join("\n".join(_lines(one)) for one in found)
+    return "\n\n".join("\n".join(map(printable, _lines(one))) for one in found)
 
 
 def table(rows: Sequence[FormatRow]) -> str:

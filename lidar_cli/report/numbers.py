@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from lidar_cli.errors import printable
 
 MISSING = "-"
 
@@ -32,11 +36,51 @@ def shown(path: str, directory: str) -> str:
     return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
 
 
+def lines(paths: Sequence[str], for_people: bool) -> bytes:
+    """Paths, one a line: as they are, or as a terminal may show them."""
+    return b"".join(os.fsencode(printable(path) if for_people else path) + b"\n" for path in paths)
+
+
+class Plain(Console):
+    """A console on which names out of files are text alone: no terminal obeys them."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Rich's segments; its own control codes stand apart from text, and stay."""
+        for segment in super().render(renderable, options):
+            safe = segment.control or segment.text == "\n" or segment.text.isprintable()
+            yield segment if safe else Segment(_lines(segment.text), segment.style)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def console() -> Console:
     """Stdout: as wide as the terminal, or as wide as needed where there is none."""
     if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=10_000, color_system=None)
+        return Plain(highlight=False)
+    return Plain(highlight=False, width=10_000, color_system=None)
+
+
+def cell(value: object) -> object:
+    """A value for a CSV file: nothing for None, and no text that a spreadsheet would compute.
+
+    Text that begins as a formula does gets an apostrophe before it, as people write it by hand.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def path_cell(path: str) -> str:
+    """A path for a CSV file: one that begins as a formula does gets `./` before it."""
+    text = printable(path)
+    return f"./{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def print_columns(

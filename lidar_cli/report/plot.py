@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import MissingExtra, SettingsError
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.report.converge import AXES, shares
@@ -56,7 +57,7 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
                 axes.axhline(score.noise_edge, color=colour, ls="--", lw=0.8, alpha=0.7)
         _dress(axes, PANELS[name], "rank of the eigenvalue")
     if converging:
-        _draw_convergence(places[-2:], converging)
+        _draw_convergence(figure, places[-2:], converging)
     if panels:
         figure.axes[0].set_ylabel(
             "eigenvalue (dashed: edge of view noise)" if panels[0] == "lda" else "eigenvalue"
@@ -69,21 +70,27 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
         raise SettingsError(f"--plot {path}: cannot be written: {error.strerror}") from error
 
 
-def _draw_convergence(places: Any, scores: Sequence[Score]) -> None:
+def _draw_convergence(figure: Any, places: Any, scores: Sequence[Score]) -> None:
     """Each metric against n and against q, over its value of the whole file."""
+    styles = {
+        name: {"color": f"C{at % 10}", "ls": "-" if at < 10 else "--"}
+        for at, name in enumerate(METRICS)
+    }
+    named = {}
     for axes, axis in zip(places, AXES, strict=True):
         counts: set[int] = set()
         for score in scores:
             assert score.convergence is not None
-            for at, (name, line) in enumerate(shares(score.convergence, axis).items()):
-                style = {"color": f"C{at % 10}", "ls": "-" if at < 10 else "--"}
-                label = name if score is scores[0] else None
-                axes.semilogx(*zip(*line, strict=True), marker=".", lw=1, label=label, **style)
-                counts |= {count for count, _ in line}
+            for name, line in shares(score.convergence, axis).items():
+                x, y = zip(*line, strict=True)
+                (named[name],) = axes.semilogx(x, y, marker=".", lw=1, **styles[name])
+                counts |= set(x)
         _dress(axes, "share of the value of the whole file", AXES[axis])
         axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
         axes.minorticks_off()
-    places[0].legend(fontsize=7, frameon=False, ncols=2)
+    lines = [named[name] for name in METRICS if name in named]
+    names = [name for name in METRICS if name in named]
+    figure.legend(lines, names, fontsize=7, frameon=False, loc="outside right center")
 
 
 def _dress(axes: Any, title: str, x: str) -> None:

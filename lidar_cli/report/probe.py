@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from lidar_cli.jobs.probe import Probed, Probes
-from lidar_cli.report.numbers import MISSING, console, print_columns
+from lidar_cli.report.numbers import MISSING, cell, console, path_cell, print_columns
 
 NESTED = ("rates", "warnings")
 
@@ -29,12 +29,13 @@ def to_csv(probes: Probes) -> str:
     writer.writerow([*names, "held_out", "best"])
     for found in probes.probed:
         whole = {name: getattr(found, name) for name in names}
+        whole |= {name: path_cell(whole[name]) for name in ("train", "test") if whole[name]}
         tried = [dataclasses.asdict(rate) for rate in found.rates] or [{}]
         for rate in tried:
             line = whole | rate
             best = line["learning_rate"] == found.learning_rate
             cells = [*(line[name] for name in names), line.get("held_out"), int(best)]
-            writer.writerow(["" if cell is None else cell for cell in cells])
+            writer.writerow(map(cell, cells))
     return out.getvalue()
 
 

@@ -9,11 +9,11 @@ from rich.text import Text
 
 from lidar_cli.jobs.ranking.order import Row
 from lidar_cli.jobs.ranking.race import Race
-from lidar_cli.report.numbers import console, print_columns, shown
+from lidar_cli.report.numbers import console, lines, print_columns, shown
 from lidar_cli.report.sure import with_reach
 
 
-def to_json(race: Race, count: int | None = None) -> str:
+def to_json(race: Race, count: int | None) -> str:
     """One object: the looks, what they cost, and the first `count` checkpoints, or all."""
     document = {
         "by": race.by.name,
@@ -55,12 +55,12 @@ def to_json(race: Race, count: int | None = None) -> str:
     return json.dumps(document, indent=2, allow_nan=False)
 
 
-def to_paths(race: Race, count: int | None = None) -> str:
-    """Paths alone, best first, one a line."""
-    return "".join(f"{row.path}\n" for _, row, _ in _placed(race, count))
+def to_paths(race: Race, count: int | None, for_people: bool) -> bytes:
+    """Paths alone, best first, one a line: as they are, or as a terminal may show them."""
+    return lines([row.path for _, row, _ in _placed(race, count)], for_people)
 
 
-def print_race(race: Race, count: int | None = None) -> None:
+def print_race(race: Race, count: int | None) -> None:
     """The looks, the order, and how sure the winner is."""
     out = console()
     first = race.winners[0].score

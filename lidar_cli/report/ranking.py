@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import SettingsError, printable
 from lidar_cli.jobs.rank import Ranking
 from lidar_cli.jobs.ranking.oracle import Oracle
 from lidar_cli.jobs.ranking.order import Group, Row
 from lidar_cli.report import oracle as against
-from lidar_cli.report.numbers import console, print_columns, shown, text_of
+from lidar_cli.report.numbers import cell, console, lines, path_cell, print_columns, shown, text_of
 from lidar_cli.report.remarks import remarks
 from lidar_cli.report.scores import record
 from lidar_cli.report.sure import tied_ranks, with_reach
@@ -99,9 +99,9 @@ def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
         for row in group.rows:
             values = [getattr(row.score, name) for name in names]
             told = [row.value, row.interval.ci_low, row.interval.ci_high, "; ".join(row.tied_with)]
-            cells = [at + 1, row.rank, row.path, ranking.by.name, *told, *values]
+            cells = [at + 1, row.rank, path_cell(row.path), ranking.by.name, *told, *values]
             cells += [oracle.accuracies.get(row.path)] if oracle else []
-            writer.writerow(["" if cell is None else cell for cell in cells])
+            writer.writerow(map(cell, cells))
     return out.getvalue()
 
 
@@ -115,20 +115,20 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
             "|" + "|".join([" ---: ", " :--- ", *[" ---: " for _ in METRICS]]) + "|",
         ]
         for row in group.rows:
-            path = row.path.replace("|", "\\|")
+            path = printable(row.path).replace("|", "\\|")
             tied = tied_ranks(row, group.rows)
             place = f"{row.rank}, tied with {tied}" if tied else str(row.rank)
             cells = [place, path, *(_cell(row, name, ranking) for name in METRICS)]
             lines.append("| " + " | ".join(cells) + " |")
-        blocks.append("\n".join([heading(group, ranking), "", *lines]))
+        blocks.append("\n".join([printable(heading(group, ranking)), "", *lines]))
     blocks += [against.to_markdown(oracle, ranking.directory)] if oracle else []
-    blocks += [f"Failed: {left.path}: {left.reason}" for left in ranking.failed]
+    blocks += [printable(f"Failed: {left.path}: {left.reason}") for left in ranking.failed]
     return "\n\n".join(blocks)
 
 
-def to_paths(ranking: Ranking) -> str:
-    """Paths alone, best first, one a line."""
-    return "".join(f"{row.path}\n" for group in ranking.groups for row in group.rows)
+def to_paths(ranking: Ranking, for_people: bool) -> bytes:
+    """Paths alone, best first, one a line: as they are, or as a terminal may show them."""
+    return lines([row.path for group in ranking.groups for row in group.rows], for_people)
 
 
 def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:

@@ -16,7 +16,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.report.converge import print_convergence
-from lidar_cli.report.numbers import console, print_columns, text_of
+from lidar_cli.report.numbers import cell, console, path_cell, print_columns, text_of
 from lidar_cli.report.sure import between, with_reach
 
 ENDS = ("se", "ci_low", "ci_high")  # of an interval
@@ -56,6 +56,7 @@ def to_csv(scores: Sequence[Score]) -> str:
     writer.writerow([*names, *ends])
     for score in scores:
         fields = record(score) | {
+            "file": path_cell(score.file),
             "warnings": "; ".join(score.warnings.values()),
             "alpha_req_ranks": "-".join(map(str, score.alpha_req_ranks)),
         }
@@ -63,7 +64,7 @@ def to_csv(scores: Sequence[Score]) -> str:
         for name, interval in intervals.items():
             fields |= {f"{name}_{end}": getattr(interval, end) for end in ENDS}
         cells = [fields.get(name) for name in [*names, *ends]]
-        writer.writerow(["" if cell is None else cell for cell in cells])
+        writer.writerow(map(cell, cells))
     return out.getvalue()
 
 

@@ -6,10 +6,11 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lidar_cli.errors import printable
 from lidar_cli.jobs.watch import Watcher
+from lidar_cli.report.numbers import Plain
 
 PATIENCE = 0.5  # seconds before a bar appears: short work needs none
 
@@ -22,7 +23,7 @@ class Terminal(Watcher):
 
     def __init__(self, speaks: bool = True) -> None:
         self._speaks = speaks
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Plain(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -71,4 +72,4 @@ class Terminal(Watcher):
         if self._console.is_terminal:
             self._console.print(text, markup=False)
         else:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(printable(text) + "\n")

@@ -13,7 +13,7 @@ import csv
 import tempfile
 from pathlib import Path
 
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.ranking.race import race_directory
 from lidar_cli.settings import RankSettings
@@ -74,7 +74,7 @@ def compare(runs, layer, by, options, cache):
     try:
         race = race_directory(runs, settings)
         whole = rank_directory(runs, settings)
-    except SettingsError as error:
+    except (SettingsError, InputError) as error:
         print(f"{runs.name} {layer} {by}: left out: {error}")
         return None
     rows = whole.groups[0].rows

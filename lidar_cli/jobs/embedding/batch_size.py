@@ -19,6 +19,7 @@ BATCH_PIXELS = {"cpu": 64 * 224**2, "cuda": 1024 * 224**2}
 MOST_SAMPLES_A_BATCH = 256
 # Of free device memory: the rest is for views in the making and for what an allocator cannot use.
 MARGIN = 0.6
+AHEAD = 2  # batches beside the one in the model: one that is ready, one in the making
 T = TypeVar("T")
 
 
@@ -38,11 +39,14 @@ def find_batch_size(work: Pass) -> int:
         return most
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
+    blank = _blank(work)
     try:
-        forward(plan, work.loaded, _blank(work), device)
+        with torch.compiler.set_stance("force_eager"):  # one compilation, at the size that is used
+            forward(plan, work.loaded, blank, device)
     except torch.OutOfMemoryError:
         return 1
-    one = torch.cuda.max_memory_allocated(device) - before
+    one = torch.cuda.max_memory_allocated(device) - before + AHEAD * blank.images.nbytes
+    del blank
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return samples_that_fit(free, one, most)

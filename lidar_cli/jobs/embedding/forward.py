@@ -63,12 +63,19 @@ def _check_shape(layer: str, rows: Tensor, count: int, width: int) -> None:
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """The number format of the forward pass; float32 means it, without TF32."""
-    was = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    # Not by `allow_tf32`, which torch refuses to read once a caller has set one of these.
+    backends = (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+    )
+    was = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
     reduced = precision != "float32"
     dtype = getattr(torch, precision) if reduced else None
     try:
         with torch.autocast(device.type, dtype=dtype, enabled=reduced):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = was
+        for backend, precision_before in zip(backends, was, strict=True):
+            backend.fp32_precision = precision_before

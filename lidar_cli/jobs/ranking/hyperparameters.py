@@ -62,6 +62,23 @@ def from_names(paths: Iterable[str], directory: str = ".") -> dict[str, dict[str
     return found
 
 
+def with_names(
+    known: Mapping[str, Mapping[str, Value]], paths: Sequence[str], directory: str = "."
+) -> dict[str, dict[str, Value]]:
+    """Path -> its hyperparameters, then the numbers of its name that every other name has too.
+
+    `epoch` says how far a training was; the 7 of `vicreg-07` beside `simclr-06` is a run's name.
+    """
+    named = from_names(paths, directory)
+    shared = set(named[paths[0]]).intersection(*named.values()) if paths else set()
+    found = {}
+    for path in paths:
+        own = known.get(path, {})
+        more = {word: n for word, n in named[path].items() if word in shared - set(own)}
+        found[path] = {**own, **more}
+    return found
+
+
 def telling(known: Mapping[str, Mapping[str, Value]]) -> tuple[str, ...]:
     """Hyperparameters that differ between checkpoints and are not merely their names.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.rank import Ranking
 from lidar_cli.jobs.ranking.correlate import Correlation, correlate
-from lidar_cli.jobs.ranking.hyperparameters import Value, from_checkpoints, from_names, from_table
+from lidar_cli.jobs.ranking.hyperparameters import Value, from_checkpoints, from_table, with_names
 from lidar_cli.jobs.ranking.oracle_probe import probe_rows
 from lidar_cli.jobs.ranking.order import Group, Row
 from lidar_cli.jobs.ranking.selection import Selection, Varied, by_hyperparameter, select
@@ -115,8 +115,7 @@ def told_of_training(
     for line in unmatched:
         watcher.note(f"{settings.params}: {line.path}: {line.reason}")
     paths = [row.path for group in ranking.groups for row in group.rows]
-    named = from_names(paths, ranking.directory)
-    return {path: named[path] | known.get(path, {}) for path in paths}
+    return with_names(known, paths, ranking.directory)
 
 
 def _matched(

@@ -94,7 +94,9 @@ def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | N
     cache = open_cache(directory, settings, found.features, layer, device, watcher)
     tasks = cache.plans(known, found.fail)
     if not tasks:
-        raise InputError(f"{directory}: no checkpoint for a race")
+        failed = found.failed[:1]
+        first = f"; {failed[0].path}: {failed[0].reason}" if failed else ""
+        raise InputError(f"{directory}: no checkpoint for a race{first}")
     check_alike(tasks)
     at = looks_of(settings.n_samples, _width(tasks), settings.race_budget)
     looks, winners, others = _run(cache, tasks, at, by, settings, found)

@@ -115,8 +115,15 @@ def _unknown_noise(n: int, q: int, dim: int) -> str:
     )
 
 
+def much_noise(fraction: float, q: int) -> str:
+    """How much of the LDA trace is view noise; an estimate, which can exceed all of it."""
+    if fraction > 1:
+        return f"view noise accounts for the whole LDA trace at q = {q}"
+    return f"view noise is {100 * fraction:.0f} % of the LDA trace at q = {q}"
+
+
 def _much_noise(fraction: float, n: int, q: int, dim: int) -> str:
-    found = f"view noise is {fraction:.0%} of the LDA trace at q = {q}".replace("%", " %")
+    found = much_noise(fraction, q)
     needed = max(views_for(fraction, q, LITTLE_NOISE), 1 + DEGREES * dim / n)
     if needed > MOST_VIEWS:
         left = noise_fraction_at(fraction, q, MOST_VIEWS)

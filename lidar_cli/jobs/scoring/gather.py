@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.core.moments import Moments, RowMoments, unit_rows
+from lidar_cli.core.moments import Moments, RowMoments
 from lidar_cli.core.pieces import each_piece
+from lidar_cli.core.sphere import unit_rows
 from lidar_cli.embeddings import Chunk, Embeddings
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.ahead import ahead
@@ -77,7 +78,7 @@ class Gathered:
         return both
 
     def _prepared(self, part: Tensor) -> Iterator[Tensor]:
-        if not self._normalize:
+        if not self._normalize or not len(part):
             yield part
             return
         device, numbers = self.rows.device, part[:1].numel()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lidar_cli.core import gradients, influence
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.core.moments import unit_rows
+from lidar_cli.core.sphere import unit_rows
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.jobs.scoring.fellows import Fellows
 from lidar_cli.jobs.scoring.gather import Gathered

@@ -14,7 +14,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.jobs.scoring.confidence import Confidence
-from lidar_cli.jobs.scoring.convergence import DEGREES, MUCH_NOISE, Convergence
+from lidar_cli.jobs.scoring.convergence import DEGREES, MUCH_NOISE, Convergence, much_noise
 from lidar_cli.jobs.scoring.gather import Gathered
 from lidar_cli.settings import MetricSettings
 
@@ -164,8 +164,8 @@ class Sheet:
         noise = self._values.get("noise_fraction")
         if noise is not None and noise > MUCH_NOISE:
             self._warnings["noise"] = (
-                f"view noise is {noise:.0%} of the LDA trace at q = {q}, and lidar counts it as "
-                "rank: raise q, or read lidar_corrected"
+                f"{much_noise(noise, q)}, and lidar counts it as rank: raise q, or read "
+                "lidar_corrected"
             )
         self._set("n_above_noise", lambda: metrics.n_above_noise(eigenvalues, n, q))
         if self._values.get("n_above_noise") is not None:

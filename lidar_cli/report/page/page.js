@@ -70,18 +70,21 @@
           line: { color: shade(at), width: lead ? 2.6 : 1.4 },
           hovertemplate: "%{fullData.name}<br>rank %{x}: %{y:.4g}<extra></extra>" };
       }).reverse();
+      // A spectrum starts above both lines and ends below: the floor has room on the left, below
+      // it, the edge on the right, above it.
+      const left = { x: 0, xanchor: "left", yanchor: "top", text: "1/q, view noise" };
+      const right = { x: 1, xanchor: "right", yanchor: "bottom", text: "edge of noise" };
       const lines = matrix !== "lda" ? [] : [
-        ...distinct(drawn.map((at) => listing.entries[at].floor)).map((y) => [y, "1/q, view noise"]),
-        ...distinct(drawn.map((at) => listing.entries[at].edge)).map((y) => [y, "edge of noise"]),
+        ...distinct(drawn.map((at) => listing.entries[at].floor)).map((y) => [y, left]),
+        ...distinct(drawn.map((at) => listing.entries[at].edge)).map((y) => [y, right]),
       ];
       return [traces, layout(
         { type: "log", title: "rank of the eigenvalue", dtick: 1 },
         { type: "log", title: "eigenvalue", exponentformat: "power", dtick: ticks(traces) },
         { shapes: lines.map(([y]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y,
             line: { color: colour("floor"), width: 1, dash: "dot" } })),
-          annotations: lines.map(([y, text]) => ({ text, xref: "paper", x: 0, xanchor: "left",
-            y: Math.log10(y), yanchor: text.startsWith("1") ? "top" : "bottom", showarrow: false,
-            font: { size: 11, color: colour("floor") } })) })];
+          annotations: lines.map(([y, label]) => ({ ...label, xref: "paper", y: Math.log10(y),
+            showarrow: false, font: { size: 11, color: colour("floor") } })) })];
     },
 
     parameter(listing, shown, { metric, against }) {

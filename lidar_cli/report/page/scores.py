@@ -80,8 +80,8 @@ def _convergence(entry: Entry, listing: Listing) -> Markup:
         return Markup()
     names = [name for name in METRICS if name in listing.metrics]
     headers, rows = convergence_table(entry.score.convergence, names)
-    title = f"{_prefix(entry, listing)}against n and q"
-    return joined(element("h3", None, title[0].upper() + title[1:]), text_table(headers, rows))
+    title = f"{_prefix(entry, listing) or 'Metrics '}against n and q"
+    return joined(element("h3", None, title), text_table(headers, rows))
 
 
 def _warnings(listing: Listing) -> list[str]:

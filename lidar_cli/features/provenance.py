@@ -1,0 +1,52 @@
+"""The record of an extraction as a feature file holds it: JSON that others may have written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+LONGEST = 2**20  # characters; ours have a few thousand
+DEEPEST = 32  # lists and tables in one another
+KINDS = {  # of what is used elsewhere; any of it may be absent, or null
+    **dict.fromkeys(("checkpoint", "sha256", "data", "samples_sha256", "branch", "storage"), str),
+    **dict.fromkeys(("seed", "n_samples", "n_views", "n_clean", "image_size", "batch_size"), int),
+    **dict.fromkeys(("layers", "assumptions"), list),
+    **dict.fromkeys(("views", "versions"), dict),
+}
+
+
+def parsed(text: object) -> dict[str, Any]:
+    """The record in an attribute. Raises ValueError if it is none, or made to do harm."""
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise ValueError("provenance is no text, or one beyond measure")
+    found = json.loads(text, parse_constant=_no_number)
+    if not isinstance(found, dict) or not _is_shallow(found):
+        raise ValueError("provenance is not the record of an extraction")
+    for name, kind in KINDS.items():
+        value = found.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ValueError(f"provenance has a {type(value).__name__} as {name}")
+    layers, views = found.get("layers") or [], found.get("views") or {"name": ""}
+    if not all(isinstance(layer, str) for layer in layers) or not isinstance(
+        views.get("name"), str
+    ):
+        raise ValueError("provenance has layers or views without names")
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"provenance has {name} for a number")
+
+
+def _is_shallow(record: dict[str, Any]) -> bool:
+    level: list[Any] = [record]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return True
+    return False
