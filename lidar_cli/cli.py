@@ -178,6 +178,8 @@ def rank(
     """Order every checkpoint under a directory, extracting what is not yet extracted."""
     _one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     resolved = _resolve(RankSettings, options, config, show_config)
+    if resolved.values.collect:
+        _one_of(collect=True, watch=resolved.values.watch, race=resolved.values.race)
     if resolved.values.watch:
         told = resolved.values
         _one_of(watch=True, json=json, csv=csv, markdown=markdown, quiet=quiet)
@@ -195,15 +197,20 @@ def rank(
         if getattr(resolved.values, name) is not None:
             raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
     _check_page(page, overwrite)
-    from lidar_cli.jobs.rank import rank_directory
+    from lidar_cli.jobs.place import find_place
+    from lidar_cli.jobs.rank import rank_together
     from lidar_cli.jobs.ranking.oracle import check_tables, judge, told_of_training
     from lidar_cli.report import ranking as report
     from lidar_cli.report.terminal import Terminal
 
     check_tables(resolved.values, report=page is not None)
     oracle, parameters = None, {}
-    with Terminal() as terminal:
-        found = rank_directory(directory, resolved.values, terminal)
+    place = find_place()
+    with Terminal(place.speaks) as terminal:
+        found = rank_together(directory, resolved.values, terminal, place)
+        if found is None:
+            terminal.note("all checkpoints are scored; another process prints the ranking")
+            return
         if resolved.values.oracle is not None:
             oracle = judge(found, resolved.values, terminal)
         if page is not None:

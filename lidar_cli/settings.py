@@ -227,7 +227,21 @@ class FollowSettings:
 
 
 @dataclass(frozen=True)
-class RankSettings(SampleSettings, ModelSettings, MetricSettings, FollowSettings):
+class ClaimSettings:
+    """How any number of `lidar rank` processes divide one directory."""
+
+    collect: bool = setting(
+        False, "--collect", help="Embed nothing: rank what other processes have made so far."
+    )
+    claim_timeout: Positive = setting(
+        120.0,
+        "--claim-timeout",
+        help="Seconds of silence after which the work of a process on another host is taken over.",
+    )
+
+
+@dataclass(frozen=True)
+class RankSettings(SampleSettings, ModelSettings, MetricSettings, FollowSettings, ClaimSettings):
     """`lidar rank`."""
 
     by: str = setting("lidar", "--by", help="Metric that orders the checkpoints.")

@@ -130,7 +130,7 @@ def provenance_of(file: h5py.File, path: Path, form: str = FORMAT) -> dict[str, 
 
 
 def is_ours(file: h5py.File, form: str = FORMAT) -> bool:
-    """Whether a file calls itself a feature file, or a shard of one."""
+    """Whether a file calls itself a feature file, or what else `form` says."""
     found = file.attrs.get("format")
     return isinstance(found, str) and found == form
 

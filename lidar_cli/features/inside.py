@@ -131,8 +131,7 @@ def _stored_virtually(array: h5py.Dataset, path: Path, kinds: str) -> int:
     for name, inner in sorted(sources):
         if name == ".":
             raise _outside(path, array.name, "is a virtual dataset of itself")
-        plain = unescaped(name)
-        beside = path.with_name(plain) if plain else None
+        beside = path.with_name(name) if _is_plain(name) else None
         if beside is None or not _is_file(beside):
             raise _outside(path, array.name, f"is a virtual dataset of {name!r}")
         with h5py.File(beside, "r") as file:
@@ -143,15 +142,9 @@ def _stored_virtually(array: h5py.Dataset, path: Path, kinds: str) -> int:
     return stored
 
 
-def unescaped(source: str) -> str | None:
-    """The file of the same folder that a virtual dataset's source names, None if it is no such one.
-
-    HDF5 takes % for the begin of a pattern of names, and %% for one that stands for itself.
-    """
-    name = source.replace("%%", "")
-    if name != Path(name).name or {"/", "\\", "%", "\0"} & set(name) or source in ("", ".."):
-        return None
-    return source.replace("%%", "%")
+def _is_plain(name: str) -> bool:
+    """Whether it names a file of the same folder, and no pattern of names as HDF5 knows them."""
+    return name == Path(name).name and not {"/", "\\", "%", "\0"} & set(name) and name != ".."
 
 
 def _is_file(path: Path) -> bool:

@@ -32,7 +32,7 @@ from lidar_cli.features.form import (
     opened,
     provenance_of,
 )
-from lidar_cli.features.inside import has, member, unescaped
+from lidar_cli.features.inside import member
 from lidar_cli.features.write import describe, name_anew
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
@@ -151,14 +151,16 @@ def join(
 def check_shards(file: h5py.File, path: Path) -> None:
     """Raise FeatureFileError if a shard is not beside the file; HDF5 would give zeros for it."""
     for layer in member(file, "embeddings", path):
-        group = member(file, f"embeddings/{layer}", path)
-        for name in ("views", "clean"):
-            array = member(file, f"embeddings/{layer}/{name}", path) if has(group, name) else None
-            if array is None or not array.is_virtual:
+        parts = member(file, f"embeddings/{layer}", path)
+        for name in parts if isinstance(parts, h5py.Group) else ():
+            array = member(file, f"embeddings/{layer}/{name}", path)
+            if not isinstance(array, h5py.Dataset) or not array.is_virtual:
                 continue
             for source in array.virtual_sources():
-                shard = unescaped(source.file_name)
-                if shard is not None and not path.with_name(shard).is_file():
+                shard = source.file_name
+                if joined_name(Path(shard)) is None or Path(shard).name != shard:
+                    continue  # none of ours: refused, or not, where it is read
+                if not path.with_name(shard).is_file():
                     raise FeatureFileError(
                         f"{path}: its shard {shard} is not beside it; move the shards with the "
                         "file, or extract it again"
@@ -213,9 +215,9 @@ def _create_virtual(
         inside = shape(layout.within(share.span))
         if inside[0]:
             start = share.span.start
-            # HDF5 replaces what follows a % in the name of a source.
-            shard = shards[share.rank].name.replace("%", "%%")
-            source = h5py.VirtualSource(shard, f"embeddings/{layer}/{name}", inside)
+            source = h5py.VirtualSource(
+                shards[share.rank].name, f"embeddings/{layer}/{name}", inside
+            )
             whole[start : start + inside[0]] = source
     group.create_virtual_dataset(name, whole)
 

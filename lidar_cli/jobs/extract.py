@@ -86,7 +86,7 @@ def extract_checkpoint(
     # Else the one that joins the shards tells, be it before this one has looked.
     tells = place.speaks and output.exists() and not place.restarted
     if shared:
-        check_shared(settings)
+        check_shared(settings, output)
         watcher.note(
             f"{place.ranks} processes make {output} together, as RANK and WORLD_SIZE tell; unset "
             "these to work alone"

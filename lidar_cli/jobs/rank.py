@@ -7,7 +7,7 @@ reason and never stops the others.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.view_store import view_memory
 from lidar_cli.jobs.extract import tell_of
 from lidar_cli.jobs.memory import SHARE, free_memory
-from lidar_cli.jobs.ranking.cached import Cache, Scored, score_features
+from lidar_cli.jobs.place import Place
+from lidar_cli.jobs.ranking.cached import Cache, Scored
+from lidar_cli.jobs.ranking.claims import Claims
 from lidar_cli.jobs.ranking.order import Group, Row, grouped, misleading
+from lidar_cli.jobs.ranking.stored import score_features
 from lidar_cli.jobs.ranking.survey import FeatureFile, Left, survey
 from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.watch import Watcher
@@ -57,10 +60,27 @@ def rank_directory(
     used or nothing in it could be ranked.
     """
     watcher = watcher or Watcher()
-    by = checked(directory, settings)
-    job = _Job(directory, by, settings, watcher)
-    job.score_all()
+    job = _Job(directory, checked(directory, settings), settings, watcher)
+    job.score_all(lambda claims: True)
     return job.ranking()
+
+
+def rank_together(
+    directory: Path, settings: RankSettings, watcher: Watcher, place: Place
+) -> Ranking | None:
+    """What `rank_directory` gives, or None where another process tells it.
+
+    Processes that rank the same directory at the same time divide it, wherever they run. Of those
+    of an engine the first one tells, else the first to find that all is made.
+    Raises what `rank_directory` raises.
+    """
+    settings = place.settled(settings)
+    job = _Job(directory, checked(directory, settings), settings, watcher)
+
+    def tells(claims: Claims) -> bool:
+        return place.speaks if place.ranks > 1 else claims.first_to_tell()
+
+    return job.ranking() if job.score_all(tells) and place.speaks else None
 
 
 def checked(directory: Path, settings: RankSettings) -> Metric:
@@ -99,14 +119,27 @@ class _Job:
         self.found = survey(directory, settings, watcher)
         self.scored: list[tuple[Row, dict[str, Any]]] = []  # each with its provenance
 
-    def score_all(self) -> None:
-        """Embed and score each checkpoint and each feature file that stands for itself."""
+    def score_all(self, tells: Callable[[Claims], bool]) -> bool:
+        """Embed and score each checkpoint and each feature file that stands for itself.
+
+        Not the ones that others made, and False, where `tells` says so.
+        """
         every = [
             *(set(known.description.widths) for known in self.found.checkpoints.values()),
             *(set(file.provenance.get("layers", ())) for file in self.found.alone),
         ]
         layer = one_layer(self.settings.layer, every, self.watcher)
-        used = self._score_checkpoints(layer) if self.found.checkpoints else set()
+        used: set[Path] = set()
+        if self.found.checkpoints:
+            answers: list[bool] = []
+
+            def ask(claims: Claims) -> bool:
+                answers.append(tells(claims))
+                return answers[-1]
+
+            used = self._score_checkpoints(layer, ask)
+            if answers == [False]:
+                return False
         for file in self.found.features:
             if file in self.found.alone:
                 try:
@@ -119,6 +152,7 @@ class _Job:
             elif file.path not in used:
                 reason = "features of a checkpoint here, at other settings than asked for"
                 self.found.skipped.append(Left(str(file.path), reason))
+        return True
 
     def ranking(self) -> Ranking:
         """What was scored, in order. Raises InputError if nothing was, or nothing has a value."""
@@ -147,13 +181,14 @@ class _Job:
             warnings=tuple(misleading(groups, by)),
         )
 
-    def _score_checkpoints(self, layer: str) -> set[Path]:
+    def _score_checkpoints(self, layer: str, tells: Callable[[Claims], bool]) -> set[Path]:
         """Score every checkpoint. The feature files that were used."""
         cache = open_cache(
             self.directory, self.settings, self.found.features, layer, self.device, self.watcher
         )
         used: set[Path] = set()
-        each = cache.score_each(self.found.checkpoints.values(), self.found.fail)
+        checkpoints = self.found.checkpoints.values()
+        each = cache.score_each(checkpoints, self.found.fail, tells=tells)
         for checkpoint, _, scored in each:
             self._place(checkpoint.path, tuple(checkpoint.aliases), scored)
             used.add(scored.path)

@@ -39,8 +39,12 @@ class Shared:
     joined: bool
 
 
-def check_shared(settings: ExtractSettings) -> None:
+def check_shared(settings: ExtractSettings, output: Path) -> None:
     """Raise SettingsError for what several processes cannot do together."""
+    if "%" in output.name:
+        raise SettingsError(
+            f"-o {output}: HDF5 gives % a meaning in names of shards; choose a name without it"
+        )
     if settings.overwrite:
         raise SettingsError(
             "--overwrite: of several processes none knows whether a file is another's work; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
-from lidar_cli.features import read_first, read_hdf5, read_provenance
+from lidar_cli.features import partial_path, read_first, read_provenance
 from lidar_cli.jobs.embedding.batches import Pass
-from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
+from lidar_cli.jobs.embedding.plan import Plan, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
 from lidar_cli.jobs.extract import open_with, run, stem
+from lidar_cli.jobs.ranking.claims import Claims, set_apart
+from lidar_cli.jobs.ranking.stored import ordering, score_features, serves
 from lidar_cli.jobs.ranking.survey import Checkpoint, FeatureFile
 from lidar_cli.jobs.ranking.unstored import score_unstored
 from lidar_cli.jobs.score import score, with_intervals
@@ -25,6 +28,8 @@ from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples
 from lidar_cli.settings import ExtractSettings, RankSettings
 from lidar_cli.views import Views
+
+LOOK = 0.5  # seconds between two looks at what other processes make
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,14 @@ class Cache:
         checkpoints: Iterable[Checkpoint],
         fail: Callable[[Path, Exception], None],
         wanted: Callable[[Checkpoint, Plan], bool] = lambda checkpoint, plan: True,
+        tells: Callable[[Claims], bool] = lambda claims: True,
     ) -> Iterator[tuple[Checkpoint, Plan, Scored]]:
         """The scores of those that are wanted; checkpoints with the same views share them.
 
+        Those that another process is making are waited for, and made here if it dies.
         fail: takes what is wrong with one checkpoint, which does not stop the others.
+        tells: asked once all are made, whether this process is to have the scores of those that it
+        did not make as well.
         Raises InputError or SettingsError where the images or the command are at fault, since
         every checkpoint would meet the same.
         """
@@ -130,14 +139,64 @@ class Cache:
         for checkpoint, plan in self.plans(checkpoints, fail):
             if wanted(checkpoint, plan):
                 by_views.setdefault(plan.views, []).append((checkpoint, plan))
-        for tasks in by_views.values():
-            with self.shared_views(tasks) as store:
-                for checkpoint, plan in tasks:
-                    scored = None
-                    with failing(checkpoint, fail):
-                        scored = self.score(checkpoint, plan, store)
+        with Claims(self._folder / "claims", self._settings.claim_timeout) as claims:
+            later: list[Task] = []
+            for tasks in by_views.values():
+                with self.shared_views(tasks) as store:
+                    for task in tasks:
+                        if self._has(*task):
+                            later.append(task)
+                        elif self._settings.collect:
+                            at_it = "; a process is at it" if claims.held(self._name(task)) else ""
+                            fail(task[0].path, FeatureFileError(f"not scored yet{at_it}"))
+                        else:
+                            settled, scored = self._make(task, claims, fail, store)
+                            if not settled:
+                                later.append(task)
+                            elif scored is not None:
+                                yield *task, scored
+            while waiting := [task for task in later if not self._has(*task)]:
+                for task in waiting:
+                    settled, scored = self._make(task, claims, fail)
+                    if settled:
+                        later.remove(task)
                     if scored is not None:
-                        yield checkpoint, plan, scored
+                        yield *task, scored
+                if len(waiting) == len([task for task in later if not self._has(*task)]):
+                    time.sleep(LOOK)
+            if not tells(claims):
+                return
+            for task in later:
+                scored = None
+                with failing(task[0], fail):
+                    scored = self.score(*task)
+                if scored is not None:
+                    yield *task, scored
+
+    def _make(
+        self,
+        task: Task,
+        claims: Claims,
+        fail: Callable[[Path, Exception], None],
+        store: ViewStore | None = None,
+    ) -> tuple[bool, Scored | None]:
+        """Whether a checkpoint is settled, for another process is not making it; its score."""
+        checkpoint, plan = task
+        with failing(checkpoint, fail), claims.hold(self._name(task)) as claim:
+            if claim is None:
+                return False, None
+            if claim.taken:
+                set_apart(partial_path(self._own(checkpoint, plan)))
+            try:
+                return True, self.score(checkpoint, plan, store)
+            except FeatureFileError:
+                if claims.lost(claim):
+                    return False, None
+                raise
+        return True, None
+
+    def _name(self, task: Task) -> str:
+        return self._own(*task).name
 
     def forget(self, checkpoint: Checkpoint, plan: Plan) -> None:
         """Remove what the folder keeps of a checkpoint, since it was made of another content."""
@@ -249,7 +308,7 @@ class Cache:
         result = with_intervals(
             result, EVERY_METRIC, result.influences, rows, level, found.without_influences
         )
-        return Scored(_ordering(result, self._settings.by), found.provenance, saved.path)
+        return Scored(ordering(result, self._settings.by), found.provenance, saved.path)
 
     def _extract_settings(self) -> ExtractSettings:
         shared = {
@@ -269,38 +328,3 @@ def failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> 
         raise
     except (LidarError, OSError) as error:
         fail(checkpoint.path, error)
-
-
-def score_features(
-    path: Path,
-    layer: str,
-    settings: RankSettings,
-    device: torch.device,
-    watcher: Watcher,
-    cache: Path,
-) -> Score:
-    """The score of one layer of a feature file, with influences on the metric that orders alone.
-
-    cache: the folder that keeps the influences on every metric.
-    Raises what `read_hdf5` and `score` raise.
-    """
-    (embeddings,) = read_hdf5(path, layer)
-    level = settings.confidence
-    found = score(embeddings, settings, device, EVERY_METRIC, watcher, level, cache)
-    return _ordering(found, settings.by)
-
-
-def _ordering(found: Score, by: str) -> Score:
-    """The score without the influences that its order does not need.
-
-    n numbers a metric are little for one checkpoint, and much for ten thousand.
-    """
-    kept = {name: found.influences[name] for name in found.influences.keys() & {by}}
-    return replace(found, influences=kept)
-
-
-def serves(provenance: dict[str, Any], plan: Plan) -> bool:
-    """Whether stored features hold what a plan would compute, perhaps beside other layers."""
-    told, wanted = identity(provenance), plan.identity
-    layers = set(told.pop("layers", ())), set(wanted.pop("layers"))
-    return layers[1] <= layers[0] and told == wanted

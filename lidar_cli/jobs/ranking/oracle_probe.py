@@ -17,8 +17,8 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.plan import make_plan
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES, open_with, run, stem
 from lidar_cli.jobs.probe import Probed, probe_files
-from lidar_cli.jobs.ranking.cached import serves
 from lidar_cli.jobs.ranking.order import Row
+from lidar_cli.jobs.ranking.stored import serves
 from lidar_cli.jobs.ranking.tables import Unmatched
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples

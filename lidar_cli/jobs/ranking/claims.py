@@ -1,0 +1,238 @@
+"""Who makes what, among any number of processes that share a folder and nothing else.
+
+    worker-TOKEN     a process that takes part: its host and number, touched while it lives
+    NAME.claim-G     the G-th claim of a task, holding its worker's token
+    told-G           that one of those that took part tells the result of all
+
+Each is created exclusively, in which one process alone succeeds, on network file systems too. The
+claim of a dead worker is not removed, which two could do to one another's, but followed by that of
+the next number. Whoever gets one asks once more whether the task is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lidar_cli.errors import InputError, first_line
+
+BEATS = 10  # touches in the time after which a worker counts as dead
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A task that is this process's to do.
+
+    taken: from a worker that was silent for too long, and may yet wake up.
+    """
+
+    name: str
+    number: int
+    taken: bool
+
+
+class Claims:
+    """The claims in a folder, as one process sees them; nothing is created before the first.
+
+    timeout: seconds without a touch after which a worker counts as dead; one of this host does so
+    once its process is gone. A context manager; leaving it leaves no trace.
+    """
+
+    def __init__(self, folder: Path, timeout: float) -> None:
+        self._folder = folder
+        self._timeout = timeout
+        self._token = secrets.token_hex(8)
+        self._host = _host()
+        self._card = json.dumps({"host": self._host, "process": os.getpid()})
+        self._told_before = -1
+        self._beats: dict[str, tuple[int, float]] = {}  # file -> time of its touch, when we saw it
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[Claim | None]:
+        """The claim of a task while the block runs; None where another process has it.
+
+        Raises InputError if the folder cannot be written.
+        """
+        self._take_part()
+        number, taken = self._free(name)
+        if number is None or not self._create(f"{name}.claim-{number}", self._token):
+            yield None
+            return
+        try:
+            yield Claim(name, number, taken)
+        finally:
+            for other in range(number + 1):
+                self._path(f"{name}.claim-{other}").unlink(missing_ok=True)
+
+    def lost(self, claim: Claim) -> bool:
+        """Whether another process took the claim over, since this one was silent for too long."""
+        return max(self._numbers(claim.name, ".claim"), default=-1) > claim.number
+
+    def held(self, name: str) -> bool:
+        """Whether a process that may live has a claim of the task."""
+        number, _ = self._free(name)
+        return number is None
+
+    def first_to_tell(self) -> bool:
+        """Whether to tell the result of all: one of those that take part together is to."""
+        return self._thread is None or self._create(f"told-{self._told_before + 1}", self._token)
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._thread is None:
+            return
+        self._ended.set()
+        self._thread.join()
+        with suppress(OSError):  # of a folder that others use or that went away
+            self._path(self._worker).unlink(missing_ok=True)
+            others = [path for path in self._folder.iterdir() if path.name.startswith("worker-")]
+            if any(self._state(path) == "alive" for path in others):
+                return
+            for path in (*others, *(self._path(f"told-{g}") for g in self._numbers("", "told"))):
+                path.unlink(missing_ok=True)
+            self._folder.rmdir()
+
+    @property
+    def _worker(self) -> str:
+        return f"worker-{self._token}"
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+    def _take_part(self) -> None:
+        if self._thread is not None:
+            return
+        for _ in range(BEATS):  # the last of others removes the folder when it leaves
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                if self._create(self._worker, self._card):
+                    break
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise InputError(
+                    f"{self._folder}: the cache cannot be written ({first_line(error)}); "
+                    "name another place with --cache"
+                ) from error
+        self._told_before = max(self._numbers("", "told"), default=-1)
+        self._thread = threading.Thread(target=self._beat, name="lidar-claims", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._timeout / BEATS):
+            with suppress(OSError):  # the next touch may find the disk again
+                if not self._create(self._worker, self._card):  # it is there, but for a thief
+                    os.utime(self._path(self._worker))
+
+    def _create(self, name: str, content: str) -> bool:
+        path = self._path(name)
+        try:
+            file = path.open("x", encoding="utf-8")
+        except FileExistsError:
+            return False
+        try:
+            with file:
+                file.write(content)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return True
+
+    def _numbers(self, name: str, kind: str) -> list[int]:
+        """Those of the claims of a task. From a listing, which is fresh on network file systems."""
+        try:
+            names = [path.name for path in self._folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        prefix = f"{name}{kind}-"
+        ends = (each.removeprefix(prefix) for each in names if each.startswith(prefix))
+        return [int(end) for end in ends if end.isdecimal()]
+
+    def _free(self, name: str) -> tuple[int | None, bool]:
+        """The number of the next claim, None if there is one in force; whether it is taken over."""
+        last = max(self._numbers(name, ".claim"), default=None)
+        if last is None:
+            return 0, False
+        claim = self._path(f"{name}.claim-{last}")
+        try:
+            token = claim.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None, False  # given up this moment: the next look tells
+        # One that holds nothing was cut short, or is being written: its own time tells then.
+        state = self._state(self._path(f"worker-{token}") if token else claim)
+        return (None, False) if state == "alive" else (last + 1, state == "silent")
+
+    def _state(self, path: Path) -> str:
+        """Of the worker of a file: alive, gone, or silent, which may be either."""
+        try:
+            # Opened, not only asked for: a network file system may answer from memory otherwise.
+            with path.open(encoding="utf-8") as file:
+                touched = os.fstat(file.fileno()).st_mtime_ns
+                content = file.read()
+        except OSError:
+            return "silent"
+        told: dict[str, Any] = {}
+        with suppress(ValueError):
+            told = dict(json.loads(content))
+        if told.get("host") == self._host and not _runs(told.get("process")):
+            return "gone"
+        # By our own clock and by whether it was touched in between: no two clocks are compared.
+        now = time.monotonic()
+        before, seen = self._beats.get(path.name, (None, now))
+        if touched != before:
+            self._beats[path.name] = touched, now
+            return "alive"
+        return "alive" if now - seen < self._timeout else "silent"
+
+
+def set_apart(file: Path) -> None:
+    """Replace a file by a copy, so that whoever still writes the old one does so in vain."""
+    copy = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+    try:
+        shutil.copyfile(file, copy)
+        copy.replace(file)
+    except FileNotFoundError:
+        return  # nothing was begun
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """This host and boot, and within it the space of process numbers: containers have their own."""
+    found = [socket.gethostname()]
+    with suppress(OSError):
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        found.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(found)
+
+
+def _runs(process: object) -> bool:
+    if os.name != "posix" or not isinstance(process, int) or process <= 0:
+        return True  # who knows
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

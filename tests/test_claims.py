@@ -1,0 +1,262 @@
+"""One directory by many processes: each checkpoint made once, the dead replaced, one that tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import typer.main
+from make import checkpoint, environment, lidar_here
+
+from lidar_cli.cli import app
+from lidar_cli.errors import InputError
+from lidar_cli.jobs.ranking.claims import Claims, set_apart
+
+ROOT = Path(__file__).parent.parent
+SLURM = ROOT / "sample_configs" / "rank.slurm"
+LONG = 3600.0  # seconds: no worker of these tests counts as dead for its silence
+
+
+# Claims
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_task_is_one_process_s_and_nothing_is_left(tmp_path: Path) -> None:
+    folder = tmp_path / "claims"
+    with Claims(folder, LONG) as one, Claims(folder, LONG) as two:
+        assert names(folder) == []  # nothing before the first claim
+        assert not two.held("a")
+        with one.hold("a") as mine:
+            assert mine is not None
+            assert (mine.number, mine.taken) == (0, False)
+            with two.hold("a") as other, two.hold("b") as another:
+                assert other is None
+                assert another is not None
+            assert two.held("a")
+        with two.hold("a") as later:
+            assert later is not None
+        assert [one.first_to_tell(), two.first_to_tell()] == [True, False]
+    assert not folder.exists()
+
+
+def test_who_comes_after_the_telling_tells_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "claims"
+    with Claims(folder, LONG) as one:
+        with one.hold("a"):
+            pass
+        assert one.first_to_tell()
+        with Claims(folder, LONG) as late, Claims(folder, LONG) as later:
+            for each in (late, later):
+                with each.hold("b"):
+                    pass
+            assert [late.first_to_tell(), later.first_to_tell()] == [True, False]
+    with Claims(folder, LONG) as reader:
+        assert reader.first_to_tell()  # that made nothing, and read what is there
+    assert not folder.exists()
+
+
+def planted(folder: Path, host: str, process: int) -> None:
+    """The claim of task a by a worker, as its process left it."""
+    folder.mkdir()
+    (folder / "worker-f00").write_text(json.dumps({"host": host, "process": process}))
+    (folder / "a.claim-0").write_text("f00")
+
+
+def test_the_claim_of_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    folder = tmp_path / "claims"
+    with Claims(folder, LONG) as claims:
+        planted(folder, claims._host, child.pid)
+        with claims.hold("a") as mine:
+            assert mine is not None
+            assert (mine.number, mine.taken) == (1, False)
+    assert not folder.exists()
+
+
+def test_the_claim_of_another_host_is_taken_over_after_its_silence(tmp_path: Path) -> None:
+    folder = tmp_path / "claims"
+    planted(folder, "elsewhere", 1)
+    worker = folder / "worker-f00"
+    with Claims(folder, 0.3) as claims:
+        until = time.monotonic() + 0.6
+        while time.monotonic() < until:  # a clock that is an hour late, and moves
+            stamp = worker.stat().st_mtime_ns + 1_000_000
+            os.utime(worker, ns=(stamp - 3600 * 10**9, stamp))
+            assert claims.held("a")
+            time.sleep(0.01)
+        time.sleep(0.4)
+        with claims.hold("a") as mine:
+            assert mine is not None
+            assert (mine.number, mine.taken) == (1, True)
+
+
+def test_a_worker_that_wakes_up_knows_that_it_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "claims"
+    sleeper, taker = Claims(folder, LONG), Claims(folder, 0.05)
+    with sleeper, taker, sleeper.hold("a") as mine:
+        assert mine is not None
+        assert taker.held("a")
+        time.sleep(0.1)  # it touches its file every six minutes
+        with taker.hold("a") as theirs:
+            assert theirs is not None
+            assert theirs.taken
+            assert sleeper.lost(mine)
+            assert not taker.lost(theirs)
+    assert not folder.exists()
+
+
+def test_what_a_sleeper_writes_is_written_in_vain(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5.partial"
+    with path.open("w") as old:
+        old.write("begun")
+        old.flush()
+        set_apart(path)
+        old.write(" and on")
+    assert path.read_text() == "begun"
+    assert names(tmp_path) == ["a.h5.partial"]
+    set_apart(tmp_path / "absent")
+    assert names(tmp_path) == ["a.h5.partial"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        Claims(tmp_path / "file" / "claims", LONG) as claims,
+        pytest.raises(InputError, match=r"the cache cannot be written .*name another place with"),
+        claims.hold("a"),
+    ):
+        pass
+
+
+# Real processes
+
+OPTIONS = ["-n", "12", "-q", "3", "--image-size", "16", "--batch-size", "3", "--device", "cpu"]
+TOLD = """
+import os, signal, sys, time
+from lidar_cli.__main__ import main
+from lidar_cli.features import FeatureWriter
+
+write, victim = FeatureWriter.write, os.environ.get("VICTIM")
+
+def write_and_tell(self, samples, views, clean):
+    write(self, samples, views, clean)
+    with open("written", "a") as log:
+        log.write(f"{self.path.name} {samples[0]}\\n")
+    if victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while not os.path.exists("go"):  # until the victim is dead and all have begun
+        time.sleep(0.02)
+
+FeatureWriter.write = write_and_tell
+sys.argv = ["lidar", *sys.argv[1:]]
+main()
+"""
+
+
+def started(folder: Path, *words: object, **more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", TOLD, *map(str, words)]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed in range(6):
+        checkpoint(tmp_path / "runs" / f"{seed}.pt", seed)
+    return tmp_path / "runs"
+
+
+def test_four_processes_one_killed_make_each_checkpoint_once(
+    runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def here(*more: object) -> subprocess.CompletedProcess[str]:
+        return lidar_here(*words, *more, monkeypatch=monkeypatch, capfd=capfd)
+
+    monkeypatch.chdir(tmp_path)
+    words = ["rank", "runs", *OPTIONS, "--json"]
+    victim = started(tmp_path, *words, VICTIM="yes")
+    victim.communicate(timeout=120)
+    assert victim.returncode == -signal.SIGKILL
+    (killed,) = (tmp_path / "written").read_text().split()[::2]
+    assert (tmp_path / "runs/.lidar" / f"{killed}.partial").exists()
+    assert len(names(tmp_path / "runs/.lidar/claims")) == 2  # its own, and that of the checkpoint
+    others = [started(tmp_path, *words) for _ in range(3)]
+    until = time.monotonic() + 120
+    while time.monotonic() < until:  # each has begun a checkpoint of its own
+        if len(set((tmp_path / "written").read_text().splitlines())) == 4:
+            break
+        time.sleep(0.05)
+    collected = here("--collect")
+    assert collected.returncode == 3
+    assert "nothing could be ranked (6 failed, 0 skipped; the first:" in collected.stderr
+    assert "not scored yet; a process is at it" in collected.stderr
+    (tmp_path / "go").touch()
+    told = [process.communicate(timeout=120) for process in others]
+    assert [process.returncode for process in others] == [0, 0, 0], told
+    (ranking,) = [out for out, _ in told if out]
+    silent = [err for out, err in told if not out]
+    assert len(silent) == 2
+    assert all("another process prints the ranking" in err for err in silent)
+
+    written = (tmp_path / "written").read_text().splitlines()
+    assert Counter(written).most_common(1)[0][1] == 1  # nothing twice, nor what the dead had done
+    assert len(written) == 6 * 4  # checkpoints, and batches of each
+    assert not (tmp_path / "runs/.lidar/claims").exists()
+    assert not list((tmp_path / "runs/.lidar").glob("*.partial*"))
+
+    assert here("--collect").stdout == ranking
+    assert here("--cache", tmp_path / "alone").stdout == ranking
+
+
+def test_what_is_not_scored_yet_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path / "runs/a.pt", 0)
+    monkeypatch.chdir(tmp_path)
+    words = ["rank", "runs", *OPTIONS]
+    assert lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd).returncode == 0
+    cache = names(tmp_path / "runs/.lidar")
+    assert [Path(name).suffix for name in cache] == [".h5"]  # n = 12: too few for intervals
+    checkpoint(tmp_path / "runs/b.pt", 1)
+    found = lidar_here(*words, "--collect", "--quiet", monkeypatch=monkeypatch, capfd=capfd)
+    assert (found.returncode, found.stdout) == (4, "runs/a.pt\n")
+    assert "failed: runs/b.pt: not scored yet\n" in found.stderr
+    assert names(tmp_path / "runs/.lidar") == cache
+
+
+# The sample script
+
+
+def test_the_slurm_script_is_one_and_its_commands_parse() -> None:
+    text = SLURM.read_text(encoding="utf-8")
+    subprocess.run(["bash", "-n", SLURM], check=True)
+    assert re.search(r"^#SBATCH --array=", text, re.MULTILINE)
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    joined = text.replace("\\\n", " ")
+    calls = re.findall(r"(?:\blidar|-m lidar_cli) ((?:extract|score|rank) [^#|)`\n]*)", joined)
+    assert len(calls) == 4
+    for call in calls:
+        name, *arguments = shlex.split(call)
+        commands[name].make_context(name, arguments, resilient_parsing=False)
