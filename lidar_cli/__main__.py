@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,6 +11,9 @@ import warnings
 from typing import TYPE_CHECKING
 
 from lidar_cli.errors import LidarError, printable
+
+# By a disk, of what is written to stdout; jobs tell the rest themselves.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -28,6 +32,13 @@ def main() -> None:
     except LidarError as error:
         sys.stderr.write(f"error: {printable(str(error))}\n")
         sys.exit(error.exit_status)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        # What stdout still holds would be refused once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stderr.write(f"error: cannot be written: {error.strerror}; free some space\n")
+        sys.exit(3)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lidar_cli.checkpoints.found import Description
     from lidar_cli.checkpoints.loaded import Loaded
     from lidar_cli.checkpoints.opening import open_checkpoint, wrap_module
-    from lidar_cli.checkpoints.read import Contents, read_checkpoint, read_contents, sha256
+    from lidar_cli.checkpoints.read import Contents, read_checkpoint, read_contents, sha256, stamp
 
 _HOMES = {
     "Contents": "read",
@@ -38,6 +38,7 @@ _HOMES = {
     "read_checkpoint": "read",
     "read_contents": "read",
     "sha256": "read",
+    "stamp": "read",
     "wrap_module": "opening",
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "read_checkpoint",
     "read_contents",
     "sha256",
+    "stamp",
     "wrap_module",
 ]
 

@@ -25,7 +25,7 @@ from lidar_cli.checkpoints.lazy import Malformed
 from lidar_cli.checkpoints.safetensors_file import read_safetensors
 from lidar_cli.checkpoints.standins import Forbidden
 from lidar_cli.checkpoints.storages import read_legacy, read_zip
-from lidar_cli.errors import CheckpointError, NoWeights
+from lidar_cli.errors import CheckpointError, LidarError, NoWeights
 
 EXPECTED = "expected a file of torch.save or safetensors"
 
@@ -115,6 +115,18 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What the system tells of the file that `sha256` reads; nothing if it cannot be reached.
+
+    Two files of equal stamps are the same one, unchanged: nobody sets the time of the last change.
+    """
+    try:
+        found = folder.weights_file(hub.local(Path(path))).stat()
+    except (OSError, ValueError, LidarError):
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def describe(value: object) -> str:

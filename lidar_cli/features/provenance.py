@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+NO_RECORD = "provenance is not the record of an extraction"
 LONGEST = 2**20  # characters; ours have a few thousand
 DEEPEST = 32  # lists and tables in one another
 KINDS = {  # of what is used elsewhere; any of it may be absent, or null
@@ -21,16 +22,16 @@ def parsed(text: object) -> dict[str, Any]:
         raise ValueError("provenance is no text, or one beyond measure")
     found = json.loads(text, parse_constant=_no_number)
     if not isinstance(found, dict) or not _is_shallow(found):
-        raise ValueError("provenance is not the record of an extraction")
+        raise ValueError(NO_RECORD)
     for name, kind in KINDS.items():
         value = found.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise ValueError(f"provenance has a {type(value).__name__} as {name}")
+            raise ValueError(f"{NO_RECORD}: {name} is a {type(value).__name__}")
     layers, views = found.get("layers") or [], found.get("views") or {"name": ""}
     if not all(isinstance(layer, str) for layer in layers) or not isinstance(
         views.get("name"), str
     ):
-        raise ValueError("provenance has layers or views without names")
+        raise ValueError(f"{NO_RECORD}: layers or views without names")
     return found
 
 

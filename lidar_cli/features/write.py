@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from lidar_cli.features.form import (
     provenance_of,
 )
 from lidar_cli.features.inside import check_writable
+from lidar_cli.features.space import check_space, reserve
 
 
 class FeatureWriter:
@@ -83,7 +84,7 @@ class FeatureWriter:
             if overwrite:
                 _remove_unlocked(partial)
             _remove_unlocked(begun)
-            _check_space(partial, layout)
+            check_space(partial, layout, [*ids, *chain(*bad)])
             file = h5py.File(begun, "x")
         except FileExistsError as error:
             raise in_use(partial) from error
@@ -92,6 +93,7 @@ class FeatureWriter:
         try:
             describe(file, ids, labels, bad, provenance, share)
             _allocate(file, layout)
+            reserve(file)
             name_anew(begun, partial)
         except BaseException as error:
             _close(file)
@@ -142,6 +144,10 @@ class FeatureWriter:
                 )
             _begun_path(partial).unlink(missing_ok=True)  # where a kill came between two names
             check_writable(file, partial)
+            try:
+                reserve(file)
+            except OSError as error:  # a full disk is no damage
+                raise _unwritable(partial, error) from error
             writer = cls(path, partial, file, overwrite, share)
             writer._verify()
         except BaseException as error:
@@ -303,18 +309,6 @@ def _create(group: h5py.Group, name: str, shape: tuple[int, ...], numbers: Any) 
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(numbers))
     h5py.h5d.create(group.id, name.encode(), kind, space, properties)
-
-
-def _check_space(partial: Path, layout: Layout) -> None:
-    """Raise FeatureFileError if the file will not fit, before anything is computed."""
-    rows = layout.n_samples * layout.n_views + layout.n_clean
-    size = sum(layout.widths.values()) * rows * np.dtype(TYPES[layout.storage]).itemsize
-    free = shutil.disk_usage(partial.parent).free
-    if size > free:
-        raise FeatureFileError(
-            f"{partial}: will take {size / 2**30:,.2f} GB and {free / 2**30:,.2f} GB are free; "
-            "free some space, lower -n or -q, or use --storage float16"
-        )
 
 
 def _close(file: h5py.File) -> None:

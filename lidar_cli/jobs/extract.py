@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, wrap_module
+from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, stamp, wrap_module
+from lidar_cli.errors import CheckpointError
 from lidar_cli.features import FeatureWriter, check_absent, read_interrupted, read_provenance
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.batch_size import at_size_that_fits, find_batch_size
@@ -97,10 +98,13 @@ def extract_checkpoint(
     device = find_device(settings.device)
     # Before the work: a mistyped name, or an unknown key of a [recipe] table, is told at once.
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
+    before = stamp(checkpoint)
     loaded = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
     tell_of(samples, watcher)
     digest = sha256(checkpoint)
+    if stamp(checkpoint) != before:
+        raise changed(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
     found = loaded.description
     for remark in (found.note, found.branch_reason, plan.provenance["layer_reason"]):
@@ -133,6 +137,11 @@ def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -
     if settings.compile:
         compile_backbone(loaded, device)
     return loaded
+
+
+def changed(checkpoint: Path) -> CheckpointError:
+    """The error of weights that may be others than those that were hashed."""
+    return CheckpointError(f"{checkpoint}: changed while it was read; run again")
 
 
 def stem(checkpoint: Path) -> str:

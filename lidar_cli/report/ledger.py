@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,8 +136,15 @@ def _read(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _append(path: Path, text: str) -> None:
+    """Add text to a file, all of it or nothing."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("ab", buffering=0) as file:
+            before, rest = os.fstat(file.fileno()).st_size, text.encode()
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(before)
+                raise
     except OSError as error:
         raise SettingsError(f"--jsonl {path}: cannot be written: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,12 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
         )
         if len(scores) <= 12:
             places[len(panels) - 1].legend(fontsize=7, frameon=False, loc="lower left")
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        figure.savefig(path, dpi=160)
+        figure.savefig(beside, dpi=160)
+        beside.replace(path)
     except OSError as error:
+        beside.unlink(missing_ok=True)
         raise SettingsError(f"--plot {path}: cannot be written: {error.strerror}") from error
 
 

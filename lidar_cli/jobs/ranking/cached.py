@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from lidar_cli.checkpoints import Loaded, sha256, stamp
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
 from lidar_cli.features import partial_path, read_first, read_provenance
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.plan import Plan, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
-from lidar_cli.jobs.extract import open_with, run, stem
+from lidar_cli.jobs.extract import changed, open_with, run, stem
 from lidar_cli.jobs.ranking.claims import Claims, set_apart
 from lidar_cli.jobs.ranking.stored import ordering, score_features, serves
 from lidar_cli.jobs.ranking.survey import Checkpoint, FeatureFile
@@ -264,7 +265,7 @@ class Cache:
         store: ViewStore | None,
         until: int | None = None,
     ) -> None:
-        loaded = open_with(checkpoint.path, self._settings, self._device)
+        loaded = self._open(checkpoint)
         settings = replace(self._extract_settings(), overwrite=output.exists())
         try:
             run(
@@ -298,7 +299,7 @@ class Cache:
         saved = self._saved(checkpoint, plan)
         found = saved.read()
         if found is None:
-            loaded = open_with(checkpoint.path, self._settings, self._device)
+            loaded = self._open(checkpoint)
             work = Pass(plan, loaded, self._samples, self._device, self._settings.workers, store)
             found = score_unstored(work, self._settings, self._watcher)
             saved.write(found)
@@ -309,6 +310,14 @@ class Cache:
             result, EVERY_METRIC, result.influences, rows, level, found.without_influences
         )
         return Scored(ordering(result, self._settings.by), found.provenance, saved.path)
+
+    def _open(self, checkpoint: Checkpoint) -> Loaded:
+        """The weights that were hashed, since what is made of them is kept under their digest."""
+        path = checkpoint.path
+        loaded = open_with(path, self._settings, self._device)
+        if stamp(path) != checkpoint.stamp and sha256(path) != checkpoint.digest:
+            raise changed(path)
+        return loaded
 
     def _extract_settings(self) -> ExtractSettings:
         shared = {

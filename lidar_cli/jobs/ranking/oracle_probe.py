@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lidar_cli.checkpoints import sha256
+from lidar_cli.checkpoints import sha256, stamp
 from lidar_cli.errors import FeatureFileError, InputError, InUse, LidarError
 from lidar_cli.features import read_provenance
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.plan import make_plan
-from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES, open_with, run, stem
+from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES, changed, open_with, run, stem
 from lidar_cli.jobs.probe import Probed, probe_files
 from lidar_cli.jobs.ranking.order import Row
 from lidar_cli.jobs.ranking.stored import serves
@@ -97,8 +97,11 @@ def _embed(
     }
     known |= {"n_samples": len(samples), "clean_samples": None, "n_views": 0, "layer": LAYER}
     wanted = ExtractSettings(**known, resume=True)
+    before = stamp(path)
     loaded = open_with(path, wanted, device)
     plan = make_plan(loaded.description, str(path), sha256(path), samples, wanted, device)
+    if stamp(path) != before:
+        raise changed(path)
     output = folder / f"{stem(path)}-{plan.key}.h5"
     try:
         if output.exists() and serves(read_provenance(output), plan):

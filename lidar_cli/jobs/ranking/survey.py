@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import Description, open_checkpoint, read_contents, sha256
+from lidar_cli.checkpoints import Description, open_checkpoint, read_contents, sha256, stamp
 from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.errors import InputError, LidarError, NoWeights, SettingsError
@@ -33,6 +33,7 @@ class Checkpoint:
     digest: str
     description: Description
     aliases: list[str] = field(default_factory=list)
+    stamp: tuple[int, ...] = ()  # of the file when it was hashed
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,13 @@ def place(path: Path, found: Survey, settings: ModelSettings, watcher: Watcher) 
         if path.name.lower().endswith(FEATURE_SUFFIXES) and is_hdf5(path):
             found.features.append(FeatureFile(path, read_provenance(path)))
             return
-        digest = sha256(path)
+        before, digest = stamp(path), sha256(path)
         if digest in found.checkpoints:
             found.checkpoints[digest].aliases.append(str(path))
             return
-        found.checkpoints[digest] = Checkpoint(path, digest, _describe(path, settings, watcher))
+        found.checkpoints[digest] = Checkpoint(
+            path, digest, _describe(path, settings, watcher), stamp=before
+        )
     except SettingsError:
         raise
     except NoWeights as error:

@@ -1,0 +1,187 @@
+"""What changes or vanishes under a run: a clear line, and never an answer about something else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make import checkpoint, environment, image_folder
+
+from lidar_cli.errors import CheckpointError, InputError
+from lidar_cli.jobs import extract as extracting
+from lidar_cli.jobs.extract import extract_checkpoint
+from lidar_cli.jobs.rank import Ranking, rank_directory
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import ExtractSettings, RankSettings
+
+N, Q, SIZE = 24, 4, 24
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images"), N)
+
+
+def told(images: Path, **more: Any) -> dict[str, Any]:
+    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 8, "device": "cpu"}
+    return {"data": str(images)} | known | more
+
+
+def values(ranking: Ranking) -> dict[str, float | None]:
+    return {Path(row.path).name: row.value for group in ranking.groups for row in group.rows}
+
+
+def replaced_in_place(path: Path, seed: int) -> None:
+    """Other weights in the same file, of the same size, and with the same time of change."""
+    before = path.stat()
+    # Of the same name, since torch writes that into the file.
+    content = checkpoint(path.parent.parent / "other" / path.name, seed).read_bytes()
+    assert len(content) == before.st_size
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
+        before.st_ino,
+        before.st_size,
+        before.st_mtime_ns,
+    )
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_cache_never_answers_for_other_weights(store: bool, images: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for seed in (1, 2):
+        checkpoint(runs / f"{seed}.pt", seed)
+    settings = RankSettings(**told(images, store=store))
+    before = values(rank_directory(runs, settings))
+    replaced_in_place(runs / "1.pt", 7)
+    after = values(rank_directory(runs, settings))
+    fresh = tmp_path / "fresh"
+    checkpoint(fresh / "1.pt", 7)
+    assert after["1.pt"] == values(rank_directory(fresh, settings))["1.pt"] != before["1.pt"]
+    assert after["2.pt"] == before["2.pt"]
+
+
+class At(Watcher):
+    """Does something once, when a job says that it has come to a task."""
+
+    def __init__(self, task: str, act: Callable[[], object]) -> None:
+        self.task = task
+        self.act: Callable[[], object] | None = act
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if task.startswith(self.task) and self.act is not None and done == total - 1:
+            act, self.act = self.act, None
+            act()
+
+
+@pytest.mark.parametrize("how", ["in place", "by another file", "touched"])
+@pytest.mark.parametrize("store", [True, False])
+def test_weights_that_change_after_they_were_hashed_are_not_scored(
+    how: str, store: bool, images: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    for seed in (1, 2):
+        checkpoint(runs / f"{seed}.pt", seed)
+
+    def change() -> None:  # while the second file is looked at, the first is hashed already
+        if how == "in place":
+            replaced_in_place(runs / "1.pt", 7)
+        elif how == "by another file":
+            checkpoint(tmp_path / "new.pt", 7).replace(runs / "1.pt")
+        else:
+            (runs / "1.pt").touch()
+
+    settings = RankSettings(**told(images, store=store))
+    found = rank_directory(runs, settings, At("reading checkpoints", change))
+    if how == "touched":  # the same weights
+        assert len(values(found)) == 2
+        return
+    assert [(left.path, left.reason) for left in found.failed] == [
+        (str(runs / "1.pt"), "changed while it was read; run again")
+    ]
+    fresh = tmp_path / "fresh"
+    checkpoint(fresh / "1.pt", 7)
+    again = values(rank_directory(runs, settings))
+    assert again["1.pt"] == values(rank_directory(fresh, settings))["1.pt"]
+
+
+def test_extract_does_not_name_weights_that_it_did_not_read(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint(tmp_path / "a.pt", 1)
+    really = extracting.sha256
+
+    def late(name: Path) -> str:  # what another process may do between two reads
+        checkpoint(tmp_path / "new.pt", 2).replace(path)
+        return really(name)
+
+    monkeypatch.setattr(extracting, "sha256", late)
+    with pytest.raises(CheckpointError, match="changed while it was read; run again"):
+        extract_checkpoint(path, ExtractSettings(**told(images, output=tmp_path / "a.h5")))
+    assert not list(tmp_path.glob("*.h5*"))
+
+
+@pytest.mark.parametrize("bad_samples", ["fail", "skip"])
+@pytest.mark.parametrize("store", [True, False])
+def test_an_image_that_vanishes_ends_the_ranking_by_name(
+    bad_samples: str, store: bool, images: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(images, tmp_path / "images")
+    runs = tmp_path / "runs"
+    for seed in (1, 2):
+        checkpoint(runs / f"{seed}.pt", seed)
+    gone = folder / "013.png"
+
+    class Vanishing(Watcher):
+        def progress(self, task: str, done: int, total: int) -> None:
+            if task.startswith(("embedding", "scoring")):
+                gone.unlink(missing_ok=True)
+
+    settings = RankSettings(**told(folder, store=store, bad_samples=bad_samples, batch_size=2))
+    with pytest.raises(InputError, match=r"013\.png \(in .*No such file"):
+        rank_directory(runs, settings, Vanishing())
+    kept = {path.name for path in (runs / ".lidar").iterdir()}
+    assert all(name.endswith(".partial") for name in kept)
+    # With the image in its place again the run goes on, to what it would have been.
+    shutil.copy(images / "013.png", gone)
+    assert values(rank_directory(runs, settings)) == values(
+        rank_directory(runs, RankSettings(**told(images, cache=tmp_path / "c", batch_size=2)))
+    )
+
+
+def test_a_checkpoint_that_vanishes_is_a_row_that_failed(images: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for seed in (1, 2):
+        checkpoint(runs / f"{seed}.pt", seed)
+    gone = At("reading checkpoints", (runs / "1.pt").unlink)
+    found = rank_directory(runs, RankSettings(**told(images)), gone)
+    assert list(values(found)) == ["2.pt"]
+    assert [left.reason for left in found.failed] == ["no such file; check the path"]
+
+
+@pytest.mark.parametrize("words", [["score", "z.npy", "--json"], ["score", "z.npy"]])
+def test_a_full_stdout_is_one_line(words: list[str], tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(30, 3, 8)))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lidar_cli", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+            env=environment(),
+        )
+    told = "error: cannot be written: No space left on device; free some space\n"
+    assert (done.returncode, done.stderr) == (3, told)
