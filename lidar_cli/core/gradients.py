@@ -84,7 +84,10 @@ def of_lda(
     """By lambda_k, of the wanted metrics that read the LDA spectrum.
 
     The corrected readings go through lambda^c_k = max(h lambda_k - 1/q, 0): their derivative is h
-    times the one above, 0 where clipped, and halfway to its mean in the noise's bulk (`_halved`).
+    times the one above, 0 where clipped, and halfway to its mean in the noise's bulk (`_halved`):
+    the eigenvalues that `n_above_noise` does not count. The null rule asks more of the largest at
+    few samples (`largest_of_noise`, above 1.1 edges below n = 5 d at q = 2); that bound for the
+    bulk, too, changes no simulated coverage by more than a draw in a hundred.
     Raises DegenerateFeatures where the metrics do.
     """
     found = {}

@@ -14,6 +14,13 @@ are n - 1, and t is hardly the normal quantile.
 An interval is for the expectation of T at this n and q, over the draw of samples. The bias that T
 has for being read at finite n and q is no part of it: that one is alike for every checkpoint of a
 comparable group.
+
+Simulated (tests/benchmarks/coverage.py, results beside it, n >= 10 d, 1,000 draws): 95 % intervals
+cover 93 to 98 % for pillai, information and noise_fraction, at least 93 % elsewhere, up to 99.8 %
+where few directions carry all signal. They fall short at n of 100 and 200 with d = 8: 92 to 93 %
+for participation_ratio and rankme_augmented where samples are of very unequal strength, and there
+86 % for reliable_rank at n = 100, which is skewed so near its bound d. The test of ties errs in
+3.5 % on average.
 """
 
 from __future__ import annotations
