@@ -56,3 +56,23 @@ def test_the_changelog_knows_this_version() -> None:
     assert f"## {__version__}" in changelog
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'version = "{__version__}"' in project
+
+
+def test_the_study_is_told_as_its_results_say() -> None:
+    """Mean, worst case and what a pick loses, of the first of the two tables of standings."""
+    (results,) = (ROOT / "tests" / "benchmarks" / "results").glob("study-seed0-*.md")
+    _, _, standings = results.read_text(encoding="utf-8").partition("All methods together")
+    pooled, _, _ = standings.partition("Each method alone")
+    found = {row[0]: (row[1], row[2], row[5]) for row in cells(pooled)}
+    _, _, study = README.partition("its pick loses, on average |")
+    table, _, _ = study.partition("\n\n")
+    told = {row[0]: (*row[1:3], row[3].removesuffix(" points")) for row in cells(table)}
+    assert {"lidar", "pillai", "rankme"} <= told.keys() <= METRICS.keys()
+    for name, numbers in told.items():
+        assert found[name] == numbers, name
+
+
+def cells(text: str) -> list[list[str]]:
+    """Rows of the Markdown tables in a text whose first cell is a metric."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [row for row in rows if row[0] in METRICS]
