@@ -29,7 +29,6 @@ FLOORS = {
     "jobs": 3,
     "training": 3,
     "report": 4,
-    "options": 5,
     "cli": 5,
     "__main__": 5,
 }

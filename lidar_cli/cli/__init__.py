@@ -1,0 +1,53 @@
+"""The command line: parse, call one job, hand its record to the report.
+
+An option is a field of a settings class, made one by `options.with_options`. Torch and everything
+above it are imported inside the commands, so that `--help` and wrong arguments answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lidar_cli import __version__
+from lidar_cli.cli.demo import demo
+from lidar_cli.cli.extract import extract
+from lidar_cli.cli.inspect import inspect
+from lidar_cli.cli.probe import probe
+from lidar_cli.cli.rank import rank
+from lidar_cli.cli.score import score
+
+EPILOG = (
+    "Results go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, "
+    "3 input refused, 4 ranked but some checkpoints failed, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="lidar",
+    help="Score and rank self-supervised checkpoints without labels.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for command in (extract, score, rank, probe, inspect, demo):
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lidar {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,39 @@
+"""`lidar extract`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lidar_cli.cli.options import with_options
+from lidar_cli.cli.shared import Config, ShowConfig, resolve
+from lidar_cli.settings import ExtractSettings
+
+
+@with_options(ExtractSettings)
+def extract(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint file, Hugging Face folder, hf-hub:ORG/NAME or timm:NAME.",
+            metavar="CKPT",
+        ),
+    ],
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Embed augmented views of images with a checkpoint, into an HDF5 feature file."""
+    resolved = resolve(ExtractSettings, options, config, show_config)
+    from lidar_cli.jobs.extract import extract_checkpoint
+    from lidar_cli.jobs.place import find_place
+    from lidar_cli.report.terminal import Terminal
+
+    place = find_place()
+    with Terminal(place.speaks) as terminal:
+        done = extract_checkpoint(checkpoint, resolved.values, terminal, place)
+    if done.tells:
+        typer.echo(done.path)

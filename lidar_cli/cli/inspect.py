@@ -1,0 +1,56 @@
+"""`lidar inspect`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lidar_cli.cli.options import with_options
+from lidar_cli.cli.shared import Config, Json, ShowConfig, resolve
+from lidar_cli.errors import LidarError, SettingsError, printable
+from lidar_cli.settings import InspectSettings
+
+
+@with_options(InspectSettings)
+def inspect(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Checkpoint files, or what extract takes.", metavar="FILE..."),
+    ] = None,
+    json: Json = False,
+    formats: Annotated[
+        bool, typer.Option("--formats", help="Print the table of formats and end.")
+    ] = False,
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """What checkpoints hold, and what extract would do with them, from names and shapes alone."""
+    resolved = resolve(InspectSettings, options, config, show_config)
+    if bool(files) == formats:
+        raise SettingsError("inspect takes either checkpoint files or --formats")
+    from lidar_cli.jobs import inspect as job
+    from lidar_cli.report import inspect as report
+
+    if formats:
+        typer.echo(report.formats_to_json(job.formats()) if json else report.table(job.formats()))
+        return
+    found, failed = [], 0
+    for file in files or []:
+        try:
+            found.append(job.inspect_file(file, resolved.values))
+        except SettingsError:
+            raise
+        except LidarError as error:
+            failed = error.exit_status
+            sys.stderr.write(f"error: {printable(str(error))}\n")
+    if json:
+        typer.echo(report.to_json(found))
+    elif found:
+        typer.echo(report.to_text(found))
+    if failed:
+        raise typer.Exit(failed)

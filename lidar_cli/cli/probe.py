@@ -1,0 +1,60 @@
+"""`lidar probe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lidar_cli.cli.options import with_options
+from lidar_cli.cli.shared import Config, Csv, Json, ShowConfig, one_of, resolve
+from lidar_cli.errors import SettingsError
+from lidar_cli.settings import ProbeSettings, parse_rates
+
+
+@with_options(ProbeSettings)
+def probe(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Feature files, each split 80/20 by seed.", metavar="FILE..."),
+    ] = None,
+    train: Annotated[
+        list[Path] | None, typer.Option("--train", help="Training rows; can be repeated.")
+    ] = None,
+    test: Annotated[
+        list[Path] | None, typer.Option("--test", help="Test rows, one file for each --train.")
+    ] = None,
+    json: Json = False,
+    csv: Csv = False,
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """The oracle: how well a classifier trained with labels reads stored embeddings."""
+    one_of(json=json, csv=csv)
+    resolved = resolve(ProbeSettings, options, config, show_config)
+    parse_rates(resolved.values.learning_rates)
+    if bool(files) == bool(train) or (
+        len(test or []) not in ((0,) if files else (len(train or []),))
+    ):
+        raise SettingsError("probe takes feature files to split, or pairs of --train and --test")
+    from lidar_cli.jobs.probe import probe_files
+    from lidar_cli.report import probe as report
+    from lidar_cli.report.terminal import Terminal
+
+    with Terminal() as terminal:
+        found = probe_files(
+            files or train or [], test or [None] * len(files or []), resolved.values, terminal
+        )
+        for left in found.failed:
+            terminal.note(f"error: {left.train}: {left.reason}")
+    if json:
+        typer.echo(report.to_json(found))
+    elif csv:
+        typer.echo(report.to_csv(found), nl=False)
+    else:
+        report.print_table(found)
+    if found.failed:
+        raise typer.Exit(3)

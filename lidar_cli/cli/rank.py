@@ -1,0 +1,141 @@
+"""`lidar rank`, its race, and the directory that it follows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lidar_cli.cli.options import with_options
+from lidar_cli.cli.shared import (
+    Config,
+    Csv,
+    Json,
+    Overwrite,
+    Report,
+    ShowConfig,
+    check_page,
+    one_of,
+    resolve,
+    write_page,
+)
+from lidar_cli.errors import SettingsError, printable
+from lidar_cli.settings import RankSettings
+
+
+@with_options(RankSettings)
+def rank(
+    directory: Annotated[Path, typer.Argument(help="Directory of checkpoints.", metavar="DIR")],
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print paths alone, best first, one a line.")
+    ] = False,
+    page: Report = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Order every checkpoint under a directory, extracting what is not yet extracted."""
+    one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
+    resolved = resolve(RankSettings, options, config, show_config)
+    if resolved.values.collect:
+        one_of(collect=True, watch=resolved.values.watch, race=resolved.values.race)
+    if resolved.values.watch:
+        told = resolved.values
+        one_of(watch=True, json=json, csv=csv, markdown=markdown, quiet=quiet)
+        one_of(watch=True, race=told.race, report=page, top=told.top)
+        one_of(watch=True, oracle=told.oracle, params=told.params)
+        _follow(directory, told)
+        return
+    if resolved.values.race:
+        told = resolved.values
+        one_of(race=True, report=page, oracle=told.oracle, params=told.params)
+        one_of(race=True, csv=csv, markdown=markdown, no_store=not told.store)
+        _race(directory, told, json, quiet)
+        return
+    for name in ("watch_for", "jsonl", "tensorboard"):
+        if getattr(resolved.values, name) is not None:
+            raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
+    check_page(page, overwrite)
+    from lidar_cli.jobs.place import find_place
+    from lidar_cli.jobs.rank import rank_together
+    from lidar_cli.jobs.ranking.oracle import check_tables, judge, told_of_training
+    from lidar_cli.report import ranking as report
+    from lidar_cli.report.terminal import Terminal
+
+    check_tables(resolved.values, report=page is not None)
+    oracle, parameters = None, {}
+    place = find_place()
+    with Terminal(place.speaks) as terminal:
+        found = rank_together(directory, resolved.values, terminal, place)
+        if found is None:
+            terminal.note("all checkpoints are scored; another process prints the ranking")
+            return
+        if resolved.values.oracle is not None:
+            oracle = judge(found, resolved.values, terminal)
+        if page is not None:
+            parameters = told_of_training(found, resolved.values, terminal)
+        if quiet or resolved.values.top is not None:
+            report.check_single_group(found)
+        everything, found = found, report.top(found, resolved.values.top)
+    if json:
+        typer.echo(report.to_json(found, oracle))
+    elif csv:
+        typer.echo(report.to_csv(found, oracle), nl=False)
+    elif markdown:
+        typer.echo(report.to_markdown(found, oracle))
+    elif quiet:
+        typer.echo(report.to_paths(found, for_people=sys.stdout.isatty()), nl=False)
+    else:
+        report.print_tables(found, oracle)
+    if page is not None:
+        from lidar_cli.report.page.ranking import ranking_page
+
+        write_page(ranking_page(everything, oracle, parameters), page, overwrite)
+    if found.failed:
+        if quiet or json or csv or markdown:
+            for row in found.failed:
+                sys.stderr.write(printable(f"failed: {row.path}: {row.reason}") + "\n")
+        raise typer.Exit(4)
+
+
+def _race(directory: Path, values: RankSettings, json: bool, quiet: bool) -> None:
+    from lidar_cli.jobs.ranking.race import race_directory
+    from lidar_cli.report import race as report
+    from lidar_cli.report.terminal import Terminal
+
+    with Terminal() as terminal:
+        found = race_directory(directory, values, terminal)
+        if json or quiet:
+            terminal.note(report.verdict(found))
+    if json:
+        typer.echo(report.to_json(found, values.top))
+    elif quiet:
+        typer.echo(report.to_paths(found, values.top, sys.stdout.isatty()), nl=False)
+    else:
+        report.print_race(found, values.top)
+    if found.failed:
+        raise typer.Exit(4)
+
+
+def _follow(directory: Path, values: RankSettings) -> None:
+    from lidar_cli.jobs.ranking.follow import Landed, follow
+    from lidar_cli.report.ledger import Ledger
+    from lidar_cli.report.terminal import Terminal
+
+    failed = False
+    with Terminal() as terminal, Ledger(directory, values.jsonl, values.tensorboard) as ledger:
+        for landed in follow(directory, values, terminal, ledger.known):
+            if isinstance(landed, Landed):
+                ledger.add(landed)
+            else:
+                failed = True
+                sys.stderr.write(printable(f"failed: {landed.path}: {landed.reason}") + "\n")
+    if failed:
+        raise typer.Exit(4)

@@ -1,0 +1,97 @@
+"""`lidar score`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lidar_cli.cli.options import with_options
+from lidar_cli.cli.shared import (
+    Config,
+    Csv,
+    Json,
+    Overwrite,
+    Report,
+    ShowConfig,
+    check_page,
+    one_of,
+    resolve,
+    write_page,
+)
+from lidar_cli.errors import LidarError, SettingsError
+from lidar_cli.settings import ScoreSettings
+
+
+@with_options(ScoreSettings)
+def score(
+    files: Annotated[
+        list[Path], typer.Argument(help="Feature files or arrays.", metavar="FILE...")
+    ],
+    json: Json = False,
+    csv: Csv = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the spectra to a .png or .svg file.")
+    ] = None,
+    page: Report = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    show_config: ShowConfig = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """LiDAR, RankMe, alpha-ReQ and the noise-corrected readings of stored embeddings."""
+    one_of(json=json, csv=csv)
+    resolved = resolve(ScoreSettings, options, config, show_config)
+    if plot is not None:
+        from lidar_cli.report.plot import check_plot
+
+        check_plot(plot)
+    check_page(page, overwrite)
+    from lidar_cli.jobs.place import find_place
+    from lidar_cli.jobs.score import parse_metrics, score_file
+    from lidar_cli.jobs.scoring.converge import converge_file
+    from lidar_cli.jobs.scoring.fellows import meeting
+    from lidar_cli.report import scores as report
+    from lidar_cli.report.terminal import Terminal
+
+    place = find_place()
+    values = place.settled(resolved.values)
+    wanted = parse_metrics(values.metrics)
+    if values.converge and place.ranks > 1:
+        raise SettingsError("--converge: one process reads the file; leave out torchrun")
+    found, failed = [], 0
+    with Terminal(place.speaks) as terminal, meeting(place) as fellows:
+        for file in files:
+            try:
+                if values.converge:
+                    found += converge_file(file, values, terminal)
+                else:
+                    found += score_file(file, values, terminal, fellows)
+            except SettingsError:
+                raise
+            except LidarError as error:
+                failed = error.exit_status
+                terminal.note(f"error: {error}")
+    if not place.speaks:
+        return  # with status 0: the engine would end the one that is still to print
+    if json:
+        typer.echo(report.to_json(found))
+    elif csv:
+        typer.echo(report.to_csv(found), nl=False)
+    elif found:
+        report.print_table(found, wanted)
+    if plot is not None and found:
+        from lidar_cli.report.plot import plot_spectra
+
+        plot_spectra(found, plot)
+        sys.stderr.write(f"wrote {plot}\n")
+    if page is not None and found:
+        from lidar_cli.jobs.ranking.hyperparameters import from_names
+        from lidar_cli.report.page.scores import scores_page
+
+        write_page(scores_page(found, from_names([s.file for s in found])), page, overwrite)
+    if failed:
+        raise typer.Exit(failed)
