@@ -96,7 +96,7 @@ def test_shards_many_times_the_memory_are_embedded(tmp_path: Path) -> None:
     size = 0
     for shard in range(3):
         with tarfile.open(tmp_path / "shards" / f"{shard:04}.tar", "w") as tar:
-            for k in range(48):
+            for k in range(96):
                 content = io.BytesIO()
                 image = noise.integers(0, 256, (640, 640, 3), np.uint8)
                 Image.fromarray(image).save(content, "BMP")
@@ -104,11 +104,11 @@ def test_shards_many_times_the_memory_are_embedded(tmp_path: Path) -> None:
                 member.size = len(content.getvalue())
                 size += member.size
                 tar.addfile(member, io.BytesIO(content.getvalue()))
-    assert size > 160 * MB
+    assert size > 330 * MB
     checkpoint(tmp_path / "ckpt.pt")
-    words = ["extract", "ckpt.pt", "--data", "wds/shards", "--data-dir", tmp_path, "-n", 144]
+    words = ["extract", "ckpt.pt", "--data", "wds/shards", "--data-dir", tmp_path, "-n", 288]
     words += ["-q", 2, "--image-size", 32, "--batch-size", 2, "--workers", 1, "--device", "cpu"]
-    done = capped(60 * MB, *words, "-o", "out.h5", cwd=tmp_path)
+    done = capped(100 * MB, *words, "-o", "out.h5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with h5py.File(tmp_path / "out.h5") as file:
         assert file["samples/done"][:].all()

@@ -21,6 +21,7 @@ from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.settings import RankSettings
 
 LIDAR = METRICS["lidar"]
+BATCH = 5
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,10 @@ def test_a_first_look_that_is_too_dear_is_refused_with_the_n_that_is_not() -> No
     with pytest.raises(SettingsError, match=r"first look needs 513 .* give -n 1555 or more"):
         looks_of(1000, 256, 0.33)
     assert looks_of(1555, 256, 0.33)[0] == 513
+    with pytest.raises(SettingsError, match=r"first look needs 4097 .* give -n 12416 or more"):
+        looks_of(100, 2048, 0.33)
+    assert looks_of(170, 25, 0.3)[0] == 51  # 0.3 of 170 exactly, whatever floats make of it
+    assert looks_of(10_000, 8, 0.05)[0] == 500  # the budget, below a sixteenth
 
 
 def test_the_level_shares_what_may_err_among_looks_and_pairs() -> None:
@@ -136,7 +141,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(runs: Path, cache: Path, **more: object) -> RankSettings:
-    known = {"data": str(runs / "images"), "n_samples": 170, "n_views": 2, "image_size": 24}
+    known = {
+        "data": str(runs / "images"),
+        "n_samples": 170,
+        "n_views": 2,
+        "image_size": 24,
+        "batch_size": BATCH,
+    }
     return RankSettings(**(known | {"device": "cpu", "cache": cache} | more))  # type: ignore[arg-type]
 
 
@@ -157,13 +168,15 @@ def test_the_winner_is_that_of_the_whole_ranking_for_fewer_views(
     race = race_directory(runs / "runs", settings(runs, tmp_path / "race", by=by, race_budget=0.6))
     assert best in [row.path for row in race.winners]
     assert race.full == 6 * 170 * 2
-    assert race.spent <= 0.6 * race.full
+    assert race.spent <= 0.6 * race.full + 6 * BATCH * 2
     assert race.looks[0].n == 50
     assert race.spent == sum(look.views for look in race.looks)
     entrants = 6
     for look, before in zip(race.looks, (0, *(look.n for look in race.looks)), strict=False):
         assert look.entrants == entrants
-        assert look.views == entrants * (look.n - before) * 2
+        size = BATCH  # whole batches are embedded
+        batches = -(-look.n // size) - -(-before // size)
+        assert look.views == entrants * min(batches * size, 170 - before // size * size) * 2
         entrants -= look.put_out
     assert len(race.winners) == entrants
     assert len(race.winners) + len(race.others) == 6
@@ -188,7 +201,7 @@ def test_the_command_prints_what_was_spent_and_how_sure_it_is(
     words += [24, "--device", "cpu", "--cache", tmp_path / "cache", "--race", "--race-budget", 0.6]
     table = run(*words)
     assert table.returncode == 0, table.stderr
-    assert "with 0.95 confidence over all looks" in table.stdout
+    assert "at 0.95 confidence over all looks, each at its own n" in table.stdout
     told = json.loads(run(*words, "--json").stdout)
     spent, full = told["race"]["views"], told["race"]["views_of_all"]
     assert f"spent {spent:,} of {full:,} views ({spent / full:.0%})" in table.stdout
@@ -207,3 +220,11 @@ def test_what_a_race_cannot_do_is_one_line(runs: Path, tmp_path: Path, run: Run)
     small = run(*words, "-n", 60, "--device", "cpu")
     assert small.returncode == 2
     assert small.stderr.startswith("error: --race: the first look needs 50 samples")
+    for more, reason in (
+        (["-q", 0], "--race saves views, and -q 0 has none"),
+        (["--by", "n_above_noise"], "a count has no derivative"),
+        (["--clean-samples", 1200], "leave out --clean-samples"),
+    ):
+        refused = run(*words, "--device", "cpu", *more)
+        assert refused.returncode == 2
+        assert reason in refused.stderr

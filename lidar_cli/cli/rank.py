@@ -106,10 +106,13 @@ def rank(
 
 
 def _race(directory: Path, values: RankSettings, json: bool, quiet: bool) -> None:
+    from lidar_cli.jobs.place import find_place
     from lidar_cli.jobs.ranking.race import race_directory
     from lidar_cli.report import race as report
     from lidar_cli.report.terminal import Terminal
 
+    if find_place().ranks > 1:
+        raise SettingsError("--race is run by one process; start it without torchrun")
     with Terminal() as terminal:
         found = race_directory(directory, values, terminal)
         if json or quiet:

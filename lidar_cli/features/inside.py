@@ -90,8 +90,8 @@ def check_writable(file: h5py.File, path: Path) -> None:
     """Raise FeatureFileError or ValueError if writing into a feature file would write elsewhere."""
     names = [
         f"embeddings/{layer}/{part}"
-        for layer, group in member(file, "embeddings", path).items()
-        for part in group
+        for layer in member(file, "embeddings", path)
+        for part in member(file, f"embeddings/{layer}", path)
     ]
     for name in ("samples/done", *names):
         if check_array(member(file, name, path), path, "fu").is_virtual:

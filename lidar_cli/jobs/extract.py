@@ -27,6 +27,7 @@ from lidar_cli.samples import Samples, open_samples, told
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views import find_recipe
 
+BATCHES_UNTIL = 8  # at least, so that the last holds few samples that were not asked for
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 
 
@@ -176,7 +177,8 @@ def run(
 ) -> Extraction:
     """Carry out a plan: the feature file at `output`, complete.
 
-    until: ends at the first batch that holds so many samples, and leaves the .partial file.
+    until: ends at the first batch that holds so many samples, in batches small beside that, and
+    leaves the .partial file.
 
     Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way,
     DegenerateFeatures if an embedding is not finite, CheckpointError if the model cannot take
@@ -206,7 +208,10 @@ def run(
                 writer.finish()
         return _record(output, plan, batch_size, count, begun)
 
-    return at_size_that_fits(fixed or find_batch_size(work), write, fixed is not None)
+    size = fixed or find_batch_size(work)
+    if until is not None and not fixed:
+        size = min(size, max(1, until // BATCHES_UNTIL))
+    return at_size_that_fits(size, write, fixed is not None)
 
 
 def _writer(

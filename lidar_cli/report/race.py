@@ -101,17 +101,12 @@ def print_race(race: Race, count: int | None) -> None:
 
 def verdict(race: Race) -> str:
     """Who won, at which confidence, in one sentence."""
-    n = race.looks[-1].n
+    looks = f"{race.looks[0].n} to {race.looks[-1].n}" if len(race.looks) > 1 else race.looks[0].n
+    told = f"at {race.level:.3g} confidence over all looks, each at its own n ({looks} of {race.n})"
     names = [shown(row.path, race.directory) for row in race.winners]
     if len(names) == 1:
-        return (
-            f"{names[0]} is the best by {race.by.name} at n = {n}, "
-            f"with {race.level:.3g} confidence over all looks"
-        )
-    return (
-        f"a tie at n = {n}: the best by {race.by.name} is one of {', '.join(names)}, "
-        f"with {race.level:.3g} confidence over all looks"
-    )
+        return f"{names[0]} is the best by {race.by.name}, {told}"
+    return f"a tie: the best by {race.by.name} is one of {', '.join(names)}, {told}"
 
 
 def _placed(race: Race, count: int | None) -> Iterator[tuple[int, Row, bool]]:

@@ -219,14 +219,20 @@ class Cache:
     def score_first(
         self, checkpoint: Checkpoint, plan: Plan, n: int, store: ViewStore | None = None
     ) -> Scored:
-        """The score of the first n samples, embedded as interrupted work if need be.
+        """The score of the first n samples by the one metric, embedded as interrupted work.
 
         Raises what embedding and scoring raise.
         """
-        features = next(iter(self._features_of(checkpoint, plan)), None)
-        if features is None:
-            features = self._own(checkpoint, plan)
-            self._extract(checkpoint, plan, features, store, until=n)
+        for features in self._features_of(checkpoint, plan):
+            with suppress(FeatureFileError):  # damaged, or not what its name says: made anew
+                if serves(read_provenance(features), plan):
+                    return self.score_part(features, n)
+        features = self._own(checkpoint, plan)
+        self._extract(checkpoint, plan, features, store, until=n)
+        return self.score_part(features, n)
+
+    def score_part(self, features: Path, n: int) -> Scored:
+        """The score of the first n samples of a file, or of what there is of it."""
         embeddings = read_first(features, self._layer, n)
         by, level = self._settings.by, self._settings.confidence
         found = score(

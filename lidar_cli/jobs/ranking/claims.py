@@ -79,7 +79,7 @@ class Claims:
 
     def lost(self, claim: Claim) -> bool:
         """Whether another process took the claim over, since this one was silent for too long."""
-        return max(self._numbers(claim.name, ".claim"), default=-1) > claim.number
+        return max(self._numbers(claim.name, ".claim"), default=-1) != claim.number
 
     def held(self, name: str) -> bool:
         """Whether a process that may live has a claim of the task."""
@@ -130,6 +130,8 @@ class Claims:
             except FileNotFoundError:
                 continue
             except OSError as error:
+                with suppress(OSError):
+                    self._folder.rmdir()
                 raise InputError(
                     f"{self._folder}: the cache cannot be written ({first_line(error)}); "
                     "name another place with --cache"

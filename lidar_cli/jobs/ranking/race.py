@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lidar_cli.core.metrics import Metric
-from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.errors import InputError, InUse, LidarError, SettingsError, first_line
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.rank import checked, one_layer, open_cache, row_of
-from lidar_cli.jobs.ranking.cached import Cache, Task, failing
+from lidar_cli.jobs.ranking.cached import Cache, Task
 from lidar_cli.jobs.ranking.order import Row, order, tied_pairs
 from lidar_cli.jobs.ranking.survey import Left, Survey, survey
+from lidar_cli.jobs.scoring.confidence import COUNT
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import RankSettings
 
@@ -37,7 +38,7 @@ LEAST_SAMPLES = 50  # for a difference to be near normal, as its interval has it
 
 @dataclass(frozen=True)
 class Look:
-    """What one look did. views: that the entrants needed beyond those of the look before."""
+    """What one look did. views: that the entrants needed beyond the look before, batches whole."""
 
     n: int
     entrants: int
@@ -87,6 +88,7 @@ def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | N
     """
     watcher = watcher or Watcher()
     by = checked(directory, settings)
+    check_race(settings)
     found = survey(directory, settings, watcher)
     known = list(found.checkpoints.values())
     layer = one_layer(settings.layer, [set(one.description.widths) for one in known], watcher)
@@ -126,17 +128,22 @@ def looks_of(n: int, d: int, budget: float) -> list[int]:
     budget: the share of all views that may be spent.
     Raises SettingsError if the first look alone would spend more.
     """
-    first = min(n, max(2 * d + 1, LEAST_SAMPLES, n // 16))
-    if first > budget * n:
+    need, most = max(2 * d + 1, LEAST_SAMPLES), affordable(n, budget)
+    if need > most:
         raise SettingsError(
-            f"--race: the first look needs {first} samples, more than 2 d = {2 * d} and at least "
-            f"{LEAST_SAMPLES}; that is {first / n:.0%} of n = {n}, of which --race-budget allows "
-            f"{budget:.0%}; give -n {math.ceil(first / budget)} or more, or rank without it"
+            f"--race: the first look needs {need} samples, more than 2 d = {2 * d} and at least "
+            f"{LEAST_SAMPLES}, and --race-budget {budget:g} allows {most} of n = {n} for all "
+            f"checkpoints; give -n {math.ceil(need / budget)} or more, or rank without it"
         )
-    looks = [first]
+    looks = [max(need, min(n // 16, most))]
     while looks[-1] < n:
         looks.append(min(n, 2 * looks[-1]))
     return looks
+
+
+def affordable(n: int, budget: float) -> int:
+    """Samples of each checkpoint, of n, that a share of all views pays for."""
+    return int(budget * n + 1e-9)  # a share of 0.3 of 170 is 51, and not below it
 
 
 def corrected(confidence: float, looks: int, entrants: int) -> float:
@@ -144,10 +151,27 @@ def corrected(confidence: float, looks: int, entrants: int) -> float:
     return 1.0 - 2.0 * (1.0 - confidence) / (looks * max(1, entrants - 1))
 
 
+def check_race(settings: RankSettings) -> None:
+    """Raise SettingsError for what a race cannot be about."""
+    if settings.n_views == 0:
+        raise SettingsError("--race saves views, and -q 0 has none; rank without it")
+    if settings.by == "n_above_noise":
+        raise SettingsError(f"--race by {settings.by}: {COUNT}; choose another metric with --by")
+    if settings.clean_samples not in (None, settings.n_samples):
+        raise SettingsError(
+            "--race looks at as many un-augmented images as samples; leave out --clean-samples"
+        )
+
+
 def check_alike(tasks: Sequence[Task]) -> None:
     """Raise SettingsError unless all see the same views and have the same width."""
+    seen = ("views", "image_size", "mask_grid")
     for name, option, values in (
-        ("views", "--views and --image-size", {plan.views for _, plan in tasks}),
+        (
+            "views",
+            "--views and --image-size",
+            {repr([plan.provenance.get(key) for key in seen]) for _, plan in tasks},
+        ),
         ("d", "--layer", {tuple(plan.layout.widths.items()) for _, plan in tasks}),
     ):
         if len(values) > 1:
@@ -198,32 +222,21 @@ def _run(
     found: Survey,
 ) -> tuple[list[Look], list[Row], list[Row]]:
     """The looks that were held, the rows still in, and those put out."""
+    n, q = settings.n_samples, settings.n_views
     level = corrected(settings.confidence, len(looks), len(tasks))
-    room = settings.race_budget * len(tasks) * settings.n_samples * settings.n_views
+    room = affordable(n, settings.race_budget) * len(tasks) * q
     held: list[Look] = []
     rows: list[Row] = []
-    half: dict[str, float | None] = {}  # by path, the value at the look before
     others: list[Row] = []
+    half: dict[str, float | None] = {}  # by path, the value at the look before
     before = 0
     for until in looks:
-        views = len(tasks) * (until - before) * settings.n_views
-        if views > room:
+        if len(tasks) * (until - before) * q > room:
             break
+        seen, views = _look(cache, tasks, before, until, by, found, half)
         room, before = room - views, until
-        seen: list[tuple[Task, Row]] = []
-        with cache.shared_views(tasks) as store:
-            for task in tasks:
-                checkpoint, plan = task
-                path, aliases = checkpoint.path, tuple(checkpoint.aliases)
-                with failing(checkpoint, found.fail):
-                    scored = cache.score_first(checkpoint, plan, until, store)
-                    if not held:
-                        first = cache.score_first(checkpoint, plan, until // 2)
-                        half[str(path)] = first.score.value(by.name)
-                    seen.append((task, row_of(path, aliases, scored, by)))
         rows = [row for _, row in seen]
-        halves = [half[row.path] for row in rows]
-        out = put_out(rows, halves, settings.n_samples, by, level)
+        out = put_out(rows, [half[row.path] for row in rows], n, by, level)
         half = {row.path: row.value for row in rows}
         held.append(Look(until, len(rows), len(out), views))
         others = [*order([rows[at] for at in out], by, level), *others]
@@ -231,7 +244,55 @@ def _run(
         rows = [row for at, row in enumerate(rows) if at not in out]
         if len(rows) < 2:
             break
-    return held, list(order(rows, by, level)), others
+    winners = list(order(rows, by, level))
+    if any(row.value is not None for row in winners):  # then who has none is not the best
+        others = [*(row for row in winners if row.value is None), *others]
+        winners = [row for row in winners if row.value is not None]
+    return held, winners, others
+
+
+def _look(
+    cache: Cache,
+    tasks: Sequence[Task],
+    before: int,
+    until: int,
+    by: Metric,
+    found: Survey,
+    half: dict[str, float | None],
+) -> tuple[list[tuple[Task, Row]], int]:
+    """The rows of all that are still in, and the views that they needed, in whole batches.
+
+    half: gets, at the first look, the value of each at half the samples.
+    Raises InputError if one fails after the first look: whom it put out, nobody could tell.
+    """
+    seen: list[tuple[Task, Row]] = []
+    views = 0
+    with cache.shared_views(tasks) as store:
+        for task in tasks:
+            checkpoint, plan = task
+            path = checkpoint.path
+            try:
+                scored = cache.score_first(checkpoint, plan, until, store)
+                if not before:
+                    part = cache.score_part(scored.path, until // 2)
+                    half[str(path)] = part.score.value(by.name)
+            except (InputError, SettingsError, InUse):
+                raise
+            except (LidarError, OSError) as error:
+                if before:
+                    raise InputError(
+                        f"{path}: failed at the look at n = {until}: {first_line(error)}; "
+                        "rank without --race"
+                    ) from error
+                found.fail(path, error)
+                continue
+            size = int(scored.provenance["batch_size"])
+            whole = [
+                min(plan.layout.n_samples, math.ceil(n / size) * size) for n in (before, until)
+            ]
+            views += (whole[1] - whole[0]) * plan.layout.n_views
+            seen.append((task, row_of(path, tuple(checkpoint.aliases), scored, by)))
+    return seen, views
 
 
 def _width(tasks: Sequence[Task]) -> int:

@@ -17,7 +17,7 @@ import torch
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import InputError, LidarError, first_line
 from lidar_cli.jobs.place import Place, shares
-from lidar_cli.jobs.scoring.gather import Gathered, read_span
+from lidar_cli.jobs.scoring.gather import Gathered, NonFinite, read_span
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings
 
@@ -104,9 +104,10 @@ def gather_together(
     own = empty(device)
     with fellows.alike():
         bad = read_span(own, embeddings, settings, watcher, fellows.span(embeddings))
+    every = NonFinite(embeddings)
     for other in fellows.each(bad):
-        bad = bad if other is bad else bad.merge(other)
-    bad.refuse()
+        every = every.merge(other)
+    every.refuse()
     # Through main memory: another process may have another device, or call its own by that number.
     whole = empty(device)
     for part in fellows.each(empty(torch.device("cpu")).merge(own)):

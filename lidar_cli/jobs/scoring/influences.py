@@ -130,7 +130,9 @@ class _Kept:
 
     def write(self, found: dict[str, Tensor]) -> None:
         """Keep influences, whole or not at all."""
-        beside = self._path.with_suffix(f".{os.getpid()}")  # another rank may write the same
+        beside = self._path.with_suffix(
+            f".{os.getpid()}-{os.urandom(4).hex()}"
+        )  # another rank may write the same
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: values.contiguous() for name, values in found.items()}, beside)

@@ -96,7 +96,9 @@ class SavedScore:
         tensors |= {f"influence/{name}": one.contiguous() for name, one in score.influences.items()}
         record = [plain, found.provenance, found.without_influences]
         header = {"told": self._told, "record": json.dumps(record, allow_nan=False)}
-        beside = self.path.with_suffix(f".{os.getpid()}")  # another rank may write the same
+        beside = self.path.with_suffix(
+            f".{os.getpid()}-{os.urandom(4).hex()}"
+        )  # another rank may write the same
         try:
             save_file(tensors, beside, header)
             beside.replace(self.path)
