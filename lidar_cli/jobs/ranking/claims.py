@@ -99,16 +99,17 @@ class Claims:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._thread is None:
-            return
-        self._ended.set()
-        self._thread.join()
-        with suppress(OSError):  # of a folder that others use or that went away
+        if self._thread is not None:
+            self._ended.set()
+            self._thread.join()
+        with suppress(OSError):  # of a folder that others use, or that is not there
             self._path(self._worker).unlink(missing_ok=True)
-            others = [path for path in self._folder.iterdir() if path.name.startswith("worker-")]
-            if any(self._state(path) == "alive" for path in others):
+            # One listing: a worker is there before its claims, so that these are nobody's.
+            listed = list(self._folder.iterdir())
+            workers = [path for path in listed if path.name.startswith("worker-")]
+            if any(self._state(path) == "alive" for path in workers):
                 return
-            for path in (*others, *(self._path(f"told-{g}") for g in self._numbers("", "told"))):
+            for path in listed:
                 path.unlink(missing_ok=True)
             self._folder.rmdir()
 
