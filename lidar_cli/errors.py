@@ -69,7 +69,8 @@ class DegenerateFeatures(LidarError):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, short enough to stand inside a line of ours."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    lines = (line for line in str(error).splitlines() if line.strip())
+    return next(lines, type(error).__name__)
 
 
 def printable(text: str) -> str:

@@ -115,6 +115,7 @@ def test_a_worker_that_wakes_up_knows_that_it_lost(tmp_path: Path) -> None:
             assert theirs.taken
             assert sleeper.lost(mine)
             assert not taker.lost(theirs)
+        assert sleeper.lost(mine)  # also where the taker is done, and its claim gone
     assert not folder.exists()
 
 

@@ -63,12 +63,12 @@ def test_what_is_not_finite_gets_a_reason() -> None:
     assert "beyond the range of float64" in (found.intervals["lidar"].reason or "")
 
 
-@pytest.mark.parametrize("level", [0.5, 0.9, 0.95])
-@pytest.mark.parametrize("freedom", [3.0, 5.0, 20.0, 1000.0])
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.9998, 0.9999999])  # the last two of a race
+@pytest.mark.parametrize("freedom", [2.0, 3.0, 5.0, 7.3, 20.0, 1000.0])
 def test_the_quantile_is_students(level: float, freedom: float) -> None:
     expected = student.ppf((1 + level) / 2, freedom)
     found = float(quantile(level, torch.tensor(freedom, dtype=torch.float64)))
-    assert found == pytest.approx(expected, rel=0.01)
+    assert found == pytest.approx(expected, rel=0.002)
 
 
 def test_heavy_tails_leave_few_degrees() -> None:

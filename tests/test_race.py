@@ -3,21 +3,23 @@
 import functools
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from make import checkpoint, image_folder, lidar_here
+from make import checkpoint, image_folder, lidar_here, state_dict
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.ranking.order import Row
 from lidar_cli.jobs.ranking.race import corrected, looks_of, put_out, race_directory
 from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import RankSettings
 
 LIDAR = METRICS["lidar"]
@@ -192,6 +194,44 @@ def test_a_ranking_after_a_race_goes_on_where_it_ended(runs: Path, tmp_path: Pat
     assert [(row.path, row.value) for row in after.groups[0].rows] == [
         (row.path, row.value) for row in fresh.groups[0].rows
     ]
+
+
+class Replacing(Watcher):
+    """Puts other weights under a checkpoint's name once it was embedded for the first look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if task.startswith(f"embedding {self.path.stem}-") and done == 50:
+            checkpoint(self.path, 99)
+
+
+def test_one_that_fails_after_it_put_others_out_ends_the_race(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "runs", tmp_path / "runs")
+    more = {"by": "rankme", "race_budget": 0.6}
+    race = race_directory(tmp_path / "runs", settings(runs, tmp_path / "a", **more))
+    assert race.looks[0].put_out
+    assert len(race.looks) > 1
+    path = Path(race.winners[0].path)
+    refusal = (
+        f"{path}: failed at the look at n = 100: .* changed while it was read; .*without --race"
+    )
+    with pytest.raises(InputError, match=refusal):
+        race_directory(tmp_path / "runs", settings(runs, tmp_path / "b", **more), Replacing(path))
+
+
+def test_one_that_fails_at_the_first_look_is_among_the_failed(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "runs", tmp_path / "runs")
+    weights = state_dict(0)
+    weights["module.projector.3.weight"] *= 1e38
+    torch.save(weights, tmp_path / "runs" / "0.pt")
+    race = race_directory(
+        tmp_path / "runs", settings(runs, tmp_path / "a", by="rankme", race_budget=0.6)
+    )
+    assert [Path(left.path).name for left in race.failed] == ["0.pt"]
+    assert race.looks[0].entrants == 5
+    assert len(race.winners) + len(race.others) == 5
 
 
 def test_the_command_prints_what_was_spent_and_how_sure_it_is(

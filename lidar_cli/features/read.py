@@ -63,7 +63,7 @@ def read_labels(path: Path) -> np.ndarray | None:
     """Class numbers [N] of the samples, -1 unknown, or None where the data has none."""
     with opened(path) as file:
         provenance_of(file, path)
-        if not has(file["samples"], "label"):
+        if not has(member(file, "samples", path), "label"):
             return None
         return np.asarray(check_array(member(file, "samples/label", path), path, "iufb")[:])
 
@@ -108,7 +108,8 @@ def read_first(path: Path, layer: str, n: int) -> Embeddings:
     path = path if path.exists() else partial_path(path)
     with opened(path) as file:
         provenance = provenance_of(file, path)
-        missing = int((file["samples/done"][:n] == 0).sum())
+        done = check_array(member(file, "samples/done", path), path, "uib")[:n]
+        missing = int((done == 0).sum())
         if missing:
             raise FeatureFileError(f"{path}: incomplete, {missing} of the first {n} samples lack")
         found = _layer(file, path, layer, provenance)

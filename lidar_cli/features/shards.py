@@ -71,6 +71,8 @@ def agree(
             beside.write_text(text, encoding="utf-8")
             name_once(beside, agreed)
         except OSError as error:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise FeatureFileError(
                 f"{agreed}: cannot be written: {first_line(error)}; name another file with -o"
             ) from error
@@ -128,7 +130,7 @@ def join(
         with opened(shards[share.rank]) as file:
             _check_shard(file, path, shards[share.rank], share, provenance)
             for layer, blocks in checksums.items():
-                blocks.append(file["embeddings"][layer]["crc32"][:])
+                blocks.append(member(file, f"embeddings/{layer}/crc32", shards[share.rank])[:])
     beside = path.with_name(f"{path.name}.joining-{os.getpid()}.{os.urandom(4).hex()}")
     try:
         with h5py.File(beside, "x") as file:
@@ -190,7 +192,7 @@ def _check_shard(
             f"{shard}: cannot be joined, it was made at other settings ({', '.join(names)} "
             f"differ); {_anew(path)}"
         )
-    done = file["samples/done"][:]
+    done = member(file, "samples/done", shard)[:]
     if file.attrs["share"] != share.describe() or len(done) != len(share.span) or not done.all():
         raise FeatureFileError(
             f"{shard}: cannot be joined, it does not hold share {share.describe()}; {_anew(path)}"

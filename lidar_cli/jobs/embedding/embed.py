@@ -48,12 +48,14 @@ def embed_all(
     described, torch.OutOfMemoryError if the batch does not fit, and what the sink raises.
     """
     first, stop = sink.span.start, sink.span.stop
+    if until is not None:
+        stop = min(stop, first + -(-(until - first) // batch_size) * batch_size)
     todo = [
         start
-        for start in range(first, stop if until is None else min(stop, until), batch_size)
+        for start in range(first, stop, batch_size)
         if not sink.done[start - first : start - first + batch_size].all()
     ]
-    total = len(sink.span)
+    total = stop - first
     left = sum(min(start + batch_size, stop) - start for start in todo)
     count = 0
     lane = Lane(work.device)

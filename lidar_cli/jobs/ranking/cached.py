@@ -271,33 +271,16 @@ class Cache:
         store: ViewStore | None,
         until: int | None = None,
     ) -> None:
-        loaded = self._open(checkpoint)
+        loaded, watcher = self._open(checkpoint), self._watcher
+
+        def carry_out(settings: ExtractSettings) -> None:
+            run(plan, loaded, self._samples, settings, output, self._device, watcher, store, until)
+
         settings = replace(self._extract_settings(), overwrite=output.exists())
         try:
-            run(
-                plan,
-                loaded,
-                self._samples,
-                settings,
-                output,
-                self._device,
-                self._watcher,
-                store,
-                until,
-            )
+            carry_out(settings)
         except Unresumable:  # a partial file that is damaged, or of another device or version
-            again = replace(settings, overwrite=True, resume=False)
-            run(
-                plan,
-                loaded,
-                self._samples,
-                again,
-                output,
-                self._device,
-                self._watcher,
-                store,
-                until,
-            )
+            carry_out(replace(settings, overwrite=True, resume=False))
 
     def _score_unstored(
         self, checkpoint: Checkpoint, plan: Plan, store: ViewStore | None
