@@ -14,7 +14,7 @@ from pathlib import Path
 from make import environment
 
 SERVER = """
-import json, os, signal, sys, time, traceback
+import faulthandler, json, os, signal, sys, time, traceback
 
 from lidar_cli.__main__ import main
 import pydantic, scipy.stats, timm  # what the commands import last
@@ -40,6 +40,7 @@ def child(order):
     os.chdir(order["cwd"])
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(order[name], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644), number)
+    faulthandler.dump_traceback_later(300, exit=True)  # one that hangs says where
     log_batches(order["log"])
     sys.argv = ["lidar", *order["words"]]
     status = 130

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
-from lidar_cli.features.inside import check_array, member
+from lidar_cli.features.inside import attribute, check_array, member
 from lidar_cli.features.provenance import parsed
 
 FORMAT = "lidar-features"
@@ -121,17 +121,17 @@ def provenance_of(file: h5py.File, path: Path, form: str = FORMAT) -> dict[str, 
         raise FeatureFileError(
             f"{path}: an HDF5 file, but not a feature file (no format attribute)"
         )
-    version = file.attrs.get("version")
-    if not np.isscalar(version) or version != VERSION:
+    version = attribute(file, "version")
+    if not isinstance(version, np.integer) or version != VERSION:
         raise FeatureFileError(
             f"{path}: feature file version {version}, this lidar reads {VERSION}; extract it again"
         )
-    return parsed(file.attrs["provenance"])
+    return parsed(attribute(file, "provenance"))
 
 
 def is_ours(file: h5py.File, form: str = FORMAT) -> bool:
     """Whether a file calls itself a feature file, or what else `form` says."""
-    found = file.attrs.get("format")
+    found = attribute(file, "format")
     return isinstance(found, str) and found == form
 
 

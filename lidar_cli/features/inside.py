@@ -27,6 +27,13 @@ def has(group: h5py.Group, name: str) -> bool:
     return bool(group.id.links.exists(name.encode()))
 
 
+def attribute(file: h5py.File, name: str) -> object:
+    """The value of a file's attribute; None where it has none, or more than one value."""
+    if name not in file.attrs or file.attrs.get_id(name).shape != ():
+        return None  # thousands of texts may be one that is stored once
+    return file.attrs[name]
+
+
 def member(file: h5py.File, name: str, path: Path) -> h5py.Group | h5py.Dataset:
     """The object of a name, which lies in the file itself.
 

@@ -32,7 +32,7 @@ from lidar_cli.features.form import (
     opened,
     provenance_of,
 )
-from lidar_cli.features.inside import member
+from lidar_cli.features.inside import attribute, member
 from lidar_cli.features.write import describe, name_anew
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
@@ -193,7 +193,11 @@ def _check_shard(
             f"differ); {_anew(path)}"
         )
     done = member(file, "samples/done", shard)[:]
-    if file.attrs["share"] != share.describe() or len(done) != len(share.span) or not done.all():
+    if (
+        attribute(file, "share") != share.describe()
+        or len(done) != len(share.span)
+        or not done.all()
+    ):
         raise FeatureFileError(
             f"{shard}: cannot be joined, it does not hold share {share.describe()}; {_anew(path)}"
         )

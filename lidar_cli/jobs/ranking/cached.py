@@ -208,13 +208,14 @@ class Cache:
         """The score of a checkpoint. Raises what embedding and scoring raise."""
         for features in self._features_of(checkpoint, plan):
             with suppress(FeatureFileError):  # damaged, or not what its name says: made anew
-                if serves(read_provenance(features), plan):
-                    return self._score(features)
+                provenance = read_provenance(features)
+                if serves(provenance, plan):
+                    return self._score(features, provenance)
         if not self._settings.store:
             return self._score_unstored(checkpoint, plan, store)
         features = self._own(checkpoint, plan)
         self._extract(checkpoint, plan, features, store)
-        return self._score(features)
+        return self._score(features, read_provenance(features))
 
     def score_first(
         self, checkpoint: Checkpoint, plan: Plan, n: int, store: ViewStore | None = None
@@ -257,11 +258,11 @@ class Cache:
         saved = self._saved(checkpoint, plan).path.exists() and not self._settings.store
         return saved or bool(self._features_of(checkpoint, plan))
 
-    def _score(self, path: Path) -> Scored:
+    def _score(self, path: Path, provenance: dict[str, Any]) -> Scored:
         result = score_features(
             path, self._layer, self._settings, self._device, self._watcher, self._folder
         )
-        return Scored(result, read_provenance(path), path)
+        return Scored(result, provenance, path)
 
     def _extract(
         self,
