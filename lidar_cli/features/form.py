@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
-from lidar_cli.features.inside import attribute, check_array, member
+from lidar_cli.features.guard import attribute, check_ends
+from lidar_cli.features.inside import check_array, member
 from lidar_cli.features.provenance import parsed
 
 FORMAT = "lidar-features"
@@ -100,6 +101,7 @@ def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
     """The file, read-only; what is missing or malformed inside it becomes a FeatureFileError."""
+    check_ends(path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -169,10 +171,11 @@ def checksums_of(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
 def check_unlocked(partial: Path) -> None:
     """Raise InUse if another process has the file open for writing."""
     try:
+        check_ends(partial)
         h5py.File(partial, "r+").close()
     except BlockingIOError as error:
         raise in_use(partial) from error
-    except OSError:
+    except (OSError, FeatureFileError):
         return  # damaged, and nobody's
 
 

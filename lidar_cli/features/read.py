@@ -27,12 +27,10 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.guard import guarded
 from lidar_cli.features.inside import check_array, float_arrays, has, member
 from lidar_cli.features.shards import check_shards, joined_name
 
 
-@guarded
 def read_provenance(path: Path) -> dict[str, Any]:
     """The provenance of a complete feature file.
 
@@ -45,7 +43,6 @@ def read_provenance(path: Path) -> dict[str, Any]:
         return found
 
 
-@guarded
 def read_interrupted(path: Path) -> dict[str, Any]:
     """The provenance of the partial file that an interrupted run left for `path`, or {} if none.
 
@@ -62,7 +59,6 @@ def read_interrupted(path: Path) -> dict[str, Any]:
         raise Unresumable(f"{error}; start anew with --overwrite") from error
 
 
-@guarded
 def read_labels(path: Path) -> np.ndarray | None:
     """Class numbers [N] of the samples, -1 unknown, or None where the data has none."""
     with opened(path) as file:
@@ -72,7 +68,6 @@ def read_labels(path: Path) -> np.ndarray | None:
         return np.asarray(check_array(member(file, "samples/label", path), path, "iufb")[:])
 
 
-@guarded
 def read_hdf5(
     path: Path,
     layers: str = "auto",
@@ -105,7 +100,6 @@ def read_hdf5(
         return [_layer(file, path, name, provenance) for name in wanted]
 
 
-@guarded
 def read_first(path: Path, layer: str, n: int) -> Embeddings:
     """The first n samples of a layer of a feature file, which may be an interrupted one.
 

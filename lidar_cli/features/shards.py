@@ -32,7 +32,8 @@ from lidar_cli.features.form import (
     opened,
     provenance_of,
 )
-from lidar_cli.features.inside import attribute, member
+from lidar_cli.features.guard import attribute
+from lidar_cli.features.inside import member
 from lidar_cli.features.write import describe, name_anew
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")

@@ -32,8 +32,8 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.guard import fatal
-from lidar_cli.features.inside import attribute, check_writable
+from lidar_cli.features.guard import attribute, check_ends, vouch
+from lidar_cli.features.inside import check_writable
 from lidar_cli.features.space import check_space, reserve
 
 
@@ -126,8 +126,7 @@ class FeatureWriter:
         try:
             if not is_hdf5(partial):  # h5py would take an empty file for a new one
                 raise OSError("it does not begin as HDF5 files do")
-            if told := fatal(lambda: _examine(partial)):
-                raise Unresumable(f"{partial}: {told}; {anew}")
+            check_ends(partial)
             file = h5py.File(partial, "r+")
         except BlockingIOError as error:
             raise in_use(partial) from error
@@ -135,6 +134,8 @@ class FeatureWriter:
             raise Unresumable(
                 f"{partial}: cannot be opened: {first_line(error)}; {anew}"
             ) from error
+        except FeatureFileError as error:
+            raise Unresumable(f"{error}: {anew}") from error
         try:
             found = provenance_of(file, partial, SHARD_FORMAT if share else FORMAT)
             other = differing(found, provenance)
@@ -202,6 +203,7 @@ class FeatureWriter:
             raise _unwritable(self._partial, error) from error
         check_absent(self.path, self._overwrite, partial_too=False)
         self._partial.replace(self.path)
+        vouch(self.path)
         return self.path
 
     def discard(self) -> None:
@@ -214,6 +216,7 @@ class FeatureWriter:
 
     def __exit__(self, *_: object) -> None:
         _close(self._file)
+        vouch(self._partial)
 
     def _verify(self) -> None:
         done = np.flatnonzero(self.done)
@@ -224,14 +227,6 @@ class FeatureWriter:
                     views = group["views"][i : i + 1] if i < with_views else NOTHING
                     if checksums_of(views, group["clean"][i : i + 1])[0] != group["crc32"][i]:
                         self.done[i] = False
-
-
-def _examine(partial: Path) -> object:
-    """All that is read of an interrupted file before its rows."""
-    with h5py.File(partial, "r") as file:
-        check_writable(file, partial)
-        names = ("format", "version", "provenance", "share")
-        return file["samples/done"][:], [attribute(file, name) for name in names]
 
 
 def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
