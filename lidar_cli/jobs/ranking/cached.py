@@ -66,7 +66,9 @@ class Cache:
         watcher: Watcher,
     ) -> None:
         self._folder = folder
-        self._features = features
+        self._features: dict[str, list[FeatureFile]] = {}  # by the digest of their checkpoint
+        for file in features:
+            self._features.setdefault(str(file.provenance.get("sha256")), []).append(file)
         self._layer = layer
         self._samples = samples
         self._settings = settings
@@ -250,7 +252,8 @@ class Cache:
 
     def _features_of(self, checkpoint: Checkpoint, plan: Plan) -> list[Path]:
         """Where features would be that serve, the directory's own first."""
-        same = [file.path for file in self._features if serves(file.provenance, plan)]
+        known = self._features.get(checkpoint.digest, ())
+        same = [file.path for file in known if serves(file.provenance, plan)]
         own = self._own(checkpoint, plan)
         return [*same[:1], *([own] if own.exists() else [])]
 
