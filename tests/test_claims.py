@@ -20,6 +20,7 @@ from make import checkpoint, environment, lidar_here
 from lidar_cli.cli import app
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.ranking.claims import Claims, set_apart
+from lidar_cli.jobs.ranking.processes import card, gone
 
 ROOT = Path(__file__).parent.parent
 SLURM = ROOT / "sample_configs" / "rank.slurm"
@@ -67,10 +68,10 @@ def test_who_comes_after_the_telling_tells_anew(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def planted(folder: Path, host: str, process: int) -> None:
-    """The claim of task a by a worker, as its process left it."""
+def planted(folder: Path, **told: object) -> None:
+    """The claim of task a by a worker, as its process left it; told: what differs from this one."""
     folder.mkdir()
-    (folder / "worker-f00").write_text(json.dumps({"host": host, "process": process}))
+    (folder / "worker-f00").write_text(json.dumps(card() | told))
     (folder / "a.claim-0").write_text("f00")
 
 
@@ -79,16 +80,66 @@ def test_the_claim_of_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path
     child.wait()
     folder = tmp_path / "claims"
     with Claims(folder, LONG) as claims:
-        planted(folder, claims._host, child.pid)
+        planted(folder, process=child.pid)
         with claims.hold("a") as mine:
             assert mine is not None
             assert (mine.number, mine.taken) == (1, False)
     assert not folder.exists()
 
 
+needs_proc = pytest.mark.skipif(card()["began"] is None, reason="this system has no /proc")
+
+
+@needs_proc
+def test_a_number_that_was_given_to_another_process_is_no_sign_of_life(tmp_path: Path) -> None:
+    folder = tmp_path / "claims"
+    with Claims(folder, LONG) as claims:
+        planted(folder, began=card()["began"] - 1)  # our own number, in use a tick before we began
+        with claims.hold("a") as mine:
+            assert mine is not None
+            assert (mine.number, mine.taken) == (1, False)
+    assert not folder.exists()
+
+
+@needs_proc
+def test_a_zombie_is_dead(tmp_path: Path) -> None:
+    script = "import json; from lidar_cli.jobs.ranking.processes import card; "
+    script += "print(json.dumps(card()), flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    told = json.loads(child.stdout.readline())
+    folder = tmp_path / "claims"
+    planted(folder, **told)
+    with child, Claims(folder, LONG) as claims:
+        assert claims.held("a")
+        child.stdin.write("end\n")
+        child.stdin.flush()
+        assert child.stdout.read() == ""  # until it ended; nobody has asked for its status
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        os.kill(child.pid, 0)  # its number answers
+        assert not claims.held("a")
+        with claims.hold("a") as mine:
+            assert mine is not None
+            assert (mine.number, mine.taken) == (1, False)
+    assert not folder.exists()
+
+
+def test_who_does_not_know_takes_nobody_for_dead() -> None:
+    own = card()
+    assert not gone(own, own)
+    assert not gone({"host": own["host"], "process": os.getpid()}, own)  # that told no begin
+    assert not gone(own, own | {"began": None})  # without /proc
+    for process in (None, "1", 0, -1, 10**30, 1):  # the last runs, for another user or this one
+        assert not gone({"host": own["host"], "process": process}, own)
+    assert not gone(own | {"host": "elsewhere", "began": 1}, own)
+
+
 def test_the_claim_of_another_host_is_taken_over_after_its_silence(tmp_path: Path) -> None:
     folder = tmp_path / "claims"
-    planted(folder, "elsewhere", 1)
+    planted(folder, host="elsewhere", process=1)
     worker = folder / "worker-f00"
     with Claims(folder, 0.3) as claims:
         until = time.monotonic() + 0.6
@@ -98,6 +149,21 @@ def test_the_claim_of_another_host_is_taken_over_after_its_silence(tmp_path: Pat
             assert claims.held("a")
             time.sleep(0.01)
         time.sleep(0.4)
+        with claims.hold("a") as mine:
+            assert mine is not None
+            assert (mine.number, mine.taken) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.claim-0", ""), ("worker-f00", ""), ("worker-f00", "7")]
+)
+def test_what_was_cut_short_counts_by_its_age(tmp_path: Path, name: str, content: str) -> None:
+    folder = tmp_path / "claims"
+    planted(folder)
+    (folder / name).write_text(content)
+    with Claims(folder, 0.2) as claims:
+        assert claims.held("a")
+        time.sleep(0.3)
         with claims.hold("a") as mine:
             assert mine is not None
             assert (mine.number, mine.taken) == (1, True)

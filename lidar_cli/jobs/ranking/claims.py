@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import InputError, first_line
+from lidar_cli.jobs.ranking.processes import card, gone
 
 BEATS = 10  # touches in the time after which a worker counts as dead
 
@@ -52,8 +52,7 @@ class Claims:
         self._folder = folder
         self._timeout = timeout
         self._token = secrets.token_hex(8)
-        self._host = _host()
-        self._card = json.dumps({"host": self._host, "process": os.getpid()})
+        self._card = card()
         self._told_before = -1
         self._beats: dict[str, tuple[int, float]] = {}  # file -> time of its touch, when we saw it
         self._ended = threading.Event()
@@ -120,7 +119,7 @@ class Claims:
         for _ in range(BEATS):  # the last of others removes the folder when it leaves
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                if self._create(self._worker, self._card):
+                if self._create(self._worker, json.dumps(self._card)):
                     break
             except FileNotFoundError:
                 continue
@@ -138,7 +137,8 @@ class Claims:
     def _beat(self) -> None:
         while not self._ended.wait(self._timeout / BEATS):
             with suppress(OSError):  # the next touch may find the disk again
-                if not self._create(self._worker, self._card):  # it is there, but for a thief
+                # It is there, but for a thief.
+                if not self._create(self._worker, json.dumps(self._card)):
                     os.utime(self._path(self._worker))
 
     def _create(self, name: str, content: str) -> bool:
@@ -189,9 +189,9 @@ class Claims:
         except OSError:
             return "silent"
         told: dict[str, Any] = {}
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):
             told = dict(json.loads(content))
-        if told.get("host") == self._host and not _runs(told.get("process")):
+        if gone(told, self._card):
             return "gone"
         # By our own clock and by whether it was touched in between: no two clocks are compared.
         now = time.monotonic()
@@ -212,24 +212,3 @@ def set_apart(file: Path) -> None:
         return  # nothing was begun
     finally:
         copy.unlink(missing_ok=True)
-
-
-def _host() -> str:
-    """This host and boot, and within it the space of process numbers: containers have their own."""
-    found = [socket.gethostname()]
-    with suppress(OSError):
-        found.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-        found.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(found)
-
-
-def _runs(process: object) -> bool:
-    if os.name != "posix" or not isinstance(process, int) or process <= 0:
-        return True  # who knows
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
