@@ -268,6 +268,48 @@ def test_a_log_has_whole_lines_only(disk: Path, images: Path, tmp_path: Path, sh
     assert json.loads(lines[-1])["path"].endswith("2.pt")
 
 
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")  # TensorBoard's are its own
+def test_a_board_has_all_points_of_a_checkpoint_or_none(
+    disk: Path, images: Path, tmp_path: Path, shell: Shell
+) -> None:
+    from test_peers_tensorboard import scalars
+
+    runs, board = checkpoint(tmp_path / "runs/step=1.pt", 1).parent, disk / "board"
+    words = ["rank", runs, "--watch", "--watch-for", 0, "--interval", 0.01, "--tensorboard", board]
+    words += ["--jsonl", tmp_path / "log", "--data", images, "-n", N, "-q", Q, "--image-size", SIZE]
+    words += ["--device", "cpu"]
+
+    def refused() -> None:
+        """The line is out before the points that found no room."""
+        done = shell(*words)
+        assert (done.returncode, done.stdout) == (3, "")
+        assert done.stderr.splitlines()[-1] == (
+            f"error: --tensorboard {board}: cannot be written: No space left on device; "
+            "free some space, or name another folder; the same command goes on"
+        )
+        assert "Traceback" not in done.stderr
+        lines = (tmp_path / "log").read_text().splitlines()
+        assert len(lines) == 1 + len(scalars(board))
+
+    full = fill(disk)
+    refused()
+    full.unlink()
+    assert shell(*words).returncode == 0
+    assert scalars(board).keys() == {1}
+    last = 16  # more than a page of points
+    for step in range(2, last + 1):
+        checkpoint(runs / f"step={step}.pt", step)
+    full = fill(disk)
+    with full.open("r+b") as file:
+        file.truncate(full.stat().st_size - PAGE)
+    refused()
+    assert 1 < len(scalars(board)) < last
+    full.unlink()
+    assert shell(*words).returncode == 0
+    assert scalars(board).keys() == set(range(1, last + 1))
+
+
 def test_a_read_only_disk_is_one_line(
     disk: Path, images: Path, tmp_path: Path, shell: Shell
 ) -> None:

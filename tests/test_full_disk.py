@@ -27,12 +27,13 @@ def namespace() -> list[str] | None:
     return None
 
 
-def test_a_full_and_a_read_only_disk(tmp_path: Path) -> None:
-    inside = namespace()
-    if inside is None:
+def inside(*words: str, basetemp: Path) -> str:
+    """What pytest told of `full_disk.py`, which passed; skipped where no namespace can mount."""
+    found = namespace()
+    if found is None:
         pytest.skip("this system lets neither root nor a namespace mount a file system")
-    command = [*inside, sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider"]
-    command += [f"--basetemp={tmp_path / 'inside'}", str(HERE / "full_disk.py")]
+    command = [*found, sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider"]
+    command += [f"--basetemp={basetemp}", str(HERE / "full_disk.py"), *words]
     paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     ended = subprocess.run(
         command,
@@ -43,6 +44,11 @@ def test_a_full_and_a_read_only_disk(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": paths},
     )
     assert ended.returncode == 0, ended.stdout
+    assert "skipped" not in ended.stdout
+    return ended.stdout
+
+
+def test_a_full_and_a_read_only_disk(tmp_path: Path) -> None:
+    inside(basetemp=tmp_path / "inside")
     expected = len(re.findall(r"^def test_", (HERE / "full_disk.py").read_text(), re.MULTILINE))
     assert expected > 8
-    assert "skipped" not in ended.stdout

@@ -1,18 +1,30 @@
-"""TensorBoard reads what `lidar rank --watch --tensorboard` wrote."""
+"""TensorBoard reads what `lidar rank --watch --tensorboard` wrote, whatever came in between."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from make import checkpoint, image_folder, lidar
 from peers import MARKS, package
 from test_follow import N, words
+from test_full_disk import inside
 
 from lidar_cli.core.metrics import METRICS
 
 pytestmark = MARKS
+
+
+def scalars(run: Path, name: str = "lidar") -> dict[int, float]:
+    """What TensorBoard reads of one metric: step -> value, each step once."""
+    reader = package("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(run))
+    events.Reload()
+    found = events.Scalars(name) if name in events.Tags()["scalars"] else []
+    assert all(count == 1 for count in Counter(event.step for event in found).values())
+    return {event.step: event.value for event in found}
 
 
 def test_a_run_a_folder_and_a_point_a_metric(tmp_path: Path) -> None:
@@ -32,3 +44,36 @@ def test_a_run_a_folder_and_a_point_a_metric(tmp_path: Path) -> None:
     for event in events.Scalars("lidar"):
         assert event.value == pytest.approx(told.pop(event.step)["lidar"], rel=1e-6)
     assert told == {}
+
+
+def test_each_output_knows_what_it_lacks(tmp_path: Path) -> None:
+    package("tensorboard")
+    images, runs, board = image_folder(tmp_path / "images", N), tmp_path / "runs", tmp_path / "b"
+
+    def watch(*more: object) -> list[int]:
+        """Steps of the lines that one.jsonl then holds, in their order."""
+        told = ("--interval", 0.1, "--watch-for", 0, *more)
+        done = lidar(*words(runs, images, *told), cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        return [json.loads(line)["step"] for line in (tmp_path / "one.jsonl").open()]
+
+    one, with_board = ("--jsonl", "one.jsonl"), ("--tensorboard", board)
+    checkpoint(runs / "step=1.pt", 1)
+    assert watch(*one) == [1]
+    assert watch(*one, *with_board) == [1]
+    assert scalars(board).keys() == {1}
+    checkpoint(runs / "step=2.pt", 2)
+    assert watch(*one) == [1, 2]
+    checkpoint(runs / "step=3.pt", 3)
+    assert watch("--jsonl", "two.jsonl", *with_board) == [1, 2]
+    assert len((tmp_path / "two.jsonl").read_text().splitlines()) == 3
+    assert scalars(board).keys() == {1, 2, 3}
+    before = sorted(board.iterdir())
+    assert watch(*one, *with_board) == [1, 2, 3]
+    assert scalars(board).keys() == {1, 2, 3}
+    assert sorted(board.iterdir()) == before
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    package("tensorboard")
+    inside("-m", "peers", basetemp=tmp_path / "inside")

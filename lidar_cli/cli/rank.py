@@ -133,7 +133,8 @@ def _follow(directory: Path, values: RankSettings) -> None:
     from lidar_cli.report.terminal import Terminal
 
     failed = False
-    with Terminal() as terminal, Ledger(directory, values.jsonl, values.tensorboard) as ledger:
+    ledger = Ledger(directory, values.jsonl, values.tensorboard)
+    with Terminal() as terminal:
         for landed in follow(directory, values, terminal, ledger.known):
             if isinstance(landed, Landed):
                 ledger.add(landed)

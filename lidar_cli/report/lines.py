@@ -1,0 +1,58 @@
+"""Files that grow at their end, by all of what is added or nothing, also on a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lidar_cli.errors import SettingsError
+
+
+class Lines:
+    """JSON lines in a file, one a checkpoint, each with its path and the key of its score.
+
+    option: that named the file.
+    known: path and key of each line that was there before.
+    Raises SettingsError for a file that holds something else or cannot be written.
+    """
+
+    def __init__(self, option: str, path: Path) -> None:
+        self._path = path
+        try:
+            self.known = frozenset(self._read())
+        except OSError as error:
+            raise SettingsError(f"{option} {path}: cannot be read: {error.strerror}") from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise SettingsError(
+                f"{option} {path}: holds a line that --watch did not write whole; "
+                "remove it, or name another file"
+            ) from error
+        try:
+            append(path, b"")
+        except OSError as error:
+            raise SettingsError(f"{option} {path}: cannot be written: {error.strerror}") from error
+
+    def add(self, told: dict[str, Any]) -> None:
+        """Append a line, which holds path and key. Raises OSError."""
+        append(self._path, f"{json.dumps(told, allow_nan=False)}\n".encode())
+
+    def _read(self) -> Iterator[tuple[str, str]]:
+        content = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        for line in content.splitlines():
+            told = json.loads(line)
+            yield told["path"], told["key"]
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add content to a file, made if need be, all of it or nothing. Raises OSError."""
+    with path.open("ab", buffering=0) as file:
+        before, rest = os.fstat(file.fileno()).st_size, content
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(before)
+            raise
