@@ -4,6 +4,7 @@
     |-- SettingsError      2   an option, variable or config key is wrong
     |   `-- MissingExtra   2   the option needs a package that is not installed
     |-- InputError         3   data or an array file cannot be used
+    |   `-- Parted         3   processes that do one thing together lost each other
     |-- FeatureFileError   3   an HDF5 feature file cannot be used
     |   |-- InUse          3   another process is writing it
     |   `-- Unresumable    3   what an interrupted run left cannot be gone on with
@@ -41,6 +42,10 @@ class MissingExtra(SettingsError):
 
 class InputError(LidarError):
     """Image data or an array file cannot be read or has the wrong shape."""
+
+
+class Parted(InputError):
+    """Processes that do one thing together lost each other; nothing more can be done together."""
 
 
 class FeatureFileError(LidarError):

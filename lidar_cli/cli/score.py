@@ -21,7 +21,7 @@ from lidar_cli.cli.shared import (
     resolve,
     write_page,
 )
-from lidar_cli.errors import LidarError, SettingsError
+from lidar_cli.errors import LidarError, Parted, SettingsError, printable
 from lidar_cli.settings import ScoreSettings
 
 
@@ -72,6 +72,11 @@ def score(
                     found += score_file(file, values, terminal, fellows)
             except SettingsError:
                 raise
+            except Parted as error:
+                failed = error.exit_status
+                # Each of them has its own reason; what was scored before is still told.
+                sys.stderr.write(printable(f"error: {file}: {error}") + "\n")
+                break
             except LidarError as error:
                 failed = error.exit_status
                 terminal.note(f"error: {error}")

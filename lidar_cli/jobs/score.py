@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from lidar_cli.features import is_hdf5, read_hdf5
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.scoring.confidence import confidence, without_interval
 from lidar_cli.jobs.scoring.fellows import Fellows, gather_together
-from lidar_cli.jobs.scoring.gather import Gathered, gather
+from lidar_cli.jobs.scoring.gather import Gathered, enough_memory, gather
 from lidar_cli.jobs.scoring.influences import influences
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score, Sheet
 from lidar_cli.jobs.watch import Watcher
@@ -104,21 +103,6 @@ def score(
         return score_gathered(embeddings, settings, state, wanted, watcher, level, cache, fellows)
 
 
-@contextmanager
-def enough_memory(embeddings: Embeddings) -> Iterator[None]:
-    """Raises InputError where the memory does not suffice for moments and spectra."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        d = embeddings.shape[2]
-        raise InputError(
-            f"{embeddings.file}: {embeddings.layer}: not enough memory for moments of d = {d}, "
-            f"{8 * d * d / 2**30:,.1f} GB each; fewer --metrics, or a larger machine"
-        ) from error
-
-
 def score_gathered(
     embeddings: Embeddings,
     settings: MetricSettings,
@@ -130,7 +114,8 @@ def score_gathered(
     fellows: Fellows | None = None,
 ) -> Score:
     """The wanted metrics of one layer from its moments, as `score` gives them."""
-    found = Sheet(embeddings, settings, state, wanted).score()
+    with fellows.alike() if fellows else nullcontext(), enough_memory(embeddings):
+        found = Sheet(embeddings, settings, state, wanted).score()
     if level is None:
         return found
     missing = _without_interval(found, wanted, state.rows.n)

@@ -16,8 +16,8 @@ from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.embed import embed_all
 from lidar_cli.jobs.embedding.plan import Plan
 from lidar_cli.jobs.memory import SHARE, free_memory
-from lidar_cli.jobs.score import enough_memory, score_gathered
-from lidar_cli.jobs.scoring.gather import Gathered
+from lidar_cli.jobs.score import score_gathered
+from lidar_cli.jobs.scoring.gather import Gathered, enough_memory
 from lidar_cli.jobs.scoring.saved_score import Unintervalled
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC
 from lidar_cli.jobs.watch import Watcher

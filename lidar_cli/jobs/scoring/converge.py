@@ -10,9 +10,9 @@ import torch
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.embeddings import Chunk, Embeddings
 from lidar_cli.jobs.device import find_device
-from lidar_cli.jobs.score import enough_memory, open_embeddings, parse_metrics, score_gathered
+from lidar_cli.jobs.score import open_embeddings, parse_metrics, score_gathered
 from lidar_cli.jobs.scoring.convergence import Convergence, Point, advise, parts_of
-from lidar_cli.jobs.scoring.gather import Gathered, read_into
+from lidar_cli.jobs.scoring.gather import Gathered, enough_memory, read_into
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, ScoreSettings

@@ -2,12 +2,13 @@
 
 They meet when each has read its part, and again after a second pass, to exchange what O(d^2) memory
 holds and n numbers a metric. What is wrong for one of them is wrong for all, so that none waits for
-another that gave up.
+another that gave up: between two meetings each works inside `alike`. One that fails while they meet
+is out of step, and all part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -15,13 +16,15 @@ from typing import TypeVar
 import torch
 
 from lidar_cli.embeddings import Embeddings
-from lidar_cli.errors import InputError, LidarError, first_line
+from lidar_cli.errors import InputError, LidarError, Parted, first_line
 from lidar_cli.jobs.place import Place, shares
-from lidar_cli.jobs.scoring.gather import Gathered, NonFinite, read_span
+from lidar_cli.jobs.scoring.gather import Gathered, NonFinite, enough_memory, read_span
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings
 
 T = TypeVar("T")
+# What its user or its machine may cause in one process alone.
+ERRORS = (LidarError, OSError, RuntimeError, MemoryError)
 PATIENCE = timedelta(days=1)  # with one that reads slowly; the engine ends all if one dies
 
 
@@ -49,12 +52,38 @@ class Fellows:
         return shares(total, heavy, q + 1, self._place.ranks)[self._place.rank]
 
     def each(self, own: T) -> Iterator[T]:
-        """What each process has, in order of rank, one at a time; all must take all."""
+        """What each process has, in order of rank, one at a time; all must take all.
+
+        Raises Parted if one of them is gone, or this one cannot receive.
+        """
         for rank in range(self._place.ranks):
             box = [own if rank == self._place.rank else None]
-            torch.distributed.broadcast_object_list(box, src=rank)
+            try:
+                torch.distributed.broadcast_object_list(box, src=rank)
+            except (RuntimeError, MemoryError) as error:
+                raise Parted(
+                    f"process {self._place.rank} of {self._place.ranks} is out of step with the "
+                    f"others: {first_line(error)}; run again, with fewer processes a host where "
+                    "memory lacks"
+                ) from error
             assert box[0] is not None
             yield box[0]
+
+    def fold(self, own: T, start: T, add: Callable[[T, T], T]) -> T:
+        """What each process has, added to a start in order of rank, one at a time.
+
+        Raises what `add` raises, after the last of them and in all, as `alike`.
+        """
+        with self.alike():
+            whole, error = start, None
+            for part in self.each(own):
+                try:
+                    whole = whole if error else add(whole, part)
+                except ERRORS as raised:
+                    error = raised
+            if error is not None:
+                raise error
+        return whole
 
     @contextmanager
     def alike(self) -> Iterator[None]:
@@ -62,7 +91,9 @@ class Fellows:
         error: Exception | None = None
         try:
             yield
-        except (LidarError, OSError, RuntimeError, MemoryError) as raised:
+        except Parted:
+            raise
+        except ERRORS as raised:
             error = raised
         told = list(self.each(first_line(error) if error else ""))
         if error is not None:
@@ -101,15 +132,16 @@ def gather_together(
     def empty(on: torch.device) -> Gathered:
         return Gathered(embeddings, settings, on, wanted)
 
-    own = empty(device)
-    with fellows.alike():
+    def add(whole: Gathered, part: Gathered) -> Gathered:
+        with enough_memory(embeddings):
+            return whole.merge(part)
+
+    with fellows.alike(), enough_memory(embeddings):
+        own = empty(device)
         bad = read_span(own, embeddings, settings, watcher, fellows.span(embeddings))
-    every = NonFinite(embeddings)
-    for other in fellows.each(bad):
-        every = every.merge(other)
-    every.refuse()
-    # Through main memory: another process may have another device, or call its own by that number.
-    whole = empty(device)
-    for part in fellows.each(empty(torch.device("cpu")).merge(own)):
-        whole = whole.merge(part)
-    return whole
+        # Through main memory: another process may have another device, or call its own by that
+        # number.
+        own = add(empty(torch.device("cpu")), own)
+        whole = empty(device)
+    fellows.fold(bad, NonFinite(embeddings), NonFinite.merge).refuse()
+    return fellows.fold(own, whole, add)

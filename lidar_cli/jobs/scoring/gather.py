@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from typing import Protocol
@@ -128,6 +129,21 @@ def read_span(
             watcher.progress(f"reading {embeddings.file}", done, len(span))
             del chunk  # before the next is asked for
     return bad
+
+
+@contextmanager
+def enough_memory(embeddings: Embeddings) -> Iterator[None]:
+    """Raises InputError where the memory does not suffice for moments and spectra."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        d = embeddings.shape[2]
+        raise InputError(
+            f"{embeddings.file}: {embeddings.layer}: not enough memory for moments of d = {d}, "
+            f"{8 * d * d / 2**30:,.1f} GB each; fewer --metrics, or a larger machine"
+        ) from error
 
 
 def _unit(block: Tensor, some: slice) -> Tensor:

@@ -19,7 +19,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.core.sphere import unit_rows
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.jobs.scoring.fellows import Fellows
-from lidar_cli.jobs.scoring.gather import Gathered
+from lidar_cli.jobs.scoring.gather import Gathered, enough_memory
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, parse_size
 
@@ -67,7 +67,7 @@ def _together(
     watcher: Watcher,
     fellows: Fellows,
 ) -> dict[str, Tensor]:
-    with fellows.alike():
+    with fellows.alike(), enough_memory(embeddings):
         span = fellows.span(embeddings)
         own = _second_pass(embeddings, settings, state, wanted, watcher, span)
     parts = list(fellows.each(own))
