@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,12 +191,38 @@ def test_what_a_sleeper_writes_is_written_in_vain(tmp_path: Path) -> None:
     with path.open("w") as old:
         old.write("begun")
         old.flush()
-        set_apart(path)
+        set_apart(path, tmp_path / "a.h5")
         old.write(" and on")
     assert path.read_text() == "begun"
     assert names(tmp_path) == ["a.h5.partial"]
-    set_apart(tmp_path / "absent")
+    set_apart(tmp_path / "absent", tmp_path / "a.h5")
     assert names(tmp_path) == ["a.h5.partial"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_sleeper_that_ends_its_file_leaves_that_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    path, whole = tmp_path / "a.h5.partial", tmp_path / "a.h5"
+    path.write_text("all")
+    copy = shutil.copyfile
+
+    def wake(source: Path, target: Path) -> None:
+        if not late:
+            path.rename(whole)
+        copy(source, target)
+        if late:
+            path.rename(whole)
+
+    monkeypatch.setattr(shutil, "copyfile", wake)
+    set_apart(path, whole)
+    assert names(tmp_path) == ["a.h5"]
+    assert whole.read_text() == "all"
+    # What is begun anew beside a file that is not the old one's, as one that was damaged, stays.
+    monkeypatch.undo()
+    path.write_text("begun")
+    set_apart(path, whole)
+    assert names(tmp_path) == ["a.h5", "a.h5.partial"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

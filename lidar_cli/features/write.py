@@ -193,15 +193,15 @@ class FeatureWriter:
         missing = int((~self.done).sum())
         if missing:
             raise FeatureFileError(f"{self._partial}: {missing} samples were never written")
-        # Locks do not hold on every file system: never give another writer's file the name.
         own = os.fstat(self._file.id.get_vfd_handle()).st_ino
-        if not self._partial.exists() or self._partial.stat().st_ino != own:
-            raise in_use(self._partial)
         try:
             self._file.close()
         except (OSError, RuntimeError) as error:
             raise _unwritable(self._partial, error) from error
         check_absent(self.path, self._overwrite, partial_too=False)
+        # Locks do not hold on every file system: never give another writer's file the name.
+        if not self._partial.exists() or self._partial.stat().st_ino != own:
+            raise in_use(self._partial)
         self._partial.replace(self.path)
         vouch(self.path)
         return self.path

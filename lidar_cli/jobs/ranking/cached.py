@@ -190,7 +190,8 @@ class Cache:
             if claim is None:
                 return False, None
             if claim.taken:
-                set_apart(partial_path(self._own(checkpoint, plan)))
+                own = self._own(checkpoint, plan)
+                set_apart(partial_path(own), own)
             try:
                 return True, self.score(checkpoint, plan, store)
             except FeatureFileError:

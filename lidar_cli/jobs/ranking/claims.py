@@ -202,13 +202,19 @@ class Claims:
         return "alive" if now - seen < self._timeout else "silent"
 
 
-def set_apart(file: Path) -> None:
-    """Replace a file by a copy, so that whoever still writes the old one does so in vain."""
+def set_apart(file: Path, whole: Path) -> None:
+    """Replace a file by a copy, so that whoever still writes the old one does so in vain.
+
+    whole: the name of the old one once it is complete; if it has got that, no copy stays.
+    """
     copy = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     try:
+        old = file.stat().st_ino
         shutil.copyfile(file, copy)
         copy.replace(file)
+        if whole.stat().st_ino == old:
+            file.unlink()
     except FileNotFoundError:
-        return  # nothing was begun
+        return  # nothing was begun, or nothing is complete
     finally:
         copy.unlink(missing_ok=True)
