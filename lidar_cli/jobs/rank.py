@@ -24,6 +24,7 @@ from lidar_cli.jobs.memory import SHARE, free_memory
 from lidar_cli.jobs.place import Place
 from lidar_cli.jobs.ranking.cached import Cache, Scored
 from lidar_cli.jobs.ranking.claims import Claims
+from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Group, Row, grouped, misleading
 from lidar_cli.jobs.ranking.stored import score_features
 from lidar_cli.jobs.ranking.survey import FeatureFile, Left, survey
@@ -116,7 +117,7 @@ class _Job:
         self.watcher = watcher
         self.device = find_device(settings.device)
         self.cache = settings.cache or directory / ".lidar"
-        self.found = survey(directory, settings, watcher)
+        self.found = survey(directory, settings, watcher, Digests(directory, self.cache))
         self.scored: list[tuple[Row, dict[str, Any]]] = []  # each with its provenance
 
     def score_all(self, tells: Callable[[Claims], bool]) -> bool:

@@ -15,6 +15,7 @@ from lidar_cli.jobs.embedding.plan import Plan
 from lidar_cli.jobs.extract import tell_of
 from lidar_cli.jobs.rank import DECODED_MEMORY, checked, one_layer, row_of
 from lidar_cli.jobs.ranking.cached import Cache
+from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Row
 from lidar_cli.jobs.ranking.survey import Checkpoint, Left, Survey, files_under, place
 from lidar_cli.jobs.watch import Watcher
@@ -104,6 +105,7 @@ class _Job:
     ) -> None:
         self.landings = Landings(directory)
         self._directory = directory
+        self._folder = settings.cache or directory / ".lidar"
         self._by = by
         self._settings = settings
         self._watcher = watcher
@@ -135,8 +137,9 @@ class _Job:
     def _place(self, paths: Sequence[Path]) -> list[Checkpoint]:
         """The checkpoints of a content that is new."""
         before = set(self._found.checkpoints)
+        digests = Digests(self._directory, self._folder)
         for path in paths:
-            place(path, self._found, self._settings, self._watcher)
+            place(path, self._found, self._settings, self._watcher, digests)
         for left in self._found.skipped:
             self._watcher.note(f"skipped: {left.path}: {left.reason}")
         self._found.skipped.clear()
@@ -155,9 +158,8 @@ class _Job:
         layer = one_layer(self._settings.layer, every, self._watcher)
         samples = open_samples(self._settings).remembering(DECODED_MEMORY)
         tell_of(samples, self._watcher)
-        folder = self._settings.cache or self._directory / ".lidar"
         return Cache(
-            folder,
+            self._folder,
             self._found.features,
             layer,
             samples,

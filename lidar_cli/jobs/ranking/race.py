@@ -27,6 +27,7 @@ from lidar_cli.errors import InputError, InUse, LidarError, SettingsError, first
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.rank import checked, one_layer, open_cache, row_of
 from lidar_cli.jobs.ranking.cached import Cache, Task
+from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Row, order, tied_pairs
 from lidar_cli.jobs.ranking.survey import Left, Survey, survey
 from lidar_cli.jobs.scoring.confidence import COUNT
@@ -89,7 +90,8 @@ def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | N
     watcher = watcher or Watcher()
     by = checked(directory, settings)
     check_race(settings)
-    found = survey(directory, settings, watcher)
+    digests = Digests(directory, settings.cache or directory / ".lidar")
+    found = survey(directory, settings, watcher, digests)
     known = list(found.checkpoints.values())
     layer = one_layer(settings.layer, [set(one.description.widths) for one in known], watcher)
     device = find_device(settings.device)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import Description, open_checkpoint, read_contents, sha256, stamp
+from lidar_cli.checkpoints import Description, open_checkpoint, read_contents
 from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.errors import InputError, LidarError, NoWeights, SettingsError
 from lidar_cli.features import is_hdf5, joined_name, read_provenance, walk_ahead
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
+from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import ModelSettings
 
@@ -75,7 +78,7 @@ class Survey:
         self.failed.append(Left(str(path), _reason(path, error)))
 
 
-def survey(directory: Path, settings: ModelSettings, watcher: Watcher) -> Survey:
+def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: Digests) -> Survey:
     """Recognise every file, hash the checkpoints, and put equal content together.
 
     Raises InputError if there is no file to look at, SettingsError for an unknown architecture.
@@ -83,9 +86,15 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher) -> Survey
     found = Survey()
     files = list(files_under(directory))
     walk_ahead([path for path in files if _may_be_features(path)])
+    # Each process in an order of its own, so that those which start together divide the reading.
+    for at, path in enumerate(random.SystemRandom().sample(files, len(files))):
+        watcher.progress("hashing checkpoints", at, len(files))
+        with suppress(LidarError, OSError):  # told where the file gets its place
+            if _reason_by_name(path) is None and not _features(path):
+                digests.of(path)
     for at, path in enumerate(files):
         watcher.progress("reading checkpoints", at, len(files))
-        place(path, found, settings, watcher)
+        place(path, found, settings, watcher, digests)
     if not files:
         raise InputError(
             f"{directory}: no checkpoint in it; expected files ending in "
@@ -94,19 +103,18 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher) -> Survey
     return found
 
 
-def place(path: Path, found: Survey, settings: ModelSettings, watcher: Watcher) -> None:
+def place(
+    path: Path, found: Survey, settings: ModelSettings, watcher: Watcher, digests: Digests
+) -> None:
     """Give a file its place in what was found. Raises SettingsError as `survey`."""
-    if NOT_WEIGHTS.fullmatch(path.name.lower()):
-        found.skipped.append(Left(str(path), "by its name, not model weights"))
-        return
-    if joined := joined_name(path):
-        found.skipped.append(Left(str(path), f"by its name, a shard of {joined}"))
+    if reason := _reason_by_name(path):
+        found.skipped.append(Left(str(path), reason))
         return
     try:
-        if _may_be_features(path) and is_hdf5(path):
+        if _features(path):
             found.features.append(FeatureFile(path, read_provenance(path)))
             return
-        before, digest = stamp(path), sha256(path)
+        before, digest = digests.of(path)
         if digest in found.checkpoints:
             found.checkpoints[digest].aliases.append(str(path))
             return
@@ -123,6 +131,19 @@ def place(path: Path, found: Survey, settings: ModelSettings, watcher: Watcher) 
 
 def _may_be_features(path: Path) -> bool:
     return path.name.lower().endswith(FEATURE_SUFFIXES)
+
+
+def _reason_by_name(path: Path) -> str | None:
+    """Why a file is skipped that nobody has looked into."""
+    if NOT_WEIGHTS.fullmatch(path.name.lower()):
+        return "by its name, not model weights"
+    if joined := joined_name(path):
+        return f"by its name, a shard of {joined}"
+    return None
+
+
+def _features(path: Path) -> bool:
+    return _may_be_features(path) and is_hdf5(path)
 
 
 def _describe(path: Path, settings: ModelSettings, watcher: Watcher) -> Description:

@@ -1,0 +1,104 @@
+"""SHA-256 of checkpoints, each read once after it changed, by whichever process comes first.
+
+Any number of processes rank ten thousand checkpoints, and each must know the content of all. A
+digest is kept beside what the file system tells of the file, and serves while it tells the same.
+That is kept and used only where it can be relied on:
+
+- the system dates each change itself, and nobody can set that date, as a file of trial shows; it
+  is not so on sshfs, and on Windows the date is another;
+- the last change is long past by its clock: two within a tick have one date, and so have those
+  through mapped memory until it is written back;
+- the file lies on the file system that was tried.
+
+What is left is a file in memory (tmpfs) that somebody changes in its place through mapped memory,
+which no system dates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from lidar_cli.checkpoints import sha256, stamp
+
+SETTLED = 120  # seconds after a change: more than any tick, and than writing back may wait
+Stamp = tuple[int, ...]
+
+
+class Digests:
+    """Digests of the files under a directory, kept in a folder if that can be written."""
+
+    def __init__(self, directory: Path, folder: Path) -> None:
+        self._directory = directory
+        self._folder = folder
+        self._found: dict[Path, tuple[Stamp, str]] = {}
+        self._trial: tuple[int, int] | None = None  # device, and its time when it was tried
+
+    def of(self, path: Path) -> tuple[Stamp, str]:
+        """The stamp of a file, asked for before its content, and the digest of that; once a run.
+
+        Raises CheckpointError if the file cannot be read.
+        """
+        if path not in self._found:
+            before = stamp(path)
+            word = self._word(path)
+            digest = self._kept(path, word) if word else None
+            if digest is None:
+                digest = sha256(path)
+                if word and word == self._word(path):
+                    self._keep(path, word, digest)
+            self._found[path] = before, digest
+        return self._found[path]
+
+    def _word(self, path: Path) -> list[int] | None:
+        """What the file system tells of a file, None where that is not to be relied on."""
+        if os.name != "posix":
+            return None
+        try:
+            # Opened, not only asked for: a network file system may answer from memory otherwise.
+            with path.open("rb") as file:
+                told = os.fstat(file.fileno())
+            device, now = self._trial or self._try()
+        except OSError:
+            return None
+        if told.st_dev != device or now - told.st_ctime_ns < SETTLED * 10**9:
+            return None
+        return [told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns]
+
+    def _try(self) -> tuple[int, int]:
+        """Device of the folder, -1 if it does not date changes, and its time. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=self._folder, suffix=".trial") as trial:
+            made = os.fstat(trial.fileno()).st_mtime_ns
+            os.utime(trial.name, (0, 0))
+            told = os.fstat(trial.fileno())
+        honest = told.st_mtime_ns == 0 and told.st_ctime_ns >= made > 0
+        self._trial = told.st_dev if honest else -1, told.st_ctime_ns
+        return self._trial
+
+    def _record(self, path: Path) -> Path:
+        name = os.path.relpath(path, self._directory)  # that all hosts give it
+        key = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
+        return self._folder / f"{path.name}-{key}.sha256"
+
+    def _kept(self, path: Path, word: list[int]) -> str | None:
+        try:
+            told = json.loads(self._record(path).read_text(encoding="ascii"))
+            return str(told["sha256"]) if told["file"] == word else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def _keep(self, path: Path, word: list[int], digest: str) -> None:
+        record = self._record(path)
+        beside = record.with_name(f"{record.name}.{secrets.token_hex(4)}")
+        with suppress(OSError):  # it is read again next time
+            try:
+                beside.write_text(json.dumps({"file": word, "sha256": digest}), encoding="ascii")
+                beside.replace(record)
+            finally:
+                beside.unlink(missing_ok=True)
