@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,6 @@ from make import (
     checkpoint,
     crop,
     encoded,
-    environment,
     image_folder,
     lidar,
     network,
@@ -308,75 +302,6 @@ def test_a_damaged_row_is_computed_again(inputs: tuple[Path, Path], tmp_path: Pa
     done = run(inputs, tmp_path / "out.h5", resume=True)
     assert done.embedded == 5 + 3  # the batch of sample 2, and the rest
     assert_same(whole.path, done.path)
-
-
-KILLED = """
-import os, signal, sys
-from lidar_cli.__main__ import main
-from lidar_cli.features import FeatureWriter
-
-write, left = FeatureWriter.write, [2]
-
-def write_some(self, samples, views, clean):
-    write(self, samples, views, clean)
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-FeatureWriter.write = write_some
-sys.argv = ["lidar", *sys.argv[1:]]
-main()
-"""
-
-
-def test_a_killed_process_can_be_resumed(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    options = ["-n", N, "-q", Q, "--image-size", SIZE, "--batch-size", 5, "--device", "cpu"]
-    words = ["extract", inputs[0], "--data", inputs[1], *options, "-o", "out.h5"]
-    words = [str(word) for word in words]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *words], cwd=tmp_path, env=environment(), check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out.h5").exists()
-    with h5py.File(tmp_path / "out.h5.partial") as file:
-        assert file["samples/done"][:].sum() == 10
-
-    done = run(inputs, tmp_path / "out.h5", resume=True)
-    assert done.embedded == N - 10
-    whole = run(inputs, tmp_path / "whole.h5")
-    assert_same(whole.path, tmp_path / "out.h5")
-
-
-def test_a_process_killed_at_any_time_can_be_resumed(
-    inputs: tuple[Path, Path], tmp_path: Path
-) -> None:
-    output = tmp_path / "out.h5"
-    size, n = 48, 400
-    words = ["extract", inputs[0], "--data", tmp_path / "images", "-n", n, "-q", 4]
-    words += ["--image-size", size, "--batch-size", 2, "--device", "cpu", "-o", output]
-    many = inputs[0], image_folder(tmp_path / "images", n)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lidar_cli", *map(str, words)], cwd=tmp_path, env=environment()
-    )
-    try:
-        until = time.monotonic() + 60
-        while time.monotonic() < until and process.poll() is None:
-            with (
-                contextlib.suppress(OSError, KeyError),
-                h5py.File(partial_path(output), "r", locking=False) as file,
-            ):
-                if file["samples/done"][:].any():
-                    break
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
-    with h5py.File(partial_path(output)) as file:
-        finished = int(file["samples/done"][:].sum())
-    assert 0 < finished < n
-    more = {"n_samples": n, "n_views": 4, "image_size": size, "batch_size": 2}
-    assert run(many, output, resume=True, **more).embedded == n - finished
-    assert_same(run(many, tmp_path / "whole.h5", **more).path, output)
 
 
 @pytest.mark.parametrize(
