@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from make import checkpoint, environment, image_folder, lidar
+from make import checkpoint, environment, image_folder, lidar_here
 from test_extract import Stop, StopAfter, assert_same
 
 from lidar_cli.errors import FeatureFileError, SettingsError
@@ -365,7 +365,10 @@ def close(one: Any, two: Any) -> bool:
 
 
 def test_scores_are_those_of_one_process_and_one_prints_them(
-    inputs: Inputs, tmp_path: Path
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     together(inputs, tmp_path / "joined.h5", 3)
     rng = np.random.default_rng(0)
@@ -380,7 +383,8 @@ def test_scores_are_those_of_one_process_and_one_prints_them(
     np.save(tmp_path / "bad.npy", bad)
     files = ["joined.h5", "bad.npy", "many.npy", "absent.npy", "wide.npy", "one.npy"]
     words = ["score", *files, "--json", "--confidence", "0.9"]
-    alone = lidar(*words, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    alone = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
     assert alone.returncode == 3
     done = torchrun("--no-python", sys.executable, "-m", "lidar_cli", *words, cwd=tmp_path)
     found, expected = json.loads(done.stdout), json.loads(alone.stdout)
