@@ -1,6 +1,6 @@
 """Transformers as other people's code saves them: data2vec, Hugging Face, DINOv2, conv stems.
 
-See formats.py, whose table they join. The weights and literal forward passes of BEiT, of data2vec
+The weights and literal forward passes of BEiT, of data2vec
 2.0 and of Hugging Face's names are those of the tests of their architectures.
 """
 
@@ -10,29 +10,19 @@ import argparse
 import functools
 import json
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from layouts import Embed, Fixture, Weights, mlp, optimizer, part, script_function, wrapped
+from layouts import Embed, Fixture, Weights, fixture, mlp, optimizer, part, script_function, wrapped
 from literal import linear, normed, random_weights
 from test_beit import beit_blocks, beit_shapes, fairseq_names, index
 from test_data2vec2 import IMAGE, d2v2_tokens, d2v2_weights
 from test_hf_layouts import hf_shapes, hf_tokens
 from torch import Tensor
 from torch.nn import functional as F
-
-TRANSFORMERS: dict[str, Callable[[], Fixture]] = {}
-
-
-def transformer(make: Callable[[], Fixture]) -> Callable[[], Fixture]:
-    cached = functools.cache(make)
-    TRANSFORMERS[make.__name__.replace("_", "-")] = cached
-    return cached
-
 
 # data2vec.
 
@@ -47,7 +37,7 @@ def beit(seed: int) -> dict[str, Tensor]:
     return random_weights(beit_shapes(2, 192) | head, seed)
 
 
-@transformer
+@fixture
 def data2vec_fork() -> Fixture:
     student, teacher = beit(0), beit(1)
     buffer = {"rel_pos_bias.relative_position_index": index()}
@@ -89,7 +79,7 @@ def fairseq_tree(model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@transformer
+@fixture
 def data2vec_fairseq() -> Fixture:
     """The average is of the transformer alone: patches and class token are the student's."""
     student, average = beit(2), beit(3)
@@ -134,12 +124,12 @@ def data2vec2(local: bool) -> Fixture:
     )
 
 
-@transformer
+@fixture
 def data2vec2_base() -> Fixture:
     return data2vec2(local=True)
 
 
-@transformer
+@fixture
 def data2vec2_without_local_average() -> Fixture:
     return data2vec2(local=False)
 
@@ -186,31 +176,31 @@ def hugging_face(
     )
 
 
-@transformer
+@fixture
 def hf_vit() -> Fixture:
     config = {"model_type": "vit", "num_attention_heads": 6, "layer_norm_eps": 1e-12}
     return hugging_face("hf-vit", "vit", "encoder", config, "vit.")
 
 
-@transformer
+@fixture
 def hf_ijepa() -> Fixture:
     config = {"model_type": "ijepa", "num_attention_heads": 12, "layer_norm_eps": 1e-6}
     return hugging_face("hf-ijepa", "ijepa", "student", config)
 
 
-@transformer
+@fixture
 def hf_dinov2() -> Fixture:
     config = {"model_type": "dinov2", "num_attention_heads": 6, "layer_norm_eps": 1e-6}
     return hugging_face("hf-dinov2", "dinov2", "teacher", config)
 
 
-@transformer
+@fixture
 def hf_dinov2_swiglu() -> Fixture:
     config = {"model_type": "dinov2", "num_attention_heads": 3, "layer_norm_eps": 1e-3}
     return hugging_face("hf-dinov2", "dinov2 swiglu", "teacher", config, "dinov2.")
 
 
-@transformer
+@fixture
 def hf_dinov2_registers() -> Fixture:
     config = {
         "model_type": "dinov2_with_registers", "num_attention_heads": 4, "layer_norm_eps": 1e-6,
@@ -219,13 +209,13 @@ def hf_dinov2_registers() -> Fixture:
     return hugging_face("hf-dinov2", "dinov2 registers", "teacher", config, prefix)
 
 
-@transformer
+@fixture
 def hf_data2vec() -> Fixture:
     config = {"model_type": "data2vec-vision", "num_attention_heads": 4, "layer_norm_eps": 1e-12}
     return hugging_face("hf-data2vec", "data2vec", "student", config, "data2vec_vision.")
 
 
-@transformer
+@fixture
 def hf_beit() -> Fixture:
     """The same names as Data2VecVision's, but for what its configuration says."""
     config = {"model_type": "beit", "num_attention_heads": 3, "layer_norm_eps": 1e-12}
@@ -256,22 +246,22 @@ def dinov2_hub(registers: int, swiglu: bool) -> Fixture:
     return Fixture("dinov2-hub", dict(w), embed, file=name, ignored=("mask_token",))
 
 
-@transformer
+@fixture
 def dinov2_hub_swiglu() -> Fixture:
     return dinov2_hub(0, swiglu=True)
 
 
-@transformer
+@fixture
 def dinov2_hub_registers() -> Fixture:
     return dinov2_hub(4, swiglu=False)
 
 
-@transformer
+@fixture
 def dinov2_hub_registers_swiglu() -> Fixture:
     return dinov2_hub(4, swiglu=True)
 
 
-@transformer
+@fixture
 def moco_v3_conv() -> Fixture:
     """Four convolutions of stride 2 in place of patches; 12 heads, as without."""
     w = Weights()

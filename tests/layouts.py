@@ -276,3 +276,47 @@ def mlp(w: Weights, x: Tensor, *steps: str, activation: Callable[..., Tensor] = 
         else:
             x = w.lin(step, x)
     return x
+
+
+def official_head(w: Weights, name: str, bias: bool, last_bias: bool = False) -> None:
+    """Linear BN ReLU, twice, Linear."""
+    w.linear(f"{name}.0", 16, 24, bias)
+    w.bn(f"{name}.1", 24)
+    w.linear(f"{name}.3", 24, 24, bias)
+    w.bn(f"{name}.4", 24)
+    w.linear(f"{name}.6", 24, 20, last_bias)
+
+
+def run_official(w: Weights, name: str, x: Tensor) -> Tensor:
+    p = f"{name}."
+    return mlp(w, x, p + "0", f"bn {p}1", "act", p + "3", f"bn {p}4", "act", p + "6")
+
+
+def dino_head(w: Weights, name: str, width: int, new: bool = False, bn: bool = False) -> None:
+    first, second, third = ("0", "3", "6") if bn else ("0", "2", "4")
+    w.linear(f"{name}.mlp.{first}", width, 24)
+    w.linear(f"{name}.mlp.{second}", 24, 24)
+    w.linear(f"{name}.mlp.{third}", 24, 16)
+    if bn:
+        w.bn(f"{name}.mlp.1", 24)
+        w.bn(f"{name}.mlp.4", 24)
+    w.weight_norm(f"{name}.last_layer", 16, 40, new)
+
+
+def run_dino(w: Weights, name: str, x: Tensor, bn: bool = False) -> Tensor:
+    """Up to the bottleneck, which the prototypes see after an L2 normalisation."""
+    p = f"{name}.mlp."
+    steps = [p + "0", "act", p + "2", "act", p + "4"]
+    if bn:
+        steps = [p + "0", f"bn {p}1", "act", p + "3", f"bn {p}4", "act", p + "6"]
+    return mlp(w, x, *steps, activation=F.gelu)
+
+
+FIXTURES: dict[str, Callable[[], Fixture]] = {}
+
+
+def fixture(make: Callable[[], Fixture]) -> Callable[[], Fixture]:
+    """Give a file its place in the table, by its function's name; it is made once."""
+    cached = functools.cache(make)
+    FIXTURES[make.__name__.replace("_", "-")] = cached
+    return cached

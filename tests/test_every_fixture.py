@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from formats import FIXTURES, Fixture
+from formats import FIXTURES
+from layouts import Fixture
 from mutations import mutated
 from test_unpickle import bits
 from torch import Tensor

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from formats import FIXTURES, Fixture, Weights, lightning
+from formats import FIXTURES
+from layouts import Fixture, Weights, lightning
 from torch import Tensor
 
 from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, read_contents

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from formats import vicreg
+from formats_contrastive import vicreg
 from make import PROJECTED, checkpoint, image_folder, lidar_here
 from torch import Tensor
 

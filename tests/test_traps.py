@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from formats import FIXTURES, vissl_tree
+from formats import FIXTURES
+from formats_vissl import vissl_tree
 from layouts import Weights, part
 from literal import assert_close, images
 from torch import Tensor, nn
