@@ -12,7 +12,8 @@ import pickles
 import pytest
 import torch
 from test_checkpoints_read import tiny_state_dict
-from test_hostile import BOMBS, REFUSED, beside, entry, header, text, within
+from test_hostile import REFUSED, beside, text, within
+from test_hostile_sizes import BOMBS, entry, header
 
 LAYOUTS = {
     "zip": (pickles.write_zip, beside),
