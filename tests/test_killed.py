@@ -177,7 +177,8 @@ def rank_killed(runs: Runs, kills: int, seed: int, *more: str) -> None:
         assert json.loads(ended.stdout) == json.loads(first.stdout)
         # A kill while a small file is written may leave its beginning, under a number for a suffix.
         left = sorted(path.name for path in cache.iterdir() if not path.suffix[1:2].isdigit())
-        assert left == kept
+        # Digests are kept of files that are old enough, as they may be by now.
+        assert [name for name in left if not name.endswith(".sha256")] == kept
         for name in kept:
             if name.endswith(".h5"):
                 assert contents(cache / name) == contents(whole / name)

@@ -22,7 +22,7 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryFile
 
 from lidar_cli.checkpoints import sha256, stamp
 
@@ -73,9 +73,9 @@ class Digests:
     def _try(self) -> tuple[int, int]:
         """Device of the folder, -1 if it does not date changes, and its time. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=self._folder, suffix=".trial") as trial:
+        with TemporaryFile(dir=self._folder) as trial:  # nameless, so that no kill leaves it
             made = os.fstat(trial.fileno()).st_mtime_ns
-            os.utime(trial.name, (0, 0))
+            os.utime(trial.fileno(), (0, 0))
             told = os.fstat(trial.fileno())
         honest = told.st_mtime_ns == 0 and told.st_ctime_ns >= made > 0
         self._trial = told.st_dev if honest else -1, told.st_ctime_ns
@@ -95,7 +95,7 @@ class Digests:
 
     def _keep(self, path: Path, word: list[int], digest: str) -> None:
         record = self._record(path)
-        beside = record.with_name(f"{record.name}.{secrets.token_hex(4)}")
+        beside = record.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}")
         with suppress(OSError):  # it is read again next time
             try:
                 beside.write_text(json.dumps({"file": word, "sha256": digest}), encoding="ascii")
