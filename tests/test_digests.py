@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,6 +22,8 @@ from lidar_cli.jobs.ranking import digests as digesting
 from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.settings import RankSettings
 
+IN_MEMORY = ("tmpfs", "ramfs")
+SHARED = Path("/dev/shm")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="no digest is kept elsewhere")
 
 
@@ -37,6 +42,20 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.fixture
+def dated(tmp_path: Path) -> None:
+    """Where temporary files lie in memory, as on some systems, no digest is kept."""
+    if file_system(tmp_path) in IN_MEMORY:
+        pytest.skip("a file system in memory does not date changes through mapped memory")
+
+
+def file_system(path: Path) -> str:
+    """Its kind, by the mount that the path lies below."""
+    told = (line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines())
+    below = [(place, kind) for place, kind in told if path.resolve().is_relative_to(place)]
+    return max(below, key=lambda one: len(one[0]))[1]
+
+
 def digest(path: Path) -> str:
     """By processes that have read nothing yet."""
     before, found = Digests(path.parent, path.parent / "kept").of(path)
@@ -45,6 +64,7 @@ def digest(path: Path) -> str:
     return found
 
 
+@pytest.mark.usefixtures("dated")
 def test_a_file_is_read_once_for_all_processes(tmp_path: Path, read: list[str]) -> None:
     for name in ("a.pt", "b.pt"):
         (tmp_path / name).write_text(name)
@@ -139,7 +159,22 @@ def test_a_system_that_does_not_date_changes_is_not_relied_on(
     assert not list((tmp_path / "kept").iterdir())
 
 
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no file system in memory here")
+def test_files_in_memory_are_read_each_time(read: list[str]) -> None:
+    """One changed through mapped memory has the dates that it had."""
+    assert file_system(SHARED) in IN_MEMORY
+    with TemporaryDirectory(dir=SHARED) as folder:
+        path = checkpoint(Path(folder) / "a.pt", 1)
+        before, stamped = digest(path), stamp(path)
+        time.sleep(0.05)
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+            mapped[-1000] ^= 1
+        assert stamp(path) == stamped
+        assert digest(path) != before
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"file": 3, "sha256": "0"}', "\xff"])
+@pytest.mark.usefixtures("dated")
 def test_a_record_that_is_none_is_read_over(tmp_path: Path, read: list[str], content: str) -> None:
     path = tmp_path / "a.pt"
     path.write_text("a")
@@ -162,6 +197,7 @@ def test_where_nothing_can_be_kept_files_are_read(tmp_path: Path, read: list[str
         Digests(tmp_path, tmp_path / "other").of(tmp_path / "absent.pt")
 
 
+@pytest.mark.usefixtures("dated")
 def test_a_second_ranking_reads_no_checkpoint(tmp_path: Path, read: list[str]) -> None:
     images, runs = image_folder(tmp_path / "images", 24), tmp_path / "runs"
     for seed in (1, 2):

@@ -4,22 +4,21 @@ Any number of processes rank ten thousand checkpoints, and each must know the co
 digest is kept beside what the file system tells of the file, and serves while it tells the same.
 That is kept and used only where it can be relied on:
 
-- the system dates each change itself, and nobody can set that date, as a file of trial shows; it
-  is not so on sshfs, and on Windows the date is another;
+- the system dates each change itself, also one through mapped memory, and nobody can set that date,
+  as a file of trial shows; it is not so on sshfs or tmpfs, and on Windows the date is another;
 - the last change is long past by its clock: two within a tick have one date, and so have those
   through mapped memory until it is written back;
 - the file lies on the file system that was tried.
-
-What is left is a file in memory (tmpfs) that somebody changes in its place through mapped memory,
-which no system dates.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import secrets
+import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -27,6 +26,7 @@ from tempfile import TemporaryFile
 from lidar_cli.checkpoints import sha256, stamp
 
 SETTLED = 120  # seconds after a change: more than any tick, and than writing back may wait
+TICK = 0.05  # seconds, in which every clock of a file system goes on
 Stamp = tuple[int, ...]
 
 
@@ -74,11 +74,18 @@ class Digests:
         """Device of the folder, -1 if it does not date changes, and its time. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=self._folder) as trial:  # nameless, so that no kill leaves it
+            trial.write(b"0")
+            trial.flush()
             made = os.fstat(trial.fileno()).st_mtime_ns
             os.utime(trial.fileno(), (0, 0))
             told = os.fstat(trial.fileno())
-        honest = told.st_mtime_ns == 0 and told.st_ctime_ns >= made > 0
-        self._trial = told.st_dev if honest else -1, told.st_ctime_ns
+            time.sleep(TICK)
+            with mmap.mmap(trial.fileno(), 1) as mapped:
+                mapped[0] = 1
+                mapped.flush()
+            later = os.fstat(trial.fileno())
+        honest = told.st_mtime_ns == 0 and later.st_ctime_ns > told.st_ctime_ns >= made > 0
+        self._trial = told.st_dev if honest else -1, later.st_ctime_ns
         return self._trial
 
     def _record(self, path: Path) -> Path:
