@@ -94,15 +94,18 @@ def _is_real(found: object) -> bool:
 
 
 def check_writable(file: h5py.File, path: Path) -> None:
-    """Raise FeatureFileError or ValueError if writing into a feature file would write elsewhere."""
+    """Raise FeatureFileError or ValueError if writing a row would not put it in its final place."""
     names = [
         f"embeddings/{layer}/{part}"
         for layer in member(file, "embeddings", path)
         for part in member(file, f"embeddings/{layer}", path)
     ]
     for name in ("samples/done", *names):
-        if check_array(member(file, name, path), path, "fu").is_virtual:
+        array = check_array(member(file, name, path), path, "fu")
+        if array.is_virtual:
             raise _outside(path, name, "is a virtual dataset")
+        if array.chunks:
+            raise ValueError(f"{name} is stored in chunks, which an interrupted run never does")
 
 
 def check_array(array: object, path: Path, kinds: str = "f") -> h5py.Dataset:
@@ -120,6 +123,17 @@ def check_array(array: object, path: Path, kinds: str = "f") -> h5py.Dataset:
     if declared > max(HARMLESS, MOST_RATIO * stored):
         raise ValueError(f"{array.name} declares {declared:,} bytes, of which it stores {stored:,}")
     return array
+
+
+def in_chunks(array: h5py.Dataset, path: Path) -> bool:
+    """Whether rows of a checked array lie in chunks, which may unpack to any size."""
+    if not array.is_virtual:
+        return array.chunks is not None
+    for name, inner in sorted({(one.file_name, one.dset_name) for one in array.virtual_sources()}):
+        with h5py.File(path.with_name(name), "r") as file:
+            if file[inner].chunks:
+                return True
+    return False
 
 
 def _stored(array: h5py.Dataset, path: Path) -> int:

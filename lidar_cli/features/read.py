@@ -27,8 +27,8 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.guard import guarded
-from lidar_cli.features.inside import check_array, float_arrays, has, member
+from lidar_cli.features.guard import guarded, handed_over
+from lidar_cli.features.inside import check_array, float_arrays, has, in_chunks, member
 from lidar_cli.features.shards import check_shards, joined_name
 
 
@@ -183,15 +183,21 @@ def _named(file: h5py.File, path: Path, name: str) -> h5py.Dataset | None:
 
 
 def _stored(path: Path, dataset: h5py.Dataset) -> Stored:
-    name = dataset.name
+    name, shape, dtype = dataset.name, dataset.shape, dataset.dtype.newbyteorder("=")
+    apart = in_chunks(dataset, path)
 
-    def read(start: int, stop: int) -> Tensor:
+    def rows(start: int, stop: int) -> np.ndarray:
         # Opened for each chunk: an idle reader must not hold a file that a writer may replace.
         try:
             with h5py.File(path, "r") as file:
-                rows = file[name][start:stop]
-                return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
+                return np.asarray(file[name][start:stop]).astype(dtype, copy=False)
         except DAMAGE as error:
             raise FeatureFileError(f"{path}: {name} cannot be read: {first_line(error)}") from error
 
-    return Stored(dataset.shape, dataset.dtype.itemsize, read)
+    def read(start: int, stop: int) -> Tensor:
+        if not apart:
+            return torch.from_numpy(rows(start, stop))
+        wanted = (stop - start, *shape[1:])
+        return torch.from_numpy(handed_over(path, lambda: rows(start, stop), wanted, dtype))
+
+    return Stored(shape, dtype.itemsize, read)

@@ -32,7 +32,8 @@ from lidar_cli.features.form import (
     opened,
     provenance_of,
 )
-from lidar_cli.features.inside import attribute, member
+from lidar_cli.features.guard import guarded
+from lidar_cli.features.inside import attribute, check_array, member
 from lidar_cli.features.write import describe, name_anew
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
@@ -127,10 +128,9 @@ def join(
         return False
     checksums: dict[str, list[np.ndarray]] = {layer: [] for layer in layout.widths}
     for share in shares:
-        with opened(shards[share.rank]) as file:
-            _check_shard(file, path, shards[share.rank], share, provenance)
-            for layer, blocks in checksums.items():
-                blocks.append(member(file, f"embeddings/{layer}/crc32", shards[share.rank])[:])
+        found = _checksums(shards[share.rank], path, share, list(checksums), provenance)
+        for layer, blocks in checksums.items():
+            blocks.append(found[layer])
     beside = path.with_name(f"{path.name}.joining-{os.getpid()}.{os.urandom(4).hex()}")
     try:
         with h5py.File(beside, "x") as file:
@@ -183,24 +183,32 @@ def name_once(beside: Path, path: Path) -> bool:
         beside.unlink(missing_ok=True)
 
 
-def _check_shard(
-    file: h5py.File, path: Path, shard: Path, share: Share, provenance: Mapping[str, Any]
-) -> None:
-    names = differing(provenance_of(file, shard, SHARD_FORMAT), provenance)
-    if names:
-        raise FeatureFileError(
-            f"{shard}: cannot be joined, it was made at other settings ({', '.join(names)} "
-            f"differ); {_anew(path)}"
-        )
-    done = member(file, "samples/done", shard)[:]
-    if (
-        attribute(file, "share") != share.describe()
-        or len(done) != len(share.span)
-        or not done.all()
-    ):
-        raise FeatureFileError(
-            f"{shard}: cannot be joined, it does not hold share {share.describe()}; {_anew(path)}"
-        )
+@guarded
+def _checksums(
+    shard: Path, path: Path, share: Share, layers: Sequence[str], provenance: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Checksums [len(span)] by layer of a shard. Raises FeatureFileError if it is another."""
+    with opened(shard) as file:
+        names = differing(provenance_of(file, shard, SHARD_FORMAT), provenance)
+        if names:
+            raise FeatureFileError(
+                f"{shard}: cannot be joined, it was made at other settings ({', '.join(names)} "
+                f"differ); {_anew(path)}"
+            )
+        arrays = {
+            name: check_array(member(file, name, shard), shard, "u")[:]
+            for name in ("samples/done", *(f"embeddings/{layer}/crc32" for layer in layers))
+        }
+        if (
+            attribute(file, "share") != share.describe()
+            or {found.shape for found in arrays.values()} != {(len(share.span),)}
+            or not arrays["samples/done"].all()
+        ):
+            raise FeatureFileError(
+                f"{shard}: cannot be joined, it does not hold share {share.describe()}; "
+                f"{_anew(path)}"
+            )
+        return {layer: arrays[f"embeddings/{layer}/crc32"] for layer in layers}
 
 
 def _create_virtual(

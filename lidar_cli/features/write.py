@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
-from lidar_cli.errors import FeatureFileError, Unresumable, first_line
+from lidar_cli.errors import FeatureFileError, InUse, Unresumable, first_line
 from lidar_cli.features.form import (
     DAMAGE,
     FORMAT,
@@ -29,10 +29,11 @@ from lidar_cli.features.form import (
     differing,
     in_use,
     is_hdf5,
+    opened,
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.guard import fatal
+from lidar_cli.features.guard import guarded
 from lidar_cli.features.inside import attribute, check_writable
 from lidar_cli.features.space import check_space, reserve
 
@@ -124,10 +125,26 @@ class FeatureWriter:
         partial = partial_path(path)
         anew = "remove it to start anew" if share else "start anew with --overwrite"
         try:
-            if not is_hdf5(partial):  # h5py would take an empty file for a new one
+            if not is_hdf5(partial):
                 raise OSError("it does not begin as HDF5 files do")
-            if told := fatal(lambda: _examine(partial)):
-                raise Unresumable(f"{partial}: {told}; {anew}")
+            found, of = _begun(partial, SHARD_FORMAT if share else FORMAT)
+        except OSError as error:
+            raise Unresumable(
+                f"{partial}: cannot be opened: {first_line(error)}; {anew}"
+            ) from error
+        except InUse:
+            raise
+        except FeatureFileError as error:
+            raise Unresumable(f"{error}; {anew}") from error
+        other = differing(found, provenance)
+        if share and of != share.describe():
+            other.append("share")
+        if other:
+            raise Unresumable(
+                f"{partial}: was begun with other settings ({', '.join(other)} differ); "
+                f"give those settings again, or {anew}"
+            )
+        try:
             file = h5py.File(partial, "r+")
         except BlockingIOError as error:
             raise in_use(partial) from error
@@ -136,17 +153,7 @@ class FeatureWriter:
                 f"{partial}: cannot be opened: {first_line(error)}; {anew}"
             ) from error
         try:
-            found = provenance_of(file, partial, SHARD_FORMAT if share else FORMAT)
-            other = differing(found, provenance)
-            if share and attribute(file, "share") != share.describe():
-                other.append("share")
-            if other:
-                raise Unresumable(
-                    f"{partial}: was begun with other settings ({', '.join(other)} differ); "
-                    f"give those settings again, or {anew}"
-                )
             _begun_path(partial).unlink(missing_ok=True)  # where a kill came between two names
-            check_writable(file, partial)
             try:
                 reserve(file)
             except OSError as error:  # a full disk is no damage
@@ -226,12 +233,17 @@ class FeatureWriter:
                         self.done[i] = False
 
 
-def _examine(partial: Path) -> object:
-    """All that is read of an interrupted file before its rows."""
-    with h5py.File(partial, "r") as file:
+@guarded
+def _begun(partial: Path, form: str) -> tuple[dict[str, Any], object]:
+    """Provenance and share of an interrupted file, into which rows can be written.
+
+    Raises FeatureFileError if it is none, InUse if another process is writing it.
+    """
+    check_unlocked(partial)
+    with opened(partial) as file:
+        found = provenance_of(file, partial, form)
         check_writable(file, partial)
-        names = ("format", "version", "provenance", "share")
-        return file["samples/done"][:], [attribute(file, name) for name in names]
+        return found, attribute(file, "share")
 
 
 def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
