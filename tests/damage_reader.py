@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from test_features import CLEAN, IDS, PROVENANCE, WIDTHS, N, Q, create, write
+from test_features import CLEAN, IDS, LAYOUT, PROVENANCE, create, write
 
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import LidarError
 from lidar_cli.features import (
     FeatureWriter,
-    Layout,
     Share,
     guard,
     join,
@@ -57,7 +56,7 @@ def shards(path: Path) -> None:
 def joined(path: Path) -> dict[str, Any]:
     """What is read of the file after its shards are joined again."""
     path.unlink(missing_ok=True)
-    assert join(path, Layout(WIDTHS, N, Q, CLEAN), SHARES, IDS, None, [], PROVENANCE)
+    assert join(path, LAYOUT, SHARES, IDS, None, [], PROVENANCE)
     return arrays(path)
 
 
@@ -88,7 +87,8 @@ def labels(path: Path) -> object:
 
 
 def scored(path: Path) -> object:
-    return json.loads(to_json(score_file(path, ScoreSettings(device="cpu"))))
+    found = json.loads(to_json(score_file(path, ScoreSettings(device="cpu"))))
+    return [record | {"file": path.name} for record in found]
 
 
 def probed(path: Path) -> object:
@@ -111,7 +111,7 @@ def resumed(path: Path) -> dict[str, Any]:
     partial = partial_path(path)
     before = partial.read_bytes()
     try:
-        writer = FeatureWriter.resume(path, PROVENANCE)
+        writer = FeatureWriter.resume(path, LAYOUT, PROVENANCE)
     except LidarError:
         assert partial.read_bytes() == before, "a refused file was changed"
         raise

@@ -93,19 +93,17 @@ def _is_real(found: object) -> bool:
     return bool(found.dtype.kind == "f" and found.dtype.itemsize <= 8)
 
 
-def check_writable(file: h5py.File, path: Path) -> None:
-    """Raise FeatureFileError or ValueError if writing a row would not put it in its final place."""
-    names = [
-        f"embeddings/{layer}/{part}"
-        for layer in member(file, "embeddings", path)
-        for part in member(file, f"embeddings/{layer}", path)
-    ]
-    for name in ("samples/done", *names):
-        array = check_array(member(file, name, path), path, "fu")
-        if array.is_virtual:
-            raise _outside(path, name, "is a virtual dataset")
-        if array.chunks:
-            raise ValueError(f"{name} is stored in chunks, which an interrupted run never does")
+def check_own(array: object, path: Path) -> h5py.Dataset:
+    """The array itself, if each of its numbers has its final place in the file.
+
+    Raises FeatureFileError or ValueError if writing into it would write elsewhere.
+    """
+    found = check_array(array, path, "fu")
+    if found.is_virtual:
+        raise _outside(path, found.name, "is a virtual dataset")
+    if found.chunks:
+        raise ValueError(f"{found.name} is stored in chunks, which an interrupted run never does")
+    return found
 
 
 def check_array(array: object, path: Path, kinds: str = "f") -> h5py.Dataset:

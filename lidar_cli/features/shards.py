@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, first_line
+from lidar_cli.features.contents import describe
 from lidar_cli.features.form import (
     SHARD_FORMAT,
     TYPES,
@@ -34,7 +35,7 @@ from lidar_cli.features.form import (
 )
 from lidar_cli.features.guard import guarded
 from lidar_cli.features.inside import attribute, check_array, member
-from lidar_cli.features.write import describe, name_anew
+from lidar_cli.features.write import name_anew
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
 
