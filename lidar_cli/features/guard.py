@@ -7,6 +7,7 @@ nothing in Python interrupts; a child can be limited, and lost.
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import mmap
 import os
@@ -101,7 +102,7 @@ def _returns(path: Path, work: Callable[[], object], seconds: int, room: int) ->
 def _child(work: Callable[[], object], sink: int, seconds: int, room: int) -> NoReturn:
     status = RAISED
     try:
-        # Whoever dies of damage says so, and what is no damage is said by the parent.
+        faulthandler.disable()  # of a crash the parent tells, and of warnings
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         _limit(seconds, room)
         work()
@@ -132,7 +133,7 @@ def _limit(seconds: int, room: int) -> None:
 
 def _lost(by: int, seconds: int) -> str:
     if by == signal.SIGXCPU:
-        return f"HDF5 comes to no end with it within {seconds} s"
+        return f"HDF5 comes to no end with it, in {seconds} s or what the system allows"
     if by == signal.SIGKILL:
         return "the system ended what read it (SIGKILL), for its memory or its time"
     return f"HDF5 crashes on it ({signal.Signals(by).name})"

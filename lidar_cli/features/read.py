@@ -45,7 +45,6 @@ def read_provenance(path: Path) -> dict[str, Any]:
         return found
 
 
-@guarded
 def read_interrupted(path: Path) -> dict[str, Any]:
     """The provenance of the partial file that an interrupted run left for `path`, or {} if none.
 
@@ -56,10 +55,15 @@ def read_interrupted(path: Path) -> dict[str, Any]:
         return {}
     check_unlocked(partial)
     try:
-        with opened(partial) as file:
-            return provenance_of(file, partial)
+        return _read_partial(partial)
     except FeatureFileError as error:
         raise Unresumable(f"{error}; start anew with --overwrite") from error
+
+
+@guarded
+def _read_partial(partial: Path) -> dict[str, Any]:
+    with opened(partial) as file:
+        return provenance_of(file, partial)
 
 
 @guarded
@@ -105,13 +109,16 @@ def read_hdf5(
         return [_layer(file, path, name, provenance) for name in wanted]
 
 
-@guarded
 def read_first(path: Path, layer: str, n: int) -> Embeddings:
     """The first n samples of a layer of a feature file, which may be an interrupted one.
 
     Raises FeatureFileError if one of them is missing, or the layer is.
     """
-    path = path if path.exists() else partial_path(path)
+    return _read_first(path if path.exists() else partial_path(path), layer, n)
+
+
+@guarded
+def _read_first(path: Path, layer: str, n: int) -> Embeddings:
     with opened(path) as file:
         provenance = provenance_of(file, path)
         done = check_array(member(file, "samples/done", path), path, "uib")[:n]
