@@ -252,7 +252,7 @@ def check_edits(
         with h5py.File(folder / made.damaged, "r+") as file:
             for edit in draw.choices(EDITS, k=draw.choice([1, 1, 2])):
                 # The file has no labels, or the edit before left nothing to this one.
-                with suppress(KeyError, ValueError, TypeError, AttributeError):
+                with suppress(KeyError, ValueError, TypeError, AttributeError, RuntimeError):
                     edit(file, draw)
         return path
 

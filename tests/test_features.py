@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lidar_cli.errors import DegenerateFeatures, FeatureFileError
+from lidar_cli.errors import DegenerateFeatures, FeatureFileError, Unresumable
 from lidar_cli.features import (
     FeatureWriter,
     Layout,
@@ -281,6 +281,44 @@ def test_resume_of_a_file_that_lacks_its_datasets_says_what_to_do(tmp_path):
         FeatureWriter.resume(path, LAYOUT, PROVENANCE)
 
 
+def drop_a_layer(file):
+    del file["embeddings/projector"]
+
+
+def widen_a_layer(file):
+    for name, shape in (("views", (N, Q, 9)), ("clean", (CLEAN, 9))):
+        del file[f"embeddings/projector/{name}"]
+        file[f"embeddings/projector/{name}"] = np.zeros(shape, np.float32)
+
+
+def pack_a_layer(file):
+    rows = file["embeddings/projector/clean"][:]
+    del file["embeddings/projector/clean"]
+    file.create_dataset("embeddings/projector/clean", data=rows, compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (drop_a_layer, "nothing is named 'embeddings/projector/views'"),
+        (
+            widen_a_layer,
+            r"embeddings/projector/views is float32 \(6, 3, 9\), not float32 \(6, 3, 2",
+        ),
+        (pack_a_layer, "embeddings/projector/clean is stored in chunks"),
+    ],
+)
+def test_resume_of_a_file_that_does_not_take_the_rows_leaves_it_as_it_is(tmp_path, edit, found):
+    path = tmp_path / "f.h5"
+    with create(path) as writer:
+        write(writer, 0, 3)
+    change(partial_path(path), edit)
+    before = partial_path(path).read_bytes()
+    with pytest.raises(Unresumable, match=f"damaged: .*{found}.*start anew with --overwrite"):
+        FeatureWriter.resume(path, LAYOUT, PROVENANCE)
+    assert partial_path(path).read_bytes() == before
+
+
 def test_nothing_is_overwritten_unasked(tmp_path):
     path = complete(tmp_path / "f.h5")
     before = path.read_bytes()
@@ -397,6 +435,11 @@ def cut_the_checksums(file):
     file["embeddings/backbone/crc32"] = np.zeros(3, np.uint32)
 
 
+def pair_the_checksums(file):
+    del file["embeddings/backbone/crc32"]
+    file["embeddings/backbone/crc32"] = np.zeros((CLEAN, 2), np.uint32)
+
+
 def flatten_the_views(file):
     del file["embeddings/backbone/views"]
     file["embeddings/backbone/views"] = np.zeros((18, 5), np.float32)
@@ -416,6 +459,7 @@ def drop_the_done_marks(file):
         (drop_a_dataset, "damaged: "),
         (break_the_provenance, "damaged: "),
         (cut_the_checksums, "damaged: layer backbone: .* 3 checksums; extract it again"),
+        (pair_the_checksums, "damaged: layer backbone: .* 16 checksums; extract it again"),
         (flatten_the_views, r"damaged: layer backbone: views \(18, 5\)"),
         (drop_the_done_marks, "damaged: "),
         (raise_the_version, "feature file version 2, this lidar reads 1; extract it again"),

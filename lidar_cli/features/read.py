@@ -143,8 +143,9 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
     checksums = arrays["crc32"][:]
     clean = arrays["clean"].shape
     views = arrays["views"].shape if "views" in arrays else (0, 0, *clean[1:])
-    if len(views) != 3 or clean != (len(checksums), views[2]) or views[0] > clean[0] or 0 in clean:
-        raise ValueError(f"layer {name}: views {views}, clean {clean}, {len(checksums)} checksums")
+    shapes_agree = len(views) == 3 and len(clean) == 2 and clean == (*checksums.shape, views[2])
+    if not shapes_agree or views[0] > clean[0] or 0 in clean:
+        raise ValueError(f"layer {name}: views {views}, clean {clean}, {checksums.size} checksums")
 
     def verify(chunk: Chunk) -> None:
         assert chunk.clean is not None
