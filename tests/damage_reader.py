@@ -22,7 +22,7 @@ from lidar_cli.errors import LidarError
 from lidar_cli.features import (
     FeatureWriter,
     Share,
-    guard,
+    child,
     join,
     partial_path,
     read_first,
@@ -172,7 +172,7 @@ FORK = os.fork
 
 
 def serve() -> None:
-    guard.SECONDS = 1
+    child.SECONDS = 1
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("error")

@@ -107,6 +107,24 @@ def test_ties_are_not_transitive() -> None:
     assert found == [[1], [0, 2], [1]]
 
 
+@pytest.mark.parametrize("name", ["lidar", "alpha_req"])
+def test_many_are_compared_as_few_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows of all pairs at a time: who ties with whom does not depend on how many."""
+    rng = np.random.default_rng(5)
+    values = rng.normal(1.0, 0.3, 23).tolist()
+    influences = [torch.from_numpy(column) for column in rng.normal(size=(23, 60))]
+    whole = ties(values, influences, METRICS[name], 0.95)
+    assert 0 < sum(map(len, whole)) < 23 * 22
+    for at, others in enumerate(whole):
+        pairs = (
+            ties([values[at], values[k]], [influences[at], influences[k]], METRICS[name], 0.95)
+            for k in range(23)
+        )
+        assert others == [k for k, pair in enumerate(pairs) if k != at and pair == [[1], [0]]]
+    monkeypatch.setattr("lidar_cli.jobs.scoring.confidence.PAIRS", 50)
+    assert ties(values, influences, METRICS[name], 0.95) == whole
+
+
 def test_a_metric_with_a_target_ties_across_it() -> None:
     """0.8 and 1.2 are as far from 1, though they are far apart; 0.8 and 1.7 are not."""
     small = 0.01 * A

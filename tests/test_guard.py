@@ -19,15 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import numpy as np
 import psutil
 import pytest
 from make import environment
 from test_features import LAYOUT, PROVENANCE, complete
 
-from lidar_cli.errors import FeatureFileError, InUse, LidarError, Unresumable
+from lidar_cli.errors import FeatureFileError
 from lidar_cli.features import (
     FeatureWriter,
-    guard,
+    child,
     read_hdf5,
     read_interrupted,
     read_labels,
@@ -135,8 +136,8 @@ READERS: list[Callable[[Path], object]] = [
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is complete, under the name of an interrupted one, for every reader."""
-    monkeypatch.setattr(guard, "SECONDS", 1)
-    monkeypatch.setattr(guard, "ROOM", BIG // 4)
+    monkeypatch.setattr(child, "SECONDS", 1)
+    monkeypatch.setattr(child, "ROOM", BIG // 4)
     return complete(tmp_path / "f.h5", labels=LABELS).rename(tmp_path / "f.h5.partial")
 
 
@@ -144,7 +145,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_hdf5_is_lost_in_a_child(damage: Callable[[Path], None], path: Path) -> None:
     damage(path)
     found = {
-        "SIGXCPU": "HDF5 comes to no end with it, in 1 s or what the system allows",
+        "SIGXCPU": "HDF5 comes to no end with it within 1 s",
         "SIGSEGV": "HDF5 crashes on it (SIGSEGV)",
     }.get(alone(lambda: plain(path), cpu=(1, 2))[0], "damaged")
     for read in READERS:
@@ -216,49 +217,49 @@ def test_a_text_that_is_a_thousand_texts(path: Path) -> None:
     assert taken < 2**26
 
 
-def test_a_reader_raises_what_it_raises(path: Path) -> None:
-    @guard.guarded
-    def read(path: Path, error: Exception) -> None:
-        raise error
-
-    text = "of layers \x1b[2J\nand \udce9 " + "x" * 2**18  # more than a pipe holds
-    for kind in (FeatureFileError, InUse, Unresumable, LidarError, KeyError, ZeroDivisionError):
-        with pytest.raises(kind) as caught:
-            read(path, kind(text))
-        assert type(caught.value) is kind
-        assert caught.value.args == (text,)
+def test_what_a_reader_raises_is_its_own(path: Path) -> None:
     with pytest.raises(FeatureFileError, match=r"nothing\.h5: cannot be opened"):
         read_provenance(path.with_name("nothing.h5"))
+    with h5py.File(path, "r+") as file:
+        file.attrs["provenance"] = "[]"
+    with pytest.raises(FeatureFileError, match="is not the record of an extraction"):
+        read_provenance(path)
+
+
+def test_what_raises_in_the_child_is_told(path: Path) -> None:
+    def read() -> None:
+        raise ZeroDivisionError("first\nsecond")
+
+    with pytest.raises(FeatureFileError, match="rows cannot be read: first; extract it again"):
+        child.handed_over(path, "rows", read, (3, 2), np.dtype("f4"))
 
 
 def test_nothing_is_said_twice(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    @guard.guarded
-    def read(path: Path) -> str:
-        os.write(2, b"read\n")
-        return "found"
+    def read() -> np.ndarray:
+        os.write(2, b"said by HDF5\n")
+        return np.arange(3.0)
 
     print("before", end=" ")
-    assert read(path) == "found"
+    assert child.handed_over(path, "rows", read, (3,), np.dtype("f8")).tolist() == [0, 1, 2]
     print("after")
-    assert capfd.readouterr() == ("before after\n", "read\n")
+    assert capfd.readouterr() == ("before after\n", "")
 
 
-@pytest.mark.parametrize("limits", [(1, 9), (1, 1)])
-def test_limits_that_are_lower_already_stay(
-    limits: tuple[int, int], path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guard, "SECONDS", 20)
+def test_a_limit_that_is_lower_already_stays(path: Path) -> None:
+    """Where the system's own limit is met, it kills."""
     endless(path)
-    told, _ = alone(lambda: read_provenance(path), cpu=limits)
-    assert told.startswith(f"FeatureFileError: {path}: damaged: ")
-    assert alone(lambda: resource.getrlimit(resource.RLIMIT_CPU), cpu=limits)[0] == str(limits)
+    told, _ = alone(lambda: read_provenance(path), cpu=(1, 1))
+    assert told == (
+        f"FeatureFileError: {path}: damaged: the system ended what read it (SIGKILL), for its "
+        "memory or its time; extract it again"
+    )
 
 
 PROGRAM = f"""
 import resource, sys
-from lidar_cli.features import guard
+from lidar_cli.features import child
 from lidar_cli.__main__ import main
-guard.SECONDS, guard.ROOM = int(sys.argv.pop(1)), {BIG // 2}
+child.SECONDS, child.ROOM = int(sys.argv.pop(1)), {BIG // 2}
 try:
     main()
 finally:

@@ -13,6 +13,7 @@ each, joined by a file of virtual datasets (`shards`). Nothing else knows HDF5.
 """
 
 from lidar_cli.features.form import Layout, Share, as_numbers, is_hdf5, partial_path
+from lidar_cli.features.guard import walk_ahead
 from lidar_cli.features.read import (
     read_first,
     read_hdf5,
@@ -41,4 +42,5 @@ __all__ = [
     "read_labels",
     "read_provenance",
     "shard_path",
+    "walk_ahead",
 ]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
-from lidar_cli.features.inside import attribute, check_array, member
+from lidar_cli.features.guard import attribute, check_ends
+from lidar_cli.features.inside import member, whole
 from lidar_cli.features.provenance import parsed
 
 FORMAT = "lidar-features"
@@ -100,6 +101,7 @@ def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
     """The file, read-only; what is missing or malformed inside it becomes a FeatureFileError."""
+    check_ends(path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -137,7 +139,7 @@ def is_ours(file: h5py.File, form: str = FORMAT) -> bool:
 
 def check_complete(file: h5py.File, path: Path) -> None:
     """Raise FeatureFileError if samples are missing."""
-    done = check_array(member(file, "samples/done", path), path, "uib")[:]
+    done = whole(member(file, "samples/done", path), path, "uib")
     if not done.all():
         raise FeatureFileError(
             f"{path}: incomplete, {int(done.sum())} of {len(done)} samples; "

@@ -1,147 +1,145 @@
-"""What is read of an HDF5 file that may be damaged, read in a child process.
+"""What HDF5 reads of a file beside its rows, read in a child process first.
 
-HDF5 walks trees and lists whose addresses the file itself gives, and takes as much memory as the
-file says. Where these are damaged it may go round in circles, swell or crash, inside a call that
-nothing in Python interrupts; a child can be limited, and lost.
+What the child came to an end with, in time and memory, is then read here.
 """
 
 from __future__ import annotations
 
-import faulthandler
-import math
-import mmap
 import os
-import signal
-import warnings
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import TypeVar
 
-import numpy as np
+import h5py
 
-from lidar_cli import errors
-from lidar_cli.errors import FeatureFileError, LidarError
+from lidar_cli.errors import FeatureFileError
+from lidar_cli.features import child
 
-P = ParamSpec("P")
+DEPTH = 32  # of groups in one another, and soft links in a row
+OBJECTS = 10_000  # that are looked at in search of an array
+ENDED, SWELLED = b"e", b"s"  # what is told of a file
+NO_MEMORY = "memory allocation failed"  # in HDF5's words
+
 Found = TypeVar("Found")
-SECONDS = 20  # of processor time, where what is read beside the rows takes less than one
-BYTES_A_SECOND = 2**22  # of rows, which the slowest filter unpacks faster
-ROOM = 2**30  # bytes; a chunk is packed, unpacked and reordered in less
-RETURNED, TOLD, RAISED = 0, 1, 2  # how a child ends: well, with an error of ours, with another
+Stamp = tuple[int, ...]
+_walked: set[Stamp] = set()  # files that came to an end, or that this process wrote
 
 
-def guarded(
-    read: Callable[Concatenate[Path, P], Found],
-) -> Callable[Concatenate[Path, P], Found]:
-    """A reader of a file that runs in a child process first, in which alone it may come to harm.
+def check_ends(path: Path) -> None:
+    """Raise FeatureFileError if HDF5 crashes on a file, computes for too long, or swells.
 
-    It additionally raises FeatureFileError if that child does not end by itself. Without `fork` it
-    is the reader alone.
+    That is found out where the system has `fork`. What else may be wrong with it is not told.
     """
-
-    @wraps(read)
-    def guarded_read(path: Path, /, *args: P.args, **kwargs: P.kwargs) -> Found:
-        if hasattr(os, "fork"):
-            _returns(path, lambda: read(path, *args, **kwargs), SECONDS, ROOM + _on_disk(path))
-        return read(path, *args, **kwargs)
-
-    return guarded_read
-
-
-def handed_over(
-    path: Path, read: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: np.dtype
-) -> np.ndarray:
-    """The rows of this shape and type that `read` returns in a child process, and there alone.
-
-    Raises what `read` raises; FeatureFileError if the child does not end by itself.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    if not hasattr(os, "fork"):
-        return read()
-    rows: np.ndarray = np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)  # shared
-
-    def fill() -> None:
-        rows[...] = read().reshape(shape)
-
-    ended = _returns(path, fill, SECONDS + size // BYTES_A_SECOND, ROOM + 2 * size)
-    return rows if ended else read()
+    if _known(path):
+        return
+    told, by = _walk_in_child([path])
+    if told == ENDED:
+        vouch(path)
+        return
+    why = child.lost(by) if by else "HDF5 takes gigabytes for it, of which it has none"
+    raise FeatureFileError(f"{path}: damaged: {why}; extract it again")
 
 
-def _returns(path: Path, work: Callable[[], object], seconds: int, room: int) -> bool:
-    """Whether the work returns in a child process, and does not raise what is no error of ours.
+def walk_ahead(paths: Sequence[Path]) -> None:
+    """Find out about many files at once, which `check_ends` tells of then: a child is not cheap."""
+    waiting = [path for path in paths if not _known(path)]
+    while waiting:
+        told, by = _walk_in_child(waiting)
+        for path, one in zip(waiting, told, strict=False):
+            if one == ENDED[0]:
+                vouch(path)
+        waiting = waiting[len(told) + 1 :] if by else []
 
-    seconds: of processor time; room: bytes beyond those that this process has.
-    Raises the LidarError that it raises, FeatureFileError if the child is lost.
-    """
-    source, sink = os.pipe()
-    with warnings.catch_warnings():
-        # From 3.12 on of threads that hold a lock; h5py's is taken over by the child, and no other
-        # is asked for there.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        _child(work, sink, seconds, room)
-    os.close(sink)
-    status = None
+
+def attribute(file: h5py.File, name: str) -> object:
+    """The value of a file's attribute; None where it has none, or more than one value."""
+    if name not in file.attrs or file.attrs.get_id(name).shape != ():
+        return None  # thousands of texts may be one that is stored once
+    return file.attrs[name]
+
+
+def vouch(path: Path) -> None:
+    """Take a file, as it is now, for one that HDF5 comes to an end with."""
+    with suppress(OSError):
+        _walked.add(_stamp(path))
+
+
+def _known(path: Path) -> bool:
     try:
-        with os.fdopen(source, encoding="utf-8", errors="surrogateescape", newline="") as pipe:
-            name, _, text = pipe.read().partition("\n")
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    finally:
-        if status is None:  # interrupted
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-    if status == TOLD:
-        raise getattr(errors, name)(text)
-    if status < 0:
-        raise FeatureFileError(f"{path}: damaged: {_lost(-status, seconds)}; extract it again")
-    return status == RETURNED
-
-
-def _child(work: Callable[[], object], sink: int, seconds: int, room: int) -> NoReturn:
-    status = RAISED
-    try:
-        faulthandler.disable()  # of a crash the parent tells, and of warnings
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        _limit(seconds, room)
-        work()
-        status = RETURNED
-    except LidarError as error:
-        with os.fdopen(sink, "w", encoding="utf-8", errors="surrogateescape", newline="") as pipe:
-            pipe.write(f"{type(error).__name__}\n{error}")
-        status = TOLD
-    finally:
-        os._exit(status)
-
-
-def _limit(seconds: int, room: int) -> None:
-    """Limit this process, by no more than it may take already. Memory is limited on Linux alone."""
-    import resource  # of systems that fork
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    limits = {resource.RLIMIT_CPU: seconds}
-    status = Path("/proc/self/status")
-    if status.exists():
-        taken = int(status.read_text().partition("VmData:")[2].split()[0]) * 1024
-        limits[resource.RLIMIT_DATA] = taken + room
-    for limit, most in limits.items():
-        before, hard = resource.getrlimit(limit)
-        known = [most, *(one for one in (before, hard) if one != resource.RLIM_INFINITY)]
-        resource.setrlimit(limit, (min(known), hard))
-
-
-def _lost(by: int, seconds: int) -> str:
-    if by == signal.SIGXCPU:
-        return f"HDF5 comes to no end with it, in {seconds} s or what the system allows"
-    if by == signal.SIGKILL:
-        return "the system ended what read it (SIGKILL), for its memory or its time"
-    return f"HDF5 crashes on it ({signal.Signals(by).name})"
-
-
-def _on_disk(path: Path) -> int:
-    """Bytes that a file takes there, however long it says to be; 0 if it is not there."""
-    try:
-        return path.stat().st_blocks * 512
+        return _stamp(path) in _walked
     except OSError:
-        return 0
+        return True  # opening it tells why
+
+
+def _stamp(path: Path) -> Stamp:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _walk_in_child(paths: Sequence[Path]) -> tuple[bytes, int]:
+    """A byte for each file that a child came to an end with, and the signal that ended it, or 0."""
+    if not hasattr(os, "fork"):
+        return ENDED * len(paths), 0
+
+    def walk(sink: int) -> None:
+        for path in paths:
+            child.limit(child.SECONDS, child.ROOM)
+            try:
+                _walk(path)
+                os.write(sink, ENDED)
+            except MemoryError:
+                os.write(sink, SWELLED)
+
+    return child.in_child(walk)
+
+
+def _walk(path: Path) -> None:
+    """Read all that lies before the rows of a feature file, or of an array in another file.
+
+    What raises is left out, since a reader may pass it by. Raises MemoryError.
+    """
+    file = _tried(h5py.File, path, "r")
+    if file is None:
+        return
+    names: list[str] = _tried(list, file.attrs) or []
+    for name in names:
+        _tried(attribute, file, name)
+    seen = {file.id}
+    waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
+    while waiting:
+        group, depth = waiting.pop()
+        for name in _tried(list, group) or ():
+            found = _tried(_follow, group, name)
+            if found is None or found.id in seen or len(seen) > OBJECTS or depth > DEPTH:
+                continue
+            seen.add(found.id)
+            if isinstance(found, h5py.Group):
+                waiting.append((found, depth + 1))
+            else:
+                _tried(_look_at, found)
+
+
+def _follow(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
+    """What a hard link leads to."""
+    kind = group.id.links.get_info(name.encode()).type
+    if kind == h5py.h5l.TYPE_SOFT:
+        group.id.links.get_val(name.encode())
+    return group[name] if kind == h5py.h5l.TYPE_HARD else None
+
+
+def _look_at(array: h5py.Dataset) -> object:
+    # The size is found by a walk through the whole index of the chunks.
+    read = array.virtual_sources if array.is_virtual else array.id.get_storage_size
+    return array.shape, array.dtype, array.external, array.chunks, read()
+
+
+def _tried(read: Callable[..., Found], *arguments: object) -> Found | None:
+    try:
+        return read(*arguments)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if NO_MEMORY in str(error):
+            raise MemoryError from error
+        return None

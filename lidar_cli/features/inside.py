@@ -12,11 +12,12 @@ import stat
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from lidar_cli.errors import FeatureFileError
+from lidar_cli.features.child import handed_over
+from lidar_cli.features.guard import DEPTH, OBJECTS, check_ends
 
-DEPTH = 32  # of groups in one another, and soft links in a row
-OBJECTS = 10_000  # that are looked at in search of an array
 MOST_CHUNK = 2**28  # bytes, since HDF5 unpacks a chunk whole
 HARMLESS = 2**26  # bytes that an array may unpack to, however few are stored
 MOST_RATIO = 200  # of bytes declared to bytes stored, which no embeddings reach
@@ -25,13 +26,6 @@ MOST_RATIO = 200  # of bytes declared to bytes stored, which no embeddings reach
 def has(group: h5py.Group, name: str) -> bool:
     """Whether a group has a link of this name, wherever it leads."""
     return bool(group.id.links.exists(name.encode()))
-
-
-def attribute(file: h5py.File, name: str) -> object:
-    """The value of a file's attribute; None where it has none, or more than one value."""
-    if name not in file.attrs or file.attrs.get_id(name).shape != ():
-        return None  # thousands of texts may be one that is stored once
-    return file.attrs[name]
 
 
 def member(file: h5py.File, name: str, path: Path) -> h5py.Group | h5py.Dataset:
@@ -123,6 +117,14 @@ def check_array(array: object, path: Path, kinds: str = "f") -> h5py.Dataset:
     return array
 
 
+def whole(array: object, path: Path, kinds: str) -> np.ndarray:
+    """All numbers of an array that is short beside the rows. Raises as `check_array`."""
+    found = check_array(array, path, kinds)
+    if not in_chunks(found, path) or not found.size:
+        return np.asarray(found[()])
+    return handed_over(path, found.name, lambda: found[()], found.shape, found.dtype)
+
+
 def in_chunks(array: h5py.Dataset, path: Path) -> bool:
     """Whether rows of a checked array lie in chunks, which may unpack to any size."""
     if not array.is_virtual:
@@ -153,6 +155,7 @@ def _stored_virtually(array: h5py.Dataset, path: Path, kinds: str) -> int:
         beside = path.with_name(name) if _is_plain(name) else None
         if beside is None or not _is_file(beside):
             raise _outside(path, array.name, f"is a virtual dataset of {name!r}")
+        check_ends(beside)
         with h5py.File(beside, "r") as file:
             part = member(file, inner, beside)
             if isinstance(part, h5py.Dataset) and part.is_virtual:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lidar_cli.arrays import arrange, choose
 from lidar_cli.embeddings import Chunk, Embeddings, Stored
 from lidar_cli.errors import FeatureFileError, Unresumable, first_line
+from lidar_cli.features.child import handed_over
 from lidar_cli.features.form import (
     DAMAGE,
     NOTHING,
@@ -27,12 +28,10 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.guard import guarded, handed_over
-from lidar_cli.features.inside import check_array, float_arrays, has, in_chunks, member
+from lidar_cli.features.inside import check_array, float_arrays, has, in_chunks, member, whole
 from lidar_cli.features.shards import check_shards, joined_name
 
 
-@guarded
 def read_provenance(path: Path) -> dict[str, Any]:
     """The provenance of a complete feature file.
 
@@ -55,28 +54,21 @@ def read_interrupted(path: Path) -> dict[str, Any]:
         return {}
     check_unlocked(partial)
     try:
-        return _read_partial(partial)
+        with opened(partial) as file:
+            return provenance_of(file, partial)
     except FeatureFileError as error:
         raise Unresumable(f"{error}; start anew with --overwrite") from error
 
 
-@guarded
-def _read_partial(partial: Path) -> dict[str, Any]:
-    with opened(partial) as file:
-        return provenance_of(file, partial)
-
-
-@guarded
 def read_labels(path: Path) -> np.ndarray | None:
     """Class numbers [N] of the samples, -1 unknown, or None where the data has none."""
     with opened(path) as file:
         provenance_of(file, path)
         if not has(member(file, "samples", path), "label"):
             return None
-        return np.asarray(check_array(member(file, "samples/label", path), path, "iufb")[:])
+        return whole(member(file, "samples/label", path), path, "iufb")
 
 
-@guarded
 def read_hdf5(
     path: Path,
     layers: str = "auto",
@@ -114,14 +106,10 @@ def read_first(path: Path, layer: str, n: int) -> Embeddings:
 
     Raises FeatureFileError if one of them is missing, or the layer is.
     """
-    return _read_first(path if path.exists() else partial_path(path), layer, n)
-
-
-@guarded
-def _read_first(path: Path, layer: str, n: int) -> Embeddings:
+    path = path if path.exists() else partial_path(path)
     with opened(path) as file:
         provenance = provenance_of(file, path)
-        done = check_array(member(file, "samples/done", path), path, "uib")[:n]
+        done = whole(member(file, "samples/done", path), path, "uib")[:n]
         missing = int((done == 0).sum())
         if missing:
             raise FeatureFileError(f"{path}: incomplete, {missing} of the first {n} samples lack")
@@ -140,7 +128,7 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
         for part, kinds in (("views", "f"), ("clean", "f"), ("crc32", "u"))
         if part != "views" or has(group, part)
     }
-    checksums = arrays["crc32"][:]
+    checksums = whole(arrays["crc32"], path, "u")
     clean = arrays["clean"].shape
     views = arrays["views"].shape if "views" in arrays else (0, 0, *clean[1:])
     shapes_agree = len(views) == 3 and len(clean) == 2 and clean == (*checksums.shape, views[2])
@@ -196,16 +184,18 @@ def _stored(path: Path, dataset: h5py.Dataset) -> Stored:
 
     def rows(start: int, stop: int) -> np.ndarray:
         # Opened for each chunk: an idle reader must not hold a file that a writer may replace.
-        try:
-            with h5py.File(path, "r") as file:
-                return np.asarray(file[name][start:stop]).astype(dtype, copy=False)
-        except DAMAGE as error:
-            raise FeatureFileError(f"{path}: {name} cannot be read: {first_line(error)}") from error
+        with h5py.File(path, "r") as file:
+            return np.asarray(file[name][start:stop]).astype(dtype, copy=False)
 
     def read(start: int, stop: int) -> Tensor:
-        if not apart:
+        if apart:
+            wanted = (stop - start, *shape[1:])
+            return torch.from_numpy(
+                handed_over(path, name, lambda: rows(start, stop), wanted, dtype)
+            )
+        try:
             return torch.from_numpy(rows(start, stop))
-        wanted = (stop - start, *shape[1:])
-        return torch.from_numpy(handed_over(path, lambda: rows(start, stop), wanted, dtype))
+        except DAMAGE as error:
+            raise FeatureFileError(f"{path}: {name} cannot be read: {first_line(error)}") from error
 
     return Stored(shape, dtype.itemsize, read)

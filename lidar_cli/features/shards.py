@@ -33,8 +33,8 @@ from lidar_cli.features.form import (
     opened,
     provenance_of,
 )
-from lidar_cli.features.guard import guarded
-from lidar_cli.features.inside import attribute, check_array, member
+from lidar_cli.features.guard import attribute
+from lidar_cli.features.inside import member, whole
 from lidar_cli.features.write import name_anew
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
@@ -184,7 +184,6 @@ def name_once(beside: Path, path: Path) -> bool:
         beside.unlink(missing_ok=True)
 
 
-@guarded
 def _checksums(
     shard: Path, path: Path, share: Share, layers: Sequence[str], provenance: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
@@ -197,7 +196,7 @@ def _checksums(
                 f"differ); {_anew(path)}"
             )
         arrays = {
-            name: check_array(member(file, name, shard), shard, "u")[:]
+            name: whole(member(file, name, shard), shard, "u")
             for name in ("samples/done", *(f"embeddings/{layer}/crc32" for layer in layers))
         }
         if (

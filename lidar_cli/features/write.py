@@ -31,8 +31,8 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.guard import guarded
-from lidar_cli.features.inside import attribute, check_own, member
+from lidar_cli.features.guard import attribute, vouch
+from lidar_cli.features.inside import check_own, member
 from lidar_cli.features.space import check_space, reserve
 
 
@@ -196,6 +196,7 @@ class FeatureWriter:
             raise _unwritable(self._partial, error) from error
         check_absent(self.path, self._overwrite, partial_too=False)
         self._partial.replace(self.path)
+        vouch(self.path)
         return self.path
 
     def discard(self) -> None:
@@ -208,6 +209,7 @@ class FeatureWriter:
 
     def __exit__(self, *_: object) -> None:
         _close(self._file)
+        vouch(self._partial)
 
     def _verify(self, layers: Iterable[str]) -> None:
         done = np.flatnonzero(self.done)
@@ -220,7 +222,6 @@ class FeatureWriter:
                         self.done[i] = False
 
 
-@guarded
 def _check_begun(
     partial: Path, layout: Layout, provenance: Mapping[str, Any], share: Share | None
 ) -> None:

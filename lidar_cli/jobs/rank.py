@@ -141,7 +141,7 @@ class _Job:
             if answers == [False]:
                 return False
         for file in self.found.features:
-            if file in self.found.alone:
+            if not self.found.holds(file):
                 try:
                     result = score_features(
                         file.path, layer, self.settings, self.device, self.watcher, self.cache

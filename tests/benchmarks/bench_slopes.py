@@ -5,6 +5,9 @@ either begins with drops out.
 """
 
 import io
+import shutil
+import sys
+from pathlib import Path
 
 import timm
 import torch
@@ -15,11 +18,15 @@ from sklearn.datasets import load_sample_images
 
 from lidar_cli.core import Moments
 from lidar_cli.core.spectra import lda_spectrum
+from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.score import open_embeddings, parse_metrics, score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples.pixels import decoded
-from lidar_cli.settings import ScoreSettings
+from lidar_cli.settings import RankSettings, ScoreSettings
 from lidar_cli.views import Views, find_recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from make import checkpoint, image_folder
 
 REPEATS = 3
 Q = 10
@@ -29,6 +36,7 @@ MODELS = {
     "cuda": (("resnet50", 224), ("vit_small_patch16_224", 224), ("vit_huge_patch14_224", 224)),
 }
 DIMENSIONS = (128, 512, 2048)
+FEW, MANY = 20, 220  # checkpoints of 56 KB, whose forward passes are next to nothing
 
 
 def bench_slopes(device, folder):
@@ -39,6 +47,7 @@ def bench_slopes(device, folder):
         yield forward(device, arch, size)
     for d in DIMENSIONS:
         yield from scoring(device, folder, d)
+    yield from ranking(device, folder)
 
 
 def line(case, what, small, large, by, remark=""):
@@ -141,3 +150,24 @@ def scoring(device, folder, d):
     )
     for path in paths.values():
         path.unlink()
+
+
+def ranking(device, folder):
+    """What a checkpoint of a directory costs beside its views and forward passes."""
+    image_folder(folder / "images", 24)
+    settings = RankSettings(
+        data=str(folder / "images"), n_samples=24, n_views=2, image_size=16, device=str(device)
+    )
+    for count in (FEW, MANY):
+        for seed in range(count):
+            checkpoint(folder / f"{count}" / f"{seed}.pt", seed)
+
+    def anew(count):
+        shutil.rmtree(folder / f"{count}" / ".lidar", ignore_errors=True)
+        again(count)
+
+    def again(count):
+        rank_directory(folder / f"{count}", settings)
+
+    for case, run in (("ranked", anew), ("ranked again, from its cache", again)):
+        yield slope(f"a small checkpoint {case}", "a checkpoint", run, FEW, MANY, device)

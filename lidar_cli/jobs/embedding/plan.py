@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -37,7 +38,7 @@ class Plan:
         """What the embeddings mean: equal for files that are interchangeable in a ranking."""
         return identity(self.provenance)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A file name for the identity."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]

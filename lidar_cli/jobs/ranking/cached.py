@@ -13,7 +13,7 @@ import torch
 
 from lidar_cli.checkpoints import Loaded, sha256, stamp
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
-from lidar_cli.features import partial_path, read_first, read_provenance
+from lidar_cli.features import partial_path, read_first, read_provenance, walk_ahead
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.plan import Plan, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
@@ -66,7 +66,9 @@ class Cache:
         watcher: Watcher,
     ) -> None:
         self._folder = folder
-        self._features = features
+        self._features: dict[str, list[FeatureFile]] = {}  # by the digest of their checkpoint
+        for file in features:
+            self._features.setdefault(str(file.provenance.get("sha256")), []).append(file)
         self._layer = layer
         self._samples = samples
         self._settings = settings
@@ -167,6 +169,7 @@ class Cache:
                     time.sleep(LOOK)
             if not tells(claims):
                 return
+            walk_ahead([self._own(*task) for task in later])
             for task in later:
                 scored = None
                 with failing(task[0], fail):
@@ -249,7 +252,8 @@ class Cache:
 
     def _features_of(self, checkpoint: Checkpoint, plan: Plan) -> list[Path]:
         """Where features would be that serve, the directory's own first."""
-        same = [file.path for file in self._features if serves(file.provenance, plan)]
+        known = self._features.get(checkpoint.digest, ())
+        same = [file.path for file in known if serves(file.provenance, plan)]
         own = self._own(checkpoint, plan)
         return [*same[:1], *([own] if own.exists() else [])]
 

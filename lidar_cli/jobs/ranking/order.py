@@ -94,12 +94,16 @@ def order(rows: Sequence[Row], by: Metric, level: float) -> tuple[Row, ...]:
 def tied_pairs(rows: Sequence[Row], by: Metric, level: float) -> list[set[int]]:
     """For each row the places of those with an equal value, or that `ties` cannot tell from it."""
     found: list[set[int]] = [set() for _ in rows]
+    equal: dict[float, set[int]] = {}
     paired: dict[int, list[int]] = {}  # by the number of samples: only like lists pair up
     for at, row in enumerate(rows):
         if row.value is not None:
-            found[at] = {other for other, its in enumerate(rows) if its.value == row.value} - {at}
+            equal.setdefault(row.value, set()).add(at)
             if row.interval.se is not None:
                 paired.setdefault(len(row.score.influences[by.name]), []).append(at)
+    for alike in equal.values():
+        for at in alike:
+            found[at] = alike - {at}
     for places in paired.values():
         values = [value for at in places if (value := rows[at].value) is not None]
         influences = [rows[at].score.influences[by.name] for at in places]

@@ -13,7 +13,7 @@ from lidar_cli.checkpoints import Description, open_checkpoint, read_contents, s
 from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.errors import InputError, LidarError, NoWeights, SettingsError
-from lidar_cli.features import is_hdf5, joined_name, read_provenance
+from lidar_cli.features import is_hdf5, joined_name, read_provenance, walk_ahead
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import ModelSettings
@@ -82,6 +82,7 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher) -> Survey
     """
     found = Survey()
     files = list(files_under(directory))
+    walk_ahead([path for path in files if _may_be_features(path)])
     for at, path in enumerate(files):
         watcher.progress("reading checkpoints", at, len(files))
         place(path, found, settings, watcher)
@@ -102,7 +103,7 @@ def place(path: Path, found: Survey, settings: ModelSettings, watcher: Watcher) 
         found.skipped.append(Left(str(path), f"by its name, a shard of {joined}"))
         return
     try:
-        if path.name.lower().endswith(FEATURE_SUFFIXES) and is_hdf5(path):
+        if _may_be_features(path) and is_hdf5(path):
             found.features.append(FeatureFile(path, read_provenance(path)))
             return
         before, digest = stamp(path), sha256(path)
@@ -118,6 +119,10 @@ def place(path: Path, found: Survey, settings: ModelSettings, watcher: Watcher) 
         found.skipped.append(Left(str(path), _reason(path, error)))
     except (LidarError, OSError) as error:
         found.fail(path, error)
+
+
+def _may_be_features(path: Path) -> bool:
+    return path.name.lower().endswith(FEATURE_SUFFIXES)
 
 
 def _describe(path: Path, settings: ModelSettings, watcher: Watcher) -> Description:

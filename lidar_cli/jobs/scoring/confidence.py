@@ -35,6 +35,7 @@ from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS, Metric
 
+PAIRS = 2**18  # of checkpoints, which are compared at a time: 2 MB for each number of theirs
 TINY = torch.finfo(torch.float64).tiny
 BEYOND = "beyond the range of float64: the embedding's scale is extreme"
 COUNT = "a count has no derivative, and so no interval"
@@ -116,26 +117,30 @@ def ties(
     No correction is made for the number of pairs, and ties are not transitive.
     """
     columns = torch.stack([*influences])
-    n = columns.shape[1]
+    count, n = columns.shape
     squares = columns.square()
-    products, own = columns @ columns.T, squares.sum(dim=1)
-    cubed, paired = (columns * squares) @ columns.T, 6.0 * squares @ squares.T
-    fourth = squares.square().sum(dim=1)
+    cubes = columns * squares
+    own, fourth = squares.sum(dim=1), squares.square().sum(dim=1)
     apart = torch.tensor(values, dtype=torch.float64)
 
-    def holds_zero(difference: Tensor, sign: float) -> Tensor:
+    def holds_zero(rows: Tensor, difference: Tensor, sign: float) -> Tensor:
         """Whether the interval does, for u + sign u', whose powers are sums of products."""
-        second = (own[:, None] + own + 2.0 * sign * products).clamp_min(0.0)
-        power = fourth[:, None] + fourth + paired + 4.0 * sign * (cubed + cubed.T)
+        products, paired = columns[rows] @ columns.T, 6.0 * squares[rows] @ squares.T
+        cubed = cubes[rows] @ columns.T + columns[rows] @ cubes.T
+        second = (own[rows, None] + own + 2.0 * sign * products).clamp_min(0.0)
+        power = fourth[rows, None] + fourth + paired + 4.0 * sign * cubed
         reach = quantile(level, degrees(second, power, n))
         return difference.abs() <= reach * (second / (n * (n - 1))).sqrt()
 
-    tied = holds_zero(apart[:, None] - apart, -1.0)
-    if by.target is not None:
-        gap = apart - by.target
-        tied |= holds_zero(gap[:, None] + gap, 1.0)
-    tied.fill_diagonal_(False)
-    return [row.nonzero().flatten().tolist() for row in tied]
+    found: list[list[int]] = []
+    for rows in torch.split(torch.arange(count), max(1, PAIRS // count)):
+        tied = holds_zero(rows, apart[rows, None] - apart, -1.0)
+        if by.target is not None:
+            gap = apart - by.target
+            tied |= holds_zero(rows, gap[rows, None] + gap, 1.0)
+        tied[torch.arange(len(rows)), rows] = False
+        found += [row.nonzero().flatten().tolist() for row in tied]
+    return found
 
 
 def degrees(second: Tensor, fourth: Tensor, n: int) -> Tensor:
