@@ -72,15 +72,14 @@ def limit(seconds: int, room: int) -> None:
         limits[resource.RLIMIT_DATA] = taken + room
     for kind, most in limits.items():
         hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(
-            kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
-        )
+        within = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (within, hard))
 
 
-def lost(by: int) -> str:
-    """What is told of a child that a signal ended."""
+def lost(by: int, seconds: int) -> str:
+    """What is told of a child that a signal ended, and that had so many seconds."""
     if by == signal.SIGXCPU:
-        return f"HDF5 comes to no end with it within {SECONDS} s"
+        return f"HDF5 comes to no end with it within {seconds} s"
     if by == signal.SIGKILL:
         return "the system ended what read it (SIGKILL), for its memory or its time"
     return f"HDF5 crashes on it ({signal.Signals(by).name})"
@@ -99,9 +98,11 @@ def handed_over(
     size = math.prod(shape) * dtype.itemsize
     numbers: np.ndarray = np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)  # shared
 
+    seconds = SECONDS + size // BYTES_A_SECOND
+
     def fill(sink: int) -> None:
-        limit(SECONDS + size // BYTES_A_SECOND, ROOM + 2 * size)
         try:
+            limit(seconds, ROOM + 2 * size)
             numbers[...] = read().reshape(shape)
             os.write(sink, b".")
         except Exception as error:
@@ -110,5 +111,5 @@ def handed_over(
     told, by = in_child(fill)
     if told == b".":
         return numbers
-    why = lost(by) if by else told.decode()
+    why = lost(by, seconds) if by else told.decode()
     raise FeatureFileError(f"{path}: {name} cannot be read: {why}; extract it again")

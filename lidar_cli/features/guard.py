@@ -37,7 +37,7 @@ def check_ends(path: Path) -> None:
     if told == ENDED:
         vouch(path)
         return
-    why = child.lost(by) if by else "HDF5 takes gigabytes for it, of which it has none"
+    why = child.lost(by, child.SECONDS) if by else "HDF5 asks for gigabytes to read it"
     raise FeatureFileError(f"{path}: damaged: {why}; extract it again")
 
 
