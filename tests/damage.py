@@ -21,7 +21,7 @@ from make import environment
 from lidar_cli.core.metrics import METRICS
 
 # For an input; of what HDF5 is lost with, each reader waits until its child is.
-BARE, WHOLE = 2, 60
+BARE, WHOLE = 2, 30
 LONGEST = 20_000  # characters of a line, which may repeat a few names out of the file
 Found = dict[str, tuple[str, Any]]
 

@@ -18,6 +18,9 @@ from lidar_cli.features import child
 
 DEPTH = 32  # of groups in one another, and soft links in a row
 OBJECTS = 10_000  # that are looked at in search of an array
+# Asked for by name, also where damage keeps the names from being listed.
+ATTRIBUTES = ("format", "version", "provenance", "share")
+MEMBERS = ("embeddings", "views", "clean", "crc32", "samples", "done", "label")
 ENDED, SWELLED = b"e", b"s"  # what is told of a file
 NO_MEMORY = "memory allocation failed"  # in HDF5's words
 
@@ -102,14 +105,13 @@ def _walk(path: Path) -> None:
     file = _tried(h5py.File, path, "r")
     if file is None:
         return
-    names: list[str] = _tried(list, file.attrs) or []
-    for name in names:
+    for name in {*ATTRIBUTES, *(_tried(list, file.attrs) or ())}:
         _tried(attribute, file, name)
     seen = {file.id}
     waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
     while waiting:
         group, depth = waiting.pop()
-        for name in _tried(list, group) or ():
+        for name in {*MEMBERS, *(_tried(list, group) or ())}:
             found = _tried(_follow, group, name)
             if found is None or found.id in seen or len(seen) > OBJECTS or depth > DEPTH:
                 continue
