@@ -123,15 +123,17 @@ def resumed(path: Path) -> dict[str, Any]:
     return {"done": done} | arrays(path)
 
 
+COMPLETE: dict[str, Callable[[Path], object]] = {
+    "provenance": read_provenance,
+    "labels": labels,
+    "rows": arrays,
+    "score": scored,
+    "probe": probed,
+    "survey": surveyed,
+}
 READERS: dict[str, dict[str, Callable[[Path], object]]] = {
-    "complete": {
-        "provenance": read_provenance,
-        "labels": labels,
-        "rows": arrays,
-        "score": scored,
-        "probe": probed,
-        "survey": surveyed,
-    },
+    "complete": COMPLETE,
+    "packed": COMPLETE,
     "partial": {"provenance": read_interrupted, "first": first, "rows": resumed},
     "joined": {"provenance": read_provenance, "rows": arrays, "score": scored},
     "shard": {"rows": arrays, "join": joined},

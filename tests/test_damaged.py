@@ -24,6 +24,7 @@ from lidar_cli.features import partial_path, shard_path
 
 pytest.importorskip("resource", reason="limits of a process are POSIX")
 
+KINDS = ("complete", "packed", "partial", "joined", "shard")
 LABELS = [0, 1, -1, 1, 0, 1, 0, 1]
 
 
@@ -33,7 +34,7 @@ class Sound(NamedTuple):
     kind: str
     folder: dict[str, bytes]
     damaged: str
-    places: Sequence[int]  # of bytes that are neither rows nor checksums, nor room left free
+    places: Sequence[int]  # of bytes that are neither rows nor checksums, unless packed, nor free
 
 
 def metadata(content: bytes, path: Path) -> list[int]:
@@ -41,8 +42,8 @@ def metadata(content: bytes, path: Path) -> list[int]:
     ours: set[int] = set()
 
     def add(_: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.dtype.kind != "O" and not item.is_virtual:
-            start = item.id.get_offset()
+        start = item.id.get_offset() if isinstance(item, h5py.Dataset) else None
+        if start and item.dtype.kind != "O":
             ours.update(range(start, start + item.nbytes))
 
     with h5py.File(path) as file:
@@ -63,6 +64,10 @@ def sound(kind: str, folder: Path) -> Sound:
         damaged = path if kind == "joined" else shard_path(path, 1, 2)
     else:
         damaged = complete(path, labels=LABELS)
+        if kind == "packed":
+            with h5py.File(path, "r+") as file:
+                for name in ARRAYS:
+                    packed(file, name, "shuffle and gzip")
     content = {one.name: one.read_bytes() for one in folder.iterdir()}
     places = metadata(content[damaged.name], damaged)
     return Sound(kind, content, damaged.name, places)
@@ -87,7 +92,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reading]:
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory, reading: Reading) -> dict[str, Sound]:
     folder = tmp_path_factory.mktemp("sound")
-    made = {kind: sound(kind, folder / kind) for kind in ("complete", "partial", "joined", "shard")}
+    made = {kind: sound(kind, folder / kind) for kind in KINDS}
     for kind, one in made.items():
         reading.sound(kind, put(one, None, folder / "copy"))
     return made

@@ -94,7 +94,10 @@ def handed_over(
     child does not end by itself. Without `fork` they are read here.
     """
     if not hasattr(os, "fork"):
-        return read()
+        try:
+            return read()
+        except Exception as error:
+            raise _unread(path, name, first_line(error)) from error
     size = math.prod(shape) * dtype.itemsize
     numbers: np.ndarray = np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)  # shared
 
@@ -111,5 +114,8 @@ def handed_over(
     told, by = in_child(fill)
     if told == b".":
         return numbers
-    why = lost(by, seconds) if by else told.decode()
-    raise FeatureFileError(f"{path}: {name} cannot be read: {why}; extract it again")
+    raise _unread(path, name, lost(by, seconds) if by else told.decode())
+
+
+def _unread(path: Path, name: str, why: str) -> FeatureFileError:
+    return FeatureFileError(f"{path}: {name} cannot be read: {why}; extract it again")
