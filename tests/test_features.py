@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lidar_cli.errors import DegenerateFeatures, FeatureFileError
+from lidar_cli.errors import DegenerateFeatures, FeatureFileError, Unresumable
 from lidar_cli.features import (
     FeatureWriter,
     Layout,
@@ -24,6 +24,7 @@ from lidar_cli.features import (
 
 N, Q, CLEAN = 6, 3, 8  # samples with views, views, samples with a clean embedding
 WIDTHS = {"backbone": 5, "projector": 2}
+LAYOUT = Layout(WIDTHS, N, Q, CLEAN)
 PROVENANCE = {"architecture": "toy", "seed": 0, "size": (8, 8), "data": "toy"}
 IDS = [f"image/{i}-é.png" for i in range(CLEAN)]
 
@@ -197,7 +198,7 @@ KILLED_AT_ONCE = """
 def test_a_writer_killed_before_its_first_row_can_be_resumed(tmp_path):
     path = tmp_path / "f.h5"
     run_until_killed(KILLED_AT_ONCE, path)
-    with FeatureWriter.resume(path, PROVENANCE) as writer:
+    with FeatureWriter.resume(path, LAYOUT, PROVENANCE) as writer:
         assert not writer.done.any()
         write(writer, 0, 8)
         writer.finish()
@@ -217,7 +218,7 @@ def test_a_killed_writer_leaves_a_file_that_opens_with_its_finished_rows(tmp_pat
             np.testing.assert_array_equal(
                 file["embeddings"][layer]["clean"][:4], clean[layer][:4].numpy()
             )
-    with FeatureWriter.resume(path, PROVENANCE) as writer:
+    with FeatureWriter.resume(path, LAYOUT, PROVENANCE) as writer:
         assert writer.done.tolist() == [True] * 4 + [False] * 4
         write(writer, 4, 8)
         writer.finish()
@@ -239,7 +240,7 @@ def test_resume_recomputes_unfinished_and_damaged_rows_only(tmp_path, dataset, r
     with create(path) as writer:
         write(writer, 0, 5)
     flip_a_byte(partial_path(path), dataset, row)
-    with FeatureWriter.resume(path, PROVENANCE) as writer:
+    with FeatureWriter.resume(path, LAYOUT, PROVENANCE) as writer:
         assert np.flatnonzero(~writer.done).tolist() == [row, 5, 6, 7]
         write(writer, row, row + 1)
         write(writer, 5, 8)
@@ -258,16 +259,16 @@ def test_resume_with_other_settings_names_them(tmp_path):
     other = {**PROVENANCE, "seed": 1, "extra": True}
     message = r"begun with other settings \(extra, seed differ\).*start anew with --overwrite"
     with pytest.raises(FeatureFileError, match=message):
-        FeatureWriter.resume(path, other)
+        FeatureWriter.resume(path, LAYOUT, other)
     assert partial_path(path).read_bytes() == before
-    FeatureWriter.resume(path, dict(PROVENANCE)).__exit__()
+    FeatureWriter.resume(path, LAYOUT, dict(PROVENANCE)).__exit__()
 
 
 @pytest.mark.parametrize("content", [b"", b"not HDF5 at all, though long enough to look at"])
 def test_resume_of_what_is_no_feature_file_says_what_to_do(tmp_path, content):
     partial_path(tmp_path / "f.h5").write_bytes(content)
     with pytest.raises(FeatureFileError, match=r"cannot be opened: .*start anew with --overwrite"):
-        FeatureWriter.resume(tmp_path / "f.h5", PROVENANCE)
+        FeatureWriter.resume(tmp_path / "f.h5", LAYOUT, PROVENANCE)
     assert partial_path(tmp_path / "f.h5").read_bytes() == content
 
 
@@ -277,7 +278,45 @@ def test_resume_of_a_file_that_lacks_its_datasets_says_what_to_do(tmp_path):
         file.attrs["format"], file.attrs["version"] = "lidar-features", 1
         file.attrs["provenance"] = json.dumps(PROVENANCE)
     with pytest.raises(FeatureFileError, match=r"damaged: .*start anew with --overwrite"):
-        FeatureWriter.resume(path, PROVENANCE)
+        FeatureWriter.resume(path, LAYOUT, PROVENANCE)
+
+
+def drop_a_layer(file):
+    del file["embeddings/projector"]
+
+
+def widen_a_layer(file):
+    for name, shape in (("views", (N, Q, 9)), ("clean", (CLEAN, 9))):
+        del file[f"embeddings/projector/{name}"]
+        file[f"embeddings/projector/{name}"] = np.zeros(shape, np.float32)
+
+
+def pack_a_layer(file):
+    rows = file["embeddings/projector/clean"][:]
+    del file["embeddings/projector/clean"]
+    file.create_dataset("embeddings/projector/clean", data=rows, compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (drop_a_layer, "nothing is named 'embeddings/projector/views'"),
+        (
+            widen_a_layer,
+            r"embeddings/projector/views is float32 \(6, 3, 9\), not float32 \(6, 3, 2",
+        ),
+        (pack_a_layer, "embeddings/projector/clean is stored in chunks"),
+    ],
+)
+def test_resume_of_a_file_that_does_not_take_the_rows_leaves_it_as_it_is(tmp_path, edit, found):
+    path = tmp_path / "f.h5"
+    with create(path) as writer:
+        write(writer, 0, 3)
+    change(partial_path(path), edit)
+    before = partial_path(path).read_bytes()
+    with pytest.raises(Unresumable, match=f"damaged: .*{found}.*start anew with --overwrite"):
+        FeatureWriter.resume(path, LAYOUT, PROVENANCE)
+    assert partial_path(path).read_bytes() == before
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):
@@ -396,6 +435,11 @@ def cut_the_checksums(file):
     file["embeddings/backbone/crc32"] = np.zeros(3, np.uint32)
 
 
+def pair_the_checksums(file):
+    del file["embeddings/backbone/crc32"]
+    file["embeddings/backbone/crc32"] = np.zeros((CLEAN, 2), np.uint32)
+
+
 def flatten_the_views(file):
     del file["embeddings/backbone/views"]
     file["embeddings/backbone/views"] = np.zeros((18, 5), np.float32)
@@ -415,6 +459,7 @@ def drop_the_done_marks(file):
         (drop_a_dataset, "damaged: "),
         (break_the_provenance, "damaged: "),
         (cut_the_checksums, "damaged: layer backbone: .* 3 checksums; extract it again"),
+        (pair_the_checksums, "damaged: layer backbone: .* 16 checksums; extract it again"),
         (flatten_the_views, r"damaged: layer backbone: views \(18, 5\)"),
         (drop_the_done_marks, "damaged: "),
         (raise_the_version, "feature file version 2, this lidar reads 1; extract it again"),

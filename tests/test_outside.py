@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import pytest
 from make import environment
-from test_features import CLEAN, PROVENANCE, WIDTHS, complete, create, read_all, write
+from test_features import CLEAN, LAYOUT, PROVENANCE, WIDTHS, complete, create, read_all, write
 
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.features import FeatureWriter, partial_path, read_hdf5, read_labels, read_provenance
@@ -183,7 +183,7 @@ def test_resuming_writes_into_no_other_file(tmp_path: Path) -> None:
         where = [(str(precious), 0, rows.nbytes)]
         file.create_dataset(CLEAN_ROWS, rows.shape, np.float32, external=where)
     with pytest.raises(FeatureFileError, match="is stored in another file"):
-        FeatureWriter.resume(tmp_path / "f.h5", PROVENANCE)
+        FeatureWriter.resume(tmp_path / "f.h5", LAYOUT, PROVENANCE)
     assert precious.read_bytes() == bytes(range(256))
     with h5py.File(partial, "r+") as file:
         file[CLEAN_ROWS][:] = 0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
 from lidar_cli.features.guard import attribute, check_ends
-from lidar_cli.features.inside import check_array, member
+from lidar_cli.features.inside import member, whole
 from lidar_cli.features.provenance import parsed
 
 FORMAT = "lidar-features"
@@ -139,7 +139,7 @@ def is_ours(file: h5py.File, form: str = FORMAT) -> bool:
 
 def check_complete(file: h5py.File, path: Path) -> None:
     """Raise FeatureFileError if samples are missing."""
-    done = check_array(member(file, "samples/done", path), path, "uib")[:]
+    done = whole(member(file, "samples/done", path), path, "uib")
     if not done.all():
         raise FeatureFileError(
             f"{path}: incomplete, {int(done.sum())} of {len(done)} samples; "
@@ -171,12 +171,16 @@ def checksums_of(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
 def check_unlocked(partial: Path) -> None:
     """Raise InUse if another process has the file open for writing."""
     try:
-        check_ends(partial)
-        h5py.File(partial, "r+").close()
+        import fcntl
+    except ImportError:  # where HDF5 takes no locks either
+        return
+    try:
+        with partial.open("r+b") as file:  # not by HDF5, which might hang or write if it is damaged
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock that HDF5 takes
     except BlockingIOError as error:
         raise in_use(partial) from error
-    except (OSError, FeatureFileError):
-        return  # damaged, and nobody's
+    except OSError:
+        return  # it cannot be written, or has no locks: nobody's
 
 
 def in_use(partial: Path) -> InUse:

@@ -1,26 +1,28 @@
 """What HDF5 reads of a file beside its rows, read in a child process first.
 
-HDF5 walks trees and lists whose addresses the file itself gives. Where these are damaged it may go
-round in circles or crash, inside a call that nothing in Python interrupts; a child can be lost.
+What the child came to an end with, in time and memory, is then read here.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import h5py
 
 from lidar_cli.errors import FeatureFileError
+from lidar_cli.features import child
 
-SECONDS = 20  # of processor time for one file, where a sound one takes less than one
 DEPTH = 32  # of groups in one another, and soft links in a row
 OBJECTS = 10_000  # that are looked at in search of an array
+# Asked for by name, also where damage keeps the names from being listed.
+ATTRIBUTES = ("format", "version", "provenance", "share")
+MEMBERS = ("embeddings", "views", "clean", "crc32", "samples", "done", "label")
+ENDED, SWELLED = b"e", b"s"  # what is told of a file
+NO_MEMORY = "memory allocation failed"  # in HDF5's words
 
 Found = TypeVar("Found")
 Stamp = tuple[int, ...]
@@ -28,31 +30,29 @@ _walked: set[Stamp] = set()  # files that came to an end, or that this process w
 
 
 def check_ends(path: Path) -> None:
-    """Raise FeatureFileError if HDF5 crashes on a file, or computes for more than SECONDS.
+    """Raise FeatureFileError if HDF5 crashes on a file, computes for too long, or swells.
 
     That is found out where the system has `fork`. What else may be wrong with it is not told.
     """
     if _known(path):
         return
-    _, ended = _walk_in_child([path])
-    if ended == signal.SIGXCPU:
-        told = f"HDF5 comes to no end with it within {SECONDS} s"
-    elif ended:
-        told = f"HDF5 crashes on it ({signal.Signals(ended).name})"
-    else:
+    told, by = _walk_in_child([path])
+    if told == ENDED:
         vouch(path)
         return
-    raise FeatureFileError(f"{path}: damaged: {told}; extract it again")
+    why = child.lost(by, child.SECONDS) if by else "HDF5 asks for gigabytes to read it"
+    raise FeatureFileError(f"{path}: damaged: {why}; extract it again")
 
 
 def walk_ahead(paths: Sequence[Path]) -> None:
     """Find out about many files at once, which `check_ends` tells of then: a child is not cheap."""
     waiting = [path for path in paths if not _known(path)]
     while waiting:
-        count, ended = _walk_in_child(waiting)
-        for path in waiting[:count]:
-            vouch(path)
-        waiting = waiting[count + 1 :] if ended else []
+        told, by = _walk_in_child(waiting)
+        for path, one in zip(waiting, told, strict=False):
+            if one == ENDED[0]:
+                vouch(path)
+        waiting = waiting[len(told) + 1 :] if by else []
 
 
 def attribute(file: h5py.File, name: str) -> object:
@@ -80,75 +80,38 @@ def _stamp(path: Path) -> Stamp:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _walk_in_child(paths: Sequence[Path]) -> tuple[int, int]:
-    """How many of the files a child came to an end with, and the signal that ended it, or 0."""
+def _walk_in_child(paths: Sequence[Path]) -> tuple[bytes, int]:
+    """A byte for each file that a child came to an end with, and the signal that ended it, or 0."""
     if not hasattr(os, "fork"):
-        return len(paths), 0
-    with warnings.catch_warnings():
-        # From 3.12 on of threads that hold a lock; h5py's is taken over by the child, and no other
-        # is asked for there.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        read_end, write_end = os.pipe()
-        child = os.fork()
-    if child == 0:
-        try:
-            for path in paths:
-                _limit()
+        return ENDED * len(paths), 0
+
+    def walk(sink: int) -> None:
+        for path in paths:
+            child.limit(child.SECONDS, child.ROOM)
+            try:
                 _walk(path)
-                os.write(write_end, b".")
-        finally:
-            os._exit(0)
-    os.close(write_end)
-    count = 0
-    with _reaped(child) as status:
-        try:
-            while some := os.read(read_end, 4096):
-                count += len(some)
-        finally:
-            os.close(read_end)
-    return count, os.WTERMSIG(status[0]) if os.WIFSIGNALED(status[0]) else 0
+                os.write(sink, ENDED)
+            except MemoryError:
+                os.write(sink, SWELLED)
 
-
-@contextmanager
-def _reaped(child: int) -> Iterator[list[int]]:
-    """Wait for a child at the end, whose status is then in the list; kill it on an interrupt."""
-    status: list[int] = []
-    try:
-        yield status
-        status.append(os.waitpid(child, 0)[1])
-    finally:
-        if not status:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-
-
-def _limit() -> None:
-    import resource  # of systems that fork
-
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    most = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    limit = int(used) + SECONDS
-    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return child.in_child(walk)
 
 
 def _walk(path: Path) -> None:
     """Read all that lies before the rows of a feature file, or of an array in another file.
 
-    What raises is left out, since a reader may pass it by.
+    What raises is left out, since a reader may pass it by. Raises MemoryError.
     """
     file = _tried(h5py.File, path, "r")
     if file is None:
         return
-    names: list[str] = _tried(list, file.attrs) or []
-    for name in names:
+    for name in {*ATTRIBUTES, *(_tried(list, file.attrs) or ())}:
         _tried(attribute, file, name)
     seen = {file.id}
     waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
     while waiting:
         group, depth = waiting.pop()
-        for name in _tried(list, group) or ():
+        for name in {*MEMBERS, *(_tried(list, group) or ())}:
             found = _tried(_follow, group, name)
             if found is None or found.id in seen or len(seen) > OBJECTS or depth > DEPTH:
                 continue
@@ -176,5 +139,9 @@ def _look_at(array: h5py.Dataset) -> object:
 def _tried(read: Callable[..., Found], *arguments: object) -> Found | None:
     try:
         return read(*arguments)
-    except Exception:
+    except MemoryError:
+        raise
+    except Exception as error:
+        if NO_MEMORY in str(error):
+            raise MemoryError from error
         return None

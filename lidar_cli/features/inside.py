@@ -12,8 +12,10 @@ import stat
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from lidar_cli.errors import FeatureFileError
+from lidar_cli.features.child import handed_over
 from lidar_cli.features.guard import DEPTH, OBJECTS, check_ends
 
 MOST_CHUNK = 2**28  # bytes, since HDF5 unpacks a chunk whole
@@ -85,16 +87,17 @@ def _is_real(found: object) -> bool:
     return bool(found.dtype.kind == "f" and found.dtype.itemsize <= 8)
 
 
-def check_writable(file: h5py.File, path: Path) -> None:
-    """Raise FeatureFileError or ValueError if writing into a feature file would write elsewhere."""
-    names = [
-        f"embeddings/{layer}/{part}"
-        for layer in member(file, "embeddings", path)
-        for part in member(file, f"embeddings/{layer}", path)
-    ]
-    for name in ("samples/done", *names):
-        if check_array(member(file, name, path), path, "fu").is_virtual:
-            raise _outside(path, name, "is a virtual dataset")
+def check_own(array: object, path: Path) -> h5py.Dataset:
+    """The array itself, if each of its numbers has its final place in the file.
+
+    Raises FeatureFileError or ValueError if writing into it would write elsewhere.
+    """
+    found = check_array(array, path, "fu")
+    if found.is_virtual:
+        raise _outside(path, found.name, "is a virtual dataset")
+    if found.chunks:
+        raise ValueError(f"{found.name} is stored in chunks, which an interrupted run never does")
+    return found
 
 
 def check_array(array: object, path: Path, kinds: str = "f") -> h5py.Dataset:
@@ -112,6 +115,25 @@ def check_array(array: object, path: Path, kinds: str = "f") -> h5py.Dataset:
     if declared > max(HARMLESS, MOST_RATIO * stored):
         raise ValueError(f"{array.name} declares {declared:,} bytes, of which it stores {stored:,}")
     return array
+
+
+def whole(array: object, path: Path, kinds: str) -> np.ndarray:
+    """All numbers of an array that is short beside the rows. Raises as `check_array`."""
+    found = check_array(array, path, kinds)
+    if not in_chunks(found, path) or not found.size:
+        return np.asarray(found[()])
+    return handed_over(path, found.name, lambda: found[()], found.shape, found.dtype)
+
+
+def in_chunks(array: h5py.Dataset, path: Path) -> bool:
+    """Whether rows of a checked array lie in chunks, which may unpack to any size."""
+    if not array.is_virtual:
+        return array.chunks is not None
+    for name, inner in sorted({(one.file_name, one.dset_name) for one in array.virtual_sources()}):
+        with h5py.File(path.with_name(name), "r") as file:
+            if file[inner].chunks:
+                return True
+    return False
 
 
 def _stored(array: h5py.Dataset, path: Path) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lidar_cli.arrays import arrange, choose
 from lidar_cli.embeddings import Chunk, Embeddings, Stored
 from lidar_cli.errors import FeatureFileError, Unresumable, first_line
+from lidar_cli.features.child import handed_over
 from lidar_cli.features.form import (
     DAMAGE,
     NOTHING,
@@ -27,7 +28,7 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.inside import check_array, float_arrays, has, member
+from lidar_cli.features.inside import check_array, float_arrays, has, in_chunks, member, whole
 from lidar_cli.features.shards import check_shards, joined_name
 
 
@@ -65,7 +66,7 @@ def read_labels(path: Path) -> np.ndarray | None:
         provenance_of(file, path)
         if not has(member(file, "samples", path), "label"):
             return None
-        return np.asarray(check_array(member(file, "samples/label", path), path, "iufb")[:])
+        return whole(member(file, "samples/label", path), path, "iufb")
 
 
 def read_hdf5(
@@ -108,7 +109,7 @@ def read_first(path: Path, layer: str, n: int) -> Embeddings:
     path = path if path.exists() else partial_path(path)
     with opened(path) as file:
         provenance = provenance_of(file, path)
-        done = check_array(member(file, "samples/done", path), path, "uib")[:n]
+        done = whole(member(file, "samples/done", path), path, "uib")[:n]
         missing = int((done == 0).sum())
         if missing:
             raise FeatureFileError(f"{path}: incomplete, {missing} of the first {n} samples lack")
@@ -127,11 +128,12 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
         for part, kinds in (("views", "f"), ("clean", "f"), ("crc32", "u"))
         if part != "views" or has(group, part)
     }
-    checksums = arrays["crc32"][:]
+    checksums = whole(arrays["crc32"], path, "u")
     clean = arrays["clean"].shape
     views = arrays["views"].shape if "views" in arrays else (0, 0, *clean[1:])
-    if len(views) != 3 or clean != (len(checksums), views[2]) or views[0] > clean[0] or 0 in clean:
-        raise ValueError(f"layer {name}: views {views}, clean {clean}, {len(checksums)} checksums")
+    shapes_agree = len(views) == 3 and len(clean) == 2 and clean == (*checksums.shape, views[2])
+    if not shapes_agree or views[0] > clean[0] or 0 in clean:
+        raise ValueError(f"layer {name}: views {views}, clean {clean}, {checksums.size} checksums")
 
     def verify(chunk: Chunk) -> None:
         assert chunk.clean is not None
@@ -177,15 +179,23 @@ def _named(file: h5py.File, path: Path, name: str) -> h5py.Dataset | None:
 
 
 def _stored(path: Path, dataset: h5py.Dataset) -> Stored:
-    name = dataset.name
+    name, shape, dtype = dataset.name, dataset.shape, dataset.dtype.newbyteorder("=")
+    apart = in_chunks(dataset, path)
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        # Opened for each chunk: an idle reader must not hold a file that a writer may replace.
+        with h5py.File(path, "r") as file:
+            return np.asarray(file[name][start:stop]).astype(dtype, copy=False)
 
     def read(start: int, stop: int) -> Tensor:
-        # Opened for each chunk: an idle reader must not hold a file that a writer may replace.
+        if apart:
+            wanted = (stop - start, *shape[1:])
+            return torch.from_numpy(
+                handed_over(path, name, lambda: rows(start, stop), wanted, dtype)
+            )
         try:
-            with h5py.File(path, "r") as file:
-                rows = file[name][start:stop]
-                return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
+            return torch.from_numpy(rows(start, stop))
         except DAMAGE as error:
             raise FeatureFileError(f"{path}: {name} cannot be read: {first_line(error)}") from error
 
-    return Stored(dataset.shape, dataset.dtype.itemsize, read)
+    return Stored(shape, dtype.itemsize, read)

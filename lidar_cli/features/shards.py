@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, first_line
+from lidar_cli.features.contents import describe
 from lidar_cli.features.form import (
     SHARD_FORMAT,
     TYPES,
@@ -33,8 +34,8 @@ from lidar_cli.features.form import (
     provenance_of,
 )
 from lidar_cli.features.guard import attribute
-from lidar_cli.features.inside import member
-from lidar_cli.features.write import describe, name_anew
+from lidar_cli.features.inside import member, whole
+from lidar_cli.features.write import name_anew
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
 
@@ -128,10 +129,9 @@ def join(
         return False
     checksums: dict[str, list[np.ndarray]] = {layer: [] for layer in layout.widths}
     for share in shares:
-        with opened(shards[share.rank]) as file:
-            _check_shard(file, path, shards[share.rank], share, provenance)
-            for layer, blocks in checksums.items():
-                blocks.append(member(file, f"embeddings/{layer}/crc32", shards[share.rank])[:])
+        found = _checksums(shards[share.rank], path, share, list(checksums), provenance)
+        for layer, blocks in checksums.items():
+            blocks.append(found[layer])
     beside = path.with_name(f"{path.name}.joining-{os.getpid()}.{os.urandom(4).hex()}")
     try:
         with h5py.File(beside, "x") as file:
@@ -184,24 +184,31 @@ def name_once(beside: Path, path: Path) -> bool:
         beside.unlink(missing_ok=True)
 
 
-def _check_shard(
-    file: h5py.File, path: Path, shard: Path, share: Share, provenance: Mapping[str, Any]
-) -> None:
-    names = differing(provenance_of(file, shard, SHARD_FORMAT), provenance)
-    if names:
-        raise FeatureFileError(
-            f"{shard}: cannot be joined, it was made at other settings ({', '.join(names)} "
-            f"differ); {_anew(path)}"
-        )
-    done = member(file, "samples/done", shard)[:]
-    if (
-        attribute(file, "share") != share.describe()
-        or len(done) != len(share.span)
-        or not done.all()
-    ):
-        raise FeatureFileError(
-            f"{shard}: cannot be joined, it does not hold share {share.describe()}; {_anew(path)}"
-        )
+def _checksums(
+    shard: Path, path: Path, share: Share, layers: Sequence[str], provenance: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Checksums [len(span)] by layer of a shard. Raises FeatureFileError if it is another."""
+    with opened(shard) as file:
+        names = differing(provenance_of(file, shard, SHARD_FORMAT), provenance)
+        if names:
+            raise FeatureFileError(
+                f"{shard}: cannot be joined, it was made at other settings ({', '.join(names)} "
+                f"differ); {_anew(path)}"
+            )
+        arrays = {
+            name: whole(member(file, name, shard), shard, "u")
+            for name in ("samples/done", *(f"embeddings/{layer}/crc32" for layer in layers))
+        }
+        if (
+            attribute(file, "share") != share.describe()
+            or {found.shape for found in arrays.values()} != {(len(share.span),)}
+            or not arrays["samples/done"].all()
+        ):
+            raise FeatureFileError(
+                f"{shard}: cannot be joined, it does not hold share {share.describe()}; "
+                f"{_anew(path)}"
+            )
+        return {layer: arrays[f"embeddings/{layer}/crc32"] for layer in layers}
 
 
 def _create_virtual(

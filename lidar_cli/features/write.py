@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ import h5py
 import numpy as np
 from torch import Tensor
 
-from lidar_cli.errors import FeatureFileError, Unresumable, first_line
+from lidar_cli.errors import FeatureFileError, InUse, Unresumable, first_line
+from lidar_cli.features.contents import allocate, arrays_of, describe
 from lidar_cli.features.form import (
     DAMAGE,
     FORMAT,
     NOTHING,
     SHARD_FORMAT,
-    TYPES,
-    VERSION,
     Layout,
     Share,
     as_numbers,
@@ -29,11 +27,12 @@ from lidar_cli.features.form import (
     differing,
     in_use,
     is_hdf5,
+    opened,
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.guard import attribute, check_ends, vouch
-from lidar_cli.features.inside import check_writable
+from lidar_cli.features.guard import attribute, vouch
+from lidar_cli.features.inside import check_own, member
 from lidar_cli.features.space import check_space, reserve
 
 
@@ -93,7 +92,7 @@ class FeatureWriter:
             raise FeatureFileError(f"{partial}: cannot be created: {first_line(error)}") from error
         try:
             describe(file, ids, labels, bad, provenance, share)
-            _allocate(file, layout)
+            allocate(file, layout)
             reserve(file)
             name_anew(begun, partial)
         except BaseException as error:
@@ -110,6 +109,7 @@ class FeatureWriter:
     def resume(
         cls,
         path: Path,
+        layout: Layout,
         provenance: Mapping[str, Any],
         *,
         share: Share | None = None,
@@ -118,42 +118,35 @@ class FeatureWriter:
         """The existing NAME.partial, with every finished row's checksum verified.
 
         A row whose checksum does not match is to be computed again.
-        Raises Unresumable if the file was begun with other settings, or is not one of ours; InUse
-        if another process is writing it.
+        Raises Unresumable if the file was begun with other settings, or is not one of ours, and
+        leaves it as it is; InUse if another process is writing it.
         """
         partial = partial_path(path)
-        anew = "remove it to start anew" if share else "start anew with --overwrite"
+        anew = _anew(share)
+        layout = layout.within(share.span) if share else layout
         try:
-            if not is_hdf5(partial):  # h5py would take an empty file for a new one
+            if not is_hdf5(partial):
                 raise OSError("it does not begin as HDF5 files do")
-            check_ends(partial)
-            file = h5py.File(partial, "r+")
+            _check_begun(partial, layout, provenance, share)
+            file = h5py.File(partial, "r+")  # no sooner, since that writes
+        except (InUse, Unresumable):
+            raise
+        except FeatureFileError as error:
+            raise Unresumable(f"{error}; {anew}") from error
         except BlockingIOError as error:
             raise in_use(partial) from error
         except OSError as error:
             raise Unresumable(
                 f"{partial}: cannot be opened: {first_line(error)}; {anew}"
             ) from error
-        except FeatureFileError as error:
-            raise Unresumable(f"{error}: {anew}") from error
         try:
-            found = provenance_of(file, partial, SHARD_FORMAT if share else FORMAT)
-            other = differing(found, provenance)
-            if share and attribute(file, "share") != share.describe():
-                other.append("share")
-            if other:
-                raise Unresumable(
-                    f"{partial}: was begun with other settings ({', '.join(other)} differ); "
-                    f"give those settings again, or {anew}"
-                )
             _begun_path(partial).unlink(missing_ok=True)  # where a kill came between two names
-            check_writable(file, partial)
             try:
                 reserve(file)
             except OSError as error:  # a full disk is no damage
                 raise _unwritable(partial, error) from error
             writer = cls(path, partial, file, overwrite, share)
-            writer._verify()
+            writer._verify(layout.widths)
         except BaseException as error:
             file.close()
             if isinstance(error, DAMAGE):
@@ -218,15 +211,47 @@ class FeatureWriter:
         _close(self._file)
         vouch(self._partial)
 
-    def _verify(self) -> None:
+    def _verify(self, layers: Iterable[str]) -> None:
         done = np.flatnonzero(self.done)
         for start in range(0, len(done), 256):
             for i in done[start : start + 256]:
-                for group in self._file["embeddings"].values():
+                for group in (self._file["embeddings"][layer] for layer in layers):
                     with_views = len(group["views"]) if "views" in group else 0
                     views = group["views"][i : i + 1] if i < with_views else NOTHING
                     if checksums_of(views, group["clean"][i : i + 1])[0] != group["crc32"][i]:
                         self.done[i] = False
+
+
+def _check_begun(
+    partial: Path, layout: Layout, provenance: Mapping[str, Any], share: Share | None
+) -> None:
+    """Raise FeatureFileError unless the missing rows of these settings can be written into it.
+
+    Unresumable if it was begun with others, InUse if another process is writing it.
+    """
+    check_unlocked(partial)
+    with opened(partial) as file:
+        other = differing(
+            provenance_of(file, partial, SHARD_FORMAT if share else FORMAT), provenance
+        )
+        if share and attribute(file, "share") != share.describe():
+            other.append("share")
+        if other:
+            raise Unresumable(
+                f"{partial}: was begun with other settings ({', '.join(other)} differ); "
+                f"give those settings again, or {_anew(share)}"
+            )
+        done = {"samples/done": ((layout.n_clean,), np.uint8)}
+        for name, (shape, numbers) in (done | arrays_of(layout)).items():
+            array = check_own(member(file, name, partial), partial)
+            if (array.shape, array.dtype) != (shape, numbers):
+                raise ValueError(
+                    f"{name} is {array.dtype} {array.shape}, not {np.dtype(numbers)} {shape}"
+                )
+
+
+def _anew(share: Share | None) -> str:
+    return "remove it to start anew" if share else "start anew with --overwrite"
 
 
 def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
@@ -270,51 +295,6 @@ def name_anew(file: Path, name: Path) -> None:
         file.rename(name)
     else:
         file.unlink()
-
-
-def describe(
-    file: h5py.File,
-    ids: Sequence[str],
-    labels: Sequence[int] | None,
-    bad: Sequence[tuple[str, str]],
-    provenance: Mapping[str, Any],
-    share: Share | None = None,
-) -> None:
-    """Write what a new file holds beside the embeddings; no sample is done."""
-    file.attrs["format"] = SHARD_FORMAT if share else FORMAT
-    file.attrs["version"] = VERSION
-    file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
-    if share is not None:
-        file.attrs["share"] = share.describe()
-    samples = file.create_group("samples")
-    text = h5py.string_dtype("utf-8")
-    samples.create_dataset("id", data=list(ids), dtype=text)
-    if bad:
-        samples.create_dataset("bad", data=list(bad), dtype=text)
-    if labels is not None:
-        samples.create_dataset("label", data=np.asarray(labels, np.int64))
-    _create(samples, "done", (len(ids),), np.uint8)
-
-
-def _allocate(file: h5py.File, layout: Layout) -> None:
-    n, q, clean = layout.n_samples, layout.n_views, layout.n_clean
-    numbers = TYPES[layout.storage]
-    for layer, d in layout.widths.items():
-        group = file.create_group(f"embeddings/{layer}")
-        if q:
-            _create(group, "views", (n, q, d), numbers)
-        _create(group, "clean", (clean, d), numbers)
-        _create(group, "crc32", (clean,), np.uint32)
-    file.flush()
-
-
-def _create(group: h5py.Group, name: str, shape: tuple[int, ...], numbers: Any) -> None:
-    # Early allocation puts every row at its final offset, so that a crash loses no finished row.
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(numbers))
-    h5py.h5d.create(group.id, name.encode(), kind, space, properties)
 
 
 def _close(file: h5py.File) -> None:

@@ -225,7 +225,7 @@ def _writer(
     """A new partial file, or the one that was recorded to go on with."""
     provenance = plan.provenance | {"batch_size": batch_size}
     if recorded:
-        return FeatureWriter.resume(output, provenance, overwrite=settings.overwrite)
+        return FeatureWriter.resume(output, plan.layout, provenance, overwrite=settings.overwrite)
     count = plan.layout.n_clean
     labels = samples.labels[:count] if samples.labels is not None else None
     return FeatureWriter.create(

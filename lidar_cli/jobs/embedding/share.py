@@ -117,7 +117,7 @@ def _embed(
         return 0
     provenance = plan.provenance | {"batch_size": size}
     if partial_path(shard).exists():
-        writer = FeatureWriter.resume(shard, provenance, share=share)
+        writer = FeatureWriter.resume(shard, plan.layout, provenance, share=share)
     else:
         ids, labels = samples.ids, samples.labels
         writer = FeatureWriter.create(shard, plan.layout, ids, labels, provenance, share=share)

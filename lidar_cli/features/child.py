@@ -1,0 +1,121 @@
+"""Work on an HDF5 file in a child process, which can be limited, and lost.
+
+HDF5 walks trees and lists whose addresses the file itself gives, and takes as much memory as the
+file says. Where these are damaged it may go round in circles, swell or crash, inside a call that
+nothing in Python interrupts.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import mmap
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lidar_cli.errors import FeatureFileError, first_line
+
+SECONDS = 20  # of processor time for one file, where a sound one takes less than one
+BYTES_A_SECOND = 2**22  # of rows, which the slowest filter unpacks faster
+ROOM = 2**30  # bytes beyond our own; a chunk is packed, unpacked and reordered in less
+
+
+def in_child(work: Callable[[int], None]) -> tuple[bytes, int]:
+    """What a child process wrote to the descriptor it was given, and the signal that ended it or 0.
+
+    An exception ends it too; nothing of it is told.
+    """
+    with warnings.catch_warnings():
+        # From 3.12 on of threads that hold a lock; h5py's is taken over by the child, and no other
+        # is asked for there.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        source, sink = os.pipe()
+        child = os.fork()
+    if child == 0:
+        try:
+            faulthandler.disable()  # of a crash the parent tells, and of warnings
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            work(sink)
+        finally:
+            os._exit(0)
+    os.close(sink)
+    status = None
+    try:
+        with os.fdopen(source, "rb") as pipe:
+            told = pipe.read()
+        _, status = os.waitpid(child, 0)
+    finally:
+        if status is None:  # interrupted
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return told, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def limit(seconds: int, room: int) -> None:
+    """Limit what this process may take from now on, within what the system allows it.
+
+    seconds: of processor time; room: bytes of memory, which Linux alone limits.
+    """
+    import resource  # of systems that fork
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    limits = {resource.RLIMIT_CPU: int(used) + seconds}
+    status = Path("/proc/self/status")
+    if status.exists():
+        taken = int(status.read_text().partition("VmData:")[2].split()[0]) * 1024
+        limits[resource.RLIMIT_DATA] = taken + room
+    for kind, most in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        within = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (within, hard))
+
+
+def lost(by: int, seconds: int) -> str:
+    """What is told of a child that a signal ended, and that had so many seconds."""
+    if by == signal.SIGXCPU:
+        return f"HDF5 comes to no end with it within {seconds} s"
+    if by == signal.SIGKILL:
+        return "the system ended what read it (SIGKILL), for its memory or its time"
+    return f"HDF5 crashes on it ({signal.Signals(by).name})"
+
+
+def handed_over(
+    path: Path, name: str, read: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    """Numbers of a known shape and type that `read` returns in a child process, and there alone.
+
+    name: of the array, for FeatureFileError, which is raised where `read` raises anything or the
+    child does not end by itself. Without `fork` they are read here.
+    """
+    if not hasattr(os, "fork"):
+        try:
+            return read()
+        except Exception as error:
+            raise _unread(path, name, first_line(error)) from error
+    size = math.prod(shape) * dtype.itemsize
+    numbers: np.ndarray = np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)  # shared
+
+    seconds = SECONDS + size // BYTES_A_SECOND
+
+    def fill(sink: int) -> None:
+        try:
+            limit(seconds, ROOM + 2 * size)
+            numbers[...] = read().reshape(shape)
+            os.write(sink, b".")
+        except Exception as error:
+            os.write(sink, first_line(error).encode(errors="replace")[:4096])
+
+    told, by = in_child(fill)
+    if told == b".":
+        return numbers
+    raise _unread(path, name, lost(by, seconds) if by else told.decode())
+
+
+def _unread(path: Path, name: str, why: str) -> FeatureFileError:
+    return FeatureFileError(f"{path}: {name} cannot be read: {why}; extract it again")
