@@ -33,6 +33,7 @@ from lidar_cli.features import (
     shard_path,
 )
 from lidar_cli.jobs.probe import probe_files
+from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.survey import Survey, place
 from lidar_cli.jobs.score import score_file
 from lidar_cli.jobs.watch import Watcher
@@ -100,7 +101,8 @@ def probed(path: Path) -> object:
 
 def surveyed(path: Path) -> object:
     found = Survey()
-    place(path, found, ModelSettings(), Watcher())
+    digests = Digests(path.parent, path.parent / "kept")
+    place(path, found, ModelSettings(), Watcher(), digests)
     if found.failed or found.skipped:
         raise LidarError((found.failed + found.skipped)[0].reason)
     return [one.provenance for one in found.features]
