@@ -14,7 +14,7 @@ from typing import Any
 from lidar_cli.checkpoints import Description, open_checkpoint, read_contents
 from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import recognise
-from lidar_cli.errors import InputError, LidarError, NoWeights, SettingsError
+from lidar_cli.errors import CheckpointError, InputError, LidarError, NoWeights, SettingsError
 from lidar_cli.features import is_hdf5, joined_name, read_provenance, walk_ahead
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
 from lidar_cli.jobs.ranking.digests import Digests
@@ -111,6 +111,8 @@ def place(
         found.skipped.append(Left(str(path), reason))
         return
     try:
+        if path.is_fifo():  # it would be waited for without end
+            raise CheckpointError(f"{path}: a pipe; expected a file")
         if _features(path):
             found.features.append(FeatureFile(path, read_provenance(path)))
             return
