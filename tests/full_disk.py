@@ -17,12 +17,13 @@ import torch
 from make import checkpoint, image_folder, lidar_here
 from test_extract import assert_same
 
-from lidar_cli.errors import FeatureFileError, LidarError
+from lidar_cli.errors import FeatureFileError, InputError, LidarError
 from lidar_cli.features import partial_path
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
 from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.watch import Watcher
+from lidar_cli.jobs.workers import save
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 N, Q, SIZE = 40, 6, 24
@@ -242,6 +243,21 @@ def test_a_page_or_a_plot_is_whole_or_not_there(
     assert (disk / name).read_text() == "old"
 
 
+def test_what_the_demo_keeps_is_whole_or_not_there(disk: Path) -> None:
+    trained = {"weights": torch.zeros(2000)}
+    for old in (None, b"old"):
+        if old is not None:
+            (disk / "a.pt").write_bytes(old)
+        full = fill(disk)
+        with pytest.raises(InputError, match=r"a\.pt: cannot be written: No space left on device"):
+            save(trained, disk / "a.pt")
+        assert names(disk) == ({"a.pt"} if old else set())
+        full.unlink()
+    assert (disk / "a.pt").read_bytes() == b"old"
+    save(trained, disk / "a.pt")
+    assert torch.load(disk / "a.pt", weights_only=True)["weights"].equal(trained["weights"])
+
+
 def test_a_log_has_whole_lines_only(disk: Path, images: Path, tmp_path: Path, shell: Shell) -> None:
     runs = checkpoint(tmp_path / "runs/1.pt", 1).parent
     words = ["rank", runs, "--watch", "--watch-for", 0, "--interval", 0.01, "--jsonl"]
@@ -317,11 +333,15 @@ def test_a_read_only_disk_is_one_line(
     path = scored(disk)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     common = ["--data", images, "-n", N, "-q", Q, "--image-size", SIZE, "--device", "cpu"]
+
+    def refused(name: str) -> str:
+        return f"{disk / name}: cannot be written: Read-only file system"
+
     for words, reason in (
         (["extract", runs / "1.pt", "-o", disk / "a.h5", *common], "cannot be created: "),
         (["rank", runs, *common], "the cache cannot be written (Read-only file system); name"),
-        (["score", path, "--report", disk / "a.html"], "cannot be written: Read-only"),
-        (["score", path, "--plot", disk / "a.png"], "cannot be written: Read-only"),
+        (["score", path, "--report", disk / "a.html"], "--report " + refused("a.html")),
+        (["score", path, "--plot", disk / "a.png"], "--plot " + refused("a.png")),
         (["rank", runs, "--watch", "--jsonl", disk / "log", *common], "cannot be written: Read-"),
     ):
         done = shell(*words)

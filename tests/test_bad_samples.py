@@ -113,6 +113,14 @@ def test_what_cannot_even_be_read_is_bad_as_well(tmp_path: Path) -> None:
         drawn(folder, 5)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path, 4)
+    os.mkfifo(folder / "pipe.png")
+    assert sorted(skipping(folder, 4).ids) == [f"{i:03}.png" for i in range(4)]
+    with pytest.raises(InputError, match=r"pipe\.png .*: a pipe or a device; expected a file"):
+        drawn(folder, 5)
+
+
 @pytest.mark.parametrize("bad_samples", ["fail", "skip"])
 def test_an_image_that_changes_after_it_was_read_is_refused(
     tmp_path: Path, bad_samples: str

@@ -198,6 +198,61 @@ def test_an_interrupt_that_meets_a_destructor_is_not_lost(tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+EARLY = """
+import signal
+from typer.core import TyperGroup
+from lidar_cli import __main__
+
+TyperGroup.make_context = lambda *_, **more: signal.raise_signal(signal.SIGINT)
+__main__.main()
+"""
+
+
+def test_an_interrupt_before_the_command_is_answered_too(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY], cwd=tmp_path, capture_output=True, text=True, timeout=25
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_a_full_disk_below_stderr_ends_no_work(views: Path) -> None:
+    def status(*words: str) -> tuple[int, bytes]:
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "lidar_cli", *words]
+            done = subprocess.run(command, cwd=views.parent, stdout=subprocess.PIPE, stderr=full)
+        return done.returncode, done.stdout
+
+    (views.parent / "lidar.toml").write_text("delta = 1e-4\n")  # which a remark tells of
+    told, numbers = status("score", views.name, "--json")
+    assert told == 0
+    assert json.loads(numbers)
+    assert status("score", "absent.npy") == (3, b"")
+    assert status("score", "--nonsense") == (2, b"")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/inside", "."])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("extract", "@"),
+        ("extract", "x.pt", "--data", "@"),
+        ("score", "@"),
+        ("probe", "@"),
+        ("score", "z.npy", "--report", "@"),
+    ],
+)
+def test_a_name_that_the_system_refuses_is_one_line(
+    words: tuple[str, ...], name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    np.save(tmp_path / "z.npy", np.ones((4, 2, 3), np.float32))
+    done = lidar(*(word.replace("@", name) for word in words), cwd=tmp_path)
+    assert done.returncode in (2, 3)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_version_and_module_are_the_same_program(tmp_path: Path) -> None:
     from lidar_cli import __version__
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -128,6 +129,15 @@ def test_everything_in_a_directory_is_accounted_for(everything: Path, rank: Shel
     assert "is empty; expected a file of torch.save or safetensors" in failed["empty.pth"]
     assert failed["broken.pt"].startswith("a damaged or truncated torch file: its zip directory")
     assert "\n" not in failed["broken.pt"]
+
+
+def test_a_pipe_in_a_directory_is_not_waited_for(tmp_path: Path, rank: Shell) -> None:
+    checkpoint(tmp_path / "runs/a.pt", 1)
+    for name in ("b.pt", "c.h5"):
+        os.mkfifo(tmp_path / "runs" / name)
+    found = ranked(rank(tmp_path / "runs", "--json"))
+    assert [Path(row["path"]).name for row in found["checkpoints"]] == ["a.pt"]
+    assert [left["reason"] for left in found["skipped"]] == 2 * ["a pipe, not a file"]
 
 
 def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -34,7 +33,6 @@ def with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., Non
             try:
                 command(**given, options=options)
             except KeyboardInterrupt:  # Typer's own answer and status differ between versions
-                sys.stderr.write("interrupted\n")
                 raise typer.Exit(130) from None
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *extra]]

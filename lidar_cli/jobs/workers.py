@@ -5,10 +5,12 @@ Small networks use the cores best so, and their weights do not depend on how man
 
 from __future__ import annotations
 
+import io
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
@@ -59,12 +61,21 @@ def side_by_side(
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
     """Save a checkpoint as a whole or not at all. Raises InputError if it cannot be written."""
-    unfinished = path.with_suffix(".tmp")
+    content = io.BytesIO()  # to a disk that is full torch would give an error of its own inside
+    torch.save(checkpoint, content)
+    write_whole(content.getvalue(), path)
+
+
+def write_whole(content: bytes, path: Path) -> None:
+    """Write a file as a whole or not at all. Raises InputError if the disk refuses."""
+    unfinished = path.with_suffix(f"{path.suffix}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, unfinished)
+        unfinished.write_bytes(content)
         unfinished.replace(path)
     except OSError as error:
+        with suppress(OSError):  # a folder that was refused has none
+            unfinished.unlink()
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
         figure.savefig(beside, dpi=160)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            beside.unlink()
         raise SettingsError(f"--plot {path}: cannot be written: {error.strerror}") from error
 
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import InputError
 from lidar_cli.jobs.study.runs import BACKBONES, LAYERS
 from lidar_cli.jobs.study.study import Study
 from lidar_cli.jobs.study.summary import POOLED, Agreement, Standing
+from lidar_cli.jobs.workers import write_whole
 from lidar_cli.report.numbers import MISSING, console, print_columns
 
 NAME = "study"  # of the files, before their suffix
@@ -61,10 +61,7 @@ def write_study(study: Study, directory: Path, command: str) -> list[Path]:
     written = []
     for suffix, text in texts.items():
         path = directory / f"{NAME}{suffix}"
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        write_whole(text.encode(), path)
         written.append(path)
     return written
 

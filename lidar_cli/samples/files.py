@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from lidar_cli.errors import InputError, first_line
@@ -44,7 +45,7 @@ def files(data: str, settings: SampleSettings) -> Source:
         entry = reader.samples[index]
 
         def read() -> bytes:
-            return _member(root, *entry) if is_tar else Path(entry[0]).read_bytes()
+            return _member(root, *entry) if is_tar else _content(Path(entry[0]))
 
         label = reader.targets[index] if is_tar else entry[1]
         return Candidate(as_text(reader.filename(index)), int(label) if labelled else -1, read)
@@ -61,6 +62,13 @@ def _reader(root: Path, is_tar: bool) -> Any:
         in_tar: Any = reader_image_in_tar.ReaderImageInTar
         return in_tar(str(root))
     return create_reader("", root=str(root), input_key=IMAGE_SUFFIXES)
+
+
+def _content(path: Path) -> bytes:
+    """Of a file. A pipe of an image's name would be waited for without end."""
+    if not S_ISREG(path.stat().st_mode):
+        raise OSError("a pipe or a device; expected a file")
+    return path.read_bytes()
 
 
 def _member(path: Path, member: tarfile.TarInfo, _: object, inner: tarfile.TarInfo | None) -> bytes:

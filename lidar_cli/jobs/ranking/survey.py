@@ -85,12 +85,13 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: 
     """
     found = Survey()
     files = list(files_under(directory))
-    walk_ahead([path for path in files if _may_be_features(path)])
+    to_open = [path for path in files if _reason_unopened(path) is None]
+    walk_ahead([path for path in to_open if _may_be_features(path)])
     # Each process in an order of its own, so that those which start together divide the reading.
-    for at, path in enumerate(random.SystemRandom().sample(files, len(files))):
-        watcher.progress("hashing checkpoints", at, len(files))
+    for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):
+        watcher.progress("hashing checkpoints", at, len(to_open))
         with suppress(LidarError, OSError):  # told where the file gets its place
-            if _reason_by_name(path) is None and not _features(path):
+            if not _features(path):
                 digests.of(path)
     for at, path in enumerate(files):
         watcher.progress("reading checkpoints", at, len(files))
@@ -107,7 +108,7 @@ def place(
     path: Path, found: Survey, settings: ModelSettings, watcher: Watcher, digests: Digests
 ) -> None:
     """Give a file its place in what was found. Raises SettingsError as `survey`."""
-    if reason := _reason_by_name(path):
+    if reason := _reason_unopened(path):
         found.skipped.append(Left(str(path), reason))
         return
     try:
@@ -133,12 +134,14 @@ def _may_be_features(path: Path) -> bool:
     return path.name.lower().endswith(FEATURE_SUFFIXES)
 
 
-def _reason_by_name(path: Path) -> str | None:
+def _reason_unopened(path: Path) -> str | None:
     """Why a file is skipped that nobody has looked into."""
     if NOT_WEIGHTS.fullmatch(path.name.lower()):
         return "by its name, not model weights"
     if joined := joined_name(path):
         return f"by its name, a shard of {joined}"
+    if path.is_fifo():  # opened, it would be waited for without end
+        return "a pipe, not a file"
     return None
 
 

@@ -30,7 +30,7 @@ from lidar_cli.jobs.training.dino import DinoHyperparameters, draw_dino, train_d
 from lidar_cli.jobs.training.ijepa import IjepaHyperparameters, draw_ijepa, train_ijepa
 from lidar_cli.jobs.training.pretrain import Hyperparameters, draw_hyperparameters, pretrain
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.jobs.workers import save
+from lidar_cli.jobs.workers import save, write_whole
 from lidar_cli.settings import MetricSettings, ProbeSettings
 from lidar_cli.views import Views, find_recipe
 
@@ -124,12 +124,8 @@ def carry_out(run: Run, directory: Path, seed: int, size: Size) -> None:
         record |= measure(path, run, images, pixels, size)
     except (CheckpointError, InputError) as error:  # a training that went astray is not finite
         record |= {"failed": str(error)}
-    unfinished = folder / "measured.tmp"
-    try:
-        unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-        unfinished.replace(folder / "measured.json")
-    except OSError as error:
-        raise InputError(f"{unfinished}: cannot be written: {error.strerror}") from error
+    content = json.dumps(record, allow_nan=False).encode()
+    write_whole(content, folder / "measured.json")
 
 
 def read_measured(run: Run, directory: Path, seed: int, size: Size) -> Measured | None:

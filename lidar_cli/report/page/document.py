@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from importlib.resources import files
@@ -51,7 +52,8 @@ def write_page(page: Page, path: Path, overwrite: bool) -> None:
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            beside.unlink()
         raise SettingsError(f"--report {path}: cannot be written: {error.strerror}") from error
 
 
