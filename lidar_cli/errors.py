@@ -3,7 +3,7 @@
     LidarError                 never raised itself; `exit_status` says what the shell sees
     |-- SettingsError      2   an option, variable or config key is wrong
     |   `-- MissingExtra   2   the option needs a package that is not installed
-    |-- InputError         3   data or an array file cannot be used
+    |-- InputError         3   data or an array file cannot be used, or an output written
     |   `-- Parted         3   processes that do one thing together lost each other
     |-- FeatureFileError   3   an HDF5 feature file cannot be used
     |   |-- InUse          3   another process is writing it
@@ -41,7 +41,7 @@ class MissingExtra(SettingsError):
 
 
 class InputError(LidarError):
-    """Image data or an array file cannot be read or has the wrong shape."""
+    """Data cannot be read or has the wrong shape, or an output cannot be written."""
 
 
 class Parted(InputError):

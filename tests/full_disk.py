@@ -229,7 +229,7 @@ def test_a_page_or_a_plot_is_whole_or_not_there(
     path = scored(tmp_path)
     full = fill(disk)
     done = shell("score", path, option, disk / name, "--json")
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert json.loads(done.stdout)  # the numbers are not lost
     assert done.stderr == (
         f"error: {option} {disk / name}: cannot be written: No space left on device\n"
@@ -239,7 +239,7 @@ def test_a_page_or_a_plot_is_whole_or_not_there(
     (disk / name).write_text("old")
     fill(disk)
     more = ["--overwrite"] if option == "--report" else []
-    assert shell("score", path, option, disk / name, *more).returncode == 2
+    assert shell("score", path, option, disk / name, *more).returncode == 3
     assert (disk / name).read_text() == "old"
 
 
@@ -274,7 +274,7 @@ def test_a_log_has_whole_lines_only(disk: Path, images: Path, tmp_path: Path, sh
     fill(disk)
     checkpoint(runs / "2.pt", 2)
     done = shell(*words)
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert done.stderr.endswith(f"--jsonl {disk / 'log'}: cannot be written: No space left on d"
                                 "evice\n")  # fmt: skip
     assert (disk / "log").read_bytes() == before

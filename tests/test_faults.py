@@ -147,7 +147,7 @@ def test_an_image_that_vanishes_ends_the_ranking_by_name(
                 gone.unlink(missing_ok=True)
 
     settings = RankSettings(**told(folder, store=store, bad_samples=bad_samples, batch_size=2))
-    with pytest.raises(InputError, match=r"013\.png \(in .*No such file"):
+    with pytest.raises(InputError, match=r"013\.png \(in .*: cannot be read: No such file"):
         rank_directory(runs, settings, Vanishing())
     kept = {path.name for path in (runs / ".lidar").iterdir()}
     assert all(name.endswith(".partial") for name in kept)

@@ -343,6 +343,18 @@ def test_an_interrupted_run_is_not_overwritten_unasked(tmp_path):
         assert not writer.done.any()
 
 
+def test_a_file_that_another_process_writes_is_no_interrupted_run(tmp_path):
+    with create(tmp_path / "f.h5"):
+        code = (
+            "from pathlib import Path; import sys; from lidar_cli.features import check_absent; "
+            "check_absent(Path(sys.argv[1]), overwrite=False)"
+        )
+        command = [sys.executable, "-c", code, tmp_path / "f.h5"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "InUse" in ended.stderr
+    assert "another process is writing it; wait for it" in ended.stderr
+
+
 def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / "f.h5"
     with create(path) as writer:

@@ -15,7 +15,7 @@ from make import lidar
 from test_oracle import score
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.rank import Ranking
 from lidar_cli.jobs.ranking.hyperparameters import from_names
 from lidar_cli.jobs.ranking.order import Group, Row
@@ -285,7 +285,7 @@ def test_a_full_disk_leaves_no_part_behind(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(SettingsError, match="cannot be written: No space left on device"):
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
         write_page(EMPTY, tmp_path / "out.html", overwrite=False)
     assert list(tmp_path.iterdir()) == []
 

@@ -31,7 +31,7 @@ BATCH = 5
     [
         (1000, 64, [129, 258, 516, 1000]),  # from 2 d + 1
         (1000, 8, [62, 124, 248, 496, 992, 1000]),  # from n / 16
-        (160, 8, [50, 100, 160]),  # from the least
+        (180, 8, [50, 100, 180]),  # from the least
     ],
 )
 def test_looks_double_up_to_n(n: int, d: int, looks: list[int]) -> None:
@@ -39,13 +39,19 @@ def test_looks_double_up_to_n(n: int, d: int, looks: list[int]) -> None:
 
 
 def test_a_first_look_that_is_too_dear_is_refused_with_the_n_that_is_not() -> None:
-    with pytest.raises(SettingsError, match=r"first look needs 513 .* give -n 1555 or more"):
+    # 513 in batches of 64 at most are 576 at most; 9/8 of 513, rounded up, is 578, of 1752 a third.
+    with pytest.raises(SettingsError, match=r"first look needs 513 .* to 578, .* -n 1752 or more"):
         looks_of(1000, 256, 0.33)
-    assert looks_of(1555, 256, 0.33)[0] == 513
-    with pytest.raises(SettingsError, match=r"first look needs 4097 .* give -n 12416 or more"):
-        looks_of(100, 2048, 0.33)
-    assert looks_of(170, 25, 0.3)[0] == 51  # 0.3 of 170 exactly, whatever floats make of it
-    assert looks_of(10_000, 8, 0.05)[0] == 500  # the budget, below a sixteenth
+    with pytest.raises(SettingsError, match="first look needs 513"):
+        looks_of(1751, 256, 0.33)
+    assert looks_of(1752, 256, 0.33)[0] == 513
+    # In batches of 100 they are 600, and might be 612 in batches of which nobody knows the place.
+    with pytest.raises(SettingsError, match=r"first look needs 513 .* to 612, .* -n 1855 or more"):
+        looks_of(1854, 256, 0.33, 100)
+    assert looks_of(1855, 256, 0.33, 100)[0] == 513
+    assert looks_of(170, 25, 0.3, 1)[0] == 51  # 0.3 of 170 exactly, whatever floats make of it
+    assert looks_of(10_000, 8, 0.05, 1)[0] == 500  # the budget, below a sixteenth
+    assert looks_of(10_000, 8, 0.05, 101)[0] == 400  # and at most 100 more
 
 
 def test_the_level_shares_what_may_err_among_looks_and_pairs() -> None:
@@ -170,7 +176,7 @@ def test_the_winner_is_that_of_the_whole_ranking_for_fewer_views(
     race = race_directory(runs / "runs", settings(runs, tmp_path / "race", by=by, race_budget=0.6))
     assert best in [row.path for row in race.winners]
     assert race.full == 6 * 170 * 2
-    assert race.spent <= 0.6 * race.full + 6 * BATCH * 2
+    assert race.spent <= 0.6 * race.full
     assert race.looks[0].n == 50
     assert race.spent == sum(look.views for look in race.looks)
     entrants = 6
@@ -244,6 +250,7 @@ def test_the_command_prints_what_was_spent_and_how_sure_it_is(
     assert "at 0.95 confidence over all looks, each at its own n" in table.stdout
     told = json.loads(run(*words, "--json").stdout)
     spent, full = told["race"]["views"], told["race"]["views_of_all"]
+    assert spent <= 0.6 * full
     assert f"spent {spent:,} of {full:,} views ({spent / full:.0%})" in table.stdout
     assert [row["rank"] for row in told["checkpoints"]] == [1, 2, 3, 4, 5, 6]
     named = [told["race"]["winner"]] if told["race"]["winner"] else told["race"]["tied"]

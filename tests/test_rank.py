@@ -26,9 +26,12 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.rank import find_metric, rank_directory
+from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Row, order
+from lidar_cli.jobs.ranking.survey import Left, survey
 from lidar_cli.jobs.scoring.sheet import Score
-from lidar_cli.settings import ExtractSettings, RankSettings
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import ExtractSettings, ModelSettings, RankSettings
 
 N, Q, SIZE = 24, 4, 24
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -138,6 +141,28 @@ def test_a_pipe_in_a_directory_is_not_waited_for(tmp_path: Path, rank: Shell) ->
     found = ranked(rank(tmp_path / "runs", "--json"))
     assert [Path(row["path"]).name for row in found["checkpoints"]] == ["a.pt"]
     assert [left["reason"] for left in found["skipped"]] == 2 * ["a pipe, not a file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of another kind")
+def test_a_folder_that_may_not_be_listed_is_among_the_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 1)
+    (tmp_path / "runs" / "closed").mkdir(0o000)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    nobody = 65534
+    own = os.geteuid()
+    try:
+        if own == 0:  # who may list anything
+            os.seteuid(nobody)
+        found = survey(
+            Path("runs"), ModelSettings(), Watcher(), Digests(Path("runs"), Path("absent"))
+        )
+    finally:
+        os.seteuid(own)
+    assert [str(known.path) for known in found.checkpoints.values()] == ["runs/a.pt"]
+    assert found.failed == [Left("runs/closed", "Permission denied")]
 
 
 def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:

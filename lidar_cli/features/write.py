@@ -89,7 +89,8 @@ class FeatureWriter:
         except FileExistsError as error:
             raise in_use(partial) from error
         except OSError as error:
-            raise FeatureFileError(f"{partial}: cannot be created: {first_line(error)}") from error
+            why = error.strerror or first_line(error)
+            raise FeatureFileError(f"{partial}: cannot be created: {why}") from error
         try:
             describe(file, ids, labels, bad, provenance, share)
             allocate(file, layout)
@@ -255,7 +256,10 @@ def _anew(share: Share | None) -> str:
 
 
 def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
-    """Raise FeatureFileError if writing `path` would replace something unasked, or a directory."""
+    """Raise FeatureFileError if writing `path` would replace something unasked, or a directory.
+
+    InUse if another process is writing it.
+    """
     if path.is_dir():
         raise FeatureFileError(f"{path}: is a directory; name a file in it with -o")
     if overwrite:
@@ -265,6 +269,7 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
             f"{path}: exists already; choose another name with -o, or replace it with --overwrite"
         )
     if partial_too and partial_path(path).exists():
+        check_unlocked(partial_path(path))
         raise FeatureFileError(
             f"{partial_path(path)}: an interrupted run is here; "
             "continue it with --resume, or start anew with --overwrite"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import InputError
 from lidar_cli.jobs.ranking.follow import Landed
 from lidar_cli.jobs.ranking.hyperparameters import from_names
 from lidar_cli.report.board import Board
@@ -37,7 +37,7 @@ class Ledger:
     def add(self, landed: Landed) -> None:
         """Write one checkpoint down, so that it is there whatever happens next.
 
-        Raises SettingsError or InputError where it cannot be, the board's after its line is out.
+        Raises InputError where it cannot be, the board's after its line is out.
         """
         row = landed.row
         step = _step(row.path)
@@ -63,7 +63,7 @@ class Ledger:
             try:
                 self._lines.add(told)
             except OSError as error:
-                raise SettingsError(
+                raise InputError(
                     f"--jsonl {self._jsonl}: cannot be written: {error.strerror}"
                 ) from error
         if self._board and this not in self._board.known:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import MissingExtra, SettingsError
+from lidar_cli.errors import InputError, MissingExtra, SettingsError
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.report.converge import AXES, shares
 
@@ -36,7 +36,7 @@ def check_plot(path: Path) -> None:
 def plot_spectra(scores: Sequence[Score], path: Path) -> None:
     """One panel a matrix, one line a score, the noise edge dashed; then those of `--converge`.
 
-    Raises SettingsError if the file cannot be written.
+    Raises InputError if the file cannot be written.
     """
     check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -73,7 +73,7 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
     except OSError as error:
         with suppress(OSError):  # where nothing can be written, nothing can be removed
             beside.unlink()
-        raise SettingsError(f"--plot {path}: cannot be written: {error.strerror}") from error
+        raise InputError(f"--plot {path}: cannot be written: {error.strerror}") from error
 
 
 def _draw_convergence(figure: Any, places: Any, scores: Sequence[Score]) -> None:

@@ -62,10 +62,13 @@ class Samples:
         except InputError:
             raise
         except Exception as error:  # whatever a reader of other people's files meets
-            reason = str(error) if isinstance(error, Undecodable) else first_line(error)
+            if isinstance(error, OSError) and error.strerror:  # the system's, not a decoder's
+                fault = f"cannot be read: {error.strerror}"
+            else:
+                reason = str(error) if isinstance(error, Undecodable) else first_line(error)
+                fault = f"cannot be decoded as an image: {reason}"
             raise InputError(
-                f"{self.ids[i]} (in {self.data}): cannot be decoded as an image: {reason}; "
-                f"repair or remove it, or {SKIP}"
+                f"{self.ids[i]} (in {self.data}): {fault}; repair or remove it, or {SKIP}"
             ) from error
 
     def remembering(self, memory: int) -> Samples:

@@ -52,7 +52,8 @@ class Landings:
 
     def look(self) -> list[Path]:
         """The files that are complete since this look."""
-        now = {path: stamp for path in files_under(self._directory) if (stamp := _stamp(path))}
+        files = files_under(self._directory, lambda _: None)  # the next look may list them
+        now = {path: stamp for path in files if (stamp := _stamp(path))}
         landed = {
             path: stamp
             for path, stamp in now.items()

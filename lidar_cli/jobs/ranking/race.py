@@ -25,6 +25,7 @@ from pathlib import Path
 from lidar_cli.core.metrics import Metric
 from lidar_cli.errors import InputError, InUse, LidarError, SettingsError, first_line
 from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.extract import BATCHES_UNTIL
 from lidar_cli.jobs.rank import checked, one_layer, open_cache, row_of
 from lidar_cli.jobs.ranking.cached import Cache, Task
 from lidar_cli.jobs.ranking.digests import Digests
@@ -102,7 +103,7 @@ def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | N
         first = f"; {failed[0].path}: {failed[0].reason}" if failed else ""
         raise InputError(f"{directory}: no checkpoint for a race{first}")
     check_alike(tasks)
-    at = looks_of(settings.n_samples, _width(tasks), settings.race_budget)
+    at = looks_of(settings.n_samples, _width(tasks), settings.race_budget, settings.batch_size)
     looks, winners, others = _run(cache, tasks, at, by, settings, found)
     if all(row.value is None for row in winners):
         first = f"; {winners[0].path}: {winners[0].reason}" if winners else ""
@@ -123,21 +124,26 @@ def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | N
     )
 
 
-def looks_of(n: int, d: int, budget: float) -> list[int]:
+def looks_of(n: int, d: int, budget: float, batch: int | None = None) -> list[int]:
     """Samples at each look, each twice those before, n the last.
 
     The first is where intervals begin, above 2 d, or a sixteenth of n.
-    budget: the share of all views that may be spent.
-    Raises SettingsError if the first look alone would spend more.
+    budget: the share of all views that may be spent, in whole batches; batch: their size, None if
+    it is found, and then no more than BATCHES_UNTIL to the first look.
+    Raises SettingsError if the first look alone might spend more.
     """
     need, most = max(2 * d + 1, LEAST_SAMPLES), affordable(n, budget)
-    if need > most:
+    # The last batch may hold all but one that were not asked for.
+    allowed = most - batch + 1 if batch else most * BATCHES_UNTIL // (BATCHES_UNTIL + 1)
+    if need > allowed:
+        dear = need + batch - 1 if batch else math.ceil(need * (1 + 1 / BATCHES_UNTIL))
         raise SettingsError(
             f"--race: the first look needs {need} samples, more than 2 d = {2 * d} and at least "
-            f"{LEAST_SAMPLES}, and --race-budget {budget:g} allows {most} of n = {n} for all "
-            f"checkpoints; give -n {math.ceil(need / budget)} or more, or rank without it"
+            f"{LEAST_SAMPLES}, in whole batches up to {dear}, and --race-budget {budget:g} allows "
+            f"{most} of n = {n} for all checkpoints; give -n {math.ceil(dear / budget)} or more, "
+            "or rank without it"
         )
-    looks = [max(need, min(n // 16, most))]
+    looks = [max(need, min(n // 16, allowed))]
     while looks[-1] < n:
         looks.append(min(n, 2 * looks[-1]))
     return looks
@@ -231,11 +237,12 @@ def _run(
     rows: list[Row] = []
     others: list[Row] = []
     half: dict[str, float | None] = {}  # by path, the value at the look before
+    batch: dict[str, int] = {}  # by path, known from the first look on
     before = 0
     for until in looks:
-        if len(tasks) * (until - before) * q > room:
+        if sum(_embedded(before, until, size, n) for size in batch.values()) * q > room:
             break
-        seen, views = _look(cache, tasks, before, until, by, found, half)
+        seen, views = _look(cache, tasks, before, until, by, found, half, batch)
         room, before = room - views, until
         rows = [row for _, row in seen]
         out = put_out(rows, [half[row.path] for row in rows], n, by, level)
@@ -243,6 +250,7 @@ def _run(
         held.append(Look(until, len(rows), len(out), views))
         others = [*order([rows[at] for at in out], by, level), *others]
         tasks = [task for at, (task, _) in enumerate(seen) if at not in out]
+        batch = {str(known.path): batch[str(known.path)] for known, _ in tasks}
         rows = [row for at, row in enumerate(rows) if at not in out]
         if len(rows) < 2:
             break
@@ -261,10 +269,11 @@ def _look(
     by: Metric,
     found: Survey,
     half: dict[str, float | None],
+    batch: dict[str, int],
 ) -> tuple[list[tuple[Task, Row]], int]:
     """The rows of all that are still in, and the views that they needed, in whole batches.
 
-    half: gets, at the first look, the value of each at half the samples.
+    half: gets, at the first look, the value of each at half the samples; batch: the batch size.
     Raises InputError if one fails after the first look: whom it put out, nobody could tell.
     """
     seen: list[tuple[Task, Row]] = []
@@ -288,14 +297,18 @@ def _look(
                     ) from error
                 found.fail(path, error)
                 continue
-            size = int(scored.provenance["batch_size"])
-            whole = [
-                min(plan.layout.n_samples, math.ceil(n / size) * size) for n in (before, until)
-            ]
-            views += (whole[1] - whole[0]) * plan.layout.n_views
+            size = batch[str(path)] = int(scored.provenance["batch_size"])
+            layout = plan.layout
+            views += _embedded(before, until, size, layout.n_samples) * layout.n_views
             seen.append((task, row_of(path, tuple(checkpoint.aliases), scored, by)))
     return seen, views
 
 
 def _width(tasks: Sequence[Task]) -> int:
     return next(iter(tasks[0][1].layout.widths.values()))
+
+
+def _embedded(before: int, until: int, batch: int, n: int) -> int:
+    """Samples that are embedded to go on from one look to the next, in whole batches."""
+    first, last = (min(n, math.ceil(at / batch) * batch) for at in (before, until))
+    return last - first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -84,7 +84,7 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: 
     Raises InputError if there is no file to look at, SettingsError for an unknown architecture.
     """
     found = Survey()
-    files = list(files_under(directory))
+    files = list(files_under(directory, lambda error: found.fail(Path(error.filename), error)))
     to_open = [path for path in files if _reason_unopened(path) is None]
     walk_ahead([path for path in to_open if _may_be_features(path)])
     # Each process in an order of its own, so that those which start together divide the reading.
@@ -96,7 +96,7 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: 
     for at, path in enumerate(files):
         watcher.progress("reading checkpoints", at, len(files))
         place(path, found, settings, watcher, digests)
-    if not files:
+    if not files and not found.failed:
         raise InputError(
             f"{directory}: no checkpoint in it; expected files ending in "
             f"{' '.join(CHECKPOINT_SUFFIXES)}, or feature files"
@@ -168,10 +168,13 @@ def _describe(path: Path, settings: ModelSettings, watcher: Watcher) -> Descript
     return found
 
 
-def files_under(directory: Path) -> Iterator[Path]:
-    """Files by suffix, in a stable order; hidden folders, the cache among them, are left out."""
+def files_under(directory: Path, refused: Callable[[OSError], None]) -> Iterator[Path]:
+    """Files by suffix, in a stable order; hidden folders, the cache among them, are left out.
+
+    refused: takes what the system says of a folder that it does not list.
+    """
     seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(directory, followlinks=True):
+    for folder, subfolders, names in os.walk(directory, onerror=refused, followlinks=True):
         place = Path(folder).stat()
         if (place.st_dev, place.st_ino) in seen:  # a link that leads back into the tree
             subfolders.clear()
@@ -184,5 +187,7 @@ def files_under(directory: Path) -> Iterator[Path]:
 
 
 def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return text.removeprefix(f"{path}: ")

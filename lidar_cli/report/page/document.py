@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from lidar_cli import __version__
-from lidar_cli.errors import MissingExtra, SettingsError
+from lidar_cli.errors import InputError, MissingExtra, SettingsError
 from lidar_cli.report.page.markup import Markup, element, joined, script_data
 
 
@@ -44,7 +44,7 @@ def check_page(path: Path, overwrite: bool) -> None:
 
 
 def write_page(page: Page, path: Path, overwrite: bool) -> None:
-    """Write a page. Raises SettingsError if it exists by now, or the disk refuses."""
+    """Write a page. Raises SettingsError if it exists by now, InputError if the disk refuses."""
     check_page(path, overwrite)
     text = to_html(page)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -54,7 +54,7 @@ def write_page(page: Page, path: Path, overwrite: bool) -> None:
     except OSError as error:
         with suppress(OSError):  # where nothing can be written, nothing can be removed
             beside.unlink()
-        raise SettingsError(f"--report {path}: cannot be written: {error.strerror}") from error
+        raise InputError(f"--report {path}: cannot be written: {error.strerror}") from error
 
 
 def to_html(page: Page) -> str:
