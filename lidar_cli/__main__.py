@@ -36,7 +36,9 @@ def main() -> None:
         sys.exit(error.exit_status)
     except OSError as error:
         if error.filename is not None:  # a name that was given, and that the system refuses
-            sys.stderr.write(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}\n")
+            name = error.filename
+            name = f"descriptor {name}" if isinstance(name, int) else os.fsdecode(name)
+            sys.stderr.write(f"error: {printable(name)}: {error.strerror}\n")
         elif error.errno in REFUSED:
             # What stdout still holds would be refused once more when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -107,6 +107,24 @@ def test_ties_are_not_transitive() -> None:
     assert found == [[1], [0, 2], [1]]
 
 
+@pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6, 1e-9])
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_those_that_are_all_but_equal_are_told_apart_by_their_own_difference(
+    apart: float, share: float
+) -> None:
+    """Such as the same weights in another number format, of which sums of squares keep no digit."""
+    rng = np.random.default_rng(7)
+    one = rng.normal(size=400)
+    gap = apart * one * rng.standard_t(5, size=400)
+    second, fourth = np.sum(gap**2), np.sum(gap**4)
+    kurtosis = 400 * fourth / second**2
+    freedom = torch.tensor(2 * 400 / max(kurtosis - 1, 2))
+    reach = float(quantile(0.95, freedom)) * math.sqrt(second / (400 * 399))
+    influences = [torch.from_numpy(one), torch.from_numpy(one + gap)]
+    found = ties([0.0, share * reach], influences, METRICS["lidar"], 0.95)
+    assert found == ([[1], [0]] if share < 1 else [[], []])
+
+
 @pytest.mark.parametrize("name", ["lidar", "alpha_req"])
 def test_many_are_compared_as_few_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows of all pairs at a time: who ties with whom does not depend on how many."""

@@ -5,6 +5,7 @@ Each is first shown to do it to plain h5py, or, where a later HDF5 is better, to
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import resource
@@ -25,7 +26,7 @@ import pytest
 from make import environment
 from test_features import LAYOUT, PROVENANCE, complete
 
-from lidar_cli.errors import FeatureFileError
+from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.features import (
     FeatureWriter,
     child,
@@ -242,6 +243,51 @@ def test_what_raises_in_the_child_is_told(path: Path) -> None:
         child.handed_over(path, "rows", read, (3, 2), np.dtype("f4"))
 
 
+def test_where_nobody_is_told_of_a_childs_end(path: Path) -> None:
+    """Some supervisors ignore SIGCHLD, and so does what they start."""
+
+    def read() -> object:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        return read_provenance(path)["seed"]
+
+    os.utime(path, (1, 1))  # not as its writer left it, who vouched for it
+    assert alone(read)[0] == str(PROVENANCE["seed"])
+
+
+def test_where_no_child_can_be_started(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of the file, which is not made anew, nor of another process writing it."""
+
+    def refused() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    os.utime(path, (1, 1))
+    monkeypatch.setattr(os, "fork", refused)
+    before = psutil.Process().num_fds()
+    for work in (
+        lambda: read_provenance(path),
+        lambda: child.handed_over(path, "rows", lambda: np.zeros(1), (1,), np.dtype("f8")),
+    ):
+        with pytest.raises(InputError, match=r"no process can be started .* unavailable; end"):
+            work()
+    assert psutil.Process().num_fds() == before
+
+
+@pytest.mark.parametrize("ends", ["raises", "killed"])
+def test_a_child_that_could_not_read_says_nothing_of_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    def limit(*_: int) -> None:
+        if ends == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ZeroDivisionError
+
+    os.utime(path, (1, 1))
+    monkeypatch.setattr(child, "limit", limit)
+    told = "was ended by SIGKILL" if ends == "killed" else "failed"
+    with pytest.raises(InputError, match=f"what was to read it first {told}"):
+        read_provenance(path)
+
+
 def test_nothing_is_said_twice(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def read() -> np.ndarray:
         os.write(2, b"said by HDF5\n")
@@ -258,8 +304,8 @@ def test_a_limit_that_is_lower_already_stays(path: Path) -> None:
     endless(path)
     told, _ = alone(lambda: read_provenance(path), cpu=(1, 1))
     assert told == (
-        f"FeatureFileError: {path}: damaged: the system ended what read it (SIGKILL), for its "
-        "memory or its time; extract it again"
+        f"InputError: {path}: what was to read it first was ended by SIGKILL, perhaps for its "
+        "memory or its time; run it again, with more of both"
     )
 
 

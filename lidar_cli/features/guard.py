@@ -20,8 +20,11 @@ DEPTH = 32  # of groups in one another, and soft links in a row
 OBJECTS = 10_000  # that are looked at in search of an array
 # Asked for by name, also where damage keeps the names from being listed.
 ATTRIBUTES = ("format", "version", "provenance", "share")
-MEMBERS = ("embeddings", "views", "clean", "crc32", "samples", "done", "label")
-ENDED, SWELLED = b"e", b"s"  # what is told of a file
+ENDED, UNLISTED, SWELLED = b"e", b"u", b"s"  # what is told of a file
+WHY = {
+    UNLISTED: "its groups cannot be listed",  # but HDF5 would look up a name in them
+    SWELLED: "HDF5 asks for gigabytes to read it",
+}
 NO_MEMORY = "memory allocation failed"  # in HDF5's words
 
 Found = TypeVar("Found")
@@ -33,6 +36,7 @@ def check_ends(path: Path) -> None:
     """Raise FeatureFileError if HDF5 crashes on a file, computes for too long, or swells.
 
     That is found out where the system has `fork`. What else may be wrong with it is not told.
+    Raises InputError if the child that was to find out could not.
     """
     if _known(path):
         return
@@ -40,7 +44,7 @@ def check_ends(path: Path) -> None:
     if told == ENDED:
         vouch(path)
         return
-    why = child.lost(by, child.SECONDS) if by else "HDF5 asks for gigabytes to read it"
+    why = WHY[told] if told in WHY else child.fault(path, by, child.SECONDS)
     raise FeatureFileError(f"{path}: damaged: {why}; extract it again")
 
 
@@ -89,29 +93,33 @@ def _walk_in_child(paths: Sequence[Path]) -> tuple[bytes, int]:
         for path in paths:
             child.limit(child.SECONDS, child.ROOM)
             try:
-                _walk(path)
-                os.write(sink, ENDED)
+                told = ENDED if _walk(path) else UNLISTED
             except MemoryError:
-                os.write(sink, SWELLED)
+                told = SWELLED
+            os.write(sink, told)
 
     return child.in_child(walk)
 
 
-def _walk(path: Path) -> None:
+def _walk(path: Path) -> bool:
     """Read all that lies before the rows of a feature file, or of an array in another file.
 
-    What raises is left out, since a reader may pass it by. Raises MemoryError.
+    What raises is left out, since a reader may pass it by. Whether every group could be listed, or
+    the file be opened at all. Raises MemoryError.
     """
     file = _tried(h5py.File, path, "r")
     if file is None:
-        return
+        return True
     for name in {*ATTRIBUTES, *(_tried(list, file.attrs) or ())}:
         _tried(attribute, file, name)
     seen = {file.id}
     waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
     while waiting:
         group, depth = waiting.pop()
-        for name in {*MEMBERS, *(_tried(list, group) or ())}:
+        names: list[str] | None = _tried(list, group)
+        if names is None:
+            return False
+        for name in names:
             found = _tried(_follow, group, name)
             if found is None or found.id in seen or len(seen) > OBJECTS or depth > DEPTH:
                 continue
@@ -120,6 +128,7 @@ def _walk(path: Path) -> None:
                 waiting.append((found, depth + 1))
             else:
                 _tried(_look_at, found)
+    return True
 
 
 def _follow(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:

@@ -224,7 +224,7 @@ def _create_virtual(
     def shape(part: Layout) -> tuple[int, ...]:
         return (part.n_samples, part.n_views, d) if name == "views" else (part.n_clean, d)
 
-    whole = h5py.VirtualLayout(shape(layout), TYPES[layout.storage])
+    joined = h5py.VirtualLayout(shape(layout), TYPES[layout.storage])
     for share in shares:
         inside = shape(layout.within(share.span))
         if inside[0]:
@@ -232,8 +232,8 @@ def _create_virtual(
             source = h5py.VirtualSource(
                 shards[share.rank].name, f"embeddings/{layer}/{name}", inside
             )
-            whole[start : start + inside[0]] = source
-    group.create_virtual_dataset(name, whole)
+            joined[start : start + inside[0]] = source
+    group.create_virtual_dataset(name, joined)
 
 
 def _anew(path: Path) -> str:

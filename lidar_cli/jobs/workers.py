@@ -63,10 +63,10 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
     """Save a checkpoint as a whole or not at all. Raises InputError if it cannot be written."""
     content = io.BytesIO()  # to a disk that is full torch would give an error of its own inside
     torch.save(checkpoint, content)
-    write_whole(content.getvalue(), path)
+    write_whole(content.getbuffer(), path)
 
 
-def write_whole(content: bytes, path: Path) -> None:
+def write_whole(content: bytes | memoryview, path: Path) -> None:
     """Write a file as a whole or not at all. Raises InputError if the disk refuses."""
     unfinished = path.with_suffix(f"{path.suffix}.tmp")
     try:

@@ -58,10 +58,14 @@ class Board:
         path = self._folder / run / self._name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            begun = path.exists() and path.stat().st_size > 0
-            first = [] if begun else [self._event(file_version="brain.Event:2")]
+            before = path.stat().st_size if path.exists() else 0
+            first = [] if before else [self._event(file_version="brain.Event:2")]
             append(path, self._records(*first, event))
-            self._held.add({"path": landed.row.path, "key": landed.key, "run": run})
+            try:
+                self._held.add({"path": landed.row.path, "key": landed.key, "run": run})
+            except OSError:
+                os.truncate(path, before)  # else it would be written once more
+                raise
         except OSError as error:
             raise self._unwritable(error) from error
         self._count += 1

@@ -72,6 +72,7 @@ class Digests:
 
     def _try(self) -> tuple[int, int]:
         """Device of the folder, -1 if it does not date changes, and its time. Raises OSError."""
+        self._trial = -1, 0  # where it fails it would fail again
         self._folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=self._folder) as trial:  # nameless, so that no kill leaves it
             trial.write(b"0")

@@ -106,7 +106,8 @@ def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | N
     at = looks_of(settings.n_samples, _width(tasks), settings.race_budget, settings.batch_size)
     looks, winners, others = _run(cache, tasks, at, by, settings, found)
     if all(row.value is None for row in winners):
-        first = f"; {winners[0].path}: {winners[0].reason}" if winners else ""
+        first = "".join(f"; {row.path}: {row.reason}" for row in winners[:1])
+        first = first or "".join(f"; {left.path}: {left.reason}" for left in found.failed[:1])
         raise InputError(f"{directory}: nothing could be ranked, no checkpoint has a value{first}")
     alone = [Left(str(file.path), "a feature file: nothing to save") for file in found.alone]
     return Race(
@@ -129,7 +130,8 @@ def looks_of(n: int, d: int, budget: float, batch: int | None = None) -> list[in
 
     The first is where intervals begin, above 2 d, or a sixteenth of n.
     budget: the share of all views that may be spent, in whole batches; batch: their size, None if
-    it is found, and then no more than BATCHES_UNTIL to the first look.
+    it is found, and then no more than BATCHES_UNTIL to the first look. What an interrupted ranking
+    left is gone on with in its own batches, whatever they spend.
     Raises SettingsError if the first look alone might spend more.
     """
     need, most = max(2 * d + 1, LEAST_SAMPLES), affordable(n, budget)
@@ -243,6 +245,8 @@ def _run(
         if sum(_embedded(before, until, size, n) for size in batch.values()) * q > room:
             break
         seen, views = _look(cache, tasks, before, until, by, found, half, batch)
+        if not before:  # those that failed by then count nowhere
+            room = affordable(n, settings.race_budget) * len(seen) * q
         room, before = room - views, until
         rows = [row for _, row in seen]
         out = put_out(rows, [half[row.path] for row in rows], n, by, level)

@@ -175,11 +175,16 @@ def files_under(directory: Path, refused: Callable[[OSError], None]) -> Iterator
     """
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, names in os.walk(directory, onerror=refused, followlinks=True):
-        place = Path(folder).stat()
-        if (place.st_dev, place.st_ino) in seen:  # a link that leads back into the tree
+        try:
+            here = Path(folder).stat()
+        except OSError as error:  # gone by now
+            refused(error)
             subfolders.clear()
             continue
-        seen.add((place.st_dev, place.st_ino))
+        if (here.st_dev, here.st_ino) in seen:  # a link that leads back into the tree
+            subfolders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith((*CHECKPOINT_SUFFIXES, *FEATURE_SUFFIXES)):

@@ -36,6 +36,7 @@ from torch import Tensor
 from lidar_cli.core.metrics import METRICS, Metric
 
 PAIRS = 2**18  # of checkpoints, which are compared at a time: 2 MB for each number of theirs
+CLOSE = 1e-5  # of the sum of two variances: what below it is left of them has lost its digits
 TINY = torch.finfo(torch.float64).tiny
 BEYOND = "beyond the range of float64: the embedding's scale is extreme"
 COUNT = "a count has no derivative, and so no interval"
@@ -129,6 +130,11 @@ def ties(
         cubed = cubes[rows] @ columns.T + columns[rows] @ cubes.T
         second = (own[rows, None] + own + 2.0 * sign * products).clamp_min(0.0)
         power = fourth[rows, None] + fourth + paired + 4.0 * sign * cubed
+        # Of influences all but equal these sums have lost their digits.
+        close = (second < CLOSE * (own[rows, None] + own)).nonzero()
+        for at, other in (pairs.T for pairs in torch.split(close, max(1, PAIRS // n))):
+            gap = (columns[rows[at]] + sign * columns[other]).square()
+            second[at, other], power[at, other] = gap.sum(dim=1), gap.square().sum(dim=1)
         reach = quantile(level, degrees(second, power, n))
         return difference.abs() <= reach * (second / (n * (n - 1))).sqrt()
 

@@ -131,13 +131,17 @@ def read_span(
     return bad
 
 
+NO_MEMORY = ("out of memory", "allocate memory")  # in torch's words
+
+
 @contextmanager
 def enough_memory(embeddings: Embeddings) -> Iterator[None]:
     """Raises InputError where the memory does not suffice for moments and spectra."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        said = str(error)
+        if isinstance(error, RuntimeError) and not any(lack in said for lack in NO_MEMORY):
             raise
         d = embeddings.shape[2]
         raise InputError(
