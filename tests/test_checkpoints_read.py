@@ -15,36 +15,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from tiny_state_dict import CHANNELS, tiny_state_dict
+from torch import nn
 
 from lidar_cli.checkpoints import open_checkpoint, read_checkpoint, read_contents, sha256
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.errors import CheckpointError, LidarError, NoWeights
-
-CHANNELS = (4, 4, 6, 6)
-
-
-def tiny_state_dict() -> dict[str, Tensor]:
-    """The tensors of a ResNet of four narrow stages, by torchvision's names; about 5 kB."""
-    tensors: dict[str, Tensor] = {"conv1.weight": torch.randn(4, 3, 3, 3)}
-
-    def norm(name: str, width: int) -> None:
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            tensors[f"{name}.{part}"] = torch.rand(width) + 0.5
-
-    norm("bn1", 4)
-    into = 4
-    for stage, out in enumerate(CHANNELS, 1):
-        block = f"layer{stage}.0"
-        tensors[f"{block}.conv1.weight"] = torch.randn(out, into, 3, 3)
-        tensors[f"{block}.conv2.weight"] = torch.randn(out, out, 3, 3)
-        norm(f"{block}.bn1", out)
-        norm(f"{block}.bn2", out)
-        if stage > 1:
-            tensors[f"{block}.downsample.0.weight"] = torch.randn(out, into, 1, 1)
-            norm(f"{block}.downsample.1", out)
-        into = out
-    return tensors
 
 
 def save(path: Path, tree: Any, **options: Any) -> Path:

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from damage import Reading
 from damage_reader import joined, shards
+from feature_files import CLEAN, WIDTHS, complete, create, write
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
-from test_features import CLEAN, WIDTHS, complete, create, write
 
 from lidar_cli.features import partial_path, shard_path
 

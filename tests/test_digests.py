@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from faults import replaced_in_place, told, values
 from make import checkpoint, image_folder
-from test_faults import replaced_in_place, told, values
 
 from lidar_cli.checkpoints import stamp
 from lidar_cli.errors import CheckpointError

@@ -15,8 +15,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupted import Stop, StopAfter, assert_same
 from make import checkpoint, environment, image_folder, lidar_here
-from test_extract import Stop, StopAfter, assert_same
 
 from lidar_cli.errors import FeatureFileError, SettingsError
 from lidar_cli.features import partial_path, read_hdf5, read_provenance, shard_path

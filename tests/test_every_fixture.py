@@ -13,7 +13,7 @@ import torch
 from formats import FIXTURES
 from layouts import Fixture
 from mutations import mutated
-from test_unpickle import bits
+from tensor_bits import bits
 from torch import Tensor
 
 from lidar_cli.checkpoints import open_checkpoint

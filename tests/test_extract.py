@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from interrupted import Stop, StopAfter, assert_same, contents
 from make import (
     PROJECTED,
     WIDTHS,
@@ -37,7 +38,6 @@ from lidar_cli.errors import (
 from lidar_cli.features import partial_path
 from lidar_cli.jobs.embedding.plan import identity
 from lidar_cli.jobs.extract import Extraction, extract_checkpoint, stem
-from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
 from lidar_cli.settings import ExtractSettings
 from lidar_cli.views import Views, find_recipe
@@ -60,31 +60,6 @@ def run(inputs: tuple[Path, Path], output: Path, **more: Any) -> Extraction:
     known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5, "device": "cpu"}
     settings = ExtractSettings(data=str(inputs[1]), output=output, **(known | more))
     return extract_checkpoint(inputs[0], settings)
-
-
-def contents(path: Path) -> dict[str, Any]:
-    """Every dataset and attribute of a feature file."""
-    found: dict[str, Any] = {}
-    with h5py.File(path, "r") as file:
-        file.visititems(
-            lambda name, item: found.update({name: item[()]} if hasattr(item, "shape") else {})
-        )
-        found |= {f"attribute {name}": value for name, value in file.attrs.items()}
-    return found
-
-
-def assert_same(one: Path, two: Path, but: tuple[str, ...] = ()) -> None:
-    """Equal bit for bit; `but` names fields of the provenance that may differ."""
-    a, b = contents(one), contents(two)
-    assert a.keys() == b.keys()
-    for name in a:
-        if name == "attribute provenance":
-            told = [json.loads(found[name]) for found in (a, b)]
-            for key in but:
-                assert told[0].pop(key) != told[1].pop(key)
-            assert told[0] == told[1]
-        else:
-            assert np.array_equal(a[name], b[name]), name
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -253,21 +228,6 @@ def test_a_forward_in_bfloat16_is_near_that_in_float32(
 
 
 # Interrupted and resumed
-
-
-class Stop(Exception):
-    """Ends a run from inside."""
-
-
-class StopAfter(Watcher):
-    """Interrupts when so many samples were embedded."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        if done >= self.count:
-            raise Stop
 
 
 def interrupted(inputs: tuple[Path, Path], output: Path, after: int = 10, **more: Any) -> Path:

@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from make import checkpoint, environment, image_folder
+from faults import replaced_in_place, told, values
+from make import checkpoint, environment
 
 from lidar_cli.errors import CheckpointError, InputError
 from lidar_cli.jobs import extract as extracting
 from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.rank import Ranking, rank_directory
+from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import ExtractSettings, RankSettings
-
-N, Q, SIZE = 24, 4, 24
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("images"), N)
-
-
-def told(images: Path, **more: Any) -> dict[str, Any]:
-    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 8, "device": "cpu"}
-    return {"data": str(images)} | known | more
-
-
-def values(ranking: Ranking) -> dict[str, float | None]:
-    return {Path(row.path).name: row.value for group in ranking.groups for row in group.rows}
-
-
-def replaced_in_place(path: Path, seed: int) -> None:
-    """Other weights in the same file, of the same size, and with the same time of change."""
-    before = path.stat()
-    # Of the same name, since torch writes that into the file.
-    content = checkpoint(path.parent.parent / "other" / path.name, seed).read_bytes()
-    assert len(content) == before.st_size
-    with path.open("r+b") as file:
-        file.write(content)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    after = path.stat()
-    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
-        before.st_ino,
-        before.st_size,
-        before.st_mtime_ns,
-    )
 
 
 @pytest.mark.parametrize("store", [True, False])

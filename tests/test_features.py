@@ -10,6 +10,20 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from feature_files import (
+    CLEAN,
+    IDS,
+    LAYOUT,
+    PROVENANCE,
+    WIDTHS,
+    N,
+    Q,
+    complete,
+    create,
+    embeddings,
+    read_all,
+    write,
+)
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, Unresumable
 from lidar_cli.features import (
@@ -22,41 +36,6 @@ from lidar_cli.features import (
     read_provenance,
 )
 
-N, Q, CLEAN = 6, 3, 8  # samples with views, views, samples with a clean embedding
-WIDTHS = {"backbone": 5, "projector": 2}
-LAYOUT = Layout(WIDTHS, N, Q, CLEAN)
-PROVENANCE = {"architecture": "toy", "seed": 0, "size": (8, 8), "data": "toy"}
-IDS = [f"image/{i}-é.png" for i in range(CLEAN)]
-
-
-def embeddings(seed=0):
-    """By layer: views [n, q, d] and clean [N, d]."""
-    generator = torch.Generator().manual_seed(seed)
-    views = {name: torch.randn(N, Q, d, generator=generator) for name, d in WIDTHS.items()}
-    clean = {name: torch.randn(CLEAN, d, generator=generator) for name, d in WIDTHS.items()}
-    return views, clean
-
-
-def create(path, storage="float32", labels=None, **options):
-    layout = Layout(WIDTHS, N, Q, CLEAN, storage)
-    return FeatureWriter.create(path, layout, IDS, labels, PROVENANCE, **options)
-
-
-def write(writer, first, last, seed=0):
-    views, clean = embeddings(seed)
-    writer.write(
-        range(first, last),
-        {name: z[first : min(last, N)] for name, z in views.items()},
-        {name: z[first:last] for name, z in clean.items()},
-    )
-
-
-def complete(path, **options):
-    with create(path, **options) as writer:
-        for first in range(0, CLEAN, 3):
-            write(writer, first, min(first + 3, CLEAN))
-        return writer.finish()
-
 
 def flip_a_byte(path, dataset, row):
     """Change one byte of one row on disk, behind HDF5's back."""
@@ -68,13 +47,6 @@ def flip_a_byte(path, dataset, row):
         byte = raw.read(1)
         raw.seek(at + 2)
         raw.write(bytes([byte[0] ^ 0x10]))
-
-
-def read_all(path, layer, memory=10**6):
-    (found,) = read_hdf5(path, layer)
-    chunks = list(found.chunks(memory))
-    views = torch.cat([chunk.views for chunk in chunks if chunk.views is not None])
-    return views, torch.cat([chunk.clean for chunk in chunks])
 
 
 def test_the_file_is_laid_out_as_promised(tmp_path):
@@ -167,7 +139,7 @@ KILLED = """
     import os, signal, sys
     sys.path.insert(0, {tests!r})
     from pathlib import Path
-    import test_features as t
+    import feature_files as t
     writer = t.create(Path({path!r}))
     t.write(writer, 0, 2)
     t.write(writer, 2, 4)
@@ -179,7 +151,7 @@ KILLED = """
 
 
 def run_until_killed(script, path):
-    tests = str(Path(__file__).parent)
+    tests = str(Path(__file__).parent / "helpers")
     filled = textwrap.dedent(script).format(tests=tests, path=str(path))
     ended = subprocess.run([sys.executable, "-c", filled], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
@@ -189,7 +161,7 @@ KILLED_AT_ONCE = """
     import os, signal, sys
     sys.path.insert(0, {tests!r})
     from pathlib import Path
-    import test_features as t
+    import feature_files as t
     writer = t.create(Path({path!r}))
     os.kill(os.getpid(), signal.SIGKILL)
 """

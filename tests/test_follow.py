@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from make import checkpoint, environment, image_folder, lidar, state_dict
+from make import checkpoint, environment, lidar, state_dict
+from watch_runs import SIZE, N, Q, words
 
 from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.ranking.follow import Landed, Landings, follow
@@ -22,22 +23,10 @@ from lidar_cli.jobs.ranking.survey import Left
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import RankSettings
 
-N, Q, SIZE = 24, 4, 24
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("images"), N)
-
 
 def settings(images: Path, **more: Any) -> RankSettings:
     known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 8, "device": "cpu"}
     return RankSettings(data=str(images), interval=0.01, **known | more)  # type: ignore[arg-type]
-
-
-def words(runs: Path, images: Path, *more: object) -> list[str]:
-    told = ["rank", runs, "--watch", "--data", images, "-n", N, "-q", Q, "--image-size", SIZE]
-    return [str(word) for word in [*told, "--device", "cpu", "--batch-size", 8, *more]]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -23,8 +23,8 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+from feature_files import LAYOUT, PROVENANCE, complete
 from make import environment
-from test_features import LAYOUT, PROVENANCE, complete
 
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.features import (

@@ -14,10 +14,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from feature_files import WIDTHS, complete, read_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_features import WIDTHS, complete, read_all
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import LidarError

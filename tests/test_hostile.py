@@ -13,7 +13,6 @@ import operator
 import os
 import pickle
 import random
-import struct
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -24,9 +23,10 @@ import numpy as np
 import pickles
 import pytest
 import torch
+from hostile_pickles import HERE, REFUSED, WRITERS, beside, name, refusal, state, text, within
 from mutations import mutated, tensors_in
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.lazy import Malformed
@@ -34,20 +34,7 @@ from lidar_cli.checkpoints.read import read_contents
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.checkpoints.standins import Budget, Forbidden
 from lidar_cli.checkpoints.unpickle import OPCODES, Unpickler
-from lidar_cli.errors import CheckpointError, LidarError
-
-HERE = __name__
-WRITERS = [pickles.write_zip, pickles.write_legacy]
-
-
-def refusal(path: Path, match: str = "") -> str:
-    with pytest.raises(CheckpointError, match=match) as caught:
-        read_contents(path)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert len(text) < 1000
-    return text
-
+from lidar_cli.errors import LidarError
 
 # What would write the canary, were it called.
 
@@ -110,14 +97,6 @@ class Hashed:
         return 1
 
 
-def name(what: str) -> bytes:
-    return f"c{HERE}\n{what}\n".encode()
-
-
-def text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-
 NESTED = text(HERE) + text("Box.sing") + b"\x93"
 ATTACKS = {
     "reduce": name("sing") + b")R",
@@ -162,17 +141,6 @@ def extension() -> Iterator[None]:
     yield
     copyreg.remove_extension(HERE, "sing", 0xF0)
     copyreg.clear_extension_cache()
-
-
-def beside(attack: bytes) -> bytes:
-    """In a dict, as the value of a name."""
-    return b"\x80\x04}" + text("weight") + attack + b"s."
-
-
-def within(attack: bytes) -> bytes:
-    """In a whole module, as one of its parameters."""
-    state = text("_parameters") + b"}" + text("weight") + attack + b"s" + text("_modules") + b"}"
-    return b"\x80\x04ctorch.nn.modules.module\nModule\n)\x81}(" + state + b"ub."
 
 
 @pytest.mark.usefixtures("extension")
@@ -225,17 +193,6 @@ def test_a_command_is_not_run(layout: str, canary: Path) -> None:
     assert not canary.exists()
     torch.load(path, weights_only=False)
     assert canary.exists()
-
-
-REFUSED = [
-    *(("os", n) for n in ("system", "popen", "path.join")), ("os.path", "join"),
-    ("posix", "system"), ("nt", "system"), ("sys", "exit"), ("subprocess", "Popen"),
-    ("commands", "getoutput"), ("shutil", "rmtree"), ("socket", "create_connection"),
-    ("importlib", "import_module"), ("importlib.util", "x"), ("runpy", "run_path"),
-    *((m, n) for m in ("builtins", "__builtin__")
-      for n in ("eval", "exec", "compile", "open", "__import__", "getattr")),
-    ("builtins", "eval.__call__"), ("io", "open"),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(("module", "function"), REFUSED)
@@ -315,11 +272,6 @@ class Net(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 4, 3)
         self.bn1 = nn.BatchNorm2d(4)
-
-
-def state() -> dict[str, Tensor]:
-    tensors = {"conv1.weight": torch.randn(4, 3, 3, 3), "layer1.0.conv1.weight": torch.ones(4, 4)}
-    return tensors | {"bn1.running_mean": torch.zeros(4), "half": torch.ones(2).half()}
 
 
 def full() -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pickles
 import pytest
 import torch
-from test_checkpoints_read import tiny_state_dict
-from test_hostile import REFUSED, beside, text, within
-from test_hostile_sizes import BOMBS, entry, header
+from hostile_pickles import REFUSED, beside, text, within
+from hostile_sizes import BOMBS, entry, header
+from tiny_state_dict import tiny_state_dict
 
 LAYOUTS = {
     "zip": (pickles.write_zip, beside),

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_hostile import WRITERS, beside, text, within
+from hostile_pickles import WRITERS, beside, text, within
 
 from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.read import read_contents

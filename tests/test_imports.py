@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "settings": 0,
     "configuration": 0,
+    "runtime": 1,
     "core": 1,
     "features": 2,
     "embeddings": 2,

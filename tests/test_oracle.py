@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from make import checkpoint, image_folder, lidar_here, state_dict
+from scores import score
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
@@ -34,10 +35,6 @@ from lidar_cli.jobs.scoring.sheet import Score
 
 N, Q, SIZE = 24, 4, 24
 Shell = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def score(path: str, **metrics: Any) -> Score:
-    return Score(path, "backbone", 10, 2, 4, 1e-4, 1e-7, False, **metrics)
 
 
 def written(path: Path, text: str | bytes) -> Path:

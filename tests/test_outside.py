@@ -16,8 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from feature_files import CLEAN, LAYOUT, PROVENANCE, WIDTHS, complete, create, read_all, write
 from make import environment
-from test_features import CLEAN, LAYOUT, PROVENANCE, WIDTHS, complete, create, read_all, write
 
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.features import FeatureWriter, partial_path, read_hdf5, read_labels, read_provenance

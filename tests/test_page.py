@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from make import lidar
-from test_oracle import score
+from scores import score
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError

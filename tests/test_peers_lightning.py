@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from metric_objects import cloud
 from peers import MARKS, package
-from test_training import cloud
 
 from lidar_cli import AlphaReQ, LiDAR, RankMe, lidar, rankme
 

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from make import checkpoint, image_folder, lidar
 from peers import MARKS, package
-from test_follow import N, words
-from test_full_disk import inside
+from small_disk import inside
+from tensorboard_events import scalars
+from watch_runs import N, words
 
 from lidar_cli.core.metrics import METRICS
 
 pytestmark = MARKS
-
-
-def scalars(run: Path, name: str = "lidar") -> dict[int, float]:
-    """What TensorBoard reads of one metric: step -> value, each step once."""
-    reader = package("tensorboard.backend.event_processing.event_accumulator")
-    events = reader.EventAccumulator(str(run))
-    events.Reload()
-    found = events.Scalars(name) if name in events.Tags()["scalars"] else []
-    assert all(count == 1 for count in Counter(event.step for event in found).values())
-    return {event.step: event.value for event in found}
 
 
 def test_a_run_a_folder_and_a_point_a_metric(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from make import crop, encoded, image_folder, size
+from photos import PHOTO
 from PIL import Image
 from reading import Pixels, decoded, number, opened, refused
 
@@ -28,7 +29,6 @@ def _save(image: Image.Image, path: Path, **options: Any) -> Path:
     return path
 
 
-PHOTO = crop(3, 20, 30)
 GREY = PHOTO[:, :, 1]
 ALPHA = (np.arange(600).reshape(20, 30) % 256).astype(np.uint8)
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from make import crop, encoded, image_folder, size
 from numpy.typing import NDArray
+from photos import PHOTO
 from reading import assert_crops, decoded, number, opened, refused
-from test_samples_files import PHOTO
 
 from lidar_cli.errors import InputError, MissingExtra
 

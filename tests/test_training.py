@@ -10,32 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from metric_objects import RANKS, cloud, objects, values
 from torchmetrics import MetricCollection
 
-from lidar_cli import AlphaReQ, LiDAR, Pillai, RankMe, alpha_req, lidar, rankme
+from lidar_cli import LiDAR, RankMe, alpha_req, lidar, rankme
 from lidar_cli.core import metrics, spectra
 from lidar_cli.core.moments import Moments
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.training import metrics as training
-
-RANKS = (3, 10)
-
-
-def cloud(n=60, q=4, d=12, seed=0):
-    """Embeddings [n, q, d], float32, with a decaying spectrum and a mean far from 0."""
-    generator = torch.Generator().manual_seed(seed)
-    scale = torch.arange(1.0, d + 1).rsqrt()
-    centres = 3.0 * scale * torch.randn(n, 1, d, generator=generator)
-    return 100.0 + centres + torch.randn(n, q, d, generator=generator)
-
-
-def objects(q=4, d=12):
-    return {
-        "lidar": LiDAR(q, d),
-        "pillai": Pillai(q, d),
-        "rankme": RankMe(d),
-        "alpha_req": AlphaReQ(d, ranks=RANKS),
-    }
 
 
 def whole(z):
@@ -48,10 +30,6 @@ def whole(z):
         "rankme": rankme(z[:, 0]),
         "alpha_req": alpha_req(z[:, 0], ranks=RANKS).alpha,
     }
-
-
-def values(metrics):
-    return {name: metric.compute().item() for name, metric in metrics.items()}
 
 
 @pytest.mark.parametrize("sizes", [[60], [1, 59], [7, 0, 20, 33], [1] * 60])
@@ -141,7 +119,7 @@ WORKER = """
 import json, sys
 import torch
 import torch.distributed as dist
-from test_training import cloud, objects, values
+from metric_objects import cloud, objects, values
 
 rank, place, sizes = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=len(sizes))
@@ -161,7 +139,7 @@ dist.destroy_process_group()
 @pytest.mark.parametrize("sizes", [[41, 19], [60, 0]])
 def test_two_processes_agree_on_the_number_of_all_data(tmp_path, sizes):
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "helpers"), *sys.path]),
         "OMP_NUM_THREADS": "1",
     }
     running = [

@@ -22,6 +22,7 @@ import pickles
 import pytest
 import torch
 from safetensors.torch import save_file
+from tensor_bits import bits
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.lazy import ITEMSIZE, LazyTensor
@@ -40,11 +41,6 @@ def save(path: Path, tree: Any, kind: str = "zip", **options: Any) -> Path:
 
 def read(path: Path) -> Any:
     return read_contents(path).tree
-
-
-def bits(tensor: Tensor) -> bytes:
-    return bytes(tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(
-        torch.uint8).numpy()) if tensor.numel() else b""  # fmt: skip
 
 
 def assert_same(ours: Any, theirs: Any) -> None:

@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from feature_files import complete
 from make import checkpoint, environment, image_folder, lidar, lidar_here
-from test_features import complete
 
 from lidar_cli.arrays import read_array_file
 from lidar_cli.configuration import LONGEST, NAMED_ONLY, resolve

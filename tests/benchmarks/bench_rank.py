@@ -15,7 +15,7 @@ from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.score import score_file
 from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from make import checkpoint
 
 K, N, Q, SIZE = 8, 24, 10, 224

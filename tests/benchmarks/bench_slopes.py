@@ -25,7 +25,7 @@ from lidar_cli.samples.pixels import decoded
 from lidar_cli.settings import RankSettings, ScoreSettings
 from lidar_cli.views import Views, find_recipe
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from make import checkpoint, image_folder
 
 REPEATS = 3

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from test_features import CLEAN, IDS, LAYOUT, PROVENANCE, create, write
+from feature_files import CLEAN, IDS, LAYOUT, PROVENANCE, create, write
 
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import LidarError

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interrupted import assert_same
 from make import checkpoint, image_folder, lidar_here
-from test_extract import assert_same
 
 from lidar_cli.errors import FeatureFileError, InputError, LidarError
 from lidar_cli.features import partial_path
@@ -289,7 +289,7 @@ def test_a_log_has_whole_lines_only(disk: Path, images: Path, tmp_path: Path, sh
 def test_a_board_has_all_points_of_a_checkpoint_or_none(
     disk: Path, images: Path, tmp_path: Path, shell: Shell
 ) -> None:
-    from test_peers_tensorboard import scalars
+    from tensorboard_events import scalars
 
     runs, board = checkpoint(tmp_path / "runs/step=1.pt", 1).parent, disk / "board"
     words = ["rank", runs, "--watch", "--watch-for", 0, "--interval", 0.01, "--tensorboard", board]

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from beit_forward import beit_blocks, beit_shapes, fairseq_names, index
+from data2vec2_forward import IMAGE, d2v2_tokens, d2v2_weights
+from hf_forward import hf_shapes, hf_tokens
 from layouts import Embed, Fixture, Weights, fixture, mlp, optimizer, part, script_function, wrapped
 from literal import linear, normed, random_weights
-from test_beit import beit_blocks, beit_shapes, fairseq_names, index
-from test_data2vec2 import IMAGE, d2v2_tokens, d2v2_weights
-from test_hf_layouts import hf_shapes, hf_tokens
 from torch import Tensor
 from torch.nn import functional as F
 

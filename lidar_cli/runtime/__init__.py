@@ -1,0 +1,1 @@
+"""What every floor above needs of the operating system: files, processes, memory."""
