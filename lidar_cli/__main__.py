@@ -15,6 +15,7 @@ from lidar_cli.errors import LidarError, printable
 # By a disk, of what is written to stdout or stderr; jobs tell the rest themselves.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 INTERRUPTED = 130
+TERMINATED = 128 + signal.SIGTERM
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -27,6 +28,7 @@ def main() -> None:
     before = sys.unraisablehook, sys.stderr
     sys.unraisablehook = _interrupt_again
     sys.stderr = cast(TextIO, _Remarks(sys.stderr))
+    _end_on_sigterm()
     try:
         from lidar_cli.cli import app  # inside, since Ctrl-C may come while it is imported
 
@@ -52,9 +54,30 @@ def main() -> None:
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # a command's answer, or Typer's before there was one
             sys.stderr.write("interrupted\n")
+        elif isinstance(leaving, Terminated):
+            sys.stderr.write("terminated\n")
         raise
     finally:
         sys.unraisablehook, sys.stderr = before
+
+
+class Terminated(SystemExit):
+    """SIGTERM came: everything is wound up, and children are ended, as for Ctrl-C."""
+
+
+def _end_on_sigterm() -> None:
+    """Answer SIGTERM by an exception, but where somebody else decided what it does.
+
+    Not in a process of torchrun, which ends all of them and may wait for one in a collective.
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") in ("", "1")
+    on_main = threading.current_thread() is threading.main_thread()
+    if alone and on_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated(TERMINATED)
 
 
 class _Remarks:
@@ -83,9 +106,10 @@ class _Remarks:
 
 
 def _interrupt_again(dropped: UnraisableHookArgs) -> None:
-    """Send Ctrl-C once more where it met a destructor, in which Python reports and drops it."""
-    if dropped.exc_type is KeyboardInterrupt:
-        again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+    """Send a signal once more where it met a destructor, in which Python reports and drops it."""
+    by = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(dropped.exc_type)
+    if by is not None:
+        again = threading.Timer(0.01, os.kill, (os.getpid(), by))
         again.daemon = True
         again.start()
     else:

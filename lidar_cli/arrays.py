@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lidar_cli.embeddings import Embeddings, Stored
 from lidar_cli.errors import InputError, first_line, nearest
+from lidar_cli.runtime.files import NotAFile, open_regular
 
 _SAFETENSORS_TYPES = {
     "F16": torch.float16,
@@ -38,8 +39,11 @@ def read_array_file(path: Path, dataset: str | None, views_per_sample: int | Non
     views_per_sample: q, for an array (n*q, d).
     Raises InputError if the file is none of the formats, or the array's shape or type is wrong.
     """
-    with path.open("rb") as file:
-        head = file.read(16)
+    try:
+        with open_regular(path) as file:
+            head = file.read(16)
+    except NotAFile as error:
+        raise InputError(f"{path}: {error.strerror}; {_EXPECTED}") from error
     note = None
     if head.startswith(b"\x93NUMPY"):
         arrays = {path.stem: _npy(path)}
@@ -107,7 +111,7 @@ def arrange(
 
 
 def _npy(path: Path) -> Stored:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             version = np.lib.format.read_magic(file)
             header = {
@@ -141,7 +145,7 @@ def _npy(path: Path) -> Stored:
 
 def _safetensors(path: Path) -> dict[str, Stored]:
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8:
             raise InputError(f"{path}: not a format that is known here ({_EXPECTED})")
@@ -244,7 +248,7 @@ def _in_memory(tensor: Tensor) -> Stored:
 def _read_at(path: Path, at: int, count: int) -> np.ndarray:
     data = np.empty(count, np.uint8)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(at)
             found = file.readinto(data.data)
     except OSError as error:

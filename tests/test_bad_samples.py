@@ -117,7 +117,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     folder = image_folder(tmp_path, 4)
     os.mkfifo(folder / "pipe.png")
     assert sorted(skipping(folder, 4).ids) == [f"{i:03}.png" for i in range(4)]
-    with pytest.raises(InputError, match=r"pipe\.png .*: a pipe or a device; expected a file"):
+    with pytest.raises(InputError, match=r"pipe\.png .*: a pipe, not a file"):
         drawn(folder, 5)
 
 

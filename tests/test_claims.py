@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import typer.main
@@ -205,16 +206,16 @@ def test_a_sleeper_that_ends_its_file_leaves_that_file_alone(
 ) -> None:
     path, whole = tmp_path / "a.h5.partial", tmp_path / "a.h5"
     path.write_text("all")
-    copy = shutil.copyfile
+    copy = shutil.copyfileobj
 
-    def wake(source: Path, target: Path) -> None:
+    def wake(source: BinaryIO, target: BinaryIO, length: int) -> None:
         if not late:
             path.rename(whole)
-        copy(source, target)
+        copy(source, target, length)
         if late:
             path.rename(whole)
 
-    monkeypatch.setattr(shutil, "copyfile", wake)
+    monkeypatch.setattr(shutil, "copyfileobj", wake)
     set_apart(path, whole)
     assert names(tmp_path) == ["a.h5"]
     assert whole.read_text() == "all"
@@ -332,7 +333,8 @@ def test_what_is_not_scored_yet_is_named(
     words = ["rank", "runs", *OPTIONS]
     assert lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd).returncode == 0
     cache = names(tmp_path / "runs/.lidar")
-    assert [Path(name).suffix for name in cache] == [".h5"]  # n = 12: too few for intervals
+    # The marker, and the features: n = 12 is too few for intervals.
+    assert [Path(name).suffix for name in cache] == ["", ".h5"]
     checkpoint(tmp_path / "runs/b.pt", 1)
     found = lidar_here(*words, "--collect", "--quiet", monkeypatch=monkeypatch, capfd=capfd)
     assert (found.returncode, found.stdout) == (4, "runs/a.pt\n")

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -79,9 +80,8 @@ def test_data_without_labels_has_no_label_dataset(tmp_path):
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 def test_datasets_are_contiguous_and_allocated_before_the_first_row(tmp_path, storage):
-    with create(tmp_path / "f.h5", storage):
-        pass
-    with h5py.File(tmp_path / "f.h5.partial") as file:
+    with create(tmp_path / "f.h5", storage) as writer:
+        file = writer._file
         assert not file["samples/done"][:].any()
         for layer, d in WIDTHS.items():
             for name, shape in (("views", (N, Q, d)), ("clean", (CLEAN, d))):
@@ -89,6 +89,33 @@ def test_datasets_are_contiguous_and_allocated_before_the_first_row(tmp_path, st
                 assert (item.shape, item.dtype, item.chunks) == (shape, storage, None)
                 assert item.id.get_offset() is not None  # its place in the file is taken
                 assert item.id.get_storage_size() == item.size * item.dtype.itemsize
+
+
+def test_a_reservation_without_a_finished_sample_goes_with_its_writer(tmp_path):
+    with create(tmp_path / "f.h5"):
+        assert [path.name for path in tmp_path.iterdir()] == ["f.h5.partial.begun"]
+    assert list(tmp_path.iterdir()) == []
+    with create(tmp_path / "f.h5") as writer:
+        write(writer, 0, 1)
+        assert [path.name for path in tmp_path.iterdir()] == ["f.h5.partial"]
+    assert [path.name for path in tmp_path.iterdir()] == ["f.h5.partial"]
+
+
+@pytest.mark.parametrize("name", ["f.h5.partial", "f.h5.partial.begun"])
+@pytest.mark.parametrize("kind", ["a link", "a pipe"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_stands_in_the_place_of_a_partial_file_is_named(tmp_path, name, kind, overwrite):
+    planted = tmp_path / name
+    if kind == "a link":
+        planted.symlink_to(tmp_path / "nowhere")
+    else:
+        os.mkfifo(planted)
+    with pytest.raises(FeatureFileError, match=f"{name}: {kind}, not a file; remove it"):
+        create(tmp_path / "f.h5", overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if name == "f.h5.partial":
+        with pytest.raises(FeatureFileError, match=f"{name}: {kind}, not a file; "):
+            FeatureWriter.resume(tmp_path / "f.h5", LAYOUT, PROVENANCE)
 
 
 @pytest.mark.parametrize("memory", [1, 100, 10**6])
@@ -167,13 +194,14 @@ KILLED_AT_ONCE = """
 """
 
 
-def test_a_writer_killed_before_its_first_row_can_be_resumed(tmp_path):
+def test_what_a_writer_killed_before_its_first_row_reserved_is_given_back(tmp_path):
     path = tmp_path / "f.h5"
     run_until_killed(KILLED_AT_ONCE, path)
-    with FeatureWriter.resume(path, LAYOUT, PROVENANCE) as writer:
-        assert not writer.done.any()
+    assert [path.name for path in tmp_path.iterdir()] == ["f.h5.partial.begun"]
+    with create(path) as writer:
         write(writer, 0, 8)
         writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["f.h5"]
     assert torch.equal(read_all(path, "backbone")[0], embeddings()[0]["backbone"])
 
 

@@ -26,6 +26,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.rank import find_metric, rank_directory
+from lidar_cli.jobs.ranking.cache_folder import MARKER
 from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Row, order
 from lidar_cli.jobs.ranking.survey import Left, survey
@@ -337,9 +338,10 @@ def test_influences_are_kept_beside_the_features(tmp_path: Path, rank: Shell) ->
     assert rank(runs, "--json").stdout == first
     rank(runs, "--delta", 0.1)  # other constants have influences of their own
     assert len(list((runs / ".lidar").glob("*.influence"))) == 6
-    assert not [
-        path for path in (runs / ".lidar").iterdir() if path.suffix not in (".h5", ".influence")
-    ]
+    assert {path.suffix for path in (runs / ".lidar").iterdir() if path.name != MARKER} == {
+        ".h5",
+        ".influence",
+    }
 
 
 # Groups

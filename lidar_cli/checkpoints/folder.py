@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import CheckpointError
+from lidar_cli.runtime.files import open_regular
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 MAX_CONFIG = 2**20  # bytes of a config.json
@@ -58,7 +59,7 @@ def config(path: Path) -> dict[str, Any] | None:
     if not (path.is_dir() or path.name in WEIGHTS) or not file.is_file():
         return None
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             content = opened.read(MAX_CONFIG + 1)
         found = json.loads(content) if len(content) <= MAX_CONFIG else None
     except (OSError, RecursionError, ValueError) as error:

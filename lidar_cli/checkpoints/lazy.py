@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lidar_cli.errors import CheckpointError
+from lidar_cli.runtime.files import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ class Source:
         if self.data is not None:
             return bytearray(self.data[first : first + count])
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(self.start + first)
                 content = bytearray(count)
                 complete = file.readinto(content) == count

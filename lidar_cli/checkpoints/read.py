@@ -26,6 +26,7 @@ from lidar_cli.checkpoints.safetensors_file import read_safetensors
 from lidar_cli.checkpoints.standins import Forbidden
 from lidar_cli.checkpoints.storages import read_legacy, read_zip
 from lidar_cli.errors import CheckpointError, LidarError, NoWeights
+from lidar_cli.runtime.files import NotAFile, open_regular
 
 EXPECTED = "expected a file of torch.save or safetensors"
 
@@ -111,7 +112,7 @@ def sha256(path: Path) -> str:
     """
     try:
         path = folder.weights_file(hub.local(Path(path)))
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
@@ -138,10 +139,12 @@ def describe(value: object) -> str:
 def _first_bytes(path: Path) -> bytes:
     """Up to 512 bytes; raises CheckpointError for what is evidently no checkpoint."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(512)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; check the path") from error
+    except NotAFile as error:
+        raise CheckpointError(f"{path}: {error.strerror}; {EXPECTED}") from error
     except ValueError as error:  # a null character in the name
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not start:

@@ -22,6 +22,7 @@ from lidar_cli.checkpoints.lazy import (
     Storage,
     numbers,
 )  # fmt: skip
+from lidar_cli.runtime.files import open_regular
 
 MAX_HEADER = 100_000_000  # bytes, by the format
 DTYPES = {
@@ -35,7 +36,7 @@ DTYPES = {
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a file by name; raises Malformed if the header lies."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         end = file.seek(0, 2)
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")

@@ -23,6 +23,7 @@ from lidar_cli.checkpoints.rebuild import element_size, storage_type
 from lidar_cli.checkpoints.standins import Budget, Global
 from lidar_cli.checkpoints.unpickle import Unpickler
 from lidar_cli.errors import CheckpointError
+from lidar_cli.runtime.files import open_regular
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
@@ -35,7 +36,7 @@ Read = tuple[Any, tuple[str, ...]]  # the tree, and the names of the stand-ins i
 
 def read_zip(path: Path) -> Read:
     """The content of a zip of torch.save; raises Malformed, Forbidden and CheckpointError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             archive = zipfile.ZipFile(file)
         except Exception as error:  # of many types, for a directory that anyone may have written
@@ -108,7 +109,7 @@ def _stem(path: Path, names: list[str]) -> str:
 
 def read_legacy(path: Path) -> Read:
     """The content of a legacy file; raises Malformed, Forbidden and CheckpointError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         end = file.seek(0, 2)
         file.seek(0)
         header_end = min(end, MAX_HEADER)

@@ -7,9 +7,9 @@
     /samples/bad                (b, 2)      name and fault of images left out; absent without any
 
 Datasets are contiguous and allocated at creation, in HDF5's default format, so that a killed
-writer leaves a file that plain `h5py.File(path)` opens. It is written as NAME.partial and renamed
-when every sample is done: a file under its final name is complete. Several processes write a shard
-each, joined by a file of virtual datasets (`shards`). Nothing else knows HDF5.
+writer leaves a file that plain `h5py.File(path)` opens. It is NAME.partial.begun until a sample is
+done, NAME.partial until all are: a file under its final name is complete. Several processes write a
+shard each, joined by a file of virtual datasets (`shards`). Nothing else knows HDF5.
 """
 
 from lidar_cli.features.form import Layout, Share, as_numbers, is_hdf5, partial_path
@@ -22,7 +22,7 @@ from lidar_cli.features.read import (
     read_provenance,
 )
 from lidar_cli.features.shards import agree, check_startable, join, joined_name, shard_path
-from lidar_cli.features.write import FeatureWriter, check_absent
+from lidar_cli.features.write import FeatureWriter, begun_path, check_absent, remove_unbegun
 
 __all__ = [
     "FeatureWriter",
@@ -30,6 +30,7 @@ __all__ = [
     "Share",
     "agree",
     "as_numbers",
+    "begun_path",
     "check_absent",
     "check_startable",
     "is_hdf5",
@@ -41,6 +42,7 @@ __all__ = [
     "read_interrupted",
     "read_labels",
     "read_provenance",
+    "remove_unbegun",
     "shard_path",
     "walk_ahead",
 ]

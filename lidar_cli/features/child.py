@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, InputError, first_line
+from lidar_cli.runtime.processes import end_with_parent
 
 SECONDS = 20  # of processor time for one file, where a sound one takes less than one
 BYTES_A_SECOND = 2**18  # of rows, for which chunks of far more bytes may have to be unpacked
@@ -35,10 +36,13 @@ def in_child(work: Callable[[int], None]) -> tuple[bytes, int]:
     # Ctrl-C must not find the child on its parent's way, whose work it would then wind up.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        parent = os.getpid()
         child, source, sink = _fork()
         if child == 0:
             try:
+                end_with_parent(parent)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 faulthandler.disable()  # of a crash the parent tells, and of warnings
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -19,6 +19,7 @@ from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_
 from lidar_cli.features.guard import attribute, check_ends
 from lidar_cli.features.inside import member, whole
 from lidar_cli.features.provenance import parsed
+from lidar_cli.runtime.files import NotAFile, check_regular, irregular, open_regular
 
 FORMAT = "lidar-features"
 SHARD_FORMAT = "lidar-features-shard"
@@ -72,7 +73,7 @@ def partial_path(path: Path) -> Path:
 
 def is_hdf5(path: Path) -> bool:
     """Whether a file is HDF5, also behind a user block. Raises OSError if it cannot be opened."""
-    with path.open("rb"):
+    with open_regular(path):
         return bool(h5py.is_hdf5(path))
 
 
@@ -101,6 +102,10 @@ def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
     """The file, read-only; what is missing or malformed inside it becomes a FeatureFileError."""
+    try:
+        check_regular(path)
+    except NotAFile as error:
+        raise FeatureFileError(f"{path}: {error.strerror}; expected a feature file") from error
     check_ends(path)
     try:
         file = h5py.File(path, "r")
@@ -173,6 +178,8 @@ def check_unlocked(partial: Path) -> None:
     try:
         import fcntl
     except ImportError:  # where HDF5 takes no locks either
+        return
+    if irregular(partial) is not None:
         return
     try:
         with partial.open("r+b") as file:  # not by HDF5, which might hang or write if it is damaged

@@ -15,6 +15,7 @@ import h5py
 
 from lidar_cli.errors import FeatureFileError
 from lidar_cli.features import child
+from lidar_cli.runtime.files import irregular
 
 DEPTH = 32  # of groups in one another, and soft links in a row
 OBJECTS = 10_000  # that are looked at in search of an array
@@ -50,7 +51,7 @@ def check_ends(path: Path) -> None:
 
 def walk_ahead(paths: Sequence[Path]) -> None:
     """Find out about many files at once, which `check_ends` tells of then: a child is not cheap."""
-    waiting = [path for path in paths if not _known(path)]
+    waiting = [path for path in paths if irregular(path) is None and not _known(path)]
     while waiting:
         told, by = _walk_in_child(waiting)
         for path, one in zip(waiting, told, strict=False):

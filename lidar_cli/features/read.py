@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from lidar_cli.features.form import (
 )
 from lidar_cli.features.inside import check_array, float_arrays, has, in_chunks, member, whole
 from lidar_cli.features.shards import check_shards, joined_name
+from lidar_cli.runtime.files import NotAFile, check_regular
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -50,8 +52,14 @@ def read_interrupted(path: Path) -> dict[str, Any]:
     Raises Unresumable if it is not a feature file, InUse if another process is writing it.
     """
     partial = partial_path(path)
-    if not partial.exists():
+    if not os.path.lexists(partial):
         return {}
+    try:
+        check_regular(partial, follow=False)
+    except NotAFile as error:
+        raise FeatureFileError(
+            f"{partial}: {error.strerror}; remove it, or name another with -o"
+        ) from error
     check_unlocked(partial)
     try:
         with opened(partial) as file:

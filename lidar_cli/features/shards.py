@@ -12,7 +12,6 @@ and linked, which one process alone succeeds in, on network file systems too.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -36,6 +35,8 @@ from lidar_cli.features.form import (
 from lidar_cli.features.guard import attribute
 from lidar_cli.features.inside import member, whole
 from lidar_cli.features.write import name_anew
+from lidar_cli.runtime.atomic import temporary_path, write_atomic
+from lidar_cli.runtime.files import read_limited
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
 
@@ -67,10 +68,10 @@ def agree(
     agreed = path.with_name(f"{path.name}.shards.json")
     if not agreed.exists():
         told = {"batch_size": batch_size or find_batch_size()}
-        beside = agreed.with_name(f"{agreed.name}.{os.getpid()}.{os.urandom(4).hex()}")
+        text = json.dumps({"ranks": ranks, "provenance": {**provenance, **told}})
+        beside = temporary_path(agreed)
         try:
-            text = json.dumps({"ranks": ranks, "provenance": {**provenance, **told}})
-            beside.write_text(text, encoding="utf-8")
+            write_atomic(beside, text.encode())
             name_once(beside, agreed)
         except OSError as error:
             with suppress(OSError):
@@ -79,7 +80,7 @@ def agree(
                 f"{agreed}: cannot be written: {first_line(error)}; name another file with -o"
             ) from error
     try:
-        first = json.loads(agreed.read_text(encoding="utf-8"))
+        first = json.loads(read_limited(agreed, follow=False))
         other, count = dict(first["provenance"]), first["ranks"]
         size = int(other["batch_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -132,7 +133,7 @@ def join(
         found = _checksums(shards[share.rank], path, share, list(checksums), provenance)
         for layer, blocks in checksums.items():
             blocks.append(found[layer])
-    beside = path.with_name(f"{path.name}.joining-{os.getpid()}.{os.urandom(4).hex()}")
+    beside = temporary_path(path)
     try:
         with h5py.File(beside, "x") as file:
             describe(file, ids, labels, bad, provenance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,20 +35,23 @@ from lidar_cli.features.form import (
 from lidar_cli.features.guard import attribute, vouch
 from lidar_cli.features.inside import check_own, member
 from lidar_cli.features.space import check_space, reserve
+from lidar_cli.runtime.files import irregular
 
 
 class FeatureWriter:
     """One process writing one feature file, sample by sample, in any order.
 
     span: the samples that it holds, those of a share or all.
-    A context manager; leaving it without `finish` keeps NAME.partial for `resume`.
+    Until a sample is done the file is NAME.partial.begun, a mere reservation, which no failure
+    leaves and the next writer removes. A context manager; leaving it without `finish` keeps
+    NAME.partial for `resume`.
     """
 
     def __init__(
         self, path: Path, partial: Path, file: h5py.File, overwrite: bool, share: Share | None
     ) -> None:
         self.path = path
-        self._partial = partial
+        self._partial = partial  # where the file is
         self._file = file
         self._overwrite = overwrite
         self.done: np.ndarray = file["samples/done"][:].astype(bool)  # [len(span)]
@@ -66,7 +70,7 @@ class FeatureWriter:
         bad: Sequence[tuple[str, str]] = (),
         overwrite: bool = False,
     ) -> FeatureWriter:
-        """A new NAME.partial with all datasets allocated.
+        """A new file with all datasets allocated.
 
         ids: a name a sample, [N]; labels: class numbers [N], -1 unknown, or None.
         share: the samples that the file is to hold, all if None.
@@ -75,7 +79,7 @@ class FeatureWriter:
         or the directory cannot be written; InUse if another process is writing it.
         """
         partial = partial_path(path)
-        begun = _begun_path(partial)
+        begun = begun_path(partial)
         check_absent(path, overwrite)
         if share is not None:
             layout, ids = layout.within(share.span), ids[share.span.start : share.span.stop]
@@ -84,6 +88,7 @@ class FeatureWriter:
             if overwrite:
                 _remove_unlocked(partial)
             _remove_unlocked(begun)
+            _check_unlinked(begun)
             check_space(partial, layout, [*ids, *chain(*bad)])
             file = h5py.File(begun, "x")
         except FileExistsError as error:
@@ -95,16 +100,13 @@ class FeatureWriter:
             describe(file, ids, labels, bad, provenance, share)
             allocate(file, layout)
             reserve(file)
-            name_anew(begun, partial)
         except BaseException as error:
             _close(file)
             begun.unlink(missing_ok=True)
-            if isinstance(error, FileExistsError):
-                raise in_use(partial) from error
             if isinstance(error, (OSError, RuntimeError)):
                 raise _unwritable(partial, error) from error
             raise
-        return cls(path, partial, file, overwrite, share)
+        return cls(path, begun, file, overwrite, share)
 
     @classmethod
     def resume(
@@ -126,6 +128,7 @@ class FeatureWriter:
         anew = _anew(share)
         layout = layout.within(share.span) if share else layout
         try:
+            _check_unlinked(partial)
             if not is_hdf5(partial):
                 raise OSError("it does not begin as HDF5 files do")
             _check_begun(partial, layout, provenance, share)
@@ -141,7 +144,6 @@ class FeatureWriter:
                 f"{partial}: cannot be opened: {first_line(error)}; {anew}"
             ) from error
         try:
-            _begun_path(partial).unlink(missing_ok=True)  # where a kill came between two names
             try:
                 reserve(file)
             except OSError as error:  # a full disk is no damage
@@ -178,6 +180,9 @@ class FeatureWriter:
             self._file.flush()
             self._file["samples/done"][first:last] = 1
             self._file.flush()
+            self._name_partial()
+        except FileExistsError as error:
+            raise in_use(partial_path(self.path)) from error
         except (OSError, RuntimeError) as error:
             raise _unwritable(self._partial, error) from error
         self.done[first:last] = True
@@ -187,7 +192,7 @@ class FeatureWriter:
         missing = int((~self.done).sum())
         if missing:
             raise FeatureFileError(f"{self._partial}: {missing} samples were never written")
-        own = os.fstat(self._file.id.get_vfd_handle()).st_ino
+        own = self._inode()
         try:
             self._file.close()
         except (OSError, RuntimeError) as error:
@@ -201,15 +206,37 @@ class FeatureWriter:
         return self.path
 
     def discard(self) -> None:
-        """Give up what was written: close and remove NAME.partial."""
+        """Give up what was written: close the file and remove it."""
         _close(self._file)
         self._partial.unlink(missing_ok=True)
+
+    def _name_partial(self) -> None:
+        """Give the file the name of resumable work, now that it holds some.
+
+        Raises FileExistsError or InUse where another process has taken its place.
+        """
+        partial = partial_path(self.path)
+        if self._partial == partial:
+            return
+        if not self._partial.exists() or self._partial.stat().st_ino != self._inode():
+            raise in_use(partial)
+        name_anew(self._partial, partial)
+        self._partial = partial
+
+    def _inode(self) -> int:
+        return os.fstat(self._file.id.get_vfd_handle()).st_ino
 
     def __enter__(self) -> FeatureWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        own = self._inode() if self._file.id.valid else None
         _close(self._file)
+        if own is not None and self._partial != partial_path(self.path):
+            with suppress(OSError):
+                if self._partial.stat().st_ino == own:  # a reservation, and nobody else's
+                    self._partial.unlink()
+            return
         vouch(self._partial)
 
     def _verify(self, layers: Iterable[str]) -> None:
@@ -264,11 +291,16 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
         raise FeatureFileError(f"{path}: is a directory; name a file in it with -o")
     if overwrite:
         return
-    if path.exists():
+    if os.path.lexists(path):
         raise FeatureFileError(
             f"{path}: exists already; choose another name with -o, or replace it with --overwrite"
         )
-    if partial_too and partial_path(path).exists():
+    if not partial_too:
+        return
+    if begun_path(partial_path(path)).exists():
+        check_unlocked(begun_path(partial_path(path)))
+    if os.path.lexists(partial_path(path)):
+        _check_unlinked(partial_path(path))
         check_unlocked(partial_path(path))
         raise FeatureFileError(
             f"{partial_path(path)}: an interrupted run is here; "
@@ -276,16 +308,36 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
         )
 
 
-def _begun_path(partial: Path) -> Path:
-    """Where a partial file stands until plain HDF5 can open it."""
+def begun_path(partial: Path) -> Path:
+    """Where a feature file is until it holds a finished sample."""
     return partial.with_name(partial.name + ".begun")
 
 
+def remove_unbegun(begun: Path) -> None:
+    """Remove a reservation that a killed process left; one that is in use stays."""
+    with suppress(InUse, OSError):
+        _remove_unlocked(begun)
+
+
 def _remove_unlocked(partial: Path) -> None:
-    """Remove what an ended process left, if it is there. Raises InUse if it is being written."""
-    if partial.exists():
+    """Remove what an ended process left, if it is there.
+
+    Raises InUse if it is being written, FeatureFileError if it is a link or no file.
+    """
+    if os.path.lexists(partial):
+        _check_unlinked(partial)
         check_unlocked(partial)
         partial.unlink()
+
+
+def _check_unlinked(path: Path) -> None:
+    """Raise FeatureFileError for a link, which might be written through, and for what is no file.
+
+    A link that leads nowhere is one too.
+    """
+    kind = irregular(path, follow=False)
+    if kind is not None:
+        raise FeatureFileError(f"{path}: {kind}, not a file; remove it, or name another with -o")
 
 
 def name_anew(file: Path, name: Path) -> None:

@@ -22,6 +22,7 @@ from lidar_cli.jobs.embedding.view_store import view_memory
 from lidar_cli.jobs.extract import tell_of
 from lidar_cli.jobs.memory import SHARE, free_memory
 from lidar_cli.jobs.place import Place
+from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.cached import Cache, Scored
 from lidar_cli.jobs.ranking.claims import Claims
 from lidar_cli.jobs.ranking.digests import Digests
@@ -116,8 +117,9 @@ class _Job:
         self.settings = settings
         self.watcher = watcher
         self.device = find_device(settings.device)
-        self.cache = settings.cache or directory / ".lidar"
-        self.found = survey(directory, settings, watcher, Digests(directory, self.cache))
+        self.cache = CacheFolder(directory, settings.cache)
+        digests = Digests(directory, self.cache.path)
+        self.found = survey(directory, settings, watcher, digests)
         self.scored: list[tuple[Row, dict[str, Any]]] = []  # each with its provenance
 
     def score_all(self, tells: Callable[[Claims], bool]) -> bool:
@@ -145,7 +147,7 @@ class _Job:
             if not self.found.holds(file):
                 try:
                     result = score_features(
-                        file.path, layer, self.settings, self.device, self.watcher, self.cache
+                        file.path, layer, self.settings, self.device, self.watcher, self.cache.path
                     )
                     self._place(file.path, (), Scored(result, file.provenance, file.path))
                 except (LidarError, OSError) as error:
@@ -185,7 +187,7 @@ class _Job:
     def _score_checkpoints(self, layer: str, tells: Callable[[Claims], bool]) -> set[Path]:
         """Score every checkpoint. The feature files that were used."""
         cache = open_cache(
-            self.directory, self.settings, self.found.features, layer, self.device, self.watcher
+            self.cache, self.settings, self.found.features, layer, self.device, self.watcher
         )
         used: set[Path] = set()
         checkpoints = self.found.checkpoints.values()
@@ -200,20 +202,20 @@ class _Job:
 
 
 def open_cache(
-    directory: Path,
+    folder: CacheFolder,
     settings: RankSettings,
     features: Sequence[FeatureFile],
     layer: str,
     device: torch.device,
     watcher: Watcher,
 ) -> Cache:
-    """What scores the checkpoints under a directory, on samples that stay decoded.
+    """What scores checkpoints and keeps what it made in a folder, on samples that stay decoded.
 
-    features: those of the directory. Raises InputError if the data or the folder cannot be used.
+    features: those of the directory that is ranked.
+    Raises InputError if the data or the folder cannot be used.
     """
     samples = open_samples(settings).remembering(min(DECODED_MEMORY, int(SHARE * free_memory())))
     tell_of(samples, watcher)
-    folder = settings.cache or directory / ".lidar"
     return Cache(folder, features, layer, samples, settings, device, watcher)
 
 

@@ -6,11 +6,11 @@ Small networks use the cores best so, and their weights do not depend on how man
 from __future__ import annotations
 
 import io
+import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import torch
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.device import cores
 from lidar_cli.jobs.watch import Watcher
+from lidar_cli.runtime.atomic import write_atomic
+from lidar_cli.runtime.processes import end_with_parent
 
 
 def side_by_side(
@@ -40,7 +42,7 @@ def side_by_side(
     if not tasks:
         return
     workers = max(1, min(cores(), len(tasks)))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_single_thread)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (os.getpid(),))
     try:
         for future in as_completed([pool.submit(work, *task) for task in tasks]):
             future.result()
@@ -68,17 +70,14 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 
 def write_whole(content: bytes | memoryview, path: Path) -> None:
     """Write a file as a whole or not at all. Raises InputError if the disk refuses."""
-    unfinished = path.with_suffix(f"{path.suffix}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        write_atomic(path, content)
     except OSError as error:
-        with suppress(OSError):  # a folder that was refused has none
-            unfinished.unlink()
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _single_thread() -> None:
+def _begin(parent: int) -> None:
+    end_with_parent(parent)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interrupt for all

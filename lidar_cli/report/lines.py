@@ -6,15 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lidar_cli.errors import SettingsError
+from lidar_cli.runtime.atomic import is_stream, open_stream
 
 
 class Lines:
     """JSON lines in a file, one a checkpoint, each with its path and the key of its score.
 
-    option: that named the file.
+    option: that named the file, or a pipe, from which nothing is read back.
     known: path and key of each line that was there before.
     Raises SettingsError for a file that holds something else or cannot be written.
     """
@@ -30,17 +31,28 @@ class Lines:
                 f"{option} {path}: holds a line that --watch did not write whole; "
                 "remove it, or name another file"
             ) from error
+        self._stream: BinaryIO | None = None
         try:
-            append(path, b"")
+            if is_stream(path):
+                self._stream = open_stream(path)  # once, since its reader ends when it is closed
+            else:
+                append(path, b"")
         except OSError as error:
             raise SettingsError(f"{option} {path}: cannot be written: {error.strerror}") from error
 
     def add(self, told: dict[str, Any]) -> None:
         """Append a line, which holds path and key. Raises OSError."""
-        append(self._path, f"{json.dumps(told, allow_nan=False)}\n".encode())
+        line = f"{json.dumps(told, allow_nan=False)}\n".encode()
+        if self._stream is None:
+            append(self._path, line)
+        else:
+            self._stream.write(line)
+            self._stream.flush()
 
     def _read(self) -> Iterator[tuple[str, str]]:
-        content = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        if is_stream(self._path) or not self._path.exists():
+            return
+        content = self._path.read_text(encoding="utf-8")
         for line in content.splitlines():
             told = json.loads(line)
             yield told["path"], told["key"]

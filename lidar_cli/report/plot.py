@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, MissingExtra, SettingsError
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.report.converge import AXES, shares
+from lidar_cli.runtime.atomic import is_stream, write_atomic
 
 ROUNDING = 1e-11  # eigenvalues below this share of the largest are not drawn
 PANELS = {
@@ -23,10 +23,11 @@ PANELS = {
 
 def check_plot(path: Path) -> None:
     """Raise SettingsError unless a plot can be written to `path`: before the work, not after."""
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise SettingsError(f"--plot {path}: expected a name that ends in .png or .svg")
-    if not path.parent.is_dir():
-        raise SettingsError(f"--plot {path}: no folder {path.parent}")
+    if not is_stream(path):
+        if path.suffix.lower() not in (".png", ".svg"):
+            raise SettingsError(f"--plot {path}: expected a name that ends in .png or .svg")
+        if not path.parent.is_dir():
+            raise SettingsError(f"--plot {path}: no folder {path.parent}")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -66,13 +67,12 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
         )
         if len(scores) <= 12:
             places[len(panels) - 1].legend(fontsize=7, frameon=False, loc="lower left")
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    kind = "svg" if path.suffix.lower() == ".svg" else "png"
+    drawn = io.BytesIO()  # a pipe cannot be sought in
+    figure.savefig(drawn, format=kind, dpi=160)
     try:
-        figure.savefig(beside, dpi=160)
-        beside.replace(path)
+        write_atomic(path, drawn.getbuffer())
     except OSError as error:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed
-            beside.unlink()
         raise InputError(f"--plot {path}: cannot be written: {error.strerror}") from error
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 from lidar_cli.errors import InputError, first_line
+from lidar_cli.runtime.files import open_regular
 from lidar_cli.samples.source import Candidate, Source, as_text, shuffled
 from lidar_cli.settings import SampleSettings
 
@@ -65,15 +65,13 @@ def _reader(root: Path, is_tar: bool) -> Any:
 
 
 def _content(path: Path) -> bytes:
-    """Of a file. A pipe of an image's name would be waited for without end."""
-    if not S_ISREG(path.stat().st_mode):
-        raise OSError("a pipe or a device; expected a file")
-    return path.read_bytes()
+    with open_regular(path) as file:
+        return file.read()
 
 
 def _member(path: Path, member: tarfile.TarInfo, _: object, inner: tarfile.TarInfo | None) -> bytes:
     """A file of a tar file, or of a tar file inside it, read in place by any number of threads."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(member.offset_data + (inner.offset_data if inner is not None else 0))
         content = file.read(member.size)
     if len(content) < member.size:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import InputError, MissingExtra, first_line
+from lidar_cli.runtime.files import open_regular
 from lidar_cli.samples.source import Candidate, Source, as_text, shuffled
 from lidar_cli.settings import SampleSettings
 
@@ -54,7 +55,7 @@ class _Member:
 
     def read(self) -> bytes:
         """Its bytes. Raises OSError if the shard ends before they do."""
-        with Path(self.shard).open("rb") as file:
+        with open_regular(Path(self.shard)) as file:
             file.seek(self.offset)
             content = file.read(self.size)
         if len(content) < self.size:
@@ -64,7 +65,8 @@ class _Member:
 
 def _members(shard: str) -> Iterator[dict[str, Any]]:
     """The files of a shard as `group_by_keys` takes them."""
-    with tarfile.open(shard, "r:") as tar:  # as it lies on disk, for the offsets
+    # As it lies on disk, for the offsets.
+    with open_regular(Path(shard)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.isfile():
                 place = _Member(shard, member.offset_data, member.size)

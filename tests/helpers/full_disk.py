@@ -22,6 +22,7 @@ from lidar_cli.features import partial_path
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
 from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.rank import rank_directory
+from lidar_cli.jobs.ranking.cache_folder import MARKER
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.jobs.workers import save
 from lidar_cli.settings import ExtractSettings, RankSettings
@@ -55,7 +56,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
 
 def fill(disk: Path) -> Path:
     """Every page of the disk taken by one file; removing that frees them."""
-    path = disk / "fill"
+    path = disk / ".fill"
     with path.open("wb", buffering=0) as file:
         while True:
             try:
@@ -65,7 +66,7 @@ def fill(disk: Path) -> Path:
 
 
 def names(disk: Path) -> set[str]:
-    return {path.name for path in disk.rglob("*")} - {"fill", ".lidar"}
+    return {path.name for path in disk.rglob("*")} - {".fill", ".lidar", MARKER}
 
 
 def told(images: Path, **more: Any) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class FillAfter(Watcher):
         self.disk = disk
 
     def progress(self, task: str, done: int, total: int) -> None:
-        if task.startswith("embedding") and done >= 10 and not (self.disk / "fill").exists():
+        if task.startswith("embedding") and done >= 10 and not (self.disk / ".fill").exists():
             fill(self.disk)
 
 
@@ -95,7 +96,7 @@ def test_extract_has_its_room_before_it_begins(disk: Path, images: Path, tmp_pat
     settings = ExtractSettings(**told(images, output=output, **LAYERS))
     extract_checkpoint(path, settings, FillAfter(disk))
     assert names(disk) == {"a.h5"}
-    assert (disk / "fill").exists()
+    assert (disk / ".fill").exists()
     assert_same(tmp_path / "a.h5", output)
 
 
@@ -137,7 +138,7 @@ def test_resume_has_its_room_or_keeps_what_is_done(
     with pytest.raises(FeatureFileError, match=r"cannot be written: .*free some space, then --res"):
         extract_checkpoint(path, settings)
     assert partial_path(output).read_bytes() == before
-    (disk / "fill").unlink()
+    (disk / ".fill").unlink()
     assert extract_checkpoint(path, settings).embedded < N
     assert names(disk) == {"a.h5"}
     assert_same(tmp_path / "a.h5", output)
@@ -170,7 +171,7 @@ def test_rank_keeps_nothing_half_written(
     full = fill(disk)
     with pytest.raises(LidarError) as caught:
         rank_directory(runs, settings)
-    assert "the cache cannot be written ([Errno 28] No space left on device)" in str(caught.value)
+    assert "the cache cannot be written (No space left on device)" in str(caught.value)
     assert str(caught.value).isprintable()
     assert names(disk) == set()
     full.unlink()
@@ -194,7 +195,7 @@ def test_rank_that_fills_the_disk_midway(disk: Path, images: Path, tmp_path: Pat
     assert path == str(runs / "2.pt")
     assert "are free; free some space" in reason
     assert all(name.startswith("1-") for name in names(disk))
-    (disk / "fill").unlink()
+    (disk / ".fill").unlink()
     found = rank_directory(runs, settings)
     assert [(row.path, row.value) for row in found.groups[0].rows] == [
         (row.path, row.value) for row in expected.groups[0].rows
@@ -278,7 +279,7 @@ def test_a_log_has_whole_lines_only(disk: Path, images: Path, tmp_path: Path, sh
     assert done.stderr.endswith(f"--jsonl {disk / 'log'}: cannot be written: No space left on d"
                                 "evice\n")  # fmt: skip
     assert (disk / "log").read_bytes() == before
-    (disk / "fill").unlink()
+    (disk / ".fill").unlink()
     assert shell(*words).returncode == 0
     lines = (disk / "log").read_text().splitlines()
     assert json.loads(lines[-1])["path"].endswith("2.pt")

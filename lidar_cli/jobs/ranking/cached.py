@@ -13,11 +13,12 @@ import torch
 
 from lidar_cli.checkpoints import Loaded, sha256, stamp
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
-from lidar_cli.features import partial_path, read_first, read_provenance, walk_ahead
+from lidar_cli.features import begun_path, partial_path, read_first, read_provenance, walk_ahead
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.plan import Plan, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
 from lidar_cli.jobs.extract import changed, open_with, run, stem
+from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.claims import Claims, set_apart
 from lidar_cli.jobs.ranking.stored import ordering, score_features, serves
 from lidar_cli.jobs.ranking.survey import Checkpoint, FeatureFile
@@ -57,7 +58,7 @@ class Cache:
 
     def __init__(
         self,
-        folder: Path,
+        folder: CacheFolder,
         features: Sequence[FeatureFile],
         layer: str,
         samples: Samples,
@@ -65,7 +66,8 @@ class Cache:
         device: torch.device,
         watcher: Watcher,
     ) -> None:
-        self._folder = folder
+        self._folder = folder.make()
+        self._claims = folder.claims
         self._features: dict[str, list[FeatureFile]] = {}  # by the digest of their checkpoint
         for file in features:
             self._features.setdefault(str(file.provenance.get("sha256")), []).append(file)
@@ -74,13 +76,6 @@ class Cache:
         self._settings = settings
         self._device = device
         self._watcher = watcher
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: the cache cannot be written ({error.strerror}); "
-                "name another place with --cache"
-            ) from error
 
     def plan(self, checkpoint: Checkpoint) -> Plan:
         """What is to be computed for a checkpoint. Raises what `make_plan` raises."""
@@ -142,7 +137,7 @@ class Cache:
         for checkpoint, plan in self.plans(checkpoints, fail):
             if wanted(checkpoint, plan):
                 by_views.setdefault(plan.views, []).append((checkpoint, plan))
-        with Claims(self._folder / "claims", self._settings.claim_timeout) as claims:
+        with Claims(self._claims, self._settings.claim_timeout) as claims:
             later: list[Task] = []
             for tasks in by_views.values():
                 with self.shared_views(tasks) as store:
@@ -191,6 +186,7 @@ class Cache:
                 return False, None
             if claim.taken:
                 own = self._own(checkpoint, plan)
+                begun_path(own).unlink(missing_ok=True)
                 set_apart(partial_path(own), own)
             try:
                 return True, self.score(checkpoint, plan, store)

@@ -11,8 +11,10 @@ the next number. Whoever gets one asks once more whether the task is done.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -25,7 +27,12 @@ from typing import Any
 
 from lidar_cli.errors import InputError, first_line
 from lidar_cli.jobs.ranking.processes import card, gone
+from lidar_cli.runtime.atomic import atomic
+from lidar_cli.runtime.files import open_regular, read_limited
 
+MOST = 2**16  # bytes of any file of a worker or claim
+NUMBER = "[0-9]{1,9}"
+FORMS = re.compile(rf"worker-[0-9a-f]{{1,16}}|told-{NUMBER}|.+\.claim-{NUMBER}", re.DOTALL)
 BEATS = 10  # touches in the time after which a worker counts as dead
 
 
@@ -45,7 +52,8 @@ class Claims:
     """The claims in a folder, as one process sees them; nothing is created before the first.
 
     timeout: seconds without a touch after which a worker counts as dead; one of this host does so
-    once its process is gone. A context manager; leaving it leaves no trace.
+    once its process is gone. A context manager; leaving it leaves no trace. Files of names that no
+    worker gives are neither read nor removed.
     """
 
     def __init__(self, folder: Path, timeout: float) -> None:
@@ -72,8 +80,9 @@ class Claims:
         try:
             yield Claim(name, number, taken)
         finally:
-            for other in range(number + 1):
-                self._path(f"{name}.claim-{other}").unlink(missing_ok=True)
+            for other in self._numbers(name, ".claim"):
+                if other <= number:
+                    self._path(f"{name}.claim-{other}").unlink(missing_ok=True)
 
     def lost(self, claim: Claim) -> bool:
         """Whether another process took the claim over, since this one was silent for too long."""
@@ -98,7 +107,7 @@ class Claims:
         with suppress(OSError):  # of a folder that others use, or that is not there
             self._path(self._worker).unlink(missing_ok=True)
             # One listing: a worker is there before its claims, so that these are nobody's.
-            listed = list(self._folder.iterdir())
+            listed = [path for path in self._folder.iterdir() if FORMS.fullmatch(path.name)]
             workers = [path for path in listed if path.name.startswith("worker-")]
             if any(self._state(path) == "alive" for path in workers):
                 return
@@ -119,6 +128,8 @@ class Claims:
         for _ in range(BEATS):  # the last of others removes the folder when it leaves
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
+                if self._folder.is_symlink():
+                    raise NotADirectoryError(errno.ENOTDIR, "its claims are a link")
                 if self._create(self._worker, json.dumps(self._card)):
                     break
             except FileNotFoundError:
@@ -128,7 +139,7 @@ class Claims:
                     self._folder.rmdir()
                 raise InputError(
                     f"{self._folder}: the cache cannot be written ({first_line(error)}); "
-                    "name another place with --cache"
+                    "name another place with --cache PATH"
                 ) from error
         self._told_before = max(self._numbers("", "told"), default=-1)
         self._thread = threading.Thread(target=self._beat, name="lidar-claims", daemon=True)
@@ -163,7 +174,7 @@ class Claims:
             return []
         prefix = f"{name}{kind}-"
         ends = (each.removeprefix(prefix) for each in names if each.startswith(prefix))
-        return [int(end) for end in ends if end.isdecimal()]
+        return [int(end) for end in ends if re.fullmatch(NUMBER, end)]
 
     def _free(self, name: str) -> tuple[int | None, bool]:
         """The number of the next claim, None if there is one in force; whether it is taken over."""
@@ -172,9 +183,13 @@ class Claims:
             return 0, False
         claim = self._path(f"{name}.claim-{last}")
         try:
-            token = claim.read_text(encoding="utf-8")
+            token = read_limited(claim, MOST, follow=False).decode(errors="replace")
         except FileNotFoundError:
             return None, False  # given up this moment: the next look tells
+        except OSError:
+            token = ""
+        if not FORMS.fullmatch(f"worker-{token}"):
+            token = ""
         # One that holds nothing was cut short, or is being written: its own time tells then.
         state = self._state(self._path(f"worker-{token}") if token else claim)
         return (None, False) if state == "alive" else (last + 1, state == "silent")
@@ -183,9 +198,9 @@ class Claims:
         """Of the worker of a file: alive, gone, or silent, which may be either."""
         try:
             # Opened, not only asked for: a network file system may answer from memory otherwise.
-            with path.open(encoding="utf-8") as file:
+            with open_regular(path, follow=False) as file:
                 touched = os.fstat(file.fileno()).st_mtime_ns
-                content = file.read()
+                content = file.read(MOST)
         except OSError:
             return "silent"
         told: dict[str, Any] = {}
@@ -207,14 +222,10 @@ def set_apart(file: Path, whole: Path) -> None:
 
     whole: the name of the old one once it is complete; if it has got that, no copy stays.
     """
-    copy = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    try:
-        old = file.stat().st_ino
-        shutil.copyfile(file, copy)
-        copy.replace(file)
+    with suppress(FileNotFoundError):  # nothing was begun, or nothing is complete
+        with open_regular(file, follow=False) as content:
+            old = os.fstat(content.fileno()).st_ino
+            with atomic(file) as copy:
+                shutil.copyfileobj(content, copy, 2**20)
         if whole.stat().st_ino == old:
             file.unlink()
-    except FileNotFoundError:
-        return  # nothing was begun, or nothing is complete
-    finally:
-        copy.unlink(missing_ok=True)

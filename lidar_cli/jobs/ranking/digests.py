@@ -17,14 +17,16 @@ import hashlib
 import json
 import mmap
 import os
-import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from lidar_cli.checkpoints import sha256, stamp
+from lidar_cli.runtime.atomic import write_atomic
+from lidar_cli.runtime.files import open_regular, read_limited
 
+MOST = 2**16  # bytes of a record
 SETTLED = 120  # seconds after a change: more than any tick, and than writing back may wait
 TICK = 0.05  # seconds, in which every clock of a file system goes on
 Stamp = tuple[int, ...]
@@ -61,7 +63,7 @@ class Digests:
             return None
         try:
             # Opened, not only asked for: a network file system may answer from memory otherwise.
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 told = os.fstat(file.fileno())
             device, now = self._trial or self._try()
         except OSError:
@@ -96,17 +98,12 @@ class Digests:
 
     def _kept(self, path: Path, word: list[int]) -> str | None:
         try:
-            told = json.loads(self._record(path).read_text(encoding="ascii"))
+            told = json.loads(read_limited(self._record(path), MOST, follow=False))
             return str(told["sha256"]) if told["file"] == word else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
     def _keep(self, path: Path, word: list[int], digest: str) -> None:
-        record = self._record(path)
-        beside = record.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}")
+        content = json.dumps({"file": word, "sha256": digest}).encode()
         with suppress(OSError):  # it is read again next time
-            try:
-                beside.write_text(json.dumps({"file": word, "sha256": digest}), encoding="ascii")
-                beside.replace(record)
-            finally:
-                beside.unlink(missing_ok=True)
+            write_atomic(self._record(path), content)

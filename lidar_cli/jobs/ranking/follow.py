@@ -14,10 +14,11 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.plan import Plan
 from lidar_cli.jobs.extract import tell_of
 from lidar_cli.jobs.rank import DECODED_MEMORY, checked, one_layer, row_of
+from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.cached import Cache
 from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Row
-from lidar_cli.jobs.ranking.survey import Checkpoint, Left, Survey, files_under, place
+from lidar_cli.jobs.ranking.survey import Checkpoint, Left, Looks, Survey, files_under, place
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
 from lidar_cli.settings import RankSettings
@@ -106,7 +107,7 @@ class _Job:
     ) -> None:
         self.landings = Landings(directory)
         self._directory = directory
-        self._folder = settings.cache or directory / ".lidar"
+        self._folder = CacheFolder(directory, settings.cache)
         self._by = by
         self._settings = settings
         self._watcher = watcher
@@ -138,9 +139,9 @@ class _Job:
     def _place(self, paths: Sequence[Path]) -> list[Checkpoint]:
         """The checkpoints of a content that is new."""
         before = set(self._found.checkpoints)
-        digests = Digests(self._directory, self._folder)
+        looks, digests = Looks(self._settings), Digests(self._directory, self._folder.path)
         for path in paths:
-            place(path, self._found, self._settings, self._watcher, digests)
+            place(path, self._found, looks, self._watcher, digests)
         for left in self._found.skipped:
             self._watcher.note(f"skipped: {left.path}: {left.reason}")
         self._found.skipped.clear()

@@ -17,6 +17,7 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.plan import make_plan
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES, changed, open_with, run, stem
 from lidar_cli.jobs.probe import Probed, probe_files
+from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.order import Row
 from lidar_cli.jobs.ranking.stored import serves
 from lidar_cli.jobs.ranking.tables import Unmatched
@@ -48,14 +49,15 @@ def probe_rows(
     features: dict[str, str] = {}  # feature file -> the row's path
     checkpoints = [row.path for row in rows if row.path.lower().endswith(CHECKPOINT_SUFFIXES)]
     samples = _labelled(settings) if checkpoints else None
+    folder = CacheFolder(Path(directory), settings.cache)
     for at, row in enumerate(rows):
         watcher.progress("embedding for the oracle", at, len(rows))
         if samples is None or row.path not in checkpoints:
             features[row.path] = row.path
             continue
         try:
-            folder = settings.cache or Path(directory) / ".lidar"
-            features[str(_embed(Path(row.path), samples, settings, folder, watcher))] = row.path
+            output = _embed(Path(row.path), samples, settings, folder.path, watcher)
+            features[str(output)] = row.path
         except (LidarError, OSError) as error:
             failed.append(Unmatched(row.path, str(error).removeprefix(f"{row.path}: ")))
     protocol = ProbeSettings(device=settings.device, layer=LAYER, seed=settings.seed)

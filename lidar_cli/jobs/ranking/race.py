@@ -27,6 +27,7 @@ from lidar_cli.errors import InputError, InUse, LidarError, SettingsError, first
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.extract import BATCHES_UNTIL
 from lidar_cli.jobs.rank import checked, one_layer, open_cache, row_of
+from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.cached import Cache, Task
 from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Row, order, tied_pairs
@@ -91,12 +92,12 @@ def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | N
     watcher = watcher or Watcher()
     by = checked(directory, settings)
     check_race(settings)
-    digests = Digests(directory, settings.cache or directory / ".lidar")
-    found = survey(directory, settings, watcher, digests)
+    folder = CacheFolder(directory, settings.cache)
+    found = survey(directory, settings, watcher, Digests(directory, folder.path))
     known = list(found.checkpoints.values())
     layer = one_layer(settings.layer, [set(one.description.widths) for one in known], watcher)
     device = find_device(settings.device)
-    cache = open_cache(directory, settings, found.features, layer, device, watcher)
+    cache = open_cache(folder, settings, found.features, layer, device, watcher)
     tasks = cache.plans(known, found.fail)
     if not tasks:
         failed = found.failed[:1]

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import Description, open_checkpoint, read_contents
+from lidar_cli.checkpoints import Description, open_checkpoint, read_contents, stamp
 from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.errors import InputError, LidarError, NoWeights, SettingsError
 from lidar_cli.features import is_hdf5, joined_name, read_provenance, walk_ahead
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
-from lidar_cli.jobs.ranking.digests import Digests
+from lidar_cli.jobs.ranking.digests import Digests, Stamp
 from lidar_cli.jobs.watch import Watcher
+from lidar_cli.runtime.files import irregular
 from lidar_cli.settings import ModelSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
@@ -83,7 +84,7 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: 
 
     Raises InputError if there is no file to look at, SettingsError for an unknown architecture.
     """
-    found = Survey()
+    found, looks = Survey(), Looks(settings)
     files = list(files_under(directory, lambda error: found.fail(Path(error.filename), error)))
     to_open = [path for path in files if _reason_unopened(path) is None]
     walk_ahead([path for path in to_open if _may_be_features(path)])
@@ -92,10 +93,11 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: 
         watcher.progress("hashing checkpoints", at, len(to_open))
         with suppress(LidarError, OSError):  # told where the file gets its place
             if not _features(path):
+                looks.at(path)
                 digests.of(path)
     for at, path in enumerate(files):
         watcher.progress("reading checkpoints", at, len(files))
-        place(path, found, settings, watcher, digests)
+        place(path, found, looks, watcher, digests)
     if not files and not found.failed:
         raise InputError(
             f"{directory}: no checkpoint in it; expected files ending in "
@@ -104,9 +106,44 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: 
     return found
 
 
-def place(
-    path: Path, found: Survey, settings: ModelSettings, watcher: Watcher, digests: Digests
-) -> None:
+class Looks:
+    """What names and shapes say of checkpoints, looked at once each and before a file is hashed.
+
+    So that a file which is no checkpoint, however long, is not read to its end.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._settings = settings
+        self._seen: dict[Path, tuple[Stamp, Description | LidarError | OSError | None]] = {}
+
+    def at(self, path: Path) -> None:
+        """Look at a file, unless it was looked at. Raises what is wrong with it."""
+        if path not in self._seen:
+            before = stamp(path)
+            try:
+                self._seen[path] = before, self._look(path)
+            except (LidarError, OSError) as error:
+                error.__cause__ = error.__context__ = None  # whose frames hold what was read
+                self._seen[path] = before, error.with_traceback(None)
+        _, seen = self._seen[path]
+        if isinstance(seen, Exception):
+            raise seen
+
+    def description(self, path: Path, hashed: Stamp) -> Description:
+        """Of the content that had this stamp when it was hashed. Raises as `at`."""
+        before, seen = self._seen.pop(path)
+        if isinstance(seen, Description) and before == hashed:
+            return seen
+        return _describe(path, self._settings)
+
+    def _look(self, path: Path) -> Description | None:
+        if self._settings.model is None:
+            return _describe(path, self._settings)
+        read_contents(path)  # the module is made once for each content
+        return None
+
+
+def place(path: Path, found: Survey, looks: Looks, watcher: Watcher, digests: Digests) -> None:
     """Give a file its place in what was found. Raises SettingsError as `survey`."""
     if reason := _reason_unopened(path):
         found.skipped.append(Left(str(path), reason))
@@ -115,13 +152,15 @@ def place(
         if _features(path):
             found.features.append(FeatureFile(path, read_provenance(path)))
             return
+        looks.at(path)
         before, digest = digests.of(path)
         if digest in found.checkpoints:
             found.checkpoints[digest].aliases.append(str(path))
             return
-        found.checkpoints[digest] = Checkpoint(
-            path, digest, _describe(path, settings, watcher), stamp=before
-        )
+        description = looks.description(path, before)
+        if description.note:
+            watcher.note(f"{path}: {description.note}")
+        found.checkpoints[digest] = Checkpoint(path, digest, description, stamp=before)
     except SettingsError:
         raise
     except NoWeights as error:
@@ -140,16 +179,15 @@ def _reason_unopened(path: Path) -> str | None:
         return "by its name, not model weights"
     if joined := joined_name(path):
         return f"by its name, a shard of {joined}"
-    if path.is_fifo():  # opened, it would be waited for without end
-        return "a pipe, not a file"
-    return None
+    kind = irregular(path)
+    return f"{kind}, not a file" if kind else None
 
 
 def _features(path: Path) -> bool:
     return _may_be_features(path) and is_hdf5(path)
 
 
-def _describe(path: Path, settings: ModelSettings, watcher: Watcher) -> Description:
+def _describe(path: Path, settings: ModelSettings) -> Description:
     if settings.model is not None:
         return open_checkpoint(path, model=settings.model).description
     contents = read_contents(path)
@@ -162,10 +200,7 @@ def _describe(path: Path, settings: ModelSettings, watcher: Watcher) -> Descript
         layer=settings.layer,
         config=contents.config,
     )
-    found = replace(found, stand_ins=contents.stand_ins)
-    if found.note:
-        watcher.note(f"{path}: {found.note}")
-    return found
+    return replace(found, stand_ins=contents.stand_ins)
 
 
 def files_under(directory: Path, refused: Callable[[OSError], None]) -> Iterator[Path]:

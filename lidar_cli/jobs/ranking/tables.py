@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lidar_cli.errors import InputError, first_line
+from lidar_cli.runtime.files import read_named
 
 DELIMITERS = ",;\t"
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # no path or name needs them, and terminals obey
@@ -35,14 +37,14 @@ class Unmatched:
 def read_table(path: Path, needed: Sequence[str]) -> Table:
     """A CSV file whose header has the `needed` columns; their names in any case.
 
-    Commas, semicolons or tabs divide it, whichever the header has most of.
+    Commas, semicolons or tabs divide it, whichever the header has most of. It may be a pipe.
     Raises InputError if it cannot be read, lacks a column, or a line has too many or too few.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            lines = list(csv.reader(file, delimiter=max(DELIMITERS, key=header.count), strict=True))
+        file = io.StringIO(read_named(path).decode("utf-8-sig"), newline="")
+        header = file.readline()
+        file.seek(0)
+        lines = list(csv.reader(file, delimiter=max(DELIMITERS, key=header.count), strict=True))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lidar_cli.core import gradients, influence
@@ -21,6 +20,8 @@ from lidar_cli.embeddings import Embeddings
 from lidar_cli.jobs.scoring.fellows import Fellows
 from lidar_cli.jobs.scoring.gather import Gathered, enough_memory
 from lidar_cli.jobs.watch import Watcher
+from lidar_cli.runtime.atomic import write_atomic
+from lidar_cli.runtime.files import check_regular
 from lidar_cli.settings import MetricSettings, parse_size
 
 BLOCK_NUMBERS = 2**21  # of a block's float64 copy, 16 MB; but for the products' sake at least
@@ -123,6 +124,7 @@ class _Kept:
     def read(self, wanted: Collection[str]) -> dict[str, Tensor] | None:
         """What was kept, if it holds every wanted metric."""
         try:
+            check_regular(self._path, follow=False)
             found: dict[str, Tensor] = load_file(self._path)
         except (OSError, SafetensorError):
             return None
@@ -130,18 +132,10 @@ class _Kept:
 
     def write(self, found: dict[str, Tensor]) -> None:
         """Keep influences, whole or not at all."""
-        beside = self._path.with_suffix(
-            f".{os.getpid()}-{os.urandom(4).hex()}"
-        )  # another rank may write the same
-        try:
+        content = save({name: values.contiguous() for name, values in found.items()})
+        with suppress(OSError):  # they are computed again next time
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: values.contiguous() for name, values in found.items()}, beside)
-            beside.replace(self._path)
-        except (OSError, SafetensorError):
-            return  # they are computed again next time
-        finally:
-            with suppress(OSError):  # it is there only if writing was cut short
-                beside.unlink()
+            write_atomic(self._path, content)  # another rank may write the same
 
 
 def _of_views(

@@ -10,22 +10,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.jobs.embedding.plan import Plan
 from lidar_cli.jobs.scoring.influences import METHOD
 from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.runtime.atomic import write_atomic
+from lidar_cli.runtime.files import check_regular
 from lidar_cli.settings import MetricSettings
 
 SUFFIX = ".score"
@@ -67,6 +67,7 @@ class SavedScore:
     def read(self) -> Unintervalled | None:
         """The score; None if it is absent, damaged, or not what its name says."""
         try:
+            check_regular(self.path, follow=False)
             with safe_open(self.path, "pt") as file:
                 header = file.metadata() or {}
                 if header.get("told") != self._told:
@@ -96,19 +97,12 @@ class SavedScore:
         tensors |= {f"influence/{name}": one.contiguous() for name, one in score.influences.items()}
         record = [plain, found.provenance, found.without_influences]
         header = {"told": self._told, "record": json.dumps(record, allow_nan=False)}
-        beside = self.path.with_suffix(
-            f".{os.getpid()}-{os.urandom(4).hex()}"
-        )  # another rank may write the same
         try:
-            save_file(tensors, beside, header)
-            beside.replace(self.path)
-        except (OSError, SafetensorError) as error:
+            write_atomic(self.path, save(tensors, header))  # another rank may write the same
+        except OSError as error:
             raise FeatureFileError(
                 f"{self.path}: cannot be written: {first_line(error)}; free some space"
             ) from error
-        finally:
-            with suppress(OSError):  # it is there only if writing was cut short
-                beside.unlink()
 
 
 def _within(tensors: Mapping[str, Tensor], folder: str) -> dict[str, Tensor]:

@@ -5,9 +5,7 @@ The page loads nothing. Its content security policy forbids it to, so that a sli
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from importlib.resources import files
@@ -18,6 +16,7 @@ from typing import Any
 from lidar_cli import __version__
 from lidar_cli.errors import InputError, MissingExtra, SettingsError
 from lidar_cli.report.page.markup import Markup, element, joined, script_data
+from lidar_cli.runtime.atomic import is_stream, write_atomic
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,13 @@ class Page:
 
 def check_page(path: Path, overwrite: bool) -> None:
     """Raise SettingsError unless a page can be written to `path`: before the work, not after."""
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise SettingsError(f"--report {path}: expected a name that ends in .html")
-    if not path.parent.is_dir():
-        raise SettingsError(f"--report {path}: no folder {path.parent}")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise SettingsError(f"--report {path}: exists already; add --overwrite to replace it")
+    if not is_stream(path):
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise SettingsError(f"--report {path}: expected a name that ends in .html")
+        if not path.parent.is_dir():
+            raise SettingsError(f"--report {path}: no folder {path.parent}")
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise SettingsError(f"--report {path}: exists already; add --overwrite to replace it")
     try:
         import plotly  # noqa: F401
     except ImportError as error:
@@ -47,13 +47,9 @@ def write_page(page: Page, path: Path, overwrite: bool) -> None:
     """Write a page. Raises SettingsError if it exists by now, InputError if the disk refuses."""
     check_page(path, overwrite)
     text = to_html(page)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        write_atomic(path, text.encode())
     except OSError as error:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed
-            beside.unlink()
         raise InputError(f"--report {path}: cannot be written: {error.strerror}") from error
 
 

@@ -1,0 +1,79 @@
+"""Files that somebody else provided: opened only if they are files, and read up to a limit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+LARGEST_TABLE = 64 * 2**20  # bytes of a table or settings file, which may be a pipe
+KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a link",
+}
+
+
+class NotAFile(OSError):
+    """A path that leads to a pipe, a socket or a device, or is a link where none is allowed."""
+
+
+def irregular(path: Path, follow: bool = True) -> str | None:
+    """What a path leads to if that is neither a file nor a directory: 'a pipe', 'a device', ...
+
+    follow: whether links are followed; else one is 'a link'. None for what cannot be reached.
+    """
+    try:
+        mode = path.stat(follow_symlinks=follow).st_mode
+    except (OSError, ValueError):
+        return None
+    return KINDS.get(stat.S_IFMT(mode))
+
+
+def check_regular(path: Path, follow: bool = True) -> None:
+    """Raise NotAFile for a pipe, a socket or a device, which a read might wait on for ever.
+
+    For libraries that open a path themselves; what is missing is left to them.
+    """
+    kind = irregular(path, follow)
+    if kind is not None:
+        raise NotAFile(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
+
+
+def open_regular(path: Path, follow: bool = True) -> BufferedReader:
+    """A file, opened for reading bytes. Raises NotAFile at once for anything that is no file.
+
+    follow: whether links are followed. Raises OSError as `open`.
+    """
+    check_regular(path, follow)
+    flags = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    file = open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))  # noqa: SIM115
+    kind = KINDS.get(stat.S_IFMT(os.fstat(file.fileno()).st_mode))
+    if kind is not None:  # it was replaced since
+        file.close()
+        raise NotAFile(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
+    return file
+
+
+def read_limited(path: Path, most: int = LARGEST_TABLE, follow: bool = True) -> bytes:
+    """The content of a regular file of at most `most` bytes. Raises OSError if it is more."""
+    with open_regular(path, follow) as file:
+        return _read(file, path, most)
+
+
+def read_named(path: Path, most: int = LARGEST_TABLE) -> bytes:
+    """The content of a file, pipe or device that the user named. Raises OSError beyond `most`."""
+    with path.open("rb") as file:
+        return _read(file, path, most)
+
+
+def _read(file: BinaryIO, path: Path, most: int) -> bytes:
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most / 2**20:g} MB", os.fspath(path))
+    return content
