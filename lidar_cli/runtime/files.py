@@ -22,6 +22,9 @@ KINDS = {
 class NotAFile(OSError):
     """A path that leads to a pipe, a socket or a device, or is a link where none is allowed."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 def irregular(path: Path, follow: bool = True) -> str | None:
     """What a path leads to if that is neither a file nor a directory: 'a pipe', 'a device', ...
