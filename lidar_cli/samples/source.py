@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
+from typing import BinaryIO
 
 import numpy as np
 
@@ -52,8 +53,14 @@ def as_text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file. A pipe of an image's name would be waited for without end."""
+def open_file(path: Path) -> BinaryIO:
+    """A regular file. A pipe of an image's name would be waited for without end."""
     if not S_ISREG(path.stat().st_mode):
         raise OSError("a pipe or a device; expected a file")
-    return path.read_bytes()
+    return path.open("rb")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file."""
+    with open_file(path) as file:
+        return file.read()

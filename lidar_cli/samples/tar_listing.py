@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from lidar_cli.errors import first_line
 from lidar_cli.samples.listing import joined, suffix_of
+from lidar_cli.samples.source import open_file
 
 MOST_OF_A_HEADER = 2**17  # bytes read to find one file: long names, extended attributes
 MOST_DIGITS = 256  # in a row in an extended header; tarfile's search takes their square
@@ -29,7 +30,7 @@ class Member:
 
     def read(self) -> bytes:
         """Its bytes. Raises EOFError if the tar file ends before they do."""
-        with self.archive.open("rb") as file:
+        with open_file(self.archive) as file:
             file.seek(self.offset)
             content = file.read(self.size)
         if len(content) < self.size:
@@ -43,7 +44,7 @@ def members(archive: Path, nested: bool = False) -> Iterator[Member]:
     Raises tarfile.ReadError or OSError if it is damaged, also after the first file, where tarfile
     itself takes damage for the end.
     """
-    with archive.open("rb") as file:
+    with open_file(archive) as file:
         window = _Headers(file, 0, archive.stat().st_size)
         yield from _members(archive, window, "", DEEPEST if nested else 0)
 
