@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import struct
 from collections.abc import Callable
@@ -11,22 +12,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make import crop, encoded, image_folder
+from make import checkpoint, crop, encoded, image_folder, lidar_here
 from PIL import Image
 from reading import number, opened, refused
 
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import FeatureFileError, SettingsError
+from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.samples.classes import folder_classes, text_labels
 from lidar_cli.samples.listing import list_folder
 from lidar_cli.samples.pixels import has_more_pages
+from lidar_cli.settings import ExtractSettings
 
 IMAGE = encoded(crop(1))
+INDICES = itertools.count()
 
 
 def put(*paths: Path) -> None:
+    """Image files, no two alike."""
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(IMAGE)
+        path.write_bytes(encoded(crop(next(INDICES) % 300)))
 
 
 def classes_of(data: Path, count: int, **more: Any) -> dict[str, int]:
@@ -232,6 +237,17 @@ def test_labels_that_differ_are_not_the_same_features(tmp_path: Path) -> None:
     assert opened(tmp_path, 8, class_level=0).labels_sha256 is None
 
 
+def test_a_file_with_other_labels_is_not_taken_for_what_is_asked(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "set", 8, ["a/x", "a/y", "b/x"])
+    path = checkpoint(tmp_path / "a.pt")
+    known: dict[str, Any] = {"data": str(data), "n_samples": 8, "n_views": 2, "image_size": 24}
+    known |= {"device": "cpu", "output": tmp_path / "a.h5", "resume": True}
+    extract_checkpoint(path, ExtractSettings(**known))
+    assert extract_checkpoint(path, ExtractSettings(**known)).embedded == 0
+    with pytest.raises(FeatureFileError, match="exists"):
+        extract_checkpoint(path, ExtractSettings(**known, class_level=1))
+
+
 @pytest.mark.parametrize(
     ("option", "value", "data"),
     [
@@ -262,6 +278,18 @@ def test_labels_of_texts(texts: list[str | None], expected: list[int]) -> None:
 
 
 # Images that are not what they seem
+
+
+@pytest.mark.parametrize(("copies", "said"), [(0, False), (1, False), (2, True)])
+def test_copies_are_said_from_a_hundredth_on(tmp_path: Path, copies: int, said: bool) -> None:
+    image_folder(tmp_path, 101)
+    for i in range(copies):
+        (tmp_path / f"{200 + i}.png").symlink_to(f"{i:03}.png")
+    samples = opened(tmp_path, 101 + copies)
+    assert bool(samples.remarks) == said
+    for remark in samples.remarks:
+        assert remark.startswith(f"warning: copies: {copies} of the {len(samples)} images drawn")
+        assert any(f"{i:03}.png" in remark and f"{200 + i}.png" in remark for i in range(copies))
 
 
 def grey(path: Path, largest: int, count: int = 3, dtype: type = np.uint16) -> None:
@@ -303,11 +331,11 @@ def test_what_cannot_be_decoded_has_no_range(tmp_path: Path) -> None:
     assert "in the first 3 drawn" in opened(tmp_path, 4).remarks[0]
 
 
-def pages(kind: str, count: int, **options: Any) -> bytes:
-    frames = [Image.fromarray(crop(i)) for i in range(count)]
+def pages(kind: str, count: int, first: int = 0) -> bytes:
+    frames = [Image.fromarray(crop(first + i)) for i in range(count)]
     frames = [frame.quantize(16) for frame in frames] if kind == "GIF" else frames
     file = io.BytesIO()
-    frames[0].save(file, kind, save_all=True, append_images=frames[1:], **options)
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
     return file.getvalue()
 
 
@@ -334,7 +362,7 @@ def test_a_text_that_names_an_animation_is_none() -> None:
 def test_pages_are_counted_in_one_line(tmp_path: Path) -> None:
     image_folder(tmp_path, 4)
     for i in range(3):
-        (tmp_path / f"{i}.tif").write_bytes(pages("TIFF", 3))
+        (tmp_path / f"{i}.tif").write_bytes(pages("TIFF", 3, first=10 + i))
     (remark,) = opened(tmp_path, 7).remarks
     assert remark.startswith("3 of the 7 images drawn have more than one page or frame; the first")
 
@@ -354,7 +382,6 @@ def lines_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., list[str]]:
     """What `lidar extract` says on stderr."""
-    from make import checkpoint, lidar_here
 
     def run(data: Path, n: int) -> list[str]:
         words = ["extract", checkpoint(tmp_path / "a.pt"), "--data", data, "-n", n, "-q", 2]

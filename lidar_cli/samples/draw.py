@@ -34,6 +34,7 @@ class Examined:
     """What reading an image shows. brightest: its largest value and that of its type, or None."""
 
     checksum: int
+    length: int
     has_more_pages: bool
     brightest: tuple[int, int] | None
 
@@ -68,8 +69,31 @@ def draw(source: Source, count: int, skip: bool) -> Samples:
         fingerprint=_fingerprint(ids, checksums),
         checksums=checksums,
         bad=bad,
-        remarks=[*source.remarks, *_remarks(good)],
+        remarks=[*source.remarks, *_remarks(good), *_copies(kept, good)],
     )
+
+
+def _copies(kept: Sequence[Candidate], good: Sequence[Examined]) -> Iterator[str]:
+    """A line if a hundredth of the images, or more, have the content of another.
+
+    Equal checksums and lengths are taken for equal contents once one pair has shown that they are.
+    """
+    first_with: dict[tuple[int, int], int] = {}
+    pairs = [
+        (first_with[key], i)
+        for i, one in enumerate(good)
+        if first_with.setdefault(key := (one.checksum, one.length), i) != i
+    ]
+    if 100 * len(pairs) < len(good) or not pairs:
+        return
+    one, other = (kept[i] for i in pairs[0])
+    with suppress(Exception):  # it vanished since, and is refused where it is decoded
+        if _bytes(one.read()) != _bytes(other.read()):
+            return
+        yield (
+            f"warning: copies: {len(pairs):,} of the {len(good):,} images drawn have the content "
+            f"of another, such as {one.id} and {other.id}; samples should differ"
+        )
 
 
 def _remarks(good: Sequence[Examined]) -> Iterator[str]:
@@ -134,7 +158,8 @@ def _examine(candidate: Candidate, data: str, skip: bool, look: bool) -> Examine
         raise InputError(
             f"{candidate.id} (in {data}): cannot be read: {first_line(error)}; {SKIP}"
         ) from error
-    return Examined(zlib.crc32(_bytes(content)), has_more_pages(content), values)
+    stored = _bytes(content)
+    return Examined(zlib.crc32(stored), len(stored), has_more_pages(content), values)
 
 
 def _bytes(content: Content) -> bytes:
