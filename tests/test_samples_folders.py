@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from make import checkpoint, crop, encoded, image_folder, lidar_here
+from numpy.typing import NDArray
 from PIL import Image
 from reading import number, opened, refused
 
@@ -96,6 +97,8 @@ def test_links_to_nothing_are_said(tmp_path: Path) -> None:
     put(tmp_path / "cat/1.png", tmp_path / "cat/2.png")
     (tmp_path / "dog").symlink_to(tmp_path / "not mounted")
     (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / ".hidden").symlink_to(".hidden")
+    (tmp_path / "read me").symlink_to("cat/1.png")
     assert opened(tmp_path, 2).remarks == ["left out 2 links to nothing: dog, itself"]
 
 
@@ -159,7 +162,7 @@ def test_a_folder_that_cannot_be_read_is_refused_or_said(tmp_path: Path) -> None
     finally:
         os.chdir(back)
     text = refused(tmp_path)
-    assert text.startswith(f"--data {tmp_path}: the folder {part}/")
+    assert text.startswith(f"--data {tmp_path}: the folder {tmp_path}/{part}/")
     assert "cannot be read: File name too long; repair it, or leave out what is bad" in text
     (remark,) = opened(tmp_path, 2, bad_samples="skip").remarks
     assert remark.endswith("which cannot be read: File name too long")
@@ -295,8 +298,8 @@ def test_copies_are_said_from_a_hundredth_on(tmp_path: Path, copies: int, said: 
 def grey(path: Path, largest: int, count: int = 3, dtype: type = np.uint16) -> None:
     path.mkdir(exist_ok=True)
     for i in range(count):
-        values = np.linspace(0, largest - i, 64).round().astype(dtype).reshape(8, 8)
-        Image.fromarray(values).save(path / f"{dtype.__name__}{i}.png")
+        values: NDArray[Any] = np.linspace(0, largest - i, 64).round().astype(dtype)
+        Image.fromarray(values.reshape(8, 8)).save(path / f"{dtype.__name__}{i}.png")
 
 
 @pytest.mark.parametrize(

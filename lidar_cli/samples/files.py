@@ -58,8 +58,10 @@ def folder(data: str, root: Path, settings: SampleSettings) -> Source:
     left_out = listing.left_out
     if left_out.unreadable and settings.bad_samples == "fail":
         where, reason = left_out.unreadable[0]
-        raise InputError(f"--data {data}: the folder {as_text(where)} cannot be read: {reason}; "
-                         f"repair it, or {SKIP}")  # fmt: skip
+        path = as_text(str(listing.root / where))
+        raise InputError(
+            f"--data {data}: the folder {path} cannot be read: {reason}; repair it, or {SKIP}"
+        )
     if not len(listing):
         raise _no_images(data, left_out)
     names = folder_classes([relative for relative, _ in listing.folders], settings.class_level)

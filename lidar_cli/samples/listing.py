@@ -11,6 +11,7 @@ import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -124,16 +125,19 @@ class _Walk:
         self.links: list[str] = []
         self._listing = listing
         self._left_out = listing.left_out
-        self._seen = {_identity(parent) for parent in listing.root.resolve().parents}
+        self._seen = set[tuple[int, int]]()
+        for parent in listing.root.resolve().parents:
+            with suppress(OSError):  # one that nobody may enter by its path
+                self._seen.add(_identity(parent))
 
     def follow(self, link: str) -> None:
         """List the directory to which a link leads, if it leads to one."""
         path = self._listing.root / link
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - unlike Path's, it raises no OSError
             self.add_tree(link)
-        elif path.is_file():
-            self._left_out.add_file(os.path.basename(link))  # noqa: PTH119 - not UTF-8, perhaps
-        elif not os.path.exists(path):  # noqa: PTH110 - no error where a link leads to itself
+        elif os.path.exists(path):  # noqa: PTH110
+            self._left_out.add_file(path.name)
+        else:
             self._left_out.dangling.append(link)
 
     def add_tree(self, start: str) -> None:
@@ -162,7 +166,7 @@ class _Walk:
                 name = entry.name
                 is_folder = entry.is_dir(follow_symlinks=False)
                 if name[0] == "." or name in SYSTEM_FOLDERS:
-                    if is_folder or (entry.is_symlink() and entry.is_dir()):
+                    if is_folder:
                         self._left_out.folders[name] += 1
                     else:
                         self._left_out.add_file(name)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -68,7 +68,8 @@ def brightest(content: Content) -> tuple[int, int]:
 def _brightest(image: Image.Image) -> tuple[int, int]:
     if image.mode.startswith("I"):
         return int(np.asarray(image).max()), DEEP
-    return int(np.asarray(_rgb(image)).max()), 255
+    values: Any = (image if image.mode in ("L", "RGB") else _rgb(image)).getextrema()
+    return int(np.max(values)), 255
 
 
 def has_more_pages(content: Content) -> bool:
