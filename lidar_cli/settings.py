@@ -51,6 +51,20 @@ class SampleSettings:
         None, "--data-dir", help="Where torch/, wds/ and hfds/ names are kept."
     )
     split: str | None = setting(None, "--split", help="Split of the data set.")
+    class_level: Annotated[int, Ge(-64), Le(64)] | None = setting(
+        None,
+        "--class-level",
+        help="How many folders of an image's path name its class: the first N, for -N the last N, "
+        "0 for no classes [default: the whole path, less train/, val/ or test/].",
+    )
+    image_column: str | None = setting(
+        None, "--image-column", help="Column of an hfds/ set [default: the one of type Image]."
+    )
+    label_column: str | None = setting(
+        None,
+        "--label-column",
+        help="Column of an hfds/ set [default: label, else the one of type ClassLabel].",
+    )
     n_samples: Count = setting(1000, "-n", "--n-samples", help="Samples that are embedded q times.")
     n_views: Annotated[int, Ge(0)] = setting(
         10, "-q", "--n-views", help="Views of each sample; 0 embeds un-augmented images alone."

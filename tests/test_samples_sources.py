@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from photos import PHOTO
 from reading import assert_crops, decoded, number, opened, refused
 
-from lidar_cli.errors import InputError, MissingExtra
+from lidar_cli.errors import InputError, MissingExtra, SettingsError
 
 # WebDataset
 
@@ -177,9 +177,149 @@ def test_a_hugging_face_set_that_is_not_there(hub: Path) -> None:
     assert refused("hfds/no-such-name").startswith("--data hfds/no-such-name: cannot be loaded: ")
     assert "holds 8 images" in refused(f"hfds/{folder}", 9)
     assert "cannot be loaded" in refused(f"hfds/{folder}", split="held-out")
-    picture = save_parquet(hub / "other", labels=False, column="picture")
-    text = refused(f"hfds/{picture}")
-    assert text.endswith("has no image in the column 'image'; its other columns: picture")
+
+
+def saved(folder: Path, columns: dict[str, tuple[Any, list[Any]]]) -> Path:
+    """A set of one parquet file: column -> its type and values."""
+    import datasets
+
+    folder.mkdir()
+    features = datasets.Features({name: kind for name, (kind, _) in columns.items()})
+    rows = {name: values for name, (_, values) in columns.items()}
+    datasets.Dataset.from_dict(rows, features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+def pictures(first: int = 0) -> tuple[Any, list[Any]]:
+    """A column of type Image with crops `first` to `first` + 3."""
+    import datasets
+
+    indices = range(first, first + 4)
+    return datasets.Image(), [
+        {"bytes": encoded(crop(i, *size(i))), "path": f"{i:03}.png"} for i in indices
+    ]
+
+
+def test_the_one_column_of_images_need_not_be_named(hub: Path) -> None:
+    from datasets import ClassLabel, Value
+
+    columns = {
+        "text": (Value("string"), list("wxyz")),
+        "img": pictures(),
+        "fine": (ClassLabel(names=["a", "b"]), [0, 1, 1, 0]),
+    }
+    samples = opened(f"hfds/{saved(hub / 'set', columns)}", 4)
+    assert_crops(samples)
+    assert samples.labels == [[0, 1, 1, 0][number(name)] for name in samples.ids]
+    assert not samples.remarks
+
+
+def test_columns_of_images_are_chosen_by_name(hub: Path) -> None:
+    from datasets import Value
+
+    data = f"hfds/{saved(hub / 'two', {'left': pictures(), 'right': pictures(4)})}"
+    text = refused(data)
+    assert text == (
+        f"--data {data}: several columns are of type Image; name one with --image-column; its "
+        "columns: left (Image), right (Image)"
+    )
+    for column, indices in {"left": range(4), "right": range(4, 8)}.items():
+        samples = opened(data, 4, image_column=column)
+        assert sorted(map(number, samples.ids)) == list(indices)
+        assert_crops(samples)
+    with pytest.raises(SettingsError, match=r"--image-column lefft: .*did you mean left"):
+        opened(data, 1, image_column="lefft")
+    none = f"hfds/{saved(hub / 'none', {'x': (Value('int64'), [1, 2])})}"
+    assert refused(none).endswith(
+        "no column is of type Image; name one with --image-column; its columns: x (int64)"
+    )
+    assert "the column 'x' holds no images: " in refused(none, image_column="x")
+    both = f"hfds/{saved(hub / 'both', {'image': pictures(), 'mask': pictures(4)})}"
+    samples = opened(both, 4)
+    assert_crops(samples)
+    assert sorted(map(number, samples.ids)) == [0, 1, 2, 3]
+    assert samples.remarks == ["images are of the column 'image'; mask: see --image-column"]
+
+
+def test_bytes_of_images_can_be_named(hub: Path) -> None:
+    from datasets import Value
+
+    content = [encoded(crop(i)) for i in range(3)]
+    data = f"hfds/{saved(hub / 'set', {'jpg': (Value('binary'), content)})}"
+    found = {image.tobytes() for image in decoded(opened(data, 3, image_column="jpg"))}
+    assert found == {crop(i).tobytes() for i in range(3)}
+
+
+def test_labels_that_are_words_are_numbered(hub: Path) -> None:
+    from datasets import Value
+
+    words = ["dog", "ant", None, "dog"]
+    data = f"hfds/{saved(hub / 'set', {'image': pictures(), 'label': (Value('string'), words)})}"
+    samples = opened(data, 4)
+    assert samples.labels == [[1, 0, -1, 1][number(name)] for name in samples.ids]
+
+
+def test_a_label_column_is_chosen_by_name(hub: Path) -> None:
+    from datasets import ClassLabel, Sequence, Value
+
+    columns = {
+        "image": pictures(),
+        "fine": (ClassLabel(num_classes=5), [4, 0, 3, None]),
+        "coarse": (ClassLabel(num_classes=2), [1, 0, 1, 0]),
+        "year": (Value("int32"), [1999, 2000, -1, 2000]),
+        "boxes": (Sequence(Value("float32")), [[1.0], [], [2.0], []]),
+    }
+    data = f"hfds/{saved(hub / 'set', columns)}"
+    samples = opened(data, 4)
+    assert samples.labels is None
+    assert samples.remarks == [
+        "no labels: fine, coarse are of type ClassLabel; choose --label-column"
+    ]
+    for column, expected in {"fine": [4, 0, 3, -1], "year": [1999, 2000, -1, 2000]}.items():
+        samples = opened(data, 4, label_column=column)
+        assert samples.labels == [expected[number(name)] for name in samples.ids]
+        assert not samples.remarks
+    text = refused(data, label_column="boxes")
+    assert "the column 'boxes' holds no class numbers or names; its columns: image (Image)" in text
+    with pytest.raises(SettingsError, match=r"--label-column corse: .*did you mean coarse"):
+        opened(data, 1, label_column="corse")
+
+
+def test_labels_of_a_shape_that_is_none_are_said(hub: Path) -> None:
+    from datasets import Sequence, Value
+
+    boxes = (Sequence(Value("int64")), [[1], [2, 3], [], [4]])
+    samples = opened(f"hfds/{saved(hub / 'set', {'image': pictures(), 'label': boxes})}", 4)
+    assert samples.labels is None
+    assert samples.remarks[0].startswith("no labels: the column 'label' holds ")
+
+
+def test_a_set_that_was_saved_to_disk(hub: Path) -> None:
+    import datasets
+
+    parts = {}
+    for split, indices in {"train": range(4), "test": range(4, 8)}.items():
+        _, cells = pictures(indices[0])
+        parts[split] = datasets.Dataset.from_dict(
+            {"image": cells, "label": [i % 3 for i in indices]},
+            datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")}),
+        )
+    datasets.DatasetDict(parts).save_to_disk(hub / "both")
+    parts["test"].save_to_disk(hub / "one")
+    for data, options in (("both", {"split": "test"}), ("one", {})):
+        samples = opened(f"hfds/{hub / data}", 4, **options)
+        assert sorted(map(number, samples.ids)) == [4, 5, 6, 7]
+        assert samples.labels == [number(name) % 3 for name in samples.ids]
+        assert_crops(samples)
+    assert "no split 'val' in it; it has train, test" in refused(f"hfds/{hub}/both", split="val")
+    assert "no split 'test' in it; it has train" in refused(f"hfds/{hub}/one", split="test")
+
+
+def test_a_folder_as_a_hugging_face_set(hub: Path) -> None:
+    folder = image_folder(hub / "set/train", 6, ["a", "b"])
+    samples = opened(f"hfds/{folder.parent}", 6)
+    assert samples.labels == [number(name) % 2 for name in samples.ids]
+    assert_crops(samples)
 
 
 def test_a_hugging_face_set_draws_no_progress_bar_in_a_pipe(
@@ -252,7 +392,88 @@ def test_a_torchvision_set_that_is_not_there(tmp_path: Path) -> None:
     )
     text = refused("torch/cifar10", data_dir=tmp_path)
     assert text.startswith(f"--data torch/cifar10 in {tmp_path}: cannot be loaded: ")
-    assert "cannot be loaded" in refused("torch/no_such_set", data_dir=tmp_path)
+
+
+def idx(path: Path, values: NDArray[np.uint8]) -> None:
+    """A file of the form that MNIST and its kin have."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = bytes([0, 0, 8, values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape)
+    path.write_bytes(head + values.tobytes())
+
+
+@pytest.fixture
+def fashion(tmp_path: Path) -> NDArray[np.uint8]:
+    """FashionMNIST of six training and two test images, [8, 28, 28]."""
+    images = np.stack([crop(i, 28, 28)[..., 0] for i in range(8)])
+    for name, part in {"train": slice(0, 6), "t10k": slice(6, 8)}.items():
+        idx(tmp_path / f"FashionMNIST/raw/{name}-images-idx3-ubyte", images[part])
+        labels = np.arange(8, dtype=np.uint8)[part] % 5
+        idx(tmp_path / f"FashionMNIST/raw/{name}-labels-idx1-ubyte", labels)
+    return images
+
+
+@pytest.mark.parametrize("name", ["FashionMNIST", "fashion_mnist", "fashionmnist", "Fashion-MNIST"])
+def test_a_torchvision_set_by_its_class_name(
+    tmp_path: Path, fashion: NDArray[np.uint8], name: str
+) -> None:
+    samples = opened(f"torch/{name}", 6, data_dir=tmp_path)
+    assert samples.labels is not None
+    for i, sample in enumerate(samples.ids):
+        index = int(sample.rpartition("/")[2])
+        assert np.array_equal(samples.decode(i).numpy()[..., 1], fashion[index])
+        assert samples.labels[i] == index % 5
+    for split in ("test", "val"):
+        assert "holds 2 images" in refused(f"torch/{name}", 3, data_dir=tmp_path, split=split)
+    # Another split is never taken for the one that is asked for.
+    text = refused(f"torch/{name}", data_dir=tmp_path, split="holdout")
+    assert text.endswith("no split 'holdout'; it has train and test")
+
+
+def test_an_unknown_torchvision_set_lists_those_that_are_known(tmp_path: Path) -> None:
+    from torchvision import datasets
+
+    from lidar_cli.samples.vision import NAMES
+
+    text = refused("torch/fashon_mnist", data_dir=tmp_path)
+    begin, _, listed = text.partition("; nearest first: ")
+    assert begin == "--data torch/fashon_mnist: no data set of torchvision of that name"
+    assert listed.startswith("FashionMNIST, ")
+    assert sorted(listed.split(", ")) == sorted(NAMES)
+    assert all(hasattr(datasets, name) for name in NAMES)
+
+
+def test_a_torchvision_set_that_keeps_its_files(tmp_path: Path) -> None:
+    image_folder(tmp_path / "eurosat/2750", 6, ["Forest", "River"])
+    samples = opened("torch/EuroSAT", 6, data_dir=tmp_path)
+    assert samples.labels == [number(name) % 2 for name in samples.ids]
+    assert_crops(samples)
+    text = refused("torch/EuroSAT", data_dir=tmp_path, split="test")
+    assert text.endswith("EuroSAT has no splits; leave out --split")
+
+
+def test_a_torchvision_set_with_splits_of_its_own(tmp_path: Path) -> None:
+    for i in range(6):
+        path = tmp_path / f"gtsrb/GTSRB/Training/{i % 3:05}/{i:03}.ppm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(crop(i, *size(i)), "PPM"))
+    samples = opened("torch/gtsrb", 6, data_dir=tmp_path)
+    assert samples.labels is not None
+    images = {crop(i, *size(i)).tobytes(): i for i in range(6)}
+    found = [images[image.tobytes()] for image in decoded(samples)]
+    assert sorted(found) == list(range(6))
+    assert samples.labels == [i % 3 for i in found]
+    assert "cannot be loaded: Unknown value 'val'" in refused(
+        "torch/gtsrb", data_dir=tmp_path, split="val"
+    )
+
+
+def test_a_torchvision_folder_with_links_to_a_parent_ends(tmp_path: Path) -> None:
+    image_folder(tmp_path, 6, ["a", "b"])
+    for name in "ab":
+        (tmp_path / name / "up").symlink_to("..")
+    samples = opened("torch/ImageFolder", 6, data_dir=tmp_path)
+    assert samples.labels == [number(name) % 2 for name in samples.ids]
+    assert_crops(samples)
 
 
 # Packages that are not installed

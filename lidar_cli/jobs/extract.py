@@ -155,7 +155,9 @@ def stem(checkpoint: Path) -> str:
 
 
 def tell_of(samples: Samples, watcher: Watcher) -> None:
-    """Say what nobody should learn late: that no data was named, or how many images are bad."""
+    """Say what nobody should learn late: that no data was named, or what is odd about it."""
+    for remark in samples.remarks:
+        watcher.note(f"{samples.data}: {remark}")
     if samples.bad:
         watcher.note(f"{samples.data}: left out {told(samples.bad)}")
     if samples.data == EMBEDDED:

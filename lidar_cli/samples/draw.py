@@ -12,16 +12,31 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count as numbers_from
 from itertools import islice
 
 from PIL import Image
 
 from lidar_cli.errors import InputError, first_line
 from lidar_cli.samples.drawn import SKIP, Bad, Samples, told
-from lidar_cli.samples.pixels import Content, Undecodable, decoded
+from lidar_cli.samples.pixels import Content, Undecodable, brightest, decoded, has_more_pages
 from lidar_cli.samples.source import Candidate, Source
 
 READERS = 8  # threads
+LOOKED_AT = 32  # images of the draw whose range is looked at
+DARK = 4  # images that stay below this part of their range are most likely not scaled to it
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What reading an image shows. brightest: its largest value and that of its type, or None."""
+
+    checksum: int
+    length: int
+    has_more_pages: bool
+    brightest: tuple[int, int] | None
 
 
 def draw(source: Source, count: int, skip: bool) -> Samples:
@@ -32,18 +47,19 @@ def draw(source: Source, count: int, skip: bool) -> Samples:
     if source.total is not None and count > source.total:
         raise _too_few(source, source.total, count)
     kept: list[Candidate] = []
-    checksums: list[int] = []
+    good: list[Examined] = []
     bad: list[Bad] = []
     for candidate, found in _examined(source, count, skip, kept):
         if isinstance(found, Bad):
             bad.append(found)
         else:
             kept.append(candidate)
-            checksums.append(found)
+            good.append(found)
     if len(kept) < count:
         raise _too_few(source, len(kept), count, bad)
     labels = [candidate.label for candidate in kept]
     ids = [candidate.id for candidate in kept]
+    checksums = [one.checksum for one in good]
     return Samples(
         data=source.data,
         ids=ids,
@@ -53,29 +69,83 @@ def draw(source: Source, count: int, skip: bool) -> Samples:
         fingerprint=_fingerprint(ids, checksums),
         checksums=checksums,
         bad=bad,
+        remarks=[*source.remarks, *_remarks(good), *_copies(kept, good)],
     )
+
+
+def _copies(kept: Sequence[Candidate], good: Sequence[Examined]) -> Iterator[str]:
+    """A line if a hundredth of the images, or more, have the content of another.
+
+    Equal checksums and lengths are taken for equal contents once one pair has shown that they are.
+    """
+    first_with: dict[tuple[int, int], int] = {}
+    pairs = [
+        (first_with[key], i)
+        for i, one in enumerate(good)
+        if first_with.setdefault(key := (one.checksum, one.length), i) != i
+    ]
+    if 100 * len(pairs) < len(good) or not pairs:
+        return
+    one, other = (kept[i] for i in pairs[0])
+    with suppress(Exception):  # it vanished since, and is refused where it is decoded
+        if _bytes(one.read()) != _bytes(other.read()):
+            return
+        yield (
+            f"warning: copies: {len(pairs):,} of the {len(good):,} images drawn have the content "
+            f"of another, such as {one.id} and {other.id}; samples should differ"
+        )
+
+
+def _remarks(good: Sequence[Examined]) -> Iterator[str]:
+    """What the images themselves show that a user would not expect."""
+    pages = sum(one.has_more_pages for one in good)
+    if pages:
+        yield (
+            f"{pages:,} of the {len(good):,} images drawn have more than one page or frame; the "
+            "first alone is read: save the pages as files to use them all"
+        )
+    values: dict[int, list[int]] = {}
+    for one in good:
+        if one.brightest is not None:
+            values.setdefault(one.brightest[1], []).append(one.brightest[0])
+    for white, brightest_values in sorted(values.items()):
+        largest = max(brightest_values)
+        if largest * DARK < white:
+            yield (
+                f"warning: dark images: no value above {largest} in the first "
+                f"{len(brightest_values)} drawn whose white is {white}; if they are not meant to "
+                f"be dark, as of 12 bits in 16, scale their values to 0 .. {white}"
+            )
 
 
 def _examined(
     source: Source, count: int, skip: bool, kept: Sequence[Candidate]
-) -> Iterator[tuple[Candidate, int | Bad]]:
-    """Candidates in their order until `kept` has `count`, each with its checksum or its fault."""
+) -> Iterator[tuple[Candidate, Examined | Bad]]:
+    """Candidates in their order until `kept` has `count`, each with what it shows or its fault."""
 
-    def examine(candidate: Candidate) -> int | Bad:
-        return _examine(candidate, source.data, skip)
+    def examine(candidate: Candidate, place: int) -> Examined | Bad:
+        return _examine(candidate, source.data, skip, place < LOOKED_AT)
 
     coming = iter(source.candidates)
+    places = numbers_from()
     with ThreadPoolExecutor(READERS) as pool:
         while window := list(islice(coming, count - len(kept))):
-            yield from zip(window, pool.map(examine, window), strict=True)
+            yield from zip(window, pool.map(examine, window, places), strict=True)
 
 
-def _examine(candidate: Candidate, data: str, skip: bool) -> int | Bad:
-    """CRC-32 of the content; with `skip` what is wrong, if it cannot be read or decoded."""
+def _examine(candidate: Candidate, data: str, skip: bool, look: bool) -> Examined | Bad:
+    """What the content shows; with `skip` what is wrong, if it cannot be read or decoded.
+
+    look: at the range of its values too, which takes decoding it.
+    """
+    values = None
     try:
         content = candidate.read()
         if skip:
             decoded(content)
+        if look:
+            with suppress(Undecodable):  # refused where it is embedded
+                values = brightest(content)
     except Undecodable as error:
         return Bad(candidate.id, str(error))
     except Exception as error:  # whatever a reader of other people's files meets
@@ -88,7 +158,8 @@ def _examine(candidate: Candidate, data: str, skip: bool) -> int | Bad:
         raise InputError(
             f"{candidate.id} (in {data}): cannot be read: {first_line(error)}; {SKIP}"
         ) from error
-    return zlib.crc32(_bytes(content))
+    stored = _bytes(content)
+    return Examined(zlib.crc32(stored), len(stored), has_more_pages(content), values)
 
 
 def _bytes(content: Content) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ class Samples:
     lie, so that features of one place serve another and never those of changed images.
     checksums: CRC-32 of each content [N], or none: a file that changes later is then refused.
     bad: images that came up in the draw and were left out.
+    remarks: lines about the data that the user should read.
     """
 
     data: str
@@ -45,9 +48,17 @@ class Samples:
     fingerprint: str = ""
     checksums: Sequence[int] = ()
     bad: Sequence[Bad] = ()
+    remarks: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def labels_sha256(self) -> str | None:
+        """Of the ordered labels, None without any: what features are stored with."""
+        if self.labels is None:
+            return None
+        return hashlib.sha256(np.asarray(self.labels, "<i8").tobytes()).hexdigest()
 
     def decode(self, i: int) -> Tensor:
         """Sample i as uint8 [height, width, 3]; safe to call from several threads.

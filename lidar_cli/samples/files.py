@@ -1,18 +1,35 @@
-"""Folders of images and tar files, listed by timm's readers."""
+"""Folders of images and tar files."""
 
 from __future__ import annotations
 
 import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from lidar_cli.errors import InputError, first_line
-from lidar_cli.runtime.files import open_regular
-from lidar_cli.samples.source import Candidate, Source, as_text, shuffled
+from lidar_cli.samples.classes import (
+    SAME_SPLIT,
+    UNKNOWN,
+    folder_classes,
+    numbered,
+    remarks,
+    text_labels,
+)
+from lidar_cli.samples.drawn import SKIP
+from lidar_cli.samples.listing import (
+    IMAGE_SUFFIXES,
+    SYSTEM_FOLDERS,
+    LeftOut,
+    list_folder,
+    suffix_of,
+)
+from lidar_cli.samples.source import Candidate, Source, as_text, read_file, shuffled
+from lidar_cli.samples.tar_listing import Member, members
 from lidar_cli.settings import SampleSettings
 
-SAME_SPLIT = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
-IMAGE_SUFFIXES = ".jpg;.jpeg;.png;.ppm;.pgm;.bmp;.tif;.tiff;.webp"  # as torchvision's folders
+LONGEST_CLASS = 1024  # bytes of a .cls file
 
 
 def files(data: str, settings: SampleSettings) -> Source:
@@ -26,57 +43,133 @@ def files(data: str, settings: SampleSettings) -> Source:
             f"--data {data}: no such file or folder; expected an image folder, a .tar file, "
             "wds/NAME, hfds/NAME, torch/NAME or 'embedded'"
         )
-    is_tar = root.is_file()
-    if is_tar and root.suffix.lower() != ".tar":
+    if root.is_dir():
+        return folder(data, root, settings)
+    if root.suffix.lower() != ".tar" or not root.is_file():
         raise InputError(f"--data {data}: a file, and not a .tar; expected a folder of images")
-    if not is_tar:
-        root = _split_folder(root, settings.split)
-    elif settings.split is not None:
+    if settings.split is not None:
         raise InputError(f"--data {data}: a .tar file has no splits; leave out --split")
+    return _tar(data, root, settings)
+
+
+def folder(data: str, root: Path, settings: SampleSettings) -> Source:
+    """The images below a folder, or below its subfolder of a split."""
+    listing = list_folder(_split_folder(root, settings.split))
+    left_out = listing.left_out
+    if left_out.unreadable and settings.bad_samples == "fail":
+        where, reason = left_out.unreadable[0]
+        path = as_text(str(listing.root / where))
+        raise InputError(
+            f"--data {data}: the folder {path} cannot be read: {reason}; repair it, or {SKIP}"
+        )
+    if not len(listing):
+        raise _no_images(data, left_out)
+    names = folder_classes([relative for relative, _ in listing.folders], settings.class_level)
+    sizes = Counter[str]()
+    for name, (_, images) in zip(names, listing.folders, strict=True):
+        sizes[name] += len(images)
+    labels = _labels(names)
+
+    def candidate(index: int) -> Candidate:
+        place, relative = listing.at(index)
+        path = listing.root / relative
+        return Candidate(as_text(relative), labels[place], lambda: read_file(path))
+
+    order = shuffled(len(listing), settings.seed)
+    notes = [*_remarks(left_out), *_class_remarks(sizes, settings)]
+    return Source(data, map(candidate, order), len(order), remarks=notes)
+
+
+def _tar(data: str, path: Path, settings: SampleSettings) -> Source:
+    """The images in a tar file: classes are those of .cls files beside them, else folders."""
+    left_out = LeftOut()
+    images: list[Member] = []
+    texts: dict[str, str] = {}
     try:
-        reader = _reader(root, is_tar)
-    except (RuntimeError, ValueError, AssertionError, OSError, EOFError, tarfile.TarError) as error:
+        for member in members(path, nested=True):
+            if _is_hidden(member.name):
+                left_out.hidden_images += suffix_of(member.name) in IMAGE_SUFFIXES
+            elif member.is_link:
+                left_out.links_in_tar += 1
+            elif suffix_of(member.name) in IMAGE_SUFFIXES:
+                images.append(member)
+            elif suffix_of(member.name) == ".cls":
+                texts[_stem(member.name)] = _class_text(member)
+            else:
+                left_out.add_file(_parts(member.name)[-1])
+    except (OSError, EOFError, tarfile.TarError) as error:
         raise InputError(
             f"--data {data}: no images could be listed: {first_line(error)}"
         ) from error
-    labelled = len(reader.class_name_to_idx if is_tar else reader.class_to_idx) > 1
+    if not images:
+        raise _no_images(data, left_out)
+    notes = _remarks(left_out)
+    if texts and settings.class_level is None:
+        labels = text_labels([texts.get(_stem(image.name)) for image in images])
+    else:
+        names = folder_classes(_below_shared([image.name for image in images]),
+                               settings.class_level)  # fmt: skip
+        labels = _labels(names)
+        notes += _class_remarks(Counter(names), settings)
 
     def candidate(index: int) -> Candidate:
-        entry = reader.samples[index]
+        return Candidate(as_text(images[index].name), labels[index], images[index].read)
 
-        def read() -> bytes:
-            return _member(root, *entry) if is_tar else _content(Path(entry[0]))
-
-        label = reader.targets[index] if is_tar else entry[1]
-        return Candidate(as_text(reader.filename(index)), int(label) if labelled else -1, read)
-
-    order = shuffled(len(reader), settings.seed)
-    return Source(data, map(candidate, order), len(order))
+    order = shuffled(len(images), settings.seed)
+    return Source(data, map(candidate, order), len(order), remarks=notes)
 
 
-def _reader(root: Path, is_tar: bool) -> Any:
-    from timm.data.readers import reader_image_in_tar
-    from timm.data.readers.reader_factory import create_reader
-
-    if is_tar:  # not by create_reader, which takes .TAR for a folder
-        in_tar: Any = reader_image_in_tar.ReaderImageInTar
-        return in_tar(str(root))
-    return create_reader("", root=str(root), input_key=IMAGE_SUFFIXES)
+def _labels(names: Sequence[str]) -> list[int]:
+    """Class numbers; all unknown where there is one class, which says nothing."""
+    numbers = numbered(names)
+    return [numbers.get(name, UNKNOWN) if len(numbers) > 1 else UNKNOWN for name in names]
 
 
-def _content(path: Path) -> bytes:
-    with open_regular(path) as file:
-        return file.read()
+def _class_remarks(sizes: Counter[str], settings: SampleSettings) -> list[str]:
+    del sizes[""]
+    return remarks(sizes) if settings.class_level is None else []
 
 
-def _member(path: Path, member: tarfile.TarInfo, _: object, inner: tarfile.TarInfo | None) -> bytes:
-    """A file of a tar file, or of a tar file inside it, read in place by any number of threads."""
-    with open_regular(path) as file:
-        file.seek(member.offset_data + (inner.offset_data if inner is not None else 0))
-        content = file.read(member.size)
-    if len(content) < member.size:
-        raise EOFError("the tar file ends inside it")
-    return content
+def _remarks(left_out: LeftOut) -> list[str]:
+    return [as_text(line) for line in left_out.remarks()]
+
+
+def _no_images(data: str, left_out: LeftOut) -> InputError:
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+    return InputError(
+        f"--data {data}: no images could be listed: no file ends in {suffixes} "
+        f"({as_text(left_out.instead())})"
+    )
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in name.split("/") if part not in ("", ".", "..")] or [name]
+
+
+def _is_hidden(name: str) -> bool:
+    *folders, last = _parts(name)
+    return any(part.startswith(".") for part in (*folders, last)) or any(
+        part in SYSTEM_FOLDERS for part in folders
+    )
+
+
+def _stem(name: str) -> str:
+    """What the files of one sample have in common: the path without the suffix."""
+    return name[: len(name) - len(suffix_of(name))]
+
+
+def _class_text(member: Member) -> str:
+    if member.size > LONGEST_CLASS:
+        raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes; expected a class")
+    return member.read().decode("utf-8", "replace")
+
+
+def _below_shared(names: Sequence[str]) -> list[str]:
+    """The folders of names, less those that all of them are in."""
+    folders = [_parts(name)[:-1] for name in names]
+    least, most = min(folders), max(folders)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(least, most)))  # noqa: B905 - the shorter decides
+    return ["/".join(folder[shared:]) for folder in folders]
 
 
 def _split_folder(root: Path, split: str | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lidar_cli.embedded import embedded_images
+from lidar_cli.errors import SettingsError
 from lidar_cli.samples.draw import draw
 from lidar_cli.samples.drawn import Samples
 from lidar_cli.samples.files import files
@@ -11,6 +12,8 @@ from lidar_cli.samples.shards import shards
 from lidar_cli.samples.source import Candidate, Source, shuffled
 from lidar_cli.samples.vision import vision
 from lidar_cli.settings import EMBEDDED, SampleSettings
+
+NAMED_DATA = ("wds", "hfds", "torch")  # prefixes; what has none is a folder or a file
 
 
 def open_samples(settings: SampleSettings) -> Samples:
@@ -25,10 +28,12 @@ def open_samples(settings: SampleSettings) -> Samples:
 
 def _source(settings: SampleSettings) -> Source:
     data = EMBEDDED if settings.data is None else settings.data
-    if data == EMBEDDED:
+    prefix, separator, name = data.partition("/")
+    kind = prefix.lower() if separator and prefix.lower() in NAMED_DATA else ""
+    kind = EMBEDDED if data == EMBEDDED else kind
+    _check_options(data, kind, settings)
+    if kind == EMBEDDED:
         return _embedded(settings.seed)
-    prefix, _, name = data.partition("/")
-    kind = prefix.lower()
     if kind == "wds":
         return shards(data, name, settings)
     if kind == "torch":
@@ -36,6 +41,21 @@ def _source(settings: SampleSettings) -> Source:
     if kind == "hfds":
         return hugging_face(data, name, settings)
     return files(data, settings)
+
+
+def _check_options(data: str, kind: str, settings: SampleSettings) -> None:
+    """Raise SettingsError for an option that has no meaning for this kind of data.
+
+    kind: "" for a folder or a .tar file.
+    """
+    for option, value, is_of in (
+        ("--class-level", settings.class_level, kind == ""),
+        ("--image-column", settings.image_column, kind == "hfds"),
+        ("--label-column", settings.label_column, kind == "hfds"),
+    ):
+        if value is not None and not is_of:
+            kinds = "folders and .tar files" if option == "--class-level" else "hfds/NAME"
+            raise SettingsError(f"{option} {value}: is for {kinds}; leave it out for --data {data}")
 
 
 def _embedded(seed: int) -> Source:

@@ -13,18 +13,25 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lidar_cli.errors import first_line
 
+T = TypeVar("T")
 Content = bytes | Image.Image | np.ndarray  # of one image: encoded, or decoded already
 
 # More is taken for a decompression bomb, as Pillow warns from here on: 256 MB decoded.
 MOST_PIXELS = 89_478_485
 # Formats that are decoded in this process: Pillow hands others, such as EPS, to other programs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# The beginnings of those that may have several pages.
+PNG = b"\x89PNG\r\n\x1a\n"
+PAGED = (PNG, b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF")
+DEEP = 65535  # white in 16 bits of grey
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,6 +52,44 @@ def decoded(content: Content) -> np.ndarray:
     """The pixels [height, width, 3]. Raises Undecodable."""
     if isinstance(content, np.ndarray):
         return content
+    return _from_image(content, lambda image: np.array(_upright(_rgb(image))))
+
+
+def brightest(content: Content) -> tuple[int, int]:
+    """The largest value in an image as it is stored, and the largest that its type can hold.
+
+    Of 16 bits a colour Pillow keeps the upper eight: 255. Raises Undecodable.
+    """
+    if isinstance(content, np.ndarray):
+        return int(content.max()), 255
+    return _from_image(content, _brightest)
+
+
+def _brightest(image: Image.Image) -> tuple[int, int]:
+    if image.mode.startswith("I"):
+        return int(np.asarray(image).max()), DEEP
+    values: Any = (image if image.mode in ("L", "RGB") else _rgb(image)).getextrema()
+    return int(np.max(values)), 255
+
+
+def has_more_pages(content: Content) -> bool:
+    """Whether an encoded image has pages or frames after the first; its pixels are not decoded.
+
+    Not the previews that cameras append to a JPEG file.
+    """
+    if not isinstance(content, bytes) or not content.startswith(PAGED):
+        return False
+    if content.startswith(PNG) and b"acTL" not in content[: content.find(b"IDAT")]:
+        return False
+    try:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # what is damaged is refused, or left out, when it is decoded
+        return False
+
+
+def _from_image(content: bytes | Image.Image, take: Callable[[Image.Image], T]) -> T:
+    """What is wanted of a loaded image. Raises Undecodable."""
     try:
         if isinstance(content, bytes):
             content = Image.open(io.BytesIO(content), formats=_formats())
@@ -52,7 +97,7 @@ def decoded(content: Content) -> np.ndarray:
         if width * height > MOST_PIXELS:
             raise Image.DecompressionBombError
         content.load()
-        return np.array(_upright(_rgb(content)))
+        return take(content)
     except Undecodable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -76,9 +121,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         raise Undecodable("of real-valued pixels; expected 8 or 16 bits a channel")
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
         deep = np.asarray(image, np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
+        if deep.min() < 0 or deep.max() > DEEP:
             raise Undecodable("grey levels beyond 16 bits; expected 8 or 16 bits a channel")
-        grey = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+        grey = Image.fromarray(((deep * 255 + DEEP // 2) // DEEP).astype(np.uint8))
         grey.info = image.info
         image = grey
     return image.convert("RGB")

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import InputError, MissingExtra, first_line
-from lidar_cli.runtime.files import open_regular
+from lidar_cli.samples.classes import UNKNOWN, class_number
 from lidar_cli.samples.source import Candidate, Source, as_text, shuffled
+from lidar_cli.samples.tar_listing import members
 from lidar_cli.settings import SampleSettings
 
+LONGEST_CLASS = 1024  # bytes of a .cls file
 _IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "ppm", "image")
 
 
@@ -45,45 +46,25 @@ def shards(data: str, name: str, settings: SampleSettings) -> Source:
     return Source(data, candidates(), None)
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A file in a shard."""
-
-    shard: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """Its bytes. Raises OSError if the shard ends before they do."""
-        with open_regular(Path(self.shard)) as file:
-            file.seek(self.offset)
-            content = file.read(self.size)
-        if len(content) < self.size:
-            raise OSError(f"the shard {self.shard} ends early")
-        return content
-
-
 def _members(shard: str) -> Iterator[dict[str, Any]]:
     """The files of a shard as `group_by_keys` takes them."""
-    # As it lies on disk, for the offsets.
-    with open_regular(Path(shard)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            if member.isfile():
-                place = _Member(shard, member.offset_data, member.size)
-                yield {"fname": member.name, "data": place, "__url__": shard}
+    for member in members(Path(shard)):
+        if not member.is_link:
+            yield {"fname": member.name, "data": member, "__url__": shard}
 
 
 def _class(data: str, fields: dict[str, Any]) -> int:
     member = fields.get("cls")
     if member is None:
-        return -1
-    text = member.read()
-    try:
-        return int(text)
-    except ValueError as error:
+        return UNKNOWN
+    text = member.read()[:LONGEST_CLASS].decode("utf-8", "replace")
+    number = class_number(text)
+    if number is None:
         raise InputError(
-            f"--data {data}: the class of {fields['__key__']} is {text!r}; expected a number"
-        ) from error
+            f"--data {data}: the class of {as_text(fields['__key__'])} is {text!r}; expected a "
+            "number, since a stream does not show all classes; a single .tar file may have names"
+        )
+    return number
 
 
 def _paths(data: str, name: str, settings: SampleSettings) -> list[str]:

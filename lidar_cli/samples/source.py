@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from lidar_cli.runtime.files import open_regular
 from lidar_cli.samples.pixels import Content
 
 
@@ -28,13 +30,14 @@ class Source:
     """All images of some data, shuffled by the seed, listed as far as they are asked for.
 
     total: how many there are, None for a stream. image_size: the side that all images have by
-    construction, or None.
+    construction, or None. remarks: lines that the user should read.
     """
 
     data: str
     candidates: Iterable[Candidate]
     total: int | None
     image_size: int | None = None
+    remarks: Sequence[str] = ()
 
 
 def shuffled(total: int, seed: int) -> list[int]:
@@ -47,3 +50,9 @@ def shuffled(total: int, seed: int) -> list[int]:
 def as_text(name: str) -> str:
     """A name as text that can be stored, also where its bytes are not UTF-8, or hold NUL."""
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file."""
+    with open_regular(path) as file:
+        return file.read()

@@ -176,6 +176,8 @@ def make_plan(
         provenance["mask_grid"] = views.grid
     if settings.compile:
         provenance["compiled"] = True
+    if samples.labels_sha256 is not None:
+        provenance["labels_sha256"] = samples.labels_sha256
     if samples.bad:
         provenance["bad_samples"] = len(samples.bad)
     return Plan(

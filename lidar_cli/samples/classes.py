@@ -1,0 +1,68 @@
+"""The class of an image, from the folder that it is in or from text beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+SAME_SPLIT = (
+    ("train", "training"),
+    ("val", "valid", "validation", "eval", "evaluation"),
+    ("test", "testing"),
+)
+SPLITS = frozenset(name for group in SAME_SPLIT for name in group)
+UNKNOWN = -1
+LARGEST = 2**31  # a number beyond it is a name
+
+
+def folder_classes(folders: Sequence[str], level: int | None) -> list[str]:
+    """The class that each relative folder stands for, "" for none.
+
+    It is the whole path, less a leading split where all folders are in one: two classes whose last
+    folders are alike stay two. level: how many folders from the first on name the class, from the
+    last on if negative; 0 for no classes.
+    """
+    paths = [[part for part in folder.split("/") if part not in ("", ".", "..")]
+             for folder in folders]  # fmt: skip
+    if all(path[0] in SPLITS for path in paths if path):
+        paths = [path[1:] for path in paths]
+    if level is not None:
+        paths = [path[:level] if level >= 0 else path[level:] for path in paths]
+    return ["/".join(path) for path in paths]
+
+
+def numbered(names: Iterable[str]) -> dict[str, int]:
+    """Class numbers in the order of the sorted names, as torchvision's ImageFolder has them."""
+    return {name: number for number, name in enumerate(sorted(set(names) - {""}))}
+
+
+def class_number(text: str) -> int | None:
+    """The number that a text is, None if it is a name. Negative ones are unknown classes."""
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    if abs(number) >= LARGEST:
+        return None
+    return max(number, UNKNOWN)
+
+
+def text_labels(texts: Sequence[str | None]) -> list[int]:
+    """Class numbers of texts, None unknown: themselves if all are numbers, else by sorted name."""
+    present = {text.strip() for text in texts if text is not None} - {""}
+    numbers = {text: class_number(text) for text in present}
+    if None in numbers.values():
+        numbers = {**numbered(present)}
+    labels = (numbers.get((text or "").strip()) for text in texts)
+    return [UNKNOWN if label is None else label for label in labels]
+
+
+def remarks(sizes: Counter[str]) -> list[str]:
+    """A warning if more than half of the classes have one image; sizes: images a class."""
+    single = sum(size == 1 for size in sizes.values())
+    if len(sizes) < 2 or 2 * single <= len(sizes):
+        return []
+    return [
+        f"warning: {single:,} of {len(sizes):,} classes have one image, since the whole path of a "
+        "folder names the class; --class-level 1 takes the first folder alone, 0 none"
+    ]
