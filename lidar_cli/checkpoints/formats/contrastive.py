@@ -135,7 +135,7 @@ MOCO_V3_VIT = Format(
     ),
     recipe="moco-v3",
     backbones=("vit",),
-    heads=((192, 12), (384, 12), *USUAL_HEADS[3:]),  # 12 heads in the small one too
+    heads=(*USUAL_HEADS, (192, 12), (384, 12)),  # 12 heads in the small one too
 )
 
 MOCO_V3_RESNET = dataclasses.replace(

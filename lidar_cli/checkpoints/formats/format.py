@@ -10,17 +10,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lidar_cli.checkpoints import vit
+
 Rename = tuple[tuple[str, str], ...]  # pattern, replacement: applied in order, at the beginning
-USUAL_HEADS = (
-    (128, 2),
-    (192, 3),
-    (384, 6),
-    (768, 12),
-    (1024, 16),
-    (1280, 16),
-    (1408, 16),
-    (1536, 24),
-)
+USUAL_HEADS = tuple(vit.HEADS.items())
 
 
 @dataclass(frozen=True)

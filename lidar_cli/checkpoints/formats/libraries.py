@@ -125,7 +125,7 @@ SOLO_MOCO_V3 = dataclasses.replace(
     ),
     recipe="moco-v3",
     methods=(),
-    heads=((192, 12), (384, 12), *USUAL_HEADS[3:]),
+    heads=(*USUAL_HEADS, (192, 12), (384, 12)),
 )
 
 # A ResNet in a Sequential has the places of its parts for names; MaskedVisionTransformerTIMM holds
