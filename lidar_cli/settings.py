@@ -78,7 +78,7 @@ class SampleSettings:
     views: str = setting(
         "auto",
         "--views",
-        help="View recipe: auto, simclr, simclr-google, simclr-vissl, vicreg, barlow, dino, "
+        help="View recipe: auto, simclr, simclr-google, simclr-vissl, byol, vicreg, barlow, dino, "
         "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, ijepa-crop, data2vec, data2vec-crop, "
         "data2vec-fairseq, data2vec2, data2vec2-crop, identity.",
     )
@@ -90,11 +90,11 @@ class SampleSettings:
         "--image-size",
         help="Side of the views in pixels [default: what the checkpoint was made for].",
     )
-    pixel_stats: Literal["auto", "imagenet", "unit"] = setting(
+    pixel_stats: str = setting(
         "auto",
         "--pixel-stats",
-        help="Input normalisation: imagenet mean and std, or unit for plain [0, 1] "
-        "[auto: the recipe's own].",
+        help="Input normalisation: imagenet, cifar10, cifar100, stl10, unit for plain [0, 1], or "
+        "MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2 [auto: the checkpoint's, else the recipe's].",
     )
     bad_samples: Literal["fail", "skip"] = setting(
         "fail",

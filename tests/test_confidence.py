@@ -17,6 +17,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.features import FeatureWriter, Layout
 from lidar_cli.jobs.score import score_file
 from lidar_cli.jobs.scoring.confidence import confidence, degrees, quantile, ties, without_interval
 from lidar_cli.jobs.scoring.sheet import Score
@@ -39,6 +40,48 @@ def stored(tmp_path: Path) -> Path:
 def scored(path: Path, **settings: Any) -> Score:
     (found,) = score_file(path, ScoreSettings(device="cpu", **{"confidence": 0.95} | settings))
     return found
+
+
+ROWS = [name for name, one in METRICS.items() if one.reads in ("rows", "covariance")]
+
+
+def of_rows(path: Path) -> dict[str, tuple[float, ...]]:
+    """Value, standard error and ends of the metrics of rows, but for alpha_req, which is null."""
+    score = scored(path)
+    assert score.confidence is not None
+    found = {}
+    for name in ROWS:
+        value, interval = score.value(name), score.confidence.intervals[name]
+        if value is not None:
+            assert interval.se is not None
+            assert interval.ci_low is not None
+            assert interval.ci_high is not None
+            found[name] = (value, interval.se, interval.ci_low, interval.ci_high)
+    assert found.keys() == {"rankme", "participation_ratio", "stable_rank"}
+    return found
+
+
+def test_intervals_of_rows_are_of_the_very_rows_that_give_the_value(
+    stored: Path, tmp_path: Path
+) -> None:
+    """View 0 of each sample, and the clean embeddings of a file that has some."""
+    z = np.load(stored)
+    alone = []
+    for view in range(Q):
+        np.save(tmp_path / f"{view}.npy", z[:, view])
+        alone.append(of_rows(tmp_path / f"{view}.npy"))
+    layout = Layout({"backbone": D}, N, Q, N)
+    with FeatureWriter.create(
+        tmp_path / "f.h5", layout, [str(i) for i in range(N)], None, {"data": "toy"}
+    ) as writer:
+        views, clean = torch.from_numpy(z).float(), torch.from_numpy(z[:, 2]).float()
+        writer.write(range(N), {"backbone": views}, {"backbone": clean})
+        writer.finish()
+    for found, view, rel in ((of_rows(stored), 0, 1e-9), (of_rows(tmp_path / "f.h5"), 2, 1e-4)):
+        for name, numbers in found.items():
+            assert numbers == pytest.approx(alone[view][name], rel=rel), name
+            for other in {0, 1, 2} - {view}:
+                assert abs(numbers[1] / alone[other][name][1] - 1) > 1e-3, name
 
 
 # By hand

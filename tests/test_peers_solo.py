@@ -109,10 +109,10 @@ def test_dino(
     arguments = DINO | {"use_bn_in_head": batch_norm}
     module, path = saved(monkeypatch, "dino", encoder, arguments, tmp_path)
     expected = {
-        ("student", "backbone"): chain(module.encoder),
-        ("student", "projector"): chain(module.encoder, module.head.mlp),
         ("teacher", "backbone"): chain(module.momentum_encoder),
         ("teacher", "projector"): chain(module.momentum_encoder, module.momentum_head.mlp),
+        ("student", "backbone"): chain(module.encoder),
+        ("student", "projector"): chain(module.encoder, module.head.mlp),
     }
     assert_embeds(path, "solo-learn-old-dino", expected, ENCODERS[encoder][1])
 

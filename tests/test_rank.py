@@ -28,7 +28,7 @@ from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.rank import find_metric, rank_directory
 from lidar_cli.jobs.ranking.cache_folder import MARKER
 from lidar_cli.jobs.ranking.digests import Digests
-from lidar_cli.jobs.ranking.order import Row, order
+from lidar_cli.jobs.ranking.order import Row, grouped, misleading, order
 from lidar_cli.jobs.ranking.survey import Left, survey
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.jobs.watch import Watcher
@@ -211,6 +211,60 @@ def test_the_layer_is_the_projector_only_if_every_file_has_one(tmp_path: Path, r
 
 
 # Order
+
+
+ALIKE: dict[str, Any] = {
+    "samples_sha256": "a", "seed": 0, "views": {"name": "simclr"}, "image_size": 32,
+    "mask_grid": None,
+}  # fmt: skip
+SCORED: dict[str, Any] = {
+    "n_samples": 10, "n_views": 2, "dim": 4, "layer": "projector", "delta": 1e-4,
+    "normalized": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "apart"),
+    [
+        *((entry, True) for entry in (
+            {"samples_sha256": "b"}, {"seed": 1}, {"views": {"name": "dino"}},
+            {"image_size": 64}, {"mask_grid": 14}, {"n_samples": 9}, {"n_views": 3}, {"dim": 5},
+            {"layer": "backbone"}, {"delta": 1e-3}, {"normalized": True},
+        )),
+        *((entry, False) for entry in (
+            {"sha256": "b"}, {"architecture": "resnet18"}, {"device": "cuda"}, {"n_clean": 40},
+        )),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_must_be_equal_for_two_checkpoints_to_be_compared(
+    change: dict[str, Any], apart: bool
+) -> None:
+    rows = []
+    for path, changed in (("a", {}), ("b", {}), ("c", change)):
+        facts = SCORED | {k: v for k, v in changed.items() if k in SCORED}
+        score = Score(file=path, epsilon=1e-7, lidar=2.0, **facts)
+        told = ALIKE | {k: v for k, v in changed.items() if k not in SCORED}
+        rows.append((Row(path, (), score, 2.0), told))
+    groups = grouped(rows, METRICS["lidar"], 0.95)
+    paths = [[each.path for each in group.rows] for group in groups]
+    assert paths == ([["a", "b"], ["c"]] if apart else [["a", "b", "c"]])
+
+
+@pytest.mark.parametrize(("noisy", "remarked"), [(1, False), (2, False), (3, True), (4, True)])
+def test_an_order_by_lidar_that_is_mostly_noise_is_remarked(noisy: int, remarked: bool) -> None:
+    """More than half of the LDA trace in more than half of four checkpoints."""
+    rows = []
+    for at in range(4):
+        fraction = 0.51 if at < noisy else 0.49
+        score = Score(str(at), "projector", *(10, 2, 4), 1e-4, 1e-7, False, lidar=2.0,
+                      noise_fraction=fraction, pillai=float(at))  # fmt: skip
+        rows.append((Row(str(at), (), score, 2.0), ALIKE))
+    groups = grouped(rows, METRICS["lidar"], 0.95)
+    remarks = list(misleading(groups, METRICS["lidar"]))
+    assert bool(remarks) is remarked
+    assert all("pillai would pick 3" in remark for remark in remarks)
+    assert not list(misleading(groups, METRICS["pillai"]))
 
 
 def row(path: str, value: float | None) -> Row:

@@ -20,7 +20,7 @@ from torch import Tensor
 from lidar_cli.checkpoints import open_checkpoint, sha256
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.features import read_provenance
-from lidar_cli.jobs.embedding.plan import Plan, make_plan
+from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
 from lidar_cli.jobs.extract import run
 from lidar_cli.jobs.rank import Ranking, rank_directory
@@ -119,11 +119,50 @@ def test_each_recipe_has_views_of_its_own(
         assert_equal(path, tmp_path / "alone" / path.name, "backbone")
 
 
-def planned(path: Path, images: Path, batch_size: int) -> tuple[Plan, Samples, ExtractSettings]:
-    known = ExtractSettings(**settings(images, batch_size=batch_size))
+def planned(path: Path, images: Path, **more: Any) -> tuple[Plan, Samples, ExtractSettings]:
+    known = ExtractSettings(**settings(images, **more))
     samples = open_samples(known)
     description = open_checkpoint(path).description
     return make_plan(description, str(path), sha256(path), samples, known, CPU), samples, known
+
+
+def test_a_plan_is_known_by_all_that_decides_its_numbers(runs: Path, images: Path) -> None:
+    """Of two plans with one key the features of one serve the other."""
+
+    def key(**more: Any) -> str:
+        return planned(runs / "0.pt", images, **more)[0].key
+
+    same = ({"batch_size": 9}, {"workers": 3}, {"compile": True})
+    other: tuple[dict[str, Any], ...] = (
+        {"precision": "bfloat16"}, {"precision": "float16"}, {"storage": "float16"}, {"seed": 1},
+        {"n_samples": N - 1}, {"n_views": Q - 1}, {"clean_samples": CLEAN - 1},
+        {"image_size": SIZE - 4}, {"views": "vicreg"}, {"pixel_stats": "unit"},
+        {"layer": "backbone"}, {"activation": "gelu"}, {"recipe": {"flip": 0.25}},
+    )  # fmt: skip
+    assert {key(**more) for more in same} == {key()}
+    assert len({key(), *(key(**more) for more in other)}) == 1 + len(other)
+    assert planned(runs / "1.pt", images)[0].key != key()
+
+
+MEANT = (
+    "sha256", "model_format", "architecture", "branch", "layers", "samples_sha256", "n_samples",
+    "n_views", "n_clean", "seed", "views", "image_size", "precision", "storage",
+)  # fmt: skip
+LEFT_OUT = (
+    "checkpoint", "data", "assumptions", "layer_reason", "device", "batch_size", "compiled",
+    "bad_samples",
+)  # fmt: skip
+
+
+def test_the_entries_of_a_provenance_that_an_identity_has(runs: Path, images: Path) -> None:
+    plan = planned(runs / "0.pt", images)[0]
+    assert plan.provenance.keys() >= set(MEANT)
+    for name in (*MEANT, *LEFT_OUT):
+        changed = identity(plan.provenance | {name: "another"})
+        assert (changed == plan.identity) is (name in LEFT_OUT), name
+    for name in MEANT:
+        without = {key: value for key, value in plan.provenance.items() if key != name}
+        assert identity(without) != plan.identity, name
 
 
 @pytest.mark.parametrize("kept", [0, 3 * SAMPLE, 100 * SAMPLE])
@@ -132,7 +171,7 @@ def test_views_kept_at_one_batch_size_serve_another(
 ) -> None:
     with ViewStore(Room(0, kept, 5 * SAMPLE), CPU, tmp_path) as store:
         for name, batch_size in (("0.pt", 5), ("1.pt", 3), ("2.pt", 14)):
-            plan, samples, known = planned(runs / name, images, batch_size)
+            plan, samples, known = planned(runs / name, images, batch_size=batch_size)
             outputs = [tmp_path / f"{name}-{how}.h5" for how in ("store", "alone")]
             for output, shared in zip(outputs, (store, None), strict=True):
                 loaded = open_checkpoint(runs / name)

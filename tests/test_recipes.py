@@ -33,6 +33,7 @@ PUBLISHED = {
                 "crop jitter grey blur flip"),
     "moco-v3": (0.08, LINEAR, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2),
                 "crop jitter grey blur solarise flip"),
+    "byol": (0.08, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
     "vicreg": (0.08, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
     "barlow": (0.08, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
     "swav": (0.14, LINEAR, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
@@ -127,6 +128,45 @@ def test_pixel_statistics_are_the_recipes_own_unless_named():
     assert find_recipe("simclr-google", "auto").mean == (0, 0, 0)
     assert find_recipe("simclr", "auto") == find_recipe("simclr", "imagenet")
     assert find_recipe("simclr", "unit").std == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [  # vturrisi/solo-learn: solo/data/pretrain_dataloader.py
+        ("cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        ("cifar100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        ("stl10", (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)),
+        ("imagenet", (0.485, 0.456, 0.406), IMAGENET_STD),
+        ("unit", (0, 0, 0), (1, 1, 1)),
+        ("0.49,0.48,0.45/0.25,0.24,0.26", (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)),
+        (" 0, 1,.5 / 1,.5,1e-2", (0, 1, 0.5), (1, 0.5, 0.01)),
+    ],
+)
+def test_pixel_statistics_have_names_or_are_six_numbers(name, mean, std):
+    recipe = find_recipe("vicreg", name)
+    assert (recipe.mean, recipe.std) == (mean, std)
+    (setting,) = (f for f in dataclasses.fields(ExtractSettings) if f.name == "pixel_stats")
+    assert "/" in name or name in setting.metadata["help"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cifar", r"unknown pixel statistics 'cifar'; did you mean cifar10.*, or MEAN/STD"),
+        ("0.5,0.5,0.5", "unknown pixel statistics"),
+        ("0.5/0.5", "expected three numbers for the mean and three"),
+        ("a,b,c/d,e,f", "expected three numbers"),
+        ("1,1,1/1,1,1/1,1,1", "expected three numbers"),
+        ("0.5,0.5/0.5,0.5,0.5", "expected three numbers"),
+        ("123.7,116.3,103.5/58.4,57.1,57.4", r"pixels in \[0, 1\]; divide those of"),
+        ("0,0,0/1,0,1", r"pixels in \[0, 1\]"),
+        ("nan,0,0/1,1,1", r"pixels in \[0, 1\]"),
+        ("0,0,0/1,inf,1", r"pixels in \[0, 1\]"),
+    ],
+)
+def test_pixel_statistics_that_no_pixels_have_are_refused(text, message):
+    with pytest.raises(SettingsError, match=message):
+        find_recipe("simclr", text)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -262,6 +262,28 @@ def test_a_ridge_that_matters_is_remarked(tmp_path):
     assert "LiDAR depends on the scale of this embedding" in small.warnings["ridge"]
 
 
+@pytest.mark.parametrize(("share", "refused"), [(0.985, False), (0.995, True)])
+def test_beside_a_ridge_of_99_percent_there_is_no_noise_to_measure(tmp_path, share, refused):
+    """The share of delta I in delta I + w I is delta / (delta + w)."""
+    z = draw_embeddings(400, 4, 5)  # of view noise w = 1
+    score = score_array(tmp_path, z, delta=share / (1 - share))
+    assert abs(score.ridge_share - share) < 0.001
+    assert score.lidar is not None
+    assert (nulls(score) >= LDA - {"lidar"}) is refused
+    assert (score.noise_fraction is None) is refused
+    if refused:
+        (reason,) = reasons(score, LDA - {"lidar"})
+        assert "there is no view noise beside it to measure; lower --delta" in reason
+
+
+@pytest.mark.parametrize(("share", "remarked"), [(0.04, False), (0.06, True)])
+def test_a_ridge_above_5_percent_is_remarked(tmp_path, share, remarked):
+    z = draw_embeddings(1000, 4, 5)
+    score = score_array(tmp_path, z, delta=share / (1 - share))
+    assert abs(score.ridge_share - share) < 0.005
+    assert ("ridge" in score.warnings) is remarked
+
+
 def test_fewer_rows_than_dimensions_is_remarked(tmp_path):
     score = score_array(tmp_path, torch.randn(5, 8))
     assert "reads 5 rows and d = 8: it cannot exceed 5" in score.warnings["rows"]

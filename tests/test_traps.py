@@ -64,6 +64,54 @@ def test_eps_and_resizing_are_the_familys(name: str, tmp_path: Path) -> None:
     assert norms(backbone(path, config=False)) == {eps}  # the published files' too
 
 
+EPS_OF_OTHERS = {  # as their code builds them; every other system has 1e-6
+    "data2vec-fairseq": 1e-5,  # fairseq/modules: LayerNorm's default
+    "hf-vit": 1e-12,  # ViTConfig
+    "hf-data2vec": 1e-12,  # Data2VecVisionConfig
+    "hf-beit": 1e-12,  # BeitConfig
+    "hf-dinov2-swiglu": 1e-3,  # in the config.json of its folder
+}
+
+
+def test_eps_of_every_format_is_that_of_its_code(tmp_path: Path) -> None:
+    """Of the backbone and of the predictor; where activations are near 1 no embedding shows it."""
+    with_layer_norm = set()
+    for name, make in FIXTURES.items():
+        fixture = make()
+        (tmp_path / name).mkdir()
+        path = fixture.save(tmp_path / name)
+        for branch in dict.fromkeys(branch for branch, _ in fixture.embed):
+            loaded = open_checkpoint(path, branch=branch)
+            for layer, module in loaded.modules.items():
+                eps = {part.eps for part in module.modules() if isinstance(part, nn.LayerNorm)}
+                assert eps <= {EPS_OF_OTHERS.get(name, 1e-6)}, (name, branch, layer)
+                with_layer_norm |= {name} if eps else set()
+                batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+                eps = {part.eps for part in module.modules() if isinstance(part, batch_norms)}
+                assert eps <= {1e-5}, (name, branch, layer)
+    assert with_layer_norm > CONSTANTS.keys()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mae", "timm-vit"])
+def test_eps_shows_where_activations_are_small(name: str, tmp_path: Path) -> None:
+    """Tokens of variance 1e-6: with another eps their norm is off by a third, not by 1e-6."""
+    made = FIXTURES[name]()
+    w = Weights.of({k: t.clone() for k, t in made.tree.get("model", made.tree).items()})
+    small = ["patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed"]
+    added = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
+    for key in (*small, *(f"blocks.{at}.{key}" for at in range(2) for key in added)):
+        w[key] *= 1e-3
+    torch.save({"model": dict(w)} if "model" in made.tree else dict(w), tmp_path / "a.pth")
+    loaded, expected = open_checkpoint(tmp_path / "a.pth"), w.run_vit("", images(32))
+    assert_close(loaded.embed(images(32), ["backbone"])["backbone"], expected, 1e-4)
+    for module in loaded.modules["backbone"].modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5
+    other = loaded.embed(images(32), ["backbone"])["backbone"]
+    assert (other - expected).abs().max() > 0.1
+
+
 @torch.no_grad()
 def test_dino_resizes_with_its_offset(tmp_path: Path) -> None:
     """(new + 0.1) / old, by torch's own bicubic, where others go by the new size alone."""

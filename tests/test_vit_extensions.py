@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints import open_checkpoint, vit, vit_module
+from lidar_cli.checkpoints.formats.format import USUAL_HEADS
 from lidar_cli.checkpoints.vit import from_dinov2
 from lidar_cli.checkpoints.vit_module import ViT
 from lidar_cli.checkpoints.weights import fill, shapes_of
@@ -120,6 +121,42 @@ def test_published_architecture_has_the_names_and_sizes_of_timms_giant() -> None
     found = vit.spec(shapes, "here")
     assert (found.heads, found.mlp, found.swiglu) == (24, 8192, True)
     assert shapes_of(vit_module.build(found).weights.state_dict()) == shapes
+
+
+# width: a model of timm's, whose modules name the heads; None for 64 numbers a head, as in all of
+# the ViT and DeiT papers' models below the huge one.
+HEAD_TABLE = {
+    128: None,
+    192: "vit_tiny_patch16_224",
+    384: "vit_small_patch16_224",
+    768: "vit_base_patch16_224",
+    1024: "vit_large_patch16_224",
+    1280: "vit_huge_patch14_224",
+    1408: "vit_giant_patch14_224",
+    1536: "vit_giant_patch14_dinov2",
+}
+
+
+def test_every_row_of_the_table_of_heads_is_timms() -> None:
+    expected = {}
+    for width, name in HEAD_TABLE.items():
+        expected[width] = width // 64
+        if name is not None:
+            with torch.device("meta"):
+                peer = timm.create_model(name, depth=1, num_classes=0)
+            assert peer.embed_dim == width
+            expected[width] = peer.blocks[0].attn.num_heads
+    assert expected == vit.HEADS
+    assert expected == dict(USUAL_HEADS)
+
+
+def test_sizes_of_vits_are_called_as_timm_calls_them() -> None:
+    for width, name in HEAD_TABLE.items():
+        if name is not None:
+            with torch.device("meta"):
+                peer = timm.create_model(name, num_classes=0)
+            assert vit.DEPTHS[width] == len(peer.blocks)
+            assert f"vit_{vit.NAMES.get(width, 'giant')}_" in name
 
 
 def chunked(weights: dict[str, Tensor], prefix: str, size: int) -> dict[str, Tensor]:

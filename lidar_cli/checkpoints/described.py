@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import heads
+from lidar_cli.checkpoints import folder, heads
 from lidar_cli.checkpoints.containers import StateDict, clean
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, backbone_of
 from lidar_cli.checkpoints.formats import Branch, Format, Head, TokenPredictor
 from lidar_cli.checkpoints.formats.format import renamed
+from lidar_cli.checkpoints.formats.training import SMALL, training
 from lidar_cli.checkpoints.found import (
     Description,
     Found,
@@ -80,16 +81,31 @@ def find(
         branch=branch.name,
     )
     description = dataclasses.replace(description, branch_reason=reason)
-    return Found(_told(description, match, present), backbone, found)
+    return Found(_told(path, description, match, present, backbone), backbone, found)
 
 
-def _told(description: Description, match: Match, present: list[Branch]) -> Description:
+def _told(
+    path: Path,
+    description: Description,
+    match: Match,
+    present: list[Branch],
+    backbone: FoundBackbone,
+) -> Description:
+    described = match.format
+    run = folder.arguments(path, described.arguments) if described.arguments else {}
+    natural = description.image_size
+    small = getattr(backbone.spec, "kernel", None) == 3 or (natural or SMALL + 1) <= SMALL
+    trained = training(described, match.state.tensors.keys(), run, small)
+    if natural is not None and backbone.spec is not None:  # timm's own modules have one size
+        natural = min(natural, described.image_size or natural)
     return dataclasses.replace(
         description,
-        format=match.format.name,
+        format=described.name,
         branches=tuple(b.name for b in present),
-        recipe=match.format.recipe,
-        pixel_stats=match.format.pixel_stats,
+        image_size=natural,
+        recipe=trained.recipe,
+        pixel_stats=trained.pixel_stats,
+        assumptions=(*description.assumptions, *trained.assumptions),
         why=match.why,
     )
 

@@ -58,6 +58,19 @@ def config(path: Path) -> dict[str, Any] | None:
     file = folder / "config.json"
     if not (path.is_dir() or path.name in WEIGHTS) or not file.is_file():
         return None
+    return _json_object(file)
+
+
+def arguments(path: Path, name: str) -> dict[str, Any]:
+    """The JSON object `name` beside a checkpoint; empty where there is none that can be read."""
+    file = path.parent / name
+    try:
+        return _json_object(file) if file.is_file() else {}
+    except (CheckpointError, OSError, ValueError):
+        return {}
+
+
+def _json_object(file: Path) -> dict[str, Any]:
     try:
         with open_regular(file) as opened:
             content = opened.read(MAX_CONFIG + 1)

@@ -30,7 +30,7 @@ class Description:
     branch: str = "encoder"
     branches: tuple[str, ...] = ("encoder",)  # all in the file, the default one first
     recipe: str | None = None  # name of the view recipe that the system was trained with
-    pixel_stats: str = "imagenet"  # of the images that it was trained with
+    pixel_stats: str = "auto"  # of the images that it was trained with; 'auto' for the recipe's
     why: str = ""  # how the format was told
     branch_reason: str | None = None  # why another branch than the default one was taken
     patch: int | None = None  # pixels a side, of a backbone that sees patches

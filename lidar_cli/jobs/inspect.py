@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.formats import FORMATS
-from lidar_cli.checkpoints.formats.format import readable
+from lidar_cli.checkpoints.formats.format import readable, recipes
 from lidar_cli.checkpoints.found import Description, Found
 from lidar_cli.checkpoints.generic import PROJECTORS
 from lidar_cli.checkpoints.read import as_dict, read_contents
@@ -57,7 +57,7 @@ class FormatRow:
     title: str
     branches: str  # the default one first
     layers: str
-    recipe: str
+    recipe: str  # several with commas, where the method decides
     example: str
     marks: str
 
@@ -85,7 +85,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         container=told.container,
         image_size=told.image_size,
         recipe=told.recipe,
-        pixel_stats=told.pixel_stats,
+        pixel_stats="imagenet" if told.pixel_stats == "auto" else told.pixel_stats,
         branch=told.branch,
         layer=_layer(told),
         branches=tuple(branches),
@@ -106,7 +106,7 @@ def formats() -> list[FormatRow]:
             layers=", ".join(
                 dict.fromkeys(["backbone", *(h for b in one.branches for h in b.heads)])
             ),
-            recipe=one.recipe,
+            recipe=", ".join(recipes(one)),
             example=one.example,
             marks=readable((*one.keys, *one.marks)),
         )

@@ -10,7 +10,7 @@ from lidar_cli.errors import SettingsError, nearest
 from lidar_cli.views import mask_rules
 from lidar_cli.views.mask_rules import RULES, MaskRule
 from lidar_cli.views.methods import RECIPES, SIMCLR
-from lidar_cli.views.recipes import PIXEL_STATS, Recipe
+from lidar_cli.views.recipes import Recipe, pixel_statistics
 
 # What a [recipe] table may set: everything but what the recipe is called and stands for.
 CHANGEABLE = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "crops")]
@@ -19,9 +19,10 @@ CHANGEABLE = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name
 def find_recipe(name: str, pixel_stats: str, table: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of that name, or the one that a [recipe] table makes of it.
 
-    pixel_stats: normalisation, auto for the recipe's own. table: `base`, a name, and constants that
-    replace the base's. Raises SettingsError for a name or key that is not known, for a constant out
-    of its bounds, and for a base other than the named recipe.
+    pixel_stats: a name of PIXEL_STATS, MEAN/STD, or auto for the recipe's own. table: `base`, a
+    name, and constants that replace the base's.
+    Raises SettingsError for a name or key that is not known, for a constant out of its bounds, and
+    for a base other than the named recipe.
     """
     base = (table or {}).get("base", "auto")
     if "auto" not in (name, base) and name != base:
@@ -33,10 +34,7 @@ def find_recipe(name: str, pixel_stats: str, table: Mapping[str, Any] | None = N
         recipe = _changed(recipe, {k.replace("-", "_"): v for k, v in table.items() if k != "base"})
     if pixel_stats == "auto":
         return recipe
-    if pixel_stats not in PIXEL_STATS:
-        known = nearest(pixel_stats, ["auto", *PIXEL_STATS])
-        raise SettingsError(f"unknown pixel statistics {pixel_stats!r}; {known}")
-    mean, std = PIXEL_STATS[pixel_stats]
+    mean, std = pixel_statistics(pixel_stats)
     return dataclasses.replace(recipe, mean=mean, std=std)
 
 

@@ -55,6 +55,20 @@ SIMCLR_VISSL = Recipe(
     clean_interpolation="bilinear",
 )
 
+# google-deepmind/deepmind-research: byol/utils/augmentations.py, dataset.py, configs/byol.py.
+# Departures: torchvision's jitter (there brightness is added) and blur borders, and the clean image
+# of PyTorch evaluations, since the checkpoints that circulate come from PyTorch code.
+BYOL = Recipe(
+    name="byol",
+    crop_scale=(0.08, 1.0),
+    flip=0.5,
+    jitter=(0.4, 0.4, 0.2, 0.1),
+    jitter_probability=0.8,
+    grey=0.2,
+    blur=(1.0, 0.1),
+    solarise=(0.0, 0.2),
+)
+
 # facebookresearch/vicreg: augmentations.py, evaluate.py
 VICREG = Recipe(
     name="vicreg",
@@ -216,6 +230,7 @@ RECIPES = {
         SIMCLR,
         SIMCLR_GOOGLE,
         SIMCLR_VISSL,
+        BYOL,
         VICREG,
         BARLOW,
         DINO,

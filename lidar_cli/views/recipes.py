@@ -14,12 +14,18 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len
 
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import SettingsError, nearest
 from lidar_cli.views.mask_rules import MaskRule
 
-# Three numbers each, in RGB order, of pixels in [0, 1].
-PIXEL_STATS = {
+Triple = tuple[float, float, float]
+
+# Mean and standard deviation in RGB order, of pixels in [0, 1]. Those of CIFAR and STL-10 are the
+# ones that solo-learn trains with, solo/data/pretrain_dataloader.py.
+PIXEL_STATS: dict[str, tuple[Triple, Triple]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "stl10": ((0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
@@ -32,6 +38,33 @@ Interpolation = Literal["bilinear", "bicubic"]
 Operation = Literal["crop", "flip", "jitter", "grey", "blur", "solarise"]
 
 SOLARISE_THRESHOLD = 128 / 255
+
+
+def pixel_statistics(text: str) -> tuple[Triple, Triple]:
+    """Mean and standard deviation of a name, or of a text such as '0.5,0.5,0.5/0.2,0.2,0.2'.
+
+    Raises SettingsError for another name, or numbers that no pixels in [0, 1] have.
+    """
+    if text in PIXEL_STATS:
+        return PIXEL_STATS[text]
+    if "/" not in text:
+        hint = nearest(text, ["auto", *PIXEL_STATS])
+        raise SettingsError(f"unknown pixel statistics {text!r}; {hint}, or MEAN/STD")
+    try:
+        mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
+    except ValueError:
+        mean, std = (), ()
+    if (len(mean), len(std)) != (3, 3):
+        raise SettingsError(
+            f"pixel statistics {text!r}: expected three numbers for the mean and three for the "
+            "standard deviation, such as 0.485,0.456,0.406/0.229,0.224,0.225"
+        )
+    if not (all(0 <= number <= 1 for number in mean) and all(0 < number <= 1 for number in std)):
+        raise SettingsError(
+            f"pixel statistics {text!r}: expected those of pixels in [0, 1]; divide those of "
+            "pixels up to 255 by 255"
+        )
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
 @dataclass(frozen=True)

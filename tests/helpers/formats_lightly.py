@@ -40,6 +40,22 @@ def lightly_simclr() -> Fixture:
     )
 
 
+@fixture
+def lightly_mae() -> Fixture:
+    w = Weights()
+    w.vit("backbone.vit.")
+    w.linear("backbone.vit.head", 192, 10)
+    w.normal("backbone.mask_token", 1, 1, 192)
+    w.linear("decoder_embed", 192, 96)
+    w.normal("decoder.mask_token", 1, 1, 96)
+    w.normal("decoder.pos_embed", 1, 17, 96)
+    w.vit_block("decoder.blocks.0", 96)
+    w.ln("decoder.norm", 96)
+    w.linear("prediction_head", 96, 192)
+    embed = {("encoder", "backbone"): functools.partial(w.run_vit, "backbone.vit.")}
+    return Fixture("lightly-mae", lightning(w), embed, file="last.ckpt")
+
+
 def lightly_pair(format: str, branches: dict[str, tuple[str, str]], predictor: bool) -> Fixture:
     """branches: name -> prefix of backbone and of projection_head."""
     w = Weights()

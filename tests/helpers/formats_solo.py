@@ -91,7 +91,7 @@ def solo_learn_old() -> Fixture:
 def solo_dino(format: str, trunk_name: str) -> Fixture:
     w = Weights()
     embed: dict[tuple[str, str], Embed] = {}
-    for branch, m in (("student", ""), ("teacher", "momentum_")):
+    for branch, m in (("teacher", "momentum_"), ("student", "")):
         w.vit(f"{m}{trunk_name}.")
         dino_head(w, f"{m}head", 192)
         trunk = functools.partial(w.run_vit, f"{m}{trunk_name}.")

@@ -12,6 +12,7 @@ from lidar_cli.checkpoints.formats.format import (
     Branch,
     Format,
     Head,
+    Method,
     TokenPredictor,
     numbered,
 )
@@ -20,7 +21,7 @@ from lidar_cli.checkpoints.formats.libraries import LIBRARIES
 from lidar_cli.checkpoints.formats.masked import MASKED
 from lidar_cli.checkpoints.formats.vissl import VISSL
 
-__all__ = ["FORMATS", "Branch", "Format", "Head", "TokenPredictor", "numbered"]
+__all__ = ["FORMATS", "Branch", "Format", "Head", "Method", "TokenPredictor", "numbered"]
 
 FORMATS: tuple[Format, ...] = (
     *CONTRASTIVE, *DISTILLATION, *VISSL, *MASKED, *DATA2VEC, *LIBRARIES, *HUGGINGFACE,

@@ -23,6 +23,7 @@ TORCHVISION = Format(
     ),
     branches=(Branch("encoder", ""),),
     recipe="simclr",
+    pixel_stats="auto",
     backbones=("resnet", "torchvision-vit"),
     noise=(r"fc\.", r"heads\.head\."),
 )
@@ -39,6 +40,7 @@ TIMM = Format(
     ),
     branches=(Branch("encoder", ""),),
     recipe="simclr",
+    pixel_stats="auto",
     backbones=("beit", "vit"),
     noise=(r"head\.", r".*\.relative_position_index$"),
 )

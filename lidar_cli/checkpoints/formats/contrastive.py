@@ -97,6 +97,7 @@ LEFTTHOMAS = Format(
         (r"3\.", "layer1."), (r"4\.", "layer2."), (r"5\.", "layer3."), (r"6\.", "layer4."),
     ),
     cifar_padding=1,
+    pixel_stats="0.4914,0.4822,0.4465/0.2023,0.1994,0.2010",  # it trains on CIFAR-10 alone
 )  # fmt: skip
 
 MOCO_V1 = Format(
@@ -134,7 +135,7 @@ MOCO_V3_VIT = Format(
     ),
     recipe="moco-v3",
     backbones=("vit",),
-    heads=((192, 12), (384, 12), *USUAL_HEADS[3:]),  # 12 heads in the small one too
+    heads=(*USUAL_HEADS, (192, 12), (384, 12)),  # 12 heads in the small one too
 )
 
 MOCO_V3_RESNET = dataclasses.replace(
@@ -161,6 +162,7 @@ SWAV = Format(
     recipe="swav",
     backbones=("resnet",),
     noise=(r"prototypes\.",),
+    pixel_stats="auto",
 )
 
 CONTRASTIVE = (

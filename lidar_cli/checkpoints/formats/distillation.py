@@ -49,6 +49,7 @@ DINOV2 = Format(
     # Blocks in chunks carry the chunk's number before their own.
     rename=((r"blocks\.\d+\.(?=\d+\.)", "blocks."), (r"register_tokens$", "reg_token")),
     heads=USUAL_HEADS,
+    image_size=224,  # the last phase of training is at 518
     noise=(r"teacher\.ibot_head\.", r"teacher\.backbone\.mask_token$"),
 )
 

@@ -10,17 +10,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lidar_cli.checkpoints import vit
+
 Rename = tuple[tuple[str, str], ...]  # pattern, replacement: applied in order, at the beginning
-USUAL_HEADS = (
-    (128, 2),
-    (192, 3),
-    (384, 6),
-    (768, 12),
-    (1024, 16),
-    (1280, 16),
-    (1408, 16),
-    (1536, 24),
-)
+USUAL_HEADS = tuple(vit.HEADS.items())
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,25 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Method:
+    """One of several methods that a library trains in files of one layout."""
+
+    name: str  # as the library's own arguments spell it
+    recipe: str  # the view recipe of its training
+    marks: tuple[str, ...] = ()  # patterns; each matches a tensor's name
+    lacks: tuple[str, ...] = ()  # patterns that match no tensor's name
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether tensors of these names may be its own."""
+        names = list(names)
+
+        def there(pattern: str) -> bool:
+            return any(re.match(pattern, name) for name in names)
+
+        return all(map(there, self.marks)) and not any(map(there, self.lacks))
+
+
+@dataclass(frozen=True)
 class Format:
     """One system's checkpoints."""
 
@@ -71,7 +83,9 @@ class Format:
     marks: tuple[str, ...]  # patterns; each matches a tensor's name. The more, the more specific.
     branches: tuple[Branch, ...]  # first the one that the authors evaluate
     source: str  # where the layout was read
-    recipe: str  # the view recipe of its training
+    recipe: str  # the view recipe of its training; of several methods, where none is recognised
+    methods: tuple[Method, ...] = ()  # of a library; of those that fit the names, the first
+    arguments: str = ""  # file beside the checkpoint with the training's arguments, as JSON
     lacks: tuple[str, ...] = ()  # patterns that match no tensor's name
     square: tuple[str, ...] = ()  # patterns of matrices that are square
     keys: tuple[str, ...] = ()  # top-level keys of the file that must be there
@@ -86,8 +100,15 @@ class Format:
     resize: str = ""  # of a ViT's positions, see positions.py; '' for what the shapes tell
     cifar_padding: int | None = None  # of a 3x3 stem
     noise: tuple[str, ...] = ()  # patterns of what is known and not used
-    pixel_stats: str = "imagenet"
+    pixel_stats: str = "imagenet"  # of the training images; 'auto' for the recipe's own
+    small_pixel_stats: str = ""  # of images for a 3x3 stem or a small ViT; '' for pixel_stats
+    image_size: int | None = None  # px that its authors evaluate at, of positions for larger ones
     example: str = ""  # usual file name
+
+
+def recipes(format: Format) -> tuple[str, ...]:
+    """The view recipes of a format's methods, its own first."""
+    return tuple(dict.fromkeys([format.recipe, *(one.recipe for one in format.methods)]))
 
 
 def readable(marks: Iterable[str]) -> str:

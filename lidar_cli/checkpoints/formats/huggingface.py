@@ -60,6 +60,7 @@ DINOV2 = dataclasses.replace(
     added=r"dinov2(_with_registers)?\.",
     branches=(Branch("teacher", ""),),
     recipe="dinov2",
+    image_size=224,  # of its image processor too
     backbones=("hf-dinov2",),
 )
 

@@ -7,9 +7,44 @@ import re
 from collections.abc import Callable
 
 from lidar_cli.checkpoints.formats.distillation import dino_head
-from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head
+from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head, Method
 
 LIGHTNING = ("pytorch-lightning_version",)
+TWO = r"momentum_projector\."
+
+# scripts/pretrain/imagenet-100 has the augmentations of each; the recipes here are those of the
+# methods' authors, or of the same constants. ReSSL's second view, which is crop and flip alone, has
+# no recipe. MoCo v3 with a ViT and DINO are formats of their own.
+SOLO_METHODS = (
+    Method("simclr", "simclr", (r"projector\.2\.weight$",), (TWO, r"predictor\.")),
+    Method("supcon", "simclr", (r"projector\.2\.weight$",), (TWO, r"predictor\.")),
+    *(
+        Method(name, recipe, (r"projector\.6\.bias$",), (TWO, r"predictor\.", r"projector\.7\."))
+        for name, recipe in (
+            ("barlow_twins", "barlow"),
+            ("vicreg", "vicreg"),
+            ("vibcreg", "vicreg"),
+        )
+    ),
+    *(
+        Method(name, "byol", (r"projector\.7\.running_mean$", r"predictor\."), (TWO,))
+        for name in ("simsiam", "nnsiam", "nnclr")
+    ),
+    Method("byol", "byol", (TWO, r"predictor\."), (r"projector\.4\.",)),
+    Method("nnbyol", "byol", (TWO, r"predictor\.", r"queue$"), (r"projector\.4\.",)),
+    Method("mocov3", "moco-v3", (TWO, r"predictor\.", r"projector\.4\.running_mean$")),
+    Method("mocov2plus", "moco-v2", (TWO, r"queue$"), (r"predictor\.",)),
+    Method("ressl", "moco-v2", (TWO, r"queue$"), (r"predictor\.",)),
+    Method("swav", "swav", (r"prototypes\.",)),
+    Method("deepclusterv2", "swav", (r"prototypes\.\d+\.",)),
+    Method(
+        "wmse",
+        "simclr",
+        (r"projector\.1\.running_mean$", r"projector\.3\.bias$"),
+        (TWO, r"predictor\.", r"prototypes\.", r"projector\.4\."),
+    ),
+    Method("mae", "mae", (r"decoder\.",), (r"projector\.",)),
+)
 
 SOLO = Format(
     name="solo-learn",
@@ -25,6 +60,9 @@ SOLO = Format(
         Branch("teacher", "momentum_backbone.", Head("momentum_projector.")),
     ),
     recipe="simclr",
+    methods=SOLO_METHODS,
+    arguments="args.json",
+    small_pixel_stats="cifar10",
     heads=USUAL_HEADS,
     cifar_padding=2,
     noise=(
@@ -55,10 +93,11 @@ SOLO_DINO = dataclasses.replace(
     title="vturrisi/solo-learn, DINO",
     marks=(*SOLO.marks, r"head\.mlp\.0\."),
     branches=(
-        Branch("student", "backbone.", dino_head("head.")),
         Branch("teacher", "momentum_backbone.", dino_head("momentum_head.")),
+        Branch("student", "backbone.", dino_head("head.")),
     ),
     recipe="dino",
+    methods=(),
 )
 
 SOLO_OLD_DINO = dataclasses.replace(
@@ -67,10 +106,11 @@ SOLO_OLD_DINO = dataclasses.replace(
     title="vturrisi/solo-learn, DINO, before its backbones were named so",
     marks=(*SOLO_OLD.marks, r"head\.mlp\.0\."),
     branches=(
-        Branch("student", "encoder.", dino_head("head.")),
         Branch("teacher", "momentum_encoder.", dino_head("momentum_head.")),
+        Branch("student", "encoder.", dino_head("head.")),
     ),
     recipe="dino",
+    methods=(),
 )
 
 SOLO_MOCO_V3 = dataclasses.replace(
@@ -84,7 +124,8 @@ SOLO_MOCO_V3 = dataclasses.replace(
         r"predictor\.4\.running_mean$",
     ),
     recipe="moco-v3",
-    heads=((192, 12), (384, 12), *USUAL_HEADS[3:]),
+    methods=(),
+    heads=(*USUAL_HEADS, (192, 12), (384, 12)),
 )
 
 # A ResNet in a Sequential has the places of its parts for names; MaskedVisionTransformerTIMM holds
@@ -96,6 +137,24 @@ IN_PLACE = (
     (r"vit\.", ""),
 )
 
+LAYER = r"projection_head\.layers\."
+PREDICTS = r"prediction_head\."
+HAS_PROTOTYPES = r"(\w+_)?prototypes\."
+ALONE = (PREDICTS, HAS_PROTOTYPES)
+
+# The transforms of benchmarks/imagenet; those of SimSiam are MoCo v2's, those of NNCLR SimCLR's.
+LIGHTLY_METHODS = (
+    Method("swav", "swav", (HAS_PROTOTYPES,)),
+    Method("simsiam", "moco-v2", (rf"{LAYER}7\.running_mean$", PREDICTS), (rf"{LAYER}7\.weight$",)),
+    Method("nnclr", "simclr", (rf"{LAYER}7\.weight$", PREDICTS)),
+    Method("simclr", "simclr", (rf"{LAYER}4\.running_mean$",), (*ALONE, rf"{LAYER}6\.")),
+    Method("simclr", "simclr", (rf"{LAYER}7\.running_mean$",), ALONE),
+    Method("simclr", "simclr", (rf"{LAYER}2\.weight$",), ALONE),
+    Method("barlow", "barlow", (rf"{LAYER}6\.bias$",), ALONE),
+    Method("vicreg", "vicreg", (rf"{LAYER}6\.bias$",), ALONE),
+    Method("vicreg", "vicreg", (rf"{LAYER}3\.bias$",), (*ALONE, rf"{LAYER}4\.")),
+)
+
 LIGHTLY = Format(
     name="lightly",
     title="lightly-ai/lightly, one branch",
@@ -105,6 +164,7 @@ LIGHTLY = Format(
     marks=(r"backbone\.", r"projection_head\.layers\.0\."),
     branches=(Branch("encoder", "backbone.", Head("projection_head."), Head("prediction_head.")),),
     recipe="simclr",
+    methods=LIGHTLY_METHODS,
     rename=IN_PLACE,
     heads=USUAL_HEADS,
     noise=(
@@ -117,6 +177,18 @@ LIGHTLY = Format(
 )
 
 
+LIGHTLY_MAE = dataclasses.replace(
+    LIGHTLY,
+    name="lightly-mae",
+    title="lightly-ai/lightly, MAE",
+    source="lightly/models/modules/masked_autoencoder_timm.py, benchmarks/imagenet/vitb16/mae.py",
+    marks=(r"backbone\.vit\.patch_embed\.", r"decoder\.mask_token$"),
+    branches=(Branch("encoder", "backbone."),),
+    recipe="mae",
+    methods=(),
+    noise=(*LIGHTLY.noise, r"decoder(_embed)?\.", r"prediction_head\."),
+)
+
 Names = tuple[str, str]  # of a branch's backbone and projector
 
 
@@ -126,7 +198,8 @@ def lightly_pair(
     first: tuple[str, Names],
     second: tuple[str, Names],
     *,
-    recipe: str = "simclr",
+    recipe: str,
+    methods: tuple[Method, ...] = (),
     head: Callable[[str], Head] = Head,
     predictor: Head | None = None,
     more: tuple[str, ...] = (),
@@ -152,6 +225,7 @@ def lightly_pair(
         marks=(*(re.escape(f"{prefix}.") for prefix in prefixes), *more),
         branches=tuple(branches),
         recipe=recipe,
+        methods=methods,
     )
 
 
@@ -178,12 +252,17 @@ LIGHTLY_PAIRS = (
         ("student", PLAIN),
         ("teacher", MOMENTUM),
         recipe="moco-v2",
+        methods=(
+            Method("moco", "moco-v2", lacks=(rf"{LAYER}1\.",)),
+            Method("tico", "byol", (rf"{LAYER}1\.running_mean$",)),
+        ),
     ),
     lightly_pair(
         "lightly-byol",
         "BYOL",
         ("student", PLAIN),
         ("teacher", TEACHER),
+        recipe="byol",
         predictor=PREDICTOR,
     ),
     lightly_pair(
@@ -191,10 +270,11 @@ LIGHTLY_PAIRS = (
         "BYOL of the examples",
         ("student", PLAIN),
         ("teacher", MOMENTUM),
+        recipe="byol",
         predictor=PREDICTOR,
         more=(r"prediction_head\.",),
     ),
-    lightly_pair("lightly-tico", "TiCo", ("teacher", PLAIN), ("student", STUDENT)),
+    lightly_pair("lightly-tico", "TiCo", ("teacher", PLAIN), ("student", STUDENT), recipe="byol"),
     lightly_pair(
         "lightly-dino",
         "DINO",
@@ -245,6 +325,7 @@ SPT = Format(
     lacks=(r"backbone\.student\.",),
     branches=(Branch("encoder", "backbone.", Head("projector."), Head("predictor.")),),
     recipe="vicreg",
+    small_pixel_stats="cifar10",
     heads=USUAL_HEADS,
     cifar_padding=1,
     noise=SPT_NOISE,
@@ -288,6 +369,6 @@ SPT_DINOV2 = spt_dino("stable-pretraining-dinov2", "DINOv2 and iBOT", "cls_head"
 
 LIBRARIES = (
     SOLO, SOLO_OLD, SOLO_DINO, SOLO_OLD_DINO, SOLO_MOCO_V3,
-    LIGHTLY, *LIGHTLY_PAIRS,
+    LIGHTLY, LIGHTLY_MAE, *LIGHTLY_PAIRS,
     SPT, SPT_TWO, SPT_DINO, SPT_DINOV2,
 )  # fmt: skip

@@ -83,10 +83,11 @@ def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
 def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
     """The recipe that is asked for; for auto that of the method which trained the checkpoint.
 
+    So are the pixel statistics, unless a [recipe] table has some.
     Raises SettingsError for a name or a [recipe] key that is not known.
     """
     stats: str = settings.pixel_stats
-    if stats == "auto" and description.pixel_stats != "imagenet":
+    if stats == "auto" and not {"mean", "std"} & (settings.recipe or {}).keys():
         stats = description.pixel_stats
     name = settings.views
     if name == "auto" and settings.recipe is None and description.recipe is not None:

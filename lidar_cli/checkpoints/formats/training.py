@@ -1,0 +1,64 @@
+"""How a checkpoint was trained, as far as its file and the arguments beside it say."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lidar_cli.checkpoints.formats.format import Format
+
+SMALL = 64  # px; solo-learn and stable-pretraining train on CIFAR at 32
+DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100")
+
+
+@dataclass(frozen=True)
+class Training:
+    """The views and pixel statistics of a checkpoint's training."""
+
+    recipe: str
+    pixel_stats: str
+    assumptions: tuple[str, ...]  # what neither names nor arguments decide
+
+
+def training(
+    format: Format, names: Collection[str], arguments: Mapping[str, Any], small: bool
+) -> Training:
+    """How a checkpoint with tensors of these names was trained.
+
+    arguments: of the training, where they were saved. small: whether the backbone takes images of
+    CIFAR's size. Arguments decide only between what the names leave open: they may be of another
+    run.
+    """
+    recipe, assumed = _recipe(format, names, arguments.get("method"))
+    stats, normalised = _pixel_stats(format, arguments, small)
+    return Training(recipe, stats, tuple(note for note in (assumed, normalised) if note))
+
+
+def _recipe(format: Format, names: Collection[str], method: object) -> tuple[str, str]:
+    """The recipe, and what was assumed for it, '' for nothing."""
+    if not format.methods:
+        return format.recipe, ""
+    fitting = [one for one in format.methods if one.fits(names)]
+    named = [one for one in fitting if one.name == method]
+    if named or len({one.recipe for one in fitting}) == 1:
+        return (named or fitting)[0].recipe, ""
+    if not fitting:
+        return format.recipe, f"views of {format.recipe}, since the names fit no known method"
+    first, *others = fitting
+    return first.recipe, (
+        f"views of {first.recipe}, though the names may be those of "
+        f"{' or '.join(one.name for one in others)} too (--views)"
+    )
+
+
+def _pixel_stats(format: Format, arguments: Mapping[str, Any], small: bool) -> tuple[str, str]:
+    """The pixel statistics, and what was assumed for them, '' for nothing."""
+    data = arguments.get("data")
+    dataset = data.get("dataset") if isinstance(data, dict) else arguments.get("dataset")
+    if dataset in DATASETS and dataset.startswith("cifar") == small:
+        return "imagenet" if dataset == "imagenet100" else dataset, ""
+    if small and format.small_pixel_stats:
+        stats = format.small_pixel_stats
+        return stats, f"pixel statistics of {stats}, for images this small (--pixel-stats)"
+    return format.pixel_stats, ""
