@@ -16,6 +16,7 @@ from lidar_cli.checkpoints import Description
 from lidar_cli.checkpoints.own_module import source as own_source
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import Layout
+from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.samples import Samples
 from lidar_cli.settings import ExtractSettings, SampleSettings
 from lidar_cli.views import Recipe, Views, find_recipe
@@ -48,8 +49,8 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     """The part of a provenance that says what the embeddings mean, as JSON gives it back.
 
     Batch size, device, compiler and library versions change rounding only, and paths nothing: the
-    checkpoint and the samples are known by their content, whatever was left out beside them. Our
-    own version stays, since it may change a view.
+    checkpoint and the samples are known by their content, whatever was left out beside them. The
+    embedding revision stands for the code.
     """
     told: dict[str, Any] = json.loads(json.dumps(provenance))
     for name in (
@@ -57,9 +58,8 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
         *("batch_size", "device", "compiled", "bad_samples"),
     ):
         told.pop(name, None)
-    versions = told.pop("versions", None)
-    if isinstance(versions, dict):
-        told["version"] = versions.get("lidar-cli")
+    told.pop("versions", None)
+    told["embedding_revision"] = revision_of(provenance)
     return told
 
 
@@ -170,6 +170,7 @@ def make_plan(
         "precision": settings.precision,
         "storage": settings.storage,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "embedding_revision": EMBEDDING_REVISION,
         "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
     }
     if views.grid is not None:
