@@ -116,7 +116,13 @@ def test_the_file_is_as_the_contract_says(inputs: tuple[Path, Path], tmp_path: P
     assert told.pop("versions").keys() == {"lidar-cli", "torch", "timm", "numpy"}
     assert told.pop("architecture").startswith("resnet 1-1-1-1")
     assert len(told.pop("sha256")) == 64
-    assert told.pop("assumptions") == ["ReLU between the layers of the projector"]
+    assert told.pop("assumptions") == []
+    assert told.pop("assumed") == {
+        "activation": {"value": "relu", "why": "usual"},
+        "stem_padding": {"value": 1, "why": "usual"},
+        "strides": {"value": [1, 2, 2, 2], "why": "usual"},
+        "pixel_stats": {"value": "imagenet", "why": "usual"},
+    }
     assert told.pop("views") == find_recipe("simclr", "auto").describe()
     assert told == {
         "checkpoint": str(inputs[0]),

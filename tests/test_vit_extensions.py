@@ -224,10 +224,11 @@ def test_epsilon_and_heads_are_parameters_that_matter() -> None:
     assert (usual - other).abs().max() > 1e-2
     named = {from_dinov2(n): t.shape for n, t in weights.items()}
     found = vit.spec(named, "here", heads=6)
-    assert (found.heads, found.assumptions) == (6, ())
+    assert (found.heads, "heads" in found.assumed) == (6, False)
     assert (built(weights)(images(16)) - built(weights, heads=6)(images(16))).abs().max() > 1e-3
+    unknown = vit.spec(named, "here")
     with pytest.raises(CheckpointError, match=r"width 24, whose number of attention heads"):
-        vit.spec(named, "here")
+        vit.check_heads(unknown, "here")
 
 
 def test_the_architecture_names_its_parts() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints import heads
+from lidar_cli.checkpoints.assume import Value, settle
 from lidar_cli.checkpoints.containers import StateDict, clean
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, backbone_of
 from lidar_cli.checkpoints.formats import Branch, Format, Head, TokenPredictor
@@ -38,26 +39,43 @@ def find(
     branch_name: str,
     layer_names: str = "auto",
     config: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Value] | None = None,
 ) -> Found:
     """Backbone and heads of one branch, with the place of all tensors.
 
-    layer_names: as `--layer` has them; an auto branch is the first that has them all. config:
-    config.json of the folder, where there is one.
+    layer_names: as `--layer` has them; an auto branch is the first that has them all, and a head
+    that is not read stops nothing that does not need it. config: config.json of the folder, where
+    there is one. asked: what the user says of what weights leave open.
     Raises CheckpointError if a tensor is missing or has no place, or the branch is not there.
     """
     described, state = match.format, match.state
     present = [b for b in described.branches if _has(state, b.backbone)]
     branch, reason = _branch(path, described, present, branch_name, layer_names)
-    backbone = _backbone(path, described, state, branch, arch, config)
+    asked = asked or {}
+    backbone = _backbone(path, described, state, branch, arch, config, asked)
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     width = backbone.width
     found: dict[str, FoundHead] = {}
     ignored = _take_noise(left, COMMON_NOISE)  # which may lie within heads
+    unread, order = False, list(branch.heads)
     for layer, head in branch.heads.items():
-        if isinstance(head, TokenPredictor):
-            taken = take_predictor(path, head.prefix, left, backbone)
-        else:
-            taken = _take_head(path, layer, head, left, width, activation, ignored)
+        inside = [key for key in left if key.startswith(head.prefix)]
+        try:
+            if isinstance(head, TokenPredictor):
+                taken = take_predictor(path, head.prefix, left, backbone)
+            elif unread:
+                raise CheckpointError(f"{path}: {head.prefix} takes what is not read")
+            else:
+                why = f"{described.name}'s"
+                taken = _take_head(path, head, left, width, activation, why, asked, ignored)
+        except CheckpointError as error:
+            if inside and heads.needed(layer_names, layer, order[order.index(layer) :]):
+                raise CheckpointError(f"{error}; or do without it: --layer backbone") from error
+            unread = True
+            for key in inside:
+                left.pop(key, None)
+            ignored += [f"{head.prefix.rstrip('.')} (not read)"] if inside else []
+            continue
         if taken is not None:
             found[layer], width = taken, taken.spec.width
     ignored += take_noise(left, backbone.noise)
@@ -126,6 +144,7 @@ def _backbone(
     branch: Branch,
     arch: str | None,
     config: Mapping[str, Any] | None,
+    asked: Mapping[str, Value],
 ) -> FoundBackbone:
     prefix = branch.backbone
     inside = [key for key in state.tensors if key.startswith(prefix)]
@@ -150,8 +169,10 @@ def _backbone(
             named.setdefault(name, key)
     family = _family(path, format, named, state)
     by_name_ = {family.renamed(name): key for name, key in named.items()}
+
     return backbone_of(
-        path, family, by_name_, state.tensors, prefix, config, lambda spec: _adjusted(spec, format)
+        *(path, family, by_name_, state.tensors, prefix, config),
+        lambda spec: settle(_adjusted(spec, format), asked),
     )
 
 
@@ -167,25 +188,29 @@ def _family(path: Path, format: Format, named: Mapping[str, str], state: StateDi
 
 
 def _adjusted(spec: Any, format: Format) -> Spec:
-    """What the format tells beyond the shapes: a ViT's heads and positions, a stem's padding."""
-    count = dict(format.heads).get(spec.width)
-    if count and getattr(spec, "heads_known", True) is False:
-        spec = dataclasses.replace(spec, heads=count, heads_known=True)
+    """With what the format assumes beyond the shapes, in place of what is usual."""
+    usual = {
+        "heads": dict(format.heads).get(spec.width),
+        "position_offset": format.position_offset,
+        "stem_padding": format.cifar_padding,
+    }
+    for key, value in usual.items():
+        if value is not None:
+            spec = spec.assume(key, value, f"{format.name}'s")
     if format.resize and hasattr(spec, "resize"):
         spec = dataclasses.replace(spec, resize=format.resize)
-    if format.cifar_padding is not None and getattr(spec, "kernel", None) == 3:
-        spec = dataclasses.replace(spec, padding=format.cifar_padding)
     adjusted: Spec = spec
     return adjusted
 
 
 def _take_head(
     path: Path,
-    layer: str,
     head: Head,
     left: dict[str, Weight],
     width: int,
     activation: str,
+    why: str,
+    asked: Mapping[str, Value],
     ignored: list[str],
 ) -> FoundHead | None:
     """Remove a head from what is left; None if it is not in the file."""
@@ -202,8 +227,11 @@ def _take_head(
         del left[key]
     if not tensors:
         return None
-    chosen = head.activation if activation == "auto" else activation
-    spec = heads.spec(shapes_of(tensors), width, chosen, origin)
+    if activation == "auto":
+        activation = head.activation
+    else:
+        why = "--activation"
+    spec = settle(heads.spec(shapes_of(tensors), width, activation, origin, why), asked)
     compare(spec.shapes(), shapes_of(tensors), origin)
     return FoundHead(spec, tensors)
 

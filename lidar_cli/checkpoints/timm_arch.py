@@ -97,7 +97,6 @@ def by_name(path: Path, state: StateDict, arch: str) -> FoundBackbone:
         format="timm model",
         arch=arch,
         image_size=backbone.image_size,
-        assumptions=(),
         tensors=tensors,
         keys=keys,
         prefix=prefix,

@@ -20,7 +20,7 @@ KINDS = {  # of what is used elsewhere; any of it may be absent, or null
     **dict.fromkeys(("seed", "n_samples", "n_views", "n_clean", "image_size", "batch_size"), int),
     "embedding_revision": int,
     **dict.fromkeys(("layers", "assumptions"), list),
-    **dict.fromkeys(("views", "versions"), dict),
+    **dict.fromkeys(("views", "versions", "assumed"), dict),
 }
 
 
@@ -35,6 +35,8 @@ def parsed(text: object) -> dict[str, Any]:
         value = found.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ValueError(f"{NO_RECORD}: {name} is a {type(value).__name__}")
+    if not all(isinstance(one, dict) for one in (found.get("assumed") or {}).values()):
+        raise ValueError(f"{NO_RECORD}: assumed without values")
     layers, views = found.get("layers") or [], found.get("views") or {"name": ""}
     if not all(isinstance(layer, str) for layer in layers) or not isinstance(
         views.get("name"), str

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lidar_cli.checkpoints.matching import check_names
+from lidar_cli.checkpoints.recognise import check_assumptions
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import InputError, LidarError, SettingsError, nearest
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
@@ -94,6 +95,7 @@ def checked(directory: Path, settings: RankSettings) -> Metric:
     by = find_metric(settings.by)
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     check_names(settings.format, settings.branch)
+    check_assumptions(settings.assume)
     parse_size(settings.memory)
     view_memory(settings.view_memory)
     if not directory.is_dir():

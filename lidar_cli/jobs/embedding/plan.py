@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from lidar_cli.checkpoints import Description
+from lidar_cli.checkpoints.assume import SET
+from lidar_cli.checkpoints.found import STATS
 from lidar_cli.checkpoints.own_module import source as own_source
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import Layout
@@ -50,15 +52,17 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
 
     Batch size, device, compiler and library versions change rounding only, and paths nothing: the
     checkpoint and the samples are known by their content, whatever was left out beside them. The
-    embedding revision stands for the code.
+    embedding revision stands for the code, and the statistics of pixels are the views'.
     """
     told: dict[str, Any] = json.loads(json.dumps(provenance))
     for name in (
-        *("checkpoint", "data", "assumptions", "layer_reason"),
+        *("checkpoint", "data", "assumptions", "layer_reason", "activation"),
         *("batch_size", "device", "compiled", "bad_samples"),
     ):
         told.pop(name, None)
     told.pop("versions", None)
+    assumed = told.get("assumed") or {}
+    told["assumed"] = {key: one.get("value") for key, one in assumed.items() if key != STATS}
     told["embedding_revision"] = revision_of(provenance)
     return told
 
@@ -86,6 +90,14 @@ def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
     Raises SettingsError for a name or a [recipe] key that is not known.
     """
     stats: str = settings.pixel_stats
+    assumed = description.assumed.get(STATS)
+    if assumed is not None and assumed.why == SET:
+        if stats not in ("auto", assumed.value):
+            raise SettingsError(
+                f"--pixel-stats {stats} and --assume pixel_stats={assumed.value} are two values "
+                "of one; give one of them"
+            )
+        stats = str(assumed.value)
     if stats == "auto" and description.pixel_stats != "imagenet":
         stats = description.pixel_stats
     name = settings.views
@@ -155,6 +167,11 @@ def make_plan(
         "architecture": description.arch,
         "branch": description.branch,
         "activation": settings.activation,
+        "assumed": {
+            key: {"value": one.value, "why": one.why}
+            for key, one in description.assumed.items()
+            if key != STATS or settings.pixel_stats == "auto"
+        },
         "assumptions": list(description.assumptions),
         "source_sha256": own_source(settings.model),
         "layers": layers,

@@ -63,6 +63,7 @@ class Survey:
     features: list[FeatureFile] = field(default_factory=list)
     skipped: list[Left] = field(default_factory=list)
     failed: list[Left] = field(default_factory=list)
+    assumed: set[str] = field(default_factory=set)  # texts that were said
 
     @property
     def alone(self) -> list[FeatureFile]:
@@ -119,9 +120,12 @@ def place(
         if digest in found.checkpoints:
             found.checkpoints[digest].aliases.append(str(path))
             return
-        found.checkpoints[digest] = Checkpoint(
-            path, digest, _describe(path, settings, watcher), stamp=before
-        )
+        description = _describe(path, settings, watcher)
+        found.checkpoints[digest] = Checkpoint(path, digest, description, stamp=before)
+        assumed = description.assumed_text(getattr(settings, "pixel_stats", "auto"))
+        if assumed and assumed not in found.assumed:
+            found.assumed.add(assumed)
+            watcher.note(f"{path}, and others like it: assumed {assumed}")
     except SettingsError:
         raise
     except NoWeights as error:
@@ -157,10 +161,12 @@ def _describe(path: Path, settings: ModelSettings, watcher: Watcher) -> Descript
         path,
         as_dict(contents),
         arch=settings.arch,
+        activation=settings.activation,
         format=settings.format,
         branch=settings.branch,
         layer=settings.layer,
         config=contents.config,
+        assume=settings.assume,
     )
     found = replace(found, stand_ins=contents.stand_ins)
     if found.note:
