@@ -56,7 +56,8 @@ def find(
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     width = backbone.width
     found: dict[str, FoundHead] = {}
-    ignored = _take_noise(left, COMMON_NOISE)  # which may lie within heads
+    # Some of the noise may lie within heads.
+    ignored = [*backbone.dropped, *_take_noise(left, COMMON_NOISE)]
     unread, order = False, list(branch.heads)
     for layer, head in branch.heads.items():
         inside = [key for key in left if key.startswith(head.prefix)]
@@ -217,7 +218,7 @@ def _take_head(
     keys = [key for key in left if key.startswith(head.prefix)]
     names = {key: head.name(key) for key in keys}
     after = [key for key in keys if any(re.match(p, names[key]) for p in head.after)]
-    ignored += _modules(after)
+    ignored += list(dict.fromkeys(key.rpartition(".")[0] for key in after))
     layers = [key for key in keys if key not in after]
     tensors = {heads.plain_name(names[key]): left[key] for key in layers}
     origin = f"{path}: {head.prefix.rstrip('.')}"

@@ -49,7 +49,7 @@ def find(
         backbone = by_name(path, state, arch)
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     levels = _levels(backbone.prefix)
-    ignored = take_noise(left, backbone.noise)
+    ignored = backbone.dropped + take_noise(left, backbone.noise)
     ignored += _take_ignored(left, levels, CLASSIFIERS + backbone.classifiers)
     try:
         projector = _take_projector(path, left, levels, backbone.width, activation, asked or {})

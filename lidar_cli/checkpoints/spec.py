@@ -59,6 +59,7 @@ class FoundBackbone:
     prefix: str  # of those keys
     noise: tuple[str, ...] = ()  # beginnings of keys that only training needs
     classifiers: tuple[str, ...] = ()  # names of linear layers that may lie beside it
+    dropped: tuple[str, ...] = ()  # names of tensors within it that are not used
     spec: Any = None  # the Spec, where shapes decide it
 
     @property

@@ -319,9 +319,9 @@ def _length(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
     return shape[1] if len(shape) == 3 else 0
 
 
-def image_size(shapes: Mapping[str, tuple[int, ...]], origin: str) -> int:
-    """Pixels a side by the embeddings of positions and patches; raises CheckpointError."""
-    return _grid(shapes, origin)[0] * shapes["patch_embed.proj.weight"][-1]
+def grid_of_positions(shapes: Mapping[str, tuple[int, ...]], origin: str) -> int:
+    """Patches a side by the position embedding; raises CheckpointError."""
+    return _grid(shapes, origin)[0]
 
 
 def _grid(shapes: Mapping[str, tuple[int, ...]], origin: str) -> tuple[int, int]:
