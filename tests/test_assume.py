@@ -418,6 +418,21 @@ def test_rank_says_it_once_and_caches_by_it(tmp_path: Path, command: Callable[..
     assert "nothing in it has heads" in ended.stderr
 
 
+def test_a_file_that_decides_ends_no_watch(tmp_path: Path, command: Callable[..., Any]) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    for name in ("timm-vit", "vicreg"):
+        FIXTURES[name]().save(runs)
+    words = ["--watch", "--interval", "0.2", "--watch-for", "0.5", "--assume", "heads=6"]
+    ended = command("rank", runs, "--views", "simclr", *words)
+    assert ended.returncode == 4
+    assert [Path(json.loads(line)["path"]).name for line in ended.stdout.splitlines()] == [
+        "vit.pth"
+    ]
+    assert "failed: " in ended.stderr
+    assert "nothing in it has heads" in ended.stderr
+
+
 # Whatever a file holds is used, or named
 
 

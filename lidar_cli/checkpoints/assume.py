@@ -19,6 +19,10 @@ SET = "--assume"  # where a value is from that the user gives
 USUAL = "usual"
 
 
+class NotOpen(SettingsError):
+    """An assumption about something that one file decides."""
+
+
 @dataclass(frozen=True)
 class Assumed:
     """A value that the weights leave open, and where it is from."""
@@ -57,25 +61,26 @@ class Open:
         return dataclasses.replace(self, **changes)
 
 
-S = TypeVar("S", bound=Open)
+S = TypeVar("S")  # an Open
 
 
 def settle(spec: S, asked: Mapping[str, Value]) -> S:
     """A spec with the values that the user gives of what it leaves open."""
+    settled: Any = spec
     for key, value in asked.items():
-        spec = spec.assume(key, value, SET)
-    return spec
+        settled = settled.assume(key, value, SET)
+    return settled  # type: ignore[no-any-return]
 
 
 def check_all_open(
     asked: Mapping[str, Value], assumed: Iterable[str], decided: Mapping[str, str], origin: str
 ) -> None:
-    """Raise SettingsError for a value that the user gives though nothing leaves it open.
+    """Raise NotOpen for a value that the user gives though nothing leaves it open.
 
     decided: what decides a key, where that can be said.
     """
     for key in asked.keys() - set(assumed):
-        raise SettingsError(
+        raise NotOpen(
             f"--assume {key}={shown(asked[key])}: {origin}: "
             f"{decided.get(key, f'nothing in it has {key}')}; leave it out, or name the system "
             f"that it is for, as in --assume SYSTEM:{key}={shown(asked[key])}"

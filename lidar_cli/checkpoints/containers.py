@@ -90,7 +90,7 @@ def unused(tree: Mapping[Any, Any], used: frozenset[int]) -> list[str]:
     used: ids of those containers.
     """
     names = [
-        str(key)[:LONGEST]
+        _name(key)
         for key, value in tree.items()
         if id(tree) not in used and is_tensor(value) and len(value.shape)
     ]
@@ -137,6 +137,11 @@ def _elsewhere(
             for key, value in inner.items():
                 if isinstance(value, dict) and id(value) not in seen:
                     seen.add(id(value))
-                    inside.append((f"{name}{str(key)[:LONGEST]}", value))
+                    inside.append((f"{name}{_name(key)}", value))
         yield from (name for name, inner in inside if _weights(inner))
         level = [(f"{name}.", inner) for name, inner in inside]
+
+
+def _name(key: object) -> str:
+    """A key in words; one that is no text may be of any size."""
+    return key[:LONGEST] if isinstance(key, str) else f"({type(key).__name__})"

@@ -7,6 +7,7 @@ read by the usual names (generic.py). Nothing is left out in silence, and torch 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,12 +110,12 @@ def find(
         if named is None:
             raise
         # timm saves a model's name also where it was built at another depth or width.
-        try:
-            found = as_named(None)
-        except CheckpointError:
-            found = None
-        if found is None or not _of_the_kind(found, named):
+        by_shapes: Found | None = None
+        with suppress(CheckpointError):
+            by_shapes = as_named(None)
+        if by_shapes is None or not _of_the_kind(by_shapes, named):
             raise
+        found = by_shapes
         other = f"not timm's {named} that config.json names, whose tensors are others"
         found = _described(found, assumptions=(*found.description.assumptions, other))
     if key is not None:

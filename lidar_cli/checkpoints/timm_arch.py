@@ -156,12 +156,12 @@ def _resized(model: Any, arch: str, tensors: Mapping[str, Weight]) -> Any:
 def _convert(model: Any, tensors: dict[str, Weight]) -> dict[str, Weight]:
     """The tensors after timm's conversion of other projects' names; empty if that fails."""
     try:
-        return _converted({name: materialised(t) for name, t in tensors.items()}, model)
+        return {**_converted({name: materialised(t) for name, t in tensors.items()}, model)}
     except Exception:  # meant for other files
         return {}
 
 
-def _converted(tensors: dict[str, Tensor], model: Any) -> dict[str, Weight]:
+def _converted(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return {}

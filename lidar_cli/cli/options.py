@@ -69,6 +69,6 @@ def _plain(hint: Any) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         return str
     if typing.get_origin(hint) is tuple:
-        return list[typing.get_args(hint)[0]]
+        return list[str]
     members = [part for part in typing.get_args(hint) if part is not type(None)]
     return _plain(members[0]) if members else hint
