@@ -59,7 +59,7 @@ def resolve(
         from_file = _found_config(config, command)
     for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
         variable = f"LIDAR_{spec.name.upper()}"
-        if options.get(spec.name) is not None:
+        if options.get(spec.name) not in (None, []):  # of one that can be repeated
             raw[spec.name], origins[spec.name] = options[spec.name], "option"
         elif environment.get(variable):  # an empty variable is an unset one
             raw[spec.name], origins[spec.name] = environment[variable], variable
@@ -67,6 +67,8 @@ def resolve(
             raw[spec.name], origins[spec.name] = from_file[spec.name], str(config)
         else:
             origins[spec.name] = "default"
+    if "assume" in raw:
+        raw["assume"] = _as_pairs(raw["assume"])
     for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
         if raw.get(spec.name) == "":  # an unset variable of a script, most likely
             raise SettingsError(f"{spec.name} (from {origins[spec.name]}) is empty")
@@ -77,6 +79,21 @@ def resolve(
     if "data" in origins and raw.get("data", EMBEDDED) == EMBEDDED:
         raw = {"data": EMBEDDED, **EMBEDDED_DEFAULTS, **raw}
     return Resolved(_validate(cls, raw, origins), origins)
+
+
+def _as_pairs(assume: Any) -> Any:
+    """KEY=VALUE texts of a table, of a table of tables by system, or of a text with spaces."""
+    if isinstance(assume, str):
+        return assume.split()
+    if not isinstance(assume, dict):
+        return assume
+    pairs = []
+    for key, value in assume.items():
+        inner = value if isinstance(value, dict) else {None: value}
+        for name, one in inner.items():
+            text = ",".join(map(str, one)) if isinstance(one, list) else str(one)
+            pairs.append(f"{key}={text}" if name is None else f"{key}:{name}={text}")
+    return pairs
 
 
 def _found_config(path: Path, command: str) -> dict[str, Any]:

@@ -125,6 +125,13 @@ class FormatSettings:
         "--branch",
         help="student or teacher [auto: the one that the method's authors evaluate].",
     )
+    assume: tuple[str, ...] = setting(
+        (),
+        "--assume",
+        help="KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
+        "strides, pixel_stats or position_offset; can be repeated; SYSTEM:KEY=VALUE for the files "
+        "of one system [default: as inspect prints].",
+    )
 
 
 @dataclass(frozen=True)

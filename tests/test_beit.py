@@ -97,7 +97,7 @@ def test_published_names_and_sizes_are_those_of_timm() -> None:
     assert shapes["rel_pos_bias.relative_position_bias_table"] == (732, 12)
     found = beit.spec(shapes, "here")
     assert (found.arch, found.image_size) == ("beit_base_patch16 (depth 1)", 224)
-    assert (found.heads, found.assumptions) == (12, ())
+    assert (found.heads, list(found.assumed)) == (12, ["eps"])
     assert shapes_of(beit_module.build(found).weights.state_dict()) == shapes
 
 

@@ -25,6 +25,7 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 from torchvision.models import resnet as torchvision_resnet
 
 from lidar_cli.checkpoints import open_checkpoint, read_checkpoint, sha256, wrap_module
+from lidar_cli.checkpoints.assume import Assumed
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
 
@@ -192,7 +193,7 @@ def test_published_vit_tiny_by_its_shapes_and_by_its_name(tmp_path: Path) -> Non
     by_shapes = open_checkpoint(path)
     assert by_shapes.description.arch == "vit_tiny_patch16"
     assert by_shapes.description.image_size == 224
-    assert by_shapes.description.assumptions == ("3 attention heads, as usual for width 192",)
+    assert by_shapes.description.assumed["heads"] == Assumed(3, "usual for width 192")
     model.reset_classifier(0)
     for loaded in (by_shapes, open_checkpoint(path, arch="vit_tiny_patch16_224")):
         assert_close(loaded.embed(images(224), ["backbone"])["backbone"], model(images(224)))

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from feature_files import set_revision
 from interrupted import Stop, StopAfter, assert_same, contents
 from make import (
     PROJECTED,
@@ -36,6 +37,7 @@ from lidar_cli.errors import (
     SettingsError,
 )
 from lidar_cli.features import partial_path
+from lidar_cli.features.provenance import EMBEDDING_REVISION
 from lidar_cli.jobs.embedding.plan import identity
 from lidar_cli.jobs.extract import Extraction, extract_checkpoint, stem
 from lidar_cli.samples import open_samples
@@ -110,10 +112,17 @@ def test_the_file_is_as_the_contract_says(inputs: tuple[Path, Path], tmp_path: P
         assert file["samples/label"][:].tolist() == list(samples.labels or ())
         assert (file.attrs["format"], file.attrs["version"]) == ("lidar-features", 1)
         told = json.loads(file.attrs["provenance"])
+    assert told.pop("embedding_revision") == EMBEDDING_REVISION
     assert told.pop("versions").keys() == {"lidar-cli", "torch", "timm", "numpy"}
     assert told.pop("architecture").startswith("resnet 1-1-1-1")
     assert len(told.pop("sha256")) == 64
-    assert told.pop("assumptions") == ["ReLU between the layers of the projector"]
+    assert told.pop("assumptions") == []
+    assert told.pop("assumed") == {
+        "activation": {"value": "relu", "why": "usual"},
+        "stem_padding": {"value": 1, "why": "usual"},
+        "strides": {"value": [1, 2, 2, 2], "why": "usual"},
+        "pixel_stats": {"value": "imagenet", "why": "usual"},
+    }
     assert told.pop("views") == find_recipe("simclr", "auto").describe()
     assert told == {
         "checkpoint": str(inputs[0]),
@@ -281,6 +290,28 @@ def test_a_file_begun_with_other_settings_is_not_continued(
     with pytest.raises(FeatureFileError, match=rf"was begun with other settings \({name} differ"):
         run(inputs, tmp_path / "out.h5", resume=True, **change)
     assert partial.read_bytes() == before
+
+
+def test_a_file_begun_at_another_revision_is_not_continued(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    partial = interrupted(inputs, tmp_path / "out.h5")
+    set_revision(partial, None)
+    before = partial.read_bytes()
+    line = rf"begun at embedding revision 1, and this lidar embeds at {EMBEDDING_REVISION}; start"
+    with pytest.raises(FeatureFileError, match=line):
+        run(inputs, tmp_path / "out.h5", resume=True)
+    assert partial.read_bytes() == before
+    assert run(inputs, tmp_path / "out.h5", overwrite=True).embedded == N
+
+
+def test_a_finished_file_of_another_revision_does_not_count_as_done(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output = run(inputs, tmp_path / "out.h5").path
+    set_revision(output, EMBEDDING_REVISION + 1)
+    with pytest.raises(FeatureFileError, match="exists already"):
+        run(inputs, output, resume=True)
 
 
 # What is in the way, or wrong

@@ -14,6 +14,7 @@ from layouts import Fixture, Weights, lightning
 from torch import Tensor
 
 from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, read_contents
+from lidar_cli.checkpoints.assume import Assumed
 from lidar_cli.checkpoints.families import FAMILIES, Family
 from lidar_cli.checkpoints.formats import FORMATS, numbered
 from lidar_cli.checkpoints.formats.format import renamed
@@ -244,12 +245,9 @@ def test_head_count_is_the_methods_own(saved: dict[str, Path], tmp_path: Path) -
     assert_close(found, solo.run_vit("backbone.", pixels(), heads=12))
 
 
-def test_a_head_count_that_the_format_knows_is_no_assumption(saved: dict[str, Path]) -> None:
-    for name, notes in {
-        "dino-vit": (),
-        "timm-vit": ("3 attention heads, as usual for width 192",),
-    }.items():
-        assert recognise(saved[name], read_checkpoint(saved[name])).assumptions == notes
+def test_a_head_count_is_assumed_by_the_format_or_by_the_width(saved: dict[str, Path]) -> None:
+    for name, why in {"dino-vit": "dino's", "timm-vit": "usual for width 192"}.items():
+        assert told(saved[name]).assumed["heads"] == Assumed(3, why)
 
 
 def test_cifar_stems_differ_in_padding_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints import open_checkpoint
+from lidar_cli.checkpoints.assume import Assumed
 from lidar_cli.checkpoints.resnet import ResNet as OurResNet
 from lidar_cli.errors import CheckpointError, SettingsError
 
@@ -141,8 +142,8 @@ def test_activation(
     assert (rows - head(backbone(images()))).abs().max() < 1e-5
     other = randomised(mlp(nn.ReLU if activation is nn.GELU else nn.GELU), 1)
     assert (rows - other(backbone(images()))).abs().max() > 1e-3
-    assumed = ("ReLU between the layers of the projector",) if option == "auto" else ()
-    assert loaded.description.assumptions == assumed
+    value, why = ("relu", "usual") if option == "auto" else (option, "--activation")
+    assert loaded.description.assumed["activation"] == Assumed(value, why)
 
 
 def test_several_layers_come_out_of_one_forward(

@@ -14,6 +14,7 @@ from literal import assert_close, images
 from safetensors.torch import save_file
 
 from lidar_cli.checkpoints import open_checkpoint
+from lidar_cli.checkpoints.assume import Assumed
 from lidar_cli.errors import CheckpointError
 
 
@@ -35,10 +36,11 @@ def test_heads_and_eps_are_the_configurations(tmp_path: Path) -> None:
     for named in (path, path / "model.safetensors"):
         loaded = open_checkpoint(named)
         assert_close(loaded.embed(images(16), ["backbone"])["backbone"], expected)
-        assert loaded.description.assumptions == ()
+        assert list(loaded.description.assumed) == ["pixel_stats", "position_offset"]
     (path / "model.safetensors").rename(path / "other.safetensors")
     loaded = open_checkpoint(path / "other.safetensors")
-    assert loaded.description.assumptions == ("3 attention heads, as usual for width 192",)
+    assert loaded.description.assumed["heads"] == Assumed(3, "usual for width 192")
+    assert loaded.description.assumed["eps"] == Assumed(1e-12, "Hugging Face's default")
     usual = loaded.embed(images(16), ["backbone"])["backbone"]
     assert (usual - expected).abs().max() > 1e-3
 

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from feature_files import set_revision
 from make import PROJECTED, WIDTHS, checkpoint, environment, image_folder, lidar_here, state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -30,9 +31,10 @@ from lidar_cli.jobs.ranking.cache_folder import MARKER
 from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Row, grouped, misleading, order
 from lidar_cli.jobs.ranking.survey import Left, survey
+from lidar_cli.jobs.score import score_file
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.settings import ExtractSettings, ModelSettings, RankSettings
+from lidar_cli.settings import ExtractSettings, ModelSettings, RankSettings, ScoreSettings
 
 N, Q, SIZE = 24, 4, 24
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -533,6 +535,29 @@ def test_a_second_run_computes_nothing(tmp_path: Path, rank: Shell) -> None:
     assert stamps(runs / ".lidar") == before
     rank(runs, "--seed", 1)
     assert len(stamps(runs / ".lidar")) == 6
+
+
+def test_rows_of_another_revision_are_embedded_again_and_that_is_said_once(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    runs = three(tmp_path / "runs")
+    target = settings(images, output=runs / "a.h5")
+    extract_checkpoint(runs / "a.pt", ExtractSettings(**target))
+    first = rank(runs, "--json")
+    set_revision(runs / "a.h5", None)
+    for path in (runs / ".lidar").glob("[bc]-*.h5"):  # keys of another lidar are others
+        set_revision(path, 1)
+        path.rename(path.with_name(f"{path.stem[:1]}-{'0' * 16}.h5"))
+    again = rank(runs, "--json")
+    line = "3 of 3 checkpoints are embedded again: their rows are of another embedding revision"
+    assert again.stderr.count(line) == 1
+    assert values(again) == values(first)
+    assert len(stamps(runs / ".lidar")) == 5
+    (left,) = ranked(again)["skipped"]
+    assert left["reason"] == "features of embedding revision 1; this lidar embeds at 2"
+    (alone,) = score_file(runs / "a.h5", ScoreSettings())
+    assert alone.lidar is not None
+    assert line not in rank(runs, "--json").stderr
 
 
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, rank: Shell) -> None:

@@ -21,24 +21,24 @@ from lidar_cli.errors import CheckpointError
 # LayerNorm's eps and how positions are resized, neither of which a file of weights tells. Where
 # activations are near 1, an eps of 1e-6 for 1e-12 shows in no embedding, so modules are asked.
 CONSTANTS = {
-    "dino-vit": (1e-6, "offset"),
-    "dinov2-hub": (1e-6, "offset"),
-    "dinov2-hub-registers": (1e-6, "antialias"),
-    "dinov2-dump": (1e-6, "offset"),
-    "ijepa": (1e-6, "antialias"),
-    "mae": (1e-6, "antialias"),
-    "moco-v3-vit": (1e-6, "antialias"),
-    "vissl-dino": (1e-6, "antialias"),
-    "timm-vit": (1e-6, "antialias"),
-    "torchvision-vit": (1e-6, "antialias"),
-    "data2vec-fork": (1e-6, None),
-    "data2vec-fairseq": (1e-5, None),
-    "data2vec2-base": (1e-6, None),
-    "hf-vit": (1e-12, "plain"),
-    "hf-ijepa": (1e-6, "plain"),
-    "hf-dinov2": (1e-6, "plain"),
-    "hf-dinov2-registers": (1e-6, "antialias"),
-    "hf-data2vec": (1e-12, None),
+    "dino-vit": (1e-6, "antialias", 0.1),
+    "dinov2-hub": (1e-6, "antialias", 0.1),
+    "dinov2-hub-registers": (1e-6, "antialias", 0.0),
+    "dinov2-dump": (1e-6, "antialias", 0.1),
+    "ijepa": (1e-6, "antialias", 0.0),
+    "mae": (1e-6, "antialias", 0.0),
+    "moco-v3-vit": (1e-6, "antialias", 0.0),
+    "vissl-dino": (1e-6, "antialias", 0.0),
+    "timm-vit": (1e-6, "antialias", 0.0),
+    "torchvision-vit": (1e-6, "antialias", 0.0),
+    "data2vec-fork": (1e-6, None, None),
+    "data2vec-fairseq": (1e-5, None, None),
+    "data2vec2-base": (1e-6, None, None),
+    "hf-vit": (1e-12, "plain", 0.0),
+    "hf-ijepa": (1e-6, "plain", 0.0),
+    "hf-dinov2": (1e-6, "plain", 0.0),
+    "hf-dinov2-registers": (1e-6, "antialias", 0.0),
+    "hf-data2vec": (1e-12, None, None),
 }
 
 
@@ -54,11 +54,12 @@ def norms(module: nn.Module) -> set[float]:
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_eps_and_resizing_are_the_familys(name: str, tmp_path: Path) -> None:
-    eps, resize = CONSTANTS[name]
+    eps, resize, offset = CONSTANTS[name]
     path = FIXTURES[name]().save(tmp_path)
     found = backbone(path)
     assert norms(found) == {eps}
     assert getattr(found, "resize", None) == resize
+    assert getattr(found, "offset", None) == offset
     if not name.startswith("hf-"):
         return
     assert norms(backbone(path, config=False)) == {eps}  # the published files' too

@@ -5,6 +5,7 @@ containers.py    which of them is the state dict, and its names without wrappers
 recognise.py     names and shapes -> description, and each tensor's place:
   formats/         one small description a format; matching.py: which it is, described.py: applied
   generic.py       what none of them claims
+assume.py        what weights leave open, and what the user says of it
 families.py      kinds of backbones; resnet_spec.py, vit.py, beit.py, data2vec2.py: their shapes
 hf.py, joined.py, hf_config.py   names in Hugging Face's files, tensors that lie apart, config.json
 conv_stem.py     what stands for a ViT's patch embedding in MoCo v3

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lidar_cli.checkpoints import vit
+from lidar_cli.checkpoints.assume import USUAL, Open
 from lidar_cli.checkpoints.spec import title
 from lidar_cli.errors import CheckpointError
 
@@ -53,13 +54,12 @@ def from_fairseq(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class BeitSpec:
+class BeitSpec(Open):
     """Sizes and optional parts of a BEiT."""
 
     width: int
     depth: int
     heads: int
-    heads_known: bool  # by a table or the caller, not by the width
     patch: int
     grid: int  # patches a side
     mlp: int  # width of the hidden layer
@@ -84,12 +84,6 @@ class BeitSpec:
     def image_size(self) -> int:
         """Of the positions, in pixels a side."""
         return self.grid * self.patch
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """The number of heads, where it is the usual one for the width."""
-        usual = f"{self.heads} attention heads, as usual for width {self.width}"
-        return () if self.heads_known else (usual,)
 
     def masks(self, teacher: bool) -> tuple[str, ...]:
         """data2vec's, if it is a teacher's or has the token that stands where it masks."""
@@ -127,13 +121,15 @@ def spec(
     origin: str,
     *,
     heads: int | None = None,
-    eps: float = EPS,
+    eps: float | None = None,
+    usual_eps: tuple[float, str] = (EPS, USUAL),
     bare: bool = False,
 ) -> BeitSpec:
     """The BEiT that tensors of these shapes, by BEiT's names, belong to.
 
-    heads, eps: where a format or a config.json tells them. bare: whether no last norm at all may be
-    meant, rather than a tensor be missing. Raises CheckpointError if the shapes fit none.
+    heads, eps: of a config.json. usual_eps: what it is else, and whose. bare: whether no last norm
+    at all may be meant, rather than a tensor be missing. Raises CheckpointError if the shapes fit
+    none.
     """
     width, patch = vit.patches(shapes, origin)
     shared, own = f"rel_pos_bias.{TABLE}", f"blocks.0.attn.{TABLE}"
@@ -143,12 +139,17 @@ def spec(
             f"{origin}: the table of relative positions is {list(table)}; expected "
             "[displacements, heads]; name the architecture with --arch"
         )
-    known = table[1] if table else heads
+    count, why, decided = vit.heads_of(
+        width, table[1] if table else 0, "the table of relative positions", heads
+    )
+    if eps is None:
+        eps, why["eps"] = usual_eps
+    else:
+        decided["eps"] = vit.eps_by_config(eps)
     return BeitSpec(
         width=width,
         depth=vit.depth(shapes),
-        heads=known or vit.usual_heads(width, origin),
-        heads_known=known is not None,
+        heads=count,
         patch=patch,
         grid=_grid(table, shapes.get("pos_embed", ()), origin),
         mlp=vit.hidden(shapes, "blocks.0.mlp.fc1.weight", origin),
@@ -161,12 +162,14 @@ def spec(
         norm="norm.weight" in shapes or not (bare or "fc_norm.weight" in shapes),
         fc_norm="fc_norm.weight" in shapes,
         eps=eps,
+        why=why,
+        decided=decided,
     )
 
 
 def fairseq_spec(shapes: Mapping[str, tuple[int, ...]], origin: str) -> BeitSpec:
     """That of fairseq's data2vec vision model, whose names `from_fairseq` gave; see `spec`."""
-    return spec(shapes, origin, eps=FAIRSEQ_EPS)
+    return spec(shapes, origin, usual_eps=(FAIRSEQ_EPS, "fairseq's"))
 
 
 def _grid(table: tuple[int, ...] | None, positions: tuple[int, ...], origin: str) -> int:

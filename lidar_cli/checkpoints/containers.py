@@ -11,7 +11,11 @@ from lidar_cli.checkpoints.lazy import is_tensor
 from lidar_cli.checkpoints.weights import LONGEST, Weight, some
 from lidar_cli.errors import CheckpointError, NoWeights
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # the last is DeepSpeed's
+AVERAGES = (  # keys of a second state dict, a moving average of the first
+    *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model"),
+    *("ema", "averaged_model"),
+)
 # Put into names by DataParallel, torch.compile, FSDP and activation checkpointing.
 ADDED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 WEIGHTS = ("weight", "weight_v", "original1", "kernel")  # last parts of the names of weights
@@ -25,6 +29,7 @@ class StateDict:
     tensors: dict[str, Weight]
     originals: dict[str, str]
     others: tuple[str, ...]  # names of what is no tensor, beside the tensors in an inner dict
+    dicts: frozenset[int] = frozenset()  # ids of all containers that it was read from
 
 
 def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
@@ -59,7 +64,37 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
             )
         tensors[cleaned], originals[cleaned] = value, str(name)
     # Beside the tensors of the outermost dict lie an epoch, arguments and the like.
-    return StateDict(container, tensors, originals, tuple(others) if container else ())
+    others = others if container else []
+    return StateDict(container, tensors, originals, tuple(others), frozenset({id(found)}))
+
+
+def average(tree: Mapping[str, Any]) -> str | None:
+    """The key of a second state dict, of averaged weights; None if there is none."""
+    for key in AVERAGES:
+        value = tree.get(key)
+        if isinstance(value, dict) and any(_weights(inner) for _, inner in candidates(value)):
+            return key
+    return None
+
+
+def with_average(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The tree with the averaged weights in place of those that they are an average of."""
+    raw = [name for name in WRAPPERS if isinstance(tree.get(name), dict)]
+    rest = {name: value for name, value in tree.items() if name not in (key, *raw)}
+    return {**rest, raw[0] if raw else WRAPPERS[0]: tree[key]}
+
+
+def unused(tree: Mapping[Any, Any], used: frozenset[int]) -> list[str]:
+    """Names of dicts that hold weights and of tensors around the containers that are used.
+
+    used: ids of those containers.
+    """
+    names = [
+        _name(key)
+        for key, value in tree.items()
+        if id(tree) not in used and is_tensor(value) and len(value.shape)
+    ]
+    return [*names, *dict.fromkeys(_elsewhere(tree, used=used))]
 
 
 def candidates(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -87,16 +122,26 @@ def _weights(state: Mapping[Any, Any]) -> int:
     )
 
 
-def _elsewhere(tree: Mapping[Any, Any], depth: int = 4) -> Iterator[str]:
-    """Keys, down to some depth, of the dicts that hold weights; each dict is told once."""
+def _elsewhere(
+    tree: Mapping[Any, Any], depth: int = 4, used: frozenset[int] = frozenset()
+) -> Iterator[str]:
+    """Keys, down to some depth, of the dicts that hold weights; each dict is named once.
+
+    used: ids of dicts that are left out, with all in them.
+    """
     level: list[tuple[str, Mapping[Any, Any]]] = [("", tree)]
-    seen = {id(tree)}
+    seen = {id(tree), *used}
     for _ in range(depth):
         inside = []
         for name, inner in level:
             for key, value in inner.items():
                 if isinstance(value, dict) and id(value) not in seen:
                     seen.add(id(value))
-                    inside.append((f"{name}{str(key)[:LONGEST]}", value))
+                    inside.append((f"{name}{_name(key)}", value))
         yield from (name for name, inner in inside if _weights(inner))
         level = [(f"{name}.", inner) for name, inner in inside]
+
+
+def _name(key: object) -> str:
+    """A key in words; one that is no text may be of any size."""
+    return key[:LONGEST] if isinstance(key, str) else f"({type(key).__name__})"

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lidar_cli.checkpoints import vit
+from lidar_cli.checkpoints.assume import USUAL, Open
 from lidar_cli.checkpoints.spec import title
 from lidar_cli.errors import CheckpointError
 
@@ -46,14 +47,13 @@ def from_fairseq(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Data2Vec2Spec:
+class Data2Vec2Spec(Open):
     """Sizes of a data2vec 2.0 encoder."""
 
     width: int
     context: int  # blocks of the image encoder
     depth: int  # blocks after them
     heads: int
-    heads_known: bool  # by the caller, not by the width
     patch: int
     grid: int  # patches a side
     mlp: int  # width of the hidden layer
@@ -72,12 +72,6 @@ class Data2Vec2Spec:
     def image_size(self) -> int:
         """Of the positions, in pixels a side."""
         return self.grid * self.patch
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """The number of heads, where it is the usual one for the width."""
-        usual = f"{self.heads} attention heads, as usual for width {self.width}"
-        return () if self.heads_known else (usual,)
 
     def masks(self, teacher: bool) -> tuple[str, ...]:
         """Those of its training."""
@@ -99,16 +93,10 @@ class Data2Vec2Spec:
         return found
 
 
-def spec(
-    shapes: Mapping[str, tuple[int, ...]],
-    origin: str,
-    *,
-    heads: int | None = None,
-    eps: float = EPS,
-) -> Data2Vec2Spec:
+def spec(shapes: Mapping[str, tuple[int, ...]], origin: str) -> Data2Vec2Spec:
     """The encoder that tensors of these shapes, named by `from_fairseq`, belong to.
 
-    heads, eps: where a configuration tells them. Raises CheckpointError if the shapes fit none.
+    Raises CheckpointError if the shapes fit none.
     """
     width, patch = vit.patches(shapes, origin)
     positions = shapes.get("pos_embed", ())
@@ -120,15 +108,16 @@ def spec(
             "name your own code with --model"
         )
     extra = shapes.get("extra_tokens", ())
+    count, why, decided = vit.heads_of(width, 0, "", None)
     return Data2Vec2Spec(
         width=width,
         context=vit.depth(shapes, "context"),
         depth=vit.depth(shapes),
-        heads=heads or vit.usual_heads(width, origin),
-        heads_known=heads is not None,
+        heads=count,
         patch=patch,
         grid=side,
         mlp=vit.hidden(shapes, "blocks.0.mlp.fc1.weight", origin),
         extra=extra[1] if len(extra) == 3 else 0,
-        eps=eps,
+        why=why | {"eps": USUAL},
+        decided=decided,
     )

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints import folder, heads
+from lidar_cli.checkpoints.assume import Assumed, Value, settle
 from lidar_cli.checkpoints.containers import StateDict, clean
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, backbone_of
 from lidar_cli.checkpoints.formats import Branch, Format, Head, TokenPredictor
 from lidar_cli.checkpoints.formats.format import renamed
 from lidar_cli.checkpoints.formats.training import SMALL, training
 from lidar_cli.checkpoints.found import (
+    STATS,
     Description,
     Found,
     FoundHead,
@@ -39,26 +41,44 @@ def find(
     branch_name: str,
     layer_names: str = "auto",
     config: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Value] | None = None,
 ) -> Found:
     """Backbone and heads of one branch, with the place of all tensors.
 
-    layer_names: as `--layer` has them; an auto branch is the first that has them all. config:
-    config.json of the folder, where there is one.
+    layer_names: as `--layer` has them; an auto branch is the first that has them all, and a head
+    that is not read stops nothing that does not need it. config: config.json of the folder, where
+    there is one. asked: what the user says of what weights leave open.
     Raises CheckpointError if a tensor is missing or has no place, or the branch is not there.
     """
     described, state = match.format, match.state
     present = [b for b in described.branches if _has(state, b.backbone)]
     branch, reason = _branch(path, described, present, branch_name, layer_names)
-    backbone = _backbone(path, described, state, branch, arch, config)
+    asked = asked or {}
+    backbone = _backbone(path, described, state, branch, arch, config, asked)
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     width = backbone.width
     found: dict[str, FoundHead] = {}
-    ignored = _take_noise(left, COMMON_NOISE)  # which may lie within heads
+    # Some of the noise may lie within heads.
+    ignored = [*backbone.dropped, *_take_noise(left, COMMON_NOISE)]
+    unread, order = False, list(branch.heads)
     for layer, head in branch.heads.items():
-        if isinstance(head, TokenPredictor):
-            taken = take_predictor(path, head.prefix, left, backbone)
-        else:
-            taken = _take_head(path, layer, head, left, width, activation, ignored)
+        inside = [key for key in left if key.startswith(head.prefix)]
+        try:
+            if isinstance(head, TokenPredictor):
+                taken = take_predictor(path, head.prefix, left, backbone)
+            elif unread:
+                raise CheckpointError(f"{path}: {head.prefix} takes what is not read")
+            else:
+                why = f"{described.name}'s"
+                taken = _take_head(path, head, left, width, activation, why, asked, ignored)
+        except CheckpointError as error:
+            if inside and heads.needed(layer_names, layer, order[order.index(layer) :]):
+                raise CheckpointError(f"{error}; or do without it: --layer backbone") from error
+            unread = True
+            for key in inside:
+                left.pop(key, None)
+            ignored += [f"{head.prefix.rstrip('.')} (not read)"] if inside else []
+            continue
         if taken is not None:
             found[layer], width = taken, taken.spec.width
     ignored += take_noise(left, backbone.noise)
@@ -96,6 +116,7 @@ def _told(
     natural = description.image_size
     small = getattr(backbone.spec, "kernel", None) == 3 or (natural or SMALL + 1) <= SMALL
     trained = training(described, match.state.tensors.keys(), run, small)
+    stats = {STATS: Assumed(trained.pixel_stats, trained.why_stats)}
     if natural is not None and backbone.spec is not None:  # timm's own modules have one size
         natural = min(natural, described.image_size or natural)
     return dataclasses.replace(
@@ -105,6 +126,7 @@ def _told(
         image_size=natural,
         recipe=trained.recipe,
         pixel_stats=trained.pixel_stats,
+        assumed={**description.assumed, **stats} if trained.why_stats else description.assumed,
         assumptions=(*description.assumptions, *trained.assumptions),
         why=match.why,
     )
@@ -142,6 +164,7 @@ def _backbone(
     branch: Branch,
     arch: str | None,
     config: Mapping[str, Any] | None,
+    asked: Mapping[str, Value],
 ) -> FoundBackbone:
     prefix = branch.backbone
     inside = [key for key in state.tensors if key.startswith(prefix)]
@@ -166,8 +189,10 @@ def _backbone(
             named.setdefault(name, key)
     family = _family(path, format, named, state)
     by_name_ = {family.renamed(name): key for name, key in named.items()}
+
     return backbone_of(
-        path, family, by_name_, state.tensors, prefix, config, lambda spec: _adjusted(spec, format)
+        *(path, family, by_name_, state.tensors, prefix, config),
+        lambda spec: settle(_adjusted(spec, format), asked),
     )
 
 
@@ -183,32 +208,36 @@ def _family(path: Path, format: Format, named: Mapping[str, str], state: StateDi
 
 
 def _adjusted(spec: Any, format: Format) -> Spec:
-    """What the format tells beyond the shapes: a ViT's heads and positions, a stem's padding."""
-    count = dict(format.heads).get(spec.width)
-    if count and getattr(spec, "heads_known", True) is False:
-        spec = dataclasses.replace(spec, heads=count, heads_known=True)
+    """With what the format assumes beyond the shapes, in place of what is usual."""
+    usual = {
+        "heads": dict(format.heads).get(spec.width),
+        "position_offset": format.position_offset,
+        "stem_padding": format.cifar_padding,
+    }
+    for key, value in usual.items():
+        if value is not None:
+            spec = spec.assume(key, value, f"{format.name}'s")
     if format.resize and hasattr(spec, "resize"):
         spec = dataclasses.replace(spec, resize=format.resize)
-    if format.cifar_padding is not None and getattr(spec, "kernel", None) == 3:
-        spec = dataclasses.replace(spec, padding=format.cifar_padding)
     adjusted: Spec = spec
     return adjusted
 
 
 def _take_head(
     path: Path,
-    layer: str,
     head: Head,
     left: dict[str, Weight],
     width: int,
     activation: str,
+    why: str,
+    asked: Mapping[str, Value],
     ignored: list[str],
 ) -> FoundHead | None:
     """Remove a head from what is left; None if it is not in the file."""
     keys = [key for key in left if key.startswith(head.prefix)]
     names = {key: head.name(key) for key in keys}
     after = [key for key in keys if any(re.match(p, names[key]) for p in head.after)]
-    ignored += _modules(after)
+    ignored += list(dict.fromkeys(key.rpartition(".")[0] for key in after))
     layers = [key for key in keys if key not in after]
     tensors = {heads.plain_name(names[key]): left[key] for key in layers}
     origin = f"{path}: {head.prefix.rstrip('.')}"
@@ -218,8 +247,11 @@ def _take_head(
         del left[key]
     if not tensors:
         return None
-    chosen = head.activation if activation == "auto" else activation
-    spec = heads.spec(shapes_of(tensors), width, chosen, origin)
+    if activation == "auto":
+        activation = head.activation
+    else:
+        why = "--activation"
+    spec = settle(heads.spec(shapes_of(tensors), width, activation, origin, why), asked)
     compare(spec.shapes(), shapes_of(tensors), origin)
     return FoundHead(spec, tensors)
 

@@ -146,6 +146,7 @@ def backbone_of(
     """
     inside, sources = join({name: tensors[key] for name, key in by_name.items()})
     spec = adjust(family.spec(shapes_of(inside), str(path), config))
+    vit.check_heads(spec, str(path))
 
     def guarded(make: Callable[[], Any]) -> Any:
         try:
@@ -165,7 +166,6 @@ def backbone_of(
         format=family.title,
         arch=spec.arch,
         image_size=spec.image_size,
-        assumptions=spec.assumptions,
         tensors=own,
         keys=frozenset(by_name[source] for name in own for source in sources[name]),
         prefix=prefix,

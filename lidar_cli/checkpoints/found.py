@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lidar_cli.checkpoints import predictor
+from lidar_cli.checkpoints.assume import Assumed
 from lidar_cli.checkpoints.heads import HeadSpec
 from lidar_cli.checkpoints.predictor import PredictorSpec
 from lidar_cli.checkpoints.spec import FoundBackbone
 from lidar_cli.checkpoints.weights import Weight, compare, shapes_of, size, some
 from lidar_cli.errors import CheckpointError
+
+STATS = "pixel_stats"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Description:
     prefix: str  # of the backbone in it
     ignored: tuple[str, ...]  # known modules and tensors that are not used
     parameters: int  # numbers in the tensors used, without BatchNorm's statistics
-    assumptions: tuple[str, ...] = ()  # what the weights do not tell
+    assumed: Mapping[str, Assumed] = field(default_factory=dict)  # what the weights leave open
+    assumptions: tuple[str, ...] = ()  # what else is assumed, in words
     branch: str = "encoder"
     branches: tuple[str, ...] = ("encoder",)  # all in the file, the default one first
     recipe: str | None = None  # name of the view recipe that the system was trained with
@@ -36,6 +40,16 @@ class Description:
     patch: int | None = None  # pixels a side, of a backbone that sees patches
     masks: tuple[str, ...] = ()  # rules under which it can be embedded, see views.mask_rules
     stand_ins: tuple[str, ...] = ()  # foreign names in the file, of which nothing was made
+
+    def assumed_text(self, pixel_stats: str = "auto") -> str:
+        """All that is assumed, '' for nothing.
+
+        pixel_stats: an option's, of which nothing is assumed unless it is 'auto'.
+        """
+        open_keys = {
+            k: one for k, one in self.assumed.items() if pixel_stats == "auto" or k != STATS
+        }
+        return "; ".join([*(one.text(key) for key, one in open_keys.items()), *self.assumptions])
 
     @property
     def note(self) -> str | None:
@@ -72,10 +86,12 @@ def describe(
 ) -> Description:
     """The description of a backbone and its heads."""
     used = [*backbone.tensors.items()]
-    notes = list(backbone.assumptions)
+    assumed, notes = backbone.assumed, []
     for layer, head in heads.items():
         used += head.tensors.items()
-        notes += [note.replace("projector", layer) for note in head.spec.assumptions]
+        if isinstance(head.spec, HeadSpec):
+            assumed |= head.spec.assumed
+            notes += [note.replace("projector", layer) for note in head.spec.notes]
     return Description(
         format=backbone.format,
         arch=backbone.arch,
@@ -85,6 +101,7 @@ def describe(
         prefix=prefix,
         ignored=ignored,
         parameters=sum(size(t) for name, t in used if not _is_statistic(name)),
+        assumed=assumed,
         assumptions=tuple(notes),
         branch=branch,
         patch=getattr(backbone.spec, "patch", None),
@@ -111,7 +128,7 @@ def take_predictor(
             "ViT without class token, told by its shapes; leave --arch out, or name your own code "
             "with --model"
         )
-    spec = predictor.spec(shapes_of(tensors), backbone.spec.heads, origin)
+    spec = predictor.spec(shapes_of(tensors), backbone.spec.heads, origin, eps=backbone.spec.eps)
     compare(spec.shapes(), shapes_of(tensors), origin)
     if (spec.width, spec.grid) != (backbone.width, backbone.spec.grid):
         raise CheckpointError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints import heads
+from lidar_cli.checkpoints.assume import USUAL, Value, settle
 from lidar_cli.checkpoints.containers import StateDict
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, backbone_of
 from lidar_cli.checkpoints.found import Found, FoundHead, describe, original_prefix
@@ -31,22 +32,34 @@ def find(
     arch: str | None,
     activation: str,
     config: Mapping[str, Any] | None = None,
+    layer_names: str = "auto",
+    asked: Mapping[str, Value] | None = None,
 ) -> Found:
     """Backbone and projector of a state dict, with the place of all tensors.
 
+    layer_names: as `--layer` has them; a projector that is not read stops nothing that does not
+    need it. asked: what the user says of what weights leave open.
     Raises CheckpointError if it is not understood, SettingsError for an arch unknown to timm.
     """
     if arch is None:
-        backbone = _by_shapes(path, state, config)
+        backbone = _by_shapes(path, state, config, asked or {})
     else:
         from lidar_cli.checkpoints.timm_arch import by_name
 
         backbone = by_name(path, state, arch)
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     levels = _levels(backbone.prefix)
-    ignored = take_noise(left, backbone.noise)
+    ignored = backbone.dropped + take_noise(left, backbone.noise)
     ignored += _take_ignored(left, levels, CLASSIFIERS + backbone.classifiers)
-    projector = _take_projector(path, left, levels, backbone.width, activation)
+    try:
+        projector = _take_projector(path, left, levels, backbone.width, activation, asked or {})
+    except CheckpointError as error:
+        if heads.needed(layer_names, "projector", ()):
+            raise CheckpointError(f"{error}; or do without it: --layer backbone") from error
+        projector, modules = None, _projectors(left, levels)
+        for key in [key for key in left if key.startswith(tuple(f"{name}." for name in modules))]:
+            del left[key]
+        ignored += tuple(f"{name} (not read)" for name in modules)
     unknown = [state.originals[name] for name in left] + list(state.others)
     if unknown:
         raise CheckpointError(
@@ -64,7 +77,12 @@ def find(
     return Found(description, backbone, found)
 
 
-def _by_shapes(path: Path, state: StateDict, config: Mapping[str, Any] | None) -> FoundBackbone:
+def _by_shapes(
+    path: Path,
+    state: StateDict,
+    config: Mapping[str, Any] | None,
+    asked: Mapping[str, Value],
+) -> FoundBackbone:
     """The backbone whose anchor is in the state dict."""
     family, prefix = _family(path, state)
     by_name = {
@@ -72,7 +90,10 @@ def _by_shapes(path: Path, state: StateDict, config: Mapping[str, Any] | None) -
         for key in state.tensors
         if key.startswith(prefix)
     }
-    return backbone_of(path, family, by_name, state.tensors, prefix, config)
+
+    return backbone_of(
+        path, family, by_name, state.tensors, prefix, config, lambda spec: settle(spec, asked)
+    )
 
 
 def _family(path: Path, state: StateDict) -> tuple[Family, str]:
@@ -138,16 +159,26 @@ def _take_ignored(
     return tuple(ignored)
 
 
-def _take_projector(
-    path: Path, left: dict[str, Weight], levels: list[str], width: int, activation: str
-) -> FoundHead | None:
-    """Remove the projector from what is left; None if there is none."""
-    modules = [
+def _projectors(left: Mapping[str, Weight], levels: list[str]) -> list[str]:
+    """Modules that may be a projector by their names."""
+    return [
         level + name
         for level in levels
         for name in PROJECTORS
         if any(key.startswith(f"{level}{name}.") for key in left)
     ]
+
+
+def _take_projector(
+    path: Path,
+    left: dict[str, Weight],
+    levels: list[str],
+    width: int,
+    activation: str,
+    asked: Mapping[str, Value],
+) -> FoundHead | None:
+    """Remove the projector from what is left; None if there is none."""
+    modules = _projectors(left, levels)
     if not modules:
         return None
     if len(modules) > 1:
@@ -160,8 +191,10 @@ def _take_projector(
     origin = f"{path}: {modules[0]}"
     if len(tensors) < len(keys):
         raise CheckpointError(f"{origin}: two layers have one number: {some(keys, 6)}; {NEXT}")
+    why = USUAL if activation == "auto" else "--activation"
+    activation = "relu" if activation == "auto" else activation
+    head = settle(heads.spec(shapes_of(tensors), width, activation, origin, why), asked)
+    compare(head.shapes(), shapes_of(tensors), origin)
     for key in keys:
         del left[key]
-    head = heads.spec(shapes_of(tensors), width, activation, origin)
-    compare(head.shapes(), shapes_of(tensors), origin)
     return FoundHead(head, tensors)

@@ -28,7 +28,7 @@ class WeightNormed(nn.Module):
 
 def build(spec: HeadSpec) -> nn.Sequential:
     """The module, without weights; tensors are named as in the spec, by index."""
-    activation = ACTIVATIONS["relu" if spec.activation == "auto" else spec.activation]
+    activation = ACTIVATIONS[spec.activation]
     head = nn.Sequential()
     with torch.device("meta"):
         for layer in spec.layers:

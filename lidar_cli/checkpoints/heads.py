@@ -12,9 +12,11 @@ Which activation it is, and whether one follows the last layer, the weights do n
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from lidar_cli.checkpoints.assume import USUAL, Open
 from lidar_cli.checkpoints.spec import Shapes, batchnorm
 from lidar_cli.checkpoints.weights import some
 from lidar_cli.errors import CheckpointError
@@ -57,11 +59,11 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class HeadSpec:
+class HeadSpec(Open):
     """A chain of layers."""
 
     layers: tuple[Layer, ...]
-    activation: str  # 'auto', 'relu' or 'gelu'
+    activation: str = "relu"  # or 'gelu'
 
     @property
     def width(self) -> int:
@@ -74,18 +76,21 @@ class HeadSpec:
         return self.layers[0].into, *(layer.out for layer in self.layers if layer.counts)
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
-        """The activation, if nobody named it."""
-        notes = []
-        if self.activation == "auto" and any(layer.after_gap for layer in self.layers):
-            notes.append("ReLU between the layers of the projector")
+    def notes(self) -> tuple[str, ...]:
+        """What else is assumed, in words."""
         if any(layer.kind == "layernorm" for layer in self.layers):
-            notes.append("LayerNorm where the projector has a norm without statistics")
-        return tuple(notes)
+            return ("LayerNorm where the projector has a norm without statistics",)
+        return ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors, named as in the file, by index."""
         return {name: shape for layer in self.layers for name, shape in layer.shapes().items()}
+
+
+def needed(layers: str, head: str, behind: Iterable[str]) -> bool:
+    """Whether `--layer` asks for a head, or for one that takes what it gives."""
+    names = {name.strip() for name in layers.split(",")}
+    return bool(names & {"auto", head, *behind})
 
 
 def plain_name(name: str) -> str:
@@ -101,10 +106,10 @@ def plain_name(name: str) -> str:
     return re.sub(r"^0+(?=\d)", "", name)
 
 
-def spec(shapes: Shapes, width: int, activation: str, origin: str) -> HeadSpec:
+def spec(shapes: Shapes, width: int, activation: str, origin: str, why: str = USUAL) -> HeadSpec:
     """The MLP that tensors of these shapes form behind a backbone of the given width.
 
-    shapes: by names of the form '0.weight', see `plain_name`.
+    shapes: by names of the form '0.weight', see `plain_name`. why: where the activation is from.
     Raises CheckpointError for names that are no numbered layer, and widths that do not chain.
     """
     tensors: dict[int, dict[str, tuple[int, ...]]] = {}
@@ -127,7 +132,9 @@ def spec(shapes: Shapes, width: int, activation: str, origin: str) -> HeadSpec:
             f"{origin}: the layers begin at {layers[0].index}, and what stands before cannot be "
             "told; expected layer 0; name your own code with --model"
         )
-    return HeadSpec(tuple(layers), activation)
+    if any(layer.after_gap for layer in layers):
+        return HeadSpec(tuple(layers), activation, why={"activation": why})
+    return HeadSpec(tuple(layers), decided={"activation": "no activation stands in its projector"})
 
 
 def _layer(
@@ -136,6 +143,11 @@ def _layer(
     weight_norm = "weight_v" in shapes and "weight" not in shapes
     weight = shapes.get("weight_v" if weight_norm else "weight", ())
     kind: Kind
+    if "running_wmat" in shapes:
+        raise CheckpointError(
+            f"{origin}: layer {index} is an IterNorm, which whitens and is not read; expected "
+            "Linear, BatchNorm and LayerNorm; name your own code with --model"
+        )
     if "running_mean" in shapes:
         kind, into, out = "batchnorm", *(shapes["running_mean"] or (0,))[:1] * 2
     elif len(weight) == 2:

@@ -27,6 +27,7 @@ VIT_ANCHOR = "encoder.layer.0.layernorm_before.weight"
 DINOV2_ANCHOR = "encoder.layer.0.layer_scale1.lambda1"
 BEIT_ANCHOR = "encoder.layer.0.lambda_1"
 EPS = 1e-6  # of Dinov2, and of I-JEPA as it was converted
+DEFAULT = "Hugging Face's default"
 LIBRARY_EPS = 1e-12  # where the library's default was kept: ViT, Data2VecVision, BEiT
 
 FROM_HF = (
@@ -81,11 +82,14 @@ def vit_spec(
 
     heads, eps: num_attention_heads and layer_norm_eps of config.json, where there is one.
     """
-    if eps is None:
-        plain = "cls_token" in shapes and "blocks.0.ls1.gamma" not in shapes
-        eps = LIBRARY_EPS if plain else EPS
     resize: Resize = "antialias" if "reg_token" in shapes else "plain"
-    return vit.spec(shapes, origin, heads=heads, eps=eps, resize=resize)
+    spec = vit.spec(shapes, origin, heads=heads, eps=eps, resize=resize)
+    plain = "cls_token" in shapes and "blocks.0.ls1.gamma" not in shapes
+    usual = (LIBRARY_EPS, DEFAULT) if plain else (EPS, "of the published files")
+    spec = spec.assume("eps", *usual)
+    if spec.swiglu:
+        spec = spec.decide("gate", "Hugging Face's code has silu")
+    return spec.assume("position_offset", 0.0, "Hugging Face's code")
 
 
 def beit_spec(
@@ -99,5 +103,5 @@ def beit_spec(
 
     A model that was saved without its pooler has no last norm.
     """
-    eps = LIBRARY_EPS if eps is None else eps
-    return beit.spec(shapes, origin, heads=heads, eps=eps, bare=True)
+    usual = (LIBRARY_EPS, DEFAULT)
+    return beit.spec(shapes, origin, heads=heads, eps=eps, usual_eps=usual, bare=True)

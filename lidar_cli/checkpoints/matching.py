@@ -100,11 +100,13 @@ def _state(format: Format, container: str, root: Mapping[str, Any]) -> StateDict
     originals: dict[str, str] = {}
     others: list[str] = []
     taken: set[str] = set()
+    dicts: set[int] = set()
     places = [(p, prefix, _inner(root, p)) for p, prefix in format.inside or (("", ""),)]
     for place, prefix, inner in places:
         if inner is None or prefix in taken:
             continue
         apart = {id(other) for _, _, other in places if other is not inner}  # told by themselves
+        before = set(apart)
         for name, value in _walk(inner, DEEPEST if place else 0, apart):
             key = prefix + renamed(clean(name), ((format.added, ""),))
             if not is_tensor(value):
@@ -115,10 +117,12 @@ def _state(format: Format, container: str, root: Mapping[str, Any]) -> StateDict
                 taken.add(prefix)
                 tensors[key] = value
                 originals[key] = f"{place}.{name}".lstrip(".")
+        dicts |= apart - before
     if not tensors:
         return None
     nested = bool(container) and not format.inside
-    return StateDict(container, tensors, originals, tuple(others) if nested else ())
+    others = others if nested else []
+    return StateDict(container, tensors, originals, tuple(others), frozenset(dicts))
 
 
 def _inner(root: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -28,13 +29,15 @@ def open_checkpoint(
     format: str = "auto",
     branch: str = "auto",
     layer: str = "auto",
+    assume: Sequence[str] = (),
 ) -> Loaded:
     """A checkpoint, ready to embed images on the CPU; `to` moves it.
 
     arch: a timm name, where the weights do not tell. model: 'package.module:factory', the user's
     own code. activation: inside the projector, 'relu', 'gelu' or 'auto' (the format's, else ReLU,
-    and noted). format: of `lidar inspect --formats`. branch: 'student' or 'teacher'. layer: as
-    `--layer` has it, for which an auto branch is chosen.
+    and said). format: of `lidar inspect --formats`. branch: 'student' or 'teacher'. layer: as
+    `--layer` has it, for which an auto branch is chosen. assume: KEY=VALUE of what weights leave
+    open, see `assume.KEYS`.
     Raises CheckpointError or NoWeights for the file, SettingsError for the options.
     """
     path = Path(path)
@@ -44,6 +47,8 @@ def open_checkpoint(
         raise SettingsError(
             "--model is your own code, which names its layers; leave --format and --branch out"
         )
+    if model is not None and assume:
+        raise SettingsError("--model is your own code, which decides all; leave --assume out")
     if model is not None:
         return _open_own(path, model)
     contents = read_contents(path)
@@ -56,6 +61,7 @@ def open_checkpoint(
         branch=branch,
         layer=layer,
         config=contents.config,
+        assume=assume,
     )
     backbone = found.backbone.build()
     fill(backbone.weights, found.backbone.tensors, f"{path}: {found.backbone.arch}")

@@ -27,7 +27,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class PredictorSpec:
-    """Sizes of an I-JEPA predictor."""
+    """Sizes of an I-JEPA predictor, whose heads and eps are the encoder's."""
 
     width: int  # of the encoder's tokens, and of the output
     inner: int
@@ -47,11 +47,6 @@ class PredictorSpec:
     def widths(self) -> tuple[int, ...]:
         """From input to output."""
         return self.width, self.inner, self.width
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """None beyond the encoder's, whose heads it has."""
-        return ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all its tensors."""

@@ -8,12 +8,14 @@ This file needs no torch; the modules are in resnet.py.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 
+from lidar_cli.checkpoints.assume import USUAL, Open, Value, shown
 from lidar_cli.checkpoints.spec import batchnorm, title
-from lidar_cli.errors import CheckpointError
+from lidar_cli.errors import CheckpointError, SettingsError
 
 ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it, and nothing else has
 NAMES: dict[
@@ -50,13 +52,13 @@ class Block:
 
 
 @dataclass(frozen=True)
-class ResNetSpec:
+class ResNetSpec(Open):
     """Stem and blocks, stage by stage."""
 
     stem: int  # channels
     kernel: int  # of the stem, 7 or 3
     stages: tuple[tuple[Block, ...], ...]
-    padding: int | None = None  # of the stem; None for half the kernel
+    stem_padding: int | None = None  # None for half the kernel
 
     @property
     def arch(self) -> str:
@@ -71,7 +73,8 @@ class ResNetSpec:
         if first.inner != self.stem:
             notes.append(f"inner width {first.inner}")
         if self.kernel == 3:
-            notes.append("3x3 stem" if self.padding is None else f"3x3 stem, pad {self.padding}")
+            usual = self.stem_padding in (None, 1)
+            notes.append("3x3 stem" if usual else f"3x3 stem, pad {self.stem_padding}")
         plain = f"resnet {'-'.join(map(str, depths))}"
         return title(NAMES.get((depths, first.bottleneck), plain), notes)
 
@@ -86,9 +89,28 @@ class ResNetSpec:
         return None
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
-        """The padding of a 3x3 stem, where a format told it; the shapes tell the rest."""
-        return () if self.padding is None else (f"a 3x3 stem padded by {self.padding}",)
+    def strides(self) -> tuple[int, ...]:
+        """Of the first block of each stage."""
+        return tuple(blocks[0].stride for blocks in self.stages)
+
+    def assume(self, key: str, value: Value, why: str) -> ResNetSpec:
+        """See `Open`; raises SettingsError for strides that the stages cannot have."""
+        if key != "strides":
+            return super().assume(key, value, why)
+        stages = []
+        if not isinstance(value, tuple) or len(value) != len(self.stages):
+            raise SettingsError(
+                f"--assume strides={shown(value)}: the {self.arch} has {len(self.stages)} stages; "
+                "give a number for each"
+            )
+        for number, (stride, (first, *rest)) in enumerate(zip(value, self.stages, strict=True), 1):
+            if stride != 1 and not first.downsample:
+                raise SettingsError(
+                    f"--assume strides={shown(value)}: layer{number} has no downsample, so that "
+                    "its stride is 1"
+                )
+            stages.append((dataclasses.replace(first, stride=stride), *rest))
+        return dataclasses.replace(self, stages=tuple(stages), why={**self.why, "strides": why})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors of the module."""
@@ -133,7 +155,12 @@ def spec(shapes: Mapping[str, tuple[int, ...]], origin: str) -> ResNetSpec:
         if not blocks:
             break
         stages.append(tuple(blocks))
-    return ResNetSpec(stem[0], stem[2], tuple(stages))
+    if stem[2] == 3:
+        padding, why, decided = 1, {"stem_padding": USUAL}, {}
+    else:
+        padding, why, decided = 3, {}, {"stem_padding": "a 7x7 stem is padded by 3"}
+    why |= {"strides": USUAL}
+    return ResNetSpec(stem[0], stem[2], tuple(stages), padding, why=why, decided=decided)
 
 
 def _block(

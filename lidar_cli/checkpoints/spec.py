@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lidar_cli.checkpoints.assume import KEYS, Assumed
 from lidar_cli.checkpoints.weights import Weight
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -33,8 +34,12 @@ class Spec(Protocol):
         """In pixels a side, None where the weights do not tell."""
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
-        """What the weights do not tell, and was taken as usual."""
+    def assumed(self) -> dict[str, Assumed]:
+        """What the weights leave open, by the keys of `--assume`."""
+
+    @property
+    def decided(self) -> Mapping[str, str]:
+        """Other keys of `--assume`, and what decides them."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors of the module, without building it, and so without torch."""
@@ -49,13 +54,25 @@ class FoundBackbone:
     format: str
     arch: str
     image_size: int | None
-    assumptions: tuple[str, ...]
     tensors: Mapping[str, Weight]  # by the names of module.weights
     keys: frozenset[str]  # of those tensors in the state dict
     prefix: str  # of those keys
     noise: tuple[str, ...] = ()  # beginnings of keys that only training needs
     classifiers: tuple[str, ...] = ()  # names of linear layers that may lie beside it
-    spec: Any = None  # the Spec, where it was told by shapes
+    dropped: tuple[str, ...] = ()  # names of tensors within it that are not used
+    spec: Any = None  # the Spec, where shapes decide it
+
+    @property
+    def assumed(self) -> dict[str, Assumed]:
+        """What its weights leave open; nothing where a name decides all."""
+        return dict(self.spec.assumed) if self.spec is not None else {}
+
+    @property
+    def decided(self) -> dict[str, str]:
+        """Keys of `--assume` that are not open, and what decides them."""
+        if self.spec is None:
+            return dict.fromkeys(KEYS, f"timm's {self.arch} decides it")
+        return dict(self.spec.decided)
 
 
 def title(name: str, notes: list[str]) -> str:

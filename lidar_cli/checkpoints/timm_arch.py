@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -16,8 +19,10 @@ from lidar_cli.checkpoints import vit
 from lidar_cli.checkpoints.backbone import Backbone
 from lidar_cli.checkpoints.containers import StateDict
 from lidar_cli.checkpoints.spec import FoundBackbone
-from lidar_cli.checkpoints.weights import Weight, compare, materialised, shapes, shapes_of
+from lidar_cli.checkpoints.weights import Weight, compare, materialised, shapes, shapes_of, some
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
+
+BFLOAT16 = 2**-7  # relative precision at which files keep what a model computes for itself
 
 
 class TimmBackbone(Backbone):
@@ -78,16 +83,19 @@ def by_name(path: Path, state: StateDict, arch: str) -> FoundBackbone:
     inside = {k.removeprefix(prefix): t for k, t in state.tensors.items() if k.startswith(prefix)}
     if isinstance(model, VisionTransformer) and "patch_embed.proj.weight" in inside:
         model = _resized(model, arch, inside)
-    expected = shapes(model)
+    expected, dropped = shapes(model), []
     tensors = {name: tensor for name, tensor in inside.items() if name in expected}
     keys = frozenset(prefix + name for name in tensors)
     if not _fits(expected, tensors):
         converted = _convert(model, inside)
         if _fits(expected, {n: t for n, t in converted.items() if n in expected}):
             tensors = {n: t for n, t in converted.items() if n in expected}
-            # What the conversion drops is timm's decision; its results that nothing takes are not.
+            # What the conversion drops is named; its results that nothing takes are left.
             surplus = converted.keys() - expected.keys()
             keys = frozenset(prefix + name for name in inside if name not in surplus)
+            dropped = _check_dropped(
+                path, arch, model, {n: inside[n] for n in inside if prefix + n in keys}
+            )
     compare(expected, shapes_of(tensors), f"{path}: {arch}")
     backbone = TimmBackbone(model, arch)
     classifier = model.pretrained_cfg.get("classifier") or ()
@@ -97,10 +105,10 @@ def by_name(path: Path, state: StateDict, arch: str) -> FoundBackbone:
         format="timm model",
         arch=arch,
         image_size=backbone.image_size,
-        assumptions=(),
         tensors=tensors,
         keys=keys,
         prefix=prefix,
+        dropped=(some(dropped, 6),) if dropped else (),
         classifiers=(classifier,) if isinstance(classifier, str) else tuple(classifier),
     )
 
@@ -132,23 +140,111 @@ def _prefix(model: Any, state: StateDict) -> str:
 
 
 def _resized(model: Any, arch: str, tensors: Mapping[str, Weight]) -> Any:
-    """The same model at the image size of the file's position embedding, if that can be told."""
+    """The same model at the image size of the file's position embedding, if that can be told.
+
+    A patch of a hybrid is 1x1 of what its convolutions leave, and many pixels.
+    """
+    embed = model.patch_embed
     try:
-        size = vit.image_size(shapes_of(tensors), arch)
-    except CheckpointError:
+        pixels = embed.img_size[0] // embed.grid_size[0]
+        size = vit.grid_of_positions(shapes_of(tensors), arch) * pixels
+    except (CheckpointError, TypeError):  # of positions that are no square, of a model of any size
         return model
     return model if size == model.patch_embed.img_size[0] else _create(arch, img_size=size)
 
 
 def _convert(model: Any, tensors: dict[str, Weight]) -> dict[str, Weight]:
     """The tensors after timm's conversion of other projects' names; empty if that fails."""
+    try:
+        return {**_converted({name: materialised(t) for name, t in tensors.items()}, model)}
+    except Exception:  # meant for other files
+        return {}
+
+
+def _converted(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return {}
+    with contextlib.redirect_stdout(io.StringIO()):  # some of timm's filters print
+        return dict(convert(tensors, model))
+
+
+def _check_dropped(path: Path, arch: str, model: Any, tensors: Mapping[str, Weight]) -> list[str]:
+    """Names of tensors that timm's conversion leaves out.
+
+    Raises CheckpointError if that changes the embedding: they are part of a layer that is used and
+    not zero, or other values than those that the model computes for itself.
+    """
+    influence = _influence(model, tensors)
+    dropped = [name for name, used in influence.items() if not used.any()]
+    layers = {name.rpartition(".")[0] for name, used in influence.items() if used.any()} - {""}
+    computed = {name.rpartition(".")[2]: buffer for name, buffer in model.named_buffers()}
+    wrong = []
+    for name, used in influence.items():
+        layer, _, last = name.rpartition(".")
+        if used.all() or name.removesuffix("_mask") in tensors.keys() - {name}:
+            continue
+        value = materialised(tensors[name])
+        if f"{name}_mask" in tensors:
+            value = torch.where(materialised(tensors[f"{name}_mask"]) == 0, 0, value)
+        if last in computed and computed[last].shape == value.shape:
+            differs = not torch.allclose(value.float(), computed[last].float(), rtol=BFLOAT16)
+        else:
+            differs = layer in layers and bool((value[~used] if used.dim() else value).any())
+        wrong += [name] if differs else []
+    if wrong:
+        other = f"{arch}_qkvb"  # timm's suffix for the same model with biases of q and v
+        biased = timm.is_model(other) and all(name.endswith(".qkv.bias") for name in wrong)
+        model_name = f"the model with biases, --arch {other}" if biased else "another with --arch"
+        raise CheckpointError(
+            f"{path}: timm's conversion for {arch} drops {some(wrong)}, on which the embedding "
+            f"depends; name {model_name}, or your own code with --model"
+        )
+    return dropped
+
+
+def _influence(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Tensor]:
+    """Whether each tensor has a part in what timm's conversion gives; of vectors, each element.
+
+    Traced by autograd over zeros of their shapes; what cannot be traced counts as used.
+    """
+    floating = {n: t for n, t in tensors.items() if "float" in str(t.dtype)}
+    leaves = {
+        name: (
+            torch.zeros(t.shape) if len(t.shape) == 1 else torch.zeros(()).expand(t.shape)
+        ).requires_grad_()
+        for name, t in floating.items()
+    }
+    whole = torch.tensor(True)
     try:
-        return dict(convert({name: materialised(t) for name, t in tensors.items()}, model))
-    except Exception:  # meant for other files
-        return {}
+        outputs = _converted(dict(leaves), model).values()
+    except Exception:  # one that depends on values
+        return dict.fromkeys(tensors, whole)
+    reached = _reached(outputs)
+    found = {name: torch.tensor(id(leaf) in reached) for name, leaf in leaves.items()}
+    vectors = {name: leaf for name, leaf in leaves.items() if leaf.dim() == 1 and found[name]}
+    total = sum((one.sum() for one in outputs if one.requires_grad), torch.zeros(()))
+    if vectors:
+        gradients = torch.autograd.grad(total, list(vectors.values()), allow_unused=True)
+        for name, gradient in zip(vectors, gradients, strict=True):
+            found[name] = whole if gradient is None else gradient != 0
+    return found
+
+
+def _reached(outputs: Iterable[Any]) -> set[int]:
+    """Ids of the leaves of autograd's graph behind some tensors."""
+    ids = {id(one) for one in outputs}
+    todo = [one.grad_fn for one in outputs if one.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if hasattr(node, "variable"):
+            ids.add(id(node.variable))
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+    return ids
 
 
 def _fits(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Weight]) -> bool:

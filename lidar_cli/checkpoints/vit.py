@@ -1,7 +1,8 @@
 """Vision Transformers by timm's and torchvision's names, from their shapes, as timm's class.
 
 The number of heads is not in the shapes: it is the usual one for the width, unless the caller knows
-it. LayerNorm's eps is 1e-6 in all families but some of Hugging Face's. A class token is the
+it. LayerNorm's eps is 1e-6 in all families but some of Hugging Face's. Both are assumptions, as is
+the gate of a SwiGLU and the offset of positions at another image size. A class token is the
 embedding where there is one and no norm after pooling (`fc_norm`); else it is the mean of the patch
 tokens. MoCo v3's convolutional stem shows in the names of its layers.
 
@@ -17,11 +18,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lidar_cli.checkpoints import conv_stem
+from lidar_cli.checkpoints.assume import SET, USUAL, Open
 from lidar_cli.checkpoints.spec import title
-from lidar_cli.errors import CheckpointError
+from lidar_cli.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
     from lidar_cli.checkpoints.positions import Resize
@@ -34,6 +36,7 @@ HEADS = {128: 2, 192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24
 NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1408: "giant"}
 DEPTHS = {192: 12, 384: 12, 768: 12, 1024: 24, 1280: 32, 1408: 40, 1536: 40}
 EPS = 1e-6
+DINO_OFFSET = 0.1  # see positions.py
 
 # torchvision's names -> timm's; the fused projection has the same order q, k, v in both.
 FROM_TORCHVISION = (
@@ -74,13 +77,12 @@ def from_dinov2(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class ViTSpec:
+class ViTSpec(Open):
     """Sizes and optional parts of a Vision Transformer."""
 
     width: int
     depth: int
     heads: int
-    heads_known: bool  # by the weights, not by the table
     patch: int
     grid: int  # patches a side
     mlp: int  # width of the first layer's output
@@ -97,6 +99,8 @@ class ViTSpec:
     fc_norm: bool
     eps: float = EPS  # of LayerNorm
     resize: Resize = "antialias"  # of the position embedding, at another image size
+    position_offset: float = 0.0  # added to its new side then, see positions.py
+    gate: str = "silu"  # of a SwiGLU, or 'gelu'
     stem: tuple[int, ...] = ()  # channels of convolutions that stand for the patch embedding
 
     @property
@@ -120,12 +124,6 @@ class ViTSpec:
     def image_size(self) -> int:
         """Of the position embedding, in pixels a side."""
         return self.grid * self.patch
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """The number of heads, where it is the usual one for the width."""
-        usual = f"{self.heads} attention heads, as usual for width {self.width}"
-        return () if self.heads_known else (usual,)
 
     def masks(self, teacher: bool) -> tuple[str, ...]:
         """I-JEPA's, if the embedding is the mean of the patches and nothing beside it."""
@@ -196,35 +194,40 @@ def spec(
     origin: str,
     *,
     heads: int | None = None,
-    eps: float = EPS,
-    resize: Resize | None = None,
+    eps: float | None = None,
+    resize: Resize = "antialias",
 ) -> ViTSpec:
     """The Vision Transformer that tensors of these shapes, by timm's names, belong to.
 
-    heads, eps, resize: where a format or a config.json tells them; else what is usual, see ViTSpec.
-    Raises CheckpointError if the shapes fit none, or the width does not tell the heads.
+    heads, eps: of a config.json; else what is usual. Raises CheckpointError if the shapes fit none.
     """
     stem = conv_stem.channels(shapes)
     width, patch = conv_stem.sizes(stem, shapes, origin) if stem else patches(shapes, origin)
     registers = _length(shapes, "reg_token")
     grid, positioned = _grid(shapes, origin)
     head_dim = shapes.get("blocks.0.attn.q_norm.weight", (0,))[0]
-    known = width // head_dim if head_dim else heads
+    stored = width // head_dim if head_dim else 0
     second = shapes.get("blocks.0.mlp.fc2.weight", ())
     mlp = hidden(shapes, "blocks.0.mlp.fc1.weight", origin)
-    if resize is None:
-        # A mask token of two dimensions is DINOv2's.
-        dinov2 = len(shapes.get("mask_token", ())) == 2
-        resize = "offset" if dinov2 and not registers else "antialias"
+    swiglu = len(second) == 2 and mlp == 2 * second[1]
+    # A mask token of two dimensions is DINOv2's, whose models without registers have the offset.
+    dinov2 = len(shapes.get("mask_token", ())) == 2 and not registers
+    count, why, decided = heads_of(width, stored, "attn.q_norm", heads)
+    why["position_offset"] = "DINOv2's without registers" if dinov2 else USUAL
+    if eps is None:
+        why["eps"] = USUAL
+    else:
+        decided["eps"] = eps_by_config(eps)
+    if swiglu:
+        why["gate"] = "DINOv2's"
     return ViTSpec(
         width=width,
         depth=depth(shapes),
-        heads=known or usual_heads(width, origin),
-        heads_known=known is not None,
+        heads=count,
         patch=patch,
         grid=grid,
         mlp=mlp,
-        swiglu=len(second) == 2 and mlp == 2 * second[1],
+        swiglu=swiglu,
         class_token="cls_token" in shapes,
         registers=registers,
         positioned=positioned,
@@ -235,9 +238,12 @@ def spec(
         pre_norm="norm_pre.weight" in shapes,
         final_norm="norm.weight" in shapes or "fc_norm.weight" in shapes,
         fc_norm="fc_norm.weight" in shapes,
-        eps=eps,
+        eps=EPS if eps is None else eps,
         resize=resize,
+        position_offset=DINO_OFFSET if dinov2 else 0.0,
         stem=stem,
+        why=why,
+        decided=decided,
     )
 
 
@@ -253,15 +259,41 @@ def patches(shapes: Mapping[str, tuple[int, ...]], origin: str) -> tuple[int, in
     return shape[0], shape[2]
 
 
-def usual_heads(width: int, origin: str) -> int:
-    """The number of attention heads that goes with a width; raises CheckpointError."""
-    heads = HEADS.get(width)
-    if heads is None:
+def heads_of(
+    width: int, stored: int, place: str, config: int | None
+) -> tuple[int, dict[str, str], dict[str, str]]:
+    """The number of attention heads, 0 if nothing says it, and `why` or `decided` of a spec.
+
+    stored: the number that a tensor, `place`, has; 0 if there is none. config: of a config.json.
+    """
+    if stored or config:
+        place = place if stored else "config.json"
+        return stored or config or 0, {}, {"heads": f"{place} has {stored or config} heads"}
+    return HEADS.get(width, 0), {"heads": f"usual for width {width}"}, {}
+
+
+def eps_by_config(eps: float) -> str:
+    """What decides a LayerNorm's eps that a config.json has."""
+    return f"config.json has layer_norm_eps {eps:g}"
+
+
+def check_heads(spec: Any, origin: str) -> None:
+    """Raise CheckpointError for a ViT whose heads nothing says, SettingsError for impossible ones.
+
+    A spec without heads passes.
+    """
+    heads: int | None = getattr(spec, "heads", None)
+    if heads == 0:
         raise CheckpointError(
-            f"{origin}: a ViT of width {width}, whose number of attention heads the weights do not "
-            f"tell; known widths: {', '.join(map(str, HEADS))}; name the architecture with --arch"
+            f"{origin}: a ViT of width {spec.width}, whose number of attention heads the weights "
+            f"do not say; known widths: {', '.join(map(str, HEADS))}; set it with --assume "
+            "heads=N, or name the architecture with --arch"
         )
-    return heads
+    if heads is not None and spec.width % heads and spec.why.get("heads") == SET:
+        raise SettingsError(
+            f"--assume heads={heads}: {origin}: does not divide the width {spec.width}; give "
+            "another number"
+        )
 
 
 def depth(shapes: Mapping[str, tuple[int, ...]], blocks: str = "blocks") -> int:
@@ -287,9 +319,9 @@ def _length(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
     return shape[1] if len(shape) == 3 else 0
 
 
-def image_size(shapes: Mapping[str, tuple[int, ...]], origin: str) -> int:
-    """Pixels a side by the embeddings of positions and patches; raises CheckpointError."""
-    return _grid(shapes, origin)[0] * shapes["patch_embed.proj.weight"][-1]
+def grid_of_positions(shapes: Mapping[str, tuple[int, ...]], origin: str) -> int:
+    """Patches a side by the position embedding; raises CheckpointError."""
+    return _grid(shapes, origin)[0]
 
 
 def _grid(shapes: Mapping[str, tuple[int, ...]], origin: str) -> tuple[int, int]:

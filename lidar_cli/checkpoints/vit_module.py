@@ -65,7 +65,7 @@ class ViT(MaskedBackbone):
             fc_norm=spec.fc_norm,
             weight_init="skip",
             norm_layer=partial(nn.LayerNorm, eps=spec.eps),
-            act_layer=nn.SiLU if spec.swiglu else nn.GELU,
+            act_layer=nn.SiLU if spec.swiglu and spec.gate == "silu" else nn.GELU,
             mlp_layer=mlp,
         )
         if spec.stem:
@@ -76,6 +76,7 @@ class ViT(MaskedBackbone):
         self.size = spec.image_size
         self.positioned = spec.positioned
         self.resize: Resize = spec.resize
+        self.offset = spec.position_offset
         self.trained: tuple[int, Tensor] | None = None  # grid and positions as in the file
 
     @property
@@ -94,7 +95,7 @@ class ViT(MaskedBackbone):
         if self.trained is None:
             self.trained = (self.size // self.patch, self.model.pos_embed.detach().cpu().clone())
         old, positions = self.trained  # always from these: resampling twice would blur
-        positions = resample(positions, old, grid, self.positioned, self.resize)
+        positions = resample(positions, old, grid, self.positioned, self.resize, self.offset)
         positions = positions.to(self.model.pos_embed.device)
         self.model.patch_embed.set_input_size((size, size))
         self.model.pos_embed = nn.Parameter(positions, requires_grad=False)

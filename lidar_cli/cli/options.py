@@ -68,5 +68,7 @@ def _plain(hint: Any) -> Any:
         return _plain(typing.get_args(hint)[0])
     if typing.get_origin(hint) is typing.Literal:
         return str
+    if typing.get_origin(hint) is tuple:
+        return list[str]
     members = [part for part in typing.get_args(hint) if part is not type(None)]
     return _plain(members[0]) if members else hint

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
+
+# Rises with every change of code that alters a row, a view or a label of unchanged input.
+#   1  everything before; files of that time record none
+#   2  --assume and what it sets; views, pixel statistics and default branches of each method's own;
+#      classes of an image folder by relative path; iBOT, MSN, solo-learn's MAE as themselves
+EMBEDDING_REVISION = 2
 
 NO_RECORD = "provenance is not the record of an extraction"
 LONGEST = 2**20  # characters; ours have a few thousand
@@ -11,8 +18,9 @@ DEEPEST = 32  # lists and tables in one another
 KINDS = {  # of what is used elsewhere; any of it may be absent, or null
     **dict.fromkeys(("checkpoint", "sha256", "data", "samples_sha256", "branch", "storage"), str),
     **dict.fromkeys(("seed", "n_samples", "n_views", "n_clean", "image_size", "batch_size"), int),
+    "embedding_revision": int,
     **dict.fromkeys(("layers", "assumptions"), list),
-    **dict.fromkeys(("views", "versions"), dict),
+    **dict.fromkeys(("views", "versions", "assumed"), dict),
 }
 
 
@@ -27,12 +35,20 @@ def parsed(text: object) -> dict[str, Any]:
         value = found.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ValueError(f"{NO_RECORD}: {name} is a {type(value).__name__}")
+    if not all(isinstance(one, dict) for one in (found.get("assumed") or {}).values()):
+        raise ValueError(f"{NO_RECORD}: assumed without values")
     layers, views = found.get("layers") or [], found.get("views") or {"name": ""}
     if not all(isinstance(layer, str) for layer in layers) or not isinstance(
         views.get("name"), str
     ):
         raise ValueError(f"{NO_RECORD}: layers or views without names")
     return found
+
+
+def revision_of(provenance: Mapping[str, Any]) -> int:
+    """The embedding revision of the code that made a file; 1 where none is recorded."""
+    revision: int = provenance.get("embedding_revision") or 1
+    return revision
 
 
 def _no_number(name: str) -> float:

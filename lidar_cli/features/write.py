@@ -34,6 +34,7 @@ from lidar_cli.features.form import (
 )
 from lidar_cli.features.guard import attribute, vouch
 from lidar_cli.features.inside import check_own, member
+from lidar_cli.features.provenance import revision_of
 from lidar_cli.features.space import check_space, reserve
 from lidar_cli.runtime.files import irregular
 
@@ -259,9 +260,14 @@ def _check_begun(
     """
     check_unlocked(partial)
     with opened(partial) as file:
-        other = differing(
-            provenance_of(file, partial, SHARD_FORMAT if share else FORMAT), provenance
-        )
+        begun = provenance_of(file, partial, SHARD_FORMAT if share else FORMAT)
+        revisions = revision_of(begun), revision_of(provenance)
+        if revisions[0] != revisions[1]:
+            raise Unresumable(
+                f"{partial}: was begun at embedding revision {revisions[0]}, and this lidar embeds "
+                f"at {revisions[1]}; {_anew(share)}"
+            )
+        other = differing(begun, provenance)
         if share and attribute(file, "share") != share.describe():
             other.append("share")
         if other:

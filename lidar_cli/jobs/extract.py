@@ -108,7 +108,9 @@ def extract_checkpoint(
         raise changed(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
     found = loaded.description
-    for remark in (found.note, found.branch_reason, plan.provenance["layer_reason"]):
+    assumed = found.assumed_text(settings.pixel_stats)
+    remarks = [found.note, found.branch_reason, plan.provenance["layer_reason"]]
+    for remark in [*remarks, f"assumed {assumed}" if assumed else None]:
         if remark:
             watcher.note(f"{checkpoint}: {remark}")
     if not shared:
@@ -134,6 +136,7 @@ def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -
         format=settings.format,
         branch=settings.branch,
         layer=settings.layer,
+        assume=settings.assume,
     ).to(device)
     if settings.compile:
         compile_backbone(loaded, device)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.checkpoints.assume import Assumed
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.format import readable, recipes
 from lidar_cli.checkpoints.found import Description, Found
 from lidar_cli.checkpoints.generic import PROJECTORS
 from lidar_cli.checkpoints.read import as_dict, read_contents
 from lidar_cli.checkpoints.recognise import find
+from lidar_cli.errors import SettingsError
 from lidar_cli.settings import FormatSettings
 
 
@@ -44,7 +46,8 @@ class Inspection:
     layer: str  # that extract would take
     branches: tuple[BranchFound, ...]
     ignored: tuple[str, ...]
-    assumptions: tuple[str, ...]
+    assumed: dict[str, Assumed]  # what the weights leave open, by the keys of --assume
+    assumptions: tuple[str, ...]  # what else is assumed, in words
     stand_ins: tuple[str, ...]  # foreign names in the file, of which nothing was made
     extract: str  # what it would do, in words
 
@@ -75,7 +78,11 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
     branches = [_branch(found)]
     for name in told.branches:
         if name != told.branch:
-            branches.append(_branch(_find(path, tree, config, settings, name)))
+            try:
+                other = _find(path, tree, config, settings, name)
+            except SettingsError:  # an assumption of what that branch does not have
+                other = _find(path, tree, config, replace(settings, assume=()), name)
+            branches.append(_branch(other))
     return Inspection(
         file=str(path),
         kind=contents.kind,
@@ -90,6 +97,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         layer=_layer(told),
         branches=tuple(branches),
         ignored=told.ignored,
+        assumed=dict(told.assumed),
         assumptions=told.assumptions,
         stand_ins=contents.stand_ins,
         extract=_extract(told),
@@ -133,8 +141,15 @@ def _find(
     settings: FormatSettings,
     branch: str,
 ) -> Found:
-    asked = settings
-    return find(path, tree, arch=asked.arch, format=asked.format, branch=branch, config=config)
+    return find(
+        path,
+        tree,
+        arch=settings.arch,
+        format=settings.format,
+        branch=branch,
+        config=config,
+        assume=settings.assume,
+    )
 
 
 def _branch(found: Found) -> BranchFound:

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from lidar_cli.checkpoints.matching import check_names
+from lidar_cli.checkpoints.recognise import check_assumptions
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import InputError, LidarError, SettingsError, nearest
+from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.view_store import view_memory
 from lidar_cli.jobs.extract import tell_of
@@ -94,6 +96,7 @@ def checked(directory: Path, settings: RankSettings) -> Metric:
     by = find_metric(settings.by)
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     check_names(settings.format, settings.branch)
+    check_assumptions(settings.assume)
     parse_size(settings.memory)
     view_memory(settings.view_memory)
     if not directory.is_dir():
@@ -154,6 +157,12 @@ class _Job:
                     self.found.fail(file.path, error)
             elif file.path not in used:
                 reason = "features of a checkpoint here, at other settings than asked for"
+                revision = revision_of(file.provenance)
+                if revision != EMBEDDING_REVISION:
+                    reason = (
+                        f"features of embedding revision {revision}; this lidar embeds at "
+                        f"{EMBEDDING_REVISION}"
+                    )
                 self.found.skipped.append(Left(str(file.path), reason))
         return True
 

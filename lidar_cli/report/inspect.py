@@ -53,7 +53,8 @@ def _lines(one: Inspection) -> Iterator[str]:
     for branch in one.branches:
         facts[branch.name] = _branch(branch)
     facts["not used"] = ", ".join(one.ignored)
-    facts["assumed"] = ", ".join(one.assumptions)
+    assumed = [*(value.text(key) for key, value in one.assumed.items()), *one.assumptions]
+    facts["assumed"] = "; ".join(assumed)
     facts["stand-ins"] = ", ".join(one.stand_ins)
     facts["extract would"] = one.extract
     # A line is broken for a terminal only, so that a pipe can be searched line by line.

@@ -1,5 +1,8 @@
 """Feature files that several test modules write and read."""
 
+import json
+
+import h5py
 import torch
 
 from lidar_cli.features import (
@@ -21,6 +24,16 @@ PROVENANCE = {"architecture": "toy", "seed": 0, "size": (8, 8), "data": "toy"}
 
 
 IDS = [f"image/{i}-é.png" for i in range(CLEAN)]
+
+
+def set_revision(path, revision):
+    """Record that a file was made at that embedding revision; None before they were recorded."""
+    with h5py.File(path, "r+") as file:
+        told = json.loads(file.attrs["provenance"])
+        told.pop("embedding_revision")
+        if revision is not None:
+            told["embedding_revision"] = revision
+        file.attrs["provenance"] = json.dumps(told)
 
 
 def embeddings(seed=0):

@@ -67,6 +67,31 @@ def dino_resnet() -> Fixture:
     return Fixture("dino", dino_tree(w, True), embed)
 
 
+def ibot_pair(masked: bool, second: bool) -> Fixture:
+    """masked: whether the student hides patches; second: whether patches have own prototypes."""
+    w, embed = dino_pair("teacher.", "student.", Weights.vit, Weights.run_vit, 192)
+    for branch in ("teacher", "student"):
+        if second:
+            w.weight_norm(f"{branch}.head.last_layer2", 16, 30)
+    tree = dino_tree(w, False)
+    if masked:
+        tree["student"]["module.backbone.masked_embed"] = torch.ones(1, 192)
+    tree["ibot_loss"] = {"center": torch.zeros(1, 40), "center2": torch.zeros(1, 1, 30)}
+    del tree["dino_loss"]
+    return Fixture("ibot", tree, embed)
+
+
+@fixture
+def ibot() -> Fixture:
+    return ibot_pair(masked=True, second=True)
+
+
+@fixture
+def ibot_shared_head() -> Fixture:
+    """One layer of prototypes, which some versions save once: the masked token marks it."""
+    return ibot_pair(masked=True, second=False)
+
+
 def layer_scales(w: Weights, prefix: str, block: Callable[[int], str]) -> None:
     for i in range(2):
         w.uniform(f"{prefix}{block(i)}.ls1.gamma", 192)

@@ -1,4 +1,4 @@
-"""Checkpoints of I-JEPA and MAE, as their authors' code saves them."""
+"""Checkpoints of I-JEPA, MAE and MSN, as their authors' code saves them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from layouts import (
+    Embed,
     Fixture,
     Weights,
     fixture,
+    mlp,
     optimizer,
     part,
     wrapped,
 )
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @fixture
@@ -76,3 +79,45 @@ def mae() -> Fixture:
          "args": argparse.Namespace(model="mae_vit_base_patch16", output_dir=Path("/a"))},
         {("encoder", "backbone"): functools.partial(w.run_vit, "")},
     )  # fmt: skip
+
+
+def msn_pair(bn: bool) -> Fixture:
+    w = Weights()
+    embed: dict[tuple[str, str], Embed] = {}
+    for branch, name in (("teacher", "target_encoder."), ("student", "encoder.")):
+        w.vit(name)
+        h = f"{name}fc."
+        w.linear(f"{h}fc1", 192, 24)
+        w.linear(f"{h}fc2", 24, 24)
+        w.linear(f"{h}fc3", 24, 12)
+        if bn:
+            w.bn(f"{h}bn1", 24)
+            w.bn(f"{h}bn2", 24)
+        steps = [f"{h}fc1", f"bn {h}bn1", "act", f"{h}fc2", f"bn {h}bn2", "act", f"{h}fc3"]
+        steps = [step for step in steps if bn or not step.startswith("bn ")]
+        trunk = functools.partial(w.run_vit, name)
+        embed[branch, "backbone"] = trunk
+        embed[branch, "projector"] = lambda x, s=steps, t=trunk: mlp(  # type: ignore[misc]
+            w, t(x), *s, activation=F.gelu
+        )
+    tree: dict[str, Any] = {
+        name: wrapped(part(w, f"{name}.")) for name in ("encoder", "target_encoder")
+    }
+    more = {"prototypes": torch.ones(20, 12), "opt": optimizer(), "epoch": 1, "temperature": 0.1}
+    return Fixture(
+        "msn",
+        tree | more,
+        embed,
+        file="msn-ep1.pth.tar",
+        ignored=("encoder", "prototypes"),
+    )
+
+
+@fixture
+def msn() -> Fixture:
+    return msn_pair(bn=True)
+
+
+@fixture
+def msn_without_batchnorm() -> Fixture:
+    return msn_pair(bn=False)

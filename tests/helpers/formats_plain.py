@@ -77,3 +77,38 @@ def wrapped_backbone() -> Fixture:
             ),
         },
     )
+
+
+@fixture
+def deepspeed() -> Fixture:
+    """Its state dict lies under 'module', beside what its engine keeps."""
+    w = Weights()
+    w.vit("")
+    tree = {"module": w, "buffer_names": [], "optimizer": None, "ds_version": "0.5"}
+    embed: dict[tuple[str, str], Embed] = {
+        ("encoder", "backbone"): functools.partial(w.run_vit, "")
+    }
+    return Fixture("timm", tree, embed, file="mp_rank_00_model_states.pt")
+
+
+def averaged(key: str) -> Fixture:
+    """A training file of timm's or DeiT's: raw weights, and their moving average under a key."""
+    raw, average = Weights(0), Weights(1)
+    embed: dict[tuple[str, str], Embed] = {}
+    for branch, w in (("encoder", raw), ("teacher", average)):
+        w.vit("")
+        w.linear("head", 192, 10)
+        embed[branch, "backbone"] = functools.partial(w.run_vit, "")
+    container = "state_dict" if key == "state_dict_ema" else "model"
+    tree = {"epoch": 3, "arch": "vit_tiny_patch8", container: dict(raw), key: dict(average)}
+    return Fixture("timm", tree, embed, file="checkpoint-3.pth.tar", ignored=("head", key))
+
+
+@fixture
+def timm_training() -> Fixture:
+    return averaged("state_dict_ema")
+
+
+@fixture
+def deit_training() -> Fixture:
+    return averaged("model_ema")

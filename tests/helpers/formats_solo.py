@@ -148,3 +148,20 @@ def solo_learn_simsiam() -> Fixture:
         },
         file="simsiam.ckpt",
     )
+
+
+@fixture
+def solo_learn_mae() -> Fixture:
+    """12 heads in the tiny ViT too, where other methods of the library have 3."""
+    w = Weights()
+    w.vit("backbone.")
+    w.linear("classifier", 192, 10)
+    w.normal("decoder.mask_token", 1, 1, 64)
+    w.normal("decoder.decoder_pos_embed", 1, 17, 64)
+    w.linear("decoder.decoder_embed", 192, 64)
+    w.ln("decoder.decoder_norm", 64)
+    w.linear("decoder.decoder_pred", 64, 192)
+    backbone = functools.partial(w.run_vit, "backbone.", heads=12)
+    return Fixture(
+        "solo-learn-mae", lightning(w), {("encoder", "backbone"): backbone}, file="m.ckpt"
+    )

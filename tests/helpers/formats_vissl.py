@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -150,3 +151,30 @@ def vissl_dino() -> Fixture:
 @fixture
 def vissl_dino_outermost_loss() -> Fixture:
     return vissl_dino_at(outermost=True)
+
+
+@fixture
+def vissl_classifier() -> Fixture:
+    """Supervised or RotNet: the one Linear layer gives logits."""
+    made = vissl("vissl-classifier", (), lambda w: w.linear("heads.0.clf.0", 16, 4))
+    return dataclasses.replace(made, ignored=("heads.0",))
+
+
+@fixture
+def vissl_ema() -> Fixture:
+    """HOOKS.EMA_MODEL: a second set of weights, averaged."""
+    w = Weights()
+    embed: dict[tuple[str, str], Embed] = {}
+    for branch, prefix in (("encoder", ""), ("teacher", "ema.")):
+        w.resnet(f"{prefix}trunk._feature_blocks.")
+        w.linear(f"{prefix}heads.0.clf.0", 16, 16)
+        w.linear(f"{prefix}heads.1.clf.0", 16, 12)
+        trunk = functools.partial(w.run_resnet, f"{prefix}trunk._feature_blocks.")
+        embed[branch, "backbone"] = trunk
+        embed[branch, "projector"] = lambda x, p=prefix, t=trunk: mlp(  # type: ignore[misc]
+            w, t(x), f"{p}heads.0.clf.0", "act", f"{p}heads.1.clf.0"
+        )
+    tree = vissl_tree(w)
+    averaged = {"trunk": part(w, "ema.trunk."), "heads": part(w, "ema.heads.")}
+    tree["classy_state_dict"] |= {"ema_model": {"model": averaged, "meta": {}}, "ema_meters": []}
+    return Fixture("vissl-simclr", tree, embed, file="checkpoint.torch")

@@ -147,7 +147,13 @@ class Weights(dict[str, Tensor]):
         x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
         return x * self[f"{name}.weight"] + self[f"{name}.bias"]
 
-    def run_resnet(self, prefix: str, x: Tensor, padding: int | None = None) -> Tensor:
+    def run_resnet(
+        self,
+        prefix: str,
+        x: Tensor,
+        padding: int | None = None,
+        strides: tuple[int, ...] = (1, 2, 2, 2),
+    ) -> Tensor:
         """padding: of a 3x3 stem, which has stride 1 and no pooling; None for the 7x7 stem."""
         if padding is None:
             x = F.relu(self.norm(f"{prefix}bn1", F.conv2d(x, self[f"{prefix}conv1.weight"],
@@ -157,7 +163,7 @@ class Weights(dict[str, Tensor]):
             x = F.conv2d(x, self[f"{prefix}conv1.weight"], stride=1, padding=padding)
             x = F.relu(self.norm(f"{prefix}bn1", x))
         for stage in range(1, 5):
-            name, stride = f"{prefix}layer{stage}.0", 1 if stage == 1 else 2
+            name, stride = f"{prefix}layer{stage}.0", strides[stage - 1]
             bottleneck = f"{name}.conv3.weight" in self
             out = x
             for i in (1, 2, 3) if bottleneck else (1, 2):

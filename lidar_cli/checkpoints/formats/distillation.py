@@ -16,6 +16,13 @@ def dino_head(prefix: str) -> Head:
     return Head(prefix, rename=(MLP,), activation="gelu", after=PROTOTYPES)
 
 
+def ibot_head(prefix: str) -> Head:
+    """DINO's, with a second last layer and norms of what the prototypes give."""
+    return dataclasses.replace(
+        dino_head(prefix), after=(r"last_layer2?\.", r"last_norm2?\.", r"mlp2\.")
+    )
+
+
 DINO = Format(
     name="dino",
     title="facebookresearch/dino, full checkpoint",
@@ -29,7 +36,22 @@ DINO = Format(
     ),
     recipe="dino",
     heads=USUAL_HEADS,
-    resize="offset",
+    position_offset=0.1,
+)
+
+# DINO's, with prototypes for patches too, and a token that stands for the masked ones.
+IBOT = dataclasses.replace(
+    DINO,
+    name="ibot",
+    title="bytedance/ibot",
+    example="checkpoint.pth, checkpoint_teacher.pth",
+    source="main_ibot.py, models/head.py, models/vision_transformer.py, loss.py",
+    marks=(*DINO.marks, r"(teacher\.head\.last_layer2|student\.backbone\.masked_embed)"),
+    branches=(
+        Branch("teacher", "teacher.backbone.", ibot_head("teacher.head.")),
+        Branch("student", "student.backbone.", ibot_head("student.head.")),
+    ),
+    noise=(r"student\.backbone\.masked_embed$",),
 )
 
 DINOV2 = Format(
@@ -66,4 +88,4 @@ DINOV2_HUB = dataclasses.replace(
     noise=(r"mask_token$",),
 )
 
-DISTILLATION = (DINO, DINOV2, DINOV2_HUB)
+DISTILLATION = (DINO, IBOT, DINOV2, DINOV2_HUB)

@@ -97,7 +97,8 @@ class Format:
     backbones: tuple[str, ...] = ("resnet", "vit")  # families, by name
     rename: Rename = ()  # of the backbone's tensors, to torchvision's or timm's names
     heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
-    resize: str = ""  # of a ViT's positions, see positions.py; '' for what the shapes tell
+    resize: str = ""  # of a ViT's positions, see positions.py; '' for the family's
+    position_offset: float | None = None  # the same
     cifar_padding: int | None = None  # of a 3x3 stem
     noise: tuple[str, ...] = ()  # patterns of what is known and not used
     pixel_stats: str = "imagenet"  # of the training images; 'auto' for the recipe's own

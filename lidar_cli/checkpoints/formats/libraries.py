@@ -128,6 +128,17 @@ SOLO_MOCO_V3 = dataclasses.replace(
     heads=(*USUAL_HEADS, (192, 12), (384, 12)),
 )
 
+SOLO_MAE = dataclasses.replace(
+    SOLO,
+    name="solo-learn-mae",
+    title="vturrisi/solo-learn, MAE",
+    source="solo/methods/mae.py, solo/backbones/vit/vit_mae.py",
+    marks=(*SOLO.marks, r"backbone\.patch_embed\.", r"decoder\.decoder_embed\."),
+    branches=(Branch("encoder", "backbone."),),
+    recipe="mae",
+    heads=((192, 12), (384, 12), *USUAL_HEADS[3:]),
+)
+
 # A ResNet in a Sequential has the places of its parts for names; MaskedVisionTransformerTIMM holds
 # timm's ViT.
 IN_PLACE = (
@@ -368,7 +379,7 @@ SPT_DINO = spt_dino("stable-pretraining-dino", "DINO", "projector", "dino")
 SPT_DINOV2 = spt_dino("stable-pretraining-dinov2", "DINOv2 and iBOT", "cls_head", "dinov2")
 
 LIBRARIES = (
-    SOLO, SOLO_OLD, SOLO_DINO, SOLO_OLD_DINO, SOLO_MOCO_V3,
+    SOLO, SOLO_OLD, SOLO_DINO, SOLO_OLD_DINO, SOLO_MOCO_V3, SOLO_MAE,
     LIGHTLY, LIGHTLY_MAE, *LIGHTLY_PAIRS,
     SPT, SPT_TWO, SPT_DINO, SPT_DINOV2,
 )  # fmt: skip

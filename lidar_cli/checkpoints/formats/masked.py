@@ -1,8 +1,15 @@
-"""I-JEPA and MAE: what is masked is predicted from what is seen."""
+"""I-JEPA, MAE and MSN: what is masked is predicted from what is seen."""
 
 from __future__ import annotations
 
-from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, TokenPredictor
+from lidar_cli.checkpoints.formats.format import (
+    USUAL_HEADS,
+    Branch,
+    Format,
+    Head,
+    TokenPredictor,
+    numbered,
+)
 
 IJEPA = Format(
     name="ijepa",
@@ -41,4 +48,31 @@ MAE = Format(
     noise=(r"decoder_", r"mask_token$"),
 )
 
-MASKED = (IJEPA, MAE)
+MSN_LAYERS = numbered(["fc1", "bn1", "-", "fc2", "bn2", "-", "fc3"])  # bn only with use_bn
+
+MSN = Format(
+    name="msn",
+    title="facebookresearch/msn, PMSN too",
+    example="msn_os_logs-ep600.pth.tar",
+    source="src/msn_train.py, src/deit.py, logistic_eval.py",
+    marks=(
+        r"encoder\.patch_embed\.",
+        r"target_encoder\.patch_embed\.",
+        r"target_encoder\.fc\.fc1\.weight$",
+    ),
+    inside=IJEPA.inside[:2],
+    branches=(
+        Branch(
+            "teacher",
+            "target_encoder.",
+            Head("target_encoder.fc.", rename=MSN_LAYERS, activation="gelu"),
+        ),
+        Branch("student", "encoder.", Head("encoder.fc.", rename=MSN_LAYERS, activation="gelu")),
+    ),
+    recipe="simclr",
+    backbones=("vit",),
+    heads=USUAL_HEADS,
+    resize="plain",
+)
+
+MASKED = (IJEPA, MAE, MSN)

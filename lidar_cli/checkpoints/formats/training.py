@@ -18,7 +18,8 @@ class Training:
 
     recipe: str
     pixel_stats: str
-    assumptions: tuple[str, ...]  # what neither names nor arguments decide
+    why_stats: str  # where the pixel statistics are from, '' for the format's own
+    assumptions: tuple[str, ...]  # what neither names nor arguments decide of the views
 
 
 def training(
@@ -31,8 +32,8 @@ def training(
     run.
     """
     recipe, assumed = _recipe(format, names, arguments.get("method"))
-    stats, normalised = _pixel_stats(format, arguments, small)
-    return Training(recipe, stats, tuple(note for note in (assumed, normalised) if note))
+    stats, why_stats = _pixel_stats(format, arguments, small)
+    return Training(recipe, stats, why_stats, (assumed,) if assumed else ())
 
 
 def _recipe(format: Format, names: Collection[str], method: object) -> tuple[str, str]:
@@ -53,12 +54,12 @@ def _recipe(format: Format, names: Collection[str], method: object) -> tuple[str
 
 
 def _pixel_stats(format: Format, arguments: Mapping[str, Any], small: bool) -> tuple[str, str]:
-    """The pixel statistics, and what was assumed for them, '' for nothing."""
+    """The pixel statistics, and where they are from, '' for the format's own."""
     data = arguments.get("data")
     dataset = data.get("dataset") if isinstance(data, dict) else arguments.get("dataset")
     if dataset in DATASETS and dataset.startswith("cifar") == small:
-        return "imagenet" if dataset == "imagenet100" else dataset, ""
+        stats = "imagenet" if dataset == "imagenet100" else dataset
+        return stats, f"of {dataset}, which {format.arguments} names"
     if small and format.small_pixel_stats:
-        stats = format.small_pixel_stats
-        return stats, f"pixel statistics of {stats}, for images this small (--pixel-stats)"
+        return format.small_pixel_stats, "usual for images this small"
     return format.pixel_stats, ""

@@ -11,9 +11,12 @@ import dataclasses
 from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head
 
 BASE = "classy_state_dict.base_model.model"
+EMA = "classy_state_dict.ema_model.model"  # of HOOKS.EMA_MODEL
 INSIDE = (
     (f"{BASE}.trunk", "trunk."),
     (f"{BASE}.heads", "heads."),
+    (f"{EMA}.trunk", "ema.trunk."),
+    (f"{EMA}.heads", "ema.heads."),
     ("classy_state_dict.loss", "loss."),
     ("loss", "loss."),
 )
@@ -34,19 +37,36 @@ PLAIN = Format(
     source="utils/checkpoint.py, models/base_ssl_model.py",
     marks=(TRUNK,),
     inside=INSIDE,
-    branches=(Branch("encoder", "trunk.", head("heads.")),),
+    branches=(
+        Branch("encoder", "trunk.", head("heads.")),
+        Branch("teacher", "ema.trunk.", head("ema.heads.")),
+    ),
     recipe="simclr-vissl",
     rename=((r"(?:base_model\.)?_feature_blocks\.", ""),),
     heads=USUAL_HEADS,
-    noise=(r"loss\.",),
+    noise=(r"loss\.", r"ema\."),
 )
+
+LATER = r"heads\.(1\.clf\.0|0\.clf\.[1-9])"  # a layer behind the first
 
 SIMCLR = dataclasses.replace(
     PLAIN,
     name="vissl-simclr",
     title="facebookresearch/vissl, SimCLR",
     source="models/heads/mlp.py, configs/config/pretrain/simclr",
+    marks=(TRUNK, LATER),
+)
+
+# One Linear layer gives logits, of classes or of rotations, and not an embedding.
+CLASSIFIER = dataclasses.replace(
+    PLAIN,
+    name="vissl-classifier",
+    title="facebookresearch/vissl, one Linear head: supervised, RotNet, Jigsaw",
+    source="models/heads/mlp.py, configs/config/pretrain/{supervised,rotnet,jigsaw}",
     marks=(TRUNK, r"heads\.0\.clf\.0\."),
+    lacks=(LATER,),
+    branches=(Branch("encoder", "trunk."), Branch("teacher", "ema.trunk.")),
+    noise=(*PLAIN.noise, r"heads\."),
 )
 
 BARLOW = dataclasses.replace(
@@ -97,4 +117,4 @@ DINO = dataclasses.replace(
     recipe="dino",
 )
 
-VISSL = (PLAIN, SIMCLR, BARLOW, MOCO, SWAV, DINO)
+VISSL = (PLAIN, SIMCLR, CLASSIFIER, BARLOW, MOCO, SWAV, DINO)

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 
 from lidar_cli.checkpoints import Description
+from lidar_cli.checkpoints.assume import SET
+from lidar_cli.checkpoints.found import STATS
 from lidar_cli.checkpoints.own_module import source as own_source
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import Layout
+from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.samples import Samples
 from lidar_cli.settings import ExtractSettings, SampleSettings
 from lidar_cli.views import Recipe, Views, find_recipe
@@ -48,18 +51,19 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     """The part of a provenance that says what the embeddings mean, as JSON gives it back.
 
     Batch size, device, compiler and library versions change rounding only, and paths nothing: the
-    checkpoint and the samples are known by their content, whatever was left out beside them. Our
-    own version stays, since it may change a view.
+    checkpoint and the samples are known by their content, whatever was left out beside them. The
+    embedding revision stands for the code, and the statistics of pixels are the views'.
     """
     told: dict[str, Any] = json.loads(json.dumps(provenance))
     for name in (
-        *("checkpoint", "data", "assumptions", "layer_reason"),
+        *("checkpoint", "data", "assumptions", "layer_reason", "activation"),
         *("batch_size", "device", "compiled", "bad_samples"),
     ):
         told.pop(name, None)
-    versions = told.pop("versions", None)
-    if isinstance(versions, dict):
-        told["version"] = versions.get("lidar-cli")
+    told.pop("versions", None)
+    assumed = told.get("assumed") or {}
+    told["assumed"] = {key: one.get("value") for key, one in assumed.items() if key != STATS}
+    told["embedding_revision"] = revision_of(provenance)
     return told
 
 
@@ -87,6 +91,14 @@ def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
     Raises SettingsError for a name or a [recipe] key that is not known.
     """
     stats: str = settings.pixel_stats
+    assumed = description.assumed.get(STATS)
+    if assumed is not None and assumed.why == SET:
+        if stats not in ("auto", assumed.value):
+            raise SettingsError(
+                f"--pixel-stats {stats} and --assume pixel_stats={assumed.value} are two values "
+                "of one; give one of them"
+            )
+        stats = str(assumed.value)
     if stats == "auto" and not {"mean", "std"} & (settings.recipe or {}).keys():
         stats = description.pixel_stats
     name = settings.views
@@ -156,6 +168,11 @@ def make_plan(
         "architecture": description.arch,
         "branch": description.branch,
         "activation": settings.activation,
+        "assumed": {
+            key: {"value": one.value, "why": one.why}
+            for key, one in description.assumed.items()
+            if key != STATS or settings.pixel_stats == "auto"
+        },
         "assumptions": list(description.assumptions),
         "source_sha256": own_source(settings.model),
         "layers": layers,
@@ -171,6 +188,7 @@ def make_plan(
         "precision": settings.precision,
         "storage": settings.storage,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "embedding_revision": EMBEDDING_REVISION,
         "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
     }
     if views.grid is not None:

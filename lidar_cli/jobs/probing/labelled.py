@@ -133,6 +133,7 @@ def _check_pair(train: Embeddings, test: Embeddings) -> None:
         ("sha256", "another checkpoint"),
         ("branch", "another branch"),
         ("image_size", "another image size"),
+        ("embedding_revision", "another embedding revision"),
     ):
         if train.provenance.get(key) != test.provenance.get(key):
             raise InputError(

@@ -14,6 +14,7 @@ import torch
 from lidar_cli.checkpoints import Loaded, sha256, stamp
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
 from lidar_cli.features import begun_path, partial_path, read_first, read_provenance, walk_ahead
+from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.plan import Plan, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
@@ -99,6 +100,7 @@ class Cache:
         for checkpoint in checkpoints:
             with failing(checkpoint, fail):
                 found.append((checkpoint, self.plan(checkpoint)))
+        self._note_outdated(found)
         return found
 
     @contextmanager
@@ -171,6 +173,32 @@ class Cache:
                     scored = self.score(*task)
                 if scored is not None:
                     yield *task, scored
+
+    def _note_outdated(self, tasks: Sequence[Task]) -> None:
+        """Say in one line how many are embedded again though rows of another revision exist."""
+        stored: dict[str, list[Path]] = {}  # names less the key of the plan -> files in the folder
+        for file in self._folder.glob("*.h5"):
+            stored.setdefault(file.name.rpartition("-")[0], []).append(file)
+        outdated = []
+        for checkpoint, plan in tasks:
+            if self._has(checkpoint, plan):
+                continue
+            records = [file.provenance for file in self._features.get(checkpoint.digest, ())]
+            for file in stored.get(stem(checkpoint.path), ()):
+                with suppress(FeatureFileError):
+                    records.append(read_provenance(file))
+            revisions = {
+                revision_of(record)
+                for record in records
+                if record.get("sha256") == checkpoint.digest
+            }
+            if revisions and EMBEDDING_REVISION not in revisions:
+                outdated.append(checkpoint)
+        if outdated:
+            self._watcher.note(
+                f"{len(outdated)} of {len(tasks)} checkpoints are embedded again: their rows are "
+                f"of another embedding revision than {EMBEDDING_REVISION}"
+            )
 
     def _make(
         self,

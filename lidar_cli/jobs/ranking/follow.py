@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lidar_cli.checkpoints.assume import NotOpen
 from lidar_cli.core.metrics import Metric
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.plan import Plan
@@ -141,7 +142,10 @@ class _Job:
         before = set(self._found.checkpoints)
         looks, digests = Looks(self._settings), Digests(self._directory, self._folder.path)
         for path in paths:
-            place(path, self._found, looks, self._watcher, digests)
+            try:
+                place(path, self._found, looks, self._watcher, digests)
+            except NotOpen as error:  # of one file, which ends nothing for those that land later
+                self._found.fail(path, error)
         for left in self._found.skipped:
             self._watcher.note(f"skipped: {left.path}: {left.reason}")
         self._found.skipped.clear()

@@ -64,6 +64,7 @@ class Survey:
     features: list[FeatureFile] = field(default_factory=list)
     skipped: list[Left] = field(default_factory=list)
     failed: list[Left] = field(default_factory=list)
+    assumed: set[str] = field(default_factory=set)  # texts that were said
 
     @property
     def alone(self) -> list[FeatureFile]:
@@ -116,6 +117,11 @@ class Looks:
         self._settings = settings
         self._seen: dict[Path, tuple[Stamp, Description | LidarError | OSError | None]] = {}
 
+    @property
+    def pixel_stats(self) -> str:
+        """The option's value; 'auto' where a command has no such option."""
+        return str(getattr(self._settings, "pixel_stats", "auto"))
+
     def at(self, path: Path) -> None:
         """Look at a file, unless it was looked at. Raises what is wrong with it."""
         if path not in self._seen:
@@ -161,6 +167,10 @@ def place(path: Path, found: Survey, looks: Looks, watcher: Watcher, digests: Di
         if description.note:
             watcher.note(f"{path}: {description.note}")
         found.checkpoints[digest] = Checkpoint(path, digest, description, stamp=before)
+        assumed = description.assumed_text(looks.pixel_stats)
+        if assumed and assumed not in found.assumed:
+            found.assumed.add(assumed)
+            watcher.note(f"{path}, and others like it: assumed {assumed}")
     except SettingsError:
         raise
     except NoWeights as error:
@@ -195,10 +205,12 @@ def _describe(path: Path, settings: ModelSettings) -> Description:
         path,
         as_dict(contents),
         arch=settings.arch,
+        activation=settings.activation,
         format=settings.format,
         branch=settings.branch,
         layer=settings.layer,
         config=contents.config,
+        assume=settings.assume,
     )
     return replace(found, stand_ins=contents.stand_ins)
 

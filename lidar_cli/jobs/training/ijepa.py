@@ -142,7 +142,7 @@ def new_encoder(grid: int) -> ViT:
     """A tiny ViT of `grid` patches a side without class token, freshly initialised."""
     encoder = ViT(
         ViTSpec(
-            width=WIDTH, depth=DEPTH, heads=HEADS, heads_known=True, patch=PATCH, grid=grid,
+            width=WIDTH, depth=DEPTH, heads=HEADS, patch=PATCH, grid=grid,
             mlp=EXPANSION * WIDTH, swiglu=False, class_token=False, registers=0, positioned=0,
             qkv_bias=True, qk_norm=False, proj_bias=True, layer_scale=False, pre_norm=False,
             final_norm=True, fc_norm=False,

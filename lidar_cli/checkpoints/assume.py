@@ -1,0 +1,174 @@
+"""What names and shapes leave open: the values that are assumed, and `--assume`, which sets them.
+
+Each spec lists the keys that its weights leave open, with where its present value is from (`why`),
+and what decides those that they do not (`decided`). This file needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+from lidar_cli.errors import SettingsError, nearest
+
+Value = int | float | str | tuple[int, ...]
+SET = "--assume"  # where a value is from that the user gives
+USUAL = "usual"
+
+
+class NotOpen(SettingsError):
+    """An assumption about something that one file decides."""
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """A value that the weights leave open, and where it is from."""
+
+    value: Value
+    why: str
+
+    def text(self, key: str) -> str:
+        """Such as 'heads=6 (usual for width 384)'."""
+        return f"{key}={shown(self.value)} ({self.why})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Open:
+    """Base of what is built from shapes; a key of `--assume` is also the name of its field."""
+
+    why: Mapping[str, str] = field(default_factory=dict)  # key left open -> where its value is from
+    decided: Mapping[str, str] = field(default_factory=dict)  # other key -> what decides it
+
+    @property
+    def assumed(self) -> dict[str, Assumed]:
+        """The keys that are left open."""
+        return {key: Assumed(getattr(self, key), why) for key, why in self.why.items()}
+
+    def assume(self, key: str, value: Value, why: str) -> Self:
+        """The same with another value; a key that is not left open changes nothing."""
+        if key not in self.why:
+            return self
+        changes: dict[str, Any] = {key: value, "why": {**self.why, key: why}}
+        return dataclasses.replace(self, **changes)
+
+    def decide(self, key: str, how: str) -> Self:
+        """The same with a key that is no longer open."""
+        why = {name: text for name, text in self.why.items() if name != key}
+        changes: dict[str, Any] = {"why": why, "decided": {**self.decided, key: how}}
+        return dataclasses.replace(self, **changes)
+
+
+S = TypeVar("S")  # an Open
+
+
+def settle(spec: S, asked: Mapping[str, Value]) -> S:
+    """A spec with the values that the user gives of what it leaves open."""
+    settled: Any = spec
+    for key, value in asked.items():
+        settled = settled.assume(key, value, SET)
+    return settled  # type: ignore[no-any-return]
+
+
+def check_all_open(
+    asked: Mapping[str, Value], assumed: Iterable[str], decided: Mapping[str, str], origin: str
+) -> None:
+    """Raise NotOpen for a value that the user gives though nothing leaves it open.
+
+    decided: what decides a key, where that can be said.
+    """
+    for key in asked.keys() - set(assumed):
+        raise NotOpen(
+            f"--assume {key}={shown(asked[key])}: {origin}: "
+            f"{decided.get(key, f'nothing in it has {key}')}; leave it out, or name the system "
+            f"that it is for, as in --assume SYSTEM:{key}={shown(asked[key])}"
+        )
+
+
+def shown(value: Value) -> str:
+    """As `--assume` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(text: str, kind: type, least: float, most: float) -> Any:
+    value = kind(text)
+    if not least <= value <= most:
+        raise ValueError
+    return value
+
+
+def _one_of(*names: str) -> tuple[Callable[[str], Value], str]:
+    def parse(text: str) -> Value:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return parse, " or ".join(names)
+
+
+def _strides(text: str) -> Value:
+    return tuple(_number(part, int, 1, 4) for part in text.split(","))
+
+
+def _pixel_stats(text: str) -> Value:
+    if not re.fullmatch(r"[\w.,/-]+", text):
+        raise ValueError
+    return text
+
+
+KEYS: dict[str, tuple[Callable[[str], Value], str]] = {  # key -> its parser, what it takes
+    "heads": (lambda text: _number(text, int, 1, 256), "a number of attention heads"),
+    "eps": (lambda text: _number(text, float, 0, 0.1), "LayerNorm's, such as 1e-6"),
+    "activation": _one_of("relu", "gelu"),
+    "gate": _one_of("silu", "gelu"),
+    "stem_padding": (lambda text: _number(text, int, 0, 8), "pixels, such as 1 or 2"),
+    "strides": (_strides, "one a stage, such as 1,2,2,2"),
+    "pixel_stats": (_pixel_stats, "what --pixel-stats takes"),
+    "position_offset": (lambda text: _number(text, float, 0, 0.9), "patches, such as 0 or 0.1"),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user assumes: for every system, and for single ones."""
+
+    everywhere: Mapping[str, Value]
+    by_system: Mapping[str, Mapping[str, Value]]
+
+    def of(self, system: str) -> dict[str, Value]:
+        """Key -> value for files of a system."""
+        return {**self.everywhere, **self.by_system.get(system, {})}
+
+
+def parse(texts: Sequence[str], systems: Iterable[str]) -> Asked:
+    """KEY=VALUE and SYSTEM:KEY=VALUE, as `--assume` takes them.
+
+    Raises SettingsError for an unknown system or key, a value that its key does not take, and two
+    values for one key.
+    """
+    everywhere: dict[str, Value] = {}
+    by_system: dict[str, dict[str, Value]] = {}
+    for text in texts:
+        name, equals, given = (part.strip() for part in text.partition("="))
+        system, colon, key = name.rpartition(":")
+        key = key.replace("-", "_")
+        if not equals or key not in KEYS:
+            problem = f"no key {key!r}" if equals else "expected KEY=VALUE"
+            raise SettingsError(f"--assume {text}: {problem}; the keys are {', '.join(KEYS)}")
+        if colon and system not in (known := list(systems)):
+            raise SettingsError(f"--assume {text}: {nearest(system, known)}")
+        parser, takes = KEYS[key]
+        try:
+            value = parser(given)
+        except ValueError as error:
+            raise SettingsError(f"--assume {text}: {key} takes {takes}") from error
+        values = by_system.setdefault(system, {}) if colon else everywhere
+        if values.setdefault(key, value) != value:
+            raise SettingsError(
+                f"--assume {text}: {key} is {shown(values[key])} already; give one of them"
+            )
+    return Asked(everywhere, by_system)
