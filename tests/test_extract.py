@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -113,6 +114,8 @@ def test_the_file_is_as_the_contract_says(inputs: tuple[Path, Path], tmp_path: P
     assert told.pop("versions").keys() == {"lidar-cli", "torch", "timm", "numpy"}
     assert told.pop("architecture").startswith("resnet 1-1-1-1")
     assert len(told.pop("sha256")) == 64
+    stored = np.array(samples.labels, "<i8").tobytes()
+    assert told.pop("labels_sha256") == hashlib.sha256(stored).hexdigest()
     assert told.pop("assumptions") == ["ReLU between the layers of the projector"]
     assert told.pop("views") == find_recipe("simclr", "auto").describe()
     assert told == {
