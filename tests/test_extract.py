@@ -270,7 +270,7 @@ def test_a_damaged_row_is_computed_again(inputs: tuple[Path, Path], tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"seed": 1}, "samples_sha256, seed"),
+        ({"seed": 1}, "labels_sha256, samples_sha256, seed"),
         ({"batch_size": 4}, "batch_size"),
         ({"views": "identity"}, "views"),
         ({"image_size": 24}, "image_size"),
