@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -123,6 +124,8 @@ def test_the_file_is_as_the_contract_says(inputs: tuple[Path, Path], tmp_path: P
         "strides": {"value": [1, 2, 2, 2], "why": "usual"},
         "pixel_stats": {"value": "imagenet", "why": "usual"},
     }
+    stored = np.array(samples.labels, "<i8").tobytes()
+    assert told.pop("labels_sha256") == hashlib.sha256(stored).hexdigest()
     assert told.pop("views") == find_recipe("simclr", "auto").describe()
     assert told == {
         "checkpoint": str(inputs[0]),
@@ -276,7 +279,7 @@ def test_a_damaged_row_is_computed_again(inputs: tuple[Path, Path], tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"seed": 1}, "samples_sha256, seed"),
+        ({"seed": 1}, "labels_sha256, samples_sha256, seed"),
         ({"batch_size": 4}, "batch_size"),
         ({"views": "identity"}, "views"),
         ({"image_size": 24}, "image_size"),
