@@ -89,7 +89,7 @@ class _Streaming(torchmetrics.Metric):
 
     @abstractmethod
     def _metric(self) -> float:
-        """The metric of the state. Raises DegenerateFeatures where the state does not determine it."""
+        """The metric of the state. Raises DegenerateFeatures where that does not determine it."""
 
     def _has_numbers(self) -> bool:
         """Whether the state is of at least one sample and finite; warns otherwise."""
