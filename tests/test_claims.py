@@ -156,7 +156,8 @@ def test_the_claim_of_another_host_is_taken_over_after_its_silence(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("a.claim-0", ""), ("worker-f00", ""), ("worker-f00", "7")]
+    ("name", "content"),
+    [("a.claim-0", ""), ("worker-f00", ""), ("worker-f00", "7"), ("worker-f00", 9999 * "[")],
 )
 def test_what_was_cut_short_counts_by_its_age(tmp_path: Path, name: str, content: str) -> None:
     folder = tmp_path / "claims"

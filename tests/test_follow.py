@@ -188,6 +188,7 @@ def test_the_first_files_settle_the_layer_and_copies_are_told_once(
         (["--json"], "--watch and --json exclude each other"),
         (["--top", 1], "--watch and --top exclude each other"),
         (["--jsonl", "notes.txt"], "--jsonl notes.txt: holds a line that --watch did not write"),
+        (["--jsonl", "deep.jsonl"], "--jsonl deep.jsonl: holds a line that --watch did not write"),
         (["--jsonl", "no/such/place"], "--jsonl no/such/place: cannot be written: No such file"),
         (["--interval", 0], "--interval = 0"),
     ],
@@ -196,6 +197,7 @@ def test_what_cannot_be_followed_is_one_line(
     tmp_path: Path, images: Path, more: list[object], message: str
 ) -> None:
     (tmp_path / "notes.txt").write_text("remember the milk\n")
+    (tmp_path / "deep.jsonl").write_text(100_000 * "[" + "\n")
     (tmp_path / "runs").mkdir()
     done = lidar(*words(tmp_path / "runs", images, *more), cwd=tmp_path)
     assert done.returncode == 2

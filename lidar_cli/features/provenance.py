@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from lidar_cli.runtime.json_text import parse_json
 
 NO_RECORD = "provenance is not the record of an extraction"
 LONGEST = 2**20  # characters; ours have a few thousand
@@ -20,7 +21,7 @@ def parsed(text: object) -> dict[str, Any]:
     """The record in an attribute. Raises ValueError if it is none, or made to do harm."""
     if not isinstance(text, str) or len(text) > LONGEST:
         raise ValueError("provenance is no text, or one beyond measure")
-    found = json.loads(text, parse_constant=_no_number)
+    found = parse_json(text, constant=_no_number)
     if not isinstance(found, dict) or not _is_shallow(found):
         raise ValueError(NO_RECORD)
     for name, kind in KINDS.items():

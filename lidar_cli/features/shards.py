@@ -36,6 +36,7 @@ from lidar_cli.features.form import (
 from lidar_cli.features.guard import attribute
 from lidar_cli.features.inside import member, whole
 from lidar_cli.features.write import name_anew
+from lidar_cli.runtime.json_text import parse_json
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
 
@@ -79,7 +80,7 @@ def agree(
                 f"{agreed}: cannot be written: {first_line(error)}; name another file with -o"
             ) from error
     try:
-        first = json.loads(agreed.read_text(encoding="utf-8"))
+        first = parse_json(agreed.read_text(encoding="utf-8"))
         other, count = dict(first["provenance"]), first["ranks"]
         size = int(other["batch_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:

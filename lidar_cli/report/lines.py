@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import SettingsError
+from lidar_cli.runtime.json_text import parse_json
 
 
 class Lines:
@@ -42,7 +43,7 @@ class Lines:
     def _read(self) -> Iterator[tuple[str, str]]:
         content = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
         for line in content.splitlines():
-            told = json.loads(line)
+            told = parse_json(line)
             yield told["path"], told["key"]
 
 

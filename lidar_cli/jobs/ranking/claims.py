@@ -25,6 +25,7 @@ from typing import Any
 
 from lidar_cli.errors import InputError, first_line
 from lidar_cli.jobs.ranking.processes import card, gone
+from lidar_cli.runtime.json_text import parse_json
 
 BEATS = 10  # touches in the time after which a worker counts as dead
 
@@ -190,7 +191,7 @@ class Claims:
             return "silent"
         told: dict[str, Any] = {}
         with suppress(ValueError, TypeError):
-            told = dict(json.loads(content))
+            told = dict(parse_json(content))
         if gone(told, self._card):
             return "gone"
         # By our own clock and by whether it was touched in between: no two clocks are compared.

@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from lidar_cli.checkpoints import sha256, stamp
+from lidar_cli.runtime.json_text import parse_json
 
 SETTLED = 120  # seconds after a change: more than any tick, and than writing back may wait
 TICK = 0.05  # seconds, in which every clock of a file system goes on
@@ -96,7 +97,7 @@ class Digests:
 
     def _kept(self, path: Path, word: list[int]) -> str | None:
         try:
-            told = json.loads(self._record(path).read_text(encoding="ascii"))
+            told = parse_json(self._record(path).read_text(encoding="ascii"))
             return str(told["sha256"]) if told["file"] == word else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
