@@ -82,7 +82,8 @@ def _digest(model: torch.nn.Module) -> str:
             )
         digest.update(name.encode())
         if isinstance(value, torch.Tensor):
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            content = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(content.numpy().data)
         else:  # what get_extra_state returned
             digest.update(repr(value).encode())
     return digest.hexdigest()
