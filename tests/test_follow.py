@@ -187,6 +187,25 @@ def test_the_first_files_settle_the_layer_and_copies_are_told_once(
     assert "no layer 'projector'" in second.reason
 
 
+def test_feature_files_that_land_later_serve(tmp_path: Path, images: Path) -> None:
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    checkpoint(runs / "a.pt", 1)
+    for seed in (2, 3):
+        checkpoint(elsewhere / f"{seed}.pt", seed)
+    alone = rank_directory(elsewhere, settings(images))
+    values = {Path(row.path).name: row.value for row in alone.groups[0].rows}
+    following = follow(runs, settings(images, watch_for=100.0))
+    assert isinstance(next(following), Landed)
+    for seed in (2, 3):
+        (features,) = (elsewhere / ".lidar").glob(f"{seed}-*.h5")
+        features.rename(runs / "features.h5")  # the second in place of the first
+        (elsewhere / f"{seed}.pt").rename(runs / f"{seed}.pt")
+        landed = next(following)
+        assert isinstance(landed, Landed)
+        assert landed.row.value == values[f"{seed}.pt"]
+    assert len(list((runs / ".lidar").glob("*.h5"))) == 1  # of the first checkpoint alone
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
