@@ -490,6 +490,34 @@ def nothing():
 class Tokens(Net):
     def forward(self, x):
         return x.mean(3)
+
+class Pair(Net):
+    def forward(self, x):
+        return super().forward(x), x.mean((2, 3))
+
+class Integers(Net):
+    def forward(self, x):
+        return x.mean((2, 3)).long()
+
+class Sparse(Net):
+    def forward(self, x):
+        return x.mean((2, 3)).to_sparse()
+
+class Empty(Net):
+    def forward(self, x):
+        return x.mean((2, 3))[:, :0]
+
+class Hidden(Net):
+    def forward(self, x):
+        return {"last_hidden_state": x.mean(3).transpose(1, 2), "pooler_output": x.mean((2, 3))}
+
+class Numbered(Net):
+    def forward(self, x):
+        return {0: x.mean((2, 3))}
+
+class Nested(Net):
+    def forward(self, x):
+        return {"head/out": x.mean((2, 3))}
 """
 
 
@@ -545,7 +573,14 @@ def test_own_module_may_name_its_image_size(own: Path) -> None:
         ("own_code:broken", "RuntimeError: no$"),
         ("own_code:leaves", "SystemExit: 3"),
         ("own_code:nothing", "returned a int; expected a torch.nn.Module"),
-        ("own_code:Tokens", r"gave \[2, 3, 224\] for backbone; expected \[2, width\]"),
+        ("own_code:Tokens", r"gave \[2, 3, 224\] for backbone; expected .* \[2, width\]"),
+        ("own_code:Pair", "gave tuple for backbone; expected floating-point"),
+        ("own_code:Integers", r"gave int64 \[2, 3\] for backbone; expected floating-point"),
+        ("own_code:Sparse", r"gave sparse_coo \[2, 3\] for backbone"),
+        ("own_code:Empty", r"gave \[2, 0\] for backbone"),
+        ("own_code:Hidden", r"gave \[2, 224, 3\] for last_hidden_state; expected"),
+        ("own_code:Numbered", "gave a dict with the key '0'; expected names"),
+        ("own_code:Nested", "gave a dict with the key 'head/out'; expected names"),
     ],
 )
 def test_failures_of_own_code_are_one_line(own: Path, target: str, message: str) -> None:

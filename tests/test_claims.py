@@ -12,17 +12,27 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+import torch
 import typer.main
-from make import checkpoint, environment, lidar_here
+from make import checkpoint, environment, image_folder, lidar_here
 
+from lidar_cli.checkpoints import open_checkpoint, sha256
 from lidar_cli.cli import app
 from lidar_cli.errors import InputError
+from lidar_cli.jobs.embedding.plan import Plan
+from lidar_cli.jobs.rank import open_cache, rank_directory
+from lidar_cli.jobs.ranking import cached
+from lidar_cli.jobs.ranking.cached import Cache
 from lidar_cli.jobs.ranking.claims import Claims, set_apart
 from lidar_cli.jobs.ranking.processes import card, gone
+from lidar_cli.jobs.ranking.survey import Checkpoint
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import RankSettings
 
 ROOT = Path(__file__).parent.parent
 SLURM = ROOT / "sample_configs" / "rank.slurm"
@@ -157,7 +167,8 @@ def test_the_claim_of_another_host_is_taken_over_after_its_silence(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("a.claim-0", ""), ("worker-f00", ""), ("worker-f00", "7")]
+    ("name", "content"),
+    [("a.claim-0", ""), ("worker-f00", ""), ("worker-f00", "7"), ("worker-f00", 9999 * "[")],
 )
 def test_what_was_cut_short_counts_by_its_age(tmp_path: Path, name: str, content: str) -> None:
     folder = tmp_path / "claims"
@@ -323,6 +334,47 @@ def test_four_processes_one_killed_make_each_checkpoint_once(
 
     assert here("--collect").stdout == ranking
     assert here("--cache", tmp_path / "alone").stdout == ranking
+
+
+def test_a_waiting_process_looks_at_what_is_missing_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    images = image_folder(tmp_path / "images", 12)
+    known = RankSettings(
+        data=str(images), n_samples=12, n_views=2, image_size=24, device="cpu", batch_size=4
+    )
+    for seed in range(3):
+        checkpoint(runs / f"{seed}.pt", seed)
+    before = rank_directory(runs, known)
+    missing = checkpoint(runs / "missing.pt", 3)
+    monkeypatch.setattr(cached, "LOOK", 0.01)
+    looks: Counter[str] = Counter()
+    has = Cache._has
+
+    def counted(self: Cache, task: Checkpoint, plan: Plan) -> bool:
+        looks[task.path.name] += 1
+        if looks[missing.name] == 6:
+            theirs.close()
+        return has(self, task, plan)
+
+    monkeypatch.setattr(Cache, "_has", counted)
+    other = Claims(runs / ".lidar" / "claims", LONG)
+    theirs = ExitStack()
+    theirs.enter_context(other)
+    plan_key = one_plan(missing, known)
+    assert theirs.enter_context(other.hold(f"missing-{plan_key}.h5")) is not None
+    ranking = rank_directory(runs, known)
+    assert len(ranking.groups[0].rows) == 1 + len(before.groups[0].rows)
+    assert looks.pop(missing.name) >= 6
+    assert set(looks.values()) == {2}  # for the views that are shared, and for itself
+
+
+def one_plan(path: Path, known: RankSettings) -> str:
+    """The key of what is embedded of a checkpoint."""
+    cache = open_cache(path.parent, known, (), "projector", torch.device("cpu"), Watcher())
+    description = open_checkpoint(path).description
+    return cache.plan(Checkpoint(path, sha256(path), description)).key
 
 
 def test_what_is_not_scored_yet_is_named(

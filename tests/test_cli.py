@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,10 +156,65 @@ def test_plot_writes_a_picture(views: Path, suffix: str) -> None:
     assert head.startswith(b"\x89PNG") or b"<?xml" in head
 
 
-def test_a_reader_that_leaves_early_causes_no_trace(views: Path) -> None:
-    command = f"{sys.executable} -m lidar_cli score {views} --json | true"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert done.stderr == ""
+CLOSED = "error: stdout cannot be written: Bad file descriptor; it is closed\n"
+LEFT = "error: stdout cannot be written: Broken pipe; its reader ended before all was written\n"
+
+
+@pytest.mark.parametrize("words", [["score", "views.npy"], ["score", "views.npy", "--json"]])
+def test_a_reader_that_leaves_early_is_one_line(words: list[str], views: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "lidar_cli", *words]
+    done = subprocess.run(
+        command, cwd=views.parent, stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (3, LEFT)
+
+
+def closed(words: str, redirections: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = f"{sys.executable} -m lidar_cli {words} {redirections}"
+    return subprocess.run(command, shell=True, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("words", ["score views.npy --csv", "--help", "inspect --formats"])
+def test_closed_stdout_is_one_line(words: str, views: Path) -> None:
+    done = closed(words, ">&-", views.parent)
+    assert (done.returncode, done.stderr) == (3, CLOSED)
+
+
+def test_closed_streams_leave_files_and_statuses_as_they_are(views: Path) -> None:
+    assert closed("score views.npy --plot a.svg", "<&- >&- 2>&-", views.parent).returncode == 3
+    assert (views.parent / "a.svg").read_text().rstrip().endswith("</svg>")
+    assert closed("score absent.npy", "2>&-", views.parent).returncode == 3
+    done = closed("score views.npy --json", "<&- 2>&-", views.parent)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="every name there is UTF-8")
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_names_that_cannot_be_encoded_are_escaped(encoding: str, views: Path) -> None:
+    shown = {"ascii": "caf\\xe9", "latin-1": "caf\xe9", "utf-8": "caf\xe9"}[encoding]
+    names = [b"caf\xc3\xa9.npy", b"a\xff$\\frac$.npy"]
+    for name in names:
+        shutil.copyfile(views, os.fsencode(views.parent) + b"/" + name)
+    for words in ([], ["--csv"], ["--json", "--report", "p.html", "--plot", "p.svg"]):
+        command = [sys.executable, "-m", "lidar_cli", "score", *names, *words]
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, cwd=views.parent, env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        if "--json" in words:
+            assert [score["file"] for score in json.loads(done.stdout)] == [
+                *map(os.fsdecode, names)
+            ]
+            page = (views.parent / "p.html").read_text(encoding="utf-8")
+            assert "caf\xe9.npy" in page
+            assert "a\\udcff$\\frac$.npy" in page
+            assert (views.parent / "p.svg").stat().st_size > 1000
+        else:
+            assert f"{shown}.npy" in done.stdout.decode(encoding)
+            assert "a\\udcff$\\frac$.npy" in done.stdout.decode(encoding)
 
 
 def test_an_interrupt_leaves_with_130_and_no_trace(tmp_path: Path) -> None:

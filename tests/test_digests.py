@@ -173,7 +173,10 @@ def test_files_in_memory_are_read_each_time(read: list[str]) -> None:
         assert digest(path) != before
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"file": 3, "sha256": "0"}', "\xff"])
+DEEP = 100_000 * "["  # deeper than Python can read
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"file": 3, "sha256": "0"}', "\xff", DEEP])
 @pytest.mark.usefixtures("dated")
 def test_a_record_that_is_none_is_read_over(tmp_path: Path, read: list[str], content: str) -> None:
     path = tmp_path / "a.pt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -489,6 +490,67 @@ def test_a_module_in_memory(inputs: tuple[Path, Path], tmp_path: Path) -> None:
         for name in ("own.h5", "other.h5")
     ]
     assert digests[0] != digests[1]
+
+
+class Caching(torch.nn.Module):
+    """Embeds by a part in training mode and a frozen one in eval mode; keeps the last embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5))
+        self.frozen = torch.nn.BatchNorm1d(4).eval().requires_grad_(False)
+        self.width = 4
+        self.weight: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.weight is None:  # as position tables are made, at the first size that is seen
+            self.weight = torch.ones(4) / self.trained[0].weight.detach().norm()
+        return (self.frozen(self.trained(x.mean((2, 3)))) * self.weight)[:, : self.width]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_module_comes_back_as_it_was(
+    fails: bool, inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = Caching()
+    modes = {name: part.training for name, part in model.named_modules()}
+    assert set(modes.values()) == {True, False}
+    weights = [(weight, weight.requires_grad) for weight in model.parameters()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options: dict[str, Any] = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5}
+    if fails:
+        model.trained[0].weight.data[0] = math.nan
+        before["trained.0.weight"][0] = math.nan
+        with pytest.raises(DegenerateFeatures, match="NaN"):
+            extract(model, str(inputs[1]), tmp_path / "a.h5", **options)
+    else:
+        extract(model, str(inputs[1]), tmp_path / "a.h5", **options)
+    assert {name: part.training for name, part in model.named_modules()} == modes
+    assert [(weight, weight.requires_grad) for weight in model.parameters()] == weights
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    model(torch.ones(2, 3, 8, 8)).sum().backward()  # what it keeps can be trained on
+    assert model.trained[0].weight.grad is not None
+
+
+def test_weights_without_a_shape_are_one_line(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    lazy = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4))
+    with pytest.raises(SettingsError, match=r"1\.weight has no shape yet; pass a batch"):
+        extract(lazy, str(inputs[1]), tmp_path / "a.h5", n_samples=N, n_views=Q)
+
+
+def test_layers_without_a_backbone_are_named(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    class Heads(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"tokens": x.mean((2, 3)), "cls": x.amax((2, 3))}
+
+    options: dict[str, Any] = {"n_samples": N, "n_views": Q, "image_size": SIZE}
+    with pytest.raises(CheckpointError, match=r"no layer 'backbone' .* it has tokens, cls: use --"):
+        extract(Heads(), str(inputs[1]), tmp_path / "a.h5", **options)
+    done = extract(Heads(), str(inputs[1]), tmp_path / "a.h5", layer="cls", **options)
+    assert done.widths == {"cls": 3}
 
 
 def test_labels_are_stored_only_where_there_are_some(

@@ -187,12 +187,32 @@ def test_the_first_files_settle_the_layer_and_copies_are_told_once(
     assert "no layer 'projector'" in second.reason
 
 
+def test_feature_files_that_land_later_serve(tmp_path: Path, images: Path) -> None:
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    checkpoint(runs / "a.pt", 1)
+    for seed in (2, 3):
+        checkpoint(elsewhere / f"{seed}.pt", seed)
+    alone = rank_directory(elsewhere, settings(images))
+    values = {Path(row.path).name: row.value for row in alone.groups[0].rows}
+    following = follow(runs, settings(images, watch_for=100.0))
+    assert isinstance(next(following), Landed)
+    for seed in (2, 3):
+        (features,) = (elsewhere / ".lidar").glob(f"{seed}-*.h5")
+        features.rename(runs / "features.h5")  # the second in place of the first
+        (elsewhere / f"{seed}.pt").rename(runs / f"{seed}.pt")
+        landed = next(following)
+        assert isinstance(landed, Landed)
+        assert landed.row.value == values[f"{seed}.pt"]
+    assert len(list((runs / ".lidar").glob("*.h5"))) == 1  # of the first checkpoint alone
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--json"], "--watch and --json exclude each other"),
         (["--top", 1], "--watch and --top exclude each other"),
         (["--jsonl", "notes.txt"], "--jsonl notes.txt: holds a line that --watch did not write"),
+        (["--jsonl", "deep.jsonl"], "--jsonl deep.jsonl: holds a line that --watch did not write"),
         (["--jsonl", "no/such/place"], "--jsonl no/such/place: cannot be written: No such file"),
         (["--interval", 0], "--interval = 0"),
     ],
@@ -201,6 +221,7 @@ def test_what_cannot_be_followed_is_one_line(
     tmp_path: Path, images: Path, more: list[object], message: str
 ) -> None:
     (tmp_path / "notes.txt").write_text("remember the milk\n")
+    (tmp_path / "deep.jsonl").write_text(100_000 * "[" + "\n")
     (tmp_path / "runs").mkdir()
     done = lidar(*words(tmp_path / "runs", images, *more), cwd=tmp_path)
     assert done.returncode == 2

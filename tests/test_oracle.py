@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import math
+import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from make import checkpoint, image_folder, lidar_here, state_dict
+from make import checkpoint, environment, image_folder, lidar_here, state_dict
 from scores import score
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
+from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.ranking.correlate import correlate
 from lidar_cli.jobs.ranking.hyperparameters import (
     from_checkpoints,
@@ -29,9 +33,13 @@ from lidar_cli.jobs.ranking.hyperparameters import (
     telling,
     with_names,
 )
+from lidar_cli.jobs.ranking.oracle import judge
+from lidar_cli.jobs.ranking.oracle_probe import help_embedding
 from lidar_cli.jobs.ranking.selection import by_hyperparameter, select
 from lidar_cli.jobs.ranking.tables import match, read_table
 from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.jobs.watch import Watcher
+from lidar_cli.settings import RankSettings
 
 N, Q, SIZE = 24, 4, 24
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -434,6 +442,80 @@ def test_against_probes(tmp_path: Path, rank: Shell, images: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in clean} == clean
     fewer = rank(runs, "--oracle", "probe", "--oracle-samples", 20, "--json")
     assert "16 training and 4 test images" in json.loads(fewer.stdout)["correlation"]["told"]
+
+
+COUNTED = """
+import os
+from make import Network
+
+def model():
+    with open({log!r}, "a") as log:
+        log.write(f"{{os.getpid()}}\\n")
+    return Network()
+"""
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """The processes that opened a checkpoint by `--model counted:model`, once for each time."""
+    log = tmp_path / "opened"
+    (tmp_path / "counted.py").write_text(COUNTED.format(log=str(log)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "counted", raising=False)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+
+    def lines() -> list[str]:
+        found = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return found
+
+    return lines
+
+
+def test_a_cached_probe_opens_no_checkpoint(
+    tmp_path: Path, rank: Shell, images: Path, opened: Callable[[], list[str]]
+) -> None:
+    runs = sweep(tmp_path / "runs")
+    words = ["--model", "counted:model", "--oracle", "probe", "--json"]
+    first = json.loads(rank(runs, *words).stdout)["correlation"]
+    assert len(opened()) == 3 * 6  # to know its layers, to rank, and to probe
+    assert json.loads(rank(runs, *words).stdout)["correlation"] == first
+    assert len(opened()) == 6
+    # What another process embedded for the probes is not embedded again.
+    shutil.rmtree(runs / ".lidar")
+    known = RankSettings(
+        data=str(images), n_samples=N, n_views=Q, image_size=SIZE, device="cpu", batch_size=8,
+        model="counted:model", oracle="probe",
+    )  # fmt: skip
+    ranking = rank_directory(runs, known)
+    help_embedding(ranking.checkpoints.values(), str(runs), known, Watcher())
+    assert len(opened()) == 3 * 6
+    accuracies = judge(ranking, known).accuracies
+    assert opened() == []
+    assert accuracies == first["accuracies"]
+
+
+def test_processes_divide_what_probes_need(
+    tmp_path: Path, images: Path, opened: Callable[[], list[str]]
+) -> None:
+    runs = sweep(tmp_path / "runs")
+    words = ["rank", runs, "--data", images, "-n", N, "-q", Q, "--image-size", SIZE]
+    words += ["--device", "cpu", "--batch-size", 8, "--model", "counted:model"]
+    command = [sys.executable, "-m", "lidar_cli", *map(str, words), "--oracle", "probe", "--json"]
+    paths = os.pathsep.join(sys.path)
+    running = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment(PYTHONPATH=paths),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    ends = [process.communicate(timeout=200) for process in running]
+    (ranking,) = [out for out, _ in ends if out]
+    assert sorted(process.returncode for process in running) == [0, 4], ends
+    assert len(json.loads(ranking)["correlation"]["accuracies"]) == 6
+    assert len(opened()) == 2 * 6 + 6 + 6  # each by both at first, then to rank and to probe once
+    assert not (runs / ".lidar/claims").exists()
 
 
 def test_probes_need_labels(tmp_path: Path, rank: Shell) -> None:

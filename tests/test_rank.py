@@ -437,6 +437,8 @@ def test_what_cannot_be_compared_is_ranked_apart(tmp_path: Path, rank: Shell) ->
         ({"layer": "backbone"}, "d, layer", "--layer"),
         ({"n_views": Q - 1}, "q", "-q"),
         ({"seed": 1}, "samples, seed", "--data, --seed"),
+        ({"precision": "bfloat16"}, "precision", "--precision"),
+        ({"storage": "float16"}, "storage", "--storage"),
     ],
 )
 def test_a_feature_file_of_other_settings_is_another_group(
@@ -457,6 +459,30 @@ def test_a_feature_file_of_other_settings_is_another_group(
     done = rank(runs, "--quiet")
     assert done.returncode == 2
     assert f"they differ in {differ}; make them alike with {option}, or" in done.stderr
+
+
+def test_features_of_another_embedding_revision_are_another_group(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    runs = tmp_path / "runs"
+    for seed, name in ((1, "a"), (2, "b")):
+        elsewhere = checkpoint(tmp_path / f"{name}.pt", seed)
+        target = settings(images, output=runs / f"{name}.h5")
+        runs.mkdir(exist_ok=True)
+        extract_checkpoint(elsewhere, ExtractSettings(**target))
+    for revision, groups in ((None, 1), (1, 1), (7, 2)):
+        for name, value in (("a", revision), ("b", None if groups == 1 else 1)):
+            with h5py.File(runs / f"{name}.h5", "r+") as file:
+                record = json.loads(file.attrs["provenance"])
+                record.pop("embedding_revision", None)
+                if value is not None:
+                    record["embedding_revision"] = value
+                file.attrs["provenance"] = json.dumps(record)
+        assert ranked(rank(runs, "--json"))["groups"] == groups
+    assert "embedding revision 7" in rank(runs).stdout
+    done = rank(runs, "--quiet")
+    assert done.returncode == 2
+    assert "differ in embedding revision; make them alike with lidar extract --over" in done.stderr
 
 
 # Feature files and the cache

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -109,6 +110,26 @@ def test_what_is_not_determined_raises_and_other_shapes_are_refused():
         RankMe(12).update(torch.zeros(3, 11))
 
 
+@pytest.mark.parametrize("name", objects())
+def test_no_data_and_data_that_is_not_finite_give_nan_with_a_warning(name):
+    metric = objects()[name]
+    with pytest.warns(UserWarning, match="was called before the ``update``"):  # torchmetrics' own
+        assert math.isnan(metric.compute())
+    for bad in (math.nan, math.inf):
+        metric.reset()
+        metric.update(cloud())
+        metric.update(cloud(seed=1) * bad)
+        with pytest.warns(UserWarning, match="is NaN: an embedding was NaN or Inf"):
+            assert math.isnan(metric.compute())
+    metric.reset()
+    metric.update(cloud()[:0])
+    with pytest.warns(UserWarning, match="is NaN: no embedding was added"):
+        assert math.isnan(metric.compute())
+    metric.reset()
+    metric.update(cloud())
+    assert metric.compute().item() == pytest.approx(whole(cloud())[name], rel=1e-9)
+
+
 def test_the_example_runs():
     found = doctest.testmod(training)
     assert found.attempted >= 6
@@ -138,13 +159,49 @@ dist.destroy_process_group()
 
 @pytest.mark.parametrize("sizes", [[41, 19], [60, 0]])
 def test_two_processes_agree_on_the_number_of_all_data(tmp_path, sizes):
+    more = torch.cat([cloud(), cloud(seed=5)])
+    for first, second in of_two_processes(WORKER, tmp_path / "meet", sizes):
+        assert first == pytest.approx(whole(cloud()), rel=1e-9)
+        assert second == pytest.approx(whole(more), rel=1e-9)
+
+
+COLLAPSED = """
+import json, sys
+import torch.distributed as dist
+from metric_objects import cloud, objects, values
+from lidar_cli.errors import DegenerateFeatures
+
+rank, place = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+seen = objects()
+refused = []
+for name, metric in seen.items():
+    metric.update(0 * cloud()[:1])
+    try:
+        metric.compute()
+    except DegenerateFeatures:
+        refused.append(name)
+    metric.update(cloud()[rank::2])
+print(json.dumps([refused, {name: int(metric.moments[0, 0]) for name, metric in seen.items()}]))
+dist.destroy_process_group()
+"""
+
+
+def test_after_a_refused_number_a_process_has_its_own_data_again(tmp_path):
+    for refused, counts in of_two_processes(COLLAPSED, tmp_path / "meet", []):
+        assert refused == [*objects()]
+        assert counts == dict.fromkeys(objects(), 31)  # one of 0, and 30 of the 60
+
+
+def of_two_processes(script, meet, sizes):
+    """What each of two processes that run a script prints, from JSON."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "helpers"), *sys.path]),
         "OMP_NUM_THREADS": "1",
     }
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), tmp_path / "meet", json.dumps(sizes)],
+            [sys.executable, "-c", script, str(rank), meet, json.dumps(sizes)],
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
@@ -153,11 +210,7 @@ def test_two_processes_agree_on_the_number_of_all_data(tmp_path, sizes):
     ]
     ends = [process.communicate(timeout=120)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    more = torch.cat([cloud(), cloud(seed=5)])
-    for text in ends:
-        first, second = json.loads(text)
-        assert first == pytest.approx(whole(cloud()), rel=1e-9)
-        assert second == pytest.approx(whole(more), rel=1e-9)
+    return [json.loads(text) for text in ends]
 
 
 def test_without_the_extra_one_line_names_it():
@@ -168,3 +221,89 @@ def test_without_the_extra_one_line_names_it():
         "lidar_cli.errors.MissingExtra: a metric while training needs the package torchmetrics, "
         "which is not installed; install it with: pip install 'lidar-cli[train]'"
     )
+
+
+# Lightning
+
+
+def trained(tmp_path, scales, *callbacks):
+    """A Trainer after one epoch a scale: embeddings are all data times it, NaN as they are.
+
+    The Trainer stops when a callback stops it. Its checkpoints are named by epoch and value.
+    """
+    lightning = pytest.importorskip("lightning")
+    from lidar_cli.training.callback import LogReadings
+
+    class Scaled(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def training_step(self, batch, at):
+            return self.weight**2
+
+        def validation_step(self, batch, at):
+            pass
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    logged = LogReadings(
+        MetricCollection([LiDAR(n_views=4, dim=12, delta=1.0)]),
+        lambda module, batch: scales[module.current_epoch] * batch,
+    )
+    trainer = lightning.Trainer(
+        max_epochs=len(scales), accelerator="cpu", logger=False, num_sanity_val_steps=0,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        callbacks=[logged, *callbacks],
+    )  # fmt: skip
+    data = torch.utils.data.DataLoader(cloud(), batch_size=60)
+    trainer.fit(Scaled(), data, torch.utils.data.DataLoader(cloud(), batch_size=16))
+    return trainer
+
+
+def kept(tmp_path, scales, save_top_k):
+    """Names of the checkpoints that ModelCheckpoint leaves, and of its best."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    checkpoint = callbacks.ModelCheckpoint(
+        tmp_path, "{epoch}-{LiDAR:.4f}", monitor="LiDAR", mode="max", save_top_k=save_top_k
+    )
+    trained(tmp_path, scales, checkpoint)
+    return sorted(path.stem for path in tmp_path.glob("*.ckpt")), Path(
+        checkpoint.best_model_path
+    ).stem
+
+
+def named(epoch, scale):
+    value = math.nan if scale == 0 or math.isnan(scale) else lidar(scale * cloud(), delta=1.0)
+    return f"epoch={epoch}-LiDAR={value:.4f}"
+
+
+@pytest.mark.filterwarnings("ignore")  # the Trainer's advice on loaders, processors and folders
+@pytest.mark.parametrize("undetermined", [0.0, math.nan])
+def test_no_checkpoint_carries_a_value_that_its_epoch_did_not_have(tmp_path, undetermined):
+    scales = [1.0, undetermined, 0.5]
+    every, best = kept(tmp_path, scales, save_top_k=-1)
+    assert len({lidar(scale * cloud(), delta=1.0) for scale in (1.0, 0.5)}) == 2
+    assert every == [named(epoch, scale) for epoch, scale in enumerate(scales)]
+    assert best == max(named(0, 1.0), named(2, 0.5), key=lambda name: float(name.split("=")[-1]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("save_top_k", [1, 2, -1])
+def test_a_collapse_in_the_first_epoch_ends_nothing_and_is_not_the_best(tmp_path, save_top_k):
+    scales = [0.0, math.nan, 0.5]
+    every, best = kept(tmp_path, scales, save_top_k)
+    assert best == named(2, 0.5)
+    assert len(every) == (3 if save_top_k == -1 else save_top_k)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("check_finite", "epochs"), [(True, 2), (False, 4)])
+def test_early_stopping_ends_at_nan_unless_it_does_not_check(tmp_path, check_finite, epochs):
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    stopping = callbacks.EarlyStopping(
+        monitor="LiDAR", mode="max", patience=3, check_finite=check_finite
+    )
+    trainer = trained(tmp_path, [1.0, 0.0, 0.5, 1.0], stopping)
+    assert trainer.current_epoch == epochs

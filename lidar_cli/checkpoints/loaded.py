@@ -97,6 +97,11 @@ class LoadedModule(Loaded):
         super().__init__(description, {"module": module})
         self.label = label
 
+    def to(self, device: torch.device | str) -> LoadedModule:
+        """Itself, moved to the device; how its weights lie in memory stays."""
+        self.modules["module"].to(device)
+        return self
+
     @property
     def memory_format(self) -> torch.memory_format:
         """As its author gave it: code of one's own may count on how tensors lie in memory."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from lidar_cli.checkpoints.lazy import is_tensor
 from lidar_cli.checkpoints.weights import Weight, fill, is_counter, shapes, some
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
 
+LAYER_NAME = re.compile(r"[\w.-]*\w[\w.-]*")  # what `--layer` and a feature file can name
 TRIED_SIZES = (224, 32, 96, 64, 128, 256, 384, 28)  # pixels; the first that the module takes
 
 
@@ -79,6 +83,28 @@ def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
     return container
 
 
+@contextmanager
+def restored(module: nn.Module) -> Iterator[None]:
+    """Give a module its training modes and devices back when the block ends, by an error too."""
+    modes = {part: part.training for part in module.modules()}
+    devices = {name: tensor.device for name, tensor in _tensors(module)}
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        for name, tensor in _tensors(module):
+            if tensor.device != devices.get(name, tensor.device):
+                tensor.data = tensor.data.to(devices[name])
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """No gradients, but not inference mode, whose tensors a module may keep and cannot train on."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
     """The width of each layer, by embedding blank images, and the image size the module needs.
 
@@ -92,7 +118,7 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
     reason = ""
     for size in sizes:
         try:
-            with torch.inference_mode():
+            with without_gradients():
                 output = module(torch.zeros(2, 3, size, size, device=device))
         except Exception as error:  # the user's code, perhaps made for another size
             reason = reason or _line(error)
@@ -120,7 +146,8 @@ def source(target: str | None) -> str | None:
 def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
     """Layer -> embeddings; whatever the user's forward raises becomes a CheckpointError."""
     try:
-        output = module(images)
+        with without_gradients():
+            output = module(images)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -136,7 +163,7 @@ def _takes_others(module: nn.Module, size: int, device: torch.device) -> bool:
     for other in TRIED_SIZES:
         if other != size:
             try:
-                with torch.inference_mode():
+                with without_gradients():
                     module(torch.zeros(2, 3, other, other, device=device))
             except Exception:  # the user's code, made for one size
                 continue
@@ -148,15 +175,42 @@ def layers_of(output: Any, batch: int, label: str) -> dict[str, Tensor]:
     """What a module returned, as layer -> [batch, width]; raises SettingsError otherwise."""
     layers = dict(output) if isinstance(output, Mapping) else {"backbone": output}
     for layer, rows in layers.items():
-        if not isinstance(rows, Tensor) or rows.dim() != 2 or rows.shape[0] != batch:
-            found = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        if not isinstance(layer, str) or not LAYER_NAME.fullmatch(layer):
             raise SettingsError(
-                f"{label}: forward gave {found} for {layer}; "
-                f"expected [{batch}, width], or a dict of layer -> [{batch}, width]"
+                f"{label}: forward gave a dict with the key {str(layer)[:50]!r}; expected names of "
+                "letters, digits and ._- such as backbone"
+            )
+        if not _are_rows(rows, batch):
+            raise SettingsError(
+                f"{label}: forward gave {_described(rows)} for {layer}; expected floating-point "
+                f"[{batch}, width], or a dict of layer -> [{batch}, width]"
             )
     if not layers:
         raise SettingsError(f"{label}: forward gave an empty dict; expected layers")
-    return layers
+    return {layer: rows.detach() for layer, rows in layers.items()}
+
+
+def _are_rows(rows: Any, batch: int) -> bool:
+    return (
+        isinstance(rows, Tensor)
+        and rows.layout == torch.strided
+        and rows.is_floating_point()
+        and rows.dim() == 2
+        and rows.shape[0] == batch
+        and rows.shape[1] > 0
+    )
+
+
+def _described(rows: Any) -> str:
+    if not isinstance(rows, Tensor):
+        return type(rows).__name__
+    kind = "" if rows.is_floating_point() else f"{rows.dtype} ".removeprefix("torch.")
+    sparse = "" if rows.layout == torch.strided else f"{rows.layout} ".removeprefix("torch.")
+    return f"{sparse}{kind}{list(rows.shape)}"
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())
 
 
 def _without_leading(name: str) -> str:

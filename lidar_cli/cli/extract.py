@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from lidar_cli.cli.options import with_options
 from lidar_cli.cli.shared import Config, ShowConfig, resolve
+from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import ExtractSettings
 
 
@@ -30,10 +32,11 @@ def extract(
     resolved = resolve(ExtractSettings, options, config, show_config)
     from lidar_cli.jobs.extract import extract_checkpoint
     from lidar_cli.jobs.place import find_place
+    from lidar_cli.report.numbers import lines
     from lidar_cli.report.terminal import Terminal
 
     place = find_place()
     with Terminal(place.speaks) as terminal:
         done = extract_checkpoint(checkpoint, resolved.values, terminal, place)
     if done.tells:
-        typer.echo(done.path)
+        write_results(lines([str(done.path)], for_people=sys.stdout.isatty()))

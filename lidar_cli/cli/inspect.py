@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,8 @@ import typer
 
 from lidar_cli.cli.options import with_options
 from lidar_cli.cli.shared import Config, Json, ShowConfig, resolve
-from lidar_cli.errors import LidarError, SettingsError, printable
+from lidar_cli.errors import LidarError, SettingsError
+from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import InspectSettings
 
 
@@ -37,7 +37,8 @@ def inspect(
     from lidar_cli.report import inspect as report
 
     if formats:
-        typer.echo(report.formats_to_json(job.formats()) if json else report.table(job.formats()))
+        rows = job.formats()
+        write_results(report.formats_to_json(rows) if json else report.table(rows))
         return
     found, failed = [], 0
     for file in files or []:
@@ -47,10 +48,10 @@ def inspect(
             raise
         except LidarError as error:
             failed = error.exit_status
-            sys.stderr.write(f"error: {printable(str(error))}\n")
+            write_remark(f"error: {error}")
     if json:
-        typer.echo(report.to_json(found))
+        write_results(report.to_json(found))
     elif found:
-        typer.echo(report.to_text(found))
+        write_results(report.to_text(found))
     if failed:
         raise typer.Exit(failed)

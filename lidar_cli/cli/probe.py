@@ -10,6 +10,7 @@ import typer
 from lidar_cli.cli.options import with_options
 from lidar_cli.cli.shared import Config, Csv, Json, ShowConfig, one_of, resolve
 from lidar_cli.errors import SettingsError
+from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import ProbeSettings, parse_rates
 
 
@@ -51,9 +52,9 @@ def probe(
         for left in found.failed:
             terminal.note(f"error: {left.train}: {left.reason}")
     if json:
-        typer.echo(report.to_json(found))
+        write_results(report.to_json(found))
     elif csv:
-        typer.echo(report.to_csv(found), nl=False)
+        write_results(report.to_csv(found))
     else:
         report.print_table(found)
     if found.failed:

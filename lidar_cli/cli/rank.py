@@ -21,7 +21,8 @@ from lidar_cli.cli.shared import (
     resolve,
     write_page,
 )
-from lidar_cli.errors import SettingsError, printable
+from lidar_cli.errors import SettingsError
+from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import RankSettings
 
 
@@ -84,24 +85,26 @@ def rank(
         if quiet or resolved.values.top is not None:
             report.check_single_group(found)
         everything, found = found, report.top(found, resolved.values.top)
-    if json:
-        typer.echo(report.to_json(found, oracle))
-    elif csv:
-        typer.echo(report.to_csv(found, oracle), nl=False)
-    elif markdown:
-        typer.echo(report.to_markdown(found, oracle))
-    elif quiet:
-        typer.echo(report.to_paths(found, for_people=sys.stdout.isatty()), nl=False)
-    else:
-        report.print_tables(found, oracle)
-    if page is not None:
-        from lidar_cli.report.page.ranking import ranking_page
+    try:
+        if json:
+            write_results(report.to_json(found, oracle))
+        elif csv:
+            write_results(report.to_csv(found, oracle))
+        elif markdown:
+            write_results(report.to_markdown(found, oracle))
+        elif quiet:
+            write_results(report.to_paths(found, for_people=sys.stdout.isatty()))
+        else:
+            report.print_tables(found, oracle)
+    finally:  # what was computed is in the page also where stdout refuses it
+        if page is not None:
+            from lidar_cli.report.page.ranking import ranking_page
 
-        write_page(ranking_page(everything, oracle, parameters), page, overwrite)
+            write_page(ranking_page(everything, oracle, parameters), page, overwrite)
     if found.failed:
         if quiet or json or csv or markdown:
             for row in found.failed:
-                sys.stderr.write(printable(f"failed: {row.path}: {row.reason}") + "\n")
+                write_remark(f"failed: {row.path}: {row.reason}")
         raise typer.Exit(4)
 
 
@@ -118,9 +121,9 @@ def _race(directory: Path, values: RankSettings, json: bool, quiet: bool) -> Non
         if json or quiet:
             terminal.note(report.verdict(found))
     if json:
-        typer.echo(report.to_json(found, values.top))
+        write_results(report.to_json(found, values.top))
     elif quiet:
-        typer.echo(report.to_paths(found, values.top, sys.stdout.isatty()), nl=False)
+        write_results(report.to_paths(found, values.top, sys.stdout.isatty()))
     else:
         report.print_race(found, values.top)
     if found.failed:
@@ -140,6 +143,6 @@ def _follow(directory: Path, values: RankSettings) -> None:
                 ledger.add(landed)
             else:
                 failed = True
-                sys.stderr.write(printable(f"failed: {landed.path}: {landed.reason}") + "\n")
+                write_remark(f"failed: {landed.path}: {landed.reason}")
     if failed:
         raise typer.Exit(4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +20,8 @@ from lidar_cli.cli.shared import (
     resolve,
     write_page,
 )
-from lidar_cli.errors import LidarError, Parted, SettingsError, printable
+from lidar_cli.errors import LidarError, Parted, SettingsError
+from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import ScoreSettings
 
 
@@ -75,28 +75,30 @@ def score(
             except Parted as error:
                 failed = error.exit_status
                 # Each of them has its own reason; what was scored before is still told.
-                sys.stderr.write(printable(f"error: {file}: {error}") + "\n")
+                write_remark(f"error: {file}: {error}")
                 break
             except LidarError as error:
                 failed = error.exit_status
                 terminal.note(f"error: {error}")
     if not place.speaks:
         return  # with status 0: the engine would end the one that is still to print
-    if json:
-        typer.echo(report.to_json(found))
-    elif csv:
-        typer.echo(report.to_csv(found), nl=False)
-    elif found:
-        report.print_table(found, wanted)
-    if plot is not None and found:
-        from lidar_cli.report.plot import plot_spectra
+    try:
+        if json:
+            write_results(report.to_json(found))
+        elif csv:
+            write_results(report.to_csv(found))
+        elif found:
+            report.print_table(found, wanted)
+    finally:  # what was computed is in the files also where stdout refuses it
+        if plot is not None and found:
+            from lidar_cli.report.plot import plot_spectra
 
-        plot_spectra(found, plot)
-        sys.stderr.write(f"wrote {plot}\n")
-    if page is not None and found:
-        from lidar_cli.jobs.ranking.hyperparameters import from_names
-        from lidar_cli.report.page.scores import scores_page
+            plot_spectra(found, plot)
+            write_remark(f"wrote {plot}")
+        if page is not None and found:
+            from lidar_cli.jobs.ranking.hyperparameters import from_names
+            from lidar_cli.report.page.scores import scores_page
 
-        write_page(scores_page(found, from_names([s.file for s in found])), page, overwrite)
+            write_page(scores_page(found, from_names([s.file for s in found])), page, overwrite)
     if failed:
         raise typer.Exit(failed)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lidar_cli import configuration
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import SettingsError, printable
+from lidar_cli.runtime.streams import write_remark, write_results
 
 if TYPE_CHECKING:
     from lidar_cli.report.page.document import Page
@@ -37,10 +37,11 @@ def resolve(
     if show:
         width = max(map(len, resolved.origins))
         for name, origin in resolved.origins.items():
-            typer.echo(f"{name:{width}} = {getattr(resolved.values, name)!s:<12}  # {origin}")
+            value = str(getattr(resolved.values, name))
+            write_results(printable(f"{name:{width}} = {value:<12}  # {origin}"))
         raise typer.Exit
     if config is None and configuration.CONFIG_NAME in resolved.origins.values():
-        sys.stderr.write(f"settings from ./{configuration.CONFIG_NAME}, which was found here\n")
+        write_remark(f"settings from ./{configuration.CONFIG_NAME}, which was found here")
     return resolved
 
 
@@ -66,4 +67,4 @@ def write_page(page: Page, path: Path, overwrite: bool) -> None:
     from lidar_cli.report.page import document
 
     document.write_page(page, path, overwrite)
-    sys.stderr.write(f"wrote {path}\n")
+    write_remark(f"wrote {path}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from lidar_cli.runtime.json_text import parse_json
 
 # Rises with every change of code that alters a row, a view or a label of unchanged input.
 #   1  everything before; files of that time record none
@@ -28,7 +29,7 @@ def parsed(text: object) -> dict[str, Any]:
     """The record in an attribute. Raises ValueError if it is none, or made to do harm."""
     if not isinstance(text, str) or len(text) > LONGEST:
         raise ValueError("provenance is no text, or one beyond measure")
-    found = json.loads(text, parse_constant=_no_number)
+    found = parse_json(text, constant=_no_number)
     if not isinstance(found, dict) or not _is_shallow(found):
         raise ValueError(NO_RECORD)
     for name, kind in KINDS.items():

@@ -37,6 +37,7 @@ from lidar_cli.features.inside import member, whole
 from lidar_cli.features.write import name_anew
 from lidar_cli.runtime.atomic import temporary_path, write_atomic
 from lidar_cli.runtime.files import read_limited
+from lidar_cli.runtime.json_text import parse_json
 
 NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
 
@@ -80,7 +81,7 @@ def agree(
                 f"{agreed}: cannot be written: {first_line(error)}; name another file with -o"
             ) from error
     try:
-        first = json.loads(read_limited(agreed, follow=False))
+        first = parse_json(read_limited(agreed, follow=False))
         other, count = dict(first["provenance"]), first["ranks"]
         size = int(other["batch_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, stamp, wrap_module
-from lidar_cli.errors import CheckpointError
+from lidar_cli.checkpoints.own_module import restored
+from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import FeatureWriter, check_absent, read_interrupted, read_provenance
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.batch_size import at_size_that_fits, find_batch_size
@@ -52,22 +54,39 @@ class Extraction:
 def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: Any) -> Extraction:
     """Embed the images of `data` with the user's own module and write a feature file.
 
-    model: images [b, 3, S, S] -> embeddings [b, d], or a dict of layer -> embeddings.
+    model: images [b, 3, S, S] -> embeddings [b, d], or a dict of layer -> embeddings. It is put in
+    eval mode and on the device while it works, and given back as it was.
     settings: fields of ExtractSettings, such as n_samples, n_views, seed, image_size, device.
     Raises what `extract_checkpoint` raises.
     """
     known = ExtractSettings(data=data, output=Path(output), **settings)
     device = find_device(known.device)
     samples = open_samples(known)
+    digest = _digest(model)
+    with restored(model):
+        loaded = wrap_module(model).to(device)
+        if known.compile:
+            compile_backbone(loaded, device)
+        plan = make_plan(loaded.description, "", digest, samples, known, device)
+        return run(plan, loaded, samples, known, Path(output), device, Watcher())
+
+
+def _digest(model: torch.nn.Module) -> str:
+    """SHA-256 of a module's state. Raises SettingsError for weights that have no shape yet."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, value in model.state_dict().items():
+        if is_lazy(value):
+            raise SettingsError(
+                f"the module {type(model).__name__}: {name} has no shape yet; pass a batch of "
+                "images through the module first"
+            )
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    loaded = wrap_module(model).to(device)
-    if known.compile:
-        compile_backbone(loaded, device)
-    plan = make_plan(loaded.description, "", digest.hexdigest(), samples, known, device)
-    return run(plan, loaded, samples, known, Path(output), device, Watcher())
+        if isinstance(value, torch.Tensor):
+            content = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(content.numpy().data)
+        else:  # what get_extra_state returned
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
 
 
 def extract_checkpoint(

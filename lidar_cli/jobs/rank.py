@@ -7,8 +7,8 @@ reason and never stops the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.cached import Cache, Scored
 from lidar_cli.jobs.ranking.claims import Claims
 from lidar_cli.jobs.ranking.digests import Digests
+from lidar_cli.jobs.ranking.oracle_probe import PROBE, help_embedding
 from lidar_cli.jobs.ranking.order import Group, Row, grouped, misleading
 from lidar_cli.jobs.ranking.stored import score_features
-from lidar_cli.jobs.ranking.survey import FeatureFile, Left, survey
+from lidar_cli.jobs.ranking.survey import Checkpoint, FeatureFile, Left, survey
 from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
@@ -53,6 +54,7 @@ class Ranking:
     skipped: tuple[Left, ...] = ()
     failed: tuple[Left, ...] = ()
     warnings: tuple[str, ...] = ()
+    checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
 
 
 def rank_directory(
@@ -74,7 +76,8 @@ def rank_together(
 ) -> Ranking | None:
     """What `rank_directory` gives, or None where another process tells it.
 
-    Processes that rank the same directory at the same time divide it, wherever they run. Of those
+    Processes that rank the same directory at the same time divide it, wherever they run, and what
+    linear probes need of it. Of those
     of an engine the first one tells, else the first to find that all is made.
     Raises what `rank_directory` raises.
     """
@@ -84,7 +87,11 @@ def rank_together(
     def tells(claims: Claims) -> bool:
         return place.speaks if place.ranks > 1 else claims.first_to_tell()
 
-    return job.ranking() if job.score_all(tells) and place.speaks else None
+    if job.score_all(tells) and place.speaks:
+        return job.ranking()
+    if settings.oracle == PROBE:
+        help_embedding(job.checkpoints().values(), str(directory), settings, watcher)
+    return None
 
 
 def checked(directory: Path, settings: RankSettings) -> Metric:
@@ -191,7 +198,14 @@ class _Job:
             skipped=tuple(self.found.skipped),
             failed=tuple(failed),
             warnings=tuple(misleading(groups, by)),
+            checkpoints=self.checkpoints(),
         )
+
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """Those that did not fail, by path."""
+        failed = {left.path for left in self.found.failed}
+        every = ((str(one.path), one) for one in self.found.checkpoints.values())
+        return {path: one for path, one in every if path not in failed}
 
     def _score_checkpoints(self, layer: str, tells: Callable[[Claims], bool]) -> set[Path]:
         """Score every checkpoint. The feature files that were used."""

@@ -6,14 +6,13 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-import typer
-
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.ranking.follow import Landed
 from lidar_cli.jobs.ranking.hyperparameters import from_names
 from lidar_cli.report.board import Board
 from lidar_cli.report.lines import Lines
 from lidar_cli.report.ranking import metrics_of
+from lidar_cli.runtime.streams import write_results
 
 STEPS = ("step", "iter", "epoch")  # words before the number in a file's name that is its time
 
@@ -58,7 +57,7 @@ class Ledger:
         }
         this = (row.path, landed.key)
         if self._lines is None:
-            typer.echo(json.dumps(told, allow_nan=False))
+            write_results(json.dumps(told, allow_nan=False))
         elif this not in self._lines.known:
             try:
                 self._lines.add(told)

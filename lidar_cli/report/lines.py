@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.runtime.atomic import is_stream, open_stream
+from lidar_cli.runtime.json_text import parse_json
 
 
 class Lines:
@@ -54,7 +55,7 @@ class Lines:
             return
         content = self._path.read_text(encoding="utf-8")
         for line in content.splitlines():
-            told = json.loads(line)
+            told = parse_json(line)
             yield told["path"], told["key"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import InputError, MissingExtra, SettingsError
+from lidar_cli.errors import InputError, MissingExtra, SettingsError, printable
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.report.converge import AXES, shares
 from lidar_cli.runtime.atomic import is_stream, write_atomic
@@ -108,4 +108,5 @@ def _dress(axes: Any, title: str, x: str) -> None:
 
 def _label(score: Score, scores: Sequence[Score]) -> str:
     name = Path(score.file).stem
-    return f"{name} {score.layer}" if len({s.layer for s in scores}) > 1 else name
+    name = f"{name} {score.layer}" if len({s.layer for s in scores}) > 1 else name
+    return printable(name).replace("$", r"\$")  # else matplotlib would read it as a formula

@@ -34,7 +34,12 @@ DECIDING = {  # what groups differ in -> the option that makes them alike
     "q": "-q",
     "samples": "--data",
     "seed": "--seed",
+    "precision": "--precision",
+    "storage": "--storage",
+    "embedding revision": "lidar extract --overwrite on the older feature files",
 }
+# Named in a heading only where groups differ in them.
+SELDOM = ("seed", "normalised", "precision", "storage", "embedding revision")
 
 
 def check_single_group(ranking: Ranking) -> None:
@@ -178,12 +183,12 @@ def heading(group: Group, ranking: Ranking) -> str:
         [
             f"{count} checkpoint{'s' if count > 1 else ''} by {ranking.by.name} "
             f"({ranking.by.direction} is better)",
-            *constants(group),
+            *constants(group, ranking),
         ]
     )
 
 
-def constants(group: Group) -> list[str]:
+def constants(group: Group, ranking: Ranking) -> list[str]:
     """What the values of a group depend on, each told in a few words."""
     common = group.common
     data = ", ".join(dict.fromkeys(str(row.score.data) for row in group.rows))
@@ -195,6 +200,7 @@ def constants(group: Group) -> list[str]:
         f"d = {common['d']}",
         f"views {recipe} {common['image size']} px",
         f"delta = {common['delta']:g}",
+        *(f"{name} {common[name]}" for name in SELDOM if name in differing(ranking.groups)),
         f"data: {data}",
     ]
 

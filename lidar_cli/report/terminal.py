@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lidar_cli.errors import printable
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.report.numbers import Plain
+from lidar_cli.runtime.streams import write_remark
 
 PATIENCE = 0.5  # seconds before a bar appears: short work needs none
 
@@ -66,4 +65,4 @@ class Terminal(Watcher):
         if self._console.is_terminal:
             self._console.print(text, markup=False)
         else:
-            sys.stderr.write(printable(text) + "\n")
+            write_remark(text)

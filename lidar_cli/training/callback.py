@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lidar_cli.errors import DegenerateFeatures, MissingExtra
@@ -24,9 +26,14 @@ class LogReadings(Callback):
             MetricCollection([LiDAR(n_views=10, dim=2048), RankMe(dim=2048)]),
             lambda module, batch: module.embed(batch["views"]),  # [b, q, d]
         )
+        ModelCheckpoint(monitor="LiDAR", mode="max", filename="{epoch}-{LiDAR:.2f}")
+        EarlyStopping(monitor="LiDAR", mode="max", check_finite=False)
 
     embed: from the module and a batch, as the validation loop meets them, to embeddings [b, q, d].
-    A metric that an epoch does not determine is not logged, and a warning tells why.
+    A metric that an epoch does not determine, because the embedding collapsed for example, is
+    logged as NaN, with a warning that says why. ModelCheckpoint then writes `nan` into the file's
+    name and ranks the file below every finite one. EarlyStopping ends the training at the first
+    NaN unless `check_finite=False` makes that epoch one without improvement.
     """
 
     def __init__(
@@ -56,6 +63,9 @@ class LogReadings(Callback):
         """Log each metric of all processes together."""
         for name, metric in self.metrics.items():
             try:
-                pl_module.log(name, metric.compute())
+                value = metric.compute()
             except DegenerateFeatures as error:
+                # Without a value of this epoch Lightning would use that of an earlier one.
+                value = torch.tensor(math.nan, dtype=torch.float64, device=pl_module.device)
                 rank_zero_warn(f"no {name}: {error}")
+            pl_module.log(name, value)

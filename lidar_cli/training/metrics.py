@@ -17,12 +17,15 @@ The state of an object is one matrix of float64, so that processes exchange one 
     rows 2 .. d + 1   scatter about that mean                      [d, d]
     the next d rows   scatter of views about their sample's mean   [d, d], for metrics of views
 
-A metric that its data does not determine raises DegenerateFeatures when it is computed, as the
-functions of `lidar_cli` do.
+Before any update, and where an embedding was NaN or Inf, `compute` warns and returns NaN, as the
+metrics of torchmetrics do. Finite data that does not determine a metric, such as a collapsed
+embedding, raises DegenerateFeatures, as the functions of `lidar_cli` do.
 """
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -30,11 +33,12 @@ from torch import Tensor
 
 from lidar_cli.core import metrics, spectra
 from lidar_cli.core.moments import Moments, RowMoments
-from lidar_cli.errors import MissingExtra
+from lidar_cli.errors import DegenerateFeatures, MissingExtra
 from lidar_cli.settings import MetricSettings
 
 try:
     import torchmetrics
+    from torchmetrics.utilities import rank_zero_warn
 except ImportError as error:
     raise MissingExtra("train", "torchmetrics", "a metric while training") from error
 
@@ -69,6 +73,34 @@ class _Streaming(torchmetrics.Metric):
         empty = torch.zeros(2 + matrices * dim, dim, dtype=torch.float64)
         self.add_state("moments", default=empty, dist_reduce_fx=merged)
 
+    def compute(self) -> Tensor:
+        """The metric of all data so far, a scalar in float64; of all processes where they sync.
+
+        NaN, with a warning, before any update or where an embedding was NaN or Inf.
+        Raises DegenerateFeatures where finite data does not determine the metric.
+        """
+        try:
+            value = self._metric() if self._has_numbers() else math.nan
+        except DegenerateFeatures:
+            if self._is_synced:  # torchmetrics unsyncs after a value only
+                self.unsync()
+            raise
+        return torch.tensor(value, dtype=torch.float64, device=self.moments.device)
+
+    @abstractmethod
+    def _metric(self) -> float:
+        """The metric of the state. Raises DegenerateFeatures where that does not determine it."""
+
+    def _has_numbers(self) -> bool:
+        """Whether the state is of at least one sample and finite; warns otherwise."""
+        finite = bool(self.moments.isfinite().all())
+        if finite and self.moments[0, 0] > 0:
+            return True
+        if self.update_called:  # else torchmetrics itself warns
+            why = "no embedding was added" if finite else "an embedding was NaN or Inf"
+            rank_zero_warn(f"{type(self).__name__} is NaN: {why}", UserWarning)
+        return False
+
     def _add(self, rows: RowMoments, *within: Tensor) -> None:
         if rows.n:
             count = torch.full_like(rows.mean, rows.n)
@@ -78,9 +110,6 @@ class _Streaming(torchmetrics.Metric):
     def _rows(self) -> RowMoments:
         count, mean, scatter = self.moments[0, 0], self.moments[1], self.moments[2 : 2 + self.dim]
         return RowMoments.of_sums(int(count), mean, scatter)
-
-    def _value(self, value: float) -> Tensor:
-        return torch.tensor(value, dtype=torch.float64, device=self.moments.device)
 
 
 class _OfViews(_Streaming):
@@ -127,9 +156,8 @@ class LiDAR(_OfViews):
         super().__init__(n_views, dim, delta=delta, **options)
         self.epsilon = epsilon
 
-    def compute(self) -> Tensor:
-        """LiDAR of what was added, a scalar in float64. Raises DegenerateFeatures as `lidar`."""
-        return self._value(metrics.lidar_from_spectrum(self._eigenvalues(), self.epsilon))
+    def _metric(self) -> float:
+        return metrics.lidar_from_spectrum(self._eigenvalues(), self.epsilon)
 
 
 class Pillai(_OfViews):
@@ -146,11 +174,10 @@ class Pillai(_OfViews):
     ) -> None:
         super().__init__(n_views, dim, delta=delta, **options)
 
-    def compute(self) -> Tensor:
-        """The count, a scalar in float64. Raises DegenerateFeatures as `corrected_spectrum`."""
+    def _metric(self) -> float:
         eigenvalues, n = self._eigenvalues(), int(self.moments[0, 0])
         corrected = metrics.corrected_spectrum(eigenvalues, n, self.n_views)
-        return self._value(metrics.pillai(corrected))
+        return metrics.pillai(corrected)
 
 
 class _OfRows(_Streaming):
@@ -187,10 +214,8 @@ class RankMe(_OfRows):
         super().__init__(dim, **options)
         self.epsilon = epsilon
 
-    def compute(self) -> Tensor:
-        """RankMe of what was added, a scalar in float64. Raises DegenerateFeatures as `rankme`."""
-        gram = spectra.gram_spectrum(self._rows())
-        return self._value(metrics.rankme_from_spectrum(gram, self.epsilon))
+    def _metric(self) -> float:
+        return metrics.rankme_from_spectrum(spectra.gram_spectrum(self._rows()), self.epsilon)
 
 
 class AlphaReQ(_OfRows):
@@ -208,8 +233,6 @@ class AlphaReQ(_OfRows):
         super().__init__(dim, **options)
         self.ranks = ranks
 
-    def compute(self) -> Tensor:
-        """The exponent, a scalar in float64. Raises DegenerateFeatures as `alpha_req`."""
+    def _metric(self) -> float:
         rows = self._rows()
-        fit = metrics.alpha_req(spectra.covariance_spectrum(rows), rows.n, self.ranks)
-        return self._value(fit.alpha)
+        return metrics.alpha_req(spectra.covariance_spectrum(rows), rows.n, self.ranks).alpha

@@ -73,7 +73,7 @@ def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
     Raises CheckpointError if a layer is not there.
     """
     if asked == "auto":
-        return ["projector" if "projector" in available else "backbone"]
+        asked = "projector" if "projector" in available else "backbone"
     names = [name.strip() for name in asked.split(",") if name.strip()]
     for name in names:
         if name not in available:

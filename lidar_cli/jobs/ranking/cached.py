@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,7 +32,8 @@ from lidar_cli.samples import Samples
 from lidar_cli.settings import ExtractSettings, RankSettings
 from lidar_cli.views import Views
 
-LOOK = 0.5  # seconds between two looks at what other processes make
+LOOK = 0.5  # seconds between two looks at what other processes make,
+LONGEST_PAUSE = 4.0  # and where nothing changes for long
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Scored:
     path: Path
 
 
+T = TypeVar("T")
 Task = tuple[Checkpoint, Plan]
+Make = Callable[[Checkpoint, Plan, ViewStore | None], T]
 
 
 class Cache:
@@ -69,14 +72,24 @@ class Cache:
     ) -> None:
         self._folder = folder.make()
         self._claims = folder.claims
-        self._features: dict[str, list[FeatureFile]] = {}  # by the digest of their checkpoint
-        for file in features:
-            self._features.setdefault(str(file.provenance.get("sha256")), []).append(file)
+        # By the digest of their checkpoint, then by their path.
+        self._features: dict[str, dict[Path, FeatureFile]] = {}
+        self._checkpoint_of: dict[Path, str] = {}
+        self.add_features(features)
         self._layer = layer
         self._samples = samples
         self._settings = settings
         self._device = device
         self._watcher = watcher
+
+    def add_features(self, files: Iterable[FeatureFile]) -> None:
+        """Let feature files serve the checkpoints that they name; a path counts as it is last."""
+        for file in files:
+            digest = str(file.provenance.get("sha256"))
+            if file.path in self._checkpoint_of:
+                del self._features[self._checkpoint_of[file.path]][file.path]
+            self._checkpoint_of[file.path] = digest
+            self._features.setdefault(digest, {})[file.path] = file
 
     def plan(self, checkpoint: Checkpoint) -> Plan:
         """What is to be computed for a checkpoint. Raises what `make_plan` raises."""
@@ -135,44 +148,84 @@ class Cache:
         Raises InputError or SettingsError where the images or the command are at fault, since
         every checkpoint would meet the same.
         """
+        yield from self._each(checkpoints, fail, self.score, wanted, tells)
+
+    def embed_each(
+        self, checkpoints: Iterable[Checkpoint], fail: Callable[[Path, Exception], None]
+    ) -> Iterator[tuple[Checkpoint, Plan, Path]]:
+        """A feature file of each checkpoint, embedded unless there is one; shared as scores are.
+
+        Raises InputError or SettingsError as `score_each`.
+        """
+        yield from self._each(checkpoints, fail, self.embedded)
+
+    def _each(
+        self,
+        checkpoints: Iterable[Checkpoint],
+        fail: Callable[[Path, Exception], None],
+        make: Make[T],
+        wanted: Callable[[Checkpoint, Plan], bool] = lambda checkpoint, plan: True,
+        tells: Callable[[Claims], bool] = lambda claims: True,
+    ) -> Iterator[tuple[Checkpoint, Plan, T]]:
         by_views: dict[Views, list[Task]] = {}
         for checkpoint, plan in self.plans(checkpoints, fail):
             if wanted(checkpoint, plan):
                 by_views.setdefault(plan.views, []).append((checkpoint, plan))
         with Claims(self._claims, self._settings.claim_timeout) as claims:
-            later: list[Task] = []
+            there: list[Task] = []
+            claimed: list[Task] = []  # by other processes
             for tasks in by_views.values():
                 with self.shared_views(tasks) as store:
                     for task in tasks:
                         if self._has(*task):
-                            later.append(task)
+                            there.append(task)
                         elif self._settings.collect:
                             at_it = "; a process is at it" if claims.held(self._name(task)) else ""
                             fail(task[0].path, FeatureFileError(f"not scored yet{at_it}"))
                         else:
-                            settled, scored = self._make(task, claims, fail, store)
+                            settled, result = self._make(task, claims, fail, make, store)
                             if not settled:
-                                later.append(task)
-                            elif scored is not None:
-                                yield *task, scored
-            while waiting := [task for task in later if not self._has(*task)]:
-                for task in waiting:
-                    settled, scored = self._make(task, claims, fail)
-                    if settled:
-                        later.remove(task)
-                    if scored is not None:
-                        yield *task, scored
-                if len(waiting) == len([task for task in later if not self._has(*task)]):
-                    time.sleep(LOOK)
+                                claimed.append(task)
+                            elif result is not None:
+                                yield *task, result
+            yield from self._claimed_by_others(claimed, there, claims, fail, make)
             if not tells(claims):
                 return
-            walk_ahead([self._own(*task) for task in later])
-            for task in later:
-                scored = None
+            walk_ahead([self._own(*task) for task in there])
+            for task in there:
+                result = None
                 with failing(task[0], fail):
-                    scored = self.score(*task)
-                if scored is not None:
-                    yield *task, scored
+                    result = make(*task, None)
+                if result is not None:
+                    yield *task, result
+
+    def _claimed_by_others(
+        self,
+        claimed: list[Task],
+        there: list[Task],
+        claims: Claims,
+        fail: Callable[[Path, Exception], None],
+        make: Make[T],
+    ) -> Iterator[tuple[Checkpoint, Plan, T]]:
+        """Wait for what others are making, into `there`, and make what they leave undone."""
+        pause = LOOK
+        while claimed:
+            waiting = []
+            for task in claimed:
+                if self._has(*task):
+                    there.append(task)
+                    continue
+                settled, result = self._make(task, claims, fail, make)
+                if not settled:
+                    waiting.append(task)
+                elif result is not None:
+                    yield *task, result
+            if len(waiting) < len(claimed):
+                pause = LOOK
+            else:
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            claimed = waiting
 
     def _note_outdated(self, tasks: Sequence[Task]) -> None:
         """Say in one line how many are embedded again though rows of another revision exist."""
@@ -183,10 +236,11 @@ class Cache:
         for checkpoint, plan in tasks:
             if self._has(checkpoint, plan):
                 continue
-            records = [file.provenance for file in self._features.get(checkpoint.digest, ())]
-            for file in stored.get(stem(checkpoint.path), ()):
+            files = self._features.get(checkpoint.digest, {}).values()
+            records = [file.provenance for file in files]
+            for path in stored.get(stem(checkpoint.path), ()):
                 with suppress(FeatureFileError):
-                    records.append(read_provenance(file))
+                    records.append(read_provenance(path))
             revisions = {
                 revision_of(record)
                 for record in records
@@ -205,9 +259,10 @@ class Cache:
         task: Task,
         claims: Claims,
         fail: Callable[[Path, Exception], None],
+        make: Make[T],
         store: ViewStore | None = None,
-    ) -> tuple[bool, Scored | None]:
-        """Whether a checkpoint is settled, for another process is not making it; its score."""
+    ) -> tuple[bool, T | None]:
+        """Whether a checkpoint is settled, for another process is not making it; its result."""
         checkpoint, plan = task
         with failing(checkpoint, fail), claims.hold(self._name(task)) as claim:
             if claim is None:
@@ -217,7 +272,7 @@ class Cache:
                 begun_path(own).unlink(missing_ok=True)
                 set_apart(partial_path(own), own)
             try:
-                return True, self.score(checkpoint, plan, store)
+                return True, make(checkpoint, plan, store)
             except FeatureFileError:
                 if claims.lost(claim):
                     return False, None
@@ -244,6 +299,16 @@ class Cache:
         features = self._own(checkpoint, plan)
         self._extract(checkpoint, plan, features, store)
         return self._score(features, read_provenance(features))
+
+    def embedded(self, checkpoint: Checkpoint, plan: Plan, store: ViewStore | None = None) -> Path:
+        """A feature file of a checkpoint, made unless it is there. Raises what embedding raises."""
+        for features in self._features_of(checkpoint, plan):
+            with suppress(FeatureFileError):  # damaged, or not what its name says: made anew
+                if serves(read_provenance(features), plan):
+                    return features
+        features = self._own(checkpoint, plan)
+        self._extract(checkpoint, plan, features, store)
+        return features
 
     def score_first(
         self, checkpoint: Checkpoint, plan: Plan, n: int, store: ViewStore | None = None
@@ -277,8 +342,8 @@ class Cache:
 
     def _features_of(self, checkpoint: Checkpoint, plan: Plan) -> list[Path]:
         """Where features would be that serve, the directory's own first."""
-        known = self._features.get(checkpoint.digest, ())
-        same = [file.path for file in known if serves(file.provenance, plan)]
+        files = self._features.get(checkpoint.digest, {}).values()
+        same = [file.path for file in files if serves(file.provenance, plan)]
         own = self._own(checkpoint, plan)
         return [*same[:1], *([own] if own.exists() else [])]
 

@@ -29,6 +29,7 @@ from lidar_cli.errors import InputError, first_line
 from lidar_cli.jobs.ranking.processes import card, gone
 from lidar_cli.runtime.atomic import atomic
 from lidar_cli.runtime.files import open_regular, read_limited
+from lidar_cli.runtime.json_text import parse_json
 
 MOST = 2**16  # bytes of any file of a worker or claim
 NUMBER = "[0-9]{1,9}"
@@ -205,7 +206,7 @@ class Claims:
             return "silent"
         told: dict[str, Any] = {}
         with suppress(ValueError, TypeError):
-            told = dict(json.loads(content))
+            told = dict(parse_json(content))
         if gone(told, self._card):
             return "gone"
         # By our own clock and by whether it was touched in between: no two clocks are compared.

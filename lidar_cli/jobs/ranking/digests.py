@@ -25,6 +25,7 @@ from tempfile import TemporaryFile
 from lidar_cli.checkpoints import sha256, stamp
 from lidar_cli.runtime.atomic import write_atomic
 from lidar_cli.runtime.files import open_regular, read_limited
+from lidar_cli.runtime.json_text import parse_json
 
 MOST = 2**16  # bytes of a record
 SETTLED = 120  # seconds after a change: more than any tick, and than writing back may wait
@@ -98,7 +99,7 @@ class Digests:
 
     def _kept(self, path: Path, word: list[int]) -> str | None:
         try:
-            told = json.loads(read_limited(self._record(path), MOST, follow=False))
+            told = parse_json(read_limited(self._record(path), MOST, follow=False))
             return str(told["sha256"]) if told["file"] == word else None
         except (OSError, ValueError, LookupError, TypeError):
             return None

@@ -13,15 +13,13 @@ from lidar_cli.checkpoints.assume import NotOpen
 from lidar_cli.core.metrics import Metric
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.plan import Plan
-from lidar_cli.jobs.extract import tell_of
-from lidar_cli.jobs.rank import DECODED_MEMORY, checked, one_layer, row_of
+from lidar_cli.jobs.rank import checked, one_layer, open_cache, row_of
 from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.cached import Cache
 from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Row
 from lidar_cli.jobs.ranking.survey import Checkpoint, Left, Looks, Survey, files_under, place
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.samples import open_samples
 from lidar_cli.settings import RankSettings
 
 Stamp = tuple[int, int, int]  # size, time of the last change, and which file it is
@@ -149,6 +147,9 @@ class _Job:
         for left in self._found.skipped:
             self._watcher.note(f"skipped: {left.path}: {left.reason}")
         self._found.skipped.clear()
+        if self._cache is not None:
+            self._cache.add_features(self._found.features)
+            self._found.features.clear()
         return [
             checkpoint
             for digest, checkpoint in self._found.checkpoints.items()
@@ -162,14 +163,11 @@ class _Job:
     def _open(self, first: Sequence[Checkpoint]) -> Cache:
         every = [set(checkpoint.description.widths) for checkpoint in first]
         layer = one_layer(self._settings.layer, every, self._watcher)
-        samples = open_samples(self._settings).remembering(DECODED_MEMORY)
-        tell_of(samples, self._watcher)
-        return Cache(
+        return open_cache(
             self._folder,
+            self._settings,
             self._found.features,
             layer,
-            samples,
-            self._settings,
             self._device,
             self._watcher,
         )

@@ -14,14 +14,12 @@ from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.jobs.rank import Ranking
 from lidar_cli.jobs.ranking.correlate import Correlation, correlate
 from lidar_cli.jobs.ranking.hyperparameters import Value, from_checkpoints, from_table, with_names
-from lidar_cli.jobs.ranking.oracle_probe import probe_rows
+from lidar_cli.jobs.ranking.oracle_probe import PROBE, probe_rows
 from lidar_cli.jobs.ranking.order import Group, Row
 from lidar_cli.jobs.ranking.selection import Selection, Varied, by_hyperparameter, select
 from lidar_cli.jobs.ranking.tables import Table, Unmatched, match, read_table
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import RankSettings
-
-PROBE = "probe"  # the value of --oracle that is no file
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,9 @@ def judge(ranking: Ranking, settings: RankSettings, watcher: Watcher | None = No
     rows = [row for group in ranking.groups for row in group.rows]
     unmatched: list[Unmatched] = []
     if settings.oracle == PROBE:
-        probed = probe_rows(rows, ranking.directory, settings, watcher or Watcher())
+        probed = probe_rows(
+            rows, ranking.checkpoints, ranking.directory, settings, watcher or Watcher()
+        )
         accuracies, told, unmatched = probed.accuracies, probed.told, list(probed.failed)
     else:
         table = read_table(Path(settings.oracle), ("path", "accuracy"))

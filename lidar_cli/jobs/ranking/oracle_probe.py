@@ -6,25 +6,23 @@ checkpoints see the same labelled samples and the same split of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lidar_cli.checkpoints import sha256, stamp
-from lidar_cli.errors import FeatureFileError, InputError, InUse, LidarError
-from lidar_cli.features import read_provenance
+from lidar_cli.errors import InputError
 from lidar_cli.jobs.device import find_device
-from lidar_cli.jobs.embedding.plan import make_plan
-from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES, changed, open_with, run, stem
 from lidar_cli.jobs.probe import Probed, probe_files
 from lidar_cli.jobs.ranking.cache_folder import CacheFolder
+from lidar_cli.jobs.ranking.cached import Cache
 from lidar_cli.jobs.ranking.order import Row
-from lidar_cli.jobs.ranking.stored import serves
+from lidar_cli.jobs.ranking.survey import Checkpoint
 from lidar_cli.jobs.ranking.tables import Unmatched
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
-from lidar_cli.settings import ExtractSettings, ProbeSettings, RankSettings
+from lidar_cli.settings import ProbeSettings, RankSettings
 
+PROBE = "probe"  # the value of --oracle that is no file
 LAYER = "backbone"
 
 
@@ -38,29 +36,32 @@ class ProbedRows:
 
 
 def probe_rows(
-    rows: Sequence[Row], directory: str, settings: RankSettings, watcher: Watcher
+    rows: Sequence[Row],
+    checkpoints: Mapping[str, Checkpoint],
+    directory: str,
+    settings: RankSettings,
+    watcher: Watcher,
 ) -> ProbedRows:
     """Top-1 accuracies of the rows' backbones, by the default protocol of `lidar probe`.
 
-    Checkpoints are embedded without views, into the cache; a feature file is probed as it is.
+    checkpoints: by path, which are embedded without views, into the cache, unless they are there;
+    a row of any other path is a feature file, and is probed as it is.
     Raises InputError if the data has no labels, or nothing could be probed.
     """
     failed: list[Unmatched] = []
-    features: dict[str, str] = {}  # feature file -> the row's path
-    checkpoints = [row.path for row in rows if row.path.lower().endswith(CHECKPOINT_SUFFIXES)]
-    samples = _labelled(settings) if checkpoints else None
-    folder = CacheFolder(Path(directory), settings.cache)
-    for at, row in enumerate(rows):
-        watcher.progress("embedding for the oracle", at, len(rows))
-        if samples is None or row.path not in checkpoints:
-            features[row.path] = row.path
-            continue
-        try:
-            output = _embed(Path(row.path), samples, settings, folder.path, watcher)
-            features[str(output)] = row.path
-        except (LidarError, OSError) as error:
-            failed.append(Unmatched(row.path, str(error).removeprefix(f"{row.path}: ")))
+    features = {row.path: row.path for row in rows if row.path not in checkpoints}
+
+    def fail(path: Path, error: Exception) -> None:
+        failed.append(Unmatched(str(path), str(error).removeprefix(f"{path}: ")))
+
+    to_embed = [checkpoints[row.path] for row in rows if row.path in checkpoints]
+    if to_embed:
+        cache = _cache(directory, settings, watcher)
+        for checkpoint, _, path in cache.embed_each(to_embed, fail):
+            features[str(path)] = str(checkpoint.path)
     protocol = ProbeSettings(device=settings.device, layer=LAYER, seed=settings.seed)
+    order = {row.path: at for at, row in enumerate(rows)}
+    features = dict(sorted(features.items(), key=lambda item: order[item[1]]))
     files = [Path(name) for name in features]
     found = probe_files(files, [None] * len(files), protocol, watcher)
     failed += [Unmatched(features[left.train], left.reason) for left in found.failed]
@@ -87,35 +88,32 @@ def _labelled(settings: RankSettings) -> Samples:
     return samples
 
 
-def _embed(
-    path: Path, samples: Samples, settings: RankSettings, folder: Path, watcher: Watcher
-) -> Path:
-    """A feature file of un-augmented backbone embeddings, made unless it is there."""
-    device = find_device(settings.device)
-    known = {
-        name: getattr(settings, name)
-        for name in ExtractSettings.__dataclass_fields__
-        if hasattr(settings, name)
-    }
-    known |= {"n_samples": len(samples), "clean_samples": None, "n_views": 0, "layer": LAYER}
-    wanted = ExtractSettings(**known, resume=True)
-    before = stamp(path)
-    loaded = open_with(path, wanted, device)
-    plan = make_plan(loaded.description, str(path), sha256(path), samples, wanted, device)
-    if stamp(path) != before:
-        raise changed(path)
-    output = folder / f"{stem(path)}-{plan.key}.h5"
-    try:
-        if output.exists() and serves(read_provenance(output), plan):
-            return output
-        run(plan, loaded, samples, wanted, output, device, watcher)
-    except InUse:
-        raise
-    except FeatureFileError:
-        # Incomplete, damaged, or a partial file of another device or version: make it anew.
-        again = replace(wanted, overwrite=True, resume=False)
-        run(plan, loaded, samples, again, output, device, watcher)
-    return output
+def help_embedding(
+    checkpoints: Iterable[Checkpoint], directory: str, settings: RankSettings, watcher: Watcher
+) -> None:
+    """Embed what another process will probe, as far as it has not yet come to it.
+
+    What fails is left to that process, which says so. Raises InputError as `probe_rows`.
+    """
+    cache = _cache(directory, settings, watcher)
+    for _ in cache.embed_each(checkpoints, lambda path, error: None):
+        pass
+
+
+def _cache(directory: str, settings: RankSettings, watcher: Watcher) -> Cache:
+    """What embeds the backbones of labelled images without views."""
+    samples = _labelled(settings)
+    alone = replace(
+        settings,
+        n_samples=len(samples),
+        clean_samples=None,
+        n_views=0,
+        layer=LAYER,
+        store=True,
+        collect=False,
+    )
+    folder = CacheFolder(Path(directory), settings.cache)
+    return Cache(folder, (), LAYER, samples, alone, find_device(settings.device), watcher)
 
 
 def _told(probed: Sequence[Probed]) -> str:

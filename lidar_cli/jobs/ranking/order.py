@@ -11,6 +11,8 @@ from lidar_cli.jobs.scoring.confidence import Interval, ties
 from lidar_cli.jobs.scoring.convergence import MUCH_NOISE
 from lidar_cli.jobs.scoring.sheet import Score
 
+FIRST_REVISION = 1  # of the files that name none
+
 
 @dataclass(frozen=True)
 class Row:
@@ -67,6 +69,10 @@ def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
         "layer": score.layer,
         "delta": score.delta,
         "normalised": score.normalized,
+        "precision": provenance.get("precision"),
+        "storage": provenance.get("storage"),
+        # Of what embeds: it rises with each change of a row, a view or a label.
+        "embedding revision": provenance.get("embedding_revision", FIRST_REVISION),
     }
 
 

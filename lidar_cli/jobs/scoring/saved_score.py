@@ -26,6 +26,7 @@ from lidar_cli.jobs.scoring.influences import METHOD
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.runtime.atomic import write_atomic
 from lidar_cli.runtime.files import check_regular
+from lidar_cli.runtime.json_text import parse_json
 from lidar_cli.settings import MetricSettings
 
 SUFFIX = ".score"
@@ -73,7 +74,7 @@ class SavedScore:
                 if header.get("told") != self._told:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            fields, provenance, without = json.loads(header["record"])
+            fields, provenance, without = parse_json(header["record"])
             fields["alpha_req_ranks"] = tuple(fields["alpha_req_ranks"])
             spectra = {name: one.tolist() for name, one in _within(tensors, "spectrum").items()}
             influences = _within(tensors, "influence")

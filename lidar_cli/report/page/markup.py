@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 VOID = ("input", "wbr")  # elements that hold nothing and are not closed
+
+
+SURROGATES = re.compile("[\ud800-\udfff]")  # of names that are not UTF-8
 
 
 class Markup(str):
@@ -23,7 +27,7 @@ def element(name: str, attributes: Mapping[str, object] | None = None, *children
     """
     given = (attributes or {}).items()
     told = "".join(
-        f" {key}" if value is True else f' {key}="{html.escape(str(value), quote=True)}"'
+        f" {key}" if value is True else f' {key}="{_escaped(str(value))}"'
         for key, value in given
         if value is not None and value is not False
     )
@@ -34,9 +38,12 @@ def element(name: str, attributes: Mapping[str, object] | None = None, *children
 
 def joined(*parts: str) -> Markup:
     """Parts one after the other, those that are text escaped."""
-    return Markup(
-        "".join(part if isinstance(part, Markup) else html.escape(part) for part in parts)
-    )
+    return Markup("".join(part if isinstance(part, Markup) else _escaped(part) for part in parts))
+
+
+def _escaped(text: str) -> str:
+    """Text that HTML can hold in UTF-8: bytes of names that are not UTF-8 as escapes."""
+    return SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", html.escape(text, quote=True))
 
 
 def broken(text: str, after: str) -> Markup:

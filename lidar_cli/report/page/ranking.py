@@ -77,7 +77,7 @@ def _section(
     others = [remark.text.replace("+-", "\u00b1") for remark in told if remark.kind != "warning"]
     verdict = _verdict(oracle, at, ranking) if oracle else Markup()
     return section(
-        [title, *constants(group)],
+        [title, *constants(group, ranking)],
         table(listing),
         said(warnings, "warnings", "Read with care"),
         listing,

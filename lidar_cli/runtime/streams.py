@@ -1,0 +1,129 @@
+"""Stdout and stderr that every command can write to, whatever they are connected to.
+
+Results go to stdout, remarks to stderr. A character that the encoding of a stream lacks is written
+as an escape, such as `caf\\xe9`. What stdout refuses is an InputError; what stderr refuses is lost,
+which is no reason to end the work.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+from lidar_cli.errors import InputError, printable
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # of a disk that cannot be written
+REMEDIES = {
+    errno.EPIPE: "its reader ended before all was written",
+    errno.EBADF: "it is closed",
+} | dict.fromkeys(DISK, "free some space")
+
+
+@contextmanager
+def safe_streams() -> Iterator[None]:
+    """Have `sys.stdout` and `sys.stderr` behave as this module says while the block runs."""
+    before = sys.stdout, sys.stderr
+    _occupy_closed_descriptors()
+    sys.stdout = cast(TextIO, _Results(before[0] or _opened(1)))
+    sys.stderr = cast(TextIO, _Remarks(before[1] or _opened(2)))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def write_results(content: str | bytes) -> None:
+    """Write to stdout, all of it now: bytes as they are, text with a line end at its end.
+
+    Raises InputError where stdout refuses it.
+    """
+    if isinstance(content, bytes):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    else:
+        sys.stdout.write(content if content.endswith("\n") else f"{content}\n")
+        sys.stdout.flush()
+
+
+def write_remark(text: str) -> None:
+    """Write one line to stderr, without what a terminal would obey."""
+    sys.stderr.write(f"{printable(text)}\n")
+
+
+class _Results:
+    """Stdout, or the binary stream below it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @property
+    def buffer(self) -> _Results:
+        return _Results(self._stream.buffer)
+
+    def write(self, content: Any) -> int:
+        with self._refusal():
+            return int(self._stream.write(_encodable(content, self._stream)))
+
+    def flush(self) -> None:
+        with self._refusal():
+            self._stream.flush()
+
+    @contextmanager
+    def _refusal(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError, ValueError):
+                # What the stream still holds would be refused once more when Python ends.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            remedy = REMEDIES.get(error.errno or 0, "redirect it to a file")
+            raise InputError(f"stdout cannot be written: {error.strerror}; {remedy}") from error
+
+
+class _Remarks:
+    """Stderr."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(_encodable(text, self._stream))
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
+def _encodable(content: Any, stream: Any) -> Any:
+    """Text with escapes for what the stream cannot encode."""
+    if not isinstance(content, str):
+        return content
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return content.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _occupy_closed_descriptors() -> None:
+    """Have no file that is opened later take the number of a stream that the caller closed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # and the lowest free number is the next to be given
+            os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)
+
+
+def _opened(number: int) -> TextIO:
+    """A stream on a descriptor for which Python made none; writing to it fails."""
+    return open(number, "w", encoding="utf-8", closefd=False)
