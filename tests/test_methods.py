@@ -153,7 +153,7 @@ def test_pixel_statistics_of_solo_learn(
 ) -> None:
     told = described(tmp_path, solo("simclr", kernel=kernel), **arguments)
     assert told.pixel_stats == stats
-    assert bool(assumed(told, "pixel statistics of cifar10")) is open_
+    assert (told.assumed["pixel_stats"].why == "usual for images this small") is open_
     recipe = choose_recipe(ExtractSettings(), told)
     assert (recipe.mean, recipe.std) == (
         find_recipe("simclr", stats).mean,
@@ -169,7 +169,9 @@ def test_a_small_vit_of_solo_learn_takes_images_of_cifar(tmp_path: Path) -> None
     path = FIXTURES["solo-learn-dino"]().save(tmp_path)
     told = recognise(path, read_checkpoint(path))
     assert (told.image_size, told.pixel_stats, told.recipe) == (32, "cifar10", "dino")
-    assert assumed(told, "pixel statistics of cifar10")
+    assert told.assumed["pixel_stats"].text("pixel_stats") == (
+        "pixel_stats=cifar10 (usual for images this small)"
+    )
 
 
 @pytest.mark.parametrize("method", LIGHTLY)
@@ -257,4 +259,4 @@ def test_statistics_that_are_the_codes_own(tmp_path: Path) -> None:
         told = recognise(path, read_checkpoint(path))
         recipe = choose_recipe(ExtractSettings(), told)
         assert (recipe.mean, recipe.std) == stats, name
-        assert not assumed(told, "pixel statistics")
+        assert "usual" not in told.assumed["pixel_stats"].why

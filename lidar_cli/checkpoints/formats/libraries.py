@@ -136,6 +136,7 @@ SOLO_MAE = dataclasses.replace(
     marks=(*SOLO.marks, r"backbone\.patch_embed\.", r"decoder\.decoder_embed\."),
     branches=(Branch("encoder", "backbone."),),
     recipe="mae",
+    methods=(),
     heads=((192, 12), (384, 12), *USUAL_HEADS[3:]),
 )
 
