@@ -20,7 +20,7 @@ class Stored(NamedTuple):
 
 
 class Names(NamedTuple):
-    """Of samples: their ids [N], and their class numbers [N], -1 unknown, if the data has labels."""
+    """Of samples: ids [N], and class numbers [N], -1 unknown, if the data has labels."""
 
     ids: Sequence[str]
     labels: Sequence[int] | None

@@ -175,9 +175,7 @@ def largest_of_noise(n: int, q: int, d: int) -> float:
     return w / (q * b) * math.tan((f + g) / 2) ** 2 * math.exp(sigma * TRACY_WIDOM_99)
 
 
-def corrected_spectrum(
-    eigenvalues: Tensor, n: int, q: int, edge: float | None = None
-) -> Tensor:
+def corrected_spectrum(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> Tensor:
     """lambda^c = max(h lambda - 1/q, 0) [d]: the LDA spectrum less its noise floor.
 
     A class mean of q views still carries 1/q of the view noise, so that every direction keeps an

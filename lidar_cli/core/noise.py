@@ -147,7 +147,8 @@ def _contrast(whitened: Tensor, generator: torch.Generator) -> Tensor:
     signs = signs - signs.mean(dim=1, keepdim=True)
     signs = signs / torch.linalg.vector_norm(signs, dim=1, keepdim=True)
     weights = signs.to(whitened)[:, None]
-    return (weights @ whitened)[:, 0].double()
+    contrasts: Tensor = (weights @ whitened)[:, 0].double()
+    return contrasts
 
 
 def _largest(rows: Tensor) -> float:

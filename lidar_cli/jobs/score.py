@@ -22,7 +22,7 @@ from lidar_cli.jobs.scoring.groups import Grouping, summed
 from lidar_cli.jobs.scoring.influences import influences
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score, Sheet
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.settings import MetricSettings, ScoreSettings
+from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings
 
 
 def score_file(
@@ -42,8 +42,6 @@ def score_file(
     watcher = watcher or Watcher()
     wanted = parse_metrics(settings.metrics)
     device = find_device(settings.device)
-    if settings.groups is not None and settings.confidence is None:
-        raise SettingsError("--groups concerns intervals; add --confidence 0.95")
     groups = groups or open_groups(settings)
     with fellows.alike() if fellows else nullcontext():
         layers = open_embeddings(path, settings)
@@ -62,12 +60,16 @@ def score_file(
     ]
 
 
-def open_groups(settings: MetricSettings) -> Grouping | None:
+def open_groups(settings: ScoreSettings | RankSettings) -> Grouping | None:
     """The groups of samples that the settings name, if any; a pipe is read once.
 
-    Raises InputError if their table cannot be used.
+    Raises InputError if their table cannot be used, SettingsError where no interval is asked for.
     """
-    return Grouping(settings.groups) if settings.groups is not None else None
+    if settings.groups is None:
+        return None
+    if settings.confidence is None:
+        raise SettingsError("--groups concerns intervals; add --confidence 0.95")
+    return Grouping(settings.groups)
 
 
 def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
@@ -170,7 +172,7 @@ def with_intervals(
     groups: of samples [N], within which influences are summed.
     """
     values = {name: found.value(name) for name in METRICS if name in wanted}
-    count = len(groups[: found.n_samples].unique()) if groups is not None else None
+    count = len(torch.unique(groups[: found.n_samples])) if groups is not None else None
     missing = _without_interval(found, wanted, n_rows, count)
     if unknown is not None:
         missing = {name: missing.get(name, unknown) for name in values}

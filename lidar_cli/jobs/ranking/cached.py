@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lidar_cli.checkpoints import Loaded, sha256, stamp
+from lidar_cli.embeddings import Names
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
 from lidar_cli.features import partial_path, read_first, read_provenance, walk_ahead
 from lidar_cli.jobs.embedding.batches import Pass
@@ -23,6 +24,7 @@ from lidar_cli.jobs.ranking.stored import ordering, score_features, serves
 from lidar_cli.jobs.ranking.survey import Checkpoint, FeatureFile
 from lidar_cli.jobs.ranking.unstored import score_unstored
 from lidar_cli.jobs.score import score, with_intervals
+from lidar_cli.jobs.scoring.groups import Grouping
 from lidar_cli.jobs.scoring.saved_score import SavedScore
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score
 from lidar_cli.jobs.watch import Watcher
@@ -52,6 +54,7 @@ class Cache:
     """Scores of checkpoints, each from a file that exists already, else made and kept in a folder.
 
     features: those of the directory, which serve where they hold what is wanted.
+    groups: of samples, which intervals and ties allow for; what is kept does not depend on them.
     Raises InputError if the folder cannot be written.
     """
 
@@ -64,8 +67,10 @@ class Cache:
         settings: RankSettings,
         device: torch.device,
         watcher: Watcher,
+        groups: Grouping | None = None,
     ) -> None:
         self._folder = folder
+        self._groups = groups
         self._features: dict[str, list[FeatureFile]] = {}  # by the digest of their checkpoint
         for file in features:
             self._features.setdefault(str(file.provenance.get("sha256")), []).append(file)
@@ -241,7 +246,13 @@ class Cache:
         embeddings = read_first(features, self._layer, n)
         by, level = self._settings.by, self._settings.confidence
         found = score(
-            embeddings, self._settings, self._device, frozenset({by}), self._watcher, level
+            embeddings,
+            self._settings,
+            self._device,
+            frozenset({by}),
+            self._watcher,
+            level,
+            groups=self._groups,
         )
         return Scored(found, embeddings.provenance, features)
 
@@ -265,7 +276,13 @@ class Cache:
 
     def _score(self, path: Path, provenance: dict[str, Any]) -> Scored:
         result = score_features(
-            path, self._layer, self._settings, self._device, self._watcher, self._folder
+            path,
+            self._layer,
+            self._settings,
+            self._device,
+            self._watcher,
+            self._folder,
+            self._groups,
         )
         return Scored(result, provenance, path)
 
@@ -301,8 +318,13 @@ class Cache:
         result = found.score
         assert result.rankme_rows is not None
         level, rows = self._settings.confidence, result.rankme_rows
+        groups = None
+        if self._groups is not None:
+            samples = self._samples
+            names = Names(samples.ids[:rows], samples.labels and samples.labels[:rows])
+            groups = self._groups.of_names(samples.data, names)
         result = with_intervals(
-            result, EVERY_METRIC, result.influences, rows, level, found.without_influences
+            result, EVERY_METRIC, result.influences, rows, level, found.without_influences, groups
         )
         return Scored(ordering(result, self._settings.by), found.provenance, saved.path)
 

@@ -59,10 +59,10 @@ class Grouping:
                     "columns id and group"
                 )
             groups = list(names.labels)
-            without = [id for id, group in zip(names.ids, groups, strict=True) if group < 0]
+            without = [name for name, group in zip(names.ids, groups, strict=True) if group < 0]
         else:
-            without = [id for id in names.ids if not self._groups.get(id)]
-            groups = [self._groups.get(id, "") for id in names.ids]
+            without = [name for name in names.ids if not self._groups.get(name)]
+            groups = [self._groups.get(name, "") for name in names.ids]
         if without:
             raise InputError(
                 f"{file}: {len(without)} of {len(names.ids)} samples are in no group of "
@@ -75,7 +75,7 @@ class Grouping:
 
 def summed(influences: Tensor, groups: Tensor) -> Tensor:
     """v [G] of influences [n] and the group of each of their samples [n]. See the equations."""
-    _, at = groups.unique(return_inverse=True)
-    count = int(at.max()) + 1
+    numbers, at = torch.unique(groups, return_inverse=True)
+    count = len(numbers)
     sums = influences.new_zeros(count).index_add(0, at, influences)
     return sums * (count / len(influences))
