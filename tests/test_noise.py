@@ -1,4 +1,4 @@
-"""View noise of uneven strength: the test against its law, the edge against plain linear algebra."""
+"""Uneven view noise: the test against its law, the edge against plain linear algebra."""
 
 from __future__ import annotations
 
