@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,13 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     item_size: int  # bytes a number
     read: ReadRows  # (start, stop) -> samples start .. stop - 1
+
+
+class Names(NamedTuple):
+    """Of samples: ids [N], and class numbers [N], -1 unknown, if the data has labels."""
+
+    ids: Sequence[str]
+    labels: Sequence[int] | None
 
 
 class Chunk(NamedTuple):
@@ -40,8 +47,9 @@ class Embeddings:
     provenance: dict[str, Any] = field(default_factory=dict)
     note: str | None = None  # what the reader should tell the user
     verify: Callable[[Chunk], None] | None = None  # raises if a chunk is not what was written
-    once: str | None = None  # why the chunks cannot be read a second time
+    once: str | None = None  # why chunks cannot be read again; samples of `contrast_samples` can
     content: str | None = None  # a digest of every number, where the file vouches for them
+    names: Callable[[], Names] | None = None  # None where samples have numbers alone
 
     @property
     def shape(self) -> tuple[int, int, int]:

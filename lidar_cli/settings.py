@@ -198,6 +198,12 @@ class MetricSettings:
         False, "--normalize", help="Scale every embedding to unit length first."
     )
     memory: str = setting("64MB", "--memory", help="Size of the chunks in memory, all together.")
+    groups: str | None = setting(
+        None,
+        "--groups",
+        help="Samples that belong together, for intervals and ties: a CSV file with columns id "
+        "and group, or 'labels'.",
+    )
 
 
 @dataclass(frozen=True)

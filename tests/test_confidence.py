@@ -360,7 +360,7 @@ def test_score_shows_intervals_where_they_are_asked_for(
     assert sure | {"confidence": None} == plain
     assert sure["confidence"]["level"] == 0.9
     interval = sure["confidence"]["intervals"]["lidar"]
-    assert interval.keys() == {"se", "ci_low", "ci_high", "reason"}
+    assert interval.keys() == {"se", "ci_low", "ci_high", "reason", "degrees", "note"}
     # Between the normal quantile and Student's of a sixth of the samples.
     assert 1.6448 < (interval["ci_high"] - plain["lidar"]) / interval["se"] < 1.8125
     table = lidar("score", stored, "--confidence", "0.9").stdout

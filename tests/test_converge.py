@@ -198,7 +198,12 @@ def points(values: dict[str, float | None], n: int = 1000, q: int = 10, **half: 
     return (Point(n // 2, q, n // 2, values | half), Point(n, q, n, values))
 
 
-HEALTHY: dict[str, float | None] = {"noise_fraction": 0.12, "n_above_noise": 40, "lidar": 50.0}
+HEALTHY: dict[str, float | None] = {
+    "noise_fraction": 0.12,
+    "n_above_noise": 40,
+    "lidar": 50.0,
+    "lidar_corrected": 30.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -221,6 +226,17 @@ HEALTHY: dict[str, float | None] = {"noise_fraction": 0.12, "n_above_noise": 40,
             *(64, 1000, 10, {}, {}),
             "view noise accounts for the whole LDA trace at q = 10, and even q = 500 would leave "
             "100 %: read lidar_corrected",
+        ),
+        (
+            HEALTHY | {"noise_fraction": 0.61, "lidar_corrected": None},
+            *(64, 1000, 10, {}, {}),
+            "view noise is 61 % of the LDA trace at q = 10: take q = 50 (24 % expected)",
+        ),
+        (
+            HEALTHY | {"noise_fraction": 0.995, "lidar_corrected": None},
+            *(64, 1000, 10, {}, {}),
+            "view noise is 100 % of the LDA trace at q = 10, and even q = 500 would leave 80 %: "
+            "the views of a sample share next to nothing",
         ),
         (
             {"noise_fraction": 1.01, "n_above_noise": 0, "lidar": 60.0},

@@ -348,6 +348,7 @@ def test_what_cannot_be_told_apart_is_called_a_tie(tmp_path: Path, rank: Shell) 
     table = rank(runs).stdout
     assert "+-: the 95 % interval of lidar over samples, at this n and q" in table
     assert "tied: the 95 % interval of the difference, sample by sample, holds 0" in table
+    assert "it covers the draw of images, not the training seed" in table
     lines = table.splitlines()[2:5]
     assert [" +- " in line for line in lines] == [True, True, True]
     assert ["rank 2" in lines[0], "rank 1" in lines[1], "rank" in lines[2]] == [True, True, False]

@@ -19,7 +19,7 @@ from lidar_cli.jobs.score import parse_metrics, score_file
 from lidar_cli.jobs.scoring.gather import CHUNKS_IN_MEMORY
 from lidar_cli.jobs.scoring.sheet import NO_VIEWS
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.report.scores import to_json
+from lidar_cli.report.scores import print_table, to_json
 from lidar_cli.settings import ScoreSettings
 
 CONSTANT = "every eigenvalue is 0: the embedding is constant or collapsed"
@@ -369,3 +369,33 @@ def test_any_finite_array_has_finite_numbers_or_reasons(tmp_path, z, delta, epsi
             assert name not in record["notes"]
     told = {field.name for field in dataclasses.fields(score)} - set(record)
     assert told == {"spectra", "influences", "provenance"}
+
+
+def test_rounding_is_no_lidar_also_where_rows_have_unit_length(tmp_path):
+    """Stored in float32, on the sphere in float64: opposite views, whose means are rounding."""
+    views = torch.randn(60, 2, 5)
+    z = torch.cat([views, -views], dim=1) * (1 + 1e-7 * torch.randn(60, 4, 1))
+    for normalize in (False, True):
+        score = score_array(tmp_path, z, normalize=normalize)
+        assert nulls(score) >= LDA
+        assert "rounding" in score.notes["lidar"]
+
+
+def test_more_noise_than_there_is_prints_as_all(tmp_path, capsys):
+    torch.manual_seed(1)
+    z = torch.randn(300, 4, 20)
+    while (score := score_array(tmp_path, z)).noise_fraction <= 1:
+        z = torch.randn(300, 4, 20)
+    print_table([score], METRICS)
+    print_table([score, score], METRICS)
+    told = capsys.readouterr().out
+    assert told.count(">= 1: all noise") == 3
+    assert "lidar_corrected" not in score.warnings["noise"]
+    assert json.loads(to_json([score]))[0]["noise_fraction"] == score.noise_fraction
+
+
+def test_a_corrected_reading_is_advised_where_it_has_a_value(tmp_path):
+    torch.manual_seed(1)
+    score = score_array(tmp_path, draw_embeddings(600, 2, 12, signal=0.6))
+    assert score.lidar_corrected is not None
+    assert score.warnings["noise"].endswith("raise q (`lidar extract -q`), or read lidar_corrected")

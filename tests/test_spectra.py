@@ -163,3 +163,22 @@ def test_squares_beyond_float64_are_a_reason_not_a_failed_solver(n):
 def test_one_row_has_no_covariance():
     with pytest.raises(DegenerateFeatures, match="1 row: a covariance needs at least 2"):
         spectra.covariance_spectrum(rows_of(normal(1, 4)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_means_that_differ_by_the_rounding_of_their_views_are_all_the_same(dtype):
+    """Views -v and v cancel to 0 in any type; those less their mean, to its rounding."""
+    views = torch.randn(50, 4, 6, dtype=torch.float64)
+    opposite = torch.cat([views, -views], dim=1).to(dtype)
+    centred = (views - views.mean(dim=1, keepdim=True) + 3.0).to(dtype)
+    for z in (opposite, centred):
+        with pytest.raises(DegenerateFeatures, match="the means of the samples' views are all"):
+            spectra.lda_spectrum(Moments.of(z), 1e-4)
+    scattered = centred + 64 * torch.finfo(dtype).eps * torch.randn(50, 1, 6).to(dtype)
+    assert float(spectra.lda_spectrum(Moments.of(scattered), 1e-4).eigenvalues[0]) > 0
+
+
+def test_merged_moments_remember_the_coarsest_type():
+    coarse, fine = Moments.of(torch.ones(3, 2, 1)), Moments.of(torch.ones(3, 2, 1).double())
+    assert coarse.merge(fine).unit_roundoff == fine.merge(coarse).unit_roundoff
+    assert coarse.unit_roundoff == torch.finfo(torch.float32).eps

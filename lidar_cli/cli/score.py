@@ -51,7 +51,7 @@ def score(
         check_plot(plot)
     check_page(page, overwrite)
     from lidar_cli.jobs.place import find_place
-    from lidar_cli.jobs.score import parse_metrics, score_file
+    from lidar_cli.jobs.score import open_groups, parse_metrics, score_file
     from lidar_cli.jobs.scoring.converge import converge_file
     from lidar_cli.jobs.scoring.fellows import meeting
     from lidar_cli.report import scores as report
@@ -62,14 +62,15 @@ def score(
     wanted = parse_metrics(values.metrics)
     if values.converge and place.ranks > 1:
         raise SettingsError("--converge: one process reads the file; leave out torchrun")
+    groups = open_groups(values)
     found, failed = [], 0
     with Terminal(place.speaks) as terminal, meeting(place) as fellows:
         for file in files:
             try:
                 if values.converge:
-                    found += converge_file(file, values, terminal)
+                    found += converge_file(file, values, terminal, groups)
                 else:
-                    found += score_file(file, values, terminal, fellows)
+                    found += score_file(file, values, terminal, fellows, groups)
             except SettingsError:
                 raise
             except Parted as error:

@@ -79,7 +79,12 @@ def stable_rank(covariance: Tensor) -> Tensor:
 
 
 def of_lda(
-    eigenvalues: Tensor, n: int, q: int, epsilon: float, wanted: Collection[str]
+    eigenvalues: Tensor,
+    n: int,
+    q: int,
+    epsilon: float,
+    wanted: Collection[str],
+    edge: float | None = None,
 ) -> dict[str, Tensor]:
     """By lambda_k, of the wanted metrics that read the LDA spectrum.
 
@@ -88,6 +93,7 @@ def of_lda(
     the eigenvalues that `n_above_noise` does not count. The null rule asks more of the largest at
     few samples (`largest_of_noise`, above 1.1 edges below n = 5 d at q = 2); that bound for the
     bulk, too, changes no simulated coverage by more than a draw in a hundred.
+    edge: of view noise, Wachter's if None.
     Raises DegenerateFeatures where the metrics do.
     """
     found = {}
@@ -104,9 +110,10 @@ def of_lda(
     if readings.keys().isdisjoint(wanted):
         return found
     d = len(eigenvalues)
-    signal = metrics.corrected_spectrum(eigenvalues, n, q)
+    signal = metrics.corrected_spectrum(eigenvalues, n, q, edge)
     clipped = metrics.inverse_bias(n, q, d) * (signal > 0).to(signal)
-    bulk = eigenvalues <= metrics.EDGE_MARGIN * metrics.noise_edge(n, q, d)
+    edge = metrics.noise_edge(n, q, d) if edge is None else edge
+    bulk = eigenvalues <= metrics.EDGE_MARGIN * edge
     for name in readings.keys() & wanted:
         found[name] = _halved(clipped * readings[name](signal), bulk)
     return found

@@ -134,13 +134,22 @@ def noise_edge(n: int, q: int, d: int) -> float:
     `inverse_bias`.
     """
     inverse_bias(n, q, d)
-    c1, c2 = d / (n - 1), d / (n * (q - 1))
-    return ((1 + math.sqrt(c1 + c2 - c1 * c2)) / (1 - c2)) ** 2 / q
+    return wachter_edge(n, n * (q - 1), d) / q
 
 
-def n_above_noise(eigenvalues: Tensor, n: int, q: int) -> int:
-    """Directions that view noise alone does not explain: those above 1.1 times the edge."""
-    return int((eigenvalues > EDGE_MARGIN * noise_edge(n, q, len(eigenvalues))).sum())
+def wachter_edge(n: int, degrees: int, d: int) -> float:
+    """The edge of the F matrix of n - 1 degrees of freedom over so many."""
+    c1, c2 = d / (n - 1), d / degrees
+    return ((1 + math.sqrt(c1 + c2 - c1 * c2)) / (1 - c2)) ** 2
+
+
+def n_above_noise(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> int:
+    """Directions that view noise alone does not explain: those above 1.1 times the edge.
+
+    edge: `noise_edge` if None, else that of `noise.contrast_edge`.
+    """
+    edge = noise_edge(n, q, len(eigenvalues)) if edge is None else edge
+    return int((eigenvalues > EDGE_MARGIN * edge).sum())
 
 
 def largest_of_noise(n: int, q: int, d: int) -> float:
@@ -166,18 +175,20 @@ def largest_of_noise(n: int, q: int, d: int) -> float:
     return w / (q * b) * math.tan((f + g) / 2) ** 2 * math.exp(sigma * TRACY_WIDOM_99)
 
 
-def corrected_spectrum(eigenvalues: Tensor, n: int, q: int) -> Tensor:
+def corrected_spectrum(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> Tensor:
     """lambda^c = max(h lambda - 1/q, 0) [d]: the LDA spectrum less its noise floor.
 
     A class mean of q views still carries 1/q of the view noise, so that every direction keeps an
-    eigenvalue near 1/q.
+    eigenvalue near 1/q. Where the noise is alone, half of its bulk stays above 1/q, so that sums
+    over the spectrum are too large, the more so the fewer the views.
+    edge: as in `n_above_noise`.
     Raises DegenerateFeatures as `inverse_bias`, and "nothing above view noise" if no eigenvalue
     clears both the noise edge and what noise reaches at this n: the readings below would then
     report noise.
     """
     d = len(eigenvalues)
     h = inverse_bias(n, q, d)
-    if n_above_noise(eigenvalues, n, q) == 0:
+    if n_above_noise(eigenvalues, n, q, edge) == 0:
         raise DegenerateFeatures("nothing above view noise: no eigenvalue clears the noise edge")
     if not bool(eigenvalues[0] > largest_of_noise(n, q, d)):
         raise DegenerateFeatures(
@@ -221,7 +232,7 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
         log e_k = b - alpha log k,  k = first .. last of `ranks`, weights 1/k
 
     n_rows: N, the rows that the covariance came from; N - 1 of its eigenvalues carry data.
-    Source: Agrawal et al., "alpha-ReQ", NeurIPS 2022.
+    Source: Agrawal et al., "alpha-ReQ", NeurIPS 2022; ranks and weights of Stringer et al. 2019.
     Raises DegenerateFeatures if d or N - 1 is less than the last rank, or e_last is 0, ValueError
     if the ranks are no range.
     """

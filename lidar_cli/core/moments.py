@@ -142,6 +142,7 @@ class Moments:
 
         m_i    = mean_j z_ij                                      `class_means`, rows [d]
         within = sum_ij (z_ij - m_i)(z_ij - m_i)^T                [d, d]
+        r_i    = sum_j |z_ij - m_i|^2                             `energies`, rows [1]
 
     n_views: q, the same for every sample. scatters, sphere: whether these are wanted; one that is
     not stays empty. `merge` is associative and commutative to rounding, so chunks, files and
@@ -162,6 +163,8 @@ class Moments:
         self.device = torch.device(device)
         self.n = 0  # samples seen
         self.class_means = RowMoments(dim, device)
+        self.energies = RowMoments(1, device)
+        self.unit_roundoff = torch.finfo(torch.float64).eps  # of the numbers that were added
         self.sphere = SphereMoments(dim, self.device)
         self._wants_scatters, self._wants_sphere = scatters, sphere
         self._within = Scatter(dim if scatters else 0, self.device)
@@ -205,16 +208,23 @@ class Moments:
             raise ValueError(
                 f"expected a chunk [c, {self.n_views}, {self.dim}], got {tuple(chunk.shape)}"
             )
+        self.note_type(chunk.dtype)
         most = max(1, _held_rows(self.dim) // max(1, self.n_views))
         for block in torch.split(chunk.to(self.device), most):
             if len(block):
                 self._add(block)
+
+    def note_type(self, dtype: torch.dtype) -> None:
+        """Say in which type numbers were stored, where they are added in another."""
+        if dtype.is_floating_point:
+            self.unit_roundoff = max(self.unit_roundoff, torch.finfo(dtype).eps)
 
     def _add(self, block: Tensor) -> None:
         """Add a block [c, q, d] on the device, no more than one product takes."""
         count = len(block)
         room = self._room(count) if self._wants_scatters else None
         means = self._residuals.new_empty(count, self.dim)
+        lengths = self._residuals.new_empty(count)
 
         def add(some: slice) -> SphereSums | None:
             part = block[some]
@@ -223,11 +233,13 @@ class Moments:
             if room is not None:
                 mean = torch.sum(piece, dim=1, out=means[some]).div_(self.n_views)
                 piece.sub_(mean[:, None])
+                torch.linalg.vector_norm(piece.flatten(1), dim=1, out=lengths[some])
             return sums
 
         sums = each_piece(add, count, self.n_views * self.dim, self.device)
         if room is not None:
             self.class_means.take(means)
+            self.energies.take(lengths.square_()[:, None])
         if self._wants_sphere:
             self.sphere.add(self.n_views, [piece for piece in sums if piece is not None])
         self.n += count
@@ -246,10 +258,12 @@ class Moments:
         sphere = self._wants_sphere and other._wants_sphere
         both = Moments(self.n_views, self.dim, self.device, scatters=scatters, sphere=sphere)
         both.n = self.n + other.n
+        both.unit_roundoff = max(self.unit_roundoff, other.unit_roundoff)
         if scatters:
             both._within.add_sum(self.within)
             both._within.add_sum(other.within.to(self.device))
             both.class_means = self.class_means.merge(other.class_means)
+            both.energies = self.energies.merge(other.energies)
         if sphere:
             both.sphere = self.sphere.merge(other.sphere)
         return both

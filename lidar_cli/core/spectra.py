@@ -46,19 +46,23 @@ def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
     delta: ridge, in squared embedding units.
     Source: Thilak et al., "LiDAR", ICLR 2024, section 4; arXiv 2312.04000.
     Raises DegenerateFeatures if n < 2, q < 2, Sw is not positive definite, or all class means are
-    the same up to rounding.
+    the same up to the rounding of the views that they are means of.
     """
     n, q, d = moments.n, moments.n_views, moments.dim
     if n < 2:
         raise DegenerateFeatures(f"{n} sample: the between covariance needs at least 2")
     if q < 2:
         raise DegenerateFeatures(f"{q} view a sample: the within covariance needs at least 2")
-    rounding = _rounding(moments.class_means)
+    within = moments.within
+    rounding = _rounding_of_views(moments, within)
+    is_constant = bool(within.trace() <= rounding * q)
     if moments.class_means.scatter_trace() <= rounding:
-        raise DegenerateFeatures("every eigenvalue is 0: the embedding is constant or collapsed")
-    within = moments.within / (n * (q - 1))
-    if within.trace() <= rounding * q / (n * (q - 1)):
-        within.zero_()
+        raise DegenerateFeatures(
+            "every eigenvalue is 0: the embedding is constant or collapsed"
+            if is_constant
+            else "every eigenvalue is rounding: the means of the samples' views are all the same"
+        )
+    within = torch.zeros_like(within) if is_constant else within / (n * (q - 1))
     within.diagonal().add_(delta)
     factor, singular = _cholesky(within, delta, degrees=n * (q - 1))
     means = moments.class_means.centred_rows()
@@ -177,6 +181,17 @@ def _rounding(rows: RowMoments) -> float:
     squares = rows.scatter_trace() + rows.n * rows.mean.square().sum()
     _check_finite(squares)
     return float((16 * EPS) ** 2 * squares)
+
+
+def _rounding_of_views(moments: Moments, within: Tensor) -> float:
+    """What the scatter of class means can come to that differ by the rounding of views alone.
+
+    The scale is that of the views, whose mean may cancel: the squares of rows and of residuals / q.
+    Numbers stored in less than float64 are rounded to their own type, by about half a unit each.
+    """
+    coarse = moments.unit_roundoff > EPS
+    squares = _rounding(moments.class_means) / (16 * EPS) ** 2 + within.trace() / moments.n_views
+    return float((2 * moments.unit_roundoff if coarse else 16 * EPS) ** 2 * squares)
 
 
 def _above_rounding(eigenvalues: Tensor, dim: int) -> Tensor:

@@ -19,6 +19,7 @@ from lidar_cli.features.read import (
     read_hdf5,
     read_interrupted,
     read_labels,
+    read_names,
     read_provenance,
 )
 from lidar_cli.features.shards import agree, check_startable, join, joined_name, shard_path
@@ -41,6 +42,7 @@ __all__ = [
     "read_hdf5",
     "read_interrupted",
     "read_labels",
+    "read_names",
     "read_provenance",
     "remove_unbegun",
     "shard_path",

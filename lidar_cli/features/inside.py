@@ -20,6 +20,8 @@ from lidar_cli.features.guard import DEPTH, OBJECTS, check_ends
 
 MOST_CHUNK = 2**28  # bytes, since HDF5 unpacks a chunk whole
 HARMLESS = 2**26  # bytes that an array may unpack to, however few are stored
+TEXTS = 1024  # ids read at a time
+LONGEST_TEXTS = 2**28  # characters of all ids together
 MOST_RATIO = 200  # of bytes declared to bytes stored, which no embeddings reach
 
 
@@ -123,6 +125,24 @@ def whole(array: object, path: Path, kinds: str) -> np.ndarray:
     if not in_chunks(found, path) or not found.size:
         return np.asarray(found[()])
     return handed_over(path, found.name, lambda: found[()], found.shape, found.dtype)
+
+
+def texts_of(array: object) -> list[str]:
+    """A list of texts that lie in the file as they are. Raises ValueError for any other array."""
+    if not isinstance(array, h5py.Dataset) or array.shape is None or array.ndim != 1:
+        raise ValueError("no list of texts, where the ids of samples should be")
+    kind = h5py.check_string_dtype(array.dtype)
+    plain = not (array.is_virtual or array.chunks or array.external)
+    if kind is None or kind.length is not None or not plain:
+        raise ValueError(f"{array.name} holds {array.dtype}, which are not the texts expected")
+    texts: list[str] = []
+    length = 0
+    for start in range(0, len(array), TEXTS):
+        texts += [text.decode("utf-8", "replace") for text in array[start : start + TEXTS]]
+        length += sum(map(len, texts[start:]))
+        if length > LONGEST_TEXTS:
+            raise ValueError(f"{array.name} holds more than {LONGEST_TEXTS:,} characters")
+    return texts
 
 
 def in_chunks(array: h5py.Dataset, path: Path) -> bool:

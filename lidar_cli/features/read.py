@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.arrays import arrange, choose
-from lidar_cli.embeddings import Chunk, Embeddings, Stored
+from lidar_cli.embeddings import Chunk, Embeddings, Names, Stored
 from lidar_cli.errors import FeatureFileError, Unresumable, first_line
 from lidar_cli.features.child import handed_over
 from lidar_cli.features.form import (
@@ -29,7 +29,15 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.inside import check_array, float_arrays, has, in_chunks, member, whole
+from lidar_cli.features.inside import (
+    check_array,
+    float_arrays,
+    has,
+    in_chunks,
+    member,
+    texts_of,
+    whole,
+)
 from lidar_cli.features.shards import check_shards, joined_name
 from lidar_cli.runtime.files import NotAFile, check_regular
 
@@ -75,6 +83,15 @@ def read_labels(path: Path) -> np.ndarray | None:
         if not has(member(file, "samples", path), "label"):
             return None
         return whole(member(file, "samples/label", path), path, "iufb")
+
+
+def read_names(path: Path) -> Names:
+    """Ids and labels of all samples of a feature file. Raises FeatureFileError."""
+    with opened(path) as file:
+        provenance_of(file, path)
+        texts = texts_of(member(file, "samples/id", path))
+    labels = read_labels(path)
+    return Names(texts, labels.tolist() if labels is not None else None)
 
 
 def read_hdf5(
@@ -162,6 +179,7 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
         provenance=provenance,
         verify=verify,
         content=hashlib.sha256(checksums.tobytes()).hexdigest(),
+        names=lambda: read_names(path),
     )
 
 

@@ -32,7 +32,9 @@ from lidar_cli.jobs.ranking.oracle_probe import PROBE, help_embedding
 from lidar_cli.jobs.ranking.order import Group, Row, grouped, misleading
 from lidar_cli.jobs.ranking.stored import score_features
 from lidar_cli.jobs.ranking.survey import Checkpoint, FeatureFile, Left, survey
+from lidar_cli.jobs.score import open_groups
 from lidar_cli.jobs.scoring.confidence import Interval
+from lidar_cli.jobs.scoring.groups import Grouping
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
 from lidar_cli.settings import RankSettings, parse_size
@@ -129,6 +131,7 @@ class _Job:
         self.device = find_device(settings.device)
         self.cache = CacheFolder(directory, settings.cache)
         digests = Digests(directory, self.cache.path)
+        self.groups = open_groups(settings)
         self.found = survey(directory, settings, watcher, digests)
         self.scored: list[tuple[Row, dict[str, Any]]] = []  # each with its provenance
 
@@ -157,7 +160,13 @@ class _Job:
             if not self.found.holds(file):
                 try:
                     result = score_features(
-                        file.path, layer, self.settings, self.device, self.watcher, self.cache.path
+                        file.path,
+                        layer,
+                        self.settings,
+                        self.device,
+                        self.watcher,
+                        self.cache.path,
+                        self.groups,
                     )
                     self._place(file.path, (), Scored(result, file.provenance, file.path))
                 except (LidarError, OSError) as error:
@@ -210,7 +219,13 @@ class _Job:
     def _score_checkpoints(self, layer: str, tells: Callable[[Claims], bool]) -> set[Path]:
         """Score every checkpoint. The feature files that were used."""
         cache = open_cache(
-            self.cache, self.settings, self.found.features, layer, self.device, self.watcher
+            self.cache,
+            self.settings,
+            self.found.features,
+            layer,
+            self.device,
+            self.watcher,
+            self.groups,
         )
         used: set[Path] = set()
         checkpoints = self.found.checkpoints.values()
@@ -231,15 +246,16 @@ def open_cache(
     layer: str,
     device: torch.device,
     watcher: Watcher,
+    groups: Grouping | None = None,
 ) -> Cache:
     """What scores checkpoints and keeps what it made in a folder, on samples that stay decoded.
 
-    features: those of the directory that is ranked.
+    features: those of the directory that is ranked; groups: as in `Cache`.
     Raises InputError if the data or the folder cannot be used.
     """
     samples = open_samples(settings).remembering(min(DECODED_MEMORY, int(SHARE * free_memory())))
     tell_of(samples, watcher)
-    return Cache(folder, features, layer, samples, settings, device, watcher)
+    return Cache(folder, features, layer, samples, settings, device, watcher, groups)
 
 
 def row_of(path: Path, aliases: tuple[str, ...], scored: Scored, by: Metric) -> Row:

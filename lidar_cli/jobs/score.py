@@ -18,10 +18,11 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.scoring.confidence import confidence, without_interval
 from lidar_cli.jobs.scoring.fellows import Fellows, gather_together
 from lidar_cli.jobs.scoring.gather import Gathered, enough_memory, gather
+from lidar_cli.jobs.scoring.groups import Grouping, summed
 from lidar_cli.jobs.scoring.influences import influences
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score, Sheet
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.settings import MetricSettings, ScoreSettings
+from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings
 
 
 def score_file(
@@ -29,22 +30,46 @@ def score_file(
     settings: ScoreSettings,
     watcher: Watcher | None = None,
     fellows: Fellows | None = None,
+    groups: Grouping | None = None,
 ) -> list[Score]:
     """A score for each layer of a feature file, or for the array of another file.
 
     fellows: processes that do this together, and read a part each; all come to the same result.
+    groups: those of the settings, where they serve several files.
     Raises InputError or FeatureFileError if the file cannot be used, SettingsError for an unknown
     metric or device.
     """
     watcher = watcher or Watcher()
     wanted = parse_metrics(settings.metrics)
     device = find_device(settings.device)
+    groups = groups or open_groups(settings)
     with fellows.alike() if fellows else nullcontext():
         layers = open_embeddings(path, settings)
     return [
-        score(embeddings, settings, device, wanted, watcher, settings.confidence, fellows=fellows)
+        score(
+            embeddings,
+            settings,
+            device,
+            wanted,
+            watcher,
+            settings.confidence,
+            fellows=fellows,
+            groups=groups,
+        )
         for embeddings in layers
     ]
+
+
+def open_groups(settings: ScoreSettings | RankSettings) -> Grouping | None:
+    """The groups of samples that the settings name, if any; a pipe is read once.
+
+    Raises InputError if their table cannot be used, SettingsError where no interval is asked for.
+    """
+    if settings.groups is None:
+        return None
+    if settings.confidence is None:
+        raise SettingsError("--groups concerns intervals; add --confidence 0.95")
+    return Grouping(settings.groups)
 
 
 def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
@@ -85,12 +110,13 @@ def score(
     level: float | None = None,
     cache: Path | None = None,
     fellows: Fellows | None = None,
+    groups: Grouping | None = None,
 ) -> Score:
     """The wanted metrics of one layer, in one pass over its chunks.
 
     level: adds intervals at that level, in a second pass over the chunks.
     cache: a folder that keeps what the second pass gave, so that it is not needed again.
-    fellows: as in `score_file`.
+    fellows, groups: as in `score_file`.
     Raises InputError if a number in the file is not finite, or memory does not suffice.
     """
     if embeddings.note:
@@ -100,7 +126,9 @@ def score(
             state = gather(embeddings, settings, device, wanted, watcher)
         else:
             state = gather_together(embeddings, settings, device, wanted, watcher, fellows)
-        return score_gathered(embeddings, settings, state, wanted, watcher, level, cache, fellows)
+        return score_gathered(
+            embeddings, settings, state, wanted, watcher, level, cache, fellows, groups
+        )
 
 
 def score_gathered(
@@ -112,6 +140,7 @@ def score_gathered(
     level: float | None = None,
     cache: Path | None = None,
     fellows: Fellows | None = None,
+    groups: Grouping | None = None,
 ) -> Score:
     """The wanted metrics of one layer from its moments, as `score` gives them."""
     with fellows.alike() if fellows else nullcontext(), enough_memory(embeddings):
@@ -123,7 +152,8 @@ def score_gathered(
     known: dict[str, Tensor] = {}
     if sure and embeddings.once is None:
         known = influences(embeddings, settings, state, sure, watcher, cache, fellows)
-    return with_intervals(found, wanted, known, state.rows.n, level, embeddings.once)
+    of_samples = groups.of(embeddings) if groups else None
+    return with_intervals(found, wanted, known, state.rows.n, level, embeddings.once, of_samples)
 
 
 def with_intervals(
@@ -133,19 +163,27 @@ def with_intervals(
     n_rows: int,
     level: float,
     unknown: str | None = None,
+    groups: Tensor | None = None,
 ) -> Score:
     """A score with the intervals that its influences, by metric, give at a level.
 
     n_rows: what the metrics of one row a sample read.
     unknown: why a metric has no influences that could have them.
+    groups: of samples [N], within which influences are summed.
     """
     values = {name: found.value(name) for name in METRICS if name in wanted}
-    missing = _without_interval(found, wanted, n_rows)
+    count = len(torch.unique(groups[: found.n_samples])) if groups is not None else None
+    missing = _without_interval(found, wanted, n_rows, count)
     if unknown is not None:
         missing = {name: missing.get(name, unknown) for name in values}
-    return replace(found, confidence=confidence(values, known, missing, level), influences=known)
+    if groups is not None:
+        known = {name: summed(each, groups[: len(each)]) for name, each in known.items()}
+    sure = confidence(values, known, missing, level, count)
+    return replace(found, confidence=sure, influences=known)
 
 
-def _without_interval(found: Score, wanted: frozenset[str], n_rows: int) -> dict[str, str]:
+def _without_interval(
+    found: Score, wanted: frozenset[str], n_rows: int, groups: int | None = None
+) -> dict[str, str]:
     values = {name: found.value(name) for name in METRICS if name in wanted}
-    return without_interval(values, found.notes, found.n_samples, n_rows, found.dim)
+    return without_interval(values, found.notes, found.n_samples, n_rows, found.dim, groups)

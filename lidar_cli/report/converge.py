@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.scoring.convergence import Convergence, Point
-from lidar_cli.report.numbers import print_columns, text_of
+from lidar_cli.report.numbers import metric_text, print_columns
 
 AXES = {"samples": "n, samples", "views": "q, views of each"}
 
@@ -29,7 +29,13 @@ def table(found: Convergence, names: Sequence[str]) -> tuple[list[str], list[lis
     """Headers, and a line a metric; empty where the part leaves it as it is."""
     parts = columns(found)
     rows = [
-        [name, *(text_of(part.values[name]) if name in part.values else "" for _, part in parts)]
+        [
+            name,
+            *(
+                metric_text(name, part.values[name]) if name in part.values else ""
+                for _, part in parts
+            ),
+        ]
         for name in METRICS
         if name in names
     ]

@@ -31,7 +31,7 @@ def print_demo(demo: Demo) -> None:
                 str(row.rank),
                 shown(row.path, demo.ranking.directory).removesuffix("/checkpoint.pt"),
                 f"{100 * demo.accuracies[row.path]:.1f}",
-                with_reach(row.value, row.interval),
+                with_reach(demo.ranking.by.name, row.value, row.interval),
                 *([ranks] if any(tied) else []),
                 *(text_of(row.score.value(name)) for name in SHOWN),
             ]

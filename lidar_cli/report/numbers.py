@@ -31,6 +31,13 @@ def text_of(value: object) -> str:
     return f"{value:.{digits}f}"
 
 
+def metric_text(name: str, value: float | None) -> str:
+    """A metric's value as text; the share of noise is an estimate, which can exceed all of it."""
+    if name == "noise_fraction" and value is not None and value > 1:
+        return ">= 1: all noise"
+    return text_of(value)
+
+
 def shown(path: str, directory: str) -> str:
     """A path as the table shows it: below the directory that was ranked."""
     return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path

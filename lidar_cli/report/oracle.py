@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -45,6 +46,8 @@ def print_oracle(out: Console, oracle: Oracle, directory: str) -> None:
         )
         headers, rows = table(oracle, verdict, chosen, directory)
         print_columns(out, headers, rows, fixed=1)
+        for reason in without_intervals(verdict):
+            out.print(Text(reason))
         if verdict.hyperparameters:
             out.print(Text(explained(verdict), style="dim"))
     for path in oracle.without:
@@ -101,6 +104,16 @@ def to_markdown(oracle: Oracle, directory: str) -> str:
         said = f"Against {oracle.source} ({oracle.told}); accuracies in percent"
         blocks.append("\n".join([said, "", head, rule, *lines]))
     return "\n\n".join(blocks)
+
+
+def without_intervals(verdict: Verdict) -> Iterator[str]:
+    """Which correlations have no interval, with the reason; each said once."""
+    reasons: dict[str, list[str]] = {}
+    for found in verdict.correlations:
+        if found.spearman is not None and found.reason is not None:
+            reasons.setdefault(found.reason, []).append(found.metric)
+    for reason, names in reasons.items():
+        yield f"no interval of the correlation of {', '.join(names)}: {reason}"
 
 
 def explained(verdict: Verdict) -> str:

@@ -74,7 +74,7 @@ def print_race(race: Race, count: int | None) -> None:
         [
             str(rank),
             shown(row.path, race.directory),
-            with_reach(row.value, row.interval),
+            with_reach(race.by.name, row.value, row.interval),
             str(row.score.n_samples),
             "put out" if put_out else "",
         ]

@@ -18,7 +18,15 @@ from lidar_cli.jobs.rank import Ranking
 from lidar_cli.jobs.ranking.oracle import Oracle
 from lidar_cli.jobs.ranking.order import Group, Row
 from lidar_cli.report import oracle as against
-from lidar_cli.report.numbers import cell, console, lines, path_cell, print_columns, shown, text_of
+from lidar_cli.report.numbers import (
+    cell,
+    console,
+    lines,
+    metric_text,
+    path_cell,
+    print_columns,
+    shown,
+)
 from lidar_cli.report.remarks import remarks
 from lidar_cli.report.scores import record
 from lidar_cli.report.sure import tied_ranks, with_reach
@@ -208,7 +216,11 @@ def constants(group: Group, ranking: Ranking) -> list[str]:
 def _cell(row: Row, name: str, ranking: Ranking) -> str:
     """A metric's value, and its reach where it is the one that orders."""
     value = row.score.value(name)
-    return with_reach(value, row.interval) if name == ranking.by.name else text_of(value)
+    return (
+        with_reach(name, value, row.interval)
+        if name == ranking.by.name
+        else metric_text(name, value)
+    )
 
 
 def metrics_of(row: Row) -> dict[str, Any]:

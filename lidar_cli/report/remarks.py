@@ -8,7 +8,9 @@ from typing import Literal
 
 from lidar_cli.jobs.rank import Ranking
 from lidar_cli.jobs.ranking.order import Group, Row, misleading
+from lidar_cli.jobs.scoring.sheet import CORRECTED
 from lidar_cli.report.numbers import shown
+from lidar_cli.report.scores import UPWARD
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,29 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
 def _confidence(group: Group, ranking: Ranking) -> Iterator[Remark]:
     """What +- and ties mean, and the reasons of values that have no interval."""
     name, level = ranking.by.name, f"{100 * ranking.level:g} %"
+    counts = {sure.groups for row in group.rows if (sure := row.score.confidence) is not None}
+    grouped = next((count for count in counts if count is not None), None)
+    over = "samples" if grouped is None else f"{grouped} groups of samples"
     if any(row.interval.se is not None for row in group.rows):
+        biased = f"; the value itself is {UPWARD}"
         yield Remark(
-            "interval", f"+-: the {level} interval of {name} over samples, at this n and q"
+            "interval",
+            f"+-: the {level} interval of {name} over {over}, at this n and q"
+            + (biased if name in CORRECTED else ""),
         )
     if any(row.tied_with for row in group.rows):
-        text = f"tied: the {level} interval of the difference, sample by sample, holds 0"
-        yield Remark("interval", text)
+        one = "sample" if grouped is None else "group"
+        yield Remark(
+            "interval",
+            f"tied: the {level} interval of the difference, {one} by {one}, holds 0; it covers the "
+            "draw of images, not the training seed",
+        )
+    noted: dict[str, list[Row]] = {}
+    for row in group.rows:
+        if row.interval.note is not None:
+            noted.setdefault(row.interval.note, []).append(row)
+    for note, rows in noted.items():
+        yield Remark("interval", f"{_some(rows, ranking)}: {name}: {note}")
     unsure: dict[str, list[Row]] = {}
     for row in group.rows:
         if row.value is not None and row.interval.reason is not None:

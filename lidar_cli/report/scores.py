@@ -14,15 +14,20 @@ from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.scoring.confidence import Interval
-from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.jobs.scoring.sheet import CORRECTED, Score
 from lidar_cli.report.converge import print_convergence
-from lidar_cli.report.numbers import cell, console, path_cell, print_columns, text_of
+from lidar_cli.report.numbers import cell, console, metric_text, path_cell, print_columns, text_of
 from lidar_cli.report.sure import between, with_reach
 
+UPWARD = "biased upward, the more the fewer views"
 ENDS = ("se", "ci_low", "ci_high")  # of an interval
 
 DETAILS = {  # what stands beside a value where only one file is shown
-    "n_above_noise": lambda score: f"edge {text_of(score.noise_edge)}",
+    "n_above_noise": lambda score: (
+        f"edge {text_of(score.noise_edge)}"
+        + (", of contrasts" if score.noise_edge_law == "contrasts" else "")
+    ),
+    **dict.fromkeys(CORRECTED, lambda score: UPWARD),
     "rankme": lambda score: f"{score.rankme_rows} rows, {score.rankme_source}",
     "alpha_req": lambda score: (
         f"R2 {text_of(score.alpha_req_r2)}, ranks {score.alpha_req_ranks[0]}-"
@@ -82,7 +87,7 @@ def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
                 text_of(score.n_views),
                 text_of(score.dim),
                 f"{score.file}:{score.layer}",
-                *(with_reach(score.value(name), interval_of(score, name)) for name in names),
+                *(with_reach(name, score.value(name), interval_of(score, name)) for name in names),
             ]
             for score in scores
         ]
@@ -104,7 +109,7 @@ def _print_one(score: Score, names: Sequence[str]) -> None:
     headers, rows = lines(score, names)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for header in headers:
-        right = header == "value" or header.endswith("interval")
+        right = header == "value" or " % interval" in header
         table.add_column(
             header,
             justify="right" if right else "left",
@@ -124,8 +129,9 @@ def lines(score: Score, names: Sequence[str]) -> tuple[list[str], list[list[str]
         value = score.value(name)
         detail = DETAILS[name](score) if name in DETAILS and value is not None else ""
         interval = [between(interval_of(score, name))] if sure else []
-        rows.append([name, text_of(value), *interval, METRICS[name].direction, detail])
-    level = [f"{100 * sure.level:g} % interval"] if sure else []
+        rows.append([name, metric_text(name, value), *interval, METRICS[name].direction, detail])
+    over = f" over {sure.groups} groups" if sure and sure.groups is not None else ""
+    level = [f"{100 * sure.level:g} % interval{over}"] if sure else []
     return ["metric", "value", *level, "better", ""], rows
 
 
@@ -143,12 +149,18 @@ def constants(score: Score) -> list[str]:
 
 
 def reasons(score: Score) -> Iterator[str]:
-    """Which metrics have no value, and which no interval, with the reason; each said once."""
+    """Which metrics have no value, which no interval and which a doubtful one, each said once."""
     for reason in dict.fromkeys(score.notes.values()):
         without = [name for name, told in score.notes.items() if told == reason]
         yield f"no {', '.join(without)}: {reason}"
     for reason, without in _unsure(score).items():
         yield f"no interval of {', '.join(without)}: {reason}"
+    noted: dict[str, list[str]] = {}
+    for name, interval in score.confidence.intervals.items() if score.confidence else ():
+        if interval.note is not None:
+            noted.setdefault(interval.note, []).append(name)
+    for note, names in noted.items():
+        yield f"{', '.join(names)}: {note}"
 
 
 def interval_of(score: Score, metric: str) -> Interval:

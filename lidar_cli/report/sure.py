@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 
 from lidar_cli.jobs.ranking.order import Row
 from lidar_cli.jobs.scoring.confidence import Interval
-from lidar_cli.report.numbers import text_of
+from lidar_cli.report.numbers import metric_text, text_of
 
 
-def with_reach(value: float | None, interval: Interval) -> str:
+def with_reach(name: str, value: float | None, interval: Interval) -> str:
     """`149.6 +- 2.1`, the reach with the decimals of the value; the value alone without one."""
-    text = text_of(value)
-    if value is None or interval.ci_high is None:
+    text = metric_text(name, value)
+    if value is None or interval.ci_high is None or text != text_of(value):
         return text
     reach = interval.ci_high - value
     decimals = len(text.partition(".")[2])

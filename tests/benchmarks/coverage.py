@@ -19,7 +19,7 @@ import torch
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.embeddings import Embeddings, Stored
-from lidar_cli.jobs.score import score
+from lidar_cli.jobs.score import score, with_intervals
 from lidar_cli.jobs.scoring.confidence import ties
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import ScoreSettings
@@ -34,6 +34,9 @@ FEW = ((100, 3, 8), (200, 3, 8))  # where heavy tails and small dimensions tell
 # Just above 2 d, 3 d and 5 d: printed, not demanded.
 SMALL = ((66, 2, 32), (96, 2, 32), (160, 2, 32), (160, 10, 32))
 PAIRED = SIZES[:2]  # of the test that names ties
+BURST = 5  # samples of a burst, such as frames of a clip
+BURST_ALIKE = 0.8  # correlation of their signals
+BURST_SIZES = ((1000, 4, 16), (2000, 4, 32))
 SHARED = (0.9, 0.5, 0.0)  # correlation of two checkpoints' signals, and of their view noise
 
 
@@ -60,23 +63,47 @@ def parts(size, generator):
     ]
 
 
-def scored(z, level):
+def bursts(size, generator, alike=BURST_ALIKE):
+    """Parts of embeddings whose samples come in bursts of 5, and the group of each sample.
+
+    alike: correlation of the signals, and of the strengths, of two samples of a burst.
+    """
+    n, d = size[0], size[2]
+    whole, shared = parts(size, generator), parts((n // BURST, 1, d), generator)
+    own, common = (1.0 - alike) ** 0.5, alike**0.5
+    signal = common * shared[0].repeat_interleave(BURST, dim=0) + own * whole[0]
+    scales = common * shared[2].repeat_interleave(BURST, dim=1) + own * whole[2]
+    return [signal, whole[1], scales], torch.arange(n // BURST).repeat_interleave(BURST)
+
+
+def scored(z, level, groups=None):
+    """groups: of the samples [n], if intervals are to allow for them."""
     stored = Stored(tuple(z.shape), 8, lambda start, stop: z[start:stop])
     source = Embeddings("simulated", "projector", stored, None)
     wanted = frozenset(METRICS) - {"n_above_noise"}
-    return score(source, ScoreSettings(), torch.device("cpu"), wanted, Watcher(), level)
+    found = score(source, ScoreSettings(), torch.device("cpu"), wanted, Watcher(), level)
+    if groups is None or level is None:
+        return found
+    unsummed = found.influences
+    return with_intervals(found, wanted, unsummed, len(groups), level, groups=groups)
 
 
 def values(found):
     return {name: found.value(name) for name in METRICS if found.value(name) is not None}
 
 
-def coverage(spectrum, size, draws, seed=0):
-    """metric -> expectation, its true standard deviation, mean standard error, coverage."""
+def coverage(spectrum, size, draws, seed=0, grouped=None):
+    """metric -> expectation, its true standard deviation, mean standard error, coverage.
+
+    grouped: None for samples that are independent, else whether intervals allow for their bursts.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(level):
-        return scored(embeddings(spectrum, *parts(size, generator)), level)
+        if grouped is None:
+            return scored(embeddings(spectrum, *parts(size, generator)), level)
+        drawn, groups = bursts(size, generator)
+        return scored(embeddings(spectrum, *drawn), level, groups if grouped else None)
 
     truth = [values(draw(None)) for _ in range(draws)]
     told = [draw(LEVEL) for _ in range(draws)]
@@ -136,7 +163,7 @@ def work(task):
     kind, spectrum, size, draws, shared = task
     if kind == "ties":
         return task, errors(spectrum, size, draws, shared)
-    return task, coverage(spectrum, size, draws)
+    return task, coverage(spectrum, size, draws, grouped=shared if kind == "bursts" else None)
 
 
 def rows(task, found):
@@ -152,6 +179,10 @@ def rows(task, found):
             word = verdict(name, told["coverage"])
             ratio = told["se"] / told["sd"]
             what = ["coverage", f"{told['coverage']:.4f}", f"{ratio:.3f}"]
+            if kind == "bursts":
+                what[0] = "bursts, --groups" if shared else "bursts"
+                word = "held" if 0.90 <= told["coverage"] <= 0.98 else "MISSED"
+                word = word if shared else "no demand"
             what += [f"{told['expectation']:.6g}", f"{told['sd']:.3g}"]
         yield [spectrum, n, q, d, name, draws, *what, word if demanded else "no demand"]
 
@@ -172,6 +203,11 @@ def main():
         ("ties", spectrum, size, asked.draws, shared)
         for size, spectrum, shared in itertools.product(PAIRED, SPECTRA, SHARED)
         if size in only
+    ]
+    tasks += [
+        ("bursts", spectrum, size, asked.draws, grouped)
+        for size, spectrum, grouped in itertools.product(BURST_SIZES, SPECTRA[:2], (True, False))
+        if size in only or not asked.sizes
     ]
     writer = csv.writer(asked.csv, lineterminator="\n")
     writer.writerow(

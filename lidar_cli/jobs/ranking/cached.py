@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from lidar_cli.checkpoints import Loaded, sha256, stamp
+from lidar_cli.embeddings import Names
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
 from lidar_cli.features import begun_path, partial_path, read_first, read_provenance, walk_ahead
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
@@ -25,6 +26,7 @@ from lidar_cli.jobs.ranking.stored import ordering, score_features, serves
 from lidar_cli.jobs.ranking.survey import Checkpoint, FeatureFile
 from lidar_cli.jobs.ranking.unstored import score_unstored
 from lidar_cli.jobs.score import score, with_intervals
+from lidar_cli.jobs.scoring.groups import Grouping
 from lidar_cli.jobs.scoring.saved_score import SavedScore
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score
 from lidar_cli.jobs.watch import Watcher
@@ -57,6 +59,7 @@ class Cache:
     """Scores of checkpoints, each from a file that exists already, else made and kept in a folder.
 
     features: those of the directory, which serve where they hold what is wanted.
+    groups: of samples, which intervals and ties allow for; what is kept does not depend on them.
     Raises InputError if the folder cannot be written.
     """
 
@@ -69,9 +72,11 @@ class Cache:
         settings: RankSettings,
         device: torch.device,
         watcher: Watcher,
+        groups: Grouping | None = None,
     ) -> None:
         self._folder = folder.make()
         self._claims = folder.claims
+        self._groups = groups
         # By the digest of their checkpoint, then by their path.
         self._features: dict[str, dict[Path, FeatureFile]] = {}
         self._checkpoint_of: dict[Path, str] = {}
@@ -330,7 +335,13 @@ class Cache:
         embeddings = read_first(features, self._layer, n)
         by, level = self._settings.by, self._settings.confidence
         found = score(
-            embeddings, self._settings, self._device, frozenset({by}), self._watcher, level
+            embeddings,
+            self._settings,
+            self._device,
+            frozenset({by}),
+            self._watcher,
+            level,
+            groups=self._groups,
         )
         return Scored(found, embeddings.provenance, features)
 
@@ -354,7 +365,13 @@ class Cache:
 
     def _score(self, path: Path, provenance: dict[str, Any]) -> Scored:
         result = score_features(
-            path, self._layer, self._settings, self._device, self._watcher, self._folder
+            path,
+            self._layer,
+            self._settings,
+            self._device,
+            self._watcher,
+            self._folder,
+            self._groups,
         )
         return Scored(result, provenance, path)
 
@@ -390,8 +407,13 @@ class Cache:
         result = found.score
         assert result.rankme_rows is not None
         level, rows = self._settings.confidence, result.rankme_rows
+        groups = None
+        if self._groups is not None:
+            samples = self._samples
+            names = Names(samples.ids[:rows], samples.labels and samples.labels[:rows])
+            groups = self._groups.of_names(samples.data, names)
         result = with_intervals(
-            result, EVERY_METRIC, result.influences, rows, level, found.without_influences
+            result, EVERY_METRIC, result.influences, rows, level, found.without_influences, groups
         )
         return Scored(ordering(result, self._settings.by), found.provenance, saved.path)
 

@@ -12,9 +12,10 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.scoring.sheet import Score
 
 Numbers = NDArray[np.float64]
+Span = tuple[float, float]
 
 RESAMPLES = 1000
-FEWEST = 5  # checkpoints below which resampling them says nothing
+FEWEST = 8  # checkpoints below which resampling them covers far less than its level
 BLOCK = 512  # checkpoints that are compared with all the others at a time
 
 
@@ -23,15 +24,17 @@ class Correlation:
     """Rank correlation of one metric with an oracle over `count` checkpoints.
 
     Positive where the metric's better direction agrees with the oracle. None where fewer than
-    three checkpoints have a value, or all values are equal; an interval needs five checkpoints.
+    three checkpoints have a value, or all values are equal.
+    reason: why there is no interval.
     """
 
     metric: str
     spearman: float | None
     kendall: float | None
     count: int
-    spearman_interval: tuple[float, float] | None = None
-    kendall_interval: tuple[float, float] | None = None
+    spearman_interval: Span | None = None
+    kendall_interval: Span | None = None
+    reason: str | None = None
 
 
 def correlate(
@@ -58,15 +61,21 @@ def correlate(
         ]
         merits, oracle = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         if len(pairs) < 3 or len(set(merits)) < 2 or len(set(oracle)) < 2:
-            found.append(Correlation(name, None, None, len(pairs)))
+            undefined = "fewer than 3 checkpoints have a value, or all values are equal"
+            found.append(Correlation(name, None, None, len(pairs), reason=undefined))
             continue
         rho = float(spearmanr(merits, oracle).statistic)
         tau = float(kendalltau(merits, oracle).statistic)
-        intervals: list[tuple[float, float] | None] = [None, None]
+        rho_interval: Span | None = None
+        tau_interval: Span | None = None
+        reason = f"{len(pairs)} checkpoints: an interval by resampling them needs {FEWEST}"
         if len(pairs) >= FEWEST:
             both = resampled(np.array(merits), np.array(oracle), draws(len(pairs), seed))
-            intervals = [_interval(statistics, level) for statistics in both]
-        found.append(Correlation(name, rho, tau, len(pairs), *intervals))
+            rho_interval, tau_interval = (_interval(statistics, level) for statistics in both)
+            reason = "most resamples leave the correlation undefined"
+        intervals = rho_interval, tau_interval
+        without = reason if None in intervals else None
+        found.append(Correlation(name, rho, tau, len(pairs), *intervals, without))
     return tuple(found)
 
 
@@ -101,7 +110,7 @@ def resampled(x: Numbers, y: Numbers, times: Numbers) -> tuple[Numbers, Numbers]
         return sums[0] / np.sqrt(sums[1] * sums[2]), sums[3] / np.sqrt(sums[4] * sums[5])
 
 
-def _interval(statistics: Numbers, level: float) -> tuple[float, float] | None:
+def _interval(statistics: Numbers, level: float) -> Span | None:
     defined = statistics[np.isfinite(statistics)]
     if 2 * len(defined) < len(statistics):
         return None

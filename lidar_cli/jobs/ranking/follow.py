@@ -19,6 +19,7 @@ from lidar_cli.jobs.ranking.cached import Cache
 from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Row
 from lidar_cli.jobs.ranking.survey import Checkpoint, Left, Looks, Survey, files_under, place
+from lidar_cli.jobs.score import open_groups
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import RankSettings
 
@@ -112,6 +113,7 @@ class _Job:
         self._watcher = watcher
         self._known = known
         self._device = find_device(settings.device)
+        self._groups = open_groups(settings)
         self._found = Survey()
         self._cache: Cache | None = None
 
@@ -170,6 +172,7 @@ class _Job:
             layer,
             self._device,
             self._watcher,
+            self._groups,
         )
 
     def _is_unknown(self, checkpoint: Checkpoint, plan: Plan) -> bool:
@@ -178,7 +181,8 @@ class _Job:
     def _key(self, plan: Plan) -> str:
         settings = self._settings
         told = [plan.key, self._by.name, settings.delta, settings.epsilon, settings.normalize]
-        return hashlib.sha256(json.dumps([*told, settings.confidence]).encode()).hexdigest()[:16]
+        told += [settings.confidence, *([settings.groups] if settings.groups else [])]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -32,6 +32,7 @@ from lidar_cli.jobs.ranking.cached import Cache, Task
 from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.ranking.order import Row, order, tied_pairs
 from lidar_cli.jobs.ranking.survey import Left, Survey, survey
+from lidar_cli.jobs.score import open_groups
 from lidar_cli.jobs.scoring.confidence import COUNT
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import RankSettings
@@ -97,7 +98,8 @@ def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | N
     known = list(found.checkpoints.values())
     layer = one_layer(settings.layer, [set(one.description.widths) for one in known], watcher)
     device = find_device(settings.device)
-    cache = open_cache(folder, settings, found.features, layer, device, watcher)
+    groups = open_groups(settings)
+    cache = open_cache(folder, settings, found.features, layer, device, watcher, groups)
     tasks = cache.plans(known, found.fail)
     if not tasks:
         failed = found.failed[:1]

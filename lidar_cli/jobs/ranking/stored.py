@@ -11,6 +11,7 @@ import torch
 from lidar_cli.features import read_hdf5
 from lidar_cli.jobs.embedding.plan import Plan, identity
 from lidar_cli.jobs.score import score
+from lidar_cli.jobs.scoring.groups import Grouping
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import RankSettings
@@ -23,15 +24,17 @@ def score_features(
     device: torch.device,
     watcher: Watcher,
     cache: Path,
+    groups: Grouping | None = None,
 ) -> Score:
     """The score of one layer of a feature file, with influences on the metric that orders alone.
 
     cache: the folder that keeps the influences on every metric.
+    groups: of samples, within which they are summed.
     Raises what `read_hdf5` and `score` raise.
     """
     (embeddings,) = read_hdf5(path, layer)
     level = settings.confidence
-    found = score(embeddings, settings, device, EVERY_METRIC, watcher, level, cache)
+    found = score(embeddings, settings, device, EVERY_METRIC, watcher, level, cache, groups=groups)
     return ordering(found, settings.by)
 
 

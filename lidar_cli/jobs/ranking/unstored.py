@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lidar_cli.core.noise import contrast_samples
 from lidar_cli.embeddings import Chunk, Embeddings, Stored
 from lidar_cli.features import as_numbers
 from lidar_cli.jobs.embedding.batch_size import at_size_that_fits, find_batch_size
@@ -53,7 +54,8 @@ class Unstored:
     """A sink that adds the embeddings of a plan's one layer to their moments, on the device.
 
     name: what messages call the embeddings. room: bytes of main memory that they may take; if they
-    fit they are kept as well, for statistics that need a second pass over them.
+    fit they are kept as well, for statistics that need a second pass over them; else those samples
+    alone that the noise edge reads again.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Unstored:
         shapes = (layout.n_samples, layout.n_views, d), (layout.n_clean, d)
         size = sum(4 * int(np.prod(shape)) for shape in shapes)
         self._kept = [torch.empty(shape) for shape in shapes] if size <= room else None
+        self._contrasts = _Samples(*shapes[0]) if layout.n_views and self._kept is None else None
         views, clean = (self._part(at, shape) for at, shape in enumerate(shapes))
         self.embeddings = Embeddings(
             name,
@@ -98,6 +101,8 @@ class Unstored:
         ]
         for kept, part in zip(self._kept or (), parts, strict=bool(self._kept)):
             kept[first : first + len(part)] = part
+        if self._contrasts is not None:
+            self._contrasts.keep(first, parts[0])
         self._waiting.append((parts[0], parts[1]))
         if sum(view.nbytes + one.nbytes for view, one in self._waiting) >= self._memory:
             self._add()
@@ -114,7 +119,27 @@ class Unstored:
 
     def _part(self, at: int, shape: tuple[int, ...]) -> Stored:
         def read(start: int, stop: int) -> Tensor:
-            assert self._kept is not None
-            return self._kept[at][start:stop]
+            if self._kept is not None:
+                return self._kept[at][start:stop]
+            assert self._contrasts is not None
+            return self._contrasts.read(start, stop)
 
         return Stored(shape, 4, read)
+
+
+class _Samples:
+    """Views [m, q, d] of the samples of `contrast_samples`, of n."""
+
+    def __init__(self, n: int, q: int, d: int) -> None:
+        self._numbers = contrast_samples(n, q, d)
+        self._views = torch.empty(len(self._numbers), q, d)
+
+    def keep(self, first: int, views: Tensor) -> None:
+        """Keep those of a run of samples that belong here."""
+        low, high = torch.searchsorted(self._numbers, torch.tensor([first, first + len(views)]))
+        self._views[low:high] = views[self._numbers[low:high] - first]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The samples of a run that all belong here."""
+        at = int(torch.searchsorted(self._numbers, start))
+        return self._views[at : at + stop - start]

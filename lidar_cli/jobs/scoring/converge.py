@@ -13,6 +13,7 @@ from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.score import open_embeddings, parse_metrics, score_gathered
 from lidar_cli.jobs.scoring.convergence import Convergence, Point, advise, parts_of
 from lidar_cli.jobs.scoring.gather import Gathered, enough_memory, read_into
+from lidar_cli.jobs.scoring.groups import Grouping
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, ScoreSettings
@@ -21,14 +22,17 @@ OF_ROWS = ("rows", "covariance")  # what metrics read that views do not change
 
 
 def converge_file(
-    path: Path, settings: ScoreSettings, watcher: Watcher | None = None
+    path: Path,
+    settings: ScoreSettings,
+    watcher: Watcher | None = None,
+    groups: Grouping | None = None,
 ) -> list[Score]:
     """What `score_file` gives, each score with its `convergence`. Raises what it raises."""
     watcher = watcher or Watcher()
     wanted = parse_metrics(settings.metrics)
     device = find_device(settings.device)
     return [
-        converge(embeddings, settings, device, wanted, watcher, settings.confidence)
+        converge(embeddings, settings, device, wanted, watcher, settings.confidence, groups)
         for embeddings in open_embeddings(path, settings)
     ]
 
@@ -40,6 +44,7 @@ def converge(
     wanted: frozenset[str],
     watcher: Watcher,
     level: float | None = None,
+    groups: Grouping | None = None,
 ) -> Score:
     """The wanted metrics of one layer, as `score` gives them to rounding, with those of its parts.
 
@@ -51,7 +56,7 @@ def converge(
         parts = _Parts(embeddings, settings, device, wanted)
         read_into(parts, embeddings, settings, watcher)
         *firsts, (_, state) = parts.merged()
-        whole = score_gathered(embeddings, settings, state, wanted, watcher, level)
+        whole = score_gathered(embeddings, settings, state, wanted, watcher, level, groups=groups)
         n_rows = state.rows.n
         last = _point(whole, n_rows, wanted)
         samples = [

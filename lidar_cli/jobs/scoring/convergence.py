@@ -97,7 +97,7 @@ def advise(by_samples: Sequence[Point], dim: int, reach: Mapping[str, float]) ->
                 "counts noise alone: the views of a sample have nothing of their own in common here"
             )
         if fraction > MUCH_NOISE:
-            return _much_noise(fraction, n, q, dim)
+            return _much_noise(fraction, n, q, dim, values.get("lidar_corrected") is not None)
     if q > 1 and n * (q - 1) < DEGREES * dim:
         return (
             f"n (q - 1) = {n * (q - 1)} is below 5 d = {DEGREES * dim}, so the within covariance "
@@ -117,23 +117,23 @@ def _unknown_noise(n: int, q: int, dim: int) -> str:
 
 def much_noise(fraction: float, q: int) -> str:
     """How much of the LDA trace is view noise; an estimate, which can exceed all of it."""
-    if fraction > 1:
+    if fraction >= 1:
         return f"view noise accounts for the whole LDA trace at q = {q}"
     return f"view noise is {100 * fraction:.0f} % of the LDA trace at q = {q}"
 
 
-def _much_noise(fraction: float, n: int, q: int, dim: int) -> str:
+def _much_noise(fraction: float, n: int, q: int, dim: int, corrected: bool) -> str:
     found = much_noise(fraction, q)
     needed = max(views_for(fraction, q, LITTLE_NOISE), 1 + DEGREES * dim / n)
     if needed > MOST_VIEWS:
         left = noise_fraction_at(fraction, q, MOST_VIEWS)
-        return (
-            f"{found}, and even q = {MOST_VIEWS} would leave {100 * left:.0f} %: "
-            "read lidar_corrected"
+        return f"{found}, and even q = {MOST_VIEWS} would leave {100 * left:.0f} %: " + (
+            "read lidar_corrected" if corrected else "the views of a sample share next to nothing"
         )
     more = _round(needed)
     left = noise_fraction_at(fraction, q, more)
-    return f"{found}: take q = {more} ({100 * left:.0f} % expected), or read lidar_corrected"
+    instead = ", or read lidar_corrected" if corrected else ""
+    return f"{found}: take q = {more} ({100 * left:.0f} % expected){instead}"
 
 
 def _enough_degrees(n: int, q: int, dim: int) -> str:

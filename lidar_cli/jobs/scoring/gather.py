@@ -36,6 +36,7 @@ class Gathered:
     """The moments of one layer: of its views, if it has them, and of the rows RankMe reads.
 
     row_source: what those rows are, "clean", "view 0" or "rows".
+    noise_edge: of the eigenvalues that view noise explains, once a score was made.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Gathered:
         )
         self.rows = RowMoments(d, device)
         self.row_source = embeddings.clean_name if embeddings.clean else "view 0"
+        self.noise_edge: float | None = None  # that the score was made with
         self._reads_rows = bool(reads & {"rows", "covariance"})
         self._normalize = settings.normalize
 
     def update(self, chunk: Chunk) -> None:
         """Add a chunk of whole samples."""
         if self.views is not None and chunk.views is not None:
+            self.views.note_type(chunk.views.dtype)
             for part in self._prepared(chunk.views):
                 self.views.update(part)
         clean = chunk.clean

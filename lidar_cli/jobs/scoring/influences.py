@@ -26,7 +26,7 @@ from lidar_cli.settings import MetricSettings, parse_size
 
 BLOCK_NUMBERS = 2**21  # of a block's float64 copy, 16 MB; but for the products' sake at least
 LEAST_BLOCK_ROWS = 1024
-METHOD = 1  # of `core.influence`; another number makes what was kept useless
+METHOD = 2  # of `core.influence` and `view_noise`; another number makes what was kept useless
 
 Influence = Callable[[Tensor], Tensor]  # samples [c, q, d] -> [c] or [c, metrics]
 
@@ -151,7 +151,9 @@ def _of_views(
         of_lda = influence.lda_influence(
             views,
             settings.delta,
-            lambda spectrum: gradients.of_lda(spectrum, views.n, views.n_views, epsilon, lda),
+            lambda spectrum: gradients.of_lda(
+                spectrum, views.n, views.n_views, epsilon, lda, state.noise_edge
+            ),
         )
         found.append((of_lda.names, of_lda.influences))
     if "rankme_augmented" in wanted:

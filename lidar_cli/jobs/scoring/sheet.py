@@ -11,11 +11,13 @@ from torch import Tensor
 
 from lidar_cli.core import metrics, spectra
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.moments import Moments
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.jobs.scoring.confidence import Confidence
 from lidar_cli.jobs.scoring.convergence import DEGREES, MUCH_NOISE, Convergence, much_noise
 from lidar_cli.jobs.scoring.gather import Gathered
+from lidar_cli.jobs.scoring.view_noise import find_view_noise
 from lidar_cli.settings import MetricSettings
 
 RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
@@ -23,9 +25,10 @@ RIDGE_REFUSAL = 0.99  # above which the readings against view noise would be aga
 COLLAPSED = 0.1  # normalised std below which rows point nearly the same way: cosines above 0.99
 FEW = 2  # times the last rank of the power law: below it the fit runs into the end of the spectrum
 EVERY_METRIC = frozenset(METRICS)
+CORRECTED = ("lidar_corrected", "pillai", "information", "reliable_rank")
 NO_VIEWS = {  # by what the rows are called
     "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
-    "clean": "un-augmented embeddings alone; extract with -q 2 or more",
+    "clean": "un-augmented embeddings alone; `lidar extract -q 2` or more adds views",
 }
 
 
@@ -47,6 +50,8 @@ class Score:
     lidar: float | None = None
     noise_fraction: float | None = None
     noise_edge: float | None = None
+    noise_edge_law: str | None = None  # "wachter", or "contrasts" where noise is uneven
+    noise_dispersion: float | None = None  # of residual energies; 1 if noise is alike in samples
     n_above_noise: int | None = None
     lidar_corrected: float | None = None
     pillai: float | None = None
@@ -161,22 +166,38 @@ class Sheet:
             )
             return
         self._set("noise_fraction", lambda: metrics.noise_fraction(eigenvalues, n, q))
+        self._above_noise(eigenvalues, views)
         noise = self._values.get("noise_fraction")
         if noise is not None and noise > MUCH_NOISE:
+            instead = ", or read lidar_corrected" if "lidar_corrected" in self._values else ""
             self._warnings["noise"] = (
-                f"{much_noise(noise, q)}, and lidar counts it as rank: raise q, or read "
-                "lidar_corrected"
+                f"{much_noise(noise, q)}, and lidar counts it as rank: raise q "
+                f"(`lidar extract -q`){instead}"
             )
-        self._set("n_above_noise", lambda: metrics.n_above_noise(eigenvalues, n, q))
-        if self._values.get("n_above_noise") is not None:
-            self._values["noise_edge"] = metrics.noise_edge(n, q, d)
-        corrected = ["lidar_corrected", "pillai", "information", "reliable_rank"]
-        if not self._asked(corrected):
+
+    def _above_noise(self, eigenvalues: Tensor, views: Moments) -> None:
+        """The count of directions above view noise, and what is read from them."""
+        if not self._asked(["n_above_noise", *CORRECTED]):
             return
+        n, q, epsilon = views.n, views.n_views, self._settings.epsilon
         try:
-            signal = metrics.corrected_spectrum(eigenvalues, n, q)
+            noise = find_view_noise(self._embeddings, self._settings, views)
         except DegenerateFeatures as error:
-            self._null(corrected, str(error))
+            self._null(["n_above_noise", *CORRECTED], str(error))
+            return
+        self._state.noise_edge = noise.edge
+        self._values |= {
+            "noise_edge": noise.edge,
+            "noise_edge_law": noise.law,
+            "noise_dispersion": noise.dispersion,
+        }
+        if noise.remark is not None:
+            self._warnings["uneven"] = noise.remark
+        self._set("n_above_noise", lambda: metrics.n_above_noise(eigenvalues, n, q, noise.edge))
+        try:
+            signal = metrics.corrected_spectrum(eigenvalues, n, q, noise.edge)
+        except DegenerateFeatures as error:
+            self._null(CORRECTED, str(error))
             return
         self._set("lidar_corrected", lambda: metrics.effective_rank(signal, epsilon))
         self._set("pillai", lambda: metrics.pillai(signal))
@@ -197,7 +218,7 @@ class Sheet:
             if rows.n < rows.dim:
                 self._warnings["rows"] = (
                     f"RankMe reads {rows.n} rows and d = {rows.dim}: it cannot exceed {rows.n}; "
-                    "raise --clean-samples"
+                    "embed more (`lidar extract --clean-samples`)"
                 )
         names = [name for name, metric in METRICS.items() if metric.reads == "covariance"]
         if not self._asked(names):

@@ -124,6 +124,7 @@ def _verdict(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
         element("h3", None, "Metrics against the oracle"),
         element("p", None, told),
         text_table(headers, rows),
+        *(element("p", None, line) for line in against.without_intervals(verdict)),
         element("p", {"class": "quiet"}, explained) if explained else "",
     )
 

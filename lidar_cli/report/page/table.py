@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.scoring.confidence import Interval
-from lidar_cli.report.numbers import MISSING, text_of
+from lidar_cli.report.numbers import MISSING, metric_text, text_of
 from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, broken, element, joined
 from lidar_cli.report.probe import percent
@@ -107,8 +107,8 @@ def _value(entry: Entry, name: str, leading: bool) -> Markup:
     if value is None:
         reason = entry.score.notes.get(name)
         return element("td", {"class": "null", "data-key": None, "title": reason}, MISSING)
-    text = text_of(value)
-    reach = with_reach(value, interval).removeprefix(text).replace(" +- ", "\u2009±\u2009")
+    text = metric_text(name, value)
+    reach = with_reach(name, value, interval).removeprefix(text).replace(" +- ", "\u2009±\u2009")
     shown = joined(text, element("small", None, reach)) if reach else joined(text)
     attributes = {"data-key": repr(float(value)), "title": between(interval) or None}
     return element("td", attributes | {"class": "leading" if leading else None}, shown)
