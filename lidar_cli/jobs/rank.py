@@ -20,7 +20,7 @@ from lidar_cli.errors import InputError, LidarError, SettingsError, nearest
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.view_store import view_memory
 from lidar_cli.jobs.extract import tell_of
-from lidar_cli.jobs.memory import SHARE, free_memory
+from lidar_cli.jobs.memory import SHARE, check_free, free_memory
 from lidar_cli.jobs.place import Place
 from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.cached import Cache, Scored
@@ -94,8 +94,8 @@ def checked(directory: Path, settings: RankSettings) -> Metric:
     by = find_metric(settings.by)
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     check_names(settings.format, settings.branch)
-    parse_size(settings.memory)
-    view_memory(settings.view_memory)
+    check_free(f"--memory {settings.memory}", parse_size(settings.memory))
+    check_free(f"--view-memory {settings.view_memory}", view_memory(settings.view_memory) or 0)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")
     return by

@@ -15,13 +15,14 @@ from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import InputError, SettingsError, nearest
 from lidar_cli.features import is_hdf5, read_hdf5
 from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.memory import check_free
 from lidar_cli.jobs.scoring.confidence import confidence, without_interval
 from lidar_cli.jobs.scoring.fellows import Fellows, gather_together
 from lidar_cli.jobs.scoring.gather import Gathered, enough_memory, gather
 from lidar_cli.jobs.scoring.influences import influences
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score, Sheet
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.settings import MetricSettings, ScoreSettings
+from lidar_cli.settings import MetricSettings, ScoreSettings, parse_size
 
 
 def score_file(
@@ -38,6 +39,7 @@ def score_file(
     """
     watcher = watcher or Watcher()
     wanted = parse_metrics(settings.metrics)
+    check_free(f"--memory {settings.memory}", parse_size(settings.memory))
     device = find_device(settings.device)
     with fellows.alike() if fellows else nullcontext():
         layers = open_embeddings(path, settings)
