@@ -17,9 +17,13 @@ from lidar_cli.errors import SettingsError
 EMBEDDED = "embedded"  # the value of --data that names the images made from scikit-learn's
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 
-Count = Annotated[int, Ge(1)]
-Constant = Annotated[float, Ge(0), Lt(float("inf"))]
-Positive = Annotated[float, Gt(0), Lt(float("inf"))]
+# Every number has an upper bound, since a file that came with a download may set it.
+Count = Annotated[int, Ge(1), Le(10**6)]
+Samples = Annotated[int, Ge(1), Le(10**8)]
+Seed = Annotated[int, Ge(-(2**63)), Lt(2**63)]
+Constant = Annotated[float, Ge(0), Le(1e30)]
+Positive = Annotated[float, Gt(0), Le(1e30)]
+Seconds = Annotated[float, Gt(0), Le(10**6)]
 Level = Annotated[float, Gt(0), Lt(1)]
 
 
@@ -65,16 +69,18 @@ class SampleSettings:
         "--label-column",
         help="Column of an hfds/ set [default: label, else the one of type ClassLabel].",
     )
-    n_samples: Count = setting(1000, "-n", "--n-samples", help="Samples that are embedded q times.")
-    n_views: Annotated[int, Ge(0)] = setting(
+    n_samples: Samples = setting(
+        1000, "-n", "--n-samples", help="Samples that are embedded q times."
+    )
+    n_views: Annotated[int, Ge(0), Le(1000)] = setting(
         10, "-q", "--n-views", help="Views of each sample; 0 embeds un-augmented images alone."
     )
-    clean_samples: Count | None = setting(
+    clean_samples: Samples | None = setting(
         None,
         "--clean-samples",
         help="Samples embedded un-augmented, for RankMe and alpha-ReQ [default: n].",
     )
-    seed: int = setting(0, "--seed", help="Seed of the draw of samples and views.")
+    seed: Seed = setting(0, "--seed", help="Seed of the draw of samples and views.")
     views: str = setting(
         "auto",
         "--views",
@@ -102,7 +108,7 @@ class SampleSettings:
         help="Images that cannot be read or decoded: fail, or skip: each gives its place to the "
         "next in the draw, and is listed in the feature file.",
     )
-    workers: Count | None = setting(
+    workers: Annotated[int, Ge(1), Le(1024)] | None = setting(
         None, "--workers", help="Decoding threads [default: one a core, at most 16]."
     )
 
@@ -237,12 +243,12 @@ class FollowSettings:
     watch: bool = setting(
         False, "--watch", help="Follow DIR, a JSON line a checkpoint as it lands, until Ctrl-C."
     )
-    interval: Positive = setting(
+    interval: Seconds = setting(
         10.0,
         "--interval",
         help="Seconds between two looks of --watch; a file that rested between them is complete.",
     )
-    watch_for: Constant | None = setting(
+    watch_for: Annotated[float, Ge(0), Le(10**9)] | None = setting(
         None, "--watch-for", help="Seconds after which --watch takes a last look and ends."
     )
     jsonl: Path | None = setting(
@@ -260,7 +266,7 @@ class ClaimSettings:
     collect: bool = setting(
         False, "--collect", help="Embed nothing: rank what other processes have made so far."
     )
-    claim_timeout: Positive = setting(
+    claim_timeout: Seconds = setting(
         120.0,
         "--claim-timeout",
         help="Seconds of silence after which the work of a process on another host is taken over.",
@@ -300,7 +306,7 @@ class RankSettings(SampleSettings, ModelSettings, MetricSettings, FollowSettings
         "--oracle",
         help="Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'.",
     )
-    oracle_samples: Count | None = setting(
+    oracle_samples: Samples | None = setting(
         None,
         "--oracle-samples",
         help="Labelled images for --oracle probe [default: as many as are un-augmented].",
@@ -339,7 +345,7 @@ class ProbeSettings(DeviceSettings):
     neighbours: Count = setting(20, "--neighbours", help="k of knn.")
     temperature: Positive = setting(0.07, "--temperature", help="T of knn's votes, exp(cos / T).")
     ridge: Constant = setting(1.0, "--ridge", help="Of ridge, in units of a standardised row.")
-    seed: int = setting(0, "--seed", help="Seed of splits and of the order of rows.")
+    seed: Seed = setting(0, "--seed", help="Seed of splits and of the order of rows.")
     memory: str = setting(
         "4GB",
         "--memory",
@@ -356,7 +362,7 @@ class InspectSettings(FormatSettings):
 class DemoSettings(DeviceSettings):
     """`lidar demo`."""
 
-    seed: int = setting(0, "--seed", help="Seed of images, hyperparameters and training.")
+    seed: Seed = setting(0, "--seed", help="Seed of images, hyperparameters and training.")
 
 
 COMMANDS: dict[str, type] = {

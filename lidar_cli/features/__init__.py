@@ -23,6 +23,7 @@ from lidar_cli.features.read import (
     read_provenance,
 )
 from lidar_cli.features.shards import agree, check_startable, join, joined_name, shard_path
+from lidar_cli.features.space import amount, size_of
 from lidar_cli.features.write import FeatureWriter, begun_path, check_absent, remove_unbegun
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Layout",
     "Share",
     "agree",
+    "amount",
     "as_numbers",
     "begun_path",
     "check_absent",
@@ -46,5 +48,6 @@ __all__ = [
     "read_provenance",
     "remove_unbegun",
     "shard_path",
+    "size_of",
     "walk_ahead",
 ]

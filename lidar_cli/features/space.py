@@ -25,18 +25,23 @@ def check_space(partial: Path, layout: Layout, texts: Sequence[str]) -> None:
 
     texts: what the file will hold in words.
     """
-    rows = layout.n_samples * layout.n_views + layout.n_clean
-    size = sum(layout.widths.values()) * rows * np.dtype(TYPES[layout.storage]).itemsize
+    size = size_of(layout)
     # Checksums and flags; names with a reference of 16 bytes and a header each; HDF5's own tables.
     begin = 2**18 + (64 + 8 * len(layout.widths)) * layout.n_clean + 8 * sum(map(len, texts))
     free = shutil.disk_usage(partial.parent).free
     if size + begin > free:
         raise FeatureFileError(
-            f"{partial}: will take {_amount(size + begin)} and {_amount(free)} are free; "
+            f"{partial}: will take {amount(size + begin)} and {amount(free)} are free; "
             "free some space, lower -n or -q, or use --storage float16"
         )
     with tempfile.TemporaryFile(dir=partial.parent) as probe:  # a quota tells nothing beforehand
         _take_blocks(probe.fileno(), begin)
+
+
+def size_of(layout: Layout) -> int:
+    """Bytes of all embeddings of a feature file."""
+    rows = layout.n_samples * layout.n_views + layout.n_clean
+    return sum(layout.widths.values()) * rows * np.dtype(TYPES[layout.storage]).itemsize
 
 
 def reserve(file: h5py.File) -> None:
@@ -51,5 +56,6 @@ def _take_blocks(handle: int, size: int) -> None:
         os.posix_fallocate(handle, 0, max(1, size))
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
+    """A number of bytes in words."""
     return f"{size / 2**30:,.2f} GB" if size >= 2**27 else f"{size / 2**20:,.2f} MB"

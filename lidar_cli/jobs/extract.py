@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,14 @@ from torch.nn.parameter import is_lazy
 from lidar_cli.checkpoints import Loaded, open_checkpoint, sha256, stamp, wrap_module
 from lidar_cli.checkpoints.own_module import restored
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.features import FeatureWriter, check_absent, read_interrupted, read_provenance
+from lidar_cli.features import (
+    FeatureWriter,
+    amount,
+    check_absent,
+    read_interrupted,
+    read_provenance,
+    size_of,
+)
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.batch_size import at_size_that_fits, find_batch_size
 from lidar_cli.jobs.embedding.batches import Pass
@@ -30,6 +38,7 @@ from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views import find_recipe
 
 BATCHES_UNTIL = 8  # at least, so that the last holds few samples that were not asked for
+SAID = 2**30  # bytes on a disk, above which a run says beforehand what it takes
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 
 
@@ -132,6 +141,8 @@ def extract_checkpoint(
     for remark in [*remarks, f"assumed {assumed}" if assumed else None]:
         if remark:
             watcher.note(f"{checkpoint}: {remark}")
+    if not settings.resume:
+        say_room(f"{output}: will take", size_of(plan.layout), output.parent, watcher)
     if not shared:
         return run(plan, loaded, samples, settings, output, device, watcher)
     begun = time.monotonic()
@@ -236,6 +247,16 @@ def run(
     if until is not None and not fixed:
         size = min(size, max(1, until // BATCHES_UNTIL))
     return at_size_that_fits(size, write, fixed is not None)
+
+
+def say_room(what: str, size: int, folder: Path, watcher: Watcher) -> None:
+    """Say what a run is about to take on a disk, where that is much, or more than is free."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:  # writing there says why
+        return
+    if size > min(free, SAID):
+        watcher.note(f"{what} {amount(size)} on the disk, {amount(free)} are free")
 
 
 def _writer(

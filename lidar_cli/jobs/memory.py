@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from lidar_cli.errors import SettingsError
+
 SHARE = 0.25  # of what is free, that one use of memory may take
 UNKNOWN = 4 * 2**30  # bytes taken for free where the system does not say
 _GROUPS = Path("/sys/fs/cgroup")
@@ -22,6 +24,16 @@ def free_memory() -> int:
     for group in {_GROUPS / (own[1] if own else ""), _GROUPS}:
         free = min(free, _left_in(group, free))
     return max(0, free)
+
+
+def check_free(option: str, size: int) -> None:
+    """Raise SettingsError if an option asks for more memory than is free."""
+    free = free_memory()
+    if size > free:
+        raise SettingsError(
+            f"{option}: asks for {size / 2**30:,.2f} GB of memory, {free / 2**30:,.2f} GB are "
+            "free; give less"
+        )
 
 
 def _left_in(group: Path, unlimited: int) -> int:

@@ -16,6 +16,7 @@ import torch
 
 from lidar_cli.errors import LidarError, SettingsError
 from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.memory import check_free
 from lidar_cli.jobs.probing.classify import Accuracy, Classifier, measure
 from lidar_cli.jobs.probing.labelled import Member, open_members
 from lidar_cli.jobs.probing.linear import fit, memory_of
@@ -97,7 +98,8 @@ def probe_files(
     watcher = watcher or Watcher()
     device = find_device(settings.device)
     rates = parse_rates(settings.learning_rates)
-    parse_size(settings.memory)
+    if settings.memory != ProbeSettings.memory:  # less than which small files need anyway
+        check_free(f"--memory {settings.memory}", parse_size(settings.memory))
     sweep = settings.method == "linear" and len(rates) > 1
     members: list[Member] = []
     failed: list[Unprobed] = []

@@ -22,7 +22,7 @@ from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.view_store import view_memory
 from lidar_cli.jobs.extract import tell_of
-from lidar_cli.jobs.memory import SHARE, free_memory
+from lidar_cli.jobs.memory import SHARE, check_free, free_memory
 from lidar_cli.jobs.place import Place
 from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.cached import Cache, Scored
@@ -106,8 +106,8 @@ def checked(directory: Path, settings: RankSettings) -> Metric:
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     check_names(settings.format, settings.branch)
     check_assumptions(settings.assume)
-    parse_size(settings.memory)
-    view_memory(settings.view_memory)
+    check_free(f"--memory {settings.memory}", parse_size(settings.memory))
+    check_free(f"--view-memory {settings.view_memory}", view_memory(settings.view_memory) or 0)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")
     return by

@@ -15,6 +15,7 @@ from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import InputError, SettingsError, nearest
 from lidar_cli.features import is_hdf5, read_hdf5
 from lidar_cli.jobs.device import find_device
+from lidar_cli.jobs.memory import check_free
 from lidar_cli.jobs.scoring.confidence import confidence, without_interval
 from lidar_cli.jobs.scoring.fellows import Fellows, gather_together
 from lidar_cli.jobs.scoring.gather import Gathered, enough_memory, gather
@@ -22,7 +23,7 @@ from lidar_cli.jobs.scoring.groups import Grouping, summed
 from lidar_cli.jobs.scoring.influences import influences
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score, Sheet
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings
+from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings, parse_size
 
 
 def score_file(
@@ -41,6 +42,7 @@ def score_file(
     """
     watcher = watcher or Watcher()
     wanted = parse_metrics(settings.metrics)
+    check_free(f"--memory {settings.memory}", parse_size(settings.memory))
     device = find_device(settings.device)
     groups = groups or open_groups(settings)
     with fellows.alike() if fellows else nullcontext():

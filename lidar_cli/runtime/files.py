@@ -18,6 +18,8 @@ KINDS = {
     stat.S_IFLNK: "a link",
 }
 
+_piped: dict[tuple[Path, int, int], bytes] = {}  # what pipes held that were read to their end
+
 
 class NotAFile(OSError):
     """A path that leads to a pipe, a socket or a device, or is a link where none is allowed."""
@@ -70,9 +72,20 @@ def read_limited(path: Path, most: int = LARGEST_TABLE, follow: bool = True) -> 
 
 
 def read_named(path: Path, most: int = LARGEST_TABLE) -> bytes:
-    """The content of a file, pipe or device that the user named. Raises OSError beyond `most`."""
-    with path.open("rb") as file:
-        return _read(file, path, most)
+    """The content of a file, pipe or device that the user named. Raises OSError beyond `most`.
+
+    What a pipe held is remembered, since it can be read once.
+    """
+    kind = irregular(path)
+    status = path.stat()
+    key = path, status.st_dev, status.st_ino
+    if kind is None or key not in _piped:
+        with path.open("rb") as file:
+            content = _read(file, path, most)
+        if kind is None:
+            return content
+        _piped[key] = content
+    return _piped[key]
 
 
 def _read(file: BinaryIO, path: Path, most: int) -> bytes:

@@ -33,7 +33,7 @@ class MultiBlock:
     target_ratio: tuple[Ratio, Ratio] = (0.75, 1.5)
     context_scale: tuple[Part, Part] = (0.85, 1.0)
     context_ratio: tuple[Ratio, Ratio] = (1.0, 1.0)
-    min_keep: Annotated[int, Ge(0)] = 10
+    min_keep: Annotated[int, Ge(0), Le(10**6)] = 10
     batch: Annotated[int, Ge(1), Le(4096)] = 128
 
 
@@ -50,7 +50,7 @@ class Blocks:
 
     rule: Literal["blocks"] = "blocks"
     masked: Share = 120 / 196
-    smallest: Annotated[int, Ge(1)] = 16
+    smallest: Annotated[int, Ge(1), Le(10**6)] = 16
     ratio: tuple[Ratio, Ratio] = (0.3, 1 / 0.3)
 
 
@@ -66,7 +66,7 @@ class InverseBlocks:
     rule: Literal["inverse-blocks"] = "inverse-blocks"
     masked: Share = 0.8
     adjust: Annotated[float, Ge(0), Lt(1)] = 0.07
-    side: Annotated[int, Ge(1)] = 3
+    side: Annotated[int, Ge(1), Le(10**6)] = 3
 
 
 MaskRule = MultiBlock | Blocks | InverseBlocks

@@ -30,10 +30,10 @@ PIXEL_STATS: dict[str, tuple[Triple, Triple]] = {
 }
 
 Probability = Annotated[float, Ge(0), Le(1)]
-Probabilities = Annotated[tuple[Probability, ...], Len(1)]
-Positive = Annotated[float, Gt(0)]
+Probabilities = Annotated[tuple[Probability, ...], Len(1, 64)]
+Positive = Annotated[float, Gt(0), Le(1000)]
 Sigma = Annotated[float, Gt(0), Le(100)]
-NotNegative = Annotated[float, Ge(0)]
+NotNegative = Annotated[float, Ge(0), Le(1000)]
 Interpolation = Literal["bilinear", "bicubic"]
 Operation = Literal["crop", "flip", "jitter", "grey", "blur", "solarise"]
 
@@ -104,11 +104,11 @@ class Recipe:
     blur: Probabilities = (0.0,)
     blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0)  # pixels of the view
     blur_filter: Literal["gaussian", "pillow"] = "gaussian"
-    blur_kernel: Annotated[int, Ge(1)] | None = None
+    blur_kernel: Annotated[int, Ge(1), Le(8191)] | None = None
     solarise: Probabilities = (0.0,)
     mean: tuple[float, float, float] = PIXEL_STATS["imagenet"][0]
     std: tuple[Positive, Positive, Positive] = PIXEL_STATS["imagenet"][1]
-    clean_resize: Annotated[float, Ge(1)] = 256 / 224
+    clean_resize: Annotated[float, Ge(1), Le(16)] = 256 / 224
     clean_crop: Literal["after", "before"] = "after"
     clean_interpolation: Interpolation = "bicubic"
     crops: Literal["all", "global"] = "all"

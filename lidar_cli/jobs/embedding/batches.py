@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from lidar_cli.checkpoints import Loaded
+from lidar_cli.errors import CheckpointError
 from lidar_cli.jobs.device import cores
 from lidar_cli.jobs.embedding.lane import Lane, mark, take_over
 from lidar_cli.jobs.embedding.plan import Plan
 from lidar_cli.jobs.embedding.view_store import ViewStore
+from lidar_cli.jobs.memory import free_memory
 from lidar_cli.samples import Samples
 from lidar_cli.views import Mask
 
 MOST_WORKERS = 16
+COPIES = 2  # of a batch: as its views are drawn, and as the model takes them
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,11 @@ def batches(work: Pass, size: int, starts: Sequence[int]) -> Iterator[Batch]:
     """The batches that begin at `starts`, decoded by threads that stay one batch ahead.
 
     On CUDA they are copied and drawn in a lane of their own.
-    Raises InputError if an image cannot be decoded.
+    Raises InputError if an image cannot be decoded, CheckpointError if a batch does not fit into
+    main memory.
     """
     total = work.plan.layout.n_clean
+    _check_memory(work, size)
     lane = Lane(work.device)
     pool = ThreadPoolExecutor(work.workers or min(MOST_WORKERS, cores()))
     try:
@@ -110,6 +115,19 @@ def batches(work: Pass, size: int, starts: Sequence[int]) -> Iterator[Batch]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         lane.finish()
+
+
+def _check_memory(work: Pass, size: int) -> None:
+    """Raise CheckpointError if a batch would take more main memory than is free."""
+    views = work.plan.views
+    images = size * (2 if views.alike else views.n_views + 1)
+    need, free = COPIES * images * 3 * views.image_size**2 * 4, free_memory()
+    if work.device.type == "cpu" and need > free:
+        raise CheckpointError(
+            f"{images:,} images of {views.image_size} px, those of a batch of {size}, take "
+            f"{need / 2**30:,.2f} GB in memory and {free / 2**30:,.2f} GB are free; lower -q, "
+            "--image-size or --batch-size"
+        )
 
 
 def _kept(work: Pass, sample: int) -> bool:

@@ -14,12 +14,19 @@ import torch
 from lidar_cli.checkpoints import Loaded, sha256, stamp
 from lidar_cli.embeddings import Names
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
-from lidar_cli.features import begun_path, partial_path, read_first, read_provenance, walk_ahead
+from lidar_cli.features import (
+    begun_path,
+    partial_path,
+    read_first,
+    read_provenance,
+    size_of,
+    walk_ahead,
+)
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.plan import Plan, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
-from lidar_cli.jobs.extract import changed, open_with, run, stem
+from lidar_cli.jobs.extract import changed, open_with, run, say_room, stem
 from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.claims import Claims, set_apart
 from lidar_cli.jobs.ranking.stored import ordering, score_features, serves
@@ -176,6 +183,8 @@ class Cache:
         for checkpoint, plan in self.plans(checkpoints, fail):
             if wanted(checkpoint, plan):
                 by_views.setdefault(plan.views, []).append((checkpoint, plan))
+        if self._settings.store and not self._settings.collect:
+            self._say_room([task for tasks in by_views.values() for task in tasks])
         with Claims(self._claims, self._settings.claim_timeout) as claims:
             there: list[Task] = []
             claimed: list[Task] = []  # by other processes
@@ -258,6 +267,14 @@ class Cache:
                 f"{len(outdated)} of {len(tasks)} checkpoints are embedded again: their rows are "
                 f"of another embedding revision than {EMBEDDING_REVISION}"
             )
+
+    def _say_room(self, tasks: Sequence[Task]) -> None:
+        missing = [task for task in tasks if not self._has(*task)]
+        begun = sum(partial_path(self._own(*task)).exists() for task in missing)
+        size = sum(size_of(plan.layout) for _, plan in missing)
+        if len(missing) > 1 and not begun:
+            what = f"{self._folder}: {len(missing)} checkpoints will take"
+            say_room(what, size, self._folder, self._watcher)
 
     def _make(
         self,
