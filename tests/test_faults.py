@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import replaced_in_place, told, values
-from make import checkpoint, environment
+from faults import N, replaced_in_place, told, values
+from make import checkpoint, environment, image_folder
 
 from lidar_cli.errors import CheckpointError, InputError
 from lidar_cli.jobs import extract as extracting
@@ -19,6 +19,11 @@ from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import ExtractSettings, RankSettings
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images"), N)
 
 
 @pytest.mark.parametrize("store", [True, False])

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from make import checkpoint, environment, lidar, state_dict
+from make import checkpoint, environment, image_folder, lidar, state_dict
 from watch_runs import SIZE, N, Q, words
 
 from lidar_cli.jobs.rank import rank_directory
@@ -22,6 +22,11 @@ from lidar_cli.jobs.ranking.follow import Landed, Landings, follow
 from lidar_cli.jobs.ranking.survey import Left
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import RankSettings
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images"), N)
 
 
 def settings(images: Path, **more: Any) -> RankSettings:

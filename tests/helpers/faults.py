@@ -6,17 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pytest
-from make import checkpoint, image_folder
+from make import checkpoint
 
 from lidar_cli.jobs.rank import Ranking
 
 N, Q, SIZE = 24, 4, 24
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("images"), N)
 
 
 def told(images: Path, **more: Any) -> dict[str, Any]:
