@@ -15,7 +15,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from make import checkpoint, crop, encoded, image_folder, lidar, lidar_here, size
+from make import (
+    besides_assumptions,
+    checkpoint,
+    crop,
+    encoded,
+    image_folder,
+    lidar,
+    lidar_here,
+    size,
+)
 
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.features import partial_path
@@ -195,7 +204,7 @@ def test_the_file_counts_and_lists_them(images: Path, tmp_path: Path, shell: She
     words = ["extract", path, "--data", images, "-o", tmp_path / "a.h5"]
     refused = shell(*words)
     assert (refused.returncode, refused.stdout) == (3, "")
-    assert refused.stderr.count("\n") == 1
+    assert besides_assumptions(refused.stderr).count("\n") == 1
     assert any(name in refused.stderr for name in FAULTS)
     assert refused.stderr.rstrip().endswith("leave out what is bad with --bad-samples skip")
     done = shell(*words, "--bad-samples", "skip", "--overwrite")

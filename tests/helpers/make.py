@@ -161,3 +161,8 @@ def lidar_here(
     told = capfd.readouterr()
     status = left.value.code if isinstance(left.value.code, int) else int(bool(left.value.code))
     return subprocess.CompletedProcess(words, status, told.out, told.err)
+
+
+def besides_assumptions(stderr: str) -> str:
+    """What else a command said than what it assumes of checkpoints, which test_assume is about."""
+    return "".join(line for line in stderr.splitlines(True) if ": assumed " not in line)
