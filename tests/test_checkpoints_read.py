@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from make import CHANNELS, tiny_state_dict
 from safetensors.torch import save_file
-from tiny_state_dict import CHANNELS, tiny_state_dict
 from torch import nn
 
 from lidar_cli.checkpoints import open_checkpoint, read_checkpoint, read_contents, sha256

@@ -12,8 +12,8 @@ import pytest
 import torch
 from formats import FIXTURES
 from layouts import Fixture
+from literal import bits
 from mutations import mutated
-from tensor_bits import bits
 from torch import Tensor
 
 from lidar_cli.checkpoints import open_checkpoint

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hostile_pickles import REFUSED, beside, text, within
 from hostile_sizes import BOMBS, entry, header
-from tiny_state_dict import tiny_state_dict
+from make import tiny_state_dict
 
 LAYOUTS = {
     "zip": (pickles.write_zip, beside),

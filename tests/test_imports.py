@@ -227,6 +227,26 @@ def test_score_loads_neither_timm_nor_scipy_nor_sklearn(tmp_path):
     assert packages.isdisjoint(SCORE_MAY_NOT)
 
 
+def modules_of_tests_imported(folder, prefix, allowed=()):
+    """Modules of one folder that are tests or benchmarks themselves and imported by another."""
+    files = sorted((Path(__file__).parent / folder).glob("*.py"))
+    names = {path.stem for path in files if path.stem.startswith(prefix)}
+    return {
+        (path.stem, name)
+        for path in files
+        if path.stem not in allowed
+        for name in imported_names(path, {})
+        if name.partition(".")[0] in names
+    }
+
+
+def test_what_test_modules_share_lies_in_helpers():
+    assert modules_of_tests_imported(".", "test_") == set()
+    assert modules_of_tests_imported("helpers", "test_") == set()
+    assert modules_of_tests_imported("benchmarks", "bench_", allowed=("run",)) == set()
+    assert ("run", "bench_pass") in modules_of_tests_imported("benchmarks", "bench_")
+
+
 def test_the_check_of_loaded_packages_can_fail():
     _, packages = loaded_by("--help", before="import h5py")
     assert not packages.isdisjoint(HEAVY)

@@ -14,8 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from make import crop, encoded, image_folder, size
-from photos import PHOTO
+from make import PHOTO, crop, encoded, image_folder, size
 from PIL import Image
 from reading import Pixels, decoded, number, opened, refused
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make import crop, encoded, image_folder, size
+from make import PHOTO, crop, encoded, image_folder, size
 from numpy.typing import NDArray
-from photos import PHOTO
 from reading import assert_crops, decoded, number, opened, refused
 
 from lidar_cli.errors import InputError, MissingExtra, SettingsError

@@ -21,8 +21,8 @@ import numpy as np
 import pickles
 import pytest
 import torch
+from literal import bits
 from safetensors.torch import save_file
-from tensor_bits import bits
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.lazy import ITEMSIZE, LazyTensor

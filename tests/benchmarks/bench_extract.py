@@ -2,29 +2,23 @@
 
 import subprocess
 import sys
-import time
-from contextlib import ExitStack
 from pathlib import Path
-from unittest import mock
 
 import timm
 import torch
+from extraction import photographs, profile
 from harness import Goal, Line, alternate, median, ratio
-from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from lidar_cli.checkpoints import open_checkpoint
-from lidar_cli.features import FeatureWriter
-from lidar_cli.jobs.embedding import batches, embed
+from lidar_cli.jobs.embedding import batches
 from lidar_cli.jobs.embedding.batch_size import find_batch_size
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.forward import arithmetic
 from lidar_cli.jobs.embedding.plan import make_plan
 from lidar_cli.jobs.extract import run
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.samples import Samples, open_samples
+from lidar_cli.samples import open_samples
 from lidar_cli.settings import ExtractSettings
-from lidar_cli.views import Views
 
 SIZE, N, Q = 224, 64, 10
 ARCHITECTURES = {
@@ -38,17 +32,6 @@ SAMPLES = {"cpu": N, "cuda": 1000}
 REPEATS = 3
 PROCESS_REPEATS = 2
 LOOP = Path(__file__).parent / "plain_loop.py"
-
-
-def photographs(folder, count, height=375, width=500):
-    """JPEG files, each another crop of one of scikit-learn's two photographs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    both = load_sample_images().images
-    for k in range(count):
-        top, left = 31 * k % (427 - height), 53 * k % (640 - width)
-        crop = both[k % 2][top : top + height, left : left + width]
-        Image.fromarray(crop).save(folder / f"{k:04}.jpg", quality=90)
-    return folder
 
 
 def model_file(folder, arch):
@@ -101,45 +84,6 @@ def beside_the_model(device, folder, images, arch, n):
             at_most=1.25 if device.type == "cpu" else 1.1,
         ),
         profile(whole),
-    )
-
-
-def profile(whole):
-    """Shares of the wall time of one run; stages overlap, so that they may add up to more than 1.
-
-    On CUDA they are those of the threads that start the work.
-    """
-    spent = {}
-
-    def timed(owner, name, stage):
-        function = getattr(owner, name)
-
-        def timing(*given, **named):
-            begun = time.perf_counter()
-            try:
-                return function(*given, **named)
-            finally:
-                spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - begun
-
-        return mock.patch.object(owner, name, timing)
-
-    with ExitStack() as stack:
-        for owner, name, stage in (
-            (Samples, "decode", "decode"),
-            (Views, "views", "views"),
-            (Views, "clean", "views"),
-            (batches, "_assemble", "copy"),
-            (embed, "forward", "forward"),
-            (FeatureWriter, "write", "write"),
-        ):
-            stack.enter_context(timed(owner, name, stage))
-        begun = time.perf_counter()
-        whole()
-        total = time.perf_counter() - begun
-    spent["copy"] -= spent["views"]  # views are made inside
-    stages = ("forward", "views", "decode", "copy", "write")
-    return "of the wall time " + ", ".join(
-        f"{stage} {spent[stage] / total:.0%}" for stage in stages
     )
 
 

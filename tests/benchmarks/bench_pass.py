@@ -2,9 +2,8 @@
 
 from unittest import mock
 
-import numpy as np
 import torch
-from harness import Goal, Line, alternate, median
+from harness import Goal, Line, alternate, median, write_embeddings
 
 from lidar_cli.core.moments import HELD_NUMBERS, LEAST_HELD_ROWS
 from lidar_cli.core.products import Scatter
@@ -66,13 +65,3 @@ def measure(path, d, device, repeats):
         f"ours without its products {median(seconds['rest']):.3g} s: reading, and float64 steps on "
         f"single numbers, of which there are {Q * d * n / 1e6:.3g} million",
     )
-
-
-def write_embeddings(path, n, q, d, chunk=1000):
-    """Normal embeddings [n, q, d] in float32, made chunk by chunk."""
-    generator = np.random.default_rng(0)
-    out = np.lib.format.open_memmap(path, "w+", np.float32, (n, q, d))
-    for start in range(0, n, chunk):
-        count = min(chunk, n - start)
-        out[start : start + count] = generator.standard_normal((count, q, d), np.float32)
-    out.flush()

@@ -1,8 +1,7 @@
 """What a probe costs: checkpoints side by side, and rows read from a file in each epoch."""
 
 import torch
-from bench_process import LIDAR, peak_memory
-from harness import Goal, Line, alternate, median, ratio
+from harness import LIDAR, Goal, Line, alternate, median, peak_memory, ratio
 
 from lidar_cli.features import FeatureWriter, Layout, read_hdf5
 from lidar_cli.jobs.probing.linear import fit

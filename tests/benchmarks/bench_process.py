@@ -8,20 +8,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from bench_pass import write_embeddings
-from harness import Goal, Line, Skipped, alternate, median
+from harness import LIDAR, Goal, Line, Skipped, alternate, median, peak_memory, write_embeddings
 
-LIDAR = [sys.executable, "-m", "lidar_cli"]
-# A child starts out with the high-water mark of the process that forks it, and this one has grown:
-# a fresh interpreter of a few MB stands between.
-MEASURE = """
-import os, subprocess, sys
-with subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL) as child:
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-print(usage.ru_maxrss)
-sys.exit(child.returncode)
-"""
 REPTRIX = """
 import sys, numpy, torch
 from reptrix import lidar
@@ -105,13 +93,6 @@ def bench_start(_device, folder, repeats=7):
 
 def runner(command):
     return lambda: subprocess.run(command, capture_output=True, check=True)
-
-
-def peak_memory(command):
-    """Largest resident size in MB of a child, as the kernel accounts for it."""
-    measured = [sys.executable, "-c", MEASURE, *command]
-    ended = subprocess.run(measured, check=True, stdout=subprocess.PIPE)
-    return int(ended.stdout) * (1 if sys.platform == "darwin" else 1024) / 2**20
 
 
 def as_hdf5(npy: Path) -> Path:

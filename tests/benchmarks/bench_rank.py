@@ -7,7 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
-from bench_extract import photographs, profile
+from extraction import photographs, profile
 from harness import Goal, Line, alternate, median, ratio
 
 from lidar_cli.jobs.extract import extract_checkpoint

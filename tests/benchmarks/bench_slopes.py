@@ -11,8 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
-from bench_pass import write_embeddings
-from harness import Goal, Line, alternate, median
+from harness import Goal, Line, alternate, median, write_embeddings
 from PIL import Image
 from sklearn.datasets import load_sample_images
 

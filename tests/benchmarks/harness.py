@@ -12,10 +12,13 @@ is compared is the median of the ratios of neighbouring turns, never the ratio o
 import csv
 import os
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 RESULTS = Path(__file__).parent / "results"
@@ -23,6 +26,18 @@ COLUMNS = [
     *("row", "case", "against", "precision", "repeats", "ours", "theirs", "unit"),
     *("figure", "figure_is", "goal", "verdict", "remark"),
 ]
+
+LIDAR = [sys.executable, "-m", "lidar_cli"]
+# A child starts out with the high-water mark of the process that forks it, and this one has grown:
+# a fresh interpreter of a few MB stands between.
+MEASURE = """
+import os, subprocess, sys
+with subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL) as child:
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+print(usage.ru_maxrss)
+sys.exit(child.returncode)
+"""
 
 median = statistics.median
 
@@ -107,6 +122,23 @@ def alternate(sides, repeats, warm=1, device="cpu"):
             if turn >= warm:
                 seconds[name].append(spent)
     return seconds
+
+
+def peak_memory(command):
+    """Largest resident size in MB of a child, as the kernel accounts for it."""
+    measured = [sys.executable, "-c", MEASURE, *command]
+    ended = subprocess.run(measured, check=True, stdout=subprocess.PIPE)
+    return int(ended.stdout) * (1 if sys.platform == "darwin" else 1024) / 2**20
+
+
+def write_embeddings(path, n, q, d, chunk=1000):
+    """Normal embeddings [n, q, d] in float32, made chunk by chunk."""
+    generator = np.random.default_rng(0)
+    out = np.lib.format.open_memmap(path, "w+", np.float32, (n, q, d))
+    for start in range(0, n, chunk):
+        count = min(chunk, n - start)
+        out[start : start + count] = generator.standard_normal((count, q, d), np.float32)
+    out.flush()
 
 
 def ratio(above, below):

@@ -41,6 +41,12 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
     assert error < tolerance * max(1.0, float(expected.abs().max())), error
 
 
+def bits(tensor: Tensor) -> bytes:
+    """For exact comparison."""
+    return bytes(tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(
+        torch.uint8).numpy()) if tensor.numel() else b""  # fmt: skip
+
+
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps), over the last axis; then scaled and shifted."""
     centred = x - x.mean(-1, keepdim=True)

@@ -23,6 +23,7 @@ from lidar_cli.checkpoints.resnet import Block, ResNet, ResNetSpec
 
 WIDTHS = (4, 8, 12, 16)  # channels of the four stages; the last is d of the backbone
 PROJECTED = 8  # d of the projector
+CHANNELS = (4, 4, 6, 6)  # of the four stages of `tiny_state_dict`
 
 
 class Network(nn.Module):
@@ -89,6 +90,29 @@ def state_dict(seed: int = 0, prefix: str = "module.", **shape: Any) -> dict[str
     return {f"{prefix}{key}": value for key, value in network(seed, **shape).state_dict().items()}
 
 
+def tiny_state_dict() -> dict[str, Tensor]:
+    """The tensors of a ResNet of four narrow stages, by torchvision's names; about 5 kB."""
+    tensors: dict[str, Tensor] = {"conv1.weight": torch.randn(4, 3, 3, 3)}
+
+    def norm(name: str, width: int) -> None:
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"{name}.{part}"] = torch.rand(width) + 0.5
+
+    norm("bn1", 4)
+    into = 4
+    for stage, out in enumerate(CHANNELS, 1):
+        block = f"layer{stage}.0"
+        tensors[f"{block}.conv1.weight"] = torch.randn(out, into, 3, 3)
+        tensors[f"{block}.conv2.weight"] = torch.randn(out, out, 3, 3)
+        norm(f"{block}.bn1", out)
+        norm(f"{block}.bn2", out)
+        if stage > 1:
+            tensors[f"{block}.downsample.0.weight"] = torch.randn(out, into, 1, 1)
+            norm(f"{block}.downsample.1", out)
+        into = out
+    return tensors
+
+
 def checkpoint(path: Path, seed: int = 0, **shape: Any) -> Path:
     """A checkpoint file as a training script would save it.
 
@@ -110,6 +134,9 @@ def crop(index: int, height: int = 40, width: int = 48) -> NDArray[np.uint8]:
     photograph = photographs()[index % 2]
     top, left = 97 * index % (427 - height), 53 * index % (640 - width)
     return np.ascontiguousarray(photograph[top : top + height, left : left + width])
+
+
+PHOTO = crop(3, 20, 30)
 
 
 def encoded(image: NDArray[np.uint8], kind: str = "PNG") -> bytes:
