@@ -216,6 +216,19 @@ def test_names_out_of_files_are_obeyed_by_no_terminal(
     assert any(one["layer"] == layer for one in json.loads(done.stdout))
 
 
+def test_a_name_forges_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "a\nforged.npy", np.random.default_rng(0).normal(size=(20, 3, 4)))
+    np.save(tmp_path / "b.npy", np.random.default_rng(1).normal(size=(20, 3, 4)))
+    for files in (["a\nforged.npy", "b.npy"], ["a\nforged.npy"]):
+        paths = [tmp_path / name for name in files]
+        done = lidar_here("score", *paths, monkeypatch=monkeypatch, capfd=capfd)
+        assert done.returncode == 0
+        assert "a\\nforged.npy" in done.stdout
+        assert not [line for line in done.stdout.splitlines() if line.startswith("forged")]
+
+
 def test_a_ranking_of_hostile_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.scoring.convergence import Convergence, Point
-from lidar_cli.report.numbers import metric_text, print_columns
+from lidar_cli.report.numbers import metric_text, one_line, print_columns
 
 AXES = {"samples": "n, samples", "views": "q, views of each"}
 
@@ -47,7 +46,7 @@ def print_convergence(out: Console, found: Convergence, names: Sequence[str], pr
     out.print()
     headers, rows = table(found, names)
     print_columns(out, headers, rows, fixed=1)
-    out.print(Text(f"{prefix}advice: {found.advice}"))
+    out.print(one_line(f"{prefix}advice: {found.advice}"))
 
 
 def shares(found: Convergence, axis: str) -> dict[str, list[tuple[int, float]]]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from rich.table import Table
-from rich.text import Text
 
 from lidar_cli.jobs.demo import N_SAMPLES, Demo
-from lidar_cli.report.numbers import console, print_columns, shown, text_of
+from lidar_cli.report.numbers import (
+    console,
+    one_line,
+    print_columns,
+    shown,
+    text_of,
+)
 from lidar_cli.report.ranking import heading, print_remarks
 from lidar_cli.report.sure import tied_ranks, with_reach
 
@@ -24,7 +29,7 @@ def print_demo(demo: Demo) -> None:
     """The ranking, the correlations, and what it took."""
     out = console()
     for group in demo.ranking.groups:
-        out.print(Text(heading(group, demo.ranking)))
+        out.print(one_line(heading(group, demo.ranking)))
         tied = [tied_ranks(row, group.rows) for row in group.rows]
         rows = [
             [
@@ -41,11 +46,11 @@ def print_demo(demo: Demo) -> None:
         print_columns(out, ["rank", "checkpoint", "probe %", *headers], rows, fixed=2)
         print_remarks(out, group, demo.ranking)
     for warning in demo.ranking.warnings:
-        out.print(Text(f"warning: {warning}", style="yellow"))
+        out.print(one_line(f"warning: {warning}", style="yellow"))
     spread = 100 * (max(demo.accuracies.values()) - min(demo.accuracies.values()))
     out.print()
     out.print(
-        Text(
+        one_line(
             f"Rank correlation with the linear probe ({len(demo.accuracies)} checkpoints, "
             f"{demo.n_train} training and {demo.n_test} test images, accuracies span "
             f"{spread:.1f} points); positive: the metric's better direction agrees"
@@ -63,8 +68,8 @@ def print_demo(demo: Demo) -> None:
     out.print()
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in demo.seconds.items())
     again = f"lidar rank {demo.ranking.directory} -n {N_SAMPLES}"
-    out.print(Text(f"{took}; the same ranking again: {again}"))
-    out.print(Text(demo.attribution, style="dim"))
+    out.print(one_line(f"{took}; the same ranking again: {again}"))
+    out.print(one_line(demo.attribution, style="dim"))
 
 
 def _signed(value: float | None) -> str:

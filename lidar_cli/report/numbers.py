@@ -64,6 +64,11 @@ def _lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def one_line(text: str, style: str = "") -> Text:
+    """Text for a console that stays one line, whatever names from files hold."""
+    return Text(printable(text), style=style)
+
+
 def console() -> Console:
     """Stdout: as wide as the terminal, or as wide as needed where there is none."""
     if sys.stdout.isatty():
@@ -102,6 +107,7 @@ def print_columns(
     The columns after them hold numbers and are aligned right. On a terminal a long name is broken
     at its last underscore; elsewhere it stays a single word.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     if out.is_terminal:
         headers = ["\n".join(header.rsplit("_", 1)) for header in headers]
     widths = [

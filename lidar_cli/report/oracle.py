@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from lidar_cli.jobs.ranking.oracle import Oracle, Verdict
 from lidar_cli.jobs.ranking.selection import Selection
-from lidar_cli.report.numbers import MISSING, print_columns, shown
+from lidar_cli.report.numbers import (
+    MISSING,
+    one_line,
+    print_columns,
+    shown,
+)
 from lidar_cli.report.probe import percent
 
 
@@ -39,7 +43,7 @@ def print_oracle(out: Console, oracle: Oracle, directory: str) -> None:
         group = f" of group {at + 1}" if len(oracle.verdicts) > 1 else ""
         out.print()
         out.print(
-            Text(
+            one_line(
                 f"Against {oracle.source} ({oracle.told}): {chosen.count} checkpoints{group}, "
                 f"accuracies in percent; a positive correlation: the better direction agrees"
             )
@@ -47,14 +51,14 @@ def print_oracle(out: Console, oracle: Oracle, directory: str) -> None:
         headers, rows = table(oracle, verdict, chosen, directory)
         print_columns(out, headers, rows, fixed=1)
         for reason in without_intervals(verdict):
-            out.print(Text(reason))
+            out.print(one_line(reason))
         if verdict.hyperparameters:
-            out.print(Text(explained(verdict), style="dim"))
+            out.print(one_line(explained(verdict), style="dim"))
     for path in oracle.without:
-        out.print(Text(f"no accuracy: {shown(path, directory)}", style="yellow"))
+        out.print(one_line(f"no accuracy: {shown(path, directory)}", style="yellow"))
     for line in oracle.unmatched:
         out.print(
-            Text(f"not matched: {shown(line.path, directory)}: {line.reason}", style="yellow")
+            one_line(f"not matched: {shown(line.path, directory)}: {line.reason}", style="yellow")
         )
 
 

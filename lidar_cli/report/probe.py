@@ -8,10 +8,15 @@ import io
 import json
 from typing import Any
 
-from rich.text import Text
-
 from lidar_cli.jobs.probe import Probed, Probes
-from lidar_cli.report.numbers import MISSING, cell, console, path_cell, print_columns
+from lidar_cli.report.numbers import (
+    MISSING,
+    cell,
+    console,
+    one_line,
+    path_cell,
+    print_columns,
+)
 
 NESTED = ("rates", "warnings")
 
@@ -46,7 +51,7 @@ def print_table(probes: Probes) -> None:
         return
     first = probes.probed[0]
     sweep = len(first.rates) > 1
-    out.print(Text(f"{_protocol(first)}; accuracies in percent"))
+    out.print(one_line(f"{_protocol(first)}; accuracies in percent"))
     rates = [f"{rate.learning_rate:g}" for rate in first.rates] if sweep else []
     headers = ["n", "d", "file", "top-1", "+-", "top-5", "test rows", "classes"]
     headers += ["best rate", *(f"at {rate}" for rate in rates)] if sweep else []
@@ -61,7 +66,7 @@ def print_table(probes: Probes) -> None:
     print_columns(out, headers, rows, fixed=3)
     if sweep:
         out.print(
-            Text(
+            one_line(
                 f"The best rate is that of the {first.n_held_out} training rows held out, "
                 "which learned nothing; it is not chosen by the test rows."
             )
@@ -73,7 +78,7 @@ def print_table(probes: Probes) -> None:
             remarks.setdefault(remark, []).append(f"{found.train}:{found.layer}")
     for remark, names in remarks.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        out.print(Text(f"{names[0]}{more}: {remark}", style="yellow"))
+        out.print(one_line(f"{names[0]}{more}: {remark}", style="yellow"))
 
 
 def percent(share: float | None) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from rich.text import Text
-
 from lidar_cli.jobs.ranking.order import Row
 from lidar_cli.jobs.ranking.race import Race
-from lidar_cli.report.numbers import console, lines, print_columns, shown
+from lidar_cli.report.numbers import (
+    console,
+    lines,
+    one_line,
+    print_columns,
+    shown,
+)
 from lidar_cli.report.sure import with_reach
 
 
@@ -65,7 +69,7 @@ def print_race(race: Race, count: int | None) -> None:
     out = console()
     first = race.winners[0].score
     out.print(
-        Text(
+        one_line(
             f"race by {race.by.name} ({race.by.direction} is better)  layer {first.layer}  "
             f"n = {race.n}  q = {race.q}  d = {first.dim}  data: {race.data}"
         )
@@ -83,7 +87,7 @@ def print_race(race: Race, count: int | None) -> None:
     print_columns(out, ["rank", "checkpoint", race.by.name, "n", ""], rows, fixed=2)
     for look in race.looks:
         out.print(
-            Text(
+            one_line(
                 f"n = {look.n}: {look.entrants} checkpoints, {look.put_out} put out, "
                 f"{look.views:,} views",
                 style="dim",
@@ -91,12 +95,14 @@ def print_race(race: Race, count: int | None) -> None:
         )
     for left in race.failed:
         where = shown(left.path, race.directory)
-        out.print(Text(f"failed: {where}: {left.reason}", style="red"))
+        out.print(one_line(f"failed: {where}: {left.reason}", style="red"))
     for left in race.skipped:
         where = shown(left.path, race.directory)
-        out.print(Text(f"skipped: {where}: {left.reason}", style="dim"))
-    out.print(Text(f"spent {race.spent:,} of {race.full:,} views ({race.spent / race.full:.0%})"))
-    out.print(Text(verdict(race)))
+        out.print(one_line(f"skipped: {where}: {left.reason}", style="dim"))
+    out.print(
+        one_line(f"spent {race.spent:,} of {race.full:,} views ({race.spent / race.full:.0%})")
+    )
+    out.print(one_line(verdict(race)))
 
 
 def verdict(race: Race) -> str:

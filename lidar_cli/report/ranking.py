@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError, printable
@@ -23,6 +22,7 @@ from lidar_cli.report.numbers import (
     console,
     lines,
     metric_text,
+    one_line,
     path_cell,
     print_columns,
     shown,
@@ -151,7 +151,7 @@ def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
     for at, group in enumerate(ranking.groups):
         if at:
             out.print()
-        out.print(Text(heading(group, ranking)))
+        out.print(one_line(heading(group, ranking)))
         tied = [tied_ranks(row, group.rows) for row in group.rows]
         rows = [
             [
@@ -168,12 +168,12 @@ def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
         print_remarks(out, group, ranking)
     for left in ranking.failed:
         where = shown(left.path, ranking.directory)
-        out.print(Text(f"failed: {where}: {left.reason}", style="red"))
+        out.print(one_line(f"failed: {where}: {left.reason}", style="red"))
     for left in ranking.skipped:
         where = shown(left.path, ranking.directory)
-        out.print(Text(f"skipped: {where}: {left.reason}", style="dim"))
+        out.print(one_line(f"skipped: {where}: {left.reason}", style="dim"))
     for warning in ranking.warnings:
-        out.print(Text(f"warning: {warning}", style="yellow"))
+        out.print(one_line(f"warning: {warning}", style="yellow"))
     if oracle is not None:
         against.print_oracle(out, oracle, ranking.directory)
 
@@ -181,7 +181,7 @@ def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
 def print_remarks(out: Console, group: Group, ranking: Ranking) -> None:
     """Aliases, reasons of nulls and warnings of a group, one line each."""
     for remark in remarks(group, ranking):
-        out.print(Text(str(remark), style=STYLES.get(remark.kind, "")))
+        out.print(one_line(str(remark), style=STYLES.get(remark.kind, "")))
 
 
 def heading(group: Group, ranking: Ranking) -> str:

@@ -10,13 +10,20 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.scoring.sheet import CORRECTED, Score
 from lidar_cli.report.converge import print_convergence
-from lidar_cli.report.numbers import cell, console, metric_text, path_cell, print_columns, text_of
+from lidar_cli.report.numbers import (
+    cell,
+    console,
+    metric_text,
+    one_line,
+    path_cell,
+    print_columns,
+    text_of,
+)
 from lidar_cli.report.sure import between, with_reach
 
 UPWARD = "biased upward, the more the fewer views"
@@ -95,17 +102,17 @@ def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
     for score in scores:
         prefix = f"{score.file}:{score.layer}: " if len(scores) > 1 else ""
         for line in reasons(score):
-            out.print(Text(f"{prefix}{line}"))
+            out.print(one_line(f"{prefix}{line}"))
         for warning in score.warnings.values():
-            out.print(Text(f"{prefix}warning: {warning}"))
+            out.print(one_line(f"{prefix}warning: {warning}"))
         if score.convergence is not None:
             print_convergence(out, score.convergence, names, prefix)
 
 
 def _print_one(score: Score, names: Sequence[str]) -> None:
     out = console()
-    out.print(Text(f"{score.file}  layer {score.layer}"))
-    out.print(Text("  ".join(constants(score))))
+    out.print(one_line(f"{score.file}  layer {score.layer}"))
+    out.print(one_line("  ".join(constants(score))))
     headers, rows = lines(score, names)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for header in headers:
