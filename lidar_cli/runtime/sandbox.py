@@ -43,7 +43,10 @@ from lidar_cli import errors
 from lidar_cli.errors import InputError, LidarError, printable
 from lidar_cli.runtime.sandbox_child import LENGTH, SENDS_DESCRIPTORS, receive, send
 
-WALKERS: dict[str, tuple[str, ...]] = {}  # walker -> packages beyond the standard library
+WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standard library
+    "lidar_cli.checkpoints.walk:walk": (),
+    "lidar_cli.checkpoints.walk:walk_checksums": (),
+}
 
 Stamp = tuple[int, int, int, int]
 
@@ -137,6 +140,8 @@ class Sandbox:
         }
         try:
             descriptor = _open_regular(path)
+        except FileNotFoundError as cause:
+            raise error(f"{path}: cannot be read: no such file; check the path") from cause
         except (OSError, ValueError) as cause:
             reason = getattr(cause, "strerror", None) or cause
             raise error(f"{path}: cannot be read: {reason}") from cause
@@ -319,7 +324,7 @@ def _interpreter(limits: Limits, connection: socket.socket) -> subprocess.Popen[
     windows = sys.platform == "win32"
     process = subprocess.Popen(
         command,
-        stdin=subprocess.PIPE if windows else connection,
+        stdin=subprocess.PIPE if windows else connection.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, **SINGLE},
