@@ -10,7 +10,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from lidar_cli.errors import LidarError, printable
+from lidar_cli.errors import LidarError, first_line, printable
 
 # By a disk, of what is written to stdout or stderr; jobs tell the rest themselves.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -46,6 +46,9 @@ def main() -> None:
         else:
             raise
         sys.exit(3)
+    except (MemoryError, RecursionError) as error:
+        sys.stderr.write(f"error: {first_line(error)}; try it on a smaller file or more memory\n")
+        sys.exit(LidarError.exit_status)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)

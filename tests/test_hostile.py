@@ -16,9 +16,12 @@ import os
 import pickle
 import pickletools
 import random
+import resource
 import subprocess
 import sys
-from collections import OrderedDict
+import time
+import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ import pickles
 import pytest
 import torch
 from hostile_pickles import HERE, REFUSED, WRITERS, beside, name, refusal, state, text, within
-from mutations import mutated, tensors_in
+from mutations import mutated, restructured, tensors_in
 from safetensors.torch import save_file
 from torch import nn
 
@@ -36,7 +39,7 @@ from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.interpret import interpret
 from lidar_cli.checkpoints.lazy import Malformed
 from lidar_cli.checkpoints.plain import plain
-from lidar_cli.checkpoints.read import read_contents
+from lidar_cli.checkpoints.read import as_dict, read_contents
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.checkpoints.record import decoded, encoded
 from lidar_cli.checkpoints.standins import Forbidden
@@ -235,7 +238,7 @@ def test_a_bound_method_is_the_one_use_of_getattr(tmp_path: Path) -> None:
             GETATTR + SCHEDULE + text("a.b") + b"\x86R",
             GETATTR + SCHEDULE + b"K\x01\x86R",
             GETATTR + SCHEDULE + text("get_lr") + b"N\x87R",
-            GETATTR + SCHEDULE + text("get_lr") + b"\x86}\x92",
+            GETATTR + SCHEDULE + text("get_lr") + b"\x86}" + text("a") + b"Ns\x92",
             GETATTR + GETATTR + text("get_lr") + b"\x86R",
             b"(" + SCHEDULE + text("_x") + b"ibuiltins\ngetattr\n",
             GETATTR,
@@ -354,6 +357,45 @@ def test_mutated_files_raise_nothing_but_our_errors(kind: str, canary: Path) -> 
     assert not canary.exists()
     assert len(lines) <= outcomes["refused"]  # one line each
     assert min(outcomes.values()) > 5  # the mutations are neither all fatal nor all harmless
+
+
+@pytest.mark.parametrize(
+    "count", [40, pytest.param(10_000, marks=pytest.mark.nightly)], ids=["short", "nightly"]
+)
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+def test_restructured_pickles_open_or_end_in_one_line(count: int, canary: Path) -> None:
+    """Prints how many gave a traceback, did not end in time, or took too much memory."""
+    folder, draw = canary.parent, random.Random(count)
+    originals = []
+    for path in fixtures(folder).values():
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                stem = archive.namelist()[0].split("/")[0]
+                names = [n for n in archive.namelist() if n.startswith(f"{stem}/data/")]
+                stored = {n.rpartition("/")[2]: archive.read(n) for n in names}
+                originals.append((archive.read(f"{stem}/data.pkl"), stored))
+    outcomes: Counter[str] = Counter()
+    for at in range(count):
+        content, stored = originals[at % len(originals)]
+        write = WRITERS[at // len(originals) % 2]
+        path = write(folder / "restructured", restructured(content, draw), stored)
+        began = time.monotonic()
+        try:
+            recognise(path, as_dict(read_contents(path)))
+            outcomes["opened"] += 1
+        except LidarError as error:
+            outcomes["refused"] += 1
+            outcomes["lines"] += "\n" in str(error)
+        except Exception:
+            outcomes["tracebacks"] += 1
+        outcomes["hangs"] += time.monotonic() - began > 60
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes["memory"] += own > 3_000_000
+    print({name: outcomes[name] for name in ("opened", "refused", "tracebacks", "hangs", "memory")})
+    assert outcomes["tracebacks"] == outcomes["hangs"] == outcomes["memory"] == 0
+    assert outcomes["lines"] == 0
+    assert outcomes["refused"] > count // 10
+    assert not canary.exists()
 
 
 def test_random_streams_of_opcodes(tmp_path: Path) -> None:

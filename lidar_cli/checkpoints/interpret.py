@@ -19,7 +19,11 @@ from lidar_cli.checkpoints.unpickle import PERSISTENT, Recorded, Result
 SCALARS = frozenset((int, float, bool, type(None), complex, bytes))
 LITERALS = SCALARS | {str}
 PARTED = frozenset((tuple, frozenset))  # made when their parts are there
-FILLED = {list: list, dict: dict, set: set}  # made at once, filled when their parts are there
+FILLED: dict[type, Callable[[], Any]] = {
+    list: list,
+    dict: dict,
+    set: set,
+}  # made at once, filled when their parts are there
 TENSOR = "torch._utils._rebuild_tensor_v2"
 INHERITED = ("builtins.dict", "builtins.list")
 EMPTY: dict[str, Callable[[], Any]] = {

@@ -25,11 +25,12 @@ from lidar_cli.checkpoints.standins import Global, StandIn
 DIRECT = frozenset((int, float, bool, type(None), str))
 MUTABLE: dict[str, Callable[[], Any]] = {"d": dict, "l": list, "o": lambda: StandIn("")}
 IMMUTABLE = {"t": tuple, "s": set, "f": frozenset}
-KINDS = {dict: "d", list: "l", tuple: "t", set: "s", frozenset: "f"}
+KINDS: dict[type, str] = {dict: "d", list: "l", tuple: "t", set: "s", frozenset: "f"}
 CONTAINERS = (dict, list, tuple, set, frozenset, StandIn)
 LONG = 100_000  # elements of a container without containers, characters of a text
 ARRAYS = 4 << 20  # bytes of all numpy arrays, which a pickle holds itself
 MAX_BITS = 8192  # of an integer; Python prints no integer much longer than that
+DEEPEST = 4  # tuples in a tuple that is a key
 ODD_KEYS = 1000  # that are neither text nor small: such can be made so that dicts become slow
 
 TOO_LONG = "a numpy array of more than 4 MB inside the pickle"
@@ -120,6 +121,8 @@ class _Encoder:
         """Refuse keys by which a dict can be made slow."""
         if type(key) is str or key is None or (type(key) is int and abs(key) < 2**61 - 1):
             return
+        if not _is_shallow(key):
+            raise Malformed("a key is nested too deeply")
         self.odd += 1
         if self.odd > ODD_KEYS:
             raise Malformed(f"it has more than {ODD_KEYS} keys that are neither text nor numbers")
@@ -165,6 +168,13 @@ class _Encoder:
             place = self.sources[id(source)]
             self.storage_rows.append([storage.dtype, storage.nbytes, place, storage.first])
         return self.storages[id(storage)]
+
+
+def _is_shallow(key: Any, depth: int = 0) -> bool:
+    """Whether a key can be printed."""
+    if not isinstance(key, tuple | frozenset):
+        return True
+    return depth < DEEPEST and all(_is_shallow(part, depth + 1) for part in key)
 
 
 def _parts(value: Any) -> list[Any]:
@@ -235,16 +245,16 @@ def _values(nodes: list[list[Any]], storages: list[Storage]) -> list[Any]:
 
 
 def _leaf(node: list[Any], values: list[Any]) -> Any:
-    kind, first, *more = node[0], *node[1:], None
+    kind = node[0]
     if kind in IMMUTABLE:
         return IMMUTABLE[kind](_resolved(part, values) for part in node[1:])
     if kind == "g":
-        return Global(first)
+        return Global(node[1])
     if kind == "p":
-        return LazyTensor(first, numbers(more[0]), problem=more[1])
+        return LazyTensor(node[1], numbers(node[2]), problem=node[3])
     if kind == "c":
-        return complex(first, more[0])
-    content = base64.b64decode(first, validate=True)
+        return complex(node[1], node[2])
+    content = base64.b64decode(node[1], validate=True)
     return {"b": bytes, "B": bytearray}[kind](content)
 
 

@@ -111,7 +111,7 @@ class _Directory:
 
 def _archive(file: BinaryIO) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(_Directory(file))  # type: ignore[arg-type]
+        return zipfile.ZipFile(_Directory(file))
     except (Malformed, MemoryError):
         raise
     except Exception as error:  # of many types, for a directory that anyone may have written

@@ -54,6 +54,8 @@ class Recorded(metaclass=Unsettable):
     __slots__ = ("args", "elements", "entries", "kwargs", "state")
     name: str  # qualified
     args: tuple[Any, ...]
+    kwargs: dict[str, Any] | None
+    state: Any
     entries: Any  # a list of pairs, or () while there is none
     elements: Any  # a list, or ()
 
@@ -101,11 +103,11 @@ class Recorded(metaclass=Unsettable):
 
 
 _new = object.__new__
-_set_args = Recorded.args.__set__  # type: ignore[attr-defined]
-_set_kwargs = Recorded.kwargs.__set__  # type: ignore[attr-defined]
-_set_state = Recorded.state.__set__  # type: ignore[attr-defined]
-_set_entries = Recorded.entries.__set__  # type: ignore[attr-defined]
-_set_elements = Recorded.elements.__set__  # type: ignore[attr-defined]
+_set_args = vars(Recorded)["args"].__set__
+_set_kwargs = vars(Recorded)["kwargs"].__set__
+_set_state = vars(Recorded)["state"].__set__
+_set_entries = vars(Recorded)["entries"].__set__
+_set_elements = vars(Recorded)["elements"].__set__
 
 
 class Result(Recorded):

@@ -9,6 +9,7 @@ record.py             the tree as JSON
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ STRANGERS = (
 def walk(file: BinaryIO, path: str) -> Any:
     """Kind and record of a checkpoint; raises CheckpointError with the path in its line."""
     kind = _kind(file, path)
+    gc.disable()  # which would look through a million values again and again
     with refused(path, kind):
         names: tuple[str, ...] = ()
         tree: Any
@@ -76,6 +78,8 @@ def refused(path: str, kind: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    finally:
+        gc.enable()
 
 
 def _kind(file: BinaryIO, path: str) -> str:

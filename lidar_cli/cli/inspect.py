@@ -10,7 +10,7 @@ import typer
 
 from lidar_cli.cli.options import with_options
 from lidar_cli.cli.shared import Config, Json, ShowConfig, resolve
-from lidar_cli.errors import LidarError, SettingsError, printable
+from lidar_cli.errors import LidarError, SettingsError, first_line, printable
 from lidar_cli.settings import InspectSettings
 
 
@@ -48,6 +48,9 @@ def inspect(
         except LidarError as error:
             failed = error.exit_status
             sys.stderr.write(f"error: {printable(str(error))}\n")
+        except (MemoryError, RecursionError) as error:
+            failed = LidarError.exit_status
+            sys.stderr.write(f"error: {printable(str(file))}: {first_line(error)}\n")
     if json:
         typer.echo(report.to_json(found))
     elif found:

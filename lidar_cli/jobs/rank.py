@@ -16,7 +16,7 @@ import torch
 
 from lidar_cli.checkpoints.matching import check_names
 from lidar_cli.core.metrics import METRICS, Metric
-from lidar_cli.errors import InputError, LidarError, SettingsError, nearest
+from lidar_cli.errors import OF_ONE_FILE, InputError, SettingsError, nearest
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.view_store import view_memory
 from lidar_cli.jobs.extract import tell_of
@@ -148,7 +148,7 @@ class _Job:
                         file.path, layer, self.settings, self.device, self.watcher, self.cache
                     )
                     self._place(file.path, (), Scored(result, file.provenance, file.path))
-                except (LidarError, OSError) as error:
+                except OF_ONE_FILE as error:
                     self.found.fail(file.path, error)
             elif file.path not in used:
                 reason = "features of a checkpoint here, at other settings than asked for"

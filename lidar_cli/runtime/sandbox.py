@@ -63,7 +63,7 @@ SINGLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS"
 class Limits:
     """What one file may take of its child."""
 
-    seconds: int = 20  # of processor time, where a sound file takes less than one
+    seconds: int = 12  # of processor time, where a sound file takes less than one
     wall: float = 60  # seconds by the clock
     memory: int = 1 << 30  # bytes of the whole child
     answer: int = 16 << 20  # bytes of JSON

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lidar_cli.checkpoints import Loaded, sha256, stamp
-from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
+from lidar_cli.errors import OF_ONE_FILE, FeatureFileError, InputError, SettingsError, Unresumable
 from lidar_cli.features import partial_path, read_first, read_provenance, walk_ahead
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.plan import Plan, make_plan
@@ -330,5 +330,5 @@ def failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> 
         yield
     except (InputError, SettingsError):
         raise
-    except (LidarError, OSError) as error:
+    except OF_ONE_FILE as error:
         fail(checkpoint.path, error)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lidar_cli.checkpoints import sha256, stamp
-from lidar_cli.errors import FeatureFileError, InputError, InUse, LidarError
+from lidar_cli.errors import OF_ONE_FILE, FeatureFileError, InputError, InUse, first_line
 from lidar_cli.features import read_provenance
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.plan import make_plan
@@ -56,8 +56,8 @@ def probe_rows(
         try:
             folder = settings.cache or Path(directory) / ".lidar"
             features[str(_embed(Path(row.path), samples, settings, folder, watcher))] = row.path
-        except (LidarError, OSError) as error:
-            failed.append(Unmatched(row.path, str(error).removeprefix(f"{row.path}: ")))
+        except OF_ONE_FILE as error:
+            failed.append(Unmatched(row.path, first_line(error).removeprefix(f"{row.path}: ")))
     protocol = ProbeSettings(device=settings.device, layer=LAYER, seed=settings.seed)
     files = [Path(name) for name in features]
     found = probe_files(files, [None] * len(files), protocol, watcher)
