@@ -9,7 +9,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING
 
-from lidar_cli.errors import LidarError
+from lidar_cli.errors import LidarError, first_line
 from lidar_cli.runtime.streams import DISK, safe_streams, write_remark
 
 INTERRUPTED = 130
@@ -51,6 +51,9 @@ def _run() -> None:
         else:
             raise
         sys.exit(3)
+    except (MemoryError, RecursionError) as error:
+        write_remark(f"error: {first_line(error)}; try it on a smaller file or more memory")
+        sys.exit(LidarError.exit_status)
     except KeyboardInterrupt:
         write_remark("interrupted")
         sys.exit(INTERRUPTED)

@@ -72,10 +72,17 @@ class DegenerateFeatures(LidarError):
     """The embeddings do not determine the number that was asked for."""
 
 
+# What one file can cause and the work on others outlives.
+OF_ONE_FILE = (LidarError, OSError, MemoryError, RecursionError)
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, short enough to stand inside a line of ours."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     lines = (line for line in str(error).splitlines() if line.strip())
-    return next(lines, type(error).__name__)
+    unsaid = "it does not fit into memory" if isinstance(error, MemoryError) else None
+    return next(lines, unsaid or type(error).__name__)
 
 
 def printable(text: str) -> str:
@@ -85,6 +92,12 @@ def printable(text: str) -> str:
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )
+
+
+def shortened(text: str) -> str:
+    """Text from a file, short enough to stand inside a line of ours, and printable."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def nearest(word: str, known: list[str]) -> str:

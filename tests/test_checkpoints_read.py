@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +222,57 @@ def test_truncated_files_are_refused(kind: str, directory: Path) -> None:
         with pytest.raises(CheckpointError) as caught:
             read_checkpoint(path)
         one_line(caught.value)
+
+
+# Checksums.
+
+
+def hashed(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_digest_is_that_of_all_bytes(legacy: bool, tmp_path: Path) -> None:
+    tree = {f"{i}": torch.randn(i, 1000) for i in range(1, 600, 100)}  # over several pieces
+    path = save(tmp_path / "a.pt", tree, _use_new_zipfile_serialization=not legacy)
+    assert sha256(path) == hashed(path)
+
+
+def test_a_changed_byte_of_any_tensor_is_a_damaged_file(tmp_path: Path) -> None:
+    tree = {"a": torch.randn(700_000), "b": torch.randn(7), "empty": torch.empty(0)}
+    path = save(tmp_path / "a.pt", tree)
+    content = path.read_bytes()
+    places = [content.index(tree[name].numpy().tobytes()) for name in ("a", "b")]
+    for at in (places[0], places[0] + 2_799_999, places[1] + 27):
+        changed = bytearray(content)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"damaged: 1 of its \d+ parts differ.*CRC-32"):
+            sha256(path)
+    path.write_bytes(content)
+    assert sha256(path) == hashed(path)
+
+
+def test_a_file_without_checksums_is_no_damaged_one(tmp_path: Path) -> None:
+    """torch can be asked to write none, which makes all of them wrong."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save(tmp_path / "a.pt", {"a": torch.randn(3)})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(path) as archive, pytest.raises(zipfile.BadZipFile):
+        archive.read(archive.namelist()[0])
+    assert sha256(path) == hashed(path)
+
+
+def test_members_that_share_their_bytes_have_no_digest(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pt", {"a": torch.zeros(100), "b": torch.zeros(100)})
+    content = bytearray(path.read_bytes())
+    entries = [match.start() for match in re.finditer(rb"PK\x01\x02", content)]
+    names = [re.search(rb"/data/(\d)|$", content[at + 46 : at + 60]) for at in entries]
+    keys = [name[1] if name else None for name in names]
+    first, second = (entries[keys.index(key)] for key in (b"0", b"1"))
+    content[second + 42 : second + 46] = content[first + 42 : first + 46]
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="share their bytes"):
+        sha256(path)

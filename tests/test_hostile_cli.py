@@ -26,9 +26,11 @@ Layout = tuple[Callable[..., Path], Callable[[bytes], bytes]]
 LIMITED = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+from lidar_cli.runtime import sandbox
+sandbox.SHARED.limits = sandbox.Limits(seconds=1)
 sys.argv[0] = "lidar"
 runpy.run_module("lidar_cli", run_name="__main__")
-"""  # a gigabyte of addresses, which is enough to look into files without torch
+"""  # a gigabyte of addresses, which is enough to look into files without torch, and a second each
 
 
 def run(*command: str | Path, folder: Path, limited: bool = False) -> tuple[int, str, list[str]]:
@@ -36,7 +38,7 @@ def run(*command: str | Path, folder: Path, limited: bool = False) -> tuple[int,
     program = ["-c", LIMITED] if limited else ["-m", "lidar_cli"]
     ended = subprocess.run(
         [sys.executable, *program, *map(str, command)],
-        capture_output=True, text=True, timeout=120, check=False, cwd=folder,
+        capture_output=True, text=True, timeout=300, check=False, cwd=folder,
     )  # fmt: skip
     assert "Traceback" not in ended.stderr
     return ended.returncode, ended.stdout, ended.stderr.splitlines()

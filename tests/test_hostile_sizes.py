@@ -238,6 +238,8 @@ limit = 1 << 30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 from lidar_cli.checkpoints import read_contents
 from lidar_cli.errors import CheckpointError
+from lidar_cli.runtime import sandbox
+sandbox.SHARED.limits = sandbox.Limits(seconds=1)
 found = []
 for path in sys.argv[2:]:
     try:
@@ -256,7 +258,7 @@ print(json.dumps([memory, found]))
 
 def bounded(mode: str, *paths: Path) -> Any:
     command = [sys.executable, "-c", BOUNDED, mode, *map(str, paths)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     return json.loads(ended.stdout) if ended.returncode == 0 else ended.stderr
 
 

@@ -9,7 +9,7 @@ import typer
 
 from lidar_cli.cli.options import with_options
 from lidar_cli.cli.shared import Config, Json, ShowConfig, resolve
-from lidar_cli.errors import LidarError, SettingsError
+from lidar_cli.errors import LidarError, SettingsError, first_line
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import InspectSettings
 
@@ -49,6 +49,9 @@ def inspect(
         except LidarError as error:
             failed = error.exit_status
             write_remark(f"error: {error}")
+        except (MemoryError, RecursionError) as error:
+            failed = LidarError.exit_status
+            write_remark(f"error: {file}: {first_line(error)}")
     if json:
         write_results(report.to_json(found))
     elif found:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import pickletools
 import random
 from collections.abc import Iterator
 from typing import Any
 
 from lidar_cli.checkpoints.lazy import LazyTensor
-from lidar_cli.checkpoints.unpickle import OPCODES
+
+OPCODES = [ord(code.code) for code in pickletools.opcodes]
 
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
@@ -26,7 +29,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
         elif kind == 1:
             changed[at] ^= 1 << draw.randrange(8)
         elif kind == 2:
-            changed[at] = draw.choice(list(OPCODES))
+            changed[at] = draw.choice(OPCODES)
         elif kind == 3:
             del changed[at : at + draw.randint(1, 8)]
         elif kind == 4:
@@ -50,3 +53,33 @@ def tensors_in(tree: Any) -> Iterator[LazyTensor]:
             todo += value.values()
         elif isinstance(value, list | tuple):
             todo += value
+
+
+def steps(pickle: bytes) -> list[bytes]:
+    """The opcodes of a pickle with their arguments."""
+    places = [place for _, _, place in pickletools.genops(pickle) if place is not None]
+    return [pickle[a:b] for a, b in itertools.pairwise([*places, len(pickle)])]
+
+
+def restructured(pickle: bytes, draw: random.Random) -> bytes:
+    """One to four changes of whole opcodes: left out, twice, exchanged, another, another number."""
+    parts = steps(pickle)
+    for _ in range(draw.randint(1, 4)):
+        at, other = draw.randrange(len(parts)), draw.randrange(len(parts))
+        kind = draw.randrange(6)
+        if kind == 0:
+            parts[at] = b""
+        elif kind == 1:
+            parts[at] = parts[at] * draw.choice([2, 3, 1000])
+        elif kind == 2:
+            parts[at], parts[other] = parts[other], parts[at]
+        elif kind == 3:
+            parts[at] = parts[other]
+        elif kind == 4:
+            parts[at] = bytes([draw.choice(OPCODES)]) + parts[at][1:]
+        else:
+            numbers = (0, 1, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
+            size = len(parts[at]) - 1
+            number = draw.choice(numbers) % 256 ** max(1, min(size, 8))
+            parts[at] = parts[at][:1] + number.to_bytes(max(size, 0), "little") if size < 9 else b""
+    return b"".join(parts)

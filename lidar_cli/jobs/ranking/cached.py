@@ -13,7 +13,7 @@ import torch
 
 from lidar_cli.checkpoints import Loaded, sha256, stamp
 from lidar_cli.embeddings import Names
-from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
+from lidar_cli.errors import OF_ONE_FILE, FeatureFileError, InputError, SettingsError, Unresumable
 from lidar_cli.features import (
     begun_path,
     partial_path,
@@ -458,5 +458,5 @@ def failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> 
         yield
     except (InputError, SettingsError):
         raise
-    except (LidarError, OSError) as error:
+    except OF_ONE_FILE as error:
         fail(checkpoint.path, error)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lidar_cli.errors import InputError
+from lidar_cli.errors import InputError, first_line
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.probe import Probed, probe_files
 from lidar_cli.jobs.ranking.cache_folder import CacheFolder
@@ -52,7 +52,7 @@ def probe_rows(
     features = {row.path: row.path for row in rows if row.path not in checkpoints}
 
     def fail(path: Path, error: Exception) -> None:
-        failed.append(Unmatched(str(path), str(error).removeprefix(f"{path}: ")))
+        failed.append(Unmatched(str(path), first_line(error).removeprefix(f"{path}: ")))
 
     to_embed = [checkpoints[row.path] for row in rows if row.path in checkpoints]
     if to_embed:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lidar_cli.core.metrics import Metric
-from lidar_cli.errors import InputError, InUse, LidarError, SettingsError, first_line
+from lidar_cli.errors import OF_ONE_FILE, InputError, InUse, SettingsError, first_line
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.extract import BATCHES_UNTIL
 from lidar_cli.jobs.rank import checked, one_layer, open_cache, row_of
@@ -296,7 +296,7 @@ def _look(
                     half[str(path)] = part.score.value(by.name)
             except (InputError, SettingsError, InUse):
                 raise
-            except (LidarError, OSError) as error:
+            except OF_ONE_FILE as error:
                 if before:
                     raise InputError(
                         f"{path}: failed at the look at n = {until}: {first_line(error)}; "

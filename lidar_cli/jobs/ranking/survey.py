@@ -14,7 +14,14 @@ from typing import Any
 from lidar_cli.checkpoints import Description, open_checkpoint, read_contents, stamp
 from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import recognise
-from lidar_cli.errors import InputError, LidarError, NoWeights, SettingsError
+from lidar_cli.errors import (
+    OF_ONE_FILE,
+    InputError,
+    LidarError,
+    NoWeights,
+    SettingsError,
+    first_line,
+)
 from lidar_cli.features import is_hdf5, joined_name, read_provenance, walk_ahead
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
 from lidar_cli.jobs.ranking.digests import Digests, Stamp
@@ -175,7 +182,7 @@ def place(path: Path, found: Survey, looks: Looks, watcher: Watcher, digests: Di
         raise
     except NoWeights as error:
         found.skipped.append(Left(str(path), _reason(path, error)))
-    except (LidarError, OSError) as error:
+    except OF_ONE_FILE as error:
         found.fail(path, error)
 
 
@@ -241,5 +248,4 @@ def files_under(directory: Path, refused: Callable[[OSError], None]) -> Iterator
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.removeprefix(f"{path}: ")
+    return first_line(error).removeprefix(f"{path}: ") or type(error).__name__
