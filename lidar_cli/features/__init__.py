@@ -10,19 +10,49 @@ Datasets are contiguous and allocated at creation, in HDF5's default format, so 
 writer leaves a file that plain `h5py.File(path)` opens. It is written as NAME.partial and renamed
 when every sample is done: a file under its final name is complete. Several processes write a shard
 each, joined by a file of virtual datasets (`shards`). Nothing else knows HDF5.
+
+Only writers open a file with HDF5 here. For readers the limited child process describes it (`walk`,
+which it runs; `structure`, which checks its answer), and numbers are read from their offsets.
+
+Names are resolved on first use (PEP 562), so that the child does not load torch.
 """
 
-from lidar_cli.features.form import Layout, Share, as_numbers, is_hdf5, partial_path
-from lidar_cli.features.guard import walk_ahead
-from lidar_cli.features.read import (
-    read_first,
-    read_hdf5,
-    read_interrupted,
-    read_labels,
-    read_provenance,
-)
-from lidar_cli.features.shards import agree, check_startable, join, joined_name, shard_path
-from lidar_cli.features.write import FeatureWriter, check_absent
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lidar_cli.features.form import Layout, Share, as_numbers, partial_path
+    from lidar_cli.features.provenance import joined_name
+    from lidar_cli.features.read import (
+        read_first,
+        read_hdf5,
+        read_interrupted,
+        read_labels,
+        read_provenance,
+    )
+    from lidar_cli.features.shards import agree, check_startable, join, shard_path
+    from lidar_cli.features.structure import is_hdf5
+    from lidar_cli.features.write import FeatureWriter, check_absent
+
+_HOMES = {
+    "FeatureWriter": "write",
+    "Layout": "form",
+    "Share": "form",
+    "agree": "shards",
+    "as_numbers": "form",
+    "check_absent": "write",
+    "check_startable": "shards",
+    "is_hdf5": "structure",
+    "join": "shards",
+    "joined_name": "provenance",
+    "partial_path": "form",
+    "read_first": "read",
+    "read_hdf5": "read",
+    "read_interrupted": "read",
+    "read_labels": "read",
+    "read_provenance": "read",
+    "shard_path": "shards",
+}
 
 __all__ = [
     "FeatureWriter",
@@ -42,5 +72,10 @@ __all__ = [
     "read_labels",
     "read_provenance",
     "shard_path",
-    "walk_ahead",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

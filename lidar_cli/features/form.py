@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
-from lidar_cli.features.guard import attribute, check_ends
-from lidar_cli.features.inside import member, whole
-from lidar_cli.features.provenance import parsed
+from lidar_cli.features.provenance import FORMAT, VERSION, parsed
+from lidar_cli.features.structure import Structure, is_hdf5, read_structure
 
-FORMAT = "lidar-features"
-SHARD_FORMAT = "lidar-features-shard"
-VERSION = 1
 TYPES = {"float32": np.float32, "float16": np.float16}
 DAMAGE = (
     KeyError,
@@ -32,7 +27,7 @@ DAMAGE = (
     OSError,
     RuntimeError,
     MemoryError,
-)  # h5py's, on a broken file
+)  # of what reads a broken file
 NOTHING = np.empty((0, 0, 0), np.float32)
 
 
@@ -70,12 +65,6 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def is_hdf5(path: Path) -> bool:
-    """Whether a file is HDF5, also behind a user block. Raises OSError if it cannot be opened."""
-    with path.open("rb"):
-        return bool(h5py.is_hdf5(path))
-
-
 def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
     """Embeddings [c, ...] of samples first, first + 1, ... as a file of that storage holds them.
 
@@ -99,50 +88,44 @@ def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """The file, read-only; what is missing or malformed inside it becomes a FeatureFileError."""
-    check_ends(path)
+def opened(path: Path, read: Callable[[Path], Structure] = read_structure) -> Iterator[Structure]:
+    """What the file holds; what is missing or malformed inside it becomes a FeatureFileError."""
+    with suppress(OSError):
+        if not is_hdf5(path):
+            raise FeatureFileError(f"{path}: not an HDF5 file; expected a feature file")
+    structure = read(path)
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        if path.exists() and not is_hdf5(path):
-            raise FeatureFileError(f"{path}: not an HDF5 file; expected a feature file") from error
-        raise FeatureFileError(f"{path}: cannot be opened: {first_line(error)}") from error
-    with file:
-        try:
-            yield file
-        except DAMAGE as error:
-            raise FeatureFileError(
-                f"{path}: damaged: {first_line(error)}; extract it again"
-            ) from error
+        yield structure
+    except DAMAGE as error:
+        raise FeatureFileError(f"{path}: damaged: {first_line(error)}; extract it again") from error
 
 
-def provenance_of(file: h5py.File, path: Path, form: str = FORMAT) -> dict[str, Any]:
-    """The provenance in an open file. Raises FeatureFileError if it is none of ours."""
-    if not is_ours(file, form):
+def provenance_of(structure: Structure, form: str = FORMAT) -> dict[str, Any]:
+    """The provenance in a file. Raises FeatureFileError if it is none of ours."""
+    path = structure.path
+    if not is_ours(structure, form):
         raise FeatureFileError(
             f"{path}: an HDF5 file, but not a feature file (no format attribute)"
         )
-    version = attribute(file, "version")
-    if not isinstance(version, np.integer) or version != VERSION:
+    version = structure.attributes["version"]
+    if type(version) is not int or version != VERSION:
         raise FeatureFileError(
             f"{path}: feature file version {version}, this lidar reads {VERSION}; extract it again"
         )
-    return parsed(attribute(file, "provenance"))
+    return parsed(structure.attributes["provenance"])
 
 
-def is_ours(file: h5py.File, form: str = FORMAT) -> bool:
+def is_ours(structure: Structure, form: str = FORMAT) -> bool:
     """Whether a file calls itself a feature file, or what else `form` says."""
-    found = attribute(file, "format")
-    return isinstance(found, str) and found == form
+    return structure.attributes["format"] == form
 
 
-def check_complete(file: h5py.File, path: Path) -> None:
+def check_complete(structure: Structure) -> None:
     """Raise FeatureFileError if samples are missing."""
-    done = whole(member(file, "samples/done", path), path, "uib")
+    done = structure.whole("samples/done")
     if not done.all():
         raise FeatureFileError(
-            f"{path}: incomplete, {int(done.sum())} of {len(done)} samples; "
+            f"{structure.path}: incomplete, {int(done.sum())} of {len(done)} samples; "
             "finish it with lidar extract --resume"
         )
 

@@ -16,9 +16,7 @@ from lidar_cli.errors import FeatureFileError, InUse, Unresumable, first_line
 from lidar_cli.features.contents import allocate, arrays_of, describe
 from lidar_cli.features.form import (
     DAMAGE,
-    FORMAT,
     NOTHING,
-    SHARD_FORMAT,
     Layout,
     Share,
     as_numbers,
@@ -26,14 +24,14 @@ from lidar_cli.features.form import (
     checksums_of,
     differing,
     in_use,
-    is_hdf5,
     opened,
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.guard import attribute, vouch
-from lidar_cli.features.inside import check_own, member
+from lidar_cli.features.provenance import FORMAT, SHARD_FORMAT
 from lidar_cli.features.space import check_space, reserve
+from lidar_cli.features.structure import Structure, is_hdf5, walk_whole
+from lidar_cli.runtime.sandbox import stamp_of
 
 
 class FeatureWriter:
@@ -128,7 +126,9 @@ class FeatureWriter:
         try:
             if not is_hdf5(partial):
                 raise OSError("it does not begin as HDF5 files do")
-            _check_begun(partial, layout, provenance, share)
+            begun = _check_begun(partial, layout, provenance, share)
+            if stamp_of(partial.stat()) != begun.stamp:
+                raise Unresumable(f"{partial}: changed while it was read; run it again")
             file = h5py.File(partial, "r+")  # no sooner, since that writes
         except (InUse, Unresumable):
             raise
@@ -197,7 +197,6 @@ class FeatureWriter:
         if not self._partial.exists() or self._partial.stat().st_ino != own:
             raise in_use(self._partial)
         self._partial.replace(self.path)
-        vouch(self.path)
         return self.path
 
     def discard(self) -> None:
@@ -210,7 +209,6 @@ class FeatureWriter:
 
     def __exit__(self, *_: object) -> None:
         _close(self._file)
-        vouch(self._partial)
 
     def _verify(self, layers: Iterable[str]) -> None:
         done = np.flatnonzero(self.done)
@@ -225,17 +223,16 @@ class FeatureWriter:
 
 def _check_begun(
     partial: Path, layout: Layout, provenance: Mapping[str, Any], share: Share | None
-) -> None:
-    """Raise FeatureFileError unless the missing rows of these settings can be written into it.
+) -> Structure:
+    """What a file holds that the missing rows of these settings can be written into.
 
-    Unresumable if it was begun with others, InUse if another process is writing it.
+    Raises FeatureFileError if they cannot, Unresumable if it was begun with other settings, InUse
+    if another process is writing it.
     """
     check_unlocked(partial)
-    with opened(partial) as file:
-        other = differing(
-            provenance_of(file, partial, SHARD_FORMAT if share else FORMAT), provenance
-        )
-        if share and attribute(file, "share") != share.describe():
+    with opened(partial, walk_whole) as file:
+        other = differing(provenance_of(file, SHARD_FORMAT if share else FORMAT), provenance)
+        if share and file.attributes["share"] != share.describe():
             other.append("share")
         if other:
             raise Unresumable(
@@ -244,11 +241,14 @@ def _check_begun(
             )
         done = {"samples/done": ((layout.n_clean,), np.uint8)}
         for name, (shape, numbers) in (done | arrays_of(layout)).items():
-            array = check_own(member(file, name, partial), partial)
-            if (array.shape, array.dtype) != (shape, numbers):
+            array = file.array(name)
+            if array.shape != shape or array.dtype != np.dtype(numbers):
                 raise ValueError(
                     f"{name} is {array.dtype} {array.shape}, not {np.dtype(numbers)} {shape}"
                 )
+            if array.offset is None:
+                raise ValueError(f"{name} is stored in chunks, which an interrupted run never does")
+        return file
 
 
 def _anew(share: Share | None) -> str:

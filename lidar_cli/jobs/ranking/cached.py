@@ -13,7 +13,7 @@ import torch
 
 from lidar_cli.checkpoints import Loaded, sha256, stamp
 from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError, Unresumable
-from lidar_cli.features import partial_path, read_first, read_provenance, walk_ahead
+from lidar_cli.features import partial_path, read_first, read_provenance
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.plan import Plan, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
@@ -169,7 +169,6 @@ class Cache:
                     time.sleep(LOOK)
             if not tells(claims):
                 return
-            walk_ahead([self._own(*task) for task in later])
             for task in later:
                 scored = None
                 with failing(task[0], fail):

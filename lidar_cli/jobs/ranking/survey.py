@@ -15,7 +15,7 @@ from lidar_cli.checkpoints import Description, open_checkpoint, read_contents
 from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.errors import InputError, LidarError, NoWeights, SettingsError
-from lidar_cli.features import is_hdf5, joined_name, read_provenance, walk_ahead
+from lidar_cli.features import is_hdf5, joined_name, read_provenance
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
 from lidar_cli.jobs.ranking.digests import Digests
 from lidar_cli.jobs.watch import Watcher
@@ -86,7 +86,6 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: 
     found = Survey()
     files = list(files_under(directory, lambda error: found.fail(Path(error.filename), error)))
     to_open = [path for path in files if _reason_unopened(path) is None]
-    walk_ahead([path for path in to_open if _may_be_features(path)])
     # Each process in an order of its own, so that those which start together divide the reading.
     for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):
         watcher.progress("hashing checkpoints", at, len(to_open))
