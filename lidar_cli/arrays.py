@@ -62,7 +62,7 @@ def read_npy(path: Path, dataset: str | None, views_per_sample: int | None) -> E
     dataset: name of the array, which is that of the file. views_per_sample: q, for (n*q, d).
     Raises InputError if the array's shape or type is wrong.
     """
-    walked = run_limited(NPY, path, error=InputError, advice=SAVE_AGAIN)
+    walked = run_limited(NPY, path, str(path), error=InputError, advice=SAVE_AGAIN)
     with _validated(path):
         header = _header(walked.value)
     _check_order(path, header)
@@ -77,7 +77,7 @@ def read_npy(path: Path, dataset: str | None, views_per_sample: int | None) -> E
 
 def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings | None:
     """The embeddings in a `.npz` file, or None if a zip file is none. Raises as `read_npy`."""
-    members = run_limited(NPZ, path, error=InputError, advice=SAVE_AGAIN).value
+    members = run_limited(NPZ, path, str(path), error=InputError, advice=SAVE_AGAIN).value
     if not members:
         return None
     size = path.stat().st_size
@@ -302,7 +302,7 @@ class _Packed:
 
     def _damaged(self, why: str) -> InputError:
         return InputError(
-            f"{self._path}: cannot be read as .npz: {self._name}: {why}; {SAVE_AGAIN}"
+            f"{self._path}: cannot be read as .npz or .pt: {self._name}: {why}; {SAVE_AGAIN}"
         )
 
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, BinaryIO
 
 import numpy as np
+
+from lidar_cli.errors import InputError, first_line
 
 MAGIC = b"\x93NUMPY"
 LENGTHS = {1: struct.Struct("<H"), 2: struct.Struct("<I"), 3: struct.Struct("<I")}  # by version
@@ -22,16 +26,35 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and o
 Record = dict[str, Any]  # of JSON values
 
 
-def npy(source: BinaryIO, _: object) -> Record:
-    """Shape, type, order and place of the numbers of a `.npy` file. Raises ValueError."""
-    return _header(source)
+def npy(source: BinaryIO, name: str) -> Record:
+    """Shape, type, order and place of the numbers of a `.npy` file.
+
+    name: of the file, for InputError, which is raised if it is damaged.
+    """
+    with _refusing(f"{name}: the .npy header cannot be read"):
+        return _header(source)
 
 
-def npz(source: BinaryIO, _: object) -> dict[str, Record]:
+def npz(source: BinaryIO, name: str) -> dict[str, Record]:
     """The arrays of a `.npz` file by name, where their bytes lie, and how they are packed.
 
-    Empty if the zip file has no member of that kind. Raises ValueError and zipfile's errors.
+    Empty if the zip file has no member of that kind. Raises as `npy`.
     """
+    with _refusing(f"{name}: cannot be read as .npz or .pt"):
+        return _members(source)
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # the parsers of numpy and zipfile raise whatever they meet
+        raise InputError(f"{what}: {first_line(error)}; copy or save it again") from error
+
+
+def _members(source: BinaryIO) -> dict[str, Record]:
     members: dict[str, Record] = {}
     with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
@@ -40,6 +63,8 @@ def npz(source: BinaryIO, _: object) -> dict[str, Record]:
                 continue
             if info.flag_bits & ENCRYPTED or info.compress_type not in METHODS:
                 raise ValueError(f"{info.filename[:60]!a} is packed as numpy packs none")
+            if ".." in name.split("/") or name.startswith("/"):
+                raise ValueError(f"{info.filename[:60]!a} names a place outside of it")
             if name in members:
                 raise ValueError(f"{info.filename[:60]!a} is in it twice")
             with archive.open(info) as member:

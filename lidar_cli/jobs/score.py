@@ -78,7 +78,8 @@ def _read_array(path: Path, start: bytes, dataset: str | None, q: int | None) ->
         embeddings = read_npz(path, dataset, q)
     if embeddings is not None:
         return embeddings
-    if start.startswith((b"PK", b"\x80")) or start[8:] == b"{":
+    is_safetensors = start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**32
+    if start.startswith((b"PK", b"\x80")) or is_safetensors:
         return read_tensors(path, dataset, q)
     raise InputError(
         f"{path}: not a format that is known here (expected HDF5, .npy, .npz, .pt or .safetensors)"
