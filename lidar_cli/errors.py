@@ -87,6 +87,12 @@ def printable(text: str) -> str:
     )
 
 
+def shortened(text: str) -> str:
+    """Text from a file, short enough to stand inside a line of ours, and printable."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
 def nearest(word: str, known: list[str]) -> str:
     """A phrase that names the known word closest to a mistyped one."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

@@ -12,7 +12,7 @@ import torch
 
 from lidar_cli.arrays import select, stored_at
 from lidar_cli.checkpoints.lazy import ITEMSIZE, LazyTensor
-from lidar_cli.checkpoints.read import describe, read_contents
+from lidar_cli.checkpoints.read import describe, read_file
 from lidar_cli.embeddings import Embeddings, Stored
 from lidar_cli.errors import CheckpointError, InputError
 
@@ -27,8 +27,7 @@ def read_tensors(path: Path, dataset: str | None, views_per_sample: int | None) 
     Raises InputError if the file cannot be read, or the tensor's shape or type is wrong.
     """
     try:
-        contents = read_contents(path)
-        tensors = tensors_of(contents.tree, path)
+        tensors = tensors_of(read_file(path).tree, path)
     except CheckpointError as error:
         reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
         raise InputError(f"{path}: cannot be read as .npz or .pt: {reason}") from error

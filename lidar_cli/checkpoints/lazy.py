@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -18,6 +19,7 @@ from lidar_cli.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+EXPECTED = "expected a file of torch.save or safetensors"
 ITEMSIZE = {  # bytes an element; the names are torch's
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
     "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1,
@@ -140,19 +142,18 @@ def view(storage: Storage, dtype: str, offset: object, size: object, stride: obj
     (begin,) = numbers((offset,))
     if len(shape) != len(steps):
         raise Malformed(f"a tensor of {len(shape)} dimensions has {len(steps)} strides")
-    if math.prod(max(n, 1) for n in shape) > MAX_NUMBER:
-        raise Malformed(f"a tensor has the impossible shape {short(shape)}")
+    count, last = _extent(shape, steps)
     tensor = LazyTensor(dtype, shape, steps, begin, storage)
     item = ITEMSIZE.get(dtype)
     if item is None:
         tensor.problem = f"of type {dtype}"
-    elif 0 not in shape:
-        if (begin + _last(shape, steps) + 1) * item > storage.nbytes:
+    elif count:
+        if (begin + last + 1) * item > storage.nbytes:
             raise Malformed(
                 f"a tensor of shape {short(shape)} reaches past its storage of {storage.nbytes} "
                 "bytes"
             )
-        if tensor.nbytes > storage.nbytes + OVERLAP:
+        if count * item > storage.nbytes + OVERLAP:
             raise Malformed(
                 f"a tensor of shape {short(shape)} repeats the {storage.nbytes} bytes of its "
                 "storage"
@@ -160,10 +161,22 @@ def view(storage: Storage, dtype: str, offset: object, size: object, stride: obj
     return tensor
 
 
+@lru_cache(1000)
+def _extent(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, int]:
+    """Number of elements, and of the last that is reached from the offset; raises Malformed."""
+    if math.prod(max(n, 1) for n in shape) > MAX_NUMBER:
+        raise Malformed(f"a tensor has the impossible shape {short(shape)}")
+    return math.prod(shape), _last(shape, steps)
+
+
 def numbers(values: object) -> tuple[int, ...]:
     """Sizes, strides or offsets from a file; raises Malformed unless none is negative or huge."""
     if not isinstance(values, tuple | list) or len(values) > MAX_DIMENSIONS:
         raise Malformed("a tensor has no shape, or one of too many dimensions")
+    if {int}.issuperset(map(type, values)) and (
+        not values or (min(values) >= 0 and max(values) < MAX_NUMBER)
+    ):
+        return tuple(values)
     for value in values:
         if type(value) is not int or not 0 <= value < MAX_NUMBER:
             what = "negative" if isinstance(value, int) and value < 0 else "impossible"

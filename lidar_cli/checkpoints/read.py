@@ -1,11 +1,10 @@
 """A checkpoint file -> nested plain containers of lazy tensors; nothing named in the file is run.
 
-storages.py           torch's zip and legacy files (Lightning's are zip files)
-safetensors_file.py   safetensors
-folder.py             Hugging Face folders, and what is only a part of a checkpoint
-hub.py                names on the Hugging Face Hub
-unpickle.py           the pickle inside torch's files, as data; machine.py, standins.py, rebuild.py
-lazy.py               tensors that stay in the file until they are needed
+walk.py     reads the file, in the child of `runtime.sandbox`
+record.py   the tree between child and program
+folder.py   Hugging Face folders, and what is only a part of a checkpoint
+hub.py      names on the Hugging Face Hub
+lazy.py     tensors that stay in the file until they are needed
 
 Neither torch nor the bytes of any tensor are needed to read names and shapes. What cannot be read
 becomes one line that says what was found, what was expected and what to do next.
@@ -14,29 +13,23 @@ becomes one line that says what was found, what was expected and what to do next
 from __future__ import annotations
 
 import hashlib
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints import folder, hub
-from lidar_cli.checkpoints.lazy import Malformed
-from lidar_cli.checkpoints.safetensors_file import read_safetensors
-from lidar_cli.checkpoints.standins import Forbidden
-from lidar_cli.checkpoints.storages import read_legacy, read_zip
-from lidar_cli.errors import CheckpointError, LidarError, NoWeights
+from lidar_cli.checkpoints.lazy import EXPECTED, Malformed
+from lidar_cli.checkpoints.record import decoded
+from lidar_cli.errors import CheckpointError, LidarError, NoWeights, shortened
+from lidar_cli.runtime.sandbox import run_limited, stamp_of
 
-EXPECTED = "expected a file of torch.save or safetensors"
-
-# First bytes of files that are often taken for a checkpoint, and what to do about them.
-STRANGERS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file; score feature files with: lidar score"),
-    (b"\x1f\x8b", "gzip data; unpack it first"),
-    (b"<!DOCTYPE", "an HTML page, probably saved in place of a download; fetch the file again"),
-    (b"<html", "an HTML page, probably saved in place of a download; fetch the file again"),
-)
+ADVICE = f"{EXPECTED}; copy or save it again"
+WALK = "lidar_cli.checkpoints.walk:walk"
+CHECKSUMS = "lidar_cli.checkpoints.walk:walk_checksums"
+PIECE = 1 << 20  # bytes that are hashed at once
 
 
 @dataclass(frozen=True)
@@ -77,44 +70,90 @@ def read_contents(path: Path) -> Contents:
     named = hub.local(Path(path))
     try:
         path = folder.weights_file(named)
-        start = _first_bytes(path)
-        names: tuple[str, ...] = ()
-        if _is_safetensors(start):
-            kind, what, tree = "safetensors", "damaged safetensors file", None
-            tree = read_safetensors(path)
-        elif start.startswith(b"PK"):
-            kind, what = "zip", "a damaged or truncated torch file"
-            tree, names = read_zip(path)
-        else:
-            kind, what = "legacy", "not a torch file, or damaged"
-            tree, names = read_legacy(path)
-    except Malformed as error:
-        raise CheckpointError(
-            f"{path}: {what}: {_printable(str(error))}; {EXPECTED}; copy or save it again"
-        ) from error
-    except Forbidden as error:
-        raise CheckpointError(
-            f"{path}: names {_printable(str(error))}, which no checkpoint needs and which is never "
-            "called; do not load it elsewhere; take the file from a source that you trust"
-        ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    folder.refuse_shards(path, tree, names)
-    return Contents(path, kind, tree, names, folder.config(named))
+    contents = read_file(path)
+    folder.refuse_shards(path, contents.tree, contents.stand_ins)
+    return replace(contents, config=folder.config(named))
+
+
+def read_file(path: Path) -> Contents:
+    """All that a file of torch.save or safetensors holds, whatever its name and its tensors are.
+
+    Raises CheckpointError as `read_checkpoint`.
+    """
+    walked = run_limited(WALK, path, str(path), error=CheckpointError, advice=ADVICE)
+    _, _, size, _ = walked.stamp
+    try:
+        tree, names = decoded(walked.value, path, size)
+    except Malformed as error:
+        raise CheckpointError(f"{path}: damaged: {shortened(str(error))}; {ADVICE}") from error
+    return Contents(path, str(walked.value["kind"]), tree, names)
 
 
 def sha256(path: Path) -> str:
     """The SHA-256 digest of a file, in hexadecimal, read in small pieces.
 
-    Of a Hugging Face folder, or a name on the Hub, that of the file with the weights.
-    Raises CheckpointError if the file cannot be read.
+    Of a Hugging Face folder, or a name on the Hub, that of the file with the weights. The CRC-32
+    that torch wrote of each tensor's bytes is checked in the same pass.
+    Raises CheckpointError if the file cannot be read, or is damaged.
     """
     try:
         path = folder.weights_file(hub.local(Path(path)))
+        walked = run_limited(CHECKSUMS, path, str(path), error=CheckpointError, advice=ADVICE)
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            if stamp_of(os.fstat(file.fileno())) != walked.stamp:
+                raise CheckpointError(f"{path}: changed while it was read; run it again")
+            digest = hashlib.sha256()
+            members = _Checksums(walked.value)
+            while piece := file.read(PIECE):
+                digest.update(piece)
+                members.update(piece)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    members.check(path)
+    return digest.hexdigest()
+
+
+class _Checksums:
+    """CRC-32 of the members of a zip, whose bytes come in pieces of the whole file.
+
+    rows: first byte, number of bytes and expected CRC of each, in the order of the file.
+    """
+
+    def __init__(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        self._rows = [row for row in rows if row[1]]
+        self._place = 0  # of the next piece
+        self._next = 0  # row that is not complete
+        self._crc = 0
+        self._right = 0
+
+    def update(self, piece: bytes) -> None:
+        """Take the next bytes of the file."""
+        view, end = memoryview(piece), self._place + len(piece)
+        while self._next < len(self._rows):
+            start, nbytes, expected = self._rows[self._next]
+            first, last = max(start, self._place), min(start + nbytes, end)
+            if first >= end:
+                break
+            self._crc = zlib.crc32(view[first - self._place : last - self._place], self._crc)
+            if last < start + nbytes:
+                break
+            self._right += self._crc == expected
+            self._next, self._crc = self._next + 1, 0
+        self._place = end
+
+    def check(self, path: Path) -> None:
+        """Raise CheckpointError if some members differ from what was written.
+
+        Where all do, their writer was asked to compute none (torch's set_crc32_options).
+        """
+        wrong = len(self._rows) - self._right
+        if self._right and wrong:
+            raise CheckpointError(
+                f"{path}: damaged: {wrong} of its {len(self._rows)} parts differ from what was "
+                "written (CRC-32); copy it again"
+            )
 
 
 def stamp(path: Path) -> tuple[int, ...]:
@@ -132,36 +171,4 @@ def stamp(path: Path) -> tuple[int, ...]:
 def describe(value: object) -> str:
     """A value of a tree in an error's line: 'a list', 'a stand-in for functools.partial'."""
     text = repr(value).strip("<>") if hasattr(value, "name") else type(value).__name__
-    return f"a {_printable(text)}"
-
-
-def _first_bytes(path: Path) -> bytes:
-    """Up to 512 bytes; raises CheckpointError for what is evidently no checkpoint."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; check the path") from error
-    except ValueError as error:  # a null character in the name
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    if not start:
-        raise CheckpointError(f"{path} is empty; {EXPECTED}; copy it again")
-    for signature, meaning in STRANGERS:
-        if start.lstrip().lower().startswith(signature.lower()):
-            raise CheckpointError(f"{path} is {meaning}")
-    if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in start):
-        raise CheckpointError(f"{path} is a text file; {EXPECTED}")
-    if start[257:262] == b"ustar":
-        raise CheckpointError(f"{path} is a tar archive; {EXPECTED}; unpack it first")
-    return start
-
-
-def _is_safetensors(start: bytes) -> bool:
-    """Whether a file opens with the length of a JSON header and that header."""
-    # The header may not exceed 100 MB, by the format; a pickle's first bytes read far larger.
-    return len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < 10**8
-
-
-def _printable(text: str) -> str:
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 300 else f"{text[:300]}..."
+    return f"a {shortened(text)}"

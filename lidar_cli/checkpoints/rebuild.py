@@ -24,7 +24,7 @@ from lidar_cli.checkpoints.lazy import (
     numbers,
     view,
 )  # fmt: skip
-from lidar_cli.checkpoints.standins import Budget, Global, StandIn, key
+from lidar_cli.checkpoints.standins import Global, StandIn
 
 Arguments = tuple[Any, ...]
 
@@ -83,16 +83,16 @@ def dtype_name(name: str) -> str | None:
     return short if name == f"torch.{short}" and short in ITEMSIZE else None
 
 
-def _tensor(budget: Budget, args: Arguments) -> LazyTensor:
+def _tensor(args: Arguments) -> LazyTensor:
     storage, offset, size, stride = args[:4]
     return view(_storage(storage), storage.dtype, offset, size, stride)
 
 
-def _tensor_v2(budget: Budget, args: Arguments) -> LazyTensor:
-    return _with_bits(_tensor(budget, args), args[6] if len(args) > 6 else None)
+def _tensor_v2(args: Arguments) -> LazyTensor:
+    return _with_bits(_tensor(args), args[6] if len(args) > 6 else None)
 
 
-def _tensor_v3(budget: Budget, args: Arguments) -> LazyTensor:
+def _tensor_v3(args: Arguments) -> LazyTensor:
     storage, offset, size, stride, _, _, dtype = args[:7]
     named = dtype_name(dtype.name) if isinstance(dtype, Global) else None
     tensor = view(_storage(storage), named or str(dtype)[:60], offset, size, stride)
@@ -111,26 +111,26 @@ def _with_bits(tensor: LazyTensor, metadata: object) -> LazyTensor:
     return tensor
 
 
-def _parameter(budget: Budget, args: Arguments) -> Any:
+def _parameter(args: Arguments) -> Any:
     return args[0]
 
 
-def _quantised(budget: Budget, args: Arguments) -> LazyTensor:
+def _quantised(args: Arguments) -> LazyTensor:
     return LazyTensor(_storage(args[0]).dtype, numbers(args[2]), problem="quantised")
 
 
-def _sparse(budget: Budget, args: Arguments) -> LazyTensor:
+def _sparse(args: Arguments) -> LazyTensor:
     data = args[1]  # indices and values first, in every layout
     sizes = [part for part in data[2:] if isinstance(part, tuple)]
     values = next(part for part in reversed(data) if isinstance(part, LazyTensor))
     return LazyTensor(values.dtype, numbers(sizes[0]), problem="sparse")
 
 
-def _meta(budget: Budget, args: Arguments) -> LazyTensor:
+def _meta(args: Arguments) -> LazyTensor:
     return _without_data(args[0], args[1])
 
 
-def _wrapper(budget: Budget, args: Arguments) -> LazyTensor:
+def _wrapper(args: Arguments) -> LazyTensor:
     return _without_data(args[1], args[2])
 
 
@@ -139,41 +139,39 @@ def _without_data(dtype: object, size: object) -> LazyTensor:
     return LazyTensor(named or "unknown", numbers(size), problem="without data")
 
 
-def _from_type(budget: Budget, args: Arguments) -> Any:
+def _from_type(args: Arguments) -> Any:
     """A subclass of Tensor: the plain tensor that it wraps."""
     function, inner = args[0], args[2]
     if isinstance(function, Global) and isinstance(inner, tuple) and function.name in TENSORS:
-        return TENSORS[function.name](budget, inner)
+        return TENSORS[function.name](inner)
     return StandIn(function.name if isinstance(function, Global) else "a subclass of Tensor", args)
 
 
-def _mapping(budget: Budget, args: Arguments) -> dict[Any, Any]:
+def _mapping(args: Arguments) -> dict[Any, Any]:
     if not args:
         return {}
     pairs = args[0].items() if isinstance(args[0], dict) else _sequence(args[0])
-    budget.spend(len(args[0]))
-    return {key(name, budget): value for name, value in pairs}
+    return dict(pairs)
 
 
-def _defaultdict(budget: Budget, args: Arguments) -> dict[Any, Any]:
-    return _mapping(budget, args[1:])
+def _defaultdict(args: Arguments) -> dict[Any, Any]:
+    return _mapping(args[1:])
 
 
-def _list(budget: Budget, args: Arguments) -> list[Any]:
-    budget.spend(len(args[0]) if args else 0)
+def _list(args: Arguments) -> list[Any]:
     return list(_sequence(args[0])) if args else []
 
 
-def _tuple(budget: Budget, args: Arguments) -> tuple[Any, ...]:
-    return tuple(_list(budget, args))
+def _tuple(args: Arguments) -> tuple[Any, ...]:
+    return tuple(_list(args))
 
 
-def _set(budget: Budget, args: Arguments) -> set[Any]:
-    return {key(value, budget) for value in _list(budget, args)}
+def _set(args: Arguments) -> set[Any]:
+    return set(_list(args))
 
 
-def _frozenset(budget: Budget, args: Arguments) -> frozenset[Any]:
-    return frozenset(_set(budget, args))
+def _frozenset(args: Arguments) -> frozenset[Any]:
+    return frozenset(_set(args))
 
 
 def _sequence(value: object) -> Any:
@@ -182,64 +180,62 @@ def _sequence(value: object) -> Any:
     return value
 
 
-def _encode(budget: Budget, args: Arguments) -> Any:
+def _encode(args: Arguments) -> Any:
     """Bytes, which protocol 2 writes as text with an encoding."""
     if len(args) != 2 or not isinstance(args[0], str) or args[1] not in ("latin1", "latin-1"):
         return StandIn("_codecs.encode", args)
-    budget.spend(len(args[0]))
     return args[0].encode("latin-1")
 
 
-def _raw(budget: Budget, args: Arguments) -> bytes:
+def _raw(args: Arguments) -> bytes:
     """Empty bytes, as protocol 2 makes them."""
-    return _bytes(args[0], budget) or b"" if args else b""
+    return _bytes(args[0]) or b"" if args else b""
 
 
-def _bytearray(budget: Budget, args: Arguments) -> bytearray:
-    return bytearray(_raw(budget, args))
+def _bytearray(args: Arguments) -> bytearray:
+    return bytearray(_raw(args))
 
 
-def _device(budget: Budget, args: Arguments) -> str:
+def _device(args: Arguments) -> str:
     return ":".join(str(part) for part in args if isinstance(part, str | int))[:100]
 
 
-def _layout(budget: Budget, args: Arguments) -> str:
+def _layout(args: Arguments) -> str:
     return str(args[0])[:100] if isinstance(args[0], str) else "unknown"
 
 
-def _complex(budget: Budget, args: Arguments) -> complex:
+def _complex(args: Arguments) -> complex:
     return complex(*(float(part) for part in args))
 
 
-def _numpy_type(budget: Budget, args: Arguments) -> ArrayType:
+def _numpy_type(args: Arguments) -> ArrayType:
     if not isinstance(args[0], str) or len(args[0]) > 100:
         raise Malformed("a numpy type has no name")
     return ArrayType(args[0])
 
 
-def _numpy_scalar(budget: Budget, args: Arguments) -> Any:
+def _numpy_scalar(args: Arguments) -> Any:
     """A Python number, text or bytes; others, such as dates, are not decoded."""
-    kind, data = args[0], _bytes(args[1], budget) if len(args) > 1 else b""
+    kind, data = args[0], _bytes(args[1]) if len(args) > 1 else b""
     if not isinstance(kind, ArrayType) or data is None:
         return StandIn("numpy.generic", args)
     if kind.code in NUMPY:
         values = struct.unpack(kind.order + NUMPY[kind.code][0], data)
         return complex(*values) if len(values) == 2 else values[0]
     if kind.code.startswith("U"):
-        budget.spend(len(data))
         return data.decode("utf-32-be" if kind.order == ">" else "utf-32-le").rstrip("\0")
     return data.rstrip(b"\0") if kind.code.startswith("S") else StandIn("numpy.generic", args)
 
 
-def _numpy_array(budget: Budget, args: Arguments) -> LazyTensor:
+def _numpy_array(args: Arguments) -> LazyTensor:
     """An array without content, which `fill_array` gives to it."""
     return LazyTensor("uint8", (0,), (1,), storage=_in_memory(b"", "uint8"))
 
 
-def _numpy_buffer(budget: Budget, args: Arguments) -> LazyTensor:
+def _numpy_buffer(args: Arguments) -> LazyTensor:
     data, kind, shape, order = args
-    array = _numpy_array(budget, ())
-    fill_array(array, (1, shape, kind, order == "F", data), budget)
+    array = _numpy_array(())
+    fill_array(array, (1, shape, kind, order == "F", data))
     return array
 
 
@@ -248,13 +244,13 @@ def is_unfilled(tensor: LazyTensor) -> bool:
     return tensor.storage is not None and tensor.storage.source.data == b""
 
 
-def fill_array(array: LazyTensor, state: object, budget: Budget) -> None:
+def fill_array(array: LazyTensor, state: object) -> None:
     """Give an array the state that numpy's ndarray.__reduce__ wrote; raises Malformed."""
     if not isinstance(state, tuple) or len(state) not in (4, 5):
         raise Malformed("a numpy array has no state")
     size, kind, fortran, content = state[-4:]
     shape = numbers(size)
-    data = _bytes(content, budget)
+    data = _bytes(content)
     known = NUMPY.get(kind.code) if isinstance(kind, ArrayType) else None
     if known is None or data is None:
         array.shape, array.dtype, array.problem = shape, "unknown", "an array of objects"
@@ -276,17 +272,16 @@ def _in_memory(data: bytes, dtype: str) -> Storage:
     return Storage(dtype, len(data), Source(IN_MEMORY, 0, len(data), data))
 
 
-def _bytes(value: object, budget: Budget) -> bytes | None:
+def _bytes(value: object) -> bytes | None:
     """Bytes, also where Python 2 wrote them as text; None for what is neither."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, bytearray | str):
-        budget.spend(len(value))
         return value.encode("latin-1") if isinstance(value, str) else bytes(value)
     return None
 
 
-Handler = Callable[[Budget, Arguments], Any]
+Handler = Callable[[Arguments], Any]
 
 TENSORS: dict[str, Handler] = {
     "torch._utils._rebuild_tensor": _tensor,

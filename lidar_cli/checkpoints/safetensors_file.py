@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lidar_cli.checkpoints.lazy import (
     ITEMSIZE,
@@ -23,7 +23,8 @@ from lidar_cli.checkpoints.lazy import (
     numbers,
 )  # fmt: skip
 
-MAX_HEADER = 100_000_000  # bytes, by the format
+MAX_HEADER = 10_000_000  # bytes; the format allows ten times that, for no model that there is
+HERE = Path()  # of the file that is being read; the program puts in its path
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
@@ -33,16 +34,17 @@ DTYPES = {
 }  # fmt: skip
 
 
-def read_safetensors(path: Path) -> dict[str, LazyTensor]:
+def read_safetensors(file: BinaryIO) -> dict[str, LazyTensor]:
     """The tensors of a file by name; raises Malformed if the header lies."""
-    with path.open("rb") as file:
-        end = file.seek(0, 2)
-        file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
-        begin = 8 + length
-        if length > MAX_HEADER or begin > end:
-            raise Malformed(f"its header should have {length} bytes, the file has {end}")
-        content = file.read(length)
+    end = file.seek(0, 2)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    begin = 8 + length
+    if begin > end:
+        raise Malformed(f"its header should have {length} bytes, the file has {end}")
+    if length > MAX_HEADER:
+        raise Malformed(f"its header has {length} bytes; at most {MAX_HEADER} are read")
+    content = file.read(length)
     try:
         header = json.loads(content, object_pairs_hook=_unique)
     except (RecursionError, ValueError) as error:
@@ -50,7 +52,7 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     if not isinstance(header, dict):
         raise Malformed("its header names no tensors")
     header.pop("__metadata__", None)
-    tensors = {name: _tensor(path, begin, end, name, entry) for name, entry in header.items()}
+    tensors = {name: _tensor(begin, end, name, entry) for name, entry in header.items()}
     position = begin
     for tensor in sorted(tensors.values(), key=_place):
         if _place(tensor)[0] != position:
@@ -61,7 +63,7 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _tensor(path: Path, begin: int, end: int, name: str, entry: Any) -> LazyTensor:
+def _tensor(begin: int, end: int, name: str, entry: Any) -> LazyTensor:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise Malformed(f"{name[:60]!a} has not the entries dtype, shape and data_offsets")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
@@ -78,7 +80,7 @@ def _tensor(path: Path, begin: int, end: int, name: str, entry: Any) -> LazyTens
             f"bytes {first} to {last} of {end - begin}"
         )
     steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    storage = Storage(dtype, last - first, Source(path, begin + first, last - first))
+    storage = Storage(dtype, last - first, Source(HERE, begin + first, last - first))
     return LazyTensor(dtype, shape, tuple(steps), storage=storage)
 
 

@@ -23,30 +23,10 @@ RENAMED = {  # modules by names that pickles have for them -> today's
     "_io": "builtins",
 }
 MAX_NAME = 1000  # characters of a module's or class's name
-MAX_KEY = 1000  # parts of a nested tuple that is a key
 
 
 class Forbidden(Exception):
     """A file names what could only do harm; the text is the qualified name."""
-
-
-CONTAINER, SET = 8, 32  # what an empty one costs, in units of about 8 bytes
-
-
-class Budget:
-    """How much a file may still ask for by copying and by making containers of nothing.
-
-    A few times its own size, whatever it repeats.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.left = 1_000_000 + 4 * size
-
-    def spend(self, count: int) -> None:
-        """Raise Malformed when more is copied than a file of its size can need."""
-        self.left -= count
-        if self.left < 0:
-            raise Malformed("its pickle would unpack to far more than the file holds")
 
 
 class Global:
@@ -81,7 +61,7 @@ class StandIn:
 def qualified(module: object, name: object) -> str:
     """'module.name', with today's name of the module; raises Forbidden and Malformed.
 
-    getattr alone passes: it depends on its arguments whether it is refused, see machine.py.
+    getattr alone passes: it depends on its arguments whether it is refused, see unpickle.py.
     """
     if not isinstance(module, str) or not isinstance(name, str):
         raise Malformed("a name is not text")
@@ -102,33 +82,3 @@ def refuse(whole: str) -> None:
         raise Forbidden(whole)
     if module == "builtins" and rest.split(".")[0] in REFUSED_BUILTINS:
         raise Forbidden(whole)
-
-
-def key(value: Any, budget: Budget) -> Any:
-    """A value that may be the key of a dict or lie in a set, its hash being cheap.
-
-    Tuples that share their parts take time that doubles with each level to hash, integers beyond
-    61 bits can be chosen to collide: both are charged. Raises Malformed for what has no hash.
-    """
-    kind = type(value)
-    if kind is str or value is None:
-        return value
-    if kind is int:
-        if abs(value) >= 2**61 - 1:  # sys.hash_info.modulus
-            budget.spend(20_000)
-    elif kind is tuple or kind is frozenset:
-        parts = [value]
-        count = 0
-        while parts:
-            part = parts.pop()
-            if isinstance(part, tuple | frozenset):
-                parts.extend(part)
-            elif isinstance(part, list | dict | set | bytearray):
-                raise Malformed(f"a {type(part).__name__} is used as a key")
-            count += 1
-            if count + len(parts) > MAX_KEY:
-                raise Malformed("a key is nested too deeply")
-        budget.spend(count)
-    elif kind in (list, dict, set, bytearray):
-        raise Malformed(f"a {kind.__name__} is used as a key")
-    return value

@@ -12,58 +12,100 @@ Source: torch/serialization.py, _save, _load, _legacy_save and _legacy_load (tor
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lidar_cli.checkpoints.interpret import interpret
 from lidar_cli.checkpoints.lazy import MAX_NUMBER, Malformed, Source, Storage
 from lidar_cli.checkpoints.plain import plain
-from lidar_cli.checkpoints.rebuild import element_size, storage_type
-from lidar_cli.checkpoints.standins import Budget, Global
-from lidar_cli.checkpoints.unpickle import Unpickler
+from lidar_cli.checkpoints.rebuild import element_size, is_foreign, storage_type
+from lidar_cli.checkpoints.standins import Global
+from lidar_cli.checkpoints.unpickle import load, part
 from lidar_cli.errors import CheckpointError
+from lidar_cli.runtime.zip_directory import TooLarge, open_zip
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
 MAX_HEADER = 10_000  # bytes of all that stands before the object of a legacy file
+HERE = Path()  # of the file that is being read; the program puts in its path
 ENCRYPTED = 0x1  # of a zip member's flags
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of extra fields
 
 Read = tuple[Any, tuple[str, ...]]  # the tree, and the names of the stand-ins in it
 
 
-def read_zip(path: Path) -> Read:
+def read_zip(file: BinaryIO, path: str) -> Read:
     """The content of a zip of torch.save; raises Malformed, Forbidden and CheckpointError."""
-    with path.open("rb") as file:
-        try:
-            archive = zipfile.ZipFile(file)
-        except Exception as error:  # of many types, for a directory that anyone may have written
-            raise Malformed("its zip directory cannot be read") from error
-        stem = _stem(path, archive.namelist())
-        members = _members(path, file, archive)
-        order = members.get(f"{stem}byteorder")
-        if order is not None and bytes(order.read(0, min(order.nbytes, 9))) != b"little":
+    archive = _archive(file)
+    stem = _stem(path, archive.namelist())
+    members = {name: source for name, (source, _) in _members(file, archive).items()}
+    order = members.get(f"{stem}byteorder")
+    if order is not None:
+        file.seek(order.start)
+        if file.read(min(order.nbytes, 9)) != b"little":
             raise CheckpointError(_big_endian(path))
 
-        def persistent(saved: Any) -> Any:
-            dtype, key, nbytes = _storage_id(saved)
-            source = members.get(f"{stem}data/{key}")
-            if source is None or nbytes > source.nbytes:
-                held = "nothing" if source is None else f"{source.nbytes} bytes"
-                raise Malformed(f"storage {key[:20]} should have {nbytes} bytes, the file {held}")
-            return Storage(dtype, nbytes, source)
+    def persistent(saved: Any) -> Any:
+        dtype, key, nbytes = _storage_id(saved)
+        source = members.get(f"{stem}data/{key}")
+        if source is None or nbytes > source.nbytes:
+            held = "nothing" if source is None else f"{source.nbytes} bytes"
+            raise Malformed(f"storage {key[:20]} should have {nbytes} bytes, the file {held}")
+        return Storage(dtype, nbytes, source)
 
-        pickle = members[f"{stem}data.pkl"]
-        file.seek(pickle.start)
-        budget = Budget(pickle.nbytes)
-        unpickler = Unpickler(file, pickle.start + pickle.nbytes, budget, persistent)
-        return plain(unpickler.load(), budget), tuple(unpickler.names)
+    pickle = members[f"{stem}data.pkl"]
+    root, names = load(part(file, pickle.start, pickle.start + pickle.nbytes), True)
+    return plain(interpret(root, persistent)), _foreign(names)
 
 
-def _members(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, Source]:
-    """Where the bytes of each member lie; all are stored as they are, and inside the file."""
-    members: dict[str, Source] = {}
+def read_legacy(file: BinaryIO, path: str) -> Read:
+    """The content of a legacy file; raises Malformed, Forbidden and CheckpointError."""
+    end = file.seek(0, 2)
+    header = part(file, 0, min(end, MAX_HEADER))
+    magic, version, system = (interpret(load(header)[0]) for _ in range(3))
+    if type(magic) is not int or magic != MAGIC or version != VERSION:
+        raise Malformed("it does not begin with torch's number")
+    if isinstance(system, dict) and system.get("little_endian") is False:
+        raise CheckpointError(_big_endian(path))
+    rest = part(file, header.tell(), end)
+    storages = _LegacyStorages()
+    records, names = load(rest, True)
+    root = interpret(records, storages.persistent)
+    keys = interpret(load(rest)[0])
+    storages.locate(file, rest.tell(), end, keys)
+    return plain(root), _foreign(names)
+
+
+def checksums(file: BinaryIO) -> list[tuple[int, int, int]]:
+    """First byte, number of bytes and CRC-32 of each member of a zip, in the order of the file.
+
+    Raises Malformed as `read_zip`.
+    """
+    members = _members(file, _archive(file)).values()
+    places = [(source.start, source.nbytes, crc) for source, crc in members]
+    places.sort()
+    if any(a[0] + a[1] > b[0] for a, b in itertools.pairwise(places)):
+        raise Malformed("two of its members share their bytes")
+    return places
+
+
+def _archive(file: BinaryIO) -> zipfile.ZipFile:
+    try:
+        return open_zip(file)
+    except TooLarge as error:
+        raise Malformed(str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of many types, for a directory that anyone may have written
+        raise Malformed("its zip directory cannot be read") from error
+
+
+def _members(file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, tuple[Source, int]]:
+    """Where the bytes of each member lie, and their CRC-32; all are stored as they are."""
+    members: dict[str, tuple[Source, int]] = {}
     total, end = 0, archive.start_dir  # the directory follows the members
     for info in archive.infolist():
         name = info.filename
@@ -83,11 +125,15 @@ def _members(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, 
         total += info.file_size
         if signature != b"PK\x03\x04" or start + info.file_size > end or total > end:
             raise Malformed(f"its member {name[:60]} lies outside the file")
-        members[name] = Source(path, start, info.file_size)
+        members[name] = Source(HERE, start, info.file_size), info.CRC
     return members
 
 
-def _stem(path: Path, names: list[str]) -> str:
+def _foreign(names: dict[str, None]) -> tuple[str, ...]:
+    return tuple(name for name in names if is_foreign(name))
+
+
+def _stem(path: str, names: list[str]) -> str:
     """What stands before the names of all members: 'archive/'."""
     stems = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
     stems = [stem for stem in stems if stem.count("/") == 1]
@@ -106,31 +152,10 @@ def _stem(path: Path, names: list[str]) -> str:
     return stems[0]
 
 
-def read_legacy(path: Path) -> Read:
-    """The content of a legacy file; raises Malformed, Forbidden and CheckpointError."""
-    with path.open("rb") as file:
-        end = file.seek(0, 2)
-        file.seek(0)
-        header_end = min(end, MAX_HEADER)
-        small = Budget(MAX_HEADER)
-        magic, version, system = (Unpickler(file, header_end, small).load() for _ in range(3))
-        if type(magic) is not int or magic != MAGIC or version != VERSION:
-            raise Malformed("it does not begin with torch's number")
-        if isinstance(system, dict) and system.get("little_endian") is False:
-            raise CheckpointError(_big_endian(path))
-        budget = Budget(end)
-        storages = _LegacyStorages(path)
-        unpickler = Unpickler(file, end, budget, storages.persistent)
-        root = unpickler.load()
-        storages.locate(file, end, Unpickler(file, end, budget).load())
-        return plain(root, budget), tuple(unpickler.names)
-
-
 class _LegacyStorages:
     """Storages whose places are known only after the pickle that refers to them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self.sources: dict[str, Source] = {}
         self.items: dict[str, int] = {}  # bytes an element in the file
         self.views: dict[str, Storage] = {}
@@ -141,7 +166,7 @@ class _LegacyStorages:
             return saved[1]
         dtype, key, nbytes = _storage_id(saved)
         if key not in self.sources:
-            self.sources[key] = Source(self.path, 0, 0)
+            self.sources[key] = Source(HERE, 0, 0)
             self.items[key] = element_size(dtype)
         source = self.sources[key]
         source.nbytes = max(source.nbytes, nbytes)
@@ -155,11 +180,10 @@ class _LegacyStorages:
             raise Malformed("a view reaches past its storage")
         return self.views.setdefault(str(view_key), Storage(dtype, inside, source, first))
 
-    def locate(self, file: BinaryIO, end: int, keys: Any) -> None:
+    def locate(self, file: BinaryIO, position: int, end: int, keys: Any) -> None:
         """Give each storage its place; raises Malformed unless all that are used are there."""
         if not isinstance(keys, list):
             raise Malformed("it has no list of its storages")
-        position = file.tell()
         missing = dict(self.sources)
         for key in keys:
             source = missing.pop(key, None) if isinstance(key, str) else None
@@ -193,7 +217,7 @@ def _storage_id(saved: Any) -> tuple[str, str, int]:
     return dtype, key, count * element_size(dtype)
 
 
-def _big_endian(path: Path) -> str:
+def _big_endian(path: str) -> str:
     return (
         f"{path}: holds big-endian numbers; expected little-endian ones; load it where it was "
         "written, and save it on a little-endian machine"

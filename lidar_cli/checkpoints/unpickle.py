@@ -1,308 +1,219 @@
-"""A pickle as data: the opcodes of protocols 0 to 5, for a machine that can call nothing.
+"""A pickle as data: the standard library's C unpickler, with nothing real to call.
 
-Python's own unpickler calls what the stream names; overriding its `find_class` narrows the names,
-yet reduce, build and the rest still call whatever it returns. Here there is nothing to call, see
-machine.py, and no flag that would change it.
-Source of the opcodes: the documentation in Python's pickletools, and PEPs 307, 3154 and 574.
+It runs in the child of `runtime.sandbox` alone. An unpickler calls what lies on its stack (REDUCE,
+NEWOBJ, NEWOBJ_EX, INST, OBJ), and sets state, entries and elements of it (BUILD, SETITEMS, APPENDS,
+ADDITEMS). Values of literals are harmless in that. What else can come on the stack is made here:
+
+- for a name, a class of this file's alone, without anything to set, whose instances record what
+  they were made from (Recorded);
+- for a persistent id, an instance of such a class;
+- for an extension code (EXT1 to EXT4), nothing: copyreg's tables are emptied.
+
+Nothing is looked up by a name. What the records mean is decided after the load, in interpret.py.
+Source: Modules/_pickle.c of Python 3.11 to 3.14.
 """
 
 from __future__ import annotations
 
-import codecs
-import struct
+import copyreg
+import io
+import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 from lidar_cli.checkpoints.lazy import Malformed
-from lidar_cli.checkpoints.machine import Machine
-from lidar_cli.checkpoints.standins import CONTAINER, SET, key
+from lidar_cli.checkpoints.standins import GETATTR, Forbidden, qualified, refuse
 
-MAX_OPCODES = 5_000_000  # a container each is charged, see Budget
-MAX_INTEGER = 1024  # bytes; Python prints no integer much longer than that
-PROTOCOL = 5
-STOP = ord(".")
+PERSISTENT = "(persistent id)"  # the name of what stands for one; no module is called so
+BUFFER = 1 << 20
 
 
-class Unpickler(Machine):
-    """A machine that reads one pickle."""
+def _unsettable(*_: object) -> NoReturn:
+    raise Malformed("its pickle changes a class")
 
-    def load(self) -> Any:
-        """The value of the pickle.
 
-        Raises Malformed if the stream is damaged, Forbidden if it names what could only do harm.
-        """
-        try:
-            for _ in range(MAX_OPCODES):
-                opcode = self.take(1)[0]
-                if opcode == STOP:
-                    return self.result()
-                OPCODES[opcode](self)
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-            StopIteration,
-            TypeError,
-            ValueError,
-            struct.error,
-        ) as error:  # a stack without the value that an opcode needs, or one of another type
-            raise Malformed(f"its pickle is damaged ({type(error).__name__})") from error
-        raise Malformed(f"its pickle has more than {MAX_OPCODES:,} steps")
+def _ignored(_: object) -> None:
+    """The state of a class, which a plain unpickler would set as its attributes."""
 
 
-def _proto(m: Machine) -> None:
-    if m.take(1)[0] > PROTOCOL:
-        raise Malformed("its pickle has an unknown protocol")
+class Unsettable(type):
+    """The class of the classes that a pickle can reach: nothing of them can be changed."""
 
+    __setattr__ = _unsettable
+    __delattr__ = _unsettable
+    __setitem__ = _unsettable
+    append = property(_unsettable)
+    extend = property(_unsettable)
+    add = property(_unsettable)
+    __setstate__ = property(lambda _: _ignored)
 
-def _frame(m: Machine) -> None:
-    if m.number("<Q") > m.left:
-        raise Malformed("its pickle ends early")
 
+class Recorded(metaclass=Unsettable):
+    """What a pickle makes of a name: the arguments, state, entries and elements that it gave."""
 
-def _constant(value: Any) -> Callable[[Machine], None]:
-    return lambda m: m.stack.append(value)
+    __slots__ = ("args", "elements", "entries", "kwargs", "state")
+    name: str  # qualified
+    args: tuple[Any, ...]
+    entries: Any  # a list of pairs, or () while there is none
+    elements: Any  # a list, or ()
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Recorded:  # noqa: D102
+        record = _new(cls)
+        _set_args(record, args)
+        _set_kwargs(record, kwargs or None)
+        _set_state(record, None)
+        _set_entries(record, ())
+        _set_elements(record, ())
+        return record
 
-def _new(kind: Callable[[], Any], cost: int = CONTAINER) -> Callable[[Machine], None]:
-    def make(m: Machine) -> None:
-        m.budget.spend(cost)
-        m.stack.append(kind())
+    def __call__(self, *args: Any, **kwargs: Any) -> Recorded:  # noqa: D102
+        return Result(self, *args, **kwargs)
 
-    return make
+    def __setattr__(self, name: str, value: object) -> None:
+        raise Malformed("its pickle sets an attribute")
 
+    def __delattr__(self, name: str) -> None:
+        raise Malformed("its pickle removes an attribute")
 
-def _number(format: str) -> Callable[[Machine], None]:
-    return lambda m: m.stack.append(m.number(format))
+    def __setstate__(self, state: Any) -> None:
+        _set_state(self, state)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if self.entries == ():
+            _set_entries(self, [(key, value)])
+        else:
+            self.entries.append((key, value))
 
-def _integer_line(m: Machine) -> None:
-    text = m.line()
-    m.stack.append(text == b"01" if text in (b"00", b"01") else int(text.removesuffix(b"L")))
+    def append(self, value: Any) -> None:
+        """Record one element."""
+        self.extend((value,))
 
+    def extend(self, values: Any) -> None:
+        """Record elements, which the unpickler has in a list."""
+        if self.elements == ():
+            _set_elements(self, list(values))
+        else:
+            self.elements.extend(values)
 
-def _integer(format: str) -> Callable[[Machine], None]:
-    def read(m: Machine) -> None:
-        count = m.number(format)
-        if count > MAX_INTEGER:
-            raise Malformed("its pickle has an integer without measure")
-        m.stack.append(int.from_bytes(m.take(count), "little", signed=True))
+    def add(self, value: Any) -> None:
+        """Record one element of a set."""
+        self.extend((value,))
 
-    return read
 
+_new = object.__new__
+_set_args = Recorded.args.__set__  # type: ignore[attr-defined]
+_set_kwargs = Recorded.kwargs.__set__  # type: ignore[attr-defined]
+_set_state = Recorded.state.__set__  # type: ignore[attr-defined]
+_set_entries = Recorded.entries.__set__  # type: ignore[attr-defined]
+_set_elements = Recorded.elements.__set__  # type: ignore[attr-defined]
 
-def _float_line(m: Machine) -> None:
-    m.stack.append(float(m.line()))
 
+class Result(Recorded):
+    """What a call of something recorded gives; the first argument is what was called."""
 
-def _bytes(format: str) -> Callable[[Machine], None]:
-    return lambda m: m.stack.append(m.take(m.number(format)))
+    __slots__ = ()
+    name = "(result)"
 
 
-def _bytearray(m: Machine) -> None:
-    m.stack.append(bytearray(m.take(m.number("<Q"))))
+def recorded_class(name: str, make: Callable[..., Recorded] | None = None) -> type[Recorded]:
+    """A class for one name of one file."""
+    content: dict[str, Any] = {"__slots__": (), "name": name}
+    if make is not None:
+        content["__new__"] = make
+    return Unsettable("Recorded", (Recorded,), content)  # type: ignore[return-value]
 
 
-def _text(format: str) -> Callable[[Machine], None]:
-    return lambda m: m.stack.append(m.take(m.number(format)).decode("utf-8", "surrogatepass"))
-
-
-def _text_line(m: Machine) -> None:
-    m.stack.append(m.line().decode("raw-unicode-escape"))
-
-
-def _old_text(format: str) -> Callable[[Machine], None]:
-    return lambda m: m.stack.append(_decoded(m.take(m.number(format))))
-
-
-def _old_text_line(m: Machine) -> None:
-    quoted = m.line()
-    if len(quoted) < 2 or quoted[0] != quoted[-1] or quoted[:1] not in (b"'", b'"'):
-        raise Malformed("its pickle has text without quotes")
-    m.stack.append(_decoded(codecs.escape_decode(quoted[1:-1])[0]))
-
-
-def _decoded(content: bytes) -> str:
-    """The text of Python 2, which may be bytes: those are read as Latin-1, which loses nothing."""
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        return content.decode("latin-1")
-
-
-def _mark(m: Machine) -> None:
-    m.budget.spend(CONTAINER)
-    m.marks.append(m.stack)
-    m.stack = []
-
-
-def _pop(m: Machine) -> None:
-    if m.stack:
-        m.stack.pop()
-    else:
-        m.marked()
-
-
-def _pop_mark(m: Machine) -> None:
-    m.marked()
-
-
-def _duplicate(m: Machine) -> None:
-    m.stack.append(m.stack[-1])
-
-
-def _tuple(m: Machine) -> None:
-    values = m.marked()
-    m.stack.append(tuple(values))
-
-
-def _tuple_of(count: int) -> Callable[[Machine], None]:
-    def pack(m: Machine) -> None:
-        if len(m.stack) < count:
-            raise Malformed("its pickle is damaged")
-        m.budget.spend(CONTAINER)
-        values = tuple(m.stack[-count:])
-        del m.stack[-count:]
-        m.stack.append(values)
-
-    return pack
-
-
-def _list(m: Machine) -> None:
-    values = m.marked()
-    m.stack.append(values)
-
-
-def _dict(m: Machine) -> None:
-    values = m.marked()
-    m.stack.append({})
-    m.update(values)
-
-
-def _frozenset(m: Machine) -> None:
-    values = m.marked()
-    m.stack.append(frozenset([key(value, m.budget) for value in values]))
-
-
-def _append(m: Machine) -> None:
-    value = m.stack.pop()
-    m.extend([value])
-
-
-def _appends(m: Machine) -> None:
-    values = m.marked()
-    m.extend(values)
-
-
-def _set_item(m: Machine) -> None:
-    value = m.stack.pop()
-    name = m.stack.pop()
-    m.update([name, value])
-
-
-def _set_items(m: Machine) -> None:
-    values = m.marked()
-    m.update(values)
-
-
-def _add_items(m: Machine) -> None:
-    values = m.marked()
-    if isinstance(m.stack[-1], set):
-        m.stack[-1].update([key(value, m.budget) for value in values])
-    else:
-        m.extend(values)
-
-
-def _get(read: Callable[[Machine], int]) -> Callable[[Machine], None]:
-    return lambda m: m.stack.append(m.memo[read(m)])
-
-
-def _put(read: Callable[[Machine], int]) -> Callable[[Machine], None]:
-    return lambda m: m.store(read(m))
-
-
-def _global(m: Machine) -> None:
-    module = m.name_line()
-    m.stack.append(m.name(module, m.name_line()))
-
-
-def _stack_global(m: Machine) -> None:
-    name = m.stack.pop()
-    m.stack.append(m.name(m.stack.pop(), name))
-
-
-def _extension(format: str) -> Callable[[Machine], None]:
-    # The registry of the running program says what the number means; it is not asked.
-    return lambda m: m.stack.append(m.name("copyreg", f"extension {m.number(format)}"))
-
-
-def _reduce(m: Machine) -> None:
-    args = m.stack.pop()
-    m.stack.append(m.make(m.stack.pop(), args))
-
-
-def _new_object_with_names(m: Machine) -> None:
-    kwargs = m.stack.pop()
-    args = m.stack.pop()
-    m.stack.append(m.make(m.stack.pop(), args, kwargs))
-
-
-def _instance(m: Machine) -> None:
-    module = m.name_line()
-    what = m.name(module, m.name_line())
-    args = tuple(m.marked())
-    m.stack.append(m.make(what, args))
-
-
-def _object(m: Machine) -> None:
-    what, *args = m.marked()
-    m.stack.append(m.make(what, tuple(args)))
-
-
-def _build(m: Machine) -> None:
-    m.build()
-
-
-def _persistent(read: Callable[[Machine], Any]) -> Callable[[Machine], None]:
-    def load(m: Machine) -> None:
-        if m.persistent is None:
+class _Unpickler(pickle.Unpickler):
+    """Reads one pickle of a file."""
+
+    def __init__(self, file: BinaryIO, has_storages: bool) -> None:
+        # Text of Python 2 may be bytes: interpret.py reads those as Latin-1, which loses nothing.
+        super().__init__(file, encoding="utf-8", errors="surrogateescape")
+        self.has_storages = has_storages
+        self.classes: dict[tuple[str, str], type[Recorded]] = {}
+        self.methods = 0
+        self.persistent = recorded_class(PERSISTENT)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class that stands for a name in this file; raises Forbidden and Malformed."""
+        key = module, name
+        if key not in self.classes:
+            whole = qualified(module, name)
+            make = self._method if whole == GETATTR else None
+            self.classes[key] = recorded_class(whole, make)
+        return self.classes[key]
+
+    def persistent_load(self, saved: Any) -> Any:
+        """What stands for a storage, or the class that torch wrote with its source code."""
+        if not self.has_storages:
             raise Malformed("its pickle has a reference to something outside")
-        m.stack.append(m.persistent(read(m)))
+        if type(saved) is tuple and len(saved) == 4 and saved[0] == "module":
+            return saved[1]
+        return self.persistent(saved)
 
-    return load
+    def _method(self, cls: type[Recorded], *args: Any, **kwargs: Any) -> Recorded:
+        """A bound method, which pickles name as getattr(object, name); nothing is looked up.
+
+        Schedulers of honest checkpoints hold some. All other uses of getattr are refused.
+        """
+        whose, name = args if len(args) == 2 else (None, "")
+        public = type(name) is str and name.isidentifier() and not name.startswith("_")
+        if not isinstance(whose, Recorded) or not public or kwargs:
+            refuse(GETATTR)
+        self.methods += 1
+        return Recorded.__new__(cls, *args)
 
 
-def _buffer(m: Machine) -> None:
-    raise Malformed("its pickle has a buffer outside")
+class Part(io.RawIOBase):
+    """Bytes `start` to `end` of a file, as a file that ends there."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
+        self._file = file
+        self._end = end
+        file.seek(start)
+        self._position = start
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Where in the whole file."""
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """As of any raw file."""
+        view = memoryview(buffer)[: max(0, self._end - self._position)]
+        self._file.seek(self._position)
+        count = self._file.readinto(view)  # type: ignore[attr-defined]
+        self._position += count
+        return int(count)
 
 
-OPCODES: dict[int, Callable[[Machine], None]] = {
-    code[0]: action
-    for code, action in {
-        b"\x80": _proto, b"\x95": _frame,
-        b"N": _constant(None), b"\x88": _constant(True), b"\x89": _constant(False),
-        b"I": _integer_line, b"L": _integer_line, b"F": _float_line,
-        b"J": _number("<i"), b"K": _number("<B"), b"M": _number("<H"), b"G": _number(">d"),
-        b"\x8a": _integer("<B"), b"\x8b": _integer("<I"),
-        b"C": _bytes("<B"), b"B": _bytes("<I"), b"\x8e": _bytes("<Q"), b"\x96": _bytearray,
-        b"V": _text_line, b"S": _old_text_line,
-        b"\x8c": _text("<B"), b"X": _text("<I"), b"\x8d": _text("<Q"),
-        b"U": _old_text("<B"), b"T": _old_text("<I"),
-        b"(": _mark, b"0": _pop, b"1": _pop_mark, b"2": _duplicate,
-        b")": _new(tuple), b"]": _new(list), b"}": _new(dict), b"\x8f": _new(set, SET),
-        b"t": _tuple, b"\x85": _tuple_of(1), b"\x86": _tuple_of(2), b"\x87": _tuple_of(3),
-        b"l": _list, b"d": _dict, b"\x91": _frozenset,
-        b"a": _append, b"e": _appends, b"s": _set_item, b"u": _set_items, b"\x90": _add_items,
-        b"g": _get(lambda m: int(m.line())), b"h": _get(lambda m: m.number("<B")),
-        b"j": _get(lambda m: m.number("<I")),
-        b"p": _put(lambda m: int(m.line())), b"q": _put(lambda m: m.number("<B")),
-        b"r": _put(lambda m: m.number("<I")), b"\x94": _put(lambda m: len(m.memo)),
-        b"c": _global, b"\x93": _stack_global,
-        b"\x82": _extension("<B"), b"\x83": _extension("<H"), b"\x84": _extension("<i"),
-        b"R": _reduce, b"\x81": _reduce, b"\x92": _new_object_with_names,
-        b"i": _instance, b"o": _object, b"b": _build,
-        b"P": _persistent(lambda m: m.line()), b"Q": _persistent(lambda m: m.stack.pop()),
-        b"\x97": _buffer, b"\x98": _buffer,
-    }.items()
-}  # fmt: skip
+def part(file: BinaryIO, start: int, end: int) -> BinaryIO:
+    """The part of a file that pickles may lie in, buffered."""
+    return io.BufferedReader(Part(file, start, end), BUFFER)
+
+
+def load(file: BinaryIO, has_storages: bool = False) -> tuple[Any, dict[str, None]]:
+    """The records of one pickle, and the names in it in the order of the stream.
+
+    Raises Malformed if the stream is damaged, Forbidden if it names what could only do harm.
+    """
+    for table in ("_extension_registry", "_inverted_registry", "_extension_cache"):
+        getattr(copyreg, table).clear()
+    unpickler = _Unpickler(file, has_storages)
+    try:
+        root = unpickler.load()
+    except (Malformed, Forbidden, MemoryError, RecursionError, OSError):
+        raise
+    except EOFError as error:
+        raise Malformed("its pickle ends early") from error
+    except Exception as error:  # of many types, all of a stream that makes no sense
+        early = "truncated" in str(error) or "exhausted" in str(error)
+        why = "ends early" if early else f"is damaged ({type(error).__name__})"
+        raise Malformed(f"its pickle {why}") from error
+    names = dict.fromkeys(made.name for made in unpickler.classes.values())
+    if GETATTR in names and not unpickler.methods:
+        refuse(GETATTR)
+    return root, names

@@ -15,6 +15,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from lidar_cli.errors import InputError, first_line
+from lidar_cli.runtime.zip_directory import open_zip
 
 MAGIC = b"\x93NUMPY"
 LENGTHS = {1: struct.Struct("<H"), 2: struct.Struct("<I"), 3: struct.Struct("<I")}  # by version
@@ -56,7 +57,7 @@ def _refusing(what: str) -> Iterator[None]:
 
 def _members(source: BinaryIO) -> dict[str, Record]:
     members: dict[str, Record] = {}
-    with zipfile.ZipFile(source) as archive:
+    with open_zip(source) as archive:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name == info.filename:

@@ -54,6 +54,8 @@ WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standar
     **dict.fromkeys(
         (f"lidar_cli.features.array_headers:{name}" for name in ("npy", "npz")), ("numpy",)
     ),
+    "lidar_cli.checkpoints.walk:walk": (),
+    "lidar_cli.checkpoints.walk:walk_checksums": (),
 }
 
 Stamp = tuple[int, int, int, int]
@@ -153,6 +155,8 @@ class Sandbox:
         }
         try:
             descriptor = _open_regular(path)
+        except FileNotFoundError as cause:
+            raise error(f"{path}: cannot be read: no such file; check the path") from cause
         except (OSError, ValueError) as cause:
             reason = getattr(cause, "strerror", None) or cause
             raise error(f"{path}: cannot be read: {reason}") from cause
@@ -183,9 +187,7 @@ class Sandbox:
         self._connection = None
         self._started = self.limits
 
-    def _exchange(
-        self, content: bytes, descriptor: int, into: memoryview | None
-    ) -> dict[str, Any]:
+    def _exchange(self, content: bytes, descriptor: int, into: memoryview | None) -> dict[str, Any]:
         """The answer to one request. Raises _Ended, and InputError if no child can be started."""
         for last in (False, True):
             self._start()
@@ -337,7 +339,7 @@ def _interpreter(limits: Limits, connection: socket.socket) -> subprocess.Popen[
     windows = sys.platform == "win32"
     process = subprocess.Popen(
         command,
-        stdin=subprocess.PIPE if windows else connection,
+        stdin=subprocess.PIPE if windows else connection.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, **SINGLE},

@@ -182,7 +182,7 @@ def _end_with_parent(connection: socket.socket, busy: bool) -> None:
 
         flags = fcntl.fcntl(connection, fcntl.F_GETFL)
         fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
-        wanted = flags | os.O_ASYNC if busy else flags & ~os.O_ASYNC  # type: ignore[attr-defined]
+        wanted = flags | os.O_ASYNC if busy else flags & ~os.O_ASYNC
         fcntl.fcntl(connection, fcntl.F_SETFL, wanted)
 
 

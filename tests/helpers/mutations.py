@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickletools
 import random
 from collections.abc import Iterator
 from typing import Any
 
 from lidar_cli.checkpoints.lazy import LazyTensor
-from lidar_cli.checkpoints.unpickle import OPCODES
+
+OPCODES = [ord(code.code) for code in pickletools.opcodes]
 
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
@@ -26,7 +28,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
         elif kind == 1:
             changed[at] ^= 1 << draw.randrange(8)
         elif kind == 2:
-            changed[at] = draw.choice(list(OPCODES))
+            changed[at] = draw.choice(OPCODES)
         elif kind == 3:
             del changed[at : at + draw.randint(1, 8)]
         elif kind == 4:
