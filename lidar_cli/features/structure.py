@@ -26,7 +26,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 NUMBERS = re.compile(r"[<>|][iufb][1248]")  # of numpy's names of types
 MOST_DIMENSIONS, MOST_NUMBER = 32, 2**62
 LONGEST_REASON = 1000  # characters
-PIECE = 2**24  # bytes that the child hands over at a time, but for longer rows
+PIECE = 2**26  # bytes that the child hands over at a time, but for longer rows
 CACHED = 2**14  # descriptions of files, of a few kilobytes each
 MOST_CACHED_ARRAYS = 100
 
