@@ -1,63 +1,112 @@
-"""Embeddings in other people's array files: `.npy`, `.npz`, `.pt`, `.safetensors`.
+"""Embeddings in other people's array files: `.npy`, `.npz`, and tensors that lie in a file.
 
 An array is (n, q, d); or (n*q, d) with q given, the views of a sample contiguous; or (N, d), rows
-without views. `.npy` and `.safetensors` are read by offset, a chunk at a time; `.npz` and `.pt`
-must be read whole. The format is told by the file's first bytes, not by its name.
+without views. Arrays are read by offset, a chunk at a time; those of `.npz` are unpacked whole.
+What a header says is read in the limited child process, and checked here.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import math
-import zipfile
-from collections.abc import Mapping
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lidar_cli.embeddings import Embeddings, Stored
-from lidar_cli.errors import InputError, first_line, nearest
-from lidar_cli.runtime.files import NotAFile, open_regular
+from lidar_cli.errors import InputError, first_line, nearest, printable
+from lidar_cli.runtime.files import open_regular
+from lidar_cli.runtime.sandbox import run_limited
 
-_SAFETENSORS_TYPES = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
 # Bytes that an archive may unpack to, however small it is, and a byte of it, in any case.
 HARMLESS, MOST_RATIO = 2**26, 200
-_EXPECTED = "expected HDF5, .npy, .npz, .pt or .safetensors"
+LONG = 2**36  # bytes, of which the user is warned before minutes are spent on them
+PIECE = 2**20  # bytes that are unpacked at a time
+MOST_EXTENTS = 10_000  # runs of data that are looked at in search of holes
+MOST_DIMENSIONS, MOST_NUMBER = 64, 2**62
+FLOATS = {f"{order}f{size}" for order in "<>" for size in (2, 4, 8)}  # numpy's names
+SAVE_AGAIN = "copy or save it again"
+NPY, NPZ = (f"lidar_cli.features.array_headers:{name}" for name in ("npy", "npz"))
 
 
-def read_array_file(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
-    """The embeddings in an array file.
+@dataclass(frozen=True)
+class Header:
+    """What a `.npy` header says. dtype: None unless floating-point of at most 8 bytes.
 
-    dataset: name of the array where the file holds several.
-    views_per_sample: q, for an array (n*q, d).
-    Raises InputError if the file is none of the formats, or the array's shape or type is wrong.
+    offset: of the numbers from where the header begins.
     """
-    try:
-        with open_regular(path) as file:
-            head = file.read(16)
-    except NotAFile as error:
-        raise InputError(f"{path}: {error.strerror}; {_EXPECTED}") from error
-    note = None
-    if head.startswith(b"\x93NUMPY"):
-        arrays = {path.stem: _npy(path)}
-    elif head.startswith(b"PK") or head.startswith(b"\x80"):
-        arrays = {name: _in_memory(tensor) for name, tensor in _read_whole(path).items()}
-        size = path.stat().st_size
-        note = f"{path}: this format is read whole, {size / 2**20:,.0f} MB in memory"
-        note = note if size > 2**28 else None
-    elif len(head) >= 9 and head[8:9] == b"{":
-        arrays = _safetensors(path)
-    else:
-        raise InputError(f"{path}: not a format that is known here ({_EXPECTED})")
+
+    shape: tuple[int, ...]
+    dtype: np.dtype | None
+    type_name: str
+    fortran: bool
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of the numbers."""
+        return math.prod(self.shape) * (self.dtype.itemsize if self.dtype else 0)
+
+
+def read_npy(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
+    """The embeddings in a `.npy` file.
+
+    dataset: name of the array, which is that of the file. views_per_sample: q, for (n*q, d).
+    Raises InputError if the array's shape or type is wrong.
+    """
+    walked = run_limited(NPY, path, str(path), error=InputError, advice=SAVE_AGAIN)
+    with _validated(path):
+        header = _header(walked.value)
+    _check_order(path, header)
+    if header.dtype is None:
+        raise InputError(
+            f"{path}: numbers are {header.type_name}; expected float16, float32 or float64"
+        )
+    _check_size(path, header.offset + header.nbytes)
+    stored = stored_at(path, header.offset, header.shape, header.dtype)
+    return select(path, {path.stem: stored}, dataset, views_per_sample)
+
+
+def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings | None:
+    """The embeddings in a `.npz` file, or None if a zip file is none. Raises as `read_npy`."""
+    members = run_limited(NPZ, path, str(path), error=InputError, advice=SAVE_AGAIN).value
+    if not members:
+        return None
+    size = path.stat().st_size
+    with _validated(path):
+        arrays = {name: _Packed(path, name, member) for name, member in members.items()}
+    stored = {
+        name: Stored(array.header.shape, array.header.dtype.itemsize, array.read)
+        for name, array in arrays.items()
+        if array.header.dtype is not None
+    }
+    embeddings = select(path, stored, dataset, views_per_sample)
+    array = arrays[embeddings.layer]
+    array.check(size)
+    if array.size > 2**28:
+        note = f"{path}: this format is read whole, {array.size / 2**20:,.0f} MB in memory"
+        embeddings = replace(embeddings, note=note)
+    return replace(embeddings, in_memory=array.size)
+
+
+def select(
+    path: Path,
+    arrays: Mapping[str, Stored],
+    dataset: str | None,
+    views_per_sample: int | None,
+) -> Embeddings:
+    """The array that is asked for, or the only one that fits. Raises as `choose`, `arrange`."""
     name = choose(path, {key: stored.shape for key, stored in arrays.items()}, dataset)
-    return arrange(path, name, arrays[name], views_per_sample, note)
+    return arrange(path, name, arrays[name], views_per_sample)
 
 
 def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | None) -> str:
@@ -110,142 +159,30 @@ def arrange(
     return Embeddings(str(path), name, views, None, note=note)
 
 
-def _npy(path: Path) -> Stored:
-    with open_regular(path) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran, dtype = header(file)
-            if min(shape, default=0) < 0:
-                raise ValueError(f"shape {shape}")
-        except Exception as error:  # the parsers below numpy raise whatever they meet
-            raise InputError(f"{path}: the .npy header cannot be read: {error}") from error
-        offset = file.tell()
-    if fortran and len(shape) > 1:
-        raise InputError(
-            f"{path}: stored column by column (Fortran order), so that samples are not contiguous; "
-            "save np.ascontiguousarray(array) instead"
-        )
-    if dtype.kind != "f" or dtype.itemsize > 8:
-        raise InputError(f"{path}: numbers are {dtype}; expected float16, float32 or float64")
-    row = math.prod(shape[1:])
-    _check_size(path, offset + math.prod(shape) * dtype.itemsize)
+def stored_at(
+    path: Path,
+    offset: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    as_type: torch.dtype | None = None,
+) -> Stored:
+    """An array whose numbers lie in a row from an offset on, which the caller has checked.
+
+    as_type: of torch, of the same size, where numpy has none.
+    """
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
 
     def read(start: int, stop: int) -> Tensor:
-        row_bytes = row * dtype.itemsize
-        data = _read_at(path, offset + start * row_bytes, (stop - start) * row_bytes)
-        native = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
-        return torch.from_numpy(native).view(stop - start, *shape[1:])
-
-    return Stored(tuple(shape), dtype.itemsize, read)
-
-
-def _safetensors(path: Path) -> dict[str, Stored]:
-    size = path.stat().st_size
-    with open_regular(path) as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
-            raise InputError(f"{path}: not a format that is known here ({_EXPECTED})")
-        try:
-            header = json.loads(file.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            arrays = {
-                name: _safetensor(path, entry, base=8 + length)
-                for name, entry in entries.items()
-                if entry["dtype"] in _SAFETENSORS_TYPES
-            }
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
-            raise InputError(f"{path}: the safetensors header is damaged: {error}") from error
-    return arrays
-
-
-def _safetensor(path: Path, entry: Mapping[str, object], base: int) -> Stored:
-    dtype = _SAFETENSORS_TYPES[str(entry["dtype"])]
-    shape = tuple(int(length) for length in entry["shape"])  # type: ignore[attr-defined]
-    begin, end = (int(offset) for offset in entry["data_offsets"])  # type: ignore[attr-defined]
-    if min((*shape, begin), default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-        raise InputError(
-            f"{path}: the safetensors header declares sizes that contradict each other"
-        )
-    _check_size(path, base + end)
-    row = math.prod(shape[1:])
-
-    def read(start: int, stop: int) -> Tensor:
-        row_bytes = row * dtype.itemsize
-        data = _read_at(path, base + begin + start * row_bytes, (stop - start) * row_bytes)
-        return torch.frombuffer(data, dtype=dtype).view(stop - start, *shape[1:])
+        data = read_at(path, offset + start * row_bytes, (stop - start) * row_bytes)
+        native = data.view(dtype).astype(dtype.newbyteorder("="), copy=False)
+        numbers = torch.from_numpy(native).view(stop - start, *shape[1:])
+        return numbers if as_type is None else numbers.view(as_type)
 
     return Stored(shape, dtype.itemsize, read)
 
 
-def _read_whole(path: Path) -> dict[str, Tensor]:
-    try:
-        if zipfile.is_zipfile(path) and _holds_npy(path):
-            _check_unpacked(path)
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            return {
-                name: torch.from_numpy(
-                    np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))
-                )
-                for name, array in arrays.items()
-                if array.dtype.kind == "f" and array.dtype.itemsize <= 8
-            }
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, Tensor):
-            content = {path.stem: content}
-        if not isinstance(content, dict):
-            raise TypeError(
-                f"holds a {type(content).__name__}; expected a tensor or a dict of tensors"
-            )
-        return {
-            str(name): _stored_whole(str(name), value)
-            for name, value in content.items()
-            if isinstance(value, Tensor) and value.is_floating_point()
-            if value.layout is torch.strided and not value.is_meta
-        }
-    except Exception as error:  # numpy and torch raise whatever their parsers meet
-        raise InputError(f"{path}: cannot be read as .npz or .pt: {first_line(error)}") from error
-
-
-def _check_unpacked(path: Path) -> None:
-    """Raise ValueError if an archive unpacks to far more than embeddings of its size would."""
-    with zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    if size > max(HARMLESS, MOST_RATIO * path.stat().st_size):
-        raise ValueError(f"it unpacks to {size:,} bytes, which no embeddings do")
-
-
-def _stored_whole(name: str, tensor: Tensor) -> Tensor:
-    """A tensor, contiguous. Raises ValueError if it repeats what is stored, as no save needs to."""
-    size = tensor.numel() * tensor.element_size()
-    if size > tensor.untyped_storage().nbytes():
-        raise ValueError(f"{name} declares {size:,} bytes and stores fewer; save it .contiguous()")
-    return tensor.detach().contiguous()
-
-
-def _holds_npy(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith(".npy") for name in archive.namelist())
-
-
-def _in_memory(tensor: Tensor) -> Stored:
-    return Stored(
-        tuple(tensor.shape), tensor.element_size(), lambda start, stop: tensor[start:stop]
-    )
-
-
-def _read_at(path: Path, at: int, count: int) -> np.ndarray:
+def read_at(path: Path, at: int, count: int) -> np.ndarray:
+    """So many bytes of a file. Raises InputError if it cannot be read, or has become shorter."""
     data = np.empty(count, np.uint8)
     try:
         with open_regular(path) as file:
@@ -258,12 +195,164 @@ def _read_at(path: Path, at: int, count: int) -> np.ndarray:
     return data
 
 
+def with_size_note(embeddings: Embeddings) -> Embeddings:
+    """The embeddings, with a note on their size if reading them takes minutes or longer."""
+    parts = (embeddings.views, embeddings.clean)
+    size = sum(math.prod(part.shape) * part.item_size for part in parts if part is not None)
+    if size < LONG or embeddings.note is not None:
+        return embeddings
+    return replace(embeddings, note=f"{embeddings.file}: {size / 2**30:,.0f} GB to be read")
+
+
+def check_stored(path: Path) -> None:
+    """Raise InputError for a file that is almost all holes: zeros that nobody wrote.
+
+    A terabyte of them fits on any disk, and takes hours to read.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= HARMLESS or not hasattr(os, "SEEK_DATA"):
+                return
+            stored, looked_at = _data_within(file.fileno(), size)
+    except OSError:  # a file system that does not tell; and what cannot be opened is told later
+        return
+    if stored * MOST_RATIO < looked_at:
+        raise InputError(
+            f"{path}: says to have {size:,} bytes, of which {stored:,} were ever written; "
+            "expected embeddings; copy or write the file again"
+        )
+
+
+def _data_within(descriptor: int, size: int) -> tuple[int, int]:
+    """Bytes outside holes, and how many bytes from the start were looked at."""
+    stored = at = 0
+    for _ in range(MOST_EXTENTS):
+        try:
+            begin = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return stored, size  # no data up to the end
+        at = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        stored += at - begin
+        if at >= size:
+            break
+    return stored, at
+
+
+class _Packed:
+    """A member of a `.npz` file, unpacked when it is first read."""
+
+    def __init__(self, path: Path, name: str, record: dict[str, Any]) -> None:
+        self._path, self._name = path, name
+        self.header = _header(record)
+        self._start, self._packed, self.size, self._crc = _numbers(
+            [record[key] for key in ("start", "packed", "size", "crc")]
+        )
+        self._deflated = bool(record["deflated"])
+
+    def check(self, file_size: int) -> None:
+        """Raise InputError if it unpacks to more than embeddings would, or not to the array."""
+        declared = self.header.offset + self.header.nbytes
+        if self._start + self._packed > file_size:
+            raise self._damaged("it lies outside the file")
+        if self.size > max(HARMLESS, MOST_RATIO * self._packed):
+            raise self._damaged(f"it unpacks to {self.size:,} bytes, which no embeddings do")
+        if self.size != declared:
+            raise self._damaged(f"it has {self.size:,} bytes, its array {declared:,}")
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows start .. stop - 1. Raises InputError if the bytes are damaged."""
+        return self._whole[start:stop]
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        header = self.header
+        assert header.dtype is not None
+        content = np.empty(self.size, np.uint8)
+        filled = crc = 0
+        try:
+            for piece in self._pieces():
+                if filled + len(piece) > self.size:
+                    raise self._damaged("it unpacks to more than it says")
+                content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+                filled, crc = filled + len(piece), zlib.crc32(piece, crc)
+        except (OSError, zlib.error) as error:
+            raise self._damaged(first_line(error)) from error
+        if filled < self.size or crc != self._crc:
+            raise self._damaged("its bytes do not match their checksum")
+        numbers = content[header.offset :].view(header.dtype)
+        numbers = numbers.reshape(header.shape, order="F" if header.fortran else "C")
+        native = np.require(numbers, header.dtype.newbyteorder("="), ["C", "A", "W"])
+        return torch.from_numpy(native)
+
+    def _pieces(self) -> Iterator[bytes]:
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS) if self._deflated else None
+        with open_regular(self._path) as file:
+            file.seek(self._start)
+            for at in range(0, self._packed, PIECE):
+                packed = file.read(min(PIECE, self._packed - at))
+                while unpacker is not None and packed:
+                    yield unpacker.decompress(packed, PIECE)
+                    packed = unpacker.unconsumed_tail
+                if unpacker is None:
+                    yield packed
+        if unpacker is not None:
+            yield unpacker.flush()
+
+    def _damaged(self, why: str) -> InputError:
+        return InputError(
+            f"{self._path}: cannot be read as .npz or .pt: {self._name}: {why}; {SAVE_AGAIN}"
+        )
+
+
+def _check_order(path: Path, header: Header) -> None:
+    if header.fortran and len(header.shape) > 1:
+        raise InputError(
+            f"{path}: stored column by column (Fortran order), so that samples are not contiguous; "
+            "save np.ascontiguousarray(array) instead"
+        )
+
+
 def _check_size(path: Path, expected: int) -> None:
     size = path.stat().st_size
     if size < expected:
         raise InputError(
             f"{path}: truncated, {size:,} of {expected:,} bytes; copy or write the file again"
         )
+
+
+@contextmanager
+def _validated(path: Path) -> Iterator[None]:
+    """Raises InputError if what the child returned makes no sense."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: the header makes no sense; {SAVE_AGAIN}") from error
+
+
+def _header(record: dict[str, Any]) -> Header:
+    """The header that the child returned. Raises ValueError and its kind."""
+    kind = record["dtype"]
+    if kind is not None and kind not in FLOATS:
+        raise ValueError(kind)
+    return Header(
+        _numbers(record["shape"]),
+        None if kind is None else np.dtype(kind),
+        printable(str(record["type"])),
+        bool(record["fortran"]),
+        *_numbers([record["offset"]]),
+    )
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    """Sizes. Raises ValueError if one is negative or impossible, or they are too many."""
+    if len(values) > MOST_DIMENSIONS:
+        raise ValueError("dimensions")
+    if not all(type(value) is int and 0 <= value < MOST_NUMBER for value in values):
+        raise ValueError("size")
+    return tuple(values)
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -47,6 +47,7 @@ class Embeddings:
     provenance: dict[str, Any] = field(default_factory=dict)
     note: str | None = None  # what the reader should tell the user
     verify: Callable[[Chunk], None] | None = None  # raises if a chunk is not what was written
+    in_memory: int = 0  # bytes that are held as long as any of it is read
     once: str | None = None  # why chunks cannot be read again; samples of `contrast_samples` can
     content: str | None = None  # a digest of every number, where the file vouches for them
     names: Callable[[], Names] | None = None  # None where samples have numbers alone

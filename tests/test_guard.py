@@ -1,11 +1,10 @@
-"""Files made so that HDF5 hangs, crashes or swells cost a child process, and are told in one line.
+"""Files made so that HDF5 hangs, crashes or swells cost a child process, and get one line.
 
 Each is first shown to do it to plain h5py, or, where a later HDF5 is better, to be damaged.
 """
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import os
 import resource
@@ -20,27 +19,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
-import numpy as np
 import psutil
 import pytest
 from feature_files import LAYOUT, PROVENANCE, complete
 from make import environment
 
-from lidar_cli.errors import FeatureFileError, InputError
+from lidar_cli.errors import FeatureFileError, Unresumable
 from lidar_cli.features import (
     FeatureWriter,
-    child,
     read_hdf5,
     read_interrupted,
     read_labels,
     read_provenance,
+    structure,
+    write,
 )
+from lidar_cli.runtime.sandbox import SHARED, Limits
 
 if not hasattr(os, "fork"):
-    pytest.skip("nothing is guarded without fork", allow_module_level=True)
+    pytest.skip("these tests fork to measure", allow_module_level=True)
 
 LABELS = [0, 1, -1, 2, 0, 1, 2, 3]
 BIG = 2**28  # bytes that one damaged file makes HDF5 take
+ROOM = 2**28  # bytes of the child, two thirds of which its libraries map
 
 
 def endless(path: Path) -> None:
@@ -145,8 +146,7 @@ READERS: list[Callable[[Path], object]] = [
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is complete, under the name of an interrupted one, for every reader."""
-    monkeypatch.setattr(child, "SECONDS", 1)
-    monkeypatch.setattr(child, "ROOM", BIG // 4)
+    monkeypatch.setattr(SHARED, "limits", Limits(seconds=1, memory=ROOM))
     return complete(tmp_path / "f.h5", labels=LABELS).rename(tmp_path / "f.h5.partial")
 
 
@@ -154,8 +154,8 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_hdf5_is_lost_in_a_child(damage: Callable[[Path], None], path: Path) -> None:
     damage(path)
     found = {
-        "SIGXCPU": "HDF5 comes to no end with it within 1 s",
-        "SIGSEGV": "HDF5 crashes on it (SIGSEGV)",
+        "SIGXCPU": "takes more than 1 s of processor time to read",
+        "SIGSEGV": "crashes what reads it (SIGSEGV)",
     }.get(alone(lambda: plain(path), cpu=(1, 2))[0], "damaged")
     for read in READERS if damage is not unlisted else READERS[:1]:
         with pytest.raises(FeatureFileError) as caught:
@@ -235,14 +235,6 @@ def test_what_a_reader_raises_is_its_own(path: Path) -> None:
         read_provenance(path)
 
 
-def test_what_raises_in_the_child_is_told(path: Path) -> None:
-    def read() -> None:
-        raise ZeroDivisionError("first\nsecond")
-
-    with pytest.raises(FeatureFileError, match="rows cannot be read: first; extract it again"):
-        child.handed_over(path, "rows", read, (3, 2), np.dtype("f4"))
-
-
 def test_where_nobody_is_told_of_a_childs_end(path: Path) -> None:
     """Some supervisors ignore SIGCHLD, and so does what they start."""
 
@@ -254,66 +246,50 @@ def test_where_nobody_is_told_of_a_childs_end(path: Path) -> None:
     assert alone(read)[0] == str(PROVENANCE["seed"])
 
 
-def test_where_no_child_can_be_started(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no fault of the file, which is not made anew, nor of another process writing it."""
-
-    def refused() -> int:
-        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-
+def test_a_file_that_changes_while_its_rows_are_read(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        rows = file["embeddings/backbone/clean"][:]
+        del file["embeddings/backbone/clean"]
+        file.create_dataset("embeddings/backbone/clean", data=rows, chunks=(1, 5))
+    (found,) = read_hdf5(path, "backbone")
     os.utime(path, (1, 1))
-    monkeypatch.setattr(os, "fork", refused)
-    before = psutil.Process().num_fds()
-    for work in (
-        lambda: read_provenance(path),
-        lambda: child.handed_over(path, "rows", lambda: np.zeros(1), (1,), np.dtype("f8")),
-    ):
-        with pytest.raises(InputError, match=r"no process can be started .* unavailable; end"):
-            work()
-    assert psutil.Process().num_fds() == before
+    with pytest.raises(FeatureFileError, match="changed while it was read; run it again"):
+        list(found.chunks(10**6))
 
 
-@pytest.mark.parametrize("ends", ["raises", "killed"])
-def test_a_child_that_could_not_read_says_nothing_of_the_file(
-    path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+def test_resume_writes_only_into_the_file_that_was_walked(
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def limit(*_: int) -> None:
-        if ends == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise ZeroDivisionError
+    """Its time changes after the child has looked at it, before HDF5 opens it here."""
 
-    os.utime(path, (1, 1))
-    monkeypatch.setattr(child, "limit", limit)
-    told = "was ended by SIGKILL" if ends == "killed" else "failed"
-    with pytest.raises(InputError, match=f"what was to read it first {told}"):
-        read_provenance(path)
+    def late(name: Path) -> object:
+        walked = structure.walk_whole(name)
+        os.utime(name, (1, 1))
+        return walked
 
-
-def test_nothing_is_said_twice(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def read() -> np.ndarray:
-        os.write(2, b"said by HDF5\n")
-        return np.arange(3.0)
-
-    print("before", end=" ")
-    assert child.handed_over(path, "rows", read, (3,), np.dtype("f8")).tolist() == [0, 1, 2]
-    print("after")
-    assert capfd.readouterr() == ("before after\n", "")
+    before = path.read_bytes()
+    monkeypatch.setattr(write, "walk_whole", late)
+    with pytest.raises(Unresumable, match="changed while it was read; run it again"):
+        FeatureWriter.resume(path.with_suffix(""), LAYOUT, PROVENANCE)
+    assert path.read_bytes() == before
 
 
-def test_a_limit_that_is_lower_already_stays(path: Path) -> None:
-    """Where the system's own limit is met, it kills."""
-    endless(path)
-    told, _ = alone(lambda: read_provenance(path), cpu=(1, 1))
-    assert told == (
-        f"InputError: {path}: what was to read it first was ended by SIGKILL, perhaps for its "
-        "memory or its time; run it again, with more of both"
-    )
+def test_readers_open_nothing_with_hdf5_here(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(h5py, "File", refused)
+    for read in READERS:
+        if read is not READERS[3]:  # resuming is writing
+            read(path)
+    assert [len(list(one.chunks(10**6))) for one in read_hdf5(path)] == [2, 2]
 
 
 PROGRAM = f"""
 import resource, sys
-from lidar_cli.features import child
+from lidar_cli.runtime.sandbox import SHARED, Limits
 from lidar_cli.__main__ import main
-child.SECONDS, child.ROOM = int(sys.argv.pop(1)), {BIG // 2}
+SHARED.limits = Limits(seconds=int(sys.argv.pop(1)), memory={ROOM})
 try:
     main()
 finally:

@@ -19,10 +19,11 @@ import torch
 from feature_files import complete
 from make import checkpoint, environment, image_folder, lidar, lidar_here
 
-from lidar_cli.arrays import read_array_file
 from lidar_cli.configuration import LONGEST, NAMED_ONLY, resolve
+from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import InputError, SettingsError, printable
 from lidar_cli.jobs.ranking.tables import read_table
+from lidar_cli.jobs.score import open_embeddings
 from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
 
 
@@ -262,14 +263,19 @@ def test_a_path_alone_is_exact_for_a_script(tmp_path: Path) -> None:
 # Arrays
 
 
+def open_one(name: str) -> Embeddings:
+    (embeddings,) = open_embeddings(Path(name), ScoreSettings())
+    return embeddings
+
+
 def test_archives_that_unpack_beyond_measure(tmp_path: Path) -> None:
     np.savez_compressed("bomb.npz", z=np.zeros((20, 2**20), np.float32))
     assert Path("bomb.npz").stat().st_size < 2**17
     with pytest.raises(InputError, match="unpacks to 83,886,"):
-        read_array_file(Path("bomb.npz"), None, None)
+        open_one("bomb.npz")
     np.savez_compressed("harmless.npz", z=np.zeros((20, 2**10), np.float32))
-    assert read_array_file(Path("harmless.npz"), None, None).shape == (20, 0, 2**10)
+    assert open_one("harmless.npz").shape == (20, 0, 2**10)
     for shape in ((10**12, 3), (10**6, 10**3, 10**3)):
         torch.save(torch.zeros(1).expand(shape), "wide.pt")
-        with pytest.raises(InputError, match=r"declares .* and stores fewer; save it \.contiguous"):
-            read_array_file(Path("wide.pt"), None, None)
+        with pytest.raises(InputError, match=r"repeats the \d+ bytes of its storage"):
+            open_one("wide.pt")

@@ -16,7 +16,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,23 @@ def read_contents(path: Path) -> Contents:
         path = folder.weights_file(named)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    contents = read_file(path)
+    folder.refuse_shards(path, contents.tree, contents.stand_ins)
+    return replace(contents, config=folder.config(named))
+
+
+def read_file(path: Path) -> Contents:
+    """All that a file of torch.save or safetensors holds, whatever its name and its tensors are.
+
+    Raises CheckpointError as `read_checkpoint`.
+    """
     walked = run_limited(WALK, path, str(path), error=CheckpointError, advice=ADVICE)
     _, _, size, _ = walked.stamp
     try:
         tree, names = decoded(walked.value, path, size)
     except Malformed as error:
         raise CheckpointError(f"{path}: damaged: {shortened(str(error))}; {ADVICE}") from error
-    folder.refuse_shards(path, tree, names)
-    return Contents(path, str(walked.value["kind"]), tree, names, folder.config(named))
+    return Contents(path, str(walked.value["kind"]), tree, names)
 
 
 def sha256(path: Path) -> str:

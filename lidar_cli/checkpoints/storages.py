@@ -25,6 +25,7 @@ from lidar_cli.checkpoints.rebuild import element_size, is_foreign, storage_type
 from lidar_cli.checkpoints.standins import Global
 from lidar_cli.checkpoints.unpickle import load, part
 from lidar_cli.errors import CheckpointError
+from lidar_cli.runtime.zip_directory import TooLarge, open_zip
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
@@ -32,8 +33,6 @@ MAX_HEADER = 10_000  # bytes of all that stands before the object of a legacy fi
 HERE = Path()  # of the file that is being read; the program puts in its path
 ENCRYPTED = 0x1  # of a zip member's flags
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of extra fields
-
-MAX_DIRECTORY = 16 << 20  # bytes of a zip's directory, for hundreds of thousands of storages
 
 Read = tuple[Any, tuple[str, ...]]  # the tree, and the names of the stand-ins in it
 
@@ -93,26 +92,12 @@ def checksums(file: BinaryIO) -> list[tuple[int, int, int]]:
     return places
 
 
-class _Directory:
-    """A zip file to `zipfile`, but for directories beyond measure, which it reads at once."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.seek, self.tell, self._file = file.seek, file.tell, file
-
-    def read(self, count: int = -1) -> bytes:
-        """As of a file; raises Malformed."""
-        content = self._file.read(
-            min(count, MAX_DIRECTORY + 1) if count >= 0 else MAX_DIRECTORY + 1
-        )
-        if len(content) > MAX_DIRECTORY:
-            raise Malformed(f"its zip directory has more than {MAX_DIRECTORY >> 20} MB")
-        return content
-
-
 def _archive(file: BinaryIO) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(_Directory(file))
-    except (Malformed, MemoryError):
+        return open_zip(file)
+    except TooLarge as error:
+        raise Malformed(str(error)) from error
+    except MemoryError:
         raise
     except Exception as error:  # of many types, for a directory that anyone may have written
         raise Malformed("its zip directory cannot be read") from error

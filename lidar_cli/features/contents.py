@@ -9,7 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from lidar_cli.features.form import FORMAT, SHARD_FORMAT, TYPES, VERSION, Layout, Share
+from lidar_cli.features.form import TYPES, Layout, Share
+from lidar_cli.features.provenance import FORMAT, SHARD_FORMAT, VERSION
 
 
 def describe(

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
-from lidar_cli.features.guard import attribute, check_ends
-from lidar_cli.features.inside import member, whole
-from lidar_cli.features.provenance import parsed
-from lidar_cli.runtime.files import NotAFile, check_regular, irregular, open_regular
+from lidar_cli.features.provenance import FORMAT, VERSION, parsed
+from lidar_cli.features.structure import Structure, is_hdf5, read_structure
+from lidar_cli.runtime.files import NotAFile, irregular
 
-FORMAT = "lidar-features"
-SHARD_FORMAT = "lidar-features-shard"
-VERSION = 1
 TYPES = {"float32": np.float32, "float16": np.float16}
 DAMAGE = (
     KeyError,
@@ -33,7 +28,7 @@ DAMAGE = (
     OSError,
     RuntimeError,
     MemoryError,
-)  # h5py's, on a broken file
+)  # of what reads a broken file
 NOTHING = np.empty((0, 0, 0), np.float32)
 
 
@@ -71,12 +66,6 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def is_hdf5(path: Path) -> bool:
-    """Whether a file is HDF5, also behind a user block. Raises OSError if it cannot be opened."""
-    with open_regular(path):
-        return bool(h5py.is_hdf5(path))
-
-
 def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
     """Embeddings [c, ...] of samples first, first + 1, ... as a file of that storage holds them.
 
@@ -100,54 +89,48 @@ def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """The file, read-only; what is missing or malformed inside it becomes a FeatureFileError."""
+def opened(path: Path, read: Callable[[Path], Structure] = read_structure) -> Iterator[Structure]:
+    """What the file holds; what is missing or malformed inside it becomes a FeatureFileError."""
     try:
-        check_regular(path)
+        if not is_hdf5(path):
+            raise FeatureFileError(f"{path}: not an HDF5 file; expected a feature file")
     except NotAFile as error:
         raise FeatureFileError(f"{path}: {error.strerror}; expected a feature file") from error
-    check_ends(path)
+    except OSError:
+        pass  # `read` says why
+    structure = read(path)
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        if path.exists() and not is_hdf5(path):
-            raise FeatureFileError(f"{path}: not an HDF5 file; expected a feature file") from error
-        raise FeatureFileError(f"{path}: cannot be opened: {first_line(error)}") from error
-    with file:
-        try:
-            yield file
-        except DAMAGE as error:
-            raise FeatureFileError(
-                f"{path}: damaged: {first_line(error)}; extract it again"
-            ) from error
+        yield structure
+    except DAMAGE as error:
+        raise FeatureFileError(f"{path}: damaged: {first_line(error)}; extract it again") from error
 
 
-def provenance_of(file: h5py.File, path: Path, form: str = FORMAT) -> dict[str, Any]:
-    """The provenance in an open file. Raises FeatureFileError if it is none of ours."""
-    if not is_ours(file, form):
+def provenance_of(structure: Structure, form: str = FORMAT) -> dict[str, Any]:
+    """The provenance in a file. Raises FeatureFileError if it is none of ours."""
+    path = structure.path
+    if not is_ours(structure, form):
         raise FeatureFileError(
             f"{path}: an HDF5 file, but not a feature file (no format attribute)"
         )
-    version = attribute(file, "version")
-    if not isinstance(version, np.integer) or version != VERSION:
+    version = structure.attributes["version"]
+    if type(version) is not int or version != VERSION:
         raise FeatureFileError(
             f"{path}: feature file version {version}, this lidar reads {VERSION}; extract it again"
         )
-    return parsed(attribute(file, "provenance"))
+    return parsed(structure.attributes["provenance"])
 
 
-def is_ours(file: h5py.File, form: str = FORMAT) -> bool:
+def is_ours(structure: Structure, form: str = FORMAT) -> bool:
     """Whether a file calls itself a feature file, or what else `form` says."""
-    found = attribute(file, "format")
-    return isinstance(found, str) and found == form
+    return structure.attributes["format"] == form
 
 
-def check_complete(file: h5py.File, path: Path) -> None:
+def check_complete(structure: Structure) -> None:
     """Raise FeatureFileError if samples are missing."""
-    done = whole(member(file, "samples/done", path), path, "uib")
+    done = structure.whole("samples/done")
     if not done.all():
         raise FeatureFileError(
-            f"{path}: incomplete, {int(done.sum())} of {len(done)} samples; "
+            f"{structure.path}: incomplete, {int(done.sum())} of {len(done)} samples; "
             "finish it with lidar extract --resume"
         )
 

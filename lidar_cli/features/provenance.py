@@ -1,18 +1,26 @@
-"""The record of an extraction as a feature file holds it: JSON that others may have written."""
+"""What marks a feature file: its format, its name as a shard, and the record of its extraction.
+
+The record is JSON that others may have written.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lidar_cli.runtime.json_text import parse_json
 
+FORMAT = "lidar-features"
+SHARD_FORMAT = "lidar-features-shard"
+VERSION = 1
 # Rises with every change of code that alters a row, a view or a label of unchanged input.
 #   1  everything before; files of that time record none
 #   2  --assume and what it sets; views, pixel statistics and default branches of each method's own;
 #      classes of an image folder by relative path; iBOT, MSN, solo-learn's MAE as themselves
 EMBEDDING_REVISION = 2
-
+SHARD = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
 NO_RECORD = "provenance is not the record of an extraction"
 LONGEST = 2**20  # characters; ours have a few thousand
 DEEPEST = 32  # lists and tables in one another
@@ -23,6 +31,12 @@ KINDS = {  # of what is used elsewhere; any of it may be absent, or null
     **dict.fromkeys(("layers", "assumptions"), list),
     **dict.fromkeys(("views", "versions", "assumed"), dict),
 }
+
+
+def joined_name(path: Path) -> str | None:
+    """The name of the file that a shard is part of, None if this is none by its name."""
+    match = SHARD.fullmatch(path.name)
+    return match["joined"] if match else None
 
 
 def parsed(text: object) -> dict[str, Any]:

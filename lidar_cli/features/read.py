@@ -8,19 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
 from lidar_cli.arrays import arrange, choose
 from lidar_cli.embeddings import Chunk, Embeddings, Names, Stored
-from lidar_cli.errors import FeatureFileError, Unresumable, first_line
-from lidar_cli.features.child import handed_over
+from lidar_cli.errors import FeatureFileError, Unresumable
 from lidar_cli.features.form import (
-    DAMAGE,
     NOTHING,
-    SHARD_FORMAT,
     check_complete,
     check_unlocked,
     checksums_of,
@@ -29,16 +23,9 @@ from lidar_cli.features.form import (
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.inside import (
-    check_array,
-    float_arrays,
-    has,
-    in_chunks,
-    member,
-    texts_of,
-    whole,
-)
-from lidar_cli.features.shards import check_shards, joined_name
+from lidar_cli.features.provenance import SHARD_FORMAT, joined_name
+from lidar_cli.features.shards import check_shards
+from lidar_cli.features.structure import Structure, read_array, read_shapes
 from lidar_cli.runtime.files import NotAFile, check_regular
 
 
@@ -48,9 +35,9 @@ def read_provenance(path: Path) -> dict[str, Any]:
     Raises FeatureFileError if it is not a feature file, or not complete.
     """
     with opened(path) as file:
-        found = provenance_of(file, path)
-        check_complete(file, path)
-        check_shards(file, path)
+        found = provenance_of(file)
+        check_complete(file)
+        check_shards(file)
         return found
 
 
@@ -71,7 +58,7 @@ def read_interrupted(path: Path) -> dict[str, Any]:
     check_unlocked(partial)
     try:
         with opened(partial) as file:
-            return provenance_of(file, partial)
+            return provenance_of(file)
     except FeatureFileError as error:
         raise Unresumable(f"{error}; start anew with --overwrite") from error
 
@@ -79,17 +66,15 @@ def read_interrupted(path: Path) -> dict[str, Any]:
 def read_labels(path: Path) -> np.ndarray | None:
     """Class numbers [N] of the samples, -1 unknown, or None where the data has none."""
     with opened(path) as file:
-        provenance_of(file, path)
-        if not has(member(file, "samples", path), "label"):
-            return None
-        return whole(member(file, "samples/label", path), path, "iufb")
+        provenance_of(file)
+        return file.whole("samples/label") if "samples/label" in file.arrays else None
 
 
 def read_names(path: Path) -> Names:
     """Ids and labels of all samples of a feature file. Raises FeatureFileError."""
     with opened(path) as file:
-        provenance_of(file, path)
-        texts = texts_of(member(file, "samples/id", path))
+        provenance_of(file)
+        texts = file.texts("samples/id")
     labels = read_labels(path)
     return Names(texts, labels.tolist() if labels is not None else None)
 
@@ -112,11 +97,13 @@ def read_hdf5(
                 f"{path}: a shard of a feature file; give the joined file, {joined_name(path)}"
             )
         if dataset is not None or not is_ours(file):
-            return [_foreign(file, path, dataset, views_per_sample)]
-        provenance = provenance_of(file, path)
-        check_complete(file, path)
-        check_shards(file, path)
-        known = list(member(file, "embeddings", path))
+            return [_foreign(path, dataset, views_per_sample)]
+        provenance = provenance_of(file)
+        check_complete(file)
+        check_shards(file)
+        known = file.layers
+        if not known:
+            raise ValueError(file.unlisted or "it holds no layer")
         wanted = known if layers == "auto" else [name.strip() for name in layers.split(",")]
         for name in wanted:
             if name not in known:
@@ -133,8 +120,8 @@ def read_first(path: Path, layer: str, n: int) -> Embeddings:
     """
     path = path if path.exists() else partial_path(path)
     with opened(path) as file:
-        provenance = provenance_of(file, path)
-        done = whole(member(file, "samples/done", path), path, "uib")[:n]
+        provenance = provenance_of(file)
+        done = file.whole("samples/done")[:n]
         missing = int((done == 0).sum())
         if missing:
             raise FeatureFileError(f"{path}: incomplete, {missing} of the first {n} samples lack")
@@ -146,16 +133,13 @@ def _shorter(stored: Stored | None, n: int) -> Stored | None:
     return stored and stored._replace(shape=(min(n, stored.shape[0]), *stored.shape[1:]))
 
 
-def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
-    group = member(file, f"embeddings/{name}", path)
-    arrays = {
-        part: check_array(member(file, f"embeddings/{name}/{part}", path), path, kinds)
-        for part, kinds in (("views", "f"), ("clean", "f"), ("crc32", "u"))
-        if part != "views" or has(group, part)
-    }
-    checksums = whole(arrays["crc32"], path, "u")
-    clean = arrays["clean"].shape
-    views = arrays["views"].shape if "views" in arrays else (0, 0, *clean[1:])
+def _layer(file: Structure, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
+    group = f"embeddings/{name}"
+    parts = ("views", "clean") if f"{group}/views" in file.arrays else ("clean",)
+    stored = {part: file.stored(f"{group}/{part}") for part in parts}
+    checksums = file.whole(f"{group}/crc32")
+    clean = stored["clean"].shape
+    views = stored["views"].shape if "views" in stored else (0, 0, *clean[1:])
     shapes_agree = len(views) == 3 and len(clean) == 2 and clean == (*checksums.shape, views[2])
     if not shapes_agree or views[0] > clean[0] or 0 in clean:
         raise ValueError(f"layer {name}: views {views}, clean {clean}, {checksums.size} checksums")
@@ -174,8 +158,8 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
     return Embeddings(
         str(path),
         name,
-        _stored(path, arrays["views"]) if "views" in arrays else None,
-        _stored(path, arrays["clean"]),
+        stored.get("views"),
+        stored["clean"],
         provenance=provenance,
         verify=verify,
         content=hashlib.sha256(checksums.tobytes()).hexdigest(),
@@ -183,45 +167,11 @@ def _layer(file: h5py.File, path: Path, name: str, provenance: dict[str, Any]) -
     )
 
 
-def _foreign(
-    file: h5py.File, path: Path, dataset: str | None, views_per_sample: int | None
-) -> Embeddings:
-    if dataset is not None and (found := _named(file, path, dataset)) is not None:
-        name = dataset.strip("/")
-        return arrange(path, name, _stored(path, found), views_per_sample)
-    arrays = float_arrays(file)
-    name = choose(path, {key: item.shape for key, item in arrays.items()}, dataset)
-    return arrange(path, name, _stored(path, check_array(arrays[name], path)), views_per_sample)
-
-
-def _named(file: h5py.File, path: Path, name: str) -> h5py.Dataset | None:
-    """The array of real numbers that has a name, perhaps behind a soft link, or None."""
-    try:
-        found = member(file, name, path)
-    except KeyError:
-        return None
-    is_one = isinstance(found, h5py.Dataset) and found.shape is not None
-    return check_array(found, path) if is_one and found.dtype.kind == "f" else None
-
-
-def _stored(path: Path, dataset: h5py.Dataset) -> Stored:
-    name, shape, dtype = dataset.name, dataset.shape, dataset.dtype.newbyteorder("=")
-    apart = in_chunks(dataset, path)
-
-    def rows(start: int, stop: int) -> np.ndarray:
-        # Opened for each chunk: an idle reader must not hold a file that a writer may replace.
-        with h5py.File(path, "r") as file:
-            return np.asarray(file[name][start:stop]).astype(dtype, copy=False)
-
-    def read(start: int, stop: int) -> Tensor:
-        if apart:
-            wanted = (stop - start, *shape[1:])
-            return torch.from_numpy(
-                handed_over(path, name, lambda: rows(start, stop), wanted, dtype)
-            )
-        try:
-            return torch.from_numpy(rows(start, stop))
-        except DAMAGE as error:
-            raise FeatureFileError(f"{path}: {name} cannot be read: {first_line(error)}") from error
-
-    return Stored(shape, dtype.itemsize, read)
+def _foreign(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
+    name, file = dataset, None if dataset is None else read_array(path, dataset)
+    if name is None or file is None:
+        name = choose(path, read_shapes(path), dataset)
+        file = read_array(path, name)
+    if file is None:
+        raise FeatureFileError(f"{path}: changed while it was read; run it again")
+    return arrange(path, name.strip("/"), file.stored(name), views_per_sample)

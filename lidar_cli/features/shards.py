@@ -12,7 +12,6 @@ and linked, which one process alone succeeds in, on network file systems too.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +23,6 @@ import numpy as np
 from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.features.contents import describe
 from lidar_cli.features.form import (
-    SHARD_FORMAT,
     TYPES,
     Layout,
     Share,
@@ -32,25 +30,17 @@ from lidar_cli.features.form import (
     opened,
     provenance_of,
 )
-from lidar_cli.features.guard import attribute
-from lidar_cli.features.inside import member, whole
+from lidar_cli.features.provenance import SHARD_FORMAT, joined_name
+from lidar_cli.features.structure import Structure
 from lidar_cli.features.write import name_anew
 from lidar_cli.runtime.atomic import temporary_path, write_atomic
 from lidar_cli.runtime.files import read_limited
 from lidar_cli.runtime.json_text import parse_json
 
-NAME = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
-
 
 def shard_path(path: Path, rank: int, ranks: int) -> Path:
     """Where the shard of one of several processes stands."""
     return path.with_name(f"{path.name}.shard-{rank}-of-{ranks}.h5")
-
-
-def joined_name(path: Path) -> str | None:
-    """The name of the file that a shard is part of, None if this is none by its name."""
-    match = NAME.fullmatch(path.name)
-    return match["joined"] if match else None
 
 
 def agree(
@@ -153,23 +143,18 @@ def join(
     return named
 
 
-def check_shards(file: h5py.File, path: Path) -> None:
+def check_shards(structure: Structure) -> None:
     """Raise FeatureFileError if a shard is not beside the file; HDF5 would give zeros for it."""
-    for layer in member(file, "embeddings", path):
-        parts = member(file, f"embeddings/{layer}", path)
-        for name in parts if isinstance(parts, h5py.Group) else ():
-            array = member(file, f"embeddings/{layer}/{name}", path)
-            if not isinstance(array, h5py.Dataset) or not array.is_virtual:
-                continue
-            for source in array.virtual_sources():
-                shard = source.file_name
-                if joined_name(Path(shard)) is None or Path(shard).name != shard:
-                    continue  # none of ours: refused, or not, where it is read
-                if not path.with_name(shard).is_file():
-                    raise FeatureFileError(
-                        f"{path}: its shard {shard} is not beside it; move the shards with the "
-                        "file, or extract it again"
-                    )
+    path = structure.path
+    for array in structure.arrays.values():
+        for shard in array.sources:
+            if joined_name(Path(shard)) is None or Path(shard).name != shard:
+                continue  # none of ours: refused, or not, where it is read
+            if not path.with_name(shard).is_file():
+                raise FeatureFileError(
+                    f"{path}: its shard {shard} is not beside it; move the shards with the "
+                    "file, or extract it again"
+                )
 
 
 def name_once(beside: Path, path: Path) -> bool:
@@ -191,18 +176,18 @@ def _checksums(
 ) -> dict[str, np.ndarray]:
     """Checksums [len(span)] by layer of a shard. Raises FeatureFileError if it is another."""
     with opened(shard) as file:
-        names = differing(provenance_of(file, shard, SHARD_FORMAT), provenance)
+        names = differing(provenance_of(file, SHARD_FORMAT), provenance)
         if names:
             raise FeatureFileError(
                 f"{shard}: cannot be joined, it was made at other settings ({', '.join(names)} "
                 f"differ); {_anew(path)}"
             )
         arrays = {
-            name: whole(member(file, name, shard), shard, "u")
+            name: file.whole(name)
             for name in ("samples/done", *(f"embeddings/{layer}/crc32" for layer in layers))
         }
         if (
-            attribute(file, "share") != share.describe()
+            file.attributes["share"] != share.describe()
             or {found.shape for found in arrays.values()} != {(len(share.span),)}
             or not arrays["samples/done"].all()
         ):

@@ -17,9 +17,7 @@ from lidar_cli.errors import FeatureFileError, InUse, Unresumable, first_line
 from lidar_cli.features.contents import allocate, arrays_of, describe
 from lidar_cli.features.form import (
     DAMAGE,
-    FORMAT,
     NOTHING,
-    SHARD_FORMAT,
     Layout,
     Share,
     as_numbers,
@@ -27,16 +25,15 @@ from lidar_cli.features.form import (
     checksums_of,
     differing,
     in_use,
-    is_hdf5,
     opened,
     partial_path,
     provenance_of,
 )
-from lidar_cli.features.guard import attribute, vouch
-from lidar_cli.features.inside import check_own, member
-from lidar_cli.features.provenance import revision_of
+from lidar_cli.features.provenance import FORMAT, SHARD_FORMAT, revision_of
 from lidar_cli.features.space import check_space, reserve
+from lidar_cli.features.structure import Structure, is_hdf5, walk_whole
 from lidar_cli.runtime.files import irregular
+from lidar_cli.runtime.sandbox import stamp_of
 
 
 class FeatureWriter:
@@ -132,7 +129,9 @@ class FeatureWriter:
             _check_unlinked(partial)
             if not is_hdf5(partial):
                 raise OSError("it does not begin as HDF5 files do")
-            _check_begun(partial, layout, provenance, share)
+            begun = _check_begun(partial, layout, provenance, share)
+            if stamp_of(partial.stat()) != begun.stamp:
+                raise Unresumable(f"{partial}: changed while it was read; run it again")
             file = h5py.File(partial, "r+")  # no sooner, since that writes
         except (InUse, Unresumable):
             raise
@@ -203,7 +202,6 @@ class FeatureWriter:
         if not self._partial.exists() or self._partial.stat().st_ino != own:
             raise in_use(self._partial)
         self._partial.replace(self.path)
-        vouch(self.path)
         return self.path
 
     def discard(self) -> None:
@@ -237,8 +235,6 @@ class FeatureWriter:
             with suppress(OSError):
                 if self._partial.stat().st_ino == own:  # a reservation, and nobody else's
                     self._partial.unlink()
-            return
-        vouch(self._partial)
 
     def _verify(self, layers: Iterable[str]) -> None:
         done = np.flatnonzero(self.done)
@@ -253,14 +249,15 @@ class FeatureWriter:
 
 def _check_begun(
     partial: Path, layout: Layout, provenance: Mapping[str, Any], share: Share | None
-) -> None:
-    """Raise FeatureFileError unless the missing rows of these settings can be written into it.
+) -> Structure:
+    """What a file holds that the missing rows of these settings can be written into.
 
-    Unresumable if it was begun with others, InUse if another process is writing it.
+    Raises FeatureFileError if they cannot, Unresumable if it was begun with other settings, InUse
+    if another process is writing it.
     """
     check_unlocked(partial)
-    with opened(partial) as file:
-        begun = provenance_of(file, partial, SHARD_FORMAT if share else FORMAT)
+    with opened(partial, walk_whole) as file:
+        begun = provenance_of(file, SHARD_FORMAT if share else FORMAT)
         revisions = revision_of(begun), revision_of(provenance)
         if revisions[0] != revisions[1]:
             raise Unresumable(
@@ -268,7 +265,7 @@ def _check_begun(
                 f"at {revisions[1]}; {_anew(share)}"
             )
         other = differing(begun, provenance)
-        if share and attribute(file, "share") != share.describe():
+        if share and file.attributes["share"] != share.describe():
             other.append("share")
         if other:
             raise Unresumable(
@@ -277,11 +274,14 @@ def _check_begun(
             )
         done = {"samples/done": ((layout.n_clean,), np.uint8)}
         for name, (shape, numbers) in (done | arrays_of(layout)).items():
-            array = check_own(member(file, name, partial), partial)
-            if (array.shape, array.dtype) != (shape, numbers):
+            array = file.array(name)
+            if array.shape != shape or array.dtype != np.dtype(numbers):
                 raise ValueError(
                     f"{name} is {array.dtype} {array.shape}, not {np.dtype(numbers)} {shape}"
                 )
+            if array.offset is None:
+                raise ValueError(f"{name} is stored in chunks, which an interrupted run never does")
+        return file
 
 
 def _anew(share: Share | None) -> str:

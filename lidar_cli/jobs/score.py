@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lidar_cli.arrays import read_array_file
+from lidar_cli.arrays import check_stored, read_npy, read_npz, with_size_note
+from lidar_cli.checkpoints.arrays import read_tensors
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import InputError, SettingsError, nearest
@@ -23,6 +24,7 @@ from lidar_cli.jobs.scoring.groups import Grouping, summed
 from lidar_cli.jobs.scoring.influences import influences
 from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score, Sheet
 from lidar_cli.jobs.watch import Watcher
+from lidar_cli.runtime.files import NotAFile, open_regular
 from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings, parse_size
 
 
@@ -83,11 +85,37 @@ def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
         raise InputError(f"{path}: is a directory; score takes files, rank takes directories")
     try:
         hdf5 = is_hdf5(path)
+        with open_regular(path) as file:
+            start = file.read(9)
+    except NotAFile as error:
+        raise InputError(
+            f"{path}: {error.strerror}; expected HDF5, .npy, .npz, .pt or .safetensors"
+        ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
+    check_stored(path)
     if hdf5:
-        return read_hdf5(path, settings.layer, settings.dataset, settings.views_per_sample)
-    return [read_array_file(path, settings.dataset, settings.views_per_sample)]
+        layers = read_hdf5(path, settings.layer, settings.dataset, settings.views_per_sample)
+    else:
+        layers = [_read_array(path, start, settings.dataset, settings.views_per_sample)]
+    return [with_size_note(embeddings) for embeddings in layers]
+
+
+def _read_array(path: Path, start: bytes, dataset: str | None, q: int | None) -> Embeddings:
+    """The embeddings in a file of arrays, whose format its first bytes say, not its name."""
+    embeddings = None
+    if start.startswith(b"\x93NUMPY"):
+        return read_npy(path, dataset, q)
+    if start.startswith(b"PK"):
+        embeddings = read_npz(path, dataset, q)
+    if embeddings is not None:
+        return embeddings
+    is_safetensors = start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**32
+    if start.startswith((b"PK", b"\x80")) or is_safetensors:
+        return read_tensors(path, dataset, q)
+    raise InputError(
+        f"{path}: not a format that is known here (expected HDF5, .npy, .npz, .pt or .safetensors)"
+    )
 
 
 def parse_metrics(text: str) -> frozenset[str]:

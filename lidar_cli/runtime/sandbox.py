@@ -41,9 +41,20 @@ from typing import Any
 
 from lidar_cli import errors
 from lidar_cli.errors import InputError, LidarError, printable
+from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox_child import LENGTH, SENDS_DESCRIPTORS, receive, send
 
 WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standard library
+    **dict.fromkeys(
+        (
+            f"lidar_cli.features.walk:{name}"
+            for name in ("describe", "describe_one", "shapes", "walk_whole", "rows", "texts")
+        ),
+        ("numpy", "h5py"),
+    ),
+    **dict.fromkeys(
+        (f"lidar_cli.features.array_headers:{name}" for name in ("npy", "npz")), ("numpy",)
+    ),
     "lidar_cli.checkpoints.walk:walk": (),
     "lidar_cli.checkpoints.walk:walk_checksums": (),
 }
@@ -51,10 +62,12 @@ WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standar
 Stamp = tuple[int, int, int, int]
 
 START = "import sys; sys.path.append(sys.argv[1]); \
+from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox_child import serve; \
 serve(int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))"
 STARTING = 60  # seconds that an interpreter may take to start, on a slow network file system
 WATCH = 0.1  # seconds between looks at memory and time, where the system limits neither
+WATCHED = sys.platform != "linux"
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGSYS")
 SINGLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -84,12 +97,15 @@ def run_limited(
     *,
     error: type[LidarError],
     advice: str = "fetch or save it again",
+    into: memoryview | None = None,
 ) -> Walked:
     """What a walker returns for a file, from the child that all callers share; see the module.
 
     error: the class of what is raised for the file's doing; advice: what to do next, ends its line.
+    into: bytes to be filled by a walker that returns as many as a memoryview; the value is their
+    number.
     """
-    return SHARED.run(walker, path, arguments, error=error, advice=advice)
+    return SHARED.run(walker, path, arguments, error=error, advice=advice, into=into)
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
@@ -130,6 +146,7 @@ class Sandbox:
         *,
         error: type[LidarError],
         advice: str = "fetch or save it again",
+        into: memoryview | None = None,
     ) -> Walked:
         """As `run_limited`."""
         request = {
@@ -139,21 +156,20 @@ class Sandbox:
             "search": [*self._search, *_homes(self._walkers[walker])],
         }
         try:
-            descriptor = _open_regular(path)
+            file = open_regular(path)
         except FileNotFoundError as cause:
             raise error(f"{path}: cannot be read: no such file; check the path") from cause
         except (OSError, ValueError) as cause:
             reason = getattr(cause, "strerror", None) or cause
             raise error(f"{path}: cannot be read: {reason}") from cause
-        try:
-            stamp = stamp_of(os.fstat(descriptor))
-            with self._lock:
-                reply = self._exchange(json.dumps(request).encode(), descriptor)
-        except _Ended as cause:
-            why = str(cause) or "ends the process that reads it"
-            raise error(f"{path}: {why}; {advice}") from cause
-        finally:
-            os.close(descriptor)
+        with file:
+            stamp = stamp_of(os.fstat(file.fileno()))
+            try:
+                with self._lock:
+                    reply = self._exchange(json.dumps(request).encode(), file.fileno(), into)
+            except _Ended as cause:
+                why = str(cause) or "ends the process that reads it"
+                raise error(f"{path}: {why}; {advice}") from cause
         if "value" not in reply:
             raise _error(reply, path, error, advice, self.limits)
         return Walked(reply["value"], stamp)
@@ -172,13 +188,13 @@ class Sandbox:
         self._connection = None
         self._started = self.limits
 
-    def _exchange(self, content: bytes, descriptor: int) -> dict[str, Any]:
+    def _exchange(self, content: bytes, descriptor: int, into: memoryview | None) -> dict[str, Any]:
         """The answer to one request. Raises _Ended, and InputError if no child can be started."""
         for last in (False, True):
             self._start()
             try:
                 self._request(content, descriptor)
-                return self._answer()
+                return self._answer(into)
             except _Ended as ended:
                 # A child that others ended, before or during this file, says nothing of the file.
                 if str(ended) or last:
@@ -238,14 +254,24 @@ class Sandbox:
             self._end()
             raise
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self, into: memoryview | None) -> dict[str, Any]:
         """The answer to a request that was sent; raises _Ended."""
         assert self._connection is not None
         try:
-            content = self._receive(self._connection)
-            if content is None:
-                raise _Ended(self._why(self._end()))
+            deadline = time.monotonic() + self.limits.wall
+            usage = _usage(self._process.pid) if WATCHED else (0.0, 0)
+            head = bytearray(LENGTH.size)
+            self._receive(memoryview(head), deadline, usage)
+            (length,) = LENGTH.unpack(head)
+            if length > self.limits.answer + (1 << 10):
+                raise _Ended(_too_long(self.limits))
+            content = bytearray(length)
+            self._receive(memoryview(content), deadline, usage)
             reply: dict[str, Any] = json.loads(content)
+            if into is not None and "value" in reply:
+                if reply["value"] != len(into):
+                    raise _Ended("holds another number of bytes than it declares")
+                self._receive(into, deadline, usage)
             if reply.pop("retiring", False):
                 self._end()
             return reply
@@ -253,36 +279,26 @@ class Sandbox:
             self._end()
             raise
 
-    def _receive(self, connection: socket.socket) -> bytes | None:
-        """One message, None if the child ended; raises _Ended if it was to be ended."""
-        watched = sys.platform != "linux"
-        start = time.monotonic()
-        usage = _usage(self._process.pid) if watched else (0.0, 0)
-        content = bytearray()
-        length: int | None = None
-        while length is None or len(content) < length:
-            left = self.limits.wall - (time.monotonic() - start)
+    def _receive(self, into: memoryview, deadline: float, usage: tuple[float, int]) -> None:
+        """Fill `into`. Raises _Ended if the child ended, or was to be ended."""
+        connection = self._connection
+        assert connection is not None
+        while into:
+            left = deadline - time.monotonic()
             if left <= 0:
                 raise _Ended(f"takes more than {self.limits.wall:g} s to read")
-            connection.settimeout(min(left, WATCH) if watched else left)
+            connection.settimeout(min(left, WATCH) if WATCHED else left)
             try:
-                wanted = LENGTH.size if length is None else length
-                piece = connection.recv(min(wanted - len(content), 1 << 20))
+                count = connection.recv_into(into[: 1 << 20])
             except TimeoutError:
-                if watched:
+                if WATCHED:
                     self._watch(usage)
                 continue
             except OSError:
-                return None
-            if not piece:
-                return None
-            content += piece
-            if length is None and len(content) == LENGTH.size:
-                length = LENGTH.unpack(content)[0]
-                content.clear()
-                if length > self.limits.answer + (1 << 10):
-                    raise _Ended(_too_long(self.limits))
-        return bytes(content)
+                count = 0
+            if not count:
+                raise _Ended(self._why(self._end()))
+            into = into[count:]
 
     def _watch(self, before: tuple[float, int]) -> None:
         """Raise _Ended if the child takes too much, where the system does not limit it."""
@@ -373,16 +389,6 @@ def _ending(status: int) -> str:
         return signal.Signals(-status).name
     except ValueError:
         return f"exit status {status}"
-
-
-def _open_regular(path: Path) -> int:
-    """A descriptor to read from; raises OSError, at once also for a pipe that nobody writes to."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise OSError(0, "it is not a regular file")
 
 
 def _homes(packages: tuple[str, ...]) -> list[str]:

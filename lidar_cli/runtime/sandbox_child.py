@@ -45,20 +45,27 @@ def serve(seconds: int, wall: float, memory: int, answer: int) -> None:
         request = json.loads(content)
         _limit_file(seconds, wall)
         _end_with_parent(connection, True)
-        reply, retiring = _reply(request, descriptor, answer)
+        reply, numbers, retiring = _reply(request, descriptor, answer)
         _end_with_parent(connection, False)
         _limit_file(0, 0)
         send(connection, reply)
+        connection.sendall(numbers)
 
 
-def _reply(request: dict[str, Any], descriptor: int | None, answer: int) -> tuple[bytes, bool]:
-    """The JSON of what a walker returned or raised, and whether the child ends after it."""
+def _reply(
+    request: dict[str, Any], descriptor: int | None, answer: int
+) -> tuple[bytes, memoryview, bool]:
+    """JSON of what a walker returned or raised, the bytes that follow, whether the child ends."""
+    numbers = memoryview(b"")
     try:
         walk = _walker(request)
         source = request["path"] if descriptor is None else descriptor
         with open(source, "rb") as file:  # noqa: PTH123, a descriptor
             file.seek(0)  # where a child before this one left it
             reply: dict[str, Any] = {"value": walk(file, request["arguments"])}
+        if isinstance(reply["value"], memoryview):
+            numbers = reply["value"]
+            reply["value"] = len(numbers)
         content = json.dumps(reply, separators=(",", ":")).encode()
         if len(content) > answer:
             reply, content = {"failed": "answer"}, b""
@@ -71,9 +78,9 @@ def _reply(request: dict[str, Any], descriptor: int | None, answer: int) -> tupl
     except Exception as error:
         reply, content = {"failed": "error", "text": first_line(error)[:500]}, b""
     retiring = reply.get("failed") == "memory" or _resident() > RETIRE
-    if content and not retiring:
-        return content, False
-    return json.dumps({**reply, "retiring": retiring}, separators=(",", ":")).encode(), retiring
+    if not content or retiring:
+        content = json.dumps({**reply, "retiring": retiring}, separators=(",", ":")).encode()
+    return content, numbers, retiring
 
 
 def _walker(request: dict[str, Any]) -> Callable[[BinaryIO, Any], Any]:

@@ -1,8 +1,7 @@
 """Damaged feature files through everything that reads them, many to a process that may be lost.
 
-A reader process has 1.5 GB of memory and a time limit for each input, and says what came of it. It
-reads first as on a system without `fork`, where nothing keeps HDF5 from dying; what it dies of is
-read again as elsewhere, with child processes for it. The input that this loses too is kept.
+A reader process has 1.5 GB of memory and a time limit for each input, and says what came of it. The
+input that it is lost with is kept; HDF5 itself may be lost, in the child of the reader alone.
 """
 
 from __future__ import annotations
@@ -20,8 +19,12 @@ from make import environment
 
 from lidar_cli.core.metrics import METRICS
 
-# For an input; of what HDF5 is lost with, each reader waits until its child is.
-BARE, WHOLE = 2, 30
+SECONDS = 30  # for an input; of what HDF5 is lost with, each reader waits until its child is
+LOST = {  # in a reader's words -> what HDF5 did
+    "of processor time to read": "hung",
+    "MB of memory to read": "swelled",
+    "crashes what reads it": "crashed",
+}
 LONGEST = 20_000  # characters of a line, which may repeat a few names out of the file
 Found = dict[str, tuple[str, Any]]
 
@@ -35,14 +38,14 @@ class Tally:
     """What came of all inputs."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    lost: Counter[str] = field(default_factory=Counter)  # of them, where HDF5 by itself was lost
+    lost: Counter[str] = field(default_factory=Counter)  # of them, where HDF5 was lost in the child
 
     def __str__(self) -> str:
         told, lost = (
             ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
             for counts in (self.outcomes, self.lost)
         )
-        return f"{self.outcomes.total()} inputs: {told}; HDF5 unguarded: {lost or 'never lost'}"
+        return f"{self.outcomes.total()} inputs: {told}; HDF5 in the child: {lost or 'never lost'}"
 
 
 class Reading:
@@ -74,34 +77,30 @@ class Reading:
 
     def sound(self, kind: str, path: Path) -> None:
         """Read the sound file; inputs of this kind are damaged copies of the last one."""
-        found = self._ask(kind, path, bare=False)
+        found = self._ask(kind, path)
         assert {what for what, _ in found.values()} == {"found"}, found
         self._sound[kind] = found
 
-    def of(self, kind: str, path: Path, guarded: bool = False) -> str:
+    def of(self, kind: str, path: Path) -> str:
         """The outcome of an input, counted: same, refused, or other.
 
         other: nothing vouches for what was found instead, such as another label.
-        guarded: read as where there is `fork`, even if HDF5 is not lost.
         Raises AssertionError for a traceback, a lost process, or wrong rows that were vouched for.
         """
-        found = None
-        if not guarded:
-            try:
-                found = self._ask(kind, path, bare=True)
-            except Lost as lost:
-                self.tally.lost[str(lost)] += 1
-        if found is None:
-            try:
-                found = self._ask(kind, path, bare=False)
-            except Lost as lost:
-                raise AssertionError(f"{self._kept(path)}: {lost}") from None
+        try:
+            found = self._ask(kind, path)
+        except Lost as lost:
+            raise AssertionError(f"{self._kept(path)}: {lost}") from None
+        lines = [str(line) for what, line in found.values() if what == "refused"]
+        self.tally.lost.update(
+            {how for words, how in LOST.items() for line in lines if words in line}
+        )
         outcome = self._compared(self._sound[kind], found, path)
         self.tally.outcomes[outcome] += 1
         return outcome
 
-    def _ask(self, kind: str, path: Path, bare: bool) -> Found:
-        order = {"kind": kind, "path": str(path), "bare": bare, "seconds": BARE if bare else WHOLE}
+    def _ask(self, kind: str, path: Path) -> Found:
+        order = {"kind": kind, "path": str(path), "seconds": SECONDS}
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
         found = json.loads(self._server.stdout.readline())

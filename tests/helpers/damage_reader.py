@@ -22,7 +22,6 @@ from lidar_cli.errors import LidarError
 from lidar_cli.features import (
     FeatureWriter,
     Share,
-    child,
     join,
     partial_path,
     read_first,
@@ -38,6 +37,7 @@ from lidar_cli.jobs.ranking.survey import Survey, place
 from lidar_cli.jobs.score import score_file
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.report.scores import to_json
+from lidar_cli.runtime.sandbox import SHARED, Limits
 from lidar_cli.settings import ModelSettings, ProbeSettings, ScoreSettings
 
 MEMORY = 3 << 29  # bytes, all of the process
@@ -151,14 +151,11 @@ def told(read: Callable[[Path], object], path: Path) -> tuple[str, object]:
         return "traceback", traceback.format_exc()
 
 
-def answer(kind: str, path: str, bare: bool, seconds: int) -> dict[str, tuple[str, object]]:
-    """What each reader says. bare: as on a system that cannot fork."""
-    if bare:
-        del os.fork
+def answer(kind: str, path: str, seconds: int) -> dict[str, tuple[str, object]]:
+    """What each reader says."""
     faulthandler.dump_traceback_later(seconds, exit=True)
     found = {name: told(read, Path(path)) for name, read in READERS[kind].items()}
     faulthandler.cancel_dump_traceback_later()
-    os.fork = FORK
     return found
 
 
@@ -172,11 +169,8 @@ def lines() -> None:
             line = b""
 
 
-FORK = os.fork
-
-
 def serve() -> None:
-    child.SECONDS = 1
+    SHARED.limits = Limits(seconds=1)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("error")

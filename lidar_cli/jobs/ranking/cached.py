@@ -14,14 +14,7 @@ import torch
 from lidar_cli.checkpoints import Loaded, sha256, stamp
 from lidar_cli.embeddings import Names
 from lidar_cli.errors import OF_ONE_FILE, FeatureFileError, InputError, SettingsError, Unresumable
-from lidar_cli.features import (
-    begun_path,
-    partial_path,
-    read_first,
-    read_provenance,
-    size_of,
-    walk_ahead,
-)
+from lidar_cli.features import begun_path, partial_path, read_first, read_provenance, size_of
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.plan import Plan, make_plan
@@ -205,7 +198,6 @@ class Cache:
             yield from self._claimed_by_others(claimed, there, claims, fail, make)
             if not tells(claims):
                 return
-            walk_ahead([self._own(*task) for task in there])
             for task in there:
                 result = None
                 with failing(task[0], fail):

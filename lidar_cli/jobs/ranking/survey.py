@@ -22,7 +22,7 @@ from lidar_cli.errors import (
     SettingsError,
     first_line,
 )
-from lidar_cli.features import is_hdf5, joined_name, read_provenance, walk_ahead
+from lidar_cli.features import is_hdf5, joined_name, read_provenance
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
 from lidar_cli.jobs.ranking.digests import Digests, Stamp
 from lidar_cli.jobs.watch import Watcher
@@ -95,7 +95,6 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: 
     found, looks = Survey(), Looks(settings)
     files = list(files_under(directory, lambda error: found.fail(Path(error.filename), error)))
     to_open = [path for path in files if _reason_unopened(path) is None]
-    walk_ahead([path for path in to_open if _may_be_features(path)])
     # Each process in an order of its own, so that those which start together divide the reading.
     for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):
         watcher.progress("hashing checkpoints", at, len(to_open))
@@ -122,7 +121,7 @@ class Looks:
 
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
-        self._seen: dict[Path, tuple[Stamp, Description | LidarError | OSError | None]] = {}
+        self._seen: dict[Path, tuple[Stamp, Description | Exception | None]] = {}
 
     @property
     def pixel_stats(self) -> str:
@@ -135,7 +134,7 @@ class Looks:
             before = stamp(path)
             try:
                 self._seen[path] = before, self._look(path)
-            except (LidarError, OSError) as error:
+            except OF_ONE_FILE as error:
                 error.__cause__ = error.__context__ = None  # whose frames hold what was read
                 self._seen[path] = before, error.with_traceback(None)
         _, seen = self._seen[path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -18,10 +19,12 @@ from lidar_cli.core.sphere import unit_rows
 from lidar_cli.embeddings import Chunk, Embeddings
 from lidar_cli.errors import InputError
 from lidar_cli.jobs.ahead import ahead
+from lidar_cli.jobs.memory import free_memory
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.settings import MetricSettings, parse_size
 
 CHUNKS_IN_MEMORY = 3  # one being read, one ready, one being summed
+LEAST_MATRICES = 2  # of d x d float64 numbers at a time: moments, and what is added to them
 BLOCK_NUMBERS = 2**21  # of a float64 copy of normalised rows, 16 MB
 
 
@@ -139,7 +142,8 @@ NO_MEMORY = ("out of memory", "allocate memory")  # in torch's words
 
 @contextmanager
 def enough_memory(embeddings: Embeddings) -> Iterator[None]:
-    """Raises InputError where the memory does not suffice for moments and spectra."""
+    """Raises InputError where the memory does not suffice for a sample, moments and spectra."""
+    _check_memory(embeddings)
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -151,6 +155,23 @@ def enough_memory(embeddings: Embeddings) -> Iterator[None]:
             f"{embeddings.file}: {embeddings.layer}: not enough memory for moments of d = {d}, "
             f"{8 * d * d / 2**30:,.1f} GB each; fewer --metrics, or a larger machine"
         ) from error
+
+
+def _check_memory(embeddings: Embeddings) -> None:
+    """Raise InputError, before a row is read, if not even the least that is needed is free."""
+    d, free = embeddings.shape[2], free_memory()
+    parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
+    for what, size in {
+        f"moments of d = {d:,}": LEAST_MATRICES * 8 * d * d,
+        "a single sample": max(math.prod(part.shape[1:]) * part.item_size for part in parts),
+        "the whole array": embeddings.in_memory,
+    }.items():
+        if size > free:
+            raise InputError(
+                f"{embeddings.file}: {embeddings.layer}: not enough memory for {what}: "
+                f"{size / 2**30:,.1f} GB, of which {free / 2**30:,.1f} GB are free; expected "
+                "embeddings [n, q, d] of fewer numbers a sample; or use a larger machine"
+            )
 
 
 def _unit(block: Tensor, some: slice) -> Tensor:
