@@ -28,7 +28,6 @@ import json
 import os
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
@@ -62,7 +61,6 @@ WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standar
 Stamp = tuple[int, int, int, int]
 
 START = "import sys; sys.path.append(sys.argv[1]); \
-from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox_child import serve; \
 serve(int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))"
 STARTING = 60  # seconds that an interpreter may take to start, on a slow network file system
