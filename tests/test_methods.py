@@ -22,7 +22,9 @@ from lidar_cli.views import find_recipe
 # A head as text, layer after layer: L and l are Linear layers with and without bias, B and b
 # BatchNorms with and without weights, '-' is an activation.
 BYOL = ("LB-L", "LB-L")
-SOLO = {  # method -> projector, predictor, whether there is a momentum branch, other tensors
+SOLO: dict[
+    str, tuple[str, str, bool, dict[str, tuple[int, ...]]]
+] = {  # method -> projector, predictor, whether there is a momentum branch, other tensors
     "simclr": ("L-L", "", False, {}),
     "supcon": ("L-L", "", False, {}),
     "barlow_twins": ("LB-LB-L", "", False, {}),
@@ -47,7 +49,9 @@ SOLO_VIEWS = {
     "deepclusterv2": "swav",
 }  # fmt: skip
 AMBIGUOUS = ("vicreg", "vibcreg")  # whose names are Barlow Twins' too
-LIGHTLY = {  # method -> projection head, prediction head, other tensors, views
+LIGHTLY: dict[
+    str, tuple[str, str, dict[str, tuple[int, ...]], str]
+] = {  # method -> projection head, prediction head, other tensors, views
     "simclr": ("lB-lB", "", {}, "simclr"),
     "simclr of three layers": ("lB-lB-lB", "", {}, "simclr"),
     "simclr without norm": ("L-L", "", {}, "simclr"),

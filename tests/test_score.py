@@ -284,6 +284,38 @@ def test_a_ridge_above_5_percent_is_remarked(tmp_path, share, remarked):
     assert ("ridge" in score.warnings) is remarked
 
 
+@pytest.mark.parametrize(("n", "remarked"), [(20, False), (19, True)])
+def test_fewer_than_5_d_degrees_are_remarked(tmp_path, n, remarked):
+    """n (q - 1) for d = 4."""
+    assert ("degrees" in score_array(tmp_path, draw_embeddings(n, 2, 4)).warnings) is remarked
+
+
+@pytest.mark.parametrize(("fraction", "remarked"), [(0.45, False), (0.55, True)])
+def test_noise_of_more_than_half_of_the_trace_is_remarked(tmp_path, fraction, remarked):
+    """Of signal s^2 and view noise 1 over q = 4 views: 1/4 of s^2 + 1/4."""
+    signal = math.sqrt(0.25 / fraction - 0.25)
+    score = score_array(tmp_path, draw_embeddings(4000, 4, 5, signal))
+    assert abs(score.noise_fraction - fraction) < 0.03
+    assert ("noise" in score.warnings) is remarked
+
+
+@pytest.mark.parametrize(("spread", "remarked"), [(0.12, False), (0.08, True)])
+def test_rows_that_point_nearly_the_same_way_are_remarked(tmp_path, spread, remarked):
+    """Noise 1 beside a constant a in one of d = 20: std 1 / a in 19 of 20, times sqrt(20)."""
+    z = torch.randn(200, 2, 20)
+    z[:, :, 0] = 0.95 * math.sqrt(20) / spread
+    score = score_array(tmp_path, z)
+    assert abs(score.normalized_std - spread) < 0.01
+    assert ("collapsed" in score.warnings) is remarked
+
+
+@pytest.mark.parametrize(("rows", "remarked"), [(201, False), (200, True)])
+def test_a_spectrum_that_ends_before_twice_the_last_rank_is_remarked(tmp_path, rows, remarked):
+    """N - 1 eigenvalues carry data, and the fit reads up to the 100th."""
+    score = score_array(tmp_path, torch.randn(rows, 200), metrics="alpha_req")
+    assert ("eigenvalues" in score.warnings) is remarked
+
+
 def test_fewer_rows_than_dimensions_is_remarked(tmp_path):
     score = score_array(tmp_path, torch.randn(5, 8))
     assert "reads 5 rows and d = 8: it cannot exceed 5" in score.warnings["rows"]

@@ -52,7 +52,8 @@ def lightly_mae() -> Fixture:
     w.vit_block("decoder.blocks.0", 96)
     w.ln("decoder.norm", 96)
     w.linear("prediction_head", 96, 192)
-    embed = {("encoder", "backbone"): functools.partial(w.run_vit, "backbone.vit.")}
+    backbone: Embed = functools.partial(w.run_vit, "backbone.vit.")
+    embed = {("encoder", "backbone"): backbone}
     return Fixture("lightly-mae", lightning(w), embed, file="last.ckpt")
 
 
