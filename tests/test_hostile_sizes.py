@@ -262,6 +262,9 @@ def bounded(mode: str, *paths: Path) -> Any:
     return json.loads(ended.stdout) if ended.returncode == 0 else ended.stderr
 
 
+ONLY_MANY = {  # a million empty containers, which need less than a child may take
+    "list of lists", "dicts of pairs", "doubling key", "steps", "sets", "lists", "dicts", "memory",
+}  # fmt: skip
 MODULE = (
     b"cm\nM\n)\x81}(" + text("_parameters") + b"}" + text("_modules") + b"}q\x01ub"
 )  # a module, and the dict of those inside it
@@ -289,8 +292,8 @@ def test_declared_sizes_and_bombs_take_neither_memory_nor_time(tmp_path: Path) -
     assert isinstance(found, list), found
     memory, errors = found
     opened = [path.name for path, error in zip([*paths, lying], errors, strict=True) if not error]
-    doubled = list(BOMBS).index("doubling key")
-    assert set(opened) <= {f"{doubled}.pt", f"{doubled}.pth"}  # ends early in one of two ways
+    names = {list(BOMBS)[int(Path(name).stem)] for name in opened}
+    assert names <= ONLY_MANY
     assert all("\n" not in error for error in errors)
     assert memory < 300_000  # kB
     assert "MemoryError" in bounded("naive")
