@@ -14,7 +14,7 @@ from typing import Any
 from lidar_cli.checkpoints import Description, open_checkpoint, read_contents, stamp
 from lidar_cli.checkpoints.read import as_dict
 from lidar_cli.checkpoints.recognise import recognise
-from lidar_cli.errors import InputError, LidarError, NoWeights, SettingsError
+from lidar_cli.errors import CheckpointError, InputError, LidarError, NoWeights, SettingsError
 from lidar_cli.features import is_hdf5, joined_name, read_provenance, walk_ahead
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
 from lidar_cli.jobs.ranking.digests import Digests, Stamp
@@ -122,6 +122,9 @@ class Looks:
             before = stamp(path)
             try:
                 self._seen[path] = before, self._look(path)
+            except (MemoryError, RecursionError):
+                error = CheckpointError(f"{path}: takes more memory to read than there is")
+                self._seen[path] = before, error
             except (LidarError, OSError) as error:
                 error.__cause__ = error.__context__ = None  # whose frames hold what was read
                 self._seen[path] = before, error.with_traceback(None)
