@@ -35,6 +35,7 @@ from lidar_cli.features.form import (
 from lidar_cli.features.guard import attribute, vouch
 from lidar_cli.features.inside import check_own, member
 from lidar_cli.features.space import check_space, reserve
+from lidar_cli.runtime.atomic import is_stream
 from lidar_cli.runtime.files import irregular
 
 
@@ -289,6 +290,8 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
     """
     if path.is_dir():
         raise FeatureFileError(f"{path}: is a directory; name a file in it with -o")
+    if is_stream(path):
+        raise FeatureFileError(f"{path}: a feature file goes to a file; name one with -o")
     if overwrite:
         return
     if os.path.lexists(path):
