@@ -281,6 +281,33 @@ def test_an_output_follows_no_planted_link_and_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"z.npy", name, "precious"}
 
 
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")  # TensorBoard's are its own
+def test_points_for_tensorboard_follow_no_planted_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board" / "lidar.jsonl").symlink_to(tmp_path / "planted")
+    checkpoint(tmp_path / "runs" / "model.pt")
+    words = ["rank", tmp_path / "runs", *OPTIONS, "--watch", "--watch-for", "0"]
+    words += ["--interval", "0.01", "--tensorboard", tmp_path / "board"]
+    done = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "lidar.jsonl: cannot be written: Too many levels of symbolic links" in done.stderr
+    assert not (tmp_path / "planted").exists()
+
+
+def test_features_go_to_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = checkpoint(tmp_path / "model.pt")
+    os.mkfifo(tmp_path / "pipe.h5")
+    words = ["extract", path, *OPTIONS, "--overwrite", "-o", tmp_path / "pipe.h5"]
+    done = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
+    assert done.returncode == 3
+    assert done.stderr.endswith("pipe.h5: a feature file goes to a file; name one with -o\n")
+
+
 def test_three_clones_whose_links_lead_elsewhere_delete_nothing(
     tmp_path: Path,
     precious: Path,

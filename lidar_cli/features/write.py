@@ -32,6 +32,7 @@ from lidar_cli.features.form import (
 from lidar_cli.features.provenance import FORMAT, SHARD_FORMAT, revision_of
 from lidar_cli.features.space import check_space, reserve
 from lidar_cli.features.structure import Structure, is_hdf5, walk_whole
+from lidar_cli.runtime.atomic import is_stream
 from lidar_cli.runtime.files import irregular
 from lidar_cli.runtime.sandbox import stamp_of
 
@@ -295,6 +296,8 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
     """
     if path.is_dir():
         raise FeatureFileError(f"{path}: is a directory; name a file in it with -o")
+    if is_stream(path):
+        raise FeatureFileError(f"{path}: a feature file goes to a file; name one with -o")
     if overwrite:
         return
     if os.path.lexists(path):

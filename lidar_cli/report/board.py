@@ -41,7 +41,7 @@ class Board:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._held = Lines("--tensorboard", folder / HELD)
+        self._held = Lines("--tensorboard", folder / HELD, follow=False)
         self.known = self._held.known
         self._count = len(self.known)
 
@@ -60,7 +60,7 @@ class Board:
             path.parent.mkdir(parents=True, exist_ok=True)
             before = path.stat().st_size if path.exists() else 0
             first = [] if before else [self._event(file_version="brain.Event:2")]
-            append(path, self._records(*first, event))
+            append(path, self._records(*first, event), follow=False)
             try:
                 self._held.add({"path": landed.row.path, "key": landed.key, "run": run})
             except OSError:

@@ -17,12 +17,14 @@ class Lines:
     """JSON lines in a file, one a checkpoint, each with its path and the key of its score.
 
     option: that named the file, or a pipe, from which nothing is read back.
+    follow: whether that file may be a link.
     known: path and key of each line that was there before.
     Raises SettingsError for a file that holds something else or cannot be written.
     """
 
-    def __init__(self, option: str, path: Path) -> None:
+    def __init__(self, option: str, path: Path, follow: bool = True) -> None:
         self._path = path
+        self._follow = follow
         try:
             self.known = frozenset(self._read())
         except OSError as error:
@@ -37,7 +39,7 @@ class Lines:
             if is_stream(path):
                 self._stream = open_stream(path)  # once, since its reader ends when it is closed
             else:
-                append(path, b"")
+                append(path, b"", follow)
         except OSError as error:
             raise SettingsError(f"{option} {path}: cannot be written: {error.strerror}") from error
 
@@ -45,7 +47,7 @@ class Lines:
         """Append a line, which holds path and key. Raises OSError."""
         line = f"{json.dumps(told, allow_nan=False)}\n".encode()
         if self._stream is None:
-            append(self._path, line)
+            append(self._path, line, self._follow)
         else:
             self._stream.write(line)
             self._stream.flush()
@@ -59,9 +61,13 @@ class Lines:
             yield told["path"], told["key"]
 
 
-def append(path: Path, content: bytes) -> None:
-    """Add content to a file, made if need be, all of it or nothing. Raises OSError."""
-    with path.open("ab", buffering=0) as file:
+def append(path: Path, content: bytes, follow: bool = True) -> None:
+    """Add content to a file, made if need be, all of it or nothing.
+
+    follow: whether `path` may be a link. Raises OSError.
+    """
+    flags = 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    with open(path, "ab", 0, opener=lambda name, mode: os.open(name, mode | flags, 0o666)) as file:
         before, rest = os.fstat(file.fileno()).st_size, content
         try:
             while rest:

@@ -70,12 +70,15 @@ def open_stream(path: Path) -> BinaryIO:
 
 def _descriptor(path: Path) -> int | None:
     """Number of the descriptor that a path such as /dev/stdout stands for, None if it does not."""
-    target = path.absolute()
-    with suppress(OSError):
-        target = target.readlink()  # /dev/stdout -> /proc/self/fd/1
     own = {Path("/proc/self/fd"), Path(f"/proc/{os.getpid()}/fd"), Path("/dev/fd")}
-    is_own = target.parent in own or target.parent.resolve() in own
-    return int(target.name) if is_own and re.fullmatch("[0-9]{1,9}", target.name) else None
+    names = [path.absolute()]
+    with suppress(OSError):
+        names.append(path.readlink())  # /dev/stdout -> /proc/self/fd/1
+    for name in names:
+        is_own = name.parent in own or name.parent.resolve() in own
+        if is_own and re.fullmatch("[0-9]{1,9}", name.name):
+            return int(name.name)
+    return None
 
 
 def _exclusive(name: str, mode: int) -> int:
