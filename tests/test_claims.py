@@ -27,6 +27,7 @@ from lidar_cli.errors import InputError
 from lidar_cli.jobs.embedding.plan import Plan
 from lidar_cli.jobs.rank import open_cache, rank_directory
 from lidar_cli.jobs.ranking import cached
+from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.cached import Cache
 from lidar_cli.jobs.ranking.claims import Claims, set_apart
 from lidar_cli.jobs.ranking.processes import card, gone
@@ -367,12 +368,14 @@ def test_a_waiting_process_looks_at_what_is_missing_alone(
     ranking = rank_directory(runs, known)
     assert len(ranking.groups[0].rows) == 1 + len(before.groups[0].rows)
     assert looks.pop(missing.name) >= 6
-    assert set(looks.values()) == {2}  # for the views that are shared, and for itself
+    # For what is outdated, for the room, for the views that are shared, and for itself.
+    assert set(looks.values()) == {4}
 
 
 def one_plan(path: Path, known: RankSettings) -> str:
     """The key of what is embedded of a checkpoint."""
-    cache = open_cache(path.parent, known, (), "projector", torch.device("cpu"), Watcher())
+    folder = CacheFolder(path.parent, None)
+    cache = open_cache(folder, known, (), "projector", torch.device("cpu"), Watcher())
     description = open_checkpoint(path).description
     return cache.plan(Checkpoint(path, sha256(path), description)).key
 
