@@ -156,7 +156,7 @@ class Sandbox:
         try:
             file = open_regular(path)
         except FileNotFoundError as cause:
-            raise error(f"{path}: cannot be read: no such file; check the path") from cause
+            raise error(f"{path}: no such file; check the path") from cause
         except (OSError, ValueError) as cause:
             reason = getattr(cause, "strerror", None) or cause
             raise error(f"{path}: cannot be read: {reason}") from cause
