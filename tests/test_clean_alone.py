@@ -118,7 +118,10 @@ def test_its_score_is_what_rows_give(inputs: tuple[Path, Path], tmp_path: Path) 
     for name, metric in METRICS.items():
         if metric.reads in ("lda", "views", "sphere"):
             assert found.value(name) is None
-            assert found.notes[name] == "un-augmented embeddings alone; extract with -q 2 or more"
+            assert (
+                found.notes[name]
+                == "un-augmented embeddings alone; `lidar extract -q 2` or more adds views"
+            )
 
 
 @pytest.mark.parametrize(("by", "status"), [("rankme", 0), ("lidar", 3)])

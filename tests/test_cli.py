@@ -328,7 +328,7 @@ def test_too_little_memory_is_one_line(tmp_path: Path) -> None:
     command = f"ulimit -v 16000000; {sys.executable} -m lidar_cli score wide.npy"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 3
-    assert "not enough memory for moments of d = 200000, 298.0 GB each" in done.stderr
+    assert "not enough memory for moments of d = 200,000: 596.0 GB" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -20,7 +20,9 @@ from lidar_cli.errors import CheckpointError
 
 def built(weights: dict[str, Tensor]) -> Data2Vec2:
     named = {from_fairseq(name): tensor for name, tensor in weights.items()}
-    model = data2vec2_module.build(data2vec2.spec(shapes_of(named), "here", heads=3))
+    model = data2vec2_module.build(
+        data2vec2.spec(shapes_of(named), "here").assume("heads", 3, "set")
+    )
     fill(model, named, "here")
     return model
 
@@ -81,4 +83,4 @@ def test_positions_of_no_square_grid_are_refused(positions: tuple[int, ...] | No
     shapes = {from_fairseq(n): s for n, s in shapes_of(d2v2_weights()).items()}
     shapes["pos_embed"] = positions or ()
     with pytest.raises(CheckpointError, match=r"positions of the data2vec 2\.0 encoder are"):
-        data2vec2.spec(shapes, "here", heads=3)
+        data2vec2.spec(shapes, "here")

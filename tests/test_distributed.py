@@ -254,7 +254,7 @@ def test_a_stopped_process_goes_on_with_its_own_shard(
 @pytest.mark.parametrize(
     ("ranks", "change", "differ"),
     [
-        (2, {"seed": 1}, "samples_sha256, seed differ"),
+        (2, {"seed": 1}, "labels_sha256, samples_sha256, seed differ"),
         (2, {"batch_size": 3}, "batch_size differ"),
         (3, {}, "processes, 2 and 3, differ"),
     ],

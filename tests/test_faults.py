@@ -155,5 +155,5 @@ def test_a_full_stdout_is_one_line(words: list[str], tmp_path: Path) -> None:
             cwd=tmp_path,
             env=environment(),
         )
-    told = "error: cannot be written: No space left on device; free some space\n"
+    told = "error: stdout cannot be written: No space left on device; free some space\n"
     assert (done.returncode, done.stderr) == (3, told)

@@ -22,7 +22,7 @@ from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.features import read_provenance
 from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
 from lidar_cli.jobs.embedding.view_store import Room, ViewStore
-from lidar_cli.jobs.extract import run
+from lidar_cli.jobs.extract import open_with, run
 from lidar_cli.jobs.rank import Ranking, rank_directory
 from lidar_cli.jobs.ranking.cache_folder import MARKER
 from lidar_cli.jobs.ranking.unstored import Unstored
@@ -122,7 +122,7 @@ def test_each_recipe_has_views_of_its_own(
 def planned(path: Path, images: Path, **more: Any) -> tuple[Plan, Samples, ExtractSettings]:
     known = ExtractSettings(**settings(images, **more))
     samples = open_samples(known)
-    description = open_checkpoint(path).description
+    description = open_with(path, known, CPU).description
     return make_plan(description, str(path), sha256(path), samples, known, CPU), samples, known
 
 
@@ -285,7 +285,7 @@ def test_a_score_alone_does_not_stand_for_features(
 
 
 def test_embeddings_that_do_not_fit_have_no_second_pass(runs: Path, images: Path) -> None:
-    plan, _, _ = planned(runs / "0.pt", images, 4)
+    plan, _, _ = planned(runs / "0.pt", images, batch_size=4)
     size = 4 * PROJECTED * (N * Q + CLEAN)
     known = RankSettings(**settings(images))
     rows = torch.randn(N, Q, PROJECTED), torch.randn(CLEAN, PROJECTED)
@@ -310,7 +310,7 @@ def test_embeddings_that_do_not_fit_have_no_second_pass(runs: Path, images: Path
 
 
 def test_without_store_numbers_are_refused_as_a_file_refuses_them(runs: Path, images: Path) -> None:
-    plan, _, _ = planned(runs / "0.pt", images, 4)
+    plan, _, _ = planned(runs / "0.pt", images, batch_size=4)
     for storage, value, text in (
         ("float32", float("nan"), "the embedding of sample 5 holds NaN or Inf"),
         ("float16", 1e5, "overflows float16"),

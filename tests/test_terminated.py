@@ -29,14 +29,6 @@ if __name__ == "__main__":
     side_by_side(sleep, [(sys.argv[1], number) for number in range(2)], "sleeping", Watcher())
 """
 
-FORKED = """
-import sys
-from test_terminated import sleep
-from lidar_cli.features.child import in_child
-
-in_child(lambda sink: sleep(sys.argv[1], 0))
-"""
-
 
 def sleep(folder: str, number: int) -> None:
     (Path(folder) / f"began-{number}").touch()
@@ -73,10 +65,9 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("script", [SIDE_BY_SIDE, FORKED], ids=["side by side", "forked"])
-def test_children_end_with_a_process_that_is_killed(tmp_path: Path, script: str) -> None:
+def test_children_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
-    path.write_text(script)
+    path.write_text(SIDE_BY_SIDE)
     command = [sys.executable, path, tmp_path]
     here = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent / "helpers")])
     with subprocess.Popen(command, env=environment(PYTHONPATH=here)) as process:

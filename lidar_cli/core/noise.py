@@ -45,7 +45,7 @@ from lidar_cli.errors import DegenerateFeatures
 NORMAL_999 = 3.0902  # 99.9 % point of the normal law
 CONTRASTS = 32  # drawn for a sample; the largest eigenvalue of all of them is the edge
 MOST_SAMPLES = 2000  # that the contrasts are formed of
-MOST_NUMBERS = 2**26  # of their embeddings, 256 MB in float32
+MOST_NUMBERS = 2**26  # of their embeddings, which are read again for every few contrasts
 LEAST_DEGREES = 4  # n (q - 1) over d: below it the within covariance of a contrast is too poor
 KRYLOV = 32  # dimensions of the space in which the largest eigenvalue is looked for
 SEED = 0
@@ -94,28 +94,35 @@ def contrast_samples(n: int, q: int, d: int) -> Tensor:
     return torch.randperm(n, generator=generator)[:count].sort().values
 
 
-def contrast_edge(blocks: Blocks, n: int, delta: float) -> float:
+def contrast_edge(blocks: Blocks, n: int, delta: float, room: int = 2**26) -> float:
     """The largest eigenvalue that view noise alone explains, of whatever law and strengths.
 
     blocks: the samples of `contrast_samples`; n: all of them. delta: as in `lda_spectrum`.
+    room: bytes that contrasts may take; less room is more calls of `blocks`, not another value.
     Raises DegenerateFeatures if q < 3, d exceeds a quarter of their degrees of freedom, or their
     within covariance is singular.
     """
-    whitened = _whitened_residuals(blocks, delta)
-    count, q, d = whitened.shape
+    factor, count, q = _within_factor(blocks, delta)
+    d = len(factor)
     generator = torch.Generator().manual_seed(SEED)
-    largest = max(_largest(_contrast(whitened, generator)) for _ in range(CONTRASTS))
+    at_once = max(1, min(CONTRASTS, room // (4 * count * d)))
+    largest = 0.0
+    for first in range(0, CONTRASTS, at_once):
+        some = range(first, min(first + at_once, CONTRASTS))
+        weights = torch.stack([_weights(count, q, generator) for _ in some], dim=1)
+        for rows in _contrasts(blocks, weights, factor):
+            largest = max(largest, _largest(rows.double()))
     share = largest / (count * (q - 1))
     edge = count * (q - 2) / (q * (count - 1)) * share / (1.0 - share)
     return edge * wachter_edge(n, n * (q - 1), d) / wachter_edge(count, count * (q - 2), d)
 
 
-def _whitened_residuals(blocks: Blocks, delta: float) -> Tensor:
-    """L^-1 (z_ij - m_i) in float32, with L L^T = W0 + delta I; [n, q, d]."""
+def _within_factor(blocks: Blocks, delta: float) -> tuple[Tensor, int, int]:
+    """L [d, d] of L L^T = W0 + delta I, how many samples there are, and q."""
     scatter: Tensor | float = 0.0
     count = q = d = 0
     for block in blocks():
-        residuals = (block - block.mean(dim=1, keepdim=True)).flatten(0, 1)
+        residuals = _residuals(block).flatten(0, 1)
         scatter = scatter + residuals.T @ residuals
         count, (_, q, d) = count + len(block), block.shape
     if q < 3:
@@ -126,29 +133,39 @@ def _whitened_residuals(blocks: Blocks, delta: float) -> Tensor:
             "the degrees of freedom within samples"
         )
     assert isinstance(scatter, Tensor)
-    within = scatter / (count * (q - 1))
+    within = scatter.div_(count * (q - 1))
     within.diagonal().add_(delta)
     factor, failed = torch.linalg.cholesky_ex(within)
     if bool(failed):
         raise DegenerateFeatures("no edge allows for that with a singular within covariance")
-    found = []
-    for block in blocks():
-        residuals = (block - block.mean(dim=1, keepdim=True)).flatten(0, 1)
-        solved = torch.linalg.solve_triangular(factor, residuals.T, upper=False)
-        found.append(solved.T.float().reshape(block.shape))
-    return torch.cat(found)
+    return factor, count, q
 
 
-def _contrast(whitened: Tensor, generator: torch.Generator) -> Tensor:
-    """One random contrast a sample, [n, d] in float64."""
-    count, q, _ = whitened.shape
+def _residuals(block: Tensor) -> Tensor:
+    """z_ij - m_i, [c, q, d]."""
+    return block - block.mean(dim=1, keepdim=True)
+
+
+def _weights(count: int, q: int, generator: torch.Generator) -> Tensor:
+    """The c_ij of one random contrast a sample, [count, q]."""
     order = torch.rand(count, q, generator=generator).argsort(dim=1)
     signs = torch.where(order < q // 2, 1.0, -1.0)
     signs = signs - signs.mean(dim=1, keepdim=True)
-    signs = signs / torch.linalg.vector_norm(signs, dim=1, keepdim=True)
-    weights = signs.to(whitened)[:, None]
-    contrasts: Tensor = (weights @ whitened)[:, 0].double()
-    return contrasts
+    return signs / torch.linalg.vector_norm(signs, dim=1, keepdim=True)
+
+
+def _contrasts(blocks: Blocks, weights: Tensor, factor: Tensor) -> Tensor:
+    """L^-1 u_i of k contrasts, in float32 [k, n, d]; weights: [n, k, q]."""
+    count, k, _ = weights.shape
+    rows = torch.empty(k, count, len(factor), dtype=torch.float32, device=factor.device)
+    start = 0
+    for block in blocks():
+        some = slice(start, start + len(block))
+        contrasts = weights[some].to(block) @ _residuals(block)  # [c, k, d]
+        solved = torch.linalg.solve_triangular(factor, contrasts.flatten(0, 1).T, upper=False)
+        rows[:, some] = solved.T.view(contrasts.shape).transpose(0, 1).float()
+        start += len(block)
+    return rows
 
 
 def _largest(rows: Tensor) -> float:

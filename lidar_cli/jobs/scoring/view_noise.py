@@ -16,9 +16,9 @@ from lidar_cli.core.noise import contrast_edge, contrast_samples, dispersion
 from lidar_cli.core.sphere import unit_rows
 from lidar_cli.embeddings import Embeddings, ReadRows
 from lidar_cli.errors import DegenerateFeatures
-from lidar_cli.settings import MetricSettings
+from lidar_cli.settings import MetricSettings, parse_size
 
-BLOCK_NUMBERS = 2**21  # of a block's float64 copy, 16 MB
+BLOCK_NUMBERS = 2**20  # of a block's float64 copy, 8 MB
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def find_view_noise(
     assert embeddings.views is not None
     blocks = partial(_blocks, embeddings.views.read, (n, q, d), settings.normalize, moments.device)
     try:
-        contrasts = contrast_edge(blocks, n, settings.delta)
+        contrasts = contrast_edge(blocks, n, settings.delta, parse_size(settings.memory))
     except DegenerateFeatures as error:
         remark = f"{uneven}; {error}, so directions of noise may count as signal"
         return ViewNoise(wachter, "wachter", spread.ratio, remark)
