@@ -151,7 +151,8 @@ def _weights(count: int, q: int, generator: torch.Generator) -> Tensor:
     order = torch.rand(count, q, generator=generator).argsort(dim=1)
     signs = torch.where(order < q // 2, 1.0, -1.0)
     signs = signs - signs.mean(dim=1, keepdim=True)
-    return signs / torch.linalg.vector_norm(signs, dim=1, keepdim=True)
+    weights: Tensor = signs / torch.linalg.vector_norm(signs, dim=1, keepdim=True)
+    return weights
 
 
 def _contrasts(blocks: Blocks, weights: Tensor, factor: Tensor) -> Tensor:
