@@ -7,6 +7,7 @@ import functools
 import hashlib
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,28 @@ def test_a_file_without_checksums_is_no_damaged_one(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as archive, pytest.raises(zipfile.BadZipFile):
         archive.read(archive.namelist()[0])
     assert sha256(path) == hashed(path)
+
+
+def test_members_that_were_filled_later_have_no_checksums(tmp_path: Path) -> None:
+    """The others are checked all the same."""
+    path = tmp_path / "a.pt"
+    with torch.serialization.skip_data():
+        save(path, {"a": torch.randn(300)})
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("a/data/0")
+        assert member.CRC == 0
+    header = member.header_offset
+    start = header + 30 + sum(struct.unpack_from("<HH", content, header + 26))
+    weight = torch.randn(300)
+    content[start : start + 1200] = weight.numpy().tobytes()
+    path.write_bytes(content)
+    assert torch.equal(torch.load(path)["a"], weight)
+    assert sha256(path) == hashed(path)
+    content[content.index(b"little")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="1 of its 6 parts differ"):
+        sha256(path)
 
 
 def test_members_that_share_their_bytes_have_no_digest(tmp_path: Path) -> None:
