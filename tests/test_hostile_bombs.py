@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bombs import bombs
-from tiny_state_dict import tiny_state_dict
+from make import tiny_state_dict
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is watched, not limited")
 
@@ -32,7 +32,7 @@ main()
 """
 SMALL = (1, 256)  # seconds and MB for each file
 DEFAULT = (12, 1024)
-RANKED = ("bytearray-copies", "collide", "collide-complex", "recursion", "json", "entries")
+RANKED = ("bytearray-copies", "collide", "recursion", "json", "entries", "length", "bytes")
 
 Ended = tuple[int, str, str, float, int]
 
