@@ -4,7 +4,8 @@
     |-- SettingsError      2   an option, variable or config key is wrong
     |   `-- MissingExtra   2   the option needs a package that is not installed
     |-- InputError         3   data or an array file cannot be used, or an output written
-    |   `-- Parted         3   processes that do one thing together lost each other
+    |   |-- Parted         3   processes that do one thing together lost each other
+    |   `-- NoProcess      3   no process can be started to read files in: the machine's doing
     |-- FeatureFileError   3   an HDF5 feature file cannot be used
     |   |-- InUse          3   another process is writing it
     |   `-- Unresumable    3   what an interrupted run left cannot be gone on with
@@ -46,6 +47,10 @@ class InputError(LidarError):
 
 class Parted(InputError):
     """Processes that do one thing together lost each other; nothing more can be done together."""
+
+
+class NoProcess(InputError):
+    """No process can be started to read files in, which says nothing about any file."""
 
 
 class FeatureFileError(LidarError):

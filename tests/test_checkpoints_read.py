@@ -7,6 +7,7 @@ import functools
 import hashlib
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,28 @@ def test_a_file_without_checksums_is_no_damaged_one(tmp_path: Path) -> None:
     assert sha256(path) == hashed(path)
 
 
+def test_members_that_were_filled_later_have_no_checksums(tmp_path: Path) -> None:
+    """The others are checked all the same."""
+    path = tmp_path / "a.pt"
+    with torch.serialization.skip_data():
+        save(path, {"a": torch.randn(300)})
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("a/data/0")
+        assert member.CRC == 0
+    header = member.header_offset
+    start = header + 30 + sum(struct.unpack_from("<HH", content, header + 26))
+    weight = torch.randn(300)
+    content[start : start + 1200] = weight.numpy().tobytes()
+    path.write_bytes(content)
+    assert torch.equal(torch.load(path)["a"], weight)
+    assert sha256(path) == hashed(path)
+    content[content.index(b"little")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="1 of its 6 parts differ"):
+        sha256(path)
+
+
 def test_members_that_share_their_bytes_have_no_digest(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", {"a": torch.zeros(100), "b": torch.zeros(100)})
     content = bytearray(path.read_bytes())
@@ -276,3 +299,41 @@ def test_members_that_share_their_bytes_have_no_digest(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="share their bytes"):
         sha256(path)
+
+
+LARGE = 100_001
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ([0.1] * LARGE, "list"),
+        (set(range(LARGE)), "set"),
+        (dict.fromkeys(range(LARGE)), "dict"),
+        (bytes(LARGE), "bytes"),
+        (bytearray(LARGE), "bytearray"),
+        (argparse.Namespace(losses=[0.1] * LARGE), "list"),
+        ([(f"/images/{i}.jpg", i % 10) for i in range(LARGE)], "list"),
+        ([{"loss": 0.1, "epoch": i} for i in range(LARGE)], "list"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_long_log_is_a_stand_in_beside_the_weights(
+    value: object, kind: str, tmp_path: Path
+) -> None:
+    weight = torch.randn(3)
+    path = save(tmp_path / "a.pt", {"state_dict": {"a": weight}, "log": value})
+    tree = read_contents(path).tree
+    log = tree["log"]["losses"] if isinstance(value, argparse.Namespace) else tree["log"]
+    assert log.name == f"builtins.{kind}"
+    assert (log.args, log.kwargs, log.state, log.entries, log.elements) == (None,) * 5
+    assert torch.equal(tree["state_dict"]["a"].materialise(), weight)
+
+
+def test_many_tensors_are_no_log(tmp_path: Path) -> None:
+    """One tensor inside one of many elements keeps them all."""
+    weight = torch.randn(3)
+    pairs = [(str(i), i) for i in range(LARGE)]
+    tree = read_contents(save(tmp_path / "a.pt", [*pairs, ("a", weight)])).tree
+    assert tree[:-1] == pairs
+    assert torch.equal(tree[-1][1].materialise(), weight)

@@ -32,7 +32,7 @@ main()
 """
 SMALL = (1, 256)  # seconds and MB for each file
 DEFAULT = (12, 1024)
-RANKED = ("bytearray-copies", "collide", "collide-complex", "recursion", "json", "entries")
+RANKED = ("bytearray-copies", "collide", "recursion", "json", "entries", "length", "bytes")
 
 Ended = tuple[int, str, str, float, int]
 

@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import psutil
 import pytest
 import walkers
+from make import lidar_here
 
 import lidar_cli.runtime.sandbox as runtime_sandbox
-from lidar_cli.errors import CheckpointError, FeatureFileError, InputError
+from lidar_cli import errors
+from lidar_cli.errors import CheckpointError, FeatureFileError, NoProcess
 from lidar_cli.runtime.sandbox import Limits, Sandbox, Walked
 
 HELPERS = Path(walkers.__file__).parent
@@ -119,7 +122,7 @@ def test_only_regular_files_are_opened(box: Sandbox, path: Path, tmp_path: Path)
     link.symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as served:
         served.bind(str(name))
-        for strange in (pipe, link, name, tmp_path, tmp_path / "nothing"):
+        for strange in (pipe, link, name, tmp_path):
             assert "cannot be read: " in refusal(box, "first_bytes", strange)
     link.unlink()
     link.symlink_to(path)
@@ -150,13 +153,69 @@ def test_no_child_is_a_line_about_the_machine(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(runtime_sandbox, "START", "import nothing_of_that_name")
-        with pytest.raises(InputError, match=r"did not start \(exit status 1\)"):
+        with pytest.raises(NoProcess, match=r"did not start \(exit status 1\)"):
             walk(box, "first_bytes", path, {"count": 1})
     with monkeypatch.context() as patched:
         patched.setattr(sys, "executable", "/nowhere/python")
-        with pytest.raises(InputError, match="no process can be started to read files in: No such"):
+        with pytest.raises(NoProcess, match="no process can be started to read files in: No such"):
             walk(box, "first_bytes", path, {"count": 1})
     assert walk(box, "first_bytes", path, {"count": 3}).value["text"] == "con"
+
+
+def test_what_a_walker_imports_is_not_the_files_doing(path: Path, tmp_path: Path) -> None:
+    slow = "import time\nwhile time.process_time() < 2.2: pass\ndef walk(file, arguments): return 7"
+    (tmp_path / "slow_to_import.py").write_text(slow)
+    walkers: dict[str, tuple[str, ...]] = {"slow_to_import:walk": (), "not_there:walk": ()}
+    box = Sandbox(Limits(seconds=1), walkers, [str(tmp_path)])
+    with pytest.raises(NoProcess, match="cannot import what it needs: No module named 'not_there'"):
+        box.run("not_there:walk", path, error=CheckpointError)
+    assert box.run("slow_to_import:walk", path, error=CheckpointError).value == 7
+    box.close()
+
+
+@pytest.mark.parametrize("name", ["CheckpointError", "NoWeights", "FeatureFileError", "InputError"])
+def test_a_walkers_line_is_printable_and_short(name: str, box: Sandbox, path: Path) -> None:
+    with pytest.raises(getattr(errors, name), match=r"^\\x1b\[2Jx+$") as caught:
+        walk(box, "raise_named", path, name)
+    assert type(caught.value).__name__ == name
+    assert len(str(caught.value)) < 1500 + len(str(path))
+
+
+@pytest.mark.parametrize("name", ["MissingExtra", "SettingsError", "NoProcess", "difflib", "x"])
+def test_a_child_chooses_no_other_error(name: str, box: Sandbox, path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read: \\x1b\[2Jx+; save again") as caught:
+        walk(box, "raise_named", path, name)
+    assert type(caught.value) is CheckpointError
+
+
+def test_what_a_file_leaves_behind_is_gone_before_the_next(box: Sandbox, path: Path) -> None:
+    assert walk(box, "litter", path).value is True
+    assert walk(box, "litter_left", path).value == 0
+
+
+ENDING = """
+import sys, threading, time
+from pathlib import Path
+from lidar_cli.errors import CheckpointError
+from lidar_cli.runtime import sandbox
+box = sandbox.SHARED
+box._walkers, box._search = {"walkers:sleep": (), "walkers:first_bytes": ()}, (sys.argv[1],)
+here = Path(sys.argv[2])
+pid = box.run("walkers:first_bytes", here, {"count": 1}, error=CheckpointError).value["process"]
+read = {"error": CheckpointError}
+threading.Thread(target=box.run, args=("walkers:sleep", here), kwargs=read, daemon=True).start()
+while not box._lock.locked():
+    time.sleep(0.01)
+time.sleep(0.2)
+print(pid)
+"""
+
+
+def test_a_program_ends_while_a_thread_of_it_reads(path: Path) -> None:
+    """In less than the minute that the file may take."""
+    command = [sys.executable, "-c", ENDING, str(HELPERS), str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=40, check=True)
+    assert not psutil.pid_exists(int(ended.stdout))
 
 
 def test_threads_take_turns(box: Sandbox, path: Path) -> None:
@@ -177,6 +236,7 @@ BUSY = """
 import sys
 from pathlib import Path
 import lidar_cli.runtime.sandbox as runtime_sandbox
+from lidar_cli import errors
 from lidar_cli.errors import CheckpointError
 from lidar_cli.runtime.sandbox import Sandbox
 box = Sandbox(walkers={"walkers:spin": (), "walkers:first_bytes": ()}, search=[sys.argv[1]])
@@ -220,3 +280,27 @@ def test_a_forked_process_has_a_child_of_its_own(box: Sandbox, path: Path) -> No
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 0
     assert walk(box, "first_bytes", path, {"count": 1}).value["process"] == first
+
+
+@pytest.mark.parametrize("command", ["rank", "inspect", "score"])
+def test_where_no_child_starts_a_command_ends_with_the_first_file(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    starts, files = tmp_path / "starts", tmp_path / "files"
+    files.mkdir()
+    for name in ("a", "b", "c"):
+        if command == "score":
+            h5py.File(files / f"{name}.h5", "w").close()
+        else:
+            (files / f"{name}.pt").write_bytes(b"PK")
+    runtime_sandbox.SHARED.close()
+    monkeypatch.setattr(runtime_sandbox, "START", f"open({str(starts)!r}, 'a').write('x'); 1 / 0")
+    words = [files, "--data", "embedded"] if command == "rank" else sorted(files.iterdir())
+    done = lidar_here(command, *words, monkeypatch=monkeypatch, capfd=capfd)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[-1].startswith("error: the process that reads files did not")
+    assert done.stderr.count("error: ") == 1
+    assert starts.read_text() == "x"

@@ -91,7 +91,7 @@ class _Interpreter:
         kind = type(raw)
         if kind in LITERALS or id(raw) in self.done:
             return True
-        if (kind is tuple or kind is list) and SCALARS.issuperset(map(type, raw)):
+        if (kind is tuple or kind is list) and _is_plain(raw):
             self.done[id(raw)] = raw
         elif isinstance(raw, type):
             self.done[id(raw)] = self.name(raw)
@@ -247,6 +247,13 @@ def _inherited(raw: Recorded) -> str | None:
 
 def _is_class(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, Recorded)
+
+
+def _is_plain(parts: Any) -> bool:
+    """Whether these are numbers, and text that is as it was written."""
+    return LITERALS.issuperset(map(type, parts)) and all(
+        part.isascii() for part in parts if type(part) is str
+    )
 
 
 def _set_entries(value: Any, entries: list[tuple[Any, Any]]) -> None:

@@ -119,11 +119,12 @@ def sha256(path: Path) -> str:
 class _Checksums:
     """CRC-32 of the members of a zip, whose bytes come in pieces of the whole file.
 
-    rows: first byte, number of bytes and expected CRC of each, in the order of the file.
+    rows: first byte, number of bytes and expected CRC of each, in the order of the file. A CRC of
+    0 was not computed: torch's skip_data leaves it so in members that are filled later.
     """
 
     def __init__(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        self._rows = [row for row in rows if row[1]]
+        self._rows = [row for row in rows if row[1] and row[2]]
         self._place = 0  # of the next piece
         self._next = 0  # row that is not complete
         self._crc = 0

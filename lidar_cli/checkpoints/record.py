@@ -27,7 +27,7 @@ MUTABLE: dict[str, Callable[[], Any]] = {"d": dict, "l": list, "o": lambda: Stan
 IMMUTABLE = {"t": tuple, "s": set, "f": frozenset}
 KINDS: dict[type, str] = {dict: "d", list: "l", tuple: "t", set: "s", frozenset: "f"}
 CONTAINERS = (dict, list, tuple, set, frozenset, StandIn)
-LONG = 100_000  # elements of a container without containers, characters of a text
+LONG = 100_000  # elements of a container that holds no tensor, characters of a text
 ARRAYS = 4 << 20  # bytes of all numpy arrays, which a pickle holds itself
 MAX_BITS = 8192  # of an integer; Python prints no integer much longer than that
 DEEPEST = 4  # tuples in a tuple that is a key
@@ -72,8 +72,8 @@ class _Encoder:
             self.add(value, self.leaf(value))
             return
         parts = _parts(value)
-        if len(parts) > LONG and not any(isinstance(p, (*CONTAINERS, LazyTensor)) for p in parts):
-            self.add(value, ["o", f"builtins.{type(value).__name__}", [], [], None, None, None])
+        if len(parts) > LONG and _holds_no_tensor(parts):
+            self.add(value, _stand_in(f"builtins.{type(value).__name__}"))
             return
         if type(value) in (dict, list, StandIn):
             self.add(value, [])
@@ -135,12 +135,12 @@ class _Encoder:
             return ["g", value.name]
         if isinstance(value, bytes | bytearray):
             if len(value) > LONG:
-                return ["o", f"builtins.{type(value).__name__}", [], [], None, None, None]
+                return _stand_in(f"builtins.{type(value).__name__}")
             return ["b" if type(value) is bytes else "B", base64.b64encode(value).decode()]
         if isinstance(value, complex):
             return ["c", value.real, value.imag]
         name = f"numpy.dtype[{value.code}]" if isinstance(value, ArrayType) else "torch.storage"
-        return ["o", name, None, None, None, None, None]
+        return _stand_in(name)
 
     def tensor(self, value: LazyTensor) -> list[Any]:
         """The node of a tensor, which may have no storage, or none that can be read."""
@@ -168,6 +168,20 @@ class _Encoder:
             place = self.sources[id(source)]
             self.storage_rows.append([storage.dtype, storage.nbytes, place, storage.first])
         return self.storages[id(storage)]
+
+
+def _stand_in(name: str) -> list[Any]:
+    """The node of a stand-in that holds nothing."""
+    return ["o", name, None, None, None, None, None]
+
+
+def _holds_no_tensor(parts: list[Any]) -> bool:
+    """Whether these are numbers and texts, or containers of nothing else, each looked at once."""
+    containers = {id(part): part for part in parts if isinstance(part, CONTAINERS)}
+    kinds = {type(part) for part in parts if id(part) not in containers}
+    for part in containers.values():
+        kinds.update(map(type, _parts(part)))
+    return not any(issubclass(kind, (*CONTAINERS, LazyTensor)) for kind in kinds)
 
 
 def _is_shallow(key: Any, depth: int = 0) -> bool:

@@ -9,7 +9,7 @@ import typer
 
 from lidar_cli.cli.options import with_options
 from lidar_cli.cli.shared import Config, Json, ShowConfig, resolve
-from lidar_cli.errors import LidarError, SettingsError, first_line
+from lidar_cli.errors import LidarError, NoProcess, SettingsError, first_line
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import InspectSettings
 
@@ -44,7 +44,7 @@ def inspect(
     for file in files or []:
         try:
             found.append(job.inspect_file(file, resolved.values))
-        except SettingsError:
+        except (SettingsError, NoProcess):
             raise
         except LidarError as error:
             failed = error.exit_status

@@ -20,7 +20,7 @@ from lidar_cli.cli.shared import (
     resolve,
     write_page,
 )
-from lidar_cli.errors import LidarError, Parted, SettingsError
+from lidar_cli.errors import LidarError, NoProcess, Parted, SettingsError
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import ScoreSettings
 
@@ -71,7 +71,7 @@ def score(
                     found += converge_file(file, values, terminal, groups)
                 else:
                     found += score_file(file, values, terminal, fellows, groups)
-            except SettingsError:
+            except (SettingsError, NoProcess):
                 raise
             except Parted as error:
                 failed = error.exit_status

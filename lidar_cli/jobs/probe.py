@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lidar_cli.errors import LidarError, SettingsError
+from lidar_cli.errors import LidarError, NoProcess, SettingsError
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.memory import check_free
 from lidar_cli.jobs.probing.classify import Accuracy, Classifier, measure
@@ -108,6 +108,8 @@ def probe_files(
             members += open_members(
                 train, test, settings.layer, settings.seed, hold_out=sweep, device=device
             )
+        except NoProcess:
+            raise
         except LidarError as error:
             failed.append(Unprobed(str(train), _reason(train, error)))
     found: dict[int, Probed] = {}

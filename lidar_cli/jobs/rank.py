@@ -17,7 +17,7 @@ import torch
 from lidar_cli.checkpoints.matching import check_names
 from lidar_cli.checkpoints.recognise import check_assumptions
 from lidar_cli.core.metrics import METRICS, Metric
-from lidar_cli.errors import OF_ONE_FILE, InputError, SettingsError, nearest
+from lidar_cli.errors import OF_ONE_FILE, InputError, NoProcess, SettingsError, nearest
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.jobs.device import find_device
 from lidar_cli.jobs.embedding.view_store import view_memory
@@ -169,6 +169,8 @@ class _Job:
                         self.groups,
                     )
                     self._place(file.path, (), Scored(result, file.provenance, file.path))
+                except NoProcess:
+                    raise
                 except OF_ONE_FILE as error:
                     self.found.fail(file.path, error)
             elif file.path not in used:

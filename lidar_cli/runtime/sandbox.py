@@ -15,7 +15,8 @@
   is then replaced.
 - Limits (see Limits) hold for each file: processor time and address space by the system on Linux;
   elsewhere this process watches resident memory and time, and ends the child.
-- InputError is raised if no child can be started: that is the machine's doing.
+- NoProcess is raised if no child can be started, or it lacks what a walker imports: that is the
+  machine's doing.
 
 A test makes a Sandbox with limits and walkers of its own, or sets `limits` of SHARED.
 """
@@ -39,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli import errors
-from lidar_cli.errors import InputError, LidarError, printable
+from lidar_cli.errors import LidarError, NoProcess, printable
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox_child import LENGTH, SENDS_DESCRIPTORS, receive, send
 
@@ -59,6 +60,14 @@ WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standar
 }
 
 Stamp = tuple[int, int, int, int]
+
+RAISED = {  # by walkers; name of the class -> itself
+    kind.__name__: kind
+    for kind in (
+        errors.InputError, errors.FeatureFileError, errors.CheckpointError, errors.NoWeights
+    )
+}  # fmt: skip
+MOST_LINE = 1000  # characters that a walker says beside the path
 
 START = "import sys; sys.path.append(sys.argv[1]); \
 from lidar_cli.runtime.sandbox_child import serve; \
@@ -177,17 +186,29 @@ class Sandbox:
         with self._lock:
             self._end()
 
+    def close_at_exit(self) -> None:
+        """End the child at once, also where a thread that lives on waits for its answer."""
+        self._exiting = True
+        connection = self._connection
+        if connection is not None:
+            self._process.kill()
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # which wakes that thread
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+
     def _forget(self) -> None:
         """Be without a child: at first, and in a forked process, whose child is its parent's."""
         if self._connection is not None:
             self._connection.close()
             self._process.returncode = 0  # another process waits for it
         self._lock = threading.Lock()
+        self._exiting = False
         self._connection = None
         self._started = self.limits
 
     def _exchange(self, content: bytes, descriptor: int, into: memoryview | None) -> dict[str, Any]:
-        """The answer to one request. Raises _Ended, and InputError if no child can be started."""
+        """The answer to one request. Raises _Ended, and NoProcess if no child can be started."""
         for last in (False, True):
             self._start()
             try:
@@ -205,6 +226,8 @@ class Sandbox:
             if self._process.poll() is None and self._started == self.limits:
                 return
             self._end()
+        if self._exiting:
+            raise NoProcess("no process is started to read files in while the program ends")
         ours, theirs = None, None
         try:
             ours, theirs = socket.socketpair()
@@ -212,7 +235,7 @@ class Sandbox:
         except (OSError, ValueError) as error:  # ValueError: there is no sys.executable
             if ours is not None:
                 ours.close()
-            raise InputError(
+            raise NoProcess(
                 f"no process can be started to read files in: {getattr(error, 'strerror', error)}; "
                 "end others, or allow more"
             ) from error
@@ -230,7 +253,7 @@ class Sandbox:
             raise
         if ready is None:
             status = self._end()
-            raise InputError(
+            raise NoProcess(
                 f"the process that reads files did not start ({_ending(status)}); allow it "
                 f"{self.limits.memory >> 20} MB of memory, or run it again"
             )
@@ -265,7 +288,7 @@ class Sandbox:
                 raise _Ended(_too_long(self.limits))
             content = bytearray(length)
             self._receive(memoryview(content), deadline, usage)
-            reply: dict[str, Any] = json.loads(content)
+            reply = _parsed(content)
             if into is not None and "value" in reply:
                 if reply["value"] != len(into):
                     raise _Ended("holds another number of bytes than it declares")
@@ -351,21 +374,38 @@ def _interpreter(limits: Limits, connection: socket.socket) -> subprocess.Popen[
     return process
 
 
+def _parsed(content: bytearray) -> dict[str, Any]:
+    """The reply in a message; raises _Ended if it is none."""
+    try:
+        reply = json.loads(content)
+    except (ValueError, RecursionError):
+        reply = None
+    if not isinstance(reply, dict):
+        raise _Ended("gives no answer that makes sense")
+    return reply
+
+
 def _error(
     reply: dict[str, Any], path: Path, error: type[LidarError], advice: str, limits: Limits
 ) -> LidarError:
     """The error that a reply without a value stands for."""
-    if "raised" in reply:
-        name, text = reply["raised"]
-        kind = getattr(errors, name)
-        if isinstance(kind, type) and issubclass(kind, LidarError):
-            return kind(text)
+    text, failed = str(reply.get("text")), str(reply.get("failed"))
+    match reply.get("raised"):
+        case [str(name), str(line)]:
+            text = line
+            if name in RAISED:
+                return RAISED[name](printable(line)[: MOST_LINE + len(str(path))])
+    if failed == "start":
+        return NoProcess(
+            f"the process that reads files cannot import what it needs: {printable(text)}; "
+            f"install it again, or allow it {limits.memory >> 20} MB of memory"
+        )
     reasons = {
         "memory": _too_large(limits),
         "depth": "is nested too deeply to be read",
         "answer": _too_long(limits),
     }
-    why = reasons.get(reply.get("failed", "")) or f"cannot be read: {reply.get('text')}"
+    why = reasons.get(failed) or f"cannot be read: {text[:MOST_LINE]}"
     return error(f"{path}: {printable(why)}; {advice}")
 
 
@@ -412,4 +452,4 @@ def _usage(pid: int) -> tuple[float, int]:
 
 
 SHARED = Sandbox()
-atexit.register(SHARED.close)
+atexit.register(SHARED.close_at_exit)

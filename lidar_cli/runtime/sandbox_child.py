@@ -7,6 +7,7 @@ its file, where the system can send one.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from lidar_cli.errors import LidarError, first_line
 
 LENGTH = struct.Struct(">Q")
 RETIRE = 256 << 20  # bytes resident after a file; what it left behind then ends with the child
+MOST_TEXT = 1 << 14  # characters of a walker's line, which has the path in it
+Walker = Callable[[BinaryIO, Any], Any]
 SENDS_DESCRIPTORS = hasattr(socket, "send_fds")
 
 
@@ -43,50 +46,61 @@ def serve(seconds: int, wall: float, memory: int, answer: int) -> None:
             return
         content, descriptor = message
         request = json.loads(content)
-        _limit_file(seconds, wall)
         _end_with_parent(connection, True)
-        reply, numbers, retiring = _reply(request, descriptor, answer)
+        try:
+            walk = _walker(request)  # whose packages are not the file's doing
+        except Exception as error:
+            reply = {"failed": "start", "text": first_line(error)[:500], "retiring": True}
+            send(connection, json.dumps(reply).encode())
+            return
+        _limit_file(seconds, wall)
+        content, numbers, retiring = _reply(walk, request, descriptor, answer)
         _end_with_parent(connection, False)
         _limit_file(0, 0)
-        send(connection, reply)
+        send(connection, content)
         connection.sendall(numbers)
 
 
 def _reply(
-    request: dict[str, Any], descriptor: int | None, answer: int
+    walk: Walker, request: dict[str, Any], descriptor: int | None, answer: int
 ) -> tuple[bytes, memoryview, bool]:
     """JSON of what a walker returned or raised, the bytes that follow, whether the child ends."""
-    numbers = memoryview(b"")
+    content, numbers = b"", memoryview(b"")
+    failed: dict[str, Any] = {}
     try:
-        walk = _walker(request)
         source = request["path"] if descriptor is None else descriptor
         with open(source, "rb") as file:  # noqa: PTH123, a descriptor
             file.seek(0)  # where a child before this one left it
-            reply: dict[str, Any] = {"value": walk(file, request["arguments"])}
-        if isinstance(reply["value"], memoryview):
-            numbers = reply["value"]
-            reply["value"] = len(numbers)
-        content = json.dumps(reply, separators=(",", ":")).encode()
+            value = walk(file, request["arguments"])
+        if isinstance(value, memoryview):
+            numbers, value = value, len(value)
+        content = _json({"value": value})
         if len(content) > answer:
-            reply, content = {"failed": "answer"}, b""
+            failed = {"failed": "answer"}
     except LidarError as error:
-        reply, content = {"raised": [type(error).__name__, str(error)]}, b""
+        failed = {"raised": [type(error).__name__, str(error)[:MOST_TEXT]]}
     except MemoryError:
-        reply, content = {"failed": "memory"}, b""
+        failed = {"failed": "memory"}
     except RecursionError:
-        reply, content = {"failed": "depth"}, b""
+        failed = {"failed": "depth"}
     except Exception as error:
-        reply, content = {"failed": "error", "text": first_line(error)[:500]}, b""
-    retiring = reply.get("failed") == "memory" or _resident() > RETIRE
-    if not content or retiring:
-        content = json.dumps({**reply, "retiring": retiring}, separators=(",", ":")).encode()
-    return content, numbers, retiring
+        failed = {"failed": "error", "text": first_line(error)[:500]}
+    value = None
+    gc.collect()  # at the cost of the file that left it
+    retiring = failed.get("failed") == "memory" or _resident() > RETIRE
+    if failed:
+        content, numbers = _json(failed), memoryview(b"")
+    return content[:-1] + b',"retiring":true}' if retiring else content, numbers, retiring
 
 
-def _walker(request: dict[str, Any]) -> Callable[[BinaryIO, Any], Any]:
+def _json(reply: dict[str, Any]) -> bytes:
+    return json.dumps(reply, separators=(",", ":")).encode()
+
+
+def _walker(request: dict[str, Any]) -> Walker:
     sys.path.extend(entry for entry in request["search"] if entry not in sys.path)
     module, _, name = request["walker"].partition(":")
-    walk: Callable[[BinaryIO, Any], Any] = getattr(import_module(module), name)
+    walk: Walker = getattr(import_module(module), name)
     return walk
 
 

@@ -7,7 +7,8 @@ import io
 import sys
 from typing import Any, BinaryIO
 
-from lidar_cli.checkpoints import standins, walk
+from lidar_cli import checkpoints
+from lidar_cli.checkpoints import interpret, rebuild, standins, walk
 from lidar_cli.errors import CheckpointError
 
 EXTENSIONS = {code: ("os", f"system{code}") for code in (1, 0xF0, 0x1234, 0x12345678)}
@@ -56,8 +57,18 @@ def broken(file: BinaryIO, how: str) -> Any:
     before = _ours()
     if how == "import":
         import this  # noqa: F401
-    else:
+    elif how == "attribute":
         walk.EXPECTED = "changed"
+    elif how == "key":
+        interpret.EMPTY["os.system"] = dict
+    elif how == "value":
+        interpret.EMPTY["collections.OrderedDict"] = list
+    elif how == "list":
+        checkpoints.__all__.append("a")
+    elif how == "inside":
+        vars(rebuild)["__builtins__"]["print"] = exec
+    else:
+        sys.modules["a"] = sys
     watching.clear()
     return {"events": events, "changed": before != _ours()}
 
@@ -75,14 +86,23 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         events.append(f"open {args[1]}")
 
 
-def _ours() -> dict[str, int]:
-    """Every attribute of our modules and of their classes, by what it is."""
-    attributes = {}
+def _ours() -> dict[str, Any]:
+    """Every attribute of our modules and of their classes, by what it is and holds."""
+    attributes: dict[str, Any] = {"sys.modules": tuple(sys.modules)}
     for name, module in list(sys.modules.items()):
         if name.startswith("lidar_cli"):
             for key, value in list(vars(module).items()):
-                attributes[f"{name}.{key}"] = id(value)
+                attributes[f"{name}.{key}"] = _identity(value)
                 if isinstance(value, type) and value.__module__.startswith("lidar_cli"):
                     for inner, part in list(vars(value).items()):
-                        attributes[f"{name}.{key}.{inner}"] = id(part)
+                        attributes[f"{name}.{key}.{inner}"] = _identity(part)
     return attributes
+
+
+def _identity(value: Any, depth: int = 3) -> Any:
+    """What changes where another object, or another content, is in this place."""
+    if isinstance(value, dict) and depth:
+        return {id(key): _identity(inner, depth - 1) for key, inner in value.items()}
+    if isinstance(value, list) and depth:
+        return [_identity(inner, depth - 1) for inner in value]
+    return {id(inner) for inner in value} if isinstance(value, set) else id(value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import time
+import weakref
 from typing import Any, BinaryIO
 
 from lidar_cli.errors import CheckpointError
@@ -83,3 +85,27 @@ def write(file: BinaryIO, arguments: Any) -> Any:
         return os.write(descriptor, b"x")
     finally:
         os.close(descriptor)
+
+
+def raise_named(file: BinaryIO, arguments: Any) -> Any:
+    raise type(arguments, (CheckpointError,), {})("\x1b[2J" + "x" * 5000)
+
+
+class _Part:
+    """Holds itself, so that only a collection frees it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+parts: list[weakref.ref[_Part]] = []
+
+
+def litter(file: BinaryIO, arguments: Any) -> Any:
+    gc.disable()
+    parts.append(weakref.ref(_Part()))
+    return parts[-1]() is not None
+
+
+def litter_left(file: BinaryIO, arguments: Any) -> Any:
+    return sum(part() is not None for part in parts)

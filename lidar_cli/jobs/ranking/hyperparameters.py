@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from lidar_cli.checkpoints import read_checkpoint
-from lidar_cli.errors import LidarError
+from lidar_cli.errors import LidarError, NoProcess
 from lidar_cli.jobs.ranking.tables import Table
 
 NUMBER = re.compile(r"([A-Za-z]*)[=_\-.]?([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
@@ -32,6 +32,8 @@ def from_checkpoints(paths: Sequence[str]) -> dict[str, dict[str, Value]]:
     for path in paths:
         try:
             tree = read_checkpoint(Path(path))
+        except NoProcess:
+            raise
         except LidarError:
             continue
         home: dict[object, object]

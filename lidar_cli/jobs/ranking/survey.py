@@ -6,7 +6,6 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from lidar_cli.errors import (
     OF_ONE_FILE,
     InputError,
     LidarError,
+    NoProcess,
     NoWeights,
     SettingsError,
     first_line,
@@ -90,7 +90,8 @@ class Survey:
 def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: Digests) -> Survey:
     """Recognise every file, hash the checkpoints, and put equal content together.
 
-    Raises InputError if there is no file to look at, SettingsError for an unknown architecture.
+    Raises InputError if there is no file to look at, SettingsError for an unknown architecture,
+    NoProcess if none can be looked at.
     """
     found, looks = Survey(), Looks(settings)
     files = list(files_under(directory, lambda error: found.fail(Path(error.filename), error)))
@@ -98,10 +99,14 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: 
     # Each process in an order of its own, so that those which start together divide the reading.
     for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):
         watcher.progress("hashing checkpoints", at, len(to_open))
-        with suppress(LidarError, OSError):  # told where the file gets its place
+        try:
             if not _features(path):
                 looks.at(path)
                 digests.of(path)
+        except NoProcess:
+            raise
+        except (LidarError, OSError):
+            continue  # raised again where the file gets its place
     for at, path in enumerate(files):
         watcher.progress("reading checkpoints", at, len(files))
         place(path, found, looks, watcher, digests)
@@ -134,6 +139,8 @@ class Looks:
             before = stamp(path)
             try:
                 self._seen[path] = before, self._look(path)
+            except NoProcess:
+                raise
             except OF_ONE_FILE as error:
                 error.__cause__ = error.__context__ = None  # whose frames hold what was read
                 self._seen[path] = before, error.with_traceback(None)
@@ -156,7 +163,7 @@ class Looks:
 
 
 def place(path: Path, found: Survey, looks: Looks, watcher: Watcher, digests: Digests) -> None:
-    """Give a file its place in what was found. Raises SettingsError as `survey`."""
+    """Give a file its place in what was found. Raises as `survey`."""
     if reason := _reason_unopened(path):
         found.skipped.append(Left(str(path), reason))
         return
@@ -177,7 +184,7 @@ def place(path: Path, found: Survey, looks: Looks, watcher: Watcher, digests: Di
         if assumed and assumed not in found.assumed:
             found.assumed.add(assumed)
             watcher.note(f"{path}, and others like it: assumed {assumed}")
-    except SettingsError:
+    except (SettingsError, NoProcess):
         raise
     except NoWeights as error:
         found.skipped.append(Left(str(path), _reason(path, error)))
