@@ -428,9 +428,12 @@ class Cache:
 
     def _open(self, checkpoint: Checkpoint) -> Loaded:
         """The weights that were hashed, since what is made of them is kept under their digest."""
-        path = checkpoint.path
-        loaded = open_with(path, self._settings, self._device)
-        if stamp(path) != checkpoint.stamp and sha256(path) != checkpoint.digest:
+        path, settings = checkpoint.path, self._settings
+        if settings.model is None:  # the layer alone may choose another branch than the plan has
+            settings = replace(settings, branch=checkpoint.description.branch)
+        loaded = open_with(path, settings, self._device)
+        hashed = stamp(path) == checkpoint.stamp or sha256(path) == checkpoint.digest
+        if not hashed or loaded.description.branch != checkpoint.description.branch:
             raise changed(path)
         return loaded
 
