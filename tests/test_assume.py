@@ -460,6 +460,21 @@ def test_averaged_weights_are_a_branch_and_raw_ones_are_named(tmp_path: Path) ->
     assert open_checkpoint(save(tmp_path / "b.pt", tree)).description.branches == ("encoder",)
 
 
+def test_averaged_weights_beside_a_flat_state_dict(tmp_path: Path) -> None:
+    fixture = FIXTURES["deit-training"]()
+    raw, average = fixture.tree["model"], fixture.tree["model_ema"]
+    path = save(tmp_path / "a.pt", {**raw, "ema": average})
+    for options, weights, branch in (({}, raw, "encoder"), ({"branch": "ema"}, average, "teacher")):
+        alone = save(tmp_path / "alone.pt", weights)
+        assert torch.equal(embedded(path, "backbone", **options), embedded(alone, "backbone"))
+        description = open_checkpoint(path, **options).description
+        assert (description.branch, description.branches) == (branch, ("encoder", "teacher"))
+    assert description.container == "ema"
+    assert description.ignored == ("head", "the weights beside ema (not averaged)")
+    alone = save(tmp_path / "b.pt", {"epoch": 3, "ema": average})
+    assert open_checkpoint(alone, branch="ema").description.ignored == ("head",)
+
+
 def dinov3(queries: float = 0.0, keys: float = 0.0, periods: float = 1.0) -> dict[str, Tensor]:
     """By DINOv3's names. queries, keys: their biases, keys masked; periods: over the usual."""
     model = timm.create_model("vit_small_patch16_dinov3_qkvb", num_classes=0)
