@@ -30,7 +30,7 @@ from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
 from lidar_cli.settings import ExtractSettings, RankSettings
-from lidar_cli.views import Views
+from lidar_cli.views.views import Views
 
 N, CLEAN, Q, SIZE = 11, 14, 3, 24
 SAMPLE = (Q + 1) * 3 * SIZE * SIZE * 4  # bytes of all images of one sample

@@ -37,6 +37,8 @@ from lidar_cli.checkpoints.hf_config import architecture
 from lidar_cli.checkpoints.matching import Match
 from lidar_cli.checkpoints.weights import some
 from lidar_cli.errors import CheckpointError, SettingsError
+from lidar_cli.views import find_recipe
+from lidar_cli.views.recipes import statistics_text
 
 __all__ = ["NEXT", "Description", "Found", "find", "recognise"]
 
@@ -176,7 +178,12 @@ def _assumed(path: Path, found: Found, asked: Mapping[str, Value]) -> dict[str, 
     told = found.description
     whose = f"{told.format}'s" if told.recipe is not None else USUAL
     stats = told.pixel_stats
-    pixels = told.assumed.get(STATS) or Assumed("imagenet" if stats == "auto" else stats, whose)
+    pixels = told.assumed.get(STATS)
+    if pixels is None and stats == "auto":
+        recipe = find_recipe(told.recipe or "auto", "auto")
+        pixels = Assumed(statistics_text(recipe.mean, recipe.std), whose)
+    elif pixels is None:
+        pixels = Assumed(stats, whose)
     if STATS in asked:
         stats = str(asked[STATS])
         pixels = Assumed(stats, SET)

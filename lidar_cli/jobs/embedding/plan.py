@@ -21,8 +21,9 @@ from lidar_cli.features import Layout
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.samples import Samples
 from lidar_cli.settings import ExtractSettings, SampleSettings
-from lidar_cli.views import Recipe, Views, find_recipe
+from lidar_cli.views import Recipe, find_recipe
 from lidar_cli.views.methods import RECIPES
+from lidar_cli.views.views import Views
 
 DEFAULT_IMAGE_SIZE = 224
 

@@ -32,7 +32,7 @@ from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples
 from lidar_cli.settings import ExtractSettings, RankSettings
-from lidar_cli.views import Views
+from lidar_cli.views.views import Views
 
 LOOK = 0.5  # seconds between two looks at what other processes make,
 LONGEST_PAUSE = 4.0  # and where nothing changes for long
