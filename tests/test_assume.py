@@ -398,6 +398,55 @@ def test_extract_says_and_records_what_it_assumes(
     assert "pixel_stats" not in read_provenance(tmp_path / "b.h5")["assumed"]
 
 
+RECIPE = "[recipe]\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "mean"),
+    [
+        ([], "pixel_stats=0.485,0.456,0.406/0.228,0.224,0.225 (swav's)", 0.485),
+        (["--views", "simclr-google"], "pixel_stats=unit (of the views simclr-google)", 0.0),
+        (["--config", "recipe.toml"], None, 0.5),
+    ],
+)
+@pytest.mark.parametrize("name", ["extract", "rank"])
+def test_pixel_statistics_that_are_said_are_those_of_the_views(
+    name: str,
+    options: list[str],
+    said: str | None,
+    mean: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., Any],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text(RECIPE)
+    Path("runs").mkdir()
+    path = FIXTURES["swav-released"]().save(Path("runs"))
+    target = [path, "-o", "a.h5"] if name == "extract" else ["runs"]
+    ended = command(name, *target, *options)
+    assert ended.returncode == 0, ended.stderr
+    (out,) = Path("runs/.lidar").glob("*.h5") if name == "rank" else [Path("a.h5")]
+    provenance = read_provenance(out)
+    assert provenance["views"]["mean"] == pytest.approx([mean] * 3, abs=0.1)
+    assert ended.stderr.count("pixel_stats=") == (said is not None)
+    assert (said or "") in ended.stderr
+    assert ("pixel_stats" in provenance["assumed"]) == (said is not None)
+
+
+@pytest.mark.parametrize("name", ["extract", "rank"])
+def test_pixel_statistics_of_a_recipe_and_of_an_assumption_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text(RECIPE)
+    path = FIXTURES["swav-released"]().save(tmp_path)
+    target = tmp_path if name == "rank" else path
+    ended = command(name, target, "--config", "recipe.toml", "--assume", "pixel_stats=unit")
+    assert ended.returncode == 2
+    assert "--assume pixel_stats=unit and [recipe] mean and std are two values" in ended.stderr
+
+
 def test_rank_says_it_once_and_caches_by_it(tmp_path: Path, command: Callable[..., Any]) -> None:
     runs = tmp_path / "runs"
     for name in ("timm-vit", "deepspeed", "vicreg"):
