@@ -187,6 +187,26 @@ def test_activation_of_vibcreg(tmp_path: Path) -> None:
     open_checkpoint(path, activation="gelu", assume=["activation=gelu"])
 
 
+def test_activation_of_the_method_that_args_json_names(tmp_path: Path) -> None:
+    path = solo_learn_vicreg().save(tmp_path)
+    given = {name: embedded(path, "projector", activation=name) for name in ("relu", "gelu")}
+    line = "activation gelu if vibcreg (--activation)"
+    assert line in open_checkpoint(path).description.assumed_text
+    for method, activation, why in (
+        ("vibcreg", "gelu", "of vibcreg, which args.json names"),
+        ("vicreg", "relu", "solo-learn's"),
+        ("byol", "relu", "solo-learn's"),  # whose names are others
+    ):
+        (tmp_path / "args.json").write_text(json.dumps({"method": method}))
+        description = open_checkpoint(path).description
+        assert description.assumed["activation"].text("") == f"={activation} ({why})"
+        assert (line in description.assumed_text) == (method == "byol")
+        assert torch.equal(embedded(path, "projector"), given[activation])
+    (tmp_path / "args.json").write_text('{"method": "vibcreg"}')
+    assert torch.equal(embedded(path, "projector", "activation=relu"), given["relu"])
+    assert torch.equal(embedded(path, "projector", activation="relu"), given["relu"])
+
+
 def test_a_whitening_is_named_and_stops_only_who_needs_it(tmp_path: Path) -> None:
     tree = dict(solo_learn_vicreg().tree["state_dict"])
     width = tree["projector.6.weight"].shape[0]
