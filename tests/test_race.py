@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from formats import FIXTURES
 from make import checkpoint, image_folder, lidar_here, state_dict
 
 from lidar_cli.core.metrics import METRICS
@@ -275,3 +276,20 @@ def test_what_a_race_cannot_do_is_one_line(runs: Path, tmp_path: Path, run: Run)
         refused = run(*words, "--device", "cpu", *more)
         assert refused.returncode == 2
         assert reason in refused.stderr
+
+
+def test_checkpoints_of_other_pixel_statistics_are_not_raced(
+    runs: Path, tmp_path: Path, run: Run
+) -> None:
+    """Both are trained with SimCLR's views."""
+    for name in ("torchvision-resnet", "simclr-sthalles"):
+        (tmp_path / name).mkdir()
+        FIXTURES[name]().save(tmp_path / name)
+    words = ["rank", tmp_path, "--data", runs / "images", "--race", "-n", 170, "-q", 2]
+    words += ["--image-size", 24, "--layer", "backbone", "--device", "cpu"]
+    refused = run(*words)
+    assert refused.returncode == 2
+    said = "the checkpoints differ in pixel statistics, and only those alike can be compared; make "
+    assert f"{said}them alike with --pixel-stats, or" in refused.stderr
+    refused = run(*words, "--pixel-stats", "unit")
+    assert "pixel statistics" not in refused.stderr

@@ -447,6 +447,7 @@ def test_what_cannot_be_compared_is_ranked_apart(tmp_path: Path, rank: Shell) ->
     ("change", "differ", "option"),
     [
         ({"views": "identity"}, "views", "--views"),
+        ({"pixel_stats": "unit"}, "pixel statistics", "--pixel-stats"),
         ({"image_size": SIZE - 4}, "image size", "--image-size"),
         ({"layer": "backbone"}, "d, layer", "--layer"),
         ({"n_views": Q - 1}, "q", "-q"),
