@@ -176,4 +176,4 @@ def nested(depth: int) -> bytes:
 def test_a_pipe_is_no_tar_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "set.tar")
     assert "expected a folder of images" in refused(tmp_path / "set.tar")
-    assert "cannot be read: a pipe or a device" in refused(f"wds/{tmp_path}")
+    assert "cannot be read: a pipe, not a file" in refused(f"wds/{tmp_path}")
