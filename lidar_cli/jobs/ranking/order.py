@@ -143,10 +143,8 @@ def misleading(groups: Iterable[Group], by: Metric) -> Iterator[str]:
             if row.score.noise_fraction is not None and row.score.noise_fraction > MUCH_NOISE
         ]
         if by.name == "lidar" and 2 * len(noisy) > len(group.rows):
-            known = [row for row in group.rows if row.score.pillai is not None]
-            pick = min(known, key=lambda row: (-(row.score.pillai or 0.0), row.path), default=None)
-            would = f"pillai would pick {pick.path}" if pick else "pillai is null"
             yield (
                 f"view noise is more than half of the LDA trace in {len(noisy)} of "
-                f"{len(group.rows)} checkpoints, and lidar counts it as rank: raise -q; {would}"
+                f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views make it "
+                f"less: lidar rank ... -q {2 * noisy[0].score.n_views}"
             )
