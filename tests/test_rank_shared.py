@@ -285,7 +285,7 @@ def test_a_score_alone_does_not_stand_for_features(
 
 
 def test_embeddings_that_do_not_fit_have_no_second_pass(runs: Path, images: Path) -> None:
-    plan, _, _ = planned(runs / "0.pt", images, 4)
+    plan, _, _ = planned(runs / "0.pt", images)
     size = 4 * PROJECTED * (N * Q + CLEAN)
     known = RankSettings(**settings(images))
     rows = torch.randn(N, Q, PROJECTED), torch.randn(CLEAN, PROJECTED)
@@ -309,8 +309,27 @@ def test_embeddings_that_do_not_fit_have_no_second_pass(runs: Path, images: Path
             assert "leave out --no-store" in sink.embeddings.once
 
 
+@pytest.mark.parametrize("room", [0, 10**9])
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_without_store_numbers_are_of_the_storages_type(
+    storage: str, room: int, runs: Path, images: Path
+) -> None:
+    plan, _, _ = planned(runs / "0.pt", images)
+    plan = replace(plan, layout=replace(plan.layout, storage=storage))
+    sink = Unstored(plan, "some", RankSettings(**settings(images)), CPU, room)
+    rows = torch.randn(N, Q, PROJECTED), torch.randn(CLEAN, PROJECTED)
+    sink.write(range(CLEAN), {"projector": rows[0]}, {"projector": rows[1]})
+    dtype = getattr(torch, storage)
+    assert sink.gathered.views is not None
+    assert sink.gathered.views.unit_roundoff == torch.finfo(dtype).eps
+    mean = rows[0].to(dtype).double().mean(dim=(0, 1))
+    assert torch.allclose(sink.gathered.views.class_means.mean, mean, rtol=0, atol=1e-12)
+    assert sink.embeddings.views is not None
+    assert torch.equal(sink.embeddings.views.read(0, N), rows[0].to(dtype))
+
+
 def test_without_store_numbers_are_refused_as_a_file_refuses_them(runs: Path, images: Path) -> None:
-    plan, _, _ = planned(runs / "0.pt", images, 4)
+    plan, _, _ = planned(runs / "0.pt", images)
     for storage, value, text in (
         ("float32", float("nan"), "the embedding of sample 5 holds NaN or Inf"),
         ("float16", 1e5, "overflows float16"),
