@@ -187,6 +187,26 @@ def test_activation_of_vibcreg(tmp_path: Path) -> None:
     open_checkpoint(path, activation="gelu", assume=["activation=gelu"])
 
 
+def test_activation_of_the_method_that_args_json_names(tmp_path: Path) -> None:
+    path = solo_learn_vicreg().save(tmp_path)
+    given = {name: embedded(path, "projector", activation=name) for name in ("relu", "gelu")}
+    line = "activation gelu if vibcreg (--activation)"
+    assert line in open_checkpoint(path).description.assumed_text
+    for method, activation, why in (
+        ("vibcreg", "gelu", "of vibcreg, which args.json names"),
+        ("vicreg", "relu", "solo-learn's"),
+        ("byol", "relu", "solo-learn's"),  # whose names are others
+    ):
+        (tmp_path / "args.json").write_text(json.dumps({"method": method}))
+        description = open_checkpoint(path).description
+        assert description.assumed["activation"].text("") == f"={activation} ({why})"
+        assert (line in description.assumed_text) == (method == "byol")
+        assert torch.equal(embedded(path, "projector"), given[activation])
+    (tmp_path / "args.json").write_text('{"method": "vibcreg"}')
+    assert torch.equal(embedded(path, "projector", "activation=relu"), given["relu"])
+    assert torch.equal(embedded(path, "projector", activation="relu"), given["relu"])
+
+
 def test_a_whitening_is_named_and_stops_only_who_needs_it(tmp_path: Path) -> None:
     tree = dict(solo_learn_vicreg().tree["state_dict"])
     width = tree["projector.6.weight"].shape[0]
@@ -264,9 +284,6 @@ def test_pixel_stats_are_those_of_the_option(tmp_path: Path) -> None:
     assert choose_recipe(ExtractSettings(pixel_stats="unit"), told).mean == (0.0, 0.0, 0.0)
     with pytest.raises(SettingsError, match="are two values of one"):
         choose_recipe(ExtractSettings(pixel_stats="imagenet"), told)
-    told = open_checkpoint(path, assume=["pixel_stats=mars"]).description
-    with pytest.raises(SettingsError, match="unknown pixel statistics 'mars'"):
-        choose_recipe(ExtractSettings(), told)
 
 
 # Refused
@@ -317,6 +334,9 @@ def test_a_named_architecture_decides_all(tmp_path: Path) -> None:
         ("gate=relu", "gate takes silu or gelu"),
         ("strides=1,,2", "strides takes one a stage, such as 1,2,2,2"),
         ("position_offset=1", "position_offset takes patches, such as 0 or 0.1"),
+        ("pixel_stats=mars", "unknown pixel statistics 'mars'"),
+        ("pixel_stats=auto", "pixel_stats takes what --pixel-stats takes but auto"),
+        ("pixel_stats=1,1/1,1", "expected three numbers for the mean"),
         ("dinno:heads=3", "did you mean dino"),
     ],
 )
@@ -398,6 +418,55 @@ def test_extract_says_and_records_what_it_assumes(
     assert "pixel_stats" not in read_provenance(tmp_path / "b.h5")["assumed"]
 
 
+RECIPE = "[recipe]\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "mean"),
+    [
+        ([], "pixel_stats=0.485,0.456,0.406/0.228,0.224,0.225 (swav's)", 0.485),
+        (["--views", "simclr-google"], "pixel_stats=unit (of the views simclr-google)", 0.0),
+        (["--config", "recipe.toml"], None, 0.5),
+    ],
+)
+@pytest.mark.parametrize("name", ["extract", "rank"])
+def test_pixel_statistics_that_are_said_are_those_of_the_views(
+    name: str,
+    options: list[str],
+    said: str | None,
+    mean: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., Any],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text(RECIPE)
+    Path("runs").mkdir()
+    path = FIXTURES["swav-released"]().save(Path("runs"))
+    target = [path, "-o", "a.h5"] if name == "extract" else ["runs"]
+    ended = command(name, *target, *options)
+    assert ended.returncode == 0, ended.stderr
+    (out,) = Path("runs/.lidar").glob("*.h5") if name == "rank" else [Path("a.h5")]
+    provenance = read_provenance(out)
+    assert provenance["views"]["mean"] == pytest.approx([mean] * 3, abs=0.1)
+    assert ended.stderr.count("pixel_stats=") == (said is not None)
+    assert (said or "") in ended.stderr
+    assert ("pixel_stats" in provenance["assumed"]) == (said is not None)
+
+
+@pytest.mark.parametrize("name", ["extract", "rank"])
+def test_pixel_statistics_of_a_recipe_and_of_an_assumption_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text(RECIPE)
+    path = FIXTURES["swav-released"]().save(tmp_path)
+    target = tmp_path if name == "rank" else path
+    ended = command(name, target, "--config", "recipe.toml", "--assume", "pixel_stats=unit")
+    assert ended.returncode == 2
+    assert "--assume pixel_stats=unit and [recipe] mean and std are two values" in ended.stderr
+
+
 def test_rank_says_it_once_and_caches_by_it(tmp_path: Path, command: Callable[..., Any]) -> None:
     runs = tmp_path / "runs"
     for name in ("timm-vit", "deepspeed", "vicreg"):
@@ -458,6 +527,21 @@ def test_averaged_weights_are_a_branch_and_raw_ones_are_named(tmp_path: Path) ->
     assert average.description.ignored == ("head", "model (not averaged)")
     tree = FIXTURES["deit-training"]().tree | {"model_ema": None}  # as without averaging
     assert open_checkpoint(save(tmp_path / "b.pt", tree)).description.branches == ("encoder",)
+
+
+def test_averaged_weights_beside_a_flat_state_dict(tmp_path: Path) -> None:
+    fixture = FIXTURES["deit-training"]()
+    raw, average = fixture.tree["model"], fixture.tree["model_ema"]
+    path = save(tmp_path / "a.pt", {**raw, "ema": average})
+    for options, weights, branch in (({}, raw, "encoder"), ({"branch": "ema"}, average, "teacher")):
+        alone = save(tmp_path / "alone.pt", weights)
+        assert torch.equal(embedded(path, "backbone", **options), embedded(alone, "backbone"))
+        description = open_checkpoint(path, **options).description
+        assert (description.branch, description.branches) == (branch, ("encoder", "teacher"))
+    assert description.container == "ema"
+    assert description.ignored == ("head", "the weights beside ema (not averaged)")
+    alone = save(tmp_path / "b.pt", {"epoch": 3, "ema": average})
+    assert open_checkpoint(alone, branch="ema").description.ignored == ("head",)
 
 
 def dinov3(queries: float = 0.0, keys: float = 0.0, periods: float = 1.0) -> dict[str, Tensor]:

@@ -44,7 +44,8 @@ from lidar_cli.jobs.embedding.plan import identity
 from lidar_cli.jobs.extract import Extraction, extract_checkpoint, stem
 from lidar_cli.samples import open_samples
 from lidar_cli.settings import ExtractSettings
-from lidar_cli.views import Views, find_recipe
+from lidar_cli.views import find_recipe
+from lidar_cli.views.views import Views
 
 SIZE = 32  # pixels of the views
 N, Q = 13, 3

@@ -11,8 +11,10 @@ import pytest
 from formats import FIXTURES
 from make import checkpoint, environment, image_folder, lidar_here
 
-from lidar_cli.checkpoints import open_checkpoint
+from lidar_cli.checkpoints import open_checkpoint, read_contents
 from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.read import as_dict
+from lidar_cli.checkpoints.recognise import recognise
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features import read_provenance
 from lidar_cli.jobs.embedding.plan import choose_recipe
@@ -20,6 +22,7 @@ from lidar_cli.jobs.inspect import formats, inspect_file
 from lidar_cli.report import inspect as report
 from lidar_cli.settings import ExtractSettings, InspectSettings
 from lidar_cli.views import find_recipe
+from lidar_cli.views.recipes import pixel_statistics
 
 
 def test_what_is_told_of_a_checkpoint(tmp_path: Path) -> None:
@@ -183,6 +186,19 @@ def test_auto_views_are_those_of_the_method_if_there_is_such_a_recipe(tmp_path: 
         assert (recipe.name, recipe.mean[0]) == (views, mean)
         assert choose_recipe(by_hand, told).mean[0] == 0.485
         assert choose_recipe(ExtractSettings(views="identity"), told).name == "identity"
+
+
+def test_the_pixel_statistics_that_are_said_are_used(tmp_path: Path) -> None:
+    for name, make in FIXTURES.items():
+        (tmp_path / name).mkdir()
+        contents = read_contents(path := make().save(tmp_path / name))
+        found = recognise(path, as_dict(contents), config=contents.config)
+        recipe = choose_recipe(ExtractSettings(), found)
+        said = pixel_statistics(str(found.assumed["pixel_stats"].value))
+        assert said == (recipe.mean, recipe.std), name
+    path = tmp_path / "swav-released" / FIXTURES["swav-released"]().file
+    text = "0.485,0.456,0.406/0.228,0.224,0.225"  # src/multicropdataset.py
+    assert inspect_file(path, InspectSettings()).pixel_stats == text
 
 
 def test_every_format_names_a_recipe_that_exists() -> None:

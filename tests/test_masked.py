@@ -24,9 +24,10 @@ from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import open_samples
 from lidar_cli.settings import ExtractSettings
-from lidar_cli.views import Mask, Views, find_recipe
+from lidar_cli.views import find_recipe
 from lidar_cli.views.mask_rules import Blocks, InverseBlocks, MultiBlock
-from lidar_cli.views.masked import draw_mask, together
+from lidar_cli.views.masked import Mask, draw_mask, together
+from lidar_cli.views.views import Views
 
 WIDTH, INNER, HEADS, PATCH, GRID, DEPTH = 192, 24, 3, 4, 12, 2
 SIZE = PATCH * GRID

@@ -19,11 +19,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from formats import FIXTURES
 from make import checkpoint, environment, image_folder, lidar_here, state_dict
 from scores import score
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
+from lidar_cli.jobs.extract import extract_checkpoint
 from lidar_cli.jobs.rank import rank_directory
 from lidar_cli.jobs.ranking.correlate import correlate
 from lidar_cli.jobs.ranking.hyperparameters import (
@@ -39,7 +41,7 @@ from lidar_cli.jobs.ranking.selection import by_hyperparameter, select
 from lidar_cli.jobs.ranking.tables import match, read_table
 from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.settings import RankSettings
+from lidar_cli.settings import ExtractSettings, RankSettings
 
 N, Q, SIZE = 24, 4, 24
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -443,6 +445,31 @@ def test_against_probes(tmp_path: Path, rank: Shell, images: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in clean} == clean
     fewer = rank(runs, "--oracle", "probe", "--oracle-samples", 20, "--json")
     assert "16 training and 4 test images" in json.loads(fewer.stdout)["correlation"]["told"]
+
+
+def test_a_probe_is_of_the_branch_that_is_ranked(tmp_path: Path, rank: Shell, images: Path) -> None:
+    """Only the student has a predictor, and the backbone alone would be the teacher's."""
+    tree = FIXTURES["stable-pretraining-byol"]().tree
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    torch.save(tree, runs / "a.ckpt")
+    done = rank(runs, "--layer", "predictor", "--oracle", "probe", "--json")
+    assert len(json.loads(done.stdout)["correlation"]["accuracies"]) == 1, done.stderr
+    alone = ExtractSettings(
+        data=str(images), n_samples=N, n_views=0, image_size=SIZE, device="cpu", layer="backbone",
+        branch="student", output=tmp_path / "a.h5",
+    )  # fmt: skip
+    extract_checkpoint(runs / "a.ckpt", alone)
+    files = [tmp_path / "a.h5", *(runs / ".lidar").glob("a-*.h5")]
+    rows, branches = [], []
+    for path in files:
+        with h5py.File(path) as file:
+            branches.append(json.loads(file.attrs["provenance"])["branch"])
+            if "backbone" in file["embeddings"]:
+                rows.append(file["embeddings/backbone/clean"][:])
+    assert branches == ["student"] * 3
+    assert len(rows) == 2
+    np.testing.assert_allclose(rows[1], rows[0], rtol=1e-4, atol=1e-5)
 
 
 COUNTED = """

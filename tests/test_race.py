@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from make import checkpoint, image_folder, lidar_here, state_dict
+from formats import FIXTURES
+from make import besides_assumptions, checkpoint, image_folder, lidar_here, state_dict
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
@@ -266,8 +267,9 @@ def test_what_a_race_cannot_do_is_one_line(runs: Path, tmp_path: Path, run: Run)
     assert refused.stderr == "error: --race and --no-store exclude each other; give one\n"
     small = run(*words, "-n", 60, "--device", "cpu")
     assert small.returncode == 2
-    last = small.stderr.splitlines()[-1]
-    assert last.startswith("error: --race: the first look needs 50 samples")
+    assert besides_assumptions(small.stderr).startswith(
+        "error: --race: the first look needs 50 samples"
+    )
     for more, reason in (
         (["-q", 0], "--race saves views, and -q 0 has none"),
         (["--by", "n_above_noise"], "a count has no derivative"),
@@ -276,3 +278,20 @@ def test_what_a_race_cannot_do_is_one_line(runs: Path, tmp_path: Path, run: Run)
         refused = run(*words, "--device", "cpu", *more)
         assert refused.returncode == 2
         assert reason in refused.stderr
+
+
+def test_checkpoints_of_other_pixel_statistics_are_not_raced(
+    runs: Path, tmp_path: Path, run: Run
+) -> None:
+    """Both are trained with SimCLR's views."""
+    for name in ("torchvision-resnet", "simclr-sthalles"):
+        (tmp_path / name).mkdir()
+        FIXTURES[name]().save(tmp_path / name)
+    words = ["rank", tmp_path, "--data", runs / "images", "--race", "-n", 170, "-q", 2]
+    words += ["--image-size", 24, "--layer", "backbone", "--device", "cpu"]
+    refused = run(*words)
+    assert refused.returncode == 2
+    said = "the checkpoints differ in pixel statistics, and only those alike can be compared; make "
+    assert f"{said}them alike with --pixel-stats, or" in refused.stderr
+    refused = run(*words, "--pixel-stats", "unit")
+    assert "pixel statistics" not in refused.stderr

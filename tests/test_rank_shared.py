@@ -30,7 +30,7 @@ from lidar_cli.jobs.scoring.confidence import Interval
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples, open_samples
 from lidar_cli.settings import ExtractSettings, RankSettings
-from lidar_cli.views import Views
+from lidar_cli.views.views import Views
 
 N, CLEAN, Q, SIZE = 11, 14, 3, 24
 SAMPLE = (Q + 1) * 3 * SIZE * SIZE * 4  # bytes of all images of one sample
@@ -307,6 +307,25 @@ def test_embeddings_that_do_not_fit_have_no_second_pass(runs: Path, images: Path
         else:
             assert sink.embeddings.once is not None
             assert "leave out --no-store" in sink.embeddings.once
+
+
+@pytest.mark.parametrize("room", [0, 10**9])
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_without_store_numbers_are_of_the_storages_type(
+    storage: str, room: int, runs: Path, images: Path
+) -> None:
+    plan, _, _ = planned(runs / "0.pt", images)
+    plan = replace(plan, layout=replace(plan.layout, storage=storage))
+    sink = Unstored(plan, "some", RankSettings(**settings(images)), CPU, room)
+    rows = torch.randn(N, Q, PROJECTED), torch.randn(CLEAN, PROJECTED)
+    sink.write(range(CLEAN), {"projector": rows[0]}, {"projector": rows[1]})
+    dtype = getattr(torch, storage)
+    assert sink.gathered.views is not None
+    assert sink.gathered.views.unit_roundoff == torch.finfo(dtype).eps
+    mean = rows[0].to(dtype).double().mean(dim=(0, 1))
+    assert torch.allclose(sink.gathered.views.class_means.mean, mean, rtol=0, atol=1e-12)
+    assert sink.embeddings.views is not None
+    assert torch.equal(sink.embeddings.views.read(0, N), rows[0].to(dtype))
 
 
 def test_without_store_numbers_are_refused_as_a_file_refuses_them(runs: Path, images: Path) -> None:

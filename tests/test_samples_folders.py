@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,29 @@ def test_classes_whose_last_folders_are_alike_stay_apart(tmp_path: Path) -> None
 )
 def test_the_class_of_a_folder(folders: list[str], level: int | None, expected: list[str]) -> None:
     assert folder_classes(folders, level) == expected
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("images/train/cat", "images/val/dog", "images/val/cat"), [0, 1, 0]),
+        (("a/b/cat", "a/b/dog"), [0, 1]),
+        (("images/train/cat", "images/val/cat"), [-1, -1]),
+        (("images/cat", "images/dog", "images"), [0, 1, -1]),
+    ],
+)
+def test_a_folder_and_a_tar_file_of_it_have_the_same_classes(
+    folders: tuple[str, ...], expected: list[int], tmp_path: Path
+) -> None:
+    """The folders that all images are in say nothing, nor do those of a split below them."""
+    names = [f"{folder}/{at}.png" for at, folder in enumerate(folders)]
+    put(*(tmp_path / "data" / name for name in names))
+    with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        archive.add(tmp_path / "data", "data")
+    of_folder = classes_of(tmp_path / "data", len(names))
+    assert [of_folder[name] for name in names] == expected
+    of_archive = classes_of(tmp_path / "data.tar", len(names))
+    assert [of_archive[f"data/{name}"] for name in names] == expected
 
 
 def test_images_beside_class_folders_have_no_label(tmp_path: Path) -> None:

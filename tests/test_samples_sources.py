@@ -490,3 +490,11 @@ def test_a_missing_extra_is_one_line(
         "install it with: pip install 'lidar-cli[data]'"
     )
     assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize("asked", ["val", "valid", "validation"])
+def test_the_validation_split_of_country211(asked: str, tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("valid", 3), ("test", 2)):
+        image_folder(tmp_path / "country211" / split / "AD", count)
+    samples = opened("torch/Country211", 3, data_dir=tmp_path, split=asked)
+    assert [name.split("/")[:2] for name in samples.ids] == [["country211", "valid"]] * 3

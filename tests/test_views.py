@@ -12,10 +12,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
 from lidar_cli.errors import InputError
-from lidar_cli.views import Recipe, Views, colour, find_recipe
+from lidar_cli.views import Recipe, colour, find_recipe
 from lidar_cli.views.augment import make_views
 from lidar_cli.views.draws import ViewParameters, draw
 from lidar_cli.views.methods import RECIPES
+from lidar_cli.views.views import Views
 
 SIMCLR = find_recipe("simclr", "unit")
 

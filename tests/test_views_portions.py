@@ -12,11 +12,12 @@ from sklearn.datasets import load_sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_cli.core.threads import spread
-from lidar_cli.views import Views, find_recipe
+from lidar_cli.views import find_recipe
 from lidar_cli.views.augment import make_views
 from lidar_cli.views.draws import ViewParameters, draw
 from lidar_cli.views.methods import RECIPES
 from lidar_cli.views.recipes import Recipe
+from lidar_cli.views.views import Views
 
 RANDOM = [name for name, recipe in RECIPES.items() if recipe.crop_scale is not None]
 SOME = [

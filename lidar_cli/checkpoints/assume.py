@@ -7,12 +7,12 @@ and what decides those that they do not (`decided`). This file needs no torch.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 from lidar_cli.errors import SettingsError, nearest
+from lidar_cli.views.recipes import pixel_statistics
 
 Value = int | float | str | tuple[int, ...]
 SET = "--assume"  # where a value is from that the user gives
@@ -115,8 +115,9 @@ def _strides(text: str) -> Value:
 
 
 def _pixel_stats(text: str) -> Value:
-    if not re.fullmatch(r"[\w.,/-]+", text):
+    if text == "auto":  # which assumes nothing
         raise ValueError
+    pixel_statistics(text)
     return text
 
 
@@ -127,7 +128,7 @@ KEYS: dict[str, tuple[Callable[[str], Value], str]] = {  # key -> its parser, wh
     "gate": _one_of("silu", "gelu"),
     "stem_padding": (lambda text: _number(text, int, 0, 8), "pixels, such as 1 or 2"),
     "strides": (_strides, "one a stage, such as 1,2,2,2"),
-    "pixel_stats": (_pixel_stats, "what --pixel-stats takes"),
+    "pixel_stats": (_pixel_stats, "what --pixel-stats takes but auto"),
     "position_offset": (lambda text: _number(text, float, 0, 0.9), "patches, such as 0 or 0.1"),
 }
 
@@ -164,6 +165,8 @@ def parse(texts: Sequence[str], systems: Iterable[str]) -> Asked:
         parser, takes = KEYS[key]
         try:
             value = parser(given)
+        except SettingsError as error:
+            raise SettingsError(f"--assume {text}: {error}") from error
         except ValueError as error:
             raise SettingsError(f"--assume {text}: {key} takes {takes}") from error
         values = by_system.setdefault(system, {}) if colon else everywhere

@@ -77,11 +77,26 @@ def average(tree: Mapping[str, Any]) -> str | None:
     return None
 
 
+def raw_container(tree: Mapping[str, Any], key: str) -> str | None:
+    """The key of the weights that the ones under `key` are an average of, '' for the file itself.
+
+    None if there are no other weights.
+    """
+    rest = {name: value for name, value in tree.items() if name != key}
+    container, state = max(candidates(rest), key=lambda place: _weights(place[1]))
+    return container.partition(".")[0] if _weights(state) else None
+
+
 def with_average(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The tree with the averaged weights in place of those that they are an average of."""
-    raw = [name for name in WRAPPERS if isinstance(tree.get(name), dict)]
-    rest = {name: value for name, value in tree.items() if name not in (key, *raw)}
-    return {**rest, raw[0] if raw else WRAPPERS[0]: tree[key]}
+    raw = raw_container(tree, key)
+    dicts = [name for name in WRAPPERS if isinstance(tree.get(name), dict)]
+    rest = {
+        name: value
+        for name, value in tree.items()
+        if name not in (key, *dicts) and not (raw == "" and is_tensor(value))
+    }
+    return {**rest, raw or WRAPPERS[0]: tree[key]}
 
 
 def unused(tree: Mapping[Any, Any], used: frozenset[int]) -> list[str]:

@@ -14,7 +14,7 @@ from lidar_cli.checkpoints.containers import StateDict, clean
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, backbone_of
 from lidar_cli.checkpoints.formats import Branch, Format, Head, TokenPredictor
 from lidar_cli.checkpoints.formats.format import renamed
-from lidar_cli.checkpoints.formats.training import SMALL, training
+from lidar_cli.checkpoints.formats.training import SMALL, Training, training
 from lidar_cli.checkpoints.found import (
     STATS,
     Description,
@@ -56,6 +56,7 @@ def find(
     asked = asked or {}
     backbone = _backbone(path, described, state, branch, arch, config, asked)
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
+    trained = _trained(path, match, backbone)
     width = backbone.width
     found: dict[str, FoundHead] = {}
     # Some of the noise may lie within heads.
@@ -69,8 +70,10 @@ def find(
             elif unread:
                 raise CheckpointError(f"{path}: {head.prefix} takes what is not read")
             else:
-                why = f"{described.name}'s"
-                taken = _take_head(path, head, left, width, activation, why, asked, ignored)
+                usual = Assumed(head.activation, f"{described.name}'s")
+                if trained.activation:
+                    usual = Assumed(trained.activation, trained.why_activation)
+                taken = _take_head(path, head, left, width, activation, usual, asked, ignored)
         except CheckpointError as error:
             if inside and heads.needed(layer_names, layer, order[order.index(layer) :]):
                 raise CheckpointError(f"{error}; or do without it: --layer backbone") from error
@@ -101,21 +104,25 @@ def find(
         branch=branch.name,
     )
     description = dataclasses.replace(description, branch_reason=reason)
-    return Found(_told(path, description, match, present, backbone), backbone, found)
+    return Found(_told(description, match, present, backbone, trained), backbone, found)
+
+
+def _trained(path: Path, match: Match, backbone: FoundBackbone) -> Training:
+    described = match.format
+    run = folder.arguments(path, described.arguments) if described.arguments else {}
+    small = getattr(backbone.spec, "kernel", None) == 3
+    small = small or (backbone.image_size or SMALL + 1) <= SMALL
+    return training(described, match.state.tensors.keys(), run, small)
 
 
 def _told(
-    path: Path,
     description: Description,
     match: Match,
     present: list[Branch],
     backbone: FoundBackbone,
+    trained: Training,
 ) -> Description:
-    described = match.format
-    run = folder.arguments(path, described.arguments) if described.arguments else {}
-    natural = description.image_size
-    small = getattr(backbone.spec, "kernel", None) == 3 or (natural or SMALL + 1) <= SMALL
-    trained = training(described, match.state.tensors.keys(), run, small)
+    described, natural = match.format, description.image_size
     stats = {STATS: Assumed(trained.pixel_stats, trained.why_stats)}
     if natural is not None and backbone.spec is not None:  # timm's own modules have one size
         natural = min(natural, described.image_size or natural)
@@ -229,7 +236,7 @@ def _take_head(
     left: dict[str, Weight],
     width: int,
     activation: str,
-    why: str,
+    usual: Assumed,
     asked: Mapping[str, Value],
     ignored: list[str],
 ) -> FoundHead | None:
@@ -247,10 +254,9 @@ def _take_head(
         del left[key]
     if not tensors:
         return None
+    why = "--activation"
     if activation == "auto":
-        activation = head.activation
-    else:
-        why = "--activation"
+        activation, why = str(usual.value), usual.why
     spec = settle(heads.spec(shapes_of(tensors), width, activation, origin, why), asked)
     compare(spec.shapes(), shapes_of(tensors), origin)
     return FoundHead(spec, tensors)

@@ -41,15 +41,10 @@ class Description:
     masks: tuple[str, ...] = ()  # rules under which it can be embedded, see views.mask_rules
     stand_ins: tuple[str, ...] = ()  # foreign names in the file, of which nothing was made
 
-    def assumed_text(self, pixel_stats: str = "auto") -> str:
-        """All that is assumed, '' for nothing.
-
-        pixel_stats: an option's, of which nothing is assumed unless it is 'auto'.
-        """
-        open_keys = {
-            k: one for k, one in self.assumed.items() if pixel_stats == "auto" or k != STATS
-        }
-        return "; ".join([*(one.text(key) for key, one in open_keys.items()), *self.assumptions])
+    @property
+    def assumed_text(self) -> str:
+        """All that is assumed, '' for nothing."""
+        return "; ".join([*(one.text(key) for key, one in self.assumed.items()), *self.assumptions])
 
     @property
     def note(self) -> str | None:

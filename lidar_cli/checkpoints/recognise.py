@@ -23,7 +23,13 @@ from lidar_cli.checkpoints.assume import (
     check_all_open,
     parse,
 )
-from lidar_cli.checkpoints.containers import average, find_state_dict, unused, with_average
+from lidar_cli.checkpoints.containers import (
+    average,
+    find_state_dict,
+    raw_container,
+    unused,
+    with_average,
+)
 from lidar_cli.checkpoints.families import NEXT
 from lidar_cli.checkpoints.formats import FORMATS, Format
 from lidar_cli.checkpoints.found import STATS, Description, Found
@@ -31,6 +37,8 @@ from lidar_cli.checkpoints.hf_config import architecture
 from lidar_cli.checkpoints.matching import Match
 from lidar_cli.checkpoints.weights import some
 from lidar_cli.errors import CheckpointError, SettingsError
+from lidar_cli.views import find_recipe
+from lidar_cli.views.recipes import statistics_text
 
 __all__ = ["NEXT", "Description", "Found", "find", "recognise"]
 
@@ -96,6 +104,7 @@ def find(
     key = average(tree)
     if key is not None and match is not None and _has_teacher(match.format):
         key = None  # the format's own, or named among what is not used
+    raw = raw_container(tree, key) if key is not None else None
     if key is not None and matching.BRANCHES[branch] == "teacher":
         tree = with_average(tree, key)
         match = matching.match(path, tree, format, config)
@@ -119,7 +128,7 @@ def find(
         other = f"not timm's {named} that config.json names, whose tensors are others"
         found = _described(found, assumptions=(*found.description.assumptions, other))
     if key is not None:
-        found = _as_branch(found, key, averaged=options.branch != branch)
+        found = _as_branch(found, key, raw, averaged=options.branch != branch)
     return found
 
 
@@ -169,7 +178,12 @@ def _assumed(path: Path, found: Found, asked: Mapping[str, Value]) -> dict[str, 
     told = found.description
     whose = f"{told.format}'s" if told.recipe is not None else USUAL
     stats = told.pixel_stats
-    pixels = told.assumed.get(STATS) or Assumed("imagenet" if stats == "auto" else stats, whose)
+    pixels = told.assumed.get(STATS)
+    if pixels is None and stats == "auto":
+        recipe = find_recipe(told.recipe or "auto", "auto")
+        pixels = Assumed(statistics_text(recipe.mean, recipe.std), whose)
+    elif pixels is None:
+        pixels = Assumed(stats, whose)
     if STATS in asked:
         stats = str(asked[STATS])
         pixels = Assumed(stats, SET)
@@ -191,21 +205,25 @@ def _has_teacher(format: Format) -> bool:
     return any(branch.name == "teacher" for branch in format.branches)
 
 
-def _as_branch(found: Found, key: str, averaged: bool) -> Found:
-    """What was found in one of two state dicts, where `key` is that of averaged weights."""
+def _as_branch(found: Found, key: str, raw: str | None, averaged: bool) -> Found:
+    """What was found in one of two state dicts, where `key` is that of averaged weights.
+
+    raw: key of the others, as `raw_container` has it.
+    """
     told = found.description
     branches = (*told.branches, "teacher")
     if not averaged:
         ignored = tuple(name for name in told.ignored if name != key)
         return _described(found, branches=branches, ignored=(*ignored, key))
-    first, _, rest = told.container.partition(".")
+    rest = told.container.partition(".")[2]
+    others = () if raw is None else (f"{raw or f'the weights beside {key}'} (not averaged)",)
     container = f"{key}.{rest}" if rest else key
     return _described(
         found,
         branches=branches,
         branch="teacher",
         container=container,
-        ignored=(*told.ignored, f"{first} (not averaged)"),
+        ignored=(*told.ignored, *others),
     )
 
 

@@ -27,7 +27,8 @@ from lidar_cli.jobs.training.pretrain import Hyperparameters, Method, draw_hyper
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.jobs.workers import save, side_by_side
 from lidar_cli.settings import EMBEDDED, EMBEDDED_DEFAULTS, DemoSettings, RankSettings
-from lidar_cli.views import Views, find_recipe
+from lidar_cli.views import find_recipe
+from lidar_cli.views.views import Views
 
 RUNS = 12  # half SimCLR, half VICReg
 N_SAMPLES = 600  # more than 2 d, so that every value has its interval

@@ -28,7 +28,7 @@ from lidar_cli.jobs.embedding.batch_size import at_size_that_fits, find_batch_si
 from lidar_cli.jobs.embedding.batches import Pass
 from lidar_cli.jobs.embedding.compiled import compile_backbone
 from lidar_cli.jobs.embedding.embed import embed_all
-from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
+from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan, with_assumed_in_use
 from lidar_cli.jobs.embedding.share import check_shared, embed_share
 from lidar_cli.jobs.embedding.view_store import ViewStore
 from lidar_cli.jobs.place import Place
@@ -136,7 +136,7 @@ def extract_checkpoint(
         raise changed(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
     found = loaded.description
-    assumed = found.assumed_text(settings.pixel_stats)
+    assumed = with_assumed_in_use(found, settings).assumed_text
     remarks = [found.note, found.branch_reason, plan.provenance["layer_reason"]]
     for remark in [*remarks, f"assumed {assumed}" if assumed else None]:
         if remark:

@@ -10,7 +10,7 @@ from typing import Any
 from lidar_cli.checkpoints.assume import Assumed
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.format import readable, recipes
-from lidar_cli.checkpoints.found import Description, Found
+from lidar_cli.checkpoints.found import STATS, Description, Found
 from lidar_cli.checkpoints.generic import PROJECTORS
 from lidar_cli.checkpoints.read import as_dict, read_contents
 from lidar_cli.checkpoints.recognise import find
@@ -92,7 +92,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         container=told.container,
         image_size=told.image_size,
         recipe=told.recipe,
-        pixel_stats="imagenet" if told.pixel_stats == "auto" else told.pixel_stats,
+        pixel_stats=str(told.assumed[STATS].value),
         branch=told.branch,
         layer=_layer(told),
         branches=tuple(branches),

@@ -34,6 +34,7 @@ from lidar_cli.report.sure import tied_ranks, with_reach
 STYLES = {"same": "dim", "warning": "yellow"}  # by kind of remark
 DECIDING = {  # what groups differ in -> the option that makes them alike
     "views": "--views",
+    "pixel statistics": "--pixel-stats",
     "image size": "--image-size",
     "mask grid": "--views",
     "layer": "--layer",
@@ -47,7 +48,7 @@ DECIDING = {  # what groups differ in -> the option that makes them alike
     "embedding revision": "lidar extract --overwrite on the older feature files",
 }
 # Named in a heading only where groups differ in them.
-SELDOM = ("seed", "normalised", "precision", "storage", "embedding revision")
+SELDOM = ("pixel statistics", "seed", "normalised", "precision", "storage", "embedding revision")
 
 
 def check_single_group(ranking: Ranking) -> None:

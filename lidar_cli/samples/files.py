@@ -64,7 +64,10 @@ def folder(data: str, root: Path, settings: SampleSettings) -> Source:
         )
     if not len(listing):
         raise _no_images(data, left_out)
-    names = folder_classes([relative for relative, _ in listing.folders], settings.class_level)
+    folders = [relative for relative, _ in listing.folders]
+    if settings.class_level is None:  # which counts from the folder that is named
+        folders = _below_shared(folders)
+    names = folder_classes(folders, settings.class_level)
     sizes = Counter[str]()
     for name, (_, images) in zip(names, listing.folders, strict=True):
         sizes[name] += len(images)
@@ -107,8 +110,8 @@ def _tar(data: str, path: Path, settings: SampleSettings) -> Source:
     if texts and settings.class_level is None:
         labels = text_labels([texts.get(_stem(image.name)) for image in images])
     else:
-        names = folder_classes(_below_shared([image.name for image in images]),
-                               settings.class_level)  # fmt: skip
+        folders = ["/".join(_parts(image.name)[:-1]) for image in images]
+        names = folder_classes(_below_shared(folders), settings.class_level)
         labels = _labels(names)
         notes += _class_remarks(Counter(names), settings)
 
@@ -164,12 +167,12 @@ def _class_text(member: Member) -> str:
     return member.read().decode("utf-8", "replace")
 
 
-def _below_shared(names: Sequence[str]) -> list[str]:
-    """The folders of names, less those that all of them are in."""
-    folders = [_parts(name)[:-1] for name in names]
-    least, most = min(folders), max(folders)
+def _below_shared(folders: Sequence[str]) -> list[str]:
+    """Relative folders, "" for none, less those that all of them are in."""
+    paths = [folder.split("/") if folder else [] for folder in folders]
+    least, most = min(paths), max(paths)
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(least, most)))  # noqa: B905 - the shorter decides
-    return ["/".join(folder[shared:]) for folder in folders]
+    return ["/".join(path[shared:]) for path in paths]
 
 
 def _split_folder(root: Path, split: str | None) -> Path:

@@ -29,6 +29,7 @@ NAMES = (
 )
 SHORT = {"folder": FOLDER, "inat": "INaturalist"}  # names that timm takes too
 SPLITS = {  # where a set has other names
+    "Country211": {"val": "valid"},
     "Places365": {"train": "train-standard"},
     "INaturalist": {"train": "2021_train", "val": "2021_valid"},
     "OxfordIIITPet": {"train": "trainval"},

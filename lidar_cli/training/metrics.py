@@ -163,6 +163,10 @@ class LiDAR(_OfViews):
 class Pillai(_OfViews):
     """A soft count of the dimensions that tell samples apart, less the noise of views; 0 .. d.
 
+    Its state does not hold how strong the noise of each sample is: the edge of view noise is
+    Wachter's, which takes the noise for alike in all samples. Where it is uneven, `lidar score`
+    uses the edge of contrasts, and may give null for embeddings that have a value here.
+
     n_views, dim: q and d. delta: ridge on the within covariance, in squared embedding units.
     options: those of torchmetrics.Metric. Source: Pillai's trace, of the corrected pair.
     """

@@ -67,6 +67,14 @@ def pixel_statistics(text: str) -> tuple[Triple, Triple]:
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
+def statistics_text(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    """What `pixel_statistics` reads as this mean and standard deviation: a name if there is one."""
+    for name, numbers in PIXEL_STATS.items():
+        if numbers == (mean, std):
+            return name
+    return "/".join(",".join(str(number) for number in part) for part in (mean, std))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Constants of one augmentation. A probability of 0 leaves an operation out.

@@ -22,7 +22,8 @@ from lidar_cli.jobs.score import open_embeddings, parse_metrics, score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples.pixels import decoded
 from lidar_cli.settings import RankSettings, ScoreSettings
-from lidar_cli.views import Views, find_recipe
+from lidar_cli.views import find_recipe
+from lidar_cli.views.views import Views
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from make import checkpoint, image_folder

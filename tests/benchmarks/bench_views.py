@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
-from lidar_cli.views import Views, augment, colour, find_recipe, recolour
+from lidar_cli.views import augment, colour, find_recipe, recolour
+from lidar_cli.views.views import Views
 
 SIZE, Q = 224, 10
 EQUAL = [(375, 500)] * 6  # height, width

@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_images
 from lidar_cli.features import FeatureWriter
 from lidar_cli.jobs.embedding import batches, embed
 from lidar_cli.samples import Samples
-from lidar_cli.views import Views
+from lidar_cli.views.views import Views
 
 
 def photographs(folder, count, height=375, width=500):

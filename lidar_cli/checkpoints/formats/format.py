@@ -63,6 +63,7 @@ class Method:
     recipe: str  # the view recipe of its training
     marks: tuple[str, ...] = ()  # patterns; each matches a tensor's name
     lacks: tuple[str, ...] = ()  # patterns that match no tensor's name
+    activation: str = ""  # in its heads; '' for the format's
 
     def fits(self, names: Iterable[str]) -> bool:
         """Whether tensors of these names may be its own."""

@@ -19,11 +19,14 @@ SOLO_METHODS = (
     Method("simclr", "simclr", (r"projector\.2\.weight$",), (TWO, r"predictor\.")),
     Method("supcon", "simclr", (r"projector\.2\.weight$",), (TWO, r"predictor\.")),
     *(
-        Method(name, recipe, (r"projector\.6\.bias$",), (TWO, r"predictor\.", r"projector\.7\."))
-        for name, recipe in (
-            ("barlow_twins", "barlow"),
-            ("vicreg", "vicreg"),
-            ("vibcreg", "vicreg"),
+        Method(
+            *(name, recipe, (r"projector\.6\.bias$",)),
+            *((TWO, r"predictor\.", r"projector\.7\."), activation),
+        )
+        for name, recipe, activation in (
+            ("barlow_twins", "barlow", ""),
+            ("vicreg", "vicreg", ""),
+            ("vibcreg", "vicreg", "gelu"),
         )
     ),
     *(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lidar_cli.checkpoints.formats.format import Format
+from lidar_cli.checkpoints.formats.format import Format, Method
 
 SMALL = 64  # px; solo-learn and stable-pretraining train on CIFAR at 32
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100")
@@ -19,6 +19,8 @@ class Training:
     recipe: str
     pixel_stats: str
     why_stats: str  # where the pixel statistics are from, '' for the format's own
+    activation: str  # in the heads, '' for the format's own
+    why_activation: str
     assumptions: tuple[str, ...]  # what neither names nor arguments decide of the views
 
 
@@ -31,25 +33,38 @@ def training(
     CIFAR's size. Arguments decide only between what the names leave open: they may be of another
     run.
     """
-    recipe, assumed = _recipe(format, names, arguments.get("method"))
+    method, assumed = _method(format, names, arguments.get("method"))
+    named = method is not None and method.name == arguments.get("method")
     stats, why_stats = _pixel_stats(format, arguments, small)
-    return Training(recipe, stats, why_stats, (assumed,) if assumed else ())
+    return Training(
+        method.recipe if method else format.recipe,
+        stats,
+        why_stats,
+        method.activation if method and named else "",
+        f"of {method.name}, which {format.arguments} names" if method and named else "",
+        (assumed,) if assumed else (),
+    )
 
 
-def _recipe(format: Format, names: Collection[str], method: object) -> tuple[str, str]:
-    """The recipe, and what was assumed for it, '' for nothing."""
+def _method(format: Format, names: Collection[str], method: object) -> tuple[Method | None, str]:
+    """The method, None for that of the format, and what was assumed for it, '' for nothing."""
     if not format.methods:
-        return format.recipe, ""
+        return None, ""
     fitting = [one for one in format.methods if one.fits(names)]
     named = [one for one in fitting if one.name == method]
     if named or len({one.recipe for one in fitting}) == 1:
-        return (named or fitting)[0].recipe, ""
+        return (named or fitting)[0], ""
     if not fitting:
-        return format.recipe, f"views of {format.recipe}, since the names fit no known method"
+        return None, f"views of {format.recipe}, since the names fit no known method"
     first, *others = fitting
-    return first.recipe, (
+    activations = [
+        f", activation {one.activation} if {one.name} (--activation)"
+        for one in others
+        if one.activation != first.activation
+    ]
+    return first, (
         f"views of {first.recipe}, though the names may be those of "
-        f"{' or '.join(one.name for one in others)} too (--views)"
+        f"{' or '.join(one.name for one in others)} too (--views){''.join(activations)}"
     )
 
 

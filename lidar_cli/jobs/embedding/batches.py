@@ -21,7 +21,7 @@ from lidar_cli.jobs.embedding.plan import Plan
 from lidar_cli.jobs.embedding.view_store import ViewStore
 from lidar_cli.jobs.memory import free_memory
 from lidar_cli.samples import Samples
-from lidar_cli.views import Mask
+from lidar_cli.views.masked import Mask
 
 MOST_WORKERS = 16
 COPIES = 2  # of a batch: as its views are drawn, and as the model takes them

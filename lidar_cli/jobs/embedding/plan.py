@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lidar_cli.checkpoints import Description
-from lidar_cli.checkpoints.assume import SET
+from lidar_cli.checkpoints.assume import SET, Assumed
 from lidar_cli.checkpoints.found import STATS
 from lidar_cli.checkpoints.own_module import source as own_source
 from lidar_cli.errors import CheckpointError, SettingsError
@@ -21,8 +21,10 @@ from lidar_cli.features import Layout
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.samples import Samples
 from lidar_cli.settings import ExtractSettings, SampleSettings
-from lidar_cli.views import Recipe, Views, find_recipe
+from lidar_cli.views import Recipe, find_recipe
 from lidar_cli.views.methods import RECIPES
+from lidar_cli.views.recipes import pixel_statistics, statistics_text
+from lidar_cli.views.views import Views
 
 DEFAULT_IMAGE_SIZE = 224
 
@@ -88,23 +90,50 @@ def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
     """The recipe that is asked for; for auto that of the method which trained the checkpoint.
 
     So are the pixel statistics, unless a [recipe] table has some.
-    Raises SettingsError for a name or a [recipe] key that is not known.
+    Raises SettingsError for a name or a [recipe] key that is not known, and for pixel statistics
+    that are given twice.
     """
     stats: str = settings.pixel_stats
     assumed = description.assumed.get(STATS)
+    of_table = _statistics_of_table(settings)
     if assumed is not None and assumed.why == SET:
+        if of_table:
+            raise SettingsError(
+                f"--assume pixel_stats={assumed.value} and [recipe] {' and '.join(of_table)} are "
+                "two values of one; leave one of them out"
+            )
         if stats not in ("auto", assumed.value):
             raise SettingsError(
                 f"--pixel-stats {stats} and --assume pixel_stats={assumed.value} are two values "
                 "of one; give one of them"
             )
         stats = str(assumed.value)
-    if stats == "auto" and not {"mean", "std"} & (settings.recipe or {}).keys():
+    if stats == "auto" and not of_table:
         stats = description.pixel_stats
     name = settings.views
     if name == "auto" and settings.recipe is None and description.recipe is not None:
         name = description.recipe
     return find_recipe(name, stats, settings.recipe)
+
+
+def with_assumed_in_use(description: Description, settings: SampleSettings) -> Description:
+    """The description with the pixel statistics that are used in place of those assumed.
+
+    Without any where the user gives them. Raises SettingsError as `choose_recipe`.
+    """
+    recipe, assumed = choose_recipe(settings, description), dict(description.assumed)
+    if settings.pixel_stats != "auto" or _statistics_of_table(settings):
+        assumed.pop(STATS, None)
+    elif STATS in assumed:
+        used = recipe.mean, recipe.std
+        if pixel_statistics(str(assumed[STATS].value)) != used:
+            assumed[STATS] = Assumed(statistics_text(*used), f"of the views {recipe.name}")
+    return replace(description, assumed=assumed)
+
+
+def _statistics_of_table(settings: SampleSettings) -> list[str]:
+    """The keys of pixel statistics in a [recipe] table."""
+    return [key for key in ("mean", "std") if key in (settings.recipe or {})]
 
 
 def check_masks(views: Views, description: Description, path: str) -> None:
@@ -170,8 +199,7 @@ def make_plan(
         "activation": settings.activation,
         "assumed": {
             key: {"value": one.value, "why": one.why}
-            for key, one in description.assumed.items()
-            if key != STATS or settings.pixel_stats == "auto"
+            for key, one in with_assumed_in_use(description, settings).assumed.items()
         },
         "assumptions": list(description.assumptions),
         "source_sha256": own_source(settings.model),

@@ -32,7 +32,7 @@ from lidar_cli.jobs.scoring.sheet import EVERY_METRIC, Score
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.samples import Samples
 from lidar_cli.settings import ExtractSettings, RankSettings
-from lidar_cli.views import Views
+from lidar_cli.views.views import Views
 
 LOOK = 0.5  # seconds between two looks at what other processes make,
 LONGEST_PAUSE = 4.0  # and where nothing changes for long
@@ -428,9 +428,12 @@ class Cache:
 
     def _open(self, checkpoint: Checkpoint) -> Loaded:
         """The weights that were hashed, since what is made of them is kept under their digest."""
-        path = checkpoint.path
-        loaded = open_with(path, self._settings, self._device)
-        if stamp(path) != checkpoint.stamp and sha256(path) != checkpoint.digest:
+        path, settings = checkpoint.path, self._settings
+        if settings.model is None:  # the layer alone may choose another branch than the plan has
+            settings = replace(settings, branch=checkpoint.description.branch)
+        loaded = open_with(path, settings, self._device)
+        hashed = stamp(path) == checkpoint.stamp or sha256(path) == checkpoint.digest
+        if not hashed or loaded.description.branch != checkpoint.description.branch:
             raise changed(path)
         return loaded
 

@@ -10,6 +10,7 @@ from lidar_cli.core.metrics import Metric
 from lidar_cli.jobs.scoring.confidence import Interval, ties
 from lidar_cli.jobs.scoring.convergence import MUCH_NOISE
 from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.views.recipes import statistics_text
 
 FIRST_REVISION = 1  # of the files that name none
 
@@ -57,10 +58,12 @@ def grouped(
 
 def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for two scores to be compared."""
+    views, statistics = views_and_statistics(provenance.get("views"))
     return {
         "samples": provenance.get("samples_sha256"),
         "seed": provenance.get("seed"),
-        "views": provenance.get("views"),
+        "views": views,
+        "pixel statistics": statistics,
         "image size": provenance.get("image_size"),
         "mask grid": provenance.get("mask_grid"),  # of which the masks are parts of the views
         "n": score.n_samples,
@@ -74,6 +77,19 @@ def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
         # Of what embeds: it rises with each change of a row, a view or a label.
         "embedding revision": provenance.get("embedding_revision", FIRST_REVISION),
     }
+
+
+def views_and_statistics(views: dict[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:
+    """A recipe's constants without its pixel statistics, and these as `--pixel-stats` takes them.
+
+    views: as a provenance has them.
+    """
+    if views is None:
+        return None, None
+    parts = [views.get("mean"), views.get("std")]
+    mean, std = (tuple(part) if isinstance(part, list) else (part,) for part in parts)
+    rest = {key: value for key, value in views.items() if key not in ("mean", "std")}
+    return rest, statistics_text(mean, std)
 
 
 def order(rows: Sequence[Row], by: Metric, level: float) -> tuple[Row, ...]:
@@ -127,10 +143,8 @@ def misleading(groups: Iterable[Group], by: Metric) -> Iterator[str]:
             if row.score.noise_fraction is not None and row.score.noise_fraction > MUCH_NOISE
         ]
         if by.name == "lidar" and 2 * len(noisy) > len(group.rows):
-            known = [row for row in group.rows if row.score.pillai is not None]
-            pick = min(known, key=lambda row: (-(row.score.pillai or 0.0), row.path), default=None)
-            would = f"pillai would pick {pick.path}" if pick else "pillai is null"
             yield (
                 f"view noise is more than half of the LDA trace in {len(noisy)} of "
-                f"{len(group.rows)} checkpoints, and lidar counts it as rank: raise -q; {would}"
+                f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views make it "
+                f"less: lidar rank ... -q {2 * noisy[0].score.n_views}"
             )

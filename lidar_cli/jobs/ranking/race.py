@@ -30,7 +30,7 @@ from lidar_cli.jobs.rank import checked, one_layer, open_cache, row_of
 from lidar_cli.jobs.ranking.cache_folder import CacheFolder
 from lidar_cli.jobs.ranking.cached import Cache, Task
 from lidar_cli.jobs.ranking.digests import Digests
-from lidar_cli.jobs.ranking.order import Row, order, tied_pairs
+from lidar_cli.jobs.ranking.order import Row, order, tied_pairs, views_and_statistics
 from lidar_cli.jobs.ranking.survey import Left, Survey, survey
 from lidar_cli.jobs.score import open_groups
 from lidar_cli.jobs.scoring.confidence import COUNT
@@ -178,13 +178,18 @@ def check_race(settings: RankSettings) -> None:
 
 def check_alike(tasks: Sequence[Task]) -> None:
     """Raise SettingsError unless all see the same views and have the same width."""
-    seen = ("views", "image_size", "mask_grid")
+    seen = ("image_size", "mask_grid")
+    split = [views_and_statistics(plan.provenance["views"]) for _, plan in tasks]
     for name, option, values in (
         (
             "views",
             "--views and --image-size",
-            {repr([plan.provenance.get(key) for key in seen]) for _, plan in tasks},
+            {
+                repr([views, *map(plan.provenance.get, seen)])
+                for (_, plan), (views, _) in zip(tasks, split, strict=True)
+            },
         ),
+        ("pixel statistics", "--pixel-stats", {statistics for _, statistics in split}),
         ("d", "--layer", {tuple(plan.layout.widths.items()) for _, plan in tasks}),
     ):
         if len(values) > 1:

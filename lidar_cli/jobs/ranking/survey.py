@@ -23,11 +23,12 @@ from lidar_cli.errors import (
     first_line,
 )
 from lidar_cli.features import is_hdf5, joined_name, read_provenance
+from lidar_cli.jobs.embedding.plan import with_assumed_in_use
 from lidar_cli.jobs.extract import CHECKPOINT_SUFFIXES
 from lidar_cli.jobs.ranking.digests import Digests, Stamp
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.runtime.files import irregular
-from lidar_cli.settings import ModelSettings
+from lidar_cli.settings import ModelSettings, SampleSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
 # Files that training scripts save beside the weights; others are told by their content.
@@ -128,10 +129,11 @@ class Looks:
         self._settings = settings
         self._seen: dict[Path, tuple[Stamp, Description | Exception | None]] = {}
 
-    @property
-    def pixel_stats(self) -> str:
-        """The option's value; 'auto' where a command has no such option."""
-        return str(getattr(self._settings, "pixel_stats", "auto"))
+    def assumed_text(self, description: Description) -> str:
+        """What is assumed of a checkpoint as the settings use it. Raises SettingsError."""
+        if isinstance(self._settings, SampleSettings):
+            description = with_assumed_in_use(description, self._settings)
+        return description.assumed_text
 
     def at(self, path: Path) -> None:
         """Look at a file, unless it was looked at. Raises what is wrong with it."""
@@ -180,7 +182,7 @@ def place(path: Path, found: Survey, looks: Looks, watcher: Watcher, digests: Di
         if description.note:
             watcher.note(f"{path}: {description.note}")
         found.checkpoints[digest] = Checkpoint(path, digest, description, stamp=before)
-        assumed = description.assumed_text(looks.pixel_stats)
+        assumed = looks.assumed_text(description)
         if assumed and assumed not in found.assumed:
             found.assumed.add(assumed)
             watcher.note(f"{path}, and others like it: assumed {assumed}")

@@ -66,10 +66,12 @@ class Unstored:
         self._storage = layout.storage
         self._memory = parse_size(settings.memory)
         shapes = (layout.n_samples, layout.n_views, d), (layout.n_clean, d)
-        size = sum(4 * int(np.prod(shape)) for shape in shapes)
-        self._kept = [torch.empty(shape) for shape in shapes] if size <= room else None
-        self._contrasts = _Samples(*shapes[0]) if layout.n_views and self._kept is None else None
-        views, clean = (self._part(at, shape) for at, shape in enumerate(shapes))
+        dtype: torch.dtype = getattr(torch, layout.storage)
+        size = sum(dtype.itemsize * int(np.prod(shape)) for shape in shapes)
+        fits = size <= room
+        self._kept = [torch.empty(shape, dtype=dtype) for shape in shapes] if fits else None
+        self._contrasts = None if fits or not layout.n_views else _Samples(*shapes[0], dtype)
+        views, clean = (self._part(at, shape, dtype) for at, shape in enumerate(shapes))
         self.embeddings = Embeddings(
             name,
             self._layer,
@@ -96,7 +98,7 @@ class Unstored:
         """
         first, last = samples[0], samples[-1] + 1
         parts = [
-            as_numbers(part[self._layer], self._storage, self._layer, first).float()
+            as_numbers(part[self._layer], self._storage, self._layer, first)
             for part in (views, clean)
         ]
         for kept, part in zip(self._kept or (), parts, strict=bool(self._kept)):
@@ -117,22 +119,22 @@ class Unstored:
             self._waiting.clear()
             self.gathered.update(Chunk(0, len(clean), views if len(views) else None, clean))
 
-    def _part(self, at: int, shape: tuple[int, ...]) -> Stored:
+    def _part(self, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
         def read(start: int, stop: int) -> Tensor:
             if self._kept is not None:
                 return self._kept[at][start:stop]
             assert self._contrasts is not None
             return self._contrasts.read(start, stop)
 
-        return Stored(shape, 4, read)
+        return Stored(shape, dtype.itemsize, read)
 
 
 class _Samples:
     """Views [m, q, d] of the samples of `contrast_samples`, of n."""
 
-    def __init__(self, n: int, q: int, d: int) -> None:
+    def __init__(self, n: int, q: int, d: int, dtype: torch.dtype) -> None:
         self._numbers = contrast_samples(n, q, d)
-        self._views = torch.empty(len(self._numbers), q, d)
+        self._views = torch.empty(len(self._numbers), q, d, dtype=dtype)
 
     def keep(self, first: int, views: Tensor) -> None:
         """Keep those of a run of samples that belong here."""

@@ -32,7 +32,8 @@ from lidar_cli.jobs.training.pretrain import Hyperparameters, draw_hyperparamete
 from lidar_cli.jobs.watch import Watcher
 from lidar_cli.jobs.workers import save, write_whole
 from lidar_cli.settings import MetricSettings, ProbeSettings
-from lidar_cli.views import Views, find_recipe
+from lidar_cli.views import find_recipe
+from lidar_cli.views.views import Views
 
 SETS: dict[str, Callable[[int], EmbeddedImages]] = {
     "digits": embedded_images,

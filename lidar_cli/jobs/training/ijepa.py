@@ -26,8 +26,10 @@ from lidar_cli.jobs.training.dino import follow
 from lidar_cli.jobs.training.pretrain import CROP, WEIGHT_DECAY, training_seed
 from lidar_cli.jobs.training.schedule import Losses, minibatches
 from lidar_cli.jobs.training.search import Search
-from lidar_cli.views import Mask, Views, find_recipe
+from lidar_cli.views import find_recipe
 from lidar_cli.views.mask_rules import InverseBlocks
+from lidar_cli.views.masked import Mask
+from lidar_cli.views.views import Views
 
 WIDTH = 128  # of the backbone, as the ResNets'
 INNER = 64  # of the predictor

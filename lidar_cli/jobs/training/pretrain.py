@@ -19,7 +19,8 @@ from lidar_cli.checkpoints.resnet import Block, ResNet, ResNetSpec
 from lidar_cli.jobs.training.schedule import Losses, minibatches
 from lidar_cli.jobs.training.search import Search
 from lidar_cli.jobs.watch import Watcher
-from lidar_cli.views import Views, find_recipe
+from lidar_cli.views import find_recipe
+from lidar_cli.views.views import Views
 
 Method = Literal["simclr", "vicreg"]
 
