@@ -448,6 +448,8 @@ def failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> 
     """What is wrong with a checkpoint gives it its place among the failed, and ends there."""
     try:
         yield
+    except FeatureFileError as error:
+        fail(checkpoint.path, error)
     except (InputError, SettingsError):
         raise
     except OF_ONE_FILE as error:
