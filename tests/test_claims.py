@@ -81,6 +81,25 @@ def test_who_comes_after_the_telling_tells_anew(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    "numbers", [[999999999], [999999999, 1000000000], [0, 999999999, 1000000000], [0, 1, 3]]
+)
+def test_who_tells_does_not_depend_on_planted_files(tmp_path: Path, numbers: list[int]) -> None:
+    folder = tmp_path / "claims"
+    folder.mkdir()
+    for number in numbers:
+        (folder / f"told-{number}").write_text("f00")
+    with Claims(folder, LONG) as one, Claims(folder, LONG) as two:
+        for each in (one, two):
+            with each.hold("a"):
+                pass
+        assert [one.first_to_tell(), two.first_to_tell()] == [True, False]
+        with Claims(folder, LONG) as late:
+            with late.hold("b"):
+                pass
+            assert late.first_to_tell()
+
+
 def planted(folder: Path, **told: object) -> None:
     """The claim of task a by a worker, as its process left it; told: what differs from this one."""
     folder.mkdir()

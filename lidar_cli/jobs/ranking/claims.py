@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,9 @@ class Claims:
                     f"{self._folder}: the cache cannot be written ({first_line(error)}); "
                     "name another place with --cache PATH"
                 ) from error
-        self._told_before = max(self._numbers("", "told"), default=-1)
+        # Ours have no gaps, so that those planted beyond one do not count.
+        numbers = set(self._numbers("", "told"))
+        self._told_before = next(at for at in count() if at not in numbers) - 1
         self._thread = threading.Thread(target=self._beat, name="lidar-claims", daemon=True)
         self._thread.start()
 
