@@ -202,6 +202,20 @@ def test_what_was_cut_short_counts_by_its_age(tmp_path: Path, name: str, content
             assert (mine.number, mine.taken) == (1, True)
 
 
+@pytest.mark.parametrize("more", [[], [1000000000]])
+def test_a_claim_that_none_can_follow_is_refused(tmp_path: Path, more: list[int]) -> None:
+    folder = tmp_path / "claims"
+    planted(folder, host="elsewhere")
+    for number in (999999999, *more):
+        (folder / f"a.claim-{number}").write_text("f00")
+    with Claims(folder, LONG) as claims:
+        with pytest.raises(InputError, match=r"a.claim-999999999: .* with --cache PATH$"):
+            claims.hold("a").__enter__()
+        assert not claims.held("a")
+        with claims.hold("c") as mine:
+            assert mine is not None
+
+
 def test_a_worker_that_wakes_up_knows_that_it_lost(tmp_path: Path) -> None:
     folder = tmp_path / "claims"
     sleeper, taker = Claims(folder, LONG), Claims(folder, 0.05)
