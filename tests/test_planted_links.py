@@ -126,7 +126,7 @@ def test_a_link_in_the_path_of_a_named_cache_is_followed(
         assert any(name.endswith(".h5") for name in names)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, f"a\n{OURS[0]}", f"a\n{OURS[0]}.partial.begun"])
 def test_nothing_of_ours_in_a_cache_is_a_link(tmp_path: Path, name: str) -> None:
     (tmp_path / ".lidar").mkdir()
     (tmp_path / ".lidar" / name).symlink_to("/dev/zero")
