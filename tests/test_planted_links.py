@@ -134,6 +134,17 @@ def test_nothing_of_ours_in_a_cache_is_a_link(tmp_path: Path, name: str) -> None
         CacheFolder(tmp_path, None)
 
 
+@pytest.mark.parametrize("name", [MARKER, *OURS, f"{OURS[0]}.partial", f"{OURS[0]}.partial.begun"])
+@pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir])
+def test_all_of_ours_in_a_cache_are_files(
+    tmp_path: Path, name: str, plant: Callable[[Path], None]
+) -> None:
+    (tmp_path / ".lidar").mkdir()
+    plant(tmp_path / ".lidar" / name)
+    with pytest.raises(InputError, match=rf"{name}: is not a file; .* with --cache PATH$"):
+        CacheFolder(tmp_path, None)
+
+
 def test_what_is_not_ours_does_not_disturb_a_marked_cache(tmp_path: Path) -> None:
     folder = CacheFolder(tmp_path, None)
     folder.make()

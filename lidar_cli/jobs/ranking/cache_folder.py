@@ -79,11 +79,14 @@ class CacheFolder:
                 self._has_marker = True
             elif entry.name == CLAIMS:
                 _check_claims(entry)
+                continue
             elif not any(form.fullmatch(entry.name) for form in FORMS):
                 strangers.append(entry.name)
                 continue
             if entry.is_symlink():
                 raise refused(Path(entry.path), "is a link, which nothing in a cache may be")
+            if not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
+                raise refused(Path(entry.path), "is not a file")
             if UNBEGUN.fullmatch(entry.name):
                 remove_unbegun(Path(entry.path))
             elif TEMPORARY.fullmatch(entry.name) and _is_stale(entry):
