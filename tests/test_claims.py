@@ -405,6 +405,31 @@ def test_a_waiting_process_looks_at_what_is_missing_alone(
     assert set(looks.values()) == {4}
 
 
+def test_a_wait_for_a_silent_worker_is_said_once_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = image_folder(tmp_path / "images", 12)
+    known = RankSettings(
+        data=str(images), n_samples=12, n_views=2, image_size=24, device="cpu", claim_timeout=1.0
+    )
+    path = checkpoint(tmp_path / "runs" / "a.pt")
+    claims = tmp_path / "runs" / ".lidar" / "claims"
+    task = f"a-{one_plan(path, known)}.h5"
+    claims.mkdir(parents=True)
+    (claims / "worker-f00").write_text(json.dumps(card() | {"host": "elsewhere"}))
+    (claims / f"{task}.claim-0").write_text("f00")
+    os.utime(claims / "worker-f00", (4e9, 4e9))  # a date in the future is no sign of life
+    monkeypatch.setattr(cached, "PATIENCE", 0.2)
+    monkeypatch.setattr(cached, "LOOK", 0.1)
+    notes: list[str] = []
+    watcher = Watcher()
+    monkeypatch.setattr(watcher, "note", notes.append)
+    assert len(rank_directory(path.parent, known, watcher).groups[0].rows) == 1
+    (note,) = [note for note in notes if "waiting" in note]
+    assert "have 1 checkpoints in hand, the first is " + str(path) in note
+    assert "is replaced after 1 seconds (--claim-timeout;" in note
+
+
 def one_plan(path: Path, known: RankSettings) -> str:
     """The key of what is embedded of a checkpoint."""
     folder = CacheFolder(path.parent, None)
