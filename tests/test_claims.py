@@ -281,6 +281,29 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions of another kind")
+def test_a_cache_that_may_be_read_and_not_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    folder, new = CacheFolder(Path("."), None), CacheFolder(Path("."), Path("new"))
+    folder.make().chmod(0o555)
+    new.path.mkdir(mode=0o555)
+    own = os.geteuid()
+    line = r"the cache cannot be written .*; name another place with --cache PATH$"
+    try:
+        if own == 0:  # who may write anywhere
+            os.seteuid(65534)
+        assert CacheFolder(Path("."), None).make() == folder.path  # what is there is read
+        with pytest.raises(InputError, match=rf"new: {line}"):
+            new.make()
+        with Claims(folder.claims, LONG) as claims, pytest.raises(InputError, match=line):
+            claims.hold("a").__enter__()
+    finally:
+        os.seteuid(own)
+
+
 # Real processes
 
 OPTIONS = ["-n", "12", "-q", "3", "--image-size", "16", "--batch-size", "3", "--device", "cpu"]
