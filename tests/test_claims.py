@@ -287,7 +287,7 @@ def test_a_cache_that_may_be_read_and_not_written_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o755)
-    folder, new = CacheFolder(Path("."), None), CacheFolder(Path("."), Path("new"))
+    folder, new = CacheFolder(Path(), None), CacheFolder(Path(), Path("new"))
     folder.make().chmod(0o555)
     new.path.mkdir(mode=0o555)
     own = os.geteuid()
@@ -295,7 +295,7 @@ def test_a_cache_that_may_be_read_and_not_written_is_one_line(
     try:
         if own == 0:  # who may write anywhere
             os.seteuid(65534)
-        assert CacheFolder(Path("."), None).make() == folder.path  # what is there is read
+        assert CacheFolder(Path(), None).make() == folder.path  # what is there is read
         with pytest.raises(InputError, match=rf"new: {line}"):
             new.make()
         with Claims(folder.claims, LONG) as claims, pytest.raises(InputError, match=line):
