@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.embeddings import Embeddings, Stored
-from lidar_cli.errors import InputError, first_line, nearest, printable
+from lidar_cli.errors import BadRows, InputError, first_line, nearest, printable
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox import run_limited
 
@@ -182,16 +182,16 @@ def stored_at(
 
 
 def read_at(path: Path, at: int, count: int) -> np.ndarray:
-    """So many bytes of a file. Raises InputError if it cannot be read, or has become shorter."""
+    """So many bytes of a file. Raises BadRows if it cannot be read, or has become shorter."""
     data = np.empty(count, np.uint8)
     try:
         with open_regular(path) as file:
             file.seek(at)
             found = file.readinto(data.data)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise BadRows(f"{path}: cannot be read: {error.strerror}") from error
     if found < count:  # it was long enough when it was opened
-        raise InputError(f"{path}: was truncated while it was read; copy or write the file again")
+        raise BadRows(f"{path}: was truncated while it was read; copy or write the file again")
     return data
 
 
@@ -205,7 +205,7 @@ def with_size_note(embeddings: Embeddings) -> Embeddings:
 
 
 def check_stored(path: Path) -> None:
-    """Raise InputError for a file that is almost all holes: zeros that nobody wrote.
+    """Raise BadRows for a file that is almost all holes: zeros that nobody wrote.
 
     A terabyte of them fits on any disk, and takes hours to read.
     """
@@ -218,7 +218,7 @@ def check_stored(path: Path) -> None:
     except OSError:  # a file system that does not tell; and what cannot be opened is told later
         return
     if stored * MOST_RATIO < looked_at:
-        raise InputError(
+        raise BadRows(
             f"{path}: says to have {size:,} bytes, of which {stored:,} were ever written; "
             "expected embeddings; copy or write the file again"
         )

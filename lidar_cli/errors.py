@@ -8,7 +8,8 @@
     |   `-- NoProcess      3   no process can be started to read files in: the machine's doing
     |-- FeatureFileError   3   an HDF5 feature file cannot be used
     |   |-- InUse          3   another process is writing it
-    |   `-- Unresumable    3   what an interrupted run left cannot be gone on with
+    |   |-- Unresumable    3   what an interrupted run left cannot be gone on with
+    |   `-- BadRows        3   rows of one file cannot be read or used; also an InputError
     |-- CheckpointError    3   a checkpoint cannot be used
     |   `-- NoWeights      3   the file holds no model weights at all (`rank` skips it)
     `-- DegenerateFeatures 3   the embeddings do not determine the number asked for
@@ -63,6 +64,10 @@ class InUse(FeatureFileError):
 
 class Unresumable(FeatureFileError):
     """A partial file is damaged, or was begun with other settings; only a new start helps."""
+
+
+class BadRows(InputError, FeatureFileError):
+    """Rows of one file cannot be read, were never written, or hold NaN or Inf."""
 
 
 class CheckpointError(LidarError):

@@ -81,6 +81,25 @@ def test_who_comes_after_the_telling_tells_anew(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    "numbers", [[999999999], [999999999, 1000000000], [0, 999999999, 1000000000], [0, 1, 3]]
+)
+def test_who_tells_does_not_depend_on_planted_files(tmp_path: Path, numbers: list[int]) -> None:
+    folder = tmp_path / "claims"
+    folder.mkdir()
+    for number in numbers:
+        (folder / f"told-{number}").write_text("f00")
+    with Claims(folder, LONG) as one, Claims(folder, LONG) as two:
+        for each in (one, two):
+            with each.hold("a"):
+                pass
+        assert [one.first_to_tell(), two.first_to_tell()] == [True, False]
+        with Claims(folder, LONG) as late:
+            with late.hold("b"):
+                pass
+            assert late.first_to_tell()
+
+
 def planted(folder: Path, **told: object) -> None:
     """The claim of task a by a worker, as its process left it; told: what differs from this one."""
     folder.mkdir()
@@ -183,6 +202,20 @@ def test_what_was_cut_short_counts_by_its_age(tmp_path: Path, name: str, content
             assert (mine.number, mine.taken) == (1, True)
 
 
+@pytest.mark.parametrize("more", [[], [1000000000]])
+def test_a_claim_that_none_can_follow_is_refused(tmp_path: Path, more: list[int]) -> None:
+    folder = tmp_path / "claims"
+    planted(folder, host="elsewhere")
+    for number in (999999999, *more):
+        (folder / f"a.claim-{number}").write_text("f00")
+    with Claims(folder, LONG) as claims:
+        with pytest.raises(InputError, match=r"a.claim-999999999: .* with --cache PATH$"):
+            claims.hold("a").__enter__()
+        assert not claims.held("a")
+        with claims.hold("c") as mine:
+            assert mine is not None
+
+
 def test_a_worker_that_wakes_up_knows_that_it_lost(tmp_path: Path) -> None:
     folder = tmp_path / "claims"
     sleeper, taker = Claims(folder, LONG), Claims(folder, 0.05)
@@ -246,6 +279,29 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         claims.hold("a"),
     ):
         pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of another kind")
+def test_a_cache_that_may_be_read_and_not_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    folder, new = CacheFolder(Path(), None), CacheFolder(Path(), Path("new"))
+    folder.make().chmod(0o555)
+    new.path.mkdir(mode=0o555)
+    own = os.geteuid()
+    line = r"the cache cannot be written .*; name another place with --cache PATH$"
+    try:
+        if own == 0:  # who may write anywhere
+            os.seteuid(65534)
+        assert CacheFolder(Path(), None).make() == folder.path  # what is there is read
+        with pytest.raises(InputError, match=rf"new: {line}"):
+            new.make()
+        with Claims(folder.claims, LONG) as claims, pytest.raises(InputError, match=line):
+            claims.hold("a").__enter__()
+    finally:
+        os.seteuid(own)
 
 
 # Real processes
@@ -370,6 +426,31 @@ def test_a_waiting_process_looks_at_what_is_missing_alone(
     assert looks.pop(missing.name) >= 6
     # For what is outdated, for the room, for the views that are shared, and for itself.
     assert set(looks.values()) == {4}
+
+
+def test_a_wait_for_a_silent_worker_is_said_once_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = image_folder(tmp_path / "images", 12)
+    known = RankSettings(
+        data=str(images), n_samples=12, n_views=2, image_size=24, device="cpu", claim_timeout=1.0
+    )
+    path = checkpoint(tmp_path / "runs" / "a.pt")
+    claims = tmp_path / "runs" / ".lidar" / "claims"
+    task = f"a-{one_plan(path, known)}.h5"
+    claims.mkdir(parents=True)
+    (claims / "worker-f00").write_text(json.dumps(card() | {"host": "elsewhere"}))
+    (claims / f"{task}.claim-0").write_text("f00")
+    os.utime(claims / "worker-f00", (4e9, 4e9))  # a date in the future is no sign of life
+    monkeypatch.setattr(cached, "PATIENCE", 0.2)
+    monkeypatch.setattr(cached, "LOOK", 0.1)
+    notes: list[str] = []
+    watcher = Watcher()
+    monkeypatch.setattr(watcher, "note", notes.append)
+    assert len(rank_directory(path.parent, known, watcher).groups[0].rows) == 1
+    (note,) = [note for note in notes if "waiting" in note]
+    assert "have 1 checkpoints in hand, the first is " + str(path) in note
+    assert "is replaced after 1 seconds (--claim-timeout;" in note
 
 
 def one_plan(path: Path, known: RankSettings) -> str:

@@ -33,6 +33,7 @@ from lidar_cli.features import (
     is_hdf5,
     partial_path,
     read_hdf5,
+    read_interrupted,
     read_labels,
     read_provenance,
 )
@@ -508,3 +509,51 @@ def test_a_file_that_will_not_fit_is_refused_before_it_is_begun(tmp_path):
     with pytest.raises(FeatureFileError, match=r"will take 33,527\.61 GB and [\d.,]+ GB are free"):
         FeatureWriter.create(tmp_path / "out.h5", layout, ["a", "b", "c"], None, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def sparse(path, samples, rows):
+    """A feature file whose arrays have a place and are never written, as `truncate` makes one."""
+    with h5py.File(path, "w") as file:
+        file.attrs["format"], file.attrs["version"] = "lidar-features", 1
+        file.attrs["provenance"] = json.dumps({"layers": ["backbone"]})
+        shapes = {"clean": ((rows, 4), np.float32), "crc32": ((rows,), np.uint32)}
+        shapes = {f"embeddings/backbone/{name}": shape for name, shape in shapes.items()}
+        for name, (shape, numbers) in {"samples/done": ((samples,), np.uint8), **shapes}.items():
+            place = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            place.set_layout(h5py.h5d.CONTIGUOUS)
+            place.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            place.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            file.require_group(name.rpartition("/")[0])
+            space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(numbers))
+            h5py.h5d.create(file.id, name.encode(), kind, space, place)
+    return path
+
+
+@pytest.mark.parametrize("read", [read_provenance, read_labels, read_hdf5])
+def test_a_sparse_feature_file_is_refused_before_its_rows_are_read(tmp_path, read):
+    path = sparse(tmp_path / "f.h5", 2**40, 2**36)
+    assert path.stat().st_blocks * 512 < 2**20
+    with pytest.raises(FeatureFileError, match=r"f.h5: says to have 2,\d{3},.* were ever written"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["done", "label"])
+def test_there_are_as_many_marks_and_labels_as_rows(tmp_path, name):
+    path = complete(tmp_path / "f.h5", labels=[0] * CLEAN)
+    with h5py.File(path, "r+") as file:
+        del file[f"samples/{name}"]
+        file[f"samples/{name}"] = np.ones(CLEAN + 1, np.int8)
+    with pytest.raises(FeatureFileError, match=rf"samples/{name} has the shape \(9,\), beside 8 r"):
+        (read_provenance if name == "done" else read_labels)(path)
+
+
+def test_a_partial_file_of_which_little_is_written_is_continued(tmp_path):
+    path, width = tmp_path / "f.h5", 2**15
+    layout, ids = Layout({"backbone": width}, 1, 2, 800), [str(i) for i in range(800)]
+    with FeatureWriter.create(path, layout, ids, None, PROVENANCE) as writer:
+        views, clean = {"backbone": torch.ones(1, 2, width)}, {"backbone": torch.ones(1, width)}
+        writer.write(range(1), views, clean)
+    assert partial_path(path).stat().st_size > 2**26
+    assert read_interrupted(path)["seed"] == 0
+    with FeatureWriter.resume(path, layout, PROVENANCE) as writer:
+        assert writer.done.tolist() == [True] + 799 * [False]

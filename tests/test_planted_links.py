@@ -126,11 +126,22 @@ def test_a_link_in_the_path_of_a_named_cache_is_followed(
         assert any(name.endswith(".h5") for name in names)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, f"a\n{OURS[0]}", f"a\n{OURS[0]}.partial.begun"])
 def test_nothing_of_ours_in_a_cache_is_a_link(tmp_path: Path, name: str) -> None:
     (tmp_path / ".lidar").mkdir()
     (tmp_path / ".lidar" / name).symlink_to("/dev/zero")
     with pytest.raises(InputError, match=rf"{name}: is a link, .* with --cache PATH$"):
+        CacheFolder(tmp_path, None)
+
+
+@pytest.mark.parametrize("name", [MARKER, *OURS, f"{OURS[0]}.partial", f"{OURS[0]}.partial.begun"])
+@pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir])
+def test_all_of_ours_in_a_cache_are_files(
+    tmp_path: Path, name: str, plant: Callable[[Path], None]
+) -> None:
+    (tmp_path / ".lidar").mkdir()
+    plant(tmp_path / ".lidar" / name)
+    with pytest.raises(InputError, match=rf"{name}: is not a file; .* with --cache PATH$"):
         CacheFolder(tmp_path, None)
 
 

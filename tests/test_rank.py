@@ -10,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -565,6 +566,38 @@ def test_features_of_another_checkpoint_stand_for_themselves(
     rows = {Path(row["path"]).name: row["value"] for row in again["checkpoints"]}
     assert "other.h5" not in rows
     assert rows["other.pt"] == value
+
+
+def with_nan(path: Path) -> None:
+    """Put NaN into a feature file, with the checksum that a file written so would have."""
+    with h5py.File(path, "r+") as file:
+        layer = file["embeddings/projector"]
+        layer["clean"][2, 1] = np.nan
+        layer["crc32"][2] = zlib.crc32(layer["clean"][2].data, zlib.crc32(layer["views"][2].data))
+
+
+def test_rows_that_cannot_be_scored_end_no_ranking(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    runs = checkpoint(tmp_path / "runs/a.pt").parent
+    first = values(rank(checkpoint(runs / "b.pt", 1).parent, "--json"))
+    shutil.rmtree(runs / ".lidar")
+    extract_checkpoint(runs / "a.pt", ExtractSettings(**settings(images, output=runs / "feats.h5")))
+    extract_checkpoint(
+        checkpoint(tmp_path / "c.pt", 2), ExtractSettings(**settings(images, output=runs / "c.h5"))
+    )
+    with_nan(runs / "feats.h5")  # which serves a.pt, so that it is embedded anew
+    with_nan(runs / "c.h5")  # whose checkpoint is not here
+    found = ranked(rank(runs, "--json"), status=4)
+    rows = {Path(row["path"]).name: row["value"] for row in found["checkpoints"]}
+    assert rows == first
+    (failed,) = found["failed"]
+    assert failed["path"] == str(runs / "c.h5")
+    assert "1 values are NaN or Inf, in 1 samples, the first is sample 2" in failed["reason"]
+    for cached in (runs / ".lidar").glob("a-*.h5"):
+        with_nan(cached)
+    (runs / "c.h5").unlink()
+    assert values(rank(runs, "--json")) == first
 
 
 def test_a_second_run_computes_nothing(tmp_path: Path, rank: Shell) -> None:

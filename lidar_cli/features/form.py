@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lidar_cli.arrays import check_stored
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
 from lidar_cli.features.provenance import FORMAT, VERSION, parsed
 from lidar_cli.features.structure import Structure, is_hdf5, read_structure
@@ -29,6 +30,7 @@ DAMAGE = (
     RuntimeError,
     MemoryError,
 )  # of what reads a broken file
+PARTIAL = ".partial"
 NOTHING = np.empty((0, 0, 0), np.float32)
 
 
@@ -63,7 +65,7 @@ class Share:
 
 def partial_path(path: Path) -> Path:
     """Where a feature file stands until it is complete."""
-    return path.with_name(path.name + ".partial")
+    return path.with_name(path.name + PARTIAL)
 
 
 def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
@@ -98,6 +100,8 @@ def opened(path: Path, read: Callable[[Path], Structure] = read_structure) -> It
         raise FeatureFileError(f"{path}: {error.strerror}; expected a feature file") from error
     except OSError:
         pass  # `read` says why
+    if path.suffix != PARTIAL:  # whose blocks are reserved, and of which little is read
+        check_stored(path)
     structure = read(path)
     try:
         yield structure

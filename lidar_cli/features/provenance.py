@@ -20,7 +20,7 @@ VERSION = 1
 #   2  --assume and what it sets; views, pixel statistics and default branches of each method's own;
 #      classes of an image folder by relative path; iBOT, MSN, solo-learn's MAE as themselves
 EMBEDDING_REVISION = 2
-SHARD = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5")
+SHARD = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5", re.DOTALL)
 NO_RECORD = "provenance is not the record of an extraction"
 LONGEST = 2**20  # characters; ours have a few thousand
 DEEPEST = 32  # lists and tables in one another

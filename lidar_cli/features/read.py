@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -137,12 +138,14 @@ def _layer(file: Structure, path: Path, name: str, provenance: dict[str, Any]) -
     group = f"embeddings/{name}"
     parts = ("views", "clean") if f"{group}/views" in file.arrays else ("clean",)
     stored = {part: file.stored(f"{group}/{part}") for part in parts}
-    checksums = file.whole(f"{group}/crc32")
+    checksums_shape = file.array(f"{group}/crc32").shape
     clean = stored["clean"].shape
     views = stored["views"].shape if "views" in stored else (0, 0, *clean[1:])
-    shapes_agree = len(views) == 3 and len(clean) == 2 and clean == (*checksums.shape, views[2])
+    shapes_agree = len(views) == 3 and len(clean) == 2 and clean == (*checksums_shape, views[2])
     if not shapes_agree or views[0] > clean[0] or 0 in clean:
-        raise ValueError(f"layer {name}: views {views}, clean {clean}, {checksums.size} checksums")
+        count = math.prod(checksums_shape)
+        raise ValueError(f"layer {name}: views {views}, clean {clean}, {count} checksums")
+    checksums = file.whole(f"{group}/crc32")
 
     def verify(chunk: Chunk) -> None:
         assert chunk.clean is not None

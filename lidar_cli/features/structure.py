@@ -77,9 +77,26 @@ class Structure:
         return array
 
     def whole(self, name: str) -> np.ndarray:
-        """All numbers of an array that is short beside the rows. Raises as `array`."""
+        """All numbers, one a row [N], of an array beside the rows; a longer one is not read.
+
+        Raises as `array`, and ValueError if they are not as many as the rows.
+        """
         array = self.array(name)
-        return self.rows(array, 0, array.shape[0]) if array.shape else self.rows(array, 0, 1)[0]
+        rows = self._rows_beside(name)
+        if array.shape[:1] != (rows,):
+            raise ValueError(f"{name} has the shape {array.shape}, beside {rows} rows")
+        return self.rows(array, 0, rows)
+
+    def _rows_beside(self, name: str) -> int:
+        """How many rows the layer of an array has, or any layer. Raises as `array`."""
+        group, _, _ = name.rpartition("/")
+        layers = [f"embeddings/{layer}" for layer in self.layers]
+        names = [f"{layer}/clean" for layer in ([group] if group in layers else layers)]
+        usable = [one for one in names if one in self.arrays and self.arrays[one].refused is None]
+        if not names:
+            raise ValueError(self.unlisted or "it holds no layer")
+        shape = self.array((usable or names)[0]).shape
+        return shape[0] if shape else 0
 
     def texts(self, name: str) -> list[str]:
         """All texts of a list. Raises FeatureFileError or InputError."""

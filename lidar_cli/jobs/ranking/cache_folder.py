@@ -23,16 +23,16 @@ MARKED = b"A cache of lidar: it may be removed as a whole, and is then made anew
 CLAIMS = "claims"
 STALE = 24 * 3600.0  # seconds after which nobody writes to a temporary file any more
 KEY = "-[0-9a-f]{16}"
-UNBEGUN = re.compile(rf".+{KEY}\.h5\.partial\.begun")
+UNBEGUN = re.compile(rf".+{KEY}\.h5\.partial\.begun", re.DOTALL)
 FORMS = (
-    re.compile(rf".+{KEY}\.(h5|score|influence|sha256)"),
-    re.compile(rf".+{KEY}\.h5\.partial(\.[0-9a-f]{{8}})?"),
+    re.compile(rf".+{KEY}\.(h5|score|influence|sha256)", re.DOTALL),
+    re.compile(rf".+{KEY}\.h5\.partial(\.[0-9a-f]{{8}})?", re.DOTALL),
     UNBEGUN,
     TEMPORARY,
-    re.compile(r".+\.\d+-[0-9a-f]{8}"),  # temporaries of earlier versions
+    re.compile(r".+\.\d+-[0-9a-f]{8}", re.DOTALL),  # temporaries of earlier versions
 )
 # Of file systems and of the systems that browse them.
-STRANGERS = re.compile(r"\..*|lost\+found|desktop\.ini|Thumbs\.db", re.IGNORECASE)
+STRANGERS = re.compile(r"\..*|lost\+found|desktop\.ini|Thumbs\.db", re.IGNORECASE | re.DOTALL)
 
 
 class CacheFolder:
@@ -79,11 +79,14 @@ class CacheFolder:
                 self._has_marker = True
             elif entry.name == CLAIMS:
                 _check_claims(entry)
+                continue
             elif not any(form.fullmatch(entry.name) for form in FORMS):
                 strangers.append(entry.name)
                 continue
             if entry.is_symlink():
                 raise refused(Path(entry.path), "is a link, which nothing in a cache may be")
+            if not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
+                raise refused(Path(entry.path), "is not a file")
             if UNBEGUN.fullmatch(entry.name):
                 remove_unbegun(Path(entry.path))
             elif TEMPORARY.fullmatch(entry.name) and _is_stale(entry):

@@ -36,6 +36,7 @@ from lidar_cli.views.views import Views
 
 LOOK = 0.5  # seconds between two looks at what other processes make,
 LONGEST_PAUSE = 4.0  # and where nothing changes for long
+PATIENCE = 3.0  # seconds of waiting for others until that is said
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class Cache:
         make: Make[T],
     ) -> Iterator[tuple[Checkpoint, Plan, T]]:
         """Wait for what others are making, into `there`, and make what they leave undone."""
-        pause = LOOK
+        pause, began, is_said = LOOK, time.monotonic(), False
         while claimed:
             waiting = []
             for task in claimed:
@@ -229,9 +230,20 @@ class Cache:
             if len(waiting) < len(claimed):
                 pause = LOOK
             else:
+                if not is_said and time.monotonic() - began >= PATIENCE:
+                    self._say_waiting(waiting)
+                    is_said = True
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             claimed = waiting
+
+    def _say_waiting(self, tasks: Sequence[Task]) -> None:
+        self._watcher.note(
+            f"waiting for other processes that have {len(tasks)} checkpoints in hand, the first is "
+            f"{tasks[0][0].path}; one that gives no sign of life is replaced after "
+            f"{self._settings.claim_timeout:g} seconds (--claim-timeout; claims are in "
+            f"{self._claims})"
+        )
 
     def _note_outdated(self, tasks: Sequence[Task]) -> None:
         """Say in one line how many are embedded again though rows of another revision exist."""
@@ -451,6 +463,8 @@ def failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> 
     """What is wrong with a checkpoint gives it its place among the failed, and ends there."""
     try:
         yield
+    except FeatureFileError as error:
+        fail(checkpoint.path, error)
     except (InputError, SettingsError):
         raise
     except OF_ONE_FILE as error:

@@ -22,17 +22,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.errors import InputError, first_line
+from lidar_cli.errors import first_line
+from lidar_cli.jobs.ranking.cache_folder import refused
 from lidar_cli.jobs.ranking.processes import card, gone
 from lidar_cli.runtime.atomic import atomic
 from lidar_cli.runtime.files import open_regular, read_limited
 from lidar_cli.runtime.json_text import parse_json
 
 MOST = 2**16  # bytes of any file of a worker or claim
-NUMBER = "[0-9]{1,9}"
+NUMBER, LAST_NUMBER = "[0-9]{1,9}", 10**9 - 1
 FORMS = re.compile(rf"worker-[0-9a-f]{{1,16}}|told-{NUMBER}|.+\.claim-{NUMBER}", re.DOTALL)
 BEATS = 10  # touches in the time after which a worker counts as dead
 
@@ -71,10 +73,13 @@ class Claims:
     def hold(self, name: str) -> Iterator[Claim | None]:
         """The claim of a task while the block runs; None where another process has it.
 
-        Raises InputError if the folder cannot be written.
+        Raises InputError if the folder cannot be written, or no number is left.
         """
         self._take_part()
         number, taken = self._free(name)
+        if number is not None and number > LAST_NUMBER:
+            path = self._path(f"{name}.claim-{LAST_NUMBER}")
+            raise refused(path, "is the last claim that has a number")
         if number is None or not self._create(f"{name}.claim-{number}", self._token):
             yield None
             return
@@ -138,11 +143,11 @@ class Claims:
             except OSError as error:
                 with suppress(OSError):
                     self._folder.rmdir()
-                raise InputError(
-                    f"{self._folder}: the cache cannot be written ({first_line(error)}); "
-                    "name another place with --cache PATH"
-                ) from error
-        self._told_before = max(self._numbers("", "told"), default=-1)
+                why = f"the cache cannot be written ({first_line(error)})"
+                raise refused(self._folder, why) from error
+        # Ours have no gaps, so that those planted beyond one do not count.
+        numbers = set(self._numbers("", "told"))
+        self._told_before = next(at for at in count() if at not in numbers) - 1
         self._thread = threading.Thread(target=self._beat, name="lidar-claims", daemon=True)
         self._thread.start()
 
@@ -182,6 +187,8 @@ class Claims:
         last = max(self._numbers(name, ".claim"), default=None)
         if last is None:
             return 0, False
+        if last == LAST_NUMBER:  # which no run comes to
+            return last + 1, False
         claim = self._path(f"{name}.claim-{last}")
         try:
             token = read_limited(claim, MOST, follow=False).decode(errors="replace")

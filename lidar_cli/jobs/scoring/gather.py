@@ -17,7 +17,7 @@ from lidar_cli.core.moments import Moments, RowMoments
 from lidar_cli.core.pieces import each_piece
 from lidar_cli.core.sphere import unit_rows
 from lidar_cli.embeddings import Chunk, Embeddings
-from lidar_cli.errors import InputError
+from lidar_cli.errors import BadRows, InputError
 from lidar_cli.jobs.ahead import ahead
 from lidar_cli.jobs.memory import free_memory
 from lidar_cli.jobs.watch import Watcher
@@ -210,9 +210,9 @@ class NonFinite:
         return both
 
     def refuse(self) -> None:
-        """Raise InputError if anything bad was met."""
+        """Raise BadRows if anything bad was met."""
         if self._first is not None:
-            raise InputError(
+            raise BadRows(
                 f"{self._of}: {self._values} values are NaN or Inf, in {self._samples} samples, "
                 f"the first is sample {self._first}; check the checkpoint or its precision"
             )
