@@ -440,7 +440,7 @@ def test_the_predictor_alone_takes_the_branch_that_has_it(
     )
     notes = Notes()
     extract_checkpoint(saved["ijepa"], settings, notes)
-    assert notes.told[:1] == [
+    assert [note for note in notes.told if ": assumed " not in note] == [
         f"{saved['ijepa']}: the teacher has no predictor, so the student is embedded"
     ]
     assert all(": assumed " in note for note in notes.told[1:])
