@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bombs import bombs
-from tiny_state_dict import tiny_state_dict
+from make import tiny_state_dict
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is watched, not limited")
 
