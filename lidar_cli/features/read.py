@@ -37,8 +37,8 @@ def read_provenance(path: Path) -> dict[str, Any]:
     """
     with opened(path) as file:
         found = provenance_of(file)
-        check_complete(file)
         check_shards(file)
+        check_complete(file)
         return found
 
 
@@ -100,8 +100,8 @@ def read_hdf5(
         if dataset is not None or not is_ours(file):
             return [_foreign(path, dataset, views_per_sample)]
         provenance = provenance_of(file)
-        check_complete(file)
         check_shards(file)
+        check_complete(file)
         known = file.layers
         if not known:
             raise ValueError(file.unlisted or "it holds no layer")
