@@ -193,7 +193,10 @@ def test_closed_streams_leave_files_and_statuses_as_they_are(views: Path) -> Non
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="every name there is UTF-8")
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["ascii", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("latin-1", "utf-8"))],
+)
 def test_names_that_cannot_be_encoded_are_escaped(encoding: str, views: Path) -> None:
     shown = {"ascii": "caf\\xe9", "latin-1": "caf\xe9", "utf-8": "caf\xe9"}[encoding]
     names = [b"caf\xc3\xa9.npy", b"a\xff$\\frac$.npy"]
