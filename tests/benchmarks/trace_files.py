@@ -4,8 +4,8 @@
     python tests/benchmarks/trace_files.py -- score z.npy --json    any other
 
 Counts code of `lidar_cli` that runs for the command; what runs while a module is imported is left
-out. Each process
-appends what it enters for the first time to one file, so that forked children count as well.
+out. Every process of a command (threads, forked children and the limited child that reads foreign
+files) writes what it enters for the first time to one named pipe.
 """
 
 import argparse
@@ -21,40 +21,48 @@ import lidar_cli
 
 PACKAGE = str(Path(lidar_cli.__file__).parent)
 GOALS = {"extract": 45, "score": 22, "rank": 65}  # files
+SANDBOX = (
+    "import sys; sys.path += [sys.argv[1], {folder!r}]; "
+    "from trace_files import record; record({pipe!r}); "
+)
 
 
-def trace(arguments: list[str]) -> tuple[int, set[tuple[str, str]]]:
-    """The exit status of a command, and the (file, function) pairs that it enters."""
+def record(pipe: str) -> None:
+    """From now on, write each (file, function) of the package that is entered to a named pipe."""
+    descriptor = os.open(pipe, os.O_WRONLY)
+    seen: set[object] = set()
+
+    def enter(frame, event, argument):
+        code = frame.f_code
+        if event == "call" and code not in seen and not importing(frame):
+            seen.add(code)
+            if code.co_filename.startswith(PACKAGE):
+                line = f"{os.path.relpath(code.co_filename, PACKAGE)}\t{code.co_qualname}\n"
+                os.write(descriptor, line.encode())  # short enough to arrive whole
+
+    threading.setprofile(enter)
+    sys.setprofile(enter)
+
+
+def run(arguments: list[str], pipe: str) -> int:
+    """The exit status of a command that is recorded."""
     from lidar_cli.__main__ import main
+    from lidar_cli.runtime import sandbox
 
-    with tempfile.NamedTemporaryFile() as log:
-        descriptor = os.open(log.name, os.O_WRONLY | os.O_APPEND)
-        seen: set[object] = set()
-
-        def enter(frame, event, argument):
-            code = frame.f_code
-            if event == "call" and code not in seen and not importing(frame):
-                seen.add(code)
-                if code.co_filename.startswith(PACKAGE):
-                    line = f"{os.path.relpath(code.co_filename, PACKAGE)}\t{code.co_qualname}\n"
-                    os.write(descriptor, line.encode())
-
-        argv, sys.argv = sys.argv, ["lidar", *arguments]
-        threading.setprofile(enter)
-        sys.setprofile(enter)
-        try:
-            with Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink):
-                main()
-            status = 0
-        except SystemExit as leaving:
-            status = leaving.code or 0
-        finally:
-            sys.setprofile(None)
-            threading.setprofile(None)
-            sys.argv = argv
-            os.close(descriptor)
-        pairs = {tuple(line.split("\t")) for line in Path(log.name).read_text().splitlines()}
-    return int(status), pairs
+    folder = str(Path(__file__).resolve().parent)
+    sandbox.START = SANDBOX.format(folder=folder, pipe=pipe) + sandbox.START
+    sys.argv = ["lidar", *arguments]
+    record(pipe)
+    try:
+        with Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink):
+            main()
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+        sandbox.SHARED.close()
+    return 0
 
 
 def importing(frame: FrameType | None) -> bool:
@@ -94,19 +102,20 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         commands = {"command": options.words} if options.words else inputs(Path(folder))
+        pipe = f"{folder}/entered"
+        os.mkfifo(pipe)
         for name, words in commands.items():
-            pid = os.fork()  # so that no command finds what another one left in memory
-            if pid:
-                os.waitpid(pid, 0)
-                continue
-            status, pairs = trace(words)
+            pid = os.fork()  # so that no command meets what another one left in memory
+            if not pid:
+                os._exit(run(words, pipe))
+            with Path(pipe).open() as entered:  # ends when the last process of the command does
+                pairs = {tuple(line.rstrip("\n").split("\t")) for line in entered}
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             files = sorted({file for file, _ in pairs})
             goal = f"  goal {GOALS[name]}" if name in GOALS else ""
             print(f"{name:8} status {status}  files {len(files)}  functions {len(pairs)}{goal}")
             if options.list:
                 print("\n".join(f"    {file}" for file in files))
-            sys.stdout.flush()
-            os._exit(0)
 
 
 if __name__ == "__main__":
