@@ -17,11 +17,11 @@ _HOMES = {
     "lidar": "lidar_cli.core",
     "rankme": "lidar_cli.core",
     "alpha_req": "lidar_cli.core",
-    "extract": "lidar_cli.jobs.extract",
-    "LiDAR": "lidar_cli.training.metrics",
-    "Pillai": "lidar_cli.training.metrics",
-    "RankMe": "lidar_cli.training.metrics",
-    "AlphaReQ": "lidar_cli.training.metrics",
+    "extract": "lidar_cli.extraction.run",
+    "LiDAR": "lidar_cli.integrations.torchmetrics",
+    "Pillai": "lidar_cli.integrations.torchmetrics",
+    "RankMe": "lidar_cli.integrations.torchmetrics",
+    "AlphaReQ": "lidar_cli.integrations.torchmetrics",
 }
 
 # Without those that need an extra: `from lidar_cli import *` must work where it is absent.

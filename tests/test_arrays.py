@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lidar_cli.errors import InputError, LidarError
-from lidar_cli.jobs.score import open_embeddings
+from lidar_cli.scoring.run import open_embeddings
 from lidar_cli.settings import ScoreSettings
 
 N, Q, D = 7, 3, 5

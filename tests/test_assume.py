@@ -19,14 +19,14 @@ from make import image_folder, lidar_here
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lidar_cli.checkpoints import open_checkpoint, read_contents
 from lidar_cli.checkpoints.assume import KEYS, parse
-from lidar_cli.checkpoints.read import as_dict
-from lidar_cli.checkpoints.recognise import recognise
+from lidar_cli.checkpoints.detect import recognise
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import as_dict, read_contents
 from lidar_cli.configuration import resolve
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.features import read_provenance
-from lidar_cli.jobs.embedding.plan import choose_recipe
+from lidar_cli.extraction.plan import choose_recipe
+from lidar_cli.features.reader import read_provenance
 from lidar_cli.settings import ExtractSettings, InspectSettings
 
 

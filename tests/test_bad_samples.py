@@ -26,13 +26,14 @@ from make import (
     size,
 )
 
+from lidar_cli.data.dataset import Samples
+from lidar_cli.data.open import open_samples
 from lidar_cli.errors import FeatureFileError, InputError
-from lidar_cli.features import partial_path
-from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.ranking.follow import Landed, follow
-from lidar_cli.jobs.watch import Watcher
-from lidar_cli.samples import Samples, open_samples
+from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.features.schema import partial_path
+from lidar_cli.ranking.session import rank_directory
+from lidar_cli.ranking.watch import Landed, follow
+from lidar_cli.runtime.progress import Watcher
 from lidar_cli.settings import ExtractSettings, RankSettings, SampleSettings
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]

@@ -14,10 +14,12 @@ from literal import assert_close, images, linear, normed, random_weights
 from timm.models.beit import Beit as TimmBeit
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints import beit, beit_module, open_checkpoint
-from lidar_cli.checkpoints.beit import from_fairseq
-from lidar_cli.checkpoints.beit_module import Beit
-from lidar_cli.checkpoints.weights import fill, shapes_of
+from lidar_cli.checkpoints.models import beit as beit_module
+from lidar_cli.checkpoints.models.beit import Beit
+from lidar_cli.checkpoints.models.weights import fill, shapes_of
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.shapes import beit
+from lidar_cli.checkpoints.shapes.beit import from_fairseq
 from lidar_cli.errors import CheckpointError
 
 

@@ -20,7 +20,7 @@ MB = 2**20
 CAPPED = """
 import resource, sys, threading
 import PIL.Image, h5py, pydantic, rich.table, timm, torch, webdataset
-import lidar_cli.cli, lidar_cli.jobs.extract, lidar_cli.jobs.score, lidar_cli.report.scores
+import lidar_cli.cli, lidar_cli.extraction.run, lidar_cli.scoring.run, lidar_cli.report.scores
 from lidar_cli.__main__ import main
 
 status = open("/proc/self/status").read()

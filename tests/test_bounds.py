@@ -12,9 +12,9 @@ import annotated_types
 import pytest
 from make import checkpoint, lidar_here
 
-from lidar_cli.jobs.memory import free_memory
+from lidar_cli.runtime.device import free_memory
 from lidar_cli.settings import COMMANDS
-from lidar_cli.views import mask_rules
+from lidar_cli.views import recipes
 from lidar_cli.views.recipes import Recipe
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -44,7 +44,7 @@ def unbounded(hint: Any, bounds: tuple[Any, ...] = ()) -> bool:
 
 
 def test_every_number_that_a_settings_file_may_set_has_an_upper_bound() -> None:
-    classes: list[Any] = [*COMMANDS.values(), *mask_rules.RULES.values()]
+    classes: list[Any] = [*COMMANDS.values(), *recipes.RULES.values()]
     open_ended = {
         f"{cls.__name__}.{name}"
         for cls in classes
@@ -106,7 +106,7 @@ def test_a_batch_that_memory_does_not_hold_is_refused_before_it_is_made(
 def test_room_is_said_before_it_is_taken(
     tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lidar_cli.jobs import extract
+    from lidar_cli.extraction import run as extract
 
     path = checkpoint(tmp_path / "runs/a.pt", 0)
     checkpoint(tmp_path / "runs/b.pt", 1)

@@ -24,9 +24,10 @@ from torchvision.models import ResNet as TorchvisionResNet
 from torchvision.models import VisionTransformer as TorchvisionViT
 from torchvision.models import resnet as torchvision_resnet
 
-from lidar_cli.checkpoints import open_checkpoint, read_checkpoint, sha256, wrap_module
 from lidar_cli.checkpoints.assume import Assumed
-from lidar_cli.checkpoints.recognise import recognise
+from lidar_cli.checkpoints.detect import recognise
+from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
+from lidar_cli.checkpoints.reading.read import read_checkpoint, sha256
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3}

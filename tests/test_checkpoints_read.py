@@ -21,8 +21,9 @@ from make import CHANNELS, tiny_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from lidar_cli.checkpoints import open_checkpoint, read_checkpoint, read_contents, sha256
-from lidar_cli.checkpoints.recognise import recognise
+from lidar_cli.checkpoints.detect import recognise
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import read_checkpoint, read_contents, sha256
 from lidar_cli.errors import CheckpointError, LidarError, NoWeights
 
 

@@ -21,18 +21,19 @@ import torch
 import typer.main
 from make import checkpoint, environment, image_folder, lidar_here
 
-from lidar_cli.checkpoints import open_checkpoint, sha256
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import sha256
 from lidar_cli.cli import app
 from lidar_cli.errors import InputError
-from lidar_cli.jobs.embedding.plan import Plan
-from lidar_cli.jobs.rank import open_cache, rank_directory
-from lidar_cli.jobs.ranking import cached
-from lidar_cli.jobs.ranking.cache_folder import CacheFolder
-from lidar_cli.jobs.ranking.cached import Cache
-from lidar_cli.jobs.ranking.claims import Claims, set_apart
-from lidar_cli.jobs.ranking.processes import card, gone
-from lidar_cli.jobs.ranking.survey import Checkpoint
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.extraction.plan import Plan
+from lidar_cli.ranking import cache as cached
+from lidar_cli.ranking.cache import Cache
+from lidar_cli.ranking.cache_folder import CacheFolder
+from lidar_cli.ranking.claims import Claims, set_apart
+from lidar_cli.ranking.discover import Checkpoint
+from lidar_cli.ranking.session import open_cache, rank_directory
+from lidar_cli.runtime.processes import card, gone
+from lidar_cli.runtime.progress import Watcher
 from lidar_cli.settings import RankSettings
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +136,7 @@ def test_a_number_that_was_given_to_another_process_is_no_sign_of_life(tmp_path:
 
 @needs_proc
 def test_a_zombie_is_dead(tmp_path: Path) -> None:
-    script = "import json; from lidar_cli.jobs.ranking.processes import card; "
+    script = "import json; from lidar_cli.runtime.processes import card; "
     script += "print(json.dumps(card()), flush=True); input()"
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

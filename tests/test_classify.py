@@ -8,12 +8,12 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import NearestNeighbors
 
 from lidar_cli.errors import DegenerateFeatures, InputError
-from lidar_cli.jobs.probing import nearest
-from lidar_cli.jobs.probing import rows as rows_module
-from lidar_cli.jobs.probing.classify import Accuracy, measure, standardise
-from lidar_cli.jobs.probing.nearest import nearest_neighbours
-from lidar_cli.jobs.probing.ridge import ridge_regression
-from lidar_cli.jobs.probing.rows import held
+from lidar_cli.probing import data as rows_module
+from lidar_cli.probing import knn
+from lidar_cli.probing.classify import Accuracy, measure, standardise
+from lidar_cli.probing.data import held
+from lidar_cli.probing.knn import nearest_neighbours
+from lidar_cli.probing.ridge import ridge_regression
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_moments_are_those_of_all_rows_at_any_chunk_size(monkeypatch):
 @pytest.mark.parametrize("sizes", [(1000, 1000), (7, 3)])
 def test_nearest_neighbours_vote_as_the_equation_says(monkeypatch, sizes):
     monkeypatch.setattr(rows_module, "ROWS_A_CHUNK", sizes[0])
-    monkeypatch.setattr(nearest, "QUERIES", sizes[1])
+    monkeypatch.setattr(knn, "QUERIES", sizes[1])
     train, labels = drawn(80, 6, 8, seed=0)
     test, _ = drawn(30, 6, 8, seed=1)
     (found,) = nearest_neighbours(held(train), labels, 8, 5, 0.5)(test)

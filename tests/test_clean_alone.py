@@ -13,9 +13,11 @@ from make import PROJECTED, checkpoint, image_folder, lidar_here
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import FeatureFileError
-from lidar_cli.features import FeatureWriter, Layout, partial_path, read_hdf5
-from lidar_cli.jobs.extract import Extraction, extract_checkpoint
-from lidar_cli.jobs.score import score_file
+from lidar_cli.extraction.run import Extraction, extract_checkpoint
+from lidar_cli.features.reader import read_hdf5
+from lidar_cli.features.schema import Layout, partial_path
+from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ExtractSettings, ScoreSettings
 
 N, SIZE = 20, 32

@@ -20,7 +20,8 @@ from feature_files import CLEAN, WIDTHS, complete, create, write
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from lidar_cli.features import partial_path, shard_path
+from lidar_cli.features.schema import partial_path
+from lidar_cli.features.shards import shard_path
 
 pytest.importorskip("resource", reason="limits of a process are POSIX")
 

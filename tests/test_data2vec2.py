@@ -11,10 +11,12 @@ from data2vec2_forward import GRID, IMAGE, d2v2_tokens, d2v2_weights
 from literal import assert_close, images
 from torch import Tensor
 
-from lidar_cli.checkpoints import data2vec2, data2vec2_module, open_checkpoint
-from lidar_cli.checkpoints.data2vec2 import from_fairseq
-from lidar_cli.checkpoints.data2vec2_module import Data2Vec2
-from lidar_cli.checkpoints.weights import fill, shapes_of
+from lidar_cli.checkpoints.models import data2vec2 as data2vec2_module
+from lidar_cli.checkpoints.models.data2vec2 import Data2Vec2
+from lidar_cli.checkpoints.models.weights import fill, shapes_of
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.shapes import data2vec2
+from lidar_cli.checkpoints.shapes.data2vec2 import from_fairseq
 from lidar_cli.errors import CheckpointError
 
 

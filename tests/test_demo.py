@@ -11,24 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from lidar_cli.demo import pretrain, run
 from lidar_cli.errors import InputError
-from lidar_cli.jobs import demo
-from lidar_cli.jobs.training import pretrain
 from lidar_cli.report.demo import print_demo
 from lidar_cli.settings import DemoSettings
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, demo.Demo]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, run.Demo]:
     """Four runs of one or two epochs, ranked and probed."""
     directory = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "RUNS", 4)
+        patch.setattr(run, "RUNS", 4)
         patch.setattr(pretrain, "EPOCHS", (1, 2))
-        return directory, demo.run_demo(directory, DemoSettings(device="cpu"))
+        return directory, run.run_demo(directory, DemoSettings(device="cpu"))
 
 
-def test_every_run_is_saved_ranked_and_probed(ran: tuple[Path, demo.Demo]) -> None:
+def test_every_run_is_saved_ranked_and_probed(ran: tuple[Path, run.Demo]) -> None:
     directory, found = ran
     saved = sorted(map(str, (directory / "runs").rglob("*.pt")))
     assert saved == sorted(found.hyperparameters) == sorted(found.accuracies)
@@ -41,7 +40,7 @@ def test_every_run_is_saved_ranked_and_probed(ran: tuple[Path, demo.Demo]) -> No
     assert all(row.interval.se is not None for row in group.rows)
 
 
-def test_rank_on_the_same_directory_gives_the_same_order(ran: tuple[Path, demo.Demo]) -> None:
+def test_rank_on_the_same_directory_gives_the_same_order(ran: tuple[Path, run.Demo]) -> None:
     directory, found = ran
     command = [sys.executable, "-m", "lidar_cli", "rank", "runs", "-n", "600", "--json"]
     again = json.loads(
@@ -56,28 +55,28 @@ def test_rank_on_the_same_directory_gives_the_same_order(ran: tuple[Path, demo.D
 
 
 def test_a_second_demo_uses_the_checkpoints_of_the_first(
-    ran: tuple[Path, demo.Demo], monkeypatch: pytest.MonkeyPatch
+    ran: tuple[Path, run.Demo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, found = ran
-    monkeypatch.setattr(demo, "RUNS", 4)
+    monkeypatch.setattr(run, "RUNS", 4)
     monkeypatch.setattr(pretrain, "EPOCHS", (1, 2))
     times = {path: Path(path).stat().st_mtime_ns for path in found.hyperparameters}
-    again = demo.run_demo(directory, DemoSettings(device="cpu"))
+    again = run.run_demo(directory, DemoSettings(device="cpu"))
     assert again.accuracies == found.accuracies
     assert {path: Path(path).stat().st_mtime_ns for path in times} == times
 
 
 def test_another_seed_does_not_mix_with_it(
-    ran: tuple[Path, demo.Demo], monkeypatch: pytest.MonkeyPatch
+    ran: tuple[Path, run.Demo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, _ = ran
-    monkeypatch.setattr(demo, "RUNS", 4)
+    monkeypatch.setattr(run, "RUNS", 4)
     with pytest.raises(InputError, match="is not a checkpoint of this demo and seed"):
-        demo.run_demo(directory, DemoSettings(device="cpu", seed=1))
+        run.run_demo(directory, DemoSettings(device="cpu", seed=1))
 
 
 def test_the_report_shows_accuracies_correlations_and_attribution(
-    ran: tuple[Path, demo.Demo], capsys: pytest.CaptureFixture[str]
+    ran: tuple[Path, run.Demo], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, found = ran
     print_demo(found)
@@ -94,7 +93,7 @@ def test_the_report_shows_accuracies_correlations_and_attribution(
     assert "UCI" in shown
 
 
-def test_hyperparameters_are_half_simclr_half_vicreg(ran: tuple[Path, demo.Demo]) -> None:
+def test_hyperparameters_are_half_simclr_half_vicreg(ran: tuple[Path, run.Demo]) -> None:
     _, found = ran
     methods = [dataclasses.asdict(h)["method"] for h in found.hyperparameters.values()]
     assert sorted(methods) == ["simclr", "simclr", "vicreg", "vicreg"]

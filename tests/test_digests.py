@@ -15,11 +15,11 @@ import pytest
 from faults import replaced_in_place, told, values
 from make import checkpoint, image_folder
 
-from lidar_cli.checkpoints import stamp
+from lidar_cli.checkpoints.reading.read import stamp
 from lidar_cli.errors import CheckpointError
-from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.ranking import digests as digesting
-from lidar_cli.jobs.ranking.digests import Digests
+from lidar_cli.ranking import digests as digesting
+from lidar_cli.ranking.digests import Digests
+from lidar_cli.ranking.session import rank_directory
 from lidar_cli.settings import RankSettings
 
 IN_MEMORY = ("tmpfs", "ramfs")

@@ -19,12 +19,14 @@ from interrupted import Stop, StopAfter, assert_same
 from make import checkpoint, environment, image_folder, lidar_here
 
 from lidar_cli.errors import FeatureFileError, SettingsError
-from lidar_cli.features import partial_path, read_hdf5, read_provenance, shard_path
-from lidar_cli.jobs.embedding import share as share_job
-from lidar_cli.jobs.extract import Extraction, extract_checkpoint
-from lidar_cli.jobs.place import Place, find_place, shares
-from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.extraction import sharded as share_job
+from lidar_cli.extraction.run import Extraction, extract_checkpoint
+from lidar_cli.features.reader import read_hdf5, read_provenance
+from lidar_cli.features.schema import partial_path
+from lidar_cli.features.shards import shard_path
+from lidar_cli.ranking.session import rank_directory
+from lidar_cli.runtime.distributed import Place, find_place, shares
+from lidar_cli.runtime.progress import Watcher
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 N, Q, CLEAN, BATCH = 13, 3, 17, 2
@@ -400,13 +402,13 @@ def test_scores_are_those_of_one_process_and_one_prints_them(
 SHORT = """
 import os, sys
 import torch
-import lidar_cli.jobs.score, lidar_cli.report.scores
+import lidar_cli.scoring.run, lidar_cli.report.scores
 from lidar_cli.__main__ import main
-from lidar_cli.jobs.scoring import influences
-from lidar_cli.jobs.scoring.gather import Gathered
-from lidar_cli.jobs.scoring.sheet import Sheet
+from lidar_cli.scoring import influences
+from lidar_cli.scoring.streaming import Gathered
+from lidar_cli.scoring.compute import Sheet
 
-score_file, reading = lidar_cli.jobs.score.score_file, None
+score_file, reading = lidar_cli.scoring.run.score_file, None
 
 def score_and_tell(path, *more):
     global reading
@@ -421,7 +423,7 @@ def short(owner, name, file, counts=lambda *arguments, **more: True):
         torch.empty(2**50, dtype=torch.uint8)
     setattr(owner, name, limited)
 
-lidar_cli.jobs.score.score_file = score_and_tell
+lidar_cli.scoring.run.score_file = score_and_tell
 if os.environ["RANK"] == "1":  # asks for more than any machine has in one step of each file's work
     short(Sheet, "score", "sheet")
     short(Gathered, "merge", "merge", lambda whole, part: whole.rows.n)

@@ -16,9 +16,9 @@ from literal import bits
 from mutations import mutated
 from torch import Tensor
 
-from lidar_cli.checkpoints import open_checkpoint
-from lidar_cli.checkpoints.lazy import LazyTensor
-from lidar_cli.checkpoints.read import read_contents
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor
+from lidar_cli.checkpoints.reading.read import read_contents
 from lidar_cli.errors import LidarError
 
 MUTATIONS = 200

@@ -14,11 +14,11 @@ from faults import N, replaced_in_place, told, values
 from make import checkpoint, environment, image_folder
 
 from lidar_cli.errors import CheckpointError, InputError
-from lidar_cli.jobs import extract as extracting
-from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.ranking.cache_folder import MARKER
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.extraction import run as extracting
+from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.ranking.cache_folder import MARKER
+from lidar_cli.ranking.session import rank_directory
+from lidar_cli.runtime.progress import Watcher
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 

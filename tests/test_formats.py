@@ -13,15 +13,17 @@ from formats import FIXTURES
 from layouts import Fixture, Weights, lightning
 from torch import Tensor
 
-from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint, read_contents
 from lidar_cli.checkpoints.assume import Assumed
+from lidar_cli.checkpoints.detect import find, recognise
 from lidar_cli.checkpoints.families import FAMILIES, Family
 from lidar_cli.checkpoints.formats import FORMATS, numbered
 from lidar_cli.checkpoints.formats.format import renamed
-from lidar_cli.checkpoints.matching import match
-from lidar_cli.checkpoints.read import as_dict
-from lidar_cli.checkpoints.recognise import find, recognise
-from lidar_cli.checkpoints.weights import shapes
+from lidar_cli.checkpoints.match import match
+from lidar_cli.checkpoints.models.weights import shapes
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import as_dict, read_checkpoint, read_contents
+from lidar_cli.checkpoints.result import Description
+from lidar_cli.checkpoints.shapes import vit
 from lidar_cli.errors import CheckpointError, SettingsError
 
 
@@ -121,7 +123,7 @@ def test_equally_specific_formats_are_not_guessed(
     saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twin = dataclasses.replace(next(f for f in FORMATS if f.name == "vicreg"), name="twin")
-    monkeypatch.setattr("lidar_cli.checkpoints.matching.FORMATS", (*FORMATS, twin))
+    monkeypatch.setattr("lidar_cli.checkpoints.match.FORMATS", (*FORMATS, twin))
     path = saved["vicreg"]
     tree = read_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"may be vicreg, twin; choose .* --format"):
@@ -371,9 +373,13 @@ def test_a_new_family_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     w.normal("blocks.0.attn.extra", 3, fan=1)
     w.normal("teacher_target.x", 3, fan=1)
     special = Family(
-        "special", "blocks.0.attn.extra", "vit", builder="vit_module", special=True,
+        "special",
+        "blocks.0.attn.extra",
+        vit.spec,
+        FAMILIES["vit"].build,
+        special=True,
         noise=("blocks.0.attn.extra", "teacher_target."),
-    )  # fmt: skip
+    )
     path = save(tmp_path / "a.pt", dict(w))
     with pytest.raises(CheckpointError, match=r"2 entries .* blocks\.0\.attn\.extra"):
         open_checkpoint(path)

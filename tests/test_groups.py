@@ -17,10 +17,12 @@ import torch
 from make import checkpoint, image_folder, lidar_here
 
 from lidar_cli.errors import InputError
-from lidar_cli.features import FeatureWriter, Layout, read_hdf5
-from lidar_cli.jobs.score import score_file
-from lidar_cli.jobs.scoring.confidence import FEW_CARRY, confidence
-from lidar_cli.jobs.scoring.groups import Grouping, summed
+from lidar_cli.features.reader import read_hdf5
+from lidar_cli.features.schema import Layout
+from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.scoring.groups import Grouping, summed
+from lidar_cli.scoring.intervals import FEW_CARRY, confidence
+from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ScoreSettings
 
 N, Q, D, CLEAN = 60, 3, 4, 66

@@ -10,9 +10,9 @@ import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.assume import Assumed
-from lidar_cli.checkpoints.resnet import ResNet as OurResNet
+from lidar_cli.checkpoints.models.resnet import ResNet as OurResNet
+from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.errors import CheckpointError, SettingsError
 
 WIDTH = 32  # of the backbone below

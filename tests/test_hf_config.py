@@ -13,8 +13,8 @@ from formats import FIXTURES
 from literal import assert_close, images
 from safetensors.torch import save_file
 
-from lidar_cli.checkpoints import open_checkpoint
 from lidar_cli.checkpoints.assume import Assumed
+from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.errors import CheckpointError
 
 

@@ -13,10 +13,11 @@ from peers import package
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints import beit, hf, open_checkpoint
-from lidar_cli.checkpoints.joined import JoinedTensor, join
-from lidar_cli.checkpoints.read import read_checkpoint
-from lidar_cli.checkpoints.weights import fill, shapes_of
+from lidar_cli.checkpoints.models.weights import fill, shapes_of
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.lazy_tensor import JoinedTensor, join
+from lidar_cli.checkpoints.reading.read import read_checkpoint
+from lidar_cli.checkpoints.shapes import beit, huggingface
 from lidar_cli.errors import CheckpointError
 
 KINDS = ("ijepa", "vit", "dinov2", "dinov2 swiglu", "dinov2 registers", "data2vec")
@@ -64,8 +65,8 @@ def test_data2vec_saved_without_its_pooler_has_no_last_norm(tmp_path: Path) -> N
     save_file(weights, tmp_path / "a.safetensors")
     found = open_checkpoint(tmp_path / "a.safetensors").embed(images(16), ["backbone"])["backbone"]
     assert_close(found, hf_embedding("data2vec", weights, images(16)))
-    renamed = shapes_of(join({hf.from_hf_beit(n): t for n, t in weights.items()})[0])
-    assert not hf.beit_spec(renamed, "here").norm
+    renamed = shapes_of(join({huggingface.from_hf_beit(n): t for n, t in weights.items()})[0])
+    assert not huggingface.beit_spec(renamed, "here").norm
     assert beit.spec(renamed, "here").norm  # in BEiT's own files a tensor is missing
 
 

@@ -35,15 +35,14 @@ from mutations import mutated, restructured, tensors_in
 from safetensors.torch import save_file
 from torch import nn
 
-from lidar_cli.checkpoints import open_checkpoint
-from lidar_cli.checkpoints.interpret import interpret
-from lidar_cli.checkpoints.lazy import Malformed
-from lidar_cli.checkpoints.plain import plain
-from lidar_cli.checkpoints.read import as_dict, read_contents
-from lidar_cli.checkpoints.recognise import recognise
-from lidar_cli.checkpoints.record import decoded, encoded
-from lidar_cli.checkpoints.standins import Forbidden
-from lidar_cli.checkpoints.unpickle import load
+from lidar_cli.checkpoints.detect import recognise
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.interpret import interpret, plain
+from lidar_cli.checkpoints.reading.lazy_tensor import Malformed
+from lidar_cli.checkpoints.reading.pickle import load
+from lidar_cli.checkpoints.reading.read import as_dict, read_contents
+from lidar_cli.checkpoints.reading.record import decoded, encoded
+from lidar_cli.checkpoints.reading.stand_ins import Forbidden
 from lidar_cli.errors import CheckpointError, LidarError
 from lidar_cli.runtime.sandbox import Sandbox
 
@@ -277,7 +276,7 @@ def test_there_is_no_way_to_switch_it_off() -> None:
         if "import pickle" in source or "find_class" in source:
             readers.add(path.name)
     assert readers == {"unpickle.py"}
-    command = "import lidar_cli.checkpoints.read, sys; print('pickle' in sys.modules)"
+    command = "import lidar_cli.checkpoints.reading.read, sys; print('pickle' in sys.modules)"
     ended = subprocess.run(
         [
             sys.executable,

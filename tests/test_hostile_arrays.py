@@ -19,10 +19,10 @@ import pickles
 import pytest
 from make import environment
 
-import lidar_cli.arrays
+import lidar_cli.features.arrays
 from lidar_cli.errors import InputError
-from lidar_cli.jobs.score import open_embeddings, score_file
 from lidar_cli.runtime.sandbox import SHARED, Limits
+from lidar_cli.scoring.run import open_embeddings, score_file
 from lidar_cli.settings import ScoreSettings
 
 TB = 2**40
@@ -160,7 +160,7 @@ def test_holes_are_no_embeddings(tmp_path: Path) -> None:
 def test_holes_are_counted_as_far_as_anyone_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lidar_cli.arrays, "MOST_EXTENTS", 4)
+    monkeypatch.setattr(lidar_cli.features.arrays, "MOST_EXTENTS", 4)
     path = sparse(tmp_path / "a.npy", header((2**27, 8)), 128 + 2**32)
     with path.open("r+b") as file:
         for at in range(8):
@@ -176,7 +176,7 @@ def test_a_file_with_some_holes_is_read(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(2**20)
         file.write(b"x" * (size // 100))
-    lidar_cli.arrays.check_stored(path)
+    lidar_cli.features.arrays.check_stored(path)
 
 
 def test_a_file_system_that_knows_no_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def test_a_file_system_that_knows_no_holes(tmp_path: Path, monkeypatch: pytest.M
 
     path = sparse(tmp_path / "a.npy", header((2**35, 8)), TB)
     monkeypatch.setattr(os, "lseek", refused)
-    lidar_cli.arrays.check_stored(path)
+    lidar_cli.features.arrays.check_stored(path)
 
 
 @pytest.mark.parametrize(
@@ -204,18 +204,19 @@ def test_a_row_beyond_memory_is_refused_before_it_is_read(
     def unread(*_: object) -> np.ndarray:
         raise AssertionError("a row was read")
 
-    monkeypatch.setattr(lidar_cli.arrays, "read_at", unread)
-    monkeypatch.setattr(lidar_cli.arrays, "HARMLESS", size)  # its holes are not the question here
+    monkeypatch.setattr(lidar_cli.features.arrays, "read_at", unread)
+    # The holes of the file are not what this test is about.
+    monkeypatch.setattr(lidar_cli.features.arrays, "HARMLESS", size)
     with pytest.raises(InputError, match=words):
         score_file(path, ScoreSettings(device="cpu"))
 
 
 def test_a_long_reading_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", np.ones((4, 3), np.float32))
-    monkeypatch.setattr(lidar_cli.arrays, "LONG", 48)
+    monkeypatch.setattr(lidar_cli.features.arrays, "LONG", 48)
     (found,) = open_embeddings(tmp_path / "a.npy", ScoreSettings())
     assert found.note == f"{tmp_path / 'a.npy'}: 0 GB to be read"
-    monkeypatch.setattr(lidar_cli.arrays, "LONG", 49)
+    monkeypatch.setattr(lidar_cli.features.arrays, "LONG", 49)
     (found,) = open_embeddings(tmp_path / "a.npy", ScoreSettings())
     assert found.note is None
 

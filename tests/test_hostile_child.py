@@ -43,7 +43,8 @@ NAMES = [
     ("numpy.core.multiarray", "scalar"), ("numpy._core.numeric", "_frombuffer"),
     ("torch", "device"), ("collections", "OrderedDict"), ("collections", "defaultdict"),
     ("collections", "deque"),
-    ("lidar_cli.checkpoints.unpickle", "Recorded"), ("lidar_cli.checkpoints.unpickle", "load"),
+    ("lidar_cli.checkpoints.reading.pickle", "Recorded"),
+    ("lidar_cli.checkpoints.reading.pickle", "load"),
     ("lidar_cli.runtime.sandbox", "Sandbox"), ("__main__", "x"), ("__main__", "__builtins__"),
 ]  # fmt: skip
 CALLS = (

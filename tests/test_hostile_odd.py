@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hostile_pickles import WRITERS, beside, text, within
 
-from lidar_cli.checkpoints import open_checkpoint
-from lidar_cli.checkpoints.read import read_contents
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import read_contents
 from lidar_cli.errors import CheckpointError, LidarError
 
 FLOATS = b"ctorch\nFloatStorage\n"

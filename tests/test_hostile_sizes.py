@@ -21,8 +21,8 @@ from hostile_sizes import BOMBS, TEN_GB, entry, header
 from pickles import Stored, View
 from torch import nn
 
-from lidar_cli.checkpoints import open_checkpoint
-from lidar_cli.checkpoints.read import read_contents
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import read_contents
 from lidar_cli.errors import CheckpointError, LidarError
 
 FLOAT = np.arange(6, dtype=np.float32).tobytes()
@@ -91,7 +91,7 @@ def test_many_tensors_over_the_same_bytes_take_no_memory(tmp_path: Path) -> None
             meta = torch.empty(512, 512, device="meta")
             return dict.fromkeys(tensors, meta)
 
-    from lidar_cli.checkpoints.weights import fill
+    from lidar_cli.checkpoints.models.weights import fill
 
     with pytest.raises(CheckpointError, match=r"have 1048576000 bytes over 1048576 of the file"):
         fill(Wide(), tensors, "a.pt")

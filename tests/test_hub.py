@@ -17,7 +17,7 @@ from make import image_folder, lidar
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lidar_cli.features import read_hdf5, read_provenance
+from lidar_cli.features.reader import read_hdf5, read_provenance
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3}

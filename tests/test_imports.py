@@ -1,4 +1,4 @@
-"""The house: imports point to the same floor or down, nothing heavy before it is needed."""
+"""The tower: imports point down only, and nothing heavy is loaded before it is needed."""
 
 import ast
 import subprocess
@@ -12,37 +12,22 @@ import pytest
 import lidar_cli
 
 ROOT = Path(lidar_cli.__file__).parent
-FLOORS = {
-    "": 0,  # lidar_cli/__init__.py, which resolves its names lazily
-    "errors": 0,
-    "settings": 0,
-    "configuration": 0,
-    "runtime": 1,
-    "core": 1,
-    "features": 2,
-    "embeddings": 2,
-    "arrays": 2,
-    "samples": 2,
-    "embedded": 2,
-    "embedded_sets": 2,
-    "views": 2,
-    "checkpoints": 2,
-    "jobs": 3,
-    "training": 3,
-    "report": 4,
-    "cli": 5,
-    "__main__": 5,
-}
+TOWER = (  # from the top down: a package imports from itself and from those after it
+    "__main__", "cli", "report", "demo", "ranking", "scoring", "extraction", "integrations",
+    "checkpoints", "probing", "views", "data", "features", "core", "runtime", "configuration",
+    "settings", "errors",
+    "",  # lidar_cli/__init__.py, which resolves its names lazily
+)  # fmt: skip
 
 
 def modules(root):
     """Dotted names below the package -> file; a package's own name is its __init__.py."""
-    found = {}
+    files = {}
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
-        found[".".join(parts)] = path
-    return found
+        files[".".join(parts)] = path
+    return files
 
 
 def imported_names(path, package):
@@ -60,33 +45,40 @@ def imported_names(path, package):
 
 def imports_of(root, name="lidar_cli"):
     """Module -> the modules of the same package that it imports."""
-    known = modules(root)
-    package = {f"{name}.{module}" if module else name for module in known}
+    files = modules(root)
+    package = {f"{name}.{module}" if module else name for module in files}
     graph = {}
-    for module, path in known.items():
-        absolute = {found for found in imported_names(path, package) if found in package}
-        graph[module] = {found.removeprefix(name).removeprefix(".") for found in absolute}
+    for module, path in files.items():
+        imported = {other for other in imported_names(path, package) if other in package}
+        graph[module] = {other.removeprefix(name).removeprefix(".") for other in imported}
     return graph
 
 
-def floor_of(module):
-    return FLOORS[module.split(".")[0]]
+def floor(module):
+    """The height of a module's package in the tower."""
+    return len(TOWER) - TOWER.index(module.split(".")[0])
 
 
 def violations(root):
-    """What breaks the house table: imports that point up, and cycles."""
+    """Imports that point up the tower, modules that import their own package, and circles."""
     graph = imports_of(root)
-    found = [
-        f"{module} (floor {floor_of(module)}) imports {other} (floor {floor_of(other)})"
+    lines = [
+        f"{module} imports {other}, which is above it"
         for module, others in graph.items()
         for other in others
-        if floor_of(other) > floor_of(module)
+        if floor(other) > floor(module)
+    ]
+    lines += [
+        f"{module} imports {other}, the package that it is in"
+        for module, others in graph.items()
+        for other in others
+        if other and module.startswith(f"{other}.")
     ]
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        found.append("cycle: " + " -> ".join(error.args[1]))
-    return found
+        lines.append("circle: " + " -> ".join(error.args[1]))
+    return lines
 
 
 def third_party(path):
@@ -95,49 +87,56 @@ def third_party(path):
     return names - sys.stdlib_module_names - {"lidar_cli"}
 
 
-def test_every_module_has_a_floor():
-    assert {module.split(".")[0] for module in modules(ROOT)} == set(FLOORS)
+def test_every_module_has_a_place_in_the_tower():
+    assert {module.split(".")[0] for module in modules(ROOT)} == set(TOWER)
 
 
-def test_imports_point_to_the_same_floor_or_down_without_cycles():
+def test_imports_point_down_the_tower_without_circles():
     assert violations(ROOT) == []
-    assert sum(map(len, imports_of(ROOT).values())) > 50  # the checker has seen the house
+    assert sum(map(len, imports_of(ROOT).values())) > 300  # the check has seen the package
 
 
 @pytest.mark.parametrize(
     ("planted", "message"),
     [
-        ({"core/moments.py": "import lidar_cli.features"}, "core.moments (floor 1) imports feat"),
-        ({"errors.py": "from lidar_cli import settings, jobs"}, "errors (floor 0) imports jobs"),
+        ({"core/moments.py": "import lidar_cli.features"}, "core.moments imports features, which"),
+        ({"errors.py": "from lidar_cli import ranking"}, "errors imports ranking, which is"),
         (
-            {"features.py": "def late():\n    from lidar_cli.jobs.score import Score"},
-            "features (floor 2) imports jobs.score (floor 3)",
+            {"features.py": "def late():\n    from lidar_cli.scoring.run import Score"},
+            "features imports scoring.run, which is above it",
         ),
         (
-            {"jobs/score.py": "if True:\n    from lidar_cli import cli as c"},
-            "jobs.score (floor 3) imports cli (floor 5)",
+            {"scoring/run.py": "if True:\n    from lidar_cli import cli as c"},
+            "scoring.run imports cli, which is above it",
         ),
         (
-            {"arrays.py": "import lidar_cli.features", "features.py": "import lidar_cli.arrays"},
-            "cycle: ",
+            {"scoring/run.py": "from lidar_cli.ranking.order import Order"},
+            "scoring.run imports ranking.order, which is above it",
+        ),
+        ({"core/moments.py": "from lidar_cli.core import ten"}, "core.moments imports core, the"),
+        (
+            {
+                "ranking/order.py": "import lidar_cli.ranking.race",
+                "ranking/race.py": "import lidar_cli.ranking.order",
+            },
+            "circle: ",
         ),
     ],
 )
-def test_the_checker_can_fail(tmp_path, planted, message):
-    for module in ("__init__", "errors", "settings", "features", "arrays", "cli"):
+def test_the_check_of_imports_can_fail(tmp_path, planted, message):
+    for module in ("__init__", "errors", "settings", "features"):
         (tmp_path / f"{module}.py").touch()
-    for package in ("core", "jobs"):
+    for package in ("core", "scoring", "ranking"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
-    for name in ("core/moments.py", "jobs/score.py"):
+    for name in ("core/moments.py", "scoring/run.py", "ranking/order.py", "ranking/race.py"):
         (tmp_path / name).touch()
-    (tmp_path / "cli.py").write_text("from lidar_cli import errors\nimport torch\n")
+    (tmp_path / "cli.py").write_text("from lidar_cli.ranking import race\nimport torch\n")
     assert violations(tmp_path) == []
     for name, source in planted.items():
         (tmp_path / name).write_text(source)
-    found = violations(tmp_path)
-    assert len(found) == 1
-    assert found[0].startswith(message)
+    (line,) = violations(tmp_path)
+    assert line.startswith(message)
 
 
 def test_the_core_knows_torch_alone_and_features_alone_knows_hdf5():

@@ -11,7 +11,8 @@ import reference
 import torch
 from torch import Tensor
 
-from lidar_cli.core import gradients, influence, metrics
+from lidar_cli.core import influence, metrics
+from lidar_cli.core import influence as gradients
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.core.moments import Moments, RowMoments
 from lidar_cli.errors import DegenerateFeatures

@@ -11,17 +11,17 @@ import pytest
 from formats import FIXTURES
 from make import checkpoint, environment, image_folder, lidar_here
 
-from lidar_cli.checkpoints import open_checkpoint, read_contents
+from lidar_cli.checkpoints.detect import recognise
 from lidar_cli.checkpoints.formats import FORMATS
-from lidar_cli.checkpoints.read import as_dict
-from lidar_cli.checkpoints.recognise import recognise
+from lidar_cli.checkpoints.inspect import formats, inspect_file
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import as_dict, read_contents
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.features import read_provenance
-from lidar_cli.jobs.embedding.plan import choose_recipe
-from lidar_cli.jobs.inspect import formats, inspect_file
+from lidar_cli.extraction.plan import choose_recipe
+from lidar_cli.features.reader import read_provenance
 from lidar_cli.report import inspect as report
 from lidar_cli.settings import ExtractSettings, InspectSettings
-from lidar_cli.views import find_recipe
+from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.recipes import pixel_statistics
 
 

@@ -14,7 +14,7 @@ from killing import Ended, Runs
 from make import checkpoint, image_folder
 from safetensors import safe_open
 
-from lidar_cli.features import partial_path
+from lidar_cli.features.schema import partial_path
 
 N, Q, SIZE, BATCH = 48, 3, 24, 2
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

@@ -9,13 +9,15 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from lidar_cli.embedded import embedded_images
+from lidar_cli.data.builtin import embedded_images
 from lidar_cli.errors import FeatureFileError, InputError
-from lidar_cli.features import FeatureWriter, Layout, read_hdf5
-from lidar_cli.jobs.probing import linear
-from lidar_cli.jobs.probing import rows as rows_module
-from lidar_cli.jobs.probing.linear import fit, linear_probe, memory_of, row_windows
-from lidar_cli.jobs.probing.rows import held, split, stored
+from lidar_cli.features.reader import read_hdf5
+from lidar_cli.features.schema import Layout
+from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.probing import data as rows_module
+from lidar_cli.probing import linear
+from lidar_cli.probing.data import held, split, stored
+from lidar_cli.probing.linear import fit, linear_probe, memory_of, row_windows
 from lidar_cli.settings import ProbeSettings
 
 

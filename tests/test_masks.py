@@ -11,7 +11,6 @@ from scipy import stats
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.views import masks
-from lidar_cli.views.mask_rules import Blocks, InverseBlocks, MultiBlock
 from lidar_cli.views.masks import (
     IJEPA,
     block_masks,
@@ -19,6 +18,7 @@ from lidar_cli.views.masks import (
     ijepa_masks,
     inverse_block_masks,
 )
+from lidar_cli.views.recipes import Blocks, InverseBlocks, MultiBlock
 
 DRAWS = 10_000
 P_BOUND = 1e-3  # of fixed draws: met by all but one seed in a thousand

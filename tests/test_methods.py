@@ -12,12 +12,14 @@ import torch
 from formats import FIXTURES
 from layouts import Weights, lightning
 
-from lidar_cli.checkpoints import Description, open_checkpoint, read_checkpoint
+from lidar_cli.checkpoints.detect import recognise
 from lidar_cli.checkpoints.formats import FORMATS
-from lidar_cli.checkpoints.recognise import recognise
-from lidar_cli.jobs.embedding.plan import choose_recipe
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import read_checkpoint
+from lidar_cli.checkpoints.result import Description
+from lidar_cli.extraction.plan import choose_recipe
 from lidar_cli.settings import ExtractSettings
-from lidar_cli.views import find_recipe
+from lidar_cli.views.lookup import find_recipe
 
 # A head as text, layer after layer: L and l are Linear layers with and without bias, B and b
 # BatchNorms with and without weights, '-' is an activation.

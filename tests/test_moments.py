@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lidar_cli.core.moments import Moments, RowMoments
-from lidar_cli.core.sphere import SphereMoments, unit_rows
+from lidar_cli.core.moments import Moments, RowMoments, SphereMoments, unit_rows
 
 
 @st.composite

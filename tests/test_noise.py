@@ -16,9 +16,9 @@ from torch import Tensor
 from lidar_cli.core import metrics, noise
 from lidar_cli.core.moments import Moments
 from lidar_cli.errors import DegenerateFeatures
-from lidar_cli.jobs.ranking.unstored import _Samples
-from lidar_cli.jobs.score import score_file
-from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.ranking.unstored import _Samples
+from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ScoreSettings
 
 
@@ -163,7 +163,7 @@ def test_chunks_and_runs_change_nothing(
         z = torch.cat([z, 6 + 2 * drawn(400, 3, 1, 1.0, seed=2)], dim=2)
     monkeypatch.setattr(noise, "MOST_SAMPLES", 300)
     whole = scored(tmp_path, z, normalize=normalize, confidence=0.95)
-    monkeypatch.setattr("lidar_cli.jobs.scoring.view_noise.BLOCK_NUMBERS", 100)
+    monkeypatch.setattr("lidar_cli.scoring.view_noise.BLOCK_NUMBERS", 100)
     parts = scored(tmp_path, z, normalize=normalize, confidence=0.95, memory="4KB")
     assert whole.noise_edge_law == "contrasts"
     assert parts.noise_edge == pytest.approx(whole.noise_edge, rel=1e-6)

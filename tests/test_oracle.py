@@ -24,23 +24,22 @@ from make import checkpoint, environment, image_folder, lidar_here, state_dict
 from scores import score
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.data.tables import match, read_table
 from lidar_cli.errors import InputError
-from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.ranking.correlate import correlate
-from lidar_cli.jobs.ranking.hyperparameters import (
+from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.ranking.correlation import correlate
+from lidar_cli.ranking.hyperparameters import (
     from_checkpoints,
     from_table,
     slices,
     telling,
     with_names,
 )
-from lidar_cli.jobs.ranking.oracle import judge
-from lidar_cli.jobs.ranking.oracle_probe import help_embedding
-from lidar_cli.jobs.ranking.selection import by_hyperparameter, select
-from lidar_cli.jobs.ranking.tables import match, read_table
-from lidar_cli.jobs.scoring.sheet import Score
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.ranking.oracle import by_hyperparameter, judge, select
+from lidar_cli.ranking.oracle_probe import help_embedding
+from lidar_cli.ranking.session import rank_directory
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.compute import Score
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 N, Q, SIZE = 24, 4, 24

@@ -20,7 +20,9 @@ from feature_files import CLEAN, LAYOUT, PROVENANCE, WIDTHS, complete, create, r
 from make import environment
 
 from lidar_cli.errors import FeatureFileError, InputError
-from lidar_cli.features import FeatureWriter, partial_path, read_hdf5, read_labels, read_provenance
+from lidar_cli.features.reader import read_hdf5, read_labels, read_provenance
+from lidar_cli.features.schema import partial_path
+from lidar_cli.features.writer import FeatureWriter
 
 D = WIDTHS["projector"]
 CLEAN_ROWS = "embeddings/projector/clean"

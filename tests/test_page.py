@@ -16,17 +16,17 @@ from scores import score
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
-from lidar_cli.jobs.rank import Ranking
-from lidar_cli.jobs.ranking.hyperparameters import from_names
-from lidar_cli.jobs.ranking.order import Group, Row
-from lidar_cli.jobs.ranking.survey import Left
-from lidar_cli.jobs.scoring.confidence import Confidence, Interval
+from lidar_cli.ranking.discover import Left
+from lidar_cli.ranking.hyperparameters import from_names
+from lidar_cli.ranking.order import Group, Row
+from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.page.charts import chart_data, parameters_of, thinned
 from lidar_cli.report.page.document import Page, check_page, to_html, write_page
-from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, broken, element, joined, script_data
 from lidar_cli.report.page.ranking import ranking_page
 from lidar_cli.report.page.scores import scores_page
+from lidar_cli.report.page.table import Entry, Listing
+from lidar_cli.scoring.intervals import Confidence, Interval
 
 NASTY = "</script><script>alert('x')</script>\"'&lt;<img src=x onerror=alert(1)>"
 COMMON = {

@@ -10,7 +10,7 @@ from literal import assert_close, images
 from peers import MARKS, chain, package, scramble
 from torch import nn
 
-from lidar_cli.checkpoints import open_checkpoint
+from lidar_cli.checkpoints.open import open_checkpoint
 
 pytestmark = MARKS
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from peers import MARKS, assert_embeds, chain, package, save_by_lightning, scramble
 
-from lidar_cli.checkpoints.read import read_contents
+from lidar_cli.checkpoints.reading.read import read_contents
 
 pytestmark = MARKS
 

@@ -15,8 +15,8 @@ import pytest
 from make import checkpoint, lidar_here
 
 from lidar_cli.errors import InputError
-from lidar_cli.jobs.ranking.cache_folder import MARKER, CacheFolder
-from lidar_cli.jobs.ranking.claims import Claims
+from lidar_cli.ranking.cache_folder import MARKER, CacheFolder
+from lidar_cli.ranking.claims import Claims
 
 OPTIONS = ["--data", "embedded", "-n", "8", "-q", "2", "--image-size", "16", "--device", "cpu"]
 OURS = ("a-0123456789abcdef.h5", "a.pt-0123456789abcdef.sha256", "a-0123456789abcdef.score")

@@ -4,7 +4,7 @@ import pytest
 import reference
 import torch
 
-from lidar_cli.core import metrics, products, spectra
+from lidar_cli.core import accumulate, metrics, spectra
 from lidar_cli.core.moments import Moments
 
 N, Q, D = 200, 5, 48
@@ -65,7 +65,7 @@ def test_an_ill_conditioned_within_covariance_is_beyond_float32_products_and_not
     z = ill_conditioned()
     expected = literal_readings(z, delta)
     assert readings(z, delta) == pytest.approx(expected, rel=EXACT)
-    monkeypatch.setattr(products, "add_products", float32_products)
+    monkeypatch.setattr(accumulate, "add_products", float32_products)
     found = readings(z, delta)["lidar"]
     assert abs(found / expected["lidar"] - 1) > 100 * EXACT
 

@@ -9,10 +9,12 @@ from literal import assert_close, images, linear, normed, random_weights
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from lidar_cli.checkpoints import predictor, predictor_module, vit, vit_module
-from lidar_cli.checkpoints.predictor_module import Predictor
-from lidar_cli.checkpoints.vit_module import ViT
-from lidar_cli.checkpoints.weights import fill, shapes_of
+from lidar_cli.checkpoints.models import predictor as predictor_module
+from lidar_cli.checkpoints.models import vit as vit_module
+from lidar_cli.checkpoints.models.predictor import Predictor
+from lidar_cli.checkpoints.models.vit import ViT
+from lidar_cli.checkpoints.models.weights import fill, shapes_of
+from lidar_cli.checkpoints.shapes import predictor, vit
 from lidar_cli.errors import CheckpointError
 
 WIDTH, INNER, HEADS, PATCH, GRID, DEPTH = 24, 12, 3, 4, 4, 2

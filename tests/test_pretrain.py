@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from lidar_cli.checkpoints import resnet, resnet_spec
-from lidar_cli.embedded import embedded_images
-from lidar_cli.jobs.training import pretrain as module
-from lidar_cli.jobs.training.pretrain import (
+from lidar_cli.checkpoints.models import resnet
+from lidar_cli.checkpoints.shapes import resnet as resnet_spec
+from lidar_cli.data.builtin import embedded_images
+from lidar_cli.demo import pretrain as module
+from lidar_cli.demo.pretrain import (
     Hyperparameters,
     Network,
     draw_hyperparameters,
@@ -17,8 +18,8 @@ from lidar_cli.jobs.training.pretrain import (
     training_views,
     vicreg,
 )
-from lidar_cli.jobs.training.schedule import learning_rate_share
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.demo.schedule import learning_rate_share
+from lidar_cli.runtime.progress import Watcher
 
 SIMCLR = Hyperparameters("simclr", 2, 3e-3, 1e-4, 0.8, 0.5, temperature=0.2)
 VICREG = Hyperparameters(

@@ -17,15 +17,15 @@ import torch
 from make import lidar, lidar_here
 from sklearn.linear_model import LogisticRegression
 
-from lidar_cli.embedded import embedded_images
+from lidar_cli.data.builtin import embedded_images
 from lidar_cli.errors import SettingsError
-from lidar_cli.features import FeatureWriter, Layout
-from lidar_cli.jobs.probe import Probed, probe_files
-from lidar_cli.jobs.probing import linear
-from lidar_cli.jobs.probing.classify import Accuracy
-from lidar_cli.jobs.probing.labelled import open_members
-from lidar_cli.jobs.probing.linear import linear_probe
-from lidar_cli.jobs.probing.rows import split
+from lidar_cli.features.schema import Layout
+from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.probing import linear
+from lidar_cli.probing.classify import Accuracy
+from lidar_cli.probing.data import open_members, split
+from lidar_cli.probing.linear import linear_probe
+from lidar_cli.probing.run import Probed, probe_files
 from lidar_cli.settings import ProbeSettings
 
 N, D, CLASSES = 300, 8, 6

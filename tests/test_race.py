@@ -15,12 +15,12 @@ from make import besides_assumptions, checkpoint, image_folder, lidar_here, stat
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
-from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.ranking.order import Row
-from lidar_cli.jobs.ranking.race import corrected, looks_of, put_out, race_directory
-from lidar_cli.jobs.scoring.confidence import Interval
-from lidar_cli.jobs.scoring.sheet import Score
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.ranking.order import Row
+from lidar_cli.ranking.race import corrected, looks_of, put_out, race_directory
+from lidar_cli.ranking.session import rank_directory
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.intervals import Interval
 from lidar_cli.settings import RankSettings
 
 LIDAR = METRICS["lidar"]

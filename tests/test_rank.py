@@ -33,18 +33,18 @@ from make import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lidar_cli.checkpoints import read_contents
+from lidar_cli.checkpoints.reading.read import read_contents
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
-from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.rank import find_metric, rank_directory
-from lidar_cli.jobs.ranking.cache_folder import MARKER
-from lidar_cli.jobs.ranking.digests import Digests
-from lidar_cli.jobs.ranking.order import Row, grouped, misleading, order
-from lidar_cli.jobs.ranking.survey import Left, survey
-from lidar_cli.jobs.score import score_file
-from lidar_cli.jobs.scoring.sheet import Score
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.ranking.cache_folder import MARKER
+from lidar_cli.ranking.digests import Digests
+from lidar_cli.ranking.discover import Left, survey
+from lidar_cli.ranking.order import Row, grouped, misleading, order
+from lidar_cli.ranking.session import find_metric, rank_directory
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ExtractSettings, ModelSettings, RankSettings, ScoreSettings
 
 N, Q, SIZE = 24, 4, 24

@@ -17,20 +17,22 @@ from formats_contrastive import vicreg
 from make import PROJECTED, checkpoint, image_folder, lidar_here
 from torch import Tensor
 
-from lidar_cli.checkpoints import open_checkpoint, sha256
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import sha256
+from lidar_cli.data.dataset import Samples
+from lidar_cli.data.open import open_samples
 from lidar_cli.errors import DegenerateFeatures
-from lidar_cli.features import read_provenance
-from lidar_cli.jobs.embedding.plan import Plan, identity, make_plan
-from lidar_cli.jobs.embedding.view_store import Room, ViewStore
-from lidar_cli.jobs.extract import open_with, run
-from lidar_cli.jobs.rank import Ranking, rank_directory
-from lidar_cli.jobs.ranking.cache_folder import MARKER
-from lidar_cli.jobs.ranking.unstored import Unstored
-from lidar_cli.jobs.scoring.confidence import Interval
-from lidar_cli.jobs.watch import Watcher
-from lidar_cli.samples import Samples, open_samples
+from lidar_cli.extraction.plan import Plan, identity, make_plan
+from lidar_cli.extraction.run import open_with, run
+from lidar_cli.extraction.view_cache import Room, ViewStore
+from lidar_cli.features.reader import read_provenance
+from lidar_cli.ranking.cache_folder import MARKER
+from lidar_cli.ranking.session import Ranking, rank_directory
+from lidar_cli.ranking.unstored import Unstored
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.intervals import Interval
 from lidar_cli.settings import ExtractSettings, RankSettings
-from lidar_cli.views.views import Views
+from lidar_cli.views.pipeline import Views
 
 N, CLEAN, Q, SIZE = 11, 14, 3, 24
 SAMPLE = (Q + 1) * 3 * SIZE * SIZE * 4  # bytes of all images of one sample

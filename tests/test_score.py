@@ -14,12 +14,13 @@ from hypothesis.extra import numpy as npst
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
-from lidar_cli.features import FeatureWriter, Layout
-from lidar_cli.jobs.score import parse_metrics, score_file
-from lidar_cli.jobs.scoring.gather import CHUNKS_IN_MEMORY
-from lidar_cli.jobs.scoring.sheet import NO_VIEWS
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.features.schema import Layout
+from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.report.scores import print_table, to_json
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.compute import NO_VIEWS
+from lidar_cli.scoring.run import parse_metrics, score_file
+from lidar_cli.scoring.streaming import CHUNKS_IN_MEMORY
 from lidar_cli.settings import ScoreSettings
 
 CONSTANT = "every eigenvalue is 0: the embedding is constant or collapsed"

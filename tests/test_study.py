@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import kendalltau, spearmanr
+from study import runs as study_runs
+from study.report import print_study, to_csv, write_study
+from study.runs import LAYERS, METHODS, Run, Size, all_runs
+from study.study import Study, run_study
 
-from lidar_cli.checkpoints import open_checkpoint
+from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
-from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.score import score_file
-from lidar_cli.jobs.study import runs as study_runs
-from lidar_cli.jobs.study.runs import LAYERS, METHODS, Run, Size, all_runs
-from lidar_cli.jobs.study.study import Study, run_study
-from lidar_cli.report.study import print_study, to_csv, write_study
+from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import DemoSettings, ExtractSettings, ScoreSettings
 
 N_IMAGES = 300
@@ -129,18 +129,18 @@ def test_files_hold_the_same_numbers_as_the_record(
     ran: tuple[Path, Study], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, study = ran
-    written = write_study(study, tmp_path, "lidar demo --study here --seed 0")
+    written = write_study(study, tmp_path, "study here --seed 0")
     assert [path.name for path in written] == ["study.md", "study.csv", "study.json"]
     print_study(study, written)
     shown = capsys.readouterr().out
     report = written[0].read_text()
-    assert "lidar demo --study here --seed 0" in report
+    assert "study here --seed 0" in report
     for name in METRICS:
         assert name in shown
         assert f"| {name} |" in report
     assert "CC BY 2.0" in shown
     record = json.loads(written[2].read_text())
-    assert record["command"] == "lidar demo --study here --seed 0"
+    assert record["command"] == "study here --seed 0"
     assert [c["accuracy"] for c in record["checkpoints"]] == [m.accuracy for m in study.measured]
     rows = list(csv.DictReader(io.StringIO(to_csv(study))))
     assert len(rows) == 2 * 2 * (1 + len(METHODS)) * len(METRICS)
@@ -191,7 +191,12 @@ def test_a_run_that_diverged_is_told_and_left_out(ran: tuple[Path, Study], tmp_p
     assert "NaN" in (measured.failed or "")
 
 
-def test_the_study_is_a_switch_of_the_demo() -> None:
-    command = [sys.executable, "-m", "lidar_cli", "demo", "--help"]
-    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "--study" in shown
+def test_the_study_is_a_program_that_says_what_is_wrong(tmp_path: Path) -> None:
+    program = [sys.executable, Path(study_runs.__file__).parent]
+    shown = subprocess.run([*program, "--help"], check=True, capture_output=True, text=True).stdout
+    assert "do label-free metrics order small checkpoints" in shown
+    (tmp_path / "file").touch()
+    failed = subprocess.run([*program, tmp_path / "file"], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"error: {tmp_path / 'file'}: cannot be made")
+    assert "Traceback" not in failed.stderr

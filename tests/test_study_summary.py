@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import pytest
 from scipy.stats import spearmanr
-
-from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.ranking.correlate import Correlation
-from lidar_cli.jobs.scoring.sheet import Score
-from lidar_cli.jobs.study.runs import Measured, Run, Size
-from lidar_cli.jobs.study.summary import (
+from study.runs import Measured, Run, Size
+from study.summary import (
     POOLED,
     Agreement,
     Setting,
@@ -19,6 +15,10 @@ from lidar_cli.jobs.study.summary import (
     spreads,
     standings,
 )
+
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.correlation import Correlation
+from lidar_cli.scoring.compute import Score
 
 SIZE = Size(sets=("digits",), runs=3, views=(2,))
 

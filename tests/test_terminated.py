@@ -21,8 +21,8 @@ PATIENCE = 60.0  # seconds, for a machine under load
 
 SIDE_BY_SIDE = """
 import sys, time
-from lidar_cli.jobs.watch import Watcher
-from lidar_cli.jobs.workers import side_by_side
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.workers import side_by_side
 
 if __name__ == "__main__":
     from test_terminated import sleep

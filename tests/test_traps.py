@@ -13,9 +13,9 @@ from layouts import Weights, part
 from literal import assert_close, images
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints import open_checkpoint, read_contents
-from lidar_cli.checkpoints.read import as_dict
-from lidar_cli.checkpoints.recognise import find
+from lidar_cli.checkpoints.detect import find
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import as_dict, read_contents
 from lidar_cli.errors import CheckpointError
 
 # LayerNorm's eps and how positions are resized, neither of which a file of weights tells. Where

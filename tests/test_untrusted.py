@@ -20,10 +20,10 @@ from feature_files import complete
 from make import checkpoint, environment, image_folder, lidar, lidar_here
 
 from lidar_cli.configuration import LONGEST, NAMED_ONLY, resolve
-from lidar_cli.embeddings import Embeddings
+from lidar_cli.data.tables import read_table
 from lidar_cli.errors import InputError, SettingsError, printable
-from lidar_cli.jobs.ranking.tables import read_table
-from lidar_cli.jobs.score import open_embeddings
+from lidar_cli.features.blocks import Embeddings
+from lidar_cli.scoring.run import open_embeddings
 from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
 
 

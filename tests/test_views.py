@@ -12,11 +12,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
 from lidar_cli.errors import InputError
-from lidar_cli.views import Recipe, colour, find_recipe
-from lidar_cli.views.augment import make_views
-from lidar_cli.views.draws import ViewParameters, draw
+from lidar_cli.views import colour
+from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.methods import RECIPES
-from lidar_cli.views.views import Views
+from lidar_cli.views.parameters import ViewParameters, draw
+from lidar_cli.views.pipeline import Views, make_views
+from lidar_cli.views.recipes import Recipe
 
 SIMCLR = find_recipe("simclr", "unit")
 
@@ -279,7 +280,7 @@ def test_samples_views_and_seeds_differ(noise):
 
 def test_memory_bound_of_a_group_changes_nothing(monkeypatch, noise):
     whole = Views(SIMCLR, 0, 3, 32).views(noise, range(5))
-    monkeypatch.setattr("lidar_cli.views.augment.CPU_FLOATS", 1)
+    monkeypatch.setattr("lidar_cli.views.pipeline.CPU_FLOATS", 1)
     torch.testing.assert_close(Views(SIMCLR, 0, 3, 32).views(noise, range(5)), whole, rtol=0,
                                atol=1e-6)  # fmt: skip
 
@@ -288,7 +289,7 @@ def test_memory_bound_of_whole_images_changes_nothing(monkeypatch, noise):
     views = Views(find_recipe("data2vec-crop", "unit"), 0, 3, 32)
     whole = views.views(noise, range(5))
     for floats in (1, 100_000):
-        monkeypatch.setattr("lidar_cli.views.augment.CPU_FLOATS", floats)
+        monkeypatch.setattr("lidar_cli.views.pipeline.CPU_FLOATS", floats)
         torch.testing.assert_close(views.views(noise, range(5)), whole, rtol=0, atol=1e-6)
 
 

@@ -11,13 +11,12 @@ from one_view import FLOAT_BOUND, one_at_a_time, sizes_of
 from sklearn.datasets import load_sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lidar_cli.core.threads import spread
-from lidar_cli.views import find_recipe
-from lidar_cli.views.augment import make_views
-from lidar_cli.views.draws import ViewParameters, draw
+from lidar_cli.core.accumulate import spread
+from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.methods import RECIPES
+from lidar_cli.views.parameters import ViewParameters, draw
+from lidar_cli.views.pipeline import Views, make_views
 from lidar_cli.views.recipes import Recipe
-from lidar_cli.views.views import Views
 
 RANDOM = [name for name, recipe in RECIPES.items() if recipe.crop_scale is not None]
 SOME = [
@@ -59,7 +58,7 @@ def test_no_bit_of_a_view_depends_on_its_batch(monkeypatch, two_threads, images,
     fewer = dataclasses.replace(views, n_views=1).views(images, samples)
     assert torch.equal(fewer, whole[:, :1])
     for floats in (1, 10**6, 10**9):
-        monkeypatch.setattr("lidar_cli.views.augment.CPU_FLOATS", floats)
+        monkeypatch.setattr("lidar_cli.views.pipeline.CPU_FLOATS", floats)
         assert torch.equal(views.views(images, samples), whole)
     two_threads()
     for chosen in (slice(None), slice(0, 1), slice(1, 4)):

@@ -16,11 +16,13 @@ from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints import open_checkpoint, vit, vit_module
 from lidar_cli.checkpoints.formats.format import USUAL_HEADS
-from lidar_cli.checkpoints.vit import from_dinov2
-from lidar_cli.checkpoints.vit_module import ViT
-from lidar_cli.checkpoints.weights import fill, shapes_of
+from lidar_cli.checkpoints.models import vit as vit_module
+from lidar_cli.checkpoints.models.vit import ViT
+from lidar_cli.checkpoints.models.weights import fill, shapes_of
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.shapes import vit
+from lidar_cli.checkpoints.shapes.vit import from_dinov2
 from lidar_cli.errors import CheckpointError
 
 WIDTH, HEADS, PATCH, GRID, DEPTH = 24, 3, 4, 4, 3

@@ -1,130 +1,127 @@
-"""Kinds of backbones, and how names and shapes tell one.
+"""Kinds of backbones, each recognised by its anchor, a tensor that all backbones of the kind have.
 
-A family is told by its anchor, a tensor that each of its backbones has. Its module is named, not
-imported, so that one that imports torch costs nothing to those that do not. A new architecture is
-a module with `spec(shapes, origin)` and an entry in FAMILIES.
+A new architecture is a module in `shapes` with `spec(shapes, origin)`, its module in `models`, and
+an entry in FAMILIES. The module is imported when it is built, since it imports torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import beit, data2vec2, hf, resnet_spec, vit
-from lidar_cli.checkpoints.hf_config import options_of
-from lidar_cli.checkpoints.joined import join
-from lidar_cli.checkpoints.spec import FoundBackbone, Shapes, Spec
-from lidar_cli.checkpoints.weights import Weight, compare, shapes_of
+from lidar_cli.checkpoints.models.weights import compare, shapes_of
+from lidar_cli.checkpoints.reading.hf_config import options_of
+from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join
+from lidar_cli.checkpoints.shapes import beit, data2vec2, huggingface, resnet, vit
+from lidar_cli.checkpoints.shapes.spec import FoundBackbone, Shapes, Spec
 from lidar_cli.errors import CheckpointError
 
 NEXT = "name the architecture with --arch or your own code with --model"
 
 
+def _build_beit(spec: Any) -> Any:
+    from lidar_cli.checkpoints.models import beit
+
+    return beit.build(spec)
+
+
+def _build_data2vec2(spec: Any) -> Any:
+    from lidar_cli.checkpoints.models import data2vec2
+
+    return data2vec2.build(spec)
+
+
+def _build_resnet(spec: Any) -> Any:
+    from lidar_cli.checkpoints.models import resnet
+
+    return resnet.build(spec)
+
+
+def _build_vit(spec: Any) -> Any:
+    from lidar_cli.checkpoints.models import vit
+
+    return vit.build(spec)
+
+
 @dataclass(frozen=True)
 class Family:
-    """A kind of backbone, and how its names tell it. Modules and functions are of this package."""
+    """One kind of backbone."""
 
-    title: str  # of a file in which nothing tells a system
-    anchor: str  # a tensor's name, as in the file
-    module: str  # where `function` and `rename` are
-    function: str = "spec"  # from shapes and the file's name to a Spec
-    rename: str = ""  # from a name in the file to the one that the spec knows; '' for the same
-    builder: str = ""  # module with `build(spec)`; '' where the spec builds itself
-    configured: bool = False  # whether `function` takes what a config.json tells
-    special: bool = False  # where it is found, families that are not say too little
+    title: str  # the format of a file in which nothing names a system
+    anchor: str  # name of a tensor, as in the file
+    read_spec: Callable[..., Spec]  # from shapes and the file's name
+    build: Callable[[Any], Any]  # from a Spec to a Backbone without weights; imports torch
+    rename: Callable[[str], str] = str  # from a name in the file to the one that the spec uses
+    configured: bool = False  # whether `read_spec` takes options of a config.json
+    special: bool = False  # chosen before families that are not, which describe the file less
     noise: tuple[str, ...] = ()  # beginnings of names that only training needs
 
     def spec(self, found: Shapes, origin: str, config: Mapping[str, Any] | None = None) -> Spec:
-        """What the shapes and a config.json tell; raises CheckpointError if they fit none."""
+        """The backbone by its shapes and config.json; raises CheckpointError if they fit none."""
         options = options_of(config, origin) if config and self.configured else {}
-        spec: Spec = getattr(_module(self.module), self.function)(found, origin, **options)
-        return spec
-
-    def renamed(self, name: str) -> str:
-        """The name that the spec knows."""
-        new: str = getattr(_module(self.module), self.rename)(name) if self.rename else name
-        return new
-
-    def build(self, spec: Any) -> Any:
-        """The module of a spec, a Backbone without weights. Imports torch."""
-        return _module(self.builder).build(spec) if self.builder else spec.build()
+        return self.read_spec(found, origin, **options)
 
 
-def _module(name: str) -> Any:
-    return import_module(f"lidar_cli.checkpoints.{name}")
-
-
-FAMILIES: dict[str, Family] = {  # of those that are special, the earlier ones say more
+FAMILIES: dict[str, Family] = {  # of those that are special, the first that matches is taken
     "data2vec": Family(
         "fairseq data2vec vision",
         beit.FAIRSEQ_ANCHOR,
-        "beit",
-        "fairseq_spec",
-        "from_fairseq",
-        "beit_module",
+        beit.fairseq_spec,
+        _build_beit,
+        beit.from_fairseq,
         special=True,
         noise=beit.FAIRSEQ_NOISE,
     ),
     "data2vec2": Family(
         "fairseq data2vec 2.0",
         data2vec2.ANCHOR,
-        "data2vec2",
-        rename="from_fairseq",
-        builder="data2vec2_module",
+        data2vec2.spec,
+        _build_data2vec2,
+        data2vec2.from_fairseq,
         special=True,
         noise=data2vec2.NOISE,
     ),
     "hf-beit": Family(
         "Hugging Face BEiT",
-        hf.BEIT_ANCHOR,
-        "hf",
-        "beit_spec",
-        "from_hf_beit",
-        "beit_module",
+        huggingface.BEIT_ANCHOR,
+        huggingface.beit_spec,
+        _build_beit,
+        huggingface.from_hf_beit,
         configured=True,
         special=True,
     ),
     "hf-dinov2": Family(
         "Hugging Face DINOv2",
-        hf.DINOV2_ANCHOR,
-        "hf",
-        "vit_spec",
-        "from_hf",
-        "vit_module",
+        huggingface.DINOV2_ANCHOR,
+        huggingface.vit_spec,
+        _build_vit,
+        huggingface.from_hf,
         configured=True,
         special=True,
     ),
     "hf-vit": Family(
         "Hugging Face ViT",
-        hf.VIT_ANCHOR,
-        "hf",
-        "vit_spec",
-        "from_hf",
-        "vit_module",
+        huggingface.VIT_ANCHOR,
+        huggingface.vit_spec,
+        _build_vit,
+        huggingface.from_hf,
         configured=True,
         special=True,
     ),
-    "beit": Family("BEiT state dict", beit.ANCHOR, "beit", builder="beit_module", special=True),
-    "resnet": Family("ResNet state dict", resnet_spec.ANCHOR, "resnet_spec", builder="resnet"),
-    "vit": Family(
-        "timm ViT state dict", vit.ANCHOR, "vit", rename="from_dinov2", builder="vit_module"
-    ),
+    "beit": Family("BEiT state dict", beit.ANCHOR, beit.spec, _build_beit, special=True),
+    "resnet": Family("ResNet state dict", resnet.ANCHOR, resnet.spec, _build_resnet),
+    "vit": Family("timm ViT state dict", vit.ANCHOR, vit.spec, _build_vit, vit.from_dinov2),
     "dinov2-chunked": Family(
-        "DINOv2 state dict in chunks",
-        vit.CHUNKED_ANCHOR,
-        "vit",
-        rename="from_dinov2",
-        builder="vit_module",
+        "DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.spec, _build_vit, vit.from_dinov2
     ),
     "torchvision-vit": Family(
         "torchvision ViT state dict",
         vit.TORCHVISION_ANCHOR,
-        "vit",
-        rename="from_torchvision",
-        builder="vit_module",
+        vit.spec,
+        _build_vit,
+        vit.from_torchvision,
     ),
 }
 

@@ -1,8 +1,7 @@
-"""`lidar demo` and its study."""
+"""`lidar demo`."""
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +17,6 @@ def demo(
     directory: Annotated[
         Path, typer.Argument(help="Where checkpoints and features go.", metavar="[DIR]")
     ] = Path("lidar-demo"),
-    study: Annotated[
-        bool,
-        typer.Option(
-            "--study", help="Train 4 methods on 3 image sets instead, every metric at 3 q. Minutes."
-        ),
-    ] = False,
     config: Config = None,
     show_config: ShowConfig = False,
     *,
@@ -31,21 +24,9 @@ def demo(
 ) -> None:
     """Train 12 small checkpoints on embedded images, rank them, compare with linear probes."""
     resolved = resolve(DemoSettings, options, config, show_config)
-    from lidar_cli.report.terminal import Terminal
-
-    if study:
-        from lidar_cli.jobs.study.study import run_study
-        from lidar_cli.report.study import print_study, write_study
-
-        with Terminal() as terminal:
-            seen = run_study(directory, resolved.values, terminal)
-        command = shlex.join(
-            ["lidar", "demo", "--study", str(directory), "--seed", str(resolved.values.seed)]
-        )
-        print_study(seen, write_study(seen, directory, command))
-        return
-    from lidar_cli.jobs.demo import run_demo
+    from lidar_cli.demo.run import run_demo
     from lidar_cli.report import demo as report
+    from lidar_cli.report.terminal import Terminal
 
     with Terminal() as terminal:
         found = run_demo(directory, resolved.values, terminal)

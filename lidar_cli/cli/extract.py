@@ -30,10 +30,10 @@ def extract(
 ) -> None:
     """Embed augmented views of images with a checkpoint, into an HDF5 feature file."""
     resolved = resolve(ExtractSettings, options, config, show_config)
-    from lidar_cli.jobs.extract import extract_checkpoint
-    from lidar_cli.jobs.place import find_place
-    from lidar_cli.report.numbers import lines
+    from lidar_cli.extraction.run import extract_checkpoint
     from lidar_cli.report.terminal import Terminal
+    from lidar_cli.report.text import lines
+    from lidar_cli.runtime.distributed import find_place
 
     place = find_place()
     with Terminal(place.speaks) as terminal:

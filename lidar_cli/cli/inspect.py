@@ -33,7 +33,7 @@ def inspect(
     resolved = resolve(InspectSettings, options, config, show_config)
     if bool(files) == formats:
         raise SettingsError("inspect takes either checkpoint files or --formats")
-    from lidar_cli.jobs import inspect as job
+    from lidar_cli.checkpoints import inspect as job
     from lidar_cli.report import inspect as report
 
     if formats:

@@ -41,7 +41,7 @@ def probe(
         len(test or []) not in ((0,) if files else (len(train or []),))
     ):
         raise SettingsError("probe takes feature files to split, or pairs of --train and --test")
-    from lidar_cli.jobs.probe import probe_files
+    from lidar_cli.probing.run import probe_files
     from lidar_cli.report import probe as report
     from lidar_cli.report.terminal import Terminal
 

@@ -64,11 +64,11 @@ def rank(
         if getattr(resolved.values, name) is not None:
             raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
     check_page(page, overwrite)
-    from lidar_cli.jobs.place import find_place
-    from lidar_cli.jobs.rank import rank_together
-    from lidar_cli.jobs.ranking.oracle import check_tables, judge, told_of_training
+    from lidar_cli.ranking.oracle import check_tables, judge, told_of_training
+    from lidar_cli.ranking.session import rank_together
     from lidar_cli.report import ranking as report
     from lidar_cli.report.terminal import Terminal
+    from lidar_cli.runtime.distributed import find_place
 
     check_tables(resolved.values, report=page is not None)
     oracle, parameters = None, {}
@@ -109,10 +109,10 @@ def rank(
 
 
 def _race(directory: Path, values: RankSettings, json: bool, quiet: bool) -> None:
-    from lidar_cli.jobs.place import find_place
-    from lidar_cli.jobs.ranking.race import race_directory
+    from lidar_cli.ranking.race import race_directory
     from lidar_cli.report import race as report
     from lidar_cli.report.terminal import Terminal
+    from lidar_cli.runtime.distributed import find_place
 
     if find_place().ranks > 1:
         raise SettingsError("--race is run by one process; start it without torchrun")
@@ -131,9 +131,9 @@ def _race(directory: Path, values: RankSettings, json: bool, quiet: bool) -> Non
 
 
 def _follow(directory: Path, values: RankSettings) -> None:
-    from lidar_cli.jobs.ranking.follow import Landed, follow
-    from lidar_cli.report.ledger import Ledger
+    from lidar_cli.ranking.watch import Landed, follow
     from lidar_cli.report.terminal import Terminal
+    from lidar_cli.report.watch_log import Ledger
 
     failed = False
     ledger = Ledger(directory, values.jsonl, values.tensorboard)

@@ -50,12 +50,12 @@ def score(
 
         check_plot(plot)
     check_page(page, overwrite)
-    from lidar_cli.jobs.place import find_place
-    from lidar_cli.jobs.score import open_groups, parse_metrics, score_file
-    from lidar_cli.jobs.scoring.converge import converge_file
-    from lidar_cli.jobs.scoring.fellows import meeting
     from lidar_cli.report import scores as report
     from lidar_cli.report.terminal import Terminal
+    from lidar_cli.runtime.distributed import find_place
+    from lidar_cli.scoring.process_group import meeting
+    from lidar_cli.scoring.run import open_groups, parse_metrics, score_file
+    from lidar_cli.scoring.subsets import converge_file
 
     place = find_place()
     values = place.settled(resolved.values)
@@ -97,7 +97,7 @@ def score(
             plot_spectra(found, plot)
             write_remark(f"wrote {plot}")
         if page is not None and found:
-            from lidar_cli.jobs.ranking.hyperparameters import from_names
+            from lidar_cli.ranking.hyperparameters import from_names
             from lidar_cli.report.page.scores import scores_page
 
             write_page(scores_page(found, from_names([s.file for s in found])), page, overwrite)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lidar_cli.core.sphere import SphereMoments
+from lidar_cli.core.moments import SphereMoments
 from lidar_cli.errors import DegenerateFeatures
 
 EDGE_MARGIN = 1.1  # finite samples blur Wachter's edge; at usual sizes noise stays below 1.1 of it

@@ -15,7 +15,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from lidar_cli.errors import InputError, first_line
-from lidar_cli.runtime.zip_directory import open_zip
+from lidar_cli.runtime.files import open_zip
 
 MAGIC = b"\x93NUMPY"
 LENGTHS = {1: struct.Struct("<H"), 2: struct.Struct("<I"), 3: struct.Struct("<I")}  # by version

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.runtime.json_text import parse_json
+from lidar_cli.runtime.files import parse_json
 
 FORMAT = "lidar-features"
 SHARD_FORMAT = "lidar-features-shard"

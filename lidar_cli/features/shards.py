@@ -21,21 +21,20 @@ import h5py
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, first_line
-from lidar_cli.features.contents import describe
-from lidar_cli.features.form import (
+from lidar_cli.features.provenance import SHARD_FORMAT, joined_name
+from lidar_cli.features.schema import (
     TYPES,
     Layout,
     Share,
+    describe,
     differing,
     opened,
     provenance_of,
 )
-from lidar_cli.features.provenance import SHARD_FORMAT, joined_name
 from lidar_cli.features.structure import Structure
-from lidar_cli.features.write import name_anew
+from lidar_cli.features.writer import name_anew
 from lidar_cli.runtime.atomic import temporary_path, write_atomic
-from lidar_cli.runtime.files import read_limited
-from lidar_cli.runtime.json_text import parse_json
+from lidar_cli.runtime.files import parse_json, read_limited
 
 
 def shard_path(path: Path, rank: int, ranks: int) -> Path:

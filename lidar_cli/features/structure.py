@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lidar_cli.arrays import read_at, stored_at
-from lidar_cli.embeddings import Stored
 from lidar_cli.errors import FeatureFileError, printable
+from lidar_cli.features.arrays import read_at, stored_at
+from lidar_cli.features.blocks import Stored
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox import Stamp, Walked, run_limited, stamp_of
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from lidar_cli.jobs.demo import N_SAMPLES, Demo
-from lidar_cli.report.numbers import (
+from lidar_cli.demo.run import N_SAMPLES, Demo
+from lidar_cli.report.ranking import heading, print_remarks
+from lidar_cli.report.text import (
     console,
     one_line,
     print_columns,
     shown,
     text_of,
+    tied_ranks,
+    with_reach,
 )
-from lidar_cli.report.ranking import heading, print_remarks
-from lidar_cli.report.sure import tied_ranks, with_reach
 
 SHOWN = (
     "lidar_corrected",

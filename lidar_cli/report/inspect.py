@@ -9,8 +9,8 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from lidar_cli.checkpoints.inspect import BranchFound, FormatRow, Inspection
 from lidar_cli.errors import printable
-from lidar_cli.jobs.inspect import BranchFound, FormatRow, Inspection
 
 LABEL = 14  # characters of the names on the left
 

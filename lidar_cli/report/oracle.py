@@ -8,15 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from lidar_cli.jobs.ranking.oracle import Oracle, Verdict
-from lidar_cli.jobs.ranking.selection import Selection
-from lidar_cli.report.numbers import (
-    MISSING,
-    one_line,
-    print_columns,
-    shown,
-)
+from lidar_cli.ranking.oracle import Oracle, Selection, Verdict
 from lidar_cli.report.probe import percent
+from lidar_cli.report.text import MISSING, one_line, print_columns, shown
 
 
 def to_record(oracle: Oracle) -> dict[str, Any]:

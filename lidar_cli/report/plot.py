@@ -9,9 +9,9 @@ from typing import Any
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, MissingExtra, SettingsError, printable
-from lidar_cli.jobs.scoring.sheet import Score
 from lidar_cli.report.converge import AXES, shares
 from lidar_cli.runtime.atomic import is_stream, write_atomic
+from lidar_cli.scoring.compute import Score
 
 ROUNDING = 1e-11  # eigenvalues below this share of the largest are not drawn
 PANELS = {

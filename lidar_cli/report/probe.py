@@ -8,15 +8,8 @@ import io
 import json
 from typing import Any
 
-from lidar_cli.jobs.probe import Probed, Probes
-from lidar_cli.report.numbers import (
-    MISSING,
-    cell,
-    console,
-    one_line,
-    path_cell,
-    print_columns,
-)
+from lidar_cli.probing.run import Probed, Probes
+from lidar_cli.report.text import MISSING, cell, console, one_line, path_cell, print_columns
 
 NESTED = ("rates", "warnings")
 

@@ -5,16 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from lidar_cli.jobs.ranking.order import Row
-from lidar_cli.jobs.ranking.race import Race
-from lidar_cli.report.numbers import (
-    console,
-    lines,
-    one_line,
-    print_columns,
-    shown,
-)
-from lidar_cli.report.sure import with_reach
+from lidar_cli.ranking.order import Row
+from lidar_cli.ranking.race import Race
+from lidar_cli.report.text import console, lines, one_line, print_columns, shown, with_reach
 
 
 def to_json(race: Race, count: int | None) -> str:

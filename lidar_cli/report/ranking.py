@@ -13,11 +13,13 @@ from rich.console import Console
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError, printable
-from lidar_cli.jobs.rank import Ranking
-from lidar_cli.jobs.ranking.oracle import Oracle
-from lidar_cli.jobs.ranking.order import Group, Row
+from lidar_cli.ranking.oracle import Oracle
+from lidar_cli.ranking.order import Group, Row
+from lidar_cli.ranking.session import Ranking
 from lidar_cli.report import oracle as against
-from lidar_cli.report.numbers import (
+from lidar_cli.report.remarks import remarks
+from lidar_cli.report.scores import record
+from lidar_cli.report.text import (
     cell,
     console,
     lines,
@@ -26,10 +28,9 @@ from lidar_cli.report.numbers import (
     path_cell,
     print_columns,
     shown,
+    tied_ranks,
+    with_reach,
 )
-from lidar_cli.report.remarks import remarks
-from lidar_cli.report.scores import record
-from lidar_cli.report.sure import tied_ranks, with_reach
 
 STYLES = {"same": "dim", "warning": "yellow"}  # by kind of remark
 DECIDING = {  # what groups differ in -> the option that makes them alike

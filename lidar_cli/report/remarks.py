@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lidar_cli.jobs.rank import Ranking
-from lidar_cli.jobs.ranking.order import Group, Row, misleading
-from lidar_cli.jobs.scoring.sheet import CORRECTED
-from lidar_cli.report.numbers import shown
+from lidar_cli.ranking.order import Group, Row, misleading
+from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.scores import UPWARD
+from lidar_cli.report.text import shown
+from lidar_cli.scoring.compute import CORRECTED
 
 
 @dataclass(frozen=True)

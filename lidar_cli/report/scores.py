@@ -12,10 +12,9 @@ from typing import Any
 from rich.table import Table
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.scoring.confidence import Interval
-from lidar_cli.jobs.scoring.sheet import CORRECTED, Score
 from lidar_cli.report.converge import print_convergence
-from lidar_cli.report.numbers import (
+from lidar_cli.report.text import (
+    between,
     cell,
     console,
     metric_text,
@@ -23,8 +22,10 @@ from lidar_cli.report.numbers import (
     path_cell,
     print_columns,
     text_of,
+    with_reach,
 )
-from lidar_cli.report.sure import between, with_reach
+from lidar_cli.scoring.compute import CORRECTED, Score
+from lidar_cli.scoring.intervals import Interval
 
 UPWARD = "biased upward, the more the fewer views"
 ENDS = ("se", "ci_low", "ci_high")  # of an interval

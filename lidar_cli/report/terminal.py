@@ -6,8 +6,8 @@ import time
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lidar_cli.jobs.watch import Watcher
-from lidar_cli.report.numbers import Plain
+from lidar_cli.report.text import Plain
+from lidar_cli.runtime.progress import Watcher
 from lidar_cli.runtime.streams import write_remark
 
 PATIENCE = 0.5  # seconds before a bar appears: short work needs none

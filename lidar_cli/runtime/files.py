@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
+import zipfile
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 LARGEST_TABLE = 64 * 2**20  # bytes of a table or settings file, which may be a pipe
 KINDS = {
@@ -93,3 +96,44 @@ def _read(file: BinaryIO, path: Path, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"more than {most / 2**20:g} MB", os.fspath(path))
     return content
+
+
+def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None) -> Any:
+    """The value of a JSON text. Raises ValueError, also for nesting deeper than Python can read.
+
+    constant: makes the value of NaN, Infinity and -Infinity; None for floats.
+    """
+    try:
+        return json.loads(text, parse_constant=constant)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deep") from error
+
+
+MAX_DIRECTORY = 16 << 20  # bytes, for hundreds of thousands of members
+
+
+class TooLarge(ValueError):
+    """The directory of a zip file is beyond measure."""
+
+
+def open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """The archive, its directory read. Raises TooLarge, and what `zipfile` raises.
+
+    Members may be read through it in pieces of at most MAX_DIRECTORY.
+    """
+    return zipfile.ZipFile(_Bounded(file))
+
+
+class _Bounded:
+    """A file to `zipfile`, which reads a directory at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self._file = file
+
+    def read(self, count: int = -1) -> bytes:
+        """As of a file; raises TooLarge."""
+        content = self._file.read(MAX_DIRECTORY + 1 if count < 0 else min(count, MAX_DIRECTORY + 1))
+        if len(content) > MAX_DIRECTORY:
+            raise TooLarge(f"its zip directory has more than {MAX_DIRECTORY >> 20} MB")
+        return content

@@ -55,8 +55,8 @@ WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standar
     **dict.fromkeys(
         (f"lidar_cli.features.array_headers:{name}" for name in ("npy", "npz")), ("numpy",)
     ),
-    "lidar_cli.checkpoints.walk:walk": (),
-    "lidar_cli.checkpoints.walk:walk_checksums": (),
+    "lidar_cli.checkpoints.reading.walk:walk": (),
+    "lidar_cli.checkpoints.reading.walk:walk_checksums": (),
 }
 
 Stamp = tuple[int, int, int, int]

@@ -9,13 +9,17 @@ thread's share may round otherwise than the rest, and bits would depend on the b
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lidar_cli.views.recipes import SOLARISE_THRESHOLD
-from lidar_cli.views.sums import weighted_rows
+from lidar_cli.views.parameters import Bools, Ints, ViewParameters
+from lidar_cli.views.recipes import SOLARISE_THRESHOLD, Operation, Recipe
+from lidar_cli.views.resample import moved, weighted_rows
 
 PILLOW_PASSES = 3
 GREY = (0.2989, 0.587, 0.114)
@@ -132,3 +136,75 @@ def _both_axes(x: Tensor, index: Tensor, weight: Tensor, passes: int) -> None:
             filtered = weighted_rows(filtered.reshape(-1, size), rows, weight)
         filtered = filtered.transpose(2, 3)
     x.copy_(filtered)
+
+
+JITTER = (brightness, contrast, saturation, hue)  # in the order of JITTER_OPERATIONS
+
+
+def arranged(parameters: ViewParameters, views: Ints) -> Ints:
+    """The same views [N], those with alike operations side by side.
+
+    They then make few runs for `recolour`: one for blur, at most 128 for jitter, whatever N.
+    """
+    steps = _jitter_steps(parameters, views)
+    return views[np.lexsort([*steps.T[::-1], parameters.blur.reshape(-1)[views]])]
+
+
+def recolour(
+    x: Tensor,
+    parameters: ViewParameters,
+    views: Ints,
+    operations: Sequence[Operation],
+    recipe: Recipe,
+) -> None:
+    """Carry out operations in their order, in place, each on the views that have it.
+
+    x [N, 3, h, w] in [0, 1]; views [N]: numbers i q + j of these views in the parameters. Places
+    of `flip` in the order are passed over. Views in any order come out alike, `arranged` ones
+    faster: jitter and blur work on runs of views, without a copy of them.
+    """
+    p = parameters
+    gates = (np.flatnonzero(gate.reshape(-1)[views]) for gate in (p.grey, p.solarise))
+    factors, sigma, to_grey, to_solarise = moved(
+        [p.factors.reshape(-1, 4)[views], p.sigma.reshape(-1)[views], *gates], x.device
+    )
+    factors = factors.float().view(-1, 4, 1, 1, 1)
+    for operation in operations:
+        if operation == "jitter":
+            for step in _jitter_steps(p, views).T:
+                for run, k in _runs(step):
+                    if k >= 0 and recipe.jitter[k]:
+                        JITTER[k](x[run], factors[run, k])
+        elif operation == "grey" and len(to_grey):
+            index = to_grey.long()
+            x[index] = grey(x[index])
+        elif operation == "blur":
+            for run, happens in _runs(p.blur.reshape(-1)[views]):
+                if happens:
+                    _blur(x[run], sigma[run], recipe)
+        elif operation == "solarise" and len(to_solarise):
+            index = to_solarise.long()
+            x[index] = solarise(x[index])
+
+
+def _blur(x: Tensor, sigma: Tensor, recipe: Recipe) -> None:
+    if recipe.blur_filter == "pillow":
+        pillow_blur(x, sigma, recipe.blur_sigma[1])
+        return
+    size = x.shape[-1]
+    kernel = min(recipe.kernel(size), 2 * size - 1)  # a reflection reaches across the view once
+    if kernel > 1:
+        blur(x, sigma, kernel)
+
+
+def _jitter_steps(parameters: ViewParameters, views: Ints) -> Ints:
+    """Number of each view's first, second, ... jitter operation [N, 4]; -1 for none."""
+    steps: Ints = np.where(parameters.jitter[..., None], parameters.order, -1)
+    return steps.reshape(-1, 4)[views]
+
+
+def _runs(values: Ints | Bools) -> Iterator[tuple[slice, int]]:
+    """Stretches of equal neighbours, and their value."""
+    edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
+    for start, stop in itertools.pairwise(edges):
+        yield slice(start, stop), int(values[start])

@@ -10,8 +10,7 @@ statistics and the clean image (short side 256 at 224, then the centre) are thei
 
 from __future__ import annotations
 
-from lidar_cli.views.mask_rules import Blocks, InverseBlocks, MultiBlock
-from lidar_cli.views.recipes import PIXEL_STATS, Recipe
+from lidar_cli.views.recipes import PIXEL_STATS, Blocks, InverseBlocks, MultiBlock, Recipe
 
 # google-research/simclr: data_util.py, run.py at color_jitter_strength 1. Departures: torchvision's
 # random resized crop and blur borders; ImageNet statistics, since the checkpoints that circulate

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from lidar_cli.views.hashes import Bools, Ints
+from lidar_cli.views.parameters import Bools, Ints
 from lidar_cli.views.recipes import Interpolation
-from lidar_cli.views.sums import moved, weighted_rows
 
 SUPPORT = {"bilinear": 1, "bicubic": 2}  # reach of the filters below, in output pixels
 PIECE = 64  # pixels of a column that are read together: what a box does not touch is left alone
@@ -172,3 +173,26 @@ def _filter(t: Tensor, interpolation: Interpolation) -> Tensor:
     near, far = t.clamp(max=1), t.clamp(1, 2)
     inner = (1.5 * near - 2.5) * near * near + 1
     return inner + ((-0.5 * far + 2.5) * far - 4) * far + 2
+
+
+def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """sum_t weight[..., t] table[index[..., t]] of a table [R, F]: [..., F].
+
+    The terms are added in the order of t, so terms of weight 0 change no bit of a sum.
+    """
+    sums = functional.embedding_bag(
+        index.reshape(-1, index.shape[-1]),
+        table,
+        mode="sum",
+        per_sample_weights=weight.expand(index.shape).reshape(-1, index.shape[-1]),
+    )
+    return sums.view(*index.shape[:-1], table.shape[1])
+
+
+def moved(arrays: Sequence[npt.NDArray[np.generic]], device: torch.device) -> list[Tensor]:
+    """The host's numbers in double precision on a device, in one transfer that none waits for."""
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float64))
+    if device.type == "cuda":
+        flat = flat.pin_memory().to(device, non_blocking=True)
+    parts = torch.split(flat.to(device), [array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

@@ -9,15 +9,15 @@ import torch
 from extraction import photographs, profile
 from harness import Goal, Line, alternate, median, ratio
 
-from lidar_cli.checkpoints import open_checkpoint
-from lidar_cli.jobs.embedding import batches
-from lidar_cli.jobs.embedding.batch_size import find_batch_size
-from lidar_cli.jobs.embedding.batches import Pass
-from lidar_cli.jobs.embedding.forward import arithmetic
-from lidar_cli.jobs.embedding.plan import make_plan
-from lidar_cli.jobs.extract import run
-from lidar_cli.jobs.watch import Watcher
-from lidar_cli.samples import open_samples
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.data.open import open_samples
+from lidar_cli.extraction import batches
+from lidar_cli.extraction.batch_size import find_batch_size
+from lidar_cli.extraction.batches import Pass
+from lidar_cli.extraction.engine import arithmetic
+from lidar_cli.extraction.plan import make_plan
+from lidar_cli.extraction.run import run
+from lidar_cli.runtime.progress import Watcher
 from lidar_cli.settings import ExtractSettings
 
 SIZE, N, Q = 224, 64, 10

@@ -5,11 +5,11 @@ from unittest import mock
 import torch
 from harness import Goal, Line, alternate, median, write_embeddings
 
+from lidar_cli.core.accumulate import Scatter
 from lidar_cli.core.moments import HELD_NUMBERS, LEAST_HELD_ROWS
-from lidar_cli.core.products import Scatter
-from lidar_cli.jobs.score import open_embeddings, parse_metrics
-from lidar_cli.jobs.scoring.gather import gather
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.run import open_embeddings, parse_metrics
+from lidar_cli.scoring.streaming import gather
 from lidar_cli.settings import ScoreSettings, parse_size
 
 Q = 10

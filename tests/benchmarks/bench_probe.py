@@ -3,9 +3,11 @@
 import torch
 from harness import LIDAR, Goal, Line, alternate, median, peak_memory, ratio
 
-from lidar_cli.features import FeatureWriter, Layout, read_hdf5
-from lidar_cli.jobs.probing.linear import fit
-from lidar_cli.jobs.probing.rows import held, stored
+from lidar_cli.features.reader import read_hdf5
+from lidar_cli.features.schema import Layout
+from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.probing.data import held, stored
+from lidar_cli.probing.linear import fit
 from lidar_cli.settings import ProbeSettings
 
 ROWS, DIM, CLASSES, CHECKPOINTS = 1442, 128, 10, 12  # of the demo

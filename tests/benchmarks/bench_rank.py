@@ -10,9 +10,9 @@ import torch
 from extraction import photographs, profile
 from harness import Goal, Line, alternate, median, ratio
 
-from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.score import score_file
+from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.ranking.session import rank_directory
+from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))

@@ -17,13 +17,13 @@ from sklearn.datasets import load_sample_images
 
 from lidar_cli.core import Moments
 from lidar_cli.core.spectra import lda_spectrum
-from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.score import open_embeddings, parse_metrics, score
-from lidar_cli.jobs.watch import Watcher
-from lidar_cli.samples.pixels import decoded
+from lidar_cli.data.decode import decoded
+from lidar_cli.ranking.session import rank_directory
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.run import open_embeddings, parse_metrics, score
 from lidar_cli.settings import RankSettings, ScoreSettings
-from lidar_cli.views import find_recipe
-from lidar_cli.views.views import Views
+from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.pipeline import Views
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from make import checkpoint, image_folder

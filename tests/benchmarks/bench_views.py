@@ -20,8 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
-from lidar_cli.views import augment, colour, find_recipe, recolour
-from lidar_cli.views.views import Views
+from lidar_cli.views import colour
+from lidar_cli.views import colour as recolour
+from lidar_cli.views import pipeline as augment
+from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.pipeline import Views
 
 SIZE, Q = 224, 10
 EQUAL = [(375, 500)] * 6  # height, width

@@ -18,10 +18,10 @@ import sys
 import torch
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.embeddings import Embeddings, Stored
-from lidar_cli.jobs.score import score, with_intervals
-from lidar_cli.jobs.scoring.confidence import ties
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.intervals import ties
+from lidar_cli.scoring.run import score, with_intervals
 from lidar_cli.settings import ScoreSettings
 
 LEVEL = 0.95

@@ -7,10 +7,10 @@ from unittest import mock
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from lidar_cli.features import FeatureWriter
-from lidar_cli.jobs.embedding import batches, embed
-from lidar_cli.samples import Samples
-from lidar_cli.views.views import Views
+from lidar_cli.data.dataset import Samples
+from lidar_cli.extraction import batches, engine
+from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.views.pipeline import Views
 
 
 def photographs(folder, count, height=375, width=500):
@@ -49,7 +49,7 @@ def profile(whole):
             (Views, "views", "views"),
             (Views, "clean", "views"),
             (batches, "_assemble", "copy"),
-            (embed, "forward", "forward"),
+            (engine, "forward", "forward"),
             (FeatureWriter, "write", "write"),
         ):
             stack.enter_context(timed(owner, name, stage))

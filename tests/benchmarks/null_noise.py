@@ -16,9 +16,9 @@ import torch
 
 from lidar_cli.core import metrics, spectra
 from lidar_cli.core.moments import Moments
-from lidar_cli.embeddings import Embeddings, Stored
-from lidar_cli.jobs.score import score
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.run import score
 from lidar_cli.settings import ScoreSettings
 
 LEAST = 0.95

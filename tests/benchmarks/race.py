@@ -1,4 +1,4 @@
-"""Does a race end where the whole ranking does? On the checkpoints of `lidar demo --study DIR`:
+"""Does a race end where the whole ranking does? On the checkpoints of the study (`study DIR`):
 
     python tests/benchmarks/race.py DIR/digits -n 1700 -q 4 --csv race.csv
 
@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from lidar_cli.errors import InputError, SettingsError
-from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.ranking.race import race_directory
+from lidar_cli.ranking.race import race_directory
+from lidar_cli.ranking.session import rank_directory
 from lidar_cli.settings import RankSettings
 
 METRICS = ("lidar", "lidar_corrected", "pillai", "rankme", "alpha_req", "participation_ratio")

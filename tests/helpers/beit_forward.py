@@ -10,7 +10,7 @@ from literal import linear, normed
 from timm.models.beit import Beit as TimmBeit
 from torch import Tensor
 
-from lidar_cli.checkpoints import vit
+from lidar_cli.checkpoints.shapes import vit
 
 WIDTH, HEADS, PATCH, GRID = 24, 3, 4, 4
 

@@ -17,27 +17,25 @@ import numpy as np
 import torch
 from feature_files import CLEAN, IDS, LAYOUT, PROVENANCE, create, write
 
-from lidar_cli.embeddings import Embeddings
 from lidar_cli.errors import LidarError
-from lidar_cli.features import (
-    FeatureWriter,
-    Share,
-    join,
-    partial_path,
+from lidar_cli.features.blocks import Embeddings
+from lidar_cli.features.reader import (
     read_first,
     read_hdf5,
     read_interrupted,
     read_labels,
     read_provenance,
-    shard_path,
 )
-from lidar_cli.jobs.probe import probe_files
-from lidar_cli.jobs.ranking.digests import Digests
-from lidar_cli.jobs.ranking.survey import Survey, place
-from lidar_cli.jobs.score import score_file
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.features.schema import Share, partial_path
+from lidar_cli.features.shards import join, shard_path
+from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.probing.run import probe_files
+from lidar_cli.ranking.digests import Digests
+from lidar_cli.ranking.discover import Survey, place
 from lidar_cli.report.scores import to_json
+from lidar_cli.runtime.progress import Watcher
 from lidar_cli.runtime.sandbox import SHARED, Limits
+from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ModelSettings, ProbeSettings, ScoreSettings
 
 MEMORY = 3 << 29  # bytes, all of the process

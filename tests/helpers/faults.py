@@ -8,7 +8,7 @@ from typing import Any
 
 from make import checkpoint
 
-from lidar_cli.jobs.rank import Ranking
+from lidar_cli.ranking.session import Ranking
 
 N, Q, SIZE = 24, 4, 24
 

@@ -5,11 +5,9 @@ import json
 import h5py
 import torch
 
-from lidar_cli.features import (
-    FeatureWriter,
-    Layout,
-    read_hdf5,
-)
+from lidar_cli.features.reader import read_hdf5
+from lidar_cli.features.schema import Layout
+from lidar_cli.features.writer import FeatureWriter
 
 N, Q, CLEAN = 6, 3, 8  # samples with views, views, samples with a clean embedding
 

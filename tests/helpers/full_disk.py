@@ -18,13 +18,13 @@ from interrupted import assert_same
 from make import checkpoint, image_folder, lidar_here
 
 from lidar_cli.errors import FeatureFileError, InputError, LidarError
-from lidar_cli.features import partial_path
-from lidar_cli.jobs.embedding.view_store import Room, ViewStore
-from lidar_cli.jobs.extract import extract_checkpoint
-from lidar_cli.jobs.rank import rank_directory
-from lidar_cli.jobs.ranking.cache_folder import MARKER
-from lidar_cli.jobs.watch import Watcher
-from lidar_cli.jobs.workers import save
+from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.extraction.view_cache import Room, ViewStore
+from lidar_cli.features.schema import partial_path
+from lidar_cli.ranking.cache_folder import MARKER
+from lidar_cli.ranking.session import rank_directory
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.workers import save
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 N, Q, SIZE = 40, 6, 24

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lidar_cli.checkpoints.read import read_contents
+from lidar_cli.checkpoints.reading.read import read_contents
 from lidar_cli.errors import CheckpointError
 
 HERE = "test_hostile"  # the module whose functions the attacks name

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from lidar_cli.jobs.watch import Watcher
+from lidar_cli.runtime.progress import Watcher
 
 
 def contents(path: Path) -> dict[str, Any]:

@@ -18,13 +18,15 @@ import faulthandler, json, os, signal, sys, time, traceback
 
 from lidar_cli.__main__ import main
 import pydantic, scipy.stats, timm  # what the commands import last
-from lidar_cli.jobs import demo, extract, rank  # and all that these import
-from lidar_cli.jobs.embedding import embed
+import lidar_cli.demo.run
+import lidar_cli.extraction.run
+import lidar_cli.ranking.session  # and all that these import
+from lidar_cli.extraction import engine
 from lidar_cli.report import ranking, terminal
 
 
 def log_batches(path):
-    forward = embed.forward
+    forward = engine.forward
 
     def logged(plan, loaded, batch, device):
         line = f"{plan.provenance['sha256']} {batch.start} {batch.stop}\\n"
@@ -32,7 +34,7 @@ def log_batches(path):
             log.write(line)
         return forward(plan, loaded, batch, device)
 
-    embed.forward = logged
+    engine.forward = logged
 
 
 def child(order):

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from lidar_cli.checkpoints.lazy import LazyTensor
+from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor
 
 OPCODES = [ord(code.code) for code in pickletools.opcodes]
 

@@ -12,8 +12,8 @@ import torch
 from literal import assert_close, images
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints import open_checkpoint
-from lidar_cli.checkpoints.loaded import Loaded
+from lidar_cli.checkpoints.models.embedder import Loaded
+from lidar_cli.checkpoints.open import open_checkpoint
 
 MARKS = [
     pytest.mark.peers,

@@ -11,8 +11,9 @@ import pytest
 from make import crop, size
 from numpy.typing import NDArray
 
+from lidar_cli.data.dataset import Samples
+from lidar_cli.data.open import open_samples
 from lidar_cli.errors import InputError
-from lidar_cli.samples import Samples, open_samples
 from lidar_cli.settings import SampleSettings
 
 Pixels = NDArray[np.uint8]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.scoring.compute import Score
 
 
 def score(path: str, **metrics: Any) -> Score:

@@ -18,7 +18,7 @@ from lidar_cli.checkpoints.formats.format import (
 )
 from lidar_cli.checkpoints.formats.huggingface import HUGGINGFACE
 from lidar_cli.checkpoints.formats.libraries import LIBRARIES
-from lidar_cli.checkpoints.formats.masked import MASKED
+from lidar_cli.checkpoints.formats.mae_ijepa import MASKED
 from lidar_cli.checkpoints.formats.vissl import VISSL
 
 __all__ = ["FORMATS", "Branch", "Format", "Head", "Method", "TokenPredictor", "numbered"]

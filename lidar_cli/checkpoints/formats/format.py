@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lidar_cli.checkpoints import vit
+from lidar_cli.checkpoints.shapes import vit
 
 Rename = tuple[tuple[str, str], ...]  # pattern, replacement: applied in order, at the beginning
 USUAL_HEADS = tuple(vit.HEADS.items())

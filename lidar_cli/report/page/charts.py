@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lidar_cli.jobs.ranking.hyperparameters import Value
-from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.report.converge import AXES, shares
-from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, element
+from lidar_cli.report.page.table import Entry, Listing
 from lidar_cli.report.plot import PANELS, ROUNDING
+from lidar_cli.scoring.compute import Score
 
 POINTS = 64  # of a spectrum that are drawn: even in the logarithm of the rank
 MOST_CURVES = 200  # spectra of the first entries that are drawn

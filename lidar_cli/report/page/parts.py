@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lidar_cli.report.page.charts import charts
-from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, broken, element, joined
-from lidar_cli.report.page.table import BREAKS, framed
+from lidar_cli.report.page.table import BREAKS, Entry, Listing, framed
 
 SHORT = 24  # characters of the longest cell that is aligned as a number
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lidar_cli.jobs.rank import Ranking
-from lidar_cli.jobs.ranking.hyperparameters import Value
-from lidar_cli.jobs.ranking.oracle import Oracle
-from lidar_cli.jobs.ranking.order import Group
-from lidar_cli.jobs.ranking.survey import Left
+from lidar_cli.ranking.discover import Left
+from lidar_cli.ranking.hyperparameters import Value
+from lidar_cli.ranking.oracle import Oracle
+from lidar_cli.ranking.order import Group
+from lidar_cli.ranking.session import Ranking
 from lidar_cli.report import oracle as against
-from lidar_cli.report.numbers import shown
 from lidar_cli.report.page.charts import chart_data
 from lidar_cli.report.page.document import Page
-from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, element, joined
 from lidar_cli.report.page.parts import folded, provenance, said, section, text_table
-from lidar_cli.report.page.table import table
+from lidar_cli.report.page.table import Entry, Listing, table
 from lidar_cli.report.ranking import constants, differing
 from lidar_cli.report.remarks import remarks
-from lidar_cli.report.sure import tied_ranks
+from lidar_cli.report.text import shown, tied_ranks
 
 
 def ranking_page(

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.jobs.ranking.hyperparameters import Value
-from lidar_cli.jobs.scoring.sheet import Score
+from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.report.converge import table as convergence_table
 from lidar_cli.report.page.charts import chart_data
 from lidar_cli.report.page.document import Page
-from lidar_cli.report.page.entries import Entry, Listing
 from lidar_cli.report.page.markup import Markup, element, joined
 from lidar_cli.report.page.parts import provenance, said, section, text_table
-from lidar_cli.report.page.table import table
+from lidar_cli.report.page.table import Entry, Listing, table
 from lidar_cli.report.scores import constants, lines, reasons
+from lidar_cli.scoring.compute import Score
 
 
 def scores_page(

@@ -1,0 +1,110 @@
+"""The module of data2vec 2.0's encoder, see data2vec2.py."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints.models.backbone import MaskedBackbone
+from lidar_cli.checkpoints.models.positions import resample
+from lidar_cli.checkpoints.models.vit import take
+from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
+from lidar_cli.checkpoints.shapes.vit import grid_of
+from lidar_cli.views.masks import Mask
+
+
+def build(spec: Data2Vec2Spec) -> Data2Vec2:
+    """The module, without weights."""
+    with torch.device("meta"):
+        return Data2Vec2(spec)
+
+
+class PostNormBlock(nn.Module):
+    """Attention and MLP of timm, each followed by a norm of the sum."""
+
+    def __init__(self, spec: Data2Vec2Spec) -> None:
+        super().__init__()
+        from timm.layers.mlp import Mlp
+        from timm.models import vision_transformer
+
+        attention = vars(vision_transformer)["Attention"]  # whose home in timm has moved
+        self.attn = attention(spec.width, spec.heads, qkv_bias=True)
+        self.norm1 = nn.LayerNorm(spec.width, eps=spec.eps)
+        self.mlp = Mlp(spec.width, spec.mlp)
+        self.norm2 = nn.LayerNorm(spec.width, eps=spec.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, tokens, width] -> the same."""
+        x = self.norm1(x + self.attn(x))
+        out: Tensor = self.norm2(x + self.mlp(x))
+        return out
+
+
+class Patches(nn.Module):
+    """A linear map of each patch."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[b, 3, S, S] -> [b, N, width], row by row of the grid."""
+        x: Tensor = self.proj(images)
+        return x.flatten(2).transpose(1, 2)
+
+
+class Data2Vec2(MaskedBackbone):
+    """Patches, positions, extra tokens, and post-norm blocks."""
+
+    extra_tokens: Tensor | None
+
+    def __init__(self, spec: Data2Vec2Spec) -> None:
+        super().__init__()
+        self.width = spec.width
+        self.patch = spec.patch
+        self.grid = spec.grid
+        self.patch_embed = Patches(spec.width, spec.patch)
+        self.pos_embed = nn.Parameter(torch.empty(1, spec.grid**2, spec.width))
+        tokens = nn.Parameter(torch.empty(1, spec.extra, spec.width)) if spec.extra else None
+        self.register_parameter("extra_tokens", tokens)
+        self.norm = nn.LayerNorm(spec.width, eps=spec.eps)
+        self.context = nn.Sequential(*(PostNormBlock(spec) for _ in range(spec.context)))
+        self.blocks = nn.Sequential(*(PostNormBlock(spec) for _ in range(spec.depth)))
+        self.trained: tuple[int, Tensor] | None = None  # grid and positions as in the file
+
+    def set_image_size(self, size: int) -> None:
+        """Resample the positions of the file to images of `size` pixels a side.
+
+        Raises CheckpointError unless that is a multiple of the patch size.
+        """
+        grid = grid_of(size, self.patch)
+        if grid == self.grid:
+            return
+        if self.trained is None:
+            self.trained = (self.grid, self.pos_embed.detach().cpu().clone())
+        old, positions = self.trained  # always from these: resampling twice would blur
+        positions = resample(positions, old, grid, 0, "plain").to(self.pos_embed.device)
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.grid = grid
+
+    def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens [b, extra + K, width] after the last block, extra tokens first.
+
+        keep: indices [b, K] of the patches that enter the blocks, all if None.
+        """
+        x = self.patch_embed(images) + self.pos_embed
+        if keep is not None:
+            x = take(x, keep)
+        if self.extra_tokens is not None:
+            x = torch.cat([self.extra_tokens.expand(len(x), -1, -1), x], dim=1)
+        tokens: Tensor = self.blocks(self.context(self.norm(x)))
+        return tokens
+
+    def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
+        """Tokens [b, K, width] of the patches that are seen, without the extra ones."""
+        extra = 0 if self.extra_tokens is None else self.extra_tokens.shape[1]
+        return self.tokens(images, None if mask is None else mask.seen)[:, extra:]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
+        return self.patch_tokens(images).mean(dim=1)

@@ -1,0 +1,85 @@
+"""The modules of a ResNet, by torchvision's and timm's names; what its shapes tell is resnet_spec.
+
+A 7x7 stem has stride 2 and is followed by a max-pool; a 3x3 stem is that of the CIFAR variants.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lidar_cli.checkpoints.models.backbone import Backbone
+from lidar_cli.checkpoints.shapes.resnet import Block, ResNetSpec
+
+__all__ = ["Block", "ResNet", "ResNetSpec"]
+
+
+def build(spec: ResNetSpec) -> ResNet:
+    """The module, without weights."""
+    with torch.device("meta"):
+        return ResNet(spec)
+
+
+class ResidualBlock(nn.Module):
+    """conv-BN-ReLU, twice (basic) or thrice (bottleneck), around a shortcut."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        if block.bottleneck:
+            self.conv1 = nn.Conv2d(block.into, block.inner, 1, bias=False)
+            self.conv2 = _conv3x3(block.inner, block.inner, block.stride, block.groups)
+            self.bn2 = nn.BatchNorm2d(block.inner)
+            self.conv3 = nn.Conv2d(block.inner, block.out, 1, bias=False)
+            self.bn3 = nn.BatchNorm2d(block.out)
+        else:
+            self.conv1 = _conv3x3(block.into, block.inner, block.stride)
+            self.conv2 = _conv3x3(block.inner, block.out, 1, block.groups)
+            self.bn2 = nn.BatchNorm2d(block.out)
+        self.bn1 = nn.BatchNorm2d(block.inner)
+        self.downsample = (
+            nn.Sequential(
+                nn.Conv2d(block.into, block.out, 1, block.stride, bias=False),
+                nn.BatchNorm2d(block.out),
+            )
+            if block.downsample
+            else None
+        )
+        self.bottleneck = block.bottleneck
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, into, h, w] -> [b, out, h / stride, w / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        if self.bottleneck:
+            x = self.bn3(self.conv3(F.relu(x)))
+        return F.relu(x + shortcut)
+
+
+class ResNet(Backbone):
+    """Stem, stages, global average pool; no classifier."""
+
+    def __init__(self, spec: ResNetSpec) -> None:
+        super().__init__()
+        self.width = spec.width
+        stride = 2 if spec.kernel == 7 else 1
+        pad = spec.kernel // 2 if spec.stem_padding is None else spec.stem_padding
+        self.conv1 = nn.Conv2d(3, spec.stem, spec.kernel, stride, pad, bias=False)
+        self.bn1 = nn.BatchNorm2d(spec.stem)
+        self.pool = nn.MaxPool2d(3, 2, 1) if spec.kernel == 7 else nn.Identity()
+        self.stages = [f"layer{i}" for i in range(1, len(spec.stages) + 1)]
+        for name, blocks in zip(self.stages, spec.stages, strict=True):
+            self.add_module(name, nn.Sequential(*map(ResidualBlock, blocks)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings [b, width] of images [b, 3, S, S]."""
+        x = self.pool(F.relu(self.bn1(self.conv1(images))))
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        pooled: Tensor = x.mean(dim=(2, 3))
+        return pooled
+
+
+def _conv3x3(into: int, out: int, stride: int, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(into, out, 3, stride, 1, groups=groups, bias=False)

@@ -1,0 +1,261 @@
+"""A backbone that the user names, `--arch NAME`: timm's model with the file's weights."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints.models.backbone import Backbone
+from lidar_cli.checkpoints.models.weights import (
+    compare,
+    shapes,
+    shapes_of,
+    some,
+)
+from lidar_cli.checkpoints.reading.containers import StateDict
+from lidar_cli.checkpoints.reading.lazy_tensor import Weight, materialised
+from lidar_cli.checkpoints.shapes import vit
+from lidar_cli.checkpoints.shapes.spec import FoundBackbone
+from lidar_cli.errors import CheckpointError, SettingsError, nearest
+
+BFLOAT16 = 2**-7  # relative precision at which files keep what a model computes for itself
+
+
+class TimmBackbone(Backbone):
+    """timm's model, pooled as it pools itself, without classifier."""
+
+    def __init__(self, model: Any, arch: str) -> None:
+        super().__init__()
+        self.model = model
+        self.arch = arch
+        # Some models widen the pooled features before the classifier that was left out.
+        self.width = int(getattr(model, "head_hidden_size", None) or model.num_features)
+        fixed = model.pretrained_cfg.get("fixed_input_size", False)
+        size = model.pretrained_cfg["input_size"][-1]
+        embed = getattr(model, "patch_embed", None)
+        self.image_size = getattr(embed, "img_size", (size, size))[0] if fixed else None
+
+    @property
+    def weights(self) -> nn.Module:
+        """timm's module."""
+        return self.model  # type: ignore[no-any-return]
+
+    def set_image_size(self, size: int) -> None:
+        """Resize what depends on it; raises CheckpointError where timm's model cannot."""
+        if self.image_size in (None, size):
+            return
+        refusal = CheckpointError(
+            f"{self.arch} takes images of {self.image_size} pixels and not of {size}; "
+            f"use --image-size {self.image_size}"
+        )
+        patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
+        if size % patch[0]:  # timm would leave out the pixels of the last, incomplete patch
+            raise refusal
+        try:
+            self.model.set_input_size((size, size))
+        except Exception as error:  # no such method, or a size that later stages do not divide
+            raise refusal from error
+        self.image_size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings [b, width] of images [b, 3, S, S]."""
+        embeddings: Tensor = self.model(images)
+        return embeddings
+
+
+def by_name(path: Path, state: StateDict, arch: str) -> FoundBackbone:
+    """timm's model of that name, and which tensors of the state dict are its own.
+
+    Names are taken as they are, else as timm's own conversion for that model leaves them.
+    Raises SettingsError for a name that timm does not know, CheckpointError if the weights are not
+    that model's.
+    """
+    if not timm.is_model(arch):
+        hint = nearest(arch, timm.list_models())
+        hint = hint if hint.startswith("did you") else "timm.list_models() names all"
+        raise SettingsError(f"--arch {arch}: timm has no such model; {hint}")
+    model = _create(arch)
+    prefix = _prefix(model, state)
+    inside = {k.removeprefix(prefix): t for k, t in state.tensors.items() if k.startswith(prefix)}
+    if isinstance(model, VisionTransformer) and "patch_embed.proj.weight" in inside:
+        model = _resized(model, arch, inside)
+    expected, dropped = shapes(model), []
+    tensors = {name: tensor for name, tensor in inside.items() if name in expected}
+    keys = frozenset(prefix + name for name in tensors)
+    if not _fits(expected, tensors):
+        converted = _convert(model, inside)
+        if _fits(expected, {n: t for n, t in converted.items() if n in expected}):
+            tensors = {n: t for n, t in converted.items() if n in expected}
+            # What the conversion drops is named; its results that nothing takes are left.
+            surplus = converted.keys() - expected.keys()
+            keys = frozenset(prefix + name for name in inside if name not in surplus)
+            dropped = _check_dropped(
+                path, arch, model, {n: inside[n] for n in inside if prefix + n in keys}
+            )
+    compare(expected, shapes_of(tensors), f"{path}: {arch}")
+    backbone = TimmBackbone(model, arch)
+    classifier = model.pretrained_cfg.get("classifier") or ()
+    return FoundBackbone(
+        build=lambda: backbone,
+        width=backbone.width,
+        format="timm model",
+        arch=arch,
+        image_size=backbone.image_size,
+        tensors=tensors,
+        keys=keys,
+        prefix=prefix,
+        dropped=(some(dropped, 6),) if dropped else (),
+        classifiers=(classifier,) if isinstance(classifier, str) else tuple(classifier),
+    )
+
+
+def _create(arch: str, **sizes: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about names that timm has since changed
+            return timm.create_model(arch, pretrained=False, num_classes=0, **sizes)
+    except Exception as error:  # an unknown tag, or a model that needs another package
+        message = str(error).strip().split("\n")[0]
+        raise SettingsError(f"--arch {arch}: timm cannot make it: {message}") from error
+
+
+def _prefix(model: Any, state: StateDict) -> str:
+    """What stands before the model's names in the state dict, '' if nothing matches."""
+    names = list(model.state_dict())
+    prefixes = {
+        key.removesuffix(name)
+        for name in (names[0], names[-1])
+        for key in state.tensors
+        if key == name or key.endswith(f".{name}")
+    }
+    return max(
+        sorted(prefixes),
+        key=lambda prefix: sum(prefix + name in state.tensors for name in names),
+        default="",
+    )
+
+
+def _resized(model: Any, arch: str, tensors: Mapping[str, Weight]) -> Any:
+    """The same model at the image size of the file's position embedding, if that can be told.
+
+    A patch of a hybrid is 1x1 of what its convolutions leave, and many pixels.
+    """
+    embed = model.patch_embed
+    try:
+        pixels = embed.img_size[0] // embed.grid_size[0]
+        size = vit.grid_of_positions(shapes_of(tensors), arch) * pixels
+    except (CheckpointError, TypeError):  # of positions that are no square, of a model of any size
+        return model
+    return model if size == model.patch_embed.img_size[0] else _create(arch, img_size=size)
+
+
+def _convert(model: Any, tensors: dict[str, Weight]) -> dict[str, Weight]:
+    """The tensors after timm's conversion of other projects' names; empty if that fails."""
+    try:
+        return {**_converted({name: materialised(t) for name, t in tensors.items()}, model)}
+    except Exception:  # meant for other files
+        return {}
+
+
+def _converted(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return {}
+    with contextlib.redirect_stdout(io.StringIO()):  # some of timm's filters print
+        return dict(convert(tensors, model))
+
+
+def _check_dropped(path: Path, arch: str, model: Any, tensors: Mapping[str, Weight]) -> list[str]:
+    """Names of tensors that timm's conversion leaves out.
+
+    Raises CheckpointError if that changes the embedding: they are part of a layer that is used and
+    not zero, or other values than those that the model computes for itself.
+    """
+    influence = _influence(model, tensors)
+    dropped = [name for name, used in influence.items() if not used.any()]
+    layers = {name.rpartition(".")[0] for name, used in influence.items() if used.any()} - {""}
+    computed = {name.rpartition(".")[2]: buffer for name, buffer in model.named_buffers()}
+    wrong = []
+    for name, used in influence.items():
+        layer, _, last = name.rpartition(".")
+        if used.all() or name.removesuffix("_mask") in tensors.keys() - {name}:
+            continue
+        value = materialised(tensors[name])
+        if f"{name}_mask" in tensors:
+            value = torch.where(materialised(tensors[f"{name}_mask"]) == 0, 0, value)
+        if last in computed and computed[last].shape == value.shape:
+            differs = not torch.allclose(value.float(), computed[last].float(), rtol=BFLOAT16)
+        else:
+            differs = layer in layers and bool((value[~used] if used.dim() else value).any())
+        wrong += [name] if differs else []
+    if wrong:
+        other = f"{arch}_qkvb"  # timm's suffix for the same model with biases of q and v
+        biased = timm.is_model(other) and all(name.endswith(".qkv.bias") for name in wrong)
+        model_name = f"the model with biases, --arch {other}" if biased else "another with --arch"
+        raise CheckpointError(
+            f"{path}: timm's conversion for {arch} drops {some(wrong)}, on which the embedding "
+            f"depends; name {model_name}, or your own code with --model"
+        )
+    return dropped
+
+
+def _influence(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Tensor]:
+    """Whether each tensor has a part in what timm's conversion gives; of vectors, each element.
+
+    Traced by autograd over zeros of their shapes; what cannot be traced counts as used.
+    """
+    floating = {n: t for n, t in tensors.items() if "float" in str(t.dtype)}
+    leaves = {
+        name: (
+            torch.zeros(t.shape) if len(t.shape) == 1 else torch.zeros(()).expand(t.shape)
+        ).requires_grad_()
+        for name, t in floating.items()
+    }
+    whole = torch.tensor(True)
+    try:
+        outputs = _converted(dict(leaves), model).values()
+    except Exception:  # one that depends on values
+        return dict.fromkeys(tensors, whole)
+    reached = _reached(outputs)
+    found = {name: torch.tensor(id(leaf) in reached) for name, leaf in leaves.items()}
+    vectors = {name: leaf for name, leaf in leaves.items() if leaf.dim() == 1 and found[name]}
+    total = sum((one.sum() for one in outputs if one.requires_grad), torch.zeros(()))
+    if vectors:
+        gradients = torch.autograd.grad(total, list(vectors.values()), allow_unused=True)
+        for name, gradient in zip(vectors, gradients, strict=True):
+            found[name] = whole if gradient is None else gradient != 0
+    return found
+
+
+def _reached(outputs: Iterable[Any]) -> set[int]:
+    """Ids of the leaves of autograd's graph behind some tensors."""
+    ids = {id(one) for one in outputs}
+    todo = [one.grad_fn for one in outputs if one.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if hasattr(node, "variable"):
+            ids.add(id(node.variable))
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+    return ids
+
+
+def _fits(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Weight]) -> bool:
+    try:
+        compare(expected, shapes_of(tensors), "")
+    except CheckpointError:
+        return False
+    return True

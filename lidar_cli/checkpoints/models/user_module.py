@@ -1,0 +1,225 @@
+"""The user's own code, `--model package.module:factory`, filled with a file's state dict."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints.models.weights import fill, is_counter, shapes, some
+from lidar_cli.checkpoints.reading.containers import ADDED, candidates, clean
+from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
+from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
+
+LAYER_NAME = re.compile(r"[\w.-]*\w[\w.-]*")  # what `--layer` and a feature file can name
+TRIED_SIZES = (224, 32, 96, 64, 128, 256, 384, 28)  # pixels; the first that the module takes
+
+
+def make(target: str) -> nn.Module:
+    """The module that a factory, named 'package.module:factory', returns.
+
+    Modules are found from the working directory too. The factory takes no arguments.
+    Raises SettingsError if the name is malformed or any of the user's code fails.
+    """
+    module_name, _, factory_name = target.partition(":")
+    if not module_name or not factory_name:
+        raise SettingsError(f"--model {target}: expected package.module:factory")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        factory: Any = importlib.import_module(module_name)
+        for part in factory_name.split("."):
+            factory = getattr(factory, part)
+        module = factory()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise SettingsError(f"--model {target} failed: {_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise SettingsError(
+            f"--model {target} returned a {type(module).__name__}; expected a torch.nn.Module"
+        )
+    return module
+
+
+def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
+    """Fill the module with the state dict of a file that has exactly its names; its container.
+
+    Tried in turn: names as they are, without leading additions of wrappers, without any.
+    Raises NoWeights if the file has no tensor, CheckpointError if no state dict of it fits.
+    """
+    expected = set(shapes(module))
+    closest: tuple[int, str, dict[str, Weight]] | None = None
+    for container, entries in candidates(tree):
+        tensors = {str(k): v for k, v in entries.items() if is_tensor(v)}
+        if not tensors:
+            continue
+        for rename in (str, _without_leading, clean):
+            named = {rename(name): tensor for name, tensor in tensors.items()}
+            distance = len({n for n in expected ^ named.keys() if not is_counter(n)})
+            if len(named) == len(tensors) and (closest is None or distance < closest[0]):
+                closest = (distance, container, named)
+    if closest is None:
+        raise NoWeights(f"{path}: holds no tensors where a state dict is expected")
+    distance, container, tensors = closest
+    if distance:
+        missing = sorted(n for n in expected - tensors.keys() if not is_counter(n))
+        surplus = sorted(tensors.keys() - expected)
+        parts = [f"lacks {some(missing)}"] if missing else []
+        parts += [f"has {some(surplus)}"] if surplus else []
+        raise CheckpointError(
+            f"{path}: the state dict {' and '.join(parts)}, unlike the --model module; "
+            "expected exactly its names; let the factory return the module that was saved"
+        )
+    fill(module, {n: t for n, t in tensors.items() if n in expected}, str(path))
+    return container
+
+
+@contextmanager
+def restored(module: nn.Module) -> Iterator[None]:
+    """Give a module its training modes and devices back when the block ends, by an error too."""
+    modes = {part: part.training for part in module.modules()}
+    devices = {name: tensor.device for name, tensor in _tensors(module)}
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        for name, tensor in _tensors(module):
+            if tensor.device != devices.get(name, tensor.device):
+                tensor.data = tensor.data.to(devices[name])
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """No gradients, but not inference mode, whose tensors a module may keep and cannot train on."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
+    """The width of each layer, by embedding blank images, and the image size the module needs.
+
+    A module that has an int attribute `image_size` is asked at that size only.
+    label: what an error calls the module.
+    Raises SettingsError if the module embeds no image, or not to rows.
+    """
+    named = getattr(module, "image_size", None)
+    device = next((t.device for t in module.parameters()), torch.device("cpu"))
+    sizes = (named,) if isinstance(named, int) else TRIED_SIZES
+    reason = ""
+    for size in sizes:
+        try:
+            with without_gradients():
+                output = module(torch.zeros(2, 3, size, size, device=device))
+        except Exception as error:  # the user's code, perhaps made for another size
+            reason = reason or _line(error)
+            continue
+        widths = {layer: rows.shape[1] for layer, rows in layers_of(output, 2, label).items()}
+        only = named == size or not _takes_others(module, size, device)
+        return widths, size if only else None
+    raise SettingsError(
+        f"{label}: no images of {', '.join(map(str, sizes))} pixels can be embedded "
+        f"({reason}); give the module an attribute image_size"
+    )
+
+
+def source(target: str | None) -> str | None:
+    """sha256 of the file that a factory stands in, or None without one.
+
+    What it imports is not covered: features of changed code there must be extracted anew by hand.
+    """
+    if target is None:
+        return None
+    path = getattr(sys.modules.get(target.partition(":")[0]), "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+
+
+def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
+    """Layer -> embeddings; whatever the user's forward raises becomes a CheckpointError."""
+    try:
+        with without_gradients():
+            output = module(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{label}: forward failed for images {list(images.shape)}: {_line(error)}; "
+            "another --image-size may fit"
+        ) from error
+    return layers_of(output, len(images), label)
+
+
+def _takes_others(module: nn.Module, size: int, device: torch.device) -> bool:
+    """Whether the module embeds images of another size too, so that none is its own."""
+    for other in TRIED_SIZES:
+        if other != size:
+            try:
+                with without_gradients():
+                    module(torch.zeros(2, 3, other, other, device=device))
+            except Exception:  # the user's code, made for one size
+                continue
+            return True
+    return False
+
+
+def layers_of(output: Any, batch: int, label: str) -> dict[str, Tensor]:
+    """What a module returned, as layer -> [batch, width]; raises SettingsError otherwise."""
+    layers = dict(output) if isinstance(output, Mapping) else {"backbone": output}
+    for layer, rows in layers.items():
+        if not isinstance(layer, str) or not LAYER_NAME.fullmatch(layer):
+            raise SettingsError(
+                f"{label}: forward gave a dict with the key {str(layer)[:50]!r}; expected names of "
+                "letters, digits and ._- such as backbone"
+            )
+        if not _are_rows(rows, batch):
+            raise SettingsError(
+                f"{label}: forward gave {_described(rows)} for {layer}; expected floating-point "
+                f"[{batch}, width], or a dict of layer -> [{batch}, width]"
+            )
+    if not layers:
+        raise SettingsError(f"{label}: forward gave an empty dict; expected layers")
+    return {layer: rows.detach() for layer, rows in layers.items()}
+
+
+def _are_rows(rows: Any, batch: int) -> bool:
+    return (
+        isinstance(rows, Tensor)
+        and rows.layout == torch.strided
+        and rows.is_floating_point()
+        and rows.dim() == 2
+        and rows.shape[0] == batch
+        and rows.shape[1] > 0
+    )
+
+
+def _described(rows: Any) -> str:
+    if not isinstance(rows, Tensor):
+        return type(rows).__name__
+    kind = "" if rows.is_floating_point() else f"{rows.dtype} ".removeprefix("torch.")
+    sparse = "" if rows.layout == torch.strided else f"{rows.layout} ".removeprefix("torch.")
+    return f"{sparse}{kind}{list(rows.shape)}"
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())
+
+
+def _without_leading(name: str) -> str:
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in ADDED:
+        parts.pop(0)
+    return ".".join(parts)
+
+
+def _line(error: BaseException) -> str:
+    message = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

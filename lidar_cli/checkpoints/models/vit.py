@@ -1,0 +1,135 @@
+"""The module of a Vision Transformer: timm's class, pooled as its spec in vit.py says."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints.models.backbone import MaskedBackbone
+from lidar_cli.checkpoints.models.positions import Resize, resample
+from lidar_cli.checkpoints.shapes.vit import ViTSpec, grid_of
+from lidar_cli.views.masks import Mask
+
+
+def build(spec: ViTSpec) -> ViT:
+    """The module, without weights."""
+    try:
+        with torch.device("meta"):
+            return ViT(spec)
+    except RuntimeError:  # older timm reads numbers from a tensor while it builds
+        return ViT(spec)
+
+
+def stem(spec: ViTSpec) -> nn.Sequential:
+    """Convolutions of stride 2, each normalised, and a linear map of every pixel that is left."""
+    layers: list[nn.Module] = []
+    into = 3
+    for out in spec.stem:
+        layers += [nn.Conv2d(into, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        into = out
+    return nn.Sequential(*layers, nn.Conv2d(into, spec.width, 1))
+
+
+class ViT(MaskedBackbone):
+    """timm's VisionTransformer, pooled to one vector an image, at any multiple of the patch."""
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        from timm.layers.mlp import GluMlp, Mlp
+        from timm.models.vision_transformer import VisionTransformer
+
+        pooled = spec.fc_norm or not spec.class_token
+        mlp: Any = partial(GluMlp, gate_last=False) if spec.swiglu else Mlp
+        self.width = spec.width
+        self.model: Any = VisionTransformer(
+            img_size=spec.image_size,
+            patch_size=spec.patch,
+            num_classes=0,
+            global_pool="avg" if pooled else "token",
+            embed_dim=spec.width,
+            depth=spec.depth,
+            num_heads=spec.heads,
+            mlp_ratio=(spec.mlp + 0.5) / spec.width,  # timm rounds the product down
+            qkv_bias=spec.qkv_bias,
+            qk_norm=spec.qk_norm,
+            proj_bias=spec.proj_bias,
+            init_values=1.0 if spec.layer_scale else None,
+            class_token=spec.class_token,
+            no_embed_class=spec.positioned == 0,
+            reg_tokens=spec.registers,
+            pre_norm=spec.pre_norm,
+            final_norm=spec.final_norm,
+            fc_norm=spec.fc_norm,
+            weight_init="skip",
+            norm_layer=partial(nn.LayerNorm, eps=spec.eps),
+            act_layer=nn.SiLU if spec.swiglu and spec.gate == "silu" else nn.GELU,
+            mlp_layer=mlp,
+        )
+        if spec.stem:
+            self.model.patch_embed.proj = stem(spec)
+        positions = torch.empty(1, spec.positioned + spec.grid**2, spec.width)
+        self.model.pos_embed = nn.Parameter(positions)  # timm has none for the class token alone
+        self.patch = spec.patch
+        self.size = spec.image_size
+        self.positioned = spec.positioned
+        self.resize: Resize = spec.resize
+        self.offset = spec.position_offset
+        self.trained: tuple[int, Tensor] | None = None  # grid and positions as in the file
+
+    @property
+    def weights(self) -> nn.Module:
+        """timm's module, which has the names of the spec."""
+        return self.model  # type: ignore[no-any-return]
+
+    def set_image_size(self, size: int) -> None:
+        """Resample the position embedding of the file to images of `size` pixels a side.
+
+        Raises CheckpointError unless that is a multiple of the patch size.
+        """
+        grid = grid_of(size, self.patch)
+        if size == self.size:
+            return
+        if self.trained is None:
+            self.trained = (self.size // self.patch, self.model.pos_embed.detach().cpu().clone())
+        old, positions = self.trained  # always from these: resampling twice would blur
+        positions = resample(positions, old, grid, self.positioned, self.resize, self.offset)
+        positions = positions.to(self.model.pos_embed.device)
+        self.model.patch_embed.set_input_size((size, size))
+        self.model.pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.size = size
+
+    def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens [b, prefix + K, width] after the last norm; class token and registers first.
+
+        keep: indices [b, K] of the patches that enter the blocks, all if None.
+        """
+        model, positioned = self.model, self.positioned
+        x = model.patch_embed(images) + model.pos_embed[:, positioned:]
+        if keep is not None:
+            x = take(x, keep)
+        prefix = [t for t in (model.cls_token, model.reg_token) if t is not None]
+        if prefix:
+            first = torch.cat(prefix, dim=1)
+            placed = first[:, :positioned] + model.pos_embed[:, :positioned]
+            first = torch.cat([placed, first[:, positioned:]], dim=1)
+            x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
+        tokens: Tensor = model.norm(model.blocks(model.norm_pre(x)))
+        return tokens
+
+    def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
+        """Tokens [b, K, width] of the patches that are seen, without class token and registers."""
+        keep = None if mask is None else mask.seen
+        return self.tokens(images, keep)[:, self.model.num_prefix_tokens :]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
+        embeddings: Tensor = self.model.forward_head(self.tokens(images), pre_logits=True)
+        return embeddings
+
+
+def take(tokens: Tensor, keep: Tensor) -> Tensor:
+    """The tokens [b, K, width] at indices [b, K] of tokens [b, N, width]."""
+    return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

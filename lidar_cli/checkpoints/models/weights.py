@@ -1,0 +1,147 @@
+"""Tensors of a state dict into a module: every one of them, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor, Weight, is_tensor, materialised
+from lidar_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SHARED = 4  # how often, on the average, the bytes of a file may be used: by tied weights
+SMALL = 2**26  # bytes of tensors about which nobody need ask
+LONGEST = 120  # characters of a name in an error
+COUNTER = "num_batches_tracked"  # of BatchNorm, unused in eval mode, absent from old files
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Weight], origin: str) -> None:
+    """Set all parameters and buffers of a module, in float32, and put it in eval mode.
+
+    tensors: by the module's own names; copied, so that the file may change afterwards.
+    origin: the file and part that an error names.
+    Raises CheckpointError for missing or surplus names, other shapes, and weights that are not
+    finite floating-point numbers. Nothing keeps its initial value.
+    """
+    import torch
+
+    like = {n: t for n, t in module.state_dict().items() if is_tensor(t)}
+    expected = shapes_of(like)
+    compare(expected, shapes_of(tensors), origin)
+    _check_size(tensors, origin)
+    ready = {
+        name: _copied(name, tensor, like[name].is_floating_point(), origin)
+        for name, tensor in tensors.items()
+    }
+    for name in expected.keys() - ready.keys():  # counters alone, or compare() had raised
+        ready[name] = torch.zeros((), dtype=torch.int64)
+    try:
+        # Modules that were built without memory take the copies as their own.
+        module.load_state_dict(ready, strict=True, assign=any(t.is_meta for t in like.values()))
+    except Exception as error:  # a user's module may have hooks that raise anything
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise CheckpointError(f"{origin}: the module refuses the weights: {reason}") from error
+    module.eval().requires_grad_(False)
+
+
+def compare(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], origin: str
+) -> None:
+    """Raise CheckpointError unless both name the same tensors of the same shapes."""
+    missing = [name for name in expected if name not in found and not is_counter(name)]
+    if missing:
+        raise CheckpointError(
+            f"{origin}: {some(missing)} missing of {len(expected)} tensors; expected all of "
+            "them; name the architecture with --arch or your own code with --model"
+        )
+    surplus = [name for name in found if name not in expected]
+    if surplus:
+        raise CheckpointError(
+            f"{origin}: {some(surplus)} have no place among {len(expected)} expected tensors; "
+            "name your own code with --model"
+        )
+    for name, shape in found.items():
+        if shape != expected[name]:
+            raise CheckpointError(
+                f"{origin}: {name} has shape {list(shape)}, expected {list(expected[name])}; "
+                "name the architecture with --arch or your own code with --model"
+            )
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter and buffer that a state dict of the module holds."""
+    return shapes_of({n: t for n, t in module.state_dict().items() if is_tensor(t)})
+
+
+def shapes_of(tensors: Mapping[str, Weight]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def is_counter(name: str) -> bool:
+    """Whether a name is that of BatchNorm's counter of batches."""
+    return name.rpartition(".")[2] == COUNTER
+
+
+def size(tensor: Weight) -> int:
+    """How many numbers a tensor has."""
+    return math.prod(tensor.shape)
+
+
+def parts_of(tensor: Weight) -> tuple[Weight, ...]:
+    """The tensors of the file that it is made of, such as q, k and v; else itself."""
+    parts: tuple[Weight, ...] = getattr(tensor, "parts", (tensor,))
+    return parts
+
+
+def _check_size(tensors: Mapping[str, Weight], origin: str) -> None:
+    """Refuse a file in which many tensors lie over the same few bytes, before they take memory."""
+    parts = [part for tensor in tensors.values() for part in parts_of(tensor)]
+    lazy = [t for t in parts if isinstance(t, LazyTensor) and t.storage is not None]
+    held = {t.storage.source: t.storage.source.nbytes for t in lazy if t.storage is not None}
+    wanted = sum(t.nbytes for t in lazy)
+    if wanted > SHARED * sum(held.values()) + SMALL:
+        raise CheckpointError(
+            f"{origin}: the tensors have {wanted} bytes over {sum(held.values())} of the file; "
+            "expected tensors of their own; save the state dict of one model again"
+        )
+
+
+def _copied(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
+    """A float32 copy of a finite weight; what is no weight, such as an index, is copied as is."""
+    import torch
+
+    refusal = CheckpointError(
+        f"{origin}: {name} is a sparse, quantised or empty tensor; expected plain numbers; "
+        "save the dequantised state dict"
+    )
+    if isinstance(stored, LazyTensor) and stored.problem:
+        raise refusal
+    tensor = materialised(stored)
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise refusal
+    if not is_weight:
+        return tensor.clone()
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{origin}: {name} has type {str(tensor.dtype).removeprefix('torch.')}, "
+            "expected floating-point numbers; save the dequantised state dict"
+        )
+    copy = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if not torch.isfinite(copy).all():
+        raise CheckpointError(
+            f"{origin}: {name} holds NaN or infinite values, as after a diverged run; "
+            "choose an earlier checkpoint"
+        )
+    return copy
+
+
+def some(names: Iterable[str], shown: int = 3) -> str:
+    """A few names, and how many more there are; a name never breaks the line."""
+    names = [name if name.isprintable() else ascii(name) for name in names]
+    names = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
+    text = ", ".join(names[:shown])
+    return text if len(names) <= shown else f"{text} and {len(names) - shown} more"

@@ -1,0 +1,293 @@
+"""The tree of a checkpoint as JSON, between the child that reads it and the program.
+
+    {"nodes": [node, ...], "root": value, "storages": [...], "sources": [...], "stand_ins": [...]}
+    value    a number, text, true, false, null, or [i]: node i
+    node     [kind, part, ...], see MUTABLE and IMMUTABLE; tuples and sets follow their parts
+    storage  [type, bytes, source, first byte in it]
+    source   [first byte in the file, bytes], or [base64] of bytes that the pickle held
+
+A value that is far larger than any setting of a training (a list of all images, a log) becomes a
+stand-in for its type. `decoded` trusts nothing of it: all places are compared with the file again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lidar_cli.checkpoints.reading.lazy_tensor import (
+    LazyTensor,
+    Malformed,
+    Source,
+    Storage,
+    numbers,
+    view,
+)
+from lidar_cli.checkpoints.reading.rebuild import ArrayType, element_size
+from lidar_cli.checkpoints.reading.stand_ins import Global, StandIn
+
+DIRECT = frozenset((int, float, bool, type(None), str))
+MUTABLE: dict[str, Callable[[], Any]] = {"d": dict, "l": list, "o": lambda: StandIn("")}
+IMMUTABLE = {"t": tuple, "s": set, "f": frozenset}
+KINDS: dict[type, str] = {dict: "d", list: "l", tuple: "t", set: "s", frozenset: "f"}
+CONTAINERS = (dict, list, tuple, set, frozenset, StandIn)
+LONG = 100_000  # elements of a container that holds no tensor, characters of a text
+ARRAYS = 4 << 20  # bytes of all numpy arrays, which a pickle holds itself
+MAX_BITS = 8192  # of an integer; Python prints no integer much longer than that
+DEEPEST = 4  # tuples in a tuple that is a key
+ODD_KEYS = 1000  # that are neither text nor small: such can be made so that dicts become slow
+
+TOO_LONG = "a numpy array of more than 4 MB inside the pickle"
+
+
+def encoded(tree: Any, stand_ins: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON of a tree; raises Malformed for integers without measure."""
+    return {**_Encoder().encode(tree), "stand_ins": stand_ins}
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self.nodes: list[list[Any]] = []
+        self.numbers: dict[int, list[int]] = {}  # id of an object -> its value
+        self.held: list[Any] = []  # made here, so that no id comes twice
+        self.storages: dict[int, int] = {}
+        self.sources: dict[int, int] = {}
+        self.storage_rows: list[list[Any]] = []
+        self.source_rows: list[list[Any]] = []
+        self.arrays = 0
+        self.odd = 0
+
+    def encode(self, tree: Any) -> dict[str, Any]:
+        """All but the names of stand-ins."""
+        stack: list[tuple[Any, bool]] = [(tree, False)]
+        while stack:
+            value, ready = stack.pop()
+            if ready:
+                self.finish(value)
+            elif type(value) not in DIRECT and id(value) not in self.numbers:
+                self.begin(value, stack)
+        root = self.part(tree)
+        rows = {"storages": self.storage_rows, "sources": self.source_rows}
+        return {"nodes": self.nodes, "root": root, **rows}
+
+    def begin(self, value: Any, stack: list[tuple[Any, bool]]) -> None:
+        """Number what can be filled later, and have the parts done first."""
+        if not isinstance(value, CONTAINERS):
+            self.add(value, self.leaf(value))
+            return
+        parts = _parts(value)
+        if len(parts) > LONG and _holds_no_tensor(parts):
+            self.add(value, _stand_in(f"builtins.{type(value).__name__}"))
+            return
+        if type(value) in (dict, list, StandIn):
+            self.add(value, [])
+        elif id(value) in self.numbers:
+            return
+        stack.append((value, True))
+        stack.extend((part, False) for part in parts if type(part) not in DIRECT)
+
+    def finish(self, value: Any) -> None:
+        """Write the node of a container whose parts have numbers."""
+        part = self.part
+        if isinstance(value, dict):
+            flat: list[Any] = ["d"]
+            for key, inner in value.items():
+                self.count(key)
+                flat += (part(key), part(inner))
+        elif isinstance(value, StandIn):
+            flat = ["o", value.name, *map(part, _fields(value))]
+        else:
+            if isinstance(value, set | frozenset):
+                for key in value:
+                    self.count(key)
+            flat = [KINDS[type(value)], *map(part, value)]
+        if id(value) in self.numbers:
+            self.nodes[self.numbers[id(value)][0]][:] = flat
+        else:
+            self.add(value, flat)
+
+    def add(self, value: Any, node: list[Any]) -> None:
+        """Give a value a number and its node."""
+        self.numbers[id(value)] = [len(self.nodes)]
+        self.held.append(value)
+        self.nodes.append(node)
+
+    def part(self, value: Any) -> Any:
+        """A value inside a node."""
+        kind = type(value)
+        if kind not in DIRECT:
+            return self.numbers[id(value)]
+        if kind is int and value.bit_length() > MAX_BITS:
+            raise Malformed("its pickle has an integer without measure")
+        return value if kind is not str or len(value) <= LONG else value[:LONG]
+
+    def count(self, key: Any) -> None:
+        """Refuse keys by which a dict can be made slow."""
+        if type(key) is str or key is None or (type(key) is int and abs(key) < 2**61 - 1):
+            return
+        if not _is_shallow(key):
+            raise Malformed("a key is nested too deeply")
+        self.odd += 1
+        if self.odd > ODD_KEYS:
+            raise Malformed(f"it has more than {ODD_KEYS} keys that are neither text nor numbers")
+
+    def leaf(self, value: Any) -> list[Any]:
+        """The node of what has no parts."""
+        if isinstance(value, LazyTensor):
+            return self.tensor(value)
+        if isinstance(value, Global):
+            return ["g", value.name]
+        if isinstance(value, bytes | bytearray):
+            if len(value) > LONG:
+                return _stand_in(f"builtins.{type(value).__name__}")
+            return ["b" if type(value) is bytes else "B", base64.b64encode(value).decode()]
+        if isinstance(value, complex):
+            return ["c", value.real, value.imag]
+        name = f"numpy.dtype[{value.code}]" if isinstance(value, ArrayType) else "torch.storage"
+        return _stand_in(name)
+
+    def tensor(self, value: LazyTensor) -> list[Any]:
+        """The node of a tensor, which may have no storage, or none that can be read."""
+        source = None if value.storage is None else value.storage.source
+        if value.storage is None or source is None:
+            return ["p", value.dtype, value.shape, value.problem]
+        if source.data is not None:
+            self.arrays += 0 if id(source) in self.sources else source.nbytes
+            if self.arrays > ARRAYS:
+                return ["p", value.dtype, value.shape, TOO_LONG]
+        place = self.storage(value.storage)
+        node = ["T", value.dtype, value.shape, value.stride, value.offset, place]
+        return [*node, sorted(value.bits), value.problem] if value.bits or value.problem else node
+
+    def storage(self, storage: Storage) -> int:
+        """The number of a storage."""
+        if id(storage) not in self.storages:
+            source = storage.source
+            if id(source) not in self.sources:
+                self.sources[id(source)] = len(self.source_rows)
+                held = source.data
+                row: list[Any] = [source.start, source.nbytes]
+                self.source_rows.append(row if held is None else [base64.b64encode(held).decode()])
+            self.storages[id(storage)] = len(self.storage_rows)
+            place = self.sources[id(source)]
+            self.storage_rows.append([storage.dtype, storage.nbytes, place, storage.first])
+        return self.storages[id(storage)]
+
+
+def _stand_in(name: str) -> list[Any]:
+    """The node of a stand-in that holds nothing."""
+    return ["o", name, None, None, None, None, None]
+
+
+def _holds_no_tensor(parts: list[Any]) -> bool:
+    """Whether these are numbers and texts, or containers of nothing else, each looked at once."""
+    containers = {id(part): part for part in parts if isinstance(part, CONTAINERS)}
+    kinds = {type(part) for part in parts if id(part) not in containers}
+    for part in containers.values():
+        kinds.update(map(type, _parts(part)))
+    return not any(issubclass(kind, (*CONTAINERS, LazyTensor)) for kind in kinds)
+
+
+def _is_shallow(key: Any, depth: int = 0) -> bool:
+    """Whether a key can be printed."""
+    if not isinstance(key, tuple | frozenset):
+        return True
+    return depth < DEEPEST and all(_is_shallow(part, depth + 1) for part in key)
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    return _fields(value) if isinstance(value, StandIn) else list(value)
+
+
+def _fields(value: StandIn) -> list[Any]:
+    return [value.args, value.kwargs, value.state, value.entries, value.elements]
+
+
+def decoded(record: Any, path: Path, size: int) -> tuple[Any, tuple[str, ...]]:
+    """The tree, and the names of the stand-ins in it, of a record of a file of `size` bytes.
+
+    Raises Malformed unless it is as `encoded` makes it and all its places lie inside the file.
+    """
+    try:
+        sources = [_source(row, path, size) for row in record["sources"]]
+        storages = [_storage(row, sources) for row in record["storages"]]
+        values = _values(record["nodes"], storages)
+        names = tuple(str(name) for name in record["stand_ins"])
+        return _resolved(record["root"], values), names
+    except (LookupError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        raise Malformed("what was read of it makes no sense") from error
+
+
+def _source(row: Any, path: Path, size: int) -> Source:
+    if len(row) == 1:
+        held = base64.b64decode(row[0], validate=True)
+        return Source(Path("(in the pickle)"), 0, len(held), held)
+    start, nbytes = numbers(row)
+    if start + nbytes > size:
+        raise Malformed("a storage reaches past the file")
+    return Source(path, start, nbytes)
+
+
+def _storage(row: Any, sources: list[Source]) -> Storage:
+    dtype, nbytes, place, first = row
+    numbers((nbytes, place, first))
+    element_size(dtype)
+    if first + nbytes > sources[place].nbytes:
+        raise Malformed("a view of a storage reaches past it")
+    return Storage(dtype, nbytes, sources[place], first)
+
+
+def _values(nodes: list[list[Any]], storages: list[Storage]) -> list[Any]:
+    """The value of each node."""
+    values: list[Any] = [MUTABLE[node[0]]() if node[0] in MUTABLE else None for node in nodes]
+    for i, node in enumerate(nodes):
+        kind = node[0]
+        if kind == "T":
+            values[i] = _tensor(node, storages)
+        elif kind not in MUTABLE:
+            values[i] = _leaf(node, values)
+    for node, value in zip(nodes, values, strict=True):
+        kind = node[0]
+        if kind == "d":
+            parts = [p if type(p) is not list else values[p[0]] for p in node[1:]]
+            value.update(zip(parts[::2], parts[1::2], strict=True))
+        elif kind == "l":
+            value.extend(p if type(p) is not list else values[p[0]] for p in node[1:])
+        elif kind == "o":
+            value.name = node[1]
+            fields = [_resolved(part, values) for part in node[2:]]
+            value.args, value.kwargs, value.state, value.entries, value.elements = fields
+    return values
+
+
+def _leaf(node: list[Any], values: list[Any]) -> Any:
+    kind = node[0]
+    if kind in IMMUTABLE:
+        return IMMUTABLE[kind](_resolved(part, values) for part in node[1:])
+    if kind == "g":
+        return Global(node[1])
+    if kind == "p":
+        return LazyTensor(node[1], numbers(node[2]), problem=node[3])
+    if kind == "c":
+        return complex(node[1], node[2])
+    content = base64.b64decode(node[1], validate=True)
+    return {"b": bytes, "B": bytearray}[kind](content)
+
+
+def _tensor(node: list[Any], storages: list[Storage]) -> LazyTensor:
+    _, dtype, shape, stride, offset, place, *more = node
+    if type(place) is not int or place < 0:
+        raise Malformed("a tensor lies in no storage")
+    tensor = view(storages[place], dtype, offset, shape, stride)
+    if more:
+        tensor.bits, tensor.problem = frozenset(more[0]), more[1] or tensor.problem
+    return tensor
+
+
+def _resolved(part: Any, values: list[Any]) -> Any:
+    return part if type(part) is not list else values[part[0]]

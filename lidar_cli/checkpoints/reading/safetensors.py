@@ -1,0 +1,97 @@
+"""The header of a safetensors file, checked against the file.
+
+    8 bytes   length of the header, little-endian
+    header    JSON: name -> {"dtype", "shape", "data_offsets": [begin, end]}, and "__metadata__"
+    the rest  the numbers, row-major, little-endian; offsets count from here, without holes
+Source: the format's description in the safetensors documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lidar_cli.checkpoints.reading.lazy_tensor import (  # fmt: skip
+    ITEMSIZE,
+    MAX_NUMBER,
+    LazyTensor,
+    Malformed,
+    Source,
+    Storage,
+    numbers,
+)
+
+MAX_HEADER = 10_000_000  # bytes; the format allows ten times that, for no model that there is
+HERE = Path()  # of the file that is being read; the program puts in its path
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "BOOL": "bool",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+}  # fmt: skip
+
+
+def read_safetensors(file: BinaryIO) -> dict[str, LazyTensor]:
+    """The tensors of a file by name; raises Malformed if the header lies."""
+    end = file.seek(0, 2)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    begin = 8 + length
+    if begin > end:
+        raise Malformed(f"its header should have {length} bytes, the file has {end}")
+    if length > MAX_HEADER:
+        raise Malformed(f"its header has {length} bytes; at most {MAX_HEADER} are read")
+    content = file.read(length)
+    try:
+        header = json.loads(content, object_pairs_hook=_unique)
+    except (RecursionError, ValueError) as error:
+        raise Malformed("its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise Malformed("its header names no tensors")
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(begin, end, name, entry) for name, entry in header.items()}
+    position = begin
+    for tensor in sorted(tensors.values(), key=_place):
+        if _place(tensor)[0] != position:
+            raise Malformed("its tensors overlap, or leave a hole")
+        position = _place(tensor)[1]
+    if position != end:
+        raise Malformed(f"its tensors should end at byte {position}, the file at {end}")
+    return tensors
+
+
+def _tensor(begin: int, end: int, name: str, entry: Any) -> LazyTensor:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise Malformed(f"{name[:60]!a} has not the entries dtype, shape and data_offsets")
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise Malformed(f"{name[:60]!a} has the unknown type {str(entry['dtype'])[:20]!a}")
+    shape, places = numbers(entry["shape"]), numbers(entry["data_offsets"])
+    elements = math.prod(shape)
+    if len(places) != 2 or math.prod(max(n, 1) for n in shape) > MAX_NUMBER:
+        raise Malformed(f"{name[:60]!a} has an impossible shape or place")
+    first, last = places
+    if last - first != elements * ITEMSIZE[dtype] or begin + last > end:
+        raise Malformed(
+            f"{name[:60]!a} should have {elements * ITEMSIZE[dtype]} bytes, the file gives it "
+            f"bytes {first} to {last} of {end - begin}"
+        )
+    steps = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    storage = Storage(dtype, last - first, Source(HERE, begin + first, last - first))
+    return LazyTensor(dtype, shape, tuple(steps), storage=storage)
+
+
+def _place(tensor: LazyTensor) -> tuple[int, int]:
+    """Where the bytes begin and end in the file."""
+    assert tensor.storage is not None
+    return tensor.storage.source.start, tensor.storage.source.start + tensor.nbytes
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name is there twice")
+    return entries

@@ -1,0 +1,101 @@
+"""A checkpoint file -> the record of its tree, in the child of `runtime.sandbox`.
+
+storages.py           torch's zip and legacy files (Lightning's are zip files)
+safetensors_file.py   safetensors
+unpickle.py           the pickle inside torch's files, as records; interpret.py: what they mean
+plain.py              whole modules as their state dicts
+record.py             the tree as JSON
+"""
+
+from __future__ import annotations
+
+import gc
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from lidar_cli.checkpoints.reading.lazy_tensor import EXPECTED, Malformed
+from lidar_cli.checkpoints.reading.record import encoded
+from lidar_cli.checkpoints.reading.safetensors import read_safetensors
+from lidar_cli.checkpoints.reading.stand_ins import Forbidden
+from lidar_cli.checkpoints.reading.torch_files import checksums, read_legacy, read_zip
+from lidar_cli.errors import CheckpointError, shortened
+
+WHAT = {  # kind of a file -> what one is that makes no sense
+    "safetensors": "damaged safetensors file",
+    "zip": "a damaged or truncated torch file",
+    "legacy": "not a torch file, or damaged",
+}
+
+# First bytes of files that are often taken for a checkpoint, and what to do about them.
+STRANGERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file; score feature files with: lidar score"),
+    (b"\x1f\x8b", "gzip data; unpack it first"),
+    (b"<!DOCTYPE", "an HTML page, probably saved in place of a download; fetch the file again"),
+    (b"<html", "an HTML page, probably saved in place of a download; fetch the file again"),
+)
+
+
+def walk(file: BinaryIO, path: str) -> Any:
+    """Kind and record of a checkpoint; raises CheckpointError with the path in its line."""
+    kind = _kind(file, path)
+    gc.disable()  # which would look through a million values again and again
+    with refused(path, kind):
+        names: tuple[str, ...] = ()
+        tree: Any
+        if kind == "safetensors":
+            tree = read_safetensors(file)
+        elif kind == "zip":
+            tree, names = read_zip(file, path)
+        else:
+            tree, names = read_legacy(file, path)
+        return {"kind": kind, **encoded(tree, names)}
+
+
+def walk_checksums(file: BinaryIO, path: str) -> list[tuple[int, int, int]]:
+    """See `checksums`; empty for a file that is no zip. Raises CheckpointError."""
+    if file.read(2) != b"PK":
+        return []
+    with refused(path, "zip"):
+        return checksums(file)
+
+
+@contextmanager
+def refused(path: str, kind: str) -> Iterator[None]:
+    """Raise CheckpointError, a line about the file, in place of what readers raise."""
+    try:
+        yield
+    except Malformed as error:
+        raise CheckpointError(
+            f"{path}: {WHAT[kind]}: {shortened(str(error))}; {EXPECTED}; copy or save it again"
+        ) from error
+    except Forbidden as error:
+        raise CheckpointError(
+            f"{path}: names {shortened(str(error))}, which no checkpoint needs and which is never "
+            "called; do not load it elsewhere; take the file from a source that you trust"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    finally:
+        gc.enable()
+
+
+def _kind(file: BinaryIO, path: str) -> str:
+    """'safetensors', 'zip' or 'legacy'; raises CheckpointError for what is evidently another."""
+    start = file.read(512)
+    if not start:
+        raise CheckpointError(f"{path} is empty; {EXPECTED}; copy it again")
+    for signature, meaning in STRANGERS:
+        if start.lstrip().lower().startswith(signature.lower()):
+            raise CheckpointError(f"{path} is {meaning}")
+    if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in start):
+        raise CheckpointError(f"{path} is a text file; {EXPECTED}")
+    if start[257:262] == b"ustar":
+        raise CheckpointError(f"{path} is a tar archive; {EXPECTED}; unpack it first")
+    # A header may not exceed 100 MB, by the format; a pickle's first bytes read far larger.
+    length = struct.unpack("<Q", start[:8])[0] if start[8:9] == b"{" else 10**8
+    if length < 10**8:
+        return "safetensors"
+    return "zip" if start.startswith(b"PK") else "legacy"

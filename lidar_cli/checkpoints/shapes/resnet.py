@@ -1,0 +1,193 @@
+"""ResNets of any width, depth and block, by torchvision's and timm's names, from their shapes.
+
+Sources: He et al. 2016; Xie et al. 2017 (groups); the stride lies on the 3x3 convolution of a
+bottleneck, as in torchvision. A 7x7 stem has stride 2 and is followed by a max-pool; a 3x3 stem is
+that of the CIFAR variants, stride 1 and no max-pool; its padding, 1 or 2, the shapes do not tell.
+This file needs no torch; the modules are in resnet.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
+
+from lidar_cli.checkpoints.assume import USUAL, Open, Value, shown
+from lidar_cli.checkpoints.shapes.spec import batchnorm, title
+from lidar_cli.errors import CheckpointError, SettingsError
+
+ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it, and nothing else has
+NAMES: dict[
+    tuple[tuple[int, ...], bool], str
+] = {  # blocks a stage, whether bottlenecks -> the usual name
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((2, 2, 2, 2), True): "resnet26",
+    ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101",
+    ((3, 8, 36, 3), True): "resnet152",
+    ((3, 24, 36, 3), True): "resnet200",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Channels of one residual block."""
+
+    into: int
+    inner: int  # after the first convolution, and of the 3x3 one of a bottleneck
+    out: int
+    stride: int
+    groups: int
+    bottleneck: bool
+    downsample: bool
+
+    def convolutions(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the weights, in order."""
+        into, inner, out, groups = self.into, self.inner, self.out, self.groups
+        if self.bottleneck:
+            return (inner, into, 1, 1), (inner, inner // groups, 3, 3), (out, inner, 1, 1)
+        return (inner, into, 3, 3), (out, inner // groups, 3, 3)
+
+
+@dataclass(frozen=True)
+class ResNetSpec(Open):
+    """Stem and blocks, stage by stage."""
+
+    stem: int  # channels
+    kernel: int  # of the stem, 7 or 3
+    stages: tuple[tuple[Block, ...], ...]
+    stem_padding: int | None = None  # None for half the kernel
+
+    @property
+    def arch(self) -> str:
+        """Such as 'resnet50 (groups 32, inner width 128)'."""
+        first = self.stages[0][0]
+        depths = tuple(len(stage) for stage in self.stages)
+        notes = []
+        if self.stem != 64:
+            notes.append(f"width {self.stem}")
+        if first.groups != 1:
+            notes.append(f"groups {first.groups}")
+        if first.inner != self.stem:
+            notes.append(f"inner width {first.inner}")
+        if self.kernel == 3:
+            usual = self.stem_padding in (None, 1)
+            notes.append("3x3 stem" if usual else f"3x3 stem, pad {self.stem_padding}")
+        plain = f"resnet {'-'.join(map(str, depths))}"
+        return title(NAMES.get((depths, first.bottleneck), plain), notes)
+
+    @property
+    def width(self) -> int:
+        """Of the embedding."""
+        return self.stages[-1][-1].out
+
+    @property
+    def image_size(self) -> None:
+        """Not in the weights."""
+        return None
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the first block of each stage."""
+        return tuple(blocks[0].stride for blocks in self.stages)
+
+    def assume(self, key: str, value: Value, why: str) -> ResNetSpec:
+        """See `Open`; raises SettingsError for strides that the stages cannot have."""
+        if key != "strides":
+            return super().assume(key, value, why)
+        stages = []
+        if not isinstance(value, tuple) or len(value) != len(self.stages):
+            raise SettingsError(
+                f"--assume strides={shown(value)}: the {self.arch} has {len(self.stages)} stages; "
+                "give a number for each"
+            )
+        for number, (stride, (first, *rest)) in enumerate(zip(value, self.stages, strict=True), 1):
+            if stride != 1 and not first.downsample:
+                raise SettingsError(
+                    f"--assume strides={shown(value)}: layer{number} has no downsample, so that "
+                    "its stride is 1"
+                )
+            stages.append((dataclasses.replace(first, stride=stride), *rest))
+        return dataclasses.replace(self, stages=tuple(stages), why={**self.why, "strides": why})
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors of the module."""
+        found: dict[str, tuple[int, ...]] = {
+            "conv1.weight": (self.stem, 3, self.kernel, self.kernel)
+        }
+        found |= batchnorm("bn1", self.stem)
+        for number, blocks in enumerate(self.stages, 1):
+            for index, block in enumerate(blocks):
+                name = f"layer{number}.{index}"
+                for i, shape in enumerate(block.convolutions(), 1):
+                    found[f"{name}.conv{i}.weight"] = shape
+                    found |= batchnorm(f"{name}.bn{i}", shape[0])
+                if block.downsample:
+                    found[f"{name}.downsample.0.weight"] = (block.out, block.into, 1, 1)
+                    found |= batchnorm(f"{name}.downsample.1", block.out)
+        return found
+
+
+def spec(shapes: Mapping[str, tuple[int, ...]], origin: str) -> ResNetSpec:
+    """The ResNet that tensors of these shapes belong to.
+
+    Raises CheckpointError if its stem or its blocks are of a kind that is not known.
+    """
+    stem = shapes.get("conv1.weight", ())
+    if len(stem) != 4 or stem[0] < 1 or stem[1] != 3 or stem[2:] not in ((7, 7), (3, 3)):
+        raise CheckpointError(
+            f"{origin}: the stem of the ResNet, conv1.weight, is {_shape(stem)}; expected "
+            "[width, 3, 7, 7] or [width, 3, 3, 3]; name the architecture with --arch"
+        )
+    stages = []
+    width = stem[0]
+    for stage in count(1):
+        blocks: list[Block] = []
+        for index in count():
+            name = f"layer{stage}.{index}"
+            if f"{name}.conv1.weight" not in shapes:
+                break
+            stride = 2 if stage > 1 and index == 0 else 1
+            blocks.append(_block(shapes, name, width, stride, origin))
+            width = blocks[-1].out
+        if not blocks:
+            break
+        stages.append(tuple(blocks))
+    if stem[2] == 3:
+        padding, why, decided = 1, {"stem_padding": USUAL}, {}
+    else:
+        padding, why, decided = 3, {}, {"stem_padding": "a 7x7 stem is padded by 3"}
+    why |= {"strides": USUAL}
+    return ResNetSpec(stem[0], stem[2], tuple(stages), padding, why=why, decided=decided)
+
+
+def _block(
+    shapes: Mapping[str, tuple[int, ...]], name: str, into: int, stride: int, origin: str
+) -> Block:
+    bottleneck = f"{name}.conv3.weight" in shapes
+    numbers = (1, 2, 3) if bottleneck else (1, 2)
+    convs = [shapes.get(f"{name}.conv{i}.weight", ()) for i in numbers]
+    if any(len(shape) != 4 or min(shape) < 1 for shape in convs):
+        found = ", ".join(_shape(shape) for shape in convs)
+        raise CheckpointError(
+            f"{origin}: the convolutions of {name} are {found}; expected 4-D weights; "
+            "name the architecture with --arch"
+        )
+    inner = convs[0][0]
+    groups = inner // convs[1][1] if inner % convs[1][1] == 0 else 1
+    out = convs[-1][0]
+    downsample = f"{name}.downsample.0.weight" in shapes
+    if not downsample and (stride != 1 or into != out):
+        raise CheckpointError(
+            f"{origin}: {name}.downsample.0.weight is missing where the block goes from {into} "
+            f"to {out} channels at stride {stride}; name the architecture with --arch"
+        )
+    if convs[1][0] % groups or inner % groups:
+        groups = 1  # the comparison of shapes then names the tensor
+    return Block(into, inner, out, stride, groups, bottleneck, downsample)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return str(list(shape)) if shape else "missing"

@@ -1,0 +1,136 @@
+"""Data sets of torchvision that hold one image and one class a sample."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lidar_cli.data.folders import folder
+from lidar_cli.data.source import (
+    SAME_SPLIT,
+    UNKNOWN,
+    Candidate,
+    Source,
+    as_text,
+    read_file,
+    shuffled,
+)
+from lidar_cli.errors import InputError, first_line
+from lidar_cli.settings import SampleSettings
+
+FOLDER = "ImageFolder"
+NAMES = (
+    *("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "STL10"),
+    *("ImageNet", "Imagenette", FOLDER, "INaturalist", "Places365", "SUN397", "Country211"),
+    *("Caltech101", "Caltech256", "CLEVRClassification", "DTD", "EuroSAT", "FER2013"),
+    *("FGVCAircraft", "Flowers102", "Food101", "GTSRB", "OxfordIIITPet", "PCAM", "RenderedSST2"),
+    *("StanfordCars",),
+)
+SHORT = {"folder": FOLDER, "inat": "INaturalist"}  # names that timm takes too
+SPLITS = {  # where a set has other names
+    "Country211": {"val": "valid"},
+    "Places365": {"train": "train-standard"},
+    "INaturalist": {"train": "2021_train", "val": "2021_valid"},
+    "OxfordIIITPet": {"train": "trainval"},
+}
+
+
+def vision(data: str, name: str, settings: SampleSettings) -> Source:
+    """The images of a split. Raises InputError if it cannot be loaded."""
+    class_name = _class_name(data, name)
+    root = settings.data_dir
+    if root is None:
+        raise InputError(f"--data {data}: needs --data-dir, the folder where torchvision keeps it")
+    if class_name == FOLDER:
+        return folder(data, root, replace(settings, class_level=1))
+    split = settings.split or "train"
+    try:
+        dataset = _load(data, class_name, root, settings.split)
+        total = len(dataset)
+    except InputError:
+        raise
+    except Exception as error:  # the many data sets share no base of their errors
+        raise InputError(
+            f"--data {data} in {root}: cannot be loaded: {first_line(error)}"
+        ) from error
+    files = getattr(dataset, "imgs", None)  # those that are folders name their files
+    lock = threading.Lock()
+    label_of = _labels(dataset, total)
+
+    def read(index: int) -> Image.Image:
+        with lock:
+            image: Image.Image = dataset[index][0]
+        return image
+
+    def candidate(index: int) -> Candidate:
+        with lock:
+            label = label_of(index)
+        if files is not None:
+            path = Path(files[index][0])
+            return Candidate(as_text(os.path.relpath(path, root)), label, lambda: read_file(path))
+        return Candidate(f"{split}/{index}", label, lambda: read(index))
+
+    return Source(data, map(candidate, shuffled(total, settings.seed)), total)
+
+
+def _class_name(data: str, name: str) -> str:
+    """torchvision's name, whatever its case and underscores. Raises InputError if unknown."""
+    names = {known.lower(): known for known in NAMES} | SHORT
+    asked = name.lower().replace("_", "").replace("-", "")
+    if asked not in names:
+        nearness = {known: difflib.SequenceMatcher(None, asked, known.lower()).ratio()
+                    for known in NAMES}  # fmt: skip
+        listed = ", ".join(sorted(NAMES, key=lambda known: (-nearness[known], known)))
+        raise InputError(
+            f"--data {data}: no data set of torchvision of that name; nearest first: {listed}"
+        )
+    return names[asked]
+
+
+def _load(data: str, name: str, root: Path, split: str | None) -> Any:
+    """The data set, with its split in its own terms."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    parameters = inspect.signature(kind.__init__).parameters
+    asked = next((group[0] for group in SAME_SPLIT if split in group), split or "train")
+    options: dict[str, Any] = {}
+    if "train" in parameters:
+        if asked not in ("train", "val", "test"):
+            raise InputError(f"--data {data}: no split {split!r}; it has train and test")
+        options["train"] = asked == "train"
+    elif "split" in parameters or "version" in parameters:
+        key = "split" if "split" in parameters else "version"
+        options[key] = SPLITS.get(name, {}).get(asked, asked)
+    elif split is not None:
+        raise InputError(f"--data {data}: {name} has no splits; leave out --split")
+    if name == "INaturalist":
+        options["target_type"] = "full"
+    return kind(str(root), **options)
+
+
+def _labels(dataset: Any, total: int) -> Callable[[int], int]:
+    """Index -> class number. Where the set keeps no list of them, the sample itself has it."""
+    for attribute in ("targets", "labels", "_labels", "y"):
+        listed = getattr(dataset, attribute, None)
+        if listed is not None and len(listed) == total:
+            return lambda index: _number(listed[index])
+    pairs = getattr(dataset, "imgs", None) or getattr(dataset, "_samples", None)
+    if pairs is not None and len(pairs) == total:
+        return lambda index: _number(pairs[index][1])
+    return lambda index: _number(dataset[index][1])
+
+
+def _number(label: Any) -> int:
+    try:
+        return max(int(label), UNKNOWN)
+    except (TypeError, ValueError):
+        return UNKNOWN

@@ -1,0 +1,245 @@
+"""Small self-supervised training runs: the checkpoints that `lidar demo` ranks.
+
+A narrow ResNet with a projector is trained by SimCLR or VICReg on views of unlabelled images, with
+hyperparameters from a random search, and saved as a training script would save it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lidar_cli.checkpoints.models.resnet import Block, ResNet, ResNetSpec
+from lidar_cli.demo.schedule import Losses, Search, minibatches
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.pipeline import Views
+
+Method = Literal["simclr", "vicreg"]
+
+WIDTHS = (16, 32, 64, 128)  # channels of the four stages, a quarter of a ResNet-18's
+STEM_KERNEL = 7  # stride 2 and a max-pool follow, so that the stages see an eighth of the pixels
+PROJECTOR_WIDTH = 128  # alpha-ReQ fits the eigenvalues up to the hundredth, so d > 100 is needed
+
+# The random search. A pair is a range searched log-uniformly unless said otherwise; it holds the
+# value that the papers settle on and is wide, as that of a first search is.
+LEARNING_RATE = (3e-4, 1e-2)  # of AdamW
+WEIGHT_DECAY = (1e-6, 1e-1)
+TEMPERATURE = (0.05, 1.0)  # SimCLR; the range of the paper's table 5
+SIMILARITY = (1.0, 100.0)  # VICReg's lambda; the paper has 25
+VARIANCE = (1.0, 100.0)  # VICReg's mu; the paper has 25
+COVARIANCE = (0.1, 10.0)  # VICReg's nu; the paper has 1
+STRENGTH = (0.2, 2.0)  # of the colour jitter, searched uniformly; SimCLR's own is 1
+CROP = (0.08, 0.8)  # least area of a view, searched uniformly; SimCLR's own is 0.08
+EPOCHS = (3, 15)
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What one training run may differ in. A term of the other method's loss is None."""
+
+    method: Method
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    strength: float  # of the colour jitter; 1 is SimCLR's own
+    crop: float  # least area of a view, as a share of the image; SimCLR's own is 0.08
+    temperature: float | None = None  # SimCLR
+    similarity: float | None = None  # VICReg's lambda
+    variance: float | None = None  # VICReg's mu
+    covariance: float | None = None  # VICReg's nu
+
+
+def draw_hyperparameters(
+    method: Method, seed: int, index: int, epochs: tuple[int, int] | None = None
+) -> Hyperparameters:
+    """Run `index` of the random search of `seed`; each run is drawn independently of the others.
+
+    epochs: fewest and most; None for `EPOCHS`.
+    """
+    search = Search(seed, index)
+    run_length, learning_rate = search.count(epochs or EPOCHS), search.log_uniform(LEARNING_RATE)
+    weight_decay = search.log_uniform(WEIGHT_DECAY)
+    strength, crop = search.uniform(STRENGTH), search.uniform(CROP)
+    shared = (method, run_length, learning_rate, weight_decay, strength, crop)
+    if method == "simclr":
+        return Hyperparameters(*shared, temperature=search.log_uniform(TEMPERATURE))
+    return Hyperparameters(
+        *shared,
+        similarity=search.log_uniform(SIMILARITY),
+        variance=search.log_uniform(VARIANCE),
+        covariance=search.log_uniform(COVARIANCE),
+    )
+
+
+def nt_xent(embeddings: Tensor, temperature: float) -> Tensor:
+    """Normalised-temperature cross entropy of two views of each sample, mean over the 2b rows.
+
+        sim(u, v) = u . v / (|u| |v|)
+        l(i, j) = -log  exp(sim(z_i, z_j) / t) / sum_{k != i} exp(sim(z_i, z_k) / t)
+
+    where j is the other view of i's sample. embeddings: z, [b, 2, d].
+    Source: Chen et al. 2020, A Simple Framework for Contrastive Learning, eq. 1.
+    """
+    rows = F.normalize(embeddings, dim=2).flatten(0, 1)  # [2b, d], the views of a sample adjacent
+    logits = rows @ rows.T / temperature
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    other_view = torch.arange(len(rows), device=rows.device) ^ 1
+    return F.cross_entropy(logits.masked_fill(itself, -torch.inf), other_view)
+
+
+def vicreg(
+    embeddings: Tensor,
+    similarity: float,
+    variance: float,
+    covariance: float,
+    target: float = 1.0,
+    epsilon: float = 1e-4,
+) -> Tensor:
+    """Variance-invariance-covariance regularisation of two views of each sample.
+
+        s(Z, Z') = mean_ij (z_ij - z'_ij)^2
+        v(Z) = mean_j max(0, target - sqrt(Var(z_j) + epsilon))
+        C(Z) = sum_i (z_i - mean z) (z_i - mean z)^T / (b - 1)            [d, d]
+        c(Z) = sum_{j != k} C_jk^2 / d
+        loss = similarity s + variance (v(Z) + v(Z')) + covariance (c(Z) + c(Z'))
+
+    with Var over the batch, divided by b - 1. embeddings: Z and Z' as [b, 2, d]; each dimension
+    should have a standard deviation of at least `target`.
+    Source: Bardes et al. 2022, VICReg, eqs. 1 to 6; s is a mean over dimensions as in its
+    algorithm 1, to which the coefficients belong (eq. 5 has a sum).
+    """
+    batch, _, dim = embeddings.shape
+    first, second = embeddings.unbind(dim=1)
+    loss = similarity * F.mse_loss(first, second)
+    for view in (first, second):
+        centred = view - view.mean(dim=0)
+        spread = (centred.square().sum(dim=0) / (batch - 1) + epsilon).sqrt()
+        loss = loss + variance * F.relu(target - spread).mean()
+        between = centred.T @ centred / (batch - 1)
+        off_diagonal = between.square().sum() - between.diagonal().square().sum()
+        loss = loss + covariance * off_diagonal / dim
+    return loss
+
+
+def narrow_resnet() -> ResNet:
+    """A ResNet of basic blocks with few channels, freshly initialised: fast without a GPU.
+
+    Source: He et al. 2016, Deep Residual Learning for Image Recognition, section 3.
+    """
+    stages, into = [], WIDTHS[0]
+    for number, width in enumerate(WIDTHS):
+        stride = 1 if number == 0 else 2
+        block = Block(into, width, width, stride, 1, bottleneck=False, downsample=number > 0)
+        stages.append((block,))
+        into = width
+    backbone = ResNet(ResNetSpec(WIDTHS[0], STEM_KERNEL, tuple(stages)))
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return backbone
+
+
+class Network(nn.Module):
+    """Backbone and projector, as both methods train them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = narrow_resnet()
+        self.projector = nn.Sequential(
+            nn.Linear(WIDTHS[-1], PROJECTOR_WIDTH, bias=False),
+            nn.BatchNorm1d(PROJECTOR_WIDTH),
+            nn.ReLU(),
+            nn.Linear(PROJECTOR_WIDTH, PROJECTOR_WIDTH),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, 3, H, W] to the projected embedding [b, PROJECTOR_WIDTH]."""
+        projected: Tensor = self.projector(self.backbone(x))
+        return projected
+
+
+def pretrain(
+    images: NDArray[np.uint8],
+    hyperparameters: Hyperparameters,
+    seed: int,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """The checkpoint of one training run, as a script with a parallel wrapper would save it.
+
+    AdamW with a linear warm-up and a cosine to zero; two fresh views of every image each epoch.
+    Equal arguments give equal weights on the same machine and thread count, and the global random
+    state of torch is left alone. It holds plain values and tensors only, so that
+    `torch.load(weights_only=True)` reads it. `losses` is the mean loss of each epoch.
+
+    images: [N, S, S, 3], N >= 2. seed: of weights, order and views.
+    """
+    h, watcher = hyperparameters, watcher or Watcher()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # With few channels the convolutions run twice as fast with the channel last in memory.
+        network = Network().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=h.learning_rate,
+        weight_decay=h.weight_decay,
+    )
+    losses = Losses(h.epochs)
+    for step in minibatches(len(images), h.epochs, seed):
+        optimizer.param_groups[0]["lr"] = h.learning_rate * step.learning_rate_share
+        views = training_views(images, step.samples, h.strength, h.crop, seed, step.epoch)
+        loss = loss_of(h, network(views.flatten(0, 1)).unflatten(0, views.shape[:2]))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.add(step.epoch, loss)
+        watcher.progress("pretrain", step.epoch + 1, h.epochs)
+    weights = network.state_dict()
+    return {
+        "epoch": h.epochs,
+        "state_dict": {f"module.{name}": weights[name].contiguous() for name in weights},
+        "optimizer": optimizer.state_dict(),
+        "hyper_parameters": asdict(h),
+        "losses": losses.means,
+    }
+
+
+def loss_of(h: Hyperparameters, embeddings: Tensor) -> Tensor:
+    """The loss of the method that the hyperparameters name; embeddings [b, 2, d]."""
+    if h.method == "simclr":
+        assert h.temperature is not None
+        return nt_xent(embeddings, h.temperature)
+    assert h.similarity is not None
+    assert h.variance is not None
+    assert h.covariance is not None
+    return vicreg(embeddings, h.similarity, h.variance, h.covariance)
+
+
+def training_views(
+    images: NDArray[np.uint8],
+    samples: list[int],
+    strength: float,
+    crop: float,
+    seed: int,
+    epoch: int,
+) -> Tensor:
+    """Two views of some images, [b, 2, 3, S, S], normalised; other ones in every epoch.
+
+    SimCLR's recipe with its jitter scaled by `strength` and views of at least `crop` of the area.
+    samples: numbers of the images.
+    """
+    recipe = find_recipe("simclr", "imagenet").at_strength(strength)
+    recipe = replace(recipe, crop_scale=(crop, 1.0))
+    views = Views(recipe, training_seed(seed, epoch), n_views=2, image_size=images.shape[1])
+    return views.views([torch.from_numpy(images[i]) for i in samples], samples)
+
+
+def training_seed(seed: int, epoch: int) -> int:
+    """Seed of the views of one epoch."""
+    return int(np.random.SeedSequence([seed % 2**64, epoch]).generate_state(2, np.uint32)[0])

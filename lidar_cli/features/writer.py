@@ -1,0 +1,379 @@
+"""One process writing one feature file, or its shard of one, resumable at any sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from torch import Tensor
+
+from lidar_cli.errors import FeatureFileError, InUse, Unresumable, first_line
+from lidar_cli.features.provenance import FORMAT, SHARD_FORMAT, revision_of
+from lidar_cli.features.schema import (
+    DAMAGE,
+    NOTHING,
+    Layout,
+    Share,
+    allocate,
+    arrays_of,
+    as_numbers,
+    check_space,
+    check_unlocked,
+    checksums_of,
+    describe,
+    differing,
+    in_use,
+    opened,
+    partial_path,
+    provenance_of,
+    reserve,
+)
+from lidar_cli.features.structure import Structure, is_hdf5, walk_whole
+from lidar_cli.runtime.atomic import is_stream
+from lidar_cli.runtime.files import irregular
+from lidar_cli.runtime.sandbox import stamp_of
+
+
+class FeatureWriter:
+    """One process writing one feature file, sample by sample, in any order.
+
+    span: the samples that it holds, those of a share or all.
+    Until a sample is done the file is NAME.partial.begun, a mere reservation, which no failure
+    leaves and the next writer removes. A context manager; leaving it without `finish` keeps
+    NAME.partial for `resume`.
+    """
+
+    def __init__(
+        self, path: Path, partial: Path, file: h5py.File, overwrite: bool, share: Share | None
+    ) -> None:
+        self.path = path
+        self._partial = partial  # where the file is
+        self._file = file
+        self._overwrite = overwrite
+        self.done: np.ndarray = file["samples/done"][:].astype(bool)  # [len(span)]
+        self.span = share.span if share else range(len(self.done))
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        layout: Layout,
+        ids: Sequence[str],
+        labels: Sequence[int] | None,
+        provenance: Mapping[str, Any],
+        *,
+        share: Share | None = None,
+        bad: Sequence[tuple[str, str]] = (),
+        overwrite: bool = False,
+    ) -> FeatureWriter:
+        """A new file with all datasets allocated.
+
+        ids: a name a sample, [N]; labels: class numbers [N], -1 unknown, or None.
+        share: the samples that the file is to hold, all if None.
+        bad: name and fault of each image that was left out.
+        Raises FeatureFileError if the output or its partial file exists and is not to be replaced,
+        or the directory cannot be written; InUse if another process is writing it.
+        """
+        partial = partial_path(path)
+        begun = begun_path(partial)
+        check_absent(path, overwrite)
+        if share is not None:
+            layout, ids = layout.within(share.span), ids[share.span.start : share.span.stop]
+            labels = labels and labels[share.span.start : share.span.stop]
+        try:
+            if overwrite:
+                _remove_unlocked(partial)
+            _remove_unlocked(begun)
+            _check_unlinked(begun)
+            check_space(partial, layout, [*ids, *chain(*bad)])
+            file = h5py.File(begun, "x")
+        except FileExistsError as error:
+            raise in_use(partial) from error
+        except OSError as error:
+            why = error.strerror or first_line(error)
+            raise FeatureFileError(f"{partial}: cannot be created: {why}") from error
+        try:
+            describe(file, ids, labels, bad, provenance, share)
+            allocate(file, layout)
+            reserve(file)
+        except BaseException as error:
+            _close(file)
+            begun.unlink(missing_ok=True)
+            if isinstance(error, (OSError, RuntimeError)):
+                raise _unwritable(partial, error) from error
+            raise
+        return cls(path, begun, file, overwrite, share)
+
+    @classmethod
+    def resume(
+        cls,
+        path: Path,
+        layout: Layout,
+        provenance: Mapping[str, Any],
+        *,
+        share: Share | None = None,
+        overwrite: bool = False,
+    ) -> FeatureWriter:
+        """The existing NAME.partial, with every finished row's checksum verified.
+
+        A row whose checksum does not match is to be computed again.
+        Raises Unresumable if the file was begun with other settings, or is not one of ours, and
+        leaves it as it is; InUse if another process is writing it.
+        """
+        partial = partial_path(path)
+        anew = _anew(share)
+        layout = layout.within(share.span) if share else layout
+        try:
+            _check_unlinked(partial)
+            if not is_hdf5(partial):
+                raise OSError("it does not begin as HDF5 files do")
+            begun = _check_begun(partial, layout, provenance, share)
+            if stamp_of(partial.stat()) != begun.stamp:
+                raise Unresumable(f"{partial}: changed while it was read; run it again")
+            file = h5py.File(partial, "r+")  # no sooner, since that writes
+        except (InUse, Unresumable):
+            raise
+        except FeatureFileError as error:
+            raise Unresumable(f"{error}; {anew}") from error
+        except BlockingIOError as error:
+            raise in_use(partial) from error
+        except OSError as error:
+            raise Unresumable(
+                f"{partial}: cannot be opened: {first_line(error)}; {anew}"
+            ) from error
+        try:
+            try:
+                reserve(file)
+            except OSError as error:  # a full disk is no damage
+                raise _unwritable(partial, error) from error
+            writer = cls(path, partial, file, overwrite, share)
+            writer._verify(layout.widths)
+        except BaseException as error:
+            file.close()
+            if isinstance(error, DAMAGE):
+                raise Unresumable(f"{partial}: damaged: {first_line(error)}; {anew}") from error
+            raise
+        return writer
+
+    def write(
+        self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
+    ) -> None:
+        """Write the embeddings of `samples`, a contiguous run of indices, and mark them done.
+
+        views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
+        Raises DegenerateFeatures if a value is not finite, or overflows float16; FeatureFileError
+        if the disk is full.
+        """
+        first, last = (at - self.span.start for at in (samples[0], samples[-1] + 1))
+        try:
+            for layer, rows in clean.items():
+                group = self._file["embeddings"][layer]
+                storage = group["clean"].dtype.name
+                stored_clean = as_numbers(rows, storage, layer, samples[0]).cpu().numpy()
+                stored_views = as_numbers(views[layer], storage, layer, samples[0]).cpu().numpy()
+                if len(stored_views):
+                    group["views"][first : first + len(stored_views)] = stored_views
+                group["clean"][first:last] = stored_clean
+                group["crc32"][first:last] = checksums_of(stored_views, stored_clean)
+            self._file.flush()
+            self._file["samples/done"][first:last] = 1
+            self._file.flush()
+            self._name_partial()
+        except FileExistsError as error:
+            raise in_use(partial_path(self.path)) from error
+        except (OSError, RuntimeError) as error:
+            raise _unwritable(self._partial, error) from error
+        self.done[first:last] = True
+
+    def finish(self) -> Path:
+        """Give the complete file its final name. Raises FeatureFileError if rows are missing."""
+        missing = int((~self.done).sum())
+        if missing:
+            raise FeatureFileError(f"{self._partial}: {missing} samples were never written")
+        own = self._inode()
+        try:
+            self._file.close()
+        except (OSError, RuntimeError) as error:
+            raise _unwritable(self._partial, error) from error
+        check_absent(self.path, self._overwrite, partial_too=False)
+        # Locks do not hold on every file system: never give another writer's file the name.
+        if not self._partial.exists() or self._partial.stat().st_ino != own:
+            raise in_use(self._partial)
+        self._partial.replace(self.path)
+        return self.path
+
+    def discard(self) -> None:
+        """Give up what was written: close the file and remove it."""
+        _close(self._file)
+        self._partial.unlink(missing_ok=True)
+
+    def _name_partial(self) -> None:
+        """Give the file the name of resumable work, now that it holds some.
+
+        Raises FileExistsError or InUse where another process has taken its place.
+        """
+        partial = partial_path(self.path)
+        if self._partial == partial:
+            return
+        if not self._partial.exists() or self._partial.stat().st_ino != self._inode():
+            raise in_use(partial)
+        name_anew(self._partial, partial)
+        self._partial = partial
+
+    def _inode(self) -> int:
+        return os.fstat(self._file.id.get_vfd_handle()).st_ino
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        own = self._inode() if self._file.id.valid else None
+        _close(self._file)
+        if own is not None and self._partial != partial_path(self.path):
+            with suppress(OSError):
+                if self._partial.stat().st_ino == own:  # a reservation, and nobody else's
+                    self._partial.unlink()
+
+    def _verify(self, layers: Iterable[str]) -> None:
+        done = np.flatnonzero(self.done)
+        for start in range(0, len(done), 256):
+            for i in done[start : start + 256]:
+                for group in (self._file["embeddings"][layer] for layer in layers):
+                    with_views = len(group["views"]) if "views" in group else 0
+                    views = group["views"][i : i + 1] if i < with_views else NOTHING
+                    if checksums_of(views, group["clean"][i : i + 1])[0] != group["crc32"][i]:
+                        self.done[i] = False
+
+
+def _check_begun(
+    partial: Path, layout: Layout, provenance: Mapping[str, Any], share: Share | None
+) -> Structure:
+    """What a file holds that the missing rows of these settings can be written into.
+
+    Raises FeatureFileError if they cannot, Unresumable if it was begun with other settings, InUse
+    if another process is writing it.
+    """
+    check_unlocked(partial)
+    with opened(partial, walk_whole) as file:
+        begun = provenance_of(file, SHARD_FORMAT if share else FORMAT)
+        revisions = revision_of(begun), revision_of(provenance)
+        if revisions[0] != revisions[1]:
+            raise Unresumable(
+                f"{partial}: was begun at embedding revision {revisions[0]}, and this lidar embeds "
+                f"at {revisions[1]}; {_anew(share)}"
+            )
+        other = differing(begun, provenance)
+        if share and file.attributes["share"] != share.describe():
+            other.append("share")
+        if other:
+            raise Unresumable(
+                f"{partial}: was begun with other settings ({', '.join(other)} differ); "
+                f"give those settings again, or {_anew(share)}"
+            )
+        done = {"samples/done": ((layout.n_clean,), np.uint8)}
+        for name, (shape, numbers) in (done | arrays_of(layout)).items():
+            array = file.array(name)
+            if array.shape != shape or array.dtype != np.dtype(numbers):
+                raise ValueError(
+                    f"{name} is {array.dtype} {array.shape}, not {np.dtype(numbers)} {shape}"
+                )
+            if array.offset is None:
+                raise ValueError(f"{name} is stored in chunks, which an interrupted run never does")
+        return file
+
+
+def _anew(share: Share | None) -> str:
+    return "remove it to start anew" if share else "start anew with --overwrite"
+
+
+def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
+    """Raise FeatureFileError if writing `path` would replace something unasked, or a directory.
+
+    InUse if another process is writing it.
+    """
+    if path.is_dir():
+        raise FeatureFileError(f"{path}: is a directory; name a file in it with -o")
+    if is_stream(path):
+        raise FeatureFileError(f"{path}: a feature file goes to a file; name one with -o")
+    if overwrite:
+        return
+    if os.path.lexists(path):
+        raise FeatureFileError(
+            f"{path}: exists already; choose another name with -o, or replace it with --overwrite"
+        )
+    if not partial_too:
+        return
+    if begun_path(partial_path(path)).exists():
+        check_unlocked(begun_path(partial_path(path)))
+    if os.path.lexists(partial_path(path)):
+        _check_unlinked(partial_path(path))
+        check_unlocked(partial_path(path))
+        raise FeatureFileError(
+            f"{partial_path(path)}: an interrupted run is here; "
+            "continue it with --resume, or start anew with --overwrite"
+        )
+
+
+def begun_path(partial: Path) -> Path:
+    """Where a feature file is until it holds a finished sample."""
+    return partial.with_name(partial.name + ".begun")
+
+
+def remove_unbegun(begun: Path) -> None:
+    """Remove a reservation that a killed process left; one that is in use stays."""
+    with suppress(InUse, OSError):
+        _remove_unlocked(begun)
+
+
+def _remove_unlocked(partial: Path) -> None:
+    """Remove what an ended process left, if it is there.
+
+    Raises InUse if it is being written, FeatureFileError if it is a link or no file.
+    """
+    if os.path.lexists(partial):
+        _check_unlinked(partial)
+        check_unlocked(partial)
+        partial.unlink()
+
+
+def _check_unlinked(path: Path) -> None:
+    """Raise FeatureFileError for a link, which might be written through, and for what is no file.
+
+    A link that leads nowhere is one too.
+    """
+    kind = irregular(path, follow=False)
+    if kind is not None:
+        raise FeatureFileError(f"{path}: {kind}, not a file; remove it, or name another with -o")
+
+
+def name_anew(file: Path, name: Path) -> None:
+    """Rename a file unless the name is taken. Raises FileExistsError."""
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if name.exists():
+            raise FileExistsError(name) from None
+        file.rename(name)
+    else:
+        file.unlink()
+
+
+def _close(file: h5py.File) -> None:
+    try:
+        file.close()
+    except (OSError, RuntimeError):
+        return  # what could not be flushed was never vouched for
+
+
+def _unwritable(partial: Path, error: BaseException) -> FeatureFileError:
+    return FeatureFileError(
+        f"{partial}: cannot be written: {first_line(error)}; free some space, then --resume"
+    )

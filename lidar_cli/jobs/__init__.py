@@ -1,1 +1,0 @@
-"""One job each, returning a plain record and printing nothing; their parts lie in packages."""

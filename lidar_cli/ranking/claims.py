@@ -1,0 +1,238 @@
+"""Who makes what, among any number of processes that share a folder and nothing else.
+
+    worker-TOKEN     a process that takes part: its host and number, touched while it lives
+    NAME.claim-G     the G-th claim of a task, holding its worker's token
+    told-G           that one of those that took part tells the result of all
+
+Each is created exclusively, in which one process alone succeeds, on network file systems too. The
+claim of a dead worker is not removed, which two could do to one another's, but followed by that of
+the next number. Whoever gets one asks once more whether the task is done.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lidar_cli.errors import first_line
+from lidar_cli.ranking.cache_folder import refused
+from lidar_cli.runtime.atomic import atomic
+from lidar_cli.runtime.files import open_regular, parse_json, read_limited
+from lidar_cli.runtime.processes import card, gone
+
+MOST = 2**16  # bytes of any file of a worker or claim
+NUMBER, LAST_NUMBER = "[0-9]{1,9}", 10**9 - 1
+FORMS = re.compile(rf"worker-[0-9a-f]{{1,16}}|told-{NUMBER}|.+\.claim-{NUMBER}", re.DOTALL)
+BEATS = 10  # touches in the time after which a worker counts as dead
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A task that is this process's to do.
+
+    taken: from a worker that was silent for too long, and may yet wake up.
+    """
+
+    name: str
+    number: int
+    taken: bool
+
+
+class Claims:
+    """The claims in a folder, as one process sees them; nothing is created before the first.
+
+    timeout: seconds without a touch after which a worker counts as dead; one of this host does so
+    once its process is gone. A context manager; leaving it leaves no trace. Files of names that no
+    worker gives are neither read nor removed.
+    """
+
+    def __init__(self, folder: Path, timeout: float) -> None:
+        self._folder = folder
+        self._timeout = timeout
+        self._token = secrets.token_hex(8)
+        self._card = card()
+        self._told_before = -1
+        self._beats: dict[str, tuple[int, float]] = {}  # file -> time of its touch, when we saw it
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[Claim | None]:
+        """The claim of a task while the block runs; None where another process has it.
+
+        Raises InputError if the folder cannot be written, or no number is left.
+        """
+        self._take_part()
+        number, taken = self._free(name)
+        if number is not None and number > LAST_NUMBER:
+            path = self._path(f"{name}.claim-{LAST_NUMBER}")
+            raise refused(path, "is the last claim that has a number")
+        if number is None or not self._create(f"{name}.claim-{number}", self._token):
+            yield None
+            return
+        try:
+            yield Claim(name, number, taken)
+        finally:
+            for other in self._numbers(name, ".claim"):
+                if other <= number:
+                    self._path(f"{name}.claim-{other}").unlink(missing_ok=True)
+
+    def lost(self, claim: Claim) -> bool:
+        """Whether another process took the claim over, since this one was silent for too long."""
+        return max(self._numbers(claim.name, ".claim"), default=-1) != claim.number
+
+    def held(self, name: str) -> bool:
+        """Whether a process that may live has a claim of the task."""
+        number, _ = self._free(name)
+        return number is None
+
+    def first_to_tell(self) -> bool:
+        """Whether to tell the result of all: one of those that take part together is to."""
+        return self._thread is None or self._create(f"told-{self._told_before + 1}", self._token)
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._ended.set()
+            self._thread.join()
+        with suppress(OSError):  # of a folder that others use, or that is not there
+            self._path(self._worker).unlink(missing_ok=True)
+            # One listing: a worker is there before its claims, so that these are nobody's.
+            listed = [path for path in self._folder.iterdir() if FORMS.fullmatch(path.name)]
+            workers = [path for path in listed if path.name.startswith("worker-")]
+            if any(self._state(path) == "alive" for path in workers):
+                return
+            for path in listed:
+                path.unlink(missing_ok=True)
+            self._folder.rmdir()
+
+    @property
+    def _worker(self) -> str:
+        return f"worker-{self._token}"
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+    def _take_part(self) -> None:
+        if self._thread is not None:
+            return
+        for _ in range(BEATS):  # the last of others removes the folder when it leaves
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                if self._folder.is_symlink():
+                    raise NotADirectoryError(errno.ENOTDIR, "its claims are a link")
+                if self._create(self._worker, json.dumps(self._card)):
+                    break
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                with suppress(OSError):
+                    self._folder.rmdir()
+                why = f"the cache cannot be written ({first_line(error)})"
+                raise refused(self._folder, why) from error
+        # Ours have no gaps, so that those planted beyond one do not count.
+        numbers = set(self._numbers("", "told"))
+        self._told_before = next(at for at in count() if at not in numbers) - 1
+        self._thread = threading.Thread(target=self._beat, name="lidar-claims", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._timeout / BEATS):
+            with suppress(OSError):  # the next touch may find the disk again
+                # It is there, but for a thief.
+                if not self._create(self._worker, json.dumps(self._card)):
+                    os.utime(self._path(self._worker))
+
+    def _create(self, name: str, content: str) -> bool:
+        path = self._path(name)
+        try:
+            file = path.open("x", encoding="utf-8")
+        except FileExistsError:
+            return False
+        try:
+            with file:
+                file.write(content)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return True
+
+    def _numbers(self, name: str, kind: str) -> list[int]:
+        """Those of the claims of a task. From a listing, which is fresh on network file systems."""
+        try:
+            names = [path.name for path in self._folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        prefix = f"{name}{kind}-"
+        ends = (each.removeprefix(prefix) for each in names if each.startswith(prefix))
+        return [int(end) for end in ends if re.fullmatch(NUMBER, end)]
+
+    def _free(self, name: str) -> tuple[int | None, bool]:
+        """The number of the next claim, None if there is one in force; whether it is taken over."""
+        last = max(self._numbers(name, ".claim"), default=None)
+        if last is None:
+            return 0, False
+        if last == LAST_NUMBER:  # which no run comes to
+            return last + 1, False
+        claim = self._path(f"{name}.claim-{last}")
+        try:
+            token = read_limited(claim, MOST, follow=False).decode(errors="replace")
+        except FileNotFoundError:
+            return None, False  # given up this moment: the next look tells
+        except OSError:
+            token = ""
+        if not FORMS.fullmatch(f"worker-{token}"):
+            token = ""
+        # One that holds nothing was cut short, or is being written: its own time tells then.
+        state = self._state(self._path(f"worker-{token}") if token else claim)
+        return (None, False) if state == "alive" else (last + 1, state == "silent")
+
+    def _state(self, path: Path) -> str:
+        """Of the worker of a file: alive, gone, or silent, which may be either."""
+        try:
+            # Opened, not only asked for: a network file system may answer from memory otherwise.
+            with open_regular(path, follow=False) as file:
+                touched = os.fstat(file.fileno()).st_mtime_ns
+                content = file.read(MOST)
+        except OSError:
+            return "silent"
+        told: dict[str, Any] = {}
+        with suppress(ValueError, TypeError):
+            told = dict(parse_json(content))
+        if gone(told, self._card):
+            return "gone"
+        # By our own clock and by whether it was touched in between: no two clocks are compared.
+        now = time.monotonic()
+        before, seen = self._beats.get(path.name, (None, now))
+        if touched != before:
+            self._beats[path.name] = touched, now
+            return "alive"
+        return "alive" if now - seen < self._timeout else "silent"
+
+
+def set_apart(file: Path, whole: Path) -> None:
+    """Replace a file by a copy, so that whoever still writes the old one does so in vain.
+
+    whole: the name of the old one once it is complete; if it has got that, no copy stays.
+    """
+    with suppress(FileNotFoundError):  # nothing was begun, or nothing is complete
+        with open_regular(file, follow=False) as content:
+            old = os.fstat(content.fileno()).st_ino
+            with atomic(file) as copy:
+                shutil.copyfileobj(content, copy, 2**20)
+        if whole.stat().st_ino == old:
+            file.unlink()

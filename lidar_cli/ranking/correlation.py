@@ -1,0 +1,118 @@
+"""How well each metric orders checkpoints as an oracle does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.scoring.compute import Score
+
+Numbers = NDArray[np.float64]
+Span = tuple[float, float]
+
+RESAMPLES = 1000
+FEWEST = 8  # checkpoints below which resampling them covers far less than its level
+BLOCK = 512  # checkpoints that are compared with all the others at a time
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Rank correlation of one metric with an oracle over `count` checkpoints.
+
+    Positive where the metric's better direction agrees with the oracle. None where fewer than
+    three checkpoints have a value, or all values are equal.
+    reason: why there is no interval.
+    """
+
+    metric: str
+    spearman: float | None
+    kendall: float | None
+    count: int
+    spearman_interval: Span | None = None
+    kendall_interval: Span | None = None
+    reason: str | None = None
+
+
+def correlate(
+    scores: Sequence[Score],
+    accuracies: Sequence[float],
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Correlation, ...]:
+    """Spearman's rho and Kendall's tau-b of every metric with the oracle's accuracies.
+
+    A checkpoint whose metric is null does not take part in that metric's correlation. The intervals
+    are percentiles of the same statistic over checkpoints drawn with replacement; metrics known for
+    equally many checkpoints share their draws. Draws that leave it undefined are dropped.
+    """
+    from scipy.stats import kendalltau, spearmanr
+
+    found = []
+    for name, metric in METRICS.items():
+        pairs = [
+            (-metric.sort_key(value), accuracy)
+            for score, accuracy in zip(scores, accuracies, strict=True)
+            if (value := score.value(name)) is not None
+        ]
+        merits, oracle = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        if len(pairs) < 3 or len(set(merits)) < 2 or len(set(oracle)) < 2:
+            undefined = "fewer than 3 checkpoints have a value, or all values are equal"
+            found.append(Correlation(name, None, None, len(pairs), reason=undefined))
+            continue
+        rho = float(spearmanr(merits, oracle).statistic)
+        tau = float(kendalltau(merits, oracle).statistic)
+        rho_interval: Span | None = None
+        tau_interval: Span | None = None
+        reason = f"{len(pairs)} checkpoints: an interval by resampling them needs {FEWEST}"
+        if len(pairs) >= FEWEST:
+            both = resampled(np.array(merits), np.array(oracle), draws(len(pairs), seed))
+            rho_interval, tau_interval = (_interval(statistics, level) for statistics in both)
+            reason = "most resamples leave the correlation undefined"
+        intervals = rho_interval, tau_interval
+        without = reason if None in intervals else None
+        found.append(Correlation(name, rho, tau, len(pairs), *intervals, without))
+    return tuple(found)
+
+
+def draws(count: int, seed: int) -> Numbers:
+    """How often each of `count` checkpoints is in each resample [RESAMPLES, count]."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float64)
+
+
+def resampled(x: Numbers, y: Numbers, times: Numbers) -> tuple[Numbers, Numbers]:
+    """Spearman's rho and Kendall's tau-b of each resample [B], NaN where one is undefined.
+
+    With m_i the times that checkpoint i is in a resample, S the signs of differences [K, K],
+
+        r_i = sum_j m_j Sx_ij         twice the centred average rank of i: those below less those
+                                      above; s_i likewise from Sy
+        rho = sum_i m_i r_i s_i / sqrt(sum_i m_i r_i^2  sum_i m_i s_i^2)
+        tau = m^T (Sx Sy) m / sqrt(m^T Sx^2 m  m^T Sy^2 m)          products element by element
+
+    times: m [B, K]. Copies of one checkpoint are ties, as they are in a sample drawn in full.
+    """
+    sums = np.zeros((6, len(times)))
+    for start in range(0, len(x), BLOCK):
+        block = slice(start, start + BLOCK)
+        m = times[:, block]
+        sx = np.sign(x[block, None] - x[None, :])
+        sy = np.sign(y[block, None] - y[None, :])
+        r, s = times @ sx.T, times @ sy.T
+        products = [r * s, r**2, s**2, *(times @ z.T for z in (sx * sy, sx**2, sy**2))]
+        sums += [(m * product).sum(1) for product in products]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums[0] / np.sqrt(sums[1] * sums[2]), sums[3] / np.sqrt(sums[4] * sums[5])
+
+
+def _interval(statistics: Numbers, level: float) -> Span | None:
+    defined = statistics[np.isfinite(statistics)]
+    if 2 * len(defined) < len(statistics):
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,147 @@
+"""Embeddings that go straight into moments, with no features on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_cli.core.noise import contrast_samples
+from lidar_cli.extraction.batch_size import at_size_that_fits, find_batch_size
+from lidar_cli.extraction.batches import Pass
+from lidar_cli.extraction.engine import embed_all
+from lidar_cli.extraction.plan import Plan
+from lidar_cli.features.blocks import Chunk, Embeddings, Stored
+from lidar_cli.features.schema import as_numbers
+from lidar_cli.runtime.device import SHARE, free_memory
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.compute import EVERY_METRIC
+from lidar_cli.scoring.run import score_gathered
+from lidar_cli.scoring.saved import Unintervalled
+from lidar_cli.scoring.streaming import Gathered, enough_memory
+from lidar_cli.settings import MetricSettings, RankSettings, parse_size
+
+
+def score_unstored(work: Pass, settings: RankSettings, watcher: Watcher) -> Unintervalled:
+    """The score of one pass, its embeddings held in memory at most.
+
+    Raises what `embed_all` and `score` raise.
+    """
+    plan, device = work.plan, work.device
+    name = plan.provenance["checkpoint"]
+    work.loaded.set_image_size(plan.views.image_size)
+
+    def attempt(batch_size: int) -> tuple[Unstored, int]:
+        sink = Unstored(plan, name, settings, device, int(free_memory() * SHARE))
+        embed_all(work, batch_size, sink, f"embedding {Path(name).name}", watcher)
+        return sink, batch_size
+
+    fixed = settings.batch_size
+    sink, batch_size = at_size_that_fits(fixed or find_batch_size(work), attempt, fixed is not None)
+    embeddings = sink.embeddings
+    with enough_memory(embeddings):
+        found = score_gathered(
+            embeddings, settings, sink.gathered, EVERY_METRIC, watcher, settings.confidence
+        )
+    provenance = plan.provenance | {"batch_size": batch_size}
+    return Unintervalled(found, provenance, embeddings.once)
+
+
+class Unstored:
+    """A sink that adds the embeddings of a plan's one layer to their moments, on the device.
+
+    name: what messages call the embeddings. room: bytes of main memory that they may take; if they
+    fit they are kept as well, for statistics that need a second pass over them; else those samples
+    alone that the noise edge reads again.
+    """
+
+    def __init__(
+        self, plan: Plan, name: str, settings: MetricSettings, device: torch.device, room: int
+    ) -> None:
+        layout = plan.layout
+        ((self._layer, d),) = layout.widths.items()
+        self._storage = layout.storage
+        self._memory = parse_size(settings.memory)
+        shapes = (layout.n_samples, layout.n_views, d), (layout.n_clean, d)
+        dtype: torch.dtype = getattr(torch, layout.storage)
+        size = sum(dtype.itemsize * int(np.prod(shape)) for shape in shapes)
+        fits = size <= room
+        self._kept = [torch.empty(shape, dtype=dtype) for shape in shapes] if fits else None
+        self._contrasts = None if fits or not layout.n_views else _Samples(*shapes[0], dtype)
+        views, clean = (self._part(at, shape, dtype) for at, shape in enumerate(shapes))
+        self.embeddings = Embeddings(
+            name,
+            self._layer,
+            views if layout.n_views else None,
+            clean,
+            provenance=plan.provenance,
+            once=None
+            if self._kept
+            else f"a second pass needs the embeddings, {size / 2**30:,.2f} GB, in memory, where "
+            f"{room / 2**30:,.2f} GB may be used; leave out --no-store",
+        )
+        self.gathered = Gathered(self.embeddings, settings, device, EVERY_METRIC)
+        self.span = range(layout.n_clean)
+        self.done = np.zeros(layout.n_clean, bool)
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # views [c, q, d], clean [b, d]
+
+    def write(
+        self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
+    ) -> None:
+        """Add a contiguous run of samples, from any device.
+
+        views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
+        Raises DegenerateFeatures as a feature file would.
+        """
+        first, last = samples[0], samples[-1] + 1
+        parts = [
+            as_numbers(part[self._layer], self._storage, self._layer, first)
+            for part in (views, clean)
+        ]
+        for kept, part in zip(self._kept or (), parts, strict=bool(self._kept)):
+            kept[first : first + len(part)] = part
+        if self._contrasts is not None:
+            self._contrasts.keep(first, parts[0])
+        self._waiting.append((parts[0], parts[1]))
+        if sum(view.nbytes + one.nbytes for view, one in self._waiting) >= self._memory:
+            self._add()
+        self.done[first:last] = True
+        if self.done.all():
+            self._add()
+
+    def _add(self) -> None:
+        # Many at a time: each addition reads and writes whole [d, d] scatters.
+        if self._waiting:
+            views, clean = (torch.cat(part) for part in zip(*self._waiting, strict=True))
+            self._waiting.clear()
+            self.gathered.update(Chunk(0, len(clean), views if len(views) else None, clean))
+
+    def _part(self, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
+        def read(start: int, stop: int) -> Tensor:
+            if self._kept is not None:
+                return self._kept[at][start:stop]
+            assert self._contrasts is not None
+            return self._contrasts.read(start, stop)
+
+        return Stored(shape, dtype.itemsize, read)
+
+
+class _Samples:
+    """Views [m, q, d] of the samples of `contrast_samples`, of n."""
+
+    def __init__(self, n: int, q: int, d: int, dtype: torch.dtype) -> None:
+        self._numbers = contrast_samples(n, q, d)
+        self._views = torch.empty(len(self._numbers), q, d, dtype=dtype)
+
+    def keep(self, first: int, views: Tensor) -> None:
+        """Keep those of a run of samples that belong here."""
+        low, high = torch.searchsorted(self._numbers, torch.tensor([first, first + len(views)]))
+        self._views[low:high] = views[self._numbers[low:high] - first]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The samples of a run that all belong here."""
+        at = int(torch.searchsorted(self._numbers, start))
+        return self._views[at : at + stop - start]

@@ -1,0 +1,219 @@
+"""One streaming pass over stored embeddings, all metrics from its moments."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lidar_cli.checkpoints.reading.arrays import read_tensors
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.errors import InputError, SettingsError, nearest
+from lidar_cli.features.arrays import check_stored, read_npy, read_npz, with_size_note
+from lidar_cli.features.blocks import Embeddings
+from lidar_cli.features.reader import read_hdf5
+from lidar_cli.features.structure import is_hdf5
+from lidar_cli.runtime.device import check_free, find_device
+from lidar_cli.runtime.files import NotAFile, open_regular
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.scoring.compute import EVERY_METRIC, Score, Sheet
+from lidar_cli.scoring.groups import Grouping, summed
+from lidar_cli.scoring.influences import influences
+from lidar_cli.scoring.intervals import confidence, without_interval
+from lidar_cli.scoring.process_group import Fellows, gather_together
+from lidar_cli.scoring.streaming import Gathered, enough_memory, gather
+from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings, parse_size
+
+
+def score_file(
+    path: Path,
+    settings: ScoreSettings,
+    watcher: Watcher | None = None,
+    fellows: Fellows | None = None,
+    groups: Grouping | None = None,
+) -> list[Score]:
+    """A score for each layer of a feature file, or for the array of another file.
+
+    fellows: processes that do this together, and read a part each; all come to the same result.
+    groups: those of the settings, where they serve several files.
+    Raises InputError or FeatureFileError if the file cannot be used, SettingsError for an unknown
+    metric or device.
+    """
+    watcher = watcher or Watcher()
+    wanted = parse_metrics(settings.metrics)
+    check_free(f"--memory {settings.memory}", parse_size(settings.memory))
+    device = find_device(settings.device)
+    groups = groups or open_groups(settings)
+    with fellows.alike() if fellows else nullcontext():
+        layers = open_embeddings(path, settings)
+    return [
+        score(
+            embeddings,
+            settings,
+            device,
+            wanted,
+            watcher,
+            settings.confidence,
+            fellows=fellows,
+            groups=groups,
+        )
+        for embeddings in layers
+    ]
+
+
+def open_groups(settings: ScoreSettings | RankSettings) -> Grouping | None:
+    """The groups of samples that the settings name, if any; a pipe is read once.
+
+    Raises InputError if their table cannot be used, SettingsError where no interval is asked for.
+    """
+    if settings.groups is None:
+        return None
+    if settings.confidence is None:
+        raise SettingsError("--groups concerns intervals; add --confidence 0.95")
+    return Grouping(settings.groups)
+
+
+def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
+    """The embeddings that a file offers, not yet read.
+
+    Raises InputError or FeatureFileError.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; score takes files, rank takes directories")
+    try:
+        hdf5 = is_hdf5(path)
+        with open_regular(path) as file:
+            start = file.read(9)
+    except NotAFile as error:
+        raise InputError(
+            f"{path}: {error.strerror}; expected HDF5, .npy, .npz, .pt or .safetensors"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
+    check_stored(path)
+    if hdf5:
+        layers = read_hdf5(path, settings.layer, settings.dataset, settings.views_per_sample)
+    else:
+        layers = [_read_array(path, start, settings.dataset, settings.views_per_sample)]
+    return [with_size_note(embeddings) for embeddings in layers]
+
+
+def _read_array(path: Path, start: bytes, dataset: str | None, q: int | None) -> Embeddings:
+    """The embeddings in a file of arrays, whose format its first bytes say, not its name."""
+    embeddings = None
+    if start.startswith(b"\x93NUMPY"):
+        return read_npy(path, dataset, q)
+    if start.startswith(b"PK"):
+        embeddings = read_npz(path, dataset, q)
+    if embeddings is not None:
+        return embeddings
+    is_safetensors = start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**32
+    if start.startswith((b"PK", b"\x80")) or is_safetensors:
+        return read_tensors(path, dataset, q)
+    raise InputError(
+        f"{path}: not a format that is known here (expected HDF5, .npy, .npz, .pt or .safetensors)"
+    )
+
+
+def parse_metrics(text: str) -> frozenset[str]:
+    """Metric names from a comma-separated list, or all of them. Raises SettingsError."""
+    if text == "all":
+        return EVERY_METRIC
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in METRICS:
+            raise SettingsError(f"--metrics: no metric {name!r}; {nearest(name, list(METRICS))}")
+    if not names:
+        raise SettingsError(f"--metrics is empty; known: {', '.join(METRICS)}")
+    return frozenset(names)
+
+
+def score(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    device: torch.device,
+    wanted: frozenset[str],
+    watcher: Watcher,
+    level: float | None = None,
+    cache: Path | None = None,
+    fellows: Fellows | None = None,
+    groups: Grouping | None = None,
+) -> Score:
+    """The wanted metrics of one layer, in one pass over its chunks.
+
+    level: adds intervals at that level, in a second pass over the chunks.
+    cache: a folder that keeps what the second pass gave, so that it is not needed again.
+    fellows, groups: as in `score_file`.
+    Raises InputError if a number in the file is not finite, or memory does not suffice.
+    """
+    if embeddings.note:
+        watcher.note(embeddings.note)
+    with enough_memory(embeddings):
+        if fellows is None:
+            state = gather(embeddings, settings, device, wanted, watcher)
+        else:
+            state = gather_together(embeddings, settings, device, wanted, watcher, fellows)
+        return score_gathered(
+            embeddings, settings, state, wanted, watcher, level, cache, fellows, groups
+        )
+
+
+def score_gathered(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    state: Gathered,
+    wanted: frozenset[str],
+    watcher: Watcher,
+    level: float | None = None,
+    cache: Path | None = None,
+    fellows: Fellows | None = None,
+    groups: Grouping | None = None,
+) -> Score:
+    """The wanted metrics of one layer from its moments, as `score` gives them."""
+    with fellows.alike() if fellows else nullcontext(), enough_memory(embeddings):
+        found = Sheet(embeddings, settings, state, wanted).score()
+    if level is None:
+        return found
+    missing = _without_interval(found, wanted, state.rows.n)
+    sure = [name for name in METRICS if name in wanted and name not in missing]
+    known: dict[str, Tensor] = {}
+    if sure and embeddings.once is None:
+        known = influences(embeddings, settings, state, sure, watcher, cache, fellows)
+    of_samples = groups.of(embeddings) if groups else None
+    return with_intervals(found, wanted, known, state.rows.n, level, embeddings.once, of_samples)
+
+
+def with_intervals(
+    found: Score,
+    wanted: frozenset[str],
+    known: dict[str, Tensor],
+    n_rows: int,
+    level: float,
+    unknown: str | None = None,
+    groups: Tensor | None = None,
+) -> Score:
+    """A score with the intervals that its influences, by metric, give at a level.
+
+    n_rows: what the metrics of one row a sample read.
+    unknown: why a metric has no influences that could have them.
+    groups: of samples [N], within which influences are summed.
+    """
+    values = {name: found.value(name) for name in METRICS if name in wanted}
+    count = len(torch.unique(groups[: found.n_samples])) if groups is not None else None
+    missing = _without_interval(found, wanted, n_rows, count)
+    if unknown is not None:
+        missing = {name: missing.get(name, unknown) for name in values}
+    if groups is not None:
+        known = {name: summed(each, groups[: len(each)]) for name, each in known.items()}
+    sure = confidence(values, known, missing, level, count)
+    return replace(found, confidence=sure, influences=known)
+
+
+def _without_interval(
+    found: Score, wanted: frozenset[str], n_rows: int, groups: int | None = None
+) -> dict[str, str]:
+    values = {name: found.value(name) for name in METRICS if name in wanted}
+    return without_interval(values, found.notes, found.n_samples, n_rows, found.dim, groups)

@@ -1,0 +1,113 @@
+"""A score in a small file: values, spectra and influences, without the embeddings.
+
+A safetensors file named by what it was computed from: tensors `spectrum/NAME` [k] and
+`influence/METRIC` [n], the rest as JSON in the header. Influences are those of every metric that
+has them, so that intervals at any level, and ties by any metric, need no embedding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lidar_cli.errors import FeatureFileError, first_line
+from lidar_cli.extraction.plan import Plan
+from lidar_cli.runtime.atomic import write_atomic
+from lidar_cli.runtime.files import check_regular, parse_json
+from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.influences import METHOD
+from lidar_cli.settings import MetricSettings
+
+SUFFIX = ".score"
+_APART = (
+    "spectra",
+    "influences",
+    "provenance",
+    "confidence",
+    "convergence",
+)  # fields of Score that are no plain values
+
+
+@dataclass(frozen=True)
+class Unintervalled:
+    """A score with influences and without intervals, which another level would change.
+
+    without_influences: why metrics that could have them have none, None where they do.
+    """
+
+    score: Score
+    provenance: dict[str, Any]
+    without_influences: str | None
+
+
+class SavedScore:
+    """The place of one plan's score at given constants.
+
+    folder, stem: where, and the begin of the name.
+    """
+
+    def __init__(self, folder: Path, stem: str, plan: Plan, settings: MetricSettings) -> None:
+        self._told = json.dumps(
+            [METHOD, plan.identity, settings.delta, settings.epsilon, settings.normalize],
+            sort_keys=True,
+        )
+        key = hashlib.sha256(self._told.encode()).hexdigest()[:16]
+        self.path = folder / f"{stem}-{key}{SUFFIX}"
+
+    def read(self) -> Unintervalled | None:
+        """The score; None if it is absent, damaged, or not what its name says."""
+        try:
+            check_regular(self.path, follow=False)
+            with safe_open(self.path, "pt") as file:
+                header = file.metadata() or {}
+                if header.get("told") != self._told:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            fields, provenance, without = parse_json(header["record"])
+            fields["alpha_req_ranks"] = tuple(fields["alpha_req_ranks"])
+            spectra = {name: one.tolist() for name, one in _within(tensors, "spectrum").items()}
+            influences = _within(tensors, "influence")
+            score = Score(**fields, spectra=spectra, influences=influences, provenance=provenance)
+            return Unintervalled(score, provenance, without)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            return None
+
+    def write(self, found: Unintervalled) -> None:
+        """Save a score, whole or not at all. Raises FeatureFileError if the disk refuses."""
+        score = found.score
+        plain = {
+            field.name: getattr(score, field.name)
+            for field in dataclasses.fields(score)
+            if field.name not in _APART
+        }
+        tensors = {
+            f"spectrum/{name}": torch.tensor(values, dtype=torch.float64)
+            for name, values in score.spectra.items()
+        }
+        tensors |= {f"influence/{name}": one.contiguous() for name, one in score.influences.items()}
+        record = [plain, found.provenance, found.without_influences]
+        header = {"told": self._told, "record": json.dumps(record, allow_nan=False)}
+        try:
+            write_atomic(self.path, save(tensors, header))  # another rank may write the same
+        except OSError as error:
+            raise FeatureFileError(
+                f"{self.path}: cannot be written: {first_line(error)}; free some space"
+            ) from error
+
+
+def _within(tensors: Mapping[str, Tensor], folder: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{folder}/"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{folder}/")
+    }

@@ -1,0 +1,228 @@
+"""One pass over stored embeddings: the moments that the wanted metrics read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from copy import copy
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lidar_cli.core.accumulate import each_piece
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.moments import Moments, RowMoments, unit_rows
+from lidar_cli.errors import BadRows, InputError
+from lidar_cli.features.blocks import Chunk, Embeddings
+from lidar_cli.runtime.device import free_memory
+from lidar_cli.runtime.prefetch import ahead
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.settings import MetricSettings, parse_size
+
+CHUNKS_IN_MEMORY = 3  # one being read, one ready, one being summed
+LEAST_MATRICES = 2  # of d x d float64 numbers at a time: moments, and what is added to them
+BLOCK_NUMBERS = 2**21  # of a float64 copy of normalised rows, 16 MB
+
+
+class State(Protocol):
+    """What takes in chunks of whole samples, in order."""
+
+    def update(self, chunk: Chunk) -> None:
+        """Add a chunk."""
+
+
+class Gathered:
+    """The moments of one layer: of its views, if it has them, and of the rows RankMe reads.
+
+    row_source: what those rows are, "clean", "view 0" or "rows".
+    noise_edge: of the eigenvalues that view noise explains, once a score was made.
+    """
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        settings: MetricSettings,
+        device: torch.device,
+        wanted: Collection[str],
+    ) -> None:
+        _, q, d = embeddings.shape
+        reads = {METRICS[name].reads for name in wanted}
+        scatters, sphere = bool(reads & {"lda", "views"}), "sphere" in reads
+        self.views = (
+            Moments(q, d, device, scatters=scatters, sphere=sphere)
+            if q > 0 and (scatters or sphere)
+            else None
+        )
+        self.rows = RowMoments(d, device)
+        self.row_source = embeddings.clean_name if embeddings.clean else "view 0"
+        self.noise_edge: float | None = None  # that the score was made with
+        self._reads_rows = bool(reads & {"rows", "covariance"})
+        self._normalize = settings.normalize
+
+    def update(self, chunk: Chunk) -> None:
+        """Add a chunk of whole samples."""
+        if self.views is not None and chunk.views is not None:
+            self.views.note_type(chunk.views.dtype)
+            for part in self._prepared(chunk.views):
+                self.views.update(part)
+        clean = chunk.clean
+        if clean is None and chunk.views is not None:
+            clean = chunk.views[:, 0]
+        if clean is not None and self._reads_rows:
+            for part in self._prepared(clean):
+                self.rows.update(part)
+
+    def merge(self, other: Gathered) -> Gathered:
+        """The moments of both sets of samples together; neither operand changes."""
+        both = copy(self)
+        both.rows = self.rows.merge(other.rows)
+        if self.views is not None and other.views is not None:
+            both.views = self.views.merge(other.views)
+        return both
+
+    def _prepared(self, part: Tensor) -> Iterator[Tensor]:
+        if not self._normalize or not len(part):
+            yield part
+            return
+        device, numbers = self.rows.device, part[:1].numel()
+        for block in torch.split(part, max(1, BLOCK_NUMBERS // max(1, numbers))):
+            block = block.to(device)
+            unit = each_piece(partial(_unit, block), len(block), numbers, device)
+            yield torch.cat(unit)
+
+
+def gather(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    device: torch.device,
+    wanted: Collection[str],
+    watcher: Watcher,
+) -> Gathered:
+    """The moments of all samples, from one pass. Raises InputError as `read_into`."""
+    gathered = Gathered(embeddings, settings, device, wanted)
+    read_into(gathered, embeddings, settings, watcher)
+    return gathered
+
+
+def read_into(
+    state: State, embeddings: Embeddings, settings: MetricSettings, watcher: Watcher
+) -> None:
+    """Update a state with all samples, read once in chunks that together take the memory allowed.
+
+    Raises InputError if a number is not finite, with the count over the whole file.
+    """
+    read_span(state, embeddings, settings, watcher, embeddings.span).refuse()
+
+
+def read_span(
+    state: State, embeddings: Embeddings, settings: MetricSettings, watcher: Watcher, span: range
+) -> NonFinite:
+    """Update a state with the samples of a span; no more from the first bad number on.
+
+    The next chunk is read while one is summed.
+    """
+    bad = NonFinite(embeddings)
+    memory = parse_size(settings.memory) // CHUNKS_IN_MEMORY
+    with ahead(embeddings.chunks(memory, span)) as chunks:
+        for chunk in chunks:
+            if not bad.check(chunk):
+                state.update(chunk)
+            done = chunk.stop - span.start
+            watcher.progress(f"reading {embeddings.file}", done, len(span))
+            del chunk  # before the next is asked for
+    return bad
+
+
+NO_MEMORY = ("out of memory", "allocate memory")  # in torch's words
+
+
+@contextmanager
+def enough_memory(embeddings: Embeddings) -> Iterator[None]:
+    """Raises InputError where the memory does not suffice for a sample, moments and spectra."""
+    _check_memory(embeddings)
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error)
+        if isinstance(error, RuntimeError) and not any(lack in said for lack in NO_MEMORY):
+            raise
+        d = embeddings.shape[2]
+        raise InputError(
+            f"{embeddings.file}: {embeddings.layer}: not enough memory for moments of d = {d}, "
+            f"{8 * d * d / 2**30:,.1f} GB each; fewer --metrics, or a larger machine"
+        ) from error
+
+
+def _check_memory(embeddings: Embeddings) -> None:
+    """Raise InputError, before a row is read, if not even the least that is needed is free."""
+    d, free = embeddings.shape[2], free_memory()
+    parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
+    for what, size in {
+        f"moments of d = {d:,}": LEAST_MATRICES * 8 * d * d,
+        "a single sample": max(math.prod(part.shape[1:]) * part.item_size for part in parts),
+        "the whole array": embeddings.in_memory,
+    }.items():
+        if size > free:
+            raise InputError(
+                f"{embeddings.file}: {embeddings.layer}: not enough memory for {what}: "
+                f"{size / 2**30:,.1f} GB, of which {free / 2**30:,.1f} GB are free; expected "
+                "embeddings [n, q, d] of fewer numbers a sample; or use a larger machine"
+            )
+
+
+def _unit(block: Tensor, some: slice) -> Tensor:
+    return unit_rows(block[some].double())
+
+
+class NonFinite:
+    """Counts samples with NaN or Inf over the whole file, so that the error can tell all."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._of = f"{embeddings.file}: {embeddings.layer}"
+        self._samples = 0
+        self._values = 0
+        self._first: int | None = None
+
+    def check(self, chunk: Chunk) -> bool:
+        """Whether anything bad was met so far."""
+        bad = torch.zeros(chunk.stop - chunk.start, dtype=torch.int64)  # values, a sample
+        for part in (chunk.views, chunk.clean):
+            if part is not None and not _sums_finite(part):
+                bad += (~part.isfinite()).flatten(1).sum(dim=1)
+        if bad.any():
+            if self._first is None:
+                self._first = chunk.start + int(bad.nonzero()[0])
+            self._samples += int((bad > 0).sum())
+            self._values += int(bad.sum())
+        return self._first is not None
+
+    def merge(self, other: NonFinite) -> NonFinite:
+        """The count over both parts of a file; neither operand changes."""
+        both = copy(self)
+        both._samples += other._samples
+        both._values += other._values
+        firsts = [one._first for one in (self, other) if one._first is not None]
+        both._first = min(firsts, default=None)
+        return both
+
+    def refuse(self) -> None:
+        """Raise BadRows if anything bad was met."""
+        if self._first is not None:
+            raise BadRows(
+                f"{self._of}: {self._values} values are NaN or Inf, in {self._samples} samples, "
+                f"the first is sample {self._first}; check the checkpoint or its precision"
+            )
+
+
+def _sums_finite(part: Tensor) -> bool:
+    """Whether finite sums prove all numbers finite, at the cost of one read; they may overflow.
+
+    In the numbers' own type: torch would make a float64 copy of them for another.
+    """
+    numbers, device = part[:1].numel(), part.device
+    return all(
+        each_piece(lambda some: bool(part[some].sum().isfinite()), len(part), numbers, device)
+    )

@@ -1,0 +1,314 @@
+"""From images and drawn parameters to views, many views at once.
+
+Axes: b images of any sizes, q views each, S the side of a view.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_cli.core.accumulate import spread
+from lidar_cli.errors import InputError
+from lidar_cli.views.colour import arranged, recolour
+from lidar_cli.views.masks import Mask, draw_mask
+from lidar_cli.views.parameters import Ints, ViewParameters, draw
+from lidar_cli.views.recipes import Interpolation, Recipe
+from lidar_cli.views.resample import Axis, Sources, floats_of, moved, resample
+
+# Floats of the largest intermediate at once, in each thread; bounds memory, not the result. On a
+# CPU it should stay in the cache, for the arithmetic costs less than fetching its operands.
+CPU_FLOATS = 2**21
+GPU_FLOATS = 2**26
+COPIES = 4  # of a whole image, at most, while it is recoloured
+
+Change = Callable[[Tensor, Ints], None]  # of pixels [n, 3, ...], in place, and their boxes [n]
+
+
+def make_views(
+    images: Sequence[Tensor],
+    parameters: ViewParameters,
+    recipe: Recipe,
+    image_size: int,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
+
+    The operations in the recipe's order, then normalise; in single precision, rounded to `dtype`
+    at the end. No bit of a view made on a CPU depends on the other views. memory_format: of the
+    views as [b q, 3, S, S]. Raises InputError for an image that is not uint8 [h, w, 3].
+    """
+    _check(images)
+    p = parameters
+    full, none = np.full(p.top.shape, image_size), np.zeros_like(p.top)
+    rows = Axis(p.top, p.height, full, none, np.zeros_like(p.flip))
+    columns = Axis(p.left, p.width, full, none, p.flip)
+    finish = _Finish(p.top.size, images, recipe, image_size, dtype, memory_format)
+
+    def before(x: Tensor, views: Ints) -> None:
+        recolour(x, p, views, recipe.before_crop, recipe)
+
+    def after(x: Tensor, views: Ints) -> None:
+        recolour(x, p, views, recipe.after_crop, recipe)
+        finish.put(views, x)
+
+    with torch.autocast(images[0].device.type, enabled=False):
+        _resample_all(
+            images,
+            rows,
+            columns,
+            image_size,
+            recipe.interpolation,
+            after,
+            arrange=lambda views: arranged(p, views),
+            change=before if set(recipe.before_crop) - {"flip"} else None,
+        )
+    return finish.out.view(*p.top.shape, *finish.out.shape[1:])
+
+
+def make_clean(
+    images: Sequence[Tensor],
+    recipe: Recipe,
+    image_size: int,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Un-augmented normalised images [b, 3, S, S], as the method's linear evaluation sees them.
+
+    The short side is resized to round(S clean_resize), then the centre is kept; or a centre of
+    round(short side / clean_resize) pixels is cut out, then resized. An image that already is
+    S x S is left as it is. dtype, memory_format and Raises: as of `make_views`.
+    """
+    _check(images)
+    sizes = np.asarray([image.shape[:2] for image in images], np.int64)  # [b, 2]
+    short = sizes.min(axis=1, keepdims=True)
+    kept = (sizes == image_size).all(axis=1, keepdims=True)
+    start, length, offset = np.zeros_like(sizes), sizes, np.zeros_like(sizes)
+    if recipe.clean_crop == "after":
+        target = round(image_size * recipe.clean_resize) * sizes // short
+        target = np.where(kept, image_size, target)
+        offset = np.rint((target - image_size) / 2).astype(np.int64)
+    else:
+        side = np.maximum(1, np.rint(short / recipe.clean_resize)).astype(np.int64)
+        length = np.where(kept, sizes, np.broadcast_to(side, sizes.shape))
+        start = (sizes - length + 1) // 2
+        target = np.full_like(sizes, image_size)
+    straight = np.zeros((len(images), 1), np.bool_)
+    rows, columns = (
+        Axis(start[:, [k]], length[:, [k]], target[:, [k]], offset[:, [k]], straight)
+        for k in (0, 1)
+    )
+    finish = _Finish(len(images), images, recipe, image_size, dtype, memory_format)
+    with torch.autocast(images[0].device.type, enabled=False):
+        _resample_all(
+            images,
+            rows,
+            columns,
+            image_size,
+            recipe.clean_interpolation,
+            lambda x, some: finish.put(some, x),
+        )
+    return finish.out
+
+
+class _Finish:
+    """The views as they are handed over, [N, 3, S, S], filled some at a time."""
+
+    def __init__(
+        self,
+        count: int,
+        images: Sequence[Tensor],
+        recipe: Recipe,
+        size: int,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format,
+    ) -> None:
+        device = images[0].device
+        self.out = torch.empty(
+            count, 3, size, size, dtype=dtype, device=device, memory_format=memory_format
+        )
+        stats = moved([np.asarray(recipe.mean), np.asarray(recipe.std)], device)
+        self.mean, self.std = (stat.float().view(3, 1, 1) for stat in stats)
+
+    def put(self, some: Ints, x: Tensor) -> None:
+        """Normalise the views `some`, in place, and store them."""
+        x.sub_(self.mean).div_(self.std)
+        (index,) = moved([some], x.device)
+        self.out[index.long()] = x.to(self.out.dtype)
+
+
+def _resample_all(
+    images: Sequence[Tensor],
+    rows: Axis,
+    columns: Axis,
+    size: int,
+    interpolation: Interpolation,
+    after: Change,
+    arrange: Callable[[Ints], Ints] = lambda boxes: boxes,
+    change: Change | None = None,
+) -> None:
+    """Resample boxes [b, q] of the images, a portion at a time.
+
+    after: what happens to the pixels of some boxes [n, 3, S, S]; on a CPU from several threads.
+    arrange: an order of boxes for those that come after one another. change: what happens to the
+    whole image before, in place; it takes a copy of the image for each box, [n, 3, w, h]. Both
+    take the numbers i q + j of the boxes too.
+    """
+    on_cpu = images[0].device.type == "cpu"
+    most, threads = (CPU_FLOATS, torch.get_num_threads()) if on_cpu else (GPU_FLOATS, 1)
+    if on_cpu:
+        _keep_freed_memory()
+    q = rows.start.shape[1]
+    planes = [image.permute(2, 1, 0)[None] for image in images]  # [1, 3, w, h]
+    pixels = np.asarray([image.numel() for image in images])
+
+    def resample_group(group: slice) -> None:
+        boxes = arrange(np.arange(group.start * q, group.stop * q))
+        floats = floats_of(rows.of(boxes), columns.of(boxes), size, interpolation)
+        if change is None:
+            shared = Sources.of(planes[group])
+        else:
+            floats = np.maximum(floats, COPIES * pixels[boxes // q])
+
+        def resample_some(portion: slice) -> None:
+            some = boxes[portion]
+            if change is None:
+                sources, source = shared, some // q - group.start
+            else:
+                stacks, source = _changed(planes, some, q, change)
+                sources = Sources.of(stacks)
+            x = resample(sources, source, rows.of(some), columns.of(some), size, interpolation)
+            after(x, some)
+
+        portions = _portions(floats, min(most, int(floats.sum()) // threads))
+        if on_cpu:
+            spread(resample_some, portions)
+        else:
+            for portion in portions:
+                resample_some(portion)
+
+    for group in _portions(pixels, most * threads):
+        resample_group(group)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep up to 64 MB of freed memory for the next portion.
+
+    By default it gives memory back to the kernel and takes it anew, page by page: a fifth of the
+    processor's time on two threads, and more on one. It keeps twice the largest block below 32 MB
+    that was ever freed: this one, of which no page is touched. Other allocators pass over it.
+    """
+    torch.empty(2**23 - 2**12)
+
+
+def _changed(
+    planes: Sequence[Tensor], boxes: Ints, q: int, change: Change
+) -> tuple[list[Tensor], Ints]:
+    """A changed copy of its image for each box [n]: stacks [m, 3, w, h], and its number in them."""
+    sizes = np.asarray([planes[box // q].shape for box in boxes])
+    _, kinds = np.unique(sizes, axis=0, return_inverse=True)
+    kinds = kinds.reshape(-1)  # some versions of NumPy give a column
+    order = np.argsort(kinds, kind="stable")
+    stacks = []
+    for places in np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1):
+        stack = torch.cat([planes[box // q] for box in boxes[places]]).float().div_(255)
+        change(stack, boxes[places])
+        stacks.append(stack)
+    return stacks, np.argsort(order)
+
+
+def _portions(floats: Ints, most: int) -> Iterator[slice]:
+    """Stretches of neighbours, each of one or so many that all at the largest's size fit `most`."""
+    first, largest = 0, 0
+    for k, needed in enumerate(floats.tolist()):
+        if k > first and max(largest, needed) * (k + 1 - first) > most:
+            yield slice(first, k)
+            first, largest = k, 0
+        largest = max(largest, needed)
+    yield slice(first, len(floats))
+
+
+def _check(images: Sequence[Tensor]) -> None:
+    for image in images:
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(
+                f"an image is {image.dtype} of shape {list(image.shape)}; "
+                f"expected uint8 [height, width, 3]"
+            )
+
+
+@dataclass(frozen=True)
+class Views:
+    """Makes the same views of a sample wherever, whenever and with whatever it is batched.
+
+    image_size: side of the views in pixels. patch: side of the model's patches, for masks.
+    """
+
+    recipe: Recipe
+    seed: int
+    n_views: int
+    image_size: int
+    patch: int | None = None
+
+    @property
+    def grid(self) -> int | None:
+        """Patches a side on which masks are drawn, None for a recipe without masks."""
+        if self.recipe.masks is None:
+            return None
+        assert self.patch is not None
+        return self.image_size // self.patch
+
+    @property
+    def alike(self) -> bool:
+        """Whether the views of a sample have the same pixels, and differ by their masks alone."""
+        return self.recipe.masks is not None and self.recipe.crop_scale is None
+
+    def views(
+        self,
+        images: Sequence[Tensor],
+        samples: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
+
+        [b, 1, 3, S, S] where they are alike. samples: the images' global indices. dtype,
+        memory_format: of the views, as a model wants them; [b q, 3, S, S] has the latter. Raises
+        InputError for another kind of image.
+        """
+        if self.recipe.crop_scale is None:
+            count = 1 if self.alike else self.n_views
+            clean = self.clean(images, dtype)
+            copies = clean.repeat_interleave(count, dim=0)
+            copies = copies.contiguous(memory_format=memory_format)
+            return copies.view(len(images), count, *clean.shape[1:])
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        parameters = draw(self.recipe, self.seed, samples, sizes, self.n_views)
+        return make_views(images, parameters, self.recipe, self.image_size, dtype, memory_format)
+
+    def masks(self, samples: Sequence[int]) -> list[Mask] | None:
+        """The mask of each view, of all samples, on the host; None for a recipe without masks.
+
+        Raises SettingsError for a grid on which the recipe's rule cannot be kept.
+        """
+        rule, side = self.recipe.masks, self.grid
+        if rule is None or side is None:
+            return None
+        views = range(self.n_views)
+        return [draw_mask(rule, self.seed, samples, view, (side, side)) for view in views]
+
+    def clean(
+        self,
+        images: Sequence[Tensor],
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """Un-augmented normalised images [b, 3, S, S]: resized, then the centre kept."""
+        return make_clean(images, self.recipe, self.image_size, dtype, memory_format)

@@ -1,0 +1,199 @@
+"""DINO on small images: a student learns what a moving average of itself sees in another view.
+
+Two global views and no local ones, a narrow ResNet, and a head whose bottleneck is the projector.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lidar_cli.demo.pretrain import (
+    CROP,
+    LEARNING_RATE,
+    PROJECTOR_WIDTH,
+    STRENGTH,
+    WEIGHT_DECAY,
+    WIDTHS,
+    narrow_resnet,
+    training_views,
+)
+from lidar_cli.demo.schedule import Losses, Search, minibatches
+
+PROTOTYPES = 256  # the paper has 65,536 for ImageNet
+STUDENT_TEMPERATURE = 0.1
+CENTRE_MOMENTUM = 0.9
+CLIP = 3.0  # largest norm of a gradient
+
+# The random search; pairs are searched log-uniformly, those of the other methods as there.
+TEACHER_TEMPERATURE = (0.01, 0.06)  # the paper has 0.04 to 0.07
+TEACHER_STEP = (3e-3, 1e-1)  # 1 - momentum at the start; the paper has 0.004 for 300 epochs
+
+
+@dataclass(frozen=True)
+class DinoHyperparameters:
+    """What one training run may differ in."""
+
+    method: str
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    strength: float  # of the colour jitter; 1 is SimCLR's own
+    crop: float  # least area of a view, as a share of the image
+    teacher_temperature: float
+    momentum: float  # of the teacher at the start; it rises to 1
+
+
+def draw_dino(seed: int, index: int, epochs: tuple[int, int]) -> DinoHyperparameters:
+    """Run `index` of the random search of `seed`; epochs: fewest and most."""
+    search = Search(seed, index)
+    return DinoHyperparameters(
+        "dino",
+        search.count(epochs),
+        search.log_uniform(LEARNING_RATE),
+        search.log_uniform(WEIGHT_DECAY),
+        search.uniform(STRENGTH),
+        search.uniform(CROP),
+        search.log_uniform(TEACHER_TEMPERATURE),
+        1 - search.log_uniform(TEACHER_STEP),
+    )
+
+
+def dino_loss(student: Tensor, teacher: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """Cross entropy between the teacher's view of a sample and the student's other view.
+
+        P_t = softmax((t - centre) / temperature),   P_s = softmax(s / STUDENT_TEMPERATURE)
+        loss = mean over samples and both orders of  - sum P_t(one view) log P_s(other view)
+
+    student, teacher: s and t, logits of prototypes [b, 2, k]. centre: [k].
+    Source: Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, eq. 3.
+    """
+    target = F.softmax((teacher - centre) / temperature, dim=2).flip(1)
+    guess = F.log_softmax(student / STUDENT_TEMPERATURE, dim=2)
+    return -(target * guess).sum(dim=2).mean()
+
+
+class Prototypes(nn.Module):
+    """Cosines to k directions: a linear map whose rows have unit length, weight-normalised.
+
+    Its names are those of torch's older weight norm, which DINO's files have.
+    """
+
+    def __init__(self, width: int, k: int) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(k, 1), requires_grad=False)
+        self.weight_v = nn.Parameter(torch.randn(k, width) * 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, width] to [b, k]."""
+        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1))
+
+
+class Head(nn.Module):
+    """Three layers to the bottleneck, unit length, then prototypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        into, hidden = WIDTHS[-1], PROJECTOR_WIDTH
+        self.mlp = nn.Sequential(
+            nn.Linear(into, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, PROJECTOR_WIDTH),
+        )
+        self.last_layer = Prototypes(PROJECTOR_WIDTH, PROTOTYPES)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                # With torch's own biases all embeddings would begin in nearly one direction, which
+                # the centre takes away: nothing would be left to learn from.
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, width] to logits [b, PROTOTYPES]."""
+        logits: Tensor = self.last_layer(F.normalize(self.mlp(x), dim=1))
+        return logits
+
+
+class DinoNetwork(nn.Module):
+    """Backbone and head, of student and teacher alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = narrow_resnet()
+        self.head = Head()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, 3, H, W] to logits [b, PROTOTYPES]."""
+        logits: Tensor = self.head(self.backbone(x))
+        return logits
+
+
+def train_dino(
+    images: NDArray[np.uint8], hyperparameters: DinoHyperparameters, seed: int
+) -> dict[str, Any]:
+    """The checkpoint of one run in the layout of facebookresearch/dino's full checkpoints.
+
+    As `pretrain` gives one: determined by its arguments, plain values and tensors only. The
+    teacher, too, normalises by the statistics of its own batches.
+
+    images: [N, S, S, 3], N >= 2. seed: of weights, order and views.
+    """
+    h = hyperparameters
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = DinoNetwork().to(memory_format=torch.channels_last)
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=h.learning_rate, weight_decay=h.weight_decay)
+    centre = torch.zeros(PROTOTYPES)
+    losses = Losses(h.epochs)
+    for step in minibatches(len(images), h.epochs, seed):
+        optimizer.param_groups[0]["lr"] = h.learning_rate * step.learning_rate_share
+        views = training_views(images, step.samples, h.strength, h.crop, seed, step.epoch)
+        with torch.no_grad():
+            seen: Tensor = teacher(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        guessed = student(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        loss = dino_loss(guessed, seen, centre, h.teacher_temperature)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        centre.lerp_(seen.mean(dim=(0, 1)), 1 - CENTRE_MOMENTUM)
+        follow(teacher, student, rising(h.momentum, step.progress))
+        losses.add(step.epoch, loss)
+    return {
+        "student": _wrapped(student),
+        "teacher": _wrapped(teacher),
+        "optimizer": optimizer.state_dict(),
+        "epoch": h.epochs,
+        "dino_loss": {"center": centre[None]},
+        "hyper_parameters": asdict(h),
+        "losses": losses.means,
+    }
+
+
+def rising(momentum: float, progress: float) -> float:
+    """The momentum of a teacher after a share of the training: half a cosine from m to 1."""
+    return 1 - (1 - momentum) * (0.5 + 0.5 * math.cos(math.pi * progress))
+
+
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move every parameter of the teacher to momentum of itself and the rest of the student's."""
+    with torch.no_grad():
+        for mine, other in zip(teacher.parameters(), student.parameters(), strict=True):
+            mine.lerp_(other, 1 - momentum)
+
+
+def _wrapped(network: nn.Module) -> dict[str, Tensor]:
+    weights = network.state_dict()
+    return {f"module.{name}": weights[name].contiguous() for name in weights}

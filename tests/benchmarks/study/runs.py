@@ -1,0 +1,259 @@
+"""One checkpoint of the study: drawn by seed, trained, saved, opened as a user's file, measured.
+
+What is measured is kept beside the checkpoint, so that a study goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.data.builtin import EmbeddedImages, embedded_images
+from lidar_cli.demo.pretrain import Hyperparameters, draw_hyperparameters, pretrain
+from lidar_cli.errors import CheckpointError, InputError
+from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.probing.linear import linear_probe
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.workers import save, write_whole
+from lidar_cli.scoring.compute import EVERY_METRIC, Score
+from lidar_cli.scoring.run import score
+from lidar_cli.settings import MetricSettings, ProbeSettings
+from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.pipeline import Views
+from study.dino import DinoHyperparameters, draw_dino, train_dino
+from study.ijepa import IjepaHyperparameters, draw_ijepa, train_ijepa
+from study.image_sets import plain_digits, textures
+
+SETS: dict[str, Callable[[int], EmbeddedImages]] = {
+    "digits": embedded_images,
+    "textures": textures,
+    "plain": plain_digits,
+}
+METHODS = ("simclr", "vicreg", "dino", "ijepa")
+BACKBONES = {"ResNet": "simclr", "ViT": "ijepa"}  # a method that starts from each
+LAYERS = ("backbone", "projector")  # I-JEPA has no projector: its predictor takes that place
+RECIPE = "simclr"  # the views of all methods, since metrics of other views are not comparable
+# Three times the epochs of the default protocol, whose 120 steps are few for so few rows.
+PROBE = ProbeSettings(epochs=60, drop_epoch=45)
+APART = 1000  # more runs of a method than any study has
+ROWS_A_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a study is. views: q, ascending; epochs: fewest and most of a run."""
+
+    sets: tuple[str, ...] = tuple(SETS)
+    images: int | None = None  # of each set, all if None
+    runs: int = 24  # of a method, on a set
+    epochs: tuple[int, int] = (3, 12)
+    n_samples: int = 640  # n (q - 1) = 5 d at q = 2 as well
+    views: tuple[int, ...] = (2, 10, 50)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One checkpoint: number `index` of a method's random search on a set; None if untrained."""
+
+    data: str
+    method: str
+    index: int | None
+
+    @property
+    def name(self) -> str:
+        """Folder below that of the study."""
+        number = "untrained" if self.index is None else f"{self.index:02}"
+        return f"{self.data}/{self.method}-{number}"
+
+    @property
+    def number(self) -> int:
+        """Another one for each run."""
+        method = list(SETS).index(self.data) * len(METHODS) + METHODS.index(self.method)
+        return method * APART + (APART - 1 if self.index is None else self.index)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run came to. The accuracy is that of its backbone, as a share of 1."""
+
+    run: Run
+    hyperparameters: dict[str, Any]
+    losses: tuple[float | None, ...]  # one an epoch, None where it was not finite
+    accuracy: float | None
+    scores: Mapping[tuple[str, int], Score]  # by layer and q
+    failed: str | None = None  # why there is neither
+
+
+def all_runs(size: Size) -> list[Run]:
+    """Set by set, method by method, and each backbone untrained."""
+    return [
+        run
+        for data in size.sets
+        for run in [
+            *(Run(data, method, None) for method in BACKBONES.values()),
+            *(Run(data, method, index) for method in METHODS for index in range(size.runs)),
+        ]
+    ]
+
+
+def carry_out(run: Run, directory: Path, seed: int, size: Size) -> None:
+    """Train a run unless its checkpoint is there, measure it, and keep what was measured.
+
+    Raises InputError if something cannot be written.
+    """
+    folder = directory / run.name
+    path = folder / "checkpoint.pt"
+    told = key(run, seed, size)
+    images = study_images(run.data, seed, size.images)
+    if not path.exists():
+        save(_train(run, images, told["hyperparameters"], seed), path)
+    losses = torch.load(path, weights_only=True)["losses"]
+    record = {"key": told, "losses": [loss if math.isfinite(loss) else None for loss in losses]}
+    pixels = _pixels(run.data, seed, size)
+    try:
+        record |= measure(path, run, images, pixels, size)
+    except (CheckpointError, InputError) as error:  # a training that went astray is not finite
+        record |= {"failed": str(error)}
+    content = json.dumps(record, allow_nan=False).encode()
+    write_whole(content, folder / "measured.json")
+
+
+def read_measured(run: Run, directory: Path, seed: int, size: Size) -> Measured | None:
+    """What was measured before; None if nothing was.
+
+    Raises InputError if it belongs to another study.
+    """
+    path = directory / run.name / "measured.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read; remove it to measure again") from error
+    told = key(run, seed, size)
+    if not isinstance(record, dict) or record.get("key") != told:
+        raise InputError(f"{path}: is not of a study of this seed and size; name another directory")
+    losses = tuple(record["losses"])
+    if "failed" in record:
+        return Measured(run, told["hyperparameters"], losses, None, {}, record["failed"])
+    scores = {
+        (layer, int(q)): Score(**fields | {"alpha_req_ranks": tuple(fields["alpha_req_ranks"])})
+        for layer, by_views in record["scores"].items()
+        for q, fields in by_views.items()
+    }
+    return Measured(run, told["hyperparameters"], losses, record["accuracy"], scores)
+
+
+def key(run: Run, seed: int, size: Size) -> dict[str, Any]:
+    """What decides the numbers of a run, as JSON gives it back."""
+    told = {
+        "seed": seed,
+        "hyperparameters": dataclasses.asdict(_drawn(run, seed, size)),
+        "images": size.images,
+        "n_samples": size.n_samples,
+        "views": size.views,
+    }
+    same: dict[str, Any] = json.loads(json.dumps(told))
+    return same
+
+
+def _drawn(run: Run, seed: int, size: Size) -> Any:
+    if run.method == "dino":
+        drawn: Any = draw_dino(seed, run.number, size.epochs)
+    elif run.method == "ijepa":
+        drawn = draw_ijepa(seed, run.number, size.epochs)
+    else:
+        method: Any = run.method
+        drawn = draw_hyperparameters(method, seed, run.number, size.epochs)
+    return dataclasses.replace(drawn, epochs=0) if run.index is None else drawn
+
+
+def _train(
+    run: Run, images: EmbeddedImages, hyperparameters: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    pictures = images.images[images.train]
+    number = int(np.random.SeedSequence([seed % 2**64, run.number]).generate_state(1)[0])
+    if run.method == "dino":
+        return train_dino(pictures, DinoHyperparameters(**hyperparameters), number)
+    if run.method == "ijepa":
+        return train_ijepa(pictures, IjepaHyperparameters(**hyperparameters), number)
+    return pretrain(pictures, Hyperparameters(**hyperparameters), number)
+
+
+@lru_cache(maxsize=1)  # runs come set by set
+def study_images(data: str, seed: int, count: int | None) -> EmbeddedImages:
+    """The first `count` images of a set in a random order, so that any first n are a sample."""
+    found = SETS[data](seed)
+    order = np.random.default_rng(seed % 2**64).permutation(len(found.labels))[:count]
+    return EmbeddedImages(
+        found.images[order], found.labels[order], found.train[order], found.attribution
+    )
+
+
+@lru_cache(maxsize=1)
+def _pixels(data: str, seed: int, size: Size) -> tuple[Tensor, Tensor]:
+    """Views [n, q, 3, S, S] of the first n images, and all images un-augmented [N, 3, S, S]."""
+    images = study_images(data, seed, size.images).images
+    maker = Views(find_recipe(RECIPE, "imagenet"), seed, size.views[-1], images.shape[1])
+    pictures = [torch.from_numpy(image) for image in images]
+    return maker.views(pictures[: size.n_samples], range(size.n_samples)), maker.clean(pictures)
+
+
+def measure(
+    path: Path, run: Run, images: EmbeddedImages, pixels: tuple[Tensor, Tensor], size: Size
+) -> dict[str, Any]:
+    """Accuracy of the backbone and scores by layer and q, ready for JSON, of a checkpoint file.
+
+    The views of q are the first q of the most: view j of a sample depends on the seed, the sample
+    and j alone. RankMe and alpha-ReQ read every un-augmented image.
+    """
+    layers = ("backbone", "predictor" if run.method == "ijepa" else "projector")
+    loaded = open_checkpoint(path, layer=",".join(layers)).to("cpu")
+    views, clean = pixels
+    loaded.set_image_size(views.shape[-1])
+
+    def embedded(rows: Tensor) -> dict[str, Tensor]:
+        parts = [loaded.embed(batch, layers) for batch in torch.split(rows, ROWS_A_BATCH)]
+        return {layer: torch.cat([part[layer] for part in parts]).clone() for layer in layers}
+
+    of_views, of_clean = embedded(views.flatten(0, 1)), embedded(clean)
+    scores: dict[str, dict[str, Any]] = {}
+    for place, layer in zip(LAYERS, layers, strict=True):
+        rows = of_views[layer].view(*views.shape[:2], -1)
+        scores[place] = {
+            str(q): _plain(_score(path, layer, rows[:, :q], of_clean[layer])) for q in size.views
+        }
+    labels, train = torch.from_numpy(images.labels), torch.from_numpy(images.train)
+    rows = of_clean["backbone"]
+    accuracy = linear_probe(
+        rows[train], labels[train], rows[~train], labels[~train], settings=PROBE
+    )
+    return {"accuracy": accuracy[0].top1, "scores": scores}
+
+
+def _score(path: Path, layer: str, views: Tensor, clean: Tensor) -> Score:
+    def stored(rows: Tensor) -> Stored:
+        return Stored(tuple(rows.shape), rows.element_size(), lambda start, stop: rows[start:stop])
+
+    embeddings = Embeddings(str(path), layer, stored(views), stored(clean))
+    settings, cpu = MetricSettings(), torch.device("cpu")
+    return score(embeddings, settings, cpu, EVERY_METRIC, Watcher())
+
+
+def _plain(found: Score) -> dict[str, Any]:
+    """The fields of a score but what takes much room."""
+    fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    for name in ("file", "spectra", "influences", "confidence"):
+        del fields[name]
+    return fields | {"file": Path(found.file).parent.name}

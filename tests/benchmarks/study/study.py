@@ -1,0 +1,83 @@
+"""The study: do label-free metrics order small checkpoints as a linear probe does?
+
+Four methods are trained by random search on three embedded sets; every metric of every checkpoint
+is compared with the accuracy of its backbone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from lidar_cli.data.builtin import ATTRIBUTION
+from lidar_cli.errors import InputError
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.workers import side_by_side
+from lidar_cli.settings import DemoSettings
+from study.runs import Measured, Size, all_runs, carry_out, read_measured
+from study.summary import POOLED, Agreement, Spread, Standing, agreements, spreads, standings
+
+LEVEL = 0.95  # of the intervals
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the study saw."""
+
+    seed: int
+    size: Size
+    measured: tuple[Measured, ...]
+    spreads: tuple[Spread, ...]  # a set each
+    agreements: tuple[Agreement, ...]
+    pooled: tuple[Standing, ...]  # over settings, the checkpoints of all methods together
+    within: tuple[Standing, ...]  # over settings and methods, those of each method alone
+    now: int  # runs that were carried out now; the others were there
+    seconds: float  # that it took now
+    versions: dict[str, str]
+    level: float = LEVEL
+    attribution: str = ATTRIBUTION
+
+
+def run_study(
+    directory: Path,
+    settings: DemoSettings,
+    watcher: Watcher | None = None,
+    size: Size | None = None,
+) -> Study:
+    """Train and measure what is not yet there, and compare.
+
+    Raises InputError if the directory holds another study or cannot be written.
+    """
+    size, watcher, begun = size or Size(), watcher or Watcher(), time.monotonic()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be made: {error.strerror}") from error
+    measured, now = _measure_all(directory, settings.seed, size, watcher)
+    compared = agreements(measured, size, LEVEL, settings.seed)
+    return Study(
+        settings.seed,
+        size,
+        tuple(measured),
+        tuple(spreads(measured, size)),
+        tuple(compared),
+        tuple(standings([a for a in compared if a.method == POOLED])),
+        tuple(standings([a for a in compared if a.method != POOLED])),
+        now,
+        time.monotonic() - begun,
+        {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy", "scikit-learn")},
+    )
+
+
+def _measure_all(
+    directory: Path, seed: int, size: Size, watcher: Watcher
+) -> tuple[list[Measured], int]:
+    """All runs in their order, and how many were carried out now."""
+    runs = all_runs(size)
+    todo = [run for run in runs if read_measured(run, directory, seed, size) is None]
+    tasks = [(run, directory, seed, size) for run in todo]
+    side_by_side(carry_out, tasks, "training and measuring", watcher, done=len(runs) - len(todo))
+    found = [read_measured(run, directory, seed, size) for run in runs]
+    return [measured for measured in found if measured is not None], len(todo)

@@ -1,0 +1,193 @@
+"""From measured checkpoints to what each metric can be relied on for: worst case and mean."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.correlation import Correlation, correlate
+from lidar_cli.ranking.oracle import Judged, select
+from lidar_cli.scoring.compute import Score
+from study.runs import LAYERS, METHODS, Measured, Size
+
+POOLED = "all"  # the method of an agreement over the checkpoints of all methods
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Under what checkpoints are compared."""
+
+    data: str
+    layer: str
+    n_views: int
+
+    def __str__(self) -> str:
+        return f"{self.data}, {self.layer}, q = {self.n_views}"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Every metric against the probe, in one setting, over one method's checkpoints or all.
+
+    A checkpoint whose metric is null ranks last by it, as in `lidar rank`.
+    known: by metric, the checkpoints that have a value.
+    lost: by metric, the accuracy of the best checkpoint less that of the metric's pick; None where
+    the metric picks none.
+    """
+
+    setting: Setting
+    method: str
+    count: int  # checkpoints
+    correlations: tuple[Correlation, ...]
+    known: Mapping[str, int]
+    lost: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One metric over many agreements. None where it is defined in none of them.
+
+    It is undefined where all checkpoints have one value, or none; `defined` counts the agreements
+    in which it is not. nulls: share of the values, over all agreements, that are null.
+    """
+
+    metric: str
+    defined: int
+    nulls: float
+    spearman_mean: float | None
+    spearman_worst: float | None
+    worst_at: str | None  # the agreement of the worst Spearman
+    kendall_mean: float | None
+    kendall_worst: float | None
+    lost_mean: float | None
+    lost_worst: float | None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Accuracies of the trained checkpoints on one set, and of each backbone untrained."""
+
+    data: str
+    count: int
+    least: float
+    median: float
+    most: float
+    by_method: Mapping[str, tuple[float, float]]  # least and most
+    untrained: Mapping[str, float]  # by the method that starts from it
+
+
+def agreements(
+    measured: Sequence[Measured], size: Size, level: float, seed: int
+) -> list[Agreement]:
+    """Setting by setting: all methods together, then each alone. Untrained ones do not count.
+
+    level, seed: of the bootstrap intervals over checkpoints.
+    """
+    found = []
+    for data in size.sets:
+        trained = [m for m in measured if m.run.data == data and m.run.index is not None]
+        for layer in LAYERS:
+            for q in size.views:
+                for method in (POOLED, *METHODS):
+                    judged = {
+                        m.run.name: (m.scores[layer, q], m.accuracy)
+                        for m in trained
+                        if method in (POOLED, m.run.method)
+                        if m.accuracy is not None
+                    }
+                    if judged:
+                        setting = Setting(data, layer, q)
+                        found.append(_agreement(setting, method, judged, level, seed))
+    return found
+
+
+def _agreement(setting: Setting, method: str, judged: Judged, level: float, seed: int) -> Agreement:
+    scores = [score for score, _ in judged.values()]
+    accuracies = [accuracy for _, accuracy in judged.values()]
+    lost = {
+        pick.metric: None if pick.accuracy is None else max(accuracies) - pick.accuracy
+        for pick in select(judged).picks
+    }
+    known = {name: sum(score.value(name) is not None for score in scores) for name in METRICS}
+    correlations = correlate(nulls_last(scores), accuracies, level=level, seed=seed)
+    return Agreement(setting, method, len(judged), correlations, known, lost)
+
+
+def nulls_last(scores: Sequence[Score]) -> list[Score]:
+    """The scores with a value worse than all others, and one for all, where a metric is null."""
+    for name, metric in METRICS.items():
+        values = [value for score in scores if (value := score.value(name)) is not None]
+        if not values or len(values) == len(scores):
+            continue
+        step = -1.0 if metric.better == "higher" else 1.0  # beyond a target, too, is worse
+        last = max(values, key=metric.sort_key)
+        if metric.target is not None:
+            last = metric.target + abs(last - metric.target)
+        worse: dict[str, Any] = {name: last + step}
+        scores = [
+            replace(score, **worse) if score.value(name) is None else score for score in scores
+        ]
+    return list(scores)
+
+
+def standings(found: Sequence[Agreement]) -> list[Standing]:
+    """Every metric over these agreements, the one with the best worst case first."""
+    standing = [_standing(name, found) for name in METRICS]
+    return sorted(
+        standing, key=lambda s: -2.0 if s.spearman_worst is None else s.spearman_worst, reverse=True
+    )
+
+
+def _standing(metric: str, found: Sequence[Agreement]) -> Standing:
+    cells = [
+        (agreement, correlation)
+        for agreement in found
+        for correlation in agreement.correlations
+        if correlation.metric == metric
+    ]
+    rho = [(c.spearman, a) for a, c in cells if c.spearman is not None]
+    tau = [c.kendall for _, c in cells if c.kendall is not None]
+    lost = [loss for a, _ in cells if (loss := a.lost[metric]) is not None]
+    worst, at = min(rho, key=lambda pair: pair[0], default=(None, None))
+    total = sum(a.count for a, _ in cells)
+    return Standing(
+        metric,
+        defined=len(rho),
+        nulls=1 - sum(a.known[metric] for a, _ in cells) / total if total else 0.0,
+        spearman_mean=statistics.fmean(r for r, _ in rho) if rho else None,
+        spearman_worst=worst,
+        worst_at=None if at is None else _place(at),
+        kendall_mean=statistics.fmean(tau) if tau else None,
+        kendall_worst=min(tau, default=None),
+        lost_mean=statistics.fmean(lost) if lost else None,
+        lost_worst=max(lost, default=None),
+    )
+
+
+def _place(agreement: Agreement) -> str:
+    alone = "" if agreement.method == POOLED else f"{agreement.method}, "
+    return f"{alone}{agreement.setting}"
+
+
+def spreads(measured: Sequence[Measured], size: Size) -> list[Spread]:
+    """Set by set, of those that have a trained checkpoint with an accuracy."""
+    found = []
+    for data in size.sets:
+        trained: dict[str, list[float]] = {}
+        untrained = {}
+        for m in measured:
+            if m.run.data != data or m.accuracy is None:
+                continue
+            if m.run.index is None:
+                untrained[m.run.method] = m.accuracy
+            else:
+                trained.setdefault(m.run.method, []).append(m.accuracy)
+        every = [accuracy for own in trained.values() for accuracy in own]
+        if every:
+            ends = {method: (min(own), max(own)) for method, own in trained.items()}
+            middle = statistics.median(every)
+            found.append(Spread(data, len(every), min(every), middle, max(every), ends, untrained))
+    return found

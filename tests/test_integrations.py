@@ -1,0 +1,309 @@
+"""torchmetrics objects: equal to the functions on all data, however it arrives."""
+
+import doctest
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from metric_objects import RANKS, cloud, objects, values
+from torchmetrics import MetricCollection
+
+from lidar_cli import LiDAR, RankMe, alpha_req, lidar, rankme
+from lidar_cli.core import metrics, spectra
+from lidar_cli.core.moments import Moments
+from lidar_cli.errors import DegenerateFeatures
+from lidar_cli.integrations import torchmetrics as training
+
+
+def whole(z):
+    """The same four numbers of all the data at once, by the functions."""
+    n, q, _ = z.shape
+    eigenvalues = spectra.lda_spectrum(Moments.of(z), 1e-4).eigenvalues
+    return {
+        "lidar": lidar(z),
+        "pillai": metrics.pillai(metrics.corrected_spectrum(eigenvalues, n, q)),
+        "rankme": rankme(z[:, 0]),
+        "alpha_req": alpha_req(z[:, 0], ranks=RANKS).alpha,
+    }
+
+
+@pytest.mark.parametrize("sizes", [[60], [1, 59], [7, 0, 20, 33], [1] * 60])
+def test_batches_of_any_size_give_the_number_of_all_data(sizes):
+    z = cloud()
+    found = objects()
+    for batch in z.split(sizes):
+        for metric in found.values():
+            metric.update(batch)
+    assert values(found) == pytest.approx(whole(z), rel=1e-9)
+
+
+def test_fewer_rows_than_dimensions():
+    z = cloud(n=9, q=4, d=12)
+    found = {"lidar": LiDAR(4, 12), "rankme": RankMe(12)}
+    for metric in found.values():
+        metric.update(z[:4])
+        metric.update(z[4:])
+    # The zero eigenvalues of RankMe are not counted beyond N, or epsilon would add to its entropy.
+    expected = {"lidar": lidar(z), "rankme": rankme(z[:, 0])}
+    assert values(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_mean_far_beyond_the_spread_costs_no_digits():
+    z = cloud().double()
+    metric = LiDAR(4, 12)
+    for batch in (z + 1e8).split(8):
+        metric.update(batch)
+    assert metric.compute().item() == pytest.approx(lidar(z), rel=1e-6)
+
+
+def test_reset_forgets():
+    found = objects()
+    for metric in found.values():
+        metric.update(cloud(seed=1) - 50.0)
+        metric.reset()
+        metric.update(cloud(seed=2))
+    assert values(found) == pytest.approx(whole(cloud(seed=2)), rel=1e-9)
+
+
+def test_forward_gives_the_value_of_the_batch_and_adds_it():
+    z = cloud()
+    metric = LiDAR(4, 12)
+    for batch in z.split(20):
+        assert metric(batch).item() == pytest.approx(lidar(batch), rel=1e-9)
+    assert metric.compute().item() == pytest.approx(lidar(z), rel=1e-9)
+
+
+def test_metrics_of_a_collection_share_a_state():
+    z = cloud()
+    collection = MetricCollection(objects())
+    for batch in z.split(13):
+        collection.update(batch)
+    assert sorted(map(len, collection.compute_groups.values())) == [2, 2]
+    found = {name: value.item() for name, value in collection.compute().items()}
+    assert found == pytest.approx(whole(z), rel=1e-9)
+
+
+def test_the_state_stays_double_through_casts_and_pickling():
+    z = cloud()
+    metric = LiDAR(4, 12)
+    metric.update(z[:30])
+    metric = pickle.loads(pickle.dumps(metric.half()))
+    metric.update(z[30:])
+    assert metric.moments.dtype == torch.float64
+    assert metric.compute().item() == pytest.approx(lidar(z), rel=1e-9)
+
+
+def test_what_is_not_determined_raises_and_other_shapes_are_refused():
+    metric = LiDAR(4, 12)
+    metric.update(cloud()[:1])
+    with pytest.raises(DegenerateFeatures, match="1 sample"):
+        metric.compute()
+    with pytest.raises(ValueError, match=r"expected a chunk \[c, 4, 12\], got \(60, 3, 12\)"):
+        metric.update(cloud(q=3))
+    with pytest.raises(ValueError, match=r"expected embeddings \[b, 12\] or \[b, q, 12\], got"):
+        RankMe(12).update(torch.zeros(3, 11))
+
+
+@pytest.mark.parametrize("name", objects())
+def test_no_data_and_data_that_is_not_finite_give_nan_with_a_warning(name):
+    metric = objects()[name]
+    with pytest.warns(UserWarning, match="was called before the ``update``"):  # torchmetrics' own
+        assert math.isnan(metric.compute())
+    for bad in (math.nan, math.inf):
+        metric.reset()
+        metric.update(cloud())
+        metric.update(cloud(seed=1) * bad)
+        with pytest.warns(UserWarning, match="is NaN: an embedding was NaN or Inf"):
+            assert math.isnan(metric.compute())
+    metric.reset()
+    metric.update(cloud()[:0])
+    with pytest.warns(UserWarning, match="is NaN: no embedding was added"):
+        assert math.isnan(metric.compute())
+    metric.reset()
+    metric.update(cloud())
+    assert metric.compute().item() == pytest.approx(whole(cloud())[name], rel=1e-9)
+
+
+def test_the_example_runs():
+    found = doctest.testmod(training)
+    assert found.attempted >= 6
+    assert found.failed == 0
+
+
+WORKER = """
+import json, sys
+import torch
+import torch.distributed as dist
+from metric_objects import cloud, objects, values
+
+rank, place, sizes = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=len(sizes))
+found = objects()
+for batch in cloud().split(sizes)[rank].split(7):
+    for metric in found.values():
+        if len(batch):
+            metric.update(batch)
+first = values(found)
+for metric in found.values():  # a synchronised state must not be taken for the process's own
+    metric.update(cloud(seed=5)[rank :: len(sizes)])
+print(json.dumps([first, values(found)]))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("sizes", [[41, 19], [60, 0]])
+def test_two_processes_agree_on_the_number_of_all_data(tmp_path, sizes):
+    more = torch.cat([cloud(), cloud(seed=5)])
+    for first, second in of_two_processes(WORKER, tmp_path / "meet", sizes):
+        assert first == pytest.approx(whole(cloud()), rel=1e-9)
+        assert second == pytest.approx(whole(more), rel=1e-9)
+
+
+COLLAPSED = """
+import json, sys
+import torch.distributed as dist
+from metric_objects import cloud, objects, values
+from lidar_cli.errors import DegenerateFeatures
+
+rank, place = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+seen = objects()
+refused = []
+for name, metric in seen.items():
+    metric.update(0 * cloud()[:1])
+    try:
+        metric.compute()
+    except DegenerateFeatures:
+        refused.append(name)
+    metric.update(cloud()[rank::2])
+print(json.dumps([refused, {name: int(metric.moments[0, 0]) for name, metric in seen.items()}]))
+dist.destroy_process_group()
+"""
+
+
+def test_after_a_refused_number_a_process_has_its_own_data_again(tmp_path):
+    for refused, counts in of_two_processes(COLLAPSED, tmp_path / "meet", []):
+        assert refused == [*objects()]
+        assert counts == dict.fromkeys(objects(), 31)  # one of 0, and 30 of the 60
+
+
+def of_two_processes(script, meet, sizes):
+    """What each of two processes that run a script prints, from JSON."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "helpers"), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(rank), meet, json.dumps(sizes)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    ends = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    return [json.loads(text) for text in ends]
+
+
+def test_without_the_extra_one_line_names_it():
+    script = "import sys; sys.modules['torchmetrics'] = None; from lidar_cli import LiDAR"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        "lidar_cli.errors.MissingExtra: a metric while training needs the package torchmetrics, "
+        "which is not installed; install it with: pip install 'lidar-cli[train]'"
+    )
+
+
+# Lightning
+
+
+def trained(tmp_path, scales, *callbacks):
+    """A Trainer after one epoch a scale: embeddings are all data times it, NaN as they are.
+
+    The Trainer stops when a callback stops it. Its checkpoints are named by epoch and value.
+    """
+    lightning = pytest.importorskip("lightning")
+    from lidar_cli.integrations.lightning import LogReadings
+
+    class Scaled(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def training_step(self, batch, at):
+            return self.weight**2
+
+        def validation_step(self, batch, at):
+            pass
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    logged = LogReadings(
+        MetricCollection([LiDAR(n_views=4, dim=12, delta=1.0)]),
+        lambda module, batch: scales[module.current_epoch] * batch,
+    )
+    trainer = lightning.Trainer(
+        max_epochs=len(scales), accelerator="cpu", logger=False, num_sanity_val_steps=0,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        callbacks=[logged, *callbacks],
+    )  # fmt: skip
+    data = torch.utils.data.DataLoader(cloud(), batch_size=60)
+    trainer.fit(Scaled(), data, torch.utils.data.DataLoader(cloud(), batch_size=16))
+    return trainer
+
+
+def kept(tmp_path, scales, save_top_k):
+    """Names of the checkpoints that ModelCheckpoint leaves, and of its best."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    checkpoint = callbacks.ModelCheckpoint(
+        tmp_path, "{epoch}-{LiDAR:.4f}", monitor="LiDAR", mode="max", save_top_k=save_top_k
+    )
+    trained(tmp_path, scales, checkpoint)
+    return sorted(path.stem for path in tmp_path.glob("*.ckpt")), Path(
+        checkpoint.best_model_path
+    ).stem
+
+
+def named(epoch, scale):
+    value = math.nan if scale == 0 or math.isnan(scale) else lidar(scale * cloud(), delta=1.0)
+    return f"epoch={epoch}-LiDAR={value:.4f}"
+
+
+@pytest.mark.filterwarnings("ignore")  # the Trainer's advice on loaders, processors and folders
+@pytest.mark.parametrize("undetermined", [0.0, math.nan])
+def test_no_checkpoint_carries_a_value_that_its_epoch_did_not_have(tmp_path, undetermined):
+    scales = [1.0, undetermined, 0.5]
+    every, best = kept(tmp_path, scales, save_top_k=-1)
+    assert len({lidar(scale * cloud(), delta=1.0) for scale in (1.0, 0.5)}) == 2
+    assert every == [named(epoch, scale) for epoch, scale in enumerate(scales)]
+    assert best == max(named(0, 1.0), named(2, 0.5), key=lambda name: float(name.split("=")[-1]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("save_top_k", [1, 2, -1])
+def test_a_collapse_in_the_first_epoch_ends_nothing_and_is_not_the_best(tmp_path, save_top_k):
+    scales = [0.0, math.nan, 0.5]
+    every, best = kept(tmp_path, scales, save_top_k)
+    assert best == named(2, 0.5)
+    assert len(every) == (3 if save_top_k == -1 else save_top_k)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("check_finite", "epochs"), [(True, 2), (False, 4)])
+def test_early_stopping_ends_at_nan_unless_it_does_not_check(tmp_path, check_finite, epochs):
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    stopping = callbacks.EarlyStopping(
+        monitor="LiDAR", mode="max", patience=3, check_finite=check_finite
+    )
+    trainer = trained(tmp_path, [1.0, 0.0, 0.5, 1.0], stopping)
+    assert trainer.current_epoch == epochs

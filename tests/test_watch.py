@@ -1,0 +1,259 @@
+"""A followed directory: what has landed whole is scored once, by real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from make import checkpoint, environment, image_folder, lidar, state_dict
+from watch_runs import SIZE, N, Q, words
+
+from lidar_cli.ranking.discover import Left
+from lidar_cli.ranking.session import rank_directory
+from lidar_cli.ranking.watch import Landed, Landings, follow
+from lidar_cli.runtime.progress import Watcher
+from lidar_cli.settings import RankSettings
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images"), N)
+
+
+def settings(images: Path, **more: Any) -> RankSettings:
+    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 8, "device": "cpu"}
+    return RankSettings(data=str(images), interval=0.01, **known | more)  # type: ignore[arg-type]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_file_is_told_when_it_rests_and_again_when_it_was_replaced(tmp_path: Path) -> None:
+    landings = Landings(tmp_path)
+    file = tmp_path / "run" / "a.ckpt"
+    file.parent.mkdir()
+    file.touch()
+    for suffix in (".tmp", ".partial"):
+        file.with_name(f"a.ckpt{suffix}").write_bytes(b"whole")
+    assert [landings.look(), landings.look()] == [[], []]  # empty: its writer has only begun
+    file.write_bytes(b"half")
+    assert landings.look() == []
+    with file.open("ab") as more:
+        more.write(b" and half")
+    assert landings.look() == []
+    assert not landings.rests(file)
+    assert landings.look() == [file]
+    assert landings.rests(file)
+    assert landings.look() == []
+    changed = file.with_suffix(".new")
+    changed.write_bytes(b"half and HALF")  # of the same size
+    os.utime(changed, ns=(0, file.stat().st_mtime_ns))  # and time
+    changed.replace(file)
+    assert not landings.rests(file)
+    assert [landings.look(), landings.look(), landings.look()] == [[], [file], []]
+    file.unlink()
+    assert landings.look() == []
+    assert not landings.rests(file)
+
+
+def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images: Path) -> None:
+    runs, told, errors = tmp_path / "runs", tmp_path / "told.jsonl", tmp_path / "errors.txt"
+    runs.mkdir()
+    whole = checkpoint(tmp_path / "made" / "epoch=3-step=500.pt", 1)
+    content = whole.read_bytes()
+    interval = 3.0
+    command = [sys.executable, "-m", "lidar_cli", *words(runs, images, "--interval", interval)]
+    with errors.open("w") as stderr:
+        running = subprocess.Popen(
+            [*command, "--jsonl", str(told)],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    try:
+        wait(told.exists, running)
+        with (runs / whole.name).open("wb") as file:
+            for part in (content[: len(content) // 2], content[len(content) // 2 :]):
+                file.write(part)
+                file.flush()
+                time.sleep(interval / 3)
+        wait(lambda: len(lines(told)) > 0, running)
+        (runs / "broken.ckpt").write_bytes(content[: len(content) // 2])
+        torch.save({"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}, runs / "adam.pt")
+        wait(lambda: "failed" in errors.read_text() and "skipped" in errors.read_text(), running)
+        running.send_signal(signal.SIGINT)
+        stdout, _ = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    assert stdout == ""
+    said = errors.read_text().splitlines()
+    assert said[-1] == "interrupted"
+    (failed,) = [line for line in said if line.startswith("failed: ")]
+    assert failed.startswith(f"failed: {runs}/broken.ckpt: ")
+    assert next(line for line in said if "adam" in line).startswith("skipped: ")
+    (line,) = lines(told)
+    # Alone in another directory, with another cache, the same checkpoint has the same number.
+    alone = rank_directory(whole.parent, settings(images)).groups[0].rows[0]
+    assert line["path"] == str(runs / whole.name)
+    assert (line["step"], line["by"], line["direction"]) == (500, "lidar", "higher")
+    assert line["value"] == line["metrics"]["lidar"] == alone.value
+    assert (line["ci_low"], line["ci_high"]) == (alone.interval.ci_low, alone.interval.ci_high)
+    # A restart goes on with the file, and repeats neither the line nor the features.
+    (features,) = (runs / ".lidar").glob("*.h5")
+    made = features.stat().st_mtime_ns
+    (runs / "broken.ckpt").unlink()
+    checkpoint(runs / "second.pt", 2)
+    again = words(runs, images, "--interval", 0.1, "--watch-for", 0, "--jsonl", told)
+    assert lidar(*again, cwd=tmp_path).returncode == 0
+    assert [Path(line["path"]).name for line in lines(told)] == [whole.name, "second.pt"]
+    assert features.stat().st_mtime_ns == made
+
+
+def wait(reached: Callable[[], bool], running: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 100
+    while not reached():
+        assert running.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_lines_on_stdout_and_status_4_where_one_failed(tmp_path: Path, images: Path) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 1)
+    (tmp_path / "runs" / "b.pt").write_bytes(b"no checkpoint")
+    more = ("--interval", 0.1, "--watch-for", 0)
+    done = lidar(*words(tmp_path / "runs", images, *more), cwd=tmp_path)
+    assert done.returncode == 4
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["path"] == str(tmp_path / "runs" / "a.pt")
+    assert f"failed: {tmp_path}/runs/b.pt: " in done.stderr
+
+
+class Replaced(Watcher):
+    """Follows a directory, and replaces a checkpoint while it is being scored."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.replaced = False
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if task.startswith("reading /") and not self.replaced:
+            self.replaced = True
+            checkpoint(self.file, 2)
+
+
+def test_a_checkpoint_replaced_while_it_is_scored_counts_as_it_is_then(
+    tmp_path: Path, images: Path
+) -> None:
+    runs = tmp_path / "runs"
+    file = checkpoint(runs / "last.pt", 1)
+    watcher = Replaced(file)
+    landed = next(follow(runs, settings(images, watch_for=100.0), watcher))
+    assert watcher.replaced
+    assert isinstance(landed, Landed)
+    checkpoint(tmp_path / "alone" / "last.pt", 2)
+    alone = rank_directory(tmp_path / "alone", settings(images)).groups[0].rows[0]
+    assert landed.row.value == alone.value
+    assert len(list((runs / ".lidar").glob("*.h5"))) == 1  # of the new content
+
+
+def test_the_first_files_settle_the_layer_and_copies_are_told_once(
+    tmp_path: Path, images: Path
+) -> None:
+    runs = tmp_path / "runs"
+    checkpoint(runs / "a.pt", 1)
+    (runs / "b.pt").write_bytes((runs / "a.pt").read_bytes())
+    following = follow(runs, settings(images, watch_for=60.0))
+    first = next(following)
+    assert isinstance(first, Landed)
+    assert (first.row.path, first.row.aliases) == (str(runs / "a.pt"), (str(runs / "b.pt"),))
+    assert first.row.score.layer == "projector"
+    torch.save(state_dict(3, projected=None), runs / "c.pt")
+    second = next(following)
+    assert isinstance(second, Left)
+    assert second.path == str(runs / "c.pt")
+    assert "no layer 'projector'" in second.reason
+
+
+def test_feature_files_that_land_later_serve(tmp_path: Path, images: Path) -> None:
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    checkpoint(runs / "a.pt", 1)
+    for seed in (2, 3):
+        checkpoint(elsewhere / f"{seed}.pt", seed)
+    alone = rank_directory(elsewhere, settings(images))
+    values = {Path(row.path).name: row.value for row in alone.groups[0].rows}
+    following = follow(runs, settings(images, watch_for=100.0))
+    assert isinstance(next(following), Landed)
+    for seed in (2, 3):
+        (features,) = (elsewhere / ".lidar").glob(f"{seed}-*.h5")
+        features.rename(runs / "features.h5")  # the second in place of the first
+        (elsewhere / f"{seed}.pt").rename(runs / f"{seed}.pt")
+        landed = next(following)
+        assert isinstance(landed, Landed)
+        assert landed.row.value == values[f"{seed}.pt"]
+    assert len(list((runs / ".lidar").glob("*.h5"))) == 1  # of the first checkpoint alone
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--json"], "--watch and --json exclude each other"),
+        (["--top", 1], "--watch and --top exclude each other"),
+        (["--jsonl", "notes.txt"], "--jsonl notes.txt: holds a line that --watch did not write"),
+        (["--jsonl", "deep.jsonl"], "--jsonl deep.jsonl: holds a line that --watch did not write"),
+        (["--jsonl", "no/such/place"], "--jsonl no/such/place: cannot be written: No such file"),
+        (["--interval", 0], "--interval = 0"),
+    ],
+)
+def test_what_cannot_be_followed_is_one_line(
+    tmp_path: Path, images: Path, more: list[object], message: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("remember the milk\n")
+    (tmp_path / "deep.jsonl").write_text(100_000 * "[" + "\n")
+    (tmp_path / "runs").mkdir()
+    done = lidar(*words(tmp_path / "runs", images, *more), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "notes.txt").read_text() == "remember the milk\n"
+
+
+def test_its_options_alone_are_refused(tmp_path: Path) -> None:
+    done = lidar("rank", "runs", "--jsonl", "told.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: --jsonl belongs to --watch; add that\n"
+
+
+@pytest.fixture
+def without_tensorboard(tmp_path: Path) -> Path:
+    """A folder whose `tensorboard` cannot be imported, as where it is not installed."""
+    place = tmp_path / "shadow"
+    place.mkdir()
+    (place / "tensorboard.py").write_text("raise ImportError('not installed')\n")
+    return place
+
+
+def test_tensorboard_missing_is_one_line(
+    tmp_path: Path, images: Path, without_tensorboard: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    found = os.pathsep.join([str(without_tensorboard), os.environ.get("PYTHONPATH", "")])
+    more = ["--tensorboard", "board"]
+    done = lidar(*words(tmp_path / "runs", images, *more), cwd=tmp_path, PYTHONPATH=found)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --tensorboard needs the package tensorboard, which is not installed; "
+        "install it with: pip install 'lidar-cli[tensorboard]'\n"
+    )
