@@ -4,7 +4,7 @@
     |-- SettingsError      2   an option, variable or config key is wrong
     |   `-- MissingExtra   2   the option needs a package that is not installed
     |-- InputError         3   data or an array file cannot be used, or an output written
-    |   |-- Parted         3   processes that do one thing together lost each other
+    |   |-- ProcessGroupBroken         3   processes that do one thing together lost each other
     |   `-- NoProcess      3   no process can be started to read files in: the machine's doing
     |-- FeatureFileError   3   an HDF5 feature file cannot be used
     |   |-- InUse          3   another process is writing it
@@ -14,26 +14,39 @@
     |   `-- NoWeights      3   the file holds no model weights at all (`rank` skips it)
     `-- DegenerateFeatures 3   the embeddings do not determine the number asked for
 
-A message is one line: what was found, what was expected, what to do next.
+A message is one line: what was found, what was expected, what to do next. Its wording may change;
+`code` does not: a short name of what is wrong, such as "no-such-file".
 """
 
 import difflib
 
 
 class LidarError(Exception):
-    """Base of all errors that a user can cause."""
+    """Base of all errors that a user can cause.
+
+    code: what is wrong, for programs and tests; that of the class unless one is given.
+    """
 
     exit_status = 3
+    code = "error"
+
+    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
 
 
 class SettingsError(LidarError):
     """An option, an environment variable or a configuration key is wrong."""
 
+    code = "settings"
     exit_status = 2
 
 
 class MissingExtra(SettingsError):
     """An option needs a package that is not installed."""
+
+    code = "missing-extra"
 
     def __init__(self, extra: str, package: str, purpose: str) -> None:
         super().__init__(
@@ -45,41 +58,61 @@ class MissingExtra(SettingsError):
 class InputError(LidarError):
     """Data cannot be read or has the wrong shape, or an output cannot be written."""
 
+    code = "input"
 
-class Parted(InputError):
+
+class ProcessGroupBroken(InputError):
     """Processes that do one thing together lost each other; nothing more can be done together."""
+
+    code = "process-group-broken"
 
 
 class NoProcess(InputError):
     """No process can be started to read files in, which says nothing about any file."""
 
+    code = "no-process"
+
 
 class FeatureFileError(LidarError):
     """A feature file is not one, is incomplete, damaged, or in the way."""
+
+    code = "feature-file"
 
 
 class InUse(FeatureFileError):
     """Another process is writing this feature file; it must not be replaced."""
 
+    code = "in-use"
+
 
 class Unresumable(FeatureFileError):
     """A partial file is damaged, or was begun with other settings; only a new start helps."""
+
+    code = "unresumable"
 
 
 class BadRows(InputError, FeatureFileError):
     """Rows of one file cannot be read, were never written, or hold NaN or Inf."""
 
+    code = "bad-rows"
+
 
 class CheckpointError(LidarError):
     """A checkpoint cannot be read, or its weights are not understood."""
+
+    code = "checkpoint"
 
 
 class NoWeights(CheckpointError):
     """A readable file that holds no model weights, such as an optimizer state."""
 
+    code = "no-weights"
+
 
 class DegenerateFeatures(LidarError):
     """The embeddings do not determine the number that was asked for."""
+
+    code = "degenerate-features"
 
 
 # What one file can cause and the work on others outlives.

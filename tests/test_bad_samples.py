@@ -33,7 +33,7 @@ from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.features.schema import partial_path
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.ranking.watch import Landed, follow
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings, RankSettings, SampleSettings
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -247,8 +247,8 @@ class Stop(Exception):
     pass
 
 
-class StopAfter(Watcher):
-    def progress(self, task: str, done: int, total: int) -> None:
+class StopAfter(Progress):
+    def update(self, task: str, done: int, total: int) -> None:
         if done >= 6:
             raise Stop
 

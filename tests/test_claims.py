@@ -33,7 +33,7 @@ from lidar_cli.ranking.claims import Claims, set_apart
 from lidar_cli.ranking.discover import Checkpoint
 from lidar_cli.ranking.session import open_cache, rank_directory
 from lidar_cli.runtime.processes import card, gone
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
 
 ROOT = Path(__file__).parent.parent
@@ -311,7 +311,7 @@ OPTIONS = ["-n", "12", "-q", "3", "--image-size", "16", "--batch-size", "3", "--
 TOLD = """
 import os, signal, sys, time
 from lidar_cli.__main__ import main
-from lidar_cli.features import FeatureWriter
+from lidar_cli.features.writer import FeatureWriter
 
 write, victim = FeatureWriter.write, os.environ.get("VICTIM")
 
@@ -446,9 +446,9 @@ def test_a_wait_for_a_silent_worker_is_said_once_and_ends(
     monkeypatch.setattr(cached, "PATIENCE", 0.2)
     monkeypatch.setattr(cached, "LOOK", 0.1)
     notes: list[str] = []
-    watcher = Watcher()
-    monkeypatch.setattr(watcher, "note", notes.append)
-    assert len(rank_directory(path.parent, known, watcher).groups[0].rows) == 1
+    progress = Progress()
+    monkeypatch.setattr(progress, "note", notes.append)
+    assert len(rank_directory(path.parent, known, progress).groups[0].rows) == 1
     (note,) = [note for note in notes if "waiting" in note]
     assert "have 1 checkpoints in hand, the first is " + str(path) in note
     assert "is replaced after 1 seconds (--claim-timeout;" in note
@@ -457,7 +457,7 @@ def test_a_wait_for_a_silent_worker_is_said_once_and_ends(
 def one_plan(path: Path, known: RankSettings) -> str:
     """The key of what is embedded of a checkpoint."""
     folder = CacheFolder(path.parent, None)
-    cache = open_cache(folder, known, (), "projector", torch.device("cpu"), Watcher())
+    cache = open_cache(folder, known, (), "projector", torch.device("cpu"), Progress())
     description = open_checkpoint(path).description
     return cache.plan(Checkpoint(path, sha256(path), description)).key
 

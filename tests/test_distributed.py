@@ -25,8 +25,8 @@ from lidar_cli.features.reader import read_hdf5, read_provenance
 from lidar_cli.features.schema import partial_path
 from lidar_cli.features.shards import shard_path
 from lidar_cli.ranking.session import rank_directory
-from lidar_cli.runtime.distributed import Place, find_place, shares
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.distributed import RankInfo, partition, read_rank_info
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 N, Q, CLEAN, BATCH = 13, 3, 17, 2
@@ -49,20 +49,20 @@ def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     inputs: Inputs,
     output: Path,
-    place: Place | None = None,
-    watcher: Watcher | None = None,
+    place: RankInfo | None = None,
+    progress: Progress | None = None,
     **more: Any,
 ) -> Extraction:
     known: dict[str, Any] = {"n_samples": N, "n_views": Q, "clean_samples": CLEAN}
     known |= {"image_size": 24, "batch_size": BATCH, "device": "cpu", "data": str(inputs[1])}
     settings = ExtractSettings(output=output, **(known | more))
-    return extract_checkpoint(inputs[0], settings, watcher, place)
+    return extract_checkpoint(inputs[0], settings, progress, place)
 
 
 def together(inputs: Inputs, output: Path, ranks: int = 2, **more: Any) -> Path:
     """A file of several processes, one after the other."""
     for rank in range(ranks):
-        run(inputs, output, Place(rank, ranks, rank), **more)
+        run(inputs, output, RankInfo(rank, ranks, rank), **more)
     return output
 
 
@@ -75,26 +75,28 @@ TOLD = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 @pytest.mark.parametrize(
     ("environment", "place"),
     [
-        ({}, Place(0, 1, None, False)),
-        (TOLD, Place(3, 8, 1, False)),
-        (TOLD | {"TORCHELASTIC_RESTART_COUNT": "0"}, Place(3, 8, 1, False)),
-        (TOLD | {"TORCHELASTIC_RESTART_COUNT": "2"}, Place(3, 8, 1, True)),
-        ({"RANK": "3", "WORLD_SIZE": "8"}, Place(0, 1, None, False)),  # not torchrun's doing
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, Place(0, 1, None, False)),
+        ({}, RankInfo(0, 1, None, False)),
+        (TOLD, RankInfo(3, 8, 1, False)),
+        (TOLD | {"TORCHELASTIC_RESTART_COUNT": "0"}, RankInfo(3, 8, 1, False)),
+        (TOLD | {"TORCHELASTIC_RESTART_COUNT": "2"}, RankInfo(3, 8, 1, True)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, RankInfo(0, 1, None, False)),  # not torchrun's doing
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, RankInfo(0, 1, None, False)),
     ],
 )
-def test_the_engine_tells_each_process_its_place(environment: dict[str, str], place: Place) -> None:
-    assert find_place(environment) == place
+def test_the_engine_tells_each_process_its_place(
+    environment: dict[str, str], place: RankInfo
+) -> None:
+    assert read_rank_info(environment) == place
 
 
 @pytest.mark.parametrize("wrong", [{"RANK": "8"}, {"RANK": "-1"}, {"WORLD_SIZE": "many"}])
 def test_a_place_that_cannot_be_is_wrong_usage(wrong: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="expected numbers as torchrun gives them"):
-        find_place(TOLD | wrong)
+        read_rank_info(TOLD | wrong)
 
 
 def test_the_number_on_the_host_chooses_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    place, alone = Place(5, 8, 1), Place()
+    place, alone = RankInfo(5, 8, 1), RankInfo()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [place.device(asked) for asked in ("auto", "cuda", "cuda:3", "cpu")] == [
         *("cuda:1", "cuda:1", "cuda:3", "cpu")
@@ -107,19 +109,19 @@ def test_the_number_on_the_host_chooses_the_device(monkeypatch: pytest.MonkeyPat
 
 
 def test_shares_are_whole_batches_of_about_the_same_work() -> None:
-    assert shares(10, 10, 11, 2, 2) == [range(0, 6), range(6, 10)]
-    assert shares(10, 10, 11, 3) == [range(0, 4), range(4, 7), range(7, 10)]
+    assert partition(10, 10, 11, 2, 2) == [range(0, 6), range(6, 10)]
+    assert partition(10, 10, 11, 3) == [range(0, 4), range(4, 7), range(7, 10)]
     # Samples 0 .. 9 have three views and a clean image each, 10 .. 49 one image: 40 and 40.
-    assert shares(50, 10, 4, 2, 5) == [range(0, 10), range(10, 50)]
+    assert partition(50, 10, 4, 2, 5) == [range(0, 10), range(10, 50)]
     # Two batches, five processes; a share ends where 3/5, 6/5, 9/5, 12/5, 3 samples are reached.
     ends = [2, 2, 2, 3, 3]
-    assert [span.stop for span in shares(3, 3, 1, 5, 2)] == ends
+    assert [span.stop for span in partition(3, 3, 1, 5, 2)] == ends
 
 
 @given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 9), st.integers(1, 9))
 def test_every_sample_is_in_one_share(total: int, heavy: int, parts: int, step: int) -> None:
     heavy = min(heavy, total)
-    found = shares(total, heavy, 4, parts, step)
+    found = partition(total, heavy, 4, parts, step)
     assert [i for span in found for i in span] == list(range(total))
     assert len(found) == parts
     assert all(span.start % step == 0 for span in found if span)
@@ -152,7 +154,7 @@ def test_any_number_of_processes_make_the_file_of_one(
     embedded: list[int],
 ) -> None:
     output = tmp_path / "all of it.h5"
-    done = {rank: run(inputs, output, Place(rank, ranks, rank)) for rank in order}
+    done = {rank: run(inputs, output, RankInfo(rank, ranks, rank)) for rank in order}
     assert [done[rank].embedded for rank in range(ranks)] == embedded
     last = next(rank for rank in reversed(order) if embedded[rank])
     telling = [rank for rank in order if done[rank].tells]
@@ -174,9 +176,9 @@ def test_the_first_to_come_finds_the_batch_size_of_all(
     sizes = iter([4, 1])  # as devices with little and with less free memory would
     monkeypatch.setattr(share_job, "find_batch_size", lambda work: next(sizes))
     output = tmp_path / "out.h5"
-    assert run(inputs, output, Place(1, 2, 1), batch_size=None).batch_size == 4
+    assert run(inputs, output, RankInfo(1, 2, 1), batch_size=None).batch_size == 4
     assert json.loads((tmp_path / "out.h5.shards.json").read_text())["ranks"] == 2
-    assert run(inputs, output, Place(0, 2, 0), batch_size=None).batch_size == 4
+    assert run(inputs, output, RankInfo(0, 2, 0), batch_size=None).batch_size == 4
     assert read_provenance(output)["batch_size"] == 4
     assert not (tmp_path / "out.h5.shards.json").exists()
     assert_same(run(inputs, tmp_path / "whole.h5", batch_size=4).path, output)
@@ -232,24 +234,24 @@ def test_a_shard_is_no_feature_file(inputs: Inputs, tmp_path: Path) -> None:
 def test_a_stopped_process_goes_on_with_its_own_shard(
     inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    output, place = tmp_path / "out.h5", Place(1, 2, 1)
+    output, place = tmp_path / "out.h5", RankInfo(1, 2, 1)
     with pytest.raises(Stop):
         run(inputs, output, place, StopAfter(4))
     with h5py.File(partial_path(shard_path(output, 1, 2))) as file:
         assert file["samples/done"][:].tolist() == [1] * 4 + [0] * 5
         assert file.attrs["share"] == "1 of 2: samples 8 to 17"
-    assert run(inputs, output, Place(0, 2, 0)).embedded == 8
+    assert run(inputs, output, RankInfo(0, 2, 0)).embedded == 8
     assert not output.exists()
     with pytest.raises(FeatureFileError, match="an interrupted run is here; continue it with --re"):
         run(inputs, output, place)
     # The engine starts all processes again, with the words of the first time.
-    assert run(inputs, output, Place(0, 2, 0, restarted=True)).embedded == 0
-    done = run(inputs, output, Place(1, 2, 1, restarted=True))
+    assert run(inputs, output, RankInfo(0, 2, 0, restarted=True)).embedded == 0
+    done = run(inputs, output, RankInfo(1, 2, 1, restarted=True))
     assert (done.embedded, done.tells) == (5, True)
     assert_same(whole, output)
     # Told once: not again by a process that was started again, but by one of a new run.
-    places = [Place(0, 2, 0, restarted=True), Place(1, 2, 1, restarted=True)]
-    again = [run(inputs, output, at) for at in (*places, Place(1, 2, 1), Place(0, 2, 0))]
+    places = [RankInfo(0, 2, 0, restarted=True), RankInfo(1, 2, 1, restarted=True)]
+    again = [run(inputs, output, at) for at in (*places, RankInfo(1, 2, 1), RankInfo(0, 2, 0))]
     assert [(done.embedded, done.tells) for done in again] == [(0, False)] * 3 + [(0, True)]
 
 
@@ -264,15 +266,15 @@ def test_a_stopped_process_goes_on_with_its_own_shard(
 def test_processes_at_odds_are_told_before_the_work(
     inputs: Inputs, tmp_path: Path, ranks: int, change: dict[str, Any], differ: str
 ) -> None:
-    run(inputs, tmp_path / "out.h5", Place(0, 2, 0))
+    run(inputs, tmp_path / "out.h5", RankInfo(0, 2, 0))
     with pytest.raises(FeatureFileError, match=f"begun with other settings .{differ}"):
-        run(inputs, tmp_path / "out.h5", Place(1, ranks, 1), **change)
+        run(inputs, tmp_path / "out.h5", RankInfo(1, ranks, 1), **change)
     assert not list(tmp_path.glob("*shard-1*"))
 
 
 def test_other_versions_neither_begin_nor_join(inputs: Inputs, tmp_path: Path) -> None:
     output = tmp_path / "out.h5"
-    run(inputs, output, Place(0, 2, 0))
+    run(inputs, output, RankInfo(0, 2, 0))
     agreed = tmp_path / "out.h5.shards.json"
     told = json.loads(agreed.read_text())
     told["provenance"]["versions"]["torch"] = "2.0.0"
@@ -280,14 +282,14 @@ def test_other_versions_neither_begin_nor_join(inputs: Inputs, tmp_path: Path) -
     with pytest.raises(
         FeatureFileError, match=r"other settings .versions differ.*remove out\.h5\."
     ):
-        run(inputs, output, Place(1, 2, 1))
+        run(inputs, output, RankInfo(1, 2, 1))
     # The agreement is lost: the shards themselves say what they are.
     agreed.unlink()
     shard = shard_path(output, 0, 2)
     with h5py.File(shard, "r+") as file:
         file.attrs["provenance"] = json.dumps(told["provenance"])
     with pytest.raises(FeatureFileError, match="cannot be joined, it was made at other settings"):
-        run(inputs, output, Place(1, 2, 1))
+        run(inputs, output, RankInfo(1, 2, 1))
     assert not output.exists()
 
 
@@ -296,12 +298,12 @@ def test_what_is_in_the_way_is_not_replaced(inputs: Inputs, tmp_path: Path) -> N
     run(inputs, output, seed=1)
     before = output.read_bytes()
     with pytest.raises(FeatureFileError, match="exists already; choose another name with -o"):
-        run(inputs, output, Place(0, 2, 0))
+        run(inputs, output, RankInfo(0, 2, 0))
     with pytest.raises(SettingsError, match=r"--overwrite: of several processes none knows"):
-        run(inputs, output, Place(0, 2, 0), overwrite=True)
+        run(inputs, output, RankInfo(0, 2, 0), overwrite=True)
     assert output.read_bytes() == before
     with pytest.raises(SettingsError, match="HDF5 gives % a meaning in names of shards"):
-        run(inputs, tmp_path / "100%.h5", Place(0, 2, 0))
+        run(inputs, tmp_path / "100%.h5", RankInfo(0, 2, 0))
 
 
 # Real processes under the engine
@@ -310,7 +312,7 @@ def test_what_is_in_the_way_is_not_replaced(inputs: Inputs, tmp_path: Path) -> N
 KILLED = """
 import os, signal, sys
 from lidar_cli.__main__ import main
-from lidar_cli.features import FeatureWriter
+from lidar_cli.features.writer import FeatureWriter
 
 write, rank, again = (FeatureWriter.write, os.environ["RANK"],
                       os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -428,8 +430,8 @@ if os.environ["RANK"] == "1":  # asks for more than any machine has in one step 
     short(Sheet, "score", "sheet")
     short(Gathered, "merge", "merge", lambda whole, part: whole.rows.n)
     short(influences, "_second_pass", "again")
-    distributed = torch.distributed
-    short(distributed, "broadcast_object_list", "meeting", lambda box: isinstance(box[0], Gathered))
+    meets = torch.distributed
+    short(meets, "broadcast_object_list", "exchange", lambda box: isinstance(box[0], Gathered))
 sys.argv = ["lidar", *sys.argv[1:]]
 main()
 """
@@ -439,7 +441,14 @@ def test_one_that_is_short_of_memory_leaves_no_other_waiting(tmp_path: Path) -> 
     (tmp_path / "short.py").write_text(SHORT)
     n, d = 850, 400  # n > 2 d, for the second pass
     array = np.random.default_rng(0).normal(size=(n, 2, d)).astype(np.float32)
-    files = ["sheet.npy", "merge.npy", "again.npy", "whole.npy", "meeting.npy", "never.npy"]
+    files = [
+        "sheet.npy",
+        "merge.npy",
+        "again.npy",
+        "whole.npy",
+        "exchange.npy",
+        "never.npy",
+    ]
     for file in files:
         np.save(tmp_path / file, array)
     done = torchrun("short.py", "score", *files, "--json", "--confidence", 0.9, cwd=tmp_path)
@@ -448,7 +457,7 @@ def test_one_that_is_short_of_memory_leaves_no_other_waiting(tmp_path: Path) -> 
     for file in files[:3]:  # one line of the one that speaks, for both
         line = f"error: {file}: {Path(file).stem}: not enough memory for moments of d = 400"
         assert sum(each.startswith(line) for each in told) == 1, done.stderr
-    parted = "error: meeting.npy: process {} of 2 is out of step with the others: "
+    parted = "error: exchange.npy: process {} of 2 is out of step with the others: "
     assert [sum(line.startswith(parted.format(rank)) for line in told) for rank in (0, 1)] == [1, 1]
     assert len(told) == 5
     assert "lidar_cli/" not in done.stderr  # no trace of ours; the engine prints its own

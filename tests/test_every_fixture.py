@@ -23,10 +23,10 @@ from lidar_cli.errors import LidarError
 
 MUTATIONS = 200
 
-Place = tuple[Any, ...]
+RankInfo = tuple[Any, ...]
 
 
-def places(tree: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def places(tree: Any, place: RankInfo = ()) -> Iterator[tuple[RankInfo, Any]]:
     """Every tensor of nested containers, with the keys on the way to it."""
     if isinstance(tree, Tensor | LazyTensor):
         yield place, tree
@@ -38,7 +38,7 @@ def places(tree: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
             yield from places(value, (*place, at))
 
 
-def as_bits(tree: Any) -> dict[Place, tuple[torch.dtype, tuple[int, ...], bytes]]:
+def as_bits(tree: Any) -> dict[RankInfo, tuple[torch.dtype, tuple[int, ...], bytes]]:
     made = {
         place: tensor.materialise() if isinstance(tensor, LazyTensor) else tensor
         for place, tensor in places(tree)

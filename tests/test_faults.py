@@ -18,7 +18,7 @@ from lidar_cli.extraction import run as extracting
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.ranking.cache_folder import MARKER
 from lidar_cli.ranking.session import rank_directory
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 
@@ -42,14 +42,14 @@ def test_a_cache_never_answers_for_other_weights(store: bool, images: Path, tmp_
     assert after["2.pt"] == before["2.pt"]
 
 
-class At(Watcher):
+class At(Progress):
     """Does something once, when a job says that it has come to a task."""
 
     def __init__(self, task: str, act: Callable[[], object]) -> None:
         self.task = task
         self.act: Callable[[], object] | None = act
 
-    def progress(self, task: str, done: int, total: int) -> None:
+    def update(self, task: str, done: int, total: int) -> None:
         if task.startswith(self.task) and self.act is not None and done == total - 1:
             act, self.act = self.act, None
             act()
@@ -113,8 +113,8 @@ def test_an_image_that_vanishes_ends_the_ranking_by_name(
         checkpoint(runs / f"{seed}.pt", seed)
     gone = folder / "013.png"
 
-    class Vanishing(Watcher):
-        def progress(self, task: str, done: int, total: int) -> None:
+    class Vanishing(Progress):
+        def update(self, task: str, done: int, total: int) -> None:
             if task.startswith(("embedding", "scoring")):
                 gone.unlink(missing_ok=True)
 

@@ -236,7 +236,7 @@ BOUNDED = """
 import json, pathlib, resource, sys
 limit = 1 << 30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-from lidar_cli.checkpoints import read_contents
+from lidar_cli.checkpoints.reading.read import read_contents
 from lidar_cli.errors import CheckpointError
 from lidar_cli.runtime import sandbox
 sandbox.SHARED.limits = sandbox.Limits(seconds=1)

@@ -232,7 +232,7 @@ def trained(tmp_path, scales, *callbacks):
     The Trainer stops when a callback stops it. Its checkpoints are named by epoch and value.
     """
     lightning = pytest.importorskip("lightning")
-    from lidar_cli.integrations.lightning import LogReadings
+    from lidar_cli.integrations.lightning import LogMetrics
 
     class Scaled(lightning.LightningModule):
         def __init__(self):
@@ -248,7 +248,7 @@ def trained(tmp_path, scales, *callbacks):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    logged = LogReadings(
+    logged = LogMetrics(
         MetricCollection([LiDAR(n_views=4, dim=12, delta=1.0)]),
         lambda module, batch: scales[module.current_epoch] * batch,
     )

@@ -22,7 +22,7 @@ from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.run import extract_checkpoint
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings
 from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.masks import Mask, draw_mask, together
@@ -422,7 +422,7 @@ def test_extract_and_score_under_masks(
         assert 1 <= row["lidar"] <= 5
 
 
-class Notes(Watcher):
+class Notes(Progress):
     """Keeps what is told."""
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ from lidar_cli.ranking.hyperparameters import (
 from lidar_cli.ranking.oracle import by_hyperparameter, judge, select
 from lidar_cli.ranking.oracle_probe import help_embedding
 from lidar_cli.ranking.session import rank_directory
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.settings import ExtractSettings, RankSettings
 
@@ -515,7 +515,7 @@ def test_a_cached_probe_opens_no_checkpoint(
         model="counted:model", oracle="probe",
     )  # fmt: skip
     ranking = rank_directory(runs, known)
-    help_embedding(ranking.checkpoints.values(), str(runs), known, Watcher())
+    help_embedding(ranking.checkpoints.values(), str(runs), known, Progress())
     assert len(opened()) == 3 * 6
     accuracies = judge(ranking, known).accuracies
     assert opened() == []

@@ -16,7 +16,7 @@ from scores import score
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
-from lidar_cli.ranking.discover import Left
+from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.hyperparameters import from_names
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.session import Ranking
@@ -116,7 +116,7 @@ def test_data_that_is_no_json_is_refused() -> None:
 
 def hostile() -> str:
     rows = (row(f"runs/{NASTY}", 1, 5.0, f"runs/b{NASTY}"), row(f"runs/b{NASTY}", 2, 4.5))
-    lines = (Left(f"runs/c{NASTY}", NASTY),)
+    lines = (Skipped(f"runs/c{NASTY}", NASTY),)
     more = {"failed": lines, "skipped": lines, "warnings": (NASTY,)}
     told = replace(rows[0].score, warnings={"noise": NASTY}, provenance={NASTY: NASTY})
     made = ranking(replace(rows[0], score=told, aliases=(NASTY,)), rows[1], **more)

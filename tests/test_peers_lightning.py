@@ -21,7 +21,7 @@ def test_the_callback_logs_each_epoch_and_warns_of_what_it_does_not_determine() 
     package("torchmetrics")
     from torchmetrics import MetricCollection
 
-    from lidar_cli.integrations.lightning import LogReadings
+    from lidar_cli.integrations.lightning import LogMetrics
 
     class Scaled(lightning.LightningModule):  # type: ignore[name-defined, misc]
         """Embeds rows as themselves, times a weight that an epoch multiplies by 0.8."""
@@ -54,7 +54,7 @@ def test_the_callback_logs_each_epoch_and_warns_of_what_it_does_not_determine() 
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[
-            LogReadings(
+            LogMetrics(
                 MetricCollection([LiDAR(n_views=4, dim=12), RankMe(dim=12), AlphaReQ(dim=12)]),
                 lambda module, batch: module.weight * batch,
             )

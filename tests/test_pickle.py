@@ -487,7 +487,7 @@ def test_torchscript_and_numpy_archives_are_named(tmp_path: Path) -> None:
 
 LISTING = """
 import pathlib, sys, time
-from lidar_cli.checkpoints import read_contents
+from lidar_cli.checkpoints.reading.read import read_contents
 began = time.perf_counter()
 tree = read_contents(sys.argv[1]).tree
 took = time.perf_counter() - began

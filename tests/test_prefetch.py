@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lidar_cli.runtime.prefetch import ahead
+from lidar_cli.runtime.prefetch import prefetch
 
 
 class Source:
@@ -34,7 +34,7 @@ class Source:
 
 
 def threads_left() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "lidar-ahead"]
+    return [thread.name for thread in threading.enumerate() if thread.name == "lidar-prefetch"]
 
 
 def wait_for(source: Source, made: int) -> None:
@@ -46,16 +46,16 @@ def wait_for(source: Source, made: int) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
 def test_all_items_in_order(count: int) -> None:
     source = Source(count)
-    with ahead(source.items()) as items:
+    with prefetch(source.items()) as items:
         assert list(items) == list(range(count))
     assert source.closed
     assert threads_left() == []
-    assert source.threads <= {"lidar-ahead"}
+    assert source.threads <= {"lidar-prefetch"}
 
 
 def test_the_next_item_is_made_while_the_last_is_used() -> None:
     source = Source(20)
-    with ahead(source.items()) as items:
+    with prefetch(source.items()) as items:
         assert next(items) == 0
         wait_for(source, 3)
         time.sleep(0.05)
@@ -65,7 +65,7 @@ def test_the_next_item_is_made_while_the_last_is_used() -> None:
 
 def test_an_error_arrives_after_the_items_before_it() -> None:
     source = Source(5, fail_at=3)
-    with ahead(source.items()) as items:
+    with prefetch(source.items()) as items:
         assert [next(items) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ValueError, match="item 3 is bad"):
             next(items)
@@ -80,7 +80,7 @@ def test_leaving_early_stops_the_thread_and_closes_the_source(
     source = Source(10**6)
 
     def leave() -> None:
-        with ahead(source.items()) as items:
+        with prefetch(source.items()) as items:
             next(items)
             raise error
 
@@ -93,12 +93,12 @@ def test_leaving_early_stops_the_thread_and_closes_the_source(
 
 def test_leaving_without_taking_anything() -> None:
     source = Source(10**6)
-    with ahead(source.items()):
+    with prefetch(source.items()):
         pass
     assert source.closed
     assert threads_left() == []
 
 
 def test_any_iterator_will_do() -> None:
-    with ahead(iter([3, 1, 2])) as items:
+    with prefetch(iter([3, 1, 2])) as items:
         assert list(items) == [3, 1, 2]

@@ -19,7 +19,7 @@ from lidar_cli.demo.pretrain import (
     vicreg,
 )
 from lidar_cli.demo.schedule import learning_rate_share
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 
 SIMCLR = Hyperparameters("simclr", 2, 3e-3, 1e-4, 0.8, 0.5, temperature=0.2)
 VICREG = Hyperparameters(
@@ -199,11 +199,11 @@ def test_training_lowers_the_loss(images, settings):
 def test_progress_is_told_epoch_by_epoch(images):
     told = []
 
-    class Listener(Watcher):
-        def progress(self, task: str, done: int, total: int) -> None:
+    class Listener(Progress):
+        def update(self, task: str, done: int, total: int) -> None:
             told.append((done, total))
 
-    pretrain(images[:64], SIMCLR, seed=0, watcher=Listener())
+    pretrain(images[:64], SIMCLR, seed=0, progress=Listener())
     assert told == [(1, 2), (2, 2)]
 
 

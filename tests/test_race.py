@@ -18,7 +18,7 @@ from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.ranking.order import Row
 from lidar_cli.ranking.race import corrected, looks_of, put_out, race_directory
 from lidar_cli.ranking.session import rank_directory
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.intervals import Interval
 from lidar_cli.settings import RankSettings
@@ -203,13 +203,13 @@ def test_a_ranking_after_a_race_goes_on_where_it_ended(runs: Path, tmp_path: Pat
     ]
 
 
-class Replacing(Watcher):
+class Replacing(Progress):
     """Puts other weights under a checkpoint's name once it was embedded for the first look."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def progress(self, task: str, done: int, total: int) -> None:
+    def update(self, task: str, done: int, total: int) -> None:
         if task.startswith(f"embedding {self.path.stem}-") and done == 50:
             checkpoint(self.path, 99)
 

@@ -39,10 +39,10 @@ from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.ranking.cache_folder import MARKER
 from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import Left, survey
+from lidar_cli.ranking.discover import Skipped, survey
 from lidar_cli.ranking.order import Row, grouped, misleading, order
 from lidar_cli.ranking.session import find_metric, rank_directory
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ExtractSettings, ModelSettings, RankSettings, ScoreSettings
@@ -174,12 +174,12 @@ def test_a_folder_that_may_not_be_listed_is_among_the_failed(
         if own == 0:  # who may list anything
             os.seteuid(nobody)
         found = survey(
-            Path("runs"), ModelSettings(), Watcher(), Digests(Path("runs"), Path("absent"))
+            Path("runs"), ModelSettings(), Progress(), Digests(Path("runs"), Path("absent"))
         )
     finally:
         os.seteuid(own)
     assert [str(known.path) for known in found.checkpoints.values()] == ["runs/a.pt"]
-    assert found.failed == [Left("runs/closed", "Permission denied")]
+    assert found.failed == [Skipped("runs/closed", "Permission denied")]
 
 
 def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:

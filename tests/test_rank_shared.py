@@ -29,7 +29,7 @@ from lidar_cli.features.reader import read_provenance
 from lidar_cli.ranking.cache_folder import MARKER
 from lidar_cli.ranking.session import Ranking, rank_directory
 from lidar_cli.ranking.unstored import Unstored
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.intervals import Interval
 from lidar_cli.settings import ExtractSettings, RankSettings
 from lidar_cli.views.pipeline import Views
@@ -177,7 +177,7 @@ def test_views_kept_at_one_batch_size_serve_another(
             outputs = [tmp_path / f"{name}-{how}.h5" for how in ("store", "alone")]
             for output, shared in zip(outputs, (store, None), strict=True):
                 loaded = open_checkpoint(runs / name)
-                run(plan, loaded, samples, known, output, CPU, Watcher(), shared)
+                run(plan, loaded, samples, known, output, CPU, Progress(), shared)
             assert_equal(*outputs)
         assert 0 in store
 

@@ -17,7 +17,7 @@ from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.report.scores import print_table, to_json
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import NO_VIEWS
 from lidar_cli.scoring.run import parse_metrics, score_file
 from lidar_cli.scoring.streaming import CHUNKS_IN_MEMORY
@@ -36,10 +36,10 @@ def draw_embeddings(n, q, d, signal=2.0):
     return torch.randn(n, q, d) + signal * torch.randn(n, 1, d)
 
 
-def score_array(tmp_path, z, watcher=None, **options):
+def score_array(tmp_path, z, progress=None, **options):
     path = tmp_path / "z.npy"
     np.save(path, np.asarray(z))
-    (found,) = score_file(path, ScoreSettings(device="cpu", **options), watcher)
+    (found,) = score_file(path, ScoreSettings(device="cpu", **options), progress)
     return found
 
 
@@ -360,11 +360,11 @@ def test_an_unknown_device_is_named(tmp_path):
         score_file(tmp_path / "z.npy", ScoreSettings(device="tpx"))
 
 
-class Recorder(Watcher):
+class Recorder(Progress):
     def __init__(self):
         self.steps, self.notes = [], []
 
-    def progress(self, task, done, total):
+    def update(self, task, done, total):
         self.steps.append((done, total))
 
     def note(self, text):

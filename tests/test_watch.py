@@ -17,10 +17,10 @@ import torch
 from make import checkpoint, environment, image_folder, lidar, state_dict
 from watch_runs import SIZE, N, Q, words
 
-from lidar_cli.ranking.discover import Left
+from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.ranking.watch import Landed, Landings, follow
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
 
 
@@ -141,14 +141,14 @@ def test_lines_on_stdout_and_status_4_where_one_failed(tmp_path: Path, images: P
     assert f"failed: {tmp_path}/runs/b.pt: " in done.stderr
 
 
-class Replaced(Watcher):
+class Replaced(Progress):
     """Follows a directory, and replaces a checkpoint while it is being scored."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.replaced = False
 
-    def progress(self, task: str, done: int, total: int) -> None:
+    def update(self, task: str, done: int, total: int) -> None:
         if task.startswith("reading /") and not self.replaced:
             self.replaced = True
             checkpoint(self.file, 2)
@@ -159,9 +159,9 @@ def test_a_checkpoint_replaced_while_it_is_scored_counts_as_it_is_then(
 ) -> None:
     runs = tmp_path / "runs"
     file = checkpoint(runs / "last.pt", 1)
-    watcher = Replaced(file)
-    landed = next(follow(runs, settings(images, watch_for=100.0), watcher))
-    assert watcher.replaced
+    progress = Replaced(file)
+    landed = next(follow(runs, settings(images, watch_for=100.0), progress))
+    assert progress.replaced
     assert isinstance(landed, Landed)
     checkpoint(tmp_path / "alone" / "last.pt", 2)
     alone = rank_directory(tmp_path / "alone", settings(images)).groups[0].rows[0]
@@ -182,7 +182,7 @@ def test_the_first_files_settle_the_layer_and_copies_are_told_once(
     assert first.row.score.layer == "projector"
     torch.save(state_dict(3, projected=None), runs / "c.pt")
     second = next(following)
-    assert isinstance(second, Left)
+    assert isinstance(second, Skipped)
     assert second.path == str(runs / "c.pt")
     assert "no layer 'projector'" in second.reason
 

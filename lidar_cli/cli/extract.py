@@ -33,10 +33,10 @@ def extract(
     from lidar_cli.extraction.run import extract_checkpoint
     from lidar_cli.report.terminal import Terminal
     from lidar_cli.report.text import lines
-    from lidar_cli.runtime.distributed import find_place
+    from lidar_cli.runtime.distributed import read_rank_info
 
-    place = find_place()
-    with Terminal(place.speaks) as terminal:
-        done = extract_checkpoint(checkpoint, resolved.values, terminal, place)
+    rank_info = read_rank_info()
+    with Terminal(rank_info.is_main) as terminal:
+        done = extract_checkpoint(checkpoint, resolved.values, terminal, rank_info)
     if done.tells:
         write_results(lines([str(done.path)], for_people=sys.stdout.isatty()))

@@ -68,13 +68,13 @@ def rank(
     from lidar_cli.ranking.session import rank_together
     from lidar_cli.report import ranking as report
     from lidar_cli.report.terminal import Terminal
-    from lidar_cli.runtime.distributed import find_place
+    from lidar_cli.runtime.distributed import read_rank_info
 
     check_tables(resolved.values, report=page is not None)
     oracle, parameters = None, {}
-    place = find_place()
-    with Terminal(place.speaks) as terminal:
-        found = rank_together(directory, resolved.values, terminal, place)
+    rank_info = read_rank_info()
+    with Terminal(rank_info.is_main) as terminal:
+        found = rank_together(directory, resolved.values, terminal, rank_info)
         if found is None:
             terminal.note("all checkpoints are scored; another process prints the ranking")
             return
@@ -112,9 +112,9 @@ def _race(directory: Path, values: RankSettings, json: bool, quiet: bool) -> Non
     from lidar_cli.ranking.race import race_directory
     from lidar_cli.report import race as report
     from lidar_cli.report.terminal import Terminal
-    from lidar_cli.runtime.distributed import find_place
+    from lidar_cli.runtime.distributed import read_rank_info
 
-    if find_place().ranks > 1:
+    if read_rank_info().ranks > 1:
         raise SettingsError("--race is run by one process; start it without torchrun")
     with Terminal() as terminal:
         found = race_directory(directory, values, terminal)
@@ -133,10 +133,10 @@ def _race(directory: Path, values: RankSettings, json: bool, quiet: bool) -> Non
 def _follow(directory: Path, values: RankSettings) -> None:
     from lidar_cli.ranking.watch import Landed, follow
     from lidar_cli.report.terminal import Terminal
-    from lidar_cli.report.watch_log import Ledger
+    from lidar_cli.report.watch_log import WatchLog
 
     failed = False
-    ledger = Ledger(directory, values.jsonl, values.tensorboard)
+    ledger = WatchLog(directory, values.jsonl, values.tensorboard)
     with Terminal() as terminal:
         for landed in follow(directory, values, terminal, ledger.known):
             if isinstance(landed, Landed):

@@ -20,7 +20,7 @@ from lidar_cli.cli.shared import (
     resolve,
     write_page,
 )
-from lidar_cli.errors import LidarError, NoProcess, Parted, SettingsError
+from lidar_cli.errors import LidarError, NoProcess, ProcessGroupBroken, SettingsError
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import ScoreSettings
 
@@ -52,28 +52,28 @@ def score(
     check_page(page, overwrite)
     from lidar_cli.report import scores as report
     from lidar_cli.report.terminal import Terminal
-    from lidar_cli.runtime.distributed import find_place
-    from lidar_cli.scoring.process_group import meeting
+    from lidar_cli.runtime.distributed import read_rank_info
+    from lidar_cli.scoring.process_group import open_process_group
     from lidar_cli.scoring.run import open_groups, parse_metrics, score_file
     from lidar_cli.scoring.subsets import converge_file
 
-    place = find_place()
-    values = place.settled(resolved.values)
+    rank_info = read_rank_info()
+    values = rank_info.with_device(resolved.values)
     wanted = parse_metrics(values.metrics)
-    if values.converge and place.ranks > 1:
+    if values.converge and rank_info.ranks > 1:
         raise SettingsError("--converge: one process reads the file; leave out torchrun")
     groups = open_groups(values)
     found, failed = [], 0
-    with Terminal(place.speaks) as terminal, meeting(place) as fellows:
+    with Terminal(rank_info.is_main) as terminal, open_process_group(rank_info) as process_group:
         for file in files:
             try:
                 if values.converge:
                     found += converge_file(file, values, terminal, groups)
                 else:
-                    found += score_file(file, values, terminal, fellows, groups)
+                    found += score_file(file, values, terminal, process_group, groups)
             except (SettingsError, NoProcess):
                 raise
-            except Parted as error:
+            except ProcessGroupBroken as error:
                 failed = error.exit_status
                 # Each of them has its own reason; what was scored before is still told.
                 write_remark(f"error: {file}: {error}")
@@ -81,7 +81,7 @@ def score(
             except LidarError as error:
                 failed = error.exit_status
                 terminal.note(f"error: {error}")
-    if not place.speaks:
+    if not rank_info.is_main:
         return  # with status 0: the engine would end the one that is still to print
     try:
         if json:

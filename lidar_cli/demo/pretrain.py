@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lidar_cli.checkpoints.models.resnet import Block, ResNet, ResNetSpec
 from lidar_cli.demo.schedule import Losses, Search, minibatches
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.pipeline import Views
 
@@ -169,7 +169,7 @@ def pretrain(
     images: NDArray[np.uint8],
     hyperparameters: Hyperparameters,
     seed: int,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The checkpoint of one training run, as a script with a parallel wrapper would save it.
 
@@ -180,7 +180,7 @@ def pretrain(
 
     images: [N, S, S, 3], N >= 2. seed: of weights, order and views.
     """
-    h, watcher = hyperparameters, watcher or Watcher()
+    h, progress = hyperparameters, progress or Progress()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # With few channels the convolutions run twice as fast with the channel last in memory.
@@ -199,7 +199,7 @@ def pretrain(
         torch.autograd.backward(loss)
         optimizer.step()
         losses.add(step.epoch, loss)
-        watcher.progress("pretrain", step.epoch + 1, h.epochs)
+        progress.update("pretrain", step.epoch + 1, h.epochs)
     weights = network.state_dict()
     return {
         "epoch": h.epochs,

@@ -25,7 +25,7 @@ from lidar_cli.probing.linear import linear_probe
 from lidar_cli.ranking.correlation import Correlation, correlate
 from lidar_cli.ranking.session import Ranking, rank_directory
 from lidar_cli.runtime.device import find_device
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.workers import save, side_by_side
 from lidar_cli.settings import EMBEDDED, EMBEDDED_DEFAULTS, DemoSettings, RankSettings
 from lidar_cli.views.lookup import find_recipe
@@ -50,17 +50,17 @@ class Demo:
     attribution: str
 
 
-def run_demo(directory: Path, settings: DemoSettings, watcher: Watcher | None = None) -> Demo:
+def run_demo(directory: Path, settings: DemoSettings, progress: Progress | None = None) -> Demo:
     """Train, rank and probe; checkpoints of an earlier demo of the same seed are used again.
 
     Raises InputError if the directory holds other runs or cannot be written.
     """
-    watcher = watcher or Watcher()
+    progress = progress or Progress()
     device = find_device(settings.device)
     images = embedded_images()
     seconds: dict[str, float] = {}
     begun = time.monotonic()
-    runs = _train_all(directory / "runs", images, settings.seed, watcher)
+    runs = _train_all(directory / "runs", images, settings.seed, progress)
     seconds["training"] = time.monotonic() - begun
 
     begun = time.monotonic()
@@ -70,12 +70,12 @@ def run_demo(directory: Path, settings: DemoSettings, watcher: Watcher | None = 
         n_views=EMBEDDED_DEFAULTS["n_views"],
         device=settings.device,
     )
-    ranking = rank_directory(directory / "runs", defaults, watcher)
+    ranking = rank_directory(directory / "runs", defaults, progress)
     seconds["ranking"] = time.monotonic() - begun
 
     begun = time.monotonic()
     paths = [row.path for group in ranking.groups for row in group.rows]
-    accuracies = dict(zip(paths, _probe_all(paths, images, device, watcher), strict=True))
+    accuracies = dict(zip(paths, _probe_all(paths, images, device, progress), strict=True))
     seconds["probing"] = time.monotonic() - begun
 
     rows = [row for group in ranking.groups for row in group.rows]
@@ -93,7 +93,7 @@ def run_demo(directory: Path, settings: DemoSettings, watcher: Watcher | None = 
 
 
 def _train_all(
-    runs: Path, images: EmbeddedImages, seed: int, watcher: Watcher
+    runs: Path, images: EmbeddedImages, seed: int, progress: Progress
 ) -> dict[str, Hyperparameters]:
     """Checkpoint path -> what it was trained with."""
     drawn = {}
@@ -113,7 +113,7 @@ def _train_all(
         for index, (path, hyperparameters) in enumerate(drawn.items())
         if not path.exists()
     ]
-    side_by_side(_train, tasks, "training checkpoints", watcher, done=len(drawn) - len(tasks))
+    side_by_side(_train, tasks, "training checkpoints", progress, done=len(drawn) - len(tasks))
     return {str(path): hyperparameters for path, hyperparameters in drawn.items()}
 
 
@@ -134,7 +134,7 @@ def _refuse_other_runs(runs: Path, drawn: dict[Path, Hyperparameters]) -> None:
 
 
 def _probe_all(
-    paths: list[str], images: EmbeddedImages, device: torch.device, watcher: Watcher
+    paths: list[str], images: EmbeddedImages, device: torch.device, progress: Progress
 ) -> list[float]:
     """Test accuracy of a linear probe on the backbone of each checkpoint, un-augmented images."""
     size = images.images.shape[1]
@@ -142,12 +142,12 @@ def _probe_all(
     pixels = views.clean([torch.from_numpy(image) for image in images.images]).to(device)
     embeddings = []
     for at, path in enumerate(paths):
-        watcher.progress("probing checkpoints", at, len(paths))
+        progress.update("probing checkpoints", at, len(paths))
         embeddings.append(_backbone(path, pixels))
     rows = torch.stack(embeddings)  # [K, N, d]
     labels, train = torch.from_numpy(images.labels), torch.from_numpy(images.train)
     probed = linear_probe(rows[:, train], labels[train], rows[:, ~train], labels[~train])
-    watcher.progress("probing checkpoints", len(paths), len(paths))
+    progress.update("probing checkpoints", len(paths), len(paths))
     return [accuracy.top1 for accuracy in probed]
 
 

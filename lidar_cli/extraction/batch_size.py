@@ -11,7 +11,7 @@ import torch
 from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.batches import Batch, Pass
 from lidar_cli.extraction.engine import forward
-from lidar_cli.runtime.cuda_streams import mark
+from lidar_cli.runtime.cuda_streams import record_event
 from lidar_cli.views.masks import together
 
 # Pixels that pass through the model at a time: enough images to fill the device at 224 px.
@@ -92,5 +92,5 @@ def _blank(work: Pass) -> Batch:
         torch.zeros(images, 3, side, side, device=work.device),
         None if masks is None else [mask.to(work.device) for mask in masks],
         1,
-        mark(work.device),
+        record_event(work.device),
     )

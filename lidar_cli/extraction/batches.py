@@ -18,7 +18,7 @@ from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_cache import ViewStore
-from lidar_cli.runtime.cuda_streams import Lane, mark, take_over
+from lidar_cli.runtime.cuda_streams import SideStream, record_event, wait_event
 from lidar_cli.runtime.device import cores, free_memory
 from lidar_cli.views.masks import Mask
 
@@ -56,7 +56,7 @@ class Batch:
     size: int  # b
     made: torch.cuda.Event | None = None
 
-    def take_over(self) -> None:
+    def wait_event(self) -> None:
         """Let the work that this thread queues from now on read the batch."""
         masks = (
             tensor
@@ -64,7 +64,7 @@ class Batch:
             for tensor in (mask.seen, mask.targets, mask.compared)
             if tensor is not None
         )
-        take_over([self.images, *masks], self.made)
+        wait_event([self.images, *masks], self.made)
 
     @property
     def clean(self) -> Tensor:
@@ -87,7 +87,7 @@ def batches(work: Pass, size: int, starts: Sequence[int]) -> Iterator[Batch]:
     """
     total = work.plan.layout.n_clean
     _check_memory(work, size)
-    lane = Lane(work.device)
+    lane = SideStream(work.device)
     pool = ThreadPoolExecutor(work.workers or min(MOST_WORKERS, cores()))
     try:
         decoding: list[dict[int, Future[Tensor]]] = []
@@ -161,7 +161,7 @@ def _assemble(work: Pass, start: int, stop: int, size: int, fresh: dict[int, Ten
         masks = work.plan.views.masks([min(start + at, stop - 1) for at in range(size)])
     if masks is not None:
         masks = [mask.to(work.device) for mask in masks]
-    return Batch(start, stop, images, masks, size, mark(work.device))
+    return Batch(start, stop, images, masks, size, record_event(work.device))
 
 
 def _draw(work: Pass, fresh: dict[int, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:

@@ -21,9 +21,9 @@ from lidar_cli.errors import CheckpointError, SettingsError, first_line
 from lidar_cli.extraction.batches import Batch, Pass, batches
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.features.schema import Layout
-from lidar_cli.runtime.cuda_streams import Lane, mark, take_over
-from lidar_cli.runtime.prefetch import ahead
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.cuda_streams import SideStream, record_event, wait_event
+from lidar_cli.runtime.prefetch import prefetch
+from lidar_cli.runtime.progress import Progress
 
 
 class Sink(Protocol):
@@ -42,7 +42,7 @@ class Sink(Protocol):
 
 
 def embed_all(
-    work: Pass, batch_size: int, sink: Sink, task: str, watcher: Watcher, until: int | None = None
+    work: Pass, batch_size: int, sink: Sink, task: str, progress: Progress, until: int | None = None
 ) -> int:
     """Put the embeddings of all samples that the sink lacks into it. How many these were.
 
@@ -63,28 +63,28 @@ def embed_all(
     total = stop - first
     left = sum(min(start + batch_size, stop) - start for start in todo)
     count = 0
-    lane = Lane(work.device)
-    watcher.progress(task, total - left, total)
+    lane = SideStream(work.device)
+    progress.update(task, total - left, total)
     with ThreadPoolExecutor(1) as taking:
         taken: Future[None] | None = None
-        with ahead(batches(work, batch_size, todo)) as coming:
+        with prefetch(batches(work, batch_size, todo)) as coming:
             for batch in coming:
-                batch.take_over()
+                batch.wait_event()
                 views, clean = forward(work.plan, work.loaded, batch, work.device)
-                made = mark(work.device)
+                made = record_event(work.device)
                 if taken is not None:
                     taken.result()
                 indices = range(batch.start, batch.stop)
                 taken = taking.submit(_take, lane, sink, indices, views, clean, made)
                 count += len(indices)
-                watcher.progress(task, total - left + count, total)
+                progress.update(task, total - left + count, total)
         if taken is not None:
             taken.result()
     return count
 
 
 def _take(
-    lane: Lane,
+    lane: SideStream,
     sink: Sink,
     samples: Sequence[int],
     views: Mapping[str, Tensor],
@@ -92,7 +92,7 @@ def _take(
     made: torch.cuda.Event | None,
 ) -> None:
     with lane.entered():
-        take_over([*views.values(), *clean.values()], made)
+        wait_event([*views.values(), *clean.values()], made)
         sink.write(samples, views, clean)
     lane.finish()
 

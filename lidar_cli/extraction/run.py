@@ -29,8 +29,8 @@ from lidar_cli.features.reader import read_interrupted, read_provenance
 from lidar_cli.features.schema import amount, size_of
 from lidar_cli.features.writer import FeatureWriter, check_absent
 from lidar_cli.runtime.device import find_device
-from lidar_cli.runtime.distributed import Place
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.distributed import RankInfo
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views.lookup import find_recipe
 
@@ -74,7 +74,7 @@ def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: A
         if known.compile:
             compile_backbone(loaded, device)
         plan = make_plan(loaded.description, "", digest, samples, known, device)
-        return run(plan, loaded, samples, known, Path(output), device, Watcher())
+        return run(plan, loaded, samples, known, Path(output), device, Progress())
 
 
 def _digest(model: torch.nn.Module) -> str:
@@ -98,36 +98,36 @@ def _digest(model: torch.nn.Module) -> str:
 def extract_checkpoint(
     checkpoint: Path,
     settings: ExtractSettings,
-    watcher: Watcher | None = None,
-    place: Place | None = None,
+    progress: Progress | None = None,
+    rank_info: RankInfo | None = None,
 ) -> Extraction:
     """Embed the samples that the settings name with a checkpoint and write a feature file.
 
-    place: among processes that do this together, each its share; None for one alone.
+    rank_info: among processes that do this together, each its share; None for one alone.
     Raises CheckpointError, InputError, FeatureFileError or SettingsError, each before anything is
     computed where that can be.
     """
-    watcher, place = watcher or Watcher(), place or Place()
+    progress, rank_info = progress or Progress(), rank_info or RankInfo()
     output = settings.output or Path(f"{stem(checkpoint)}.h5")
-    shared = place.ranks > 1
+    shared = rank_info.ranks > 1
     # Else the one that joins the shards tells, be it before this one has looked.
-    tells = place.speaks and output.exists() and not place.restarted
+    tells = rank_info.is_main and output.exists() and not rank_info.restarted
     if shared:
         check_shared(settings, output)
-        watcher.note(
-            f"{place.ranks} processes make {output} together, as RANK and WORLD_SIZE tell; unset "
-            "these to work alone"
+        progress.note(
+            f"{rank_info.ranks} processes make {output} together, as RANK and WORLD_SIZE say; "
+            "unset these to work alone"
         )
     elif not settings.resume:
         check_absent(output, settings.overwrite)
-    settings = place.settled(settings)
+    settings = rank_info.with_device(settings)
     device = find_device(settings.device)
     # Before the work: a mistyped name, or an unknown key of a [recipe] table, is told at once.
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     before = stamp(checkpoint)
     loaded = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
-    tell_of(samples, watcher)
+    tell_of(samples, progress)
     digest = sha256(checkpoint)
     if stamp(checkpoint) != before:
         raise changed(checkpoint)
@@ -137,15 +137,15 @@ def extract_checkpoint(
     remarks = [found.note, found.branch_reason, plan.provenance["layer_reason"]]
     for remark in [*remarks, f"assumed {assumed}" if assumed else None]:
         if remark:
-            watcher.note(f"{checkpoint}: {remark}")
+            progress.note(f"{checkpoint}: {remark}")
     if not settings.resume:
-        say_room(f"{output}: will take", size_of(plan.layout), output.parent, watcher)
+        say_room(f"{output}: will take", size_of(plan.layout), output.parent, progress)
     if not shared:
-        return run(plan, loaded, samples, settings, output, device, watcher)
+        return run(plan, loaded, samples, settings, output, device, progress)
     begun = time.monotonic()
     loaded.set_image_size(plan.views.image_size)
     work = Pass(plan, loaded, samples, device, settings.workers)
-    done = embed_share(work, settings, output, place, watcher)
+    done = embed_share(work, settings, output, rank_info, progress)
     record = _record(output, plan, done.batch_size, done.embedded, begun)
     return replace(record, tells=done.joined or tells)
 
@@ -184,14 +184,14 @@ def stem(checkpoint: Path) -> str:
     return name
 
 
-def tell_of(samples: Samples, watcher: Watcher) -> None:
+def tell_of(samples: Samples, progress: Progress) -> None:
     """Say what nobody should learn late: that no data was named, or what is odd about it."""
     for remark in samples.remarks:
-        watcher.note(f"{samples.data}: {remark}")
+        progress.note(f"{samples.data}: {remark}")
     if samples.bad:
-        watcher.note(f"{samples.data}: left out {told(samples.bad)}")
+        progress.note(f"{samples.data}: left out {told(samples.bad)}")
     if samples.data == EMBEDDED:
-        watcher.note(
+        progress.note(
             "data: embedded (small images made from scikit-learn's); name your own with --data"
         )
 
@@ -203,7 +203,7 @@ def run(
     settings: ExtractSettings,
     output: Path,
     device: torch.device,
-    watcher: Watcher,
+    progress: Progress,
     store: ViewStore | None = None,
     until: int | None = None,
 ) -> Extraction:
@@ -231,7 +231,7 @@ def run(
         with _writer(output, plan, samples, settings, batch_size, recorded) as writer:
             task = f"embedding {output.name}"
             try:
-                count = embed_all(work, batch_size, writer, task, watcher, until)
+                count = embed_all(work, batch_size, writer, task, progress, until)
             except torch.OutOfMemoryError:
                 if fixed is None:
                     writer.discard()
@@ -246,14 +246,14 @@ def run(
     return at_size_that_fits(size, write, fixed is not None)
 
 
-def say_room(what: str, size: int, folder: Path, watcher: Watcher) -> None:
+def say_room(what: str, size: int, folder: Path, progress: Progress) -> None:
     """Say what a run is about to take on a disk, where that is much, or more than is free."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError:  # writing there says why
         return
     if size > min(free, SAID):
-        watcher.note(f"{what} {amount(size)} on the disk, {amount(free)} are free")
+        progress.note(f"{what} {amount(size)} on the disk, {amount(free)} are free")
 
 
 def _writer(

@@ -18,8 +18,8 @@ from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import Share, partial_path
 from lidar_cli.features.shards import agree, check_startable, join, shard_path
 from lidar_cli.features.writer import FeatureWriter, check_absent
-from lidar_cli.runtime.distributed import Place, shares
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.distributed import RankInfo, partition
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings
 
 
@@ -46,7 +46,7 @@ def check_shared(settings: ExtractSettings, output: Path) -> None:
 
 
 def embed_share(
-    work: Pass, settings: ExtractSettings, output: Path, place: Place, watcher: Watcher
+    work: Pass, settings: ExtractSettings, output: Path, rank_info: RankInfo, progress: Progress
 ) -> Shared:
     """Embed the share of this process into its shard; join the shards if it is the last.
 
@@ -59,7 +59,7 @@ def embed_share(
     if found is None:
         size = agree(
             output,
-            place.ranks,
+            rank_info.ranks,
             plan.provenance,
             settings.batch_size,
             lambda: find_batch_size(work),
@@ -68,13 +68,13 @@ def embed_share(
     if found is not None:
         return Shared(found, 0, joined=False)
     layout, count = plan.layout, 0
-    spans = shares(layout.n_clean, layout.n_samples, layout.n_views + 1, place.ranks, size)
-    every = [Share(rank, place.ranks, span) for rank, span in enumerate(spans)]
-    own = every[place.rank]
+    spans = partition(layout.n_clean, layout.n_samples, layout.n_views + 1, rank_info.ranks, size)
+    every = [Share(rank, rank_info.ranks, span) for rank, span in enumerate(spans)]
+    own = every[rank_info.rank]
     if own.span:
-        again = settings.resume or place.restarted
+        again = settings.resume or rank_info.restarted
         count = at_size_that_fits(
-            size, lambda size: _embed(work, size, own, output, again, watcher), fixed=True
+            size, lambda size: _embed(work, size, own, output, again, progress), fixed=True
         )
     ids, labels = work.samples.ids[: layout.n_clean], work.samples.labels
     joined = join(
@@ -100,7 +100,7 @@ def _finished(work: Pass, output: Path) -> int | None:
 
 
 def _embed(
-    work: Pass, size: int, share: Share, output: Path, resume: bool, watcher: Watcher
+    work: Pass, size: int, share: Share, output: Path, resume: bool, progress: Progress
 ) -> int:
     plan, samples = work.plan, work.samples
     shard = shard_path(output, share.rank, share.ranks)
@@ -116,6 +116,6 @@ def _embed(
         writer = FeatureWriter.create(shard, plan.layout, ids, labels, provenance, share=share)
     task = f"embedding {output.name}, a share of {share.ranks}"
     with writer:
-        count = embed_all(work, size, writer, task, watcher)
+        count = embed_all(work, size, writer, task, progress)
         writer.finish()
     return count

@@ -16,13 +16,13 @@ try:
     from lightning.pytorch.utilities import rank_zero_warn
     from torchmetrics import MetricCollection
 except ImportError as error:
-    raise MissingExtra("train", "lightning", "LogReadings") from error
+    raise MissingExtra("train", "lightning", "LogMetrics") from error
 
 
-class LogReadings(Callback):
+class LogMetrics(Callback):
     """Logs metrics of the embeddings of each validation epoch under their names.
 
-        LogReadings(
+        LogMetrics(
             MetricCollection([LiDAR(n_views=10, dim=2048), RankMe(dim=2048)]),
             lambda module, batch: module.embed(batch["views"]),  # [b, q, d]
         )

@@ -21,7 +21,7 @@ from lidar_cli.probing.knn import nearest_neighbours
 from lidar_cli.probing.linear import fit, memory_of
 from lidar_cli.probing.ridge import ridge_regression
 from lidar_cli.runtime.device import check_free, find_device
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ProbeSettings, parse_rates, parse_size
 
 # On the demo's backbones 120 steps read up to 12 points below logistic regression to its end.
@@ -85,7 +85,7 @@ def probe_files(
     trains: Sequence[Path],
     tests: Sequence[Path | None],
     settings: ProbeSettings,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Probes:
     """Accuracies on the clean embeddings of feature files.
 
@@ -93,7 +93,7 @@ def probe_files(
     A pair that cannot be probed is among the failed and stops no other.
     Raises SettingsError for settings that do not fit together, or too little --memory.
     """
-    watcher = watcher or Watcher()
+    progress = progress or Progress()
     device = find_device(settings.device)
     rates = parse_rates(settings.learning_rates)
     if settings.memory != ProbeSettings.memory:  # less than which small files need anyway
@@ -116,13 +116,13 @@ def probe_files(
         key = member.train.dim, member.train_labels.cpu().numpy().tobytes()
         by_labels.setdefault(key, []).append(member)
     for alike in by_labels.values():
-        for group in _groups(alike, settings, watcher):
-            found |= _probe(*group, settings, failed, watcher)
+        for group in _groups(alike, settings, progress):
+            found |= _probe(*group, settings, failed, progress)
     return Probes(tuple(found[id(m)] for m in members if id(m) in found), tuple(failed))
 
 
 def _groups(
-    alike: list[Member], settings: ProbeSettings, watcher: Watcher
+    alike: list[Member], settings: ProbeSettings, progress: Progress
 ) -> Iterator[tuple[Sequence[Member], bool]]:
     """Members that are probed together, and whether their training rows are held in memory."""
     memory, first = parse_size(settings.memory), alike[0]
@@ -141,7 +141,7 @@ def _groups(
         )
     hold = whole <= memory
     if not hold:
-        watcher.note(
+        progress.note(
             f"{first.train_file}: its rows take {first.train.size / 2**20:,.0f} MB, more than "
             f"--memory {settings.memory} holds: they are read from the file in each epoch"
         )
@@ -155,11 +155,11 @@ def _probe(
     hold: bool,
     settings: ProbeSettings,
     failed: list[Unprobed],
-    watcher: Watcher,
+    progress: Progress,
 ) -> dict[int, Probed]:
     """Results by the id of the member; a member alone is failed where a whole group is."""
     try:
-        classifiers = _classifiers(group, hold, settings, watcher)
+        classifiers = _classifiers(group, hold, settings, progress)
         return {
             id(member): _record(member, classifier, settings)
             for member, classifier in zip(group, classifiers, strict=True)
@@ -175,12 +175,12 @@ def _probe(
     return {
         key: value
         for member in group
-        for key, value in _probe([member], hold, settings, failed, watcher).items()
+        for key, value in _probe([member], hold, settings, failed, progress).items()
     }
 
 
 def _classifiers(
-    group: Sequence[Member], hold: bool, settings: ProbeSettings, watcher: Watcher
+    group: Sequence[Member], hold: bool, settings: ProbeSettings, progress: Progress
 ) -> list[Classifier]:
     """One for each member of the group, which is a single one unless the method is linear."""
     first, labels, n_classes = group[0], group[0].train_labels, group[0].n_classes
@@ -200,7 +200,7 @@ def _classifiers(
         parse_rates(settings.learning_rates),
         settings,
         hold=hold,
-        step=lambda epoch: watcher.progress(name, epoch, settings.epochs),
+        step=lambda epoch: progress.update(name, epoch, settings.epochs),
     )
     return [fitted.classifier(at) for at in range(len(group))]
 

@@ -28,7 +28,7 @@ from lidar_cli.ranking.cache_folder import CacheFolder
 from lidar_cli.ranking.claims import Claims, set_apart
 from lidar_cli.ranking.discover import Checkpoint, FeatureFile
 from lidar_cli.ranking.unstored import score_unstored
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
 from lidar_cli.scoring.groups import Grouping
 from lidar_cli.scoring.run import score, with_intervals
@@ -74,7 +74,7 @@ class Cache:
         samples: Samples,
         settings: RankSettings,
         device: torch.device,
-        watcher: Watcher,
+        progress: Progress,
         groups: Grouping | None = None,
     ) -> None:
         self._folder = folder.make()
@@ -88,7 +88,7 @@ class Cache:
         self._samples = samples
         self._settings = settings
         self._device = device
-        self._watcher = watcher
+        self._progress = progress
 
     def add_features(self, files: Iterable[FeatureFile]) -> None:
         """Let feature files serve the checkpoints that they name; a path counts as it is last."""
@@ -240,7 +240,7 @@ class Cache:
             claimed = waiting
 
     def _say_waiting(self, tasks: Sequence[Task]) -> None:
-        self._watcher.note(
+        self._progress.note(
             f"waiting for other processes that have {len(tasks)} checkpoints in hand, the first is "
             f"{tasks[0][0].path}; one that gives no sign of life is replaced after "
             f"{self._settings.claim_timeout:g} seconds (--claim-timeout; claims are in "
@@ -269,7 +269,7 @@ class Cache:
             if revisions and EMBEDDING_REVISION not in revisions:
                 outdated.append(checkpoint)
         if outdated:
-            self._watcher.note(
+            self._progress.note(
                 f"{len(outdated)} of {len(tasks)} checkpoints are embedded again: their rows are "
                 f"of another embedding revision than {EMBEDDING_REVISION}"
             )
@@ -280,7 +280,7 @@ class Cache:
         size = sum(size_of(plan.layout) for _, plan in missing)
         if len(missing) > 1 and not begun:
             what = f"{self._folder}: {len(missing)} checkpoints will take"
-            say_room(what, size, self._folder, self._watcher)
+            say_room(what, size, self._folder, self._progress)
 
     def _make(
         self,
@@ -362,7 +362,7 @@ class Cache:
             self._settings,
             self._device,
             frozenset({by}),
-            self._watcher,
+            self._progress,
             level,
             groups=self._groups,
         )
@@ -392,7 +392,7 @@ class Cache:
             self._layer,
             self._settings,
             self._device,
-            self._watcher,
+            self._progress,
             self._folder,
             self._groups,
         )
@@ -406,10 +406,10 @@ class Cache:
         store: ViewStore | None,
         until: int | None = None,
     ) -> None:
-        loaded, watcher = self._open(checkpoint), self._watcher
+        loaded, progress = self._open(checkpoint), self._progress
 
         def carry_out(settings: ExtractSettings) -> None:
-            run(plan, loaded, self._samples, settings, output, self._device, watcher, store, until)
+            run(plan, loaded, self._samples, settings, output, self._device, progress, store, until)
 
         settings = replace(self._extract_settings(), overwrite=output.exists())
         try:
@@ -425,7 +425,7 @@ class Cache:
         if found is None:
             loaded = self._open(checkpoint)
             work = Pass(plan, loaded, self._samples, self._device, self._settings.workers, store)
-            found = score_unstored(work, self._settings, self._watcher)
+            found = score_unstored(work, self._settings, self._progress)
             saved.write(found)
         result = found.score
         assert result.rankme_rows is not None
@@ -478,7 +478,7 @@ def score_features(
     layer: str,
     settings: RankSettings,
     device: torch.device,
-    watcher: Watcher,
+    progress: Progress,
     cache: Path,
     groups: Grouping | None = None,
 ) -> Score:
@@ -490,7 +490,7 @@ def score_features(
     """
     (embeddings,) = read_hdf5(path, layer)
     level = settings.confidence
-    found = score(embeddings, settings, device, EVERY_METRIC, watcher, level, cache, groups=groups)
+    found = score(embeddings, settings, device, EVERY_METRIC, progress, level, cache, groups=groups)
     return ordering(found, settings.by)
 
 

@@ -30,7 +30,7 @@ from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.structure import is_hdf5
 from lidar_cli.ranking.digests import Digests, Stamp
 from lidar_cli.runtime.files import irregular
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ModelSettings, SampleSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
@@ -60,7 +60,7 @@ class FeatureFile:
 
 
 @dataclass(frozen=True)
-class Left:
+class Skipped:
     """A file that has no place in the order, and why."""
 
     path: str
@@ -68,13 +68,13 @@ class Left:
 
 
 @dataclass
-class Survey:
+class DirectoryScan:
     """Every file under a directory in its place."""
 
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)  # by digest
     features: list[FeatureFile] = field(default_factory=list)
-    skipped: list[Left] = field(default_factory=list)
-    failed: list[Left] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    failed: list[Skipped] = field(default_factory=list)
     assumed: set[str] = field(default_factory=set)  # texts that were said
 
     @property
@@ -88,21 +88,23 @@ class Survey:
 
     def fail(self, path: Path, error: Exception) -> None:
         """Give a file its place among the failed."""
-        self.failed.append(Left(str(path), _reason(path, error)))
+        self.failed.append(Skipped(str(path), _reason(path, error)))
 
 
-def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: Digests) -> Survey:
+def survey(
+    directory: Path, settings: ModelSettings, progress: Progress, digests: Digests
+) -> DirectoryScan:
     """Recognise every file, hash the checkpoints, and put equal content together.
 
     Raises InputError if there is no file to look at, SettingsError for an unknown architecture,
     NoProcess if none can be looked at.
     """
-    found, looks = Survey(), Looks(settings)
+    found, looks = DirectoryScan(), Looks(settings)
     files = list(files_under(directory, lambda error: found.fail(Path(error.filename), error)))
     to_open = [path for path in files if _reason_unopened(path) is None]
     # Each process in an order of its own, so that those which start together divide the reading.
     for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):
-        watcher.progress("hashing checkpoints", at, len(to_open))
+        progress.update("hashing checkpoints", at, len(to_open))
         try:
             if not _features(path):
                 looks.at(path)
@@ -112,8 +114,8 @@ def survey(directory: Path, settings: ModelSettings, watcher: Watcher, digests: 
         except (LidarError, OSError):
             continue  # raised again where the file gets its place
     for at, path in enumerate(files):
-        watcher.progress("reading checkpoints", at, len(files))
-        place(path, found, looks, watcher, digests)
+        progress.update("reading checkpoints", at, len(files))
+        classify_file(path, found, looks, progress, digests)
     if not files and not found.failed:
         raise InputError(
             f"{directory}: no checkpoint in it; expected files ending in "
@@ -167,10 +169,12 @@ class Looks:
         return None
 
 
-def place(path: Path, found: Survey, looks: Looks, watcher: Watcher, digests: Digests) -> None:
+def classify_file(
+    path: Path, found: DirectoryScan, looks: Looks, progress: Progress, digests: Digests
+) -> None:
     """Give a file its place in what was found. Raises as `survey`."""
     if reason := _reason_unopened(path):
-        found.skipped.append(Left(str(path), reason))
+        found.skipped.append(Skipped(str(path), reason))
         return
     try:
         if _features(path):
@@ -183,16 +187,16 @@ def place(path: Path, found: Survey, looks: Looks, watcher: Watcher, digests: Di
             return
         description = looks.description(path, before)
         if description.note:
-            watcher.note(f"{path}: {description.note}")
+            progress.note(f"{path}: {description.note}")
         found.checkpoints[digest] = Checkpoint(path, digest, description, stamp=before)
         assumed = looks.assumed_text(description)
         if assumed and assumed not in found.assumed:
             found.assumed.add(assumed)
-            watcher.note(f"{path}, and others like it: assumed {assumed}")
+            progress.note(f"{path}, and others like it: assumed {assumed}")
     except (SettingsError, NoProcess):
         raise
     except NoWeights as error:
-        found.skipped.append(Left(str(path), _reason(path, error)))
+        found.skipped.append(Skipped(str(path), _reason(path, error)))
     except OF_ONE_FILE as error:
         found.fail(path, error)
 

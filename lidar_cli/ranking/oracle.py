@@ -26,7 +26,7 @@ from lidar_cli.ranking.hyperparameters import (
 from lidar_cli.ranking.oracle_probe import PROBE, probe_rows
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.session import Ranking
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.settings import RankSettings
 
@@ -70,7 +70,7 @@ def check_tables(settings: RankSettings, report: bool = False) -> None:
         read_table(settings.params, ("path",))
 
 
-def judge(ranking: Ranking, settings: RankSettings, watcher: Watcher | None = None) -> Oracle:
+def judge(ranking: Ranking, settings: RankSettings, progress: Progress | None = None) -> Oracle:
     """A ranking against the oracle that the settings name.
 
     Raises InputError if a file cannot be used, no line of it means a ranked checkpoint, or the data
@@ -81,7 +81,7 @@ def judge(ranking: Ranking, settings: RankSettings, watcher: Watcher | None = No
     unmatched: list[Unmatched] = []
     if settings.oracle == PROBE:
         probed = probe_rows(
-            rows, ranking.checkpoints, ranking.directory, settings, watcher or Watcher()
+            rows, ranking.checkpoints, ranking.directory, settings, progress or Progress()
         )
         accuracies, told, unmatched = probed.accuracies, probed.told, list(probed.failed)
     else:
@@ -117,12 +117,12 @@ def trained_with(
 
 
 def told_of_training(
-    ranking: Ranking, settings: RankSettings, watcher: Watcher
+    ranking: Ranking, settings: RankSettings, progress: Progress
 ) -> dict[str, dict[str, Value]]:
     """The same for a report: beside the numbers in the names of files, which say the step."""
     known, unmatched = trained_with(ranking, settings)
     for line in unmatched:
-        watcher.note(f"{settings.params}: {line.path}: {line.reason}")
+        progress.note(f"{settings.params}: {line.path}: {line.reason}")
     paths = [row.path for group in ranking.groups for row in group.rows]
     return with_names(known, paths, ranking.directory)
 

@@ -20,7 +20,7 @@ from lidar_cli.ranking.cache_folder import CacheFolder
 from lidar_cli.ranking.discover import Checkpoint
 from lidar_cli.ranking.order import Row
 from lidar_cli.runtime.device import find_device
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ProbeSettings, RankSettings
 
 PROBE = "probe"  # the value of --oracle that is no file
@@ -41,7 +41,7 @@ def probe_rows(
     checkpoints: Mapping[str, Checkpoint],
     directory: str,
     settings: RankSettings,
-    watcher: Watcher,
+    progress: Progress,
 ) -> ProbedRows:
     """Top-1 accuracies of the rows' backbones, by the default protocol of `lidar probe`.
 
@@ -57,20 +57,20 @@ def probe_rows(
 
     to_embed = [checkpoints[row.path] for row in rows if row.path in checkpoints]
     if to_embed:
-        cache = _cache(directory, settings, watcher)
+        cache = _cache(directory, settings, progress)
         for checkpoint, _, path in cache.embed_each(to_embed, fail):
             features[str(path)] = str(checkpoint.path)
     protocol = ProbeSettings(device=settings.device, layer=LAYER, seed=settings.seed)
     order = {row.path: at for at, row in enumerate(rows)}
     features = dict(sorted(features.items(), key=lambda item: order[item[1]]))
     files = [Path(name) for name in features]
-    found = probe_files(files, [None] * len(files), protocol, watcher)
+    found = probe_files(files, [None] * len(files), protocol, progress)
     failed += [Unmatched(features[left.train], left.reason) for left in found.failed]
     if not found.probed:
         first = f"{failed[0].path}: {failed[0].reason}" if failed else "no checkpoint"
         raise InputError(f"--oracle probe: nothing could be probed; the first: {first}")
     for warning in dict.fromkeys(text for probed in found.probed for text in probed.warnings):
-        watcher.note(f"warning: --oracle probe: {warning}")
+        progress.note(f"warning: --oracle probe: {warning}")
     return ProbedRows(
         {features[probed.train]: probed.top1 for probed in found.probed},
         _told(found.probed),
@@ -90,18 +90,18 @@ def _labelled(settings: RankSettings) -> Samples:
 
 
 def help_embedding(
-    checkpoints: Iterable[Checkpoint], directory: str, settings: RankSettings, watcher: Watcher
+    checkpoints: Iterable[Checkpoint], directory: str, settings: RankSettings, progress: Progress
 ) -> None:
     """Embed what another process will probe, as far as it has not yet come to it.
 
     What fails is left to that process, which says so. Raises InputError as `probe_rows`.
     """
-    cache = _cache(directory, settings, watcher)
+    cache = _cache(directory, settings, progress)
     for _ in cache.embed_each(checkpoints, lambda path, error: None):
         pass
 
 
-def _cache(directory: str, settings: RankSettings, watcher: Watcher) -> Cache:
+def _cache(directory: str, settings: RankSettings, progress: Progress) -> Cache:
     """What embeds the backbones of labelled images without views."""
     samples = _labelled(settings)
     alone = replace(
@@ -114,7 +114,7 @@ def _cache(directory: str, settings: RankSettings, watcher: Watcher) -> Cache:
         collect=False,
     )
     folder = CacheFolder(Path(directory), settings.cache)
-    return Cache(folder, (), LAYER, samples, alone, find_device(settings.device), watcher)
+    return Cache(folder, (), LAYER, samples, alone, find_device(settings.device), progress)
 
 
 def _told(probed: Sequence[Probed]) -> str:

@@ -28,11 +28,11 @@ from lidar_cli.extraction.run import BATCHES_UNTIL
 from lidar_cli.ranking.cache import Cache, Task
 from lidar_cli.ranking.cache_folder import CacheFolder
 from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import Left, Survey, survey
+from lidar_cli.ranking.discover import DirectoryScan, Skipped, survey
 from lidar_cli.ranking.order import Row, order, tied_pairs, views_and_statistics
 from lidar_cli.ranking.session import checked, one_layer, open_cache, row_of
 from lidar_cli.runtime.device import find_device
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.intervals import COUNT
 from lidar_cli.scoring.run import open_groups
 from lidar_cli.settings import RankSettings
@@ -68,8 +68,8 @@ class Race:
     looks: tuple[Look, ...]
     winners: tuple[Row, ...]
     others: tuple[Row, ...]
-    skipped: tuple[Left, ...]
-    failed: tuple[Left, ...]
+    skipped: tuple[Skipped, ...]
+    failed: tuple[Skipped, ...]
 
     @property
     def spent(self) -> int:
@@ -82,7 +82,9 @@ class Race:
         return self.looks[0].entrants * self.n * self.q
 
 
-def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | None = None) -> Race:
+def race_directory(
+    directory: Path, settings: RankSettings, progress: Progress | None = None
+) -> Race:
     """The best checkpoint under a directory, or those that may be it, for a share of the views.
 
     What is embedded stays in the cache as interrupted work, which a later race or ranking goes on
@@ -90,16 +92,16 @@ def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | N
     Raises SettingsError where the checkpoints are not comparable or n is too small for an early
     look, InputError if the directory or the data cannot be used or nothing has a value.
     """
-    watcher = watcher or Watcher()
+    progress = progress or Progress()
     by = checked(directory, settings)
     check_race(settings)
     folder = CacheFolder(directory, settings.cache)
-    found = survey(directory, settings, watcher, Digests(directory, folder.path))
+    found = survey(directory, settings, progress, Digests(directory, folder.path))
     known = list(found.checkpoints.values())
-    layer = one_layer(settings.layer, [set(one.description.widths) for one in known], watcher)
+    layer = one_layer(settings.layer, [set(one.description.widths) for one in known], progress)
     device = find_device(settings.device)
     groups = open_groups(settings)
-    cache = open_cache(folder, settings, found.features, layer, device, watcher, groups)
+    cache = open_cache(folder, settings, found.features, layer, device, progress, groups)
     tasks = cache.plans(known, found.fail)
     if not tasks:
         failed = found.failed[:1]
@@ -112,7 +114,7 @@ def race_directory(directory: Path, settings: RankSettings, watcher: Watcher | N
         first = "".join(f"; {row.path}: {row.reason}" for row in winners[:1])
         first = first or "".join(f"; {left.path}: {left.reason}" for left in found.failed[:1])
         raise InputError(f"{directory}: nothing could be ranked, no checkpoint has a value{first}")
-    alone = [Left(str(file.path), "a feature file: nothing to save") for file in found.alone]
+    alone = [Skipped(str(file.path), "a feature file: nothing to save") for file in found.alone]
     return Race(
         directory=str(directory),
         by=by,
@@ -237,7 +239,7 @@ def _run(
     looks: Sequence[int],
     by: Metric,
     settings: RankSettings,
-    found: Survey,
+    found: DirectoryScan,
 ) -> tuple[list[Look], list[Row], list[Row]]:
     """The looks that were held, the rows still in, and those put out."""
     n, q = settings.n_samples, settings.n_views
@@ -279,7 +281,7 @@ def _look(
     before: int,
     until: int,
     by: Metric,
-    found: Survey,
+    found: DirectoryScan,
     half: dict[str, float | None],
     batch: dict[str, int],
 ) -> tuple[list[tuple[Task, Row]], int]:

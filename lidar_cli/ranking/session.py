@@ -26,12 +26,12 @@ from lidar_cli.ranking.cache import Cache, Scored, score_features
 from lidar_cli.ranking.cache_folder import CacheFolder
 from lidar_cli.ranking.claims import Claims
 from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import Checkpoint, FeatureFile, Left, survey
+from lidar_cli.ranking.discover import Checkpoint, FeatureFile, Skipped, survey
 from lidar_cli.ranking.oracle_probe import PROBE, help_embedding
 from lidar_cli.ranking.order import Group, Row, grouped, misleading
 from lidar_cli.runtime.device import SHARE, check_free, find_device, free_memory
-from lidar_cli.runtime.distributed import Place
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.distributed import RankInfo
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.groups import Grouping
 from lidar_cli.scoring.intervals import Interval
 from lidar_cli.scoring.run import open_groups
@@ -51,28 +51,28 @@ class Ranking:
     level: float  # of the intervals and of the test that names ties
     data: str
     groups: tuple[Group, ...]
-    skipped: tuple[Left, ...] = ()
-    failed: tuple[Left, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
 
 
 def rank_directory(
-    directory: Path, settings: RankSettings, watcher: Watcher | None = None
+    directory: Path, settings: RankSettings, progress: Progress | None = None
 ) -> Ranking:
     """Every checkpoint and feature file under a directory, scored and ordered.
 
     Raises SettingsError for an unknown metric, InputError if the directory or the data cannot be
     used or nothing in it could be ranked.
     """
-    watcher = watcher or Watcher()
-    job = _Job(directory, checked(directory, settings), settings, watcher)
+    progress = progress or Progress()
+    job = _Job(directory, checked(directory, settings), settings, progress)
     job.score_all(lambda claims: True)
     return job.ranking()
 
 
 def rank_together(
-    directory: Path, settings: RankSettings, watcher: Watcher, place: Place
+    directory: Path, settings: RankSettings, progress: Progress, rank_info: RankInfo
 ) -> Ranking | None:
     """What `rank_directory` gives, or None where another process tells it.
 
@@ -81,16 +81,16 @@ def rank_together(
     of an engine the first one tells, else the first to find that all is made.
     Raises what `rank_directory` raises.
     """
-    settings = place.settled(settings)
-    job = _Job(directory, checked(directory, settings), settings, watcher)
+    settings = rank_info.with_device(settings)
+    job = _Job(directory, checked(directory, settings), settings, progress)
 
     def tells(claims: Claims) -> bool:
-        return place.speaks if place.ranks > 1 else claims.first_to_tell()
+        return rank_info.is_main if rank_info.ranks > 1 else claims.first_to_tell()
 
-    if job.score_all(tells) and place.speaks:
+    if job.score_all(tells) and rank_info.is_main:
         return job.ranking()
     if settings.oracle == PROBE:
-        help_embedding(job.checkpoints().values(), str(directory), settings, watcher)
+        help_embedding(job.checkpoints().values(), str(directory), settings, progress)
     return None
 
 
@@ -120,17 +120,17 @@ def find_metric(name: str) -> Metric:
 
 class _Job:
     def __init__(
-        self, directory: Path, by: Metric, settings: RankSettings, watcher: Watcher
+        self, directory: Path, by: Metric, settings: RankSettings, progress: Progress
     ) -> None:
         self.directory = directory
         self.by = by
         self.settings = settings
-        self.watcher = watcher
+        self.progress = progress
         self.device = find_device(settings.device)
         self.cache = CacheFolder(directory, settings.cache)
         digests = Digests(directory, self.cache.path)
         self.groups = open_groups(settings)
-        self.found = survey(directory, settings, watcher, digests)
+        self.found = survey(directory, settings, progress, digests)
         self.scored: list[tuple[Row, dict[str, Any]]] = []  # each with its provenance
 
     def score_all(self, tells: Callable[[Claims], bool]) -> bool:
@@ -142,7 +142,7 @@ class _Job:
             *(set(known.description.widths) for known in self.found.checkpoints.values()),
             *(set(file.provenance.get("layers", ())) for file in self.found.alone),
         ]
-        layer = one_layer(self.settings.layer, every, self.watcher)
+        layer = one_layer(self.settings.layer, every, self.progress)
         used: set[Path] = set()
         if self.found.checkpoints:
             answers: list[bool] = []
@@ -162,7 +162,7 @@ class _Job:
                         layer,
                         self.settings,
                         self.device,
-                        self.watcher,
+                        self.progress,
                         self.cache.path,
                         self.groups,
                     )
@@ -179,7 +179,7 @@ class _Job:
                         f"features of embedding revision {revision}; this lidar embeds at "
                         f"{EMBEDDING_REVISION}"
                     )
-                self.found.skipped.append(Left(str(file.path), reason))
+                self.found.skipped.append(Skipped(str(file.path), reason))
         return True
 
     def ranking(self) -> Ranking:
@@ -224,7 +224,7 @@ class _Job:
             self.found.features,
             layer,
             self.device,
-            self.watcher,
+            self.progress,
             self.groups,
         )
         used: set[Path] = set()
@@ -245,7 +245,7 @@ def open_cache(
     features: Sequence[FeatureFile],
     layer: str,
     device: torch.device,
-    watcher: Watcher,
+    progress: Progress,
     groups: Grouping | None = None,
 ) -> Cache:
     """What scores checkpoints and keeps what it made in a folder, on samples that stay decoded.
@@ -254,12 +254,12 @@ def open_cache(
     Raises InputError if the data or the folder cannot be used.
     """
     samples = open_samples(settings).remembering(min(DECODED_MEMORY, int(SHARE * free_memory())))
-    tell_of(samples, watcher)
-    return Cache(folder, features, layer, samples, settings, device, watcher, groups)
+    tell_of(samples, progress)
+    return Cache(folder, features, layer, samples, settings, device, progress, groups)
 
 
 def row_of(path: Path, aliases: tuple[str, ...], scored: Scored, by: Metric) -> Row:
-    """A scored checkpoint as a row, not yet in its place among others."""
+    """A scored checkpoint as a row, without its rank."""
     sure = scored.score.confidence
     return Row(
         str(path),
@@ -271,7 +271,7 @@ def row_of(path: Path, aliases: tuple[str, ...], scored: Scored, by: Metric) -> 
     )
 
 
-def one_layer(asked: str, every: Sequence[Collection[str]], watcher: Watcher) -> str:
+def one_layer(asked: str, every: Sequence[Collection[str]], progress: Progress) -> str:
     """The one layer that is compared: for auto, projector if every file has one, else backbone.
 
     every: the layers of each file. Raises SettingsError where several are asked for.
@@ -283,5 +283,5 @@ def one_layer(asked: str, every: Sequence[Collection[str]], watcher: Watcher) ->
     without = sum("projector" not in layers for layers in every)
     if without:
         of = f"{without} of {len(every)} files" if without < len(every) else "the files"
-        watcher.note(f"{of} hold no projector, so the backbone of all is compared")
+        progress.note(f"{of} hold no projector, so the backbone of all is compared")
     return "backbone" if without else "projector"

@@ -17,7 +17,7 @@ from lidar_cli.extraction.plan import Plan
 from lidar_cli.features.blocks import Chunk, Embeddings, Stored
 from lidar_cli.features.schema import as_numbers
 from lidar_cli.runtime.device import SHARE, free_memory
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC
 from lidar_cli.scoring.run import score_gathered
 from lidar_cli.scoring.saved import Unintervalled
@@ -25,7 +25,7 @@ from lidar_cli.scoring.streaming import Gathered, enough_memory
 from lidar_cli.settings import MetricSettings, RankSettings, parse_size
 
 
-def score_unstored(work: Pass, settings: RankSettings, watcher: Watcher) -> Unintervalled:
+def score_unstored(work: Pass, settings: RankSettings, progress: Progress) -> Unintervalled:
     """The score of one pass, its embeddings held in memory at most.
 
     Raises what `embed_all` and `score` raise.
@@ -36,7 +36,7 @@ def score_unstored(work: Pass, settings: RankSettings, watcher: Watcher) -> Unin
 
     def attempt(batch_size: int) -> tuple[Unstored, int]:
         sink = Unstored(plan, name, settings, device, int(free_memory() * SHARE))
-        embed_all(work, batch_size, sink, f"embedding {Path(name).name}", watcher)
+        embed_all(work, batch_size, sink, f"embedding {Path(name).name}", progress)
         return sink, batch_size
 
     fixed = settings.batch_size
@@ -44,7 +44,7 @@ def score_unstored(work: Pass, settings: RankSettings, watcher: Watcher) -> Unin
     embeddings = sink.embeddings
     with enough_memory(embeddings):
         found = score_gathered(
-            embeddings, settings, sink.gathered, EVERY_METRIC, watcher, settings.confidence
+            embeddings, settings, sink.gathered, EVERY_METRIC, progress, settings.confidence
         )
     provenance = plan.provenance | {"batch_size": batch_size}
     return Unintervalled(found, provenance, embeddings.once)

@@ -15,11 +15,18 @@ from lidar_cli.extraction.plan import Plan
 from lidar_cli.ranking.cache import Cache
 from lidar_cli.ranking.cache_folder import CacheFolder
 from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import Checkpoint, Left, Looks, Survey, files_under, place
+from lidar_cli.ranking.discover import (
+    Checkpoint,
+    DirectoryScan,
+    Looks,
+    Skipped,
+    classify_file,
+    files_under,
+)
 from lidar_cli.ranking.order import Row
 from lidar_cli.ranking.session import checked, one_layer, open_cache, row_of
 from lidar_cli.runtime.device import find_device
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import open_groups
 from lidar_cli.settings import RankSettings
 
@@ -72,9 +79,9 @@ class Landings:
 def follow(
     directory: Path,
     settings: RankSettings,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
     known: Collection[tuple[str, str]] = (),
-) -> Iterator[Landed | Left]:
+) -> Iterator[Landed | Skipped]:
     """Each checkpoint under a directory once it is scored, or left with the reason why not.
 
     Does not end, unless `settings.watch_for` says so, then at least after the second look. The
@@ -84,8 +91,8 @@ def follow(
     known: path and key of what need not be scored again.
     Raises SettingsError and InputError as `rank_directory`, but for an empty directory.
     """
-    watcher = watcher or Watcher()
-    job = _Job(directory, checked(directory, settings), settings, watcher, known)
+    progress = progress or Progress()
+    job = _Job(directory, checked(directory, settings), settings, progress, known)
     ends = None if settings.watch_for is None else time.monotonic() + settings.watch_for
     job.landings.look()  # nothing is known to rest before the second
     while True:
@@ -102,7 +109,7 @@ class _Job:
         directory: Path,
         by: Metric,
         settings: RankSettings,
-        watcher: Watcher,
+        progress: Progress,
         known: Collection[tuple[str, str]],
     ) -> None:
         self.landings = Landings(directory)
@@ -110,14 +117,14 @@ class _Job:
         self._folder = CacheFolder(directory, settings.cache)
         self._by = by
         self._settings = settings
-        self._watcher = watcher
+        self._progress = progress
         self._known = known
         self._device = find_device(settings.device)
         self._groups = open_groups(settings)
-        self._found = Survey()
+        self._found = DirectoryScan()
         self._cache: Cache | None = None
 
-    def score(self, paths: Sequence[Path]) -> Iterator[Landed | Left]:
+    def score(self, paths: Sequence[Path]) -> Iterator[Landed | Skipped]:
         """What becomes of files that are complete."""
         new = self._place(paths)
         yield from self._failures()
@@ -133,7 +140,7 @@ class _Job:
                 # The scored weights may not be those that were hashed; the next looks tell it anew.
                 self._cache.forget(checkpoint, plan)
                 del self._found.checkpoints[checkpoint.digest]
-                self._watcher.note(f"{checkpoint.path}: changed while it was read; read again")
+                self._progress.note(f"{checkpoint.path}: changed while it was read; read again")
             yield from self._failures()
         yield from self._failures()
 
@@ -143,11 +150,11 @@ class _Job:
         looks, digests = Looks(self._settings), Digests(self._directory, self._folder.path)
         for path in paths:
             try:
-                place(path, self._found, looks, self._watcher, digests)
+                classify_file(path, self._found, looks, self._progress, digests)
             except NotOpen as error:  # of one file, which ends nothing for those that land later
                 self._found.fail(path, error)
         for left in self._found.skipped:
-            self._watcher.note(f"skipped: {left.path}: {left.reason}")
+            self._progress.note(f"skipped: {left.path}: {left.reason}")
         self._found.skipped.clear()
         if self._cache is not None:
             self._cache.add_features(self._found.features)
@@ -158,20 +165,20 @@ class _Job:
             if digest not in before
         ]
 
-    def _failures(self) -> Iterator[Left]:
+    def _failures(self) -> Iterator[Skipped]:
         yield from self._found.failed
         self._found.failed.clear()
 
     def _open(self, first: Sequence[Checkpoint]) -> Cache:
         every = [set(checkpoint.description.widths) for checkpoint in first]
-        layer = one_layer(self._settings.layer, every, self._watcher)
+        layer = one_layer(self._settings.layer, every, self._progress)
         return open_cache(
             self._folder,
             self._settings,
             self._found.features,
             layer,
             self._device,
-            self._watcher,
+            self._progress,
             self._groups,
         )
 

@@ -17,7 +17,7 @@ from lidar_cli.report.jsonl import Lines, append
 HELD = "lidar.jsonl"  # beside the runs: which checkpoints the event files hold
 
 
-class Board:
+class TensorBoardWriter:
     """Event files in a folder, which grow by all points of a checkpoint or by none.
 
     TensorBoard's own writer has a thread, which prints a trace where the disk is full and leaves

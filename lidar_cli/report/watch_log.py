@@ -11,24 +11,24 @@ from lidar_cli.ranking.hyperparameters import from_names
 from lidar_cli.ranking.watch import Landed
 from lidar_cli.report.jsonl import Lines
 from lidar_cli.report.ranking import metrics_of
-from lidar_cli.report.tensorboard import Board
+from lidar_cli.report.tensorboard import TensorBoardWriter
 from lidar_cli.runtime.streams import write_results
 
 STEPS = ("step", "iter", "epoch")  # words before the number in a file's name that is its time
 
 
-class Ledger:
+class WatchLog:
     """Appends to a file, stdout where there is none, and to TensorBoard's, to each what it lacks.
 
     known: path and key of each checkpoint that none of them lacks.
-    Raises what `Lines` and `Board` raise.
+    Raises what `Lines` and `TensorBoardWriter` raise.
     """
 
     def __init__(self, directory: Path, jsonl: Path | None, tensorboard: Path | None) -> None:
         self._directory = directory
         self._jsonl = jsonl
         self._lines = Lines("--jsonl", jsonl) if jsonl else None
-        self._board = Board(tensorboard) if tensorboard else None
+        self._board = TensorBoardWriter(tensorboard) if tensorboard else None
         self.known = self._lines.known if self._lines else frozenset()
         if self._board:
             self.known &= self._board.known

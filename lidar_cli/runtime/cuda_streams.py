@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Lane:
+class SideStream:
     """A queue of device work of its own; on the CPU, where a call ends when its work does, nothing.
 
     Work of two lanes overlaps. What one makes for another is handed over by a `mark`.
@@ -35,7 +35,7 @@ class Lane:
             self._stream.synchronize()
 
 
-def mark(device: torch.device) -> torch.cuda.Event | None:
+def record_event(device: torch.device) -> torch.cuda.Event | None:
     """A mark behind the work that this thread has queued so far."""
     if device.type != "cuda":
         return None
@@ -44,7 +44,7 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
-def take_over(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
+def wait_event(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
     """Let the work that this thread queues from now on read tensors that were made before a mark.
 
     Their memory is not given away until it has done so, though another lane owns them.

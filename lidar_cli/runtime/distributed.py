@@ -19,7 +19,7 @@ D = TypeVar("D", bound=DeviceSettings)
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """A process among `ranks` equal ones; by default one alone.
 
     local: its number on its host, None where no engine started it. restarted: whether the engine
@@ -32,11 +32,11 @@ class Place:
     restarted: bool = False
 
     @property
-    def speaks(self) -> bool:
+    def is_main(self) -> bool:
         """Whether it shows progress and remarks; one of them does."""
         return self.rank == 0
 
-    def settled(self, settings: D) -> D:
+    def with_device(self, settings: D) -> D:
         """The settings with the device to use."""
         return replace(settings, device=self.device(settings.device))
 
@@ -50,7 +50,7 @@ class Place:
         return f"cuda:{self.local % count}" if count else asked
 
 
-def find_place(environment: Mapping[str, str] | None = None) -> Place:
+def read_rank_info(environment: Mapping[str, str] | None = None) -> RankInfo:
     """The place that RANK, WORLD_SIZE and LOCAL_RANK tell; alone unless all three are there.
 
     Raises SettingsError if they are no numbers, or no such rank can be.
@@ -58,7 +58,7 @@ def find_place(environment: Mapping[str, str] | None = None) -> Place:
     told = os.environ if environment is None else environment
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if any(name not in told for name in names):
-        return Place()
+        return RankInfo()
     try:
         rank, ranks, local = (int(told[name]) for name in names)
         restarted = int(told.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
@@ -70,10 +70,10 @@ def find_place(environment: Mapping[str, str] | None = None) -> Place:
             f"the environment holds {found}; expected numbers as torchrun gives them: unset these "
             "to work alone"
         )
-    return Place(rank, ranks, local, restarted)
+    return RankInfo(rank, ranks, local, restarted)
 
 
-def shares(total: int, heavy: int, weight: int, parts: int, step: int = 1) -> list[range]:
+def partition(total: int, heavy: int, weight: int, parts: int, step: int = 1) -> list[range]:
     """Contiguous ranges of 0 .. total - 1, one a part, each of about the same work.
 
     The first `heavy` count `weight` each, the others one. Every range begins at a multiple of

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def ahead(source: Generator[T, None, None] | Iterator[T]) -> Iterator[Iterator[T]]:
+def prefetch(source: Generator[T, None, None] | Iterator[T]) -> Iterator[Iterator[T]]:
     """The items of `source`, the next one being made while the consumer works on the last.
 
     An exception in `source` is raised at the consumer. Leaving the block, also by an exception or
@@ -53,7 +53,7 @@ def ahead(source: Generator[T, None, None] | Iterator[T]) -> Iterator[Iterator[T
             yield item  # type: ignore[misc]
             del item  # before the next is waited for: the consumer alone decides how long it lives
 
-    thread = threading.Thread(target=produce, name="lidar-ahead", daemon=True)
+    thread = threading.Thread(target=produce, name="lidar-prefetch", daemon=True)
     thread.start()
     try:
         yield consume()

@@ -1,11 +1,11 @@
-"""How a job tells what it is doing; it never prints."""
+"""What long work reports while it runs: progress and remarks. Nothing here prints."""
 
 
-class Watcher:
-    """Receives progress and remarks from a job. This one ignores them; `cli` shows them."""
+class Progress:
+    """Receives progress and remarks. This one ignores them; `report.terminal` shows them."""
 
-    def progress(self, task: str, done: int, total: int) -> None:
-        """`done` of `total` steps of `task` are behind us."""
+    def update(self, task: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `task` are complete."""
 
     def note(self, text: str) -> None:
         """One line that the user should read, such as a warning."""

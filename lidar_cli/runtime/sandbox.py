@@ -391,10 +391,10 @@ def _error(
     """The error that a reply without a value stands for."""
     text, failed = str(reply.get("text")), str(reply.get("failed"))
     match reply.get("raised"):
-        case [str(name), str(line)]:
+        case [str(name), str(line), str(code)]:
             text = line
             if name in RAISED:
-                return RAISED[name](printable(line)[: MOST_LINE + len(str(path))])
+                return RAISED[name](printable(line)[: MOST_LINE + len(str(path))], code=code[:100])
     if failed == "start":
         return NoProcess(
             f"the process that reads files cannot import what it needs: {printable(text)}; "

@@ -78,7 +78,7 @@ def _reply(
         if len(content) > answer:
             failed = {"failed": "answer"}
     except LidarError as error:
-        failed = {"raised": [type(error).__name__, str(error)[:MOST_TEXT]]}
+        failed = {"raised": [type(error).__name__, str(error)[:MOST_TEXT], error.code]}
     except MemoryError:
         failed = {"failed": "memory"}
     except RecursionError:

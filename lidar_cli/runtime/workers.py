@@ -21,14 +21,14 @@ from lidar_cli.errors import InputError
 from lidar_cli.runtime.atomic import write_atomic
 from lidar_cli.runtime.device import cores
 from lidar_cli.runtime.processes import end_with_parent
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 
 
 def side_by_side(
     work: Callable[..., None],
     tasks: Sequence[tuple[Any, ...]],
     name: str,
-    watcher: Watcher,
+    progress: Progress,
     done: int = 0,
 ) -> None:
     """work(*task) for every task, in any order.
@@ -38,7 +38,7 @@ def side_by_side(
     Raises what the work raises, and InputError if a process was killed.
     """
     total = done + len(tasks)
-    watcher.progress(name, done, total)
+    progress.update(name, done, total)
     if not tasks:
         return
     workers = max(1, min(cores(), len(tasks)))
@@ -47,7 +47,7 @@ def side_by_side(
         for future in as_completed([pool.submit(work, *task) for task in tasks]):
             future.result()
             done += 1
-            watcher.progress(name, done, total)
+            progress.update(name, done, total)
     except BrokenProcessPool as error:
         raise InputError(
             "a training process was killed, perhaps for want of memory; "

@@ -20,8 +20,8 @@ from lidar_cli.core.moments import unit_rows
 from lidar_cli.features.blocks import Embeddings
 from lidar_cli.runtime.atomic import write_atomic
 from lidar_cli.runtime.files import check_regular
-from lidar_cli.runtime.progress import Watcher
-from lidar_cli.scoring.process_group import Fellows
+from lidar_cli.runtime.progress import Progress
+from lidar_cli.scoring.process_group import ProcessGroup
 from lidar_cli.scoring.streaming import Gathered, enough_memory
 from lidar_cli.settings import MetricSettings, parse_size
 
@@ -37,24 +37,24 @@ def influences(
     settings: MetricSettings,
     state: Gathered,
     wanted: Collection[str],
-    watcher: Watcher,
+    progress: Progress,
     cache: Path | None = None,
-    fellows: Fellows | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
     """Influence of each sample on each wanted metric [n], less its mean; [N] for those of rows.
 
     state: the moments of the same embeddings; every wanted metric has a value.
     cache: a folder where they are kept, if the file vouches for its content.
-    fellows: processes that read a part each.
+    process_group: processes that read a part each.
     Memory beside the moments: a few [d, d] and the numbers returned.
     """
     kept = _Kept(cache, embeddings, settings) if cache and embeddings.content else None
     found = kept.read(wanted) if kept else None
     if found is None:
-        if fellows is None:
-            found = _second_pass(embeddings, settings, state, wanted, watcher, embeddings.span)
+        if process_group is None:
+            found = _second_pass(embeddings, settings, state, wanted, progress, embeddings.span)
         else:
-            found = _together(embeddings, settings, state, wanted, watcher, fellows)
+            found = _together(embeddings, settings, state, wanted, progress, process_group)
         found = {name: values - values.mean() for name, values in found.items()}
         if kept:
             kept.write(found)
@@ -66,13 +66,13 @@ def _together(
     settings: MetricSettings,
     state: Gathered,
     wanted: Collection[str],
-    watcher: Watcher,
-    fellows: Fellows,
+    progress: Progress,
+    process_group: ProcessGroup,
 ) -> dict[str, Tensor]:
-    with fellows.alike(), enough_memory(embeddings):
-        span = fellows.span(embeddings)
-        own = _second_pass(embeddings, settings, state, wanted, watcher, span)
-    parts = list(fellows.each(own))
+    with process_group.raise_on_any_rank(), enough_memory(embeddings):
+        span = process_group.span(embeddings)
+        own = _second_pass(embeddings, settings, state, wanted, progress, span)
+    parts = list(process_group.gather(own))
     return {name: torch.cat([part[name] for part in parts]) for name in wanted}
 
 
@@ -81,7 +81,7 @@ def _second_pass(
     settings: MetricSettings,
     state: Gathered,
     wanted: Collection[str],
-    watcher: Watcher,
+    progress: Progress,
     span: range,
 ) -> dict[str, Tensor]:
     of_views, of_rows = _of_views(settings, state, wanted), _of_rows(settings, state, wanted)
@@ -98,7 +98,7 @@ def _second_pass(
             if part is not None and terms:
                 _add(part, terms, settings.normalize, state.rows.device, found)
         done = chunk.stop - span.start
-        watcher.progress(f"reading {embeddings.file} again", done, len(span))
+        progress.update(f"reading {embeddings.file} again", done, len(span))
         del chunk, rows, part  # before the next is read: one chunk in memory, not two
     return {name: torch.cat(blocks) for name, blocks in found.items()}
 

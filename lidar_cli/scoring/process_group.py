@@ -15,10 +15,10 @@ from typing import TypeVar
 
 import torch
 
-from lidar_cli.errors import InputError, LidarError, Parted, first_line
+from lidar_cli.errors import InputError, LidarError, ProcessGroupBroken, first_line
 from lidar_cli.features.blocks import Embeddings
-from lidar_cli.runtime.distributed import Place, shares
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.distributed import RankInfo, partition
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.streaming import Gathered, NonFinite, enough_memory, read_span
 from lidar_cli.settings import MetricSettings
 
@@ -28,19 +28,19 @@ ERRORS = (LidarError, OSError, RuntimeError, MemoryError)
 PATIENCE = timedelta(days=1)  # with one that reads slowly; the engine ends all if one dies
 
 
-class Fellows:
+class ProcessGroup:
     """The processes of an engine, that reach each other as it told them.
 
     Raises InputError if they do not.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, rank_info: RankInfo) -> None:
+        self._rank_info = rank_info
         try:
             torch.distributed.init_process_group("gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise InputError(
-                f"{place.ranks} processes, as WORLD_SIZE tells, do not reach each other: "
+                f"{rank_info.ranks} processes, as WORLD_SIZE tells, do not reach each other: "
                 f"{first_line(error)}; start them with torchrun, or unset it to work alone"
             ) from error
 
@@ -49,34 +49,34 @@ class Fellows:
         n, q, _ = embeddings.shape
         total = len(embeddings.span)
         heavy = n if embeddings.views is not None else 0
-        return shares(total, heavy, q + 1, self._place.ranks)[self._place.rank]
+        return partition(total, heavy, q + 1, self._rank_info.ranks)[self._rank_info.rank]
 
-    def each(self, own: T) -> Iterator[T]:
+    def gather(self, own: T) -> Iterator[T]:
         """What each process has, in order of rank, one at a time; all must take all.
 
-        Raises Parted if one of them is gone, or this one cannot receive.
+        Raises ProcessGroupBroken if one of them is gone, or this one cannot receive.
         """
-        for rank in range(self._place.ranks):
-            box = [own if rank == self._place.rank else None]
+        for rank in range(self._rank_info.ranks):
+            box = [own if rank == self._rank_info.rank else None]
             try:
                 torch.distributed.broadcast_object_list(box, src=rank)
             except (RuntimeError, MemoryError) as error:
-                raise Parted(
-                    f"process {self._place.rank} of {self._place.ranks} is out of step with the "
-                    f"others: {first_line(error)}; run again, with fewer processes a host where "
-                    "memory lacks"
+                raise ProcessGroupBroken(
+                    f"process {self._rank_info.rank} of {self._rank_info.ranks} is out of step "
+                    f"with the others: {first_line(error)}; run again, with fewer processes a "
+                    "host where memory lacks"
                 ) from error
             assert box[0] is not None
             yield box[0]
 
-    def fold(self, own: T, start: T, add: Callable[[T, T], T]) -> T:
+    def reduce(self, own: T, start: T, add: Callable[[T, T], T]) -> T:
         """What each process has, added to a start in order of rank, one at a time.
 
         Raises what `add` raises, after the last of them and in all, as `alike`.
         """
-        with self.alike():
+        with self.raise_on_any_rank():
             whole, error = start, None
-            for part in self.each(own):
+            for part in self.gather(own):
                 try:
                     whole = whole if error else add(whole, part)
                 except ERRORS as raised:
@@ -86,16 +86,16 @@ class Fellows:
         return whole
 
     @contextmanager
-    def alike(self) -> Iterator[None]:
+    def raise_on_any_rank(self) -> Iterator[None]:
         """Raises InputError here as well if the block raised an error of its user's elsewhere."""
         error: Exception | None = None
         try:
             yield
-        except Parted:
+        except ProcessGroupBroken:
             raise
         except ERRORS as raised:
             error = raised
-        told = list(self.each(first_line(error) if error else ""))
+        told = list(self.gather(first_line(error) if error else ""))
         if error is not None:
             raise error
         for text in filter(None, told):
@@ -107,25 +107,25 @@ class Fellows:
 
 
 @contextmanager
-def meeting(place: Place) -> Iterator[Fellows | None]:
-    """The fellows of a place, None for one alone."""
-    if place.ranks == 1:
+def open_process_group(rank_info: RankInfo) -> Iterator[ProcessGroup | None]:
+    """The process_group of a rank_info, None for one alone."""
+    if rank_info.ranks == 1:
         yield None
         return
-    fellows = Fellows(place)
+    process_group = ProcessGroup(rank_info)
     try:
-        yield fellows
+        yield process_group
     finally:
-        fellows.close()
+        process_group.close()
 
 
-def gather_together(
+def gather_on_all_ranks(
     embeddings: Embeddings,
     settings: MetricSettings,
     device: torch.device,
     wanted: Collection[str],
-    watcher: Watcher,
-    fellows: Fellows,
+    progress: Progress,
+    process_group: ProcessGroup,
 ) -> Gathered:
     """What `gather` gives to rounding, each process having read a part. Raises what it raises."""
 
@@ -136,12 +136,12 @@ def gather_together(
         with enough_memory(embeddings):
             return whole.merge(part)
 
-    with fellows.alike(), enough_memory(embeddings):
+    with process_group.raise_on_any_rank(), enough_memory(embeddings):
         own = empty(device)
-        bad = read_span(own, embeddings, settings, watcher, fellows.span(embeddings))
+        bad = read_span(own, embeddings, settings, progress, process_group.span(embeddings))
         # Through main memory: another process may have another device, or call its own by that
         # number.
         own = add(empty(torch.device("cpu")), own)
         whole = empty(device)
-    fellows.fold(bad, NonFinite(embeddings), NonFinite.merge).refuse()
-    return fellows.fold(own, whole, add)
+    process_group.reduce(bad, NonFinite(embeddings), NonFinite.merge).refuse()
+    return process_group.reduce(own, whole, add)

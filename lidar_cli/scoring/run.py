@@ -18,12 +18,12 @@ from lidar_cli.features.reader import read_hdf5
 from lidar_cli.features.structure import is_hdf5
 from lidar_cli.runtime.device import check_free, find_device
 from lidar_cli.runtime.files import NotAFile, open_regular
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score, Sheet
 from lidar_cli.scoring.groups import Grouping, summed
 from lidar_cli.scoring.influences import influences
 from lidar_cli.scoring.intervals import confidence, without_interval
-from lidar_cli.scoring.process_group import Fellows, gather_together
+from lidar_cli.scoring.process_group import ProcessGroup, gather_on_all_ranks
 from lidar_cli.scoring.streaming import Gathered, enough_memory, gather
 from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings, parse_size
 
@@ -31,23 +31,23 @@ from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings, pars
 def score_file(
     path: Path,
     settings: ScoreSettings,
-    watcher: Watcher | None = None,
-    fellows: Fellows | None = None,
+    progress: Progress | None = None,
+    process_group: ProcessGroup | None = None,
     groups: Grouping | None = None,
 ) -> list[Score]:
     """A score for each layer of a feature file, or for the array of another file.
 
-    fellows: processes that do this together, and read a part each; all come to the same result.
+    process_group: processes that read a part each and come to the same result.
     groups: those of the settings, where they serve several files.
     Raises InputError or FeatureFileError if the file cannot be used, SettingsError for an unknown
     metric or device.
     """
-    watcher = watcher or Watcher()
+    progress = progress or Progress()
     wanted = parse_metrics(settings.metrics)
     check_free(f"--memory {settings.memory}", parse_size(settings.memory))
     device = find_device(settings.device)
     groups = groups or open_groups(settings)
-    with fellows.alike() if fellows else nullcontext():
+    with process_group.raise_on_any_rank() if process_group else nullcontext():
         layers = open_embeddings(path, settings)
     return [
         score(
@@ -55,9 +55,9 @@ def score_file(
             settings,
             device,
             wanted,
-            watcher,
+            progress,
             settings.confidence,
-            fellows=fellows,
+            process_group=process_group,
             groups=groups,
         )
         for embeddings in layers
@@ -136,28 +136,30 @@ def score(
     settings: MetricSettings,
     device: torch.device,
     wanted: frozenset[str],
-    watcher: Watcher,
+    progress: Progress,
     level: float | None = None,
     cache: Path | None = None,
-    fellows: Fellows | None = None,
+    process_group: ProcessGroup | None = None,
     groups: Grouping | None = None,
 ) -> Score:
     """The wanted metrics of one layer, in one pass over its chunks.
 
     level: adds intervals at that level, in a second pass over the chunks.
     cache: a folder that keeps what the second pass gave, so that it is not needed again.
-    fellows, groups: as in `score_file`.
+    process_group, groups: as in `score_file`.
     Raises InputError if a number in the file is not finite, or memory does not suffice.
     """
     if embeddings.note:
-        watcher.note(embeddings.note)
+        progress.note(embeddings.note)
     with enough_memory(embeddings):
-        if fellows is None:
-            state = gather(embeddings, settings, device, wanted, watcher)
+        if process_group is None:
+            state = gather(embeddings, settings, device, wanted, progress)
         else:
-            state = gather_together(embeddings, settings, device, wanted, watcher, fellows)
+            state = gather_on_all_ranks(
+                embeddings, settings, device, wanted, progress, process_group
+            )
         return score_gathered(
-            embeddings, settings, state, wanted, watcher, level, cache, fellows, groups
+            embeddings, settings, state, wanted, progress, level, cache, process_group, groups
         )
 
 
@@ -166,14 +168,17 @@ def score_gathered(
     settings: MetricSettings,
     state: Gathered,
     wanted: frozenset[str],
-    watcher: Watcher,
+    progress: Progress,
     level: float | None = None,
     cache: Path | None = None,
-    fellows: Fellows | None = None,
+    process_group: ProcessGroup | None = None,
     groups: Grouping | None = None,
 ) -> Score:
     """The wanted metrics of one layer from its moments, as `score` gives them."""
-    with fellows.alike() if fellows else nullcontext(), enough_memory(embeddings):
+    with (
+        process_group.raise_on_any_rank() if process_group else nullcontext(),
+        enough_memory(embeddings),
+    ):
         found = Sheet(embeddings, settings, state, wanted).score()
     if level is None:
         return found
@@ -181,7 +186,7 @@ def score_gathered(
     sure = [name for name in METRICS if name in wanted and name not in missing]
     known: dict[str, Tensor] = {}
     if sure and embeddings.once is None:
-        known = influences(embeddings, settings, state, sure, watcher, cache, fellows)
+        known = influences(embeddings, settings, state, sure, progress, cache, process_group)
     of_samples = groups.of(embeddings) if groups else None
     return with_intervals(found, wanted, known, state.rows.n, level, embeddings.once, of_samples)
 

@@ -18,8 +18,8 @@ from lidar_cli.core.moments import Moments, RowMoments, unit_rows
 from lidar_cli.errors import BadRows, InputError
 from lidar_cli.features.blocks import Chunk, Embeddings
 from lidar_cli.runtime.device import free_memory
-from lidar_cli.runtime.prefetch import ahead
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.prefetch import prefetch
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import MetricSettings, parse_size
 
 CHUNKS_IN_MEMORY = 3  # one being read, one ready, one being summed
@@ -99,26 +99,26 @@ def gather(
     settings: MetricSettings,
     device: torch.device,
     wanted: Collection[str],
-    watcher: Watcher,
+    progress: Progress,
 ) -> Gathered:
     """The moments of all samples, from one pass. Raises InputError as `read_into`."""
     gathered = Gathered(embeddings, settings, device, wanted)
-    read_into(gathered, embeddings, settings, watcher)
+    read_into(gathered, embeddings, settings, progress)
     return gathered
 
 
 def read_into(
-    state: State, embeddings: Embeddings, settings: MetricSettings, watcher: Watcher
+    state: State, embeddings: Embeddings, settings: MetricSettings, progress: Progress
 ) -> None:
     """Update a state with all samples, read once in chunks that together take the memory allowed.
 
     Raises InputError if a number is not finite, with the count over the whole file.
     """
-    read_span(state, embeddings, settings, watcher, embeddings.span).refuse()
+    read_span(state, embeddings, settings, progress, embeddings.span).refuse()
 
 
 def read_span(
-    state: State, embeddings: Embeddings, settings: MetricSettings, watcher: Watcher, span: range
+    state: State, embeddings: Embeddings, settings: MetricSettings, progress: Progress, span: range
 ) -> NonFinite:
     """Update a state with the samples of a span; no more from the first bad number on.
 
@@ -126,12 +126,12 @@ def read_span(
     """
     bad = NonFinite(embeddings)
     memory = parse_size(settings.memory) // CHUNKS_IN_MEMORY
-    with ahead(embeddings.chunks(memory, span)) as chunks:
+    with prefetch(embeddings.chunks(memory, span)) as chunks:
         for chunk in chunks:
             if not bad.check(chunk):
                 state.update(chunk)
             done = chunk.stop - span.start
-            watcher.progress(f"reading {embeddings.file}", done, len(span))
+            progress.update(f"reading {embeddings.file}", done, len(span))
             del chunk  # before the next is asked for
     return bad
 

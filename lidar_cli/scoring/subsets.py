@@ -10,7 +10,7 @@ import torch
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.features.blocks import Chunk, Embeddings
 from lidar_cli.runtime.device import find_device
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.convergence import Convergence, Point, advise, parts_of
 from lidar_cli.scoring.groups import Grouping
@@ -24,15 +24,15 @@ OF_ROWS = ("rows", "covariance")  # what metrics read that views do not change
 def converge_file(
     path: Path,
     settings: ScoreSettings,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
     groups: Grouping | None = None,
 ) -> list[Score]:
     """What `score_file` gives, each score with its `convergence`. Raises what it raises."""
-    watcher = watcher or Watcher()
+    progress = progress or Progress()
     wanted = parse_metrics(settings.metrics)
     device = find_device(settings.device)
     return [
-        converge(embeddings, settings, device, wanted, watcher, settings.confidence, groups)
+        converge(embeddings, settings, device, wanted, progress, settings.confidence, groups)
         for embeddings in open_embeddings(path, settings)
     ]
 
@@ -42,7 +42,7 @@ def converge(
     settings: MetricSettings,
     device: torch.device,
     wanted: frozenset[str],
-    watcher: Watcher,
+    progress: Progress,
     level: float | None = None,
     groups: Grouping | None = None,
 ) -> Score:
@@ -51,21 +51,21 @@ def converge(
     Memory: the moments of five states instead of one. Raises what `score` raises.
     """
     if embeddings.note:
-        watcher.note(embeddings.note)
+        progress.note(embeddings.note)
     with enough_memory(embeddings):
         parts = _Parts(embeddings, settings, device, wanted)
-        read_into(parts, embeddings, settings, watcher)
+        read_into(parts, embeddings, settings, progress)
         *firsts, (_, state) = parts.merged()
-        whole = score_gathered(embeddings, settings, state, wanted, watcher, level, groups=groups)
+        whole = score_gathered(embeddings, settings, state, wanted, progress, level, groups=groups)
         n_rows = state.rows.n
         last = _point(whole, n_rows, wanted)
         samples = [
-            _point(score_gathered(part, settings, its, wanted, watcher), its.rows.n, wanted)
+            _point(score_gathered(part, settings, its, wanted, progress), its.rows.n, wanted)
             for part, its in firsts
         ]
         of_views = parts.of_views
         views = [
-            _point(score_gathered(part, settings, its, of_views, watcher), n_rows, of_views)
+            _point(score_gathered(part, settings, its, of_views, progress), n_rows, of_views)
             for part, its in parts.by_views
         ]
     intervals = whole.confidence.intervals if whole.confidence else {}

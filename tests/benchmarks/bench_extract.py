@@ -17,7 +17,7 @@ from lidar_cli.extraction.batches import Pass
 from lidar_cli.extraction.engine import arithmetic
 from lidar_cli.extraction.plan import make_plan
 from lidar_cli.extraction.run import run
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings
 
 SIZE, N, Q = 224, 64, 10
@@ -61,7 +61,7 @@ def beside_the_model(device, folder, images, arch, n):
     ready = [batch.images for batch in batches.batches(work, size, range(0, n, size))]
 
     def whole():
-        run(plan, loaded, samples, settings, folder / "out.h5", device, Watcher())
+        run(plan, loaded, samples, settings, folder / "out.h5", device, Progress())
 
     def model():
         with arithmetic(plan.precision, device):  # without TF32, as `extract` means float32

@@ -7,7 +7,7 @@ from harness import Goal, Line, alternate, median, write_embeddings
 
 from lidar_cli.core.accumulate import Scatter
 from lidar_cli.core.moments import HELD_NUMBERS, LEAST_HELD_ROWS
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import open_embeddings, parse_metrics
 from lidar_cli.scoring.streaming import gather
 from lidar_cli.settings import ScoreSettings, parse_size
@@ -33,7 +33,7 @@ def measure(path, d, device, repeats):
     scatter = torch.zeros(d, d, dtype=torch.float64, device=device)
 
     def moments():
-        gather(embeddings, settings, torch.device(device), parse_metrics("all"), Watcher())
+        gather(embeddings, settings, torch.device(device), parse_metrics("all"), Progress())
 
     def without_products():
         with mock.patch.object(Scatter, "add"):

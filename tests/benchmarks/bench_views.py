@@ -21,7 +21,6 @@ from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
 from lidar_cli.views import colour
-from lidar_cli.views import colour as recolour
 from lidar_cli.views import pipeline as augment
 from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.pipeline import Views
@@ -135,7 +134,7 @@ def shares(ours):
     with contextlib.ExitStack() as stack:
         for home, attribute, name in PARTS:
             if attribute == "JITTER":
-                *rest, hue = recolour.JITTER
+                *rest, hue = colour.JITTER
                 value = [*(clocked(name, each) for each in rest), clocked("hue", hue)]
             else:
                 value = clocked(name, getattr(home, attribute))

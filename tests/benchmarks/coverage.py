@@ -19,7 +19,7 @@ import torch
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.features.blocks import Embeddings, Stored
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.intervals import ties
 from lidar_cli.scoring.run import score, with_intervals
 from lidar_cli.settings import ScoreSettings
@@ -81,7 +81,7 @@ def scored(z, level, groups=None):
     stored = Stored(tuple(z.shape), 8, lambda start, stop: z[start:stop])
     source = Embeddings("simulated", "projector", stored, None)
     wanted = frozenset(METRICS) - {"n_above_noise"}
-    found = score(source, ScoreSettings(), torch.device("cpu"), wanted, Watcher(), level)
+    found = score(source, ScoreSettings(), torch.device("cpu"), wanted, Progress(), level)
     if groups is None or level is None:
         return found
     unsummed = found.influences

@@ -23,7 +23,7 @@ from lidar_cli.extraction.view_cache import Room, ViewStore
 from lidar_cli.features.schema import partial_path
 from lidar_cli.ranking.cache_folder import MARKER
 from lidar_cli.ranking.session import rank_directory
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.workers import save
 from lidar_cli.settings import ExtractSettings, RankSettings
 
@@ -74,13 +74,13 @@ def told(images: Path, **more: Any) -> dict[str, Any]:
     return {"data": str(images)} | known | more
 
 
-class FillAfter(Watcher):
+class FillAfter(Progress):
     """Fills the disk once some samples were embedded."""
 
     def __init__(self, disk: Path) -> None:
         self.disk = disk
 
-    def progress(self, task: str, done: int, total: int) -> None:
+    def update(self, task: str, done: int, total: int) -> None:
         if task.startswith("embedding") and done >= 10 and not (self.disk / ".fill").exists():
             fill(self.disk)
 
@@ -104,8 +104,8 @@ class Stop(Exception):
     pass
 
 
-class StopAfter(Watcher):
-    def progress(self, task: str, done: int, total: int) -> None:
+class StopAfter(Progress):
+    def update(self, task: str, done: int, total: int) -> None:
         if task.startswith("embedding") and done >= 10:
             raise Stop
 

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -41,12 +41,12 @@ class Stop(Exception):
     """Ends a run from inside."""
 
 
-class StopAfter(Watcher):
+class StopAfter(Progress):
     """Interrupts when so many samples were embedded."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def progress(self, task: str, done: int, total: int) -> None:
+    def update(self, task: str, done: int, total: int) -> None:
         if done >= self.count:
             raise Stop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lidar_cli.ranking.discover import Left
+from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group
@@ -134,7 +134,7 @@ def _unjudged(oracle: Oracle, ranking: Ranking) -> Iterator[str]:
         yield f"{shown(line.path, ranking.directory)}: not matched, {line.reason}"
 
 
-def _left(files: tuple[Left, ...], ranking: Ranking) -> Iterator[str]:
+def _left(files: tuple[Skipped, ...], ranking: Ranking) -> Iterator[str]:
     return (f"{shown(left.path, ranking.directory)}: {left.reason}" for left in files)
 
 

@@ -33,7 +33,7 @@ WINDOWS = 2  # of a tile
 def plain_digits(seed: int = 0) -> EmbeddedImages:
     """Digits of one colour on a dark ground of one colour, N = 1797, the label is the digit.
 
-    Place, size and colours are drawn by seed; the ink is lighter than the ground by at least
+    RankInfo, size and colours are drawn by seed; the ink is lighter than the ground by at least
     `CONTRAST` in each channel. The split is that of `embedded_images`.
     """
     from sklearn.datasets import load_digits

@@ -24,7 +24,7 @@ from lidar_cli.demo.pretrain import Hyperparameters, draw_hyperparameters, pretr
 from lidar_cli.errors import CheckpointError, InputError
 from lidar_cli.features.blocks import Embeddings, Stored
 from lidar_cli.probing.linear import linear_probe
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.workers import save, write_whole
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
 from lidar_cli.scoring.run import score
@@ -248,7 +248,7 @@ def _score(path: Path, layer: str, views: Tensor, clean: Tensor) -> Score:
 
     embeddings = Embeddings(str(path), layer, stored(views), stored(clean))
     settings, cpu = MetricSettings(), torch.device("cpu")
-    return score(embeddings, settings, cpu, EVERY_METRIC, Watcher())
+    return score(embeddings, settings, cpu, EVERY_METRIC, Progress())
 
 
 def _plain(found: Score) -> dict[str, Any]:

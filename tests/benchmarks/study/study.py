@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lidar_cli.data.builtin import ATTRIBUTION
 from lidar_cli.errors import InputError
-from lidar_cli.runtime.progress import Watcher
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.workers import side_by_side
 from lidar_cli.settings import DemoSettings
 from study.runs import Measured, Size, all_runs, carry_out, read_measured
@@ -43,19 +43,19 @@ class Study:
 def run_study(
     directory: Path,
     settings: DemoSettings,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
     size: Size | None = None,
 ) -> Study:
     """Train and measure what is not yet there, and compare.
 
     Raises InputError if the directory holds another study or cannot be written.
     """
-    size, watcher, begun = size or Size(), watcher or Watcher(), time.monotonic()
+    size, progress, begun = size or Size(), progress or Progress(), time.monotonic()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{directory}: cannot be made: {error.strerror}") from error
-    measured, now = _measure_all(directory, settings.seed, size, watcher)
+    measured, now = _measure_all(directory, settings.seed, size, progress)
     compared = agreements(measured, size, LEVEL, settings.seed)
     return Study(
         settings.seed,
@@ -72,12 +72,12 @@ def run_study(
 
 
 def _measure_all(
-    directory: Path, seed: int, size: Size, watcher: Watcher
+    directory: Path, seed: int, size: Size, progress: Progress
 ) -> tuple[list[Measured], int]:
     """All runs in their order, and how many were carried out now."""
     runs = all_runs(size)
     todo = [run for run in runs if read_measured(run, directory, seed, size) is None]
     tasks = [(run, directory, seed, size) for run in todo]
-    side_by_side(carry_out, tasks, "training and measuring", watcher, done=len(runs) - len(todo))
+    side_by_side(carry_out, tasks, "training and measuring", progress, done=len(runs) - len(todo))
     found = [read_measured(run, directory, seed, size) for run in runs]
     return [measured for measured in found if measured is not None], len(todo)
