@@ -341,7 +341,8 @@ def test_an_interrupted_run_is_not_overwritten_unasked(tmp_path):
 def test_a_file_that_another_process_writes_is_no_interrupted_run(tmp_path):
     with create(tmp_path / "f.h5"):
         code = (
-            "from pathlib import Path; import sys; from lidar_cli.features.writer import check_absent; "
+            "from pathlib import Path; import sys; "
+            "from lidar_cli.features.writer import check_absent; "
             "check_absent(Path(sys.argv[1]), overwrite=False)"
         )
         command = [sys.executable, "-c", code, tmp_path / "f.h5"]

@@ -110,7 +110,7 @@ def kornia_chain(recipe, images):
 
 PARTS = [
     (augment, "resample", "resampling"),
-    (recolour, "JITTER", "jitter without hue"),
+    (colour, "JITTER", "jitter without hue"),
     (colour, "hue", "hue"),
     (colour, "blur", "blur"),
     (colour, "pillow_blur", "blur"),
