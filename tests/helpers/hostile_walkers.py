@@ -64,7 +64,7 @@ def broken(file: BinaryIO, how: str) -> Any:
     elif how == "value":
         interpret.EMPTY["collections.OrderedDict"] = list
     elif how == "list":
-        checkpoints.__all__.append("a")
+        checkpoints.__path__.append("a")
     elif how == "inside":
         vars(rebuild)["__builtins__"]["print"] = exec
     else:
