@@ -14,15 +14,14 @@ import torch
 from formats import FIXTURES
 from formats_solo import solo_learn_vicreg
 from formats_vissl import vissl_simclr
-from layouts import Weights, lightning, mlp
+from layouts import Weights, describe, lightning, mlp
 from make import image_folder, lidar_here
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lidar_cli.checkpoints.assume import KEYS, parse
-from lidar_cli.checkpoints.detect import recognise
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents
+from lidar_cli.checkpoints.shapes.spec import KEYS, parse
 from lidar_cli.configuration import resolve
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.extraction.plan import choose_recipe
@@ -39,9 +38,9 @@ def save(path: Path, tree: Any) -> Path:
     return path
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
+def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert expected.std() > 1e-3
-    assert (found - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+    assert (actual - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
 
 
 def embedded(path: Path, layer: str, *assume: str, size: int = 32, **options: Any) -> Tensor:
@@ -53,8 +52,8 @@ def embedded(path: Path, layer: str, *assume: str, size: int = 32, **options: An
 def values(path: Path, *assume: str, **options: Any) -> dict[str, Any]:
     contents = read_contents(path)
     options = {"config": contents.config, "assume": assume} | options
-    found = recognise(path, as_dict(contents), **options)
-    return {key: one.value for key, one in found.assumed.items()}
+    description = describe(path, as_dict(contents), **options)
+    return {key: one.value for key, one in description.assumed.items()}
 
 
 # Said, in every format
@@ -66,16 +65,17 @@ def test_every_format_says_what_its_weights_leave_open(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         path = make().save(tmp_path / name)
         contents = read_contents(path)
-        found = recognise(path, as_dict(contents), config=contents.config)
-        assert list(found.assumed) == [key for key in KEYS if key in found.assumed], name
-        assert "pixel_stats" in found.assumed
-        is_resnet = found.arch.startswith("resnet")
-        assert ("strides" in found.assumed) == is_resnet, name
-        assert ("stem_padding" in found.assumed) == ("3x3 stem" in found.arch), name
-        assert ("position_offset" in found.assumed) == found.arch.startswith("vit_"), name
-        decided = contents.config is not None or found.arch.startswith(("beit", "resnet"))
-        assert ("heads" in found.assumed) != decided, name
-        assert all(one.why for one in found.assumed.values()), name
+        description = describe(path, as_dict(contents), config=contents.config)
+        assumed, arch = description.assumed, description.arch
+        assert list(assumed) == [key for key in KEYS if key in assumed], name
+        assert "pixel_stats" in assumed
+        is_resnet = arch.startswith("resnet")
+        assert ("strides" in assumed) == is_resnet, name
+        assert ("stem_padding" in assumed) == ("3x3 stem" in arch), name
+        assert ("position_offset" in assumed) == arch.startswith("vit_"), name
+        decided = contents.config is not None or arch.startswith(("beit", "resnet"))
+        assert ("heads" in assumed) != decided, name
+        assert all(one.why for one in assumed.values()), name
 
 
 def test_inspect_prints_them_and_json_carries_them(
@@ -92,10 +92,10 @@ def test_inspect_prints_them_and_json_carries_them(
         monkeypatch=monkeypatch,
         capfd=capfd,
     )
-    (told,) = json.loads(ended.stdout)
-    assert told["assumed"]["heads"] == {"value": 6, "why": "--assume"}
-    assert told["assumed"]["eps"] == {"value": 1e-5, "why": "--assume"}
-    assert told["assumed"]["position_offset"]["value"] == 0.1
+    (report,) = json.loads(ended.stdout)
+    assert report["assumed"]["heads"] == {"value": 6, "why": "--assume"}
+    assert report["assumed"]["eps"] == {"value": 1e-5, "why": "--assume"}
+    assert report["assumed"]["position_offset"]["value"] == 0.1
 
 
 # Set: each key gives the forward pass that it names
@@ -236,8 +236,8 @@ def test_an_unread_projector_does_not_stop_the_backbone(described: bool, tmp_pat
         open_checkpoint(path)
     loaded = open_checkpoint(path, layer="backbone")
     assert "projector (not read)" in loaded.description.ignored
-    found = loaded.embed(pixels(), ["backbone"])["backbone"]
-    assert_close(found, w.run_resnet("backbone.", pixels()))
+    embeddings = loaded.embed(pixels(), ["backbone"])["backbone"]
+    assert_close(embeddings, w.run_resnet("backbone.", pixels()))
 
 
 def test_gate_of_a_swiglu(tmp_path: Path) -> None:
@@ -279,11 +279,11 @@ def test_position_offset_of_a_backbone_released_alone(tmp_path: Path) -> None:
 
 def test_pixel_stats_are_those_of_the_option(tmp_path: Path) -> None:
     path = FIXTURES["timm-vit"]().save(tmp_path)
-    told = open_checkpoint(path, assume=["pixel_stats=unit"]).description
-    assert choose_recipe(ExtractSettings(), told).mean == (0.0, 0.0, 0.0)
-    assert choose_recipe(ExtractSettings(pixel_stats="unit"), told).mean == (0.0, 0.0, 0.0)
+    description = open_checkpoint(path, assume=["pixel_stats=unit"]).description
+    assert choose_recipe(ExtractSettings(), description).mean == (0.0, 0.0, 0.0)
+    assert choose_recipe(ExtractSettings(pixel_stats="unit"), description).mean == (0.0, 0.0, 0.0)
     with pytest.raises(SettingsError, match="are two values of one"):
-        choose_recipe(ExtractSettings(pixel_stats="imagenet"), told)
+        choose_recipe(ExtractSettings(pixel_stats="imagenet"), description)
 
 
 # Refused
@@ -380,12 +380,12 @@ def test_a_settings_file_and_the_environment_give_them(toml: str, tmp_path: Path
     config = tmp_path / "a.toml"
     config.write_text(toml)
     expected = ("heads=12", "dino:strides=1,2,2,1")
-    found = resolve(ExtractSettings, {"assume": []}, config=config, environment={})
-    assert found.values.assume == expected
+    resolved = resolve(ExtractSettings, {"assume": []}, config=config, environment={})
+    assert resolved.values.assume == expected
     environment = {"LIDAR_ASSUME": " ".join(expected)}
     assert resolve(InspectSettings, {}, environment=environment).values.assume == expected
-    found = resolve(ExtractSettings, {"assume": ["eps=1e-5"]}, config=config, environment={})
-    assert found.values.assume == ("eps=1e-5",)
+    resolved = resolve(ExtractSettings, {"assume": ["eps=1e-5"]}, config=config, environment={})
+    assert resolved.values.assume == ("eps=1e-5",)
 
 
 @pytest.fixture
@@ -410,9 +410,9 @@ def test_extract_says_and_records_what_it_assumes(
     assert ended.returncode == 0, ended.stderr
     line = f"{path}: assumed heads=12 (moco-v3-vit's); eps=1e-05 (--assume); activation=relu "
     assert ended.stderr.count(line) == 1
-    told = read_provenance(out)["assumed"]
-    assert told["heads"] == {"value": 12, "why": "moco-v3-vit's"}
-    assert told["eps"] == {"value": 1e-5, "why": "--assume"}
+    provenance = read_provenance(out)["assumed"]
+    assert provenance["heads"] == {"value": 12, "why": "moco-v3-vit's"}
+    assert provenance["eps"] == {"value": 1e-5, "why": "--assume"}
     ended = command("extract", path, "-o", tmp_path / "b.h5", "--pixel-stats", "unit")
     assert "pixel_stats" not in ended.stderr
     assert "pixel_stats" not in read_provenance(tmp_path / "b.h5")["assumed"]
@@ -567,9 +567,9 @@ def test_what_timms_conversion_drops_is_named_or_refused(tmp_path: Path) -> None
     path = tmp_path / "a.pth"
     plain, biased = "vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb"
     for tree in (dinov3(), dinov3(keys=0.5)):
-        found = open_checkpoint(save(path, tree), arch=plain).description
-        assert found.ignored[0].startswith("blocks.0.attn.qkv.bias, ")
-        assert found.ignored[0].endswith(" and 20 more")  # 12 biases, 12 masks, 2 others
+        description = open_checkpoint(save(path, tree), arch=plain).description
+        assert description.ignored[0].startswith("blocks.0.attn.qkv.bias, ")
+        assert description.ignored[0].endswith(" and 20 more")  # 12 biases, 12 masks, 2 others
     save(path, dinov3(queries=0.5))
     with pytest.raises(
         CheckpointError, match=rf"drops blocks\.0\.attn\.qkv\.bias.*--arch {biased}"

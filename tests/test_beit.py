@@ -14,24 +14,23 @@ from literal import assert_close, images, linear, normed, random_weights
 from timm.models.beit import Beit as TimmBeit
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models import beit as beit_module
 from lidar_cli.checkpoints.models.beit import Beit
 from lidar_cli.checkpoints.models.weights import fill, shapes_of
-from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.open import build, open_checkpoint
 from lidar_cli.checkpoints.shapes import beit
-from lidar_cli.checkpoints.shapes.beit import from_fairseq
+from lidar_cli.checkpoints.shapes.spec import renamed
 from lidar_cli.errors import CheckpointError
 
 
 def built(weights: dict[str, Tensor], **options: Any) -> Beit:
-    model = beit_module.build(beit.spec(shapes_of(weights), "here", **options))
+    model = build(beit.spec(shapes_of(weights), "here", **options))
     fill(model.weights, weights, "here")
     return model.eval()
 
 
 KINDS: dict[str, dict[str, bool]] = {
     "shared table": {},
-    "own tables": {"shared": False, "own": True},
+    "own tables": {"shared": False, "tables": True},
     "shared table and positions": {"positions": True},
 }
 
@@ -55,7 +54,7 @@ def test_beit_equals_timms(kind: str) -> None:
     peer = TimmBeit(
         img_size=16, patch_size=PATCH, embed_dim=WIDTH, depth=3, num_heads=HEADS, num_classes=0,
         global_pool="token", init_values=0.1, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
-        use_abs_pos_emb=parts.get("positions", False), use_rel_pos_bias=parts.get("own", False),
+        use_abs_pos_emb=parts.get("positions", False), use_rel_pos_bias=parts.get("tables", False),
         use_shared_rel_pos_bias=parts.get("shared", True),
     )  # fmt: skip
     buffers = {n: t for n, t in peer.state_dict().items() if n.endswith("index")}  # older timm's
@@ -65,7 +64,7 @@ def test_beit_equals_timms(kind: str) -> None:
 
 @torch.no_grad()
 def test_fine_tuned_beit_normalises_after_pooling() -> None:
-    weights = random_weights(beit_shapes(shared=False, own=True))
+    weights = random_weights(beit_shapes(shared=False, tables=True))
     for name in ("weight", "bias"):
         weights[f"fc_norm.{name}"] = weights.pop(f"norm.{name}")
     pooled = beit_blocks(weights, images(16))[-1][:, 1:].mean(1)
@@ -97,10 +96,10 @@ def test_published_names_and_sizes_are_those_of_timm() -> None:
                     use_abs_pos_emb=False, use_shared_rel_pos_bias=True)  # fmt: skip
     shapes = {n: s for n, s in shapes_of(peer.state_dict()).items() if not n.endswith("index")}
     assert shapes["rel_pos_bias.relative_position_bias_table"] == (732, 12)
-    found = beit.spec(shapes, "here")
-    assert (found.arch, found.image_size) == ("beit_base_patch16 (depth 1)", 224)
-    assert (found.heads, list(found.assumed)) == (12, ["eps"])
-    assert shapes_of(beit_module.build(found).weights.state_dict()) == shapes
+    spec = beit.spec(shapes, "here")
+    assert (spec.arch, spec.image_size) == ("beit_base_patch16 (depth 1)", 224)
+    assert (spec.heads, list(spec.assumed)) == (12, ["eps"])
+    assert shapes_of(build(spec).weights.state_dict()) == shapes
 
 
 @pytest.mark.parametrize("new", [3, 6])
@@ -145,9 +144,9 @@ def test_file_of_the_beit_fork_opens_with_lm_head_as_projector(tmp_path: Path) -
     assert description.widths == {"backbone": 192, "projector": 192}
     assert description.ignored == ("model.rel_pos_bias",)
     tokens = normed(beit_blocks(weights, images(16))[-1], weights, "norm", 1e-6)[:, 1:]
-    found = loaded.embed(images(16), ["backbone", "projector"])
-    assert_close(found["backbone"], tokens.mean(1))
-    assert_close(found["projector"], linear(tokens, weights, "lm_head").mean(1))
+    embeddings = loaded.embed(images(16), ["backbone", "projector"])
+    assert_close(embeddings["backbone"], tokens.mean(1))
+    assert_close(embeddings["projector"], linear(tokens, weights, "lm_head").mean(1))
 
 
 @torch.no_grad()
@@ -160,15 +159,15 @@ def test_file_of_fairseq_opens(tmp_path: Path) -> None:
     weights["cls_token"] *= 0.01
     weights["patch_embed.proj.bias"] *= 0.01
     tree = fairseq_names(weights) | {"encoder.rel_pos_bias.relative_position_index": index()}
-    back = {from_fairseq(n) for n in tree} - {"rel_pos_bias.relative_position_index"}
+    back = {renamed(n, beit.FROM_FAIRSEQ) for n in tree} - {"rel_pos_bias.relative_position_index"}
     assert back == {n.replace("lm_head", "final_proj") for n in weights}
     torch.save({"model": tree}, tmp_path / "a.pt")
     loaded = open_checkpoint(tmp_path / "a.pt")
     assert loaded.description.format == "data2vec-fairseq"
     for eps, close in ((1e-5, True), (1e-6, False)):
         tokens = normed(beit_blocks(weights, images(16), eps=eps)[-1], weights, "norm", eps)[:, 1:]
-        found = loaded.embed(images(16), ["backbone"])["backbone"]
-        assert (float((found - tokens.mean(1)).abs().max()) < 1e-5) is close
+        embeddings = loaded.embed(images(16), ["backbone"])["backbone"]
+        assert (float((embeddings - tokens.mean(1)).abs().max()) < 1e-5) is close
     assert loaded.layers == ("backbone",)
     assert "model.final_proj" in loaded.description.ignored
 

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from layouts import describe
 from safetensors.torch import save_file
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.resnet import ResNet as TimmResNet
@@ -24,10 +25,9 @@ from torchvision.models import ResNet as TorchvisionResNet
 from torchvision.models import VisionTransformer as TorchvisionViT
 from torchvision.models import resnet as torchvision_resnet
 
-from lidar_cli.checkpoints.assume import Assumed
-from lidar_cli.checkpoints.detect import recognise
 from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.checkpoints.reading.read import read_checkpoint, sha256
+from lidar_cli.checkpoints.shapes.spec import Assumed
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3}
@@ -69,10 +69,10 @@ def backbone_of(path: Path, pixels: Tensor, **options: Any) -> Tensor:
     return loaded.embed(pixels, ["backbone"])["backbone"]
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
+def assert_close(actual: Tensor, expected: Tensor) -> None:
     expected = expected.detach()
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
     assert expected.std() > 1e-3, "constant embeddings would hide every error"
 
 
@@ -260,7 +260,7 @@ def test_containers_and_prefixes(container: str, prefix: str, tmp_path: Path) ->
         optimizer = torch.optim.AdamW(model.parameters()).state_dict()
         tree = {"optimizer": optimizer, "epoch": 3, container: tree, "args": {"lr": 0.1}}
     path = save(tmp_path / "a.pt", tree)
-    description = recognise(path, read_checkpoint(path))
+    description = describe(path, read_checkpoint(path))
     assert (description.container, description.prefix) == (container, prefix)
     assert_close(backbone_of(path, images(32)), model(images(32)))
 
@@ -274,7 +274,7 @@ def test_nested_containers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 def test_file_formats_give_the_same_embeddings(kind: str, tmp_path: Path) -> None:
     model = tiny_resnet()
-    path = tmp_path / "checkpoint"  # told by its first bytes, not by its name
+    path = tmp_path / "checkpoint"  # recognised by its first bytes, not by its name
     if kind == "safetensors":
         save_file(model.state_dict(), path)
     else:
@@ -286,9 +286,9 @@ def test_file_formats_give_the_same_embeddings(kind: str, tmp_path: Path) -> Non
 def test_other_precisions_are_computed_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny_resnet().to(dtype)
     path = save(tmp_path / "a.pt", model.state_dict())
-    found = backbone_of(path, images(32))
-    assert found.dtype == torch.float32
-    assert_close(found, model.float()(images(32)))
+    embeddings = backbone_of(path, images(32))
+    assert embeddings.dtype == torch.float32
+    assert_close(embeddings, model.float()(images(32)))
 
 
 def test_missing_counters_of_batch_norm_are_no_loss(tmp_path: Path) -> None:
@@ -523,7 +523,7 @@ class Nested(Net):
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of Net, in a working directory that holds its code."""
     (tmp_path / "own_code.py").write_text(OWN_CODE)
     monkeypatch.chdir(tmp_path)
@@ -546,23 +546,23 @@ def own_embedding(pixels: Tensor) -> Tensor:
     return (rows - 1) / (4.0 + 1e-5) ** 0.5 + 0.5
 
 
-def test_own_module(own: Path) -> None:
-    loaded = open_checkpoint(own, model="own_code:Net")
+def test_own_module(model_file: Path) -> None:
+    loaded = open_checkpoint(model_file, model="own_code:Net")
     assert loaded.description.widths == {"backbone": 4}
     assert (loaded.description.container, loaded.description.image_size) == ("model", None)
     assert_close(loaded.embed(images(20), ["backbone"])["backbone"], own_embedding(images(20)))
 
 
-def test_own_module_with_layers_of_its_own(own: Path) -> None:
-    loaded = open_checkpoint(own, model="own_code:Layers")
+def test_own_module_with_layers_of_its_own(model_file: Path) -> None:
+    loaded = open_checkpoint(model_file, model="own_code:Layers")
     assert loaded.description.widths == {"backbone": 4, "predictor": 2}
-    found = loaded.embed(images(20), ["predictor"])
-    assert list(found) == ["predictor"]
-    assert_close(found["predictor"], own_embedding(images(20))[:, :2] * 2)
+    embeddings = loaded.embed(images(20), ["predictor"])
+    assert list(embeddings) == ["predictor"]
+    assert_close(embeddings["predictor"], own_embedding(images(20))[:, :2] * 2)
 
 
-def test_own_module_may_name_its_image_size(own: Path) -> None:
-    assert open_checkpoint(own, model="own_code:sized").description.image_size == 17
+def test_own_module_may_name_its_image_size(model_file: Path) -> None:
+    assert open_checkpoint(model_file, model="own_code:sized").description.image_size == 17
 
 
 @pytest.mark.parametrize(
@@ -584,32 +584,32 @@ def test_own_module_may_name_its_image_size(own: Path) -> None:
         ("own_code:Nested", "gave a dict with the key 'head/out'; expected names"),
     ],
 )
-def test_failures_of_own_code_are_one_line(own: Path, target: str, message: str) -> None:
+def test_failures_of_own_code_are_one_line(model_file: Path, target: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
-        open_checkpoint(own, model=target)
+        open_checkpoint(model_file, model=target)
     assert "\n" not in str(caught.value)
 
 
-def test_own_module_must_have_the_names_of_the_file(own: Path) -> None:
-    tree = torch.load(own, weights_only=True)
+def test_own_module_must_have_the_names_of_the_file(model_file: Path) -> None:
+    tree = torch.load(model_file, weights_only=True)
     tree["model"]["module.surplus"] = torch.ones(1)
     del tree["model"]["module.w"]
     with pytest.raises(CheckpointError, match=r"lacks w and has surplus, unlike the --model"):
-        open_checkpoint(save(own, tree), model="own_code:Net")
+        open_checkpoint(save(model_file, tree), model="own_code:Net")
 
 
-def test_own_module_refuses_other_shapes_and_broken_numbers(own: Path) -> None:
-    tree = torch.load(own, weights_only=True)
+def test_own_module_refuses_other_shapes_and_broken_numbers(model_file: Path) -> None:
+    tree = torch.load(model_file, weights_only=True)
     for bad, message in ((torch.ones(4, 5), r"w has shape \[4, 5\]"),
                          (torch.full((4, 3), float("inf")), "w holds NaN")):  # fmt: skip
         tree["model"]["module.w"] = bad
         with pytest.raises(CheckpointError, match=message):
-            open_checkpoint(save(own, tree), model="own_code:Net")
+            open_checkpoint(save(model_file, tree), model="own_code:Net")
 
 
-def test_own_module_for_an_optimizer_state_is_no_weights(own: Path) -> None:
+def test_own_module_for_an_optimizer_state_is_no_weights(model_file: Path) -> None:
     with pytest.raises(NoWeights):
-        open_checkpoint(save(own, {"state": {}, "param_groups": []}), model="own_code:Net")
+        open_checkpoint(save(model_file, {"state": {}, "param_groups": []}), model="own_code:Net")
 
 
 def test_module_from_memory_is_wrapped_in_eval_mode() -> None:

@@ -17,11 +17,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import describe
 from make import CHANNELS, tiny_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from lidar_cli.checkpoints.detect import recognise
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import read_checkpoint, read_contents, sha256
 from lidar_cli.errors import CheckpointError, LidarError, NoWeights
@@ -168,7 +168,7 @@ def test_tree_that_holds_itself(tmp_path: Path) -> None:
 
 def test_recognise_needs_no_values(tmp_path: Path) -> None:
     tensors = {name: t.to("meta") for name, t in tiny_state_dict().items()}
-    description = recognise(tmp_path / "a.pt", tensors)
+    description = describe(tmp_path / "a.pt", tensors)
     assert description.arch == "resnet 1-1-1-1 (width 4, 3x3 stem)"
     assert description.widths == {"backbone": CHANNELS[-1]}
 

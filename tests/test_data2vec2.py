@@ -11,20 +11,17 @@ from data2vec2_forward import GRID, IMAGE, d2v2_tokens, d2v2_weights
 from literal import assert_close, images
 from torch import Tensor
 
-from lidar_cli.checkpoints.models import data2vec2 as data2vec2_module
 from lidar_cli.checkpoints.models.data2vec2 import Data2Vec2
 from lidar_cli.checkpoints.models.weights import fill, shapes_of
-from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.open import build, open_checkpoint
 from lidar_cli.checkpoints.shapes import data2vec2
-from lidar_cli.checkpoints.shapes.data2vec2 import from_fairseq
+from lidar_cli.checkpoints.shapes.spec import renamed
 from lidar_cli.errors import CheckpointError
 
 
 def built(weights: dict[str, Tensor]) -> Data2Vec2:
-    named = {from_fairseq(name): tensor for name, tensor in weights.items()}
-    model = data2vec2_module.build(
-        data2vec2.spec(shapes_of(named), "here").assume("heads", 3, "set")
-    )
+    named = {renamed(name, data2vec2.FROM_FAIRSEQ): tensor for name, tensor in weights.items()}
+    model = build(data2vec2.spec(shapes_of(named), "here").assume("heads", 3, "set"))
     fill(model, named, "here")
     return model
 
@@ -43,8 +40,8 @@ def test_encoder_equals_the_forward_written_out(context: int, extra: int) -> Non
 def test_kept_patches_enter_alone() -> None:
     weights = d2v2_weights()
     keep = torch.tensor([[3, 0, 9], [1, 2, 15], [5, 4, 3]])
-    found = built(weights).tokens(images(16), keep)
-    assert_close(found, d2v2_tokens(weights, images(16), 3, keep))
+    tokens = built(weights).tokens(images(16), keep)
+    assert_close(tokens, d2v2_tokens(weights, images(16), 3, keep))
 
 
 @torch.no_grad()
@@ -76,13 +73,13 @@ def test_file_opens_without_its_decoder(tmp_path: Path) -> None:
     assert (description.arch, description.image_size) == ("data2vec2_tiny_patch4 (depth 5)", 16)
     assert description.ignored == (f"model.{IMAGE}.decoder",)
     assert description.parameters == sum(tensor.numel() for tensor in weights.values())
-    found = loaded.embed(images(16), ["backbone"])["backbone"]
-    assert_close(found, d2v2_tokens(weights, images(16), 3)[:, 1:].mean(1))
+    embeddings = loaded.embed(images(16), ["backbone"])["backbone"]
+    assert_close(embeddings, d2v2_tokens(weights, images(16), 3)[:, 1:].mean(1))
 
 
 @pytest.mark.parametrize("positions", [None, (1, 15, 24), (16, 24)])
 def test_positions_of_no_square_grid_are_refused(positions: tuple[int, ...] | None) -> None:
-    shapes = {from_fairseq(n): s for n, s in shapes_of(d2v2_weights()).items()}
+    shapes = {renamed(n, data2vec2.FROM_FAIRSEQ): s for n, s in shapes_of(d2v2_weights()).items()}
     shapes["pos_embed"] = positions or ()
     with pytest.raises(CheckpointError, match=r"positions of the data2vec 2\.0 encoder are"):
         data2vec2.spec(shapes, "here")

@@ -39,11 +39,11 @@ def places(tree: Any, place: RankInfo = ()) -> Iterator[tuple[RankInfo, Any]]:
 
 
 def as_bits(tree: Any) -> dict[RankInfo, tuple[torch.dtype, tuple[int, ...], bytes]]:
-    made = {
+    fixture = {
         place: tensor.materialise() if isinstance(tensor, LazyTensor) else tensor
         for place, tensor in places(tree)
     }
-    return {place: (t.dtype, tuple(t.shape), bits(t)) for place, t in made.items()}
+    return {place: (t.dtype, tuple(t.shape), bits(t)) for place, t in fixture.items()}
 
 
 def torch_opens(path: Path) -> bool:
@@ -60,9 +60,9 @@ def test_tensors_are_those_of_torch_load_bit_for_bit(name: str, tmp_path: Path) 
     fixture = FIXTURES[name]()
     for legacy in (fixture.legacy, not fixture.legacy):
         path = dataclasses.replace(fixture, legacy=legacy).save(tmp_path)
-        found = as_bits(read_contents(path).tree)
-        assert found == as_bits(torch.load(path, weights_only=False))
-        assert len(found) > 20
+        tensors = as_bits(read_contents(path).tree)
+        assert tensors == as_bits(torch.load(path, weights_only=False))
+        assert len(tensors) > 20
 
 
 def test_files_that_torch_refuses_are_among_them(tmp_path: Path) -> None:

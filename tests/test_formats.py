@@ -1,4 +1,4 @@
-"""Every described format: told from all others, and embedded as its literal forward pass does."""
+"""Every format: distinguished from all others, and embedded as its literal forward pass does."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ import pytest
 import timm
 import torch
 from formats import FIXTURES
-from layouts import Fixture, Weights, lightning
+from layouts import Fixture, Weights, describe, lightning
 from torch import Tensor
 
-from lidar_cli.checkpoints.assume import Assumed
-from lidar_cli.checkpoints.detect import find, recognise
+from lidar_cli.checkpoints.description import CheckpointDescription
+from lidar_cli.checkpoints.detect import detect, match_format
 from lidar_cli.checkpoints.families import FAMILIES, Family
-from lidar_cli.checkpoints.formats import FORMATS, numbered
-from lidar_cli.checkpoints.formats.format import renamed
-from lidar_cli.checkpoints.match import match
-from lidar_cli.checkpoints.models.weights import shapes
-from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.formats.format import numbered, renamed
+from lidar_cli.checkpoints.models.weights import shapes, shapes_of
+from lidar_cli.checkpoints.open import build, open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_checkpoint, read_contents
-from lidar_cli.checkpoints.result import Description
 from lidar_cli.checkpoints.shapes import vit
+from lidar_cli.checkpoints.shapes.spec import Assumed
 from lidar_cli.errors import CheckpointError, SettingsError
 
 
@@ -40,9 +39,9 @@ def pixels(size: int = 32) -> Tensor:
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(7))
 
 
-def told(path: Path, **options: Any) -> Description:
+def described(path: Path, **options: Any) -> CheckpointDescription:
     contents = read_contents(path)
-    return recognise(path, as_dict(contents), config=contents.config, **options)
+    return describe(path, as_dict(contents), config=contents.config, **options)
 
 
 def save(path: Path, tree: Any) -> Path:
@@ -50,9 +49,9 @@ def save(path: Path, tree: Any) -> Path:
     return path
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
     assert expected.std() > 1e-3, "constant embeddings would hide every error"
 
 
@@ -71,19 +70,19 @@ def test_embeddings_equal_the_literal_forward_pass(
     loaded = open_checkpoint(saved[name], branch=branch)
     layers = [layer for of, layer in fixture.embed if of == branch]
     assert list(loaded.layers) == layers
-    found = loaded.embed(pixels(fixture.size), layers)
+    embeddings = loaded.embed(pixels(fixture.size), layers)
     for layer in layers:
-        assert_close(found[layer], fixture.embed[branch, layer](pixels(fixture.size)))
-        assert loaded.description.widths[layer] == found[layer].shape[1]
+        assert_close(embeddings[layer], fixture.embed[branch, layer](pixels(fixture.size)))
+        assert loaded.description.widths[layer] == embeddings[layer].shape[1]
     assert loaded.description.branch == branch
 
 
 def test_branches_differ_and_the_default_is_the_evaluated_one(saved: dict[str, Path]) -> None:
     for name, make in FIXTURES.items():
         branches = tuple(dict.fromkeys(branch for branch, _ in make().embed))
-        found = told(saved[name])
-        assert found.branches == branches, name
-        assert found.branch == branches[0], name
+        description = described(saved[name])
+        assert description.branches == branches, name
+        assert description.branch == branches[0], name
         images = pixels(make().size)
         first = make().embed[branches[0], "backbone"](images)
         for other in branches[1:]:
@@ -92,13 +91,13 @@ def test_branches_differ_and_the_default_is_the_evaluated_one(saved: dict[str, P
 
 def test_confusion_table(saved: dict[str, Path]) -> None:
     """Every fixture is recognised as its own format, and nothing is guessed between two."""
-    table = {name: told(path).format for name, path in saved.items()}
+    table = {name: described(path).format for name, path in saved.items()}
     assert table == {name: make().format for name, make in FIXTURES.items()}
     for name, path in saved.items():
         for option in ("ignored", "arch"):
             expected = getattr(FIXTURES[name](), option)
             if expected:
-                assert getattr(told(path), option) == expected
+                assert getattr(described(path), option) == expected
 
 
 def test_every_format_has_a_fixture() -> None:
@@ -110,27 +109,27 @@ def test_every_format_has_a_fixture() -> None:
 def test_a_format_may_be_named(saved: dict[str, Path]) -> None:
     path = saved["vissl-barlow"]
     tree = read_checkpoint(path)
-    assert recognise(path, tree, format="vissl-simclr").recipe == "simclr-vissl"
+    assert describe(path, tree, format="vissl-simclr").recipe == "simclr-vissl"
     with pytest.raises(CheckpointError, match=r"is not dino: expected tensors named .*teacher"):
-        recognise(path, tree, format="dino")
+        describe(path, tree, format="dino")
     with pytest.raises(SettingsError, match=r"--format vicregg: did you mean vicreg\?"):
-        recognise(path, tree, format="vicregg")
+        describe(path, tree, format="vicregg")
     path = saved["simclr-sthalles"]
-    assert recognise(path, read_checkpoint(path), format="plain").format == "ResNet state dict"
+    assert describe(path, read_checkpoint(path), format="plain").format == "ResNet state dict"
 
 
 def test_equally_specific_formats_are_not_guessed(
     saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twin = dataclasses.replace(next(f for f in FORMATS if f.name == "vicreg"), name="twin")
-    monkeypatch.setattr("lidar_cli.checkpoints.match.FORMATS", (*FORMATS, twin))
+    monkeypatch.setattr("lidar_cli.checkpoints.detect.FORMATS", (*FORMATS, twin))
     path = saved["vicreg"]
     tree = read_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"may be vicreg, twin; choose .* --format"):
-        match(path, tree)
-    found = match(path, tree, "twin")
-    assert found is not None
-    assert found.format is twin
+        match_format(path, tree)
+    match = match_format(path, tree, "twin")
+    assert match is not None
+    assert match[0] is twin
 
 
 @pytest.mark.parametrize(
@@ -139,17 +138,17 @@ def test_equally_specific_formats_are_not_guessed(
 )
 def test_other_words_for_branches(asked: str, branch: str, saved: dict[str, Path]) -> None:
     path = saved["ijepa"]
-    assert recognise(path, read_checkpoint(path), branch=asked).branch == branch
+    assert describe(path, read_checkpoint(path), branch=asked).branch == branch
 
 
 def test_a_branch_that_is_not_there(saved: dict[str, Path]) -> None:
     for name in ("vicreg", "torchvision-resnet"):
         tree = read_checkpoint(saved[name])
         with pytest.raises(CheckpointError, match=r"no branch 'teacher' in .* it has encoder"):
-            recognise(saved[name], tree, branch="teacher")
-        assert recognise(saved[name], tree, branch="student").branch == "encoder"
+            describe(saved[name], tree, branch="teacher")
+        assert describe(saved[name], tree, branch="student").branch == "encoder"
     with pytest.raises(SettingsError, match=r"--branch techer: did you mean teacher\?"):
-        recognise(saved["vicreg"], read_checkpoint(saved["vicreg"]), branch="techer")
+        describe(saved["vicreg"], read_checkpoint(saved["vicreg"]), branch="techer")
 
 
 # What is missing or left over is named.
@@ -227,9 +226,9 @@ def test_head_count_is_the_methods_own(saved: dict[str, Path], tmp_path: Path) -
     fixture = FIXTURES["moco-v3-vit"]()
     w = Weights()
     w.update({k.removeprefix("module."): t for k, t in fixture.tree["state_dict"].items()})
-    found = open_checkpoint(saved["moco-v3-vit"]).embed(pixels(), ["backbone"])["backbone"]
-    assert_close(found, w.run_vit("base_encoder.", pixels(), heads=12))
-    assert (found - w.run_vit("base_encoder.", pixels(), heads=6)).abs().max() > 1e-3
+    embeddings = open_checkpoint(saved["moco-v3-vit"]).embed(pixels(), ["backbone"])["backbone"]
+    assert_close(embeddings, w.run_vit("base_encoder.", pixels(), heads=12))
+    assert (embeddings - w.run_vit("base_encoder.", pixels(), heads=6)).abs().max() > 1e-3
     # solo-learn's MoCo v3 has 12 for width 192 too, where its other methods have 3.
     solo = Weights()
     solo.vit("backbone.")
@@ -243,17 +242,17 @@ def test_head_count_is_the_methods_own(saved: dict[str, Path], tmp_path: Path) -
     solo.bn("predictor.4", 12, affine=False)
     loaded = open_checkpoint(save(tmp_path / "a.ckpt", lightning(dict(solo))))
     assert loaded.description.format == "solo-learn-moco-v3-vit"
-    found = loaded.embed(pixels(), ["backbone"])["backbone"]
-    assert_close(found, solo.run_vit("backbone.", pixels(), heads=12))
+    embeddings = loaded.embed(pixels(), ["backbone"])["backbone"]
+    assert_close(embeddings, solo.run_vit("backbone.", pixels(), heads=12))
 
 
 def test_a_head_count_is_assumed_by_the_format_or_by_the_width(saved: dict[str, Path]) -> None:
     for name, why in {"dino-vit": "dino's", "timm-vit": "usual for width 192"}.items():
-        assert told(saved[name]).assumed["heads"] == Assumed(3, why)
+        assert described(saved[name]).assumed["heads"] == Assumed(3, why)
 
 
 def test_cifar_stems_differ_in_padding_alone(tmp_path: Path) -> None:
-    """The same weights: solo-learn pads by 2, others by 1, and the file does not tell."""
+    """The same weights: solo-learn pads by 2, others by 1, and the file does not say."""
     w = Weights()
     w.resnet("backbone.", kernel=3)
     w.linear("classifier", 16, 10)
@@ -261,18 +260,20 @@ def test_cifar_stems_differ_in_padding_alone(tmp_path: Path) -> None:
     plain = save(tmp_path / "plain.pt", {k: t for k, t in w.items() if "backbone" in k})
     for path, padding in ((solo, 2), (plain, 1)):
         loaded = open_checkpoint(path)
-        found = loaded.embed(pixels(), ["backbone"])["backbone"]
-        assert_close(found, w.run_resnet("backbone.", pixels(), padding=padding))
-        assert (found - w.run_resnet("backbone.", pixels(), padding=3 - padding)).abs().max() > 1e-4
+        embeddings = loaded.embed(pixels(), ["backbone"])["backbone"]
+        assert_close(embeddings, w.run_resnet("backbone.", pixels(), padding=padding))
+        assert (
+            embeddings - w.run_resnet("backbone.", pixels(), padding=3 - padding)
+        ).abs().max() > 1e-4
     assert open_checkpoint(solo).description.arch == "resnet 1-1-1-1 (width 8, 3x3 stem, pad 2)"
 
 
 def test_wide_stems(saved: dict[str, Path]) -> None:
     """VICReg's and SwAV's wide ResNets widen the stem; torchvision's do not."""
-    told = recognise(saved["vicreg"], read_checkpoint(saved["vicreg"]))
-    assert told.arch == "resnet 1-1-1-1 (width 8)"
-    told = recognise(saved["barlow"], read_checkpoint(saved["barlow"]))
-    assert told.arch == "resnet 1-1-1-1 (width 8, inner width 4)"
+    description = describe(saved["vicreg"], read_checkpoint(saved["vicreg"]))
+    assert description.arch == "resnet 1-1-1-1 (width 8)"
+    description = describe(saved["barlow"], read_checkpoint(saved["barlow"]))
+    assert description.arch == "resnet 1-1-1-1 (width 8, inner width 4)"
 
 
 @pytest.mark.parametrize("new", [False, True])
@@ -290,16 +291,16 @@ def test_weight_norm_in_both_layouts(new: bool, tmp_path: Path) -> None:
     else:
         linear.weight.data = g * v / v.norm(dim=1, keepdim=True)
     loaded = open_checkpoint(save(tmp_path / "a.pt", dict(w)))
-    found = loaded.embed(pixels(), ["projector"])["projector"]
-    assert_close(found, linear(w.run_resnet("backbone.", pixels())).detach())
+    embeddings = loaded.embed(pixels(), ["projector"])["projector"]
+    assert_close(embeddings, linear(w.run_resnet("backbone.", pixels())).detach())
 
 
 def test_prototypes_are_never_embedded(saved: dict[str, Path]) -> None:
     for name, width in {"dino-vit": 16, "dino-resnet": 16, "vissl-dino": 16, "vissl-swav": 12,
                         "swav-released": 12, "stable-pretraining-dino": 12,
                         "lightly-dino": 16}.items():  # fmt: skip
-        told = recognise(saved[name], read_checkpoint(saved[name]))
-        assert told.widths["projector"] == width, name
+        description = describe(saved[name], read_checkpoint(saved[name]))
+        assert description.widths["projector"] == width, name
 
 
 def test_dino_heads_have_gelu_unless_the_user_says_otherwise(saved: dict[str, Path]) -> None:
@@ -323,15 +324,15 @@ def test_names_of_lightly_mean_the_teacher_in_some_modules(saved: dict[str, Path
                 "lightly-moco": ("student", "backbone."), "lightly-tico": ("teacher", "backbone."),
                 "lightly-moco-query": ("teacher", "backbone.")}  # fmt: skip
     for name, (branch, prefix) in expected.items():
-        told = recognise(saved[name], read_checkpoint(saved[name]))
-        assert (told.branch, told.prefix) == (branch, prefix)
+        description = describe(saved[name], read_checkpoint(saved[name]))
+        assert (description.branch, description.prefix) == (branch, prefix)
 
 
 def test_heads_within_the_backbones_fc(saved: dict[str, Path]) -> None:
     for name in ("moco-v1", "moco-v2", "simclr-sthalles", "moco-v3-resnet"):
-        told = recognise(saved[name], read_checkpoint(saved[name]))
-        assert told.widths["backbone"] == 16
-        assert told.widths["projector"] == 12, name
+        description = describe(saved[name], read_checkpoint(saved[name]))
+        assert description.widths["backbone"] == 16
+        assert description.widths["projector"] == 12, name
 
 
 def test_layers_with_names_get_their_places() -> None:
@@ -347,20 +348,22 @@ def test_a_container_that_holds_itself_ends(tmp_path: Path) -> None:
         knot[f"k{at}"] = knot
     for tree in ({"teacher": knot, "student": knot}, {"model": knot}, {"encoder": knot}):
         with pytest.raises(CheckpointError):
-            recognise(tmp_path / "a.pt", tree)
+            describe(tmp_path / "a.pt", tree)
     level: dict[str, Any] = {"w.weight": torch.ones(2, 2)}
     for _ in range(12):  # no cycle, but each dict shared by forty names
         level = {f"k{at}": level for at in range(40)}
     with pytest.raises(CheckpointError):
-        recognise(tmp_path / "a.pt", {"teacher": level})
+        describe(tmp_path / "a.pt", {"teacher": level})
 
 
 def test_other_lightning_modules_are_not_taken_for_solo_learn(tmp_path: Path) -> None:
     tree = lightning(dict(FIXTURES["solo-learn-byol"]().tree["state_dict"]))
-    own = {k: t for k, t in tree["state_dict"].items() if k.startswith(("backbone.", "classifier"))}
-    tree = lightning(own, hyper_parameters={"lr": 0.1})
+    model_file = {
+        k: t for k, t in tree["state_dict"].items() if k.startswith(("backbone.", "classifier"))
+    }
+    tree = lightning(model_file, hyper_parameters={"lr": 0.1})
     path = save(tmp_path / "a.ckpt", tree)
-    assert recognise(path, read_checkpoint(path)).arch.endswith("3x3 stem)")
+    assert describe(path, read_checkpoint(path)).arch.endswith("3x3 stem)")
 
 
 # A family of another architecture: its own module, and noise of its own.
@@ -376,7 +379,6 @@ def test_a_new_family_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "special",
         "blocks.0.attn.extra",
         vit.spec,
-        FAMILIES["vit"].build,
         special=True,
         noise=("blocks.0.attn.extra", "teacher_target."),
     )
@@ -387,16 +389,21 @@ def test_a_new_family_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     loaded = open_checkpoint(path)
     assert loaded.description.format == "special"
     assert set(loaded.description.ignored) == {"blocks.0.attn.extra", "teacher_target"}
-    found = loaded.embed(pixels(), ["backbone"])["backbone"]
-    assert_close(found, w.run_vit("", pixels()))
+    embeddings = loaded.embed(pixels(), ["backbone"])["backbone"]
+    assert_close(embeddings, w.run_vit("", pixels()))
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_shapes_told_without_torch_are_the_modules(name: str, saved: dict[str, Path]) -> None:
+def test_shapes_without_torch_are_those_of_the_modules(name: str, saved: dict[str, Path]) -> None:
     contents = read_contents(saved[name])
-    found = find(saved[name], as_dict(contents), config=contents.config)
-    told = {key: tuple(t.shape) for key, t in found.backbone.tensors.items()}
-    assert told == shapes(found.backbone.build().weights)
+    _, modules = detect(saved[name], as_dict(contents), config=contents.config)
+    for layer, assignment in modules.items():
+        module = build(assignment.spec)
+        built = shapes(module.weights if layer == "backbone" else module)
+        assert assignment.spec.shapes() == built
+        assert shapes_of(assignment.tensors) == {
+            name: shape for name, shape in built.items() if name in assignment.tensors
+        }
 
 
 def test_arch_and_format_go_together(tmp_path: Path) -> None:
@@ -409,8 +416,8 @@ def test_arch_and_format_go_together(tmp_path: Path) -> None:
     tree = {"teacher": {k.removeprefix("teacher."): t for k, t in w.items()}, "student": {}}
     loaded = open_checkpoint(save(tmp_path / "a.pt", tree), arch="convnext_atto")
     assert (loaded.description.format, loaded.description.branch) == ("dino", "teacher")
-    found = loaded.embed(pixels(64), ["projector"])["projector"]
-    assert_close(found, w.lin("teacher.head.mlp.0", model.eval()(pixels(64))).detach())
+    embeddings = loaded.embed(pixels(64), ["projector"])["projector"]
+    assert_close(embeddings, w.lin("teacher.head.mlp.0", model.eval()(pixels(64))).detach())
 
 
 def test_a_schedule_of_solo_learn_names_its_functions_and_calls_none(

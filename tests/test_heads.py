@@ -10,9 +10,9 @@ import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.assume import Assumed
 from lidar_cli.checkpoints.models.resnet import ResNet as OurResNet
 from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.shapes.spec import Assumed
 from lidar_cli.errors import CheckpointError, SettingsError
 
 WIDTH = 32  # of the backbone below
@@ -92,10 +92,10 @@ def test_heads(kind: str, name: str, backbone: nn.Module, tmp_path: Path) -> Non
     path = save(tmp_path / "a.pt", prefixed(backbone, "backbone.") | prefixed(head, f"{name}."))
     loaded = open_checkpoint(path)
     assert loaded.description.widths == {"backbone": WIDTH, "projector": 8}
-    found = loaded.embed(images(), ["projector"])["projector"]
+    embeddings = loaded.embed(images(), ["projector"])["projector"]
     expected = head(backbone(images())).detach()
     assert expected.std() > 1e-2
-    assert (found - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+    assert (embeddings - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_places_of_the_head(
 ) -> None:
     head = randomised(mlp(), 1)
     tree = prefixed(backbone, backbone_prefix) | prefixed(head, head_prefix)
-    found = open_checkpoint(save(tmp_path / "a.pt", {"state_dict": tree}))
-    rows = found.embed(images(), ["projector"])["projector"]
+    loaded = open_checkpoint(save(tmp_path / "a.pt", {"state_dict": tree}))
+    rows = loaded.embed(images(), ["projector"])["projector"]
     assert (rows - head(backbone(images()))).abs().max() < 1e-5
 
 
@@ -155,11 +155,11 @@ def test_several_layers_come_out_of_one_forward(
     calls = []
     forward = OurResNet.forward
     monkeypatch.setattr(OurResNet, "forward", lambda s, x: calls.append(1) or forward(s, x))
-    found = loaded.embed(images(), ["projector", "backbone"])
-    assert list(found) == ["projector", "backbone"]
+    embeddings = loaded.embed(images(), ["projector", "backbone"])
+    assert list(embeddings) == ["projector", "backbone"]
     assert len(calls) == 1
-    assert torch.equal(found["projector"], loaded.modules["projector"](found["backbone"]))
-    assert (found["backbone"] - backbone(images())).abs().max() < 1e-4
+    assert torch.equal(embeddings["projector"], loaded.modules["projector"](embeddings["backbone"]))
+    assert (embeddings["backbone"] - backbone(images())).abs().max() < 1e-4
 
 
 def test_unknown_layer_names_those_that_are_there(backbone: nn.Module, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from formats import FIXTURES
 from literal import assert_close, images
 from safetensors.torch import save_file
 
-from lidar_cli.checkpoints.assume import Assumed
 from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.shapes.spec import Assumed
 from lidar_cli.errors import CheckpointError
 
 
@@ -48,9 +48,9 @@ def test_heads_and_eps_are_the_configurations(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_eps_changes_the_embedding(tmp_path: Path) -> None:
     path = folder(tmp_path, "hf-ijepa", layer_norm_eps=0.1)
-    found = open_checkpoint(path).embed(images(16), ["backbone"])["backbone"]
+    embeddings = open_checkpoint(path).embed(images(16), ["backbone"])["backbone"]
     expected = FIXTURES["hf-ijepa"]().embed["student", "backbone"](images(16))
-    assert (found - expected).abs().max() > 1e-3
+    assert (embeddings - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(

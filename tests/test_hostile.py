@@ -31,11 +31,11 @@ import pickles
 import pytest
 import torch
 from hostile_pickles import HERE, REFUSED, WRITERS, beside, name, refusal, state, text, within
+from layouts import describe
 from mutations import mutated, restructured, tensors_in
 from safetensors.torch import save_file
 from torch import nn
 
-from lidar_cli.checkpoints.detect import recognise
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.interpret import interpret, plain
 from lidar_cli.checkpoints.reading.lazy_tensor import Malformed
@@ -349,7 +349,7 @@ def test_mutated_files_raise_nothing_but_our_errors(kind: str, canary: Path) -> 
             for tensor in tensors_in(contents.tree):
                 assert tensor.problem or tensor.nbytes < len(original) + 2**20
                 tensor.materialise()
-            recognise(path, contents.tree if isinstance(contents.tree, dict) else {})
+            describe(path, contents.tree if isinstance(contents.tree, dict) else {})
         except LidarError as error:
             outcomes["refused"] += 1
             lines.update(str(error).splitlines())
@@ -382,7 +382,7 @@ def test_restructured_pickles_open_or_end_in_one_line(count: int, canary: Path) 
         try:
             contents = read_contents(path)
             outcomes["opened"] += 1
-            recognise(path, as_dict(contents))
+            describe(path, as_dict(contents))
         except LidarError as error:
             outcomes["refused"] += 1
             outcomes["lines"] += "\n" in str(error)

@@ -30,8 +30,10 @@ def vit_weights() -> dict[str, Tensor]:
 
 
 def timm_config(architecture: str) -> str:
-    told = {"input_size": [3, 32, 32], "mean": [0.485, 0.456, 0.406], "tag": "test"}
-    return json.dumps({"architecture": architecture, "num_classes": 0, "pretrained_cfg": told})
+    pretrained = {"input_size": [3, 32, 32], "mean": [0.485, 0.456, 0.406], "tag": "test"}
+    return json.dumps(
+        {"architecture": architecture, "num_classes": 0, "pretrained_cfg": pretrained}
+    )
 
 
 def cache(home: Path, repository: str, files: Mapping[str, bytes]) -> None:
@@ -62,9 +64,9 @@ def test_a_cached_model_is_embedded_off_line(tmp_path: Path) -> None:
     cache(home, "someone/vit.test", files)
     images = image_folder(tmp_path / "images", 4)
     options = ["--data", images, "-n", 4, "-q", 2, "--image-size", 32]
-    told = {"HF_HUB_CACHE": str(home)}
+    environment = {"HF_HUB_CACHE": str(home)}
     for name in ("hf-hub:someone/vit.test", "w.safetensors"):
-        ended = lidar("extract", name, *options, cwd=tmp_path, **told)
+        ended = lidar("extract", name, *options, cwd=tmp_path, **environment)
         assert ended.returncode == 0, ended.stderr
     (fetched,), (plain,) = (
         [list(e.chunks(10**6)) for e in read_hdf5(tmp_path / f"{stem}.h5", "backbone")]
@@ -72,7 +74,7 @@ def test_a_cached_model_is_embedded_off_line(tmp_path: Path) -> None:
     )
     assert torch.equal(fetched[0].views, plain[0].views)
     assert read_provenance(tmp_path / "vit.test.h5")["checkpoint"] == "hf-hub:someone/vit.test"
-    ended = lidar("inspect", "timm:wrong.test", cwd=tmp_path, **told)
+    ended = lidar("inspect", "timm:wrong.test", cwd=tmp_path, **environment)
     assert ended.returncode == 3
     assert "missing" in ended.stderr  # of the ResNet that the configuration names
 
@@ -83,15 +85,15 @@ def test_timms_architecture_is_the_configurations(tmp_path: Path) -> None:
     content = saved(dict(model.state_dict()), tmp_path)
     files = {"model.safetensors": content, "config.json": timm_config("convnext_atto").encode()}
     cache(tmp_path / "hub", "timm/convnext_atto.test", files)
-    told = {"HF_HUB_CACHE": str(tmp_path / "hub")}
-    ended = lidar("inspect", "--json", "timm:convnext_atto.test", cwd=tmp_path, **told)
+    environment = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    ended = lidar("inspect", "--json", "timm:convnext_atto.test", cwd=tmp_path, **environment)
     assert ended.returncode == 0, ended.stderr
-    (found,) = json.loads(ended.stdout)
-    assert (found["architecture"], found["file"]) == ("convnext_atto", "timm:convnext_atto.test")
+    (report,) = json.loads(ended.stdout)
+    assert (report["architecture"], report["file"]) == ("convnext_atto", "timm:convnext_atto.test")
     for name, shown in (("convnext_of_2031", "convnext_of_2031"), ("a\x1b[2J", r"'a\x1b[2J'")):
         files["config.json"] = timm_config(name).encode()
         cache(tmp_path / "hub", f"timm/later{len(name)}", files)
-        ended = lidar("inspect", f"timm:later{len(name)}", cwd=tmp_path, **told)
+        ended = lidar("inspect", f"timm:later{len(name)}", cwd=tmp_path, **environment)
         assert ended.returncode == 3
         assert f"names timm's {shown}, which timm" in ended.stderr
 
@@ -99,11 +101,11 @@ def test_timms_architecture_is_the_configurations(tmp_path: Path) -> None:
 def test_pickled_weights_of_the_hub_are_read_as_data(tmp_path: Path) -> None:
     path = FIXTURES["dino-vit"]().save(tmp_path)
     cache(tmp_path / "hub", "me/dino", {"pytorch_model.bin": path.read_bytes()})
-    told = {"HF_HUB_CACHE": str(tmp_path / "hub")}
-    ended = lidar("inspect", "--json", "hf-hub:me/dino", cwd=tmp_path, **told)
+    environment = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    ended = lidar("inspect", "--json", "hf-hub:me/dino", cwd=tmp_path, **environment)
     assert ended.returncode == 0, ended.stderr
-    (found,) = json.loads(ended.stdout)
-    assert (found["format"], found["kind"]) == ("dino", "zip")
+    (report,) = json.loads(ended.stdout)
+    assert (report["format"], report["kind"]) == ("dino", "zip")
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -155,8 +157,12 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def ask(endpoint: str, name: str, folder: Path) -> tuple[int, str, str]:
-    told = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(folder / "hub")}
-    ended = lidar("inspect", name, cwd=folder, **told)
+    environment = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_CACHE": str(folder / "hub"),
+    }
+    ended = lidar("inspect", name, cwd=folder, **environment)
     return ended.returncode, ended.stdout, ended.stderr
 
 
@@ -193,8 +199,8 @@ def test_what_the_hub_does_not_give_is_one_line(
 
 
 def test_off_line_and_not_in_the_cache_is_one_line(tmp_path: Path) -> None:
-    told = {"HF_HUB_CACHE": str(tmp_path / "hub")}
-    ended = lidar("extract", "hf-hub:me/model", cwd=tmp_path, **told)
+    environment = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    ended = lidar("extract", "hf-hub:me/model", cwd=tmp_path, **environment)
     assert (ended.returncode, ended.stdout) == (3, "")
     line = ended.stderr.splitlines()[-1]
     assert "hf-hub:me/model: me/model is not in the cache of huggingface_hub" in line

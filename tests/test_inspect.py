@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from formats import FIXTURES
+from layouts import describe
 from make import checkpoint, environment, image_folder, lidar_here
 
-from lidar_cli.checkpoints.detect import recognise
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.inspect import formats, inspect_file
 from lidar_cli.checkpoints.open import open_checkpoint
@@ -27,11 +27,19 @@ from lidar_cli.views.recipes import pixel_statistics
 
 def test_what_is_told_of_a_checkpoint(tmp_path: Path) -> None:
     path = FIXTURES["moco-v3-vit"]().save(tmp_path)
-    found = inspect_file(path, InspectSettings())
-    assert (found.format, found.kind, found.container) == ("moco-v3-vit", "zip", "state_dict")
-    assert found.architecture == "vit_small_patch8 (depth 2)"
-    assert (found.image_size, found.recipe, found.branch) == (32, "moco-v3", "student")
-    student, teacher = found.branches
+    inspection = inspect_file(path, InspectSettings())
+    assert (inspection.format, inspection.kind, inspection.container) == (
+        "moco-v3-vit",
+        "zip",
+        "state_dict",
+    )
+    assert inspection.architecture == "vit_small_patch8 (depth 2)"
+    assert (inspection.image_size, inspection.recipe, inspection.branch) == (
+        32,
+        "moco-v3",
+        "student",
+    )
+    student, teacher = inspection.branches
     assert student.prefix == "module.base_encoder."
     assert student.layers == {"backbone": 384, "projector": 12, "predictor": 12}
     assert student.heads == {"projector": (384, 24, 24, 12), "predictor": (12, 24, 12)}
@@ -43,41 +51,41 @@ def test_what_is_told_of_a_checkpoint(tmp_path: Path) -> None:
         for name, t in weights.items()
         if name.startswith("module.momentum_encoder.") and not name.endswith(statistics)
     )
-    assert found.extract == (
+    assert inspection.extract == (
         "embed the projector of the student (12 numbers) at 32 px with the views moco-v3"
     )
 
 
 def test_stand_ins_and_what_is_left_out_are_told(tmp_path: Path) -> None:
     path = FIXTURES["barlow"]().save(tmp_path)
-    found = inspect_file(path, InspectSettings())
-    assert found.stand_ins == ("__main__.exclude_bias_and_norm",)
-    assert found.ignored == ("bn",)
-    told = report.to_text([found])
-    assert "stand-ins     __main__.exclude_bias_and_norm" in told
-    assert "projector 16-24-24-20" in told
+    inspection = inspect_file(path, InspectSettings())
+    assert inspection.stand_ins == ("__main__.exclude_bias_and_norm",)
+    assert inspection.ignored == ("bn",)
+    text = report.to_text([inspection])
+    assert "stand-ins     __main__.exclude_bias_and_norm" in text
+    assert "projector 16-24-24-20" in text
 
 
 def test_the_predictor_of_ijepa_is_listed_with_its_width(tmp_path: Path) -> None:
     path = FIXTURES["ijepa"]().save(tmp_path)
-    found = inspect_file(path, InspectSettings())
-    teacher, student = found.branches
+    inspection = inspect_file(path, InspectSettings())
+    teacher, student = inspection.branches
     assert teacher.layers == {"backbone": 192}
     assert student.layers == {"backbone": 192, "predictor": 192}
     assert student.heads == {"predictor": (192, 96, 192)}
     tree = FIXTURES["ijepa"]().tree
     of_student = [*tree["encoder"].values(), *tree["predictor"].values()]
     assert student.parameters == sum(tensor.numel() for tensor in of_student)
-    assert "predictor 192-96-192" in report.to_text([found])
+    assert "predictor 192-96-192" in report.to_text([inspection])
     (row,) = (row for row in formats() if row.name == "ijepa")
     assert (row.branches, row.layers) == ("teacher, student", "backbone, predictor")
 
 
 def test_the_absence_of_a_projector_is_told(tmp_path: Path) -> None:
     path = FIXTURES["torchvision-resnet"]().save(tmp_path)
-    found = inspect_file(path, InspectSettings())
-    assert found.layer == "backbone"
-    assert "since there is no projector" in found.extract
+    inspection = inspect_file(path, InspectSettings())
+    assert inspection.layer == "backbone"
+    assert "since there is no projector" in inspection.extract
 
 
 def test_what_no_description_tells_is_said(tmp_path: Path) -> None:
@@ -115,8 +123,8 @@ def test_every_fixture_is_inspected_without_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment()
     )
     assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
-    assert [one["format"] for one in told] == [make().format for make in FIXTURES.values()]
+    report = json.loads(ended.stdout)
+    assert [one["format"] for one in report] == [make().format for make in FIXTURES.values()]
 
 
 def test_the_table_of_formats_is_the_codes(
@@ -163,9 +171,9 @@ def test_branch_layer_and_reason_reach_the_feature_file(
         arguments = ["extract", path, *options, out, *more]
         ended = lidar_here(*arguments, monkeypatch=monkeypatch, capfd=capfd)
         assert ended.returncode == 0, ended.stderr
-        told = read_provenance(out)
-        assert (told["branch"], told["layers"]) == (branch, layers)
-        assert (told["model_format"], told["layer_reason"]) == ("solo-learn", None)
+        provenance = read_provenance(out)
+        assert (provenance["branch"], provenance["layers"]) == (branch, layers)
+        assert (provenance["model_format"], provenance["layer_reason"]) == ("solo-learn", None)
     plain = checkpoint(tmp_path / "plain.pt", projected=None)
     arguments = ["extract", plain, *options, tmp_path / "p.h5"]
     ended = lidar_here(*arguments, monkeypatch=monkeypatch, capfd=capfd)
@@ -181,20 +189,20 @@ def test_auto_views_are_those_of_the_method_if_there_is_such_a_recipe(tmp_path: 
         ("torchvision-resnet", "simclr", 0.485),
     ):
         (tmp_path / name).mkdir()
-        told = open_checkpoint(FIXTURES[name]().save(tmp_path / name)).description
-        recipe = choose_recipe(ExtractSettings(), told)
+        description = open_checkpoint(FIXTURES[name]().save(tmp_path / name)).description
+        recipe = choose_recipe(ExtractSettings(), description)
         assert (recipe.name, recipe.mean[0]) == (views, mean)
-        assert choose_recipe(by_hand, told).mean[0] == 0.485
-        assert choose_recipe(ExtractSettings(views="identity"), told).name == "identity"
+        assert choose_recipe(by_hand, description).mean[0] == 0.485
+        assert choose_recipe(ExtractSettings(views="identity"), description).name == "identity"
 
 
 def test_the_pixel_statistics_that_are_said_are_used(tmp_path: Path) -> None:
     for name, make in FIXTURES.items():
         (tmp_path / name).mkdir()
         contents = read_contents(path := make().save(tmp_path / name))
-        found = recognise(path, as_dict(contents), config=contents.config)
-        recipe = choose_recipe(ExtractSettings(), found)
-        said = pixel_statistics(str(found.assumed["pixel_stats"].value))
+        description = describe(path, as_dict(contents), config=contents.config)
+        recipe = choose_recipe(ExtractSettings(), description)
+        said = pixel_statistics(str(description.assumed["pixel_stats"].value))
         assert said == (recipe.mean, recipe.std), name
     path = tmp_path / "swav-released" / FIXTURES["swav-released"]().file
     text = "0.485,0.456,0.406/0.228,0.224,0.225"  # src/multicropdataset.py

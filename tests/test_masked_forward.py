@@ -259,9 +259,9 @@ def pixels(*shape: int) -> Tensor:
 
 
 def masks_of(method: str, samples: list[int], seed: int = 5) -> list[Mask]:
-    found = Views(find_recipe(method, "auto"), seed, Q, SIZE, PATCH).masks(samples)
-    assert found is not None
-    return found
+    masks = Views(find_recipe(method, "auto"), seed, Q, SIZE, PATCH).masks(samples)
+    assert masks is not None
+    return masks
 
 
 def loop(forward: OneView, views: Tensor, masks: list[Mask]) -> Tensor:
@@ -285,15 +285,15 @@ def test_masked_embeddings_equal_loops_over_images_and_views(
     loaded = open_checkpoint(saved[method], branch=branch)
     views, masks = pixels(B, Q if crops else 1), masks_of(method, [0, 8, 3])
     layers = [layer for m, b, layer in FORWARDS if (m, b) == (method, branch)]
-    found = loaded.embed_masked(views, masks, layers)
-    assert list(found) == layers
+    embeddings = loaded.embed_masked(views, masks, layers)
+    assert list(embeddings) == layers
     for layer in layers:
         expected = loop(FORWARDS[method, branch, layer], views, masks)
-        assert_close(found[layer], expected)
+        assert_close(embeddings[layer], expected)
         # The least are means over four patches in five of a teacher who sees all.
         assert expected.std(dim=1).mean() > 1e-3, "masks that change nothing would hide a mix-up"
         alone = loaded.embed_masked(views, masks, [layer])[layer]
-        assert torch.equal(alone, found[layer])
+        assert torch.equal(alone, embeddings[layer])
 
 
 @torch.no_grad()
@@ -363,19 +363,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def extracted(path: Path, output: Path, images: Path, **more: Any) -> dict[str, Any]:
     """The embeddings of five samples in batches of two, by layer and kind."""
-    known = {"n_samples": 5, "n_views": Q, "clean_samples": 7, "batch_size": 2, "device": "cpu"}
-    settings = ExtractSettings(data=str(images), output=output, **(known | more))
+    defaults = {"n_samples": 5, "n_views": Q, "clean_samples": 7, "batch_size": 2, "device": "cpu"}
+    settings = ExtractSettings(data=str(images), output=output, **(defaults | more))
     extract_checkpoint(path, settings)
     return stored(output)
 
 
 def stored(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     with h5py.File(path) as file:
         for layer, group in file["embeddings"].items():
-            found |= {f"{layer}/{kind}": group[kind][:] for kind in ("views", "clean")}
-        found["provenance"] = json.loads(file.attrs["provenance"])
-    return found
+            report |= {f"{layer}/{kind}": group[kind][:] for kind in ("views", "clean")}
+        report["provenance"] = json.loads(file.attrs["provenance"])
+    return report
 
 
 @torch.no_grad()
@@ -402,19 +402,19 @@ def test_extract_and_score_under_masks(
     words = ["extract", saved[method], "--data", images, "-n", 5, "-q", Q, "--clean-samples", 7]
     done = lidar(*words, "--batch-size", 2, "-o", output, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = stored(output)
-    told = found.pop("provenance")
-    assert told["views"] == find_recipe(method, "auto").describe()
-    assert told["branch"] == branch
+    rows = stored(output)
+    provenance = rows.pop("provenance")
+    assert provenance["views"] == find_recipe(method, "auto").describe()
+    assert provenance["branch"] == branch
     samples = open_samples(ExtractSettings(data=str(images), n_samples=7))
     maker = Views(find_recipe(method, "auto"), 0, Q, SIZE, PATCH)
     clean = torch.stack([maker.clean([samples.decode(i)])[0] for i in range(7)])
     masks = masks_of(method, [0, 1, 2, 3, 4], seed=0)
-    for layer in {key.split("/")[0] for key in found}:
+    for layer in {key.split("/")[0] for key in rows}:
         expected = loop(FORWARDS[method, branch, layer], clean[:5, None], masks)
-        assert_close(torch.from_numpy(found[f"{layer}/views"]), expected)
+        assert_close(torch.from_numpy(rows[f"{layer}/views"]), expected)
         whole = open_checkpoint(saved[method], branch=branch).embed(clean, [layer])[layer]
-        assert_close(torch.from_numpy(found[f"{layer}/clean"]), whole)
+        assert_close(torch.from_numpy(rows[f"{layer}/clean"]), whole)
     done = lidar_here("score", output, "--json", monkeypatch=monkeypatch, capfd=capfd)
     assert done.returncode == 0, done.stderr
     for row in json.loads(done.stdout):
@@ -426,10 +426,10 @@ class Notes(Progress):
     """Keeps what is told."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.lines: list[str] = []
 
     def note(self, text: str) -> None:
-        self.told.append(text)
+        self.lines.append(text)
 
 
 def test_the_predictor_alone_takes_the_branch_that_has_it(
@@ -440,10 +440,10 @@ def test_the_predictor_alone_takes_the_branch_that_has_it(
     )
     notes = Notes()
     extract_checkpoint(saved["ijepa"], settings, notes)
-    assert [note for note in notes.told if ": assumed " not in note] == [
+    assert [note for note in notes.lines if ": assumed " not in note] == [
         f"{saved['ijepa']}: the teacher has no predictor, so the student is embedded"
     ]
-    assert all(": assumed " in note for note in notes.told[1:])
+    assert all(": assumed " in note for note in notes.lines[1:])
     assert stored(tmp_path / "out.h5")["provenance"]["branch"] == "student"
     teacher = dataclasses.replace(settings, branch="teacher", output=tmp_path / "no.h5")
     with pytest.raises(CheckpointError, match=r"no layer 'predictor' in .* it has backbone"):
@@ -482,8 +482,8 @@ def test_crops_under_changed_masks(
     assert not torch.equal(views[:, 0], views[:, 1])
     with torch.no_grad():
         expected = loop(jepa_predictor, views, masks)
-    found = stored(tmp_path / "out.h5")
-    assert_close(torch.from_numpy(found["predictor/views"]), expected)
+    rows = stored(tmp_path / "out.h5")
+    assert_close(torch.from_numpy(rows["predictor/views"]), expected)
     (tmp_path / "c.toml").write_text(CROPS.replace("min_keep", "min_kept"))
     done = lidar_here(*words[:-1], tmp_path / "no.h5", monkeypatch=monkeypatch, capfd=capfd)
     assert done.returncode == 2
@@ -547,21 +547,21 @@ def test_models_that_take_no_masks_are_refused_by_name(
     saved: dict[str, Path], images: Path, tmp_path: Path
 ) -> None:
     resnet = checkpoint(tmp_path / "resnet.pt")
-    told = refusal(resnet, images, tmp_path, views="ijepa")
-    assert told.startswith(f"{resnet}: the resnet 1-1-1-1")
-    assert told.endswith(
+    message = refusal(resnet, images, tmp_path, views="ijepa")
+    assert message.startswith(f"{resnet}: the resnet 1-1-1-1")
+    assert message.endswith(
         "takes none, the views ijepa have multi-block masks; "
         "choose other views, such as --views simclr or ijepa-crop"
     )
-    told = refusal(saved["ijepa"], images, tmp_path, views="data2vec-fairseq")
-    assert told.endswith(
+    message = refusal(saved["ijepa"], images, tmp_path, views="data2vec-fairseq")
+    assert message.endswith(
         "takes multi-block masks, the views data2vec-fairseq have blocks masks; "
         "choose other views, such as --views simclr"
     )
     stripped = {name: t for name, t in beit_weights().items() if name != "mask_token"}
     torch.save({"model": stripped}, tmp_path / "stripped.pth")
-    told = refusal(tmp_path / "stripped.pth", images, tmp_path, views="data2vec")
-    assert told.endswith(
+    message = refusal(tmp_path / "stripped.pth", images, tmp_path, views="data2vec")
+    assert message.endswith(
         "takes none, the views data2vec have blocks masks; "
         "choose other views, such as --views simclr or data2vec-crop"
     )
@@ -570,10 +570,10 @@ def test_models_that_take_no_masks_are_refused_by_name(
 def test_a_grid_that_is_too_small_is_refused(
     saved: dict[str, Path], images: Path, tmp_path: Path
 ) -> None:
-    told = refusal(saved["ijepa"], images, tmp_path, image_size=16)
-    assert "block of" in told
-    assert "on a grid of 4 x 4 holds no more than 10" in told
-    assert told.endswith("or other views, such as --views simclr or ijepa-crop")
+    message = refusal(saved["ijepa"], images, tmp_path, image_size=16)
+    assert "block of" in message
+    assert "on a grid of 4 x 4 holds no more than 10" in message
+    assert message.endswith("or other views, such as --views simclr or ijepa-crop")
 
 
 def test_a_model_without_masks_says_so_in_python(tmp_path: Path) -> None:
@@ -597,9 +597,9 @@ def test_rank_keeps_refused_models_as_failed_rows(
     run = functools.partial(lidar_here, *words, monkeypatch=monkeypatch, capfd=capfd)
     done = run("--views", "ijepa")
     assert done.returncode == 4, done.stderr
-    told = json.loads(done.stdout)
-    assert [Path(row["path"]).name for row in told["checkpoints"]] == ["ijepa.pth"]
-    (failed,) = told["failed"]
+    report = json.loads(done.stdout)
+    assert [Path(row["path"]).name for row in report["checkpoints"]] == ["ijepa.pth"]
+    (failed,) = report["failed"]
     assert failed["path"].endswith("data2vec2.pth")
     assert "takes inverse-blocks masks, the views ijepa have multi-block masks" in failed["reason"]
     # With views of their own they are two groups, for the recipe is part of what is compared.

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from formats import FIXTURES
-from layouts import Weights, lightning
+from layouts import Weights, describe, lightning
 
-from lidar_cli.checkpoints.detect import recognise
+from lidar_cli.checkpoints.description import CheckpointDescription
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import read_checkpoint
-from lidar_cli.checkpoints.result import Description
 from lidar_cli.extraction.plan import choose_recipe
 from lidar_cli.settings import ExtractSettings
 from lidar_cli.views.lookup import find_recipe
@@ -89,15 +88,15 @@ def solo(method: str, trunk: str = "backbone", kernel: int = 7) -> Weights:
     return w
 
 
-def described(folder: Path, weights: Weights, **arguments: Any) -> Description:
+def described(folder: Path, weights: Weights, **arguments: Any) -> CheckpointDescription:
     path = folder / "a.ckpt"
     torch.save(lightning(dict(weights)), path)
     if arguments:
         (folder / "args.json").write_text(json.dumps(arguments))
-    return recognise(path, read_checkpoint(path))
+    return describe(path, read_checkpoint(path))
 
 
-def assumed(told: Description, word: str) -> list[str]:
+def assumed(told: CheckpointDescription, word: str) -> list[str]:
     return [note for note in told.assumptions if word in note]
 
 
@@ -173,7 +172,7 @@ def test_pixel_statistics_of_solo_learn(
 
 def test_a_small_vit_of_solo_learn_takes_images_of_cifar(tmp_path: Path) -> None:
     path = FIXTURES["solo-learn-dino"]().save(tmp_path)
-    told = recognise(path, read_checkpoint(path))
+    told = describe(path, read_checkpoint(path))
     assert (told.image_size, told.pixel_stats, told.recipe) == (32, "cifar10", "dino")
     assert told.assumed["pixel_stats"].text("pixel_stats") == (
         "pixel_stats=cifar10 (usual for images this small)"
@@ -202,7 +201,7 @@ def test_views_of_lightlys_methods_with_two_branches(tmp_path: Path) -> None:
     }  # fmt: skip
     for name, recipe in expected.items():
         path = FIXTURES[f"lightly-{name}"]().save(tmp_path)
-        assert recognise(path, read_checkpoint(path)).recipe == recipe, name
+        assert describe(path, read_checkpoint(path)).recipe == recipe, name
     for head, recipe in (("L-L", "moco-v2"), ("lB-L", "byol")):  # MoCo's and TiCo's examples
         w = Weights()
         for branch in ("", "_momentum"):
@@ -262,7 +261,7 @@ def test_statistics_that_are_the_codes_own(tmp_path: Path) -> None:
     }
     for name, stats in expected.items():
         path = FIXTURES[name]().save(tmp_path)
-        told = recognise(path, read_checkpoint(path))
+        told = describe(path, read_checkpoint(path))
         recipe = choose_recipe(ExtractSettings(), told)
         assert (recipe.mean, recipe.std) == stats, name
         assert "usual" not in told.assumed["pixel_stats"].why

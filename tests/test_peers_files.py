@@ -49,9 +49,9 @@ def test_timm(name: str, layout: str, tmp_path: Path) -> None:
     size = 64 if "net" in name or "next" in name else 32
     arch = name if name in NAMED else None
     loaded = open_checkpoint(path, arch=arch)
-    found = loaded.embed(images(size), ["backbone"])["backbone"]
+    embeddings = loaded.embed(images(size), ["backbone"])["backbone"]
     expected = chain(model)(images(size))
-    assert_close(found, expected)
+    assert_close(embeddings, expected)
     if arch is None and not TIMM[name]:
         by_name = open_checkpoint(path, arch=name).embed(images(size), ["backbone"])["backbone"]
         assert_close(by_name, expected)
@@ -72,5 +72,5 @@ def test_torchvision(name: str, tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "a.pth")
     if name != "vit_b_16":
         model.fc = nn.Identity()
-    found = open_checkpoint(tmp_path / "a.pth").embed(images(size), ["backbone"])["backbone"]
-    assert_close(found, chain(model)(images(size)))
+    embeddings = open_checkpoint(tmp_path / "a.pth").embed(images(size), ["backbone"])["backbone"]
+    assert_close(embeddings, chain(model)(images(size)))

@@ -9,12 +9,12 @@ from literal import assert_close, images, linear, normed, random_weights
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from lidar_cli.checkpoints.models import predictor as predictor_module
-from lidar_cli.checkpoints.models import vit as vit_module
-from lidar_cli.checkpoints.models.predictor import Predictor
+from lidar_cli.checkpoints.models.heads import Predictor
 from lidar_cli.checkpoints.models.vit import ViT
 from lidar_cli.checkpoints.models.weights import fill, shapes_of
-from lidar_cli.checkpoints.shapes import predictor, vit
+from lidar_cli.checkpoints.open import build
+from lidar_cli.checkpoints.shapes import vit
+from lidar_cli.checkpoints.shapes.heads import predictor_spec
 from lidar_cli.errors import CheckpointError
 
 WIDTH, INNER, HEADS, PATCH, GRID, DEPTH = 24, 12, 3, 4, 4, 2
@@ -61,13 +61,13 @@ def predictor_weights(depth: int = DEPTH) -> dict[str, Tensor]:
 
 
 def encoder(weights: dict[str, Tensor]) -> ViT:
-    model = vit_module.build(vit.spec(shapes_of(weights), "here", heads=HEADS))
+    model = build(vit.spec(shapes_of(weights), "here", heads=HEADS))
     fill(model.weights, weights, "here")
     return model.eval()
 
 
 def built(weights: dict[str, Tensor]) -> Predictor:
-    model = predictor_module.build(predictor.spec(shapes_of(weights), HEADS, "here"))
+    model = build(predictor_spec(shapes_of(weights), HEADS, "here"))
     fill(model, weights, "here")
     return model
 
@@ -106,8 +106,8 @@ def test_context_tokens_see_the_kept_patches_alone() -> None:
         for mask in CONTEXT
         for image, keep in zip(images(16), mask.tolist(), strict=True)
     ]
-    found = torch.cat([encoder(weights).tokens(images(16), mask) for mask in CONTEXT])
-    assert_close(found, torch.stack(expected))
+    tokens = torch.cat([encoder(weights).tokens(images(16), mask) for mask in CONTEXT])
+    assert_close(tokens, torch.stack(expected))
 
 
 @pytest.mark.parametrize("n_context", [1, 2])
@@ -124,9 +124,9 @@ def test_predictor_equals_loops_over_masks_and_images(n_targets: int, n_context:
         for image, c, t in zip(images(16), mask, target, strict=True)
     ]
     z = torch.cat([encoder(inside).tokens(images(16), mask) for mask in context])
-    found = built(outside)(z, context, targets)
-    assert found.shape == (n_targets * n_context * 3, 3, WIDTH)
-    assert_close(found, torch.stack(expected))
+    predicted = built(outside)(z, context, targets)
+    assert predicted.shape == (n_targets * n_context * 3, 3, WIDTH)
+    assert_close(predicted, torch.stack(expected))
 
 
 @torch.no_grad()
@@ -159,21 +159,21 @@ def test_published_size() -> None:
     }  # fmt: skip
     for i in range(12):
         published |= literal.block_shapes(f"predictor_blocks.{i}", 384, 1536)
-    found = predictor.spec(published, 16, "here")
-    assert found.arch == "I-JEPA predictor (width 384, depth 12)"
-    assert (found.width, found.grid, found.heads) == (1280, 16, 16)
-    assert shapes_of(predictor_module.build(found).state_dict()) == published
+    spec = predictor_spec(published, 16, "here")
+    assert (spec.inner, spec.depth) == (384, 12)
+    assert (spec.width, spec.grid, spec.heads) == (1280, 16, 16)
+    assert shapes_of(build(spec).state_dict()) == published
 
 
 @pytest.mark.parametrize("heads", [0, 5])
 def test_heads_that_do_not_divide_the_width_are_refused(heads: int) -> None:
     shapes = shapes_of(predictor_weights())
     with pytest.raises(CheckpointError, match=rf"a width that {heads} heads divide"):
-        predictor.spec(shapes, heads, "here")
+        predictor_spec(shapes, heads, "here")
 
 
 @pytest.mark.parametrize("name", ["predictor_embed.weight", "predictor_pos_embed"])
 def test_missing_parts_are_named(name: str) -> None:
     shapes = {n: s for n, s in shapes_of(predictor_weights()).items() if n != name}
     with pytest.raises(CheckpointError, match=f"{name} missing"):
-        predictor.spec(shapes, HEADS, "here")
+        predictor_spec(shapes, HEADS, "here")

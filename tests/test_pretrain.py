@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lidar_cli.checkpoints.models import resnet
+from lidar_cli.checkpoints.open import build
 from lidar_cli.checkpoints.shapes import resnet as resnet_spec
 from lidar_cli.data.builtin import embedded_images
 from lidar_cli.demo import pretrain as module
@@ -228,9 +228,7 @@ def test_backbone_is_read_back_from_its_shapes_alone(checkpoint):
         for name, weight in checkpoint["state_dict"].items()
         if name.startswith(prefix)
     }
-    backbone = resnet.build(
-        resnet_spec.spec({n: tuple(w.shape) for n, w in weights.items()}, "here")
-    )
+    backbone = build(resnet_spec.spec({n: tuple(w.shape) for n, w in weights.items()}, "here"))
     backbone.load_state_dict(weights, assign=True)
     network = Network()
     stripped = {n.removeprefix("module."): w for n, w in checkpoint["state_dict"].items()}

@@ -13,8 +13,8 @@ from layouts import Weights, part
 from literal import assert_close, images
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.detect import find
-from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.detect import detect
+from lidar_cli.checkpoints.open import build, open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents
 from lidar_cli.errors import CheckpointError
 
@@ -44,8 +44,9 @@ CONSTANTS = {
 
 def backbone(path: Path, config: bool = True) -> Any:
     contents = read_contents(path)
-    told = contents.config if config else None
-    return find(path, as_dict(contents), config=told).backbone.build()
+    actual = contents.config if config else None
+    _, modules = detect(path, as_dict(contents), config=actual)
+    return build(modules["backbone"].spec)
 
 
 def norms(module: nn.Module) -> set[float]:
@@ -56,10 +57,10 @@ def norms(module: nn.Module) -> set[float]:
 def test_eps_and_resizing_are_the_familys(name: str, tmp_path: Path) -> None:
     eps, resize, offset = CONSTANTS[name]
     path = FIXTURES[name]().save(tmp_path)
-    found = backbone(path)
-    assert norms(found) == {eps}
-    assert getattr(found, "resize", None) == resize
-    assert getattr(found, "offset", None) == offset
+    module = backbone(path)
+    assert norms(module) == {eps}
+    assert getattr(module, "resize", None) == resize
+    assert getattr(module, "offset", None) == offset
     if not name.startswith("hf-"):
         return
     assert norms(backbone(path, config=False)) == {eps}  # the published files' too
@@ -97,13 +98,13 @@ def test_eps_of_every_format_is_that_of_its_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["mae", "timm-vit"])
 def test_eps_shows_where_activations_are_small(name: str, tmp_path: Path) -> None:
     """Tokens of variance 1e-6: with another eps their norm is off by a third, not by 1e-6."""
-    made = FIXTURES[name]()
-    w = Weights.of({k: t.clone() for k, t in made.tree.get("model", made.tree).items()})
+    fixture = FIXTURES[name]()
+    w = Weights.of({k: t.clone() for k, t in fixture.tree.get("model", fixture.tree).items()})
     small = ["patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed"]
     added = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
     for key in (*small, *(f"blocks.{at}.{key}" for at in range(2) for key in added)):
         w[key] *= 1e-3
-    torch.save({"model": dict(w)} if "model" in made.tree else dict(w), tmp_path / "a.pth")
+    torch.save({"model": dict(w)} if "model" in fixture.tree else dict(w), tmp_path / "a.pth")
     loaded, expected = open_checkpoint(tmp_path / "a.pth"), w.run_vit("", images(32))
     assert_close(loaded.embed(images(32), ["backbone"])["backbone"], expected, 1e-4)
     for module in loaded.modules["backbone"].modules():
@@ -123,8 +124,8 @@ def test_dino_resizes_with_its_offset(tmp_path: Path) -> None:
     w[name] = torch.cat([first, resized.permute(0, 2, 3, 1).reshape(1, 36, 192)], dim=1)
     loaded = open_checkpoint(FIXTURES["dino-vit"]().save(tmp_path))
     loaded.set_image_size(48)
-    found = loaded.embed(images(48), ["backbone"])["backbone"]
-    assert_close(found, w.run_vit("teacher.backbone.", images(48)))
+    embeddings = loaded.embed(images(48), ["backbone"])["backbone"]
+    assert_close(embeddings, w.run_vit("teacher.backbone.", images(48)))
 
 
 def simclr_trunk() -> Weights:
@@ -142,8 +143,8 @@ def test_vissl_of_a_feature_extractor_has_another_prefix(tmp_path: Path) -> None
     torch.save(vissl_tree(renamed), tmp_path / "a.torch")
     loaded = open_checkpoint(tmp_path / "a.torch")
     assert loaded.description.format == "vissl-simclr"
-    found = loaded.embed(images(32), ["backbone"])["backbone"]
-    assert_close(found, w.run_resnet("trunk._feature_blocks.", images(32)))
+    embeddings = loaded.embed(images(32), ["backbone"])["backbone"]
+    assert_close(embeddings, w.run_resnet("trunk._feature_blocks.", images(32)))
 
 
 def without_type(w: Weights) -> dict[str, Any]:
@@ -161,8 +162,8 @@ def test_vissl_trunks_saved_alone_open_by_their_names(container: str, tmp_path: 
     w = simclr_trunk()
     trunk = part(w, "trunk.")
     torch.save({container: trunk} if container else trunk, tmp_path / "a.torch")
-    found = open_checkpoint(tmp_path / "a.torch").embed(images(32), ["backbone"])["backbone"]
-    assert_close(found, w.run_resnet("trunk._feature_blocks.", images(32)))
+    embeddings = open_checkpoint(tmp_path / "a.torch").embed(images(32), ["backbone"])["backbone"]
+    assert_close(embeddings, w.run_resnet("trunk._feature_blocks.", images(32)))
 
 
 @pytest.mark.parametrize("name", ["moco-v1", "moco-v2", "moco-v3-vit", "vicreg", "swav-released"])

@@ -17,12 +17,11 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.formats.format import USUAL_HEADS
-from lidar_cli.checkpoints.models import vit as vit_module
 from lidar_cli.checkpoints.models.vit import ViT
 from lidar_cli.checkpoints.models.weights import fill, shapes_of
-from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.open import build, open_checkpoint
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.vit import from_dinov2
+from lidar_cli.checkpoints.shapes.spec import renamed
 from lidar_cli.errors import CheckpointError
 
 WIDTH, HEADS, PATCH, GRID, DEPTH = 24, 3, 4, 4, 3
@@ -86,8 +85,8 @@ def dinov2_forward(weights: dict[str, Tensor], pixels: Tensor, positions: Tensor
 
 def built(weights: dict[str, Tensor], **options: Any) -> ViT:
     """Our module with weights by DINOv2's or timm's names."""
-    named = {from_dinov2(name): tensor for name, tensor in weights.items()}
-    model = vit_module.build(vit.spec(shapes_of(named), "here", **({"heads": HEADS} | options)))
+    named = {renamed(name, vit.FROM_DINOV2): tensor for name, tensor in weights.items()}
+    model = build(vit.spec(shapes_of(named), "here", **({"heads": HEADS} | options)))
     fill(model.weights, {n: t for n, t in named.items() if n != "mask_token"}, "here")
     return model.eval()
 
@@ -120,9 +119,9 @@ def test_published_architecture_has_the_names_and_sizes_of_timms_giant() -> None
     """But for its depth, which would take memory."""
     peer = timm.create_model("vit_giant_patch14_reg4_dinov2", num_classes=0, img_size=518, depth=1)
     shapes = shapes_of(peer.state_dict())
-    found = vit.spec(shapes, "here")
-    assert (found.heads, found.mlp, found.swiglu) == (24, 8192, True)
-    assert shapes_of(vit_module.build(found).weights.state_dict()) == shapes
+    spec = vit.spec(shapes, "here")
+    assert (spec.heads, spec.mlp, spec.swiglu) == (24, 8192, True)
+    assert shapes_of(build(spec).weights.state_dict()) == shapes
 
 
 # width: a model of timm's, whose modules name the heads; None for 64 numbers a head, as in all of
@@ -262,19 +261,21 @@ def test_epsilon_and_heads_are_parameters_that_matter() -> None:
     }
     usual, other = built(quiet)(images(16)), built(quiet, eps=1e-4)(images(16))
     assert (usual - other).abs().max() > 1e-2
-    named = {from_dinov2(n): t.shape for n, t in weights.items()}
-    found = vit.spec(named, "here", heads=6)
-    assert (found.heads, "heads" in found.assumed) == (6, False)
+    named = {renamed(n, vit.FROM_DINOV2): t.shape for n, t in weights.items()}
+    spec = vit.spec(named, "here", heads=6)
+    assert (spec.heads, "heads" in spec.assumed) == (6, False)
     assert (built(weights)(images(16)) - built(weights, heads=6)(images(16))).abs().max() > 1e-3
     unknown = vit.spec(named, "here")
     with pytest.raises(CheckpointError, match=r"width 24, whose number of attention heads"):
-        vit.check_heads(unknown, "here")
+        unknown.check_heads("here")
 
 
 def test_the_architecture_names_its_parts() -> None:
-    found = vit.spec({from_dinov2(n): t.shape for n, t in dinov2_weights().items()}, "x", heads=3)
-    assert found.arch == "vit_24_patch4 (depth 3, 4 registers, SwiGLU)"
-    assert replace(found, swiglu=False, registers=0).arch == "vit_24_patch4 (depth 3)"
+    spec = vit.spec(
+        {renamed(n, vit.FROM_DINOV2): t.shape for n, t in dinov2_weights().items()}, "x", heads=3
+    )
+    assert spec.arch == "vit_24_patch4 (depth 3, 4 registers, SwiGLU)"
+    assert replace(spec, swiglu=False, registers=0).arch == "vit_24_patch4 (depth 3)"
 
 
 @torch.no_grad()
@@ -282,7 +283,7 @@ def test_patches_that_are_kept_enter_with_their_own_positions() -> None:
     """Order is kept too: tokens are those of the blocks over the kept patches alone."""
     weights = dinov2_weights(registers=4)
     keep = torch.tensor([[3, 0, 9], [1, 2, 15], [5, 4, 3]])
-    found = built(weights).tokens(images(16), keep)
+    tokens = built(weights).tokens(images(16), keep)
     for i, indices in enumerate(keep):
         only = images(16)[i : i + 1]
         # The literal forward adds positions itself: give it those of the kept patches, and pixels
@@ -293,4 +294,4 @@ def test_patches_that_are_kept_enter_with_their_own_positions() -> None:
         ]
         row = torch.cat(pieces, dim=3)
         positions = weights["pos_embed"][:, [0, *(1 + indices).tolist()]]
-        assert_close(found[i : i + 1], dinov2_forward(weights, row, positions))
+        assert_close(tokens[i : i + 1], dinov2_forward(weights, row, positions))

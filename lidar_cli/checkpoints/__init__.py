@@ -1,14 +1,13 @@
 """A checkpoint file -> one callable from images to the embeddings of its layers.
 
 reading/         file -> nested plain containers of lazy tensors, without torch
-detect.py        names and shapes -> the format and the place of each tensor:
+detect.py        names and shapes -> CheckpointDescription and an Assignment for each module
   formats/         one description for each training system
-  match.py         which format a file has; assign.py: that format applied to its tensors
-  fallback.py      files that no format describes
-  assume.py        what weights leave open, and the values that the user sets for it
-families.py      kinds of backbones, recognised by the name of one tensor
-shapes/          what names and shapes say about a backbone or a head, without torch
-models/          the modules of these, and the callable (embedder.py)
-open.py          all of these in a row
+  assign.py        a format applied to the tensors of a file
+  fallback.py      files without a format, by the usual names
+  families.py      kinds of backbones, recognised by the name of one tensor
+shapes/          specs: what names and shapes say about a module, without torch
+models/          the modules of these specs, and the callable, Embedder
+open.py          all of these in a row: file -> Embedder
 inspect.py       what `lidar inspect` reports
 """

@@ -1,20 +1,37 @@
-"""The names and shapes in a checkpoint -> its backbone and heads, and each tensor's place.
+"""The names and shapes in a checkpoint -> what it is, and the modules to build from it.
 
-A described format (formats/) comes first, the more specific before the less; what none claims is
-read by the usual names (generic.py). Nothing is left out in silence, and torch is not needed.
+The formats (formats/) are tried first, and the most specific that matches is taken; files without a
+format are recognised by usual names (fallback.py). This file needs no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints import assign, fallback
-from lidar_cli.checkpoints import match as matching
-from lidar_cli.checkpoints.assume import (
+from lidar_cli.checkpoints.assign import BRANCHES, Modules, Options, assign_by_format
+from lidar_cli.checkpoints.description import STATS, CheckpointDescription
+from lidar_cli.checkpoints.fallback import assign_by_usual_names
+from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.formats.format import Format, fits
+from lidar_cli.checkpoints.models.weights import some
+from lidar_cli.checkpoints.reading.containers import (
+    StateDict,
+    average,
+    candidates,
+    clean,
+    find_state_dict,
+    raw_container,
+    unused,
+    with_average,
+)
+from lidar_cli.checkpoints.reading.hf_config import architecture
+from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
+from lidar_cli.checkpoints.shapes.spec import (
     KEYS,
     SET,
     USUAL,
@@ -23,69 +40,35 @@ from lidar_cli.checkpoints.assume import (
     Value,
     check_all_open,
     parse,
+    renamed,
 )
-from lidar_cli.checkpoints.families import NEXT
-from lidar_cli.checkpoints.formats import FORMATS, Format
-from lidar_cli.checkpoints.match import Match
-from lidar_cli.checkpoints.models.weights import some
-from lidar_cli.checkpoints.reading.containers import (
-    average,
-    find_state_dict,
-    raw_container,
-    unused,
-    with_average,
-)
-from lidar_cli.checkpoints.reading.hf_config import architecture
-from lidar_cli.checkpoints.result import STATS, Description, Found
-from lidar_cli.errors import CheckpointError, SettingsError
+from lidar_cli.errors import CheckpointError, SettingsError, nearest
 from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.recipes import statistics_text
 
-__all__ = ["NEXT", "Description", "Found", "find", "recognise"]
+PLAIN = "plain"  # the --format of a file that no format should match
+DEEPEST = 6  # levels of dicts below a container that are searched
+
+Match = tuple[Format, StateDict]
 
 
-def recognise(
-    path: Path,
-    tree: Mapping[str, Any],
-    *,
-    arch: str | None = None,
-    activation: str = "auto",
-    format: str = "auto",
-    branch: str = "auto",
-    layer: str = "auto",
-    config: Mapping[str, Any] | None = None,
-    assume: Sequence[str] = (),
-) -> Description:
-    """What a checkpoint holds.
-
-    tree: of `read_checkpoint`. arch: a timm name that overrules what the shapes tell. format: the
-    name of a described format, or 'plain' for none of them. branch: 'student' or 'teacher'. layer:
-    as `--layer` has it, for which an auto branch is chosen. config: config.json of a Hugging Face
-    folder. assume: KEY=VALUE and SYSTEM:KEY=VALUE, of what the weights leave open.
-    Raises NoWeights if nothing in it is a weight, CheckpointError if it is not understood, and
-    SettingsError for an arch that timm does not know, an unknown format or branch, or an assumption
-    that the file decides.
-    """
-    found = find(
-        path,
-        tree,
-        arch=arch,
-        activation=activation,
-        format=format,
-        branch=branch,
-        layer=layer,
-        config=config,
-        assume=assume,
-    )
-    return found.description
+def check_names(format: str, branch: str) -> None:
+    """Raise SettingsError for a format or branch that no checkpoint can have."""
+    names = ["auto", PLAIN, *(one.name for one in FORMATS)]
+    if format not in names:
+        raise SettingsError(f"--format {format}: {nearest(format, names)}", code="no-such-format")
+    if branch not in BRANCHES:
+        raise SettingsError(
+            f"--branch {branch}: {nearest(branch, list(BRANCHES))}", code="no-such-branch"
+        )
 
 
 def check_assumptions(assume: Sequence[str]) -> Asked:
-    """What `--assume` was given, read; raises SettingsError."""
-    return parse(assume, (matching.PLAIN, *(one.name for one in FORMATS)))
+    """The parsed values of `--assume`; raises SettingsError."""
+    return parse(assume, (PLAIN, *(one.name for one in FORMATS)))
 
 
-def find(
+def detect(
     path: Path,
     tree: Mapping[str, Any],
     *,
@@ -96,150 +79,252 @@ def find(
     layer: str = "auto",
     config: Mapping[str, Any] | None = None,
     assume: Sequence[str] = (),
-) -> Found:
-    """Backbone and heads of a checkpoint, with the place of all tensors; see `recognise`."""
-    matching.check_names(format, branch)
-    options = _Options(activation, branch, layer, config, check_assumptions(assume))
-    named = _timm_name(path, config) if arch is None else None
-    match = matching.match(path, tree, format, config)
+) -> tuple[CheckpointDescription, Modules]:
+    """What a checkpoint is, and the module of each layer with its tensors.
+
+    tree: of `read_checkpoint`. arch: a timm name that takes precedence over the shapes. format: the
+    name of a format, or 'plain' for none of them. branch: 'student' or 'teacher'. layer: the value
+    of `--layer`, by which an auto branch is chosen. config: config.json of a Hugging Face folder.
+    assume: KEY=VALUE and SYSTEM:KEY=VALUE, for what the weights leave open.
+    Raises NoWeights if nothing in it is a weight, CheckpointError if it is not understood, and
+    SettingsError for an arch unknown to timm, an unknown format or branch, or an assumption about
+    something that the file determines.
+    """
+    check_names(format, branch)
+    asked = check_assumptions(assume)
+    by_config = _timm_name(path, config) if arch is None else None
+    match = match_format(path, tree, format, config)
     key = average(tree)
-    if key is not None and match is not None and _has_teacher(match.format):
-        key = None  # the format's own, or named among what is not used
+    if key is not None and match is not None and _has_teacher(match[0]):
+        key = None  # a branch of the format, or reported as unused
     raw = raw_container(tree, key) if key is not None else None
-    if key is not None and matching.BRANCHES[branch] == "teacher":
+    averaged = key is not None and BRANCHES[branch] == "teacher"
+    if key is not None and averaged:
         tree = with_average(tree, key)
-        match = matching.match(path, tree, format, config)
-        options = replace(options, branch="auto")
-
-    def as_named(name: str | None) -> Found:
-        return _find(path, tree, match, name, options)
-
+        match = match_format(path, tree, format, config)
+        branch = "auto"
+    system = match[0].name if match else PLAIN
+    options = Options(arch or by_config, activation, branch, layer, config, asked.of(system))
     try:
-        found = as_named(arch or named)
+        description, modules = _assign(path, tree, match, options)
     except CheckpointError:
-        if named is None:
+        if by_config is None:
             raise
-        # timm saves a model's name also where it was built at another depth or width.
-        by_shapes: Found | None = None
+        # timm saves a model's name even if it was built at another depth or width.
+        by_shapes = None
         with suppress(CheckpointError):
-            by_shapes = as_named(None)
-        if by_shapes is None or not _of_the_kind(by_shapes, named):
+            by_shapes = _assign(path, tree, match, replace(options, arch=None))
+        if by_shapes is None or not _has_names_of(by_config, by_shapes[1]):
             raise
-        found = by_shapes
-        other = f"not timm's {named} that config.json names, whose tensors are others"
-        found = _described(found, assumptions=(*found.description.assumptions, other))
+        description, modules = by_shapes
+        note = f"not timm's {by_config} that config.json names, whose tensors are others"
+        description = replace(description, assumptions=(*description.assumptions, note))
     if key is not None:
-        found = _as_branch(found, key, raw, averaged=options.branch != branch)
-    return found
+        description = _with_average_as_branch(description, key, raw, averaged)
+    return description, modules
 
 
-@dataclass(frozen=True)
-class _Options:
-    """How a state dict is to be understood."""
+def match_format(
+    path: Path,
+    tree: Mapping[str, Any],
+    name: str = "auto",
+    config: Mapping[str, Any] | None = None,
+) -> Match | None:
+    """The most specific format whose conditions a file meets, and its state dict; None without one.
 
-    activation: str
-    branch: str
-    layer: str
-    config: Mapping[str, Any] | None
-    asked: Asked
+    name: the one format to look for, 'auto' for all, 'plain' for none. config: config.json of
+    the folder, where there is one.
+    Raises CheckpointError if two are equally specific, or the named one does not match.
+    """
+    if name == PLAIN:
+        return None
+    requested = [one for one in FORMATS if name in ("auto", one.name)]
+    places = candidates(tree)
+    matches: dict[str, Match] = {}
+    states: dict[object, StateDict | None] = {}  # few for many formats
+    for one in requested:
+        if not _has_keys(one, tree, config if name == "auto" else None):
+            continue
+        for container, root in places:
+            if not one.roots or container in one.roots or name != "auto":
+                place = (container, one.inside, one.added)
+                if place not in states:
+                    states[place] = _state(one, container, root)
+                state = states[place]
+                if state is not None and _meets(one, state):
+                    matches.setdefault(one.name, (one, state))
+    if name != "auto" and not matches:
+        raise CheckpointError(
+            f"{path}: is not {name}: expected {requested[0].why}; leave --format out",
+            code="other-format",
+        )
+    most = max((one.specificity for one, _ in matches.values()), default=0)
+    best = [match for match in matches.values() if match[0].specificity == most]
+    if len(best) > 1:
+        names = ", ".join(one.name for one, _ in best)
+        raise CheckpointError(
+            f"{path}: may be {names}; choose one of them with --format", code="ambiguous-format"
+        )
+    return best[0] if best else None
 
 
-def _find(
-    path: Path, tree: Mapping[str, Any], match: Match | None, arch: str | None, options: _Options
-) -> Found:
-    """Backbone and heads in a tree as its format says, or by usual names."""
-    system = match.format.name if match else matching.PLAIN
-    asked = options.asked.of(system)
-    activation = options.activation
+def _state(format: Format, container: str, root: Mapping[str, Any]) -> StateDict | None:
+    """The tensors of a container, with nested dicts joined where the format says; None if none."""
+    tensors: dict[str, Weight] = {}
+    originals: dict[str, str] = {}
+    others: list[str] = []
+    taken: set[str] = set()
+    dicts: set[int] = set()
+    places = [(p, prefix, _inner(root, p)) for p, prefix in format.inside or (("", ""),)]
+    for place, prefix, inner in places:
+        if inner is None or prefix in taken:
+            continue
+        apart = {id(other) for _, _, other in places if other is not inner}  # have their own place
+        before = set(apart)
+        for name, value in _walk(inner, DEEPEST if place else 0, apart):
+            key = prefix + renamed(clean(name), ((format.added, ""),))
+            if not is_tensor(value):
+                others.append(f"{place}.{name}".lstrip("."))
+            elif key in tensors:
+                return None
+            else:
+                taken.add(prefix)
+                tensors[key] = value
+                originals[key] = f"{place}.{name}".lstrip(".")
+        dicts |= apart - before
+    if not tensors:
+        return None
+    nested = bool(container) and not format.inside
+    others = others if nested else []
+    return StateDict(container, tensors, originals, tuple(others), frozenset(dicts))
+
+
+def _inner(root: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:
+    for key in place.split(".") if place else []:
+        value = root.get(key)
+        if not isinstance(value, dict):
+            return None
+        root = value
+    return root
+
+
+def _walk(inner: Mapping[Any, Any], depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Entries, and those of nested dicts by names joined with dots; each dict occurs once."""
+    seen.add(id(inner))
+    for key, value in inner.items():
+        if isinstance(value, dict) and depth > 0:
+            if id(value) not in seen:  # a pickle can repeat one without end
+                yield from ((f"{key}.{name}", v) for name, v in _walk(value, depth - 1, seen))
+        else:
+            yield str(key), value
+
+
+def _has_keys(format: Format, tree: Mapping[str, Any], config: Mapping[str, Any] | None) -> bool:
+    """Whether the file's keys and its config.json are as the format requires."""
+    keys = all(key in tree for key in format.keys) and not any(k in tree for k in format.no_keys)
+    entries = config or {}
+    return keys and all(entries.get(name, value) == value for name, value in format.config)
+
+
+def _meets(format: Format, state: StateDict) -> bool:
+    """Whether the names and shapes of the tensors are as the format requires."""
+
+    def square(pattern: str) -> bool:
+        matrices = [t for name, t in state.tensors.items() if re.match(pattern, name)]
+        return all(len(t.shape) == 2 and t.shape[0] == t.shape[1] for t in matrices)
+
+    return fits(state.tensors, format.marks, format.lacks) and all(map(square, format.square))
+
+
+def _assign(
+    path: Path, tree: Mapping[str, Any], match: Match | None, options: Options
+) -> tuple[CheckpointDescription, Modules]:
+    """The description and modules by the format, or by usual names without one."""
+    asked, activation = options.asked, options.activation
     if activation != "auto" and asked.get("activation", activation) != activation:
         raise SettingsError(
             f"--activation {activation} and --assume activation={asked['activation']} are two "
             "values of one; give one of them"
         )
     if match is not None:
-        state = match.state
-        found = assign.find(
-            path, match, arch, activation, options.branch, options.layer, options.config, asked
-        )
+        state = match[1]
+        description, modules = assign_by_format(path, *match, options)
     else:
         state = find_state_dict(path, tree)
-        found = fallback.find(path, state, arch, activation, options.config, options.layer, asked)
-        if matching.BRANCHES[options.branch] == "teacher":
+        description, modules = assign_by_usual_names(path, state, options)
+        if BRANCHES[options.branch] == "teacher":
             raise CheckpointError(
                 f"{path}: no branch {options.branch!r} in this checkpoint; it has encoder: "
-                "leave --branch out"
+                "leave --branch out",
+                code="no-branch",
             )
     aside = unused(tree, state.dicts)
-    ignored = (*found.description.ignored, *([some(aside, 8)] if aside else []))
-    return _described(found, ignored=ignored, **_assumed(path, found, asked))
+    description = replace(
+        description, ignored=(*description.ignored, *([some(aside, 8)] if aside else []))
+    )
+    return _with_assumptions(path, description, modules, asked), modules
 
 
-def _assumed(path: Path, found: Found, asked: Mapping[str, Value]) -> dict[str, Any]:
-    """The fields of a description that say what is assumed; raises SettingsError."""
-    told = found.description
-    whose = f"{told.format}'s" if told.recipe is not None else USUAL
-    stats = told.pixel_stats
-    pixels = told.assumed.get(STATS)
-    if pixels is None and stats == "auto":
-        recipe = find_recipe(told.recipe or "auto", "auto")
-        pixels = Assumed(statistics_text(recipe.mean, recipe.std), whose)
-    elif pixels is None:
-        pixels = Assumed(stats, whose)
+def _with_assumptions(
+    path: Path, description: CheckpointDescription, modules: Modules, asked: Mapping[str, Value]
+) -> CheckpointDescription:
+    """With pixel statistics, and all that is assumed in the order of KEYS; raises SettingsError."""
+    stats, pixels = description.pixel_stats, description.assumed.get(STATS)
     if STATS in asked:
         stats = str(asked[STATS])
         pixels = Assumed(stats, SET)
-    assumed = {**told.assumed, STATS: pixels}
-    decided = dict(found.backbone.decided)
-    for head in found.heads.values():
-        decided |= getattr(head.spec, "decided", {})
+    elif pixels is None:
+        origin = f"{description.format}'s" if description.recipe is not None else USUAL
+        recipe = find_recipe(description.recipe or "auto", "auto")
+        values = statistics_text(recipe.mean, recipe.std) if stats == "auto" else stats
+        pixels = Assumed(values, origin)
+    assumed = {**description.assumed, STATS: pixels}
+    decided: dict[str, str] = {}
+    for module in modules.values():
+        decided |= module.spec.decided
     check_all_open(asked, assumed, decided, str(path))
     ordered = {key: assumed[key] for key in KEYS if key in assumed}
-    return {"assumed": ordered, "pixel_stats": stats}
-
-
-def _described(found: Found, **changes: Any) -> Found:
-    """The same with another description."""
-    return replace(found, description=replace(found.description, **changes))
+    return replace(description, assumed=ordered, pixel_stats=stats)
 
 
 def _has_teacher(format: Format) -> bool:
     return any(branch.name == "teacher" for branch in format.branches)
 
 
-def _as_branch(found: Found, key: str, raw: str | None, averaged: bool) -> Found:
-    """What was found in one of two state dicts, where `key` is that of averaged weights.
+def _with_average_as_branch(
+    description: CheckpointDescription, key: str, raw: str | None, averaged: bool
+) -> CheckpointDescription:
+    """The description of one of two state dicts: its averaged weights, under `key`, or the others.
 
-    raw: key of the others, as `raw_container` has it.
+    raw: key of the others, see `raw_container`.
     """
-    told = found.description
-    branches = (*told.branches, "teacher")
+    branches = (*description.branches, "teacher")
     if not averaged:
-        ignored = tuple(name for name in told.ignored if name != key)
-        return _described(found, branches=branches, ignored=(*ignored, key))
-    rest = told.container.partition(".")[2]
+        ignored = tuple(name for name in description.ignored if name != key)
+        return replace(description, branches=branches, ignored=(*ignored, key))
+    rest = description.container.partition(".")[2]
     others = () if raw is None else (f"{raw or f'the weights beside {key}'} (not averaged)",)
-    container = f"{key}.{rest}" if rest else key
-    return _described(
-        found,
+    return replace(
+        description,
         branches=branches,
         branch="teacher",
-        container=container,
-        ignored=(*told.ignored, *others),
+        container=f"{key}.{rest}" if rest else key,
+        ignored=(*description.ignored, *others),
     )
 
 
-def _of_the_kind(found: Found, name: str) -> bool:
-    """Whether a backbone has no tensors but those of timm's model, if perhaps in other sizes."""
+def _has_names_of(arch: str, modules: Modules) -> bool:
+    """Whether all tensors of a backbone have names of timm's model, if perhaps other sizes."""
     import timm
     import torch
 
     with torch.device("meta"):
-        known = timm.create_model(name, num_classes=0).state_dict()
-    return found.backbone.tensors.keys() <= known.keys()
+        model = timm.create_model(arch, num_classes=0)
+    return modules["backbone"].tensors.keys() <= model.state_dict().keys()
 
 
 def _timm_name(path: Path, config: Mapping[str, Any] | None) -> str | None:
-    """The model that timm's config.json names; raises CheckpointError if this timm has it not."""
+    """The model in timm's config.json; raises CheckpointError if the installed timm lacks it."""
     name = architecture(config)
     if name is not None:
         import timm

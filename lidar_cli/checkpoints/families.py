@@ -1,48 +1,27 @@
 """Kinds of backbones, each recognised by its anchor, a tensor that all backbones of the kind have.
 
-A new architecture is a module in `shapes` with `spec(shapes, origin)`, its module in `models`, and
-an entry in FAMILIES. The module is imported when it is built, since it imports torch.
+A new architecture is a spec in `shapes` with its module in `models`, and an entry in FAMILIES.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.checkpoints.description import Assignment
 from lidar_cli.checkpoints.models.weights import compare, shapes_of
 from lidar_cli.checkpoints.reading.hf_config import options_of
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join
-from lidar_cli.checkpoints.shapes import beit, data2vec2, huggingface, resnet, vit
-from lidar_cli.checkpoints.shapes.spec import FoundBackbone, Shapes, Spec
+from lidar_cli.checkpoints.shapes import beit, data2vec2, resnet, vit
+from lidar_cli.checkpoints.shapes import huggingface as hf
+from lidar_cli.checkpoints.shapes.spec import Rename, renamed
 from lidar_cli.errors import CheckpointError
 
 NEXT = "name the architecture with --arch or your own code with --model"
-
-
-def _build_beit(spec: Any) -> Any:
-    from lidar_cli.checkpoints.models import beit
-
-    return beit.build(spec)
-
-
-def _build_data2vec2(spec: Any) -> Any:
-    from lidar_cli.checkpoints.models import data2vec2
-
-    return data2vec2.build(spec)
-
-
-def _build_resnet(spec: Any) -> Any:
-    from lidar_cli.checkpoints.models import resnet
-
-    return resnet.build(spec)
-
-
-def _build_vit(spec: Any) -> Any:
-    from lidar_cli.checkpoints.models import vit
-
-    return vit.build(spec)
 
 
 @dataclass(frozen=True)
@@ -51,121 +30,85 @@ class Family:
 
     title: str  # the format of a file in which nothing names a system
     anchor: str  # name of a tensor, as in the file
-    read_spec: Callable[..., Spec]  # from shapes and the file's name
-    build: Callable[[Any], Any]  # from a Spec to a Backbone without weights; imports torch
-    rename: Callable[[str], str] = str  # from a name in the file to the one that the spec uses
-    configured: bool = False  # whether `read_spec` takes options of a config.json
-    special: bool = False  # chosen before families that are not, which describe the file less
+    spec: Callable[..., Any]  # from shapes, by renamed names, and the file's name to a ModuleSpec
+    rename: Rename = ()  # from the names in the file to those that the spec uses
+    configured: bool = False  # whether `spec` takes options of a config.json
+    special: bool = False  # takes precedence over families that are not, which describe less
     noise: tuple[str, ...] = ()  # beginnings of names that only training needs
 
-    def spec(self, found: Shapes, origin: str, config: Mapping[str, Any] | None = None) -> Spec:
-        """The backbone by its shapes and config.json; raises CheckpointError if they fit none."""
-        options = options_of(config, origin) if config and self.configured else {}
-        return self.read_spec(found, origin, **options)
 
+_special = partial(Family, special=True)
+_hugging_face = partial(Family, configured=True, special=True)
 
-FAMILIES: dict[str, Family] = {  # of those that are special, the first that matches is taken
-    "data2vec": Family(
-        "fairseq data2vec vision",
-        beit.FAIRSEQ_ANCHOR,
-        beit.fairseq_spec,
-        _build_beit,
-        beit.from_fairseq,
-        special=True,
+FAMILIES: dict[str, Family] = {  # of the special ones, the first that matches is taken
+    "data2vec": _special(
+        *("fairseq data2vec vision", beit.FAIRSEQ_ANCHOR, beit.fairseq_spec, beit.FROM_FAIRSEQ),
         noise=beit.FAIRSEQ_NOISE,
     ),
-    "data2vec2": Family(
-        "fairseq data2vec 2.0",
-        data2vec2.ANCHOR,
-        data2vec2.spec,
-        _build_data2vec2,
-        data2vec2.from_fairseq,
-        special=True,
+    "data2vec2": _special(
+        *("fairseq data2vec 2.0", data2vec2.ANCHOR, data2vec2.spec, data2vec2.FROM_FAIRSEQ),
         noise=data2vec2.NOISE,
     ),
-    "hf-beit": Family(
-        "Hugging Face BEiT",
-        huggingface.BEIT_ANCHOR,
-        huggingface.beit_spec,
-        _build_beit,
-        huggingface.from_hf_beit,
-        configured=True,
-        special=True,
-    ),
-    "hf-dinov2": Family(
-        "Hugging Face DINOv2",
-        huggingface.DINOV2_ANCHOR,
-        huggingface.vit_spec,
-        _build_vit,
-        huggingface.from_hf,
-        configured=True,
-        special=True,
-    ),
-    "hf-vit": Family(
-        "Hugging Face ViT",
-        huggingface.VIT_ANCHOR,
-        huggingface.vit_spec,
-        _build_vit,
-        huggingface.from_hf,
-        configured=True,
-        special=True,
-    ),
-    "beit": Family("BEiT state dict", beit.ANCHOR, beit.spec, _build_beit, special=True),
-    "resnet": Family("ResNet state dict", resnet.ANCHOR, resnet.spec, _build_resnet),
-    "vit": Family("timm ViT state dict", vit.ANCHOR, vit.spec, _build_vit, vit.from_dinov2),
+    "hf-beit": _hugging_face("Hugging Face BEiT", hf.BEIT_ANCHOR, hf.beit_spec, hf.FROM_HF_BEIT),
+    "hf-dinov2": _hugging_face("Hugging Face DINOv2", hf.DINOV2_ANCHOR, hf.vit_spec, hf.FROM_HF),
+    "hf-vit": _hugging_face("Hugging Face ViT", hf.VIT_ANCHOR, hf.vit_spec, hf.FROM_HF),
+    "beit": _special("BEiT state dict", beit.ANCHOR, beit.spec),
+    "resnet": Family("ResNet state dict", resnet.ANCHOR, resnet.spec),
+    "vit": Family("timm ViT state dict", vit.ANCHOR, vit.spec, vit.FROM_DINOV2),
     "dinov2-chunked": Family(
-        "DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.spec, _build_vit, vit.from_dinov2
+        "DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.spec, vit.FROM_DINOV2
     ),
     "torchvision-vit": Family(
-        "torchvision ViT state dict",
-        vit.TORCHVISION_ANCHOR,
-        vit.spec,
-        _build_vit,
-        vit.from_torchvision,
+        "torchvision ViT state dict", vit.TORCHVISION_ANCHOR, vit.spec, vit.FROM_TORCHVISION
     ),
 }
 
 
-def backbone_of(
+@contextmanager
+def consistent(path: Path, arch: str) -> Iterator[None]:
+    """Raise CheckpointError if shapes that are possible one by one do not form a module together.
+
+    Such as heads that do not divide the width.
+    """
+    try:
+        yield
+    except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
+        message = f"{path}: the shapes of its tensors form no {arch}; {NEXT}"
+        raise CheckpointError(message) from error
+
+
+def assign_backbone(
     path: Path,
     family: Family,
-    by_name: Mapping[str, str],
+    keys: Mapping[str, str],
     tensors: Mapping[str, Weight],
     prefix: str,
     config: Mapping[str, Any] | None,
-    adjust: Callable[[Spec], Spec] = lambda spec: spec,
-) -> FoundBackbone:
-    """The backbone of a family, and which of the named tensors are its own.
+    adjust: Callable[[Any], Any],
+) -> Assignment:
+    """The backbone of a family, and its tensors among the named ones.
 
-    by_name: names that `spec` knows, or of their parts (see `joined`) -> keys of `tensors`.
-    config: of a Hugging Face folder, where there is one. adjust: adds what is known besides.
+    keys: names as in the family's files, some of parts (see `lazy_tensor.join`) -> keys of
+    `tensors`. config: of a Hugging Face folder, where there is one. adjust: applies to the spec
+    what is known besides the shapes.
     Raises CheckpointError if the shapes fit no backbone of the family, or tensors are missing.
     """
-    inside, sources = join({name: tensors[key] for name, key in by_name.items()})
-    spec = adjust(family.spec(shapes_of(inside), str(path), config))
-    vit.check_heads(spec, str(path))
-
-    def guarded(make: Callable[[], Any]) -> Any:
-        try:
-            return make()
-        except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
-            # Single shapes look right and do not go together, such as heads that divide no width.
-            raise CheckpointError(
-                f"{path}: the shapes of its tensors form no {spec.arch}; {NEXT}"
-            ) from error
-
-    expected = guarded(spec.shapes)
-    own = {name: inside[name] for name in expected if name in inside}
-    compare(expected, shapes_of(own), f"{path}: {spec.arch}")
-    return FoundBackbone(
-        build=lambda: guarded(lambda: family.build(spec)),
-        width=spec.width,
-        format=family.title,
-        arch=spec.arch,
-        image_size=spec.image_size,
-        tensors=own,
-        keys=frozenset(by_name[source] for name in own for source in sources[name]),
+    keys = {renamed(name, family.rename): key for name, key in keys.items()}
+    joined, sources = join({name: tensors[key] for name, key in keys.items()})
+    options = options_of(config, str(path)) if config and family.configured else {}
+    spec = adjust(family.spec(shapes_of(joined), str(path), **options))
+    if isinstance(spec, vit.TransformerSpec):
+        spec.check_heads(str(path))
+    arch = spec.arch
+    with consistent(path, arch):
+        expected = spec.shapes()
+    used = {name: joined[name] for name in expected if name in joined}
+    compare(expected, shapes_of(used), f"{path}: {arch}")
+    return Assignment(
+        spec=spec,
+        tensors=used,
+        title=family.title,
+        keys=frozenset(keys[source] for name in used for source in sources[name]),
         prefix=prefix,
         noise=tuple(prefix + name for name in family.noise),
-        spec=spec,
     )

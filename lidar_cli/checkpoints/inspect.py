@@ -1,25 +1,24 @@
-"""Checkpoint files to what is in them, and what `extract` would do: no torch, no tensor is read."""
+"""What checkpoint files hold, and what `extract` would do; without torch or reading a tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lidar_cli.checkpoints.assume import Assumed
-from lidar_cli.checkpoints.detect import find
+from lidar_cli.checkpoints.description import STATS, CheckpointDescription
+from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.fallback import PROJECTORS
 from lidar_cli.checkpoints.formats import FORMATS
-from lidar_cli.checkpoints.formats.format import readable, recipes
+from lidar_cli.checkpoints.formats.format import readable
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents
-from lidar_cli.checkpoints.result import STATS, Description, Found
+from lidar_cli.checkpoints.shapes.spec import Assumed
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import FormatSettings
 
 
 @dataclass(frozen=True)
-class BranchFound:
+class BranchSummary:
     """One set of weights in a file."""
 
     name: str
@@ -36,20 +35,20 @@ class Inspection:
     file: str
     kind: str  # 'zip', 'legacy' or 'safetensors'
     format: str
-    why: str  # how the format was told
+    why: str  # how the format was recognised
     architecture: str
     container: str
     image_size: int | None
     recipe: str | None
     pixel_stats: str
-    branch: str  # that extract would take
-    layer: str  # that extract would take
-    branches: tuple[BranchFound, ...]
+    branch: str  # that extract would embed
+    layer: str  # that extract would embed
+    branches: tuple[BranchSummary, ...]
     ignored: tuple[str, ...]
     assumed: dict[str, Assumed]  # what the weights leave open, by the keys of --assume
     assumptions: tuple[str, ...]  # what else is assumed, in words
-    stand_ins: tuple[str, ...]  # foreign names in the file, of which nothing was made
-    extract: str  # what it would do, in words
+    stand_ins: tuple[str, ...]  # foreign names in the file, neither imported nor run
+    extract: str  # what extract would do, in words
 
 
 @dataclass(frozen=True)
@@ -72,40 +71,59 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
     """
     contents = read_contents(path)
     tree = as_dict(contents)
-    config = contents.config
-    found = _find(path, tree, config, settings, settings.branch)
-    told = found.description
-    branches = [_branch(found)]
-    for name in told.branches:
-        if name != told.branch:
+
+    def look(branch: str, assume: Sequence[str]) -> tuple[CheckpointDescription, BranchSummary]:
+        description, modules = detect(
+            path,
+            tree,
+            arch=settings.arch,
+            format=settings.format,
+            branch=branch,
+            config=contents.config,
+            assume=assume,
+        )
+        heads = {name: one.spec.widths for name, one in modules.items() if name != "backbone"}
+        summary = BranchSummary(
+            name=description.branch,
+            prefix=description.prefix,
+            layers=description.widths,
+            heads=heads,
+            parameters=description.parameters,
+        )
+        return description, summary
+
+    description, summary = look(settings.branch, settings.assume)
+    branches = [summary]
+    for name in description.branches:
+        if name != description.branch:
             try:
-                other = _find(path, tree, config, settings, name)
-            except SettingsError:  # an assumption of what that branch does not have
-                other = _find(path, tree, config, replace(settings, assume=()), name)
-            branches.append(_branch(other))
+                _, summary = look(name, settings.assume)
+            except SettingsError:  # an assumption about something that this branch lacks
+                _, summary = look(name, ())
+            branches.append(summary)
     return Inspection(
         file=str(path),
         kind=contents.kind,
-        format=told.format,
-        why=told.why or "no described format; backbone and heads by their usual names",
-        architecture=told.arch,
-        container=told.container,
-        image_size=told.image_size,
-        recipe=told.recipe,
-        pixel_stats=str(told.assumed[STATS].value),
-        branch=told.branch,
-        layer=_layer(told),
+        format=description.format,
+        why=description.why or "no described format; backbone and heads by their usual names",
+        architecture=description.arch,
+        container=description.container,
+        image_size=description.image_size,
+        recipe=description.recipe,
+        pixel_stats=str(description.assumed[STATS].value),
+        branch=description.branch,
+        layer=_layer(description),
         branches=tuple(branches),
-        ignored=told.ignored,
-        assumed=dict(told.assumed),
-        assumptions=told.assumptions,
+        ignored=description.ignored,
+        assumed=dict(description.assumed),
+        assumptions=description.assumptions,
         stand_ins=contents.stand_ins,
-        extract=_extract(told),
+        extract=_extract(description),
     )
 
 
 def formats() -> list[FormatRow]:
-    """The table of formats, the more general after the described ones."""
+    """The table of formats, and last the one of files without a format."""
     rows = [
         FormatRow(
             name=one.name,
@@ -114,7 +132,7 @@ def formats() -> list[FormatRow]:
             layers=", ".join(
                 dict.fromkeys(["backbone", *(h for b in one.branches for h in b.heads)])
             ),
-            recipe=", ".join(recipes(one)),
+            recipe=", ".join(one.recipes),
             example=one.example,
             marks=readable((*one.keys, *one.marks)),
         )
@@ -134,40 +152,16 @@ def formats() -> list[FormatRow]:
     ]
 
 
-def _find(
-    path: Path,
-    tree: Mapping[str, Any],
-    config: Mapping[str, Any] | None,
-    settings: FormatSettings,
-    branch: str,
-) -> Found:
-    return find(
-        path,
-        tree,
-        arch=settings.arch,
-        format=settings.format,
-        branch=branch,
-        config=config,
-        assume=settings.assume,
-    )
+def _layer(description: CheckpointDescription) -> str:
+    return "projector" if "projector" in description.widths else "backbone"
 
 
-def _branch(found: Found) -> BranchFound:
-    told = found.description
-    heads = {layer: head.spec.widths for layer, head in found.heads.items()}
-    return BranchFound(told.branch, told.prefix, told.widths, heads, told.parameters)
-
-
-def _layer(told: Description) -> str:
-    return "projector" if "projector" in told.widths else "backbone"
-
-
-def _extract(told: Description) -> str:
-    layer = _layer(told)
+def _extract(description: CheckpointDescription) -> str:
+    layer = _layer(description)
     why = "" if layer == "projector" else ", since there is no projector"
-    branch = "" if told.branches == ("encoder",) else f" of the {told.branch}"
-    size = f"{told.image_size} px" if told.image_size else "the data's size"
+    branch = "" if description.branches == ("encoder",) else f" of the {description.branch}"
+    size = f"{description.image_size} px" if description.image_size else "the data's size"
     return (
-        f"embed the {layer}{branch} ({told.widths[layer]} numbers{why}) at {size} "
-        f"with the views {told.recipe or 'simclr'}"
+        f"embed the {layer}{branch} ({description.widths[layer]} numbers{why}) at {size} "
+        f"with the views {description.recipe or 'simclr'}"
     )

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
-from lidar_cli.checkpoints.detect import Description, find
-from lidar_cli.checkpoints.models import mlp_head, predictor, user_module
-from lidar_cli.checkpoints.models.backbone import MaskedBackbone
-from lidar_cli.checkpoints.models.embedder import Loaded, LoadedModule
-from lidar_cli.checkpoints.models.masked_forward import LoadedMasked
+from lidar_cli.checkpoints.description import CheckpointDescription
+from lidar_cli.checkpoints.detect import detect
+from lidar_cli.checkpoints.families import consistent
+from lidar_cli.checkpoints.models import beit, data2vec2, heads, resnet, user_module, vit
+from lidar_cli.checkpoints.models.backbone import Backbone, MaskedBackbone
+from lidar_cli.checkpoints.models.embedder import Embedder, MaskedEmbedder, ModuleEmbedder
 from lidar_cli.checkpoints.models.weights import fill
 from lidar_cli.checkpoints.reading.read import as_dict, read_checkpoint, read_contents
-from lidar_cli.checkpoints.result import FoundHead
-from lidar_cli.checkpoints.shapes.predictor import PredictorSpec
+from lidar_cli.checkpoints.shapes.beit import BeitSpec
+from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
+from lidar_cli.checkpoints.shapes.heads import MLPSpec, PredictorSpec
+from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
+from lidar_cli.checkpoints.shapes.spec import ModuleSpec
+from lidar_cli.checkpoints.shapes.vit import ViTSpec
 from lidar_cli.errors import SettingsError
+
+MODULES: dict[type[ModuleSpec], Callable[[Any], nn.Module]] = {
+    ResNetSpec: resnet.ResNet,
+    ViTSpec: vit.ViT,
+    BeitSpec: beit.Beit,
+    Data2Vec2Spec: data2vec2.Data2Vec2,
+    MLPSpec: heads.mlp,
+    PredictorSpec: heads.Predictor,
+}
 
 
 def open_checkpoint(
@@ -30,14 +46,14 @@ def open_checkpoint(
     branch: str = "auto",
     layer: str = "auto",
     assume: Sequence[str] = (),
-) -> Loaded:
+) -> Embedder:
     """A checkpoint, ready to embed images on the CPU; `to` moves it.
 
-    arch: a timm name, where the weights do not tell. model: 'package.module:factory', the user's
-    own code. activation: inside the projector, 'relu', 'gelu' or 'auto' (the format's, else ReLU,
-    and said). format: of `lidar inspect --formats`. branch: 'student' or 'teacher'. layer: as
-    `--layer` has it, for which an auto branch is chosen. assume: KEY=VALUE of what weights leave
-    open, see `assume.KEYS`.
+    arch: a timm name, where the weights do not determine it. model: 'package.module:factory', the
+    user's own code. activation: inside the projector, 'relu', 'gelu' or 'auto' (the format's, else
+    ReLU, which is reported). format: a name of `lidar inspect --formats`. branch: 'student' or
+    'teacher'. layer: the value of `--layer`, by which an auto branch is chosen. assume: KEY=VALUE
+    for what the weights leave open, see `spec.KEYS`.
     Raises CheckpointError or NoWeights for the file, SettingsError for the options.
     """
     path = Path(path)
@@ -50,9 +66,9 @@ def open_checkpoint(
     if model is not None and assume:
         raise SettingsError("--model is your own code, which decides all; leave --assume out")
     if model is not None:
-        return _open_own(path, model)
+        return _open_user_module(path, model)
     contents = read_contents(path)
-    found = find(
+    description, assignments = detect(
         path,
         as_dict(contents),
         arch=arch,
@@ -63,28 +79,35 @@ def open_checkpoint(
         config=contents.config,
         assume=assume,
     )
-    backbone = found.backbone.build()
-    fill(backbone.weights, found.backbone.tensors, f"{path}: {found.backbone.arch}")
-    heads = {layer: _head(head, f"{path}: {layer}") for layer, head in found.heads.items()}
-    described = dataclasses.replace(found.description, stand_ins=contents.stand_ins)
-    if isinstance(backbone.eval(), MaskedBackbone):
-        return LoadedMasked(described, backbone, heads)
-    return Loaded(described, {"backbone": backbone, **heads})
+    modules: dict[str, nn.Module] = {}
+    for name, assignment in assignments.items():
+        label = description.arch if name == "backbone" else name
+        with consistent(path, label):
+            module = build(assignment.spec)
+        weights = module.weights if isinstance(module, Backbone) else module
+        fill(weights, assignment.tensors, f"{path}: {label}")
+        modules[name] = module.eval()
+    description = dataclasses.replace(description, stand_ins=contents.stand_ins)
+    backbone = modules["backbone"]
+    if isinstance(backbone, MaskedBackbone):
+        return MaskedEmbedder(description, backbone, modules)
+    return Embedder(description, modules)
 
 
-def _head(head: FoundHead, origin: str) -> nn.Module:
-    """The module of a projector or predictor, with its weights."""
-    module: nn.Module
-    if isinstance(head.spec, PredictorSpec):
-        module = predictor.build(head.spec)
-    else:
-        module = mlp_head.build(head.spec)
-    fill(module, head.tensors, origin)
-    return module
+def build(spec: Any) -> Any:
+    """The module of a spec, without weights: on torch's meta device, where it takes no memory."""
+    module = MODULES.get(type(spec))
+    if module is None:  # a model that timm has built already
+        return spec.backbone
+    try:
+        with torch.device("meta"):
+            return module(spec)
+    except RuntimeError:  # older timm reads numbers from a tensor while it builds
+        return module(spec)
 
 
-def wrap_module(module: nn.Module) -> Loaded:
-    """The user's own module from memory, put in eval mode where it is.
+def wrap_module(module: nn.Module) -> Embedder:
+    """The user's own module from memory; the module itself is put in eval mode.
 
     It turns images [b, 3, S, S] into embeddings [b, d], or a dict of layer -> embeddings.
     Raises SettingsError if it does not.
@@ -92,17 +115,17 @@ def wrap_module(module: nn.Module) -> Loaded:
     return _wrap(module, type(module).__name__, f"the module {type(module).__name__}", "")
 
 
-def _open_own(path: Path, target: str) -> Loaded:
+def _open_user_module(path: Path, target: str) -> Embedder:
     tree = read_checkpoint(path)
     module = user_module.make(target)
     container = user_module.load(module, path, tree)
     return _wrap(module, target, f"--model {target}", container)
 
 
-def _wrap(module: nn.Module, arch: str, label: str, container: str) -> Loaded:
+def _wrap(module: nn.Module, arch: str, label: str, container: str) -> Embedder:
     module.eval()
     widths, image_size = user_module.probe(module, label)
-    description = Description(
+    description = CheckpointDescription(
         format="own module",
         arch=arch,
         image_size=image_size,
@@ -112,4 +135,4 @@ def _wrap(module: nn.Module, arch: str, label: str, container: str) -> Loaded:
         ignored=(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
-    return LoadedModule(description, module, label)
+    return ModuleEmbedder(description, module, label)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.resnet import Block, ResNet, ResNetSpec
+from lidar_cli.checkpoints.models.resnet import ResNet
+from lidar_cli.checkpoints.shapes.resnet import Block, ResNetSpec
 from lidar_cli.demo.schedule import Losses, Search, minibatches
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.views.lookup import find_recipe

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lidar_cli.checkpoints.models.embedder import Loaded
+from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.plan import Plan
@@ -34,7 +34,7 @@ class Pass:
     """
 
     plan: Plan
-    loaded: Loaded
+    loaded: Embedder
     samples: Samples
     device: torch.device
     workers: int | None = None  # decoding threads

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.checkpoints.models.backbone import Backbone
-from lidar_cli.checkpoints.models.embedder import Loaded
+from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.errors import CheckpointError, SettingsError, first_line
 from lidar_cli.extraction.batches import Batch, Pass, batches
 from lidar_cli.extraction.plan import Plan
@@ -98,7 +98,7 @@ def _take(
 
 
 def forward(
-    plan: Plan, loaded: Loaded, batch: Batch, device: torch.device
+    plan: Plan, loaded: Embedder, batch: Batch, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Embeddings by layer, float32 on the device: views [c, q, d] of samples below n, clean [b, d].
 
@@ -115,7 +115,7 @@ def forward(
 
 
 def _padded(
-    loaded: Loaded, batch: Batch, layout: Layout
+    loaded: Embedder, batch: Batch, layout: Layout
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Embeddings of the padded batch by layer: views [b, q, d], none past n, and clean [b, d].
 
@@ -163,7 +163,7 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision_before
 
 
-def compile_backbone(loaded: Loaded, device: torch.device) -> None:
+def compile_backbone(loaded: Embedder, device: torch.device) -> None:
     """Have torch compile the backbone when the first batch passes; views under masks are not.
 
     Raises SettingsError where torch finds no compiler for the device, or the module is the user's.

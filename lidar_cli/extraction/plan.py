@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from lidar_cli.checkpoints.assume import SET, Assumed
+from lidar_cli.checkpoints.description import STATS, CheckpointDescription
 from lidar_cli.checkpoints.models.user_module import source as own_source
-from lidar_cli.checkpoints.result import STATS, Description
+from lidar_cli.checkpoints.shapes.spec import SET, Assumed
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
@@ -85,7 +85,7 @@ def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
+def choose_recipe(settings: SampleSettings, description: CheckpointDescription) -> Recipe:
     """The recipe that is asked for; for auto that of the method which trained the checkpoint.
 
     So are the pixel statistics, unless a [recipe] table has some.
@@ -115,7 +115,9 @@ def choose_recipe(settings: SampleSettings, description: Description) -> Recipe:
     return find_recipe(name, stats, settings.recipe)
 
 
-def with_assumed_in_use(description: Description, settings: SampleSettings) -> Description:
+def with_assumed_in_use(
+    description: CheckpointDescription, settings: SampleSettings
+) -> CheckpointDescription:
     """The description with the pixel statistics that are used in place of those assumed.
 
     Without any where the user gives them. Raises SettingsError as `choose_recipe`.
@@ -135,7 +137,7 @@ def _statistics_of_table(settings: SampleSettings) -> list[str]:
     return [key for key in ("mean", "std") if key in (settings.recipe or {})]
 
 
-def check_masks(views: Views, description: Description, path: str) -> None:
+def check_masks(views: Views, description: CheckpointDescription, path: str) -> None:
     """Raise CheckpointError unless the checkpoint can be embedded under the masks of the views."""
     rule = views.recipe.masks
     if rule is None:
@@ -163,7 +165,7 @@ def layer_reason(asked: str, available: Sequence[str]) -> str | None:
 
 
 def make_plan(
-    description: Description,
+    description: CheckpointDescription,
     path: str,
     digest: str,
     samples: Samples,

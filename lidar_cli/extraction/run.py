@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from lidar_cli.checkpoints.models.embedder import Loaded
+from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.models.user_module import restored
 from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.checkpoints.reading.read import sha256, stamp
@@ -150,7 +150,7 @@ def extract_checkpoint(
     return replace(record, tells=done.joined or tells)
 
 
-def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -> Loaded:
+def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -> Embedder:
     """A checkpoint, opened on the device as the settings say.
 
     Raises what `open_checkpoint` and `compile_backbone` raise.
@@ -198,7 +198,7 @@ def tell_of(samples: Samples, progress: Progress) -> None:
 
 def run(
     plan: Plan,
-    loaded: Loaded,
+    loaded: Embedder,
     samples: Samples,
     settings: ExtractSettings,
     output: Path,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lidar_cli.checkpoints.models.embedder import Loaded
+from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import OF_ONE_FILE, FeatureFileError, InputError, SettingsError, Unresumable
@@ -440,7 +440,7 @@ class Cache:
         )
         return Scored(ordering(result, self._settings.by), found.provenance, saved.path)
 
-    def _open(self, checkpoint: Checkpoint) -> Loaded:
+    def _open(self, checkpoint: Checkpoint) -> Embedder:
         """The weights that were hashed, since what is made of them is kept under their digest."""
         path, settings = checkpoint.path, self._settings
         if settings.model is None:  # the layer alone may choose another branch than the plan has

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.detect import recognise
+from lidar_cli.checkpoints.description import CheckpointDescription
+from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents, stamp
-from lidar_cli.checkpoints.result import Description
 from lidar_cli.errors import (
     OF_ONE_FILE,
     InputError,
@@ -46,7 +46,7 @@ class Checkpoint:
 
     path: Path
     digest: str
-    description: Description
+    description: CheckpointDescription
     aliases: list[str] = field(default_factory=list)
     stamp: tuple[int, ...] = ()  # of the file when it was hashed
 
@@ -132,9 +132,9 @@ class Looks:
 
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
-        self._seen: dict[Path, tuple[Stamp, Description | Exception | None]] = {}
+        self._seen: dict[Path, tuple[Stamp, CheckpointDescription | Exception | None]] = {}
 
-    def assumed_text(self, description: Description) -> str:
+    def assumed_text(self, description: CheckpointDescription) -> str:
         """What is assumed of a checkpoint as the settings use it. Raises SettingsError."""
         if isinstance(self._settings, SampleSettings):
             description = with_assumed_in_use(description, self._settings)
@@ -155,14 +155,14 @@ class Looks:
         if isinstance(seen, Exception):
             raise seen
 
-    def description(self, path: Path, hashed: Stamp) -> Description:
+    def description(self, path: Path, hashed: Stamp) -> CheckpointDescription:
         """Of the content that had this stamp when it was hashed. Raises as `at`."""
         before, seen = self._seen.pop(path)
-        if isinstance(seen, Description) and before == hashed:
+        if isinstance(seen, CheckpointDescription) and before == hashed:
             return seen
         return _describe(path, self._settings)
 
-    def _look(self, path: Path) -> Description | None:
+    def _look(self, path: Path) -> CheckpointDescription | None:
         if self._settings.model is None:
             return _describe(path, self._settings)
         read_contents(path)  # the module is made once for each content
@@ -219,11 +219,11 @@ def _features(path: Path) -> bool:
     return _may_be_features(path) and is_hdf5(path)
 
 
-def _describe(path: Path, settings: ModelSettings) -> Description:
+def _describe(path: Path, settings: ModelSettings) -> CheckpointDescription:
     if settings.model is not None:
         return open_checkpoint(path, model=settings.model).description
     contents = read_contents(path)
-    found = recognise(
+    found, _ = detect(
         path,
         as_dict(contents),
         arch=settings.arch,

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from lidar_cli.checkpoints.detect import check_assumptions
-from lidar_cli.checkpoints.match import check_names
+from lidar_cli.checkpoints.detect import check_assumptions, check_names
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import OF_ONE_FILE, InputError, NoProcess, SettingsError, nearest

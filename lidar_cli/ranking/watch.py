@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lidar_cli.checkpoints.assume import NotOpen
+from lidar_cli.checkpoints.shapes.spec import NotOpen
 from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.ranking.cache import Cache

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from lidar_cli.checkpoints.inspect import BranchFound, FormatRow, Inspection
+from lidar_cli.checkpoints.inspect import BranchSummary, FormatRow, Inspection
 from lidar_cli.errors import printable
 
 LABEL = 14  # characters of the names on the left
@@ -71,7 +71,7 @@ def _lines(one: Inspection) -> Iterator[str]:
             )
 
 
-def _branch(branch: BranchFound) -> str:
+def _branch(branch: BranchSummary) -> str:
     parts = [f"backbone {branch.layers['backbone']} (at {branch.prefix or 'no prefix'})"]
     parts += [f"{layer} {'-'.join(map(str, widths))}" for layer, widths in branch.heads.items()]
     return f"{', '.join(parts)}; {branch.parameters / 1e6:.3g} M parameters"

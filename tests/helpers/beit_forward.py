@@ -16,7 +16,7 @@ WIDTH, HEADS, PATCH, GRID = 24, 3, 4, 4
 
 
 def beit_shapes(depth: int = 3, width: int = WIDTH, **parts: bool) -> dict[str, tuple[int, ...]]:
-    """Of a BEiT by its own names; parts: shared (default), own, positions."""
+    """Of a BEiT by its own names; parts: shared (default), tables of blocks, positions."""
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, width),
         "mask_token": (1, 1, width),
@@ -37,7 +37,7 @@ def beit_shapes(depth: int = 3, width: int = WIDTH, **parts: bool) -> dict[str, 
         del shapes[f"{name}.attn.qkv.bias"]
         for vector in ("attn.q_bias", "attn.v_bias", "gamma_1", "gamma_2"):
             shapes[f"{name}.{vector}"] = (width,)
-        if parts.get("own"):
+        if parts.get("tables"):
             shapes[f"{name}.attn.relative_position_bias_table"] = table
     return shapes
 

@@ -122,16 +122,16 @@ def lightly_tico() -> Fixture:
     return lightly_pair("lightly-tico", names, predictor=False)
 
 
-def by_place(made: Fixture) -> Fixture:
+def by_place(fixture: Fixture) -> Fixture:
     """The same with backbones that are the children of a ResNet, in a Sequential."""
     places = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
     weights = {}
-    for name, tensor in made.tree["state_dict"].items():
+    for name, tensor in fixture.tree["state_dict"].items():
         first, second, rest = name.split(".", 2) if name.count(".") > 1 else (name, "", "")
         if "backbone" in first:
             name = f"{first}.{places[second]}.{rest}"
         weights[name] = tensor
-    return dataclasses.replace(made, tree=lightning(weights))
+    return dataclasses.replace(fixture, tree=lightning(weights))
 
 
 @fixture
@@ -199,11 +199,11 @@ def lightly_dinov2() -> Fixture:
         "teacher": ("teacher_backbone.vit.", "teacher_dino_head._dino_head."),
         "student": ("student_backbone.vit.", "student_dino_head._dino_head."),
     }
-    made = lightly_dino_pair("lightly-dinov2", names, vit=True)
-    weights = made.tree["state_dict"]
+    actual = lightly_dino_pair("lightly-dinov2", names, vit=True)
+    weights = actual.tree["state_dict"]
     for branch in names:
         weights.normal(f"{branch}_backbone.mask_token", 1, 1, 192)
         weights.linear(f"{branch}_backbone.vit.head", 192, 10)
         for name in [name for name in weights if name.startswith(f"{branch}_dino_head")]:
             weights[name.replace("dino_head", "ibot_head")] = weights[name]
-    return made
+    return actual

@@ -87,7 +87,7 @@ def stable_pretraining_dino() -> Fixture:
 @fixture
 def stable_pretraining_dinov2() -> Fixture:
     """A head for the patches too, and a token for those that are hidden."""
-    made = spt_pair("stable-pretraining-dinov2", dino=True, head="cls_head")
-    made.tree["state_dict"].linear("patch_head.student.0", 16, 24)
-    made.tree["state_dict"].normal("mask_token", 1, 1, 16)
-    return made
+    actual = spt_pair("stable-pretraining-dinov2", dino=True, head="cls_head")
+    actual.tree["state_dict"].linear("patch_head.student.0", 16, 24)
+    actual.tree["state_dict"].normal("mask_token", 1, 1, 16)
+    return actual

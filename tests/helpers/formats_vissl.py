@@ -156,8 +156,8 @@ def vissl_dino_outermost_loss() -> Fixture:
 @fixture
 def vissl_classifier() -> Fixture:
     """Supervised or RotNet: the one Linear layer gives logits."""
-    made = vissl("vissl-classifier", (), lambda w: w.linear("heads.0.clf.0", 16, 4))
-    return dataclasses.replace(made, ignored=("heads.0",))
+    actual = vissl("vissl-classifier", (), lambda w: w.linear("heads.0.clf.0", 16, 4))
+    return dataclasses.replace(actual, ignored=("heads.0",))
 
 
 @fixture

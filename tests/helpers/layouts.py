@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lidar_cli.checkpoints.description import CheckpointDescription
+from lidar_cli.checkpoints.detect import detect
+
 Embed = Callable[[Tensor], Tensor]
 STAGES = (8, 8, 12, 16)  # channels; the last is the width of every ResNet here
 
@@ -38,6 +41,12 @@ class Fixture:
         return path
 
 
+def describe(path: Path, tree: Any, **options: Any) -> CheckpointDescription:
+    """The description of a checkpoint that was read to a tree; options as for `detect`."""
+    description, _ = detect(path, tree, **options)
+    return description
+
+
 class Weights(dict[str, Tensor]):
     """A state dict that is written layer by layer, with random numbers by seed."""
 
@@ -47,9 +56,9 @@ class Weights(dict[str, Tensor]):
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> Weights:
-        made = cls()
-        made.update(tensors)
-        return made
+        weights = cls()
+        weights.update(tensors)
+        return weights
 
     def uniform(self, name: str, *shape: int, low: float = 0.2, high: float = 0.8) -> None:
         self[name] = torch.empty(shape).uniform_(low, high, generator=self.generator)

@@ -19,7 +19,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.resnet import Block, ResNet, ResNetSpec
+from lidar_cli.checkpoints.models.resnet import ResNet
+from lidar_cli.checkpoints.shapes.resnet import Block, ResNetSpec
 
 WIDTHS = (4, 8, 12, 16)  # channels of the four stages; the last is d of the backbone
 PROJECTED = 8  # d of the projector

@@ -12,7 +12,7 @@ import torch
 from literal import assert_close, images
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.embedder import Loaded
+from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.open import open_checkpoint
 
 MARKS = [
@@ -86,7 +86,7 @@ Expected = dict[tuple[str, str], Any]  # branch and layer -> what its own module
 
 
 @torch.no_grad()
-def assert_embeds(path: Path, format: str, expected: Expected, size: int = 32) -> Loaded:
+def assert_embeds(path: Path, format: str, expected: Expected, size: int = 32) -> Embedder:
     """The file opens without a flag as `format`, with these branches and layers and no others."""
     branches = tuple(dict.fromkeys(branch for branch, _ in expected))
     default = open_checkpoint(path)
@@ -97,10 +97,10 @@ def assert_embeds(path: Path, format: str, expected: Expected, size: int = 32) -
         loaded = default if branch == branches[0] else open_checkpoint(path, branch=branch)
         layers = [layer for of, layer in expected if of == branch]
         assert list(loaded.layers) == layers
-        found = loaded.embed(images(size), layers)
+        embeddings = loaded.embed(images(size), layers)
         for layer in layers:
             rows: Tensor = expected[branch, layer](images(size))
-            assert_close(found[layer], rows)
+            assert_close(embeddings[layer], rows)
     return default
 
 

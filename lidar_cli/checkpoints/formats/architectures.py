@@ -1,10 +1,16 @@
-"""Files of timm and torchvision, and backbones that were released alone by their names.
+"""Backbones by the names of torchvision, timm and Hugging Face, mostly released without heads.
 
-Nothing in them tells a method. Only what has no other names than these is taken: a projector, a
-prefix or another head leaves the file to the reading by usual names (generic.py).
+torchvision and timm: nothing in the files shows the method. A file with any other name than these,
+such as a projector, a prefix or another head, is left to fallback.py.
+
+Hugging Face: files, or folders with a config.json. It has the number of heads and LayerNorm's eps,
+and, where two models have the same layout, says which it is. The prefix that a class with a head
+adds to the names is removed.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 from lidar_cli.checkpoints.formats.format import Branch, Format
 
@@ -45,4 +51,79 @@ TIMM = Format(
     noise=(r"head\.", r".*\.relative_position_index$"),
 )
 
+HF_NOISE = (r"classifier\.", r"embeddings\.mask_token$", r"pooler\.dense\.")
+
+HF_VIT = Format(
+    name="hf-vit",
+    title="Hugging Face, ViT",
+    example="model.safetensors with config.json",
+    source="models/vit/modeling_vit.py",
+    marks=(
+        r"embeddings\.patch_embeddings\.projection\.weight$",
+        r"embeddings\.cls_token$",
+        r"encoder\.layer\.0\.layernorm_before\.weight$",
+    ),
+    lacks=(r"encoder\.layer\.0\.lambda_1$",),
+    added=r"vit\.",
+    branches=(Branch("encoder", ""),),
+    recipe="simclr",
+    backbones=("hf-vit",),
+    noise=HF_NOISE,
+)
+
+# Converted from `encoder`, the context encoder, and without the predictor.
+HF_IJEPA = dataclasses.replace(
+    HF_VIT,
+    name="hf-ijepa",
+    title="Hugging Face, I-JEPA",
+    source="models/ijepa/modeling_ijepa.py, convert_ijepa_to_hf.py",
+    marks=(
+        r"embeddings\.patch_embeddings\.projection\.weight$",
+        r"embeddings\.position_embeddings$",
+        r"encoder\.layer\.0\.layernorm_before\.weight$",
+    ),
+    lacks=(r"embeddings\.cls_token$", *HF_VIT.lacks),
+    added=r"ijepa\.",
+    branches=(Branch("student", ""),),
+    recipe="ijepa",
+)
+
+HF_DINOV2 = dataclasses.replace(
+    HF_VIT,
+    name="hf-dinov2",
+    title="Hugging Face, DINOv2 with or without registers",
+    source="models/dinov2/, models/dinov2_with_registers/",
+    marks=(
+        r"embeddings\.patch_embeddings\.projection\.weight$",
+        r"encoder\.layer\.0\.layer_scale1\.lambda1$",
+    ),
+    lacks=(),
+    added=r"dinov2(_with_registers)?\.",
+    branches=(Branch("teacher", ""),),
+    recipe="dinov2",
+    image_size=224,  # of its image processor too
+    backbones=("hf-dinov2",),
+)
+
+# Converted from the fork's `model`. BeitModel has the same names and code: only config.json
+# distinguishes the two, and without one its files are read as Data2VecVision's.
+HF_DATA2VEC = dataclasses.replace(
+    HF_VIT,
+    name="hf-data2vec",
+    title="Hugging Face, Data2VecVision",
+    source="models/data2vec/modeling_data2vec_vision.py and its conversion script",
+    marks=(
+        r"embeddings\.patch_embeddings\.projection\.weight$",
+        r"encoder\.layer\.0\.lambda_1$",
+    ),
+    lacks=(),
+    config=(("model_type", "data2vec-vision"),),
+    added=r"data2vec_vision\.",
+    branches=(Branch("student", ""),),
+    recipe="data2vec",
+    backbones=("hf-beit",),
+    noise=(*HF_NOISE, r".*\.relative_position_index$"),
+)
+
+HUGGINGFACE = (HF_VIT, HF_IJEPA, HF_DINOV2, HF_DATA2VEC)
 ARCHITECTURES = (TORCHVISION, TIMM)

@@ -11,7 +11,7 @@ VICREG = Format(
     title="facebookresearch/vicreg",
     example="model.pth, resnet50_fullckpt.pth",
     source="main_vicreg.py, resnet.py",
-    # The last of the three Linear layers has no bias, which sets it apart from ports.
+    # The last of the three Linear layers has no bias, unlike in ports.
     marks=(r"backbone\.conv1\.weight$", r"projector\.0\.bias$", r"projector\.6\.weight$"),
     lacks=(r"projector\.6\.bias$", r"bn\.", r".*classifier"),
     roots=("model", ""),
@@ -77,7 +77,7 @@ ATANOV = Format(
     recipe="simclr",
     backbones=("resnet",),
     cifar_padding=1,
-    noise=(r"convnet\.fc\.",),  # made by torchvision, never used
+    noise=(r"convnet\.fc\.",),  # created by torchvision, never used
     pixel_stats="unit",
 )
 
@@ -91,7 +91,7 @@ LEFTTHOMAS = Format(
     branches=(Branch("encoder", "f.", Head("g.")),),
     recipe="simclr",
     backbones=("resnet",),
-    # The children of torchvision's ResNet in a row, but for the max-pool behind the 3x3 stem.
+    # The children of torchvision's ResNet by index, without the max-pool after the 3x3 stem.
     rename=(
         (r"0\.", "conv1."), (r"1\.", "bn1."),
         (r"3\.", "layer1."), (r"4\.", "layer2."), (r"5\.", "layer3."), (r"6\.", "layer4."),

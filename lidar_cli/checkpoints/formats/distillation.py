@@ -6,7 +6,7 @@ import dataclasses
 
 from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head
 
-# The 256 numbers before the L2 normalisation; behind it are prototypes, under weight norm.
+# The embedding is the 256 numbers before the L2 normalisation; weight-normed prototypes follow it.
 MLP = (r"mlp\.", "")
 PROTOTYPES = (r"last_layer\.",)
 
@@ -17,7 +17,7 @@ def dino_head(prefix: str) -> Head:
 
 
 def ibot_head(prefix: str) -> Head:
-    """DINO's, with a second last layer and norms of what the prototypes give."""
+    """DINO's, with a second last layer and norms after the prototypes."""
     return dataclasses.replace(
         dino_head(prefix), after=(r"last_layer2?\.", r"last_norm2?\.", r"mlp2\.")
     )
@@ -39,7 +39,7 @@ DINO = Format(
     position_offset=0.1,
 )
 
-# DINO's, with prototypes for patches too, and a token that stands for the masked ones.
+# DINO's, with prototypes for patches too, and a token that replaces masked patches.
 IBOT = dataclasses.replace(
     DINO,
     name="ibot",
@@ -68,7 +68,7 @@ DINOV2 = Format(
     branches=(Branch("teacher", "teacher.backbone.", dino_head("teacher.dino_head.")),),
     recipe="dinov2",
     backbones=("vit",),
-    # Blocks in chunks carry the chunk's number before their own.
+    # In chunks, the number of the chunk precedes that of the block.
     rename=((r"blocks\.\d+\.(?=\d+\.)", "blocks."), (r"register_tokens$", "reg_token")),
     heads=USUAL_HEADS,
     image_size=224,  # the last phase of training is at 518

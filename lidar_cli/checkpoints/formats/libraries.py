@@ -13,8 +13,8 @@ LIGHTNING = ("pytorch-lightning_version",)
 TWO = r"momentum_projector\."
 
 # scripts/pretrain/imagenet-100 has the augmentations of each; the recipes here are those of the
-# methods' authors, or of the same constants. ReSSL's second view, which is crop and flip alone, has
-# no recipe. MoCo v3 with a ViT and DINO are formats of their own.
+# methods' authors, or of the same constants. There is no recipe for ReSSL's second view, which is
+# crop and flip alone. MoCo v3 with a ViT and DINO are separate formats.
 SOLO_METHODS = (
     Method("simclr", "simclr", (r"projector\.2\.weight$",), (TWO, r"predictor\.")),
     Method("supcon", "simclr", (r"projector\.2\.weight$",), (TWO, r"predictor\.")),
@@ -55,9 +55,9 @@ SOLO = Format(
     example="trained_models/simclr/ID/NAME-ID-ep=399.ckpt",
     source="solo/methods/, solo/backbones/, solo/utils/checkpointer.py",
     keys=LIGHTNING,
-    no_keys=("hyper_parameters",),  # it saves none; other people's modules mostly do
+    no_keys=("hyper_parameters",),  # solo-learn saves none; most other Lightning modules do
     roots=("state_dict",),
-    marks=(r"backbone\.", r"classifier\.weight$"),  # every method trains a probe beside itself
+    marks=(r"backbone\.", r"classifier\.weight$"),  # every method also trains a probe
     branches=(
         Branch("student", "backbone.", Head("projector."), Head("predictor.")),
         Branch("teacher", "momentum_backbone.", Head("momentum_projector.")),
@@ -143,8 +143,8 @@ SOLO_MAE = dataclasses.replace(
     heads=((192, 12), (384, 12), *USUAL_HEADS[3:]),
 )
 
-# A ResNet in a Sequential has the places of its parts for names; MaskedVisionTransformerTIMM holds
-# timm's ViT.
+# The parts of a ResNet in a Sequential are named by their index; MaskedVisionTransformerTIMM
+# contains timm's ViT.
 IN_PLACE = (
     (r"0\.(?=weight$)", "conv1."),
     (r"1\.", "bn1."),
@@ -157,7 +157,7 @@ PREDICTS = r"prediction_head\."
 HAS_PROTOTYPES = r"(\w+_)?prototypes\."
 ALONE = (PREDICTS, HAS_PROTOTYPES)
 
-# The transforms of benchmarks/imagenet; those of SimSiam are MoCo v2's, those of NNCLR SimCLR's.
+# The transforms of benchmarks/imagenet; SimSiam has those of MoCo v2, NNCLR those of SimCLR.
 LIGHTLY_METHODS = (
     Method("swav", "swav", (HAS_PROTOTYPES,)),
     Method("simsiam", "moco-v2", (rf"{LAYER}7\.running_mean$", PREDICTS), (rf"{LAYER}7\.weight$",)),
@@ -204,120 +204,91 @@ LIGHTLY_MAE = dataclasses.replace(
     noise=(*LIGHTLY.noise, r"decoder(_embed)?\.", r"prediction_head\."),
 )
 
-Names = tuple[str, str]  # of a branch's backbone and projector
+BranchModules = tuple[str, str, str]  # branch, and the names of its backbone and projector
+PREDICTOR = Head("prediction_head.")  # of the student
+PLAIN_STUDENT, PLAIN_TEACHER = (
+    (branch, "backbone", "projection_head") for branch in ("student", "teacher")
+)
+MOMENTUM = ("teacher", "backbone_momentum", "projection_head_momentum")
+KEY, QUERY, STUDENT, TEACHER = (
+    (branch, f"{prefix}_backbone", f"{prefix}_projection_head")
+    for branch, prefix in (
+        ("teacher", "key"), ("student", "query"), ("student", "student"), ("teacher", "teacher"),
+    )
+)  # fmt: skip
+MOCO_OR_TICO = (
+    Method("moco", "moco-v2", lacks=(rf"{LAYER}1\.",)),
+    Method("tico", "byol", (rf"{LAYER}1\.running_mean$",)),
+)
 
 
 def lightly_pair(
     name: str,
     title: str,
-    first: tuple[str, Names],
-    second: tuple[str, Names],
-    *,
     recipe: str,
+    *branches: BranchModules,
     methods: tuple[Method, ...] = (),
     head: Callable[[str], Head] = Head,
     predictor: Head | None = None,
     more: tuple[str, ...] = (),
+    noise: tuple[str, ...] = (),
 ) -> Format:
-    """Two branches by their names, first the one that is evaluated.
+    """Two branches, the evaluated one first.
 
-    predictor: the student's. more: marks beside the names of the branches.
+    more: marks in addition to the names of the modules. noise: in addition to the library's.
     """
-    branches = [
-        Branch(
-            branch,
-            f"{names[0]}.",
-            head(f"{names[1]}."),
-            predictor if branch == "student" else None,
-        )
-        for branch, names in (first, second)
-    ]
-    prefixes = (*first[1], *second[1])
+    modules = [module for branch in branches for module in branch[1:]]
     return dataclasses.replace(
         LIGHTLY,
         name=name,
         title=f"lightly-ai/lightly, {title}",
-        marks=(*(re.escape(f"{prefix}.") for prefix in prefixes), *more),
-        branches=tuple(branches),
+        marks=(*(re.escape(f"{module}.") for module in modules), *more),
+        branches=tuple(
+            Branch(
+                *(branch, f"{backbone}.", head(f"{projector}.")),
+                predictor if branch == "student" else None,
+            )
+            for branch, backbone, projector in branches
+        ),
         recipe=recipe,
         methods=methods,
+        noise=(*LIGHTLY.noise, *noise),
     )
 
 
-PREDICTOR = Head("prediction_head.")
-PLAIN = ("backbone", "projection_head")  # in some modules the student's, in others the teacher's
-MOMENTUM = ("backbone_momentum", "projection_head_momentum")
-KEY, QUERY, STUDENT, TEACHER = (
-    (f"{branch}_backbone", f"{branch}_projection_head")
-    for branch in ("key", "query", "student", "teacher")
-)
-
 LIGHTLY_PAIRS = (
-    lightly_pair("lightly-moco", "MoCo", ("student", PLAIN), ("teacher", KEY), recipe="moco-v2"),
+    lightly_pair("lightly-moco", "MoCo", "moco-v2", PLAIN_STUDENT, KEY),
     lightly_pair(
-        "lightly-moco-query",
-        "MoCo with a query encoder",
-        ("teacher", PLAIN),
-        ("student", QUERY),
-        recipe="moco-v2",
+        "lightly-moco-query", "MoCo with a query encoder", "moco-v2", PLAIN_TEACHER, QUERY
     ),
     lightly_pair(
-        "lightly-moco-example",
-        "MoCo and TiCo of the examples",
-        ("student", PLAIN),
-        ("teacher", MOMENTUM),
-        recipe="moco-v2",
-        methods=(
-            Method("moco", "moco-v2", lacks=(rf"{LAYER}1\.",)),
-            Method("tico", "byol", (rf"{LAYER}1\.running_mean$",)),
-        ),
+        *("lightly-moco-example", "MoCo and TiCo of the examples", "moco-v2"),
+        *(PLAIN_STUDENT, MOMENTUM),
+        methods=MOCO_OR_TICO,
     ),
+    lightly_pair("lightly-byol", "BYOL", "byol", PLAIN_STUDENT, TEACHER, predictor=PREDICTOR),
     lightly_pair(
-        "lightly-byol",
-        "BYOL",
-        ("student", PLAIN),
-        ("teacher", TEACHER),
-        recipe="byol",
-        predictor=PREDICTOR,
-    ),
-    lightly_pair(
-        "lightly-byol-example",
-        "BYOL of the examples",
-        ("student", PLAIN),
-        ("teacher", MOMENTUM),
-        recipe="byol",
+        *("lightly-byol-example", "BYOL of the examples", "byol", PLAIN_STUDENT, MOMENTUM),
         predictor=PREDICTOR,
         more=(r"prediction_head\.",),
     ),
-    lightly_pair("lightly-tico", "TiCo", ("teacher", PLAIN), ("student", STUDENT), recipe="byol"),
+    lightly_pair("lightly-tico", "TiCo", "byol", PLAIN_TEACHER, STUDENT),
     lightly_pair(
-        "lightly-dino",
-        "DINO",
-        ("teacher", PLAIN),
-        ("student", STUDENT),
-        recipe="dino",
+        *("lightly-dino", "DINO", "dino", PLAIN_TEACHER, STUDENT),
         head=dino_head,
         more=(r"projection_head\.last_layer\.",),
     ),
     lightly_pair(
-        "lightly-dino-example",
-        "DINO of the examples",
-        ("teacher", ("teacher_backbone", "teacher_head")),
-        ("student", ("student_backbone", "student_head")),
-        recipe="dino",
+        *("lightly-dino-example", "DINO of the examples", "dino"),
+        *((b, f"{b}_backbone", f"{b}_head") for b in ("teacher", "student")),
         head=dino_head,
         more=(r"teacher_head\.last_layer\.",),
     ),
-    dataclasses.replace(
-        lightly_pair(
-            "lightly-dinov2",
-            "DINOv2",
-            ("teacher", ("teacher_backbone", "teacher_dino_head._dino_head")),
-            ("student", ("student_backbone", "student_dino_head._dino_head")),
-            recipe="dinov2",
-            head=dino_head,
-        ),
-        noise=(*LIGHTLY.noise, r"(teacher|student)_ibot_head\."),
+    lightly_pair(
+        *("lightly-dinov2", "DINOv2", "dinov2"),
+        *((b, f"{b}_backbone", f"{b}_dino_head._dino_head") for b in ("teacher", "student")),
+        head=dino_head,
+        noise=(r"(teacher|student)_ibot_head\.",),
     ),
 )
 
@@ -361,7 +332,7 @@ SPT_TWO = dataclasses.replace(
 
 
 def spt_dino(name: str, title: str, head: str, recipe: str) -> Format:
-    """GELU, a bottleneck, an L2 normalisation, prototypes without weight norm: module `head`."""
+    """Module `head`: GELU, a bottleneck, L2 normalisation, prototypes without weight norm."""
     heads = {
         branch: Head(f"{head}.{branch}.", activation="gelu", after=(r"6\.",))
         for branch in ("teacher", "student")

@@ -1,7 +1,7 @@
-"""VISSL: one container for every method; the heads, and the loss's state, tell which it is.
+"""VISSL: one container for every method, which shows in the heads and in the state of the loss.
 
-The layers of head i are numbered i * 10 + their place in it, which leaves a gap, an activation,
-between two heads, where VISSL's own MLP ends with one.
+Layer j of head i gets the number 10 i + j. The gap in the numbers between two heads is an
+activation, with which VISSL's MLP ends there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PLAIN = Format(
     noise=(r"loss\.", r"ema\."),
 )
 
-LATER = r"heads\.(1\.clf\.0|0\.clf\.[1-9])"  # a layer behind the first
+LATER = r"heads\.(1\.clf\.0|0\.clf\.[1-9])"  # a layer after the first
 
 SIMCLR = dataclasses.replace(
     PLAIN,
@@ -57,7 +57,7 @@ SIMCLR = dataclasses.replace(
     marks=(TRUNK, LATER),
 )
 
-# One Linear layer gives logits, of classes or of rotations, and not an embedding.
+# The output of a single Linear layer is logits, of classes or of rotations, and no embedding.
 CLASSIFIER = dataclasses.replace(
     PLAIN,
     name="vissl-classifier",

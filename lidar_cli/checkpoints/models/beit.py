@@ -1,4 +1,4 @@
-"""The module of a BEiT: timm's class, with the masked inputs of data2vec; see beit.py."""
+"""The module of a BEiT: timm's class, with the masked inputs of data2vec; see shapes/beit.py."""
 
 from __future__ import annotations
 
@@ -8,27 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import MaskedBackbone
-from lidar_cli.checkpoints.models.positions import resample
+from lidar_cli.checkpoints.models.backbone import MaskedBackbone, OriginalTensors, resample
 from lidar_cli.checkpoints.shapes.beit import EXTRA, TABLE, BeitSpec
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.errors import CheckpointError
 from lidar_cli.views.masks import Mask
 
 
-def build(spec: BeitSpec) -> Beit:
-    """The module, without weights."""
-    try:
-        with torch.device("meta"):
-            model = Beit(spec)
-    except RuntimeError:  # older timm reads numbers from a tensor while it builds
-        model = Beit(spec)
-    model.set_buffers()
-    return model
-
-
 class Beit(MaskedBackbone):
     """timm's Beit, with the masked inputs of data2vec."""
+
+    replaces = True
 
     def __init__(self, spec: BeitSpec) -> None:
         super().__init__()
@@ -40,7 +30,7 @@ class Beit(MaskedBackbone):
             img_size=spec.image_size,
             patch_size=spec.patch,
             num_classes=0,
-            global_pool="avg" if spec.fc_norm else "token",  # which places the norm
+            global_pool="avg" if spec.fc_norm else "token",  # determines where the norm is
             embed_dim=spec.width,
             depth=spec.depth,
             num_heads=spec.heads,
@@ -58,7 +48,8 @@ class Beit(MaskedBackbone):
             self.model.mask_token = nn.Parameter(torch.empty(1, 1, spec.width))
         self.patch = spec.patch
         self.size = spec.image_size
-        self.trained: tuple[int, dict[str, Tensor]] | None = None  # grid, and what depends on it
+        self.originals = OriginalTensors()
+        self.set_buffers()
 
     @property
     def weights(self) -> nn.Module:
@@ -66,17 +57,18 @@ class Beit(MaskedBackbone):
         return self.model  # type: ignore[no-any-return]
 
     def set_buffers(self) -> None:
-        """Give values to what is in no file: the index of displacements, the zero bias of keys."""
+        """Set the buffers that no file has: the index of displacements, the zero bias of keys."""
         from timm.models.beit import gen_relative_position_index
 
+        grid = self.size // self.patch
+        with torch.device("cpu"):  # also while the module is built on the meta device
+            bias, index = torch.zeros(self.width), gen_relative_position_index((grid, grid))
         for part in self.model.modules():
             if getattr(part, "k_bias", None) is not None:
-                part.k_bias = torch.zeros(self.width)
+                part.k_bias = bias.clone()
             if getattr(part, "relative_position_index", None) is not None:
-                grid = self.size // self.patch
-                index = gen_relative_position_index((grid, grid))
-                # Older timm saves it, and would miss it in files.
-                part.register_buffer("relative_position_index", index, persistent=False)
+                # Older timm would save it, and report it as missing in files.
+                part.register_buffer("relative_position_index", index.clone(), persistent=False)
 
     def set_image_size(self, size: int) -> None:
         """Resample the file's tables and positions, bicubically, to images of `size` pixels a side.
@@ -86,24 +78,13 @@ class Beit(MaskedBackbone):
         grid = grid_of(size, self.patch)
         if size == self.size:
             return
-        if self.trained is None:
-            names = ("pos_embed", TABLE)
-            found = {
-                name: tensor.detach().cpu().clone()
-                for name, tensor in self.model.named_parameters()
-                if name.rpartition(".")[2] in names
-            }
-            self.trained = (self.size // self.patch, found)
-        old, tensors = self.trained  # always from these: resampling twice would blur
-        for name, tensor in tensors.items():
+
+        def resampled(name: str, tensor: Tensor, old: int) -> Tensor:
             if name == "pos_embed":
-                tensor = resample(tensor, old, grid, 1, "plain")
-            else:
-                tensor = _table(tensor, old, grid)
-            owner, _, last = name.rpartition(".")
-            part = self.model.get_submodule(owner)
-            device = getattr(part, last).device
-            setattr(part, last, nn.Parameter(tensor.to(device), requires_grad=False))
+                return resample(tensor, old, grid, 1, "plain")
+            return _table(tensor, old, grid)
+
+        self.originals.replace(self.model, ("pos_embed", TABLE), self.size // self.patch, resampled)
         self.model.patch_embed.set_input_size((size, size))
         for part in self.model.modules():
             if getattr(part, "window_size", None) is not None:
@@ -118,7 +99,7 @@ class Beit(MaskedBackbone):
         """Tokens [b, 1 + N, width] after the last block, class token first, and after `norm`.
 
         masked: bool [b, N], patches that the mask token replaces; raises CheckpointError if the
-        file has no such token. Those at masked patches are what lm_head takes.
+        file has no such token. The tokens at masked patches are the input of lm_head.
         """
         model = self.model
         x = model.patch_embed(images)
@@ -139,13 +120,8 @@ class Beit(MaskedBackbone):
         tokens: Tensor = model.norm(x)
         return tokens
 
-    @property
-    def replaces(self) -> bool:
-        """Always."""
-        return True
-
     def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
-        """Tokens [b, N, width] of all patches; at hidden ones, what lm_head takes in training."""
+        """Tokens [b, N, width] of all patches; at hidden ones, the input of lm_head in training."""
         masked = None if mask is None else mask.compared > 0
         return self.tokens(images, masked)[:, 1:]
 

@@ -1,22 +1,19 @@
-"""The module of data2vec 2.0's encoder, see data2vec2.py."""
+"""The module of data2vec 2.0's encoder, see shapes/data2vec2.py."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import MaskedBackbone
-from lidar_cli.checkpoints.models.positions import resample
-from lidar_cli.checkpoints.models.vit import take
+from lidar_cli.checkpoints.models.backbone import (
+    MaskedBackbone,
+    OriginalTensors,
+    resample,
+    select,
+)
 from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.views.masks import Mask
-
-
-def build(spec: Data2Vec2Spec) -> Data2Vec2:
-    """The module, without weights."""
-    with torch.device("meta"):
-        return Data2Vec2(spec)
 
 
 class PostNormBlock(nn.Module):
@@ -27,7 +24,7 @@ class PostNormBlock(nn.Module):
         from timm.layers.mlp import Mlp
         from timm.models import vision_transformer
 
-        attention = vars(vision_transformer)["Attention"]  # whose home in timm has moved
+        attention = vars(vision_transformer)["Attention"]  # its module in timm has changed
         self.attn = attention(spec.width, spec.heads, qkv_bias=True)
         self.norm1 = nn.LayerNorm(spec.width, eps=spec.eps)
         self.mlp = Mlp(spec.width, spec.mlp)
@@ -70,7 +67,7 @@ class Data2Vec2(MaskedBackbone):
         self.norm = nn.LayerNorm(spec.width, eps=spec.eps)
         self.context = nn.Sequential(*(PostNormBlock(spec) for _ in range(spec.context)))
         self.blocks = nn.Sequential(*(PostNormBlock(spec) for _ in range(spec.depth)))
-        self.trained: tuple[int, Tensor] | None = None  # grid and positions as in the file
+        self.originals = OriginalTensors()
 
     def set_image_size(self, size: int) -> None:
         """Resample the positions of the file to images of `size` pixels a side.
@@ -80,11 +77,11 @@ class Data2Vec2(MaskedBackbone):
         grid = grid_of(size, self.patch)
         if grid == self.grid:
             return
-        if self.trained is None:
-            self.trained = (self.grid, self.pos_embed.detach().cpu().clone())
-        old, positions = self.trained  # always from these: resampling twice would blur
-        positions = resample(positions, old, grid, 0, "plain").to(self.pos_embed.device)
-        self.pos_embed = nn.Parameter(positions, requires_grad=False)
+
+        def resampled(name: str, positions: Tensor, old: int) -> Tensor:
+            return resample(positions, old, grid, 0, "plain")
+
+        self.originals.replace(self, ("pos_embed",), self.grid, resampled)
         self.grid = grid
 
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -94,14 +91,14 @@ class Data2Vec2(MaskedBackbone):
         """
         x = self.patch_embed(images) + self.pos_embed
         if keep is not None:
-            x = take(x, keep)
+            x = select(x, keep)
         if self.extra_tokens is not None:
             x = torch.cat([self.extra_tokens.expand(len(x), -1, -1), x], dim=1)
         tokens: Tensor = self.blocks(self.context(self.norm(x)))
         return tokens
 
     def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
-        """Tokens [b, K, width] of the patches that are seen, without the extra ones."""
+        """Tokens [b, K, width] of the visible patches, without the extra tokens."""
         extra = 0 if self.extra_tokens is None else self.extra_tokens.shape[1]
         return self.tokens(images, None if mask is None else mask.seen)[:, extra:]
 

@@ -1,24 +1,49 @@
-"""An opened checkpoint: one forward from images to the embeddings of its layers."""
+"""An opened checkpoint: one forward from images to the embeddings of its layers.
+
+The embedding of a masked view, for every method that masks. The student sees an image under the
+view's mask, the teacher all of it, and the loss compares the two at some patches. The embedding is
+the mean over those patches; for a student that has tokens for visible patches only, over these:
+
+    I-JEPA        student   backbone    tokens of the context, which are all that it has
+                  student   predictor   predicted tokens of all target blocks
+                  teacher   backbone    its tokens at the target blocks
+    data2vec      student   backbone    tokens at the masked patches, in place of the mask token;
+                                        projector: lm_head of the same
+                  teacher   backbone    its tokens at the masked patches
+    data2vec 2.0  student   backbone    tokens of the visible patches
+                  teacher   backbone    its tokens at the masked patches
+
+Target blocks may overlap; a patch in two of them counts twice, as in the loss. Tokens are those
+after the last norm, as for clean images, which are not masked: there the predictor sees all patches
+and predicts all of them, which it never did in training. A file of one branch alone is a student.
+
+Sources: facebookresearch/ijepa, src/train.py; facebookresearch/data2vec_vision,
+beit/engine_for_cyclical.py; facebookresearch/fairseq, examples/data2vec/models/data2vec2.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import Backbone
+from lidar_cli.checkpoints.description import CheckpointDescription
+from lidar_cli.checkpoints.models.backbone import Backbone, MaskedBackbone
+from lidar_cli.checkpoints.models.heads import Predictor
 from lidar_cli.checkpoints.models.user_module import embed
-from lidar_cli.checkpoints.result import Description
+from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.views.masks import Mask
+from lidar_cli.views.masks import Mask, joined, together, whole
 
 
-class Loaded:
-    """A description, and the modules that it describes, in eval mode."""
+class Embedder:
+    """The modules of a checkpoint, in eval mode, and its description."""
 
-    def __init__(self, description: Description, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, description: CheckpointDescription, modules: Mapping[str, nn.Module]
+    ) -> None:
         self.description = description
         self.modules = dict(modules)
 
@@ -29,17 +54,17 @@ class Loaded:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How images and weights lie in memory: channels last for a convnet, which is faster so."""
+        """The layout of images and weights in memory: channels last for a convnet, for speed."""
         convolutions = [
             module
             for part in self.modules.values()
             for module in part.modules()
             if isinstance(module, nn.Conv2d)
         ]
-        # One alone cuts a transformer's patches out, and gains nothing.
+        # A single convolution is a transformer's patch embedding, and gains nothing.
         return torch.channels_last if len(convolutions) > 1 else torch.contiguous_format
 
-    def to(self, device: torch.device | str) -> Loaded:
+    def to(self, device: torch.device | str) -> Embedder:
         """Itself, moved to the device."""
         for module in self.modules.values():
             module.to(device).to(memory_format=self.memory_format)
@@ -67,7 +92,7 @@ class Loaded:
     def embed_masked(
         self, views: Tensor, masks: Sequence[Mask], layers: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Layer -> embeddings [b, q, width] of views under masks; see `masked`.
+        """Layer -> embeddings [b, q, width] of views under masks; see `MaskedEmbedder`.
 
         Raises CheckpointError for a model that cannot be embedded under masks.
         """
@@ -82,7 +107,7 @@ class Loaded:
                 )
 
     def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Up to the last layer that is asked for; each takes what the one before gives."""
+        """Outputs up to the last requested layer; each layer's input is the previous output."""
         last = max(map(self.layers.index, layers))
         outputs: dict[str, Any] = {}
         for layer in self.layers[: last + 1]:
@@ -90,21 +115,110 @@ class Loaded:
         return outputs
 
 
-class LoadedModule(Loaded):
+class MaskedEmbedder(Embedder):
+    """Modules whose backbone can be embedded under masks."""
+
+    def __init__(
+        self,
+        description: CheckpointDescription,
+        backbone: MaskedBackbone,
+        modules: Mapping[str, nn.Module],
+    ) -> None:
+        super().__init__(description, modules)
+        self.backbone = backbone
+        self.teacher = description.branch == "teacher"
+
+    def set_image_size(self, size: int) -> None:
+        """Prepare backbone and predictor for images of `size` pixels a side.
+
+        Raises CheckpointError if the backbone cannot take them.
+        """
+        super().set_image_size(size)
+        for module in self.modules.values():
+            if isinstance(module, Predictor):
+                module.set_grid(grid_of(size, self.backbone.patch))
+
+    def embed_masked(
+        self, views: Tensor, masks: Sequence[Mask], layers: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Layer -> embeddings [b, q, width] of normalised views [b, q, 3, S, S].
+
+        views: [b, 1, 3, S, S] if a sample's views differ by their masks alone. masks: one for each
+        of the q views, of all samples; those of equal lengths go through the model together.
+        Raises SettingsError for a layer that the checkpoint does not have, CheckpointError if it
+        cannot be embedded under masks.
+        """
+        self._check_layers(layers)
+        if not self.description.masks:
+            return super().embed_masked(views, masks, layers)
+        if self.teacher:
+            masks = [Mask(None, None, mask.compared) for mask in masks]
+        columns: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers}
+        with torch.inference_mode():
+            for members, tokens in self._tokens(views, masks):
+                outputs = self._outputs(tokens, joined([masks[j] for j in members]), layers)
+                for layer in layers:
+                    rows = outputs[layer].reshape(len(views), len(members), -1)
+                    columns[layer] |= dict(zip(members, rows.unbind(dim=1), strict=True))
+        order = range(len(masks))
+        return {
+            layer: torch.stack([of_view[j] for j in order], dim=1)
+            for layer, of_view in columns.items()
+        }
+
+    def _tokens(
+        self, views: Tensor, masks: Sequence[Mask]
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Numbers of views, and tokens [b v, K, width] of the patches that enter under each."""
+        if self.teacher and views.shape[1] == 1:  # all views are the same whole image
+            tokens = self.backbone.patch_tokens(views[:, 0])
+            yield from (([j], tokens) for j in range(len(masks)))
+            return
+        views = views.expand(-1, len(masks), -1, -1, -1)
+        for members in together(masks):
+            mask = None if self.teacher else joined([masks[j] for j in members])
+            yield members, self.backbone.patch_tokens(views[:, members].flatten(0, 1), mask)
+
+    def _outputs(self, tokens: Tensor, mask: Mask, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Embeddings [b, width] of tokens of patches, up to the last requested layer."""
+        if self.teacher or self.backbone.replaces:
+            shares = (mask.compared / mask.compared.sum(dim=1, keepdim=True)).unsqueeze(-1)
+            mean = (tokens * shares).sum(dim=1)
+        else:
+            mean = tokens.mean(dim=1)
+        x = self.backbone.finish(mean)
+        outputs = {"backbone": x}
+        last = max(map(self.layers.index, layers))
+        for layer in self.layers[1 : last + 1]:
+            module = self.modules[layer]
+            if isinstance(module, Predictor):
+                outputs[layer] = module.mean_prediction(tokens, mask)
+            else:
+                x = outputs[layer] = module(x)
+        return outputs
+
+    def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        if not any(isinstance(self.modules[layer], Predictor) for layer in layers):
+            return super()._forward(images, layers)
+        tokens = self.backbone.patch_tokens(images)
+        return self._outputs(tokens, whole(len(images), tokens.shape[1], images.device), layers)
+
+
+class ModuleEmbedder(Embedder):
     """The user's own module, which names its layers itself."""
 
-    def __init__(self, description: Description, module: nn.Module, label: str) -> None:
+    def __init__(self, description: CheckpointDescription, module: nn.Module, label: str) -> None:
         super().__init__(description, {"module": module})
         self.label = label
 
-    def to(self, device: torch.device | str) -> LoadedModule:
-        """Itself, moved to the device; how its weights lie in memory stays."""
+    def to(self, device: torch.device | str) -> ModuleEmbedder:
+        """Itself, moved to the device; the memory layout of its weights stays."""
         self.modules["module"].to(device)
         return self
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """As its author gave it: code of one's own may count on how tensors lie in memory."""
+        """That of its weights: the user's code may depend on it."""
         last = any(
             weight.dim() == 4
             and weight.is_contiguous(memory_format=torch.channels_last)

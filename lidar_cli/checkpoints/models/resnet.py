@@ -1,24 +1,12 @@
-"""The modules of a ResNet, by torchvision's and timm's names; what its shapes tell is resnet_spec.
-
-A 7x7 stem has stride 2 and is followed by a max-pool; a 3x3 stem is that of the CIFAR variants.
-"""
+"""The modules of a ResNet, by torchvision's and timm's names; shapes/resnet.py has its spec."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lidar_cli.checkpoints.models.backbone import Backbone
 from lidar_cli.checkpoints.shapes.resnet import Block, ResNetSpec
-
-__all__ = ["Block", "ResNet", "ResNetSpec"]
-
-
-def build(spec: ResNetSpec) -> ResNet:
-    """The module, without weights."""
-    with torch.device("meta"):
-        return ResNet(spec)
 
 
 class ResidualBlock(nn.Module):

@@ -7,38 +7,35 @@ import io
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from lidar_cli.checkpoints.description import Assignment
 from lidar_cli.checkpoints.models.backbone import Backbone
-from lidar_cli.checkpoints.models.weights import (
-    compare,
-    shapes,
-    shapes_of,
-    some,
-)
+from lidar_cli.checkpoints.models.weights import compare, shapes, shapes_of, some
 from lidar_cli.checkpoints.reading.containers import StateDict
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, materialised
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import FoundBackbone
+from lidar_cli.checkpoints.shapes.spec import KEYS, ModuleSpec
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
 
-BFLOAT16 = 2**-7  # relative precision at which files keep what a model computes for itself
+BFLOAT16 = 2**-7  # relative precision at which files store what a model computes for itself
 
 
 class TimmBackbone(Backbone):
-    """timm's model, pooled as it pools itself, without classifier."""
+    """timm's model with its pooling, without classifier."""
 
     def __init__(self, model: Any, arch: str) -> None:
         super().__init__()
         self.model = model
         self.arch = arch
-        # Some models widen the pooled features before the classifier that was left out.
+        # Some models widen the pooled features before the classifier, which is left out.
         self.width = int(getattr(model, "head_hidden_size", None) or model.num_features)
         fixed = model.pretrained_cfg.get("fixed_input_size", False)
         size = model.pretrained_cfg["input_size"][-1]
@@ -51,7 +48,7 @@ class TimmBackbone(Backbone):
         return self.model  # type: ignore[no-any-return]
 
     def set_image_size(self, size: int) -> None:
-        """Resize what depends on it; raises CheckpointError where timm's model cannot."""
+        """Resize what depends on the size; raises CheckpointError if timm's model cannot."""
         if self.image_size in (None, size):
             return
         refusal = CheckpointError(
@@ -73,12 +70,36 @@ class TimmBackbone(Backbone):
         return embeddings
 
 
-def by_name(path: Path, state: StateDict, arch: str) -> FoundBackbone:
-    """timm's model of that name, and which tensors of the state dict are its own.
+@dataclass(frozen=True)
+class TimmSpec(ModuleSpec):
+    """timm's model of a name, which leaves nothing open."""
 
-    Names are taken as they are, else as timm's own conversion for that model leaves them.
-    Raises SettingsError for a name that timm does not know, CheckpointError if the weights are not
-    that model's.
+    backbone: TimmBackbone
+
+    any_size: ClassVar[bool] = False
+
+    @property
+    def arch(self) -> str:
+        """timm's name."""
+        return self.backbone.arch
+
+    @property
+    def width(self) -> int:
+        """Of the embedding."""
+        return self.backbone.width
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels a side, None for a model of any size."""
+        return self.backbone.image_size
+
+
+def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
+    """timm's model of that name, and its tensors in the state dict.
+
+    Names are taken as they are, else as timm's conversion for that model returns them.
+    Raises SettingsError for a name unknown to timm, CheckpointError if the weights are not that
+    model's.
     """
     if not timm.is_model(arch):
         hint = nearest(arch, timm.list_models())
@@ -96,22 +117,19 @@ def by_name(path: Path, state: StateDict, arch: str) -> FoundBackbone:
         converted = _convert(model, inside)
         if _fits(expected, {n: t for n, t in converted.items() if n in expected}):
             tensors = {n: t for n, t in converted.items() if n in expected}
-            # What the conversion drops is named; its results that nothing takes are left.
+            # What the conversion drops is reported; its results that have no place are left.
             surplus = converted.keys() - expected.keys()
             keys = frozenset(prefix + name for name in inside if name not in surplus)
             dropped = _check_dropped(
                 path, arch, model, {n: inside[n] for n in inside if prefix + n in keys}
             )
     compare(expected, shapes_of(tensors), f"{path}: {arch}")
-    backbone = TimmBackbone(model, arch)
     classifier = model.pretrained_cfg.get("classifier") or ()
-    return FoundBackbone(
-        build=lambda: backbone,
-        width=backbone.width,
-        format="timm model",
-        arch=arch,
-        image_size=backbone.image_size,
+    decided = dict.fromkeys(KEYS, f"timm's {arch} decides it")
+    return Assignment(
+        spec=TimmSpec(TimmBackbone(model, arch), decided=decided),
         tensors=tensors,
+        title="timm model",
         keys=keys,
         prefix=prefix,
         dropped=(some(dropped, 6),) if dropped else (),
@@ -122,7 +140,7 @@ def by_name(path: Path, state: StateDict, arch: str) -> FoundBackbone:
 def _create(arch: str, **sizes: Any) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about names that timm has since changed
+            warnings.simplefilter("ignore")  # about names that timm has changed since
             return timm.create_model(arch, pretrained=False, num_classes=0, **sizes)
     except Exception as error:  # an unknown tag, or a model that needs another package
         message = str(error).strip().split("\n")[0]
@@ -130,7 +148,7 @@ def _create(arch: str, **sizes: Any) -> Any:
 
 
 def _prefix(model: Any, state: StateDict) -> str:
-    """What stands before the model's names in the state dict, '' if nothing matches."""
+    """The prefix of the model's names in the state dict, '' if nothing matches."""
     names = list(model.state_dict())
     prefixes = {
         key.removesuffix(name)
@@ -146,21 +164,21 @@ def _prefix(model: Any, state: StateDict) -> str:
 
 
 def _resized(model: Any, arch: str, tensors: Mapping[str, Weight]) -> Any:
-    """The same model at the image size of the file's position embedding, if that can be told.
+    """The same model at the image size of the file's position embedding, if it has one.
 
-    A patch of a hybrid is 1x1 of what its convolutions leave, and many pixels.
+    A patch of a hybrid is 1x1 of the output of its convolutions, and many pixels.
     """
     embed = model.patch_embed
     try:
         pixels = embed.img_size[0] // embed.grid_size[0]
         size = vit.grid_of_positions(shapes_of(tensors), arch) * pixels
-    except (CheckpointError, TypeError):  # of positions that are no square, of a model of any size
+    except (CheckpointError, TypeError):  # positions that are no square, a model of any size
         return model
     return model if size == model.patch_embed.img_size[0] else _create(arch, img_size=size)
 
 
 def _convert(model: Any, tensors: dict[str, Weight]) -> dict[str, Weight]:
-    """The tensors after timm's conversion of other projects' names; empty if that fails."""
+    """The tensors after timm's conversion of other projects' names; empty if it fails."""
     try:
         return {**_converted({name: materialised(t) for name, t in tensors.items()}, model)}
     except Exception:  # meant for other files
@@ -178,8 +196,8 @@ def _converted(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
 def _check_dropped(path: Path, arch: str, model: Any, tensors: Mapping[str, Weight]) -> list[str]:
     """Names of tensors that timm's conversion leaves out.
 
-    Raises CheckpointError if that changes the embedding: they are part of a layer that is used and
-    not zero, or other values than those that the model computes for itself.
+    Raises CheckpointError if that changes the embedding: if they are part of a used layer and not
+    zero, or differ from the values that the model computes for itself.
     """
     influence = _influence(model, tensors)
     dropped = [name for name, used in influence.items() if not used.any()]
@@ -210,9 +228,9 @@ def _check_dropped(path: Path, arch: str, model: Any, tensors: Mapping[str, Weig
 
 
 def _influence(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Tensor]:
-    """Whether each tensor has a part in what timm's conversion gives; of vectors, each element.
+    """Whether timm's conversion uses each tensor; for vectors, each element.
 
-    Traced by autograd over zeros of their shapes; what cannot be traced counts as used.
+    Traced by autograd over zeros of their shapes; all count as used if that fails.
     """
     floating = {n: t for n, t in tensors.items() if "float" in str(t.dtype)}
     leaves = {
@@ -224,21 +242,21 @@ def _influence(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Tensor]:
     whole = torch.tensor(True)
     try:
         outputs = _converted(dict(leaves), model).values()
-    except Exception:  # one that depends on values
+    except Exception:  # a conversion that depends on values
         return dict.fromkeys(tensors, whole)
     reached = _reached(outputs)
-    found = {name: torch.tensor(id(leaf) in reached) for name, leaf in leaves.items()}
-    vectors = {name: leaf for name, leaf in leaves.items() if leaf.dim() == 1 and found[name]}
+    used = {name: torch.tensor(id(leaf) in reached) for name, leaf in leaves.items()}
+    vectors = {name: leaf for name, leaf in leaves.items() if leaf.dim() == 1 and used[name]}
     total = sum((one.sum() for one in outputs if one.requires_grad), torch.zeros(()))
     if vectors:
         gradients = torch.autograd.grad(total, list(vectors.values()), allow_unused=True)
         for name, gradient in zip(vectors, gradients, strict=True):
-            found[name] = whole if gradient is None else gradient != 0
-    return found
+            used[name] = whole if gradient is None else gradient != 0
+    return used
 
 
 def _reached(outputs: Iterable[Any]) -> set[int]:
-    """Ids of the leaves of autograd's graph behind some tensors."""
+    """Ids of the leaves of autograd's graph of some tensors."""
     ids = {id(one) for one in outputs}
     todo = [one.grad_fn for one in outputs if one.grad_fn is not None]
     seen = set(todo)

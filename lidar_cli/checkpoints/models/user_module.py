@@ -1,4 +1,4 @@
-"""The user's own code, `--model package.module:factory`, filled with a file's state dict."""
+"""The user's own module, `--model package.module:factory`, filled with a file's state dict."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lidar_cli.checkpoints.reading.containers import ADDED, candidates, clean
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
 
-LAYER_NAME = re.compile(r"[\w.-]*\w[\w.-]*")  # what `--layer` and a feature file can name
-TRIED_SIZES = (224, 32, 96, 64, 128, 256, 384, 28)  # pixels; the first that the module takes
+LAYER_NAME = re.compile(r"[\w.-]*\w[\w.-]*")  # valid for `--layer` and in a feature file
+TRIED_SIZES = (224, 32, 96, 64, 128, 256, 384, 28)  # pixels; the first that works is taken
 
 
 def make(target: str) -> nn.Module:
     """The module that a factory, named 'package.module:factory', returns.
 
-    Modules are found from the working directory too. The factory takes no arguments.
+    Modules in the working directory can be imported too. The factory takes no arguments.
     Raises SettingsError if the name is malformed or any of the user's code fails.
     """
     module_name, _, factory_name = target.partition(":")
@@ -51,9 +51,9 @@ def make(target: str) -> nn.Module:
 
 
 def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
-    """Fill the module with the state dict of a file that has exactly its names; its container.
+    """Fill the module with the state dict that has exactly its names; returns its container.
 
-    Tried in turn: names as they are, without leading additions of wrappers, without any.
+    Tried in turn: names as they are, without leading additions of wrappers, without any additions.
     Raises NoWeights if the file has no tensor, CheckpointError if no state dict of it fits.
     """
     expected = set(shapes(module))
@@ -85,7 +85,7 @@ def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
 
 @contextmanager
 def restored(module: nn.Module) -> Iterator[None]:
-    """Give a module its training modes and devices back when the block ends, by an error too."""
+    """Restore a module's training modes and devices when the block ends, also after an error."""
     modes = {part: part.training for part in module.modules()}
     devices = {name: tensor.device for name, tensor in _tensors(module)}
     try:
@@ -100,7 +100,7 @@ def restored(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_gradients() -> Iterator[None]:
-    """No gradients, but not inference mode, whose tensors a module may keep and cannot train on."""
+    """No gradients, but not inference mode: a module that caches its tensors could not train."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 
@@ -108,7 +108,7 @@ def without_gradients() -> Iterator[None]:
 def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
     """The width of each layer, by embedding blank images, and the image size the module needs.
 
-    A module that has an int attribute `image_size` is asked at that size only.
+    A module with an int attribute `image_size` is tried at that size only.
     label: what an error calls the module.
     Raises SettingsError if the module embeds no image, or not to rows.
     """
@@ -124,7 +124,7 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
             reason = reason or _line(error)
             continue
         widths = {layer: rows.shape[1] for layer, rows in layers_of(output, 2, label).items()}
-        only = named == size or not _takes_others(module, size, device)
+        only = named == size or not _takes_other_sizes(module, size, device)
         return widths, size if only else None
     raise SettingsError(
         f"{label}: no images of {', '.join(map(str, sizes))} pixels can be embedded "
@@ -133,9 +133,9 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
 
 
 def source(target: str | None) -> str | None:
-    """sha256 of the file that a factory stands in, or None without one.
+    """sha256 of the file that defines a factory, None without one.
 
-    What it imports is not covered: features of changed code there must be extracted anew by hand.
+    Its imports are not included: after changes there, features must be extracted again by hand.
     """
     if target is None:
         return None
@@ -144,7 +144,7 @@ def source(target: str | None) -> str | None:
 
 
 def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
-    """Layer -> embeddings; whatever the user's forward raises becomes a CheckpointError."""
+    """Layer -> embeddings; raises CheckpointError for any error in the user's forward."""
     try:
         with without_gradients():
             output = module(images)
@@ -158,8 +158,8 @@ def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
     return layers_of(output, len(images), label)
 
 
-def _takes_others(module: nn.Module, size: int, device: torch.device) -> bool:
-    """Whether the module embeds images of another size too, so that none is its own."""
+def _takes_other_sizes(module: nn.Module, size: int, device: torch.device) -> bool:
+    """Whether the module also embeds images of another size."""
     for other in TRIED_SIZES:
         if other != size:
             try:

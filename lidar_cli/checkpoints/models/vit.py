@@ -1,4 +1,4 @@
-"""The module of a Vision Transformer: timm's class, pooled as its spec in vit.py says."""
+"""The module of a Vision Transformer: timm's class, pooled as its spec in shapes/vit.py says."""
 
 from __future__ import annotations
 
@@ -8,23 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import MaskedBackbone
-from lidar_cli.checkpoints.models.positions import Resize, resample
+from lidar_cli.checkpoints.models.backbone import (
+    MaskedBackbone,
+    OriginalTensors,
+    resample,
+    select,
+)
 from lidar_cli.checkpoints.shapes.vit import ViTSpec, grid_of
 from lidar_cli.views.masks import Mask
 
 
-def build(spec: ViTSpec) -> ViT:
-    """The module, without weights."""
-    try:
-        with torch.device("meta"):
-            return ViT(spec)
-    except RuntimeError:  # older timm reads numbers from a tensor while it builds
-        return ViT(spec)
-
-
 def stem(spec: ViTSpec) -> nn.Sequential:
-    """Convolutions of stride 2, each normalised, and a linear map of every pixel that is left."""
+    """Convolutions of stride 2, each normalised, and a linear map of every remaining pixel."""
     layers: list[nn.Module] = []
     into = 3
     for out in spec.stem:
@@ -75,9 +70,9 @@ class ViT(MaskedBackbone):
         self.patch = spec.patch
         self.size = spec.image_size
         self.positioned = spec.positioned
-        self.resize: Resize = spec.resize
+        self.resize = spec.resize
         self.offset = spec.position_offset
-        self.trained: tuple[int, Tensor] | None = None  # grid and positions as in the file
+        self.originals = OriginalTensors()
 
     @property
     def weights(self) -> nn.Module:
@@ -92,13 +87,12 @@ class ViT(MaskedBackbone):
         grid = grid_of(size, self.patch)
         if size == self.size:
             return
-        if self.trained is None:
-            self.trained = (self.size // self.patch, self.model.pos_embed.detach().cpu().clone())
-        old, positions = self.trained  # always from these: resampling twice would blur
-        positions = resample(positions, old, grid, self.positioned, self.resize, self.offset)
-        positions = positions.to(self.model.pos_embed.device)
+
+        def resampled(name: str, positions: Tensor, old: int) -> Tensor:
+            return resample(positions, old, grid, self.positioned, self.resize, self.offset)
+
+        self.originals.replace(self.model, ("pos_embed",), self.size // self.patch, resampled)
         self.model.patch_embed.set_input_size((size, size))
-        self.model.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.size = size
 
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -109,7 +103,7 @@ class ViT(MaskedBackbone):
         model, positioned = self.model, self.positioned
         x = model.patch_embed(images) + model.pos_embed[:, positioned:]
         if keep is not None:
-            x = take(x, keep)
+            x = select(x, keep)
         prefix = [t for t in (model.cls_token, model.reg_token) if t is not None]
         if prefix:
             first = torch.cat(prefix, dim=1)
@@ -120,7 +114,7 @@ class ViT(MaskedBackbone):
         return tokens
 
     def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
-        """Tokens [b, K, width] of the patches that are seen, without class token and registers."""
+        """Tokens [b, K, width] of the visible patches, without class token and registers."""
         keep = None if mask is None else mask.seen
         return self.tokens(images, keep)[:, self.model.num_prefix_tokens :]
 
@@ -128,8 +122,3 @@ class ViT(MaskedBackbone):
         """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
         embeddings: Tensor = self.model.forward_head(self.tokens(images), pre_logits=True)
         return embeddings
-
-
-def take(tokens: Tensor, keep: Tensor) -> Tensor:
-    """The tokens [b, K, width] at indices [b, K] of tokens [b, N, width]."""
-    return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -1,4 +1,4 @@
-"""Tensors of a state dict into a module: every one of them, and nothing else."""
+"""Fill a module with the tensors of a state dict: every one of them, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lidar_cli.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SHARED = 4  # how often, on the average, the bytes of a file may be used: by tied weights
-SMALL = 2**26  # bytes of tensors about which nobody need ask
+SHARED = 4  # how often, on average, tied weights may use the bytes of a file
+SMALL = 2**26  # bytes of tensors that are not checked for this
 LONGEST = 120  # characters of a name in an error
 COUNTER = "num_batches_tracked"  # of BatchNorm, unused in eval mode, absent from old files
 
@@ -21,10 +21,10 @@ COUNTER = "num_batches_tracked"  # of BatchNorm, unused in eval mode, absent fro
 def fill(module: nn.Module, tensors: Mapping[str, Weight], origin: str) -> None:
     """Set all parameters and buffers of a module, in float32, and put it in eval mode.
 
-    tensors: by the module's own names; copied, so that the file may change afterwards.
+    tensors: by the module's names; copied, so that the file may change afterwards.
     origin: the file and part that an error names.
     Raises CheckpointError for missing or surplus names, other shapes, and weights that are not
-    finite floating-point numbers. Nothing keeps its initial value.
+    finite floating-point numbers. No parameter keeps its initial value.
     """
     import torch
 
@@ -36,10 +36,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Weight], origin: str) -> None:
         name: _copied(name, tensor, like[name].is_floating_point(), origin)
         for name, tensor in tensors.items()
     }
-    for name in expected.keys() - ready.keys():  # counters alone, or compare() had raised
+    for name in expected.keys() - ready.keys():  # only counters, else compare() would have raised
         ready[name] = torch.zeros((), dtype=torch.int64)
     try:
-        # Modules that were built without memory take the copies as their own.
+        # Modules on the meta device have no memory to copy into: the copies become their tensors.
         module.load_state_dict(ready, strict=True, assign=any(t.is_meta for t in like.values()))
     except Exception as error:  # a user's module may have hooks that raise anything
         reason = str(error).strip().split("\n")[-1].strip()
@@ -48,22 +48,22 @@ def fill(module: nn.Module, tensors: Mapping[str, Weight], origin: str) -> None:
 
 
 def compare(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], origin: str
+    expected: Mapping[str, tuple[int, ...]], present: Mapping[str, tuple[int, ...]], origin: str
 ) -> None:
     """Raise CheckpointError unless both name the same tensors of the same shapes."""
-    missing = [name for name in expected if name not in found and not is_counter(name)]
+    missing = [name for name in expected if name not in present and not is_counter(name)]
     if missing:
         raise CheckpointError(
             f"{origin}: {some(missing)} missing of {len(expected)} tensors; expected all of "
             "them; name the architecture with --arch or your own code with --model"
         )
-    surplus = [name for name in found if name not in expected]
+    surplus = [name for name in present if name not in expected]
     if surplus:
         raise CheckpointError(
             f"{origin}: {some(surplus)} have no place among {len(expected)} expected tensors; "
             "name your own code with --model"
         )
-    for name, shape in found.items():
+    for name, shape in present.items():
         if shape != expected[name]:
             raise CheckpointError(
                 f"{origin}: {name} has shape {list(shape)}, expected {list(expected[name])}; "
@@ -87,31 +87,31 @@ def is_counter(name: str) -> bool:
 
 
 def size(tensor: Weight) -> int:
-    """How many numbers a tensor has."""
+    """The number of elements of a tensor."""
     return math.prod(tensor.shape)
 
 
 def parts_of(tensor: Weight) -> tuple[Weight, ...]:
-    """The tensors of the file that it is made of, such as q, k and v; else itself."""
+    """The tensors of the file that a joined one consists of, such as q, k and v; else itself."""
     parts: tuple[Weight, ...] = getattr(tensor, "parts", (tensor,))
     return parts
 
 
 def _check_size(tensors: Mapping[str, Weight], origin: str) -> None:
-    """Refuse a file in which many tensors lie over the same few bytes, before they take memory."""
+    """Refuse a file whose many tensors share the same few bytes, before they take memory."""
     parts = [part for tensor in tensors.values() for part in parts_of(tensor)]
     lazy = [t for t in parts if isinstance(t, LazyTensor) and t.storage is not None]
-    held = {t.storage.source: t.storage.source.nbytes for t in lazy if t.storage is not None}
-    wanted = sum(t.nbytes for t in lazy)
-    if wanted > SHARED * sum(held.values()) + SMALL:
+    sources = {t.storage.source: t.storage.source.nbytes for t in lazy if t.storage is not None}
+    available, wanted = sum(sources.values()), sum(t.nbytes for t in lazy)
+    if wanted > SHARED * available + SMALL:
         raise CheckpointError(
-            f"{origin}: the tensors have {wanted} bytes over {sum(held.values())} of the file; "
+            f"{origin}: the tensors have {wanted} bytes over {available} of the file; "
             "expected tensors of their own; save the state dict of one model again"
         )
 
 
 def _copied(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
-    """A float32 copy of a finite weight; what is no weight, such as an index, is copied as is."""
+    """A float32 copy of a finite weight; an exact copy of another tensor, such as an index."""
     import torch
 
     refusal = CheckpointError(

@@ -4,85 +4,65 @@
     Dinov2Model, Dinov2WithRegistersModel      -> timm's ViT with layer scale, GELU or SwiGLU
     Data2VecVisionModel, BeitModel             -> BEiT
 
-Queries, keys and values are stored apart and joined, in this order; see `joined`. Position
-embeddings are resized without DINO's offset, and antialiased only beside registers. LayerNorm's eps
-is in config.json; the defaults here are those of the published files. The pooled output of IJepa
-and Data2VecVision is the mean of the patch tokens, which here is the embedding too.
+Queries, keys and values are stored apart; '@' marks them as parts of one tensor, which are joined
+in this order, see `lazy_tensor.join`. Position embeddings are resized without DINO's offset, and
+antialiased only in models with registers. LayerNorm's eps is in config.json; the defaults here are
+those of the published files. The pooled output of IJepa and Data2VecVision is the mean of the patch
+tokens, which is the embedding here too.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 from lidar_cli.checkpoints.shapes import beit, vit
-from lidar_cli.checkpoints.shapes.beit import BeitSpec
-from lidar_cli.checkpoints.shapes.vit import ViTSpec
-
-if TYPE_CHECKING:
-    from lidar_cli.checkpoints.models.positions import Resize
+from lidar_cli.checkpoints.shapes.spec import Shapes
 
 VIT_ANCHOR = "encoder.layer.0.layernorm_before.weight"
 DINOV2_ANCHOR = "encoder.layer.0.layer_scale1.lambda1"
 BEIT_ANCHOR = "encoder.layer.0.lambda_1"
-EPS = 1e-6  # of Dinov2, and of I-JEPA as it was converted
+EPS = 1e-6  # of Dinov2 and of the converted I-JEPA
 DEFAULT = "Hugging Face's default"
 LIBRARY_EPS = 1e-12  # where the library's default was kept: ViT, Data2VecVision, BEiT
 
 FROM_HF = (
-    (r"^embeddings\.register_tokens$", "reg_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
-    (r"^layernorm\.", "norm."),
-    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
-    (r"^(blocks\.\d+\.)attention\.attention\.query\.(\w+)$", r"\1attn.qkv.\2@0"),
-    (r"^(blocks\.\d+\.)attention\.attention\.key\.(\w+)$", r"\1attn.qkv.\2@1"),
-    (r"^(blocks\.\d+\.)attention\.attention\.value\.(\w+)$", r"\1attn.qkv.\2@2"),
-    (r"^(blocks\.\d+\.)attention\.output\.dense\.", r"\1attn.proj."),
-    (r"^(blocks\.\d+\.)layernorm_before\.", r"\1norm1."),
-    (r"^(blocks\.\d+\.)layernorm_after\.", r"\1norm2."),
-    (r"^(blocks\.\d+\.)(?:intermediate\.dense|mlp\.weights_in)\.", r"\1mlp.fc1."),
-    (r"^(blocks\.\d+\.)(?:output\.dense|mlp\.weights_out)\.", r"\1mlp.fc2."),
-    (r"^(blocks\.\d+\.)layer_scale([12])\.lambda1$", r"\1ls\2.gamma"),
+    (r"embeddings\.register_tokens$", "reg_token"),
+    (r"embeddings\.position_embeddings$", "pos_embed"),
+    (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"embeddings\.(cls_token|mask_token)$", r"\1"),
+    (r"layernorm\.", "norm."),
+    (r"encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"(blocks\.\d+\.)attention\.attention\.query\.(\w+)$", r"\1attn.qkv.\2@0"),
+    (r"(blocks\.\d+\.)attention\.attention\.key\.(\w+)$", r"\1attn.qkv.\2@1"),
+    (r"(blocks\.\d+\.)attention\.attention\.value\.(\w+)$", r"\1attn.qkv.\2@2"),
+    (r"(blocks\.\d+\.)attention\.output\.dense\.", r"\1attn.proj."),
+    (r"(blocks\.\d+\.)layernorm_before\.", r"\1norm1."),
+    (r"(blocks\.\d+\.)layernorm_after\.", r"\1norm2."),
+    (r"(blocks\.\d+\.)(?:intermediate\.dense|mlp\.weights_in)\.", r"\1mlp.fc1."),
+    (r"(blocks\.\d+\.)(?:output\.dense|mlp\.weights_out)\.", r"\1mlp.fc2."),
+    (r"(blocks\.\d+\.)layer_scale([12])\.lambda1$", r"\1ls\2.gamma"),
 )
 FROM_HF_BEIT = (
-    (r"^pooler\.layernorm\.", "fc_norm."),
-    (r"^encoder\.relative_position_bias\.", "rel_pos_bias."),
-    (r"^(encoder\.layer\.\d+\.)lambda_([12])$", r"\1gamma_\2"),
-    (r"^(encoder\.layer\.\d+\.)attention\.attention\.query\.bias$", r"\1attn.q_bias"),
-    (r"^(encoder\.layer\.\d+\.)attention\.attention\.value\.bias$", r"\1attn.v_bias"),
-    (r"^(encoder\.layer\.\d+\.)attention\.attention\.relative_position_bias\.", r"\1attn."),
+    (r"pooler\.layernorm\.", "fc_norm."),
+    (r"encoder\.relative_position_bias\.", "rel_pos_bias."),
+    (r"(encoder\.layer\.\d+\.)lambda_([12])$", r"\1gamma_\2"),
+    (r"(encoder\.layer\.\d+\.)attention\.attention\.query\.bias$", r"\1attn.q_bias"),
+    (r"(encoder\.layer\.\d+\.)attention\.attention\.value\.bias$", r"\1attn.v_bias"),
+    (r"(encoder\.layer\.\d+\.)attention\.attention\.relative_position_bias\.", r"\1attn."),
+    *FROM_HF,
 )
-
-
-def from_hf(name: str) -> str:
-    """timm's name of a tensor of a ViT, I-JEPA or DINOv2; '@' marks a part, see `joined`."""
-    for pattern, replacement in FROM_HF:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def from_hf_beit(name: str) -> str:
-    """BEiT's name of a tensor of a Data2VecVision or BEiT; '@' marks a part, see `joined`."""
-    for pattern, replacement in FROM_HF_BEIT:
-        name = re.sub(pattern, replacement, name)
-    return from_hf(name)
 
 
 def vit_spec(
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     origin: str,
     *,
     heads: int | None = None,
     eps: float | None = None,
-) -> ViTSpec:
+) -> vit.ViTSpec:
     """The ViT, I-JEPA or DINOv2 of these shapes, by timm's names; see `vit.spec`.
 
     heads, eps: num_attention_heads and layer_norm_eps of config.json, where there is one.
     """
-    resize: Resize = "antialias" if "reg_token" in shapes else "plain"
+    resize: vit.Resize = "antialias" if "reg_token" in shapes else "plain"
     spec = vit.spec(shapes, origin, heads=heads, eps=eps, resize=resize)
     plain = "cls_token" in shapes and "blocks.0.ls1.gamma" not in shapes
     usual = (LIBRARY_EPS, DEFAULT) if plain else (EPS, "of the published files")
@@ -93,12 +73,12 @@ def vit_spec(
 
 
 def beit_spec(
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     origin: str,
     *,
     heads: int | None = None,
     eps: float | None = None,
-) -> BeitSpec:
+) -> beit.BeitSpec:
     """The Data2VecVision or BEiT of these shapes, by BEiT's names; see `beit.spec`.
 
     A model that was saved without its pooler has no last norm.

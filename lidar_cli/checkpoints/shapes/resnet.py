@@ -1,26 +1,31 @@
 """ResNets of any width, depth and block, by torchvision's and timm's names, from their shapes.
 
-Sources: He et al. 2016; Xie et al. 2017 (groups); the stride lies on the 3x3 convolution of a
-bottleneck, as in torchvision. A 7x7 stem has stride 2 and is followed by a max-pool; a 3x3 stem is
-that of the CIFAR variants, stride 1 and no max-pool; its padding, 1 or 2, the shapes do not tell.
-This file needs no torch; the modules are in resnet.py.
+Sources: He et al. 2016; Xie et al. 2017 (groups). As in torchvision, the 3x3 convolution of a
+bottleneck has the stride. A 7x7 stem has stride 2 and is followed by a max-pool; a 3x3 stem is that
+of the CIFAR variants, with stride 1 and no max-pool. The shapes do not determine its padding, 1 or
+2. This file needs no torch; the modules are in models/resnet.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 
-from lidar_cli.checkpoints.assume import USUAL, Open, Value, shown
-from lidar_cli.checkpoints.shapes.spec import batchnorm, title
+from lidar_cli.checkpoints.shapes.spec import (
+    USUAL,
+    ModuleSpec,
+    Shapes,
+    Value,
+    batchnorm,
+    shown,
+    title,
+)
 from lidar_cli.errors import CheckpointError, SettingsError
 
-ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it, and nothing else has
-NAMES: dict[
-    tuple[tuple[int, ...], bool], str
-] = {  # blocks a stage, whether bottlenecks -> the usual name
+ANCHOR = "layer1.0.conv1.weight"  # in every ResNet, and in nothing else
+# Blocks of each stage, whether they are bottlenecks -> the usual name.
+NAMES: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((2, 2, 2, 2), True): "resnet26",
@@ -52,7 +57,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class ResNetSpec(Open):
+class ResNetSpec(ModuleSpec):
     """Stem and blocks, stage by stage."""
 
     stem: int  # channels
@@ -94,7 +99,7 @@ class ResNetSpec(Open):
         return tuple(blocks[0].stride for blocks in self.stages)
 
     def assume(self, key: str, value: Value, why: str) -> ResNetSpec:
-        """See `Open`; raises SettingsError for strides that the stages cannot have."""
+        """See `ModuleSpec`; raises SettingsError for strides that the stages cannot have."""
         if key != "strides":
             return super().assume(key, value, why)
         stages = []
@@ -114,26 +119,26 @@ class ResNetSpec(Open):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors of the module."""
-        found: dict[str, tuple[int, ...]] = {
+        shapes: dict[str, tuple[int, ...]] = {
             "conv1.weight": (self.stem, 3, self.kernel, self.kernel)
         }
-        found |= batchnorm("bn1", self.stem)
+        shapes |= batchnorm("bn1", self.stem)
         for number, blocks in enumerate(self.stages, 1):
             for index, block in enumerate(blocks):
                 name = f"layer{number}.{index}"
                 for i, shape in enumerate(block.convolutions(), 1):
-                    found[f"{name}.conv{i}.weight"] = shape
-                    found |= batchnorm(f"{name}.bn{i}", shape[0])
+                    shapes[f"{name}.conv{i}.weight"] = shape
+                    shapes |= batchnorm(f"{name}.bn{i}", shape[0])
                 if block.downsample:
-                    found[f"{name}.downsample.0.weight"] = (block.out, block.into, 1, 1)
-                    found |= batchnorm(f"{name}.downsample.1", block.out)
-        return found
+                    shapes[f"{name}.downsample.0.weight"] = (block.out, block.into, 1, 1)
+                    shapes |= batchnorm(f"{name}.downsample.1", block.out)
+        return shapes
 
 
-def spec(shapes: Mapping[str, tuple[int, ...]], origin: str) -> ResNetSpec:
+def spec(shapes: Shapes, origin: str) -> ResNetSpec:
     """The ResNet that tensors of these shapes belong to.
 
-    Raises CheckpointError if its stem or its blocks are of a kind that is not known.
+    Raises CheckpointError if its stem or its blocks are of an unknown kind.
     """
     stem = shapes.get("conv1.weight", ())
     if len(stem) != 4 or stem[0] < 1 or stem[1] != 3 or stem[2:] not in ((7, 7), (3, 3)):
@@ -163,17 +168,14 @@ def spec(shapes: Mapping[str, tuple[int, ...]], origin: str) -> ResNetSpec:
     return ResNetSpec(stem[0], stem[2], tuple(stages), padding, why=why, decided=decided)
 
 
-def _block(
-    shapes: Mapping[str, tuple[int, ...]], name: str, into: int, stride: int, origin: str
-) -> Block:
+def _block(shapes: Shapes, name: str, into: int, stride: int, origin: str) -> Block:
     bottleneck = f"{name}.conv3.weight" in shapes
     numbers = (1, 2, 3) if bottleneck else (1, 2)
     convs = [shapes.get(f"{name}.conv{i}.weight", ()) for i in numbers]
     if any(len(shape) != 4 or min(shape) < 1 for shape in convs):
-        found = ", ".join(_shape(shape) for shape in convs)
         raise CheckpointError(
-            f"{origin}: the convolutions of {name} are {found}; expected 4-D weights; "
-            "name the architecture with --arch"
+            f"{origin}: the convolutions of {name} are {', '.join(map(_shape, convs))}; "
+            "expected 4-D weights; name the architecture with --arch"
         )
     inner = convs[0][0]
     groups = inner // convs[1][1] if inner % convs[1][1] == 0 else 1

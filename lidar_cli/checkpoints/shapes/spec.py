@@ -1,78 +1,87 @@
-"""What names and shapes tell about a backbone, without torch."""
+"""What a module is by the names and shapes of its weights, and `--assume` for what they leave open.
+
+A spec lists the keys that its weights leave open, each with the origin of its present value
+(`why`), and what determines the other keys (`decided`). This file needs no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, TypeVar
 
-from lidar_cli.checkpoints.assume import KEYS, Assumed
-from lidar_cli.checkpoints.reading.lazy_tensor import Weight
+from lidar_cli.errors import SettingsError, nearest
+from lidar_cli.views.recipes import pixel_statistics
 
 Shapes = Mapping[str, tuple[int, ...]]
+Rename = tuple[tuple[str, str], ...]  # pattern, replacement: applied in order
+Value = int | float | str | tuple[int, ...]
+SET = "--assume"  # the `why` of a value that the user gives
+USUAL = "usual"
 
 
-class Spec(Protocol):
-    """All that names and shapes of the tensors tell about a backbone.
+class NotOpen(SettingsError):
+    """`--assume` names something that the file itself determines."""
 
-    Where its family names no module that builds, a spec has a method `build() -> Backbone`, without
-    weights. One whose module is a `MaskedBackbone` has a `patch` in pixels and a method
-    `masks(teacher) -> tuple`, the rules under which it is trained and can be embedded; of a
-    teacher, who sees whole images, no mask token is needed.
-    """
-
-    @property
-    def arch(self) -> str:
-        """In words, such as 'resnet18 (width 16)'."""
-
-    @property
-    def width(self) -> int:
-        """Of the embedding."""
-
-    @property
-    def image_size(self) -> int | None:
-        """In pixels a side, None where the weights do not tell."""
-
-    @property
-    def assumed(self) -> dict[str, Assumed]:
-        """What the weights leave open, by the keys of `--assume`."""
-
-    @property
-    def decided(self) -> Mapping[str, str]:
-        """Other keys of `--assume`, and what decides them."""
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors of the module, without building it, and so without torch."""
+    code = "not-open"
 
 
 @dataclass(frozen=True)
-class FoundBackbone:
-    """A backbone and what of a state dict belongs to it."""
+class Assumed:
+    """A value that the weights leave open, and its origin."""
 
-    build: Callable[[], Any]  # the module, still without weights
-    width: int
-    format: str
-    arch: str
-    image_size: int | None
-    tensors: Mapping[str, Weight]  # by the names of module.weights
-    keys: frozenset[str]  # of those tensors in the state dict
-    prefix: str  # of those keys
-    noise: tuple[str, ...] = ()  # beginnings of keys that only training needs
-    classifiers: tuple[str, ...] = ()  # names of linear layers that may lie beside it
-    dropped: tuple[str, ...] = ()  # names of tensors within it that are not used
-    spec: Any = None  # the Spec, where shapes decide it
+    value: Value
+    why: str
+
+    def text(self, key: str) -> str:
+        """Such as 'heads=6 (usual for width 384)'."""
+        return f"{key}={shown(self.value)} ({self.why})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleSpec:
+    """Base of what is built from shapes; a key of `--assume` is also the name of its field.
+
+    The spec of a backbone also has `arch`, in words such as 'resnet18 (width 16)', the `width` of
+    its embedding, and the `image_size` in pixels a side, None where the weights do not say.
+    """
+
+    why: Mapping[str, str] = field(default_factory=dict)  # open key -> origin of its value
+    decided: Mapping[str, str] = field(default_factory=dict)  # other key -> what determines it
+
+    any_size: ClassVar[bool] = True  # whether its module takes images of any usual size
+    notes: ClassVar[tuple[str, ...]] = ()  # what else is assumed, in words
 
     @property
     def assumed(self) -> dict[str, Assumed]:
-        """What its weights leave open; nothing where a name decides all."""
-        return dict(self.spec.assumed) if self.spec is not None else {}
+        """The keys that are left open."""
+        return {key: Assumed(getattr(self, key), why) for key, why in self.why.items()}
 
-    @property
-    def decided(self) -> dict[str, str]:
-        """Keys of `--assume` that are not open, and what decides them."""
-        if self.spec is None:
-            return dict.fromkeys(KEYS, f"timm's {self.arch} decides it")
-        return dict(self.spec.decided)
+    def assume(self, key: str, value: Value, why: str) -> Self:
+        """The same with another value; a key that is not left open changes nothing."""
+        if key not in self.why:
+            return self
+        changes: dict[str, Any] = {key: value, "why": {**self.why, key: why}}
+        return dataclasses.replace(self, **changes)
+
+    def decide(self, key: str, how: str) -> Self:
+        """The same with a key that is no longer open."""
+        why = {name: text for name, text in self.why.items() if name != key}
+        changes: dict[str, Any] = {"why": why, "decided": {**self.decided, key: how}}
+        return dataclasses.replace(self, **changes)
+
+    def masks(self, teacher: bool) -> tuple[str, ...]:
+        """The mask rules under which the module can be embedded.
+
+        teacher: whether it sees whole images, and so needs no mask token.
+        """
+        return ()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors of the module, without building it, and so without torch."""
+        raise NotImplementedError
 
 
 def title(name: str, notes: list[str]) -> str:
@@ -80,7 +89,132 @@ def title(name: str, notes: list[str]) -> str:
     return f"{name} ({', '.join(notes)})" if notes else name
 
 
+def renamed(name: str, rename: Rename) -> str:
+    """A name after each pattern, applied once at its beginning."""
+    for pattern, replacement in rename:
+        name = re.sub(f"^(?:{pattern})", replacement, name)
+    return name
+
+
 def batchnorm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    """Tensors of an affine BatchNorm."""
+    """Shapes of the tensors of an affine BatchNorm."""
     vectors = ("weight", "bias", "running_mean", "running_var")
     return {f"{name}.{part}": (width,) for part in vectors} | {f"{name}.num_batches_tracked": ()}
+
+
+S = TypeVar("S", bound=ModuleSpec)
+
+
+def settle(spec: S, asked: Mapping[str, Value]) -> S:
+    """A spec with the user's values for what it leaves open."""
+    for key, value in asked.items():
+        spec = spec.assume(key, value, SET)
+    return spec
+
+
+def check_all_open(
+    asked: Mapping[str, Value],
+    assumed: Mapping[str, Assumed],
+    decided: Mapping[str, str],
+    origin: str,
+) -> None:
+    """Raise NotOpen if the user gives a value for a key that nothing leaves open.
+
+    decided: what determines a key, where that can be said.
+    """
+    for key in [key for key in asked if key not in assumed]:
+        raise NotOpen(
+            f"--assume {key}={shown(asked[key])}: {origin}: "
+            f"{decided.get(key, f'nothing in it has {key}')}; leave it out, or name the system "
+            f"that it is for, as in --assume SYSTEM:{key}={shown(asked[key])}"
+        )
+
+
+def shown(value: Value) -> str:
+    """A value as `--assume` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(text: str, kind: type, least: float, most: float) -> Any:
+    value = kind(text)
+    if not least <= value <= most:
+        raise ValueError
+    return value
+
+
+def _one_of(*names: str) -> tuple[Callable[[str], Value], str]:
+    def parse(text: str) -> Value:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return parse, " or ".join(names)
+
+
+def _strides(text: str) -> Value:
+    return tuple(_number(part, int, 1, 4) for part in text.split(","))
+
+
+def _pixel_stats(text: str) -> Value:
+    if text == "auto":  # assumes nothing
+        raise ValueError
+    pixel_statistics(text)
+    return text
+
+
+KEYS: dict[str, tuple[Callable[[str], Value], str]] = {  # key -> its parser, its values in words
+    "heads": (lambda text: _number(text, int, 1, 256), "a number of attention heads"),
+    "eps": (lambda text: _number(text, float, 0, 0.1), "LayerNorm's, such as 1e-6"),
+    "activation": _one_of("relu", "gelu"),
+    "gate": _one_of("silu", "gelu"),
+    "stem_padding": (lambda text: _number(text, int, 0, 8), "pixels, such as 1 or 2"),
+    "strides": (_strides, "one a stage, such as 1,2,2,2"),
+    "pixel_stats": (_pixel_stats, "what --pixel-stats takes but auto"),
+    "position_offset": (lambda text: _number(text, float, 0, 0.9), "patches, such as 0 or 0.1"),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The user's assumptions: for every system, and for single ones."""
+
+    everywhere: Mapping[str, Value]
+    by_system: Mapping[str, Mapping[str, Value]]
+
+    def of(self, system: str) -> dict[str, Value]:
+        """Key -> value for files of a system."""
+        return {**self.everywhere, **self.by_system.get(system, {})}
+
+
+def parse(texts: Sequence[str], systems: Iterable[str]) -> Asked:
+    """Parsed KEY=VALUE and SYSTEM:KEY=VALUE of `--assume`.
+
+    Raises SettingsError for an unknown system or key, a value that its key does not take, and two
+    values for one key.
+    """
+    everywhere: dict[str, Value] = {}
+    by_system: dict[str, dict[str, Value]] = {}
+    for text in texts:
+        name, equals, given = (part.strip() for part in text.partition("="))
+        system, colon, key = name.rpartition(":")
+        key = key.replace("-", "_")
+        if not equals or key not in KEYS:
+            problem = f"no key {key!r}" if equals else "expected KEY=VALUE"
+            raise SettingsError(f"--assume {text}: {problem}; the keys are {', '.join(KEYS)}")
+        if colon and system not in (names := list(systems)):
+            raise SettingsError(f"--assume {text}: {nearest(system, names)}")
+        parser, takes = KEYS[key]
+        try:
+            value = parser(given)
+        except SettingsError as error:
+            raise SettingsError(f"--assume {text}: {error}") from error
+        except ValueError as error:
+            raise SettingsError(f"--assume {text}: {key} takes {takes}") from error
+        values = by_system.setdefault(system, {}) if colon else everywhere
+        if values.setdefault(key, value) != value:
+            raise SettingsError(
+                f"--assume {text}: {key} is {shown(values[key])} already; give one of them"
+            )
+    return Asked(everywhere, by_system)

@@ -1,4 +1,4 @@
-"""The module of I-JEPA's predictor; see predictor.py."""
+"""The modules of projectors and predictors; shapes/heads.py has their equations."""
 
 from __future__ import annotations
 
@@ -8,20 +8,48 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lidar_cli.checkpoints.models.positions import resample
-from lidar_cli.checkpoints.models.vit import take
-from lidar_cli.checkpoints.shapes.predictor import PredictorSpec
+from lidar_cli.checkpoints.models.backbone import OriginalTensors, resample, select
+from lidar_cli.checkpoints.shapes.heads import Layer, MLPSpec, PredictorSpec
 from lidar_cli.views.masks import Mask
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
-def build(spec: PredictorSpec) -> Predictor:
-    """The module, without weights."""
-    try:
-        with torch.device("meta"):
-            return Predictor(spec)
-    except RuntimeError:  # older timm reads numbers from a tensor while it builds
-        return Predictor(spec)
+
+class WeightNormed(nn.Module):
+    """A Linear whose weight is g v / |v|, row by row (Salimans and Kingma 2016)."""
+
+    def __init__(self, into: int, out: int, bias: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.empty(out, 1))
+        self.weight_v = nn.Parameter(torch.empty(out, into))
+        self.bias = nn.Parameter(torch.empty(out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, into] -> [b, out]."""
+        v = self.weight_v
+        return F.linear(x, self.weight_g * v / v.norm(dim=1, keepdim=True), self.bias)
+
+
+def mlp(spec: MLPSpec) -> nn.Sequential:
+    """The layers in a row; tensors are named as in the spec, by index."""
+    head = nn.Sequential()
+    for layer in spec.layers:
+        if layer.after_gap:
+            head.add_module(f"act{layer.index}", ACTIVATIONS[spec.activation]())
+        head.add_module(str(layer.index), _module(layer))
+    return head
+
+
+def _module(layer: Layer) -> nn.Module:
+    if layer.weight_norm:
+        return WeightNormed(layer.into, layer.out, layer.has_bias)
+    if layer.kind == "linear":
+        return nn.Linear(layer.into, layer.out, bias=layer.has_bias)
+    if layer.kind == "batchnorm":
+        return nn.BatchNorm1d(layer.out, affine=layer.has_weight)
+    return nn.LayerNorm(layer.out, bias=layer.has_bias)
 
 
 class Predictor(nn.Module):
@@ -49,33 +77,32 @@ class Predictor(nn.Module):
         )
         self.predictor_norm = norm(spec.inner)
         self.predictor_proj = nn.Linear(spec.inner, spec.width)
-        self.trained: tuple[int, Tensor] | None = None  # grid and positions as in the file
+        self.originals = OriginalTensors()
 
     def set_grid(self, grid: int) -> None:
         """Resample the file's positions to images of `grid` patches a side."""
         if grid == self.grid:
             return
-        if self.trained is None:
-            self.trained = (self.grid, self.predictor_pos_embed.detach().cpu().clone())
-        old, positions = self.trained  # always from these: resampling twice would blur
-        positions = resample(positions, old, grid, 0, "antialias")  # as the encoder's
-        positions = positions.to(self.predictor_pos_embed.device)
-        self.predictor_pos_embed = nn.Parameter(positions, requires_grad=False)
+
+        def resampled(name: str, positions: Tensor, old: int) -> Tensor:
+            return resample(positions, old, grid, 0, "antialias")  # as the encoder's
+
+        self.originals.replace(self, ("predictor_pos_embed",), self.grid, resampled)
         self.grid = grid
 
     def forward(self, z: Tensor, context: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """Predicted tokens [n_pred n_enc b, K_pred, width], see predictor.py.
+        """Predicted tokens [n_pred n_enc b, K_pred, width], see shapes/heads.py.
 
         z: the encoder's tokens [n_enc b, K_enc, width] of what each mask lets it see, mask by mask.
         context: n_enc masks [b, K_enc]. targets: n_pred masks [b, K_pred].
         """
         x = self.predictor_embed(z) + self._positions(context)
-        kept = x.shape[1]
+        seen = x.shape[1]
         asked = self.mask_token + self._positions([t for t in targets for _ in context])
         x = torch.cat([x.repeat(len(targets), 1, 1), asked], dim=1)
         for block in self.predictor_blocks:
             x = block(x)
-        tokens: Tensor = self.predictor_proj(self.predictor_norm(x)[:, kept:])
+        tokens: Tensor = self.predictor_proj(self.predictor_norm(x)[:, seen:])
         return tokens
 
     def mean_prediction(self, z: Tensor, mask: Mask) -> Tensor:
@@ -91,4 +118,4 @@ class Predictor(nn.Module):
     def _positions(self, masks: Sequence[Tensor]) -> Tensor:
         """The positions [len(masks) b, K, inner] of the patches of the masks, one after another."""
         keep = torch.cat(list(masks))
-        return take(self.predictor_pos_embed.expand(len(keep), -1, -1), keep)
+        return select(self.predictor_pos_embed.expand(len(keep), -1, -1), keep)
