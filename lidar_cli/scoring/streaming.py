@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lidar_cli.core.accumulate import each_piece
+from lidar_cli.core.accumulate import map_pieces
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
 from lidar_cli.errors import BadRows, InputError
@@ -90,7 +90,7 @@ class Gathered:
         device, numbers = self.rows.device, part[:1].numel()
         for block in torch.split(part, max(1, BLOCK_NUMBERS // max(1, numbers))):
             block = block.to(device)
-            unit = each_piece(partial(_unit, block), len(block), numbers, device)
+            unit = map_pieces(partial(_unit, block), len(block), numbers, device)
             yield torch.cat(unit)
 
 
@@ -224,5 +224,5 @@ def _sums_finite(part: Tensor) -> bool:
     """
     numbers, device = part[:1].numel(), part.device
     return all(
-        each_piece(lambda some: bool(part[some].sum().isfinite()), len(part), numbers, device)
+        map_pieces(lambda some: bool(part[some].sum().isfinite()), len(part), numbers, device)
     )
