@@ -5,6 +5,7 @@ from lidar_cli.core import accumulate as pieces
 from lidar_cli.core import accumulate as products
 from lidar_cli.core.accumulate import (
     CPU_NUMBERS,
+    HELD_NUMBERS,
     LANE_NUMBERS,
     LANES,
     LEAST_LANE_ROWS,
@@ -12,10 +13,10 @@ from lidar_cli.core.accumulate import (
     STRIPS,
     Scatter,
     add_products,
-    each_piece,
+    map_pieces,
     mirrored,
 )
-from lidar_cli.core.moments import HELD_NUMBERS, Moments, RowMoments
+from lidar_cli.core.moments import Moments, RowMoments
 
 CPU = torch.device("cpu")
 
@@ -98,13 +99,13 @@ def test_a_scatter_of_rows_that_come_in_blocks_is_their_product(count, d):
     rows, more = torch.randn(count, d, dtype=torch.float64), torch.randn(7, d, dtype=torch.float64)
     scatter = Scatter(d, CPU)
     scatter.add(rows)
-    torch.testing.assert_close(scatter.whole(), rows.T @ rows, rtol=0, atol=1e-10)
+    torch.testing.assert_close(scatter.sum(), rows.T @ rows, rtol=0, atol=1e-10)
     scatter.add(more)  # what was asked for may be added to
     scatter.add_weighted(more[0], 0.5)
-    scatter.add_sum(torch.eye(d))
+    scatter.add_scatter(torch.eye(d))
     expected = rows.T @ rows + more.T @ more + 0.5 * more[0].outer(more[0]) + torch.eye(d)
-    torch.testing.assert_close(scatter.whole(), expected, rtol=0, atol=1e-10)
-    assert torch.equal(scatter.whole(), scatter.whole().T)
+    torch.testing.assert_close(scatter.sum(), expected, rtol=0, atol=1e-10)
+    assert torch.equal(scatter.sum(), scatter.sum().T)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -115,7 +116,7 @@ def test_pieces_are_whole_samples_in_order_whatever_the_threads(
     with_threads, threads, count, numbers
 ):
     with_threads(threads)
-    found = each_piece(lambda some: list(range(count))[some], count, numbers, CPU)
+    found = map_pieces(lambda some: list(range(count))[some], count, numbers, CPU)
     assert [i for piece in found for i in piece] == list(range(count))
     most = CPU_NUMBERS
     assert all(len(piece) * numbers <= most or len(piece) == 1 for piece in found)
@@ -123,7 +124,7 @@ def test_pieces_are_whole_samples_in_order_whatever_the_threads(
 
 def test_a_device_of_any_other_kind_works_on_pieces_in_turn():
     numbers = pieces.GPU_NUMBERS // 2
-    found = each_piece(lambda some: (some.start, some.stop), 5, numbers, torch.device("meta"))
+    found = map_pieces(lambda some: (some.start, some.stop), 5, numbers, torch.device("meta"))
     assert found == [(0, 2), (2, 4), (4, 5)]
 
 

@@ -17,20 +17,18 @@ from torch import Tensor
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
-from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.compute import Convergence, Point, Score
 from lidar_cli.scoring.convergence import (
-    Convergence,
-    Point,
     advise,
+    converge_file,
     noise_fraction_at,
     parts_of,
     views_for,
 )
 from lidar_cli.scoring.run import open_embeddings, score_file
-from lidar_cli.scoring.subsets import converge_file
 from lidar_cli.settings import ScoreSettings
 
-OF_ROWS = {name for name, metric in METRICS.items() if metric.reads in ("rows", "covariance")}
+OF_ROWS = {name for name, metric in METRICS.items() if metric.of_rows}
 
 
 def draw(n: int, q: int, d: int, signal: float = 1.0) -> Tensor:

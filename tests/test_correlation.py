@@ -14,7 +14,7 @@ from lidar_cli.scoring.compute import Score
 
 
 def score(**metrics: float | None) -> Score:
-    return Score("f.h5", "backbone", 10, 2, 4, 1e-4, 1e-7, False, **metrics)  # type: ignore[arg-type]
+    return Score.of("f.h5", "backbone", 10, 2, 4, 1e-4, 1e-7, False, **metrics)
 
 
 def found(name: str, scores: list[Score], oracle: list[float]) -> Correlation:

@@ -408,7 +408,6 @@ import lidar_cli.scoring.run, lidar_cli.report.scores
 from lidar_cli.__main__ import main
 from lidar_cli.scoring import influences
 from lidar_cli.scoring.streaming import Gathered
-from lidar_cli.scoring.compute import Sheet
 
 score_file, reading = lidar_cli.scoring.run.score_file, None
 
@@ -427,7 +426,7 @@ def short(owner, name, file, counts=lambda *arguments, **more: True):
 
 lidar_cli.scoring.run.score_file = score_and_tell
 if os.environ["RANK"] == "1":  # asks for more than any machine has in one step of each file's work
-    short(Sheet, "score", "sheet")
+    short(lidar_cli.scoring.run, "compute_score", "sheet")
     short(Gathered, "merge", "merge", lambda whole, part: whole.rows.n)
     short(influences, "_second_pass", "again")
     meets = torch.distributed

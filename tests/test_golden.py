@@ -7,7 +7,7 @@ import reference
 import torch
 
 from lidar_cli import Moments, alpha_req, lidar, rankme
-from lidar_cli.core import metrics, spectra
+from lidar_cli.core import metrics, noise, spectra
 
 EXACT = 1e-6  # relative error allowed to every value of the table
 
@@ -27,7 +27,7 @@ def graded_lda(graded):
 
 def test_graded_signal_lda_readings(graded, graded_lda):
     n, q, d = graded.shape
-    corrected = metrics.corrected_spectrum(graded_lda, n, q)
+    corrected = noise.corrected_spectrum(graded_lda, n, q)
     found = {
         "lidar": lidar(graded),
         "noise_fraction": metrics.noise_fraction(graded_lda, n, q),
@@ -35,7 +35,7 @@ def test_graded_signal_lda_readings(graded, graded_lda):
         "pillai": metrics.pillai(corrected),
         "information": metrics.information(corrected),
         "reliable_rank": metrics.reliable_rank(corrected, 1e-7),
-        "edge": metrics.noise_edge(n, q, d),
+        "edge": noise.noise_edge(n, q, d),
     }
     expected = {
         "lidar": 149.576933,
@@ -47,13 +47,13 @@ def test_graded_signal_lda_readings(graded, graded_lda):
         "edge": 0.24692863,
     }
     assert found == pytest.approx(expected, rel=EXACT)
-    assert metrics.n_above_noise(graded_lda, n, q) == 40
+    assert noise.n_above_noise(graded_lda, n, q) == 40
 
 
 def test_graded_signal_row_readings(graded):
     gram = spectra.augmented_gram_spectrum(Moments.of(graded))
     assert rankme(graded[:, 0]) == pytest.approx(245.801083, rel=EXACT)
-    assert metrics.rankme_from_spectrum(gram, 1e-7) == pytest.approx(254.006206, rel=EXACT)
+    assert metrics.rankme(gram, 1e-7) == pytest.approx(254.006206, rel=EXACT)
     assert alpha_req(graded[:, 0]).alpha == pytest.approx(0.26414219, rel=EXACT)
 
 
@@ -70,7 +70,7 @@ def test_gaussian_noise_lidar():
     moments = Moments.of(torch.randn(1000, 10, 1024))
     for delta, epsilon, expected in ((1e-6, 0.0, 588.557510), (1e-4, 1e-7, 588.991230)):
         eigenvalues = spectra.lda_spectrum(moments, delta).eigenvalues
-        found = metrics.lidar_from_spectrum(eigenvalues, epsilon)
+        found = metrics.effective_rank(eigenvalues, epsilon)
         assert found == pytest.approx(expected, rel=EXACT)
 
 
@@ -111,10 +111,10 @@ def test_signed_axes_corrected_readings():
     # c1 = 4/7 and c2 = 1/14, so c1 + c2 - c1 c2 = 59/98.
     edge = ((1 + math.sqrt(59 / 98)) / (13 / 14)) ** 2 / 8
     lambdas = [394 / 112, 190 / 112, 88 / 112, 88 / 112]
-    assert metrics.noise_edge(8, 8, 4) == pytest.approx(edge, rel=1e-14)
-    assert metrics.n_above_noise(eigenvalues, 8, 8) == 4  # 1.1 edge = 0.50, below all of them
+    assert noise.noise_edge(8, 8, 4) == pytest.approx(edge, rel=1e-14)
+    assert noise.n_above_noise(eigenvalues, 8, 8) == 4  # 1.1 edge = 0.50, below all of them
     assert metrics.noise_fraction(eigenvalues, 8, 8) == pytest.approx(4 / (64 * 51 / 56), rel=1e-12)
-    corrected = metrics.corrected_spectrum(eigenvalues, 8, 8)
+    corrected = noise.corrected_spectrum(eigenvalues, 8, 8)
     assert corrected.tolist() == pytest.approx(lambdas, rel=1e-12)
     pillai = 394 / 506 + 190 / 302 + 2 * 88 / 200
     assert metrics.pillai(corrected) == pytest.approx(pillai, rel=1e-12)
@@ -169,8 +169,8 @@ def test_spread_and_alignment_on_the_axes():
     assert metrics.normalized_std(sphere) == pytest.approx(1.0, rel=1e-14)
     for views, distance in (([0, 1], 2.0), ([0, 0], 0.0)):
         pair = Moments.of(3 * axes[views][None]).sphere
-        assert metrics.alignment(pair, 2) == pytest.approx(distance, abs=1e-14)
+        assert metrics.alignment(pair) == pytest.approx(distance, abs=1e-14)
     opposite = Moments.of(torch.stack([axes[0], -7 * axes[0]])[None]).sphere
-    assert metrics.alignment(opposite, 2) == pytest.approx(4.0, rel=1e-14)
+    assert metrics.alignment(opposite) == pytest.approx(4.0, rel=1e-14)
     constant = Moments.of(axes[0].expand(5, 2, 4)).sphere
     assert metrics.normalized_std(constant) == 0.0

@@ -20,8 +20,7 @@ from lidar_cli.errors import InputError
 from lidar_cli.features.reader import read_hdf5
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
-from lidar_cli.scoring.groups import Grouping, summed
-from lidar_cli.scoring.intervals import FEW_CARRY, confidence
+from lidar_cli.scoring.intervals import FEW_CARRY, Grouping, confidence, summed
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ScoreSettings
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import LidarError
 from lidar_cli.report.scores import to_csv, to_json
+from lidar_cli.scoring.convergence import converge_file
 from lidar_cli.scoring.run import score_file
-from lidar_cli.scoring.subsets import converge_file
 from lidar_cli.settings import ScoreSettings
 
 Array = NDArray[np.float64]

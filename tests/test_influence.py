@@ -11,9 +11,8 @@ import reference
 import torch
 from torch import Tensor
 
-from lidar_cli.core import influence, metrics
-from lidar_cli.core import influence as gradients
-from lidar_cli.core.metrics import METRICS
+from lidar_cli.core import influence, metrics, noise
+from lidar_cli.core.metrics import METRICS, Spectrum
 from lidar_cli.core.moments import Moments, RowMoments
 from lidar_cli.errors import DegenerateFeatures
 
@@ -30,10 +29,8 @@ def embeddings() -> Tensor:
     return signal * torch.tensor([4.0, 3, 2, 1, 0, 0, 0, 0]) + noise + 1.5
 
 
-def lda(z: Tensor, names: set[str]) -> influence.SpectralInfluence:
-    return influence.lda_influence(
-        Moments.of(z), DELTA, lambda e: gradients.of_lda(e, len(z), z.shape[1], EPSILON, names)
-    )
+def lda(z: Tensor, *names: str) -> influence.SpectralInfluence:
+    return influence.lda_influence(Moments.of(z), names, DELTA, EPSILON)
 
 
 def rows_of(z: Tensor) -> RowMoments:
@@ -44,25 +41,16 @@ def rows_of(z: Tensor) -> RowMoments:
 
 def influences(z: Tensor, name: str) -> Tensor:
     """Of all samples on one metric [n], as a second pass would have them."""
-    reads = METRICS[name].reads
-    if reads == "lda":
-        return lda(z, {name}).influences(z)[:, 0]
-    if name == "rankme":
-        of = influence.gram_influence(rows_of(z), lambda e: gradients.of_gram(e, EPSILON, "rankme"))
-        return of.influences(z[:, :1])[:, 0]
-    if name == "rankme_augmented":
-        of = influence.augmented_influence(
-            Moments.of(z), lambda e: gradients.of_gram(e, EPSILON, "rankme_augmented")
-        )
-        return of.influences(z)[:, 0]
-    if reads == "covariance":
-        of = influence.covariance_influence(
-            rows_of(z), lambda e: gradients.of_covariance(e, {name})
-        )
-        return of.influences(z[:, :1])[:, 0]
-    if name == "normalized_std":
-        return influence.normalized_std_influence(z, Moments.of(z).sphere)
-    return influence.alignment_influence(z)
+    metric = METRICS[name]
+    if metric.influence is not None:
+        return metric.influence(z, Moments.of(z).sphere)
+    if metric.of_lda:
+        return lda(z, name).influences(z)[:, 0]
+    if metric.reads == "augmented":
+        augmented = influence.augmented_influence(Moments.of(z), [name], EPSILON)
+        return augmented.influences(z)[:, 0]
+    expand = {"gram": influence.gram_influence, "covariance": influence.covariance_influence}
+    return expand[metric.reads](rows_of(z), [name], EPSILON).influences(z[:, :1])[:, 0]
 
 
 LITERAL: dict[str, Callable[[np.ndarray], float]] = {
@@ -102,7 +90,7 @@ def test_the_second_order_is_needed(embeddings: Tensor) -> None:
     z = embeddings[:60, :2]
     without = [reference.noise_fraction(np.delete(z.numpy(), i, axis=0), DELTA) for i in range(60)]
     exact = 59 * np.std(without)
-    whole = lda(z, {"noise_fraction"})
+    whole = lda(z, "noise_fraction")
     first = [
         influence.Part(part.energy, part.slope, torch.zeros_like(part.bend), part.count)
         for part in (whole.of_means, whole.of_residuals)
@@ -115,7 +103,7 @@ def test_the_second_order_is_needed(embeddings: Tensor) -> None:
 
 def test_eigenvectors_solve_the_pair(embeddings: Tensor) -> None:
     """V^T Sw V = 1 and V^T Sb V = diag(lambda), with both matrices from their loops."""
-    found = lda(embeddings, {"lidar"})
+    found = lda(embeddings, "lidar")
     vectors = found.vectors.numpy()
     within = reference.within(embeddings.numpy()) + DELTA * np.eye(D)
     between = vectors.T @ reference.between(embeddings.numpy()) @ vectors
@@ -150,7 +138,7 @@ def test_equal_eigenvalues_are_no_obstacle() -> None:
     means = torch.cat([2.0 * corners, -2.0 * corners])
     views = torch.cat([corners, -corners])
     z = means[:, None] + views[None]  # [8, 8, 4]
-    found = lda(z, {"lidar", "noise_fraction"}).influences(z)
+    found = lda(z, "lidar", "noise_fraction").influences(z)
     assert found.isfinite().all()
     torch.testing.assert_close(found, found[:1].expand_as(found), rtol=1e-9, atol=1e-9)
 
@@ -202,27 +190,27 @@ def numeric(function: Callable[[Tensor], float], at: Tensor) -> Tensor:
     [
         (
             lambda s: metrics.effective_rank(s, EPSILON),
-            lambda s: gradients.effective_rank(s, EPSILON),
+            lambda s: metrics.effective_rank_gradient(s, EPSILON),
         ),
         (
-            lambda s: metrics.rankme_from_spectrum(s, EPSILON),
-            lambda s: gradients.rankme(s, EPSILON),
+            lambda s: metrics.rankme(s, EPSILON),
+            lambda s: metrics.rankme_gradient(s, EPSILON),
         ),
         (
             lambda s: metrics.noise_fraction(s, 50, 3),
-            lambda s: gradients.noise_fraction(s, 50, 3),
+            lambda s: metrics.noise_fraction_gradient(s, 50, 3),
         ),
-        (metrics.pillai, gradients.pillai),
-        (metrics.information, gradients.information),
+        (metrics.pillai, metrics.pillai_gradient),
+        (metrics.information, metrics.information_gradient),
         (
             lambda s: metrics.reliable_rank(s, EPSILON),
-            lambda s: gradients.reliable_rank(s, EPSILON),
+            lambda s: metrics.reliable_rank_gradient(s, EPSILON),
         ),
-        (metrics.participation_ratio, gradients.participation_ratio),
-        (metrics.stable_rank, gradients.stable_rank),
+        (metrics.participation_ratio, metrics.participation_ratio_gradient),
+        (metrics.stable_rank, metrics.stable_rank_gradient),
         (
             lambda s: metrics.alpha_req(s, 200, (2, 5)).alpha,
-            lambda s: gradients.alpha_req(s, (2, 5)),
+            lambda s: metrics.alpha_req_gradient(s, (2, 5)),
         ),
     ],
 )
@@ -238,9 +226,9 @@ def test_the_corrected_readings_go_through_the_floor() -> None:
     """Above the bulk h times the reading's slope; in it the deviations from the mean shrink."""
     n, q = 200, 4
     spectrum = torch.tensor([6.0, 3.0, 0.26, 0.25, 0.24, 0.2], dtype=torch.float64)
-    signal = metrics.corrected_spectrum(spectrum, n, q)
-    h = metrics.inverse_bias(n, q, 6)
-    found = gradients.of_lda(spectrum, n, q, EPSILON, {"pillai"})["pillai"]
+    signal = noise.corrected_spectrum(spectrum, n, q)
+    h = noise.inverse_bias(n, q, 6)
+    found = influence.slopes(["pillai"], Spectrum(spectrum, n, q, EPSILON))[:, 0]
     raw = [h / (1 + float(c)) ** 2 if c > 0 else 0.0 for c in signal]
     assert [float(c) > 0 for c in signal] == [True, True, True, False, False, False]
     mean = sum(raw[2:]) / 4
@@ -251,4 +239,4 @@ def test_the_corrected_readings_go_through_the_floor() -> None:
 def test_a_gradient_refuses_what_its_metric_refuses() -> None:
     flat = torch.full((6,), 0.25, dtype=torch.float64)
     with pytest.raises(DegenerateFeatures, match="nothing above view noise"):
-        gradients.of_lda(flat, 200, 4, EPSILON, {"pillai"})
+        influence.slopes(["pillai"], Spectrum(flat, 200, 4, EPSILON))

@@ -15,7 +15,7 @@ from metric_objects import RANKS, cloud, objects, values
 from torchmetrics import MetricCollection
 
 from lidar_cli import LiDAR, RankMe, alpha_req, lidar, rankme
-from lidar_cli.core import metrics, spectra
+from lidar_cli.core import metrics, noise, spectra
 from lidar_cli.core.moments import Moments
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.integrations import torchmetrics as training
@@ -27,7 +27,7 @@ def whole(z):
     eigenvalues = spectra.lda_spectrum(Moments.of(z), 1e-4).eigenvalues
     return {
         "lidar": lidar(z),
-        "pillai": metrics.pillai(metrics.corrected_spectrum(eigenvalues, n, q)),
+        "pillai": metrics.pillai(noise.corrected_spectrum(eigenvalues, n, q)),
         "rankme": rankme(z[:, 0]),
         "alpha_req": alpha_req(z[:, 0], ranks=RANKS).alpha,
     }

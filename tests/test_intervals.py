@@ -43,7 +43,7 @@ def scored(path: Path, **settings: Any) -> Score:
     return found
 
 
-ROWS = [name for name, one in METRICS.items() if one.reads in ("rows", "covariance")]
+ROWS = [name for name, one in METRICS.items() if one.of_rows]
 
 
 def of_rows(path: Path) -> dict[str, tuple[float, ...]]:

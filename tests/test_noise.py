@@ -13,7 +13,7 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-from lidar_cli.core import metrics, noise
+from lidar_cli.core import noise
 from lidar_cli.core.moments import Moments
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.ranking.unstored import _Samples
@@ -84,7 +84,7 @@ def test_the_edge_is_the_largest_eigenvalue_of_its_pairs() -> None:
         within = (r.T @ r - u.T @ u) / (n * (q - 2))
         largest.append(eigh(between, within, eigvals_only=True)[-1])
     found = noise.contrast_edge(lambda: z.split(17), n, 0.0)
-    fewer = metrics.wachter_edge(n, 3 * n, 6) / metrics.wachter_edge(n, 2 * n, 6)
+    fewer = noise.wachter_edge(n, 3 * n, 6) / noise.wachter_edge(n, 2 * n, 6)
     assert 0.9 < fewer < 1
     assert found == pytest.approx(fewer * max(largest), rel=1e-5)  # whitened in float32
     assert found == noise.contrast_edge(lambda: z.split(17), n, 0.0, room=1)  # one at a time
@@ -116,7 +116,7 @@ def test_a_subset_is_seeded_and_its_edge_falls_as_wachters(monkeypatch: pytest.M
     assert 0 <= int(samples[0]) < int(samples[-1]) < 4000
     z = drawn(4000, 3, 8)
     edge = noise.contrast_edge(lambda: [z[samples]], 4000, 0.0)
-    assert edge == pytest.approx(metrics.noise_edge(4000, 3, 8), rel=0.12)
+    assert edge == pytest.approx(noise.noise_edge(4000, 3, 8), rel=0.12)
 
 
 def test_memory_bounds_the_subset() -> None:
@@ -138,7 +138,7 @@ def test_where_no_edge_allows_for_it_that_is_said(
         noise.contrast_edge(lambda: [z], len(z), 1e-4)
     found = scored(tmp_path, z)
     assert found.noise_edge_law == "wachter"
-    assert found.noise_edge == metrics.noise_edge(*shape)
+    assert found.noise_edge == noise.noise_edge(*shape)
     assert reason in found.warnings["uneven"]
 
 
@@ -146,7 +146,7 @@ def test_the_edge_that_was_used_is_said(tmp_path: Path) -> None:
     found = scored(tmp_path, drawn(300, 4, 24, 0.5))
     assert (found.noise_edge_law, found.n_above_noise, found.pillai) == ("contrasts", 0, None)
     assert found.noise_edge is not None
-    assert found.noise_edge > 1.2 * metrics.noise_edge(300, 4, 24)
+    assert found.noise_edge > 1.2 * noise.noise_edge(300, 4, 24)
     assert "that of contrasts between the views" in found.warnings["uneven"]
     assert found.noise_dispersion is not None
     assert found.noise_dispersion > 10
@@ -163,7 +163,7 @@ def test_chunks_and_runs_change_nothing(
         z = torch.cat([z, 6 + 2 * drawn(400, 3, 1, 1.0, seed=2)], dim=2)
     monkeypatch.setattr(noise, "MOST_SAMPLES", 300)
     whole = scored(tmp_path, z, normalize=normalize, confidence=0.95)
-    monkeypatch.setattr("lidar_cli.scoring.view_noise.BLOCK_NUMBERS", 100)
+    monkeypatch.setattr("lidar_cli.scoring.compute.BLOCK_NUMBERS", 100)
     parts = scored(tmp_path, z, normalize=normalize, confidence=0.95, memory="4KB")
     assert whole.noise_edge_law == "contrasts"
     assert parts.noise_edge == pytest.approx(whole.noise_edge, rel=1e-6)

@@ -4,7 +4,7 @@ import pytest
 import reference
 import torch
 
-from lidar_cli.core import accumulate, metrics, spectra
+from lidar_cli.core import accumulate, metrics, noise, spectra
 from lidar_cli.core.moments import Moments
 
 N, Q, D = 200, 5, 48
@@ -35,9 +35,9 @@ def float32_products(scatter, rows):
 
 def readings(z, delta):
     eigenvalues = spectra.lda_spectrum(Moments.of(z), delta).eigenvalues
-    corrected = metrics.corrected_spectrum(eigenvalues, N, Q)
+    corrected = noise.corrected_spectrum(eigenvalues, N, Q)
     return {
-        "lidar": metrics.lidar_from_spectrum(eigenvalues, 1e-7),
+        "lidar": metrics.effective_rank(eigenvalues, 1e-7),
         "noise_fraction": metrics.noise_fraction(eigenvalues, N, Q),
         "lidar_corrected": metrics.effective_rank(corrected, 1e-7),
         "pillai": metrics.pillai(corrected),

@@ -259,7 +259,7 @@ def test_what_must_be_equal_for_two_checkpoints_to_be_compared(
     rows = []
     for path, changed in (("a", {}), ("b", {}), ("c", change)):
         facts = SCORED | {k: v for k, v in changed.items() if k in SCORED}
-        score = Score(file=path, epsilon=1e-7, lidar=2.0, **facts)
+        score = Score.of(file=path, epsilon=1e-7, lidar=2.0, **facts)
         told = ALIKE | {k: v for k, v in changed.items() if k not in SCORED}
         rows.append((Row(path, (), score, 2.0), told))
     groups = grouped(rows, METRICS["lidar"], 0.95)
@@ -273,7 +273,7 @@ def test_an_order_by_lidar_that_is_mostly_noise_is_remarked(noisy: int, remarked
     rows = []
     for at in range(4):
         fraction = 0.51 if at < noisy else 0.49
-        score = Score(str(at), "projector", *(10, 2, 4), 1e-4, 1e-7, False, lidar=2.0,
+        score = Score.of(str(at), "projector", *(10, 2, 4), 1e-4, 1e-7, False, lidar=2.0,
                       noise_fraction=fraction, pillai=float(at))  # fmt: skip
         rows.append((Row(str(at), (), score, 2.0), ALIKE))
     groups = grouped(rows, METRICS["lidar"], 0.95)
@@ -286,7 +286,7 @@ def test_an_order_by_lidar_that_is_mostly_noise_is_remarked(noisy: int, remarked
 
 
 def row(path: str, value: float | None) -> Row:
-    score = Score(path, "projector", 10, 2, 4, 1e-4, 1e-7, False)
+    score = Score.of(path, "projector", 10, 2, 4, 1e-4, 1e-7, False)
     return Row(path, (), score, value, None if value is not None else "too few samples")
 
 

@@ -26,10 +26,10 @@ from lidar_cli.settings import ScoreSettings
 CONSTANT = "every eigenvalue is 0: the embedding is constant or collapsed"
 NO_SPREAD = "the covariance is 0: the embedding is constant or collapsed"
 NO_CORRECTION = "nothing above view noise: no eigenvalue clears the noise edge"
-LDA = {name for name, metric in METRICS.items() if metric.reads == "lda"}
+LDA = {name for name, metric in METRICS.items() if metric.of_lda}
 CORRECTED = {"lidar_corrected", "pillai", "information", "reliable_rank"}
 COVARIANCE = {name for name, metric in METRICS.items() if metric.reads == "covariance"}
-VIEWS = {name for name, metric in METRICS.items() if metric.reads in ("views", "sphere")}
+VIEWS = {name for name, metric in METRICS.items() if metric.reads in ("augmented", "sphere")}
 
 
 def draw_embeddings(n, q, d, signal=2.0):
@@ -400,8 +400,8 @@ def test_any_finite_array_has_finite_numbers_or_reasons(tmp_path, z, delta, epsi
         else:
             assert math.isfinite(record[name])
             assert name not in record["notes"]
-    told = {field.name for field in dataclasses.fields(score)} - set(record)
-    assert told == {"spectra", "influences", "provenance"}
+    unwritten = {field.name for field in dataclasses.fields(score)} - set(record)
+    assert unwritten == {"values", "spectra", "influences", "provenance"}
 
 
 def test_rounding_is_no_lidar_also_where_rows_have_unit_length(tmp_path):

@@ -24,7 +24,7 @@ SIZE = Size(sets=("digits",), runs=3, views=(2,))
 
 
 def score(**values: float) -> Score:
-    return Score("", "", 10, 2, 4, 1e-4, 1e-7, False, **values)  # type: ignore[arg-type]
+    return Score.of("", "", 10, 2, 4, 1e-4, 1e-7, False, **values)
 
 
 def measured(method: str, index: int | None, accuracy: float | None, **values: float) -> Measured:

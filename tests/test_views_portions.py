@@ -11,7 +11,7 @@ from one_view import FLOAT_BOUND, one_at_a_time, sizes_of
 from sklearn.datasets import load_sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lidar_cli.core.accumulate import spread
+from lidar_cli.core.accumulate import map_parallel
 from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.methods import RECIPES
 from lidar_cli.views.parameters import ViewParameters, draw
@@ -170,7 +170,7 @@ def test_work_is_spread_over_threads_with_one_of_torchs_each(two_threads):
         seen.append((portion, torch.get_num_threads(), torch.is_inference_mode_enabled()))
 
     with torch.inference_mode():
-        spread(work, range(5))
+        map_parallel(work, range(5))
     assert sorted(seen) == [(portion, 1, True) for portion in range(5)]
     assert torch.get_num_threads() == 2
     another = threading.Thread(target=lambda: late.append(torch.get_num_threads()))
@@ -181,7 +181,7 @@ def test_work_is_spread_over_threads_with_one_of_torchs_each(two_threads):
 
 def test_an_error_in_a_thread_is_raised():
     with pytest.raises(ZeroDivisionError):
-        spread(lambda portion: 1 // portion, [1, 0])
+        map_parallel(lambda portion: 1 // portion, [1, 0])
 
 
 class Calls(TorchDispatchMode):

@@ -53,9 +53,13 @@ def score(
     from lidar_cli.report import scores as report
     from lidar_cli.report.terminal import Terminal
     from lidar_cli.runtime.distributed import read_rank_info
-    from lidar_cli.scoring.process_group import open_process_group
-    from lidar_cli.scoring.run import open_groups, parse_metrics, score_file
-    from lidar_cli.scoring.subsets import converge_file
+    from lidar_cli.scoring.convergence import converge_file
+    from lidar_cli.scoring.run import (
+        open_groups,
+        open_process_group,
+        parse_metrics,
+        score_file,
+    )
 
     rank_info = read_rank_info()
     values = rank_info.with_device(resolved.values)

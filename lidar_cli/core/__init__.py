@@ -23,7 +23,7 @@ def lidar(
     n < 2, q < 2, the embedding is constant, or delta is 0 and the within covariance singular.
     """
     spectrum = spectra.lda_spectrum(Moments.of(embeddings), delta)
-    return metrics.lidar_from_spectrum(spectrum.eigenvalues, epsilon)
+    return metrics.effective_rank(spectrum.eigenvalues, epsilon)
 
 
 def rankme(embeddings: Tensor, *, epsilon: float = _DEFAULT.epsilon) -> float:
@@ -32,7 +32,7 @@ def rankme(embeddings: Tensor, *, epsilon: float = _DEFAULT.epsilon) -> float:
     Source: Garrido et al., ICML 2023. Raises ValueError on another shape, DegenerateFeatures if
     all rows are 0.
     """
-    return metrics.rankme_from_spectrum(spectra.gram_spectrum(_rows(embeddings)), epsilon)
+    return metrics.rankme(spectra.gram_spectrum(_rows(embeddings)), epsilon)
 
 
 def alpha_req(

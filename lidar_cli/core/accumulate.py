@@ -1,4 +1,7 @@
-"""A symmetric sum of products by its upper triangle: the other half is not worth computing."""
+"""Sums of products over many rows: which shapes, how many at a time, and in which threads.
+
+`Scatter` is the one class of it. Whatever the number of threads, each bit of a sum is the same.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+HELD_NUMBERS = 2**21  # of rows held for one product, 16 MB; but for the product's sake at least
+LEAST_HELD_ROWS = 1024
 STRIPS = 4  # more leave out more of the product, in shapes that a processor multiplies slower
 LEAST_STRIP = 64
 # On a CPU a small scatter is summed in lanes, each by one thread from its own share of the rows:
@@ -20,6 +28,10 @@ LEAST_STRIP = 64
 LANES = 8
 LANE_NUMBERS = 2**18  # of the largest such scatter, 2 MB
 LEAST_LANE_ROWS = 256
+# Numbers of a piece, on which all elementwise work is done in float64. On a CPU it stays in the
+# cache of a core. A GPU wants more to do at a time.
+CPU_NUMBERS = 2**17
+GPU_NUMBERS = 2**21
 
 
 class Scatter:
@@ -28,6 +40,8 @@ class Scatter:
     def __init__(self, dim: int, device: torch.device) -> None:
         lanes = LANES if device.type == "cpu" and dim**2 <= LANE_NUMBERS else 1
         self._lanes = torch.zeros(lanes, dim, dim, dtype=torch.float64, device=device)
+        self._held = self._lanes.new_empty(0, dim)  # room for rows whose product is still due
+        self._n_held = 0
 
     def add(self, rows: Tensor) -> None:
         """Add rows [c, d]."""
@@ -36,22 +50,64 @@ class Scatter:
             add_products(self._lanes[0], rows)
             return
         shares = torch.split(rows, max(LEAST_LANE_ROWS, -(-len(rows) // count)))
-        spread(lambda lane: add_products(self._lanes[lane], shares[lane]), range(len(shares)))
+        map_parallel(lambda lane: add_products(self._lanes[lane], shares[lane]), range(len(shares)))
 
     def add_weighted(self, row: Tensor, weight: float) -> None:
         """Add weight row row^T of one row [d]."""
         self._lanes[0].addr_(row, row, alpha=weight)
 
-    def add_sum(self, scatter: Tensor) -> None:
-        """Add a sum [d, d] that was made elsewhere."""
+    def add_scatter(self, scatter: Tensor) -> None:
+        """Add another sum [d, d]."""
         self._lanes[0].add_(scatter)
 
-    def whole(self) -> Tensor:
+    def add_rows_left_by(self, work: Callable[[Tensor], R], block: Tensor) -> list[R]:
+        """Add the rows that some work leaves of a block [c, q, d]; returns its results in order.
+
+        The work is called with each piece [k, q, d] in float64, which it changes in place. The
+        product follows once many rows are held, or when the sum is asked for.
+        """
+        room = self._room(block.shape[0] * block.shape[1]).view(block.shape)
+        numbers = block.shape[1] * block.shape[2]
+        return map_pieces(
+            lambda some: work(room[some].copy_(block[some])), len(block), numbers, room.device
+        )
+
+    def sum(self) -> Tensor:
         """The sum itself, [d, d]."""
+        self._multiply()
         for lane in self._lanes[1:]:
             self._lanes[0].add_(lane)
             lane.zero_()
         return mirrored(self._lanes[0])
+
+    def _room(self, rows: int) -> Tensor:
+        """Memory [rows, d] for the next rows to hold."""
+        if self._n_held + rows > len(self._held):
+            self._multiply()
+            dim = self._held.shape[1]
+            if rows > len(self._held):
+                self._held = self._held.new_empty(max(rows, held_rows(dim)), dim)
+        self._n_held += rows
+        return self._held[self._n_held - rows : self._n_held]
+
+    def _multiply(self) -> None:
+        self.add(self._held[: self._n_held])
+        self._n_held = 0
+
+
+def held_rows(dim: int) -> int:
+    """How many rows [d] make one product."""
+    return max(LEAST_HELD_ROWS, HELD_NUMBERS // dim)
+
+
+def centred(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean [d] of rows [c, d] in float64, and the rows less it."""
+    shape = (len(rows), rows.shape[1], rows.device)
+    residuals = torch.empty_like(rows)
+    sums = map_pieces(lambda some: rows[some].sum(dim=0), *shape)
+    mean = torch.stack(sums).sum(dim=0) / len(rows)
+    map_pieces(lambda some: torch.sub(rows[some], mean, out=residuals[some]), *shape)
+    return mean, residuals
 
 
 def add_products(scatter: Tensor, rows: Tensor) -> None:
@@ -75,36 +131,45 @@ def mirrored(scatter: Tensor) -> Tensor:
     return scatter
 
 
-T = TypeVar("T")
-R = TypeVar("R")
+def map_pieces(
+    work: Callable[[slice], R], count: int, numbers: int, device: torch.device
+) -> list[R]:
+    """The results of the work for each piece of `count` samples of so many numbers, in order.
+
+    On a CPU several threads work on one piece each; the pieces are the same however many there are.
+    """
+    on_cpu = device.type == "cpu"
+    most = max(1, (CPU_NUMBERS if on_cpu else GPU_NUMBERS) // max(1, numbers))
+    pieces = [slice(start, min(start + most, count)) for start in range(0, count, most)]
+    return map_parallel(work, pieces) if on_cpu else [work(piece) for piece in pieces]
 
 
-def spread(work: Callable[[T], R], portions: Iterable[T]) -> list[R]:
-    """What the work gives for each portion, in order, by as many threads as torch has for this one.
+def map_parallel(work: Callable[[T], R], portions: Iterable[T]) -> list[R]:
+    """The results of the work for each portion, in order, by as many threads as torch uses here.
 
-    Raises what the work raises.
+    Raises the first error of the work.
     """
     threads = torch.get_num_threads()
     if threads == 1:
         return [work(portion) for portion in portions]
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
-    def done(portion: T) -> R:
+    def in_modes(portion: T) -> R:
         # modes belong to a thread
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
             return work(portion)
 
-    return list(_pool(threads).map(done, portions))
+    return list(_pool(threads).map(in_modes, portions))
 
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads for the life of the process.
 
-    What one thread tells torch holds for that thread, and for those that have yet to ask. So torch
-    is told again once all of ours have begun.
+    torch.set_num_threads affects the calling thread and threads created later, so it is called
+    once more when all of these have begun.
     """
-    pool = ThreadPoolExecutor(threads, "lidar-portions", _keep_to_one)
+    pool = ThreadPoolExecutor(threads, "lidar-portions", _use_one_thread)
     begun = threading.Barrier(threads + 1)
     for _ in range(threads):
         pool.submit(begun.wait)
@@ -118,26 +183,6 @@ if hasattr(os, "register_at_fork"):  # not on every system
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _keep_to_one() -> None:
+def _use_one_thread() -> None:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # the first to ask in a thread gets what was told last in any
-
-
-# Numbers of a piece, on which all elementwise work is done in float64. On a CPU it stays in the
-# cache of a core. A GPU wants more to do at a time.
-CPU_NUMBERS = 2**17
-GPU_NUMBERS = 2**21
-
-
-def each_piece(
-    work: Callable[[slice], R], count: int, numbers: int, device: torch.device
-) -> list[R]:
-    """What the work gives for each piece of `count` samples of so many numbers each, in order.
-
-    On a CPU several threads work, each on a piece of its own; the pieces are the same ones however
-    many there are.
-    """
-    on_cpu = device.type == "cpu"
-    most = max(1, (CPU_NUMBERS if on_cpu else GPU_NUMBERS) // max(1, numbers))
-    pieces = [slice(start, min(start + most, count)) for start in range(0, count, most)]
-    return spread(work, pieces) if on_cpu else [work(piece) for piece in pieces]
+    torch.get_num_threads()  # the first call in a thread takes over the number set last in any

@@ -4,7 +4,7 @@ A metric T of a spectrum changes with the matrix behind it. Sample i adds E_i to
 size 1/n, and in the basis v_k of its eigenvectors
 
     n (T - T without i) = n (sum_k g_k E_kk - 1/2 sum_kl F_kl E_kl^2) + const
-    g_k  = dT/d lambda_k                                            `gradients`, [d]
+    g_k  = dT/d lambda_k                                            `Metric.gradient`, [d]
     F_kl = (g_k - g_l) / (lambda_k - lambda_l)                      [d, d]
 
 The standard error of T is the standard deviation of these influences over sqrt(n): the jackknife,
@@ -19,26 +19,25 @@ order in u
     1/2 y^T F y = t y . phi - 1/2 t^2 e . phi,   phi = F e          [d]
     t = sum_k e_k^1/2 (y_k / e_k) / sum_k e_k^1/2
 
-so that no sample needs more than its d projections. Two parts of a sample act side by side: the
-mean of its views, and its q - 1 residual degrees of freedom, which are taken for independent
-vectors of one scale. `Part` is this sum for either; metrics share everything but g and phi.
+so that no sample needs more than its d projections. A sample acts by two parts: the mean of its
+views, and its q - 1 residual degrees of freedom, which are taken for independent vectors of one
+scale. `Part` is this sum for either; metrics share everything but g and phi.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lidar_cli.core import metrics
-from lidar_cli.core.moments import Moments, RowMoments, SphereMoments, unit_rows
+from lidar_cli.core.metrics import METRICS, Spectrum
+from lidar_cli.core.moments import Moments, RowMoments
+from lidar_cli.core.noise import EDGE_MARGIN, corrected_spectrum, inverse_bias, noise_edge
 from lidar_cli.core.spectra import EPS
 
 TINY = torch.finfo(torch.float64).tiny
-
-Gradients = Callable[[Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class Part:
         """Influences [c, metrics] of the squared projections y [c, d]."""
         # Roots as weights: every direction counts, and those that hold rounding alone do not.
         root = self.energy.sqrt()
-        known = root > len(root) * EPS * root.max()
-        scale = squares @ (known / root.where(known, 1.0)) / root.sum().clamp_min(TINY)
+        counted = root > len(root) * EPS * root.max()
+        scale = squares @ (counted / root.where(counted, 1.0)) / root.sum().clamp_min(TINY)
         bent = squares @ self.bend
         whole = 0.5 * torch.outer(scale.square(), self.energy @ self.bend)
         return squares @ self.slope - (scale[:, None] * bent - whole) / self.count
@@ -69,11 +68,11 @@ class Part:
 class SpectralInfluence:
     """The influence of samples on the metrics of one spectrum.
 
-    vectors: v_k in the columns of a matrix [d, d]; origin [d]: what is taken from the means of the
-    views before they are projected.
+    names: of the metrics. vectors: v_k in the columns of a matrix [d, d]; origin [d]: subtracted
+    from the means of the views before they are projected.
     """
 
-    names: tuple[str, ...]
+    names: Sequence[str]
     origin: Tensor
     vectors: Tensor
     of_means: Part
@@ -82,15 +81,21 @@ class SpectralInfluence:
     def influences(self, block: Tensor) -> Tensor:
         """Influences [c, metrics] of the samples of a float64 block [c, q, d], up to a constant."""
         means = block.mean(dim=1)
-        found = self.of_means.influences(((means - self.origin) @ self.vectors).square())
+        total = self.of_means.influences(((means - self.origin) @ self.vectors).square())
         if self.of_residuals is not None:
             residuals = ((block - means[:, None]) @ self.vectors).square().sum(dim=1)
-            found += self.of_residuals.influences(residuals)
-        return found
+            total += self.of_residuals.influences(residuals)
+        return total
 
 
-def lda_influence(moments: Moments, delta: float, gradients: Gradients) -> SpectralInfluence:
-    """On the metrics of the LDA pair, with Sb v_k = lambda_k Sw v_k and v_k^T Sw v_k = 1.
+def lda_influence(
+    moments: Moments,
+    names: Sequence[str],
+    delta: float,
+    epsilon: float,
+    edge: float | None = None,
+) -> SpectralInfluence:
+    """On metrics of the LDA pair, with Sb v_k = lambda_k Sw v_k and v_k^T Sw v_k = 1.
 
         b_k = (v_k . (m_i - m))^2,   w_k = sum_j (v_k . (z_ij - m_i))^2 / (q - 1)
         n (T - T without i) = sum_k g_k b_k - g_k lambda_k w_k - second order
@@ -100,6 +105,7 @@ def lda_influence(moments: Moments, delta: float, gradients: Gradients) -> Spect
     way. The product of E_b and E_w has no mean and is left out: a view's residual is as likely
     along the class mean as against it.
     The mean of w_k is 1 - delta |v_k|^2, what the ridge leaves of v_k^T Sw v_k.
+    edge: of view noise, Wachter's if None.
     Raises torch.linalg.LinAlgError if Sw is not positive definite, where `lda_spectrum` refuses.
     """
     n, q = moments.n, moments.n_views
@@ -110,38 +116,40 @@ def lda_influence(moments: Moments, delta: float, gradients: Gradients) -> Spect
     small = torch.linalg.solve_triangular(factor, half.T, upper=False) / (n - 1)
     eigenvalues, rotated = _eigenpairs(small)
     vectors = torch.linalg.solve_triangular(factor.T, rotated, upper=True)
-    found = gradients(eigenvalues)
-    slope = torch.stack(list(found.values()), dim=1)
+    slope = slopes(names, Spectrum(eigenvalues, n, q, epsilon, edge))
     kernel, column = _kernel(eigenvalues, n), eigenvalues[:, None]
     view_noise = (1.0 - delta * vectors.square().sum(dim=0)).clamp_min(0.0)
     means = Part(eigenvalues, slope, _bend(kernel, slope, eigenvalues), n)
     bend = _bend(kernel, slope * column.square(), view_noise) / (q - 1)
     residuals = Part(view_noise * (q - 1), -slope * column / (q - 1), bend, n * (q - 1))
-    return SpectralInfluence(tuple(found), moments.class_means.mean, vectors, means, residuals)
+    return SpectralInfluence(names, moments.class_means.mean, vectors, means, residuals)
 
 
-def gram_influence(rows: RowMoments, gradients: Gradients) -> SpectralInfluence:
-    """On the metrics of the uncentred Gram matrix of rows, Z^T Z / N."""
+def gram_influence(rows: RowMoments, names: Sequence[str], epsilon: float) -> SpectralInfluence:
+    """On metrics of the uncentred Gram matrix of rows, Z^T Z / N."""
     gram = torch.addr(rows.scatter, rows.mean, rows.mean, alpha=rows.n) / rows.n
-    return _of_rows(gram, torch.zeros_like(rows.mean), rows.n, gradients)
+    return _of_rows(gram, torch.zeros_like(rows.mean), rows.n, names, epsilon)
 
 
-def covariance_influence(rows: RowMoments, gradients: Gradients) -> SpectralInfluence:
-    """On the metrics of the centred covariance of rows, scatter / N."""
-    return _of_rows(rows.scatter / rows.n, rows.mean, rows.n, gradients)
+def covariance_influence(
+    rows: RowMoments, names: Sequence[str], epsilon: float
+) -> SpectralInfluence:
+    """On metrics of the centred covariance of rows, scatter / N."""
+    return _of_rows(rows.scatter / rows.n, rows.mean, rows.n, names, epsilon)
 
 
-def augmented_influence(moments: Moments, gradients: Gradients) -> SpectralInfluence:
-    """On the metrics of the uncentred Gram matrix of all views, sum_ij z_ij z_ij^T / n.
+def augmented_influence(
+    moments: Moments, names: Sequence[str], epsilon: float
+) -> SpectralInfluence:
+    """On metrics of the uncentred Gram matrix of all views, sum_ij z_ij z_ij^T / n.
 
-    A sample brings q m_i m_i^T and the scatter of its residuals: of its q rows none is alone.
+    A sample adds q m_i m_i^T and the scatter of its residuals: its q rows come and go together.
     """
     means, n, q = moments.class_means, moments.n, moments.n_views
     total = moments.within + q * means.scatter
     gram = torch.addr(total, means.mean, means.mean, alpha=n * q) / n
     eigenvalues, vectors = _eigenpairs(gram)
-    found = gradients(eigenvalues)
-    slope = torch.stack(list(found.values()), dim=1)
+    slope = slopes(names, Spectrum(eigenvalues, n, q, epsilon))
     kernel = _kernel(eigenvalues, n)
     view_noise = ((moments.within @ vectors) * vectors).sum(dim=0).clamp_min(0.0) / n
     between = (eigenvalues - view_noise).clamp_min(0.0)
@@ -150,34 +158,42 @@ def augmented_influence(moments: Moments, gradients: Gradients) -> SpectralInflu
         Part(view_noise, slope, _bend(kernel, slope, view_noise), n * (q - 1)) if q > 1 else None
     )
     origin = torch.zeros_like(means.mean)
-    return SpectralInfluence(tuple(found), origin, vectors, of_means, of_residuals)
+    return SpectralInfluence(names, origin, vectors, of_means, of_residuals)
 
 
-def normalized_std_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
-    """On `metrics.normalized_std` [c], of samples [c, q, d]: sum_k (u_k - mean_k)^2 / (2 std_k).
+def slopes(names: Sequence[str], spectrum: Spectrum) -> Tensor:
+    """dT/d lambda_k of some metrics by the eigenvalues that an influence expands in, [d, metrics].
 
-    Averaged over the views, and over sqrt(d) as the metric is; a dimension without spread is
-    without influence.
+    A metric of lambda^c_k = max(h lambda_k - 1/q, 0) has h times its gradient, 0 where clipped, and
+    halfway to its mean in the noise's bulk (`_halved`): the eigenvalues that `n_above_noise` does
+    not count. The null rule asks more of the largest at few samples (`largest_of_noise`, above 1.1
+    edges below n = 5 d at q = 2); that bound for the bulk, too, changes no simulated coverage by
+    more than a draw in a hundred.
+    Raises DegenerateFeatures where the metrics do.
     """
-    std = (sphere.squares / sphere.n_rows).sqrt()
-    weight = (0.5 / std).where(std > 0, 0.0) / len(std) ** 0.5
-    found: Tensor = (unit_rows(block) - sphere.mean).square().mean(dim=1) @ weight
-    return found
+    eigenvalues, n, q, edge = spectrum.eigenvalues, spectrum.n, spectrum.q, spectrum.edge
+    columns = []
+    for name in names:
+        gradient = METRICS[name].gradient
+        assert gradient is not None
+        if METRICS[name].reads != "signal":
+            columns.append(gradient(spectrum))
+            continue
+        d = len(eigenvalues)
+        signal = corrected_spectrum(eigenvalues, n, q, edge)
+        clipped = inverse_bias(n, q, d) * (signal > 0).to(signal)
+        bulk = eigenvalues <= EDGE_MARGIN * (noise_edge(n, q, d) if edge is None else edge)
+        columns.append(_halved(clipped * gradient(replace(spectrum, eigenvalues=signal)), bulk))
+    return torch.stack(columns, dim=1)
 
 
-def alignment_influence(block: Tensor) -> Tensor:
-    """On `metrics.alignment` [c], the mean of just these: a sample's mean squared distance."""
-    unit = unit_rows(block)
-    spread = (unit - unit.mean(dim=1, keepdim=True)).square().sum(dim=(1, 2))
-    return 2.0 / (block.shape[1] - 1) * spread
-
-
-def _of_rows(matrix: Tensor, origin: Tensor, n: int, gradients: Gradients) -> SpectralInfluence:
+def _of_rows(
+    matrix: Tensor, origin: Tensor, n: int, names: Sequence[str], epsilon: float
+) -> SpectralInfluence:
     eigenvalues, vectors = _eigenpairs(matrix)
-    found = gradients(eigenvalues)
-    slope = torch.stack(list(found.values()), dim=1)
+    slope = slopes(names, Spectrum(eigenvalues, n, 1, epsilon))
     part = Part(eigenvalues, slope, _bend(_kernel(eigenvalues, n), slope, eigenvalues), n)
-    return SpectralInfluence(tuple(found), origin, vectors, part, None)
+    return SpectralInfluence(names, origin, vectors, part, None)
 
 
 def _eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,124 +219,6 @@ def _kernel(eigenvalues: Tensor, n: int) -> Tensor:
 def _bend(kernel: Tensor, values: Tensor, energy: Tensor) -> Tensor:
     """phi_k = sum_l (a_k - a_l) / (lambda_k - lambda_l) e_l, for columns a of values [d, M]."""
     return values * (kernel @ energy)[:, None] - kernel @ (energy[:, None] * values)
-
-
-def effective_rank(spectrum: Tensor, epsilon: float) -> Tensor:
-    """T / S (sum_l (s_l / S) log p_l - log p_k), with S = sum(s), p = s / S + epsilon."""
-    total = spectrum.sum()
-    shares = spectrum / total
-    logs = (shares + epsilon).log().where(spectrum > 0, 0.0)
-    value = metrics.effective_rank(spectrum, epsilon)
-    return (((shares * logs).sum() - logs) * (value / total)).where(spectrum > 0, 0.0)
-
-
-def rankme(gram: Tensor, epsilon: float) -> Tensor:
-    """dT/d sigma_k / (2 sigma_k), with sigma_k the root of the Gram's eigenvalue."""
-    sigma = gram.sqrt()
-    return (effective_rank(sigma, epsilon) / (2.0 * sigma)).where(sigma > 0, 0.0)
-
-
-def noise_fraction(eigenvalues: Tensor, n: int, q: int) -> Tensor:
-    """- T / sum(lambda), the same for every k."""
-    slope = -metrics.noise_fraction(eigenvalues, n, q) / eigenvalues.sum()
-    return slope.expand(len(eigenvalues))
-
-
-def pillai(corrected: Tensor) -> Tensor:
-    """d rho_k / d lambda^c_k = 1 / (1 + lambda^c_k)^2."""
-    return (1.0 + corrected).square().reciprocal()
-
-
-def information(corrected: Tensor) -> Tensor:
-    """1 / (2 (1 + lambda^c_k))."""
-    return 0.5 / (1.0 + corrected)
-
-
-def reliable_rank(corrected: Tensor, epsilon: float) -> Tensor:
-    """The effective rank's, of rho, times that of rho_k by lambda^c_k."""
-    return effective_rank(corrected / (1.0 + corrected), epsilon) * pillai(corrected)
-
-
-def alpha_req(covariance: Tensor, ranks: tuple[int, int] = metrics.FIT_RANKS) -> Tensor:
-    """- w_k x_k / (e_k sum_l w_l x_l^2) inside the fit, 0 outside; x is log k less its w-mean."""
-    first, last = ranks
-    k = torch.arange(first, last + 1, dtype=torch.float64, device=covariance.device)
-    weight = 1.0 / k
-    gap = k.log() - (weight * k.log()).sum() / weight.sum()
-    slope = torch.zeros_like(covariance)
-    inside = slice(first - 1, last)
-    slope[inside] = -weight * gap / (weight * gap.square()).sum() / covariance[inside]
-    return slope
-
-
-def participation_ratio(covariance: Tensor) -> Tensor:
-    """2 T (1 / sum(e) - e_k / sum(e^2))."""
-    shares = covariance / covariance[0]  # the squares of e itself could vanish
-    value = metrics.participation_ratio(covariance)
-    return 2.0 * value * (1.0 / shares.sum() - shares / shares.square().sum()) / covariance[0]
-
-
-def stable_rank(covariance: Tensor) -> Tensor:
-    """1 / e_1, and for the first 1 / e_1 - sum(e) / e_1^2."""
-    slope = covariance[0].reciprocal().repeat(len(covariance))
-    slope[0] -= metrics.stable_rank(covariance) / covariance[0]
-    return slope
-
-
-def of_lda(
-    eigenvalues: Tensor,
-    n: int,
-    q: int,
-    epsilon: float,
-    wanted: Collection[str],
-    edge: float | None = None,
-) -> dict[str, Tensor]:
-    """By lambda_k, of the wanted metrics that read the LDA spectrum.
-
-    The corrected readings go through lambda^c_k = max(h lambda_k - 1/q, 0): their derivative is h
-    times the one above, 0 where clipped, and halfway to its mean in the noise's bulk (`_halved`):
-    the eigenvalues that `n_above_noise` does not count. The null rule asks more of the largest at
-    few samples (`largest_of_noise`, above 1.1 edges below n = 5 d at q = 2); that bound for the
-    bulk, too, changes no simulated coverage by more than a draw in a hundred.
-    edge: of view noise, Wachter's if None.
-    Raises DegenerateFeatures where the metrics do.
-    """
-    found = {}
-    if "lidar" in wanted:
-        found["lidar"] = effective_rank(eigenvalues, epsilon)
-    if "noise_fraction" in wanted:
-        found["noise_fraction"] = noise_fraction(eigenvalues, n, q)
-    readings: dict[str, Callable[[Tensor], Tensor]] = {
-        "lidar_corrected": lambda signal: effective_rank(signal, epsilon),
-        "pillai": pillai,
-        "information": information,
-        "reliable_rank": lambda signal: reliable_rank(signal, epsilon),
-    }
-    if readings.keys().isdisjoint(wanted):
-        return found
-    d = len(eigenvalues)
-    signal = metrics.corrected_spectrum(eigenvalues, n, q, edge)
-    clipped = metrics.inverse_bias(n, q, d) * (signal > 0).to(signal)
-    edge = metrics.noise_edge(n, q, d) if edge is None else edge
-    bulk = eigenvalues <= metrics.EDGE_MARGIN * edge
-    for name in readings.keys() & wanted:
-        found[name] = _halved(clipped * readings[name](signal), bulk)
-    return found
-
-
-def of_gram(gram: Tensor, epsilon: float, name: str) -> dict[str, Tensor]:
-    """By the eigenvalues of a Gram matrix, of the RankMe called `name`."""
-    return {name: rankme(gram, epsilon)}
-
-
-def of_covariance(covariance: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
-    """By e_k, of the wanted metrics that read the covariance spectrum."""
-    known = {
-        "alpha_req": alpha_req,
-        "participation_ratio": participation_ratio,
-        "stable_rank": stable_rank,
-    }
-    return {name: known[name](covariance) for name in known.keys() & wanted}
 
 
 def _halved(gradient: Tensor, bulk: Tensor) -> Tensor:

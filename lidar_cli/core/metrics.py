@@ -1,38 +1,87 @@
-"""Spectra to numbers, each with the direction in which it is better.
+"""The metrics: each a value, its derivative, and one entry of METRICS below.
 
-Symbols: n samples, q views of each, d dimensions; lambda the LDA spectrum [d], sigma singular
-values, e covariance eigenvalues. Natural logarithms, 0 log 0 = 0. A number that the input does not
+To add a metric, add its entry; tables, files, `--metrics`, `--by`, intervals, correlations and
+charts take it from there. Symbols: n samples, q views of each, d dimensions; lambda the LDA
+spectrum [d], lambda^c the same less its noise floor, sigma singular values, e covariance
+eigenvalues, T the metric. Natural logarithms, 0 log 0 = 0. A number that the input does not
 determine raises DegenerateFeatures with the reason; it is never NaN and never a placeholder.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lidar_cli.core.moments import SphereMoments
+from lidar_cli.core.moments import SphereMoments, unit_rows
+from lidar_cli.core.noise import inverse_bias, n_above_noise
 from lidar_cli.errors import DegenerateFeatures
 
-EDGE_MARGIN = 1.1  # finite samples blur Wachter's edge; at usual sizes noise stays below 1.1 of it
-TRACY_WIDOM_99 = 2.0234  # 99 % point of the Tracy-Widom law of real matrices (beta = 1)
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
+OF_LDA = ("lda", "noise", "edge", "signal")  # what is read from the eigenvalues of the LDA pair
+OF_ROWS = ("gram", "covariance")  # what is read from one row a sample
+
+Reads = Literal["lda", "noise", "edge", "signal", "gram", "augmented", "covariance", "sphere"]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues [d], largest first, and what else a metric of them depends on.
+
+    n: samples, or rows; q: views of each; epsilon: entropy guard; edge: of view noise, where it
+    was asked for.
+    """
+
+    eigenvalues: Tensor
+    n: int
+    q: int
+    epsilon: float
+    edge: float | None = None
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name, what it reads, and how two values of it compare."""
+    """A metric: what it reads, which of two values is better, its value and its interval.
+
+    reads: the matrix whose `Spectrum` the functions get, or the moments of unit rows.
+
+        lda         Sb against Sw                                             [d]
+        noise       the same, where view noise can be measured
+        edge        the same, with the edge of view noise
+        signal      the same less its noise floor, lambda^c
+        gram        Z^T Z of one row a sample, not centred                    [min(N, d)]
+        augmented   Z^T Z of all views, not centred                           [min(n q, d)]
+        covariance  centred covariance of one row a sample                    [min(N, d)]
+        sphere      no spectrum but `SphereMoments`
+
+    definition: one paragraph with the source.
+    gradient: dT / d lambda_k for each eigenvalue that is read, from which follow the influences of
+    samples and the interval.
+    influence: for metrics of the sphere the influences themselves [c], up to a constant, of a block
+    of samples [c, q, d] and the `sphere`. A metric with neither has no interval.
+    companions: fields that follow it in a score, with their values where nothing is computed.
+    details: values of companions that come with the value.
+    interval_from: an interval needs more samples than this many times d.
+    """
 
     name: str
-    reads: Literal["lda", "rows", "views", "covariance", "sphere"]
+    reads: Reads
     better: Literal["higher", "lower", "target"]
+    definition: str
+    value: Callable[[Any], float]
+    gradient: Callable[[Spectrum], Tensor] | None = None
+    influence: Callable[..., Tensor] | None = None
     target: float | None = None
+    companions: Mapping[str, Any] = field(default_factory=dict)
+    details: Callable[[Any], Mapping[str, Any]] | None = None
+    interval_from: int = 2
 
     def sort_key(self, value: float) -> float:
-        """Smaller is better: for ordering checkpoints."""
+        """A number that is smaller for a better value, to order checkpoints by."""
         if self.better == "target":
             assert self.target is not None
             return abs(value - self.target)
@@ -43,26 +92,20 @@ class Metric:
         """`higher`, `lower`, or `nearest 1`."""
         return self.better if self.target is None else f"nearest {self.target:g}"
 
+    @property
+    def of_rows(self) -> bool:
+        """Whether it reads one row a sample, whatever the views."""
+        return self.reads in OF_ROWS
 
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("lidar", "lda", "higher"),
-        Metric("noise_fraction", "lda", "lower"),
-        Metric("n_above_noise", "lda", "higher"),
-        Metric("lidar_corrected", "lda", "higher"),
-        Metric("pillai", "lda", "higher"),
-        Metric("information", "lda", "higher"),
-        Metric("reliable_rank", "lda", "higher"),
-        Metric("rankme", "rows", "higher"),
-        Metric("rankme_augmented", "views", "higher"),
-        Metric("alpha_req", "covariance", "target", 1.0),
-        Metric("participation_ratio", "covariance", "higher"),
-        Metric("stable_rank", "covariance", "higher"),
-        Metric("normalized_std", "sphere", "higher"),
-        Metric("alignment", "sphere", "lower"),
-    )
-}
+    @property
+    def of_lda(self) -> bool:
+        """Whether it reads the eigenvalues of the LDA pair."""
+        return self.reads in OF_LDA
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether it is smooth, so that samples have influences on it."""
+        return self.gradient is not None or self.influence is not None
 
 
 def effective_rank(spectrum: Tensor, epsilon: float) -> float:
@@ -80,17 +123,17 @@ def effective_rank(spectrum: Tensor, epsilon: float) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def lidar_from_spectrum(eigenvalues: Tensor, epsilon: float) -> float:
-    """LiDAR: the effective rank of the LDA matrix, over all d eigenvalues, the zero ones too.
+def effective_rank_gradient(spectrum: Tensor, epsilon: float) -> Tensor:
+    """T / S (sum_l (s_l / S) log p_l - log p_k), with S = sum(s), p = s / S + epsilon."""
+    total = spectrum.sum()
+    shares = spectrum / total
+    logs = (shares + epsilon).log().where(spectrum > 0, 0.0)
+    value = effective_rank(spectrum, epsilon)
+    return (((shares * logs).sum() - logs) * (value / total)).where(spectrum > 0, 0.0)
 
-    Source: Thilak et al., ICLR 2024, arXiv 2312.04000. Raises DegenerateFeatures as
-    `effective_rank`.
-    """
-    return effective_rank(eigenvalues, epsilon)
 
-
-def rankme_from_spectrum(gram: Tensor, epsilon: float) -> float:
-    """RankMe: the effective rank of the singular values, the roots of the Gram's eigenvalues.
+def rankme(gram: Tensor, epsilon: float) -> float:
+    """The effective rank of the singular values sigma_k, the roots of the Gram's eigenvalues.
 
     Source: Garrido et al., ICML 2023, arXiv 2210.02885, eq. 3. Raises DegenerateFeatures as
     `effective_rank`.
@@ -98,19 +141,10 @@ def rankme_from_spectrum(gram: Tensor, epsilon: float) -> float:
     return effective_rank(gram.sqrt(), epsilon)
 
 
-def inverse_bias(n: int, q: int, d: int) -> float:
-    """h = 1 - (d + 1) / (n (q - 1)): W0^-1 is too large by 1 / h on average.
-
-    Source: mean of the inverse Wishart distribution; Mardia, Kent, Bibby 1979, section 3.4.
-    Raises DegenerateFeatures if n (q - 1) <= d + 1, where that mean does not exist.
-    """
-    degrees = n * (q - 1)
-    if degrees <= d + 1:
-        raise DegenerateFeatures(
-            f"the within covariance is singular: raise q or n "
-            f"(n (q - 1) = {degrees}, it must exceed d + 1 = {d + 1})"
-        )
-    return 1.0 - (d + 1) / degrees
+def rankme_gradient(gram: Tensor, epsilon: float) -> Tensor:
+    """dT/d sigma_k / (2 sigma_k)."""
+    sigma = gram.sqrt()
+    return (effective_rank_gradient(sigma, epsilon) / (2.0 * sigma)).where(sigma > 0, 0.0)
 
 
 def noise_fraction(eigenvalues: Tensor, n: int, q: int) -> float:
@@ -125,77 +159,10 @@ def noise_fraction(eigenvalues: Tensor, n: int, q: int) -> float:
     return d / (q * h * total)
 
 
-def noise_edge(n: int, q: int, d: int) -> float:
-    """The largest eigenvalue of the LDA matrix that view noise alone explains.
-
-        edge = (1/q) ((1 + sqrt(c1 + c2 - c1 c2)) / (1 - c2))^2,  c1 = d/(n-1),  c2 = d/(n(q-1))
-
-    Source: Wachter 1980, the limit law of the F matrix. Raises DegenerateFeatures as
-    `inverse_bias`.
-    """
-    inverse_bias(n, q, d)
-    return wachter_edge(n, n * (q - 1), d) / q
-
-
-def wachter_edge(n: int, degrees: int, d: int) -> float:
-    """The edge of the F matrix of n - 1 degrees of freedom over so many."""
-    c1, c2 = d / (n - 1), d / degrees
-    return ((1 + math.sqrt(c1 + c2 - c1 * c2)) / (1 - c2)) ** 2
-
-
-def n_above_noise(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> int:
-    """Directions that view noise alone does not explain: those above 1.1 times the edge.
-
-    edge: `noise_edge` if None, else that of `noise.contrast_edge`.
-    """
-    edge = noise_edge(n, q, len(eigenvalues)) if edge is None else edge
-    return int((eigenvalues > EDGE_MARGIN * edge).sum())
-
-
-def largest_of_noise(n: int, q: int, d: int) -> float:
-    """What the largest eigenvalue of Gaussian view noise exceeds in one draw of a hundred.
-
-        b = n - 1,  w = n (q - 1)                                       degrees of freedom
-        sin^2(g/2) = (min(d, b) - 1/2) / (b + w - 1),   sin^2(f/2) = (max(d, b) - 1/2) / (b + w - 1)
-        mu = 2 log tan((f + g)/2)
-        sigma^3 = 16 / ((b + w - 1)^2 sin^2(f + g) sin f sin g)
-        limit = w / (q b) exp(mu + sigma t),   t the 99 % point of the Tracy-Widom law
-
-    Unlike a fixed margin on Wachter's edge it grows as n falls.
-    Source: Johnstone 2008, "Multivariate analysis and Jacobi ensembles", theorem 1, for the largest
-    root of a double Wishart pair. Raises DegenerateFeatures as `inverse_bias`.
-    """
-    inverse_bias(n, q, d)
-    b, w = n - 1, n * (q - 1)
-    few, many = sorted((d, b))
-    g = 2 * math.asin(math.sqrt((few - 0.5) / (b + w - 1)))
-    f = 2 * math.asin(math.sqrt((many - 0.5) / (b + w - 1)))
-    spread = math.sin(f + g) ** 2 * math.sin(f) * math.sin(g)
-    sigma = (16 / ((b + w - 1) ** 2 * spread)) ** (1 / 3)
-    return w / (q * b) * math.tan((f + g) / 2) ** 2 * math.exp(sigma * TRACY_WIDOM_99)
-
-
-def corrected_spectrum(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> Tensor:
-    """lambda^c = max(h lambda - 1/q, 0) [d]: the LDA spectrum less its noise floor.
-
-    A class mean of q views still carries 1/q of the view noise, so that every direction keeps an
-    eigenvalue near 1/q. Where the noise is alone, half of its bulk stays above 1/q, so that sums
-    over the spectrum are too large, the more so the fewer the views.
-    edge: as in `n_above_noise`.
-    Raises DegenerateFeatures as `inverse_bias`, and "nothing above view noise" if no eigenvalue
-    clears both the noise edge and what noise reaches at this n: the readings below would then
-    report noise.
-    """
-    d = len(eigenvalues)
-    h = inverse_bias(n, q, d)
-    if n_above_noise(eigenvalues, n, q, edge) == 0:
-        raise DegenerateFeatures("nothing above view noise: no eigenvalue clears the noise edge")
-    if not bool(eigenvalues[0] > largest_of_noise(n, q, d)):
-        raise DegenerateFeatures(
-            f"nothing above view noise: at n = {n} noise alone reaches the largest eigenvalue in "
-            "more than one draw of a hundred; raise n"
-        )
-    return (h * eigenvalues - 1.0 / q).clamp_min(0.0)
+def noise_fraction_gradient(eigenvalues: Tensor, n: int, q: int) -> Tensor:
+    """- T / sum(lambda), the same for every k."""
+    slope = -noise_fraction(eigenvalues, n, q) / eigenvalues.sum()
+    return slope.expand(len(eigenvalues))
 
 
 def pillai(corrected: Tensor) -> float:
@@ -206,6 +173,11 @@ def pillai(corrected: Tensor) -> float:
     return float(_reliability(corrected).sum())
 
 
+def pillai_gradient(corrected: Tensor) -> Tensor:
+    """d rho_k / d lambda^c_k = 1 / (1 + lambda^c_k)^2."""
+    return (1.0 + corrected).square().reciprocal()
+
+
 def information(corrected: Tensor) -> float:
     """1/2 sum_k log(1 + lambda^c_k): nats about the sample in one view, if both are Gaussian.
 
@@ -214,9 +186,20 @@ def information(corrected: Tensor) -> float:
     return 0.5 * float(corrected.log1p().sum())
 
 
+def information_gradient(corrected: Tensor) -> Tensor:
+    """1 / (2 (1 + lambda^c_k))."""
+    return 0.5 / (1.0 + corrected)
+
+
 def reliable_rank(corrected: Tensor, epsilon: float) -> float:
     """Effective rank of rho_k, the share of direction k's variance that belongs to the sample."""
     return effective_rank(_reliability(corrected), epsilon)
+
+
+def reliable_rank_gradient(corrected: Tensor, epsilon: float) -> Tensor:
+    """The effective rank's, of rho, times that of rho_k by lambda^c_k."""
+    slope = effective_rank_gradient(_reliability(corrected), epsilon)
+    return slope * pillai_gradient(corrected)
 
 
 class PowerLaw(NamedTuple):
@@ -232,7 +215,9 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
         log e_k = b - alpha log k,  k = first .. last of `ranks`, weights 1/k
 
     n_rows: N, the rows that the covariance came from; N - 1 of its eigenvalues carry data.
-    Source: Agrawal et al., "alpha-ReQ", NeurIPS 2022; ranks and weights of Stringer et al. 2019.
+    Source: Agrawal et al., "alpha-ReQ", NeurIPS 2022. Ranks 11 to 100 and weights 1/k are the fit
+    of Stringer et al., "High-dimensional geometry of population responses in visual cortex",
+    Nature 571, 2019, as alpha-ReQ's authors coded it in their package reptrix (`get_powerlaw`).
     Raises DegenerateFeatures if d or N - 1 is less than the last rank, or e_last is 0, ValueError
     if the ranks are no range.
     """
@@ -242,11 +227,13 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
     if len(covariance) < last or n_rows - 1 < last:
         raise DegenerateFeatures(
             f"the fit reads eigenvalues {first} to {last}, and there are "
-            f"{min(len(covariance), n_rows - 1)}: it needs d >= {last} and {last + 1} rows"
+            f"{min(len(covariance), n_rows - 1)}: it needs d >= {last} and {last + 1} rows",
+            code="few-eigenvalues",
         )
     if not covariance[last - 1] > 0:
         raise DegenerateFeatures(
-            f"the fit reads eigenvalues {first} to {last}, and eigenvalue {last} is rounding"
+            f"the fit reads eigenvalues {first} to {last}, and eigenvalue {last} is rounding",
+            code="eigenvalues-are-rounding",
         )
     k = torch.arange(first, last + 1, dtype=torch.float64, device=covariance.device)
     x, y, weight = k.log(), covariance[first - 1 : last].log(), 1.0 / k
@@ -259,10 +246,29 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
     return PowerLaw(-float(slope), float(1.0 - left / spread) if spread > 0 else 1.0)
 
 
+def alpha_req_gradient(covariance: Tensor, ranks: tuple[int, int] = FIT_RANKS) -> Tensor:
+    """- w_k x_k / (e_k sum_l w_l x_l^2) inside the fit, 0 outside; x is log k less its w-mean."""
+    first, last = ranks
+    k = torch.arange(first, last + 1, dtype=torch.float64, device=covariance.device)
+    weight = 1.0 / k
+    gap = k.log() - (weight * k.log()).sum() / weight.sum()
+    slope = torch.zeros_like(covariance)
+    inside = slice(first - 1, last)
+    slope[inside] = -weight * gap / (weight * gap.square()).sum() / covariance[inside]
+    return slope
+
+
 def participation_ratio(covariance: Tensor) -> float:
     """(sum e)^2 / sum e^2 of the covariance eigenvalues, 1..d. Raises DegenerateFeatures if 0."""
     shares = _positive(covariance) / covariance[0]  # the squares of e itself could vanish
     return float(shares.sum().square() / shares.square().sum())
+
+
+def participation_ratio_gradient(covariance: Tensor) -> Tensor:
+    """2 T (1 / sum(e) - e_k / sum(e^2))."""
+    shares = covariance / covariance[0]  # the squares of e itself could vanish
+    value = participation_ratio(covariance)
+    return 2.0 * value * (1.0 / shares.sum() - shares / shares.square().sum()) / covariance[0]
 
 
 def stable_rank(covariance: Tensor) -> float:
@@ -271,6 +277,13 @@ def stable_rank(covariance: Tensor) -> float:
     Raises DegenerateFeatures if all are 0.
     """
     return float(_positive(covariance).sum() / covariance[0])
+
+
+def stable_rank_gradient(covariance: Tensor) -> Tensor:
+    """1 / e_1, and for the first 1 / e_1 - sum(e) / e_1^2."""
+    slope = covariance[0].reciprocal().repeat(len(covariance))
+    slope[0] -= stable_rank(covariance) / covariance[0]
+    return slope
 
 
 def normalized_std(sphere: SphereMoments) -> float:
@@ -283,14 +296,35 @@ def normalized_std(sphere: SphereMoments) -> float:
     return float(std.mean()) * math.sqrt(len(std))
 
 
-def alignment(sphere: SphereMoments, n_views: int) -> float:
+def normalized_std_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
+    """Of samples [c, q, d]: sum_k (u_k - mean_k)^2 / (2 std_k), [c].
+
+    Averaged over the views, and over sqrt(d) as the metric is; a dimension without spread is
+    without influence.
+    """
+    std = (sphere.squares / sphere.n_rows).sqrt()
+    weight = (0.5 / std).where(std > 0, 0.0) / len(std) ** 0.5
+    influence: Tensor = (unit_rows(block) - sphere.mean).square().mean(dim=1) @ weight
+    return influence
+
+
+def alignment(sphere: SphereMoments) -> float:
     """Mean squared distance between two views of a sample on the unit sphere, 0..4.
 
     Source: Wang and Isola 2020, alpha = 2. Raises DegenerateFeatures if q < 2.
     """
-    if n_views < 2:
-        raise DegenerateFeatures(f"{n_views} view a sample: a distance between views needs 2")
+    if sphere.n_views < 2:
+        raise DegenerateFeatures(
+            f"{sphere.n_views} view a sample: a distance between views needs 2"
+        )
     return float(sphere.distances) / sphere.n_samples
+
+
+def alignment_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
+    """Of samples [c, q, d]: the mean squared distance between the views of each, [c]."""
+    unit = unit_rows(block)
+    spread = (unit - unit.mean(dim=1, keepdim=True)).square().sum(dim=(1, 2))
+    return 2.0 / (block.shape[1] - 1) * spread
 
 
 def _reliability(corrected: Tensor) -> Tensor:
@@ -301,3 +335,149 @@ def _positive(covariance: Tensor) -> Tensor:
     if not covariance[0] > 0:
         raise DegenerateFeatures("the covariance is 0: the embedding is constant or collapsed")
     return covariance
+
+
+# Ordered as files and tables list them. A definition is one paragraph.
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "lidar",
+            "lda",
+            "higher",
+            "The effective rank of the LDA matrix Sw^-1/2 Sb Sw^-1/2: how many directions "
+            "separate samples against the spread of their views. All d eigenvalues count, those of "
+            "view noise too. Thilak et al., ICLR 2024, arXiv 2312.04000.",
+            lambda s: effective_rank(s.eigenvalues, s.epsilon),
+            lambda s: effective_rank_gradient(s.eigenvalues, s.epsilon),
+        ),
+        Metric(
+            "noise_fraction",
+            "noise",
+            "lower",
+            "The share of the LDA trace that is view noise, d / (q h sum(lambda)): a mean of q "
+            "views carries 1/q of their noise in every direction. 1 under pure noise. h is the "
+            "bias of an inverse Wishart matrix; Mardia, Kent, Bibby 1979, section 3.4.",
+            lambda s: noise_fraction(s.eigenvalues, s.n, s.q),
+            lambda s: noise_fraction_gradient(s.eigenvalues, s.n, s.q),
+            companions=dict.fromkeys(("noise_edge", "noise_edge_law", "noise_dispersion")),
+        ),
+        Metric(
+            "n_above_noise",
+            "edge",
+            "higher",
+            "The number of eigenvalues of the LDA matrix above 1.1 times the largest that view "
+            "noise alone explains: by Wachter's law (1980), or by contrasts between the views of a "
+            "sample where noise is of uneven strength. A count, so it has no interval.",
+            lambda s: n_above_noise(s.eigenvalues, s.n, s.q, s.edge),
+        ),
+        Metric(
+            "lidar_corrected",
+            "signal",
+            "higher",
+            "The effective rank of lambda^c = max(h lambda - 1/q, 0), the LDA spectrum less its "
+            "noise floor. LiDAR (Thilak et al. 2024) corrected by the mean of the inverse Wishart.",
+            lambda s: effective_rank(s.eigenvalues, s.epsilon),
+            lambda s: effective_rank_gradient(s.eigenvalues, s.epsilon),
+        ),
+        Metric(
+            "pillai",
+            "signal",
+            "higher",
+            "The sum of rho = lambda^c / (1 + lambda^c), the share of each direction's variance "
+            "that belongs to the sample and not to the view: a soft count of the dimensions that "
+            "identify the sample. Pillai's trace (1955), of the corrected pair.",
+            lambda s: pillai(s.eigenvalues),
+            lambda s: pillai_gradient(s.eigenvalues),
+        ),
+        Metric(
+            "information",
+            "signal",
+            "higher",
+            "Half the sum of log(1 + lambda^c): nats about the sample's identity in one view, if "
+            "samples and views are Gaussian. Minus half the log of Wilks' Lambda (1932), of the "
+            "corrected pair.",
+            lambda s: information(s.eigenvalues),
+            lambda s: information_gradient(s.eigenvalues),
+        ),
+        Metric(
+            "reliable_rank",
+            "signal",
+            "higher",
+            "The effective rank (Roy and Vetterli 2007) of rho = lambda^c / (1 + lambda^c): over "
+            "how many directions the identity of samples is spread.",
+            lambda s: reliable_rank(s.eigenvalues, s.epsilon),
+            lambda s: reliable_rank_gradient(s.eigenvalues, s.epsilon),
+        ),
+        Metric(
+            "rankme",
+            "gram",
+            "higher",
+            "The effective rank of the singular values of the embeddings, one row a sample, not "
+            "centred: the un-augmented images where there are any, else view 0. Garrido et al., "
+            "ICML 2023, arXiv 2210.02885, eq. 3.",
+            lambda s: rankme(s.eigenvalues, s.epsilon),
+            lambda s: rankme_gradient(s.eigenvalues, s.epsilon),
+            companions=dict.fromkeys(("rankme_source", "rankme_rows")),
+        ),
+        Metric(
+            "rankme_augmented",
+            "augmented",
+            "higher",
+            "RankMe (Garrido et al. 2023) of all n q views, the rows that LiDAR reads.",
+            lambda s: rankme(s.eigenvalues, s.epsilon),
+            lambda s: rankme_gradient(s.eigenvalues, s.epsilon),
+        ),
+        Metric(
+            "alpha_req",
+            "covariance",
+            "target",
+            "The decay exponent of the covariance spectrum, fitted to eigenvalues 11 to 100 with "
+            "weights 1/k; best near 1. Agrawal et al., alpha-ReQ, NeurIPS 2022; the fit is that of "
+            "Stringer et al., Nature 571, 2019, as coded in reptrix.",
+            lambda s: alpha_req(s.eigenvalues, s.n).alpha,
+            lambda s: alpha_req_gradient(s.eigenvalues),
+            target=1.0,
+            companions={"alpha_req_r2": None, "alpha_req_ranks": FIT_RANKS},
+            details=lambda s: {"alpha_req_r2": alpha_req(s.eigenvalues, s.n).r2},
+            interval_from=5,
+        ),
+        Metric(
+            "participation_ratio",
+            "covariance",
+            "higher",
+            "(sum e)^2 / sum e^2 of the covariance eigenvalues: how many directions carry the "
+            "variance, 1 to d. Gao and Ganguli, Current Opinion in Neurobiology 32, 2015.",
+            lambda s: participation_ratio(s.eigenvalues),
+            lambda s: participation_ratio_gradient(s.eigenvalues),
+        ),
+        Metric(
+            "stable_rank",
+            "covariance",
+            "higher",
+            "The sum of the covariance eigenvalues over the largest, 1 to d; also known as NESum "
+            "(He and Ozay, ICML 2022).",
+            lambda s: stable_rank(s.eigenvalues),
+            lambda s: stable_rank_gradient(s.eigenvalues),
+        ),
+        Metric(
+            "normalized_std",
+            "sphere",
+            "higher",
+            "The standard deviation of unit rows, averaged over dimensions, times sqrt(d): 1 for "
+            "rows spread evenly over the sphere, 0 for a constant embedding. Chen and He, SimSiam, "
+            "CVPR 2021, section 4.1.",
+            normalized_std,
+            influence=normalized_std_influence,
+        ),
+        Metric(
+            "alignment",
+            "sphere",
+            "lower",
+            "The mean squared distance between two views of a sample on the unit sphere, 0 to 4. "
+            "Wang and Isola, ICML 2020, with alpha = 2.",
+            alignment,
+            influence=alignment_influence,
+        ),
+    )
+}

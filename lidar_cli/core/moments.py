@@ -4,8 +4,13 @@ Axes in this file: i of n samples, j of q views, and the d dimensions of one emb
 [c, q, d], the whole of c samples. Since no sample straddles two chunks, the scatter of views about
 their sample mean (`within`) is a plain sum over chunks; only the scatter of the sample means needs
 a correction when two states meet (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample
-variance", eq. 2.1). Nothing is ever computed as a sum of squares minus a squared sum: that loses
-all digits once the mean is large beside the spread.
+variance", eq. 2.1):
+
+    mean    = mean_1 + gap n_2 / n,             gap = mean_2 - mean_1,   n = n_1 + n_2
+    scatter = scatter_1 + scatter_2 + gap gap^T n_1 n_2 / n
+
+Nothing is ever computed as a sum of squares minus a squared sum: that loses all digits once the
+mean is large compared with the spread. How sums are computed fast is in `accumulate`.
 """
 
 from __future__ import annotations
@@ -16,18 +21,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lidar_cli.core.accumulate import Scatter, each_piece
+from lidar_cli.core.accumulate import Scatter, centred, held_rows, map_pieces
 
 Device = torch.device | str
-
-HELD_NUMBERS = 2**21  # of rows held for one product, 16 MB; but for the product's sake at least
-LEAST_HELD_ROWS = 1024
 
 
 class RowMoments:
     """Count, mean and scatter of rows [d] that arrive in blocks.
 
-    While no more than d rows have been seen they are kept as they are, since they are then the
+    While there are no more than d rows they are stored as they are, since they are then the
     smaller side: the spectra solve an [n, n] problem instead of a [d, d] one. From row d + 1 on
     they are folded into the mean [d] and the centred scatter [d, d], many at a time.
     """
@@ -36,32 +38,32 @@ class RowMoments:
         self.dim = dim
         self.device = torch.device(device)
         self.n = 0
-        self._kept: list[Tensor] = []  # blocks [c, d], not folded yet
+        self._blocks: list[Tensor] = []  # [c, d], not folded yet
         self._n_folded = 0
         self._mean = torch.zeros(dim, dtype=torch.float64, device=self.device)
         self._scatter: Scatter | None = None  # of the folded rows
 
     @classmethod
     def of_sums(cls, n: int, mean: Tensor, scatter: Tensor) -> RowMoments:
-        """The moments of n rows of which the mean [d] and the scatter [d, d] are left."""
+        """The moments of n rows by their mean [d] and scatter [d, d]."""
         rows = cls(len(mean), mean.device)
         if n:
             rows.n = rows._n_folded = n
             rows._mean = mean.to(torch.float64)
             rows._scatter = Scatter(len(mean), rows.device)
-            rows._scatter.add_sum(scatter)
+            rows._scatter.add_scatter(scatter)
         return rows
 
     def update(self, rows: Tensor) -> None:
         """Add rows [c, d] of any float type."""
-        for block in torch.split(rows.to(self.device), _held_rows(self.dim)):
-            self.take(block.to(torch.float64, copy=True))
+        for block in torch.split(rows.to(self.device), held_rows(self.dim)):
+            self.append(block.to(torch.float64, copy=True))
 
-    def take(self, rows: Tensor) -> None:
-        """Add rows [c, d] in float64 on the device, which are the state's own from now on."""
-        self._kept.append(rows)
+    def append(self, rows: Tensor) -> None:
+        """Add rows [c, d] in float64 on the device, without a copy of them."""
+        self._blocks.append(rows)
         self.n += len(rows)
-        most = self.dim if self._scatter is None else _held_rows(self.dim)
+        most = self.dim if self._scatter is None else held_rows(self.dim)
         if self.n - self._n_folded > most:
             self._fold()
 
@@ -70,10 +72,10 @@ class RowMoments:
         both = RowMoments(self.dim, self.device)
         for part in (self, other):
             if part._scatter is not None:
-                both._fold().add_sum(part._scatter.whole().to(self.device))
+                both._fold().add_scatter(part._scatter.sum().to(self.device))
                 both._shift(part._n_folded, part._mean.to(self.device))
                 both.n += part._n_folded
-            for block in part._kept:
+            for block in part._blocks:
                 both.update(block)
         return both
 
@@ -88,17 +90,17 @@ class RowMoments:
     @property
     def scatter(self) -> Tensor:
         """Sum over rows of (row - mean)(row - mean)^T, [d, d]."""
-        centred = self.centred_rows()
-        if centred is None:
-            return self._fold().whole()
+        residuals = self.centred_rows()
+        if residuals is None:
+            return self._fold().sum()
         scatter = Scatter(self.dim, self.device)
-        scatter.add(centred)
-        return scatter.whole()
+        scatter.add(residuals)
+        return scatter.sum()
 
     def scatter_trace(self) -> Tensor:
         """Sum over rows of |row - mean|^2."""
-        centred = self.centred_rows()
-        return self._fold().whole().trace() if centred is None else centred.square().sum()
+        residuals = self.centred_rows()
+        return self._fold().sum().trace() if residuals is None else residuals.square().sum()
 
     def rows(self) -> Tensor | None:
         """All rows [n, d] while n <= d, else None."""
@@ -109,27 +111,24 @@ class RowMoments:
         return self._rows() - self.mean if self._scatter is None else None
 
     def _rows(self) -> Tensor:
-        if len(self._kept) != 1:
+        if len(self._blocks) != 1:
             empty = torch.empty(0, self.dim, dtype=torch.float64, device=self.device)
-            self._kept = [torch.cat([empty, *self._kept])]
-        return self._kept[0]
+            self._blocks = [torch.cat([empty, *self._blocks])]
+        return self._blocks[0]
 
     def _fold(self) -> Scatter:
-        """Fold the kept rows; the scatter of all."""
+        """Fold the rows that are not yet; returns the scatter of all."""
         if self._scatter is None:
             self._scatter = Scatter(self.dim, self.device)
-        rows, self._kept = self._rows(), []
+        rows, self._blocks = self._rows(), []
         if len(rows):
-            shape, centred = (len(rows), self.dim, self.device), torch.empty_like(rows)
-            sums = each_piece(lambda some: rows[some].sum(dim=0), *shape)
-            mean = torch.stack(sums).sum(dim=0) / len(rows)
-            each_piece(lambda some: torch.sub(rows[some], mean, out=centred[some]), *shape)
-            self._scatter.add(centred)
+            mean, residuals = centred(rows)
+            self._scatter.add(residuals)
             self._shift(len(rows), mean)
         return self._scatter
 
     def _shift(self, n: int, mean: Tensor) -> None:
-        """Count n rows about their own `mean`, whose scatter was added, to the common mean."""
+        """Take n rows about their own `mean`, whose scatter was added, to the common mean."""
         assert self._scatter is not None
         total = self._n_folded + n
         gap = mean - self._mean
@@ -139,15 +138,41 @@ class RowMoments:
 
 
 class Moments:
-    """All that the metrics need to know of embeddings z [n, q, d], in O(d^2) memory.
+    """All that the metrics need of embeddings z [n, q, d], in O(d^2) memory.
 
-        m_i    = mean_j z_ij                                      `class_means`, rows [d]
-        within = sum_ij (z_ij - m_i)(z_ij - m_i)^T                [d, d]
-        r_i    = sum_j |z_ij - m_i|^2                             `energies`, rows [1]
+    $$m_i = \\frac{1}{q} \\sum_j z_{ij}, \\qquad
+      W = \\sum_{ij} (z_{ij} - m_i)(z_{ij} - m_i)^T$$
 
-    n_views: q, the same for every sample. scatters, sphere: whether these are wanted; one that is
-    not stays empty. `merge` is associative and commutative to rounding, so chunks, files and
-    machines combine alike.
+        class_means   count, mean and scatter of the m_i          RowMoments of rows [d]
+        within        W                                           [d, d]
+        energies      sum_j |z_ij - m_i|^2                        RowMoments of rows [1]
+        sphere        spread and agreement of the rows z / |z|    SphereMoments
+
+    `merge` is associative and commutative to rounding, so chunks, files and machines combine alike.
+
+    Args:
+        n_views: q, the same for every sample.
+        dim: d.
+        device: where the sums are held; chunks are moved there.
+        scatters: whether `class_means`, `within` and `energies` are wanted; else they stay empty.
+        sphere: whether `sphere` is wanted; else it stays empty.
+
+    Example:
+        Two samples of two views on one axis: means 2 and 6, each view 1 from its mean.
+
+        >>> import torch
+        >>> from lidar_cli import Moments
+        >>> moments = Moments(n_views=2, dim=1)
+        >>> for sample in ([[1.0], [3.0]], [[5.0], [7.0]]):
+        ...     moments.update(torch.tensor([sample]))
+        >>> moments.n, moments.class_means.mean.item()
+        (2, 4.0)
+        >>> moments.class_means.scatter.item(), moments.within.item()
+        (8.0, 4.0)
+
+    References:
+        Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The American
+        Statistician 37, 1983, eq. 2.1.
     """
 
     def __init__(
@@ -169,15 +194,13 @@ class Moments:
         self.sphere = SphereMoments(dim, self.device)
         self._wants_scatters, self._wants_sphere = scatters, sphere
         self._within = Scatter(dim if scatters else 0, self.device)
-        # room for rows whose product is still due
-        self._residuals = self.sphere.mean.new_empty(0, dim)
-        self._n_residuals = 0
 
     @classmethod
     def of(cls, embeddings: Tensor) -> Moments:
-        """The moments of embeddings [n, q, d], on their own device.
+        """The moments of embeddings [n, q, d], on their device.
 
-        Raises ValueError if the tensor has not three axes.
+        Raises:
+            ValueError: if the tensor has not three axes.
         """
         if embeddings.ndim != 3:
             raise ValueError(f"expected embeddings [n, q, d], got shape {tuple(embeddings.shape)}")
@@ -187,68 +210,69 @@ class Moments:
 
     @classmethod
     def of_sums(cls, n_views: int, class_means: RowMoments, within: Tensor) -> Moments:
-        """The moments of samples known by their means and by `within` [d, d]; no sphere."""
+        """The moments of samples by those of their means and `within` [d, d]; no sphere."""
         moments = cls(n_views, class_means.dim, class_means.device, sphere=False)
         moments.n = class_means.n
         moments.class_means = class_means
-        moments._within.add_sum(within)
+        moments._within.add_scatter(within)
         return moments
 
     @property
     def within(self) -> Tensor:
         """Sum over views of (view - its sample's mean)(...)^T, [d, d]."""
-        self._multiply()
-        return self._within.whole()
+        return self._within.sum()
 
     def update(self, chunk: Tensor) -> None:
         """Add a chunk [c, q, d] of any float type: whole samples, all their views.
 
-        Raises ValueError if q or d differ from this state's.
+        Raises:
+            ValueError: if q or d differ from this state's.
         """
         if chunk.ndim != 3 or chunk.shape[1:] != (self.n_views, self.dim):
             raise ValueError(
                 f"expected a chunk [c, {self.n_views}, {self.dim}], got {tuple(chunk.shape)}"
             )
         self.note_type(chunk.dtype)
-        most = max(1, _held_rows(self.dim) // max(1, self.n_views))
+        most = max(1, held_rows(self.dim) // max(1, self.n_views))
         for block in torch.split(chunk.to(self.device), most):
             if len(block):
                 self._add(block)
 
     def note_type(self, dtype: torch.dtype) -> None:
-        """Say in which type numbers were stored, where they are added in another."""
+        """Record in which type the numbers are stored, if they are added in another."""
         if dtype.is_floating_point:
             self.unit_roundoff = max(self.unit_roundoff, torch.finfo(dtype).eps)
 
     def _add(self, block: Tensor) -> None:
         """Add a block [c, q, d] on the device, no more than one product takes."""
-        count = len(block)
-        room = self._room(count) if self._wants_scatters else None
-        means = self._residuals.new_empty(count, self.dim)
-        lengths = self._residuals.new_empty(count)
-
-        def add(some: slice) -> SphereSums | None:
-            part = block[some]
-            piece = part.to(torch.float64) if room is None else room[some].copy_(part)
-            sums = sphere_sums(piece) if self._wants_sphere else None
-            if room is not None:
-                mean = torch.sum(piece, dim=1, out=means[some]).div_(self.n_views)
-                piece.sub_(mean[:, None])
-                torch.linalg.vector_norm(piece.flatten(1), dim=1, out=lengths[some])
-            return sums
-
-        sums = each_piece(add, count, self.n_views * self.dim, self.device)
-        if room is not None:
-            self.class_means.take(means)
-            self.energies.take(lengths.square_()[:, None])
+        sphere: list[SphereSums] = []
+        if self._wants_scatters:
+            pieces = self._within.add_rows_left_by(self._centre, block)
+            self.class_means.append(torch.cat([piece.means for piece in pieces]))
+            self.energies.append(torch.cat([piece.lengths for piece in pieces]).square_()[:, None])
+            sphere = [piece.sphere for piece in pieces if piece.sphere is not None]
+        elif self._wants_sphere:
+            numbers = self.n_views * self.dim
+            sphere = map_pieces(
+                lambda some: sphere_sums(block[some].to(torch.float64)),
+                *(len(block), numbers, self.device),
+            )
         if self._wants_sphere:
-            self.sphere.add(self.n_views, [piece for piece in sums if piece is not None])
-        self.n += count
+            self.sphere.add(self.n_views, sphere)
+        self.n += len(block)
+
+    def _centre(self, piece: Tensor) -> _Piece:
+        """Subtract from the views of samples [c, q, d] their mean, in place."""
+        sphere = sphere_sums(piece) if self._wants_sphere else None
+        means = piece.sum(dim=1).div_(self.n_views)
+        piece.sub_(means[:, None])
+        return _Piece(means, torch.linalg.vector_norm(piece.flatten(1), dim=1), sphere)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of samples together; neither operand changes.
 
-        Raises ValueError if q or d differ.
+        Raises:
+            ValueError: if q or d differ.
         """
         if (self.n_views, self.dim) != (other.n_views, other.dim):
             raise ValueError(
@@ -261,34 +285,21 @@ class Moments:
         both.n = self.n + other.n
         both.unit_roundoff = max(self.unit_roundoff, other.unit_roundoff)
         if scatters:
-            both._within.add_sum(self.within)
-            both._within.add_sum(other.within.to(self.device))
+            both._within.add_scatter(self.within)
+            both._within.add_scatter(other.within.to(self.device))
             both.class_means = self.class_means.merge(other.class_means)
             both.energies = self.energies.merge(other.energies)
         if sphere:
             both.sphere = self.sphere.merge(other.sphere)
         return both
 
-    def _room(self, samples: int) -> Tensor:
-        """Where the residuals [c, q, d] of the next samples go; many make one product."""
-        rows = samples * self.n_views
-        if self._n_residuals + rows > len(self._residuals):
-            self._multiply()
-            if rows > len(self._residuals):
-                self._residuals = self._residuals.new_empty(
-                    max(rows, _held_rows(self.dim)), self.dim
-                )
-        start = self._n_residuals
-        self._n_residuals += rows
-        return self._residuals[start : self._n_residuals].view(samples, self.n_views, self.dim)
 
-    def _multiply(self) -> None:
-        self._within.add(self._residuals[: self._n_residuals])
-        self._n_residuals = 0
+class _Piece(NamedTuple):
+    """Of some samples: the mean of the views of each, and the length of their residuals."""
 
-
-def _held_rows(dim: int) -> int:
-    return max(LEAST_HELD_ROWS, HELD_NUMBERS // dim)
+    means: Tensor  # [c, d]
+    lengths: Tensor  # [c]
+    sphere: SphereSums | None
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -346,7 +357,7 @@ class SphereMoments:
         self.add(chunk.shape[1], [sphere_sums(chunk)])
 
     def add(self, views: int, pieces: Sequence[SphereSums]) -> None:
-        """Add pieces of q views a sample by their sums."""
+        """Add pieces of q views per sample by their sums."""
         counts = self.mean.new_tensor([[piece.samples] for piece in pieces])
         means = torch.stack([piece.mean for piece in pieces])
         between = torch.stack([piece.between for piece in pieces])
@@ -359,6 +370,11 @@ class SphereMoments:
             self.distances += 2.0 / (views - 1) * spread.sum()
         self._add(samples * views, mean, spread + views * apart)
         self.n_samples += samples
+
+    @property
+    def n_views(self) -> int:
+        """q."""
+        return self.n_rows // max(1, self.n_samples)
 
     def merge(self, other: SphereMoments) -> SphereMoments:
         """Both together; neither operand changes."""

@@ -1,10 +1,14 @@
-"""View noise of uneven strength: the test that finds it, and the edge that allows for it.
+"""View noise: its share in the LDA spectrum, the edge of what it explains, and its strength.
 
-Wachter's edge takes the noise of a view for Gaussian and alike in all samples. Noise that is strong
-in some samples spreads the eigenvalues further, whatever n is, and would count as signal.
+Symbols: n samples, q views of each, d dimensions; lambda the LDA spectrum [d].
 
-The test. Sample i has the residual energy r_i = sum_j |z_ij - m_i|^2. Under Gaussian noise of
-covariance W in all samples it is a sum of q - 1 squared lengths, so that
+**Noise alike in all samples.** The class mean m_i is a mean of q views and carries 1/q of their
+noise, so that without any signal the eigenvalues spread about 1/q, up to Wachter's edge
+(`noise_edge`). `corrected_spectrum` is the spectrum less that floor.
+
+**Noise of uneven strength** spreads the eigenvalues further, whatever n is, and would count as
+signal. The test for it (`dispersion`): sample i has the residual energy r_i = sum_j |z_ij - m_i|^2.
+Under Gaussian noise of covariance W in all samples it is a sum of q - 1 squared lengths, so that
 
     E r = (q - 1) tr W,   var r = 2 (q - 1) tr W^2,   kappa_4(r) = 48 (q - 1) tr W^4
 
@@ -13,16 +17,16 @@ the variance 2/(n - 1) + 12/(n (q - 1)). It is compared with the chi-square over
 freedom f that has this variance, 2/f (Box 1954, "Some theorems on quadratic forms", I), at a
 level of 1 in 1,000 or less.
 
-The edge. A contrast u_i = sum_j c_ij z_ij, with sum_j c_ij = 0 and |c_i| = 1, has the law that
-q^1/2 (m_i - E m_i) has under noise alone, if the views of a sample are exchangeable, whatever the
-law and the strength of sample i. In the pair
+**The edge of uneven noise** (`contrast_edge`). A contrast u_i = sum_j c_ij z_ij, with
+sum_j c_ij = 0 and |c_i| = 1, has the law that q^1/2 (m_i - E m_i) has under noise alone, if the
+views of a sample are exchangeable, whatever the law and the strength of sample i. In the pair
 
     Bc = 1/(q (n - 1)) sum_i u_i u_i^T                                              [d, d]
     Wc = 1/(n (q - 2)) sum_i (sum_j (z_ij - m_i)(z_ij - m_i)^T - u_i u_i^T)         [d, d]
 
 the largest eigenvalue is therefore one draw of the largest that noise alone gives, but for q - 2
-degrees of freedom a sample within it in place of q - 1. Wachter's edges at either number, and at n
-and the number of samples that are read, give the factor that takes it there (simulated with
+degrees of freedom per sample within it in place of q - 1. Wachter's edges at either number, and at
+n and the number of samples that are used, give the factor between the two (simulated with
 log-normal strengths of sd 0 to 1 the mean of both agrees to 3 %, or is on the safe side). Half of
 the c_ij are positive and half negative, as even as q lets them be. With T = sum_i u_i u_i^T
 whitened by all residuals, both are functions of T: an eigenvalue t of it gives
@@ -33,15 +37,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lidar_cli.core.metrics import wachter_edge
 from lidar_cli.core.moments import Moments
 from lidar_cli.errors import DegenerateFeatures
 
+EDGE_MARGIN = 1.1  # finite samples blur Wachter's edge; at usual sizes noise stays below 1.1 of it
+TRACY_WIDOM_99 = 2.0234  # 99 % point of the Tracy-Widom law of real matrices (beta = 1)
 NORMAL_999 = 3.0902  # 99.9 % point of the normal law
 CONTRASTS = 32  # drawn for a sample; the largest eigenvalue of all of them is the edge
 MOST_SAMPLES = 2000  # that the contrasts are formed of
@@ -51,6 +57,94 @@ KRYLOV = 32  # dimensions of the space in which the largest eigenvalue is looked
 SEED = 0
 
 Blocks = Callable[[], Iterable[Tensor]]  # samples [c, q, d] in float64, the same ones at each call
+
+
+def inverse_bias(n: int, q: int, d: int) -> float:
+    """h = 1 - (d + 1) / (n (q - 1)): W0^-1 is too large by 1 / h on average.
+
+    Source: mean of the inverse Wishart distribution; Mardia, Kent, Bibby 1979, section 3.4.
+    Raises DegenerateFeatures if n (q - 1) <= d + 1, where that mean does not exist.
+    """
+    degrees = n * (q - 1)
+    if degrees <= d + 1:
+        raise DegenerateFeatures(
+            f"the within covariance is singular: raise q or n "
+            f"(n (q - 1) = {degrees}, it must exceed d + 1 = {d + 1})"
+        )
+    return 1.0 - (d + 1) / degrees
+
+
+def noise_edge(n: int, q: int, d: int) -> float:
+    """The largest eigenvalue of the LDA matrix that view noise alone explains.
+
+        edge = (1/q) ((1 + sqrt(c1 + c2 - c1 c2)) / (1 - c2))^2,  c1 = d/(n-1),  c2 = d/(n(q-1))
+
+    Source: Wachter 1980, the limit law of the F matrix. Raises DegenerateFeatures as
+    `inverse_bias`.
+    """
+    inverse_bias(n, q, d)
+    return wachter_edge(n, n * (q - 1), d) / q
+
+
+def wachter_edge(n: int, degrees: int, d: int) -> float:
+    """The edge of the F matrix of n - 1 degrees of freedom over so many."""
+    c1, c2 = d / (n - 1), d / degrees
+    return ((1 + math.sqrt(c1 + c2 - c1 * c2)) / (1 - c2)) ** 2
+
+
+def n_above_noise(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> int:
+    """Directions that view noise alone does not explain: those above 1.1 times the edge.
+
+    edge: `noise_edge` if None, else that of `noise.contrast_edge`.
+    """
+    edge = noise_edge(n, q, len(eigenvalues)) if edge is None else edge
+    return int((eigenvalues > EDGE_MARGIN * edge).sum())
+
+
+def largest_of_noise(n: int, q: int, d: int) -> float:
+    """What the largest eigenvalue of Gaussian view noise exceeds in one draw of a hundred.
+
+        b = n - 1,  w = n (q - 1)                                       degrees of freedom
+        sin^2(g/2) = (min(d, b) - 1/2) / (b + w - 1),   sin^2(f/2) = (max(d, b) - 1/2) / (b + w - 1)
+        mu = 2 log tan((f + g)/2)
+        sigma^3 = 16 / ((b + w - 1)^2 sin^2(f + g) sin f sin g)
+        limit = w / (q b) exp(mu + sigma t),   t the 99 % point of the Tracy-Widom law
+
+    Unlike a fixed margin on Wachter's edge it grows as n falls.
+    Source: Johnstone 2008, "Multivariate analysis and Jacobi ensembles", theorem 1, for the largest
+    root of a double Wishart pair. Raises DegenerateFeatures as `inverse_bias`.
+    """
+    inverse_bias(n, q, d)
+    b, w = n - 1, n * (q - 1)
+    few, many = sorted((d, b))
+    g = 2 * math.asin(math.sqrt((few - 0.5) / (b + w - 1)))
+    f = 2 * math.asin(math.sqrt((many - 0.5) / (b + w - 1)))
+    spread = math.sin(f + g) ** 2 * math.sin(f) * math.sin(g)
+    sigma = (16 / ((b + w - 1) ** 2 * spread)) ** (1 / 3)
+    return w / (q * b) * math.tan((f + g) / 2) ** 2 * math.exp(sigma * TRACY_WIDOM_99)
+
+
+def corrected_spectrum(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> Tensor:
+    """lambda^c = max(h lambda - 1/q, 0) [d]: the LDA spectrum less its noise floor.
+
+    A class mean of q views still carries 1/q of the view noise, so that every direction keeps an
+    eigenvalue near 1/q. Where the noise is alone, half of its bulk stays above 1/q, so that sums
+    over the spectrum are too large, the more so the fewer the views.
+    edge: as in `n_above_noise`.
+    Raises DegenerateFeatures as `inverse_bias`, and "nothing above view noise" if no eigenvalue
+    clears both the noise edge and what noise reaches at this n: the readings below would then
+    report noise.
+    """
+    d = len(eigenvalues)
+    h = inverse_bias(n, q, d)
+    if n_above_noise(eigenvalues, n, q, edge) == 0:
+        raise DegenerateFeatures("nothing above view noise: no eigenvalue clears the noise edge")
+    if not bool(eigenvalues[0] > largest_of_noise(n, q, d)):
+        raise DegenerateFeatures(
+            f"nothing above view noise: at n = {n} noise alone reaches the largest eigenvalue in "
+            "more than one draw of a hundred; raise n"
+        )
+    return (h * eigenvalues - 1.0 / q).clamp_min(0.0)
 
 
 class Dispersion(NamedTuple):
@@ -83,6 +177,47 @@ def dispersion(moments: Moments) -> Dispersion | None:
     half = 1.0 / (n - 1) + 6.0 / degrees  # 1/f
     limit = (1.0 - 2.0 / 9.0 * half + NORMAL_999 * math.sqrt(2.0 / 9.0 * half)) ** 3
     return Dispersion(variance / (2.0 * (q - 1) * float(squares)), limit)
+
+
+@dataclass(frozen=True)
+class ViewNoise:
+    """The edge of view noise, by which law, and a remark about it.
+
+    law: "wachter", or "contrasts" where theirs is the larger.
+    dispersion: variance of the samples' residual energies over that of equal Gaussian noise.
+    """
+
+    edge: float
+    law: Literal["wachter", "contrasts"]
+    dispersion: float | None = None
+    remark: str | None = None
+
+
+def find_view_noise(moments: Moments, blocks: Blocks, delta: float, room: int) -> ViewNoise:
+    """The edge from the moments of all views, and if noise is uneven from some samples again.
+
+    blocks, delta, room: as in `contrast_edge`. Raises DegenerateFeatures as `noise_edge`.
+    """
+    wachter = noise_edge(moments.n, moments.n_views, moments.dim)
+    spread = dispersion(moments)
+    if spread is None or not spread.is_uneven:
+        return ViewNoise(wachter, "wachter", spread.ratio if spread else None)
+    uneven = (
+        f"view noise is of unequal strength among samples: their residual energies vary "
+        f"{spread.ratio:.3g} times as much as equal Gaussian noise would have them"
+    )
+    try:
+        contrasts = contrast_edge(blocks, moments.n, delta, room)
+    except DegenerateFeatures as error:
+        remark = f"{uneven}; {error}, so directions of noise may count as signal"
+        return ViewNoise(wachter, "wachter", spread.ratio, remark)
+    if contrasts <= wachter:
+        return ViewNoise(wachter, "wachter", spread.ratio)
+    remark = (
+        f"{uneven}; so the noise edge is that of contrasts between the views of a sample, "
+        f"{contrasts:.3g}, and not Wachter's, {wachter:.3g}"
+    )
+    return ViewNoise(contrasts, "contrasts", spread.ratio, remark)
 
 
 def contrast_samples(n: int, q: int, d: int) -> Tensor:

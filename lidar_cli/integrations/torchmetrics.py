@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lidar_cli.core import metrics, spectra
+from lidar_cli.core import metrics, noise, spectra
 from lidar_cli.core.moments import Moments, RowMoments
 from lidar_cli.errors import DegenerateFeatures, MissingExtra
 from lidar_cli.settings import MetricSettings
@@ -157,7 +157,7 @@ class LiDAR(_OfViews):
         self.epsilon = epsilon
 
     def _metric(self) -> float:
-        return metrics.lidar_from_spectrum(self._eigenvalues(), self.epsilon)
+        return metrics.effective_rank(self._eigenvalues(), self.epsilon)
 
 
 class Pillai(_OfViews):
@@ -180,7 +180,7 @@ class Pillai(_OfViews):
 
     def _metric(self) -> float:
         eigenvalues, n = self._eigenvalues(), int(self.moments[0, 0])
-        corrected = metrics.corrected_spectrum(eigenvalues, n, self.n_views)
+        corrected = noise.corrected_spectrum(eigenvalues, n, self.n_views)
         return metrics.pillai(corrected)
 
 
@@ -219,7 +219,7 @@ class RankMe(_OfRows):
         self.epsilon = epsilon
 
     def _metric(self) -> float:
-        return metrics.rankme_from_spectrum(spectra.gram_spectrum(self._rows()), self.epsilon)
+        return metrics.rankme(spectra.gram_spectrum(self._rows()), self.epsilon)
 
 
 class AlphaReQ(_OfRows):

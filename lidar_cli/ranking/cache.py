@@ -30,7 +30,7 @@ from lidar_cli.ranking.discover import Checkpoint, FeatureFile
 from lidar_cli.ranking.unstored import score_unstored
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
-from lidar_cli.scoring.groups import Grouping
+from lidar_cli.scoring.intervals import Grouping
 from lidar_cli.scoring.run import score, with_intervals
 from lidar_cli.scoring.saved import SavedScore
 from lidar_cli.settings import ExtractSettings, RankSettings

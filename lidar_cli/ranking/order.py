@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lidar_cli.core.metrics import Metric
-from lidar_cli.scoring.compute import Score
-from lidar_cli.scoring.convergence import MUCH_NOISE
+from lidar_cli.scoring.compute import MUCH_NOISE, Score
 from lidar_cli.scoring.intervals import Interval, ties
 from lidar_cli.views.recipes import statistics_text
 

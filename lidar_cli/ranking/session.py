@@ -31,8 +31,7 @@ from lidar_cli.ranking.order import Group, Row, grouped, misleading
 from lidar_cli.runtime.device import SHARE, check_free, find_device, free_memory
 from lidar_cli.runtime.distributed import RankInfo
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.groups import Grouping
-from lidar_cli.scoring.intervals import Interval
+from lidar_cli.scoring.intervals import Grouping, Interval
 from lidar_cli.scoring.run import open_groups
 from lidar_cli.settings import RankSettings, parse_size
 from lidar_cli.views.lookup import find_recipe

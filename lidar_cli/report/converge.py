@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.report.text import metric_text, one_line, print_columns
-from lidar_cli.scoring.convergence import Convergence, Point
+from lidar_cli.scoring.compute import Convergence, Point
 
 AXES = {"samples": "n, samples", "views": "q, views of each"}
 

@@ -24,7 +24,7 @@ from lidar_cli.report.text import (
     text_of,
     with_reach,
 )
-from lidar_cli.scoring.compute import CORRECTED, Score
+from lidar_cli.scoring.compute import CORRECTED, Score, plain_fields
 from lidar_cli.scoring.intervals import Interval
 
 UPWARD = "biased upward, the more the fewer views"
@@ -46,11 +46,9 @@ DETAILS = {  # what stands beside a value where only one file is shown
 
 def record(score: Score) -> dict[str, Any]:
     """A score as JSON-ready values, without its spectra, influences and provenance."""
-    fields = {f.name: getattr(score, f.name) for f in dataclasses.fields(score)}
-    del fields["spectra"], fields["influences"], fields["provenance"]
-    for name in ("confidence", "convergence"):
-        fields[name] = dataclasses.asdict(fields[name]) if fields[name] else None
-    return fields
+    parts = {"confidence": score.confidence, "convergence": score.convergence}
+    nested = {name: dataclasses.asdict(part) if part else None for name, part in parts.items()}
+    return score.record() | nested
 
 
 def to_json(scores: Sequence[Score]) -> str:
@@ -60,8 +58,7 @@ def to_json(scores: Sequence[Score]) -> str:
 
 def to_csv(scores: Sequence[Score]) -> str:
     """A header and a line a file and layer; empty where there is no value."""
-    apart = ("spectra", "notes", "provenance", "influences", "confidence", "convergence")
-    names = [f.name for f in dataclasses.fields(Score) if f.name not in apart]
+    names = [name for name in plain_fields() if name != "notes"]
     sure = [score.confidence for score in scores if score.confidence]
     ends = [f"{name}_{end}" for name in METRICS for end in ENDS] if sure else []
     out = io.StringIO()

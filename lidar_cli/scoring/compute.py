@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lidar_cli.core import metrics, spectra
-from lidar_cli.core.metrics import METRICS
-from lidar_cli.core.moments import Moments
+from lidar_cli.core import spectra
+from lidar_cli.core.metrics import FIT_RANKS, METRICS, Metric, Spectrum
+from lidar_cli.core.moments import Moments, unit_rows
+from lidar_cli.core.noise import contrast_samples, corrected_spectrum, find_view_noise
 from lidar_cli.errors import DegenerateFeatures
-from lidar_cli.features.blocks import Embeddings
-from lidar_cli.scoring.convergence import DEGREES, MUCH_NOISE, Convergence, much_noise
+from lidar_cli.features.blocks import Embeddings, ReadRows
 from lidar_cli.scoring.intervals import Confidence
 from lidar_cli.scoring.streaming import Gathered
-from lidar_cli.scoring.view_noise import find_view_noise
-from lidar_cli.settings import MetricSettings
+from lidar_cli.settings import MetricSettings, parse_size
 
 RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
-RIDGE_REFUSAL = 0.99  # above which the readings against view noise would be against the ridge
+RIDGE_REFUSAL = 0.99  # above which view noise would be measured against the ridge alone
 COLLAPSED = 0.1  # normalised std below which rows point nearly the same way: cosines above 0.99
 FEW = 2  # times the last rank of the power law: below it the fit runs into the end of the spectrum
+MUCH_NOISE = 0.5  # share of the LDA trace above which LiDAR mostly counts view noise
+DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly determined
+BLOCK_NUMBERS = 2**20  # of a float64 copy of samples that are read again, 8 MB
 EVERY_METRIC = frozenset(METRICS)
-CORRECTED = ("lidar_corrected", "pillai", "information", "reliable_rank")
+CORRECTED = tuple(name for name, metric in METRICS.items() if metric.reads == "signal")
+VALUES = {  # what a score holds by name, in the order of its files, and values of what is absent
+    name: value
+    for metric in METRICS.values()
+    for name, value in ({metric.name: None} | dict(metric.companions)).items()
+}
 NO_VIEWS = {  # by what the rows are called
     "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
     "clean": "un-augmented embeddings alone; `lidar extract -q 2` or more adds views",
@@ -33,10 +43,36 @@ NO_VIEWS = {  # by what the rows are called
 
 
 @dataclass(frozen=True)
+class Point:
+    """Metrics of the first samples of a file, or of the first views of each.
+
+    n_rows: what RankMe and alpha-ReQ read. A metric is absent where the part does not change it,
+    and None where it cannot be computed.
+    """
+
+    n_samples: int
+    n_views: int
+    n_rows: int
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Metrics against n and against q, the whole file last in both, and one sentence about them."""
+
+    by_samples: tuple[Point, ...]
+    by_views: tuple[Point, ...]
+    advice: str
+
+
+@dataclass(frozen=True)
 class Score:
     """Metrics of one layer of one file, with all that is needed to compare them.
 
-    A metric that could not be had is None, and its reason stands in `notes` under its name.
+    values: by the names of VALUES, which are attributes too: `score.lidar`. A metric that cannot
+    be computed is None, and `notes` has its reason.
+    warnings: by kind: ridge, degrees, rows, ...
+    confidence, convergence, influences: where they were asked for.
     """
 
     file: str
@@ -47,244 +83,281 @@ class Score:
     delta: float
     epsilon: float
     normalized: bool
-    lidar: float | None = None
-    noise_fraction: float | None = None
-    noise_edge: float | None = None
-    noise_edge_law: str | None = None  # "wachter", or "contrasts" where noise is uneven
-    noise_dispersion: float | None = None  # of residual energies; 1 if noise is alike in samples
-    n_above_noise: int | None = None
-    lidar_corrected: float | None = None
-    pillai: float | None = None
-    information: float | None = None
-    reliable_rank: float | None = None
-    rankme: float | None = None
-    rankme_source: str | None = None
-    rankme_rows: int | None = None
-    rankme_augmented: float | None = None
-    alpha_req: float | None = None
-    alpha_req_r2: float | None = None
-    alpha_req_ranks: tuple[int, int] = metrics.FIT_RANKS
-    participation_ratio: float | None = None
-    stable_rank: float | None = None
-    normalized_std: float | None = None
-    alignment: float | None = None
+    values: Mapping[str, Any] = field(default_factory=lambda: dict(VALUES))
     ridge_share: float | None = None
     data: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
-    warnings: dict[str, str] = field(default_factory=dict)  # by kind: ridge, degrees, rows, ...
+    warnings: dict[str, str] = field(default_factory=dict)
     spectra: dict[str, list[float]] = field(default_factory=dict, repr=False)
     provenance: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    confidence: Confidence | None = None  # where it was asked for
-    convergence: Convergence | None = None  # where it was asked for
+    confidence: Confidence | None = None
+    convergence: Convergence | None = None
     influences: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, *facts: Any, **named: Any) -> Score:
+        """A score from the first fields and any others by name, values among them."""
+        named |= zip((one.name for one in fields(cls)), facts, strict=False)
+        values = {name: named.pop(name, value) for name, value in VALUES.items()}
+        return cls(**named, values=values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in VALUES:
+            raise AttributeError(f"a score has no {name!r}")
+        return self.values[name]
 
     def value(self, metric: str) -> float | None:
         """The value of a metric by name."""
-        found: float | None = getattr(self, metric)
-        return found
+        value: float | None = self.values[metric]
+        return value
+
+    def with_value(self, metric: str, value: float) -> Score:
+        """The same score with another value of a metric."""
+        return replace(self, values={**self.values, metric: value})
+
+    def record(self) -> dict[str, Any]:
+        """The plain fields in the order of files, values among them; for `of`."""
+        return {
+            name: self.values[name] if name in VALUES else getattr(self, name)
+            for name in plain_fields()
+        }
 
 
-class Sheet:
-    """Turns one layer's moments into a Score, metric by metric, keeping the reason of each null."""
+def plain_fields() -> list[str]:
+    """Names of the fields of a score that are values, numbers and texts."""
+    names = [one.name for one in fields(Score)]
+    before, after = names[: names.index("values")], names[names.index("values") + 1 :]
+    return [*before, *VALUES, *after[: after.index("spectra")]]
 
-    def __init__(
-        self,
-        embeddings: Embeddings,
-        settings: MetricSettings,
-        state: Gathered,
-        wanted: frozenset[str],
-    ) -> None:
-        self._embeddings = embeddings
-        self._settings = settings
-        self._state = state
-        self._wanted = wanted
-        self._values: dict[str, Any] = {}
-        self._notes: dict[str, str] = {}
-        self._warnings: dict[str, str] = {}
-        self._spectra: dict[str, list[float]] = {}
 
-    def score(self) -> Score:
-        """All of it."""
-        n, q, d = self._embeddings.shape
-        self._lda(n, q, d)
-        self._rows()
-        self._views()
-        return Score(
-            file=self._embeddings.file,
-            layer=self._embeddings.layer,
-            n_samples=n,
-            n_views=q,
-            dim=d,
-            delta=self._settings.delta,
-            epsilon=self._settings.epsilon,
-            normalized=self._settings.normalize,
-            data=self._embeddings.provenance.get("data"),
-            provenance=self._embeddings.provenance,
-            notes=self._notes,
-            warnings=self._warnings,
-            spectra=self._spectra,
-            **self._values,
+def compute_score(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    state: Gathered,
+    wanted: AbstractSet[str],
+) -> Score:
+    """The wanted metrics of one layer from its moments."""
+    draft = _Draft(wanted)
+    _lda_metrics(draft, embeddings, settings, state)
+    _row_metrics(draft, settings, state)
+    _view_metrics(draft, embeddings, settings, state)
+    n, q, d = embeddings.shape
+    return Score(
+        *(embeddings.file, embeddings.layer, n, q, d),
+        delta=settings.delta,
+        epsilon=settings.epsilon,
+        normalized=settings.normalize,
+        values=VALUES | draft.values,
+        ridge_share=draft.ridge_share,
+        data=embeddings.provenance.get("data"),
+        notes=draft.notes,
+        warnings=draft.warnings,
+        spectra=draft.spectra,
+        provenance=embeddings.provenance,
+    )
+
+
+class _Draft:
+    """The parts of a score while they are computed."""
+
+    def __init__(self, wanted: AbstractSet[str]) -> None:
+        self._metrics = [metric for name, metric in METRICS.items() if name in wanted]
+        self.values: dict[str, Any] = {}
+        self.notes: dict[str, str] = {}
+        self.warnings: dict[str, str] = {}
+        self.spectra: dict[str, list[float]] = {}
+        self.ridge_share: float | None = None
+
+    def that_read(self, *reads: str) -> list[Metric]:
+        """The wanted metrics that read one of these."""
+        return [metric for metric in self._metrics if metric.reads in reads]
+
+    def compute(self, metrics: Sequence[Metric], source: Any) -> None:
+        """Add the value, or the reason of a null, of each metric from what it reads."""
+        for metric in metrics:
+            try:
+                value = metric.value(source)
+            except DegenerateFeatures as error:
+                self.leave_out([metric], str(error))
+                continue
+            if not math.isfinite(value):
+                reason = "beyond the range of float64: the embedding's scale is extreme"
+                self.leave_out([metric], reason)
+                continue
+            self.values[metric.name] = value
+            self.values |= metric.details(source) if metric.details else {}
+
+    def solve(self, metrics: Sequence[Metric], solver: Callable[[], Tensor]) -> Tensor | None:
+        """A spectrum for some metrics; None, with the reason of their nulls, if there is none."""
+        if not metrics:
+            return None
+        try:
+            return solver()
+        except DegenerateFeatures as error:
+            self.leave_out(metrics, str(error))
+            return None
+
+    def leave_out(self, metrics: Sequence[Metric], reason: str) -> None:
+        """Leave metrics null for this reason."""
+        self.notes |= {metric.name: reason for metric in metrics}
+
+
+def _lda_metrics(
+    draft: _Draft, embeddings: Embeddings, settings: MetricSettings, state: Gathered
+) -> None:
+    against_noise = draft.that_read("noise", "edge", "signal")
+    metrics = [*draft.that_read("lda"), *against_noise]
+    views = state.views
+    if not metrics:
+        return
+    if views is None:
+        draft.leave_out(metrics, NO_VIEWS[embeddings.clean_name])
+        return
+    try:
+        eigenvalues, ridge, singular = spectra.lda_spectrum(views, settings.delta)
+    except DegenerateFeatures as error:
+        draft.leave_out(metrics, str(error))
+        return
+    draft.spectra["lda"] = eigenvalues.tolist()
+    draft.ridge_share = ridge
+    draft.warnings |= _lda_warnings(views, ridge, singular)
+    spectrum = Spectrum(eigenvalues, views.n, views.n_views, settings.epsilon)
+    draft.compute(draft.that_read("lda"), spectrum)
+    if ridge > RIDGE_REFUSAL and bool(eigenvalues[0] > 0):
+        draft.leave_out(
+            against_noise,
+            f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: there is no view noise "
+            "beside it to measure; lower --delta",
+        )
+        return
+    draft.compute(draft.that_read("noise"), spectrum)
+    _signal_metrics(draft, embeddings, settings, state, spectrum)
+    noise = draft.values.get("noise_fraction")
+    if noise is not None and noise > MUCH_NOISE:
+        instead = ", or read lidar_corrected" if "lidar_corrected" in draft.values else ""
+        draft.warnings["noise"] = (
+            f"{much_noise(noise, views.n_views)}, and lidar counts it as rank: raise q "
+            f"(`lidar extract -q`){instead}"
         )
 
-    def _lda(self, n: int, q: int, d: int) -> None:
-        names = [name for name, metric in METRICS.items() if metric.reads == "lda"]
-        if not self._asked(names):
-            return
-        views = self._state.views
-        if views is None:
-            self._null(names, NO_VIEWS[self._embeddings.clean_name])
-            return
-        epsilon = self._settings.epsilon
-        try:
-            eigenvalues, ridge, singular = spectra.lda_spectrum(views, self._settings.delta)
-        except DegenerateFeatures as error:
-            self._null(names, str(error))
-            return
-        self._keep("lda", eigenvalues)
-        self._values["ridge_share"] = ridge
-        if ridge > RIDGE_REMARK:
-            self._warnings["ridge"] = (
-                f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: LiDAR depends on the "
-                "scale of this embedding; compare only like scales, or lower --delta"
+
+def _lda_warnings(views: Moments, ridge: float, singular: bool) -> dict[str, str]:
+    warnings = {}
+    degrees, d = views.n * (views.n_views - 1), views.dim
+    if ridge > RIDGE_REMARK:
+        warnings["ridge"] = (
+            f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: LiDAR depends on the "
+            "scale of this embedding; compare only like scales, or lower --delta"
+        )
+    if degrees < DEGREES * d:
+        warnings["degrees"] = (
+            f"n (q - 1) = {degrees} is less than 5 d = {5 * d}: the within covariance is "
+            "poorly determined; raise q or n"
+        )
+    if singular:
+        warnings["singular"] = (
+            "the within covariance is singular to rounding and delta is too small for its "
+            "scale: some eigenvalues, and LiDAR, are rounding; raise --delta"
+        )
+    return warnings
+
+
+def _signal_metrics(
+    draft: _Draft,
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    state: Gathered,
+    spectrum: Spectrum,
+) -> None:
+    """Metrics of the directions above view noise: how many, and of what they hold beyond it."""
+    views, of_edge, of_signal = state.views, draft.that_read("edge"), draft.that_read("signal")
+    if views is None or not (of_edge or of_signal):
+        return
+    assert embeddings.views is not None
+    shape, normalize = (views.n, views.n_views, views.dim), settings.normalize
+    blocks = partial(_read_again, embeddings.views.read, shape, normalize, views.device)
+    try:
+        noise = find_view_noise(views, blocks, settings.delta, parse_size(settings.memory))
+    except DegenerateFeatures as error:
+        draft.leave_out([*of_edge, *of_signal], str(error))
+        return
+    state.noise_edge = noise.edge
+    draft.values |= {
+        "noise_edge": noise.edge,
+        "noise_edge_law": noise.law,
+        "noise_dispersion": noise.dispersion,
+    }
+    if noise.remark is not None:
+        draft.warnings["uneven"] = noise.remark
+    eigenvalues, n, q = spectrum.eigenvalues, spectrum.n, spectrum.q
+    draft.compute(of_edge, replace(spectrum, edge=noise.edge))
+    signal = draft.solve(of_signal, lambda: corrected_spectrum(eigenvalues, n, q, noise.edge))
+    if signal is not None:
+        draft.compute(of_signal, replace(spectrum, eigenvalues=signal, edge=noise.edge))
+
+
+def _read_again(
+    read: ReadRows, shape: tuple[int, int, int], normalize: bool, device: torch.device
+) -> Iterator[Tensor]:
+    """The samples of `contrast_samples` in float64 [c, q, d], many at a time."""
+    n, q, d = shape
+    samples = contrast_samples(n, q, d)
+    for some in torch.split(samples, max(1, BLOCK_NUMBERS // (q * d))):
+        ends = (some.diff() > 1).nonzero().flatten() + 1
+        runs = torch.tensor_split(some, ends)
+        parts = [read(int(run[0]), int(run[-1]) + 1) for run in runs]
+        block = torch.cat(parts).to(device, torch.float64)
+        yield unit_rows(block) if normalize else block
+
+
+def _row_metrics(draft: _Draft, settings: MetricSettings, state: Gathered) -> None:
+    rows, of_gram = state.rows, draft.that_read("gram")
+    gram = draft.solve(of_gram, lambda: spectra.gram_spectrum(rows))
+    if gram is not None:
+        draft.spectra["gram"] = gram.tolist()
+        draft.compute(of_gram, Spectrum(gram, rows.n, 1, settings.epsilon))
+    if of_gram:
+        draft.values |= {"rankme_source": state.row_source, "rankme_rows": rows.n}
+        if rows.n < rows.dim:
+            draft.warnings["rows"] = (
+                f"RankMe reads {rows.n} rows and d = {rows.dim}: it cannot exceed {rows.n}; "
+                "embed more (`lidar extract --clean-samples`)"
             )
-        if n * (q - 1) < DEGREES * d:
-            self._warnings["degrees"] = (
-                f"n (q - 1) = {n * (q - 1)} is less than 5 d = {5 * d}: the within covariance is "
-                "poorly determined; raise q or n"
-            )
-        if singular:
-            self._warnings["singular"] = (
-                "the within covariance is singular to rounding and delta is too small for its "
-                "scale: some eigenvalues, and LiDAR, are rounding; raise --delta"
-            )
-        self._set("lidar", lambda: metrics.lidar_from_spectrum(eigenvalues, epsilon))
-        if ridge > RIDGE_REFUSAL and bool(eigenvalues[0] > 0):
-            self._null(
-                [name for name in names if name != "lidar"],
-                f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: there is no view noise "
-                "beside it to measure; lower --delta",
-            )
-            return
-        self._set("noise_fraction", lambda: metrics.noise_fraction(eigenvalues, n, q))
-        self._above_noise(eigenvalues, views)
-        noise = self._values.get("noise_fraction")
-        if noise is not None and noise > MUCH_NOISE:
-            instead = ", or read lidar_corrected" if "lidar_corrected" in self._values else ""
-            self._warnings["noise"] = (
-                f"{much_noise(noise, q)}, and lidar counts it as rank: raise q "
-                f"(`lidar extract -q`){instead}"
-            )
+    of_covariance = draft.that_read("covariance")
+    covariance = draft.solve(of_covariance, lambda: spectra.covariance_spectrum(rows))
+    if covariance is None:
+        return
+    draft.spectra["covariance"] = covariance.tolist()
+    draft.compute(of_covariance, Spectrum(covariance, rows.n, 1, settings.epsilon))
+    (first, last), count = FIT_RANKS, min(rows.n - 1, rows.dim)
+    if "alpha_req" in draft.values and count < FEW * last:
+        draft.warnings["eigenvalues"] = (
+            f"alpha_req is fitted to eigenvalues {first} to {last} of {count}: the end of a "
+            "spectrum falls off whatever the law; it wants more rows or a wider layer"
+        )
 
-    def _above_noise(self, eigenvalues: Tensor, views: Moments) -> None:
-        """The count of directions above view noise, and what is read from them."""
-        if not self._asked(["n_above_noise", *CORRECTED]):
-            return
-        n, q, epsilon = views.n, views.n_views, self._settings.epsilon
-        try:
-            noise = find_view_noise(self._embeddings, self._settings, views)
-        except DegenerateFeatures as error:
-            self._null(["n_above_noise", *CORRECTED], str(error))
-            return
-        self._state.noise_edge = noise.edge
-        self._values |= {
-            "noise_edge": noise.edge,
-            "noise_edge_law": noise.law,
-            "noise_dispersion": noise.dispersion,
-        }
-        if noise.remark is not None:
-            self._warnings["uneven"] = noise.remark
-        self._set("n_above_noise", lambda: metrics.n_above_noise(eigenvalues, n, q, noise.edge))
-        try:
-            signal = metrics.corrected_spectrum(eigenvalues, n, q, noise.edge)
-        except DegenerateFeatures as error:
-            self._null(CORRECTED, str(error))
-            return
-        self._set("lidar_corrected", lambda: metrics.effective_rank(signal, epsilon))
-        self._set("pillai", lambda: metrics.pillai(signal))
-        self._set("information", lambda: metrics.information(signal))
-        self._set("reliable_rank", lambda: metrics.reliable_rank(signal, epsilon))
 
-    def _rows(self) -> None:
-        rows, source = self._state.rows, self._state.row_source
-        if self._asked(["rankme"]):
+def _view_metrics(
+    draft: _Draft, embeddings: Embeddings, settings: MetricSettings, state: Gathered
+) -> None:
+    views, of_all = state.views, draft.that_read("augmented")
+    if views is None:
+        draft.leave_out(draft.that_read("augmented", "sphere"), NO_VIEWS[embeddings.clean_name])
+        return
+    gram = draft.solve(of_all, lambda: spectra.augmented_gram_spectrum(views))
+    if gram is not None:
+        draft.compute(of_all, Spectrum(gram, views.n, views.n_views, settings.epsilon))
+    draft.compute(draft.that_read("sphere"), views.sphere)
+    spread = draft.values.get("normalized_std")
+    if spread is not None and spread < COLLAPSED:
+        draft.warnings["collapsed"] = (
+            f"normalized_std is {spread:.2g}, and 1 is healthy: the embedding is constant or "
+            "nearly collapsed, and the other metrics read what little is left"
+        )
 
-            def rankme() -> float:
-                gram = spectra.gram_spectrum(rows)
-                self._keep("gram", gram)
-                return metrics.rankme_from_spectrum(gram, self._settings.epsilon)
 
-            self._set("rankme", rankme)
-            self._values |= {"rankme_source": source, "rankme_rows": rows.n}
-            if rows.n < rows.dim:
-                self._warnings["rows"] = (
-                    f"RankMe reads {rows.n} rows and d = {rows.dim}: it cannot exceed {rows.n}; "
-                    "embed more (`lidar extract --clean-samples`)"
-                )
-        names = [name for name, metric in METRICS.items() if metric.reads == "covariance"]
-        if not self._asked(names):
-            return
-        try:
-            covariance = spectra.covariance_spectrum(rows)
-        except DegenerateFeatures as error:
-            self._null(names, str(error))
-            return
-        self._keep("covariance", covariance)
-        if "alpha_req" in self._wanted:
-            try:
-                law = metrics.alpha_req(covariance, rows.n)
-                self._values |= {"alpha_req": law.alpha, "alpha_req_r2": law.r2}
-                self._few_eigenvalues(min(rows.n - 1, rows.dim))
-            except DegenerateFeatures as error:
-                self._null(["alpha_req"], str(error))
-        self._set("participation_ratio", lambda: metrics.participation_ratio(covariance))
-        self._set("stable_rank", lambda: metrics.stable_rank(covariance))
-
-    def _views(self) -> None:
-        views = self._state.views
-        names = [name for name, metric in METRICS.items() if metric.reads in ("views", "sphere")]
-        if views is None:
-            self._null(names, NO_VIEWS[self._embeddings.clean_name])
-            return
-
-        def augmented() -> float:
-            gram = spectra.augmented_gram_spectrum(views)
-            return metrics.rankme_from_spectrum(gram, self._settings.epsilon)
-
-        self._set("rankme_augmented", augmented)
-        self._set("normalized_std", lambda: metrics.normalized_std(views.sphere))
-        self._set("alignment", lambda: metrics.alignment(views.sphere, views.n_views))
-        spread = self._values.get("normalized_std")
-        if spread is not None and spread < COLLAPSED:
-            self._warnings["collapsed"] = (
-                f"normalized_std is {spread:.2g}, and 1 is healthy: the embedding is constant or "
-                "nearly collapsed, and the other metrics read what little is left"
-            )
-
-    def _few_eigenvalues(self, count: int) -> None:
-        first, last = metrics.FIT_RANKS
-        if count < FEW * last:
-            self._warnings["eigenvalues"] = (
-                f"alpha_req is fitted to eigenvalues {first} to {last} of {count}: the end of a "
-                "spectrum falls off whatever the law; it wants more rows or a wider layer"
-            )
-
-    def _asked(self, names: Iterable[str]) -> bool:
-        return not self._wanted.isdisjoint(names)
-
-    def _set(self, name: str, compute: Callable[[], float]) -> None:
-        if name in self._wanted:
-            try:
-                value = compute()
-            except DegenerateFeatures as error:
-                self._notes[name] = str(error)
-                return
-            if math.isfinite(value):
-                self._values[name] = value
-            else:
-                self._notes[name] = "beyond the range of float64: the embedding's scale is extreme"
-
-    def _null(self, names: Iterable[str], reason: str) -> None:
-        self._notes |= {name: reason for name in names if name in self._wanted}
-
-    def _keep(self, name: str, spectrum: Tensor) -> None:
-        self._spectra[name] = spectrum.tolist()
+def much_noise(fraction: float, q: int) -> str:
+    """A clause: how much of the LDA trace is view noise; the estimate can exceed all of it."""
+    if fraction >= 1:
+        return f"view noise accounts for the whole LDA trace at q = {q}"
+    return f"view noise is {100 * fraction:.0f} % of the LDA trace at q = {q}"

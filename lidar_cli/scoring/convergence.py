@@ -1,4 +1,4 @@
-"""What a part of a file would have said, and what follows for n and q.
+"""Metrics of parts of a file with those of the whole, from one pass; what follows for n and q.
 
 Two rules are derived, and `advise` uses no other.
 
@@ -20,41 +20,148 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from pathlib import Path
+
+import torch
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.features.blocks import Chunk, Embeddings
+from lidar_cli.runtime.device import find_device
+from lidar_cli.runtime.progress import Progress
+from lidar_cli.scoring.compute import (
+    DEGREES,
+    MUCH_NOISE,
+    Convergence,
+    Point,
+    Score,
+    much_noise,
+)
+from lidar_cli.scoring.intervals import Grouping
+from lidar_cli.scoring.run import open_embeddings, parse_metrics, score_gathered
+from lidar_cli.scoring.streaming import Gathered, enough_memory, read_into
+from lidar_cli.settings import MetricSettings, ScoreSettings
 
 Values = Mapping[str, float | None]
 
-MUCH_NOISE = 0.5  # share of the LDA trace above which LiDAR mostly counts view noise
 LITTLE_NOISE = 0.25  # what more views should leave of it
 MOST_VIEWS = 500  # that anyone would draw of an image
 STEADY = 0.05  # relative change that still makes no difference to a choice
-DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly determined
-APART = ("noise_fraction", "n_above_noise")  # the first has its own rule, the second is a count
 
 
-@dataclass(frozen=True)
-class Point:
-    """Metrics of the first samples of a file, or of the first views of each.
+def converge_file(
+    path: Path,
+    settings: ScoreSettings,
+    progress: Progress | None = None,
+    groups: Grouping | None = None,
+) -> list[Score]:
+    """The scores of `score_file`, each with its `convergence`. Raises as `score_file`."""
+    progress = progress or Progress()
+    wanted = parse_metrics(settings.metrics)
+    device = find_device(settings.device)
+    return [
+        converge(embeddings, settings, device, wanted, progress, settings.confidence, groups)
+        for embeddings in open_embeddings(path, settings)
+    ]
 
-    n_rows: what RankMe and alpha-ReQ read. A metric is absent where the part does not change it,
-    and None where it cannot be had.
+
+def converge(
+    embeddings: Embeddings,
+    settings: MetricSettings,
+    device: torch.device,
+    wanted: AbstractSet[str],
+    progress: Progress,
+    level: float | None = None,
+    groups: Grouping | None = None,
+) -> Score:
+    """The wanted metrics of one layer, as `score` gives them to rounding, with those of its parts.
+
+    Memory: the moments of five states instead of one. Raises InputError as `score`.
+    """
+    if embeddings.note:
+        progress.note(embeddings.note)
+    with enough_memory(embeddings):
+        parts = _Parts(embeddings, settings, device, wanted)
+        read_into(parts, embeddings, settings, progress)
+        *firsts, (_, state) = parts.merged()
+        whole = score_gathered(embeddings, settings, state, wanted, progress, level, groups=groups)
+        n_rows = state.rows.n
+        last = _point(whole, n_rows, wanted)
+        samples = [
+            _point(score_gathered(part, settings, its, wanted, progress), its.rows.n, wanted)
+            for part, its in firsts
+        ]
+        of_views = parts.of_views
+        views = [
+            _point(score_gathered(part, settings, its, of_views, progress), n_rows, of_views)
+            for part, its in parts.by_views
+        ]
+    intervals = whole.confidence.intervals if whole.confidence else {}
+    reach = {
+        name: interval.ci_high - value
+        for name, interval in intervals.items()
+        if interval.ci_high is not None and (value := whole.value(name)) is not None
+    }
+    by_samples = (*samples, last)
+    advice = advise(by_samples, embeddings.shape[2], reach)
+    convergence = Convergence(by_samples, (*views, last) if whole.n_views else (), advice)
+    return replace(whole, convergence=convergence)
+
+
+def _point(score: Score, n_rows: int, wanted: AbstractSet[str]) -> Point:
+    values = {name: score.value(name) for name in METRICS if name in wanted}
+    return Point(score.n_samples, score.n_views, n_rows, values)
+
+
+class _Parts:
+    """Moments of the stretches between n/4, n/2 and n samples, which merge, and of q/4, q/2 views.
+
+    Views of a part overlap with those of the next, so each number of views has separate moments.
     """
 
-    n_samples: int
-    n_views: int
-    n_rows: int
-    values: Values
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        settings: MetricSettings,
+        device: torch.device,
+        wanted: AbstractSet[str],
+    ) -> None:
+        n, q, _ = embeddings.shape
+        self._embeddings = embeddings
+        self._rows = embeddings.clean.shape[0] if embeddings.clean is not None else n
+        self._ends = [(count, count * self._rows // max(1, n)) for count in parts_of(n)]
+        self._stretches = [Gathered(embeddings, settings, device, wanted) for _ in self._ends]
+        self.of_views = frozenset(name for name in wanted if not METRICS[name].of_rows)
+        counts = parts_of(q)[:-1] if q and self.of_views else ()
+        parts = [embeddings.first(n, count, self._rows) for count in counts]
+        self.by_views = [(p, Gathered(p, settings, device, self.of_views)) for p in parts]
 
+    def update(self, chunk: Chunk) -> None:
+        """Add a chunk of whole samples, each to its stretch."""
+        first = (0, 0)
+        for end, state in zip(self._ends, self._stretches, strict=True):
+            views, clean = (
+                part[max(0, low - chunk.start) : max(0, high - chunk.start)]
+                if part is not None
+                else None
+                for part, low, high in zip((chunk.views, chunk.clean), first, end, strict=True)
+            )
+            state.update(Chunk(chunk.start, chunk.stop, views, clean))
+            first = end
+        if chunk.views is not None:
+            for part, state in self.by_views:
+                views = chunk.views[:, : part.shape[1]]
+                state.update(Chunk(chunk.start, chunk.stop, views, None))
 
-@dataclass(frozen=True)
-class Convergence:
-    """Metrics against n and against q, the whole file last in both, and one sentence about them."""
-
-    by_samples: tuple[Point, ...]
-    by_views: tuple[Point, ...]
-    advice: str
+    def merged(self) -> list[tuple[Embeddings, Gathered]]:
+        """A quarter, a half and all of the samples, with their moments."""
+        q, state = self._embeddings.shape[1], self._stretches[0]
+        parts = []
+        for (n, rows), stretch in zip(self._ends, self._stretches, strict=True):
+            state = state if stretch is state else state.merge(stretch)
+            parts.append((self._embeddings.first(n, q, rows), state))
+        return parts
 
 
 def parts_of(count: int) -> tuple[int, ...]:
@@ -78,9 +185,9 @@ def views_for(fraction: float, q: int, wanted: float) -> float:
 
 
 def advise(by_samples: Sequence[Point], dim: int, reach: Mapping[str, float]) -> str:
-    """One sentence: the first of these that is so.
+    """One sentence about the first of these that holds.
 
-    View noise cannot be told; nothing is above it; it is more than half of the LDA trace; the
+    View noise cannot be measured; nothing is above it; it is more than half of the LDA trace; the
     within covariance is poorly determined; a metric still moves with n; n and q are enough.
 
     by_samples: the whole file last; dim: d; reach: half of a metric's interval, where it has one.
@@ -111,29 +218,22 @@ def _unknown_noise(n: int, q: int, dim: int) -> str:
         return "view noise cannot be measured in this embedding: see the reasons beside its metrics"
     return (
         f"n (q - 1) = {n * (q - 1)} does not exceed d + 1 = {dim + 1}, so view noise cannot be "
-        f"told: take {_enough_degrees(n, q, dim)}"
+        f"measured: take {_enough_degrees(n, q, dim)}"
     )
 
 
-def much_noise(fraction: float, q: int) -> str:
-    """How much of the LDA trace is view noise; an estimate, which can exceed all of it."""
-    if fraction >= 1:
-        return f"view noise accounts for the whole LDA trace at q = {q}"
-    return f"view noise is {100 * fraction:.0f} % of the LDA trace at q = {q}"
-
-
 def _much_noise(fraction: float, n: int, q: int, dim: int, corrected: bool) -> str:
-    found = much_noise(fraction, q)
+    share = much_noise(fraction, q)
     needed = max(views_for(fraction, q, LITTLE_NOISE), 1 + DEGREES * dim / n)
     if needed > MOST_VIEWS:
         left = noise_fraction_at(fraction, q, MOST_VIEWS)
-        return f"{found}, and even q = {MOST_VIEWS} would leave {100 * left:.0f} %: " + (
+        return f"{share}, and even q = {MOST_VIEWS} would leave {100 * left:.0f} %: " + (
             "read lidar_corrected" if corrected else "the views of a sample share next to nothing"
         )
     more = _round(needed)
     left = noise_fraction_at(fraction, q, more)
     instead = ", or read lidar_corrected" if corrected else ""
-    return f"{found}: take q = {more} ({100 * left:.0f} % expected){instead}"
+    return f"{share}: take q = {more} ({100 * left:.0f} % expected){instead}"
 
 
 def _enough_degrees(n: int, q: int, dim: int) -> str:
@@ -165,7 +265,7 @@ def _samples(
             f"{100 * max(largest, STEADY):.0f} % from n = {half.n_samples} beyond chance"
         )
     name = max(moving, key=lambda name: abs(moving[name]))
-    rows = METRICS[name].reads in ("rows", "covariance")
+    rows = METRICS[name].of_rows
     at, before = (whole.n_rows, half.n_rows) if rows else (whole.n_samples, half.n_samples)
     what = "rows" if rows and whole.n_rows != whole.n_samples else "n"
     others = f" (and {len(moving) - 1} more)" if len(moving) > 1 else ""
@@ -178,11 +278,14 @@ def _samples(
 
 
 def _steps(half: Values, whole: Values) -> dict[str, float]:
-    """Relative change of each metric that has both values."""
+    """Relative change of each smooth metric with both values; view noise has a rule above."""
     return {
         name: (value - before) / abs(value)
         for name, value in whole.items()
-        if name not in APART and value and (before := half.get(name)) is not None
+        if name != "noise_fraction"
+        and METRICS[name].has_interval
+        and value
+        and (before := half.get(name)) is not None
     }
 
 

@@ -12,11 +12,19 @@ sd(u)^2 is that of a chi-square of these degrees (Satterthwaite 1946). For norma
 are n - 1, and t is hardly the normal quantile.
 
 An interval is for the expectation of T at this n and q, over the draw of samples. The bias that T
-has for being read at finite n and q is no part of it: that one is alike for every checkpoint of a
-comparable group. Samples are taken for independent; where they come in groups, `groups.summed`
-makes u, and n is the number of groups. How another training seed would move T is no part either.
+has for being computed at finite n and q is no part of it: that one is alike for every checkpoint of
+a comparable group. How another training seed would move T is no part either.
 
-Simulated (tests/benchmarks/coverage.py, results beside it, n >= 10 d, 1,000 draws): 95 % intervals
+Samples are taken for independent. Where they come in groups (frames of a clip, photographs of a
+patient, near-duplicates), influences add up: with U_g the sum over the samples of group g, G groups
+and n samples, a metric less its expectation is sum_g U_g / n, and where groups are drawn
+independently
+
+    var = G / (G - 1) sum_g U_g^2 / n^2 = var(v) / G,   v_g = U_g G / n
+
+so that v [G] takes the place of the influences [n] in every interval and tie (`summed`).
+
+Simulated (tests/benchmarks/coverage.py, with its results, n >= 10 d, 1,000 draws): 95 % intervals
 cover 93 to 98 % for pillai, information and noise_fraction, at least 93 % elsewhere, up to 99.8 %
 where few directions carry all signal. They fall short at n of 100 and 200 with d = 8: 92 to 93 %
 for participation_ratio and rankme_augmented where samples are of very unequal strength, and there
@@ -31,12 +39,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS, Metric
+from lidar_cli.data.tables import read_table
+from lidar_cli.errors import InputError
+from lidar_cli.features.blocks import Embeddings, Names
 
 FEWEST_GROUPS = 10  # of samples, below which their spread says nothing
 PAIRS = 2**18  # of checkpoints, which are compared at a time: 2 MB for each number of theirs
@@ -46,14 +57,14 @@ BEYOND = "beyond the range of float64: the embedding's scale is extreme"
 COUNT = "a count has no derivative, and so no interval"
 FEWEST_DEGREES = 10.0  # of freedom, below which an interval is likely too short
 FEW_CARRY = "few samples carry this interval; it may be too short"
-OF_EIGENVALUES = 5  # times d: fewer samples leave alpha-ReQ's fixed ranks to the noise of the rest
+LABELS = "labels"  # the value of --groups that names the stored labels
 
 
 @dataclass(frozen=True)
 class Interval:
     """A standard error and the ends of an interval, or None and the reason.
 
-    degrees: of freedom of the standard error; note: what is to be said of an interval.
+    degrees: of freedom of the standard error; note: a doubt about the interval.
     """
 
     se: float | None = None
@@ -66,7 +77,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Confidence:
-    """How sure each metric is: its interval, by name, at a level such as 0.95.
+    """The interval of each metric by name, at a level such as 0.95.
 
     groups: how many groups of samples were taken for independent, None if each sample was.
     """
@@ -86,31 +97,32 @@ def without_interval(
 ) -> dict[str, str]:
     """Metrics that get no interval, with the reason: no value, a count, or too few samples.
 
-    n_rows: what the metrics of one row a sample read, clean embeddings among them.
-    groups: that the samples with views form, if they form any.
+    n_rows: how many rows the metrics of one row a sample read, clean embeddings among them.
+    groups: how many the samples with views form, if they form any.
 
-    alpha_req needs 5 d. It reads sorted eigenvalues at fixed ranks, which repel each other: their
-    errors cancel over one another, and leaving samples out does not show that. Simulated at
+    alpha_req needs n above 5 d. It reads sorted eigenvalues at fixed ranks, which repel each other:
+    their errors cancel over one another, and leaving samples out does not show that. Simulated at
     d = 128, its standard error is 1.2 to 2.7 times the true one from 2 d to 5 d; 0.9 to 1.3 times
     above it, but 2.3 where the whole spectrum is flat, at any n.
     """
-    found = {}
+    reasons = {}
     for name, value in values.items():
-        n = n_rows if METRICS[name].reads in ("rows", "covariance") else n_samples
+        metric = METRICS[name]
+        n, least = n_rows if metric.of_rows else n_samples, metric.interval_from
         if value is None:
-            found[name] = notes[name]
-        elif name == "n_above_noise":
-            found[name] = COUNT
+            reasons[name] = notes[name]
+        elif not metric.has_interval:
+            reasons[name] = COUNT
         elif n <= 2 * dim:
-            found[name] = f"n = {n} is not above 2 d = {2 * dim}: too few samples for an interval"
-        elif name == "alpha_req" and n <= OF_EIGENVALUES * dim:
-            found[name] = (
-                f"n = {n} is not above {OF_EIGENVALUES} d = {OF_EIGENVALUES * dim}, below which an "
-                "interval of alpha_req is several times too wide"
+            reasons[name] = f"n = {n} is not above 2 d = {2 * dim}: too few samples for an interval"
+        elif n <= least * dim:
+            reasons[name] = (
+                f"n = {n} is not above {least} d = {least * dim}, below which an interval of "
+                f"{name} is several times too wide"
             )
         elif groups is not None and groups < FEWEST_GROUPS:
-            found[name] = f"{groups} groups: an interval over groups of samples needs 10"
-    return found
+            reasons[name] = f"{groups} groups: an interval over groups of samples needs 10"
+    return reasons
 
 
 def confidence(
@@ -129,12 +141,12 @@ def confidence(
         if name in missing or value is None:
             intervals[name] = Interval(reason=missing[name])
             continue
-        found, n = influences[name], len(influences[name])
-        se = float(found.std() / n**0.5)
+        of_samples, n = influences[name], len(influences[name])
+        se = float(of_samples.std() / n**0.5)
         if not math.isfinite(se):
             intervals[name] = Interval(reason=BEYOND)
             continue
-        freedom = degrees(found.square().sum(), found.pow(4).sum(), n)
+        freedom = degrees(of_samples.square().sum(), of_samples.pow(4).sum(), n)
         reach = float(quantile(level, freedom)) * se
         note = FEW_CARRY if freedom < FEWEST_DEGREES else None
         ends = value - reach, value + reach
@@ -145,7 +157,7 @@ def confidence(
 def ties(
     values: Sequence[float], influences: Sequence[Tensor], by: Metric, level: float
 ) -> list[list[int]]:
-    """For each of some checkpoints, which others it cannot be told from.
+    """For each of some checkpoints, the positions of those that do not differ from it.
 
     Two tie if the interval of the difference of their values holds 0. For a metric with a target
     the question is |T - target| = |T' - target|, which is T - T' = 0 or T + T' - 2 target = 0:
@@ -158,32 +170,37 @@ def ties(
     count, n = columns.shape
     squares = columns.square()
     cubes = columns * squares
-    own, fourth = squares.sum(dim=1), squares.square().sum(dim=1)
-    apart = torch.tensor(values, dtype=torch.float64)
+    sums, fourth = squares.sum(dim=1), squares.square().sum(dim=1)
+    numbers = torch.tensor(values, dtype=torch.float64)
+    least, most = quantile(level, torch.tensor([max(2.0, n - 1.0), 2.0])).tolist()
 
     def holds_zero(rows: Tensor, difference: Tensor, sign: float) -> Tensor:
         """Whether the interval does, for u + sign u', whose powers are sums of products."""
         products, paired = columns[rows] @ columns.T, 6.0 * squares[rows] @ squares.T
         cubed = cubes[rows] @ columns.T + columns[rows] @ cubes.T
-        second = (own[rows, None] + own + 2.0 * sign * products).clamp_min(0.0)
+        second = (sums[rows, None] + sums + 2.0 * sign * products).clamp_min(0.0)
         power = fourth[rows, None] + fourth + paired + 4.0 * sign * cubed
         # Of influences all but equal these sums have lost their digits.
-        close = (second < CLOSE * (own[rows, None] + own)).nonzero()
+        close = (second < CLOSE * (sums[rows, None] + sums)).nonzero()
         for at, other in (pairs.T for pairs in torch.split(close, max(1, PAIRS // n))):
             gap = (columns[rows[at]] + sign * columns[other]).square()
             second[at, other], power[at, other] = gap.sum(dim=1), gap.square().sum(dim=1)
-        reach = quantile(level, degrees(second, power, n))
-        return difference.abs() <= reach * (second / (n * (n - 1))).sqrt()
+        se, size = (second / (n * (n - 1))).sqrt(), difference.abs()
+        held: Tensor = size <= least * se
+        open_pairs = ~held & (size <= most * se)  # those alone need their own quantile
+        reach = quantile(level, degrees(second[open_pairs], power[open_pairs], n))
+        held[open_pairs] = size[open_pairs] <= reach * se[open_pairs]
+        return held
 
-    found: list[list[int]] = []
+    tied: list[list[int]] = []
     for rows in torch.split(torch.arange(count), max(1, PAIRS // count)):
-        tied = holds_zero(rows, apart[rows, None] - apart, -1.0)
+        held = holds_zero(rows, numbers[rows, None] - numbers, -1.0)
         if by.target is not None:
-            gap = apart - by.target
-            tied |= holds_zero(rows, gap[rows, None] + gap, 1.0)
-        tied[torch.arange(len(rows)), rows] = False
-        found += [row.nonzero().flatten().tolist() for row in tied]
-    return found
+            gap = numbers - by.target
+            held |= holds_zero(rows, gap[rows, None] + gap, 1.0)
+        held[torch.arange(len(rows)), rows] = False
+        tied += [row.nonzero().flatten().tolist() for row in held]
+    return tied
 
 
 def degrees(second: Tensor, fourth: Tensor, n: int) -> Tensor:
@@ -196,29 +213,66 @@ def degrees(second: Tensor, fourth: Tensor, n: int) -> Tensor:
 
 
 def quantile(level: float, degrees: Tensor) -> Tensor:
-    """t, so that Student's variable lies within -+t with this probability; from 2 degrees on.
+    """t such that Student's variable of these degrees is within -+t with this probability."""
+    from scipy.special import stdtrit  # 0.15 s, which a score without intervals does not pay
 
-    By an expansion about the normal quantile near the middle, and one in the power 2/degrees of the
-    probability outside in the tails: to a thousandth of t.
-    Source: Hill 1970, "Student's t-quantiles", CACM algorithm 396.
+    return torch.as_tensor(-stdtrit(degrees.double().numpy(), (1.0 - level) / 2.0))
+
+
+class Grouping:
+    """Which samples belong together, as `--groups` says.
+
+    source: a CSV file with the columns id and group, or "labels". A line whose id no file holds
+    is no error: one table serves every draw of samples.
+    Raises InputError if the table cannot be used, or gives a sample two groups.
     """
-    outside = 1.0 - level
-    z = NormalDist().inv_cdf(outside / 2.0)
-    nu = degrees.to(torch.float64)
-    a = 1.0 / (nu - 0.5)
-    b = 48.0 / a.square()
-    c = ((20700.0 * a / b - 98.0) * a - 16.0) * a + 96.36
-    d = ((94.5 / (b + c) - 3.0) / b + 1.0) * (a * math.pi / 2.0).sqrt() * nu
-    y = (d * outside) ** (2.0 / nu)
 
-    near = c + torch.where(nu < 5.0, 0.3 * (nu - 4.5) * (z + 0.6), 0.0)
-    near = (((0.05 * d * z - 5.0) * z - 7.0) * z - 2.0) * z + b + near
-    square = z * z
-    middle = (
-        ((((0.4 * square + 6.3) * square + 36.0) * square + 94.5) / near - square - 3.0) / b + 1.0
-    ) * z
-    middle = torch.expm1(a * middle.square())
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._groups: dict[str, str] | None = None
+        if source == LABELS:
+            return
+        self._groups = {}
+        for row in read_table(Path(source), ("id", "group")).rows:
+            if self._groups.setdefault(row["id"], row["group"]) != row["group"]:
+                raise InputError(f"{source}: the sample {row['id'][:100]!r} is in two groups")
 
-    tail = 1.0 / (((nu + 6.0) / (nu * y) - 0.089 * d - 0.822) * (nu + 2.0) * 3.0) + 0.5 / (nu + 4.0)
-    tail = (tail * y - 1.0) * (nu + 1.0) / (nu + 2.0) + 1.0 / y
-    return (nu * torch.where(y > 0.05 + a, middle, tail)).sqrt()
+    def of(self, embeddings: Embeddings) -> Tensor:
+        """The number of the group of each sample of a layer [N]. Raises as `of_names`."""
+        count = len(embeddings.span)
+        names = embeddings.names() if embeddings.names else Names([*map(str, range(count))], None)
+        return self.of_names(embeddings.file, names)[:count]
+
+    def of_names(self, file: str, names: Names) -> Tensor:
+        """The number of the group of each sample [N], groups counted as they come.
+
+        Raises InputError if one is in no group, or labels are asked for and lack.
+        """
+        groups: list[str] | list[int]
+        if self._groups is None:
+            if names.labels is None:
+                raise InputError(
+                    f"{file}: stores no labels for --groups {LABELS}; give a CSV file with the "
+                    "columns id and group"
+                )
+            groups = list(names.labels)
+            without = [name for name, group in zip(names.ids, groups, strict=True) if group < 0]
+        else:
+            without = [name for name in names.ids if not self._groups.get(name)]
+            groups = [self._groups.get(name, "") for name in names.ids]
+        if without:
+            raise InputError(
+                f"{file}: {len(without)} of {len(names.ids)} samples are in no group of "
+                f"--groups {self._source}, the first is {without[0][:100]!r}; the ids are those of "
+                "/samples/id, or where a file has none the numbers of samples from 0"
+            )
+        numbers: dict[str | int, int] = {}
+        return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups])
+
+
+def summed(influences: Tensor, groups: Tensor) -> Tensor:
+    """v [G] of influences [n] and the group of each of their samples [n]. See the equations."""
+    numbers, at = torch.unique(groups, return_inverse=True)
+    count = len(numbers)
+    sums = influences.new_zeros(count).index_add(0, at, influences)
+    return sums * (count / len(influences))

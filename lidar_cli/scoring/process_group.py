@@ -1,9 +1,9 @@
 """Processes that score one file together: each reads its samples, all come to the same result.
 
-They meet when each has read its part, and again after a second pass, to exchange what O(d^2) memory
-holds and n numbers a metric. What is wrong for one of them is wrong for all, so that none waits for
-another that gave up: between two meetings each works inside `alike`. One that fails while they meet
-is out of step, and all part.
+They exchange moments, in O(d^2) memory, when each has read its part, and n numbers a metric after a
+second pass. An error in one of them is raised in all, so that none waits for another that gave up:
+between two exchanges each works inside `raise_on_any_rank`. One that fails during an exchange is
+out of step, and the group breaks.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from lidar_cli.scoring.streaming import Gathered, NonFinite, enough_memory, read
 from lidar_cli.settings import MetricSettings
 
 T = TypeVar("T")
-# What its user or its machine may cause in one process alone.
+# What the user or the machine may cause in one process alone.
 ERRORS = (LidarError, OSError, RuntimeError, MemoryError)
 PATIENCE = timedelta(days=1)  # with one that reads slowly; the engine ends all if one dies
 
 
 class ProcessGroup:
-    """The processes of an engine, that reach each other as it told them.
+    """The processes that torchrun started, connected by its environment variables.
 
-    Raises InputError if they do not.
+    Raises InputError if they do not reach each other.
     """
 
     def __init__(self, rank_info: RankInfo) -> None:
@@ -40,7 +40,7 @@ class ProcessGroup:
             torch.distributed.init_process_group("gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise InputError(
-                f"{rank_info.ranks} processes, as WORLD_SIZE tells, do not reach each other: "
+                f"{rank_info.ranks} processes, as WORLD_SIZE says, do not reach each other: "
                 f"{first_line(error)}; start them with torchrun, or unset it to work alone"
             ) from error
 
@@ -51,13 +51,13 @@ class ProcessGroup:
         heavy = n if embeddings.views is not None else 0
         return partition(total, heavy, q + 1, self._rank_info.ranks)[self._rank_info.rank]
 
-    def gather(self, own: T) -> Iterator[T]:
-        """What each process has, in order of rank, one at a time; all must take all.
+    def gather(self, part: T) -> Iterator[T]:
+        """The part of each process, in order of rank, one at a time; every process must take all.
 
         Raises ProcessGroupBroken if one of them is gone, or this one cannot receive.
         """
         for rank in range(self._rank_info.ranks):
-            box = [own if rank == self._rank_info.rank else None]
+            box = [part if rank == self._rank_info.rank else None]
             try:
                 torch.distributed.broadcast_object_list(box, src=rank)
             except (RuntimeError, MemoryError) as error:
@@ -69,14 +69,14 @@ class ProcessGroup:
             assert box[0] is not None
             yield box[0]
 
-    def reduce(self, own: T, start: T, add: Callable[[T, T], T]) -> T:
-        """What each process has, added to a start in order of rank, one at a time.
+    def reduce(self, own_part: T, start: T, add: Callable[[T, T], T]) -> T:
+        """The parts of all processes, added to a start in order of rank, one at a time.
 
-        Raises what `add` raises, after the last of them and in all, as `alike`.
+        An error of `add` is raised after the last part, and as in `raise_on_any_rank`.
         """
         with self.raise_on_any_rank():
             whole, error = start, None
-            for part in self.gather(own):
+            for part in self.gather(own_part):
                 try:
                     whole = whole if error else add(whole, part)
                 except ERRORS as raised:
@@ -87,7 +87,7 @@ class ProcessGroup:
 
     @contextmanager
     def raise_on_any_rank(self) -> Iterator[None]:
-        """Raises InputError here as well if the block raised an error of its user's elsewhere."""
+        """Raises InputError here too if the block raised an error of ERRORS in another process."""
         error: Exception | None = None
         try:
             yield
@@ -95,28 +95,15 @@ class ProcessGroup:
             raise
         except ERRORS as raised:
             error = raised
-        told = list(self.gather(first_line(error) if error else ""))
+        messages = list(self.gather(first_line(error) if error else ""))
         if error is not None:
             raise error
-        for text in filter(None, told):
+        for text in filter(None, messages):
             raise InputError(text)
 
     def close(self) -> None:
         """Leave the others."""
         torch.distributed.destroy_process_group()
-
-
-@contextmanager
-def open_process_group(rank_info: RankInfo) -> Iterator[ProcessGroup | None]:
-    """The process_group of a rank_info, None for one alone."""
-    if rank_info.ranks == 1:
-        yield None
-        return
-    process_group = ProcessGroup(rank_info)
-    try:
-        yield process_group
-    finally:
-        process_group.close()
 
 
 def gather_on_all_ranks(
@@ -127,7 +114,10 @@ def gather_on_all_ranks(
     progress: Progress,
     process_group: ProcessGroup,
 ) -> Gathered:
-    """What `gather` gives to rounding, each process having read a part. Raises what it raises."""
+    """The moments that `gather` returns, to rounding, each process having read a part.
+
+    Raises InputError as `gather` and `ProcessGroup.raise_on_any_rank`.
+    """
 
     def empty(on: torch.device) -> Gathered:
         return Gathered(embeddings, settings, on, wanted)
@@ -137,11 +127,11 @@ def gather_on_all_ranks(
             return whole.merge(part)
 
     with process_group.raise_on_any_rank(), enough_memory(embeddings):
-        own = empty(device)
-        bad = read_span(own, embeddings, settings, progress, process_group.span(embeddings))
-        # Through main memory: another process may have another device, or call its own by that
+        part = empty(device)
+        bad = read_span(part, embeddings, settings, progress, process_group.span(embeddings))
+        # Through main memory: another process may have another device, or another one by that
         # number.
-        own = add(empty(torch.device("cpu")), own)
+        part = add(empty(torch.device("cpu")), part)
         whole = empty(device)
     process_group.reduce(bad, NonFinite(embeddings), NonFinite.merge).refuse()
-    return process_group.reduce(own, whole, add)
+    return process_group.reduce(part, whole, add)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +19,12 @@ from lidar_cli.features.blocks import Embeddings
 from lidar_cli.features.reader import read_hdf5
 from lidar_cli.features.structure import is_hdf5
 from lidar_cli.runtime.device import check_free, find_device
+from lidar_cli.runtime.distributed import RankInfo
 from lidar_cli.runtime.files import NotAFile, open_regular
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import EVERY_METRIC, Score, Sheet
-from lidar_cli.scoring.groups import Grouping, summed
+from lidar_cli.scoring.compute import EVERY_METRIC, Score, compute_score
 from lidar_cli.scoring.influences import influences
-from lidar_cli.scoring.intervals import confidence, without_interval
+from lidar_cli.scoring.intervals import Grouping, confidence, summed, without_interval
 from lidar_cli.scoring.process_group import ProcessGroup, gather_on_all_ranks
 from lidar_cli.scoring.streaming import Gathered, enough_memory, gather
 from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings, parse_size
@@ -37,8 +39,8 @@ def score_file(
 ) -> list[Score]:
     """A score for each layer of a feature file, or for the array of another file.
 
-    process_group: processes that read a part each and come to the same result.
-    groups: those of the settings, where they serve several files.
+    process_group: processes that read a part each; every one returns the same scores.
+    groups: those of the settings, for callers that open them once for several files.
     Raises InputError or FeatureFileError if the file cannot be used, SettingsError for an unknown
     metric or device.
     """
@@ -64,8 +66,21 @@ def score_file(
     ]
 
 
+@contextmanager
+def open_process_group(rank_info: RankInfo) -> Iterator[ProcessGroup | None]:
+    """The processes that torchrun started, None for a process alone. Raises InputError."""
+    if rank_info.ranks == 1:
+        yield None
+        return
+    process_group = ProcessGroup(rank_info)
+    try:
+        yield process_group
+    finally:
+        process_group.close()
+
+
 def open_groups(settings: ScoreSettings | RankSettings) -> Grouping | None:
-    """The groups of samples that the settings name, if any; a pipe is read once.
+    """The groups of samples that the settings name, if any. A pipe can be read only once.
 
     Raises InputError if their table cannot be used, SettingsError where no interval is asked for.
     """
@@ -102,7 +117,7 @@ def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
 
 
 def _read_array(path: Path, start: bytes, dataset: str | None, q: int | None) -> Embeddings:
-    """The embeddings in a file of arrays, whose format its first bytes say, not its name."""
+    """The embeddings in a file of arrays, by the format of its first bytes, not of its name."""
     embeddings = None
     if start.startswith(b"\x93NUMPY"):
         return read_npy(path, dataset, q)
@@ -135,7 +150,7 @@ def score(
     embeddings: Embeddings,
     settings: MetricSettings,
     device: torch.device,
-    wanted: frozenset[str],
+    wanted: AbstractSet[str],
     progress: Progress,
     level: float | None = None,
     cache: Path | None = None,
@@ -145,7 +160,7 @@ def score(
     """The wanted metrics of one layer, in one pass over its chunks.
 
     level: adds intervals at that level, in a second pass over the chunks.
-    cache: a folder that keeps what the second pass gave, so that it is not needed again.
+    cache: a folder to store the results of the second pass in.
     process_group, groups: as in `score_file`.
     Raises InputError if a number in the file is not finite, or memory does not suffice.
     """
@@ -167,7 +182,7 @@ def score_gathered(
     embeddings: Embeddings,
     settings: MetricSettings,
     state: Gathered,
-    wanted: frozenset[str],
+    wanted: AbstractSet[str],
     progress: Progress,
     level: float | None = None,
     cache: Path | None = None,
@@ -179,46 +194,52 @@ def score_gathered(
         process_group.raise_on_any_rank() if process_group else nullcontext(),
         enough_memory(embeddings),
     ):
-        found = Sheet(embeddings, settings, state, wanted).score()
+        scored = compute_score(embeddings, settings, state, wanted)
     if level is None:
-        return found
-    missing = _without_interval(found, wanted, state.rows.n)
-    sure = [name for name in METRICS if name in wanted and name not in missing]
-    known: dict[str, Tensor] = {}
-    if sure and embeddings.once is None:
-        known = influences(embeddings, settings, state, sure, progress, cache, process_group)
+        return scored
+    missing = _without_interval(scored, wanted, state.rows.n)
+    with_one = [name for name in METRICS if name in wanted and name not in missing]
+    by_metric: dict[str, Tensor] = {}
+    if with_one and embeddings.once is None:
+        by_metric = influences(
+            embeddings, settings, state, with_one, progress, cache, process_group
+        )
     of_samples = groups.of(embeddings) if groups else None
-    return with_intervals(found, wanted, known, state.rows.n, level, embeddings.once, of_samples)
+    return with_intervals(
+        scored, wanted, by_metric, state.rows.n, level, embeddings.once, of_samples
+    )
 
 
 def with_intervals(
-    found: Score,
-    wanted: frozenset[str],
-    known: dict[str, Tensor],
+    scored: Score,
+    wanted: AbstractSet[str],
+    by_metric: Mapping[str, Tensor],
     n_rows: int,
     level: float,
-    unknown: str | None = None,
+    without_influences: str | None = None,
     groups: Tensor | None = None,
 ) -> Score:
     """A score with the intervals that its influences, by metric, give at a level.
 
-    n_rows: what the metrics of one row a sample read.
-    unknown: why a metric has no influences that could have them.
+    n_rows: how many rows the metrics of one row a sample read.
+    without_influences: why metrics that could have influences have none.
     groups: of samples [N], within which influences are summed.
     """
-    values = {name: found.value(name) for name in METRICS if name in wanted}
-    count = len(torch.unique(groups[: found.n_samples])) if groups is not None else None
-    missing = _without_interval(found, wanted, n_rows, count)
-    if unknown is not None:
-        missing = {name: missing.get(name, unknown) for name in values}
-    if groups is not None:
-        known = {name: summed(each, groups[: len(each)]) for name, each in known.items()}
-    sure = confidence(values, known, missing, level, count)
-    return replace(found, confidence=sure, influences=known)
+    values = {name: scored.value(name) for name in METRICS if name in wanted}
+    count = len(torch.unique(groups[: scored.n_samples])) if groups is not None else None
+    missing = _without_interval(scored, wanted, n_rows, count)
+    if without_influences is not None:
+        missing = {name: missing.get(name, without_influences) for name in values}
+    of_groups = {
+        name: each if groups is None else summed(each, groups[: len(each)])
+        for name, each in by_metric.items()
+    }
+    intervals = confidence(values, of_groups, missing, level, count)
+    return replace(scored, confidence=intervals, influences=of_groups)
 
 
 def _without_interval(
-    found: Score, wanted: frozenset[str], n_rows: int, groups: int | None = None
+    scored: Score, wanted: AbstractSet[str], n_rows: int, groups: int | None = None
 ) -> dict[str, str]:
-    values = {name: found.value(name) for name in METRICS if name in wanted}
-    return without_interval(values, found.notes, found.n_samples, n_rows, found.dim, groups)
+    values = {name: scored.value(name) for name in METRICS if name in wanted}
+    return without_interval(values, scored.notes, scored.n_samples, n_rows, scored.dim, groups)

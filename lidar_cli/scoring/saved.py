@@ -7,7 +7,6 @@ has them, so that intervals at any level, and ties by any metric, need no embedd
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.runtime.atomic import write_atomic
@@ -29,13 +29,6 @@ from lidar_cli.scoring.influences import METHOD
 from lidar_cli.settings import MetricSettings
 
 SUFFIX = ".score"
-_APART = (
-    "spectra",
-    "influences",
-    "provenance",
-    "confidence",
-    "convergence",
-)  # fields of Score that are no plain values
 
 
 @dataclass(frozen=True)
@@ -51,52 +44,52 @@ class Unintervalled:
 
 
 class SavedScore:
-    """The place of one plan's score at given constants.
+    """The file of one plan's score at given constants.
 
-    folder, stem: where, and the begin of the name.
+    folder, stem: where it is, and how its name begins.
     """
 
     def __init__(self, folder: Path, stem: str, plan: Plan, settings: MetricSettings) -> None:
-        self._told = json.dumps(
+        self._identity = json.dumps(
             [METHOD, plan.identity, settings.delta, settings.epsilon, settings.normalize],
             sort_keys=True,
         )
-        key = hashlib.sha256(self._told.encode()).hexdigest()[:16]
+        key = hashlib.sha256(self._identity.encode()).hexdigest()[:16]
         self.path = folder / f"{stem}-{key}{SUFFIX}"
 
     def read(self) -> Unintervalled | None:
-        """The score; None if it is absent, damaged, or not what its name says."""
+        """The score; None if it is absent, damaged, or of other metrics than there are now."""
         try:
             check_regular(self.path, follow=False)
             with safe_open(self.path, "pt") as file:
                 header = file.metadata() or {}
-                if header.get("told") != self._told:
+                if self._identity not in header.values():
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             fields, provenance, without = parse_json(header["record"])
+            if not METRICS.keys() <= fields.keys():
+                return None
             fields["alpha_req_ranks"] = tuple(fields["alpha_req_ranks"])
             spectra = {name: one.tolist() for name, one in _within(tensors, "spectrum").items()}
             influences = _within(tensors, "influence")
-            score = Score(**fields, spectra=spectra, influences=influences, provenance=provenance)
-            return Unintervalled(score, provenance, without)
+            more = {"spectra": spectra, "influences": influences, "provenance": provenance}
+            return Unintervalled(Score.of(**fields, **more), provenance, without)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             return None
 
-    def write(self, found: Unintervalled) -> None:
-        """Save a score, whole or not at all. Raises FeatureFileError if the disk refuses."""
-        score = found.score
-        plain = {
-            field.name: getattr(score, field.name)
-            for field in dataclasses.fields(score)
-            if field.name not in _APART
-        }
+    def write(self, unintervalled: Unintervalled) -> None:
+        """Save a score, whole or not at all.
+
+        Raises FeatureFileError if the file cannot be written.
+        """
+        score = unintervalled.score
         tensors = {
             f"spectrum/{name}": torch.tensor(values, dtype=torch.float64)
             for name, values in score.spectra.items()
         }
         tensors |= {f"influence/{name}": one.contiguous() for name, one in score.influences.items()}
-        record = [plain, found.provenance, found.without_influences]
-        header = {"told": self._told, "record": json.dumps(record, allow_nan=False)}
+        record = [score.record(), unintervalled.provenance, unintervalled.without_influences]
+        header = {"identity": self._identity, "record": json.dumps(record, allow_nan=False)}
         try:
             write_atomic(self.path, save(tensors, header))  # another rank may write the same
         except OSError as error:

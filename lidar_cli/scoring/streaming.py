@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lidar_cli.core.accumulate import each_piece
-from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.accumulate import map_pieces
+from lidar_cli.core.metrics import METRICS, OF_LDA, OF_ROWS
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
 from lidar_cli.errors import BadRows, InputError
 from lidar_cli.features.blocks import Chunk, Embeddings
@@ -28,7 +28,7 @@ BLOCK_NUMBERS = 2**21  # of a float64 copy of normalised rows, 16 MB
 
 
 class State(Protocol):
-    """What takes in chunks of whole samples, in order."""
+    """Something that chunks of whole samples are added to, in order."""
 
     def update(self, chunk: Chunk) -> None:
         """Add a chunk."""
@@ -38,7 +38,7 @@ class Gathered:
     """The moments of one layer: of its views, if it has them, and of the rows RankMe reads.
 
     row_source: what those rows are, "clean", "view 0" or "rows".
-    noise_edge: of the eigenvalues that view noise explains, once a score was made.
+    noise_edge: the edge of view noise, once a score has been computed.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Gathered:
     ) -> None:
         _, q, d = embeddings.shape
         reads = {METRICS[name].reads for name in wanted}
-        scatters, sphere = bool(reads & {"lda", "views"}), "sphere" in reads
+        scatters, sphere = not reads.isdisjoint((*OF_LDA, "augmented")), "sphere" in reads
         self.views = (
             Moments(q, d, device, scatters=scatters, sphere=sphere)
             if q > 0 and (scatters or sphere)
@@ -58,8 +58,8 @@ class Gathered:
         )
         self.rows = RowMoments(d, device)
         self.row_source = embeddings.clean_name if embeddings.clean else "view 0"
-        self.noise_edge: float | None = None  # that the score was made with
-        self._reads_rows = bool(reads & {"rows", "covariance"})
+        self.noise_edge: float | None = None
+        self._reads_rows = not reads.isdisjoint(OF_ROWS)
         self._normalize = settings.normalize
 
     def update(self, chunk: Chunk) -> None:
@@ -90,7 +90,7 @@ class Gathered:
         device, numbers = self.rows.device, part[:1].numel()
         for block in torch.split(part, max(1, BLOCK_NUMBERS // max(1, numbers))):
             block = block.to(device)
-            unit = each_piece(partial(_unit, block), len(block), numbers, device)
+            unit = map_pieces(partial(_unit, block), len(block), numbers, device)
             yield torch.cat(unit)
 
 
@@ -110,7 +110,7 @@ def gather(
 def read_into(
     state: State, embeddings: Embeddings, settings: MetricSettings, progress: Progress
 ) -> None:
-    """Update a state with all samples, read once in chunks that together take the memory allowed.
+    """Update a state with all samples, read once in chunks of the memory allowed, all together.
 
     Raises InputError if a number is not finite, with the count over the whole file.
     """
@@ -178,7 +178,7 @@ def _unit(block: Tensor, some: slice) -> Tensor:
 
 
 class NonFinite:
-    """Counts samples with NaN or Inf over the whole file, so that the error can tell all."""
+    """Counts samples with NaN or Inf over the whole file, for one error about all of them."""
 
     def __init__(self, embeddings: Embeddings) -> None:
         self._of = f"{embeddings.file}: {embeddings.layer}"
@@ -187,7 +187,7 @@ class NonFinite:
         self._first: int | None = None
 
     def check(self, chunk: Chunk) -> bool:
-        """Whether anything bad was met so far."""
+        """Whether this chunk or an earlier one has NaN or Inf."""
         bad = torch.zeros(chunk.stop - chunk.start, dtype=torch.int64)  # values, a sample
         for part in (chunk.views, chunk.clean):
             if part is not None and not _sums_finite(part):
@@ -209,7 +209,7 @@ class NonFinite:
         return both
 
     def refuse(self) -> None:
-        """Raise BadRows if anything bad was met."""
+        """Raise BadRows if a chunk had NaN or Inf."""
         if self._first is not None:
             raise BadRows(
                 f"{self._of}: {self._values} values are NaN or Inf, in {self._samples} samples, "
@@ -224,5 +224,5 @@ def _sums_finite(part: Tensor) -> bool:
     """
     numbers, device = part[:1].numel(), part.device
     return all(
-        each_piece(lambda some: bool(part[some].sum().isfinite()), len(part), numbers, device)
+        map_pieces(lambda some: bool(part[some].sum().isfinite()), len(part), numbers, device)
     )

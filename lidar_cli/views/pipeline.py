@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lidar_cli.core.accumulate import spread
+from lidar_cli.core.accumulate import map_parallel
 from lidar_cli.errors import InputError
 from lidar_cli.views.colour import arranged, recolour
 from lidar_cli.views.masks import Mask, draw_mask
@@ -188,7 +188,7 @@ def _resample_all(
 
         portions = _portions(floats, min(most, int(floats.sum()) // threads))
         if on_cpu:
-            spread(resample_some, portions)
+            map_parallel(resample_some, portions)
         else:
             for portion in portions:
                 resample_some(portion)

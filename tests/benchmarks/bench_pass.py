@@ -5,8 +5,7 @@ from unittest import mock
 import torch
 from harness import Goal, Line, alternate, median, write_embeddings
 
-from lidar_cli.core.accumulate import Scatter
-from lidar_cli.core.moments import HELD_NUMBERS, LEAST_HELD_ROWS
+from lidar_cli.core.accumulate import HELD_NUMBERS, LEAST_HELD_ROWS, Scatter
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import open_embeddings, parse_metrics
 from lidar_cli.scoring.streaming import gather

@@ -14,7 +14,7 @@ import sys
 
 import torch
 
-from lidar_cli.core import metrics, spectra
+from lidar_cli.core import noise, spectra
 from lidar_cli.core.moments import Moments
 from lidar_cli.features.blocks import Embeddings, Stored
 from lidar_cli.runtime.progress import Progress
@@ -59,7 +59,7 @@ def counts(size, signal, strength, draws, seed=0):
     for _ in range(draws):
         z = embeddings(size, strength, signal, generator)
         eigenvalues = spectra.lda_spectrum(Moments.of(z), 1e-4).eigenvalues
-        pairs.append((scored(z).n_above_noise, metrics.n_above_noise(eigenvalues, *size[:2])))
+        pairs.append((scored(z).n_above_noise, noise.n_above_noise(eigenvalues, *size[:2])))
     return pairs
 
 

@@ -8,4 +8,4 @@ from lidar_cli.scoring.compute import Score
 
 
 def score(path: str, **metrics: Any) -> Score:
-    return Score(path, "backbone", 10, 2, 4, 1e-4, 1e-7, False, **metrics)
+    return Score.of(path, "backbone", 10, 2, 4, 1e-4, 1e-7, False, **metrics)

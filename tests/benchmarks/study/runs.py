@@ -148,7 +148,7 @@ def read_measured(run: Run, directory: Path, seed: int, size: Size) -> Measured 
     if "failed" in record:
         return Measured(run, told["hyperparameters"], losses, None, {}, record["failed"])
     scores = {
-        (layer, int(q)): Score(**fields | {"alpha_req_ranks": tuple(fields["alpha_req_ranks"])})
+        (layer, int(q)): Score.of(**fields | {"alpha_req_ranks": tuple(fields["alpha_req_ranks"])})
         for layer, by_views in record["scores"].items()
         for q, fields in by_views.items()
     }
@@ -253,7 +253,4 @@ def _score(path: Path, layer: str, views: Tensor, clean: Tensor) -> Score:
 
 def _plain(found: Score) -> dict[str, Any]:
     """The fields of a score but what takes much room."""
-    fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    for name in ("file", "spectra", "influences", "confidence"):
-        del fields[name]
-    return fields | {"file": Path(found.file).parent.name}
+    return found.record() | {"file": Path(found.file).parent.name}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.ranking.correlation import Correlation, correlate
@@ -126,9 +125,9 @@ def nulls_last(scores: Sequence[Score]) -> list[Score]:
         last = max(values, key=metric.sort_key)
         if metric.target is not None:
             last = metric.target + abs(last - metric.target)
-        worse: dict[str, Any] = {name: last + step}
         scores = [
-            replace(score, **worse) if score.value(name) is None else score for score in scores
+            score.with_value(name, last + step) if score.value(name) is None else score
+            for score in scores
         ]
     return list(scores)
 
