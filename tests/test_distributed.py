@@ -157,7 +157,7 @@ def test_any_number_of_processes_make_the_file_of_one(
     done = {rank: run(inputs, output, RankInfo(rank, ranks, rank)) for rank in order}
     assert [done[rank].embedded for rank in range(ranks)] == embedded
     last = next(rank for rank in reversed(order) if embedded[rank])
-    telling = [rank for rank in order if done[rank].tells]
+    telling = [rank for rank in order if done[rank].reports_result]
     assert telling == [last]
     assert_same(whole, output)
     with_samples = [rank for rank in range(ranks) if embedded[rank]]
@@ -247,12 +247,13 @@ def test_a_stopped_process_goes_on_with_its_own_shard(
     # The engine starts all processes again, with the words of the first time.
     assert run(inputs, output, RankInfo(0, 2, 0, restarted=True)).embedded == 0
     done = run(inputs, output, RankInfo(1, 2, 1, restarted=True))
-    assert (done.embedded, done.tells) == (5, True)
+    assert (done.embedded, done.reports_result) == (5, True)
     assert_same(whole, output)
     # Told once: not again by a process that was started again, but by one of a new run.
     places = [RankInfo(0, 2, 0, restarted=True), RankInfo(1, 2, 1, restarted=True)]
     again = [run(inputs, output, at) for at in (*places, RankInfo(1, 2, 1), RankInfo(0, 2, 0))]
-    assert [(done.embedded, done.tells) for done in again] == [(0, False)] * 3 + [(0, True)]
+    reported = [(done.embedded, done.reports_result) for done in again]
+    assert reported == [(0, False)] * 3 + [(0, True)]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ class Samples:
             )
 
 
-def told(bad: Sequence[Bad]) -> str:
+def describe_bad(bad: Sequence[Bad]) -> str:
     """How many images are bad, and the first of them, in words."""
     first = "; ".join(f"{one.id}: {one.reason}" for one in bad[:NAMED])
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""

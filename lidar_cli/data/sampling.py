@@ -19,7 +19,7 @@ from itertools import islice
 
 from PIL import Image
 
-from lidar_cli.data.dataset import SKIP, Bad, Samples, told
+from lidar_cli.data.dataset import SKIP, Bad, Samples, describe_bad
 from lidar_cli.data.decode import Content, Undecodable, brightest, decoded, has_more_pages
 from lidar_cli.data.source import Candidate, Source
 from lidar_cli.errors import InputError, first_line
@@ -176,7 +176,7 @@ def _fingerprint(ids: Sequence[str], checksums: Sequence[int]) -> str:
 
 
 def _too_few(source: Source, found: int, asked: int, bad: Sequence[Bad] = ()) -> InputError:
-    without = f" ({told(bad)})" if bad else ""
+    without = f" ({describe_bad(bad)})" if bad else ""
     kind = "usable images" if bad else "images"
     return InputError(
         f"--data {source.data}: holds {found} {kind}, {asked} were asked for{without}; lower -n"

@@ -12,7 +12,7 @@ from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.batches import Batch, Pass
 from lidar_cli.extraction.engine import forward
 from lidar_cli.runtime.cuda_streams import record_event
-from lidar_cli.views.masks import together
+from lidar_cli.views.masks import group_by_length
 
 # Pixels that pass through the model at a time: enough images to fill the device at 224 px.
 BATCH_PIXELS = {"cpu": 64 * 224**2, "cuda": 1024 * 224**2}
@@ -31,8 +31,8 @@ def find_batch_size(work: Pass) -> int:
     plan, device = work.plan, work.device
     size, masks = plan.views.image_size, plan.views.masks([0])
     images = plan.layout.n_views + 1
-    if masks is not None and plan.views.alike:  # clean images go alone, as do masks of one length
-        images = max(map(len, together(masks)))
+    if masks is not None and plan.views.differ_by_masks:
+        images = max(map(len, group_by_length(masks)))
     most = math.floor(BATCH_PIXELS[device.type] / (size**2 * images))
     most = max(1, min(MOST_SAMPLES_A_BATCH, most, plan.layout.n_clean))
     if device.type != "cuda" or most == 1:
@@ -84,7 +84,7 @@ def at_size_that_fits(size: int, attempt: Callable[[int], T], fixed: bool) -> T:
 def _blank(work: Pass) -> Batch:
     """A batch of one sample, black, of all the images that a sample has."""
     views, side = work.plan.views, work.plan.views.image_size
-    images = 2 if views.alike else views.n_views + 1
+    images = 2 if views.differ_by_masks else views.n_views + 1
     masks = views.masks([0])
     return Batch(
         0,

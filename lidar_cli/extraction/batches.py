@@ -17,7 +17,7 @@ from lidar_cli.checkpoints.models.embedder import Loaded
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.plan import Plan
-from lidar_cli.extraction.view_cache import ViewStore
+from lidar_cli.extraction.view_cache import ViewCache
 from lidar_cli.runtime.cuda_streams import SideStream, record_event, wait_event
 from lidar_cli.runtime.device import cores, free_memory
 from lidar_cli.views.masks import Mask
@@ -38,7 +38,7 @@ class Pass:
     samples: Samples
     device: torch.device
     workers: int | None = None  # decoding threads
-    store: ViewStore | None = None
+    store: ViewCache | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def batches(work: Pass, size: int, starts: Sequence[int]) -> Iterator[Batch]:
         for start in starts:
             decode_next()
             futures = decoding.pop(0)
-            with lane.entered():
+            with lane.activate():
                 fresh = {
                     i: future.result().to(work.device, non_blocking=True)
                     for i, future in futures.items()
@@ -113,13 +113,13 @@ def batches(work: Pass, size: int, starts: Sequence[int]) -> Iterator[Batch]:
             del batch  # before the next is made: one batch here, not two
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        lane.finish()
+        lane.synchronize()
 
 
 def _check_memory(work: Pass, size: int) -> None:
     """Raise CheckpointError if a batch would take more main memory than is free."""
     views = work.plan.views
-    images = size * (2 if views.alike else views.n_views + 1)
+    images = size * (2 if views.differ_by_masks else views.n_views + 1)
     need, free = COPIES * images * 3 * views.image_size**2 * 4, free_memory()
     if work.device.type == "cpu" and need > free:
         raise CheckpointError(
@@ -176,7 +176,7 @@ def _draw(work: Pass, fresh: dict[int, Tensor]) -> dict[int, tuple[Tensor, Tenso
     drawn = {i: (of_views.get(i, one[None][:0]), one) for i, one in zip(fresh, clean, strict=True)}
     if work.store is not None:
         for i, (some, one) in drawn.items():
-            work.store.keep(i, torch.cat([some, one[None]]))
+            work.store.add(i, torch.cat([some, one[None]]))
     return drawn
 
 

@@ -91,10 +91,10 @@ def _take(
     clean: Mapping[str, Tensor],
     made: torch.cuda.Event | None,
 ) -> None:
-    with lane.entered():
+    with lane.activate():
         wait_event([*views.values(), *clean.values()], made)
         sink.write(samples, views, clean)
-    lane.finish()
+    lane.synchronize()
 
 
 def forward(

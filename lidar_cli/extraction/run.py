@@ -16,7 +16,7 @@ from lidar_cli.checkpoints.models.embedder import Loaded
 from lidar_cli.checkpoints.models.user_module import restored
 from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.checkpoints.reading.read import sha256, stamp
-from lidar_cli.data.dataset import Samples, told
+from lidar_cli.data.dataset import Samples, describe_bad
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.extraction.batch_size import at_size_that_fits, find_batch_size
@@ -24,7 +24,7 @@ from lidar_cli.extraction.batches import Pass
 from lidar_cli.extraction.engine import compile_backbone, embed_all
 from lidar_cli.extraction.plan import Plan, identity, make_plan, with_assumed_in_use
 from lidar_cli.extraction.sharded import check_shared, embed_share
-from lidar_cli.extraction.view_cache import ViewStore
+from lidar_cli.extraction.view_cache import ViewCache
 from lidar_cli.features.reader import read_interrupted, read_provenance
 from lidar_cli.features.schema import amount, size_of
 from lidar_cli.features.writer import FeatureWriter, check_absent
@@ -35,7 +35,7 @@ from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views.lookup import find_recipe
 
 BATCHES_UNTIL = 8  # at least, so that the last holds few samples that were not asked for
-SAID = 2**30  # bytes on a disk, above which a run says beforehand what it takes
+NOTED_BYTES = 2**30  # bytes on a disk, above which a run says beforehand what it takes
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 
 
@@ -43,7 +43,7 @@ CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".tor
 class Extraction:
     """What `extract` did.
 
-    tells: whether, of several processes, this is the one to say that the file is there.
+    reports_result: whether, of several processes, this is the one to say that the file is there.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Extraction:
     batch_size: int
     embedded: int  # samples embedded now; fewer than n_clean after a resume
     seconds: float
-    tells: bool = True
+    reports_result: bool = True
 
 
 def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: Any) -> Extraction:
@@ -111,7 +111,7 @@ def extract_checkpoint(
     output = settings.output or Path(f"{stem(checkpoint)}.h5")
     shared = rank_info.ranks > 1
     # Else the one that joins the shards tells, be it before this one has looked.
-    tells = rank_info.is_main and output.exists() and not rank_info.restarted
+    reports_result = rank_info.is_main and output.exists() and not rank_info.restarted
     if shared:
         check_shared(settings, output)
         progress.note(
@@ -127,10 +127,10 @@ def extract_checkpoint(
     before = stamp(checkpoint)
     loaded = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
-    tell_of(samples, progress)
+    note_data(samples, progress)
     digest = sha256(checkpoint)
     if stamp(checkpoint) != before:
-        raise changed(checkpoint)
+        raise changed_error(checkpoint)
     plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
     found = loaded.description
     assumed = with_assumed_in_use(found, settings).assumed_text
@@ -139,7 +139,7 @@ def extract_checkpoint(
         if remark:
             progress.note(f"{checkpoint}: {remark}")
     if not settings.resume:
-        say_room(f"{output}: will take", size_of(plan.layout), output.parent, progress)
+        note_disk_use(f"{output}: will take", size_of(plan.layout), output.parent, progress)
     if not shared:
         return run(plan, loaded, samples, settings, output, device, progress)
     begun = time.monotonic()
@@ -147,7 +147,7 @@ def extract_checkpoint(
     work = Pass(plan, loaded, samples, device, settings.workers)
     done = embed_share(work, settings, output, rank_info, progress)
     record = _record(output, plan, done.batch_size, done.embedded, begun)
-    return replace(record, tells=done.joined or tells)
+    return replace(record, reports_result=done.joined or reports_result)
 
 
 def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -> Loaded:
@@ -170,7 +170,7 @@ def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -
     return loaded
 
 
-def changed(checkpoint: Path) -> CheckpointError:
+def changed_error(checkpoint: Path) -> CheckpointError:
     """The error of weights that may be others than those that were hashed."""
     return CheckpointError(f"{checkpoint}: changed while it was read; run again")
 
@@ -184,12 +184,12 @@ def stem(checkpoint: Path) -> str:
     return name
 
 
-def tell_of(samples: Samples, progress: Progress) -> None:
+def note_data(samples: Samples, progress: Progress) -> None:
     """Say what nobody should learn late: that no data was named, or what is odd about it."""
     for remark in samples.remarks:
         progress.note(f"{samples.data}: {remark}")
     if samples.bad:
-        progress.note(f"{samples.data}: left out {told(samples.bad)}")
+        progress.note(f"{samples.data}: left out {describe_bad(samples.bad)}")
     if samples.data == EMBEDDED:
         progress.note(
             "data: embedded (small images made from scikit-learn's); name your own with --data"
@@ -204,7 +204,7 @@ def run(
     output: Path,
     device: torch.device,
     progress: Progress,
-    store: ViewStore | None = None,
+    store: ViewCache | None = None,
     until: int | None = None,
 ) -> Extraction:
     """Carry out a plan: the feature file at `output`, complete.
@@ -246,13 +246,13 @@ def run(
     return at_size_that_fits(size, write, fixed is not None)
 
 
-def say_room(what: str, size: int, folder: Path, progress: Progress) -> None:
+def note_disk_use(what: str, size: int, folder: Path, progress: Progress) -> None:
     """Say what a run is about to take on a disk, where that is much, or more than is free."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError:  # writing there says why
         return
-    if size > min(free, SAID):
+    if size > min(free, NOTED_BYTES):
         progress.note(f"{what} {amount(size)} on the disk, {amount(free)} are free")
 
 

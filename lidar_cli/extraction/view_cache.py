@@ -21,7 +21,7 @@ from lidar_cli.settings import parse_size
 
 
 @dataclass(frozen=True)
-class Room:
+class CacheLimits:
     """Bytes that kept views may take in each place."""
 
     device: int
@@ -29,8 +29,8 @@ class Room:
     scratch: int
 
     @classmethod
-    def of(cls, asked: str, device: torch.device, folder: Path) -> Room | None:
-        """Room for `--view-memory`: None for 0, a share of what is free for auto.
+    def of(cls, asked: str, device: torch.device, folder: Path) -> CacheLimits | None:
+        """CacheLimits for `--view-memory`: None for 0, a share of what is free for auto.
 
         A size bounds main memory; the device and the disk of `folder` give their share as ever.
         Raises SettingsError for what is no size.
@@ -53,14 +53,14 @@ def view_memory(asked: str) -> int | None:
     return 0 if asked.strip() == "0" else parse_size(asked)
 
 
-class ViewStore:
+class ViewCache:
     """The normalised images of samples: [k, 3, S, S] each, k of the caller's choice.
 
     A context manager; leaving it frees everything. The scratch file has no name, or loses it at
     once, so that no other process can read it and none is left behind, whatever ends this one.
     """
 
-    def __init__(self, room: Room, device: torch.device, folder: Path) -> None:
+    def __init__(self, room: CacheLimits, device: torch.device, folder: Path) -> None:
         self._tiers: list[_Tier] = [
             _Memory(room.device, device),
             _Memory(room.memory, torch.device("cpu")),
@@ -71,10 +71,10 @@ class ViewStore:
     def __contains__(self, sample: int) -> bool:
         return sample in self._kept
 
-    def keep(self, sample: int, images: Tensor) -> None:
+    def add(self, sample: int, images: Tensor) -> None:
         """Keep the images of a sample if there is room; they are the store's from now on."""
         for tier in self._tiers:
-            if tier.keep(sample, images):
+            if tier.add(sample, images):
                 self._kept[sample] = tier
                 return
 
@@ -85,7 +85,7 @@ class ViewStore:
         """
         return self._kept[sample].images(sample)
 
-    def __enter__(self) -> ViewStore:
+    def __enter__(self) -> ViewCache:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,7 +97,7 @@ class ViewStore:
 class _Tier(Protocol):
     """One place for images, that takes them until its bytes are spent."""
 
-    def keep(self, sample: int, images: Tensor) -> bool: ...
+    def add(self, sample: int, images: Tensor) -> bool: ...
     def images(self, sample: int) -> Tensor: ...
     def close(self) -> None: ...
 
@@ -108,7 +108,7 @@ class _Memory:
         self._device = device
         self._images: dict[int, Tensor] = {}
 
-    def keep(self, sample: int, images: Tensor) -> bool:
+    def add(self, sample: int, images: Tensor) -> bool:
         if images.nbytes > self._left:
             return False
         self._images[sample] = images.to(self._device)
@@ -136,7 +136,7 @@ class _Scratch:
         self._end = 0
         self._places: dict[int, tuple[int, torch.Size]] = {}  # offset, shape
 
-    def keep(self, sample: int, images: Tensor) -> bool:
+    def add(self, sample: int, images: Tensor) -> bool:
         if images.nbytes > self._left:
             return False
         try:

@@ -294,13 +294,13 @@ def draw_mask(rule: MaskRule, seed: int, samples: Sequence[int], view: int, grid
     return Mask(seen, targets, compared)
 
 
-def whole(b: int, patches: int, device: torch.device | str) -> Mask:
+def full_mask(b: int, patches: int, device: torch.device | str) -> Mask:
     """A mask that hides nothing: all patches are seen, and all are one target."""
     every = torch.arange(patches, device=device).expand(b, -1)
     return Mask(every, every[None], torch.ones(b, patches, device=device))
 
 
-def together(masks: Sequence[Mask]) -> list[list[int]]:
+def group_by_length(masks: Sequence[Mask]) -> list[list[int]]:
     """The numbers of the masks, those of equal lengths together."""
     groups: dict[tuple[int, int], list[int]] = {}
     for number, mask in enumerate(masks):
@@ -308,7 +308,7 @@ def together(masks: Sequence[Mask]) -> list[list[int]]:
     return list(groups.values())
 
 
-def joined(masks: Sequence[Mask]) -> Mask:
+def stack_masks(masks: Sequence[Mask]) -> Mask:
     """Masks of equal lengths as one of [b v] images: image i under mask j at i v + j."""
     return Mask(
         _stacked([mask.seen for mask in masks], 0),

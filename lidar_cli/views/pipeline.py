@@ -266,7 +266,7 @@ class Views:
         return self.image_size // self.patch
 
     @property
-    def alike(self) -> bool:
+    def differ_by_masks(self) -> bool:
         """Whether the views of a sample have the same pixels, and differ by their masks alone."""
         return self.recipe.masks is not None and self.recipe.crop_scale is None
 
@@ -284,7 +284,7 @@ class Views:
         InputError for another kind of image.
         """
         if self.recipe.crop_scale is None:
-            count = 1 if self.alike else self.n_views
+            count = 1 if self.differ_by_masks else self.n_views
             clean = self.clean(images, dtype)
             copies = clean.repeat_interleave(count, dim=0)
             copies = copies.contiguous(memory_format=memory_format)

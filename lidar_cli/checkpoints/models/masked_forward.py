@@ -33,7 +33,7 @@ from lidar_cli.checkpoints.models.embedder import Loaded
 from lidar_cli.checkpoints.models.predictor import Predictor
 from lidar_cli.checkpoints.result import Description
 from lidar_cli.checkpoints.shapes.vit import grid_of
-from lidar_cli.views.masks import Mask, joined, together, whole
+from lidar_cli.views.masks import Mask, full_mask, group_by_length, stack_masks
 
 
 class LoadedMasked(Loaded):
@@ -74,7 +74,7 @@ class LoadedMasked(Loaded):
         columns: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers}
         with torch.inference_mode():
             for members, tokens in self._tokens(views, masks):
-                outputs = self._outputs(tokens, joined([masks[j] for j in members]), layers)
+                outputs = self._outputs(tokens, stack_masks([masks[j] for j in members]), layers)
                 for layer in layers:
                     found = outputs[layer].reshape(len(views), len(members), -1)
                     columns[layer] |= dict(zip(members, found.unbind(dim=1), strict=True))
@@ -93,8 +93,8 @@ class LoadedMasked(Loaded):
             yield from (([j], tokens) for j in range(len(masks)))
             return
         views = views.expand(-1, len(masks), -1, -1, -1)
-        for members in together(masks):
-            mask = None if self.teacher else joined([masks[j] for j in members])
+        for members in group_by_length(masks):
+            mask = None if self.teacher else stack_masks([masks[j] for j in members])
             yield members, self.backbone.patch_tokens(views[:, members].flatten(0, 1), mask)
 
     def _outputs(self, tokens: Tensor, mask: Mask, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -119,4 +119,4 @@ class LoadedMasked(Loaded):
         if not any(isinstance(self.modules[layer], Predictor) for layer in layers):
             return super()._forward(images, layers)
         tokens = self.backbone.patch_tokens(images)
-        return self._outputs(tokens, whole(len(images), tokens.shape[1], images.device), layers)
+        return self._outputs(tokens, full_mask(len(images), tokens.shape[1], images.device), layers)
