@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import hashlib
 import json
 import math
@@ -30,7 +31,7 @@ from make import (
     state_dict,
 )
 
-from lidar_cli import extraction
+from lidar_cli import extract
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import (
     CheckpointError,
@@ -44,7 +45,7 @@ from lidar_cli.extraction.run import Extraction, extract_checkpoint, stem
 from lidar_cli.features.provenance import EMBEDDING_REVISION
 from lidar_cli.features.schema import partial_path
 from lidar_cli.settings import ExtractSettings
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 
 SIZE = 32  # pixels of the views
@@ -472,20 +473,20 @@ def test_a_module_of_the_users_own_through_the_command_line(
 def test_a_module_in_memory(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     model: Network = network()
     options: dict[str, Any] = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5}
-    done = extraction(model, str(inputs[1]), tmp_path / "own.h5", layer="backbone", **options)
+    done = extract(model, str(inputs[1]), tmp_path / "own.h5", layer="backbone", **options)
     assert done.widths == {"backbone": WIDTHS[-1]}
     from_file = contents(run(inputs, tmp_path / "file.h5", layer="backbone").path)
     key = "embeddings/backbone/views"
     assert_close(contents(tmp_path / "own.h5")[key], from_file[key])
     # A checkpoint's convnet works channels last; a module of one's own as it is given.
     last = network().to(memory_format=torch.channels_last)
-    extraction(last, str(inputs[1]), tmp_path / "last.h5", layer="backbone", **options)
+    extract(last, str(inputs[1]), tmp_path / "last.h5", layer="backbone", **options)
     assert np.array_equal(contents(tmp_path / "last.h5")[key], from_file[key])
     with pytest.raises(FeatureFileError, match="exists already"):
-        extraction(model, str(inputs[1]), str(tmp_path / "own.h5"), **options)
+        extract(model, str(inputs[1]), str(tmp_path / "own.h5"), **options)
     with torch.no_grad():
         model.backbone.conv1.weight.mul_(2)
-    extraction(model, str(inputs[1]), tmp_path / "other.h5", layer="backbone", **options)
+    extract(model, str(inputs[1]), tmp_path / "other.h5", layer="backbone", **options)
     digests = [
         json.loads(contents(tmp_path / name)["attribute provenance"])["sha256"]
         for name in ("own.h5", "other.h5")
@@ -523,9 +524,9 @@ def test_a_module_comes_back_as_it_was(
         model.trained[0].weight.data[0] = math.nan
         before["trained.0.weight"][0] = math.nan
         with pytest.raises(DegenerateFeatures, match="NaN"):
-            extraction(model, str(inputs[1]), tmp_path / "a.h5", **options)
+            extract(model, str(inputs[1]), tmp_path / "a.h5", **options)
     else:
-        extraction(model, str(inputs[1]), tmp_path / "a.h5", **options)
+        extract(model, str(inputs[1]), tmp_path / "a.h5", **options)
     assert {name: part.training for name, part in model.named_modules()} == modes
     assert [(weight, weight.requires_grad) for weight in model.parameters()] == weights
     for name, value in model.state_dict().items():
@@ -539,7 +540,7 @@ def test_a_module_comes_back_as_it_was(
 def test_weights_without_a_shape_are_one_line(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     lazy = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4))
     with pytest.raises(SettingsError, match=r"1\.weight has no shape yet; pass a batch"):
-        extraction(lazy, str(inputs[1]), tmp_path / "a.h5", n_samples=N, n_views=Q)
+        extract(lazy, str(inputs[1]), tmp_path / "a.h5", n_samples=N, n_views=Q)
 
 
 def test_layers_without_a_backbone_are_named(inputs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -549,8 +550,8 @@ def test_layers_without_a_backbone_are_named(inputs: tuple[Path, Path], tmp_path
 
     options: dict[str, Any] = {"n_samples": N, "n_views": Q, "image_size": SIZE}
     with pytest.raises(CheckpointError, match=r"no layer 'backbone' .* it has tokens, cls: use --"):
-        extraction(Heads(), str(inputs[1]), tmp_path / "a.h5", **options)
-    done = extraction(Heads(), str(inputs[1]), tmp_path / "a.h5", layer="cls", **options)
+        extract(Heads(), str(inputs[1]), tmp_path / "a.h5", **options)
+    done = extract(Heads(), str(inputs[1]), tmp_path / "a.h5", layer="cls", **options)
     assert done.widths == {"cls": 3}
 
 
@@ -602,3 +603,10 @@ def test_a_checkpoint_at_another_path_is_resumed(inputs: tuple[Path, Path], tmp_
     moved = shutil.copy(inputs[0], tmp_path / "moved.pt")
     assert run((Path(moved), inputs[1]), output, resume=True).embedded < N
     assert run((Path(moved), inputs[1]), output, resume=True).embedded == 0
+
+
+def test_the_example_of_extract_runs() -> None:
+    runner = doctest.DocTestRunner()
+    for example in doctest.DocTestFinder(recurse=False).find(extract, "extract"):
+        runner.run(example)
+    assert (runner.tries, runner.failures) == (5, 0)

@@ -17,11 +17,10 @@ import torch
 from make import checkpoint, environment, image_folder, network
 from torch import Tensor, nn
 
-from lidar_cli import extraction
+from lidar_cli import extract
 from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.extraction.batch_size import MARGIN, at_size_that_fits, samples_that_fit
-from lidar_cli.extraction.engine import arithmetic
+from lidar_cli.extraction.engine import MARGIN, arithmetic, at_size_that_fits, samples_that_fit
 from lidar_cli.extraction.plan import identity
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.scoring.run import score_file
@@ -87,16 +86,16 @@ class Greedy(nn.Module):
 def test_a_run_that_does_not_fit_goes_on_with_half(tmp_path: Path) -> None:
     known: dict[str, Any] = {"n_samples": 9, "n_views": 2, "image_size": 16, "device": "cpu"}
     images = str(image_folder(tmp_path / "images", 9))
-    done = extraction(Greedy(6), images, tmp_path / "found.h5", **known)  # two samples of 3 images
+    done = extract(Greedy(6), images, tmp_path / "found.h5", **known)  # two samples of 3 images
     assert done.batch_size == 2
-    extraction(Greedy(99), images, tmp_path / "told.h5", batch_size=2, **known)
+    extract(Greedy(99), images, tmp_path / "told.h5", batch_size=2, **known)
     with h5py.File(tmp_path / "found.h5") as one, h5py.File(tmp_path / "told.h5") as two:
         for name in ("views", "clean"):
             key = f"embeddings/backbone/{name}"
             assert np.array_equal(one[key][:], two[key][:])
     assert not list(tmp_path.glob("*.partial"))
     with pytest.raises(CheckpointError, match=r"a batch of 3 samples.*a smaller --batch-size"):
-        extraction(Greedy(6), images, tmp_path / "fixed.h5", batch_size=3, **known)
+        extract(Greedy(6), images, tmp_path / "fixed.h5", batch_size=3, **known)
     assert not list(tmp_path.glob("fixed*"))  # no sample was done, so nothing is left to resume
 
 
@@ -166,7 +165,7 @@ def test_without_a_compiler_one_line_tells(tmp_path: Path) -> None:
 def test_a_module_of_ones_own_is_not_compiled(tmp_path: Path) -> None:
     images = image_folder(tmp_path / "images", 4)
     with pytest.raises(SettingsError, match="compile a module of your own where you make it"):
-        extraction(network(), str(images), tmp_path / "a.h5", n_samples=4, compile=True)
+        extract(network(), str(images), tmp_path / "a.h5", n_samples=4, compile=True)
 
 
 def test_a_compiled_backbone_embeds_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings
-from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.masks import Mask, draw_mask, group_by_length
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import Blocks, InverseBlocks, MultiBlock
 

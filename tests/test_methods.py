@@ -19,7 +19,7 @@ from lidar_cli.checkpoints.reading.read import read_checkpoint
 from lidar_cli.checkpoints.result import Description
 from lidar_cli.extraction.plan import choose_recipe
 from lidar_cli.settings import ExtractSettings
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 
 # A head as text, layer after layer: L and l are Linear layers with and without bias, B and b
 # BatchNorms with and without weights, '-' is an activation.

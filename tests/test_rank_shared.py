@@ -22,9 +22,11 @@ from lidar_cli.checkpoints.reading.read import sha256
 from lidar_cli.data.dataset import Samples
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import DegenerateFeatures
+from lidar_cli.extraction.engine import EmbeddingModel
 from lidar_cli.extraction.plan import Plan, identity, make_plan
 from lidar_cli.extraction.run import open_with, run
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
+from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.ranking.cache_folder import MARKER
 from lidar_cli.ranking.session import Ranking, rank_directory
@@ -177,7 +179,9 @@ def test_views_kept_at_one_batch_size_serve_another(
             outputs = [tmp_path / f"{name}-{how}.h5" for how in ("store", "alone")]
             for output, shared in zip(outputs, (store, None), strict=True):
                 loaded = open_checkpoint(runs / name)
-                run(plan, loaded, samples, known, output, CPU, Progress(), shared)
+                form = loaded.memory_format
+                source = ViewSource(plan, samples, CPU, form, known.workers, shared)
+                run(EmbeddingModel(plan, loaded, CPU), source, known, output, Progress())
             assert_equal(*outputs)
         assert 0 in store
 

@@ -11,8 +11,7 @@ import pytest
 from lidar_cli.configuration import resolve
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import COMMANDS, ExtractSettings, RankSettings, ScoreSettings
-from lidar_cli.views.lookup import find_recipe
-from lidar_cli.views.methods import RECIPES
+from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.recipes import RULES, Blocks, InverseBlocks, MultiBlock, Recipe
 
 ROOT = Path(__file__).parent.parent

@@ -13,8 +13,7 @@ from torchvision.transforms import functional as reference
 
 from lidar_cli.errors import InputError
 from lidar_cli.views import colour
-from lidar_cli.views.lookup import find_recipe
-from lidar_cli.views.methods import RECIPES
+from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.parameters import ViewParameters, draw
 from lidar_cli.views.pipeline import Views, make_views
 from lidar_cli.views.recipes import Recipe

@@ -38,7 +38,7 @@ from lidar_cli.checkpoints.reading.containers import (
 from lidar_cli.checkpoints.reading.hf_config import architecture
 from lidar_cli.checkpoints.result import STATS, Description, Found
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.recipes import statistics_text
 
 __all__ = ["NEXT", "Description", "Found", "find", "recognise"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lidar_cli.checkpoints.models.resnet import Block, ResNet, ResNetSpec
 from lidar_cli.demo.schedule import Losses, Search, minibatches
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 
 Method = Literal["simclr", "vicreg"]

@@ -15,10 +15,11 @@ from lidar_cli.checkpoints.models.embedder import Loaded
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import OF_ONE_FILE, FeatureFileError, InputError, SettingsError, Unresumable
-from lidar_cli.extraction.batches import Pass
+from lidar_cli.extraction.engine import EmbeddingModel
 from lidar_cli.extraction.plan import Plan, identity, make_plan
 from lidar_cli.extraction.run import changed_error, note_disk_use, open_with, run, stem
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
+from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.blocks import Names
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
@@ -406,10 +407,10 @@ class Cache:
         store: ViewCache | None,
         until: int | None = None,
     ) -> None:
-        loaded, progress = self._open(checkpoint), self._progress
+        model, source = self._model_and_views(checkpoint, plan, store)
 
         def carry_out(settings: ExtractSettings) -> None:
-            run(plan, loaded, self._samples, settings, output, self._device, progress, store, until)
+            run(model, source, settings, output, self._progress, until)
 
         settings = replace(self._extract_settings(), overwrite=output.exists())
         try:
@@ -423,9 +424,8 @@ class Cache:
         saved = self._saved(checkpoint, plan)
         found = saved.read()
         if found is None:
-            loaded = self._open(checkpoint)
-            work = Pass(plan, loaded, self._samples, self._device, self._settings.workers, store)
-            found = score_unstored(work, self._settings, self._progress)
+            model, source = self._model_and_views(checkpoint, plan, store)
+            found = score_unstored(model, source, self._settings, self._progress)
             saved.write(found)
         result = found.score
         assert result.rankme_rows is not None
@@ -439,6 +439,14 @@ class Cache:
             result, EVERY_METRIC, result.influences, rows, level, found.without_influences, groups
         )
         return Scored(ordering(result, self._settings.by), found.provenance, saved.path)
+
+    def _model_and_views(
+        self, checkpoint: Checkpoint, plan: Plan, store: ViewCache | None
+    ) -> tuple[EmbeddingModel, ViewSource]:
+        loaded, device = self._open(checkpoint), self._device
+        form, workers = loaded.memory_format, self._settings.workers
+        source = ViewSource(plan, self._samples, device, form, workers, store)
+        return EmbeddingModel(plan, loaded, device), source
 
     def _open(self, checkpoint: Checkpoint) -> Loaded:
         """The weights that were hashed, since what is made of them is kept under their digest."""

@@ -36,7 +36,7 @@ from lidar_cli.scoring.groups import Grouping
 from lidar_cli.scoring.intervals import Interval
 from lidar_cli.scoring.run import open_groups
 from lidar_cli.settings import RankSettings, parse_size
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 
 # Bytes of decoded images kept from one checkpoint to the next, if so much is free.
 DECODED_MEMORY = 2 * 2**30

@@ -22,7 +22,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lidar_cli.views import colour
 from lidar_cli.views import pipeline as augment
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 
 SIZE, Q = 224, 10

@@ -29,7 +29,7 @@ from lidar_cli.runtime.workers import save, write_whole
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
 from lidar_cli.scoring.run import score
 from lidar_cli.settings import MetricSettings, ProbeSettings
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 from study.dino import DinoHyperparameters, draw_dino, train_dino
 from study.ijepa import IjepaHyperparameters, draw_ijepa, train_ijepa
