@@ -313,7 +313,7 @@ def test_pixel_statistics_win_over_a_table_only_if_named(tmp_path):
         ("mean = [nan, 0.0, 0.0]", "expected finite numbers"),
         ("blur = [1, 0]\nsolarise = [0, 0, 1]", "blur has 2 kinds of views and solarise 3"),
         ('order = ["crop", "flip"]', "jitter and grey and blur left out; name it where it acts"),
-        ('order = ["crop", "flip", "flip", "jitter", "grey", "blur"]', "stands twice"),
+        ('order = ["crop", "flip", "flip", "jitter", "grey", "blur"]', "appears twice"),
         ('order = ["blur", "crop", "flip", "jitter", "grey"]', "blur comes after crop"),
         ('order = ["crop", "gray"]', r"\[recipe\] order = .*: input should be 'crop', 'flip'"),
         ('base = "identity"\nflip = 0.5', r"flip without crop_scale; \[1, 1\] is the whole image"),

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
-from lidar_cli.views import colour
+from lidar_cli.views import operations
 from lidar_cli.views import pipeline as augment
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
@@ -110,11 +110,11 @@ def kornia_chain(recipe, images):
 
 PARTS = [
     (augment, "resample", "resampling"),
-    (colour, "JITTER", "jitter without hue"),
-    (colour, "hue", "hue"),
-    (colour, "blur", "blur"),
-    (colour, "pillow_blur", "blur"),
-    (augment._Finish, "put", "normalising and storing"),
+    (operations, "JITTER", "jitter without hue"),
+    (operations, "hue", "hue"),
+    (operations, "blur", "blur"),
+    (operations, "pillow_blur", "blur"),
+    (augment._Normalised, "put", "normalising and storing"),
 ]
 
 
@@ -134,7 +134,7 @@ def shares(ours):
     with contextlib.ExitStack() as stack:
         for home, attribute, name in PARTS:
             if attribute == "JITTER":
-                *rest, hue = colour.JITTER
+                *rest, hue = operations.JITTER
                 value = [*(clocked(name, each) for each in rest), clocked("hue", hue)]
             else:
                 value = clocked(name, getattr(home, attribute))
