@@ -19,8 +19,8 @@ from PIL import Image
 from reading import number, opened, refused
 
 from lidar_cli.data.decode import has_more_pages
-from lidar_cli.data.listing import list_folder
-from lidar_cli.data.source import folder_classes, text_labels
+from lidar_cli.data.folders import list_folder
+from lidar_cli.data.labels import folder_classes, text_labels
 from lidar_cli.errors import FeatureFileError, SettingsError
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.settings import ExtractSettings

@@ -11,7 +11,7 @@ import pytest
 from make import crop, encoded
 from reading import opened, refused
 
-from lidar_cli.data.listing import MOST_OF_A_HEADER
+from lidar_cli.data.tar import MOST_OF_A_HEADER
 
 IMAGE = encoded(crop(1))
 HEADERS = tarfile.BLOCKSIZE
