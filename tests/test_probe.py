@@ -22,10 +22,10 @@ from lidar_cli.errors import SettingsError
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.probing import linear
-from lidar_cli.probing.classify import Accuracy
+from lidar_cli.probing.classifiers import Accuracy
 from lidar_cli.probing.data import open_members, split
 from lidar_cli.probing.linear import linear_probe
-from lidar_cli.probing.run import Probed, probe_files
+from lidar_cli.probing.run import ProbeResult, probe_files
 from lidar_cli.settings import ProbeSettings
 
 N, D, CLASSES = 300, 8, 6
@@ -65,7 +65,7 @@ def labelled(path: Path, seed: int, spread: float = 1.5, **provenance: Any) -> P
     return write(path, embeddings(seed, spread), labels_of().tolist(), **provenance)
 
 
-def probed(*files: Path, tests: list[Path | None] | None = None, **more: Any) -> list[Probed]:
+def probed(*files: Path, tests: list[Path | None] | None = None, **more: Any) -> list[ProbeResult]:
     settings = ProbeSettings(**({"device": "cpu"} | more))
     found = probe_files(files, tests or [None] * len(files), settings)
     assert found.failed == ()
