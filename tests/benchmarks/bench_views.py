@@ -199,8 +199,8 @@ def bench_views(device, folder):
         case = f"{name}, {'equal' if sizes is EQUAL else 'mixed'} sizes, one thread"
         with threads(1):
             ours()
-            told = shares(ours)
-            yield from compared(case, count, ours, peers, device, told)
+            breakdown = shares(ours)
+            yield from compared(case, count, ours, peers, device, breakdown)
 
     recipe, pictures = find_recipe("simclr", "imagenet"), photographs(EQUAL * 4)
     images = [torch.from_numpy(np.array(picture)).to(device) for picture in pictures]
