@@ -36,13 +36,13 @@ def test_hits_are_counted_over_chunks(monkeypatch):
     # Scores of 7 classes are the rows themselves; the best five are 0 .. 4, the best is 0.
     rows = torch.arange(7.0).flip(0).repeat(5, 1)
     labels = torch.tensor([0, 4, 5, -1, 0])
-    found = measure(lambda chunk: torch.stack([chunk, -chunk]), rows_of_tensor(rows), labels)
-    assert found == [Accuracy(2 / 5, 3 / 5), Accuracy(0.0, 2 / 5)]
+    actual = measure(lambda chunk: torch.stack([chunk, -chunk]), rows_of_tensor(rows), labels)
+    assert actual == [Accuracy(2 / 5, 3 / 5), Accuracy(0.0, 2 / 5)]
 
 
 def test_the_fifth_place_of_five_classes_is_no_achievement():
-    (found,) = measure(lambda chunk: chunk[None], rows_of_tensor(torch.eye(5)), torch.arange(5))
-    assert found == Accuracy(1.0, None)
+    (actual,) = measure(lambda chunk: chunk[None], rows_of_tensor(torch.eye(5)), torch.arange(5))
+    assert actual == Accuracy(1.0, None)
 
 
 def test_moments_are_those_of_all_rows_at_any_chunk_size(monkeypatch):
@@ -64,9 +64,9 @@ def test_nearest_neighbours_vote_as_the_equation_says(monkeypatch, sizes):
     monkeypatch.setattr(classifiers, "QUERIES", sizes[1])
     train, labels = drawn(80, 6, 8, seed=0)
     test, _ = drawn(30, 6, 8, seed=1)
-    (found,) = nearest_neighbours(rows_of_tensor(train), labels, 8, 5, 0.5)(test)
+    (actual,) = nearest_neighbours(rows_of_tensor(train), labels, 8, 5, 0.5)(test)
     tree = NearestNeighbors(n_neighbors=5, metric="cosine").fit(train.numpy())
-    for scores, query in zip(found, test, strict=True):
+    for scores, query in zip(actual, test, strict=True):
         distances, at = tree.kneighbors(query[None].numpy())
         votes = torch.zeros(8, dtype=torch.float64)
         for distance, i in zip(distances[0], at[0], strict=True):
@@ -80,8 +80,8 @@ def test_nearest_neighbours_vote_as_the_equation_says(monkeypatch, sizes):
 def test_a_class_without_a_vote_is_never_among_the_five():
     train = torch.eye(8)
     classifier = nearest_neighbours(rows_of_tensor(train), torch.arange(8), 8, 1, 0.07)
-    (found,) = measure(classifier, rows_of_tensor(train), torch.arange(8).roll(1))
-    assert found == Accuracy(0.0, 0.0)
+    (actual,) = measure(classifier, rows_of_tensor(train), torch.arange(8).roll(1))
+    assert actual == Accuracy(0.0, 0.0)
 
 
 def test_a_sharp_temperature_stays_finite():

@@ -73,9 +73,9 @@ def test_equals_the_literal_loop(drop_epoch):
     for k, rows in enumerate(train):
         for r, rate in enumerate(rates):
             expected = fit_literally(rows, labels, settings, rate)
-            found = torch.cat([fitted.weight[k, r], fitted.bias[k, r, :, None]], 1)
+            actual = torch.cat([fitted.weight[k, r], fitted.bias[k, r, :, None]], 1)
             assert expected.abs().max() > rate  # it has moved by more than one step
-            assert torch.allclose(found.double(), expected, rtol=0, atol=1e-5)
+            assert torch.allclose(actual.double(), expected, rtol=0, atol=1e-5)
             x = (rows.double() - rows.double().mean(0)) / rows.double().std(0, correction=0)
             scores = x @ expected[:, :-1].T + expected[:, -1]
             ours = fitted.classifier(k)(rows)[r]
@@ -269,5 +269,5 @@ def test_memory_counts_rows_and_weights():
 def test_the_same_on_a_cuda_device():
     (train, labels), (test, test_labels) = blobs(300, 16, 5, 0, 2.0), blobs(200, 16, 5, 1, 2.0)
     expected = top1(train, labels, test, test_labels)
-    found = top1(train.cuda(), labels, test.cuda(), test_labels)
-    assert found == pytest.approx(expected, abs=1.01 / 200)
+    actual = top1(train.cuda(), labels, test.cuda(), test_labels)
+    assert actual == pytest.approx(expected, abs=1.01 / 200)

@@ -32,7 +32,7 @@ def fill(store: ViewCache, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "scratch", "kept"),
+    ("memory", "scratch", "cached"),
     [
         (10 * BYTES, 0, 5),
         (2 * BYTES, 0, 2),
@@ -43,12 +43,12 @@ def fill(store: ViewCache, count: int) -> None:
     ],
 )
 def test_what_is_kept_comes_back_bit_for_bit(
-    tmp_path: Path, memory: int, scratch: int, kept: int
+    tmp_path: Path, memory: int, scratch: int, cached: int
 ) -> None:
     with ViewCache(CacheLimits(0, memory, scratch), CPU, tmp_path) as store:
         fill(store, 5)
-        assert [sample in store for sample in range(6)] == [s < kept for s in range(6)]
-        for sample in reversed(range(kept)):
+        assert [sample in store for sample in range(6)] == [s < cached for s in range(6)]
+        for sample in reversed(range(cached)):
             assert torch.equal(store.images(sample), images(sample))
         assert os.listdir(tmp_path) == []  # noqa: PTH208 - hidden names count too
 
@@ -87,14 +87,14 @@ with ViewCache(CacheLimits(0, 0, 10**9), torch.device("cpu"), folder) as store:
     print([sample in store for sample in range(3)], flush=True)
     print(store.images(0).unique().tolist(), flush=True)
     if end == "raise":
-        raise RuntimeError("an error while views are kept")
+        raise RuntimeError("an error while views are cached")
     if end == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.parametrize(
-    ("end", "status", "kept"),
+    ("end", "status", "cached"),
     [
         ("kill", -signal.SIGKILL, [True, True, True]),
         ("raise", 1, [True, True, True]),
@@ -102,7 +102,7 @@ with ViewCache(CacheLimits(0, 0, 10**9), torch.device("cpu"), folder) as store:
     ],
 )
 def test_no_file_is_left_whatever_ends_the_process(
-    tmp_path: Path, end: str, status: int, kept: list[bool]
+    tmp_path: Path, end: str, status: int, cached: list[bool]
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path), end],
@@ -112,7 +112,7 @@ def test_no_file_is_left_whatever_ends_the_process(
         check=False,
     )
     assert done.returncode == status, done.stderr
-    assert done.stdout.splitlines() == [str(kept), "[0.0]"]
+    assert done.stdout.splitlines() == [str(cached), "[0.0]"]
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 

@@ -346,9 +346,9 @@ def test_a_clean_image_of_the_right_size_is_kept(noise):
 def test_every_view_of_the_identity_is_the_clean_image(photographs):
     views = Views(find_recipe("identity", "auto"), 0, 3, 32)
     clean = views.clean(photographs)
-    made = views.views(photographs, range(4))
-    assert made.shape == (4, 3, 3, 32, 32)
-    assert (made == clean[:, None]).all()
+    batch = views.views(photographs, range(4))
+    assert batch.shape == (4, 3, 3, 32, 32)
+    assert (batch == clean[:, None]).all()
 
 
 def test_inputs_are_left_as_they_were(noise):
