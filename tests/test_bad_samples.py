@@ -63,9 +63,9 @@ def skipping(data: object, n: int, **more: Any) -> Samples:
     return drawn(data, n, bad_samples="skip", **more)
 
 
-def told(images: Path, **more: Any) -> dict[str, Any]:
-    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 3, "device": "cpu"}
-    return {"data": str(images), "bad_samples": "skip"} | known | more
+def settings_of(images: Path, **more: Any) -> dict[str, Any]:
+    defaults = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 3, "device": "cpu"}
+    return {"data": str(images), "bad_samples": "skip"} | defaults | more
 
 
 # The draw
@@ -161,11 +161,11 @@ def test_streams_and_tar_files(images: Path, tmp_path: Path) -> None:
             file.addfile(member, io.BytesIO(encoded(crop(1))))
     for data in (tmp_path / "set.tar", f"wds/{tmp_path}/shards"):
         samples = skipping(data, 11)
-        kept = {Path(name).stem for name in samples.ids}
+        sample_names = {Path(name).stem for name in samples.ids}
         left = {Path(one.id).stem for one in samples.bad}
         assert left <= {Path(name).stem for name in FAULTS}
-        assert kept | left | {"013"} >= {f"{i:03}" for i in range(COUNT)}
-        assert "caf\\xe9" in kept
+        assert sample_names | left | {"013"} >= {f"{i:03}" for i in range(COUNT)}
+        assert "caf\\xe9" in sample_names
         with pytest.raises(InputError, match="holds 11 usable images, 12 were asked for"):
             skipping(data, 12)
 
@@ -179,9 +179,9 @@ def test_an_empty_cell_of_a_hugging_face_set(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = [{"bytes": encoded(crop(i)), "path": None} for i in range(4)]
     cells = {"image": [rows[0], None, rows[2], {"bytes": b"words", "path": None}]}
-    made = datasets.Dataset.from_dict(cells, datasets.Features({"image": datasets.Image()}))
+    image_set = datasets.Dataset.from_dict(cells, datasets.Features({"image": datasets.Image()}))
     (tmp_path / "set").mkdir()
-    made.to_parquet(tmp_path / "set/train.parquet")
+    image_set.to_parquet(tmp_path / "set/train.parquet")
     samples = skipping(f"hfds/{tmp_path}/set", 2, seed=1)
     assert set(samples.ids) | {one.id for one in samples.bad} >= {"train/0", "train/2"}
     with pytest.raises(InputError, match=r"2 bad images: .*row 1 has no image in the column"):
@@ -235,8 +235,8 @@ def test_the_setting_has_its_places(images: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('bad-samples = "skip"\n')
     show = ["extract", "x.pt", "--show-config"]
     for words, more in ((["--config", "c.toml"], {}), ([], {"LIDAR_BAD_SAMPLES": "skip"})):
-        found = lidar(*show, *words, cwd=tmp_path, **more).stdout
-        line = next(line for line in found.splitlines() if line.startswith("bad_samples"))
+        actual = lidar(*show, *words, cwd=tmp_path, **more).stdout
+        line = next(line for line in actual.splitlines() if line.startswith("bad_samples"))
         assert line.split()[1:3] == ["=", "skip"]
     done = lidar(*show, "--bad-samples", "drop", cwd=tmp_path)
     assert done.returncode == 2
@@ -256,12 +256,12 @@ class StopAfter(Progress):
 def test_a_resumed_file_is_of_the_same_list_bit_for_bit(images: Path, tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.pt")
     outputs = [tmp_path / "whole.h5", tmp_path / "out.h5", tmp_path / "late.h5"]
-    whole, out, late = (ExtractSettings(**told(images, output=one)) for one in outputs)
+    whole, out, late = (ExtractSettings(**settings_of(images, output=one)) for one in outputs)
     extract_checkpoint(path, whole)
     for settings in (out, late):
         with pytest.raises(Stop):
             extract_checkpoint(path, settings, StopAfter())
-    resumed = ExtractSettings(**told(images, output=outputs[1], resume=True))
+    resumed = ExtractSettings(**settings_of(images, output=outputs[1], resume=True))
     assert extract_checkpoint(path, resumed).embedded == 2
     with h5py.File(outputs[0]) as one, h5py.File(outputs[1]) as two:
         for name in ("views", "clean", "crc32"):
@@ -273,17 +273,19 @@ def test_a_resumed_file_is_of_the_same_list_bit_for_bit(images: Path, tmp_path: 
     bad = skipping(images, N).ids[-1]
     (images / bad).write_bytes(b"")
     with pytest.raises(FeatureFileError, match=r"other settings \(bad_samples, samples_sha256"):
-        extract_checkpoint(path, ExtractSettings(**told(images, output=outputs[2], resume=True)))
+        extract_checkpoint(
+            path, ExtractSettings(**settings_of(images, output=outputs[2], resume=True))
+        )
     assert partial_path(outputs[2]).exists()
 
 
 def identities(folder: Path) -> list[tuple[list[str], str]]:
-    found = []
+    actual = []
     for path in sorted(folder.glob("*.h5")):
         with h5py.File(path) as file:
             provenance = json.loads(file.attrs["provenance"])
-            found.append((file["samples/id"].asstr()[:].tolist(), provenance["samples_sha256"]))
-    return found
+            actual.append((file["samples/id"].asstr()[:].tolist(), provenance["samples_sha256"]))
+    return actual
 
 
 @pytest.mark.parametrize("view_memory", ["auto", "0"])
@@ -293,25 +295,26 @@ def test_all_checkpoints_of_a_ranking_have_the_same_samples(
     runs = tmp_path / "runs"
     for seed in (1, 2):
         checkpoint(runs / f"{seed}.pt", seed)
-    settings = RankSettings(**told(images, view_memory=view_memory))
-    found = rank_directory(runs, settings)
-    assert [len(group.rows) for group in found.groups] == [2]
+    settings = RankSettings(**settings_of(images, view_memory=view_memory))
+    actual = rank_directory(runs, settings)
+    assert [len(group.rows) for group in actual.groups] == [2]
     expected = skipping(images, N)
     assert identities(runs / ".lidar") == [(list(expected.ids), expected.fingerprint)] * 2
     # One that comes later joins them; what is there already is read.
     stamps = {path: path.stat().st_mtime_ns for path in (runs / ".lidar").glob("*.h5")}
     checkpoint(runs / "3.pt", 3)
-    found = rank_directory(runs, settings)
-    assert [len(group.rows) for group in found.groups] == [3]
+    actual = rank_directory(runs, settings)
+    assert [len(group.rows) for group in actual.groups] == [3]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     # Nor are there other samples without a store, nor while the directory is followed.
-    values = {row.path: row.value for row in found.groups[0].rows}
+    values = {row.path: row.value for row in actual.groups[0].rows}
     shutil.rmtree(runs / ".lidar")
-    alone = rank_directory(runs, RankSettings(**told(images, store=False)))
+    alone = rank_directory(runs, RankSettings(**settings_of(images, store=False)))
     for row in alone.groups[0].rows:
         assert row.value == pytest.approx(values[row.path], rel=1e-9)
     followed = follow(
-        runs, RankSettings(**told(images, interval=0.01, watch_for=0.0, cache=tmp_path / "other"))
+        runs,
+        RankSettings(**settings_of(images, interval=0.01, watch_for=0.0, cache=tmp_path / "other")),
     )
     for landed in followed:
         assert isinstance(landed, Landed)
@@ -321,7 +324,7 @@ def test_all_checkpoints_of_a_ranking_have_the_same_samples(
 def test_features_of_other_samples_are_never_compared(images: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     checkpoint(runs / "1.pt", 1)
-    settings = RankSettings(**told(images))
+    settings = RankSettings(**settings_of(images))
     rank_directory(runs, settings)
     ((before, _),) = identities(runs / ".lidar")
     # One is mended; a second checkpoint comes; the features of the first are kept, as a file.
@@ -330,19 +333,19 @@ def test_features_of_other_samples_are_never_compared(images: Path, tmp_path: Pa
     (images / mended).write_bytes(encoded(crop(int(Path(mended).stem))))
     (runs / "1.pt").unlink()
     checkpoint(runs / "2.pt", 2)
-    found = rank_directory(runs, settings)
-    assert sorted(row.path for group in found.groups for row in group.rows) == [
+    actual = rank_directory(runs, settings)
+    assert sorted(row.path for group in actual.groups for row in group.rows) == [
         str(runs / "2.pt"),
         str(runs / "kept.h5"),
     ]
-    assert len(found.groups) == 2
+    assert len(actual.groups) == 2
     assert mended not in before
 
 
 def test_what_was_made_without_skipping_serves_where_nothing_is_bad(tmp_path: Path) -> None:
     images, runs = image_folder(tmp_path / "images", N), tmp_path / "runs"
     checkpoint(runs / "1.pt", 1)
-    rank_directory(runs, RankSettings(**told(images, bad_samples="fail")))
+    rank_directory(runs, RankSettings(**settings_of(images, bad_samples="fail")))
     stamps = [path.stat().st_mtime_ns for path in (runs / ".lidar").iterdir()]
-    rank_directory(runs, RankSettings(**told(images)))
+    rank_directory(runs, RankSettings(**settings_of(images)))
     assert [path.stat().st_mtime_ns for path in (runs / ".lidar").iterdir()] == stamps

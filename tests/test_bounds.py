@@ -111,7 +111,7 @@ def test_room_is_said_before_it_is_taken(
     path = checkpoint(tmp_path / "runs/a.pt", 0)
     checkpoint(tmp_path / "runs/b.pt", 1)
     common = ["--data", "embedded", "-n", 8, "-q", 3, "--device", "cpu", "--layer", "backbone"]
-    monkeypatch.setattr(extract, "SAID", 100)
+    monkeypatch.setattr(extract, "NOTED_BYTES", 100)
     # 8 samples of 3 views and themselves, 16 numbers of 4 bytes each: 2,048 bytes.
     done = shell("extract", path, *common)
     assert "a.h5: will take 0.00 MB on the disk, " in done.stderr

@@ -115,14 +115,14 @@ def test_backgrounds_are_windows_of_the_photographs():
     ]  # each [rows, columns, 3, S, S]
     mirrored = 0
     for window in windows[:12]:
-        found = False
+        matched = False
         for flip in (False, True):
             wanted = (window[:, ::-1] if flip else window).transpose(2, 0, 1)
             for view in views:
                 here = (view[..., 0, 0] == wanted[:, 0, 0]).all(axis=-1)
                 if any((place == wanted).all() for place in view[here]):
-                    found, mirrored = True, mirrored + flip
-        assert found
+                    matched, mirrored = True, mirrored + flip
+        assert matched
     assert 0 < mirrored < 12
 
 

@@ -30,8 +30,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def run(inputs: tuple[Path, Path], output: Path, **more: Any) -> Extraction:
-    known = {"n_samples": N, "n_views": 0, "image_size": SIZE, "batch_size": 6, "device": "cpu"}
-    settings = ExtractSettings(data=str(inputs[1]), output=output, **(known | more))
+    defaults = {"n_samples": N, "n_views": 0, "image_size": SIZE, "batch_size": 6, "device": "cpu"}
+    settings = ExtractSettings(data=str(inputs[1]), output=output, **(defaults | more))
     return extract_checkpoint(inputs[0], settings)
 
 
@@ -49,8 +49,8 @@ def test_the_file_has_clean_embeddings_and_no_views(
         assert sorted(file["embeddings/projector"]) == ["clean", "crc32"]
         assert file["embeddings/projector/clean"].shape == (N, PROJECTED)
         assert sorted(file["samples"]) == ["done", "id", "label"]
-        told = json.loads(file.attrs["provenance"])
-    assert (told["n_samples"], told["n_views"], told["n_clean"]) == (0, 0, N)
+        provenance = json.loads(file.attrs["provenance"])
+    assert (provenance["n_samples"], provenance["n_views"], provenance["n_clean"]) == (0, 0, N)
     (embeddings,) = read_hdf5(tmp_path / "out.h5")
     assert embeddings.views is None
     assert embeddings.shape == (N, 0, PROJECTED)
@@ -70,25 +70,25 @@ def test_they_are_those_that_stand_beside_views(
 def test_recipes_that_treat_clean_images_alike_give_one_identity(
     inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    told = []
+    provenance = []
     for views in ("simclr", "dinov2", "vicreg"):
         run(inputs, tmp_path / f"{views}.h5", views=views)
         with h5py.File(tmp_path / f"{views}.h5") as file:
-            told.append(json.loads(file.attrs["provenance"])["views"])
-    assert told[0] == told[1]  # 256 / 224, bicubic, imagenet's statistics
-    assert told[0]["name"] == "none"
-    assert told[2] != told[0]  # bilinear
+            provenance.append(json.loads(file.attrs["provenance"])["views"])
+    assert provenance[0] == provenance[1]  # 256 / 224, bicubic, imagenet's statistics
+    assert provenance[0]["name"] == "none"
+    assert provenance[2] != provenance[0]  # bilinear
 
 
 def test_an_interrupted_run_is_resumed(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     run(inputs, tmp_path / "whole.h5")
     layout = Layout({"projector": PROJECTED}, 0, 0, N)
     with h5py.File(tmp_path / "whole.h5") as file:
-        told = json.loads(file.attrs["provenance"])
+        provenance = json.loads(file.attrs["provenance"])
         ids = [name.decode() for name in file["samples/id"][:]]
         labels = file["samples/label"][:].tolist()
     output = tmp_path / "out.h5"
-    with FeatureWriter.create(output, layout, ids, labels, told) as writer:
+    with FeatureWriter.create(output, layout, ids, labels, provenance) as writer:
         rows = clean(tmp_path / "whole.h5")[:12]
         nothing = torch.empty(0, 0, PROJECTED)
         writer.write(range(12), {"projector": nothing}, {"projector": rows})
@@ -111,17 +111,17 @@ def test_views_that_were_lost_are_no_file_without_views(
 
 def test_its_score_is_what_rows_give(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     run(inputs, tmp_path / "out.h5")
-    (found,) = score_file(tmp_path / "out.h5", ScoreSettings(device="cpu"))
+    (score,) = score_file(tmp_path / "out.h5", ScoreSettings(device="cpu"))
     sigma = torch.linalg.svdvals(clean(tmp_path / "out.h5").double())
     p = sigma / sigma.sum() + 1e-7
-    assert found.rankme == pytest.approx(float((-p * p.log()).sum().exp()), rel=1e-5)
-    assert (found.rankme_source, found.rankme_rows) == ("clean", N)
-    assert (found.n_samples, found.n_views) == (N, 0)
+    assert score.rankme == pytest.approx(float((-p * p.log()).sum().exp()), rel=1e-5)
+    assert (score.rankme_source, score.rankme_rows) == ("clean", N)
+    assert (score.n_samples, score.n_views) == (N, 0)
     for name, metric in METRICS.items():
-        if not metric.of_rows:
-            assert found.value(name) is None
+        if metric.reads in ("lda", "views", "sphere"):
+            assert score.value(name) is None
             assert (
-                found.notes[name]
+                score.notes[name]
                 == "un-augmented embeddings alone; `lidar extract -q 2` or more adds views"
             )
 

@@ -68,9 +68,9 @@ def test_data_that_is_none(tmp_path: Path, name: str, text: str) -> None:
 
 def test_more_than_there_is(tmp_path: Path) -> None:
     image_folder(tmp_path, 5)
-    told = f"--data {tmp_path}: holds 5 images, 6 were asked for; lower -n"
-    assert refused(tmp_path, 6) == told
-    assert refused(tmp_path, 2, clean_samples=6) == told
+    message = f"--data {tmp_path}: holds 5 images, 6 were asked for; lower -n"
+    assert refused(tmp_path, 6) == message
+    assert refused(tmp_path, 2, clean_samples=6) == message
     assert len(opened(tmp_path, 2, clean_samples=5)) == 5
 
 
@@ -199,12 +199,12 @@ def test_threads_decode_as_one_thread_does(tmp_path: Path, kind: str) -> None:
 
 def test_remembering_decodes_each_once(tmp_path: Path) -> None:
     samples = opened(image_folder(tmp_path, 6, ["a", "b"]), 6)
-    kept = samples.remembering(2**20)
-    first = decoded(kept)
+    cached = samples.remembering(2**20)
+    first = decoded(cached)
     for name in samples.ids:
         (tmp_path / name).unlink()
-    assert all(np.array_equal(a, b) for a, b in zip(first, decoded(kept), strict=True))
-    assert (kept.ids, kept.labels, kept.fingerprint) == (
+    assert all(np.array_equal(a, b) for a, b in zip(first, decoded(cached), strict=True))
+    assert (cached.ids, cached.labels, cached.fingerprint) == (
         samples.ids,
         samples.labels,
         samples.fingerprint,
@@ -216,12 +216,12 @@ def test_remembering_decodes_each_once(tmp_path: Path) -> None:
 def test_remembering_keeps_to_its_memory(tmp_path: Path) -> None:
     samples = opened(image_folder(tmp_path, 6), 6)
     sizes = [image.nbytes for image in decoded(samples)]
-    kept = samples.remembering(sizes[0] + sizes[1])
-    decoded(kept)
+    cached = samples.remembering(sizes[0] + sizes[1])
+    decoded(cached)
     for name in samples.ids:
         (tmp_path / name).unlink()
-    kept.decode(0)
-    kept.decode(1)
+    cached.decode(0)
+    cached.decode(1)
     for i in range(2, 6):
         with pytest.raises(InputError, match=samples.ids[i]):
-            kept.decode(i)
+            cached.decode(i)

@@ -133,12 +133,12 @@ def test_odd_but_good_files(tmp_path: Path, name: str) -> None:
     expected = GOOD[name](tmp_path / name)
     samples = opened(tmp_path, 1)
     assert samples.ids == [name]
-    found = samples.decode(0)
-    assert found.dtype == torch.uint8
-    assert found.shape == expected.shape
+    actual = samples.decode(0)
+    assert actual.dtype == torch.uint8
+    assert actual.shape == expected.shape
     tolerance = 12 if name.endswith("cmyk.jpg") else 0
-    assert np.abs(found.numpy().astype(int) - expected).mean() <= tolerance / 4
-    assert np.abs(found.numpy().astype(int) - expected).max() <= tolerance
+    assert np.abs(actual.numpy().astype(int) - expected).mean() <= tolerance / 4
+    assert np.abs(actual.numpy().astype(int) - expected).max() <= tolerance
 
 
 def _truncated(path: Path) -> None:
@@ -232,5 +232,5 @@ def test_sixteen_bits_of_grey_are_scaled_not_clipped(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     (image,) = decoded(opened(tmp_path, 1))
-    found = np.asarray(image)[..., 0].astype(int)
-    assert np.abs(found - ramp.astype(int) / 257).max() <= 0.5 + 1e-6
+    actual = np.asarray(image)[..., 0].astype(int)
+    assert np.abs(actual - ramp.astype(int) / 257).max() <= 0.5 + 1e-6

@@ -19,8 +19,8 @@ from PIL import Image
 from reading import number, opened, refused
 
 from lidar_cli.data.decode import has_more_pages
-from lidar_cli.data.listing import list_folder
-from lidar_cli.data.source import folder_classes, text_labels
+from lidar_cli.data.folders import list_folder
+from lidar_cli.data.labels import folder_classes, text_labels
 from lidar_cli.errors import FeatureFileError, SettingsError
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.settings import ExtractSettings
@@ -238,8 +238,8 @@ def test_images_beside_class_folders_have_no_label(tmp_path: Path) -> None:
 
 def test_splits_that_are_not_asked_for_are_no_classes(tmp_path: Path) -> None:
     put(*(tmp_path / f"{split}/{name}/1.png" for split in ("val", "test") for name in ("a", "b")))
-    found = classes_of(tmp_path, 4)
-    assert found == {"test/a/1.png": 0, "test/b/1.png": 1, "val/a/1.png": 0, "val/b/1.png": 1}
+    actual = classes_of(tmp_path, 4)
+    assert actual == {"test/a/1.png": 0, "test/b/1.png": 1, "val/a/1.png": 0, "val/b/1.png": 1}
 
 
 @pytest.mark.parametrize(("single", "warned"), [(2, False), (3, True)])
@@ -267,12 +267,12 @@ def test_labels_that_differ_are_not_the_same_features(tmp_path: Path) -> None:
 def test_a_file_with_other_labels_is_not_taken_for_what_is_asked(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "set", 8, ["a/x", "a/y", "b/x"])
     path = checkpoint(tmp_path / "a.pt")
-    known: dict[str, Any] = {"data": str(data), "n_samples": 8, "n_views": 2, "image_size": 24}
-    known |= {"device": "cpu", "output": tmp_path / "a.h5", "resume": True}
-    extract_checkpoint(path, ExtractSettings(**known))
-    assert extract_checkpoint(path, ExtractSettings(**known)).embedded == 0
+    common: dict[str, Any] = {"data": str(data), "n_samples": 8, "n_views": 2, "image_size": 24}
+    common |= {"device": "cpu", "output": tmp_path / "a.h5", "resume": True}
+    extract_checkpoint(path, ExtractSettings(**common))
+    assert extract_checkpoint(path, ExtractSettings(**common)).embedded == 0
     with pytest.raises(FeatureFileError, match="exists"):
-        extract_checkpoint(path, ExtractSettings(**known, class_level=1))
+        extract_checkpoint(path, ExtractSettings(**common, class_level=1))
 
 
 @pytest.mark.parametrize(

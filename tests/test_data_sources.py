@@ -136,9 +136,9 @@ def save_parquet(folder: Path, labels: bool, column: str = "image") -> Path:
         if labels:
             rows["label"] = [i % 3 for i in indices]
             features["label"] = datasets.ClassLabel(names=["a", "b", "c"])
-        made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        dataset = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        made.to_parquet(folder / f"data/{split}-00000-of-00001.parquet")
+        dataset.to_parquet(folder / f"data/{split}-00000-of-00001.parquet")
     return folder
 
 
@@ -245,8 +245,8 @@ def test_bytes_of_images_can_be_named(hub: Path) -> None:
 
     content = [encoded(crop(i)) for i in range(3)]
     data = f"hfds/{saved(hub / 'set', {'jpg': (Value('binary'), content)})}"
-    found = {image.tobytes() for image in decoded(opened(data, 3, image_column="jpg"))}
-    assert found == {crop(i).tobytes() for i in range(3)}
+    actual = {image.tobytes() for image in decoded(opened(data, 3, image_column="jpg"))}
+    assert actual == {crop(i).tobytes() for i in range(3)}
 
 
 def test_labels_that_are_words_are_numbered(hub: Path) -> None:
@@ -344,8 +344,8 @@ def test_a_torchvision_folder(tmp_path: Path) -> None:
     samples = opened("torch/image_folder", 6, data_dir=tmp_path / "one")
     assert samples.labels is not None
     assert set(samples.labels) == {0, 1}
-    found = {image.tobytes() for image in decoded(samples)}
-    assert found == {crop(i, *size(i)).tobytes() for i in range(6)}
+    actual = {image.tobytes() for image in decoded(samples)}
+    assert actual == {crop(i, *size(i)).tobytes() for i in range(6)}
     # Another folder of as many images is other data.
     for i in range(6):
         path = tmp_path / f"two/train/{'ab'[i % 2]}/{i:03}.png"
@@ -458,9 +458,9 @@ def test_a_torchvision_set_with_splits_of_its_own(tmp_path: Path) -> None:
     samples = opened("torch/gtsrb", 6, data_dir=tmp_path)
     assert samples.labels is not None
     images = {crop(i, *size(i)).tobytes(): i for i in range(6)}
-    found = [images[image.tobytes()] for image in decoded(samples)]
-    assert sorted(found) == list(range(6))
-    assert samples.labels == [i % 3 for i in found]
+    actual = [images[image.tobytes()] for image in decoded(samples)]
+    assert sorted(actual) == list(range(6))
+    assert samples.labels == [i % 3 for i in actual]
     assert "cannot be loaded: Unknown value 'val'" in refused(
         "torch/gtsrb", data_dir=tmp_path, split="val"
     )

@@ -11,7 +11,7 @@ import pytest
 from make import crop, encoded
 from reading import opened, refused
 
-from lidar_cli.data.listing import MOST_OF_A_HEADER
+from lidar_cli.data.tar import MOST_OF_A_HEADER
 
 IMAGE = encoded(crop(1))
 HEADERS = tarfile.BLOCKSIZE
@@ -92,8 +92,8 @@ def test_classes_beside_the_images(
         if text is not None:
             files[f"x{i % 2}/{i}.a.cls"] = text
     path = tar(tmp_path / "set.tar", files)
-    found = classes_of(path, 3)
-    assert [found[f"x{i % 2}/{i}.a.jpg"] for i in range(3)] == expected
+    actual = classes_of(path, 3)
+    assert [actual[f"x{i % 2}/{i}.a.jpg"] for i in range(3)] == expected
     # Folders, where they are asked for.
     assert list(classes_of(path, 3, class_level=1).values()) == [0, 0, 1]
 

@@ -85,24 +85,24 @@ def test_all_orientations_come_out_upright(orientation: int, kind: str) -> None:
     stored, expected = pixels(STORED[orientation]), pixels(UPRIGHT)
     if kind == "JPEG":  # whole blocks, so that it loses next to nothing
         stored, expected = (one.repeat(16, 0).repeat(16, 1) for one in (stored, expected))
-    told: dict[str, Any] = {"exif": b"Exif\0\0" + exif(orientation)}
-    told = {"tiffinfo": {0x0112: orientation}} if kind == "TIFF" else told
+    saved_exif: dict[str, Any] = {"exif": b"Exif\0\0" + exif(orientation)}
+    saved_exif = {"tiffinfo": {0x0112: orientation}} if kind == "TIFF" else saved_exif
     lossless = {
         "WEBP": {"lossless": True, "exact": True},
         "JPEG": {"quality": 100, "subsampling": 0},
     }
-    content = saved(Image.fromarray(stored), kind, **told, **lossless.get(kind, {}))
-    found = decoded(content)
-    assert found.shape == expected.shape
-    assert np.abs(found.astype(int) - expected).max() <= (3 if kind == "JPEG" else 0)
+    content = saved(Image.fromarray(stored), kind, **saved_exif, **lossless.get(kind, {}))
+    actual = decoded(content)
+    assert actual.shape == expected.shape
+    assert np.abs(actual.astype(int) - expected).max() <= (3 if kind == "JPEG" else 0)
 
 
 @pytest.mark.parametrize(
-    "told", [exif(0), exif(9), exif(65535), b"II*\0\xff\xff\xff\xff", b"words"]
+    "saved_exif", [exif(0), exif(9), exif(65535), b"II*\0\xff\xff\xff\xff", b"words"]
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_an_orientation_that_is_none_turns_nothing(told: bytes) -> None:
-    content = png(2, 1, 8, 2, row(*A, *B), (b"eXIf", told))
+def test_an_orientation_that_is_none_turns_nothing(saved_exif: bytes) -> None:
+    content = png(2, 1, 8, 2, row(*A, *B), (b"eXIf", saved_exif))
     assert np.array_equal(decoded(content), pixels([[A, B]]))
 
 

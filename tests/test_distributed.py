@@ -53,9 +53,9 @@ def run(
     progress: Progress | None = None,
     **more: Any,
 ) -> Extraction:
-    known: dict[str, Any] = {"n_samples": N, "n_views": Q, "clean_samples": CLEAN}
-    known |= {"image_size": 24, "batch_size": BATCH, "device": "cpu", "data": str(inputs[1])}
-    settings = ExtractSettings(output=output, **(known | more))
+    defaults: dict[str, Any] = {"n_samples": N, "n_views": Q, "clean_samples": CLEAN}
+    defaults |= {"image_size": 24, "batch_size": BATCH, "device": "cpu", "data": str(inputs[1])}
+    settings = ExtractSettings(output=output, **(defaults | more))
     return extract_checkpoint(inputs[0], settings, progress, place)
 
 
@@ -69,21 +69,21 @@ def together(inputs: Inputs, output: Path, ranks: int = 2, **more: Any) -> Path:
 # Who one is, and what is one's share
 
 
-TOLD = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 
 
 @pytest.mark.parametrize(
     ("environment", "place"),
     [
         ({}, RankInfo(0, 1, None, False)),
-        (TOLD, RankInfo(3, 8, 1, False)),
-        (TOLD | {"TORCHELASTIC_RESTART_COUNT": "0"}, RankInfo(3, 8, 1, False)),
-        (TOLD | {"TORCHELASTIC_RESTART_COUNT": "2"}, RankInfo(3, 8, 1, True)),
+        (TORCHRUN, RankInfo(3, 8, 1, False)),
+        (TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "0"}, RankInfo(3, 8, 1, False)),
+        (TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "2"}, RankInfo(3, 8, 1, True)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, RankInfo(0, 1, None, False)),  # not torchrun's doing
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, RankInfo(0, 1, None, False)),
     ],
 )
-def test_the_engine_tells_each_process_its_place(
+def test_the_engine_gives_each_process_its_place(
     environment: dict[str, str], place: RankInfo
 ) -> None:
     assert read_rank_info(environment) == place
@@ -92,7 +92,7 @@ def test_the_engine_tells_each_process_its_place(
 @pytest.mark.parametrize("wrong", [{"RANK": "8"}, {"RANK": "-1"}, {"WORLD_SIZE": "many"}])
 def test_a_place_that_cannot_be_is_wrong_usage(wrong: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="expected numbers as torchrun gives them"):
-        read_rank_info(TOLD | wrong)
+        read_rank_info(TORCHRUN | wrong)
 
 
 def test_the_number_on_the_host_chooses_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,12 +121,12 @@ def test_shares_are_whole_batches_of_about_the_same_work() -> None:
 @given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 9), st.integers(1, 9))
 def test_every_sample_is_in_one_share(total: int, heavy: int, parts: int, step: int) -> None:
     heavy = min(heavy, total)
-    found = partition(total, heavy, 4, parts, step)
-    assert [i for span in found for i in span] == list(range(total))
-    assert len(found) == parts
-    assert all(span.start % step == 0 for span in found if span)
+    actual = partition(total, heavy, 4, parts, step)
+    assert [i for span in actual for i in span] == list(range(total))
+    assert len(actual) == parts
+    assert all(span.start % step == 0 for span in actual if span)
     even = (total + 3 * heavy) / parts
-    for span in found:
+    for span in actual:
         work = sum(4 if i < heavy else 1 for i in span)
         assert work < even + 4 * step  # at most one batch more than its part
 
@@ -157,8 +157,8 @@ def test_any_number_of_processes_make_the_file_of_one(
     done = {rank: run(inputs, output, RankInfo(rank, ranks, rank)) for rank in order}
     assert [done[rank].embedded for rank in range(ranks)] == embedded
     last = next(rank for rank in reversed(order) if embedded[rank])
-    telling = [rank for rank in order if done[rank].tells]
-    assert telling == [last]
+    reporting = [rank for rank in order if done[rank].reports_result]
+    assert reporting == [last]
     assert_same(whole, output)
     with_samples = [rank for rank in range(ranks) if embedded[rank]]
     left = {f"{output.name}.shard-{rank}-of-{ranks}.h5" for rank in with_samples}
@@ -194,20 +194,20 @@ def test_the_folder_can_be_moved_and_no_shard_can_be_left_behind(
     assert_same(whole, moved / "out.h5")
     shard = shard_path(moved / "out.h5", 1, 2)
     # Where HDF5 would look for it next, and find nothing of ours.
-    kept = shard.rename(tmp_path / shard.name)
+    moved_shard = shard.rename(tmp_path / shard.name)
     for read in (read_hdf5, read_provenance):
         with pytest.raises(
             FeatureFileError, match=r"out\.h5: its shard out\.h5\.shard-1-of-2\.h5 is not beside it"
         ):
             read(moved / "out.h5")
-    # Another checkpoint's shard of the same name is told from the sums that the joined file keeps.
+    # Another checkpoint's shard of the same name is recognised by the sums in the joined file.
     (tmp_path / "other").mkdir()
     other = checkpoint(tmp_path / "other.pt", 1), inputs[1]
     shutil.copy(shard_path(together(other, tmp_path / "other/out.h5"), 1, 2), shard)
     (embeddings,) = read_hdf5(moved / "out.h5")
     with pytest.raises(FeatureFileError, match="the embedding of sample 8 does not match"):
         list(embeddings.chunks(100))
-    shutil.copy(kept, shard)
+    shutil.copy(moved_shard, shard)
     (embeddings,) = read_hdf5(moved / "out.h5")
     assert sum(chunk.stop - chunk.start for chunk in embeddings.chunks(100)) == CLEAN
 
@@ -217,15 +217,15 @@ def test_a_shard_is_no_feature_file(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(FeatureFileError, match=r"a shard of a feature file; give .* out\.h5$"):
         read_hdf5(shard_path(output, 0, 2))
     more = {"n_samples": N, "n_views": Q, "clean_samples": CLEAN, "image_size": 24}
-    found = rank_directory(
+    actual = rank_directory(
         tmp_path,
         RankSettings(data=str(inputs[1]), device="cpu", **more),  # type: ignore[arg-type]
     )
-    assert [row.path for row in found.groups[0].rows] == [str(output)]
-    assert [(left.path, left.reason) for left in found.skipped] == [
+    assert [row.path for row in actual.groups[0].rows] == [str(output)]
+    assert [(left.path, left.reason) for left in actual.skipped] == [
         (str(shard_path(output, rank, 2)), "by its name, a shard of out.h5") for rank in (0, 1)
     ]
-    assert not found.failed
+    assert not actual.failed
 
 
 # Late, stopped, at odds
@@ -247,12 +247,13 @@ def test_a_stopped_process_goes_on_with_its_own_shard(
     # The engine starts all processes again, with the words of the first time.
     assert run(inputs, output, RankInfo(0, 2, 0, restarted=True)).embedded == 0
     done = run(inputs, output, RankInfo(1, 2, 1, restarted=True))
-    assert (done.embedded, done.tells) == (5, True)
+    assert (done.embedded, done.reports_result) == (5, True)
     assert_same(whole, output)
     # Told once: not again by a process that was started again, but by one of a new run.
     places = [RankInfo(0, 2, 0, restarted=True), RankInfo(1, 2, 1, restarted=True)]
     again = [run(inputs, output, at) for at in (*places, RankInfo(1, 2, 1), RankInfo(0, 2, 0))]
-    assert [(done.embedded, done.tells) for done in again] == [(0, False)] * 3 + [(0, True)]
+    reported = [(done.embedded, done.reports_result) for done in again]
+    assert reported == [(0, False)] * 3 + [(0, True)]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_a_stopped_process_goes_on_with_its_own_shard(
         (3, {}, "processes, 2 and 3, differ"),
     ],
 )
-def test_processes_at_odds_are_told_before_the_work(
+def test_processes_at_odds_fail_before_the_work(
     inputs: Inputs, tmp_path: Path, ranks: int, change: dict[str, Any], differ: str
 ) -> None:
     run(inputs, tmp_path / "out.h5", RankInfo(0, 2, 0))
@@ -276,9 +277,9 @@ def test_other_versions_neither_begin_nor_join(inputs: Inputs, tmp_path: Path) -
     output = tmp_path / "out.h5"
     run(inputs, output, RankInfo(0, 2, 0))
     agreed = tmp_path / "out.h5.shards.json"
-    told = json.loads(agreed.read_text())
-    told["provenance"]["versions"]["torch"] = "2.0.0"
-    agreed.write_text(json.dumps(told))
+    record = json.loads(agreed.read_text())
+    record["provenance"]["versions"]["torch"] = "2.0.0"
+    agreed.write_text(json.dumps(record))
     with pytest.raises(
         FeatureFileError, match=r"other settings .versions differ.*remove out\.h5\."
     ):
@@ -287,7 +288,7 @@ def test_other_versions_neither_begin_nor_join(inputs: Inputs, tmp_path: Path) -
     agreed.unlink()
     shard = shard_path(output, 0, 2)
     with h5py.File(shard, "r+") as file:
-        file.attrs["provenance"] = json.dumps(told["provenance"])
+        file.attrs["provenance"] = json.dumps(record["provenance"])
     with pytest.raises(FeatureFileError, match="cannot be joined, it was made at other settings"):
         run(inputs, output, RankInfo(1, 2, 1))
     assert not output.exists()
@@ -317,14 +318,14 @@ from lidar_cli.features.writer import FeatureWriter
 write, rank, again = (FeatureWriter.write, os.environ["RANK"],
                       os.environ["TORCHELASTIC_RESTART_COUNT"])
 
-def write_and_tell(self, samples, views, clean):
+def write_and_signal(self, samples, views, clean):
     write(self, samples, views, clean)
     with open("written", "a") as log:
         log.write(f"{again} {rank} {samples[0]}\\n")
     if (again, rank) == ("0", "1"):
         os.kill(os.getpid(), signal.SIGKILL)
 
-FeatureWriter.write = write_and_tell
+FeatureWriter.write = write_and_signal
 sys.argv = ["lidar", *sys.argv[1:]]
 main()
 """
@@ -351,7 +352,7 @@ def test_a_killed_rank_is_restarted_and_repeats_no_row(
     assert_same(whole, tmp_path / "out.h5")
     written = [line.split() for line in (tmp_path / "written").read_text().splitlines()]
     starts = [int(start) for _, _, start in written]
-    # The other rank is ended by the engine, perhaps after a row is done and before it is told.
+    # The other rank is ended by the engine, perhaps after a row is done and before it is reported.
     assert len(set(starts)) == len(starts)
     of_killed = [(again, start) for again, rank, start in written if rank == "1"]
     assert of_killed == [("0", "8"), *(("1", str(start)) for start in (10, 12, 14, 16))]
@@ -391,10 +392,10 @@ def test_scores_are_those_of_one_process_and_one_prints_them(
     alone = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
     assert alone.returncode == 3
     done = torchrun("--no-python", sys.executable, "-m", "lidar_cli", *words, cwd=tmp_path)
-    found, expected = json.loads(done.stdout), json.loads(alone.stdout)
-    assert [row["file"] for row in found] == ["joined.h5", "many.npy", "wide.npy", "one.npy"]
-    assert found[1]["confidence"]["intervals"]["lidar"]["se"] > 0
-    for one, two in zip(found, expected, strict=True):
+    actual, expected = json.loads(done.stdout), json.loads(alone.stdout)
+    assert [row["file"] for row in actual] == ["joined.h5", "many.npy", "wide.npy", "one.npy"]
+    assert actual[1]["confidence"]["intervals"]["lidar"]["se"] > 0
+    for one, two in zip(actual, expected, strict=True):
         assert close(one, two), (one, two)
     for line in alone.stderr.splitlines():  # each complaint once, with the counts of the whole file
         assert done.stderr.count(line) == 1, line
@@ -411,7 +412,7 @@ from lidar_cli.scoring.streaming import Gathered
 
 score_file, reading = lidar_cli.scoring.run.score_file, None
 
-def score_and_tell(path, *more):
+def score_and_signal(path, *more):
     global reading
     reading = path.stem
     return score_file(path, *more)
@@ -424,7 +425,7 @@ def short(owner, name, file, counts=lambda *arguments, **more: True):
         torch.empty(2**50, dtype=torch.uint8)
     setattr(owner, name, limited)
 
-lidar_cli.scoring.run.score_file = score_and_tell
+lidar_cli.scoring.run.score_file = score_and_signal
 if os.environ["RANK"] == "1":  # asks for more than any machine has in one step of each file's work
     short(lidar_cli.scoring.run, "compute_score", "sheet")
     short(Gathered, "merge", "merge", lambda whole, part: whole.rows.n)
@@ -452,11 +453,14 @@ def test_one_that_is_short_of_memory_leaves_no_other_waiting(tmp_path: Path) -> 
         np.save(tmp_path / file, array)
     done = torchrun("short.py", "score", *files, "--json", "--confidence", 0.9, cwd=tmp_path)
     assert [row["file"] for row in json.loads(done.stdout)] == ["whole.npy"]
-    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     for file in files[:3]:  # one line of the one that speaks, for both
         line = f"error: {file}: {Path(file).stem}: not enough memory for moments of d = 400"
-        assert sum(each.startswith(line) for each in told) == 1, done.stderr
+        assert sum(each.startswith(line) for each in errors) == 1, done.stderr
     parted = "error: exchange.npy: process {} of 2 is out of step with the others: "
-    assert [sum(line.startswith(parted.format(rank)) for line in told) for rank in (0, 1)] == [1, 1]
-    assert len(told) == 5
+    assert [sum(line.startswith(parted.format(rank)) for line in errors) for rank in (0, 1)] == [
+        1,
+        1,
+    ]
+    assert len(errors) == 5
     assert "lidar_cli/" not in done.stderr  # no trace of ours; the engine prints its own

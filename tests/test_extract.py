@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import hashlib
 import json
 import math
@@ -44,7 +45,7 @@ from lidar_cli.extraction.run import Extraction, extract_checkpoint, stem
 from lidar_cli.features.provenance import EMBEDDING_REVISION
 from lidar_cli.features.schema import partial_path
 from lidar_cli.settings import ExtractSettings
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 
 SIZE = 32  # pixels of the views
@@ -61,15 +62,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def run(inputs: tuple[Path, Path], output: Path, **more: Any) -> Extraction:
-    """Extract N samples at Q views in batches of 5, unless told otherwise."""
-    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5, "device": "cpu"}
-    settings = ExtractSettings(data=str(inputs[1]), output=output, **(known | more))
+    """Extract N samples at Q views in batches of 5, by default."""
+    defaults = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5, "device": "cpu"}
+    settings = ExtractSettings(data=str(inputs[1]), output=output, **(defaults | more))
     return extract_checkpoint(inputs[0], settings)
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+def assert_close(content: np.ndarray, expected: np.ndarray) -> None:
+    assert content.shape == expected.shape
+    assert np.abs(content - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 def naive(
@@ -114,22 +115,22 @@ def test_the_file_is_as_the_contract_says(inputs: tuple[Path, Path], tmp_path: P
         assert file["samples/label"].dtype == np.int64
         assert file["samples/label"][:].tolist() == list(samples.labels or ())
         assert (file.attrs["format"], file.attrs["version"]) == ("lidar-features", 1)
-        told = json.loads(file.attrs["provenance"])
-    assert told.pop("embedding_revision") == EMBEDDING_REVISION
-    assert told.pop("versions").keys() == {"lidar-cli", "torch", "timm", "numpy"}
-    assert told.pop("architecture").startswith("resnet 1-1-1-1")
-    assert len(told.pop("sha256")) == 64
-    assert told.pop("assumptions") == []
-    assert told.pop("assumed") == {
+        recorded = json.loads(file.attrs["provenance"])
+    assert recorded.pop("embedding_revision") == EMBEDDING_REVISION
+    assert recorded.pop("versions").keys() == {"lidar-cli", "torch", "timm", "numpy"}
+    assert recorded.pop("architecture").startswith("resnet 1-1-1-1")
+    assert len(recorded.pop("sha256")) == 64
+    assert recorded.pop("assumptions") == []
+    assert recorded.pop("assumed") == {
         "activation": {"value": "relu", "why": "usual"},
         "stem_padding": {"value": 1, "why": "usual"},
         "strides": {"value": [1, 2, 2, 2], "why": "usual"},
         "pixel_stats": {"value": "imagenet", "why": "usual"},
     }
     stored = np.array(samples.labels, "<i8").tobytes()
-    assert told.pop("labels_sha256") == hashlib.sha256(stored).hexdigest()
-    assert told.pop("views") == find_recipe("simclr", "auto").describe()
-    assert told == {
+    assert recorded.pop("labels_sha256") == hashlib.sha256(stored).hexdigest()
+    assert recorded.pop("views") == find_recipe("simclr", "auto").describe()
+    assert recorded == {
         "checkpoint": str(inputs[0]),
         "model_format": "ResNet state dict",
         "branch": "encoder",
@@ -158,16 +159,16 @@ def test_embeddings_are_those_of_a_literal_loop(
     # 17 = 3 whole batches and 2 of the last; the views end inside the third.
     done = run(inputs, tmp_path / "out.h5", clean_samples=17, layer=layer, seed=9)
     views, clean = naive(inputs, layer, N, 17, seed=9)
-    found = contents(done.path)
-    assert_close(found[f"embeddings/{layer}/views"], views)
-    assert_close(found[f"embeddings/{layer}/clean"], clean)
+    content = contents(done.path)
+    assert_close(content[f"embeddings/{layer}/views"], views)
+    assert_close(content[f"embeddings/{layer}/clean"], clean)
     assert np.ptp(views, axis=1).max() > 0.1, "views that were all alike would hide a mix-up"
     assert clean.std(axis=0).min() > 1e-3
 
 
 def test_identity_views_are_the_clean_image(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    found = contents(run(inputs, tmp_path / "out.h5", views="identity").path)
-    views, clean = found["embeddings/projector/views"], found["embeddings/projector/clean"]
+    content = contents(run(inputs, tmp_path / "out.h5", views="identity").path)
+    views, clean = content["embeddings/projector/views"], content["embeddings/projector/clean"]
     assert_close(views, np.repeat(clean[:, None], Q, axis=1))
     assert clean.std(axis=0).min() > 1e-3
 
@@ -189,8 +190,8 @@ def test_the_batch_size_changes_rounding_only(
     for name in ("views", "clean"):
         assert_close(*(each[f"embeddings/projector/{name}"] for each in (a, b)))
     assert np.array_equal(a["samples/id"], b["samples/id"])
-    told = [json.loads(each["attribute provenance"]) for each in (a, b)]
-    assert identity(told[0]) == identity(told[1])
+    recorded = [json.loads(each["attribute provenance"]) for each in (a, b)]
+    assert identity(recorded[0]) == identity(recorded[1])
 
 
 def test_two_layers_at_once_are_those_one_at_a_time(
@@ -246,8 +247,8 @@ def test_a_forward_in_bfloat16_is_near_that_in_float32(
 
 def interrupted(inputs: tuple[Path, Path], output: Path, after: int = 10, **more: Any) -> Path:
     """The partial file of a run that stopped after some samples."""
-    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5, "device": "cpu"}
-    settings = ExtractSettings(data=str(inputs[1]), output=output, **(known | more))
+    defaults = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 5, "device": "cpu"}
+    settings = ExtractSettings(data=str(inputs[1]), output=output, **(defaults | more))
     with pytest.raises(Stop):
         extract_checkpoint(inputs[0], settings, StopAfter(after))
     return partial_path(output)
@@ -411,7 +412,7 @@ def test_a_checkpoint_that_gives_nan_is_refused(inputs: tuple[Path, Path], tmp_p
         ({"output": Path("/absent/out.h5")}, FeatureFileError, "cannot be created"),
     ],
 )
-def test_mistakes_are_told_before_the_work(
+def test_mistakes_are_refused_before_the_work(
     inputs: tuple[Path, Path],
     tmp_path: Path,
     change: dict[str, Any],
@@ -456,17 +457,17 @@ def test_a_module_of_the_users_own_through_the_command_line(
     words += ["-n", 6, "-q", 2, "--layer", "backbone,predictor", "--pixel-stats", "unit"]
     done = lidar(*words, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "m.h5\n", "")
-    found = contents(tmp_path / "m.h5")
-    told = json.loads(found["attribute provenance"])
-    assert told["image_size"] == 16
-    assert told["architecture"] == "mine.models:tiny"
-    expected = head(torch.from_numpy(found["embeddings/backbone/views"])).detach().numpy()
-    assert np.abs(found["embeddings/predictor/views"] - expected).max() < 1e-5
+    content = contents(tmp_path / "m.h5")
+    recorded = json.loads(content["attribute provenance"])
+    assert recorded["image_size"] == 16
+    assert recorded["architecture"] == "mine.models:tiny"
+    expected = head(torch.from_numpy(content["embeddings/backbone/views"])).detach().numpy()
+    assert np.abs(content["embeddings/predictor/views"] - expected).max() < 1e-5
     # Channel means of the photographs, within what resizing to 16 pixels changes.
     samples = open_samples(ExtractSettings(data=str(inputs[1]), n_samples=6))
     for i in range(6):
         mean = samples.decode(i).float().mean((0, 1)) / 255
-        assert np.abs(found["embeddings/backbone/clean"][i] - mean.numpy()).max() < 0.1
+        assert np.abs(content["embeddings/backbone/clean"][i] - mean.numpy()).max() < 0.1
 
 
 def test_a_module_in_memory(inputs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -558,9 +559,9 @@ def test_labels_are_stored_only_where_there_are_some(
     inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     flat = image_folder(tmp_path / "flat", 3)
-    found = contents(run((inputs[0], flat), tmp_path / "out.h5", n_samples=3).path)
-    assert "samples/label" not in found
-    assert "samples/id" in found
+    content = contents(run((inputs[0], flat), tmp_path / "out.h5", n_samples=3).path)
+    assert "samples/label" not in content
+    assert "samples/id" in content
 
 
 def test_pictures_smaller_and_larger_than_the_views(
@@ -571,11 +572,11 @@ def test_pictures_smaller_and_larger_than_the_views(
     shapes = [(1, 1), (1, 90), (90, 1), (5, 7), (300, 200), size(3)]
     for index, (height, width) in enumerate(shapes):
         (folder / f"{index}.png").write_bytes(encoded(crop(index, height, width)))
-    found = contents(run((inputs[0], folder), tmp_path / "out.h5", n_samples=6).path)
-    assert np.isfinite(found["embeddings/projector/views"]).all()
+    content = contents(run((inputs[0], folder), tmp_path / "out.h5", n_samples=6).path)
+    assert np.isfinite(content["embeddings/projector/views"]).all()
     views, clean = naive((inputs[0], folder), "projector", 6, 6)
-    assert_close(found["embeddings/projector/views"], views)
-    assert_close(found["embeddings/projector/clean"], clean)
+    assert_close(content["embeddings/projector/views"], views)
+    assert_close(content["embeddings/projector/clean"], clean)
 
 
 @pytest.mark.parametrize(
@@ -602,3 +603,10 @@ def test_a_checkpoint_at_another_path_is_resumed(inputs: tuple[Path, Path], tmp_
     moved = shutil.copy(inputs[0], tmp_path / "moved.pt")
     assert run((Path(moved), inputs[1]), output, resume=True).embedded < N
     assert run((Path(moved), inputs[1]), output, resume=True).embedded == 0
+
+
+def test_the_example_of_extract_runs() -> None:
+    runner = doctest.DocTestRunner()
+    for example in doctest.DocTestFinder(recurse=False).find(extract, "extract"):
+        runner.run(example)
+    assert (runner.tries, runner.failures) == (5, 0)

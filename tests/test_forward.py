@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from lidar_cli import extract
 from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.extraction.batch_size import MARGIN, at_size_that_fits, samples_that_fit
-from lidar_cli.extraction.engine import arithmetic
+from lidar_cli.extraction.engine import MARGIN, arithmetic, at_size_that_fits, samples_that_fit
 from lidar_cli.extraction.plan import identity
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.scoring.run import score_file
@@ -62,7 +61,7 @@ def test_a_batch_is_halved_until_it_fits(first: int, fits: int, tried: list[int]
     assert seen == tried
 
 
-def test_a_sample_that_does_not_fit_is_told() -> None:
+def test_a_sample_that_does_not_fit_is_refused() -> None:
     def attempt(size: int) -> None:
         raise torch.OutOfMemoryError("of a device")
 
@@ -85,18 +84,18 @@ class Greedy(nn.Module):
 
 
 def test_a_run_that_does_not_fit_goes_on_with_half(tmp_path: Path) -> None:
-    known: dict[str, Any] = {"n_samples": 9, "n_views": 2, "image_size": 16, "device": "cpu"}
+    common: dict[str, Any] = {"n_samples": 9, "n_views": 2, "image_size": 16, "device": "cpu"}
     images = str(image_folder(tmp_path / "images", 9))
-    done = extract(Greedy(6), images, tmp_path / "found.h5", **known)  # two samples of 3 images
+    done = extract(Greedy(6), images, tmp_path / "found.h5", **common)  # two samples of 3 images
     assert done.batch_size == 2
-    extract(Greedy(99), images, tmp_path / "told.h5", batch_size=2, **known)
-    with h5py.File(tmp_path / "found.h5") as one, h5py.File(tmp_path / "told.h5") as two:
+    extract(Greedy(99), images, tmp_path / "halved.h5", batch_size=2, **common)
+    with h5py.File(tmp_path / "found.h5") as one, h5py.File(tmp_path / "halved.h5") as two:
         for name in ("views", "clean"):
             key = f"embeddings/backbone/{name}"
             assert np.array_equal(one[key][:], two[key][:])
     assert not list(tmp_path.glob("*.partial"))
     with pytest.raises(CheckpointError, match=r"a batch of 3 samples.*a smaller --batch-size"):
-        extract(Greedy(6), images, tmp_path / "fixed.h5", batch_size=3, **known)
+        extract(Greedy(6), images, tmp_path / "fixed.h5", batch_size=3, **common)
     assert not list(tmp_path.glob("fixed*"))  # no sample was done, so nothing is left to resume
 
 
@@ -108,9 +107,9 @@ def test_convnets_work_channels_last(tmp_path: Path) -> None:
     assert loaded.memory_format == torch.channels_last
     (weight,) = (w for n, w in loaded.modules["backbone"].named_parameters() if "conv1" in n[:5])
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    own = network()
-    assert wrap_module(own).to("cpu").memory_format == torch.contiguous_format
-    assert own.backbone.conv1.weight.is_contiguous()
+    module = network()
+    assert wrap_module(module).to("cpu").memory_format == torch.contiguous_format
+    assert module.backbone.conv1.weight.is_contiguous()
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1)
     torch.save(vit.state_dict(), tmp_path / "vit.pt")
     assert open_checkpoint(tmp_path / "vit.pt").memory_format == torch.contiguous_format
@@ -127,8 +126,10 @@ def test_reduced_precision_changes_lidar_by_less_than_a_percent(tmp_path: Path, 
     folder = image_folder(tmp_path / "images", 48)
     values = {}
     for precision in ("float32", "bfloat16", "float16"):
-        known: dict[str, Any] = {"precision": precision, "layer": layer, "image_size": 32}
-        settings = ExtractSettings(data=str(folder), n_samples=48, n_views=4, device="cpu", **known)
+        common: dict[str, Any] = {"precision": precision, "layer": layer, "image_size": 32}
+        settings = ExtractSettings(
+            data=str(folder), n_samples=48, n_views=4, device="cpu", **common
+        )
         output = tmp_path / f"{precision}.h5"
         done = extract_checkpoint(tmp_path / "a.pt", replace(settings, output=output))
         (score,) = score_file(done.path, ScoreSettings(device="cpu"))
@@ -143,7 +144,7 @@ def test_reduced_precision_changes_lidar_by_less_than_a_percent(tmp_path: Path, 
 # Compilation
 
 
-def test_without_a_compiler_one_line_tells(tmp_path: Path) -> None:
+def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
     checkpoint(tmp_path / "a.pt")
     image_folder(tmp_path / "images", 4)
     words = ["extract", "a.pt", "--data", "images", "-n", "4", "-q", "2", "--compile"]
@@ -176,16 +177,16 @@ def test_a_compiled_backbone_embeds_alike(tmp_path: Path, monkeypatch: pytest.Mo
     settings = ExtractSettings(
         data=str(folder), n_samples=3, n_views=2, image_size=16, device="cpu", batch_size=2
     )
-    found = []
+    actual = []
     for name, compiled in (("plain", False), ("compiled", True)):
         asked = replace(settings, compile=compiled, output=tmp_path / f"{name}.h5")
         with h5py.File(extract_checkpoint(tmp_path / "a.pt", asked).path) as file:
-            found.append(file["embeddings/projector/views"][:])
-            told = json.loads(file.attrs["provenance"])
-        assert told.get("compiled", False) == compiled
-    assert not np.array_equal(*found), "no other kernels ran"
-    assert np.abs(found[1] - found[0]).max() < 1e-5 * np.abs(found[0]).max()
-    assert identity(told) == identity({**told, "compiled": False})
+            actual.append(file["embeddings/projector/views"][:])
+            provenance = json.loads(file.attrs["provenance"])
+        assert provenance.get("compiled", False) == compiled
+    assert not np.array_equal(*actual), "no other kernels ran"
+    assert np.abs(actual[1] - actual[0]).max() < 1e-5 * np.abs(actual[0]).max()
+    assert identity(provenance) == identity({**provenance, "compiled": False})
 
 
 @pytest.mark.parametrize("theirs", ["tf32", "ieee"])

@@ -21,7 +21,7 @@ from lidar_cli.extraction.plan import choose_recipe
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.report import inspect as report
 from lidar_cli.settings import ExtractSettings, InspectSettings
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.recipes import pixel_statistics
 
 

@@ -16,7 +16,7 @@ from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.probing import data as rows_module
 from lidar_cli.probing import linear
-from lidar_cli.probing.data import held, split, stored
+from lidar_cli.probing.data import rows_of_file, rows_of_tensor, split
 from lidar_cli.probing.linear import fit, linear_probe, memory_of, row_windows
 from lidar_cli.settings import ProbeSettings
 
@@ -69,13 +69,13 @@ def test_equals_the_literal_loop(drop_epoch):
     train = torch.stack([train, 7 * train.flip(1) ** 2 + 3])  # two checkpoints
     settings = ProbeSettings(epochs=4, minibatch=50, drop_epoch=drop_epoch, drop_factor=50.0)
     rates = (0.1, 0.01)
-    fitted = fit([held(rows) for rows in train], labels, 4, rates, settings)
+    fitted = fit([rows_of_tensor(rows) for rows in train], labels, 4, rates, settings)
     for k, rows in enumerate(train):
         for r, rate in enumerate(rates):
             expected = fit_literally(rows, labels, settings, rate)
-            found = torch.cat([fitted.weight[k, r], fitted.bias[k, r, :, None]], 1)
+            actual = torch.cat([fitted.weight[k, r], fitted.bias[k, r, :, None]], 1)
             assert expected.abs().max() > rate  # it has moved by more than one step
-            assert torch.allclose(found.double(), expected, rtol=0, atol=1e-5)
+            assert torch.allclose(actual.double(), expected, rtol=0, atol=1e-5)
             x = (rows.double() - rows.double().mean(0)) / rows.double().std(0, correction=0)
             scores = x @ expected[:, :-1].T + expected[:, -1]
             ours = fitted.classifier(k)(rows)[r]
@@ -214,7 +214,7 @@ def test_rows_of_a_file_are_those_of_the_array(tmp_path, monkeypatch, n_views):
     (embeddings,) = read_hdf5(file_of(tmp_path / "f.h5", clean, n_views))
     index = split(500, 0.2, seed=0)[0]
     monkeypatch.setattr(rows_module, "CHUNK", 1000)
-    rows = stored(embeddings, index)
+    rows = rows_of_file(embeddings, index)
     assert (rows.count, rows.dim, rows.size) == (400, 6, 400 * 6 * 4)
     assert len(list(rows.chunks())) > 10
     assert torch.equal(torch.cat(list(rows.chunks())), clean[index])
@@ -231,9 +231,9 @@ def test_reading_from_the_file_in_each_epoch_gives_the_same_numbers(tmp_path, mo
     (embeddings,) = read_hdf5(file_of(tmp_path / "f.h5", clean, 1))
     index = torch.arange(0, 700, 2)
     settings = ProbeSettings(epochs=3, minibatch=50)
-    members = [stored(embeddings, index)]
+    members = [rows_of_file(embeddings, index)]
     whole = fit(members, labels[index], 4, (0.1,), settings)
-    windows = fit(members, labels[index], 4, (0.1,), settings, hold=False)
+    windows = fit(members, labels[index], 4, (0.1,), settings, in_memory=False)
     assert torch.equal(whole.weight, windows.weight)
     assert torch.equal(whole.bias, windows.bias)
 
@@ -245,7 +245,7 @@ def test_a_damaged_row_stops_the_probe(tmp_path):
         file["embeddings/backbone/clean"][7, 2] += 1.0
     (embeddings,) = read_hdf5(path)
     with pytest.raises(FeatureFileError, match="sample 7 does not match its checksum"):
-        fit([stored(embeddings, torch.arange(50))], labels, 4, (0.1,), ProbeSettings())
+        fit([rows_of_file(embeddings, torch.arange(50))], labels, 4, (0.1,), ProbeSettings())
 
 
 def test_a_split_is_exact_disjoint_and_by_seed():
@@ -259,7 +259,7 @@ def test_a_split_is_exact_disjoint_and_by_seed():
 
 
 def test_memory_counts_rows_and_weights():
-    rows = held(torch.zeros(1000, 10))
+    rows = rows_of_tensor(torch.zeros(1000, 10))
     # 40,000 bytes of rows; the weights of 3 classes at 2 rates are 60 numbers, six times over.
     assert memory_of(rows, 3, 2) == (40_000 + 6 * 240, 80_000 + 6 * 240)
 
@@ -269,5 +269,5 @@ def test_memory_counts_rows_and_weights():
 def test_the_same_on_a_cuda_device():
     (train, labels), (test, test_labels) = blobs(300, 16, 5, 0, 2.0), blobs(200, 16, 5, 1, 2.0)
     expected = top1(train, labels, test, test_labels)
-    found = top1(train.cuda(), labels, test.cuda(), test_labels)
-    assert found == pytest.approx(expected, abs=1.01 / 200)
+    actual = top1(train.cuda(), labels, test.cuda(), test_labels)
+    assert actual == pytest.approx(expected, abs=1.01 / 200)

@@ -24,8 +24,8 @@ from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings
-from lidar_cli.views.lookup import find_recipe
-from lidar_cli.views.masks import Mask, draw_mask, together
+from lidar_cli.views.masks import Mask, draw_mask, group_by_length
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import Blocks, InverseBlocks, MultiBlock
 
@@ -308,10 +308,10 @@ def test_the_clean_predictor_sees_all_and_predicts_all(saved: dict[str, Path]) -
 
 def test_masks_of_equal_lengths_go_together() -> None:
     """I-JEPA's lengths are the view's own, the others' are all alike."""
-    assert together(masks_of("data2vec", [0, 1])) == [[0, 1, 2, 3]]
-    assert together(masks_of("data2vec2", [0, 1])) == [[0, 1, 2, 3]]
+    assert group_by_length(masks_of("data2vec", [0, 1])) == [[0, 1, 2, 3]]
+    assert group_by_length(masks_of("data2vec2", [0, 1])) == [[0, 1, 2, 3]]
     masks = masks_of("ijepa", [0, 1])
-    groups = together(masks)
+    groups = group_by_length(masks)
     assert sorted(j for group in groups for j in group) == [0, 1, 2, 3]
     assert len(groups) > 1
     for group in groups:

@@ -97,12 +97,12 @@ def test_ijepa_masks_keep_the_rules(grid):
         assert targets.shape == (4, 200, height * width)
         assert (context.diff(dim=1) > 0).all()
         assert (targets.diff(dim=2) > 0).all()
-        blocks, kept = as_grids(targets, grid), as_grids(context, grid)
-        assert not (kept & blocks.any(axis=0)).any()
+        blocks, visible = as_grids(targets, grid), as_grids(context, grid)
+        assert not (visible & blocks.any(axis=0)).any()
         assert not blocks[..., -1, :].any()
         assert not blocks[..., :, -1].any()
-        assert not kept[..., -1, :].any()
-        assert not kept[..., :, -1].any()
+        assert not visible[..., -1, :].any()
+        assert not visible[..., :, -1].any()
         assert blocks[..., 0, :].any()  # the first ones do belong
         assert blocks[..., :, 0].any()
         # Each target is one full rectangle of the drawn size.
@@ -128,10 +128,10 @@ def test_ten_thousand_ijepa_masks_have_the_numbers_of_the_configurations():
         context, targets = ijepa_masks(7, range(DRAWS // 50), view, (14, 14))
         assert targets.shape == (4, DRAWS // 50, height * width)
         assert context.shape[1] > 10
-        kept = as_grids(context, (14, 14))
+        visible = as_grids(context, (14, 14))
         blocks = as_grids(targets, (14, 14))
-        assert not (kept & blocks.any(axis=0)).any()
-        assert (kept.sum(axis=(1, 2)) == context.shape[1]).all()
+        assert not (visible & blocks.any(axis=0)).any()
+        assert (visible.sum(axis=(1, 2)) == context.shape[1]).all()
         shared += int((blocks.sum(axis=0) > 1).any(axis=(1, 2)).sum())
     assert shared > 0.9 * DRAWS  # almost always two targets share a patch
 
@@ -251,7 +251,7 @@ def test_the_comparison_of_block_masks_would_notice_other_blocks(change):
     assert stats.ks_2samp(*edges).pvalue < P_BOUND
 
 
-def literal_inverse_mask(kept: int, squares: int, chance: random.Random, side: int = 14):
+def literal_inverse_mask(visible: int, squares: int, chance: random.Random, side: int = 14):
     seen = set()
     for _ in range(squares):
         y, x = divmod(chance.randrange(side * side), side)
@@ -261,9 +261,9 @@ def literal_inverse_mask(kept: int, squares: int, chance: random.Random, side: i
     others = [(y, x) for y in range(side) for x in range(side) if (y, x) not in seen]
     chosen = sorted(seen)
     chosen = (
-        chance.sample(chosen, kept)
-        if len(chosen) > kept
-        else chosen + chance.sample(others, kept - len(chosen))
+        chance.sample(chosen, visible)
+        if len(chosen) > visible
+        else chosen + chance.sample(others, visible - len(chosen))
     )
     grid = np.ones((side, side), bool)
     for y, x in chosen:
@@ -272,23 +272,23 @@ def literal_inverse_mask(kept: int, squares: int, chance: random.Random, side: i
 
 
 @pytest.mark.parametrize(
-    ("masked", "adjust", "kept", "squares"),
+    ("masked", "adjust", "visible", "squares"),
     # floor(196 (1 - masked)) and floor(196 (1 - masked + adjust) / 9), by hand
     [(0.8, 0.07, 39, 5), (0.75, 0.1, 49, 7)],
 )
-def test_inverse_block_masks_keep_squares(masked, adjust, kept, squares):
+def test_inverse_block_masks_keep_squares(masked, adjust, visible, squares):
     ours = inverse_block_masks(
         0, range(DRAWS), 0, (14, 14), InverseBlocks(masked=masked, adjust=adjust)
     )
-    assert (ours.sum(dim=1) == 196 - kept).all()
+    assert (ours.sum(dim=1) == 196 - visible).all()
     chance = random.Random(0)
-    theirs = np.array([literal_inverse_mask(kept, squares, chance) for _ in range(3000)])
+    theirs = np.array([literal_inverse_mask(visible, squares, chance) for _ in range(3000)])
     grids = ours.view(-1, 14, 14).numpy()
     assert abs(grids.mean(axis=0) - theirs.mean(axis=0)).max() < 5 * 0.5 / math.sqrt(3000)
     edges = [(x[:, 1:] != x[:, :-1]).sum(axis=(1, 2)) for x in (grids, theirs)]
     assert stats.ks_2samp(*edges).pvalue > P_BOUND
     scattered = np.random.default_rng(0).permuted(np.tile(np.arange(196), (3000, 1)), axis=1)
-    random_edges = as_grids(torch.from_numpy(scattered[:, :kept].copy()), (14, 14))
+    random_edges = as_grids(torch.from_numpy(scattered[:, :visible].copy()), (14, 14))
     random_edges = (random_edges[:, 1:] != random_edges[:, :-1]).sum(axis=(1, 2))
     assert stats.ks_2samp(edges[0], random_edges).pvalue < 1e-9  # squares, not single patches
 

@@ -18,7 +18,7 @@ from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import read_checkpoint
 from lidar_cli.extraction.plan import choose_recipe
 from lidar_cli.settings import ExtractSettings
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 
 # A head as text, layer after layer: L and l are Linear layers with and without bias, B and b
 # BatchNorms with and without weights, '-' is an activation.
@@ -96,39 +96,39 @@ def described(folder: Path, weights: Weights, **arguments: Any) -> CheckpointDes
     return describe(path, read_checkpoint(path))
 
 
-def assumed(told: CheckpointDescription, word: str) -> list[str]:
-    return [note for note in told.assumptions if word in note]
+def assumed(desc: CheckpointDescription, word: str) -> list[str]:
+    return [note for note in desc.assumptions if word in note]
 
 
 @pytest.mark.parametrize("trunk", ["backbone", "encoder"])
 @pytest.mark.parametrize("method", SOLO)
 def test_views_of_solo_learns_methods(method: str, trunk: str, tmp_path: Path) -> None:
-    told = described(tmp_path, solo(method, trunk))
-    assert told.format == {"backbone": "solo-learn", "encoder": "solo-learn-old"}[trunk]
+    desc = described(tmp_path, solo(method, trunk))
+    assert desc.format == {"backbone": "solo-learn", "encoder": "solo-learn-old"}[trunk]
     if method in AMBIGUOUS:
-        assert told.recipe == "barlow"
+        assert desc.recipe == "barlow"
     else:
-        assert told.recipe == SOLO_VIEWS[method]
+        assert desc.recipe == SOLO_VIEWS[method]
     open_names = method in (*AMBIGUOUS, "barlow_twins")
-    assert bool(assumed(told, "views of")) is open_names
+    assert bool(assumed(desc, "views of")) is open_names
     if open_names:
-        assert "vicreg or vibcreg" in assumed(told, "views of barlow")[0]
-    assert choose_recipe(ExtractSettings(), told).name == told.recipe
+        assert "vicreg or vibcreg" in assumed(desc, "views of barlow")[0]
+    assert choose_recipe(ExtractSettings(), desc).name == desc.recipe
 
 
 @pytest.mark.parametrize("method", SOLO)
 def test_arguments_beside_a_checkpoint_name_the_method(method: str, tmp_path: Path) -> None:
-    told = described(tmp_path, solo(method), method=method, data={"dataset": "imagenet100"})
-    assert told.recipe == (SOLO_VIEWS | dict.fromkeys(AMBIGUOUS, "vicreg"))[method]
-    assert not assumed(told, "views of")
-    assert told.pixel_stats == "imagenet"
+    desc = described(tmp_path, solo(method), method=method, data={"dataset": "imagenet100"})
+    assert desc.recipe == (SOLO_VIEWS | dict.fromkeys(AMBIGUOUS, "vicreg"))[method]
+    assert not assumed(desc, "views of")
+    assert desc.pixel_stats == "imagenet"
 
 
 def test_arguments_of_another_run_decide_nothing(tmp_path: Path) -> None:
-    told = described(tmp_path, solo("byol"), method="simclr", data={"dataset": "cifar100"})
-    assert (told.recipe, told.pixel_stats) == ("byol", "imagenet")
-    told = described(tmp_path, solo("byol", kernel=3), method=["byol"], dataset="stl10")
-    assert (told.recipe, told.pixel_stats) == ("byol", "cifar10")
+    desc = described(tmp_path, solo("byol"), method="simclr", data={"dataset": "cifar100"})
+    assert (desc.recipe, desc.pixel_stats) == ("byol", "imagenet")
+    desc = described(tmp_path, solo("byol", kernel=3), method=["byol"], dataset="stl10")
+    assert (desc.recipe, desc.pixel_stats) == ("byol", "cifar10")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b" " * 2**21])
@@ -156,25 +156,29 @@ def test_arguments_that_are_no_regular_file_are_left_out(tmp_path: Path) -> None
 def test_pixel_statistics_of_solo_learn(
     kernel: int, arguments: dict[str, Any], stats: str, open_: bool, tmp_path: Path
 ) -> None:
-    told = described(tmp_path, solo("simclr", kernel=kernel), **arguments)
-    assert told.pixel_stats == stats
-    assert (told.assumed["pixel_stats"].why == "usual for images this small") is open_
-    recipe = choose_recipe(ExtractSettings(), told)
+    desc = described(tmp_path, solo("simclr", kernel=kernel), **arguments)
+    assert desc.pixel_stats == stats
+    assert (desc.assumed["pixel_stats"].why == "usual for images this small") is open_
+    recipe = choose_recipe(ExtractSettings(), desc)
     assert (recipe.mean, recipe.std) == (
         find_recipe("simclr", stats).mean,
         find_recipe("simclr", stats).std,
     )
     # What the user names wins, and so does a [recipe] table.
-    assert choose_recipe(ExtractSettings(pixel_stats="unit"), told).std == (1, 1, 1)
+    assert choose_recipe(ExtractSettings(pixel_stats="unit"), desc).std == (1, 1, 1)
     table = {"base": "simclr", "std": [0.5, 0.5, 0.5]}
-    assert choose_recipe(ExtractSettings(recipe=table), told).std == (0.5, 0.5, 0.5)
+    assert choose_recipe(ExtractSettings(recipe=table), desc).std == (0.5, 0.5, 0.5)
 
 
 def test_a_small_vit_of_solo_learn_takes_images_of_cifar(tmp_path: Path) -> None:
     path = FIXTURES["solo-learn-dino"]().save(tmp_path)
-    told = describe(path, read_checkpoint(path))
-    assert (told.image_size, told.pixel_stats, told.recipe) == (32, "cifar10", "dino")
-    assert told.assumed["pixel_stats"].text("pixel_stats") == (
+    desc = describe(path, read_checkpoint(path))
+    assert (desc.image_size, desc.pixel_stats, desc.recipe) == (
+        32,
+        "cifar10",
+        "dino",
+    )
+    assert desc.assumed["pixel_stats"].text("pixel_stats") == (
         "pixel_stats=cifar10 (usual for images this small)"
     )
 
@@ -188,10 +192,10 @@ def test_views_of_lightlys_methods(method: str, tmp_path: Path) -> None:
     add_head(w, "prediction_head.layers.", prediction, into=12)
     for name, shape in others.items():
         w.normal(name, *shape)
-    told = described(tmp_path, w)
-    assert (told.format, told.recipe) == ("lightly", views)
+    desc = described(tmp_path, w)
+    assert (desc.format, desc.recipe) == ("lightly", views)
     expected = ["views of barlow, though the names may be those of vicreg too (--views)"]
-    assert assumed(told, "views of") == (expected if method == "barlow" else [])
+    assert assumed(desc, "views of") == (expected if method == "barlow" else [])
 
 
 def test_views_of_lightlys_methods_with_two_branches(tmp_path: Path) -> None:
@@ -207,17 +211,21 @@ def test_views_of_lightlys_methods_with_two_branches(tmp_path: Path) -> None:
         for branch in ("", "_momentum"):
             w.resnet(f"backbone{branch}.")
             add_head(w, f"projection_head{branch}.layers.", head)
-        told = described(tmp_path, w)
-        assert (told.format, told.recipe, told.assumptions) == ("lightly-moco-example", recipe, ())
+        desc = described(tmp_path, w)
+        assert (desc.format, desc.recipe, desc.assumptions) == (
+            "lightly-moco-example",
+            recipe,
+            (),
+        )
 
 
 def test_names_of_no_known_method_are_said(tmp_path: Path) -> None:
     w = Weights()
     w.resnet("backbone.")
     w.linear("classifier", 16, 10)
-    told = described(tmp_path, w)
-    assert told.recipe == "simclr"
-    assert assumed(told, "views of simclr, since the names fit no known method")
+    desc = described(tmp_path, w)
+    assert desc.recipe == "simclr"
+    assert assumed(desc, "views of simclr, since the names fit no known method")
 
 
 def test_every_dino_defaults_to_the_teacher() -> None:
@@ -261,7 +269,7 @@ def test_statistics_that_are_the_codes_own(tmp_path: Path) -> None:
     }
     for name, stats in expected.items():
         path = FIXTURES[name]().save(tmp_path)
-        told = describe(path, read_checkpoint(path))
-        recipe = choose_recipe(ExtractSettings(), told)
+        desc = describe(path, read_checkpoint(path))
+        recipe = choose_recipe(ExtractSettings(), desc)
         assert (recipe.mean, recipe.std) == stats, name
-        assert "usual" not in told.assumed["pixel_stats"].why
+        assert "usual" not in desc.assumed["pixel_stats"].why

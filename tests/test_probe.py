@@ -22,10 +22,10 @@ from lidar_cli.errors import SettingsError
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.probing import linear
-from lidar_cli.probing.classify import Accuracy
+from lidar_cli.probing.classifiers import Accuracy
 from lidar_cli.probing.data import open_members, split
 from lidar_cli.probing.linear import linear_probe
-from lidar_cli.probing.run import Probed, probe_files
+from lidar_cli.probing.run import ProbeResult, probe_files
 from lidar_cli.settings import ProbeSettings
 
 N, D, CLASSES = 300, 8, 6
@@ -53,9 +53,9 @@ def embeddings(seed: int, spread: float = 1.5, n: int = N, classes: int = CLASSE
 def write(path: Path, clean: torch.Tensor, labels: list[int] | None, **provenance: Any) -> Path:
     """A feature file of one layer, without views."""
     layout = Layout({"backbone": clean.shape[1]}, 0, 0, len(clean))
-    told = {"sha256": "a", "samples_sha256": path.stem, "image_size": 32} | provenance
+    provenance_of_file = {"sha256": "a", "samples_sha256": path.stem, "image_size": 32} | provenance
     ids = [str(i) for i in range(len(clean))]
-    with FeatureWriter.create(path, layout, ids, labels, told) as writer:
+    with FeatureWriter.create(path, layout, ids, labels, provenance_of_file) as writer:
         nothing = torch.empty(0, 0, clean.shape[1])
         writer.write(range(len(clean)), {"backbone": nothing}, {"backbone": clean})
         return writer.finish()
@@ -65,11 +65,11 @@ def labelled(path: Path, seed: int, spread: float = 1.5, **provenance: Any) -> P
     return write(path, embeddings(seed, spread), labels_of().tolist(), **provenance)
 
 
-def probed(*files: Path, tests: list[Path | None] | None = None, **more: Any) -> list[Probed]:
+def probed(*files: Path, tests: list[Path | None] | None = None, **more: Any) -> list[ProbeResult]:
     settings = ProbeSettings(**({"device": "cpu"} | more))
-    found = probe_files(files, tests or [None] * len(files), settings)
-    assert found.failed == ()
-    return list(found.probed)
+    actual = probe_files(files, tests or [None] * len(files), settings)
+    assert actual.failed == ()
+    return list(actual.probed)
 
 
 # Which rows
@@ -77,16 +77,16 @@ def probed(*files: Path, tests: list[Path | None] | None = None, **more: Any) ->
 
 def test_a_single_file_is_split_by_seed(tmp_path: Path) -> None:
     path = labelled(tmp_path / "a.h5", 0)
-    (found,) = probed(path)
-    assert (found.n_train, found.n_test, found.n_unknown) == (240, 60, 0)
-    assert (found.n_classes, found.dim, found.layer) == (CLASSES, D, "backbone")
+    (actual,) = probed(path)
+    assert (actual.n_train, actual.n_test, actual.n_unknown) == (240, 60, 0)
+    assert (actual.n_classes, actual.dim, actual.layer) == (CLASSES, D, "backbone")
     rows, labels = embeddings(0), labels_of()
     train, test = split(N, 0.2, seed=0)
     expected = linear_probe(rows[train], labels[train], rows[test], labels[test])[0]
-    assert Accuracy(found.top1, found.top5) == expected
-    assert 0.3 < found.top1 < 0.99
-    assert found.standard_error == pytest.approx((found.top1 * (1 - found.top1) / 60) ** 0.5)
-    assert probed(path, seed=1)[0].top1 != found.top1
+    assert Accuracy(actual.top1, actual.top5) == expected
+    assert 0.3 < actual.top1 < 0.99
+    assert actual.standard_error == pytest.approx((actual.top1 * (1 - actual.top1) / 60) ** 0.5)
+    assert probed(path, seed=1)[0].top1 != actual.top1
 
 
 def test_unknown_labels_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -94,11 +94,11 @@ def test_unknown_labels_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = embeddings(0)
     rows[::3] = 1e6  # would spoil the standardisation
     unknown = [-1 if i % 3 == 0 else label for i, label in enumerate(labels)]
-    (found,) = probed(write(tmp_path / "a.h5", rows, unknown))
-    assert (found.n_train, found.n_test, found.n_unknown) == (160, 40, 100)
-    kept = torch.tensor([i for i in range(N) if i % 3])
-    alone = write(tmp_path / "b.h5", rows[kept], [labels[i] for i in kept.tolist()])
-    assert replace(found, train="", test="", n_unknown=0) == replace(
+    (actual,) = probed(write(tmp_path / "a.h5", rows, unknown))
+    assert (actual.n_train, actual.n_test, actual.n_unknown) == (160, 40, 100)
+    with_label = torch.tensor([i for i in range(N) if i % 3])
+    alone = write(tmp_path / "b.h5", rows[with_label], [labels[i] for i in with_label.tolist()])
+    assert replace(actual, train="", test="", n_unknown=0) == replace(
         probed(alone)[0], train="", test=""
     )
 
@@ -109,12 +109,12 @@ def test_a_pair_learns_from_one_file_and_is_tested_on_the_other(tmp_path: Path) 
     labels = (labels_of() * 10).tolist()
     relabelled = write(tmp_path / "b.h5", embeddings(0), labels)
     test = write(tmp_path / "c.h5", embeddings(0, 2.0)[:100], [*labels[:90], *[7] * 10])
-    (found,) = probed(relabelled, tests=[test])
-    assert (found.n_train, found.n_test) == (N, 100)
+    (actual,) = probed(relabelled, tests=[test])
+    assert (actual.n_train, actual.n_test) == (N, 100)
     rows, wanted = embeddings(0), labels_of()
     expected = linear_probe(rows, wanted, embeddings(0, 2.0)[:90], wanted[:90])[0].top1
-    assert found.top1 == pytest.approx(expected * 90 / 100)
-    assert "10 test rows are of classes that no training row has" in found.warnings
+    assert actual.top1 == pytest.approx(expected * 90 / 100)
+    assert "10 test rows are of classes that no training row has" in actual.warnings
     assert probed(train)[0].n_classes == CLASSES
 
 
@@ -138,9 +138,9 @@ def test_side_by_side_equals_one_at_a_time(tmp_path: Path) -> None:
     other = write(tmp_path / "o.h5", embeddings(9, classes=3), labels_of(classes=3).tolist())
     together = probed(files[0], other, *files[1:])
     assert [Path(f.train).stem for f in together] == ["0", "o", "1", "2", "3"]
-    for found in together:
-        (alone,) = probed(Path(found.train))
-        assert found.top1 == pytest.approx(alone.top1, abs=1.01 / 60)
+    for actual in together:
+        (alone,) = probed(Path(actual.train))
+        assert actual.top1 == pytest.approx(alone.top1, abs=1.01 / 60)
     assert together[1].n_classes == 3
 
 
@@ -169,12 +169,12 @@ def test_too_little_memory_is_said_with_what_is_needed(tmp_path: Path) -> None:
 
 def test_the_best_rate_is_chosen_on_training_rows_held_out(tmp_path: Path) -> None:
     path = labelled(tmp_path / "a.h5", 0, 2.5)
-    (found,) = probed(path, learning_rates="0.0001,0.1,0.01")
-    assert [rate.learning_rate for rate in found.rates] == [0.0001, 0.1, 0.01]
-    assert (found.n_train, found.n_held_out, found.n_test) == (216, 24, 60)
-    best = max(found.rates, key=lambda rate: rate.held_out or 0)
-    assert (found.learning_rate, found.top1) == (best.learning_rate, best.top1)
-    assert len({rate.held_out for rate in found.rates}) > 1
+    (actual,) = probed(path, learning_rates="0.0001,0.1,0.01")
+    assert [rate.learning_rate for rate in actual.rates] == [0.0001, 0.1, 0.01]
+    assert (actual.n_train, actual.n_held_out, actual.n_test) == (216, 24, 60)
+    best = max(actual.rates, key=lambda rate: rate.held_out or 0)
+    assert (actual.learning_rate, actual.top1) == (best.learning_rate, best.top1)
+    assert len({rate.held_out for rate in actual.rates}) > 1
     # The held-out rows are training rows: nothing of the choice changes with the test labels.
     with h5py.File(path, "r") as file:
         labels = torch.from_numpy(file["samples/label"][:])
@@ -184,18 +184,18 @@ def test_the_best_rate_is_chosen_on_training_rows_held_out(tmp_path: Path) -> No
         write(tmp_path / "b.h5", embeddings(0, 2.5), labels.tolist()),
         learning_rates="0.0001,0.1,0.01",
     )
-    assert other.learning_rate == found.learning_rate
-    assert [r.held_out for r in other.rates] == [r.held_out for r in found.rates]
-    assert other.top1 != found.top1
+    assert other.learning_rate == actual.learning_rate
+    assert [r.held_out for r in other.rates] == [r.held_out for r in actual.rates]
+    assert other.top1 != actual.top1
 
 
 def test_a_rate_of_a_sweep_gets_what_it_gets_alone(tmp_path: Path) -> None:
     path = labelled(tmp_path / "a.h5", 0, 2.0)
     (member,) = open_members(path, None, "auto", 0, hold_out=True, device=torch.device("cpu"))
-    (found,) = probed(path, learning_rates="0.1,0.001")
+    (actual,) = probed(path, learning_rates="0.1,0.001")
     rows, labels = torch.cat(list(member.train.chunks())), member.train_labels
     test = torch.cat(list(member.test.chunks()))
-    for rate in found.rates:
+    for rate in actual.rates:
         settings = ProbeSettings(learning_rates=str(rate.learning_rate))
         (alone,) = linear_probe(rows, labels, test, member.test_labels, settings=settings)
         assert rate.top1 == pytest.approx(alone.top1, abs=1.01 / 60)
@@ -206,14 +206,14 @@ def test_trained_to_the_end_it_is_logistic_regression(tmp_path: Path) -> None:
     images = embedded_images(0)
     pixels = torch.as_tensor(images.images[:, 2::4, 2::4].mean(axis=3)).flatten(1).float()
     path = write(tmp_path / "a.h5", pixels, images.labels.tolist())
-    (found,) = probed(path, epochs=200)
+    (actual,) = probed(path, epochs=200)
     train, test = split(len(pixels), 0.2, seed=0)
     mean, std = pixels[train].mean(0), pixels[train].std(0)
     x, labels = (pixels - mean) / std, torch.as_tensor(images.labels)
     theirs = LogisticRegression(max_iter=2000).fit(x[train].numpy(), labels[train].numpy())
     expected = theirs.score(x[test].numpy(), labels[test].numpy())
-    assert found.top1 == pytest.approx(expected, abs=0.03)
-    assert found.warnings == ()
+    assert actual.top1 == pytest.approx(expected, abs=0.03)
+    assert actual.warnings == ()
     assert probed(path)[0].warnings[0].startswith("120 steps of Adam, too few")
 
 
@@ -236,9 +236,9 @@ def test_odd_learning_rates(tmp_path: Path, text: str, message: str) -> None:
 
 
 def refused(train: Path, test: Path | None = None, **more: Any) -> str:
-    found = probe_files([train], [test], ProbeSettings(device="cpu", **more))
-    assert found.probed == ()
-    (failed,) = found.failed
+    actual = probe_files([train], [test], ProbeSettings(device="cpu", **more))
+    assert actual.probed == ()
+    (failed,) = actual.failed
     assert "\n" not in failed.reason
     return failed.reason
 
@@ -297,10 +297,10 @@ def test_one_bad_file_stops_no_other(tmp_path: Path, run: Shell) -> None:
     done = run(good, bad, "--json", "--device", "cpu")
     assert done.returncode == 3
     assert f"error: {bad}: holds no labels" in done.stderr
-    (found,) = json.loads(done.stdout)
-    assert found["train"] == found["test"] == str(good)
-    assert found["top1"] == probed(good)[0].top1
-    assert found["top1_standard_error"] > 0
+    (actual,) = json.loads(done.stdout)
+    assert actual["train"] == actual["test"] == str(good)
+    assert actual["top1"] == probed(good)[0].top1
+    assert actual["top1_standard_error"] > 0
 
 
 def test_tables_for_people_and_csv_for_programs(tmp_path: Path, run: Shell) -> None:

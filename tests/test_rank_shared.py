@@ -22,9 +22,11 @@ from lidar_cli.checkpoints.reading.read import sha256
 from lidar_cli.data.dataset import Samples
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import DegenerateFeatures
+from lidar_cli.extraction.engine import EmbeddingModel
 from lidar_cli.extraction.plan import Plan, identity, make_plan
 from lidar_cli.extraction.run import open_with, run
-from lidar_cli.extraction.view_cache import Room, ViewStore
+from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
+from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.ranking.cache_folder import MARKER
 from lidar_cli.ranking.session import Ranking, rank_directory
@@ -171,13 +173,15 @@ def test_the_entries_of_a_provenance_that_an_identity_has(runs: Path, images: Pa
 def test_views_kept_at_one_batch_size_serve_another(
     runs: Path, images: Path, tmp_path: Path, kept: int
 ) -> None:
-    with ViewStore(Room(0, kept, 5 * SAMPLE), CPU, tmp_path) as store:
+    with ViewCache(CacheLimits(0, kept, 5 * SAMPLE), CPU, tmp_path) as store:
         for name, batch_size in (("0.pt", 5), ("1.pt", 3), ("2.pt", 14)):
             plan, samples, known = planned(runs / name, images, batch_size=batch_size)
             outputs = [tmp_path / f"{name}-{how}.h5" for how in ("store", "alone")]
             for output, shared in zip(outputs, (store, None), strict=True):
                 loaded = open_checkpoint(runs / name)
-                run(plan, loaded, samples, known, output, CPU, Progress(), shared)
+                form = loaded.memory_format
+                source = ViewSource(plan, samples, CPU, form, known.workers, shared)
+                run(EmbeddingModel(plan, loaded, CPU), source, known, output, Progress())
             assert_equal(*outputs)
         assert 0 in store
 

@@ -1,4 +1,4 @@
-"""Recipes: each method's published constants, changes to them in TOML, and what is told of them."""
+"""Recipes: each method's published constants, changes to them in TOML, and their description."""
 
 import dataclasses
 import json
@@ -11,8 +11,7 @@ import pytest
 from lidar_cli.configuration import resolve
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import COMMANDS, ExtractSettings, RankSettings, ScoreSettings
-from lidar_cli.views.lookup import find_recipe
-from lidar_cli.views.methods import RECIPES
+from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.recipes import RULES, Blocks, InverseBlocks, MultiBlock, Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -171,20 +170,20 @@ def test_pixel_statistics_that_no_pixels_have_are_refused(text, message):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_description_gives_the_recipe_back(name):
-    """As JSON, and as a table over another recipe: nothing is left out of what is told."""
-    told = json.loads(json.dumps(RECIPES[name].describe()))
-    assert told == RECIPES[name].describe()
-    assert set(told) == {f.name for f in dataclasses.fields(Recipe)}
-    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
-    if told["masks"] is not None:
-        masks = {k: tuple(v) if isinstance(v, list) else v for k, v in told["masks"].items()}
+    """As JSON, and as a table over another recipe: nothing is left out of the description."""
+    constants = json.loads(json.dumps(RECIPES[name].describe()))
+    assert constants == RECIPES[name].describe()
+    assert set(constants) == {f.name for f in dataclasses.fields(Recipe)}
+    as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in constants.items()}
+    if constants["masks"] is not None:
+        masks = {k: tuple(v) if isinstance(v, list) else v for k, v in constants["masks"].items()}
         as_tuples["masks"] = RULES[masks["rule"]](**masks)
     assert Recipe(**as_tuples) == RECIPES[name]
-    if told["crop_scale"] is not None:  # for which TOML has no null
-        table = {k: v for k, v in told.items() if k not in ("name", "crops") and v is not None}
-        base = "dinov2" if told["blur_kernel"] else "dino"
+    if constants["crop_scale"] is not None:  # for which TOML has no null
+        table = {k: v for k, v in constants.items() if k not in ("name", "crops") and v is not None}
+        base = "dinov2" if constants["blur_kernel"] else "dino"
         again = find_recipe("auto", "auto", {"base": base, **table})
-        changes = {"name": name, "crops": told["crops"]}
+        changes = {"name": name, "crops": constants["crops"]}
         assert dataclasses.replace(again, **changes) == RECIPES[name]
 
 
@@ -282,8 +281,8 @@ def test_the_base_is_the_tables_or_that_of_views(tmp_path):
 
 def test_a_table_that_changes_nothing_keeps_the_name(tmp_path):
     """Such a recipe is comparable to its base, whose provenance it must equal."""
-    told = configured(tmp_path, '[recipe]\nbase = "vicreg"\ncrop_scale = [0.08, 1]').describe()
-    assert told == RECIPES["vicreg"].describe()
+    constants = configured(tmp_path, '[recipe]\nbase = "vicreg"\ncrop_scale = [0.08, 1]').describe()
+    assert constants == RECIPES["vicreg"].describe()
 
 
 def test_pixel_statistics_win_over_a_table_only_if_named(tmp_path):
@@ -314,7 +313,7 @@ def test_pixel_statistics_win_over_a_table_only_if_named(tmp_path):
         ("mean = [nan, 0.0, 0.0]", "expected finite numbers"),
         ("blur = [1, 0]\nsolarise = [0, 0, 1]", "blur has 2 kinds of views and solarise 3"),
         ('order = ["crop", "flip"]', "jitter and grey and blur left out; name it where it acts"),
-        ('order = ["crop", "flip", "flip", "jitter", "grey", "blur"]', "stands twice"),
+        ('order = ["crop", "flip", "flip", "jitter", "grey", "blur"]', "appears twice"),
         ('order = ["blur", "crop", "flip", "jitter", "grey"]', "blur comes after crop"),
         ('order = ["crop", "gray"]', r"\[recipe\] order = .*: input should be 'crop', 'flip'"),
         ('base = "identity"\nflip = 0.5', r"flip without crop_scale; \[1, 1\] is the whole image"),

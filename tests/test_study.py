@@ -92,15 +92,15 @@ def test_what_is_measured_is_what_extract_and_score_say(
     said = {score.layer: score for score in score_file(tmp_path / "features.h5", ScoreSettings())}
     assert set(said) == {"backbone", layer}
     for place, name in zip(LAYERS, ("backbone", layer), strict=True):
-        found = measured.scores[place, 2]
+        score_of_run = measured.scores[place, 2]
         for metric in METRICS:
             expected = said[name].value(metric)
             if expected is None:
-                assert found.value(metric) is None
+                assert score_of_run.value(metric) is None
             else:
-                assert found.value(metric) == pytest.approx(expected, rel=1e-3), metric
-        assert found.notes == said[name].notes
-        assert found.lidar is not None
+                assert score_of_run.value(metric) == pytest.approx(expected, rel=1e-3), metric
+        assert score_of_run.notes == said[name].notes
+        assert score_of_run.lidar is not None
 
 
 def test_a_second_study_uses_what_is_there(ran: tuple[Path, Study]) -> None:

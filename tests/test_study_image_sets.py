@@ -9,9 +9,9 @@ from study.image_sets import DARK, TILE, WINDOW, plain_digits, textures
 from lidar_cli.data.builtin import CONTRAST, SIDE, embedded_images
 
 
-@pytest.mark.parametrize("made", [plain_digits, textures])
-def test_a_seed_decides_the_images_and_not_the_labels(made):
-    first, again, other = made(0), made(0), made(1)
+@pytest.mark.parametrize("built", [plain_digits, textures])
+def test_a_seed_decides_the_images_and_not_the_labels(built):
+    first, again, other = built(0), built(0), built(1)
     assert (first.images == again.images).all()
     assert (first.images != other.images).any()
     assert (first.labels == other.labels).all()
@@ -21,31 +21,31 @@ def test_a_seed_decides_the_images_and_not_the_labels(made):
 
 
 def test_plain_digits_are_light_ink_on_a_dark_ground_of_one_colour():
-    found = plain_digits(0)
-    assert (found.labels == load_digits().target).all()
-    assert (found.train == embedded_images(0).train).all()
-    corner = found.images[:, 0, 0].astype(int)
-    least = found.images.min(axis=(1, 2)).astype(int)
-    most = found.images.max(axis=(1, 2)).astype(int)
+    image_set = plain_digits(0)
+    assert (image_set.labels == load_digits().target).all()
+    assert (image_set.train == embedded_images(0).train).all()
+    corner = image_set.images[:, 0, 0].astype(int)
+    least = image_set.images.min(axis=(1, 2)).astype(int)
+    most = image_set.images.max(axis=(1, 2)).astype(int)
     assert (corner < DARK).mean() > 0.99  # a digit rarely reaches a corner
     assert (least < DARK).all()
     # Few bitmaps have a cell of full ink after resizing, so that nearly all is the bound here.
     assert (most - least > 0.8 * CONTRAST).all()
-    grounds = (found.images == least[:, None, None, :]).all(axis=3).mean(axis=(1, 2))
+    grounds = (image_set.images == least[:, None, None, :]).all(axis=3).mean(axis=(1, 2))
     assert grounds.min() > 0.2
 
 
 def test_textures_are_windows_of_tiles_and_regions():
     """Every window is sought in its photograph, and its tile and region follow from its place."""
-    found = textures(3)
+    image_set = textures(3)
     photographs = load_sample_images().images
-    assert np.bincount(found.labels[found.train]).tolist() == [128] * 16
-    assert np.bincount(found.labels[~found.train]).tolist() == [32] * 16
+    assert np.bincount(image_set.labels[image_set.train]).tolist() == [128] * 16
+    assert np.bincount(image_set.labels[~image_set.train]).tolist() == [32] * 16
     tiles = {True: set(), False: set()}
-    for at in range(0, len(found.labels), 13):
-        number, region = divmod(int(found.labels[at]), 8)
-        image, photograph = found.images[at, ::2, ::2], photographs[number]
-        assert (image.repeat(2, axis=0).repeat(2, axis=1) == found.images[at]).all()
+    for at in range(0, len(image_set.labels), 13):
+        number, region = divmod(int(image_set.labels[at]), 8)
+        image, photograph = image_set.images[at, ::2, ::2], photographs[number]
+        assert (image.repeat(2, axis=0).repeat(2, axis=1) == image_set.images[at]).all()
         places = np.argwhere((photograph[: -WINDOW + 1, : -WINDOW + 1] == image[0, 0]).all(axis=2))
         hits = [
             (int(top), int(left))
@@ -62,7 +62,7 @@ def test_textures_are_windows_of_tiles_and_regions():
         ]
         assert within
         if len(within) == 1:  # flat sky can be in several places
-            tiles[bool(found.train[at])].add((number, *within[0]))
+            tiles[bool(image_set.train[at])].add((number, *within[0]))
     assert len(tiles[True]) > 30
     assert len(tiles[False]) > 10
     assert not tiles[True] & tiles[False]

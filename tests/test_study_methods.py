@@ -71,11 +71,11 @@ def test_prototypes_are_cosines():
     prototypes, x = Prototypes(6, 4), F.normalize(torch.randn(3, 6), dim=1)
     with torch.no_grad():
         prototypes.weight_v.mul_(100)
-    found = prototypes(x).detach()
+    actual = prototypes(x).detach()
     for i in range(3):
         for k in range(4):
             v = prototypes.weight_v[k].detach()
-            assert found[i, k].item() == pytest.approx(float(x[i] @ v / v.norm()), abs=1e-5)
+            assert actual[i, k].item() == pytest.approx(float(x[i] @ v / v.norm()), abs=1e-5)
 
 
 def test_a_teacher_follows_by_its_momentum_which_rises_to_one():
@@ -101,16 +101,16 @@ def test_steps_see_every_sample_of_whole_batches_once_an_epoch():
 
 
 def test_positions_of_patches_differ_and_have_one_length():
-    found = sine_positions(16, 3)
-    assert found.shape == (9, 16)
-    torch.testing.assert_close(found.square().sum(dim=1), torch.full((9,), 8.0))
+    actual = sine_positions(16, 3)
+    assert actual.shape == (9, 16)
+    torch.testing.assert_close(actual.square().sum(dim=1), torch.full((9,), 8.0))
     # Patch 5 is row 1, column 2; the first and the last frequency are 1 and 10000^(-3/4).
     slow = 10000**-0.75
-    assert found[5, 0].item() == pytest.approx(math.sin(2))
-    assert found[5, 3].item() == pytest.approx(math.sin(2 * slow))
-    assert found[5, 4].item() == pytest.approx(math.cos(2))
-    assert found[5, 8].item() == pytest.approx(math.sin(1))
-    assert found[5, 15].item() == pytest.approx(math.cos(slow))
+    assert actual[5, 0].item() == pytest.approx(math.sin(2))
+    assert actual[5, 3].item() == pytest.approx(math.sin(2 * slow))
+    assert actual[5, 4].item() == pytest.approx(math.cos(2))
+    assert actual[5, 8].item() == pytest.approx(math.sin(1))
+    assert actual[5, 15].item() == pytest.approx(math.cos(slow))
 
 
 def test_ijepa_loss_equals_the_loop_over_images_and_hidden_patches(images):
@@ -177,9 +177,9 @@ def test_the_layout_is_read_without_a_flag_and_gives_what_was_trained(
     torch.save(checkpoints[name], path)
     torch.load(path, weights_only=True)
     loaded = open_checkpoint(path, layer=layers)
-    found = loaded.description
-    assert (found.format, found.branch) == (name, branch)
-    assert found.widths == dict.fromkeys(layers.split(","), 128)
+    actual = loaded.description
+    assert (actual.format, actual.branch) == (name, branch)
+    assert actual.widths == dict.fromkeys(layers.split(","), 128)
     loaded.set_image_size(32)
     x = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     outputs = loaded.embed(x, layers.split(","))

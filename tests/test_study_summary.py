@@ -41,13 +41,13 @@ def agreement(data: str, method: str, rho: float | None, tau: float | None, **mo
 
 
 def test_standing_is_the_mean_and_the_worst_case() -> None:
-    found = [
+    actual = [
         agreement("digits", POOLED, 0.9, 0.6, lost=0.01),
         agreement("textures", POOLED, -0.3, -0.1, lost=0.10),
         agreement("plain", POOLED, 0.6, 0.4, known=6, lost=0.04),
         agreement("plain", "dino", None, None, known=0),
     ]
-    (pillai,) = [s for s in standings(found) if s.metric == "pillai"]
+    (pillai,) = [s for s in standings(actual) if s.metric == "pillai"]
     assert pillai.defined == 3
     assert pillai.spearman_mean == pytest.approx(0.4)
     assert pillai.spearman_worst == -0.3
@@ -60,7 +60,7 @@ def test_standing_is_the_mean_and_the_worst_case() -> None:
 
 
 def test_the_best_worst_case_comes_first_and_what_is_never_defined_last() -> None:
-    found = [
+    actual = [
         Agreement(
             Setting("digits", "backbone", 2),
             POOLED,
@@ -70,9 +70,9 @@ def test_the_best_worst_case_comes_first_and_what_is_never_defined_last() -> Non
             dict.fromkeys(("lidar", "rankme")),
         )
     ]
-    order = [s.metric for s in standings(found) if s.metric in ("lidar", "rankme", "pillai")]
+    order = [s.metric for s in standings(actual) if s.metric in ("lidar", "rankme", "pillai")]
     assert order == ["rankme", "lidar", "pillai"]
-    never = standings(found)[-1]
+    never = standings(actual)[-1]
     assert never.spearman_worst is None
     assert never.spearman_mean is None
     assert never == Standing(never.metric, 0, 0.0, *[None] * 7)  # type: ignore[arg-type]
@@ -85,8 +85,8 @@ def test_agreements_are_pooled_and_by_method_without_the_untrained() -> None:
         for at, (accuracy, value) in enumerate(values)
     ]
     rows += [measured("simclr", None, 0.99, pillai=0.0), measured("vicreg", 0, None)]
-    found = agreements(rows, SIZE, 0.95, 0)
-    by_method = {a.method: a for a in found if a.setting.layer == "projector"}
+    actual = agreements(rows, SIZE, 0.95, 0)
+    by_method = {a.method: a for a in actual if a.setting.layer == "projector"}
     assert {method: a.count for method, a in by_method.items()} == {
         POOLED: 6,
         "simclr": 3,
@@ -124,9 +124,9 @@ def test_nulls_count_in_the_agreement() -> None:
         measured("simclr", at, accuracy, **({} if value is None else {"pillai": value}))
         for at, (accuracy, value) in enumerate([(0.1, None), (0.2, 1.0), (0.4, 3.0), (0.3, None)])
     ]
-    found = agreements(rows, SIZE, 0.95, 0)[0]
-    (pillai,) = [c for c in found.correlations if c.metric == "pillai"]
-    assert found.known["pillai"] == 2
+    actual = agreements(rows, SIZE, 0.95, 0)[0]
+    (pillai,) = [c for c in actual.correlations if c.metric == "pillai"]
+    assert actual.known["pillai"] == 2
     expected = spearmanr([0, 1, 3, 0], [0.1, 0.2, 0.4, 0.3]).statistic
     assert pillai.spearman == pytest.approx(expected)
 
@@ -139,8 +139,8 @@ def test_spread_is_of_the_trained_with_the_untrained_beside() -> None:
         measured("ijepa", None, 0.1),
         measured("vicreg", 0, None),
     ]
-    (found,) = spreads(rows, SIZE)
-    assert (found.count, found.least, found.median, found.most) == (3, 0.2, 0.3, 0.5)
-    assert found.by_method == {"simclr": (0.2, 0.5), "ijepa": (0.3, 0.3)}
-    assert found.untrained == {"ijepa": 0.1}
+    (actual,) = spreads(rows, SIZE)
+    assert (actual.count, actual.least, actual.median, actual.most) == (3, 0.2, 0.3, 0.5)
+    assert actual.by_method == {"simclr": (0.2, 0.5), "ijepa": (0.3, 0.3)}
+    assert actual.untrained == {"ijepa": 0.1}
     assert spreads(rows, Size(sets=("plain",))) == []

@@ -12,9 +12,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
 from lidar_cli.errors import InputError
-from lidar_cli.views import colour
-from lidar_cli.views.lookup import find_recipe
-from lidar_cli.views.methods import RECIPES
+from lidar_cli.views import operations
+from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.parameters import ViewParameters, draw
 from lidar_cli.views.pipeline import Views, make_views
 from lidar_cli.views.recipes import Recipe
@@ -165,16 +164,17 @@ def test_the_box_blur_is_pillows_to_its_roundings(photographs, sigma):
     theirs = torch.from_numpy(np.array(theirs)).permute(2, 0, 1) / 255
     x = picture.permute(2, 0, 1)[None].float() / 255
     strength = torch.tensor([sigma])
-    assert (blurred(x, colour.pillow_blur, strength, sigma)[0] - theirs).abs().max() < 3.01 / 255
+    ours = blurred(x, operations.pillow_blur, strength, sigma)[0]
+    assert (ours - theirs).abs().max() < 3.01 / 255
     if sigma >= 0.5:
-        assert (blurred(x, colour.blur, strength, 23)[0] - theirs).abs().max() > 10 / 255
+        assert (blurred(x, operations.blur, strength, 23)[0] - theirs).abs().max() > 10 / 255
 
 
 def test_strengths_of_the_box_blur_do_not_mix(noise):
     """Views whose boxes reach differently far, in one batch and one at a time."""
     x = torch.stack([noise[0], noise[1], noise[4]]).permute(0, 3, 1, 2).float() / 255
     sigma = torch.tensor([0.1, 2.0, 40.0])  # the last reaches beyond the view
-    together = blurred(x, colour.pillow_blur, sigma, 40.0)
+    together = blurred(x, operations.pillow_blur, sigma, 40.0)
     for k in range(3):
         torch.testing.assert_close(together[k], box_blur(x[k], float(sigma[k])), rtol=0, atol=1e-5)
 
@@ -346,9 +346,9 @@ def test_a_clean_image_of_the_right_size_is_kept(noise):
 def test_every_view_of_the_identity_is_the_clean_image(photographs):
     views = Views(find_recipe("identity", "auto"), 0, 3, 32)
     clean = views.clean(photographs)
-    made = views.views(photographs, range(4))
-    assert made.shape == (4, 3, 3, 32, 32)
-    assert (made == clean[:, None]).all()
+    batch = views.views(photographs, range(4))
+    assert batch.shape == (4, 3, 3, 32, 32)
+    assert (batch == clean[:, None]).all()
 
 
 def test_inputs_are_left_as_they_were(noise):

@@ -14,8 +14,7 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.views import parameters
-from lidar_cli.views.lookup import find_recipe
-from lidar_cli.views.methods import RECIPES
+from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.parameters import Slot, ViewParameters, draw
 
 SIMCLR = find_recipe("simclr", "imagenet")

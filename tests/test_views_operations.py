@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import functional as v1
 from torchvision.transforms.v2 import functional as v2
 
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.parameters import ViewParameters, draw
 from lidar_cli.views.pipeline import make_views
 from lidar_cli.views.recipes import Recipe

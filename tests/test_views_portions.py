@@ -12,8 +12,7 @@ from sklearn.datasets import load_sample_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_cli.core.accumulate import map_parallel
-from lidar_cli.views.lookup import find_recipe
-from lidar_cli.views.methods import RECIPES
+from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.parameters import ViewParameters, draw
 from lidar_cli.views.pipeline import Views, make_views
 from lidar_cli.views.recipes import Recipe
@@ -80,10 +79,10 @@ def test_no_bit_of_a_clean_image_depends_on_its_batch(two_threads, images, name)
 def test_views_come_in_the_form_that_is_asked_for(images, name, dtype, layout):
     """The pixels are those of single precision, rounded once."""
     views = Views(find_recipe(name, "imagenet"), 3, 3, 32)
-    made = views.views(images, range(5), dtype, layout)
-    assert made.shape == (5, 3, 3, 32, 32)
-    assert made.flatten(0, 1).is_contiguous(memory_format=layout)
-    assert torch.equal(made, views.views(images, range(5)).to(dtype))
+    output = views.views(images, range(5), dtype, layout)
+    assert output.shape == (5, 3, 3, 32, 32)
+    assert output.flatten(0, 1).is_contiguous(memory_format=layout)
+    assert torch.equal(output, views.views(images, range(5)).to(dtype))
     clean = views.clean(images, dtype, layout)
     assert clean.is_contiguous(memory_format=layout)
     assert torch.equal(clean, views.clean(images).to(dtype))

@@ -43,7 +43,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     renamed,
 )
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.recipes import statistics_text
 
 PLAIN = "plain"  # the --format of a file that no format should match

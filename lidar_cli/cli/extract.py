@@ -38,5 +38,5 @@ def extract(
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main) as terminal:
         done = extract_checkpoint(checkpoint, resolved.values, terminal, rank_info)
-    if done.tells:
+    if done.reports_result:
         write_results(lines([str(done.path)], for_people=sys.stdout.isatty()))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 SIDE = 32  # pixels of an image; small, so that twelve networks train in a minute on two cores
 DIGIT_SIDES = (26, 32)  # least and greatest side of a digit's box, pixels
-DIMMING = 2  # the photographs are this much darker than they are, so that ink can stand out
+DIMMING = 2  # the photographs are darkened by this factor, so that the ink has contrast
 CONTRAST = 100  # least distance of ink to the mean background, in each channel, of 255
 INK_LEVELS = 16  # `load_digits` counts 0..16 dark pixels per cell
 SHRINKS = (1, 2, 4)  # the photographs are used at full, half and quarter size

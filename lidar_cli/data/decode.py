@@ -2,9 +2,9 @@
 
 - Upright: turned as its EXIF orientation says.
 - The first frame of an animation.
-- Colours as they are stored, alpha left out, as torchvision's and timm's loaders do: what lies
-  under a transparent pixel is what a network was trained on.
-- 16 bits of grey are scaled, 65535 to 255, and rounded; of 16 bits a colour Pillow keeps the upper
+- Colours as they are stored, without alpha, as torchvision's and timm's loaders do: a network was
+  trained on the colour of a transparent pixel.
+- 16 bits of grey are scaled, 65535 to 255, and rounded; of 16 bits a colour Pillow reads the upper
   eight. CMYK goes to RGB without a profile: (255 - C)(255 - K) / 255.
 - Real-valued pixels are refused: nothing says which value is white.
 """
@@ -24,11 +24,11 @@ from lidar_cli.errors import first_line
 T = TypeVar("T")
 Content = bytes | Image.Image | np.ndarray  # of one image: encoded, or decoded already
 
-# More is taken for a decompression bomb, as Pillow warns from here on: 256 MB decoded.
+# A larger image counts as a decompression bomb, as in Pillow's warning: 256 MB decoded.
 MOST_PIXELS = 89_478_485
-# Formats that are decoded in this process: Pillow hands others, such as EPS, to other programs.
+# Formats that Pillow decodes in this process; others, such as EPS, start other programs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-# The beginnings of those that may have several pages.
+# The first bytes of formats that may have several pages.
 PNG = b"\x89PNG\r\n\x1a\n"
 PAGED = (PNG, b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF")
 DEEP = 65535  # white in 16 bits of grey
@@ -45,7 +45,7 @@ UPRIGHT = {
 
 
 class Undecodable(Exception):
-    """An image that gives no pixels, with the reason in words."""
+    """An image that cannot be decoded, with the reason in words."""
 
 
 def decoded(content: Content) -> np.ndarray:
@@ -58,7 +58,7 @@ def decoded(content: Content) -> np.ndarray:
 def brightest(content: Content) -> tuple[int, int]:
     """The largest value in an image as it is stored, and the largest that its type can hold.
 
-    Of 16 bits a colour Pillow keeps the upper eight: 255. Raises Undecodable.
+    255 for 16 bits a colour, of which Pillow reads the upper eight. Raises Undecodable.
     """
     if isinstance(content, np.ndarray):
         return int(content.max()), 255
@@ -84,12 +84,12 @@ def has_more_pages(content: Content) -> bool:
     try:
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             return bool(getattr(image, "is_animated", False))
-    except Exception:  # what is damaged is refused, or left out, when it is decoded
+    except Exception:  # a damaged image is refused, or left out, when it is decoded
         return False
 
 
 def _from_image(content: bytes | Image.Image, take: Callable[[Image.Image], T]) -> T:
-    """What is wanted of a loaded image. Raises Undecodable."""
+    """The result of `take` on a loaded image. Raises Undecodable."""
     try:
         if isinstance(content, bytes):
             content = Image.open(io.BytesIO(content), formats=_formats())

@@ -1,82 +1,62 @@
-"""Folders of images and tar files."""
+"""Folders of images, listed in an order that is always the same, each directory by one path.
+
+Links to directories are followed after all real directories, and never to a directory that is
+listed already or that contains the folder itself: such links repeat images, and a few of them make
+a walk that never ends.
+"""
 
 from __future__ import annotations
 
-import tarfile
+import os
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
 from pathlib import Path
 
-from lidar_cli.data.dataset import SKIP
-from lidar_cli.data.listing import (
-    IMAGE_SUFFIXES,
-    SYSTEM_FOLDERS,
-    LeftOut,
-    Member,
-    list_folder,
-    members,
-    suffix_of,
-)
-from lidar_cli.data.source import (
-    SAME_SPLIT,
-    UNKNOWN,
-    Candidate,
-    Source,
-    as_text,
-    folder_classes,
-    numbered,
-    read_file,
-    remarks,
-    shuffled,
-    text_labels,
-)
-from lidar_cli.errors import InputError, first_line
+from lidar_cli.data.dataset import SKIP, Candidate, Source, as_text, read_file, shuffled
+from lidar_cli.data.labels import SAME_SPLIT, class_size_remarks, folder_classes, folder_labels
+from lidar_cli.errors import InputError
 from lidar_cli.settings import SampleSettings
 
-LONGEST_CLASS = 1024  # bytes of a .cls file
+# As torchvision's folders.
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+)
+# Added by desktops, archivers, storage servers and file systems, not by the user.
+SYSTEM_FOLDERS = frozenset(
+    (
+        *("__MACOSX", "@eaDir", "#recycle", "@Recycle", "#snapshot", "$RECYCLE.BIN"),
+        *("System Volume Information", "lost+found"),
+    )
+)
+NAMED = 3  # folders, suffixes or links in a message
+SUFFIXES_COUNTED = 1000
 
 
-def files(data: str, settings: SampleSettings) -> Source:
-    """The images of a folder or of a tar file, perhaps one of tar files.
-
-    Raises InputError if there are none, or not of the split that is asked for.
-    """
-    root = Path(data)
-    if not root.exists():
-        raise InputError(
-            f"--data {data}: no such file or folder; expected an image folder, a .tar file, "
-            "wds/NAME, hfds/NAME, torch/NAME or 'embedded'"
-        )
-    if root.is_dir():
-        return folder(data, root, settings)
-    if root.suffix.lower() != ".tar" or not root.is_file():
-        raise InputError(f"--data {data}: a file, and not a .tar; expected a folder of images")
-    if settings.split is not None:
-        raise InputError(f"--data {data}: a .tar file has no splits; leave out --split")
-    return _tar(data, root, settings)
-
-
-def folder(data: str, root: Path, settings: SampleSettings) -> Source:
+def folder_source(data: str, root: Path, settings: SampleSettings) -> Source:
     """The images below a folder, or below its subfolder of a split."""
     listing = list_folder(_split_folder(root, settings.split))
-    left_out = listing.left_out
-    if left_out.unreadable and settings.bad_samples == "fail":
-        where, reason = left_out.unreadable[0]
+    ignored = listing.ignored
+    if ignored.unreadable and settings.bad_samples == "fail":
+        where, reason = ignored.unreadable[0]
         path = as_text(str(listing.root / where))
         raise InputError(
-            f"--data {data}: the folder {path} cannot be read: {reason}; repair it, or {SKIP}"
+            f"--data {data}: the folder {path} cannot be read: {reason}; repair it, or {SKIP}",
+            code="unreadable-folder",
         )
     if not len(listing):
-        raise _no_images(data, left_out)
+        raise ignored.no_images(data)
     folders = [relative for relative, _ in listing.folders]
     if settings.class_level is None:  # which counts from the folder that is named
-        folders = _below_shared(folders)
-    names = folder_classes(folders, settings.class_level)
-    sizes = Counter[str]()
-    for name, (_, images) in zip(names, listing.folders, strict=True):
-        sizes[name] += len(images)
-    labels = _labels(names)
+        folders = without_shared(folders)
+    classes = folder_classes(folders, settings.class_level)
+    images = Counter[str]()
+    for name, (_, names) in zip(classes, listing.folders, strict=True):
+        images[name] += len(names)
+    labels = folder_labels(classes)
 
     def candidate(index: int) -> Candidate:
         place, relative = listing.at(index)
@@ -84,109 +64,217 @@ def folder(data: str, root: Path, settings: SampleSettings) -> Source:
         return Candidate(as_text(relative), labels[place], lambda: read_file(path))
 
     order = shuffled(len(listing), settings.seed)
-    notes = [*_remarks(left_out), *_class_remarks(sizes, settings)]
-    return Source(data, map(candidate, order), len(order), remarks=notes)
-
-
-def _tar(data: str, path: Path, settings: SampleSettings) -> Source:
-    """The images in a tar file: classes are those of .cls files beside them, else folders."""
-    left_out = LeftOut()
-    images: list[Member] = []
-    texts: dict[str, str] = {}
-    try:
-        for member in members(path, nested=True):
-            if _is_hidden(member.name):
-                left_out.hidden_images += suffix_of(member.name) in IMAGE_SUFFIXES
-            elif member.is_link:
-                left_out.links_in_tar += 1
-            elif suffix_of(member.name) in IMAGE_SUFFIXES:
-                images.append(member)
-            elif suffix_of(member.name) == ".cls":
-                texts[_stem(member.name)] = _class_text(member)
-            else:
-                left_out.add_file(_parts(member.name)[-1])
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise InputError(
-            f"--data {data}: no images could be listed: {first_line(error)}"
-        ) from error
-    if not images:
-        raise _no_images(data, left_out)
-    notes = _remarks(left_out)
-    if texts and settings.class_level is None:
-        labels = text_labels([texts.get(_stem(image.name)) for image in images])
-    else:
-        folders = ["/".join(_parts(image.name)[:-1]) for image in images]
-        names = folder_classes(_below_shared(folders), settings.class_level)
-        labels = _labels(names)
-        notes += _class_remarks(Counter(names), settings)
-
-    def candidate(index: int) -> Candidate:
-        return Candidate(as_text(images[index].name), labels[index], images[index].read)
-
-    order = shuffled(len(images), settings.seed)
-    return Source(data, map(candidate, order), len(order), remarks=notes)
-
-
-def _labels(names: Sequence[str]) -> list[int]:
-    """Class numbers; all unknown where there is one class, which says nothing."""
-    numbers = numbered(names)
-    return [numbers.get(name, UNKNOWN) if len(numbers) > 1 else UNKNOWN for name in names]
-
-
-def _class_remarks(sizes: Counter[str], settings: SampleSettings) -> list[str]:
-    del sizes[""]
-    return remarks(sizes) if settings.class_level is None else []
-
-
-def _remarks(left_out: LeftOut) -> list[str]:
-    return [as_text(line) for line in left_out.remarks()]
-
-
-def _no_images(data: str, left_out: LeftOut) -> InputError:
-    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-    return InputError(
-        f"--data {data}: no images could be listed: no file ends in {suffixes} "
-        f"({as_text(left_out.instead())})"
-    )
-
-
-def _parts(name: str) -> list[str]:
-    return [part for part in name.split("/") if part not in ("", ".", "..")] or [name]
-
-
-def _is_hidden(name: str) -> bool:
-    *folders, last = _parts(name)
-    return any(part.startswith(".") for part in (*folders, last)) or any(
-        part in SYSTEM_FOLDERS for part in folders
-    )
-
-
-def _stem(name: str) -> str:
-    """What the files of one sample have in common: the path without the suffix."""
-    return name[: len(name) - len(suffix_of(name))]
-
-
-def _class_text(member: Member) -> str:
-    if member.size > LONGEST_CLASS:
-        raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes; expected a class")
-    return member.read().decode("utf-8", "replace")
-
-
-def _below_shared(folders: Sequence[str]) -> list[str]:
-    """Relative folders, "" for none, less those that all of them are in."""
-    paths = [folder.split("/") if folder else [] for folder in folders]
-    least, most = min(paths), max(paths)
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(least, most)))  # noqa: B905 - the shorter decides
-    return ["/".join(path[shared:]) for path in paths]
+    remarks = [*ignored.remarks(), *class_size_remarks(images, settings.class_level)]
+    return Source(data, map(candidate, order), len(order), remarks=remarks)
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
-    """The subfolder of a split, or the folder itself where it is not divided into splits."""
-    asked = split or "train"
-    same = [name for group in SAME_SPLIT if asked in group for name in group]
-    for name in (asked, *same):
-        if (root / name).is_dir():
-            return root / name
+    """The subfolder of a split, or the folder itself if it is not divided into splits."""
+    name = split or "train"
+    synonyms = [other for group in SAME_SPLIT if name in group for other in group]
+    for folder in (name, *synonyms):
+        if (root / folder).is_dir():
+            return root / folder
     if split is not None:
-        raise InputError(f"--data {root}: no split {split!r} in it; leave out --split to use all")
+        raise InputError(
+            f"--data {root}: no split {split!r} in it; leave out --split to use all",
+            code="no-such-split",
+        )
     return root
+
+
+def without_shared(folders: Sequence[str]) -> list[str]:
+    """Relative folders, "" for none, without the leading folders that all of them share."""
+    paths = [folder.split("/") if folder else [] for folder in folders]
+    ends = zip(min(paths), max(paths))  # noqa: B905 - the shorter decides
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))
+    return ["/".join(path[shared:]) for path in paths]
+
+
+@dataclass
+class Ignored:
+    """Files and folders that are not read although they are among the images."""
+
+    hidden_images: int = 0
+    folders: Counter[str] = field(default_factory=Counter)  # hidden or system, by name
+    repeated: list[str] = field(default_factory=list)  # links to a directory that is listed
+    dangling: list[str] = field(default_factory=list)  # links to nothing
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # directory, reason
+    links_in_tar: int = 0
+    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
+
+    def add_file(self, name: str) -> None:
+        """Count a file that is no image, or a hidden one that is."""
+        suffix = suffix_of(name)
+        if name.startswith("."):
+            self.hidden_images += suffix in IMAGE_SUFFIXES
+        elif suffix in self.others or len(self.others) < SUFFIXES_COUNTED:
+            self.others[suffix] += 1
+
+    def remarks(self) -> list[str]:
+        """One line for each kind that may surprise: hidden names, links."""
+        lines = []
+        hidden = [_counted(self.hidden_images, "hidden image")] if self.hidden_images else []
+        if self.folders:
+            names = _most_common(self.folders)
+            hidden.append(f"{_counted(self.folders.total(), 'hidden or system folder')} ({names})")
+        if hidden:
+            lines.append(f"left out {' and '.join(hidden)}")
+        for links, kind in (
+            (self.repeated, "a folder that is listed already, or holds this one"),
+            (self.dangling, "nothing"),
+        ):
+            if links:
+                lines.append(f"left out {_counted(len(links), 'link')} to {kind}: {_first(links)}")
+        for where, reason in self.unreadable:
+            lines.append(f"left out the folder {where}, which cannot be read: {reason}")
+        if self.links_in_tar:
+            lines.append(f"left out {_counted(self.links_in_tar, 'link')} in the tar file")
+        return [as_text(line) for line in lines]
+
+    def no_images(self, data: str) -> InputError:
+        """The error of data without images, which names what is there instead."""
+        files = _counted(self.others.total(), "other file")
+        parts = [f"{files} ({as_text(_most_common(self.others))})"] if self.others else []
+        others = "; ".join(parts + self.remarks()) or "nothing else is there"
+        return InputError(
+            f"--data {data}: no images could be listed: no file ends in "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))} ({others})",
+            code="no-images",
+        )
+
+
+@dataclass
+class Listing:
+    """The images of a folder, by directory.
+
+    folders: relative path, "" for the folder itself, and the names of its images; both sorted.
+    """
+
+    root: Path
+    folders: list[tuple[str, list[str]]] = field(default_factory=list)
+    ignored: Ignored = field(default_factory=Ignored)
+
+    def finish(self) -> None:
+        """Sort the directories and number the images."""
+        self.folders.sort(key=lambda folder: folder[0])
+        self._ends = list(accumulate(len(names) for _, names in self.folders))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def at(self, index: int) -> tuple[int, str]:
+        """The index in `folders` of an image's directory, and the image's relative path."""
+        place = bisect_right(self._ends, index)
+        relative, names = self.folders[place]
+        return place, joined(relative, names[index - self._ends[place]])
+
+
+def list_folder(root: Path) -> Listing:
+    """The images below a folder. Directories that cannot be read are in `ignored`."""
+    listing = Listing(root)
+    walk = _Walk(listing)
+    walk.add_tree("")
+    while walk.links:
+        links, walk.links = sorted(walk.links), []
+        for link in links:
+            walk.follow(link)
+    listing.finish()
+    return listing
+
+
+class _Walk:
+    """The directories seen so far, by device and inode, and the links to follow later."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.links: list[str] = []
+        self._listing = listing
+        self._ignored = listing.ignored
+        self._seen = set[tuple[int, int]]()
+        for parent in listing.root.resolve().parents:
+            with suppress(OSError):  # one that nobody may enter by its path
+                self._seen.add(_identity(parent))
+
+    def follow(self, link: str) -> None:
+        """List the directory that a link leads to, if it does."""
+        path = self._listing.root / link
+        if os.path.isdir(path):  # noqa: PTH112 - unlike Path's, it raises no OSError
+            self.add_tree(link)
+        elif os.path.exists(path):  # noqa: PTH110
+            self._ignored.add_file(path.name)
+        else:
+            self._ignored.dangling.append(link)
+
+    def add_tree(self, start: str) -> None:
+        """List a directory and those below it; links are left for later."""
+        waiting = [start]
+        while waiting:
+            relative = waiting.pop()
+            try:
+                identity = _identity(self._listing.root / relative)
+                if identity in self._seen:
+                    self._ignored.repeated.append(relative)
+                    continue
+                self._seen.add(identity)
+                below = self._add_directory(relative)
+            except OSError as error:
+                reason = error.strerror or type(error).__name__
+                self._ignored.unreadable.append((relative or ".", reason))
+                continue
+            waiting += sorted((joined(relative, name) for name in below), reverse=True)
+
+    def _add_directory(self, relative: str) -> list[str]:
+        """List the images of one directory; returns the directories in it."""
+        images, below = [], []
+        with os.scandir(self._listing.root / relative) as entries:
+            for entry in entries:
+                name = entry.name
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if name[0] == "." or name in SYSTEM_FOLDERS:
+                    if is_folder:
+                        self._ignored.folders[name] += 1
+                    else:
+                        self._ignored.add_file(name)
+                elif is_folder:
+                    below.append(name)
+                elif suffix_of(name) in IMAGE_SUFFIXES:  # a link too, which may prove to be none
+                    images.append(name)
+                elif entry.is_symlink():
+                    self.links.append(joined(relative, name))
+                else:
+                    self._ignored.add_file(name)
+        if images:
+            self._listing.folders.append((relative, sorted(images)))
+        return below
+
+
+def suffix_of(name: str) -> str:
+    """The suffix in lower case with its dot, "" without one."""
+    at = name.rfind(".")
+    return name[at:].lower() if at > 0 else ""
+
+
+def joined(folder: str, name: str) -> str:
+    """A relative path; an empty folder is the root."""
+    return f"{folder}/{name}" if folder else name
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _most_common(counts: Counter[str]) -> str:
+    """The most frequent names, ties by name."""
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    return _first(name or "no suffix" for name in names)
+
+
+def _first(names: Iterable[str]) -> str:
+    """The first names with commas, and dots if there are more."""
+    every = list(names)
+    return ", ".join(every[:NAMED]) + (", ..." if len(every) > NAMED else "")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

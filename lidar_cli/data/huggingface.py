@@ -9,24 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.data.source import (
-    LARGEST,
-    UNKNOWN,
-    Candidate,
-    Source,
-    as_text,
-    read_file,
-    shuffled,
-    text_labels,
-)
+from lidar_cli.data.dataset import Candidate, Source, as_text, read_file, shuffled
+from lidar_cli.data.labels import LARGEST, UNKNOWN, text_labels
 from lidar_cli.errors import InputError, MissingExtra, SettingsError, first_line, nearest
 from lidar_cli.settings import SampleSettings
 
 IMAGE, LABEL = "image", "label"  # the names that most sets have
 
 
-def hugging_face(data: str, name: str, settings: SampleSettings) -> Source:
-    """The images of a split. Raises InputError if it cannot be loaded, MissingExtra."""
+def hugging_face_source(data: str, name: str, settings: SampleSettings) -> Source:
+    """The images of a split.
+
+    Raises InputError if it cannot be loaded, MissingExtra without the package datasets.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -53,8 +48,8 @@ def hugging_face(data: str, name: str, settings: SampleSettings) -> Source:
 
     def cell(index: int) -> dict[str, Any]:
         with lock:
-            found: dict[str, Any] | None = images[index][column]
-        return found or {}  # a cell may be empty
+            content: dict[str, Any] | None = images[index][column]
+        return content or {}  # a cell may be empty
 
     def read(index: int) -> bytes:
         image = cell(index)
@@ -81,7 +76,7 @@ def hugging_face(data: str, name: str, settings: SampleSettings) -> Source:
 
 
 def _load(name: str, settings: SampleSettings) -> Any:
-    """A split of a set on the hub, in a folder, or in one that `save_to_disk` wrote."""
+    """A split of a data set on the hub, in a folder, or in one that `save_to_disk` wrote."""
     import datasets
 
     folder, split = Path(name), settings.split or "train"
@@ -104,7 +99,7 @@ def _load(name: str, settings: SampleSettings) -> Any:
 
 
 def _image_column(data: str, features: Any, asked: str | None) -> tuple[str, list[str]]:
-    """The column that holds the images, and what should be said about that."""
+    """The column of the images, and remarks about that choice."""
     import datasets
 
     if asked is not None:
@@ -124,7 +119,7 @@ def _image_column(data: str, features: Any, asked: str | None) -> tuple[str, lis
 
 
 def _labels(data: str, dataset: Any, asked: str | None) -> tuple[Callable[[int], int], list[str]]:
-    """Row -> class number, and what should be said about that."""
+    """Row -> class number, and remarks about that choice."""
     import datasets
 
     features = dataset.features
@@ -169,7 +164,7 @@ def _check_column(option: str, name: str, features: Any) -> None:
 
 
 def _columns(features: Any) -> str:
-    """All columns with their types, in words."""
+    """All columns with their types, for a message."""
     return f"its columns: {', '.join(f'{name} ({_type(kind)})' for name, kind in features.items())}"
 
 

@@ -1,46 +1,64 @@
-"""The data that `--data` names, by its kind."""
+"""The data that `--data` names, opened by its kind."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lidar_cli.data.builtin import embedded_images
-from lidar_cli.data.dataset import Samples
-from lidar_cli.data.folders import files
-from lidar_cli.data.huggingface import hugging_face
-from lidar_cli.data.sampling import draw
-from lidar_cli.data.source import Candidate, Source, shuffled
-from lidar_cli.data.torchvision import vision
-from lidar_cli.data.webdataset import shards
-from lidar_cli.errors import SettingsError
+from lidar_cli.data.dataset import Candidate, Samples, Source, draw, shuffled
+from lidar_cli.data.folders import folder_source
+from lidar_cli.data.huggingface import hugging_face_source
+from lidar_cli.data.tar import tar_source, webdataset_source
+from lidar_cli.data.torchvision import torchvision_source
+from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.settings import EMBEDDED, SampleSettings
 
-NAMED_DATA = ("wds", "hfds", "torch")  # prefixes; what has none is a folder or a file
+# By prefix; data without one are a folder or a .tar file.
+SOURCES = {
+    "wds": webdataset_source,
+    "hfds": hugging_face_source,
+    "torch": torchvision_source,
+}
 
 
 def open_samples(settings: SampleSettings) -> Samples:
-    """The samples that the settings name: N = max(n, clean samples) of them.
+    """The samples of the settings: N = max(n, clean samples) of them.
 
-    Raises InputError if the data is not there, holds fewer images than asked for, or cannot be
-    read; MissingExtra if it needs a package that is not installed.
+    Raises InputError if the data do not exist, hold fewer images, or cannot be read; MissingExtra
+    if a package is not installed.
     """
     count = max(settings.n_samples, settings.clean_samples or 0)
-    return draw(_source(settings), count, skip=settings.bad_samples == "skip")
+    return draw(_open_source(settings), count, skip=settings.bad_samples == "skip")
 
 
-def _source(settings: SampleSettings) -> Source:
+def _open_source(settings: SampleSettings) -> Source:
     data = EMBEDDED if settings.data is None else settings.data
     prefix, separator, name = data.partition("/")
-    kind = prefix.lower() if separator and prefix.lower() in NAMED_DATA else ""
+    kind = prefix.lower() if separator and prefix.lower() in SOURCES else ""
     kind = EMBEDDED if data == EMBEDDED else kind
     _check_options(data, kind, settings)
     if kind == EMBEDDED:
         return _embedded(settings.seed)
-    if kind == "wds":
-        return shards(data, name, settings)
-    if kind == "torch":
-        return vision(data, name, settings)
-    if kind == "hfds":
-        return hugging_face(data, name, settings)
-    return files(data, settings)
+    if kind:
+        return SOURCES[kind](data, name, settings)
+    path = Path(data)
+    if not path.exists():
+        raise InputError(
+            f"--data {data}: no such file or folder; expected an image folder, a .tar file, "
+            "wds/NAME, hfds/NAME, torch/NAME or 'embedded'",
+            code="no-such-file",
+        )
+    if path.is_dir():
+        return folder_source(data, path, settings)
+    if path.suffix.lower() != ".tar" or not path.is_file():
+        raise InputError(
+            f"--data {data}: a file, and not a .tar; expected a folder of images", code="not-a-tar"
+        )
+    if settings.split is not None:
+        raise InputError(
+            f"--data {data}: a .tar file has no splits; leave out --split", code="no-such-split"
+        )
+    return tar_source(data, path, settings)
 
 
 def _check_options(data: str, kind: str, settings: SampleSettings) -> None:
@@ -48,14 +66,17 @@ def _check_options(data: str, kind: str, settings: SampleSettings) -> None:
 
     kind: "" for a folder or a .tar file.
     """
-    for option, value, is_of in (
+    for option, value, applies in (
         ("--class-level", settings.class_level, kind == ""),
         ("--image-column", settings.image_column, kind == "hfds"),
         ("--label-column", settings.label_column, kind == "hfds"),
     ):
-        if value is not None and not is_of:
+        if value is not None and not applies:
             kinds = "folders and .tar files" if option == "--class-level" else "hfds/NAME"
-            raise SettingsError(f"{option} {value}: is for {kinds}; leave it out for --data {data}")
+            raise SettingsError(
+                f"{option} {value}: is for {kinds}; leave it out for --data {data}",
+                code="option-of-other-data",
+            )
 
 
 def _embedded(seed: int) -> Source:

@@ -13,16 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from lidar_cli.data.folders import folder
-from lidar_cli.data.source import (
-    SAME_SPLIT,
-    UNKNOWN,
-    Candidate,
-    Source,
-    as_text,
-    read_file,
-    shuffled,
-)
+from lidar_cli.data.dataset import Candidate, Source, as_text, read_file, shuffled
+from lidar_cli.data.folders import folder_source
+from lidar_cli.data.labels import SAME_SPLIT, UNKNOWN
 from lidar_cli.errors import InputError, first_line
 from lidar_cli.settings import SampleSettings
 
@@ -34,8 +27,8 @@ NAMES = (
     *("FGVCAircraft", "Flowers102", "Food101", "GTSRB", "OxfordIIITPet", "PCAM", "RenderedSST2"),
     *("StanfordCars",),
 )
-SHORT = {"folder": FOLDER, "inat": "INaturalist"}  # names that timm takes too
-SPLITS = {  # where a set has other names
+ALIASES = {"folder": FOLDER, "inat": "INaturalist"}  # names that timm takes too
+SPLIT_NAMES = {  # of sets with other names
     "Country211": {"val": "valid"},
     "Places365": {"train": "train-standard"},
     "INaturalist": {"train": "2021_train", "val": "2021_valid"},
@@ -43,25 +36,25 @@ SPLITS = {  # where a set has other names
 }
 
 
-def vision(data: str, name: str, settings: SampleSettings) -> Source:
+def torchvision_source(data: str, name: str, settings: SampleSettings) -> Source:
     """The images of a split. Raises InputError if it cannot be loaded."""
     class_name = _class_name(data, name)
     root = settings.data_dir
     if root is None:
         raise InputError(f"--data {data}: needs --data-dir, the folder where torchvision keeps it")
     if class_name == FOLDER:
-        return folder(data, root, replace(settings, class_level=1))
+        return folder_source(data, root, replace(settings, class_level=1))
     split = settings.split or "train"
     try:
         dataset = _load(data, class_name, root, settings.split)
         total = len(dataset)
     except InputError:
         raise
-    except Exception as error:  # the many data sets share no base of their errors
+    except Exception as error:  # torchvision's data sets have no common base of their errors
         raise InputError(
             f"--data {data} in {root}: cannot be loaded: {first_line(error)}"
         ) from error
-    files = getattr(dataset, "imgs", None)  # those that are folders name their files
+    files = getattr(dataset, "imgs", None)  # of sets that are folders
     lock = threading.Lock()
     label_of = _labels(dataset, total)
 
@@ -82,21 +75,23 @@ def vision(data: str, name: str, settings: SampleSettings) -> Source:
 
 
 def _class_name(data: str, name: str) -> str:
-    """torchvision's name, whatever its case and underscores. Raises InputError if unknown."""
-    names = {known.lower(): known for known in NAMES} | SHORT
-    asked = name.lower().replace("_", "").replace("-", "")
-    if asked not in names:
-        nearness = {known: difflib.SequenceMatcher(None, asked, known.lower()).ratio()
-                    for known in NAMES}  # fmt: skip
-        listed = ", ".join(sorted(NAMES, key=lambda known: (-nearness[known], known)))
+    """torchvision's name, in any case and with any underscores. Raises InputError if unknown."""
+    names = {name.lower(): name for name in NAMES} | ALIASES
+    plain = name.lower().replace("_", "").replace("-", "")
+    if plain not in names:
+
+        def distance(name: str) -> tuple[float, str]:
+            return -difflib.SequenceMatcher(None, plain, name.lower()).ratio(), name
+
+        listed = ", ".join(sorted(NAMES, key=distance))
         raise InputError(
             f"--data {data}: no data set of torchvision of that name; nearest first: {listed}"
         )
-    return names[asked]
+    return names[plain]
 
 
 def _load(data: str, name: str, root: Path, split: str | None) -> Any:
-    """The data set, with its split in its own terms."""
+    """The data set, with the split under the name that it uses."""
     from torchvision import datasets
 
     kind = getattr(datasets, name)
@@ -109,7 +104,7 @@ def _load(data: str, name: str, root: Path, split: str | None) -> Any:
         options["train"] = asked == "train"
     elif "split" in parameters or "version" in parameters:
         key = "split" if "split" in parameters else "version"
-        options[key] = SPLITS.get(name, {}).get(asked, asked)
+        options[key] = SPLIT_NAMES.get(name, {}).get(asked, asked)
     elif split is not None:
         raise InputError(f"--data {data}: {name} has no splits; leave out --split")
     if name == "INaturalist":
@@ -118,7 +113,7 @@ def _load(data: str, name: str, root: Path, split: str | None) -> Any:
 
 
 def _labels(dataset: Any, total: int) -> Callable[[int], int]:
-    """Index -> class number. Where the set keeps no list of them, the sample itself has it."""
+    """Index -> class number, from the set's list of them or else from the sample."""
     for attribute in ("targets", "labels", "_labels", "y"):
         listed = getattr(dataset, attribute, None)
         if listed is not None and len(listed) == total:

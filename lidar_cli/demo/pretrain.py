@@ -19,7 +19,7 @@ from lidar_cli.checkpoints.models.resnet import ResNet
 from lidar_cli.checkpoints.shapes.resnet import Block, ResNetSpec
 from lidar_cli.demo.schedule import Losses, Search, minibatches
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 
 Method = Literal["simclr", "vicreg"]

@@ -28,7 +28,7 @@ from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.workers import save, side_by_side
 from lidar_cli.settings import EMBEDDED, EMBEDDED_DEFAULTS, DemoSettings, RankSettings
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 
 RUNS = 12  # half SimCLR, half VICReg

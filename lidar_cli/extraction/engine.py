@@ -1,156 +1,168 @@
-"""All samples through one model into a sink: decode, view, embed and take in, overlapping.
+"""Samples through one model into a sink: decode, make views, forward, write, all overlapping.
 
-Decoding threads run ahead; one thread makes views while the model works on the batch before; one
-thread takes the embeddings in.
+`ViewSource` decodes and augments the next batch while the model works on this one, and another
+thread writes the embeddings of the one before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lidar_cli.checkpoints.models.backbone import Backbone
 from lidar_cli.checkpoints.models.embedder import Embedder
-from lidar_cli.errors import CheckpointError, SettingsError, first_line
-from lidar_cli.extraction.batches import Batch, Pass, batches
+from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.plan import Plan
-from lidar_cli.features.schema import Layout
+from lidar_cli.extraction.view_source import Batch, ViewSource
 from lidar_cli.runtime.cuda_streams import SideStream, record_event, wait_event
 from lidar_cli.runtime.prefetch import prefetch
 from lidar_cli.runtime.progress import Progress
+from lidar_cli.views.masks import group_by_length
+
+T = TypeVar("T")
+Embedded = tuple[dict[str, Tensor], dict[str, Tensor]]  # views and clean images, by layer
 
 
 class Sink(Protocol):
     """Where embeddings go."""
 
     span: range  # the samples that it takes; it begins where a batch does
-    done: np.ndarray  # [len(span)], whether a sample is in already
+    done: np.ndarray  # [len(span)], whether a sample has been written
 
     def write(
         self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
     ) -> None:
-        """Take in a contiguous run of samples, from any device.
+        """Write a contiguous run of samples, from any device.
 
         views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
         """
 
 
-def embed_all(
-    work: Pass, batch_size: int, sink: Sink, task: str, progress: Progress, until: int | None = None
-) -> int:
-    """Put the embeddings of all samples that the sink lacks into it. How many these were.
+@dataclass(frozen=True)
+class EmbeddingModel:
+    """A model on its device, with the layers, image size and precision of a plan."""
 
-    Batches lie on the index of all samples, whichever of them the sink takes.
-    until: only whole batches, up to the one that holds so many samples.
+    plan: Plan
+    loaded: Embedder
+    device: torch.device
+
+    def forward(self, batch: Batch) -> Embedded:
+        """Float32 embeddings on the device: views [c, q, d] of samples below n, clean [b, d].
+
+        Raises CheckpointError if a layer's shape is not as described.
+        """
+        rows = self.plan.layout.within(range(batch.start, batch.stop))
+        with torch.inference_mode(), arithmetic(self.plan.precision, self.device):
+            views, clean = self._forward_padded(batch)
+            return (
+                {layer: values[: rows.n_samples].float() for layer, values in views.items()},
+                {layer: values[: rows.n_clean].float() for layer, values in clean.items()},
+            )
+
+    def _forward_padded(self, batch: Batch) -> Embedded:
+        """Embeddings of the padded batch: views [b, q, d], none past n, and clean [b, d].
+
+        Without masks views and clean images go through the model together.
+        """
+        layout = self.plan.layout
+        layers = list(layout.widths)
+        images, masked = batch.images, {}
+        if batch.masks is not None:
+            images = batch.clean
+            masked = self.loaded.embed_masked(batch.views, batch.masks, layers)
+        rows = self.loaded.embed(images, layers)
+        views, clean = {}, {}
+        for layer, width in layout.widths.items():
+            shape = tuple(rows[layer].shape)
+            if shape != (len(images), width):
+                raise CheckpointError(
+                    f"layer {layer} came out as {shape} for {len(images)} images; "
+                    f"expected ({len(images)}, {width}), one embedding an image",
+                    code="layer-shape",
+                )
+            plain, clean[layer] = rows[layer].tensor_split([len(images) - batch.size])
+            views[layer] = (
+                masked[layer] if masked else plain.reshape(-1, max(1, layout.n_views), width)
+            )
+        return views, clean
+
+
+def embed_all(
+    model: EmbeddingModel,
+    source: ViewSource,
+    batch_size: int,
+    sink: Sink,
+    task: str,
+    progress: Progress,
+    until: int | None = None,
+) -> int:
+    """Write the embeddings of all samples that the sink lacks; returns how many these were.
+
+    until: stop after the batch with which the sink has that many samples.
 
     Raises InputError if an image cannot be decoded, CheckpointError if a layer's shape is not as
-    described, torch.OutOfMemoryError if the batch does not fit, and what the sink raises.
+    described, torch.OutOfMemoryError if the batch does not fit, and whatever `sink.write` raises.
     """
     first, stop = sink.span.start, sink.span.stop
     if until is not None:
         stop = min(stop, first + -(-(until - first) // batch_size) * batch_size)
-    todo = [
+    starts = [
         start
         for start in range(first, stop, batch_size)
         if not sink.done[start - first : start - first + batch_size].all()
     ]
-    total = stop - first
-    left = sum(min(start + batch_size, stop) - start for start in todo)
-    count = 0
-    lane = SideStream(work.device)
-    progress.update(task, total - left, total)
-    with ThreadPoolExecutor(1) as taking:
-        taken: Future[None] | None = None
-        with prefetch(batches(work, batch_size, todo)) as coming:
-            for batch in coming:
+    total, count = stop - first, 0
+    missing = sum(min(start + batch_size, stop) - start for start in starts)
+    stream = SideStream(model.device)
+    progress.update(task, total - missing, total)
+    with ThreadPoolExecutor(1) as writing:
+        written: Future[None] | None = None
+        with prefetch(source.batches(batch_size, starts)) as batches:
+            for batch in batches:
                 batch.wait_event()
-                views, clean = forward(work.plan, work.loaded, batch, work.device)
-                made = record_event(work.device)
-                if taken is not None:
-                    taken.result()
-                indices = range(batch.start, batch.stop)
-                taken = taking.submit(_take, lane, sink, indices, views, clean, made)
-                count += len(indices)
-                progress.update(task, total - left + count, total)
-        if taken is not None:
-            taken.result()
+                embedded = model.forward(batch)
+                event = record_event(model.device)
+                if written is not None:
+                    written.result()
+                samples = range(batch.start, batch.stop)
+                written = writing.submit(_write, stream, sink, samples, embedded, event)
+                count += len(samples)
+                progress.update(task, total - missing + count, total)
+        if written is not None:
+            written.result()
     return count
 
 
-def _take(
-    lane: SideStream,
+def _write(
+    stream: SideStream,
     sink: Sink,
     samples: Sequence[int],
-    views: Mapping[str, Tensor],
-    clean: Mapping[str, Tensor],
-    made: torch.cuda.Event | None,
+    embedded: Embedded,
+    event: torch.cuda.Event | None,
 ) -> None:
-    with lane.entered():
-        wait_event([*views.values(), *clean.values()], made)
+    views, clean = embedded
+    with stream.activate():
+        wait_event([*views.values(), *clean.values()], event)
         sink.write(samples, views, clean)
-    lane.finish()
-
-
-def forward(
-    plan: Plan, loaded: Embedder, batch: Batch, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Embeddings by layer, float32 on the device: views [c, q, d] of samples below n, clean [b, d].
-
-    Raises CheckpointError if a layer gives something else.
-    """
-    with torch.inference_mode(), arithmetic(plan.precision, device):
-        views, clean = _padded(loaded, batch, plan.layout)
-        filled = batch.stop - batch.start
-        below_n = max(0, min(batch.stop, plan.layout.n_samples) - batch.start)
-        return (
-            {layer: rows[:below_n].float() for layer, rows in views.items()},
-            {layer: rows[:filled].float() for layer, rows in clean.items()},
-        )
-
-
-def _padded(
-    loaded: Embedder, batch: Batch, layout: Layout
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Embeddings of the padded batch by layer: views [b, q, d], none past n, and clean [b, d].
-
-    Without masks views and clean images go through the model together.
-    """
-    layers, q = list(layout.widths), layout.n_views
-    images, masked = batch.images, {}
-    if batch.masks is not None:
-        images, masked = batch.clean, loaded.embed_masked(batch.views, batch.masks, layers)
-    rows = loaded.embed(images, layers)
-    views, clean = {}, {}
-    for layer, width in layout.widths.items():
-        _check_shape(layer, rows[layer], len(images), width)
-        of_views, clean[layer] = rows[layer].tensor_split([len(images) - batch.size])
-        views[layer] = masked[layer] if masked else of_views.reshape(-1, max(1, q), width)
-    return views, clean
-
-
-def _check_shape(layer: str, rows: Tensor, count: int, width: int) -> None:
-    if tuple(rows.shape) != (count, width):
-        raise CheckpointError(
-            f"layer {layer} came out as {tuple(rows.shape)} for {count} images; "
-            f"expected ({count}, {width}), one embedding an image"
-        )
+    stream.synchronize()
 
 
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """The number format of the forward pass; float32 means it, without TF32."""
+    """Run the forward pass in `precision`; float32 excludes TF32."""
     # Not by `allow_tf32`, which torch refuses to read once a caller has set one of these.
     backends = (
         torch.backends.cuda.matmul,
         torch.backends.cudnn.conv,  # type: ignore[attr-defined]
     )
-    was = [backend.fp32_precision for backend in backends]
+    before = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"
     reduced = precision != "float32"
@@ -159,31 +171,87 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
         with torch.autocast(device.type, dtype=dtype, enabled=reduced):
             yield
     finally:
-        for backend, precision_before in zip(backends, was, strict=True):
-            backend.fp32_precision = precision_before
+        for backend, fp32_precision in zip(backends, before, strict=True):
+            backend.fp32_precision = fp32_precision
 
 
-def compile_backbone(loaded: Embedder, device: torch.device) -> None:
-    """Have torch compile the backbone when the first batch passes; views under masks are not.
+# Pixels that pass through the model at a time: enough images to fill the device at 224 px.
+BATCH_PIXELS = {"cpu": 64 * 224**2, "cuda": 1024 * 224**2}
+MOST_SAMPLES_A_BATCH = 256
+# Of free device memory: the rest is for making views and for what an allocator cannot use.
+MARGIN = 0.6
+AHEAD = 2  # batches in memory besides the one in the model: the next, and the one being assembled
 
-    Raises SettingsError where torch finds no compiler for the device, or the module is the user's.
+
+def find_batch_size(model: EmbeddingModel) -> int:
+    """Samples a batch: as many as keep the device busy and fit its memory.
+
+    On CUDA one sample passes through the model, and its peak memory is multiplied.
     """
-    backbones = [module for module in loaded.modules.values() if isinstance(module, Backbone)]
-    if not backbones:
-        raise SettingsError(
-            "--compile: is for architectures that lidar builds; compile a module of your own "
-            "where you make it, and leave out --compile"
-        )
+    plan, device = model.plan, model.device
+    size, masks = plan.views.image_size, plan.views.masks([0])
+    images = plan.layout.n_views + 1
+    if masks is not None and plan.views.differ_by_masks:  # one forward for masks of each length
+        images = max(map(len, group_by_length(masks)))
+    most = math.floor(BATCH_PIXELS[device.type] / (size**2 * images))
+    most = max(1, min(MOST_SAMPLES_A_BATCH, most, plan.layout.n_clean))
+    if device.type != "cuda" or most == 1:
+        return most
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    blank = _blank(model)
     try:
-        torch.compile(_probe)(torch.zeros(2, device=device))
-    except Exception as error:  # torch's compilers have no common base of their errors
-        raise SettingsError(
-            f"--compile: torch cannot compile for {device} here: {first_line(error)}; install a "
-            "compiler that torch knows (g++ for the CPU, triton for CUDA), or leave out --compile"
-        ) from error
-    for module in backbones:
-        module.compile(dynamic=False)
+        with torch.compiler.set_stance("force_eager"):  # compile once, at the size that is used
+            model.forward(blank)
+    except torch.OutOfMemoryError:
+        return 1
+    one = torch.cuda.max_memory_allocated(device) - before + AHEAD * blank.images.nbytes
+    del blank
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return samples_that_fit(free, one, most)
 
 
-def _probe(x: torch.Tensor) -> torch.Tensor:
-    return x.sin() + 1
+def samples_that_fit(free: int, one: int, most: int) -> int:
+    """Samples a batch, at most `most`, each of `one` bytes, in `free` bytes of memory."""
+    return max(1, min(most, math.floor(free * MARGIN / max(1, one))))
+
+
+def at_size_that_fits(size: int, attempt: Callable[[int], T], fixed: bool) -> T:
+    """The result of `attempt` at the first of size, size / 2, ... that fits into memory.
+
+    fixed: try `size` alone. Raises CheckpointError if that, or a single sample, does not fit.
+    """
+    while True:
+        try:
+            return attempt(size)
+        except torch.OutOfMemoryError as error:
+            if fixed and size > 1:
+                raise CheckpointError(
+                    f"the device's memory does not hold a batch of {size} samples, all their views "
+                    "together; give a smaller --batch-size",
+                    code="batch-too-large",
+                ) from error
+            if size == 1:
+                raise CheckpointError(
+                    "the device's memory does not hold one sample, all its views together; "
+                    "lower -q or --image-size, use --precision bfloat16, or --device cpu",
+                    code="sample-too-large",
+                ) from error
+        size //= 2
+        torch.cuda.empty_cache()
+
+
+def _blank(model: EmbeddingModel) -> Batch:
+    """A batch of one sample, black, with all the images of a sample."""
+    views, side = model.plan.views, model.plan.views.image_size
+    images = 2 if views.differ_by_masks else views.n_views + 1
+    masks = views.masks([0])
+    return Batch(
+        0,
+        1,
+        torch.zeros(images, 3, side, side, device=model.device),
+        None if masks is None else [mask.to(model.device) for mask in masks],
+        1,
+        record_event(model.device),
+    )

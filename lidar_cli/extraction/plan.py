@@ -1,4 +1,4 @@
-"""What decides the numbers of a feature file, settled before any of them is computed."""
+"""The plan of an extraction: all that determines the numbers of a feature file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import Any
 import torch
 
 from lidar_cli.checkpoints.description import STATS, CheckpointDescription
-from lidar_cli.checkpoints.models.user_module import source as own_source
+from lidar_cli.checkpoints.models.user_module import source
 from lidar_cli.checkpoints.shapes.spec import SET, Assumed
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.features.schema import Layout
 from lidar_cli.settings import ExtractSettings, SampleSettings
-from lidar_cli.views.lookup import find_recipe
-from lidar_cli.views.methods import RECIPES
+from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import Recipe, pixel_statistics, statistics_text
 
@@ -30,48 +29,47 @@ DEFAULT_IMAGE_SIZE = 224
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides the numbers of a feature file, before any is computed."""
+    """All that determines the numbers of a feature file, known before any is computed."""
 
     views: Views
     layout: Layout
     precision: str
-    provenance: dict[str, Any]  # all of it but the batch size, which needs the model to be found
+    provenance: dict[str, Any]  # without the batch size, which is measured on the model
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the embeddings mean: equal for files that are interchangeable in a ranking."""
+        """Equal for feature files that are interchangeable in a ranking."""
         return identity(self.provenance)
 
     @cached_property
     def key(self) -> str:
-        """A file name for the identity."""
+        """Hash of the identity, for file names."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def identity(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The part of a provenance that says what the embeddings mean, as JSON gives it back.
+    """The fields of a provenance that determine the embeddings, with JSON's types.
 
-    Batch size, device, compiler and library versions change rounding only, and paths nothing: the
-    checkpoint and the samples are known by their content, whatever was left out beside them. The
-    embedding revision stands for the code, and the statistics of pixels are the views'.
+    Batch size, device, compiler and library versions change rounding only. Checkpoint and samples
+    are identified by their content, not their path, and code by the embedding revision. The pixel
+    statistics are part of the views.
     """
-    told: dict[str, Any] = json.loads(json.dumps(provenance))
+    fields: dict[str, Any] = json.loads(json.dumps(provenance))
     for name in (
         *("checkpoint", "data", "assumptions", "layer_reason", "activation"),
-        *("batch_size", "device", "compiled", "bad_samples"),
+        *("batch_size", "device", "compiled", "bad_samples", "versions"),
     ):
-        told.pop(name, None)
-    told.pop("versions", None)
-    assumed = told.get("assumed") or {}
-    told["assumed"] = {key: one.get("value") for key, one in assumed.items() if key != STATS}
-    told["embedding_revision"] = revision_of(provenance)
-    return told
+        fields.pop(name, None)
+    assumed = fields.get("assumed") or {}
+    fields["assumed"] = {key: one.get("value") for key, one in assumed.items() if key != STATS}
+    fields["embedding_revision"] = revision_of(provenance)
+    return fields
 
 
 def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
-    """Layer names from `--layer`; auto is the projector if there is one.
+    """The layers that `--layer` names; auto is the projector if there is one.
 
-    Raises CheckpointError if a layer is not there.
+    Raises CheckpointError for a layer that is not available.
     """
     if asked == "auto":
         asked = "projector" if "projector" in available else "backbone"
@@ -86,11 +84,11 @@ def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
 
 
 def choose_recipe(settings: SampleSettings, description: CheckpointDescription) -> Recipe:
-    """The recipe that is asked for; for auto that of the method which trained the checkpoint.
+    """The recipe of the settings; `auto` is that of the method which trained the checkpoint.
 
-    So are the pixel statistics, unless a [recipe] table has some.
-    Raises SettingsError for a name or a [recipe] key that is not known, and for pixel statistics
-    that are given twice.
+    `auto` pixel statistics are chosen likewise, unless a [recipe] table has some.
+    Raises SettingsError for an unknown name or [recipe] key, and for pixel statistics that are
+    given twice.
     """
     stats: str = settings.pixel_stats
     assumed = description.assumed.get(STATS)
@@ -118,9 +116,9 @@ def choose_recipe(settings: SampleSettings, description: CheckpointDescription) 
 def with_assumed_in_use(
     description: CheckpointDescription, settings: SampleSettings
 ) -> CheckpointDescription:
-    """The description with the pixel statistics that are used in place of those assumed.
+    """The description whose assumed pixel statistics are those of the recipe in use.
 
-    Without any where the user gives them. Raises SettingsError as `choose_recipe`.
+    Nothing is assumed where the user gives them. Raises SettingsError as `choose_recipe`.
     """
     recipe, assumed = choose_recipe(settings, description), dict(description.assumed)
     if settings.pixel_stats != "auto" or _statistics_of_table(settings):
@@ -133,12 +131,12 @@ def with_assumed_in_use(
 
 
 def _statistics_of_table(settings: SampleSettings) -> list[str]:
-    """The keys of pixel statistics in a [recipe] table."""
+    """The keys of a [recipe] table that set pixel statistics."""
     return [key for key in ("mean", "std") if key in (settings.recipe or {})]
 
 
 def check_masks(views: Views, description: CheckpointDescription, path: str) -> None:
-    """Raise CheckpointError unless the checkpoint can be embedded under the masks of the views."""
+    """Raise CheckpointError for views with masks that the checkpoint cannot be embedded under."""
     rule = views.recipe.masks
     if rule is None:
         return
@@ -158,7 +156,7 @@ def check_masks(views: Views, description: CheckpointDescription, path: str) -> 
 
 
 def layer_reason(asked: str, available: Sequence[str]) -> str | None:
-    """Why another layer than the projector was chosen, None if nothing need be said."""
+    """Why `auto` chose another layer than the projector, None if it did not."""
     if asked != "auto" or "projector" in available:
         return None
     return "holds no projector, so the backbone is embedded"
@@ -172,12 +170,11 @@ def make_plan(
     settings: ExtractSettings,
     device: torch.device,
 ) -> Plan:
-    """Settings, checkpoint and samples brought together.
+    """The plan for one checkpoint on some samples; needs no model.
 
-    path, digest: of the checkpoint. No model is needed yet: whether the features exist already is
-    known from the plan alone.
-    Raises CheckpointError for a layer that the checkpoint has not or masks that it cannot take,
-    SettingsError for an unknown recipe or clean samples fewer than n.
+    path, digest: of the checkpoint.
+    Raises CheckpointError for a layer that the checkpoint does not have or masks that it cannot
+    take, SettingsError for an unknown recipe or fewer clean samples than n.
     """
     n, q = settings.n_samples, settings.n_views
     clean = n if settings.clean_samples is None else settings.clean_samples
@@ -186,7 +183,7 @@ def make_plan(
     recipe = choose_recipe(settings, description)
     if q == 0:
         n, recipe = 0, recipe.unviewed()
-    size = _image_size(settings, description.image_size, samples)
+    size = settings.image_size or description.image_size or samples.image_size or DEFAULT_IMAGE_SIZE
     views = Views(recipe, settings.seed, q, size, description.patch)
     check_masks(views, description, path)
     layers = choose_layers(settings.layer, list(description.widths))
@@ -203,7 +200,7 @@ def make_plan(
             for key, one in with_assumed_in_use(description, settings).assumed.items()
         },
         "assumptions": list(description.assumptions),
-        "source_sha256": own_source(settings.model),
+        "source_sha256": source(settings.model),
         "layers": layers,
         "layer_reason": layer_reason(settings.layer, list(description.widths)),
         "data": samples.data,
@@ -234,7 +231,3 @@ def make_plan(
         precision=settings.precision,
         provenance=provenance,
     )
-
-
-def _image_size(settings: SampleSettings, natural: int | None, samples: Samples) -> int:
-    return settings.image_size or natural or samples.image_size or DEFAULT_IMAGE_SIZE

@@ -1,4 +1,4 @@
-"""Checkpoint and images to a feature file: decode once, view q times, embed, write."""
+"""Checkpoint and images to a feature file: decode once, make q views, embed, write."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from lidar_cli.checkpoints.models.backbone import Backbone
 from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.models.user_module import restored
 from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.checkpoints.reading.read import sha256, stamp
-from lidar_cli.data.dataset import Samples, told
+from lidar_cli.data.dataset import Samples, describe_bad
 from lidar_cli.data.open import open_samples
-from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.extraction.batch_size import at_size_that_fits, find_batch_size
-from lidar_cli.extraction.batches import Pass
-from lidar_cli.extraction.engine import compile_backbone, embed_all
+from lidar_cli.errors import CheckpointError, SettingsError, first_line
+from lidar_cli.extraction.engine import (
+    EmbeddingModel,
+    at_size_that_fits,
+    embed_all,
+    find_batch_size,
+)
 from lidar_cli.extraction.plan import Plan, identity, make_plan, with_assumed_in_use
 from lidar_cli.extraction.sharded import check_shared, embed_share
-from lidar_cli.extraction.view_cache import ViewStore
+from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_interrupted, read_provenance
 from lidar_cli.features.schema import amount, size_of
 from lidar_cli.features.writer import FeatureWriter, check_absent
@@ -32,18 +36,18 @@ from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.distributed import RankInfo
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 
 BATCHES_UNTIL = 8  # at least, so that the last holds few samples that were not asked for
-SAID = 2**30  # bytes on a disk, above which a run says beforehand what it takes
+NOTED_BYTES = 2**30  # what a run takes on the disk is noted beforehand if it is more
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What `extract` did.
+    """The feature file that `extract` wrote.
 
-    tells: whether, of several processes, this is the one to say that the file is there.
+    reports_result: whether this process, among several, prints that the file is complete.
     """
 
     path: Path
@@ -54,27 +58,52 @@ class Extraction:
     batch_size: int
     embedded: int  # samples embedded now; fewer than n_clean after a resume
     seconds: float
-    tells: bool = True
+    reports_result: bool = True
 
 
 def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: Any) -> Extraction:
-    """Embed the images of `data` with the user's own module and write a feature file.
+    """Embed augmented views of the images of `data` with a module, into a feature file.
 
-    model: images [b, 3, S, S] -> embeddings [b, d], or a dict of layer -> embeddings. It is put in
-    eval mode and on the device while it works, and given back as it was.
-    settings: fields of ExtractSettings, such as n_samples, n_views, seed, image_size, device.
-    Raises what `extract_checkpoint` raises.
+    Args:
+        model: images [b, 3, S, S] -> embeddings [b, d], or a dict of layer -> embeddings. It is in
+            eval mode and on the device while it works, and restored afterwards.
+        data: an image folder, a .tar file, wds/NAME, hfds/NAME, torch/NAME or "embedded".
+        output: the HDF5 file to write; NAME.partial until it is complete.
+        settings: fields of `ExtractSettings`, such as n_samples, n_views, seed, image_size, device.
+
+    Returns:
+        An `Extraction`: the path, the width of each layer, the numbers of samples and views.
+
+    Raises:
+        SettingsError: a setting is wrong, or the module embeds no images.
+        InputError: the data cannot be read, or holds too few images.
+        FeatureFileError: the output exists or cannot be written.
+        CheckpointError: a layer or the masks of the views do not fit the module, or memory does
+            not hold a batch.
+        DegenerateFeatures: an embedding is not finite.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lidar_cli import extract
+        >>> model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = extract(
+        ...         model, "embedded", f"{folder}/features.h5", n_samples=8, n_views=2, device="cpu"
+        ...     )
+        >>> done.n_samples, done.n_views, done.widths
+        (8, 2, {'backbone': 48})
     """
-    known = ExtractSettings(data=data, output=Path(output), **settings)
-    device = find_device(known.device)
-    samples = open_samples(known)
+    parsed = ExtractSettings(data=data, output=Path(output), **settings)
+    device = find_device(parsed.device)
+    samples = open_samples(parsed)
     digest = _digest(model)
     with restored(model):
         loaded = wrap_module(model).to(device)
-        if known.compile:
+        if parsed.compile:
             compile_backbone(loaded, device)
-        plan = make_plan(loaded.description, "", digest, samples, known, device)
-        return run(plan, loaded, samples, known, Path(output), device, Progress())
+        plan = make_plan(loaded.description, "", digest, samples, parsed, device)
+        source = ViewSource(plan, samples, device, loaded.memory_format, parsed.workers)
+        return run(EmbeddingModel(plan, loaded, device), source, parsed, Path(output), Progress())
 
 
 def _digest(model: torch.nn.Module) -> str:
@@ -84,13 +113,14 @@ def _digest(model: torch.nn.Module) -> str:
         if is_lazy(value):
             raise SettingsError(
                 f"the module {type(model).__name__}: {name} has no shape yet; pass a batch of "
-                "images through the module first"
+                "images through the module first",
+                code="lazy-module",
             )
         digest.update(name.encode())
         if isinstance(value, torch.Tensor):
             content = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
             digest.update(content.numpy().data)
-        else:  # what get_extra_state returned
+        else:  # from get_extra_state
             digest.update(repr(value).encode())
     return digest.hexdigest()
 
@@ -101,17 +131,17 @@ def extract_checkpoint(
     progress: Progress | None = None,
     rank_info: RankInfo | None = None,
 ) -> Extraction:
-    """Embed the samples that the settings name with a checkpoint and write a feature file.
+    """Embed the samples of the settings with a checkpoint and write a feature file.
 
-    rank_info: among processes that do this together, each its share; None for one alone.
-    Raises CheckpointError, InputError, FeatureFileError or SettingsError, each before anything is
-    computed where that can be.
+    rank_info: several processes embed a share each; None for one alone.
+    Raises as `extract`, where possible before anything is computed, and CheckpointError for a
+    checkpoint that cannot be opened.
     """
     progress, rank_info = progress or Progress(), rank_info or RankInfo()
     output = settings.output or Path(f"{stem(checkpoint)}.h5")
     shared = rank_info.ranks > 1
-    # Else the one that joins the shards tells, be it before this one has looked.
-    tells = rank_info.is_main and output.exists() and not rank_info.restarted
+    # Otherwise the rank that joins the shards reports, even if it ends before this one looks.
+    reports_result = rank_info.is_main and output.exists() and not rank_info.restarted
     if shared:
         check_shared(settings, output)
         progress.note(
@@ -122,38 +152,39 @@ def extract_checkpoint(
         check_absent(output, settings.overwrite)
     settings = rank_info.with_device(settings)
     device = find_device(settings.device)
-    # Before the work: a mistyped name, or an unknown key of a [recipe] table, is told at once.
+    # Before the work, so that a mistyped name or [recipe] key is refused at once.
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     before = stamp(checkpoint)
     loaded = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
-    tell_of(samples, progress)
+    note_data(samples, progress)
     digest = sha256(checkpoint)
     if stamp(checkpoint) != before:
-        raise changed(checkpoint)
-    plan = make_plan(loaded.description, str(checkpoint), digest, samples, settings, device)
-    found = loaded.description
-    assumed = with_assumed_in_use(found, settings).assumed_text
-    remarks = [found.note, found.branch_reason, plan.provenance["layer_reason"]]
-    for remark in [*remarks, f"assumed {assumed}" if assumed else None]:
-        if remark:
-            progress.note(f"{checkpoint}: {remark}")
+        raise changed_error(checkpoint)
+    description = loaded.description
+    plan = make_plan(description, str(checkpoint), digest, samples, settings, device)
+    assumed = with_assumed_in_use(description, settings).assumed_text
+    notes = [description.note, description.branch_reason, plan.provenance["layer_reason"]]
+    for note in [*notes, f"assumed {assumed}" if assumed else None]:
+        if note:
+            progress.note(f"{checkpoint}: {note}")
     if not settings.resume:
-        say_room(f"{output}: will take", size_of(plan.layout), output.parent, progress)
+        note_disk_use(f"{output}: will take", size_of(plan.layout), output.parent, progress)
+    model = EmbeddingModel(plan, loaded, device)
+    source = ViewSource(plan, samples, device, loaded.memory_format, settings.workers)
     if not shared:
-        return run(plan, loaded, samples, settings, output, device, progress)
+        return run(model, source, settings, output, progress)
     begun = time.monotonic()
     loaded.set_image_size(plan.views.image_size)
-    work = Pass(plan, loaded, samples, device, settings.workers)
-    done = embed_share(work, settings, output, rank_info, progress)
-    record = _record(output, plan, done.batch_size, done.embedded, begun)
-    return replace(record, tells=done.joined or tells)
+    share = embed_share(model, source, settings, output, rank_info, progress)
+    record = _record(output, plan, share.batch_size, share.embedded, begun)
+    return replace(record, reports_result=share.joined or reports_result)
 
 
 def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -> Embedder:
     """A checkpoint, opened on the device as the settings say.
 
-    Raises what `open_checkpoint` and `compile_backbone` raise.
+    Raises CheckpointError or SettingsError as `open_checkpoint` and `compile_backbone`.
     """
     loaded = open_checkpoint(
         checkpoint,
@@ -170,13 +201,37 @@ def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -
     return loaded
 
 
-def changed(checkpoint: Path) -> CheckpointError:
-    """The error of weights that may be others than those that were hashed."""
-    return CheckpointError(f"{checkpoint}: changed while it was read; run again")
+def compile_backbone(loaded: Embedder, device: torch.device) -> None:
+    """Have torch compile the backbone at the first batch; views under masks run uncompiled.
+
+    Raises SettingsError if torch has no compiler for the device, or the module is the user's.
+    """
+    backbones = [module for module in loaded.modules.values() if isinstance(module, Backbone)]
+    if not backbones:
+        raise SettingsError(
+            "--compile: is for architectures that lidar builds; compile a module of your own "
+            "where you make it, and leave out --compile",
+            code="compile-user-module",
+        )
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # torch's compilers have no common base of their errors
+        raise SettingsError(
+            f"--compile: torch cannot compile for {device} here: {first_line(error)}; install a "
+            "compiler that torch knows (g++ for the CPU, triton for CUDA), or leave out --compile",
+            code="no-compiler",
+        ) from error
+    for module in backbones:
+        module.compile(dynamic=False)
+
+
+def changed_error(checkpoint: Path) -> CheckpointError:
+    """The error of a checkpoint whose weights may differ from those that were hashed."""
+    return CheckpointError(f"{checkpoint}: changed while it was read; run again", code="changed")
 
 
 def stem(checkpoint: Path) -> str:
-    """A checkpoint's name without the suffix that checkpoints have; other dots are kept."""
+    """The name of a checkpoint without its suffix, such as .pth.tar; other dots stay."""
     name = checkpoint.name
     for suffix in CHECKPOINT_SUFFIXES:
         if name.lower().endswith(suffix):
@@ -184,12 +239,12 @@ def stem(checkpoint: Path) -> str:
     return name
 
 
-def tell_of(samples: Samples, progress: Progress) -> None:
-    """Say what nobody should learn late: that no data was named, or what is odd about it."""
+def note_data(samples: Samples, progress: Progress) -> None:
+    """Note the remarks about the data, and that the embedded images are used."""
     for remark in samples.remarks:
         progress.note(f"{samples.data}: {remark}")
     if samples.bad:
-        progress.note(f"{samples.data}: left out {told(samples.bad)}")
+        progress.note(f"{samples.data}: left out {describe_bad(samples.bad)}")
     if samples.data == EMBEDDED:
         progress.note(
             "data: embedded (small images made from scikit-learn's); name your own with --data"
@@ -197,41 +252,37 @@ def tell_of(samples: Samples, progress: Progress) -> None:
 
 
 def run(
-    plan: Plan,
-    loaded: Embedder,
-    samples: Samples,
+    model: EmbeddingModel,
+    source: ViewSource,
     settings: ExtractSettings,
     output: Path,
-    device: torch.device,
     progress: Progress,
-    store: ViewStore | None = None,
     until: int | None = None,
 ) -> Extraction:
-    """Carry out a plan: the feature file at `output`, complete.
+    """Write the complete feature file of a plan to `output`.
 
-    until: ends at the first batch that holds so many samples, in batches small beside that, and
-    leaves the .partial file.
+    until: stop after the batch with which so many samples are done, in batches small compared to
+    that number, and leave the .partial file.
 
     Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way,
     DegenerateFeatures if an embedding is not finite, CheckpointError if the model cannot take
-    images of this size; what was done stays in the .partial file.
+    images of this size; finished samples stay in the .partial file.
     """
-    begun = time.monotonic()
+    begun, plan, samples = time.monotonic(), model.plan, source.samples
     recorded = read_interrupted(output) if settings.resume else {}
     if settings.resume and output.exists() and not settings.overwrite:
-        found = read_provenance(output)
-        if identity(found) == plan.identity:
-            return _record(output, plan, found["batch_size"], 0, begun)
+        finished = read_provenance(output)
+        if identity(finished) == plan.identity:
+            return _record(output, plan, finished["batch_size"], 0, begun)
         check_absent(output, overwrite=False)
-    loaded.set_image_size(plan.views.image_size)
-    work = Pass(plan, loaded, samples, device, settings.workers, store)
+    model.loaded.set_image_size(plan.views.image_size)
     fixed: int | None = settings.batch_size or recorded.get("batch_size")
 
     def write(batch_size: int) -> Extraction:
         with _writer(output, plan, samples, settings, batch_size, recorded) as writer:
             task = f"embedding {output.name}"
             try:
-                count = embed_all(work, batch_size, writer, task, progress, until)
+                count = embed_all(model, source, batch_size, writer, task, progress, until)
             except torch.OutOfMemoryError:
                 if fixed is None:
                     writer.discard()
@@ -240,19 +291,19 @@ def run(
                 writer.finish()
         return _record(output, plan, batch_size, count, begun)
 
-    size = fixed or find_batch_size(work)
+    size = fixed or find_batch_size(model)
     if until is not None and not fixed:
         size = min(size, max(1, until // BATCHES_UNTIL))
     return at_size_that_fits(size, write, fixed is not None)
 
 
-def say_room(what: str, size: int, folder: Path, progress: Progress) -> None:
-    """Say what a run is about to take on a disk, where that is much, or more than is free."""
+def note_disk_use(what: str, size: int, folder: Path, progress: Progress) -> None:
+    """Note what a run will take on a disk, if that is much, or more than is free."""
     try:
         free = shutil.disk_usage(folder).free
-    except OSError:  # writing there says why
+    except OSError:  # writing there reports why
         return
-    if size > min(free, SAID):
+    if size > min(free, NOTED_BYTES):
         progress.note(f"{what} {amount(size)} on the disk, {amount(free)} are free")
 
 
@@ -264,17 +315,16 @@ def _writer(
     batch_size: int,
     recorded: dict[str, Any],
 ) -> FeatureWriter:
-    """A new partial file, or the one that was recorded to go on with."""
+    """A new partial file, or the interrupted one whose provenance is `recorded`."""
     provenance = plan.provenance | {"batch_size": batch_size}
     if recorded:
         return FeatureWriter.resume(output, plan.layout, provenance, overwrite=settings.overwrite)
     count = plan.layout.n_clean
-    labels = samples.labels[:count] if samples.labels is not None else None
     return FeatureWriter.create(
         output,
         plan.layout,
         samples.ids[:count],
-        labels,
+        samples.labels[:count] if samples.labels is not None else None,
         provenance,
         bad=[(bad.id, bad.reason) for bad in samples.bad],
         overwrite=settings.overwrite,

@@ -1,7 +1,7 @@
-"""One of several processes that make a feature file together: its share, and the joining.
+"""One rank of an extraction by several: its share of the samples, and joining the shards.
 
-A share is a run of whole batches, so that the batches are those of one process. None waits for
-another; the one that finds all shards complete joins them.
+A share is a run of whole batches, so that the batches are those of a single process. No rank waits
+for another; the one that completes the last shard joins them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lidar_cli.errors import SettingsError
-from lidar_cli.extraction.batch_size import at_size_that_fits, find_batch_size
-from lidar_cli.extraction.batches import Pass
-from lidar_cli.extraction.engine import embed_all
+from lidar_cli.extraction.engine import (
+    EmbeddingModel,
+    at_size_that_fits,
+    embed_all,
+    find_batch_size,
+)
 from lidar_cli.extraction.plan import identity
+from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import Share, partial_path
 from lidar_cli.features.shards import agree, check_startable, join, shard_path
@@ -25,7 +29,7 @@ from lidar_cli.settings import ExtractSettings
 
 @dataclass(frozen=True)
 class Shared:
-    """What one process did. joined: whether it gave the file its name."""
+    """What one rank did. joined: whether it joined the shards into the output."""
 
     batch_size: int
     embedded: int
@@ -33,76 +37,86 @@ class Shared:
 
 
 def check_shared(settings: ExtractSettings, output: Path) -> None:
-    """Raise SettingsError for what several processes cannot do together."""
+    """Raise SettingsError for settings that several processes cannot share."""
     if "%" in output.name:
         raise SettingsError(
-            f"-o {output}: HDF5 gives % a meaning in names of shards; choose a name without it"
+            f"-o {output}: HDF5 gives % a meaning in names of shards; choose a name without it",
+            code="output-name",
         )
     if settings.overwrite:
         raise SettingsError(
             "--overwrite: of several processes none knows whether a file is another's work; "
-            "remove the output and its .shard* files first"
+            "remove the output and its .shard* files first",
+            code="overwrite-shared",
         )
 
 
 def embed_share(
-    work: Pass, settings: ExtractSettings, output: Path, rank_info: RankInfo, progress: Progress
+    model: EmbeddingModel,
+    source: ViewSource,
+    settings: ExtractSettings,
+    output: Path,
+    rank_info: RankInfo,
+    progress: Progress,
 ) -> Shared:
-    """Embed the share of this process into its shard; join the shards if it is the last.
+    """Embed the share of this rank into its shard; join the shards if it is the last.
 
-    An output that holds what is asked for is there because the others were done already.
-    Raises what `embed_all` raises, and FeatureFileError if files are in the way, or the other
-    processes have other settings, versions or another kind of device.
+    Does nothing if the other ranks have completed the output.
+    Raises what `embed_all` raises, and FeatureFileError if files are in the way, or if the other
+    ranks have other settings, versions or another kind of device.
     """
-    plan = work.plan
-    found = _finished(work, output)
-    if found is None:
+    plan, samples, ranks = model.plan, source.samples, rank_info.ranks
+    finished = _finished_batch_size(plan.identity, output)
+    if finished is None:
         size = agree(
-            output,
-            rank_info.ranks,
-            plan.provenance,
-            settings.batch_size,
-            lambda: find_batch_size(work),
+            output, ranks, plan.provenance, settings.batch_size, lambda: find_batch_size(model)
         )
-        found = _finished(work, output)  # or else the agreement might be one after the end
-    if found is not None:
-        return Shared(found, 0, joined=False)
+        finished = _finished_batch_size(plan.identity, output)  # the others may have ended since
+    if finished is not None:
+        return Shared(finished, 0, joined=False)
     layout, count = plan.layout, 0
-    spans = partition(layout.n_clean, layout.n_samples, layout.n_views + 1, rank_info.ranks, size)
-    every = [Share(rank, rank_info.ranks, span) for rank, span in enumerate(spans)]
-    own = every[rank_info.rank]
-    if own.span:
-        again = settings.resume or rank_info.restarted
+    spans = partition(layout.n_clean, layout.n_samples, layout.n_views + 1, ranks, size)
+    shares = [Share(rank, ranks, span) for rank, span in enumerate(spans)]
+    share = shares[rank_info.rank]
+    if share.span:
+        resume = settings.resume or rank_info.restarted
         count = at_size_that_fits(
-            size, lambda size: _embed(work, size, own, output, again, progress), fixed=True
+            size,
+            lambda size: _embed_shard(model, source, size, share, output, resume, progress),
+            fixed=True,
         )
-    ids, labels = work.samples.ids[: layout.n_clean], work.samples.labels
     joined = join(
         output,
         layout,
-        [share for share in every if share.span],
-        ids,
-        labels[: layout.n_clean] if labels is not None else None,
-        [(bad.id, bad.reason) for bad in work.samples.bad],
+        [share for share in shares if share.span],
+        samples.ids[: layout.n_clean],
+        samples.labels[: layout.n_clean] if samples.labels is not None else None,
+        [(bad.id, bad.reason) for bad in samples.bad],
         plan.provenance | {"batch_size": size},
     )
     return Shared(size, count, joined)
 
 
-def _finished(work: Pass, output: Path) -> int | None:
-    """The batch size of the output if it is there, None if not."""
+def _finished_batch_size(planned: dict[str, object], output: Path) -> int | None:
+    """The batch size of the finished output, None if there is none yet."""
     if not output.exists():
         return None
-    told = read_provenance(output)
-    if identity(told) != work.plan.identity:
+    provenance = read_provenance(output)
+    if identity(provenance) != planned:
         check_absent(output, overwrite=False)
-    return int(told["batch_size"])
+    return int(provenance["batch_size"])
 
 
-def _embed(
-    work: Pass, size: int, share: Share, output: Path, resume: bool, progress: Progress
+def _embed_shard(
+    model: EmbeddingModel,
+    source: ViewSource,
+    size: int,
+    share: Share,
+    output: Path,
+    resume: bool,
+    progress: Progress,
 ) -> int:
-    plan, samples = work.plan, work.samples
+    plan, samples = model.plan, source.samples
     shard = shard_path(output, share.rank, share.ranks)
     if not resume:
         check_startable(output, shard)
@@ -116,6 +130,6 @@ def _embed(
         writer = FeatureWriter.create(shard, plan.layout, ids, labels, provenance, share=share)
     task = f"embedding {output.name}, a share of {share.ranks}"
     with writer:
-        count = embed_all(work, size, writer, task, progress)
+        count = embed_all(model, source, size, writer, task, progress)
         writer.finish()
     return count

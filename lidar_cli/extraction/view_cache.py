@@ -1,8 +1,7 @@
-"""Drawn views, kept from one checkpoint to the next.
+"""Views that the first checkpoint of a ranking makes and the others read, bit for bit.
 
-A view is a function of recipe, seed, size and sample alone, so the first checkpoint of a ranking
-draws it and the others read it: device memory first, then main memory, then a scratch file; a
-sample that fits nowhere is drawn again. What is read is what was drawn, bit for bit.
+A view depends on recipe, seed, size and sample alone. The cache fills device memory, then main
+memory, then a scratch file; the views of a sample that fits nowhere are made again.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from lidar_cli.settings import parse_size
 
 
 @dataclass(frozen=True)
-class Room:
-    """Bytes that kept views may take in each place."""
+class CacheLimits:
+    """Bytes of cached views in each place."""
 
     device: int
     memory: int
     scratch: int
 
     @classmethod
-    def of(cls, asked: str, device: torch.device, folder: Path) -> Room | None:
-        """Room for `--view-memory`: None for 0, a share of what is free for auto.
+    def of(cls, option: str, device: torch.device, folder: Path) -> CacheLimits | None:
+        """The limits that `--view-memory` sets: None for 0, a share of what is free for auto.
 
-        A size bounds main memory; the device and the disk of `folder` give their share as ever.
-        Raises SettingsError for what is no size.
+        A size limits main memory alone; device memory and the disk of `folder` give a share.
+        Raises SettingsError if the option is no size.
         """
-        memory = view_memory(asked)
+        memory = view_memory(option)
         if memory == 0:
             return None
         on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
@@ -46,73 +45,73 @@ class Room:
         )
 
 
-def view_memory(asked: str) -> int | None:
-    """Bytes of main memory for kept views, 0 for none, None for auto. Raises SettingsError."""
-    if asked.strip().lower() == "auto":
+def view_memory(option: str) -> int | None:
+    """Bytes of main memory for cached views, 0 for none, None for auto. Raises SettingsError."""
+    if option.strip().lower() == "auto":
         return None
-    return 0 if asked.strip() == "0" else parse_size(asked)
+    return 0 if option.strip() == "0" else parse_size(option)
 
 
-class ViewStore:
-    """The normalised images of samples: [k, 3, S, S] each, k of the caller's choice.
+class ViewCache:
+    """The normalised images [k, 3, S, S] of each sample; the caller chooses k.
 
-    A context manager; leaving it frees everything. The scratch file has no name, or loses it at
-    once, so that no other process can read it and none is left behind, whatever ends this one.
+    A context manager that frees everything at its end. The scratch file is unlinked as soon as it
+    is open, so that no other process reads it and none remains, however this process ends.
     """
 
-    def __init__(self, room: Room, device: torch.device, folder: Path) -> None:
+    def __init__(self, limits: CacheLimits, device: torch.device, folder: Path) -> None:
         self._tiers: list[_Tier] = [
-            _Memory(room.device, device),
-            _Memory(room.memory, torch.device("cpu")),
-            _Scratch(room.scratch, folder),
+            _Memory(limits.device, device),
+            _Memory(limits.memory, torch.device("cpu")),
+            _Scratch(limits.scratch, folder),
         ]
-        self._kept: dict[int, _Tier] = {}
+        self._tier_of: dict[int, _Tier] = {}
 
     def __contains__(self, sample: int) -> bool:
-        return sample in self._kept
+        return sample in self._tier_of
 
-    def keep(self, sample: int, images: Tensor) -> None:
-        """Keep the images of a sample if there is room; they are the store's from now on."""
+    def add(self, sample: int, images: Tensor) -> None:
+        """Cache the images of a sample if they fit; the caller must not change them later."""
         for tier in self._tiers:
-            if tier.keep(sample, images):
-                self._kept[sample] = tier
+            if tier.add(sample, images):
+                self._tier_of[sample] = tier
                 return
 
     def images(self, sample: int) -> Tensor:
-        """The images of a sample that is kept, where they are kept.
+        """The images of a cached sample, on the device or the CPU.
 
         Raises OSError if the scratch file cannot be read.
         """
-        return self._kept[sample].images(sample)
+        return self._tier_of[sample].images(sample)
 
-    def __enter__(self) -> ViewStore:
+    def __enter__(self) -> ViewCache:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._kept.clear()
+        self._tier_of.clear()
         for tier in self._tiers:
             tier.close()
 
 
 class _Tier(Protocol):
-    """One place for images, that takes them until its bytes are spent."""
+    """One place for images, with a limit in bytes."""
 
-    def keep(self, sample: int, images: Tensor) -> bool: ...
+    def add(self, sample: int, images: Tensor) -> bool: ...
     def images(self, sample: int) -> Tensor: ...
     def close(self) -> None: ...
 
 
 class _Memory:
-    def __init__(self, room: int, device: torch.device) -> None:
-        self._left = room
+    def __init__(self, limit: int, device: torch.device) -> None:
+        self._free = limit
         self._device = device
         self._images: dict[int, Tensor] = {}
 
-    def keep(self, sample: int, images: Tensor) -> bool:
-        if images.nbytes > self._left:
+    def add(self, sample: int, images: Tensor) -> bool:
+        if images.nbytes > self._free:
             return False
         self._images[sample] = images.to(self._device)
-        self._left -= images.nbytes
+        self._free -= images.nbytes
         return True
 
     def images(self, sample: int) -> Tensor:
@@ -123,21 +122,21 @@ class _Memory:
 
 
 class _Scratch:
-    """A file, written and read in place rather than mapped.
+    """A file that is read and written, not mapped.
 
-    A disk that fills up is then an error, after which views are drawn again, and not the signal
-    that would end a process which writes to a mapped page.
+    A full disk is then an error, after which views are made again; a write to a mapped page would
+    end the process by a signal.
     """
 
-    def __init__(self, room: int, folder: Path) -> None:
-        self._left = room
+    def __init__(self, limit: int, folder: Path) -> None:
+        self._free = limit
         self._folder = folder
         self._file: IO[bytes] | None = None
         self._end = 0
         self._places: dict[int, tuple[int, torch.Size]] = {}  # offset, shape
 
-    def keep(self, sample: int, images: Tensor) -> bool:
-        if images.nbytes > self._left:
+    def add(self, sample: int, images: Tensor) -> bool:
+        if images.nbytes > self._free:
             return False
         try:
             if self._file is None:
@@ -147,11 +146,11 @@ class _Scratch:
             while content:
                 content = content[self._file.write(content) :]
         except OSError:
-            self._left = 0  # the disk is full, or refuses: what it holds already stays
+            self._free = 0  # a full disk: what is written already stays
             return False
         self._places[sample] = self._end, images.shape
         self._end += images.nbytes
-        self._left -= images.nbytes
+        self._free -= images.nbytes
         return True
 
     def images(self, sample: int) -> Tensor:
@@ -163,7 +162,7 @@ class _Scratch:
         while content:
             count = self._file.readinto(content)  # type: ignore[attr-defined]
             if not count:
-                raise OSError("the scratch file of kept views ends early")
+                raise OSError("the scratch file of cached views ends early")
             content = content[count:]
         return images
 

@@ -1,1 +1,7 @@
-"""Labelled embeddings to accuracies: rows, and the classifiers that read them."""
+"""Classifiers trained with labels on feature files: accuracies to compare a ranking with.
+
+run.py           feature files -> accuracies
+data.py          feature files -> training and test rows
+linear.py        softmax classifiers, many checkpoints at a time
+classifiers.py   k-NN, ridge regression, accuracy
+"""

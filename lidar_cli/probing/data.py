@@ -1,7 +1,7 @@
 """Feature files with labels as training and test rows.
 
-The labels number the classes of the training rows; whatever else a label says, such as that it is
-unknown, leaves its sample out and is counted.
+Classes are numbered as they occur in the training rows. Samples of unknown label are left out and
+counted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Member:
     provenance: dict[str, Any]
     train: Rows
     train_labels: Tensor  # [n] class numbers 0 .. C - 1
-    held_out: Rows | None  # training rows that learn nothing but which learning rate is best
+    held_out: Rows | None  # training rows that choose the learning rate and train nothing
     held_out_labels: Tensor
     test: Rows
     test_labels: Tensor  # [m], -1 for a class that no training row has
@@ -47,35 +47,39 @@ def open_members(
 ) -> list[Member]:
     """The layers of a pair of files, or of one file that is split by seed.
 
-    layers: as `read_hdf5` takes them. hold_out: put a tenth of the training rows aside.
-    device: of the labels, and so of the probe.
+    layers: as in `read_hdf5`. hold_out: hold out a tenth of the training rows. device: of the
+    labels, and so of the probe.
     Raises InputError if the files have no labels, too few of them, or do not belong together;
     FeatureFileError if one is not a complete feature file.
     """
     labels = _labels(train)
-    known = (labels >= 0).nonzero().flatten()
-    n_unknown = len(labels) - len(known)
+    labelled = (labels >= 0).nonzero().flatten()
+    n_unknown = len(labels) - len(labelled)
     if test is None:
-        test_labels, where = labels, str(train)
-        parts = split(len(known), TEST_SHARE, seed) if len(known) > 1 else (known, known)
-        known, test_known = known[parts[0]], known[parts[1]]
+        test_labels, test_file = labels, str(train)
+        train_index, test_index = _split_index(labelled, TEST_SHARE, seed)
     else:
-        test_labels, where = _labels(test), str(test)
-        test_known = (test_labels >= 0).nonzero().flatten()
-        n_unknown += len(test_labels) - len(test_known)
-    held_out = known[:0]
-    if hold_out and len(known) > 1:
-        parts = split(len(known), HELD_OUT_SHARE, seed)
-        known, held_out = known[parts[0]], known[parts[1]]
-    classes = torch.from_numpy(np.unique(labels[known].numpy()))
-    if len(classes) < 2 or not len(test_known):
+        test_labels, test_file = _labels(test), str(test)
+        train_index, test_index = labelled, (test_labels >= 0).nonzero().flatten()
+        n_unknown += len(test_labels) - len(test_index)
+    held_out_index = train_index[:0]
+    if hold_out and len(train_index) > 1:
+        train_index, held_out_index = _split_index(train_index, HELD_OUT_SHARE, seed)
+    classes = torch.from_numpy(np.unique(labels[train_index].numpy()))
+    if len(classes) < 2 or not len(test_index):
         raise InputError(
-            f"{train}: {len(known)} training rows of {len(classes)} classes and {len(test_known)} "
-            "test rows with a label; expected two classes at least, and test rows"
+            f"{train}: {len(train_index)} training rows of {len(classes)} classes and "
+            f"{len(test_index)} test rows with a label; expected two classes at least, and test "
+            "rows",
+            code="too-few-labels",
         )
     numbers, held_out_numbers, test_numbers = (
         _numbered(every[index], classes).to(device)
-        for every, index in ((labels, known), (labels, held_out), (test_labels, test_known))
+        for every, index in (
+            (labels, train_index),
+            (labels, held_out_index),
+            (test_labels, test_index),
+        )
     )
     members = []
     unseen = int((test_numbers < 0).sum())
@@ -89,14 +93,14 @@ def open_members(
         members.append(
             Member(
                 str(train),
-                where,
+                test_file,
                 embeddings.layer,
                 embeddings.provenance,
-                stored(embeddings, known),
+                rows_of_file(embeddings, train_index),
                 numbers,
-                stored(embeddings, held_out) if len(held_out) else None,
+                rows_of_file(embeddings, held_out_index) if len(held_out_index) else None,
                 held_out_numbers,
-                stored(test_side, test_known),
+                rows_of_file(test_side, test_index),
                 test_numbers,
                 len(classes),
                 n_unknown,
@@ -122,13 +126,13 @@ def _labels(path: Path) -> Tensor:
 
 
 def _numbered(labels: Tensor, classes: Tensor) -> Tensor:
-    """Places of the labels among the sorted classes, -1 where a label is none of them."""
+    """Indices of the labels among the sorted classes, -1 for a label that is none of them."""
     place = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
     return torch.where(classes[place] == labels, place, -1)
 
 
 def _check_pair(train: Embeddings, test: Embeddings) -> None:
-    """Raise InputError if two files are not of one checkpoint, or are of the same samples."""
+    """Raise InputError if two files are of different checkpoints, or of the same samples."""
     for key, meaning in (
         ("sha256", "another checkpoint"),
         ("branch", "another branch"),
@@ -159,13 +163,13 @@ def _check_rows(embeddings: Embeddings, labels: Tensor) -> None:
 
 
 CHUNK = 64 * 2**20  # bytes read at a time
-ROWS_A_CHUNK = 8192  # of a tensor in memory, which bounds what is computed at a time
-WIDEST_GAP = 64  # unwanted rows that are read along rather than reading twice
+ROWS_A_CHUNK = 8192  # of a tensor in memory; bounds the memory of computing with a chunk
+WIDEST_GAP = 64  # unwanted rows that are read rather than starting another read
 
 
 @dataclass(frozen=True)
 class Rows:
-    """n embeddings of d dimensions, float32, on the CPU unless they were held elsewhere."""
+    """n embeddings of d dimensions, float32, on the CPU or where their tensor is."""
 
     count: int
     dim: int
@@ -174,12 +178,12 @@ class Rows:
 
     @property
     def size(self) -> int:
-        """Bytes that they take in memory."""
+        """Bytes of memory for all rows."""
         return 4 * self.count * self.dim
 
 
-def held(rows: Tensor) -> Rows:
-    """Rows [n, d] that are in memory."""
+def rows_of_tensor(rows: Tensor) -> Rows:
+    """A tensor [n, d] as rows."""
     rows = rows.float()
     return Rows(
         rows.shape[0],
@@ -189,11 +193,11 @@ def held(rows: Tensor) -> Rows:
     )
 
 
-def stored(embeddings: Embeddings, index: Tensor) -> Rows:
+def rows_of_file(embeddings: Embeddings, index: Tensor) -> Rows:
     """The clean embeddings of some samples of a file.
 
-    index: sample numbers [n], ascending. Reading in order verifies the file's checksums and raises
-    FeatureFileError where one does not match.
+    index: sample numbers [n], ascending. Reading `chunks` verifies the file's checksums and raises
+    FeatureFileError if one does not match.
     """
     assert embeddings.clean is not None
     read = embeddings.clean.read
@@ -213,18 +217,26 @@ def stored(embeddings: Embeddings, index: Tensor) -> Rows:
             wanted.tensor_split(begins), place.tensor_split(begins), strict=True
         ):
             first = int(run[0])
-            found = read(first, int(run[-1]) + 1).index_select(0, run - first)
-            out.index_copy_(0, places, found.float())
+            rows = read(first, int(run[-1]) + 1).index_select(0, run - first)
+            out.index_copy_(0, places, rows.float())
         return out
 
     return Rows(len(index), embeddings.shape[2], chunks, gather)
 
 
 def split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Numbers 0 .. count - 1 in two parts by seed, each ascending; the second has `share` of them.
+    """0 .. count - 1 in two parts by seed, each ascending; the second has `share` of them.
 
-    Neither part is empty where count is at least two.
+    Neither part is empty if count is at least two.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     second = min(max(1, round(share * count)), count - 1)
     return order[second:].sort().values, order[:second].sort().values
+
+
+def _split_index(index: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Sample numbers in two parts as by `split`; a single one is in both."""
+    if len(index) < 2:
+        return index, index
+    first, second = split(len(index), share, seed)
+    return index[first], index[second]

@@ -1,7 +1,7 @@
 """The linear probe: softmax classifiers trained with labels on frozen embeddings.
 
-It judges a ranking and never enters one. Many checkpoints are probed side by side, as one batched
-model whose members share nothing but the order in which they see the rows.
+Accuracies are compared with a ranking and never enter one. Many checkpoints are probed together, as
+one batched model whose members share nothing but the order of the rows.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lidar_cli.errors import InputError
-from lidar_cli.probing.classify import Accuracy, Classifier, Scaling, measure, standardise
-from lidar_cli.probing.data import Rows, held
+from lidar_cli.probing.classifiers import Accuracy, Classifier, Scaling, measure, standardise
+from lidar_cli.probing.data import Rows, rows_of_tensor
 from lidar_cli.settings import ProbeSettings, parse_rates
 
-WINDOW = 65_536  # rows that are shuffled together and, where a file does not fit, in memory
-RUN = 256  # neighbouring rows that enter a window together
+WINDOW = 65_536  # rows that are shuffled together, and in memory if the file does not fit
+RUN = 256  # neighbouring rows that are in the same window
 WORKING_COPIES = 6  # of the weights: the parameter, its copy, two gradients, Adam's two moments
 
 
@@ -46,7 +46,7 @@ def linear_probe(
     *,
     settings: ProbeSettings | None = None,
 ) -> list[Accuracy]:
-    """Accuracies of K checkpoints whose embeddings are in memory, at the first learning rate.
+    """Accuracies of K checkpoints from embeddings in memory, at the first learning rate.
 
     train, test: [K, n, d] and [K, m, d], or [n, d] and [m, d] for a single checkpoint (K = 1).
     train_labels, test_labels: [n] and [m], integers 0 .. C - 1.
@@ -59,9 +59,9 @@ def linear_probe(
     labels = train_labels.to(train.device, torch.long)
     n_classes = 1 + max(int(labels.max()), int(test_labels.max()))
     rates = parse_rates(settings.learning_rates)[:1]
-    fitted = fit([held(rows) for rows in train], labels, n_classes, rates, settings)
+    fitted = fit([rows_of_tensor(rows) for rows in train], labels, n_classes, rates, settings)
     return [
-        measure(fitted.classifier(k), held(test[k]), test_labels.to(train.device))[0]
+        measure(fitted.classifier(k), rows_of_tensor(test[k]), test_labels.to(train.device))[0]
         for k in range(len(test))
     ]
 
@@ -92,20 +92,20 @@ def fit(
     rates: Sequence[float],
     settings: ProbeSettings,
     *,
-    hold: bool = True,
+    in_memory: bool = True,
     step: Callable[[int], None] = lambda epoch: None,
 ) -> Fitted:
-    """F x R softmax classifiers on standardised embeddings, trained side by side.
+    """F x R softmax classifiers on standardised embeddings, trained together.
 
         x' = (x - mean) / std                          of the training rows, each dimension
         p  = softmax(x' W^T + b)                       W [C, d], b [C], zero at the start
         loss = sum_fr mean_i -log p[f, r, i, label_i]  Adam, at the rate of r
 
     No member appears in another's term of the loss and Adam works element by element, so each
-    gets the result that it gets alone.
+    result is the same as when trained alone.
 
     members: F checkpoints, each with the same n samples. labels: [n] on the device that computes.
-    hold: keep all rows on the device, else a window of them; the numbers do not depend on it.
+    in_memory: keep all rows on the device, else a window of them; the result is the same.
     step: called with the number of each epoch, counted from 1, when it is done.
     Raises InputError if an embedding is not finite.
     """
@@ -118,7 +118,7 @@ def fit(
         {"params": pair, "lr": rate} for *pair, rate in zip(weights, biases, rates, strict=True)
     ]
     optimizer = torch.optim.Adam(groups)
-    take = _from_memory(members, scalings) if hold else _from_files(members, scalings)
+    take = _from_memory(members, scalings) if in_memory else _from_files(members, scalings)
     for epoch in range(settings.epochs):
         drop = settings.drop_factor if epoch >= settings.drop_epoch else 1.0
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -138,13 +138,14 @@ def fit(
                 optimizer.zero_grad()
                 torch.autograd.backward(loss / len(places))
                 optimizer.step()
-            del x  # before the next is read: one window in memory, not two
+            del x  # before the next window is read: one in memory, not two
         step(epoch + 1)
     weight = torch.stack([w.detach() for w in weights], 1)
     return Fitted(weight, torch.stack([b.detach() for b in biases], 1), scalings)
 
 
-Take = Callable[[Tensor], tuple[Tensor, Tensor]]  # a window -> rows [F, w, d], where each of it is
+# A window of row numbers -> rows [F, w, d], and the index of each of the window's rows in them.
+Take = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def _from_memory(members: Sequence[Rows], scalings: Sequence[Scaling]) -> Take:
@@ -173,9 +174,9 @@ def _from_files(members: Sequence[Rows], scalings: Sequence[Scaling]) -> Take:
 def row_windows(n_rows: int, epoch: int, settings: ProbeSettings) -> Iterator[Tensor]:
     """Row numbers [<= WINDOW] in the order of one epoch, the same for every member.
 
-    Up to WINDOW rows it is a permutation. Beyond, runs of RUN rows are permuted, and the rows of
-    each window of them: a window is then read from a file in few pieces. A window holds whole
-    minibatches, the last excepted.
+    Up to WINDOW rows it is a permutation. Beyond, runs of RUN rows are permuted, and then the rows
+    in each window, so that a window is read from a file in few pieces. A window holds whole
+    minibatches, except the last.
     """
     generator = torch.Generator().manual_seed(settings.seed * settings.epochs + epoch)
     if n_rows <= WINDOW:
@@ -188,7 +189,7 @@ def row_windows(n_rows: int, epoch: int, settings: ProbeSettings) -> Iterator[Te
 
 
 def memory_of(member: Rows, n_classes: int, n_rates: int) -> tuple[int, int]:
-    """Bytes that one checkpoint takes in `fit`: with all its rows held, and with a window."""
+    """Bytes that one checkpoint takes in `fit`: with all rows in memory, and with a window."""
     working = 4 * WORKING_COPIES * n_rates * n_classes * member.dim
-    # A window passes through memory twice: as it is read, and standardised.
+    # A window is in memory twice: as it is read, and standardised.
     return member.size + working, 8 * min(WINDOW, member.count) * member.dim + working

@@ -1,7 +1,7 @@
-"""Feature files with labels to accuracies: the oracle that judges a ranking.
+"""Feature files with labels to accuracies of linear, k-NN or ridge classifiers.
 
-Files with the same labels and width are probed side by side, as many at a time as `--memory` holds.
-Nothing about the test rows enters a choice: a learning rate is chosen on training rows held out.
+Files with the same labels and width are probed together, as many at a time as `--memory` holds.
+Test rows enter no choice: a learning rate is chosen on held-out training rows.
 """
 
 from __future__ import annotations
@@ -15,32 +15,36 @@ from typing import Any
 import torch
 
 from lidar_cli.errors import LidarError, NoProcess, SettingsError
-from lidar_cli.probing.classify import Accuracy, Classifier, measure
-from lidar_cli.probing.data import Member, held, open_members
-from lidar_cli.probing.knn import nearest_neighbours
+from lidar_cli.probing.classifiers import (
+    Accuracy,
+    Classifier,
+    measure,
+    nearest_neighbours,
+    ridge_regression,
+)
+from lidar_cli.probing.data import Member, open_members, rows_of_tensor
 from lidar_cli.probing.linear import fit, memory_of
-from lidar_cli.probing.ridge import ridge_regression
 from lidar_cli.runtime.device import check_free, find_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ProbeSettings, parse_rates, parse_size
 
-# On the demo's backbones 120 steps read up to 12 points below logistic regression to its end.
+# On the demo's backbones accuracy after 120 steps is up to 12 points below that at convergence.
 FEW_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Tried:
+class RateResult:
     """One learning rate of a sweep."""
 
     learning_rate: float
-    held_out: float | None  # top-1 on the training rows held out; None without a sweep
+    held_out: float | None  # top-1 on the held-out training rows; None without a sweep
     top1: float
     top5: float | None
 
 
 @dataclass(frozen=True)
-class Probed:
-    """Accuracy of one layer of one checkpoint on the test rows, and on what it rests."""
+class ProbeResult:
+    """Accuracy of one layer of one checkpoint on the test rows, and how it was measured."""
 
     train: str
     test: str
@@ -49,24 +53,24 @@ class Probed:
     method: str
     dim: int
     n_classes: int
-    n_train: int  # rows that were learned from
+    n_train: int  # without those held out
     n_held_out: int
     n_test: int
     n_unknown: int  # samples of unknown label, left out
     top1: float
     top5: float | None  # None where there are at most five classes
-    learning_rate: float | None  # the one that counts
-    rates: tuple[Tried, ...] = ()
+    learning_rate: float | None  # the chosen one
+    rates: tuple[RateResult, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def standard_error(self) -> float:
-        """Of top1: sqrt(p (1 - p) / m), the test rows taken as draws."""
+        """Binomial standard error of top1: sqrt(p (1 - p) / m)."""
         return math.sqrt(self.top1 * (1 - self.top1) / self.n_test)
 
 
 @dataclass(frozen=True)
-class Unprobed:
+class ProbeFailure:
     """A pair of files that could not be probed, and why."""
 
     train: str
@@ -75,10 +79,10 @@ class Unprobed:
 
 @dataclass(frozen=True)
 class Probes:
-    """All that `probe` found, in the order of the files."""
+    """All results of `probe`, in the order of the files."""
 
-    probed: tuple[Probed, ...]
-    failed: tuple[Unprobed, ...] = ()
+    probed: tuple[ProbeResult, ...]
+    failed: tuple[ProbeFailure, ...] = ()
 
 
 def probe_files(
@@ -89,18 +93,18 @@ def probe_files(
 ) -> Probes:
     """Accuracies on the clean embeddings of feature files.
 
-    tests: the file of test rows for each of training rows; None splits the training file.
-    A pair that cannot be probed is among the failed and stops no other.
-    Raises SettingsError for settings that do not fit together, or too little --memory.
+    tests: the file of test rows for each file of training rows; None splits the training file.
+    A pair that cannot be probed is recorded as failed and stops no other.
+    Raises SettingsError for settings that exclude each other, or too little --memory.
     """
     progress = progress or Progress()
     device = find_device(settings.device)
     rates = parse_rates(settings.learning_rates)
-    if settings.memory != ProbeSettings.memory:  # less than which small files need anyway
+    if settings.memory != ProbeSettings.memory:  # the default is not checked
         check_free(f"--memory {settings.memory}", parse_size(settings.memory))
     sweep = settings.method == "linear" and len(rates) > 1
     members: list[Member] = []
-    failed: list[Unprobed] = []
+    failed: list[ProbeFailure] = []
     for train, test in zip(trains, tests, strict=True):
         try:
             members += open_members(
@@ -109,25 +113,25 @@ def probe_files(
         except NoProcess:
             raise
         except LidarError as error:
-            failed.append(Unprobed(str(train), _reason(train, error)))
-    found: dict[int, Probed] = {}
+            failed.append(ProbeFailure(str(train), _reason(train, error)))
+    results: dict[int, ProbeResult] = {}
     by_labels: dict[Any, list[Member]] = {}
     for member in members:
         key = member.train.dim, member.train_labels.cpu().numpy().tobytes()
         by_labels.setdefault(key, []).append(member)
-    for alike in by_labels.values():
-        for group in _groups(alike, settings, progress):
-            found |= _probe(*group, settings, failed, progress)
-    return Probes(tuple(found[id(m)] for m in members if id(m) in found), tuple(failed))
+    for same_labels in by_labels.values():
+        for group, in_memory in _groups(same_labels, settings, progress):
+            results |= _probe(group, in_memory, settings, failed, progress)
+    return Probes(tuple(results[id(m)] for m in members if id(m) in results), tuple(failed))
 
 
 def _groups(
-    alike: list[Member], settings: ProbeSettings, progress: Progress
+    members: list[Member], settings: ProbeSettings, progress: Progress
 ) -> Iterator[tuple[Sequence[Member], bool]]:
-    """Members that are probed together, and whether their training rows are held in memory."""
-    memory, first = parse_size(settings.memory), alike[0]
+    """Members to probe together, and whether their training rows fit into memory."""
+    memory, first = parse_size(settings.memory), members[0]
     if settings.method != "linear":
-        for member in alike:
+        for member in members:
             yield [member], member.train.size <= memory
         return
     rates = parse_rates(settings.learning_rates)
@@ -139,27 +143,27 @@ def _groups(
             f"{math.ceil(least / 2**20):,} MB at the least ({first.train.dim} dimensions, "
             f"{first.n_classes} classes, {len(rates)} learning rates)"
         )
-    hold = whole <= memory
-    if not hold:
+    in_memory = whole <= memory
+    if not in_memory:
         progress.note(
             f"{first.train_file}: its rows take {first.train.size / 2**20:,.0f} MB, more than "
             f"--memory {settings.memory} holds: they are read from the file in each epoch"
         )
-    size = memory // (whole if hold else window)
-    for start in range(0, len(alike), size):
-        yield alike[start : start + size], hold
+    size = memory // (whole if in_memory else window)
+    for start in range(0, len(members), size):
+        yield members[start : start + size], in_memory
 
 
 def _probe(
     group: Sequence[Member],
-    hold: bool,
+    in_memory: bool,
     settings: ProbeSettings,
-    failed: list[Unprobed],
+    failed: list[ProbeFailure],
     progress: Progress,
-) -> dict[int, Probed]:
-    """Results by the id of the member; a member alone is failed where a whole group is."""
+) -> dict[int, ProbeResult]:
+    """Results by the id of the member; if a group fails, its members are probed one by one."""
     try:
-        classifiers = _classifiers(group, hold, settings, progress)
+        classifiers = _classifiers(group, in_memory, settings, progress)
         return {
             id(member): _record(member, classifier, settings)
             for member, classifier in zip(group, classifiers, strict=True)
@@ -170,26 +174,28 @@ def _probe(
         ) from error
     except LidarError as error:
         if len(group) == 1:
-            failed.append(Unprobed(group[0].train_file, _reason(Path(group[0].train_file), error)))
+            failed.append(
+                ProbeFailure(group[0].train_file, _reason(Path(group[0].train_file), error))
+            )
             return {}
     return {
         key: value
         for member in group
-        for key, value in _probe([member], hold, settings, failed, progress).items()
+        for key, value in _probe([member], in_memory, settings, failed, progress).items()
     }
 
 
 def _classifiers(
-    group: Sequence[Member], hold: bool, settings: ProbeSettings, progress: Progress
+    group: Sequence[Member], in_memory: bool, settings: ProbeSettings, progress: Progress
 ) -> list[Classifier]:
-    """One for each member of the group, which is a single one unless the method is linear."""
+    """A classifier for each member of the group, a single one unless the method is linear."""
     first, labels, n_classes = group[0], group[0].train_labels, group[0].n_classes
     if settings.method == "ridge":
         return [ridge_regression(first.train, labels, n_classes, settings.ridge)]
     if settings.method == "knn":
         train = first.train
-        if hold:
-            train = held(torch.cat(list(train.chunks())).to(labels.device))
+        if in_memory:
+            train = rows_of_tensor(torch.cat(list(train.chunks())).to(labels.device))
         k, temperature = settings.neighbours, settings.temperature
         return [nearest_neighbours(train, labels, n_classes, k, temperature)]
     name = f"probing {len(group)} side by side" if len(group) > 1 else "probing"
@@ -199,27 +205,27 @@ def _classifiers(
         n_classes,
         parse_rates(settings.learning_rates),
         settings,
-        hold=hold,
+        in_memory=in_memory,
         step=lambda epoch: progress.update(name, epoch, settings.epochs),
     )
     return [fitted.classifier(at) for at in range(len(group))]
 
 
-def _record(member: Member, classifier: Classifier, settings: ProbeSettings) -> Probed:
+def _record(member: Member, classifier: Classifier, settings: ProbeSettings) -> ProbeResult:
     tested = measure(classifier, member.test, member.test_labels)
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[RateResult, ...] = ()
     best = 0
     if settings.method == "linear":
         rates = parse_rates(settings.learning_rates)
-        kept: Sequence[Accuracy | None] = [None] * len(rates)
+        held_out: Sequence[Accuracy | None] = [None] * len(rates)
         if member.held_out is not None:
-            kept = measure(classifier, member.held_out, member.held_out_labels)
+            held_out = measure(classifier, member.held_out, member.held_out_labels)
         tried = tuple(
-            Tried(rate, before.top1 if before else None, *after)
-            for rate, before, after in zip(rates, kept, tested, strict=True)
+            RateResult(rate, before.top1 if before else None, *after)
+            for rate, before, after in zip(rates, held_out, tested, strict=True)
         )
         best = max(range(len(tried)), key=lambda at: tried[at].held_out or 0.0)
-    return Probed(
+    return ProbeResult(
         train=member.train_file,
         test=member.test_file,
         layer=member.layer,

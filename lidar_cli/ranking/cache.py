@@ -15,10 +15,11 @@ from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import OF_ONE_FILE, FeatureFileError, InputError, SettingsError, Unresumable
-from lidar_cli.extraction.batches import Pass
+from lidar_cli.extraction.engine import EmbeddingModel
 from lidar_cli.extraction.plan import Plan, identity, make_plan
-from lidar_cli.extraction.run import changed, open_with, run, say_room, stem
-from lidar_cli.extraction.view_cache import Room, ViewStore
+from lidar_cli.extraction.run import changed_error, note_disk_use, open_with, run, stem
+from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
+from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.blocks import Names
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
@@ -55,7 +56,7 @@ class Scored:
 
 T = TypeVar("T")
 Task = tuple[Checkpoint, Plan]
-Make = Callable[[Checkpoint, Plan, ViewStore | None], T]
+Make = Callable[[Checkpoint, Plan, ViewCache | None], T]
 
 
 class Cache:
@@ -125,7 +126,7 @@ class Cache:
         return found
 
     @contextmanager
-    def shared_views(self, tasks: Sequence[Task]) -> Iterator[ViewStore | None]:
+    def shared_views(self, tasks: Sequence[Task]) -> Iterator[ViewCache | None]:
         """A store for the views of checkpoints that see the same ones, while they are scored.
 
         None where fewer than two of them are to be embedded, or the settings want none.
@@ -133,11 +134,11 @@ class Cache:
         waiting = sum(not self._has(checkpoint, plan) for checkpoint, plan in tasks)
         room = None
         if waiting > 1:
-            room = Room.of(self._settings.view_memory, self._device, self._folder)
+            room = CacheLimits.of(self._settings.view_memory, self._device, self._folder)
         if room is None:
             yield None
             return
-        with ViewStore(room, self._device, self._folder) as store:
+        with ViewCache(room, self._device, self._folder) as store:
             yield store
 
     def score_each(
@@ -280,7 +281,7 @@ class Cache:
         size = sum(size_of(plan.layout) for _, plan in missing)
         if len(missing) > 1 and not begun:
             what = f"{self._folder}: {len(missing)} checkpoints will take"
-            say_room(what, size, self._folder, self._progress)
+            note_disk_use(what, size, self._folder, self._progress)
 
     def _make(
         self,
@@ -288,7 +289,7 @@ class Cache:
         claims: Claims,
         fail: Callable[[Path, Exception], None],
         make: Make[T],
-        store: ViewStore | None = None,
+        store: ViewCache | None = None,
     ) -> tuple[bool, T | None]:
         """Whether a checkpoint is settled, for another process is not making it; its result."""
         checkpoint, plan = task
@@ -315,7 +316,7 @@ class Cache:
         self._own(checkpoint, plan).unlink(missing_ok=True)
         self._saved(checkpoint, plan).path.unlink(missing_ok=True)
 
-    def score(self, checkpoint: Checkpoint, plan: Plan, store: ViewStore | None = None) -> Scored:
+    def score(self, checkpoint: Checkpoint, plan: Plan, store: ViewCache | None = None) -> Scored:
         """The score of a checkpoint. Raises what embedding and scoring raise."""
         for features in self._features_of(checkpoint, plan):
             with suppress(FeatureFileError):  # damaged, or not what its name says: made anew
@@ -328,7 +329,7 @@ class Cache:
         self._extract(checkpoint, plan, features, store)
         return self._score(features, read_provenance(features))
 
-    def embedded(self, checkpoint: Checkpoint, plan: Plan, store: ViewStore | None = None) -> Path:
+    def embedded(self, checkpoint: Checkpoint, plan: Plan, store: ViewCache | None = None) -> Path:
         """A feature file of a checkpoint, made unless it is there. Raises what embedding raises."""
         for features in self._features_of(checkpoint, plan):
             with suppress(FeatureFileError):  # damaged, or not what its name says: made anew
@@ -339,7 +340,7 @@ class Cache:
         return features
 
     def score_first(
-        self, checkpoint: Checkpoint, plan: Plan, n: int, store: ViewStore | None = None
+        self, checkpoint: Checkpoint, plan: Plan, n: int, store: ViewCache | None = None
     ) -> Scored:
         """The score of the first n samples by the one metric, embedded as interrupted work.
 
@@ -403,13 +404,13 @@ class Cache:
         checkpoint: Checkpoint,
         plan: Plan,
         output: Path,
-        store: ViewStore | None,
+        store: ViewCache | None,
         until: int | None = None,
     ) -> None:
-        loaded, progress = self._open(checkpoint), self._progress
+        model, source = self._model_and_views(checkpoint, plan, store)
 
         def carry_out(settings: ExtractSettings) -> None:
-            run(plan, loaded, self._samples, settings, output, self._device, progress, store, until)
+            run(model, source, settings, output, self._progress, until)
 
         settings = replace(self._extract_settings(), overwrite=output.exists())
         try:
@@ -418,14 +419,13 @@ class Cache:
             carry_out(replace(settings, overwrite=True, resume=False))
 
     def _score_unstored(
-        self, checkpoint: Checkpoint, plan: Plan, store: ViewStore | None
+        self, checkpoint: Checkpoint, plan: Plan, store: ViewCache | None
     ) -> Scored:
         saved = self._saved(checkpoint, plan)
         found = saved.read()
         if found is None:
-            loaded = self._open(checkpoint)
-            work = Pass(plan, loaded, self._samples, self._device, self._settings.workers, store)
-            found = score_unstored(work, self._settings, self._progress)
+            model, source = self._model_and_views(checkpoint, plan, store)
+            found = score_unstored(model, source, self._settings, self._progress)
             saved.write(found)
         result = found.score
         assert result.rankme_rows is not None
@@ -448,8 +448,16 @@ class Cache:
         loaded = open_with(path, settings, self._device)
         hashed = stamp(path) == checkpoint.stamp or sha256(path) == checkpoint.digest
         if not hashed or loaded.description.branch != checkpoint.description.branch:
-            raise changed(path)
+            raise changed_error(path)
         return loaded
+
+    def _model_and_views(
+        self, checkpoint: Checkpoint, plan: Plan, store: ViewCache | None
+    ) -> tuple[EmbeddingModel, ViewSource]:
+        embedder, device = self._open(checkpoint), self._device
+        form, workers = embedder.memory_format, self._settings.workers
+        source = ViewSource(plan, self._samples, device, form, workers, store)
+        return EmbeddingModel(plan, embedder, device), source
 
     def _extract_settings(self) -> ExtractSettings:
         shared = {

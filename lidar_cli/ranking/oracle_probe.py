@@ -14,7 +14,7 @@ from lidar_cli.data.dataset import Samples
 from lidar_cli.data.open import open_samples
 from lidar_cli.data.tables import Unmatched
 from lidar_cli.errors import InputError, first_line
-from lidar_cli.probing.run import Probed, probe_files
+from lidar_cli.probing.run import ProbeResult, probe_files
 from lidar_cli.ranking.cache import Cache
 from lidar_cli.ranking.cache_folder import CacheFolder
 from lidar_cli.ranking.discover import Checkpoint
@@ -117,7 +117,7 @@ def _cache(directory: str, settings: RankSettings, progress: Progress) -> Cache:
     return Cache(folder, (), LAYER, samples, alone, find_device(settings.device), progress)
 
 
-def _told(probed: Sequence[Probed]) -> str:
+def _told(probed: Sequence[ProbeResult]) -> str:
     first = probed[0]
     alike = {(found.n_train, found.n_test, found.n_classes) for found in probed}
     error = 100 * max(found.standard_error for found in probed)

@@ -18,7 +18,7 @@ from lidar_cli.checkpoints.detect import check_assumptions, check_names
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import OF_ONE_FILE, InputError, NoProcess, SettingsError, nearest
-from lidar_cli.extraction.run import tell_of
+from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.ranking.cache import Cache, Scored, score_features
@@ -34,7 +34,7 @@ from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.intervals import Grouping, Interval
 from lidar_cli.scoring.run import open_groups
 from lidar_cli.settings import RankSettings, parse_size
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 
 # Bytes of decoded images kept from one checkpoint to the next, if so much is free.
 DECODED_MEMORY = 2 * 2**30
@@ -252,7 +252,7 @@ def open_cache(
     Raises InputError if the data or the folder cannot be used.
     """
     samples = open_samples(settings).remembering(min(DECODED_MEMORY, int(SHARE * free_memory())))
-    tell_of(samples, progress)
+    note_data(samples, progress)
     return Cache(folder, features, layer, samples, settings, device, progress, groups)
 
 

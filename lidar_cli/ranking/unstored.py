@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from lidar_cli.core.noise import contrast_samples
-from lidar_cli.extraction.batch_size import at_size_that_fits, find_batch_size
-from lidar_cli.extraction.batches import Pass
-from lidar_cli.extraction.engine import embed_all
+from lidar_cli.extraction.engine import (
+    EmbeddingModel,
+    at_size_that_fits,
+    embed_all,
+    find_batch_size,
+)
 from lidar_cli.extraction.plan import Plan
+from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.blocks import Chunk, Embeddings, Stored
 from lidar_cli.features.schema import as_numbers
 from lidar_cli.runtime.device import SHARE, free_memory
@@ -25,22 +29,25 @@ from lidar_cli.scoring.streaming import Gathered, enough_memory
 from lidar_cli.settings import MetricSettings, RankSettings, parse_size
 
 
-def score_unstored(work: Pass, settings: RankSettings, progress: Progress) -> Unintervalled:
-    """The score of one pass, its embeddings held in memory at most.
+def score_unstored(
+    model: EmbeddingModel, source: ViewSource, settings: RankSettings, progress: Progress
+) -> Unintervalled:
+    """The score of one checkpoint, its embeddings held in memory at most.
 
     Raises what `embed_all` and `score` raise.
     """
-    plan, device = work.plan, work.device
+    plan, device = model.plan, model.device
     name = plan.provenance["checkpoint"]
-    work.loaded.set_image_size(plan.views.image_size)
+    model.loaded.set_image_size(plan.views.image_size)
 
     def attempt(batch_size: int) -> tuple[Unstored, int]:
         sink = Unstored(plan, name, settings, device, int(free_memory() * SHARE))
-        embed_all(work, batch_size, sink, f"embedding {Path(name).name}", progress)
+        embed_all(model, source, batch_size, sink, f"embedding {Path(name).name}", progress)
         return sink, batch_size
 
     fixed = settings.batch_size
-    sink, batch_size = at_size_that_fits(fixed or find_batch_size(work), attempt, fixed is not None)
+    size = fixed or find_batch_size(model)
+    sink, batch_size = at_size_that_fits(size, attempt, fixed is not None)
     embeddings = sink.embeddings
     with enough_memory(embeddings):
         found = score_gathered(

@@ -8,7 +8,7 @@ import io
 import json
 from typing import Any
 
-from lidar_cli.probing.run import Probed, Probes
+from lidar_cli.probing.run import ProbeResult, Probes
 from lidar_cli.report.text import MISSING, cell, console, one_line, path_cell, print_columns
 
 NESTED = ("rates", "warnings")
@@ -23,7 +23,7 @@ def to_csv(probes: Probes) -> str:
     """A header and a line a file, layer and learning rate; `best` marks the rate that counts."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = [f.name for f in dataclasses.fields(Probed) if f.name not in NESTED]
+    names = [f.name for f in dataclasses.fields(ProbeResult) if f.name not in NESTED]
     writer.writerow([*names, "held_out", "best"])
     for found in probes.probed:
         whole = {name: getattr(found, name) for name in names}
@@ -79,7 +79,7 @@ def percent(share: float | None) -> str:
     return MISSING if share is None else f"{100 * share:.1f}"
 
 
-def _protocol(found: Probed) -> str:
+def _protocol(found: ProbeResult) -> str:
     return {
         "linear": "linear probe (Adam on standardised embeddings)",
         "knn": "nearest neighbours (cosine)",
@@ -87,5 +87,5 @@ def _protocol(found: Probed) -> str:
     }[found.method]
 
 
-def _record(found: Probed) -> dict[str, Any]:
+def _record(found: ProbeResult) -> dict[str, Any]:
     return dataclasses.asdict(found) | {"top1_standard_error": found.standard_error}

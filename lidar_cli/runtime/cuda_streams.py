@@ -1,4 +1,7 @@
-"""Work beside the model's on one device: copies and views before it, embeddings after it."""
+"""CUDA side streams: copies and views for the next batch, and writes of the last, beside the model.
+
+On the CPU, where a call returns when its work is done, everything here does nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,7 @@ from torch import Tensor
 
 
 class SideStream:
-    """A queue of device work of its own; on the CPU, where a call ends when its work does, nothing.
-
-    Work of two lanes overlaps. What one makes for another is handed over by a `mark`.
-    """
+    """A CUDA stream other than the current one. Work of different streams overlaps."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None
@@ -21,22 +21,22 @@ class SideStream:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """The calls of this thread go into this lane."""
+    def activate(self) -> Iterator[None]:
+        """Make it the current stream of the calling thread."""
         if self._stream is None:
             yield
             return
         with torch.cuda.stream(self._stream):
             yield
 
-    def finish(self) -> None:
-        """Wait until all work in the lane is done."""
+    def synchronize(self) -> None:
+        """Wait until all work in the stream is done."""
         if self._stream is not None:
             self._stream.synchronize()
 
 
 def record_event(device: torch.device) -> torch.cuda.Event | None:
-    """A mark behind the work that this thread has queued so far."""
+    """An event that completes when the work now queued in the current stream is done."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -44,14 +44,14 @@ def record_event(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
-def wait_event(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
-    """Let the work that this thread queues from now on read tensors that were made before a mark.
+def wait_event(tensors: Iterable[Tensor], event: torch.cuda.Event | None) -> None:
+    """Make later work of the current stream wait for the event that another stream recorded.
 
-    Their memory is not given away until it has done so, though another lane owns them.
+    The tensors' memory is not reused before that later work is done.
     """
-    if made is None:
+    if event is None:
         return
     for tensor in tensors:
         stream = torch.cuda.current_stream(tensor.device)
-        stream.wait_event(made)
+        stream.wait_event(event)
         tensor.record_stream(stream)

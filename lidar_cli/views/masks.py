@@ -23,7 +23,7 @@ Grid = tuple[int, int]  # rows and columns of patches
 
 
 class Domain(IntEnum):
-    """Added to the hash, so that no two kinds of draw share numbers; moving one changes masks."""
+    """Added to the hash, so that different draws share no numbers; a change changes all masks."""
 
     CONTEXT_AND_TARGETS = 1
     SIZES = 2  # one draw for all samples
@@ -33,7 +33,7 @@ class Domain(IntEnum):
 
 
 IJEPA, DATA2VEC, DATA2VEC2 = MultiBlock(), Blocks(), InverseBlocks()
-CONTEXT_ATTEMPTS = 20  # failures after which one more target may overlap the context
+CONTEXT_ATTEMPTS = 20  # after so many failures one more target may overlap the context
 
 
 def ijepa_masks(
@@ -43,9 +43,9 @@ def ijepa_masks(
 
     As in training all samples share the sizes of the blocks, drawn for each (seed, view), and all
     contexts are cut to one length K by dropping their last patches. Training cuts to the shortest
-    of a batch; that would let a sample's mask depend on its company here. So K is the shortest of
-    `rules.batch` contexts drawn for the (seed, view) alone, and a sample whose context is shorter
-    draws all its blocks again. Contexts are then distributed as those of a training batch
+    of a batch, by which a sample's mask would depend on its batch. Here K is the shortest of
+    `rules.batch` contexts drawn for the (seed, view) alone, and the blocks of a sample whose
+    context is shorter are drawn again. Contexts are then distributed as those of a training batch
     other than its shortest.
 
     Raises SettingsError for a grid too small for the blocks.
@@ -64,14 +64,14 @@ def ijepa_masks(
     targets = _blocks(corners, target_size, grid)  # [b, 4, N]
     b, patches = contexts.shape
     # Stable: the patches of the context come first and keep their order.
-    kept = np.argsort(~contexts, axis=1, kind="stable")[:, :length]
+    seen = np.argsort(~contexts, axis=1, kind="stable")[:, :length]
     predicted = np.nonzero(targets.transpose(1, 0, 2).reshape(-1, patches))[1]
-    return torch.from_numpy(kept), torch.from_numpy(predicted.reshape(rules.targets, b, -1))
+    return torch.from_numpy(seen), torch.from_numpy(predicted.reshape(rules.targets, b, -1))
 
 
-@lru_cache(maxsize=4096)  # one a view and batch of samples would be drawn otherwise
+@lru_cache(maxsize=4096)  # else it is drawn again for every view of every batch
 def _context_length(seed: int, view: int, grid: Grid, rules: MultiBlock) -> int:
-    """K: the shortest of the contexts of a batch that is drawn for the (seed, view) alone."""
+    """K: the shortest context of a batch that is drawn for the (seed, view) alone."""
     virtual = _streams(Domain.REFERENCE_BATCH, seed, range(rules.batch), view)
     contexts, _ = _multi_block(virtual, *block_sizes(seed, view, grid, rules), grid, rules)
     return int(contexts.sum(axis=1).min())
@@ -116,10 +116,10 @@ def _multi_block(
 ) -> tuple[Bools, Ints]:
     """Contexts [b, N] before the cut, and corners (top, left) of the targets [b, 4, 2].
 
-    A block never reaches the last row or column: its corner is drawn below grid less size, and
-    this bound is left out. Targets may overlap each other. A context is its block less the targets;
-    with no more than min_keep patches left it is drawn again, and after every 20 failures one
-    more target, the last ones first, may overlap it.
+    A block never reaches the last row or column: its corner is drawn below grid minus size, this
+    bound excluded. Targets may overlap each other. A context is its block without the targets; if
+    it has no more than min_keep patches it is drawn again, and after every 20 failures one more
+    target, the last ones first, may overlap it.
     """
     count = rules.targets
     corners = _corners(uniforms(stream, 0, 2 * count).reshape(-1, count, 2), target_size, grid)
@@ -129,8 +129,8 @@ def _multi_block(
     while len(waiting):
         u = uniforms(stream[waiting], 2 * count + 2 * attempt, 2)
         block = _blocks(_corners(u, context_size, grid), context_size, grid)
-        kept_clear = max(0, count - attempt // CONTEXT_ATTEMPTS)
-        block &= ~targets[waiting, :kept_clear].any(axis=1)
+        excluded = max(0, count - attempt // CONTEXT_ATTEMPTS)
+        block &= ~targets[waiting, :excluded].any(axis=1)
         contexts[waiting] = block
         waiting = waiting[block.sum(axis=1) <= rules.min_keep]
         attempt += 1
@@ -162,11 +162,10 @@ def block_masks(
 ) -> Tensor:
     """Masked patches, bool [b, N]: rectangles until at most round(N rule.masked) are covered.
 
-    A block's area is uniform between `smallest` and what is still to cover (where less than
-    `smallest` is left, the range is run through from its other end), its height over its width
-    log-uniform within `ratio`. It is taken if it is smaller than the grid on both axes and covers
-    at least one new patch and no more than are left. After ten attempts in a row that failed the
-    mask stays as it is, often with fewer.
+    A block's area is uniform between `smallest` and the number of patches still to cover (reversed
+    if that is less than `smallest`), its height over its width log-uniform within `ratio`. It is
+    accepted if it is smaller than the grid on both axes and covers at least one new patch and no
+    more than are still to cover. After ten failures in a row the mask is final, often with fewer.
 
     Raises SettingsError if nothing can be masked, or no block could be placed on an image.
     Source: microsoft/unilm, beit/masking_generator.py; facebookresearch/data2vec_vision,
@@ -189,9 +188,9 @@ def block_masks(
         corner = (u[:, 2:] * (np.asarray(grid) - size + 1)).astype(np.int64)
         block = _blocks(corner, size, grid) & ~mask[active]
         new = block.sum(axis=1)
-        taken = (size < np.asarray(grid)).all(axis=1) & (new > 0) & (new <= left)
-        mask[active[taken]] |= block[taken]
-        failures[active] = np.where(taken, 0, failures[active] + 1)
+        accepted = (size < np.asarray(grid)).all(axis=1) & (new > 0) & (new <= left)
+        mask[active[accepted]] |= block[accepted]
+        failures[active] = np.where(accepted, 0, failures[active] + 1)
         done = (mask[active].sum(axis=1) >= masked) | (failures[active] >= BLOCK_ATTEMPTS)
         active = active[~done]
         attempt += 1
@@ -209,19 +208,19 @@ def inverse_block_masks(
     """Masked patches, bool [b, N], the same number for all: everything but a few squares.
 
         squares: floor(N (1 - masked + adjust) / side^2), about centres drawn with repetition,
-                 pushed together at the borders
-        kept:    floor(N (1 - masked)) patches: as many at random of the squares' patches, or all of
-                 them and others at random
+                 clamped at the borders
+        visible: floor(N (1 - masked)) patches, at random of the squares' patches; if these are
+                 fewer, all of them and others at random
 
-    Raises SettingsError if no patch or every patch would be kept.
+    Raises SettingsError if no patch or every patch would be visible.
     Source: facebookresearch/fairseq, fairseq/data/data_utils.py, examples/data2vec/config/v2.
     """
     height, width = grid
     patches = height * width
-    kept, side = int(patches * (1 - rule.masked)), rule.side
+    visible, side = int(patches * (1 - rule.masked)), rule.side
     count = int(patches * (1 - rule.masked + rule.adjust) / side**2)
-    if not 0 < kept < patches:
-        raise SettingsError(f"masking {rule.masked:g} of {patches} patches keeps {kept} of them")
+    if not 0 < visible < patches:
+        raise SettingsError(f"masking {rule.masked:g} of {patches} patches keeps {visible} of them")
     stream = _streams(Domain.INVERSE_BLOCKS, seed, samples, view)
     u = uniforms(stream, 0, count + patches)
     centres = (u[:, :count] * patches).astype(np.int64)
@@ -231,15 +230,15 @@ def inverse_block_masks(
     numbers = (rows[..., :, None] * width + columns[..., None, :]).reshape(len(stream), -1)
     squares = np.zeros((len(stream), patches), np.bool_)
     np.put_along_axis(squares, numbers, True, axis=1)
-    # Patches of squares in random order, then the others in random order: the first are kept.
+    # Patches of squares in random order, then the others in random order; the first are visible.
     order = np.argsort(u[:, count:] + ~squares, axis=1)
     mask = np.ones_like(squares)
-    np.put_along_axis(mask, order[:, :kept], False, axis=1)
+    np.put_along_axis(mask, order[:, :visible], False, axis=1)
     return torch.from_numpy(mask)
 
 
 def _streams(domain: Domain, seed: int, samples: Sequence[int], view: int) -> Words:
-    """A hash state [b], apart from those of the views' other parameters and other domains."""
+    """A hash state [b], different from those of view parameters and of other domains."""
     return mix(mix(streams(seed, samples, [view])[:, 0]) + np.uint64(domain))
 
 
@@ -247,11 +246,11 @@ def _streams(domain: Domain, seed: int, samples: Sequence[int], view: int) -> Wo
 class Mask:
     """One view's masks of b images of N patches, numbered by rows.
 
-    seen: patches that enter the encoder, int64 [b, K]; None where all enter, with a mask token in
-        the place of the hidden ones.
-    targets: those of each block that is predicted on its own, int64 [t, b, P]; None without any.
+    seen: patches that enter the encoder, int64 [b, K]; None if all enter, with a mask token in
+        place of the hidden ones.
+    targets: patches of each block that is predicted separately, int64 [t, b, P], or None.
     compared: how often the loss compares each patch, float32 [b, N]. In a mask of blocks or of
-        inverse blocks these are the hidden ones; targets may overlap, and then count twice.
+        inverse blocks these are the hidden ones; where targets overlap, patches count twice.
     """
 
     seen: Tensor | None
@@ -267,7 +266,7 @@ class Mask:
         )
 
     def to(self, device: torch.device | str) -> Mask:
-        """The same on a device."""
+        """This mask on a device."""
         return Mask(
             None if self.seen is None else self.seen.to(device),
             None if self.targets is None else self.targets.to(device),
@@ -276,9 +275,9 @@ class Mask:
 
 
 def draw_mask(rule: MaskRule, seed: int, samples: Sequence[int], view: int, grid: Grid) -> Mask:
-    """View `view` of each sample, by its global index; on the host.
+    """The masks of one view of the samples, by their global indices; on the host.
 
-    Raises SettingsError for a grid on which the rule cannot be kept.
+    Raises SettingsError for a grid that is too small for the rule.
     """
     b, patches = len(samples), grid[0] * grid[1]
     if isinstance(rule, Blocks):
@@ -294,21 +293,21 @@ def draw_mask(rule: MaskRule, seed: int, samples: Sequence[int], view: int, grid
     return Mask(seen, targets, compared)
 
 
-def whole(b: int, patches: int, device: torch.device | str) -> Mask:
-    """A mask that hides nothing: all patches are seen, and all are one target."""
+def full_mask(b: int, patches: int, device: torch.device | str) -> Mask:
+    """A mask that hides nothing: all patches are seen, and together they are one target."""
     every = torch.arange(patches, device=device).expand(b, -1)
     return Mask(every, every[None], torch.ones(b, patches, device=device))
 
 
-def together(masks: Sequence[Mask]) -> list[list[int]]:
-    """The numbers of the masks, those of equal lengths together."""
+def group_by_length(masks: Sequence[Mask]) -> list[list[int]]:
+    """Indices of the masks, in groups of equal lengths."""
     groups: dict[tuple[int, int], list[int]] = {}
-    for number, mask in enumerate(masks):
-        groups.setdefault(mask.lengths, []).append(number)
+    for index, mask in enumerate(masks):
+        groups.setdefault(mask.lengths, []).append(index)
     return list(groups.values())
 
 
-def joined(masks: Sequence[Mask]) -> Mask:
+def stack_masks(masks: Sequence[Mask]) -> Mask:
     """Masks of equal lengths as one of [b v] images: image i under mask j at i v + j."""
     return Mask(
         _stacked([mask.seen for mask in masks], 0),
@@ -318,5 +317,5 @@ def joined(masks: Sequence[Mask]) -> Mask:
 
 
 def _stacked(parts: Sequence[Tensor | None], axis: int) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.stack(there, dim=axis + 1).flatten(axis, axis + 1) if there else None
+    tensors = [part for part in parts if part is not None]
+    return torch.stack(tensors, dim=axis + 1).flatten(axis, axis + 1) if tensors else None

@@ -1,16 +1,32 @@
 """The recipes of published methods, with the constants of their authors' repositories.
 
-The q views of a method with local crops (SwAV, DINO, DINOv2) are its global ones; crops of other
-sizes are not made. Those of I-JEPA and data2vec are the clean image under q masks: a sample's views
-differ by what is hidden, which is what their losses bridge. Their training crops as well as masks
-are `base = "ijepa-crop"`, `masks = "multi-block"` in a [recipe] table; the crops alone have names.
+The q views of a method with local crops (SwAV, DINO, DINOv2) are its global crops; no others are
+made. Those of I-JEPA and data2vec are the clean image under q masks: a sample's views differ by
+what is hidden, which is what their losses bridge. Their training crops with masks are
+`base = "ijepa-crop"`, `masks = "multi-block"` in a [recipe] table; the crops alone have names.
 Each recipe's comment names the files it was read from. Crop ratio 3/4 to 4/3, ImageNet pixel
 statistics and the clean image (short side 256 at 224, then the centre) are theirs too unless given.
 """
 
 from __future__ import annotations
 
-from lidar_cli.views.recipes import PIXEL_STATS, Blocks, InverseBlocks, MultiBlock, Recipe
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lidar_cli.errors import SettingsError, nearest
+from lidar_cli.views import recipes
+from lidar_cli.views.recipes import (
+    PIXEL_STATS,
+    RULES,
+    Blocks,
+    InverseBlocks,
+    MaskRule,
+    MultiBlock,
+    Recipe,
+    pixel_statistics,
+)
 
 # google-research/simclr: data_util.py, run.py at color_jitter_strength 1. Departures: torchvision's
 # random resized crop and blur borders; ImageNet statistics, since the checkpoints that circulate
@@ -27,31 +43,30 @@ SIMCLR = Recipe(
 
 # The same for weights of the original: plain [0, 1] pixels, and the clean image is the central
 # 0.875 of the image, resized. data_util.py
-SIMCLR_GOOGLE = Recipe(
+SIMCLR_GOOGLE = replace(
+    SIMCLR,
     name="simclr-google",
-    crop_scale=(0.08, 1.0),
-    flip=0.5,
-    jitter=(0.8, 0.8, 0.8, 0.2),
-    jitter_probability=0.8,
-    grey=0.2,
-    blur=(0.5,),
     mean=PIXEL_STATS["unit"][0],
     std=PIXEL_STATS["unit"][1],
     clean_crop="before",
 )
 
 # facebookresearch/vissl: configs/config/pretrain/simclr, vissl/data/ssl_transforms
-SIMCLR_VISSL = Recipe(
+SIMCLR_VISSL = replace(
+    SIMCLR,
     name="simclr-vissl",
-    crop_scale=(0.08, 1.0),
     interpolation="bilinear",
-    flip=0.5,
-    jitter=(0.8, 0.8, 0.8, 0.2),
-    jitter_probability=0.8,
-    grey=0.2,
-    blur=(0.5,),
     blur_filter="pillow",
     clean_interpolation="bilinear",
+)
+
+# facebookresearch/swav: src/multicropdataset.py, scripts/, eval_linear.py
+SWAV = replace(
+    SIMCLR_VISSL,
+    name="swav",
+    crop_scale=(0.14, 1.0),
+    std=(0.228, 0.224, 0.225),
+    crops="global",
 )
 
 # google-deepmind/deepmind-research: byol/utils/augmentations.py, dataset.py, configs/byol.py.
@@ -68,62 +83,20 @@ BYOL = Recipe(
     solarise=(0.0, 0.2),
 )
 
-# facebookresearch/vicreg: augmentations.py, evaluate.py
-VICREG = Recipe(
-    name="vicreg",
-    crop_scale=(0.08, 1.0),
-    flip=0.5,
-    jitter=(0.4, 0.4, 0.2, 0.1),
-    jitter_probability=0.8,
-    grey=0.2,
-    blur=(1.0, 0.1),
-    blur_filter="pillow",
-    solarise=(0.0, 0.2),
-    clean_interpolation="bilinear",
-)
+# facebookresearch/barlowtwins: main.py, evaluate.py
+BARLOW = replace(BYOL, name="barlow", blur_filter="pillow", clean_interpolation="bilinear")
 
-# facebookresearch/barlowtwins: main.py, evaluate.py; VICReg took its views from here
-BARLOW = Recipe(
-    name="barlow",
-    crop_scale=(0.08, 1.0),
-    flip=0.5,
-    jitter=(0.4, 0.4, 0.2, 0.1),
-    jitter_probability=0.8,
-    grey=0.2,
-    blur=(1.0, 0.1),
-    blur_filter="pillow",
-    solarise=(0.0, 0.2),
-    clean_interpolation="bilinear",
-)
+# facebookresearch/vicreg: augmentations.py, evaluate.py; VICReg took its views from Barlow Twins
+VICREG = replace(BARLOW, name="vicreg")
 
 # facebookresearch/dino: main_dino.py, utils.py, eval_linear.py. Its ResNet-50 runs crop from 0.14.
-DINO = Recipe(
-    name="dino",
-    crop_scale=(0.4, 1.0),
-    flip=0.5,
-    jitter=(0.4, 0.4, 0.2, 0.1),
-    jitter_probability=0.8,
-    grey=0.2,
-    blur=(1.0, 0.1),
-    blur_filter="pillow",
-    solarise=(0.0, 0.2),
-    crops="global",
-)
+DINO = replace(BYOL, name="dino", crop_scale=(0.4, 1.0), blur_filter="pillow", crops="global")
 
 # facebookresearch/dinov2: dinov2/data/augmentations.py, transforms.py. The repository passes
 # 1 - p to its blur, so that crop 1 (nominally always) is never blurred and crop 2 (nominally 0.1)
 # nine times in ten; its weights were trained that way (pull request 411 there).
-DINOV2 = Recipe(
-    name="dinov2",
-    crop_scale=(0.32, 1.0),
-    flip=0.5,
-    jitter=(0.4, 0.4, 0.2, 0.1),
-    jitter_probability=0.8,
-    grey=0.2,
-    blur=(0.0, 0.9),
-    blur_kernel=9,
-    solarise=(0.0, 0.2),
-    crops="global",
+DINOV2 = replace(
+    BYOL, name="dinov2", crop_scale=(0.32, 1.0), blur=(0.0, 0.9), blur_kernel=9, crops="global"
 )
 
 # facebookresearch/moco: main_moco.py, moco/loader.py, main_lincls.py
@@ -140,50 +113,22 @@ MOCO_V1 = Recipe(
 )
 
 # The same, with --aug-plus
-MOCO_V2 = Recipe(
+MOCO_V2 = replace(
+    MOCO_V1,
     name="moco-v2",
     order=("crop", "jitter", "grey", "blur", "flip"),
-    crop_scale=(0.2, 1.0),
-    interpolation="bilinear",
-    flip=0.5,
     jitter=(0.4, 0.4, 0.4, 0.1),
     jitter_probability=0.8,
-    grey=0.2,
     blur=(0.5,),
     blur_filter="pillow",
-    clean_interpolation="bilinear",
 )
 
 # facebookresearch/moco-v3: main_moco.py, moco/loader.py, CONFIG.md. ResNet-50 runs crop from 0.2.
-MOCO_V3 = Recipe(
+MOCO_V3 = replace(
+    BARLOW,
     name="moco-v3",
     order=("crop", "jitter", "grey", "blur", "solarise", "flip"),
-    crop_scale=(0.08, 1.0),
     interpolation="bilinear",
-    flip=0.5,
-    jitter=(0.4, 0.4, 0.2, 0.1),
-    jitter_probability=0.8,
-    grey=0.2,
-    blur=(1.0, 0.1),
-    blur_filter="pillow",
-    solarise=(0.0, 0.2),
-    clean_interpolation="bilinear",
-)
-
-# facebookresearch/swav: src/multicropdataset.py, scripts/, eval_linear.py
-SWAV = Recipe(
-    name="swav",
-    crop_scale=(0.14, 1.0),
-    interpolation="bilinear",
-    flip=0.5,
-    jitter=(0.8, 0.8, 0.8, 0.2),
-    jitter_probability=0.8,
-    grey=0.2,
-    blur=(0.5,),
-    blur_filter="pillow",
-    std=(0.228, 0.224, 0.225),
-    clean_interpolation="bilinear",
-    crops="global",
 )
 
 # facebookresearch/mae: main_pretrain.py, util/datasets.py, main_linprobe.py
@@ -194,12 +139,7 @@ MAE = Recipe(name="mae", crop_scale=(0.2, 1.0), flip=0.5)
 IJEPA = Recipe(
     name="ijepa", interpolation="bilinear", clean_interpolation="bilinear", masks=MultiBlock()
 )
-IJEPA_CROP = Recipe(
-    name="ijepa-crop",
-    crop_scale=(0.3, 1.0),
-    interpolation="bilinear",
-    clean_interpolation="bilinear",
-)
+IJEPA_CROP = replace(IJEPA, name="ijepa-crop", crop_scale=(0.3, 1.0), masks=None)
 
 # facebookresearch/data2vec_vision: beit/datasets.py, run_cyclical.py, with
 # --imagenet_default_mean_and_std as its recipes pass. Clean image: as for I-JEPA.
@@ -219,33 +159,116 @@ DATA2VEC_FAIRSEQ = Recipe(name="data2vec-fairseq", masks=Blocks(masked=75 / 196)
 
 # facebookresearch/fairseq: examples/data2vec, 2.0, base model. Clean image: as for I-JEPA.
 DATA2VEC2 = Recipe(name="data2vec2", masks=InverseBlocks())
-DATA2VEC2_CROP = Recipe(name="data2vec2-crop", crop_scale=(0.2, 1.0), flip=0.5)
+DATA2VEC2_CROP = replace(MAE, name="data2vec2-crop")
 
 IDENTITY = Recipe(name="identity")
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        SIMCLR,
-        SIMCLR_GOOGLE,
-        SIMCLR_VISSL,
-        BYOL,
-        VICREG,
-        BARLOW,
-        DINO,
-        DINOV2,
-        MOCO_V1,
-        MOCO_V2,
-        MOCO_V3,
-        SWAV,
-        MAE,
-        IJEPA,
-        IJEPA_CROP,
-        DATA2VEC,
-        DATA2VEC_CROP,
-        DATA2VEC_FAIRSEQ,
-        DATA2VEC2,
-        DATA2VEC2_CROP,
-        IDENTITY,
+        *(SIMCLR, SIMCLR_GOOGLE, SIMCLR_VISSL, BYOL, VICREG, BARLOW, DINO, DINOV2),
+        *(MOCO_V1, MOCO_V2, MOCO_V3, SWAV, MAE, IJEPA, IJEPA_CROP),
+        *(DATA2VEC, DATA2VEC_CROP, DATA2VEC_FAIRSEQ, DATA2VEC2, DATA2VEC2_CROP, IDENTITY),
     )
 }
+
+# What a [recipe] table may set: every constant but the name and the kind of crops.
+CHANGEABLE = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "crops")]
+
+
+def find_recipe(name: str, pixel_stats: str, table: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of that name, changed by a [recipe] table.
+
+    pixel_stats: a name of PIXEL_STATS, MEAN/STD, or auto for the recipe's own. table: `base`, a
+    name, and constants that replace the base's.
+    Raises SettingsError for an unknown name or key, for a constant out of its bounds, and for a
+    base other than the named recipe.
+    """
+    base = (table or {}).get("base", "auto")
+    if "auto" not in (name, base) and name != base:
+        raise SettingsError(
+            f"views {name} and [recipe] base = {base!r} name two recipes; leave one of them out"
+        )
+    recipe = _named(name if base == "auto" else base)
+    if table is not None:
+        recipe = _changed(recipe, {k.replace("-", "_"): v for k, v in table.items() if k != "base"})
+    if pixel_stats == "auto":
+        return recipe
+    mean, std = pixel_statistics(pixel_stats)
+    return replace(recipe, mean=mean, std=std)
+
+
+def _named(name: Any) -> Recipe:
+    if name == "auto":
+        return SIMCLR
+    if not isinstance(name, str) or name not in RECIPES:
+        raise SettingsError(f"unknown views {name!r}; {nearest(str(name), ['auto', *RECIPES])}")
+    return RECIPES[name]
+
+
+def _changed(base: Recipe, table: dict[str, Any]) -> Recipe:
+    import pydantic
+
+    for key in table:
+        if key not in CHANGEABLE:
+            hint = nearest(key, ["base", *CHANGEABLE])
+            raise SettingsError(f"unknown key {key!r} in [recipe]; {hint}")
+    given = dict(table)
+    for key in ("blur", "solarise"):  # one probability for every view needs no brackets
+        if isinstance(given.get(key), int | float):
+            given[key] = [given[key]]
+    if "masks" in given:
+        given["masks"] = _changed_masks(base.masks, given["masks"])
+    constants = {f.name: getattr(base, f.name) for f in dataclasses.fields(Recipe)}
+    try:
+        recipe = pydantic.TypeAdapter(Recipe).validate_python(constants | given)
+    except pydantic.ValidationError as error:
+        raise SettingsError(f"[recipe] {_first_mistake(error, table)}") from error
+    fault = recipe.fault()
+    if fault is not None:
+        raise SettingsError(f"[recipe] {fault}")
+    if recipe == base:
+        return base
+    return replace(recipe, name=f"{base.name} (changed)")
+
+
+def _changed_masks(base: MaskRule | None, value: Any) -> MaskRule | None:
+    """The rule of a name, None for 'none', or the base's rule changed by a [recipe.masks] table.
+
+    A table that names another rule than the base's starts from that rule's own constants.
+    """
+    import pydantic
+
+    table = {"rule": value} if isinstance(value, str) else value
+    if not isinstance(table, dict):
+        raise SettingsError(f"[recipe] masks = {value!r}: expected the name of a rule, or a table")
+    table = {key.replace("-", "_"): item for key, item in table.items()}
+    name = table.get("rule", base.rule if base is not None else None)
+    if name == "none" and len(table) == 1:
+        return None
+    if name is None:
+        raise SettingsError(f"[recipe.masks] a table without a rule; known: {', '.join(RULES)}")
+    if name not in RULES:
+        hint = nearest(str(name), ["none", *RULES])
+        raise SettingsError(f"[recipe.masks] unknown masks {name!r}; {hint}")
+    rule = RULES[name]
+    keys = [field.name for field in dataclasses.fields(rule)]
+    for key in table:
+        if key not in keys:
+            raise SettingsError(f"unknown key {key!r} in [recipe.masks]; {nearest(key, keys)}")
+    constants = dataclasses.asdict(base) if base is not None and base.rule == name else {}
+    try:
+        changed = pydantic.TypeAdapter(rule).validate_python(constants | table)
+    except pydantic.ValidationError as error:
+        raise SettingsError(f"[recipe.masks] {_first_mistake(error, table)}") from error
+    fault = recipes.fault(changed)
+    if fault is not None:
+        raise SettingsError(f"[recipe.masks] {fault}")
+    return changed
+
+
+def _first_mistake(error: Any, table: Mapping[str, Any]) -> str:
+    """Pydantic's first error as 'key = value: what is wrong'."""
+    first = error.errors()[0]
+    key = str(first["loc"][0])
+    return f"{key} = {table[key]!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

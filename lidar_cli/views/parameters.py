@@ -38,12 +38,11 @@ class Slot(IntEnum):
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What happens to view j of sample i of a batch, at [i, j] of each array.
+    """Parameters of view j of sample i of a batch, at [i, j] of each array.
 
     Boxes are in pixels of the source image. `order` [b, q, 4] lists jitter operations in the
     order of their use, `factors` [b, q, 4] their strengths in the order of JITTER_OPERATIONS.
-    An operation whose gate (`flip`, `jitter`, `grey`, `blur`, `solarise`) is
-    False does not happen.
+    `flip`, `jitter`, `grey`, `blur` and `solarise` say whether the operation is applied.
     """
 
     top: Ints
@@ -67,7 +66,7 @@ def draw(
     sizes: Sequence[tuple[int, int]],
     n_views: int,
 ) -> ViewParameters:
-    """Parameters of n_views views of each sample, distributed as torchvision's transforms draw.
+    """Parameters of n_views views of each sample, distributed as in torchvision's transforms.
 
     samples: global indices, not positions in the batch. sizes: (height, width) of each image.
     Source: torchvision.transforms RandomResizedCrop, ColorJitter, RandomGrayscale, GaussianBlur.
@@ -113,24 +112,24 @@ def _boxes(recipe: Recipe, stream: Words, sizes: Ints) -> tuple[Ints, Ints, Ints
     fits = (widths > 0) & (widths <= image_width[..., None])
     fits &= (heights > 0) & (heights <= image_height[..., None])
     first = fits.argmax(axis=-1)[..., None]
-    found = fits.any(axis=-1)
+    any_fits = fits.any(axis=-1)
     height = np.take_along_axis(heights, first, axis=-1)[..., 0]
     width = np.take_along_axis(widths, first, axis=-1)[..., 0]
 
-    # No attempt fits an extreme image: its whole short side, the long one cut to the ratio.
+    # No attempt fits an extreme image: take its short side, and the long one cut to the ratio.
     central_height = np.minimum(image_height, np.rint(image_width / narrow)).astype(np.int64)
     central_width = np.minimum(image_width, np.rint(image_height * wide)).astype(np.int64)
-    height = np.where(found, height, central_height)
-    width = np.where(found, width, central_width)
+    height = np.where(any_fits, height, central_height)
+    width = np.where(any_fits, width, central_width)
     top = (uniform(stream, Slot.TOP) * (image_height - height + 1)).astype(np.int64)
     left = (uniform(stream, Slot.LEFT) * (image_width - width + 1)).astype(np.int64)
-    top = np.where(found, top, (image_height - height) // 2)
-    left = np.where(found, left, (image_width - width) // 2)
+    top = np.where(any_fits, top, (image_height - height) // 2)
+    left = np.where(any_fits, left, (image_width - width) // 2)
     return top, left, height, width
 
 
 def _factors(recipe: Recipe, stream: Words) -> Floats:
-    """Jitter strengths [b, q, 4]: three factors about 1, none negative, and a turn of the hue."""
+    """Jitter strengths [b, q, 4]: three factors about 1, none negative, and a hue shift."""
     amount = np.asarray(recipe.jitter)
     centre = np.asarray([1.0, 1.0, 1.0, 0.0])
     floor = np.asarray([0.0, 0.0, 0.0, -0.5])

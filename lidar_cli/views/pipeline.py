@@ -15,17 +15,24 @@ from torch import Tensor
 
 from lidar_cli.core.accumulate import map_parallel
 from lidar_cli.errors import InputError
-from lidar_cli.views.colour import arranged, recolour
 from lidar_cli.views.masks import Mask, draw_mask
+from lidar_cli.views.operations import (
+    Axis,
+    Sources,
+    apply_colour,
+    peak_floats,
+    resample,
+    sort_by_operations,
+    to_device,
+)
 from lidar_cli.views.parameters import Ints, ViewParameters, draw
 from lidar_cli.views.recipes import Interpolation, Recipe
-from lidar_cli.views.resample import Axis, Sources, floats_of, moved, resample
 
-# Floats of the largest intermediate at once, in each thread; bounds memory, not the result. On a
-# CPU it should stay in the cache, for the arithmetic costs less than fetching its operands.
+# Floats of the largest intermediate tensor in each thread; they bound memory and change no result.
+# On a CPU it should fit into the cache: fetching the operands costs more than the arithmetic.
 CPU_FLOATS = 2**21
 GPU_FLOATS = 2**26
-COPIES = 4  # of a whole image, at most, while it is recoloured
+COPIES = 4  # of a whole image, at most, while colour operations change it
 
 Change = Callable[[Tensor, Ints], None]  # of pixels [n, 3, ...], in place, and their boxes [n]
 
@@ -40,8 +47,8 @@ def make_views(
 ) -> Tensor:
     """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
 
-    The operations in the recipe's order, then normalise; in single precision, rounded to `dtype`
-    at the end. No bit of a view made on a CPU depends on the other views. memory_format: of the
+    The recipe's operations in its order, then normalisation; in single precision, rounded to
+    `dtype` at the end. On a CPU no bit of a view depends on the other views. memory_format: of the
     views as [b q, 3, S, S]. Raises InputError for an image that is not uint8 [h, w, 3].
     """
     _check(images)
@@ -49,14 +56,14 @@ def make_views(
     full, none = np.full(p.top.shape, image_size), np.zeros_like(p.top)
     rows = Axis(p.top, p.height, full, none, np.zeros_like(p.flip))
     columns = Axis(p.left, p.width, full, none, p.flip)
-    finish = _Finish(p.top.size, images, recipe, image_size, dtype, memory_format)
+    out = _Normalised(p.top.size, images, recipe, image_size, dtype, memory_format)
 
     def before(x: Tensor, views: Ints) -> None:
-        recolour(x, p, views, recipe.before_crop, recipe)
+        apply_colour(x, p, views, recipe.before_crop, recipe)
 
     def after(x: Tensor, views: Ints) -> None:
-        recolour(x, p, views, recipe.after_crop, recipe)
-        finish.put(views, x)
+        apply_colour(x, p, views, recipe.after_crop, recipe)
+        out.put(views, x)
 
     with torch.autocast(images[0].device.type, enabled=False):
         _resample_all(
@@ -66,10 +73,10 @@ def make_views(
             image_size,
             recipe.interpolation,
             after,
-            arrange=lambda views: arranged(p, views),
+            arrange=lambda views: sort_by_operations(p, views),
             change=before if set(recipe.before_crop) - {"flip"} else None,
         )
-    return finish.out.view(*p.top.shape, *finish.out.shape[1:])
+    return out.views.view(*p.top.shape, *out.views.shape[1:])
 
 
 def make_clean(
@@ -81,22 +88,22 @@ def make_clean(
 ) -> Tensor:
     """Un-augmented normalised images [b, 3, S, S], as the method's linear evaluation sees them.
 
-    The short side is resized to round(S clean_resize), then the centre is kept; or a centre of
-    round(short side / clean_resize) pixels is cut out, then resized. An image that already is
-    S x S is left as it is. dtype, memory_format and Raises: as of `make_views`.
+    The short side is resized to round(S clean_resize), then the centre is cropped; or a centre of
+    round(short side / clean_resize) pixels is cropped, then resized. An image of S x S is neither
+    resized nor cropped. dtype, memory_format and Raises: as of `make_views`.
     """
     _check(images)
     sizes = np.asarray([image.shape[:2] for image in images], np.int64)  # [b, 2]
     short = sizes.min(axis=1, keepdims=True)
-    kept = (sizes == image_size).all(axis=1, keepdims=True)
+    exact = (sizes == image_size).all(axis=1, keepdims=True)
     start, length, offset = np.zeros_like(sizes), sizes, np.zeros_like(sizes)
     if recipe.clean_crop == "after":
         target = round(image_size * recipe.clean_resize) * sizes // short
-        target = np.where(kept, image_size, target)
+        target = np.where(exact, image_size, target)
         offset = np.rint((target - image_size) / 2).astype(np.int64)
     else:
         side = np.maximum(1, np.rint(short / recipe.clean_resize)).astype(np.int64)
-        length = np.where(kept, sizes, np.broadcast_to(side, sizes.shape))
+        length = np.where(exact, sizes, np.broadcast_to(side, sizes.shape))
         start = (sizes - length + 1) // 2
         target = np.full_like(sizes, image_size)
     straight = np.zeros((len(images), 1), np.bool_)
@@ -104,7 +111,7 @@ def make_clean(
         Axis(start[:, [k]], length[:, [k]], target[:, [k]], offset[:, [k]], straight)
         for k in (0, 1)
     )
-    finish = _Finish(len(images), images, recipe, image_size, dtype, memory_format)
+    out = _Normalised(len(images), images, recipe, image_size, dtype, memory_format)
     with torch.autocast(images[0].device.type, enabled=False):
         _resample_all(
             images,
@@ -112,13 +119,13 @@ def make_clean(
             columns,
             image_size,
             recipe.clean_interpolation,
-            lambda x, some: finish.put(some, x),
+            lambda x, some: out.put(some, x),
         )
-    return finish.out
+    return out.views
 
 
-class _Finish:
-    """The views as they are handed over, [N, 3, S, S], filled some at a time."""
+class _Normalised:
+    """Normalised views [N, 3, S, S], filled some at a time."""
 
     def __init__(
         self,
@@ -130,17 +137,17 @@ class _Finish:
         memory_format: torch.memory_format,
     ) -> None:
         device = images[0].device
-        self.out = torch.empty(
+        self.views = torch.empty(
             count, 3, size, size, dtype=dtype, device=device, memory_format=memory_format
         )
-        stats = moved([np.asarray(recipe.mean), np.asarray(recipe.std)], device)
+        stats = to_device([np.asarray(recipe.mean), np.asarray(recipe.std)], device)
         self.mean, self.std = (stat.float().view(3, 1, 1) for stat in stats)
 
     def put(self, some: Ints, x: Tensor) -> None:
-        """Normalise the views `some`, in place, and store them."""
+        """Normalise the views numbered `some`, in place, and store them."""
         x.sub_(self.mean).div_(self.std)
-        (index,) = moved([some], x.device)
-        self.out[index.long()] = x.to(self.out.dtype)
+        (index,) = to_device([some], x.device)
+        self.views[index.long()] = x.to(self.views.dtype)
 
 
 def _resample_all(
@@ -155,10 +162,9 @@ def _resample_all(
 ) -> None:
     """Resample boxes [b, q] of the images, a portion at a time.
 
-    after: what happens to the pixels of some boxes [n, 3, S, S]; on a CPU from several threads.
-    arrange: an order of boxes for those that come after one another. change: what happens to the
-    whole image before, in place; it takes a copy of the image for each box, [n, 3, w, h]. Both
-    take the numbers i q + j of the boxes too.
+    after: called with the resampled pixels [n, 3, S, S] of each portion; on a CPU from several
+    threads. arrange: sorts the boxes of a group. change: changes whole images in place beforehand,
+    one copy for each box, [n, 3, w, h]. Each also gets the numbers i q + j of the boxes.
     """
     on_cpu = images[0].device.type == "cpu"
     most, threads = (CPU_FLOATS, torch.get_num_threads()) if on_cpu else (GPU_FLOATS, 1)
@@ -170,7 +176,7 @@ def _resample_all(
 
     def resample_group(group: slice) -> None:
         boxes = arrange(np.arange(group.start * q, group.stop * q))
-        floats = floats_of(rows.of(boxes), columns.of(boxes), size, interpolation)
+        floats = peak_floats(rows.of(boxes), columns.of(boxes), size, interpolation)
         if change is None:
             shared = Sources.of(planes[group])
         else:
@@ -199,11 +205,11 @@ def _resample_all(
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Let glibc keep up to 64 MB of freed memory for the next portion.
+    """Let glibc reuse up to 64 MB of freed memory for the next portion.
 
-    By default it gives memory back to the kernel and takes it anew, page by page: a fifth of the
-    processor's time on two threads, and more on one. It keeps twice the largest block below 32 MB
-    that was ever freed: this one, of which no page is touched. Other allocators pass over it.
+    By default it returns memory to the kernel and requests it again, page by page: a fifth of the
+    processor's time on two threads, and more on one. glibc retains twice the largest block below
+    32 MB that was ever freed: this one, of which no page is touched. Other allocators ignore it.
     """
     torch.empty(2**23 - 2**12)
 
@@ -211,7 +217,7 @@ def _keep_freed_memory() -> None:
 def _changed(
     planes: Sequence[Tensor], boxes: Ints, q: int, change: Change
 ) -> tuple[list[Tensor], Ints]:
-    """A changed copy of its image for each box [n]: stacks [m, 3, w, h], and its number in them."""
+    """A changed copy of the image of each box [n]: stacks [m, 3, w, h], and its index in them."""
     sizes = np.asarray([planes[box // q].shape for box in boxes])
     _, kinds = np.unique(sizes, axis=0, return_inverse=True)
     kinds = kinds.reshape(-1)  # some versions of NumPy give a column
@@ -225,7 +231,7 @@ def _changed(
 
 
 def _portions(floats: Ints, most: int) -> Iterator[slice]:
-    """Stretches of neighbours, each of one or so many that all at the largest's size fit `most`."""
+    """Runs of neighbours: one, or as many as fit `most` if each took the floats of the largest."""
     first, largest = 0, 0
     for k, needed in enumerate(floats.tolist()):
         if k > first and max(largest, needed) * (k + 1 - first) > most:
@@ -246,7 +252,7 @@ def _check(images: Sequence[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Views:
-    """Makes the same views of a sample wherever, whenever and with whatever it is batched.
+    """Makes views of samples; those of one sample are the same in every batch, run and process.
 
     image_size: side of the views in pixels. patch: side of the model's patches, for masks.
     """
@@ -259,15 +265,15 @@ class Views:
 
     @property
     def grid(self) -> int | None:
-        """Patches a side on which masks are drawn, None for a recipe without masks."""
+        """Patches a side of the grid of masks, None for a recipe without masks."""
         if self.recipe.masks is None:
             return None
         assert self.patch is not None
         return self.image_size // self.patch
 
     @property
-    def alike(self) -> bool:
-        """Whether the views of a sample have the same pixels, and differ by their masks alone."""
+    def differ_by_masks(self) -> bool:
+        """Whether the views of a sample have the same pixels and only their masks differ."""
         return self.recipe.masks is not None and self.recipe.crop_scale is None
 
     def views(
@@ -279,12 +285,11 @@ class Views:
     ) -> Tensor:
         """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
 
-        [b, 1, 3, S, S] where they are alike. samples: the images' global indices. dtype,
-        memory_format: of the views, as a model wants them; [b q, 3, S, S] has the latter. Raises
-        InputError for another kind of image.
+        [b, 1, 3, S, S] if they differ by their masks alone. samples: the images' global indices.
+        dtype, memory_format and Raises: as of `make_views`.
         """
         if self.recipe.crop_scale is None:
-            count = 1 if self.alike else self.n_views
+            count = 1 if self.differ_by_masks else self.n_views
             clean = self.clean(images, dtype)
             copies = clean.repeat_interleave(count, dim=0)
             copies = copies.contiguous(memory_format=memory_format)
@@ -294,9 +299,9 @@ class Views:
         return make_views(images, parameters, self.recipe, self.image_size, dtype, memory_format)
 
     def masks(self, samples: Sequence[int]) -> list[Mask] | None:
-        """The mask of each view, of all samples, on the host; None for a recipe without masks.
+        """The masks of all samples, one a view, on the host; None for a recipe without masks.
 
-        Raises SettingsError for a grid on which the recipe's rule cannot be kept.
+        Raises SettingsError for a grid that is too small for the recipe's rule.
         """
         rule, side = self.recipe.masks, self.grid
         if rule is None or side is None:
@@ -310,5 +315,5 @@ class Views:
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Tensor:
-        """Un-augmented normalised images [b, 3, S, S]: resized, then the centre kept."""
+        """Un-augmented normalised images [b, 3, S, S]; see `make_clean`."""
         return make_clean(images, self.recipe, self.image_size, dtype, memory_format)

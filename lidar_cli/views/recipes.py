@@ -1,15 +1,14 @@
 """View recipes: which random operations make the views, with which ranges and probabilities.
 
-A recipe holds constants only. `draws` turns one into the parameters of every view, `augment`
-turns parameters into pixels; `masked` draws the masks. The recipes of published methods stand in
-`methods`.
+A recipe holds constants only. `parameters` turns one into the parameters of every view, `pipeline`
+turns parameters into pixels, `masks` draws the masks. `methods` has the published recipes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -23,11 +22,11 @@ Ratio = Annotated[float, Gt(0), Le(100)]
 
 @dataclass(frozen=True)
 class MultiBlock:
-    """I-JEPA: one block is seen, less the target blocks, which are to be predicted.
+    """I-JEPA: the encoder sees one context block without the target blocks, which are predicted.
 
-    Scales are shares of the grid's patches, ratios height over width. min_keep: a block or a
-    context holds more patches than that. batch: how many images share a cut in training, see
-    `masks.ijepa_masks`.
+    Scales are shares of the grid's patches, ratios height over width. min_keep: every block and
+    context has more patches than that. batch: images whose contexts are cut to one length in
+    training, see `masks.ijepa_masks`.
     Source: facebookresearch/ijepa, configs, src/masks/multiblock.py.
     """
 
@@ -45,8 +44,8 @@ class MultiBlock:
 class Blocks:
     """BEiT and data2vec: rectangles are hidden until a share of the patches is.
 
-    masked: 120 of 14 x 14 patches, as data2vec_vision's recipes have it, and the same share, 61 %,
-    of another grid, rounded. smallest: patches of a block; the authors' number at any grid.
+    masked: 120 of 14 x 14 patches, as in data2vec_vision's recipes, and the same share, 61 %, of
+    another grid, rounded. smallest: patches of a block, on any grid, as the authors have it.
     ratio: height over width.
     Source: microsoft/unilm, beit/masking_generator.py; facebookresearch/data2vec_vision,
     beit/datasets.py.
@@ -62,8 +61,8 @@ class Blocks:
 class InverseBlocks:
     """data2vec 2.0: everything is hidden but a few squares.
 
-    masked: share of the patches; the large models' is 0.75. adjust: by which the squares
-    outnumber what is kept (0.1 there). side: of a square, in patches.
+    masked: share of the patches; 0.75 for the large models. adjust: share by which the squares
+    exceed the visible patches (0.1 there). side: of a square, in patches.
     Source: facebookresearch/fairseq, fairseq/data/data_utils.py, examples/data2vec/config/v2.
     """
 
@@ -83,19 +82,31 @@ RULES: dict[str, type[MaskRule]] = {
 
 def fault(rule: MaskRule) -> str | None:
     """What is wrong with constants that are each within their bounds, or None."""
-    for name, value in asdict(rule).items():
+    constants = asdict(rule)
+    ranges = [name for name, value in constants.items() if isinstance(value, tuple)]
+    return _not_finite(constants) or _reversed(constants, ranges)
+
+
+def _not_finite(constants: dict[str, Any]) -> str | None:
+    for name, value in constants.items():
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             return f"{name} = {value}: expected finite numbers"
-        if isinstance(value, tuple) and value[0] > value[1]:
-            return f"{name} = {list(value)}: the lower end comes first"
+    return None
+
+
+def _reversed(constants: dict[str, Any], ranges: Iterable[str]) -> str | None:
+    for name in ranges:
+        limits = constants[name]
+        if limits is not None and limits[0] > limits[1]:
+            return f"{name} = {list(limits)}: the lower end comes first"
     return None
 
 
 Triple = tuple[float, float, float]
 
-# Mean and standard deviation in RGB order, of pixels in [0, 1]. Those of CIFAR and STL-10 are the
-# ones that solo-learn trains with, solo/data/pretrain_dataloader.py.
+# Mean and standard deviation in RGB order, of pixels in [0, 1]. Those of CIFAR and STL-10 are
+# solo-learn's, solo/data/pretrain_dataloader.py.
 PIXEL_STATS: dict[str, tuple[Triple, Triple]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -116,9 +127,9 @@ SOLARISE_THRESHOLD = 128 / 255
 
 
 def pixel_statistics(text: str) -> tuple[Triple, Triple]:
-    """Mean and standard deviation of a name, or of a text such as '0.5,0.5,0.5/0.2,0.2,0.2'.
+    """Mean and standard deviation from a name, or a text such as '0.5,0.5,0.5/0.2,0.2,0.2'.
 
-    Raises SettingsError for another name, or numbers that no pixels in [0, 1] have.
+    Raises SettingsError for an unknown name, or numbers that pixels in [0, 1] cannot have.
     """
     if text in PIXEL_STATS:
         return PIXEL_STATS[text]
@@ -143,7 +154,7 @@ def pixel_statistics(text: str) -> tuple[Triple, Triple]:
 
 
 def statistics_text(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
-    """What `pixel_statistics` reads as this mean and standard deviation: a name if there is one."""
+    """The name of this mean and standard deviation, or the text that `pixel_statistics` parses."""
     for name, numbers in PIXEL_STATS.items():
         if numbers == (mean, std):
             return name
@@ -152,26 +163,26 @@ def statistics_text(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Constants of one augmentation. A probability of 0 leaves an operation out.
+    """Constants of one augmentation. A probability of 0 disables an operation.
 
     Some methods make two kinds of views that differ in blur and solarisation: `blur` and
     `solarise` hold a probability for each kind, or one for all, and view j is of kind
     j modulo the number of kinds.
 
-    order: of the operations on a view; normalising comes last. Whatever stands before `crop` acts
-    on the whole image, so that contrast turns about the mean of the image, not of the crop. The
-    place of `flip` is the method's own, though no pixel depends on it.
+    order: of the operations on a view; normalisation comes last. Operations before `crop` act on
+    the whole image, so that contrast scales about the mean of the image, not of the crop. `flip`
+    has the method's position, though no pixel depends on it.
     crop_scale: the view's share of the image area; None for a recipe without random crop, whose
     views are the clean image. crop_ratio: width of the box over its height.
     jitter: brightness, contrast, saturation, hue; in random order, all with jitter_probability.
-    blur_filter: a Gaussian cut off at its kernel and reflected at the borders (torchvision), or
-    the box filters that Pillow's GaussianBlur runs. blur_kernel: side of the first in pixels; None
-    for a tenth of the view's side.
-    clean_resize: short side of the resized clean image over the side of its centre that is kept.
-    clean_crop: whether the centre is cut out after resizing or before.
-    crops: which of the method's crops these are: all, or the global ones of a method that also
-    makes small local ones. The teacher, whose embedding is read, sees the global ones alone.
-    masks: which patches of a view are hidden, None for none. With it and without crop_scale the
+    blur_filter: a Gaussian truncated at its kernel and reflected at the borders (torchvision), or
+    the box filters of Pillow's GaussianBlur. blur_kernel: side of the first in pixels; None for a
+    tenth of the view's side.
+    clean_resize: short side of the resized clean image over the side of its centre crop.
+    clean_crop: whether the centre is cropped after resizing or before.
+    crops: all crops of the method, or the global ones of a method that also makes small local
+    ones. The teacher, whose embedding is used, sees the global ones alone.
+    masks: which patches of a view are hidden, None for none. With masks and without crop_scale the
     views of a sample are one clean image under different masks.
     """
 
@@ -220,7 +231,7 @@ class Recipe:
     def at_strength(self, strength: float) -> Recipe:
         """This recipe with its jitter ranges scaled; the strength of SimCLR's ImageNet runs is 1.
 
-        Raises SettingsError where the hue would turn by more than half a circle.
+        Raises SettingsError if the hue could shift by more than half a circle.
         """
         b, c, s, h = (strength * amount for amount in self.jitter)
         if strength < 0 or h > 0.5:
@@ -228,10 +239,10 @@ class Recipe:
                 f"jitter strength {strength:g} gives {self.name} a hue range of {h:g}; "
                 f"expected 0 to 0.5"
             )
-        return dataclasses.replace(self, jitter=(b, c, s, h))
+        return replace(self, jitter=(b, c, s, h))
 
     def unviewed(self) -> Recipe:
-        """What un-augmented images keep of this recipe, where none has views: equal for equals."""
+        """This recipe reduced to what clean images depend on: equal for recipes with equal ones."""
         return Recipe(
             "none",
             mean=self.mean,
@@ -243,19 +254,16 @@ class Recipe:
 
     def describe(self) -> dict[str, Any]:
         """Every constant, ready for JSON: two recipes are equal if these are."""
-        told: dict[str, Any] = _listed(dataclasses.asdict(self))
-        return told
+        constants: dict[str, Any] = _listed(asdict(self))
+        return constants
 
     def fault(self) -> str | None:
         """What is wrong with constants that are each within their bounds, or None."""
-        for name, value in dataclasses.asdict(self).items():
-            numbers = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-                return f"{name} = {value}: expected finite numbers"
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            limits = getattr(self, name)
-            if limits is not None and limits[0] > limits[1]:
-                return f"{name} = {list(limits)}: the lower end comes first"
+        constants = asdict(self)
+        ranges = ("crop_scale", "crop_ratio", "blur_sigma")
+        fault_of_numbers = _not_finite(constants) or _reversed(constants, ranges)
+        if fault_of_numbers is not None:
+            return fault_of_numbers
         if self.crop_scale is not None and self.crop_scale[1] > 1:
             return f"crop_scale = {list(self.crop_scale)}: a crop is at most 1, the whole image"
         if self.jitter[3] > 0.5:
@@ -286,14 +294,14 @@ class Recipe:
         if missing:
             return f"order = {order}: {' and '.join(missing)} left out; name it where it acts"
         if len(set(order)) < len(order):
-            return f"order = {order}: an operation stands twice"
+            return f"order = {order}: an operation appears twice"
         if "blur" in self.before_crop:
             return f"order = {order}: blur comes after crop, its sigma is in pixels of the view"
         return None
 
 
 def _listed(value: Any) -> Any:
-    """The same with lists for tuples, as JSON gives it back."""
+    """The value with lists for tuples, as JSON reads it."""
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value

@@ -11,12 +11,10 @@ from harness import Goal, Line, alternate, median, ratio
 
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.data.open import open_samples
-from lidar_cli.extraction import batches
-from lidar_cli.extraction.batch_size import find_batch_size
-from lidar_cli.extraction.batches import Pass
-from lidar_cli.extraction.engine import arithmetic
+from lidar_cli.extraction.engine import EmbeddingModel, arithmetic, find_batch_size
 from lidar_cli.extraction.plan import make_plan
 from lidar_cli.extraction.run import run
+from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings
 
@@ -56,12 +54,13 @@ def beside_the_model(device, folder, images, arch, n):
     samples = open_samples(settings)
     loaded = open_checkpoint(checkpoint, arch=arch).to(device)
     plan = make_plan(loaded.description, str(checkpoint), arch, samples, settings, device)
-    work = Pass(plan, loaded, samples, device)
-    size = find_batch_size(work)
-    ready = [batch.images for batch in batches.batches(work, size, range(0, n, size))]
+    embedder = EmbeddingModel(plan, loaded, device)
+    source = ViewSource(plan, samples, device, loaded.memory_format)
+    size = find_batch_size(embedder)
+    ready = [batch.images for batch in source.batches(size, range(0, n, size))]
 
     def whole():
-        run(plan, loaded, samples, settings, folder / "out.h5", device, Progress())
+        run(embedder, source, settings, folder / "out.h5", Progress())
 
     def model():
         with arithmetic(plan.precision, device):  # without TF32, as `extract` means float32

@@ -20,19 +20,19 @@ REPTRIX = (200, 10, 2048)  # n, q, d: its peak is 8 n d^2 bytes in float64, 6.7 
 def bench_lidar(device, _folder):
     for d, (repeats, solve_goal, whole_goal) in SIZES.items():
         z = draw(N, Q, d, device)
-        state, found = {}, {}
+        state, spectra = {}, {}
 
         def our_moments(z=z, state=state):
             state["ours"] = Moments.of(z)
 
-        def our_solve(state=state, found=found):
-            found["ours"] = lda_spectrum(state["ours"], DELTA).eigenvalues
+        def our_solve(state=state, spectra=spectra):
+            spectra["ours"] = lda_spectrum(state["ours"], DELTA).eigenvalues
 
         def their_moments(z=z, state=state):
             state["theirs"] = covariances(z)
 
-        def their_solve(state=state, found=found):
-            found["theirs"] = inverse_root_spectrum(*state["theirs"])
+        def their_solve(state=state, spectra=spectra):
+            spectra["theirs"] = inverse_root_spectrum(*state["theirs"])
 
         seconds = alternate(
             {
@@ -45,7 +45,7 @@ def bench_lidar(device, _folder):
             warm=0 if repeats == 1 else 1,
             device=device,
         )
-        gap = (found["ours"] - found["theirs"]).abs().max() / found["theirs"][0]
+        gap = (spectra["ours"] - spectra["theirs"]).abs().max() / spectra["theirs"][0]
         size, remark = f"n={N} q={Q} d={d}", f"eigenvalues differ by {gap:.0e} of the largest"
         ours, theirs = seconds["our solve"], seconds["their solve"]
         yield line(f"solve, {size}", PEER, repeats, ours, theirs, solve_goal, remark)

@@ -6,7 +6,7 @@ from harness import LIDAR, Goal, Line, alternate, median, peak_memory, ratio
 from lidar_cli.features.reader import read_hdf5
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
-from lidar_cli.probing.data import held, stored
+from lidar_cli.probing.data import rows_of_file, rows_of_tensor
 from lidar_cli.probing.linear import fit
 from lidar_cli.settings import ProbeSettings
 
@@ -38,7 +38,8 @@ def bench_probe(device, folder):
 def side_by_side(device, repeats=9):
     generator = torch.Generator().manual_seed(0)
     rows = [
-        held(torch.randn(ROWS, DIM, generator=generator).to(device)) for _ in range(CHECKPOINTS)
+        rows_of_tensor(torch.randn(ROWS, DIM, generator=generator).to(device))
+        for _ in range(CHECKPOINTS)
     ]
     labels = torch.arange(ROWS, device=device) % CLASSES
     seconds = alternate(
@@ -65,11 +66,11 @@ def side_by_side(device, repeats=9):
 def from_file(path, device, repeats=3):
     (embeddings,) = read_hdf5(path)
     count, _, _ = embeddings.shape
-    rows = [stored(embeddings, torch.arange(count))]
+    rows = [rows_of_file(embeddings, torch.arange(count))]
     labels = torch.arange(count, device=device) % 100
 
     def epochs(hold):
-        return lambda: fit(rows, labels, 100, (0.01,), ProbeSettings(epochs=3), hold=hold)
+        return lambda: fit(rows, labels, 100, (0.01,), ProbeSettings(epochs=3), in_memory=hold)
 
     sides = {"read": epochs(False), "held": epochs(True)}
     seconds = alternate(sides, repeats, device=device)

@@ -84,7 +84,7 @@ class Runs:
         rank_directory(self.folder / "runs", settings)
 
     def line(self, name, views, bound=None, **more):
-        """A comparison; the remark tells what one extract spends its time on."""
+        """A comparison; the remark says what one extract spends its time on."""
         spent = profile(self.extract)  # warms up as well
         sides = {"rank": lambda: self.together(**more), "one by one": self.one_by_one}
         seconds = alternate(sides, REPEATS, warm=0, device=self.device)

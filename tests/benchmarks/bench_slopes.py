@@ -22,7 +22,7 @@ from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import open_embeddings, parse_metrics, score
 from lidar_cli.settings import RankSettings, ScoreSettings
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))

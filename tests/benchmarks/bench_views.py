@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
-from lidar_cli.views import colour
+from lidar_cli.views import operations
 from lidar_cli.views import pipeline as augment
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 
 SIZE, Q = 224, 10
@@ -110,11 +110,11 @@ def kornia_chain(recipe, images):
 
 PARTS = [
     (augment, "resample", "resampling"),
-    (colour, "JITTER", "jitter without hue"),
-    (colour, "hue", "hue"),
-    (colour, "blur", "blur"),
-    (colour, "pillow_blur", "blur"),
-    (augment._Finish, "put", "normalising and storing"),
+    (operations, "JITTER", "jitter without hue"),
+    (operations, "hue", "hue"),
+    (operations, "blur", "blur"),
+    (operations, "pillow_blur", "blur"),
+    (augment._Normalised, "put", "normalising and storing"),
 ]
 
 
@@ -134,7 +134,7 @@ def shares(ours):
     with contextlib.ExitStack() as stack:
         for home, attribute, name in PARTS:
             if attribute == "JITTER":
-                *rest, hue = colour.JITTER
+                *rest, hue = operations.JITTER
                 value = [*(clocked(name, each) for each in rest), clocked("hue", hue)]
             else:
                 value = clocked(name, getattr(home, attribute))
@@ -199,8 +199,8 @@ def bench_views(device, folder):
         case = f"{name}, {'equal' if sizes is EQUAL else 'mixed'} sizes, one thread"
         with threads(1):
             ours()
-            told = shares(ours)
-            yield from compared(case, count, ours, peers, device, told)
+            breakdown = shares(ours)
+            yield from compared(case, count, ours, peers, device, breakdown)
 
     recipe, pictures = find_recipe("simclr", "imagenet"), photographs(EQUAL * 4)
     images = [torch.from_numpy(np.array(picture)).to(device) for picture in pictures]

@@ -1,12 +1,11 @@
-"""Do the intervals hold what they promise? Simulated embeddings, many draws. Run by hand:
+"""Do the intervals have the coverage that they promise? Simulated embeddings, run by hand:
 
     python tests/benchmarks/coverage.py [--draws 1000] [--processes 2] [--csv FILE] [n,q,d ...]
 
 For each spectrum and size: the share of draws whose 95 % interval holds the metric's expectation at
 that n and q, taken from as many other draws; the standard error over the standard deviation
-that the draws really have; and how often two checkpoints of equal expectation are told apart, which
-a test at 95 % may do in 5 % of the draws. What does not reach the demand is marked, and the exit
-status is 1.
+of the draws; and how often two checkpoints of equal expectation are called different, which a test
+at 95 % may do in 5 % of the draws. A missed demand is marked, and the exit status is then 1.
 """
 
 import argparse
@@ -30,7 +29,7 @@ BETWEEN = dict.fromkeys(("pillai", "information", "noise_fraction"), (0.92, 0.98
 NOMINAL = 0.05
 SPECTRA = ("power law", "planted", "graded", "heavy tails")
 SIZES = ((320, 2, 32), (500, 2, 32), (1000, 10, 64), (1280, 4, 128), (2000, 4, 128))
-FEW = ((100, 3, 8), (200, 3, 8))  # where heavy tails and small dimensions tell
+FEW = ((100, 3, 8), (200, 3, 8))  # where heavy tails and small dimensions matter
 # Just above 2 d, 3 d and 5 d: printed, not demanded.
 SMALL = ((66, 2, 32), (96, 2, 32), (160, 2, 32), (160, 10, 32))
 PAIRED = SIZES[:2]  # of the test that names ties
@@ -50,7 +49,7 @@ def embeddings(spectrum, signal, noise, scales):
         return 3.0 * (k <= 8) * signal + noise
     if spectrum == "graded":  # noise that decays too, and a mean far from 0
         return 2.0 / k * signal + k**-0.25 * noise + 2.0 * (k == 3)
-    # Each sample has a signal and a noise of its own strength, with a spread of 50 %.
+    # Signal and noise of each sample have random strengths, with a spread of 50 %.
     strength = torch.exp(0.5 * scales)[:, :, None, None]
     return 2.0 * k.rsqrt() * signal * strength[0] + noise * strength[1]
 
@@ -70,9 +69,9 @@ def bursts(size, generator, alike=BURST_ALIKE):
     """
     n, d = size[0], size[2]
     whole, shared = parts(size, generator), parts((n // BURST, 1, d), generator)
-    own, common = (1.0 - alike) ** 0.5, alike**0.5
-    signal = common * shared[0].repeat_interleave(BURST, dim=0) + own * whole[0]
-    scales = common * shared[2].repeat_interleave(BURST, dim=1) + own * whole[2]
+    independent, common = (1.0 - alike) ** 0.5, alike**0.5
+    signal = common * shared[0].repeat_interleave(BURST, dim=0) + independent * whole[0]
+    scales = common * shared[2].repeat_interleave(BURST, dim=1) + independent * whole[2]
     return [signal, whole[1], scales], torch.arange(n // BURST).repeat_interleave(BURST)
 
 
@@ -81,15 +80,15 @@ def scored(z, level, groups=None):
     stored = Stored(tuple(z.shape), 8, lambda start, stop: z[start:stop])
     source = Embeddings("simulated", "projector", stored, None)
     wanted = frozenset(METRICS) - {"n_above_noise"}
-    found = score(source, ScoreSettings(), torch.device("cpu"), wanted, Progress(), level)
+    result = score(source, ScoreSettings(), torch.device("cpu"), wanted, Progress(), level)
     if groups is None or level is None:
-        return found
-    unsummed = found.influences
-    return with_intervals(found, wanted, unsummed, len(groups), level, groups=groups)
+        return result
+    unsummed = result.influences
+    return with_intervals(result, wanted, unsummed, len(groups), level, groups=groups)
 
 
-def values(found):
-    return {name: found.value(name) for name in METRICS if found.value(name) is not None}
+def values(result):
+    return {name: result.value(name) for name in METRICS if result.value(name) is not None}
 
 
 def coverage(spectrum, size, draws, seed=0, grouped=None):
@@ -106,19 +105,19 @@ def coverage(spectrum, size, draws, seed=0, grouped=None):
         return scored(embeddings(spectrum, *drawn), level, groups if grouped else None)
 
     truth = [values(draw(None)) for _ in range(draws)]
-    told = [draw(LEVEL) for _ in range(draws)]
-    found = {}
-    for name in values(told[0]):
+    results = [draw(LEVEL) for _ in range(draws)]
+    figures = {}
+    for name in values(results[0]):
         others = torch.tensor([each[name] for each in truth if name in each], dtype=torch.float64)
-        sure = [each.confidence.intervals[name] for each in told if each.value(name) is not None]
+        sure = [each.confidence.intervals[name] for each in results if each.value(name) is not None]
         held = [each.ci_low <= float(others.mean()) <= each.ci_high for each in sure]
-        found[name] = {
+        figures[name] = {
             "expectation": float(others.mean()),
             "sd": float(others.std()),
             "se": sum(each.se for each in sure) / len(sure),
             "coverage": sum(held) / len(held),
         }
-    return found
+    return figures
 
 
 def errors(spectrum, size, draws, shared, seed=0):
@@ -128,7 +127,7 @@ def errors(spectrum, size, draws, shared, seed=0):
     strength of a sample, where it has one, is the same.
     """
     generator = torch.Generator().manual_seed(seed)
-    own = (1.0 - shared**2) ** 0.5
+    independent = (1.0 - shared**2) ** 0.5
     apart, seen = {}, {}
     for _ in range(draws):
         signal, noise, scales = parts(size, generator)
@@ -136,8 +135,8 @@ def errors(spectrum, size, draws, shared, seed=0):
         one = scored(embeddings(spectrum, signal, noise, scales), LEVEL)
         other = embeddings(
             spectrum,
-            shared * signal + own * other_signal,
-            shared * noise + own * other_noise,
+            shared * signal + independent * other_signal,
+            shared * noise + independent * other_noise,
             scales,
         )
         two = scored(other, LEVEL)
@@ -166,24 +165,24 @@ def work(task):
     return task, coverage(spectrum, size, draws, grouped=shared if kind == "bursts" else None)
 
 
-def rows(task, found):
+def rows(task, figures):
     kind, spectrum, (n, q, d), draws, shared = task
     demanded = n >= 10 * d
-    for name in (name for name in METRICS if name in found):
-        told = found[name]
+    for name in (name for name in METRICS if name in figures):
+        figure = figures[name]
         if kind == "ties":
             limit = NOMINAL + 2 * (NOMINAL * (1 - NOMINAL) / draws) ** 0.5
-            word = "held" if told <= limit else "MISSED"
-            what = [f"ties, shared {shared:g}", f"{told:.4f}", "", "", ""]
+            word = "held" if figure <= limit else "MISSED"
+            what = [f"ties, shared {shared:g}", f"{figure:.4f}", "", "", ""]
         else:
-            word = verdict(name, told["coverage"])
-            ratio = told["se"] / told["sd"]
-            what = ["coverage", f"{told['coverage']:.4f}", f"{ratio:.3f}"]
+            word = verdict(name, figure["coverage"])
+            ratio = figure["se"] / figure["sd"]
+            what = ["coverage", f"{figure['coverage']:.4f}", f"{ratio:.3f}"]
             if kind == "bursts":
                 what[0] = "bursts, --groups" if shared else "bursts"
-                word = "held" if 0.90 <= told["coverage"] <= 0.98 else "MISSED"
+                word = "held" if 0.90 <= figure["coverage"] <= 0.98 else "MISSED"
                 word = word if shared else "no demand"
-            what += [f"{told['expectation']:.6g}", f"{told['sd']:.3g}"]
+            what += [f"{figure['expectation']:.6g}", f"{figure['sd']:.3g}"]
         yield [spectrum, n, q, d, name, draws, *what, word if demanded else "no demand"]
 
 
@@ -228,8 +227,8 @@ def main():
     )
     missed = 0
     with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
-        for task, found in pool.imap(work, tasks):
-            for row in rows(task, found):
+        for task, figures in pool.imap(work, tasks):
+            for row in rows(task, figures):
                 writer.writerow(row)
                 missed += row[-1] == "MISSED"
             asked.csv.flush()

@@ -8,7 +8,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from lidar_cli.data.dataset import Samples
-from lidar_cli.extraction import batches, engine
+from lidar_cli.extraction.engine import EmbeddingModel
+from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.views.pipeline import Views
 
@@ -48,8 +49,8 @@ def profile(whole):
             (Samples, "decode", "decode"),
             (Views, "views", "views"),
             (Views, "clean", "views"),
-            (batches, "_assemble", "copy"),
-            (engine, "forward", "forward"),
+            (ViewSource, "_assemble", "copy"),
+            (EmbeddingModel, "forward", "forward"),
             (FeatureWriter, "write", "write"),
         ):
             stack.enter_context(timed(owner, name, stage))

@@ -44,7 +44,7 @@ median = statistics.median
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure and the bound that it was set; without a bound it is only told."""
+    """A figure and the bound that it was set; without a bound it is only printed."""
 
     figure: float
     figure_is: str  # "times faster", "times the slower", "s more", ...
@@ -160,15 +160,15 @@ def versions():
 def report(lines, device="cpu", results=RESULTS):
     """Print each line as it comes, and keep a CSV for each row and precision, a line a comparison.
 
-    ROW-MACHINE-VERSIONS-PRECISION.csv, replaced after every line: hours may lie between two.
+    ROW-MACHINE-VERSIONS-PRECISION.csv, replaced after every line, since hours may pass between two.
     """
-    found = {}
+    cells_by_file = {}
     for line in lines:
         if isinstance(line, Skipped):
             print(f"{line.row}: skipped: {line.reason}", flush=True)
             continue
         _print(line)
-        cells = found.setdefault((line.row, line.precision), [])
+        cells = cells_by_file.setdefault((line.row, line.precision), [])
         cells.append(line.cells())
         name = f"{line.row}-{machine(device)}-{versions()}-{line.precision}.csv"
         _write(results / name, cells)

@@ -46,11 +46,13 @@ def main():
     model.load_state_dict(torch.load(checkpoint))
     model.eval().to(device)
     data = Subset(ImageFolder(folder, ViewsAndClean(int(q))), range(int(n)))
-    found = []
+    embeddings = []
     with torch.no_grad():
         for images, _ in DataLoader(data, batch_size=5, num_workers=2):
-            found.append(model(images.flatten(0, 1).to(device)).view(*images.shape[:2], -1).cpu())
-    torch.save(torch.cat(found), output)
+            embeddings.append(
+                model(images.flatten(0, 1).to(device)).view(*images.shape[:2], -1).cpu()
+            )
+    torch.save(torch.cat(embeddings), output)
 
 
 if __name__ == "__main__":

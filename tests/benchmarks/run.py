@@ -3,7 +3,7 @@
     python tests/benchmarks/run.py [--only ROW,ROW] [--device cpu]
 
 Prints a line for each comparison, its goal and whether that was met, and writes a CSV for each row
-into tests/benchmarks/results/, whose README tells what each row needs and shows.
+into tests/benchmarks/results/, whose README says what each row needs and shows.
 """
 
 import argparse

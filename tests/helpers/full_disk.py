@@ -19,7 +19,7 @@ from make import checkpoint, image_folder, lidar_here
 
 from lidar_cli.errors import FeatureFileError, InputError, LidarError
 from lidar_cli.extraction.run import extract_checkpoint
-from lidar_cli.extraction.view_cache import Room, ViewStore
+from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
 from lidar_cli.features.schema import partial_path
 from lidar_cli.ranking.cache_folder import MARKER
 from lidar_cli.ranking.session import rank_directory
@@ -204,17 +204,17 @@ def test_rank_that_fills_the_disk_midway(disk: Path, images: Path, tmp_path: Pat
 
 def test_kept_views_need_no_disk(disk: Path) -> None:
     images = torch.arange(7 * 3 * 64 * 64, dtype=torch.float32).reshape(7, 3, 64, 64)
-    with ViewStore(Room(0, 0, 2**40), torch.device("cpu"), disk) as store:
+    with ViewCache(CacheLimits(0, 0, 2**40), torch.device("cpu"), disk) as store:
         for sample in range(9):  # 3 MB for 2
-            store.keep(sample, images + sample)
+            store.add(sample, images + sample)
         kept = [sample for sample in range(9) if sample in store]
         assert kept == list(range(len(kept)))
         assert 3 <= len(kept) < 9
         for sample in kept:
             assert store.images(sample).equal(images + sample)
     fill(disk)
-    with ViewStore(Room(0, 0, 2**40), torch.device("cpu"), disk) as store:
-        store.keep(0, images)
+    with ViewCache(CacheLimits(0, 0, 2**40), torch.device("cpu"), disk) as store:
+        store.add(0, images)
         assert 0 not in store
 
 

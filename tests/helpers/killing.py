@@ -26,15 +26,15 @@ from lidar_cli.report import ranking, terminal
 
 
 def log_batches(path):
-    forward = engine.forward
+    forward = engine.EmbeddingModel.forward
 
-    def logged(plan, loaded, batch, device):
-        line = f"{plan.provenance['sha256']} {batch.start} {batch.stop}\\n"
+    def logged(model, batch):
+        line = f"{model.plan.provenance['sha256']} {batch.start} {batch.stop}\\n"
         with open(path, "a") as log:
             log.write(line)
-        return forward(plan, loaded, batch, device)
+        return forward(model, batch)
 
-    engine.forward = logged
+    engine.EmbeddingModel.forward = logged
 
 
 def child(order):

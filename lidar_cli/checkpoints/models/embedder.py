@@ -35,7 +35,7 @@ from lidar_cli.checkpoints.models.heads import Predictor
 from lidar_cli.checkpoints.models.user_module import embed
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.views.masks import Mask, joined, together, whole
+from lidar_cli.views.masks import Mask, full_mask, group_by_length, stack_masks
 
 
 class Embedder:
@@ -156,7 +156,7 @@ class MaskedEmbedder(Embedder):
         columns: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers}
         with torch.inference_mode():
             for members, tokens in self._tokens(views, masks):
-                outputs = self._outputs(tokens, joined([masks[j] for j in members]), layers)
+                outputs = self._outputs(tokens, stack_masks([masks[j] for j in members]), layers)
                 for layer in layers:
                     rows = outputs[layer].reshape(len(views), len(members), -1)
                     columns[layer] |= dict(zip(members, rows.unbind(dim=1), strict=True))
@@ -175,8 +175,8 @@ class MaskedEmbedder(Embedder):
             yield from (([j], tokens) for j in range(len(masks)))
             return
         views = views.expand(-1, len(masks), -1, -1, -1)
-        for members in together(masks):
-            mask = None if self.teacher else joined([masks[j] for j in members])
+        for members in group_by_length(masks):
+            mask = None if self.teacher else stack_masks([masks[j] for j in members])
             yield members, self.backbone.patch_tokens(views[:, members].flatten(0, 1), mask)
 
     def _outputs(self, tokens: Tensor, mask: Mask, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -201,7 +201,7 @@ class MaskedEmbedder(Embedder):
         if not any(isinstance(self.modules[layer], Predictor) for layer in layers):
             return super()._forward(images, layers)
         tokens = self.backbone.patch_tokens(images)
-        return self._outputs(tokens, whole(len(images), tokens.shape[1], images.device), layers)
+        return self._outputs(tokens, full_mask(len(images), tokens.shape[1], images.device), layers)
 
 
 class ModuleEmbedder(Embedder):

@@ -144,7 +144,7 @@ def train_dino(
     """The checkpoint of one run in the layout of facebookresearch/dino's full checkpoints.
 
     As `pretrain` gives one: determined by its arguments, plain values and tensors only. The
-    teacher, too, normalises by the statistics of its own batches.
+    teacher, too, normalises by the statistics of the current batch.
 
     images: [N, S, S, 3], N >= 2. seed: of weights, order and views.
     """

@@ -25,8 +25,8 @@ from lidar_cli.checkpoints.shapes.heads import PredictorSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
 from lidar_cli.demo.pretrain import CROP, WEIGHT_DECAY, training_seed
 from lidar_cli.demo.schedule import Losses, Search, minibatches
-from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.masks import Mask
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import InverseBlocks
 from study.dino import follow

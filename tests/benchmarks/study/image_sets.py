@@ -33,7 +33,7 @@ WINDOWS = 2  # of a tile
 def plain_digits(seed: int = 0) -> EmbeddedImages:
     """Digits of one colour on a dark ground of one colour, N = 1797, the label is the digit.
 
-    RankInfo, size and colours are drawn by seed; the ink is lighter than the ground by at least
+    Position, size and colours are drawn by seed; the ink is lighter than the ground by at least
     `CONTRAST` in each channel. The split is that of `embedded_images`.
     """
     from sklearn.datasets import load_digits
@@ -53,9 +53,9 @@ def textures(seed: int = 0) -> EmbeddedImages:
 
     A photograph of 427 x 640 pixels is cut into tiles, of which 20 x 32 make regions of 10 x 8: 16
     classes. Every fifth tile of a region is a test tile. No pixel is in two tiles, so that none is
-    in a training and a test image. A window lies anywhere in its tile and is shown at twice its
-    size: many small tiles, since windows of one tile are nearly one image, to a method that tells
-    images apart as to a test of accuracy.
+    in a training and a test image. A window is anywhere in its tile and is shown at twice its
+    size. The tiles are small and many, since windows of one tile are nearly the same image, both
+    for a method that discriminates images and for a test of accuracy.
     """
     from sklearn.datasets import load_sample_images
 

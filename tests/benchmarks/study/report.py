@@ -85,8 +85,8 @@ def introduction(study: Study) -> str:
 def took(study: Study) -> str:
     """How long it took, and for how much of it."""
     there = len(study.measured) - study.now
-    known = f", {there} were there already" if there else ""
-    return f"{study.now} runs in {study.seconds:.0f} s{known}"
+    earlier = f", {there} were there already" if there else ""
+    return f"{study.now} runs in {study.seconds:.0f} s{earlier}"
 
 
 def blocks(study: Study) -> list[Block]:
@@ -116,15 +116,15 @@ def _accuracies(study: Study) -> Block:
     headers = ["set", "checkpoints", "least", "median", "most", "spread"]
     headers += methods + [f"{name} untrained" for name in BACKBONES]
     rows = []
-    for found in study.spreads:
-        ends = [found.by_method.get(method) for method in methods]
-        bare = [found.untrained.get(method) for method in BACKBONES.values()]
+    for spread in study.spreads:
+        ends = [spread.by_method.get(method) for method in methods]
+        bare = [spread.untrained.get(method) for method in BACKBONES.values()]
         rows.append(
             [
-                found.data,
-                str(found.count),
-                *(_points(value) for value in (found.least, found.median, found.most)),
-                _points(found.most - found.least),
+                spread.data,
+                str(spread.count),
+                *(_points(value) for value in (spread.least, spread.median, spread.most)),
+                _points(spread.most - spread.least),
                 *(MISSING if e is None else f"{_points(e[0])} to {_points(e[1])}" for e in ends),
                 *map(_points, bare),
             ]
@@ -132,7 +132,7 @@ def _accuracies(study: Study) -> Block:
     return Block("Accuracy of linear probes of the backbone, in percent", headers, rows)
 
 
-def _standings(title: str, found: Sequence[Standing]) -> Block:
+def _standings(title: str, standings: Sequence[Standing]) -> Block:
     headers = ["metric", "Spearman mean", "worst", "Kendall mean", "worst", "pick loses", "at most"]
     headers += ["defined in", "nulls %", "worst Spearman at"]
     rows = [
@@ -148,7 +148,7 @@ def _standings(title: str, found: Sequence[Standing]) -> Block:
             f"{100 * s.nulls:.0f}",
             s.worst_at or MISSING,
         ]
-        for s in found
+        for s in standings
     ]
     return Block(title, headers, rows)
 
@@ -201,8 +201,8 @@ def _lines(agreement: Agreement) -> list[list[object]]:
         spearman = [c.spearman, *(c.spearman_interval or (None, None))]
         kendall = [c.kendall, *(c.kendall_interval or (None, None))]
         numbers = [*spearman, *kendall, agreement.lost[c.metric]]
-        told = ["" if number is None else f"{number:.4f}" for number in numbers]
-        lines.append([*where, c.metric, agreement.count, agreement.known[c.metric], *told])
+        texts = ["" if number is None else f"{number:.4f}" for number in numbers]
+        lines.append([*where, c.metric, agreement.count, agreement.known[c.metric], *texts])
     return lines
 
 

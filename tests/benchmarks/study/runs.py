@@ -1,6 +1,6 @@
 """One checkpoint of the study: drawn by seed, trained, saved, opened as a user's file, measured.
 
-What is measured is kept beside the checkpoint, so that a study goes on where it was interrupted.
+Measurements are saved next to the checkpoint, so that an interrupted study resumes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lidar_cli.runtime.workers import save, write_whole
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
 from lidar_cli.scoring.run import score
 from lidar_cli.settings import MetricSettings, ProbeSettings
-from lidar_cli.views.lookup import find_recipe
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 from study.dino import DinoHyperparameters, draw_dino, train_dino
 from study.ijepa import IjepaHyperparameters, draw_ijepa, train_ijepa
@@ -108,18 +108,18 @@ def all_runs(size: Size) -> list[Run]:
 
 
 def carry_out(run: Run, directory: Path, seed: int, size: Size) -> None:
-    """Train a run unless its checkpoint is there, measure it, and keep what was measured.
+    """Train a run unless its checkpoint is there, measure it, and save what was measured.
 
     Raises InputError if something cannot be written.
     """
     folder = directory / run.name
     path = folder / "checkpoint.pt"
-    told = key(run, seed, size)
+    run_key = key(run, seed, size)
     images = study_images(run.data, seed, size.images)
     if not path.exists():
-        save(_train(run, images, told["hyperparameters"], seed), path)
+        save(_train(run, images, run_key["hyperparameters"], seed), path)
     losses = torch.load(path, weights_only=True)["losses"]
-    record = {"key": told, "losses": [loss if math.isfinite(loss) else None for loss in losses]}
+    record = {"key": run_key, "losses": [loss if math.isfinite(loss) else None for loss in losses]}
     pixels = _pixels(run.data, seed, size)
     try:
         record |= measure(path, run, images, pixels, size)
@@ -141,30 +141,30 @@ def read_measured(run: Run, directory: Path, seed: int, size: Size) -> Measured 
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read; remove it to measure again") from error
-    told = key(run, seed, size)
-    if not isinstance(record, dict) or record.get("key") != told:
+    run_key = key(run, seed, size)
+    if not isinstance(record, dict) or record.get("key") != run_key:
         raise InputError(f"{path}: is not of a study of this seed and size; name another directory")
     losses = tuple(record["losses"])
     if "failed" in record:
-        return Measured(run, told["hyperparameters"], losses, None, {}, record["failed"])
+        return Measured(run, run_key["hyperparameters"], losses, None, {}, record["failed"])
     scores = {
         (layer, int(q)): Score.of(**fields | {"alpha_req_ranks": tuple(fields["alpha_req_ranks"])})
         for layer, by_views in record["scores"].items()
         for q, fields in by_views.items()
     }
-    return Measured(run, told["hyperparameters"], losses, record["accuracy"], scores)
+    return Measured(run, run_key["hyperparameters"], losses, record["accuracy"], scores)
 
 
 def key(run: Run, seed: int, size: Size) -> dict[str, Any]:
-    """What decides the numbers of a run, as JSON gives it back."""
-    told = {
+    """All that determines the numbers of a run, with JSON's types."""
+    entries = {
         "seed": seed,
         "hyperparameters": dataclasses.asdict(_drawn(run, seed, size)),
         "images": size.images,
         "n_samples": size.n_samples,
         "views": size.views,
     }
-    same: dict[str, Any] = json.loads(json.dumps(told))
+    same: dict[str, Any] = json.loads(json.dumps(entries))
     return same
 
 
@@ -194,10 +194,10 @@ def _train(
 @lru_cache(maxsize=1)  # runs come set by set
 def study_images(data: str, seed: int, count: int | None) -> EmbeddedImages:
     """The first `count` images of a set in a random order, so that any first n are a sample."""
-    found = SETS[data](seed)
-    order = np.random.default_rng(seed % 2**64).permutation(len(found.labels))[:count]
+    whole = SETS[data](seed)
+    order = np.random.default_rng(seed % 2**64).permutation(len(whole.labels))[:count]
     return EmbeddedImages(
-        found.images[order], found.labels[order], found.train[order], found.attribution
+        whole.images[order], whole.labels[order], whole.train[order], whole.attribution
     )
 
 
@@ -251,6 +251,9 @@ def _score(path: Path, layer: str, views: Tensor, clean: Tensor) -> Score:
     return score(embeddings, settings, cpu, EVERY_METRIC, Progress())
 
 
-def _plain(found: Score) -> dict[str, Any]:
+def _plain(result: Score) -> dict[str, Any]:
     """The fields of a score but what takes much room."""
-    return found.record() | {"file": Path(found.file).parent.name}
+    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    for name in ("file", "spectra", "influences", "confidence"):
+        del fields[name]
+    return fields | {"file": Path(result.file).parent.name}

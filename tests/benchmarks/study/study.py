@@ -79,5 +79,5 @@ def _measure_all(
     todo = [run for run in runs if read_measured(run, directory, seed, size) is None]
     tasks = [(run, directory, seed, size) for run in todo]
     side_by_side(carry_out, tasks, "training and measuring", progress, done=len(runs) - len(todo))
-    found = [read_measured(run, directory, seed, size) for run in runs]
-    return [measured for measured in found if measured is not None], len(todo)
+    records = [read_measured(run, directory, seed, size) for run in runs]
+    return [measured for measured in records if measured is not None], len(todo)

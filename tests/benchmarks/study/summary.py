@@ -85,7 +85,7 @@ def agreements(
 
     level, seed: of the bootstrap intervals over checkpoints.
     """
-    found = []
+    results = []
     for data in size.sets:
         trained = [m for m in measured if m.run.data == data and m.run.index is not None]
         for layer in LAYERS:
@@ -99,8 +99,8 @@ def agreements(
                     }
                     if judged:
                         setting = Setting(data, layer, q)
-                        found.append(_agreement(setting, method, judged, level, seed))
-    return found
+                        results.append(_agreement(setting, method, judged, level, seed))
+    return results
 
 
 def _agreement(setting: Setting, method: str, judged: Judged, level: float, seed: int) -> Agreement:
@@ -110,9 +110,9 @@ def _agreement(setting: Setting, method: str, judged: Judged, level: float, seed
         pick.metric: None if pick.accuracy is None else max(accuracies) - pick.accuracy
         for pick in select(judged).picks
     }
-    known = {name: sum(score.value(name) is not None for score in scores) for name in METRICS}
+    with_value = {name: sum(score.value(name) is not None for score in scores) for name in METRICS}
     correlations = correlate(nulls_last(scores), accuracies, level=level, seed=seed)
-    return Agreement(setting, method, len(judged), correlations, known, lost)
+    return Agreement(setting, method, len(judged), correlations, with_value, lost)
 
 
 def nulls_last(scores: Sequence[Score]) -> list[Score]:
@@ -132,18 +132,18 @@ def nulls_last(scores: Sequence[Score]) -> list[Score]:
     return list(scores)
 
 
-def standings(found: Sequence[Agreement]) -> list[Standing]:
+def standings(compared: Sequence[Agreement]) -> list[Standing]:
     """Every metric over these agreements, the one with the best worst case first."""
-    standing = [_standing(name, found) for name in METRICS]
+    standing = [_standing(name, compared) for name in METRICS]
     return sorted(
         standing, key=lambda s: -2.0 if s.spearman_worst is None else s.spearman_worst, reverse=True
     )
 
 
-def _standing(metric: str, found: Sequence[Agreement]) -> Standing:
+def _standing(metric: str, compared: Sequence[Agreement]) -> Standing:
     cells = [
         (agreement, correlation)
-        for agreement in found
+        for agreement in compared
         for correlation in agreement.correlations
         if correlation.metric == metric
     ]
@@ -173,7 +173,7 @@ def _place(agreement: Agreement) -> str:
 
 def spreads(measured: Sequence[Measured], size: Size) -> list[Spread]:
     """Set by set, of those that have a trained checkpoint with an accuracy."""
-    found = []
+    rows = []
     for data in size.sets:
         trained: dict[str, list[float]] = {}
         untrained = {}
@@ -184,9 +184,9 @@ def spreads(measured: Sequence[Measured], size: Size) -> list[Spread]:
                 untrained[m.run.method] = m.accuracy
             else:
                 trained.setdefault(m.run.method, []).append(m.accuracy)
-        every = [accuracy for own in trained.values() for accuracy in own]
+        every = [accuracy for accuracies in trained.values() for accuracy in accuracies]
         if every:
-            ends = {method: (min(own), max(own)) for method, own in trained.items()}
+            ends = {method: (min(shares), max(shares)) for method, shares in trained.items()}
             middle = statistics.median(every)
-            found.append(Spread(data, len(every), min(every), middle, max(every), ends, untrained))
-    return found
+            rows.append(Spread(data, len(every), min(every), middle, max(every), ends, untrained))
+    return rows

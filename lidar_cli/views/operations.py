@@ -1,0 +1,392 @@
+"""Resampling, colour and blur of many views at once, each view with its own parameters.
+
+Axes: b images of any sizes, N boxes out of them, S the side of a view. Crop, anti-aliased resize
+and flip are one weighted sum along each axis. Colour operations take views [N, 3, S, S] in [0, 1]
+and all but grey change them in place; grey, jitter and solarisation also take whole images
+[N, 3, h, w]. Source of the colour arithmetic, unless another is named:
+torchvision.transforms.functional on float images.
+
+Where one fused call (lerp, addcmul) could do two steps, two calls do them: the last few pixels of a
+thread's share may round differently when fused, and bits would depend on the batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lidar_cli.views.parameters import Bools, Ints, ViewParameters
+from lidar_cli.views.recipes import SOLARISE_THRESHOLD, Interpolation, Operation, Recipe
+
+SUPPORT = {"bilinear": 1, "bicubic": 2}  # half width of the filters below, in output pixels
+PIECE = 64  # pixels of a column that are read together; a box reads the pieces it touches
+PILLOW_PASSES = 3
+GREY = (0.2989, 0.587, 0.114)
+TINY = 1e-12  # chroma of grey, which has no hue
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Positions of boxes and outputs along one axis, arrays of one shape: [b, q] or [N].
+
+    The `length` source pixels from `start` on, and no others, are resized to `target` pixels; of
+    those, the view is `size` pixels from `offset` on, in reverse order where `reverse`.
+    """
+
+    start: Ints
+    length: Ints
+    target: Ints
+    offset: Ints
+    reverse: Bools
+
+    def of(self, boxes: Ints) -> Axis:
+        """Some of the boxes by their number in the flattened arrays: [N]."""
+        return Axis(*(getattr(self, f.name).reshape(-1)[boxes] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Images of any sizes as one table of pieces of their columns, in [0, 1]: [P, PIECE].
+
+    Pixels PIECE k .. PIECE (k + 1) - 1 of column x of channel c of image i are row
+    first[i] + (c width[i] + x) pieces[i] + k; the last piece of a column is padded with 0.
+    """
+
+    table: Tensor
+    first: Ints  # [b]
+    width: Ints
+    pieces: Ints
+
+    @staticmethod
+    def of(stacks: Sequence[Tensor]) -> Sources:
+        """The table of stacks [m, 3, w, h], uint8 or floats in [0, 1]."""
+        width = np.concatenate([np.full(len(x), x.shape[2]) for x in stacks])
+        pieces = np.concatenate([np.full(len(x), -(-x.shape[3] // PIECE)) for x in stacks])
+        sizes = 3 * width * pieces
+        first = np.cumsum(sizes) - sizes
+        table = torch.zeros(int(sizes.sum()), PIECE, device=stacks[0].device)
+        counts = [len(x) * 3 * x.shape[2] * -(-x.shape[3] // PIECE) for x in stacks]
+        for stack, place in zip(stacks, torch.split(table, counts), strict=True):
+            place.view(*stack.shape[:3], -1)[..., : stack.shape[3]] = stack
+        if stacks[0].dtype == torch.uint8:
+            table.div_(255)
+        return Sources(table, first, width, pieces)
+
+
+def peak_floats(rows: Axis, columns: Axis, size: int, interpolation: Interpolation) -> Ints:
+    """Floats [N] of the largest intermediate tensor of each box.
+
+    That is the pieces of its columns, or their indices in the table (int64) if an output has more
+    taps than half a piece has pixels. Boxes in one call have the taps of the widest filter.
+    """
+    taps = 2 * _reach(max(1.0, float((columns.length / columns.target).max())), interpolation)
+    return 3 * size * max(PIECE, 2 * taps) * _touched(rows)
+
+
+def _reach(shrink: float, interpolation: Interpolation) -> int:
+    """Source pixels that the filter of an axis shrunk by that factor reads to each side."""
+    return math.ceil(SUPPORT[interpolation] * shrink)
+
+
+def _touched(rows: Axis) -> Ints:
+    """Pieces of a column that a box touches, [N]."""
+    touched: Ints = (rows.start + rows.length - 1) // PIECE - rows.start // PIECE + 1
+    return touched
+
+
+def resample(
+    sources: Sources,
+    images: Ints,
+    rows: Axis,
+    columns: Axis,
+    size: int,
+    interpolation: Interpolation,
+) -> Tensor:
+    """Boxes [N] of the images [N], resized to [N, 3, size, size] and clamped to [0, 1].
+
+    Equals cropping first and resizing the crop with anti-aliasing: weights never reach outside
+    the box. 8-bit pipelines clamp likewise where a bicubic filter overshoots.
+    """
+    n, device = len(images), sources.table.device
+    first, width, pieces = (x[images] for x in (sources.first, sources.width, sources.pieces))
+    arrays = [
+        np.stack([np.concatenate([getattr(axis, f.name) for axis in (columns, rows)])
+                  for f in fields(Axis)]),
+        np.stack([first, width * pieces, pieces, rows.start // PIECE]),
+    ]  # fmt: skip
+    axes, places = to_device(arrays, device)
+    shrink = max(float((axis.length / axis.target).max()) for axis in (columns, rows))
+    index, weight = _taps(axes, size, max(1.0, shrink), interpolation)
+
+    channel = torch.arange(3, device=device).view(3, 1, 1, 1)
+    piece = torch.arange(int(_touched(rows).max()), device=device)[:, None]
+    first, plane, pieces, low = places.long().view(4, n, 1, 1, 1, 1)
+    piece = torch.minimum(low + piece, pieces - 1)  # a box that touches fewer repeats the last
+    x = index[:n].view(n, 1, size, 1, -1) * pieces  # [N, 1, S, 1, T]
+    narrow = weighted_rows(
+        sources.table, first + channel * plane + piece + x, weight[:n].view(n, 1, size, 1, -1)
+    )  # [N, 3, S, pieces, PIECE]
+    table = narrow.view(n, 3, size, -1).transpose(2, 3).contiguous()  # [N, 3, pieces PIECE, S]
+    y = index[n:].view(n, 1, size, -1) - PIECE * low.view(n, 1, 1, 1)  # [N, 1, S, T]
+    start = torch.arange(3 * n, device=device).view(n, 3, 1, 1) * table.shape[2]
+    small = weighted_rows(table.view(-1, size), start + y, weight[n:].view(n, 1, size, -1))
+    return small.clamp_(0, 1)
+
+
+def _taps(
+    axes: Tensor, size: int, shrink: float, interpolation: Interpolation
+) -> tuple[Tensor, Tensor]:
+    """Source positions and weights [N, size, T] of the outputs along axes [5, N].
+
+        x = start + (i + offset + 1/2) length / target - 1/2      centre of output i
+        weight(k) ~ f((k - x) / max(1, length / target))          0 outside the box
+
+    shrink: the largest length / target, at least 1. Positions outside the box are moved to its
+    edge. Source: the anti-aliased resize of Pillow and torch, which widen the filter when
+    shrinking.
+    """
+    reach = _reach(shrink, interpolation)
+    start, length, target, offset, reverse = axes[..., None].unbind()  # [N, 1]
+    i = torch.arange(size, dtype=torch.float64, device=axes.device)
+    i = i + reverse * (size - 1 - 2 * i)
+    x = start + (i + offset + 0.5) * length / target - 0.5  # [N, S]
+    # Double precision up to here, so that the distances are exact on a wide image too.
+    whole = x.floor()
+    steps = torch.arange(-reach, reach + 2, device=axes.device)
+    index = whole.long()[..., None] + steps
+    distance = steps - (x - whole).float()[..., None]
+    weight = _filter(distance / (length / target).clamp(min=1).float()[..., None], interpolation)
+    start, stop = start.long()[..., None], (start + length).long()[..., None]
+    inside = torch.minimum(torch.maximum(index, start), stop - 1)
+    weight *= inside == index
+    # The last running sum, not `sum`: zeros of a wider reach change no bit of it.
+    return inside, weight / weight.cumsum(dim=-1)[..., -1:]
+
+
+def _filter(t: Tensor, interpolation: Interpolation) -> Tensor:
+    """The triangle, or the cubic of Keys 1981 with a = -1/2, at distance t.
+
+    Both pieces of the cubic are 0 where they meet at 1, as the outer one is at 2.
+    """
+    t = t.abs_()
+    if interpolation == "bilinear":
+        return (1 - t).clamp_(min=0)
+    near, far = t.clamp(max=1), t.clamp(1, 2)
+    inner = (1.5 * near - 2.5) * near * near + 1
+    return inner + ((-0.5 * far + 2.5) * far - 4) * far + 2
+
+
+def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """sum_t weight[..., t] table[index[..., t]] of a table [R, F]: [..., F].
+
+    The terms are added in the order of t, so terms of weight 0 change no bit of a sum.
+    """
+    sums = functional.embedding_bag(
+        index.reshape(-1, index.shape[-1]),
+        table,
+        mode="sum",
+        per_sample_weights=weight.expand(index.shape).reshape(-1, index.shape[-1]),
+    )
+    return sums.view(*index.shape[:-1], table.shape[1])
+
+
+def to_device(arrays: Sequence[npt.NDArray[np.generic]], device: torch.device) -> list[Tensor]:
+    """Arrays in double precision on a device, copied in one asynchronous transfer."""
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float64))
+    if device.type == "cuda":
+        flat = flat.pin_memory().to(device, non_blocking=True)
+    parts = torch.split(flat.to(device), [array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def grey(x: Tensor) -> Tensor:
+    """Luma [N, 1, S, S] of ITU-R BT.601 with torchvision's rounded weights."""
+    r, g, b = torch.split(x, 1, dim=1)
+    luma = r * GREY[0]
+    part = g * GREY[1]
+    return luma.add_(part).add_(torch.mul(b, GREY[2], out=part))
+
+
+def brightness(x: Tensor, factor: Tensor) -> None:
+    """Scale views towards black; factor [N, 1, 1, 1]."""
+    x.mul_(factor).clamp_(0, 1)
+
+
+def contrast(x: Tensor, factor: Tensor) -> None:
+    """Scale views about the mean of their grey image; factor [N, 1, 1, 1]."""
+    # Row by row: threads would split the sum over a single view, and round differently.
+    mean = grey(x).sum(dim=3, keepdim=True).double().mean(dim=2, keepdim=True).float()
+    x.mul_(factor).add_(mean.div_(x.shape[3]).mul_(1 - factor)).clamp_(0, 1)
+
+
+def saturation(x: Tensor, factor: Tensor) -> None:
+    """Scale views about their grey image; factor [N, 1, 1, 1]."""
+    centre = grey(x).mul_(1 - factor)
+    x.mul_(factor).add_(centre).clamp_(0, 1)
+
+
+def hue(x: Tensor, turn: Tensor) -> None:
+    """Turn the hue of views; turn [N, 1, 1, 1] in circles.
+
+    H is the hue in circles, low the smallest channel, C the largest less the smallest:
+
+        channel = low + 6 C clip(d - 1/6, 0, 1/6),   d = distance of H + turn + k to whole numbers,
+        k = 1/2, 1/6, -1/6 for R, G, B
+
+    Equal to the conversion from HSV through its six cases, without the cases.
+    """
+    r, g, b = torch.split(x, 1, dim=1)
+    high, low = torch.maximum(r, g), torch.minimum(r, g)
+    torch.maximum(high, b, out=high)
+    torch.minimum(low, b, out=low)
+    chroma = (high - low).clamp_(min=TINY)
+    # 6 H C, by the largest channel; lerp with 0 and 1 is faster than `where`.
+    h = (r - g).add_(chroma, alpha=4)
+    other = (b - r).add_(chroma, alpha=2)
+    chosen = torch.eq(g, high, out=torch.empty_like(high))
+    h.lerp_(other, chosen)
+    h.lerp_(torch.sub(g, b, out=other), torch.eq(r, high, out=chosen))
+    chroma.mul_(6)
+    h.div_(chroma).add_(turn + 1)  # positive, for frac
+    # With k + 1/2, for the distance of z to whole numbers is |frac(z + 1/2) - 1/2|.
+    torch.add(h, 1 - torch.arange(3, device=x.device).view(3, 1, 1) / 3, out=x)
+    x.frac_().sub_(0.5).abs_().sub_(1 / 6).clamp_(0, 1 / 6).mul_(chroma).add_(low)
+
+
+def solarise(x: Tensor) -> Tensor:
+    """Views with bright values inverted, channel by channel."""
+    return torch.where(x >= SOLARISE_THRESHOLD, 1 - x, x)
+
+
+def blur(x: Tensor, sigma: Tensor, kernel: int) -> None:
+    """Blur views by a Gaussian of `kernel` x `kernel` pixels, reflected at the borders.
+
+    sigma: [N], in pixels.
+    """
+    size, radius = x.shape[-1], kernel // 2
+    offset = torch.arange(-radius, radius + 1, device=x.device)
+    weight = torch.exp(-0.5 * (offset / sigma.double()[:, None]) ** 2)
+    index = (torch.arange(size, device=x.device)[:, None] + offset).abs()  # [S, K]
+    index = size - 1 - (size - 1 - index).abs()
+    _both_axes(x, index, weight / weight.sum(dim=1, keepdim=True), 1)
+
+
+def pillow_blur(x: Tensor, sigma: Tensor, largest: float) -> None:
+    """Blur views as Pillow's GaussianBlur of radius sigma: three box filters along each axis.
+
+    A box reaches l + 1 pixels to each side, the outermost ones with weight a < 1; the variance of
+    three is sigma^2:
+
+        s = sigma^2 / 3,   l = floor((sqrt(12 s + 1) - 1) / 2)
+        a = (2 l + 1) (l (l + 1) - 3 s) / (6 (s - (l + 1)^2))
+
+    The outermost pixel is repeated beyond the border, for every filter. Pillow also rounds to 8
+    bits after each of the six filters, which is not done here. sigma: [N], in pixels, at most
+    `largest`.
+    Source: Gwosdek et al. 2011, Theoretical foundations of Gaussian convolution by extended box
+    filtering, as Pillow uses it.
+    """
+    size = x.shape[-1]
+    s = sigma.double() ** 2 / PILLOW_PASSES
+    whole = ((12 * s + 1).sqrt() - 1).div(2).floor()
+    a = (2 * whole + 1) * (whole * (whole + 1) - 3 * s) / (6 * (s - (whole + 1) ** 2))
+    # From `largest`, since reading sigma would wait for the GPU.
+    reach = math.floor((math.sqrt(4 * largest**2 + 1) - 1) / 2) + 1
+    offset = torch.arange(-reach, reach + 1, device=x.device)
+    inside = (whole + 1)[:, None] - offset.abs()  # pixels from the outermost one, [N, K]
+    weight = torch.where(inside > 0, 1.0, torch.where(inside == 0, a[:, None], 0.0))
+    index = (torch.arange(size, device=x.device)[:, None] + offset).clamp_(0, size - 1)
+    _both_axes(x, index, weight / (2 * (whole + a) + 1)[:, None], PILLOW_PASSES)
+
+
+def _both_axes(x: Tensor, index: Tensor, weight: Tensor, passes: int) -> None:
+    """Filter columns, then rows, `passes` times each; weight [N, K] of the pixels index [S, K]."""
+    n, _, size, _ = x.shape
+    first = size * torch.arange(3 * n, device=x.device).view(n, 3, 1, 1)
+    rows, weight = first + index, weight.float().view(n, 1, 1, -1)
+    filtered = x
+    for _ in range(2):
+        for _ in range(passes):
+            filtered = weighted_rows(filtered.reshape(-1, size), rows, weight)
+        filtered = filtered.transpose(2, 3)
+    x.copy_(filtered)
+
+
+JITTER = (brightness, contrast, saturation, hue)  # in the order of JITTER_OPERATIONS
+
+
+def sort_by_operations(parameters: ViewParameters, views: Ints) -> Ints:
+    """The views [N] in an order that puts those with the same operations next to each other.
+
+    `apply_colour` then finds few runs: one for blur, at most 128 for jitter, whatever N.
+    """
+    steps = _jitter_steps(parameters, views)
+    return views[np.lexsort([*steps.T[::-1], parameters.blur.reshape(-1)[views]])]
+
+
+def apply_colour(
+    x: Tensor,
+    parameters: ViewParameters,
+    views: Ints,
+    operations: Sequence[Operation],
+    recipe: Recipe,
+) -> None:
+    """Apply operations in their order, in place, each to the views whose parameters have it.
+
+    x: [N, 3, h, w] in [0, 1]. views: [N], the numbers i q + j of these views in the parameters.
+    `flip` is skipped. The order of the views changes no bit; sorted by operations they are faster,
+    since jitter and blur work on runs of views without copying them.
+    """
+    p = parameters
+    gates = (np.flatnonzero(gate.reshape(-1)[views]) for gate in (p.grey, p.solarise))
+    factors, sigma, to_grey, to_solarise = to_device(
+        [p.factors.reshape(-1, 4)[views], p.sigma.reshape(-1)[views], *gates], x.device
+    )
+    factors = factors.float().view(-1, 4, 1, 1, 1)
+    for operation in operations:
+        if operation == "jitter":
+            for step in _jitter_steps(p, views).T:
+                for run, k in _runs(step):
+                    if k >= 0 and recipe.jitter[k]:
+                        JITTER[k](x[run], factors[run, k])
+        elif operation == "grey" and len(to_grey):
+            index = to_grey.long()
+            x[index] = grey(x[index])
+        elif operation == "blur":
+            for run, happens in _runs(p.blur.reshape(-1)[views]):
+                if happens:
+                    _blur(x[run], sigma[run], recipe)
+        elif operation == "solarise" and len(to_solarise):
+            index = to_solarise.long()
+            x[index] = solarise(x[index])
+
+
+def _blur(x: Tensor, sigma: Tensor, recipe: Recipe) -> None:
+    if recipe.blur_filter == "pillow":
+        pillow_blur(x, sigma, recipe.blur_sigma[1])
+        return
+    size = x.shape[-1]
+    kernel = min(recipe.kernel(size), 2 * size - 1)  # a reflection reaches across the view once
+    if kernel > 1:
+        blur(x, sigma, kernel)
+
+
+def _jitter_steps(parameters: ViewParameters, views: Ints) -> Ints:
+    """Number of each view's first, second, ... jitter operation, [N, 4]; -1 for none."""
+    steps: Ints = np.where(parameters.jitter[..., None], parameters.order, -1)
+    return steps.reshape(-1, 4)[views]
+
+
+def _runs(values: Ints | Bools) -> Iterator[tuple[slice, int]]:
+    """Runs of equal neighbours, and their value."""
+    edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
+    for start, stop in itertools.pairwise(edges):
+        yield slice(start, stop), int(values[start])
