@@ -92,7 +92,7 @@ def detect(
     """
     check_names(format, branch)
     assume_values = check_assumptions(assume)
-    by_config = _timm_name(path, config) if arch is None else None
+    by_config = _timm_name(path, config) if config and arch is None else None
     match = match_format(path, tree, format, config)
     key = average(tree)
     if key is not None and match is not None and _has_teacher(match[0]):
@@ -323,7 +323,7 @@ def _has_names_of(arch: str, modules: Modules) -> bool:
     return modules["backbone"].tensors.keys() <= model.state_dict().keys()
 
 
-def _timm_name(path: Path, config: Mapping[str, Any] | None) -> str | None:
+def _timm_name(path: Path, config: Mapping[str, Any]) -> str | None:
     """The model in timm's config.json; raises CheckpointError if the installed timm lacks it."""
     name = architecture(config)
     if name is not None:
