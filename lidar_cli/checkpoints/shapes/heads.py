@@ -115,7 +115,7 @@ def needed(layers: str, head: str, behind: Iterable[str]) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """'0.weight' for '0.weight', 'layers.0.weight' and, where nothing is repeated, 'weight'.
+    """'0.weight' for '0.weight', 'layers.0.weight' and, where nothing is numbered, 'weight'.
 
     The two layouts of weight norm become one: weight_g [out, 1], weight_v [out, in].
     """
@@ -131,14 +131,14 @@ def mlp_spec(shapes: Shapes, width: int, activation: str, origin: str, why: str 
     """The MLP that tensors of these shapes form behind a backbone of the given width.
 
     shapes: by names of the form '0.weight', see `plain_name`. why: the origin of the activation.
-    Raises CheckpointError for names of no repeated layer, and for widths that do not chain.
+    Raises CheckpointError for names of no numbered layer, and for widths that do not chain.
     """
     tensors: dict[int, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         match = re.fullmatch(r"(\d+)\.(\w+)", name)
         if match is None:
             raise CheckpointError(
-                f"{origin}: {some([name])} is not a tensor of a repeated layer; expected "
+                f"{origin}: {some([name])} is not a tensor of a numbered layer; expected "
                 "Linear, BatchNorm and LayerNorm in a Sequential; name your own code with --model",
                 code="not-an-mlp",
             )

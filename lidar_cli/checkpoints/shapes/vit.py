@@ -6,7 +6,7 @@ are the gate of a SwiGLU and the offset of positions at another image size. The 
 class token if there is one and no norm after pooling (`fc_norm`); else the mean of patch tokens.
 
 DINOv2 differs from timm in two ways that are preserved: registers have no position although the
-class token has one, and blocks may be repeated within chunks. A SwiGLU shows in the shapes: its
+class token has one, and blocks may be numbered within chunks. A SwiGLU shows in the shapes: its
 first layer is twice as wide as the input of its second. `mask_token`, used by masked training
 alone, is ignored.
 
