@@ -11,6 +11,7 @@ import pytest
 import torch
 from beit_forward import GRID, HEADS, PATCH, WIDTH, beit_blocks, beit_shapes, fairseq_names, index
 from literal import assert_close, images, linear, normed, random_weights
+from raising import raises
 from timm.models.beit import Beit as TimmBeit
 from torch import Tensor, nn
 
@@ -85,13 +86,14 @@ def test_mask_token_stands_where_patches_are_masked() -> None:
     )
     assert_close(model.tokens(other, masked), expected)  # masked pixels are not seen
     del weights["mask_token"]
-    with pytest.raises(CheckpointError, match="has no mask_token"):
+    with raises(CheckpointError, "no-mask-token") as raised:
         built(weights).tokens(images(16), masked)
+    raised.match("has no mask_token")
 
 
 @torch.no_grad()
 def test_published_names_and_sizes_are_those_of_timm() -> None:
-    """Of the base model, but for its depth: 732 displacements by 12 heads tell a grid of 14."""
+    """The base model, except for its depth: 732 displacements by 12 heads mean a grid of 14."""
     peer = TimmBeit(depth=1, global_pool="token", num_classes=0, init_values=0.1,
                     use_abs_pos_emb=False, use_shared_rel_pos_bias=True)  # fmt: skip
     shapes = {n: s for n, s in shapes_of(peer.state_dict()).items() if not n.endswith("index")}
@@ -127,7 +129,7 @@ def test_tables_and_positions_are_resampled_from_the_file_each_time(new: int) ->
     )
     model.set_image_size(16)
     assert torch.equal(model(images(16)), before)
-    with pytest.raises(CheckpointError, match="15 is not a multiple"):
+    with raises(CheckpointError, "image-size"):
         model.set_image_size(15)
 
 

@@ -16,6 +16,7 @@ import timm
 import torch
 import torchvision
 from layouts import describe
+from raising import raises
 from safetensors.torch import save_file
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.resnet import ResNet as TimmResNet
@@ -166,7 +167,7 @@ VITS: dict[str, dict[str, Any]] = {
     "class token and fc_norm": {"global_pool": "avg"},
     "layer scale": {"init_values": 1e-5},
     "no qkv bias": {"qkv_bias": False},
-    "query and key norm": {"qk_norm": True, "num_heads": 6},  # the norm tells the heads
+    "query and key norm": {"qk_norm": True, "num_heads": 6},  # the norm shows the heads
     "registers": {"reg_tokens": 4},
     "registers without position": {"reg_tokens": 4, "no_embed_class": True},
     "class token without position": {"no_embed_class": True},
@@ -420,8 +421,9 @@ def test_arch_takes_the_image_size_from_the_file(tmp_path: Path) -> None:
     loaded.set_image_size(96)
     model.set_input_size((96, 96))
     assert_close(loaded.embed(images(96), ["backbone"])["backbone"], model(images(96)))
-    with pytest.raises(CheckpointError, match=r"of 96 pixels and not of 90"):
+    with raises(CheckpointError, "image-size") as raised:
         loaded.set_image_size(90)
+    raised.match(r"of 96 pixels and not of 90")
 
 
 def test_arch_uses_the_conversion_that_timm_has(tmp_path: Path) -> None:
@@ -450,7 +452,7 @@ def test_unknown_arch_names_the_nearest(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", tiny_resnet().state_dict())
     with pytest.raises(SettingsError, match=r"resnet5o: .* did you mean resnet50\?"):
         open_checkpoint(path, arch="resnet5o")
-    with pytest.raises(SettingsError, match="no such model"):
+    with raises(SettingsError, "no-such-model"):
         open_checkpoint(path, arch="hf-hub:someone/something")
 
 
@@ -620,8 +622,9 @@ def test_module_from_memory_is_wrapped_in_eval_mode() -> None:
 
 
 def test_arch_and_model_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="give one of them"):
+    with raises(SettingsError, "arch-and-model") as raised:
         open_checkpoint(tmp_path / "a.pt", arch="resnet18", model="a:b")
+    raised.match("give one of them")
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:

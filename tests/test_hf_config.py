@@ -1,4 +1,4 @@
-"""What a config.json beside the weights tells, and what is refused of it."""
+"""What is taken from a config.json next to the weights, and which of its values are refused."""
 
 from __future__ import annotations
 

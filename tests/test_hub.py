@@ -80,7 +80,7 @@ def test_a_cached_model_is_embedded_off_line(tmp_path: Path) -> None:
 
 
 def test_timms_architecture_is_the_configurations(tmp_path: Path) -> None:
-    """A model that shapes alone do not tell."""
+    """A model that shapes alone do not determine."""
     model = timm.create_model("convnext_atto", num_classes=0)
     content = saved(dict(model.state_dict()), tmp_path)
     files = {"model.safetensors": content, "config.json": timm_config("convnext_atto").encode()}

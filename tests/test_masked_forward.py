@@ -16,6 +16,7 @@ import pytest
 import torch
 from literal import assert_close, linear, normed, random_weights
 from make import checkpoint, image_folder, lidar, lidar_here
+from raising import raises
 from torch import Tensor
 
 from lidar_cli.checkpoints.open import open_checkpoint
@@ -423,7 +424,7 @@ def test_extract_and_score_under_masks(
 
 
 class Notes(Progress):
-    """Keeps what is told."""
+    """Progress that keeps its notes."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -578,8 +579,9 @@ def test_a_grid_that_is_too_small_is_refused(
 
 def test_a_model_without_masks_says_so_in_python(tmp_path: Path) -> None:
     loaded = open_checkpoint(checkpoint(tmp_path / "resnet.pt"))
-    with pytest.raises(CheckpointError, match=r"the resnet .* cannot be embedded under masks"):
+    with raises(CheckpointError, "no-masks") as raised:
         loaded.embed_masked(torch.zeros(1, 1, 3, 32, 32), masks_of("ijepa", [0]), ["backbone"])
+    raised.match(r"the resnet .* cannot be embedded under masks")
 
 
 def test_rank_keeps_refused_models_as_failed_rows(

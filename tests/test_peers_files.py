@@ -28,7 +28,7 @@ TIMM = {  # name -> what makes it small
     "convnext_atto": {},
 }
 TORCHVISION = {"resnet18": 64, "resnet50": 64, "wide_resnet50_2": 64, "vit_b_16": 32}
-NAMED = ("convnext_atto",)  # whose shapes do not tell: by --arch
+NAMED = ("convnext_atto",)  # not determined by shapes: by --arch
 
 
 @pytest.mark.parametrize("layout", ["state dict", "folder"])

@@ -28,7 +28,7 @@ WIDTH, HEADS, PATCH, GRID, DEPTH = 24, 3, 4, 4, 3
 
 
 def dinov2_weights(registers: int = 4, glu: bool = True, grid: int = GRID) -> dict[str, Tensor]:
-    """A DINOv2 backbone by the names of its own repository."""
+    """A DINOv2 backbone by the names of its repository."""
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, WIDTH),
         "pos_embed": (1, 1 + grid**2, WIDTH),
@@ -173,7 +173,7 @@ def chunked(weights: dict[str, Tensor], prefix: str, size: int) -> dict[str, Ten
 
 @pytest.mark.parametrize("kind", ["plain", "in chunks"])
 def test_dinov2_files_open(kind: str, tmp_path: Path) -> None:
-    """At a width whose heads are known, for the file does not tell them."""
+    """At a width whose heads are known, because the file does not have them."""
     model = timm.models.vision_transformer.VisionTransformer(
         img_size=28, patch_size=14, embed_dim=192, depth=5, num_heads=3, init_values=1.0,
         num_classes=0, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
@@ -212,7 +212,7 @@ def test_positions_are_resampled_with_dinos_offset_or_without(new: int) -> None:
         model.offset = 0.1 if how == "offset" else 0.0
         model.set_image_size(new * PATCH)
         assert_close(model.tokens(pixels), tokens)
-    model = built(weights)  # DINOv2's mask token tells that its offset is meant
+    model = built(weights)  # DINOv2's mask token implies its offset
     model.set_image_size(new * PATCH)
     assert_close(model.tokens(pixels), expected["offset"])
 

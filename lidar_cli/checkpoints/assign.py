@@ -59,7 +59,7 @@ class Options:
     branch: str  # a key of BRANCHES; an auto branch is the first that has all layers
     layer: str  # as for `--layer`; a head that is not needed for these may be unreadable
     config: Mapping[str, Any] | None  # config.json of the folder
-    asked: Mapping[str, Value]  # values of `--assume` for this file's system
+    assume: Mapping[str, Value]  # values of `--assume` for this file's system
 
 
 def assign_by_format(
@@ -156,12 +156,15 @@ def assign_mlp(
     """
     layers = {heads.plain_name(name): tensors[key] for key, name in names.items()}
     if len(layers) < len(names):
-        raise CheckpointError(f"{origin}: two layers have one number: {some(names, 6)}; {NEXT}")
+        raise CheckpointError(
+            f"{origin}: two layers have one number: {some(names, 6)}; {NEXT}",
+            code="layers-of-one-number",
+        )
     activation, why = options.activation, "--activation"
     if activation == "auto":
         activation, why = str(usual.value), usual.why
     spec = heads.mlp_spec(shapes_of(layers), width, activation, origin, why)
-    spec = settle(spec, options.asked)
+    spec = settle(spec, options.assume)
     compare(spec.shapes(), shapes_of(layers), origin)
     return Assignment(spec, layers)
 
@@ -200,7 +203,9 @@ def _branch(
         if wanted in ("auto", branch.name) or (wanted == "student" and branch.name == "encoder"):
             return branch, None
     if not present:
-        raise CheckpointError(f"{path}: {format.title} without a backbone; {NEXT}")
+        raise CheckpointError(
+            f"{path}: {format.title} without a backbone; {NEXT}", code="no-backbone"
+        )
     raise CheckpointError(
         f"{path}: no branch {options.branch!r} in this checkpoint; it has "
         f"{', '.join(b.name for b in present)}: use --branch {present[0].name}",
@@ -226,7 +231,8 @@ def _backbone(
         if name in keys_by_name:
             raise CheckpointError(
                 f"{path}: {some([keys_by_name[name], key])} are one tensor in {format.title}; "
-                f"{NEXT}"
+                f"{NEXT}",
+                code="two-names-of-one-tensor",
             )
         keys_by_name[name] = key
     for key in state.tensors:
@@ -236,7 +242,7 @@ def _backbone(
     family = _family(path, format, keys_by_name, state)
 
     def adjust(spec: Any) -> Any:
-        return settle(_adjusted(spec, format), options.asked)
+        return settle(_adjusted(spec, format), options.assume)
 
     return assign_backbone(
         path, family, keys_by_name, state.tensors, prefix, options.config, adjust
@@ -252,7 +258,8 @@ def _family(
     raise CheckpointError(
         f"{path}: {format.title}: {len(keys_by_name)} tensors such as "
         f"{some([state.originals[key] for key in keys_by_name.values()])} form no known backbone; "
-        f"expected a {' or a '.join(format.backbones)}; {NEXT}"
+        f"expected a {' or a '.join(format.backbones)}; {NEXT}",
+        code="no-backbone",
     )
 
 
@@ -297,10 +304,13 @@ def _take_heads(
                 activation = usual or Assumed(head.activation, f"{format.name}'s")
                 module = _mlp(path, head, left, inside, width, activation, options, ignored)
             else:
-                raise CheckpointError(f"{path}: the input of {head.prefix} is not read")
+                raise CheckpointError(
+                    f"{path}: the input of {head.prefix} is not read", code="head-not-read"
+                )
         except CheckpointError as error:
             if inside and heads.needed(options.layer, layer, order[order.index(layer) :]):
-                raise CheckpointError(f"{error}; or do without it: --layer backbone") from error
+                message = f"{error}; or do without it: --layer backbone"
+                raise CheckpointError(message, code=error.code) from error
             readable, module = False, None
             ignored += [f"{head.prefix.rstrip('.')} (not read)"] if inside else []
         for key in inside:
@@ -330,16 +340,12 @@ def _mlp(
 
 
 def _predictor(
-    path: Path,
-    prefix: str,
-    left: Mapping[str, Weight],
-    inside: Sequence[str],
-    backbone: Assignment,
+    path: Path, prefix: str, left: Mapping[str, Weight], inside: Sequence[str], backbone: Assignment
 ) -> Assignment | None:
     """I-JEPA's predictor of the keys `inside`; None if there are none.
 
-    Raises CheckpointError if a tensor of it is missing or unknown, or the backbone gives it other
-    tokens than those of patches alone.
+    Raises CheckpointError if a tensor of it is missing or unknown, or if the backbone has other
+    tokens than those of patches.
     """
     tensors = {key.removeprefix(prefix): left[key] for key in inside}
     if not tensors:
@@ -349,14 +355,16 @@ def _predictor(
         raise CheckpointError(
             f"{origin}: a predictor of patch tokens behind a {encoder.arch}; expected I-JEPA's "
             "ViT without class token, by its shapes; leave --arch out, or name your own code "
-            "with --model"
+            "with --model",
+            code="misplaced-predictor",
         )
     spec = heads.predictor_spec(shapes_of(tensors), encoder.heads, origin, eps=encoder.eps)
     compare(spec.shapes(), shapes_of(tensors), origin)
     if (spec.width, spec.grid) != (encoder.width, encoder.grid):
         raise CheckpointError(
             f"{origin}: works on {spec.grid} x {spec.grid} tokens of {spec.width} numbers; "
-            f"expected those of the {encoder.arch}; name your own code with --model"
+            f"expected those of the {encoder.arch}; name your own code with --model",
+            code="misplaced-predictor",
         )
     return Assignment(spec, tensors)
 

@@ -34,7 +34,7 @@ class CheckpointDescription:
     why: str = ""  # how the format was recognised
     branch_reason: str | None = None  # why another branch than the default one was taken
     patch: int | None = None  # pixels a side, of a backbone that sees patches
-    masks: tuple[str, ...] = ()  # rules under which it can be embedded, see views.mask_rules
+    masks: tuple[str, ...] = ()  # rules under which it can be embedded, see views/masks.py
     stand_ins: tuple[str, ...] = ()  # foreign names in the file, neither imported nor run
 
     @property

@@ -35,8 +35,8 @@ from lidar_cli.checkpoints.shapes.spec import (
     KEYS,
     SET,
     USUAL,
-    Asked,
     Assumed,
+    AssumeValues,
     Value,
     check_all_open,
     parse,
@@ -63,7 +63,7 @@ def check_names(format: str, branch: str) -> None:
         )
 
 
-def check_assumptions(assume: Sequence[str]) -> Asked:
+def check_assumptions(assume: Sequence[str]) -> AssumeValues:
     """The parsed values of `--assume`; raises SettingsError."""
     return parse(assume, (PLAIN, *(one.name for one in FORMATS)))
 
@@ -91,8 +91,8 @@ def detect(
     something that the file determines.
     """
     check_names(format, branch)
-    asked = check_assumptions(assume)
-    by_config = _timm_name(path, config) if arch is None else None
+    assume_values = check_assumptions(assume)
+    by_config = _timm_name(path, config) if config and arch is None else None
     match = match_format(path, tree, format, config)
     key = average(tree)
     if key is not None and match is not None and _has_teacher(match[0]):
@@ -104,7 +104,9 @@ def detect(
         match = match_format(path, tree, format, config)
         branch = "auto"
     system = match[0].name if match else PLAIN
-    options = Options(arch or by_config, activation, branch, layer, config, asked.of(system))
+    options = Options(
+        arch or by_config, activation, branch, layer, config, assume_values.of(system)
+    )
     try:
         description, modules = _assign(path, tree, match, options)
     except CheckpointError:
@@ -125,10 +127,7 @@ def detect(
 
 
 def match_format(
-    path: Path,
-    tree: Mapping[str, Any],
-    name: str = "auto",
-    config: Mapping[str, Any] | None = None,
+    path: Path, tree: Mapping[str, Any], name: str = "auto", config: Mapping[str, Any] | None = None
 ) -> Match | None:
     """The most specific format whose conditions a file meets, and its state dict; None without one.
 
@@ -240,11 +239,12 @@ def _assign(
     path: Path, tree: Mapping[str, Any], match: Match | None, options: Options
 ) -> tuple[CheckpointDescription, Modules]:
     """The description and modules by the format, or by usual names without one."""
-    asked, activation = options.asked, options.activation
-    if activation != "auto" and asked.get("activation", activation) != activation:
+    assume, activation = options.assume, options.activation
+    if activation != "auto" and assume.get("activation", activation) != activation:
         raise SettingsError(
-            f"--activation {activation} and --assume activation={asked['activation']} are two "
-            "values of one; give one of them"
+            f"--activation {activation} and --assume activation={assume['activation']} are two "
+            "values of one; give one of them",
+            code="activation-twice",
         )
     if match is not None:
         state = match[1]
@@ -262,16 +262,16 @@ def _assign(
     description = replace(
         description, ignored=(*description.ignored, *([some(aside, 8)] if aside else []))
     )
-    return _with_assumptions(path, description, modules, asked), modules
+    return _with_assumptions(path, description, modules, assume), modules
 
 
 def _with_assumptions(
-    path: Path, description: CheckpointDescription, modules: Modules, asked: Mapping[str, Value]
+    path: Path, description: CheckpointDescription, modules: Modules, assume: Mapping[str, Value]
 ) -> CheckpointDescription:
     """With pixel statistics, and all that is assumed in the order of KEYS; raises SettingsError."""
     stats, pixels = description.pixel_stats, description.assumed.get(STATS)
-    if STATS in asked:
-        stats = str(asked[STATS])
+    if STATS in assume:
+        stats = str(assume[STATS])
         pixels = Assumed(stats, SET)
     elif pixels is None:
         origin = f"{description.format}'s" if description.recipe is not None else USUAL
@@ -282,7 +282,7 @@ def _with_assumptions(
     decided: dict[str, str] = {}
     for module in modules.values():
         decided |= module.spec.decided
-    check_all_open(asked, assumed, decided, str(path))
+    check_all_open(assume, assumed, decided, str(path))
     ordered = {key: assumed[key] for key in KEYS if key in assumed}
     return replace(description, assumed=ordered, pixel_stats=stats)
 
@@ -323,7 +323,7 @@ def _has_names_of(arch: str, modules: Modules) -> bool:
     return modules["backbone"].tensors.keys() <= model.state_dict().keys()
 
 
-def _timm_name(path: Path, config: Mapping[str, Any] | None) -> str | None:
+def _timm_name(path: Path, config: Mapping[str, Any]) -> str | None:
     """The model in timm's config.json; raises CheckpointError if the installed timm lacks it."""
     name = architecture(config)
     if name is not None:
@@ -332,6 +332,7 @@ def _timm_name(path: Path, config: Mapping[str, Any] | None) -> str | None:
         if not timm.is_model(name):
             raise CheckpointError(
                 f"{path}: config.json names timm's {some([name])}, which timm {timm.__version__} "
-                "does not have; install a newer timm, or name another model with --arch"
+                "does not have; install a newer timm, or name another model with --arch",
+                code="timm-lacks-model",
             )
     return name

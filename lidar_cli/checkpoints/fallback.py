@@ -47,7 +47,8 @@ def assign_by_usual_names(
             modules["projector"] = _projector(path, left, candidates, backbone, options)
     except CheckpointError as error:
         if heads.needed(options.layer, "projector", ()):
-            raise CheckpointError(f"{error}; or do without it: --layer backbone") from error
+            message = f"{error}; or do without it: --layer backbone"
+            raise CheckpointError(message, code=error.code) from error
         ignored += tuple(f"{name} (not read)" for name in candidates)
     for key in [key for key in left if key.startswith(tuple(f"{name}." for name in candidates))]:
         del left[key]
@@ -71,7 +72,7 @@ def _backbone(path: Path, state: StateDict, options: Options) -> Assignment:
     keys = {key.removeprefix(prefix): key for key in state.tensors if key.startswith(prefix)}
 
     def adjust(spec: Any) -> Any:
-        return settle(spec, options.asked)
+        return settle(spec, options.assume)
 
     return assign_backbone(path, family, keys, state.tensors, prefix, options.config, adjust)
 
@@ -95,13 +96,15 @@ def _family(path: Path, state: StateDict) -> tuple[Family, str]:
         raise CheckpointError(
             f"{path}: {len(state.tensors)} tensors such as {some(state.originals.values())} "
             f"form no known backbone; expected a ResNet or a ViT by torchvision's or timm's names; "
-            f"{NEXT}"
+            f"{NEXT}",
+            code="no-backbone",
         )
     if len(backbones) > 1:
         prefixes = some([prefix or "(none)" for _, prefix in backbones])
         raise CheckpointError(
             f"{path}: {len(backbones)} backbones, under the prefixes {prefixes}; expected one; "
-            "save the state dict of one of them alone"
+            "save the state dict of one of them alone",
+            code="several-backbones",
         )
     return backbones[0]
 
@@ -151,7 +154,8 @@ def _projector(
     if len(candidates) > 1:
         raise CheckpointError(
             f"{path}: {len(candidates)} projectors, {some(candidates)}; expected one; "
-            "name your own code with --model"
+            "name your own code with --model",
+            code="several-projectors",
         )
     prefix = f"{candidates[0]}."
     names = {key: key.removeprefix(prefix) for key in left if key.startswith(prefix)}

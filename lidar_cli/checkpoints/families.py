@@ -74,7 +74,7 @@ def consistent(path: Path, arch: str) -> Iterator[None]:
         yield
     except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
         message = f"{path}: the shapes of its tensors form no {arch}; {NEXT}"
-        raise CheckpointError(message) from error
+        raise CheckpointError(message, code="inconsistent-shapes") from error
 
 
 def assign_backbone(

@@ -58,13 +58,19 @@ def open_checkpoint(
     """
     path = Path(path)
     if arch is not None and model is not None:
-        raise SettingsError("--arch and --model both name the architecture; give one of them")
+        raise SettingsError(
+            "--arch and --model both name the architecture; give one of them", code="arch-and-model"
+        )
     if model is not None and (format, branch) != ("auto", "auto"):
         raise SettingsError(
-            "--model is your own code, which names its layers; leave --format and --branch out"
+            "--model is your own code, which names its layers; leave --format and --branch out",
+            code="model-and-format",
         )
     if model is not None and assume:
-        raise SettingsError("--model is your own code, which decides all; leave --assume out")
+        raise SettingsError(
+            "--model is your own code, which decides all; leave --assume out",
+            code="model-and-assume",
+        )
     if model is not None:
         return _open_user_module(path, model)
     contents = read_contents(path)

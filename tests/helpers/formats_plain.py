@@ -61,7 +61,7 @@ def torchvision_vit() -> Fixture:
 
 @fixture
 def wrapped_backbone() -> Fixture:
-    """A script's own names, of which no description tells: read by the usual ones."""
+    """A script's own names, which no format has: recognised by the usual ones."""
     w = Weights()
     w.resnet("encoder.")
     w.linear("projector.0", 16, 24)

@@ -112,10 +112,7 @@ HF_DATA2VEC = dataclasses.replace(
     name="hf-data2vec",
     title="Hugging Face, Data2VecVision",
     source="models/data2vec/modeling_data2vec_vision.py and its conversion script",
-    marks=(
-        r"embeddings\.patch_embeddings\.projection\.weight$",
-        r"encoder\.layer\.0\.lambda_1$",
-    ),
+    marks=(r"embeddings\.patch_embeddings\.projection\.weight$", r"encoder\.layer\.0\.lambda_1$"),
     lacks=(),
     config=(("model_type", "data2vec-vision"),),
     added=r"data2vec_vision\.",

@@ -82,14 +82,14 @@ class Method:
 class Format:
     """One system's checkpoints."""
 
-    name: str  # what --format takes
+    name: str  # the value of --format
     title: str  # repository and kind of file
     marks: tuple[str, ...]  # patterns; each matches a tensor's name. The more, the more specific.
     branches: tuple[Branch, ...]  # first the one that the authors evaluate
     source: str  # the code that defines the layout
     recipe: str  # the view recipe of its training; of several methods, where none is recognised
     methods: tuple[Method, ...] = ()  # of a library; of those that fit the names, the first
-    arguments: str = ""  # file beside the checkpoint with the training's arguments, as JSON
+    arguments: str = ""  # file next to the checkpoint with the training's arguments, as JSON
     lacks: tuple[str, ...] = ()  # patterns that match no tensor's name
     square: tuple[str, ...] = ()  # patterns of matrices that are square
     keys: tuple[str, ...] = ()  # top-level keys of the file that must be there
@@ -97,11 +97,11 @@ class Format:
     config: tuple[tuple[str, str], ...] = ()  # entries of config.json, where there is one
     roots: tuple[str, ...] = ()  # containers that may hold the state dict; () for any
     inside: tuple[tuple[str, str], ...] = ()  # nested dicts that hold it, with their new prefixes
-    added: str = ""  # pattern of what some of its classes put before every name
+    added: str = ""  # pattern of the prefix that some of its classes add to all names
     backbones: tuple[str, ...] = ("resnet", "vit")  # families, by name
     rename: Rename = ()  # of the backbone's tensors, to torchvision's or timm's names
     heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
-    resize: str = ""  # of a ViT's positions, see positions.py; '' for the family's
+    resize: str = ""  # of a ViT's positions, see models/backbone.py; '' for the family's
     position_offset: float | None = None  # the same
     cifar_padding: int | None = None  # of a 3x3 stem
     noise: tuple[str, ...] = ()  # patterns of what is recognised and not used

@@ -78,18 +78,6 @@ SOLO = Format(
     ),
 )
 
-SOLO_OLD = dataclasses.replace(
-    SOLO,
-    name="solo-learn-old",
-    title="vturrisi/solo-learn, before its backbones were named so",
-    marks=(r"encoder\.", r"classifier\.weight$"),
-    branches=(
-        Branch("student", "encoder.", Head("projector."), Head("predictor.")),
-        Branch("teacher", "momentum_encoder.", Head("momentum_projector.")),
-    ),
-    noise=(*SOLO.noise, r"encoder\.fc\."),
-)
-
 SOLO_DINO = dataclasses.replace(
     SOLO,
     name="solo-learn-dino",
@@ -103,18 +91,22 @@ SOLO_DINO = dataclasses.replace(
     methods=(),
 )
 
-SOLO_OLD_DINO = dataclasses.replace(
-    SOLO_OLD,
-    name="solo-learn-old-dino",
-    title="vturrisi/solo-learn, DINO, before its backbones were named so",
-    marks=(*SOLO_OLD.marks, r"head\.mlp\.0\."),
-    branches=(
-        Branch("teacher", "momentum_encoder.", dino_head("momentum_head.")),
-        Branch("student", "encoder.", dino_head("head.")),
-    ),
-    recipe="dino",
-    methods=(),
-)
+
+def solo_old(new: Format) -> Format:
+    """The same before solo-learn renamed `encoder` to `backbone`."""
+
+    def old(name: str) -> str:
+        return name.replace("backbone", "encoder")
+
+    return dataclasses.replace(
+        new,
+        name=new.name.replace("solo-learn", "solo-learn-old"),
+        title=f"{new.title}, before its backbones were named so",
+        marks=tuple(map(old, new.marks)),
+        branches=tuple(dataclasses.replace(b, backbone=old(b.backbone)) for b in new.branches),
+        noise=(*new.noise, r"encoder\.fc\."),
+    )
+
 
 SOLO_MOCO_V3 = dataclasses.replace(
     SOLO,
@@ -354,7 +346,7 @@ SPT_DINO = spt_dino("stable-pretraining-dino", "DINO", "projector", "dino")
 SPT_DINOV2 = spt_dino("stable-pretraining-dinov2", "DINOv2 and iBOT", "cls_head", "dinov2")
 
 LIBRARIES = (
-    SOLO, SOLO_OLD, SOLO_DINO, SOLO_OLD_DINO, SOLO_MOCO_V3, SOLO_MAE,
+    SOLO, solo_old(SOLO), SOLO_DINO, solo_old(SOLO_DINO), SOLO_MOCO_V3, SOLO_MAE,
     LIGHTLY, LIGHTLY_MAE, *LIGHTLY_PAIRS,
     SPT, SPT_TWO, SPT_DINO, SPT_DINOV2,
 )  # fmt: skip

@@ -88,17 +88,10 @@ FORK = Format(
     title="facebookresearch/data2vec_vision, fork of BEiT",
     example="checkpoint-799.pth",
     source="beit/run_cyclical.py, modeling_cyclical.py, utils.py; run_class_finetuning.py",
-    marks=(
-        r"model\.blocks\.0\.attn\.q_bias$",
-        r"model\.mask_token$",
-        r"model\.lm_head\.weight$",
-    ),
+    marks=(r"model\.blocks\.0\.attn\.q_bias$", r"model\.mask_token$", r"model\.lm_head\.weight$"),
     square=(r"model\.lm_head\.weight$",),  # BEiT's predicts one of 8192 visual words
     inside=(("model", "model."), ("model_ema", "model_ema.")),
-    branches=(
-        Branch("student", "model.", Head("model.lm_head.")),
-        Branch("teacher", "model_ema."),
-    ),
+    branches=(Branch("student", "model.", Head("model.lm_head.")), Branch("teacher", "model_ema.")),
     recipe="data2vec",
     backbones=("beit",),
     noise=(r"model_ema\.lm_head\.", r".*\.relative_position_index$"),

@@ -108,9 +108,7 @@ DINO = dataclasses.replace(
     marks=(TRUNK, r"heads\.0\.mlp\.0\.", r"heads\.0\.prototypes0\."),
     branches=(
         Branch(
-            "teacher",
-            "loss.momentum_teacher.trunk.",
-            head("loss.momentum_teacher.heads.", "gelu"),
+            "teacher", "loss.momentum_teacher.trunk.", head("loss.momentum_teacher.heads.", "gelu")
         ),
         Branch("student", "trunk.", head("heads.", "gelu")),
     ),

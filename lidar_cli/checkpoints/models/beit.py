@@ -108,7 +108,8 @@ class Beit(MaskedBackbone):
             if token is None:
                 raise CheckpointError(
                     "the BEiT has no mask_token, as after fine-tuning; expected a pre-trained "
-                    "checkpoint for masked views; choose other views"
+                    "checkpoint for masked views; choose other views",
+                    code="no-mask-token",
                 )
             x = torch.where(masked.unsqueeze(-1), token, x)
         x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], dim=1)

@@ -5,12 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import (
-    MaskedBackbone,
-    OriginalTensors,
-    resample,
-    select,
-)
+from lidar_cli.checkpoints.models.backbone import MaskedBackbone, OriginalTensors, resample, select
 from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.views.masks import Mask

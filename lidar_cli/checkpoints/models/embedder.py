@@ -96,14 +96,17 @@ class Embedder:
 
         Raises CheckpointError for a model that cannot be embedded under masks.
         """
-        raise CheckpointError(f"the {self.description.arch} cannot be embedded under masks")
+        raise CheckpointError(
+            f"the {self.description.arch} cannot be embedded under masks", code="no-masks"
+        )
 
     def _check_layers(self, layers: Sequence[str]) -> None:
         for layer in layers:
             if layer not in self.layers:
                 raise SettingsError(
                     f"layer {layer!r}: this checkpoint has {', '.join(self.layers)}; "
-                    "choose with --layer"
+                    "choose with --layer",
+                    code="no-such-layer",
                 )
 
     def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -182,8 +185,8 @@ class MaskedEmbedder(Embedder):
     def _outputs(self, tokens: Tensor, mask: Mask, layers: Sequence[str]) -> dict[str, Tensor]:
         """Embeddings [b, width] of tokens of patches, up to the last requested layer."""
         if self.teacher or self.backbone.replaces:
-            shares = (mask.compared / mask.compared.sum(dim=1, keepdim=True)).unsqueeze(-1)
-            mean = (tokens * shares).sum(dim=1)
+            weights = (mask.compared / mask.compared.sum(dim=1, keepdim=True)).unsqueeze(-1)
+            mean = (tokens * weights).sum(dim=1)
         else:
             mean = tokens.mean(dim=1)
         x = self.backbone.finish(mean)
@@ -233,6 +236,7 @@ class ModuleEmbedder(Embedder):
         if missing:
             raise SettingsError(
                 f"{self.label}: forward gave no {', '.join(sorted(missing))} this time; "
-                f"expected the same layers for every batch"
+                f"expected the same layers for every batch",
+                code="layers-changed",
             )
         return outputs

@@ -98,8 +98,8 @@ class Predictor(nn.Module):
         """
         x = self.predictor_embed(z) + self._positions(context)
         seen = x.shape[1]
-        asked = self.mask_token + self._positions([t for t in targets for _ in context])
-        x = torch.cat([x.repeat(len(targets), 1, 1), asked], dim=1)
+        target = self.mask_token + self._positions([t for t in targets for _ in context])
+        x = torch.cat([x.repeat(len(targets), 1, 1), target], dim=1)
         for block in self.predictor_blocks:
             x = block(x)
         tokens: Tensor = self.predictor_proj(self.predictor_norm(x)[:, seen:])

@@ -53,7 +53,8 @@ class TimmBackbone(Backbone):
             return
         refusal = CheckpointError(
             f"{self.arch} takes images of {self.image_size} pixels and not of {size}; "
-            f"use --image-size {self.image_size}"
+            f"use --image-size {self.image_size}",
+            code="image-size",
         )
         patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
         if size % patch[0]:  # timm would leave out the pixels of the last, incomplete patch
@@ -104,7 +105,7 @@ def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
     if not timm.is_model(arch):
         hint = nearest(arch, timm.list_models())
         hint = hint if hint.startswith("did you") else "timm.list_models() names all"
-        raise SettingsError(f"--arch {arch}: timm has no such model; {hint}")
+        raise SettingsError(f"--arch {arch}: timm has no such model; {hint}", code="no-such-model")
     model = _create(arch)
     prefix = _prefix(model, state)
     inside = {k.removeprefix(prefix): t for k, t in state.tensors.items() if k.startswith(prefix)}
@@ -117,7 +118,7 @@ def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
         converted = _convert(model, inside)
         if _fits(expected, {n: t for n, t in converted.items() if n in expected}):
             tensors = {n: t for n, t in converted.items() if n in expected}
-            # What the conversion drops is reported; its results that have no place are left.
+            # What the conversion drops is reported; its surplus results are not.
             surplus = converted.keys() - expected.keys()
             keys = frozenset(prefix + name for name in inside if name not in surplus)
             dropped = _check_dropped(
@@ -144,7 +145,9 @@ def _create(arch: str, **sizes: Any) -> Any:
             return timm.create_model(arch, pretrained=False, num_classes=0, **sizes)
     except Exception as error:  # an unknown tag, or a model that needs another package
         message = str(error).strip().split("\n")[0]
-        raise SettingsError(f"--arch {arch}: timm cannot make it: {message}") from error
+        raise SettingsError(
+            f"--arch {arch}: timm cannot make it: {message}", code="timm-cannot-build"
+        ) from error
 
 
 def _prefix(model: Any, state: StateDict) -> str:
@@ -222,7 +225,8 @@ def _check_dropped(path: Path, arch: str, model: Any, tensors: Mapping[str, Weig
         model_name = f"the model with biases, --arch {other}" if biased else "another with --arch"
         raise CheckpointError(
             f"{path}: timm's conversion for {arch} drops {some(wrong)}, on which the embedding "
-            f"depends; name {model_name}, or your own code with --model"
+            f"depends; name {model_name}, or your own code with --model",
+            code="timm-drops-tensors",
         )
     return dropped
 

@@ -32,7 +32,7 @@ def make(target: str) -> nn.Module:
     """
     module_name, _, factory_name = target.partition(":")
     if not module_name or not factory_name:
-        raise SettingsError(f"--model {target}: expected package.module:factory")
+        raise SettingsError(f"--model {target}: expected package.module:factory", code="model-name")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -42,10 +42,13 @@ def make(target: str) -> nn.Module:
             factory = getattr(factory, part)
         module = factory()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise SettingsError(f"--model {target} failed: {_line(error)}") from error
+        raise SettingsError(
+            f"--model {target} failed: {_line(error)}", code="model-failed"
+        ) from error
     if not isinstance(module, nn.Module):
         raise SettingsError(
-            f"--model {target} returned a {type(module).__name__}; expected a torch.nn.Module"
+            f"--model {target} returned a {type(module).__name__}; expected a torch.nn.Module",
+            code="model-kind",
         )
     return module
 
@@ -77,7 +80,8 @@ def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
         parts += [f"has {some(surplus)}"] if surplus else []
         raise CheckpointError(
             f"{path}: the state dict {' and '.join(parts)}, unlike the --model module; "
-            "expected exactly its names; let the factory return the module that was saved"
+            "expected exactly its names; let the factory return the module that was saved",
+            code="model-names",
         )
     fill(module, {n: t for n, t in tensors.items() if n in expected}, str(path))
     return container
@@ -128,7 +132,8 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
         return widths, size if only else None
     raise SettingsError(
         f"{label}: no images of {', '.join(map(str, sizes))} pixels can be embedded "
-        f"({reason}); give the module an attribute image_size"
+        f"({reason}); give the module an attribute image_size",
+        code="model-image-size",
     )
 
 
@@ -153,7 +158,8 @@ def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
     except Exception as error:
         raise CheckpointError(
             f"{label}: forward failed for images {list(images.shape)}: {_line(error)}; "
-            "another --image-size may fit"
+            "another --image-size may fit",
+            code="model-forward",
         ) from error
     return layers_of(output, len(images), label)
 
@@ -178,15 +184,19 @@ def layers_of(output: Any, batch: int, label: str) -> dict[str, Tensor]:
         if not isinstance(layer, str) or not LAYER_NAME.fullmatch(layer):
             raise SettingsError(
                 f"{label}: forward gave a dict with the key {str(layer)[:50]!r}; expected names of "
-                "letters, digits and ._- such as backbone"
+                "letters, digits and ._- such as backbone",
+                code="model-output",
             )
         if not _are_rows(rows, batch):
             raise SettingsError(
                 f"{label}: forward gave {_described(rows)} for {layer}; expected floating-point "
-                f"[{batch}, width], or a dict of layer -> [{batch}, width]"
+                f"[{batch}, width], or a dict of layer -> [{batch}, width]",
+                code="model-output",
             )
     if not layers:
-        raise SettingsError(f"{label}: forward gave an empty dict; expected layers")
+        raise SettingsError(
+            f"{label}: forward gave an empty dict; expected layers", code="model-output"
+        )
     return {layer: rows.detach() for layer, rows in layers.items()}
 
 

@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import (
-    MaskedBackbone,
-    OriginalTensors,
-    resample,
-    select,
-)
+from lidar_cli.checkpoints.models.backbone import MaskedBackbone, OriginalTensors, resample, select
 from lidar_cli.checkpoints.shapes.vit import ViTSpec, grid_of
 from lidar_cli.views.masks import Mask
 

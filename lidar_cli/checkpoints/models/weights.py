@@ -43,7 +43,9 @@ def fill(module: nn.Module, tensors: Mapping[str, Weight], origin: str) -> None:
         module.load_state_dict(ready, strict=True, assign=any(t.is_meta for t in like.values()))
     except Exception as error:  # a user's module may have hooks that raise anything
         reason = str(error).strip().split("\n")[-1].strip()
-        raise CheckpointError(f"{origin}: the module refuses the weights: {reason}") from error
+        raise CheckpointError(
+            f"{origin}: the module refuses the weights: {reason}", code="module-refuses"
+        ) from error
     module.eval().requires_grad_(False)
 
 
@@ -55,19 +57,22 @@ def compare(
     if missing:
         raise CheckpointError(
             f"{origin}: {some(missing)} missing of {len(expected)} tensors; expected all of "
-            "them; name the architecture with --arch or your own code with --model"
+            "them; name the architecture with --arch or your own code with --model",
+            code="missing-tensors",
         )
     surplus = [name for name in present if name not in expected]
     if surplus:
         raise CheckpointError(
             f"{origin}: {some(surplus)} have no place among {len(expected)} expected tensors; "
-            "name your own code with --model"
+            "name your own code with --model",
+            code="surplus-tensors",
         )
     for name, shape in present.items():
         if shape != expected[name]:
             raise CheckpointError(
                 f"{origin}: {name} has shape {list(shape)}, expected {list(expected[name])}; "
-                "name the architecture with --arch or your own code with --model"
+                "name the architecture with --arch or your own code with --model",
+                code="other-shapes",
             )
 
 
@@ -106,7 +111,8 @@ def _check_size(tensors: Mapping[str, Weight], origin: str) -> None:
     if wanted > SHARED * available + SMALL:
         raise CheckpointError(
             f"{origin}: the tensors have {wanted} bytes over {available} of the file; "
-            "expected tensors of their own; save the state dict of one model again"
+            "expected tensors of their own; save the state dict of one model again",
+            code="shared-bytes",
         )
 
 
@@ -116,7 +122,8 @@ def _copied(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
 
     refusal = CheckpointError(
         f"{origin}: {name} is a sparse, quantised or empty tensor; expected plain numbers; "
-        "save the dequantised state dict"
+        "save the dequantised state dict",
+        code="not-plain-numbers",
     )
     if isinstance(stored, LazyTensor) and stored.problem:
         raise refusal
@@ -128,13 +135,15 @@ def _copied(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
     if not tensor.is_floating_point():
         raise CheckpointError(
             f"{origin}: {name} has type {str(tensor.dtype).removeprefix('torch.')}, "
-            "expected floating-point numbers; save the dequantised state dict"
+            "expected floating-point numbers; save the dequantised state dict",
+            code="not-floating-point",
         )
     copy = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     if not torch.isfinite(copy).all():
         raise CheckpointError(
             f"{origin}: {name} holds NaN or infinite values, as after a diverged run; "
-            "choose an earlier checkpoint"
+            "choose an earlier checkpoint",
+            code="not-finite",
         )
     return copy
 

@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass
 
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes
+from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, norm, repeated
 from lidar_cli.errors import CheckpointError
 
 ANCHOR = "blocks.0.attn.q_bias"
@@ -79,17 +79,15 @@ class BeitSpec(vit.TransformerSpec):
         shapes["patch_embed.proj.bias"] = (width,)
         if self.shared_table:
             shapes[f"rel_pos_bias.{TABLE}"] = table
-        for index in range(self.depth):
-            block = vit.block_shapes(width, self.mlp, qkv_bias=False)
-            vectors = ["attn.q_bias", "attn.v_bias"] if self.qkv_bias else []
-            vectors += ["gamma_1", "gamma_2"] if self.layer_scale else []
-            block |= dict.fromkeys(vectors, (width,))
-            if self.own_tables:
-                block[f"attn.{TABLE}"] = table
-            shapes |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
+        block = vit.block_shapes(width, self.mlp, qkv_bias=False)
+        vectors = ["attn.q_bias", "attn.v_bias"] if self.qkv_bias else []
+        vectors += ["gamma_1", "gamma_2"] if self.layer_scale else []
+        block |= dict.fromkeys(vectors, (width,))
+        if self.own_tables:
+            block[f"attn.{TABLE}"] = table
+        shapes |= repeated("blocks", self.depth, block)
         if self.norm or self.fc_norm:
-            last = "fc_norm" if self.fc_norm else "norm"
-            shapes |= {f"{last}.weight": (width,), f"{last}.bias": (width,)}
+            shapes |= norm("fc_norm" if self.fc_norm else "norm", width)
         return shapes
 
 
@@ -114,7 +112,8 @@ def spec(
     if table is not None and (len(table) != 2 or table[1] < 1):
         raise CheckpointError(
             f"{origin}: the table of relative positions is {list(table)}; expected "
-            "[displacements, heads]; name the architecture with --arch"
+            "[displacements, heads]; name the architecture with --arch",
+            code="not-a-beit",
         )
     count, why, decided = vit.heads_of(
         width, table[1] if table else 0, "the table of relative positions", heads
@@ -162,5 +161,6 @@ def _grid(table: tuple[int, ...] | None, positions: tuple[int, ...], origin: str
     present = f"{table[0]} displacements" if table else f"positions {list(positions) or 'missing'}"
     raise CheckpointError(
         f"{origin}: the BEiT has {present}; expected those of a square grid of patches; "
-        "name the architecture with --arch"
+        "name the architecture with --arch",
+        code="not-a-beit",
     )

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes
+from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, norm, repeated
 from lidar_cli.errors import CheckpointError
 
 ANCHOR = "modality_encoders.IMAGE.local_encoder.proj.weight"
@@ -59,12 +59,9 @@ class Data2Vec2Spec(vit.TransformerSpec):
             shapes["extra_tokens"] = (1, self.extra, width)
         shapes["patch_embed.proj.weight"] = (width, 3, patch, patch)
         shapes["patch_embed.proj.bias"] = (width,)
-        shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
         block = vit.block_shapes(width, self.mlp, qkv_bias=True)
-        for blocks, depth in (("context", self.context), ("blocks", self.depth)):
-            for index in range(depth):
-                shapes |= {f"{blocks}.{index}.{name}": shape for name, shape in block.items()}
-        return shapes
+        shapes |= norm("norm", width) | repeated("context", self.context, block)
+        return shapes | repeated("blocks", self.depth, block)
 
 
 def spec(shapes: Shapes, origin: str) -> Data2Vec2Spec:
@@ -79,7 +76,8 @@ def spec(shapes: Shapes, origin: str) -> Data2Vec2Spec:
         raise CheckpointError(
             f"{origin}: the positions of the data2vec 2.0 encoder are "
             f"{list(positions) or 'missing'}; expected [1, patches, width] of a square grid; "
-            "name your own code with --model"
+            "name your own code with --model",
+            code="not-a-data2vec2",
         )
     extra = shapes.get("extra_tokens", ())
     count, why, decided = vit.heads_of(width, 0, "", None)

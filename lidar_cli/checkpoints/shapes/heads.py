@@ -34,7 +34,15 @@ from typing import Literal
 
 from lidar_cli.checkpoints.models.weights import some
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import USUAL, ModuleSpec, Shapes, batchnorm
+from lidar_cli.checkpoints.shapes.spec import (
+    USUAL,
+    ModuleSpec,
+    Shapes,
+    batchnorm,
+    linear,
+    norm,
+    repeated,
+)
 from lidar_cli.errors import CheckpointError
 
 Kind = Literal["linear", "batchnorm", "layernorm"]
@@ -85,8 +93,8 @@ class MLPSpec(ModuleSpec):
     @property
     def widths(self) -> tuple[int, ...]:
         """From input to output, of the Linear layers."""
-        linear = (layer.out for layer in self.layers if layer.kind == "linear")
-        return self.layers[0].into, *linear
+        outputs = (layer.out for layer in self.layers if layer.kind == "linear")
+        return self.layers[0].into, *outputs
 
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -131,7 +139,8 @@ def mlp_spec(shapes: Shapes, width: int, activation: str, origin: str, why: str 
         if match is None:
             raise CheckpointError(
                 f"{origin}: {some([name])} is not a tensor of a numbered layer; expected "
-                "Linear, BatchNorm and LayerNorm in a Sequential; name your own code with --model"
+                "Linear, BatchNorm and LayerNorm in a Sequential; name your own code with --model",
+                code="not-an-mlp",
             )
         tensors.setdefault(int(match[1]), {})[match[2]] = shape
     layers: list[Layer] = []
@@ -143,11 +152,12 @@ def mlp_spec(shapes: Shapes, width: int, activation: str, origin: str, why: str 
     if layers[0].after_gap:
         raise CheckpointError(
             f"{origin}: the layers begin at {layers[0].index}, and what comes before is not in the "
-            "file; expected layer 0; name your own code with --model"
+            "file; expected layer 0; name your own code with --model",
+            code="not-an-mlp",
         )
     if any(layer.after_gap for layer in layers):
         return MLPSpec(tuple(layers), activation, why={"activation": why})
-    return MLPSpec(tuple(layers), decided={"activation": "no activation stands in its projector"})
+    return MLPSpec(tuple(layers), decided={"activation": "its projector has no activation"})
 
 
 def _layer(
@@ -159,7 +169,8 @@ def _layer(
     if "running_wmat" in shapes:
         raise CheckpointError(
             f"{origin}: layer {index} is an IterNorm, which whitens and is not read; expected "
-            "Linear, BatchNorm and LayerNorm; name your own code with --model"
+            "Linear, BatchNorm and LayerNorm; name your own code with --model",
+            code="not-an-mlp",
         )
     if "running_mean" in shapes:
         kind, into, out = "batchnorm", *(shapes["running_mean"] or (0,))[:1] * 2
@@ -170,12 +181,14 @@ def _layer(
     else:
         raise CheckpointError(
             f"{origin}: layer {index} with {some(shapes)} is not a Linear, BatchNorm or "
-            "LayerNorm; name your own code with --model"
+            "LayerNorm; name your own code with --model",
+            code="not-an-mlp",
         )
     if into != width:
         raise CheckpointError(
             f"{origin}: layer {index} takes {into} numbers, but {width} come before it; expected a "
-            "chain that begins at the backbone's width; name your own code with --model"
+            "chain that begins at the backbone's width; name your own code with --model",
+            code="not-an-mlp",
         )
     has_weight, has_bias = "weight" in shapes, "bias" in shapes
     return Layer(index, kind, into, out, has_weight, has_bias, after_gap, weight_norm)
@@ -203,19 +216,13 @@ class PredictorSpec(ModuleSpec):
         """Of all its tensors."""
         inner = self.inner
         shapes: dict[str, tuple[int, ...]] = {
-            "predictor_embed.weight": (inner, self.width),
-            "predictor_embed.bias": (inner,),
             "mask_token": (1, 1, inner),
             "predictor_pos_embed": (1, self.grid**2, inner),
-            "predictor_norm.weight": (inner,),
-            "predictor_norm.bias": (inner,),
-            "predictor_proj.weight": (self.width, inner),
-            "predictor_proj.bias": (self.width,),
         }
+        shapes |= linear("predictor_embed", inner, self.width) | norm("predictor_norm", inner)
+        shapes |= linear("predictor_proj", self.width, inner)
         block = vit.block_shapes(inner, self.mlp, qkv_bias=self.qkv_bias)
-        for index in range(self.depth):
-            shapes |= {f"predictor_blocks.{index}.{name}": shape for name, shape in block.items()}
-        return shapes
+        return shapes | repeated("predictor_blocks", self.depth, block)
 
 
 def predictor_spec(
@@ -233,7 +240,8 @@ def predictor_spec(
             f"{origin}: the predictor has predictor_embed.weight {list(embed) or 'missing'} and "
             f"predictor_pos_embed {list(positions) or 'missing'}; expected [width, encoder's "
             f"width] of a width that {heads} heads divide, and [1, patches, width] of a square "
-            "grid; name your own code with --model"
+            "grid; name your own code with --model",
+            code="not-a-predictor",
         )
     return PredictorSpec(
         width=embed[1],

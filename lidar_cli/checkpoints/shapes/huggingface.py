@@ -52,11 +52,7 @@ FROM_HF_BEIT = (
 
 
 def vit_spec(
-    shapes: Shapes,
-    origin: str,
-    *,
-    heads: int | None = None,
-    eps: float | None = None,
+    shapes: Shapes, origin: str, *, heads: int | None = None, eps: float | None = None
 ) -> vit.ViTSpec:
     """The ViT, I-JEPA or DINOv2 of these shapes, by timm's names; see `vit.spec`.
 
@@ -73,11 +69,7 @@ def vit_spec(
 
 
 def beit_spec(
-    shapes: Shapes,
-    origin: str,
-    *,
-    heads: int | None = None,
-    eps: float | None = None,
+    shapes: Shapes, origin: str, *, heads: int | None = None, eps: float | None = None
 ) -> beit.BeitSpec:
     """The Data2VecVision or BEiT of these shapes, by BEiT's names; see `beit.spec`.
 

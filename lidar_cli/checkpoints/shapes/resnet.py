@@ -106,13 +106,15 @@ class ResNetSpec(ModuleSpec):
         if not isinstance(value, tuple) or len(value) != len(self.stages):
             raise SettingsError(
                 f"--assume strides={shown(value)}: the {self.arch} has {len(self.stages)} stages; "
-                "give a number for each"
+                "give a number for each",
+                code="impossible-strides",
             )
         for number, (stride, (first, *rest)) in enumerate(zip(value, self.stages, strict=True), 1):
             if stride != 1 and not first.downsample:
                 raise SettingsError(
                     f"--assume strides={shown(value)}: layer{number} has no downsample, so that "
-                    "its stride is 1"
+                    "its stride is 1",
+                    code="impossible-strides",
                 )
             stages.append((dataclasses.replace(first, stride=stride), *rest))
         return dataclasses.replace(self, stages=tuple(stages), why={**self.why, "strides": why})
@@ -144,7 +146,8 @@ def spec(shapes: Shapes, origin: str) -> ResNetSpec:
     if len(stem) != 4 or stem[0] < 1 or stem[1] != 3 or stem[2:] not in ((7, 7), (3, 3)):
         raise CheckpointError(
             f"{origin}: the stem of the ResNet, conv1.weight, is {_shape(stem)}; expected "
-            "[width, 3, 7, 7] or [width, 3, 3, 3]; name the architecture with --arch"
+            "[width, 3, 7, 7] or [width, 3, 3, 3]; name the architecture with --arch",
+            code="not-a-resnet",
         )
     stages = []
     width = stem[0]
@@ -175,7 +178,8 @@ def _block(shapes: Shapes, name: str, into: int, stride: int, origin: str) -> Bl
     if any(len(shape) != 4 or min(shape) < 1 for shape in convs):
         raise CheckpointError(
             f"{origin}: the convolutions of {name} are {', '.join(map(_shape, convs))}; "
-            "expected 4-D weights; name the architecture with --arch"
+            "expected 4-D weights; name the architecture with --arch",
+            code="not-a-resnet",
         )
     inner = convs[0][0]
     groups = inner // convs[1][1] if inner % convs[1][1] == 0 else 1
@@ -184,7 +188,8 @@ def _block(shapes: Shapes, name: str, into: int, stride: int, origin: str) -> Bl
     if not downsample and (stride != 1 or into != out):
         raise CheckpointError(
             f"{origin}: {name}.downsample.0.weight is missing where the block goes from {into} "
-            f"to {out} channels at stride {stride}; name the architecture with --arch"
+            f"to {out} channels at stride {stride}; name the architecture with --arch",
+            code="not-a-resnet",
         )
     if convs[1][0] % groups or inner % groups:
         groups = 1  # the comparison of shapes then names the tensor

@@ -96,6 +96,21 @@ def renamed(name: str, rename: Rename) -> str:
     return name
 
 
+def linear(name: str, out: int, into: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a linear layer."""
+    return {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
+
+
+def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a LayerNorm."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def repeated(blocks: str, depth: int, block: Shapes) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of equal blocks, named by their index."""
+    return {f"{blocks}.{i}.{name}": shape for i in range(depth) for name, shape in block.items()}
+
+
 def batchnorm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of an affine BatchNorm."""
     vectors = ("weight", "bias", "running_mean", "running_var")
@@ -105,15 +120,15 @@ def batchnorm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 S = TypeVar("S", bound=ModuleSpec)
 
 
-def settle(spec: S, asked: Mapping[str, Value]) -> S:
+def settle(spec: S, values: Mapping[str, Value]) -> S:
     """A spec with the user's values for what it leaves open."""
-    for key, value in asked.items():
+    for key, value in values.items():
         spec = spec.assume(key, value, SET)
     return spec
 
 
 def check_all_open(
-    asked: Mapping[str, Value],
+    values: Mapping[str, Value],
     assumed: Mapping[str, Assumed],
     decided: Mapping[str, str],
     origin: str,
@@ -122,11 +137,11 @@ def check_all_open(
 
     decided: what determines a key, where that can be said.
     """
-    for key in [key for key in asked if key not in assumed]:
+    for key in [key for key in values if key not in assumed]:
         raise NotOpen(
-            f"--assume {key}={shown(asked[key])}: {origin}: "
+            f"--assume {key}={shown(values[key])}: {origin}: "
             f"{decided.get(key, f'nothing in it has {key}')}; leave it out, or name the system "
-            f"that it is for, as in --assume SYSTEM:{key}={shown(asked[key])}"
+            f"that it is for, as in --assume SYSTEM:{key}={shown(values[key])}"
         )
 
 
@@ -177,7 +192,7 @@ KEYS: dict[str, tuple[Callable[[str], Value], str]] = {  # key -> its parser, it
 
 
 @dataclass(frozen=True)
-class Asked:
+class AssumeValues:
     """The user's assumptions: for every system, and for single ones."""
 
     everywhere: Mapping[str, Value]
@@ -188,7 +203,7 @@ class Asked:
         return {**self.everywhere, **self.by_system.get(system, {})}
 
 
-def parse(texts: Sequence[str], systems: Iterable[str]) -> Asked:
+def parse(texts: Sequence[str], systems: Iterable[str]) -> AssumeValues:
     """Parsed KEY=VALUE and SYSTEM:KEY=VALUE of `--assume`.
 
     Raises SettingsError for an unknown system or key, a value that its key does not take, and two
@@ -202,19 +217,24 @@ def parse(texts: Sequence[str], systems: Iterable[str]) -> Asked:
         key = key.replace("-", "_")
         if not equals or key not in KEYS:
             problem = f"no key {key!r}" if equals else "expected KEY=VALUE"
-            raise SettingsError(f"--assume {text}: {problem}; the keys are {', '.join(KEYS)}")
+            raise SettingsError(
+                f"--assume {text}: {problem}; the keys are {', '.join(KEYS)}", code="no-such-key"
+            )
         if colon and system not in (names := list(systems)):
-            raise SettingsError(f"--assume {text}: {nearest(system, names)}")
+            raise SettingsError(f"--assume {text}: {nearest(system, names)}", code="no-such-system")
         parser, takes = KEYS[key]
         try:
             value = parser(given)
         except SettingsError as error:
-            raise SettingsError(f"--assume {text}: {error}") from error
+            raise SettingsError(f"--assume {text}: {error}", code="assumed-value") from error
         except ValueError as error:
-            raise SettingsError(f"--assume {text}: {key} takes {takes}") from error
+            raise SettingsError(
+                f"--assume {text}: {key} takes {takes}", code="assumed-value"
+            ) from error
         values = by_system.setdefault(system, {}) if colon else everywhere
         if values.setdefault(key, value) != value:
             raise SettingsError(
-                f"--assume {text}: {key} is {shown(values[key])} already; give one of them"
+                f"--assume {text}: {key} is {shown(values[key])} already; give one of them",
+                code="assumed-twice",
             )
-    return Asked(everywhere, by_system)
+    return AssumeValues(everywhere, by_system)

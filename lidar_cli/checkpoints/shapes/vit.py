@@ -27,7 +27,17 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from lidar_cli.checkpoints.shapes.spec import SET, USUAL, ModuleSpec, Shapes, batchnorm, title
+from lidar_cli.checkpoints.shapes.spec import (
+    SET,
+    USUAL,
+    ModuleSpec,
+    Shapes,
+    batchnorm,
+    linear,
+    norm,
+    repeated,
+    title,
+)
 from lidar_cli.errors import CheckpointError, SettingsError
 
 ANCHOR = "blocks.0.attn.qkv.weight"
@@ -93,12 +103,14 @@ class TransformerSpec(ModuleSpec):
             raise CheckpointError(
                 f"{origin}: a ViT of width {self.width}, whose number of attention heads the "
                 f"weights do not say; known widths: {', '.join(map(str, HEADS))}; set it with "
-                "--assume heads=N, or name the architecture with --arch"
+                "--assume heads=N, or name the architecture with --arch",
+                code="unknown-heads",
             )
         if self.width % self.heads and self.why.get("heads") == SET:
             raise SettingsError(
                 f"--assume heads={self.heads}: {origin}: does not divide the width {self.width}; "
-                "give another number"
+                "give another number",
+                code="impossible-heads",
             )
 
 
@@ -158,10 +170,8 @@ class ViTSpec(TransformerSpec):
         norms = {"norm_pre": self.pre_norm, "fc_norm": self.fc_norm}
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, present in norms.items() if present]:
-            shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-        for index in range(self.depth):
-            shapes |= {f"blocks.{index}.{name}": shape for name, shape in self._block().items()}
-        return shapes
+            shapes |= norm(name, width)
+        return shapes | repeated("blocks", self.depth, self._block())
 
     def _block(self) -> dict[str, tuple[int, ...]]:
         width, second = self.width, self.mlp // 2 if self.swiglu else self.mlp
@@ -169,9 +179,8 @@ class ViTSpec(TransformerSpec):
             width, self.mlp, second, qkv_bias=self.qkv_bias, proj_bias=self.proj_bias
         )
         if self.qk_norm:
-            for name in ("attn.q_norm", "attn.k_norm"):
-                size = width // self.heads
-                shapes |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+            size = width // self.heads
+            shapes |= norm("attn.q_norm", size) | norm("attn.k_norm", size)
         if self.layer_scale:
             shapes |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
         return shapes
@@ -184,19 +193,11 @@ def block_shapes(
 
     mlp: width of the hidden layer's output. second: width of the second layer's input, if another.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, out, into, bias in (
-        ("attn.qkv", 3 * width, width, qkv_bias),
-        ("attn.proj", width, width, proj_bias),
-        ("mlp.fc1", mlp, width, proj_bias),
-        ("mlp.fc2", width, second or mlp, proj_bias),
-    ):
-        shapes[f"{name}.weight"] = (out, into)
-        if bias:
-            shapes[f"{name}.bias"] = (out,)
-    for name in ("norm1", "norm2"):
-        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-    return shapes
+    shapes = linear("attn.qkv", 3 * width, width, qkv_bias)
+    shapes |= linear("attn.proj", width, width, proj_bias)
+    shapes |= linear("mlp.fc1", mlp, width, proj_bias)
+    shapes |= linear("mlp.fc2", width, second or mlp, proj_bias)
+    return shapes | norm("norm1", width) | norm("norm2", width)
 
 
 def spec(
@@ -265,7 +266,8 @@ def patches(shapes: Shapes, origin: str) -> tuple[int, int]:
         raise CheckpointError(
             f"{origin}: the patch embedding of the ViT, {PATCHES}.weight, is "
             f"{list(shape) or 'missing'}; expected [width, 3, patch, patch]; "
-            "name the architecture with --arch"
+            "name the architecture with --arch",
+            code="not-a-vit",
         )
     return shape[0], shape[2]
 
@@ -300,7 +302,8 @@ def hidden(shapes: Shapes, name: str, origin: str) -> int:
     if not shape or shape[0] < 1:
         raise CheckpointError(
             f"{origin}: the ViT lacks {name}; expected two-layer MLPs by timm's "
-            "names; name the architecture with --arch"
+            "names; name the architecture with --arch",
+            code="not-a-vit",
         )
     return shape[0]
 
@@ -329,7 +332,8 @@ def _grid(shapes: Shapes, origin: str) -> tuple[int, int]:
             return side, positioned
     raise CheckpointError(
         f"{origin}: the position embedding of the ViT, pos_embed, has {length} tokens; expected a "
-        f"square number, with or without {prefix} more; name the architecture with --arch"
+        f"square number, with or without {prefix} more; name the architecture with --arch",
+        code="not-a-vit",
     )
 
 
@@ -338,7 +342,8 @@ def grid_of(size: int, patch: int) -> int:
     if size < 1 or size % patch:
         raise CheckpointError(
             f"image size {size} is not a multiple of the ViT's patch size {patch}; "
-            f"use --image-size {max(1, round(size / patch)) * patch}"
+            f"use --image-size {max(1, round(size / patch)) * patch}",
+            code="image-size",
         )
     return size // patch
 
@@ -365,7 +370,8 @@ def _stem_sizes(stem: tuple[int, ...], shapes: Shapes, origin: str) -> tuple[int
     if len(shape) != 4:
         raise CheckpointError(
             f"{origin}: the convolutional stem of the ViT lacks {name}; expected "
-            "[width, channels, 1, 1]; name the architecture with --arch"
+            "[width, channels, 1, 1]; name the architecture with --arch",
+            code="not-a-vit",
         )
     return shape[0], 2 ** len(stem)
 
