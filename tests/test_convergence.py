@@ -252,7 +252,7 @@ HEALTHY: dict[str, float | None] = {
         (
             {"noise_fraction": None, "lidar": 60.0},
             *(8, 100, 4, {}, {}),
-            "view noise cannot be measured in this embedding: see the reasons beside its metrics",
+            "view noise cannot be measured in this embedding: see the reason of each metric",
         ),
         (
             HEALTHY,

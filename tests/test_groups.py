@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from make import checkpoint, image_folder, lidar_here
-from raising import raises
 
 from lidar_cli.errors import InputError
 from lidar_cli.features.reader import read_hdf5
@@ -127,7 +126,7 @@ def test_samples_without_ids_are_known_by_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("\n".join(["id,group", *lines]))
     found = scored(tmp_path / "z.npy", groups=str(tmp_path / "pairs.csv"))
     assert found.confidence.groups == 20
-    with raises(InputError, "no-labels"):
+    with pytest.raises(InputError, match="stores no labels for --groups labels"):
         scored(tmp_path / "z.npy", groups="labels")
 
 

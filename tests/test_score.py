@@ -274,7 +274,7 @@ def test_beside_a_ridge_of_99_percent_there_is_no_noise_to_measure(tmp_path, sha
     assert (score.noise_fraction is None) is refused
     if refused:
         (reason,) = reasons(score, LDA - {"lidar"})
-        assert "there is no view noise beside it to measure; lower --delta" in reason
+        assert "it leaves no view noise to measure; lower --delta" in reason
 
 
 @pytest.mark.parametrize(("share", "remarked"), [(0.04, False), (0.06, True)])

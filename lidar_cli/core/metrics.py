@@ -23,8 +23,8 @@ from lidar_cli.errors import DegenerateFeatures
 
 ALL_ZERO = "every eigenvalue is 0: the embedding is constant or collapsed"
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
-OF_LDA = ("lda", "noise", "edge", "signal")  # what is read from the eigenvalues of the LDA pair
-OF_ROWS = ("gram", "covariance")  # what is read from one row a sample
+OF_LDA = ("lda", "noise", "edge", "signal")  # all from the eigenvalues of the LDA pair
+OF_ROWS = ("gram", "covariance")  # both from one row a sample
 
 Reads = Literal["lda", "noise", "edge", "signal", "gram", "augmented", "covariance", "sphere"]
 

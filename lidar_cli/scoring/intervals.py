@@ -220,7 +220,7 @@ def quantile(level: float, degrees: Tensor) -> Tensor:
 
 
 class Grouping:
-    """Which samples belong together, as `--groups` says.
+    """Which samples belong together, by the value of `--groups`.
 
     source: a CSV file with the columns id and group, or "labels". A line whose id no file holds
     is no error: one table serves every draw of samples.
