@@ -246,13 +246,13 @@ HEALTHY: dict[str, float | None] = {
         (
             {"noise_fraction": None, "lidar": 60.0},
             *(512, 100, 4, {}, {}),
-            "n (q - 1) = 300 does not exceed d + 1 = 513, so view noise cannot be told: take "
+            "n (q - 1) = 300 does not exceed d + 1 = 513, so view noise cannot be measured: take "
             "q = 27, or n = 854",  # 1 + 5 * 512 / 100 = 26.6; 5 * 512 / 3 = 853.3
         ),
         (
             {"noise_fraction": None, "lidar": 60.0},
             *(8, 100, 4, {}, {}),
-            "view noise cannot be measured in this embedding: see the reasons beside its metrics",
+            "view noise cannot be measured in this embedding: see the reason of each metric",
         ),
         (
             HEALTHY,

@@ -112,7 +112,7 @@ def test_what_is_not_finite_gets_a_reason() -> None:
 def test_the_quantile_is_students(level: float, freedom: float) -> None:
     expected = student.ppf((1 + level) / 2, freedom)
     found = float(quantile(level, torch.tensor(freedom, dtype=torch.float64)))
-    assert found == pytest.approx(expected, rel=0.002)
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_heavy_tails_leave_few_degrees() -> None:

@@ -16,7 +16,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
-from lidar_cli.report.scores import print_table, to_json
+from lidar_cli.report.scores import print_table, to_csv, to_json
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import NO_VIEWS
 from lidar_cli.scoring.run import parse_metrics, score_file
@@ -274,7 +274,7 @@ def test_beside_a_ridge_of_99_percent_there_is_no_noise_to_measure(tmp_path, sha
     assert (score.noise_fraction is None) is refused
     if refused:
         (reason,) = reasons(score, LDA - {"lidar"})
-        assert "there is no view noise beside it to measure; lower --delta" in reason
+        assert "it leaves no view noise to measure; lower --delta" in reason
 
 
 @pytest.mark.parametrize(("share", "remarked"), [(0.04, False), (0.06, True)])
@@ -432,3 +432,19 @@ def test_a_corrected_reading_is_advised_where_it_has_a_value(tmp_path):
     score = score_array(tmp_path, draw_embeddings(600, 2, 12, signal=0.6))
     assert score.lidar_corrected is not None
     assert score.warnings["noise"].endswith("raise q (`lidar extract -q`), or read lidar_corrected")
+
+
+def test_a_record_has_these_keys_in_this_order(tmp_path):
+    """What scripts read: neither JSON nor CSV may lose, move or gain one unnoticed."""
+    (record,) = json.loads(to_json([score_array(tmp_path, draw_embeddings(30, 3, 4))]))
+    facts = "file layer n_samples n_views dim delta epsilon normalized"
+    values = (
+        "lidar noise_fraction noise_edge noise_edge_law noise_dispersion n_above_noise "
+        "lidar_corrected pillai information reliable_rank rankme rankme_source rankme_rows "
+        "rankme_augmented alpha_req alpha_req_r2 alpha_req_ranks participation_ratio stable_rank "
+        "normalized_std alignment"
+    )
+    more = "ridge_share data notes warnings confidence convergence"
+    assert list(record) == f"{facts} {values} {more}".split()
+    header = to_csv([]).strip().split(",")
+    assert header == f"{facts} {values} ridge_share data warnings".split()

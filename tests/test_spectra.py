@@ -4,12 +4,11 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from raising import raises
 
 from lidar_cli.core import spectra
 from lidar_cli.core.moments import Moments, RowMoments
 from lidar_cli.errors import DegenerateFeatures
-
-CONSTANT = "every eigenvalue is 0: the embedding is constant or collapsed"
 
 
 def rows_of(rows):
@@ -92,9 +91,9 @@ def test_eigenvalues_that_are_rounding_are_exactly_0(n):
 def test_a_constant_embedding_in_float64_is_seen_through_its_rounding(n, value):
     """A mean of equal numbers need not be that number: 0.1 seven times averages to another."""
     z = torch.full((n, 3, 5), value, dtype=torch.float64)
-    with pytest.raises(DegenerateFeatures, match=CONSTANT):
+    with raises(DegenerateFeatures, "collapsed"):
         spectra.lda_spectrum(Moments.of(z), 1e-4)
-    with pytest.raises(DegenerateFeatures, match=CONSTANT):
+    with raises(DegenerateFeatures, "collapsed"):
         spectra.lda_spectrum(Moments.of(z), 0.0)
     assert not spectra.covariance_spectrum(rows_of(z[:, 0])).any()
 
@@ -102,7 +101,7 @@ def test_a_constant_embedding_in_float64_is_seen_through_its_rounding(n, value):
 @pytest.mark.parametrize("q", [3, 7])
 def test_equal_views_in_float64_have_a_singular_within_covariance(q):
     z = (normal(50, 1, 4) + 0.1).expand(-1, q, -1)
-    with pytest.raises(DegenerateFeatures, match="the within covariance is singular"):
+    with raises(DegenerateFeatures, "within-singular"):
         spectra.lda_spectrum(Moments.of(z), 0.0)
 
 
@@ -156,12 +155,12 @@ def test_squares_beyond_float64_are_a_reason_not_a_failed_solver(n):
         lambda: spectra.augmented_gram_spectrum(Moments.of(z)),
         lambda: spectra.covariance_spectrum(rows_of(z[:, 0])),
     ):
-        with pytest.raises(DegenerateFeatures, match="overflow float64: scale it down"):
+        with raises(DegenerateFeatures, "overflow"):
             attempt()
 
 
 def test_one_row_has_no_covariance():
-    with pytest.raises(DegenerateFeatures, match="1 row: a covariance needs at least 2"):
+    with raises(DegenerateFeatures, "one-row"):
         spectra.covariance_spectrum(rows_of(normal(1, 4)))
 
 

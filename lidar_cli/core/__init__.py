@@ -1,4 +1,4 @@
-"""The three metrics on tensors in memory; the equations live in `spectra` and `metrics`."""
+"""The three metrics on tensors in memory; the equations are in `spectra` and `metrics`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,74 @@ __all__ = ["Moments", "alpha_req", "lidar", "rankme"]
 def lidar(
     embeddings: Tensor, *, delta: float = _DEFAULT.delta, epsilon: float = _DEFAULT.epsilon
 ) -> float:
-    """LiDAR of embeddings [n, q, d]: q views of each of n samples.
+    """LiDAR: the effective rank of what separates samples, measured by the spread of their views.
 
-    delta: ridge on the within covariance, in squared embedding units.
-    Source: Thilak et al., ICLR 2024. Raises ValueError on another shape, DegenerateFeatures if
-    n < 2, q < 2, the embedding is constant, or delta is 0 and the within covariance singular.
+        m_i = mean_j z_ij,  m = mean_i m_i
+        Sb = sum_i (m_i - m)(m_i - m)^T / (n - 1)                                   [d, d]
+        Sw = sum_ij (z_ij - m_i)(z_ij - m_i)^T / (n (q - 1)) + delta I              [d, d]
+        lambda = eig(Sw^-1/2 Sb Sw^-1/2),  p = lambda / sum(lambda) + epsilon       [d]
+        LiDAR = exp(- sum_k p_k log p_k)
+
+    Args:
+        embeddings: z [n, q, d], q views of each of n samples, of any float type; before any
+            normalisation that a loss applies.
+        delta: ridge on the within covariance, in squared embedding units. At 0 any invertible
+            linear map of the embeddings leaves LiDAR unchanged.
+        epsilon: entropy guard, added to each share of the spectrum.
+
+    Returns:
+        A number from 1 to min(d, n - 1), up to epsilon. Values at unequal n, q, d or delta are not
+        comparable.
+
+    Raises:
+        ValueError: if `embeddings` has not three axes.
+        DegenerateFeatures: if n < 2, q < 2, the embedding is constant, or delta is 0 and the within
+            covariance singular.
+
+    Example:
+        Centres and views on signed axes make Sb = diag(4, 2, 1, 1) and Sw the identity.
+
+        >>> import torch
+        >>> from lidar_cli import lidar
+        >>> axes = 3.5**0.5 * torch.cat([torch.eye(4), -torch.eye(4)])  # [8, 4]
+        >>> centres = axes * torch.tensor([4.0, 2.0, 1.0, 1.0]).sqrt()
+        >>> round(lidar(centres[:, None] + axes), 4)  # shares 1/2, 1/4, 1/8, 1/8: 2^(7/4)
+        3.3636
+
+    References:
+        Thilak et al., "LiDAR: Sensing linear probing performance in joint embedding SSL
+        architectures", ICLR 2024, arXiv 2312.04000.
     """
     spectrum = spectra.lda_spectrum(Moments.of(embeddings), delta)
     return metrics.effective_rank(spectrum.eigenvalues, epsilon)
 
 
 def rankme(embeddings: Tensor, *, epsilon: float = _DEFAULT.epsilon) -> float:
-    """RankMe of embeddings [N, d], one row a sample.
+    """RankMe: the effective rank of the embeddings' singular values.
 
-    Source: Garrido et al., ICML 2023. Raises ValueError on another shape, DegenerateFeatures if
-    all rows are 0.
+        sigma = singular values of Z, not centred                                   [min(N, d)]
+        p = sigma / sum(sigma) + epsilon,  RankMe = exp(- sum_k p_k log p_k)
+
+    Args:
+        embeddings: Z [N, d], one row a sample, of any float type; best of un-augmented images.
+        epsilon: entropy guard, added to each share of the singular values.
+
+    Returns:
+        A number from 1 to min(N, d), up to epsilon. Values at unequal N or d are not comparable.
+
+    Raises:
+        ValueError: if `embeddings` has not two axes.
+        DegenerateFeatures: if all rows are 0.
+
+    Example:
+        >>> import torch
+        >>> from lidar_cli import rankme
+        >>> round(rankme(torch.eye(7)), 4)  # seven equal singular values
+        7.0
+
+    References:
+        Garrido et al., "RankMe: Assessing the downstream performance of pretrained self-supervised
+        representations by their rank", ICML 2023, arXiv 2210.02885.
     """
     return metrics.rankme(spectra.gram_spectrum(_rows(embeddings)), epsilon)
 
@@ -38,11 +91,36 @@ def rankme(embeddings: Tensor, *, epsilon: float = _DEFAULT.epsilon) -> float:
 def alpha_req(
     embeddings: Tensor, *, ranks: tuple[int, int] = metrics.FIT_RANKS
 ) -> metrics.PowerLaw:
-    """alpha-ReQ of embeddings [N, d]: the exponent of the covariance spectrum, and the fit's R2.
+    """alpha-ReQ: the exponent of a power law fitted to the covariance spectrum, and the fit's R2.
 
-    ranks: first and last eigenvalue of the fit, counted from 1.
-    Source: Agrawal et al., NeurIPS 2022. Raises ValueError on another shape, DegenerateFeatures
-    if the spectrum is shorter than the fit range.
+        e = eigenvalues of the centred covariance, largest first                    [d]
+        log e_k = b - alpha log k,  k = first .. last,  by least squares with weights 1/k
+
+    Args:
+        embeddings: [N, d], one row a sample, of any float type; usually the backbone's, of
+            un-augmented images.
+        ranks: first and last eigenvalue of the fit, counted from 1.
+
+    Returns:
+        A named tuple (alpha, r2). alpha is best near 1: it has a target, not a direction.
+
+    Raises:
+        ValueError: if `embeddings` has not two axes, or `ranks` are no range.
+        DegenerateFeatures: if d or N - 1 is less than the last rank, or its eigenvalue is rounding.
+
+    Example:
+        >>> import torch
+        >>> from lidar_cli import alpha_req
+        >>> axes = torch.diag(torch.arange(1, 129.0).rsqrt())  # squares 1/k: a law of exponent 1
+        >>> law = alpha_req(torch.cat([axes, -axes]))
+        >>> round(law.alpha, 4), round(law.r2, 4)
+        (1.0, 1.0)
+
+    References:
+        Agrawal et al., "alpha-ReQ: Assessing representation quality in self-supervised learning by
+        measuring eigenspectrum decay", NeurIPS 2022. Ranks and weights are those of Stringer et
+        al., "High-dimensional geometry of population responses in visual cortex", Nature 571, 2019,
+        as alpha-ReQ's authors coded them in their package reptrix.
     """
     rows = _rows(embeddings)
     return metrics.alpha_req(spectra.covariance_spectrum(rows), rows.n, ranks)

@@ -113,8 +113,8 @@ def centred(rows: Tensor) -> tuple[Tensor, Tensor]:
 def add_products(scatter: Tensor, rows: Tensor) -> None:
     """Add the sum of row row^T over rows [c, d] to the upper triangle of the scatter [d, d].
 
-    In strips from the diagonal to the right, which leaves out up to 3/8 of the product; what is
-    below the diagonal is not valid until `mirrored`.
+    In strips from the diagonal to the right, which leaves out up to 3/8 of the product; entries
+    below the diagonal are not valid until `mirrored`.
     """
     d = len(scatter)
     width = max(LEAST_STRIP, -(-d // STRIPS))
@@ -123,7 +123,7 @@ def add_products(scatter: Tensor, rows: Tensor) -> None:
 
 
 def mirrored(scatter: Tensor) -> Tensor:
-    """The scatter itself, what is above its diagonal copied below."""
+    """The same tensor, its upper triangle copied to the lower."""
     for a in range(0, len(scatter), LEAST_STRIP):
         b = a + LEAST_STRIP
         scatter[a:b, a:b] = scatter[a:b, a:b].triu() + scatter[a:b, a:b].triu(1).T

@@ -21,9 +21,10 @@ from lidar_cli.core.moments import SphereMoments, unit_rows
 from lidar_cli.core.noise import inverse_bias, n_above_noise
 from lidar_cli.errors import DegenerateFeatures
 
+ALL_ZERO = "every eigenvalue is 0: the embedding is constant or collapsed"
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
-OF_LDA = ("lda", "noise", "edge", "signal")  # what is read from the eigenvalues of the LDA pair
-OF_ROWS = ("gram", "covariance")  # what is read from one row a sample
+OF_LDA = ("lda", "noise", "edge", "signal")  # all from the eigenvalues of the LDA pair
+OF_ROWS = ("gram", "covariance")  # both from one row a sample
 
 Reads = Literal["lda", "noise", "edge", "signal", "gram", "augmented", "covariance", "sphere"]
 
@@ -93,6 +94,11 @@ class Metric:
         return self.better if self.target is None else f"nearest {self.target:g}"
 
     @property
+    def higher_is_better(self) -> bool | None:
+        """None for a metric with a target."""
+        return {"higher": True, "lower": False}.get(self.better)
+
+    @property
     def of_rows(self) -> bool:
         """Whether it reads one row a sample, whatever the views."""
         return self.reads in OF_ROWS
@@ -118,7 +124,7 @@ def effective_rank(spectrum: Tensor, epsilon: float) -> float:
     """
     total = spectrum.sum()
     if not total > 0:
-        raise DegenerateFeatures("every eigenvalue is 0: the embedding is constant or collapsed")
+        raise DegenerateFeatures(ALL_ZERO, code="collapsed")
     shares = spectrum / total + epsilon
     return float(torch.special.entr(shares).sum().exp())
 
@@ -155,7 +161,7 @@ def noise_fraction(eigenvalues: Tensor, n: int, q: int) -> float:
     d, total = len(eigenvalues), float(eigenvalues.sum())
     h = inverse_bias(n, q, d)
     if total <= 0:
-        raise DegenerateFeatures("every eigenvalue is 0: the embedding is constant or collapsed")
+        raise DegenerateFeatures(ALL_ZERO, code="collapsed")
     return d / (q * h * total)
 
 
@@ -315,7 +321,7 @@ def alignment(sphere: SphereMoments) -> float:
     """
     if sphere.n_views < 2:
         raise DegenerateFeatures(
-            f"{sphere.n_views} view a sample: a distance between views needs 2"
+            f"{sphere.n_views} view a sample: a distance between views needs 2", code="one-view"
         )
     return float(sphere.distances) / sphere.n_samples
 
@@ -333,7 +339,9 @@ def _reliability(corrected: Tensor) -> Tensor:
 
 def _positive(covariance: Tensor) -> Tensor:
     if not covariance[0] > 0:
-        raise DegenerateFeatures("the covariance is 0: the embedding is constant or collapsed")
+        raise DegenerateFeatures(
+            "the covariance is 0: the embedding is constant or collapsed", code="collapsed"
+        )
     return covariance
 
 

@@ -140,13 +140,10 @@ class RowMoments:
 class Moments:
     """All that the metrics need of embeddings z [n, q, d], in O(d^2) memory.
 
-    $$m_i = \\frac{1}{q} \\sum_j z_{ij}, \\qquad
-      W = \\sum_{ij} (z_{ij} - m_i)(z_{ij} - m_i)^T$$
-
-        class_means   count, mean and scatter of the m_i          RowMoments of rows [d]
-        within        W                                           [d, d]
-        energies      sum_j |z_ij - m_i|^2                        RowMoments of rows [1]
-        sphere        spread and agreement of the rows z / |z|    SphereMoments
+        m_i      = mean_j z_ij                               `class_means`, RowMoments of rows [d]
+        within   = sum_ij (z_ij - m_i)(z_ij - m_i)^T         [d, d]
+        r_i      = sum_j |z_ij - m_i|^2                      `energies`, RowMoments of rows [1]
+        z / |z|  spread and agreement on the unit sphere     `sphere`, SphereMoments
 
     `merge` is associative and commutative to rounding, so chunks, files and machines combine alike.
 

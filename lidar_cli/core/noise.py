@@ -69,7 +69,8 @@ def inverse_bias(n: int, q: int, d: int) -> float:
     if degrees <= d + 1:
         raise DegenerateFeatures(
             f"the within covariance is singular: raise q or n "
-            f"(n (q - 1) = {degrees}, it must exceed d + 1 = {d + 1})"
+            f"(n (q - 1) = {degrees}, it must exceed d + 1 = {d + 1})",
+            code="within-singular",
         )
     return 1.0 - (d + 1) / degrees
 
@@ -87,7 +88,7 @@ def noise_edge(n: int, q: int, d: int) -> float:
 
 
 def wachter_edge(n: int, degrees: int, d: int) -> float:
-    """The edge of the F matrix of n - 1 degrees of freedom over so many."""
+    """The edge of the spectrum of an F matrix, of n - 1 degrees of freedom over `degrees`."""
     c1, c2 = d / (n - 1), d / degrees
     return ((1 + math.sqrt(c1 + c2 - c1 * c2)) / (1 - c2)) ** 2
 
@@ -95,14 +96,14 @@ def wachter_edge(n: int, degrees: int, d: int) -> float:
 def n_above_noise(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> int:
     """Directions that view noise alone does not explain: those above 1.1 times the edge.
 
-    edge: `noise_edge` if None, else that of `noise.contrast_edge`.
+    edge: `noise_edge` if None.
     """
     edge = noise_edge(n, q, len(eigenvalues)) if edge is None else edge
     return int((eigenvalues > EDGE_MARGIN * edge).sum())
 
 
 def largest_of_noise(n: int, q: int, d: int) -> float:
-    """What the largest eigenvalue of Gaussian view noise exceeds in one draw of a hundred.
+    """The limit that the largest eigenvalue of Gaussian view noise exceeds in one draw of 100.
 
         b = n - 1,  w = n (q - 1)                                       degrees of freedom
         sin^2(g/2) = (min(d, b) - 1/2) / (b + w - 1),   sin^2(f/2) = (max(d, b) - 1/2) / (b + w - 1)
@@ -132,17 +133,21 @@ def corrected_spectrum(eigenvalues: Tensor, n: int, q: int, edge: float | None =
     over the spectrum are too large, the more so the fewer the views.
     edge: as in `n_above_noise`.
     Raises DegenerateFeatures as `inverse_bias`, and "nothing above view noise" if no eigenvalue
-    clears both the noise edge and what noise reaches at this n: the readings below would then
-    report noise.
+    clears both the noise edge and `largest_of_noise` at this n: metrics of it would then report
+    noise.
     """
     d = len(eigenvalues)
     h = inverse_bias(n, q, d)
     if n_above_noise(eigenvalues, n, q, edge) == 0:
-        raise DegenerateFeatures("nothing above view noise: no eigenvalue clears the noise edge")
+        raise DegenerateFeatures(
+            "nothing above view noise: no eigenvalue clears the noise edge",
+            code="nothing-above-noise",
+        )
     if not bool(eigenvalues[0] > largest_of_noise(n, q, d)):
         raise DegenerateFeatures(
             f"nothing above view noise: at n = {n} noise alone reaches the largest eigenvalue in "
-            "more than one draw of a hundred; raise n"
+            "more than one draw of a hundred; raise n",
+            code="nothing-above-noise",
         )
     return (h * eigenvalues - 1.0 / q).clamp_min(0.0)
 
@@ -160,7 +165,7 @@ class Dispersion(NamedTuple):
 
 
 def dispersion(moments: Moments) -> Dispersion | None:
-    """How unevenly view noise is spread over the samples; None where the moments do not say.
+    """How unevenly view noise is spread over the samples; None if the moments do not determine it.
 
     tr W^2 is taken from W0 with n (q - 1) degrees of freedom, without the bias of its square:
     (tr W0^2 - (tr W0)^2 / f) f^2 / ((f - 1)(f + 2)).
@@ -253,7 +258,7 @@ def contrast_edge(blocks: Blocks, n: int, delta: float, room: int = 2**26) -> fl
 
 
 def _within_factor(blocks: Blocks, delta: float) -> tuple[Tensor, int, int]:
-    """L [d, d] of L L^T = W0 + delta I, how many samples there are, and q."""
+    """L [d, d] of L L^T = W0 + delta I, the number of samples, and q."""
     scatter: Tensor | float = 0.0
     count = q = d = 0
     for block in blocks():
@@ -315,7 +320,7 @@ def _largest(rows: Tensor) -> float:
     vector = torch.randn(d, dtype=rows.dtype, generator=generator).to(rows.device)
     basis = rows.new_zeros(min(d, KRYLOV), d)
     for at in range(len(basis)):
-        for _ in range(2):  # once leaves what rounding puts back
+        for _ in range(2):  # after one pass rounding has put some of it back
             vector = vector - basis[:at].T @ (basis[:at] @ vector)
         length = torch.linalg.vector_norm(vector)
         if not length > 0:

@@ -28,7 +28,7 @@ class LdaSpectrum(NamedTuple):
 
     eigenvalues: Tensor
     ridge_share: float  # delta tr(Sw^-1) / d: 0 without a ridge, 1 where there is nothing else
-    singular: bool  # Sw is singular to rounding: some eigenvalues are noise of the arithmetic
+    singular: bool  # Sw is singular to rounding: some eigenvalues are rounding
 
 
 def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
@@ -50,9 +50,13 @@ def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
     """
     n, q, d = moments.n, moments.n_views, moments.dim
     if n < 2:
-        raise DegenerateFeatures(f"{n} sample: the between covariance needs at least 2")
+        raise DegenerateFeatures(
+            f"{n} sample: the between covariance needs at least 2", code="one-sample"
+        )
     if q < 2:
-        raise DegenerateFeatures(f"{q} view a sample: the within covariance needs at least 2")
+        raise DegenerateFeatures(
+            f"{q} view a sample: the within covariance needs at least 2", code="one-view"
+        )
     within = moments.within
     rounding = _rounding_of_views(moments, within)
     is_constant = bool(within.trace() <= rounding * q)
@@ -60,7 +64,8 @@ def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
         raise DegenerateFeatures(
             "every eigenvalue is 0: the embedding is constant or collapsed"
             if is_constant
-            else "every eigenvalue is rounding: the means of the samples' views are all the same"
+            else "every eigenvalue is rounding: the means of the samples' views are all the same",
+            code="collapsed" if is_constant else "equal-class-means",
         )
     within = torch.zeros_like(within) if is_constant else within / (n * (q - 1))
     within.diagonal().add_(delta)
@@ -84,9 +89,9 @@ def gram_spectrum(rows: RowMoments) -> Tensor:
     to 0. That costs about 1e-5 on the effective rank of a rank-one Z, 1e-6 elsewhere, and more
     only where the mean dwarfs the spread (2e-4 at a million times it).
     """
-    kept = rows.rows()
-    if kept is not None:
-        return _above_rounding(_eigenvalues(kept @ kept.T), rows.dim)
+    stored = rows.rows()
+    if stored is not None:
+        return _above_rounding(_eigenvalues(stored @ stored.T), rows.dim)
     eigenvalues = _eigenvalues(_uncentred(rows.scatter, rows.n, rows.mean))
     return _above_rounding(eigenvalues[: rows.n], rows.dim)
 
@@ -109,7 +114,7 @@ def covariance_spectrum(rows: RowMoments) -> Tensor:
     are rounding and are set to 0. Raises DegenerateFeatures if N < 2.
     """
     if rows.n < 2:
-        raise DegenerateFeatures(f"{rows.n} row: a covariance needs at least 2")
+        raise DegenerateFeatures(f"{rows.n} row: a covariance needs at least 2", code="one-row")
     centred = rows.centred_rows()
     small = rows.scatter if centred is None else centred @ centred.T
     eigenvalues = _above_rounding(_eigenvalues(small)[: rows.n], rows.dim)
@@ -129,11 +134,13 @@ def _cholesky(within: Tensor, delta: float, degrees: int) -> tuple[Tensor, bool]
     if delta == 0 and (singular or degrees < d):
         raise DegenerateFeatures(
             f"the within covariance is singular ({degrees} degrees of freedom, d = {d}) "
-            "and delta is 0: raise q, n or delta"
+            "and delta is 0: raise q, n or delta",
+            code="within-singular",
         )
     if bool(failed):
         raise DegenerateFeatures(
-            f"the within covariance plus delta = {delta:g} is not positive definite: raise delta"
+            f"the within covariance plus delta = {delta:g} is not positive definite: raise delta",
+            code="delta-too-small",
         )
     return factor, singular
 
@@ -172,19 +179,20 @@ def _eigenvalues(symmetric: Tensor) -> Tensor:
 def _check_finite(numbers: Tensor) -> None:
     if not numbers.isfinite().all():
         raise DegenerateFeatures(
-            "the embedding holds NaN or Inf, or its squares overflow float64: scale it down"
+            "the embedding holds NaN or Inf, or its squares overflow float64: scale it down",
+            code="overflow",
         )
 
 
 def _rounding(rows: RowMoments) -> float:
-    """What a scatter of equal rows can come to: (16 eps)^2 times the sum of squared lengths."""
+    """The largest trace that rounding gives equal rows: (16 eps)^2 sum of their squared lengths."""
     squares = rows.scatter_trace() + rows.n * rows.mean.square().sum()
     _check_finite(squares)
     return float((16 * EPS) ** 2 * squares)
 
 
 def _rounding_of_views(moments: Moments, within: Tensor) -> float:
-    """What the scatter of class means can come to that differ by the rounding of views alone.
+    """The largest trace of class means' scatter that the rounding of views alone explains.
 
     The scale is that of the views, whose mean may cancel: the squares of rows and of residuals / q.
     Numbers stored in less than float64 are rounded to their own type, by about half a unit each.

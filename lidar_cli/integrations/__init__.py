@@ -1,1 +1,31 @@
-"""Readings while a model trains: torchmetrics objects, and a callback of Lightning for them."""
+"""Metrics while a model trains: torchmetrics objects, and a callback of Lightning for them.
+
+    from lidar_cli.integrations import LiDAR, Pillai, RankMe, AlphaReQ, EmbeddingMetric, LogMetrics
+
+Names are resolved on first use (PEP 562): importing the package needs neither torchmetrics nor
+lightning.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "AlphaReQ": "torchmetrics",
+    "EmbeddingMetric": "torchmetrics",
+    "LiDAR": "torchmetrics",
+    "LogMetrics": "lightning",
+    "Pillai": "torchmetrics",
+    "RankMe": "torchmetrics",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

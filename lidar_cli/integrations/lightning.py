@@ -1,4 +1,4 @@
-"""A callback of Lightning that reads the embeddings of every validation epoch."""
+"""A callback of Lightning that logs metrics of the embeddings of every validation epoch."""
 
 from __future__ import annotations
 
@@ -22,18 +22,33 @@ except ImportError as error:
 class LogMetrics(Callback):
     """Logs metrics of the embeddings of each validation epoch under their names.
 
-        LogMetrics(
-            MetricCollection([LiDAR(n_views=10, dim=2048), RankMe(dim=2048)]),
-            lambda module, batch: module.embed(batch["views"]),  # [b, q, d]
-        )
-        ModelCheckpoint(monitor="LiDAR", mode="max", filename="{epoch}-{LiDAR:.2f}")
-        EarlyStopping(monitor="LiDAR", mode="max", check_finite=False)
-
-    embed: from the module and a batch, as the validation loop meets them, to embeddings [b, q, d].
     A metric that an epoch does not determine, because the embedding collapsed for example, is
-    logged as NaN, with a warning that says why. ModelCheckpoint then writes `nan` into the file's
-    name and ranks the file below every finite one. EarlyStopping ends the training at the first
-    NaN unless `check_finite=False` makes that epoch one without improvement.
+    logged as NaN, with a warning that gives the reason. ModelCheckpoint then writes `nan` into the
+    file's name and ranks the file below every finite one. EarlyStopping ends the training at the
+    first NaN unless `check_finite=False` makes that epoch one without improvement.
+
+    Args:
+        metrics: the torchmetrics objects; each is reset when a validation epoch starts.
+        embed: from the module and a batch of the validation loader to embeddings [b, q, d], q views
+            of each of b samples, or [b, d] where every metric reads rows.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+        >>> from torchmetrics import MetricCollection
+        >>> from lidar_cli.integrations import LiDAR, LogMetrics, RankMe
+        >>> callbacks = [
+        ...     LogMetrics(
+        ...         MetricCollection([LiDAR(n_views=10, dim=2048), RankMe(dim=2048)]),
+        ...         lambda module, batch: module.embed(batch["views"]),  # [b, 10, 2048]
+        ...     ),
+        ...     ModelCheckpoint(monitor="LiDAR", mode="max", filename="{epoch}-{LiDAR:.2f}"),
+        ...     EarlyStopping(monitor="LiDAR", mode="max", check_finite=False),
+        ... ]  # for Trainer(callbacks=callbacks)
+        >>> sorted(callbacks[0].metrics)
+        ['LiDAR', 'RankMe']
+
+    References:
+        Lightning, "Callback": https://lightning.ai/docs/pytorch/stable/extensions/callbacks.html
     """
 
     def __init__(
@@ -43,7 +58,7 @@ class LogMetrics(Callback):
         self.embed = embed
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last epoch."""
+        """Reset the metrics."""
         self.metrics.to(pl_module.device)
         self.metrics.reset()
 

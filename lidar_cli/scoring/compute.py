@@ -31,7 +31,7 @@ DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly det
 BLOCK_NUMBERS = 2**20  # of a float64 copy of samples that are read again, 8 MB
 EVERY_METRIC = frozenset(METRICS)
 CORRECTED = tuple(name for name, metric in METRICS.items() if metric.reads == "signal")
-VALUES = {  # what a score holds by name, in the order of its files, and values of what is absent
+VALUES = {  # metrics and their companions in the order of files, with values where there are none
     name: value
     for metric in METRICS.values()
     for name, value in ({metric.name: None} | dict(metric.companions)).items()
@@ -226,8 +226,8 @@ def _lda_metrics(
     if ridge > RIDGE_REFUSAL and bool(eigenvalues[0] > 0):
         draft.leave_out(
             against_noise,
-            f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: there is no view noise "
-            "beside it to measure; lower --delta",
+            f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: it leaves no view "
+            "noise to measure; lower --delta",
         )
         return
     draft.compute(draft.that_read("noise"), spectrum)

@@ -215,7 +215,7 @@ def advise(by_samples: Sequence[Point], dim: int, reach: Mapping[str, float]) ->
 
 def _unknown_noise(n: int, q: int, dim: int) -> str:
     if n * (q - 1) > dim + 1:
-        return "view noise cannot be measured in this embedding: see the reasons beside its metrics"
+        return "view noise cannot be measured in this embedding: see the reason of each metric"
     return (
         f"n (q - 1) = {n * (q - 1)} does not exceed d + 1 = {dim + 1}, so view noise cannot be "
         f"measured: take {_enough_degrees(n, q, dim)}"

@@ -220,7 +220,7 @@ def quantile(level: float, degrees: Tensor) -> Tensor:
 
 
 class Grouping:
-    """Which samples belong together, as `--groups` says.
+    """Which samples belong together, by the value of `--groups`.
 
     source: a CSV file with the columns id and group, or "labels". A line whose id no file holds
     is no error: one table serves every draw of samples.
@@ -235,7 +235,10 @@ class Grouping:
         self._groups = {}
         for row in read_table(Path(source), ("id", "group")).rows:
             if self._groups.setdefault(row["id"], row["group"]) != row["group"]:
-                raise InputError(f"{source}: the sample {row['id'][:100]!r} is in two groups")
+                raise InputError(
+                    f"{source}: the sample {row['id'][:100]!r} is in two groups",
+                    code="sample-in-two-groups",
+                )
 
     def of(self, embeddings: Embeddings) -> Tensor:
         """The number of the group of each sample of a layer [N]. Raises as `of_names`."""
@@ -253,7 +256,8 @@ class Grouping:
             if names.labels is None:
                 raise InputError(
                     f"{file}: stores no labels for --groups {LABELS}; give a CSV file with the "
-                    "columns id and group"
+                    "columns id and group",
+                    code="no-labels",
                 )
             groups = list(names.labels)
             without = [name for name, group in zip(names.ids, groups, strict=True) if group < 0]
@@ -264,7 +268,8 @@ class Grouping:
             raise InputError(
                 f"{file}: {len(without)} of {len(names.ids)} samples are in no group of "
                 f"--groups {self._source}, the first is {without[0][:100]!r}; the ids are those of "
-                "/samples/id, or where a file has none the numbers of samples from 0"
+                "/samples/id, or where a file has none the numbers of samples from 0",
+                code="samples-without-group",
             )
         numbers: dict[str | int, int] = {}
         return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups])

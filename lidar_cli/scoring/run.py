@@ -140,7 +140,10 @@ def parse_metrics(text: str) -> frozenset[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in METRICS:
-            raise SettingsError(f"--metrics: no metric {name!r}; {nearest(name, list(METRICS))}")
+            raise SettingsError(
+                f"--metrics: no metric {name!r}; {nearest(name, list(METRICS))}",
+                code="unknown-metric",
+            )
     if not names:
         raise SettingsError(f"--metrics is empty; known: {', '.join(METRICS)}")
     return frozenset(names)
