@@ -463,5 +463,5 @@ def test_one_that_is_short_of_memory_leaves_no_other_waiting(tmp_path: Path) -> 
         1,
         1,
     ]
-    assert len(record) == 5
+    assert len(errors) == 5
     assert "lidar_cli/" not in done.stderr  # no trace of ours; the engine prints its own
