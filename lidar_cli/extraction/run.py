@@ -38,7 +38,7 @@ from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views.methods import find_recipe
 
-BATCHES_UNTIL = 8  # at least, so that the last holds few samples that were not asked for
+BATCHES_UNTIL = 8  # at least, so that the last one has few samples beyond `until`
 NOTED_BYTES = 2**30  # what a run takes on the disk is noted beforehand if it is more
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 

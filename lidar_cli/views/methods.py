@@ -2,7 +2,7 @@
 
 The q views of a method with local crops (SwAV, DINO, DINOv2) are its global crops; no others are
 made. Those of I-JEPA and data2vec are the clean image under q masks: a sample's views differ by
-what is hidden, which is what their losses bridge. Their training crops with masks are
+the hidden patches, as in their losses. Their training crops with masks are
 `base = "ijepa-crop"`, `masks = "multi-block"` in a [recipe] table; the crops alone have names.
 Each recipe's comment names the files it was read from. Crop ratio 3/4 to 4/3, ImageNet pixel
 statistics and the clean image (short side 256 at 224, then the centre) are theirs too unless given.
