@@ -157,7 +157,7 @@ def _axis_weights(start: Integers, side: Integers, cells: int) -> Integers:
 
 
 def ink(background: Integers, draws: Draws) -> Integers:
-    """[N, 3] colours, each channel uniform on the values from CONTRAST above the background's on."""
+    """[N, 3] colours, each channel uniform from CONTRAST above the background on."""
     least = background + CONTRAST
     return np.stack([low + draws.below(256 - low) for low in least.T], axis=1)
 

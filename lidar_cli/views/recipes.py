@@ -206,11 +206,6 @@ class Recipe(Constants):
     masks: MaskRule | None = None
 
     @property
-    def kinds(self) -> int:
-        """Kinds of views; view j is of kind j % kinds."""
-        return max(len(self.blur), len(self.solarise))
-
-    @property
     def before_crop(self) -> tuple[Operation, ...]:
         """Operations on the whole image."""
         return self.order[: self.order.index("crop")]
