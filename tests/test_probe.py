@@ -75,6 +75,12 @@ def probed(*files: Path, tests: list[Path | None] | None = None, **more: Any) ->
 # Which rows
 
 
+def test_one_labelled_sample_is_too_few(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", embeddings(0), [-1] * (N - 1) + [3])
+    (failure,) = probe_files([path], [None], ProbeSettings(device="cpu")).failed
+    assert failure.reason.startswith("1 training rows of 1 classes and 1 test rows with a label")
+
+
 def test_a_single_file_is_split_by_seed(tmp_path: Path) -> None:
     path = labelled(tmp_path / "a.h5", 0)
     (actual,) = probed(path)

@@ -43,7 +43,7 @@ class EmbeddedImages:
     images: NDArray[np.uint8]  # [N, S, S, 3], RGB
     labels: Integers  # [N], the digit 0..9
     train: NDArray[np.bool_]  # [N]; the split is by digit and the same for every seed
-    attribution: str  # to be shown beside any picture of them
+    attribution: str  # to be shown with any picture of them
 
 
 def embedded_images(seed: int = 0) -> EmbeddedImages:
@@ -157,7 +157,7 @@ def _axis_weights(start: Integers, side: Integers, cells: int) -> Integers:
 
 
 def ink(background: Integers, draws: Draws) -> Integers:
-    """[N, 3] colours, each channel uniform on what is lighter enough than the background [N, 3]."""
+    """[N, 3] colours, each channel uniform from CONTRAST above the background on."""
     least = background + CONTRAST
     return np.stack([low + draws.below(256 - low) for low in least.T], axis=1)
 

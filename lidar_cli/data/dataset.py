@@ -259,7 +259,7 @@ def _copies(drawn: Sequence[Candidate], examined: Sequence[Examined]) -> Iterato
     if 100 * len(pairs) < len(examined) or not pairs:
         return
     one, other = (drawn[i] for i in pairs[0])
-    with suppress(Exception):  # one that vanished since is refused when it is decoded
+    with suppress(Exception):  # a file that vanished is refused when it is decoded
         if _bytes(one.read()) != _bytes(other.read()):
             return
         yield (

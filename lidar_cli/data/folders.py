@@ -192,7 +192,7 @@ class _Walk:
         self._ignored = listing.ignored
         self._seen = set[tuple[int, int]]()
         for parent in listing.root.resolve().parents:
-            with suppress(OSError):  # one that nobody may enter by its path
+            with suppress(OSError):  # no permission to enter it by its path
                 self._seen.add(_identity(parent))
 
     def follow(self, link: str) -> None:

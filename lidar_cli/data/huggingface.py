@@ -76,7 +76,7 @@ def hugging_face_source(data: str, name: str, settings: SampleSettings) -> Sourc
 
 
 def _load(name: str, settings: SampleSettings) -> Any:
-    """A split of a data set on the hub, in a folder, or in one that `save_to_disk` wrote."""
+    """A split of a data set on the hub, in a folder, or in a folder of `save_to_disk`."""
     import datasets
 
     folder, split = Path(name), settings.split or "train"
@@ -98,13 +98,13 @@ def _load(name: str, settings: SampleSettings) -> Any:
     return datasets.load_dataset(name, **options)
 
 
-def _image_column(data: str, features: Any, asked: str | None) -> tuple[str, list[str]]:
+def _image_column(data: str, features: Any, option: str | None) -> tuple[str, list[str]]:
     """The column of the images, and remarks about that choice."""
     import datasets
 
-    if asked is not None:
-        _check_column("--image-column", asked, features)
-        return asked, []
+    if option is not None:
+        _check_column("--image-column", option, features)
+        return option, []
     columns = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     if len(columns) == 1:
         return columns[0], []
@@ -118,40 +118,40 @@ def _image_column(data: str, features: Any, asked: str | None) -> tuple[str, lis
     )
 
 
-def _labels(data: str, dataset: Any, asked: str | None) -> tuple[Callable[[int], int], list[str]]:
+def _labels(data: str, dataset: Any, name: str | None) -> tuple[Callable[[int], int], list[str]]:
     """Row -> class number, and remarks about that choice."""
     import datasets
 
     features = dataset.features
     remarks = []
-    if asked is not None:
-        _check_column("--label-column", asked, features)
+    if name is not None:
+        _check_column("--label-column", name, features)
     else:
         columns = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
         if LABEL in features:
-            asked = LABEL
+            name = LABEL
         elif len(columns) == 1:
-            asked = columns[0]
+            name = columns[0]
         else:
             if columns:
                 named = ", ".join(columns)
                 remarks.append(f"no labels: {named} are of type ClassLabel; choose --label-column")
             return lambda _: UNKNOWN, remarks
-    column, kind = dataset.select_columns([asked]), features[asked]
+    column, kind = dataset.select_columns([name]), features[name]
     if isinstance(kind, datasets.ClassLabel) or str(getattr(kind, "dtype", "")).startswith(
         ("int", "uint", "bool")
     ):
-        return lambda index: _number(column[index][asked]), remarks
+        return lambda index: _number(column[index][name]), remarks
     if str(getattr(kind, "dtype", "")) not in ("string", "large_string"):
-        if asked != LABEL:
+        if name != LABEL:
             raise InputError(
-                f"--data {data}: the column {asked!r} holds no class numbers or names; "
+                f"--data {data}: the column {name!r} holds no class numbers or names; "
                 f"{_columns(features)}"
             )
         return lambda _: UNKNOWN, [f"no labels: the column {LABEL!r} holds {_type(kind)}"]
-    names = dataset.unique(asked)
+    names = dataset.unique(name)
     numbers = dict(zip(names, text_labels(names), strict=True))
-    return lambda index: numbers[column[index][asked]], remarks
+    return lambda index: numbers[column[index][name]], remarks
 
 
 def _number(value: Any) -> int:

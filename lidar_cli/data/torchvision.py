@@ -96,15 +96,15 @@ def _load(data: str, name: str, root: Path, split: str | None) -> Any:
 
     kind = getattr(datasets, name)
     parameters = inspect.signature(kind.__init__).parameters
-    asked = next((group[0] for group in SAME_SPLIT if split in group), split or "train")
+    wanted = next((group[0] for group in SAME_SPLIT if split in group), split or "train")
     options: dict[str, Any] = {}
     if "train" in parameters:
-        if asked not in ("train", "val", "test"):
+        if wanted not in ("train", "val", "test"):
             raise InputError(f"--data {data}: no split {split!r}; it has train and test")
-        options["train"] = asked == "train"
+        options["train"] = wanted == "train"
     elif "split" in parameters or "version" in parameters:
         key = "split" if "split" in parameters else "version"
-        options[key] = SPLIT_NAMES.get(name, {}).get(asked, asked)
+        options[key] = SPLIT_NAMES.get(name, {}).get(wanted, wanted)
     elif split is not None:
         raise InputError(f"--data {data}: {name} has no splits; leave out --split")
     if name == "INaturalist":

@@ -108,7 +108,7 @@ def embed_all(
     until: stop after the batch with which the sink has that many samples.
 
     Raises InputError if an image cannot be decoded, CheckpointError if a layer's shape is not as
-    described, torch.OutOfMemoryError if the batch does not fit, and whatever `sink.write` raises.
+    described, torch.OutOfMemoryError if the batch does not fit, and as `sink.write`.
     """
     first, stop = sink.span.start, sink.span.stop
     if until is not None:

@@ -66,14 +66,14 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def choose_layers(asked: str, available: Sequence[str]) -> list[str]:
+def choose_layers(option: str, available: Sequence[str]) -> list[str]:
     """The layers that `--layer` names; auto is the projector if there is one.
 
     Raises CheckpointError for a layer that is not available.
     """
-    if asked == "auto":
-        asked = "projector" if "projector" in available else "backbone"
-    names = [name.strip() for name in asked.split(",") if name.strip()]
+    if option == "auto":
+        option = "projector" if "projector" in available else "backbone"
+    names = [name.strip() for name in option.split(",") if name.strip()]
     for name in names:
         if name not in available:
             raise CheckpointError(
@@ -155,9 +155,9 @@ def check_masks(views: Views, description: CheckpointDescription, path: str) -> 
         raise CheckpointError(f"{origin}{error}, or other views, such as {others}") from error
 
 
-def layer_reason(asked: str, available: Sequence[str]) -> str | None:
+def layer_reason(option: str, available: Sequence[str]) -> str | None:
     """Why `auto` chose another layer than the projector, None if it did not."""
-    if asked != "auto" or "projector" in available:
+    if option != "auto" or "projector" in available:
         return None
     return "holds no projector, so the backbone is embedded"
 

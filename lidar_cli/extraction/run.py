@@ -26,10 +26,10 @@ from lidar_cli.extraction.engine import (
     embed_all,
     find_batch_size,
 )
-from lidar_cli.extraction.plan import Plan, identity, make_plan, with_assumed_in_use
-from lidar_cli.extraction.sharded import check_shared, embed_share
+from lidar_cli.extraction.plan import Plan, make_plan, with_assumed_in_use
+from lidar_cli.extraction.sharded import check_shared, embed_share, finished_batch_size
 from lidar_cli.extraction.view_source import ViewSource
-from lidar_cli.features.reader import read_interrupted, read_provenance
+from lidar_cli.features.reader import read_interrupted
 from lidar_cli.features.schema import amount, size_of
 from lidar_cli.features.writer import FeatureWriter, check_absent
 from lidar_cli.runtime.device import find_device
@@ -38,7 +38,7 @@ from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views.methods import find_recipe
 
-BATCHES_UNTIL = 8  # at least, so that the last holds few samples that were not asked for
+BATCHES_UNTIL = 8  # at least, so that the last one has few samples beyond `until`
 NOTED_BYTES = 2**30  # what a run takes on the disk is noted beforehand if it is more
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 
@@ -270,11 +270,10 @@ def run(
     """
     begun, plan, samples = time.monotonic(), model.plan, source.samples
     recorded = read_interrupted(output) if settings.resume else {}
-    if settings.resume and output.exists() and not settings.overwrite:
-        finished = read_provenance(output)
-        if identity(finished) == plan.identity:
-            return _record(output, plan, finished["batch_size"], 0, begun)
-        check_absent(output, overwrite=False)
+    if settings.resume and not settings.overwrite:
+        batch_size = finished_batch_size(plan.identity, output)
+        if batch_size is not None:
+            return _record(output, plan, batch_size, 0, begun)
     model.loaded.set_image_size(plan.views.image_size)
     fixed: int | None = settings.batch_size or recorded.get("batch_size")
 

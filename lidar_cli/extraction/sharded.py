@@ -66,12 +66,12 @@ def embed_share(
     ranks have other settings, versions or another kind of device.
     """
     plan, samples, ranks = model.plan, source.samples, rank_info.ranks
-    finished = _finished_batch_size(plan.identity, output)
+    finished = finished_batch_size(plan.identity, output)
     if finished is None:
         size = agree(
             output, ranks, plan.provenance, settings.batch_size, lambda: find_batch_size(model)
         )
-        finished = _finished_batch_size(plan.identity, output)  # the others may have ended since
+        finished = finished_batch_size(plan.identity, output)  # the others may have ended since
     if finished is not None:
         return Shared(finished, 0, joined=False)
     layout, count = plan.layout, 0
@@ -97,7 +97,7 @@ def embed_share(
     return Shared(size, count, joined)
 
 
-def _finished_batch_size(planned: dict[str, object], output: Path) -> int | None:
+def finished_batch_size(planned: dict[str, object], output: Path) -> int | None:
     """The batch size of the finished output, None if there is none yet."""
     if not output.exists():
         return None

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -60,12 +60,12 @@ class ViewCache:
     """
 
     def __init__(self, limits: CacheLimits, device: torch.device, folder: Path) -> None:
-        self._tiers: list[_Tier] = [
+        self._tiers: list[_Memory | _Scratch] = [
             _Memory(limits.device, device),
             _Memory(limits.memory, torch.device("cpu")),
             _Scratch(limits.scratch, folder),
         ]
-        self._tier_of: dict[int, _Tier] = {}
+        self._tier_of: dict[int, _Memory | _Scratch] = {}
 
     def __contains__(self, sample: int) -> bool:
         return sample in self._tier_of
@@ -93,15 +93,9 @@ class ViewCache:
             tier.close()
 
 
-class _Tier(Protocol):
-    """One place for images, with a limit in bytes."""
-
-    def add(self, sample: int, images: Tensor) -> bool: ...
-    def images(self, sample: int) -> Tensor: ...
-    def close(self) -> None: ...
-
-
 class _Memory:
+    """Images on a device or in main memory, up to a limit in bytes."""
+
     def __init__(self, limit: int, device: torch.device) -> None:
         self._free = limit
         self._device = device

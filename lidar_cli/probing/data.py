@@ -53,15 +53,13 @@ def open_members(
     FeatureFileError if one is not a complete feature file.
     """
     labels = _labels(train)
-    labelled = (labels >= 0).nonzero().flatten()
-    n_unknown = len(labels) - len(labelled)
+    test_labels = labels if test is None else _labels(test)
+    n_unknown = int((labels < 0).sum())
+    train_index, test_index = (_labelled(each) for each in (labels, test_labels))
     if test is None:
-        test_labels, test_file = labels, str(train)
-        train_index, test_index = _split_index(labelled, TEST_SHARE, seed)
+        train_index, test_index = _split_index(train_index, TEST_SHARE, seed)
     else:
-        test_labels, test_file = _labels(test), str(test)
-        train_index, test_index = labelled, (test_labels >= 0).nonzero().flatten()
-        n_unknown += len(test_labels) - len(test_index)
+        n_unknown += int((test_labels < 0).sum())
     held_out_index = train_index[:0]
     if hold_out and len(train_index) > 1:
         train_index, held_out_index = _split_index(train_index, HELD_OUT_SHARE, seed)
@@ -93,7 +91,7 @@ def open_members(
         members.append(
             Member(
                 str(train),
-                test_file,
+                str(test or train),
                 embeddings.layer,
                 embeddings.provenance,
                 rows_of_file(embeddings, train_index),
@@ -123,6 +121,11 @@ def _labels(path: Path) -> Tensor:
             f"{path}: damaged: labels are {labels.dtype} {labels.shape}; extract it again"
         )
     return torch.from_numpy(labels.astype("int64"))
+
+
+def _labelled(labels: Tensor) -> Tensor:
+    """Numbers of the samples whose label is not unknown."""
+    return (labels >= 0).nonzero().flatten()
 
 
 def _numbered(labels: Tensor, classes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""CUDA side streams: copies and views for the next batch, and writes of the last, beside the model.
+"""CUDA side streams, for copies, views and writes while the model computes in its stream.
 
 On the CPU, where a call returns when its work is done, everything here does nothing.
 """

@@ -2,7 +2,7 @@
 
 The q views of a method with local crops (SwAV, DINO, DINOv2) are its global crops; no others are
 made. Those of I-JEPA and data2vec are the clean image under q masks: a sample's views differ by
-what is hidden, which is what their losses bridge. Their training crops with masks are
+the hidden patches, as in their losses. Their training crops with masks are
 `base = "ijepa-crop"`, `masks = "multi-block"` in a [recipe] table; the crops alone have names.
 Each recipe's comment names the files it was read from. Crop ratio 3/4 to 4/3, ImageNet pixel
 statistics and the clean image (short side 256 at 224, then the centre) are theirs too unless given.
@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from lidar_cli.errors import SettingsError, nearest
-from lidar_cli.views import recipes
 from lidar_cli.views.recipes import (
     PIXEL_STATS,
     RULES,
     Blocks,
+    Constants,
     InverseBlocks,
     MaskRule,
     MultiBlock,
@@ -172,6 +172,8 @@ RECIPES = {
     )
 }
 
+T = TypeVar("T", bound=Constants)
+
 # What a [recipe] table may set: every constant but the name and the kind of crops.
 CHANGEABLE = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "crops")]
 
@@ -207,38 +209,23 @@ def _named(name: Any) -> Recipe:
 
 
 def _changed(base: Recipe, table: dict[str, Any]) -> Recipe:
-    import pydantic
-
-    for key in table:
-        if key not in CHANGEABLE:
-            hint = nearest(key, ["base", *CHANGEABLE])
-            raise SettingsError(f"unknown key {key!r} in [recipe]; {hint}")
-    given = dict(table)
+    values = dict(table)
     for key in ("blur", "solarise"):  # one probability for every view needs no brackets
-        if isinstance(given.get(key), int | float):
-            given[key] = [given[key]]
-    if "masks" in given:
-        given["masks"] = _changed_masks(base.masks, given["masks"])
+        if isinstance(values.get(key), int | float):
+            values[key] = [values[key]]
+    _check_keys(table, ["base", *CHANGEABLE], "[recipe]")
+    if "masks" in values:
+        values["masks"] = _changed_masks(base.masks, values["masks"])
     constants = {f.name: getattr(base, f.name) for f in dataclasses.fields(Recipe)}
-    try:
-        recipe = pydantic.TypeAdapter(Recipe).validate_python(constants | given)
-    except pydantic.ValidationError as error:
-        raise SettingsError(f"[recipe] {_first_mistake(error, table)}") from error
-    fault = recipe.fault()
-    if fault is not None:
-        raise SettingsError(f"[recipe] {fault}")
-    if recipe == base:
-        return base
-    return replace(recipe, name=f"{base.name} (changed)")
+    recipe = _validated(Recipe, constants | values, table, "[recipe]")
+    return base if recipe == base else replace(recipe, name=f"{base.name} (changed)")
 
 
 def _changed_masks(base: MaskRule | None, value: Any) -> MaskRule | None:
     """The rule of a name, None for 'none', or the base's rule changed by a [recipe.masks] table.
 
-    A table that names another rule than the base's starts from that rule's own constants.
+    A table that names another rule than the base's starts from that rule's default constants.
     """
-    import pydantic
-
     table = {"rule": value} if isinstance(value, str) else value
     if not isinstance(table, dict):
         raise SettingsError(f"[recipe] masks = {value!r}: expected the name of a rule, or a table")
@@ -252,23 +239,29 @@ def _changed_masks(base: MaskRule | None, value: Any) -> MaskRule | None:
         hint = nearest(str(name), ["none", *RULES])
         raise SettingsError(f"[recipe.masks] unknown masks {name!r}; {hint}")
     rule = RULES[name]
-    keys = [field.name for field in dataclasses.fields(rule)]
+    _check_keys(table, [field.name for field in dataclasses.fields(rule)], "[recipe.masks]")
+    constants = dataclasses.asdict(base) if base is not None and base.rule == name else {}
+    return _validated(rule, constants | table, table, "[recipe.masks]")
+
+
+def _check_keys(table: Mapping[str, Any], keys: list[str], where: str) -> None:
     for key in table:
         if key not in keys:
-            raise SettingsError(f"unknown key {key!r} in [recipe.masks]; {nearest(key, keys)}")
-    constants = dataclasses.asdict(base) if base is not None and base.rule == name else {}
+            raise SettingsError(f"unknown key {key!r} in {where}; {nearest(key, keys)}")
+
+
+def _validated(kind: type[T], values: dict[str, Any], table: Mapping[str, Any], where: str) -> T:
+    """A recipe or mask rule with these constants, `table` as the user wrote it for messages."""
+    import pydantic
+
     try:
-        changed = pydantic.TypeAdapter(rule).validate_python(constants | table)
+        result = pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
-        raise SettingsError(f"[recipe.masks] {_first_mistake(error, table)}") from error
-    fault = recipes.fault(changed)
+        first = error.errors()[0]
+        key, reason = str(first["loc"][0]), first["msg"]
+        mistake = f"{key} = {table[key]!r}: {reason[0].lower()}{reason[1:]}"
+        raise SettingsError(f"{where} {mistake}") from error
+    fault = result.fault()
     if fault is not None:
-        raise SettingsError(f"[recipe.masks] {fault}")
-    return changed
-
-
-def _first_mistake(error: Any, table: Mapping[str, Any]) -> str:
-    """Pydantic's first error as 'key = value: what is wrong'."""
-    first = error.errors()[0]
-    key = str(first["loc"][0])
-    return f"{key} = {table[key]!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise SettingsError(f"{where} {fault}")
+    return result

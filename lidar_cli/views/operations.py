@@ -326,7 +326,7 @@ JITTER = (brightness, contrast, saturation, hue)  # in the order of JITTER_OPERA
 def sort_by_operations(parameters: ViewParameters, views: Ints) -> Ints:
     """The views [N] in an order that puts those with the same operations next to each other.
 
-    `apply_colour` then finds few runs: one for blur, at most 128 for jitter, whatever N.
+    `apply_colour` then finds few runs: one for blur, at most 128 for jitter, for any N.
     """
     steps = _jitter_steps(parameters, views)
     return views[np.lexsort([*steps.T[::-1], parameters.blur.reshape(-1)[views]])]

@@ -7,9 +7,8 @@ turns parameters into pixels, `masks` draws the masks. `methods` has the publish
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
@@ -20,8 +19,26 @@ Part = Annotated[float, Gt(0), Le(1)]
 Ratio = Annotated[float, Gt(0), Le(100)]
 
 
+class Constants:
+    """Base of frozen dataclasses of numbers; `ranges` names the fields that are (low, high)."""
+
+    ranges: ClassVar[tuple[str, ...]] = ()
+
+    def fault(self) -> str | None:
+        """What is wrong with constants that are each within their bounds, or None."""
+        for name, value in vars(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                return f"{name} = {value}: expected finite numbers"
+        for name in self.ranges:
+            limits = getattr(self, name)
+            if limits is not None and limits[0] > limits[1]:
+                return f"{name} = {list(limits)}: the lower end comes first"
+        return None
+
+
 @dataclass(frozen=True)
-class MultiBlock:
+class MultiBlock(Constants):
     """I-JEPA: the encoder sees one context block without the target blocks, which are predicted.
 
     Scales are shares of the grid's patches, ratios height over width. min_keep: every block and
@@ -30,6 +47,7 @@ class MultiBlock:
     Source: facebookresearch/ijepa, configs, src/masks/multiblock.py.
     """
 
+    ranges = ("target_scale", "target_ratio", "context_scale", "context_ratio")
     rule: Literal["multi-block"] = "multi-block"
     targets: Annotated[int, Ge(1), Le(64)] = 4
     target_scale: tuple[Part, Part] = (0.15, 0.2)
@@ -41,7 +59,7 @@ class MultiBlock:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Blocks(Constants):
     """BEiT and data2vec: rectangles are hidden until a share of the patches is.
 
     masked: 120 of 14 x 14 patches, as in data2vec_vision's recipes, and the same share, 61 %, of
@@ -51,6 +69,7 @@ class Blocks:
     beit/datasets.py.
     """
 
+    ranges = ("ratio",)
     rule: Literal["blocks"] = "blocks"
     masked: Share = 120 / 196
     smallest: Annotated[int, Ge(1), Le(10**6)] = 16
@@ -58,7 +77,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class InverseBlocks:
+class InverseBlocks(Constants):
     """data2vec 2.0: everything is hidden but a few squares.
 
     masked: share of the patches; 0.75 for the large models. adjust: share by which the squares
@@ -78,29 +97,6 @@ RULES: dict[str, type[MaskRule]] = {
     "blocks": Blocks,
     "inverse-blocks": InverseBlocks,
 }
-
-
-def fault(rule: MaskRule) -> str | None:
-    """What is wrong with constants that are each within their bounds, or None."""
-    constants = asdict(rule)
-    ranges = [name for name, value in constants.items() if isinstance(value, tuple)]
-    return _not_finite(constants) or _reversed(constants, ranges)
-
-
-def _not_finite(constants: dict[str, Any]) -> str | None:
-    for name, value in constants.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            return f"{name} = {value}: expected finite numbers"
-    return None
-
-
-def _reversed(constants: dict[str, Any], ranges: Iterable[str]) -> str | None:
-    for name in ranges:
-        limits = constants[name]
-        if limits is not None and limits[0] > limits[1]:
-            return f"{name} = {list(limits)}: the lower end comes first"
-    return None
 
 
 Triple = tuple[float, float, float]
@@ -162,7 +158,7 @@ def statistics_text(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Constants):
     """Constants of one augmentation. A probability of 0 disables an operation.
 
     Some methods make two kinds of views that differ in blur and solarisation: `blur` and
@@ -186,6 +182,7 @@ class Recipe:
     views of a sample are one clean image under different masks.
     """
 
+    ranges = ("crop_scale", "crop_ratio", "blur_sigma")
     name: str
     order: tuple[Operation, ...] = ("crop", "flip", "jitter", "grey", "blur", "solarise")
     crop_scale: tuple[Positive, Positive] | None = None
@@ -207,11 +204,6 @@ class Recipe:
     clean_interpolation: Interpolation = "bicubic"
     crops: Literal["all", "global"] = "all"
     masks: MaskRule | None = None
-
-    @property
-    def kinds(self) -> int:
-        """Kinds of views; view j is of kind j % kinds."""
-        return max(len(self.blur), len(self.solarise))
 
     @property
     def before_crop(self) -> tuple[Operation, ...]:
@@ -259,11 +251,9 @@ class Recipe:
 
     def fault(self) -> str | None:
         """What is wrong with constants that are each within their bounds, or None."""
-        constants = asdict(self)
-        ranges = ("crop_scale", "crop_ratio", "blur_sigma")
-        fault_of_numbers = _not_finite(constants) or _reversed(constants, ranges)
-        if fault_of_numbers is not None:
-            return fault_of_numbers
+        fault = super().fault()
+        if fault is not None:
+            return fault
         if self.crop_scale is not None and self.crop_scale[1] > 1:
             return f"crop_scale = {list(self.crop_scale)}: a crop is at most 1, the whole image"
         if self.jitter[3] > 0.5:
