@@ -31,7 +31,7 @@ from lidar_cli.features.shards import join, shard_path
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.probing.run import probe_files
 from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import DirectoryScan, place
+from lidar_cli.ranking.discover import DirectoryScan, Recogniser, classify_file
 from lidar_cli.report.scores import to_json
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.sandbox import SHARED, Limits
@@ -100,7 +100,7 @@ def probed(path: Path) -> object:
 def surveyed(path: Path) -> object:
     found = DirectoryScan()
     digests = Digests(path.parent, path.parent / "kept")
-    place(path, found, ModelSettings(), Progress(), digests)
+    classify_file(path, found, Recogniser(ModelSettings()), Progress(), digests)
     if found.failed or found.skipped:
         raise LidarError((found.failed + found.skipped)[0].reason)
     return [one.provenance for one in found.features]

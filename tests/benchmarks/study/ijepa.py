@@ -22,8 +22,7 @@ from lidar_cli.checkpoints.models.predictor import Predictor
 from lidar_cli.checkpoints.models.vit import ViT, take
 from lidar_cli.checkpoints.shapes.predictor import PredictorSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
-from lidar_cli.demo.pretrain import CROP, WEIGHT_DECAY, training_seed
-from lidar_cli.demo.schedule import Losses, Search, minibatches
+from lidar_cli.demo.pretrain import CROP, WEIGHT_DECAY, Losses, Search, minibatches, training_seed
 from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.masks import Mask
 from lidar_cli.views.pipeline import Views
