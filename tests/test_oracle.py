@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from raising import raises
 from scores import score
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.data import dataset
 from lidar_cli.data.tables import match, read_table
 from lidar_cli.errors import InputError
 from lidar_cli.extraction.run import extract_checkpoint
@@ -535,6 +537,25 @@ def test_a_cached_probe_opens_no_checkpoint(
     accuracies = judge(ranking, settings).accuracies
     assert opened() == []
     assert accuracies == first["accuracies"]
+
+
+def test_each_image_is_decoded_once_to_rank_and_once_to_probe(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, decodes = dataset.decoded, Counter[type]()
+
+    def counted(content: Any) -> np.ndarray:
+        decodes[type(content)] += 1
+        return decode(content)
+
+    monkeypatch.setattr(dataset, "decoded", counted)
+    runs = sweep(tmp_path / "runs")
+    settings = RankSettings(
+        data=str(images), n_samples=N, n_views=Q, image_size=SIZE, device="cpu", batch_size=8,
+        view_memory="0", oracle="probe",
+    )  # fmt: skip
+    judge(rank_directory(runs, settings), settings)
+    assert decodes[bytes] == 2 * N  # for six checkpoints
 
 
 def test_processes_divide_what_probes_need(

@@ -15,9 +15,10 @@ from make import besides_assumptions, checkpoint, image_folder, lidar_here, stat
 from raising import raises
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.errors import BadRows, CheckpointError, InputError, NoProcess, SettingsError
 from lidar_cli.ranking.order import Row
 from lidar_cli.ranking.race import corrected, eliminated, looks_of, race_directory
+from lidar_cli.ranking.scorer import is_of_all
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
@@ -238,6 +239,22 @@ def test_one_that_fails_at_the_first_look_is_among_the_failed(runs: Path, tmp_pa
     assert [Path(left.path).name for left in race.failed] == ["0.pt"]
     assert race.looks[0].entrants == 5
     assert len(race.winners) + len(race.others) == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "of_all"),
+    [
+        (InputError("an image"), True),
+        (SettingsError("an option"), True),
+        (NoProcess("none"), True),
+        (BadRows("of one file, though an InputError"), False),
+        (CheckpointError("of one file"), False),
+        (OSError("of one file"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_fault_of_one_file_does_not_end_what_others_share(error: Exception, of_all: bool) -> None:
+    assert is_of_all(error) is of_all
 
 
 def test_the_command_prints_what_was_spent_and_how_sure_it_is(

@@ -43,7 +43,7 @@ from lidar_cli.ranking.digests import Digests
 from lidar_cli.ranking.discover import Skipped, scan_directory
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import ModelSettings, RankSettings
+from lidar_cli.settings import EmbedSettings, RankSettings
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_folder_that_may_not_be_listed_is_among_the_failed(
         if uid == 0:  # who may list anything
             os.seteuid(nobody)
         scan = scan_directory(
-            Path("runs"), ModelSettings(), Progress(), Digests(Path("runs"), Path("absent"))
+            Path("runs"), EmbedSettings(), Progress(), Digests(Path("runs"), Path("absent"))
         )
     finally:
         os.seteuid(uid)

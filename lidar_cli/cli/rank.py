@@ -64,7 +64,7 @@ def rank(
         if getattr(resolved.values, name) is not None:
             raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
     check_page(page, overwrite)
-    from lidar_cli.ranking.oracle import check_tables, judge, hyperparameters_for_page
+    from lidar_cli.ranking.oracle import check_tables, hyperparameters_for_page, judge
     from lidar_cli.ranking.session import rank_together
     from lidar_cli.report import ranking as report
     from lidar_cli.report.terminal import Terminal

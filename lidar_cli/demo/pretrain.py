@@ -120,24 +120,16 @@ def nt_xent(embeddings: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits.masked_fill(itself, -torch.inf), other_view)
 
 
-def vicreg(
-    embeddings: Tensor,
-    similarity: float,
-    variance: float,
-    covariance: float,
-    target: float = 1.0,
-    epsilon: float = 1e-4,
-) -> Tensor:
+def vicreg(embeddings: Tensor, similarity: float, variance: float, covariance: float) -> Tensor:
     """Variance-invariance-covariance regularisation of two views of each sample.
 
         s(Z, Z') = mean_ij (z_ij - z'_ij)^2
-        v(Z) = mean_j max(0, target - sqrt(Var(z_j) + epsilon))
+        v(Z) = mean_j max(0, 1 - sqrt(Var(z_j) + 1e-4))
         C(Z) = sum_i (z_i - mean z) (z_i - mean z)^T / (b - 1)            [d, d]
         c(Z) = sum_{j != k} C_jk^2 / d
         loss = similarity s + variance (v(Z) + v(Z')) + covariance (c(Z) + c(Z'))
 
-    with Var over the batch, divided by b - 1. embeddings: Z and Z' as [b, 2, d]; each dimension
-    should have a standard deviation of at least `target`.
+    with Var over the batch, divided by b - 1. embeddings: Z and Z' as [b, 2, d].
     Source: Bardes et al. 2022, VICReg, eqs. 1 to 6; s is a mean over dimensions as in its
     algorithm 1, to which the coefficients belong (eq. 5 has a sum).
     """
@@ -146,8 +138,8 @@ def vicreg(
     loss = similarity * F.mse_loss(first, second)
     for view in (first, second):
         centred = view - view.mean(dim=0)
-        spread = (centred.square().sum(dim=0) / (batch - 1) + epsilon).sqrt()
-        loss = loss + variance * F.relu(target - spread).mean()
+        spread = (centred.square().sum(dim=0) / (batch - 1) + 1e-4).sqrt()
+        loss = loss + variance * F.relu(1.0 - spread).mean()
         between = centred.T @ centred / (batch - 1)
         off_diagonal = between.square().sum() - between.diagonal().square().sum()
         loss = loss + covariance * off_diagonal / dim

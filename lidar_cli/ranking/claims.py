@@ -64,6 +64,7 @@ class Claims:
         self._folder = folder
         self._timeout = timeout
         self._token = secrets.token_hex(8)
+        self._worker = f"worker-{self._token}"
         self._card = card()
         self._last_printer = -1  # of those that took part before this process
         self._beats: dict[str, tuple[int, float]] = {}  # file -> its date, our time of seeing it
@@ -79,7 +80,7 @@ class Claims:
         self._take_part()
         number, taken = self._free(name)
         if number is not None and number > LAST_NUMBER:
-            path = self._path(f"{name}.claim-{LAST_NUMBER}")
+            path = self._folder / f"{name}.claim-{LAST_NUMBER}"
             raise refused(path, "is the last claim that has a number")
         if number is None or not self._create(f"{name}.claim-{number}", self._token):
             yield None
@@ -89,7 +90,7 @@ class Claims:
         finally:
             for other in self._numbers(name, ".claim"):
                 if other <= number:
-                    self._path(f"{name}.claim-{other}").unlink(missing_ok=True)
+                    (self._folder / f"{name}.claim-{other}").unlink(missing_ok=True)
 
     def lost(self, claim: Claim) -> bool:
         """Whether another process took the claim over because this one was silent for too long."""
@@ -114,7 +115,7 @@ class Claims:
             self._ended.set()
             self._thread.join()
         with suppress(OSError):  # the folder is in use by others, or absent
-            self._path(self._worker).unlink(missing_ok=True)
+            (self._folder / self._worker).unlink(missing_ok=True)
             # A worker is created before its claims: without a live worker in one listing, its
             # claims are nobody's.
             listed = [path for path in self._folder.iterdir() if FORMS.fullmatch(path.name)]
@@ -124,13 +125,6 @@ class Claims:
             for path in listed:
                 path.unlink(missing_ok=True)
             self._folder.rmdir()
-
-    @property
-    def _worker(self) -> str:
-        return f"worker-{self._token}"
-
-    def _path(self, name: str) -> Path:
-        return self._folder / name
 
     def _take_part(self) -> None:
         if self._thread is not None:
@@ -160,10 +154,10 @@ class Claims:
             with suppress(OSError):  # the next touch may succeed
                 # Created again only if somebody removed it.
                 if not self._create(self._worker, json.dumps(self._card)):
-                    os.utime(self._path(self._worker))
+                    os.utime(self._folder / self._worker)
 
     def _create(self, name: str, content: str) -> bool:
-        path = self._path(name)
+        path = self._folder / name
         try:
             file = path.open("x", encoding="utf-8")
         except FileExistsError:
@@ -193,7 +187,7 @@ class Claims:
             return 0, False
         if last == LAST_NUMBER:  # which no real run reaches
             return last + 1, False
-        claim = self._path(f"{name}.claim-{last}")
+        claim = self._folder / f"{name}.claim-{last}"
         try:
             token = read_limited(claim, MOST, follow=False).decode(errors="replace")
         except FileNotFoundError:
@@ -203,7 +197,7 @@ class Claims:
         if not FORMS.fullmatch(f"worker-{token}"):
             token = ""
         # A claim without a token was cut short or is being written: its own date decides.
-        state = self._state(self._path(f"worker-{token}") if token else claim)
+        state = self._state(self._folder / f"worker-{token}" if token else claim)
         return (None, False) if state == "alive" else (last + 1, state == "silent")
 
     def _state(self, path: Path) -> str:

@@ -31,7 +31,7 @@ from lidar_cli.features.structure import is_hdf5
 from lidar_cli.ranking.digests import Digests, Stamp
 from lidar_cli.runtime.files import irregular
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import ModelSettings, SampleSettings
+from lidar_cli.settings import EmbedSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
 # Files that training scripts save with the weights; others are recognised by their content.
@@ -95,7 +95,7 @@ class DirectoryScan:
 
 
 def scan_directory(
-    directory: Path, settings: ModelSettings, progress: Progress, digests: Digests
+    directory: Path, settings: EmbedSettings, progress: Progress, digests: Digests
 ) -> DirectoryScan:
     """Recognise every file, hash the checkpoints, and group those of equal content.
 
@@ -134,15 +134,13 @@ class Recogniser:
     So a file that is no checkpoint, however long, is not read to its end.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: EmbedSettings) -> None:
         self._settings = settings
         self._seen: dict[Path, tuple[Stamp, Description | Exception | None]] = {}
 
     def assumed_text(self, description: Description) -> str:
-        """The assumptions that the settings use of a checkpoint, in words. Raises SettingsError."""
-        if isinstance(self._settings, SampleSettings):
-            description = with_assumed_in_use(description, self._settings)
-        return description.assumed_text
+        """The assumptions in use for a checkpoint, in words. Raises SettingsError."""
+        return with_assumed_in_use(description, self._settings).assumed_text
 
     def check(self, path: Path) -> None:
         """Describe a file, unless that was done. Raises the error of a file that is refused."""
@@ -222,7 +220,7 @@ def _is_feature_file(path: Path) -> bool:
     return path.name.lower().endswith(FEATURE_SUFFIXES) and is_hdf5(path)
 
 
-def _describe(path: Path, settings: ModelSettings) -> Description:
+def _describe(path: Path, settings: EmbedSettings) -> Description:
     if settings.model is not None:
         return open_checkpoint(path, model=settings.model).description
     contents = read_contents(path)

@@ -45,7 +45,7 @@ class Oracle:
     """A ranking against downstream accuracies, which are shares of 1, by checkpoint path."""
 
     source: str  # the file, or `probe`
-    description: str  # how the accuracies were read or measured, in words
+    method: str  # how the accuracies were read or measured, in words
     level: float  # of the intervals
     accuracies: Mapping[str, float]
     verdicts: tuple[Verdict, ...]  # one for each group of the ranking, in its order
@@ -80,17 +80,17 @@ def judge(ranking: Ranking, settings: RankSettings, progress: Progress | None = 
     rows = [row for group in ranking.groups for row in group.rows]
     unmatched: list[Unmatched] = []
     if settings.oracle == PROBE:
-        accuracies, description, unmatched = _probe(ranking, rows, settings, progress or Progress())
+        accuracies, method, unmatched = _probe(ranking, rows, settings, progress or Progress())
     else:
         table = read_table(Path(settings.oracle), ("path", "accuracy"))
         lines, unmatched = _matched(table, rows, ranking)
-        shares, description = _read_accuracies(table)
+        shares, method = _read_accuracies(table)
         accuracies = {path: shares[line["path"]] for path, line in lines.items()}
     hyperparameters, more = hyperparameters_of(ranking, settings)
     verdicts = [_verdict(group, accuracies, hyperparameters, settings) for group in ranking.groups]
     return Oracle(
         source=settings.oracle,
-        description=description,
+        method=method,
         level=settings.confidence,
         accuracies=accuracies,
         verdicts=tuple(verdicts),

@@ -7,7 +7,7 @@ is taken over.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,6 @@ from lidar_cli.extraction.batches import Pass
 from lidar_cli.extraction.plan import make_plan
 from lidar_cli.extraction.run import changed, open_with, run, say_room
 from lidar_cli.extraction.view_cache import Room, ViewStore
-from lidar_cli.features.blocks import Names
 from lidar_cli.features.provenance import EMBEDDING_REVISION
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
 from lidar_cli.features.schema import partial_path, size_of
@@ -31,11 +30,11 @@ from lidar_cli.features.writer import begun_path
 from lidar_cli.ranking.cache import Cache, Task, serves
 from lidar_cli.ranking.claims import Claims, set_apart
 from lidar_cli.ranking.discover import Checkpoint
-from lidar_cli.ranking.unstored import score_unstored
+from lidar_cli.ranking.unstored import add_intervals, score_unstored
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
 from lidar_cli.scoring.groups import Grouping
-from lidar_cli.scoring.run import score, with_intervals
+from lidar_cli.scoring.run import score
 from lidar_cli.settings import ExtractSettings, RankSettings
 from lidar_cli.views.pipeline import Views
 
@@ -102,7 +101,7 @@ class Scorer:
         return tasks
 
     def note_disk_space(self, tasks: Sequence[Task]) -> None:
-        """Say how much space the embeddings of these tasks will take, before the first is begun."""
+        """Note the space that the embeddings of these tasks will take, unless one is begun."""
         if self._settings.collect or not self._settings.store:
             return
         missing = [task for task in tasks if not self.cache.has(task)]
@@ -167,49 +166,53 @@ class Scorer:
         by_views: dict[Views, list[Task]] = {}
         for task in tasks:
             by_views.setdefault(task.plan.views, []).append(task)
-        claimed: list[Task] = []  # by other processes
+        claimed: list[Task] = []
         for alike in by_views.values():
             with self.shared_views(alike) as views:
-                for task in alike:
-                    if self.cache.has(task):
-                        yield task, None
-                    elif self._settings.collect:
-                        name = self.cache.features_path(task).name
-                        at_it = "; a process is at it" if claims.held(name) else ""
-                        self._fail(task.checkpoint.path, FeatureFileError(f"not scored yet{at_it}"))
-                    else:
-                        is_settled, computed = self._claim(task, claims, work, views)
-                        if not is_settled:
-                            claimed.append(task)
-                        elif computed is not None:
-                            yield task, computed
-        yield from self._await_others(claimed, claims, work)
-
-    def _await_others(
-        self, claimed: Sequence[Task], claims: Claims, work: Work[T]
-    ) -> Iterator[tuple[Task, T | None]]:
-        """The tasks that others have claimed, once they are stored, or computed here."""
+                claimed += yield from self._work_through(alike, claims, work, views)
         pause, began, is_noted = FIRST_PAUSE, time.monotonic(), False
         while claimed:
-            waiting = []
-            for task in claimed:
-                if self.cache.has(task):
-                    yield task, None
-                    continue
-                is_settled, computed = self._claim(task, claims, work)
-                if not is_settled:
-                    waiting.append(task)
-                elif computed is not None:
-                    yield task, computed
-            if len(waiting) < len(claimed):
+            before = len(claimed)
+            claimed = yield from self._work_through(claimed, claims, work)
+            if len(claimed) < before:
                 pause = FIRST_PAUSE
-            else:
-                if not is_noted and time.monotonic() - began >= PATIENCE:
-                    self._note_waiting(waiting)
-                    is_noted = True
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            claimed = waiting
+                continue
+            if not is_noted and time.monotonic() - began >= PATIENCE:
+                self._note_waiting(claimed)
+                is_noted = True
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _work_through(
+        self, tasks: Iterable[Task], claims: Claims, work: Work[T], views: ViewStore | None = None
+    ) -> Generator[tuple[Task, T | None], None, list[Task]]:
+        """Yields as `divide`; returns the tasks that other processes have claimed."""
+        claimed = []
+        for task in tasks:
+            path, computed = self.cache.features_path(task), None
+            if self.cache.has(task):
+                yield task, None
+                continue
+            if self._settings.collect:
+                at_it = "; a process is at it" if claims.held(path.name) else ""
+                self._fail(task.checkpoint.path, FeatureFileError(f"not scored yet{at_it}"))
+                continue
+            with self._failing(task.checkpoint), claims.hold(path.name) as claim:
+                if claim is None:
+                    claimed.append(task)
+                    continue
+                if claim.taken:
+                    begun_path(path).unlink(missing_ok=True)
+                    set_apart(partial_path(path), path)
+                try:
+                    computed = work(task, views)
+                except FeatureFileError:
+                    if not claims.lost(claim):
+                        raise
+                    claimed.append(task)
+            if computed is not None:
+                yield task, computed
+        return claimed
 
     def _note_waiting(self, tasks: Sequence[Task]) -> None:
         self._progress.note(
@@ -218,25 +221,6 @@ class Scorer:
             f"{self._settings.claim_timeout:g} seconds (--claim-timeout; claims are in "
             f"{self.cache.claims})"
         )
-
-    def _claim(
-        self, task: Task, claims: Claims, work: Work[T], views: ViewStore | None = None
-    ) -> tuple[bool, T | None]:
-        """Claim a task and compute it: False if another process has the claim; the result."""
-        path = self.cache.features_path(task)
-        with self._failing(task.checkpoint), claims.hold(path.name) as claim:
-            if claim is None:
-                return False, None
-            if claim.taken:
-                begun_path(path).unlink(missing_ok=True)
-                set_apart(partial_path(path), path)
-            try:
-                return True, work(task, views)
-            except FeatureFileError:
-                if claims.lost(claim):
-                    return False, None
-                raise
-        return True, None
 
     @contextmanager
     def _failing(self, checkpoint: Checkpoint) -> Iterator[None]:
@@ -357,18 +341,7 @@ class Scorer:
             )
             unintervalled = score_unstored(work, self._settings, self._progress)
             saved.write(unintervalled)
-        values = replace(unintervalled.score, provenance=unintervalled.provenance)
-        assert values.rankme_rows is not None
-        level, rows = self._settings.confidence, values.rankme_rows
-        groups = None
-        if self._groups is not None:
-            samples = self._samples
-            names = Names(samples.ids[:rows], samples.labels and samples.labels[:rows])
-            groups = self._groups.of_names(samples.data, names)
-        without = unintervalled.without_influences
-        scored = with_intervals(
-            values, EVERY_METRIC, values.influences, rows, level, without, groups
-        )
+        scored = add_intervals(unintervalled, self._samples, self._settings, self._groups)
         return with_influences_of(scored, self._settings.by)
 
     def _open(self, checkpoint: Checkpoint) -> Loaded:

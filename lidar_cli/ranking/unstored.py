@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,18 @@ import torch
 from torch import Tensor
 
 from lidar_cli.core.noise import contrast_samples
+from lidar_cli.data.dataset import Samples
 from lidar_cli.extraction.batch_size import at_size_that_fits, find_batch_size
 from lidar_cli.extraction.batches import Pass
 from lidar_cli.extraction.engine import embed_all
 from lidar_cli.extraction.plan import Plan
-from lidar_cli.features.blocks import Chunk, Embeddings, Stored
+from lidar_cli.features.blocks import Chunk, Embeddings, Names, Stored
 from lidar_cli.features.schema import as_numbers
 from lidar_cli.runtime.device import SHARE, free_memory
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import EVERY_METRIC
-from lidar_cli.scoring.run import score_gathered
+from lidar_cli.scoring.compute import EVERY_METRIC, Score
+from lidar_cli.scoring.groups import Grouping
+from lidar_cli.scoring.run import score_gathered, with_intervals
 from lidar_cli.scoring.saved import Unintervalled
 from lidar_cli.scoring.streaming import Gathered, enough_memory
 from lidar_cli.settings import MetricSettings, RankSettings, parse_size
@@ -48,6 +51,25 @@ def score_unstored(work: Pass, settings: RankSettings, progress: Progress) -> Un
         )
     provenance = plan.provenance | {"batch_size": batch_size}
     return Unintervalled(scored, provenance, embeddings.once)
+
+
+def add_intervals(
+    unintervalled: Unintervalled,
+    samples: Samples,
+    settings: RankSettings,
+    groups: Grouping | None,
+) -> Score:
+    """The score with intervals at the settings' level. groups: of samples, as in `score`."""
+    score = replace(unintervalled.score, provenance=unintervalled.provenance)
+    rows = score.rankme_rows
+    assert rows is not None
+    numbers = None
+    if groups is not None:
+        names = Names(samples.ids[:rows], samples.labels and samples.labels[:rows])
+        numbers = groups.of_names(samples.data, names)
+    reason = unintervalled.without_influences
+    level = settings.confidence
+    return with_intervals(score, EVERY_METRIC, score.influences, rows, level, reason, numbers)
 
 
 class MomentSink:
