@@ -180,7 +180,12 @@ class ModelSettings(DeviceSettings, FormatSettings):
 
 
 @dataclass(frozen=True)
-class ExtractSettings(SampleSettings, ModelSettings):
+class EmbedSettings(SampleSettings, ModelSettings):
+    """All that determines the embeddings of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class ExtractSettings(EmbedSettings):
     """`lidar extract`."""
 
     output: Path | None = setting(
@@ -274,7 +279,7 @@ class ClaimSettings:
 
 
 @dataclass(frozen=True)
-class RankSettings(SampleSettings, ModelSettings, MetricSettings, FollowSettings, ClaimSettings):
+class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings):
     """`lidar rank`."""
 
     by: str = setting("lidar", "--by", help="Metric that orders the checkpoints.")

@@ -17,21 +17,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-import torch
 import typer.main
 from make import checkpoint, environment, image_folder, lidar_here
+from raising import raises
 
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import sha256
 from lidar_cli.cli import app
 from lidar_cli.errors import InputError
-from lidar_cli.extraction.plan import Plan
-from lidar_cli.ranking import cache as cached
-from lidar_cli.ranking.cache import Cache
-from lidar_cli.ranking.cache_folder import CacheFolder
+from lidar_cli.ranking import scorer
+from lidar_cli.ranking.cache import Cache, CacheFolder, Task
 from lidar_cli.ranking.claims import Claims, set_apart
 from lidar_cli.ranking.discover import Checkpoint
-from lidar_cli.ranking.session import open_cache, rank_directory
+from lidar_cli.ranking.session import open_session, rank_directory
 from lidar_cli.runtime.processes import card, gone
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
@@ -62,7 +60,7 @@ def test_a_task_is_one_process_s_and_nothing_is_left(tmp_path: Path) -> None:
             assert two.held("a")
         with two.hold("a") as later:
             assert later is not None
-        assert [one.first_to_tell(), two.first_to_tell()] == [True, False]
+        assert [one.first_to_print(), two.first_to_print()] == [True, False]
     assert not folder.exists()
 
 
@@ -71,14 +69,14 @@ def test_who_comes_after_the_telling_tells_anew(tmp_path: Path) -> None:
     with Claims(folder, LONG) as one:
         with one.hold("a"):
             pass
-        assert one.first_to_tell()
+        assert one.first_to_print()
         with Claims(folder, LONG) as late, Claims(folder, LONG) as later:
             for each in (late, later):
                 with each.hold("b"):
                     pass
-            assert [late.first_to_tell(), later.first_to_tell()] == [True, False]
+            assert [late.first_to_print(), later.first_to_print()] == [True, False]
     with Claims(folder, LONG) as reader:
-        assert reader.first_to_tell()  # that made nothing, and read what is there
+        assert reader.first_to_print()  # that made nothing, and read what is there
     assert not folder.exists()
 
 
@@ -89,22 +87,22 @@ def test_who_tells_does_not_depend_on_planted_files(tmp_path: Path, numbers: lis
     folder = tmp_path / "claims"
     folder.mkdir()
     for number in numbers:
-        (folder / f"told-{number}").write_text("f00")
+        (folder / f"printer-{number}").write_text("f00")
     with Claims(folder, LONG) as one, Claims(folder, LONG) as two:
         for each in (one, two):
             with each.hold("a"):
                 pass
-        assert [one.first_to_tell(), two.first_to_tell()] == [True, False]
+        assert [one.first_to_print(), two.first_to_print()] == [True, False]
         with Claims(folder, LONG) as late:
             with late.hold("b"):
                 pass
-            assert late.first_to_tell()
+            assert late.first_to_print()
 
 
-def planted(folder: Path, **told: object) -> None:
+def planted(folder: Path, **changed: object) -> None:
     """The claim of task a by a worker, as its process left it; told: what differs from this one."""
     folder.mkdir()
-    (folder / "worker-f00").write_text(json.dumps(card() | told))
+    (folder / "worker-f00").write_text(json.dumps(card() | changed))
     (folder / "a.claim-0").write_text("f00")
 
 
@@ -143,9 +141,9 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
     )
     assert child.stdin is not None
     assert child.stdout is not None
-    told = json.loads(child.stdout.readline())
+    worker = json.loads(child.stdout.readline())
     folder = tmp_path / "claims"
-    planted(folder, **told)
+    planted(folder, **worker)
     with child, Claims(folder, LONG) as claims:
         assert claims.held("a")
         child.stdin.write("end\n")
@@ -161,13 +159,13 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
 
 
 def test_who_does_not_know_takes_nobody_for_dead() -> None:
-    own = card()
-    assert not gone(own, own)
-    assert not gone({"host": own["host"], "process": os.getpid()}, own)  # that told no begin
-    assert not gone(own, own | {"began": None})  # without /proc
+    me = card()
+    assert not gone(me, me)
+    assert not gone({"host": me["host"], "process": os.getpid()}, me)  # that told no begin
+    assert not gone(me, me | {"began": None})  # without /proc
     for process in (None, "1", 0, -1, 10**30, 1):  # the last runs, for another user or this one
-        assert not gone({"host": own["host"], "process": process}, own)
-    assert not gone(own | {"host": "elsewhere", "began": 1}, own)
+        assert not gone({"host": me["host"], "process": process}, me)
+    assert not gone(me | {"host": "elsewhere", "began": 1}, me)
 
 
 def test_the_claim_of_another_host_is_taken_over_after_its_silence(tmp_path: Path) -> None:
@@ -210,7 +208,7 @@ def test_a_claim_that_none_can_follow_is_refused(tmp_path: Path, more: list[int]
     for number in (999999999, *more):
         (folder / f"a.claim-{number}").write_text("f00")
     with Claims(folder, LONG) as claims:
-        with pytest.raises(InputError, match=r"a.claim-999999999: .* with --cache PATH$"):
+        with raises(InputError, "cache-refused"):
             claims.hold("a").__enter__()
         assert not claims.held("a")
         with claims.hold("c") as mine:
@@ -276,7 +274,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         Claims(tmp_path / "file" / "claims", LONG) as claims,
-        pytest.raises(InputError, match=r"the cache cannot be written .*name another place with"),
+        raises(InputError, "cache-refused"),
         claims.hold("a"),
     ):
         pass
@@ -291,18 +289,18 @@ def test_a_cache_that_may_be_read_and_not_written_is_one_line(
     folder, new = CacheFolder(Path(), None), CacheFolder(Path(), Path("new"))
     folder.make().chmod(0o555)
     new.path.mkdir(mode=0o555)
-    own = os.geteuid()
+    uid = os.geteuid()
     line = r"the cache cannot be written .*; name another place with --cache PATH$"
     try:
-        if own == 0:  # who may write anywhere
+        if uid == 0:  # who may write anywhere
             os.seteuid(65534)
         assert CacheFolder(Path(), None).make() == folder.path  # what is there is read
         with pytest.raises(InputError, match=rf"new: {line}"):
             new.make()
-        with Claims(folder.claims, LONG) as claims, pytest.raises(InputError, match=line):
+        with Claims(folder.claims, LONG) as claims, raises(InputError, "cache-refused"):
             claims.hold("a").__enter__()
     finally:
-        os.seteuid(own)
+        os.seteuid(uid)
 
 
 # Real processes
@@ -377,10 +375,10 @@ def test_four_processes_one_killed_make_each_checkpoint_once(
     assert "nothing could be ranked (6 failed, 0 skipped; the first:" in collected.stderr
     assert "not scored yet; a process is at it" in collected.stderr
     (tmp_path / "go").touch()
-    told = [process.communicate(timeout=120) for process in others]
-    assert [process.returncode for process in others] == [0, 0, 0], told
-    (ranking,) = [out for out, _ in told if out]
-    silent = [err for out, err in told if not out]
+    ends = [process.communicate(timeout=120) for process in others]
+    assert [process.returncode for process in others] == [0, 0, 0], ends
+    (ranking,) = [out for out, _ in ends if out]
+    silent = [err for out, err in ends if not out]
     assert len(silent) == 2
     assert all("another process prints the ranking" in err for err in silent)
 
@@ -399,30 +397,30 @@ def test_a_waiting_process_looks_at_what_is_missing_alone(
 ) -> None:
     runs = tmp_path / "runs"
     images = image_folder(tmp_path / "images", 12)
-    known = RankSettings(
+    settings = RankSettings(
         data=str(images), n_samples=12, n_views=2, image_size=24, device="cpu", batch_size=4
     )
     for seed in range(3):
         checkpoint(runs / f"{seed}.pt", seed)
-    before = rank_directory(runs, known)
+    before = rank_directory(runs, settings)
     missing = checkpoint(runs / "missing.pt", 3)
-    monkeypatch.setattr(cached, "LOOK", 0.01)
+    monkeypatch.setattr(scorer, "FIRST_PAUSE", 0.01)
     looks: Counter[str] = Counter()
-    has = Cache._has
+    has = Cache.has
 
-    def counted(self: Cache, task: Checkpoint, plan: Plan) -> bool:
-        looks[task.path.name] += 1
+    def counted(self: Cache, task: Task) -> bool:
+        looks[task.checkpoint.path.name] += 1
         if looks[missing.name] == 6:
             theirs.close()
-        return has(self, task, plan)
+        return has(self, task)
 
-    monkeypatch.setattr(Cache, "_has", counted)
+    monkeypatch.setattr(Cache, "has", counted)
     other = Claims(runs / ".lidar" / "claims", LONG)
     theirs = ExitStack()
     theirs.enter_context(other)
-    plan_key = one_plan(missing, known)
+    plan_key = one_plan(missing, settings)
     assert theirs.enter_context(other.hold(f"missing-{plan_key}.h5")) is not None
-    ranking = rank_directory(runs, known)
+    ranking = rank_directory(runs, settings)
     assert len(ranking.groups[0].rows) == 1 + len(before.groups[0].rows)
     assert looks.pop(missing.name) >= 6
     # For what is outdated, for the room, for the views that are shared, and for itself.
@@ -433,33 +431,32 @@ def test_a_wait_for_a_silent_worker_is_said_once_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = image_folder(tmp_path / "images", 12)
-    known = RankSettings(
+    settings = RankSettings(
         data=str(images), n_samples=12, n_views=2, image_size=24, device="cpu", claim_timeout=1.0
     )
     path = checkpoint(tmp_path / "runs" / "a.pt")
     claims = tmp_path / "runs" / ".lidar" / "claims"
-    task = f"a-{one_plan(path, known)}.h5"
+    task = f"a-{one_plan(path, settings)}.h5"
     claims.mkdir(parents=True)
     (claims / "worker-f00").write_text(json.dumps(card() | {"host": "elsewhere"}))
     (claims / f"{task}.claim-0").write_text("f00")
     os.utime(claims / "worker-f00", (4e9, 4e9))  # a date in the future is no sign of life
-    monkeypatch.setattr(cached, "PATIENCE", 0.2)
-    monkeypatch.setattr(cached, "LOOK", 0.1)
+    monkeypatch.setattr(scorer, "PATIENCE", 0.2)
+    monkeypatch.setattr(scorer, "FIRST_PAUSE", 0.1)
     notes: list[str] = []
     progress = Progress()
     monkeypatch.setattr(progress, "note", notes.append)
-    assert len(rank_directory(path.parent, known, progress).groups[0].rows) == 1
+    assert len(rank_directory(path.parent, settings, progress).groups[0].rows) == 1
     (note,) = [note for note in notes if "waiting" in note]
     assert "have 1 checkpoints in hand, the first is " + str(path) in note
     assert "is replaced after 1 seconds (--claim-timeout;" in note
 
 
-def one_plan(path: Path, known: RankSettings) -> str:
+def one_plan(path: Path, settings: RankSettings) -> str:
     """The key of what is embedded of a checkpoint."""
-    folder = CacheFolder(path.parent, None)
-    cache = open_cache(folder, known, (), "projector", torch.device("cpu"), Progress())
-    description = open_checkpoint(path).description
-    return cache.plan(Checkpoint(path, sha256(path), description)).key
+    checkpoint = Checkpoint(path, sha256(path), open_checkpoint(path).description)
+    (task,) = open_session(path.parent, settings).open_scorer("projector").plans([checkpoint])
+    return task.plan.key
 
 
 def test_what_is_not_scored_yet_is_named(
@@ -473,9 +470,9 @@ def test_what_is_not_scored_yet_is_named(
     # The marker, and the features: n = 12 is too few for intervals.
     assert [Path(name).suffix for name in cache] == ["", ".h5"]
     checkpoint(tmp_path / "runs/b.pt", 1)
-    found = lidar_here(*words, "--collect", "--quiet", monkeypatch=monkeypatch, capfd=capfd)
-    assert (found.returncode, found.stdout) == (4, "runs/a.pt\n")
-    assert "failed: runs/b.pt: not scored yet\n" in found.stderr
+    done = lidar_here(*words, "--collect", "--quiet", monkeypatch=monkeypatch, capfd=capfd)
+    assert (done.returncode, done.stdout) == (4, "runs/a.pt\n")
+    assert "failed: runs/b.pt: not scored yet\n" in done.stderr
     assert names(tmp_path / "runs/.lidar") == cache
 
 

@@ -30,16 +30,16 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="no digest is kept el
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose content was read for a digest; all count as settled at once."""
-    found: list[str] = []
+    names: list[str] = []
     really = digesting.sha256
 
     def sha256(path: Path) -> str:
-        found.append(path.name)
+        names.append(path.name)
         return really(path)
 
     monkeypatch.setattr(digesting, "sha256", sha256)
     monkeypatch.setattr(digesting, "SETTLED", -1)
-    return found
+    return names
 
 
 @pytest.fixture
@@ -51,17 +51,17 @@ def dated(tmp_path: Path) -> None:
 
 def file_system(path: Path) -> str:
     """Its kind, by the mount that the path lies below."""
-    told = (line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines())
-    below = [(place, kind) for place, kind in told if path.resolve().is_relative_to(place)]
+    mounts = (line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines())
+    below = [(place, kind) for place, kind in mounts if path.resolve().is_relative_to(place)]
     return max(below, key=lambda one: len(one[0]))[1]
 
 
 def digest(path: Path) -> str:
     """By processes that have read nothing yet."""
-    before, found = Digests(path.parent, path.parent / "kept").of(path)
+    before, computed = Digests(path.parent, path.parent / "kept").of(path)
     assert before == stamp(path)
-    assert found == hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+    assert computed == hashlib.sha256(path.read_bytes()).hexdigest()
+    return computed
 
 
 @pytest.mark.usefixtures("dated")
@@ -110,9 +110,9 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
     really = digesting.sha256
 
     def late(name: Path) -> str:
-        found = really(name)
+        computed = really(name)
         replaced_in_place(path, 7)
-        return found
+        return computed
 
     with monkeypatch.context() as patch:
         patch.setattr(digesting, "sha256", late)

@@ -16,7 +16,7 @@ from make import checkpoint, environment, image_folder
 from lidar_cli.errors import CheckpointError, InputError
 from lidar_cli.extraction import run as extracting
 from lidar_cli.extraction.run import extract_checkpoint
-from lidar_cli.ranking.cache_folder import MARKER
+from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings, RankSettings

@@ -16,7 +16,7 @@ from torch import Tensor
 from lidar_cli.core import noise
 from lidar_cli.core.moments import Moments
 from lidar_cli.errors import DegenerateFeatures
-from lidar_cli.ranking.unstored import _Samples
+from lidar_cli.ranking.unstored import _ContrastSamples
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ScoreSettings
@@ -175,7 +175,7 @@ def test_without_stored_embeddings_the_same_samples_are_read_again(
 ) -> None:
     monkeypatch.setattr(noise, "MOST_SAMPLES", 20)
     z = drawn(100, 3, 4).float()
-    kept = _Samples(100, 3, 4, torch.float32)
+    kept = _ContrastSamples(100, 3, 4, torch.float32)
     for first in range(0, 100, 7):
         kept.keep(first, z[first : first + 7])
     for number in noise.contrast_samples(100, 3, 4).tolist():

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ import pytest
 import torch
 from formats import FIXTURES
 from make import checkpoint, environment, image_folder, lidar_here, state_dict
+from raising import raises
 from scores import score
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.data import dataset
 from lidar_cli.data.tables import match, read_table
 from lidar_cli.errors import InputError
 from lidar_cli.extraction.run import extract_checkpoint
@@ -32,12 +35,11 @@ from lidar_cli.ranking.hyperparameters import (
     from_checkpoints,
     from_table,
     slices,
-    telling,
+    varying,
     with_names,
 )
 from lidar_cli.ranking.oracle import by_hyperparameter, judge, select
-from lidar_cli.ranking.oracle_probe import help_embedding
-from lidar_cli.ranking.session import rank_directory
+from lidar_cli.ranking.session import embed_for_probes, rank_directory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.settings import ExtractSettings, RankSettings
@@ -136,12 +138,16 @@ def test_a_line_means_one_checkpoint_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = [("runs/a/last.pt", ["runs/copy.pt"]), ("runs/b/last.pt", []), ("runs/b/best.pt", [])]
+    checkpoints = [
+        ("runs/a/last.pt", ["runs/copy.pt"]),
+        ("runs/b/last.pt", []),
+        ("runs/b/best.pt", []),
+    ]
 
     def lines(*paths: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
         text = "path,accuracy\n" + "".join(f"{path},0.5\n" for path in paths)
         table = read_table(written(tmp_path / "t.csv", text), ("path", "accuracy"))
-        matched, unmatched = match(table, found, "runs")
+        matched, unmatched = match(table, checkpoints, "runs")
         return (
             {path: row["path"] for path, row in matched.items()},
             [(line.path, line.reason) for line in unmatched],
@@ -162,7 +168,7 @@ def test_a_line_means_one_checkpoint_or_none(
         ("other.pt", "no such checkpoint"),
         ("b", "no such checkpoint"),
     ]
-    with pytest.raises(InputError, match=r"a/last\.pt and copy\.pt are the same checkpoint"):
+    with raises(InputError, "same-checkpoint"):
         lines("copy.pt", "a/last.pt")
 
 
@@ -210,12 +216,12 @@ def test_numbers_in_names_stand_behind_what_checkpoints_carry() -> None:
 
 
 def test_names_of_runs_are_no_hyperparameters() -> None:
-    known = {
+    hyperparameters = {
         "a": {"lr": 0.1, "out": "/a", "seed": 1, "arch": "vit"},
         "b": {"lr": 0.2, "out": "/b", "seed": 1, "arch": "vit"},
         "c": {"lr": 0.2, "out": "/c", "seed": 1, "wd": 0.5, "arch": "vit"},
     }
-    assert telling(known) == ("lr", "wd")
+    assert varying(hyperparameters) == ("lr", "wd")
 
 
 def test_slices_differ_in_one_hyperparameter_alone() -> None:
@@ -276,32 +282,32 @@ def test_correlations_are_those_of_pandas() -> None:
         if both["merit"].nunique() < 2:
             assert (row.spearman, row.kendall) == (None, None)
             continue
-        for method, found in (("spearman", row.spearman), ("kendall", row.kendall)):
-            assert found == pytest.approx(both.corr(method=method).loc["merit", "a"])
+        for method, value in (("spearman", row.spearman), ("kendall", row.kendall)):
+            assert value == pytest.approx(both.corr(method=method).loc["merit", "a"])
 
 
 def test_selection_is_that_of_pandas() -> None:
     frame, scores = example()
     judged = {path: (scores[path], frame.loc[path, "accuracy"]) for path in frame.index}
-    found = select(judged)
-    assert (found.count, found.best.accuracy) == (18, frame["accuracy"].max())
-    assert found.best.paths == tuple(frame.index[frame["accuracy"] == frame["accuracy"].max()])
-    assert found.median == pytest.approx(frame["accuracy"].median())
-    for pick in found.picks:
+    selection = select(judged)
+    assert (selection.count, selection.best.accuracy) == (18, frame["accuracy"].max())
+    assert selection.best.paths == tuple(frame.index[frame["accuracy"] == frame["accuracy"].max()])
+    assert selection.median == pytest.approx(frame["accuracy"].median())
+    for pick in selection.picks:
         expected = picked(frame, pick.metric)
         assert pick.accuracy == (None if expected is None else pytest.approx(expected))
-    by_name = {pick.metric: pick for pick in found.picks}
+    by_name = {pick.metric: pick for pick in selection.picks}
     assert by_name["information"].paths == ()
     assert len(by_name["rankme"].paths) == 18  # all tied: it picks as chance does
-    assert any(1 < len(pick.paths) < 18 for pick in found.picks)
+    assert any(1 < len(pick.paths) < 18 for pick in selection.picks)
 
 
 def test_columns_of_hyperparameters_are_those_of_pandas() -> None:
     frame, scores = example()
     judged = {path: (scores[path], frame.loc[path, "accuracy"]) for path in frame.index}
     names = ["lr", "wd", "method"]
-    known = {path: dict(frame.loc[path, names]) for path in frame.index}
-    columns = by_hyperparameter(judged, known | {"elsewhere.pt": {"lr": 7.0}})
+    hyperparameters = {path: dict(frame.loc[path, names]) for path in frame.index}
+    columns = by_hyperparameter(judged, hyperparameters | {"elsewhere.pt": {"lr": 7.0}})
     assert [column.name for column in columns] == names
     for column in columns:
         others = [name for name in names if name != column.name]
@@ -352,24 +358,28 @@ def test_against_a_file_of_accuracies(tmp_path: Path, rank: Shell) -> None:
     table = written(tmp_path / "a.csv", text)
     done = rank(runs, "--oracle", table, "--json")
     assert done.returncode == 4  # broken.pt
-    found = json.loads(done.stdout)
-    told = found["correlation"]
-    assert (told["oracle"], told["told"], told["level"]) == (str(table), "read as percent", 0.95)
+    listing = json.loads(done.stdout)
+    correlation = listing["correlation"]
+    assert (correlation["oracle"], correlation["told"], correlation["level"]) == (
+        str(table),
+        "read as percent",
+        0.95,
+    )
     paths = {str(runs / name / "last.pt"): share for name, share in shares.items()}
-    assert told["accuracies"] == pytest.approx(paths)
-    assert told["without"] == [str(runs / "5" / "last.pt")]
-    assert told["unmatched"] == [
+    assert correlation["accuracies"] == pytest.approx(paths)
+    assert correlation["without"] == [str(runs / "5" / "last.pt")]
+    assert correlation["unmatched"] == [
         {"path": "broken.pt", "reason": "no such checkpoint"},
         {"path": "last.pt", "reason": "6 checkpoints have this name"},
     ]
-    (group,) = told["groups"]
+    (group,) = correlation["groups"]
     assert (group["group"], group["count"], group["median"]) == (1, 5, pytest.approx(0.6))
     assert group["best"] == {
         "paths": [str(runs / "1" / "last.pt")],
         "accuracy": pytest.approx(0.7),
     }
     lidar = next(row for row in group["metrics"] if row["metric"] == "lidar")
-    ordered = [r["path"] for r in found["checkpoints"] if r["path"] in paths]
+    ordered = [r["path"] for r in listing["checkpoints"] if r["path"] in paths]
     assert lidar["picked"] == [ordered[0]]
     assert lidar["picked_accuracy"] == pytest.approx(paths[ordered[0]])
     ranks = pd.Series([paths[path] for path in ordered[::-1]]).corr(
@@ -424,11 +434,18 @@ def test_against_probes(tmp_path: Path, rank: Shell, images: Path) -> None:
     runs = sweep(tmp_path / "runs")
     done = rank(runs, "--oracle", "probe", "--json")
     assert done.returncode == 4
-    told = json.loads(done.stdout)["correlation"]
-    assert told["oracle"] == "probe"
-    assert "backbone, 19 training and 5 test images of 2 classes" in told["told"]
-    assert len(told["accuracies"]) == 6
-    assert {round(5 * share, 9) for share in told["accuracies"].values()} <= {0, 1, 2, 3, 4, 5}
+    correlation = json.loads(done.stdout)["correlation"]
+    assert correlation["oracle"] == "probe"
+    assert "backbone, 19 training and 5 test images of 2 classes" in correlation["told"]
+    assert len(correlation["accuracies"]) == 6
+    assert {round(5 * share, 9) for share in correlation["accuracies"].values()} <= {
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    }
     assert "steps of Adam, too few" in done.stderr
     # Embedded once, without views, whatever layer is ranked; and found again.
     clean = {}
@@ -440,7 +457,7 @@ def test_against_probes(tmp_path: Path, rank: Shell, images: Path) -> None:
                 clean[path] = path.stat().st_mtime_ns
     assert len(clean) == 6
     again = json.loads(rank(runs, "--oracle", "probe", "--json").stdout)["correlation"]
-    assert again == told
+    assert again == correlation
     assert {path: path.stat().st_mtime_ns for path in clean} == clean
     fewer = rank(runs, "--oracle", "probe", "--oracle-samples", 20, "--json")
     assert "16 training and 4 test images" in json.loads(fewer.stdout)["correlation"]["told"]
@@ -492,9 +509,9 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list
     monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
 
     def lines() -> list[str]:
-        found = log.read_text().splitlines() if log.exists() else []
+        processes = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
-        return found
+        return processes
 
     return lines
 
@@ -510,16 +527,35 @@ def test_a_cached_probe_opens_no_checkpoint(
     assert len(opened()) == 6
     # What another process embedded for the probes is not embedded again.
     shutil.rmtree(runs / ".lidar")
-    known = RankSettings(
+    settings = RankSettings(
         data=str(images), n_samples=N, n_views=Q, image_size=SIZE, device="cpu", batch_size=8,
         model="counted:model", oracle="probe",
     )  # fmt: skip
-    ranking = rank_directory(runs, known)
-    help_embedding(ranking.checkpoints.values(), str(runs), known, Progress())
+    ranking = rank_directory(runs, settings)
+    embed_for_probes(runs, settings, Progress(), ranking.checkpoints.values())
     assert len(opened()) == 3 * 6
-    accuracies = judge(ranking, known).accuracies
+    accuracies = judge(ranking, settings).accuracies
     assert opened() == []
     assert accuracies == first["accuracies"]
+
+
+def test_each_image_is_decoded_once_to_rank_and_once_to_probe(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, decodes = dataset.decoded, Counter[type]()
+
+    def counted(content: Any) -> np.ndarray:
+        decodes[type(content)] += 1
+        return decode(content)
+
+    monkeypatch.setattr(dataset, "decoded", counted)
+    runs = sweep(tmp_path / "runs")
+    settings = RankSettings(
+        data=str(images), n_samples=N, n_views=Q, image_size=SIZE, device="cpu", batch_size=8,
+        view_memory="0", oracle="probe",
+    )  # fmt: skip
+    judge(rank_directory(runs, settings), settings)
+    assert decodes[bytes] == 2 * N  # for six checkpoints
 
 
 def test_processes_divide_what_probes_need(

@@ -15,7 +15,7 @@ import pytest
 from make import checkpoint, lidar_here
 
 from lidar_cli.errors import InputError
-from lidar_cli.ranking.cache_folder import MARKER, CacheFolder
+from lidar_cli.ranking.cache import MARKER, CacheFolder
 from lidar_cli.ranking.claims import Claims
 
 OPTIONS = ["--data", "embedded", "-n", "8", "-q", "2", "--image-size", "16", "--device", "cpu"]

@@ -13,12 +13,12 @@ from lidar_cli.demo.pretrain import (
     Hyperparameters,
     Network,
     draw_hyperparameters,
+    learning_rate_share,
     nt_xent,
     pretrain,
     training_views,
     vicreg,
 )
-from lidar_cli.demo.schedule import learning_rate_share
 from lidar_cli.runtime.progress import Progress
 
 SIMCLR = Hyperparameters("simclr", 2, 3e-3, 1e-4, 0.8, 0.5, temperature=0.2)
@@ -197,14 +197,14 @@ def test_training_lowers_the_loss(images, settings):
 
 
 def test_progress_is_told_epoch_by_epoch(images):
-    told = []
+    reports = []
 
     class Listener(Progress):
         def update(self, task: str, done: int, total: int) -> None:
-            told.append((done, total))
+            reports.append((done, total))
 
     pretrain(images[:64], SIMCLR, seed=0, progress=Listener())
-    assert told == [(1, 2), (2, 2)]
+    assert reports == [(1, 2), (2, 2)]
 
 
 def test_checkpoint_is_what_a_training_script_saves(checkpoint, tmp_path):

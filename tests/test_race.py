@@ -12,11 +12,13 @@ import pytest
 import torch
 from formats import FIXTURES
 from make import besides_assumptions, checkpoint, image_folder, lidar_here, state_dict
+from raising import raises
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.errors import BadRows, CheckpointError, InputError, NoProcess, SettingsError
 from lidar_cli.ranking.order import Row
-from lidar_cli.ranking.race import corrected, looks_of, put_out, race_directory
+from lidar_cli.ranking.race import corrected, eliminated, looks_of, race_directory
+from lidar_cli.ranking.scorer import is_of_all
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
@@ -43,7 +45,7 @@ def test_a_first_look_that_is_too_dear_is_refused_with_the_n_that_is_not() -> No
     # 513 in batches of 64 at most are 576 at most; 9/8 of 513, rounded up, is 578, of 1752 a third.
     with pytest.raises(SettingsError, match=r"first look needs 513 .* to 578, .* -n 1752 or more"):
         looks_of(1000, 256, 0.33)
-    with pytest.raises(SettingsError, match="first look needs 513"):
+    with raises(SettingsError, "race-budget"):
         looks_of(1751, 256, 0.33)
     assert looks_of(1752, 256, 0.33)[0] == 513
     # In batches of 100 they are 600, and might be 612 in batches of which nobody knows the place.
@@ -63,20 +65,20 @@ def test_the_level_shares_what_may_err_among_looks_and_pairs() -> None:
 
 def row(path: str, value: float | None, influences: list[float]) -> Row:
     """A row by LiDAR, of a checkpoint whose samples have these influences."""
-    own = torch.tensor(influences, dtype=torch.float64)
-    score = Score.of(
+    values = torch.tensor(influences, dtype=torch.float64)
+    score = Score(
         path,
         "projector",
-        len(own),
+        len(values),
         2,
         4,
         1e-4,
         1e-7,
         False,
         lidar=value,
-        influences={"lidar": own - own.mean()},
+        influences={"lidar": values - values.mean()},
     )
-    se = None if value is None else float(own.std() / math.sqrt(len(own)))
+    se = None if value is None else float(values.std() / math.sqrt(len(values)))
     return Row(path, (), score, value, interval=Interval(se))
 
 
@@ -90,23 +92,23 @@ def test_only_a_gap_beyond_the_paired_interval_puts_out() -> None:
     # Influences of opposite signs: the difference has sd 2 and a standard error of 0.2, and its
     # two-sided 95 % interval reaches about 0.4.
     for gap, out in ((0.3, []), (0.5, [1])):
-        found = [row("a", 10.0, alternating(n)), row("b", 10.0 - gap, alternating(n, -1))]
-        assert put_out(found, [10.0, 10.0 - gap], n, LIDAR, 0.95) == out
+        rows = [row("a", 10.0, alternating(n)), row("b", 10.0 - gap, alternating(n, -1))]
+        assert eliminated(rows, [10.0, 10.0 - gap], n, LIDAR, 0.95) == out
     # The same influences: the difference is known exactly, however uncertain both values are.
-    found = [row("a", 10.0, alternating(n)), row("b", 9.99, alternating(n))]
-    assert put_out(found, [10.0, 9.99], n, LIDAR, 0.95) == [1]
+    rows = [row("a", 10.0, alternating(n)), row("b", 9.99, alternating(n))]
+    assert eliminated(rows, [10.0, 9.99], n, LIDAR, 0.95) == [1]
 
 
 def test_without_a_value_or_an_interval_nobody_leaves_or_sends_away() -> None:
     null = row("a", None, alternating(100))
     few = Row("b", (), null.score, 99.0)  # a value, and no interval
-    found = [null, few, row("c", 1.0, alternating(100))]
-    assert put_out(found, [None, 99.0, 1.0], 100, LIDAR, 0.95) == []
+    rows = [null, few, row("c", 1.0, alternating(100))]
+    assert eliminated(rows, [None, 99.0, 1.0], 100, LIDAR, 0.95) == []
 
 
 def test_a_gap_that_closes_before_n_puts_nobody_out() -> None:
     # 100 samples gave 12 and 8; up to n = 400 each gains 3/4 of what it gained since 50.
-    found = [row("a", 12.0, alternating(100)), row("b", 8.0, alternating(100))]
+    rows = [row("a", 12.0, alternating(100)), row("b", 8.0, alternating(100))]
     for half, n, out in (
         ([10.0, 4.0], 400, [1]),  # 13.5 and 11
         ([10.0, 1.0], 400, [1]),  # 13.5 and 13.25
@@ -114,7 +116,7 @@ def test_a_gap_that_closes_before_n_puts_nobody_out() -> None:
         ([12.0, 1.0], 100, [1]),  # nothing is left to gain
         ([None, 4.0], 400, []),  # a line needs two points
     ):
-        assert put_out(found, half, n, LIDAR, 0.95) == out
+        assert eliminated(rows, half, n, LIDAR, 0.95) == out
 
 
 def test_the_best_is_put_out_no_more_often_than_promised() -> None:
@@ -125,15 +127,13 @@ def test_the_best_is_put_out_no_more_often_than_promised() -> None:
     lost = 0
     for _ in range(draws):
         shared = torch.randn(looks[-1], 1, generator=generator, dtype=torch.float64)
-        own = torch.randn(looks[-1], entrants, generator=generator, dtype=torch.float64)
-        samples = shared + own  # the value is the mean, its influences what is above it
+        noise = torch.randn(looks[-1], entrants, generator=generator, dtype=torch.float64)
+        samples = shared + noise  # the value is the mean, its influences what is above it
         best_is_out = False
         for n in looks:
             values = samples[:n].mean(dim=0)
-            found = [
-                row(str(k), float(values[k]), samples[:n, k].tolist()) for k in range(entrants)
-            ]
-            best_is_out |= 0 in put_out(found, values.tolist(), n, LIDAR, level)
+            rows = [row(str(k), float(values[k]), samples[:n, k].tolist()) for k in range(entrants)]
+            best_is_out |= 0 in eliminated(rows, values.tolist(), n, LIDAR, level)
         lost += best_is_out
     # At the nominal 5 % of 400 draws: 20, and 34 are beyond three standard deviations of it.
     assert lost <= 33
@@ -150,14 +150,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(runs: Path, cache: Path, **more: object) -> RankSettings:
-    known = {
+    small = {
         "data": str(runs / "images"),
         "n_samples": 170,
         "n_views": 2,
         "image_size": 24,
         "batch_size": BATCH,
     }
-    return RankSettings(**(known | {"device": "cpu", "cache": cache} | more))  # type: ignore[arg-type]
+    return RankSettings(**(small | {"device": "cpu", "cache": cache} | more))  # type: ignore[arg-type]
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -186,7 +186,7 @@ def test_the_winner_is_that_of_the_whole_ranking_for_fewer_views(
         size = BATCH  # whole batches are embedded
         batches = -(-look.n // size) - -(-before // size)
         assert look.views == entrants * min(batches * size, 170 - before // size * size) * 2
-        entrants -= look.put_out
+        entrants -= look.eliminated
     assert len(race.winners) == entrants
     assert len(race.winners) + len(race.others) == 6
 
@@ -218,7 +218,7 @@ def test_one_that_fails_after_it_put_others_out_ends_the_race(runs: Path, tmp_pa
     shutil.copytree(runs / "runs", tmp_path / "runs")
     more = {"by": "rankme", "race_budget": 0.6}
     race = race_directory(tmp_path / "runs", settings(runs, tmp_path / "a", **more))
-    assert race.looks[0].put_out
+    assert race.looks[0].eliminated
     assert len(race.looks) > 1
     path = Path(race.winners[0].path)
     refusal = (
@@ -241,6 +241,22 @@ def test_one_that_fails_at_the_first_look_is_among_the_failed(runs: Path, tmp_pa
     assert len(race.winners) + len(race.others) == 5
 
 
+@pytest.mark.parametrize(
+    ("error", "of_all"),
+    [
+        (InputError("an image"), True),
+        (SettingsError("an option"), True),
+        (NoProcess("none"), True),
+        (BadRows("of one file, though an InputError"), False),
+        (CheckpointError("of one file"), False),
+        (OSError("of one file"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_fault_of_one_file_does_not_end_what_others_share(error: Exception, of_all: bool) -> None:
+    assert is_of_all(error) is of_all
+
+
 def test_the_command_prints_what_was_spent_and_how_sure_it_is(
     runs: Path, tmp_path: Path, run: Run
 ) -> None:
@@ -249,15 +265,15 @@ def test_the_command_prints_what_was_spent_and_how_sure_it_is(
     table = run(*words)
     assert table.returncode == 0, table.stderr
     assert "at 0.95 confidence over all looks, each at its own n" in table.stdout
-    told = json.loads(run(*words, "--json").stdout)
-    spent, full = told["race"]["views"], told["race"]["views_of_all"]
+    listing = json.loads(run(*words, "--json").stdout)
+    spent, full = listing["race"]["views"], listing["race"]["views_of_all"]
     assert spent <= 0.6 * full
     assert f"spent {spent:,} of {full:,} views ({spent / full:.0%})" in table.stdout
-    assert [row["rank"] for row in told["checkpoints"]] == [1, 2, 3, 4, 5, 6]
-    named = [told["race"]["winner"]] if told["race"]["winner"] else told["race"]["tied"]
-    assert named == [row["path"] for row in told["checkpoints"] if not row["put_out"]]
+    assert [row["rank"] for row in listing["checkpoints"]] == [1, 2, 3, 4, 5, 6]
+    named = [listing["race"]["winner"]] if listing["race"]["winner"] else listing["race"]["tied"]
+    assert named == [row["path"] for row in listing["checkpoints"] if not row["put_out"]]
     quiet = run(*words, "--quiet", "--top", 1)
-    assert quiet.stdout == f"{told['checkpoints'][0]['path']}\n"
+    assert quiet.stdout == f"{listing['checkpoints'][0]['path']}\n"
 
 
 def test_what_a_race_cannot_do_is_one_line(runs: Path, tmp_path: Path, run: Run) -> None:

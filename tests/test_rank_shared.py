@@ -28,9 +28,9 @@ from lidar_cli.extraction.run import open_with, run
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
 from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_provenance
-from lidar_cli.ranking.cache_folder import MARKER
+from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.session import Ranking, rank_directory
-from lidar_cli.ranking.unstored import Unstored
+from lidar_cli.ranking.unstored import MomentSink
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.intervals import Interval
 from lidar_cli.settings import ExtractSettings, RankSettings
@@ -54,8 +54,8 @@ def runs(tmp_path: Path) -> Path:
 
 
 def settings(images: Path, **more: Any) -> dict[str, Any]:
-    known = {"n_samples": N, "n_views": Q, "clean_samples": CLEAN, "image_size": SIZE}
-    return {"data": str(images), "batch_size": 4, "device": "cpu"} | known | more
+    small = {"n_samples": N, "n_views": Q, "clean_samples": CLEAN, "image_size": SIZE}
+    return {"data": str(images), "batch_size": 4, "device": "cpu"} | small | more
 
 
 def rank(runs: Path, images: Path, **more: Any) -> Ranking:
@@ -96,11 +96,11 @@ def test_rank_draws_each_view_once(
 ) -> None:
     rank(runs, images, cache=tmp_path / "cache", view_memory=memory)
     assert sorted(drawn) == sorted([*range(N)] * (draws // N))
-    made = sorted((tmp_path / "cache").glob("*.h5"))
-    assert len(made) == 3
+    features = sorted((tmp_path / "cache").glob("*.h5"))
+    assert len(features) == 3
     drawn.clear()
     rank(runs, images, cache=tmp_path / "alone", view_memory="0")
-    for path in made:
+    for path in features:
         assert_equal(path, tmp_path / "alone" / path.name)
     drawn.clear()
     rank(runs, images, cache=tmp_path / "cache", view_memory=memory)
@@ -116,18 +116,22 @@ def test_each_recipe_has_views_of_its_own(
     rank(runs, images, cache=tmp_path / "cache", layer="backbone")
     assert sorted(drawn) == sorted([*range(N)] * 2)  # of two recipes, for five checkpoints
     rank(runs, images, cache=tmp_path / "alone", layer="backbone", view_memory="0")
-    made = list((tmp_path / "cache").glob("*.h5"))
-    assert len(made) == 5
-    assert len({json.dumps(read_provenance(path)["views"]) for path in made}) == 2
-    for path in made:
+    features = list((tmp_path / "cache").glob("*.h5"))
+    assert len(features) == 5
+    assert len({json.dumps(read_provenance(path)["views"]) for path in features}) == 2
+    for path in features:
         assert_equal(path, tmp_path / "alone" / path.name, "backbone")
 
 
 def planned(path: Path, images: Path, **more: Any) -> tuple[Plan, Samples, ExtractSettings]:
-    known = ExtractSettings(**settings(images, **more))
-    samples = open_samples(known)
-    description = open_with(path, known, CPU).description
-    return make_plan(description, str(path), sha256(path), samples, known, CPU), samples, known
+    extraction = ExtractSettings(**settings(images, **more))
+    samples = open_samples(extraction)
+    description = open_with(path, extraction, CPU).description
+    return (
+        make_plan(description, str(path), sha256(path), samples, extraction, CPU),
+        samples,
+        extraction,
+    )
 
 
 def test_a_plan_is_known_by_all_that_decides_its_numbers(runs: Path, images: Path) -> None:
@@ -169,19 +173,19 @@ def test_the_entries_of_a_provenance_that_an_identity_has(runs: Path, images: Pa
         assert identity(without) != plan.identity, name
 
 
-@pytest.mark.parametrize("kept", [0, 3 * SAMPLE, 100 * SAMPLE])
+@pytest.mark.parametrize("memory", [0, 3 * SAMPLE, 100 * SAMPLE])
 def test_views_kept_at_one_batch_size_serve_another(
-    runs: Path, images: Path, tmp_path: Path, kept: int
+    runs: Path, images: Path, tmp_path: Path, memory: int
 ) -> None:
-    with ViewCache(CacheLimits(0, kept, 5 * SAMPLE), CPU, tmp_path) as store:
+    with ViewCache(CacheLimits(0, memory, 5 * SAMPLE), CPU, tmp_path) as store:
         for name, batch_size in (("0.pt", 5), ("1.pt", 3), ("2.pt", 14)):
-            plan, samples, known = planned(runs / name, images, batch_size=batch_size)
+            plan, samples, extraction = planned(runs / name, images, batch_size=batch_size)
             outputs = [tmp_path / f"{name}-{how}.h5" for how in ("store", "alone")]
             for output, shared in zip(outputs, (store, None), strict=True):
                 loaded = open_checkpoint(runs / name)
                 form = loaded.memory_format
-                source = ViewSource(plan, samples, CPU, form, known.workers, shared)
-                run(EmbeddingModel(plan, loaded, CPU), source, known, output, Progress())
+                source = ViewSource(plan, samples, CPU, form, extraction.workers, shared)
+                run(EmbeddingModel(plan, loaded, CPU), source, extraction, output, Progress())
             assert_equal(*outputs)
         assert 0 in store
 
@@ -189,30 +193,30 @@ def test_views_kept_at_one_batch_size_serve_another(
 # Without features on disk
 
 
-def assert_alike(found: Ranking, expected: Ranking) -> None:
+def assert_alike(actual: Ranking, expected: Ranking) -> None:
     """The same rows in the same order, their numbers equal to rounding."""
     rows, others = (
-        [row for group in ranking.groups for row in group.rows] for ranking in (found, expected)
+        [row for group in ranking.groups for row in group.rows] for ranking in (actual, expected)
     )
     assert [row.path for row in rows] == [row.path for row in others]
     for row, other in zip(rows, others, strict=True):
         assert row.rank == other.rank
         assert row.tied_with == other.tied_with
         assert row.score.notes == other.score.notes
-        told, wanted = (vars(each.score) for each in (row, other))
+        values, wanted = (vars(each.score) for each in (row, other))
         for name, value in wanted.items():
             if isinstance(value, float):
-                assert told[name] == pytest.approx(value, rel=1e-9), name
+                assert values[name] == pytest.approx(value, rel=1e-9), name
             elif isinstance(value, int | str) and name != "file":
-                assert told[name] == value
+                assert values[name] == value
         assert_same_intervals(row.score.confidence, other.score.confidence)
 
 
-def assert_same_intervals(found: Any, expected: Any) -> None:
-    assert found.level == expected.level
-    assert found.intervals.keys() == expected.intervals.keys()
+def assert_same_intervals(actual: Any, expected: Any) -> None:
+    assert actual.level == expected.level
+    assert actual.intervals.keys() == expected.intervals.keys()
     for name, interval in expected.intervals.items():
-        got: Interval = found.intervals[name]
+        got: Interval = actual.intervals[name]
         assert got.reason == interval.reason
         if interval.se is not None:
             assert got.se == pytest.approx(interval.se, rel=1e-6)
@@ -231,9 +235,9 @@ def test_without_store_the_scores_are_the_same(
     more = {"n_samples": 2 * PROJECTED + 2, "clean_samples": 2 * PROJECTED + 4} | more
     stored = rank(runs, many, cache=tmp_path / "stored", **more)
     cache = tmp_path / "cache"
-    found = rank(runs, many, cache=cache, store=False, **more)
-    assert_alike(found, stored)
-    assert any(row.interval.se is not None for group in found.groups for row in group.rows)
+    unstored = rank(runs, many, cache=cache, store=False, **more)
+    assert_alike(unstored, stored)
+    assert any(row.interval.se is not None for group in unstored.groups for row in group.rows)
     assert {Path(name).suffix for name in files(cache)} == {".score"}
     assert sum(path.stat().st_size for path in cache.iterdir()) < 3 * 20_000
 
@@ -241,20 +245,20 @@ def test_without_store_the_scores_are_the_same(
 def test_without_store_a_second_run_reads_the_scores(
     runs: Path, images: Path, tmp_path: Path, drawn: list[int]
 ) -> None:
-    known = {"cache": tmp_path / "cache", "store": False}
-    first = rank(runs, images, **known)
+    cached = {"cache": tmp_path / "cache", "store": False}
+    first = rank(runs, images, **cached)
     before = files(tmp_path / "cache")
     assert len(before) == 3
     drawn.clear()
-    again = rank(runs, images, **known)
+    again = rank(runs, images, **cached)
     assert_alike(again, first)
     for group in again.groups:
         for row in group.rows:
             assert row.score.spectra.keys() == {"lda", "gram", "covariance"}
-    rank(runs, images, **known, by="pillai", confidence=0.5)
+    rank(runs, images, **cached, by="pillai", confidence=0.5)
     assert drawn == []
     assert files(tmp_path / "cache") == before
-    rank(runs, images, **known, delta=0.1)
+    rank(runs, images, **cached, delta=0.1)
     assert len(files(tmp_path / "cache")) == 6
     assert sorted(drawn) == [*range(N)]
 
@@ -263,50 +267,50 @@ def test_without_store_a_second_run_reads_the_scores(
 def test_a_damaged_score_is_made_anew(
     runs: Path, images: Path, tmp_path: Path, content: bytes | None
 ) -> None:
-    known = {"cache": tmp_path / "cache", "store": False}
-    first = rank(runs, images, **known)
+    cached = {"cache": tmp_path / "cache", "store": False}
+    first = rank(runs, images, **cached)
     one, two, _ = sorted((tmp_path / "cache").glob("*.score"))
     one.write_bytes(two.read_bytes() if content is None else content)
-    assert_alike(rank(runs, images, **known), first)
+    assert_alike(rank(runs, images, **cached), first)
     assert one.read_bytes() != (two.read_bytes() if content is None else content)
 
 
 def test_without_store_features_that_exist_are_read(
     runs: Path, images: Path, tmp_path: Path, drawn: list[int]
 ) -> None:
-    known = {"cache": tmp_path / "cache"}
-    stored = rank(runs, images, **known)
+    cached = {"cache": tmp_path / "cache"}
+    stored = rank(runs, images, **cached)
     drawn.clear()
-    assert_alike(rank(runs, images, **known, store=False), stored)
+    assert_alike(rank(runs, images, **cached, store=False), stored)
     assert drawn == []
 
 
 def test_a_score_alone_does_not_stand_for_features(
     runs: Path, images: Path, tmp_path: Path
 ) -> None:
-    known = {"cache": tmp_path / "cache"}
-    rank(runs, images, **known, store=False)
-    rank(runs, images, **known)
+    cached = {"cache": tmp_path / "cache"}
+    rank(runs, images, **cached, store=False)
+    rank(runs, images, **cached)
     assert len(list((tmp_path / "cache").glob("*.h5"))) == 3
 
 
 def test_embeddings_that_do_not_fit_have_no_second_pass(runs: Path, images: Path) -> None:
     plan, _, _ = planned(runs / "0.pt", images, batch_size=4)
     size = 4 * PROJECTED * (N * Q + CLEAN)
-    known = RankSettings(**settings(images))
+    rank_settings = RankSettings(**settings(images))
     rows = torch.randn(N, Q, PROJECTED), torch.randn(CLEAN, PROJECTED)
-    for room, kept in ((size - 1, False), (size, True)):
-        sink = Unstored(plan, "some", known, CPU, room)
+    for room, fits in ((size - 1, False), (size, True)):
+        sink = MomentSink(plan, "some", rank_settings, CPU, room)
         sink.write(range(8), {"projector": rows[0][:8]}, {"projector": rows[1][:8]})
         assert not sink.done.all()
         sink.write(range(8, CLEAN), {"projector": rows[0][8:]}, {"projector": rows[1][8:]})
         assert sink.done.all()
-        assert (sink.embeddings.once is None) == kept
+        assert (sink.embeddings.once is None) == fits
         assert sink.gathered.views is not None
         assert (sink.gathered.views.n, sink.gathered.rows.n) == (N, CLEAN)
         mean = rows[0].double().mean(dim=(0, 1))
         assert torch.allclose(sink.gathered.views.class_means.mean, mean, rtol=0, atol=1e-12)
-        if kept:
+        if fits:
             (chunk,) = (c for c in sink.embeddings.chunks(10**9) if c.views is not None)
             assert chunk.views is not None
             assert torch.equal(chunk.views, rows[0])
@@ -322,7 +326,7 @@ def test_without_store_numbers_are_of_the_storages_type(
 ) -> None:
     plan, _, _ = planned(runs / "0.pt", images)
     plan = replace(plan, layout=replace(plan.layout, storage=storage))
-    sink = Unstored(plan, "some", RankSettings(**settings(images)), CPU, room)
+    sink = MomentSink(plan, "some", RankSettings(**settings(images)), CPU, room)
     rows = torch.randn(N, Q, PROJECTED), torch.randn(CLEAN, PROJECTED)
     sink.write(range(CLEAN), {"projector": rows[0]}, {"projector": rows[1]})
     dtype = getattr(torch, storage)
@@ -341,7 +345,7 @@ def test_without_store_numbers_are_refused_as_a_file_refuses_them(runs: Path, im
         ("float16", 1e5, "overflows float16"),
     ):
         layout = replace(plan.layout, storage=storage)
-        sink = Unstored(
+        sink = MomentSink(
             replace(plan, layout=layout), "some", RankSettings(**settings(images)), CPU, 10**9
         )
         views, clean = torch.zeros(4, Q, PROJECTED), torch.zeros(4, PROJECTED)
@@ -378,19 +382,19 @@ def test_the_json_is_the_same_without_store(
     assert again.stdout == unstored.stdout
 
 
-def assert_json_alike(found: Any, expected: Any) -> None:
+def assert_json_alike(actual: Any, expected: Any) -> None:
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
+        assert actual.keys() == expected.keys()
         for key in expected:
-            assert_json_alike(found[key], expected[key])
+            assert_json_alike(actual[key], expected[key])
     elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
             assert_json_alike(one, other)
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-8)
+        assert actual == pytest.approx(expected, rel=1e-8)
     else:
-        assert found == expected
+        assert actual == expected
 
 
 def test_a_mistyped_memory_is_wrong_usage(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.data.builtin import embedded_images
-from lidar_cli.demo.schedule import minibatches
+from lidar_cli.demo.pretrain import minibatches
 
 DINO = DinoHyperparameters("dino", 6, 3e-3, 1e-4, 0.5, 0.5, 0.04, 0.99)
 IJEPA = IjepaHyperparameters("ijepa", 3, 1e-3, 1e-2, 0.5, 0.6, 0.999)

@@ -30,8 +30,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(images: Path, **more: Any) -> RankSettings:
-    known = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 8, "device": "cpu"}
-    return RankSettings(data=str(images), interval=0.01, **known | more)  # type: ignore[arg-type]
+    small = {"n_samples": N, "n_views": Q, "image_size": SIZE, "batch_size": 8, "device": "cpu"}
+    return RankSettings(data=str(images), interval=0.01, **small | more)  # type: ignore[arg-type]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -51,23 +51,23 @@ def test_a_file_is_told_when_it_rests_and_again_when_it_was_replaced(tmp_path: P
     with file.open("ab") as more:
         more.write(b" and half")
     assert landings.look() == []
-    assert not landings.rests(file)
+    assert not landings.is_unchanged(file)
     assert landings.look() == [file]
-    assert landings.rests(file)
+    assert landings.is_unchanged(file)
     assert landings.look() == []
     changed = file.with_suffix(".new")
     changed.write_bytes(b"half and HALF")  # of the same size
     os.utime(changed, ns=(0, file.stat().st_mtime_ns))  # and time
     changed.replace(file)
-    assert not landings.rests(file)
+    assert not landings.is_unchanged(file)
     assert [landings.look(), landings.look(), landings.look()] == [[], [file], []]
     file.unlink()
     assert landings.look() == []
-    assert not landings.rests(file)
+    assert not landings.is_unchanged(file)
 
 
 def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images: Path) -> None:
-    runs, told, errors = tmp_path / "runs", tmp_path / "told.jsonl", tmp_path / "errors.txt"
+    runs, log, errors = tmp_path / "runs", tmp_path / "told.jsonl", tmp_path / "errors.txt"
     runs.mkdir()
     whole = checkpoint(tmp_path / "made" / "epoch=3-step=500.pt", 1)
     content = whole.read_bytes()
@@ -75,7 +75,7 @@ def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images:
     command = [sys.executable, "-m", "lidar_cli", *words(runs, images, "--interval", interval)]
     with errors.open("w") as stderr:
         running = subprocess.Popen(
-            [*command, "--jsonl", str(told)],
+            [*command, "--jsonl", str(log)],
             cwd=tmp_path,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -83,13 +83,13 @@ def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images:
             text=True,
         )
     try:
-        wait(told.exists, running)
+        wait(log.exists, running)
         with (runs / whole.name).open("wb") as file:
             for part in (content[: len(content) // 2], content[len(content) // 2 :]):
                 file.write(part)
                 file.flush()
                 time.sleep(interval / 3)
-        wait(lambda: len(lines(told)) > 0, running)
+        wait(lambda: len(lines(log)) > 0, running)
         (runs / "broken.ckpt").write_bytes(content[: len(content) // 2])
         torch.save({"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}, runs / "adam.pt")
         wait(lambda: "failed" in errors.read_text() and "skipped" in errors.read_text(), running)
@@ -104,7 +104,7 @@ def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images:
     (failed,) = [line for line in said if line.startswith("failed: ")]
     assert failed.startswith(f"failed: {runs}/broken.ckpt: ")
     assert next(line for line in said if "adam" in line).startswith("skipped: ")
-    (line,) = lines(told)
+    (line,) = lines(log)
     # Alone in another directory, with another cache, the same checkpoint has the same number.
     alone = rank_directory(whole.parent, settings(images)).groups[0].rows[0]
     assert line["path"] == str(runs / whole.name)
@@ -113,13 +113,13 @@ def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images:
     assert (line["ci_low"], line["ci_high"]) == (alone.interval.ci_low, alone.interval.ci_high)
     # A restart goes on with the file, and repeats neither the line nor the features.
     (features,) = (runs / ".lidar").glob("*.h5")
-    made = features.stat().st_mtime_ns
+    before = features.stat().st_mtime_ns
     (runs / "broken.ckpt").unlink()
     checkpoint(runs / "second.pt", 2)
-    again = words(runs, images, "--interval", 0.1, "--watch-for", 0, "--jsonl", told)
+    again = words(runs, images, "--interval", 0.1, "--watch-for", 0, "--jsonl", log)
     assert lidar(*again, cwd=tmp_path).returncode == 0
-    assert [Path(line["path"]).name for line in lines(told)] == [whole.name, "second.pt"]
-    assert features.stat().st_mtime_ns == made
+    assert [Path(line["path"]).name for line in lines(log)] == [whole.name, "second.pt"]
+    assert features.stat().st_mtime_ns == before
 
 
 def wait(reached: Callable[[], bool], running: subprocess.Popen[str]) -> None:
@@ -249,9 +249,9 @@ def test_tensorboard_missing_is_one_line(
     tmp_path: Path, images: Path, without_tensorboard: Path
 ) -> None:
     (tmp_path / "runs").mkdir()
-    found = os.pathsep.join([str(without_tensorboard), os.environ.get("PYTHONPATH", "")])
+    python_path = os.pathsep.join([str(without_tensorboard), os.environ.get("PYTHONPATH", "")])
     more = ["--tensorboard", "board"]
-    done = lidar(*words(tmp_path / "runs", images, *more), cwd=tmp_path, PYTHONPATH=found)
+    done = lidar(*words(tmp_path / "runs", images, *more), cwd=tmp_path, PYTHONPATH=python_path)
     assert done.returncode == 2
     assert done.stderr == (
         "error: --tensorboard needs the package tensorboard, which is not installed; "

@@ -64,7 +64,7 @@ def rank(
         if getattr(resolved.values, name) is not None:
             raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
     check_page(page, overwrite)
-    from lidar_cli.ranking.oracle import check_tables, judge, told_of_training
+    from lidar_cli.ranking.oracle import check_tables, hyperparameters_for_page, judge
     from lidar_cli.ranking.session import rank_together
     from lidar_cli.report import ranking as report
     from lidar_cli.report.terminal import Terminal
@@ -81,7 +81,7 @@ def rank(
         if resolved.values.oracle is not None:
             oracle = judge(found, resolved.values, terminal)
         if page is not None:
-            parameters = told_of_training(found, resolved.values, terminal)
+            parameters = hyperparameters_for_page(found, resolved.values, terminal)
         if quiet or resolved.values.top is not None:
             report.check_single_group(found)
         everything, found = found, report.top(found, resolved.values.top)

@@ -1,4 +1,4 @@
-"""CSV files that other people wrote about checkpoints, and which checkpoint a line means."""
+"""CSV files that users write about checkpoints, and the checkpoint that each line names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from lidar_cli.errors import InputError, first_line
 from lidar_cli.runtime.files import read_named
 
 DELIMITERS = ",;\t"
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # no path or name needs them, and terminals obey
+CONTROLS = re.compile(
+    r"[\x00-\x1f\x7f-\x9f]"
+)  # no path or name needs them, and a terminal would act on them
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Unmatched:
-    """A line that means none of the checkpoints, or not one alone."""
+    """A line that names no checkpoint, or more than one."""
 
     path: str
     reason: str
@@ -78,12 +80,12 @@ def read_table(path: Path, needed: Sequence[str]) -> Table:
 def match(
     table: Table, checkpoints: Iterable[tuple[str, Sequence[str]]], directory: str
 ) -> tuple[dict[str, dict[str, str]], list[Unmatched]]:
-    """Path of a checkpoint -> its line, and the lines that match none.
+    """Path of a checkpoint -> its line, and the lines that match no single one.
 
     A line's `path` is absolute, relative to the directory, as `rank` prints it, or a bare file name
     that a single checkpoint has.
     checkpoints: path and aliases of each.
-    Raises InputError if two lines mean the same checkpoint.
+    Raises InputError if two lines name the same checkpoint.
     """
     whole: dict[str, str] = {}  # every way to write a path -> the checkpoint
     bare: dict[str, set[str]] = {}  # file name -> checkpoints
@@ -92,7 +94,7 @@ def match(
             for written in (name, str(Path(name).absolute()), os.path.relpath(name, directory)):
                 whole[os.path.normpath(written)] = path
             bare.setdefault(Path(name).name, set()).add(path)
-    found: dict[str, dict[str, str]] = {}
+    lines: dict[str, dict[str, str]] = {}
     unmatched = []
     for row in table.rows:
         written = os.path.normpath(row["path"]) if row["path"] else ""
@@ -102,9 +104,10 @@ def match(
             unmatched.append(Unmatched(row["path"], reason))
             continue
         (path,) = same
-        if path in found:
+        if path in lines:
             raise InputError(
-                f"{table.path}: {row['path']} and {found[path]['path']} are the same checkpoint"
+                f"{table.path}: {row['path']} and {lines[path]['path']} are the same checkpoint",
+                code="same-checkpoint",
             )
-        found[path] = row
-    return found, unmatched
+        lines[path] = row
+    return lines, unmatched

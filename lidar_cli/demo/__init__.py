@@ -1,1 +1,1 @@
-"""Small self-supervised training runs on embedded images."""
+"""Small self-supervised training runs on embedded images, ranked and probed."""

@@ -6,8 +6,10 @@ hyperparameters from a random search, and saved as a training script would save 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +19,6 @@ from torch import Tensor, nn
 
 from lidar_cli.checkpoints.models.resnet import ResNet
 from lidar_cli.checkpoints.shapes.resnet import Block, ResNetSpec
-from lidar_cli.demo.schedule import Losses, Search, minibatches
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
@@ -27,40 +28,65 @@ Method = Literal["simclr", "vicreg"]
 WIDTHS = (16, 32, 64, 128)  # channels of the four stages, a quarter of a ResNet-18's
 STEM_KERNEL = 7  # stride 2 and a max-pool follow, so that the stages see an eighth of the pixels
 PROJECTOR_WIDTH = 128  # alpha-ReQ fits the eigenvalues up to the hundredth, so d > 100 is needed
+BATCH_SIZE = 64  # samples
+WARMUP = 0.1  # share of the steps over which the learning rate rises, before the cosine
 
-# The random search. A pair is a range searched log-uniformly unless said otherwise; it holds the
-# value that the papers settle on and is wide, as that of a first search is.
+# The random search. A pair is the range of a log-uniform draw unless noted otherwise. It contains
+# the value of the papers, and is as wide as that of a first search.
+MOST_DRAWS = 32  # numbers for each run; fixed, so that a new hyperparameter changes no earlier one
 LEARNING_RATE = (3e-4, 1e-2)  # of AdamW
 WEIGHT_DECAY = (1e-6, 1e-1)
 TEMPERATURE = (0.05, 1.0)  # SimCLR; the range of the paper's table 5
 SIMILARITY = (1.0, 100.0)  # VICReg's lambda; the paper has 25
 VARIANCE = (1.0, 100.0)  # VICReg's mu; the paper has 25
 COVARIANCE = (0.1, 10.0)  # VICReg's nu; the paper has 1
-STRENGTH = (0.2, 2.0)  # of the colour jitter, searched uniformly; SimCLR's own is 1
-CROP = (0.08, 0.8)  # least area of a view, searched uniformly; SimCLR's own is 0.08
+STRENGTH = (0.2, 2.0)  # of the colour jitter, drawn uniformly; SimCLR has 1
+CROP = (0.08, 0.8)  # least area of a view, drawn uniformly; SimCLR has 0.08
 EPOCHS = (3, 15)
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What one training run may differ in. A term of the other method's loss is None."""
+    """Hyperparameters of one training run; None for those of the other method's loss."""
 
     method: Method
     epochs: int
     learning_rate: float
     weight_decay: float
-    strength: float  # of the colour jitter; 1 is SimCLR's own
-    crop: float  # least area of a view, as a share of the image; SimCLR's own is 0.08
+    strength: float  # of the colour jitter; SimCLR has 1
+    crop: float  # least area of a view, as a share of the image; SimCLR has 0.08
     temperature: float | None = None  # SimCLR
     similarity: float | None = None  # VICReg's lambda
     variance: float | None = None  # VICReg's mu
     covariance: float | None = None  # VICReg's nu
 
 
+class Search:
+    """Random numbers of run `index` of the search of `seed`, a new one at each call."""
+
+    def __init__(self, seed: int, index: int) -> None:
+        words = np.random.SeedSequence([seed % 2**64, index]).generate_state(MOST_DRAWS, np.uint64)
+        self._unit = iter((words >> np.uint64(11)) * 2.0**-53)  # [0, 1)
+
+    def uniform(self, bounds: tuple[float, float]) -> float:
+        """Uniform between the bounds."""
+        low, high = bounds
+        return float(low + (high - low) * next(self._unit))
+
+    def log_uniform(self, bounds: tuple[float, float]) -> float:
+        """Uniform on a log scale between the bounds."""
+        low, high = bounds
+        return float(low * (high / low) ** next(self._unit))
+
+    def count(self, bounds: tuple[int, int]) -> int:
+        """A whole number, log-uniform, both bounds included."""
+        return int(self.log_uniform((bounds[0], bounds[1] + 1)))
+
+
 def draw_hyperparameters(
     method: Method, seed: int, index: int, epochs: tuple[int, int] | None = None
 ) -> Hyperparameters:
-    """Run `index` of the random search of `seed`; each run is drawn independently of the others.
+    """Hyperparameters of run `index` of the random search of `seed`, independent of other runs.
 
     epochs: fewest and most; None for `EPOCHS`.
     """
@@ -95,24 +121,16 @@ def nt_xent(embeddings: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits.masked_fill(itself, -torch.inf), other_view)
 
 
-def vicreg(
-    embeddings: Tensor,
-    similarity: float,
-    variance: float,
-    covariance: float,
-    target: float = 1.0,
-    epsilon: float = 1e-4,
-) -> Tensor:
+def vicreg(embeddings: Tensor, similarity: float, variance: float, covariance: float) -> Tensor:
     """Variance-invariance-covariance regularisation of two views of each sample.
 
         s(Z, Z') = mean_ij (z_ij - z'_ij)^2
-        v(Z) = mean_j max(0, target - sqrt(Var(z_j) + epsilon))
+        v(Z) = mean_j max(0, 1 - sqrt(Var(z_j) + 1e-4))
         C(Z) = sum_i (z_i - mean z) (z_i - mean z)^T / (b - 1)            [d, d]
         c(Z) = sum_{j != k} C_jk^2 / d
         loss = similarity s + variance (v(Z) + v(Z')) + covariance (c(Z) + c(Z'))
 
-    with Var over the batch, divided by b - 1. embeddings: Z and Z' as [b, 2, d]; each dimension
-    should have a standard deviation of at least `target`.
+    with Var over the batch, divided by b - 1. embeddings: Z and Z' as [b, 2, d].
     Source: Bardes et al. 2022, VICReg, eqs. 1 to 6; s is a mean over dimensions as in its
     algorithm 1, to which the coefficients belong (eq. 5 has a sum).
     """
@@ -121,8 +139,8 @@ def vicreg(
     loss = similarity * F.mse_loss(first, second)
     for view in (first, second):
         centred = view - view.mean(dim=0)
-        spread = (centred.square().sum(dim=0) / (batch - 1) + epsilon).sqrt()
-        loss = loss + variance * F.relu(target - spread).mean()
+        spread = (centred.square().sum(dim=0) / (batch - 1) + 1e-4).sqrt()
+        loss = loss + variance * F.relu(1.0 - spread).mean()
         between = centred.T @ centred / (batch - 1)
         off_diagonal = between.square().sum() - between.diagonal().square().sum()
         loss = loss + covariance * off_diagonal / dim
@@ -166,18 +184,71 @@ class Network(nn.Module):
         return projected
 
 
+class Minibatch(NamedTuple):
+    """The samples of one step, by number, and its position in the training."""
+
+    epoch: int
+    samples: list[int]
+    learning_rate_share: float
+    progress: float  # share of the steps that are done, 0 .. 1
+
+
+def minibatches(count: int, epochs: int, seed: int) -> Iterator[Minibatch]:
+    """The steps of a training on `count` samples, in a new order in every epoch.
+
+    An incomplete batch is left out, since the losses depend on the batch size.
+    """
+    batch = min(BATCH_SIZE, count)
+    per_epoch = count // batch
+    steps = per_epoch * epochs
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        order = torch.randperm(count, generator=generator)
+        for number in range(per_epoch):
+            step = epoch * per_epoch + number
+            samples = order[number * batch : (number + 1) * batch].tolist()
+            share = learning_rate_share(step, steps)
+            yield Minibatch(epoch, samples, share, step / steps)
+
+
+def learning_rate_share(step: int, steps: int) -> float:
+    """Share of the learning rate at one of `steps`: a linear rise, then half a cosine to zero."""
+    warmup = WARMUP * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
+
+
+class Losses:
+    """The mean loss of each epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self._sums = [0.0] * epochs
+        self._counts = [0] * epochs
+
+    def add(self, epoch: int, loss: torch.Tensor) -> None:
+        """Add the loss of one step."""
+        self._sums[epoch] += loss.item()
+        self._counts[epoch] += 1
+
+    @property
+    def means(self) -> list[float]:
+        """Of every epoch that had a step."""
+        return [s / c for s, c in zip(self._sums, self._counts, strict=True) if c]
+
+
 def pretrain(
     images: NDArray[np.uint8],
     hyperparameters: Hyperparameters,
     seed: int,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """The checkpoint of one training run, as a script with a parallel wrapper would save it.
+    """Train one run and return its checkpoint, as a script with a parallel wrapper would save it.
 
     AdamW with a linear warm-up and a cosine to zero; two fresh views of every image each epoch.
-    Equal arguments give equal weights on the same machine and thread count, and the global random
-    state of torch is left alone. It holds plain values and tensors only, so that
-    `torch.load(weights_only=True)` reads it. `losses` is the mean loss of each epoch.
+    Equal arguments give equal weights on the same machine and thread count, and torch's global
+    random state does not change. The checkpoint has plain values and tensors only, so that
+    `torch.load(weights_only=True)` reads it. Its `losses` are the mean loss of each epoch.
 
     images: [N, S, S, 3], N >= 2. seed: of weights, order and views.
     """
@@ -230,7 +301,7 @@ def training_views(
     seed: int,
     epoch: int,
 ) -> Tensor:
-    """Two views of some images, [b, 2, 3, S, S], normalised; other ones in every epoch.
+    """Two views of some images, [b, 2, 3, S, S], normalised; new ones in every epoch.
 
     SimCLR's recipe with its jitter scaled by `strength` and views of at least `crop` of the area.
     samples: numbers of the images.

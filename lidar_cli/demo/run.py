@@ -1,7 +1,7 @@
-"""The whole walk on embedded images: train, rank, probe, compare.
+"""The demo: train small networks on embedded images, rank them, probe them, compare.
 
-Nothing is staged. The checkpoints are written as a training script would write them, and ranked by
-the code and the defaults of `lidar rank DIR/runs -n 600`.
+The checkpoints are written as a training script would write them, and ranked by the code and the
+defaults of `lidar rank DIR/runs -n 600`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROWS_A_BATCH = 256
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo saw. Accuracies are of the test images, by checkpoint path."""
+    """The results of the demo. Accuracies are on the test images, by checkpoint path."""
 
     ranking: Ranking
     hyperparameters: dict[str, Hyperparameters]
@@ -53,7 +53,7 @@ class Demo:
 def run_demo(directory: Path, settings: DemoSettings, progress: Progress | None = None) -> Demo:
     """Train, rank and probe; checkpoints of an earlier demo of the same seed are used again.
 
-    Raises InputError if the directory holds other runs or cannot be written.
+    Raises InputError if the directory contains other runs or cannot be written.
     """
     progress = progress or Progress()
     device = find_device(settings.device)
@@ -95,7 +95,7 @@ def run_demo(directory: Path, settings: DemoSettings, progress: Progress | None 
 def _train_all(
     runs: Path, images: EmbeddedImages, seed: int, progress: Progress
 ) -> dict[str, Hyperparameters]:
-    """Checkpoint path -> what it was trained with."""
+    """Train the checkpoints that are missing; the hyperparameters of all, by checkpoint path."""
     drawn = {}
     for index in range(RUNS):
         method: Method = "simclr" if index % 2 == 0 else "vicreg"
@@ -126,10 +126,11 @@ def _train(
 def _refuse_other_runs(runs: Path, drawn: dict[Path, Hyperparameters]) -> None:
     for path in runs.rglob("*.pt"):
         expected = drawn.get(path)
-        found = read_checkpoint(path).get("hyper_parameters")
-        if expected is None or found != dataclasses.asdict(expected):
+        stored = read_checkpoint(path).get("hyper_parameters")
+        if expected is None or stored != dataclasses.asdict(expected):
             raise InputError(
-                f"{path}: is not a checkpoint of this demo and seed; name another directory"
+                f"{path}: is not a checkpoint of this demo and seed; name another directory",
+                code="other-runs",
             )
 
 

@@ -19,7 +19,7 @@ from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.features.schema import Layout
-from lidar_cli.settings import ExtractSettings, SampleSettings
+from lidar_cli.settings import EmbedSettings, SampleSettings
 from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import Recipe, pixel_statistics, statistics_text
@@ -167,7 +167,7 @@ def make_plan(
     path: str,
     digest: str,
     samples: Samples,
-    settings: ExtractSettings,
+    settings: EmbedSettings,
     device: torch.device,
 ) -> Plan:
     """The plan for one checkpoint on some samples; needs no model.

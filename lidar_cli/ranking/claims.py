@@ -1,12 +1,13 @@
-"""Who makes what, among any number of processes that share a folder and nothing else.
+"""Claims, by which any number of processes that share nothing but a folder divide tasks.
 
     worker-TOKEN     a process that takes part: its host and number, touched while it lives
-    NAME.claim-G     the G-th claim of a task, holding its worker's token
-    told-G           that one of those that took part tells the result of all
+    NAME.claim-G     the G-th claim of a task, containing its worker's token
+    printer-G        one of the processes that took part prints the result of all
 
-Each is created exclusively, in which one process alone succeeds, on network file systems too. The
-claim of a dead worker is not removed, which two could do to one another's, but followed by that of
-the next number. Whoever gets one asks once more whether the task is done.
+Each file is created exclusively, in which only one process succeeds, on network file systems too.
+The claim of a dead worker is not removed, because two processes could then remove each other's; it
+is followed by the claim of the next number. Whoever gets a claim checks again whether the task is
+done.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import first_line
-from lidar_cli.ranking.cache_folder import refused
+from lidar_cli.ranking.cache import refused
 from lidar_cli.runtime.atomic import atomic
 from lidar_cli.runtime.files import open_regular, parse_json, read_limited
 from lidar_cli.runtime.processes import card, gone
 
 MOST = 2**16  # bytes of any file of a worker or claim
 NUMBER, LAST_NUMBER = "[0-9]{1,9}", 10**9 - 1
-FORMS = re.compile(rf"worker-[0-9a-f]{{1,16}}|told-{NUMBER}|.+\.claim-{NUMBER}", re.DOTALL)
-BEATS = 10  # touches in the time after which a worker counts as dead
+FORMS = re.compile(rf"worker-[0-9a-f]{{1,16}}|printer-{NUMBER}|.+\.claim-{NUMBER}", re.DOTALL)
+BEATS = 10  # touches within the time after which a worker counts as dead
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A task that is this process's to do.
+    """A task that this process has claimed.
 
-    taken: from a worker that was silent for too long, and may yet wake up.
+    taken: from a worker that was silent for too long, and may still wake up.
     """
 
     name: str
@@ -53,31 +54,33 @@ class Claim:
 class Claims:
     """The claims in a folder, as one process sees them; nothing is created before the first.
 
-    timeout: seconds without a touch after which a worker counts as dead; one of this host does so
-    once its process is gone. A context manager; leaving it leaves no trace. Files of names that no
-    worker gives are neither read nor removed.
+    A context manager that removes all its files on exit. Files with other names than a worker's are
+    neither read nor removed.
+    timeout: seconds without a touch after which a worker counts as dead; a worker on this host is
+    dead as soon as its process is gone.
     """
 
     def __init__(self, folder: Path, timeout: float) -> None:
         self._folder = folder
         self._timeout = timeout
         self._token = secrets.token_hex(8)
+        self._worker = f"worker-{self._token}"
         self._card = card()
-        self._told_before = -1
-        self._beats: dict[str, tuple[int, float]] = {}  # file -> time of its touch, when we saw it
+        self._last_printer = -1  # of those that took part before this process
+        self._beats: dict[str, tuple[int, float]] = {}  # file -> its date, our time of seeing it
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     @contextmanager
     def hold(self, name: str) -> Iterator[Claim | None]:
-        """The claim of a task while the block runs; None where another process has it.
+        """The claim of a task while the block runs; None if another process has it.
 
         Raises InputError if the folder cannot be written, or no number is left.
         """
         self._take_part()
         number, taken = self._free(name)
         if number is not None and number > LAST_NUMBER:
-            path = self._path(f"{name}.claim-{LAST_NUMBER}")
+            path = self._folder / f"{name}.claim-{LAST_NUMBER}"
             raise refused(path, "is the last claim that has a number")
         if number is None or not self._create(f"{name}.claim-{number}", self._token):
             yield None
@@ -87,20 +90,22 @@ class Claims:
         finally:
             for other in self._numbers(name, ".claim"):
                 if other <= number:
-                    self._path(f"{name}.claim-{other}").unlink(missing_ok=True)
+                    (self._folder / f"{name}.claim-{other}").unlink(missing_ok=True)
 
     def lost(self, claim: Claim) -> bool:
-        """Whether another process took the claim over, since this one was silent for too long."""
+        """Whether another process took the claim over because this one was silent for too long."""
         return max(self._numbers(claim.name, ".claim"), default=-1) != claim.number
 
     def held(self, name: str) -> bool:
-        """Whether a process that may live has a claim of the task."""
+        """Whether a process that may be alive has claimed the task."""
         number, _ = self._free(name)
         return number is None
 
-    def first_to_tell(self) -> bool:
-        """Whether to tell the result of all: one of those that take part together is to."""
-        return self._thread is None or self._create(f"told-{self._told_before + 1}", self._token)
+    def first_to_print(self) -> bool:
+        """Whether this process is to print the result: True for one of those that take part."""
+        if self._thread is None:
+            return True
+        return self._create(f"printer-{self._last_printer + 1}", self._token)
 
     def __enter__(self) -> Claims:
         return self
@@ -109,9 +114,10 @@ class Claims:
         if self._thread is not None:
             self._ended.set()
             self._thread.join()
-        with suppress(OSError):  # of a folder that others use, or that is not there
-            self._path(self._worker).unlink(missing_ok=True)
-            # One listing: a worker is there before its claims, so that these are nobody's.
+        with suppress(OSError):  # the folder is in use by others, or absent
+            (self._folder / self._worker).unlink(missing_ok=True)
+            # A worker is created before its claims: without a live worker in one listing, its
+            # claims are nobody's.
             listed = [path for path in self._folder.iterdir() if FORMS.fullmatch(path.name)]
             workers = [path for path in listed if path.name.startswith("worker-")]
             if any(self._state(path) == "alive" for path in workers):
@@ -120,17 +126,10 @@ class Claims:
                 path.unlink(missing_ok=True)
             self._folder.rmdir()
 
-    @property
-    def _worker(self) -> str:
-        return f"worker-{self._token}"
-
-    def _path(self, name: str) -> Path:
-        return self._folder / name
-
     def _take_part(self) -> None:
         if self._thread is not None:
             return
-        for _ in range(BEATS):  # the last of others removes the folder when it leaves
+        for _ in range(BEATS):  # the last of the others may remove the folder at this moment
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 if self._folder.is_symlink():
@@ -144,21 +143,21 @@ class Claims:
                     self._folder.rmdir()
                 why = f"the cache cannot be written ({first_line(error)})"
                 raise refused(self._folder, why) from error
-        # Ours have no gaps, so that those planted beyond one do not count.
-        numbers = set(self._numbers("", "told"))
-        self._told_before = next(at for at in count() if at not in numbers) - 1
+        # Real numbers have no gaps, so planted ones beyond a gap do not count.
+        numbers = set(self._numbers("", "printer"))
+        self._last_printer = next(at for at in count() if at not in numbers) - 1
         self._thread = threading.Thread(target=self._beat, name="lidar-claims", daemon=True)
         self._thread.start()
 
     def _beat(self) -> None:
         while not self._ended.wait(self._timeout / BEATS):
-            with suppress(OSError):  # the next touch may find the disk again
-                # It is there, but for a thief.
+            with suppress(OSError):  # the next touch may succeed
+                # Created again only if somebody removed it.
                 if not self._create(self._worker, json.dumps(self._card)):
-                    os.utime(self._path(self._worker))
+                    os.utime(self._folder / self._worker)
 
     def _create(self, name: str, content: str) -> bool:
-        path = self._path(name)
+        path = self._folder / name
         try:
             file = path.open("x", encoding="utf-8")
         except FileExistsError:
@@ -172,7 +171,7 @@ class Claims:
         return True
 
     def _numbers(self, name: str, kind: str) -> list[int]:
-        """Those of the claims of a task. From a listing, which is fresh on network file systems."""
+        """The numbers of a task's claims, from a listing, which network file systems keep fresh."""
         try:
             names = [path.name for path in self._folder.iterdir()]
         except FileNotFoundError:
@@ -182,40 +181,40 @@ class Claims:
         return [int(end) for end in ends if re.fullmatch(NUMBER, end)]
 
     def _free(self, name: str) -> tuple[int | None, bool]:
-        """The number of the next claim, None if there is one in force; whether it is taken over."""
+        """The number of the next claim, None if one is in force; whether it would be taken over."""
         last = max(self._numbers(name, ".claim"), default=None)
         if last is None:
             return 0, False
-        if last == LAST_NUMBER:  # which no run comes to
+        if last == LAST_NUMBER:  # which no real run reaches
             return last + 1, False
-        claim = self._path(f"{name}.claim-{last}")
+        claim = self._folder / f"{name}.claim-{last}"
         try:
             token = read_limited(claim, MOST, follow=False).decode(errors="replace")
         except FileNotFoundError:
-            return None, False  # given up this moment: the next look tells
+            return None, False  # given up at this moment: the next check decides
         except OSError:
             token = ""
         if not FORMS.fullmatch(f"worker-{token}"):
             token = ""
-        # One that holds nothing was cut short, or is being written: its own time tells then.
-        state = self._state(self._path(f"worker-{token}") if token else claim)
+        # A claim without a token was cut short or is being written: its own date decides.
+        state = self._state(self._folder / f"worker-{token}" if token else claim)
         return (None, False) if state == "alive" else (last + 1, state == "silent")
 
     def _state(self, path: Path) -> str:
-        """Of the worker of a file: alive, gone, or silent, which may be either."""
+        """The state of a file's worker: alive, gone, or silent, which may be either."""
         try:
-            # Opened, not only asked for: a network file system may answer from memory otherwise.
+            # Opened, because a network file system may answer a plain stat from memory.
             with open_regular(path, follow=False) as file:
                 touched = os.fstat(file.fileno()).st_mtime_ns
                 content = file.read(MOST)
         except OSError:
             return "silent"
-        told: dict[str, Any] = {}
+        worker: dict[str, Any] = {}
         with suppress(ValueError, TypeError):
-            told = dict(parse_json(content))
-        if gone(told, self._card):
+            worker = dict(parse_json(content))
+        if gone(worker, self._card):
             return "gone"
-        # By our own clock and by whether it was touched in between: no two clocks are compared.
+        # By this host's clock and whether the date changed: no two clocks are compared.
         now = time.monotonic()
         before, seen = self._beats.get(path.name, (None, now))
         if touched != before:
@@ -225,9 +224,10 @@ class Claims:
 
 
 def set_apart(file: Path, whole: Path) -> None:
-    """Replace a file by a copy, so that whoever still writes the old one does so in vain.
+    """Replace a file by a copy, so that what its old writer still writes has no effect.
 
-    whole: the name of the old one once it is complete; if it has got that, no copy stays.
+    whole: the name that the old file gets when it is complete; if it has that by now, the copy is
+    removed.
     """
     with suppress(FileNotFoundError):  # nothing was begun, or nothing is complete
         with open_regular(file, follow=False) as content:

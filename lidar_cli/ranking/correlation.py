@@ -1,4 +1,4 @@
-"""How well each metric orders checkpoints as an oracle does."""
+"""Rank correlation of each metric with downstream accuracy."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BLOCK = 512  # checkpoints that are compared with all the others at a time
 
 @dataclass(frozen=True)
 class Correlation:
-    """Rank correlation of one metric with an oracle over `count` checkpoints.
+    """Rank correlation of one metric with accuracy over `count` checkpoints.
 
-    Positive where the metric's better direction agrees with the oracle. None where fewer than
-    three checkpoints have a value, or all values are equal.
+    Positive if better values go with higher accuracy. None if fewer than three checkpoints have a
+    value, or all values are equal.
     reason: why there is no interval.
     """
 
@@ -44,39 +44,39 @@ def correlate(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[Correlation, ...]:
-    """Spearman's rho and Kendall's tau-b of every metric with the oracle's accuracies.
+    """Spearman's rho and Kendall's tau-b of every metric with the accuracies.
 
     A checkpoint whose metric is null does not take part in that metric's correlation. The intervals
-    are percentiles of the same statistic over checkpoints drawn with replacement; metrics known for
-    equally many checkpoints share their draws. Draws that leave it undefined are dropped.
+    are percentiles of the same statistic over checkpoints drawn with replacement; metrics that
+    equally many checkpoints have share their draws. Draws in which it is undefined are dropped.
     """
     from scipy.stats import kendalltau, spearmanr
 
-    found = []
+    rows = []
     for name, metric in METRICS.items():
         pairs = [
             (-metric.sort_key(value), accuracy)
             for score, accuracy in zip(scores, accuracies, strict=True)
             if (value := score.value(name)) is not None
         ]
-        merits, oracle = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        if len(pairs) < 3 or len(set(merits)) < 2 or len(set(oracle)) < 2:
+        merits, shares = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        if len(pairs) < 3 or len(set(merits)) < 2 or len(set(shares)) < 2:
             undefined = "fewer than 3 checkpoints have a value, or all values are equal"
-            found.append(Correlation(name, None, None, len(pairs), reason=undefined))
+            rows.append(Correlation(name, None, None, len(pairs), reason=undefined))
             continue
-        rho = float(spearmanr(merits, oracle).statistic)
-        tau = float(kendalltau(merits, oracle).statistic)
+        rho = float(spearmanr(merits, shares).statistic)
+        tau = float(kendalltau(merits, shares).statistic)
         rho_interval: Span | None = None
         tau_interval: Span | None = None
         reason = f"{len(pairs)} checkpoints: an interval by resampling them needs {FEWEST}"
         if len(pairs) >= FEWEST:
-            both = resampled(np.array(merits), np.array(oracle), draws(len(pairs), seed))
+            both = resampled(np.array(merits), np.array(shares), draws(len(pairs), seed))
             rho_interval, tau_interval = (_interval(statistics, level) for statistics in both)
             reason = "most resamples leave the correlation undefined"
         intervals = rho_interval, tau_interval
         without = reason if None in intervals else None
-        found.append(Correlation(name, rho, tau, len(pairs), *intervals, without))
-    return tuple(found)
+        rows.append(Correlation(name, rho, tau, len(pairs), *intervals, without))
+    return tuple(rows)
 
 
 def draws(count: int, seed: int) -> Numbers:

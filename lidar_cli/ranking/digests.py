@@ -1,14 +1,14 @@
-"""SHA-256 of checkpoints, each read once after it changed, by whichever process comes first.
+"""SHA-256 of checkpoints, each computed once after the file changed, by whichever process is first.
 
-Any number of processes rank ten thousand checkpoints, and each must know the content of all. A
-digest is kept beside what the file system tells of the file, and serves while it tells the same.
-That is kept and used only where it can be relied on:
+All processes that rank a directory need the digest of every checkpoint in it, which may be ten
+thousand. So digests are stored, each with the stamp that the file system gave its file, and used
+again while the stamp is the same. That is done only where an equal stamp proves equal content:
 
-- the system dates each change itself, also one through mapped memory, and nobody can set that date,
-  as a file of trial shows; it is not so on sshfs or tmpfs, and on Windows the date is another;
-- the last change is long past by its clock: two within a tick have one date, and so have those
-  through mapped memory until it is written back;
-- the file lies on the file system that was tried.
+- the file system dates each change itself, also one through mapped memory, and nobody can set that
+  date, which a trial file shows; sshfs and tmpfs do not, and on Windows the date is another one;
+- the last change is long past by the file system's clock: two changes within a tick have one date,
+  and so have changes through mapped memory until they are written back;
+- the file is on the file system that was tried.
 """
 
 from __future__ import annotations
@@ -28,82 +28,84 @@ from lidar_cli.runtime.files import open_regular, parse_json, read_limited
 
 MOST = 2**16  # bytes of a record
 SETTLED = 120  # seconds after a change: more than any tick, and than writing back may wait
-TICK = 0.05  # seconds, in which every clock of a file system goes on
+TICK = 0.05  # seconds, longer than a tick of any file system's clock
 Stamp = tuple[int, ...]
 
 
 class Digests:
-    """Digests of the files under a directory, kept in a folder if that can be written."""
+    """Digests of the files under a directory, stored in a folder if that can be written."""
 
     def __init__(self, directory: Path, folder: Path) -> None:
         self._directory = directory
         self._folder = folder
-        self._found: dict[Path, tuple[Stamp, str]] = {}
+        self._digests: dict[Path, tuple[Stamp, str]] = {}
         self._trial: tuple[int, int] | None = None  # device, and its time when it was tried
 
     def of(self, path: Path) -> tuple[Stamp, str]:
-        """The stamp of a file, asked for before its content, and the digest of that; once a run.
+        """The stamp of a file, taken before its content is read, and the digest; once a run.
 
         Raises CheckpointError if the file cannot be read.
         """
-        if path not in self._found:
+        if path not in self._digests:
             before = stamp(path)
-            word = self._word(path)
-            digest = self._kept(path, word) if word else None
+            dated = self._dated(path)
+            digest = self._stored(path, dated) if dated else None
             if digest is None:
                 digest = sha256(path)
-                if word and word == self._word(path):
-                    self._keep(path, word, digest)
-            self._found[path] = before, digest
-        return self._found[path]
+                if dated and dated == self._dated(path):
+                    self._store(path, dated, digest)
+            self._digests[path] = before, digest
+        return self._digests[path]
 
-    def _word(self, path: Path) -> list[int] | None:
-        """What the file system tells of a file, None where that is not to be relied on."""
+    def _dated(self, path: Path) -> list[int] | None:
+        """Inode, size and dates of a file; None where they do not prove that it is unchanged."""
         if os.name != "posix":
             return None
         try:
-            # Opened, not only asked for: a network file system may answer from memory otherwise.
+            # Opened, because a network file system may answer a plain stat from memory.
             with open_regular(path) as file:
-                told = os.fstat(file.fileno())
+                status = os.fstat(file.fileno())
             device, now = self._trial or self._try()
         except OSError:
             return None
-        if told.st_dev != device or now - told.st_ctime_ns < SETTLED * 10**9:
+        if status.st_dev != device or now - status.st_ctime_ns < SETTLED * 10**9:
             return None
-        return [told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns]
+        return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
     def _try(self) -> tuple[int, int]:
         """Device of the folder, -1 if it does not date changes, and its time. Raises OSError."""
-        self._trial = -1, 0  # where it fails it would fail again
+        self._trial = -1, 0  # if the trial fails it would fail again
         self._folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=self._folder) as trial:  # nameless, so that no kill leaves it
+        with TemporaryFile(dir=self._folder) as trial:  # nameless, so that no kill leaves it behind
             trial.write(b"0")
             trial.flush()
-            made = os.fstat(trial.fileno()).st_mtime_ns
+            written = os.fstat(trial.fileno()).st_mtime_ns
             os.utime(trial.fileno(), (0, 0))
-            told = os.fstat(trial.fileno())
+            before = os.fstat(trial.fileno())
             time.sleep(TICK)
             with mmap.mmap(trial.fileno(), 1) as mapped:
-                mapped[0] ^= 1  # read before it is written, since tmpfs dates a first touch alone
+                mapped[0] ^= 1  # read before it is written, since tmpfs dates the first access only
                 mapped.flush()
-            later = os.fstat(trial.fileno())
-        honest = told.st_mtime_ns == 0 and later.st_ctime_ns > told.st_ctime_ns >= made > 0
-        self._trial = told.st_dev if honest else -1, later.st_ctime_ns
+            after = os.fstat(trial.fileno())
+        dates_changes = before.st_mtime_ns == 0 and (
+            after.st_ctime_ns > before.st_ctime_ns >= written > 0
+        )
+        self._trial = before.st_dev if dates_changes else -1, after.st_ctime_ns
         return self._trial
 
     def _record(self, path: Path) -> Path:
-        name = os.path.relpath(path, self._directory)  # that all hosts give it
+        name = os.path.relpath(path, self._directory)  # the same on all hosts
         key = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
         return self._folder / f"{path.name}-{key}.sha256"
 
-    def _kept(self, path: Path, word: list[int]) -> str | None:
+    def _stored(self, path: Path, dated: list[int]) -> str | None:
         try:
-            told = parse_json(read_limited(self._record(path), MOST, follow=False))
-            return str(told["sha256"]) if told["file"] == word else None
+            record = parse_json(read_limited(self._record(path), MOST, follow=False))
+            return str(record["sha256"]) if record["file"] == dated else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
-    def _keep(self, path: Path, word: list[int], digest: str) -> None:
-        content = json.dumps({"file": word, "sha256": digest}).encode()
-        with suppress(OSError):  # it is read again next time
+    def _store(self, path: Path, dated: list[int], digest: str) -> None:
+        content = json.dumps({"file": dated, "sha256": digest}).encode()
+        with suppress(OSError):  # it is computed again next time
             write_atomic(self._record(path), content)

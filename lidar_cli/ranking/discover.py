@@ -1,4 +1,4 @@
-"""What lies under a directory: checkpoints by content, feature files, and what is neither."""
+"""The files under a directory: checkpoints by content, feature files, and the rest."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from lidar_cli.features.structure import is_hdf5
 from lidar_cli.ranking.digests import Digests, Stamp
 from lidar_cli.runtime.files import irregular
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import ModelSettings, SampleSettings
+from lidar_cli.settings import EmbedSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
-# Files that training scripts save beside the weights; others are told by their content.
+# Files that training scripts save with the weights; others are recognised by their content.
 NOT_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)"
 )
@@ -42,18 +42,21 @@ NOT_WEIGHTS = re.compile(
 
 @dataclass
 class Checkpoint:
-    """A checkpoint file that was recognised, with the other files of the same content."""
+    """A recognised checkpoint file.
+
+    aliases: other files of the same content. stamp: of the file, taken before it was hashed.
+    """
 
     path: Path
     digest: str
     description: CheckpointDescription
     aliases: list[str] = field(default_factory=list)
-    stamp: tuple[int, ...] = ()  # of the file when it was hashed
+    stamp: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """A complete feature file, not yet read."""
+    """A complete feature file of which only the provenance has been read."""
 
     path: Path
     provenance: dict[str, Any]
@@ -61,7 +64,7 @@ class FeatureFile:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that has no place in the order, and why."""
+    """A file that is not ranked, and why."""
 
     path: str
     reason: str
@@ -69,144 +72,142 @@ class Skipped:
 
 @dataclass
 class DirectoryScan:
-    """Every file under a directory in its place."""
+    """The files under a directory, by kind."""
 
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)  # by digest
     features: list[FeatureFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     failed: list[Skipped] = field(default_factory=list)
-    assumed: set[str] = field(default_factory=set)  # texts that were said
+    assumed: set[str] = field(default_factory=set)  # assumptions that a note has said
 
     @property
-    def alone(self) -> list[FeatureFile]:
-        """Feature files whose checkpoint is not here, so that they stand for themselves."""
-        return [file for file in self.features if not self.holds(file)]
+    def lone_features(self) -> list[FeatureFile]:
+        """Feature files whose checkpoint is not in the directory: they are ranked themselves."""
+        return [file for file in self.features if not self.has_checkpoint_of(file)]
 
-    def holds(self, file: FeatureFile) -> bool:
-        """Whether the checkpoint of a feature file is here."""
+    def has_checkpoint_of(self, file: FeatureFile) -> bool:
+        """Whether the checkpoint of a feature file is in the directory."""
         return file.provenance.get("sha256") in self.checkpoints
 
     def fail(self, path: Path, error: Exception) -> None:
-        """Give a file its place among the failed."""
+        """Add a file to the failed ones, with the reason in one line."""
         self.failed.append(Skipped(str(path), _reason(path, error)))
 
 
-def survey(
-    directory: Path, settings: ModelSettings, progress: Progress, digests: Digests
+def scan_directory(
+    directory: Path, settings: EmbedSettings, progress: Progress, digests: Digests
 ) -> DirectoryScan:
-    """Recognise every file, hash the checkpoints, and put equal content together.
+    """Recognise every file, hash the checkpoints, and group those of equal content.
 
-    Raises InputError if there is no file to look at, SettingsError for an unknown architecture,
-    NoProcess if none can be looked at.
+    Raises InputError if there is no file to scan, SettingsError for an unknown architecture,
+    NoProcess if no process can be started to read files in.
     """
-    found, looks = DirectoryScan(), Looks(settings)
-    files = list(files_under(directory, lambda error: found.fail(Path(error.filename), error)))
+    scan, recogniser = DirectoryScan(), Recogniser(settings)
+    files = list(files_under(directory, lambda error: scan.fail(Path(error.filename), error)))
     to_open = [path for path in files if _reason_unopened(path) is None]
-    # Each process in an order of its own, so that those which start together divide the reading.
+    # In random order, so that processes which start together share the reading.
     for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):
         progress.update("hashing checkpoints", at, len(to_open))
         try:
-            if not _features(path):
-                looks.at(path)
+            if not _is_feature_file(path):
+                recogniser.check(path)
                 digests.of(path)
         except NoProcess:
             raise
         except (LidarError, OSError):
-            continue  # raised again where the file gets its place
+            continue  # raised again by classify_file
     for at, path in enumerate(files):
         progress.update("reading checkpoints", at, len(files))
-        classify_file(path, found, looks, progress, digests)
-    if not files and not found.failed:
+        classify_file(path, scan, recogniser, progress, digests)
+    if not files and not scan.failed:
         raise InputError(
             f"{directory}: no checkpoint in it; expected files ending in "
-            f"{' '.join(CHECKPOINT_SUFFIXES)}, or feature files"
+            f"{' '.join(CHECKPOINT_SUFFIXES)}, or feature files",
+            code="no-checkpoint",
         )
-    return found
+    return scan
 
 
-class Looks:
-    """What names and shapes say of checkpoints, looked at once each and before a file is hashed.
+class Recogniser:
+    """Describes checkpoints from names and shapes, each once and before it is hashed.
 
-    So that a file which is no checkpoint, however long, is not read to its end.
+    So a file that is no checkpoint, however long, is not read to its end.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: EmbedSettings) -> None:
         self._settings = settings
         self._seen: dict[Path, tuple[Stamp, CheckpointDescription | Exception | None]] = {}
 
     def assumed_text(self, description: CheckpointDescription) -> str:
-        """What is assumed of a checkpoint as the settings use it. Raises SettingsError."""
-        if isinstance(self._settings, SampleSettings):
-            description = with_assumed_in_use(description, self._settings)
-        return description.assumed_text
+        """The assumptions in use for a checkpoint, in words. Raises SettingsError."""
+        return with_assumed_in_use(description, self._settings).assumed_text
 
-    def at(self, path: Path) -> None:
-        """Look at a file, unless it was looked at. Raises what is wrong with it."""
+    def check(self, path: Path) -> None:
+        """Describe a file, unless that was done. Raises the error of a file that is refused."""
         if path not in self._seen:
             before = stamp(path)
             try:
-                self._seen[path] = before, self._look(path)
+                self._seen[path] = before, self._describe(path)
             except NoProcess:
                 raise
             except OF_ONE_FILE as error:
-                error.__cause__ = error.__context__ = None  # whose frames hold what was read
+                error.__cause__ = error.__context__ = None  # whose frames hold the file's content
                 self._seen[path] = before, error.with_traceback(None)
         _, seen = self._seen[path]
         if isinstance(seen, Exception):
             raise seen
 
     def description(self, path: Path, hashed: Stamp) -> CheckpointDescription:
-        """Of the content that had this stamp when it was hashed. Raises as `at`."""
+        """The description of the content that had this stamp when it was hashed.
+
+        Raises as `check`.
+        """
         before, seen = self._seen.pop(path)
         if isinstance(seen, CheckpointDescription) and before == hashed:
             return seen
         return _describe(path, self._settings)
 
-    def _look(self, path: Path) -> CheckpointDescription | None:
+    def _describe(self, path: Path) -> CheckpointDescription | None:
         if self._settings.model is None:
             return _describe(path, self._settings)
-        read_contents(path)  # the module is made once for each content
+        read_contents(path)  # the user's module is built once for each content, not for each file
         return None
 
 
 def classify_file(
-    path: Path, found: DirectoryScan, looks: Looks, progress: Progress, digests: Digests
+    path: Path, scan: DirectoryScan, recogniser: Recogniser, progress: Progress, digests: Digests
 ) -> None:
-    """Give a file its place in what was found. Raises as `survey`."""
+    """Add a file to a scan, by its kind. Raises SettingsError and NoProcess as `scan_directory`."""
     if reason := _reason_unopened(path):
-        found.skipped.append(Skipped(str(path), reason))
+        scan.skipped.append(Skipped(str(path), reason))
         return
     try:
-        if _features(path):
-            found.features.append(FeatureFile(path, read_provenance(path)))
+        if _is_feature_file(path):
+            scan.features.append(FeatureFile(path, read_provenance(path)))
             return
-        looks.at(path)
+        recogniser.check(path)
         before, digest = digests.of(path)
-        if digest in found.checkpoints:
-            found.checkpoints[digest].aliases.append(str(path))
+        if digest in scan.checkpoints:
+            scan.checkpoints[digest].aliases.append(str(path))
             return
-        description = looks.description(path, before)
+        description = recogniser.description(path, before)
         if description.note:
             progress.note(f"{path}: {description.note}")
-        found.checkpoints[digest] = Checkpoint(path, digest, description, stamp=before)
-        assumed = looks.assumed_text(description)
-        if assumed and assumed not in found.assumed:
-            found.assumed.add(assumed)
+        scan.checkpoints[digest] = Checkpoint(path, digest, description, stamp=before)
+        assumed = recogniser.assumed_text(description)
+        if assumed and assumed not in scan.assumed:
+            scan.assumed.add(assumed)
             progress.note(f"{path}, and others like it: assumed {assumed}")
     except (SettingsError, NoProcess):
         raise
     except NoWeights as error:
-        found.skipped.append(Skipped(str(path), _reason(path, error)))
+        scan.skipped.append(Skipped(str(path), _reason(path, error)))
     except OF_ONE_FILE as error:
-        found.fail(path, error)
-
-
-def _may_be_features(path: Path) -> bool:
-    return path.name.lower().endswith(FEATURE_SUFFIXES)
+        scan.fail(path, error)
 
 
 def _reason_unopened(path: Path) -> str | None:
-    """Why a file is skipped that nobody has looked into."""
+    """Why a file is skipped without opening it; None if it is to be opened."""
     if NOT_WEIGHTS.fullmatch(path.name.lower()):
         return "by its name, not model weights"
     if joined := joined_name(path):
@@ -215,15 +216,15 @@ def _reason_unopened(path: Path) -> str | None:
     return f"{kind}, not a file" if kind else None
 
 
-def _features(path: Path) -> bool:
-    return _may_be_features(path) and is_hdf5(path)
+def _is_feature_file(path: Path) -> bool:
+    return path.name.lower().endswith(FEATURE_SUFFIXES) and is_hdf5(path)
 
 
-def _describe(path: Path, settings: ModelSettings) -> CheckpointDescription:
+def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
     if settings.model is not None:
         return open_checkpoint(path, model=settings.model).description
     contents = read_contents(path)
-    found, _ = detect(
+    description, _ = detect(
         path,
         as_dict(contents),
         arch=settings.arch,
@@ -234,19 +235,20 @@ def _describe(path: Path, settings: ModelSettings) -> CheckpointDescription:
         config=contents.config,
         assume=settings.assume,
     )
-    return replace(found, stand_ins=contents.stand_ins)
+    return replace(description, stand_ins=contents.stand_ins)
 
 
 def files_under(directory: Path, refused: Callable[[OSError], None]) -> Iterator[Path]:
-    """Files by suffix, in a stable order; hidden folders, the cache among them, are left out.
+    """Files with the suffixes of checkpoints and features, in a stable order.
 
-    refused: takes what the system says of a folder that it does not list.
+    Hidden folders, the cache among them, are left out.
+    refused: receives the error of a folder that cannot be listed.
     """
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, names in os.walk(directory, onerror=refused, followlinks=True):
         try:
             here = Path(folder).stat()
-        except OSError as error:  # gone by now
+        except OSError as error:  # removed in the meantime
             refused(error)
             subfolders.clear()
             continue

@@ -1,4 +1,4 @@
-"""A ranking against downstream accuracies: agreement of every metric, and what its pick is worth.
+"""A ranking compared with downstream accuracies: how well each metric agrees, and what it selects.
 
 The accuracies come from a CSV file or from linear probes of the ranked checkpoints. They judge the
 order and never enter it.
@@ -14,26 +14,26 @@ from pathlib import Path
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.data.tables import Table, Unmatched, match, read_table
 from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.probing.run import ProbeResult, probe_files
 from lidar_cli.ranking.correlation import Correlation, correlate
 from lidar_cli.ranking.hyperparameters import (
-    Value,
+    Hyperparameters,
     from_checkpoints,
     from_table,
     slices,
-    telling,
+    varying,
     with_names,
 )
-from lidar_cli.ranking.oracle_probe import PROBE, probe_rows
 from lidar_cli.ranking.order import Group, Row
-from lidar_cli.ranking.session import Ranking
+from lidar_cli.ranking.session import PROBE, PROBED_LAYER, Ranking, open_probe_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
-from lidar_cli.settings import RankSettings
+from lidar_cli.settings import ProbeSettings, RankSettings
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One comparable group against the oracle; None of it where no checkpoint has an accuracy."""
+    """One comparable group against the accuracies. selection: None if no checkpoint has one."""
 
     correlations: tuple[Correlation, ...]
     selection: Selection | None
@@ -42,22 +42,22 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Oracle:
-    """What the oracle says about a ranking. Accuracies are shares of 1, by checkpoint path."""
+    """A ranking against downstream accuracies, which are shares of 1, by checkpoint path."""
 
     source: str  # the file, or `probe`
-    told: str  # how the accuracies were read or made, in words
+    method: str  # how the accuracies were read or measured, in words
     level: float  # of the intervals
     accuracies: Mapping[str, float]
-    verdicts: tuple[Verdict, ...]  # a group of the ranking each, in its order
-    without: tuple[str, ...]  # ranked checkpoints of which the oracle says nothing
-    unmatched: tuple[Unmatched, ...]  # lines of the files that mean no ranked checkpoint
+    verdicts: tuple[Verdict, ...]  # one for each group of the ranking, in its order
+    without: tuple[str, ...]  # ranked checkpoints that have no accuracy
+    unmatched: tuple[Unmatched, ...]  # lines of the files that name no ranked checkpoint
 
 
 def check_tables(settings: RankSettings, report: bool = False) -> None:
     """Raise InputError or SettingsError for an --oracle or --params that cannot be used.
 
-    Before the work: a mistyped name is told at once.
-    report: whether there is one, which draws hyperparameters without an oracle too.
+    Called before the work, so that a mistyped name is reported at once.
+    report: whether a page is written, which draws hyperparameters without accuracies too.
     """
     if settings.oracle is None and settings.params is not None and not report:
         raise SettingsError(
@@ -65,48 +65,93 @@ def check_tables(settings: RankSettings, report: bool = False) -> None:
             "metrics against it in a --report"
         )
     if settings.oracle not in (None, PROBE):
-        _accuracies(read_table(Path(settings.oracle or ""), ("path", "accuracy")))
+        _read_accuracies(read_table(Path(settings.oracle or ""), ("path", "accuracy")))
     if settings.params is not None:
         read_table(settings.params, ("path",))
 
 
 def judge(ranking: Ranking, settings: RankSettings, progress: Progress | None = None) -> Oracle:
-    """A ranking against the oracle that the settings name.
+    """The ranking compared with the accuracies that `--oracle` names.
 
-    Raises InputError if a file cannot be used, no line of it means a ranked checkpoint, or the data
+    Raises InputError if a file cannot be used, no line of it names a ranked checkpoint, or the data
     has no labels to probe with.
     """
     assert settings.oracle is not None
     rows = [row for group in ranking.groups for row in group.rows]
     unmatched: list[Unmatched] = []
     if settings.oracle == PROBE:
-        probed = probe_rows(
-            rows, ranking.checkpoints, ranking.directory, settings, progress or Progress()
-        )
-        accuracies, told, unmatched = probed.accuracies, probed.told, list(probed.failed)
+        accuracies, method, unmatched = _probe(ranking, rows, settings, progress or Progress())
     else:
         table = read_table(Path(settings.oracle), ("path", "accuracy"))
         lines, unmatched = _matched(table, rows, ranking)
-        shares, told = _accuracies(table)
+        shares, method = _read_accuracies(table)
         accuracies = {path: shares[line["path"]] for path, line in lines.items()}
-    known, more = trained_with(ranking, settings)
+    hyperparameters, more = hyperparameters_of(ranking, settings)
+    verdicts = [_verdict(group, accuracies, hyperparameters, settings) for group in ranking.groups]
     return Oracle(
         source=settings.oracle,
-        told=told,
+        method=method,
         level=settings.confidence,
         accuracies=accuracies,
-        verdicts=tuple(_verdict(group, accuracies, known, settings) for group in ranking.groups),
+        verdicts=tuple(verdicts),
         without=tuple(row.path for row in rows if row.path not in accuracies),
         unmatched=(*unmatched, *more),
     )
 
 
-def trained_with(
-    ranking: Ranking, settings: RankSettings
-) -> tuple[dict[str, dict[str, Value]], list[Unmatched]]:
-    """Hyperparameters by checkpoint, and lines of --params that mean none.
+def _probe(
+    ranking: Ranking, rows: Sequence[Row], settings: RankSettings, progress: Progress
+) -> tuple[dict[str, float], str, list[Unmatched]]:
+    """Top-1 accuracies of the rows' backbones, how they were measured, and the rows that failed.
 
-    From that file, else what checkpoints carry. Raises InputError if the file cannot be used.
+    Whatever layer is ranked, the backbone is probed, since it is what a downstream task receives.
+    All checkpoints see the same labelled un-augmented samples and the same split of them, by the
+    default protocol of `lidar probe`. A row without a checkpoint is a feature file.
+    Raises InputError if the data has no labels, or nothing could be probed.
+    """
+    checkpoints = ranking.checkpoints
+    features = {row.path: row.path for row in rows if row.path not in checkpoints}
+    failed: list[Unmatched] = []
+    to_embed = [checkpoints[row.path] for row in rows if row.path in checkpoints]
+    if to_embed:
+        session = open_probe_session(Path(ranking.directory), settings, progress)
+        scorer = session.open_scorer(PROBED_LAYER)
+        for task, path in scorer.each(scorer.plans(to_embed), scorer.embed):
+            features[str(task.checkpoint.path)] = str(path)
+        failed += [Unmatched(file.path, file.reason) for file in session.scan.failed]
+    rows_by_file = {features[row.path]: row.path for row in rows if row.path in features}
+    files = [Path(file) for file in rows_by_file]
+    protocol = ProbeSettings(device=settings.device, layer=PROBED_LAYER, seed=settings.seed)
+    probes = probe_files(files, [None] * len(files), protocol, progress)
+    failed += [Unmatched(rows_by_file[file.train], file.reason) for file in probes.failed]
+    if not probes.probed:
+        first = f"{failed[0].path}: {failed[0].reason}" if failed else "no checkpoint"
+        raise InputError(
+            f"--oracle probe: nothing could be probed; the first: {first}", code="nothing-probed"
+        )
+    for warning in dict.fromkeys(text for probed in probes.probed for text in probed.warnings):
+        progress.note(f"warning: --oracle probe: {warning}")
+    accuracies = {rows_by_file[probed.train]: probed.top1 for probed in probes.probed}
+    return accuracies, _describe_probes(probes.probed), failed
+
+
+def _describe_probes(probed: Sequence[ProbeResult]) -> str:
+    first = probed[0]
+    sizes = {(one.n_train, one.n_test, one.n_classes) for one in probed}
+    error = 100 * max(one.standard_error for one in probed)
+    return (
+        f"linear probe of the {PROBED_LAYER}, {first.n_train} training and {first.n_test} test "
+        f"images of {first.n_classes} classes, standard error up to {error:.1f} points"
+        + ("" if len(sizes) == 1 else "; others have other images and do not compare")
+    )
+
+
+def hyperparameters_of(
+    ranking: Ranking, settings: RankSettings
+) -> tuple[dict[str, Hyperparameters], list[Unmatched]]:
+    """Hyperparameters by checkpoint, and the lines of --params that name none.
+
+    From that file, else from the checkpoints. Raises InputError if the file cannot be used.
     """
     rows = [row for group in ranking.groups for row in group.rows]
     if settings.params is None:
@@ -116,15 +161,15 @@ def trained_with(
     return from_table(lines, table), unmatched
 
 
-def told_of_training(
+def hyperparameters_for_page(
     ranking: Ranking, settings: RankSettings, progress: Progress
-) -> dict[str, dict[str, Value]]:
-    """The same for a report: beside the numbers in the names of files, which say the step."""
-    known, unmatched = trained_with(ranking, settings)
+) -> dict[str, Hyperparameters]:
+    """Hyperparameters by checkpoint, with the numbers in its name, such as the training step."""
+    by_path, unmatched = hyperparameters_of(ranking, settings)
     for line in unmatched:
         progress.note(f"{settings.params}: {line.path}: {line.reason}")
     paths = [row.path for group in ranking.groups for row in group.rows]
-    return with_names(known, paths, ranking.directory)
+    return with_names(by_path, paths, ranking.directory)
 
 
 def _matched(
@@ -136,18 +181,19 @@ def _matched(
         raise InputError(
             f"{table.path}: none of its {len(table.rows)} lines means a ranked checkpoint{first}; "
             f"expected paths below {ranking.directory}, such as "
-            f"{Path(rows[0].path).name if len(rows) == 1 else rows[0].path}"
+            f"{Path(rows[0].path).name if len(rows) == 1 else rows[0].path}",
+            code="no-line-matches",
         )
     return lines, unmatched
 
 
-def _accuracies(table: Table) -> tuple[dict[str, float], str]:
-    """Text of a line's path -> accuracy as a share of 1, and how the numbers were understood.
+def _read_accuracies(table: Table) -> tuple[dict[str, float], str]:
+    """Accuracies as shares of 1, by the path of their line, and how the numbers were understood.
 
-    Percent where one of them has the sign or exceeds 1. Raises InputError for what is neither.
+    As percent if one of them has the sign or exceeds 1. Raises InputError for what is neither.
     """
     numbers: dict[str, float] = {}
-    percent = False
+    is_percent = False
     for row in table.rows:
         text = row["accuracy"]
         try:
@@ -156,65 +202,64 @@ def _accuracies(table: Table) -> tuple[dict[str, float], str]:
             raise InputError(
                 f"{table.path}: {row['path'][:100]}: accuracy {text[:50]!r} is not a number"
             ) from error
-        percent |= text.endswith("%") or numbers[row["path"]] > 1
+        is_percent |= text.endswith("%") or numbers[row["path"]] > 1
     for path, number in numbers.items():
-        if not 0 <= number <= (100 if percent else 1):
+        if not 0 <= number <= (100 if is_percent else 1):
             raise InputError(
                 f"{table.path}: {path[:100]}: accuracy {number:g}; expected 0 to 1, or 0 to 100 %"
             )
-    scale = 100 if percent else 1
-    told = f"read as {'percent' if percent else 'shares of 1'}"
-    return {path: number / scale for path, number in numbers.items()}, told
+    scale, unit = (100, "percent") if is_percent else (1, "shares of 1")
+    return {path: number / scale for path, number in numbers.items()}, f"read as {unit}"
 
 
 def _verdict(
     group: Group,
     accuracies: Mapping[str, float],
-    known: Mapping[str, Mapping[str, Value]],
+    hyperparameters: Mapping[str, Hyperparameters],
     settings: RankSettings,
 ) -> Verdict:
     judged = {
         row.path: (row.score, accuracies[row.path]) for row in group.rows if row.path in accuracies
     }
-    scores, found = [score for score, _ in judged.values()], [a for _, a in judged.values()]
+    scores, shares = [score for score, _ in judged.values()], [a for _, a in judged.values()]
     return Verdict(
-        correlate(scores, found, level=settings.confidence, seed=settings.seed),
+        correlate(scores, shares, level=settings.confidence, seed=settings.seed),
         select(judged) if judged else None,
-        by_hyperparameter(judged, known),
+        by_hyperparameter(judged, hyperparameters),
     )
 
 
 @dataclass(frozen=True)
 class Pick:
-    """The checkpoint that a metric finds best; several where its best value is shared."""
+    """The checkpoint that a metric selects; several if they share its best value."""
 
     metric: str
-    paths: tuple[str, ...]  # empty where no checkpoint has a value
-    accuracy: float | None  # their mean
+    paths: tuple[str, ...]  # empty if no checkpoint has a value
+    accuracy: float | None  # mean over the paths
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What each metric picks among some checkpoints, beside the best and the median of them."""
+    """The checkpoint that each metric selects, with the best and the median accuracy."""
 
     count: int
-    best: Pick  # by the oracle itself
+    best: Pick  # by accuracy
     median: float
-    picks: tuple[Pick, ...]  # a metric each
+    picks: tuple[Pick, ...]  # one for each metric
 
 
 @dataclass(frozen=True)
 class Varied:
     """Selection among checkpoints that differ in one hyperparameter alone.
 
-    A random search has no two such checkpoints: count is 0 and the accuracies are None. A metric's
-    is None too where it has no value in one of the sets.
+    A random search has no two such checkpoints: count is 0 and the accuracies are None. So is a
+    metric's accuracy if it has no value in one of the sets.
     """
 
     name: str
     sets: int  # of checkpoints that agree in all other hyperparameters
     count: int  # checkpoints in them
-    best: float | None  # means over the sets, as are the others
+    best: float | None  # mean over the sets, as are the others
     median: float | None
     picks: Mapping[str, float | None]  # metric -> accuracy
 
@@ -223,7 +268,7 @@ Judged = Mapping[str, tuple[Score, float]]  # path -> score, accuracy
 
 
 def select(judged: Judged) -> Selection:
-    """The accuracy of each metric's pick among some checkpoints, of which there is one at least."""
+    """What each metric selects among these checkpoints, of which there is at least one."""
     accuracies = {path: accuracy for path, (_, accuracy) in judged.items()}
     picks = []
     for name, metric in METRICS.items():
@@ -239,31 +284,31 @@ def select(judged: Judged) -> Selection:
 
 
 def by_hyperparameter(
-    judged: Judged, known: Mapping[str, Mapping[str, Value]]
+    judged: Judged, hyperparameters: Mapping[str, Hyperparameters]
 ) -> tuple[Varied, ...]:
     """A column for each hyperparameter that differs, as in the tables of RankMe and LiDAR.
 
-    known: hyperparameters by checkpoint; those that are not judged do not count.
+    hyperparameters: by checkpoint; those of checkpoints that are not judged do not count.
     """
-    known = {path: values for path, values in known.items() if path in judged}
-    return tuple(_varied(name, judged, slices(known, name)) for name in telling(known))
+    of_judged = {path: values for path, values in hyperparameters.items() if path in judged}
+    return tuple(_varied(name, judged, slices(of_judged, name)) for name in varying(of_judged))
 
 
 def _varied(name: str, judged: Judged, sets: Sequence[Sequence[str]]) -> Varied:
     if not sets:
         return Varied(name, 0, 0, None, None, dict.fromkeys(METRICS))
-    found = [select({path: judged[path] for path in paths}) for paths in sets]
+    selections = [select({path: judged[path] for path in paths}) for paths in sets]
     picks: dict[str, float | None] = {}
     for at, metric in enumerate(METRICS):
-        picked = [selection.picks[at].accuracy for selection in found]
-        known = [accuracy for accuracy in picked if accuracy is not None]
-        picks[metric] = statistics.fmean(known) if len(known) == len(picked) else None
+        accuracies = [selection.picks[at].accuracy for selection in selections]
+        values = [accuracy for accuracy in accuracies if accuracy is not None]
+        picks[metric] = statistics.fmean(values) if len(values) == len(sets) else None
     return Varied(
         name,
         len(sets),
-        sum(selection.count for selection in found),
-        statistics.fmean(selection.best.accuracy or 0.0 for selection in found),
-        statistics.fmean(selection.median for selection in found),
+        sum(selection.count for selection in selections),
+        statistics.fmean(selection.best.accuracy or 0.0 for selection in selections),
+        statistics.fmean(selection.median for selection in selections),
         picks,
     )
 

@@ -1,25 +1,26 @@
-"""Scores to comparable groups, each in the order of one metric."""
+"""Comparable groups of scored checkpoints, each ordered by one metric."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lidar_cli.core.metrics import Metric
+from lidar_cli.features.provenance import revision_of
 from lidar_cli.scoring.compute import MUCH_NOISE, Score
 from lidar_cli.scoring.intervals import Interval, ties
 from lidar_cli.views.recipes import statistics_text
 
-FIRST_REVISION = 1  # of the files that name none
-
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint in its place; `value` is None, with a reason, where the metric is.
+    """A scored checkpoint and its rank by one metric.
 
-    interval: of the value, over samples.
-    tied_with: paths of those from which it cannot be told, whatever stands between them.
+    value: of that metric; None, with a reason, where it has none. interval: of the value, over
+    samples. tied_with: paths of the checkpoints whose difference from this one is not significant,
+    which need not be neighbours in the order.
     """
 
     path: str
@@ -34,29 +35,35 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Checkpoints that can be compared, best first, and what they have in common."""
+    """Checkpoints that can be compared, best first, and the settings that they share."""
 
     common: dict[str, Any]
     rows: tuple[Row, ...]
 
 
-def grouped(
-    rows: Iterable[tuple[Row, dict[str, Any]]], by: Metric, level: float
-) -> tuple[Group, ...]:
-    """Rows with equal `comparable` put together and ordered; the largest group first.
+def row_of(path: Path, aliases: Sequence[str], score: Score, by: Metric) -> Row:
+    """A scored checkpoint as a row without a rank."""
+    name, confidence = by.name, score.confidence
+    interval = confidence.intervals[name] if confidence else Interval()
+    return Row(str(path), tuple(aliases), score, score.value(name), score.notes.get(name), interval)
 
-    rows: each with the provenance of its embeddings; level: of the test that names ties.
+
+def grouped(rows: Iterable[Row], by: Metric, level: float) -> tuple[Group, ...]:
+    """Rows with equal `comparable`, ordered; the largest group first.
+
+    level: of the test that names ties.
     """
     groups: dict[str, tuple[dict[str, Any], list[Row]]] = {}
-    for row, provenance in rows:
-        common = comparable(row.score, provenance)
+    for row in rows:
+        common = comparable(row.score)
         groups.setdefault(repr(sorted(common.items())), (common, []))[1].append(row)
-    found = (Group(common, order(members, by, level)) for common, members in groups.values())
-    return tuple(sorted(found, key=lambda group: -len(group.rows)))
+    ordered = (Group(common, order(members, by, level)) for common, members in groups.values())
+    return tuple(sorted(ordered, key=lambda group: -len(group.rows)))
 
 
-def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for two scores to be compared."""
+def comparable(score: Score) -> dict[str, Any]:
+    """The settings that must be equal for two scores to be compared."""
+    provenance = score.provenance
     views, statistics = views_and_statistics(provenance.get("views"))
     return {
         "samples": provenance.get("samples_sha256"),
@@ -64,7 +71,7 @@ def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
         "views": views,
         "pixel statistics": statistics,
         "image size": provenance.get("image_size"),
-        "mask grid": provenance.get("mask_grid"),  # of which the masks are parts of the views
+        "mask grid": provenance.get("mask_grid"),  # it decides which parts of a view are masked
         "n": score.n_samples,
         "q": score.n_views,
         "d": score.dim,
@@ -73,15 +80,14 @@ def comparable(score: Score, provenance: dict[str, Any]) -> dict[str, Any]:
         "normalised": score.normalized,
         "precision": provenance.get("precision"),
         "storage": provenance.get("storage"),
-        # Of what embeds: it rises with each change of a row, a view or a label.
-        "embedding revision": provenance.get("embedding_revision", FIRST_REVISION),
+        "embedding revision": revision_of(provenance),
     }
 
 
 def views_and_statistics(views: dict[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:
-    """A recipe's constants without its pixel statistics, and these as `--pixel-stats` takes them.
+    """A recipe's constants without its pixel statistics, and these in the form of `--pixel-stats`.
 
-    views: as a provenance has them.
+    views: the entry of a provenance.
     """
     if views is None:
         return None, None
@@ -97,44 +103,44 @@ def order(rows: Sequence[Row], by: Metric, level: float) -> tuple[Row, ...]:
     def key(row: Row) -> tuple[bool, float, str]:
         return row.value is None, 0.0 if row.value is None else by.sort_key(row.value), row.path
 
-    inside = sorted(rows, key=key)
-    tied = tied_pairs(inside, by, level)
-    ordered: list[Row] = []
-    for at, row in enumerate(inside):
-        same = at and key(ordered[-1])[:2] == key(row)[:2]
-        ordered.append(
+    best_first = sorted(rows, key=key)
+    tied = tied_pairs(best_first, by, level)
+    ranked: list[Row] = []
+    for at, row in enumerate(best_first):
+        is_equal = at and key(ranked[-1])[:2] == key(row)[:2]
+        ranked.append(
             replace(
                 row,
-                rank=ordered[-1].rank if same else at + 1,
-                tied_with=tuple(inside[other].path for other in sorted(tied[at])),
+                rank=ranked[-1].rank if is_equal else at + 1,
+                tied_with=tuple(best_first[other].path for other in sorted(tied[at])),
             )
         )
-    return tuple(ordered)
+    return tuple(ranked)
 
 
 def tied_pairs(rows: Sequence[Row], by: Metric, level: float) -> list[set[int]]:
-    """For each row the places of those with an equal value, or that `ties` cannot tell from it."""
-    found: list[set[int]] = [set() for _ in rows]
+    """For each row the indices of the rows with an equal value, or tied with it by `ties`."""
+    tied: list[set[int]] = [set() for _ in rows]
     equal: dict[float, set[int]] = {}
-    paired: dict[int, list[int]] = {}  # by the number of samples: only like lists pair up
+    paired: dict[int, list[int]] = {}  # by the number of samples, since only equal ones pair up
     for at, row in enumerate(rows):
         if row.value is not None:
             equal.setdefault(row.value, set()).add(at)
             if row.interval.se is not None:
                 paired.setdefault(len(row.score.influences[by.name]), []).append(at)
-    for alike in equal.values():
-        for at in alike:
-            found[at] = alike - {at}
+    for indices in equal.values():
+        for at in indices:
+            tied[at] = indices - {at}
     for places in paired.values():
         values = [value for at in places if (value := rows[at].value) is not None]
         influences = [rows[at].score.influences[by.name] for at in places]
         for at, others in zip(places, ties(values, influences, by, level), strict=True):
-            found[at] |= {places[other] for other in others}
-    return found
+            tied[at] |= {places[other] for other in others}
+    return tied
 
 
 def misleading(groups: Iterable[Group], by: Metric) -> Iterator[str]:
-    """A remark for each group whose order by LiDAR is mostly that of view noise."""
+    """A warning for each group whose order by LiDAR mostly reflects view noise."""
     for group in groups:
         noisy = [
             row

@@ -1,61 +1,58 @@
 """A race: a checkpoint leaves a ranking once it is surely not the best, before all its views.
 
-At looks n_1 < n_2 < ... <= n every checkpoint that is still in is embedded up to there, on the same
-samples and views as the others. It is put out if one that is better differs from it by more than
-the paired interval of their difference (`confidence.ties`).
+At looks n_1 < n_2 < ... <= n every checkpoint still in the race is embedded up to the look's n, on
+the same samples and views as the others. It is eliminated if a better one differs from it by more
+than the paired interval of their difference (`intervals.ties`).
 
-The interval allows for the number of pairs and for looking again. With K entrants and R looks its
-level is 1 - 2 alpha / (R (K - 1)), so that each of the R (K - 1) comparisons that could put the
-best one out errs, on its one side, with probability alpha / (R (K - 1)), and all of them together
-with at most alpha = 1 - confidence (Bonferroni). That is said of expectations at the n of a look.
+The interval allows for the number of pairs and for repeated looks. With K entrants and R looks its
+level is 1 - 2 alpha / (R (K - 1)), so that each of the R (K - 1) comparisons that could eliminate
+the best one errs, on its one side, with probability alpha / (R (K - 1)), and all of them together
+with at most alpha = 1 - confidence (Bonferroni). This holds for expectations at the n of a look.
 
-A metric's expectation grows or falls with n, and not alike for all: a gap may close before the last
-look. So both values are carried on to n, each along a line in 1/n through this look and the one at
-half its samples, and the better one must be the better there too. This part is no test: it has no
-level, and a gap that closes late can still be missed.
+A metric's expectation grows or falls with n, and not equally for all: a gap may close before the
+last look. So both values are extrapolated to n, each along a line in 1/n through this look and its
+value at half the samples, and the better one must be better there too. This part is no test: it has
+no level, and a gap that closes late can still be missed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lidar_cli.core.metrics import Metric
 from lidar_cli.errors import OF_ONE_FILE, InputError, InUse, SettingsError, first_line
 from lidar_cli.extraction.run import BATCHES_UNTIL
-from lidar_cli.ranking.cache import Cache, Task
-from lidar_cli.ranking.cache_folder import CacheFolder
-from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import DirectoryScan, Skipped, survey
-from lidar_cli.ranking.order import Row, order, tied_pairs, views_and_statistics
-from lidar_cli.ranking.session import checked, one_layer, open_cache, row_of
-from lidar_cli.runtime.device import find_device
+from lidar_cli.ranking.cache import Task
+from lidar_cli.ranking.discover import Skipped
+from lidar_cli.ranking.order import Row, order, row_of, tied_pairs, views_and_statistics
+from lidar_cli.ranking.scorer import Scorer, is_of_all
+from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.intervals import COUNT
-from lidar_cli.scoring.run import open_groups
 from lidar_cli.settings import RankSettings
 
-LEAST_SAMPLES = 50  # for a difference to be near normal, as its interval has it
+LEAST_SAMPLES = 50  # the interval of a difference assumes that it is near normal
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one look did. views: that the entrants needed beyond the look before, batches whole."""
+    """One look. views: embedded for it since the look before, whole batches included."""
 
     n: int
     entrants: int
-    put_out: int
+    eliminated: int
     views: int
 
 
 @dataclass(frozen=True)
 class Race:
-    """How a race went.
+    """The course of a race.
 
-    winners: never put out, best first: the winner, or all that may be the best.
-    others: put out, the latest first, each as the look found it that did it.
+    winners: never eliminated, best first: the winner, or all that may be the best.
+    others: eliminated, the latest first, each with its values at that look.
     n, q: of a ranking without a race.
     """
 
@@ -73,7 +70,7 @@ class Race:
 
     @property
     def spent(self) -> int:
-        """Views that were needed."""
+        """Views that were embedded."""
         return sum(look.views for look in self.looks)
 
     @property
@@ -87,60 +84,58 @@ def race_directory(
 ) -> Race:
     """The best checkpoint under a directory, or those that may be it, for a share of the views.
 
-    What is embedded stays in the cache as interrupted work, which a later race or ranking goes on
-    with.
-    Raises SettingsError where the checkpoints are not comparable or n is too small for an early
-    look, InputError if the directory or the data cannot be used or nothing has a value.
+    Embeddings stay in the cache as interrupted work, from which a later race or ranking resumes.
+    Raises SettingsError if the checkpoints are not comparable or n is too small for an early look,
+    InputError if the directory or the data cannot be used or nothing has a value.
     """
-    progress = progress or Progress()
-    by = checked(directory, settings)
+    session = open_session(directory, settings, progress)
     check_race(settings)
-    folder = CacheFolder(directory, settings.cache)
-    found = survey(directory, settings, progress, Digests(directory, folder.path))
-    known = list(found.checkpoints.values())
-    layer = one_layer(settings.layer, [set(one.description.widths) for one in known], progress)
-    device = find_device(settings.device)
-    groups = open_groups(settings)
-    cache = open_cache(folder, settings, found.features, layer, device, progress, groups)
-    tasks = cache.plans(known, found.fail)
+    session.scan_directory()
+    scan = session.scan
+    scorer = session.open_scorer(session.choose_layer())
+    tasks = scorer.plans(scan.checkpoints.values())
     if not tasks:
-        failed = found.failed[:1]
-        first = f"; {failed[0].path}: {failed[0].reason}" if failed else ""
-        raise InputError(f"{directory}: no checkpoint for a race{first}")
-    check_alike(tasks)
-    at = looks_of(settings.n_samples, _width(tasks), settings.race_budget, settings.batch_size)
-    looks, winners, others = _run(cache, tasks, at, by, settings, found)
+        failed = "".join(f"; {file.path}: {file.reason}" for file in scan.failed[:1])
+        raise InputError(f"{directory}: no checkpoint for a race{failed}", code="no-checkpoint")
+    check_comparable(tasks)
+    counts = looks_of(settings.n_samples, _width(tasks), settings.race_budget, settings.batch_size)
+    scorer.note_disk_space(tasks)
+    looks, winners, others = _hold_looks(session, scorer, tasks, counts)
     if all(row.value is None for row in winners):
         first = "".join(f"; {row.path}: {row.reason}" for row in winners[:1])
-        first = first or "".join(f"; {left.path}: {left.reason}" for left in found.failed[:1])
-        raise InputError(f"{directory}: nothing could be ranked, no checkpoint has a value{first}")
-    alone = [Skipped(str(file.path), "a feature file: nothing to save") for file in found.alone]
+        first = first or "".join(f"; {file.path}: {file.reason}" for file in scan.failed[:1])
+        raise InputError(
+            f"{directory}: nothing could be ranked, no checkpoint has a value{first}",
+            code="no-value",
+        )
+    lone = scan.lone_features
+    features = [Skipped(str(file.path), "a feature file: nothing to save") for file in lone]
     return Race(
         directory=str(directory),
-        by=by,
+        by=session.by,
         level=settings.confidence,
-        data=str(tasks[0][1].provenance["data"]),
+        data=str(tasks[0].plan.provenance["data"]),
         n=settings.n_samples,
         q=settings.n_views,
         looks=tuple(looks),
         winners=tuple(winners),
         others=tuple(others),
-        skipped=(*found.skipped, *alone),
-        failed=tuple(found.failed),
+        skipped=(*scan.skipped, *features),
+        failed=tuple(scan.failed),
     )
 
 
 def looks_of(n: int, d: int, budget: float, batch: int | None = None) -> list[int]:
-    """Samples at each look, each twice those before, n the last.
+    """The number of samples at each look: each doubles the one before, and the last is n.
 
     The first is where intervals begin, above 2 d, or a sixteenth of n.
-    budget: the share of all views that may be spent, in whole batches; batch: their size, None if
-    it is found, and then no more than BATCHES_UNTIL to the first look. What an interrupted ranking
-    left is gone on with in its own batches, whatever they spend.
-    Raises SettingsError if the first look alone might spend more.
+    budget: the share of all views that may be spent, in whole batches. batch: their size; if None,
+    a size that fits is used of which at least BATCHES_UNTIL make the first look. A look that
+    resumes an interrupted ranking uses that ranking's batches, whatever they cost.
+    Raises SettingsError if the first look alone might exceed the budget.
     """
     need, most = max(2 * d + 1, LEAST_SAMPLES), affordable(n, budget)
-    # The last batch may hold all but one that were not asked for.
+    # All samples but one of the last batch may be beyond those that are needed.
     allowed = most - batch + 1 if batch else most * BATCHES_UNTIL // (BATCHES_UNTIL + 1)
     if need > allowed:
         dear = need + batch - 1 if batch else math.ceil(need * (1 + 1 / BATCHES_UNTIL))
@@ -148,7 +143,8 @@ def looks_of(n: int, d: int, budget: float, batch: int | None = None) -> list[in
             f"--race: the first look needs {need} samples, more than 2 d = {2 * d} and at least "
             f"{LEAST_SAMPLES}, in whole batches up to {dear}, and --race-budget {budget:g} allows "
             f"{most} of n = {n} for all checkpoints; give -n {math.ceil(dear / budget)} or more, "
-            "or rank without it"
+            "or rank without it",
+            code="race-budget",
         )
     looks = [max(need, min(n // 16, allowed))]
     while looks[-1] < n:
@@ -157,17 +153,17 @@ def looks_of(n: int, d: int, budget: float, batch: int | None = None) -> list[in
 
 
 def affordable(n: int, budget: float) -> int:
-    """Samples of each checkpoint, of n, that a share of all views pays for."""
-    return int(budget * n + 1e-9)  # a share of 0.3 of 170 is 51, and not below it
+    """How many of the n samples of each checkpoint a share of all views pays for."""
+    return int(budget * n + 1e-9)  # 0.3 of 170 is 51, which rounding must not make 50
 
 
 def corrected(confidence: float, looks: int, entrants: int) -> float:
-    """The level of each interval, so that the best stays in at all looks with this confidence."""
+    """The level of each interval with which the best stays in at all looks at this confidence."""
     return 1.0 - 2.0 * (1.0 - confidence) / (looks * max(1, entrants - 1))
 
 
 def check_race(settings: RankSettings) -> None:
-    """Raise SettingsError for what a race cannot be about."""
+    """Raise SettingsError for settings that exclude a race."""
     if settings.n_views == 0:
         raise SettingsError("--race saves views, and -q 0 has none; rank without it")
     if settings.by == "n_above_noise":
@@ -178,52 +174,51 @@ def check_race(settings: RankSettings) -> None:
         )
 
 
-def check_alike(tasks: Sequence[Task]) -> None:
-    """Raise SettingsError unless all see the same views and have the same width."""
-    seen = ("image_size", "mask_grid")
-    split = [views_and_statistics(plan.provenance["views"]) for _, plan in tasks]
-    for name, option, values in (
-        (
-            "views",
-            "--views and --image-size",
-            {
-                repr([views, *map(plan.provenance.get, seen)])
-                for (_, plan), (views, _) in zip(tasks, split, strict=True)
-            },
-        ),
-        ("pixel statistics", "--pixel-stats", {statistics for _, statistics in split}),
-        ("d", "--layer", {tuple(plan.layout.widths.items()) for _, plan in tasks}),
+def check_comparable(tasks: Sequence[Task]) -> None:
+    """Raise SettingsError unless all tasks see the same views and have the same width."""
+    provenances = [task.plan.provenance for task in tasks]
+    split = [views_and_statistics(provenance["views"]) for provenance in provenances]
+    views = {
+        repr([views, provenance.get("image_size"), provenance.get("mask_grid")])
+        for provenance, (views, _) in zip(provenances, split, strict=True)
+    }
+    widths = {tuple(task.plan.layout.widths.items()) for task in tasks}
+    for name, option, count in (
+        ("views", "--views and --image-size", len(views)),
+        ("pixel statistics", "--pixel-stats", len({statistics for _, statistics in split})),
+        ("d", "--layer", len(widths)),
     ):
-        if len(values) > 1:
+        if count > 1:
             raise SettingsError(
                 f"--race: the checkpoints differ in {name}, and only those alike can be compared; "
-                f"make them alike with {option}, or race them apart"
+                f"make them alike with {option}, or race them apart",
+                code="not-comparable",
             )
 
 
-def put_out(
+def eliminated(
     rows: Sequence[Row], half: Sequence[float | None], n: int, by: Metric, level: float
 ) -> list[int]:
-    """Places of the rows from which a better one can be told, at this level, now and at n samples.
+    """Indices of the rows that are worse than another one at this level, now and at n samples.
 
     half: the value of each at half its samples.
     """
     tied = tied_pairs(rows, by, level)
-    known = [at for at, row in enumerate(rows) if row.interval.se is not None]
-    now = {at: by.sort_key(value) for at in known if (value := rows[at].value) is not None}
-    then = {at: by.sort_key(_carried(rows[at], half[at], n)) for at in now}
+    with_interval = [at for at, row in enumerate(rows) if row.interval.se is not None]
+    now = {at: by.sort_key(value) for at in with_interval if (value := rows[at].value) is not None}
+    at_n = {at: by.sort_key(_extrapolated(rows[at], half[at], n)) for at in now}
     return [
         at
         for at in now
         if any(
-            now[other] < now[at] and then[other] < then[at] and other not in tied[at]
+            now[other] < now[at] and at_n[other] < at_n[at] and other not in tied[at]
             for other in now
         )
     ]
 
 
-def _carried(row: Row, half: float | None, n: int) -> float:
-    """The value at n on the line in 1/n; NaN, which is never better or worse, where half is None.
+def _extrapolated(row: Row, half: float | None, n: int) -> float:
+    """The value at n on the line in 1/n; NaN, which is never better or worse, if half is None.
 
     With m the samples of the row, 1/m - 1/n is 1 - m/n times the way from 2/m to 1/m.
     """
@@ -233,96 +228,96 @@ def _carried(row: Row, half: float | None, n: int) -> float:
     return row.value + (row.value - half) * (1.0 - row.score.n_samples / n)
 
 
-def _run(
-    cache: Cache,
-    tasks: list[Task],
-    looks: Sequence[int],
-    by: Metric,
-    settings: RankSettings,
-    found: DirectoryScan,
+@dataclass(frozen=True)
+class _Entrant:
+    """A checkpoint still in the race. half: its value at half the samples of `row`."""
+
+    task: Task
+    row: Row
+    half: float | None
+
+    def views(self, before: int, count: int) -> int:
+        """Views to embed from one number of samples to the next, in whole batches."""
+        layout, batch = self.task.plan.layout, int(self.row.score.provenance["batch_size"])
+        first, last = (
+            min(layout.n_samples, math.ceil(at / batch) * batch) for at in (before, count)
+        )
+        return (last - first) * layout.n_views
+
+
+def _hold_looks(
+    session: Session, scorer: Scorer, tasks: Sequence[Task], counts: Sequence[int]
 ) -> tuple[list[Look], list[Row], list[Row]]:
-    """The looks that were held, the rows still in, and those put out."""
+    """The looks that the budget allows, the rows never eliminated, and those eliminated."""
+    settings, by = session.settings, session.by
     n, q = settings.n_samples, settings.n_views
-    level = corrected(settings.confidence, len(looks), len(tasks))
-    room = affordable(n, settings.race_budget) * len(tasks) * q
-    held: list[Look] = []
-    rows: list[Row] = []
+    level = corrected(settings.confidence, len(counts), len(tasks))
+    looks: list[Look] = []
     others: list[Row] = []
-    half: dict[str, float | None] = {}  # by path, the value at the look before
-    batch: dict[str, int] = {}  # by path, known from the first look on
-    before = 0
-    for until in looks:
-        if sum(_embedded(before, until, size, n) for size in batch.values()) * q > room:
+    entrants: list[_Entrant] = []
+    previous: dict[str, Row] = {}
+    room, before = 0, 0
+    for count in counts:
+        if sum(entrant.views(before, count) for entrant in entrants) > room:
             break
-        seen, views = _look(cache, tasks, before, until, by, found, half, batch)
-        if not before:  # those that failed by then count nowhere
-            room = affordable(n, settings.race_budget) * len(seen) * q
-        room, before = room - views, until
-        rows = [row for _, row in seen]
-        out = put_out(rows, [half[row.path] for row in rows], n, by, level)
-        half = {row.path: row.value for row in rows}
-        held.append(Look(until, len(rows), len(out), views))
+        if before:
+            tasks = [entrant.task for entrant in entrants]
+        entrants = _look(session, scorer, tasks, count, previous)
+        views = sum(entrant.views(before, count) for entrant in entrants)
+        if not before:  # checkpoints that failed have no share in the budget
+            room = affordable(n, settings.race_budget) * len(entrants) * q
+        room, before = room - views, count
+        rows = [entrant.row for entrant in entrants]
+        previous = {row.path: row for row in rows}
+        out = eliminated(rows, [entrant.half for entrant in entrants], n, by, level)
+        looks.append(Look(count, len(rows), len(out), views))
         others = [*order([rows[at] for at in out], by, level), *others]
-        tasks = [task for at, (task, _) in enumerate(seen) if at not in out]
-        batch = {str(known.path): batch[str(known.path)] for known, _ in tasks}
-        rows = [row for at, row in enumerate(rows) if at not in out]
-        if len(rows) < 2:
+        entrants = [entrant for at, entrant in enumerate(entrants) if at not in out]
+        if len(entrants) < 2:
             break
-    winners = list(order(rows, by, level))
-    if any(row.value is not None for row in winners):  # then who has none is not the best
+    winners = list(order([entrant.row for entrant in entrants], by, level))
+    if any(row.value is not None for row in winners):  # then a row without a value is not the best
         others = [*(row for row in winners if row.value is None), *others]
         winners = [row for row in winners if row.value is not None]
-    return held, winners, others
+    return looks, winners, others
 
 
 def _look(
-    cache: Cache,
+    session: Session,
+    scorer: Scorer,
     tasks: Sequence[Task],
-    before: int,
-    until: int,
-    by: Metric,
-    found: DirectoryScan,
-    half: dict[str, float | None],
-    batch: dict[str, int],
-) -> tuple[list[tuple[Task, Row]], int]:
-    """The rows of all that are still in, and the views that they needed, in whole batches.
+    count: int,
+    previous: Mapping[str, Row],
+) -> list[_Entrant]:
+    """Embed every task up to `count` samples and score it.
 
-    half: gets, at the first look, the value of each at half the samples; batch: the batch size.
-    Raises InputError if one fails after the first look: whom it put out, nobody could tell.
+    previous: rows of the look before, by path; empty at the first look.
+    Raises InputError if a checkpoint fails after the first look, because earlier eliminations may
+    have depended on it.
     """
-    seen: list[tuple[Task, Row]] = []
-    views = 0
-    with cache.shared_views(tasks) as store:
+    by, entrants = session.by, []
+    counts = [count] if previous else [count, count // 2]
+    with scorer.shared_views(tasks) as views:
         for task in tasks:
-            checkpoint, plan = task
-            path = checkpoint.path
+            path = task.checkpoint.path
             try:
-                scored = cache.score_first(checkpoint, plan, until, store)
-                if not before:
-                    part = cache.score_part(scored.path, until // 2)
-                    half[str(path)] = part.score.value(by.name)
-            except (InputError, SettingsError, InUse):
-                raise
+                scores = scorer.score_first(task, counts, views)
             except OF_ONE_FILE as error:
-                if before:
+                if is_of_all(error) or isinstance(error, InUse):
+                    raise
+                if previous:
                     raise InputError(
-                        f"{path}: failed at the look at n = {until}: {first_line(error)}; "
-                        "rank without --race"
+                        f"{path}: failed at the look at n = {count}: {first_line(error)}; "
+                        "rank without --race",
+                        code="failed-in-race",
                     ) from error
-                found.fail(path, error)
+                session.scan.fail(path, error)
                 continue
-            size = batch[str(path)] = int(scored.provenance["batch_size"])
-            layout = plan.layout
-            views += _embedded(before, until, size, layout.n_samples) * layout.n_views
-            seen.append((task, row_of(path, tuple(checkpoint.aliases), scored, by)))
-    return seen, views
+            row = row_of(path, task.checkpoint.aliases, scores[0], by)
+            half = previous[row.path].value if previous else scores[1].value(by.name)
+            entrants.append(_Entrant(task, row, half))
+    return entrants
 
 
 def _width(tasks: Sequence[Task]) -> int:
-    return next(iter(tasks[0][1].layout.widths.values()))
-
-
-def _embedded(before: int, until: int, batch: int, n: int) -> int:
-    """Samples that are embedded to go on from one look to the next, in whole batches."""
-    first, last = (min(n, math.ceil(at / batch) * batch) for at in (before, until))
-    return last - first
+    return next(iter(tasks[0].plan.layout.widths.values()))

@@ -1,48 +1,185 @@
 """A directory of checkpoints to ordered, comparable groups.
 
-Every checkpoint sees the same samples and the very same views. Features are kept in a cache, named
-by the content of the checkpoint and of the settings; a broken checkpoint becomes a row with its
-reason and never stops the others.
+Every checkpoint sees the same samples and the very same views. Embeddings are cached under the
+content of the checkpoint and the settings; a broken checkpoint becomes a row among the failed, with
+its reason, and never stops the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from lidar_cli.checkpoints.detect import check_assumptions, check_names
 from lidar_cli.core.metrics import METRICS, Metric
+from lidar_cli.data.dataset import Samples
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import OF_ONE_FILE, InputError, NoProcess, SettingsError, nearest
 from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
 from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
-from lidar_cli.ranking.cache import Cache, Scored, score_features
-from lidar_cli.ranking.cache_folder import CacheFolder
+from lidar_cli.ranking.cache import Cache, CacheFolder, Task
 from lidar_cli.ranking.claims import Claims
 from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import Checkpoint, FeatureFile, Skipped, survey
-from lidar_cli.ranking.oracle_probe import PROBE, help_embedding
-from lidar_cli.ranking.order import Group, Row, grouped, misleading
+from lidar_cli.ranking.discover import (
+    Checkpoint,
+    DirectoryScan,
+    FeatureFile,
+    Skipped,
+    scan_directory,
+)
+from lidar_cli.ranking.order import Group, Row, grouped, misleading, row_of
+from lidar_cli.ranking.scorer import Scorer, score_features
 from lidar_cli.runtime.device import SHARE, check_free, find_device, free_memory
 from lidar_cli.runtime.distributed import RankInfo
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.intervals import Grouping, Interval
+from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.run import open_groups
 from lidar_cli.settings import RankSettings, parse_size
 from lidar_cli.views.methods import find_recipe
 
-# Bytes of decoded images kept from one checkpoint to the next, if so much is free.
+# Bytes of decoded images that stay in memory from one checkpoint to the next, if so much is free.
 DECODED_MEMORY = 2 * 2**30
+PROBE = "probe"  # the value of --oracle that names no file
+PROBED_LAYER = "backbone"
+
+
+class Session:
+    """One directory at one set of settings: what rank, --watch, --race and --oracle probe share.
+
+    Raises SettingsError or InputError for a metric, a device, a cache folder or a table of groups
+    that cannot be used.
+    """
+
+    def __init__(self, directory: Path, settings: RankSettings, progress: Progress) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.progress = progress
+        self.by = find_metric(settings.by)
+        self.device = find_device(settings.device)
+        self.folder = CacheFolder(directory, settings.cache)
+        self.groups = open_groups(settings)
+        self.scan = DirectoryScan()
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The samples that every checkpoint sees, which stay decoded as far as memory allows."""
+        samples = open_decoded(self.settings)
+        note_data(samples, self.progress)
+        return samples
+
+    def digests(self) -> Digests:
+        """Digests of the files as they are now."""
+        return Digests(self.directory, self.folder.path)
+
+    def scan_directory(self) -> None:
+        """Recognise and hash every file. Raises as `discover.scan_directory`."""
+        self.scan = scan_directory(self.directory, self.settings, self.progress, self.digests())
+
+    def choose_layer(self, features: Sequence[FeatureFile] = ()) -> str:
+        """The layer to compare of the scanned checkpoints and these feature files."""
+        layers: list[Collection[str]] = [
+            checkpoint.description.widths for checkpoint in self.scan.checkpoints.values()
+        ]
+        layers += [file.provenance.get("layers", ()) for file in features]
+        return one_layer(self.settings.layer, layers, self.progress)
+
+    def open_scorer(self, layer: str) -> Scorer:
+        """A scorer of one layer, with the cache and the feature files scanned so far.
+
+        Raises InputError if the data or the cache cannot be used.
+        """
+        samples = self.samples
+        cache = Cache(self.folder, self.settings)
+        cache.add_features(self.scan.features)
+        settings = replace(self.settings, layer=layer)
+        return Scorer(
+            cache, samples, settings, self.device, self.progress, self.scan.fail, self.groups
+        )
+
+
+def open_session(
+    directory: Path, settings: RankSettings, progress: Progress | None = None
+) -> Session:
+    """A session whose settings have been checked as far as possible before the work.
+
+    Raises SettingsError for a mistyped name or an unknown key of a [recipe] table, InputError if
+    there is no such directory.
+    """
+    find_metric(settings.by)
+    find_recipe(settings.views, settings.pixel_stats, settings.recipe)
+    check_names(settings.format, settings.branch)
+    check_assumptions(settings.assume)
+    check_free(f"--memory {settings.memory}", parse_size(settings.memory))
+    check_free(f"--view-memory {settings.view_memory}", view_memory(settings.view_memory) or 0)
+    if not directory.is_dir():
+        raise InputError(
+            f"{directory}: no such directory; rank takes a directory of checkpoints",
+            code="no-such-directory",
+        )
+    return Session(directory, settings, progress or Progress())
+
+
+def open_probe_session(directory: Path, settings: RankSettings, progress: Progress) -> Session:
+    """A session that embeds the backbones of labelled images without views, for linear probes.
+
+    Raises InputError if the data has no labels.
+    """
+    count = settings.oracle_samples or settings.clean_samples or settings.n_samples
+    settings = replace(settings, n_samples=count, clean_samples=None, n_views=0)
+    settings = replace(settings, layer=PROBED_LAYER, store=True, collect=False, groups=None)
+    session = Session(directory, settings, progress)
+    session.samples = open_decoded(settings)  # the ranking has said what is odd about the data
+    if session.samples.labels is None:
+        raise InputError(
+            f"--oracle probe: the data {session.samples.data} has no labels; name data with "
+            "classes, such as a folder with a subfolder a class, or give --oracle a CSV file of "
+            "accuracies",
+            code="no-labels",
+        )
+    return session
+
+
+def open_decoded(settings: RankSettings) -> Samples:
+    """The samples that the settings name, each decoded once as far as memory allows."""
+    memory = min(DECODED_MEMORY, int(SHARE * free_memory()))
+    return open_samples(settings).remembering(memory)
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of a name. Raises SettingsError."""
+    if name not in METRICS:
+        raise SettingsError(
+            f"--by {name}: no such metric; {nearest(name, list(METRICS))}", code="no-such-metric"
+        )
+    return METRICS[name]
+
+
+def one_layer(asked: str, files: Sequence[Collection[str]], progress: Progress) -> str:
+    """The one layer that is compared: for auto, projector if every file has one, else backbone.
+
+    files: the layers of each file. Raises SettingsError if several layers are asked for.
+    """
+    if asked != "auto":
+        if "," in asked:
+            raise SettingsError(f"--layer {asked}: rank compares one layer", code="several-layers")
+        return asked
+    without = sum("projector" not in layers for layers in files)
+    if without:
+        of = f"{without} of {len(files)} files" if without < len(files) else "the files"
+        progress.note(f"{of} hold no projector, so the backbone of all is compared")
+    return "backbone" if without else "projector"
+
+
+# A whole ranking
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """All that `rank` found under a directory."""
+    """The ordered groups of a directory, and the files that are not ranked."""
 
     directory: str
     by: Metric
@@ -55,6 +192,13 @@ class Ranking:
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
 
 
+class Outcome(Enum):
+    """Which process has the scores of all checkpoints, and prints the ranking."""
+
+    SCORED = auto()
+    SCORED_BY_OTHERS = auto()
+
+
 def rank_directory(
     directory: Path, settings: RankSettings, progress: Progress | None = None
 ) -> Ranking:
@@ -63,223 +207,160 @@ def rank_directory(
     Raises SettingsError for an unknown metric, InputError if the directory or the data cannot be
     used or nothing in it could be ranked.
     """
-    progress = progress or Progress()
-    job = _Job(directory, checked(directory, settings), settings, progress)
-    job.score_all(lambda claims: True)
+    job = _Job(open_session(directory, settings, progress))
+    job.score_all(None)
     return job.ranking()
 
 
 def rank_together(
     directory: Path, settings: RankSettings, progress: Progress, rank_info: RankInfo
 ) -> Ranking | None:
-    """What `rank_directory` gives, or None where another process tells it.
+    """The ranking as of `rank_directory`, or None if another process prints it.
 
-    Processes that rank the same directory at the same time divide it, wherever they run, and what
-    linear probes need of it. Of those
-    of an engine the first one tells, else the first to find that all is made.
-    Raises what `rank_directory` raises.
+    Processes that rank the same directory at the same time divide its checkpoints, on any hosts,
+    and the embedding for linear probes. Of the processes that torchrun started the main one prints;
+    otherwise the first one to see that all checkpoints are scored.
+    Raises as `rank_directory`.
     """
     settings = rank_info.with_device(settings)
-    job = _Job(directory, checked(directory, settings), settings, progress)
-
-    def tells(claims: Claims) -> bool:
-        return rank_info.is_main if rank_info.ranks > 1 else claims.first_to_tell()
-
-    if job.score_all(tells) and rank_info.is_main:
+    job = _Job(open_session(directory, settings, progress))
+    outcome = job.score_all(rank_info)
+    if outcome is Outcome.SCORED and rank_info.is_main:
         return job.ranking()
     if settings.oracle == PROBE:
-        help_embedding(job.checkpoints().values(), str(directory), settings, progress)
+        embed_for_probes(directory, settings, progress, job.checkpoints().values())
     return None
 
 
-def checked(directory: Path, settings: RankSettings) -> Metric:
-    """The metric that orders, once all that can be checked before the work was.
+def embed_for_probes(
+    directory: Path,
+    settings: RankSettings,
+    progress: Progress,
+    checkpoints: Collection[Checkpoint],
+) -> None:
+    """Embed checkpoints that another process will probe, as long as it has not reached them.
 
-    Raises SettingsError for a mistyped name or an unknown key of a [recipe] table, InputError if
-    there is no such directory.
+    Failures are not reported here, since the other process meets and reports them.
+    Raises InputError if the data has no labels.
     """
-    by = find_metric(settings.by)
-    find_recipe(settings.views, settings.pixel_stats, settings.recipe)
-    check_names(settings.format, settings.branch)
-    check_assumptions(settings.assume)
-    check_free(f"--memory {settings.memory}", parse_size(settings.memory))
-    check_free(f"--view-memory {settings.view_memory}", view_memory(settings.view_memory) or 0)
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")
-    return by
-
-
-def find_metric(name: str) -> Metric:
-    """The metric of a name. Raises SettingsError."""
-    if name not in METRICS:
-        raise SettingsError(f"--by {name}: no such metric; {nearest(name, list(METRICS))}")
-    return METRICS[name]
+    scorer = open_probe_session(directory, settings, progress).open_scorer(PROBED_LAYER)
+    for _ in scorer.each(scorer.plans(checkpoints), scorer.embed):
+        pass
 
 
 class _Job:
-    def __init__(
-        self, directory: Path, by: Metric, settings: RankSettings, progress: Progress
-    ) -> None:
-        self.directory = directory
-        self.by = by
-        self.settings = settings
-        self.progress = progress
-        self.device = find_device(settings.device)
-        self.cache = CacheFolder(directory, settings.cache)
-        digests = Digests(directory, self.cache.path)
-        self.groups = open_groups(settings)
-        self.found = survey(directory, settings, progress, digests)
-        self.scored: list[tuple[Row, dict[str, Any]]] = []  # each with its provenance
+    """One ranking while its files are scored."""
 
-    def score_all(self, tells: Callable[[Claims], bool]) -> bool:
-        """Embed and score each checkpoint and each feature file that stands for itself.
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        session.scan_directory()
+        self._rows: list[Row] = []
+        self._used: set[Path] = set()  # feature files that gave a checkpoint its score
 
-        Not the ones that others made, and False, where `tells` says so.
+    def score_all(self, rank_info: RankInfo | None) -> Outcome:
+        """Score every checkpoint and every feature file without one.
+
+        Returns SCORED_BY_OTHERS if another process will print the ranking.
+        rank_info: this process among those that divide the work; None to print in any case.
         """
-        every = [
-            *(set(known.description.widths) for known in self.found.checkpoints.values()),
-            *(set(file.provenance.get("layers", ())) for file in self.found.alone),
-        ]
-        layer = one_layer(self.settings.layer, every, self.progress)
-        used: set[Path] = set()
-        if self.found.checkpoints:
-            answers: list[bool] = []
+        session, scan = self._session, self._session.scan
+        layer = session.choose_layer(scan.lone_features)
+        if scan.checkpoints:
+            outcome = self._score_checkpoints(session.open_scorer(layer), rank_info)
+            if outcome is Outcome.SCORED_BY_OTHERS:
+                return outcome
+        for file in scan.features:
+            if not scan.has_checkpoint_of(file):
+                self._score_features(file.path, layer)
+            elif file.path not in self._used:
+                scan.skipped.append(Skipped(str(file.path), _reason_unused(file)))
+        return Outcome.SCORED
 
-            def ask(claims: Claims) -> bool:
-                answers.append(tells(claims))
-                return answers[-1]
+    def _score_checkpoints(self, scorer: Scorer, rank_info: RankInfo | None) -> Outcome:
+        tasks = scorer.plans(self._session.scan.checkpoints.values())
+        stored = []
+        with scorer.claims() as claims:
+            for task, score in scorer.divide(tasks, claims, scorer.score):
+                if score is None:
+                    stored.append(task)
+                else:
+                    self._add(task, score)
+            if rank_info is not None and not _prints(rank_info, claims):
+                return Outcome.SCORED_BY_OTHERS
+            for task, score in scorer.read(stored, scorer.score):
+                self._add(task, score)
+        return Outcome.SCORED
 
-            used = self._score_checkpoints(layer, ask)
-            if answers == [False]:
-                return False
-        for file in self.found.features:
-            if not self.found.holds(file):
-                try:
-                    result = score_features(
-                        file.path,
-                        layer,
-                        self.settings,
-                        self.device,
-                        self.progress,
-                        self.cache.path,
-                        self.groups,
-                    )
-                    self._place(file.path, (), Scored(result, file.provenance, file.path))
-                except NoProcess:
-                    raise
-                except OF_ONE_FILE as error:
-                    self.found.fail(file.path, error)
-            elif file.path not in used:
-                reason = "features of a checkpoint here, at other settings than asked for"
-                revision = revision_of(file.provenance)
-                if revision != EMBEDDING_REVISION:
-                    reason = (
-                        f"features of embedding revision {revision}; this lidar embeds at "
-                        f"{EMBEDDING_REVISION}"
-                    )
-                self.found.skipped.append(Skipped(str(file.path), reason))
-        return True
+    def _add(self, task: Task, score: Score) -> None:
+        checkpoint = task.checkpoint
+        self._rows.append(row_of(checkpoint.path, checkpoint.aliases, score, self._session.by))
+        self._used.add(Path(score.file))
+
+    def _score_features(self, path: Path, layer: str) -> None:
+        """Score a feature file without a checkpoint, or add it to the failed files."""
+        session = self._session
+        settings = replace(session.settings, layer=layer)
+        try:
+            score = score_features(
+                path,
+                settings,
+                session.device,
+                session.progress,
+                session.folder.path,
+                session.groups,
+            )
+        except NoProcess:
+            raise
+        except OF_ONE_FILE as error:
+            session.scan.fail(path, error)
+        else:
+            self._rows.append(row_of(path, (), score, session.by))
 
     def ranking(self) -> Ranking:
-        """What was scored, in order. Raises InputError if nothing was, or nothing has a value."""
-        by, failed = self.by, self.found.failed
-        if not self.scored:
+        """The rows in order. Raises InputError if there are none, or none has a value."""
+        session, rows = self._session, self._rows
+        by, failed, skipped = session.by, session.scan.failed, session.scan.skipped
+        if not rows:
             first = f"; the first: {failed[0].path}: {failed[0].reason}" if failed else ""
             raise InputError(
-                f"{self.directory}: nothing could be ranked ({len(failed)} failed, "
-                f"{len(self.found.skipped)} skipped{first})"
+                f"{session.directory}: nothing could be ranked ({len(failed)} failed, "
+                f"{len(skipped)} skipped{first})",
+                code="nothing-ranked",
             )
-        if all(row.value is None for row, _ in self.scored):
-            row, _ = self.scored[0]
+        if all(row.value is None for row in rows):
             raise InputError(
-                f"{self.directory}: nothing could be ranked, no checkpoint has a value; "
-                f"{row.path}: no {by.name}: {row.reason}; choose another metric with --by"
+                f"{session.directory}: nothing could be ranked, no checkpoint has a value; "
+                f"{rows[0].path}: no {by.name}: {rows[0].reason}; choose another metric with --by",
+                code="no-value",
             )
-        groups = grouped(self.scored, by, self.settings.confidence)
+        level = session.settings.confidence
+        groups = grouped(rows, by, level)
         return Ranking(
-            directory=str(self.directory),
+            directory=str(session.directory),
             by=by,
-            level=self.settings.confidence,
-            data=", ".join(sorted({str(told.get("data")) for _, told in self.scored})),
+            level=level,
+            data=", ".join(sorted({str(row.score.data) for row in rows})),
             groups=groups,
-            skipped=tuple(self.found.skipped),
+            skipped=tuple(skipped),
             failed=tuple(failed),
             warnings=tuple(misleading(groups, by)),
             checkpoints=self.checkpoints(),
         )
 
     def checkpoints(self) -> dict[str, Checkpoint]:
-        """Those that did not fail, by path."""
-        failed = {left.path for left in self.found.failed}
-        every = ((str(one.path), one) for one in self.found.checkpoints.values())
-        return {path: one for path, one in every if path not in failed}
-
-    def _score_checkpoints(self, layer: str, tells: Callable[[Claims], bool]) -> set[Path]:
-        """Score every checkpoint. The feature files that were used."""
-        cache = open_cache(
-            self.cache,
-            self.settings,
-            self.found.features,
-            layer,
-            self.device,
-            self.progress,
-            self.groups,
-        )
-        used: set[Path] = set()
-        checkpoints = self.found.checkpoints.values()
-        each = cache.score_each(checkpoints, self.found.fail, tells=tells)
-        for checkpoint, _, scored in each:
-            self._place(checkpoint.path, tuple(checkpoint.aliases), scored)
-            used.add(scored.path)
-        return used
-
-    def _place(self, path: Path, aliases: tuple[str, ...], scored: Scored) -> None:
-        self.scored.append((row_of(path, aliases, scored, self.by), scored.provenance))
+        """The checkpoints that did not fail, by path."""
+        failed = {file.path for file in self._session.scan.failed}
+        checkpoints = {str(one.path): one for one in self._session.scan.checkpoints.values()}
+        return {path: one for path, one in checkpoints.items() if path not in failed}
 
 
-def open_cache(
-    folder: CacheFolder,
-    settings: RankSettings,
-    features: Sequence[FeatureFile],
-    layer: str,
-    device: torch.device,
-    progress: Progress,
-    groups: Grouping | None = None,
-) -> Cache:
-    """What scores checkpoints and keeps what it made in a folder, on samples that stay decoded.
-
-    features: those of the directory that is ranked; groups: as in `Cache`.
-    Raises InputError if the data or the folder cannot be used.
-    """
-    samples = open_samples(settings).remembering(min(DECODED_MEMORY, int(SHARE * free_memory())))
-    note_data(samples, progress)
-    return Cache(folder, features, layer, samples, settings, device, progress, groups)
+def _prints(rank_info: RankInfo, claims: Claims) -> bool:
+    return rank_info.is_main if rank_info.ranks > 1 else claims.first_to_print()
 
 
-def row_of(path: Path, aliases: tuple[str, ...], scored: Scored, by: Metric) -> Row:
-    """A scored checkpoint as a row, without its rank."""
-    sure = scored.score.confidence
-    return Row(
-        str(path),
-        aliases,
-        scored.score,
-        scored.score.value(by.name),
-        scored.score.notes.get(by.name),
-        sure.intervals[by.name] if sure else Interval(),
-    )
-
-
-def one_layer(asked: str, every: Sequence[Collection[str]], progress: Progress) -> str:
-    """The one layer that is compared: for auto, projector if every file has one, else backbone.
-
-    every: the layers of each file. Raises SettingsError where several are asked for.
-    """
-    if asked != "auto":
-        if "," in asked:
-            raise SettingsError(f"--layer {asked}: rank compares one layer")
-        return asked
-    without = sum("projector" not in layers for layers in every)
-    if without:
-        of = f"{without} of {len(every)} files" if without < len(every) else "the files"
-        progress.note(f"{of} hold no projector, so the backbone of all is compared")
-    return "backbone" if without else "projector"
+def _reason_unused(file: FeatureFile) -> str:
+    """Why the features of a checkpoint in the directory gave it no score."""
+    revision = revision_of(file.provenance)
+    if revision == EMBEDDING_REVISION:
+        return "features of a checkpoint here, at other settings than asked for"
+    return f"features of embedding revision {revision}; this lidar embeds at {EMBEDDING_REVISION}"

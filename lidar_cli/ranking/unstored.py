@@ -1,8 +1,9 @@
-"""Embeddings that go straight into moments, with no features on disk."""
+"""Scores of embeddings that are never stored: each batch is added to moments and dropped."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.core.noise import contrast_samples
+from lidar_cli.data.dataset import Samples
 from lidar_cli.extraction.engine import (
     EmbeddingModel,
     at_size_that_fits,
@@ -18,12 +20,13 @@ from lidar_cli.extraction.engine import (
 )
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_source import ViewSource
-from lidar_cli.features.blocks import Chunk, Embeddings, Stored
+from lidar_cli.features.blocks import Chunk, Embeddings, Names, Stored
 from lidar_cli.features.schema import as_numbers
 from lidar_cli.runtime.device import SHARE, free_memory
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import EVERY_METRIC
-from lidar_cli.scoring.run import score_gathered
+from lidar_cli.scoring.compute import EVERY_METRIC, Score
+from lidar_cli.scoring.intervals import Grouping
+from lidar_cli.scoring.run import score_gathered, with_intervals
 from lidar_cli.scoring.saved import Unintervalled
 from lidar_cli.scoring.streaming import Gathered, enough_memory
 from lidar_cli.settings import MetricSettings, RankSettings, parse_size
@@ -32,7 +35,7 @@ from lidar_cli.settings import MetricSettings, RankSettings, parse_size
 def score_unstored(
     model: EmbeddingModel, source: ViewSource, settings: RankSettings, progress: Progress
 ) -> Unintervalled:
-    """The score of one checkpoint, its embeddings held in memory at most.
+    """The score of one checkpoint, without a feature file.
 
     Raises what `embed_all` and `score` raise.
     """
@@ -40,8 +43,8 @@ def score_unstored(
     name = plan.provenance["checkpoint"]
     model.loaded.set_image_size(plan.views.image_size)
 
-    def attempt(batch_size: int) -> tuple[Unstored, int]:
-        sink = Unstored(plan, name, settings, device, int(free_memory() * SHARE))
+    def attempt(batch_size: int) -> tuple[MomentSink, int]:
+        sink = MomentSink(plan, name, settings, device, int(free_memory() * SHARE))
         embed_all(model, source, batch_size, sink, f"embedding {Path(name).name}", progress)
         return sink, batch_size
 
@@ -50,19 +53,38 @@ def score_unstored(
     sink, batch_size = at_size_that_fits(size, attempt, fixed is not None)
     embeddings = sink.embeddings
     with enough_memory(embeddings):
-        found = score_gathered(
+        scored = score_gathered(
             embeddings, settings, sink.gathered, EVERY_METRIC, progress, settings.confidence
         )
     provenance = plan.provenance | {"batch_size": batch_size}
-    return Unintervalled(found, provenance, embeddings.once)
+    return Unintervalled(scored, provenance, embeddings.once)
 
 
-class Unstored:
+def add_intervals(
+    unintervalled: Unintervalled,
+    samples: Samples,
+    settings: RankSettings,
+    groups: Grouping | None,
+) -> Score:
+    """The score with intervals at the settings' level. groups: of samples, as in `score`."""
+    score = replace(unintervalled.score, provenance=unintervalled.provenance)
+    rows = score.rankme_rows
+    assert rows is not None
+    numbers = None
+    if groups is not None:
+        names = Names(samples.ids[:rows], samples.labels and samples.labels[:rows])
+        numbers = groups.of_names(samples.data, names)
+    reason = unintervalled.without_influences
+    level = settings.confidence
+    return with_intervals(score, EVERY_METRIC, score.influences, rows, level, reason, numbers)
+
+
+class MomentSink:
     """A sink that adds the embeddings of a plan's one layer to their moments, on the device.
 
-    name: what messages call the embeddings. room: bytes of main memory that they may take; if they
-    fit they are kept as well, for statistics that need a second pass over them; else those samples
-    alone that the noise edge reads again.
+    If all embeddings fit into `room` bytes of main memory they are stored there too, for statistics
+    that need a second pass; otherwise only the samples that the noise edge reads again are.
+    name: names the embeddings in messages.
     """
 
     def __init__(
@@ -76,8 +98,10 @@ class Unstored:
         dtype: torch.dtype = getattr(torch, layout.storage)
         size = sum(dtype.itemsize * int(np.prod(shape)) for shape in shapes)
         fits = size <= room
-        self._kept = [torch.empty(shape, dtype=dtype) for shape in shapes] if fits else None
-        self._contrasts = None if fits or not layout.n_views else _Samples(*shapes[0], dtype)
+        self._rows = [torch.empty(shape, dtype=dtype) for shape in shapes] if fits else None
+        self._contrasts = None
+        if layout.n_views and not fits:
+            self._contrasts = _ContrastSamples(*shapes[0], dtype)
         views, clean = (self._part(at, shape, dtype) for at, shape in enumerate(shapes))
         self.embeddings = Embeddings(
             name,
@@ -86,7 +110,7 @@ class Unstored:
             clean,
             provenance=plan.provenance,
             once=None
-            if self._kept
+            if fits
             else f"a second pass needs the embeddings, {size / 2**30:,.2f} GB, in memory, where "
             f"{room / 2**30:,.2f} GB may be used; leave out --no-store",
         )
@@ -100,16 +124,16 @@ class Unstored:
     ) -> None:
         """Add a contiguous run of samples, from any device.
 
-        views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
-        Raises DegenerateFeatures as a feature file would.
+        views: layer -> [c, q, d], for the samples below n; clean: layer -> [b, d].
+        Raises DegenerateFeatures for numbers that a feature file would refuse.
         """
         first, last = samples[0], samples[-1] + 1
         parts = [
             as_numbers(part[self._layer], self._storage, self._layer, first)
             for part in (views, clean)
         ]
-        for kept, part in zip(self._kept or (), parts, strict=bool(self._kept)):
-            kept[first : first + len(part)] = part
+        for rows, part in zip(self._rows or (), parts, strict=bool(self._rows)):
+            rows[first : first + len(part)] = part
         if self._contrasts is not None:
             self._contrasts.keep(first, parts[0])
         self._waiting.append((parts[0], parts[1]))
@@ -120,7 +144,7 @@ class Unstored:
             self._add()
 
     def _add(self) -> None:
-        # Many at a time: each addition reads and writes whole [d, d] scatters.
+        # Many samples at a time, since each addition reads and writes whole [d, d] scatters.
         if self._waiting:
             views, clean = (torch.cat(part) for part in zip(*self._waiting, strict=True))
             self._waiting.clear()
@@ -128,27 +152,27 @@ class Unstored:
 
     def _part(self, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
         def read(start: int, stop: int) -> Tensor:
-            if self._kept is not None:
-                return self._kept[at][start:stop]
+            if self._rows is not None:
+                return self._rows[at][start:stop]
             assert self._contrasts is not None
             return self._contrasts.read(start, stop)
 
         return Stored(shape, dtype.itemsize, read)
 
 
-class _Samples:
-    """Views [m, q, d] of the samples of `contrast_samples`, of n."""
+class _ContrastSamples:
+    """Views [m, q, d] of the m of n samples that `contrast_samples` numbers."""
 
     def __init__(self, n: int, q: int, d: int, dtype: torch.dtype) -> None:
         self._numbers = contrast_samples(n, q, d)
         self._views = torch.empty(len(self._numbers), q, d, dtype=dtype)
 
     def keep(self, first: int, views: Tensor) -> None:
-        """Keep those of a run of samples that belong here."""
+        """Store the contrast samples among a run of samples that begins with number `first`."""
         low, high = torch.searchsorted(self._numbers, torch.tensor([first, first + len(views)]))
         self._views[low:high] = views[self._numbers[low:high] - first]
 
     def read(self, start: int, stop: int) -> Tensor:
-        """The samples of a run that all belong here."""
+        """The views of samples start .. stop - 1, all of them contrast samples."""
         at = int(torch.searchsorted(self._numbers, start))
         return self._views[at : at + stop - start]

@@ -17,7 +17,7 @@ def to_record(oracle: Oracle) -> dict[str, Any]:
     """The contract's `correlation`: JSON-ready, accuracies as shares of 1."""
     return {
         "oracle": oracle.source,
-        "told": oracle.told,
+        "told": oracle.method,
         "level": oracle.level,
         "accuracies": dict(oracle.accuracies),
         "groups": [
@@ -38,7 +38,7 @@ def print_oracle(out: Console, oracle: Oracle, directory: str) -> None:
         out.print()
         out.print(
             one_line(
-                f"Against {oracle.source} ({oracle.told}): {chosen.count} checkpoints{group}, "
+                f"Against {oracle.source} ({oracle.method}): {chosen.count} checkpoints{group}, "
                 f"accuracies in percent; a positive correlation: the better direction agrees"
             )
         )
@@ -99,7 +99,7 @@ def to_markdown(oracle: Oracle, directory: str) -> str:
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         head = "| " + " | ".join(header.replace("|", "\\|") for header in headers) + " |"
         rule = "| :--- |" + " ---: |" * (len(headers) - 1)
-        said = f"Against {oracle.source} ({oracle.told}); accuracies in percent"
+        said = f"Against {oracle.source} ({oracle.method}); accuracies in percent"
         blocks.append("\n".join([said, "", head, rule, *lines]))
     return "\n\n".join(blocks)
 

@@ -26,7 +26,7 @@ def to_json(race: Race, count: int | None) -> str:
                 {
                     "n_samples": look.n,
                     "entrants": look.entrants,
-                    "put_out": look.put_out,
+                    "put_out": look.eliminated,
                     "views": look.views,
                 }
                 for look in race.looks
@@ -81,7 +81,7 @@ def print_race(race: Race, count: int | None) -> None:
     for look in race.looks:
         out.print(
             one_line(
-                f"n = {look.n}: {look.entrants} checkpoints, {look.put_out} put out, "
+                f"n = {look.n}: {look.entrants} checkpoints, {look.eliminated} put out, "
                 f"{look.views:,} views",
                 style="dim",
             )

@@ -31,12 +31,12 @@ from lidar_cli.features.shards import join, shard_path
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.probing.run import probe_files
 from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import DirectoryScan, place
+from lidar_cli.ranking.discover import DirectoryScan, Recogniser, classify_file
 from lidar_cli.report.scores import to_json
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.sandbox import SHARED, Limits
 from lidar_cli.scoring.run import score_file
-from lidar_cli.settings import ModelSettings, ProbeSettings, ScoreSettings
+from lidar_cli.settings import EmbedSettings, ProbeSettings, ScoreSettings
 
 MEMORY = 3 << 29  # bytes, all of the process
 LEAVES = 77  # the exit status where there is no more input
@@ -100,7 +100,7 @@ def probed(path: Path) -> object:
 def surveyed(path: Path) -> object:
     found = DirectoryScan()
     digests = Digests(path.parent, path.parent / "kept")
-    place(path, found, ModelSettings(), Progress(), digests)
+    classify_file(path, found, Recogniser(EmbedSettings()), Progress(), digests)
     if found.failed or found.skipped:
         raise LidarError((found.failed + found.skipped)[0].reason)
     return [one.provenance for one in found.features]

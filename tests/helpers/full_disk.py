@@ -21,7 +21,7 @@ from lidar_cli.errors import FeatureFileError, InputError, LidarError
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
 from lidar_cli.features.schema import partial_path
-from lidar_cli.ranking.cache_folder import MARKER
+from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.workers import save

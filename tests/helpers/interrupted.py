@@ -14,13 +14,13 @@ from lidar_cli.runtime.progress import Progress
 
 def contents(path: Path) -> dict[str, Any]:
     """Every dataset and attribute of a feature file."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     with h5py.File(path, "r") as file:
         file.visititems(
-            lambda name, item: found.update({name: item[()]} if hasattr(item, "shape") else {})
+            lambda name, item: entries.update({name: item[()]} if hasattr(item, "shape") else {})
         )
-        found |= {f"attribute {name}": value for name, value in file.attrs.items()}
-    return found
+        entries |= {f"attribute {name}": value for name, value in file.attrs.items()}
+    return entries
 
 
 def assert_same(one: Path, two: Path, but: tuple[str, ...] = ()) -> None:
@@ -29,10 +29,10 @@ def assert_same(one: Path, two: Path, but: tuple[str, ...] = ()) -> None:
     assert a.keys() == b.keys()
     for name in a:
         if name == "attribute provenance":
-            told = [json.loads(found[name]) for found in (a, b)]
+            records = [json.loads(entries[name]) for entries in (a, b)]
             for key in but:
-                assert told[0].pop(key) != told[1].pop(key)
-            assert told[0] == told[1]
+                assert records[0].pop(key) != records[1].pop(key)
+            assert records[0] == records[1]
         else:
             assert np.array_equal(a[name], b[name]), name
 

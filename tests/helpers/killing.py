@@ -77,8 +77,8 @@ for line in sys.stdin:
         if order["after"] is not None:
             os.kill(pid, order["signal"])
         _, status = os.waitpid(pid, 0)
-    told = [os.waitstatus_to_exitcode(status), time.monotonic() - begun]
-    print(json.dumps(told), flush=True)
+    outcome = [os.waitstatus_to_exitcode(status), time.monotonic() - begun]
+    print(json.dumps(outcome), flush=True)
 """
 
 
@@ -127,5 +127,5 @@ class Runs:
         status, seconds = json.loads(self._server.stdout.readline())
         log = paths["log"].read_text().splitlines() if paths["log"].exists() else []
         embedded = [(sha, int(start), int(stop)) for sha, start, stop in map(str.split, log)]
-        told = [paths[name].read_text() for name in ("stdout", "stderr")]
-        return Ended(status, seconds, embedded, *told)
+        streams = [paths[name].read_text() for name in ("stdout", "stderr")]
+        return Ended(status, seconds, embedded, *streams)

@@ -8,5 +8,5 @@ N, Q, SIZE = 24, 4, 24
 
 
 def words(runs: Path, images: Path, *more: object) -> list[str]:
-    told = ["rank", runs, "--watch", "--data", images, "-n", N, "-q", Q, "--image-size", SIZE]
-    return [str(word) for word in [*told, "--device", "cpu", "--batch-size", 8, *more]]
+    command = ["rank", runs, "--watch", "--data", images, "-n", N, "-q", Q, "--image-size", SIZE]
+    return [str(word) for word in [*command, "--device", "cpu", "--batch-size", 8, *more]]

@@ -114,7 +114,7 @@ def _verdict(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
         return Markup()
     headers, rows = against.table(oracle, verdict, verdict.selection, ranking.directory)
     told = (
-        f"Against {oracle.source} ({oracle.told}), {verdict.selection.count} checkpoints; "
+        f"Against {oracle.source} ({oracle.method}), {verdict.selection.count} checkpoints; "
         "accuracies in percent. A positive correlation: the better direction agrees."
     )
     explained = against.explained(verdict) if verdict.hyperparameters else ""

@@ -23,10 +23,12 @@ from lidar_cli.demo.pretrain import (
     STRENGTH,
     WEIGHT_DECAY,
     WIDTHS,
+    Losses,
+    Search,
+    minibatches,
     narrow_resnet,
     training_views,
 )
-from lidar_cli.demo.schedule import Losses, Search, minibatches
 
 PROTOTYPES = 256  # the paper has 65,536 for ImageNet
 STUDENT_TEMPERATURE = 0.1

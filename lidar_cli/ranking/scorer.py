@@ -1,0 +1,392 @@
+"""Scores of many checkpoints, each read from the cache or computed once by one of the processes.
+
+Processes that rank the same directory divide the checkpoints by claims; a claim of a dead process
+is taken over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from lidar_cli.checkpoints.models.embedder import Embedder
+from lidar_cli.checkpoints.reading.read import sha256, stamp
+from lidar_cli.data.dataset import Samples
+from lidar_cli.errors import OF_ONE_FILE, FeatureFileError, InputError, SettingsError, Unresumable
+from lidar_cli.extraction.engine import EmbeddingModel
+from lidar_cli.extraction.plan import make_plan
+from lidar_cli.extraction.run import changed_error, note_disk_use, open_with, run
+from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
+from lidar_cli.extraction.view_source import ViewSource
+from lidar_cli.features.provenance import EMBEDDING_REVISION
+from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
+from lidar_cli.features.schema import partial_path, size_of
+from lidar_cli.features.writer import begun_path
+from lidar_cli.ranking.cache import Cache, Task, serves
+from lidar_cli.ranking.claims import Claims, set_apart
+from lidar_cli.ranking.discover import Checkpoint
+from lidar_cli.ranking.unstored import add_intervals, score_unstored
+from lidar_cli.runtime.progress import Progress
+from lidar_cli.scoring.compute import EVERY_METRIC, Score
+from lidar_cli.scoring.intervals import Grouping
+from lidar_cli.scoring.run import score
+from lidar_cli.settings import ExtractSettings, RankSettings
+from lidar_cli.views.pipeline import Views
+
+FIRST_PAUSE = 0.5  # seconds between two checks of what other processes have stored
+LONGEST_PAUSE = 4.0  # the pause doubles up to this while nothing changes
+PATIENCE = 3.0  # seconds of waiting before a note says so
+
+T = TypeVar("T")
+Work = Callable[[Task, ViewCache | None], T]
+
+
+class Scorer:
+    """Embeds and scores the checkpoints of one directory at one set of settings.
+
+    settings: with the one layer that is compared.
+    fail: receives each checkpoint that cannot be scored, with the reason; the others continue.
+    groups: of samples, for intervals and ties; what the cache stores does not depend on them.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        samples: Samples,
+        settings: RankSettings,
+        device: torch.device,
+        progress: Progress,
+        fail: Callable[[Path, Exception], None],
+        groups: Grouping | None = None,
+    ) -> None:
+        self.cache = cache
+        self._samples = samples
+        self._settings = settings
+        self._device = device
+        self._progress = progress
+        self._fail = fail
+        self._groups = groups
+
+    # Many checkpoints
+
+    def plans(self, checkpoints: Iterable[Checkpoint]) -> list[Task]:
+        """A task for each checkpoint that does not fail.
+
+        Raises InputError or SettingsError for a fault of the images or the command, which every
+        checkpoint would meet.
+        """
+        tasks = []
+        for checkpoint in checkpoints:
+            with self._failing(checkpoint):
+                plan = make_plan(
+                    checkpoint.description,
+                    str(checkpoint.path),
+                    checkpoint.digest,
+                    self._samples,
+                    self._settings,
+                    self._device,
+                )
+                tasks.append(Task(checkpoint, plan))
+        outdated = self.cache.outdated(tasks)
+        if outdated:
+            self._progress.note(
+                f"{outdated} of {len(tasks)} checkpoints are embedded again: their rows are "
+                f"of another embedding revision than {EMBEDDING_REVISION}"
+            )
+        return tasks
+
+    def note_disk_space(self, tasks: Sequence[Task]) -> None:
+        """Note the space that the embeddings of these tasks will take, unless one is begun."""
+        if self._settings.collect or not self._settings.store:
+            return
+        missing = [task for task in tasks if not self.cache.has(task)]
+        begun = any(partial_path(self.cache.features_path(task)).exists() for task in missing)
+        if len(missing) > 1 and not begun:
+            folder = self.cache.path
+            size = sum(size_of(task.plan.layout) for task in missing)
+            what = f"{folder}: {len(missing)} checkpoints will take"
+            note_disk_use(what, size, folder, self._progress)
+
+    @contextmanager
+    def shared_views(self, tasks: Sequence[Task]) -> Iterator[ViewCache | None]:
+        """A store of the views that all these tasks see, so that each view is drawn once.
+
+        None if fewer than two tasks need embedding, or the settings allow no memory for it.
+        """
+        waiting = sum(not self.cache.has(task) for task in tasks)
+        room = None
+        if waiting > 1:
+            room = CacheLimits.of(self._settings.view_memory, self._device, self.cache.path)
+        if room is None:
+            yield None
+            return
+        with ViewCache(room, self._device, self.cache.path) as store:
+            yield store
+
+    def claims(self) -> Claims:
+        """The claims of processes that share the cache, as this one sees them."""
+        return Claims(self.cache.claims, self._settings.claim_timeout)
+
+    def each(self, tasks: Sequence[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
+        """The result of `work` for every task that does not fail, whichever process computed it.
+
+        Raises InputError or SettingsError for a fault of the images or the command.
+        """
+        stored: list[Task] = []
+        with self.claims() as claims:
+            for task, computed in self.divide(tasks, claims, work):
+                if computed is None:
+                    stored.append(task)
+                else:
+                    yield task, computed
+            yield from self.read(stored, work)
+
+    def read(self, tasks: Iterable[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
+        """The result of `work` for each task that is stored, computed again if it is damaged."""
+        for task in tasks:
+            computed = None
+            with self._failing(task.checkpoint):
+                computed = work(task, None)
+            if computed is not None:
+                yield task, computed
+
+    def divide(
+        self, tasks: Sequence[Task], claims: Claims, work: Work[T]
+    ) -> Iterator[tuple[Task, T | None]]:
+        """Every task that does not fail, with its result if this process computed it.
+
+        Waits for tasks that other processes have claimed, and computes those whose process died.
+        """
+        self.note_disk_space(tasks)
+        by_views: dict[Views, list[Task]] = {}
+        for task in tasks:
+            by_views.setdefault(task.plan.views, []).append(task)
+        claimed: list[Task] = []
+        for alike in by_views.values():
+            with self.shared_views(alike) as views:
+                claimed += yield from self._work_through(alike, claims, work, views)
+        pause, began, is_noted = FIRST_PAUSE, time.monotonic(), False
+        while claimed:
+            before = len(claimed)
+            claimed = yield from self._work_through(claimed, claims, work)
+            if len(claimed) < before:
+                pause = FIRST_PAUSE
+                continue
+            if not is_noted and time.monotonic() - began >= PATIENCE:
+                self._note_waiting(claimed)
+                is_noted = True
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _work_through(
+        self, tasks: Iterable[Task], claims: Claims, work: Work[T], views: ViewCache | None = None
+    ) -> Generator[tuple[Task, T | None], None, list[Task]]:
+        """Yields as `divide`; returns the tasks that other processes have claimed."""
+        claimed = []
+        for task in tasks:
+            path, computed = self.cache.features_path(task), None
+            if self.cache.has(task):
+                yield task, None
+                continue
+            if self._settings.collect:
+                at_it = "; a process is at it" if claims.held(path.name) else ""
+                self._fail(task.checkpoint.path, FeatureFileError(f"not scored yet{at_it}"))
+                continue
+            with self._failing(task.checkpoint), claims.hold(path.name) as claim:
+                if claim is None:
+                    claimed.append(task)
+                    continue
+                if claim.taken:
+                    begun_path(path).unlink(missing_ok=True)
+                    set_apart(partial_path(path), path)
+                try:
+                    computed = work(task, views)
+                except FeatureFileError:
+                    if not claims.lost(claim):
+                        raise
+                    claimed.append(task)
+            if computed is not None:
+                yield task, computed
+        return claimed
+
+    def _note_waiting(self, tasks: Sequence[Task]) -> None:
+        self._progress.note(
+            f"waiting for other processes that have {len(tasks)} checkpoints in hand, the first is "
+            f"{tasks[0].checkpoint.path}; one that gives no sign of life is replaced after "
+            f"{self._settings.claim_timeout:g} seconds (--claim-timeout; claims are in "
+            f"{self.cache.claims})"
+        )
+
+    @contextmanager
+    def _failing(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """Report an error of this checkpoint as its failure, and let the work continue."""
+        try:
+            yield
+        except OF_ONE_FILE as error:
+            if is_of_all(error):
+                raise
+            self._fail(checkpoint.path, error)
+
+    # One checkpoint
+
+    def score(self, task: Task, views: ViewCache | None = None) -> Score:
+        """The score of a checkpoint, computed unless it is stored.
+
+        views: shared with other tasks. Raises what embedding and scoring raise.
+        """
+        if self._settings.store:
+            return self._from_features(task, self._score_file, views)
+        stored = self._from_stored(task, self._score_file)
+        return self._score_unstored(task, views) if stored is None else stored
+
+    def embed(self, task: Task, views: ViewCache | None = None) -> Path:
+        """The feature file of a checkpoint, written unless it is there. Raises as `score`."""
+        return self._from_features(task, lambda path: path, views)
+
+    def score_first(
+        self, task: Task, counts: Sequence[int], views: ViewCache | None = None
+    ) -> list[Score]:
+        """Scores of the first samples, at each count of them, by the one metric that orders.
+
+        Embeds the samples up to the first count, as interrupted work. Raises as `score`.
+        """
+
+        def score_each_count(path: Path) -> list[Score]:
+            return [self._score_part(path, n) for n in counts]
+
+        return self._from_features(task, score_each_count, views, until=counts[0])
+
+    def _from_stored(self, task: Task, use: Callable[[Path], T]) -> T | None:
+        """What `use` returns for the stored features of a task; None if none is there and whole."""
+        for path in self.cache.stored_features(task):
+            with suppress(FeatureFileError):  # damaged, or not what its name says
+                if serves(read_provenance(path), task.plan):
+                    return use(path)
+        return None
+
+    def _from_features(
+        self,
+        task: Task,
+        use: Callable[[Path], T],
+        views: ViewCache | None,
+        until: int | None = None,
+    ) -> T:
+        """What `use` returns for the features of a task, which are embedded if need be.
+
+        until: how many samples are needed; None for all.
+        """
+        stored = self._from_stored(task, use)
+        if stored is not None:
+            return stored
+        path = self.cache.features_path(task)
+        self._extract(task, path, views, until)
+        return use(path)
+
+    def _score_file(self, path: Path) -> Score:
+        return score_features(
+            path, self._settings, self._device, self._progress, self.cache.path, self._groups
+        )
+
+    def _score_part(self, path: Path, n: int) -> Score:
+        return score(
+            read_first(path, self._settings.layer, n),
+            self._settings,
+            self._device,
+            frozenset({self._settings.by}),
+            self._progress,
+            self._settings.confidence,
+            groups=self._groups,
+        )
+
+    def _extract(
+        self, task: Task, output: Path, views: ViewCache | None, until: int | None
+    ) -> None:
+        model, source = self._model_and_views(task, views)
+
+        def carry_out(settings: ExtractSettings) -> None:
+            run(model, source, settings, output, self._progress, until)
+
+        # The plan has all other settings.
+        batch_size, workers = self._settings.batch_size, self._settings.workers
+        settings = ExtractSettings(
+            batch_size=batch_size, workers=workers, resume=True, overwrite=output.exists()
+        )
+        try:
+            carry_out(settings)
+        except Unresumable:  # a partial file that is damaged, or of another device or version
+            carry_out(replace(settings, overwrite=True, resume=False))
+
+    def _score_unstored(self, task: Task, views: ViewCache | None) -> Score:
+        saved = self.cache.saved_score(task)
+        unintervalled = saved.read()
+        if unintervalled is None:
+            model, source = self._model_and_views(task, views)
+            unintervalled = score_unstored(model, source, self._settings, self._progress)
+            saved.write(unintervalled)
+        scored = add_intervals(unintervalled, self._samples, self._settings, self._groups)
+        return with_influences_of(scored, self._settings.by)
+
+    def _model_and_views(
+        self, task: Task, views: ViewCache | None
+    ) -> tuple[EmbeddingModel, ViewSource]:
+        embedder, device = self._open(task.checkpoint), self._device
+        form, workers = embedder.memory_format, self._settings.workers
+        source = ViewSource(task.plan, self._samples, device, form, workers, views)
+        return EmbeddingModel(task.plan, embedder, device), source
+
+    def _open(self, checkpoint: Checkpoint) -> Embedder:
+        """The weights that were hashed, since what is computed is stored under their digest."""
+        path, settings = checkpoint.path, self._settings
+        if settings.model is None:  # the layer alone may choose another branch than the plan has
+            settings = replace(settings, branch=checkpoint.description.branch)
+        loaded = open_with(path, settings, self._device)
+        is_hashed = stamp(path) == checkpoint.stamp or sha256(path) == checkpoint.digest
+        if not is_hashed or loaded.description.branch != checkpoint.description.branch:
+            raise changed_error(path)
+        return loaded
+
+
+def is_of_all(error: BaseException) -> bool:
+    """Whether an error is a fault of the images or the command, which every checkpoint would meet.
+
+    BadRows, which is an InputError too, is a fault of one feature file.
+    """
+    is_general = isinstance(error, InputError | SettingsError)
+    return is_general and not isinstance(error, FeatureFileError)
+
+
+def score_features(
+    path: Path,
+    settings: RankSettings,
+    device: torch.device,
+    progress: Progress,
+    cache: Path,
+    groups: Grouping | None = None,
+) -> Score:
+    """The score of one layer of a feature file, with influences on the metric that orders alone.
+
+    cache: the folder that stores the influences on every metric.
+    groups: of samples, within which they are summed.
+    Raises what `read_hdf5` and `score` raise.
+    """
+    (embeddings,) = read_hdf5(path, settings.layer)
+    level = settings.confidence
+    scored = score(
+        embeddings, settings, device, EVERY_METRIC, progress, level, cache, groups=groups
+    )
+    return with_influences_of(scored, settings.by)
+
+
+def with_influences_of(scored: Score, by: str) -> Score:
+    """The score without the influences on other metrics than `by`, which its order does not need.
+
+    n numbers a metric are little for one checkpoint, and much for ten thousand.
+    """
+    influences = {name: scored.influences[name] for name in scored.influences.keys() & {by}}
+    return replace(scored, influences=influences)

@@ -1,0 +1,341 @@
+"""The cache of a ranking: feature files that serve, what is computed again, and when."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from feature_files import set_revision
+from make import (
+    checkpoint,
+    image_folder,
+)
+from PIL import Image
+from rank_runs import (
+    SIZE,
+    N,
+    Shell,
+    rank_here,
+    ranked,
+    settings,
+    stamps,
+    three,
+    values,
+)
+from safetensors.torch import load_file, save_file
+
+from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.ranking.cache import MARKER
+from lidar_cli.ranking.session import rank_directory
+from lidar_cli.scoring.run import score_file
+from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images"), N)
+
+
+@pytest.fixture
+def rank(images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Shell:
+    return rank_here(images, monkeypatch, capfd)
+
+
+def test_influences_are_kept_beside_the_features(tmp_path: Path, rank: Shell) -> None:
+    runs = three(tmp_path / "runs")
+    first = rank(runs, "--json").stdout
+    influences = sorted((runs / ".lidar").glob("*.influence"))
+    assert len(influences) == 3
+    before = [path.stat().st_mtime_ns for path in influences]
+    assert rank(runs, "--json").stdout == first
+    assert [path.stat().st_mtime_ns for path in influences] == before
+    tensors = load_file(influences[0])
+    tensors["lidar"] *= 2.0  # read, not computed again: the interval is twice as wide
+    save_file(tensors, influences[0])
+    rows = zip(
+        ranked(rank(runs, "--json"))["checkpoints"], json.loads(first)["checkpoints"], strict=True
+    )
+    widths = [(one["ci_high"] - one["ci_low"]) / (b["ci_high"] - b["ci_low"]) for one, b in rows]
+    assert sorted(widths) == pytest.approx([1.0, 1.0, 2.0], rel=1e-9)
+    influences[0].write_bytes(b"rubbish")
+    influences[1].write_bytes(influences[1].read_bytes()[:500])
+    assert rank(runs, "--json").stdout == first
+    rank(runs, "--delta", 0.1)  # other constants have influences of their own
+    assert len(list((runs / ".lidar").glob("*.influence"))) == 6
+    assert {path.suffix for path in (runs / ".lidar").iterdir() if path.name != MARKER} == {
+        ".h5",
+        ".influence",
+    }
+
+
+def test_features_of_a_found_checkpoint_serve_as_its_cache(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    runs = three(tmp_path / "runs")
+    fresh = values(rank(runs, "--json", "--cache", tmp_path / "cache"))
+    features = runs / "deep/features.h5"
+    features.parent.mkdir()
+    extract_checkpoint(
+        runs / "a.pt",
+        ExtractSettings(**settings(images, output=features, layer="backbone,projector")),
+    )
+    before = features.stat().st_mtime_ns
+    ranking = ranked(rank(runs, "--json"))
+    assert {Path(r["path"]).name: r["value"] for r in ranking["checkpoints"]} == fresh
+    assert ranking["skipped"] == []
+    assert features.stat().st_mtime_ns == before
+    assert sorted(path.name[:2] for path in (runs / ".lidar").glob("*.h5")) == ["b-", "c-"]
+
+
+def test_features_of_a_found_checkpoint_at_other_settings_are_skipped(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    runs = three(tmp_path / "runs")
+    target = settings(images, output=runs / "a.h5", seed=1)
+    extract_checkpoint(runs / "a.pt", ExtractSettings(**target))
+    ranking = ranked(rank(runs, "--json"))
+    assert len(ranking["checkpoints"]) == 3
+    assert ranking["skipped"] == [
+        {
+            "path": str(runs / "a.h5"),
+            "reason": "features of a checkpoint here, at other settings than asked for",
+        }
+    ]
+
+
+def test_features_of_another_checkpoint_stand_for_themselves(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    runs = three(tmp_path / "runs")
+    elsewhere = checkpoint(tmp_path / "elsewhere.pt", 5)
+    extract_checkpoint(elsewhere, ExtractSettings(**settings(images, output=runs / "other.h5")))
+    (runs / "bad.h5").write_bytes(b"no HDF5")
+    shutil.copy(runs / "other.h5", runs / "damaged.h5")
+    with h5py.File(runs / "damaged.h5", "r+") as file:
+        file["embeddings/projector/views"][0, 0, 0] += 1
+    ranking = ranked(rank(runs, "--json"), status=4)
+    assert ranking["groups"] == 1
+    paths = [Path(row["path"]).name for row in ranking["checkpoints"]]
+    assert sorted(paths) == ["a.pt", "b.pth", "c.ckpt", "other.h5"]
+    failed = {Path(left["path"]).name: left["reason"] for left in ranking["failed"]}
+    assert failed.keys() == {"bad.h5", "damaged.h5"}
+    assert "does not match its checksum" in failed["damaged.h5"]
+    # The same checkpoint beside it takes the file as its own cache, and the value is the same.
+    shutil.copy(elsewhere, runs / "other.pt")
+    (runs / "damaged.h5").unlink()
+    again = ranked(rank(runs, "--json"), status=4)
+    value = {Path(row["path"]).name: row["value"] for row in ranking["checkpoints"]}["other.h5"]
+    rows = {Path(row["path"]).name: row["value"] for row in again["checkpoints"]}
+    assert "other.h5" not in rows
+    assert rows["other.pt"] == value
+
+
+def with_nan(path: Path) -> None:
+    """Put NaN into a feature file, with the checksum that a file written so would have."""
+    with h5py.File(path, "r+") as file:
+        layer = file["embeddings/projector"]
+        layer["clean"][2, 1] = np.nan
+        layer["crc32"][2] = zlib.crc32(layer["clean"][2].data, zlib.crc32(layer["views"][2].data))
+
+
+def test_rows_that_cannot_be_scored_end_no_ranking(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    runs = checkpoint(tmp_path / "runs/a.pt").parent
+    first = values(rank(checkpoint(runs / "b.pt", 1).parent, "--json"))
+    shutil.rmtree(runs / ".lidar")
+    extract_checkpoint(runs / "a.pt", ExtractSettings(**settings(images, output=runs / "feats.h5")))
+    extract_checkpoint(
+        checkpoint(tmp_path / "c.pt", 2), ExtractSettings(**settings(images, output=runs / "c.h5"))
+    )
+    with_nan(runs / "feats.h5")  # which serves a.pt, so that it is embedded anew
+    with_nan(runs / "c.h5")  # whose checkpoint is not here
+    ranking = ranked(rank(runs, "--json"), status=4)
+    rows = {Path(row["path"]).name: row["value"] for row in ranking["checkpoints"]}
+    assert rows == first
+    (failed,) = ranking["failed"]
+    assert failed["path"] == str(runs / "c.h5")
+    assert "1 values are NaN or Inf, in 1 samples, the first is sample 2" in failed["reason"]
+    for cached in (runs / ".lidar").glob("a-*.h5"):
+        with_nan(cached)
+    (runs / "c.h5").unlink()
+    assert values(rank(runs, "--json")) == first
+
+
+def test_a_second_run_computes_nothing(tmp_path: Path, rank: Shell) -> None:
+    runs = three(tmp_path / "runs")
+    first = rank(runs, "--json")
+    before = stamps(runs / ".lidar")
+    assert len(before) == 3
+    assert rank(runs, "--json").stdout == first.stdout
+    assert stamps(runs / ".lidar") == before
+    rank(runs, "--by", "pillai", "--delta", 0.1)  # constants of the metrics need no new features
+    assert stamps(runs / ".lidar") == before
+    rank(runs, "--seed", 1)
+    assert len(stamps(runs / ".lidar")) == 6
+
+
+def test_rows_of_another_revision_are_embedded_again_and_that_is_said_once(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    runs = three(tmp_path / "runs")
+    target = settings(images, output=runs / "a.h5")
+    extract_checkpoint(runs / "a.pt", ExtractSettings(**target))
+    first = rank(runs, "--json")
+    set_revision(runs / "a.h5", None)
+    for path in (runs / ".lidar").glob("[bc]-*.h5"):  # keys of another lidar are others
+        set_revision(path, 1)
+        path.rename(path.with_name(f"{path.stem[:1]}-{'0' * 16}.h5"))
+    again = rank(runs, "--json")
+    line = "3 of 3 checkpoints are embedded again: their rows are of another embedding revision"
+    assert again.stderr.count(line) == 1
+    assert values(again) == values(first)
+    assert len(stamps(runs / ".lidar")) == 5
+    (left,) = ranked(again)["skipped"]
+    assert left["reason"] == "features of embedding revision 1; this lidar embeds at 2"
+    (alone,) = score_file(runs / "a.h5", ScoreSettings())
+    assert alone.lidar is not None
+    assert line not in rank(runs, "--json").stderr
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, rank: Shell) -> None:
+    runs = three(tmp_path / "runs")
+    first = rank(runs, "--json")
+    cached = sorted((runs / ".lidar").glob("*.h5"))
+    content = bytearray(cached[0].read_bytes())
+    with h5py.File(cached[0]) as file:
+        at = file["embeddings/projector/views"].id.get_offset() + 40
+    content[at] ^= 0x40
+    cached[0].write_bytes(content)
+    cached[1].write_bytes(cached[1].read_bytes()[:3000])
+    cached[2].write_bytes(b"")
+    assert rank(runs, "--json").stdout == first.stdout
+    assert sorted((runs / ".lidar").glob("*.h5")) == cached
+    before = stamps(runs / ".lidar")
+    assert rank(runs, "--json").stdout == first.stdout
+    assert stamps(runs / ".lidar") == before
+
+
+def test_an_interrupted_cache_is_continued_or_replaced(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    runs = three(tmp_path / "runs")
+    first = rank(runs, "--json")
+    for path in (runs / ".lidar").glob("*.h5"):
+        path.rename(path.with_name(path.name + ".partial"))
+    partials = sorted((runs / ".lidar").glob("*.partial"))
+    partials[0].write_bytes(b"rubbish")
+    with h5py.File(partials[1], "r+") as file:
+        file["samples/done"][3:] = 0
+    assert rank(runs, "--json").stdout == first.stdout
+    assert not list((runs / ".lidar").glob("*.partial"))
+
+
+def test_a_checkpoint_that_changed_is_embedded_again(tmp_path: Path, rank: Shell) -> None:
+    runs = three(tmp_path / "runs")
+    before = values(rank(runs, "--json"))
+    checkpoint(runs / "a.pt", seed=42)
+    after = values(rank(runs, "--json"))
+    assert after["a.pt"] != before["a.pt"]
+    assert (after["b.pth"], after["c.ckpt"]) == (before["b.pth"], before["c.ckpt"])
+
+
+def test_images_that_changed_are_embedded_again(tmp_path: Path, rank: Shell, images: Path) -> None:
+    runs = three(tmp_path / "runs")
+    first = values(rank(runs, "--json"))
+    other = shutil.copytree(images, tmp_path / "images")
+    assert values(rank(runs, "--json", "--data", other)) == first
+    # A copy under another name is other data to the provenance, which holds that name.
+    shutil.copy(other / "003.png", other / "007.png")
+    assert values(rank(runs, "--json", "--data", other)) != first
+
+
+def test_an_activation_is_part_of_what_is_cached(tmp_path: Path, rank: Shell) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    relu = values(rank(tmp_path / "runs", "--json", "--activation", "relu"))
+    gelu = values(rank(tmp_path / "runs", "--json", "--activation", "gelu"))
+    assert relu != gelu
+    assert values(rank(tmp_path / "runs", "--json")) == relu
+    assert len(list((tmp_path / "runs" / ".lidar").glob("*.h5"))) == 2  # auto is relu here
+
+
+def test_images_of_the_same_name_and_size_are_known_by_their_content(
+    tmp_path: Path, rank: Shell
+) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    data = tmp_path / "data"
+    data.mkdir()
+    for seed in range(N):  # uncompressed, so that every file has the same size
+        pixels = np.random.RandomState(seed).randint(0, 256, (SIZE, SIZE, 3), np.uint8)
+        Image.fromarray(pixels).save(data / f"{seed:02}.bmp")
+    before = values(rank(tmp_path / "runs", "--json", "--data", data))
+    for seed in range(N):
+        pixels = np.full((SIZE, SIZE, 3), 10 * seed, np.uint8)
+        pixels[: seed + 1] = 255
+        Image.fromarray(pixels).save(data / f"{seed:02}.bmp")
+    assert values(rank(tmp_path / "runs", "--json", "--data", data)) != before
+
+
+def test_the_spelling_of_the_data_path_changes_nothing(
+    tmp_path: Path, rank: Shell, images: Path
+) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    rank(tmp_path / "runs")
+    before = stamps(tmp_path / "runs" / ".lidar")
+    done = rank(tmp_path / "runs", "--json", "--data", f"{images}/.")
+    assert ranked(done)["groups"] == 1
+    assert stamps(tmp_path / "runs" / ".lidar") == before
+
+
+def test_data_is_told_from_the_features(tmp_path: Path, images: Path) -> None:
+    checkpoint(tmp_path / "a.pt", 0)
+    (tmp_path / "runs").mkdir()
+    output = tmp_path / "runs" / "a.h5"
+    extract_checkpoint(tmp_path / "a.pt", ExtractSettings(output=output, **settings(images)))
+    ranking = rank_directory(tmp_path / "runs", RankSettings(device="cpu"))
+    assert ranking.data == str(images)
+
+
+def test_a_feature_file_that_lies_is_a_row_that_failed(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    for name, provenance in (("b.h5", "[]"), ("c.h5", '{"sha256": [1]}')):
+        output = tmp_path / "runs" / name
+        source = tmp_path / f"{name}.pt"
+        checkpoint(source, 1)
+        extract_checkpoint(source, ExtractSettings(output=output, **settings(images)))
+        with h5py.File(output, "r+") as file:
+            file.attrs["provenance"] = provenance
+    ranking = ranked(rank(tmp_path / "runs", "--json"), status=4)
+    assert [Path(row["path"]).name for row in ranking["checkpoints"]] == ["a.pt"]
+    assert all("provenance is not the record" in row["reason"] for row in ranking["failed"])
+    assert len(ranking["failed"]) == 2
+
+
+def test_features_being_written_by_another_process_are_left_alone(
+    tmp_path: Path, images: Path, rank: Shell
+) -> None:
+    checkpoint(tmp_path / "runs" / "a.pt", 0)
+    value = values(rank(tmp_path / "runs", "--json"))
+    (cached,) = (tmp_path / "runs" / ".lidar").glob("*.h5")
+    partial = cached.rename(cached.with_name(cached.name + ".partial"))
+    code = f"import h5py; f = h5py.File({str(partial)!r}, 'r+'); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        refused = rank(tmp_path / "runs", "--json")
+        assert refused.returncode == 3
+        assert "another process is writing it" in refused.stderr
+        assert partial.exists()
+        other.communicate(b"\n")
+    assert values(rank(tmp_path / "runs", "--json")) == value
