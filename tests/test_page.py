@@ -21,10 +21,9 @@ from lidar_cli.ranking.hyperparameters import from_names
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.page.charts import chart_data, parameters_of, thinned
+from lidar_cli.report.page.content import ranking_page, scores_page
 from lidar_cli.report.page.document import Page, check_page, to_html, write_page
 from lidar_cli.report.page.markup import Markup, broken, element, joined, script_data
-from lidar_cli.report.page.ranking import ranking_page
-from lidar_cli.report.page.scores import scores_page
 from lidar_cli.report.page.table import Entry, Listing
 from lidar_cli.scoring.intervals import Confidence, Interval
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lidar_cli.cli.options import with_options
-from lidar_cli.cli.shared import Config, Json, ShowConfig, resolve
+from lidar_cli.cli.options import Config, Json, ShowConfig, resolve, with_options
 from lidar_cli.errors import LidarError, NoProcess, SettingsError, first_line
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import InspectSettings
@@ -30,7 +29,7 @@ def inspect(
     options: dict[str, Any],
 ) -> None:
     """What checkpoints hold, and what extract would do with them, from names and shapes alone."""
-    resolved = resolve(InspectSettings, options, config, show_config)
+    settings = resolve(InspectSettings, options, config, show_config)
     if bool(files) == formats:
         raise SettingsError("inspect takes either checkpoint files or --formats")
     from lidar_cli.checkpoints import inspect as job
@@ -38,23 +37,23 @@ def inspect(
 
     if formats:
         rows = job.formats()
-        write_results(report.formats_to_json(rows) if json else report.table(rows))
+        write_results(report.to_json(rows) if json else report.table(rows))
         return
-    found, failed = [], 0
+    inspections, status = [], 0
     for file in files or []:
         try:
-            found.append(job.inspect_file(file, resolved.values))
+            inspections.append(job.inspect_file(file, settings))
         except (SettingsError, NoProcess):
             raise
         except LidarError as error:
-            failed = error.exit_status
+            status = error.exit_status
             write_remark(f"error: {error}")
         except (MemoryError, RecursionError) as error:
-            failed = LidarError.exit_status
+            status = LidarError.exit_status
             write_remark(f"error: {file}: {first_line(error)}")
     if json:
-        write_results(report.to_json(found))
-    elif found:
-        write_results(report.to_text(found))
-    if failed:
-        raise typer.Exit(failed)
+        write_results(report.to_json(inspections))
+    elif inspections:
+        write_results(report.to_text(inspections))
+    if status:
+        raise typer.Exit(status)

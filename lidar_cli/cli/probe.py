@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lidar_cli.cli.options import with_options
-from lidar_cli.cli.shared import Config, Csv, Json, ShowConfig, one_of, resolve
+from lidar_cli.cli.options import Config, Csv, Json, ShowConfig, one_of, resolve, with_options
 from lidar_cli.errors import SettingsError
 from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import ProbeSettings, parse_rates
@@ -33,29 +32,29 @@ def probe(
     *,
     options: dict[str, Any],
 ) -> None:
-    """The oracle: how well a classifier trained with labels reads stored embeddings."""
+    """Accuracy of a classifier that is trained with labels on stored embeddings."""
     one_of(json=json, csv=csv)
-    resolved = resolve(ProbeSettings, options, config, show_config)
-    parse_rates(resolved.values.learning_rates)
+    settings = resolve(ProbeSettings, options, config, show_config)
+    parse_rates(settings.learning_rates)
     if bool(files) == bool(train) or (
         len(test or []) not in ((0,) if files else (len(train or []),))
     ):
         raise SettingsError("probe takes feature files to split, or pairs of --train and --test")
     from lidar_cli.probing.run import probe_files
     from lidar_cli.report import probe as report
-    from lidar_cli.report.terminal import Terminal
+    from lidar_cli.report.text import Terminal
 
     with Terminal() as terminal:
-        found = probe_files(
-            files or train or [], test or [None] * len(files or []), resolved.values, terminal
+        probes = probe_files(
+            files or train or [], test or [None] * len(files or []), settings, terminal
         )
-        for left in found.failed:
-            terminal.note(f"error: {left.train}: {left.reason}")
+        for failure in probes.failed:
+            terminal.note(f"error: {failure.train}: {failure.reason}")
     if json:
-        write_results(report.to_json(found))
+        write_results(report.to_json(probes))
     elif csv:
-        write_results(report.to_csv(found))
+        write_results(report.to_csv(probes))
     else:
-        report.print_table(found)
-    if found.failed:
+        report.print_table(probes)
+    if probes.failed:
         raise typer.Exit(3)
