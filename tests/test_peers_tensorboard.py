@@ -25,15 +25,19 @@ def test_a_run_a_folder_and_a_point_a_metric(tmp_path: Path) -> None:
     more = ("--interval", 0.1, "--watch-for", 0, "--tensorboard", tmp_path / "board")
     done = lidar(*words(tmp_path / "runs", images, *more), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = {line["step"]: line["metrics"] for line in map(json.loads, done.stdout.splitlines())}
+    metrics_by_step = {
+        line["step"]: line["metrics"] for line in map(json.loads, done.stdout.splitlines())
+    }
     events = reader.EventAccumulator(str(tmp_path / "board" / "one"))
     events.Reload()
     assert set(events.Tags()["scalars"]) == {
-        name for name in METRICS if any(metrics[name] is not None for metrics in told.values())
+        name
+        for name in METRICS
+        if any(metrics[name] is not None for metrics in metrics_by_step.values())
     }
     for event in events.Scalars("lidar"):
-        assert event.value == pytest.approx(told.pop(event.step)["lidar"], rel=1e-6)
-    assert told == {}
+        assert event.value == pytest.approx(metrics_by_step.pop(event.step)["lidar"], rel=1e-6)
+    assert metrics_by_step == {}
 
 
 def test_each_output_knows_what_it_lacks(tmp_path: Path) -> None:
@@ -42,8 +46,8 @@ def test_each_output_knows_what_it_lacks(tmp_path: Path) -> None:
 
     def watch(*more: object) -> list[int]:
         """Steps of the lines that one.jsonl then holds, in their order."""
-        told = ("--interval", 0.1, "--watch-for", 0, *more)
-        done = lidar(*words(runs, images, *told), cwd=tmp_path)
+        options = ("--interval", 0.1, "--watch-for", 0, *more)
+        done = lidar(*words(runs, images, *options), cwd=tmp_path)
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
         return [json.loads(line)["step"] for line in (tmp_path / "one.jsonl").open()]
 

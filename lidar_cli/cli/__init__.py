@@ -1,6 +1,6 @@
 """The command line: parse, call one job, pass its record to the report.
 
-An option is a field of a settings class, made one by `options.with_options`. Torch and all modules
+An option is a field of a settings class, made one by `options.with_settings`. Torch and all modules
 that need it are imported inside the commands, so that `--help` and wrong arguments answer at once.
 """
 

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.options import Config, ShowConfig, resolve, with_options
+from lidar_cli.cli.options import with_settings
 from lidar_cli.settings import DemoSettings
 
 
-@with_options(DemoSettings)
+@with_settings(DemoSettings)
 def demo(
     directory: Annotated[
         Path, typer.Argument(help="Folder for checkpoints and features.", metavar="[DIR]")
     ] = Path("lidar-demo"),
-    config: Config = None,
-    show_config: ShowConfig = False,
     *,
-    options: dict[str, Any],
+    settings: DemoSettings,
 ) -> None:
     """Train 12 small checkpoints on embedded images, rank them, compare with linear probes."""
-    settings = resolve(DemoSettings, options, config, show_config)
     from lidar_cli.demo.run import run_demo
     from lidar_cli.report.demo import print_demo
     from lidar_cli.report.text import Terminal

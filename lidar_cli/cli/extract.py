@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.options import Config, ShowConfig, resolve, with_options
+from lidar_cli.cli.options import with_settings
 from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import ExtractSettings
 
 
-@with_options(ExtractSettings)
+@with_settings(ExtractSettings)
 def extract(
     checkpoint: Annotated[
         Path,
@@ -21,13 +21,10 @@ def extract(
             metavar="CKPT",
         ),
     ],
-    config: Config = None,
-    show_config: ShowConfig = False,
     *,
-    options: dict[str, Any],
+    settings: ExtractSettings,
 ) -> None:
     """Embed augmented views of images with a checkpoint, into an HDF5 feature file."""
-    settings = resolve(ExtractSettings, options, config, show_config)
     from lidar_cli.extraction.run import extract_checkpoint
     from lidar_cli.report.text import Terminal, path_lines
     from lidar_cli.runtime.distributed import read_rank_info

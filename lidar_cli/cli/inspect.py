@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.options import Config, Json, ShowConfig, resolve, with_options
+from lidar_cli.cli.options import Json, with_settings
 from lidar_cli.errors import LidarError, NoProcess, SettingsError, first_line
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import InspectSettings
 
 
-@with_options(InspectSettings)
+@with_settings(InspectSettings)
 def inspect(
     files: Annotated[
         list[Path] | None,
@@ -23,13 +23,10 @@ def inspect(
     formats: Annotated[
         bool, typer.Option("--formats", help="Print the table of formats and end.")
     ] = False,
-    config: Config = None,
-    show_config: ShowConfig = False,
     *,
-    options: dict[str, Any],
+    settings: InspectSettings,
 ) -> None:
     """What checkpoints hold, and what extract would do with them, from names and shapes alone."""
-    settings = resolve(InspectSettings, options, config, show_config)
     if bool(files) == formats:
         raise SettingsError("inspect takes either checkpoint files or --formats")
     from lidar_cli.checkpoints import inspect as job

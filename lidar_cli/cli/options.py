@@ -15,8 +15,10 @@ from typing import Annotated, Any
 import typer
 
 from lidar_cli import configuration
+from lidar_cli.configuration import CONFIG_NAME, S
 from lidar_cli.errors import SettingsError, printable
 from lidar_cli.runtime.streams import write_remark, write_results
+from lidar_cli.settings import flags
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 ShowConfig = Annotated[
@@ -30,27 +32,31 @@ Report = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --report.")]
 
 
-def with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option per field of its settings class.
+def with_settings(cls: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command --config, --show-config, and one option per field of its settings class.
 
-    The command receives the values, None where an option was not given, as the keyword `options`.
+    The command receives the settings, merged and checked, as the keyword `settings`.
     """
+    fields = [field for field in dataclasses.fields(cls) if flags(field)]
+    hints = typing.get_type_hints(cls)
+    shared = [_parameter("config", Config, None), _parameter("show_config", ShowConfig, False)]
+    shared += [_option(field, hints[field.name]) for field in fields]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        parameters = [p for p in signature.parameters.values() if p.name != "options"]
-        hints = typing.get_type_hints(cls)
-        fields = [field for field in dataclasses.fields(cls) if field.metadata["flags"]]
-        parameters += [_option(field, hints[field.name]) for field in fields]
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-
-        def run(**arguments: Any) -> None:
+        def run(*, config: Path | None, show_config: bool, **arguments: Any) -> None:
             options = {field.name: arguments.pop(field.name) for field in fields}
             try:
-                command(**arguments, options=options)
+                command(**arguments, settings=_resolve(cls, options, config, show_config))
             except KeyboardInterrupt:  # Typer's handling and status differ between versions
                 raise typer.Exit(130) from None
 
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in signature.parameters.values()
+            if parameter.name != "settings"
+        ]
+        parameters += shared
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -59,21 +65,35 @@ def with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., Non
     return decorate
 
 
+def _resolve(cls: type[S], options: dict[str, Any], config: Path | None, show: bool) -> S:
+    """The settings of a command; with `show` they are printed and the command ends."""
+    resolved = configuration.resolve(cls, options, config=config)
+    if show:
+        width = max(map(len, resolved.origins))
+        for name, origin in resolved.origins.items():
+            value = str(getattr(resolved.values, name))
+            write_results(printable(f"{name:{width}} = {value:<12}  # {origin}"))
+        raise typer.Exit
+    if config is None and CONFIG_NAME in resolved.origins.values():
+        write_remark(f"settings from ./{CONFIG_NAME}, which was found here")
+    return resolved.values
+
+
 def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    text, default = field.metadata["help"], field.default
-    flags, kind = field.metadata["flags"], _parsed_type(hint)
+    text, default, kind = field.metadata["help"], field.default, _parsed_type(hint)
+    names = flags(field)
     if isinstance(default, bool):
         # A switch that a file or a variable turned on can be turned off again.
-        flags, kind = [f"{flag}/--no-{flag[2:]}" for flag in flags], bool
+        names, kind = [f"{name}/--no-{name[2:]}" for name in names], bool
     elif default is not None and "[" not in text:
         text = f"{text} [default: {default}]"
-    option = typer.Option(*flags, help=text, show_default=False)
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
-    )
+    option = typer.Option(*names, help=text, show_default=False)
+    return _parameter(field.name, Annotated[kind | None, option], None)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def _parsed_type(hint: Any) -> Any:
@@ -87,25 +107,6 @@ def _parsed_type(hint: Any) -> Any:
         return list[str]
     members = [member for member in arguments if member is not type(None)]
     return _parsed_type(members[0]) if members else hint
-
-
-def resolve(
-    cls: type[configuration.S], options: dict[str, Any], config: Path | None, show: bool
-) -> configuration.S:
-    """The settings of a command; with `show` they are printed and the command ends.
-
-    Raises SettingsError as `configuration.resolve`.
-    """
-    resolved = configuration.resolve(cls, options, config=config)
-    if show:
-        width = max(map(len, resolved.origins))
-        for name, origin in resolved.origins.items():
-            value = str(getattr(resolved.values, name))
-            write_results(printable(f"{name:{width}} = {value:<12}  # {origin}"))
-        raise typer.Exit
-    if config is None and configuration.CONFIG_NAME in resolved.origins.values():
-        write_remark(f"settings from ./{configuration.CONFIG_NAME}, which was found here")
-    return resolved.values
 
 
 def one_of(**flags: object) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.options import Config, Csv, Json, ShowConfig, one_of, resolve, with_options
+from lidar_cli.cli.options import Csv, Json, one_of, with_settings
 from lidar_cli.errors import SettingsError
 from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import ProbeSettings, parse_rates
 
 
-@with_options(ProbeSettings)
+@with_settings(ProbeSettings)
 def probe(
     files: Annotated[
         list[Path] | None,
@@ -27,14 +27,11 @@ def probe(
     ] = None,
     json: Json = False,
     csv: Csv = False,
-    config: Config = None,
-    show_config: ShowConfig = False,
     *,
-    options: dict[str, Any],
+    settings: ProbeSettings,
 ) -> None:
     """Accuracy of a classifier that is trained with labels on stored embeddings."""
     one_of(json=json, csv=csv)
-    settings = resolve(ProbeSettings, options, config, show_config)
     parse_rates(settings.learning_rates)
     if bool(files) == bool(train) or (
         len(test or []) not in ((0,) if files else (len(train or []),))

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lidar_cli.cli.options import (
-    Config,
     Csv,
     Json,
     Overwrite,
     Report,
-    ShowConfig,
     check_report,
     one_of,
-    resolve,
-    with_options,
+    with_settings,
 )
 from lidar_cli.errors import SettingsError
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import RankSettings
 
 
-@with_options(RankSettings)
+@with_settings(RankSettings)
 def rank(
     directory: Annotated[Path, typer.Argument(help="Directory of checkpoints.", metavar="DIR")],
     json: Json = False,
@@ -35,14 +32,11 @@ def rank(
     ] = False,
     page: Report = None,
     overwrite: Overwrite = False,
-    config: Config = None,
-    show_config: ShowConfig = False,
     *,
-    options: dict[str, Any],
+    settings: RankSettings,
 ) -> None:
     """Order every checkpoint under a directory, extracting what is not yet extracted."""
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
-    settings = resolve(RankSettings, options, config, show_config)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
     if settings.watch:
         _watch(directory, settings)

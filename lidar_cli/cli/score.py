@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lidar_cli.cli.options import (
-    Config,
     Csv,
     Json,
     Overwrite,
     Report,
-    ShowConfig,
     check_report,
     one_of,
-    resolve,
-    with_options,
+    with_settings,
 )
 from lidar_cli.errors import LidarError, NoProcess, ProcessGroupBroken, SettingsError
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import ScoreSettings
 
 
-@with_options(ScoreSettings)
+@with_settings(ScoreSettings)
 def score(
     files: Annotated[
         list[Path], typer.Argument(help="Feature files or arrays.", metavar="FILE...")
@@ -36,14 +33,11 @@ def score(
     ] = None,
     page: Report = None,
     overwrite: Overwrite = False,
-    config: Config = None,
-    show_config: ShowConfig = False,
     *,
-    options: dict[str, Any],
+    settings: ScoreSettings,
 ) -> None:
     """LiDAR, RankMe, alpha-ReQ and the noise-corrected metrics of stored embeddings."""
     one_of(json=json, csv=csv)
-    settings = resolve(ScoreSettings, options, config, show_config)
     if plot is not None:
         from lidar_cli.report.plot import check_plot
 

@@ -27,9 +27,10 @@ def check_plot(path: Path) -> None:
     """Raise SettingsError unless a plot can be written to `path`: before the work, not after."""
     if not is_stream(path):
         if path.suffix.lower() not in (".png", ".svg"):
-            raise SettingsError(f"--plot {path}: expected a name that ends in .png or .svg")
+            message = f"--plot {path}: expected a name that ends in .png or .svg"
+            raise SettingsError(message, code="wrong-suffix")
         if not path.parent.is_dir():
-            raise SettingsError(f"--plot {path}: no folder {path.parent}")
+            raise SettingsError(f"--plot {path}: no folder {path.parent}", code="no-such-folder")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -72,7 +73,8 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
     try:
         write_atomic(path, picture.getbuffer())
     except OSError as error:
-        raise InputError(f"--plot {path}: cannot be written: {error.strerror}") from error
+        message = f"--plot {path}: cannot be written: {error.strerror}"
+        raise InputError(message, code="unwritable") from error
     write_remark(f"wrote {path}")
 
 

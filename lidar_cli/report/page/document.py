@@ -33,9 +33,10 @@ def check_page(path: Path, overwrite: bool) -> None:
     """Raise SettingsError unless a page can be written to `path`: before the work, not after."""
     if not is_stream(path):
         if path.suffix.lower() not in (".html", ".htm"):
-            raise SettingsError(f"--report {path}: expected a name that ends in .html")
+            message = f"--report {path}: expected a name that ends in .html"
+            raise SettingsError(message, code="wrong-suffix")
         if not path.parent.is_dir():
-            raise SettingsError(f"--report {path}: no folder {path.parent}")
+            raise SettingsError(f"--report {path}: no folder {path.parent}", code="no-such-folder")
         if path.is_dir() or (path.exists() and not overwrite):
             raise SettingsError(
                 f"--report {path}: exists already; add --overwrite to replace it", code="exists"
@@ -56,7 +57,8 @@ def write_page(page: Page, path: Path, overwrite: bool) -> None:
     try:
         write_atomic(path, text.encode())
     except OSError as error:
-        raise InputError(f"--report {path}: cannot be written: {error.strerror}") from error
+        message = f"--report {path}: cannot be written: {error.strerror}"
+        raise InputError(message, code="unwritable") from error
     write_remark(f"wrote {path}")
 
 
