@@ -1,14 +1,16 @@
 """Settings of a command from the command line, the environment, one TOML file and the defaults.
 
 A value comes from the first of: the command line, `LIDAR_<FIELD>` in the environment, one TOML
-file (`--config`, else `./lidar.toml`), the default. `resolve` merges them and keeps each value's
-origin. Pydantic checks types and bounds and is imported only when a command runs.
+file (`--config`, else `./lidar.toml`), the default. `resolve` merges them and records each value's
+origin. Pydantic checks types and bounds and is imported only when a command runs. Sizes and rates,
+which are texts, are parsed where they are used.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -171,3 +173,36 @@ def _validate(cls: type[S], raw: dict[str, Any], origins: dict[str, str]) -> S:
         message = first["msg"][0].lower() + first["msg"][1:]
         text = f"{where} = {raw.get(name)!r}: {message}"
         raise SettingsError(text, code="wrong-value") from error
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as `64MB`, `1.5 GiB` or `4096`; MB and MiB both count 2**20.
+
+    Raises SettingsError for anything else, and for less than one byte.
+    """
+    match = re.fullmatch(r"\s*([0-9]{0,15}\.?[0-9]{1,15})\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
+    scale = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+    size = int(float(match[1]) * scale[match[2].lower()]) if match else 0
+    if size < 1:
+        message = f"{text!r} is not a memory size; expected something like 64MB or 2GB"
+        raise SettingsError(message, code="no-size")
+    return size
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Learning rates in a text such as `0.1, 0.01`, in its order.
+
+    Raises SettingsError unless all are positive numbers, each given once.
+    """
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        rates = ()
+    fault = None
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        fault = "expected positive numbers with commas, such as 0.1,0.01"
+    elif len(set(rates)) < len(rates):
+        fault = "a rate is given twice"
+    if fault:
+        raise SettingsError(f"--learning-rates {text}: {fault}", code="learning-rates")
+    return rates

@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-
-from lidar_cli.errors import SettingsError
 
 EMBEDDED = "embedded"  # the value of --data for small images derived from scikit-learn's
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
@@ -318,34 +315,3 @@ COMMANDS: dict[str, type] = {
     "inspect": InspectSettings,
     "demo": DemoSettings,
 }
-
-
-def parse_size(text: str) -> int:
-    """Bytes in a size such as `64MB`, `1.5 GiB` or `4096`; MB and MiB both count 2**20.
-
-    Raises SettingsError for anything else, and for less than one byte.
-    """
-    match = re.fullmatch(r"\s*([0-9]{0,15}\.?[0-9]{1,15})\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
-    scale = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-    size = int(float(match[1]) * scale[match[2].lower()]) if match else 0
-    if size < 1:
-        raise SettingsError(f"{text!r} is not a memory size; expected something like 64MB or 2GB")
-    return size
-
-
-def parse_rates(text: str) -> tuple[float, ...]:
-    """Learning rates in a text such as `0.1, 0.01`, in its order.
-
-    Raises SettingsError unless all are positive numbers, each given once.
-    """
-    try:
-        rates = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        rates = ()
-    if not rates or not all(0 < rate < float("inf") for rate in rates):
-        raise SettingsError(
-            f"--learning-rates {text}: expected positive numbers with commas, such as 0.1,0.01"
-        )
-    if len(set(rates)) < len(rates):
-        raise SettingsError(f"--learning-rates {text}: a rate is given twice")
-    return rates

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make import lidar_here
 
-from lidar_cli.configuration import Resolved, resolve
+from lidar_cli.configuration import Resolved, parse_size, resolve
 from lidar_cli.errors import SettingsError, nearest
 from lidar_cli.settings import (
     COMMANDS,
@@ -21,7 +21,6 @@ from lidar_cli.settings import (
     ExtractSettings,
     RankSettings,
     ScoreSettings,
-    parse_size,
 )
 
 SAMPLE_CONFIGS = sorted((Path(__file__).parents[1] / "sample_configs").glob("*.toml"))

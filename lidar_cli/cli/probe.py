@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from lidar_cli.cli.options import Csv, Json, one_of, with_settings
+from lidar_cli.configuration import parse_rates
 from lidar_cli.errors import SettingsError
 from lidar_cli.runtime.streams import write_results
-from lidar_cli.settings import ProbeSettings, parse_rates
+from lidar_cli.settings import ProbeSettings
 
 
 @with_settings(ProbeSettings)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lidar_cli.configuration import parse_rates, parse_size
 from lidar_cli.errors import LidarError, NoProcess, SettingsError
 from lidar_cli.probing.classify import Accuracy, Classifier, measure
 from lidar_cli.probing.data import Member, held, open_members
@@ -22,7 +23,7 @@ from lidar_cli.probing.linear import fit, memory_of
 from lidar_cli.probing.ridge import ridge_regression
 from lidar_cli.runtime.device import check_free, find_device
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import ProbeSettings, parse_rates, parse_size
+from lidar_cli.settings import ProbeSettings
 
 # On the demo's backbones 120 steps read up to 12 points below logistic regression to its end.
 FEW_STEPS = 1000

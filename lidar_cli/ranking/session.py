@@ -16,6 +16,7 @@ import torch
 
 from lidar_cli.checkpoints.detect import check_assumptions
 from lidar_cli.checkpoints.match import check_names
+from lidar_cli.configuration import parse_size
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import OF_ONE_FILE, InputError, NoProcess, SettingsError, nearest
@@ -35,7 +36,7 @@ from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.groups import Grouping
 from lidar_cli.scoring.intervals import Interval
 from lidar_cli.scoring.run import open_groups
-from lidar_cli.settings import RankSettings, parse_size
+from lidar_cli.settings import RankSettings
 from lidar_cli.views.lookup import find_recipe
 
 # Bytes of decoded images kept from one checkpoint to the next, if so much is free.

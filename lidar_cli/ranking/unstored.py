@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lidar_cli.configuration import parse_size
 from lidar_cli.core.noise import contrast_samples
 from lidar_cli.extraction.batch_size import at_size_that_fits, find_batch_size
 from lidar_cli.extraction.batches import Pass
@@ -22,7 +23,7 @@ from lidar_cli.scoring.compute import EVERY_METRIC
 from lidar_cli.scoring.run import score_gathered
 from lidar_cli.scoring.saved import Unintervalled
 from lidar_cli.scoring.streaming import Gathered, enough_memory
-from lidar_cli.settings import MetricSettings, RankSettings, parse_size
+from lidar_cli.settings import MetricSettings, RankSettings
 
 
 def score_unstored(work: Pass, settings: RankSettings, progress: Progress) -> Unintervalled:

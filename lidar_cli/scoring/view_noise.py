@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lidar_cli.configuration import parse_size
 from lidar_cli.core import metrics
 from lidar_cli.core.moments import Moments, unit_rows
 from lidar_cli.core.noise import contrast_edge, contrast_samples, dispersion
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.features.blocks import Embeddings, ReadRows
-from lidar_cli.settings import MetricSettings, parse_size
+from lidar_cli.settings import MetricSettings
 
 BLOCK_NUMBERS = 2**20  # of a block's float64 copy, 8 MB
 
