@@ -166,11 +166,7 @@ def markdown_table(
 
 
 def print_columns(
-    out: Console,
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    fixed: int,
-    title: str | None = None,
+    out: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], fixed: int
 ) -> None:
     """Print a table; one too wide is split into blocks that each repeat its first columns.
 
@@ -192,11 +188,8 @@ def print_columns(
         while stop < len(headers) and (stop == at or used + widths[stop] + 2 <= out.width):
             used += widths[stop] + 2
             stop += 1
-        table = Table(
-            box=None, padding=(0, 2, 0, 0), pad_edge=False, title=title, title_justify="left"
-        )
-        columns = [*range(fixed), *range(at, stop)]
-        for column in columns:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for column in [*range(fixed), *range(at, stop)]:
             is_name = column == fixed - 1
             table.add_column(
                 Text(headers[column]),
@@ -208,7 +201,6 @@ def print_columns(
             cells = [*row[: fixed - 1], _middle(row[fixed - 1], name_width), *row[at:stop]]
             table.add_row(*map(Text, cells))
         out.print(table)
-        title = None
         if stop >= len(headers):
             return
         out.print()
