@@ -1,4 +1,4 @@
-"""A ranking as tables, JSON, CSV, Markdown or paths alone, with what must be read beside it."""
+"""A ranking as tables with remarks, JSON, CSV, Markdown or paths alone."""
 
 from __future__ import annotations
 
