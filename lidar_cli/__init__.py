@@ -24,7 +24,7 @@ _HOMES = {
     "AlphaReQ": "lidar_cli.integrations.torchmetrics",
 }
 
-# Without those that need an extra: `from lidar_cli import *` must work where it is absent.
+# Without the names that need an extra: `from lidar_cli import *` must work without it.
 __all__ = ["Moments", "__version__", "alpha_req", "extract", "lidar", "rankme"]
 
 

@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line and leave with the status that the README promises."""
-    # What an image is refused for is told in a line of ours, which needs no remark from within.
+    # A refused image is reported in one line of ours; Pillow's warnings would repeat it.
     warnings.filterwarnings("ignore", module="PIL")
-    before = sys.unraisablehook
-    sys.unraisablehook = _interrupt_again
-    _end_on_sigterm()
+    previous_hook = sys.unraisablehook
+    sys.unraisablehook = _resend_signal
+    _raise_on_sigterm()
     try:
         with safe_streams():
             _run()
     finally:
-        sys.unraisablehook = before
+        sys.unraisablehook = previous_hook
 
 
 def _run() -> None:
     try:
-        from lidar_cli.cli import app  # inside, since Ctrl-C may come while it is imported
+        from lidar_cli.cli import app  # here, because Ctrl-C may come during the import
 
         app()
     except LidarError as error:
         write_remark(f"error: {error}")
         sys.exit(error.exit_status)
     except OSError as error:
-        if error.filename is not None:  # a name that was given, and that the system refuses
+        if error.filename is not None:  # a path from the user that the system refuses
             name = error.filename
             name = f"descriptor {name}" if isinstance(name, int) else os.fsdecode(name)
             write_remark(f"error: {name}: {error.strerror}")
@@ -57,26 +57,26 @@ def _run() -> None:
     except KeyboardInterrupt:
         write_remark("interrupted")
         sys.exit(INTERRUPTED)
-    except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:  # a command's answer, or Typer's before there was one
+    except SystemExit as exit_:
+        if exit_.code == INTERRUPTED:  # raised by a command, or by Typer before one starts
             write_remark("interrupted")
-        elif isinstance(leaving, Terminated):
+        elif isinstance(exit_, Terminated):
             write_remark("terminated")
         raise
 
 
 class Terminated(SystemExit):
-    """SIGTERM came: everything is wound up, and children are ended, as for Ctrl-C."""
+    """SIGTERM was received: clean up and end child processes, as for Ctrl-C."""
 
 
-def _end_on_sigterm() -> None:
-    """Answer SIGTERM by an exception, but where somebody else decided what it does.
+def _raise_on_sigterm() -> None:
+    """Have SIGTERM raise Terminated, unless a handler is set already.
 
     Not in a process of torchrun, which ends all of them and may wait for one in a collective.
     """
-    alone = os.environ.get("WORLD_SIZE", "1") in ("", "1")
-    on_main = threading.current_thread() is threading.main_thread()
-    if alone and on_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    one_process = os.environ.get("WORLD_SIZE", "1") in ("", "1")
+    main_thread = threading.current_thread() is threading.main_thread()
+    if one_process and main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
 
 
@@ -84,15 +84,16 @@ def _terminate(*_: object) -> None:
     raise Terminated(TERMINATED)
 
 
-def _interrupt_again(dropped: UnraisableHookArgs) -> None:
-    """Send a signal once more where it met a destructor, in which Python reports and drops it."""
-    by = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(dropped.exc_type)
-    if by is not None:
-        again = threading.Timer(0.01, os.kill, (os.getpid(), by))
-        again.daemon = True
-        again.start()
+def _resend_signal(unraisable: UnraisableHookArgs) -> None:
+    """Send a signal again whose exception was dropped because it was raised in a destructor."""
+    signals = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}
+    number = signals.get(unraisable.exc_type)
+    if number is not None:
+        timer = threading.Timer(0.01, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
     else:
-        sys.__unraisablehook__(dropped)
+        sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """Settings of a command from the command line, the environment, one TOML file and the defaults.
 
 A value comes from the first of: the command line, `LIDAR_<FIELD>` in the environment, one TOML
-file (`--config`, else `./lidar.toml`), the default. `resolve` merges them and keeps each value's
-origin. Pydantic checks types and bounds and is imported only when a command runs.
+file (`--config`, else `./lidar.toml`), the default. `resolve` merges them and records each value's
+origin. Pydantic checks types and bounds and is imported only when a command runs. Sizes and rates,
+which are texts, are parsed where they are used.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,8 +22,8 @@ from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS
 
 CONFIG_NAME = "lidar.toml"
 LONGEST = 2**16  # characters of a configuration
-# A file that nobody named may have come with a download: it may neither have code run nor have
-# anything written where the user does not expect it.
+# A file that was not named may have come with a download: it may neither run code nor write where
+# the user does not expect it.
 NAMED_ONLY = ("model", "output", "overwrite", "cache", "jsonl", "tensorboard", "data_dir")
 
 S = TypeVar("S")
@@ -29,7 +31,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Resolved(Generic[S]):
-    """Settings of one command, with the place each value came from."""
+    """Settings of one command, with the origin of each value."""
 
     values: S
     origins: dict[str, str]  # field -> "option", "LIDAR_X", the config file's name, or "default"
@@ -47,7 +49,8 @@ def resolve(
     options: field -> value, None where the user gave nothing.
     Raises SettingsError for an unknown key, a value of the wrong type or an unreadable file.
     """
-    command = next(name for name, known in COMMANDS.items() if known is cls)
+    command = next(name for name, settings in COMMANDS.items() if settings is cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     environment = os.environ if environment is None else environment
     raw: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -56,33 +59,33 @@ def resolve(
         from_file = read_config(config, command)
     elif Path(CONFIG_NAME).is_file():
         config = Path(CONFIG_NAME)
-        from_file = _found_config(config, command)
-    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
-        variable = f"LIDAR_{spec.name.upper()}"
-        if options.get(spec.name) not in (None, []):  # of one that can be repeated
-            raw[spec.name], origins[spec.name] = options[spec.name], "option"
-        elif environment.get(variable):  # an empty variable is an unset one
-            raw[spec.name], origins[spec.name] = environment[variable], variable
-        elif spec.name in from_file:
-            raw[spec.name], origins[spec.name] = from_file[spec.name], str(config)
+        from_file = _read_unnamed(config, command)
+    for name in (field.name for field in fields):
+        variable = f"LIDAR_{name.upper()}"
+        if options.get(name) not in (None, []):  # an option that can be repeated gives a list
+            raw[name], origins[name] = options[name], "option"
+        elif environment.get(variable):  # an empty variable counts as unset
+            raw[name], origins[name] = environment[variable], variable
+        elif name in from_file:
+            raw[name], origins[name] = from_file[name], str(config)
         else:
-            origins[spec.name] = "default"
+            origins[name] = "default"
     if "assume" in raw:
         raw["assume"] = _as_pairs(raw["assume"])
-    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if raw.get(spec.name) == "":  # an unset variable of a script, most likely
-            raise SettingsError(f"{spec.name} (from {origins[spec.name]}) is empty")
+    for field in (field for field in fields if field.name in raw):
+        value, where = raw[field.name], f"{field.name} (from {origins[field.name]})"
+        if value == "":  # an unset variable of a script, most likely
+            raise SettingsError(f"{where} is empty", code="empty-value")
         # Python counts true as 1, and so would Pydantic.
-        if isinstance(raw.get(spec.name), bool) and not isinstance(spec.default, bool):
-            shown = str(raw[spec.name]).lower()
-            raise SettingsError(f"{spec.name} (from {origins[spec.name]}) = {shown}: is no switch")
+        if isinstance(value, bool) and not isinstance(field.default, bool):
+            raise SettingsError(f"{where} = {str(value).lower()}: is no switch", code="no-switch")
     if "data" in origins and raw.get("data", EMBEDDED) == EMBEDDED:
         raw = {"data": EMBEDDED, **EMBEDDED_DEFAULTS, **raw}
     return Resolved(_validate(cls, raw, origins), origins)
 
 
 def _as_pairs(assume: Any) -> Any:
-    """KEY=VALUE texts of a table, of a table of tables by system, or of a text with spaces."""
+    """KEY=VALUE texts from a table, a table of tables by system, or a text with spaces."""
     if isinstance(assume, str):
         return assume.split()
     if not isinstance(assume, dict):
@@ -90,71 +93,71 @@ def _as_pairs(assume: Any) -> Any:
     pairs = []
     for key, value in assume.items():
         inner = value if isinstance(value, dict) else {None: value}
-        for name, one in inner.items():
-            text = ",".join(map(str, one)) if isinstance(one, list) else str(one)
+        for name, item in inner.items():
+            text = ",".join(map(str, item)) if isinstance(item, list) else str(item)
             pairs.append(f"{key}={text}" if name is None else f"{key}:{name}={text}")
     return pairs
 
 
-def _found_config(path: Path, command: str) -> dict[str, Any]:
-    """What `read_config` gives for a file that lies here and was not named.
+def _read_unnamed(path: Path, command: str) -> dict[str, Any]:
+    """`read_config` of a file in the current folder that the user did not name.
 
-    Raises SettingsError if it sets what only a file that was named may, or is another user's.
+    Raises SettingsError if it sets one of NAMED_ONLY or belongs to another user.
     """
     if hasattr(os, "geteuid") and path.stat().st_uid not in (os.geteuid(), 0):
         raise SettingsError(
             f"./{path} was found here and belongs to another user; read it, then name it with "
-            f"--config {path}, or remove it"
+            f"--config {path}, or remove it",
+            code="foreign-config",
         )
-    found = read_config(path, command)
+    keys = read_config(path, command)
     for name in NAMED_ONLY:
-        if name in found:
+        if name in keys:
             raise SettingsError(
                 f"./{path} was found here and sets {name}, which may run code or write elsewhere; "
-                f"read it, then name it with --config {path}, or remove that line"
+                f"read it, then name it with --config {path}, or remove that line",
+                code="named-only-key",
             )
-    return found
+    return keys
 
 
 def read_config(path: Path, command: str) -> dict[str, Any]:
     """Keys of a TOML file that concern `command`, by field name.
 
-    A key may stand at the top, for every command that knows it, or in a table named after one
-    command, which wins. Raises SettingsError for an unreadable file or an unknown key.
+    A key at the top level is for every command that has it; one in a table named after a command
+    takes precedence. Raises SettingsError for an unreadable file or an unknown key.
     """
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(LONGEST + 1)
         if len(text) > LONGEST:
-            raise SettingsError(f"{path}: more than {LONGEST} characters, which no settings need")
+            message = f"{path}: more than {LONGEST} characters, which no settings need"
+            raise SettingsError(message, code="too-long")
         document = tomllib.loads(text)
     except OSError as error:
         raise SettingsError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is not valid TOML: {first_line(error)}") from error
-    tables = {key: value for key, value in document.items() if key in COMMANDS}
+    names = {name: [f.name for f in dataclasses.fields(cls)] for name, cls in COMMANDS.items()}
     shared = {key: value for key, value in document.items() if key not in COMMANDS}
-    everywhere = {f.name for cls in COMMANDS.values() for f in dataclasses.fields(cls)}
-    _check_keys(path, shared, everywhere, [*everywhere, *COMMANDS])
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise SettingsError(f"{path}: {name} must be a table, as in [{name}]")
-        known = {f.name for f in dataclasses.fields(COMMANDS[name])}
-        _check_keys(path, table, known, list(known), where=f" in [{name}]")
-    merged = shared | tables.get(command, {})
-    return {_field_name(key): value for key, value in merged.items()}
-
-
-def _field_name(key: str) -> str:
-    return key.replace("-", "_")
+    every_name = {field for fields in names.values() for field in fields}
+    _check_keys(path, shared, every_name, suggest=[*every_name, *COMMANDS])
+    for name in (key for key in document if key in COMMANDS):
+        if not isinstance(document[name], dict):
+            message = f"{path}: {name} must be a table, as in [{name}]"
+            raise SettingsError(message, code="no-table")
+        _check_keys(path, document[name], names[name], names[name], where=f" in [{name}]")
+    merged = shared | document.get(command, {})
+    return {key.replace("-", "_"): value for key, value in merged.items()}
 
 
 def _check_keys(
-    path: Path, keys: Mapping[str, Any], known: set[str], suggest: list[str], where: str = ""
+    path: Path, keys: Iterable[str], names: Collection[str], suggest: list[str], where: str = ""
 ) -> None:
     for key in keys:
-        if _field_name(key) not in known:
-            raise SettingsError(f"{path}: unknown key {key!r}{where}; {nearest(key, suggest)}")
+        if key.replace("-", "_") not in names:
+            message = f"{path}: unknown key {key!r}{where}; {nearest(key, suggest)}"
+            raise SettingsError(message, code="unknown-key")
 
 
 def _validate(cls: type[S], raw: dict[str, Any], origins: dict[str, str]) -> S:
@@ -168,4 +171,38 @@ def _validate(cls: type[S], raw: dict[str, Any], origins: dict[str, str]) -> S:
         origin = origins.get(name, "settings")
         where = f"--{name.replace('_', '-')}" if origin == "option" else f"{name} (from {origin})"
         message = first["msg"][0].lower() + first["msg"][1:]
-        raise SettingsError(f"{where} = {raw.get(name)!r}: {message}") from error
+        text = f"{where} = {raw.get(name)!r}: {message}"
+        raise SettingsError(text, code="wrong-value") from error
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as `64MB`, `1.5 GiB` or `4096`; MB and MiB both count 2**20.
+
+    Raises SettingsError for anything else, and for less than one byte.
+    """
+    match = re.fullmatch(r"\s*([0-9]{0,15}\.?[0-9]{1,15})\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
+    scale = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+    size = int(float(match[1]) * scale[match[2].lower()]) if match else 0
+    if size < 1:
+        message = f"{text!r} is not a memory size; expected something like 64MB or 2GB"
+        raise SettingsError(message, code="no-size")
+    return size
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Learning rates in a text such as `0.1, 0.01`, in its order.
+
+    Raises SettingsError unless all are positive numbers, each given once.
+    """
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        rates = ()
+    fault = None
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        fault = "expected positive numbers with commas, such as 0.1,0.01"
+    elif len(set(rates)) < len(rates):
+        fault = "a rate is given twice"
+    if fault:
+        raise SettingsError(f"--learning-rates {text}: {fault}", code="learning-rates")
+    return rates

@@ -20,11 +20,11 @@ import pytest
 import torch
 
 from lidar_cli.errors import LidarError
-from lidar_cli.settings import COMMANDS
+from lidar_cli.settings import COMMANDS, flags
 
 
 def lidar(*arguments: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m lidar_cli` in a directory of its own, as a real process."""
+    """Run `python -m lidar_cli` as a real process."""
     import os
 
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LIDAR_")} | more
@@ -48,7 +48,7 @@ def test_help_names_every_option_and_its_default(command: str, tmp_path: Path) -
     assert shown.returncode == 0
     assert shown.stderr == ""
     for field in dataclasses.fields(COMMANDS[command]):
-        for flag in field.metadata["flags"]:
+        for flag in flags(field):
             assert re.search(rf"(?<![\w-]){flag}\b", shown.stdout), flag
         if field.default not in (None, False):
             assert f"[default: {field.default}]" in shown.stdout or "[auto:" in shown.stdout
@@ -138,7 +138,7 @@ def test_an_unknown_option_is_wrong_usage(tmp_path: Path) -> None:
 
 
 def test_plot_without_its_extra_names_it(views: Path) -> None:
-    # A directory that stands first on the path and holds a matplotlib that cannot be imported.
+    # A directory first on the path, with a matplotlib that cannot be imported.
     block = views.parent / "blocked"
     block.mkdir()
     (block / "matplotlib.py").write_text("raise ImportError('not installed')\n")
@@ -283,8 +283,8 @@ def test_a_full_disk_below_stderr_ends_no_work(views: Path) -> None:
         return done.returncode, done.stdout
 
     (views.parent / "lidar.toml").write_text("delta = 1e-4\n")  # which a remark tells of
-    told, numbers = status("score", views.name, "--json")
-    assert told == 0
+    code, numbers = status("score", views.name, "--json")
+    assert code == 0
     assert json.loads(numbers)
     assert status("score", "absent.npy") == (3, b"")
     assert status("score", "--nonsense") == (2, b"")

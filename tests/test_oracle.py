@@ -416,7 +416,7 @@ def test_accuracies_stand_beside_the_ranking_in_every_form(tmp_path: Path, rank:
     assert median.split() == ["(median)", "35.0", "35.0"]
     assert "size 6 in 1 set)" in shown
     marked = rank(runs, "--oracle", table, "--markdown").stdout
-    assert "| metric | Spearman | 95 % | Kendall | 95 % | n | its pick | which |" in marked
+    assert "| metric | Spearman | 95 % | Kendall | 95 % | n | selected | which |" in marked
     top = json.loads(rank(runs, "--oracle", table, "--json", "--top", 1).stdout)
     assert top["correlation"]["groups"][0]["count"] == 6  # judged before the list is cut
     quiet = rank(runs, "--oracle", table, "--quiet", "--top", 1)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from make import lidar
+from raising import raises
 from scores import score
 
 from lidar_cli.core.metrics import METRICS
@@ -21,10 +22,9 @@ from lidar_cli.ranking.hyperparameters import from_names
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.page.charts import chart_data, parameters_of, thinned
+from lidar_cli.report.page.content import ranking_page, scores_page
 from lidar_cli.report.page.document import Page, check_page, to_html, write_page
 from lidar_cli.report.page.markup import Markup, broken, element, joined, script_data
-from lidar_cli.report.page.ranking import ranking_page
-from lidar_cli.report.page.scores import scores_page
 from lidar_cli.report.page.table import Entry, Listing
 from lidar_cli.scoring.intervals import Confidence, Interval
 
@@ -41,13 +41,13 @@ class Elements(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.rows: list[list[str]] = []
         self._in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -63,7 +63,7 @@ class Elements(HTMLParser):
             self.rows[-1][-1] += data
 
     def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.found if name == tag]
+        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def interval(low: float, high: float) -> Confidence:
@@ -77,12 +77,14 @@ def ranking(*rows: Row, **more: Any) -> Ranking:
 
 
 def row(path: str, rank: int, value: float | None, *tied: str, **more: Any) -> Row:
-    found = score(path, lidar=value, **more)
+    row_score = score(path, lidar=value, **more)
     if value is None:
-        return Row(path, (), replace(found, notes={"lidar": "too few"}), None, "too few", rank=rank)
-    sure = interval(value - 1, value + 1)
-    found = replace(found, confidence=sure)
-    return Row(path, (), found, value, None, sure.intervals["lidar"], rank, tied)
+        return Row(
+            path, (), replace(row_score, notes={"lidar": "too few"}), None, "too few", rank=rank
+        )
+    confidence = interval(value - 1, value + 1)
+    row_score = replace(row_score, confidence=confidence)
+    return Row(path, (), row_score, value, None, confidence.intervals["lidar"], rank, tied)
 
 
 # Markup
@@ -101,9 +103,9 @@ def test_text_is_escaped_and_markup_is_not() -> None:
 
 @pytest.mark.parametrize("text", [NASTY, "<!--", "]]>", "\u2028 é 🙂", "\udcff"])
 def test_data_in_a_script_cannot_end_it_and_comes_back_the_same(text: str) -> None:
-    told = script_data({text: [text, 1.5, None]})
-    assert not set("<>&") & set(told)
-    assert json.loads(told) == {text: [text, 1.5, None]}
+    data = script_data({text: [text, 1.5, None]})
+    assert not set("<>&") & set(data)
+    assert json.loads(data) == {text: [text, 1.5, None]}
 
 
 def test_data_that_is_no_json_is_refused() -> None:
@@ -118,27 +120,27 @@ def hostile() -> str:
     rows = (row(f"runs/{NASTY}", 1, 5.0, f"runs/b{NASTY}"), row(f"runs/b{NASTY}", 2, 4.5))
     lines = (Skipped(f"runs/c{NASTY}", NASTY),)
     more = {"failed": lines, "skipped": lines, "warnings": (NASTY,)}
-    told = replace(rows[0].score, warnings={"noise": NASTY}, provenance={NASTY: NASTY})
-    made = ranking(replace(rows[0], score=told, aliases=(NASTY,)), rows[1], **more)
-    return to_html(ranking_page(replace(made, directory="runs", data=NASTY), None, {}))
+    nasty_score = replace(rows[0].score, warnings={"noise": NASTY}, provenance={NASTY: NASTY})
+    nasty_ranking = ranking(replace(rows[0], score=nasty_score, aliases=(NASTY,)), rows[1], **more)
+    return to_html(ranking_page(replace(nasty_ranking, directory="runs", data=NASTY), None, {}))
 
 
 def test_names_from_files_stay_text() -> None:
-    found = Elements(hostile())
-    assert len(found.named("script")) == 3  # data, plotly and ours
-    assert found.named("img") == []
-    assert not any(key.startswith("on") for _, told in found.found for key in told)
-    first, second = found.rows[1:3]
+    page = Elements(hostile())
+    assert len(page.named("script")) == 3  # data, plotly and ours
+    assert page.named("img") == []
+    assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
+    first, second = page.rows[1:3]
     assert first[:2] == ["1", NASTY]
     assert second[:2] == ["2", f"b{NASTY}"]
 
 
 def test_the_page_asks_for_nothing() -> None:
     page = hostile()
-    found = Elements(page)
-    for _, told in found.found:
-        assert not told.keys() & {"src", "href", "action", "srcset"}
-    (policy,) = (m for m in found.named("meta") if m.get("http-equiv"))
+    parsed = Elements(page)
+    for _, attributes in parsed.elements:
+        assert not attributes.keys() & {"src", "href", "action", "srcset"}
+    (policy,) = (m for m in parsed.named("meta") if m.get("http-equiv"))
     assert policy["content"] is not None
     assert policy["content"].startswith("default-src 'none'; ")
     assert "http" not in policy["content"]
@@ -160,17 +162,17 @@ def test_rows_show_order_values_reach_ties_and_nulls() -> None:
         row("runs/b.pt", 2, 49.5, "runs/a.pt", pillai=3.5),
         row("runs/c.pt", 3, None, pillai=1.0),
     )
-    told = Elements(to_html(ranking_page(ranking(*rows))))
-    head, *cells = told.rows
+    page = Elements(to_html(ranking_page(ranking(*rows))))
+    head, *cells = page.rows
     assert head == ["#", "checkpoint", "lidar", "interval", "ties with", "pillai"]
     thin = "\u2009±\u2009"
     assert cells[0] == ["1", "a.pt", f"50.00{thin}1.00", "", "2", "3.000"]
     assert cells[1] == ["2", "b.pt", f"49.50{thin}1.00", "", "1", "3.500"]
     assert cells[2] == ["3", "c.pt", "-", "", "", "1.000"]
-    firsts = [at.get("class") for at in told.named("tr")[1:]]
+    firsts = [at.get("class") for at in page.named("tr")[1:]]
     assert firsts == ["first", "first", None]
-    # The scale is from 48.5 to 51: 49 lies at a fifth, 50 at three fifths.
-    whiskers = [at["style"] for at in told.named("span") if at.get("class") == "whisker"]
+    # The scale is from 48.5 to 51: 49 is at a fifth, 50 at three fifths.
+    whiskers = [at["style"] for at in page.named("span") if at.get("class") == "whisker"]
     assert whiskers == [
         "--low:20.00%;--high:100.00%;--at:60.00%",
         "--low:0.00%;--high:80.00%;--at:40.00%",
@@ -218,15 +220,17 @@ def test_rounding_and_zeros_are_not_drawn() -> None:
 
 
 def test_charts_draw_values_with_the_ends_of_their_intervals() -> None:
-    sure = interval(4.0, 6.0)
+    confidence = interval(4.0, 6.0)
     lda = {"lda": [2.0, 1.0]}
-    found = replace(score("a", lidar=5.0, pillai=1.0, noise_edge=0.7), confidence=sure, spectra=lda)
-    entry = Entry("a", "a", found, accuracy=0.5, parameters={"step": 3.0})
-    (told,) = chart_data(Listing([entry], METRICS["lidar"]))["entries"]
-    assert told["values"] == {"lidar": [5.0, 4.0, 6.0], "pillai": [1.0]}
-    assert told["spectra"] == {"lda": ([1, 2], [2.0, 1.0])}
-    assert (told["floor"], told["edge"], told["accuracy"]) == (0.5, 0.7, 0.5)
-    assert told["parameters"] == {"step": 3.0}
+    a_score = replace(
+        score("a", lidar=5.0, pillai=1.0, noise_edge=0.7), confidence=confidence, spectra=lda
+    )
+    entry = Entry("a", "a", a_score, accuracy=0.5, parameters={"step": 3.0})
+    (drawn,) = chart_data(Listing([entry], METRICS["lidar"]))["entries"]
+    assert drawn["values"] == {"lidar": [5.0, 4.0, 6.0], "pillai": [1.0]}
+    assert drawn["spectra"] == {"lda": ([1, 2], [2.0, 1.0])}
+    assert (drawn["floor"], drawn["edge"], drawn["accuracy"]) == (0.5, 0.7, 0.5)
+    assert drawn["parameters"] == {"step": 3.0}
 
 
 def test_parameters_that_differ_are_drawn() -> None:
@@ -259,8 +263,9 @@ def test_a_page_that_exists_is_replaced_only_on_request(tmp_path: Path) -> None:
     path = tmp_path / "out.html"
     write_page(EMPTY, path, overwrite=False)
     first = path.read_text(encoding="utf-8")
-    with pytest.raises(SettingsError, match=r"out\.html: exists already; add --overwrite"):
+    with raises(SettingsError, "exists") as raised:
         write_page(replace(EMPTY, title="second"), path, overwrite=False)
+    assert str(raised.value) == (f"--report {path}: exists already; add --overwrite to replace it")
     assert path.read_text(encoding="utf-8") == first
     write_page(replace(EMPTY, title="second"), path, overwrite=True)
     assert "<title>second</title>" in path.read_text(encoding="utf-8")
@@ -268,12 +273,12 @@ def test_a_page_that_exists_is_replaced_only_on_request(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"expected a name that ends in \.html"):
+    with raises(SettingsError, "wrong-suffix"):
         check_page(tmp_path / "out.pdf", overwrite=False)
-    with pytest.raises(SettingsError, match="no folder"):
+    with raises(SettingsError, "no-such-folder"):
         check_page(tmp_path / "no" / "out.html", overwrite=False)
     (tmp_path / "dir.html").mkdir()
-    with pytest.raises(SettingsError, match=r"dir\.html: exists already"):
+    with raises(SettingsError, "exists"):
         check_page(tmp_path / "dir.html", overwrite=True)
     done = lidar("score", "missing.npy", "--report", "out.pdf", cwd=tmp_path)
     assert done.returncode == 2
@@ -285,8 +290,9 @@ def test_a_full_disk_leaves_no_part_behind(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+    with raises(InputError, "unwritable") as raised:
         write_page(EMPTY, tmp_path / "out.html", overwrite=False)
+    assert "cannot be written: No space left on device" in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 

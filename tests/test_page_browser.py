@@ -21,7 +21,7 @@ FIRST, SECOND, LAST = "step=20.pt", f"{NASTY}/step=30.pt", "step=100.pt"
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`rank.html` of three checkpoints, one of them broken beside, and `score.html`, `one.html`."""
+    """`rank.html` of three checkpoints, and a broken file, and `score.html`, `one.html`."""
     root = tmp_path_factory.mktemp("pages")
     image_folder(root / "images", 24)
     for seed, name in enumerate((FIRST, SECOND, LAST)):
@@ -180,8 +180,8 @@ def test_the_browser_would_tell_of_an_error_and_of_a_request(
     page = tmp_path / "bad.html"
     page.write_text("<script>console.error('one'); missing()</script><img src='absent.png'>")
     tab.open(page, 1280, 900, "light")
-    told = "\n".join(tab.errors)
+    errors = "\n".join(tab.errors)
     tab.errors.clear()
-    assert "one" in told
-    assert "missing is not defined" in told
-    assert "absent.png" in told
+    assert "one" in errors
+    assert "missing is not defined" in errors
+    assert "absent.png" in errors

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make import lidar_here
 
-from lidar_cli.configuration import Resolved, resolve
+from lidar_cli.configuration import Resolved, parse_size, resolve
 from lidar_cli.errors import SettingsError, nearest
 from lidar_cli.settings import (
     COMMANDS,
@@ -21,7 +21,6 @@ from lidar_cli.settings import (
     ExtractSettings,
     RankSettings,
     ScoreSettings,
-    parse_size,
 )
 
 SAMPLE_CONFIGS = sorted((Path(__file__).parents[1] / "sample_configs").glob("*.toml"))
@@ -62,18 +61,18 @@ def test_each_place_wins_over_the_next() -> None:
         ({}, "", {}, 10, "default"),
     ]
     for options, config, environment, value, origin in places:
-        found = rank({"data": "x"} | options, config, **environment)
-        assert (found.values.n_views, found.origins["n_views"]) == (value, origin)
-        assert found.origins["data"] == "option"
-        assert found.origins["seed"] == "default"
+        resolved = rank({"data": "x"} | options, config, **environment)
+        assert (resolved.values.n_views, resolved.origins["n_views"]) == (value, origin)
+        assert resolved.origins["data"] == "option"
+        assert resolved.origins["seed"] == "default"
 
 
 def test_every_field_has_an_origin_and_an_environment_variable() -> None:
     for cls in COMMANDS.values():
         names = [field.name for field in dataclasses.fields(cls)]
-        found = resolve(cls, {}, environment={})
-        assert list(found.origins) == names
-        assert set(found.origins.values()) == {"default"}
+        resolved = resolve(cls, {}, environment={})
+        assert list(resolved.origins) == names
+        assert set(resolved.origins.values()) == {"default"}
         if "seed" in names:
             assert resolve(cls, {}, environment={"LIDAR_SEED": "5"}).values.seed == 5
     overwrite = resolve(ExtractSettings, {}, environment={"LIDAR_OVERWRITE": "1"})
@@ -84,16 +83,16 @@ def test_every_field_has_an_origin_and_an_environment_variable() -> None:
 
 def test_a_table_of_the_command_wins_over_the_top() -> None:
     config = 'n-views = 4\nseed = 1\n[rank]\nn_views = 6\nby = "pillai"\n[extract]\nseed = 9\n'
-    found = rank(config=config).values
-    assert (found.n_views, found.seed, found.by) == (6, 1, "pillai")
+    resolved = rank(config=config).values
+    assert (resolved.n_views, resolved.seed, resolved.by) == (6, 1, "pillai")
     shared = resolve(ScoreSettings, {}, config=Path("given.toml"), environment={})
     assert shared.values == ScoreSettings()  # it knows none of these keys, and minds none
 
 
 def test_the_file_in_the_directory_is_read_unless_one_is_named() -> None:
     Path("lidar.toml").write_text("seed = 3")
-    found = resolve(DemoSettings, {}, environment={})
-    assert (found.values.seed, found.origins["seed"]) == (3, "lidar.toml")
+    resolved = resolve(DemoSettings, {}, environment={})
+    assert (resolved.values.seed, resolved.origins["seed"]) == (3, "lidar.toml")
     Path("other.toml").write_text("")
     assert resolve(DemoSettings, {}, config=Path("other.toml"), environment={}).values.seed == 0
 
@@ -119,8 +118,8 @@ def test_the_file_in_the_directory_is_read_unless_one_is_named() -> None:
     ],
 )
 def test_an_unknown_key_names_the_nearest(config: str, text: str) -> None:
-    told = refused(config=config)
-    assert told.startswith(f"given.toml: {text}")
+    message = refused(config=config)
+    assert message.startswith(f"given.toml: {text}")
 
 
 @pytest.mark.parametrize(
@@ -144,26 +143,26 @@ def test_a_wrong_value_names_its_place(
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    def told(path: Path) -> str:
+    def message(path: Path) -> str:
         with pytest.raises(SettingsError) as caught:
             resolve(RankSettings, {}, config=path, environment={})
         return str(caught.value)
 
     absent = tmp_path / "absent.toml"
-    assert told(absent) == f"cannot read the configuration {absent}: No such file or directory"
-    assert told(tmp_path) == f"cannot read the configuration {tmp_path}: Is a directory"
+    assert message(absent) == f"cannot read the configuration {absent}: No such file or directory"
+    assert message(tmp_path) == f"cannot read the configuration {tmp_path}: Is a directory"
     bad = tmp_path / "bad.toml"
     bad.write_text("n_views = \n")
-    assert told(bad).startswith(f"{bad} is not valid TOML: Invalid value (at line 1")
+    assert message(bad).startswith(f"{bad} is not valid TOML: Invalid value (at line 1")
     bad.write_bytes(b"data = '\xff'\n")
-    assert told(bad).startswith(f"{bad} is not valid TOML: 'utf-8' codec can't decode")
+    assert message(bad).startswith(f"{bad} is not valid TOML: 'utf-8' codec can't decode")
 
 
 # The embedded images
 
 
 @pytest.mark.parametrize("given", [{}, {"data": "embedded"}])
-def test_embedded_images_have_defaults_of_their_own(given: dict[str, Any]) -> None:
+def test_embedded_images_have_other_defaults(given: dict[str, Any]) -> None:
     for cls in (ExtractSettings, RankSettings):
         values = resolve(cls, given, environment={}).values
         assert values.data == "embedded"
@@ -172,15 +171,15 @@ def test_embedded_images_have_defaults_of_their_own(given: dict[str, Any]) -> No
 
 
 def test_what_is_given_stays_with_embedded_images() -> None:
-    found = rank({"n_samples": 50}, "n_views = 7").values
-    assert (found.data, found.n_samples, found.n_views) == ("embedded", 50, 7)
-    found = rank({}, "", LIDAR_N_SAMPLES="60").values
-    assert (found.n_samples, found.n_views) == (60, 4)
+    resolved = rank({"n_samples": 50}, "n_views = 7").values
+    assert (resolved.data, resolved.n_samples, resolved.n_views) == ("embedded", 50, 7)
+    resolved = rank({}, "", LIDAR_N_SAMPLES="60").values
+    assert (resolved.n_samples, resolved.n_views) == (60, 4)
 
 
 def test_other_data_keeps_the_defaults() -> None:
-    for found in (rank({"data": "x/"}), rank({}, 'data = "x/"'), rank({}, "", LIDAR_DATA="x/")):
-        assert (found.values.n_samples, found.values.n_views) == (1000, 10)
+    for resolved in (rank({"data": "x/"}), rank({}, 'data = "x/"'), rank({}, "", LIDAR_DATA="x/")):
+        assert (resolved.values.n_samples, resolved.values.n_views) == (1000, 10)
 
 
 # Files that are shipped
@@ -195,12 +194,12 @@ def test_there_are_sample_configs() -> None:
 def test_a_sample_config_loads_for_every_command(path: Path, command: str) -> None:
     import tomllib
 
-    found = resolve(COMMANDS[command], {}, config=path, environment={})
+    resolved = resolve(COMMANDS[command], {}, config=path, environment={})
     document = tomllib.loads(path.read_text())
     for key, value in {**document, **document.get(command, {})}.items():
-        if key in found.origins:
-            assert getattr(found.values, key) == value
-            assert found.origins[key] == str(path)
+        if key in resolved.origins:
+            assert getattr(resolved.values, key) == value
+            assert resolved.origins[key] == str(path)
 
 
 # Sizes
@@ -233,7 +232,7 @@ def test_sizes_by_hand() -> None:
 @pytest.mark.parametrize(
     "text", ["", "0", "0.0001", "-1", "64 XB", "MB", "1e3", "1,5GB", "6 4", "٣"]
 )
-def test_what_is_no_size_is_told(text: str) -> None:
+def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_size(text)
     assert str(caught.value) == (
@@ -267,18 +266,18 @@ def test_show_config_tells_values_and_origins(
     words = ["rank", "runs", "--data", "images", "--show-config"]
     done = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
     assert (done.returncode, done.stderr) == (0, "")
-    told = {}
+    values = {}
     for line in done.stdout.splitlines():
         match = re.fullmatch(r"(\w+) += (.*?) *  # (.+)", line)
         assert match, line
-        told[match[1]] = (match[2], match[3])
-    assert list(told) == [field.name for field in dataclasses.fields(RankSettings)]
-    assert told["n_views"] == ("6", "lidar.toml")
-    assert told["by"] == ("pillai", "lidar.toml")
-    assert told["seed"] == ("11", "LIDAR_SEED")
-    assert told["data"] == ("images", "option")
-    assert told["n_samples"] == ("1000", "default")
-    assert told["cache"] == ("None", "default")
+        values[match[1]] = (match[2], match[3])
+    assert list(values) == [field.name for field in dataclasses.fields(RankSettings)]
+    assert values["n_views"] == ("6", "lidar.toml")
+    assert values["by"] == ("pillai", "lidar.toml")
+    assert values["seed"] == ("11", "LIDAR_SEED")
+    assert values["data"] == ("images", "option")
+    assert values["n_samples"] == ("1000", "default")
+    assert values["cache"] == ("None", "default")
 
 
 def test_a_wrong_key_is_one_line_and_status_2(

@@ -1,7 +1,7 @@
-"""The command line: parse, call one job, hand its record to the report.
+"""The command line: parse, call one job, pass its record to the report.
 
-An option is a field of a settings class, made one by `options.with_options`. Torch and everything
-above it are imported inside the commands, so that `--help` and wrong arguments answer at once.
+An option is a field of a settings class, made one by `options.with_settings`. Torch and all modules
+that need it are imported inside the commands, so that `--help` and wrong arguments answer at once.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ for command in (extract, score, rank, probe, inspect, demo):
     app.command()(command)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(given: bool) -> None:
+    if given:
         typer.echo(f"lidar {__version__}")
         raise typer.Exit
 
@@ -47,7 +47,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     pass

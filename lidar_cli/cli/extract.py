@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.options import with_options
-from lidar_cli.cli.shared import Config, ShowConfig, resolve
+from lidar_cli.cli.options import with_settings
 from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import ExtractSettings
 
 
-@with_options(ExtractSettings)
+@with_settings(ExtractSettings)
 def extract(
     checkpoint: Annotated[
         Path,
@@ -23,20 +21,16 @@ def extract(
             metavar="CKPT",
         ),
     ],
-    config: Config = None,
-    show_config: ShowConfig = False,
     *,
-    options: dict[str, Any],
+    settings: ExtractSettings,
 ) -> None:
     """Embed augmented views of images with a checkpoint, into an HDF5 feature file."""
-    resolved = resolve(ExtractSettings, options, config, show_config)
     from lidar_cli.extraction.run import extract_checkpoint
-    from lidar_cli.report.terminal import Terminal
-    from lidar_cli.report.text import lines
+    from lidar_cli.report.text import Terminal, path_lines
     from lidar_cli.runtime.distributed import read_rank_info
 
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main) as terminal:
-        done = extract_checkpoint(checkpoint, resolved.values, terminal, rank_info)
+        done = extract_checkpoint(checkpoint, settings, terminal, rank_info)
     if done.reports_result:
-        write_results(lines([str(done.path)], for_people=sys.stdout.isatty()))
+        write_results(path_lines([str(done.path)]))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.options import with_options
-from lidar_cli.cli.shared import Config, Json, ShowConfig, resolve
+from lidar_cli.cli.options import Json, with_settings
 from lidar_cli.errors import LidarError, NoProcess, SettingsError, first_line
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import InspectSettings
 
 
-@with_options(InspectSettings)
+@with_settings(InspectSettings)
 def inspect(
     files: Annotated[
         list[Path] | None,
@@ -24,13 +23,10 @@ def inspect(
     formats: Annotated[
         bool, typer.Option("--formats", help="Print the table of formats and end.")
     ] = False,
-    config: Config = None,
-    show_config: ShowConfig = False,
     *,
-    options: dict[str, Any],
+    settings: InspectSettings,
 ) -> None:
     """What checkpoints hold, and what extract would do with them, from names and shapes alone."""
-    resolved = resolve(InspectSettings, options, config, show_config)
     if bool(files) == formats:
         raise SettingsError("inspect takes either checkpoint files or --formats")
     from lidar_cli.checkpoints import inspect as job
@@ -38,23 +34,23 @@ def inspect(
 
     if formats:
         rows = job.formats()
-        write_results(report.formats_to_json(rows) if json else report.table(rows))
+        write_results(report.to_json(rows) if json else report.table(rows))
         return
-    found, failed = [], 0
+    inspections, status = [], 0
     for file in files or []:
         try:
-            found.append(job.inspect_file(file, resolved.values))
+            inspections.append(job.inspect_file(file, settings))
         except (SettingsError, NoProcess):
             raise
         except LidarError as error:
-            failed = error.exit_status
+            status = error.exit_status
             write_remark(f"error: {error}")
         except (MemoryError, RecursionError) as error:
-            failed = LidarError.exit_status
+            status = LidarError.exit_status
             write_remark(f"error: {file}: {first_line(error)}")
     if json:
-        write_results(report.to_json(found))
-    elif found:
-        write_results(report.to_text(found))
-    if failed:
-        raise typer.Exit(failed)
+        write_results(report.to_json(inspections))
+    elif inspections:
+        write_results(report.to_text(inspections))
+    if status:
+        raise typer.Exit(status)

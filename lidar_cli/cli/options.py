@@ -1,4 +1,7 @@
-"""Fields of a settings class as Typer options: flags, help and defaults stand there, once."""
+"""Options of the commands: the fields of a settings class, and those that commands share.
+
+Flags, help and defaults of a setting are written once, in `settings`.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,54 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lidar_cli import configuration
+from lidar_cli.configuration import CONFIG_NAME, S
+from lidar_cli.errors import SettingsError, printable
+from lidar_cli.runtime.streams import write_remark, write_results
+from lidar_cli.settings import flags
 
-def with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of its settings class.
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+ShowConfig = Annotated[
+    bool, typer.Option("--show-config", help="Print the settings and where each came from.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print CSV on stdout, and nothing else.")]
+Report = Annotated[
+    Path | None, typer.Option("--report", help="Write a page, .html, that holds all it needs.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --report.")]
 
-    The command receives them, those that were given, as one keyword `options`.
+
+def with_settings(cls: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command --config, --show-config, and one option per field of its settings class.
+
+    The command receives the settings, merged and checked, as the keyword `settings`.
     """
+    fields = [field for field in dataclasses.fields(cls) if flags(field)]
+    hints = typing.get_type_hints(cls)
+    shared = [_parameter("config", Config, None), _parameter("show_config", ShowConfig, False)]
+    shared += [_option(field, hints[field.name]) for field in fields]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [
-            parameter
-            for parameter in inspect.signature(command, eval_str=True).parameters.values()
-            if parameter.name != "options"
-        ]
-        hints = typing.get_type_hints(cls)
-        fields = [field for field in dataclasses.fields(cls) if field.metadata["flags"]]
-        names = [field.name for field in fields]
-        extra = [_option(field, hints[field.name]) for field in fields]
-
-        def run(**given: Any) -> None:
-            options = {name: given.pop(name) for name in names}
+        def run(*, config: Path | None, show_config: bool, **arguments: Any) -> None:
+            options = {field.name: arguments.pop(field.name) for field in fields}
             try:
-                command(**given, options=options)
-            except KeyboardInterrupt:  # Typer's own answer and status differ between versions
+                command(**arguments, settings=_resolve(cls, options, config, show_config))
+            except KeyboardInterrupt:  # Typer's handling and status differ between versions
                 raise typer.Exit(130) from None
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *extra]]
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in signature.parameters.values()
+            if parameter.name != "settings"
+        ]
+        parameters += shared
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -44,31 +65,63 @@ def with_options(cls: type) -> Callable[[Callable[..., None]], Callable[..., Non
     return decorate
 
 
+def _resolve(cls: type[S], options: dict[str, Any], config: Path | None, show: bool) -> S:
+    """The settings of a command; with `show` they are printed and the command ends."""
+    resolved = configuration.resolve(cls, options, config=config)
+    if show:
+        width = max(map(len, resolved.origins))
+        for name, origin in resolved.origins.items():
+            value = str(getattr(resolved.values, name))
+            write_results(printable(f"{name:{width}} = {value:<12}  # {origin}"))
+        raise typer.Exit
+    if config is None and CONFIG_NAME in resolved.origins.values():
+        write_remark(f"settings from ./{CONFIG_NAME}, which was found here")
+    return resolved.values
+
+
 def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    meta = field.metadata
-    text, default = meta["help"], field.default
-    flag = isinstance(default, bool)
-    if default is not None and not flag and "[" not in text:
+    text, default, kind = field.metadata["help"], field.default, _parsed_type(hint)
+    names = flags(field)
+    if isinstance(default, bool):
+        # A switch that a file or a variable turned on can be turned off again.
+        names, kind = [f"{name}/--no-{name[2:]}" for name in names], bool
+    elif default is not None and "[" not in text:
         text = f"{text} [default: {default}]"
-    kind = bool if flag else _plain(hint)
-    # A switch that a file or a variable turned on can be turned off again.
-    flags = [f"{name}/--no-{name[2:]}" if flag else name for name in meta["flags"]]
-    option = typer.Option(*flags, help=text, show_default=False)
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
-    )
+    option = typer.Option(*names, help=text, show_default=False)
+    return _parameter(field.name, Annotated[kind | None, option], None)
 
 
-def _plain(hint: Any) -> Any:
-    """The type Typer should parse; `configuration.resolve` checks bounds and choices, once."""
-    if typing.get_origin(hint) is Annotated:
-        return _plain(typing.get_args(hint)[0])
-    if typing.get_origin(hint) is typing.Literal:
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _parsed_type(hint: Any) -> Any:
+    """The type that Typer parses; `configuration.resolve` checks bounds and choices."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _parsed_type(arguments[0])
+    if origin is typing.Literal:
         return str
-    if typing.get_origin(hint) is tuple:
+    if origin is tuple:
         return list[str]
-    members = [part for part in typing.get_args(hint) if part is not type(None)]
-    return _plain(members[0]) if members else hint
+    members = [member for member in arguments if member is not type(None)]
+    return _parsed_type(members[0]) if members else hint
+
+
+def one_of(**flags: object) -> None:
+    """Raise SettingsError if more than one of these options is given."""
+    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value]
+    if len(given) > 1:
+        message = f"{' and '.join(given)} exclude each other; give one"
+        raise SettingsError(message, code="exclusive-options")
+
+
+def check_report(path: Path | None, overwrite: bool) -> None:
+    """Raise SettingsError or MissingExtra, before the work, if a page cannot be written."""
+    if path is not None:
+        from lidar_cli.report.page.document import check_page
+
+        check_page(path, overwrite)
+    elif overwrite:
+        raise SettingsError("--overwrite replaces an existing --report; name one")

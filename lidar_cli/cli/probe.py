@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.options import with_options
-from lidar_cli.cli.shared import Config, Csv, Json, ShowConfig, one_of, resolve
+from lidar_cli.cli.options import Csv, Json, one_of, with_settings
+from lidar_cli.configuration import parse_rates
 from lidar_cli.errors import SettingsError
 from lidar_cli.runtime.streams import write_results
-from lidar_cli.settings import ProbeSettings, parse_rates
+from lidar_cli.settings import ProbeSettings
 
 
-@with_options(ProbeSettings)
+@with_settings(ProbeSettings)
 def probe(
     files: Annotated[
         list[Path] | None,
@@ -28,34 +28,31 @@ def probe(
     ] = None,
     json: Json = False,
     csv: Csv = False,
-    config: Config = None,
-    show_config: ShowConfig = False,
     *,
-    options: dict[str, Any],
+    settings: ProbeSettings,
 ) -> None:
-    """The oracle: how well a classifier trained with labels reads stored embeddings."""
+    """Accuracy of a classifier that is trained with labels on stored embeddings."""
     one_of(json=json, csv=csv)
-    resolved = resolve(ProbeSettings, options, config, show_config)
-    parse_rates(resolved.values.learning_rates)
+    parse_rates(settings.learning_rates)
     if bool(files) == bool(train) or (
         len(test or []) not in ((0,) if files else (len(train or []),))
     ):
         raise SettingsError("probe takes feature files to split, or pairs of --train and --test")
     from lidar_cli.probing.run import probe_files
     from lidar_cli.report import probe as report
-    from lidar_cli.report.terminal import Terminal
+    from lidar_cli.report.text import Terminal
 
     with Terminal() as terminal:
-        found = probe_files(
-            files or train or [], test or [None] * len(files or []), resolved.values, terminal
+        probes = probe_files(
+            files or train or [], test or [None] * len(files or []), settings, terminal
         )
-        for left in found.failed:
-            terminal.note(f"error: {left.train}: {left.reason}")
+        for failure in probes.failed:
+            terminal.note(f"error: {failure.train}: {failure.reason}")
     if json:
-        write_results(report.to_json(found))
+        write_results(report.to_json(probes))
     elif csv:
-        write_results(report.to_csv(found))
+        write_results(report.to_csv(probes))
     else:
-        report.print_table(found)
-    if found.failed:
+        report.print_table(probes)
+    if probes.failed:
         raise typer.Exit(3)

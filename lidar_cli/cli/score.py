@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.options import with_options
-from lidar_cli.cli.shared import (
-    Config,
+from lidar_cli.cli.options import (
     Csv,
     Json,
     Overwrite,
     Report,
-    ShowConfig,
-    check_page,
+    check_report,
     one_of,
-    resolve,
-    write_page,
+    with_settings,
 )
 from lidar_cli.errors import LidarError, NoProcess, ProcessGroupBroken, SettingsError
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import ScoreSettings
 
 
-@with_options(ScoreSettings)
+@with_settings(ScoreSettings)
 def score(
     files: Annotated[
         list[Path], typer.Argument(help="Feature files or arrays.", metavar="FILE...")
@@ -37,21 +33,18 @@ def score(
     ] = None,
     page: Report = None,
     overwrite: Overwrite = False,
-    config: Config = None,
-    show_config: ShowConfig = False,
     *,
-    options: dict[str, Any],
+    settings: ScoreSettings,
 ) -> None:
-    """LiDAR, RankMe, alpha-ReQ and the noise-corrected readings of stored embeddings."""
+    """LiDAR, RankMe, alpha-ReQ and the noise-corrected metrics of stored embeddings."""
     one_of(json=json, csv=csv)
-    resolved = resolve(ScoreSettings, options, config, show_config)
     if plot is not None:
         from lidar_cli.report.plot import check_plot
 
         check_plot(plot)
-    check_page(page, overwrite)
+    check_report(page, overwrite)
     from lidar_cli.report import scores as report
-    from lidar_cli.report.terminal import Terminal
+    from lidar_cli.report.text import Terminal
     from lidar_cli.runtime.distributed import read_rank_info
     from lidar_cli.scoring.convergence import converge_file
     from lidar_cli.scoring.run import (
@@ -62,48 +55,49 @@ def score(
     )
 
     rank_info = read_rank_info()
-    values = rank_info.with_device(resolved.values)
-    wanted = parse_metrics(values.metrics)
-    if values.converge and rank_info.ranks > 1:
+    settings = rank_info.with_device(settings)
+    metrics = parse_metrics(settings.metrics)
+    if settings.converge and rank_info.ranks > 1:
         raise SettingsError("--converge: one process reads the file; leave out torchrun")
-    groups = open_groups(values)
-    found, failed = [], 0
+    groups = open_groups(settings)
+    scores, status = [], 0
     with Terminal(rank_info.is_main) as terminal, open_process_group(rank_info) as process_group:
         for file in files:
             try:
-                if values.converge:
-                    found += converge_file(file, values, terminal, groups)
+                if settings.converge:
+                    scores += converge_file(file, settings, terminal, groups)
                 else:
-                    found += score_file(file, values, terminal, process_group, groups)
+                    scores += score_file(file, settings, terminal, process_group, groups)
             except (SettingsError, NoProcess):
                 raise
             except ProcessGroupBroken as error:
-                failed = error.exit_status
-                # Each of them has its own reason; what was scored before is still told.
+                status = error.exit_status
+                # Every rank reports its reason; the scores so far are still printed.
                 write_remark(f"error: {file}: {error}")
                 break
             except LidarError as error:
-                failed = error.exit_status
+                status = error.exit_status
                 terminal.note(f"error: {error}")
     if not rank_info.is_main:
-        return  # with status 0: the engine would end the one that is still to print
+        return  # with status 0: torchrun would end the rank that is still to print
     try:
         if json:
-            write_results(report.to_json(found))
+            write_results(report.to_json(scores))
         elif csv:
-            write_results(report.to_csv(found))
-        elif found:
-            report.print_table(found, wanted)
-    finally:  # what was computed is in the files also where stdout refuses it
-        if plot is not None and found:
+            write_results(report.to_csv(scores))
+        elif scores:
+            report.print_table(scores, metrics)
+    finally:  # plot and page are written even if stdout cannot be
+        if plot is not None and scores:
             from lidar_cli.report.plot import plot_spectra
 
-            plot_spectra(found, plot)
-            write_remark(f"wrote {plot}")
-        if page is not None and found:
+            plot_spectra(scores, plot)
+        if page is not None and scores:
             from lidar_cli.ranking.hyperparameters import from_names
-            from lidar_cli.report.page.scores import scores_page
+            from lidar_cli.report.page.content import scores_page
+            from lidar_cli.report.page.document import write_page
 
-            write_page(scores_page(found, from_names([s.file for s in found])), page, overwrite)
-    if failed:
-        raise typer.Exit(failed)
+            parameters = from_names([score.file for score in scores])
+            write_page(scores_page(scores, parameters), page, overwrite)
+    if status:
+        raise typer.Exit(status)

@@ -15,8 +15,8 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from lidar_cli.configuration import parse_size
 from lidar_cli.runtime.device import SHARE, free_memory
-from lidar_cli.settings import parse_size
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lidar_cli.configuration import parse_rates
 from lidar_cli.errors import InputError
 from lidar_cli.probing.classifiers import Accuracy, Classifier, Scaling, measure, standardise
 from lidar_cli.probing.data import Rows, rows_of_tensor
-from lidar_cli.settings import ProbeSettings, parse_rates
+from lidar_cli.settings import ProbeSettings
 
 WINDOW = 65_536  # rows that are shuffled together, and in memory if the file does not fit
 RUN = 256  # neighbouring rows that are in the same window

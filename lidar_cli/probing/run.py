@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lidar_cli.configuration import parse_rates, parse_size
 from lidar_cli.errors import LidarError, NoProcess, SettingsError
 from lidar_cli.probing.classifiers import (
     Accuracy,
@@ -26,7 +27,7 @@ from lidar_cli.probing.data import Member, open_members, rows_of_tensor
 from lidar_cli.probing.linear import fit, memory_of
 from lidar_cli.runtime.device import check_free, find_device
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import ProbeSettings, parse_rates, parse_size
+from lidar_cli.settings import ProbeSettings
 
 # On the demo's backbones accuracy after 120 steps is up to 12 points below that at convergence.
 FEW_STEPS = 1000

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lidar_cli.checkpoints.detect import check_assumptions, check_names
+from lidar_cli.configuration import parse_size
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.data.dataset import Samples
 from lidar_cli.data.open import open_samples
@@ -38,7 +39,7 @@ from lidar_cli.runtime.distributed import RankInfo
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.run import open_groups
-from lidar_cli.settings import RankSettings, parse_size
+from lidar_cli.settings import RankSettings
 from lidar_cli.views.methods import find_recipe
 
 # Bytes of decoded images that stay in memory from one checkpoint to the next, if so much is free.

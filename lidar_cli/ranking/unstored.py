@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lidar_cli.configuration import parse_size
 from lidar_cli.core.noise import contrast_samples
 from lidar_cli.data.dataset import Samples
 from lidar_cli.extraction.engine import (
@@ -29,7 +30,7 @@ from lidar_cli.scoring.intervals import Grouping
 from lidar_cli.scoring.run import score_gathered, with_intervals
 from lidar_cli.scoring.saved import Unintervalled
 from lidar_cli.scoring.streaming import Gathered, enough_memory
-from lidar_cli.settings import MetricSettings, RankSettings, parse_size
+from lidar_cli.settings import MetricSettings, RankSettings
 
 
 def score_unstored(

@@ -1,4 +1,4 @@
-"""A ranking against its oracle: one table for the agreement and the worth of every metric."""
+"""A ranking compared with accuracies: correlation and selected checkpoint of every metric."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-
 from lidar_cli.ranking.oracle import Oracle, Selection, Verdict
-from lidar_cli.report.probe import percent
-from lidar_cli.report.text import MISSING, one_line, print_columns, shown
+from lidar_cli.report.text import (
+    MISSING,
+    SafeConsole,
+    by_remark,
+    first_and_more,
+    format_percent,
+    format_signed,
+    markdown_table,
+    print_columns,
+    relative,
+)
 
 
 def to_record(oracle: Oracle) -> dict[str, Any]:
-    """The contract's `correlation`: JSON-ready, accuracies as shares of 1."""
+    """JSON-ready values; accuracies are shares of 1."""
     return {
         "oracle": oracle.source,
         "told": oracle.method,
@@ -28,128 +35,122 @@ def to_record(oracle: Oracle) -> dict[str, Any]:
     }
 
 
-def print_oracle(out: Console, oracle: Oracle, directory: str) -> None:
-    """A table for each comparable group, then what was left out."""
+def _record(verdict: Verdict) -> dict[str, Any]:
+    selection = verdict.selection
+    if selection is None:
+        return {"count": 0, "best": None, "median": None, "metrics": [], "hyperparameters": []}
+    return {
+        "count": selection.count,
+        "best": {"paths": list(selection.best.paths), "accuracy": selection.best.accuracy},
+        "median": selection.median,
+        "metrics": [
+            dataclasses.asdict(correlation)
+            | {"picked": list(pick.paths), "picked_accuracy": pick.accuracy}
+            for correlation, pick in zip(verdict.correlations, selection.picks, strict=True)
+        ],
+        "hyperparameters": [dataclasses.asdict(column) for column in verdict.hyperparameters],
+    }
+
+
+def print_oracle(out: SafeConsole, oracle: Oracle, directory: str) -> None:
+    """A table per comparable group, then what was left out."""
     for at, verdict in enumerate(oracle.verdicts):
-        chosen = verdict.selection
-        if chosen is None:
+        selection = verdict.selection
+        if selection is None:
             continue
         group = f" of group {at + 1}" if len(oracle.verdicts) > 1 else ""
         out.print()
-        out.print(
-            one_line(
-                f"Against {oracle.source} ({oracle.method}): {chosen.count} checkpoints{group}, "
-                f"accuracies in percent; a positive correlation: the better direction agrees"
-            )
+        out.print_line(
+            f"{against(oracle)}: {selection.count} checkpoints{group}, accuracies in percent; "
+            "a positive correlation: the better direction agrees"
         )
-        headers, rows = table(oracle, verdict, chosen, directory)
+        headers, rows = table(oracle, verdict, selection, directory)
         print_columns(out, headers, rows, fixed=1)
         for reason in without_intervals(verdict):
-            out.print(one_line(reason))
+            out.print_line(reason)
         if verdict.hyperparameters:
-            out.print(one_line(explained(verdict), style="dim"))
+            out.print_line(explained(verdict), style="dim")
     for path in oracle.without:
-        out.print(one_line(f"no accuracy: {shown(path, directory)}", style="yellow"))
+        out.print_line(f"no accuracy: {relative(path, directory)}", style="yellow")
     for line in oracle.unmatched:
-        out.print(
-            one_line(f"not matched: {shown(line.path, directory)}: {line.reason}", style="yellow")
-        )
-
-
-def table(
-    oracle: Oracle, verdict: Verdict, chosen: Selection, directory: str
-) -> tuple[list[str], list[list[str]]]:
-    """Headers, and a line a metric; then the best and the median that can be had."""
-    level = f"{100 * oracle.level:g} %"
-    varied = [column for column in verdict.hyperparameters if column.sets]
-    headers = ["metric", "Spearman", level, "Kendall", level, "n", "its pick", "which"]
-    headers += [f"by {column.name}" for column in varied]
-    rows = []
-    for found, pick in zip(verdict.correlations, chosen.picks, strict=True):
-        more = f" and {len(pick.paths) - 1} more" if len(pick.paths) > 1 else ""
-        rows.append(
-            [
-                found.metric,
-                _signed(found.spearman),
-                _span(found.spearman_interval),
-                _signed(found.kendall),
-                _span(found.kendall_interval),
-                str(found.count),
-                percent(pick.accuracy),
-                (shown(pick.paths[0], directory) + more) if pick.paths else MISSING,
-                *(percent(column.picks[found.metric]) for column in varied),
-            ]
-        )
-    best = shown(chosen.best.paths[0], directory)
-    for name, value, columns, which in (
-        ("(best)", chosen.best.accuracy, [column.best for column in varied], best),
-        ("(median)", chosen.median, [column.median for column in varied], ""),
-    ):
-        rows.append([name, *[""] * 5, percent(value), which, *map(percent, columns)])
-    return headers, rows
+        text = f"not matched: {relative(line.path, directory)}: {line.reason}"
+        out.print_line(text, style="yellow")
 
 
 def to_markdown(oracle: Oracle, directory: str) -> str:
     """The same tables in Markdown."""
     blocks = []
     for verdict in oracle.verdicts:
-        if verdict.selection is None:
-            continue
-        headers, rows = table(oracle, verdict, verdict.selection, directory)
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        head = "| " + " | ".join(header.replace("|", "\\|") for header in headers) + " |"
-        rule = "| :--- |" + " ---: |" * (len(headers) - 1)
-        said = f"Against {oracle.source} ({oracle.method}); accuracies in percent"
-        blocks.append("\n".join([said, "", head, rule, *lines]))
+        if verdict.selection is not None:
+            headers, rows = table(oracle, verdict, verdict.selection, directory)
+            title = f"{against(oracle)}; accuracies in percent"
+            blocks.append(f"{title}\n\n{markdown_table(headers, rows, left=[0])}")
     return "\n\n".join(blocks)
 
 
+def against(oracle: Oracle) -> str:
+    """The source of the accuracies, and how they were read or measured."""
+    return f"Against {oracle.source} ({oracle.method})"
+
+
+def table(
+    oracle: Oracle, verdict: Verdict, selection: Selection, directory: str
+) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a line per metric; then the best and the median checkpoint."""
+    level = f"{100 * oracle.level:g} %"
+    varied = [column for column in verdict.hyperparameters if column.sets]
+    headers = ["metric", "Spearman", level, "Kendall", level, "n", "selected", "which"]
+    headers += [f"by {column.name}" for column in varied]
+    rows = []
+    for correlation, pick in zip(verdict.correlations, selection.picks, strict=True):
+        paths = [relative(path, directory) for path in pick.paths]
+        rows.append(
+            [
+                correlation.metric,
+                format_signed(correlation.spearman),
+                _ends(correlation.spearman_interval),
+                format_signed(correlation.kendall),
+                _ends(correlation.kendall_interval),
+                str(correlation.count),
+                format_percent(pick.accuracy),
+                first_and_more(paths) if paths else MISSING,
+                *(format_percent(column.picks[correlation.metric]) for column in varied),
+            ]
+        )
+    best = relative(selection.best.paths[0], directory)
+    for name, value, columns, which in (
+        ("(best)", selection.best.accuracy, [column.best for column in varied], best),
+        ("(median)", selection.median, [column.median for column in varied], ""),
+    ):
+        rows.append([name, *[""] * 5, format_percent(value), which, *map(format_percent, columns)])
+    return headers, rows
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return MISSING if interval is None else " ".join(map(format_signed, interval))
+
+
 def without_intervals(verdict: Verdict) -> Iterator[str]:
-    """Which correlations have no interval, with the reason; each said once."""
-    reasons: dict[str, list[str]] = {}
-    for found in verdict.correlations:
-        if found.spearman is not None and found.reason is not None:
-            reasons.setdefault(found.reason, []).append(found.metric)
-    for reason, names in reasons.items():
+    """Which correlations have no interval, and why; each reason once."""
+    reasons = (
+        (correlation.reason, correlation.metric)
+        for correlation in verdict.correlations
+        if correlation.spearman is not None
+    )
+    for reason, names in by_remark(reasons).items():
         yield f"no interval of the correlation of {', '.join(names)}: {reason}"
 
 
 def explained(verdict: Verdict) -> str:
-    """What the columns of hyperparameters are, in one line."""
-    known = [column for column in verdict.hyperparameters if column.sets]
-    told = ", ".join(
+    """What the columns of hyperparameters hold, in one line."""
+    sets = ", ".join(
         f"{column.name} {column.count} in {column.sets} set{'s' if column.sets > 1 else ''}"
-        for column in known
+        for column in verdict.hyperparameters
+        if column.sets
     )
     none = [column.name for column in verdict.hyperparameters if not column.sets]
-    without = f"; no two checkpoints differ in {', '.join(none)} alone" if none else ""
     return (
         "by a hyperparameter: the mean over sets of checkpoints that differ in it alone"
-        + (f" ({told})" if told else "")
-        + without
+        + (f" ({sets})" if sets else "")
+        + (f"; no two checkpoints differ in {', '.join(none)} alone" if none else "")
     )
-
-
-def _record(verdict: Verdict) -> dict[str, Any]:
-    chosen = verdict.selection
-    if chosen is None:
-        return {"count": 0, "best": None, "median": None, "metrics": [], "hyperparameters": []}
-    return {
-        "count": chosen.count,
-        "best": {"paths": list(chosen.best.paths), "accuracy": chosen.best.accuracy},
-        "median": chosen.median,
-        "metrics": [
-            dataclasses.asdict(found)
-            | {"picked": list(pick.paths), "picked_accuracy": pick.accuracy}
-            for found, pick in zip(verdict.correlations, chosen.picks, strict=True)
-        ],
-        "hyperparameters": [dataclasses.asdict(column) for column in verdict.hyperparameters],
-    }
-
-
-def _signed(value: float | None) -> str:
-    return MISSING if value is None else f"{value:+.2f}"
-
-
-def _span(interval: tuple[float, float] | None) -> str:
-    return MISSING if interval is None else f"{interval[0]:+.2f} {interval[1]:+.2f}"

@@ -1,4 +1,4 @@
-"""Spectra on log axes."""
+"""Spectra on log axes, and metrics against n and q, as a picture."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, MissingExtra, SettingsError, printable
-from lidar_cli.report.converge import AXES, shares
+from lidar_cli.report.scores import AXES, convergence_shares
 from lidar_cli.runtime.atomic import is_stream, write_atomic
+from lidar_cli.runtime.streams import write_remark
 from lidar_cli.scoring.compute import Score
 
 ROUNDING = 1e-11  # eigenvalues below this share of the largest are not drawn
+MOST_NAMES = 12  # scores above which there is no legend
 PANELS = {
     "lda": "LDA (LiDAR)",
     "gram": "squared singular values (RankMe)",
@@ -25,9 +27,10 @@ def check_plot(path: Path) -> None:
     """Raise SettingsError unless a plot can be written to `path`: before the work, not after."""
     if not is_stream(path):
         if path.suffix.lower() not in (".png", ".svg"):
-            raise SettingsError(f"--plot {path}: expected a name that ends in .png or .svg")
+            message = f"--plot {path}: expected a name that ends in .png or .svg"
+            raise SettingsError(message, code="wrong-suffix")
         if not path.parent.is_dir():
-            raise SettingsError(f"--plot {path}: no folder {path.parent}")
+            raise SettingsError(f"--plot {path}: no folder {path.parent}", code="no-such-folder")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -35,11 +38,10 @@ def check_plot(path: Path) -> None:
 
 
 def plot_spectra(scores: Sequence[Score], path: Path) -> None:
-    """One panel a matrix, one line a score, the noise edge dashed; then those of `--converge`.
+    """Draw one panel per matrix, with a line per score and the noise edge dashed; then convergence.
 
     Raises InputError if the file cannot be written.
     """
-    check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -48,8 +50,8 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
     count = len(panels) + 2 * bool(converging)
     figure = Figure(figsize=(4.2 * max(1, count), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    places = figure.subplots(1, count, squeeze=False)[0] if count else []
-    for axes, name in zip(places, panels, strict=False):
+    all_axes = figure.subplots(1, count, squeeze=False)[0] if count else []
+    for axes, name in zip(all_axes, panels, strict=False):
         for at, score in enumerate(scores):
             spectrum = score.spectra.get(name, [])
             spectrum = [value for value in spectrum if value > ROUNDING * max(spectrum)]
@@ -58,48 +60,53 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
             axes.loglog(ranks, spectrum, color=colour, lw=1.4, label=_label(score, scores))
             if name == "lda" and score.noise_edge is not None:
                 axes.axhline(score.noise_edge, color=colour, ls="--", lw=0.8, alpha=0.7)
-        _dress(axes, PANELS[name], "rank of the eigenvalue")
+        _style(axes, PANELS[name], "rank of the eigenvalue")
     if converging:
-        _draw_convergence(figure, places[-2:], converging)
+        _draw_convergence(figure, all_axes[-2:], converging)
     if panels:
-        figure.axes[0].set_ylabel(
-            "eigenvalue (dashed: edge of view noise)" if panels[0] == "lda" else "eigenvalue"
-        )
-        if len(scores) <= 12:
-            places[len(panels) - 1].legend(fontsize=7, frameon=False, loc="lower left")
-    kind = "svg" if path.suffix.lower() == ".svg" else "png"
-    drawn = io.BytesIO()  # a pipe cannot be sought in
-    figure.savefig(drawn, format=kind, dpi=160)
+        edge = " (dashed: edge of view noise)" if panels[0] == "lda" else ""
+        all_axes[0].set_ylabel(f"eigenvalue{edge}")
+        if len(scores) <= MOST_NAMES:
+            all_axes[len(panels) - 1].legend(fontsize=7, frameon=False, loc="lower left")
+    picture = io.BytesIO()  # a pipe cannot be sought in
+    figure.savefig(picture, format="svg" if path.suffix.lower() == ".svg" else "png", dpi=160)
     try:
-        write_atomic(path, drawn.getbuffer())
+        write_atomic(path, picture.getbuffer())
     except OSError as error:
-        raise InputError(f"--plot {path}: cannot be written: {error.strerror}") from error
+        message = f"--plot {path}: cannot be written: {error.strerror}"
+        raise InputError(message, code="unwritable") from error
+    write_remark(f"wrote {path}")
 
 
-def _draw_convergence(figure: Any, places: Any, scores: Sequence[Score]) -> None:
-    """Each metric against n and against q, over its value of the whole file."""
+def _draw_convergence(figure: Any, pair: Any, scores: Sequence[Score]) -> None:
+    """Draw each metric against n and against q, divided by its value of the whole file."""
     styles = {
         name: {"color": f"C{at % 10}", "ls": "-" if at < 10 else "--"}
         for at, name in enumerate(METRICS)
     }
-    named = {}
-    for axes, axis in zip(places, AXES, strict=True):
+    lines = {}
+    for axes, axis in zip(pair, AXES, strict=True):
         counts: set[int] = set()
         for score in scores:
             assert score.convergence is not None
-            for name, line in shares(score.convergence, axis).items():
-                x, y = zip(*line, strict=True)
-                (named[name],) = axes.semilogx(x, y, marker=".", lw=1, **styles[name])
+            for name, points in convergence_shares(score.convergence, axis).items():
+                x, y = zip(*points, strict=True)
+                (lines[name],) = axes.semilogx(x, y, marker=".", lw=1, **styles[name])
                 counts |= set(x)
-        _dress(axes, "share of the value of the whole file", AXES[axis])
+        _style(axes, "share of the value of the whole file", AXES[axis])
         axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
         axes.minorticks_off()
-    lines = [named[name] for name in METRICS if name in named]
-    names = [name for name in METRICS if name in named]
-    figure.legend(lines, names, fontsize=7, frameon=False, loc="outside right center")
+    names = [name for name in METRICS if name in lines]
+    figure.legend(
+        [lines[name] for name in names],
+        names,
+        fontsize=7,
+        frameon=False,
+        loc="outside right center",
+    )
 
 
-def _dress(axes: Any, title: str, x: str) -> None:
+def _style(axes: Any, title: str, x: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
     axes.grid(True, which="major", alpha=0.25, lw=0.5)

@@ -1,91 +1,86 @@
-"""Accuracies of probes to a table, JSON or CSV."""
+"""Accuracies of probes as a table, JSON or CSV."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
-from typing import Any
 
 from lidar_cli.probing.run import ProbeResult, Probes
-from lidar_cli.report.text import MISSING, cell, console, one_line, path_cell, print_columns
+from lidar_cli.report.text import (
+    by_remark,
+    console,
+    csv_path,
+    csv_table,
+    first_and_more,
+    format_percent,
+    print_columns,
+)
 
 NESTED = ("rates", "warnings")
+PROTOCOLS = {
+    "linear": "linear probe (Adam on standardised embeddings)",
+    "knn": "nearest neighbours (cosine)",
+    "ridge": "ridge regression on standardised embeddings",
+}
 
 
 def to_json(probes: Probes) -> str:
-    """One array, an object a file and layer."""
-    return json.dumps([_record(found) for found in probes.probed], indent=2, allow_nan=False)
+    """One array, an object per file and layer."""
+    records = [
+        dataclasses.asdict(probed) | {"top1_standard_error": probed.standard_error}
+        for probed in probes.probed
+    ]
+    return json.dumps(records, indent=2, allow_nan=False)
 
 
 def to_csv(probes: Probes) -> str:
-    """A header and a line a file, layer and learning rate; `best` marks the rate that counts."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    """A header and a line per file, layer and learning rate; `best` marks the selected rate."""
     names = [f.name for f in dataclasses.fields(ProbeResult) if f.name not in NESTED]
-    writer.writerow([*names, "held_out", "best"])
-    for found in probes.probed:
-        whole = {name: getattr(found, name) for name in names}
-        whole |= {name: path_cell(whole[name]) for name in ("train", "test") if whole[name]}
-        tried = [dataclasses.asdict(rate) for rate in found.rates] or [{}]
-        for rate in tried:
-            line = whole | rate
-            best = line["learning_rate"] == found.learning_rate
-            cells = [*(line[name] for name in names), line.get("held_out"), int(best)]
-            writer.writerow(map(cell, cells))
-    return out.getvalue()
+    rows = []
+    for probed in probes.probed:
+        fields = {name: getattr(probed, name) for name in names}
+        fields |= {name: csv_path(fields[name]) for name in ("train", "test") if fields[name]}
+        for rate in [dataclasses.asdict(rate) for rate in probed.rates] or [{}]:
+            line = fields | rate
+            best = int(line["learning_rate"] == probed.learning_rate)
+            rows.append([*(line[name] for name in names), line.get("held_out"), best])
+    return csv_table([*names, "held_out", "best"], rows)
 
 
 def print_table(probes: Probes) -> None:
-    """A line a file and layer, in percent; after it what each rate of a sweep gave."""
+    """A line per file and layer, in percent, with a column per rate of a sweep; then remarks."""
     out = console()
     if not probes.probed:
         return
     first = probes.probed[0]
-    sweep = len(first.rates) > 1
-    out.print(one_line(f"{_protocol(first)}; accuracies in percent"))
-    rates = [f"{rate.learning_rate:g}" for rate in first.rates] if sweep else []
+    sweep = first.rates if len(first.rates) > 1 else ()
+    out.print_line(f"{PROTOCOLS[first.method]}; accuracies in percent")
     headers = ["n", "d", "file", "top-1", "+-", "top-5", "test rows", "classes"]
-    headers += ["best rate", *(f"at {rate}" for rate in rates)] if sweep else []
+    if sweep:
+        headers += ["best rate", *(f"at {rate.learning_rate:g}" for rate in sweep)]
     rows = []
-    for found in probes.probed:
-        row = [str(found.n_train), str(found.dim), f"{found.train}:{found.layer}"]
-        row += [percent(found.top1), percent(found.standard_error), percent(found.top5)]
-        row += [str(found.n_test), str(found.n_classes)]
+    for probed in probes.probed:
+        row = [str(probed.n_train), str(probed.dim), _name(probed)]
+        row += map(format_percent, (probed.top1, probed.standard_error, probed.top5))
+        row += [str(probed.n_test), str(probed.n_classes)]
         if sweep:
-            row += [f"{found.learning_rate:g}", *(percent(rate.top1) for rate in found.rates)]
+            row.append(f"{probed.learning_rate:g}")
+            row += [format_percent(rate.top1) for rate in probed.rates]
         rows.append(row)
     print_columns(out, headers, rows, fixed=3)
     if sweep:
-        out.print(
-            one_line(
-                f"The best rate is that of the {first.n_held_out} training rows held out, "
-                "which learned nothing; it is not chosen by the test rows."
-            )
+        out.print_line(
+            f"The best rate is that of the {first.n_held_out} training rows held out, "
+            "which learned nothing; it is not chosen by the test rows."
         )
-    remarks: dict[str, list[str]] = {}  # one that holds for many is said once
-    for found in probes.probed:
-        unknown = f"{found.n_unknown} samples of unknown label left out"
-        for remark in (*((unknown,) if found.n_unknown else ()), *found.warnings):
-            remarks.setdefault(remark, []).append(f"{found.train}:{found.layer}")
-    for remark, names in remarks.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        out.print(one_line(f"{names[0]}{more}: {remark}", style="yellow"))
+    remarks = []
+    for probed in probes.probed:
+        if probed.n_unknown:
+            remarks.append((f"{probed.n_unknown} samples of unknown label left out", _name(probed)))
+        remarks += [(warning, _name(probed)) for warning in probed.warnings]
+    for remark, names in by_remark(remarks).items():
+        out.print_line(f"{first_and_more(names)}: {remark}", style="yellow")
 
 
-def percent(share: float | None) -> str:
-    """A share in percent with one decimal."""
-    return MISSING if share is None else f"{100 * share:.1f}"
-
-
-def _protocol(found: ProbeResult) -> str:
-    return {
-        "linear": "linear probe (Adam on standardised embeddings)",
-        "knn": "nearest neighbours (cosine)",
-        "ridge": "ridge regression on standardised embeddings",
-    }[found.method]
-
-
-def _record(found: ProbeResult) -> dict[str, Any]:
-    return dataclasses.asdict(found) | {"top1_standard_error": found.standard_error}
+def _name(probed: ProbeResult) -> str:
+    return f"{probed.train}:{probed.layer}"

@@ -1,39 +1,41 @@
-"""A ranking to tables, JSON, CSV, Markdown or bare paths."""
+"""A ranking as tables with remarks, JSON, CSV, Markdown or paths alone."""
 
 from __future__ import annotations
 
-import csv
-import io
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-from rich.console import Console
+from typing import Any, Literal, NamedTuple
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError, printable
+from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.oracle import Oracle
-from lidar_cli.ranking.order import Group, Row
+from lidar_cli.ranking.order import Group, Row, misleading
 from lidar_cli.ranking.session import Ranking
-from lidar_cli.report import oracle as against
-from lidar_cli.report.remarks import remarks
-from lidar_cli.report.scores import record
+from lidar_cli.report import oracle as oracle_report
+from lidar_cli.report.scores import BIAS, record
 from lidar_cli.report.text import (
-    cell,
+    SafeConsole,
+    by_remark,
     console,
-    lines,
-    metric_text,
-    one_line,
-    path_cell,
+    csv_path,
+    csv_table,
+    first_and_more,
+    format_percent,
+    format_ties,
+    format_with_interval,
+    markdown_table,
+    path_lines,
     print_columns,
-    shown,
-    tied_ranks,
-    with_reach,
+    relative,
 )
+from lidar_cli.scoring.compute import CORRECTED
+from lidar_cli.scoring.intervals import Interval
 
 STYLES = {"same": "dim", "warning": "yellow"}  # by kind of remark
-DECIDING = {  # what groups differ in -> the option that makes them alike
+DECIDING = {  # a constant in which groups differ -> the option that makes them equal
     "views": "--views",
     "pixel statistics": "--pixel-stats",
     "image size": "--image-size",
@@ -48,31 +50,33 @@ DECIDING = {  # what groups differ in -> the option that makes them alike
     "storage": "--storage",
     "embedding revision": "lidar extract --overwrite on the older feature files",
 }
-# Named in a heading only where groups differ in them.
+# Printed in a heading only where groups differ in them.
 SELDOM = ("pixel statistics", "seed", "normalised", "precision", "storage", "embedding revision")
 
 
 def check_single_group(ranking: Ranking) -> None:
-    """Raise SettingsError if a single best checkpoint cannot be named."""
+    """Raise SettingsError if no single checkpoint is the best, because groups differ."""
     if len(ranking.groups) > 1:
-        apart = differing(ranking.groups)
-        options = ", ".join(dict.fromkeys(DECIDING[name] for name in apart if name in DECIDING))
+        names = differing(ranking.groups)
+        options = ", ".join(dict.fromkeys(DECIDING[name] for name in names if name in DECIDING))
         raise SettingsError(
             f"{len(ranking.groups)} groups of checkpoints are not comparable, they differ in "
-            f"{', '.join(apart)}; make them alike with {options}, or rank them apart"
+            f"{', '.join(names)}; make them alike with {options}, or rank them apart",
+            code="several-groups",
         )
 
 
 def top(ranking: Ranking, count: int | None) -> Ranking:
     """The first `count` rows of each group, or all."""
-    if count is None:
-        return ranking
     groups = tuple(replace(group, rows=group.rows[:count]) for group in ranking.groups)
     return replace(ranking, groups=groups)
 
 
+# For programs
+
+
 def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """The contract's object."""
+    """One object: the order of each group, what was left out, and the oracle's correlation."""
     document = {
         "by": ranking.by.name,
         "direction": ranking.by.direction,
@@ -84,122 +88,157 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
                 "rank": row.rank,
                 "path": row.path,
                 "aliases": list(row.aliases),
-                "value": row.value,
-                "reason": row.reason,
-                "ci_low": row.interval.ci_low,
-                "ci_high": row.interval.ci_high,
+                **value_record(row),
                 "tied_with": list(row.tied_with),
-                "metrics": metrics_of(row),
+                "metrics": metrics_record(row),
             }
             for at, group in enumerate(ranking.groups)
             for row in group.rows
         ],
-        "skipped": [{"path": left.path, "reason": left.reason} for left in ranking.skipped],
-        "failed": [{"path": left.path, "reason": left.reason} for left in ranking.failed],
+        "skipped": [dataclasses.asdict(file) for file in ranking.skipped],
+        "failed": [dataclasses.asdict(file) for file in ranking.failed],
         "warnings": list(ranking.warnings),
-        "correlation": against.to_record(oracle) if oracle else None,
+        "correlation": oracle_report.to_record(oracle) if oracle else None,
     }
     return json.dumps(document, indent=2, allow_nan=False)
 
 
+def value_record(row: Row) -> dict[str, Any]:
+    """The value that orders, its interval, or the reason why it is missing."""
+    interval = {"ci_low": row.interval.ci_low, "ci_high": row.interval.ci_high}
+    return {"value": row.value, "reason": row.reason, **interval}
+
+
+def metrics_record(row: Row) -> dict[str, Any]:
+    """All metrics of a checkpoint and what they depend on, as JSON-ready values."""
+    fields = record(row.score)
+    return {
+        key: value for key, value in fields.items() if key not in ("file", "data", "convergence")
+    }
+
+
 def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """A header and a line a checkpoint; its accuracy last, where an oracle tells it."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    """A header and a line per checkpoint; its accuracy last, where there is an oracle."""
     names = ["n_samples", "n_views", "dim", "layer", "delta", *METRICS]
-    last = ["accuracy"] if oracle else []
-    sure = ["value", "ci_low", "ci_high", "tied_with"]
-    writer.writerow(["group", "rank", "path", "by", *sure, *names, *last])
-    for at, group in enumerate(ranking.groups):
-        for row in group.rows:
-            values = [getattr(row.score, name) for name in names]
-            told = [row.value, row.interval.ci_low, row.interval.ci_high, "; ".join(row.tied_with)]
-            cells = [at + 1, row.rank, path_cell(row.path), ranking.by.name, *told, *values]
-            cells += [oracle.accuracies.get(row.path)] if oracle else []
-            writer.writerow(map(cell, cells))
-    return out.getvalue()
+    headers = ["group", "rank", "path", "by", "value", "ci_low", "ci_high", "tied_with", *names]
+    rows = [
+        [
+            *(at + 1, row.rank, csv_path(row.path), ranking.by.name),
+            *(row.value, row.interval.ci_low, row.interval.ci_high, "; ".join(row.tied_with)),
+            *(getattr(row.score, name) for name in names),
+            *([oracle.accuracies.get(row.path)] if oracle else []),
+        ]
+        for at, group in enumerate(ranking.groups)
+        for row in group.rows
+    ]
+    return csv_table([*headers, *(["accuracy"] if oracle else [])], rows)
 
 
 def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """A table a group, then those of the oracle."""
+    """A table per group, then those of the oracle, then what failed."""
     blocks = []
     for group in ranking.groups:
-        headers = ["rank", "checkpoint", *METRICS]
-        lines = [
-            "| " + " | ".join(headers) + " |",
-            "|" + "|".join([" ---: ", " :--- ", *[" ---: " for _ in METRICS]]) + "|",
-        ]
+        rows = []
         for row in group.rows:
-            path = printable(row.path).replace("|", "\\|")
-            tied = tied_ranks(row, group.rows)
-            place = f"{row.rank}, tied with {tied}" if tied else str(row.rank)
-            cells = [place, path, *(_cell(row, name, ranking) for name in METRICS)]
-            lines.append("| " + " | ".join(cells) + " |")
-        blocks.append("\n".join([printable(heading(group, ranking)), "", *lines]))
-    blocks += [against.to_markdown(oracle, ranking.directory)] if oracle else []
-    blocks += [printable(f"Failed: {left.path}: {left.reason}") for left in ranking.failed]
+            ties = format_ties(row, group.rows)
+            rank = f"{row.rank}, tied with {ties}" if ties else str(row.rank)
+            rows.append([rank, row.path, *(metric_cell(row, name, ranking) for name in METRICS)])
+        table = markdown_table(["rank", "checkpoint", *METRICS], rows, left=[1])
+        blocks.append(f"{printable(heading(group, ranking))}\n\n{table}")
+    blocks += [oracle_report.to_markdown(oracle, ranking.directory)] if oracle else []
+    blocks += [printable(f"Failed: {file.path}: {file.reason}") for file in ranking.failed]
     return "\n\n".join(blocks)
 
 
-def to_paths(ranking: Ranking, for_people: bool) -> bytes:
-    """Paths alone, best first, one a line: as they are, or as a terminal may show them."""
-    return lines([row.path for group in ranking.groups for row in group.rows], for_people)
+def to_paths(ranking: Ranking) -> bytes:
+    """Paths alone, best first, one a line."""
+    return path_lines([row.path for group in ranking.groups for row in group.rows])
+
+
+# For people
 
 
 def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
-    """An ordered table for each comparable group, what failed or was skipped, then the oracle's."""
+    """An ordered table per comparable group, what failed or was skipped, then the oracle's."""
     out = console()
-    names = [ranking.by.name, *(name for name in METRICS if name != ranking.by.name)]
     for at, group in enumerate(ranking.groups):
         if at:
             out.print()
-        out.print(one_line(heading(group, ranking)))
-        tied = [tied_ranks(row, group.rows) for row in group.rows]
-        rows = [
-            [
-                str(row.rank),
-                shown(row.path, ranking.directory),
-                _cell(row, names[0], ranking),
-                *([ranks] if any(tied) else []),
-                *(_cell(row, name, ranking) for name in names[1:]),
-            ]
-            for row, ranks in zip(group.rows, tied, strict=True)
-        ]
-        headers = [names[0], *(["tied_with"] if any(tied) else []), *names[1:]]
-        print_columns(out, ["rank", "checkpoint", *headers], rows, fixed=2)
-        print_remarks(out, group, ranking)
-    for left in ranking.failed:
-        where = shown(left.path, ranking.directory)
-        out.print(one_line(f"failed: {where}: {left.reason}", style="red"))
-    for left in ranking.skipped:
-        where = shown(left.path, ranking.directory)
-        out.print(one_line(f"skipped: {where}: {left.reason}", style="dim"))
-    for warning in ranking.warnings:
-        out.print(one_line(f"warning: {warning}", style="yellow"))
+        print_group(out, group, ranking, list(METRICS))
+    print_left_out(out, ranking.failed, ranking.skipped, ranking.directory)
+    print_warnings(out, ranking)
     if oracle is not None:
-        against.print_oracle(out, oracle, ranking.directory)
+        oracle_report.print_oracle(out, oracle, ranking.directory)
 
 
-def print_remarks(out: Console, group: Group, ranking: Ranking) -> None:
-    """Aliases, reasons of nulls and warnings of a group, one line each."""
+def print_group(
+    out: SafeConsole,
+    group: Group,
+    ranking: Ranking,
+    metrics: Sequence[str],
+    suffix: str = "",
+    accuracies: Mapping[str, float] | None = None,
+) -> None:
+    """A heading, a line per checkpoint, and remarks.
+
+    metrics: columns after the one that orders; suffix: left out of names; accuracies: shares of 1,
+    by path.
+    """
+    by = ranking.by.name
+    names = [name for name in metrics if name != by]
+    ties = [format_ties(row, group.rows) for row in group.rows]
+    any_ties = any(ties)
+    out.print_line(heading(group, ranking))
+    rows = [
+        [
+            str(row.rank),
+            relative(row.path, ranking.directory).removesuffix(suffix),
+            *([format_percent(accuracies[row.path])] if accuracies else []),
+            metric_cell(row, by, ranking),
+            *([tied] if any_ties else []),
+            *(metric_cell(row, name, ranking) for name in names),
+        ]
+        for row, tied in zip(group.rows, ties, strict=True)
+    ]
+    headers = [
+        *(["probe %"] if accuracies else []),
+        by,
+        *(["tied_with"] if any_ties else []),
+        *names,
+    ]
+    print_columns(out, ["rank", "checkpoint", *headers], rows, fixed=2)
     for remark in remarks(group, ranking):
-        out.print(one_line(str(remark), style=STYLES.get(remark.kind, "")))
+        out.print_line(str(remark), style=STYLES.get(remark.kind, ""))
+
+
+def print_left_out(
+    out: SafeConsole, failed: Iterable[Skipped], skipped: Iterable[Skipped], directory: str
+) -> None:
+    """A line per file that has no rank, with the reason."""
+    for label, files, style in (("failed", failed, "red"), ("skipped", skipped, "dim")):
+        for file in files:
+            out.print_line(f"{label}: {relative(file.path, directory)}: {file.reason}", style=style)
+
+
+def print_warnings(out: SafeConsole, ranking: Ranking) -> None:
+    """Warnings about the ranking as a whole."""
+    for warning in ranking.warnings:
+        out.print_line(f"warning: {warning}", style="yellow")
 
 
 def heading(group: Group, ranking: Ranking) -> str:
     """What the checkpoints of a group have in common, in one line."""
-    count = len(group.rows)
-    return "  ".join(
-        [
-            f"{count} checkpoint{'s' if count > 1 else ''} by {ranking.by.name} "
-            f"({ranking.by.direction} is better)",
-            *constants(group, ranking),
-        ]
-    )
+    by = f"by {ranking.by.name} ({ranking.by.direction} is better)"
+    return "  ".join([f"{count_checkpoints(len(group.rows))} {by}", *constants(group, ranking)])
+
+
+def count_checkpoints(count: int) -> str:
+    """`1 checkpoint`, `2 checkpoints`."""
+    return f"{count} checkpoint{'' if count == 1 else 's'}"
 
 
 def constants(group: Group, ranking: Ranking) -> list[str]:
-    """What the values of a group depend on, each told in a few words."""
+    """What the values of a group depend on, each in a few words."""
     common = group.common
     data = ", ".join(dict.fromkeys(str(row.score.data) for row in group.rows))
     recipe = common["views"]["name"] if common["views"] else "?"
@@ -215,23 +254,75 @@ def constants(group: Group, ranking: Ranking) -> list[str]:
     ]
 
 
-def _cell(row: Row, name: str, ranking: Ranking) -> str:
-    """A metric's value, and its reach where it is the one that orders."""
-    value = row.score.value(name)
-    return (
-        with_reach(name, value, row.interval)
-        if name == ranking.by.name
-        else metric_text(name, value)
-    )
-
-
-def metrics_of(row: Row) -> dict[str, Any]:
-    """All readings of a checkpoint and what they depend on, as JSON-ready values."""
-    told = record(row.score)
-    return {key: value for key, value in told.items() if key not in ("file", "data", "convergence")}
+def metric_cell(row: Row, name: str, ranking: Ranking) -> str:
+    """The value of a metric; the one that orders has its interval."""
+    interval = row.interval if name == ranking.by.name else Interval()
+    return format_with_interval(name, row.score.value(name), interval)
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
-    """Names of what groups have not in common."""
+    """Names of the constants in which groups differ."""
     keys = groups[0].common
     return [key for key in keys if len({repr(group.common[key]) for group in groups}) > 1]
+
+
+# Remarks
+
+
+class Remark(NamedTuple):
+    """One line about the rows of a group."""
+
+    kind: Literal["same", "missing", "interval", "warning"]
+    text: str
+
+    def __str__(self) -> str:
+        return f"warning: {self.text}" if self.kind == "warning" else self.text
+
+
+def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
+    """Aliases, reasons of missing values, what intervals and ties mean, and warnings; each once."""
+    for row in group.rows:
+        if row.aliases:
+            aliases = ", ".join(relative(alias, ranking.directory) for alias in row.aliases)
+            path = relative(row.path, ranking.directory)
+            yield Remark("same", f"{path}: the same file as {aliases}")
+    notes = ((note, (row, name)) for row in group.rows for name, note in row.score.notes.items())
+    for note, pairs in by_remark(notes).items():
+        rows = list({row.path: row for row, _ in pairs}.values())
+        names = dict.fromkeys(name for _, name in pairs)
+        yield Remark("missing", f"{_names(rows, ranking)}: no {', '.join(names)}: {note}")
+    yield from _interval_remarks(group, ranking)
+    warnings = by_remark((kind, row) for row in group.rows for kind in row.score.warnings)
+    if any(misleading([group], ranking.by)):
+        warnings.pop("noise", None)  # a warning about the ranking says it
+    for kind, rows in warnings.items():
+        yield Remark("warning", f"{_names(rows, ranking)}: {rows[0].score.warnings[kind]}")
+
+
+def _interval_remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
+    """What +- and ties mean, and why values have no interval or a doubtful one."""
+    name, level = ranking.by.name, f"{100 * ranking.level:g} %"
+    counts = [row.score.confidence.groups for row in group.rows if row.score.confidence]
+    sample_groups = next((count for count in counts if count is not None), None)
+    over = "samples" if sample_groups is None else f"{sample_groups} groups of samples"
+    if any(row.interval.se is not None for row in group.rows):
+        bias = f"; the value itself is {BIAS}" if name in CORRECTED else ""
+        text = f"+-: the {level} interval of {name} over {over}, at this n and q{bias}"
+        yield Remark("interval", text)
+    if any(row.tied_with for row in group.rows):
+        unit = "sample" if sample_groups is None else "group"
+        yield Remark(
+            "interval",
+            f"tied: the {level} interval of the difference, {unit} by {unit}, holds 0; it covers "
+            "the draw of images, not the training seed",
+        )
+    for note, rows in by_remark((row.interval.note, row) for row in group.rows).items():
+        yield Remark("interval", f"{_names(rows, ranking)}: {name}: {note}")
+    reasons = ((row.interval.reason, row) for row in group.rows if row.value is not None)
+    for reason, rows in by_remark(reasons).items():
+        text = f"{_names(rows, ranking)}: no interval of {name}, and no ties: {reason}"
+        yield Remark("interval", text)
+
+
+def _names(rows: Sequence[Row], ranking: Ranking) -> str:
+    return first_and_more([relative(row.path, ranking.directory) for row in rows])

@@ -1,10 +1,8 @@
-"""Scores to a table, JSON or CSV."""
+"""Scores as a table, JSON or CSV, with their convergence in n and q."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -12,33 +10,34 @@ from typing import Any
 from rich.table import Table
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.report.converge import print_convergence
 from lidar_cli.report.text import (
-    between,
-    cell,
+    SafeConsole,
+    by_remark,
     console,
-    metric_text,
-    one_line,
-    path_cell,
+    csv_path,
+    csv_table,
+    format_interval,
+    format_metric,
+    format_value,
+    format_with_interval,
     print_columns,
-    text_of,
-    with_reach,
 )
-from lidar_cli.scoring.compute import CORRECTED, Score, plain_fields
+from lidar_cli.scoring.compute import CORRECTED, Convergence, Score, plain_fields
 from lidar_cli.scoring.intervals import Interval
 
-UPWARD = "biased upward, the more the fewer views"
-ENDS = ("se", "ci_low", "ci_high")  # of an interval
+BIAS = "biased upward, the more the fewer views"
+INTERVAL_COLUMNS = ("se", "ci_low", "ci_high")
+AXES = {"samples": "n, samples", "views": "q, views of each"}  # of a convergence
 
-DETAILS = {  # what stands beside a value where only one file is shown
+DETAILS = {  # the last column of the table of one file
     "n_above_noise": lambda score: (
-        f"edge {text_of(score.noise_edge)}"
+        f"edge {format_value(score.noise_edge)}"
         + (", of contrasts" if score.noise_edge_law == "contrasts" else "")
     ),
-    **dict.fromkeys(CORRECTED, lambda score: UPWARD),
+    **dict.fromkeys(CORRECTED, lambda score: BIAS),
     "rankme": lambda score: f"{score.rankme_rows} rows, {score.rankme_source}",
     "alpha_req": lambda score: (
-        f"R2 {text_of(score.alpha_req_r2)}, ranks {score.alpha_req_ranks[0]}-"
+        f"R2 {format_value(score.alpha_req_r2)}, ranks {score.alpha_req_ranks[0]}-"
         f"{score.alpha_req_ranks[1]}"
     ),
 }
@@ -52,66 +51,63 @@ def record(score: Score) -> dict[str, Any]:
 
 
 def to_json(scores: Sequence[Score]) -> str:
-    """One array, an object a file and layer."""
+    """One array, an object per file and layer."""
     return json.dumps([record(score) for score in scores], indent=2, allow_nan=False)
 
 
 def to_csv(scores: Sequence[Score]) -> str:
-    """A header and a line a file and layer; empty where there is no value."""
+    """A header and a line per file and layer; a missing value is empty."""
     names = [name for name in plain_fields() if name != "notes"]
-    sure = [score.confidence for score in scores if score.confidence]
-    ends = [f"{name}_{end}" for name in METRICS for end in ENDS] if sure else []
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, *ends])
+    if any(score.confidence for score in scores):
+        names += [f"{name}_{end}" for name in METRICS for end in INTERVAL_COLUMNS]
+    rows = []
     for score in scores:
         fields = record(score) | {
-            "file": path_cell(score.file),
+            "file": csv_path(score.file),
             "warnings": "; ".join(score.warnings.values()),
             "alpha_req_ranks": "-".join(map(str, score.alpha_req_ranks)),
         }
-        intervals = score.confidence.intervals if score.confidence else {}
-        for name, interval in intervals.items():
-            fields |= {f"{name}_{end}": getattr(interval, end) for end in ENDS}
-        cells = [fields.get(name) for name in [*names, *ends]]
-        writer.writerow(map(cell, cells))
-    return out.getvalue()
+        for name, interval in intervals(score):
+            fields |= {f"{name}_{end}": getattr(interval, end) for end in INTERVAL_COLUMNS}
+        rows.append([fields.get(name) for name in names])
+    return csv_table(names, rows)
 
 
 def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
-    """A metric a line for each score; several files side by side become one row each."""
+    """A line per metric for one score, a line per score for several; then remarks."""
     out = console()
     names = [name for name in METRICS if name in wanted]
     if len(scores) == 1:
-        _print_one(scores[0], names)
+        _print_one(out, scores[0], names)
     else:
-        headers = ["n", "q", "d", "file", *names]
         rows = [
             [
-                text_of(score.n_samples),
-                text_of(score.n_views),
-                text_of(score.dim),
+                *map(format_value, (score.n_samples, score.n_views, score.dim)),
                 f"{score.file}:{score.layer}",
-                *(with_reach(name, score.value(name), interval_of(score, name)) for name in names),
+                *(
+                    format_with_interval(name, score.value(name), interval_of(score, name))
+                    for name in names
+                ),
             ]
             for score in scores
         ]
-        print_columns(out, headers, rows, fixed=4)
+        print_columns(out, ["n", "q", "d", "file", *names], rows, fixed=4)
     for score in scores:
         prefix = f"{score.file}:{score.layer}: " if len(scores) > 1 else ""
-        for line in reasons(score):
-            out.print(one_line(f"{prefix}{line}"))
+        for remark in remarks(score):
+            out.print_line(f"{prefix}{remark}")
         for warning in score.warnings.values():
-            out.print(one_line(f"{prefix}warning: {warning}"))
+            out.print_line(f"{prefix}warning: {warning}")
         if score.convergence is not None:
-            print_convergence(out, score.convergence, names, prefix)
+            out.print()
+            print_columns(out, *convergence_table(score.convergence, names), fixed=1)
+            out.print_line(f"{prefix}advice: {score.convergence.advice}")
 
 
-def _print_one(score: Score, names: Sequence[str]) -> None:
-    out = console()
-    out.print(one_line(f"{score.file}  layer {score.layer}"))
-    out.print(one_line("  ".join(constants(score))))
-    headers, rows = lines(score, names)
+def _print_one(out: SafeConsole, score: Score, names: Sequence[str]) -> None:
+    out.print_line(f"{score.file}  layer {score.layer}")
+    out.print_line("  ".join(constants(score)))
+    headers, rows = metric_table(score, names)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for header in headers:
         right = header == "value" or " % interval" in header
@@ -126,22 +122,25 @@ def _print_one(score: Score, names: Sequence[str]) -> None:
     out.print(table)
 
 
-def lines(score: Score, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Headers, and a line a metric: value, interval where asked for, direction, detail."""
-    sure = score.confidence
+def metric_table(score: Score, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a line per metric: value, interval if there are any, direction, detail."""
+    confidence = score.confidence
     rows = []
     for name in names:
         value = score.value(name)
         detail = DETAILS[name](score) if name in DETAILS and value is not None else ""
-        interval = [between(interval_of(score, name))] if sure else []
-        rows.append([name, metric_text(name, value), *interval, METRICS[name].direction, detail])
-    over = f" over {sure.groups} groups" if sure and sure.groups is not None else ""
-    level = [f"{100 * sure.level:g} % interval{over}"] if sure else []
-    return ["metric", "value", *level, "better", ""], rows
+        interval = [format_interval(interval_of(score, name))] if confidence else []
+        rows.append([name, format_metric(name, value), *interval, METRICS[name].direction, detail])
+    interval = []
+    if confidence:
+        groups = confidence.groups
+        over = "" if groups is None else f" over {groups} groups"
+        interval = [f"{100 * confidence.level:g} % interval{over}"]
+    return ["metric", "value", *interval, "better", ""], rows
 
 
 def constants(score: Score) -> list[str]:
-    """What the values depend on, each told in a few words."""
+    """What the values depend on, each in a few words."""
     return [
         f"n = {score.n_samples}",
         f"q = {score.n_views}",
@@ -153,30 +152,72 @@ def constants(score: Score) -> list[str]:
     ]
 
 
-def reasons(score: Score) -> Iterator[str]:
-    """Which metrics have no value, which no interval and which a doubtful one, each said once."""
-    for reason in dict.fromkeys(score.notes.values()):
-        without = [name for name, told in score.notes.items() if told == reason]
-        yield f"no {', '.join(without)}: {reason}"
-    for reason, without in _unsure(score).items():
-        yield f"no interval of {', '.join(without)}: {reason}"
-    noted: dict[str, list[str]] = {}
-    for name, interval in score.confidence.intervals.items() if score.confidence else ():
-        if interval.note is not None:
-            noted.setdefault(interval.note, []).append(name)
-    for note, names in noted.items():
+def remarks(score: Score) -> Iterator[str]:
+    """Why metrics have no value, no interval or a doubtful interval; each reason once."""
+    for reason, names in by_remark((note, name) for name, note in score.notes.items()).items():
+        yield f"no {', '.join(names)}: {reason}"
+    without = (
+        (interval.reason, name)
+        for name, interval in intervals(score)
+        if score.value(name) is not None
+    )
+    for reason, names in by_remark(without).items():
+        yield f"no interval of {', '.join(names)}: {reason}"
+    doubtful = ((interval.note, name) for name, interval in intervals(score))
+    for note, names in by_remark(doubtful).items():
         yield f"{', '.join(names)}: {note}"
 
 
+def intervals(score: Score) -> Iterator[tuple[str, Interval]]:
+    """The interval of each metric, none if they were not asked for."""
+    yield from score.confidence.intervals.items() if score.confidence else ()
+
+
 def interval_of(score: Score, metric: str) -> Interval:
-    """The interval of a metric, an empty one where none was asked for."""
-    return score.confidence.intervals[metric] if score.confidence else Interval()
+    """The interval of a metric, an empty one where there is none."""
+    confidence = score.confidence
+    return confidence.intervals.get(metric, Interval()) if confidence else Interval()
 
 
-def _unsure(score: Score) -> dict[str, list[str]]:
-    """Reason -> metrics that have a value and no interval, where intervals were asked for."""
-    found: dict[str, list[str]] = {}
-    for name, interval in score.confidence.intervals.items() if score.confidence else ():
-        if interval.reason is not None and score.value(name) is not None:
-            found.setdefault(interval.reason, []).append(name)
-    return found
+# Convergence
+
+
+def convergence_table(
+    convergence: Convergence, names: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a line per metric: parts in n, the whole file, parts in q.
+
+    Empty where a part does not change the metric.
+    """
+    *fewer, whole = convergence.by_samples
+    views = f", q = {whole.n_views}" if whole.n_views else ""
+    parts = [
+        *((f"n = {part.n_samples}", part) for part in fewer),
+        (f"n = {whole.n_samples}{views}", whole),
+        *((f"q = {part.n_views}", part) for part in convergence.by_views[:-1]),
+    ]
+    rows = []
+    for name in (name for name in METRICS if name in names):
+        values = [part.values for _, part in parts]
+        rows.append(
+            [name, *(format_metric(name, each[name]) if name in each else "" for each in values)]
+        )
+    return ["metric", *(header for header, _ in parts)], rows
+
+
+def convergence_shares(convergence: Convergence, axis: str) -> dict[str, list[tuple[int, float]]]:
+    """Metric -> its values along an axis of AXES, divided by the value of the whole file.
+
+    Each with its n or q. A metric that the axis does not change is absent.
+    """
+    points = convergence.by_samples if axis == "samples" else convergence.by_views
+    whole = convergence.by_samples[-1].values
+    return {
+        name: [
+            (point.n_samples if axis == "samples" else point.n_views, value / last)
+            for point in points
+            if (value := point.values[name]) is not None
+        ]
+        for name in (points[0].values if points else ())
+        if (last := whole[name])
+    }

@@ -1,26 +1,40 @@
-"""Numbers and tables as text."""
+"""Numbers, tables and progress as text. Names from files never control a terminal."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import rich.progress
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from lidar_cli.errors import printable
 from lidar_cli.ranking.order import Row
+from lidar_cli.runtime.progress import Progress
+from lidar_cli.runtime.streams import write_remark
 from lidar_cli.scoring.intervals import Interval
 
 MISSING = "-"
+FORMULA = ("=", "+", "-", "@")  # first characters of a cell that a spreadsheet computes
+BAR_DELAY = 0.5  # seconds before a progress bar appears: short work needs none
+T = TypeVar("T")
 
 
-def text_of(value: object) -> str:
-    """A value as a person wants to read it: about four significant digits, `-` for None."""
+# Numbers
+
+
+def format_value(value: object) -> str:
+    """A value with about four significant digits, `-` for None."""
     if value is None:
         return MISSING
     if isinstance(value, bool) or not isinstance(value, float):
@@ -33,81 +47,131 @@ def text_of(value: object) -> str:
     return f"{value:.{digits}f}"
 
 
-def metric_text(name: str, value: float | None) -> str:
-    """A metric's value as text; the share of noise is an estimate, which can exceed all of it."""
+def format_metric(name: str, value: float | None) -> str:
+    """The value of a metric; a noise fraction is an estimate and can exceed 1."""
     if name == "noise_fraction" and value is not None and value > 1:
         return ">= 1: all noise"
-    return text_of(value)
+    return format_value(value)
 
 
-def shown(path: str, directory: str) -> str:
-    """A path as the table shows it: below the directory that was ranked."""
+def format_with_interval(name: str, value: float | None, interval: Interval) -> str:
+    """`149.6 +- 2.1`, both with the same decimals; the value alone without an interval."""
+    text = format_metric(name, value)
+    if value is None or interval.ci_high is None or text != format_value(value):
+        return text
+    half_width = interval.ci_high - value
+    decimals = len(text.partition(".")[2])
+    rounded = f"{half_width:.{decimals}f}"
+    if "e" in text or (float(rounded) == 0 and half_width > 0):
+        rounded = f"{half_width:.1g}"
+    return f"{text} +- {rounded}"
+
+
+def format_interval(interval: Interval) -> str:
+    """`147.5 .. 151.7`, empty without an interval."""
+    if interval.ci_low is None:
+        return ""
+    return f"{format_value(interval.ci_low)} .. {format_value(interval.ci_high)}"
+
+
+def format_percent(share: float | None) -> str:
+    """A share in percent with one decimal."""
+    return MISSING if share is None else f"{100 * share:.1f}"
+
+
+def format_signed(value: float | None) -> str:
+    """A correlation: its sign and two decimals."""
+    return MISSING if value is None else f"{value:+.2f}"
+
+
+def format_ties(row: Row, rows: Iterable[Row]) -> str:
+    """The ranks of the checkpoints that a row ties with, as `rank 2` or `ranks 2-4, 7`."""
+    tied = set(row.tied_with)
+    ranks = sorted({other.rank for other in rows if other.path in tied})
+    if not ranks:
+        return ""
+    runs: list[list[int]] = []  # of consecutive ranks
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    texts = (f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(texts)}"
+
+
+# Names and remarks
+
+
+def relative(path: str, directory: str) -> str:
+    """A path relative to the ranked directory; unchanged if it is elsewhere."""
     return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
 
 
-def lines(paths: Sequence[str], for_people: bool) -> bytes:
-    """Paths, one a line: as they are, or as a terminal may show them."""
-    return b"".join(os.fsencode(printable(path) if for_people else path) + b"\n" for path in paths)
+def path_lines(paths: Sequence[str]) -> bytes:
+    """Paths, one a line: byte for byte, but escaped where a terminal shows them."""
+    texts = map(printable, paths) if sys.stdout.isatty() else paths
+    return b"".join(os.fsencode(text) + b"\n" for text in texts)
 
 
-class Plain(Console):
-    """A console on which names out of files are text alone: no terminal obeys them."""
-
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterator[Segment]:
-        """Rich's segments; its own control codes stand apart from text, and stay."""
-        for segment in super().render(renderable, options):
-            safe = segment.control or segment.text == "\n" or segment.text.isprintable()
-            yield segment if safe else Segment(_lines(segment.text), segment.style)
+def first_and_more(names: Sequence[str]) -> str:
+    """`a`, or `a and 2 more`."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _lines(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
+def by_remark(pairs: Iterable[tuple[str | None, T]]) -> dict[str, list[T]]:
+    """Remark -> all that it applies to, so that each is printed once; None is no remark."""
+    groups: dict[str, list[T]] = {}
+    for remark, subject in pairs:
+        if remark is not None:
+            groups.setdefault(remark, []).append(subject)
+    return groups
 
 
-def one_line(text: str, style: str = "") -> Text:
-    """Text for a console that stays one line, whatever names from files hold."""
-    return Text(printable(text), style=style)
+# Tables
 
 
-def console() -> Console:
-    """Stdout: as wide as the terminal, or as wide as needed where there is none."""
-    if sys.stdout.isatty():
-        return Plain(highlight=False)
-    return Plain(highlight=False, width=10_000, color_system=None)
+def csv_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """CSV text; None is an empty cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(headers)
+    writer.writerows(map(_csv_cell, row) for row in rows)
+    return out.getvalue()
 
 
-def cell(value: object) -> object:
-    """A value for a CSV file: nothing for None, and no text that a spreadsheet would compute.
-
-    Text that begins as a formula does gets an apostrophe before it, as people write it by hand.
-    """
-    if value is None:
-        return ""
+def _csv_cell(value: object) -> object:
+    """The value; text that a spreadsheet would compute gets an apostrophe in front."""
     if not isinstance(value, str):
-        return value
+        return "" if value is None else value
     text = printable(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def path_cell(path: str) -> str:
-    """A path for a CSV file: one that begins as a formula does gets `./` before it."""
+def csv_path(path: str) -> str:
+    """A path for a CSV file; one that a spreadsheet would compute gets `./` in front."""
     text = printable(path)
-    return f"./{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"./{text}" if text.startswith(FORMULA) else text
+
+
+def markdown_table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[int]
+) -> str:
+    """A Markdown table. left: positions of the columns aligned left; others are aligned right."""
+    rule = [":---" if at in left else "---:" for at in range(len(headers))]
+    lines = (
+        [printable(cell).replace("|", "\\|") for cell in row] for row in (headers, rule, *rows)
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def print_columns(
-    out: Console,
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    fixed: int,
-    title: str | None = None,
+    out: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], fixed: int
 ) -> None:
-    """A table whose first `fixed` columns stand again before each block of columns that fits.
+    """Print a table; one too wide is split into blocks that each repeat its first columns.
 
-    The columns after them hold numbers and are aligned right. On a terminal a long name is broken
-    at its last underscore; elsewhere it stays a single word.
+    fixed: how many columns are repeated; the last of them holds names, the columns after them
+    numbers, aligned right. On a terminal a long header is broken at its last underscore.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     if out.is_terminal:
@@ -116,33 +180,27 @@ def print_columns(
         max(len(line) for line in [*header.split("\n"), *(row[at] for row in rows)])
         for at, header in enumerate(headers)
     ]
-    shrunk = min(widths[fixed - 1], max(16, out.width // 3))
-    taken = sum(widths[: fixed - 1]) + shrunk + 2 * fixed
+    name_width = min(widths[fixed - 1], max(16, out.width // 3))
+    fixed_width = sum(widths[: fixed - 1]) + name_width + 2 * fixed
     at = fixed
     while at < len(headers) or at == fixed:
-        stop, used = at, taken
+        stop, used = at, fixed_width
         while stop < len(headers) and (stop == at or used + widths[stop] + 2 <= out.width):
             used += widths[stop] + 2
             stop += 1
-        table = Table(
-            box=None, padding=(0, 2, 0, 0), pad_edge=False, title=title, title_justify="left"
-        )
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for column in [*range(fixed), *range(at, stop)]:
-            right = column >= fixed or column < fixed - 1
+            is_name = column == fixed - 1
             table.add_column(
                 Text(headers[column]),
-                justify="right" if right else "left",
+                justify="left" if is_name else "right",
                 no_wrap=True,
-                max_width=shrunk if column == fixed - 1 else None,
+                max_width=name_width if is_name else None,
             )
         for row in rows:
-            cells = [
-                _middle(row[column], shrunk) if column == fixed - 1 else row[column]
-                for column in [*range(fixed), *range(at, stop)]
-            ]
-            table.add_row(*(Text(cell) for cell in cells))
+            cells = [*row[: fixed - 1], _middle(row[fixed - 1], name_width), *row[at:stop]]
+            table.add_row(*map(Text, cells))
         out.print(table)
-        title = None
         if stop >= len(headers):
             return
         out.print()
@@ -157,42 +215,86 @@ def _middle(text: str, width: int) -> str:
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
 
 
-def with_reach(name: str, value: float | None, interval: Interval) -> str:
-    """`149.6 +- 2.1`, the reach with the decimals of the value; the value alone without one."""
-    text = metric_text(name, value)
-    if value is None or interval.ci_high is None or text != text_of(value):
-        return text
-    reach = interval.ci_high - value
-    decimals = len(text.partition(".")[2])
-    rounded = f"{reach:.{decimals}f}"
-    if "e" in text or (float(rounded) == 0 and reach > 0):
-        rounded = f"{reach:.1g}"
-    return f"{text} +- {rounded}"
+# Terminals
 
 
-def between(interval: Interval) -> str:
-    """`147.5 .. 151.7`, or nothing where there is no interval."""
-    if interval.ci_low is None:
-        return ""
-    return f"{text_of(interval.ci_low)} .. {text_of(interval.ci_high)}"
+class SafeConsole(Console):
+    """A console that escapes control characters in names from files."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Rich's segments, escaped; Rich's own control codes are separate segments and stay."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text == "\n" or segment.text.isprintable():
+                yield segment
+            else:
+                escaped = "\n".join(map(printable, segment.text.split("\n")))
+                yield Segment(escaped, segment.style)
+
+    def print_line(self, text: str, style: str = "") -> None:
+        """Print text as one line, whatever characters it holds."""
+        self.print(Text(printable(text), style=style))
 
 
-def tied_ranks(row: Row, rows: Iterable[Row]) -> str:
-    """The ranks of the checkpoints that a row ties with, as `rank 2` or `ranks 2-4, 7`."""
-    tied = set(row.tied_with)
-    ranks = sorted({other.rank for other in rows if other.path in tied})
-    if not ranks:
-        return ""
-    word = "rank" if len(ranks) == 1 else "ranks"
-    return f"{word} {', '.join(_runs(ranks))}"
+def console() -> SafeConsole:
+    """Stdout: as wide as the terminal, or as wide as needed where there is none."""
+    if sys.stdout.isatty():
+        return SafeConsole(highlight=False)
+    return SafeConsole(highlight=False, width=10_000, color_system=None)
 
 
-def _runs(numbers: Sequence[int]) -> list[str]:
-    """Ascending whole numbers as runs: 2, 3, 4, 7 as `2-4` and `7`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
+class Terminal(Progress):
+    """Shows progress bars and remarks on stderr; off a terminal remarks alone, without colour.
+
+    A context manager; leaving it removes the bar.
+    enabled: whether it shows anything; of several processes on one terminal, one does.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._console = SafeConsole(stderr=True, highlight=False)
+        self._bars = rich.progress.Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            expand=True,
+        )
+        self._start = time.monotonic()
+        self._task: str | None = None
+        self._shown = False
+        self._notes: set[str] = set()
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            self._bars.stop()
+
+    def update(self, task: str, done: int, total: int) -> None:
+        """Move the bar of `task`; a new task replaces the bar of the last one."""
+        if not self._enabled or not self._console.is_terminal:
+            return
+        if not self._shown and time.monotonic() - self._start > BAR_DELAY:
+            self._bars.start()
+            self._shown = True
+        if task != self._task:
+            for old in self._bars.task_ids:
+                self._bars.remove_task(old)
+            self._bars.add_task(task, total=total)
+            self._task = task
+        self._bars.update(self._bars.task_ids[0], completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        """Print one line, once."""
+        if not self._enabled or text in self._notes:
+            return
+        self._notes.add(text)
+        if self._console.is_terminal:
+            self._console.print(text, markup=False)
         else:
-            runs.append([number])
-    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+            write_remark(text)

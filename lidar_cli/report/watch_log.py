@@ -1,46 +1,58 @@
-"""Checkpoints as they land: a JSON line each, and points for TensorBoard."""
+"""Scored checkpoints appended to JSON lines and TensorBoard event files.
+
+A file grows by a whole entry or not at all, also on a full disk.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from lidar_cli.errors import InputError
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.errors import InputError, MissingExtra, SettingsError
 from lidar_cli.ranking.hyperparameters import from_names
 from lidar_cli.ranking.watch import Landed
-from lidar_cli.report.jsonl import Lines
-from lidar_cli.report.ranking import metrics_of
-from lidar_cli.report.tensorboard import TensorBoardWriter
+from lidar_cli.report.ranking import metrics_record, value_record
+from lidar_cli.runtime.atomic import is_stream, open_stream
+from lidar_cli.runtime.files import parse_json
 from lidar_cli.runtime.streams import write_results
 
-STEPS = ("step", "iter", "epoch")  # words before the number in a file's name that is its time
+STEPS = ("step", "iter", "epoch")  # words before the number in a file name that is its step
+INDEX = "lidar.jsonl"  # in the folder of event files: the checkpoints that they hold
+Entries = frozenset[tuple[str, str]]  # path and key of scored checkpoints
 
 
 class WatchLog:
-    """Appends to a file, stdout where there is none, and to TensorBoard's, to each what it lacks.
+    """Writes each checkpoint to the JSON lines (stdout without a file) and to TensorBoard.
 
-    known: path and key of each checkpoint that none of them lacks.
-    Raises what `Lines` and `TensorBoardWriter` raise.
+    recorded: entries that all of them hold; an output that lacks others receives those.
+    Raises SettingsError, InputError or MissingExtra for an output that cannot be used.
     """
 
     def __init__(self, directory: Path, jsonl: Path | None, tensorboard: Path | None) -> None:
         self._directory = directory
         self._jsonl = jsonl
-        self._lines = Lines("--jsonl", jsonl) if jsonl else None
+        self._target: Path | BinaryIO | None = None
+        self._lines: Entries = frozenset()
+        if jsonl:
+            self._target, self._lines = open_jsonl("--jsonl", jsonl)
         self._board = TensorBoardWriter(tensorboard) if tensorboard else None
-        self.known = self._lines.known if self._lines else frozenset()
-        if self._board:
-            self.known &= self._board.known
+        self.recorded = self._lines & self._board.recorded if self._board else self._lines
 
     def add(self, landed: Landed) -> None:
-        """Write one checkpoint down, so that it is there whatever happens next.
+        """Write one checkpoint to each output that lacks it.
 
-        Raises InputError where it cannot be, the board's after its line is out.
+        Raises InputError if an output cannot be written; the JSON line comes first.
         """
         row = landed.row
-        step = _step(row.path)
-        told = {
+        step = step_of(row.path)
+        record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "path": row.path,
             "aliases": list(row.aliases),
@@ -49,32 +61,156 @@ class WatchLog:
             "step": step,
             "by": landed.by.name,
             "direction": landed.by.direction,
-            "value": row.value,
-            "reason": row.reason,
-            "ci_low": row.interval.ci_low,
-            "ci_high": row.interval.ci_high,
-            "metrics": metrics_of(row),
+            **value_record(row),
+            "metrics": metrics_record(row),
         }
-        this = (row.path, landed.key)
-        if self._lines is None:
-            write_results(json.dumps(told, allow_nan=False))
-        elif this not in self._lines.known:
+        entry = (row.path, landed.key)
+        if self._target is None:
+            write_results(json.dumps(record, allow_nan=False))
+        elif entry not in self._lines:
             try:
-                self._lines.add(told)
+                append_jsonl(self._target, record)
             except OSError as error:
-                raise InputError(
-                    f"--jsonl {self._jsonl}: cannot be written: {error.strerror}"
-                ) from error
-        if self._board and this not in self._board.known:
+                message = f"--jsonl {self._jsonl}: cannot be written: {error.strerror}"
+                raise InputError(message, code="unwritable") from error
+        if self._board and entry not in self._board.recorded:
             run = Path(row.path).parent.relative_to(self._directory).as_posix()
             self._board.add(run, landed, step)
 
 
-def _step(path: str) -> int | None:
-    """The step that a file's name tells, else its epoch."""
-    numbers = from_names([Path(path).name])[Path(path).name]
+def step_of(path: str) -> int | None:
+    """The step in a file's name, else its epoch."""
+    name = Path(path).name
+    numbers = from_names([name])[name]
     for word in STEPS:
         number = numbers.get(word)
         if isinstance(number, float):
             return int(number)
     return None
+
+
+class TensorBoardWriter:
+    """Event files in a folder, a run per folder of checkpoints.
+
+    A file grows by all points of a checkpoint or by none. TensorBoard's own writer is not used: its
+    thread prints a trace on a full disk and leaves half an event, at which readers stop.
+
+    Raises MissingExtra if TensorBoard is not installed, InputError or SettingsError if the folder
+    cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError as error:
+            raise MissingExtra("tensorboard", "tensorboard", "--tensorboard") from error
+        self._new_event, self._new_writer = Event, RecordWriter
+        self._folder = folder
+        self._name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}"
+        self._name += f".{os.getpid()}.lidar"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._index, self.recorded = open_jsonl("--tensorboard", folder / INDEX, follow=False)
+        self._count = len(self.recorded)
+
+    def add(self, run: str, landed: Landed, step: int | None) -> None:
+        """Write a point per metric that has a value; without a step, at the count of checkpoints.
+
+        Raises InputError if the disk is full, with nothing half-written.
+        """
+        event = self._event(step=self._count if step is None else step)
+        for name in METRICS:
+            value = landed.row.score.value(name)
+            if value is not None:
+                event.summary.value.add(tag=name, simple_value=value)
+        path = self._folder / run / self._name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = path.stat().st_size if path.exists() else 0
+            header = [] if size else [self._event(file_version="brain.Event:2")]
+            append(path, self._encoded(*header, event), follow=False)
+            try:
+                entry = {"path": landed.row.path, "key": landed.key, "run": run}
+                append_jsonl(self._index, entry, follow=False)
+            except OSError:
+                os.truncate(path, size)  # else it would be written once more
+                raise
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._count += 1
+
+    def _event(self, **fields: object) -> Any:
+        return self._new_event(wall_time=time.time(), **fields)
+
+    def _encoded(self, *events: Any) -> bytes:
+        """Events in the file format: each between its length and checksums."""
+        content = io.BytesIO()
+        writer = self._new_writer(content)
+        for event in events:
+            writer.write(event.SerializeToString())
+        return content.getvalue()
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
+            f"--tensorboard {self._folder}: cannot be written: {error.strerror}; "
+            "free some space, or name another folder; the same command goes on",
+            code="unwritable",
+        )
+
+
+def open_jsonl(option: str, path: Path, follow: bool = True) -> tuple[Path | BinaryIO, Entries]:
+    """The target for `append_jsonl`, and the entries that the file already holds.
+
+    option: that named the file, or a pipe, from which nothing is read back.
+    follow: whether the file may be a link.
+    Raises SettingsError for a file that holds something else or cannot be written.
+    """
+    stream = is_stream(path)
+    try:
+        lines = [] if stream or not path.exists() else path.read_text("utf-8").splitlines()
+        records = map(parse_json, lines)
+        entries = frozenset((record["path"], record["key"]) for record in records)
+    except OSError as error:
+        raise SettingsError(f"{option} {path}: cannot be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise SettingsError(
+            f"{option} {path}: holds a line that --watch did not write whole; "
+            "remove it, or name another file",
+            code="foreign-line",
+        ) from error
+    try:
+        if stream:
+            return open_stream(path), entries  # once: its reader ends when it is closed
+        append(path, b"", follow)
+    except OSError as error:
+        raise SettingsError(f"{option} {path}: cannot be written: {error.strerror}") from error
+    return path, entries
+
+
+def append_jsonl(target: Path | BinaryIO, record: dict[str, Any], follow: bool = True) -> None:
+    """Append a record as one JSON line to a file or an open pipe. Raises OSError."""
+    line = f"{json.dumps(record, allow_nan=False)}\n".encode()
+    if isinstance(target, Path):
+        append(target, line, follow)
+    else:
+        target.write(line)
+        target.flush()
+
+
+def append(path: Path, content: bytes, follow: bool = True) -> None:
+    """Append content to a file, created if absent: all of it or nothing.
+
+    follow: whether `path` may be a link. Raises OSError.
+    """
+    flags = 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    with open(path, "ab", 0, opener=lambda name, mode: os.open(name, mode | flags, 0o666)) as file:
+        size, rest = os.fstat(file.fileno()).st_size, content
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(size)
+            raise

@@ -2,7 +2,7 @@
 
 
 class Progress:
-    """Receives progress and remarks. This one ignores them; `report.terminal` shows them."""
+    """Receives progress and remarks. This one ignores them; `report.text.Terminal` shows them."""
 
     def update(self, task: str, done: int, total: int) -> None:
         """`done` of `total` steps of `task` are complete."""

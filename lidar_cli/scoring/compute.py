@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lidar_cli.configuration import parse_size
 from lidar_cli.core import spectra
 from lidar_cli.core.metrics import FIT_RANKS, METRICS, Metric, Spectrum
 from lidar_cli.core.moments import Moments, unit_rows
@@ -20,7 +21,7 @@ from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.features.blocks import Embeddings, ReadRows
 from lidar_cli.scoring.intervals import Confidence
 from lidar_cli.scoring.streaming import Gathered
-from lidar_cli.settings import MetricSettings, parse_size
+from lidar_cli.settings import MetricSettings
 
 RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
 RIDGE_REFUSAL = 0.99  # above which view noise would be measured against the ridge alone

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lidar_cli.configuration import parse_size
 from lidar_cli.core import influence
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.core.moments import unit_rows
@@ -23,7 +24,7 @@ from lidar_cli.runtime.files import check_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.process_group import ProcessGroup
 from lidar_cli.scoring.streaming import Gathered, enough_memory
-from lidar_cli.settings import MetricSettings, parse_size
+from lidar_cli.settings import MetricSettings
 
 BLOCK_NUMBERS = 2**21  # of a block's float64 copy, 16 MB; but for the products' sake at least
 LEAST_BLOCK_ROWS = 1024

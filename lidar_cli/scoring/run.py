@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.checkpoints.reading.arrays import read_tensors
+from lidar_cli.configuration import parse_size
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError, nearest
 from lidar_cli.features.arrays import check_stored, read_npy, read_npz, with_size_note
@@ -27,7 +28,7 @@ from lidar_cli.scoring.influences import influences
 from lidar_cli.scoring.intervals import Grouping, confidence, summed, without_interval
 from lidar_cli.scoring.process_group import ProcessGroup, gather_on_all_ranks
 from lidar_cli.scoring.streaming import Gathered, enough_memory, gather
-from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings, parse_size
+from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings
 
 
 def score_file(

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lidar_cli.configuration import parse_size
 from lidar_cli.core.accumulate import map_pieces
 from lidar_cli.core.metrics import METRICS, OF_LDA, OF_ROWS
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
@@ -20,7 +21,7 @@ from lidar_cli.features.blocks import Chunk, Embeddings
 from lidar_cli.runtime.device import free_memory
 from lidar_cli.runtime.prefetch import prefetch
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import MetricSettings, parse_size
+from lidar_cli.settings import MetricSettings
 
 CHUNKS_IN_MEMORY = 3  # one being read, one ready, one being summed
 LEAST_MATRICES = 2  # of d x d float64 numbers at a time: moments, and what is added to them

@@ -5,11 +5,12 @@ from unittest import mock
 import torch
 from harness import Goal, Line, alternate, median, write_embeddings
 
+from lidar_cli.configuration import parse_size
 from lidar_cli.core.accumulate import HELD_NUMBERS, LEAST_HELD_ROWS, Scatter
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import open_embeddings, parse_metrics
 from lidar_cli.scoring.streaming import gather
-from lidar_cli.settings import ScoreSettings, parse_size
+from lidar_cli.settings import ScoreSettings
 
 Q = 10
 NUMBERS = 5e7  # of the file, 200 MB

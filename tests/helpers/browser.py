@@ -39,7 +39,7 @@ def opened(
     to_browser, ours = os.pipe()
     theirs, from_browser = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # The protocol lies on descriptors 3 and 4.
+        # The protocol uses descriptors 3 and 4.
         shell = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
         process = subprocess.Popen(
             ["bash", "-c", shell, browser, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
@@ -94,11 +94,11 @@ class Tab:
 
     def run(self, script: str) -> Any:
         """The value of an expression; a promise is waited for."""
-        found = self.call(
+        reply = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        assert "exceptionDetails" not in reply, reply
+        return reply["result"].get("value")
 
     def click(self, script: str) -> None:
         """A real click in the middle of the element that an expression gives."""
@@ -116,8 +116,8 @@ class Tab:
 
     def picture(self, path: Path, whole: bool = True) -> None:
         """A PNG of the page, or of its window."""
-        found = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(found["data"]))
+        reply = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(reply["data"]))
 
     def call(self, method: str, **parameters: Any) -> Any:
         self._count += 1
@@ -141,18 +141,18 @@ class Tab:
         self._note(message.get("method"), message.get("params", {}))
         return message
 
-    def _note(self, method: str | None, told: dict[str, Any]) -> None:
+    def _note(self, method: str | None, parameters: dict[str, Any]) -> None:
         if method == "Runtime.exceptionThrown":
-            self.errors.append(json.dumps(told["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and told["type"] in (
+            self.errors.append(json.dumps(parameters["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" and parameters["type"] in (
             "error",
             "warning",
             "assert",
         ):
-            self.errors.append(json.dumps(told["args"]))
+            self.errors.append(json.dumps(parameters["args"]))
         elif method == "Log.entryAdded":
-            self.errors.append(json.dumps(told["entry"]))
+            self.errors.append(json.dumps(parameters["entry"]))
         elif method == "Network.requestWillBeSent":
-            url = told["request"]["url"]
+            url = parameters["request"]["url"]
             if url != self._url and not url.startswith(("data:", "blob:")):
                 self.errors.append(f"asked for {url}")

@@ -22,7 +22,7 @@ import lidar_cli.demo.run
 import lidar_cli.extraction.run
 import lidar_cli.ranking.session  # and all that these import
 from lidar_cli.extraction import engine
-from lidar_cli.report import ranking, terminal
+from lidar_cli.report import ranking, text
 
 
 def log_batches(path):

@@ -13,6 +13,6 @@ def scalars(run: Path, name: str = "lidar") -> dict[int, float]:
     reader = package("tensorboard.backend.event_processing.event_accumulator")
     events = reader.EventAccumulator(str(run))
     events.Reload()
-    found = events.Scalars(name) if name in events.Tags()["scalars"] else []
-    assert all(count == 1 for count in Counter(event.step for event in found).values())
-    return {event.step: event.value for event in found}
+    points = events.Scalars(name) if name in events.Tags()["scalars"] else []
+    assert all(count == 1 for count in Counter(event.step for event in points).values())
+    return {event.step: event.value for event in points}

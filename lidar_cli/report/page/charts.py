@@ -1,4 +1,4 @@
-"""What the charts of a page draw, as plain data; colours and axes are the script's."""
+"""What the charts of a page draw, as plain data; the script chooses colours and axes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lidar_cli.ranking.hyperparameters import Value
-from lidar_cli.report.converge import AXES, shares
 from lidar_cli.report.page.markup import Markup, element
 from lidar_cli.report.page.table import Entry, Listing
 from lidar_cli.report.plot import PANELS, ROUNDING
+from lidar_cli.report.scores import AXES, convergence_shares, interval_of
 from lidar_cli.scoring.compute import Score
 
 POINTS = 64  # of a spectrum that are drawn: even in the logarithm of the rank
@@ -21,37 +21,35 @@ DIGITS = 5
 def chart_data(listing: Listing) -> dict[str, Any]:
     """Numbers of every chart of a listing, JSON-ready."""
     return {
-        "by": listing.by.name if listing.by else None,
+        "by": listing.order or None,
         "entries": [_entry(at, entry, listing) for at, entry in enumerate(listing.entries)],
     }
 
 
 def charts(listing: Listing) -> list[Markup]:
-    """Places for the charts that have something to draw, each with what can be chosen in it."""
-    found = []
+    """An empty figure for each chart that has data, with its menus."""
+    figures = []
+    scores = [entry.score for entry in listing.entries]
     panels = {
         name: title
         for name, title in PANELS.items()
-        if any(entry.score.spectra.get(name) for entry in listing.entries)
+        if any(score.spectra.get(name) for score in scores)
     }
     if panels:
-        more = "" if len(listing.entries) <= MOST_CURVES else f" of the first {MOST_CURVES}"
-        found.append(_chart("spectra", f"Spectra{more}", {"matrix": panels}))
+        limit = "" if len(scores) <= MOST_CURVES else f" of the first {MOST_CURVES}"
+        figures.append(_figure("spectra", f"Spectra{limit}", {"matrix": panels}))
     metrics = {name: name for name in listing.metrics}
     if parameters := parameters_of(listing):
-        named = {name: name for name in parameters}
+        against = {name: name for name in parameters}
         title = "A metric against how it was trained"
-        found.append(_chart("parameter", title, {"metric": metrics, "against": named}))
-    if listing.judged:
-        found.append(_chart("oracle", "A metric against the oracle", {"metric": metrics}))
-    if any(entry.score.convergence for entry in listing.entries):
+        figures.append(_figure("parameter", title, {"metric": metrics, "against": against}))
+    if listing.has_accuracies:
+        figures.append(_figure("oracle", "A metric against accuracy", {"metric": metrics}))
+    if any(score.convergence for score in scores):
         title = "Metrics of a part of the file, as a share of all of it"
-        choices: dict[str, Mapping[str, str]] = (
-            {"metric": metrics} if len(listing.entries) > 1 else {}
-        )
-        choices["against"] = AXES
-        found.append(_chart("convergence", title, choices))
-    return found
+        by_metric = {"metric": metrics} if len(scores) > 1 else {}
+        figures.append(_figure("convergence", title, {**by_metric, "against": AXES}))
+    return figures
 
 
 def parameters_of(listing: Listing) -> list[str]:
@@ -67,21 +65,21 @@ def parameters_of(listing: Listing) -> list[str]:
 def thinned(spectrum: Sequence[float]) -> tuple[list[int], list[float]]:
     """Ranks from 1, evenly spaced in their logarithm, and the eigenvalues there.
 
-    Those that are rounding beside the largest are left out.
+    Eigenvalues that are rounding errors of the largest are left out.
     """
-    kept = [value for value in spectrum if value > ROUNDING * spectrum[0]]
-    if not kept:
+    values = [value for value in spectrum if value > ROUNDING * spectrum[0]]
+    if not values:
         return [], []
-    steps = max(1, min(POINTS, len(kept)) - 1)
-    ranks = sorted({round(len(kept) ** (step / steps)) for step in range(steps + 1)} | {1})
-    return ranks, [_short(kept[rank - 1]) for rank in ranks]
+    steps = max(1, min(POINTS, len(values)) - 1)
+    ranks = sorted({round(len(values) ** (step / steps)) for step in range(steps + 1)} | {1})
+    return ranks, [_short(values[rank - 1]) for rank in ranks]
 
 
 def _entry(at: int, entry: Entry, listing: Listing) -> dict[str, Any]:
     score = entry.score
     return {
         "name": entry.name,
-        "values": {name: _ends(entry, name) for name in listing.metrics},
+        "values": {name: _ends(score, name) for name in listing.metrics},
         "parameters": {name: _plain(value) for name, value in entry.parameters.items()},
         "accuracy": entry.accuracy,
         "spectra": {
@@ -95,8 +93,9 @@ def _entry(at: int, entry: Entry, listing: Listing) -> dict[str, Any]:
     }
 
 
-def _ends(entry: Entry, name: str) -> list[float] | None:
-    value, interval = entry.score.value(name), entry.interval(name)
+def _ends(score: Score, name: str) -> list[float] | None:
+    """The value and the ends of its interval, if it has one."""
+    value, interval = score.value(name), interval_of(score, name)
     if value is None:
         return None
     low, high = interval.ci_low, interval.ci_high
@@ -109,8 +108,8 @@ def _convergence(score: Score) -> dict[str, Any] | None:
         return None
     return {
         axis: {
-            name: ([count for count, _ in line], [_short(share) for _, share in line])
-            for name, line in shares(score.convergence, axis).items()
+            name: ([count for count, _ in points], [_short(share) for _, share in points])
+            for name, points in convergence_shares(score.convergence, axis).items()
         }
         for axis in AXES
     }
@@ -124,7 +123,7 @@ def _short(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def _chart(kind: str, title: str, choices: Mapping[str, Mapping[str, str]]) -> Markup:
+def _figure(kind: str, title: str, menus: Mapping[str, Mapping[str, str]]) -> Markup:
     selects = [
         element(
             "label",
@@ -136,7 +135,7 @@ def _chart(kind: str, title: str, choices: Mapping[str, Mapping[str, str]]) -> M
                 *(element("option", {"value": key}, text) for key, text in options.items()),
             ),
         )
-        for name, options in choices.items()
+        for name, options in menus.items()
     ]
     return element(
         "figure",

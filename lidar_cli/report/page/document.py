@@ -1,6 +1,6 @@
-"""The file: template, style, script and drawing library put together, written whole or not at all.
+"""The file of a page: template, style, script and drawing library, written whole or not at all.
 
-The page loads nothing. Its content security policy forbids it to, so that a slip would show.
+The page loads nothing; its content security policy forbids it, so that a mistake would show.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from lidar_cli import __version__
 from lidar_cli.errors import InputError, MissingExtra, SettingsError
 from lidar_cli.report.page.markup import Markup, element, joined, script_data
 from lidar_cli.runtime.atomic import is_stream, write_atomic
+from lidar_cli.runtime.streams import write_remark
 
 
 @dataclass(frozen=True)
 class Page:
-    """A title, what stands below it, and what the charts of each section draw."""
+    """A title, the content below it, and the data of each section's charts."""
 
     title: str
     body: Sequence[Markup]
@@ -32,11 +33,14 @@ def check_page(path: Path, overwrite: bool) -> None:
     """Raise SettingsError unless a page can be written to `path`: before the work, not after."""
     if not is_stream(path):
         if path.suffix.lower() not in (".html", ".htm"):
-            raise SettingsError(f"--report {path}: expected a name that ends in .html")
+            message = f"--report {path}: expected a name that ends in .html"
+            raise SettingsError(message, code="wrong-suffix")
         if not path.parent.is_dir():
-            raise SettingsError(f"--report {path}: no folder {path.parent}")
+            raise SettingsError(f"--report {path}: no folder {path.parent}", code="no-such-folder")
         if path.is_dir() or (path.exists() and not overwrite):
-            raise SettingsError(f"--report {path}: exists already; add --overwrite to replace it")
+            raise SettingsError(
+                f"--report {path}: exists already; add --overwrite to replace it", code="exists"
+            )
     try:
         import plotly  # noqa: F401
     except ImportError as error:
@@ -44,34 +48,39 @@ def check_page(path: Path, overwrite: bool) -> None:
 
 
 def write_page(page: Page, path: Path, overwrite: bool) -> None:
-    """Write a page. Raises SettingsError if it exists by now, InputError if the disk refuses."""
+    """Write a page and say so on stderr.
+
+    Raises SettingsError if it exists by now, InputError if it cannot be written.
+    """
     check_page(path, overwrite)
     text = to_html(page)
     try:
         write_atomic(path, text.encode())
     except OSError as error:
-        raise InputError(f"--report {path}: cannot be written: {error.strerror}") from error
+        message = f"--report {path}: cannot be written: {error.strerror}"
+        raise InputError(message, code="unwritable") from error
+    write_remark(f"wrote {path}")
 
 
 def to_html(page: Page) -> str:
     """The whole page as text; needs plotly."""
     from plotly.offline import get_plotlyjs
 
-    here = files(__package__)
-    return Template((here / "template.html").read_text(encoding="utf-8")).substitute(
+    folder = files(__package__)
+    return Template((folder / "template.html").read_text(encoding="utf-8")).substitute(
         title=joined(page.title),
-        style=(here / "page.css").read_text(encoding="utf-8"),
+        style=(folder / "page.css").read_text(encoding="utf-8"),
         body="\n".join(page.body),
         version=__version__,
         notice=_notice(),
         data=script_data(list(page.charts)),
         plotly=get_plotlyjs().replace("</script", r"<\/script"),
-        script=(here / "page.js").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
     )
 
 
 def _notice() -> Markup:
-    """The licence of what is embedded, as its package carries it."""
+    """The licence of the embedded plotly.js, from its package."""
     for file in distribution("plotly").files or ():
         if ".dist-info" in str(file) and file.name.upper().startswith("LICENSE"):
             return element("pre", None, file.read_text(encoding="utf-8"))

@@ -1,17 +1,17 @@
-"""HTML as values: text is escaped by being text, and only what is built here is not."""
+"""HTML as values: text is escaped unless it is Markup, which only this module makes."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-VOID = ("input", "wbr")  # elements that hold nothing and are not closed
-
-
+VOID = ("input", "wbr")  # elements without content, which are not closed
 SURROGATES = re.compile("[\ud800-\udfff]")  # of names that are not UTF-8
+BREAKS = "/_="  # characters of a path after which its line may break
+LONGEST_NUMBER = 24  # characters of a cell that is aligned as a number
 
 
 class Markup(str):
@@ -23,27 +23,26 @@ class Markup(str):
 def element(name: str, attributes: Mapping[str, object] | None = None, *children: str) -> Markup:
     """An element; children and the values of attributes are escaped unless they are Markup.
 
-    An attribute of None or False is left out, one of True stands by its name alone.
+    An attribute of None or False is left out, one of True is written without a value.
     """
-    given = (attributes or {}).items()
-    told = "".join(
+    text = "".join(
         f" {key}" if value is True else f' {key}="{_escaped(str(value))}"'
-        for key, value in given
+        for key, value in (attributes or {}).items()
         if value is not None and value is not False
     )
     if name in VOID:
-        return Markup(f"<{name}{told}>")
-    return Markup(f"<{name}{told}>{joined(*children)}</{name}>")
+        return Markup(f"<{name}{text}>")
+    return Markup(f"<{name}{text}>{joined(*children)}</{name}>")
 
 
 def joined(*parts: str) -> Markup:
-    """Parts one after the other, those that are text escaped."""
+    """Parts in sequence; text is escaped."""
     return Markup("".join(part if isinstance(part, Markup) else _escaped(part) for part in parts))
 
 
 def _escaped(text: str) -> str:
     """Text that HTML can hold in UTF-8: bytes of names that are not UTF-8 as escapes."""
-    return SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", html.escape(text, quote=True))
+    return SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", html.escape(text, quote=True))
 
 
 def broken(text: str, after: str) -> Markup:
@@ -57,11 +56,72 @@ def broken(text: str, after: str) -> Markup:
 
 
 def script_data(value: Any) -> Markup:
-    """A value as JSON that can stand in a script element: it can neither end it nor open another.
+    """A value as JSON for a script element, which it can neither end nor nest.
 
-    Raises ValueError for NaN and infinities, which are no JSON.
+    Raises ValueError for NaN and infinities, which JSON lacks.
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def bullet_list(lines: Iterable[str], kind: str, title: str = "") -> Markup:
+    """A list of lines under a title, empty without lines. kind: the class of its style."""
+    items = [element("li", None, broken(line, "/")) for line in lines]
+    if not items:
+        return Markup()
+    head = element("h3", None, title) if title else ""
+    return element("div", {"class": kind}, head, element("ul", None, *items))
+
+
+def folded(title: str, *content: str) -> Markup:
+    """Content that a click unfolds, empty without content."""
+    if not any(content):
+        return Markup()
+    return element("details", None, element("summary", None, title), *content)
+
+
+def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """A plain table whose first column names the row; columns of numbers are aligned right."""
+    classes = [
+        None if all(map(_is_number, column)) else "left" for column in zip(*rows, strict=True)
+    ]
+    head = [
+        element("th", {"scope": "col", "class": kind}, broken(header, "_"))
+        for header, kind in zip(headers, classes, strict=True)
+    ]
+    body = [
+        element(
+            "tr",
+            None,
+            element("th", {"scope": "row"}, broken(row[0], BREAKS)),
+            *(
+                element("td", {"class": kind}, broken(cell, "/"))
+                for cell, kind in zip(row[1:], classes[1:], strict=True)
+            ),
+        )
+        for row in rows
+    ]
+    return framed(head, body, kind="text")
+
+
+def _is_number(text: str) -> bool:
+    return len(text) < LONGEST_NUMBER and not text.strip("+-.e0123456789 ")
+
+
+def framed(
+    head: Iterable[Markup], rows: Iterable[Markup], kind: str | None = None, long: bool = False
+) -> Markup:
+    """A table in a frame that scrolls where the table is too wide, or long.
+
+    head: cells; kind: the class of its style.
+    """
+    table = element(
+        "table",
+        {"class": kind},
+        element("thead", None, element("tr", None, *head)),
+        element("tbody", None, *rows),
+    )
+    attributes = {"class": "frame long" if long else "frame", "tabindex": 0, "role": "region"}
+    return element("div", attributes | {"aria-label": "Table"}, table)

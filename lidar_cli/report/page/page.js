@@ -1,11 +1,11 @@
 "use strict";
-// Sorts and filters the tables, and draws the charts of each listing. Text reaches the page only
-// through plotly, which is given it with its few tags escaped.
+// Sorts and filters the tables, and draws the charts of each listing. The only text that it adds to
+// the page goes through plotly, escaped, because plotly understands a few tags.
 (() => {
   const data = JSON.parse(document.getElementById("charts").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const narrow = window.matchMedia("(max-width: 40rem)");
-  const SHOWN_NAMES = 8; // curves that a legend can tell apart
+  const SHOWN_NAMES = 8; // most curves with a legend
   const LONGEST_NAME = 44;
 
   const colour = (name) =>
@@ -14,14 +14,14 @@
     text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const short = (name) => {
     const most = narrow.matches ? 30 : LONGEST_NAME;
-    const kept = most - 1;
+    const room = most - 1;
     const cut = name.length > most
-      ? name.slice(0, Math.floor(kept / 3)) + "\u2026" + name.slice(-Math.ceil((2 * kept) / 3))
+      ? name.slice(0, Math.floor(room / 3)) + "\u2026" + name.slice(-Math.ceil((2 * room) / 3))
       : name;
     return escaped(cut);
   };
 
-  // A shade between the first and the last in an order; apart colours where there is none.
+  // A shade between the first and the last in an order; distinct colours without an order.
   function shades(count, ordered) {
     if (!ordered) return (at) => colour(`c${at % 8}`);
     const [from, to] = ["first", "last"].map((name) =>
@@ -49,7 +49,7 @@
     };
   }
 
-  // Each decade, and 2 and 5 between them where there are few.
+  // Ticks at each decade; at few decades also at 2 and 5 between them.
   function ticks(traces) {
     const values = traces.flatMap((trace) => trace.y);
     return Math.max(...values) / Math.min(...values) < 300 ? "D2" : 1;
@@ -103,7 +103,7 @@
     oracle(listing, shown, { metric }) {
       const at = shown.filter((place) => listing.entries[place].accuracy !== null);
       return points(listing, at, metric, (entry) => 100 * entry.accuracy,
-        { title: "accuracy of the oracle, percent" });
+        { title: "accuracy, percent" });
     },
 
     convergence(listing, shown, { against, metric }) {
@@ -127,16 +127,16 @@
   };
 
   function points(listing, at, metric, abscissa, x) {
-    const known = at.filter((place) => listing.entries[place].values[metric]);
+    const valued = at.filter((place) => listing.entries[place].values[metric]);
     const ordered = listing.by !== null && metric === listing.by;
     const shade = shades(listing.entries.length, ordered);
-    const values = known.map((place) => listing.entries[place].values[metric]);
+    const values = valued.map((place) => listing.entries[place].values[metric]);
     const reaches = values.some((value) => value.length > 1);
     const trace = {
-      x: known.map((place) => abscissa(listing.entries[place])), y: values.map(([value]) => value),
-      text: known.map((place) => short(listing.entries[place].name)), type: "scatter",
+      x: valued.map((place) => abscissa(listing.entries[place])), y: values.map(([value]) => value),
+      text: valued.map((place) => short(listing.entries[place].name)), type: "scatter",
       mode: "markers", showlegend: false,
-      marker: { size: 8, color: known.map((place) => ordered ? shade(place) : colour("accent")) },
+      marker: { size: 8, color: valued.map((place) => ordered ? shade(place) : colour("accent")) },
       hovertemplate: "%{text}<br>%{x}: %{y:.4g}<extra></extra>",
       error_y: { type: "data", symmetric: false, visible: reaches, thickness: 1, width: 0,
         color: colour("quiet"), array: values.map(([value, , high]) => (high ?? value) - value),
@@ -145,7 +145,7 @@
     return [[trace], layout(x, { title: metric })];
   }
 
-  // Places of the entries that the filter leaves; all where the table has no line for each.
+  // Positions of the entries that pass the filter; all if the table has no row per entry.
   function shownEntries(section, listing) {
     const rows = [...section.querySelectorAll("tbody tr[data-at]")];
     if (!rows.length) return [...listing.entries.keys()];
@@ -168,7 +168,7 @@
     const at = [...header.parentNode.children].indexOf(header);
     const key = (row) => row.children[at].dataset.key;
     const texts = [...table.tBodies[0].rows].some((row) => key(row) && isNaN(key(row)));
-    // Numbers are first asked for from the largest, names and places from the first.
+    // The first click sorts numbers from the largest, names and places from the first.
     const rising = header.cellIndex < 2 || texts ? "ascending" : "descending";
     const other = rising === "ascending" ? "descending" : "ascending";
     const order = header.ariaSort === rising ? other : rising;

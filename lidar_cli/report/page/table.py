@@ -1,4 +1,4 @@
-"""The table of a page: sorted by a click on a header, filtered by name, intervals drawn beside."""
+"""The table of a page: sorted by a click on a header, filtered by a box, with drawn intervals."""
 
 from __future__ import annotations
 
@@ -7,148 +7,27 @@ from dataclasses import dataclass, field
 
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.ranking.hyperparameters import Value
-from lidar_cli.report.page.markup import Markup, broken, element, joined
-from lidar_cli.report.probe import percent
-from lidar_cli.report.text import MISSING, between, metric_text, text_of, with_reach
+from lidar_cli.report.page.markup import BREAKS, Markup, broken, element, framed, joined
+from lidar_cli.report.scores import interval_of
+from lidar_cli.report.text import (
+    MISSING,
+    format_interval,
+    format_metric,
+    format_percent,
+    format_value,
+    format_with_interval,
+)
 from lidar_cli.scoring.compute import Score
-from lidar_cli.scoring.intervals import Interval
 
-BREAKS = "/_="  # characters of a path after which its line may break
 LONG = 30  # rows above which the table scrolls in its frame, its header in sight
-SHAPE = {"n": "n_samples", "q": "n_views", "d": "dim"}  # columns where entries may differ in them
-
-
-def table(listing: Listing) -> Markup:
-    """The table in a frame that scrolls, with the box that filters it."""
-    head = element("thead", None, element("tr", None, *_headers(listing)))
-    scale = _Scale(listing)
-    rows = [_row(at, entry, listing, scale) for at, entry in enumerate(listing.entries)]
-    whole = element("table", None, head, element("tbody", None, *rows))
-    frame = framed(whole, len(rows) > LONG)
-    return joined(_filter(len(listing.entries)), frame)
-
-
-def framed(table: Markup, long: bool = False) -> Markup:
-    """A table in a frame of its own, which scrolls where it is too wide, or long."""
-    attributes = {"class": "frame long" if long else "frame", "tabindex": 0, "role": "region"}
-    return element("div", attributes | {"aria-label": "Table"}, table)
-
-
-def _filter(count: int) -> Markup:
-    if count < 2:
-        return Markup()
-    told = {"type": "search", "class": "filter", "placeholder": "part of a name"}
-    box = element("input", told | {"autocomplete": "off"})
-    shown = element("output", None, f"{count} of {count}")
-    return element("label", {"class": "tools"}, element("span", None, "Filter"), box, shown)
-
-
-def _headers(listing: Listing) -> Iterator[Markup]:
-    if listing.by:
-        yield _header("#", "place by " + listing.by.name, sorted_=True)
-    yield _header("checkpoint" if listing.by else "file", "name", left=True)
-    if listing.by is None:
-        yield from (_header(name, name) for name in SHAPE)
-    for name in listing.metrics:
-        of_order = listing.by is not None and name == listing.by.name
-        yield _header(name, f"{METRICS[name].direction} is better", of_order)
-        if of_order:
-            yield element("th", {"scope": "col", "class": "reach"}, "interval")
-            if any(entry.tied for entry in listing.entries):
-                yield _header("ties with", "ranks that it cannot be told from", left=True)
-            if listing.judged:
-                yield _header("accuracy", "of the oracle, percent")
-
-
-def _header(
-    name: str, title: str, leading: bool = False, *, left: bool = False, sorted_: bool = False
-) -> Markup:
-    classes = " ".join([*(["leading"] if leading else []), *(["left"] if left else [])])
-    order = "ascending" if sorted_ else "none"
-    button = element("button", {"type": "button", "title": title}, broken(name, "_"))
-    return element("th", {"scope": "col", "class": classes or None, "aria-sort": order}, button)
-
-
-def _row(at: int, entry: Entry, listing: Listing, scale: _Scale) -> Markup:
-    has_value = listing.by is not None and entry.score.value(listing.by.name) is not None
-    attributes = {
-        "data-at": at,
-        "data-ties": " ".join(map(str, entry.ties)) or None,
-        "data-name": entry.name,
-        "class": "first" if has_value and (at == 0 or 0 in entry.ties) else None,
-    }
-    return element("tr", attributes, *_cells(entry, listing, scale))
-
-
-def _cells(entry: Entry, listing: Listing, scale: _Scale) -> Iterator[Markup]:
-    if listing.by:
-        yield element("td", {"data-key": entry.rank, "class": "place"}, str(entry.rank))
-    named = {"scope": "row", "data-key": entry.name, "title": entry.path}
-    yield element("th", named, broken(entry.name, BREAKS))
-    if listing.by is None:
-        for field in SHAPE.values():
-            value = getattr(entry.score, field)
-            yield element("td", {"data-key": value}, text_of(value))
-    for name in listing.metrics:
-        of_order = listing.by is not None and name == listing.by.name
-        yield _value(entry, name, of_order)
-        if of_order:
-            yield element("td", {"class": "reach"}, scale.drawn(entry))
-            if any(other.tied for other in listing.entries):
-                key = min(entry.ties) if entry.ties else None
-                told = entry.tied.removeprefix("ranks ").removeprefix("rank ")
-                yield element("td", {"class": "left ties", "data-key": key}, told)
-            if listing.judged:
-                shown = percent(entry.accuracy)
-                yield element("td", {"data-key": entry.accuracy}, shown)
-
-
-def _value(entry: Entry, name: str, leading: bool) -> Markup:
-    value, interval = entry.score.value(name), entry.interval(name)
-    if value is None:
-        reason = entry.score.notes.get(name)
-        return element("td", {"class": "null", "data-key": None, "title": reason}, MISSING)
-    text = metric_text(name, value)
-    reach = with_reach(name, value, interval).removeprefix(text).replace(" +- ", "\u2009±\u2009")
-    shown = joined(text, element("small", None, reach)) if reach else joined(text)
-    attributes = {"data-key": repr(float(value)), "title": between(interval) or None}
-    return element("td", attributes | {"class": "leading" if leading else None}, shown)
-
-
-class _Scale:
-    """Where values of the ordering metric lie between the least and the largest, in percent."""
-
-    def __init__(self, listing: Listing) -> None:
-        self._name = listing.by.name if listing.by else ""
-        ends = [end for entry in listing.entries for end in self._ends(entry)]
-        self._low, self._high = (min(ends), max(ends)) if ends else (0.0, 0.0)
-
-    def drawn(self, entry: Entry) -> Markup:
-        """A line from one end of the interval to the other, and a point at the value."""
-        ends = self._ends(entry)
-        if not ends or self._high <= self._low:
-            return Markup()
-        low, value, high = (100 * (end - self._low) / (self._high - self._low) for end in ends)
-        style = f"--low:{low:.2f}%;--high:{high:.2f}%;--at:{value:.2f}%"
-        label = f"{text_of(ends[0])} to {text_of(ends[2])}"
-        return element(
-            "span", {"class": "whisker", "style": style, "role": "img", "aria-label": label}
-        )
-
-    def _ends(self, entry: Entry) -> Sequence[float]:
-        value = entry.score.value(self._name) if self._name else None
-        if value is None:
-            return ()
-        interval: Interval = entry.interval(self._name)
-        low, high = interval.ci_low, interval.ci_high
-        return (value if low is None else low, value, value if high is None else high)
+SHAPE = {"n": "n_samples", "q": "n_views", "d": "dim"}  # columns of files without an order
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a table and a curve of its charts.
+    """A row of the table and a curve of the charts.
 
-    name: as shown; path: whole. ties: places, counted from 0, of those it cannot be told from.
+    name: as displayed; path: whole; ties: positions of the entries that it ties with.
     """
 
     name: str
@@ -160,31 +39,145 @@ class Entry:
     accuracy: float | None = None
     parameters: Mapping[str, Value] = field(default_factory=dict)
 
-    def interval(self, metric: str) -> Interval:
-        """Of a metric, an empty one where it has none."""
-        sure = self.score.confidence
-        return sure.intervals.get(metric, Interval()) if sure else Interval()
-
 
 @dataclass(frozen=True)
 class Listing:
-    """Entries that stand in one table. by: the metric that orders them, if one does."""
+    """The entries of one table. by: the metric that orders them, if one does."""
 
     entries: Sequence[Entry]
     by: Metric | None = None
 
     @property
+    def order(self) -> str:
+        """The name of the metric that orders, empty if none does."""
+        return self.by.name if self.by else ""
+
+    @property
     def metrics(self) -> list[str]:
         """Names of metrics with a value somewhere, the ordering one first."""
-        first = [self.by.name] if self.by else []
-        known = [
+        valued = (
             name
             for name in METRICS
             if any(entry.score.value(name) is not None for entry in self.entries)
-        ]
-        return list(dict.fromkeys([*first, *known]))
+        )
+        return list(dict.fromkeys([*([self.order] if self.by else []), *valued]))
 
     @property
-    def judged(self) -> bool:
-        """Whether an oracle knows any entry."""
+    def has_accuracies(self) -> bool:
+        """Whether the accuracy of any entry is given."""
         return any(entry.accuracy is not None for entry in self.entries)
+
+    @property
+    def has_ties(self) -> bool:
+        """Whether any entry ties with another."""
+        return any(entry.tied for entry in self.entries)
+
+
+def table(listing: Listing) -> Markup:
+    """The table in a frame, below the box that filters it."""
+    low, high = _range(listing)
+    rows = []
+    for at, entry in enumerate(listing.entries):
+        has_value = listing.by is not None and entry.score.value(listing.order) is not None
+        attributes = {
+            "data-at": at,
+            "data-ties": " ".join(map(str, entry.ties)) or None,
+            "data-name": entry.name,
+            "class": "first" if has_value and (at == 0 or 0 in entry.ties) else None,
+        }
+        rows.append(element("tr", attributes, *_cells(entry, listing, low, high)))
+    return joined(_filter(len(rows)), framed(_headers(listing), rows, long=len(rows) > LONG))
+
+
+def _filter(count: int) -> Markup:
+    if count < 2:
+        return Markup()
+    attributes = {"type": "search", "class": "filter", "placeholder": "part of a name"}
+    box = element("input", attributes | {"autocomplete": "off"})
+    output = element("output", None, f"{count} of {count}")
+    return element("label", {"class": "tools"}, element("span", None, "Filter"), box, output)
+
+
+def _headers(listing: Listing) -> Iterator[Markup]:
+    if listing.by:
+        yield _header("#", "place by " + listing.order, order="ascending")
+    yield _header("checkpoint" if listing.by else "file", "name", kind="left")
+    if listing.by is None:
+        yield from (_header(name, name) for name in SHAPE)
+    for name in listing.metrics:
+        orders = name == listing.order
+        direction = f"{METRICS[name].direction} is better"
+        yield _header(name, direction, kind="leading" if orders else None)
+        if orders:
+            yield element("th", {"scope": "col", "class": "reach"}, "interval")
+            if listing.has_ties:
+                yield _header("ties with", "ranks whose difference may be chance", kind="left")
+            if listing.has_accuracies:
+                yield _header("accuracy", "percent")
+
+
+def _header(name: str, title: str, *, kind: str | None = None, order: str = "none") -> Markup:
+    button = element("button", {"type": "button", "title": title}, broken(name, "_"))
+    return element("th", {"scope": "col", "class": kind, "aria-sort": order}, button)
+
+
+def _cells(entry: Entry, listing: Listing, low: float, high: float) -> Iterator[Markup]:
+    if listing.by:
+        yield element("td", {"data-key": entry.rank, "class": "place"}, str(entry.rank))
+    attributes = {"scope": "row", "data-key": entry.name, "title": entry.path}
+    yield element("th", attributes, broken(entry.name, BREAKS))
+    if listing.by is None:
+        for name in SHAPE.values():
+            size = getattr(entry.score, name)
+            yield element("td", {"data-key": size}, format_value(size))
+    for name in listing.metrics:
+        orders = name == listing.order
+        yield _metric(entry, name, orders)
+        if orders:
+            yield element("td", {"class": "reach"}, _whisker(entry, name, low, high))
+            if listing.has_ties:
+                key = min(entry.ties) if entry.ties else None
+                ranks = entry.tied.removeprefix("ranks ").removeprefix("rank ")
+                yield element("td", {"class": "left ties", "data-key": key}, ranks)
+            if listing.has_accuracies:
+                yield element("td", {"data-key": entry.accuracy}, format_percent(entry.accuracy))
+
+
+def _metric(entry: Entry, name: str, orders: bool) -> Markup:
+    value, interval = entry.score.value(name), interval_of(entry.score, name)
+    if value is None:
+        reason = entry.score.notes.get(name)
+        return element("td", {"class": "null", "data-key": None, "title": reason}, MISSING)
+    text = format_metric(name, value)
+    reach = format_with_interval(name, value, interval).removeprefix(text)
+    small = element("small", None, reach.replace(" +- ", "\u2009±\u2009")) if reach else ""
+    attributes = {"data-key": repr(float(value)), "title": format_interval(interval) or None}
+    return element("td", attributes | {"class": "leading" if orders else None}, text, small)
+
+
+def _whisker(entry: Entry, name: str, low: float, high: float) -> Markup:
+    """A line over the interval and a point at the value, between `low` and `high` in percent."""
+    ends = _ends(entry, name)
+    if not ends or high <= low:
+        return Markup()
+    left, point, right = (100 * (end - low) / (high - low) for end in ends)
+    style = f"--low:{left:.2f}%;--high:{right:.2f}%;--at:{point:.2f}%"
+    label = f"{format_value(ends[0])} to {format_value(ends[2])}"
+    return element("span", {"class": "whisker", "style": style, "role": "img", "aria-label": label})
+
+
+def _range(listing: Listing) -> tuple[float, float]:
+    """The least and the largest end of an interval of the metric that orders."""
+    if listing.by is None:
+        return 0.0, 0.0
+    ends = [end for entry in listing.entries for end in _ends(entry, listing.order)]
+    return (min(ends), max(ends)) if ends else (0.0, 0.0)
+
+
+def _ends(entry: Entry, name: str) -> Sequence[float]:
+    """Lower end, value and upper end; all equal without an interval, none without a value."""
+    value, interval = entry.score.value(name), interval_of(entry.score, name)
+    if value is None:
+        return ()
+    low, high = interval.ci_low, interval.ci_high
+    return (value if low is None else low, value, value if high is None else high)

@@ -1,0 +1,240 @@
+"""The content of a page about a ranking, and of a page about scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.discover import Skipped
+from lidar_cli.ranking.hyperparameters import Value
+from lidar_cli.ranking.oracle import Oracle
+from lidar_cli.ranking.order import Group
+from lidar_cli.ranking.session import Ranking
+from lidar_cli.report import oracle as oracle_report
+from lidar_cli.report import ranking as ranking_report
+from lidar_cli.report import scores as scores_report
+from lidar_cli.report.page.charts import chart_data, charts
+from lidar_cli.report.page.document import Page
+from lidar_cli.report.page.markup import (
+    Markup,
+    broken,
+    bullet_list,
+    element,
+    folded,
+    joined,
+    text_table,
+)
+from lidar_cli.report.page.table import Entry, Listing, table
+from lidar_cli.report.text import format_ties, relative
+from lidar_cli.scoring.compute import Score
+
+Parameters = Mapping[str, Mapping[str, Value]]  # hyperparameters by path or file
+
+
+def ranking_page(
+    ranking: Ranking, oracle: Oracle | None = None, parameters: Parameters | None = None
+) -> Page:
+    """Order and ties of each group, its charts, the oracle, provenance, and what failed."""
+    listings = [
+        Listing(_entries(group, ranking, oracle, parameters or {}), ranking.by)
+        for group in ranking.groups
+    ]
+    count = ranking_report.count_checkpoints(sum(len(group.rows) for group in ranking.groups))
+    title = f"{count} in {ranking.directory}"
+    body = [_head(title, _lead(ranking)), bullet_list(ranking.warnings, "warnings")]
+    for at, (group, listing) in enumerate(zip(ranking.groups, listings, strict=True)):
+        several = len(ranking.groups) > 1
+        count = ranking_report.count_checkpoints(len(group.rows))
+        remarks = list(ranking_report.remarks(group, ranking))
+        notes = [remark.text for remark in remarks if remark.kind != "warning"]
+        body.append(
+            section(
+                listing,
+                f"Group {at + 1}: {count}" if several else "",
+                ranking_report.constants(group, ranking),
+                table(listing),
+                [remark.text for remark in remarks if remark.kind == "warning"],
+                _verdict(oracle, at, ranking) if oracle else Markup(),
+                [note.replace("+-", "\u00b1") for note in notes],
+            )
+        )
+    skipped = bullet_list(_left_out(ranking.skipped, ranking), "notes")
+    body += [
+        bullet_list(_left_out(ranking.failed, ranking), "failed", f"Failed: {len(ranking.failed)}"),
+        folded(f"Skipped: {len(ranking.skipped)}", skipped),
+    ]
+    if oracle is not None:
+        body.append(bullet_list(_unjudged(oracle, ranking), "notes", "Without an accuracy"))
+    return Page(title, body, [chart_data(listing) for listing in listings])
+
+
+def scores_page(scores: Sequence[Score], parameters: Parameters | None = None) -> Page:
+    """Values and intervals of each file, and charts; the advice of `--converge` first."""
+    layers = {score.layer for score in scores}
+    entries = [
+        Entry(
+            name=f"{score.file}:{score.layer}" if len(layers) > 1 else score.file,
+            path=f"{score.file}, layer {score.layer}",
+            score=score,
+            parameters=(parameters or {}).get(score.file, {}),
+        )
+        for score in scores
+    ]
+    listing = Listing(entries)
+    prefixes = [f"{entry.name}: " if len(entries) > 1 else "" for entry in entries]
+    prefixed = list(zip(prefixes, scores, strict=True))
+    count = len({score.file for score in scores})
+    title = Path(scores[0].file).name if count == 1 else f"{count} files"
+    lead = "Metrics of stored embeddings."
+    if scores[0].confidence:
+        lead += f" Intervals of {100 * scores[0].confidence.level:g}\u00a0% over samples."
+    advice = [f"{prefix}{s.convergence.advice}" for prefix, s in prefixed if s.convergence]
+    constants = [scores_report.constants(score) for score in scores]
+    names = [name for name in METRICS if name in listing.metrics]
+    page_section = section(
+        listing,
+        "",
+        [text for text in constants[0] if all(text in others for others in constants)],
+        table(listing)
+        if len(scores) > 1
+        else text_table(*scores_report.metric_table(scores[0], names)),
+        [f"{prefix}{text}" for prefix, score in prefixed for text in score.warnings.values()],
+        joined(*(_convergence(score, prefix, names) for prefix, score in prefixed)),
+        [f"{prefix}{text}" for prefix, s in prefixed for text in scores_report.remarks(s)],
+    )
+    advice_list = bullet_list(advice, "advice", "Are n and q enough?")
+    return Page(title, [_head(title, lead), advice_list, page_section], [chart_data(listing)])
+
+
+def section(
+    listing: Listing,
+    title: str,
+    constants: Iterable[str],
+    entries: Markup,
+    warnings: Iterable[str],
+    analysis: Markup,
+    notes: Iterable[str],
+) -> Markup:
+    """One group of comparable entries.
+
+    constants: what its values depend on; entries: its table; analysis: what follows its charts.
+    """
+    spaced = [piece for text in constants for piece in (element("span", None, text), " ")]
+    return element(
+        "section",
+        {"class": "listing"},
+        element("h2", None, title) if title else "",
+        element("p", {"class": "constants"}, *spaced),
+        entries,
+        bullet_list(warnings, "warnings", "Read with care"),
+        element("div", {"class": "charts"}, *charts(listing)),
+        analysis,
+        bullet_list(notes, "notes", "Notes"),
+        provenance(listing.entries),
+    )
+
+
+def provenance(entries: Sequence[Entry]) -> Markup:
+    """The provenance that all entries share as a list, then a table of what differs."""
+    sources = [entry.score.provenance for entry in entries]
+    names = dict.fromkeys(k for source in sources for k, v in source.items() if v is not None)
+    texts = {name: [_text(source.get(name)) for source in sources] for name in names}
+    shared = [name for name in names if len({repr(source.get(name)) for source in sources}) == 1]
+    content = []
+    if shared:
+        pairs = [
+            joined(element("dt", None, broken(name, "_")), element("dd", None, texts[name][0]))
+            for name in shared
+        ]
+        content.append(element("dl", None, *pairs))
+    if differing := [name for name in names if name not in shared]:
+        columns = [texts[name] for name in differing]
+        rows = zip((entry.name for entry in entries), *columns, strict=True)
+        content.append(text_table(["", *differing], list(rows)))
+    return folded("Provenance", *content)
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _head(title: str, lead: str) -> Markup:
+    return element("header", None, element("h1", None, title), element("p", None, lead))
+
+
+def _lead(ranking: Ranking) -> str:
+    text = (
+        f"Ordered by {ranking.by.name}, {ranking.by.direction} is better; "
+        f"intervals of {100 * ranking.level:g}\u00a0% over samples."
+    )
+    if len(ranking.groups) > 1:
+        text += (
+            f" They form {len(ranking.groups)} groups that cannot be compared: "
+            f"they differ in {', '.join(ranking_report.differing(ranking.groups))}."
+        )
+    if ranking.failed:
+        text += f" {len(ranking.failed)} failed, see the end."
+    return text
+
+
+def _entries(
+    group: Group, ranking: Ranking, oracle: Oracle | None, parameters: Parameters
+) -> list[Entry]:
+    positions = {row.path: at for at, row in enumerate(group.rows)}
+    return [
+        Entry(
+            name=relative(row.path, ranking.directory),
+            path=row.path,
+            score=row.score,
+            rank=row.rank,
+            tied=format_ties(row, group.rows),
+            ties=tuple(sorted(positions[path] for path in row.tied_with if path in positions)),
+            accuracy=oracle.accuracies.get(row.path) if oracle else None,
+            parameters=parameters.get(row.path, {}),
+        )
+        for row in group.rows
+    ]
+
+
+def _verdict(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
+    """The table of correlation and selection of one group, as the terminal shows it."""
+    verdict = oracle.verdicts[at]
+    if verdict.selection is None:
+        return Markup()
+    headers, rows = oracle_report.table(oracle, verdict, verdict.selection, ranking.directory)
+    lead = (
+        f"{oracle_report.against(oracle)}, {verdict.selection.count} checkpoints; "
+        "accuracies in percent. A positive correlation: the better direction agrees."
+    )
+    explained = oracle_report.explained(verdict) if verdict.hyperparameters else ""
+    return joined(
+        element("h3", None, "Metrics against accuracy"),
+        element("p", None, lead),
+        text_table(headers, rows),
+        *(element("p", None, line) for line in oracle_report.without_intervals(verdict)),
+        element("p", {"class": "quiet"}, explained) if explained else "",
+    )
+
+
+def _convergence(score: Score, prefix: str, names: Sequence[str]) -> Markup:
+    if score.convergence is None:
+        return Markup()
+    title = f"{prefix or 'Metrics '}against n and q"
+    content = text_table(*scores_report.convergence_table(score.convergence, names))
+    return joined(element("h3", None, title), content)
+
+
+def _unjudged(oracle: Oracle, ranking: Ranking) -> Iterator[str]:
+    for path in oracle.without:
+        yield f"{relative(path, ranking.directory)}: no accuracy"
+    for line in oracle.unmatched:
+        yield f"{relative(line.path, ranking.directory)}: not matched, {line.reason}"
+
+
+def _left_out(files: Iterable[Skipped], ranking: Ranking) -> Iterator[str]:
+    return (f"{relative(file.path, ranking.directory)}: {file.reason}" for file in files)
