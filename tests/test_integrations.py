@@ -8,16 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from metric_objects import RANKS, cloud, objects, values
 from raising import raises
 from torchmetrics import MetricCollection
 
-from lidar_cli import LiDAR, RankMe, alpha_req, lidar, rankme
+from lidar_cli import AlphaReQ, LiDAR, RankMe, alpha_req, lidar, rankme
 from lidar_cli.core import metrics, noise, spectra
+from lidar_cli.core.metrics import METRICS
 from lidar_cli.core.moments import Moments
 from lidar_cli.errors import DegenerateFeatures
+from lidar_cli.integrations import EmbeddingMetric
+from lidar_cli.scoring.run import score_file
+from lidar_cli.settings import ScoreSettings
 
 
 def whole(z):
@@ -163,6 +168,9 @@ import json, sys
 import torch.distributed as dist
 from metric_objects import cloud, objects, values
 from lidar_cli.errors import DegenerateFeatures
+from lidar_cli.integrations import EmbeddingMetric
+from lidar_cli.scoring.run import score_file
+from lidar_cli.settings import ScoreSettings
 
 rank, place = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
@@ -216,6 +224,40 @@ def test_without_the_extra_one_line_names_it():
     )
 
 
+def test_the_package_itself_needs_neither_extra():
+    script = (
+        "import sys; sys.modules |= {'torchmetrics': None, 'lightning': None}\n"
+        "import lidar_cli.integrations as integrations\n"
+        "print(integrations.__all__)\n"
+        "from lidar_cli.integrations import LogMetrics"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "'LogMetrics'" in ended.stdout
+    assert "LogMetrics needs the package lightning" in ended.stderr.splitlines()[-1]
+
+
+def test_a_metric_of_the_sphere_or_of_no_such_name_is_refused():
+    for name in ("alignment", "lidarr"):
+        with pytest.raises(ValueError, match=f"no metric of a spectrum is called '{name}'"):
+            EmbeddingMetric(name, dim=3)
+
+
+def test_every_metric_of_a_spectrum_is_that_of_score(tmp_path):
+    z = cloud(n=300, q=4, d=110)
+    numpy.save(tmp_path / "z.npy", z)
+    (score,) = score_file(tmp_path / "z.npy", ScoreSettings(device="cpu"))
+    for name, metric in METRICS.items():
+        if metric.reads != "sphere":
+            streamed = EmbeddingMetric(name, dim=110, n_views=4)
+            for batch in z.split(70):
+                streamed.update(batch)
+            assert streamed.compute().item() == pytest.approx(score.value(name), rel=1e-6), name
+            assert streamed.higher_is_better is metric.higher_is_better
+    assert LiDAR.higher_is_better is True
+    assert AlphaReQ.higher_is_better is None
+
+
 # Lightning
 
 
@@ -225,7 +267,7 @@ def trained(tmp_path, scales, *callbacks):
     The Trainer stops when a callback stops it. Its checkpoints are named by epoch and value.
     """
     lightning = pytest.importorskip("lightning")
-    from lidar_cli.integrations.lightning import LogMetrics
+    from lidar_cli.integrations import LogMetrics
 
     class Scaled(lightning.LightningModule):
         def __init__(self):

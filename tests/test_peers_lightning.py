@@ -21,7 +21,7 @@ def test_the_callback_logs_each_epoch_and_warns_of_what_it_does_not_determine() 
     package("torchmetrics")
     from torchmetrics import MetricCollection
 
-    from lidar_cli.integrations.lightning import LogMetrics
+    from lidar_cli.integrations import LogMetrics
 
     class Scaled(lightning.LightningModule):  # type: ignore[name-defined, misc]
         """Embeds rows as themselves, times a weight that an epoch multiplies by 0.8."""

@@ -1,1 +1,1 @@
-"""Embeddings to scores: the streaming passes, intervals, and how a score would have grown."""
+"""Embeddings to scores: streaming passes, intervals, and metrics of parts of a file."""
