@@ -66,7 +66,7 @@ def test_the_level_shares_what_may_err_among_looks_and_pairs() -> None:
 def row(path: str, value: float | None, influences: list[float]) -> Row:
     """A row by LiDAR, of a checkpoint whose samples have these influences."""
     values = torch.tensor(influences, dtype=torch.float64)
-    score = Score(
+    score = Score.of(
         path,
         "projector",
         len(values),
