@@ -16,7 +16,7 @@ has for being read at finite n and q is no part of it: that one is alike for eve
 comparable group. Samples are taken for independent; where they come in groups, `groups.summed`
 makes u, and n is the number of groups. How another training seed would move T is no part either.
 
-Simulated (tests/benchmarks/coverage.py, results beside it, n >= 10 d, 1,000 draws): 95 % intervals
+Simulated (tests/benchmarks/intervals.py, results beside it, n >= 10 d, 1,000 draws): 95 % intervals
 cover 93 to 98 % for pillai, information and noise_fraction, at least 93 % elsewhere, up to 99.8 %
 where few directions carry all signal. They fall short at n of 100 and 200 with d = 8: 92 to 93 %
 for participation_ratio and rankme_augmented where samples are of very unequal strength, and there

@@ -1,11 +1,12 @@
 """`lidar` in processes that do not import torch anew: forks of a server that has imported it.
 
-    done = run_command(["score", "z.npy", "--json"], cwd=folder)    as subprocess.run
-    with start_command(words, cwd=folder) as running: ...           as subprocess.Popen
+    done = run_command(["score", "z.npy"], folder, environment())        as subprocess.run
+    with Command(["score", "z.npy"], folder, environment()) as running:  as subprocess.Popen
 
-A fork runs the module `lidar_cli` as `python -m lidar_cli` does, with file descriptors, an
-environment, a working folder and an exit of its own. It is not a fresh interpreter: what Python
-reads when it starts (PYTHONPATH, PYTHONIOENCODING), or torch when it is imported, is the server's.
+A fork runs the module `lidar_cli` as `python -m lidar_cli` does, or a script as `python -c` does,
+with file descriptors, an environment and a working folder of the caller's choice, and exits as an
+interpreter exits. It is not a fresh interpreter: what Python reads when it starts, such as
+PYTHONIOENCODING, is the server's, and PYTHONPATH holds for what the server has not imported.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 SECONDS = 300  # after which a process that hangs prints where, and ends
@@ -42,7 +44,11 @@ LENGTH = 8  # bytes of the length before a request
 
 
 class Command:
-    """A running command. stdout, stderr: files to read from, None where the caller gave its own."""
+    """A process that runs `lidar`, or a script, with some words.
+
+    stdout, stderr: descriptors to write to; by default pipes, whose other ends are the attributes
+    of these names.
+    """
 
     def __init__(
         self,
@@ -51,7 +57,7 @@ class Command:
         environment: Mapping[str, str],
         stdout: int | None = None,
         stderr: int | None = None,
-        before: str = "",
+        script: str = "",
     ) -> None:
         pipes = {1: stdout, 2: stderr}
         ends: dict[int, tuple[int, int]] = {
@@ -64,7 +70,7 @@ class Command:
         self._status, status = os.pipe()
         request = {"words": [os.fspath(w) if isinstance(w, Path) else str(w) for w in words]}
         content = json.dumps(
-            {**request, "cwd": str(cwd), "environment": dict(environment), "before": before}
+            {**request, "cwd": str(cwd), "environment": dict(environment), "script": script}
         ).encode()
         null = os.open(os.devnull, os.O_RDONLY)
         outputs = [ends[number][1] if number in ends else given for number, given in pipes.items()]
@@ -130,11 +136,6 @@ class Command:
             assert status, "the server of commands has ended"
             self.returncode = int(status)
         return self.returncode
-
-
-def start_command(words: Sequence[object], cwd: Path, **more: Any) -> Command:
-    """A command that runs. before: source that the process runs first; else see Command."""
-    return Command(words, cwd, **more)
 
 
 def run_command(
@@ -242,14 +243,17 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(request["cwd"])
-    sys.path[0] = ""  # the folder that it runs in, as for -m
-    sys.argv = ["lidar", *request["words"]]
+    # The folder that it runs in, as for -m and -c, and what comes before what is installed.
+    sys.path[:1] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     if any(name.startswith("HF_") and name != "HF_HUB_OFFLINE" for name in environment):
         for module in [name for name in sys.modules if name.split(".")[0] in IMPORTED_ANEW]:
             del sys.modules[module]
-    if request["before"]:
-        exec(request["before"], {"__name__": "before"})
-    runpy.run_module("lidar_cli", run_name="__main__", alter_sys=True)
+    sys.argv = ["lidar", *request["words"]]
+    if request["script"]:
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        exec(request["script"], vars(main))
+    else:
+        runpy.run_module("lidar_cli", run_name="__main__", alter_sys=True)
 
 
 def _leave(error: BaseException | None) -> NoReturn:
