@@ -261,8 +261,13 @@ def _leave(error: BaseException | None) -> NoReturn:
     than most commands.
     """
     status = 0
-    if isinstance(error, SystemExit):
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        status = error.code
+    elif isinstance(error, SystemExit) and error.code is not None:
+        print(error.code, file=sys.stderr)
+        status = 1
+    elif isinstance(error, SystemExit):
+        pass
     elif isinstance(error, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
