@@ -17,6 +17,7 @@ import functools
 import gc
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -33,11 +34,14 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 SECONDS = 300  # after which a process that hangs prints where, and ends
-IMPORTED = (  # by the commands, late; nothing of it has begun to compute
-    "pydantic", "scipy.stats", "matplotlib.figure", "matplotlib.backends.backend_svg",
-    "timm", "lidar_cli.cli", "lidar_cli.demo.run", "lidar_cli.extraction.run",
-    "lidar_cli.ranking.session", "lidar_cli.report.ranking", "lidar_cli.report.terminal",
-)  # fmt: skip
+IMPORTED = (
+    "pydantic",
+    "scipy.stats",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+    "timm",
+)
+NOT_IMPORTED = ("lidar_cli.__main__", "lidar_cli.integrations")  # is run; needs other packages
 IMPORTED_ANEW = ("huggingface_hub", "timm", "lidar_cli")  # where HF_... is set, which they keep
 STREAMS = 3
 LENGTH = 8  # bytes of the length before a request
@@ -188,6 +192,15 @@ def _read(receive: Any, length: int) -> bytes:
 # In the server
 
 
+def _import_all() -> None:
+    """Import what the commands import late, and every module of the package."""
+    for name in IMPORTED:
+        import_module(name)
+    for module in pkgutil.walk_packages(import_module("lidar_cli").__path__, "lidar_cli."):
+        if not module.name.startswith(NOT_IMPORTED):
+            import_module(module.name)
+
+
 def _serve(connection: socket.socket) -> dict[str, Any]:
     """Fork a process for each request; returns the request in each of them."""
     wake, woken = os.pipe()
@@ -284,8 +297,7 @@ def _leave(error: BaseException | None) -> NoReturn:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tests'
-    for _module in IMPORTED:
-        import_module(_module)
+    _import_all()
     gc.collect()
     gc.freeze()  # else the first collection of a child copies every page
     with socket.socket(fileno=int(sys.argv[1])) as _connection:
