@@ -59,7 +59,7 @@ def test_the_changelog_knows_this_version() -> None:
 
 
 def test_the_study_is_told_as_its_results_say() -> None:
-    """Mean, worst case and what the selected checkpoint loses, of the first of the two tables of standings."""
+    """Mean, worst case and loss of the selected checkpoint, of the first table of standings."""
     (results,) = (ROOT / "tests" / "benchmarks" / "results").glob("study-seed0-*.md")
     _, _, standings = results.read_text(encoding="utf-8").partition("All methods together")
     pooled, _, _ = standings.partition("Each method alone")
