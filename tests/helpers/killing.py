@@ -59,8 +59,8 @@ class Runs:
         """One run of `lidar`, sent a signal `after` so many seconds unless it ended before."""
         log = self.folder / ".batches"
         log.unlink(missing_ok=True)
-        begun, set_up = time.monotonic(), environment(BATCHES=str(log))
-        with Command(words, self.folder, set_up, script=LOGGING) as running:
+        with Command(words, self.folder, environment(BATCHES=str(log)), script=LOGGING) as running:
+            begun = time.monotonic()  # the first command has waited for the server
             if after is not None:
                 with suppress(TimeoutExpired):
                     running.wait(after)
