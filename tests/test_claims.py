@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import pytest
 import typer.main
+from command import Command
 from make import checkpoint, environment, image_folder, lidar_here
 from raising import raises
 
@@ -323,21 +324,12 @@ def write_and_tell(self, samples, views, clean):
         time.sleep(0.02)
 
 FeatureWriter.write = write_and_tell
-sys.argv = ["lidar", *sys.argv[1:]]
 main()
 """
 
 
-def started(folder: Path, *words: object, **more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", TOLD, *map(str, words)]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(**more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def started(folder: Path, *words: object, **more: str) -> Command:
+    return Command(words, folder, environment(**more), script=TOLD)
 
 
 @pytest.fixture

@@ -18,18 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from make import lidar, lidar_anew
 
 from lidar_cli.errors import LidarError
 from lidar_cli.settings import COMMANDS, flags
-
-
-def lidar(*arguments: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m lidar_cli` as a real process."""
-    import os
-
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("LIDAR_")} | more
-    command = [sys.executable, "-m", "lidar_cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def test_help_names_every_option_and_its_default(command: str, tmp_path: Path) -
 
 
 def test_score_json_is_alone_on_stdout(views: Path) -> None:
-    done = lidar("score", views, "--json", cwd=views.parent)
+    done = lidar_anew("score", views, "--json", cwd=views.parent)
     assert done.returncode == 0
     (score,) = json.loads(done.stdout)
     contract = (
@@ -88,7 +80,7 @@ def test_a_table_in_a_pipe_has_no_colour_and_is_not_cut(views: Path) -> None:
 
 
 def test_one_bad_file_does_not_hide_the_others(views: Path) -> None:
-    done = lidar("score", views, "absent.npy", "--json", cwd=views.parent)
+    done = lidar_anew("score", views, "absent.npy", "--json", cwd=views.parent)
     assert done.returncode == 3
     assert len(json.loads(done.stdout)) == 1
     assert done.stderr == "error: absent.npy: cannot be opened: No such file or directory\n"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from make import lidar
 from raising import raises
 
 from lidar_cli.demo import pretrain, run
@@ -43,10 +42,7 @@ def test_every_run_is_saved_ranked_and_probed(ran: tuple[Path, run.Demo]) -> Non
 
 def test_rank_on_the_same_directory_gives_the_same_order(ran: tuple[Path, run.Demo]) -> None:
     directory, demo = ran
-    command = [sys.executable, "-m", "lidar_cli", "rank", "runs", "-n", "600", "--json"]
-    again = json.loads(
-        subprocess.run(command, capture_output=True, check=True, cwd=directory).stdout
-    )
+    again = json.loads(lidar("rank", "runs", "-n", 600, "--json", cwd=directory).stdout)
     expected = [
         (str(Path(row.path).relative_to(directory)), row.value)
         for row in demo.ranking.groups[0].rows

@@ -190,7 +190,7 @@ def test_few_degrees_of_freedom_are_noted() -> None:
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    path = Path(__file__).parent / "benchmarks" / "coverage.py"
+    path = Path(__file__).parent / "benchmarks" / "intervals.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_grouped_coverage", path)
     assert spec is not None
     assert spec.loader is not None
@@ -201,7 +201,7 @@ def simulation() -> ModuleType:
 
 @pytest.mark.nightly
 def test_intervals_over_bursts_hold_the_expectation(simulation: ModuleType) -> None:
-    """The whole of it is tests/benchmarks/coverage.py: 90 to 98 %, here of 200 draws."""
+    """The whole of it is tests/benchmarks/intervals.py: 90 to 98 %, here of 200 draws."""
     slack = 3 * math.sqrt(0.9 * 0.1 / 200)
     for name, told in simulation.coverage("power law", (1000, 4, 16), 200, grouped=True).items():
         assert told["coverage"] >= 0.90 - slack, name

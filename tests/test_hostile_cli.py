@@ -11,9 +11,10 @@ from pathlib import Path
 import pickles
 import pytest
 import torch
+from command import run_command
 from hostile_pickles import REFUSED, beside, text, within
 from hostile_sizes import BOMBS, entry, header
-from make import tiny_state_dict
+from make import environment, tiny_state_dict
 
 LAYOUTS = {
     "zip": (pickles.write_zip, beside),
@@ -35,11 +36,13 @@ runpy.run_module("lidar_cli", run_name="__main__")
 
 def run(*command: str | Path, folder: Path, limited: bool = False) -> tuple[int, str, list[str]]:
     """Exit status, stdout and the lines of stderr of the program, run in a folder."""
-    program = ["-c", LIMITED] if limited else ["-m", "lidar_cli"]
-    ended = subprocess.run(
-        [sys.executable, *program, *map(str, command)],
-        capture_output=True, text=True, timeout=300, check=False, cwd=folder,
-    )  # fmt: skip
+    if limited:
+        ended = subprocess.run(
+            [sys.executable, "-c", LIMITED, *map(str, command)],
+            capture_output=True, text=True, timeout=300, check=False, cwd=folder,
+        )  # fmt: skip
+    else:
+        ended = run_command(command, folder, environment())
     assert "Traceback" not in ended.stderr
     return ended.returncode, ended.stdout, ended.stderr.splitlines()
 
@@ -90,7 +93,7 @@ def test_what_is_not_refused_is_inert(zipped: bool, tmp_path: Path) -> None:
     dumping += f"torch.save(t, 'a.pt', _use_new_zipfile_serialization={zipped})"
     loading = "import torch; torch.load('a.pt', weights_only=False)"
     torch.save(tree, path)
-    subprocess.run([sys.executable, "-c", dumping], check=True, cwd=tmp_path)
+    run_command([], tmp_path, environment(), script=dumping)
     canary = tmp_path / "canary"
     canary.unlink()
     status, out, errors = run("inspect", "a.pt", "--json", folder=tmp_path)
@@ -99,7 +102,7 @@ def test_what_is_not_refused_is_inert(zipped: bool, tmp_path: Path) -> None:
     status, _, _ = run("extract", "a.pt", "-o", "a.h5", folder=tmp_path)
     assert status == 0
     assert not canary.exists()
-    subprocess.run([sys.executable, "-c", loading], check=True, cwd=tmp_path)
+    run_command([], tmp_path, environment(), script=loading)
     assert canary.exists()
 
 

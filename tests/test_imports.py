@@ -54,7 +54,7 @@ def imports_of(root, name="lidar_cli"):
     return graph
 
 
-def floor(module):
+def height(module):
     """The height of a module's package in the tower."""
     return len(TOWER) - TOWER.index(module.split(".")[0])
 
@@ -66,7 +66,7 @@ def violations(root):
         f"{module} imports {other}, which is above it"
         for module, others in graph.items()
         for other in others
-        if floor(other) > floor(module)
+        if height(other) > height(module)
     ]
     lines += [
         f"{module} imports {other}, the package that it is in"
@@ -213,8 +213,8 @@ def loaded_by(*arguments, before=""):
     ],
 )
 def test_help_and_wrong_arguments_load_nothing_heavy(arguments, status):
-    found, packages = loaded_by(*arguments)
-    assert found == status
+    exit_status, packages = loaded_by(*arguments)
+    assert exit_status == status
     assert packages.isdisjoint(HEAVY)
 
 
@@ -255,7 +255,7 @@ def modules_of_tests_imported(folder, prefix, allowed=()):
     }
 
 
-def test_what_test_modules_share_lies_in_helpers():
+def test_test_modules_share_helpers_alone():
     assert modules_of_tests_imported(".", "test_") == set()
     assert modules_of_tests_imported("helpers", "test_") == set()
     assert modules_of_tests_imported("benchmarks", "bench_", allowed=("run",)) == set()

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from command import Command
+from make import environment
 from metric_objects import RANKS, cloud, objects, values
 from raising import raises
 from torchmetrics import MetricCollection
@@ -196,22 +198,14 @@ def test_after_a_refused_number_a_process_has_its_own_data_again(tmp_path):
 
 def of_two_processes(script, meet, sizes):
     """What each of two processes that run a script prints, from JSON."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "helpers"), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-    }
+    paths = environment(PYTHONPATH=os.pathsep.join(sys.path))
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(rank), meet, json.dumps(sizes)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        Command([rank, meet, json.dumps(sizes)], meet.parent, paths, script=script)
         for rank in range(2)
     ]
-    ends = [process.communicate(timeout=120)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    return [json.loads(text) for text in ends]
+    ends = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], ends
+    return [json.loads(stdout) for stdout, _ in ends]
 
 
 def test_without_the_extra_one_line_names_it():

@@ -278,12 +278,12 @@ def test_rows_without_views_have_intervals_of_their_own(tmp_path: Path) -> None:
     assert found.influences.keys() == {"rankme", "participation_ratio", "stable_rank"}
 
 
-# Simulation: the small version of tests/benchmarks/coverage.py
+# Simulation: the small version of tests/benchmarks/intervals.py
 
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    path = Path(__file__).parent / "benchmarks" / "coverage.py"
+    path = Path(__file__).parent / "benchmarks" / "intervals.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_coverage", path)
     assert spec is not None
     assert spec.loader is not None

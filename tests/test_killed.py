@@ -4,7 +4,7 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 import h5py
@@ -23,12 +23,11 @@ STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Runs]:
+def runs(tmp_path: Path) -> Runs:
     for seed in range(3):
         checkpoint(tmp_path / "runs" / f"{seed}.pt", seed)
     image_folder(tmp_path / "images", N)
-    with Runs(tmp_path) as started:
-        yield started
+    return Runs(tmp_path)
 
 
 def options() -> list[object]:

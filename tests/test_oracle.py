@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command import Command
 from formats import FIXTURES
 from make import checkpoint, environment, image_folder, lidar_here, state_dict
 from raising import raises
@@ -564,15 +565,9 @@ def test_processes_divide_what_probes_need(
     runs = sweep(tmp_path / "runs")
     words = ["rank", runs, "--data", images, "-n", N, "-q", Q, "--image-size", SIZE]
     words += ["--device", "cpu", "--batch-size", 8, "--model", "counted:model"]
-    command = [sys.executable, "-m", "lidar_cli", *map(str, words), "--oracle", "probe", "--json"]
-    paths = os.pathsep.join(sys.path)
-    running = [
-        subprocess.Popen(
-            command, cwd=tmp_path, env=environment(PYTHONPATH=paths),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
+    words += ["--oracle", "probe", "--json"]
+    paths = environment(PYTHONPATH=os.pathsep.join(sys.path))
+    running = [Command(words, tmp_path, paths) for _ in range(2)]
     ends = [process.communicate(timeout=200) for process in running]
     # One that finds all done prints the ranking as well.
     (ranking,) = {out for out, _ in ends if out}

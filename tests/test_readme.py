@@ -59,12 +59,12 @@ def test_the_changelog_knows_this_version() -> None:
 
 
 def test_the_study_agrees_with_its_results() -> None:
-    """Mean, worst case and what a pick loses, of the first of the two tables of standings."""
+    """Mean, worst case and loss of the selected checkpoint, of the first table of standings."""
     (results,) = (ROOT / "tests" / "benchmarks" / "results").glob("study-seed0-*.md")
     _, _, standings = results.read_text(encoding="utf-8").partition("All methods together")
     pooled, _, _ = standings.partition("Each method alone")
     measured = {row[0]: (row[1], row[2], row[5]) for row in cells(pooled)}
-    _, _, study = README.partition("its pick loses, on average |")
+    _, _, study = README.partition("the selected checkpoint loses, on average |")
     table, _, _ = study.partition("\n\n")
     stated = {row[0]: (*row[1:3], row[3].removesuffix(" points")) for row in cells(table)}
     assert {"lidar", "pillai", "rankme"} <= stated.keys() <= METRICS.keys()

@@ -7,12 +7,14 @@ import dataclasses
 import io
 import json
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command import run_command
+from make import environment
 from PIL import Image
 from scipy.stats import kendalltau, spearmanr
 from study import runs as study_runs
@@ -24,6 +26,7 @@ from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError
 from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import DemoSettings, ExtractSettings, ScoreSettings
 
@@ -33,9 +36,19 @@ SMALL = Size(("textures",), N_IMAGES, runs=2, epochs=(1, 1), n_samples=150, view
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study]:
-    """Two runs of one epoch for each method on one set, and both backbones untrained."""
+    """Two runs of one epoch for each method on one set, and both backbones untrained.
+
+    In this process; test_a_second_study_uses_what_is_there has one done by a worker, as they are.
+    """
+
+    def in_turn(work: Any, tasks: Any, name: str, progress: Progress, done: int = 0) -> None:
+        for task in tasks:
+            work(*task)
+
     directory = tmp_path_factory.mktemp("study")
-    return directory, run_study(directory, DemoSettings(), size=SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("study.study.side_by_side", in_turn)
+        return directory, run_study(directory, DemoSettings(), size=SMALL)
 
 
 def test_every_run_is_trained_saved_and_measured(ran: tuple[Path, Study]) -> None:
@@ -192,11 +205,15 @@ def test_a_run_that_diverged_is_told_and_left_out(ran: tuple[Path, Study], tmp_p
 
 
 def test_the_study_is_a_program_that_says_what_is_wrong(tmp_path: Path) -> None:
-    program = [sys.executable, Path(study_runs.__file__).parent]
-    shown = subprocess.run([*program, "--help"], check=True, capture_output=True, text=True).stdout
-    assert "do label-free metrics order small checkpoints" in shown
+    folder = str(Path(study_runs.__file__).parent)
+    script = f"import runpy; runpy.run_path({folder!r}, run_name='__main__')"  # python FOLDER
+
+    def program(*words: object) -> subprocess.CompletedProcess[str]:
+        return run_command(words, tmp_path, environment(), script=script)
+
+    assert "do label-free metrics order small checkpoints" in program("--help").stdout
     (tmp_path / "file").touch()
-    failed = subprocess.run([*program, tmp_path / "file"], capture_output=True, text=True)
+    failed = program(tmp_path / "file")
     assert failed.returncode == 1
     assert failed.stderr.startswith(f"error: {tmp_path / 'file'}: cannot be made")
     assert "Traceback" not in failed.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from command import Command
 from make import checkpoint, environment, image_folder, lidar, state_dict
 from watch_runs import SIZE, N, Q, words
 
@@ -71,24 +70,17 @@ def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images:
     runs.mkdir()
     whole = checkpoint(tmp_path / "made" / "epoch=3-step=500.pt", 1)
     content = whole.read_bytes()
-    interval = 3.0
-    command = [sys.executable, "-m", "lidar_cli", *words(runs, images, "--interval", interval)]
+    interval = 1.5
+    command = [*words(runs, images, "--interval", interval), "--jsonl", log]
     with errors.open("w") as stderr:
-        running = subprocess.Popen(
-            [*command, "--jsonl", str(log)],
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
+        running = Command(command, tmp_path, environment(), stderr=stderr.fileno())
     try:
         wait(log.exists, running)
         with (runs / whole.name).open("wb") as file:
             for part in (content[: len(content) // 2], content[len(content) // 2 :]):
                 file.write(part)
                 file.flush()
-                time.sleep(interval / 3)
+                time.sleep(interval / 5)
         wait(lambda: len(lines(log)) > 0, running)
         (runs / "broken.ckpt").write_bytes(content[: len(content) // 2])
         torch.save({"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}, runs / "adam.pt")
@@ -122,7 +114,7 @@ def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images:
     assert features.stat().st_mtime_ns == before
 
 
-def wait(reached: Callable[[], bool], running: subprocess.Popen[str]) -> None:
+def wait(reached: Callable[[], bool], running: Command) -> None:
     end = time.monotonic() + 100
     while not reached():
         assert running.poll() is None

@@ -24,7 +24,7 @@ independently
 
 so that v [G] takes the place of the influences [n] in every interval and tie (`summed`).
 
-Simulated (tests/benchmarks/coverage.py, with its results, n >= 10 d, 1,000 draws): 95 % intervals
+Simulated (tests/benchmarks/intervals.py, with its results, n >= 10 d, 1,000 draws): 95 % intervals
 cover 93 to 98 % for pillai, information and noise_fraction, at least 93 % elsewhere, up to 99.8 %
 where few directions carry all signal. They fall short at n of 100 and 200 with d = 8: 92 to 93 %
 for participation_ratio and rankme_augmented where samples are of very unequal strength, and there

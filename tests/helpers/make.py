@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import run_command
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -168,7 +169,14 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def lidar(*arguments: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """`python -m lidar_cli` as a real process."""
+    """`lidar` in a process that has torch already; in a fresh one where more sets PYTHONPATH."""
+    if "PYTHONPATH" in more:
+        return lidar_anew(*arguments, cwd=cwd, **more)
+    return run_command(arguments, cwd, environment(**more), timeout=120)
+
+
+def lidar_anew(*arguments: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """`python -m lidar_cli` in a fresh interpreter."""
     command = [sys.executable, "-m", "lidar_cli", *map(str, arguments)]
     return subprocess.run(
         command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=120

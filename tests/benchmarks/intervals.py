@@ -1,6 +1,6 @@
 """Do the intervals have the coverage that they promise? Simulated embeddings, run by hand:
 
-    python tests/benchmarks/coverage.py [--draws 1000] [--processes 2] [--csv FILE] [n,q,d ...]
+    python tests/benchmarks/intervals.py [--draws 1000] [--processes 2] [--csv FILE] [n,q,d ...]
 
 For each spectrum and size: the share of draws whose 95 % interval holds the metric's expectation at
 that n and q, taken from as many other draws; the standard error over the standard deviation
