@@ -25,7 +25,7 @@ from feature_files import LAYOUT, PROVENANCE, complete
 from make import environment
 
 from lidar_cli.errors import FeatureFileError, Unresumable
-from lidar_cli.features import structure, writer
+from lidar_cli.features import hdf5, writer
 from lidar_cli.features.reader import read_hdf5, read_interrupted, read_labels, read_provenance
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.runtime.sandbox import SHARED, Limits
@@ -257,7 +257,7 @@ def test_resume_writes_only_into_the_file_that_was_walked(
     """Its time changes after the child has looked at it, before HDF5 opens it here."""
 
     def late(name: Path) -> object:
-        walked = structure.walk_whole(name)
+        walked = hdf5.walk_whole(name)
         os.utime(name, (1, 1))
         return walked
 

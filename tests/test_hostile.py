@@ -39,10 +39,9 @@ from lidar_cli.checkpoints.detect import recognise
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.interpret import interpret, plain
 from lidar_cli.checkpoints.reading.lazy_tensor import Malformed
-from lidar_cli.checkpoints.reading.pickle import load
+from lidar_cli.checkpoints.reading.pickle import Forbidden, load
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents
 from lidar_cli.checkpoints.reading.record import decoded, encoded
-from lidar_cli.checkpoints.reading.stand_ins import Forbidden
 from lidar_cli.errors import CheckpointError, LidarError
 from lidar_cli.runtime.sandbox import Sandbox
 

@@ -25,9 +25,9 @@ from literal import bits
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.reading.lazy_tensor import ITEMSIZE, LazyTensor
+from lidar_cli.checkpoints.reading.element_types import BY_NUMPY, ITEMSIZE
+from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor
 from lidar_cli.checkpoints.reading.read import read_checkpoint, read_contents
-from lidar_cli.checkpoints.reading.rebuild import NUMPY
 from lidar_cli.checkpoints.reading.stand_ins import Global, StandIn
 from lidar_cli.errors import CheckpointError
 
@@ -266,7 +266,7 @@ def test_whole_modules_become_their_state_dicts(kind: str, protocol: int, tmp_pa
     contents = read_contents(path)
     assert_same(contents.tree["model"], dict(net.state_dict()))
     assert contents.tree["list"][0] is contents.tree["model"]
-    assert "test_unpickle.Net" in contents.stand_ins
+    assert "test_pickle.Net" in contents.stand_ins
     assert "torch.nn.modules.linear.Linear" in contents.stand_ins
     path = save(tmp_path / "b.pt", nn.DataParallel(net), kind, pickle_protocol=protocol)
     assert_same(read_checkpoint(path), dict(nn.DataParallel(net).state_dict()))
@@ -304,13 +304,13 @@ def test_foreign_objects(kind: str, protocol: int, tmp_path: Path) -> None:
     assert found["queue"] == [1, 2]
     assert found["default"] == {"a": 1}
     assert found["partial"].name == "functools.partial"
-    assert found["partial"].state[0].name == "test_unpickle.exclude_bias_and_norm"
+    assert found["partial"].state[0].name == "test_pickle.exclude_bias_and_norm"
     assert isinstance(found["function"], Global)
     assert found["config"].state["_content"] == {"lr": 1}
     assert isinstance(found["colour"], StandIn)
     assert found["date"].args == (b"\x07\xe4\x01\x02",)
     expected = {"Named", "Listed", "exclude_bias_and_norm", "Config", "Colour"}
-    assert {f"test_unpickle.{name}" for name in expected} <= set(contents.stand_ins)
+    assert {f"test_pickle.{name}" for name in expected} <= set(contents.stand_ins)
     assert {"functools.partial", "datetime.date"} <= set(contents.stand_ins)
     assert "argparse.Namespace" not in contents.stand_ins
 
@@ -328,7 +328,7 @@ def test_names_of_main_and_of_modules_that_are_not_installed(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
 def test_numpy(protocol: int, tmp_path: Path) -> None:
-    arrays = {code: np.arange(6).reshape(2, 3).astype(code) for code in NUMPY}
+    arrays = {code: np.arange(6).reshape(2, 3).astype(code) for code in BY_NUMPY}
     tree = {
         "scalars": {code: array[1, 2] for code, array in arrays.items()},
         "arrays": arrays,
@@ -528,4 +528,4 @@ def test_copyreg_reconstructor_is_not_called(tmp_path: Path) -> None:
         content = pickles.dumps({"named": Named(a=1), "listed": Listed([1])}, protocol)
         found = read_contents(pickles.write_zip(tmp_path / "a.pt", content))
         assert found.tree == {"named": {"a": 1}, "listed": [1]}
-        assert found.stand_ins == ("test_unpickle.Named", "test_unpickle.Listed")
+        assert found.stand_ins == ("test_pickle.Named", "test_pickle.Listed")

@@ -1,42 +1,34 @@
-"""Work beside the model's on one device: copies and views before it, embeddings after it."""
+"""CUDA streams: copies and augmentation overlap with the model. On the CPU these do nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 
 class SideStream:
-    """A queue of device work of its own; on the CPU, where a call ends when its work does, nothing.
-
-    Work of two lanes overlaps. What one makes for another is handed over by a `mark`.
-    """
+    """A CUDA stream whose work overlaps with that of other streams; `record_event` orders them."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """The calls of this thread go into this lane."""
-        if self._stream is None:
-            yield
-            return
-        with torch.cuda.stream(self._stream):
-            yield
+    def entered(self) -> AbstractContextManager[object]:
+        """A context in which this thread queues its work on the stream."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def finish(self) -> None:
-        """Wait until all work in the lane is done."""
+        """Wait until all work on the stream is done."""
         if self._stream is not None:
             self._stream.synchronize()
 
 
 def record_event(device: torch.device) -> torch.cuda.Event | None:
-    """A mark behind the work that this thread has queued so far."""
+    """An event after all work that this thread has queued so far; None on the CPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -44,14 +36,14 @@ def record_event(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
-def wait_event(tensors: Iterable[Tensor], made: torch.cuda.Event | None) -> None:
-    """Let the work that this thread queues from now on read tensors that were made before a mark.
+def wait_event(tensors: Iterable[Tensor], event: torch.cuda.Event | None) -> None:
+    """Order this thread's later work after an event, before which the tensors were computed.
 
-    Their memory is not given away until it has done so, though another lane owns them.
+    Their memory is not reused until that work has read them, though another stream allocated it.
     """
-    if made is None:
+    if event is None:
         return
     for tensor in tensors:
         stream = torch.cuda.current_stream(tensor.device)
-        stream.wait_event(made)
+        stream.wait_event(event)
         tensor.record_stream(stream)

@@ -1,4 +1,4 @@
-"""Run an iterator one step ahead of its consumer, in a thread of its own."""
+"""An iterator that runs in a background thread, ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 @contextmanager
 def prefetch(source: Generator[T, None, None] | Iterator[T]) -> Iterator[Iterator[T]]:
-    """The items of `source`, the next one being made while the consumer works on the last.
+    """The items of `source`; the next one is computed while the consumer uses the last.
 
     An exception in `source` is raised at the consumer. Leaving the block, also by an exception or
-    an interrupt, stops the thread after the item in hand and closes `source`.
+    an interrupt, stops the thread after its current item and closes `source`.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=1)
     stop = threading.Event()
@@ -51,7 +51,7 @@ def prefetch(source: Generator[T, None, None] | Iterator[T]) -> Iterator[Iterato
             if error is not None:
                 raise error
             yield item  # type: ignore[misc]
-            del item  # before the next is waited for: the consumer alone decides how long it lives
+            del item  # before waiting for the next: only the consumer's reference keeps it alive
 
     thread = threading.Thread(target=produce, name="lidar-prefetch", daemon=True)
     thread.start()

@@ -8,7 +8,7 @@ import sys
 from typing import Any, BinaryIO
 
 from lidar_cli import checkpoints
-from lidar_cli.checkpoints.reading import interpret, rebuild, stand_ins, walk
+from lidar_cli.checkpoints.reading import interpret, pickle, rebuild, walk
 from lidar_cli.errors import CheckpointError
 
 EXTENSIONS = {code: ("os", f"system{code}") for code in (1, 0xF0, 0x1234, 0x12345678)}
@@ -26,7 +26,7 @@ watching: list[bool] = []
 
 def unlisted(file: BinaryIO, path: str) -> Any:
     """As `walk`, with no name refused."""
-    stand_ins.REFUSED_MODULES = stand_ins.REFUSED_BUILTINS = frozenset()
+    pickle.REFUSED_MODULES = pickle.REFUSED_BUILTINS = frozenset()
     return walk.walk(file, path)
 
 

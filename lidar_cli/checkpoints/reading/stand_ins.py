@@ -1,32 +1,8 @@
-"""What stands in a tree for an object that a pickle names: data about it, never the object.
-
-Nothing here can be called, and nothing imports what a name says. The list of refused names is a
-courtesy to the user, who should hear of such a file; safety does not rest on it.
-"""
+"""Data about the objects that a pickle names, in place of the objects. Nothing is imported."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from lidar_cli.checkpoints.reading.lazy_tensor import Malformed
-
-REFUSED_MODULES = frozenset(
-    ("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "importlib", "runpy")
-)
-REFUSED_BUILTINS = frozenset(("eval", "exec", "compile", "open", "__import__", "getattr"))
-GETATTR = "builtins.getattr"
-RENAMED = {  # modules by names that pickles have for them -> today's
-    "__builtin__": "builtins",
-    "copy_reg": "copyreg",
-    "commands": "subprocess",
-    "io": "builtins",  # of which `open` is a function of the same name
-    "_io": "builtins",
-}
-MAX_NAME = 1000  # characters of a module's or class's name
-
-
-class Forbidden(Exception):
-    """A file names what could only do harm; the text is the qualified name."""
 
 
 class Global:
@@ -42,7 +18,7 @@ class Global:
 
 
 class StandIn:
-    """An object of a foreign class, or the result of a foreign function: what it was made from."""
+    """An instance of an unknown class, or the result of an unknown function: its arguments."""
 
     __slots__ = ("args", "elements", "entries", "kwargs", "name", "state")
 
@@ -58,27 +34,14 @@ class StandIn:
         return f"<stand-in for {self.name}>"
 
 
-def qualified(module: object, name: object) -> str:
-    """'module.name', with today's name of the module; raises Forbidden and Malformed.
+class ArrayType:
+    """A numpy dtype: kind and size such as 'f8', and byte order '<' or '>'."""
 
-    getattr alone passes: it depends on its arguments whether it is refused, see unpickle.py.
-    """
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise Malformed("a name is not text")
-    if len(module) + len(name) > MAX_NAME:
-        raise Malformed("a name is too long")
-    if module not in ("io", "_io") or name.split(".")[0] == "open":
-        module = RENAMED.get(module, module)
-    whole = f"{module}.{name}"
-    if whole != GETATTR:
-        refuse(whole)
-    return whole
+    __slots__ = ("code", "order")
 
+    def __init__(self, code: str) -> None:
+        self.code = code.lstrip("<>=|")
+        self.order = ">" if code.startswith(">") else "<"
 
-def refuse(whole: str) -> None:
-    """Raise Forbidden for a qualified name that could only do harm."""
-    module, _, rest = whole.partition(".")
-    if module in REFUSED_MODULES:
-        raise Forbidden(whole)
-    if module == "builtins" and rest.split(".")[0] in REFUSED_BUILTINS:
-        raise Forbidden(whole)
+    def __repr__(self) -> str:
+        return f"<numpy type {self.order}{self.code}>"
