@@ -35,7 +35,7 @@ from lidar_cli.checkpoints.reading.containers import (
     unused,
     with_average,
 )
-from lidar_cli.checkpoints.reading.hf_config import architecture
+from lidar_cli.checkpoints.reading.folder import architecture
 from lidar_cli.checkpoints.result import STATS, Description, Found
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.views.lookup import find_recipe

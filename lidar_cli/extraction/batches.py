@@ -19,7 +19,7 @@ from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_cache import ViewStore
 from lidar_cli.runtime.cuda_streams import SideStream, record_event, wait_event
-from lidar_cli.runtime.device import cores, free_memory
+from lidar_cli.runtime.device import cpu_count, free_memory
 from lidar_cli.views.masks import Mask
 
 MOST_WORKERS = 16
@@ -88,7 +88,7 @@ def batches(work: Pass, size: int, starts: Sequence[int]) -> Iterator[Batch]:
     total = work.plan.layout.n_clean
     _check_memory(work, size)
     lane = SideStream(work.device)
-    pool = ThreadPoolExecutor(work.workers or min(MOST_WORKERS, cores()))
+    pool = ThreadPoolExecutor(work.workers or min(MOST_WORKERS, cpu_count()))
     try:
         decoding: list[dict[int, Future[Tensor]]] = []
         coming = iter(starts)

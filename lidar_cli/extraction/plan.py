@@ -17,8 +17,7 @@ from lidar_cli.checkpoints.models.user_module import source as own_source
 from lidar_cli.checkpoints.result import STATS, Description
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
-from lidar_cli.features.schema import Layout
+from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
 from lidar_cli.settings import ExtractSettings, SampleSettings
 from lidar_cli.views.lookup import find_recipe
 from lidar_cli.views.methods import RECIPES

@@ -26,7 +26,7 @@ from lidar_cli.extraction.plan import Plan, identity, make_plan, with_assumed_in
 from lidar_cli.extraction.sharded import check_shared, embed_share
 from lidar_cli.extraction.view_cache import ViewStore
 from lidar_cli.features.reader import read_interrupted, read_provenance
-from lidar_cli.features.schema import amount, size_of
+from lidar_cli.features.schema import format_size
 from lidar_cli.features.writer import FeatureWriter, check_absent
 from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.distributed import RankInfo
@@ -139,7 +139,7 @@ def extract_checkpoint(
         if remark:
             progress.note(f"{checkpoint}: {remark}")
     if not settings.resume:
-        say_room(f"{output}: will take", size_of(plan.layout), output.parent, progress)
+        say_room(f"{output}: will take", plan.layout.nbytes, output.parent, progress)
     if not shared:
         return run(plan, loaded, samples, settings, output, device, progress)
     begun = time.monotonic()
@@ -253,7 +253,7 @@ def say_room(what: str, size: int, folder: Path, progress: Progress) -> None:
     except OSError:  # writing there says why
         return
     if size > min(free, SAID):
-        progress.note(f"{what} {amount(size)} on the disk, {amount(free)} are free")
+        progress.note(f"{what} {format_size(size)} on the disk, {format_size(free)} are free")
 
 
 def _writer(

@@ -20,7 +20,7 @@ from lidar_cli.probing.data import Member, held, open_members
 from lidar_cli.probing.knn import nearest_neighbours
 from lidar_cli.probing.linear import fit, memory_of
 from lidar_cli.probing.ridge import ridge_regression
-from lidar_cli.runtime.device import check_free, find_device
+from lidar_cli.runtime.device import check_free_memory, find_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ProbeSettings, parse_rates, parse_size
 
@@ -97,7 +97,7 @@ def probe_files(
     device = find_device(settings.device)
     rates = parse_rates(settings.learning_rates)
     if settings.memory != ProbeSettings.memory:  # less than which small files need anyway
-        check_free(f"--memory {settings.memory}", parse_size(settings.memory))
+        check_free_memory(f"--memory {settings.memory}", parse_size(settings.memory))
     sweep = settings.method == "linear" and len(rates) > 1
     members: list[Member] = []
     failed: list[Unprobed] = []

@@ -14,15 +14,14 @@ import torch
 from lidar_cli.checkpoints.models.embedder import Loaded
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.data.dataset import Samples
-from lidar_cli.errors import OF_ONE_FILE, FeatureFileError, InputError, SettingsError, Unresumable
+from lidar_cli.errors import FILE_ERRORS, FeatureFileError, InputError, SettingsError, Unresumable
 from lidar_cli.extraction.batches import Pass
 from lidar_cli.extraction.plan import Plan, identity, make_plan
 from lidar_cli.extraction.run import changed, open_with, run, say_room, stem
 from lidar_cli.extraction.view_cache import Room, ViewStore
 from lidar_cli.features.blocks import Names
-from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
-from lidar_cli.features.schema import partial_path, size_of
+from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path, revision_of
 from lidar_cli.features.writer import begun_path
 from lidar_cli.ranking.cache_folder import CacheFolder
 from lidar_cli.ranking.claims import Claims, set_apart
@@ -277,7 +276,7 @@ class Cache:
     def _say_room(self, tasks: Sequence[Task]) -> None:
         missing = [task for task in tasks if not self._has(*task)]
         begun = sum(partial_path(self._own(*task)).exists() for task in missing)
-        size = sum(size_of(plan.layout) for _, plan in missing)
+        size = sum(plan.layout.nbytes for _, plan in missing)
         if len(missing) > 1 and not begun:
             what = f"{self._folder}: {len(missing)} checkpoints will take"
             say_room(what, size, self._folder, self._progress)
@@ -469,7 +468,7 @@ def failing(checkpoint: Checkpoint, fail: Callable[[Path, Exception], None]) -> 
         fail(checkpoint.path, error)
     except (InputError, SettingsError):
         raise
-    except OF_ONE_FILE as error:
+    except FILE_ERRORS as error:
         fail(checkpoint.path, error)
 
 

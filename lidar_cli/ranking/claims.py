@@ -30,7 +30,7 @@ from lidar_cli.errors import first_line
 from lidar_cli.ranking.cache_folder import refused
 from lidar_cli.runtime.atomic import atomic
 from lidar_cli.runtime.files import open_regular, parse_json, read_limited
-from lidar_cli.runtime.processes import card, gone
+from lidar_cli.runtime.processes import has_ended, process_identity
 
 MOST = 2**16  # bytes of any file of a worker or claim
 NUMBER, LAST_NUMBER = "[0-9]{1,9}", 10**9 - 1
@@ -62,7 +62,7 @@ class Claims:
         self._folder = folder
         self._timeout = timeout
         self._token = secrets.token_hex(8)
-        self._card = card()
+        self._card = process_identity()
         self._told_before = -1
         self._beats: dict[str, tuple[int, float]] = {}  # file -> time of its touch, when we saw it
         self._ended = threading.Event()
@@ -213,7 +213,7 @@ class Claims:
         told: dict[str, Any] = {}
         with suppress(ValueError, TypeError):
             told = dict(parse_json(content))
-        if gone(told, self._card):
+        if has_ended(told, self._card):
             return "gone"
         # By our own clock and by whether it was touched in between: no two clocks are compared.
         now = time.monotonic()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lidar_cli.core.metrics import Metric
-from lidar_cli.errors import OF_ONE_FILE, InputError, InUse, SettingsError, first_line
+from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, first_line
 from lidar_cli.extraction.run import BATCHES_UNTIL
 from lidar_cli.ranking.cache import Cache, Task
 from lidar_cli.ranking.cache_folder import CacheFolder
@@ -303,7 +303,7 @@ def _look(
                     half[str(path)] = part.score.value(by.name)
             except (InputError, SettingsError, InUse):
                 raise
-            except OF_ONE_FILE as error:
+            except FILE_ERRORS as error:
                 if before:
                     raise InputError(
                         f"{path}: failed at the look at n = {until}: {first_line(error)}; "

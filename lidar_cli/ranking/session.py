@@ -18,10 +18,10 @@ from lidar_cli.checkpoints.detect import check_assumptions
 from lidar_cli.checkpoints.match import check_names
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.data.open import open_samples
-from lidar_cli.errors import OF_ONE_FILE, InputError, NoProcess, SettingsError, nearest
+from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError, nearest
 from lidar_cli.extraction.run import tell_of
 from lidar_cli.extraction.view_cache import view_memory
-from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
+from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
 from lidar_cli.ranking.cache import Cache, Scored, score_features
 from lidar_cli.ranking.cache_folder import CacheFolder
 from lidar_cli.ranking.claims import Claims
@@ -29,7 +29,7 @@ from lidar_cli.ranking.digests import Digests
 from lidar_cli.ranking.discover import Checkpoint, FeatureFile, Skipped, survey
 from lidar_cli.ranking.oracle_probe import PROBE, help_embedding
 from lidar_cli.ranking.order import Group, Row, grouped, misleading
-from lidar_cli.runtime.device import SHARE, check_free, find_device, free_memory
+from lidar_cli.runtime.device import MEMORY_SHARE, check_free_memory, find_device, free_memory
 from lidar_cli.runtime.distributed import RankInfo
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.groups import Grouping
@@ -104,8 +104,10 @@ def checked(directory: Path, settings: RankSettings) -> Metric:
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     check_names(settings.format, settings.branch)
     check_assumptions(settings.assume)
-    check_free(f"--memory {settings.memory}", parse_size(settings.memory))
-    check_free(f"--view-memory {settings.view_memory}", view_memory(settings.view_memory) or 0)
+    check_free_memory(f"--memory {settings.memory}", parse_size(settings.memory))
+    check_free_memory(
+        f"--view-memory {settings.view_memory}", view_memory(settings.view_memory) or 0
+    )
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; rank takes a directory of checkpoints")
     return by
@@ -169,7 +171,7 @@ class _Job:
                     self._place(file.path, (), Scored(result, file.provenance, file.path))
                 except NoProcess:
                     raise
-                except OF_ONE_FILE as error:
+                except FILE_ERRORS as error:
                     self.found.fail(file.path, error)
             elif file.path not in used:
                 reason = "features of a checkpoint here, at other settings than asked for"
@@ -253,7 +255,9 @@ def open_cache(
     features: those of the directory that is ranked; groups: as in `Cache`.
     Raises InputError if the data or the folder cannot be used.
     """
-    samples = open_samples(settings).remembering(min(DECODED_MEMORY, int(SHARE * free_memory())))
+    samples = open_samples(settings).remembering(
+        min(DECODED_MEMORY, int(MEMORY_SHARE * free_memory()))
+    )
     tell_of(samples, progress)
     return Cache(folder, features, layer, samples, settings, device, progress, groups)
 

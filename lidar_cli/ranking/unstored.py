@@ -14,9 +14,8 @@ from lidar_cli.extraction.batch_size import at_size_that_fits, find_batch_size
 from lidar_cli.extraction.batches import Pass
 from lidar_cli.extraction.engine import embed_all
 from lidar_cli.extraction.plan import Plan
-from lidar_cli.features.blocks import Chunk, Embeddings, Stored
-from lidar_cli.features.schema import as_numbers
-from lidar_cli.runtime.device import SHARE, free_memory
+from lidar_cli.features.blocks import Chunk, Embeddings, Stored, as_numbers
+from lidar_cli.runtime.device import MEMORY_SHARE, free_memory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC
 from lidar_cli.scoring.run import score_gathered
@@ -35,7 +34,7 @@ def score_unstored(work: Pass, settings: RankSettings, progress: Progress) -> Un
     work.loaded.set_image_size(plan.views.image_size)
 
     def attempt(batch_size: int) -> tuple[Unstored, int]:
-        sink = Unstored(plan, name, settings, device, int(free_memory() * SHARE))
+        sink = Unstored(plan, name, settings, device, int(free_memory() * MEMORY_SHARE))
         embed_all(work, batch_size, sink, f"embedding {Path(name).name}", progress)
         return sink, batch_size
 

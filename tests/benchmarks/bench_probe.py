@@ -15,7 +15,7 @@ WIDE, MEMORY = 512, "400MB"
 
 
 def bench_probe(device, folder):
-    yield side_by_side(device)
+    yield run_parallel(device)
     path = write_labelled(folder / "f.h5", 200_000)
     yield from_file(path, device)
     peaks = {200_000: peak_memory(probe(path, device))}
@@ -35,7 +35,7 @@ def bench_probe(device, folder):
     )
 
 
-def side_by_side(device, repeats=9):
+def run_parallel(device, repeats=9):
     generator = torch.Generator().manual_seed(0)
     rows = [
         held(torch.randn(ROWS, DIM, generator=generator).to(device)) for _ in range(CHECKPOINTS)
