@@ -23,6 +23,7 @@ import psutil
 import pytest
 from feature_files import LAYOUT, PROVENANCE, complete
 from make import environment
+from raising import raises
 
 from lidar_cli.errors import FeatureFileError, Unresumable
 from lidar_cli.features import hdf5, writer
@@ -221,7 +222,7 @@ def test_a_text_that_is_a_thousand_texts(path: Path) -> None:
 
 
 def test_what_a_reader_raises_is_its_own(path: Path) -> None:
-    with pytest.raises(FeatureFileError, match=r"nothing\.h5: cannot be opened"):
+    with raises(FeatureFileError, "cannot-be-opened"):
         read_provenance(path.with_name("nothing.h5"))
     with h5py.File(path, "r+") as file:
         file.attrs["provenance"] = "[]"
@@ -263,7 +264,7 @@ def test_resume_writes_only_into_the_file_that_was_walked(
 
     before = path.read_bytes()
     monkeypatch.setattr(writer, "walk_whole", late)
-    with pytest.raises(Unresumable, match="changed while it was read; run it again"):
+    with raises(Unresumable, "changed"):
         FeatureWriter.resume(path.with_suffix(""), LAYOUT, PROVENANCE)
     assert path.read_bytes() == before
 

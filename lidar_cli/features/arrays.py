@@ -123,7 +123,8 @@ def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | Non
     names = ", ".join(f"{name} {_times(shape)}" for name, shape in list(shapes.items())[:8])
     if not fitting:
         raise InputError(
-            f"{path}: found {names or 'no array'}; expected one of (n, q, d) or (N, d)"
+            f"{path}: found {names or 'no array'}; expected one of (n, q, d) or (N, d)",
+            code="no-array",
         )
     raise InputError(f"{path}: found several arrays, {names}; choose one with --dataset")
 
@@ -229,7 +230,8 @@ def check_stored(path: Path) -> None:
     if stored * MAX_RATIO < examined:
         raise BadRows(
             f"{path}: says to have {size:,} bytes, of which {stored:,} were ever written; "
-            "expected embeddings; copy or write the file again"
+            "expected embeddings; copy or write the file again",
+            code="sparse",
         )
 
 

@@ -217,7 +217,9 @@ def read_structure(path: Path) -> Structure:
         stamp = stamp_of(path.stat())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise FeatureFileError(f"{path}: cannot be opened: {reason}") from error
+        raise FeatureFileError(
+            f"{path}: cannot be opened: {reason}", code="cannot-be-opened"
+        ) from error
     if stamp not in _cached:
         structure = _structure(path, _walk("describe", path))
         if len(_cached) >= MAX_CACHED:

@@ -15,7 +15,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from lidar_cli.errors import InputError, first_line
-from lidar_cli.runtime.files import open_zip, zip_members
+from lidar_cli.runtime.files import open_zip
 
 MAGIC = b"\x93NUMPY"
 LENGTHS = {1: struct.Struct("<H"), 2: struct.Struct("<I"), 3: struct.Struct("<I")}  # by version
@@ -55,8 +55,9 @@ def _input_errors(what: str) -> Iterator[None]:
 
 def _arrays(source: BinaryIO) -> dict[str, Record]:
     arrays: dict[str, Record] = {}
-    with open_zip(source) as archive:
-        for filename, (info, start) in zip_members(source, archive).items():
+    archive, members = open_zip(source)
+    with archive:
+        for filename, (info, start) in members.items():
             name = filename.removesuffix(".npy")
             if name == filename:
                 continue

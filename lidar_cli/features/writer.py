@@ -102,7 +102,9 @@ class FeatureWriter:
             raise in_use(partial) from error
         except OSError as error:
             why = error.strerror or first_line(error)
-            raise FeatureFileError(f"{partial}: cannot be created: {why}") from error
+            raise FeatureFileError(
+                f"{partial}: cannot be created: {why}", code="cannot-be-created"
+            ) from error
         try:
             write_metadata(file, ids, labels, bad, provenance, share)
             allocate(file, layout)
@@ -146,7 +148,7 @@ class FeatureWriter:
         except (InUse, Unresumable):
             raise
         except FeatureFileError as error:
-            raise Unresumable(f"{error}; {anew}") from error
+            raise Unresumable(f"{error}; {anew}", code=error.code) from error
         except BlockingIOError as error:
             raise in_use(partial) from error
         except OSError as error:

@@ -113,24 +113,22 @@ def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None) 
         raise ValueError("JSON that is nested too deep") from error
 
 
-class TooLarge(ValueError):
-    """The directory of a zip file exceeds MAX_DIRECTORY."""
+ZipMembers = dict[str, tuple[zipfile.ZipInfo, int]]  # directory entry, and offset of the bytes
 
 
-def open_zip(file: BinaryIO) -> zipfile.ZipFile:
-    """The archive, its directory read. Raises TooLarge, and what `zipfile` raises.
+def open_zip(file: BinaryIO) -> tuple[zipfile.ZipFile, ZipMembers]:
+    """An archive and its members by name; members are read in pieces of at most MAX_DIRECTORY.
 
-    Members can be read through it in pieces of at most MAX_DIRECTORY.
+    Raises ValueError for a malformed directory, an encrypted or duplicate member, and one outside
+    the file.
     """
-    return zipfile.ZipFile(_Bounded(file))
-
-
-def zip_members(file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, tuple[zipfile.ZipInfo, int]]:
-    """Directory entry of each member, and the offset of its bytes in the file.
-
-    Raises ValueError for an encrypted or duplicate member, and one outside the file.
-    """
-    members: dict[str, tuple[zipfile.ZipInfo, int]] = {}
+    try:
+        archive = zipfile.ZipFile(_Bounded(file))
+    except (MemoryError, ValueError):
+        raise
+    except Exception as error:  # zipfile raises many types for a malformed directory
+        raise ValueError("its zip directory cannot be read") from error
+    members: ZipMembers = {}
     total, end = 0, archive.start_dir  # the directory follows the members
     for info in archive.infolist():
         name = f"its member {info.filename[:60]}"
@@ -149,7 +147,7 @@ def zip_members(file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, tuple[zip
         if signature != b"PK\x03\x04" or start + info.compress_size > end or total > end:
             raise ValueError(f"{name} lies outside the file")
         members[info.filename] = info, start
-    return members
+    return archive, members
 
 
 class _Bounded:
@@ -160,8 +158,8 @@ class _Bounded:
         self._file = file
 
     def read(self, count: int = -1) -> bytes:
-        """As of a file; raises TooLarge."""
+        """As of a file; raises ValueError beyond MAX_DIRECTORY."""
         content = self._file.read(MAX_DIRECTORY + 1 if count < 0 else min(count, MAX_DIRECTORY + 1))
         if len(content) > MAX_DIRECTORY:
-            raise TooLarge(f"its zip directory has more than {MAX_DIRECTORY >> 20} MB")
+            raise ValueError(f"its zip directory has more than {MAX_DIRECTORY >> 20} MB")
         return content

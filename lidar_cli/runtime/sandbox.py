@@ -106,24 +106,6 @@ class WalkResult:
     stamp: Stamp
 
 
-def run_limited(
-    walker: str,
-    path: Path,
-    arguments: Any = None,
-    *,
-    error: type[LidarError],
-    advice: str = "fetch or save it again",
-    buffer: memoryview | None = None,
-) -> WalkResult:
-    """What a walker returns for a file, from the child that all callers share.
-
-    error: class of the error for a fault of the file; advice: next step, the end of its message.
-    buffer: filled with the bytes of a walker that returns a memoryview of the same length; the
-    value is then their number.
-    """
-    return SHARED.run(walker, path, arguments, error=error, advice=advice, buffer=buffer)
-
-
 def stamp_of(status: os.stat_result) -> Stamp:
     """The identity and version of a file, as far as the system knows it."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
@@ -175,7 +157,12 @@ class Sandbox:
         advice: str = "fetch or save it again",
         buffer: memoryview | None = None,
     ) -> WalkResult:
-        """As `run_limited`."""
+        """What a walker returns for a file.
+
+        error: class of the error for a fault of the file; advice: next step, the end of its
+        message. buffer: filled with the bytes of a walker that returns a memoryview of the same
+        length; the value is then their number.
+        """
         request = {
             "walker": walker,
             "path": str(path),
@@ -440,4 +427,5 @@ def _usage(pid: int) -> tuple[float, int]:
 
 
 SHARED = Sandbox()
+run_limited = SHARED.run
 atexit.register(SHARED.close_at_exit)

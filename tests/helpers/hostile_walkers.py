@@ -7,7 +7,7 @@ import io
 import sys
 from typing import Any, BinaryIO
 
-from lidar_cli import checkpoints
+import lidar_cli
 from lidar_cli.checkpoints.reading import interpret, pickle, rebuild, walk
 from lidar_cli.errors import CheckpointError
 
@@ -64,7 +64,7 @@ def broken(file: BinaryIO, how: str) -> Any:
     elif how == "value":
         interpret.EMPTY["collections.OrderedDict"] = list
     elif how == "list":
-        checkpoints.__all__.append("a")
+        lidar_cli.__all__.append("a")
     elif how == "inside":
         vars(rebuild)["__builtins__"]["print"] = exec
     else:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor, Malformed, is_tensor
+from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor, Malformed
 from lidar_cli.checkpoints.reading.pickle import PERSISTENT, Recorded, Result
 from lidar_cli.checkpoints.reading.rebuild import HANDLERS, fill_array, is_unfilled
 from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn
@@ -282,94 +282,3 @@ def _text(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("latin-1")
     except UnicodeEncodeError:  # other surrogates occur only in text
         return text
-
-
-NAMESPACES = ("argparse.Namespace", "types.SimpleNamespace")
-CONTAINERS = (StandIn, dict, list, tuple)
-MAX_LETTERS = 16 << 20  # in the names of all modules
-MAX_DEPTH = 100  # of nested modules
-
-
-def plain(root: Any) -> Any:
-    """The same tree, changed in place: modules become state dicts, subclasses plain containers.
-
-    Raises Malformed for modules that contain one another.
-    """
-    plain_values: dict[int, Any] = {}  # by id of the stand-in; all of them stay in the tree
-    root = _replaced(root, plain_values)
-    seen = {id(root)}
-    todo = [root] if isinstance(root, CONTAINERS) else []
-    while todo:
-        inner: Any = todo.pop()
-        if isinstance(inner, StandIn):
-            parts = [inner.args, inner.kwargs, inner.state]
-        elif isinstance(inner, dict):
-            for name, value in inner.items():
-                inner[name] = _replaced(value, plain_values)  # the keys do not change
-            parts = list(inner.values())
-        else:
-            if isinstance(inner, list):
-                inner[:] = [_replaced(value, plain_values) for value in inner]
-            parts = list(inner)
-        for part in parts:
-            if isinstance(part, CONTAINERS) and id(part) not in seen:
-                seen.add(id(part))
-                todo.append(part)
-    return root
-
-
-def _replaced(value: Any, plain_values: dict[int, Any]) -> Any:
-    if not isinstance(value, StandIn):
-        return value
-    if id(value) not in plain_values:
-        plain_value: Any = value
-        if _is_module(value):
-            plain_value = state_dict(value)
-        elif value.entries is not None:
-            plain_value = value.entries
-        elif value.elements is not None:
-            plain_value = value.elements
-        elif value.name in NAMESPACES and isinstance(value.state, dict):
-            plain_value = value.state
-        plain_values[id(value)] = plain_value
-    return plain_values[id(value)]
-
-
-def _is_module(value: object) -> bool:
-    """Whether a value is a stand-in with the attributes of a torch.nn.Module."""
-    state = value.state if isinstance(value, StandIn) else None
-    return isinstance(state, dict) and "_parameters" in state and "_modules" in state
-
-
-def state_dict(module: StandIn) -> dict[str, Any]:
-    """Tensors by name, as torch.nn.Module.state_dict: those of a module before its children's."""
-    tensors: dict[str, Any] = {}
-    letters = 0
-    todo: list[tuple[str, int, StandIn]] = [("", 0, module)]
-    while todo:
-        prefix, depth, inner = todo.pop()
-        if depth > MAX_DEPTH:
-            raise Malformed("its modules hold one another without end")
-        transient = inner.state.get("_non_persistent_buffers_set")
-        for group in ("_parameters", "_buffers"):
-            for name, value in _entries(inner, group):
-                skipped = isinstance(transient, set) and group == "_buffers" and name in transient
-                if is_tensor(value) and not skipped:
-                    tensors[prefix + name] = value
-        letters += sum(len(prefix) + len(name) for name, _ in _entries(inner, "_modules"))
-        if letters > MAX_LETTERS:
-            raise Malformed("its modules hold one another without end")
-        children = []
-        for name, value in _entries(inner, "_modules"):
-            if _is_module(value):
-                children.append((f"{prefix}{name}.", depth + 1, value))
-        todo.extend(reversed(children))
-    return tensors
-
-
-def _entries(module: StandIn, group: str) -> list[tuple[str, Any]]:
-    entries = module.state.get(group)
-    entries = entries.entries if isinstance(entries, StandIn) else entries
-    if not isinstance(entries, dict):
-        return []
-    return [(name, value) for name, value in entries.items() if isinstance(name, str)]

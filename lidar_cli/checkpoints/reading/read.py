@@ -151,7 +151,8 @@ class _Checksums:
         if self._right and wrong:
             raise CheckpointError(
                 f"{path}: damaged: {wrong} of its {len(self._rows)} parts differ from what was "
-                "written (CRC-32); copy it again"
+                "written (CRC-32); copy it again",
+                code="checksum",
             )
 
 

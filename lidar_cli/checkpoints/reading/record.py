@@ -27,7 +27,7 @@ from lidar_cli.checkpoints.reading.lazy_tensor import (
     numbers,
     view,
 )
-from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn
+from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn, plain
 
 DIRECT = frozenset((int, float, bool, type(None), str))
 MUTABLE: dict[str, Callable[[], Any]] = {"d": dict, "l": list, "o": lambda: StandIn("")}
@@ -77,6 +77,12 @@ class _Encoder:
         """Number a value; put its parts on the stack, and itself below them."""
         if not isinstance(value, CONTAINERS):
             self.add(value, self.leaf(value))
+            return
+        content = plain(value)
+        if content is not value:
+            if id(content) not in self.numbers:
+                self.begin(content, stack)
+            self.numbers[id(value)] = self.numbers[id(content)]
             return
         parts = _parts(value)
         if len(parts) > LONG and _holds_no_tensor(parts):
@@ -187,7 +193,7 @@ def _stand_in(name: str) -> list[Any]:
 
 def _holds_no_tensor(parts: list[Any]) -> bool:
     """Whether these are numbers and texts, or containers of only such values."""
-    containers = {id(part): part for part in parts if isinstance(part, CONTAINERS)}
+    containers = {id(part): plain(part) for part in parts if isinstance(part, CONTAINERS)}
     kinds = {type(part) for part in parts if id(part) not in containers}
     for part in containers.values():
         kinds.update(map(type, _parts(part)))

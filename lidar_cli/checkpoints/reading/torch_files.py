@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lidar_cli.checkpoints.reading.element_types import storage_type
-from lidar_cli.checkpoints.reading.interpret import interpret, plain
+from lidar_cli.checkpoints.reading.interpret import interpret
 from lidar_cli.checkpoints.reading.lazy_tensor import (
     MAX_NUMBER,
     Malformed,
@@ -31,7 +31,7 @@ from lidar_cli.checkpoints.reading.pickle import load, part
 from lidar_cli.checkpoints.reading.rebuild import is_foreign
 from lidar_cli.checkpoints.reading.stand_ins import Global
 from lidar_cli.errors import CheckpointError
-from lidar_cli.runtime.files import TooLarge, open_zip, zip_members
+from lidar_cli.runtime.files import ZipMembers, open_zip
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
@@ -43,9 +43,9 @@ Read = tuple[Any, tuple[str, ...]]  # the tree, and the names of its stand-ins
 
 def read_zip(file: BinaryIO, path: str) -> Read:
     """The content of a zip of torch.save; raises Malformed, Forbidden and CheckpointError."""
-    archive = _archive(file)
-    stem = _stem(path, archive.namelist())
-    members = {name: source for name, (source, _) in _members(file, archive).items()}
+    entries = _entries(file)
+    stem = _stem(path, list(entries))
+    members = {name: source for name, (source, _) in _members(entries).items()}
     order = members.get(f"{stem}byteorder")
     if order is not None:
         file.seek(order.start)
@@ -62,7 +62,7 @@ def read_zip(file: BinaryIO, path: str) -> Read:
 
     pickle = members[f"{stem}data.pkl"]
     root, names = load(part(file, pickle.start, pickle.start + pickle.nbytes), True)
-    return plain(interpret(root, persistent)), _foreign(names)
+    return interpret(root, persistent), _foreign(names)
 
 
 def read_legacy(file: BinaryIO, path: str) -> Read:
@@ -80,7 +80,7 @@ def read_legacy(file: BinaryIO, path: str) -> Read:
     root = interpret(records, storages.persistent)
     keys = interpret(load(rest)[0])
     storages.locate(file, rest.tell(), end, keys)
-    return plain(root), _foreign(names)
+    return root, _foreign(names)
 
 
 def checksums(file: BinaryIO) -> list[tuple[int, int, int]]:
@@ -88,38 +88,29 @@ def checksums(file: BinaryIO) -> list[tuple[int, int, int]]:
 
     Raises Malformed as `read_zip`.
     """
-    members = _members(file, _archive(file)).values()
-    places = [(source.start, source.nbytes, crc) for source, crc in members]
-    places.sort()
+    members = _members(_entries(file)).values()
+    places = sorted((source.start, source.nbytes, crc) for source, crc in members)
     if any(a[0] + a[1] > b[0] for a, b in itertools.pairwise(places)):
         raise Malformed("two of its members share their bytes")
     return places
 
 
-def _archive(file: BinaryIO) -> zipfile.ZipFile:
+def _entries(file: BinaryIO) -> ZipMembers:
     try:
-        return open_zip(file)
-    except TooLarge as error:
-        raise Malformed(str(error)) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # zipfile raises many types for a malformed directory
-        raise Malformed("its zip directory cannot be read") from error
-
-
-def _members(file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, tuple[Source, int]]:
-    """The bytes of each member, and their CRC-32; raises Malformed if one is compressed."""
-    members = {}
-    try:
-        for name, (info, start) in zip_members(file, archive).items():
-            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-                raise ValueError(
-                    f"its member {name[:60]} is compressed, which torch.save never does"
-                )
-            members[name] = Source(HERE, start, info.file_size), info.CRC
+        return open_zip(file)[1]
     except ValueError as error:
         raise Malformed(str(error)) from error
-    return members
+
+
+def _members(entries: ZipMembers) -> dict[str, tuple[Source, int]]:
+    """The bytes of each member, and their CRC-32; raises Malformed if one is compressed."""
+    for name, (info, _) in entries.items():
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise Malformed(f"its member {name[:60]} is compressed, which torch.save never does")
+    return {
+        name: (Source(HERE, start, info.file_size), info.CRC)
+        for name, (info, start) in entries.items()
+    }
 
 
 def _foreign(names: dict[str, None]) -> tuple[str, ...]:
