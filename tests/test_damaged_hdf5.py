@@ -237,7 +237,7 @@ def test_where_nobody_is_told_of_a_childs_end(path: Path) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         return read_provenance(path)["seed"]
 
-    os.utime(path, (1, 1))  # not as its writer left it, who vouched for it
+    os.utime(path, (1, 1))  # so that its description is not cached
     assert alone(read)[0] == str(PROVENANCE["seed"])
 
 

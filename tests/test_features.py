@@ -166,7 +166,7 @@ KILLED = """
     writer = t.create(Path({path!r}))
     t.write(writer, 0, 2)
     t.write(writer, 2, 4)
-    # The next rows are half written: on their way to disk, not yet vouched for.
+    # The next rows are half written, and not marked as done.
     group = writer._file["embeddings/backbone"]
     group["views"][4:5] = 7.0
     os.kill(os.getpid(), signal.SIGKILL)

@@ -129,7 +129,7 @@ def test_any_of_them_at_any_chunking(
 def test_a_changed_byte_of_the_numbers_is_always_found(
     tmp_path: Path, layer: str, part: str, at: float, bits: int
 ) -> None:
-    """Of what scores are made: the rows, and the checksums that vouch for them."""
+    """Of what scores are made: the rows, and their checksums."""
     path = tmp_path / "f.h5"
     if not path.exists():
         complete(path)

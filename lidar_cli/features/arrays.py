@@ -267,7 +267,7 @@ class _Packed:
         """Raise InputError if it unpacks to more than embeddings do, or to another size."""
         declared = self.header.offset + self.header.nbytes
         if self._start + self._packed > file_size:
-            raise self._damaged("it lies outside the file")
+            raise self._damaged("it is outside the file")
         if self.size > max(HARMLESS, MAX_RATIO * self._packed):
             raise self._damaged(f"it unpacks to {self.size:,} bytes, which no embeddings do")
         if self.size != declared:

@@ -118,7 +118,7 @@ def joined_name(path: Path) -> str | None:
 def parse_provenance(text: object) -> dict[str, Any]:
     """The record in the attribute `provenance`. Raises ValueError if it is not a record of ours."""
     if not isinstance(text, str) or len(text) > MAX_PROVENANCE:
-        raise ValueError("provenance is no text, or one beyond measure")
+        raise ValueError("provenance is no text, or longer than a record")
     record = parse_json(text, constant=_refuse_constant)
     if not isinstance(record, dict) or not _is_shallow(record):
         raise ValueError(NO_RECORD)

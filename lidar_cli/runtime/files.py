@@ -140,12 +140,12 @@ def open_zip(file: BinaryIO) -> tuple[zipfile.ZipFile, ZipMembers]:
         file.seek(info.header_offset if inside else 0)
         header = file.read(LOCAL_HEADER.size)
         if not inside or len(header) < LOCAL_HEADER.size:
-            raise ValueError(f"{name} lies outside the file")
+            raise ValueError(f"{name} is outside the file")
         signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
         start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
         total += info.compress_size
         if signature != b"PK\x03\x04" or start + info.compress_size > end or total > end:
-            raise ValueError(f"{name} lies outside the file")
+            raise ValueError(f"{name} is outside the file")
         members[info.filename] = info, start
     return archive, members
 

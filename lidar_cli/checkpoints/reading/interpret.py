@@ -258,7 +258,7 @@ def _set_entries(value: Any, entries: list[tuple[Any, Any]]) -> None:
         value.entries = {} if value.entries is None else value.entries
         value = value.entries
     if not isinstance(value, dict):
-        raise Malformed("its pickle sets entries of what is no dict")
+        raise Malformed("its pickle sets entries of a value that is no dict")
     value.update(entries)
 
 
@@ -271,7 +271,7 @@ def _add_elements(value: Any, elements: list[Any]) -> None:
     elif isinstance(value, list):
         value.extend(elements)
     else:
-        raise Malformed("its pickle appends to what is no list")
+        raise Malformed("its pickle appends to a value that is no list")
 
 
 def _text(text: str) -> str:

@@ -49,7 +49,7 @@ def _tensor_v3(args: Arguments) -> LazyTensor:
 
 def _storage(value: object) -> Storage:
     if not isinstance(value, Storage):
-        raise Malformed("a tensor lies in no storage")
+        raise Malformed("a tensor has no storage")
     return value
 
 
@@ -96,7 +96,7 @@ def _list(args: Arguments) -> list[Any]:
 
 def _sequence(value: object) -> Any:
     if not isinstance(value, list | tuple | set | frozenset):
-        raise Malformed("a container is made from what is none")
+        raise Malformed("a container is made from a value that is none")
     return value
 
 

@@ -127,7 +127,7 @@ class _Encoder:
         if kind not in DIRECT:
             return self.numbers[id(value)]
         if kind is int and value.bit_length() > MAX_BITS:
-            raise Malformed("its pickle has an integer without measure")
+            raise Malformed(f"its pickle has an integer of more than {MAX_BITS} bits")
         return value if kind is not str or len(value) <= LONG else value[:LONG]
 
     def count(self, key: Any) -> None:
@@ -291,7 +291,7 @@ def _leaf(node: list[Any], values: list[Any]) -> Any:
 def _tensor(node: list[Any], storages: list[Storage]) -> LazyTensor:
     _, dtype, shape, stride, offset, place, *more = node
     if type(place) is not int or place < 0:
-        raise Malformed("a tensor lies in no storage")
+        raise Malformed("a tensor has no storage")
     tensor = view(storages[place], dtype, offset, shape, stride)
     if more:
         tensor.bits, tensor.problem = frozenset(more[0]), more[1] or tensor.problem
