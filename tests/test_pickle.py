@@ -25,8 +25,7 @@ from literal import bits
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.reading.element_types import BY_NUMPY, ITEMSIZE
-from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor
+from lidar_cli.checkpoints.reading.lazy_tensor import BY_NUMPY, ITEMSIZE, LazyTensor
 from lidar_cli.checkpoints.reading.read import read_checkpoint, read_contents
 from lidar_cli.checkpoints.reading.stand_ins import Global, StandIn
 from lidar_cli.errors import CheckpointError

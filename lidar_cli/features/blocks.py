@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-
-from lidar_cli.errors import DegenerateFeatures
 
 ReadRows = Callable[[int, int], Tensor]
 
@@ -116,27 +113,3 @@ def _views(stored: Stored, q: int) -> ReadRows:
 
 def _sample_bytes(part: Stored) -> int:
     return part.item_size * math.prod(part.shape[1:])
-
-
-def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
-    """Embeddings [c, ...] of samples first, first + 1, ... in the number type `storage`.
-
-    Raises DegenerateFeatures if one is not finite, or overflows float16.
-    """
-    values = rows.detach().float()
-    finite = values.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        at = first + int((~finite).nonzero()[0])
-        raise DegenerateFeatures(
-            f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
-            "check the checkpoint, or try --precision float32",
-            code="not-finite",
-        )
-    largest = torch.finfo(torch.float16).max
-    if storage == "float16" and len(values) and values.abs().max() > largest:
-        raise DegenerateFeatures(
-            f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
-            "(at most 65504); use --storage float32",
-            code="float16-overflow",
-        )
-    return values.to(getattr(torch, storage))

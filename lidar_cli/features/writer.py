@@ -11,10 +11,10 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from torch import Tensor
 
-from lidar_cli.errors import FeatureFileError, InUse, Unresumable, first_line
-from lidar_cli.features.blocks import as_numbers
+from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, Unresumable, first_line
 from lidar_cli.features.hdf5 import (
     DAMAGE,
     Structure,
@@ -372,3 +372,27 @@ def _unwritable(partial: Path, error: BaseException) -> FeatureFileError:
     return FeatureFileError(
         f"{partial}: cannot be written: {first_line(error)}; free some space, then --resume"
     )
+
+
+def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
+    """Embeddings [c, ...] of samples first, first + 1, ... in the number type `storage`.
+
+    Raises DegenerateFeatures if one is not finite, or overflows float16.
+    """
+    values = rows.detach().float()
+    finite = values.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        at = first + int((~finite).nonzero()[0])
+        raise DegenerateFeatures(
+            f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
+            "check the checkpoint, or try --precision float32",
+            code="not-finite",
+        )
+    largest = torch.finfo(torch.float16).max
+    if storage == "float16" and len(values) and values.abs().max() > largest:
+        raise DegenerateFeatures(
+            f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
+            "(at most 65504); use --storage float32",
+            code="float16-overflow",
+        )
+    return values.to(getattr(torch, storage))

@@ -14,7 +14,8 @@ from lidar_cli.extraction.batch_size import at_size_that_fits, find_batch_size
 from lidar_cli.extraction.batches import Pass
 from lidar_cli.extraction.engine import embed_all
 from lidar_cli.extraction.plan import Plan
-from lidar_cli.features.blocks import Chunk, Embeddings, Stored, as_numbers
+from lidar_cli.features.blocks import Chunk, Embeddings, Stored
+from lidar_cli.features.writer import as_numbers
 from lidar_cli.runtime.device import MEMORY_SHARE, free_memory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lidar_cli.checkpoints.reading.element_types import ELEMENT_TYPES, ITEMSIZE
-from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor
+from lidar_cli.checkpoints.reading.lazy_tensor import ELEMENT_TYPES, ITEMSIZE, LazyTensor
 from lidar_cli.checkpoints.reading.read import describe, read_file
 from lidar_cli.errors import CheckpointError, InputError
 from lidar_cli.features.arrays import select, stored_at

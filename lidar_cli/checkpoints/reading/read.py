@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lidar_cli.checkpoints.reading import folder
 from lidar_cli.checkpoints.reading.lazy_tensor import EXPECTED, Malformed
@@ -102,58 +103,45 @@ def sha256(path: Path) -> str:
         with open_regular(path) as file:
             if stamp_of(os.fstat(file.fileno())) != walked.stamp:
                 raise CheckpointError(f"{path}: changed while it was read; run it again")
-            digest = hashlib.sha256()
-            members = _Checksums(walked.value)
-            while piece := file.read(PIECE):
-                digest.update(piece)
-                members.update(piece)
+            return _digest(file, walked.value, path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    members.check(path)
+
+
+def _digest(file: BinaryIO, members: Sequence[tuple[int, int, int]], path: Path) -> str:
+    """SHA-256 of a file; the same pass checks the CRC-32 of its zip members.
+
+    members: first byte, number of bytes and CRC of each, in the order of the file. A CRC of 0 was
+    not computed: torch's skip_data leaves it in members that are filled later.
+    Raises CheckpointError if some CRCs are wrong. If all are, the writer did not compute any
+    (torch's set_crc32_options).
+    """
+    digest, position, n_right = hashlib.sha256(), 0, 0
+    rows = [row for row in members if row[1] and row[2]]
+    for start, nbytes, expected in rows:
+        for piece in _pieces(file, start - position):
+            digest.update(piece)
+        crc = 0
+        for piece in _pieces(file, nbytes):
+            digest.update(piece)
+            crc = zlib.crc32(piece, crc)
+        n_right += crc == expected
+        position = start + nbytes
+    for piece in _pieces(file, sys.maxsize):
+        digest.update(piece)
+    if n_right and n_right < len(rows):
+        raise CheckpointError(
+            f"{path}: damaged: {len(rows) - n_right} of its {len(rows)} parts differ from what was "
+            "written (CRC-32); copy it again",
+            code="checksum",
+        )
     return digest.hexdigest()
 
 
-class _Checksums:
-    """CRC-32 of the members of a zip, updated with pieces of the whole file.
-
-    rows: first byte, number of bytes and expected CRC of each, in the order of the file. A CRC of
-    0 was not computed: torch's skip_data leaves it in members that are filled later.
-    """
-
-    def __init__(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        self._rows = [row for row in rows if row[1] and row[2]]
-        self._place = 0  # offset of the next piece
-        self._next = 0  # first incomplete row
-        self._crc = 0
-        self._right = 0
-
-    def update(self, piece: bytes) -> None:
-        """Update with the next bytes of the file."""
-        view, end = memoryview(piece), self._place + len(piece)
-        while self._next < len(self._rows):
-            start, nbytes, expected = self._rows[self._next]
-            first, last = max(start, self._place), min(start + nbytes, end)
-            if first >= end:
-                break
-            self._crc = zlib.crc32(view[first - self._place : last - self._place], self._crc)
-            if last < start + nbytes:
-                break
-            self._right += self._crc == expected
-            self._next, self._crc = self._next + 1, 0
-        self._place = end
-
-    def check(self, path: Path) -> None:
-        """Raise CheckpointError if some CRCs are wrong.
-
-        If all are, the writer did not compute any (torch's set_crc32_options).
-        """
-        wrong = len(self._rows) - self._right
-        if self._right and wrong:
-            raise CheckpointError(
-                f"{path}: damaged: {wrong} of its {len(self._rows)} parts differ from what was "
-                "written (CRC-32); copy it again",
-                code="checksum",
-            )
+def _pieces(file: BinaryIO, nbytes: int) -> Iterator[bytes]:
+    while nbytes > 0 and (piece := file.read(min(PIECE, nbytes))):
+        yield piece
+        nbytes -= len(piece)
 
 
 def stamp(path: Path) -> tuple[int, ...]:

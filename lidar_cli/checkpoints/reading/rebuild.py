@@ -15,13 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.reading.element_types import BY_NUMPY, dtype_name, storage_type
 from lidar_cli.checkpoints.reading.lazy_tensor import (
+    BY_NUMPY,
     LazyTensor,
     Malformed,
     Source,
     Storage,
+    dtype_name,
     numbers,
+    storage_type,
     view,
 )
 from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn

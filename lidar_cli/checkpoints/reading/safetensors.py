@@ -13,8 +13,9 @@ import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lidar_cli.checkpoints.reading.element_types import BY_SAFETENSORS, ITEMSIZE
 from lidar_cli.checkpoints.reading.lazy_tensor import (
+    BY_SAFETENSORS,
+    ITEMSIZE,
     MAX_NUMBER,
     LazyTensor,
     Malformed,

@@ -18,7 +18,6 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lidar_cli.checkpoints.reading.element_types import storage_type
 from lidar_cli.checkpoints.reading.interpret import interpret
 from lidar_cli.checkpoints.reading.lazy_tensor import (
     MAX_NUMBER,
@@ -26,6 +25,7 @@ from lidar_cli.checkpoints.reading.lazy_tensor import (
     Source,
     Storage,
     element_size,
+    storage_type,
 )
 from lidar_cli.checkpoints.reading.pickle import load, part
 from lidar_cli.checkpoints.reading.rebuild import is_foreign
