@@ -65,12 +65,20 @@ def read_npy(path: Path, dataset: str | None, views_per_sample: int | None) -> E
     record = run_limited(NPY, path, str(path), error=InputError, advice=SAVE_AGAIN).value
     with validation(path, InputError, SAVE_AGAIN):
         header = _header(record)
-    _check_order(path, header)
+    if header.fortran and len(header.shape) > 1:
+        raise InputError(
+            f"{path}: stored column by column (Fortran order), so that samples are not contiguous; "
+            "save np.ascontiguousarray(array) instead"
+        )
     if header.dtype is None:
         raise InputError(
             f"{path}: numbers are {header.type_name}; expected float16, float32 or float64"
         )
-    _check_size(path, header.offset + header.nbytes)
+    size, expected = path.stat().st_size, header.offset + header.nbytes
+    if size < expected:
+        raise InputError(
+            f"{path}: truncated, {size:,} of {expected:,} bytes; copy or write the file again"
+        )
     stored = stored_at(path, header.offset, header.shape, header.dtype)
     return select(path, {path.stem: stored}, dataset, views_per_sample)
 
@@ -315,22 +323,6 @@ class _Packed:
     def _damaged(self, why: str) -> InputError:
         return InputError(
             f"{self._path}: cannot be read as .npz or .pt: {self._name}: {why}; {SAVE_AGAIN}"
-        )
-
-
-def _check_order(path: Path, header: Header) -> None:
-    if header.fortran and len(header.shape) > 1:
-        raise InputError(
-            f"{path}: stored column by column (Fortran order), so that samples are not contiguous; "
-            "save np.ascontiguousarray(array) instead"
-        )
-
-
-def _check_size(path: Path, expected: int) -> None:
-    size = path.stat().st_size
-    if size < expected:
-        raise InputError(
-            f"{path}: truncated, {size:,} of {expected:,} bytes; copy or write the file again"
         )
 
 

@@ -42,7 +42,7 @@ from typing import Any
 from lidar_cli import errors
 from lidar_cli.errors import LidarError, NoProcess, printable
 from lidar_cli.runtime.files import open_regular
-from lidar_cli.runtime.sandbox_child import LENGTH, SENDS_DESCRIPTORS, receive, send
+from lidar_cli.runtime.sandbox_child import LENGTH, READY, SENDS_DESCRIPTORS, send
 
 WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standard library
     **dict.fromkeys(
@@ -253,17 +253,16 @@ class Sandbox:
                 "end others, or allow more"
             ) from error
         self._connection, self._started = ours, self.limits
+        self._deadline, self._seconds = time.monotonic() + START_TIMEOUT, 0.0
         try:
-            ours.settimeout(START_TIMEOUT)
-            ready = receive(ours, self.limits.answer)
-        except OSError:
-            ready = None
-        if ready is None:
-            status = _status_name(self._end())
+            self._receive(ours, memoryview(bytearray(LENGTH.size + len(READY))))
+        except _ChildEnded as error:
+            self._end()
+            status = _status_name(self._process.returncode)
             raise NoProcess(
                 f"the process that reads files did not start ({status}); allow it "
                 f"{self.limits.memory >> 20} MB of memory, or run it again"
-            )
+            ) from error
         return ours
 
     def _send(self, connection: socket.socket, request: bytes, descriptor: int) -> None:

@@ -26,6 +26,7 @@ LENGTH = struct.Struct(">Q")
 RETIRE = 256 << 20  # bytes resident after a file, above which the child ends to free them
 MAX_TEXT = 1 << 14  # characters of a walker's message, which includes the path
 Walker = Callable[[BinaryIO, Any], Any]
+READY = b"{}"
 SENDS_DESCRIPTORS = hasattr(socket, "send_fds")
 
 
@@ -38,10 +39,10 @@ def serve(seconds: int, wall: float, memory: int, answer: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this child
     connection = _connection()
     _limit_process(memory)
-    send(connection, b"{}")  # from here on, a file is to blame if this child ends
+    send(connection, READY)  # from here on, a file is to blame if this child ends
     retiring = False
     while not retiring:
-        message = receive_with_file(connection)
+        message = _receive_request(connection)
         if message is None:
             return
         content, descriptor = message
@@ -109,17 +110,7 @@ def send(connection: socket.socket, content: bytes) -> None:
     connection.sendall(LENGTH.pack(len(content)) + content)
 
 
-def receive(connection: socket.socket, limit: int) -> bytes | None:
-    """One message; None at the end of the stream, or if it is longer than `limit` bytes.
-
-    Raises OSError, also TimeoutError, as the socket does.
-    """
-    start = receive_exactly(connection, LENGTH.size)
-    length = LENGTH.unpack(start)[0] if start else limit + 1
-    return receive_exactly(connection, length) if length <= limit else None
-
-
-def receive_exactly(connection: socket.socket, count: int, start: bytes = b"") -> bytes | None:
+def _receive_exactly(connection: socket.socket, count: int, start: bytes = b"") -> bytes | None:
     """`count` bytes that begin with `start`, already received; None if the stream ends early."""
     content = bytearray(start)
     while len(content) < count:
@@ -130,7 +121,7 @@ def receive_exactly(connection: socket.socket, count: int, start: bytes = b"") -
     return bytes(content)
 
 
-def receive_with_file(connection: socket.socket) -> tuple[bytes, int | None] | None:
+def _receive_request(connection: socket.socket) -> tuple[bytes, int | None] | None:
     """One message and the descriptor that came with it; None at the end."""
     descriptors: list[int] = []
     start = b""
@@ -138,8 +129,8 @@ def receive_with_file(connection: socket.socket) -> tuple[bytes, int | None] | N
         start, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 1)
         if not start:
             return None
-    head = receive_exactly(connection, LENGTH.size, start)
-    content = receive_exactly(connection, LENGTH.unpack(head)[0]) if head else None
+    head = _receive_exactly(connection, LENGTH.size, start)
+    content = _receive_exactly(connection, LENGTH.unpack(head)[0]) if head else None
     return None if content is None else (content, descriptors[0] if descriptors else None)
 
 

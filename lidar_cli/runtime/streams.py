@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
@@ -28,8 +28,8 @@ def safe_streams() -> Iterator[None]:
     """Replace `sys.stdout` and `sys.stderr` by robust streams while the block runs."""
     before = sys.stdout, sys.stderr
     _occupy_closed_descriptors()
-    sys.stdout = cast(TextIO, _Results(before[0] or _opened(1)))
-    sys.stderr = cast(TextIO, _Remarks(before[1] or _opened(2)))
+    sys.stdout = cast(TextIO, _Robust(before[0] or _opened(1), _refuse))
+    sys.stderr = cast(TextIO, _Robust(before[1] or _opened(2), _ignore))
     try:
         yield
     finally:
@@ -55,56 +55,44 @@ def write_remark(text: str) -> None:
     sys.stderr.write(f"{printable(text)}\n")
 
 
-class _Results:
-    """Stdout, or its binary buffer."""
+class _Robust:
+    """A stream, or its binary buffer. handle: called with the stream and each OSError of it."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, handle: Callable[[Any, OSError], None]) -> None:
         self._stream = stream
+        self._handle = handle
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @property
-    def buffer(self) -> _Results:
-        return _Results(self._stream.buffer)
+    def buffer(self) -> _Robust:
+        return _Robust(self._stream.buffer, self._handle)
 
     def write(self, content: Any) -> int:
-        with self._refusal():
-            return int(self._stream.write(_encodable(content, self._stream)))
-
-    def flush(self) -> None:
-        with self._refusal():
-            self._stream.flush()
-
-    @contextmanager
-    def _refusal(self) -> Iterator[None]:
         try:
-            yield
+            return int(self._stream.write(_encodable(content, self._stream)))
         except OSError as error:
-            with suppress(OSError, ValueError):
-                # Python would flush the rest of the buffer at exit, and fail again.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            remedy = REMEDIES.get(error.errno or 0, "redirect it to a file")
-            raise InputError(f"stdout cannot be written: {error.strerror}; {remedy}") from error
-
-
-class _Remarks:
-    """Stderr."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._stream.write(_encodable(text, self._stream))
-        return len(text)
+            self._handle(self._stream, error)
+            return len(content)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        try:
             self._stream.flush()
+        except OSError as error:
+            self._handle(self._stream, error)
+
+
+def _refuse(stream: Any, error: OSError) -> None:
+    with suppress(OSError, ValueError):
+        # Python would flush the rest of the buffer at exit, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    remedy = REMEDIES.get(error.errno or 0, "redirect it to a file")
+    raise InputError(f"stdout cannot be written: {error.strerror}; {remedy}") from error
+
+
+def _ignore(stream: Any, error: OSError) -> None:
+    """A remark that cannot be written is no reason to end the work."""
 
 
 def _encodable(content: Any, stream: Any) -> Any:

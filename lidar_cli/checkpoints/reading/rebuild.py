@@ -38,15 +38,11 @@ def _tensor(args: Arguments) -> LazyTensor:
     return view(_storage(storage), storage.dtype, offset, size, stride)
 
 
-def _tensor_v2(args: Arguments) -> LazyTensor:
-    return _with_bits(_tensor(args), args[6] if len(args) > 6 else None)
-
-
 def _tensor_v3(args: Arguments) -> LazyTensor:
     storage, offset, size, stride, _, _, dtype = args[:7]
     named = dtype_name(dtype.name) if isinstance(dtype, Global) else None
     tensor = view(_storage(storage), named or str(dtype)[:60], offset, size, stride)
-    return _with_bits(tensor, args[7] if len(args) > 7 else None)
+    return _with_bits(tensor, args[7:])
 
 
 def _storage(value: object) -> Storage:
@@ -55,9 +51,9 @@ def _storage(value: object) -> Storage:
     return value
 
 
-def _with_bits(tensor: LazyTensor, metadata: object) -> LazyTensor:
-    if isinstance(metadata, dict):
-        tensor.bits = frozenset(bit for bit in ("conj", "neg") if metadata.get(bit))
+def _with_bits(tensor: LazyTensor, metadata: Arguments) -> LazyTensor:
+    if metadata and isinstance(metadata[0], dict):
+        tensor.bits = frozenset(bit for bit in ("conj", "neg") if metadata[0].get(bit))
     return tensor
 
 
@@ -116,14 +112,6 @@ def _raw(args: Arguments) -> bytes:
 
 def _device(args: Arguments) -> str:
     return ":".join(str(part) for part in args if isinstance(part, str | int))[:100]
-
-
-def _layout(args: Arguments) -> str:
-    return str(args[0])[:100] if isinstance(args[0], str) else "unknown"
-
-
-def _complex(args: Arguments) -> complex:
-    return complex(*(float(part) for part in args))
 
 
 def _numpy_type(args: Arguments) -> ArrayType:
@@ -202,7 +190,7 @@ Handler = Callable[[Arguments], Any]
 
 TENSORS: dict[str, Handler] = {
     "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor_v2,
+    "torch._utils._rebuild_tensor_v2": lambda args: _with_bits(_tensor(args), args[6:]),
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": lambda args: args[0],
     "torch._utils._rebuild_parameter_with_state": lambda args: args[0],
@@ -217,7 +205,9 @@ HANDLERS: dict[str, Handler] = {
     "torch._tensor._rebuild_from_type": _from_type,
     "torch.Size": lambda args: tuple(_list(args)),
     "torch.device": _device,
-    "torch.serialization._get_layout": _layout,
+    "torch.serialization._get_layout": lambda args: (
+        str(args[0])[:100] if isinstance(args[0], str) else "unknown"
+    ),
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
     "collections.defaultdict": lambda args: _mapping(args[1:]),
@@ -227,7 +217,7 @@ HANDLERS: dict[str, Handler] = {
     "builtins.tuple": lambda args: tuple(_list(args)),
     "builtins.set": lambda args: set(_list(args)),
     "builtins.frozenset": lambda args: frozenset(_list(args)),
-    "builtins.complex": _complex,
+    "builtins.complex": lambda args: complex(*map(float, args)),
     "builtins.bytes": _raw,
     "builtins.bytearray": lambda args: bytearray(_raw(args)),
     "_codecs.encode": _encode,
