@@ -24,11 +24,10 @@ from torch import Tensor
 
 from lidar_cli.errors import BadRows, InputError, first_line, nearest, printable
 from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.features.schema import HARMLESS, MAX_RATIO
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox import run_limited, validation
 
-HARMLESS = 2**26  # bytes that any archive may unpack to
-MAX_RATIO = 200  # of unpacked to packed bytes beyond that
 LONG = 2**36  # bytes that take minutes to read, of which the user is warned
 PIECE = 2**20  # bytes unpacked at a time
 MAX_EXTENTS = 10_000  # of a sparse file that are examined

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, first_line
-from lidar_cli.features.schema import FORMAT, MAX_PROVENANCE, SHARD_FORMAT
+from lidar_cli.features.schema import FORMAT, HARMLESS, MAX_PROVENANCE, MAX_RATIO, SHARD_FORMAT
 
 MAX_DEPTH = 32  # of nested groups, and of soft links to soft links
 MAX_OBJECTS = 10_000  # that are examined in search of an array
@@ -28,8 +28,6 @@ ATTRIBUTES = ("format", "version", "provenance", "share")
 PARTS = {"views": "f", "clean": "f", "crc32": "u"}  # of a layer, with numpy's kinds of their types
 SAMPLES = {"done": "uib", "label": "iufb"}
 MAX_CHUNK = 2**28  # bytes; HDF5 unpacks a chunk whole
-HARMLESS = 2**26  # bytes that any array may unpack to
-MAX_RATIO = 200  # of declared to stored bytes beyond that; embeddings compress less
 NO_MEMORY = "memory allocation failed"  # in messages of HDF5
 
 Record = dict[str, Any]  # of JSON values

@@ -44,6 +44,8 @@ VERSION = 1
 EMBEDDING_REVISION = 2
 SHARD = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5", re.DOTALL)
 PARTIAL = ".partial"
+HARMLESS = 2**26  # bytes that any array or archive may unpack to
+MAX_RATIO = 200  # of unpacked to stored bytes beyond that; embeddings compress less
 NO_VIEWS = np.empty((0, 0, 0), np.float32)
 
 NO_RECORD = "provenance is not the record of an extraction"

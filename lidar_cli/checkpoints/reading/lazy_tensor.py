@@ -22,6 +22,7 @@ from lidar_cli.runtime.files import open_regular
 if TYPE_CHECKING:
     from torch import Tensor
 
+HERE = Path()  # the file that is being read; the parent process sets its path
 EXPECTED = "expected a file of torch.save or safetensors"
 MAX_DIMENSIONS = 64
 MAX_NUMBER = 2**62  # torch's sizes are signed 64-bit numbers

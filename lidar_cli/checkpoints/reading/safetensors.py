@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from lidar_cli.checkpoints.reading.lazy_tensor import (
     BY_SAFETENSORS,
+    HERE,
     ITEMSIZE,
     MAX_NUMBER,
     LazyTensor,
@@ -25,7 +25,6 @@ from lidar_cli.checkpoints.reading.lazy_tensor import (
 )
 
 MAX_HEADER = 10_000_000  # bytes; the format allows 100 MB, which no existing model needs
-HERE = Path()  # the file that is being read; the parent process sets its path
 
 
 def read_safetensors(file: BinaryIO) -> dict[str, LazyTensor]:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import itertools
 import struct
 import zipfile
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from lidar_cli.checkpoints.reading.interpret import interpret
 from lidar_cli.checkpoints.reading.lazy_tensor import (
+    HERE,
     MAX_NUMBER,
     Malformed,
     Source,
@@ -36,7 +36,6 @@ from lidar_cli.runtime.files import ZipMembers, open_zip
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
 MAX_HEADER = 10_000  # bytes before the object of a legacy file
-HERE = Path()  # the file that is being read; the parent process sets its path
 
 Read = tuple[Any, tuple[str, ...]]  # the tree, and the names of its stand-ins
 
