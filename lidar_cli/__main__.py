@@ -10,7 +10,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from lidar_cli.errors import LidarError, first_line
-from lidar_cli.runtime.streams import DISK, safe_streams, write_remark
+from lidar_cli.runtime.streams import DISK_ERRORS, safe_streams, write_remark
 
 INTERRUPTED = 130
 TERMINATED = 128 + signal.SIGTERM
@@ -46,7 +46,7 @@ def _run() -> None:
             name = error.filename
             name = f"descriptor {name}" if isinstance(name, int) else os.fsdecode(name)
             write_remark(f"error: {name}: {error.strerror}")
-        elif error.errno in DISK:
+        elif error.errno in DISK_ERRORS:
             write_remark(f"error: cannot be written: {error.strerror}; free some space")
         else:
             raise

@@ -1,18 +1,18 @@
-"""Every error that a user can cause.
+"""All errors that a user can cause.
 
-    LidarError                 never raised itself; `exit_status` says what the shell sees
-    |-- SettingsError      2   an option, variable or config key is wrong
-    |   `-- MissingExtra   2   the option needs a package that is not installed
-    |-- InputError         3   data or an array file cannot be used, or an output written
-    |   |-- ProcessGroupBroken         3   processes that do one thing together lost each other
-    |   `-- NoProcess      3   no process can be started to read files in: the machine's doing
-    |-- FeatureFileError   3   an HDF5 feature file cannot be used
-    |   |-- InUse          3   another process is writing it
-    |   |-- Unresumable    3   what an interrupted run left cannot be gone on with
-    |   `-- BadRows        3   rows of one file cannot be read or used; also an InputError
-    |-- CheckpointError    3   a checkpoint cannot be used
-    |   `-- NoWeights      3   the file holds no model weights at all (`rank` skips it)
-    `-- DegenerateFeatures 3   the embeddings do not determine the number asked for
+    LidarError                     base class, never raised; `exit_status` is for the shell
+    |-- SettingsError          2   an option, variable or config key is wrong
+    |   `-- MissingExtra       2   an option needs a package that is not installed
+    |-- InputError             3   data or an array file cannot be used, or an output written
+    |   |-- ProcessGroupBroken 3   a process of the group failed or does not answer
+    |   `-- NoProcess          3   no process can be started to read files: the machine's fault
+    |-- FeatureFileError       3   an HDF5 feature file cannot be used
+    |   |-- InUse              3   another process is writing it
+    |   |-- Unresumable        3   the partial file of an interrupted run cannot be resumed
+    |   `-- BadRows            3   rows of one file cannot be read or used; also an InputError
+    |-- CheckpointError        3   a checkpoint cannot be used
+    |   `-- NoWeights          3   the file holds no model weights (`rank` skips it)
+    `-- DegenerateFeatures     3   the embeddings do not determine the requested number
 
 A message is one line: what was found, what was expected, what to do next. Its wording may change;
 `code` does not: a short name of what is wrong, such as "no-such-file".
@@ -24,7 +24,7 @@ import difflib
 class LidarError(Exception):
     """Base of all errors that a user can cause.
 
-    code: what is wrong, for programs and tests; that of the class unless one is given.
+    code: a stable name of what is wrong, for programs and tests; by default that of the class.
     """
 
     exit_status = 3
@@ -62,31 +62,31 @@ class InputError(LidarError):
 
 
 class ProcessGroupBroken(InputError):
-    """Processes that do one thing together lost each other; nothing more can be done together."""
+    """A process of the group failed or does not answer, so the group cannot continue."""
 
     code = "process-group-broken"
 
 
 class NoProcess(InputError):
-    """No process can be started to read files in, which says nothing about any file."""
+    """No process can be started to read files in; the files are not at fault."""
 
     code = "no-process"
 
 
 class FeatureFileError(LidarError):
-    """A feature file is not one, is incomplete, damaged, or in the way."""
+    """A feature file has another format, is incomplete or damaged, or already exists."""
 
     code = "feature-file"
 
 
 class InUse(FeatureFileError):
-    """Another process is writing this feature file; it must not be replaced."""
+    """Another process is writing this feature file, which must not be replaced."""
 
     code = "in-use"
 
 
 class Unresumable(FeatureFileError):
-    """A partial file is damaged, or was begun with other settings; only a new start helps."""
+    """A partial file is damaged, or was written with other settings; the run must start anew."""
 
     code = "unresumable"
 
@@ -110,17 +110,17 @@ class NoWeights(CheckpointError):
 
 
 class DegenerateFeatures(LidarError):
-    """The embeddings do not determine the number that was asked for."""
+    """The embeddings do not determine the requested number."""
 
     code = "degenerate-features"
 
 
-# What one file can cause and the work on others outlives.
-OF_ONE_FILE = (LidarError, OSError, MemoryError, RecursionError)
+# Errors that one file can cause; work on other files continues.
+FILE_ERRORS = (LidarError, OSError, MemoryError, RecursionError)
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, short enough to stand inside a line of ours."""
+    """The first line of an error's text, to be part of a message."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     lines = (line for line in str(error).splitlines() if line.strip())
@@ -129,7 +129,7 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """The text in one line without what a terminal obeys: such characters as escapes, `\\x1b`."""
+    """The text in one line, with control characters as escapes such as `\\x1b`."""
     if text.isprintable():
         return text
     return "".join(
@@ -138,14 +138,14 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """Text from a file, short enough to stand inside a line of ours, and printable."""
+    """Printable text of at most 300 characters, to be part of a message."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """A phrase that names the known word closest to a mistyped one."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+def nearest(word: str, names: list[str]) -> str:
+    """A phrase that suggests the name closest to a mistyped word, or lists all names."""
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]}?"
-    return f"known: {', '.join(sorted(known))}"
+    return f"known: {', '.join(sorted(names))}"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raising import raises
 from safetensors.torch import save_file
 
 from lidar_cli.errors import InputError, LidarError
@@ -332,7 +333,7 @@ BROKEN = {
     ),
     "npz with a member twice": (
         zipped("y.npy", saved(Z), "z.npy", saved(Z)).replace(b"y.npy", b"z.npy"),
-        "'z.npy' is in it twice",
+        "it has two members z.npy",
     ),
     "npz of integers": (zipped("z.npy", saved(np.arange(4)[None])), NO_ARRAY),
     "zip of other things": (zipped("hello.txt", b"hello"), UNREADABLE),
@@ -360,14 +361,14 @@ def test_what_cannot_be_used_is_one_line_with_the_reason(tmp_path, name):
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning")
 def test_a_sparse_tensor_is_no_array(tmp_path):
     torch.save(torch.eye(4).to_sparse(), tmp_path / "z.pt")
-    with pytest.raises(InputError, match=NO_ARRAY):
+    with raises(InputError, "no-array"):
         open_one(tmp_path / "z.pt")
 
 
 def test_long_doubles_in_hdf5_are_no_array(tmp_path):
     with h5py.File(tmp_path / "z.h5", "w") as file:
         file["z"] = Z.astype(np.longdouble)
-    with pytest.raises(InputError, match=NO_ARRAY):
+    with raises(InputError, "no-array"):
         open_one(tmp_path / "z.h5")
 
 

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import describe
 from make import CHANNELS, tiny_state_dict
+from raising import raises
 from safetensors.torch import save_file
 from torch import nn
 
@@ -285,7 +286,7 @@ def test_members_that_were_filled_later_have_no_checksums(tmp_path: Path) -> Non
     assert sha256(path) == hashed(path)
     content[content.index(b"little")] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="1 of its 6 parts differ"):
+    with raises(CheckpointError, "checksum"):
         sha256(path)
 
 

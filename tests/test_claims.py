@@ -31,7 +31,7 @@ from lidar_cli.ranking.cache import Cache, CacheFolder, Task
 from lidar_cli.ranking.claims import Claims, set_apart
 from lidar_cli.ranking.discover import Checkpoint
 from lidar_cli.ranking.session import open_session, rank_directory
-from lidar_cli.runtime.processes import card, gone
+from lidar_cli.runtime.processes import has_ended, process_identity
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
 
@@ -103,7 +103,7 @@ def test_who_tells_does_not_depend_on_planted_files(tmp_path: Path, numbers: lis
 def planted(folder: Path, **changed: object) -> None:
     """The claim of task a by a worker, as its process left it; told: what differs from this one."""
     folder.mkdir()
-    (folder / "worker-f00").write_text(json.dumps(card() | changed))
+    (folder / "worker-f00").write_text(json.dumps(process_identity() | changed))
     (folder / "a.claim-0").write_text("f00")
 
 
@@ -119,14 +119,18 @@ def test_the_claim_of_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path
     assert not folder.exists()
 
 
-needs_proc = pytest.mark.skipif(card()["began"] is None, reason="this system has no /proc")
+needs_proc = pytest.mark.skipif(
+    process_identity()["began"] is None, reason="this system has no /proc"
+)
 
 
 @needs_proc
 def test_a_number_that_was_given_to_another_process_is_no_sign_of_life(tmp_path: Path) -> None:
     folder = tmp_path / "claims"
     with Claims(folder, LONG) as claims:
-        planted(folder, began=card()["began"] - 1)  # our own number, in use a tick before we began
+        planted(
+            folder, began=process_identity()["began"] - 1
+        )  # our own number, in use a tick before we began
         with claims.hold("a") as mine:
             assert mine is not None
             assert (mine.number, mine.taken) == (1, False)
@@ -135,8 +139,8 @@ def test_a_number_that_was_given_to_another_process_is_no_sign_of_life(tmp_path:
 
 @needs_proc
 def test_a_zombie_is_dead(tmp_path: Path) -> None:
-    script = "import json; from lidar_cli.runtime.processes import card; "
-    script += "print(json.dumps(card()), flush=True); input()"
+    script = "import json; from lidar_cli.runtime.processes import process_identity; "
+    script += "print(json.dumps(process_identity()), flush=True); input()"
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -160,13 +164,13 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
 
 
 def test_who_does_not_know_takes_nobody_for_dead() -> None:
-    me = card()
-    assert not gone(me, me)
-    assert not gone({"host": me["host"], "process": os.getpid()}, me)  # that told no begin
-    assert not gone(me, me | {"began": None})  # without /proc
+    me = process_identity()
+    assert not has_ended(me, me)
+    assert not has_ended({"host": me["host"], "process": os.getpid()}, me)  # that told no begin
+    assert not has_ended(me, me | {"began": None})  # without /proc
     for process in (None, "1", 0, -1, 10**30, 1):  # the last runs, for another user or this one
-        assert not gone({"host": me["host"], "process": process}, me)
-    assert not gone(me | {"host": "elsewhere", "began": 1}, me)
+        assert not has_ended({"host": me["host"], "process": process}, me)
+    assert not has_ended(me | {"host": "elsewhere", "began": 1}, me)
 
 
 def test_the_claim_of_another_host_is_taken_over_after_its_silence(tmp_path: Path) -> None:
@@ -430,7 +434,7 @@ def test_a_wait_for_a_silent_worker_is_said_once_and_ends(
     claims = tmp_path / "runs" / ".lidar" / "claims"
     task = f"a-{one_plan(path, settings)}.h5"
     claims.mkdir(parents=True)
-    (claims / "worker-f00").write_text(json.dumps(card() | {"host": "elsewhere"}))
+    (claims / "worker-f00").write_text(json.dumps(process_identity() | {"host": "elsewhere"}))
     (claims / f"{task}.claim-0").write_text("f00")
     os.utime(claims / "worker-f00", (4e9, 4e9))  # a date in the future is no sign of life
     monkeypatch.setattr(scorer, "PATIENCE", 0.2)

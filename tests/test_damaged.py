@@ -1,6 +1,6 @@
 """Feature files with any damage give the same numbers or one line, and end no process.
 
-What nothing vouches for, such as a label, may become another; rows may not.
+A value without a checksum, such as a label, may become another; rows may not.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ from lidar_cli.errors import (
 )
 from lidar_cli.extraction.plan import identity
 from lidar_cli.extraction.run import Extraction, extract_checkpoint, stem
-from lidar_cli.features.provenance import EMBEDDING_REVISION
-from lidar_cli.features.schema import partial_path
+from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.settings import ExtractSettings
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views

@@ -25,11 +25,12 @@ from feature_files import (
     read_all,
     write,
 )
+from raising import raises
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, Unresumable
+from lidar_cli.features.hdf5 import is_hdf5
 from lidar_cli.features.reader import read_hdf5, read_interrupted, read_labels, read_provenance
 from lidar_cli.features.schema import Layout, partial_path
-from lidar_cli.features.structure import is_hdf5
 from lidar_cli.features.writer import FeatureWriter
 
 
@@ -109,7 +110,7 @@ def test_what_stands_in_the_place_of_a_partial_file_is_named(tmp_path, name, kin
         create(tmp_path / "f.h5", overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     if name == "f.h5.partial":
-        with pytest.raises(FeatureFileError, match=f"{name}: {kind}, not a file; "):
+        with raises(FeatureFileError, "not-a-file"):
             FeatureWriter.resume(tmp_path / "f.h5", LAYOUT, PROVENANCE)
 
 
@@ -153,7 +154,7 @@ def test_an_unfinished_file_keeps_its_partial_name_and_is_not_read(tmp_path):
     assert not path.exists()
     with pytest.raises(FeatureFileError, match="incomplete, 3 of 8 samples; finish it with"):
         read_hdf5(partial_path(path))
-    with pytest.raises(FeatureFileError, match="incomplete, 3 of 8 samples"):
+    with raises(FeatureFileError, "incomplete"):
         read_provenance(partial_path(path))
 
 
@@ -165,7 +166,7 @@ KILLED = """
     writer = t.create(Path({path!r}))
     t.write(writer, 0, 2)
     t.write(writer, 2, 4)
-    # The next rows are half written: on their way to disk, not yet vouched for.
+    # The next rows are half written, and not marked as done.
     group = writer._file["embeddings/backbone"]
     group["views"][4:5] = 7.0
     os.kill(os.getpid(), signal.SIGKILL)
@@ -356,15 +357,14 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path):
     with create(path) as writer:
         write(writer, 0, 8)
         path.write_text("someone else's")
-        with pytest.raises(FeatureFileError, match="exists already"):
+        with raises(FeatureFileError, "exists"):
             writer.finish()
     assert path.read_text() == "someone else's"
 
 
 def test_a_directory_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(FeatureFileError, match=r"f.h5.partial: cannot be created: ") as caught:
+    with raises(FeatureFileError, "cannot-be-created"):
         create(tmp_path / "absent" / "f.h5")
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("memory", [1, 10**6])
@@ -484,9 +484,8 @@ def test_a_file_that_breaks_the_contract_is_one_line(tmp_path, edit, message):
 def test_a_truncated_file_is_one_line(tmp_path):
     path = complete(tmp_path / "f.h5")
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(FeatureFileError, match=r"cannot be opened: .*truncated") as caught:
+    with raises(FeatureFileError, "cannot-be-opened"):
         read_hdf5(path)
-    assert "\n" not in str(caught.value)
 
 
 def test_provenance_of_other_files_is_refused(tmp_path):
@@ -495,7 +494,7 @@ def test_provenance_of_other_files_is_refused(tmp_path):
     with pytest.raises(FeatureFileError, match="but not a feature file"):
         read_provenance(tmp_path / "x.h5")
     (tmp_path / "t.h5").write_text("text")
-    with pytest.raises(FeatureFileError, match="not an HDF5 file; expected a feature file"):
+    with raises(FeatureFileError, "not-hdf5"):
         read_provenance(tmp_path / "t.h5")
 
 
@@ -528,7 +527,7 @@ def sparse(path, samples, rows):
 def test_a_sparse_feature_file_is_refused_before_its_rows_are_read(tmp_path, read):
     path = sparse(tmp_path / "f.h5", 2**40, 2**36)
     assert path.stat().st_blocks * 512 < 2**20
-    with pytest.raises(FeatureFileError, match=r"f.h5: says to have 2,\d{3},.* were ever written"):
+    with raises(FeatureFileError, "sparse"):
         read(path)
 
 

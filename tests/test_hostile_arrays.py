@@ -160,7 +160,7 @@ def test_holes_are_no_embeddings(tmp_path: Path) -> None:
 def test_holes_are_counted_as_far_as_anyone_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lidar_cli.features.arrays, "MOST_EXTENTS", 4)
+    monkeypatch.setattr(lidar_cli.features.arrays, "MAX_EXTENTS", 4)
     path = sparse(tmp_path / "a.npy", header((2**27, 8)), 128 + 2**32)
     with path.open("r+b") as file:
         for at in range(8):

@@ -111,7 +111,7 @@ def test_zip_members(tmp_path: Path) -> None:
             archive.writestr("archive/data.pkl", content)
     refusal(path, "two members")
     for at, value, message in (
-        (6, 1, "encrypted"), (18, 10**9, "compressed"), (22, 10**9, "compressed"),
+        (6, 1, "encrypted"), (18, 10**9, "outside the file"), (22, 10**9, "compressed"),
     ):  # fmt: skip
         pickles.write_zip(path, content)
         changed = bytearray(path.read_bytes())
@@ -306,7 +306,7 @@ def test_single_bounds_have_lines_of_their_own(tmp_path: Path) -> None:
     circle = MODULE + b"q\x02h\x01" + text("self") + b"h\x02s0."
     refusal(pickles.write_zip(path, circle), "hold one another without end")
     long = b"\x8b" + struct.pack("<I", 2000) + b"\x01" * 2000 + b"."
-    refusal(pickles.write_zip(path, long), "an integer without measure")
+    refusal(pickles.write_zip(path, long), "an integer of more than 8192 bits")
     for offset, count in ((4, 3), (0, 7), (-1, 2), (2**62, 1)):
         part = Stored("0", 6)
         part.id = (*part.id, ("v", offset, count))

@@ -61,7 +61,7 @@ def saved(path: Path) -> dict[str, object]:
 
 
 def finished(path: Path, whole: Path, altered: Collection[int] = ()) -> set[int]:
-    """The samples that a file vouches for, whose rows are those of the uninterrupted file.
+    """The samples that a file marks as done, whose rows are those of the uninterrupted file.
 
     altered: samples of which that need not hold; they count as finished where it does.
     """

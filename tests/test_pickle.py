@@ -25,9 +25,8 @@ from literal import bits
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.reading.lazy_tensor import ITEMSIZE, LazyTensor
+from lidar_cli.checkpoints.reading.lazy_tensor import BY_NUMPY, ITEMSIZE, LazyTensor
 from lidar_cli.checkpoints.reading.read import read_checkpoint, read_contents
-from lidar_cli.checkpoints.reading.rebuild import NUMPY
 from lidar_cli.checkpoints.reading.stand_ins import Global, StandIn
 from lidar_cli.errors import CheckpointError
 
@@ -74,8 +73,8 @@ def assert_same(ours: Any, theirs: Any) -> None:
 def every_type() -> dict[str, Tensor]:
     raw = torch.randint(0, 256, (64,), dtype=torch.uint8)
     dtypes = {name: getattr(torch, name, None) for name in ITEMSIZE}
-    found = {name: raw.view(dtype) for name, dtype in dtypes.items() if dtype and name != "bool"}
-    return {**{n: t.clone() for n, t in found.items()}, "bool": raw > 99}
+    tensors = {name: raw.view(dtype) for name, dtype in dtypes.items() if dtype and name != "bool"}
+    return {**{n: t.clone() for n, t in tensors.items()}, "bool": raw > 99}
 
 
 def views() -> dict[str, Any]:
@@ -296,19 +295,19 @@ def test_foreign_objects(kind: str, protocol: int, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"."):
         weights_only(path)
     contents = read_contents(path)
-    found = contents.tree
-    assert_same(found["weight"], tree["weight"])
-    assert found["args"] == {"lr": 0.1, "inner": {"arch": "vit"}}
-    assert_same(found["named"], {"a": torch.ones(1), "b": {"c": 2}})
-    assert found["listed"] == [1, [2]]
-    assert found["queue"] == [1, 2]
-    assert found["default"] == {"a": 1}
-    assert found["partial"].name == "functools.partial"
-    assert found["partial"].state[0].name == "test_pickle.exclude_bias_and_norm"
-    assert isinstance(found["function"], Global)
-    assert found["config"].state["_content"] == {"lr": 1}
-    assert isinstance(found["colour"], StandIn)
-    assert found["date"].args == (b"\x07\xe4\x01\x02",)
+    tree_read = contents.tree
+    assert_same(tree_read["weight"], tree["weight"])
+    assert tree_read["args"] == {"lr": 0.1, "inner": {"arch": "vit"}}
+    assert_same(tree_read["named"], {"a": torch.ones(1), "b": {"c": 2}})
+    assert tree_read["listed"] == [1, [2]]
+    assert tree_read["queue"] == [1, 2]
+    assert tree_read["default"] == {"a": 1}
+    assert tree_read["partial"].name == "functools.partial"
+    assert tree_read["partial"].state[0].name == "test_pickle.exclude_bias_and_norm"
+    assert isinstance(tree_read["function"], Global)
+    assert tree_read["config"].state["_content"] == {"lr": 1}
+    assert isinstance(tree_read["colour"], StandIn)
+    assert tree_read["date"].args == (b"\x07\xe4\x01\x02",)
     expected = {"Named", "Listed", "exclude_bias_and_norm", "Config", "Colour"}
     assert {f"test_pickle.{name}" for name in expected} <= set(contents.stand_ins)
     assert {"functools.partial", "datetime.date"} <= set(contents.stand_ins)
@@ -328,7 +327,7 @@ def test_names_of_main_and_of_modules_that_are_not_installed(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
 def test_numpy(protocol: int, tmp_path: Path) -> None:
-    arrays = {code: np.arange(6).reshape(2, 3).astype(code) for code in NUMPY}
+    arrays = {code: np.arange(6).reshape(2, 3).astype(code) for code in BY_NUMPY}
     tree = {
         "scalars": {code: array[1, 2] for code, array in arrays.items()},
         "arrays": arrays,
@@ -340,19 +339,19 @@ def test_numpy(protocol: int, tmp_path: Path) -> None:
         "objects": np.array([{}, None], dtype=object),
     }
     for write in (pickles.write_zip, pickles.write_legacy):
-        found = read(write(tmp_path / "a.pt", pickles.dumps(tree, protocol)))
+        tree_read = read(write(tmp_path / "a.pt", pickles.dumps(tree, protocol)))
         for code, array in arrays.items():
-            number = found["scalars"][code]
+            number = tree_read["scalars"][code]
             assert type(number) in (int, float, complex, bool)
             assert number == array[1, 2]
-            assert_same(found["arrays"][code], torch.from_numpy(array))
-        assert_same(found["fortran"], torch.from_numpy(tree["fortran"]))
-        assert found["empty"].shape == (0, 3)
-        assert found["text"] == "vit"
-        assert found["big scalar"] == 1.5
+            assert_same(tree_read["arrays"][code], torch.from_numpy(array))
+        assert_same(tree_read["fortran"], torch.from_numpy(tree["fortran"]))
+        assert tree_read["empty"].shape == (0, 3)
+        assert tree_read["text"] == "vit"
+        assert tree_read["big scalar"] == 1.5
         for name, problem in (("big", "big-endian"), ("objects", "objects")):
             with pytest.raises(CheckpointError, match=problem):
-                found[name].materialise()
+                tree_read[name].materialise()
 
 
 def test_what_python_2_wrote(tmp_path: Path) -> None:
@@ -381,12 +380,12 @@ def test_tensors_that_are_no_plain_numbers(kind: str, tmp_path: Path) -> None:
         "meta": torch.empty(3, 3, device="meta"),
         "plain": torch.ones(3, 3),
     }
-    found = read(save(tmp_path / "a.pt", tree, kind))
+    tree_read = read(save(tmp_path / "a.pt", tree, kind))
     for name, problem in (("sparse", "sparse"), ("rows", "sparse"), ("meta", "without data")):
-        assert found[name].shape == (3, 3)
+        assert tree_read[name].shape == (3, 3)
         with pytest.raises(CheckpointError, match=problem):
-            found[name].materialise()
-    assert_same(found["plain"], tree["plain"])
+            tree_read[name].materialise()
+    assert_same(tree_read["plain"], tree["plain"])
 
 
 def test_storage_views_of_old_torch(tmp_path: Path) -> None:
@@ -512,8 +511,8 @@ def test_names_and_shapes_of_two_gigabytes_need_neither_torch_nor_the_bytes(
     ended = subprocess.run(
         [sys.executable, "-c", LISTING, path], capture_output=True, text=True, check=True
     )
-    took, memory, found, nbytes = map(float, ended.stdout.split())
-    assert (found, nbytes) == (count, 4 * count * size)
+    took, memory, n_tensors, nbytes = map(float, ended.stdout.split())
+    assert (n_tensors, nbytes) == (count, 4 * count * size)
     assert took < 1
     assert memory < 100_000  # kB
     theirs = torch.load(path, weights_only=True, mmap=True)  # a file as torch would have it
@@ -526,6 +525,6 @@ def test_copyreg_reconstructor_is_not_called(tmp_path: Path) -> None:
     assert copyreg._reconstructor is not None
     for protocol in (0, 1):
         content = pickles.dumps({"named": Named(a=1), "listed": Listed([1])}, protocol)
-        found = read_contents(pickles.write_zip(tmp_path / "a.pt", content))
-        assert found.tree == {"named": {"a": 1}, "listed": [1]}
-        assert found.stand_ins == ("test_pickle.Named", "test_pickle.Listed")
+        contents = read_contents(pickles.write_zip(tmp_path / "a.pt", content))
+        assert contents.tree == {"named": {"a": 1}, "listed": [1]}
+        assert contents.stand_ins == ("test_pickle.Named", "test_pickle.Listed")

@@ -34,7 +34,8 @@ class Source:
 
 
 def threads_left() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "lidar-prefetch"]
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("lidar-prefetch")]
 
 
 def wait_for(source: Source, made: int) -> None:
@@ -50,7 +51,7 @@ def test_all_items_in_order(count: int) -> None:
         assert list(items) == list(range(count))
     assert source.closed
     assert threads_left() == []
-    assert source.threads <= {"lidar-prefetch"}
+    assert source.threads <= {"lidar-prefetch_0"}
 
 
 def test_the_next_item_is_made_while_the_last_is_used() -> None:

@@ -23,7 +23,7 @@ from make import lidar_here
 import lidar_cli.runtime.sandbox as runtime_sandbox
 from lidar_cli import errors
 from lidar_cli.errors import CheckpointError, FeatureFileError, NoProcess
-from lidar_cli.runtime.sandbox import Limits, Sandbox, Walked
+from lidar_cli.runtime.sandbox import Limits, Sandbox, WalkResult
 
 HELPERS = Path(walkers.__file__).parent
 NAMES = [name for name in vars(walkers) if callable(getattr(walkers, name))]
@@ -48,7 +48,7 @@ def path(tmp_path: Path) -> Path:
     return made
 
 
-def walk(box: Sandbox, name: str, path: Path, arguments: Any = None) -> Walked:
+def walk(box: Sandbox, name: str, path: Path, arguments: Any = None) -> WalkResult:
     return box.run(f"walkers:{name}", path, arguments, error=CheckpointError, advice="save again")
 
 

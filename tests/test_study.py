@@ -47,7 +47,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study]:
 
     directory = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("study.study.side_by_side", in_turn)
+        patch.setattr("study.study.run_parallel", in_turn)
         return directory, run_study(directory, DemoSettings(), size=SMALL)
 
 

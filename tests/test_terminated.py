@@ -22,11 +22,11 @@ PATIENCE = 60.0  # seconds, for a machine under load
 SIDE_BY_SIDE = """
 import sys, time
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.runtime.workers import side_by_side
+from lidar_cli.runtime.processes import run_parallel
 
 if __name__ == "__main__":
     from test_terminated import sleep
-    side_by_side(sleep, [(sys.argv[1], number) for number in range(2)], "sleeping", Progress())
+    run_parallel(sleep, [(sys.argv[1], number) for number in range(2)], "sleeping", Progress())
 """
 
 

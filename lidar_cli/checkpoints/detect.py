@@ -29,7 +29,7 @@ from lidar_cli.checkpoints.reading.containers import (
     unused,
     with_average,
 )
-from lidar_cli.checkpoints.reading.hf_config import architecture
+from lidar_cli.checkpoints.reading.folder import architecture
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.checkpoints.shapes.spec import (
     KEYS,

@@ -14,7 +14,7 @@ from typing import Any
 
 from lidar_cli.checkpoints.description import Assignment
 from lidar_cli.checkpoints.models.weights import compare, shapes_of
-from lidar_cli.checkpoints.reading.hf_config import options_of
+from lidar_cli.checkpoints.reading.folder import options_of
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join
 from lidar_cli.checkpoints.shapes import beit, data2vec2, resnet, vit
 from lidar_cli.checkpoints.shapes import huggingface as hf

@@ -25,8 +25,8 @@ from lidar_cli.probing.linear import linear_probe
 from lidar_cli.ranking.correlation import Correlation, correlate
 from lidar_cli.ranking.session import Ranking, rank_directory
 from lidar_cli.runtime.device import find_device
+from lidar_cli.runtime.processes import run_parallel, save_checkpoint
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.runtime.workers import save, side_by_side
 from lidar_cli.settings import EMBEDDED, EMBEDDED_DEFAULTS, DemoSettings, RankSettings
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
@@ -113,14 +113,14 @@ def _train_all(
         for index, (path, hyperparameters) in enumerate(drawn.items())
         if not path.exists()
     ]
-    side_by_side(_train, tasks, "training checkpoints", progress, done=len(drawn) - len(tasks))
+    run_parallel(_train, tasks, "training checkpoints", progress, done=len(drawn) - len(tasks))
     return {str(path): hyperparameters for path, hyperparameters in drawn.items()}
 
 
 def _train(
     path: Path, images: NDArray[np.uint8], hyperparameters: Hyperparameters, seed: int
 ) -> None:
-    save(pretrain(images, hyperparameters, seed), path)
+    save_checkpoint(pretrain(images, hyperparameters, seed), path)
 
 
 def _refuse_other_runs(runs: Path, drawn: dict[Path, Hyperparameters]) -> None:

@@ -17,8 +17,7 @@ from lidar_cli.checkpoints.models.user_module import source
 from lidar_cli.checkpoints.shapes.spec import SET, Assumed
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
-from lidar_cli.features.schema import Layout
+from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
 from lidar_cli.settings import EmbedSettings, SampleSettings
 from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.pipeline import Views

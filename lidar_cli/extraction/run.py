@@ -30,7 +30,7 @@ from lidar_cli.extraction.plan import Plan, make_plan, with_assumed_in_use
 from lidar_cli.extraction.sharded import check_shared, embed_share, finished_batch_size
 from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_interrupted
-from lidar_cli.features.schema import amount, size_of
+from lidar_cli.features.schema import format_size
 from lidar_cli.features.writer import FeatureWriter, check_absent
 from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.distributed import RankInfo
@@ -169,7 +169,7 @@ def extract_checkpoint(
         if note:
             progress.note(f"{checkpoint}: {note}")
     if not settings.resume:
-        note_disk_use(f"{output}: will take", size_of(plan.layout), output.parent, progress)
+        note_disk_use(f"{output}: will take", plan.layout.nbytes, output.parent, progress)
     model = EmbeddingModel(plan, loaded, device)
     source = ViewSource(plan, samples, device, loaded.memory_format, settings.workers)
     if not shared:
@@ -303,7 +303,7 @@ def note_disk_use(what: str, size: int, folder: Path, progress: Progress) -> Non
     except OSError:  # writing there reports why
         return
     if size > min(free, NOTED_BYTES):
-        progress.note(f"{what} {amount(size)} on the disk, {amount(free)} are free")
+        progress.note(f"{what} {format_size(size)} on the disk, {format_size(free)} are free")
 
 
 def _writer(

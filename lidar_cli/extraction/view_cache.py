@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.configuration import parse_size
-from lidar_cli.runtime.device import SHARE, free_memory
+from lidar_cli.runtime.device import MEMORY_SHARE, free_memory
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class CacheLimits:
             return None
         on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
         return cls(
-            int(on_device * SHARE),
-            int(free_memory() * SHARE) if memory is None else memory,
-            int(shutil.disk_usage(folder).free * SHARE),
+            int(on_device * MEMORY_SHARE),
+            int(free_memory() * MEMORY_SHARE) if memory is None else memory,
+            int(shutil.disk_usage(folder).free * MEMORY_SHARE),
         )
 
 

@@ -18,7 +18,7 @@ from lidar_cli.errors import CheckpointError
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_cache import ViewCache
 from lidar_cli.runtime.cuda_streams import SideStream, record_event, wait_event
-from lidar_cli.runtime.device import cores, free_memory
+from lidar_cli.runtime.device import cpu_count, free_memory
 from lidar_cli.views.masks import Mask
 
 MOST_WORKERS = 16
@@ -88,7 +88,7 @@ class ViewSource:
         total = self.plan.layout.n_clean
         self._check_memory(size)
         stream = SideStream(self.device)
-        pool = ThreadPoolExecutor(self.workers or min(MOST_WORKERS, cores()))
+        pool = ThreadPoolExecutor(self.workers or min(MOST_WORKERS, cpu_count()))
         try:
             decoding: list[dict[int, Future[Tensor]]] = []
             coming = iter(starts)

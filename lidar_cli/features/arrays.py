@@ -1,8 +1,8 @@
-"""Embeddings in other people's array files: `.npy`, `.npz`, and tensors that lie in a file.
+"""Embeddings in array files of other programs: `.npy`, `.npz`, and contiguous tensors.
 
 An array is (n, q, d); or (n*q, d) with q given, the views of a sample contiguous; or (N, d), rows
 without views. Arrays are read by offset, a chunk at a time; those of `.npz` are unpacked whole.
-What a header says is read in the limited child process, and checked here.
+Headers are read in the limited child process, and checked here.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,25 +24,23 @@ from torch import Tensor
 
 from lidar_cli.errors import BadRows, InputError, first_line, nearest, printable
 from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.features.schema import HARMLESS, MAX_RATIO
 from lidar_cli.runtime.files import open_regular
-from lidar_cli.runtime.sandbox import run_limited
+from lidar_cli.runtime.sandbox import run_limited, validation
 
-# Bytes that an archive may unpack to, however small it is, and a byte of it, in any case.
-HARMLESS, MOST_RATIO = 2**26, 200
-LONG = 2**36  # bytes, of which the user is warned before minutes are spent on them
-PIECE = 2**20  # bytes that are unpacked at a time
-MOST_EXTENTS = 10_000  # runs of data that are looked at in search of holes
-MOST_DIMENSIONS, MOST_NUMBER = 64, 2**62
-FLOATS = {f"{order}f{size}" for order in "<>" for size in (2, 4, 8)}  # numpy's names
+LONG = 2**36  # bytes that take minutes to read, of which the user is warned
+PIECE = 2**20  # bytes unpacked at a time
+MAX_EXTENTS = 10_000  # of a sparse file that are examined
+MAX_DIMENSIONS, MAX_NUMBER = 64, 2**62
 SAVE_AGAIN = "copy or save it again"
-NPY, NPZ = (f"lidar_cli.features.array_headers:{name}" for name in ("npy", "npz"))
+NPY, NPZ = (f"lidar_cli.features.numpy_headers:{name}" for name in ("npy", "npz"))
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a `.npy` header says. dtype: None unless floating-point of at most 8 bytes.
+    """The header of a `.npy` file. dtype: None unless floating-point of at most 8 bytes.
 
-    offset: of the numbers from where the header begins.
+    offset: from the start of the header to the numbers.
     """
 
     shape: tuple[int, ...]
@@ -53,36 +51,44 @@ class Header:
 
     @property
     def nbytes(self) -> int:
-        """Of the numbers."""
+        """Bytes of the numbers."""
         return math.prod(self.shape) * (self.dtype.itemsize if self.dtype else 0)
 
 
 def read_npy(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
     """The embeddings in a `.npy` file.
 
-    dataset: name of the array, which is that of the file. views_per_sample: q, for (n*q, d).
+    dataset: name of the array, the stem of the file. views_per_sample: q, for (n*q, d).
     Raises InputError if the array's shape or type is wrong.
     """
-    walked = run_limited(NPY, path, str(path), error=InputError, advice=SAVE_AGAIN)
-    with _validated(path):
-        header = _header(walked.value)
-    _check_order(path, header)
+    record = run_limited(NPY, path, str(path), error=InputError, advice=SAVE_AGAIN).value
+    with validation(path, InputError, SAVE_AGAIN):
+        header = _header(record)
+    if header.fortran and len(header.shape) > 1:
+        raise InputError(
+            f"{path}: stored column by column (Fortran order), so that samples are not contiguous; "
+            "save np.ascontiguousarray(array) instead"
+        )
     if header.dtype is None:
         raise InputError(
             f"{path}: numbers are {header.type_name}; expected float16, float32 or float64"
         )
-    _check_size(path, header.offset + header.nbytes)
+    size, expected = path.stat().st_size, header.offset + header.nbytes
+    if size < expected:
+        raise InputError(
+            f"{path}: truncated, {size:,} of {expected:,} bytes; copy or write the file again"
+        )
     stored = stored_at(path, header.offset, header.shape, header.dtype)
     return select(path, {path.stem: stored}, dataset, views_per_sample)
 
 
 def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings | None:
-    """The embeddings in a `.npz` file, or None if a zip file is none. Raises as `read_npy`."""
+    """The embeddings in a `.npz` file; None if a zip file holds no arrays. Raises as `read_npy`."""
     members = run_limited(NPZ, path, str(path), error=InputError, advice=SAVE_AGAIN).value
     if not members:
         return None
     size = path.stat().st_size
-    with _validated(path):
+    with validation(path, InputError, SAVE_AGAIN):
         arrays = {name: _Packed(path, name, member) for name, member in members.items()}
     stored = {
         name: Stored(array.header.shape, array.header.dtype.itemsize, array.read)
@@ -104,15 +110,15 @@ def select(
     dataset: str | None,
     views_per_sample: int | None,
 ) -> Embeddings:
-    """The array that is asked for, or the only one that fits. Raises as `choose`, `arrange`."""
+    """The embeddings in `dataset` or the only suitable array. Raises as `choose`, `arrange`."""
     name = choose(path, {key: stored.shape for key, stored in arrays.items()}, dataset)
     return arrange(path, name, arrays[name], views_per_sample)
 
 
 def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | None) -> str:
-    """The array that is asked for, or the only one of two or three axes.
+    """`dataset`, or the name of the only array of two or three axes.
 
-    Raises InputError if there is no such array, or more than one and none was asked for.
+    Raises InputError if there is no such array, or several without `dataset`.
     """
     if dataset is not None:
         if dataset not in shapes:
@@ -121,12 +127,13 @@ def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | Non
     fitting = [name for name, shape in shapes.items() if len(shape) in (2, 3)]
     if len(fitting) == 1:
         return fitting[0]
-    found = ", ".join(f"{name} {_times(shape)}" for name, shape in list(shapes.items())[:8])
+    names = ", ".join(f"{name} {_times(shape)}" for name, shape in list(shapes.items())[:8])
     if not fitting:
         raise InputError(
-            f"{path}: found {found or 'no array'}; expected one of (n, q, d) or (N, d)"
+            f"{path}: found {names or 'no array'}; expected one of (n, q, d) or (N, d)",
+            code="no-array",
         )
-    raise InputError(f"{path}: found several arrays, {found}; choose one with --dataset")
+    raise InputError(f"{path}: found several arrays, {names}; choose one with --dataset")
 
 
 def arrange(
@@ -166,37 +173,47 @@ def stored_at(
     dtype: np.dtype,
     as_type: torch.dtype | None = None,
 ) -> Stored:
-    """An array whose numbers lie in a row from an offset on, which the caller has checked.
+    """A contiguous array from an offset on, which the caller has checked.
 
-    as_type: of torch, of the same size, where numpy has none.
+    as_type: a torch type of the same size that numpy lacks.
     """
-    row_bytes = math.prod(shape[1:]) * dtype.itemsize
 
     def read(start: int, stop: int) -> Tensor:
-        data = read_at(path, offset + start * row_bytes, (stop - start) * row_bytes)
-        native = data.view(dtype).astype(dtype.newbyteorder("="), copy=False)
-        numbers = torch.from_numpy(native).view(stop - start, *shape[1:])
-        return numbers if as_type is None else numbers.view(as_type)
+        rows = torch.from_numpy(read_rows(path, offset, shape, dtype, start, stop))
+        return rows if as_type is None else rows.view(as_type)
 
     return Stored(shape, dtype.itemsize, read)
 
 
-def read_at(path: Path, at: int, count: int) -> np.ndarray:
-    """So many bytes of a file. Raises BadRows if it cannot be read, or has become shorter."""
+def read_rows(
+    path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype, start: int, stop: int
+) -> np.ndarray:
+    """Rows start .. stop - 1 of a contiguous array, in native byte order. Raises as `read_at`."""
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
+    data = read_at(path, offset + start * row_bytes, (stop - start) * row_bytes)
+    native = data.view(dtype).astype(dtype.newbyteorder("="), copy=False)
+    return native.reshape(stop - start, *shape[1:])
+
+
+def read_at(path: Path, offset: int, count: int) -> np.ndarray:
+    """`count` bytes of a file. Raises BadRows if it cannot be read, or has become shorter."""
     data = np.empty(count, np.uint8)
     try:
         with open_regular(path) as file:
-            file.seek(at)
-            found = file.readinto(data.data)
+            file.seek(offset)
+            n_read = file.readinto(data.data)
     except OSError as error:
         raise BadRows(f"{path}: cannot be read: {error.strerror}") from error
-    if found < count:  # it was long enough when it was opened
-        raise BadRows(f"{path}: was truncated while it was read; copy or write the file again")
+    if n_read < count:  # the size was checked when it was opened
+        raise BadRows(
+            f"{path}: was truncated while it was read; copy or write the file again",
+            code="truncated",
+        )
     return data
 
 
 def with_size_note(embeddings: Embeddings) -> Embeddings:
-    """The embeddings, with a note on their size if reading them takes minutes or longer."""
+    """The embeddings, with a note on their size if reading them takes minutes."""
     parts = (embeddings.views, embeddings.clean)
     size = sum(math.prod(part.shape) * part.item_size for part in parts if part is not None)
     if size < LONG or embeddings.note is not None:
@@ -205,40 +222,41 @@ def with_size_note(embeddings: Embeddings) -> Embeddings:
 
 
 def check_stored(path: Path) -> None:
-    """Raise BadRows for a file that is almost all holes: zeros that nobody wrote.
+    """Raise BadRows for a sparse file that is almost all holes, which read as zeros.
 
-    A terabyte of them fits on any disk, and takes hours to read.
+    A terabyte of holes takes no disk space, and hours to read.
     """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size <= HARMLESS or not hasattr(os, "SEEK_DATA"):
                 return
-            stored, looked_at = _data_within(file.fileno(), size)
-    except OSError:  # a file system that does not tell; and what cannot be opened is told later
+            stored, examined = _stored_bytes(file.fileno(), size)
+    except OSError:  # a file system without SEEK_DATA; other errors are raised when rows are read
         return
-    if stored * MOST_RATIO < looked_at:
+    if stored * MAX_RATIO < examined:
         raise BadRows(
             f"{path}: says to have {size:,} bytes, of which {stored:,} were ever written; "
-            "expected embeddings; copy or write the file again"
+            "expected embeddings; copy or write the file again",
+            code="sparse",
         )
 
 
-def _data_within(descriptor: int, size: int) -> tuple[int, int]:
-    """Bytes outside holes, and how many bytes from the start were looked at."""
-    stored = at = 0
-    for _ in range(MOST_EXTENTS):
+def _stored_bytes(descriptor: int, size: int) -> tuple[int, int]:
+    """Bytes outside holes, and the number of bytes from the start that were examined."""
+    stored = position = 0
+    for _ in range(MAX_EXTENTS):
         try:
-            begin = os.lseek(descriptor, at, os.SEEK_DATA)
+            begin = os.lseek(descriptor, position, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
             return stored, size  # no data up to the end
-        at = os.lseek(descriptor, begin, os.SEEK_HOLE)
-        stored += at - begin
-        if at >= size:
+        position = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        stored += position - begin
+        if position >= size:
             break
-    return stored, at
+    return stored, position
 
 
 class _Packed:
@@ -247,17 +265,17 @@ class _Packed:
     def __init__(self, path: Path, name: str, record: dict[str, Any]) -> None:
         self._path, self._name = path, name
         self.header = _header(record)
-        self._start, self._packed, self.size, self._crc = _numbers(
+        self._start, self._packed, self.size, self._crc = sizes(
             [record[key] for key in ("start", "packed", "size", "crc")]
         )
         self._deflated = bool(record["deflated"])
 
     def check(self, file_size: int) -> None:
-        """Raise InputError if it unpacks to more than embeddings would, or not to the array."""
+        """Raise InputError if it unpacks to more than embeddings do, or to another size."""
         declared = self.header.offset + self.header.nbytes
         if self._start + self._packed > file_size:
-            raise self._damaged("it lies outside the file")
-        if self.size > max(HARMLESS, MOST_RATIO * self._packed):
+            raise self._damaged("it is outside the file")
+        if self.size > max(HARMLESS, MAX_RATIO * self._packed):
             raise self._damaged(f"it unpacks to {self.size:,} bytes, which no embeddings do")
         if self.size != declared:
             raise self._damaged(f"it has {self.size:,} bytes, its array {declared:,}")
@@ -275,7 +293,7 @@ class _Packed:
         try:
             for piece in self._pieces():
                 if filled + len(piece) > self.size:
-                    raise self._damaged("it unpacks to more than it says")
+                    raise self._damaged("it unpacks to more bytes than it declares")
                 content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
                 filled, crc = filled + len(piece), zlib.crc32(piece, crc)
         except (OSError, zlib.error) as error:
@@ -307,50 +325,25 @@ class _Packed:
         )
 
 
-def _check_order(path: Path, header: Header) -> None:
-    if header.fortran and len(header.shape) > 1:
-        raise InputError(
-            f"{path}: stored column by column (Fortran order), so that samples are not contiguous; "
-            "save np.ascontiguousarray(array) instead"
-        )
-
-
-def _check_size(path: Path, expected: int) -> None:
-    size = path.stat().st_size
-    if size < expected:
-        raise InputError(
-            f"{path}: truncated, {size:,} of {expected:,} bytes; copy or write the file again"
-        )
-
-
-@contextmanager
-def _validated(path: Path) -> Iterator[None]:
-    """Raises InputError if what the child returned makes no sense."""
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: the header makes no sense; {SAVE_AGAIN}") from error
-
-
 def _header(record: dict[str, Any]) -> Header:
-    """The header that the child returned. Raises ValueError and its kind."""
+    """The header in a record of the child. Raises an error of `validation`."""
     kind = record["dtype"]
-    if kind is not None and kind not in FLOATS:
+    if kind is not None and not re.fullmatch("[<>]f[248]", kind):
         raise ValueError(kind)
     return Header(
-        _numbers(record["shape"]),
+        sizes(record["shape"]),
         None if kind is None else np.dtype(kind),
         printable(str(record["type"])),
         bool(record["fortran"]),
-        *_numbers([record["offset"]]),
+        *sizes([record["offset"]]),
     )
 
 
-def _numbers(values: Any) -> tuple[int, ...]:
-    """Sizes. Raises ValueError if one is negative or impossible, or they are too many."""
-    if len(values) > MOST_DIMENSIONS:
+def sizes(values: Any) -> tuple[int, ...]:
+    """Sizes from a file. Raises ValueError if one is impossible, or they are too many."""
+    if len(values) > MAX_DIMENSIONS:
         raise ValueError("dimensions")
-    if not all(type(value) is int and 0 <= value < MOST_NUMBER for value in values):
+    if not all(type(value) is int and 0 <= value < MAX_NUMBER for value in values):
         raise ValueError("size")
     return tuple(values)
 

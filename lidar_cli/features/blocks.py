@@ -1,7 +1,8 @@
-"""Stored embeddings of one layer, read as chunks of whole samples, whatever the file format."""
+"""Embeddings of one layer, read in chunks of whole samples, independent of the file format."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -12,22 +13,22 @@ ReadRows = Callable[[int, int], Tensor]
 
 
 class Stored(NamedTuple):
-    """An array on disk whose first axis is samples: its shape, item size, and how to read it."""
+    """An array on disk whose first axis is samples."""
 
     shape: tuple[int, ...]
-    item_size: int  # bytes a number
+    item_size: int  # bytes per number
     read: ReadRows  # (start, stop) -> samples start .. stop - 1
 
 
 class Names(NamedTuple):
-    """Of samples: ids [N], and class numbers [N], -1 unknown, if the data has labels."""
+    """Ids [N] of samples, and class numbers [N], -1 unknown, if the data has labels."""
 
     ids: Sequence[str]
     labels: Sequence[int] | None
 
 
 class Chunk(NamedTuple):
-    """Whole samples start .. stop - 1: their views [c, q, d] and clean embeddings [c, d]."""
+    """Samples start .. stop - 1: their views [c, q, d] and clean embeddings [c, d]."""
 
     start: int
     stop: int
@@ -45,12 +46,12 @@ class Embeddings:
     clean: Stored | None
     clean_name: str = "clean"  # "rows" for a two-dimensional array of unknown origin
     provenance: dict[str, Any] = field(default_factory=dict)
-    note: str | None = None  # what the reader should tell the user
-    verify: Callable[[Chunk], None] | None = None  # raises if a chunk is not what was written
-    in_memory: int = 0  # bytes that are held as long as any of it is read
+    note: str | None = None  # remark to show to the user
+    verify: Callable[[Chunk], None] | None = None  # raises if a chunk fails its checksums
+    in_memory: int = 0  # bytes that stay in memory while it is read
     once: str | None = None  # why chunks cannot be read again; samples of `contrast_samples` can
-    content: str | None = None  # a digest of every number, where the file vouches for them
-    names: Callable[[], Names] | None = None  # None where samples have numbers alone
+    content: str | None = None  # a digest of all numbers, if the file has checksums
+    names: Callable[[], Names] | None = None  # None if samples have only numbers
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -63,14 +64,11 @@ class Embeddings:
 
     @property
     def span(self) -> range:
-        """All samples, those with views and those with a clean embedding alone."""
+        """All samples, including those with only a clean embedding."""
         return range(max(part.shape[0] for part in (self.views, self.clean) if part is not None))
 
     def first(self, n: int, q: int, n_rows: int) -> Embeddings:
-        """The same layer as if it had only its first n samples, q views of each, and n_rows rows.
-
-        Whether its chunks are what was written is not asked again.
-        """
+        """The first n samples with q views each, and n_rows rows, without checksums."""
         views, clean = self.views, self.clean
         return replace(
             self,
@@ -83,8 +81,8 @@ class Embeddings:
     def chunks(self, memory: int, span: range | None = None) -> Iterator[Chunk]:
         """Chunks of whole samples in order, each of about `memory` bytes on disk.
 
-        span: of the samples to read, all if None.
-        Samples that have only a clean embedding come last, in chunks of their own.
+        span: the samples to read, all if None.
+        Samples with only a clean embedding come last, in separate chunks.
         """
         with_views = self.views.shape[0] if self.views is not None else 0
         span = self.span if span is None else span
@@ -93,7 +91,7 @@ class Embeddings:
             has_views = start < with_views
             parts = [part for part in (self.views if has_views else None, self.clean) if part]
             stop = min(
-                start + max(1, memory // max(1, sum(_bytes_a_sample(part) for part in parts))),
+                start + max(1, memory // max(1, sum(_sample_bytes(part) for part in parts))),
                 min(with_views, total) if has_views else total,
             )
             chunk = Chunk(
@@ -105,7 +103,7 @@ class Embeddings:
             if self.verify is not None:
                 self.verify(chunk)
             yield chunk
-            del chunk  # before the next is read: one chunk in memory, not two
+            del chunk  # free its memory before the next is read
             start = stop
 
 
@@ -113,8 +111,5 @@ def _views(stored: Stored, q: int) -> ReadRows:
     return lambda start, stop: stored.read(start, stop)[:, :q]
 
 
-def _bytes_a_sample(part: Stored) -> int:
-    size = part.item_size
-    for length in part.shape[1:]:
-        size *= length
-    return size
+def _sample_bytes(part: Stored) -> int:
+    return part.item_size * math.prod(part.shape[1:])

@@ -1,4 +1,4 @@
-"""Feature files, and arrays of other HDF5 files, as embeddings that are read in chunks."""
+"""Reads feature files, and arrays of other HDF5 files, as embeddings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ import numpy as np
 from lidar_cli.errors import FeatureFileError, Unresumable
 from lidar_cli.features.arrays import arrange, choose
 from lidar_cli.features.blocks import Chunk, Embeddings, Names, Stored
-from lidar_cli.features.provenance import SHARD_FORMAT, joined_name
-from lidar_cli.features.schema import (
-    NOTHING,
+from lidar_cli.features.hdf5 import (
+    Structure,
     check_complete,
+    is_ours,
+    open_hdf5,
+    provenance_of,
+    read_array,
+    read_shapes,
+)
+from lidar_cli.features.schema import (
+    NO_VIEWS,
+    SHARD_FORMAT,
     check_unlocked,
     checksums_of,
-    is_ours,
-    opened,
+    joined_name,
     partial_path,
-    provenance_of,
 )
-from lidar_cli.features.shards import check_shards
-from lidar_cli.features.structure import Structure, read_array, read_shapes
 from lidar_cli.runtime.files import NotAFile, check_regular
 
 
@@ -35,15 +39,15 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
     Raises FeatureFileError if it is not a feature file, or not complete.
     """
-    with opened(path) as file:
-        found = provenance_of(file)
+    with open_hdf5(path) as file:
+        provenance = provenance_of(file)
         check_shards(file)
         check_complete(file)
-        return found
+        return provenance
 
 
 def read_interrupted(path: Path) -> dict[str, Any]:
-    """The provenance of the partial file that an interrupted run left for `path`, or {} if none.
+    """The provenance of the partial file of an interrupted run for `path`, {} if there is none.
 
     Raises Unresumable if it is not a feature file, InUse if another process is writing it.
     """
@@ -58,22 +62,22 @@ def read_interrupted(path: Path) -> dict[str, Any]:
         ) from error
     check_unlocked(partial)
     try:
-        with opened(partial) as file:
+        with open_hdf5(partial) as file:
             return provenance_of(file)
     except FeatureFileError as error:
         raise Unresumable(f"{error}; start anew with --overwrite") from error
 
 
 def read_labels(path: Path) -> np.ndarray | None:
-    """Class numbers [N] of the samples, -1 unknown, or None where the data has none."""
-    with opened(path) as file:
+    """Class numbers [N] of the samples, -1 unknown, or None if the data has no labels."""
+    with open_hdf5(path) as file:
         provenance_of(file)
         return file.whole("samples/label") if "samples/label" in file.arrays else None
 
 
 def read_names(path: Path) -> Names:
     """Ids and labels of all samples of a feature file. Raises FeatureFileError."""
-    with opened(path) as file:
+    with open_hdf5(path) as file:
         provenance_of(file)
         texts = file.texts("samples/id")
     labels = read_labels(path)
@@ -86,13 +90,13 @@ def read_hdf5(
     dataset: str | None = None,
     views_per_sample: int | None = None,
 ) -> list[Embeddings]:
-    """The layers of a feature file, or one array of any other HDF5 file.
+    """The layers of a feature file, or one array of another HDF5 file.
 
-    layers: comma-separated names, or "auto" for all of a feature file.
+    layers: comma-separated names, or "auto" for all layers.
     Raises FeatureFileError if a feature file is incomplete or lacks a layer, InputError if another
     HDF5 file has no array of the right shape.
     """
-    with opened(path) as file:
+    with open_hdf5(path) as file:
         if dataset is None and is_ours(file, SHARD_FORMAT):
             raise FeatureFileError(
                 f"{path}: a shard of a feature file; give the joined file, {joined_name(path)}"
@@ -102,32 +106,31 @@ def read_hdf5(
         provenance = provenance_of(file)
         check_shards(file)
         check_complete(file)
-        known = file.layers
-        if not known:
+        if not file.layers:
             raise ValueError(file.unlisted or "it holds no layer")
-        wanted = known if layers == "auto" else [name.strip() for name in layers.split(",")]
-        for name in wanted:
-            if name not in known:
+        names = file.layers if layers == "auto" else [name.strip() for name in layers.split(",")]
+        for name in names:
+            if name not in file.layers:
                 raise FeatureFileError(
-                    f"{path}: no layer {name!r}; the file holds {', '.join(known)}"
+                    f"{path}: no layer {name!r}; the file holds {', '.join(file.layers)}"
                 )
-        return [_layer(file, path, name, provenance) for name in wanted]
+        return [_layer(file, path, name, provenance) for name in names]
 
 
 def read_first(path: Path, layer: str, n: int) -> Embeddings:
-    """The first n samples of a layer of a feature file, which may be an interrupted one.
+    """The first n samples of a layer of a complete or partial feature file.
 
-    Raises FeatureFileError if one of them is missing, or the layer is.
+    Raises FeatureFileError if one of them, or the layer, is missing.
     """
     path = path if path.exists() else partial_path(path)
-    with opened(path) as file:
+    with open_hdf5(path) as file:
         provenance = provenance_of(file)
         done = file.whole("samples/done")[:n]
         missing = int((done == 0).sum())
         if missing:
             raise FeatureFileError(f"{path}: incomplete, {missing} of the first {n} samples lack")
-        found = _layer(file, path, layer, provenance)
-    return replace(found, views=_shorter(found.views, n), clean=_shorter(found.clean, n))
+        whole = _layer(file, path, layer, provenance)
+    return replace(whole, views=_shorter(whole.views, n), clean=_shorter(whole.clean, n))
 
 
 def _shorter(stored: Stored | None, n: int) -> Stored | None:
@@ -149,13 +152,14 @@ def _layer(file: Structure, path: Path, name: str, provenance: dict[str, Any]) -
 
     def verify(chunk: Chunk) -> None:
         assert chunk.clean is not None
-        views = NOTHING if chunk.views is None else chunk.views.numpy()
-        found = checksums_of(views, chunk.clean.numpy())
-        bad = np.flatnonzero(found != checksums[chunk.start : chunk.start + len(found)])
+        views = NO_VIEWS if chunk.views is None else chunk.views.numpy()
+        computed = checksums_of(views, chunk.clean.numpy())
+        bad = np.flatnonzero(computed != checksums[chunk.start : chunk.start + len(computed)])
         if len(bad):
             raise FeatureFileError(
                 f"{path}: layer {name}: the embedding of sample {chunk.start + bad[0]} does not "
-                f"match its checksum ({len(bad)} such here); the file is damaged, extract it again"
+                f"match its checksum ({len(bad)} such here); the file is damaged, extract it again",
+                code="checksum",
             )
 
     return Embeddings(
@@ -170,11 +174,25 @@ def _layer(file: Structure, path: Path, name: str, provenance: dict[str, Any]) -
     )
 
 
+def check_shards(structure: Structure) -> None:
+    """Raise FeatureFileError if a shard is missing; HDF5 would read zeros in its place."""
+    path = structure.path
+    for array in structure.arrays.values():
+        for shard in array.sources:
+            if joined_name(Path(shard)) is None or Path(shard).name != shard:
+                continue  # not a shard of ours: checked when it is read
+            if not path.with_name(shard).is_file():
+                raise FeatureFileError(
+                    f"{path}: its shard {shard} is not beside it; move the shards with the "
+                    "file, or extract it again"
+                )
+
+
 def _foreign(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
     name, file = dataset, None if dataset is None else read_array(path, dataset)
     if name is None or file is None:
         name = choose(path, read_shapes(path), dataset)
         file = read_array(path, name)
     if file is None:
-        raise FeatureFileError(f"{path}: changed while it was read; run it again")
+        raise FeatureFileError(f"{path}: changed while it was read; run it again", code="changed")
     return arrange(path, name.strip("/"), file.stored(name), views_per_sample)

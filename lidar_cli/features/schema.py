@@ -1,46 +1,68 @@
-"""What writing and reading share: layout, number formats, provenance, checksums, damage."""
+"""The HDF5 feature file: names, layout, provenance and checksums, shared by writer and reader.
+
+    /embeddings/<layer>/views   (n, q, d)   augmented; absent where q = 0
+    /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`
+    /embeddings/<layer>/crc32   (N,)        of a sample's views, then its clean embedding
+    /samples/id, /samples/label, /samples/done
+    /samples/bad                (b, 2)      name and fault of images left out; absent without any
+
+Datasets are contiguous and allocated at creation, in HDF5's default format, so that plain
+`h5py.File(path)` opens the file of a killed writer. Its name is NAME.partial.begun until a sample
+is done, NAME.partial until all are: a file under its final name is complete. Several processes
+write a shard each, joined by a file of virtual datasets (`shards`).
+
+Only writers open a file with HDF5 in this process. For readers the limited child process describes
+it (`hdf5_walk`, whose answer `hdf5` checks), and numbers are read from their offsets.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
-from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, first_line
-from lidar_cli.features.arrays import check_stored
-from lidar_cli.features.provenance import FORMAT, SHARD_FORMAT, VERSION, parsed
-from lidar_cli.features.structure import Structure, is_hdf5, read_structure
-from lidar_cli.runtime.files import NotAFile, irregular
+from lidar_cli.errors import FeatureFileError, InUse
+from lidar_cli.runtime.files import irregular, parse_json
 
-TYPES = {"float32": np.float32, "float16": np.float16}
-DAMAGE = (
-    KeyError,
-    ValueError,
-    AttributeError,
-    TypeError,
-    OSError,
-    RuntimeError,
-    MemoryError,
-)  # of what reads a broken file
+FORMAT = "lidar-features"
+SHARD_FORMAT = "lidar-features-shard"
+VERSION = 1
+# Increases with every change of code that alters a row, a view or a label of unchanged input.
+#   1  all earlier versions, which record no revision
+#   2  --assume and its settings; views, pixel statistics and default branches of each method;
+#      classes of an image folder by relative path; iBOT, MSN, solo-learn's MAE as themselves
+EMBEDDING_REVISION = 2
+SHARD = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5", re.DOTALL)
 PARTIAL = ".partial"
-NOTHING = np.empty((0, 0, 0), np.float32)
+HARMLESS = 2**26  # bytes that any array or archive may unpack to
+MAX_RATIO = 200  # of unpacked to stored bytes beyond that; embeddings compress less
+NO_VIEWS = np.empty((0, 0, 0), np.float32)
+
+NO_RECORD = "provenance is not the record of an extraction"
+MAX_PROVENANCE = 2**20  # characters; our records have a few thousand
+MAX_DEPTH = 32  # of nested lists and tables
+FIELD_TYPES = {  # of the fields that are read elsewhere; each may be absent, or null
+    **dict.fromkeys(("checkpoint", "sha256", "data", "samples_sha256", "branch", "storage"), str),
+    **dict.fromkeys(("seed", "n_samples", "n_views", "n_clean", "image_size", "batch_size"), int),
+    "embedding_revision": int,
+    **dict.fromkeys(("layers", "assumptions"), list),
+    **dict.fromkeys(("views", "versions", "assumed"), dict),
+}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a feature file will hold, known before the first embedding is."""
+    """Shapes and number type of a feature file, known before the first embedding."""
 
     widths: Mapping[str, int]  # layer -> d
     n_samples: int  # n, with views
@@ -49,9 +71,26 @@ class Layout:
     storage: str = "float32"
 
     def within(self, span: range) -> Layout:
-        """The layout of a contiguous run of the samples alone."""
+        """The layout of a contiguous range of the samples."""
         with_views = max(0, min(span.stop, self.n_samples) - span.start)
         return replace(self, n_samples=with_views, n_clean=len(span))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all embeddings."""
+        rows = self.n_samples * self.n_views + self.n_clean
+        return sum(self.widths.values()) * rows * np.dtype(self.storage).itemsize
+
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and number type of the rows and checksums, by name."""
+        n, q, clean = self.n_samples, self.n_views, self.n_clean
+        arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        for layer, d in self.widths.items():
+            if q:
+                arrays[f"embeddings/{layer}/views"] = (n, q, d), np.dtype(self.storage)
+            arrays[f"embeddings/{layer}/clean"] = (clean, d), np.dtype(self.storage)
+            arrays[f"embeddings/{layer}/crc32"] = (clean,), np.dtype(np.uint32)
+        return arrays
 
 
 @dataclass(frozen=True)
@@ -63,100 +102,80 @@ class Share:
     span: range
 
     def describe(self) -> str:
-        """As a shard's attribute `share` holds it."""
+        """The value of a shard's attribute `share`."""
         return f"{self.rank} of {self.ranks}: samples {self.span.start} to {self.span.stop}"
 
 
 def partial_path(path: Path) -> Path:
-    """Where a feature file stands until it is complete."""
+    """The name of a feature file until it is complete."""
     return path.with_name(path.name + PARTIAL)
 
 
-def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
-    """Embeddings [c, ...] of samples first, first + 1, ... as a file of that storage holds them.
-
-    Raises DegenerateFeatures if one is not finite, or overflows float16.
-    """
-    values = rows.detach().float()
-    finite = values.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        at = first + int((~finite).nonzero()[0])
-        raise DegenerateFeatures(
-            f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
-            "check the checkpoint, or try --precision float32"
-        )
-    most = torch.finfo(torch.float16).max
-    if storage == "float16" and len(values) and values.abs().max() > most:
-        raise DegenerateFeatures(
-            f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
-            "(at most 65504); use --storage float32"
-        )
-    return values.to(getattr(torch, storage))
+def joined_name(path: Path) -> str | None:
+    """The name of the joined file that a shard belongs to; None if the path is not a shard's."""
+    match = SHARD.fullmatch(path.name)
+    return match["joined"] if match else None
 
 
-@contextmanager
-def opened(path: Path, read: Callable[[Path], Structure] = read_structure) -> Iterator[Structure]:
-    """What the file holds; what is missing or malformed inside it becomes a FeatureFileError."""
-    try:
-        if not is_hdf5(path):
-            raise FeatureFileError(f"{path}: not an HDF5 file; expected a feature file")
-    except NotAFile as error:
-        raise FeatureFileError(f"{path}: {error.strerror}; expected a feature file") from error
-    except OSError:
-        pass  # `read` says why
-    if path.suffix != PARTIAL:  # whose blocks are reserved, and of which little is read
-        check_stored(path)
-    structure = read(path)
-    try:
-        yield structure
-    except DAMAGE as error:
-        raise FeatureFileError(f"{path}: damaged: {first_line(error)}; extract it again") from error
+def parse_provenance(text: object) -> dict[str, Any]:
+    """The record in the attribute `provenance`. Raises ValueError if it is not a record of ours."""
+    if not isinstance(text, str) or len(text) > MAX_PROVENANCE:
+        raise ValueError("provenance is no text, or longer than a record")
+    record = parse_json(text, constant=_refuse_constant)
+    if not isinstance(record, dict) or not _is_shallow(record):
+        raise ValueError(NO_RECORD)
+    for name, kind in FIELD_TYPES.items():
+        value = record.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ValueError(f"{NO_RECORD}: {name} is a {type(value).__name__}")
+    if not all(isinstance(one, dict) for one in (record.get("assumed") or {}).values()):
+        raise ValueError(f"{NO_RECORD}: assumed without values")
+    layers, views = record.get("layers") or [], record.get("views") or {"name": ""}
+    if not all(isinstance(layer, str) for layer in layers) or not isinstance(
+        views.get("name"), str
+    ):
+        raise ValueError(f"{NO_RECORD}: layers or views without names")
+    return record
 
 
-def provenance_of(structure: Structure, form: str = FORMAT) -> dict[str, Any]:
-    """The provenance in a file. Raises FeatureFileError if it is none of ours."""
-    path = structure.path
-    if not is_ours(structure, form):
-        raise FeatureFileError(
-            f"{path}: an HDF5 file, but not a feature file (no format attribute)"
-        )
-    version = structure.attributes["version"]
-    if type(version) is not int or version != VERSION:
-        raise FeatureFileError(
-            f"{path}: feature file version {version}, this lidar reads {VERSION}; extract it again"
-        )
-    return parsed(structure.attributes["provenance"])
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"provenance has {name} for a number")
 
 
-def is_ours(structure: Structure, form: str = FORMAT) -> bool:
-    """Whether a file calls itself a feature file, or what else `form` says."""
-    return structure.attributes["format"] == form
+def _is_shallow(record: dict[str, Any]) -> bool:
+    level: list[Any] = [record]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return True
+    return False
 
 
-def check_complete(structure: Structure) -> None:
-    """Raise FeatureFileError if samples are missing."""
-    done = structure.whole("samples/done")
-    if not done.all():
-        raise FeatureFileError(
-            f"{structure.path}: incomplete, {int(done.sum())} of {len(done)} samples; "
-            "finish it with lidar extract --resume"
-        )
+def revision_of(provenance: Mapping[str, Any]) -> int:
+    """The embedding revision of the code that wrote a file; 1 if none is recorded."""
+    revision: int = provenance.get("embedding_revision") or 1
+    return revision
 
 
-def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Fields in which the provenance of a file differs from another, for the same embeddings."""
-    # A round trip through JSON, as the file's had, where tuples become lists.
-    stored: dict[str, Any] = json.loads(json.dumps(wanted))
+def differing(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Fields that differ between a file's provenance and another for the same embeddings."""
+    # A round trip through JSON, as the file's record had, turns tuples into lists.
+    stored: dict[str, Any] = json.loads(json.dumps(other))
     return sorted(
         key
-        for key in found.keys() | stored.keys()
-        # The path may be spelt otherwise; sha256 says which checkpoint it is.
-        if key != "checkpoint" and found.get(key) != stored.get(key)
+        for key in record.keys() | stored.keys()
+        # The path may be spelt differently; sha256 identifies the checkpoint.
+        if key != "checkpoint" and record.get(key) != stored.get(key)
     )
 
 
 def checksums_of(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """CRC-32 a sample [b] of its views' bytes (if it has any), then its clean embedding's."""
+    """CRC-32 of each sample [b]: of its views' bytes (if any), then of its clean embedding's."""
     sums = np.empty(len(clean), np.uint32)
     for i, row in enumerate(np.ascontiguousarray(clean)):
         start = zlib.crc32(np.ascontiguousarray(views[i]).data) if i < len(views) else 0
@@ -168,25 +187,25 @@ def check_unlocked(partial: Path) -> None:
     """Raise InUse if another process has the file open for writing."""
     try:
         import fcntl
-    except ImportError:  # where HDF5 takes no locks either
+    except ImportError:  # HDF5 takes no locks there either
         return
     if irregular(partial) is not None:
         return
     try:
-        with partial.open("r+b") as file:  # not by HDF5, which might hang or write if it is damaged
+        with partial.open("r+b") as file:  # HDF5 might hang on a damaged file, or write to it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock that HDF5 takes
     except BlockingIOError as error:
         raise in_use(partial) from error
     except OSError:
-        return  # it cannot be written, or has no locks: nobody's
+        return  # not writable, or no locks on this file system
 
 
 def in_use(partial: Path) -> InUse:
-    """The error of a file that another process is writing."""
+    """The error for a file that another process is writing."""
     return InUse(f"{partial}: another process is writing it; wait for it, then run again")
 
 
-def describe(
+def write_metadata(
     file: h5py.File,
     ids: Sequence[str],
     labels: Sequence[int] | None,
@@ -194,7 +213,7 @@ def describe(
     provenance: Mapping[str, Any],
     share: Share | None = None,
 ) -> None:
-    """Write what a new file holds beside the embeddings; no sample is done."""
+    """Write attributes and samples of a new file; no sample is done."""
     file.attrs["format"] = SHARD_FORMAT if share else FORMAT
     file.attrs["version"] = VERSION
     file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
@@ -207,76 +226,56 @@ def describe(
         samples.create_dataset("bad", data=list(bad), dtype=text)
     if labels is not None:
         samples.create_dataset("label", data=np.asarray(labels, np.int64))
-    _create(samples, "done", (len(ids),), np.uint8)
-
-
-def arrays_of(layout: Layout) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Shape and numbers of the rows and checksums, by name."""
-    n, q, clean = layout.n_samples, layout.n_views, layout.n_clean
-    numbers: type = TYPES[layout.storage]
-    found: dict[str, tuple[tuple[int, ...], type]] = {}
-    for layer, d in layout.widths.items():
-        if q:
-            found[f"embeddings/{layer}/views"] = (n, q, d), numbers
-        found[f"embeddings/{layer}/clean"] = (clean, d), numbers
-        found[f"embeddings/{layer}/crc32"] = (clean,), np.uint32
-    return found
+    _create(samples, "done", (len(ids),), np.dtype(np.uint8))
 
 
 def allocate(file: h5py.File, layout: Layout) -> None:
-    """Create the arrays of a new file, each at its final place."""
+    """Create the arrays of a new file, each at its final offset."""
     for layer in layout.widths:
         file.create_group(f"embeddings/{layer}")
-    for name, (shape, numbers) in arrays_of(layout).items():
-        _create(file, name, shape, numbers)
+    for name, (shape, dtype) in layout.arrays().items():
+        _create(file, name, shape, dtype)
     file.flush()
 
 
-def _create(group: h5py.Group, name: str, shape: tuple[int, ...], numbers: Any) -> None:
-    # Early allocation puts every row at its final offset, so that a crash loses no finished row.
+def _create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    # Early allocation fixes the offset of every row, so that a crash loses no finished row.
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(numbers))
+    space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(dtype)
     h5py.h5d.create(group.id, name.encode(), kind, space, properties)
 
 
 def check_space(partial: Path, layout: Layout, texts: Sequence[str]) -> None:
-    """Raise FeatureFileError if the file will not fit, OSError if the disk refuses its beginning.
+    """Raise FeatureFileError if the file will not fit, OSError if its beginning cannot be written.
 
-    texts: what the file will hold in words.
+    texts: all texts that the file will hold.
     """
-    size = size_of(layout)
-    # Checksums and flags; names with a reference of 16 bytes and a header each; HDF5's own tables.
+    # Checksums and flags; names with a reference of 16 bytes and a header each; HDF5's tables.
     begin = 2**18 + (64 + 8 * len(layout.widths)) * layout.n_clean + 8 * sum(map(len, texts))
-    free = shutil.disk_usage(partial.parent).free
-    if size + begin > free:
+    size, free = layout.nbytes + begin, shutil.disk_usage(partial.parent).free
+    if size > free:
         raise FeatureFileError(
-            f"{partial}: will take {amount(size + begin)} and {amount(free)} are free; "
+            f"{partial}: will take {format_size(size)} and {format_size(free)} are free; "
             "free some space, lower -n or -q, or use --storage float16"
         )
-    with tempfile.TemporaryFile(dir=partial.parent) as probe:  # a quota tells nothing beforehand
-        _take_blocks(probe.fileno(), begin)
-
-
-def size_of(layout: Layout) -> int:
-    """Bytes of all embeddings of a feature file."""
-    rows = layout.n_samples * layout.n_views + layout.n_clean
-    return sum(layout.widths.values()) * rows * np.dtype(TYPES[layout.storage]).itemsize
+    with tempfile.TemporaryFile(dir=partial.parent) as probe:  # a quota shows only in a write
+        _allocate_blocks(probe.fileno(), begin)
 
 
 def reserve(file: h5py.File) -> None:
-    """Give an open file the blocks for all of its length. Raises OSError if the disk is full."""
+    """Allocate the disk blocks of an open file. Raises OSError if the disk is full."""
     file.flush()
     handle = file.id.get_vfd_handle()
-    _take_blocks(handle, os.fstat(handle).st_size)
+    _allocate_blocks(handle, os.fstat(handle).st_size)
 
 
-def _take_blocks(handle: int, size: int) -> None:
+def _allocate_blocks(handle: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(handle, 0, max(1, size))
 
 
-def amount(size: int) -> str:
-    """A number of bytes in words."""
+def format_size(size: int) -> str:
+    """A number of bytes in MB or GB."""
     return f"{size / 2**30:,.2f} GB" if size >= 2**27 else f"{size / 2**20:,.2f} MB"

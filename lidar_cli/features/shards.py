@@ -1,12 +1,12 @@
-"""One feature file from several processes: a shard of each, joined by virtual datasets.
+"""One feature file written by several processes: a shard each, joined by virtual datasets.
 
-    NAME.shards.json              what all agree on: how many they are, the provenance
-    NAME.shard-K-of-W.h5          the samples of process K, laid out as in a feature file
-    NAME                          the joined file: its views and clean embeddings are read from the
-                                  shards beside it, all else it holds itself
+    NAME.shards.json       the number of processes and the provenance, equal for all
+    NAME.shard-K-of-W.h5   the samples of process K, with the layout of a feature file
+    NAME                   the joined file: views and clean embeddings are virtual datasets of the
+                           shards in the same directory, all other content is inside
 
-Nobody waits for another. What appears under a name of these is complete: it was made under another
-and linked, which one process alone succeeds in, on network file systems too.
+No process waits for another. A file under one of these names is complete: it is written under
+another name and hard-linked, in which exactly one process succeeds, on network file systems too.
 """
 
 from __future__ import annotations
@@ -21,24 +21,14 @@ import h5py
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, first_line
-from lidar_cli.features.provenance import SHARD_FORMAT, joined_name
-from lidar_cli.features.schema import (
-    TYPES,
-    Layout,
-    Share,
-    describe,
-    differing,
-    opened,
-    provenance_of,
-)
-from lidar_cli.features.structure import Structure
-from lidar_cli.features.writer import name_anew
-from lidar_cli.runtime.atomic import temporary_path, write_atomic
+from lidar_cli.features.hdf5 import open_hdf5, provenance_of
+from lidar_cli.features.schema import SHARD_FORMAT, Layout, Share, differing, write_metadata
+from lidar_cli.runtime.atomic import atomic, temporary_file
 from lidar_cli.runtime.files import parse_json, read_limited
 
 
 def shard_path(path: Path, rank: int, ranks: int) -> Path:
-    """Where the shard of one of several processes stands."""
+    """The name of the shard of one of several processes."""
     return path.with_name(f"{path.name}.shard-{rank}-of-{ranks}.h5")
 
 
@@ -49,23 +39,20 @@ def agree(
     batch_size: int | None,
     find_batch_size: Callable[[], int],
 ) -> int:
-    """The batch size of all processes: what was asked for, else what the first to come found.
+    """The batch size of all processes: `batch_size`, else the one that the first process found.
 
-    provenance: all of it but the batch size.
-    Raises FeatureFileError if this process differs from the first, in versions or device perhaps,
-    or the directory cannot be written.
+    provenance: the record without the batch size.
+    Raises FeatureFileError if this process differs from the first, for instance in versions or
+    device, or the directory cannot be written.
     """
     agreed = path.with_name(f"{path.name}.shards.json")
     if not agreed.exists():
-        told = {"batch_size": batch_size or find_batch_size()}
-        text = json.dumps({"ranks": ranks, "provenance": {**provenance, **told}})
-        beside = temporary_path(agreed)
+        size = batch_size or find_batch_size()
+        text = json.dumps({"ranks": ranks, "provenance": {**provenance, "batch_size": size}})
         try:
-            write_atomic(beside, text.encode())
-            name_once(beside, agreed)
+            with suppress(FileExistsError), atomic(agreed, exclusive=True) as file:
+                file.write(text.encode())
         except OSError as error:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
             raise FeatureFileError(
                 f"{agreed}: cannot be written: {first_line(error)}; name another file with -o"
             ) from error
@@ -89,11 +76,11 @@ def agree(
 
 
 def check_startable(path: Path, shard: Path) -> None:
-    """Raise FeatureFileError if an interrupted run left this shard, so that it be not lost."""
-    for found in (shard, shard.with_name(f"{shard.name}.partial")):
-        if found.exists():
+    """Raise FeatureFileError if an interrupted run left this shard, which would be lost."""
+    for file in (shard, shard.with_name(f"{shard.name}.partial")):
+        if file.exists():
             raise FeatureFileError(
-                f"{found}: an interrupted run is here; continue it with --resume, or {_anew(path)}"
+                f"{file}: an interrupted run is here; continue it with --resume, or {_anew(path)}"
             )
 
 
@@ -106,75 +93,46 @@ def join(
     bad: Sequence[tuple[str, str]],
     provenance: Mapping[str, Any],
 ) -> bool:
-    """Join the shards if all are complete. Whether this process gave the file its name.
+    """Join the shards if all are complete. Returns whether this process named the joined file.
 
-    shares: all of them that hold samples, in order.
-    Raises FeatureFileError if a shard was made at other settings, on other versions or another kind
-    of device, or is damaged.
+    shares: all shares with samples, in order.
+    Raises FeatureFileError if a shard was written with other settings, on other versions or another
+    kind of device, or is damaged.
     """
-    # A listing is fresh where a network file system may answer from memory for a single name. The
-    # last to finish lists when all names are there, so that one process at least finds them all.
+    # A network file system may cache a lookup of one name, but not a listing. The last process to
+    # finish lists after all shards are named, so that at least one process sees all of them.
     present = {entry.name for entry in path.parent.iterdir()}
     shards = {share.rank: shard_path(path, share.rank, share.ranks) for share in shares}
     if not present.issuperset(shard.name for shard in shards.values()):
         return False
     checksums: dict[str, list[np.ndarray]] = {layer: [] for layer in layout.widths}
     for share in shares:
-        found = _checksums(shards[share.rank], path, share, list(checksums), provenance)
+        of_shard = _checksums(shards[share.rank], path, share, list(checksums), provenance)
         for layer, blocks in checksums.items():
-            blocks.append(found[layer])
-    beside = temporary_path(path)
+            blocks.append(of_shard[layer])
     try:
-        with h5py.File(beside, "x") as file:
-            describe(file, ids, labels, bad, provenance)
+        with temporary_file(path, exclusive=True) as temporary, h5py.File(temporary, "x") as file:
+            write_metadata(file, ids, labels, bad, provenance)
             file["samples/done"][:] = 1
             for layer, blocks in checksums.items():
                 group = file.create_group(f"embeddings/{layer}")
                 group["crc32"] = np.concatenate(blocks)
                 for name in ("views", "clean") if layout.n_views else ("clean",):
                     _create_virtual(group, name, layout, layer, shares, shards)
-        named = name_once(beside, path)
+        is_first = True
+    except FileExistsError:
+        is_first = False
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
         raise FeatureFileError(f"{path}: cannot be written: {first_line(error)}") from error
     path.with_name(f"{path.name}.shards.json").unlink(missing_ok=True)
-    return named
-
-
-def check_shards(structure: Structure) -> None:
-    """Raise FeatureFileError if a shard is not beside the file; HDF5 would give zeros for it."""
-    path = structure.path
-    for array in structure.arrays.values():
-        for shard in array.sources:
-            if joined_name(Path(shard)) is None or Path(shard).name != shard:
-                continue  # none of ours: refused, or not, where it is read
-            if not path.with_name(shard).is_file():
-                raise FeatureFileError(
-                    f"{path}: its shard {shard} is not beside it; move the shards with the "
-                    "file, or extract it again"
-                )
-
-
-def name_once(beside: Path, path: Path) -> bool:
-    """Give a file its final name unless there is one of that name. Whether it was given.
-
-    Raises OSError if the disk refuses.
-    """
-    try:
-        name_anew(beside, path)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        beside.unlink(missing_ok=True)
+    return is_first
 
 
 def _checksums(
     shard: Path, path: Path, share: Share, layers: Sequence[str], provenance: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Checksums [len(span)] by layer of a shard. Raises FeatureFileError if it is another."""
-    with opened(shard) as file:
+    """Checksums [len(span)] of a shard by layer. Raises FeatureFileError if it does not fit."""
+    with open_hdf5(shard) as file:
         names = differing(provenance_of(file, SHARD_FORMAT), provenance)
         if names:
             raise FeatureFileError(
@@ -187,7 +145,7 @@ def _checksums(
         }
         if (
             file.attributes["share"] != share.describe()
-            or {found.shape for found in arrays.values()} != {(len(share.span),)}
+            or {array.shape for array in arrays.values()} != {(len(share.span),)}
             or not arrays["samples/done"].all()
         ):
             raise FeatureFileError(
@@ -210,7 +168,7 @@ def _create_virtual(
     def shape(part: Layout) -> tuple[int, ...]:
         return (part.n_samples, part.n_views, d) if name == "views" else (part.n_clean, d)
 
-    joined = h5py.VirtualLayout(shape(layout), TYPES[layout.storage])
+    joined = h5py.VirtualLayout(shape(layout), np.dtype(layout.storage))
     for share in shares:
         inside = shape(layout.within(share.span))
         if inside[0]:

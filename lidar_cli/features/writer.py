@@ -1,4 +1,4 @@
-"""One process writing one feature file, or its shard of one, resumable at any sample."""
+"""Writes one feature file, or a shard of one; an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -11,49 +11,54 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from torch import Tensor
 
-from lidar_cli.errors import FeatureFileError, InUse, Unresumable, first_line
-from lidar_cli.features.provenance import FORMAT, SHARD_FORMAT, revision_of
-from lidar_cli.features.schema import (
+from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, Unresumable, first_line
+from lidar_cli.features.hdf5 import (
     DAMAGE,
-    NOTHING,
+    Structure,
+    is_hdf5,
+    open_hdf5,
+    provenance_of,
+    walk_whole,
+)
+from lidar_cli.features.schema import (
+    FORMAT,
+    NO_VIEWS,
+    SHARD_FORMAT,
     Layout,
     Share,
     allocate,
-    arrays_of,
-    as_numbers,
     check_space,
     check_unlocked,
     checksums_of,
-    describe,
     differing,
     in_use,
-    opened,
     partial_path,
-    provenance_of,
     reserve,
+    revision_of,
+    write_metadata,
 )
-from lidar_cli.features.structure import Structure, is_hdf5, walk_whole
-from lidar_cli.runtime.atomic import is_stream
+from lidar_cli.runtime.atomic import is_stream, rename_exclusively
 from lidar_cli.runtime.files import irregular
 from lidar_cli.runtime.sandbox import stamp_of
 
 
 class FeatureWriter:
-    """One process writing one feature file, sample by sample, in any order.
+    """Writes a feature file, in any order of samples.
 
-    span: the samples that it holds, those of a share or all.
-    Until a sample is done the file is NAME.partial.begun, a mere reservation, which no failure
-    leaves and the next writer removes. A context manager; leaving it without `finish` keeps
-    NAME.partial for `resume`.
+    span: the samples in the file: those of a share, or all.
+    Until a sample is done, the file is NAME.partial.begun, which reserves space; a failure removes
+    it, or the next writer. A context manager; leaving it without `finish` keeps NAME.partial for
+    `resume`.
     """
 
     def __init__(
         self, path: Path, partial: Path, file: h5py.File, overwrite: bool, share: Share | None
     ) -> None:
         self.path = path
-        self._partial = partial  # where the file is
+        self._partial = partial  # present name of the file
         self._file = file
         self._overwrite = overwrite
         self.done: np.ndarray = file["samples/done"][:].astype(bool)  # [len(span)]
@@ -74,10 +79,10 @@ class FeatureWriter:
     ) -> FeatureWriter:
         """A new file with all datasets allocated.
 
-        ids: a name a sample, [N]; labels: class numbers [N], -1 unknown, or None.
-        share: the samples that the file is to hold, all if None.
+        ids: names of the samples [N]; labels: class numbers [N], -1 unknown, or None.
+        share: the samples to write, all if None.
         bad: name and fault of each image that was left out.
-        Raises FeatureFileError if the output or its partial file exists and is not to be replaced,
+        Raises FeatureFileError if the output or its partial file exists and `overwrite` is false,
         or the directory cannot be written; InUse if another process is writing it.
         """
         partial = partial_path(path)
@@ -97,9 +102,11 @@ class FeatureWriter:
             raise in_use(partial) from error
         except OSError as error:
             why = error.strerror or first_line(error)
-            raise FeatureFileError(f"{partial}: cannot be created: {why}") from error
+            raise FeatureFileError(
+                f"{partial}: cannot be created: {why}", code="cannot-be-created"
+            ) from error
         try:
-            describe(file, ids, labels, bad, provenance, share)
+            write_metadata(file, ids, labels, bad, provenance, share)
             allocate(file, layout)
             reserve(file)
         except BaseException as error:
@@ -120,11 +127,10 @@ class FeatureWriter:
         share: Share | None = None,
         overwrite: bool = False,
     ) -> FeatureWriter:
-        """The existing NAME.partial, with every finished row's checksum verified.
+        """The existing NAME.partial; samples whose checksum does not match are marked as not done.
 
-        A row whose checksum does not match is to be computed again.
-        Raises Unresumable if the file was begun with other settings, or is not one of ours, and
-        leaves it as it is; InUse if another process is writing it.
+        Raises Unresumable, and leaves the file unchanged, if it was begun with other settings or is
+        not a partial feature file; InUse if another process is writing it.
         """
         partial = partial_path(path)
         anew = _anew(share)
@@ -135,12 +141,14 @@ class FeatureWriter:
                 raise OSError("it does not begin as HDF5 files do")
             begun = _check_begun(partial, layout, provenance, share)
             if stamp_of(partial.stat()) != begun.stamp:
-                raise Unresumable(f"{partial}: changed while it was read; run it again")
-            file = h5py.File(partial, "r+")  # no sooner, since that writes
+                raise Unresumable(
+                    f"{partial}: changed while it was read; run it again", code="changed"
+                )
+            file = h5py.File(partial, "r+")  # this writes, so only after the checks
         except (InUse, Unresumable):
             raise
         except FeatureFileError as error:
-            raise Unresumable(f"{error}; {anew}") from error
+            raise Unresumable(f"{error}; {anew}", code=error.code) from error
         except BlockingIOError as error:
             raise in_use(partial) from error
         except OSError as error:
@@ -150,7 +158,7 @@ class FeatureWriter:
         try:
             try:
                 reserve(file)
-            except OSError as error:  # a full disk is no damage
+            except OSError as error:  # the disk is full; the file is not damaged
                 raise _unwritable(partial, error) from error
             writer = cls(path, partial, file, overwrite, share)
             writer._verify(layout.widths)
@@ -164,13 +172,13 @@ class FeatureWriter:
     def write(
         self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
     ) -> None:
-        """Write the embeddings of `samples`, a contiguous run of indices, and mark them done.
+        """Write the embeddings of `samples`, contiguous indices, and mark them done.
 
-        views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
+        views: layer -> [c, q, d] of the samples below n; clean: layer -> [b, d].
         Raises DegenerateFeatures if a value is not finite, or overflows float16; FeatureFileError
         if the disk is full.
         """
-        first, last = (at - self.span.start for at in (samples[0], samples[-1] + 1))
+        first, last = samples[0] - self.span.start, samples[-1] + 1 - self.span.start
         try:
             for layer, rows in clean.items():
                 group = self._file["embeddings"][layer]
@@ -195,35 +203,37 @@ class FeatureWriter:
         """Give the complete file its final name. Raises FeatureFileError if rows are missing."""
         missing = int((~self.done).sum())
         if missing:
-            raise FeatureFileError(f"{self._partial}: {missing} samples were never written")
-        own = self._inode()
+            raise FeatureFileError(
+                f"{self._partial}: {missing} samples were never written", code="incomplete"
+            )
+        inode = self._inode()
         try:
             self._file.close()
         except (OSError, RuntimeError) as error:
             raise _unwritable(self._partial, error) from error
         check_absent(self.path, self._overwrite, partial_too=False)
-        # Locks do not hold on every file system: never give another writer's file the name.
-        if not self._partial.exists() or self._partial.stat().st_ino != own:
+        # Some file systems ignore locks: do not rename the file of another writer.
+        if not self._partial.exists() or self._partial.stat().st_ino != inode:
             raise in_use(self._partial)
         self._partial.replace(self.path)
         return self.path
 
     def discard(self) -> None:
-        """Give up what was written: close the file and remove it."""
+        """Close the file and remove it."""
         _close(self._file)
         self._partial.unlink(missing_ok=True)
 
     def _name_partial(self) -> None:
-        """Give the file the name of resumable work, now that it holds some.
+        """Rename the file to NAME.partial, now that a sample is done.
 
-        Raises FileExistsError or InUse where another process has taken its place.
+        Raises FileExistsError or InUse if another process has created or replaced it.
         """
         partial = partial_path(self.path)
         if self._partial == partial:
             return
         if not self._partial.exists() or self._partial.stat().st_ino != self._inode():
             raise in_use(partial)
-        name_anew(self._partial, partial)
+        rename_exclusively(self._partial, partial)
         self._partial = partial
 
     def _inode(self) -> int:
@@ -233,11 +243,11 @@ class FeatureWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        own = self._inode() if self._file.id.valid else None
+        inode = self._inode() if self._file.id.valid else None
         _close(self._file)
-        if own is not None and self._partial != partial_path(self.path):
+        if inode is not None and self._partial != partial_path(self.path):
             with suppress(OSError):
-                if self._partial.stat().st_ino == own:  # a reservation, and nobody else's
+                if self._partial.stat().st_ino == inode:  # not another writer's reservation
                     self._partial.unlink()
 
     def _verify(self, layers: Iterable[str]) -> None:
@@ -246,7 +256,7 @@ class FeatureWriter:
             for i in done[start : start + 256]:
                 for group in (self._file["embeddings"][layer] for layer in layers):
                     with_views = len(group["views"]) if "views" in group else 0
-                    views = group["views"][i : i + 1] if i < with_views else NOTHING
+                    views = group["views"][i : i + 1] if i < with_views else NO_VIEWS
                     if checksums_of(views, group["clean"][i : i + 1])[0] != group["crc32"][i]:
                         self.done[i] = False
 
@@ -254,13 +264,13 @@ class FeatureWriter:
 def _check_begun(
     partial: Path, layout: Layout, provenance: Mapping[str, Any], share: Share | None
 ) -> Structure:
-    """What a file holds that the missing rows of these settings can be written into.
+    """The contents of a partial file, checked to have the arrays and provenance of these settings.
 
-    Raises FeatureFileError if they cannot, Unresumable if it was begun with other settings, InUse
-    if another process is writing it.
+    Raises FeatureFileError if it has not, Unresumable if it was begun with other settings, InUse if
+    another process is writing it.
     """
     check_unlocked(partial)
-    with opened(partial, walk_whole) as file:
+    with open_hdf5(partial, walk_whole) as file:
         begun = provenance_of(file, SHARD_FORMAT if share else FORMAT)
         revisions = revision_of(begun), revision_of(provenance)
         if revisions[0] != revisions[1]:
@@ -276,13 +286,11 @@ def _check_begun(
                 f"{partial}: was begun with other settings ({', '.join(other)} differ); "
                 f"give those settings again, or {_anew(share)}"
             )
-        done = {"samples/done": ((layout.n_clean,), np.uint8)}
-        for name, (shape, numbers) in (done | arrays_of(layout)).items():
+        done = {"samples/done": ((layout.n_clean,), np.dtype(np.uint8))}
+        for name, (shape, dtype) in (done | layout.arrays()).items():
             array = file.array(name)
-            if array.shape != shape or array.dtype != np.dtype(numbers):
-                raise ValueError(
-                    f"{name} is {array.dtype} {array.shape}, not {np.dtype(numbers)} {shape}"
-                )
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
             if array.offset is None:
                 raise ValueError(f"{name} is stored in chunks, which an interrupted run never does")
         return file
@@ -293,9 +301,9 @@ def _anew(share: Share | None) -> str:
 
 
 def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
-    """Raise FeatureFileError if writing `path` would replace something unasked, or a directory.
+    """Raise FeatureFileError if `path` is a directory, or exists and `overwrite` is false.
 
-    InUse if another process is writing it.
+    Raises InUse if another process is writing it.
     """
     if path.is_dir():
         raise FeatureFileError(f"{path}: is a directory; name a file in it with -o")
@@ -305,7 +313,8 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
         return
     if os.path.lexists(path):
         raise FeatureFileError(
-            f"{path}: exists already; choose another name with -o, or replace it with --overwrite"
+            f"{path}: exists already; choose another name with -o, or replace it with --overwrite",
+            code="exists",
         )
     if not partial_too:
         return
@@ -316,25 +325,26 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
         check_unlocked(partial_path(path))
         raise FeatureFileError(
             f"{partial_path(path)}: an interrupted run is here; "
-            "continue it with --resume, or start anew with --overwrite"
+            "continue it with --resume, or start anew with --overwrite",
+            code="interrupted-run",
         )
 
 
 def begun_path(partial: Path) -> Path:
-    """Where a feature file is until it holds a finished sample."""
+    """The name of a feature file until it holds a finished sample."""
     return partial.with_name(partial.name + ".begun")
 
 
 def remove_unbegun(begun: Path) -> None:
-    """Remove a reservation that a killed process left; one that is in use stays."""
+    """Remove the reservation of a killed process; keep one that is in use."""
     with suppress(InUse, OSError):
         _remove_unlocked(begun)
 
 
 def _remove_unlocked(partial: Path) -> None:
-    """Remove what an ended process left, if it is there.
+    """Remove the file of an ended process, if it exists.
 
-    Raises InUse if it is being written, FeatureFileError if it is a link or no file.
+    Raises InUse if it is being written, FeatureFileError if it is a link or not a file.
     """
     if os.path.lexists(partial):
         _check_unlinked(partial)
@@ -343,37 +353,46 @@ def _remove_unlocked(partial: Path) -> None:
 
 
 def _check_unlinked(path: Path) -> None:
-    """Raise FeatureFileError for a link, which might be written through, and for what is no file.
-
-    A link that leads nowhere is one too.
-    """
+    """Raise FeatureFileError unless `path` is a file; for a link too, which HDF5 would follow."""
     kind = irregular(path, follow=False)
     if kind is not None:
-        raise FeatureFileError(f"{path}: {kind}, not a file; remove it, or name another with -o")
-
-
-def name_anew(file: Path, name: Path) -> None:
-    """Rename a file unless the name is taken. Raises FileExistsError."""
-    try:
-        os.link(file, name)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if name.exists():
-            raise FileExistsError(name) from None
-        file.rename(name)
-    else:
-        file.unlink()
+        raise FeatureFileError(
+            f"{path}: {kind}, not a file; remove it, or name another with -o", code="not-a-file"
+        )
 
 
 def _close(file: h5py.File) -> None:
     try:
         file.close()
     except (OSError, RuntimeError):
-        return  # what could not be flushed was never vouched for
+        return  # rows that were not flushed are not marked done
 
 
 def _unwritable(partial: Path, error: BaseException) -> FeatureFileError:
     return FeatureFileError(
         f"{partial}: cannot be written: {first_line(error)}; free some space, then --resume"
     )
+
+
+def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
+    """Embeddings [c, ...] of samples first, first + 1, ... in the number type `storage`.
+
+    Raises DegenerateFeatures if one is not finite, or overflows float16.
+    """
+    values = rows.detach().float()
+    finite = values.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        at = first + int((~finite).nonzero()[0])
+        raise DegenerateFeatures(
+            f"layer {layer}: the embedding of sample {at} holds NaN or Inf; "
+            "check the checkpoint, or try --precision float32",
+            code="not-finite",
+        )
+    largest = torch.finfo(torch.float16).max
+    if storage == "float16" and len(values) and values.abs().max() > largest:
+        raise DegenerateFeatures(
+            f"layer {layer}: a value of {float(values.abs().max()):.3g} overflows float16 "
+            "(at most 65504); use --storage float32",
+            code="float16-overflow",
+        )
+    return values.to(getattr(torch, storage))

@@ -25,7 +25,7 @@ from lidar_cli.probing.classifiers import (
 )
 from lidar_cli.probing.data import Member, open_members, rows_of_tensor
 from lidar_cli.probing.linear import fit, memory_of
-from lidar_cli.runtime.device import check_free, find_device
+from lidar_cli.runtime.device import check_free_memory, find_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ProbeSettings
 
@@ -102,7 +102,7 @@ def probe_files(
     device = find_device(settings.device)
     rates = parse_rates(settings.learning_rates)
     if settings.memory != ProbeSettings.memory:  # the default is not checked
-        check_free(f"--memory {settings.memory}", parse_size(settings.memory))
+        check_free_memory(f"--memory {settings.memory}", parse_size(settings.memory))
     sweep = settings.method == "linear" and len(rates) > 1
     members: list[Member] = []
     failed: list[ProbeFailure] = []

@@ -20,8 +20,8 @@ from typing import Any
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.extraction.plan import Plan, identity
 from lidar_cli.extraction.run import stem
-from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
 from lidar_cli.features.reader import read_provenance
+from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
 from lidar_cli.features.writer import remove_unbegun
 from lidar_cli.ranking.discover import Checkpoint, FeatureFile
 from lidar_cli.runtime.atomic import TEMPORARY, write_atomic

@@ -31,7 +31,7 @@ from lidar_cli.errors import first_line
 from lidar_cli.ranking.cache import refused
 from lidar_cli.runtime.atomic import atomic
 from lidar_cli.runtime.files import open_regular, parse_json, read_limited
-from lidar_cli.runtime.processes import card, gone
+from lidar_cli.runtime.processes import has_ended, process_identity
 
 MOST = 2**16  # bytes of any file of a worker or claim
 NUMBER, LAST_NUMBER = "[0-9]{1,9}", 10**9 - 1
@@ -65,7 +65,7 @@ class Claims:
         self._timeout = timeout
         self._token = secrets.token_hex(8)
         self._worker = f"worker-{self._token}"
-        self._card = card()
+        self._card = process_identity()
         self._last_printer = -1  # of those that took part before this process
         self._beats: dict[str, tuple[int, float]] = {}  # file -> its date, our time of seeing it
         self._ended = threading.Event()
@@ -212,7 +212,7 @@ class Claims:
         worker: dict[str, Any] = {}
         with suppress(ValueError, TypeError):
             worker = dict(parse_json(content))
-        if gone(worker, self._card):
+        if has_ended(worker, self._card):
             return "gone"
         # By this host's clock and whether the date changed: no two clocks are compared.
         now = time.monotonic()

@@ -15,7 +15,7 @@ from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents, stamp
 from lidar_cli.errors import (
-    OF_ONE_FILE,
+    FILE_ERRORS,
     InputError,
     LidarError,
     NoProcess,
@@ -25,9 +25,9 @@ from lidar_cli.errors import (
 )
 from lidar_cli.extraction.plan import with_assumed_in_use
 from lidar_cli.extraction.run import CHECKPOINT_SUFFIXES
-from lidar_cli.features.provenance import joined_name
+from lidar_cli.features.hdf5 import is_hdf5
 from lidar_cli.features.reader import read_provenance
-from lidar_cli.features.structure import is_hdf5
+from lidar_cli.features.schema import joined_name
 from lidar_cli.ranking.digests import Digests, Stamp
 from lidar_cli.runtime.files import irregular
 from lidar_cli.runtime.progress import Progress
@@ -150,7 +150,7 @@ class Recogniser:
                 self._seen[path] = before, self._describe(path)
             except NoProcess:
                 raise
-            except OF_ONE_FILE as error:
+            except FILE_ERRORS as error:
                 error.__cause__ = error.__context__ = None  # whose frames hold the file's content
                 self._seen[path] = before, error.with_traceback(None)
         _, seen = self._seen[path]
@@ -202,7 +202,7 @@ def classify_file(
         raise
     except NoWeights as error:
         scan.skipped.append(Skipped(str(path), _reason(path, error)))
-    except OF_ONE_FILE as error:
+    except FILE_ERRORS as error:
         scan.fail(path, error)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.core.metrics import Metric
-from lidar_cli.features.provenance import revision_of
+from lidar_cli.features.schema import revision_of
 from lidar_cli.scoring.compute import MUCH_NOISE, Score
 from lidar_cli.scoring.intervals import Interval, ties
 from lidar_cli.views.recipes import statistics_text

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lidar_cli.core.metrics import Metric
-from lidar_cli.errors import OF_ONE_FILE, InputError, InUse, SettingsError, first_line
+from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, first_line
 from lidar_cli.extraction.run import BATCHES_UNTIL
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
@@ -302,7 +302,7 @@ def _look(
             path = task.checkpoint.path
             try:
                 scores = scorer.score_first(task, counts, views)
-            except OF_ONE_FILE as error:
+            except FILE_ERRORS as error:
                 if is_of_all(error) or isinstance(error, InUse):
                     raise
                 if previous:

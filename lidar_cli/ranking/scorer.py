@@ -18,15 +18,14 @@ import torch
 from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.data.dataset import Samples
-from lidar_cli.errors import OF_ONE_FILE, FeatureFileError, InputError, SettingsError, Unresumable
+from lidar_cli.errors import FILE_ERRORS, FeatureFileError, InputError, SettingsError, Unresumable
 from lidar_cli.extraction.engine import EmbeddingModel
 from lidar_cli.extraction.plan import make_plan
 from lidar_cli.extraction.run import changed_error, note_disk_use, open_with, run
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
 from lidar_cli.extraction.view_source import ViewSource
-from lidar_cli.features.provenance import EMBEDDING_REVISION
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
-from lidar_cli.features.schema import partial_path, size_of
+from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path
 from lidar_cli.ranking.cache import Cache, Task, serves
 from lidar_cli.ranking.claims import Claims, set_apart
@@ -109,7 +108,7 @@ class Scorer:
         begun = any(partial_path(self.cache.features_path(task)).exists() for task in missing)
         if len(missing) > 1 and not begun:
             folder = self.cache.path
-            size = sum(size_of(task.plan.layout) for task in missing)
+            size = sum(task.plan.layout.nbytes for task in missing)
             what = f"{folder}: {len(missing)} checkpoints will take"
             note_disk_use(what, size, folder, self._progress)
 
@@ -228,7 +227,7 @@ class Scorer:
         """Report an error of this checkpoint as its failure, and let the work continue."""
         try:
             yield
-        except OF_ONE_FILE as error:
+        except FILE_ERRORS as error:
             if is_of_all(error):
                 raise
             self._fail(checkpoint.path, error)

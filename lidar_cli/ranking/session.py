@@ -18,10 +18,10 @@ from lidar_cli.configuration import parse_size
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.data.dataset import Samples
 from lidar_cli.data.open import open_samples
-from lidar_cli.errors import OF_ONE_FILE, InputError, NoProcess, SettingsError, nearest
+from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError, nearest
 from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
-from lidar_cli.features.provenance import EMBEDDING_REVISION, revision_of
+from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
 from lidar_cli.ranking.cache import Cache, CacheFolder, Task
 from lidar_cli.ranking.claims import Claims
 from lidar_cli.ranking.digests import Digests
@@ -34,7 +34,7 @@ from lidar_cli.ranking.discover import (
 )
 from lidar_cli.ranking.order import Group, Row, grouped, misleading, row_of
 from lidar_cli.ranking.scorer import Scorer, score_features
-from lidar_cli.runtime.device import SHARE, check_free, find_device, free_memory
+from lidar_cli.runtime.device import MEMORY_SHARE, check_free_memory, find_device, free_memory
 from lidar_cli.runtime.distributed import RankInfo
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
@@ -114,8 +114,10 @@ def open_session(
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     check_names(settings.format, settings.branch)
     check_assumptions(settings.assume)
-    check_free(f"--memory {settings.memory}", parse_size(settings.memory))
-    check_free(f"--view-memory {settings.view_memory}", view_memory(settings.view_memory) or 0)
+    check_free_memory(f"--memory {settings.memory}", parse_size(settings.memory))
+    check_free_memory(
+        f"--view-memory {settings.view_memory}", view_memory(settings.view_memory) or 0
+    )
     if not directory.is_dir():
         raise InputError(
             f"{directory}: no such directory; rank takes a directory of checkpoints",
@@ -146,7 +148,7 @@ def open_probe_session(directory: Path, settings: RankSettings, progress: Progre
 
 def open_decoded(settings: RankSettings) -> Samples:
     """The samples that the settings name, each decoded once as far as memory allows."""
-    memory = min(DECODED_MEMORY, int(SHARE * free_memory()))
+    memory = min(DECODED_MEMORY, int(MEMORY_SHARE * free_memory()))
     return open_samples(settings).remembering(memory)
 
 
@@ -312,7 +314,7 @@ class _Job:
             )
         except NoProcess:
             raise
-        except OF_ONE_FILE as error:
+        except FILE_ERRORS as error:
             session.scan.fail(path, error)
         else:
             self._rows.append(row_of(path, (), score, session.by))

@@ -22,8 +22,8 @@ from lidar_cli.extraction.engine import (
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.blocks import Chunk, Embeddings, Names, Stored
-from lidar_cli.features.schema import as_numbers
-from lidar_cli.runtime.device import SHARE, free_memory
+from lidar_cli.features.writer import as_numbers
+from lidar_cli.runtime.device import MEMORY_SHARE, free_memory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
 from lidar_cli.scoring.intervals import Grouping
@@ -45,7 +45,7 @@ def score_unstored(
     model.loaded.set_image_size(plan.views.image_size)
 
     def attempt(batch_size: int) -> tuple[MomentSink, int]:
-        sink = MomentSink(plan, name, settings, device, int(free_memory() * SHARE))
+        sink = MomentSink(plan, name, settings, device, int(free_memory() * MEMORY_SHARE))
         embed_all(model, source, batch_size, sink, f"embedding {Path(name).name}", progress)
         return sink, batch_size
 

@@ -1,8 +1,8 @@
-"""One way to write a file: whole under its name, or not at all.
+"""Atomic writes: a file appears complete under its name, or not at all.
 
-The content goes to a new file of a random name in the same folder, which no link planted there can
-redirect, and takes the final name once it is complete. A pipe, a device, or a descriptor such as
-/dev/stdout is written directly.
+The content goes to a new file with a random name in the same directory, which no planted link can
+redirect, and is renamed when it is complete. A pipe, a device, or a descriptor such as /dev/stdout
+is written directly.
 """
 
 from __future__ import annotations
@@ -22,36 +22,61 @@ TEMPORARY = re.compile(r"\.lidar-[0-9a-f]{16}\.tmp")
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write bytes to, which is at `path` once the block has ended without an error.
+def atomic(path: Path, exclusive: bool = False) -> Iterator[BinaryIO]:
+    """A file to write bytes to, which becomes `path` when the block ends without an error.
 
-    What was there is replaced, a link too. An error or interrupt in the block leaves no trace.
-    Raises OSError where the disk refuses.
+    A link at `path` is replaced too. Raises as `temporary_file`.
     """
     if is_stream(path):
         with open_stream(path) as stream:
             yield stream
         return
-    temporary = temporary_path(path)
-    try:
-        with open(temporary, "xb", opener=_exclusive) as file:
-            yield file
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed
-            temporary.unlink()
-        raise
+    with (
+        temporary_file(path, exclusive) as temporary,
+        open(temporary, "xb", opener=_exclusive) as file,
+    ):
+        yield file
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all. Raises OSError where the disk refuses."""
+    """Write a file atomically. Raises OSError if it cannot be written."""
     with atomic(path) as file:
         file.write(content)
 
 
-def temporary_path(path: Path) -> Path:
-    """A new name in the folder of `path`; what is created there must be created exclusively."""
-    return path.with_name(f".lidar-{secrets.token_hex(8)}.tmp")
+@contextmanager
+def temporary_file(path: Path, exclusive: bool = False) -> Iterator[Path]:
+    """A new name in the directory of `path` to create a file at, which is then renamed to `path`.
+
+    An error or interrupt in the block leaves `path` unchanged. The file must be created
+    exclusively. Raises OSError if it cannot be renamed, FileExistsError if `exclusive` and `path`
+    exists by then.
+    """
+    temporary = path.with_name(f".lidar-{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        if exclusive:
+            rename_exclusively(temporary, path)
+        else:
+            temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):  # a read-only file system allows no removal either
+            temporary.unlink()
+        raise
+
+
+def rename_exclusively(file: Path, name: Path) -> None:
+    """Rename a file unless the name exists. Raises FileExistsError."""
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if name.exists():
+            raise FileExistsError(name) from None
+        file.rename(name)
+    else:
+        file.unlink()
 
 
 def is_stream(path: Path) -> bool:
@@ -60,23 +85,23 @@ def is_stream(path: Path) -> bool:
 
 
 def open_stream(path: Path) -> BinaryIO:
-    """A pipe, a device or a descriptor of this process, to write bytes to."""
+    """A pipe, a device or a descriptor of this process, opened for writing bytes."""
     number = _descriptor(path)
     if number is None:
         return path.open("wb")
-    sys.stdout.flush()  # what was printed comes first
+    sys.stdout.flush()  # earlier output comes first
     return os.fdopen(os.dup(number), "wb")
 
 
 def _descriptor(path: Path) -> int | None:
-    """Number of the descriptor that a path such as /dev/stdout stands for, None if it does not."""
-    own = {Path("/proc/self/fd"), Path(f"/proc/{os.getpid()}/fd"), Path("/dev/fd")}
+    """Number of the descriptor that a path such as /dev/stdout names, None if it names none."""
+    folders = {Path("/proc/self/fd"), Path(f"/proc/{os.getpid()}/fd"), Path("/dev/fd")}
     names = [path.absolute()]
     with suppress(OSError):
         names.append(path.readlink())  # /dev/stdout -> /proc/self/fd/1
     for name in names:
-        is_own = name.parent in own or name.parent.resolve() in own
-        if is_own and re.fullmatch("[0-9]{1,9}", name.name):
+        is_ours = name.parent in folders or name.parent.resolve() in folders
+        if is_ours and re.fullmatch("[0-9]{1,9}", name.name):
             return int(name.name)
     return None
 

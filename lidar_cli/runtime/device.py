@@ -1,4 +1,4 @@
-"""The device that a job runs on."""
+"""The device to compute on, and the cores and memory that are available."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def cores() -> int:
-    """Processor cores that this process may use: a batch system may grant fewer than there are."""
+def cpu_count() -> int:
+    """Cores that this process may use, which a batch system may limit."""
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-SHARE = 0.25  # of what is free, that one use of memory may take
-UNKNOWN = 4 * 2**30  # bytes taken for free where the system does not say
-_GROUPS = Path("/sys/fs/cgroup")
+MEMORY_SHARE = 0.25  # largest fraction of the free memory for one buffer
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
     """Bytes of main memory that can be taken without swapping.
 
-    What the machine has available, or what the control group of a container or a batch job leaves,
-    whichever is less. Pages that only cache files count as free.
+    The machine's available memory or the rest of this process's control group, whichever is less.
+    Pages that only cache files count as free.
     """
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
-    free = int(found[1]) * 1024 if found else UNKNOWN
-    own = re.search(r"^0::/(.*)$", _text(Path("/proc/self/cgroup")), re.MULTILINE)
-    for group in {_GROUPS / (own[1] if own else ""), _GROUPS}:
-        free = min(free, _left_in(group, free))
+    import psutil
+
+    free: int = psutil.virtual_memory().available
+    match = re.search(r"^0::/(.*)$", _read(Path("/proc/self/cgroup")), re.MULTILINE)
+    for group in {CGROUPS / (match[1] if match else ""), CGROUPS}:
+        free = min(free, _free_in_cgroup(group, free))
     return max(0, free)
 
 
-def check_free(option: str, size: int) -> None:
+def check_free_memory(option: str, size: int) -> None:
     """Raise SettingsError if an option asks for more memory than is free."""
     free = free_memory()
     if size > free:
@@ -67,15 +67,15 @@ def check_free(option: str, size: int) -> None:
         )
 
 
-def _left_in(group: Path, unlimited: int) -> int:
-    most, taken = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
-    if not (most.isdecimal() and taken.isdecimal()):
+def _free_in_cgroup(group: Path, unlimited: int) -> int:
+    limit, used = _read(group / "memory.max").strip(), _read(group / "memory.current").strip()
+    if not (limit.isdecimal() and used.isdecimal()):
         return unlimited
-    cached = re.search(r"^inactive_file (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
-    return int(most) - int(taken) + (int(cached[1]) if cached else 0)
+    cached = re.search(r"^inactive_file (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
+    return int(limit) - int(used) + (int(cached[1]) if cached else 0)
 
 
-def _text(path: Path) -> str:
+def _read(path: Path) -> str:
     try:
         return path.read_text()
     except OSError:

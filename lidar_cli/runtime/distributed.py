@@ -1,7 +1,7 @@
-"""Which of several equal processes this one is, as torchrun tells each that it starts.
+"""The rank of this process in a torchrun job, and how ranks share the work.
 
-The command line alone asks: the environment of a training script that calls our functions says
-which of *its* processes calls them, and these do not share the work.
+Only the command line reads the environment: in a training script that calls our functions, RANK
+describes the script's processes, which do not share this work.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ D = TypeVar("D", bound=DeviceSettings)
 
 @dataclass(frozen=True)
 class RankInfo:
-    """A process among `ranks` equal ones; by default one alone.
+    """The rank of this process among `ranks`; by default a single process.
 
-    local: its number on its host, None where no engine started it. restarted: whether the engine
-    starts it again after one of them failed.
+    local: rank on this host, None without torchrun. restarted: whether torchrun restarted the job
+    after a failure.
     """
 
     rank: int = 0
@@ -33,51 +33,51 @@ class RankInfo:
 
     @property
     def is_main(self) -> bool:
-        """Whether it shows progress and remarks; one of them does."""
+        """Whether this is rank 0, which shows progress and remarks."""
         return self.rank == 0
 
     def with_device(self, settings: D) -> D:
-        """The settings with the device to use."""
+        """The settings with the device of this rank."""
         return replace(settings, device=self.device(settings.device))
 
-    def device(self, asked: str) -> str:
-        """The device to use where `asked` is: for auto and cuda, that of the number on the host."""
-        if self.local is None or asked not in ("auto", "cuda"):
-            return asked
+    def device(self, requested: str) -> str:
+        """The device of this rank: for auto and cuda, the CUDA device of the local rank."""
+        if self.local is None or requested not in ("auto", "cuda"):
+            return requested
         import torch
 
-        count = torch.cuda.device_count()  # one, where each process is shown its own alone
-        return f"cuda:{self.local % count}" if count else asked
+        count = torch.cuda.device_count()  # 1 where each process sees only its device
+        return f"cuda:{self.local % count}" if count else requested
 
 
 def read_rank_info(environment: Mapping[str, str] | None = None) -> RankInfo:
-    """The place that RANK, WORLD_SIZE and LOCAL_RANK tell; alone unless all three are there.
+    """The rank given by RANK, WORLD_SIZE and LOCAL_RANK; a single process unless all are set.
 
-    Raises SettingsError if they are no numbers, or no such rank can be.
+    Raises SettingsError if they are not numbers or contradict each other.
     """
-    told = os.environ if environment is None else environment
+    environment = os.environ if environment is None else environment
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if any(name not in told for name in names):
+    if any(name not in environment for name in names):
         return RankInfo()
     try:
-        rank, ranks, local = (int(told[name]) for name in names)
-        restarted = int(told.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        rank, ranks, local = (int(environment[name]) for name in names)
+        restarted = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     except ValueError:
         rank, ranks, local, restarted = -1, 0, -1, False
     if not 0 <= rank < ranks or local < 0:
-        found = ", ".join(f"{name}={told[name]}" for name in names)
+        values = ", ".join(f"{name}={environment[name]}" for name in names)
         raise SettingsError(
-            f"the environment holds {found}; expected numbers as torchrun gives them: unset these "
+            f"the environment holds {values}; expected numbers as torchrun gives them: unset these "
             "to work alone"
         )
     return RankInfo(rank, ranks, local, restarted)
 
 
 def partition(total: int, heavy: int, weight: int, parts: int, step: int = 1) -> list[range]:
-    """Contiguous ranges of 0 .. total - 1, one a part, each of about the same work.
+    """Contiguous ranges of 0 .. total - 1, one per part, of about equal work.
 
-    The first `heavy` count `weight` each, the others one. Every range begins at a multiple of
-    `step`; where there are more parts than steps, some are empty.
+    The first `heavy` items cost `weight` each, the others 1. Every range begins at a multiple of
+    `step`; with more parts than steps, some ranges are empty.
     """
 
     def work(stop: int) -> int:

@@ -1,4 +1,4 @@
-"""Files that somebody else provided: opened only if they are files, and read up to a limit."""
+"""Untrusted files: opened only if they are regular files, and read up to a limit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import errno
 import json
 import os
 import stat
+import struct
 import zipfile
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LARGEST_TABLE = 64 * 2**20  # bytes of a table or settings file, which may be a pipe
+MAX_TABLE = 64 * 2**20  # bytes of a table or settings file, which may be a pipe
+MAX_DIRECTORY = 16 << 20  # bytes of a zip directory: hundreds of thousands of members
+ENCRYPTED = 0x1  # in the flags of a zip member
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of extra fields
 KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -21,20 +25,20 @@ KINDS = {
     stat.S_IFLNK: "a link",
 }
 
-_piped: dict[tuple[Path, int, int], bytes] = {}  # what pipes held that were read to their end
+_piped: dict[tuple[Path, int, int], bytes] = {}  # contents of pipes, which can be read only once
 
 
 class NotAFile(OSError):
-    """A path that leads to a pipe, a socket or a device, or is a link where none is allowed."""
+    """The path is a pipe, a socket or a device, or a link where links are not allowed."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def irregular(path: Path, follow: bool = True) -> str | None:
-    """What a path leads to if that is neither a file nor a directory: 'a pipe', 'a device', ...
+    """'a pipe', 'a device', ... for a path that is neither a file nor a directory, else None.
 
-    follow: whether links are followed; else one is 'a link'. None for what cannot be reached.
+    follow: whether links are followed; else one is 'a link'. None for a path that does not exist.
     """
     try:
         mode = path.stat(follow_symlinks=follow).st_mode
@@ -44,9 +48,9 @@ def irregular(path: Path, follow: bool = True) -> str | None:
 
 
 def check_regular(path: Path, follow: bool = True) -> None:
-    """Raise NotAFile for a pipe, a socket or a device, which a read might wait on for ever.
+    """Raise NotAFile for a pipe, a socket or a device, on which a read might block for ever.
 
-    For libraries that open a path themselves; what is missing is left to them.
+    For libraries that open a path themselves, and report missing files.
     """
     kind = irregular(path, follow)
     if kind is not None:
@@ -54,54 +58,54 @@ def check_regular(path: Path, follow: bool = True) -> None:
 
 
 def open_regular(path: Path, follow: bool = True) -> BufferedReader:
-    """A file, opened for reading bytes. Raises NotAFile at once for anything that is no file.
+    """A file opened for reading bytes. Raises NotAFile unless it is regular, OSError as `open`.
 
-    follow: whether links are followed. Raises OSError as `open`.
+    follow: whether links are followed.
     """
     check_regular(path, follow)
     flags = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
     file = open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))  # noqa: SIM115
     kind = KINDS.get(stat.S_IFMT(os.fstat(file.fileno()).st_mode))
-    if kind is not None:  # it was replaced since
+    if kind is not None:  # it was replaced since the check
         file.close()
         raise NotAFile(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
     return file
 
 
-def read_limited(path: Path, most: int = LARGEST_TABLE, follow: bool = True) -> bytes:
-    """The content of a regular file of at most `most` bytes. Raises OSError if it is more."""
+def read_limited(path: Path, limit: int = MAX_TABLE, follow: bool = True) -> bytes:
+    """The content of a regular file. Raises OSError if it exceeds `limit` bytes."""
     with open_regular(path, follow) as file:
-        return _read(file, path, most)
+        return _read(file, path, limit)
 
 
-def read_named(path: Path, most: int = LARGEST_TABLE) -> bytes:
-    """The content of a file, pipe or device that the user named. Raises OSError beyond `most`.
+def read_named(path: Path, limit: int = MAX_TABLE) -> bytes:
+    """The content of a file, pipe or device named by the user. Raises OSError beyond `limit`.
 
-    What a pipe held is remembered, since it can be read once.
+    The content of a pipe is remembered, because it can be read only once.
     """
     kind = irregular(path)
     status = path.stat()
     key = path, status.st_dev, status.st_ino
     if kind is None or key not in _piped:
         with path.open("rb") as file:
-            content = _read(file, path, most)
+            content = _read(file, path, limit)
         if kind is None:
             return content
         _piped[key] = content
     return _piped[key]
 
 
-def _read(file: BinaryIO, path: Path, most: int) -> bytes:
-    content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"more than {most / 2**20:g} MB", os.fspath(path))
+def _read(file: BinaryIO, path: Path, limit: int) -> bytes:
+    content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"more than {limit / 2**20:g} MB", os.fspath(path))
     return content
 
 
 def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None) -> Any:
-    """The value of a JSON text. Raises ValueError, also for nesting deeper than Python can read.
+    """The value of a JSON text. Raises ValueError, also if it is nested too deeply.
 
-    constant: makes the value of NaN, Infinity and -Infinity; None for floats.
+    constant: converts NaN, Infinity and -Infinity; by default to floats.
     """
     try:
         return json.loads(text, parse_constant=constant)
@@ -109,31 +113,53 @@ def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None) 
         raise ValueError("JSON that is nested too deep") from error
 
 
-MAX_DIRECTORY = 16 << 20  # bytes, for hundreds of thousands of members
+ZipMembers = dict[str, tuple[zipfile.ZipInfo, int]]  # directory entry, and offset of the bytes
 
 
-class TooLarge(ValueError):
-    """The directory of a zip file is beyond measure."""
+def open_zip(file: BinaryIO) -> tuple[zipfile.ZipFile, ZipMembers]:
+    """An archive and its members by name; members are read in pieces of at most MAX_DIRECTORY.
 
-
-def open_zip(file: BinaryIO) -> zipfile.ZipFile:
-    """The archive, its directory read. Raises TooLarge, and what `zipfile` raises.
-
-    Members may be read through it in pieces of at most MAX_DIRECTORY.
+    Raises ValueError for a malformed directory, an encrypted or duplicate member, and one outside
+    the file.
     """
-    return zipfile.ZipFile(_Bounded(file))
+    try:
+        archive = zipfile.ZipFile(_Bounded(file))
+    except (MemoryError, ValueError):
+        raise
+    except Exception as error:  # zipfile raises many types for a malformed directory
+        raise ValueError("its zip directory cannot be read") from error
+    members: ZipMembers = {}
+    total, end = 0, archive.start_dir  # the directory follows the members
+    for info in archive.infolist():
+        name = f"its member {info.filename[:60]}"
+        if info.flag_bits & ENCRYPTED:
+            raise ValueError(f"{name} is encrypted")
+        if info.filename in members:
+            raise ValueError(f"it has two members {info.filename[:60]}")
+        inside = 0 <= info.header_offset < end  # zipfile shifts it, and may make it negative
+        file.seek(info.header_offset if inside else 0)
+        header = file.read(LOCAL_HEADER.size)
+        if not inside or len(header) < LOCAL_HEADER.size:
+            raise ValueError(f"{name} is outside the file")
+        signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
+        start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
+        total += info.compress_size
+        if signature != b"PK\x03\x04" or start + info.compress_size > end or total > end:
+            raise ValueError(f"{name} is outside the file")
+        members[info.filename] = info, start
+    return archive, members
 
 
 class _Bounded:
-    """A file to `zipfile`, which reads a directory at once."""
+    """A file for `zipfile`, which reads a directory in one call."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
         self._file = file
 
     def read(self, count: int = -1) -> bytes:
-        """As of a file; raises TooLarge."""
+        """As of a file; raises ValueError beyond MAX_DIRECTORY."""
         content = self._file.read(MAX_DIRECTORY + 1 if count < 0 else min(count, MAX_DIRECTORY + 1))
         if len(content) > MAX_DIRECTORY:
-            raise TooLarge(f"its zip directory has more than {MAX_DIRECTORY >> 20} MB")
+            raise ValueError(f"its zip directory has more than {MAX_DIRECTORY >> 20} MB")
         return content

@@ -1,33 +1,102 @@
-"""Processes that end with the one that started them."""
+"""Parallel training runs, and whether a process of this host has ended."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.errors import InputError
+from lidar_cli.runtime.atomic import write_atomic
+from lidar_cli.runtime.progress import Progress
+
 PR_SET_PDEATHSIG = 1
-LOOK = 1.0  # seconds between two looks at the parent, where the system does not watch it
+POLL = 1.0  # seconds between checks of the parent, where the system does not signal its end
 
 
-def end_with_parent(parent: int) -> None:
-    """Have this process killed once its parent is gone, whatever ended that.
+def run_parallel(
+    work: Callable[..., None],
+    tasks: Sequence[tuple[Any, ...]],
+    name: str,
+    progress: Progress,
+    done: int = 0,
+) -> None:
+    """work(*task) for every task, in any order: one process per core, one thread each.
 
-    parent: its number, taken in the parent. On Linux the system watches the thread that started
-    this process; elsewhere a thread looks who the parent is.
+    One thread is fastest for small networks, and makes weights independent of the core count.
+    work: a module-level function, so that it can be pickled. name: what is counted. done: tasks of
+    an earlier run, which count as well.
+    Raises what the work raises, and InputError if a process was killed.
+    """
+    from lidar_cli.runtime.device import cpu_count
+
+    total = done + len(tasks)
+    progress.update(name, done, total)
+    if not tasks:
+        return
+    workers = max(1, min(cpu_count(), len(tasks)))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(),))
+    try:
+        for future in as_completed([pool.submit(work, *task) for task in tasks]):
+            future.result()
+            done += 1
+            progress.update(name, done, total)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a training process was killed, perhaps for want of memory; "
+            "run again, finished checkpoints are kept"
+        ) from error
+    except BaseException:
+        for child in active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Save a checkpoint atomically. Raises InputError if it cannot be written."""
+    import torch
+
+    content = io.BytesIO()  # torch.save to a full disk would raise an internal error of torch
+    torch.save(checkpoint, content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content.getbuffer())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _start_worker(parent: int) -> None:
+    import torch
+
+    _end_with_parent(parent)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt for all
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have this process killed when its parent ends, however that happens.
+
+    parent: its process id, read in the parent. On Linux the kernel sends the signal; elsewhere a
+    thread polls the parent's id.
     """
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was gone before
+        if os.getppid() != parent:  # it ended before the call
             os._exit(1)
     elif hasattr(os, "getppid"):
         threading.Thread(target=_watch, args=(parent,), name="lidar-parent", daemon=True).start()
@@ -35,61 +104,64 @@ def end_with_parent(parent: int) -> None:
 
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(LOOK)
+        time.sleep(POLL)
     os._exit(1)
 
 
-ENDED = ("Z", "X")  # states of what stays of a process until its parent has asked for its end
+def process_identity() -> dict[str, Any]:
+    """Host, process id and start time: unique across hosts, reboots and reused process ids."""
+    pid, began = os.getpid(), None
+    with suppress(OSError):  # a /proc mounted from another pid namespace describes other processes
+        if Path("/proc/self").readlink() == Path(str(pid)):
+            _, began = _status(pid)
+    return {"host": _host(), "process": pid, "began": began}
 
 
-def card() -> dict[str, Any]:
-    """What tells this process from every other, also of another host or another time."""
-    number, began = os.getpid(), None
-    with suppress(OSError):  # a /proc of other process numbers than ours speaks of others
-        if Path("/proc/self").readlink() == Path(str(number)):
-            _, began = _told(number)
-    return {"host": _host(), "process": number, "began": began}
+def has_ended(other: Mapping[str, Any], this: Mapping[str, Any]) -> bool:
+    """Whether the process of an identity has certainly ended; False where it cannot be known.
 
-
-def gone(other: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Whether the process of a card is known to have ended: one of this host, as `own` has it."""
-    number = other.get("process")
-    if os.name != "posix" or other.get("host") != own["host"]:
+    this: the identity of the calling process. Only processes of the same host can be checked.
+    """
+    pid = other.get("process")
+    if os.name != "posix" or other.get("host") != this["host"]:
         return False
-    if not isinstance(number, int) or number <= 0:
+    if not isinstance(pid, int) or pid <= 0:
         return False
     try:
-        os.kill(number, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):
-        pass  # it runs, for another user; or who knows
-    if own["began"] is None:
+        pass  # it runs as another user, or the number is no process id
+    if this["began"] is None:
         return False
-    state, began = _told(number)
-    # Another's begin: the number was free, and was given again, as in containers it soon is.
-    given_again = None not in (began, other.get("began")) and began != other["began"]
-    return state in ENDED or given_again
+    is_zombie, began = _status(pid)
+    # Another start time: the process id was reused, as happens soon in containers.
+    is_reused = None not in (began, other.get("began")) and began != other["began"]
+    return is_zombie or is_reused
 
 
 def _host() -> str:
-    """This host and boot, and the spaces of process numbers and times that containers have."""
-    found = [socket.gethostname()]
+    """Host name, boot, and the pid and time namespaces of the container."""
+    parts = [socket.gethostname()]
     with suppress(OSError):
-        found.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-        for space in ("pid", "time"):
-            found.append(str(Path(f"/proc/self/ns/{space}").readlink()))
-    return " ".join(found)
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        for namespace in ("pid", "time"):
+            parts.append(str(Path(f"/proc/self/ns/{namespace}").readlink()))
+    return " ".join(parts)
 
 
-def _told(number: int) -> tuple[str | None, int | None]:
-    """State of a process, and when it began, in clock ticks: fields 3 and 22 of its /proc stat.
+def _status(pid: int) -> tuple[bool, int | None]:
+    """Whether a process is a zombie, and its start in clock ticks since boot, None if unknown.
 
-    None where the system does not tell.
+    Ticks since boot do not change when the system clock is set, as seconds since the epoch do.
     """
+    import psutil
+
     try:
-        text = Path(f"/proc/{number}/stat").read_bytes()
-        fields = text.rpartition(b")")[2].split()  # field 2, its name, may hold spaces and brackets
-        return fields[0].decode("ascii"), int(fields[19])
-    except (OSError, ValueError, LookupError):
-        return None, None
+        process = psutil.Process(pid)
+        since_boot = process.create_time() - psutil.boot_time()
+        is_zombie = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return is_zombie, round(since_boot * os.sysconf("SC_CLK_TCK"))
+    except (psutil.Error, OSError, ValueError):
+        return False, None

@@ -1,8 +1,8 @@
-"""What long work reports while it runs: progress and remarks. Nothing here prints."""
+"""The callback through which long work reports progress. Nothing here prints."""
 
 
 class Progress:
-    """Receives progress and remarks. This one ignores them; `report.text.Terminal` shows them."""
+    """Receives progress and remarks. This class ignores them; `report.terminal` shows them."""
 
     def update(self, task: str, done: int, total: int) -> None:
         """`done` of `total` steps of `task` are complete."""

@@ -1,24 +1,24 @@
-"""Structure that a foreign file holds is walked in a child process, and comes back as JSON.
+"""Reads untrusted files in a limited child process, which returns JSON.
 
-    walked = run_limited("lidar_cli.package.module:walk", path, {"key": 1}, error=CheckpointError)
-    walked.value    what walk(file, arguments) returned, as JSON carries it
-    walked.stamp    (st_dev, st_ino, st_size, st_mtime_ns) of the file that the child saw
+    result = run_limited("lidar_cli.package.module:walk", path, {"key": 1}, error=CheckpointError)
+    result.value    what walk(file, arguments) returned, decoded from JSON
+    result.stamp    (st_dev, st_ino, st_size, st_mtime_ns) of the file that the child read
 
-- A walker is a function of one of our modules, listed in WALKERS with the packages that it
-  imports. It takes the file, opened for reading in binary (by the parent, regular files only), and
-  `arguments` (JSON), and returns JSON of at most 16 MB, which the caller validates. It runs in a
-  fresh interpreter without torch, which is started by the first file and serves many. Its module
-  must import neither torch nor timm, nor anything that does.
-- A LidarError that a walker raises is raised here, with its class and its line. Whatever else the
-  file does there (MemoryError, RecursionError, any other error, a crash, too much processor time,
-  memory or wall time, too long an answer) is raised as `error`, one line about that file. The child
-  is then replaced.
-- Limits (see Limits) hold for each file: processor time and address space by the system on Linux;
-  elsewhere this process watches resident memory and time, and ends the child.
-- NoProcess is raised if no child can be started, or it lacks what a walker imports: that is the
-  machine's doing.
+- A walker is a function of this package, listed in WALKERS with the packages that it imports. It
+  takes the file, opened for reading in binary (by the parent, regular files only), and `arguments`
+  (JSON), and returns JSON of at most 16 MB, which the caller validates. It runs in a new
+  interpreter without torch, which is started for the first file and serves many. Its module must
+  import neither torch nor timm, directly or indirectly.
+- A LidarError that a walker raises is raised here, with its class and message. Anything else that
+  the file causes (MemoryError, RecursionError, another error, a crash, too much processor time,
+  memory or wall time, too long a reply) is raised as `error`, with a message about that file. The
+  child is then replaced.
+- The limits hold per file. On Linux the system enforces processor time and address space;
+  elsewhere this process polls the child's time and resident memory and kills it.
+- NoProcess is raised if no child can be started, or it cannot import what a walker needs: a fault
+  of the machine, not of the file.
 
-A test makes a Sandbox with limits and walkers of its own, or sets `limits` of SHARED.
+Tests create a Sandbox with other limits and walkers, or set `limits` of SHARED.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,18 @@ from typing import Any
 from lidar_cli import errors
 from lidar_cli.errors import LidarError, NoProcess, printable
 from lidar_cli.runtime.files import open_regular
-from lidar_cli.runtime.sandbox_child import LENGTH, SENDS_DESCRIPTORS, receive, send
+from lidar_cli.runtime.sandbox_child import LENGTH, READY, SENDS_DESCRIPTORS, send
 
 WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standard library
     **dict.fromkeys(
         (
-            f"lidar_cli.features.walk:{name}"
+            f"lidar_cli.features.hdf5_walk:{name}"
             for name in ("describe", "describe_one", "shapes", "walk_whole", "rows", "texts")
         ),
         ("numpy", "h5py"),
     ),
     **dict.fromkeys(
-        (f"lidar_cli.features.array_headers:{name}" for name in ("npy", "npz")), ("numpy",)
+        (f"lidar_cli.features.numpy_headers:{name}" for name in ("npy", "npz")), ("numpy",)
     ),
     "lidar_cli.checkpoints.reading.walk:walk": (),
     "lidar_cli.checkpoints.reading.walk:walk_checksums": (),
@@ -61,73 +61,75 @@ WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standar
 
 Stamp = tuple[int, int, int, int]
 
-RAISED = {  # by walkers; name of the class -> itself
+FROM_WALKERS = {  # errors that walkers raise, by class name
     kind.__name__: kind
     for kind in (
         errors.InputError, errors.FeatureFileError, errors.CheckpointError, errors.NoWeights
     )
 }  # fmt: skip
-MOST_LINE = 1000  # characters that a walker says beside the path
+MAX_MESSAGE = 1000  # characters of a walker's message, in addition to the path
 
 START = "import sys; sys.path.append(sys.argv[1]); \
 from lidar_cli.runtime.sandbox_child import serve; \
 serve(int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))"
-STARTING = 60  # seconds that an interpreter may take to start, on a slow network file system
-WATCH = 0.1  # seconds between looks at memory and time, where the system limits neither
-WATCHED = sys.platform != "linux"
+START_TIMEOUT = 60  # seconds; an interpreter starts slowly from a network file system
+POLLED = sys.platform != "linux"  # whether this process watches the child's time and memory
+POLL = 0.1  # seconds between two such checks
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGSYS")
-SINGLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may take of its child."""
+    """Limits of the child for one file."""
 
-    seconds: int = 12  # of processor time, where a sound file takes less than one
-    wall: float = 60  # seconds by the clock
+    seconds: int = 12  # of processor time; an intact file takes less than one
+    wall: float = 60  # seconds
     memory: int = 1 << 30  # bytes of the whole child
     answer: int = 16 << 20  # bytes of JSON
 
+    def exceeded(self, name: str) -> str:
+        """The message for a file that exceeds a limit."""
+        return {
+            "seconds": f"takes more than {self.seconds} s of processor time to read",
+            "wall": f"takes more than {self.wall:g} s to read",
+            "memory": f"takes more than {self.memory >> 20} MB of memory to read",
+            "answer": f"holds more than {self.answer >> 20} MB of names and sizes",
+        }[name]
+
 
 @dataclass(frozen=True)
-class Walked:
-    """What a walker returned, and the file that it saw."""
+class WalkResult:
+    """What a walker returned, and the file that it read."""
 
     value: Any
     stamp: Stamp
 
 
-def run_limited(
-    walker: str,
-    path: Path,
-    arguments: Any = None,
-    *,
-    error: type[LidarError],
-    advice: str = "fetch or save it again",
-    into: memoryview | None = None,
-) -> Walked:
-    """What a walker returns for a file, from the child that all callers share; see the module.
-
-    error: the class of what is raised for the file's doing; advice: what to do next, ends its line.
-    into: bytes to be filled by a walker that returns as many as a memoryview; the value is their
-    number.
-    """
-    return SHARED.run(walker, path, arguments, error=error, advice=advice, into=into)
-
-
 def stamp_of(status: os.stat_result) -> Stamp:
-    """What identifies a file and its content, as far as the system says."""
+    """The identity and version of a file, as far as the system knows it."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-class _Ended(Exception):
-    """The child ended, or was ended, without an answer; the text says why, '' if nobody knows."""
+@contextmanager
+def validation(path: Path, error: type[LidarError], advice: str) -> Iterator[None]:
+    """Raises `error` if the block, which checks what a walker returned, fails on its form."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
+        raise error(
+            f"{path}: damaged: its description makes no sense; {advice}", code="bad-description"
+        ) from cause
+
+
+class _ChildEnded(Exception):
+    """The child ended, or was killed, without a reply; the text says why, '' if unknown."""
 
 
 class Sandbox:
-    """One child at a time, started when it is needed; threads take turns.
+    """One child at a time, started on demand; threads take turns.
 
-    walkers: as WALKERS; search: folders that the child imports from, for walkers of tests.
+    walkers: as WALKERS; search: directories that the child imports from, for walkers of tests.
     """
 
     def __init__(
@@ -141,9 +143,9 @@ class Sandbox:
         self._process: subprocess.Popen[bytes]
         self._walkers = WALKERS if walkers is None else walkers
         self._search = tuple(search)
-        self._forget()
+        self._reset()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
+            os.register_at_fork(after_in_child=self._reset)
 
     def run(
         self,
@@ -153,33 +155,38 @@ class Sandbox:
         *,
         error: type[LidarError],
         advice: str = "fetch or save it again",
-        into: memoryview | None = None,
-    ) -> Walked:
-        """As `run_limited`."""
+        buffer: memoryview | None = None,
+    ) -> WalkResult:
+        """What a walker returns for a file.
+
+        error: class of the error for a fault of the file; advice: next step, the end of its
+        message. buffer: filled with the bytes of a walker that returns a memoryview of the same
+        length; the value is then their number.
+        """
         request = {
             "walker": walker,
             "path": str(path),
             "arguments": arguments,
-            "search": [*self._search, *_homes(self._walkers[walker])],
+            "search": [*self._search, *_import_directories(self._walkers[walker])],
         }
         try:
             file = open_regular(path)
         except FileNotFoundError as cause:
-            raise error(f"{path}: no such file; check the path") from cause
+            raise error(f"{path}: no such file; check the path", code="no-such-file") from cause
         except (OSError, ValueError) as cause:
             reason = getattr(cause, "strerror", None) or cause
-            raise error(f"{path}: cannot be read: {reason}") from cause
+            raise error(f"{path}: cannot be read: {reason}", code="cannot-be-read") from cause
         with file:
             stamp = stamp_of(os.fstat(file.fileno()))
             try:
                 with self._lock:
-                    reply = self._exchange(json.dumps(request).encode(), file.fileno(), into)
-            except _Ended as cause:
+                    reply = self._exchange(json.dumps(request).encode(), file.fileno(), buffer)
+            except _ChildEnded as cause:
                 why = str(cause) or "ends the process that reads it"
-                raise error(f"{path}: {why}; {advice}") from cause
+                raise error(f"{path}: {why}; {advice}", code="ends-reader") from cause
         if "value" not in reply:
             raise _error(reply, path, error, advice, self.limits)
-        return Walked(reply["value"], stamp)
+        return WalkResult(reply["value"], stamp)
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -187,7 +194,7 @@ class Sandbox:
             self._end()
 
     def close_at_exit(self) -> None:
-        """End the child at once, also where a thread that lives on waits for its answer."""
+        """Kill the child at once, also while a daemon thread waits for its reply."""
         self._exiting = True
         connection = self._connection
         if connection is not None:
@@ -197,8 +204,8 @@ class Sandbox:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
 
-    def _forget(self) -> None:
-        """Be without a child: at first, and in a forked process, whose child is its parent's."""
+    def _reset(self) -> None:
+        """Have no child: at first, and in a forked process, whose child belongs to its parent."""
         if self._connection is not None:
             self._connection.close()
             self._process.returncode = 0  # another process waits for it
@@ -207,136 +214,126 @@ class Sandbox:
         self._connection = None
         self._started = self.limits
 
-    def _exchange(self, content: bytes, descriptor: int, into: memoryview | None) -> dict[str, Any]:
-        """The answer to one request. Raises _Ended, and NoProcess if no child can be started."""
-        for last in (False, True):
-            self._start()
+    def _exchange(
+        self, request: bytes, descriptor: int, buffer: memoryview | None
+    ) -> dict[str, Any]:
+        """The reply to a request. Raises _ChildEnded, and NoProcess if no child can be started."""
+        for is_retry in (False, True):
             try:
-                self._request(content, descriptor)
-                return self._answer(into)
-            except _Ended as ended:
-                # A child that others ended, before or during this file, says nothing of the file.
-                if str(ended) or last:
+                connection = self._start()
+                self._send(connection, request, descriptor)
+                return self._reply(connection, buffer)
+            except BaseException as error:  # an interrupt too: a late reply must not be read next
+                self._end()
+                # A child that something else killed, before or during this file, is no fault of it.
+                if not isinstance(error, _ChildEnded) or str(error) or is_retry:
                     raise
         raise AssertionError("not reached")
 
-    def _start(self) -> None:
-        """Have a child that awaits a request, with the limits of now."""
+    def _start(self) -> socket.socket:
+        """The connection to a child that awaits a request under the present limits."""
         if self._connection is not None:
             if self._process.poll() is None and self._started == self.limits:
-                return
+                return self._connection
             self._end()
         if self._exiting:
             raise NoProcess("no process is started to read files in while the program ends")
-        ours, theirs = None, None
         try:
             ours, theirs = socket.socketpair()
-            self._process = _interpreter(self.limits, theirs)
-        except (OSError, ValueError) as error:  # ValueError: there is no sys.executable
-            if ours is not None:
+            try:
+                self._process = _interpreter(self.limits, theirs)
+            except BaseException:
                 ours.close()
+                raise
+            finally:
+                theirs.close()
+        except (OSError, ValueError) as error:  # ValueError: there is no sys.executable
             raise NoProcess(
                 f"no process can be started to read files in: {getattr(error, 'strerror', error)}; "
                 "end others, or allow more"
             ) from error
-        finally:
-            if theirs is not None:
-                theirs.close()
         self._connection, self._started = ours, self.limits
+        self._deadline, self._seconds = time.monotonic() + START_TIMEOUT, 0.0
         try:
-            ours.settimeout(STARTING)
-            ready = receive(ours, self.limits.answer)
-        except OSError:
-            ready = None
-        except BaseException:
+            self._receive(ours, memoryview(bytearray(LENGTH.size + len(READY))))
+        except _ChildEnded as error:
             self._end()
-            raise
-        if ready is None:
-            status = self._end()
+            status = _status_name(self._process.returncode)
             raise NoProcess(
-                f"the process that reads files did not start ({_ending(status)}); allow it "
+                f"the process that reads files did not start ({status}); allow it "
                 f"{self.limits.memory >> 20} MB of memory, or run it again"
-            )
+            ) from error
+        return ours
 
-    def _request(self, content: bytes, descriptor: int) -> None:
-        assert self._connection is not None
+    def _send(self, connection: socket.socket, request: bytes, descriptor: int) -> None:
         try:
-            self._connection.settimeout(self.limits.wall)
+            connection.settimeout(self.limits.wall)
             if SENDS_DESCRIPTORS:
-                head = LENGTH.pack(len(content))
-                socket.send_fds(self._connection, [head], [descriptor])
-                self._connection.sendall(content)
+                socket.send_fds(connection, [LENGTH.pack(len(request))], [descriptor])
+                connection.sendall(request)
             else:
-                send(self._connection, content)
+                send(connection, request)
         except OSError as error:
-            self._end()
-            raise _Ended from error
-        except BaseException:  # interrupted: the child may have half a request
-            self._end()
-            raise
+            raise _ChildEnded from error
 
-    def _answer(self, into: memoryview | None) -> dict[str, Any]:
-        """The answer to a request that was sent; raises _Ended."""
-        assert self._connection is not None
+    def _reply(self, connection: socket.socket, buffer: memoryview | None) -> dict[str, Any]:
+        """The reply to the request that was sent; raises _ChildEnded."""
+        self._deadline = time.monotonic() + self.limits.wall
+        self._seconds = _usage(self._process.pid)[0] if POLLED else 0.0
+        head = bytearray(LENGTH.size)
+        self._receive(connection, memoryview(head))
+        (length,) = LENGTH.unpack(head)
+        if length > self.limits.answer + (1 << 10):
+            raise _ChildEnded(self.limits.exceeded("answer"))
+        content = bytearray(length)
+        self._receive(connection, memoryview(content))
         try:
-            deadline = time.monotonic() + self.limits.wall
-            usage = _usage(self._process.pid) if WATCHED else (0.0, 0)
-            head = bytearray(LENGTH.size)
-            self._receive(memoryview(head), deadline, usage)
-            (length,) = LENGTH.unpack(head)
-            if length > self.limits.answer + (1 << 10):
-                raise _Ended(_too_long(self.limits))
-            content = bytearray(length)
-            self._receive(memoryview(content), deadline, usage)
-            reply = _parsed(content)
-            if into is not None and "value" in reply:
-                if reply["value"] != len(into):
-                    raise _Ended("holds another number of bytes than it declares")
-                self._receive(into, deadline, usage)
-            if reply.pop("retiring", False):
-                self._end()
-            return reply
-        except BaseException:  # interrupted, too: an answer may come that nobody awaits
+            reply = json.loads(content)
+        except (ValueError, RecursionError):
+            reply = None
+        if not isinstance(reply, dict):
+            raise _ChildEnded("gives no answer that makes sense")
+        if buffer is not None and "value" in reply:
+            if reply["value"] != len(buffer):
+                raise _ChildEnded("holds another number of bytes than it declares")
+            self._receive(connection, buffer)
+        if reply.pop("retiring", False):
             self._end()
-            raise
+        return reply
 
-    def _receive(self, into: memoryview, deadline: float, usage: tuple[float, int]) -> None:
-        """Fill `into`. Raises _Ended if the child ended, or was to be ended."""
-        connection = self._connection
-        assert connection is not None
-        while into:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise _Ended(f"takes more than {self.limits.wall:g} s to read")
-            connection.settimeout(min(left, WATCH) if WATCHED else left)
+    def _receive(self, connection: socket.socket, buffer: memoryview) -> None:
+        """Fill `buffer`. Raises _ChildEnded if the child ended, or exceeds a limit."""
+        while buffer:
+            remaining = self._deadline - time.monotonic()
+            if remaining <= 0:
+                raise _ChildEnded(self.limits.exceeded("wall"))
+            connection.settimeout(min(remaining, POLL) if POLLED else remaining)
             try:
-                count = connection.recv_into(into[: 1 << 20])
+                count = connection.recv_into(buffer[: 1 << 20])
             except TimeoutError:
-                if WATCHED:
-                    self._watch(usage)
+                if POLLED:
+                    self._check_usage()
                 continue
             except OSError:
                 count = 0
             if not count:
-                raise _Ended(self._why(self._end()))
-            into = into[count:]
+                raise _ChildEnded(self._cause(self._end()))
+            buffer = buffer[count:]
 
-    def _watch(self, before: tuple[float, int]) -> None:
-        """Raise _Ended if the child takes too much, where the system does not limit it."""
+    def _check_usage(self) -> None:
+        """Raise _ChildEnded if the child exceeds a limit that the system does not enforce."""
         seconds, resident = _usage(self._process.pid)
         if resident > self.limits.memory:
-            raise _Ended(_too_large(self.limits))
-        if seconds - before[0] > self.limits.seconds:
-            raise _Ended(_too_slow(self.limits))
+            raise _ChildEnded(self.limits.exceeded("memory"))
+        if seconds - self._seconds > self.limits.seconds:
+            raise _ChildEnded(self.limits.exceeded("seconds"))
 
-    def _why(self, status: int) -> str:
-        """What a file did to its child, by the child's exit status; '' if it may be blameless."""
-        name = _ending(status)
+    def _cause(self, status: int) -> str:
+        """How a file ended its child, by the exit status; '' if the file may not be the cause."""
+        name = _status_name(status)
         if name == "SIGXCPU":
-            return _too_slow(self.limits)
-        if name in CRASHES:
-            return f"crashes what reads it ({name})"
-        return ""
+            return self.limits.exceeded("seconds")
+        return f"crashes what reads it ({name})" if name in CRASHES else ""
 
     def _end(self) -> int:
         """End the child and wait for it; its exit status."""
@@ -351,21 +348,20 @@ class Sandbox:
 
 
 def _interpreter(limits: Limits, connection: socket.socket) -> subprocess.Popen[bytes]:
-    """The child, which has the socket as standard input."""
+    """The child, with the socket as its standard input."""
     package = str(Path(errors.__file__).parents[1])
-    figures = (limits.seconds, limits.wall, limits.memory, limits.answer)
-    # -I: no variables, no current folder; -S: no site-packages, whose .pth files run code.
-    command = [sys.executable, "-I", "-S", "-B", "-c", START, package, *map(str, figures)]
+    arguments = map(str, (limits.seconds, limits.wall, limits.memory, limits.answer))
+    # -I: no variables, no current directory; -S: no site-packages, whose .pth files run code.
+    command = [sys.executable, "-I", "-S", "-B", "-c", START, package, *arguments]
     if not sys.executable:
         raise ValueError("Python does not say where its interpreter is")
-    windows = sys.platform == "win32"
     process = subprocess.Popen(
         command,
-        stdin=subprocess.PIPE if windows else connection.fileno(),
+        stdin=subprocess.PIPE if sys.platform == "win32" else connection.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, **SINGLE},
-        start_new_session=True,  # what a terminal sends to its group is for the parent
+        env={**os.environ, **SINGLE_THREAD},
+        start_new_session=True,  # signals that a terminal sends to its group are for the parent
     )
     if sys.platform == "win32":
         assert process.stdin is not None
@@ -374,74 +370,52 @@ def _interpreter(limits: Limits, connection: socket.socket) -> subprocess.Popen[
     return process
 
 
-def _parsed(content: bytearray) -> dict[str, Any]:
-    """The reply in a message; raises _Ended if it is none."""
-    try:
-        reply = json.loads(content)
-    except (ValueError, RecursionError):
-        reply = None
-    if not isinstance(reply, dict):
-        raise _Ended("gives no answer that makes sense")
-    return reply
-
-
 def _error(
     reply: dict[str, Any], path: Path, error: type[LidarError], advice: str, limits: Limits
 ) -> LidarError:
-    """The error that a reply without a value stands for."""
+    """The error in a reply without a value."""
     text, failed = str(reply.get("text")), str(reply.get("failed"))
     match reply.get("raised"):
-        case [str(name), str(line), str(code)]:
-            text = line
-            if name in RAISED:
-                return RAISED[name](printable(line)[: MOST_LINE + len(str(path))], code=code[:100])
+        case [str(name), str(message), str(code)]:
+            text = message
+            if name in FROM_WALKERS:
+                message = printable(message)[: MAX_MESSAGE + len(str(path))]
+                return FROM_WALKERS[name](message, code=code[:100])
     if failed == "start":
         return NoProcess(
             f"the process that reads files cannot import what it needs: {printable(text)}; "
             f"install it again, or allow it {limits.memory >> 20} MB of memory"
         )
-    reasons = {
-        "memory": _too_large(limits),
-        "depth": "is nested too deeply to be read",
-        "answer": _too_long(limits),
-    }
-    why = reasons.get(failed) or f"cannot be read: {text[:MOST_LINE]}"
-    return error(f"{path}: {printable(why)}; {advice}")
+    if failed in ("memory", "answer"):
+        why = limits.exceeded(failed)
+    elif failed == "depth":
+        why = "is nested too deeply to be read"
+    else:
+        why = f"cannot be read: {text[:MAX_MESSAGE]}"
+    return error(f"{path}: {printable(why)}; {advice}", code="cannot-be-read")
 
 
-def _too_slow(limits: Limits) -> str:
-    return f"takes more than {limits.seconds} s of processor time to read"
-
-
-def _too_large(limits: Limits) -> str:
-    return f"takes more than {limits.memory >> 20} MB of memory to read"
-
-
-def _too_long(limits: Limits) -> str:
-    return f"holds more than {limits.answer >> 20} MB of names and sizes"
-
-
-def _ending(status: int) -> str:
-    """How a process ended, by its exit status: the signal's name, or 'exit status 1'."""
+def _status_name(status: int) -> str:
+    """An exit status in words: the name of the signal, or 'exit status 1'."""
     try:
         return signal.Signals(-status).name
     except ValueError:
         return f"exit status {status}"
 
 
-def _homes(packages: tuple[str, ...]) -> list[str]:
-    """The folders that hold packages, which are not imported here."""
-    homes: dict[str, None] = {}
+def _import_directories(packages: tuple[str, ...]) -> list[str]:
+    """The directories that contain packages, which are not imported here."""
+    directories: dict[str, None] = {}
     for name in packages:
         module = importlib.util.find_spec(name)
         if module is not None and module.submodule_search_locations:
-            homes[str(Path(next(iter(module.submodule_search_locations))).parent)] = None
-    return list(homes)
+            directories[str(Path(next(iter(module.submodule_search_locations))).parent)] = None
+    return list(directories)
 
 
 def _usage(pid: int) -> tuple[float, int]:
     """Seconds of processor time and bytes of resident memory of a process; 0 once it ended."""
-    import psutil  # on other systems than Linux
+    import psutil
 
     try:
         process = psutil.Process(pid)
@@ -452,4 +426,5 @@ def _usage(pid: int) -> tuple[float, int]:
 
 
 SHARED = Sandbox()
+run_limited = SHARED.run
 atexit.register(SHARED.close_at_exit)

@@ -1,4 +1,4 @@
-"""The child of `sandbox`: a fresh interpreter that runs one walker after another.
+"""The child of `sandbox`: a new interpreter that runs one walker after another.
 
 It imports the standard library, this package and what a walker needs, never torch. Messages in both
 directions are a length (8 bytes, big-endian) and JSON; a request comes with the open descriptor of
@@ -23,32 +23,33 @@ from typing import Any, BinaryIO
 from lidar_cli.errors import LidarError, first_line
 
 LENGTH = struct.Struct(">Q")
-RETIRE = 256 << 20  # bytes resident after a file; what it left behind then ends with the child
-MOST_TEXT = 1 << 14  # characters of a walker's line, which has the path in it
+RETIRE = 256 << 20  # bytes resident after a file, above which the child ends to free them
+MAX_TEXT = 1 << 14  # characters of a walker's message, which includes the path
 Walker = Callable[[BinaryIO, Any], Any]
+READY = b"{}"
 SENDS_DESCRIPTORS = hasattr(socket, "send_fds")
 
 
 def serve(seconds: int, wall: float, memory: int, answer: int) -> None:
-    """Answer requests until the parent's end of the socket is closed.
+    """Answer requests until the parent closes its end of the socket.
 
-    seconds: of processor time for one file; wall: seconds by the clock, which the parent watches
-    too; memory: bytes of address space, which Linux alone limits; answer: bytes of JSON at most.
+    Limits per file: seconds of processor time, wall seconds (which the parent watches too), bytes
+    of address space (enforced on Linux only), and bytes of JSON.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this child
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this child
     connection = _connection()
     _limit_process(memory)
-    send(connection, b"{}")  # from here on, what ends this child is the file's doing
+    send(connection, READY)  # from here on, a file is to blame if this child ends
     retiring = False
     while not retiring:
-        message = receive_with_file(connection)
+        message = _receive_request(connection)
         if message is None:
             return
         content, descriptor = message
         request = json.loads(content)
         _end_with_parent(connection, True)
         try:
-            walk = _walker(request)  # whose packages are not the file's doing
+            walk = _walker(request)  # an import that fails is no fault of the file
         except Exception as error:
             reply = {"failed": "start", "text": first_line(error)[:500], "retiring": True}
             send(connection, json.dumps(reply).encode())
@@ -64,13 +65,13 @@ def serve(seconds: int, wall: float, memory: int, answer: int) -> None:
 def _reply(
     walk: Walker, request: dict[str, Any], descriptor: int | None, answer: int
 ) -> tuple[bytes, memoryview, bool]:
-    """JSON of what a walker returned or raised, the bytes that follow, whether the child ends."""
+    """JSON of the walker's value or error, the bytes that follow, and whether the child ends."""
     content, numbers = b"", memoryview(b"")
     failed: dict[str, Any] = {}
     try:
         source = request["path"] if descriptor is None else descriptor
         with open(source, "rb") as file:  # noqa: PTH123, a descriptor
-            file.seek(0)  # where a child before this one left it
+            file.seek(0)  # an earlier child may have read from the same descriptor
             value = walk(file, request["arguments"])
         if isinstance(value, memoryview):
             numbers, value = value, len(value)
@@ -78,7 +79,7 @@ def _reply(
         if len(content) > answer:
             failed = {"failed": "answer"}
     except LidarError as error:
-        failed = {"raised": [type(error).__name__, str(error)[:MOST_TEXT], error.code]}
+        failed = {"raised": [type(error).__name__, str(error)[:MAX_TEXT], error.code]}
     except MemoryError:
         failed = {"failed": "memory"}
     except RecursionError:
@@ -86,7 +87,7 @@ def _reply(
     except Exception as error:
         failed = {"failed": "error", "text": first_line(error)[:500]}
     value = None
-    gc.collect()  # at the cost of the file that left it
+    gc.collect()  # within the limits of the file that left the garbage
     retiring = failed.get("failed") == "memory" or _resident() > RETIRE
     if failed:
         content, numbers = _json(failed), memoryview(b"")
@@ -105,22 +106,12 @@ def _walker(request: dict[str, Any]) -> Walker:
 
 
 def send(connection: socket.socket, content: bytes) -> None:
-    """Send one message; raises OSError if nobody is left at the other end."""
+    """Send one message; raises OSError if the other end is closed."""
     connection.sendall(LENGTH.pack(len(content)) + content)
 
 
-def receive(connection: socket.socket, most: int) -> bytes | None:
-    """One message of at most so many bytes; None at the end, or if it is longer.
-
-    Raises OSError, of which TimeoutError is one, as the socket does.
-    """
-    start = receive_exactly(connection, LENGTH.size)
-    length = LENGTH.unpack(start)[0] if start else most + 1
-    return receive_exactly(connection, length) if length <= most else None
-
-
-def receive_exactly(connection: socket.socket, count: int, start: bytes = b"") -> bytes | None:
-    """So many bytes, the first of which may have come before; None if the end comes first."""
+def _receive_exactly(connection: socket.socket, count: int, start: bytes = b"") -> bytes | None:
+    """`count` bytes that begin with `start`, already received; None if the stream ends early."""
     content = bytearray(start)
     while len(content) < count:
         piece = connection.recv(min(count - len(content), 1 << 20))
@@ -130,7 +121,7 @@ def receive_exactly(connection: socket.socket, count: int, start: bytes = b"") -
     return bytes(content)
 
 
-def receive_with_file(connection: socket.socket) -> tuple[bytes, int | None] | None:
+def _receive_request(connection: socket.socket) -> tuple[bytes, int | None] | None:
     """One message and the descriptor that came with it; None at the end."""
     descriptors: list[int] = []
     start = b""
@@ -138,8 +129,8 @@ def receive_with_file(connection: socket.socket) -> tuple[bytes, int | None] | N
         start, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 1)
         if not start:
             return None
-    head = receive_exactly(connection, LENGTH.size, start)
-    content = receive_exactly(connection, LENGTH.unpack(head)[0]) if head else None
+    head = _receive_exactly(connection, LENGTH.size, start)
+    content = _receive_exactly(connection, LENGTH.unpack(head)[0]) if head else None
     return None if content is None else (content, descriptors[0] if descriptors else None)
 
 
@@ -151,19 +142,19 @@ def _connection() -> socket.socket:
 
 
 def _limit_process(memory: int) -> None:
-    """Limits that hold for all files; each within what the system allows this process."""
+    """Set the limits that hold for all files, each at most the system's hard limit."""
     with suppress(ImportError):
         import resource
 
         _set(resource.RLIMIT_CORE, 0)
-        _set(resource.RLIMIT_FSIZE, 0)  # no file grows by what this process writes
+        _set(resource.RLIMIT_FSIZE, 0)  # this process cannot write to files
         _set(resource.RLIMIT_NOFILE, 64)
         if sys.platform == "linux":
             _set(resource.RLIMIT_AS, memory)
 
 
 def _limit_file(seconds: int, wall: float) -> None:
-    """Give this process so many more seconds of processor time; 0 for no limit between files."""
+    """Allow this process `seconds` more of processor time; 0 removes the limit between files."""
     with suppress(ImportError):
         import resource
 
@@ -173,23 +164,23 @@ def _limit_file(seconds: int, wall: float) -> None:
         if hard != resource.RLIM_INFINITY:
             soft = hard if soft == resource.RLIM_INFINITY else min(soft, hard)
         resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
-    if hasattr(signal, "setitimer"):  # where the parent is gone, nobody else watches the clock
+    if hasattr(signal, "setitimer"):  # in case the parent has ended, which watches the clock
         signal.setitimer(signal.ITIMER_REAL, wall * 1.5)
 
 
-def _set(kind: int, most: int) -> None:
+def _set(kind: int, limit: int) -> None:
     import resource
 
     hard = resource.getrlimit(kind)[1]
-    within = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    within = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     with suppress(OSError, ValueError):
         resource.setrlimit(kind, (within, within))
 
 
 def _end_with_parent(connection: socket.socket, busy: bool) -> None:
-    """While busy, let the system end this process (SIGIO) when the parent's end is closed.
+    """While busy, have SIGIO end this process when the parent closes its end of the socket.
 
-    Nothing else arrives then: a parent sends its next request after the reply.
+    No data arrives while busy: the parent sends its next request after the reply.
     """
     with suppress(ImportError, AttributeError, OSError):
         import fcntl
@@ -201,7 +192,7 @@ def _end_with_parent(connection: socket.socket, busy: bool) -> None:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process holds; 0 where the system does not say."""
+    """Bytes of resident memory of this process; 0 where there is no /proc."""
     try:
         with open("/proc/self/statm", "rb") as status:  # noqa: PTH123, pathlib is not loaded
             return int(status.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,8 +1,8 @@
-"""Stdout and stderr that every command can write to, whatever they are connected to.
+"""Robust stdout for results and stderr for remarks.
 
-Results go to stdout, remarks to stderr. A character that the encoding of a stream lacks is written
-as an escape, such as `caf\\xe9`. What stdout refuses is an InputError; what stderr refuses is lost,
-which is no reason to end the work.
+A character that the encoding of a stream lacks is written as an escape, such as `caf\\xe9`. A
+failed write to stdout raises InputError; a failed write to stderr is ignored, and the work
+continues.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from lidar_cli.errors import InputError, printable
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # of a disk that cannot be written
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 REMEDIES = {
     errno.EPIPE: "its reader ended before all was written",
     errno.EBADF: "it is closed",
-} | dict.fromkeys(DISK, "free some space")
+} | dict.fromkeys(DISK_ERRORS, "free some space")
 
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Have `sys.stdout` and `sys.stderr` behave as this module says while the block runs."""
+    """Replace `sys.stdout` and `sys.stderr` by robust streams while the block runs."""
     before = sys.stdout, sys.stderr
     _occupy_closed_descriptors()
-    sys.stdout = cast(TextIO, _Results(before[0] or _opened(1)))
-    sys.stderr = cast(TextIO, _Remarks(before[1] or _opened(2)))
+    sys.stdout = cast(TextIO, _Robust(before[0] or _opened(1), _refuse))
+    sys.stderr = cast(TextIO, _Robust(before[1] or _opened(2), _ignore))
     try:
         yield
     finally:
@@ -37,9 +37,9 @@ def safe_streams() -> Iterator[None]:
 
 
 def write_results(content: str | bytes) -> None:
-    """Write to stdout, all of it now: bytes as they are, text with a line end at its end.
+    """Write to stdout and flush: bytes unchanged, text with a final line end.
 
-    Raises InputError where stdout refuses it.
+    Raises InputError if stdout cannot be written.
     """
     if isinstance(content, bytes):
         sys.stdout.flush()
@@ -51,60 +51,48 @@ def write_results(content: str | bytes) -> None:
 
 
 def write_remark(text: str) -> None:
-    """Write one line to stderr, without what a terminal would obey."""
+    """Write one line to stderr, with control characters escaped."""
     sys.stderr.write(f"{printable(text)}\n")
 
 
-class _Results:
-    """Stdout, or the binary stream below it."""
+class _Robust:
+    """A stream, or its binary buffer. handle: called with the stream and each OSError of it."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, handle: Callable[[Any, OSError], None]) -> None:
         self._stream = stream
+        self._handle = handle
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @property
-    def buffer(self) -> _Results:
-        return _Results(self._stream.buffer)
+    def buffer(self) -> _Robust:
+        return _Robust(self._stream.buffer, self._handle)
 
     def write(self, content: Any) -> int:
-        with self._refusal():
-            return int(self._stream.write(_encodable(content, self._stream)))
-
-    def flush(self) -> None:
-        with self._refusal():
-            self._stream.flush()
-
-    @contextmanager
-    def _refusal(self) -> Iterator[None]:
         try:
-            yield
+            return int(self._stream.write(_encodable(content, self._stream)))
         except OSError as error:
-            with suppress(OSError, ValueError):
-                # What the stream still holds would be refused once more when Python ends.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            remedy = REMEDIES.get(error.errno or 0, "redirect it to a file")
-            raise InputError(f"stdout cannot be written: {error.strerror}; {remedy}") from error
-
-
-class _Remarks:
-    """Stderr."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._stream.write(_encodable(text, self._stream))
-        return len(text)
+            self._handle(self._stream, error)
+            return len(content)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        try:
             self._stream.flush()
+        except OSError as error:
+            self._handle(self._stream, error)
+
+
+def _refuse(stream: Any, error: OSError) -> None:
+    with suppress(OSError, ValueError):
+        # Python would flush the rest of the buffer at exit, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    remedy = REMEDIES.get(error.errno or 0, "redirect it to a file")
+    raise InputError(f"stdout cannot be written: {error.strerror}; {remedy}") from error
+
+
+def _ignore(stream: Any, error: OSError) -> None:
+    """A remark that cannot be written is no reason to end the work."""
 
 
 def _encodable(content: Any, stream: Any) -> Any:
@@ -116,14 +104,14 @@ def _encodable(content: Any, stream: Any) -> Any:
 
 
 def _occupy_closed_descriptors() -> None:
-    """Have no file that is opened later take the number of a stream that the caller closed."""
+    """Open the null device on closed standard descriptors, so that no other file gets them."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
-        except OSError:  # and the lowest free number is the next to be given
+        except OSError:  # os.open returns the lowest free number, which is this one
             os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)
 
 
 def _opened(number: int) -> TextIO:
-    """A stream on a descriptor for which Python made none; writing to it fails."""
+    """A stream on a descriptor that was closed when Python started; writing to it fails."""
     return open(number, "w", encoding="utf-8", closefd=False)

@@ -17,9 +17,9 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError, nearest
 from lidar_cli.features.arrays import check_stored, read_npy, read_npz, with_size_note
 from lidar_cli.features.blocks import Embeddings
+from lidar_cli.features.hdf5 import is_hdf5
 from lidar_cli.features.reader import read_hdf5
-from lidar_cli.features.structure import is_hdf5
-from lidar_cli.runtime.device import check_free, find_device
+from lidar_cli.runtime.device import check_free_memory, find_device
 from lidar_cli.runtime.distributed import RankInfo
 from lidar_cli.runtime.files import NotAFile, open_regular
 from lidar_cli.runtime.progress import Progress
@@ -47,7 +47,7 @@ def score_file(
     """
     progress = progress or Progress()
     wanted = parse_metrics(settings.metrics)
-    check_free(f"--memory {settings.memory}", parse_size(settings.memory))
+    check_free_memory(f"--memory {settings.memory}", parse_size(settings.memory))
     device = find_device(settings.device)
     groups = groups or open_groups(settings)
     with process_group.raise_on_any_rank() if process_group else nullcontext():

@@ -26,7 +26,7 @@ LOST = {  # in a reader's words -> what HDF5 did
     "crashes what reads it": "crashed",
 }
 LONGEST = 20_000  # characters of a line, which may repeat a few names out of the file
-Found = dict[str, tuple[str, Any]]
+Outcomes = dict[str, tuple[str, Any]]
 
 
 class Lost(Exception):
@@ -41,23 +41,25 @@ class Tally:
     lost: Counter[str] = field(default_factory=Counter)  # of them, where HDF5 was lost in the child
 
     def __str__(self) -> str:
-        told, lost = (
+        outcomes, lost = (
             ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
             for counts in (self.outcomes, self.lost)
         )
-        return f"{self.outcomes.total()} inputs: {told}; HDF5 in the child: {lost or 'never lost'}"
+        return (
+            f"{self.outcomes.total()} inputs: {outcomes}; HDF5 in the child: {lost or 'never lost'}"
+        )
 
 
 class Reading:
-    """A context manager: what the readers say of inputs, held against the sound file.
+    """A context manager: compares what the readers return for inputs with the intact file.
 
-    folder: for what it keeps, an input that a process was lost with above all.
+    folder: for its files, such as an input with which a process was lost.
     """
 
     def __init__(self, folder: Path) -> None:
         self.tally = Tally()
         self._folder = folder
-        self._sound: dict[str, Found] = {}
+        self._sound: dict[str, Outcomes] = {}
 
     def __enter__(self) -> Reading:
         self._said = (self._folder / "stderr").open("w+")
@@ -77,65 +79,65 @@ class Reading:
 
     def sound(self, kind: str, path: Path) -> None:
         """Read the sound file; inputs of this kind are damaged copies of the last one."""
-        found = self._ask(kind, path)
-        assert {what for what, _ in found.values()} == {"found"}, found
-        self._sound[kind] = found
+        read = self._ask(kind, path)
+        assert {what for what, _ in read.values()} == {"read"}, read
+        self._sound[kind] = read
 
     def of(self, kind: str, path: Path) -> str:
         """The outcome of an input, counted: same, refused, or other.
 
-        other: nothing vouches for what was found instead, such as another label.
-        Raises AssertionError for a traceback, a lost process, or wrong rows that were vouched for.
+        other: different content without a checksum, such as another label.
+        Raises AssertionError for a traceback, a lost process, or wrong rows in spite of checksums.
         """
         try:
-            found = self._ask(kind, path)
+            read = self._ask(kind, path)
         except Lost as lost:
-            raise AssertionError(f"{self._kept(path)}: {lost}") from None
-        lines = [str(line) for what, line in found.values() if what == "refused"]
+            raise AssertionError(f"{self._keep(path)}: {lost}") from None
+        lines = [str(line) for what, line in read.values() if what == "refused"]
         self.tally.lost.update(
             {how for words, how in LOST.items() for line in lines if words in line}
         )
-        outcome = self._compared(self._sound[kind], found, path)
+        outcome = self._compared(self._sound[kind], read, path)
         self.tally.outcomes[outcome] += 1
         return outcome
 
-    def _ask(self, kind: str, path: Path) -> Found:
+    def _ask(self, kind: str, path: Path) -> Outcomes:
         order = {"kind": kind, "path": str(path), "seconds": SECONDS}
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
-        found = json.loads(self._server.stdout.readline())
-        if "lost" in found:
+        read = json.loads(self._server.stdout.readline())
+        if "lost" in read:
             self._said.seek(0)
             hung = "Timeout (" in self._said.read()
             self._said.seek(0)
             self._said.truncate()
-            raise Lost("hung" if hung else f"ended with {found['lost']}")
-        return found
+            raise Lost("hung" if hung else f"ended with {read['lost']}")
+        return read
 
-    def _compared(self, sound: Found, found: Found, path: Path) -> str:
+    def _compared(self, sound: Outcomes, read: Outcomes, path: Path) -> str:
         outcomes = set()
-        for reader, (what, told) in found.items():
-            assert what != "traceback", f"{self._kept(path)}: {reader}: {told}"
+        for reader, (what, value) in read.items():
+            assert what != "traceback", f"{self._keep(path)}: {reader}: {value}"
             if what == "refused":
-                assert 0 < len(told) < LONGEST, f"{self._kept(path)}: {reader}: {told}"
+                assert 0 < len(value) < LONGEST, f"{self._keep(path)}: {reader}: {value}"
                 outcomes.add(what)
                 continue
-            outcomes.add("same" if told == sound[reader][1] else "other")
-            if isinstance(told, dict) and told.get("vouched"):
-                known = list(sound[reader][1]["rows"].values())
-                wrong = [name for name, rows in told["rows"].items() if rows not in known]
-                assert not wrong, f"{self._kept(path)}: {reader}: other rows in {wrong}"
-        if {"score", "rows"} <= found.keys() and found["score"][0] == "found":
-            assert found["rows"][0] == "found", f"{self._kept(path)}: scored, but not read"
-            if found["rows"][1]["vouched"]:
-                known = list(map(_numbers, sound["score"][1]))
-                assert all(_numbers(one) in known for one in found["score"][1]), self._kept(path)
+            outcomes.add("same" if value == sound[reader][1] else "other")
+            if isinstance(value, dict) and value.get("verified"):
+                expected = list(sound[reader][1]["rows"].values())
+                wrong = [name for name, rows in value["rows"].items() if rows not in expected]
+                assert not wrong, f"{self._keep(path)}: {reader}: other rows in {wrong}"
+        if {"score", "rows"} <= read.keys() and read["score"][0] == "read":
+            assert read["rows"][0] == "read", f"{self._keep(path)}: scored, but not read"
+            if read["rows"][1]["verified"]:
+                expected = list(map(_numbers, sound["score"][1]))
+                assert all(_numbers(one) in expected for one in read["score"][1]), self._keep(path)
         return next(one for one in ("other", "refused", "same") if one in outcomes)
 
-    def _kept(self, path: Path) -> Path:
-        kept = self._folder / "kept"
-        shutil.copytree(path.parent, kept, dirs_exist_ok=True)
-        return kept / path.name
+    def _keep(self, path: Path) -> Path:
+        folder = self._folder / "kept"
+        shutil.copytree(path.parent, folder, dirs_exist_ok=True)
+        return folder / path.name
 
 
 def _numbers(record: dict[str, Any]) -> list[float | None]:

@@ -59,55 +59,55 @@ def joined(path: Path) -> dict[str, Any]:
     return arrays(path)
 
 
-def rows(found: Embeddings) -> list[str]:
+def rows(embeddings: Embeddings) -> list[str]:
     """Views and clean embeddings, every bit."""
-    chunks = list(found.chunks(200))
+    chunks = list(embeddings.chunks(200))
     parts = [[chunk.views for chunk in chunks], [chunk.clean for chunk in chunks]]
-    known = [[one for one in part if one is not None] for part in parts]
-    return [torch.cat(part).numpy().tobytes().hex() if part else "" for part in known]
+    present = [[one for one in part if one is not None] for part in parts]
+    return [torch.cat(part).numpy().tobytes().hex() if part else "" for part in present]
 
 
 def arrays(path: Path) -> dict[str, Any]:
-    """The rows by layer, and whether checksums vouch for them."""
-    found = read_hdf5(path)
+    """The rows by layer, and whether they have checksums."""
+    layers = read_hdf5(path)
     return {
-        "rows": {one.layer: rows(one) for one in found},
-        "vouched": all(one.verify is not None for one in found),
+        "rows": {one.layer: rows(one) for one in layers},
+        "verified": all(one.verify is not None for one in layers),
     }
 
 
 def first(path: Path) -> dict[str, Any]:
-    return {"rows": {"backbone": rows(read_first(path, "backbone", 3))}, "vouched": True}
+    return {"rows": {"backbone": rows(read_first(path, "backbone", 3))}, "verified": True}
 
 
 def labels(path: Path) -> object:
-    found = read_labels(path)
-    return None if found is None else [str(found.dtype), found.tolist()]
+    numbers = read_labels(path)
+    return None if numbers is None else [str(numbers.dtype), numbers.tolist()]
 
 
 def scored(path: Path) -> object:
-    found = json.loads(to_json(score_file(path, ScoreSettings(device="cpu"))))
-    return [record | {"file": path.name} for record in found]
+    records = json.loads(to_json(score_file(path, ScoreSettings(device="cpu"))))
+    return [record | {"file": path.name} for record in records]
 
 
 def probed(path: Path) -> object:
-    found = probe_files([path], [None], ProbeSettings(device="cpu", method="ridge"))
-    if found.failed:
-        raise LidarError(found.failed[0].reason)
-    return [(one.layer, one.top1, one.n_train, one.n_test) for one in found.probed]
+    result = probe_files([path], [None], ProbeSettings(device="cpu", method="ridge"))
+    if result.failed:
+        raise LidarError(result.failed[0].reason)
+    return [(one.layer, one.top1, one.n_train, one.n_test) for one in result.probed]
 
 
 def surveyed(path: Path) -> object:
-    found = DirectoryScan()
+    scan = DirectoryScan()
     digests = Digests(path.parent, path.parent / "kept")
-    classify_file(path, found, Recogniser(EmbedSettings()), Progress(), digests)
-    if found.failed or found.skipped:
-        raise LidarError((found.failed + found.skipped)[0].reason)
-    return [one.provenance for one in found.features]
+    classify_file(path, scan, Recogniser(EmbedSettings()), Progress(), digests)
+    if scan.failed or scan.skipped:
+        raise LidarError((scan.failed + scan.skipped)[0].reason)
+    return [one.provenance for one in scan.features]
 
 
 def resumed(path: Path) -> dict[str, Any]:
-    """The finished samples, and all rows after the rest was written. What is refused is kept."""
+    """The finished samples, and all rows after the rest was written."""
     partial = partial_path(path)
     before = partial.read_bytes()
     try:
@@ -140,9 +140,9 @@ READERS: dict[str, dict[str, Callable[[Path], object]]] = {
 }
 
 
-def told(read: Callable[[Path], object], path: Path) -> tuple[str, object]:
+def outcome(read: Callable[[Path], object], path: Path) -> tuple[str, object]:
     try:
-        return "found", read(path)
+        return "read", read(path)
     except LidarError as error:
         return "refused", str(error)
     except Exception:
@@ -150,11 +150,11 @@ def told(read: Callable[[Path], object], path: Path) -> tuple[str, object]:
 
 
 def answer(kind: str, path: str, seconds: int) -> dict[str, tuple[str, object]]:
-    """What each reader says."""
+    """The outcome of each reader."""
     faulthandler.dump_traceback_later(seconds, exit=True)
-    found = {name: told(read, Path(path)) for name, read in READERS[kind].items()}
+    outcomes = {name: outcome(read, Path(path)) for name, read in READERS[kind].items()}
     faulthandler.cancel_dump_traceback_later()
-    return found
+    return outcomes
 
 
 def lines() -> None:

@@ -23,8 +23,8 @@ from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
 from lidar_cli.features.schema import partial_path
 from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.session import rank_directory
+from lidar_cli.runtime.processes import save_checkpoint
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.runtime.workers import save
 from lidar_cli.settings import ExtractSettings, RankSettings
 
 N, Q, SIZE = 40, 6, 24
@@ -251,11 +251,11 @@ def test_what_the_demo_keeps_is_whole_or_not_there(disk: Path) -> None:
             (disk / "a.pt").write_bytes(old)
         full = fill(disk)
         with pytest.raises(InputError, match=r"a\.pt: cannot be written: No space left on device"):
-            save(trained, disk / "a.pt")
+            save_checkpoint(trained, disk / "a.pt")
         assert names(disk) == ({"a.pt"} if old else set())
         full.unlink()
     assert (disk / "a.pt").read_bytes() == b"old"
-    save(trained, disk / "a.pt")
+    save_checkpoint(trained, disk / "a.pt")
     assert torch.load(disk / "a.pt", weights_only=True)["weights"].equal(trained["weights"])
 
 

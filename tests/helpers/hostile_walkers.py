@@ -7,8 +7,8 @@ import io
 import sys
 from typing import Any, BinaryIO
 
-from lidar_cli import checkpoints
-from lidar_cli.checkpoints.reading import interpret, rebuild, stand_ins, walk
+import lidar_cli
+from lidar_cli.checkpoints.reading import interpret, pickle, rebuild, walk
 from lidar_cli.errors import CheckpointError
 
 EXTENSIONS = {code: ("os", f"system{code}") for code in (1, 0xF0, 0x1234, 0x12345678)}
@@ -26,7 +26,7 @@ watching: list[bool] = []
 
 def unlisted(file: BinaryIO, path: str) -> Any:
     """As `walk`, with no name refused."""
-    stand_ins.REFUSED_MODULES = stand_ins.REFUSED_BUILTINS = frozenset()
+    pickle.REFUSED_MODULES = pickle.REFUSED_BUILTINS = frozenset()
     return walk.walk(file, path)
 
 
@@ -64,7 +64,7 @@ def broken(file: BinaryIO, how: str) -> Any:
     elif how == "value":
         interpret.EMPTY["collections.OrderedDict"] = list
     elif how == "list":
-        checkpoints.__path__.append("a")
+        lidar_cli.__all__.append("a")
     elif how == "inside":
         vars(rebuild)["__builtins__"]["print"] = exec
     else:

@@ -1,4 +1,4 @@
-"""Embeddings that lie as tensors in a file of torch.save or safetensors."""
+"""Embeddings as tensors in a file of torch.save or safetensors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from lidar_cli.checkpoints.reading.lazy_tensor import ITEMSIZE, LazyTensor
+from lidar_cli.checkpoints.reading.lazy_tensor import ELEMENT_TYPES, ITEMSIZE, LazyTensor
 from lidar_cli.checkpoints.reading.read import describe, read_file
 from lidar_cli.errors import CheckpointError, InputError
 from lidar_cli.features.arrays import select, stored_at
 from lidar_cli.features.blocks import Embeddings, Stored
 
-TYPES = {"float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<i2"}  # numpy's names
+FLOATS = {  # torch's name -> numpy's dtype, which for bfloat16 holds the bits
+    one.name: np.dtype(f"<{one.numpy or 'i2'}")
+    for one in ELEMENT_TYPES
+    if one.name in ("float64", "float32", "float16", "bfloat16")
+}
 
 
 def read_tensors(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
     """The embeddings in a tensor, alone or in a dict.
 
-    dataset: name of the tensor where the file holds several.
+    dataset: name of the tensor, needed if the file holds several.
     views_per_sample: q, for a tensor (n*q, d).
     Raises InputError if the file cannot be read, or the tensor's shape or type is wrong.
     """
@@ -34,38 +38,36 @@ def read_tensors(path: Path, dataset: str | None, views_per_sample: int | None) 
     stored = {name: _stored(tensor) for name, tensor in tensors.items()}
     embeddings = select(path, stored, dataset, views_per_sample)
     tensor = tensors[embeddings.layer]
-    return embeddings if _in_a_row(tensor) else replace(embeddings, in_memory=tensor.nbytes)
+    return embeddings if _is_contiguous(tensor) else replace(embeddings, in_memory=tensor.nbytes)
 
 
 def tensors_of(tree: Any, path: Path) -> dict[str, LazyTensor]:
-    """Tensors of floating-point numbers by name. Raises CheckpointError for what holds none."""
+    """Tensors of floating-point numbers by name. Raises CheckpointError for other content."""
     tree = {path.stem: tree} if isinstance(tree, LazyTensor) else tree
     if not isinstance(tree, dict):
         raise CheckpointError(f"holds {describe(tree)}; expected a tensor or a dict of tensors")
     return {
         str(name): value
         for name, value in tree.items()
-        if isinstance(value, LazyTensor) and value.dtype in TYPES
+        if isinstance(value, LazyTensor) and value.dtype in FLOATS
         if not value.problem and value.storage is not None
     }
 
 
 def _stored(tensor: LazyTensor) -> Stored:
-    """A tensor, read by offset where its elements lie in a row, else whole at once."""
+    """A tensor, read by offset if its elements are contiguous, else whole."""
     item = ITEMSIZE[tensor.dtype]
     storage = tensor.storage
-    if storage is not None and _in_a_row(tensor):
+    if storage is not None and _is_contiguous(tensor):
         offset = storage.source.start + storage.first + item * tensor.offset
         as_type = torch.bfloat16 if tensor.dtype == "bfloat16" else None
-        return stored_at(
-            storage.source.path, offset, tensor.shape, np.dtype(TYPES[tensor.dtype]), as_type
-        )
+        return stored_at(storage.source.path, offset, tensor.shape, FLOATS[tensor.dtype], as_type)
     whole = cache(tensor.materialise)
     return Stored(tensor.shape, item, lambda start, stop: whole()[start:stop])
 
 
-def _in_a_row(tensor: LazyTensor) -> bool:
-    """Whether the file holds the elements in order, with nothing between them."""
+def _is_contiguous(tensor: LazyTensor) -> bool:
+    """Whether the elements are in the file in order, with no bytes between them."""
     if tensor.storage is None or tensor.storage.source.data is not None or tensor.bits:
         return False
     step = 1

@@ -1,11 +1,15 @@
-"""Directories and partial files: which one file holds the weights, or how to make one of them.
+"""The file with the weights: in a folder, on the Hugging Face Hub, or to be joined from parts.
 
+hf-hub:ORG/NAME[@REVISION], timm:NAME                    a name on the Hub, in place of a path
 config.json + model.safetensors or pytorch_model.bin     a Hugging Face folder
 *.index.json, *-00001-of-00004.*                         the same, in shards
 .metadata + *.distcp                                     torch.distributed.checkpoint, FSDP
 zero_to_fp32.py, latest, zero_pp_rank_*                  DeepSpeed
 *.rank_0.pth, last_checkpoint.rank_0                     DINOv2's FSDP shards
 {'type': 'shard_list' or 'slice_list'}                   VISSL
+
+huggingface_hub, a dependency of timm, downloads config.json and the weights into its cache, unless
+they are there; they are then read like those of any folder, and no code in them is run.
 """
 
 from __future__ import annotations
@@ -17,18 +21,75 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.errors import CheckpointError
+from lidar_cli.errors import CheckpointError, first_line
 from lidar_cli.runtime.files import open_regular
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
+PREFIXES = {"hf-hub:": "", "timm:": "timm/"}  # prefix of a path -> prefix of the name on the Hub
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read
 MAX_CONFIG = 2**20  # bytes of a config.json
-SHARDED = ("ShardedTensor", "DTensor")  # classes of tensors of which a file holds a part
+EXACT_GELU = ("gelu", "gelu_python")  # both by the error function, as in every module here
+SHARDED = ("ShardedTensor", "DTensor")  # classes of tensors that are stored in several files
+
+
+def local(path: Path) -> Path:
+    """The folder in the Hub's cache for a name on the Hub; any other path unchanged.
+
+    Raises CheckpointError if the name is malformed, or the Hub has no such model, does not give
+    access to it, or cannot be reached.
+    """
+    for prefix, owner in PREFIXES.items():
+        if str(path).startswith(prefix):
+            name, _, revision = str(path).removeprefix(prefix).partition("@")
+            if ".." in revision:  # never in a git revision, but in a path out of the cache
+                raise CheckpointError(
+                    f"{path}: {revision} is no revision; expected a branch, tag or commit"
+                )
+            return _fetch(path, owner + name, revision or None)
+    return path
+
+
+def _fetch(path: Path, name: str, revision: str | None) -> Path:
+    from huggingface_hub import errors, hf_hub_download
+
+    unreachable: Exception | None = None
+    try:
+        for file in ("config.json", *WEIGHTS):
+            try:
+                cached = Path(hf_hub_download(name, file, revision=revision))
+            except errors.LocalEntryNotFoundError as error:  # the Hub did not answer
+                unreachable = error
+            except errors.EntryNotFoundError:  # the model has no such file
+                continue
+            else:
+                if file in WEIGHTS:
+                    return cached.parent
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{path}: the Hub gives {name} only to those who accept its conditions; do so on its "
+            "page there, then run: hf auth login"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise CheckpointError(
+            f"{path}: the Hub has no {name}{f' at {revision}' if revision else ''}, or it is "
+            "private; check the name, or run: hf auth login"
+        ) from error
+    except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be fetched: {first_line(error)}") from error
+    if unreachable is not None:
+        raise CheckpointError(
+            f"{path}: {name} is not in the cache of huggingface_hub, and the Hub is out of reach; "
+            f"on a machine that reaches it run: hf download {name}"
+        ) from unreachable
+    raise CheckpointError(
+        f"{path}: {name} has neither {' nor '.join(WEIGHTS)}; expected the weights in one "
+        "file; fetch what it has and name that file"
+    )
 
 
 def weights_file(path: Path) -> Path:
-    """The file to read: the path itself, or the one in a Hugging Face folder.
+    """The file to read: the path itself, or the weights in a Hugging Face folder.
 
-    Raises CheckpointError for other directories and, from their names, for parts of checkpoints.
+    Raises CheckpointError for other directories, and for files named as parts of a checkpoint.
     """
     if not path.is_dir():
         _refuse_parts(path)
@@ -50,7 +111,7 @@ def weights_file(path: Path) -> Path:
 
 
 def config(path: Path) -> dict[str, Any] | None:
-    """The config.json of a Hugging Face folder, or of the one around its weights; None if none.
+    """The config.json of a Hugging Face folder, or in the folder of its weights; None if none.
 
     Raises CheckpointError if it is not a JSON object of usual size.
     """
@@ -61,8 +122,38 @@ def config(path: Path) -> dict[str, Any] | None:
     return _json_object(file)
 
 
+def options_of(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """heads and eps of a transformer, if its config.json has them.
+
+    Raises CheckpointError for impossible values, and for an activation other than GELU, which the
+    modules of this package do not have.
+    """
+    heads, eps = config.get("num_attention_heads"), config.get("layer_norm_eps")
+    activation = config.get("hidden_act", "gelu")
+    if heads is not None and (type(heads) is not int or heads < 1):
+        raise _refusal(origin, "num_attention_heads", heads, "a number of heads")
+    if eps is not None and (type(eps) not in (int, float) or not 0 <= eps < 1):
+        raise _refusal(origin, "layer_norm_eps", eps, "a small positive number")
+    if activation not in EXACT_GELU:
+        raise _refusal(origin, "hidden_act", activation, "gelu")
+    return {name: value for name, value in (("heads", heads), ("eps", eps)) if value is not None}
+
+
+def architecture(config: Mapping[str, Any] | None) -> str | None:
+    """timm's name of the model; None if the config.json is not timm's."""
+    name = config.get("architecture") if config and "pretrained_cfg" in config else None
+    return name if isinstance(name, str) else None
+
+
+def _refusal(origin: str, name: str, value: object, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"{origin}: config.json has {name} = {str(value)[:40]!r}; expected {expected}; "
+        "name your own code with --model"
+    )
+
+
 def arguments(path: Path, name: str) -> dict[str, Any]:
-    """The JSON object `name` beside a checkpoint; empty where there is none that can be read."""
+    """The JSON file `name` in the checkpoint's directory; empty if it cannot be read."""
     file = path.parent / name
     try:
         return _json_object(file) if file.is_file() else {}
@@ -74,18 +165,18 @@ def _json_object(file: Path) -> dict[str, Any]:
     try:
         with open_regular(file) as opened:
             content = opened.read(MAX_CONFIG + 1)
-        found = json.loads(content) if len(content) <= MAX_CONFIG else None
+        value = json.loads(content) if len(content) <= MAX_CONFIG else None
     except (OSError, RecursionError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON; fetch it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise CheckpointError(f"{file}: is not a JSON object of at most 1 MiB; fetch it again")
-    return found
+    return value
 
 
 def refuse_shards(path: Path, tree: object, names: tuple[str, ...]) -> None:
-    """Raise CheckpointError for a file whose content says that it is a part, or points to parts.
+    """Raise CheckpointError for a file that is a part of a checkpoint, or lists the parts.
 
-    names: of the stand-ins in it.
+    names: of its stand-ins.
     """
     kind = tree.get("type") if isinstance(tree, Mapping) else None
     if isinstance(kind, str) and kind in ("shard_list", "slice_list"):
@@ -142,5 +233,5 @@ def _deepspeed(path: Path, folder: Path) -> str:
 
 
 def _named(folder: Path, *endings: str) -> str:
-    """The folder with each of the endings, as words of a shell's command."""
+    """The folder with each of the endings, quoted for a shell."""
     return shlex.join(f"{folder}{ending}" for ending in endings)

@@ -1,8 +1,8 @@
-"""The records of a pickle (unpickle.py) -> plain values, LazyTensors and stand-ins.
+"""The records of a pickle (pickle.py) -> plain values, LazyTensors and stand-ins.
 
-Each record is given its meaning once all that it was made from has one: by a function of ours for
-the few names in rebuild.py, and as a StandIn for all others. The walk keeps its own stack and
-visits an object once, so that neither depth nor sharing costs more than the pickle has bytes.
+A record is interpreted after its arguments: by a function of rebuild.py for the names there, else
+as a StandIn. The traversal has an explicit stack and visits an object once, so that its cost is
+linear in the bytes of the pickle, whatever the depth and sharing.
 """
 
 from __future__ import annotations
@@ -11,27 +11,24 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor, Malformed, is_tensor
+from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor, Malformed
 from lidar_cli.checkpoints.reading.pickle import PERSISTENT, Recorded, Result
-from lidar_cli.checkpoints.reading.rebuild import HANDLERS, ArrayType, fill_array, is_unfilled
-from lidar_cli.checkpoints.reading.stand_ins import Global, StandIn
+from lidar_cli.checkpoints.reading.rebuild import HANDLERS, fill_array, is_unfilled
+from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn
 
 SCALARS = frozenset((int, float, bool, type(None), complex, bytes))
 LITERALS = SCALARS | {str}
-PARTED = frozenset((tuple, frozenset))  # made when their parts are there
-FILLED: dict[type, Callable[[], Any]] = {
-    list: list,
-    dict: dict,
-    set: set,
-}  # made at once, filled when their parts are there
+IMMUTABLE = frozenset((tuple, frozenset))  # created after their parts
+MUTABLE = (list, dict, set)  # created before their parts, and filled after them
 TENSOR = "torch._utils._rebuild_tensor_v2"
-INHERITED = ("builtins.dict", "builtins.list")
+BASES = ("builtins.dict", "builtins.list")
 EMPTY: dict[str, Callable[[], Any]] = {
     "collections.OrderedDict": dict, "collections.Counter": dict, "builtins.dict": dict,
     "collections.deque": list, "builtins.list": list, "builtins.set": set,
 }  # fmt: skip
-SURROGATES = "\udc80", "\udcff"  # how bytes that are no UTF-8 come in text of Python 2
-ERRORS = (
+SURROGATES = "\udc80", "\udcff"  # bytes in text of Python 2 that are not UTF-8
+# Raised by handlers for arguments of the wrong number or type.
+BAD_ARGUMENTS = (
     ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError, struct.error
 )  # fmt: skip
 
@@ -39,18 +36,18 @@ Persistent = Callable[[Any], Any]
 
 
 def interpret(root: Any, persistent: Persistent | None = None) -> Any:
-    """The value that a pickle describes; persistent: what the ids of storages stand for.
+    """The value that the records of a pickle describe. Raises Malformed if they make no sense.
 
-    Raises Malformed where its parts do not make sense.
+    persistent: returns the storage of a persistent id.
     """
     try:
         return _Interpreter(persistent).value_of(root)
-    except ERRORS as error:  # a record without the arguments that it needs, or of another type
+    except BAD_ARGUMENTS as error:
         raise Malformed(f"its pickle is damaged ({type(error).__name__})") from error
 
 
 class _Interpreter:
-    """One walk. `done` holds values by the id of the object that they are of, `late` the rest."""
+    """One traversal. `done`: id of an object -> its value; `late`: objects to finish at the end."""
 
     def __init__(self, persistent: Persistent | None) -> None:
         self.persistent = persistent
@@ -87,7 +84,7 @@ class _Interpreter:
         return self.get(root)
 
     def is_done(self, raw: Any) -> bool:
-        """Whether the value is there, or needs nothing to be made."""
+        """Whether the value of an object exists; creates it if that needs no other value."""
         kind = type(raw)
         if kind in LITERALS or id(raw) in self.done:
             return True
@@ -105,8 +102,8 @@ class _Interpreter:
         return True
 
     def is_plain_tensor(self, raw: Recorded) -> bool:
-        """Make a tensor of numbers and a storage at once, which nearly all tensors are."""
-        storage, place = raw.args[0], raw.args[1:4]  # its hooks are left out
+        """Create a tensor from numbers and a storage at once, the usual case."""
+        storage, place = raw.args[0], raw.args[1:4]  # hooks are left out
         if len(raw.args) != 6 or getattr(storage, "name", None) != PERSISTENT:
             return False
         if raw.state is not None or raw.entries or raw.elements:
@@ -119,17 +116,17 @@ class _Interpreter:
         return True
 
     def begin(self, raw: Any) -> list[Any]:
-        """The parts of an object, of which that which can be filled later is made at once."""
+        """The parts of an object; creates its value now if that can be filled later."""
         kind = type(raw)
-        if kind in FILLED:
-            self.done[id(raw)] = FILLED[kind]()
+        if kind in MUTABLE:
+            self.done[id(raw)] = kind()
             return [*raw, *raw.values()] if kind is dict else list(raw)
-        if kind in PARTED:
+        if kind in IMMUTABLE:
             return list(raw)
         if not isinstance(raw, Recorded):
             self.done[id(raw)] = bytearray(raw) if kind is bytearray else StandIn(kind.__name__)
             return []
-        name, args, kwargs = _made_from(raw)
+        name, args, kwargs = _call_of(raw)
         if name in EMPTY and not args and not isinstance(raw, Result):
             self.done[id(raw)] = EMPTY[name]()
         elif name not in HANDLERS or isinstance(raw, Result):
@@ -140,7 +137,7 @@ class _Interpreter:
         return parts
 
     def finish(self, raw: Any) -> None:
-        """Make or fill the value; raises _Unfinished if a part of it is not there yet."""
+        """Create or fill the value; raises _Unfinished if the value of a part is missing."""
         kind, get = type(raw), self.get
         if kind is dict:
             self.done[id(raw)].update([(get(key), get(value)) for key, value in raw.items()])
@@ -148,15 +145,15 @@ class _Interpreter:
             self.done[id(raw)][:] = [get(part) for part in raw]
         elif kind is set:
             self.done[id(raw)].update([get(part) for part in raw])
-        elif kind in PARTED:
+        elif kind in IMMUTABLE:
             self.done[id(raw)] = kind([get(part) for part in raw])
         elif isinstance(raw, Recorded):
             self.finish_record(raw)
 
     def finish_record(self, raw: Recorded) -> None:
-        """Give a record its value, and this its entries, elements and state."""
+        """Set the value of a record, and the value's entries, elements and state."""
         get = self.get
-        name, args, kwargs = _made_from(raw)
+        name, args, kwargs = _call_of(raw)
         values = tuple([get(part) for part in args])
         entries = [(get(key), get(value)) for key, value in raw.entries]
         elements = [get(part) for part in raw.elements]
@@ -166,7 +163,7 @@ class _Interpreter:
             value = self.done[id(raw)] = HANDLERS[name](values)
         elif isinstance(value, StandIn):
             value.args, value.kwargs = values, get(kwargs)
-            if (base := _inherited(raw)) is not None:
+            if (base := _base_of(raw)) is not None:
                 content = HANDLERS[base](values)
                 value.entries = content if isinstance(content, dict) else None
                 value.elements = None if isinstance(content, dict) else content
@@ -180,10 +177,10 @@ class _Interpreter:
             fill_array(value, state)
         elif isinstance(value, ArrayType) and state is not None and state[1] in ("<", ">"):
             value.order = state[1]
-        # The attributes of a plain container, such as _metadata of a state dict, are left out.
+        # Attributes of a plain container, such as _metadata of a state dict, are left out.
 
     def get(self, raw: Any) -> Any:
-        """The value of a part; raises _Unfinished if it is not there yet."""
+        """The value of a part; raises _Unfinished if it is missing."""
         kind = type(raw)
         if kind is str:
             return raw if raw.isascii() else _text(raw)
@@ -194,14 +191,14 @@ class _Interpreter:
         except KeyError:
             raise _Unfinished from None
 
-    def name(self, made: Any) -> Global:
-        """The value of a class or function itself, the same for each time that it is met."""
-        if not issubclass(made, Recorded):
+    def name(self, cls: Any) -> Global:
+        """The value of a class or function itself, one object for each name."""
+        if not issubclass(cls, Recorded):
             raise Malformed("its pickle holds a class")
-        return self.globals.setdefault(made.name, Global(made.name))
+        return self.globals.setdefault(cls.name, Global(cls.name))
 
     def stored(self, record: Recorded) -> Any:
-        """What a persistent id stands for."""
+        """The storage of a persistent id."""
         if self.persistent is None:
             raise Malformed("its pickle has a reference to something outside")
         saved = record.args[0]
@@ -213,16 +210,16 @@ class _Interpreter:
 
 
 class _Unfinished(Exception):
-    """A part of a value is itself being made."""
+    """A part of a value is not finished."""
 
 
-def _made_from(raw: Recorded) -> tuple[str, tuple[Any, ...], Any]:
-    """Name, arguments and keyword arguments, without the functions that protocols go through."""
+def _call_of(raw: Recorded) -> tuple[str, tuple[Any, ...], Any]:
+    """Name, arguments and keyword arguments, without copyreg's functions around the call."""
     if isinstance(raw, Result):
         return raw.args[0].name, raw.args[1:], raw.kwargs
     name, args, kwargs = raw.name, raw.args, raw.kwargs
     if name == "copyreg._reconstructor" and len(args) == 3 and _is_class(args[0]):
-        inherits = _is_class(args[1]) and args[1].name in INHERITED
+        inherits = _is_class(args[1]) and args[1].name in BASES
         plain = inherits and args[0].name in HANDLERS
         return (args[1].name if plain else args[0].name), args[2:], None
     while name in ("copyreg.__newobj__", "copyreg.__newobj_ex__") and args and _is_class(args[0]):
@@ -237,12 +234,12 @@ def _made_from(raw: Recorded) -> tuple[str, tuple[Any, ...], Any]:
     return name, args, kwargs
 
 
-def _inherited(raw: Recorded) -> str | None:
-    """The built-in class, dict or list, of which an object of protocols 0 and 1 is a subclass."""
+def _base_of(raw: Recorded) -> str | None:
+    """The built-in base class, dict or list, of an instance in protocols 0 and 1."""
     if raw.name != "copyreg._reconstructor" or len(raw.args) != 3:
         return None
     base = raw.args[1]
-    return base.name if _is_class(base) and base.name in INHERITED else None
+    return base.name if _is_class(base) and base.name in BASES else None
 
 
 def _is_class(value: Any) -> bool:
@@ -250,7 +247,7 @@ def _is_class(value: Any) -> bool:
 
 
 def _is_plain(parts: Any) -> bool:
-    """Whether these are numbers, and text that is as it was written."""
+    """Whether these are numbers and ASCII text, which need no interpretation."""
     return LITERALS.issuperset(map(type, parts)) and all(
         part.isascii() for part in parts if type(part) is str
     )
@@ -261,7 +258,7 @@ def _set_entries(value: Any, entries: list[tuple[Any, Any]]) -> None:
         value.entries = {} if value.entries is None else value.entries
         value = value.entries
     if not isinstance(value, dict):
-        raise Malformed("its pickle sets entries of what is no dict")
+        raise Malformed("its pickle sets entries of a value that is no dict")
     value.update(entries)
 
 
@@ -274,105 +271,14 @@ def _add_elements(value: Any, elements: list[Any]) -> None:
     elif isinstance(value, list):
         value.extend(elements)
     else:
-        raise Malformed("its pickle appends to what is no list")
+        raise Malformed("its pickle appends to a value that is no list")
 
 
 def _text(text: str) -> str:
-    """Text as it is, and bytes in place of it as Latin-1."""
+    """Text, decoded as Latin-1 if it is bytes of Python 2 that are not UTF-8."""
     if not any(SURROGATES[0] <= letter <= SURROGATES[1] for letter in text):
         return text
     try:
         return text.encode("utf-8", "surrogateescape").decode("latin-1")
-    except UnicodeEncodeError:  # other surrogates, which only text has
+    except UnicodeEncodeError:  # other surrogates occur only in text
         return text
-
-
-NAMESPACES = ("argparse.Namespace", "types.SimpleNamespace")
-CONTAINERS = (StandIn, dict, list, tuple)
-MAX_LETTERS = 16 << 20  # of the names of all modules
-MAX_DEPTH = 100  # modules in modules
-
-
-def plain(root: Any) -> Any:
-    """The same tree, changed in place, without the stand-ins for which something plain serves.
-
-    Raises Malformed for modules that hold each other in a circle.
-    """
-    made: dict[int, Any] = {}  # by id of the stand-in, all of which live in the tree
-    root = _replaced(root, made)
-    seen = {id(root)}
-    todo = [root] if isinstance(root, CONTAINERS) else []
-    while todo:
-        inner: Any = todo.pop()
-        if isinstance(inner, StandIn):
-            parts = [inner.args, inner.kwargs, inner.state]
-        elif isinstance(inner, dict):
-            for name, value in inner.items():
-                inner[name] = _replaced(value, made)  # the keys stay, so this is allowed
-            parts = list(inner.values())
-        else:
-            if isinstance(inner, list):
-                inner[:] = [_replaced(value, made) for value in inner]
-            parts = list(inner)
-        for part in parts:
-            if isinstance(part, CONTAINERS) and id(part) not in seen:
-                seen.add(id(part))
-                todo.append(part)
-    return root
-
-
-def _replaced(value: Any, made: dict[int, Any]) -> Any:
-    if not isinstance(value, StandIn):
-        return value
-    if id(value) not in made:
-        if _is_module(value):
-            made[id(value)] = state_dict(value)
-        elif value.entries is not None:
-            made[id(value)] = value.entries
-        elif value.elements is not None:
-            made[id(value)] = value.elements
-        elif value.name in NAMESPACES and isinstance(value.state, dict):
-            made[id(value)] = value.state
-        else:
-            made[id(value)] = value
-    return made[id(value)]
-
-
-def _is_module(value: object) -> bool:
-    """Whether a stand-in has what every torch.nn.Module has."""
-    state = value.state if isinstance(value, StandIn) else None
-    return isinstance(state, dict) and "_parameters" in state and "_modules" in state
-
-
-def state_dict(module: StandIn) -> dict[str, Any]:
-    """Tensors by name: parameters, buffers, then those of the modules inside, in their order."""
-    tensors: dict[str, Any] = {}
-    letters = 0
-    todo: list[tuple[str, int, StandIn]] = [("", 0, module)]
-    while todo:
-        prefix, depth, inner = todo.pop()
-        if depth > MAX_DEPTH:
-            raise Malformed("its modules hold one another without end")
-        transient = inner.state.get("_non_persistent_buffers_set")
-        for group in ("_parameters", "_buffers"):
-            for name, value in _entries(inner, group):
-                skipped = isinstance(transient, set) and group == "_buffers" and name in transient
-                if is_tensor(value) and not skipped:
-                    tensors[prefix + name] = value
-        letters += sum(len(prefix) + len(name) for name, _ in _entries(inner, "_modules"))
-        if letters > MAX_LETTERS:
-            raise Malformed("its modules hold one another without end")
-        children = []
-        for name, value in _entries(inner, "_modules"):
-            if _is_module(value):
-                children.append((f"{prefix}{name}.", depth + 1, value))
-        todo.extend(reversed(children))
-    return tensors
-
-
-def _entries(module: StandIn, group: str) -> list[tuple[str, Any]]:
-    found = module.state.get(group)
-    entries = found.entries if isinstance(found, StandIn) else found
-    if not isinstance(entries, dict):
-        return []
-    return [(name, value) for name, value in entries.items() if isinstance(name, str)]

@@ -1,8 +1,8 @@
-"""A tensor that is still in its file: where it lies, and how to read it when it is needed.
+"""Tensors that stay in their file until they are needed, and the types of their elements.
 
-All that a file says about sizes is checked when the record is made, before any memory is taken:
-a view ends inside its storage, a storage inside the file, and a tensor has no more bytes than its
-storage, but for a constant. Only `materialise` imports torch.
+All sizes in a file are checked when a LazyTensor is created, before memory is allocated: a view
+ends inside its storage, a storage inside the file, and a tensor has no more bytes than its storage
+plus OVERLAP. Only `materialise` imports torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, Union
 
 from lidar_cli.errors import CheckpointError
 from lidar_cli.runtime.files import open_regular
@@ -22,27 +22,91 @@ from lidar_cli.runtime.files import open_regular
 if TYPE_CHECKING:
     from torch import Tensor
 
+HERE = Path()  # the file that is being read; the parent process sets its path
 EXPECTED = "expected a file of torch.save or safetensors"
-ITEMSIZE = {  # bytes an element; the names are torch's
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
-    "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1,
-    "float8_e8m0fnu": 1, "float4_e2m1fn_x2": 1,
-    "complex128": 16, "complex64": 8, "complex32": 4,
-    "int64": 8, "int32": 4, "int16": 2, "int8": 1,
-    "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
-}  # fmt: skip
 MAX_DIMENSIONS = 64
 MAX_NUMBER = 2**62  # torch's sizes are signed 64-bit numbers
 OVERLAP = 2**20  # bytes by which elements that share memory (expanded views) may exceed it
 
 
+class ElementType(NamedTuple):
+    """One type; '' where a system has no name for it."""
+
+    name: str  # in torch
+    nbytes: int
+    safetensors: str = ""
+    storage: str = ""  # class of storages in torch
+    numpy: str = ""  # kind and size of a dtype
+    struct: str = ""  # format characters
+
+
+ELEMENT_TYPES = (
+    ElementType("float64", 8, "F64", "DoubleStorage", "f8", "d"),
+    ElementType("float32", 4, "F32", "FloatStorage", "f4", "f"),
+    ElementType("float16", 2, "F16", "HalfStorage", "f2", "e"),
+    ElementType("bfloat16", 2, "BF16", "BFloat16Storage"),
+    ElementType("float8_e4m3fn", 1, "F8_E4M3"),
+    ElementType("float8_e4m3fnuz", 1, "F8_E4M3FNUZ"),
+    ElementType("float8_e5m2", 1, "F8_E5M2"),
+    ElementType("float8_e5m2fnuz", 1, "F8_E5M2FNUZ"),
+    ElementType("float8_e8m0fnu", 1, "F8_E8M0"),
+    ElementType("float4_e2m1fn_x2", 1),
+    ElementType("complex128", 16, "", "ComplexDoubleStorage", "c16", "dd"),
+    ElementType("complex64", 8, "C64", "ComplexFloatStorage", "c8", "ff"),
+    ElementType("complex32", 4),
+    ElementType("int64", 8, "I64", "LongStorage", "i8", "q"),
+    ElementType("int32", 4, "I32", "IntStorage", "i4", "i"),
+    ElementType("int16", 2, "I16", "ShortStorage", "i2", "h"),
+    ElementType("int8", 1, "I8", "CharStorage", "i1", "b"),
+    ElementType("uint64", 8, "U64", "", "u8", "Q"),
+    ElementType("uint32", 4, "U32", "", "u4", "I"),
+    ElementType("uint16", 2, "U16", "", "u2", "H"),
+    ElementType("uint8", 1, "U8", "ByteStorage", "u1", "B"),
+    ElementType("bool", 1, "BOOL", "BoolStorage", "b1", "?"),
+)
+QUANTISED = (  # elements of these are not read
+    ElementType("qint8", 1, storage="QInt8Storage"),
+    ElementType("qint32", 4, storage="QInt32Storage"),
+    ElementType("quint8", 1, storage="QUInt8Storage"),
+    ElementType("quint4x2", 1, storage="QUInt4x2Storage"),
+    ElementType("quint2x4", 1, storage="QUInt2x4Storage"),
+)
+ITEMSIZE = {one.name: one.nbytes for one in ELEMENT_TYPES}
+BY_SAFETENSORS = {one.safetensors: one.name for one in ELEMENT_TYPES if one.safetensors}
+BY_NUMPY = {one.numpy: one for one in ELEMENT_TYPES if one.numpy}
+BY_STORAGE = {
+    **{one.storage: one.name for one in (*ELEMENT_TYPES, *QUANTISED) if one.storage},
+    "UntypedStorage": "uint8",
+    "_UntypedStorage": "uint8",
+}
+
+
+def storage_type(name: str) -> str | None:
+    """The element type of a class of storages, by its qualified name."""
+    return BY_STORAGE.get(name.rpartition(".")[2]) if name.startswith("torch.") else None
+
+
+def dtype_name(name: str) -> str | None:
+    """'float32' for 'torch.float32'; None for a name that is no torch dtype."""
+    short = name.removeprefix("torch.")
+    return short if name == f"torch.{short}" and short in ITEMSIZE else None
+
+
 class Malformed(Exception):
-    """The bytes of a file do not make sense; the text says which. Callers add the path."""
+    """The bytes of a file contradict its format; the text says how. Callers add the path."""
+
+
+def element_size(dtype: str) -> int:
+    """Bytes per element, also of quantised types. Raises Malformed for unknown types."""
+    size = ITEMSIZE.get(dtype) or {one.name: one.nbytes for one in QUANTISED}.get(dtype)
+    if size is None:
+        raise Malformed(f"a storage has the unknown type {dtype}")
+    return size
 
 
 @dataclass(eq=False)
 class Source:
-    """Bytes `start` to `start + nbytes` of a file, or `data` where a pickle held them itself."""
+    """Bytes `start` to `start + nbytes` of a file, or `data` that were inside the pickle."""
 
     path: Path
     start: int
@@ -50,7 +114,7 @@ class Source:
     data: bytes | None = None
 
     def read(self, first: int, count: int) -> bytearray:
-        """`count` bytes from `first` on, which the caller has checked to lie inside.
+        """`count` bytes from `first` on; the caller has checked that they are inside.
 
         Raises CheckpointError if the file has become shorter, or cannot be read.
         """
@@ -70,7 +134,7 @@ class Source:
 
 @dataclass(eq=False)
 class Storage:
-    """A run of elements of one type, as torch's storages: `nbytes` from `first` of a source."""
+    """Consecutive elements of one type, as a torch storage: `nbytes` from `first` of a source."""
 
     dtype: str
     nbytes: int
@@ -79,7 +143,7 @@ class Storage:
 
 
 class LazyTensor:
-    """Type, shape and place of a tensor. `problem` says why it cannot be materialised, if so."""
+    """Type, shape and place of a tensor. `problem`: why it cannot be materialised, '' if it can."""
 
     __slots__ = ("bits", "dtype", "offset", "problem", "shape", "storage", "stride")
 
@@ -109,7 +173,7 @@ class LazyTensor:
         return math.prod(self.shape) * ITEMSIZE.get(self.dtype, 1)
 
     def materialise(self) -> Tensor:
-        """The tensor, on the CPU, in memory of its own that is not larger than its storage.
+        """The tensor, on the CPU, in new memory that is not larger than its storage.
 
         Raises CheckpointError if it has a problem, or the file cannot be read.
         """
@@ -130,7 +194,7 @@ class LazyTensor:
         flat = torch.frombuffer(content, dtype=torch.uint8)
         tensor = (flat != 0) if dtype is torch.bool else flat.view(dtype)
         tensor = tensor.as_strided(self.shape, self.stride)
-        if count != self.nbytes:  # what lies between the elements of a view is not kept
+        if count != self.nbytes:  # drop the bytes between the elements of a view
             tensor = tensor.clone(memory_format=torch.contiguous_format)
         if "conj" in self.bits:
             tensor = tensor.conj().resolve_conj()
@@ -140,7 +204,7 @@ class LazyTensor:
 
 
 def view(storage: Storage, dtype: str, offset: object, size: object, stride: object) -> LazyTensor:
-    """The tensor of that size and stride over a storage; raises Malformed if it is not inside."""
+    """A tensor of given size and stride in a storage; raises Malformed if it is not inside."""
     shape, steps = numbers(size), numbers(stride)
     (begin,) = numbers((offset,))
     if len(shape) != len(steps):
@@ -166,14 +230,14 @@ def view(storage: Storage, dtype: str, offset: object, size: object, stride: obj
 
 @lru_cache(1000)
 def _extent(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, int]:
-    """Number of elements, and of the last that is reached from the offset; raises Malformed."""
+    """Number of elements, and index of the last one from the offset; raises Malformed."""
     if math.prod(max(n, 1) for n in shape) > MAX_NUMBER:
         raise Malformed(f"a tensor has the impossible shape {short(shape)}")
     return math.prod(shape), _last(shape, steps)
 
 
 def numbers(values: object) -> tuple[int, ...]:
-    """Sizes, strides or offsets from a file; raises Malformed unless none is negative or huge."""
+    """Sizes, strides or offsets from a file; raises Malformed if one is negative or huge."""
     if not isinstance(values, tuple | list) or len(values) > MAX_DIMENSIONS:
         raise Malformed("a tensor has no shape, or one of too many dimensions")
     if {int}.issuperset(map(type, values)) and (
@@ -194,20 +258,18 @@ def is_tensor(value: object) -> TypeGuard[Any]:
 
 
 def short(shape: tuple[int, ...]) -> str:
-    """A shape in an error's line."""
+    """A shape for an error message."""
     return f"[{', '.join(map(str, shape[:6]))}{', ...' if len(shape) > 6 else ''}]"
 
 
 def _last(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """The number of the last element that a view of non-empty shape reaches, from its offset."""
+    """Index, from the offset, of the last element of a view of non-empty shape."""
     return sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
 
 
-PART = re.compile(r"(.+)@([012])")
+Weight = Union[LazyTensor, "Tensor"]  # in the file, or in memory
+PART = re.compile(r"(.+)@([012])")  # name of one third of a tensor that files store in three
 PARTS = 3
-
-
-Weight = Union[LazyTensor, "Tensor"]  # still in the file, or in memory
 
 
 def materialised(tensor: Weight) -> Tensor:
@@ -216,7 +278,7 @@ def materialised(tensor: Weight) -> Tensor:
 
 
 class JoinedTensor(LazyTensor):
-    """Several tensors along their first axis."""
+    """Several tensors, concatenated along their first axis."""
 
     __slots__ = ("parts",)
 
@@ -236,10 +298,10 @@ class JoinedTensor(LazyTensor):
 
 
 def join(tensors: Mapping[str, Weight]) -> tuple[dict[str, Weight], dict[str, tuple[str, ...]]]:
-    """The tensors with all parts joined, and by the same names those that each was made of.
+    """The tensors with all parts joined, and for each name the names of its parts.
 
-    Parts stay as they are where one is missing, or their shapes do not fit: then the name is
-    missing, and what expects it says so.
+    Parts are not joined if one is missing, or their shapes do not fit: then the joined name is
+    missing, and the code that expects it reports that.
     """
     groups: dict[str, dict[int, str]] = {}
     for name in tensors:

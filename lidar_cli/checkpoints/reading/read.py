@@ -1,26 +1,25 @@
 """A checkpoint file -> nested plain containers of lazy tensors; nothing named in the file is run.
 
-walk.py     reads the file, in the child of `runtime.sandbox`
-record.py   the tree between child and program
-folder.py   Hugging Face folders, and what is only a part of a checkpoint
-hub.py      names on the Hugging Face Hub
-lazy.py     tensors that stay in the file until they are needed
+folder.py        Hugging Face folders and names on the Hub; parts of checkpoints
+walk.py          reads the file, in the child of `runtime.sandbox`
+record.py        the tree as JSON, between the child and this process
+lazy_tensor.py   tensors that stay in the file until they are needed
 
-Neither torch nor the bytes of any tensor are needed to read names and shapes. What cannot be read
-becomes one line that says what was found, what was expected and what to do next.
+Names and shapes are read without torch and without the bytes of any tensor.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from lidar_cli.checkpoints.reading import folder, hub
+from lidar_cli.checkpoints.reading import folder
 from lidar_cli.checkpoints.reading.lazy_tensor import EXPECTED, Malformed
 from lidar_cli.checkpoints.reading.record import decoded
 from lidar_cli.errors import CheckpointError, LidarError, NoWeights, shortened
@@ -30,31 +29,31 @@ from lidar_cli.runtime.sandbox import run_limited, stamp_of
 ADVICE = f"{EXPECTED}; copy or save it again"
 WALK = "lidar_cli.checkpoints.reading.walk:walk"
 CHECKSUMS = "lidar_cli.checkpoints.reading.walk:walk_checksums"
-PIECE = 1 << 20  # bytes that are hashed at once
+PIECE = 1 << 20  # bytes hashed at a time
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds, as data."""
+    """The contents of a checkpoint, as data."""
 
-    path: Path  # of the file with the weights, which may lie in the folder that was named
+    path: Path  # of the file with the weights, which may be inside the given folder
     kind: str  # 'zip', 'legacy' or 'safetensors'
     tree: Any  # dicts, lists and other plain values, LazyTensors, and stand-ins for the rest
-    stand_ins: tuple[str, ...]  # qualified names that the file mentions and nothing was made of
+    stand_ins: tuple[str, ...]  # qualified names in the file that became stand-ins
     config: Mapping[str, Any] | None = None  # config.json of a Hugging Face folder
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The tree of a checkpoint, its outermost container a dict.
 
-    Raises CheckpointError if it is not a whole checkpoint or names what could only do harm, and
-    NoWeights if it is readable but holds something other than a dict.
+    Raises CheckpointError if it is not a whole checkpoint or names a function that could only do
+    harm, and NoWeights if it is readable but holds something other than a dict.
     """
     return as_dict(read_contents(path))
 
 
 def as_dict(contents: Contents) -> dict[str, Any]:
-    """The tree of what was read; raises NoWeights unless it is a dict."""
+    """The tree of a checkpoint; raises NoWeights unless it is a dict."""
     if not isinstance(contents.tree, dict):
         raise NoWeights(
             f"{contents.path}: holds {describe(contents.tree)}, not the weights of a model; "
@@ -64,11 +63,11 @@ def as_dict(contents: Contents) -> dict[str, Any]:
 
 
 def read_contents(path: Path) -> Contents:
-    """All that a checkpoint file or Hugging Face folder holds, whatever its outermost value is.
+    """The contents of a checkpoint file, a Hugging Face folder, or a name on the Hub.
 
-    path: of either, or a name on the Hub. Raises CheckpointError as `read_checkpoint`.
+    Raises CheckpointError as `read_checkpoint`.
     """
-    named = hub.local(Path(path))
+    named = folder.local(Path(path))
     try:
         path = folder.weights_file(named)
     except OSError as error:
@@ -79,7 +78,7 @@ def read_contents(path: Path) -> Contents:
 
 
 def read_file(path: Path) -> Contents:
-    """All that a file of torch.save or safetensors holds, whatever its name and its tensors are.
+    """The contents of a file of torch.save or safetensors, whatever its name.
 
     Raises CheckpointError as `read_checkpoint`.
     """
@@ -93,84 +92,71 @@ def read_file(path: Path) -> Contents:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 digest of a file, in hexadecimal, read in small pieces.
+    """The SHA-256 digest of the file with the weights, in hexadecimal.
 
-    Of a Hugging Face folder, or a name on the Hub, that of the file with the weights. The CRC-32
-    that torch wrote of each tensor's bytes is checked in the same pass.
+    The same pass checks the CRC-32 that torch wrote for each tensor's bytes.
     Raises CheckpointError if the file cannot be read, or is damaged.
     """
     try:
-        path = folder.weights_file(hub.local(Path(path)))
+        path = folder.weights_file(folder.local(Path(path)))
         walked = run_limited(CHECKSUMS, path, str(path), error=CheckpointError, advice=ADVICE)
         with open_regular(path) as file:
             if stamp_of(os.fstat(file.fileno())) != walked.stamp:
                 raise CheckpointError(f"{path}: changed while it was read; run it again")
-            digest = hashlib.sha256()
-            members = _Checksums(walked.value)
-            while piece := file.read(PIECE):
-                digest.update(piece)
-                members.update(piece)
+            return _digest(file, walked.value, path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    members.check(path)
+
+
+def _digest(file: BinaryIO, members: Sequence[tuple[int, int, int]], path: Path) -> str:
+    """SHA-256 of a file; the same pass checks the CRC-32 of its zip members.
+
+    members: first byte, number of bytes and CRC of each, in the order of the file. A CRC of 0 was
+    not computed: torch's skip_data leaves it in members that are filled later.
+    Raises CheckpointError if some CRCs are wrong. If all are, the writer did not compute any
+    (torch's set_crc32_options).
+    """
+    digest, position, n_right = hashlib.sha256(), 0, 0
+    rows = [row for row in members if row[1] and row[2]]
+    for start, nbytes, expected in rows:
+        for piece in _pieces(file, start - position):
+            digest.update(piece)
+        crc = 0
+        for piece in _pieces(file, nbytes):
+            digest.update(piece)
+            crc = zlib.crc32(piece, crc)
+        n_right += crc == expected
+        position = start + nbytes
+    for piece in _pieces(file, sys.maxsize):
+        digest.update(piece)
+    if n_right and n_right < len(rows):
+        raise CheckpointError(
+            f"{path}: damaged: {len(rows) - n_right} of its {len(rows)} parts differ from what was "
+            "written (CRC-32); copy it again",
+            code="checksum",
+        )
     return digest.hexdigest()
 
 
-class _Checksums:
-    """CRC-32 of the members of a zip, whose bytes come in pieces of the whole file.
-
-    rows: first byte, number of bytes and expected CRC of each, in the order of the file. A CRC of
-    0 was not computed: torch's skip_data leaves it so in members that are filled later.
-    """
-
-    def __init__(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        self._rows = [row for row in rows if row[1] and row[2]]
-        self._place = 0  # of the next piece
-        self._next = 0  # row that is not complete
-        self._crc = 0
-        self._right = 0
-
-    def update(self, piece: bytes) -> None:
-        """Take the next bytes of the file."""
-        view, end = memoryview(piece), self._place + len(piece)
-        while self._next < len(self._rows):
-            start, nbytes, expected = self._rows[self._next]
-            first, last = max(start, self._place), min(start + nbytes, end)
-            if first >= end:
-                break
-            self._crc = zlib.crc32(view[first - self._place : last - self._place], self._crc)
-            if last < start + nbytes:
-                break
-            self._right += self._crc == expected
-            self._next, self._crc = self._next + 1, 0
-        self._place = end
-
-    def check(self, path: Path) -> None:
-        """Raise CheckpointError if some members differ from what was written.
-
-        Where all do, their writer was asked to compute none (torch's set_crc32_options).
-        """
-        wrong = len(self._rows) - self._right
-        if self._right and wrong:
-            raise CheckpointError(
-                f"{path}: damaged: {wrong} of its {len(self._rows)} parts differ from what was "
-                "written (CRC-32); copy it again"
-            )
+def _pieces(file: BinaryIO, nbytes: int) -> Iterator[bytes]:
+    while nbytes > 0 and (piece := file.read(min(PIECE, nbytes))):
+        yield piece
+        nbytes -= len(piece)
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """What the system tells of the file that `sha256` reads; nothing if it cannot be reached.
+    """Device, inode, size and times of the file that `sha256` reads; () if it cannot be reached.
 
-    Two files of equal stamps are the same one, unchanged: nobody sets the time of the last change.
+    Equal stamps mean the same unchanged file: no program can set the time of the status change.
     """
     try:
-        found = folder.weights_file(hub.local(Path(path))).stat()
+        status = folder.weights_file(folder.local(Path(path))).stat()
     except (OSError, ValueError, LidarError):
         return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return (*stamp_of(status), status.st_ctime_ns)
 
 
 def describe(value: object) -> str:
-    """A value of a tree in an error's line: 'a list', 'a stand-in for functools.partial'."""
+    """A value of a tree for a message: 'a list', 'a stand-in for functools.partial'."""
     text = repr(value).strip("<>") if hasattr(value, "name") else type(value).__name__
     return f"a {shortened(text)}"

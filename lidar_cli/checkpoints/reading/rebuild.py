@@ -1,8 +1,8 @@
-"""The few names whose objects are made, by functions of ours: containers, tensors, numbers.
+"""Containers, tensors and numbers from the names and arguments in a pickle.
 
-What torch and numpy put into a pickle for a tensor or an array is the name of a function that
-rebuilds it and its arguments; here each such name has a function that makes a plain value or a
-LazyTensor of the arguments. All other names give a StandIn.
+For a tensor or an array, torch and numpy pickle the name of a function that rebuilds it and its
+arguments. HANDLERS has a function for each such name, which returns a plain value or a LazyTensor.
+All other names become a StandIn.
 Sources: torch/_utils.py, torch/_tensor.py (the functions named, torch 2.15), numpy's
 ndarray.__reduce__ and dtype.__reduce__ (numpy 1.x and 2.x).
 """
@@ -15,72 +15,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.reading.lazy_tensor import (  # fmt: skip
-    ITEMSIZE,
+from lidar_cli.checkpoints.reading.lazy_tensor import (
+    BY_NUMPY,
     LazyTensor,
     Malformed,
     Source,
     Storage,
+    dtype_name,
     numbers,
+    storage_type,
     view,
 )
-from lidar_cli.checkpoints.reading.stand_ins import Global, StandIn
+from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn
 
 Arguments = tuple[Any, ...]
 
 IN_MEMORY = Path("(in the pickle)")
-
-# Names of storage classes, of torch or torch.cuda -> element type.
-STORAGES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
-    "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
-    "ComplexDoubleStorage": "complex128", "ComplexFloatStorage": "complex64",
-    "UntypedStorage": "uint8", "_UntypedStorage": "uint8",
-    "QInt8Storage": "qint8", "QInt32Storage": "qint32", "QUInt8Storage": "quint8",
-    "QUInt4x2Storage": "quint4x2", "QUInt2x4Storage": "quint2x4",
-}  # fmt: skip
-QUANTISED = {"qint8": 1, "qint32": 4, "quint8": 1, "quint4x2": 1, "quint2x4": 1}  # bytes
-
-# Kind and size of a numpy type -> the format of `struct`, torch's name.
-NUMPY = {
-    "f8": ("d", "float64"), "f4": ("f", "float32"), "f2": ("e", "float16"),
-    "i8": ("q", "int64"), "i4": ("i", "int32"), "i2": ("h", "int16"), "i1": ("b", "int8"),
-    "u8": ("Q", "uint64"), "u4": ("I", "uint32"), "u2": ("H", "uint16"), "u1": ("B", "uint8"),
-    "b1": ("?", "bool"), "c16": ("dd", "complex128"), "c8": ("ff", "complex64"),
-}  # fmt: skip
-
-
-class ArrayType:
-    """A numpy dtype: 'f8' and the like, and the order of bytes, '<', '>' or '|'."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: str) -> None:
-        self.code = code.lstrip("<>=|")
-        self.order = ">" if code.startswith(">") else "<"
-
-    def __repr__(self) -> str:
-        return f"<numpy type {self.order}{self.code}>"
-
-
-def storage_type(name: str) -> str | None:
-    """The element type that the class of a storage has, by its qualified name."""
-    return STORAGES.get(name.rpartition(".")[2]) if name.startswith("torch.") else None
-
-
-def element_size(dtype: str) -> int:
-    """Bytes an element, also of types that are not read; raises Malformed."""
-    size = ITEMSIZE.get(dtype) or QUANTISED.get(dtype)
-    if size is None:
-        raise Malformed(f"a storage has the unknown type {dtype}")
-    return size
-
-
-def dtype_name(name: str) -> str | None:
-    """'float32' for 'torch.float32'."""
-    short = name.removeprefix("torch.")
-    return short if name == f"torch.{short}" and short in ITEMSIZE else None
 
 
 def _tensor(args: Arguments) -> LazyTensor:
@@ -88,31 +38,23 @@ def _tensor(args: Arguments) -> LazyTensor:
     return view(_storage(storage), storage.dtype, offset, size, stride)
 
 
-def _tensor_v2(args: Arguments) -> LazyTensor:
-    return _with_bits(_tensor(args), args[6] if len(args) > 6 else None)
-
-
 def _tensor_v3(args: Arguments) -> LazyTensor:
     storage, offset, size, stride, _, _, dtype = args[:7]
     named = dtype_name(dtype.name) if isinstance(dtype, Global) else None
     tensor = view(_storage(storage), named or str(dtype)[:60], offset, size, stride)
-    return _with_bits(tensor, args[7] if len(args) > 7 else None)
+    return _with_bits(tensor, args[7:])
 
 
 def _storage(value: object) -> Storage:
     if not isinstance(value, Storage):
-        raise Malformed("a tensor lies in no storage")
+        raise Malformed("a tensor has no storage")
     return value
 
 
-def _with_bits(tensor: LazyTensor, metadata: object) -> LazyTensor:
-    if isinstance(metadata, dict):
-        tensor.bits = frozenset(bit for bit in ("conj", "neg") if metadata.get(bit))
+def _with_bits(tensor: LazyTensor, metadata: Arguments) -> LazyTensor:
+    if metadata and isinstance(metadata[0], dict):
+        tensor.bits = frozenset(bit for bit in ("conj", "neg") if metadata[0].get(bit))
     return tensor
-
-
-def _parameter(args: Arguments) -> Any:
-    return args[0]
 
 
 def _quantised(args: Arguments) -> LazyTensor:
@@ -126,21 +68,13 @@ def _sparse(args: Arguments) -> LazyTensor:
     return LazyTensor(values.dtype, numbers(sizes[0]), problem="sparse")
 
 
-def _meta(args: Arguments) -> LazyTensor:
-    return _without_data(args[0], args[1])
-
-
-def _wrapper(args: Arguments) -> LazyTensor:
-    return _without_data(args[1], args[2])
-
-
 def _without_data(dtype: object, size: object) -> LazyTensor:
     named = dtype_name(dtype.name) if isinstance(dtype, Global) else None
     return LazyTensor(named or "unknown", numbers(size), problem="without data")
 
 
 def _from_type(args: Arguments) -> Any:
-    """A subclass of Tensor: the plain tensor that it wraps."""
+    """The plain tensor inside an instance of a subclass of Tensor."""
     function, inner = args[0], args[2]
     if isinstance(function, Global) and isinstance(inner, tuple) and function.name in TENSORS:
         return TENSORS[function.name](inner)
@@ -154,58 +88,30 @@ def _mapping(args: Arguments) -> dict[Any, Any]:
     return dict(pairs)
 
 
-def _defaultdict(args: Arguments) -> dict[Any, Any]:
-    return _mapping(args[1:])
-
-
 def _list(args: Arguments) -> list[Any]:
     return list(_sequence(args[0])) if args else []
 
 
-def _tuple(args: Arguments) -> tuple[Any, ...]:
-    return tuple(_list(args))
-
-
-def _set(args: Arguments) -> set[Any]:
-    return set(_list(args))
-
-
-def _frozenset(args: Arguments) -> frozenset[Any]:
-    return frozenset(_set(args))
-
-
 def _sequence(value: object) -> Any:
     if not isinstance(value, list | tuple | set | frozenset):
-        raise Malformed("a container is made from what is none")
+        raise Malformed("a container is made from a value that is none")
     return value
 
 
 def _encode(args: Arguments) -> Any:
-    """Bytes, which protocol 2 writes as text with an encoding."""
+    """Bytes, which protocol 2 pickles as text with an encoding."""
     if len(args) != 2 or not isinstance(args[0], str) or args[1] not in ("latin1", "latin-1"):
         return StandIn("_codecs.encode", args)
     return args[0].encode("latin-1")
 
 
 def _raw(args: Arguments) -> bytes:
-    """Empty bytes, as protocol 2 makes them."""
+    """Bytes of a pickle of protocol 2, where empty ones have no argument."""
     return _bytes(args[0]) or b"" if args else b""
-
-
-def _bytearray(args: Arguments) -> bytearray:
-    return bytearray(_raw(args))
 
 
 def _device(args: Arguments) -> str:
     return ":".join(str(part) for part in args if isinstance(part, str | int))[:100]
-
-
-def _layout(args: Arguments) -> str:
-    return str(args[0])[:100] if isinstance(args[0], str) else "unknown"
-
-
-def _complex(args: Arguments) -> complex:
-    return complex(*(float(part) for part in args))
 
 
 def _numpy_type(args: Arguments) -> ArrayType:
@@ -219,8 +125,8 @@ def _numpy_scalar(args: Arguments) -> Any:
     kind, data = args[0], _bytes(args[1]) if len(args) > 1 else b""
     if not isinstance(kind, ArrayType) or data is None:
         return StandIn("numpy.generic", args)
-    if kind.code in NUMPY:
-        values = struct.unpack(kind.order + NUMPY[kind.code][0], data)
+    if kind.code in BY_NUMPY:
+        values = struct.unpack(kind.order + BY_NUMPY[kind.code].struct, data)
         return complex(*values) if len(values) == 2 else values[0]
     if kind.code.startswith("U"):
         return data.decode("utf-32-be" if kind.order == ">" else "utf-32-le").rstrip("\0")
@@ -228,7 +134,7 @@ def _numpy_scalar(args: Arguments) -> Any:
 
 
 def _numpy_array(args: Arguments) -> LazyTensor:
-    """An array without content, which `fill_array` gives to it."""
+    """An empty array, which `fill_array` fills."""
     return LazyTensor("uint8", (0,), (1,), storage=_in_memory(b"", "uint8"))
 
 
@@ -245,26 +151,25 @@ def is_unfilled(tensor: LazyTensor) -> bool:
 
 
 def fill_array(array: LazyTensor, state: object) -> None:
-    """Give an array the state that numpy's ndarray.__reduce__ wrote; raises Malformed."""
+    """Fill an array with the state of numpy's ndarray.__reduce__; raises Malformed."""
     if not isinstance(state, tuple) or len(state) not in (4, 5):
         raise Malformed("a numpy array has no state")
     size, kind, fortran, content = state[-4:]
     shape = numbers(size)
     data = _bytes(content)
-    known = NUMPY.get(kind.code) if isinstance(kind, ArrayType) else None
-    if known is None or data is None:
+    element = BY_NUMPY.get(kind.code) if isinstance(kind, ArrayType) else None
+    if element is None or data is None:
         array.shape, array.dtype, array.problem = shape, "unknown", "an array of objects"
         return
     steps = [1] * len(shape)
     order = range(1, len(shape)) if fortran else range(len(shape) - 2, -1, -1)
     for i in order:
         steps[i] = steps[i - 1] * shape[i - 1] if fortran else steps[i + 1] * shape[i + 1]
-    if math.prod(shape) * ITEMSIZE[known[1]] != len(data):
+    if math.prod(shape) * element.nbytes != len(data):
         raise Malformed("a numpy array does not have the size of its shape")
-    storage = _in_memory(data, known[1])
-    array.dtype, array.shape, array.stride = known[1], shape, tuple(steps)
-    array.storage, array.offset = storage, 0
-    if kind.order == ">" and ITEMSIZE[known[1]] > 1:
+    array.dtype, array.shape, array.stride = element.name, shape, tuple(steps)
+    array.storage, array.offset = _in_memory(data, element.name), 0
+    if kind.order == ">" and element.nbytes > 1:
         array.problem = "of big-endian numbers"
 
 
@@ -273,7 +178,7 @@ def _in_memory(data: bytes, dtype: str) -> Storage:
 
 
 def _bytes(value: object) -> bytes | None:
-    """Bytes, also where Python 2 wrote them as text; None for what is neither."""
+    """Bytes, also if Python 2 pickled them as text; None for other types."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, bytearray | str):
@@ -285,34 +190,36 @@ Handler = Callable[[Arguments], Any]
 
 TENSORS: dict[str, Handler] = {
     "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor_v2,
+    "torch._utils._rebuild_tensor_v2": lambda args: _with_bits(_tensor(args), args[6:]),
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._utils._rebuild_parameter": lambda args: args[0],
+    "torch._utils._rebuild_parameter_with_state": lambda args: args[0],
     "torch._utils._rebuild_qtensor": _quantised,
     "torch._utils._rebuild_sparse_tensor": _sparse,
-    "torch._utils._rebuild_meta_tensor_no_storage": _meta,
-    "torch._utils._rebuild_wrapper_subclass": _wrapper,
+    "torch._utils._rebuild_meta_tensor_no_storage": lambda args: _without_data(args[0], args[1]),
+    "torch._utils._rebuild_wrapper_subclass": lambda args: _without_data(args[1], args[2]),
 }
 HANDLERS: dict[str, Handler] = {
     **TENSORS,
     "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch._tensor._rebuild_from_type": _from_type,
-    "torch.Size": _tuple,
+    "torch.Size": lambda args: tuple(_list(args)),
     "torch.device": _device,
-    "torch.serialization._get_layout": _layout,
+    "torch.serialization._get_layout": lambda args: (
+        str(args[0])[:100] if isinstance(args[0], str) else "unknown"
+    ),
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
-    "collections.defaultdict": _defaultdict,
+    "collections.defaultdict": lambda args: _mapping(args[1:]),
     "collections.deque": _list,
     "builtins.dict": _mapping,
     "builtins.list": _list,
-    "builtins.tuple": _tuple,
-    "builtins.set": _set,
-    "builtins.frozenset": _frozenset,
-    "builtins.complex": _complex,
+    "builtins.tuple": lambda args: tuple(_list(args)),
+    "builtins.set": lambda args: set(_list(args)),
+    "builtins.frozenset": lambda args: frozenset(_list(args)),
+    "builtins.complex": lambda args: complex(*map(float, args)),
     "builtins.bytes": _raw,
-    "builtins.bytearray": _bytearray,
+    "builtins.bytearray": lambda args: bytearray(_raw(args)),
     "_codecs.encode": _encode,
     "numpy.dtype": _numpy_type,
     **{
@@ -325,7 +232,7 @@ HANDLERS: dict[str, Handler] = {
         )
     },
 }
-# Names that stand for nothing foreign, beside those above, types of elements and storages.
+# Further names that are not foreign, in addition to HANDLERS, element types and storages.
 PLAIN = frozenset((
     "argparse.Namespace", "types.SimpleNamespace", "numpy.ndarray", "torch.Tensor",
     "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
@@ -335,6 +242,5 @@ PLAIN = frozenset((
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a name is of something that only a stand-in can stand for."""
-    known = name in HANDLERS or name in PLAIN or dtype_name(name) or storage_type(name)
-    return not known
+    """Whether the object of a name can only be represented by a StandIn."""
+    return not (name in HANDLERS or name in PLAIN or dtype_name(name) or storage_type(name))

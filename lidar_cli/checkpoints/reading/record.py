@@ -6,8 +6,8 @@
     storage  [type, bytes, source, first byte in it]
     source   [first byte in the file, bytes], or [base64] of bytes that the pickle held
 
-A value that is far larger than any setting of a training (a list of all images, a log) becomes a
-stand-in for its type. `decoded` trusts nothing of it: all places are compared with the file again.
+A value far larger than a training setting (a list of all images, a log) becomes a stand-in for its
+type. `decoded` trusts nothing: it checks all offsets against the file again.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from lidar_cli.checkpoints.reading.lazy_tensor import (
     Malformed,
     Source,
     Storage,
+    element_size,
     numbers,
     view,
 )
-from lidar_cli.checkpoints.reading.rebuild import ArrayType, element_size
-from lidar_cli.checkpoints.reading.stand_ins import Global, StandIn
+from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn, plain
 
 DIRECT = frozenset((int, float, bool, type(None), str))
 MUTABLE: dict[str, Callable[[], Any]] = {"d": dict, "l": list, "o": lambda: StandIn("")}
 IMMUTABLE = {"t": tuple, "s": set, "f": frozenset}
 KINDS: dict[type, str] = {dict: "d", list: "l", tuple: "t", set: "s", frozenset: "f"}
 CONTAINERS = (dict, list, tuple, set, frozenset, StandIn)
-LONG = 100_000  # elements of a container that holds no tensor, characters of a text
-ARRAYS = 4 << 20  # bytes of all numpy arrays, which a pickle holds itself
-MAX_BITS = 8192  # of an integer; Python prints no integer much longer than that
-DEEPEST = 4  # tuples in a tuple that is a key
-ODD_KEYS = 1000  # that are neither text nor small: such can be made so that dicts become slow
+LONG = 100_000  # elements of a container without tensors, characters of a text
+MAX_ARRAYS = 4 << 20  # bytes of all numpy arrays inside the pickle
+MAX_BITS = 8192  # of an integer; Python does not print much longer ones
+MAX_KEY_DEPTH = 4  # of nested tuples in a key
+MAX_ODD_KEYS = 1000  # neither text nor small numbers: their hashes can be made to collide
 
 TOO_LONG = "a numpy array of more than 4 MB inside the pickle"
 
 
 def encoded(tree: Any, stand_ins: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON of a tree; raises Malformed for integers without measure."""
+    """The JSON of a tree; raises Malformed for huge integers and keys that slow dicts down."""
     return {**_Encoder().encode(tree), "stand_ins": stand_ins}
 
 
@@ -52,7 +52,7 @@ class _Encoder:
     def __init__(self) -> None:
         self.nodes: list[list[Any]] = []
         self.numbers: dict[int, list[int]] = {}  # id of an object -> its value
-        self.held: list[Any] = []  # made here, so that no id comes twice
+        self.held: list[Any] = []  # references that prevent the reuse of an id
         self.storages: dict[int, int] = {}
         self.sources: dict[int, int] = {}
         self.storage_rows: list[list[Any]] = []
@@ -61,7 +61,7 @@ class _Encoder:
         self.odd = 0
 
     def encode(self, tree: Any) -> dict[str, Any]:
-        """All but the names of stand-ins."""
+        """The record without the names of stand-ins."""
         stack: list[tuple[Any, bool]] = [(tree, False)]
         while stack:
             value, ready = stack.pop()
@@ -74,9 +74,15 @@ class _Encoder:
         return {"nodes": self.nodes, "root": root, **rows}
 
     def begin(self, value: Any, stack: list[tuple[Any, bool]]) -> None:
-        """Number what can be filled later, and have the parts done first."""
+        """Number a value; put its parts on the stack, and itself below them."""
         if not isinstance(value, CONTAINERS):
             self.add(value, self.leaf(value))
+            return
+        content = plain(value)
+        if content is not value:
+            if id(content) not in self.numbers:
+                self.begin(content, stack)
+            self.numbers[id(value)] = self.numbers[id(content)]
             return
         parts = _parts(value)
         if len(parts) > LONG and _holds_no_tensor(parts):
@@ -90,7 +96,7 @@ class _Encoder:
         stack.extend((part, False) for part in parts if type(part) not in DIRECT)
 
     def finish(self, value: Any) -> None:
-        """Write the node of a container whose parts have numbers."""
+        """Write the node of a container whose parts are numbered."""
         part = self.part
         if isinstance(value, dict):
             flat: list[Any] = ["d"]
@@ -110,32 +116,34 @@ class _Encoder:
             self.add(value, flat)
 
     def add(self, value: Any, node: list[Any]) -> None:
-        """Give a value a number and its node."""
+        """Number a value and add its node."""
         self.numbers[id(value)] = [len(self.nodes)]
         self.held.append(value)
         self.nodes.append(node)
 
     def part(self, value: Any) -> Any:
-        """A value inside a node."""
+        """A value as part of a node."""
         kind = type(value)
         if kind not in DIRECT:
             return self.numbers[id(value)]
         if kind is int and value.bit_length() > MAX_BITS:
-            raise Malformed("its pickle has an integer without measure")
+            raise Malformed(f"its pickle has an integer of more than {MAX_BITS} bits")
         return value if kind is not str or len(value) <= LONG else value[:LONG]
 
     def count(self, key: Any) -> None:
-        """Refuse keys by which a dict can be made slow."""
+        """Raise Malformed for too many keys whose hashes can collide."""
         if type(key) is str or key is None or (type(key) is int and abs(key) < 2**61 - 1):
             return
         if not _is_shallow(key):
             raise Malformed("a key is nested too deeply")
         self.odd += 1
-        if self.odd > ODD_KEYS:
-            raise Malformed(f"it has more than {ODD_KEYS} keys that are neither text nor numbers")
+        if self.odd > MAX_ODD_KEYS:
+            raise Malformed(
+                f"it has more than {MAX_ODD_KEYS} keys that are neither text nor numbers"
+            )
 
     def leaf(self, value: Any) -> list[Any]:
-        """The node of what has no parts."""
+        """The node of a value without parts."""
         if isinstance(value, LazyTensor):
             return self.tensor(value)
         if isinstance(value, Global):
@@ -150,13 +158,13 @@ class _Encoder:
         return _stand_in(name)
 
     def tensor(self, value: LazyTensor) -> list[Any]:
-        """The node of a tensor, which may have no storage, or none that can be read."""
+        """The node of a tensor, which may have no storage."""
         source = None if value.storage is None else value.storage.source
         if value.storage is None or source is None:
             return ["p", value.dtype, value.shape, value.problem]
         if source.data is not None:
             self.arrays += 0 if id(source) in self.sources else source.nbytes
-            if self.arrays > ARRAYS:
+            if self.arrays > MAX_ARRAYS:
                 return ["p", value.dtype, value.shape, TOO_LONG]
         place = self.storage(value.storage)
         node = ["T", value.dtype, value.shape, value.stride, value.offset, place]
@@ -168,9 +176,10 @@ class _Encoder:
             source = storage.source
             if id(source) not in self.sources:
                 self.sources[id(source)] = len(self.source_rows)
-                held = source.data
                 row: list[Any] = [source.start, source.nbytes]
-                self.source_rows.append(row if held is None else [base64.b64encode(held).decode()])
+                if source.data is not None:
+                    row = [base64.b64encode(source.data).decode()]
+                self.source_rows.append(row)
             self.storages[id(storage)] = len(self.storage_rows)
             place = self.sources[id(source)]
             self.storage_rows.append([storage.dtype, storage.nbytes, place, storage.first])
@@ -178,13 +187,13 @@ class _Encoder:
 
 
 def _stand_in(name: str) -> list[Any]:
-    """The node of a stand-in that holds nothing."""
+    """The node of an empty stand-in."""
     return ["o", name, None, None, None, None, None]
 
 
 def _holds_no_tensor(parts: list[Any]) -> bool:
-    """Whether these are numbers and texts, or containers of nothing else, each looked at once."""
-    containers = {id(part): part for part in parts if isinstance(part, CONTAINERS)}
+    """Whether these are numbers and texts, or containers of only such values."""
+    containers = {id(part): plain(part) for part in parts if isinstance(part, CONTAINERS)}
     kinds = {type(part) for part in parts if id(part) not in containers}
     for part in containers.values():
         kinds.update(map(type, _parts(part)))
@@ -192,10 +201,10 @@ def _holds_no_tensor(parts: list[Any]) -> bool:
 
 
 def _is_shallow(key: Any, depth: int = 0) -> bool:
-    """Whether a key can be printed."""
+    """Whether a key is nested little enough to be printed."""
     if not isinstance(key, tuple | frozenset):
         return True
-    return depth < DEEPEST and all(_is_shallow(part, depth + 1) for part in key)
+    return depth < MAX_KEY_DEPTH and all(_is_shallow(part, depth + 1) for part in key)
 
 
 def _parts(value: Any) -> list[Any]:
@@ -209,9 +218,9 @@ def _fields(value: StandIn) -> list[Any]:
 
 
 def decoded(record: Any, path: Path, size: int) -> tuple[Any, tuple[str, ...]]:
-    """The tree, and the names of the stand-ins in it, of a record of a file of `size` bytes.
+    """The tree and the names of its stand-ins, from the record of a file of `size` bytes.
 
-    Raises Malformed unless it is as `encoded` makes it and all its places lie inside the file.
+    Raises Malformed unless it has the form of `encoded` and all offsets are inside the file.
     """
     try:
         sources = [_source(row, path, size) for row in record["sources"]]
@@ -225,8 +234,8 @@ def decoded(record: Any, path: Path, size: int) -> tuple[Any, tuple[str, ...]]:
 
 def _source(row: Any, path: Path, size: int) -> Source:
     if len(row) == 1:
-        held = base64.b64decode(row[0], validate=True)
-        return Source(Path("(in the pickle)"), 0, len(held), held)
+        content = base64.b64decode(row[0], validate=True)
+        return Source(Path("(in the pickle)"), 0, len(content), content)
     start, nbytes = numbers(row)
     if start + nbytes > size:
         raise Malformed("a storage reaches past the file")
@@ -282,7 +291,7 @@ def _leaf(node: list[Any], values: list[Any]) -> Any:
 def _tensor(node: list[Any], storages: list[Storage]) -> LazyTensor:
     _, dtype, shape, stride, offset, place, *more = node
     if type(place) is not int or place < 0:
-        raise Malformed("a tensor lies in no storage")
+        raise Malformed("a tensor has no storage")
     tensor = view(storages[place], dtype, offset, shape, stride)
     if more:
         tensor.bits, tensor.problem = frozenset(more[0]), more[1] or tensor.problem

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, checked against the file.
+"""The header of a safetensors file, checked against the file size.
 
     8 bytes   length of the header, little-endian
     header    JSON: name -> {"dtype", "shape", "data_offsets": [begin, end]}, and "__metadata__"
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from lidar_cli.checkpoints.reading.lazy_tensor import (  # fmt: skip
+from lidar_cli.checkpoints.reading.lazy_tensor import (
+    BY_SAFETENSORS,
+    HERE,
     ITEMSIZE,
     MAX_NUMBER,
     LazyTensor,
@@ -23,19 +24,11 @@ from lidar_cli.checkpoints.reading.lazy_tensor import (  # fmt: skip
     numbers,
 )
 
-MAX_HEADER = 10_000_000  # bytes; the format allows ten times that, for no model that there is
-HERE = Path()  # of the file that is being read; the program puts in its path
-DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "BOOL": "bool",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
-}  # fmt: skip
+MAX_HEADER = 10_000_000  # bytes; the format allows 100 MB, which no existing model needs
 
 
 def read_safetensors(file: BinaryIO) -> dict[str, LazyTensor]:
-    """The tensors of a file by name; raises Malformed if the header lies."""
+    """The tensors of a file by name; raises Malformed if the header contradicts the file."""
     end = file.seek(0, 2)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -66,7 +59,7 @@ def read_safetensors(file: BinaryIO) -> dict[str, LazyTensor]:
 def _tensor(begin: int, end: int, name: str, entry: Any) -> LazyTensor:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise Malformed(f"{name[:60]!a} has not the entries dtype, shape and data_offsets")
-    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = BY_SAFETENSORS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise Malformed(f"{name[:60]!a} has the unknown type {str(entry['dtype'])[:20]!a}")
     shape, places = numbers(entry["shape"]), numbers(entry["data_offsets"])
@@ -85,7 +78,7 @@ def _tensor(begin: int, end: int, name: str, entry: Any) -> LazyTensor:
 
 
 def _place(tensor: LazyTensor) -> tuple[int, int]:
-    """Where the bytes begin and end in the file."""
+    """Offsets of the first byte and of the end in the file."""
     assert tensor.storage is not None
     return tensor.storage.source.start, tensor.storage.source.start + tensor.nbytes
 

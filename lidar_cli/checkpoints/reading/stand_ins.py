@@ -1,32 +1,14 @@
-"""What stands in a tree for an object that a pickle names: data about it, never the object.
-
-Nothing here can be called, and nothing imports what a name says. The list of refused names is a
-courtesy to the user, who should hear of such a file; safety does not rest on it.
-"""
+"""Data about the objects that a pickle names, in place of the objects. Nothing is imported."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lidar_cli.checkpoints.reading.lazy_tensor import Malformed
+from lidar_cli.checkpoints.reading.lazy_tensor import Malformed, is_tensor
 
-REFUSED_MODULES = frozenset(
-    ("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "importlib", "runpy")
-)
-REFUSED_BUILTINS = frozenset(("eval", "exec", "compile", "open", "__import__", "getattr"))
-GETATTR = "builtins.getattr"
-RENAMED = {  # modules by names that pickles have for them -> today's
-    "__builtin__": "builtins",
-    "copy_reg": "copyreg",
-    "commands": "subprocess",
-    "io": "builtins",  # of which `open` is a function of the same name
-    "_io": "builtins",
-}
-MAX_NAME = 1000  # characters of a module's or class's name
-
-
-class Forbidden(Exception):
-    """A file names what could only do harm; the text is the qualified name."""
+NAMESPACES = ("argparse.Namespace", "types.SimpleNamespace")
+MAX_LETTERS = 16 << 20  # in the names of all modules
+MAX_DEPTH = 100  # of nested modules
 
 
 class Global:
@@ -42,7 +24,7 @@ class Global:
 
 
 class StandIn:
-    """An object of a foreign class, or the result of a foreign function: what it was made from."""
+    """An instance of an unknown class, or the result of an unknown function: its arguments."""
 
     __slots__ = ("args", "elements", "entries", "kwargs", "name", "state")
 
@@ -58,27 +40,72 @@ class StandIn:
         return f"<stand-in for {self.name}>"
 
 
-def qualified(module: object, name: object) -> str:
-    """'module.name', with today's name of the module; raises Forbidden and Malformed.
+class ArrayType:
+    """A numpy dtype: kind and size such as 'f8', and byte order '<' or '>'."""
 
-    getattr alone passes: it depends on its arguments whether it is refused, see unpickle.py.
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: str) -> None:
+        self.code = code.lstrip("<>=|")
+        self.order = ">" if code.startswith(">") else "<"
+
+    def __repr__(self) -> str:
+        return f"<numpy type {self.order}{self.code}>"
+
+
+def plain(value: Any) -> Any:
+    """The plain value of a stand-in, other values unchanged.
+
+    A module becomes its state dict, an instance of a subclass of dict or list its content, a
+    namespace its attributes. Raises Malformed for modules that contain one another.
     """
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise Malformed("a name is not text")
-    if len(module) + len(name) > MAX_NAME:
-        raise Malformed("a name is too long")
-    if module not in ("io", "_io") or name.split(".")[0] == "open":
-        module = RENAMED.get(module, module)
-    whole = f"{module}.{name}"
-    if whole != GETATTR:
-        refuse(whole)
-    return whole
+    if not isinstance(value, StandIn):
+        return value
+    if _is_module(value):
+        return state_dict(value)
+    if value.entries is not None:
+        return value.entries
+    if value.elements is not None:
+        return value.elements
+    is_namespace = value.name in NAMESPACES and isinstance(value.state, dict)
+    return value.state if is_namespace else value
 
 
-def refuse(whole: str) -> None:
-    """Raise Forbidden for a qualified name that could only do harm."""
-    module, _, rest = whole.partition(".")
-    if module in REFUSED_MODULES:
-        raise Forbidden(whole)
-    if module == "builtins" and rest.split(".")[0] in REFUSED_BUILTINS:
-        raise Forbidden(whole)
+def _is_module(value: object) -> bool:
+    """Whether a value is a stand-in with the attributes of a torch.nn.Module."""
+    state = value.state if isinstance(value, StandIn) else None
+    return isinstance(state, dict) and "_parameters" in state and "_modules" in state
+
+
+def state_dict(module: StandIn) -> dict[str, Any]:
+    """Tensors by name, as torch.nn.Module.state_dict: those of a module before its children's."""
+    tensors: dict[str, Any] = {}
+    letters = 0
+    todo: list[tuple[str, int, StandIn]] = [("", 0, module)]
+    while todo:
+        prefix, depth, inner = todo.pop()
+        if depth > MAX_DEPTH:
+            raise Malformed("its modules hold one another without end")
+        transient = inner.state.get("_non_persistent_buffers_set")
+        for group in ("_parameters", "_buffers"):
+            for name, value in _entries(inner, group):
+                skipped = isinstance(transient, set) and group == "_buffers" and name in transient
+                if is_tensor(value) and not skipped:
+                    tensors[prefix + name] = value
+        letters += sum(len(prefix) + len(name) for name, _ in _entries(inner, "_modules"))
+        if letters > MAX_LETTERS:
+            raise Malformed("its modules hold one another without end")
+        children = []
+        for name, value in _entries(inner, "_modules"):
+            if _is_module(value):
+                children.append((f"{prefix}{name}.", depth + 1, value))
+        todo.extend(reversed(children))
+    return tensors
+
+
+def _entries(module: StandIn, group: str) -> list[tuple[str, Any]]:
+    entries = module.state.get(group)
+    entries = entries.entries if isinstance(entries, StandIn) else entries
+    if not isinstance(entries, dict):
+        return []
+    return [(name, value) for name, value in entries.items() if isinstance(name, str)]

@@ -15,32 +15,36 @@ from __future__ import annotations
 import itertools
 import struct
 import zipfile
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from lidar_cli.checkpoints.reading.interpret import interpret, plain
-from lidar_cli.checkpoints.reading.lazy_tensor import MAX_NUMBER, Malformed, Source, Storage
+from lidar_cli.checkpoints.reading.interpret import interpret
+from lidar_cli.checkpoints.reading.lazy_tensor import (
+    HERE,
+    MAX_NUMBER,
+    Malformed,
+    Source,
+    Storage,
+    element_size,
+    storage_type,
+)
 from lidar_cli.checkpoints.reading.pickle import load, part
-from lidar_cli.checkpoints.reading.rebuild import element_size, is_foreign, storage_type
+from lidar_cli.checkpoints.reading.rebuild import is_foreign
 from lidar_cli.checkpoints.reading.stand_ins import Global
 from lidar_cli.errors import CheckpointError
-from lidar_cli.runtime.files import TooLarge, open_zip
+from lidar_cli.runtime.files import ZipMembers, open_zip
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
-MAX_HEADER = 10_000  # bytes of all that stands before the object of a legacy file
-HERE = Path()  # of the file that is being read; the program puts in its path
-ENCRYPTED = 0x1  # of a zip member's flags
-LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of extra fields
+MAX_HEADER = 10_000  # bytes before the object of a legacy file
 
-Read = tuple[Any, tuple[str, ...]]  # the tree, and the names of the stand-ins in it
+Read = tuple[Any, tuple[str, ...]]  # the tree, and the names of its stand-ins
 
 
 def read_zip(file: BinaryIO, path: str) -> Read:
     """The content of a zip of torch.save; raises Malformed, Forbidden and CheckpointError."""
-    archive = _archive(file)
-    stem = _stem(path, archive.namelist())
-    members = {name: source for name, (source, _) in _members(file, archive).items()}
+    entries = _entries(file)
+    stem = _stem(path, list(entries))
+    members = {name: source for name, (source, _) in _members(entries).items()}
     order = members.get(f"{stem}byteorder")
     if order is not None:
         file.seek(order.start)
@@ -51,13 +55,13 @@ def read_zip(file: BinaryIO, path: str) -> Read:
         dtype, key, nbytes = _storage_id(saved)
         source = members.get(f"{stem}data/{key}")
         if source is None or nbytes > source.nbytes:
-            held = "nothing" if source is None else f"{source.nbytes} bytes"
-            raise Malformed(f"storage {key[:20]} should have {nbytes} bytes, the file {held}")
+            size = "nothing" if source is None else f"{source.nbytes} bytes"
+            raise Malformed(f"storage {key[:20]} should have {nbytes} bytes, the file {size}")
         return Storage(dtype, nbytes, source)
 
     pickle = members[f"{stem}data.pkl"]
     root, names = load(part(file, pickle.start, pickle.start + pickle.nbytes), True)
-    return plain(interpret(root, persistent)), _foreign(names)
+    return interpret(root, persistent), _foreign(names)
 
 
 def read_legacy(file: BinaryIO, path: str) -> Read:
@@ -75,7 +79,7 @@ def read_legacy(file: BinaryIO, path: str) -> Read:
     root = interpret(records, storages.persistent)
     keys = interpret(load(rest)[0])
     storages.locate(file, rest.tell(), end, keys)
-    return plain(root), _foreign(names)
+    return root, _foreign(names)
 
 
 def checksums(file: BinaryIO) -> list[tuple[int, int, int]]:
@@ -83,49 +87,29 @@ def checksums(file: BinaryIO) -> list[tuple[int, int, int]]:
 
     Raises Malformed as `read_zip`.
     """
-    members = _members(file, _archive(file)).values()
-    places = [(source.start, source.nbytes, crc) for source, crc in members]
-    places.sort()
+    members = _members(_entries(file)).values()
+    places = sorted((source.start, source.nbytes, crc) for source, crc in members)
     if any(a[0] + a[1] > b[0] for a, b in itertools.pairwise(places)):
         raise Malformed("two of its members share their bytes")
     return places
 
 
-def _archive(file: BinaryIO) -> zipfile.ZipFile:
+def _entries(file: BinaryIO) -> ZipMembers:
     try:
-        return open_zip(file)
-    except TooLarge as error:
+        return open_zip(file)[1]
+    except ValueError as error:
         raise Malformed(str(error)) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # of many types, for a directory that anyone may have written
-        raise Malformed("its zip directory cannot be read") from error
 
 
-def _members(file: BinaryIO, archive: zipfile.ZipFile) -> dict[str, tuple[Source, int]]:
-    """Where the bytes of each member lie, and their CRC-32; all are stored as they are."""
-    members: dict[str, tuple[Source, int]] = {}
-    total, end = 0, archive.start_dir  # the directory follows the members
-    for info in archive.infolist():
-        name = info.filename
-        if info.flag_bits & ENCRYPTED:
-            raise Malformed(f"its member {name[:60]} is encrypted")
+def _members(entries: ZipMembers) -> dict[str, tuple[Source, int]]:
+    """The bytes of each member, and their CRC-32; raises Malformed if one is compressed."""
+    for name, (info, _) in entries.items():
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise Malformed(f"its member {name[:60]} is compressed, which torch.save never does")
-        if name in members:
-            raise Malformed(f"it has two members {name[:60]}")
-        inside = 0 <= info.header_offset < end  # zipfile shifts it, and may make it negative
-        file.seek(info.header_offset if inside else 0)
-        header = file.read(LOCAL_HEADER.size)
-        if not inside or len(header) < LOCAL_HEADER.size:
-            raise Malformed(f"its member {name[:60]} lies outside the file")
-        signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
-        start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
-        total += info.file_size
-        if signature != b"PK\x03\x04" or start + info.file_size > end or total > end:
-            raise Malformed(f"its member {name[:60]} lies outside the file")
-        members[name] = Source(HERE, start, info.file_size), info.CRC
-    return members
+    return {
+        name: (Source(HERE, start, info.file_size), info.CRC)
+        for name, (info, start) in entries.items()
+    }
 
 
 def _foreign(names: dict[str, None]) -> tuple[str, ...]:
@@ -133,7 +117,7 @@ def _foreign(names: dict[str, None]) -> tuple[str, ...]:
 
 
 def _stem(path: str, names: list[str]) -> str:
-    """What stands before the names of all members: 'archive/'."""
+    """The common prefix of all member names: 'archive/'."""
     stems = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
     stems = [stem for stem in stems if stem.count("/") == 1]
     if len(set(stems)) != 1:
@@ -152,15 +136,15 @@ def _stem(path: str, names: list[str]) -> str:
 
 
 class _LegacyStorages:
-    """Storages whose places are known only after the pickle that refers to them."""
+    """Storages whose offsets are listed after the pickle that refers to them."""
 
     def __init__(self) -> None:
         self.sources: dict[str, Source] = {}
-        self.items: dict[str, int] = {}  # bytes an element in the file
+        self.items: dict[str, int] = {}  # bytes per element in the file
         self.views: dict[str, Storage] = {}
 
     def persistent(self, saved: Any) -> Any:
-        """What a persistent id refers to."""
+        """The storage or class of a persistent id."""
         if isinstance(saved, tuple) and len(saved) == 4 and saved[0] == "module":
             return saved[1]
         dtype, key, nbytes = _storage_id(saved)
@@ -180,7 +164,7 @@ class _LegacyStorages:
         return self.views.setdefault(str(view_key), Storage(dtype, inside, source, first))
 
     def locate(self, file: BinaryIO, position: int, end: int, keys: Any) -> None:
-        """Give each storage its place; raises Malformed unless all that are used are there."""
+        """Set the offset of each storage; raises Malformed if one is missing or unused."""
         if not isinstance(keys, list):
             raise Malformed("it has no list of its storages")
         missing = dict(self.sources)

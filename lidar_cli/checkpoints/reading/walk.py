@@ -1,10 +1,9 @@
 """A checkpoint file -> the record of its tree, in the child of `runtime.sandbox`.
 
-storages.py           torch's zip and legacy files (Lightning's are zip files)
-safetensors_file.py   safetensors
-unpickle.py           the pickle inside torch's files, as records; interpret.py: what they mean
-plain.py              whole modules as their state dicts
-record.py             the tree as JSON
+torch_files.py   zip and legacy files of torch.save (Lightning's are zip files)
+safetensors.py   safetensors
+pickle.py        the pickle in a torch file as records; interpret.py gives them their meaning
+record.py        the tree as JSON
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from lidar_cli.checkpoints.reading.lazy_tensor import EXPECTED, Malformed
+from lidar_cli.checkpoints.reading.pickle import Forbidden
 from lidar_cli.checkpoints.reading.record import encoded
 from lidar_cli.checkpoints.reading.safetensors import read_safetensors
-from lidar_cli.checkpoints.reading.stand_ins import Forbidden
 from lidar_cli.checkpoints.reading.torch_files import checksums, read_legacy, read_zip
 from lidar_cli.errors import CheckpointError, shortened
 
-WHAT = {  # kind of a file -> what one is that makes no sense
+DAMAGED = {  # kind of a file -> the description of a malformed one
     "safetensors": "damaged safetensors file",
     "zip": "a damaged or truncated torch file",
     "legacy": "not a torch file, or damaged",
 }
 
-# First bytes of files that are often taken for a checkpoint, and what to do about them.
-STRANGERS = (
+# First bytes of files that are often taken for a checkpoint: what they are, and the next step.
+OTHER_FORMATS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file; score feature files with: lidar score"),
     (b"\x1f\x8b", "gzip data; unpack it first"),
@@ -39,9 +38,9 @@ STRANGERS = (
 
 
 def walk(file: BinaryIO, path: str) -> Any:
-    """Kind and record of a checkpoint; raises CheckpointError with the path in its line."""
+    """Kind and record of a checkpoint; raises CheckpointError with the path in its message."""
     kind = _kind(file, path)
-    gc.disable()  # which would look through a million values again and again
+    gc.disable()  # it would traverse a million values repeatedly
     with refused(path, kind):
         names: tuple[str, ...] = ()
         tree: Any
@@ -55,7 +54,7 @@ def walk(file: BinaryIO, path: str) -> Any:
 
 
 def walk_checksums(file: BinaryIO, path: str) -> list[tuple[int, int, int]]:
-    """See `checksums`; empty for a file that is no zip. Raises CheckpointError."""
+    """As `checksums`; empty for a file that is not a zip. Raises CheckpointError."""
     if file.read(2) != b"PK":
         return []
     with refused(path, "zip"):
@@ -64,12 +63,12 @@ def walk_checksums(file: BinaryIO, path: str) -> list[tuple[int, int, int]]:
 
 @contextmanager
 def refused(path: str, kind: str) -> Iterator[None]:
-    """Raise CheckpointError, a line about the file, in place of what readers raise."""
+    """Turn the errors of the readers into a CheckpointError with the path."""
     try:
         yield
     except Malformed as error:
         raise CheckpointError(
-            f"{path}: {WHAT[kind]}: {shortened(str(error))}; {EXPECTED}; copy or save it again"
+            f"{path}: {DAMAGED[kind]}: {shortened(str(error))}; {EXPECTED}; copy or save it again"
         ) from error
     except Forbidden as error:
         raise CheckpointError(
@@ -83,18 +82,18 @@ def refused(path: str, kind: str) -> Iterator[None]:
 
 
 def _kind(file: BinaryIO, path: str) -> str:
-    """'safetensors', 'zip' or 'legacy'; raises CheckpointError for what is evidently another."""
+    """'safetensors', 'zip' or 'legacy'; raises CheckpointError for a file of another format."""
     start = file.read(512)
     if not start:
         raise CheckpointError(f"{path} is empty; {EXPECTED}; copy it again")
-    for signature, meaning in STRANGERS:
+    for signature, meaning in OTHER_FORMATS:
         if start.lstrip().lower().startswith(signature.lower()):
             raise CheckpointError(f"{path} is {meaning}")
     if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in start):
         raise CheckpointError(f"{path} is a text file; {EXPECTED}")
     if start[257:262] == b"ustar":
         raise CheckpointError(f"{path} is a tar archive; {EXPECTED}; unpack it first")
-    # A header may not exceed 100 MB, by the format; a pickle's first bytes read far larger.
+    # The format limits a header to 100 MB; the first bytes of a pickle give a far larger number.
     length = struct.unpack("<Q", start[:8])[0] if start[8:9] == b"{" else 10**8
     if length < 10**8:
         return "safetensors"

@@ -32,7 +32,7 @@ def main() -> None:
             study = run_study(options.directory, settings, terminal)
         command = f"python tests/benchmarks/study {options.directory} --seed {options.seed}"
         print_study(study, write_study(study, options.directory, command))
-    except LidarError as error:
+    except (LidarError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.report.text import MISSING, console, print_columns
-from lidar_cli.runtime.workers import write_whole
+from lidar_cli.runtime.atomic import write_atomic
 from study.runs import BACKBONES, LAYERS
 from study.study import Study
 from study.summary import POOLED, Agreement, Standing
@@ -49,7 +49,7 @@ def print_study(study: Study, written: Sequence[Path]) -> None:
 
 
 def write_study(study: Study, directory: Path, command: str) -> list[Path]:
-    """Write the study as Markdown, CSV and JSON. Raises InputError if the disk refuses.
+    """Write the study as Markdown, CSV and JSON. Raises OSError if the disk refuses.
 
     command: what gives the same study again.
     """
@@ -58,10 +58,11 @@ def write_study(study: Study, directory: Path, command: str) -> list[Path]:
         ".csv": to_csv(study),
         ".json": to_json(study, command),
     }
+    directory.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix, text in texts.items():
         path = directory / f"{NAME}{suffix}"
-        write_whole(text.encode(), path)
+        write_atomic(path, text.encode())
         written.append(path)
     return written
 

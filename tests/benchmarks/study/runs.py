@@ -24,8 +24,9 @@ from lidar_cli.demo.pretrain import Hyperparameters, draw_hyperparameters, pretr
 from lidar_cli.errors import CheckpointError, InputError
 from lidar_cli.features.blocks import Embeddings, Stored
 from lidar_cli.probing.linear import linear_probe
+from lidar_cli.runtime.atomic import write_atomic
+from lidar_cli.runtime.processes import save_checkpoint
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.runtime.workers import save, write_whole
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
 from lidar_cli.scoring.run import score
 from lidar_cli.settings import MetricSettings, ProbeSettings
@@ -110,14 +111,14 @@ def all_runs(size: Size) -> list[Run]:
 def carry_out(run: Run, directory: Path, seed: int, size: Size) -> None:
     """Train a run unless its checkpoint is there, measure it, and save what was measured.
 
-    Raises InputError if something cannot be written.
+    Raises InputError or OSError if something cannot be written.
     """
     folder = directory / run.name
     path = folder / "checkpoint.pt"
     run_key = key(run, seed, size)
     images = study_images(run.data, seed, size.images)
     if not path.exists():
-        save(_train(run, images, run_key["hyperparameters"], seed), path)
+        save_checkpoint(_train(run, images, run_key["hyperparameters"], seed), path)
     losses = torch.load(path, weights_only=True)["losses"]
     record = {"key": run_key, "losses": [loss if math.isfinite(loss) else None for loss in losses]}
     pixels = _pixels(run.data, seed, size)
@@ -126,7 +127,7 @@ def carry_out(run: Run, directory: Path, seed: int, size: Size) -> None:
     except (CheckpointError, InputError) as error:  # a training that went astray is not finite
         record |= {"failed": str(error)}
     content = json.dumps(record, allow_nan=False).encode()
-    write_whole(content, folder / "measured.json")
+    write_atomic(folder / "measured.json", content)
 
 
 def read_measured(run: Run, directory: Path, seed: int, size: Size) -> Measured | None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from lidar_cli.data.builtin import ATTRIBUTION
 from lidar_cli.errors import InputError
+from lidar_cli.runtime.processes import run_parallel
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.runtime.workers import side_by_side
 from lidar_cli.settings import DemoSettings
 from study.runs import Measured, Size, all_runs, carry_out, read_measured
 from study.summary import POOLED, Agreement, Spread, Standing, agreements, spreads, standings
@@ -78,6 +78,6 @@ def _measure_all(
     runs = all_runs(size)
     todo = [run for run in runs if read_measured(run, directory, seed, size) is None]
     tasks = [(run, directory, seed, size) for run in todo]
-    side_by_side(carry_out, tasks, "training and measuring", progress, done=len(runs) - len(todo))
+    run_parallel(carry_out, tasks, "training and measuring", progress, done=len(runs) - len(todo))
     records = [read_measured(run, directory, seed, size) for run in runs]
     return [measured for measured in records if measured is not None], len(todo)

@@ -1,9 +1,9 @@
-"""What an HDF5 file holds, as plain values: runs in the limited child process, and there alone.
+"""The contents of an HDF5 file as JSON; runs only in the limited child process.
 
-HDF5 follows trees and lists whose addresses the file itself gives, takes as much memory as the file
-says, and opens by itself whatever other file a link, an external storage list or a virtual dataset
-names. So links are followed one step at a time, hard and soft ones alone, and a virtual dataset is
-read only where its sources are plain arrays in files of the same folder. Imports no torch.
+HDF5 follows trees and lists whose addresses are in the file, allocates as much memory as the file
+declares, and opens any other file that a link, an external storage list or a virtual dataset
+names. So links are followed one step at a time, only hard and soft ones, and a virtual dataset is
+read only if its sources are plain arrays in files of the same directory. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,40 +20,38 @@ import h5py
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, first_line
-from lidar_cli.features.provenance import FORMAT, LONGEST, SHARD_FORMAT
+from lidar_cli.features.schema import FORMAT, HARMLESS, MAX_PROVENANCE, MAX_RATIO, SHARD_FORMAT
 
-DEPTH = 32  # of groups in one another, and soft links in a row
-OBJECTS = 10_000  # that are looked at in search of an array
+MAX_DEPTH = 32  # of nested groups, and of soft links to soft links
+MAX_OBJECTS = 10_000  # that are examined in search of an array
 ATTRIBUTES = ("format", "version", "provenance", "share")
-PARTS = {"views": "f", "clean": "f", "crc32": "u"}  # of a layer, with the kinds of their numbers
+PARTS = {"views": "f", "clean": "f", "crc32": "u"}  # of a layer, with numpy's kinds of their types
 SAMPLES = {"done": "uib", "label": "iufb"}
-MOST_CHUNK = 2**28  # bytes, since HDF5 unpacks a chunk whole
-HARMLESS = 2**26  # bytes that an array may unpack to, however few are stored
-MOST_RATIO = 200  # of bytes declared to bytes stored, which no embeddings reach
-NO_MEMORY = "memory allocation failed"  # in HDF5's words
+MAX_CHUNK = 2**28  # bytes; HDF5 unpacks a chunk whole
+NO_MEMORY = "memory allocation failed"  # in messages of HDF5
 
 Record = dict[str, Any]  # of JSON values
 
 
 class Refused(Exception):
-    """What the file holds is not read; the text says why, and what to do. Callers add the path."""
+    """Content that is not read; the text says why, and the next step. Callers add the path."""
 
 
 class Absent(KeyError):
-    """Nothing has the name."""
+    """The file has no object of that name."""
 
 
 def describe(source: BinaryIO, arguments: Record) -> Record:
     """Attributes of a file; of a feature file, its layers and arrays too.
 
-    arguments of all walkers here: "path", and "name" as errors have it. Raises FeatureFileError.
+    arguments of all walkers here: "path", and "name" for messages. Raises FeatureFileError.
     """
     with _opened(source, arguments) as file:
         return _described(file)
 
 
 def describe_one(source: BinaryIO, arguments: Record) -> Record | None:
-    """The array of floating-point numbers that is called arguments["array"], if there is one."""
+    """The array arguments["array"] of floating-point numbers, None if there is none."""
     with _opened(source, arguments) as file:
         name = arguments["array"]
         with suppress(Absent):
@@ -62,20 +60,20 @@ def describe_one(source: BinaryIO, arguments: Record) -> Record | None:
 
 
 def shapes(source: BinaryIO, arguments: Record) -> Record:
-    """Shapes of the arrays of floating-point numbers by name, as far as hard links lead to them."""
+    """Shapes of the arrays of floating-point numbers that hard links lead to, by name."""
     with _opened(source, arguments) as file:
         items = _items(file, limited=True)
         return {name: list(item.shape) for name, item in items if _is_real(item)}
 
 
 def walk_whole(source: BinaryIO, arguments: Record) -> Record:
-    """As `describe`, of a file that HDF5 is to write into: all that it may look at is looked at."""
+    """As `describe`, after a traversal of everything that HDF5 may access when it writes."""
     with _opened(source, arguments) as file:
         for name in file.attrs:
             _attribute(file, name)
         for _, item in _items(file, limited=False):
             if isinstance(item, h5py.Dataset):
-                # The size is found by a walk through the whole index of the chunks.
+                # get_storage_size traverses the whole index of the chunks.
                 read = item.virtual_sources if item.is_virtual else item.id.get_storage_size
                 _ = item.shape, item.dtype, item.external, item.chunks, read()
         return _described(file)
@@ -84,7 +82,7 @@ def walk_whole(source: BinaryIO, arguments: Record) -> Record:
 def rows(source: BinaryIO, arguments: Record) -> memoryview:
     """Bytes of rows "start" to "stop" of the array "array", in the machine's byte order.
 
-    arguments["kinds"]: of numbers that the array may hold.
+    arguments["kinds"]: allowed kinds of numpy types.
     """
     with _opened(source, arguments) as file:
         array = _checked(_member(file, arguments["array"]), arguments["kinds"])
@@ -95,7 +93,7 @@ def rows(source: BinaryIO, arguments: Record) -> memoryview:
 
 
 def texts(source: BinaryIO, arguments: Record) -> Record:
-    """Texts "start" to "stop" of the list "array", and how many it has."""
+    """Texts "start" to "stop" of the list "array", and its length."""
     with _opened(source, arguments) as file:
         array = _member(file, arguments["array"])
         if not isinstance(array, h5py.Dataset) or array.shape is None or array.ndim != 1:
@@ -110,24 +108,28 @@ def texts(source: BinaryIO, arguments: Record) -> Record:
 
 @contextmanager
 def _opened(source: BinaryIO, arguments: Record) -> Iterator[h5py.File]:
-    """The file, which is the one that the parent has opened. Raises FeatureFileError."""
+    """The file, if it is still the one that the parent opened. Raises FeatureFileError."""
     name = arguments["name"]
     try:
         file = h5py.File(arguments["path"], "r")
     except OSError as error:
-        raise FeatureFileError(f"{name}: cannot be opened: {first_line(error)}") from error
+        raise FeatureFileError(
+            f"{name}: cannot be opened: {first_line(error)}", code="cannot-be-opened"
+        ) from error
     with file:
         one, other = os.fstat(source.fileno()), os.fstat(file.id.get_vfd_handle())
         if (one.st_dev, one.st_ino) != (other.st_dev, other.st_ino):
-            raise FeatureFileError(f"{name}: was replaced while it was read; run it again")
+            raise FeatureFileError(
+                f"{name}: was replaced while it was read; run it again", code="changed"
+            )
         try:
             yield file
         except Exception as error:
-            raise FeatureFileError(f"{name}: {_reason(error)}") from error
+            raise FeatureFileError(f"{name}: {_reason(error)}", code="damaged") from error
 
 
 def _reason(error: Exception) -> str:
-    """Why a file is refused, as it stands behind its path. Raises MemoryError if that is why."""
+    """Why a file is refused, to follow its path. Raises MemoryError if that is the reason."""
     if isinstance(error, MemoryError) or NO_MEMORY in str(error):
         raise MemoryError from error
     if isinstance(error, Refused):
@@ -155,78 +157,78 @@ def _described(file: h5py.File) -> Record:
 
 
 def _attribute(file: h5py.File, name: str) -> str | int | None:
-    """A text or a whole number; None for what is absent, of another type, or beyond measure."""
+    """A text or a whole number; None if it is absent, of another type, or too long."""
     if name not in file.attrs or file.attrs.get_id(name).shape != ():
-        return None  # thousands of texts may be one that is stored once
+        return None  # an array of texts can repeat one long text thousands of times
     value = file.attrs[name]
     if isinstance(value, np.integer):
         return int(value)
-    return value if isinstance(value, str) and len(value) <= LONGEST else None
+    return value if isinstance(value, str) and len(value) <= MAX_PROVENANCE else None
 
 
 def _array(file: h5py.File, name: str, kinds: str) -> Record | None:
-    """Shape, type and place of an array, or why it is refused; None where nothing has the name."""
+    """Shape, type and offset of an array, or why it is refused; None if there is none."""
     sources: list[str] = []
     try:
-        found = _member(file, name)
-        if isinstance(found, h5py.Dataset) and found.is_virtual:
-            sources = sorted({source.file_name for source in found.virtual_sources()})
-        return {**_place(_checked(found, kinds)), "kinds": kinds, "sources": sources}
+        item = _member(file, name)
+        if isinstance(item, h5py.Dataset) and item.is_virtual:
+            sources = sorted({source.file_name for source in item.virtual_sources()})
+        return {**_place(_checked(item, kinds)), "kinds": kinds, "sources": sources}
     except Absent:
         return None
     except Exception as error:
         return {"refused": _reason(error), "sources": sources}
 
 
-def _place(found: h5py.Dataset) -> Record:
-    """offset: where all numbers lie in a row, as numpy has them; None where HDF5 must read them."""
-    plain = found.dtype.kind in "iuf" and found.id.get_type() == h5py.h5t.py_create(found.dtype)
-    apart = found.is_virtual or found.chunks or found.external or not plain
-    offset = None if apart else found.id.get_offset()
-    if offset is not None and found.id.get_storage_size() < found.nbytes:
+def _place(array: h5py.Dataset) -> Record:
+    """offset: of the first number if all are contiguous in numpy's format, else None."""
+    plain = array.dtype.kind in "iuf" and array.id.get_type() == h5py.h5t.py_create(array.dtype)
+    scattered = array.is_virtual or array.chunks or array.external or not plain
+    offset = None if scattered else array.id.get_offset()
+    if offset is not None and array.id.get_storage_size() < array.nbytes:
         offset = None
-    return {"shape": list(found.shape), "dtype": found.dtype.str, "offset": offset}
+    return {"shape": list(array.shape), "dtype": array.dtype.str, "offset": offset}
 
 
-def _checked(found: object, kinds: str) -> h5py.Dataset:
-    """The array itself, if it holds numbers of these kinds, here, about as many as are stored.
+def _checked(item: object, kinds: str) -> h5py.Dataset:
+    """The array itself, if its numbers have one of `kinds` and are stored in the allowed places.
 
-    kinds: of numpy's dtypes. Raises Refused if its numbers lie elsewhere, ValueError if it is no
-    such array or declares far more than is stored.
+    Raises Refused if they are in other files, ValueError if it is no such array or declares far
+    more bytes than it stores.
     """
-    if not isinstance(found, h5py.Dataset) or found.shape is None:
+    if not isinstance(item, h5py.Dataset) or item.shape is None:
         raise ValueError("a group, where an array should be")
-    if found.dtype.kind not in kinds or found.dtype.itemsize > 8:
-        raise ValueError(f"{found.name} holds {found.dtype}, which are not the numbers expected")
-    stored = _stored_virtually(found, kinds) if found.is_virtual else _stored(found)
-    declared = math.prod(found.shape) * found.dtype.itemsize
-    if declared > max(HARMLESS, MOST_RATIO * stored):
-        raise ValueError(f"{found.name} declares {declared:,} bytes, of which it stores {stored:,}")
-    return found
+    if item.dtype.kind not in kinds or item.dtype.itemsize > 8:
+        raise ValueError(f"{item.name} holds {item.dtype}, which are not the numbers expected")
+    stored = _stored_virtually(item, kinds) if item.is_virtual else _stored(item)
+    declared = math.prod(item.shape) * item.dtype.itemsize
+    if declared > max(HARMLESS, MAX_RATIO * stored):
+        raise ValueError(f"{item.name} declares {declared:,} bytes, of which it stores {stored:,}")
+    return item
 
 
 def _member(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
-    """The object of a name, which lies in the file itself.
+    """The object `name` of the file.
 
-    Raises Refused if a link leads out of the file, Absent if there is no such name.
+    Raises Refused if a link leads out of the file, Absent if there is no such object.
     """
-    found: h5py.Group | h5py.Dataset = file
-    steps, soft = _steps(name), 0
+    item: h5py.Group | h5py.Dataset = file
+    steps, n_soft = _steps(name), 0
     while steps:
         step = steps.pop(0)
-        if not isinstance(found, h5py.Group) or not found.id.links.exists(step.encode()):
+        if not isinstance(item, h5py.Group) or not item.id.links.exists(step.encode()):
             raise Absent(f"nothing is named {name!r}")
-        kind = found.id.links.get_info(step.encode()).type
+        kind = item.id.links.get_info(step.encode()).type
         if kind == h5py.h5l.TYPE_HARD:
-            found = found[step]
-        elif kind == h5py.h5l.TYPE_SOFT and soft < DEPTH:
-            soft += 1
-            target = found.id.links.get_val(step.encode()).decode("utf-8", "replace")
-            found = file if target.startswith("/") else found
+            item = item[step]
+        elif kind == h5py.h5l.TYPE_SOFT and n_soft < MAX_DEPTH:
+            n_soft += 1
+            target = item.id.links.get_val(step.encode()).decode("utf-8", "replace")
+            item = file if target.startswith("/") else item
             steps = [*_steps(target), *steps]
         else:
             raise _outside(name, "is a link to another place")
-    return found
+    return item
 
 
 def _steps(name: str) -> list[str]:
@@ -242,7 +244,7 @@ def _is_real(item: object) -> bool:
 def _items(file: h5py.File, limited: bool) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
     """All objects that hard links lead to, by name, each once.
 
-    limited: Raises Refused if they are more than anyone would look at.
+    limited: raise Refused beyond MAX_OBJECTS and MAX_DEPTH.
     """
     seen = {file.id}
     waiting: list[tuple[h5py.Group, str, int]] = [(file, "", 0)]
@@ -255,10 +257,10 @@ def _items(file: h5py.File, limited: bool) -> Iterator[tuple[str, h5py.Group | h
             if item.id in seen:
                 continue
             seen.add(item.id)
-            if limited and (len(seen) > OBJECTS or depth > DEPTH):
+            if limited and (len(seen) > MAX_OBJECTS or depth > MAX_DEPTH):
                 raise Refused(
-                    f"more than {OBJECTS:,} objects, or {DEPTH} groups in one another; name the "
-                    "array with --dataset"
+                    f"more than {MAX_OBJECTS:,} objects, or {MAX_DEPTH} groups in one another; "
+                    "name the array with --dataset"
                 )
             if isinstance(item, h5py.Group):
                 waiting.append((item, f"{above}{name}/", depth + 1))
@@ -266,12 +268,12 @@ def _items(file: h5py.File, limited: bool) -> Iterator[tuple[str, h5py.Group | h
 
 
 def _stored(array: h5py.Dataset) -> int:
-    """Bytes that the file holds of an array."""
+    """Bytes of an array that are stored in the file."""
     if array.external:
         raise _outside(array.name, f"is stored in another file, {array.external[0][0]!r}")
     chunk = math.prod(array.chunks or ()) * array.dtype.itemsize
-    if chunk > MOST_CHUNK:
-        raise ValueError(f"{array.name} has chunks of {chunk:,} bytes, at most {MOST_CHUNK:,}")
+    if chunk > MAX_CHUNK:
+        raise ValueError(f"{array.name} has chunks of {chunk:,} bytes, at most {MAX_CHUNK:,}")
     return int(array.id.get_storage_size())
 
 
@@ -281,10 +283,10 @@ def _stored_virtually(array: h5py.Dataset, kinds: str) -> int:
     for name, inner in sorted(sources):
         if name == ".":
             raise _outside(array.name, "is a virtual dataset of itself")
-        beside = Path(array.file.filename).with_name(name) if _is_plain(name) else None
-        if beside is None or not _is_file(beside):
+        path = Path(array.file.filename).with_name(name) if _is_plain(name) else None
+        if path is None or not _is_file(path):
             raise _outside(array.name, f"is a virtual dataset of {name!r}")
-        with h5py.File(beside, "r") as file:
+        with h5py.File(path, "r") as file:
             part = _member(file, inner)
             if isinstance(part, h5py.Dataset) and part.is_virtual:
                 raise _outside(array.name, f"is a virtual dataset of another, in {name!r}")
@@ -293,7 +295,7 @@ def _stored_virtually(array: h5py.Dataset, kinds: str) -> int:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it names a file of the same folder, and no pattern of names as HDF5 knows them."""
+    """Whether a name is of a file in the same directory, and not one of HDF5's patterns."""
     return name == Path(name).name and not {"/", "\\", "%", "\0"} & set(name) and name != ".."
 
 
@@ -304,8 +306,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _outside(name: str, found: str) -> Refused:
+def _outside(name: str, fault: str) -> Refused:
     return Refused(
-        f"{name} {found}; expected numbers in this file, or in files beside it under their plain "
+        f"{name} {fault}; expected numbers in this file, or in files beside it under their plain "
         "names; copy them into one"
     )

@@ -1,0 +1,323 @@
+"""The contents of an HDF5 file, as the limited child process describes them, and its numbers.
+
+This module does not open files with HDF5: contiguous numbers are read from their offset, all others
+(in chunks, in other files of the directory) by the child.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lidar_cli.errors import FeatureFileError, first_line, printable
+from lidar_cli.features.arrays import check_stored, read_rows, sizes, stored_at
+from lidar_cli.features.blocks import Stored
+from lidar_cli.features.schema import FORMAT, PARTIAL, VERSION, parse_provenance
+from lidar_cli.runtime.files import NotAFile, open_regular
+from lidar_cli.runtime.sandbox import Stamp, WalkResult, run_limited, stamp_of, validation
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+DTYPES = re.compile(r"[<>|][iufb][1248]")  # numpy's names of the types that are read
+DAMAGE = (  # raised while a damaged file is read
+    KeyError, ValueError, AttributeError, TypeError, OSError, RuntimeError, MemoryError
+)  # fmt: skip
+EXTRACT_AGAIN = "extract it again"
+MAX_REASON = 1000  # characters
+PIECE = 2**26  # bytes per reply of the child, except for longer rows
+TEXTS = 2**12  # per reply of the child
+MAX_TEXTS = 2**28  # characters of all texts of a list
+MAX_CACHED = 2**14  # descriptions of files, of a few kilobytes each
+MAX_CACHED_ARRAYS = 100
+
+_cached: dict[Stamp, Structure] = {}
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array of numbers, or why it is refused.
+
+    kinds: numpy's kinds of types that were requested. offset: None if the child must read it.
+    sources: names of the files that a virtual dataset consists of.
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype = np.dtype(np.uint8)
+    kinds: str = ""
+    offset: int | None = None
+    sources: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The contents of an HDF5 file. `attributes`: texts and whole numbers, None if absent.
+
+    unlisted: why the layers could not be listed.
+    """
+
+    path: Path
+    stamp: Stamp
+    attributes: dict[str, str | int | None] = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
+    unlisted: str | None = None
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+    def array(self, name: str) -> Array:
+        """The array `name`. Raises FeatureFileError if it is refused, KeyError if absent."""
+        if name not in self.arrays:
+            raise KeyError(f"nothing is named {name!r}")
+        array = self.arrays[name]
+        if array.refused is not None:
+            raise FeatureFileError(f"{self.path}: {array.refused}")
+        return array
+
+    def whole(self, name: str) -> np.ndarray:
+        """All numbers [N] of an array with one number per row.
+
+        Raises as `array`, and ValueError, before reading, if their number is not that of the rows.
+        """
+        array = self.array(name)
+        rows = self._row_count(name)
+        if array.shape[:1] != (rows,):
+            raise ValueError(f"{name} has the shape {array.shape}, beside {rows} rows")
+        return self.rows(array, 0, rows)
+
+    def _row_count(self, name: str) -> int:
+        """The number of rows of the array's layer, or of any layer. Raises as `array`."""
+        group, _, _ = name.rpartition("/")
+        layers = [f"embeddings/{layer}" for layer in self.layers]
+        names = [f"{layer}/clean" for layer in ([group] if group in layers else layers)]
+        usable = [one for one in names if one in self.arrays and self.arrays[one].refused is None]
+        if not names:
+            raise ValueError(self.unlisted or "it holds no layer")
+        shape = self.array((usable or names)[0]).shape
+        return shape[0] if shape else 0
+
+    def texts(self, name: str) -> list[str]:
+        """All texts of a list. Raises FeatureFileError or InputError."""
+        texts: list[str] = []
+        length, count = 0, 1
+        while len(texts) < count:
+            span = {"array": name, "start": len(texts), "stop": len(texts) + TEXTS}
+            value = self._read("texts", span)
+            with validation(self.path, FeatureFileError, EXTRACT_AGAIN):
+                (count,) = sizes([value["count"]])
+                part = [str(text) for text in value["texts"]]
+                if count and not part:
+                    raise ValueError("texts")
+            texts += part
+            length += sum(map(len, part))
+            if length > MAX_TEXTS:
+                raise ValueError(f"{name} holds more than {MAX_TEXTS:,} characters")
+        return texts
+
+    def rows(self, array: Array, start: int, stop: int) -> np.ndarray:
+        """Rows start .. stop - 1 of an array. Raises FeatureFileError or InputError."""
+        if array.offset is not None:
+            return read_rows(self.path, array.offset, array.shape, array.dtype, start, stop)
+        numbers = np.empty((stop - start, *array.shape[1:]), array.dtype.newbyteorder("="))
+        step = max(1, PIECE // max(1, numbers[:1].nbytes))
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            span = {"array": array.name, "kinds": array.kinds, "start": first, "stop": last}
+            self._read("rows", span, numbers[first - start : last - start])
+        return numbers
+
+    def _read(self, walker: str, span: dict[str, Any], buffer: np.ndarray | None = None) -> Any:
+        """As `_walk`. Raises FeatureFileError also if the file changed since it was described."""
+        walked = _walk(walker, self.path, span, buffer)
+        if walked.stamp != self.stamp:
+            raise FeatureFileError(
+                f"{self.path}: changed while it was read; run it again", code="changed"
+            )
+        return walked.value
+
+    def stored(self, name: str) -> Stored:
+        """An array whose samples can be read in chunks. Raises as `array`."""
+        array = self.array(name)
+        if array.offset is not None:
+            return stored_at(self.path, array.offset, array.shape, array.dtype)
+        return Stored(
+            array.shape,
+            array.dtype.itemsize,
+            lambda start, stop: torch.from_numpy(self.rows(array, start, stop)),
+        )
+
+
+@contextmanager
+def open_hdf5(path: Path, read: Callable[[Path], Structure] | None = None) -> Iterator[Structure]:
+    """The contents of a file; errors in the block become a FeatureFileError of a damaged file.
+
+    read: `read_structure` by default.
+    """
+    try:
+        if not is_hdf5(path):
+            raise FeatureFileError(
+                f"{path}: not an HDF5 file; expected a feature file", code="not-hdf5"
+            )
+    except NotAFile as error:
+        raise FeatureFileError(f"{path}: {error.strerror}; expected a feature file") from error
+    except OSError:
+        pass  # `read` raises it with the reason
+    if path.suffix != PARTIAL:  # its disk blocks are reserved, and little of it is read
+        check_stored(path)
+    structure = (read or read_structure)(path)
+    try:
+        yield structure
+    except DAMAGE as error:
+        raise FeatureFileError(
+            f"{path}: damaged: {first_line(error)}; extract it again", code="damaged"
+        ) from error
+
+
+def is_ours(structure: Structure, form: str = FORMAT) -> bool:
+    """Whether the attribute `format` of a file is `form`."""
+    return structure.attributes["format"] == form
+
+
+def provenance_of(structure: Structure, form: str = FORMAT) -> dict[str, Any]:
+    """The provenance in a file. Raises FeatureFileError if it is not of our format and version."""
+    if not is_ours(structure, form):
+        raise FeatureFileError(
+            f"{structure.path}: an HDF5 file, but not a feature file (no format attribute)",
+            code="not-a-feature-file",
+        )
+    version = structure.attributes["version"]
+    if type(version) is not int or version != VERSION:
+        raise FeatureFileError(
+            f"{structure.path}: feature file version {version}, this lidar reads {VERSION}; "
+            "extract it again"
+        )
+    return parse_provenance(structure.attributes["provenance"])
+
+
+def check_complete(structure: Structure) -> None:
+    """Raise FeatureFileError if samples are missing."""
+    done = structure.whole("samples/done")
+    if not done.all():
+        raise FeatureFileError(
+            f"{structure.path}: incomplete, {int(done.sum())} of {len(done)} samples; "
+            "finish it with lidar extract --resume",
+            code="incomplete",
+        )
+
+
+def read_structure(path: Path) -> Structure:
+    """The contents of an HDF5 file. Raises FeatureFileError or InputError if it cannot be read."""
+    try:
+        stamp = stamp_of(path.stat())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FeatureFileError(
+            f"{path}: cannot be opened: {reason}", code="cannot-be-opened"
+        ) from error
+    if stamp not in _cached:
+        structure = _structure(path, _walk("describe", path))
+        if len(_cached) >= MAX_CACHED:
+            _cached.clear()
+        # A virtual dataset depends on other files, which may change.
+        is_virtual = any(array.sources for array in structure.arrays.values())
+        if not is_virtual and len(structure.arrays) <= MAX_CACHED_ARRAYS:
+            _cached[structure.stamp] = structure
+        return structure
+    return replace(_cached[stamp], path=path)
+
+
+def walk_whole(path: Path) -> Structure:
+    """As `read_structure`, after a traversal of everything that HDF5 may access when it writes."""
+    return _structure(path, _walk("walk_whole", path))
+
+
+def read_array(path: Path, name: str) -> Structure | None:
+    """A structure with only the array `name` of floating-point numbers; None if there is none.
+
+    Raises FeatureFileError if it is refused.
+    """
+    walked = _walk("describe_one", path, {"array": name})
+    if walked.value is None:
+        return None
+    with validation(path, FeatureFileError, EXTRACT_AGAIN):
+        array = _array(name, walked.value, walked.stamp[2])
+    return Structure(path, walked.stamp, arrays={name: array})
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of floating-point numbers by name. Raises FeatureFileError."""
+    with validation(path, FeatureFileError, EXTRACT_AGAIN):
+        return {str(name): sizes(shape) for name, shape in _walk("shapes", path).value.items()}
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5, also behind a user block. Raises OSError if it cannot be opened."""
+    with open_regular(path) as file:
+        at, end = 0, file.seek(0, 2)
+        while at + len(SIGNATURE) <= end:
+            file.seek(at)
+            if file.read(len(SIGNATURE)) == SIGNATURE:
+                return True
+            at = max(512, 2 * at)
+        return False
+
+
+def _walk(
+    walker: str,
+    path: Path,
+    arguments: dict[str, Any] | None = None,
+    buffer: np.ndarray | None = None,
+) -> WalkResult:
+    """The result of a function of `hdf5_walk`. Raises FeatureFileError, and NoProcess.
+
+    buffer: filled with the bytes that it returns.
+    """
+    return run_limited(
+        f"lidar_cli.features.hdf5_walk:{walker}",
+        path,
+        {**(arguments or {}), "path": str(Path.cwd() / path), "name": str(path)},
+        error=FeatureFileError,
+        advice=EXTRACT_AGAIN,
+        buffer=None if buffer is None else buffer.reshape(-1).view(np.uint8).data,
+    )
+
+
+def _structure(path: Path, walked: WalkResult) -> Structure:
+    with validation(path, FeatureFileError, EXTRACT_AGAIN):
+        record, size = walked.value, walked.stamp[2]
+        attributes = dict(record["attributes"])
+        if not all(value is None or type(value) in (str, int) for value in attributes.values()):
+            raise ValueError("attributes")
+        return Structure(
+            path,
+            walked.stamp,
+            attributes,
+            tuple(map(str, record["layers"])),
+            _reason(record["unlisted"]),
+            {name: _array(name, one, size) for name, one in record["arrays"].items()},
+        )
+
+
+def _array(name: str, record: dict[str, Any], size: int) -> Array:
+    """An array in a file of `size` bytes. Raises an error of `validation`."""
+    sources = tuple(map(str, record["sources"]))
+    if (refused := _reason(record.get("refused"))) is not None:
+        return Array(name, sources=sources, refused=refused)
+    if not DTYPES.fullmatch(record["dtype"]):
+        raise ValueError("dtype")
+    dtype, shape, offset = np.dtype(record["dtype"]), sizes(record["shape"]), record["offset"]
+    if offset is not None:
+        (offset,) = sizes([offset])
+        if offset + math.prod(shape) * dtype.itemsize > size:
+            raise ValueError("offset")
+    return Array(name, shape, dtype, str(record["kinds"]), offset, sources)
+
+
+def _reason(text: str | None) -> str | None:
+    return None if text is None else printable(str(text)[:MAX_REASON])
