@@ -10,20 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lidar_cli.data.source import UNKNOWN, Candidate, Source, shuffled
-from lidar_cli.views.lookup import find_recipe
+import torch
+from layouts import Weights, describe
 from make import crop, encoded
+from raising import raises
+from torch import Tensor
 
+from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.formats.format import Branch, Format, Head
+from lidar_cli.checkpoints.reading.read import read_checkpoint
+from lidar_cli.core.metrics import Metric, Spectrum
 from lidar_cli.data import open as data_sources
+from lidar_cli.data.dataset import Candidate, Source, shuffled
+from lidar_cli.data.labels import UNKNOWN
+from lidar_cli.errors import CheckpointError
 from lidar_cli.settings import SampleSettings
 from lidar_cli.views import methods
+from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.recipes import Recipe
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 NAMES = {
-    "Candidate": Candidate, "Recipe": Recipe, "SampleSettings": SampleSettings, "Source": Source,
-    "UNKNOWN": UNKNOWN, "partial": partial, "shuffled": shuffled, "zipfile": zipfile,
+    "Branch": Branch, "Candidate": Candidate, "Format": Format, "Head": Head, "Metric": Metric,
+    "Recipe": Recipe, "SampleSettings": SampleSettings, "Source": Source, "Spectrum": Spectrum,
+    "Tensor": Tensor, "UNKNOWN": UNKNOWN, "partial": partial, "shuffled": shuffled,
+    "zipfile": zipfile,
 }  # fmt: skip
 
 
@@ -33,6 +45,32 @@ def defined(name: str) -> Any:
     namespace = dict(NAMES)
     exec(source, namespace)
     return namespace[name]
+
+
+def test_a_metric() -> None:
+    """Value and gradient; that an entry is enough for every command is test_new_metric's."""
+    metric, e = defined("TOP_SHARE"), torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
+    spectrum = Spectrum(e, n=10, q=4, epsilon=1e-7)
+    assert metric.value(spectrum) == pytest.approx(3 / 6)
+    expected = torch.autograd.functional.jacobian(lambda e: e[0] / e.sum(), e)
+    assert torch.allclose(metric.gradient(spectrum), expected)
+
+
+def test_a_format(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    w = Weights()
+    w.resnet("trunk.")
+    w.linear("mlp.0", 16, 24)
+    w.linear("mlp.2", 24, 12)
+    w.linear("prototypes", 12, 30)
+    path = tmp_path / "toy.pth"
+    torch.save({"epoch": 9, "state_dict": dict(w)}, path)
+    with raises(CheckpointError, "unknown-entries"):
+        describe(path, read_checkpoint(path))
+    formats = (*FORMATS, defined("TOY"))
+    monkeypatch.setattr("lidar_cli.checkpoints.detect.FORMATS", formats)
+    description = describe(path, read_checkpoint(path))
+    assert (description.format, description.recipe) == ("toy", "simclr")
+    assert description.widths["projector"] == 12
 
 
 def test_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +83,7 @@ def test_a_data_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         for index in range(60):
             archive.writestr(f"{index:02}.png", encoded(crop(index)))
     source = defined("zipped")
-    monkeypatch.setattr(data_sources, "_source", lambda s: source(s.data, s.data[4:], s))
+    monkeypatch.setitem(data_sources.SOURCES, "zip", source)
     data = f"zip/{tmp_path / 'photos.zip'}"
     samples = data_sources.open_samples(SampleSettings(data=data, n_samples=50))
     assert len(set(samples.ids)) == 50

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lidar_cli.demo.schedule import Losses, Search, minibatches
+from lidar_cli.demo.pretrain import Losses, Search, minibatches
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
