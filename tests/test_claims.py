@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
 import pytest
 import typer.main
 from command import Command
@@ -171,6 +173,20 @@ def test_who_does_not_know_takes_nobody_for_dead() -> None:
     for process in (None, "1", 0, -1, 10**30, 1):  # the last runs, for another user or this one
         assert not has_ended({"host": me["host"], "process": process}, me)
     assert not has_ended(me | {"host": "elsewhere", "began": 1}, me)
+
+
+@needs_proc
+def test_a_clock_that_is_set_meanwhile_ends_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    me, boots = process_identity(), itertools.count(10**9, 100)
+    monkeypatch.setattr(psutil, "boot_time", lambda: next(boots))
+    assert not has_ended(me, me)
+
+    def unknown() -> float:
+        raise RuntimeError("line 'btime' not found")
+
+    monkeypatch.setattr(psutil, "boot_time", unknown)
+    assert process_identity()["began"] is None
+    assert not has_ended(me, me)
 
 
 def test_the_claim_of_another_host_is_taken_over_after_its_silence(tmp_path: Path) -> None:

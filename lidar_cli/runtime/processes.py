@@ -154,14 +154,17 @@ def _host() -> str:
 def _status(pid: int) -> tuple[bool, int | None]:
     """Whether a process is a zombie, and its start in clock ticks since boot, None if unknown.
 
-    Ticks since boot do not change when the system clock is set, as seconds since the epoch do.
+    Ticks since boot do not change when the system clock is set, as seconds since the epoch do. The
+    boot time is read before and after, since it changes with that clock; psutil before 7.1 adds the
+    one that was read last.
     """
     import psutil
 
     try:
+        booted = psutil.boot_time()
         process = psutil.Process(pid)
-        since_boot = process.create_time() - psutil.boot_time()
+        began = round((process.create_time() - booted) * os.sysconf("SC_CLK_TCK"))
         is_zombie = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-        return is_zombie, round(since_boot * os.sysconf("SC_CLK_TCK"))
-    except (psutil.Error, OSError, ValueError):
+        return is_zombie, began if psutil.boot_time() == booted else None
+    except (psutil.Error, OSError, ValueError, RuntimeError):  # RuntimeError: no boot time
         return False, None
