@@ -177,7 +177,7 @@ def test_only_claims_are_removed_from_the_folder_of_claims(tmp_path: Path) -> No
     (folder / "a.claim-notes").write_text("mine")
     (folder / "a.claim-5").write_text("f00")  # of a worker that is gone
     (folder / "worker-f00").symlink_to("/dev/zero")
-    os.mkfifo(folder / "told-7")
+    os.mkfifo(folder / "printer-7")
     with Claims(folder, 0.1) as claims:
         while claims.held("a"):
             pass
@@ -185,6 +185,7 @@ def test_only_claims_are_removed_from_the_folder_of_claims(tmp_path: Path) -> No
             assert claim is not None
             assert claim.number == 6
     assert contents(folder) == {"chapter.txt": "chapter", "a.claim-notes": "mine"}
+    assert not os.path.lexists(folder / "printer-7")
 
 
 def pipe(path: Path) -> str:
