@@ -382,7 +382,7 @@ def test_a_new_family_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "blocks.0.attn.extra",
         vit.spec,
         special=True,
-        noise=("blocks.0.attn.extra", "teacher_target."),
+        unused_prefixes=("blocks.0.attn.extra", "teacher_target."),
     )
     path = save(tmp_path / "a.pt", dict(w))
     with raises(CheckpointError, "unknown-entries"):

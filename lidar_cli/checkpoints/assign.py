@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.description import STATS, Assignment, CheckpointDescription
+from lidar_cli.checkpoints.description import PIXEL_STATS, Assignment, CheckpointDescription
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
 from lidar_cli.checkpoints.formats.format import (
     SMALL,
@@ -23,17 +23,17 @@ from lidar_cli.checkpoints.formats.format import (
     matches,
     training,
 )
-from lidar_cli.checkpoints.models.weights import compare, shapes_of, size, some
+from lidar_cli.checkpoints.models.weights import compare, first_few, shapes_of, size
 from lidar_cli.checkpoints.reading import folder
 from lidar_cli.checkpoints.reading.containers import StateDict, clean
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
-from lidar_cli.checkpoints.shapes.spec import Assumed, Value, renamed, settle
+from lidar_cli.checkpoints.shapes.spec import Assumed, Value, assume_all, renamed
 from lidar_cli.checkpoints.shapes.vit import TransformerSpec
 from lidar_cli.errors import CheckpointError
 
-COMMON_NOISE = (r"n_averaged$", r"(.*\.)?total_(ops|params)$")  # of averaging, of profilers
+COMMON_UNUSED = (r"n_averaged$", r"(.*\.)?total_(ops|params)$")  # of averaging, of profilers
 BRANCHES = {  # the values of --branch -> the branch's name
     "auto": "auto",
     "student": "student",
@@ -75,26 +75,28 @@ def assign_by_format(
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     trained = _trained(path, format, state, backbone)
     # Some of the noise may be within heads.
-    ignored = [*backbone.dropped, *_take_noise(left, COMMON_NOISE)]
+    ignored = [*backbone.dropped, *_remove_matching(left, COMMON_UNUSED)]
     usual = Assumed(trained.activation, trained.why_activation) if trained.activation else None
-    modules = _take_heads(path, format, branch, backbone, left, usual, options, ignored)
-    ignored += take_beginnings(left, backbone.noise)
-    noise = (*format.noise, *COMMON_NOISE)
-    ignored += _take_other_branches(left, format, branch) + _take_noise(left, noise)
+    modules = _assign_heads(path, format, branch, backbone, left, usual, options, ignored)
+    ignored += remove_by_prefix(left, backbone.unused_prefixes)
+    noise = (*format.unused, *COMMON_UNUSED)
+    ignored += _remove_other_branches(left, format, branch) + _remove_matching(left, noise)
     unknown = [state.originals[name] for name in left]
     unknown += [name for name in state.others if not matches(clean(name), noise)]
     if unknown:
         raise CheckpointError(
             f"{path}: {len(unknown)} entries beside the {backbone.spec.arch} are not understood: "
-            f"{some(unknown)}; expected those of {format.title}; choose another with --format, "
-            f"or {NEXT}",
+            f"{first_few(unknown)}; expected those of {format.title}; choose another with "
+            f"--format, or {NEXT}",
             code="unknown-entries",
         )
     description = describe(modules, state, tuple(ignored), branch.name)
     natural = description.image_size
     if natural is not None and backbone.spec.any_size:
         natural = min(natural, format.image_size or natural)
-    stats = {STATS: Assumed(trained.pixel_stats, trained.why_stats)} if trained.why_stats else {}
+    stats = (
+        {PIXEL_STATS: Assumed(trained.pixel_stats, trained.why_stats)} if trained.why_stats else {}
+    )
     description = dataclasses.replace(
         description,
         format=format.name,
@@ -154,22 +156,22 @@ def assign_mlp(
     names: keys of `tensors` -> names of layers within the head. usual: its activation, unless the
     user gives one. Raises CheckpointError if the layers form no MLP.
     """
-    layers = {heads.plain_name(name): tensors[key] for key, name in names.items()}
+    layers = {heads.numbered_name(name): tensors[key] for key, name in names.items()}
     if len(layers) < len(names):
         raise CheckpointError(
-            f"{origin}: two layers have one number: {some(names, 6)}; {NEXT}",
+            f"{origin}: two layers have one number: {first_few(names, 6)}; {NEXT}",
             code="layers-of-one-number",
         )
     activation, why = options.activation, "--activation"
     if activation == "auto":
         activation, why = str(usual.value), usual.why
     spec = heads.mlp_spec(shapes_of(layers), width, activation, origin, why)
-    spec = settle(spec, options.assume)
+    spec = assume_all(spec, options.assume)
     compare(spec.shapes(), shapes_of(layers), origin)
     return Assignment(spec, layers)
 
 
-def take_beginnings(left: dict[str, Weight], beginnings: tuple[str, ...]) -> tuple[str, ...]:
+def remove_by_prefix(left: dict[str, Weight], beginnings: tuple[str, ...]) -> tuple[str, ...]:
     """Remove tensors whose names begin so from `left`; the beginnings that occurred."""
     matched = {key: b for key in left for b in beginnings if key.startswith(b)}
     for key in matched:
@@ -230,7 +232,7 @@ def _backbone(
         name = renamed(key.removeprefix(prefix), format.rename)
         if name in keys_by_name:
             raise CheckpointError(
-                f"{path}: {some([keys_by_name[name], key])} are one tensor in {format.title}; "
+                f"{path}: {first_few([keys_by_name[name], key])} are one tensor in {format.title}; "
                 f"{NEXT}",
                 code="two-names-of-one-tensor",
             )
@@ -242,7 +244,7 @@ def _backbone(
     family = _family(path, format, keys_by_name, state)
 
     def adjust(spec: Any) -> Any:
-        return settle(_adjusted(spec, format), options.assume)
+        return assume_all(_adjusted(spec, format), options.assume)
 
     return assign_backbone(
         path, family, keys_by_name, state.tensors, prefix, options.config, adjust
@@ -255,10 +257,10 @@ def _family(
     for name in format.backbones:
         if FAMILIES[name].anchor in keys_by_name:
             return FAMILIES[name]
+    originals = [state.originals[key] for key in keys_by_name.values()]
     raise CheckpointError(
-        f"{path}: {format.title}: {len(keys_by_name)} tensors such as "
-        f"{some([state.originals[key] for key in keys_by_name.values()])} form no known backbone; "
-        f"expected a {' or a '.join(format.backbones)}; {NEXT}",
+        f"{path}: {format.title}: {len(originals)} tensors such as {first_few(originals)} form no "
+        f"known backbone; expected a {' or a '.join(format.backbones)}; {NEXT}",
         code="no-backbone",
     )
 
@@ -266,7 +268,7 @@ def _family(
 def _adjusted(spec: Any, format: Format) -> Any:
     """The spec with the format's assumptions beyond the shapes, in place of the usual ones."""
     usual = {
-        "heads": dict(format.heads).get(spec.width),
+        "heads": dict(format.attention_heads).get(spec.width),
         "position_offset": format.position_offset,
         "stem_padding": format.cifar_padding,
     }
@@ -278,7 +280,7 @@ def _adjusted(spec: Any, format: Format) -> Any:
     return spec
 
 
-def _take_heads(
+def _assign_heads(
     path: Path,
     format: Format,
     branch: Branch,
@@ -308,7 +310,7 @@ def _take_heads(
                     f"{path}: the input of {head.prefix} is not read", code="head-not-read"
                 )
         except CheckpointError as error:
-            if inside and heads.needed(options.layer, layer, order[order.index(layer) :]):
+            if inside and heads.is_needed(options.layer, layer, order[order.index(layer) :]):
                 message = f"{error}; or do without it: --layer backbone"
                 raise CheckpointError(message, code=error.code) from error
             readable, module = False, None
@@ -369,7 +371,7 @@ def _predictor(
     return Assignment(spec, tensors)
 
 
-def _take_other_branches(left: dict[str, Weight], format: Format, branch: Branch) -> list[str]:
+def _remove_other_branches(left: dict[str, Weight], format: Format, branch: Branch) -> list[str]:
     """Remove the tensors of branches that were not chosen from `left`; their prefixes."""
     chosen = branch.prefixes
     ignored = []
@@ -383,7 +385,7 @@ def _take_other_branches(left: dict[str, Weight], format: Format, branch: Branch
     return ignored
 
 
-def _take_noise(left: dict[str, Weight], patterns: tuple[str, ...]) -> list[str]:
+def _remove_matching(left: dict[str, Weight], patterns: tuple[str, ...]) -> list[str]:
     """Remove the tensors that match from `left`; the modules to which they belong.
 
     A module is named by the first two parts of its name.

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lidar_cli.checkpoints.models.weights import some
+from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes.spec import Assumed
 
-STATS = "pixel_stats"  # the key of --assume that no spec has
+PIXEL_STATS = "pixel_stats"  # the key of --assume that no spec has
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CheckpointDescription:
     @property
     def note(self) -> str | None:
         """The foreign names in words, None if there are none."""
-        note = f"names {some(self.stand_ins, 6)}: stand-ins, nothing was imported or called"
+        note = f"names {first_few(self.stand_ins, 6)}: stand-ins, nothing was imported or called"
         return note if self.stand_ins else None
 
 
@@ -61,6 +61,6 @@ class Assignment:
     title: str = ""  # the format of a file in which nothing names a system
     keys: frozenset[str] = frozenset()  # of the tensors in the state dict
     prefix: str = ""  # of those keys
-    noise: tuple[str, ...] = ()  # beginnings of keys that only training needs
+    unused_prefixes: tuple[str, ...] = ()  # beginnings of keys that only training needs
     classifiers: tuple[str, ...] = ()  # names of linear classifiers that may be next to it
     dropped: tuple[str, ...] = ()  # names of tensors within it that are not used

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.assign import BRANCHES, Modules, Options, assign_by_format
-from lidar_cli.checkpoints.description import STATS, CheckpointDescription
+from lidar_cli.checkpoints.description import PIXEL_STATS, CheckpointDescription
 from lidar_cli.checkpoints.fallback import assign_by_usual_names
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.format import Format, fits
-from lidar_cli.checkpoints.models.weights import some
+from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.containers import (
     StateDict,
     average,
@@ -32,14 +32,14 @@ from lidar_cli.checkpoints.reading.containers import (
 from lidar_cli.checkpoints.reading.folder import architecture
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.checkpoints.shapes.spec import (
-    KEYS,
-    SET,
+    ASSUME_KEYS,
+    BY_USER,
     USUAL,
     Assumed,
     AssumeValues,
     Value,
     check_all_open,
-    parse,
+    parse_assumptions,
     renamed,
 )
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
@@ -65,7 +65,7 @@ def check_names(format: str, branch: str) -> None:
 
 def check_assumptions(assume: Sequence[str]) -> AssumeValues:
     """The parsed values of `--assume`; raises SettingsError."""
-    return parse(assume, (PLAIN, *(one.name for one in FORMATS)))
+    return parse_assumptions(assume, (PLAIN, *(one.name for one in FORMATS)))
 
 
 def detect(
@@ -145,8 +145,8 @@ def match_format(
         if not _has_keys(one, tree, config if name == "auto" else None):
             continue
         for container, root in places:
-            if not one.roots or container in one.roots or name != "auto":
-                place = (container, one.inside, one.added)
+            if not one.containers or container in one.containers or name != "auto":
+                place = (container, one.nested, one.class_prefix)
                 if place not in states:
                     states[place] = _state(one, container, root)
                 state = states[place]
@@ -174,14 +174,14 @@ def _state(format: Format, container: str, root: Mapping[str, Any]) -> StateDict
     others: list[str] = []
     taken: set[str] = set()
     dicts: set[int] = set()
-    places = [(p, prefix, _inner(root, p)) for p, prefix in format.inside or (("", ""),)]
+    places = [(p, prefix, _inner(root, p)) for p, prefix in format.nested or (("", ""),)]
     for place, prefix, inner in places:
         if inner is None or prefix in taken:
             continue
         apart = {id(other) for _, _, other in places if other is not inner}  # have their own place
         before = set(apart)
         for name, value in _walk(inner, DEEPEST if place else 0, apart):
-            key = prefix + renamed(clean(name), ((format.added, ""),))
+            key = prefix + renamed(clean(name), ((format.class_prefix, ""),))
             if not is_tensor(value):
                 others.append(f"{place}.{name}".lstrip("."))
             elif key in tensors:
@@ -193,7 +193,7 @@ def _state(format: Format, container: str, root: Mapping[str, Any]) -> StateDict
         dicts |= apart - before
     if not tensors:
         return None
-    nested = bool(container) and not format.inside
+    nested = bool(container) and not format.nested
     others = others if nested else []
     return StateDict(container, tensors, originals, tuple(others), frozenset(dicts))
 
@@ -220,7 +220,9 @@ def _walk(inner: Mapping[Any, Any], depth: int, seen: set[int]) -> Iterator[tupl
 
 def _has_keys(format: Format, tree: Mapping[str, Any], config: Mapping[str, Any] | None) -> bool:
     """Whether the file's keys and its config.json are as the format requires."""
-    keys = all(key in tree for key in format.keys) and not any(k in tree for k in format.no_keys)
+    keys = all(key in tree for key in format.keys) and not any(
+        k in tree for k in format.absent_keys
+    )
     entries = config or {}
     return keys and all(entries.get(name, value) == value for name, value in format.config)
 
@@ -232,7 +234,7 @@ def _meets(format: Format, state: StateDict) -> bool:
         matrices = [t for name, t in state.tensors.items() if re.match(pattern, name)]
         return all(len(t.shape) == 2 and t.shape[0] == t.shape[1] for t in matrices)
 
-    return fits(state.tensors, format.marks, format.lacks) and all(map(square, format.square))
+    return fits(state.tensors, format.present, format.absent) and all(map(square, format.square))
 
 
 def _assign(
@@ -260,7 +262,7 @@ def _assign(
             )
     aside = unused(tree, state.dicts)
     description = replace(
-        description, ignored=(*description.ignored, *([some(aside, 8)] if aside else []))
+        description, ignored=(*description.ignored, *([first_few(aside, 8)] if aside else []))
     )
     return _with_assumptions(path, description, modules, assume), modules
 
@@ -268,22 +270,25 @@ def _assign(
 def _with_assumptions(
     path: Path, description: CheckpointDescription, modules: Modules, assume: Mapping[str, Value]
 ) -> CheckpointDescription:
-    """With pixel statistics, and all that is assumed in the order of KEYS; raises SettingsError."""
-    stats, pixels = description.pixel_stats, description.assumed.get(STATS)
-    if STATS in assume:
-        stats = str(assume[STATS])
-        pixels = Assumed(stats, SET)
+    """The description with pixel statistics, and with its assumptions in the order of ASSUME_KEYS.
+
+    Raises SettingsError for a value of `--assume` that the file determines.
+    """
+    stats, pixels = description.pixel_stats, description.assumed.get(PIXEL_STATS)
+    if PIXEL_STATS in assume:
+        stats = str(assume[PIXEL_STATS])
+        pixels = Assumed(stats, BY_USER)
     elif pixels is None:
         origin = f"{description.format}'s" if description.recipe is not None else USUAL
         recipe = find_recipe(description.recipe or "auto", "auto")
         values = statistics_text(recipe.mean, recipe.std) if stats == "auto" else stats
         pixels = Assumed(values, origin)
-    assumed = {**description.assumed, STATS: pixels}
+    assumed = {**description.assumed, PIXEL_STATS: pixels}
     decided: dict[str, str] = {}
     for module in modules.values():
         decided |= module.spec.decided
     check_all_open(assume, assumed, decided, str(path))
-    ordered = {key: assumed[key] for key in KEYS if key in assumed}
+    ordered = {key: assumed[key] for key in ASSUME_KEYS if key in assumed}
     return replace(description, assumed=ordered, pixel_stats=stats)
 
 
@@ -331,8 +336,9 @@ def _timm_name(path: Path, config: Mapping[str, Any]) -> str | None:
 
         if not timm.is_model(name):
             raise CheckpointError(
-                f"{path}: config.json names timm's {some([name])}, which timm {timm.__version__} "
-                "does not have; install a newer timm, or name another model with --arch",
+                f"{path}: config.json names timm's {first_few([name])}, which timm "
+                f"{timm.__version__} does not have; install a newer timm, or name another model "
+                "with --arch",
                 code="timm-lacks-model",
             )
     return name

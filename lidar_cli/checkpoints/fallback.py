@@ -10,21 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.assign import Modules, Options, assign_mlp, describe, take_beginnings
+from lidar_cli.checkpoints.assign import Modules, Options, assign_mlp, describe, remove_by_prefix
 from lidar_cli.checkpoints.description import Assignment, CheckpointDescription
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
-from lidar_cli.checkpoints.models.weights import some
+from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.containers import StateDict
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
-from lidar_cli.checkpoints.shapes.spec import USUAL, Assumed, settle
+from lidar_cli.checkpoints.shapes.spec import USUAL, Assumed, assume_all
 from lidar_cli.errors import CheckpointError
 
 PREFIXES = ("backbone", "encoder")  # take precedence if there are several backbones
 PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head")
 CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier", "pooler.dense")
 # Of averaged models, of profilers, of masked training, of BEiT (it follows from the grid).
-NOISE = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
+UNUSED = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
 
 
 def assign_by_usual_names(
@@ -38,15 +38,15 @@ def assign_by_usual_names(
     backbone = _backbone(path, state, options)
     left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     levels = _levels(backbone.prefix)
-    ignored = backbone.dropped + take_beginnings(left, backbone.noise)
-    ignored += _take_ignored(left, levels, CLASSIFIERS + backbone.classifiers)
+    ignored = backbone.dropped + remove_by_prefix(left, backbone.unused_prefixes)
+    ignored += _remove_unused(left, levels, CLASSIFIERS + backbone.classifiers)
     modules = {"backbone": backbone}
     candidates = _projectors(left, levels)
     try:
         if candidates:
             modules["projector"] = _projector(path, left, candidates, backbone, options)
     except CheckpointError as error:
-        if heads.needed(options.layer, "projector", ()):
+        if heads.is_needed(options.layer, "projector", ()):
             message = f"{error}; or do without it: --layer backbone"
             raise CheckpointError(message, code=error.code) from error
         ignored += tuple(f"{name} (not read)" for name in candidates)
@@ -56,7 +56,7 @@ def assign_by_usual_names(
     if unknown:
         raise CheckpointError(
             f"{path}: {len(unknown)} entries beside the {backbone.spec.arch} are not understood: "
-            f"{some(unknown)}; expected at most a projector and a linear classifier; {NEXT}",
+            f"{first_few(unknown)}; expected at most a projector and a linear classifier; {NEXT}",
             code="unknown-entries",
         )
     return describe(modules, state, ignored), modules
@@ -72,7 +72,7 @@ def _backbone(path: Path, state: StateDict, options: Options) -> Assignment:
     keys = {key.removeprefix(prefix): key for key in state.tensors if key.startswith(prefix)}
 
     def adjust(spec: Any) -> Any:
-        return settle(spec, options.assume)
+        return assume_all(spec, options.assume)
 
     return assign_backbone(path, family, keys, state.tensors, prefix, options.config, adjust)
 
@@ -94,13 +94,13 @@ def _family(path: Path, state: StateDict) -> tuple[Family, str]:
         backbones = usual
     if not backbones:
         raise CheckpointError(
-            f"{path}: {len(state.tensors)} tensors such as {some(state.originals.values())} "
+            f"{path}: {len(state.tensors)} tensors such as {first_few(state.originals.values())} "
             f"form no known backbone; expected a ResNet or a ViT by torchvision's or timm's names; "
             f"{NEXT}",
             code="no-backbone",
         )
     if len(backbones) > 1:
-        prefixes = some([prefix or "(none)" for _, prefix in backbones])
+        prefixes = first_few([prefix or "(none)" for _, prefix in backbones])
         raise CheckpointError(
             f"{path}: {len(backbones)} backbones, under the prefixes {prefixes}; expected one; "
             "save the state dict of one of them alone",
@@ -115,7 +115,7 @@ def _levels(prefix: str) -> list[str]:
     return ["".join(f"{part}." for part in parts[:i]) for i in range(len(parts) + 1)]
 
 
-def _take_ignored(
+def _remove_unused(
     left: dict[str, Weight], levels: list[str], classifiers: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Remove linear classifiers and noise from `left`; their names."""
@@ -128,7 +128,7 @@ def _take_ignored(
             ignored.append(module)
             for key in group:
                 del left[key]
-    for key in [key for key in left if key.rpartition(".")[2] in NOISE]:
+    for key in [key for key in left if key.rpartition(".")[2] in UNUSED]:
         ignored.append(key)
         del left[key]
     return tuple(ignored)
@@ -153,7 +153,7 @@ def _projector(
 ) -> Assignment:
     if len(candidates) > 1:
         raise CheckpointError(
-            f"{path}: {len(candidates)} projectors, {some(candidates)}; expected one; "
+            f"{path}: {len(candidates)} projectors, {first_few(candidates)}; expected one; "
             "name your own code with --model",
             code="several-projectors",
         )

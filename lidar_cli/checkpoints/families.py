@@ -34,7 +34,7 @@ class Family:
     rename: Rename = ()  # from the names in the file to those that the spec uses
     configured: bool = False  # whether `spec` takes options of a config.json
     special: bool = False  # takes precedence over families that are not, which describe less
-    noise: tuple[str, ...] = ()  # beginnings of names that only training needs
+    unused_prefixes: tuple[str, ...] = ()  # beginnings of names that only training needs
 
 
 _special = partial(Family, special=True)
@@ -43,11 +43,11 @@ _hugging_face = partial(Family, configured=True, special=True)
 FAMILIES: dict[str, Family] = {  # of the special ones, the first that matches is taken
     "data2vec": _special(
         *("fairseq data2vec vision", beit.FAIRSEQ_ANCHOR, beit.fairseq_spec, beit.FROM_FAIRSEQ),
-        noise=beit.FAIRSEQ_NOISE,
+        unused_prefixes=beit.FAIRSEQ_UNUSED,
     ),
     "data2vec2": _special(
         *("fairseq data2vec 2.0", data2vec2.ANCHOR, data2vec2.spec, data2vec2.FROM_FAIRSEQ),
-        noise=data2vec2.NOISE,
+        unused_prefixes=data2vec2.UNUSED,
     ),
     "hf-beit": _hugging_face("Hugging Face BEiT", hf.BEIT_ANCHOR, hf.beit_spec, hf.FROM_HF_BEIT),
     "hf-dinov2": _hugging_face("Hugging Face DINOv2", hf.DINOV2_ANCHOR, hf.vit_spec, hf.FROM_HF),
@@ -110,5 +110,5 @@ def assign_backbone(
         title=family.title,
         keys=frozenset(keys[source] for name in used for source in sources[name]),
         prefix=prefix,
-        noise=tuple(prefix + name for name in family.noise),
+        unused_prefixes=tuple(prefix + name for name in family.unused_prefixes),
     )

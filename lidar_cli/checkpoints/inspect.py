@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lidar_cli.checkpoints.description import STATS, CheckpointDescription
+from lidar_cli.checkpoints.description import PIXEL_STATS, CheckpointDescription
 from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.fallback import PROJECTORS
 from lidar_cli.checkpoints.formats import FORMATS
@@ -110,7 +110,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         container=description.container,
         image_size=description.image_size,
         recipe=description.recipe,
-        pixel_stats=str(description.assumed[STATS].value),
+        pixel_stats=str(description.assumed[PIXEL_STATS].value),
         branch=description.branch,
         layer=_layer(description),
         branches=tuple(branches),
@@ -134,7 +134,7 @@ def formats() -> list[FormatRow]:
             ),
             recipe=", ".join(one.recipes),
             example=one.example,
-            marks=readable((*one.keys, *one.marks)),
+            marks=readable((*one.keys, *one.present)),
         )
         for one in FORMATS
     ]

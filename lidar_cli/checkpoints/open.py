@@ -53,7 +53,7 @@ def open_checkpoint(
     user's own code. activation: inside the projector, 'relu', 'gelu' or 'auto' (the format's, else
     ReLU, which is reported). format: a name of `lidar inspect --formats`. branch: 'student' or
     'teacher'. layer: the value of `--layer`, by which an auto branch is chosen. assume: KEY=VALUE
-    for what the weights leave open, see `spec.KEYS`.
+    for what the weights leave open, see `spec.ASSUME_KEYS`.
     Raises CheckpointError or NoWeights for the file, SettingsError for the options.
     """
     path = Path(path)

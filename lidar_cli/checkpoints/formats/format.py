@@ -14,7 +14,7 @@ from typing import Any
 from lidar_cli.checkpoints.shapes import vit
 from lidar_cli.checkpoints.shapes.spec import Rename, renamed
 
-USUAL_HEADS = tuple(vit.HEADS.items())
+USUAL_ATTENTION_HEADS = tuple(vit.HEADS.items())
 SMALL = 64  # px; solo-learn and stable-pretraining train on CIFAR at 32
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100")
 
@@ -69,13 +69,13 @@ class Method:
 
     name: str  # as the library's arguments spell it
     recipe: str  # the view recipe of its training
-    marks: tuple[str, ...] = ()  # patterns; each matches a tensor's name
-    lacks: tuple[str, ...] = ()  # patterns that match no tensor's name
+    present: tuple[str, ...] = ()  # patterns; each matches a tensor's name
+    absent: tuple[str, ...] = ()  # patterns that match no tensor's name
     activation: str = ""  # in its heads; '' for the format's
 
     def fits(self, names: Collection[str]) -> bool:
         """Whether tensors of these names may be of this method."""
-        return fits(names, self.marks, self.lacks)
+        return fits(names, self.present, self.absent)
 
 
 @dataclass(frozen=True)
@@ -84,27 +84,27 @@ class Format:
 
     name: str  # the value of --format
     title: str  # repository and kind of file
-    marks: tuple[str, ...]  # patterns; each matches a tensor's name. The more, the more specific.
+    present: tuple[str, ...]  # patterns; each matches a tensor's name. The more, the more specific.
     branches: tuple[Branch, ...]  # first the one that the authors evaluate
     source: str  # the code that defines the layout
     recipe: str  # the view recipe of its training; of several methods, where none is recognised
     methods: tuple[Method, ...] = ()  # of a library; of those that fit the names, the first
     arguments: str = ""  # file next to the checkpoint with the training's arguments, as JSON
-    lacks: tuple[str, ...] = ()  # patterns that match no tensor's name
+    absent: tuple[str, ...] = ()  # patterns that match no tensor's name
     square: tuple[str, ...] = ()  # patterns of matrices that are square
     keys: tuple[str, ...] = ()  # top-level keys of the file that must be there
-    no_keys: tuple[str, ...] = ()  # top-level keys that are not there
+    absent_keys: tuple[str, ...] = ()  # top-level keys that are not there
     config: tuple[tuple[str, str], ...] = ()  # entries of config.json, where there is one
-    roots: tuple[str, ...] = ()  # containers that may hold the state dict; () for any
-    inside: tuple[tuple[str, str], ...] = ()  # nested dicts that hold it, with their new prefixes
-    added: str = ""  # pattern of the prefix that some of its classes add to all names
+    containers: tuple[str, ...] = ()  # containers that may hold the state dict; () for any
+    nested: tuple[tuple[str, str], ...] = ()  # nested dicts that hold it, with their new prefixes
+    class_prefix: str = ""  # pattern of the prefix that some of its classes add to all names
     backbones: tuple[str, ...] = ("resnet", "vit")  # families, by name
     rename: Rename = ()  # of the backbone's tensors, to torchvision's or timm's names
-    heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
+    attention_heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
     resize: str = ""  # of a ViT's positions, see models/backbone.py; '' for the family's
     position_offset: float | None = None  # the same
     cifar_padding: int | None = None  # of a 3x3 stem
-    noise: tuple[str, ...] = ()  # patterns of what is recognised and not used
+    unused: tuple[str, ...] = ()  # patterns of what is recognised and not used
     pixel_stats: str = "imagenet"  # of the training images; 'auto' for the recipe's own
     small_pixel_stats: str = ""  # of images for a 3x3 stem or a small ViT; '' for pixel_stats
     image_size: int | None = None  # px that its authors evaluate at, of positions for larger ones
@@ -118,13 +118,13 @@ class Format:
     @property
     def specificity(self) -> int:
         """The number of conditions that a file of this format meets."""
-        return len(self.marks) + len(self.keys)
+        return len(self.present) + len(self.keys)
 
     @property
     def why(self) -> str:
         """Its conditions in words."""
         keys = f" beside the keys {', '.join(self.keys)}" if self.keys else ""
-        return f"tensors named {readable(self.marks)}{keys}"
+        return f"tensors named {readable(self.present)}{keys}"
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -132,14 +132,14 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(re.match(pattern, name) for pattern in patterns)
 
 
-def fits(names: Collection[str], marks: Iterable[str], lacks: Iterable[str]) -> bool:
+def fits(names: Collection[str], present: Iterable[str], absent: Iterable[str]) -> bool:
     """Whether each mark matches a name, and no pattern of `lacks` does."""
 
-    def present(pattern: str) -> bool:
+    def occurs(pattern: str) -> bool:
         match = re.compile(pattern).match
         return any(match(name) for name in names)
 
-    return all(map(present, marks)) and not any(map(present, lacks))
+    return all(map(occurs, present)) and not any(map(occurs, absent))
 
 
 def readable(patterns: Iterable[str]) -> str:

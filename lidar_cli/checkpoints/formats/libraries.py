@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from lidar_cli.checkpoints.formats.distillation import dino_head
-from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head, Method
+from lidar_cli.checkpoints.formats.format import USUAL_ATTENTION_HEADS, Branch, Format, Head, Method
 
 LIGHTNING = ("pytorch-lightning_version",)
 TWO = r"momentum_projector\."
@@ -55,9 +55,9 @@ SOLO = Format(
     example="trained_models/simclr/ID/NAME-ID-ep=399.ckpt",
     source="solo/methods/, solo/backbones/, solo/utils/checkpointer.py",
     keys=LIGHTNING,
-    no_keys=("hyper_parameters",),  # solo-learn saves none; most other Lightning modules do
-    roots=("state_dict",),
-    marks=(r"backbone\.", r"classifier\.weight$"),  # every method also trains a probe
+    absent_keys=("hyper_parameters",),  # solo-learn saves none; most other Lightning modules do
+    containers=("state_dict",),
+    present=(r"backbone\.", r"classifier\.weight$"),  # every method also trains a probe
     branches=(
         Branch("student", "backbone.", Head("projector."), Head("predictor.")),
         Branch("teacher", "momentum_backbone.", Head("momentum_projector.")),
@@ -66,9 +66,9 @@ SOLO = Format(
     methods=SOLO_METHODS,
     arguments="args.json",
     small_pixel_stats="cifar10",
-    heads=USUAL_HEADS,
+    attention_heads=USUAL_ATTENTION_HEADS,
     cifar_padding=2,
-    noise=(
+    unused=(
         r"(momentum_)?classifier\.",
         r"(momentum_)?prototypes\.",
         r"queue",
@@ -82,7 +82,7 @@ SOLO_DINO = dataclasses.replace(
     SOLO,
     name="solo-learn-dino",
     title="vturrisi/solo-learn, DINO",
-    marks=(*SOLO.marks, r"head\.mlp\.0\."),
+    present=(*SOLO.present, r"head\.mlp\.0\."),
     branches=(
         Branch("teacher", "momentum_backbone.", dino_head("momentum_head.")),
         Branch("student", "backbone.", dino_head("head.")),
@@ -102,9 +102,9 @@ def solo_old(new: Format) -> Format:
         new,
         name=new.name.replace("solo-learn", "solo-learn-old"),
         title=f"{new.title}, before its backbones were named so",
-        marks=tuple(map(old, new.marks)),
+        present=tuple(map(old, new.present)),
         branches=tuple(dataclasses.replace(b, backbone=old(b.backbone)) for b in new.branches),
-        noise=(*new.noise, r"encoder\.fc\."),
+        unused=(*new.unused, r"encoder\.fc\."),
     )
 
 
@@ -112,15 +112,15 @@ SOLO_MOCO_V3 = dataclasses.replace(
     SOLO,
     name="solo-learn-moco-v3-vit",
     title="vturrisi/solo-learn, MoCo v3 with a ViT",
-    marks=(
-        *SOLO.marks,
+    present=(
+        *SOLO.present,
         r"backbone\.patch_embed\.",
         r"projector\.7\.running_mean$",
         r"predictor\.4\.running_mean$",
     ),
     recipe="moco-v3",
     methods=(),
-    heads=(*USUAL_HEADS, (192, 12), (384, 12)),
+    attention_heads=(*USUAL_ATTENTION_HEADS, (192, 12), (384, 12)),
 )
 
 SOLO_MAE = dataclasses.replace(
@@ -128,11 +128,11 @@ SOLO_MAE = dataclasses.replace(
     name="solo-learn-mae",
     title="vturrisi/solo-learn, MAE",
     source="solo/methods/mae.py, solo/backbones/vit/vit_mae.py",
-    marks=(*SOLO.marks, r"backbone\.patch_embed\.", r"decoder\.decoder_embed\."),
+    present=(*SOLO.present, r"backbone\.patch_embed\.", r"decoder\.decoder_embed\."),
     branches=(Branch("encoder", "backbone."),),
     recipe="mae",
     methods=(),
-    heads=((192, 12), (384, 12), *USUAL_HEADS[3:]),
+    attention_heads=((192, 12), (384, 12), *USUAL_ATTENTION_HEADS[3:]),
 )
 
 # The parts of a ResNet in a Sequential are named by their index; MaskedVisionTransformerTIMM
@@ -167,14 +167,14 @@ LIGHTLY = Format(
     title="lightly-ai/lightly, one branch",
     example="epoch=99-step=125100.ckpt",
     source="lightly/models/modules/heads.py, benchmarks/imagenet/, examples/pytorch_lightning/",
-    roots=("state_dict", ""),
-    marks=(r"backbone\.", r"projection_head\.layers\.0\."),
+    containers=("state_dict", ""),
+    present=(r"backbone\.", r"projection_head\.layers\.0\."),
     branches=(Branch("encoder", "backbone.", Head("projection_head."), Head("prediction_head.")),),
     recipe="simclr",
     methods=LIGHTLY_METHODS,
     rename=IN_PLACE,
-    heads=USUAL_HEADS,
-    noise=(
+    attention_heads=USUAL_ATTENTION_HEADS,
+    unused=(
         r"online_classifier\.",
         r"(\w+_)?criterion\.",
         r"(\w+_)?prototypes\.",
@@ -189,11 +189,11 @@ LIGHTLY_MAE = dataclasses.replace(
     name="lightly-mae",
     title="lightly-ai/lightly, MAE",
     source="lightly/models/modules/masked_autoencoder_timm.py, benchmarks/imagenet/vitb16/mae.py",
-    marks=(r"backbone\.vit\.patch_embed\.", r"decoder\.mask_token$"),
+    present=(r"backbone\.vit\.patch_embed\.", r"decoder\.mask_token$"),
     branches=(Branch("encoder", "backbone."),),
     recipe="mae",
     methods=(),
-    noise=(*LIGHTLY.noise, r"decoder(_embed)?\.", r"prediction_head\."),
+    unused=(*LIGHTLY.unused, r"decoder(_embed)?\.", r"prediction_head\."),
 )
 
 BranchModules = tuple[str, str, str]  # branch, and the names of its backbone and projector
@@ -209,7 +209,7 @@ KEY, QUERY, STUDENT, TEACHER = (
     )
 )  # fmt: skip
 MOCO_OR_TICO = (
-    Method("moco", "moco-v2", lacks=(rf"{LAYER}1\.",)),
+    Method("moco", "moco-v2", absent=(rf"{LAYER}1\.",)),
     Method("tico", "byol", (rf"{LAYER}1\.running_mean$",)),
 )
 
@@ -223,18 +223,18 @@ def lightly_pair(
     head: Callable[[str], Head] = Head,
     predictor: Head | None = None,
     more: tuple[str, ...] = (),
-    noise: tuple[str, ...] = (),
+    unused: tuple[str, ...] = (),
 ) -> Format:
     """Two branches, the evaluated one first.
 
-    more: marks in addition to the names of the modules. noise: in addition to the library's.
+    more: marks in addition to the names of the modules. unused: in addition to the library's.
     """
     modules = [module for branch in branches for module in branch[1:]]
     return dataclasses.replace(
         LIGHTLY,
         name=name,
         title=f"lightly-ai/lightly, {title}",
-        marks=(*(re.escape(f"{module}.") for module in modules), *more),
+        present=(*(re.escape(f"{module}.") for module in modules), *more),
         branches=tuple(
             Branch(
                 *(branch, f"{backbone}.", head(f"{projector}.")),
@@ -244,7 +244,7 @@ def lightly_pair(
         ),
         recipe=recipe,
         methods=methods,
-        noise=(*LIGHTLY.noise, *noise),
+        unused=(*LIGHTLY.unused, *unused),
     )
 
 
@@ -280,11 +280,11 @@ LIGHTLY_PAIRS = (
         *("lightly-dinov2", "DINOv2", "dinov2"),
         *((b, f"{b}_backbone", f"{b}_dino_head._dino_head") for b in ("teacher", "student")),
         head=dino_head,
-        noise=(r"(teacher|student)_ibot_head\.",),
+        unused=(r"(teacher|student)_ibot_head\.",),
     ),
 )
 
-SPT_NOISE = (
+SPT_UNUSED = (
     r"callbacks_(modules|metrics)\.",
     r"\w+\.(base_|final_)?ema_coefficient$",
     r"(prototypes|queue|\w+_loss)\.",
@@ -298,15 +298,15 @@ SPT = Format(
     example="RUN/checkpoints/last.ckpt",
     source="stable_pretraining/module.py, manager.py, methods/",
     keys=(*LIGHTNING, "spt_run_dir"),
-    roots=("state_dict",),
-    marks=(r"backbone\.",),
-    lacks=(r"backbone\.student\.",),
+    containers=("state_dict",),
+    present=(r"backbone\.",),
+    absent=(r"backbone\.student\.",),
     branches=(Branch("encoder", "backbone.", Head("projector."), Head("predictor.")),),
     recipe="vicreg",
     small_pixel_stats="cifar10",
-    heads=USUAL_HEADS,
+    attention_heads=USUAL_ATTENTION_HEADS,
     cifar_padding=1,
-    noise=SPT_NOISE,
+    unused=SPT_UNUSED,
 )
 
 SPT_TWO = dataclasses.replace(
@@ -314,8 +314,8 @@ SPT_TWO = dataclasses.replace(
     name="stable-pretraining-teacher",
     title="galilai-group/stable-pretraining, student and teacher",
     keys=LIGHTNING,
-    marks=(r"backbone\.student\.", r"backbone\.teacher\."),
-    lacks=(),
+    present=(r"backbone\.student\.", r"backbone\.teacher\."),
+    absent=(),
     branches=(
         Branch("teacher", "backbone.teacher.", Head("projector.teacher.")),
         Branch("student", "backbone.student.", Head("projector.student."), Head("predictor.")),
@@ -334,11 +334,11 @@ def spt_dino(name: str, title: str, head: str, recipe: str) -> Format:
         SPT_TWO,
         name=name,
         title=f"galilai-group/stable-pretraining, {title}",
-        marks=(*SPT_TWO.marks, rf"{student}4\.weight$", rf"{student}6\.weight$"),
-        lacks=(rf"{student}\d+\.running_mean$", rf"{student}6\.bias$"),
+        present=(*SPT_TWO.present, rf"{student}4\.weight$", rf"{student}6\.weight$"),
+        absent=(rf"{student}\d+\.running_mean$", rf"{student}6\.bias$"),
         branches=tuple(Branch(branch, f"backbone.{branch}.", heads[branch]) for branch in heads),
         recipe=recipe,
-        noise=(*SPT_NOISE, r"patch_head\."),
+        unused=(*SPT_UNUSED, r"patch_head\."),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head
+from lidar_cli.checkpoints.formats.format import USUAL_ATTENTION_HEADS, Branch, Format, Head
 
 BASE = "classy_state_dict.base_model.model"
 EMA = "classy_state_dict.ema_model.model"  # of HOOKS.EMA_MODEL
@@ -35,16 +35,16 @@ PLAIN = Format(
     title="facebookresearch/vissl, without a known head",
     example="model_final_checkpoint_phase99.torch",
     source="utils/checkpoint.py, models/base_ssl_model.py",
-    marks=(TRUNK,),
-    inside=INSIDE,
+    present=(TRUNK,),
+    nested=INSIDE,
     branches=(
         Branch("encoder", "trunk.", head("heads.")),
         Branch("teacher", "ema.trunk.", head("ema.heads.")),
     ),
     recipe="simclr-vissl",
     rename=((r"(?:base_model\.)?_feature_blocks\.", ""),),
-    heads=USUAL_HEADS,
-    noise=(r"loss\.", r"ema\."),
+    attention_heads=USUAL_ATTENTION_HEADS,
+    unused=(r"loss\.", r"ema\."),
 )
 
 LATER = r"heads\.(1\.clf\.0|0\.clf\.[1-9])"  # a layer after the first
@@ -54,7 +54,7 @@ SIMCLR = dataclasses.replace(
     name="vissl-simclr",
     title="facebookresearch/vissl, SimCLR",
     source="models/heads/mlp.py, configs/config/pretrain/simclr",
-    marks=(TRUNK, LATER),
+    present=(TRUNK, LATER),
 )
 
 # The output of a single Linear layer is logits, of classes or of rotations, and no embedding.
@@ -63,10 +63,10 @@ CLASSIFIER = dataclasses.replace(
     name="vissl-classifier",
     title="facebookresearch/vissl, one Linear head: supervised, RotNet, Jigsaw",
     source="models/heads/mlp.py, configs/config/pretrain/{supervised,rotnet,jigsaw}",
-    marks=(TRUNK, r"heads\.0\.clf\.0\."),
-    lacks=(LATER,),
+    present=(TRUNK, r"heads\.0\.clf\.0\."),
+    absent=(LATER,),
     branches=(Branch("encoder", "trunk."), Branch("teacher", "ema.trunk.")),
-    noise=(*PLAIN.noise, r"heads\."),
+    unused=(*PLAIN.unused, r"heads\."),
 )
 
 BARLOW = dataclasses.replace(
@@ -74,7 +74,7 @@ BARLOW = dataclasses.replace(
     name="vissl-barlow",
     title="facebookresearch/vissl, Barlow Twins",
     source="models/heads/mlp.py, configs/config/pretrain/barlow_twins",
-    marks=(TRUNK, r"heads\.0\.clf\.0\.", r"heads\.0\.clf\.1\.running_mean$"),
+    present=(TRUNK, r"heads\.0\.clf\.0\.", r"heads\.0\.clf\.1\.running_mean$"),
     recipe="barlow",
 )
 
@@ -83,7 +83,7 @@ MOCO = dataclasses.replace(
     name="vissl-moco",
     title="facebookresearch/vissl, MoCo",
     source="losses/moco_loss.py, hooks/moco_hooks.py",
-    marks=(TRUNK, r"heads\.0\.clf\.0\.", r"loss\.moco_encoder\.trunk\."),
+    present=(TRUNK, r"heads\.0\.clf\.0\.", r"loss\.moco_encoder\.trunk\."),
     branches=(
         Branch("student", "trunk.", head("heads.")),
         Branch("teacher", "loss.moco_encoder.trunk.", head("loss.moco_encoder.heads.")),
@@ -96,7 +96,7 @@ SWAV = dataclasses.replace(
     name="vissl-swav",
     title="facebookresearch/vissl, SwAV",
     source="models/heads/swav_prototypes_head.py, configs/config/pretrain/swav",
-    marks=(TRUNK, r"heads\.0\.projection_head\.0\.", r"heads\.0\.prototypes0\."),
+    present=(TRUNK, r"heads\.0\.projection_head\.0\.", r"heads\.0\.prototypes0\."),
     recipe="swav",
 )
 
@@ -105,7 +105,7 @@ DINO = dataclasses.replace(
     name="vissl-dino",
     title="facebookresearch/vissl, DINO",
     source="models/heads/dino_head.py, hooks/dino_hooks.py, losses/dino_loss.py",
-    marks=(TRUNK, r"heads\.0\.mlp\.0\.", r"heads\.0\.prototypes0\."),
+    present=(TRUNK, r"heads\.0\.mlp\.0\.", r"heads\.0\.prototypes0\."),
     branches=(
         Branch(
             "teacher", "loss.momentum_teacher.trunk.", head("loss.momentum_teacher.heads.", "gelu")

@@ -47,13 +47,13 @@ class MaskedBackbone(Backbone):
     """
 
     patch: int
-    replaces = False  # whether a mask token replaces hidden patches; else they are left out
+    replaces_hidden = False  # whether a mask token replaces hidden patches; else they are left out
 
     def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
         """Tokens [b, N, width] of the patches, by rows, or [b, K, width] of the visible ones."""
         raise NotImplementedError
 
-    def finish(self, mean: Tensor) -> Tensor:
+    def embedding_from_mean(self, mean: Tensor) -> Tensor:
         """The embedding [b, width], from the mean of the patch tokens."""
         return mean
 
@@ -93,12 +93,12 @@ class OriginalTensors:
             setattr(part, last, nn.Parameter(tensor, requires_grad=False))
 
 
-def select(tokens: Tensor, indices: Tensor) -> Tensor:
+def select_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """The tokens [b, K, width] at indices [b, K] of tokens [b, N, width]."""
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def resample(
+def resample_positions(
     positions: Tensor, old: int, new: int, prefix: int, how: Resize, offset: float = 0.0
 ) -> Tensor:
     """Positions [1, prefix + new^2, width] of positions [1, prefix + old^2, width].

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import MaskedBackbone, OriginalTensors, resample
-from lidar_cli.checkpoints.shapes.beit import EXTRA, TABLE, BeitSpec
+from lidar_cli.checkpoints.models.backbone import (
+    MaskedBackbone,
+    OriginalTensors,
+    resample_positions,
+)
+from lidar_cli.checkpoints.shapes.beit import CLASS_TOKEN_ROWS, TABLE, BeitSpec
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.errors import CheckpointError
 from lidar_cli.views.masks import Mask
@@ -18,7 +22,7 @@ from lidar_cli.views.masks import Mask
 class Beit(MaskedBackbone):
     """timm's Beit, with the masked inputs of data2vec."""
 
-    replaces = True
+    replaces_hidden = True
 
     def __init__(self, spec: BeitSpec) -> None:
         super().__init__()
@@ -39,7 +43,7 @@ class Beit(MaskedBackbone):
             norm_layer=norm,
             init_values=1.0 if spec.layer_scale else None,
             use_abs_pos_emb=spec.positions,
-            use_rel_pos_bias=spec.own_tables,
+            use_rel_pos_bias=spec.table_per_block,
             use_shared_rel_pos_bias=spec.shared_table,
         )
         if not (spec.norm or spec.fc_norm):
@@ -81,7 +85,7 @@ class Beit(MaskedBackbone):
 
         def resampled(name: str, tensor: Tensor, old: int) -> Tensor:
             if name == "pos_embed":
-                return resample(tensor, old, grid, 1, "plain")
+                return resample_positions(tensor, old, grid, 1, "plain")
             return _table(tensor, old, grid)
 
         self.originals.replace(self.model, ("pos_embed", TABLE), self.size // self.patch, resampled)
@@ -126,17 +130,17 @@ class Beit(MaskedBackbone):
         masked = None if mask is None else mask.compared > 0
         return self.tokens(images, masked)[:, 1:]
 
-    def finish(self, mean: Tensor) -> Tensor:
+    def embedding_from_mean(self, mean: Tensor) -> Tensor:
         """After `fc_norm`, where there is one."""
         embedding: Tensor = self.model.fc_norm(mean)
         return embedding
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
-        return self.finish(self.patch_tokens(images).mean(dim=1))
+        return self.embedding_from_mean(self.patch_tokens(images).mean(dim=1))
 
 
 def _table(table: Tensor, old: int, new: int) -> Tensor:
     """The table [(2 new - 1)^2 + 3, heads] of displacements from that of the old grid."""
-    patches, extra = table[:-EXTRA].unsqueeze(0), table[-EXTRA:]
-    return torch.cat([resample(patches, 2 * old - 1, 2 * new - 1, 0, "plain")[0], extra])
+    patches, extra = table[:-CLASS_TOKEN_ROWS].unsqueeze(0), table[-CLASS_TOKEN_ROWS:]
+    return torch.cat([resample_positions(patches, 2 * old - 1, 2 * new - 1, 0, "plain")[0], extra])

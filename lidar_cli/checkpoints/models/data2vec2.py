@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import MaskedBackbone, OriginalTensors, resample, select
+from lidar_cli.checkpoints.models.backbone import (
+    MaskedBackbone,
+    OriginalTensors,
+    resample_positions,
+    select_tokens,
+)
 from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.views.masks import Mask
@@ -32,7 +37,7 @@ class PostNormBlock(nn.Module):
         return out
 
 
-class Patches(nn.Module):
+class PatchEmbedding(nn.Module):
     """A linear map of each patch."""
 
     def __init__(self, width: int, patch: int) -> None:
@@ -55,7 +60,7 @@ class Data2Vec2(MaskedBackbone):
         self.width = spec.width
         self.patch = spec.patch
         self.grid = spec.grid
-        self.patch_embed = Patches(spec.width, spec.patch)
+        self.patch_embed = PatchEmbedding(spec.width, spec.patch)
         self.pos_embed = nn.Parameter(torch.empty(1, spec.grid**2, spec.width))
         tokens = nn.Parameter(torch.empty(1, spec.extra, spec.width)) if spec.extra else None
         self.register_parameter("extra_tokens", tokens)
@@ -74,7 +79,7 @@ class Data2Vec2(MaskedBackbone):
             return
 
         def resampled(name: str, positions: Tensor, old: int) -> Tensor:
-            return resample(positions, old, grid, 0, "plain")
+            return resample_positions(positions, old, grid, 0, "plain")
 
         self.originals.replace(self, ("pos_embed",), self.grid, resampled)
         self.grid = grid
@@ -86,7 +91,7 @@ class Data2Vec2(MaskedBackbone):
         """
         x = self.patch_embed(images) + self.pos_embed
         if keep is not None:
-            x = select(x, keep)
+            x = select_tokens(x, keep)
         if self.extra_tokens is not None:
             x = torch.cat([self.extra_tokens.expand(len(x), -1, -1), x], dim=1)
         tokens: Tensor = self.blocks(self.context(self.norm(x)))

@@ -184,12 +184,12 @@ class MaskedEmbedder(Embedder):
 
     def _outputs(self, tokens: Tensor, mask: Mask, layers: Sequence[str]) -> dict[str, Tensor]:
         """Embeddings [b, width] of tokens of patches, up to the last requested layer."""
-        if self.teacher or self.backbone.replaces:
+        if self.teacher or self.backbone.replaces_hidden:
             weights = (mask.compared / mask.compared.sum(dim=1, keepdim=True)).unsqueeze(-1)
             mean = (tokens * weights).sum(dim=1)
         else:
             mean = tokens.mean(dim=1)
-        x = self.backbone.finish(mean)
+        x = self.backbone.embedding_from_mean(mean)
         outputs = {"backbone": x}
         last = max(map(self.layers.index, layers))
         for layer in self.layers[1 : last + 1]:

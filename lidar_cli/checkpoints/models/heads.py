@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lidar_cli.checkpoints.models.backbone import OriginalTensors, resample, select
+from lidar_cli.checkpoints.models.backbone import OriginalTensors, resample_positions, select_tokens
 from lidar_cli.checkpoints.shapes.heads import Layer, MLPSpec, PredictorSpec
 from lidar_cli.views.masks import Mask
 
@@ -85,7 +85,7 @@ class Predictor(nn.Module):
             return
 
         def resampled(name: str, positions: Tensor, old: int) -> Tensor:
-            return resample(positions, old, grid, 0, "antialias")  # as the encoder's
+            return resample_positions(positions, old, grid, 0, "antialias")  # as the encoder's
 
         self.originals.replace(self, ("predictor_pos_embed",), self.grid, resampled)
         self.grid = grid
@@ -118,4 +118,4 @@ class Predictor(nn.Module):
     def _positions(self, masks: Sequence[Tensor]) -> Tensor:
         """The positions [len(masks) b, K, inner] of the patches of the masks, one after another."""
         keep = torch.cat(list(masks))
-        return select(self.predictor_pos_embed.expand(len(keep), -1, -1), keep)
+        return select_tokens(self.predictor_pos_embed.expand(len(keep), -1, -1), keep)

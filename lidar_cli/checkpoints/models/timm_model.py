@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from lidar_cli.checkpoints.description import Assignment
 from lidar_cli.checkpoints.models.backbone import Backbone
-from lidar_cli.checkpoints.models.weights import compare, shapes, shapes_of, some
+from lidar_cli.checkpoints.models.weights import compare, first_few, shapes, shapes_of
 from lidar_cli.checkpoints.reading.containers import StateDict
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, materialised
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import KEYS, ModuleSpec
+from lidar_cli.checkpoints.shapes.spec import ASSUME_KEYS, ModuleSpec
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
 
-BFLOAT16 = 2**-7  # relative precision at which files store what a model computes for itself
+# Relative precision at which files store the buffers that a model computes when it is built.
+BFLOAT16 = 2**-7
 
 
 class TimmBackbone(Backbone):
@@ -126,14 +127,14 @@ def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
             )
     compare(expected, shapes_of(tensors), f"{path}: {arch}")
     classifier = model.pretrained_cfg.get("classifier") or ()
-    decided = dict.fromkeys(KEYS, f"timm's {arch} decides it")
+    decided = dict.fromkeys(ASSUME_KEYS, f"timm's {arch} decides it")
     return Assignment(
         spec=TimmSpec(TimmBackbone(model, arch), decided=decided),
         tensors=tensors,
         title="timm model",
         keys=keys,
         prefix=prefix,
-        dropped=(some(dropped, 6),) if dropped else (),
+        dropped=(first_few(dropped, 6),) if dropped else (),
         classifiers=(classifier,) if isinstance(classifier, str) else tuple(classifier),
     )
 
@@ -224,8 +225,8 @@ def _check_dropped(path: Path, arch: str, model: Any, tensors: Mapping[str, Weig
         biased = timm.is_model(other) and all(name.endswith(".qkv.bias") for name in wrong)
         model_name = f"the model with biases, --arch {other}" if biased else "another with --arch"
         raise CheckpointError(
-            f"{path}: timm's conversion for {arch} drops {some(wrong)}, on which the embedding "
-            f"depends; name {model_name}, or your own code with --model",
+            f"{path}: timm's conversion for {arch} drops {first_few(wrong)}, on which the "
+            f"embedding depends; name {model_name}, or your own code with --model",
             code="timm-drops-tensors",
         )
     return dropped
@@ -243,11 +244,11 @@ def _influence(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Tensor]:
         ).requires_grad_()
         for name, t in floating.items()
     }
-    whole = torch.tensor(True)
+    all_used = torch.tensor(True)
     try:
         outputs = _converted(dict(leaves), model).values()
     except Exception:  # a conversion that depends on values
-        return dict.fromkeys(tensors, whole)
+        return dict.fromkeys(tensors, all_used)
     reached = _reached(outputs)
     used = {name: torch.tensor(id(leaf) in reached) for name, leaf in leaves.items()}
     vectors = {name: leaf for name, leaf in leaves.items() if leaf.dim() == 1 and used[name]}
@@ -255,7 +256,7 @@ def _influence(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Tensor]:
     if vectors:
         gradients = torch.autograd.grad(total, list(vectors.values()), allow_unused=True)
         for name, gradient in zip(vectors, gradients, strict=True):
-            used[name] = whole if gradient is None else gradient != 0
+            used[name] = all_used if gradient is None else gradient != 0
     return used
 
 

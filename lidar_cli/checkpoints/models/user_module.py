@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.weights import fill, is_counter, shapes, some
+from lidar_cli.checkpoints.models.weights import fill, first_few, is_counter, shapes
 from lidar_cli.checkpoints.reading.containers import ADDED, candidates, clean
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
@@ -43,7 +43,7 @@ def make(target: str) -> nn.Module:
         module = factory()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise SettingsError(
-            f"--model {target} failed: {_line(error)}", code="model-failed"
+            f"--model {target} failed: {_first_line(error)}", code="model-failed"
         ) from error
     if not isinstance(module, nn.Module):
         raise SettingsError(
@@ -76,8 +76,8 @@ def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
     if distance:
         missing = sorted(n for n in expected - tensors.keys() if not is_counter(n))
         surplus = sorted(tensors.keys() - expected)
-        parts = [f"lacks {some(missing)}"] if missing else []
-        parts += [f"has {some(surplus)}"] if surplus else []
+        parts = [f"lacks {first_few(missing)}"] if missing else []
+        parts += [f"has {first_few(surplus)}"] if surplus else []
         raise CheckpointError(
             f"{path}: the state dict {' and '.join(parts)}, unlike the --model module; "
             "expected exactly its names; let the factory return the module that was saved",
@@ -125,7 +125,7 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
             with without_gradients():
                 output = module(torch.zeros(2, 3, size, size, device=device))
         except Exception as error:  # the user's code, perhaps made for another size
-            reason = reason or _line(error)
+            reason = reason or _first_line(error)
             continue
         widths = {layer: rows.shape[1] for layer, rows in layers_of(output, 2, label).items()}
         only = named == size or not _takes_other_sizes(module, size, device)
@@ -157,7 +157,7 @@ def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{label}: forward failed for images {list(images.shape)}: {_line(error)}; "
+            f"{label}: forward failed for images {list(images.shape)}: {_first_line(error)}; "
             "another --image-size may fit",
             code="model-forward",
         ) from error
@@ -230,6 +230,6 @@ def _without_leading(name: str) -> str:
     return ".".join(parts)
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     message = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import MaskedBackbone, OriginalTensors, resample, select
+from lidar_cli.checkpoints.models.backbone import (
+    MaskedBackbone,
+    OriginalTensors,
+    resample_positions,
+    select_tokens,
+)
 from lidar_cli.checkpoints.shapes.vit import ViTSpec, grid_of
 from lidar_cli.views.masks import Mask
 
@@ -84,7 +89,9 @@ class ViT(MaskedBackbone):
             return
 
         def resampled(name: str, positions: Tensor, old: int) -> Tensor:
-            return resample(positions, old, grid, self.positioned, self.resize, self.offset)
+            return resample_positions(
+                positions, old, grid, self.positioned, self.resize, self.offset
+            )
 
         self.originals.replace(self.model, ("pos_embed",), self.size // self.patch, resampled)
         self.model.patch_embed.set_input_size((size, size))
@@ -98,7 +105,7 @@ class ViT(MaskedBackbone):
         model, positioned = self.model, self.positioned
         x = model.patch_embed(images) + model.pos_embed[:, positioned:]
         if keep is not None:
-            x = select(x, keep)
+            x = select_tokens(x, keep)
         prefix = [t for t in (model.cls_token, model.reg_token) if t is not None]
         if prefix:
             first = torch.cat(prefix, dim=1)

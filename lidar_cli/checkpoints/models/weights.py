@@ -12,9 +12,9 @@ from lidar_cli.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SHARED = 4  # how often, on average, tied weights may use the bytes of a file
-SMALL = 2**26  # bytes of tensors that are not checked for this
-LONGEST = 120  # characters of a name in an error
+MAX_REUSE = 4  # how often, on average, tied weights may use the bytes of a file
+UNCHECKED_BYTES = 2**26  # bytes of tensors that are not checked for this
+LONGEST_NAME = 120  # characters of a name in an error
 COUNTER = "num_batches_tracked"  # of BatchNorm, unused in eval mode, absent from old files
 
 
@@ -33,7 +33,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Weight], origin: str) -> None:
     compare(expected, shapes_of(tensors), origin)
     _check_size(tensors, origin)
     ready = {
-        name: _copied(name, tensor, like[name].is_floating_point(), origin)
+        name: _checked_copy(name, tensor, like[name].is_floating_point(), origin)
         for name, tensor in tensors.items()
     }
     for name in expected.keys() - ready.keys():  # only counters, else compare() would have raised
@@ -56,14 +56,14 @@ def compare(
     missing = [name for name in expected if name not in present and not is_counter(name)]
     if missing:
         raise CheckpointError(
-            f"{origin}: {some(missing)} missing of {len(expected)} tensors; expected all of "
+            f"{origin}: {first_few(missing)} missing of {len(expected)} tensors; expected all of "
             "them; name the architecture with --arch or your own code with --model",
             code="missing-tensors",
         )
     surplus = [name for name in present if name not in expected]
     if surplus:
         raise CheckpointError(
-            f"{origin}: {some(surplus)} have no place among {len(expected)} expected tensors; "
+            f"{origin}: {first_few(surplus)} have no place among {len(expected)} expected tensors; "
             "name your own code with --model",
             code="surplus-tensors",
         )
@@ -108,7 +108,7 @@ def _check_size(tensors: Mapping[str, Weight], origin: str) -> None:
     lazy = [t for t in parts if isinstance(t, LazyTensor) and t.storage is not None]
     sources = {t.storage.source: t.storage.source.nbytes for t in lazy if t.storage is not None}
     available, wanted = sum(sources.values()), sum(t.nbytes for t in lazy)
-    if wanted > SHARED * available + SMALL:
+    if wanted > MAX_REUSE * available + UNCHECKED_BYTES:
         raise CheckpointError(
             f"{origin}: the tensors have {wanted} bytes over {available} of the file; "
             "expected tensors of their own; save the state dict of one model again",
@@ -116,7 +116,7 @@ def _check_size(tensors: Mapping[str, Weight], origin: str) -> None:
         )
 
 
-def _copied(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
+def _checked_copy(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
     """A float32 copy of a finite weight; an exact copy of another tensor, such as an index."""
     import torch
 
@@ -148,9 +148,9 @@ def _copied(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
     return copy
 
 
-def some(names: Iterable[str], shown: int = 3) -> str:
+def first_few(names: Iterable[str], shown: int = 3) -> str:
     """A few names, and how many more there are; a name never breaks the line."""
     names = [name if name.isprintable() else ascii(name) for name in names]
-    names = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
+    names = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in names]
     text = ", ".join(names[:shown])
     return text if len(names) <= shown else f"{text} and {len(names) - shown} more"

@@ -19,11 +19,11 @@ import math
 from dataclasses import dataclass
 
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, norm, repeated
+from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, layernorm, repeated
 from lidar_cli.errors import CheckpointError
 
 ANCHOR = "modality_encoders.IMAGE.local_encoder.proj.weight"
-NOISE = ("modality_encoders.IMAGE.decoder.",)
+UNUSED = ("modality_encoders.IMAGE.decoder.",)
 
 # fairseq's names -> those of the module.
 FROM_FAIRSEQ = (
@@ -60,7 +60,7 @@ class Data2Vec2Spec(vit.TransformerSpec):
         shapes["patch_embed.proj.weight"] = (width, 3, patch, patch)
         shapes["patch_embed.proj.bias"] = (width,)
         block = vit.block_shapes(width, self.mlp, qkv_bias=True)
-        shapes |= norm("norm", width) | repeated("context", self.context, block)
+        shapes |= layernorm("norm", width) | repeated("context", self.context, block)
         return shapes | repeated("blocks", self.depth, block)
 
 
@@ -69,7 +69,7 @@ def spec(shapes: Shapes, origin: str) -> Data2Vec2Spec:
 
     Raises CheckpointError if the shapes fit none.
     """
-    width, patch = vit.patches(shapes, origin)
+    width, patch = vit.patch_embedding(shapes, origin)
     positions = shapes.get("pos_embed", ())
     side = math.isqrt(positions[1]) if len(positions) == 3 else 0
     if not side or side * side != positions[1]:
@@ -80,7 +80,7 @@ def spec(shapes: Shapes, origin: str) -> Data2Vec2Spec:
             code="not-a-data2vec2",
         )
     extra = shapes.get("extra_tokens", ())
-    count, why, decided = vit.heads_of(width, 0, "", None)
+    count, why, decided = vit.attention_heads(width, 0, "", None)
     return Data2Vec2Spec(
         width=width,
         context=vit.depth(shapes, "context"),
@@ -88,7 +88,7 @@ def spec(shapes: Shapes, origin: str) -> Data2Vec2Spec:
         heads=count,
         patch=patch,
         grid=side,
-        mlp=vit.hidden(shapes, "blocks.0.mlp.fc1.weight", origin),
+        mlp=vit.mlp_width(shapes, "blocks.0.mlp.fc1.weight", origin),
         extra=extra[1] if len(extra) == 3 else 0,
         why=why | {"eps": USUAL},
         decided=decided,

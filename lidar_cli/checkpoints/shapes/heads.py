@@ -32,15 +32,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from lidar_cli.checkpoints.models.weights import some
+from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.shapes import vit
 from lidar_cli.checkpoints.shapes.spec import (
     USUAL,
     ModuleSpec,
     Shapes,
     batchnorm,
+    layernorm,
     linear,
-    norm,
     repeated,
 )
 from lidar_cli.errors import CheckpointError
@@ -108,13 +108,13 @@ class MLPSpec(ModuleSpec):
         return {name: shape for layer in self.layers for name, shape in layer.shapes().items()}
 
 
-def needed(layers: str, head: str, behind: Iterable[str]) -> bool:
+def is_needed(layers: str, head: str, behind: Iterable[str]) -> bool:
     """Whether `--layer` asks for a head, or for a later one whose input it is."""
     names = {name.strip() for name in layers.split(",")}
     return bool(names & {"auto", head, *behind})
 
 
-def plain_name(name: str) -> str:
+def numbered_name(name: str) -> str:
     """'0.weight' for '0.weight', 'layers.0.weight' and, where nothing is numbered, 'weight'.
 
     The two layouts of weight norm become one: weight_g [out, 1], weight_v [out, in].
@@ -130,7 +130,7 @@ def plain_name(name: str) -> str:
 def mlp_spec(shapes: Shapes, width: int, activation: str, origin: str, why: str = USUAL) -> MLPSpec:
     """The MLP that tensors of these shapes form behind a backbone of the given width.
 
-    shapes: by names of the form '0.weight', see `plain_name`. why: the origin of the activation.
+    shapes: by names of the form '0.weight', see `numbered_name`. why: the origin of the activation.
     Raises CheckpointError for names of no numbered layer, and for widths that do not chain.
     """
     tensors: dict[int, dict[str, tuple[int, ...]]] = {}
@@ -138,7 +138,7 @@ def mlp_spec(shapes: Shapes, width: int, activation: str, origin: str, why: str 
         match = re.fullmatch(r"(\d+)\.(\w+)", name)
         if match is None:
             raise CheckpointError(
-                f"{origin}: {some([name])} is not a tensor of a numbered layer; expected "
+                f"{origin}: {first_few([name])} is not a tensor of a numbered layer; expected "
                 "Linear, BatchNorm and LayerNorm in a Sequential; name your own code with --model",
                 code="not-an-mlp",
             )
@@ -180,7 +180,7 @@ def _layer(
         kind, into, out = "layernorm", *weight * 2
     else:
         raise CheckpointError(
-            f"{origin}: layer {index} with {some(shapes)} is not a Linear, BatchNorm or "
+            f"{origin}: layer {index} with {first_few(shapes)} is not a Linear, BatchNorm or "
             "LayerNorm; name your own code with --model",
             code="not-an-mlp",
         )
@@ -219,7 +219,7 @@ class PredictorSpec(ModuleSpec):
             "mask_token": (1, 1, inner),
             "predictor_pos_embed": (1, self.grid**2, inner),
         }
-        shapes |= linear("predictor_embed", inner, self.width) | norm("predictor_norm", inner)
+        shapes |= linear("predictor_embed", inner, self.width) | layernorm("predictor_norm", inner)
         shapes |= linear("predictor_proj", self.width, inner)
         block = vit.block_shapes(inner, self.mlp, qkv_bias=self.qkv_bias)
         return shapes | repeated("predictor_blocks", self.depth, block)
@@ -249,7 +249,7 @@ def predictor_spec(
         depth=vit.depth(shapes, "predictor_blocks"),
         heads=heads,
         grid=side,
-        mlp=vit.hidden(shapes, "predictor_blocks.0.mlp.fc1.weight", origin),
+        mlp=vit.mlp_width(shapes, "predictor_blocks.0.mlp.fc1.weight", origin),
         qkv_bias="predictor_blocks.0.attn.qkv.bias" in shapes,
         eps=eps,
     )

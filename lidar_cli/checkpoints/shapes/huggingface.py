@@ -76,4 +76,4 @@ def beit_spec(
     A model that was saved without its pooler has no last norm.
     """
     usual = (LIBRARY_EPS, DEFAULT)
-    return beit.spec(shapes, origin, heads=heads, eps=eps, usual_eps=usual, bare=True)
+    return beit.spec(shapes, origin, heads=heads, eps=eps, usual_eps=usual, norm_optional=True)

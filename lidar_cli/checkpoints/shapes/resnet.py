@@ -17,9 +17,9 @@ from lidar_cli.checkpoints.shapes.spec import (
     ModuleSpec,
     Shapes,
     Value,
+    as_text,
     batchnorm,
-    shown,
-    title,
+    with_notes,
 )
 from lidar_cli.errors import CheckpointError, SettingsError
 
@@ -81,7 +81,7 @@ class ResNetSpec(ModuleSpec):
             usual = self.stem_padding in (None, 1)
             notes.append("3x3 stem" if usual else f"3x3 stem, pad {self.stem_padding}")
         plain = f"resnet {'-'.join(map(str, depths))}"
-        return title(NAMES.get((depths, first.bottleneck), plain), notes)
+        return with_notes(NAMES.get((depths, first.bottleneck), plain), notes)
 
     @property
     def width(self) -> int:
@@ -105,14 +105,14 @@ class ResNetSpec(ModuleSpec):
         stages = []
         if not isinstance(value, tuple) or len(value) != len(self.stages):
             raise SettingsError(
-                f"--assume strides={shown(value)}: the {self.arch} has {len(self.stages)} stages; "
-                "give a number for each",
+                f"--assume strides={as_text(value)}: the {self.arch} has {len(self.stages)} "
+                "stages; give a number for each",
                 code="impossible-strides",
             )
         for number, (stride, (first, *rest)) in enumerate(zip(value, self.stages, strict=True), 1):
             if stride != 1 and not first.downsample:
                 raise SettingsError(
-                    f"--assume strides={shown(value)}: layer{number} has no downsample, so that "
+                    f"--assume strides={as_text(value)}: layer{number} has no downsample, so that "
                     "its stride is 1",
                     code="impossible-strides",
                 )

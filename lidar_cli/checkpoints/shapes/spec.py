@@ -18,7 +18,7 @@ from lidar_cli.views.recipes import pixel_statistics
 Shapes = Mapping[str, tuple[int, ...]]
 Rename = tuple[tuple[str, str], ...]  # pattern, replacement: applied in order
 Value = int | float | str | tuple[int, ...]
-SET = "--assume"  # the `why` of a value that the user gives
+BY_USER = "--assume"  # the `why` of a value that the user gives
 USUAL = "usual"
 
 
@@ -37,7 +37,7 @@ class Assumed:
 
     def text(self, key: str) -> str:
         """Such as 'heads=6 (usual for width 384)'."""
-        return f"{key}={shown(self.value)} ({self.why})"
+        return f"{key}={as_text(self.value)} ({self.why})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class ModuleSpec:
         raise NotImplementedError
 
 
-def title(name: str, notes: list[str]) -> str:
+def with_notes(name: str, notes: list[str]) -> str:
     """'name', or 'name (note, note)'."""
     return f"{name} ({', '.join(notes)})" if notes else name
 
@@ -101,7 +101,7 @@ def linear(name: str, out: int, into: int, bias: bool = True) -> dict[str, tuple
     return {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
 
 
-def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+def layernorm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a LayerNorm."""
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
@@ -120,10 +120,10 @@ def batchnorm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 S = TypeVar("S", bound=ModuleSpec)
 
 
-def settle(spec: S, values: Mapping[str, Value]) -> S:
+def assume_all(spec: S, values: Mapping[str, Value]) -> S:
     """A spec with the user's values for what it leaves open."""
     for key, value in values.items():
-        spec = spec.assume(key, value, SET)
+        spec = spec.assume(key, value, BY_USER)
     return spec
 
 
@@ -139,13 +139,13 @@ def check_all_open(
     """
     for key in [key for key in values if key not in assumed]:
         raise NotOpen(
-            f"--assume {key}={shown(values[key])}: {origin}: "
+            f"--assume {key}={as_text(values[key])}: {origin}: "
             f"{decided.get(key, f'nothing in it has {key}')}; leave it out, or name the system "
-            f"that it is for, as in --assume SYSTEM:{key}={shown(values[key])}"
+            f"that it is for, as in --assume SYSTEM:{key}={as_text(values[key])}"
         )
 
 
-def shown(value: Value) -> str:
+def as_text(value: Value) -> str:
     """A value as `--assume` takes it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
@@ -179,7 +179,8 @@ def _pixel_stats(text: str) -> Value:
     return text
 
 
-KEYS: dict[str, tuple[Callable[[str], Value], str]] = {  # key -> its parser, its values in words
+# Key of `--assume` -> the parser of its values, and the values in words.
+ASSUME_KEYS: dict[str, tuple[Callable[[str], Value], str]] = {
     "heads": (lambda text: _number(text, int, 1, 256), "a number of attention heads"),
     "eps": (lambda text: _number(text, float, 0, 0.1), "LayerNorm's, such as 1e-6"),
     "activation": _one_of("relu", "gelu"),
@@ -203,7 +204,7 @@ class AssumeValues:
         return {**self.everywhere, **self.by_system.get(system, {})}
 
 
-def parse(texts: Sequence[str], systems: Iterable[str]) -> AssumeValues:
+def parse_assumptions(texts: Sequence[str], systems: Iterable[str]) -> AssumeValues:
     """Parsed KEY=VALUE and SYSTEM:KEY=VALUE of `--assume`.
 
     Raises SettingsError for an unknown system or key, a value that its key does not take, and two
@@ -215,14 +216,15 @@ def parse(texts: Sequence[str], systems: Iterable[str]) -> AssumeValues:
         name, equals, given = (part.strip() for part in text.partition("="))
         system, colon, key = name.rpartition(":")
         key = key.replace("-", "_")
-        if not equals or key not in KEYS:
+        if not equals or key not in ASSUME_KEYS:
             problem = f"no key {key!r}" if equals else "expected KEY=VALUE"
             raise SettingsError(
-                f"--assume {text}: {problem}; the keys are {', '.join(KEYS)}", code="no-such-key"
+                f"--assume {text}: {problem}; the keys are {', '.join(ASSUME_KEYS)}",
+                code="no-such-key",
             )
         if colon and system not in (names := list(systems)):
             raise SettingsError(f"--assume {text}: {nearest(system, names)}", code="no-such-system")
-        parser, takes = KEYS[key]
+        parser, takes = ASSUME_KEYS[key]
         try:
             value = parser(given)
         except SettingsError as error:
@@ -234,7 +236,7 @@ def parse(texts: Sequence[str], systems: Iterable[str]) -> AssumeValues:
         values = by_system.setdefault(system, {}) if colon else everywhere
         if values.setdefault(key, value) != value:
             raise SettingsError(
-                f"--assume {text}: {key} is {shown(values[key])} already; give one of them",
+                f"--assume {text}: {key} is {as_text(values[key])} already; give one of them",
                 code="assumed-twice",
             )
     return AssumeValues(everywhere, by_system)

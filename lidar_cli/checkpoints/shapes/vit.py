@@ -28,15 +28,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lidar_cli.checkpoints.shapes.spec import (
-    SET,
+    BY_USER,
     USUAL,
     ModuleSpec,
     Shapes,
     batchnorm,
+    layernorm,
     linear,
-    norm,
     repeated,
-    title,
+    with_notes,
 )
 from lidar_cli.errors import CheckpointError, SettingsError
 
@@ -95,7 +95,7 @@ class TransformerSpec(ModuleSpec):
         """Such as 'vit_tiny_patch4 (depth 2, no class token)'."""
         usual = depth == DEPTHS.get(self.width)
         name = f"{kind}_{NAMES.get(self.width, str(self.width))}_patch{self.patch}"
-        return title(name, notes if usual else [f"depth {depth}", *notes])
+        return with_notes(name, notes if usual else [f"depth {depth}", *notes])
 
     def check_heads(self, origin: str) -> None:
         """Raise CheckpointError if nothing says how many heads, SettingsError if they cannot be."""
@@ -106,7 +106,7 @@ class TransformerSpec(ModuleSpec):
                 "--assume heads=N, or name the architecture with --arch",
                 code="unknown-heads",
             )
-        if self.width % self.heads and self.why.get("heads") == SET:
+        if self.width % self.heads and self.why.get("heads") == BY_USER:
             raise SettingsError(
                 f"--assume heads={self.heads}: {origin}: does not divide the width {self.width}; "
                 "give another number",
@@ -170,7 +170,7 @@ class ViTSpec(TransformerSpec):
         norms = {"norm_pre": self.pre_norm, "fc_norm": self.fc_norm}
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, present in norms.items() if present]:
-            shapes |= norm(name, width)
+            shapes |= layernorm(name, width)
         return shapes | repeated("blocks", self.depth, self._block())
 
     def _block(self) -> dict[str, tuple[int, ...]]:
@@ -180,7 +180,7 @@ class ViTSpec(TransformerSpec):
         )
         if self.qk_norm:
             size = width // self.heads
-            shapes |= norm("attn.q_norm", size) | norm("attn.k_norm", size)
+            shapes |= layernorm("attn.q_norm", size) | layernorm("attn.k_norm", size)
         if self.layer_scale:
             shapes |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
         return shapes
@@ -197,7 +197,7 @@ def block_shapes(
     shapes |= linear("attn.proj", width, width, proj_bias)
     shapes |= linear("mlp.fc1", mlp, width, proj_bias)
     shapes |= linear("mlp.fc2", width, second or mlp, proj_bias)
-    return shapes | norm("norm1", width) | norm("norm2", width)
+    return shapes | layernorm("norm1", width) | layernorm("norm2", width)
 
 
 def spec(
@@ -214,17 +214,17 @@ def spec(
     none.
     """
     stem = _stem(shapes)
-    width, patch = _stem_sizes(stem, shapes, origin) if stem else patches(shapes, origin)
+    width, patch = _stem_sizes(stem, shapes, origin) if stem else patch_embedding(shapes, origin)
     registers = _length(shapes, "reg_token")
     grid, positioned = _grid(shapes, origin)
     head_dim = shapes.get("blocks.0.attn.q_norm.weight", (0,))[0]
     in_file = width // head_dim if head_dim else 0
     second = shapes.get("blocks.0.mlp.fc2.weight", ())
-    mlp = hidden(shapes, "blocks.0.mlp.fc1.weight", origin)
+    mlp = mlp_width(shapes, "blocks.0.mlp.fc1.weight", origin)
     swiglu = len(second) == 2 and mlp == 2 * second[1]
     # A mask token of two dimensions is DINOv2's, whose models without registers have the offset.
     dinov2 = len(shapes.get("mask_token", ())) == 2 and not registers
-    count, why, decided = heads_of(width, in_file, "attn.q_norm", heads)
+    count, why, decided = attention_heads(width, in_file, "attn.q_norm", heads)
     why["position_offset"] = "DINOv2's without registers" if dinov2 else USUAL
     if eps is None:
         why["eps"] = USUAL
@@ -259,7 +259,7 @@ def spec(
     )
 
 
-def patches(shapes: Shapes, origin: str) -> tuple[int, int]:
+def patch_embedding(shapes: Shapes, origin: str) -> tuple[int, int]:
     """Width and patch size by the patch embedding; raises CheckpointError."""
     shape = shapes.get(f"{PATCHES}.weight", ())
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
@@ -272,7 +272,7 @@ def patches(shapes: Shapes, origin: str) -> tuple[int, int]:
     return shape[0], shape[2]
 
 
-def heads_of(
+def attention_heads(
     width: int, in_file: int, tensor: str, config: int | None
 ) -> tuple[int, dict[str, str], dict[str, str]]:
     """The number of attention heads, 0 if nothing says it, and `why` and `decided` of a spec.
@@ -296,7 +296,7 @@ def depth(shapes: Shapes, blocks: str = "blocks") -> int:
     return len({match[1] for name in shapes if (match := pattern.match(name))})
 
 
-def hidden(shapes: Shapes, name: str, origin: str) -> int:
+def mlp_width(shapes: Shapes, name: str, origin: str) -> int:
     """The width of a first MLP layer's output; raises CheckpointError if the layer is missing."""
     shape = shapes.get(name, ())
     if not shape or shape[0] < 1:

@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lidar_cli.demo.pretrain import Losses, Search, minibatches
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import select
+from lidar_cli.checkpoints.models.backbone import select_tokens
 from lidar_cli.checkpoints.models.heads import Predictor
 from lidar_cli.checkpoints.models.vit import ViT
 from lidar_cli.checkpoints.shapes.heads import PredictorSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
-from lidar_cli.demo.pretrain import CROP, WEIGHT_DECAY, training_seed
+from lidar_cli.demo.pretrain import CROP, WEIGHT_DECAY, Losses, Search, minibatches, training_seed
 from lidar_cli.views.masks import Mask
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
@@ -83,7 +82,7 @@ def ijepa_loss(
     assert mask.seen is not None
     hidden = (mask.compared > 0).nonzero()[:, 1].view(len(images), -1)
     with torch.no_grad():
-        wanted = select(F.layer_norm(target.tokens(images), (WIDTH,)), hidden)
+        wanted = select_tokens(F.layer_norm(target.tokens(images), (WIDTH,)), hidden)
     guessed = predictor(encoder.tokens(images, mask.seen), [mask.seen], [hidden])
     return F.smooth_l1_loss(guessed, wanted)
 
