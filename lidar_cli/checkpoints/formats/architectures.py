@@ -1,10 +1,10 @@
 """Backbones by the names of torchvision, timm and Hugging Face, mostly released without heads.
 
-torchvision and timm: nothing in the files shows the method. A file with any other name than these,
-such as a projector, a prefix or another head, is left to fallback.py.
+torchvision and timm: nothing in the files shows the method. A file that has any other name, such as
+a projector, a prefix or another head, does not match, and fallback.py handles it.
 
-Hugging Face: files, or folders with a config.json. It has the number of heads and LayerNorm's eps,
-and, where two models have the same layout, says which it is. The prefix that a class with a head
+Hugging Face: files, or folders with a config.json, which gives the number of attention heads and
+LayerNorm's eps, and the model where two have the same layout. The prefix that a class with a head
 adds to the names is removed.
 """
 
@@ -71,7 +71,7 @@ HF_VIT = Format(
     unused=HF_UNUSED,
 )
 
-# Converted from `encoder`, the context encoder, and without the predictor.
+# Converted from `encoder`, the context encoder, without the predictor.
 HF_IJEPA = dataclasses.replace(
     HF_VIT,
     name="hf-ijepa",
@@ -101,12 +101,12 @@ HF_DINOV2 = dataclasses.replace(
     class_prefix=r"dinov2(_with_registers)?\.",
     branches=(Branch("teacher", ""),),
     recipe="dinov2",
-    image_size=224,  # of its image processor too
+    image_size=224,  # as in its image processor
     backbones=("hf-dinov2",),
 )
 
-# Converted from the fork's `model`. BeitModel has the same names and code: only config.json
-# distinguishes the two, and without one its files are read as Data2VecVision's.
+# Converted from `model` of the BEiT fork, the student. BeitModel has the same names and code: only
+# config.json distinguishes the two, and a BEiT file without one counts as Data2VecVision.
 HF_DATA2VEC = dataclasses.replace(
     HF_VIT,
     name="hf-data2vec",

@@ -1,4 +1,4 @@
-"""SimCLR's ports, VICReg, Barlow Twins, MoCo, SwAV: joint embeddings of two or more crops."""
+"""SimCLR in PyTorch, VICReg, Barlow Twins, MoCo, SwAV: joint embeddings of two or more crops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VICREG = Format(
     title="facebookresearch/vicreg",
     example="model.pth, resnet50_fullckpt.pth",
     source="main_vicreg.py, resnet.py",
-    # The last of the three Linear layers has no bias, unlike in ports.
+    # The last of the three Linear layers has no bias here, but has one in reimplementations.
     present=(r"backbone\.conv1\.weight$", r"projector\.0\.bias$", r"projector\.6\.weight$"),
     absent=(r"projector\.6\.bias$", r"bn\.", r".*classifier"),
     containers=("model", ""),
@@ -37,7 +37,7 @@ BARLOW = Format(
     branches=(Branch("encoder", "backbone.", Head("projector.")),),
     recipe="barlow",
     backbones=("resnet",),
-    unused=(r"bn\.",),  # standardises the output inside the loss
+    unused=(r"bn\.",),  # the BatchNorm of the loss
 )
 
 STHALLES = Format(
@@ -97,13 +97,13 @@ LEFTTHOMAS = Format(
     branches=(Branch("encoder", "f.", Head("g.")),),
     recipe="simclr",
     backbones=("resnet",),
-    # The children of torchvision's ResNet by index, without the max-pool after the 3x3 stem.
+    # The children of torchvision's ResNet by index, without the max-pool: the stem is 3x3.
     rename=(
         (r"0\.", "conv1."), (r"1\.", "bn1."),
         (r"3\.", "layer1."), (r"4\.", "layer2."), (r"5\.", "layer3."), (r"6\.", "layer4."),
     ),
     cifar_padding=1,
-    pixel_stats="0.4914,0.4822,0.4465/0.2023,0.1994,0.2010",  # it trains on CIFAR-10 alone
+    pixel_stats="0.4914,0.4822,0.4465/0.2023,0.1994,0.2010",  # it trains only on CIFAR-10
 )  # fmt: skip
 
 MOCO_V1 = Format(
@@ -141,7 +141,7 @@ MOCO_V3_VIT = Format(
     ),
     recipe="moco-v3",
     backbones=("vit",),
-    attention_heads=(*USUAL_ATTENTION_HEADS, (192, 12), (384, 12)),  # 12 heads in the small one too
+    attention_heads=(*USUAL_ATTENTION_HEADS, (192, 12), (384, 12)),  # ViT-S has 12 heads too
 )
 
 MOCO_V3_RESNET = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""DINO and DINOv2: a student learns from a moving average of itself."""
+"""DINO, iBOT and DINOv2: the teacher is a moving average of the student."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import dataclasses
 
 from lidar_cli.checkpoints.formats.format import USUAL_ATTENTION_HEADS, Branch, Format, Head
 
-# The embedding is the 256 numbers before the L2 normalisation; weight-normed prototypes follow it.
+# The projector's embedding is the bottleneck: 256 numbers before L2 normalisation and prototypes.
 MLP = (r"mlp\.", "")
 PROTOTYPES = (r"last_layer\.",)
 
 
 def dino_head(prefix: str) -> Head:
-    """DINOHead: Linear layers with GELU, a bottleneck, prototypes."""
+    """DINO's DINOHead: Linear layers with GELU, a bottleneck, prototypes."""
     return Head(prefix, rename=(MLP,), activation="gelu", after=PROTOTYPES)
 
 
 def ibot_head(prefix: str) -> Head:
-    """DINO's, with a second last layer and norms after the prototypes."""
+    """iBOT's head: DINO's with a second last layer, and norms after the prototypes."""
     return dataclasses.replace(
         dino_head(prefix), after=(r"last_layer2?\.", r"last_norm2?\.", r"mlp2\.")
     )
@@ -39,7 +39,7 @@ DINO = Format(
     position_offset=0.1,
 )
 
-# DINO's, with prototypes for patches too, and a token that replaces masked patches.
+# The layout of DINO, with prototypes for patches too and a token that replaces masked patches.
 IBOT = dataclasses.replace(
     DINO,
     name="ibot",
@@ -68,7 +68,7 @@ DINOV2 = Format(
     branches=(Branch("teacher", "teacher.backbone.", dino_head("teacher.dino_head.")),),
     recipe="dinov2",
     backbones=("vit",),
-    # In chunks, the number of the chunk precedes that of the block.
+    # In files with chunks, the index of the chunk precedes the index of the block.
     rename=((r"blocks\.\d+\.(?=\d+\.)", "blocks."), (r"register_tokens$", "reg_token")),
     attention_heads=USUAL_ATTENTION_HEADS,
     image_size=224,  # the last phase of training is at 518

@@ -1,4 +1,4 @@
-"""Lightning libraries: solo-learn, lightly, stable-pretraining."""
+"""Libraries on PyTorch Lightning: solo-learn, lightly, stable-pretraining."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from lidar_cli.checkpoints.formats.distillation import dino_head
 from lidar_cli.checkpoints.formats.format import USUAL_ATTENTION_HEADS, Branch, Format, Head, Method
 
 LIGHTNING = ("pytorch-lightning_version",)
-TWO = r"momentum_projector\."
+EMA_HEAD = r"momentum_projector\."
 
-# scripts/pretrain/imagenet-100 has the augmentations of each; the recipes here are those of the
-# methods' authors, or of the same constants. There is no recipe for ReSSL's second view, which is
-# crop and flip alone. MoCo v3 with a ViT and DINO are separate formats.
+# Augmentations: scripts/pretrain/imagenet-100. Each recipe is that of the method's authors, or one
+# with the same constants. ReSSL's second view, crop and flip only, has no recipe. MoCo v3 with a
+# ViT and DINO are separate formats.
 SOLO_METHODS = (
-    Method("simclr", "simclr", (r"projector\.2\.weight$",), (TWO, r"predictor\.")),
-    Method("supcon", "simclr", (r"projector\.2\.weight$",), (TWO, r"predictor\.")),
+    Method("simclr", "simclr", (r"projector\.2\.weight$",), (EMA_HEAD, r"predictor\.")),
+    Method("supcon", "simclr", (r"projector\.2\.weight$",), (EMA_HEAD, r"predictor\.")),
     *(
         Method(
             *(name, recipe, (r"projector\.6\.bias$",)),
-            *((TWO, r"predictor\.", r"projector\.7\."), activation),
+            *((EMA_HEAD, r"predictor\.", r"projector\.7\."), activation),
         )
         for name, recipe, activation in (
             ("barlow_twins", "barlow", ""),
@@ -30,21 +30,21 @@ SOLO_METHODS = (
         )
     ),
     *(
-        Method(name, "byol", (r"projector\.7\.running_mean$", r"predictor\."), (TWO,))
+        Method(name, "byol", (r"projector\.7\.running_mean$", r"predictor\."), (EMA_HEAD,))
         for name in ("simsiam", "nnsiam", "nnclr")
     ),
-    Method("byol", "byol", (TWO, r"predictor\."), (r"projector\.4\.",)),
-    Method("nnbyol", "byol", (TWO, r"predictor\.", r"queue$"), (r"projector\.4\.",)),
-    Method("mocov3", "moco-v3", (TWO, r"predictor\.", r"projector\.4\.running_mean$")),
-    Method("mocov2plus", "moco-v2", (TWO, r"queue$"), (r"predictor\.",)),
-    Method("ressl", "moco-v2", (TWO, r"queue$"), (r"predictor\.",)),
+    Method("byol", "byol", (EMA_HEAD, r"predictor\."), (r"projector\.4\.",)),
+    Method("nnbyol", "byol", (EMA_HEAD, r"predictor\.", r"queue$"), (r"projector\.4\.",)),
+    Method("mocov3", "moco-v3", (EMA_HEAD, r"predictor\.", r"projector\.4\.running_mean$")),
+    Method("mocov2plus", "moco-v2", (EMA_HEAD, r"queue$"), (r"predictor\.",)),
+    Method("ressl", "moco-v2", (EMA_HEAD, r"queue$"), (r"predictor\.",)),
     Method("swav", "swav", (r"prototypes\.",)),
     Method("deepclusterv2", "swav", (r"prototypes\.\d+\.",)),
     Method(
         "wmse",
         "simclr",
         (r"projector\.1\.running_mean$", r"projector\.3\.bias$"),
-        (TWO, r"predictor\.", r"prototypes\.", r"projector\.4\."),
+        (EMA_HEAD, r"predictor\.", r"prototypes\.", r"projector\.4\."),
     ),
     Method("mae", "mae", (r"decoder\.",), (r"projector\.",)),
 )
@@ -57,7 +57,7 @@ SOLO = Format(
     keys=LIGHTNING,
     absent_keys=("hyper_parameters",),  # solo-learn saves none; most other Lightning modules do
     containers=("state_dict",),
-    present=(r"backbone\.", r"classifier\.weight$"),  # every method also trains a probe
+    present=(r"backbone\.", r"classifier\.weight$"),  # every method also trains a linear probe
     branches=(
         Branch("student", "backbone.", Head("projector."), Head("predictor.")),
         Branch("teacher", "momentum_backbone.", Head("momentum_projector.")),
@@ -93,7 +93,7 @@ SOLO_DINO = dataclasses.replace(
 
 
 def solo_old(new: Format) -> Format:
-    """The same before solo-learn renamed `encoder` to `backbone`."""
+    """The format of files from before solo-learn renamed `encoder` to `backbone`."""
 
     def old(name: str) -> str:
         return name.replace("backbone", "encoder")
@@ -135,9 +135,9 @@ SOLO_MAE = dataclasses.replace(
     attention_heads=((192, 12), (384, 12), *USUAL_ATTENTION_HEADS[3:]),
 )
 
-# The parts of a ResNet in a Sequential are named by their index; MaskedVisionTransformerTIMM
-# contains timm's ViT.
-IN_PLACE = (
+# The parts of a ResNet in a Sequential are named by their index. MaskedVisionTransformerTIMM has
+# timm's ViT as its attribute `vit`.
+BACKBONE_NAMES = (
     (r"0\.(?=weight$)", "conv1."),
     (r"1\.", "bn1."),
     *((rf"{stage + 3}\.(?=\d+\.)", f"layer{stage}.") for stage in (1, 2, 3, 4)),
@@ -145,21 +145,23 @@ IN_PLACE = (
 )
 
 LAYER = r"projection_head\.layers\."
-PREDICTS = r"prediction_head\."
+HAS_PREDICTOR = r"prediction_head\."
 HAS_PROTOTYPES = r"(\w+_)?prototypes\."
-ALONE = (PREDICTS, HAS_PROTOTYPES)
+OTHER_METHODS = (HAS_PREDICTOR, HAS_PROTOTYPES)
 
-# The transforms of benchmarks/imagenet; SimSiam has those of MoCo v2, NNCLR those of SimCLR.
+# Transforms: benchmarks/imagenet. SimSiam uses those of MoCo v2, NNCLR those of SimCLR.
 LIGHTLY_METHODS = (
     Method("swav", "swav", (HAS_PROTOTYPES,)),
-    Method("simsiam", "moco-v2", (rf"{LAYER}7\.running_mean$", PREDICTS), (rf"{LAYER}7\.weight$",)),
-    Method("nnclr", "simclr", (rf"{LAYER}7\.weight$", PREDICTS)),
-    Method("simclr", "simclr", (rf"{LAYER}4\.running_mean$",), (*ALONE, rf"{LAYER}6\.")),
-    Method("simclr", "simclr", (rf"{LAYER}7\.running_mean$",), ALONE),
-    Method("simclr", "simclr", (rf"{LAYER}2\.weight$",), ALONE),
-    Method("barlow", "barlow", (rf"{LAYER}6\.bias$",), ALONE),
-    Method("vicreg", "vicreg", (rf"{LAYER}6\.bias$",), ALONE),
-    Method("vicreg", "vicreg", (rf"{LAYER}3\.bias$",), (*ALONE, rf"{LAYER}4\.")),
+    Method(
+        "simsiam", "moco-v2", (rf"{LAYER}7\.running_mean$", HAS_PREDICTOR), (rf"{LAYER}7\.weight$",)
+    ),
+    Method("nnclr", "simclr", (rf"{LAYER}7\.weight$", HAS_PREDICTOR)),
+    Method("simclr", "simclr", (rf"{LAYER}4\.running_mean$",), (*OTHER_METHODS, rf"{LAYER}6\.")),
+    Method("simclr", "simclr", (rf"{LAYER}7\.running_mean$",), OTHER_METHODS),
+    Method("simclr", "simclr", (rf"{LAYER}2\.weight$",), OTHER_METHODS),
+    Method("barlow", "barlow", (rf"{LAYER}6\.bias$",), OTHER_METHODS),
+    Method("vicreg", "vicreg", (rf"{LAYER}6\.bias$",), OTHER_METHODS),
+    Method("vicreg", "vicreg", (rf"{LAYER}3\.bias$",), (*OTHER_METHODS, rf"{LAYER}4\.")),
 )
 
 LIGHTLY = Format(
@@ -172,7 +174,7 @@ LIGHTLY = Format(
     branches=(Branch("encoder", "backbone.", Head("projection_head."), Head("prediction_head.")),),
     recipe="simclr",
     methods=LIGHTLY_METHODS,
-    rename=IN_PLACE,
+    rename=BACKBONE_NAMES,
     attention_heads=USUAL_ATTENTION_HEADS,
     unused=(
         r"online_classifier\.",
@@ -225,9 +227,10 @@ def lightly_pair(
     more: tuple[str, ...] = (),
     unused: tuple[str, ...] = (),
 ) -> Format:
-    """Two branches, the evaluated one first.
+    """A format of two branches, of which the authors evaluate the first.
 
-    more: marks in addition to the names of the modules. unused: in addition to the library's.
+    more: patterns that must be present, in addition to the modules' names. unused: patterns in
+    addition to those of LIGHTLY.
     """
     modules = [module for branch in branches for module in branch[1:]]
     return dataclasses.replace(
@@ -288,7 +291,7 @@ SPT_UNUSED = (
     r"callbacks_(modules|metrics)\.",
     r"\w+\.(base_|final_)?ema_coefficient$",
     r"(prototypes|queue|\w+_loss)\.",
-    r"(C|mask_token)$",  # TiCO's covariance; the token of methods that hide patches
+    r"(C|mask_token)$",  # TiCo's covariance; the token that replaces masked patches
     r"backbone\.fc\.",
 )
 
@@ -309,7 +312,7 @@ SPT = Format(
     unused=SPT_UNUSED,
 )
 
-SPT_TWO = dataclasses.replace(
+SPT_TEACHER = dataclasses.replace(
     SPT,
     name="stable-pretraining-teacher",
     title="galilai-group/stable-pretraining, student and teacher",
@@ -324,17 +327,20 @@ SPT_TWO = dataclasses.replace(
 
 
 def spt_dino(name: str, title: str, head: str, recipe: str) -> Format:
-    """Module `head`: GELU, a bottleneck, L2 normalisation, prototypes without weight norm."""
+    """A format with DINO's head in module `head`.
+
+    The head has GELU, a bottleneck, L2 normalisation, and prototypes without weight norm.
+    """
     heads = {
         branch: Head(f"{head}.{branch}.", activation="gelu", after=(r"6\.",))
         for branch in ("teacher", "student")
     }
     student = rf"{head}\.student\."
     return dataclasses.replace(
-        SPT_TWO,
+        SPT_TEACHER,
         name=name,
         title=f"galilai-group/stable-pretraining, {title}",
-        present=(*SPT_TWO.present, rf"{student}4\.weight$", rf"{student}6\.weight$"),
+        present=(*SPT_TEACHER.present, rf"{student}4\.weight$", rf"{student}6\.weight$"),
         absent=(rf"{student}\d+\.running_mean$", rf"{student}6\.bias$"),
         branches=tuple(Branch(branch, f"backbone.{branch}.", heads[branch]) for branch in heads),
         recipe=recipe,
@@ -348,5 +354,5 @@ SPT_DINOV2 = spt_dino("stable-pretraining-dinov2", "DINOv2 and iBOT", "cls_head"
 LIBRARIES = (
     SOLO, solo_old(SOLO), SOLO_DINO, solo_old(SOLO_DINO), SOLO_MOCO_V3, SOLO_MAE,
     LIGHTLY, LIGHTLY_MAE, *LIGHTLY_PAIRS,
-    SPT, SPT_TWO, SPT_DINO, SPT_DINOV2,
+    SPT, SPT_TEACHER, SPT_DINO, SPT_DINOV2,
 )  # fmt: skip

@@ -1,9 +1,9 @@
 """I-JEPA, MAE, MSN and data2vec, which predict masked patches from visible ones.
 
-data2vec: the fork of BEiT, and fairseq's two layouts. The student is always the default branch,
-because the authors fine-tune and evaluate it: the fork by `--model_key model`, fairseq by deleting
-`_ema` before it loads a checkpoint. The teacher is the moving average, and has no projector: the
-loss uses the outputs of its blocks.
+data2vec has three layouts: that of its fork of BEiT, and two of fairseq. The student is always the
+default branch, because the authors fine-tune and evaluate it: the fork by `--model_key model`,
+fairseq by deleting `_ema` before it loads a checkpoint. The teacher is the moving average and has
+no projector: the loss uses the outputs of its blocks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ IJEPA = Format(
         Branch("student", "encoder.", predictor=TokenPredictor("predictor.")),
     ),
     recipe="ijepa",
-    backbones=("vit",),  # without class token: the mean of the patch tokens after the last norm
+    backbones=("vit",),  # no class token: the embedding is the mean of the patch tokens
     attention_heads=USUAL_ATTENTION_HEADS,
 )
 
@@ -56,7 +56,8 @@ MAE = Format(
     unused=(r"decoder_", r"mask_token$"),
 )
 
-MSN_LAYERS = numbered(["fc1", "bn1", "-", "fc2", "bn2", "-", "fc3"])  # bn only with use_bn
+# BatchNorm only with use_bn.
+MSN_LAYERS = numbered(["fc1", "bn1", "-", "fc2", "bn2", "-", "fc3"])
 
 MSN = Format(
     name="msn",
@@ -83,7 +84,7 @@ MSN = Format(
     resize="plain",
 )
 
-FORK = Format(
+DATA2VEC_BEIT = Format(
     name="data2vec",
     title="facebookresearch/data2vec_vision, fork of BEiT",
     example="checkpoint-799.pth",
@@ -97,8 +98,8 @@ FORK = Format(
     unused=(r"model_ema\.lm_head\.", r".*\.relative_position_index$"),
 )
 
-# The teacher is an average of the transformer alone, with the student's patch embedding and tokens.
-FAIRSEQ = Format(
+# Only the transformer is averaged: the teacher uses the student's patch embedding and tokens.
+DATA2VEC_FAIRSEQ = Format(
     name="data2vec-fairseq",
     title="facebookresearch/fairseq, data2vec vision",
     example="checkpoint_best.pt, checkpoint_last.pt",
@@ -111,12 +112,12 @@ FAIRSEQ = Format(
     ),
     recipe="data2vec-fairseq",
     backbones=("data2vec",),
-    rename=((r"(?=(?:blocks|norm|rel_pos_bias)\.)", "encoder."),),  # `_ema` is within `encoder`
+    rename=((r"(?=(?:blocks|norm|rel_pos_bias)\.)", "encoder."),),  # `_ema` averages `encoder`
     unused=(r".*\.relative_position_index$",),
 )
 
-FAIRSEQ_2 = dataclasses.replace(
-    FAIRSEQ,
+DATA2VEC2_FAIRSEQ = dataclasses.replace(
+    DATA2VEC_FAIRSEQ,
     name="data2vec2",
     title="facebookresearch/fairseq, data2vec 2.0 for images",
     source="examples/data2vec/models/data2vec2.py, modalities/, mae_image_classification.py",
@@ -126,7 +127,7 @@ FAIRSEQ_2 = dataclasses.replace(
     ),
     branches=(
         Branch("student", "model."),
-        # If the average has no patch embedding, the student's is used.
+        # The student's patch embedding is used if the average has none.
         Branch(
             "teacher",
             "_ema.",
@@ -140,4 +141,4 @@ FAIRSEQ_2 = dataclasses.replace(
 )
 
 MASKED = (IJEPA, MAE, MSN)
-DATA2VEC = (FORK, FAIRSEQ, FAIRSEQ_2)
+DATA2VEC = (DATA2VEC_BEIT, DATA2VEC_FAIRSEQ, DATA2VEC2_FAIRSEQ)

@@ -1,7 +1,7 @@
-"""VISSL: one container for every method, which shows in the heads and in the state of the loss.
+"""VISSL: one layout for all methods, which differ in their heads and in the state of the loss.
 
-Layer j of head i gets the number 10 i + j. The gap in the numbers between two heads is an
-activation, with which VISSL's MLP ends there.
+Layer j of head i is renamed to index 10 i + j. The gap in the indices between two heads is read as
+an activation, and VISSL's MLP does end with one there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 from lidar_cli.checkpoints.formats.format import USUAL_ATTENTION_HEADS, Branch, Format, Head
 
 BASE = "classy_state_dict.base_model.model"
-EMA = "classy_state_dict.ema_model.model"  # of HOOKS.EMA_MODEL
+EMA = "classy_state_dict.ema_model.model"  # saved with HOOKS.EMA_MODEL
 INSIDE = (
     (f"{BASE}.trunk", "trunk."),
     (f"{BASE}.heads", "heads."),
@@ -26,7 +26,7 @@ PROTOTYPES = (r"\d+\.prototypes\d+\.",)
 
 
 def head(prefix: str, activation: str = "relu") -> Head:
-    """All heads in a row, up to the prototypes."""
+    """All heads of a branch as one MLP, up to the prototypes."""
     return Head(prefix, rename=(NUMBERS,), activation=activation, after=PROTOTYPES)
 
 
@@ -47,24 +47,24 @@ PLAIN = Format(
     unused=(r"loss\.", r"ema\."),
 )
 
-LATER = r"heads\.(1\.clf\.0|0\.clf\.[1-9])"  # a layer after the first
+SECOND_LAYER = r"heads\.(1\.clf\.0|0\.clf\.[1-9])"  # a layer after the first
 
 SIMCLR = dataclasses.replace(
     PLAIN,
     name="vissl-simclr",
     title="facebookresearch/vissl, SimCLR",
     source="models/heads/mlp.py, configs/config/pretrain/simclr",
-    present=(TRUNK, LATER),
+    present=(TRUNK, SECOND_LAYER),
 )
 
-# The output of a single Linear layer is logits, of classes or of rotations, and no embedding.
+# A single Linear layer gives logits, of classes or rotations, and not an embedding.
 CLASSIFIER = dataclasses.replace(
     PLAIN,
     name="vissl-classifier",
     title="facebookresearch/vissl, one Linear head: supervised, RotNet, Jigsaw",
     source="models/heads/mlp.py, configs/config/pretrain/{supervised,rotnet,jigsaw}",
     present=(TRUNK, r"heads\.0\.clf\.0\."),
-    absent=(LATER,),
+    absent=(SECOND_LAYER,),
     branches=(Branch("encoder", "trunk."), Branch("teacher", "ema.trunk.")),
     unused=(*PLAIN.unused, r"heads\."),
 )
