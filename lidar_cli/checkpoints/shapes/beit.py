@@ -1,11 +1,11 @@
-"""BEiT's Vision Transformer, in which data2vec trains images, from its shapes.
+"""The spec of BEiT's Vision Transformer, which data2vec uses for images.
 
     logits = q k^T / sqrt(d) + bias,   bias_ij = table[index_ij]       [heads, 1 + N, 1 + N]
 
-The table has a row for each displacement of two patches, and three for the class token; one table
-serves all blocks, or each block has one after fine-tuning. Queries and values have a bias, keys
-none. The number of heads is the table's second axis. `relative_position_index` follows from the
-grid.
+The table has a row for each displacement between two patches, and three for the class token. All
+blocks share one table; after fine-tuning, each block has one. Queries and values have a bias, keys
+have none. The number of heads is the length of the table's second axis. The grid determines
+`relative_position_index`.
 
 data2vec's student regresses lm_head(norm(tokens)) at masked patches to the outputs of the teacher's
 upper blocks there; the teacher sees all patches. The embedding is the mean of the patch tokens
@@ -27,13 +27,13 @@ from lidar_cli.errors import CheckpointError
 
 ANCHOR = "blocks.0.attn.q_bias"
 FAIRSEQ_ANCHOR = "encoder.blocks.0.mlp.0.weight"
-FAIRSEQ_EPS = 1e-5
+FAIRSEQ_EPS = 1e-5  # of LayerNorm
 CLASS_TOKEN_ROWS = 3  # of a table: class token to patch, patch to class token, to itself
 TABLE = "relative_position_bias_table"
 
-# fairseq's names -> BEiT's. Its training creates `final_proj` but never calls it: the loss sees the
-# normed tokens, so these weights are still random, and ignored here.
+# fairseq creates `final_proj` but never calls it, so its weights are still random: ignored.
 FAIRSEQ_UNUSED = ("final_proj.",)
+# fairseq's names -> BEiT's.
 FROM_FAIRSEQ = (
     (r"encoder\.", ""),
     (r"patch_embed\.conv\.", "patch_embed.proj."),
@@ -49,13 +49,13 @@ class BeitSpec(vit.TransformerSpec):
     """Sizes and optional parts of a BEiT."""
 
     qkv_bias: bool
-    shared_table: bool  # of relative positions
-    table_per_block: bool  # one a block
-    positions: bool  # absolute ones too
+    shared_table: bool  # whether all blocks share a table of relative positions
+    table_per_block: bool  # whether each block has one
+    positions: bool  # whether there is also an absolute position embedding
     layer_scale: bool
     mask_token: bool
-    norm: bool  # of tokens, after the last block
-    fc_norm: bool  # after pooling, in its place
+    norm: bool  # whether tokens are normalised after the last block
+    fc_norm: bool  # whether their mean is, instead
 
     @property
     def arch(self) -> str:
@@ -63,11 +63,11 @@ class BeitSpec(vit.TransformerSpec):
         return self.named("beit", self.depth, [])
 
     def masks(self, teacher: bool) -> tuple[str, ...]:
-        """data2vec's, if it is a teacher or has the token that replaces masked patches."""
+        """data2vec's rule, for a teacher or a file with the token that replaces masked patches."""
         return ("blocks",) if teacher or self.mask_token else ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors of the module, by BEiT's names."""
+        """BEiT's name -> shape of every tensor of the module."""
         width, patch = self.width, self.patch
         table = ((2 * self.grid - 1) ** 2 + CLASS_TOKEN_ROWS, self.heads)
         shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width)}
@@ -100,7 +100,7 @@ def spec(
     usual_eps: tuple[float, str] = (vit.EPS, USUAL),
     norm_optional: bool = False,
 ) -> BeitSpec:
-    """The BEiT that tensors of these shapes, by BEiT's names, belong to.
+    """The spec of the BEiT with these shapes, by BEiT's names.
 
     heads, eps: the values in a config.json. usual_eps: eps without a config.json, and its origin.
     norm_optional: whether a file without any last norm is a model without one; otherwise the
@@ -145,12 +145,12 @@ def spec(
 
 
 def fairseq_spec(shapes: Shapes, origin: str) -> BeitSpec:
-    """The BEiT of fairseq's data2vec vision model, renamed by FROM_FAIRSEQ; see `spec`."""
+    """The spec of fairseq's data2vec vision model, with names by FROM_FAIRSEQ; see `spec`."""
     return spec(shapes, origin, usual_eps=(FAIRSEQ_EPS, "fairseq's"))
 
 
 def _grid(table: tuple[int, ...] | None, positions: tuple[int, ...], origin: str) -> int:
-    """Patches a side: of (2 side - 1)^2 + 3 displacements, or 1 + side^2 positions."""
+    """Patches a side, from a table of (2 side - 1)^2 + 3 rows or 1 + side^2 positions."""
     if table:
         odd = math.isqrt(max(table[0] - CLASS_TOKEN_ROWS, 0))
         if odd % 2 and odd * odd + CLASS_TOKEN_ROWS == table[0]:
