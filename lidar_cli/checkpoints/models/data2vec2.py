@@ -1,4 +1,4 @@
-"""The module of data2vec 2.0's encoder, see shapes/data2vec2.py."""
+"""The encoder of data2vec 2.0, see shapes/data2vec2.py."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from lidar_cli.views.masks import Mask
 
 
 class PostNormBlock(nn.Module):
-    """Attention and MLP of timm, each followed by a norm of the sum."""
+    """timm's attention and MLP, each with a LayerNorm after the residual sum."""
 
     def __init__(self, spec: Data2Vec2Spec) -> None:
         super().__init__()
         from timm.layers.mlp import Mlp
         from timm.models import vision_transformer
 
-        attention = vars(vision_transformer)["Attention"]  # its module in timm has changed
+        attention = vars(vision_transformer)["Attention"]  # timm has moved the class
         self.attn = attention(spec.width, spec.heads, qkv_bias=True)
         self.norm1 = nn.LayerNorm(spec.width, eps=spec.eps)
         self.mlp = Mlp(spec.width, spec.mlp)
         self.norm2 = nn.LayerNorm(spec.width, eps=spec.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, tokens, width] -> the same."""
+        """[b, tokens, width] -> [b, tokens, width]."""
         x = self.norm1(x + self.attn(x))
         out: Tensor = self.norm2(x + self.mlp(x))
         return out
@@ -51,7 +51,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Data2Vec2(MaskedBackbone):
-    """Patches, positions, extra tokens, and post-norm blocks."""
+    """data2vec 2.0's encoder: patches, positions, extra tokens, post-norm blocks."""
 
     extra_tokens: Tensor | None
 
@@ -70,7 +70,7 @@ class Data2Vec2(MaskedBackbone):
         self.originals = OriginalTensors()
 
     def set_image_size(self, size: int) -> None:
-        """Resample the positions of the file to images of `size` pixels a side.
+        """Resample the file's positions for images of `size` pixels a side.
 
         Raises CheckpointError unless that is a multiple of the patch size.
         """
@@ -87,7 +87,7 @@ class Data2Vec2(MaskedBackbone):
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens [b, extra + K, width] after the last block, extra tokens first.
 
-        keep: indices [b, K] of the patches that enter the blocks, all if None.
+        keep: indices [b, K] of the patches that enter the blocks, None for all.
         """
         x = self.patch_embed(images) + self.pos_embed
         if keep is not None:
@@ -103,5 +103,5 @@ class Data2Vec2(MaskedBackbone):
         return self.tokens(images, None if mask is None else mask.seen)[:, extra:]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
+        """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
         return self.patch_tokens(images).mean(dim=1)
