@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents
-from lidar_cli.checkpoints.shapes.spec import KEYS, parse
+from lidar_cli.checkpoints.shapes.spec import ASSUME_KEYS, parse_assumptions
 from lidar_cli.configuration import resolve
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.extraction.plan import choose_recipe
@@ -68,7 +68,7 @@ def test_every_format_says_what_its_weights_leave_open(tmp_path: Path) -> None:
         contents = read_contents(path)
         description = describe(path, as_dict(contents), config=contents.config)
         assumed, arch = description.assumed, description.arch
-        assert list(assumed) == [key for key in KEYS if key in assumed], name
+        assert list(assumed) == [key for key in ASSUME_KEYS if key in assumed], name
         assert "pixel_stats" in assumed
         is_resnet = arch.startswith("resnet")
         assert ("strides" in assumed) == is_resnet, name
@@ -363,9 +363,9 @@ def test_mistyped_assumptions_are_wrong_usage(
 
 def test_two_values_of_one_key_are_refused() -> None:
     with raises(SettingsError, "assumed-twice") as raised:
-        parse(["heads=3", "heads=6"], ["dino"])
+        parse_assumptions(["heads=3", "heads=6"], ["dino"])
     raised.match("heads is 3 already")
-    asked = parse(["heads=3", "dino:heads=6", "heads = 3"], ["dino"])
+    asked = parse_assumptions(["heads=3", "dino:heads=6", "heads = 3"], ["dino"])
     assert (asked.of("mae"), asked.of("dino")) == ({"heads": 3}, {"heads": 6})
 
 

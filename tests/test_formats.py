@@ -175,7 +175,9 @@ def test_surplus_and_missing_tensors_are_named(name: str, tmp_path: Path) -> Non
     whole = container(FIXTURES[name]())
     named = FIXTURES[name]().format
     surplus = {**whole, "module.surprise.weight": torch.ones(2, 2)}
-    with pytest.raises(CheckpointError, match=r"1 entries beside the .*surprise\.weight; expected"):
+    with pytest.raises(
+        CheckpointError, match=r"1 entries outside the .*surprise\.weight; expected"
+    ):
         open_checkpoint(save(tmp_path / "a.pt", {"state_dict": surplus}), format=named)
     lost, message = CONTAINED[name]
     rest = {key: tensor for key, tensor in whole.items() if key != lost}
@@ -382,7 +384,7 @@ def test_a_new_family_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "blocks.0.attn.extra",
         vit.spec,
         special=True,
-        noise=("blocks.0.attn.extra", "teacher_target."),
+        unused_prefixes=("blocks.0.attn.extra", "teacher_target."),
     )
     path = save(tmp_path / "a.pt", dict(w))
     with raises(CheckpointError, "unknown-entries"):

@@ -16,7 +16,7 @@ from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.formats.format import USUAL_HEADS
+from lidar_cli.checkpoints.formats.format import USUAL_ATTENTION_HEADS
 from lidar_cli.checkpoints.models.vit import ViT
 from lidar_cli.checkpoints.models.weights import fill, shapes_of
 from lidar_cli.checkpoints.open import build, open_checkpoint
@@ -148,7 +148,7 @@ def test_every_row_of_the_table_of_heads_is_timms() -> None:
             assert peer.embed_dim == width
             expected[width] = peer.blocks[0].attn.num_heads
     assert expected == vit.HEADS
-    assert expected == dict(USUAL_HEADS)
+    assert expected == dict(USUAL_ATTENTION_HEADS)
 
 
 def test_sizes_of_vits_are_called_as_timm_calls_them() -> None:

@@ -1,13 +1,13 @@
-"""A checkpoint file -> one callable from images to the embeddings of its layers.
+"""Turns a checkpoint file into an `Embedder`: images -> the embeddings of each layer.
 
 reading/         file -> nested plain containers of lazy tensors, without torch
 detect.py        names and shapes -> CheckpointDescription and an Assignment for each module
-  formats/         one description for each training system
-  assign.py        a format applied to the tensors of a file
-  fallback.py      files without a format, by the usual names
-  families.py      kinds of backbones, recognised by the name of one tensor
-shapes/          specs: what names and shapes say about a module, without torch
-models/          the modules of these specs, and the callable, Embedder
-open.py          all of these in a row: file -> Embedder
-inspect.py       what `lidar inspect` reports
+  formats/         one `Format` for each training system
+  assign.py        the tensors of a file -> the modules that its format lists
+  fallback.py      the same for files that match no format, by usual names
+  families.py      the kinds of backbones, each recognised by the name of one tensor
+shapes/          specs: the sizes of a module, from names and shapes, without torch
+models/          the torch modules of these specs, and Embedder
+open.py          file -> Embedder, by all of the above
+inspect.py       the report of `lidar inspect`
 """

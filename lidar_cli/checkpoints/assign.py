@@ -1,6 +1,6 @@
-"""The modules of a checkpoint by its format, and the tensors of the file that fill each.
+"""Assigns the tensors of a file to the modules that its format lists.
 
-No tensor is left out in silence: each is in a module, recognised as unused, or an error.
+Every tensor is assigned to a module or reported as unused; any other tensor raises an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.description import STATS, Assignment, CheckpointDescription
+from lidar_cli.checkpoints.description import PIXEL_STATS, Assignment, CheckpointDescription
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
 from lidar_cli.checkpoints.formats.format import (
     SMALL,
@@ -23,18 +23,19 @@ from lidar_cli.checkpoints.formats.format import (
     matches,
     training,
 )
-from lidar_cli.checkpoints.models.weights import compare, shapes_of, size, some
+from lidar_cli.checkpoints.models.weights import compare, first_few, shapes_of, size
 from lidar_cli.checkpoints.reading import folder
 from lidar_cli.checkpoints.reading.containers import StateDict, clean
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
-from lidar_cli.checkpoints.shapes.spec import Assumed, Value, renamed, settle
+from lidar_cli.checkpoints.shapes.spec import Assumed, Value, assume_all, renamed
 from lidar_cli.checkpoints.shapes.vit import TransformerSpec
 from lidar_cli.errors import CheckpointError
 
-COMMON_NOISE = (r"n_averaged$", r"(.*\.)?total_(ops|params)$")  # of averaging, of profilers
-BRANCHES = {  # the values of --branch -> the branch's name
+# Counters that torch's AveragedModel and profilers save.
+COMMON_UNUSED = (r"n_averaged$", r"(.*\.)?total_(ops|params)$")
+BRANCHES = {  # value of --branch -> name of the branch
     "auto": "auto",
     "student": "student",
     "encoder": "student",
@@ -47,17 +48,17 @@ BRANCHES = {  # the values of --branch -> the branch's name
     "key": "teacher",
 }
 
-Modules = dict[str, Assignment]  # layer -> module, in the order of the forward pass
+Modules = dict[str, Assignment]  # layer -> its module, in the order of the forward pass
 
 
 @dataclass(frozen=True)
 class Options:
-    """The user's choices for one file."""
+    """The user's options for one file."""
 
-    arch: str | None  # a timm name
-    activation: str  # in the heads; 'auto' for the usual one
-    branch: str  # a key of BRANCHES; an auto branch is the first that has all layers
-    layer: str  # as for `--layer`; a head that is not needed for these may be unreadable
+    arch: str | None  # name of a timm model
+    activation: str  # in the heads; 'auto' for the format's
+    branch: str  # a key of BRANCHES; 'auto' for the first branch that has all requested layers
+    layer: str  # value of `--layer`; heads that it does not need are ignored if they are not MLPs
     config: Mapping[str, Any] | None  # config.json of the folder
     assume: Mapping[str, Value]  # values of `--assume` for this file's system
 
@@ -65,42 +66,44 @@ class Options:
 def assign_by_format(
     path: Path, format: Format, state: StateDict, options: Options
 ) -> tuple[CheckpointDescription, Modules]:
-    """Backbone and heads of one branch.
+    """The description of a file of this format, and the backbone and heads of one branch.
 
     Raises CheckpointError if a tensor is missing or unknown, or the branch is not in the file.
     """
-    present = [b for b in format.branches if _has(state, b.backbone)]
-    branch, reason = _branch(path, format, present, options)
-    backbone = _backbone(path, format, state, branch, options)
-    left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
-    trained = _trained(path, format, state, backbone)
-    # Some of the noise may be within heads.
-    ignored = [*backbone.dropped, *_take_noise(left, COMMON_NOISE)]
+    present = [b for b in format.branches if _has_prefix(state, b.backbone)]
+    branch, reason = _choose_branch(path, format, present, options)
+    backbone = _assign_backbone(path, format, state, branch, options)
+    rest = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
+    trained = _training(path, format, state, backbone)
+    # Removed before the heads are read: some counters are among their tensors.
+    ignored = [*backbone.dropped, *_remove_matching(rest, COMMON_UNUSED)]
     usual = Assumed(trained.activation, trained.why_activation) if trained.activation else None
-    modules = _take_heads(path, format, branch, backbone, left, usual, options, ignored)
-    ignored += take_beginnings(left, backbone.noise)
-    noise = (*format.noise, *COMMON_NOISE)
-    ignored += _take_other_branches(left, format, branch) + _take_noise(left, noise)
-    unknown = [state.originals[name] for name in left]
-    unknown += [name for name in state.others if not matches(clean(name), noise)]
+    modules = _assign_heads(path, format, branch, backbone, rest, usual, options, ignored)
+    ignored += remove_by_prefix(rest, backbone.unused_prefixes)
+    unused = (*format.unused, *COMMON_UNUSED)
+    ignored += _remove_other_branches(rest, format, branch) + _remove_matching(rest, unused)
+    unknown = [state.originals[name] for name in rest]
+    unknown += [name for name in state.others if not matches(clean(name), unused)]
     if unknown:
         raise CheckpointError(
-            f"{path}: {len(unknown)} entries beside the {backbone.spec.arch} are not understood: "
-            f"{some(unknown)}; expected those of {format.title}; choose another with --format, "
-            f"or {NEXT}",
+            f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
+            f"{first_few(unknown)}; expected those of {format.title}; choose another with "
+            f"--format, or {NEXT}",
             code="unknown-entries",
         )
     description = describe(modules, state, tuple(ignored), branch.name)
-    natural = description.image_size
-    if natural is not None and backbone.spec.any_size:
-        natural = min(natural, format.image_size or natural)
-    stats = {STATS: Assumed(trained.pixel_stats, trained.why_stats)} if trained.why_stats else {}
+    image_size = description.image_size
+    if image_size is not None and backbone.spec.any_size:
+        image_size = min(image_size, format.image_size or image_size)
+    stats = (
+        {PIXEL_STATS: Assumed(trained.pixel_stats, trained.why_stats)} if trained.why_stats else {}
+    )
     description = dataclasses.replace(
         description,
         format=format.name,
         branches=tuple(b.name for b in present),
         branch_reason=reason,
-        image_size=natural,
+        image_size=image_size,
         recipe=trained.recipe,
         pixel_stats=trained.pixel_stats,
         assumed={**description.assumed, **stats},
@@ -113,7 +116,7 @@ def assign_by_format(
 def describe(
     modules: Modules, state: StateDict, ignored: tuple[str, ...], branch: str = "encoder"
 ) -> CheckpointDescription:
-    """The description of a backbone and its heads."""
+    """The description of a file with this backbone and these heads."""
     backbone = modules["backbone"]
     spec = backbone.spec
     tensors = [item for module in modules.values() for item in module.tensors.items()]
@@ -129,7 +132,7 @@ def describe(
         image_size=spec.image_size,
         widths={layer: module.spec.width for layer, module in modules.items()},
         container=state.container,
-        # With the additions of wrappers: 'module.backbone.' rather than 'backbone.'.
+        # As in the file, with the prefixes of wrappers: 'module.backbone.', not 'backbone.'.
         prefix=state.originals[key].removesuffix(key.removeprefix(backbone.prefix)),
         ignored=ignored,
         parameters=sum(size(tensor) for name, tensor in tensors if not _is_statistic(name)),
@@ -149,50 +152,52 @@ def assign_mlp(
     usual: Assumed,
     options: Options,
 ) -> Assignment:
-    """A projector or predictor behind `width` numbers.
+    """The projector or predictor that these tensors form, whose input has `width` numbers.
 
-    names: keys of `tensors` -> names of layers within the head. usual: its activation, unless the
-    user gives one. Raises CheckpointError if the layers form no MLP.
+    origin: the file and head that an error names. names: keys of `tensors` -> names of layers
+    within the head. usual: the activation if `--activation` is auto.
+    Raises CheckpointError if the layers form no MLP.
     """
-    layers = {heads.plain_name(name): tensors[key] for key, name in names.items()}
+    layers = {heads.numbered_name(name): tensors[key] for key, name in names.items()}
     if len(layers) < len(names):
         raise CheckpointError(
-            f"{origin}: two layers have one number: {some(names, 6)}; {NEXT}",
+            f"{origin}: two layers have one number: {first_few(names, 6)}; {NEXT}",
             code="layers-of-one-number",
         )
     activation, why = options.activation, "--activation"
     if activation == "auto":
         activation, why = str(usual.value), usual.why
     spec = heads.mlp_spec(shapes_of(layers), width, activation, origin, why)
-    spec = settle(spec, options.assume)
+    spec = assume_all(spec, options.assume)
     compare(spec.shapes(), shapes_of(layers), origin)
     return Assignment(spec, layers)
 
 
-def take_beginnings(left: dict[str, Weight], beginnings: tuple[str, ...]) -> tuple[str, ...]:
-    """Remove tensors whose names begin so from `left`; the beginnings that occurred."""
-    matched = {key: b for key in left for b in beginnings if key.startswith(b)}
+def remove_by_prefix(rest: dict[str, Weight], prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    """Remove the tensors with these prefixes from `rest`; return the prefixes that occurred."""
+    matched = {key: prefix for key in rest for prefix in prefixes if key.startswith(prefix)}
     for key in matched:
-        del left[key]
-    return tuple(dict.fromkeys(beginning.rstrip(".") for beginning in matched.values()))
+        del rest[key]
+    return tuple(dict.fromkeys(prefix.rstrip(".") for prefix in matched.values()))
 
 
-def _trained(path: Path, format: Format, state: StateDict, backbone: Assignment) -> Training:
+def _training(path: Path, format: Format, state: StateDict, backbone: Assignment) -> Training:
+    """How the checkpoint was trained, by its names and the arguments saved next to it."""
     spec = backbone.spec
-    run = folder.arguments(path, format.arguments) if format.arguments else {}
+    arguments = folder.arguments(path, format.arguments) if format.arguments else {}
     small = isinstance(spec, ResNetSpec) and spec.kernel == 3
     small = small or (spec.image_size or SMALL + 1) <= SMALL
-    return training(format, state.tensors.keys(), run, small)
+    return training(format, state.tensors.keys(), arguments, small)
 
 
-def _has(state: StateDict, prefix: str) -> bool:
+def _has_prefix(state: StateDict, prefix: str) -> bool:
     return any(key.startswith(prefix) for key in state.tensors)
 
 
-def _branch(
+def _choose_branch(
     path: Path, format: Format, present: Sequence[Branch], options: Options
 ) -> tuple[Branch, str | None]:
-    """The branch that is asked for, else the first with the layers, and why if not the default."""
+    """The branch to use, by `--branch` or the requested layers, and why if not the default one."""
     wanted = BRANCHES[options.branch]
     layers = {name.strip() for name in options.layer.split(",")} - {"", "auto", "backbone"}
     suitable = [branch for branch in present if layers <= branch.heads.keys()]
@@ -213,24 +218,24 @@ def _branch(
     )
 
 
-def _backbone(
+def _assign_backbone(
     path: Path, format: Format, state: StateDict, branch: Branch, options: Options
 ) -> Assignment:
     prefix = branch.backbone
-    inside = [key for key in state.tensors if key.startswith(prefix)]
+    keys = [key for key in state.tensors if key.startswith(prefix)]
     if options.arch is not None:
         from lidar_cli.checkpoints.models.timm_model import assign_timm
 
-        part = {key.removeprefix(prefix): state.tensors[key] for key in inside}
+        part = {key.removeprefix(prefix): state.tensors[key] for key in keys}
         backbone = assign_timm(path, StateDict("", part, {}, ()), options.arch)
-        keys = frozenset(prefix + key for key in backbone.keys)
-        return dataclasses.replace(backbone, keys=keys, prefix=prefix + backbone.prefix)
-    keys_by_name: dict[str, str] = {}
-    for key in inside:
+        full = frozenset(prefix + key for key in backbone.keys)
+        return dataclasses.replace(backbone, keys=full, prefix=prefix + backbone.prefix)
+    keys_by_name: dict[str, str] = {}  # name in the family's files -> key of `state.tensors`
+    for key in keys:
         name = renamed(key.removeprefix(prefix), format.rename)
         if name in keys_by_name:
             raise CheckpointError(
-                f"{path}: {some([keys_by_name[name], key])} are one tensor in {format.title}; "
+                f"{path}: {first_few([keys_by_name[name], key])} are one tensor in {format.title}; "
                 f"{NEXT}",
                 code="two-names-of-one-tensor",
             )
@@ -242,7 +247,7 @@ def _backbone(
     family = _family(path, format, keys_by_name, state)
 
     def adjust(spec: Any) -> Any:
-        return settle(_adjusted(spec, format), options.assume)
+        return assume_all(_with_format_values(spec, format), options.assume)
 
     return assign_backbone(
         path, family, keys_by_name, state.tensors, prefix, options.config, adjust
@@ -255,22 +260,20 @@ def _family(
     for name in format.backbones:
         if FAMILIES[name].anchor in keys_by_name:
             return FAMILIES[name]
+    originals = [state.originals[key] for key in keys_by_name.values()]
     raise CheckpointError(
-        f"{path}: {format.title}: {len(keys_by_name)} tensors such as "
-        f"{some([state.originals[key] for key in keys_by_name.values()])} form no known backbone; "
-        f"expected a {' or a '.join(format.backbones)}; {NEXT}",
+        f"{path}: {format.title}: {len(originals)} tensors such as {first_few(originals)} form no "
+        f"known backbone; expected a {' or a '.join(format.backbones)}; {NEXT}",
         code="no-backbone",
     )
 
 
-def _adjusted(spec: Any, format: Format) -> Any:
-    """The spec with the format's assumptions beyond the shapes, in place of the usual ones."""
-    usual = {
-        "heads": dict(format.heads).get(spec.width),
-        "position_offset": format.position_offset,
-        "stem_padding": format.cifar_padding,
-    }
-    for key, value in usual.items():
+def _with_format_values(spec: Any, format: Format) -> Any:
+    """The spec with the format's values for what the shapes leave open."""
+    heads = dict(format.attention_heads).get(spec.width)
+    offset, padding = format.position_offset, format.cifar_padding
+    values = {"heads": heads, "position_offset": offset, "stem_padding": padding}
+    for key, value in values.items():
         if value is not None:
             spec = spec.assume(key, value, f"{format.name}'s")
     if format.resize and hasattr(spec, "resize"):
@@ -278,76 +281,76 @@ def _adjusted(spec: Any, format: Format) -> Any:
     return spec
 
 
-def _take_heads(
+def _assign_heads(
     path: Path,
     format: Format,
     branch: Branch,
     backbone: Assignment,
-    left: dict[str, Weight],
+    rest: dict[str, Weight],
     usual: Assumed | None,
     options: Options,
     ignored: list[str],
 ) -> Modules:
-    """The backbone and its heads, whose tensors are removed from `left`.
+    """The backbone and its heads; the tensors of the heads are removed from `rest`.
 
-    usual: the activation by the arguments of the training. An unreadable head is ignored unless
-    `options.layer` needs it.
+    usual: the activation that the training's arguments determine, None if they do not. A head that
+    cannot be built is added to `ignored`; it raises CheckpointError if `options.layer` needs it.
     """
     modules, width = {"backbone": backbone}, backbone.spec.width
-    readable, order = True, list(branch.heads)
+    readable, layers = True, list(branch.heads)  # a predictor needs a readable projector
     for layer, head in branch.heads.items():
-        inside = [key for key in left if key.startswith(head.prefix)]
+        keys = [key for key in rest if key.startswith(head.prefix)]
         try:
             if isinstance(head, TokenPredictor):
-                module = _predictor(path, head.prefix, left, inside, backbone)
+                module = _assign_token_predictor(path, head.prefix, rest, keys, backbone)
             elif readable:
                 activation = usual or Assumed(head.activation, f"{format.name}'s")
-                module = _mlp(path, head, left, inside, width, activation, options, ignored)
+                module = _assign_head(path, head, rest, keys, width, activation, options, ignored)
             else:
                 raise CheckpointError(
                     f"{path}: the input of {head.prefix} is not read", code="head-not-read"
                 )
         except CheckpointError as error:
-            if inside and heads.needed(options.layer, layer, order[order.index(layer) :]):
+            if keys and heads.is_needed(options.layer, layer, layers[layers.index(layer) :]):
                 message = f"{error}; or do without it: --layer backbone"
                 raise CheckpointError(message, code=error.code) from error
             readable, module = False, None
-            ignored += [f"{head.prefix.rstrip('.')} (not read)"] if inside else []
-        for key in inside:
-            del left[key]
+            ignored += [f"{head.prefix.rstrip('.')} (not read)"] if keys else []
+        for key in keys:
+            del rest[key]
         if module is not None:
             modules[layer], width = module, module.spec.width
     return modules
 
 
-def _mlp(
+def _assign_head(
     path: Path,
     head: Head,
-    left: Mapping[str, Weight],
-    inside: Sequence[str],
+    rest: Mapping[str, Weight],
+    keys: Sequence[str],
     width: int,
     usual: Assumed,
     options: Options,
     ignored: list[str],
 ) -> Assignment | None:
-    """The head of the keys `inside`; None if it has no layers in the file."""
-    names = {key: head.name(key) for key in inside}
-    after = [key for key in inside if matches(names[key], head.after)]
+    """The MLP with the tensors of these keys; None if the file has none of its layers."""
+    names = {key: head.name(key) for key in keys}
+    after = [key for key in keys if matches(names[key], head.after)]
     ignored += list(dict.fromkeys(key.rpartition(".")[0] for key in after))
     names = {key: name for key, name in names.items() if key not in after}
     origin = f"{path}: {head.prefix.rstrip('.')}"
-    return assign_mlp(origin, names, left, width, usual, options) if names else None
+    return assign_mlp(origin, names, rest, width, usual, options) if names else None
 
 
-def _predictor(
-    path: Path, prefix: str, left: Mapping[str, Weight], inside: Sequence[str], backbone: Assignment
+def _assign_token_predictor(
+    path: Path, prefix: str, rest: Mapping[str, Weight], keys: Sequence[str], backbone: Assignment
 ) -> Assignment | None:
-    """I-JEPA's predictor of the keys `inside`; None if there are none.
+    """I-JEPA's predictor with the tensors of these keys; None if there are no keys.
 
-    Raises CheckpointError if a tensor of it is missing or unknown, or if the backbone has other
-    tokens than those of patches.
+    Raises CheckpointError if one of its tensors is missing or unknown, or if the backbone has
+    tokens other than patch tokens.
     """
-    tensors = {key.removeprefix(prefix): left[key] for key in inside}
+    tensors = {key.removeprefix(prefix): rest[key] for key in keys}
     if not tensors:
         return None
     origin, encoder = f"{path}: {prefix.rstrip('.')}", backbone.spec
@@ -369,28 +372,25 @@ def _predictor(
     return Assignment(spec, tensors)
 
 
-def _take_other_branches(left: dict[str, Weight], format: Format, branch: Branch) -> list[str]:
-    """Remove the tensors of branches that were not chosen from `left`; their prefixes."""
+def _remove_other_branches(rest: dict[str, Weight], format: Format, branch: Branch) -> list[str]:
+    """Remove the tensors of the other branches from `rest`; return their prefixes."""
     chosen = branch.prefixes
     ignored = []
     for other in format.branches:
         for prefix in [prefix for prefix in other.prefixes if prefix and prefix not in chosen]:
-            keys = [key for key in left if key.startswith(prefix)]
+            keys = [key for key in rest if key.startswith(prefix)]
             for key in keys:
-                del left[key]
+                del rest[key]
             if keys:
                 ignored.append(prefix.rstrip("."))
     return ignored
 
 
-def _take_noise(left: dict[str, Weight], patterns: tuple[str, ...]) -> list[str]:
-    """Remove the tensors that match from `left`; the modules to which they belong.
-
-    A module is named by the first two parts of its name.
-    """
-    keys = [key for key in left if matches(key, patterns)]
+def _remove_matching(rest: dict[str, Weight], patterns: tuple[str, ...]) -> list[str]:
+    """Remove the tensors that match from `rest`; return the two outer modules of each."""
+    keys = [key for key in rest if matches(key, patterns)]
     for key in keys:
-        del left[key]
+        del rest[key]
     modules = (key.rpartition(".")[0] or key for key in keys)
     return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in modules))
 

@@ -1,4 +1,4 @@
-"""What a checkpoint file is, and the modules to build from it; none of it needs torch."""
+"""The description of a checkpoint file, and the modules to build from it; without torch."""
 
 from __future__ import annotations
 
@@ -6,61 +6,63 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lidar_cli.checkpoints.models.weights import some
+from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes.spec import Assumed
 
-STATS = "pixel_stats"  # the key of --assume that no spec has
+PIXEL_STATS = "pixel_stats"  # the key of --assume that is not a field of a spec
 
 
 @dataclass(frozen=True)
 class CheckpointDescription:
-    """What a checkpoint file is, by names and shapes alone."""
+    """What a checkpoint file contains, derived from the names and shapes of its tensors."""
 
     format: str
     arch: str
-    image_size: int | None  # pixels a side, None where the weights do not say
+    image_size: int | None  # pixels a side, None if the weights do not determine it
     widths: dict[str, int]  # layer -> length of its embedding
-    container: str  # keys down to the state dict, with dots; '' for the file itself
-    prefix: str  # of the backbone in it
+    container: str  # keys of the state dict, joined with dots; '' for the file itself
+    prefix: str  # of the backbone's tensors in the state dict
     ignored: tuple[str, ...]  # recognised modules and tensors that are not used
-    parameters: int  # numbers in the tensors used, without BatchNorm's statistics
-    assumed: Mapping[str, Assumed] = field(default_factory=dict)  # what the weights leave open
-    assumptions: tuple[str, ...] = ()  # what else is assumed, in words
+    parameters: int  # number of parameters in use, without BatchNorm's statistics
+    assumed: Mapping[str, Assumed] = field(default_factory=dict)  # values the weights leave open
+    assumptions: tuple[str, ...] = ()  # other assumptions, in words
     branch: str = "encoder"
-    branches: tuple[str, ...] = ("encoder",)  # all in the file, the default one first
-    recipe: str | None = None  # name of the view recipe that the system was trained with
-    pixel_stats: str = "auto"  # of the images that it was trained with; 'auto' for the recipe's
+    branches: tuple[str, ...] = ("encoder",)  # all branches in the file, the default first
+    recipe: str | None = None  # name of the view recipe of its training
+    pixel_stats: str = "auto"  # of its training images; 'auto' for the recipe's
     why: str = ""  # how the format was recognised
-    branch_reason: str | None = None  # why another branch than the default one was taken
-    patch: int | None = None  # pixels a side, of a backbone that sees patches
-    masks: tuple[str, ...] = ()  # rules under which it can be embedded, see views/masks.py
+    branch_reason: str | None = None  # why the branch is not the default one
+    patch: int | None = None  # pixels a side of a ViT's patches, None for other backbones
+    masks: tuple[str, ...] = ()  # mask rules that its embedding supports, see views/masks.py
     stand_ins: tuple[str, ...] = ()  # foreign names in the file, neither imported nor run
 
     @property
     def assumed_text(self) -> str:
-        """All that is assumed, '' for nothing."""
-        return "; ".join([*(one.text(key) for key, one in self.assumed.items()), *self.assumptions])
+        """All assumptions in words, '' if there are none."""
+        values = [value.text(key) for key, value in self.assumed.items()]
+        return "; ".join([*values, *self.assumptions])
 
     @property
-    def note(self) -> str | None:
-        """The foreign names in words, None if there are none."""
-        note = f"names {some(self.stand_ins, 6)}: stand-ins, nothing was imported or called"
-        return note if self.stand_ins else None
+    def stand_ins_text(self) -> str | None:
+        """A sentence about the foreign names in the file, None if there are none."""
+        if not self.stand_ins:
+            return None
+        return f"names {first_few(self.stand_ins, 6)}: stand-ins, nothing was imported or called"
 
 
 @dataclass(frozen=True)
 class Assignment:
     """A module to build, and the tensors of the file that fill it.
 
-    The fields after `tensors` are those of a backbone.
+    The fields after `tensors` are set for a backbone only.
     """
 
-    spec: Any  # a ModuleSpec; see there what that of a backbone also has
-    tensors: Mapping[str, Weight]  # by the names of the module's weights
-    title: str = ""  # the format of a file in which nothing names a system
-    keys: frozenset[str] = frozenset()  # of the tensors in the state dict
-    prefix: str = ""  # of those keys
-    noise: tuple[str, ...] = ()  # beginnings of keys that only training needs
-    classifiers: tuple[str, ...] = ()  # names of linear classifiers that may be next to it
-    dropped: tuple[str, ...] = ()  # names of tensors within it that are not used
+    spec: Any  # a ModuleSpec, which also lists the fields that only a backbone's spec has
+    tensors: Mapping[str, Weight]  # name in the module's state dict -> tensor
+    title: str = ""  # the format to report if the file matches no format
+    keys: frozenset[str] = frozenset()  # keys of these tensors in the state dict
+    prefix: str = ""  # common prefix of those keys
+    unused_prefixes: tuple[str, ...] = ()  # prefixes of tensors that only training needs
+    classifiers: tuple[str, ...] = ()  # names of its linear classifiers, which are ignored
+    dropped: tuple[str, ...] = ()  # names of its tensors that timm's conversion drops

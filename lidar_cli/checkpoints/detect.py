@@ -1,7 +1,8 @@
-"""The names and shapes in a checkpoint -> what it is, and the modules to build from it.
+"""Recognises a checkpoint by the names and shapes of its tensors, and lists the modules to build.
 
-The formats (formats/) are tried first, and the most specific that matches is taken; files without a
-format are recognised by usual names (fallback.py). This file needs no torch.
+The formats in formats/ are tried first, and the most specific match is used. A file that matches no
+format is read by the usual names of backbones and heads (fallback.py). torch is imported only if
+`--arch` or config.json names a timm model.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.assign import BRANCHES, Modules, Options, assign_by_format
-from lidar_cli.checkpoints.description import STATS, CheckpointDescription
+from lidar_cli.checkpoints.description import PIXEL_STATS, CheckpointDescription
 from lidar_cli.checkpoints.fallback import assign_by_usual_names
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.format import Format, fits
-from lidar_cli.checkpoints.models.weights import some
+from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.containers import (
     StateDict,
     average,
@@ -32,29 +33,29 @@ from lidar_cli.checkpoints.reading.containers import (
 from lidar_cli.checkpoints.reading.folder import architecture
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.checkpoints.shapes.spec import (
-    KEYS,
-    SET,
+    ASSUME_KEYS,
+    BY_USER,
     USUAL,
     Assumed,
     AssumeValues,
     Value,
     check_all_open,
-    parse,
+    parse_assumptions,
     renamed,
 )
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.recipes import statistics_text
 
-PLAIN = "plain"  # the --format of a file that no format should match
-DEEPEST = 6  # levels of dicts below a container that are searched
+PLAIN = "plain"  # the value of --format for which no format is tried
+MAX_DEPTH = 6  # levels of nested dicts that are searched below a format's dict
 
 Match = tuple[Format, StateDict]
 
 
 def check_names(format: str, branch: str) -> None:
-    """Raise SettingsError for a format or branch that no checkpoint can have."""
-    names = ["auto", PLAIN, *(one.name for one in FORMATS)]
+    """Raise SettingsError for a `--format` or `--branch` that does not exist."""
+    names = ["auto", PLAIN, *(entry.name for entry in FORMATS)]
     if format not in names:
         raise SettingsError(f"--format {format}: {nearest(format, names)}", code="no-such-format")
     if branch not in BRANCHES:
@@ -65,7 +66,7 @@ def check_names(format: str, branch: str) -> None:
 
 def check_assumptions(assume: Sequence[str]) -> AssumeValues:
     """The parsed values of `--assume`; raises SettingsError."""
-    return parse(assume, (PLAIN, *(one.name for one in FORMATS)))
+    return parse_assumptions(assume, (PLAIN, *(entry.name for entry in FORMATS)))
 
 
 def detect(
@@ -80,126 +81,131 @@ def detect(
     config: Mapping[str, Any] | None = None,
     assume: Sequence[str] = (),
 ) -> tuple[CheckpointDescription, Modules]:
-    """What a checkpoint is, and the module of each layer with its tensors.
+    """The description of a checkpoint, and for each layer the module to build with its tensors.
 
-    tree: of `read_checkpoint`. arch: a timm name that takes precedence over the shapes. format: the
-    name of a format, or 'plain' for none of them. branch: 'student' or 'teacher'. layer: the value
-    of `--layer`, by which an auto branch is chosen. config: config.json of a Hugging Face folder.
-    assume: KEY=VALUE and SYSTEM:KEY=VALUE, for what the weights leave open.
-    Raises NoWeights if nothing in it is a weight, CheckpointError if it is not understood, and
-    SettingsError for an arch unknown to timm, an unknown format or branch, or an assumption about
-    something that the file determines.
+    tree: the nested containers that `read_checkpoint` returns. arch: name of a timm model to build
+    whatever the shapes are. format: name of the only format to try, or 'plain' for none. branch:
+    'student' or 'teacher'. layer: the value of `--layer`, by which an auto branch is chosen.
+    config: config.json of a Hugging Face folder. assume: KEY=VALUE and SYSTEM:KEY=VALUE, for what
+    the weights leave open.
+    Raises NoWeights if the file has no weights, CheckpointError if a tensor is missing or not
+    recognised, and SettingsError for an arch unknown to timm, an unknown format or branch, or an
+    assumption about something that the file determines.
     """
     check_names(format, branch)
     assume_values = check_assumptions(assume)
-    by_config = _timm_name(path, config) if config and arch is None else None
+    config_arch = _timm_name(path, config) if config and arch is None else None
     match = match_format(path, tree, format, config)
-    key = average(tree)
-    if key is not None and match is not None and _has_teacher(match[0]):
-        key = None  # a branch of the format, or reported as unused
-    raw = raw_container(tree, key) if key is not None else None
-    averaged = key is not None and BRANCHES[branch] == "teacher"
-    if key is not None and averaged:
-        tree = with_average(tree, key)
+    average_key = average(tree)
+    if average_key is not None and match is not None and _has_teacher(match[0]):
+        average_key = None  # the format has it as a branch, or it is reported as unused
+    raw_key = raw_container(tree, average_key) if average_key is not None else None
+    use_average = average_key is not None and BRANCHES[branch] == "teacher"
+    if average_key is not None and use_average:
+        tree = with_average(tree, average_key)
         match = match_format(path, tree, format, config)
         branch = "auto"
     system = match[0].name if match else PLAIN
     options = Options(
-        arch or by_config, activation, branch, layer, config, assume_values.of(system)
+        arch or config_arch, activation, branch, layer, config, assume_values.of(system)
     )
     try:
         description, modules = _assign(path, tree, match, options)
     except CheckpointError:
-        if by_config is None:
+        if config_arch is None:
             raise
         # timm saves a model's name even if it was built at another depth or width.
         by_shapes = None
         with suppress(CheckpointError):
             by_shapes = _assign(path, tree, match, replace(options, arch=None))
-        if by_shapes is None or not _has_names_of(by_config, by_shapes[1]):
+        if by_shapes is None or not _has_names_of(config_arch, by_shapes[1]):
             raise
         description, modules = by_shapes
-        note = f"not timm's {by_config} that config.json names, whose tensors are others"
+        note = f"not timm's {config_arch} that config.json names, whose tensors are others"
         description = replace(description, assumptions=(*description.assumptions, note))
-    if key is not None:
-        description = _with_average_as_branch(description, key, raw, averaged)
+    if average_key is not None:
+        description = _with_average_as_branch(description, average_key, raw_key, use_average)
     return description, modules
 
 
 def match_format(
     path: Path, tree: Mapping[str, Any], name: str = "auto", config: Mapping[str, Any] | None = None
 ) -> Match | None:
-    """The most specific format whose conditions a file meets, and its state dict; None without one.
+    """The most specific format that a file matches, and the state dict in it; None without a match.
 
-    name: the one format to look for, 'auto' for all, 'plain' for none. config: config.json of
-    the folder, where there is one.
-    Raises CheckpointError if two are equally specific, or the named one does not match.
+    name: the only format to try, 'auto' for all, 'plain' for none. config: config.json of the
+    folder, where there is one.
+    Raises CheckpointError if two matches are equally specific, or the named format does not match.
     """
     if name == PLAIN:
         return None
-    requested = [one for one in FORMATS if name in ("auto", one.name)]
-    places = candidates(tree)
+    requested = [entry for entry in FORMATS if name in ("auto", entry.name)]
+    containers = candidates(tree)
     matches: dict[str, Match] = {}
-    states: dict[object, StateDict | None] = {}  # few for many formats
-    for one in requested:
-        if not _has_keys(one, tree, config if name == "auto" else None):
+    states: dict[object, StateDict | None] = {}  # many formats read the same state dict
+    for entry in requested:
+        if not _has_keys(entry, tree, config if name == "auto" else None):
             continue
-        for container, root in places:
-            if not one.roots or container in one.roots or name != "auto":
-                place = (container, one.inside, one.added)
-                if place not in states:
-                    states[place] = _state(one, container, root)
-                state = states[place]
-                if state is not None and _meets(one, state):
-                    matches.setdefault(one.name, (one, state))
+        for container, root in containers:
+            if not entry.containers or container in entry.containers or name != "auto":
+                source = (container, entry.nested, entry.class_prefix)
+                if source not in states:
+                    states[source] = _state_dict(entry, container, root)
+                state = states[source]
+                if state is not None and _has_tensors(entry, state):
+                    matches.setdefault(entry.name, (entry, state))
     if name != "auto" and not matches:
         raise CheckpointError(
             f"{path}: is not {name}: expected {requested[0].why}; leave --format out",
             code="other-format",
         )
-    most = max((one.specificity for one, _ in matches.values()), default=0)
+    most = max((entry.specificity for entry, _ in matches.values()), default=0)
     best = [match for match in matches.values() if match[0].specificity == most]
     if len(best) > 1:
-        names = ", ".join(one.name for one, _ in best)
+        names = ", ".join(entry.name for entry, _ in best)
         raise CheckpointError(
             f"{path}: may be {names}; choose one of them with --format", code="ambiguous-format"
         )
     return best[0] if best else None
 
 
-def _state(format: Format, container: str, root: Mapping[str, Any]) -> StateDict | None:
-    """The tensors of a container, with nested dicts joined where the format says; None if none."""
+def _state_dict(format: Format, container: str, root: Mapping[str, Any]) -> StateDict | None:
+    """The tensors of a container, or of the dicts nested in it that the format lists.
+
+    None if there are no tensors, or if two of them get the same name.
+    """
     tensors: dict[str, Weight] = {}
     originals: dict[str, str] = {}
     others: list[str] = []
-    taken: set[str] = set()
-    dicts: set[int] = set()
-    places = [(p, prefix, _inner(root, p)) for p, prefix in format.inside or (("", ""),)]
-    for place, prefix, inner in places:
-        if inner is None or prefix in taken:
+    filled: set[str] = set()  # prefixes under which tensors were found
+    walked: set[int] = set()  # ids of dicts
+    sources = [(p, prefix, _nested(root, p)) for p, prefix in format.nested or (("", ""),)]
+    for at, prefix, source in sources:
+        if source is None or prefix in filled:
             continue
-        apart = {id(other) for _, _, other in places if other is not inner}  # have their own place
-        before = set(apart)
-        for name, value in _walk(inner, DEEPEST if place else 0, apart):
-            key = prefix + renamed(clean(name), ((format.added, ""),))
+        listed = {id(other) for _, _, other in sources if other is not source}
+        seen = set(listed)  # dicts that the format lists are not walked as part of another
+        for name, value in _walk(source, MAX_DEPTH if at else 0, seen):
+            key = prefix + renamed(clean(name), ((format.class_prefix, ""),))
             if not is_tensor(value):
-                others.append(f"{place}.{name}".lstrip("."))
+                others.append(f"{at}.{name}".lstrip("."))
             elif key in tensors:
                 return None
             else:
-                taken.add(prefix)
+                filled.add(prefix)
                 tensors[key] = value
-                originals[key] = f"{place}.{name}".lstrip(".")
-        dicts |= apart - before
+                originals[key] = f"{at}.{name}".lstrip(".")
+        walked |= seen - listed
     if not tensors:
         return None
-    nested = bool(container) and not format.inside
+    nested = bool(container) and not format.nested
     others = others if nested else []
-    return StateDict(container, tensors, originals, tuple(others), frozenset(dicts))
+    return StateDict(container, tensors, originals, tuple(others), frozenset(walked))
 
 
-def _inner(root: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:
-    for key in place.split(".") if place else []:
+def _nested(root: Mapping[str, Any], path: str) -> Mapping[str, Any] | None:
+    """The dict at a path of keys joined with dots, '' for the root; None if there is none."""
+    for key in path.split(".") if path else []:
         value = root.get(key)
         if not isinstance(value, dict):
             return None
@@ -207,43 +213,48 @@ def _inner(root: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:
     return root
 
 
-def _walk(inner: Mapping[Any, Any], depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Entries, and those of nested dicts by names joined with dots; each dict occurs once."""
-    seen.add(id(inner))
-    for key, value in inner.items():
+def _walk(entries: Mapping[Any, Any], depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """The entries, and those of nested dicts under names joined with dots.
+
+    seen: ids of dicts to leave out; those that are walked are added.
+    """
+    seen.add(id(entries))
+    for key, value in entries.items():
         if isinstance(value, dict) and depth > 0:
-            if id(value) not in seen:  # a pickle can repeat one without end
+            if id(value) not in seen:  # a dict in a pickle can contain itself
                 yield from ((f"{key}.{name}", v) for name, v in _walk(value, depth - 1, seen))
         else:
             yield str(key), value
 
 
 def _has_keys(format: Format, tree: Mapping[str, Any], config: Mapping[str, Any] | None) -> bool:
-    """Whether the file's keys and its config.json are as the format requires."""
-    keys = all(key in tree for key in format.keys) and not any(k in tree for k in format.no_keys)
+    """Whether the file has the keys that the format requires, and config.json its entries."""
+    keys = all(key in tree for key in format.keys) and not any(
+        k in tree for k in format.absent_keys
+    )
     entries = config or {}
     return keys and all(entries.get(name, value) == value for name, value in format.config)
 
 
-def _meets(format: Format, state: StateDict) -> bool:
-    """Whether the names and shapes of the tensors are as the format requires."""
+def _has_tensors(format: Format, state: StateDict) -> bool:
+    """Whether the names and shapes of the tensors are those that the format requires."""
 
     def square(pattern: str) -> bool:
         matrices = [t for name, t in state.tensors.items() if re.match(pattern, name)]
         return all(len(t.shape) == 2 and t.shape[0] == t.shape[1] for t in matrices)
 
-    return fits(state.tensors, format.marks, format.lacks) and all(map(square, format.square))
+    return fits(state.tensors, format.present, format.absent) and all(map(square, format.square))
 
 
 def _assign(
     path: Path, tree: Mapping[str, Any], match: Match | None, options: Options
 ) -> tuple[CheckpointDescription, Modules]:
-    """The description and modules by the format, or by usual names without one."""
+    """The description and modules by the matched format; without one, by usual names."""
     assume, activation = options.assume, options.activation
     if activation != "auto" and assume.get("activation", activation) != activation:
         raise SettingsError(
             f"--activation {activation} and --assume activation={assume['activation']} are two "
-            "values of one; give one of them",
+            "values of one option; give one of them",
             code="activation-twice",
         )
     if match is not None:
@@ -258,32 +269,35 @@ def _assign(
                 "leave --branch out",
                 code="no-branch",
             )
-    aside = unused(tree, state.dicts)
-    description = replace(
-        description, ignored=(*description.ignored, *([some(aside, 8)] if aside else []))
-    )
+    unused_entries = unused(tree, state.dicts)
+    if unused_entries:
+        ignored = (*description.ignored, first_few(unused_entries, 8))
+        description = replace(description, ignored=ignored)
     return _with_assumptions(path, description, modules, assume), modules
 
 
 def _with_assumptions(
     path: Path, description: CheckpointDescription, modules: Modules, assume: Mapping[str, Value]
 ) -> CheckpointDescription:
-    """With pixel statistics, and all that is assumed in the order of KEYS; raises SettingsError."""
-    stats, pixels = description.pixel_stats, description.assumed.get(STATS)
-    if STATS in assume:
-        stats = str(assume[STATS])
-        pixels = Assumed(stats, SET)
+    """The description with pixel statistics, and with its assumptions in the order of ASSUME_KEYS.
+
+    Raises SettingsError for a value of `--assume` that the file determines.
+    """
+    stats, pixels = description.pixel_stats, description.assumed.get(PIXEL_STATS)
+    if PIXEL_STATS in assume:
+        stats = str(assume[PIXEL_STATS])
+        pixels = Assumed(stats, BY_USER)
     elif pixels is None:
         origin = f"{description.format}'s" if description.recipe is not None else USUAL
         recipe = find_recipe(description.recipe or "auto", "auto")
         values = statistics_text(recipe.mean, recipe.std) if stats == "auto" else stats
         pixels = Assumed(values, origin)
-    assumed = {**description.assumed, STATS: pixels}
+    assumed = {**description.assumed, PIXEL_STATS: pixels}
     decided: dict[str, str] = {}
     for module in modules.values():
         decided |= module.spec.decided
     check_all_open(assume, assumed, decided, str(path))
-    ordered = {key: assumed[key] for key in KEYS if key in assumed}
+    ordered = {key: assumed[key] for key in ASSUME_KEYS if key in assumed}
     return replace(description, assumed=ordered, pixel_stats=stats)
 
 
@@ -294,9 +308,9 @@ def _has_teacher(format: Format) -> bool:
 def _with_average_as_branch(
     description: CheckpointDescription, key: str, raw: str | None, averaged: bool
 ) -> CheckpointDescription:
-    """The description of one of two state dicts: its averaged weights, under `key`, or the others.
+    """The description of a file that has averaged weights under `key` in addition to the raw ones.
 
-    raw: key of the others, see `raw_container`.
+    raw: key of the raw weights, see `raw_container`. averaged: whether the averaged ones are used.
     """
     branches = (*description.branches, "teacher")
     if not averaged:
@@ -314,7 +328,7 @@ def _with_average_as_branch(
 
 
 def _has_names_of(arch: str, modules: Modules) -> bool:
-    """Whether all tensors of a backbone have names of timm's model, if perhaps other sizes."""
+    """Whether timm's model has a tensor of every name in the backbone; the shapes may differ."""
     import timm
     import torch
 
@@ -324,15 +338,19 @@ def _has_names_of(arch: str, modules: Modules) -> bool:
 
 
 def _timm_name(path: Path, config: Mapping[str, Any]) -> str | None:
-    """The model in timm's config.json; raises CheckpointError if the installed timm lacks it."""
+    """The name of the timm model in config.json, None if it names none.
+
+    Raises CheckpointError if the installed timm has no such model.
+    """
     name = architecture(config)
     if name is not None:
         import timm
 
         if not timm.is_model(name):
             raise CheckpointError(
-                f"{path}: config.json names timm's {some([name])}, which timm {timm.__version__} "
-                "does not have; install a newer timm, or name another model with --arch",
+                f"{path}: config.json names timm's {first_few([name])}, which timm "
+                f"{timm.__version__} does not have; install a newer timm, or name another model "
+                "with --arch",
                 code="timm-lacks-model",
             )
     return name

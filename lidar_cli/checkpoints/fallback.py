@@ -1,7 +1,8 @@
-"""A state dict that no format matches: one backbone, and heads by their usual names.
+"""Assigns the tensors of a file that no format matches: one backbone, and a projector.
 
-The prefix is the text before a family's anchor. Every other tensor is a projector's by one of the
-usual names, a linear classifier's, noise, or an error.
+The backbone is found by a family's anchor; the text before the anchor is the backbone's prefix.
+Every other tensor must belong to a projector or linear classifier with a usual name, or be one that
+only training needs; any other tensor raises an error.
 """
 
 from __future__ import annotations
@@ -10,60 +11,60 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.assign import Modules, Options, assign_mlp, describe, take_beginnings
+from lidar_cli.checkpoints.assign import Modules, Options, assign_mlp, describe, remove_by_prefix
 from lidar_cli.checkpoints.description import Assignment, CheckpointDescription
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
-from lidar_cli.checkpoints.models.weights import some
+from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.containers import StateDict
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
-from lidar_cli.checkpoints.shapes.spec import USUAL, Assumed, settle
+from lidar_cli.checkpoints.shapes.spec import USUAL, Assumed, assume_all
 from lidar_cli.errors import CheckpointError
 
-PREFIXES = ("backbone", "encoder")  # take precedence if there are several backbones
+PREFIXES = ("backbone", "encoder")  # preferred if there are several backbones
 PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head")
 CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier", "pooler.dense")
-# Of averaged models, of profilers, of masked training, of BEiT (it follows from the grid).
-NOISE = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
+# Saved by averaged models, by profilers, by masked training, and by BEiT (the grid determines it).
+UNUSED = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
 
 
 def assign_by_usual_names(
     path: Path, state: StateDict, options: Options
 ) -> tuple[CheckpointDescription, Modules]:
-    """Backbone and projector of a state dict.
+    """The description of a state dict, and its backbone and projector.
 
     Raises CheckpointError if a tensor is missing or unknown, SettingsError for an arch unknown to
     timm.
     """
-    backbone = _backbone(path, state, options)
-    left = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
+    backbone = _assign_backbone(path, state, options)
+    rest = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
     levels = _levels(backbone.prefix)
-    ignored = backbone.dropped + take_beginnings(left, backbone.noise)
-    ignored += _take_ignored(left, levels, CLASSIFIERS + backbone.classifiers)
+    ignored = backbone.dropped + remove_by_prefix(rest, backbone.unused_prefixes)
+    ignored += _remove_unused(rest, levels, CLASSIFIERS + backbone.classifiers)
     modules = {"backbone": backbone}
-    candidates = _projectors(left, levels)
+    candidates = _projector_candidates(rest, levels)
     try:
         if candidates:
-            modules["projector"] = _projector(path, left, candidates, backbone, options)
+            modules["projector"] = _assign_projector(path, rest, candidates, backbone, options)
     except CheckpointError as error:
-        if heads.needed(options.layer, "projector", ()):
+        if heads.is_needed(options.layer, "projector", ()):
             message = f"{error}; or do without it: --layer backbone"
             raise CheckpointError(message, code=error.code) from error
         ignored += tuple(f"{name} (not read)" for name in candidates)
-    for key in [key for key in left if key.startswith(tuple(f"{name}." for name in candidates))]:
-        del left[key]
-    unknown = [state.originals[name] for name in left] + list(state.others)
+    for key in [key for key in rest if key.startswith(tuple(f"{name}." for name in candidates))]:
+        del rest[key]
+    unknown = [state.originals[name] for name in rest] + list(state.others)
     if unknown:
         raise CheckpointError(
-            f"{path}: {len(unknown)} entries beside the {backbone.spec.arch} are not understood: "
-            f"{some(unknown)}; expected at most a projector and a linear classifier; {NEXT}",
+            f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
+            f"{first_few(unknown)}; expected at most a projector and a linear classifier; {NEXT}",
             code="unknown-entries",
         )
     return describe(modules, state, ignored), modules
 
 
-def _backbone(path: Path, state: StateDict, options: Options) -> Assignment:
-    """timm's model of the user's name, else the backbone whose anchor is in the state dict."""
+def _assign_backbone(path: Path, state: StateDict, options: Options) -> Assignment:
+    """timm's model if `--arch` names one, else the backbone whose anchor is in the state dict."""
     if options.arch is not None:
         from lidar_cli.checkpoints.models.timm_model import assign_timm
 
@@ -72,37 +73,44 @@ def _backbone(path: Path, state: StateDict, options: Options) -> Assignment:
     keys = {key.removeprefix(prefix): key for key in state.tensors if key.startswith(prefix)}
 
     def adjust(spec: Any) -> Any:
-        return settle(spec, options.assume)
+        return assume_all(spec, options.assume)
 
     return assign_backbone(path, family, keys, state.tensors, prefix, options.config, adjust)
 
 
 def _family(path: Path, state: StateDict) -> tuple[Family, str]:
-    """The family and the prefix of the one backbone, or the one under a usual prefix."""
+    """The family and the prefix of the only backbone, or of the only one under a usual prefix.
+
+    Raises CheckpointError if there is none, or more than one.
+    """
     backbones: list[tuple[Family, str]] = []
-    special: tuple[str, ...] = ()  # prefixes that are taken
+    special: tuple[str, ...] = ()  # prefixes at which a special family matches
     for family in sorted(FAMILIES.values(), key=lambda family: not family.special):
-        places = [
+        prefixes = [
             key.removesuffix(family.anchor)
             for key in state.tensors
             if key == family.anchor or key.endswith(f".{family.anchor}")
         ]
-        backbones += [(family, prefix) for prefix in places if not prefix.startswith(special)]
-        special += tuple(places) if family.special else ()
-    usual = [one for one in backbones if set(one[1].split(".")[:-1]) <= set(PREFIXES)]
+        backbones += [(family, prefix) for prefix in prefixes if not prefix.startswith(special)]
+        special += tuple(prefixes) if family.special else ()
+    usual = [
+        (family, prefix)
+        for family, prefix in backbones
+        if set(prefix.split(".")[:-1]) <= set(PREFIXES)
+    ]
     if len(backbones) > 1 and len(usual) == 1:
         backbones = usual
     if not backbones:
         raise CheckpointError(
-            f"{path}: {len(state.tensors)} tensors such as {some(state.originals.values())} "
+            f"{path}: {len(state.tensors)} tensors such as {first_few(state.originals.values())} "
             f"form no known backbone; expected a ResNet or a ViT by torchvision's or timm's names; "
             f"{NEXT}",
             code="no-backbone",
         )
     if len(backbones) > 1:
-        prefixes = some([prefix or "(none)" for _, prefix in backbones])
+        names = first_few([prefix or "(none)" for _, prefix in backbones])
         raise CheckpointError(
-            f"{path}: {len(backbones)} backbones, under the prefixes {prefixes}; expected one; "
+            f"{path}: {len(backbones)} backbones, under the prefixes {names}; expected one; "
             "save the state dict of one of them alone",
             code="several-backbones",
         )
@@ -115,49 +123,49 @@ def _levels(prefix: str) -> list[str]:
     return ["".join(f"{part}." for part in parts[:i]) for i in range(len(parts) + 1)]
 
 
-def _take_ignored(
-    left: dict[str, Weight], levels: list[str], classifiers: tuple[str, ...]
+def _remove_unused(
+    rest: dict[str, Weight], levels: list[str], classifiers: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Remove linear classifiers and noise from `left`; their names."""
+    """Remove linear classifiers and UNUSED tensors from `rest`; return their names."""
     ignored = []
     for module in (level + name for level in levels for name in dict.fromkeys(classifiers)):
-        group = {key for key in left if key.startswith(f"{module}.")}
-        weight = left.get(f"{module}.weight")
+        group = {key for key in rest if key.startswith(f"{module}.")}
+        weight = rest.get(f"{module}.weight")
         linear = group <= {f"{module}.weight", f"{module}.bias"}
         if linear and weight is not None and len(weight.shape) == 2:
             ignored.append(module)
             for key in group:
-                del left[key]
-    for key in [key for key in left if key.rpartition(".")[2] in NOISE]:
+                del rest[key]
+    for key in [key for key in rest if key.rpartition(".")[2] in UNUSED]:
         ignored.append(key)
-        del left[key]
+        del rest[key]
     return tuple(ignored)
 
 
-def _projectors(left: Mapping[str, Weight], levels: list[str]) -> list[str]:
-    """Modules that may be a projector by their names."""
+def _projector_candidates(rest: Mapping[str, Weight], levels: list[str]) -> list[str]:
+    """The modules in `rest` that have a usual name of a projector."""
     return [
         level + name
         for level in levels
         for name in PROJECTORS
-        if any(key.startswith(f"{level}{name}.") for key in left)
+        if any(key.startswith(f"{level}{name}.") for key in rest)
     ]
 
 
-def _projector(
+def _assign_projector(
     path: Path,
-    left: Mapping[str, Weight],
+    rest: Mapping[str, Weight],
     candidates: list[str],
     backbone: Assignment,
     options: Options,
 ) -> Assignment:
     if len(candidates) > 1:
         raise CheckpointError(
-            f"{path}: {len(candidates)} projectors, {some(candidates)}; expected one; "
+            f"{path}: {len(candidates)} projectors, {first_few(candidates)}; expected one; "
             "name your own code with --model",
             code="several-projectors",
         )
     prefix = f"{candidates[0]}."
-    names = {key: key.removeprefix(prefix) for key in left if key.startswith(prefix)}
+    names = {key: key.removeprefix(prefix) for key in rest if key.startswith(prefix)}
     origin, usual = f"{path}: {candidates[0]}", Assumed("relu", USUAL)
-    return assign_mlp(origin, names, left, backbone.spec.width, usual, options)
+    return assign_mlp(origin, names, rest, backbone.spec.width, usual, options)

@@ -1,6 +1,6 @@
-"""Kinds of backbones, each recognised by its anchor, a tensor that all backbones of the kind have.
+"""Kinds of backbones, each recognised by its anchor, a tensor that every backbone of the kind has.
 
-A new architecture is a spec in `shapes` with its module in `models`, and an entry in FAMILIES.
+To add an architecture, write a spec in `shapes`, its module in `models`, and an entry of FAMILIES.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ NEXT = "name the architecture with --arch or your own code with --model"
 class Family:
     """One kind of backbone."""
 
-    title: str  # the format of a file in which nothing names a system
-    anchor: str  # name of a tensor, as in the file
-    spec: Callable[..., Any]  # from shapes, by renamed names, and the file's name to a ModuleSpec
-    rename: Rename = ()  # from the names in the file to those that the spec uses
-    configured: bool = False  # whether `spec` takes options of a config.json
-    special: bool = False  # takes precedence over families that are not, which describe less
-    noise: tuple[str, ...] = ()  # beginnings of names that only training needs
+    title: str  # the format to report if the file matches no format
+    anchor: str  # name of a tensor, as in the file after the backbone's prefix
+    spec: Callable[..., Any]  # (shapes by renamed names, name of the file) -> ModuleSpec
+    rename: Rename = ()  # names in the file -> names that the spec uses
+    configured: bool = False  # whether `spec` takes values of a config.json
+    special: bool = False  # takes precedence over the others at its prefix
+    unused_prefixes: tuple[str, ...] = ()  # prefixes of tensors that only training needs
 
 
 _special = partial(Family, special=True)
 _hugging_face = partial(Family, configured=True, special=True)
 
-FAMILIES: dict[str, Family] = {  # of the special ones, the first that matches is taken
+FAMILIES: dict[str, Family] = {  # of several special ones that match, the first is used
     "data2vec": _special(
         *("fairseq data2vec vision", beit.FAIRSEQ_ANCHOR, beit.fairseq_spec, beit.FROM_FAIRSEQ),
-        noise=beit.FAIRSEQ_NOISE,
+        unused_prefixes=beit.FAIRSEQ_UNUSED,
     ),
     "data2vec2": _special(
         *("fairseq data2vec 2.0", data2vec2.ANCHOR, data2vec2.spec, data2vec2.FROM_FAIRSEQ),
-        noise=data2vec2.NOISE,
+        unused_prefixes=data2vec2.UNUSED,
     ),
     "hf-beit": _hugging_face("Hugging Face BEiT", hf.BEIT_ANCHOR, hf.beit_spec, hf.FROM_HF_BEIT),
     "hf-dinov2": _hugging_face("Hugging Face DINOv2", hf.DINOV2_ANCHOR, hf.vit_spec, hf.FROM_HF),
@@ -66,9 +66,9 @@ FAMILIES: dict[str, Family] = {  # of the special ones, the first that matches i
 
 @contextmanager
 def consistent(path: Path, arch: str) -> Iterator[None]:
-    """Raise CheckpointError if shapes that are possible one by one do not form a module together.
+    """Raise CheckpointError if the block fails since the shapes of a file contradict each other.
 
-    Such as heads that do not divide the width.
+    An example is a number of heads that does not divide the width.
     """
     try:
         yield
@@ -86,11 +86,11 @@ def assign_backbone(
     config: Mapping[str, Any] | None,
     adjust: Callable[[Any], Any],
 ) -> Assignment:
-    """The backbone of a family, and its tensors among the named ones.
+    """The spec of a family's backbone, and the tensors that fill it.
 
-    keys: names as in the family's files, some of parts (see `lazy_tensor.join`) -> keys of
-    `tensors`. config: of a Hugging Face folder, where there is one. adjust: applies to the spec
-    what is known besides the shapes.
+    keys: name as in the family's files -> key of `tensors`; a name may be of a part of a tensor,
+    see `lazy_tensor.join`. config: config.json of a Hugging Face folder, None without one. adjust:
+    returns the spec with values that the shapes leave open, from the format or `--assume`.
     Raises CheckpointError if the shapes fit no backbone of the family, or tensors are missing.
     """
     keys = {renamed(name, family.rename): key for name, key in keys.items()}
@@ -110,5 +110,5 @@ def assign_backbone(
         title=family.title,
         keys=frozenset(keys[source] for name in used for source in sources[name]),
         prefix=prefix,
-        noise=tuple(prefix + name for name in family.noise),
+        unused_prefixes=tuple(prefix + name for name in family.unused_prefixes),
     )

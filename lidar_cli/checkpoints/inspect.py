@@ -1,4 +1,4 @@
-"""What checkpoint files hold, and what `extract` would do; without torch or reading a tensor."""
+"""Reports what a checkpoint file contains, without torch and without reading tensor data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lidar_cli.checkpoints.description import STATS, CheckpointDescription
+from lidar_cli.checkpoints.description import PIXEL_STATS, CheckpointDescription
 from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.fallback import PROJECTORS
 from lidar_cli.checkpoints.formats import FORMATS
@@ -19,7 +19,7 @@ from lidar_cli.settings import FormatSettings
 
 @dataclass(frozen=True)
 class BranchSummary:
-    """One set of weights in a file."""
+    """One branch of a file."""
 
     name: str
     prefix: str  # of the backbone, below the container
@@ -30,7 +30,7 @@ class BranchSummary:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint file holds."""
+    """The report of `lidar inspect` for one file."""
 
     file: str
     kind: str  # 'zip', 'legacy' or 'safetensors'
@@ -41,14 +41,14 @@ class Inspection:
     image_size: int | None
     recipe: str | None
     pixel_stats: str
-    branch: str  # that extract would embed
-    layer: str  # that extract would embed
+    branch: str  # the one that extract would embed
+    layer: str  # the one that extract would embed
     branches: tuple[BranchSummary, ...]
     ignored: tuple[str, ...]
-    assumed: dict[str, Assumed]  # what the weights leave open, by the keys of --assume
-    assumptions: tuple[str, ...]  # what else is assumed, in words
+    assumed: dict[str, Assumed]  # values that the weights leave open, by key of --assume
+    assumptions: tuple[str, ...]  # other assumptions, in words
     stand_ins: tuple[str, ...]  # foreign names in the file, neither imported nor run
-    extract: str  # what extract would do, in words
+    extract: str  # what `lidar extract` would do, in words
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,22 @@ class FormatRow:
     title: str
     branches: str  # the default one first
     layers: str
-    recipe: str  # several with commas, where the method decides
+    recipe: str  # joined with commas if the method decides between several
     example: str
     marks: str
 
 
 def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
-    """What is in a checkpoint file.
+    """The report for one checkpoint file.
 
     Raises CheckpointError or NoWeights for the file, SettingsError for the settings.
     """
     contents = read_contents(path)
     tree = as_dict(contents)
 
-    def look(branch: str, assume: Sequence[str]) -> tuple[CheckpointDescription, BranchSummary]:
+    def detect_branch(
+        branch: str, assume: Sequence[str]
+    ) -> tuple[CheckpointDescription, BranchSummary]:
         description, modules = detect(
             path,
             tree,
@@ -82,7 +84,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
             config=contents.config,
             assume=assume,
         )
-        heads = {name: one.spec.widths for name, one in modules.items() if name != "backbone"}
+        heads = {name: module.spec.widths for name, module in modules.items() if name != "backbone"}
         summary = BranchSummary(
             name=description.branch,
             prefix=description.prefix,
@@ -92,14 +94,14 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         )
         return description, summary
 
-    description, summary = look(settings.branch, settings.assume)
+    description, summary = detect_branch(settings.branch, settings.assume)
     branches = [summary]
     for name in description.branches:
         if name != description.branch:
             try:
-                _, summary = look(name, settings.assume)
+                _, summary = detect_branch(name, settings.assume)
             except SettingsError:  # an assumption about something that this branch lacks
-                _, summary = look(name, ())
+                _, summary = detect_branch(name, ())
             branches.append(summary)
     return Inspection(
         file=str(path),
@@ -110,7 +112,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         container=description.container,
         image_size=description.image_size,
         recipe=description.recipe,
-        pixel_stats=str(description.assumed[STATS].value),
+        pixel_stats=str(description.assumed[PIXEL_STATS].value),
         branch=description.branch,
         layer=_layer(description),
         branches=tuple(branches),
@@ -123,7 +125,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
 
 
 def formats() -> list[FormatRow]:
-    """The table of formats, and last the one of files without a format."""
+    """The table of formats; its last row is for files that match no format."""
     rows = [
         FormatRow(
             name=one.name,
@@ -134,7 +136,7 @@ def formats() -> list[FormatRow]:
             ),
             recipe=", ".join(one.recipes),
             example=one.example,
-            marks=readable((*one.keys, *one.marks)),
+            marks=readable((*one.keys, *one.present)),
         )
         for one in FORMATS
     ]

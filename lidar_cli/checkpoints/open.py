@@ -1,4 +1,4 @@
-"""From a checkpoint file, or the user's own module, to the callable."""
+"""Builds an Embedder from a checkpoint file or from the user's own module."""
 
 from __future__ import annotations
 
@@ -47,13 +47,14 @@ def open_checkpoint(
     layer: str = "auto",
     assume: Sequence[str] = (),
 ) -> Embedder:
-    """A checkpoint, ready to embed images on the CPU; `to` moves it.
+    """The Embedder of a checkpoint, on the CPU; `to` moves it.
 
-    arch: a timm name, where the weights do not determine it. model: 'package.module:factory', the
-    user's own code. activation: inside the projector, 'relu', 'gelu' or 'auto' (the format's, else
-    ReLU, which is reported). format: a name of `lidar inspect --formats`. branch: 'student' or
-    'teacher'. layer: the value of `--layer`, by which an auto branch is chosen. assume: KEY=VALUE
-    for what the weights leave open, see `spec.KEYS`.
+    arch: name of a timm model, if the weights do not determine the architecture. model:
+    'package.module:factory', the user's own code. activation: in the projector, 'relu', 'gelu' or
+    'auto' (the format's, else ReLU, which is reported). format: a name of
+    `lidar inspect --formats`. branch: 'student' or 'teacher'. layer: the value of `--layer`, by
+    which an auto branch is chosen. assume: KEY=VALUE for what the weights leave open, see
+    `spec.ASSUME_KEYS`.
     Raises CheckpointError or NoWeights for the file, SettingsError for the options.
     """
     path = Path(path)
@@ -101,21 +102,21 @@ def open_checkpoint(
 
 
 def build(spec: Any) -> Any:
-    """The module of a spec, without weights: on torch's meta device, where it takes no memory."""
+    """The module of a spec on torch's meta device, where its weights take no memory."""
     module = MODULES.get(type(spec))
-    if module is None:  # a model that timm has built already
+    if module is None:  # a TimmSpec, whose module exists already
         return spec.backbone
     try:
         with torch.device("meta"):
             return module(spec)
-    except RuntimeError:  # older timm reads numbers from a tensor while it builds
+    except RuntimeError:  # older timm reads values of tensors during construction
         return module(spec)
 
 
 def wrap_module(module: nn.Module) -> Embedder:
-    """The user's own module from memory; the module itself is put in eval mode.
+    """The Embedder of the user's own module in memory, which is put in eval mode.
 
-    It turns images [b, 3, S, S] into embeddings [b, d], or a dict of layer -> embeddings.
+    The module turns images [b, 3, S, S] into embeddings [b, d], or a dict of layer -> embeddings.
     Raises SettingsError if it does not.
     """
     return _wrap(module, type(module).__name__, f"the module {type(module).__name__}", "")

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from lidar_cli.checkpoints.description import STATS, CheckpointDescription
+from lidar_cli.checkpoints.description import PIXEL_STATS, CheckpointDescription
 from lidar_cli.checkpoints.models.user_module import source
-from lidar_cli.checkpoints.shapes.spec import SET, Assumed
+from lidar_cli.checkpoints.shapes.spec import BY_USER, Assumed
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
@@ -60,7 +60,9 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     ):
         fields.pop(name, None)
     assumed = fields.get("assumed") or {}
-    fields["assumed"] = {key: one.get("value") for key, one in assumed.items() if key != STATS}
+    fields["assumed"] = {
+        key: one.get("value") for key, one in assumed.items() if key != PIXEL_STATS
+    }
     fields["embedding_revision"] = revision_of(provenance)
     return fields
 
@@ -90,9 +92,9 @@ def choose_recipe(settings: SampleSettings, description: CheckpointDescription) 
     given twice.
     """
     stats: str = settings.pixel_stats
-    assumed = description.assumed.get(STATS)
+    assumed = description.assumed.get(PIXEL_STATS)
     of_table = _statistics_of_table(settings)
-    if assumed is not None and assumed.why == SET:
+    if assumed is not None and assumed.why == BY_USER:
         if of_table:
             raise SettingsError(
                 f"--assume pixel_stats={assumed.value} and [recipe] {' and '.join(of_table)} are "
@@ -121,11 +123,11 @@ def with_assumed_in_use(
     """
     recipe, assumed = choose_recipe(settings, description), dict(description.assumed)
     if settings.pixel_stats != "auto" or _statistics_of_table(settings):
-        assumed.pop(STATS, None)
-    elif STATS in assumed:
+        assumed.pop(PIXEL_STATS, None)
+    elif PIXEL_STATS in assumed:
         used = recipe.mean, recipe.std
-        if pixel_statistics(str(assumed[STATS].value)) != used:
-            assumed[STATS] = Assumed(statistics_text(*used), f"of the views {recipe.name}")
+        if pixel_statistics(str(assumed[PIXEL_STATS].value)) != used:
+            assumed[PIXEL_STATS] = Assumed(statistics_text(*used), f"of the views {recipe.name}")
     return replace(description, assumed=assumed)
 
 

@@ -164,7 +164,7 @@ def extract_checkpoint(
     description = loaded.description
     plan = make_plan(description, str(checkpoint), digest, samples, settings, device)
     assumed = with_assumed_in_use(description, settings).assumed_text
-    notes = [description.note, description.branch_reason, plan.provenance["layer_reason"]]
+    notes = [description.stand_ins_text, description.branch_reason, plan.provenance["layer_reason"]]
     for note in [*notes, f"assumed {assumed}" if assumed else None]:
         if note:
             progress.note(f"{checkpoint}: {note}")

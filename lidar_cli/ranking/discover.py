@@ -191,8 +191,8 @@ def classify_file(
             scan.checkpoints[digest].aliases.append(str(path))
             return
         description = recogniser.description(path, before)
-        if description.note:
-            progress.note(f"{path}: {description.note}")
+        if description.stand_ins_text:
+            progress.note(f"{path}: {description.stand_ins_text}")
         scan.checkpoints[digest] = Checkpoint(path, digest, description, stamp=before)
         assumed = recogniser.assumed_text(description)
         if assumed and assumed not in scan.assumed:

@@ -1,7 +1,7 @@
-"""The formats that are recognised by more than their backbone.
+"""All formats, which `detect` tries and `lidar inspect --formats` prints.
 
-To add one, write a `Format` in the file of its family of repositories, and add it to the tuple at
-the end of that file. FORMATS is what `detect` tries and `lidar inspect --formats` prints.
+To add one, write a `Format` in the file of its kind of method or library, and add it to the tuple
+at the end of that file.
 """
 
 from lidar_cli.checkpoints.formats.architectures import ARCHITECTURES, HUGGINGFACE

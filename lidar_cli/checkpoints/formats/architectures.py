@@ -1,10 +1,10 @@
 """Backbones by the names of torchvision, timm and Hugging Face, mostly released without heads.
 
-torchvision and timm: nothing in the files shows the method. A file with any other name than these,
-such as a projector, a prefix or another head, is left to fallback.py.
+torchvision and timm: nothing in the files shows the method. A file that has any other name, such as
+a projector, a prefix or another head, does not match, and fallback.py handles it.
 
-Hugging Face: files, or folders with a config.json. It has the number of heads and LayerNorm's eps,
-and, where two models have the same layout, says which it is. The prefix that a class with a head
+Hugging Face: files, or folders with a config.json, which gives the number of attention heads and
+LayerNorm's eps, and the model where two have the same layout. The prefix that a class with a head
 adds to the names is removed.
 """
 
@@ -19,11 +19,11 @@ TORCHVISION = Format(
     title="torchvision's ResNet and ViT, and backbones released by their names",
     example="resnet50-11ad3fa6.pth, vit_b_16-c867db91.pth, resnet50.pth",
     source="torchvision/models/resnet.py, vision_transformer.py",
-    marks=(
+    present=(
         r"(conv1|conv_proj)\.weight$",
         r"(layer1\.0\.conv1|encoder\.layers\.encoder_layer_0\.ln_1)\.weight$",
     ),
-    lacks=(
+    absent=(
         r"(?!conv1\.weight$|bn1\.|layer\d+\.|fc\.(weight|bias)$"
         r"|class_token$|conv_proj\.|encoder\.|heads\.head\.)",
     ),
@@ -31,7 +31,7 @@ TORCHVISION = Format(
     recipe="simclr",
     pixel_stats="auto",
     backbones=("resnet", "torchvision-vit"),
-    noise=(r"fc\.", r"heads\.head\."),
+    unused=(r"fc\.", r"heads\.head\."),
 )
 
 TIMM = Format(
@@ -39,8 +39,8 @@ TIMM = Format(
     title="timm's ViT and BEiT, and backbones released by their names",
     example="model.safetensors, dino_deitsmall16_pretrain.pth",
     source="timm/models/vision_transformer.py, beit.py",
-    marks=(r"patch_embed\.proj\.weight$", r"blocks\.0\.attn\.qkv\.weight$"),
-    lacks=(
+    present=(r"patch_embed\.proj\.weight$", r"blocks\.0\.attn\.qkv\.weight$"),
+    absent=(
         r"(?!(cls_token|pos_embed|reg_token|head\.weight|head\.bias)$"
         r"|(patch_embed|blocks|norm|norm_pre|fc_norm|rel_pos_bias)\.)",
     ),
@@ -48,42 +48,42 @@ TIMM = Format(
     recipe="simclr",
     pixel_stats="auto",
     backbones=("beit", "vit"),
-    noise=(r"head\.", r".*\.relative_position_index$"),
+    unused=(r"head\.", r".*\.relative_position_index$"),
 )
 
-HF_NOISE = (r"classifier\.", r"embeddings\.mask_token$", r"pooler\.dense\.")
+HF_UNUSED = (r"classifier\.", r"embeddings\.mask_token$", r"pooler\.dense\.")
 
 HF_VIT = Format(
     name="hf-vit",
     title="Hugging Face, ViT",
     example="model.safetensors with config.json",
     source="models/vit/modeling_vit.py",
-    marks=(
+    present=(
         r"embeddings\.patch_embeddings\.projection\.weight$",
         r"embeddings\.cls_token$",
         r"encoder\.layer\.0\.layernorm_before\.weight$",
     ),
-    lacks=(r"encoder\.layer\.0\.lambda_1$",),
-    added=r"vit\.",
+    absent=(r"encoder\.layer\.0\.lambda_1$",),
+    class_prefix=r"vit\.",
     branches=(Branch("encoder", ""),),
     recipe="simclr",
     backbones=("hf-vit",),
-    noise=HF_NOISE,
+    unused=HF_UNUSED,
 )
 
-# Converted from `encoder`, the context encoder, and without the predictor.
+# Converted from `encoder`, the context encoder, without the predictor.
 HF_IJEPA = dataclasses.replace(
     HF_VIT,
     name="hf-ijepa",
     title="Hugging Face, I-JEPA",
     source="models/ijepa/modeling_ijepa.py, convert_ijepa_to_hf.py",
-    marks=(
+    present=(
         r"embeddings\.patch_embeddings\.projection\.weight$",
         r"embeddings\.position_embeddings$",
         r"encoder\.layer\.0\.layernorm_before\.weight$",
     ),
-    lacks=(r"embeddings\.cls_token$", *HF_VIT.lacks),
-    added=r"ijepa\.",
+    absent=(r"embeddings\.cls_token$", *HF_VIT.absent),
+    class_prefix=r"ijepa\.",
     branches=(Branch("student", ""),),
     recipe="ijepa",
 )
@@ -93,33 +93,33 @@ HF_DINOV2 = dataclasses.replace(
     name="hf-dinov2",
     title="Hugging Face, DINOv2 with or without registers",
     source="models/dinov2/, models/dinov2_with_registers/",
-    marks=(
+    present=(
         r"embeddings\.patch_embeddings\.projection\.weight$",
         r"encoder\.layer\.0\.layer_scale1\.lambda1$",
     ),
-    lacks=(),
-    added=r"dinov2(_with_registers)?\.",
+    absent=(),
+    class_prefix=r"dinov2(_with_registers)?\.",
     branches=(Branch("teacher", ""),),
     recipe="dinov2",
-    image_size=224,  # of its image processor too
+    image_size=224,  # as in its image processor
     backbones=("hf-dinov2",),
 )
 
-# Converted from the fork's `model`. BeitModel has the same names and code: only config.json
-# distinguishes the two, and without one its files are read as Data2VecVision's.
+# Converted from `model` of the BEiT fork, the student. BeitModel has the same names and code: only
+# config.json distinguishes the two, and a BEiT file without one counts as Data2VecVision.
 HF_DATA2VEC = dataclasses.replace(
     HF_VIT,
     name="hf-data2vec",
     title="Hugging Face, Data2VecVision",
     source="models/data2vec/modeling_data2vec_vision.py and its conversion script",
-    marks=(r"embeddings\.patch_embeddings\.projection\.weight$", r"encoder\.layer\.0\.lambda_1$"),
-    lacks=(),
+    present=(r"embeddings\.patch_embeddings\.projection\.weight$", r"encoder\.layer\.0\.lambda_1$"),
+    absent=(),
     config=(("model_type", "data2vec-vision"),),
-    added=r"data2vec_vision\.",
+    class_prefix=r"data2vec_vision\.",
     branches=(Branch("student", ""),),
     recipe="data2vec",
     backbones=("hf-beit",),
-    noise=(*HF_NOISE, r".*\.relative_position_index$"),
+    unused=(*HF_UNUSED, r".*\.relative_position_index$"),
 )
 
 HUGGINGFACE = (HF_VIT, HF_IJEPA, HF_DINOV2, HF_DATA2VEC)

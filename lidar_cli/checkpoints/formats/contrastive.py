@@ -1,20 +1,26 @@
-"""SimCLR's ports, VICReg, Barlow Twins, MoCo, SwAV: joint embeddings of two or more crops."""
+"""SimCLR in PyTorch, VICReg, Barlow Twins, MoCo, SwAV: joint embeddings of two or more crops."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head, numbered
+from lidar_cli.checkpoints.formats.format import (
+    USUAL_ATTENTION_HEADS,
+    Branch,
+    Format,
+    Head,
+    numbered,
+)
 
 VICREG = Format(
     name="vicreg",
     title="facebookresearch/vicreg",
     example="model.pth, resnet50_fullckpt.pth",
     source="main_vicreg.py, resnet.py",
-    # The last of the three Linear layers has no bias, unlike in ports.
-    marks=(r"backbone\.conv1\.weight$", r"projector\.0\.bias$", r"projector\.6\.weight$"),
-    lacks=(r"projector\.6\.bias$", r"bn\.", r".*classifier"),
-    roots=("model", ""),
+    # The last of the three Linear layers has no bias here, but has one in reimplementations.
+    present=(r"backbone\.conv1\.weight$", r"projector\.0\.bias$", r"projector\.6\.weight$"),
+    absent=(r"projector\.6\.bias$", r"bn\.", r".*classifier"),
+    containers=("model", ""),
     branches=(Branch("encoder", "backbone.", Head("projector.")),),
     recipe="vicreg",
     backbones=("resnet",),
@@ -25,13 +31,13 @@ BARLOW = Format(
     title="facebookresearch/barlowtwins",
     example="checkpoint.pth",
     source="main.py",
-    marks=(r"backbone\.conv1\.weight$", r"projector\.0\.weight$", r"bn\.running_mean$"),
-    lacks=(r"projector\.0\.bias$", r"bn\.weight$"),
-    roots=("model", ""),
+    present=(r"backbone\.conv1\.weight$", r"projector\.0\.weight$", r"bn\.running_mean$"),
+    absent=(r"projector\.0\.bias$", r"bn\.weight$"),
+    containers=("model", ""),
     branches=(Branch("encoder", "backbone.", Head("projector.")),),
     recipe="barlow",
     backbones=("resnet",),
-    noise=(r"bn\.",),  # standardises the output inside the loss
+    unused=(r"bn\.",),  # the BatchNorm of the loss
 )
 
 STHALLES = Format(
@@ -39,8 +45,8 @@ STHALLES = Format(
     title="sthalles/SimCLR",
     example="checkpoint_0100.pth.tar",
     source="models/resnet_simclr.py, simclr.py",
-    marks=(r"backbone\.conv1\.weight$", r"backbone\.fc\.0\.weight$", r"backbone\.fc\.2\.weight$"),
-    lacks=(r"projector\.", r"head\."),
+    present=(r"backbone\.conv1\.weight$", r"backbone\.fc\.0\.weight$", r"backbone\.fc\.2\.weight$"),
+    absent=(r"projector\.", r"head\."),
     branches=(Branch("encoder", "backbone.", Head("backbone.fc.")),),
     recipe="simclr",
     backbones=("resnet",),
@@ -52,9 +58,9 @@ SPIJKERVET = Format(
     title="Spijkervet/SimCLR",
     example="checkpoint_100.tar",
     source="simclr/simclr.py, model.py",
-    marks=(r"encoder\.conv1\.weight$", r"projector\.0\.weight$", r"projector\.2\.weight$"),
-    lacks=(r"projector\.[02]\.bias$", r"classifier\.", r"momentum_"),
-    roots=("",),
+    present=(r"encoder\.conv1\.weight$", r"projector\.0\.weight$", r"projector\.2\.weight$"),
+    absent=(r"projector\.[02]\.bias$", r"classifier\.", r"momentum_"),
+    containers=("",),
     branches=(Branch("encoder", "encoder.", Head("projector.")),),
     recipe="simclr",
     backbones=("resnet",),
@@ -66,7 +72,7 @@ ATANOV = Format(
     title="AndrewAtanov/simclr-pytorch",
     example="checkpoint-100000.pth.tar",
     source="models/encoder.py, models/ssl.py",
-    marks=(r"convnet\.conv1\.weight$", r"projection\.fc1\.weight$", r"projection\.bn2\."),
+    present=(r"convnet\.conv1\.weight$", r"projection\.fc1\.weight$", r"projection\.bn2\."),
     branches=(
         Branch(
             "encoder",
@@ -77,7 +83,7 @@ ATANOV = Format(
     recipe="simclr",
     backbones=("resnet",),
     cifar_padding=1,
-    noise=(r"convnet\.fc\.",),  # created by torchvision, never used
+    unused=(r"convnet\.fc\.",),  # created by torchvision, never used
     pixel_stats="unit",
 )
 
@@ -86,18 +92,18 @@ LEFTTHOMAS = Format(
     title="leftthomas/SimCLR",
     example="128_0.5_200_512_500_model.pth",
     source="model.py, main.py, utils.py",
-    marks=(r"f\.0\.weight$", r"f\.3\.0\.conv1\.weight$", r"g\.0\.weight$", r"g\.3\.weight$"),
-    roots=("",),
+    present=(r"f\.0\.weight$", r"f\.3\.0\.conv1\.weight$", r"g\.0\.weight$", r"g\.3\.weight$"),
+    containers=("",),
     branches=(Branch("encoder", "f.", Head("g.")),),
     recipe="simclr",
     backbones=("resnet",),
-    # The children of torchvision's ResNet by index, without the max-pool after the 3x3 stem.
+    # The children of torchvision's ResNet by index, without the max-pool: the stem is 3x3.
     rename=(
         (r"0\.", "conv1."), (r"1\.", "bn1."),
         (r"3\.", "layer1."), (r"4\.", "layer2."), (r"5\.", "layer3."), (r"6\.", "layer4."),
     ),
     cifar_padding=1,
-    pixel_stats="0.4914,0.4822,0.4465/0.2023,0.1994,0.2010",  # it trains on CIFAR-10 alone
+    pixel_stats="0.4914,0.4822,0.4465/0.2023,0.1994,0.2010",  # it trains only on CIFAR-10
 )  # fmt: skip
 
 MOCO_V1 = Format(
@@ -105,21 +111,21 @@ MOCO_V1 = Format(
     title="facebookresearch/moco, v1",
     example="checkpoint_0199.pth.tar",
     source="moco/builder.py, main_moco.py",
-    marks=(r"encoder_q\.conv1\.weight$", r"encoder_q\.fc\.weight$"),
+    present=(r"encoder_q\.conv1\.weight$", r"encoder_q\.fc\.weight$"),
     branches=(
         Branch("student", "encoder_q.", Head("encoder_q.fc.")),
         Branch("teacher", "encoder_k.", Head("encoder_k.fc.")),
     ),
     recipe="moco-v1",
     backbones=("resnet",),
-    noise=(r"queue(_ptr)?$",),
+    unused=(r"queue(_ptr)?$",),
 )
 
 MOCO_V2 = dataclasses.replace(
     MOCO_V1,
     name="moco-v2",
     title="facebookresearch/moco, v2",
-    marks=(r"encoder_q\.conv1\.weight$", r"encoder_q\.fc\.0\.weight$"),
+    present=(r"encoder_q\.conv1\.weight$", r"encoder_q\.fc\.0\.weight$"),
     recipe="moco-v2",
 )
 
@@ -128,14 +134,14 @@ MOCO_V3_VIT = Format(
     title="facebookresearch/moco-v3, ViT",
     example="vit-s-300ep.pth.tar",
     source="moco/builder.py, vits.py",
-    marks=(r"base_encoder\.patch_embed\.", r"base_encoder\.head\.0\.weight$"),
+    present=(r"base_encoder\.patch_embed\.", r"base_encoder\.head\.0\.weight$"),
     branches=(
         Branch("student", "base_encoder.", Head("base_encoder.head."), Head("predictor.")),
         Branch("teacher", "momentum_encoder.", Head("momentum_encoder.head.")),
     ),
     recipe="moco-v3",
     backbones=("vit",),
-    heads=(*USUAL_HEADS, (192, 12), (384, 12)),  # 12 heads in the small one too
+    attention_heads=(*USUAL_ATTENTION_HEADS, (192, 12), (384, 12)),  # ViT-S has 12 heads too
 )
 
 MOCO_V3_RESNET = dataclasses.replace(
@@ -143,13 +149,13 @@ MOCO_V3_RESNET = dataclasses.replace(
     name="moco-v3-resnet",
     title="facebookresearch/moco-v3, ResNet",
     example="r-50-300ep.pth.tar",
-    marks=(r"base_encoder\.conv1\.weight$", r"base_encoder\.fc\.0\.weight$"),
+    present=(r"base_encoder\.conv1\.weight$", r"base_encoder\.fc\.0\.weight$"),
     branches=(
         Branch("student", "base_encoder.", Head("base_encoder.fc."), Head("predictor.")),
         Branch("teacher", "momentum_encoder.", Head("momentum_encoder.fc.")),
     ),
     backbones=("resnet",),
-    heads=(),
+    attention_heads=(),
 )
 
 SWAV = Format(
@@ -157,11 +163,11 @@ SWAV = Format(
     title="facebookresearch/swav, DeepCluster v2 too",
     example="checkpoint.pth.tar, swav_800ep_pretrain.pth.tar",
     source="src/resnet50.py, main_swav.py, main_deepclusterv2.py",
-    marks=(r"conv1\.weight$", r"projection_head\.0\.weight$", r"prototypes\."),
+    present=(r"conv1\.weight$", r"projection_head\.0\.weight$", r"prototypes\."),
     branches=(Branch("encoder", "", Head("projection_head.")),),
     recipe="swav",
     backbones=("resnet",),
-    noise=(r"prototypes\.",),
+    unused=(r"prototypes\.",),
     pixel_stats="auto",
 )
 

@@ -1,23 +1,23 @@
-"""DINO and DINOv2: a student learns from a moving average of itself."""
+"""DINO, iBOT and DINOv2: the teacher is a moving average of the student."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head
+from lidar_cli.checkpoints.formats.format import USUAL_ATTENTION_HEADS, Branch, Format, Head
 
-# The embedding is the 256 numbers before the L2 normalisation; weight-normed prototypes follow it.
+# The projector's embedding is the bottleneck: 256 numbers before L2 normalisation and prototypes.
 MLP = (r"mlp\.", "")
 PROTOTYPES = (r"last_layer\.",)
 
 
 def dino_head(prefix: str) -> Head:
-    """DINOHead: Linear layers with GELU, a bottleneck, prototypes."""
+    """DINO's DINOHead: Linear layers with GELU, a bottleneck, prototypes."""
     return Head(prefix, rename=(MLP,), activation="gelu", after=PROTOTYPES)
 
 
 def ibot_head(prefix: str) -> Head:
-    """DINO's, with a second last layer and norms after the prototypes."""
+    """iBOT's head: DINO's with a second last layer, and norms after the prototypes."""
     return dataclasses.replace(
         dino_head(prefix), after=(r"last_layer2?\.", r"last_norm2?\.", r"mlp2\.")
     )
@@ -28,30 +28,30 @@ DINO = Format(
     title="facebookresearch/dino, full checkpoint",
     example="checkpoint.pth, dino_deitsmall16_pretrain_full_checkpoint.pth",
     source="main_dino.py, vision_transformer.py, utils.py",
-    marks=(r"teacher\.backbone\.", r"teacher\.head\.mlp\.0\.", r"teacher\.head\.last_layer\."),
-    inside=(("teacher", "teacher."), ("student", "student.")),
+    present=(r"teacher\.backbone\.", r"teacher\.head\.mlp\.0\.", r"teacher\.head\.last_layer\."),
+    nested=(("teacher", "teacher."), ("student", "student.")),
     branches=(
         Branch("teacher", "teacher.backbone.", dino_head("teacher.head.")),
         Branch("student", "student.backbone.", dino_head("student.head.")),
     ),
     recipe="dino",
-    heads=USUAL_HEADS,
+    attention_heads=USUAL_ATTENTION_HEADS,
     position_offset=0.1,
 )
 
-# DINO's, with prototypes for patches too, and a token that replaces masked patches.
+# The layout of DINO, with prototypes for patches too and a token that replaces masked patches.
 IBOT = dataclasses.replace(
     DINO,
     name="ibot",
     title="bytedance/ibot",
     example="checkpoint.pth, checkpoint_teacher.pth",
     source="main_ibot.py, models/head.py, models/vision_transformer.py, loss.py",
-    marks=(*DINO.marks, r"(teacher\.head\.last_layer2|student\.backbone\.masked_embed)"),
+    present=(*DINO.present, r"(teacher\.head\.last_layer2|student\.backbone\.masked_embed)"),
     branches=(
         Branch("teacher", "teacher.backbone.", ibot_head("teacher.head.")),
         Branch("student", "student.backbone.", ibot_head("student.head.")),
     ),
-    noise=(r"student\.backbone\.masked_embed$",),
+    unused=(r"student\.backbone\.masked_embed$",),
 )
 
 DINOV2 = Format(
@@ -59,20 +59,20 @@ DINOV2 = Format(
     title="facebookresearch/dinov2, teacher dumped for evaluation",
     example="eval/training_124999/teacher_checkpoint.pth",
     source="train/ssl_meta_arch.py, fsdp/__init__.py, layers/dino_head.py",
-    marks=(
+    present=(
         r"teacher\.backbone\.cls_token",
         r"teacher\.dino_head\.mlp\.0\.",
         r"teacher\.dino_head\.last_layer\.",
     ),
-    inside=(("teacher", "teacher."),),
+    nested=(("teacher", "teacher."),),
     branches=(Branch("teacher", "teacher.backbone.", dino_head("teacher.dino_head.")),),
     recipe="dinov2",
     backbones=("vit",),
-    # In chunks, the number of the chunk precedes that of the block.
+    # In files with chunks, the index of the chunk precedes the index of the block.
     rename=((r"blocks\.\d+\.(?=\d+\.)", "blocks."), (r"register_tokens$", "reg_token")),
-    heads=USUAL_HEADS,
+    attention_heads=USUAL_ATTENTION_HEADS,
     image_size=224,  # the last phase of training is at 518
-    noise=(r"teacher\.ibot_head\.", r"teacher\.backbone\.mask_token$"),
+    unused=(r"teacher\.ibot_head\.", r"teacher\.backbone\.mask_token$"),
 )
 
 DINOV2_HUB = dataclasses.replace(
@@ -81,11 +81,11 @@ DINOV2_HUB = dataclasses.replace(
     title="facebookresearch/dinov2, released backbone",
     example="dinov2_vits14_pretrain.pth",
     source="hub/backbones.py, models/vision_transformer.py",
-    marks=(r"patch_embed\.proj\.weight$", r"mask_token$", r"blocks\.0\.ls1\.gamma$"),
-    lacks=(r"decoder_", r"lm_head\."),
-    inside=(),
+    present=(r"patch_embed\.proj\.weight$", r"mask_token$", r"blocks\.0\.ls1\.gamma$"),
+    absent=(r"decoder_", r"lm_head\."),
+    nested=(),
     branches=(Branch("teacher", ""),),
-    noise=(r"mask_token$",),
+    unused=(r"mask_token$",),
 )
 
 DISTILLATION = (DINO, IBOT, DINOV2, DINOV2_HUB)

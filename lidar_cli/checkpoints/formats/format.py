@@ -1,7 +1,7 @@
-"""What a format is: the places of the weights in a system's files, and how they were trained.
+"""A format describes where a system's files have which weights, and how these were trained.
 
-All names are those of a state dict without the additions of wrappers ('module.' and the like).
-Patterns are regular expressions that match from the beginning of a name.
+Names are keys of a state dict without the prefixes of wrappers, such as 'module.'. Patterns are
+regular expressions, matched at the beginning of a name.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any
 from lidar_cli.checkpoints.shapes import vit
 from lidar_cli.checkpoints.shapes.spec import Rename, renamed
 
-USUAL_HEADS = tuple(vit.HEADS.items())
-SMALL = 64  # px; solo-learn and stable-pretraining train on CIFAR at 32
+USUAL_ATTENTION_HEADS = tuple(vit.HEADS.items())
+SMALL = 64  # pixels a side up to which images count as small, such as CIFAR's 32
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100")
 
 
 @dataclass(frozen=True)
 class Head:
-    """A projector or predictor: an MLP whose layers have numbers, after `rename`."""
+    """A projector or predictor: an MLP whose layers are named by their index, after `rename`."""
 
     prefix: str
     rename: Rename = ()
     activation: str = "relu"
-    after: tuple[str, ...] = ()  # patterns of what follows the embedding: prototypes
+    after: tuple[str, ...] = ()  # patterns of layers after the embedding, such as prototypes
 
     def name(self, key: str) -> str:
-        """The name of a layer's tensor within the head."""
+        """The name within the head of the tensor with this key in the state dict."""
         return renamed(key.removeprefix(self.prefix), self.rename)
 
 
@@ -48,67 +48,68 @@ class Branch:
     backbone: str  # prefix
     projector: Head | None = None
     predictor: Head | TokenPredictor | None = None
-    # Tensors of another branch, with their names in this backbone, that replace missing ones.
+    # Name of a tensor of another branch -> its name in this backbone, which is used if this branch
+    # lacks it.
     borrowed: Rename = ()
 
     @property
     def heads(self) -> dict[str, Head | TokenPredictor]:
-        """By layer, in the order of the forward pass."""
+        """Layer -> head, in the order of the forward pass."""
         heads = {"projector": self.projector, "predictor": self.predictor}
         return {layer: head for layer, head in heads.items() if head is not None}
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """Of the backbone and the heads."""
+        """The prefixes of the backbone and the heads."""
         return self.backbone, *(head.prefix for head in self.heads.values())
 
 
 @dataclass(frozen=True)
 class Method:
-    """One of several methods that a library trains in files of one layout."""
+    """One of the methods whose files by one library have the same layout."""
 
     name: str  # as the library's arguments spell it
     recipe: str  # the view recipe of its training
-    marks: tuple[str, ...] = ()  # patterns; each matches a tensor's name
-    lacks: tuple[str, ...] = ()  # patterns that match no tensor's name
-    activation: str = ""  # in its heads; '' for the format's
+    present: tuple[str, ...] = ()  # patterns; each matches a tensor's name
+    absent: tuple[str, ...] = ()  # patterns that match no tensor's name
+    activation: str = ""  # in its heads, '' for the format's
 
     def fits(self, names: Collection[str]) -> bool:
-        """Whether tensors of these names may be of this method."""
-        return fits(names, self.marks, self.lacks)
+        """Whether a file with tensors of these names may be of this method."""
+        return fits(names, self.present, self.absent)
 
 
 @dataclass(frozen=True)
 class Format:
-    """One system's checkpoints."""
+    """The checkpoints of one system."""
 
     name: str  # the value of --format
     title: str  # repository and kind of file
-    marks: tuple[str, ...]  # patterns; each matches a tensor's name. The more, the more specific.
+    present: tuple[str, ...]  # patterns that each match a name; more of them: more specific
     branches: tuple[Branch, ...]  # first the one that the authors evaluate
     source: str  # the code that defines the layout
-    recipe: str  # the view recipe of its training; of several methods, where none is recognised
-    methods: tuple[Method, ...] = ()  # of a library; of those that fit the names, the first
-    arguments: str = ""  # file next to the checkpoint with the training's arguments, as JSON
-    lacks: tuple[str, ...] = ()  # patterns that match no tensor's name
-    square: tuple[str, ...] = ()  # patterns of matrices that are square
-    keys: tuple[str, ...] = ()  # top-level keys of the file that must be there
-    no_keys: tuple[str, ...] = ()  # top-level keys that are not there
-    config: tuple[tuple[str, str], ...] = ()  # entries of config.json, where there is one
-    roots: tuple[str, ...] = ()  # containers that may hold the state dict; () for any
-    inside: tuple[tuple[str, str], ...] = ()  # nested dicts that hold it, with their new prefixes
-    added: str = ""  # pattern of the prefix that some of its classes add to all names
+    recipe: str  # the view recipe of its training; with `methods`, if none of them fits
+    methods: tuple[Method, ...] = ()  # a library's methods; the first that fits the names is used
+    arguments: str = ""  # name of the JSON file of the run's arguments, next to the checkpoint
+    absent: tuple[str, ...] = ()  # patterns that match no tensor's name
+    square: tuple[str, ...] = ()  # patterns of tensors that are square matrices
+    keys: tuple[str, ...] = ()  # top-level keys that the file has
+    absent_keys: tuple[str, ...] = ()  # top-level keys that the file does not have
+    config: tuple[tuple[str, str], ...] = ()  # entries of config.json, if it has these keys
+    containers: tuple[str, ...] = ()  # containers that may hold the state dict; () for any
+    nested: tuple[tuple[str, str], ...] = ()  # path of a nested dict -> prefix of its tensors
+    class_prefix: str = ""  # pattern of a prefix on all names, which some classes add
     backbones: tuple[str, ...] = ("resnet", "vit")  # families, by name
-    rename: Rename = ()  # of the backbone's tensors, to torchvision's or timm's names
-    heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
-    resize: str = ""  # of a ViT's positions, see models/backbone.py; '' for the family's
-    position_offset: float | None = None  # the same
-    cifar_padding: int | None = None  # of a 3x3 stem
-    noise: tuple[str, ...] = ()  # patterns of what is recognised and not used
-    pixel_stats: str = "imagenet"  # of the training images; 'auto' for the recipe's own
+    rename: Rename = ()  # names of the backbone's tensors -> torchvision's or timm's
+    attention_heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
+    resize: str = ""  # how a ViT's positions are resized, see models/backbone.py; '': the family's
+    position_offset: float | None = None  # of that resize, None for the family's
+    cifar_padding: int | None = None  # padding of a 3x3 stem
+    unused: tuple[str, ...] = ()  # patterns of tensors that are recognised and not used
+    pixel_stats: str = "imagenet"  # of the training images; 'auto' for the recipe's
     small_pixel_stats: str = ""  # of images for a 3x3 stem or a small ViT; '' for pixel_stats
-    image_size: int | None = None  # px that its authors evaluate at, of positions for larger ones
-    example: str = ""  # usual file name
+    image_size: int | None = None  # pixels a side that its authors evaluate at; None: as trained
+    example: str = ""  # usual file names
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -117,14 +118,14 @@ class Format:
 
     @property
     def specificity(self) -> int:
-        """The number of conditions that a file of this format meets."""
-        return len(self.marks) + len(self.keys)
+        """The number of conditions, which decides between several formats that match."""
+        return len(self.present) + len(self.keys)
 
     @property
     def why(self) -> str:
-        """Its conditions in words."""
-        keys = f" beside the keys {', '.join(self.keys)}" if self.keys else ""
-        return f"tensors named {readable(self.marks)}{keys}"
+        """The conditions in words."""
+        keys = f" and the keys {', '.join(self.keys)}" if self.keys else ""
+        return f"tensors named {readable(self.present)}{keys}"
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -132,25 +133,25 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(re.match(pattern, name) for pattern in patterns)
 
 
-def fits(names: Collection[str], marks: Iterable[str], lacks: Iterable[str]) -> bool:
-    """Whether each mark matches a name, and no pattern of `lacks` does."""
+def fits(names: Collection[str], present: Iterable[str], absent: Iterable[str]) -> bool:
+    """Whether each pattern of `present` matches a name, and none of `absent` does."""
 
-    def present(pattern: str) -> bool:
+    def occurs(pattern: str) -> bool:
         match = re.compile(pattern).match
         return any(match(name) for name in names)
 
-    return all(map(present, marks)) and not any(map(present, lacks))
+    return all(map(occurs, present)) and not any(map(occurs, absent))
 
 
 def readable(patterns: Iterable[str]) -> str:
-    """Patterns as people read names: without escapes and the end of line."""
+    """The patterns joined with commas, without backslashes and a final $."""
     return ", ".join(pattern.replace("\\.", ".").removesuffix("$") for pattern in patterns)
 
 
 def numbered(names: Iterable[str]) -> Rename:
-    """The Rename from the names of layers, such as fc1, bn1, '-', fc2, to their indices.
+    """The Rename from names of layers, such as fc1, bn1, '-', fc2, to their indices.
 
-    '-' is an activation, which has no tensors.
+    '-' is an activation, which has no tensors and no name.
     """
     return tuple(
         (rf"{re.escape(name)}\.", f"{at}.") for at, name in enumerate(names) if name != "-"
@@ -159,14 +160,14 @@ def numbered(names: Iterable[str]) -> Rename:
 
 @dataclass(frozen=True)
 class Training:
-    """The views and pixel statistics of a checkpoint's training."""
+    """How a checkpoint was trained, as far as names and arguments determine it."""
 
     recipe: str
     pixel_stats: str
     why_stats: str  # the origin of the pixel statistics, '' for the format's
     activation: str  # in the heads, '' for the format's
     why_activation: str
-    assumptions: tuple[str, ...]  # about the views, which neither names nor arguments determine
+    assumptions: tuple[str, ...]  # about views that neither names nor arguments determine
 
 
 def training(
@@ -174,9 +175,9 @@ def training(
 ) -> Training:
     """How a checkpoint with tensors of these names was trained.
 
-    arguments: of the training, where they were saved. small: whether the backbone takes images of
-    CIFAR's size. Arguments decide only between the methods that the names leave open: they may be
-    of another run.
+    arguments: of the training run, empty if they were not saved. small: whether the backbone takes
+    images of CIFAR's size. Since the arguments may be those of another run, they only decide
+    between methods that fit the names.
     """
     method, assumed = _method(format, names, arguments.get("method"))
     by_arguments = method is not None and method.name == arguments.get("method")
@@ -192,29 +193,29 @@ def training(
 
 
 def _method(format: Format, names: Collection[str], method: object) -> tuple[Method | None, str]:
-    """The method, None for that of the format, and what is assumed for it, '' for nothing."""
+    """The method, None for the format's recipe, and what is assumed about it, '' for nothing."""
     if not format.methods:
         return None, ""
-    fitting = [one for one in format.methods if one.fits(names)]
-    by_name = [one for one in fitting if one.name == method]
-    if by_name or len({one.recipe for one in fitting}) == 1:
+    fitting = [candidate for candidate in format.methods if candidate.fits(names)]
+    by_name = [candidate for candidate in fitting if candidate.name == method]
+    if by_name or len({candidate.recipe for candidate in fitting}) == 1:
         return (by_name or fitting)[0], ""
     if not fitting:
         return None, f"views of {format.recipe}, since the names fit no known method"
     first, *others = fitting
     activations = [
-        f", activation {one.activation} if {one.name} (--activation)"
-        for one in others
-        if one.activation != first.activation
+        f", activation {other.activation} if {other.name} (--activation)"
+        for other in others
+        if other.activation != first.activation
     ]
     return first, (
         f"views of {first.recipe}, though the names may be those of "
-        f"{' or '.join(one.name for one in others)} too (--views){''.join(activations)}"
+        f"{' or '.join(other.name for other in others)} too (--views){''.join(activations)}"
     )
 
 
 def _pixel_stats(format: Format, arguments: Mapping[str, Any], small: bool) -> tuple[str, str]:
-    """The pixel statistics, and their origin, '' for the format's."""
+    """The pixel statistics, and their origin in words, '' if they are the format's."""
     data = arguments.get("data")
     dataset = data.get("dataset") if isinstance(data, dict) else arguments.get("dataset")
     if dataset in DATASETS and dataset.startswith("cifar") == small:

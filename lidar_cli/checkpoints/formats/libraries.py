@@ -1,4 +1,4 @@
-"""Lightning libraries: solo-learn, lightly, stable-pretraining."""
+"""Libraries on PyTorch Lightning: solo-learn, lightly, stable-pretraining."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import re
 from collections.abc import Callable
 
 from lidar_cli.checkpoints.formats.distillation import dino_head
-from lidar_cli.checkpoints.formats.format import USUAL_HEADS, Branch, Format, Head, Method
+from lidar_cli.checkpoints.formats.format import USUAL_ATTENTION_HEADS, Branch, Format, Head, Method
 
 LIGHTNING = ("pytorch-lightning_version",)
-TWO = r"momentum_projector\."
+EMA_HEAD = r"momentum_projector\."
 
-# scripts/pretrain/imagenet-100 has the augmentations of each; the recipes here are those of the
-# methods' authors, or of the same constants. There is no recipe for ReSSL's second view, which is
-# crop and flip alone. MoCo v3 with a ViT and DINO are separate formats.
+# Augmentations: scripts/pretrain/imagenet-100. Each recipe is that of the method's authors, or one
+# with the same constants. ReSSL's second view, crop and flip only, has no recipe. MoCo v3 with a
+# ViT and DINO are separate formats.
 SOLO_METHODS = (
-    Method("simclr", "simclr", (r"projector\.2\.weight$",), (TWO, r"predictor\.")),
-    Method("supcon", "simclr", (r"projector\.2\.weight$",), (TWO, r"predictor\.")),
+    Method("simclr", "simclr", (r"projector\.2\.weight$",), (EMA_HEAD, r"predictor\.")),
+    Method("supcon", "simclr", (r"projector\.2\.weight$",), (EMA_HEAD, r"predictor\.")),
     *(
         Method(
             *(name, recipe, (r"projector\.6\.bias$",)),
-            *((TWO, r"predictor\.", r"projector\.7\."), activation),
+            *((EMA_HEAD, r"predictor\.", r"projector\.7\."), activation),
         )
         for name, recipe, activation in (
             ("barlow_twins", "barlow", ""),
@@ -30,21 +30,21 @@ SOLO_METHODS = (
         )
     ),
     *(
-        Method(name, "byol", (r"projector\.7\.running_mean$", r"predictor\."), (TWO,))
+        Method(name, "byol", (r"projector\.7\.running_mean$", r"predictor\."), (EMA_HEAD,))
         for name in ("simsiam", "nnsiam", "nnclr")
     ),
-    Method("byol", "byol", (TWO, r"predictor\."), (r"projector\.4\.",)),
-    Method("nnbyol", "byol", (TWO, r"predictor\.", r"queue$"), (r"projector\.4\.",)),
-    Method("mocov3", "moco-v3", (TWO, r"predictor\.", r"projector\.4\.running_mean$")),
-    Method("mocov2plus", "moco-v2", (TWO, r"queue$"), (r"predictor\.",)),
-    Method("ressl", "moco-v2", (TWO, r"queue$"), (r"predictor\.",)),
+    Method("byol", "byol", (EMA_HEAD, r"predictor\."), (r"projector\.4\.",)),
+    Method("nnbyol", "byol", (EMA_HEAD, r"predictor\.", r"queue$"), (r"projector\.4\.",)),
+    Method("mocov3", "moco-v3", (EMA_HEAD, r"predictor\.", r"projector\.4\.running_mean$")),
+    Method("mocov2plus", "moco-v2", (EMA_HEAD, r"queue$"), (r"predictor\.",)),
+    Method("ressl", "moco-v2", (EMA_HEAD, r"queue$"), (r"predictor\.",)),
     Method("swav", "swav", (r"prototypes\.",)),
     Method("deepclusterv2", "swav", (r"prototypes\.\d+\.",)),
     Method(
         "wmse",
         "simclr",
         (r"projector\.1\.running_mean$", r"projector\.3\.bias$"),
-        (TWO, r"predictor\.", r"prototypes\.", r"projector\.4\."),
+        (EMA_HEAD, r"predictor\.", r"prototypes\.", r"projector\.4\."),
     ),
     Method("mae", "mae", (r"decoder\.",), (r"projector\.",)),
 )
@@ -55,9 +55,9 @@ SOLO = Format(
     example="trained_models/simclr/ID/NAME-ID-ep=399.ckpt",
     source="solo/methods/, solo/backbones/, solo/utils/checkpointer.py",
     keys=LIGHTNING,
-    no_keys=("hyper_parameters",),  # solo-learn saves none; most other Lightning modules do
-    roots=("state_dict",),
-    marks=(r"backbone\.", r"classifier\.weight$"),  # every method also trains a probe
+    absent_keys=("hyper_parameters",),  # solo-learn saves none; most other Lightning modules do
+    containers=("state_dict",),
+    present=(r"backbone\.", r"classifier\.weight$"),  # every method also trains a linear probe
     branches=(
         Branch("student", "backbone.", Head("projector."), Head("predictor.")),
         Branch("teacher", "momentum_backbone.", Head("momentum_projector.")),
@@ -66,9 +66,9 @@ SOLO = Format(
     methods=SOLO_METHODS,
     arguments="args.json",
     small_pixel_stats="cifar10",
-    heads=USUAL_HEADS,
+    attention_heads=USUAL_ATTENTION_HEADS,
     cifar_padding=2,
-    noise=(
+    unused=(
         r"(momentum_)?classifier\.",
         r"(momentum_)?prototypes\.",
         r"queue",
@@ -82,7 +82,7 @@ SOLO_DINO = dataclasses.replace(
     SOLO,
     name="solo-learn-dino",
     title="vturrisi/solo-learn, DINO",
-    marks=(*SOLO.marks, r"head\.mlp\.0\."),
+    present=(*SOLO.present, r"head\.mlp\.0\."),
     branches=(
         Branch("teacher", "momentum_backbone.", dino_head("momentum_head.")),
         Branch("student", "backbone.", dino_head("head.")),
@@ -93,7 +93,7 @@ SOLO_DINO = dataclasses.replace(
 
 
 def solo_old(new: Format) -> Format:
-    """The same before solo-learn renamed `encoder` to `backbone`."""
+    """The format of files from before solo-learn renamed `encoder` to `backbone`."""
 
     def old(name: str) -> str:
         return name.replace("backbone", "encoder")
@@ -102,9 +102,9 @@ def solo_old(new: Format) -> Format:
         new,
         name=new.name.replace("solo-learn", "solo-learn-old"),
         title=f"{new.title}, before its backbones were named so",
-        marks=tuple(map(old, new.marks)),
+        present=tuple(map(old, new.present)),
         branches=tuple(dataclasses.replace(b, backbone=old(b.backbone)) for b in new.branches),
-        noise=(*new.noise, r"encoder\.fc\."),
+        unused=(*new.unused, r"encoder\.fc\."),
     )
 
 
@@ -112,15 +112,15 @@ SOLO_MOCO_V3 = dataclasses.replace(
     SOLO,
     name="solo-learn-moco-v3-vit",
     title="vturrisi/solo-learn, MoCo v3 with a ViT",
-    marks=(
-        *SOLO.marks,
+    present=(
+        *SOLO.present,
         r"backbone\.patch_embed\.",
         r"projector\.7\.running_mean$",
         r"predictor\.4\.running_mean$",
     ),
     recipe="moco-v3",
     methods=(),
-    heads=(*USUAL_HEADS, (192, 12), (384, 12)),
+    attention_heads=(*USUAL_ATTENTION_HEADS, (192, 12), (384, 12)),
 )
 
 SOLO_MAE = dataclasses.replace(
@@ -128,16 +128,16 @@ SOLO_MAE = dataclasses.replace(
     name="solo-learn-mae",
     title="vturrisi/solo-learn, MAE",
     source="solo/methods/mae.py, solo/backbones/vit/vit_mae.py",
-    marks=(*SOLO.marks, r"backbone\.patch_embed\.", r"decoder\.decoder_embed\."),
+    present=(*SOLO.present, r"backbone\.patch_embed\.", r"decoder\.decoder_embed\."),
     branches=(Branch("encoder", "backbone."),),
     recipe="mae",
     methods=(),
-    heads=((192, 12), (384, 12), *USUAL_HEADS[3:]),
+    attention_heads=((192, 12), (384, 12), *USUAL_ATTENTION_HEADS[3:]),
 )
 
-# The parts of a ResNet in a Sequential are named by their index; MaskedVisionTransformerTIMM
-# contains timm's ViT.
-IN_PLACE = (
+# The parts of a ResNet in a Sequential are named by their index. MaskedVisionTransformerTIMM has
+# timm's ViT as its attribute `vit`.
+BACKBONE_NAMES = (
     (r"0\.(?=weight$)", "conv1."),
     (r"1\.", "bn1."),
     *((rf"{stage + 3}\.(?=\d+\.)", f"layer{stage}.") for stage in (1, 2, 3, 4)),
@@ -145,21 +145,23 @@ IN_PLACE = (
 )
 
 LAYER = r"projection_head\.layers\."
-PREDICTS = r"prediction_head\."
+HAS_PREDICTOR = r"prediction_head\."
 HAS_PROTOTYPES = r"(\w+_)?prototypes\."
-ALONE = (PREDICTS, HAS_PROTOTYPES)
+OTHER_METHODS = (HAS_PREDICTOR, HAS_PROTOTYPES)
 
-# The transforms of benchmarks/imagenet; SimSiam has those of MoCo v2, NNCLR those of SimCLR.
+# Transforms: benchmarks/imagenet. SimSiam uses those of MoCo v2, NNCLR those of SimCLR.
 LIGHTLY_METHODS = (
     Method("swav", "swav", (HAS_PROTOTYPES,)),
-    Method("simsiam", "moco-v2", (rf"{LAYER}7\.running_mean$", PREDICTS), (rf"{LAYER}7\.weight$",)),
-    Method("nnclr", "simclr", (rf"{LAYER}7\.weight$", PREDICTS)),
-    Method("simclr", "simclr", (rf"{LAYER}4\.running_mean$",), (*ALONE, rf"{LAYER}6\.")),
-    Method("simclr", "simclr", (rf"{LAYER}7\.running_mean$",), ALONE),
-    Method("simclr", "simclr", (rf"{LAYER}2\.weight$",), ALONE),
-    Method("barlow", "barlow", (rf"{LAYER}6\.bias$",), ALONE),
-    Method("vicreg", "vicreg", (rf"{LAYER}6\.bias$",), ALONE),
-    Method("vicreg", "vicreg", (rf"{LAYER}3\.bias$",), (*ALONE, rf"{LAYER}4\.")),
+    Method(
+        "simsiam", "moco-v2", (rf"{LAYER}7\.running_mean$", HAS_PREDICTOR), (rf"{LAYER}7\.weight$",)
+    ),
+    Method("nnclr", "simclr", (rf"{LAYER}7\.weight$", HAS_PREDICTOR)),
+    Method("simclr", "simclr", (rf"{LAYER}4\.running_mean$",), (*OTHER_METHODS, rf"{LAYER}6\.")),
+    Method("simclr", "simclr", (rf"{LAYER}7\.running_mean$",), OTHER_METHODS),
+    Method("simclr", "simclr", (rf"{LAYER}2\.weight$",), OTHER_METHODS),
+    Method("barlow", "barlow", (rf"{LAYER}6\.bias$",), OTHER_METHODS),
+    Method("vicreg", "vicreg", (rf"{LAYER}6\.bias$",), OTHER_METHODS),
+    Method("vicreg", "vicreg", (rf"{LAYER}3\.bias$",), (*OTHER_METHODS, rf"{LAYER}4\.")),
 )
 
 LIGHTLY = Format(
@@ -167,14 +169,14 @@ LIGHTLY = Format(
     title="lightly-ai/lightly, one branch",
     example="epoch=99-step=125100.ckpt",
     source="lightly/models/modules/heads.py, benchmarks/imagenet/, examples/pytorch_lightning/",
-    roots=("state_dict", ""),
-    marks=(r"backbone\.", r"projection_head\.layers\.0\."),
+    containers=("state_dict", ""),
+    present=(r"backbone\.", r"projection_head\.layers\.0\."),
     branches=(Branch("encoder", "backbone.", Head("projection_head."), Head("prediction_head.")),),
     recipe="simclr",
     methods=LIGHTLY_METHODS,
-    rename=IN_PLACE,
-    heads=USUAL_HEADS,
-    noise=(
+    rename=BACKBONE_NAMES,
+    attention_heads=USUAL_ATTENTION_HEADS,
+    unused=(
         r"online_classifier\.",
         r"(\w+_)?criterion\.",
         r"(\w+_)?prototypes\.",
@@ -189,11 +191,11 @@ LIGHTLY_MAE = dataclasses.replace(
     name="lightly-mae",
     title="lightly-ai/lightly, MAE",
     source="lightly/models/modules/masked_autoencoder_timm.py, benchmarks/imagenet/vitb16/mae.py",
-    marks=(r"backbone\.vit\.patch_embed\.", r"decoder\.mask_token$"),
+    present=(r"backbone\.vit\.patch_embed\.", r"decoder\.mask_token$"),
     branches=(Branch("encoder", "backbone."),),
     recipe="mae",
     methods=(),
-    noise=(*LIGHTLY.noise, r"decoder(_embed)?\.", r"prediction_head\."),
+    unused=(*LIGHTLY.unused, r"decoder(_embed)?\.", r"prediction_head\."),
 )
 
 BranchModules = tuple[str, str, str]  # branch, and the names of its backbone and projector
@@ -209,7 +211,7 @@ KEY, QUERY, STUDENT, TEACHER = (
     )
 )  # fmt: skip
 MOCO_OR_TICO = (
-    Method("moco", "moco-v2", lacks=(rf"{LAYER}1\.",)),
+    Method("moco", "moco-v2", absent=(rf"{LAYER}1\.",)),
     Method("tico", "byol", (rf"{LAYER}1\.running_mean$",)),
 )
 
@@ -223,18 +225,19 @@ def lightly_pair(
     head: Callable[[str], Head] = Head,
     predictor: Head | None = None,
     more: tuple[str, ...] = (),
-    noise: tuple[str, ...] = (),
+    unused: tuple[str, ...] = (),
 ) -> Format:
-    """Two branches, the evaluated one first.
+    """A format of two branches, of which the authors evaluate the first.
 
-    more: marks in addition to the names of the modules. noise: in addition to the library's.
+    more: patterns that must be present, in addition to the modules' names. unused: patterns in
+    addition to those of LIGHTLY.
     """
     modules = [module for branch in branches for module in branch[1:]]
     return dataclasses.replace(
         LIGHTLY,
         name=name,
         title=f"lightly-ai/lightly, {title}",
-        marks=(*(re.escape(f"{module}.") for module in modules), *more),
+        present=(*(re.escape(f"{module}.") for module in modules), *more),
         branches=tuple(
             Branch(
                 *(branch, f"{backbone}.", head(f"{projector}.")),
@@ -244,7 +247,7 @@ def lightly_pair(
         ),
         recipe=recipe,
         methods=methods,
-        noise=(*LIGHTLY.noise, *noise),
+        unused=(*LIGHTLY.unused, *unused),
     )
 
 
@@ -280,15 +283,15 @@ LIGHTLY_PAIRS = (
         *("lightly-dinov2", "DINOv2", "dinov2"),
         *((b, f"{b}_backbone", f"{b}_dino_head._dino_head") for b in ("teacher", "student")),
         head=dino_head,
-        noise=(r"(teacher|student)_ibot_head\.",),
+        unused=(r"(teacher|student)_ibot_head\.",),
     ),
 )
 
-SPT_NOISE = (
+SPT_UNUSED = (
     r"callbacks_(modules|metrics)\.",
     r"\w+\.(base_|final_)?ema_coefficient$",
     r"(prototypes|queue|\w+_loss)\.",
-    r"(C|mask_token)$",  # TiCO's covariance; the token of methods that hide patches
+    r"(C|mask_token)$",  # TiCo's covariance; the token that replaces masked patches
     r"backbone\.fc\.",
 )
 
@@ -298,24 +301,24 @@ SPT = Format(
     example="RUN/checkpoints/last.ckpt",
     source="stable_pretraining/module.py, manager.py, methods/",
     keys=(*LIGHTNING, "spt_run_dir"),
-    roots=("state_dict",),
-    marks=(r"backbone\.",),
-    lacks=(r"backbone\.student\.",),
+    containers=("state_dict",),
+    present=(r"backbone\.",),
+    absent=(r"backbone\.student\.",),
     branches=(Branch("encoder", "backbone.", Head("projector."), Head("predictor.")),),
     recipe="vicreg",
     small_pixel_stats="cifar10",
-    heads=USUAL_HEADS,
+    attention_heads=USUAL_ATTENTION_HEADS,
     cifar_padding=1,
-    noise=SPT_NOISE,
+    unused=SPT_UNUSED,
 )
 
-SPT_TWO = dataclasses.replace(
+SPT_TEACHER = dataclasses.replace(
     SPT,
     name="stable-pretraining-teacher",
     title="galilai-group/stable-pretraining, student and teacher",
     keys=LIGHTNING,
-    marks=(r"backbone\.student\.", r"backbone\.teacher\."),
-    lacks=(),
+    present=(r"backbone\.student\.", r"backbone\.teacher\."),
+    absent=(),
     branches=(
         Branch("teacher", "backbone.teacher.", Head("projector.teacher.")),
         Branch("student", "backbone.student.", Head("projector.student."), Head("predictor.")),
@@ -324,21 +327,24 @@ SPT_TWO = dataclasses.replace(
 
 
 def spt_dino(name: str, title: str, head: str, recipe: str) -> Format:
-    """Module `head`: GELU, a bottleneck, L2 normalisation, prototypes without weight norm."""
+    """A format with DINO's head in module `head`.
+
+    The head has GELU, a bottleneck, L2 normalisation, and prototypes without weight norm.
+    """
     heads = {
         branch: Head(f"{head}.{branch}.", activation="gelu", after=(r"6\.",))
         for branch in ("teacher", "student")
     }
     student = rf"{head}\.student\."
     return dataclasses.replace(
-        SPT_TWO,
+        SPT_TEACHER,
         name=name,
         title=f"galilai-group/stable-pretraining, {title}",
-        marks=(*SPT_TWO.marks, rf"{student}4\.weight$", rf"{student}6\.weight$"),
-        lacks=(rf"{student}\d+\.running_mean$", rf"{student}6\.bias$"),
+        present=(*SPT_TEACHER.present, rf"{student}4\.weight$", rf"{student}6\.weight$"),
+        absent=(rf"{student}\d+\.running_mean$", rf"{student}6\.bias$"),
         branches=tuple(Branch(branch, f"backbone.{branch}.", heads[branch]) for branch in heads),
         recipe=recipe,
-        noise=(*SPT_NOISE, r"patch_head\."),
+        unused=(*SPT_UNUSED, r"patch_head\."),
     )
 
 
@@ -348,5 +354,5 @@ SPT_DINOV2 = spt_dino("stable-pretraining-dinov2", "DINOv2 and iBOT", "cls_head"
 LIBRARIES = (
     SOLO, solo_old(SOLO), SOLO_DINO, solo_old(SOLO_DINO), SOLO_MOCO_V3, SOLO_MAE,
     LIGHTLY, LIGHTLY_MAE, *LIGHTLY_PAIRS,
-    SPT, SPT_TWO, SPT_DINO, SPT_DINOV2,
+    SPT, SPT_TEACHER, SPT_DINO, SPT_DINOV2,
 )  # fmt: skip

@@ -1,13 +1,13 @@
-"""What all backbones share: their interface, and positions resampled to another grid of patches.
+"""The interface of all backbones, and the resampling of positions to another grid of patches.
 
-Position embeddings of a square grid are resampled to another one as each project does it:
+Position embeddings of a square grid are resampled as the project that trained them does:
 
     antialias    bicubic to the new size, antialiased: timm; DINOv2 with registers
     plain        bicubic to the new size: Hugging Face
     an offset    bicubic by the factor (new + offset) / old: DINO; DINOv2 without registers
 
-The offset, 0.1, was meant against rounding, and shifts every sample a little: where its models are
-used at another size than they were trained at, it belongs to their numbers.
+The offset, 0.1, was added against rounding errors and shifts every sampling point slightly. The
+published results of these models at other image sizes include it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from lidar_cli.views.masks import Mask
 
 
 class Backbone(nn.Module):
-    """A module from normalised images [b, 3, S, S] to embeddings [b, width]."""
+    """A module that maps normalised images [b, 3, S, S] to embeddings [b, width]."""
 
     width: int
 
     @property
     def weights(self) -> nn.Module:
-        """The module whose state dict has the names that the spec gave to its tensors."""
+        """The module whose state dict has the names in the spec's `shapes`."""
         return self
 
     def set_image_size(self, size: int) -> None:
@@ -41,27 +41,27 @@ class Backbone(nn.Module):
 
 
 class MaskedBackbone(Backbone):
-    """A backbone that can be embedded under masks: its embedding is a mean of patch tokens.
+    """A backbone whose embedding, with or without a mask, is a mean of patch tokens.
 
-    patch: side of a patch in pixels.
+    patch: pixels a side of a patch.
     """
 
     patch: int
-    replaces = False  # whether a mask token replaces hidden patches; else they are left out
+    replaces_hidden = False  # whether a mask token replaces hidden patches; else they are left out
 
     def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
-        """Tokens [b, N, width] of the patches, by rows, or [b, K, width] of the visible ones."""
+        """Tokens of all patches [b, N, width], row by row, or of the visible ones [b, K, width]."""
         raise NotImplementedError
 
-    def finish(self, mean: Tensor) -> Tensor:
-        """The embedding [b, width], from the mean of the patch tokens."""
+    def embedding_from_mean(self, mean: Tensor) -> Tensor:
+        """The embedding [b, width] from the mean of the patch tokens."""
         return mean
 
 
 class OriginalTensors:
-    """Tensors as they were in the file, from which each other image size is resampled.
+    """Copies of tensors as in the file, from which every other image size is resampled.
 
-    Resampling a resampled tensor again would blur it.
+    Resampling a resampled tensor would blur it.
     """
 
     def __init__(self) -> None:
@@ -75,9 +75,10 @@ class OriginalTensors:
         grid: int,
         resampled: Callable[[str, Tensor, int], Tensor],
     ) -> None:
-        """Set each parameter whose name ends so to resampled(name, original, original grid).
+        """Set each parameter in `names` to resampled(name, original, original grid).
 
-        grid: patches a side at present; the first call saves the parameters as the originals.
+        names: last parts of names. grid: patches a side of the present parameters; the first call
+        saves them as the originals.
         """
         if not self.tensors:
             self.grid = grid
@@ -93,18 +94,18 @@ class OriginalTensors:
             setattr(part, last, nn.Parameter(tensor, requires_grad=False))
 
 
-def select(tokens: Tensor, indices: Tensor) -> Tensor:
+def select_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """The tokens [b, K, width] at indices [b, K] of tokens [b, N, width]."""
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def resample(
+def resample_positions(
     positions: Tensor, old: int, new: int, prefix: int, how: Resize, offset: float = 0.0
 ) -> Tensor:
-    """Positions [1, prefix + new^2, width] of positions [1, prefix + old^2, width].
+    """Positions [1, prefix + new^2, width] resampled from [1, prefix + old^2, width].
 
-    prefix: tokens before the patches, whose positions stay. offset: patches added to the side of
-    the new grid; antialiasing applies only without one.
+    prefix: number of tokens before the patches, whose positions are copied. offset: patches added
+    to the side of the new grid; with an offset there is no antialiasing.
     """
     if old == new:
         return positions

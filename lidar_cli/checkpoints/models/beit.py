@@ -1,4 +1,4 @@
-"""The module of a BEiT: timm's class, with the masked inputs of data2vec; see shapes/beit.py."""
+"""BEiT as timm's class, with the masked inputs of data2vec; see shapes/beit.py."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import MaskedBackbone, OriginalTensors, resample
-from lidar_cli.checkpoints.shapes.beit import EXTRA, TABLE, BeitSpec
+from lidar_cli.checkpoints.models.backbone import (
+    MaskedBackbone,
+    OriginalTensors,
+    resample_positions,
+)
+from lidar_cli.checkpoints.shapes.beit import CLASS_TOKEN_ROWS, TABLE, BeitSpec
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.errors import CheckpointError
 from lidar_cli.views.masks import Mask
 
 
 class Beit(MaskedBackbone):
-    """timm's Beit, with the masked inputs of data2vec."""
+    """timm's Beit, whose mask token replaces masked patches as in data2vec."""
 
-    replaces = True
+    replaces_hidden = True
 
     def __init__(self, spec: BeitSpec) -> None:
         super().__init__()
@@ -30,7 +34,7 @@ class Beit(MaskedBackbone):
             img_size=spec.image_size,
             patch_size=spec.patch,
             num_classes=0,
-            global_pool="avg" if spec.fc_norm else "token",  # determines where the norm is
+            global_pool="avg" if spec.fc_norm else "token",  # decides where timm puts the norm
             embed_dim=spec.width,
             depth=spec.depth,
             num_heads=spec.heads,
@@ -39,7 +43,7 @@ class Beit(MaskedBackbone):
             norm_layer=norm,
             init_values=1.0 if spec.layer_scale else None,
             use_abs_pos_emb=spec.positions,
-            use_rel_pos_bias=spec.own_tables,
+            use_rel_pos_bias=spec.table_per_block,
             use_shared_rel_pos_bias=spec.shared_table,
         )
         if not (spec.norm or spec.fc_norm):
@@ -53,7 +57,7 @@ class Beit(MaskedBackbone):
 
     @property
     def weights(self) -> nn.Module:
-        """timm's module, which has the names of the spec."""
+        """timm's module, whose tensors have the names of the spec."""
         return self.model  # type: ignore[no-any-return]
 
     def set_buffers(self) -> None:
@@ -61,17 +65,17 @@ class Beit(MaskedBackbone):
         from timm.models.beit import gen_relative_position_index
 
         grid = self.size // self.patch
-        with torch.device("cpu"):  # also while the module is built on the meta device
+        with torch.device("cpu"):  # even while the module is built on the meta device
             bias, index = torch.zeros(self.width), gen_relative_position_index((grid, grid))
         for part in self.model.modules():
             if getattr(part, "k_bias", None) is not None:
                 part.k_bias = bias.clone()
             if getattr(part, "relative_position_index", None) is not None:
-                # Older timm would save it, and report it as missing in files.
+                # Persistent in older timm, where a file without it would lack a tensor.
                 part.register_buffer("relative_position_index", index.clone(), persistent=False)
 
     def set_image_size(self, size: int) -> None:
-        """Resample the file's tables and positions, bicubically, to images of `size` pixels a side.
+        """Resample the file's tables and positions bicubically for images of `size` pixels a side.
 
         Raises CheckpointError unless that is a multiple of the patch size.
         """
@@ -81,7 +85,7 @@ class Beit(MaskedBackbone):
 
         def resampled(name: str, tensor: Tensor, old: int) -> Tensor:
             if name == "pos_embed":
-                return resample(tensor, old, grid, 1, "plain")
+                return resample_positions(tensor, old, grid, 1, "plain")
             return _table(tensor, old, grid)
 
         self.originals.replace(self.model, ("pos_embed", TABLE), self.size // self.patch, resampled)
@@ -96,10 +100,11 @@ class Beit(MaskedBackbone):
         self.model.to(device)
 
     def tokens(self, images: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Tokens [b, 1 + N, width] after the last block, class token first, and after `norm`.
+        """Tokens [b, 1 + N, width] after the last block and `norm`, class token first.
 
-        masked: bool [b, N], patches that the mask token replaces; raises CheckpointError if the
-        file has no such token. The tokens at masked patches are the input of lm_head.
+        masked: bool [b, N], whether the mask token replaces a patch. In training, the tokens at
+        masked patches are the input of lm_head.
+        Raises CheckpointError if `masked` is given and the file has no mask token.
         """
         model = self.model
         x = model.patch_embed(images)
@@ -122,21 +127,21 @@ class Beit(MaskedBackbone):
         return tokens
 
     def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
-        """Tokens [b, N, width] of all patches; at hidden ones, the input of lm_head in training."""
+        """Tokens [b, N, width] of all patches; those that the mask hides are replaced first."""
         masked = None if mask is None else mask.compared > 0
         return self.tokens(images, masked)[:, 1:]
 
-    def finish(self, mean: Tensor) -> Tensor:
-        """After `fc_norm`, where there is one."""
+    def embedding_from_mean(self, mean: Tensor) -> Tensor:
+        """The mean after `fc_norm`, if there is one."""
         embedding: Tensor = self.model.fc_norm(mean)
         return embedding
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
-        return self.finish(self.patch_tokens(images).mean(dim=1))
+        """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
+        return self.embedding_from_mean(self.patch_tokens(images).mean(dim=1))
 
 
 def _table(table: Tensor, old: int, new: int) -> Tensor:
-    """The table [(2 new - 1)^2 + 3, heads] of displacements from that of the old grid."""
-    patches, extra = table[:-EXTRA].unsqueeze(0), table[-EXTRA:]
-    return torch.cat([resample(patches, 2 * old - 1, 2 * new - 1, 0, "plain")[0], extra])
+    """The table of displacements [(2 new - 1)^2 + 3, heads], resampled from the old grid's."""
+    patches, extra = table[:-CLASS_TOKEN_ROWS].unsqueeze(0), table[-CLASS_TOKEN_ROWS:]
+    return torch.cat([resample_positions(patches, 2 * old - 1, 2 * new - 1, 0, "plain")[0], extra])

@@ -1,38 +1,43 @@
-"""The module of data2vec 2.0's encoder, see shapes/data2vec2.py."""
+"""The encoder of data2vec 2.0, see shapes/data2vec2.py."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import MaskedBackbone, OriginalTensors, resample, select
+from lidar_cli.checkpoints.models.backbone import (
+    MaskedBackbone,
+    OriginalTensors,
+    resample_positions,
+    select_tokens,
+)
 from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.views.masks import Mask
 
 
 class PostNormBlock(nn.Module):
-    """Attention and MLP of timm, each followed by a norm of the sum."""
+    """timm's attention and MLP, each with a LayerNorm after the residual sum."""
 
     def __init__(self, spec: Data2Vec2Spec) -> None:
         super().__init__()
         from timm.layers.mlp import Mlp
         from timm.models import vision_transformer
 
-        attention = vars(vision_transformer)["Attention"]  # its module in timm has changed
+        attention = vars(vision_transformer)["Attention"]  # timm has moved the class
         self.attn = attention(spec.width, spec.heads, qkv_bias=True)
         self.norm1 = nn.LayerNorm(spec.width, eps=spec.eps)
         self.mlp = Mlp(spec.width, spec.mlp)
         self.norm2 = nn.LayerNorm(spec.width, eps=spec.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, tokens, width] -> the same."""
+        """[b, tokens, width] -> [b, tokens, width]."""
         x = self.norm1(x + self.attn(x))
         out: Tensor = self.norm2(x + self.mlp(x))
         return out
 
 
-class Patches(nn.Module):
+class PatchEmbedding(nn.Module):
     """A linear map of each patch."""
 
     def __init__(self, width: int, patch: int) -> None:
@@ -46,7 +51,7 @@ class Patches(nn.Module):
 
 
 class Data2Vec2(MaskedBackbone):
-    """Patches, positions, extra tokens, and post-norm blocks."""
+    """data2vec 2.0's encoder: patches, positions, extra tokens, post-norm blocks."""
 
     extra_tokens: Tensor | None
 
@@ -55,7 +60,7 @@ class Data2Vec2(MaskedBackbone):
         self.width = spec.width
         self.patch = spec.patch
         self.grid = spec.grid
-        self.patch_embed = Patches(spec.width, spec.patch)
+        self.patch_embed = PatchEmbedding(spec.width, spec.patch)
         self.pos_embed = nn.Parameter(torch.empty(1, spec.grid**2, spec.width))
         tokens = nn.Parameter(torch.empty(1, spec.extra, spec.width)) if spec.extra else None
         self.register_parameter("extra_tokens", tokens)
@@ -65,7 +70,7 @@ class Data2Vec2(MaskedBackbone):
         self.originals = OriginalTensors()
 
     def set_image_size(self, size: int) -> None:
-        """Resample the positions of the file to images of `size` pixels a side.
+        """Resample the file's positions for images of `size` pixels a side.
 
         Raises CheckpointError unless that is a multiple of the patch size.
         """
@@ -74,7 +79,7 @@ class Data2Vec2(MaskedBackbone):
             return
 
         def resampled(name: str, positions: Tensor, old: int) -> Tensor:
-            return resample(positions, old, grid, 0, "plain")
+            return resample_positions(positions, old, grid, 0, "plain")
 
         self.originals.replace(self, ("pos_embed",), self.grid, resampled)
         self.grid = grid
@@ -82,11 +87,11 @@ class Data2Vec2(MaskedBackbone):
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens [b, extra + K, width] after the last block, extra tokens first.
 
-        keep: indices [b, K] of the patches that enter the blocks, all if None.
+        keep: indices [b, K] of the patches that enter the blocks, None for all.
         """
         x = self.patch_embed(images) + self.pos_embed
         if keep is not None:
-            x = select(x, keep)
+            x = select_tokens(x, keep)
         if self.extra_tokens is not None:
             x = torch.cat([self.extra_tokens.expand(len(x), -1, -1), x], dim=1)
         tokens: Tensor = self.blocks(self.context(self.norm(x)))
@@ -98,5 +103,5 @@ class Data2Vec2(MaskedBackbone):
         return self.tokens(images, None if mask is None else mask.seen)[:, extra:]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
+        """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
         return self.patch_tokens(images).mean(dim=1)

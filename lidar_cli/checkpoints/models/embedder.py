@@ -1,10 +1,10 @@
-"""An opened checkpoint: one forward from images to the embeddings of its layers.
+"""An opened checkpoint: one forward pass from images to the embeddings of its layers.
 
-The embedding of a masked view, for every method that masks. The student sees an image under the
-view's mask, the teacher all of it, and the loss compares the two at some patches. The embedding is
-the mean over those patches; for a student that has tokens for visible patches only, over these:
+In masked training, the student sees an image under a mask, the teacher sees all of it, and the loss
+compares the two at some patches. The embedding of a masked view is the mean over those patches, or
+over the visible patches for a student that has tokens only for these:
 
-    I-JEPA        student   backbone    tokens of the context, which are all that it has
+    I-JEPA        student   backbone    tokens of the context, the only ones it has
                   student   predictor   predicted tokens of all target blocks
                   teacher   backbone    its tokens at the target blocks
     data2vec      student   backbone    tokens at the masked patches, in place of the mask token;
@@ -13,9 +13,9 @@ the mean over those patches; for a student that has tokens for visible patches o
     data2vec 2.0  student   backbone    tokens of the visible patches
                   teacher   backbone    its tokens at the masked patches
 
-Target blocks may overlap; a patch in two of them counts twice, as in the loss. Tokens are those
-after the last norm, as for clean images, which are not masked: there the predictor sees all patches
-and predicts all of them, which it never did in training. A file of one branch alone is a student.
+Target blocks may overlap; a patch in two of them counts twice, as in the loss. Tokens are taken
+after the last norm. Clean images are not masked: the predictor then sees all patches and predicts
+all of them, unlike in training. A file with a single branch counts as a student.
 
 Sources: facebookresearch/ijepa, src/train.py; facebookresearch/data2vec_vision,
 beit/engine_for_cyclical.py; facebookresearch/fairseq, examples/data2vec/models/data2vec2.py.
@@ -39,7 +39,7 @@ from lidar_cli.views.masks import Mask, full_mask, group_by_length, stack_masks
 
 
 class Embedder:
-    """The modules of a checkpoint, in eval mode, and its description."""
+    """The modules of a checkpoint in eval mode, and its description."""
 
     def __init__(
         self, description: CheckpointDescription, modules: Mapping[str, nn.Module]
@@ -49,7 +49,7 @@ class Embedder:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names that `embed` takes."""
+        """The layers that `embed` takes, in the order of the forward pass."""
         return tuple(self.description.widths)
 
     @property
@@ -61,7 +61,7 @@ class Embedder:
             for module in part.modules()
             if isinstance(module, nn.Conv2d)
         ]
-        # A single convolution is a transformer's patch embedding, and gains nothing.
+        # A single convolution is a transformer's patch embedding, which is no faster.
         return torch.channels_last if len(convolutions) > 1 else torch.contiguous_format
 
     def to(self, device: torch.device | str) -> Embedder:
@@ -80,7 +80,7 @@ class Embedder:
                 module.set_image_size(size)
 
     def embed(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Layer -> embeddings [b, width] of normalised images [b, 3, S, S], in one forward.
+        """Layer -> embeddings [b, width] of normalised images [b, 3, S, S], in one forward pass.
 
         Raises SettingsError for a layer that the checkpoint does not have.
         """
@@ -110,7 +110,7 @@ class Embedder:
                 )
 
     def _forward(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Outputs up to the last requested layer; each layer's input is the previous output."""
+        """Layer -> output, up to the last requested layer; each takes the previous output."""
         last = max(map(self.layers.index, layers))
         outputs: dict[str, Any] = {}
         for layer in self.layers[: last + 1]:
@@ -119,7 +119,7 @@ class Embedder:
 
 
 class MaskedEmbedder(Embedder):
-    """Modules whose backbone can be embedded under masks."""
+    """An Embedder whose backbone supports masked views."""
 
     def __init__(
         self,
@@ -146,8 +146,9 @@ class MaskedEmbedder(Embedder):
     ) -> dict[str, Tensor]:
         """Layer -> embeddings [b, q, width] of normalised views [b, q, 3, S, S].
 
-        views: [b, 1, 3, S, S] if a sample's views differ by their masks alone. masks: one for each
-        of the q views, of all samples; those of equal lengths go through the model together.
+        views: [b, 1, 3, S, S] if the views of a sample differ only by their masks. masks: the masks
+        of all samples, for each of the q views; views with masks of equal lengths go through the
+        model together.
         Raises SettingsError for a layer that the checkpoint does not have, CheckpointError if it
         cannot be embedded under masks.
         """
@@ -172,7 +173,7 @@ class MaskedEmbedder(Embedder):
     def _tokens(
         self, views: Tensor, masks: Sequence[Mask]
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Numbers of views, and tokens [b v, K, width] of the patches that enter under each."""
+        """Groups of v views: their indices, and their visible patches' tokens [b v, K, width]."""
         if self.teacher and views.shape[1] == 1:  # all views are the same whole image
             tokens = self.backbone.patch_tokens(views[:, 0])
             yield from (([j], tokens) for j in range(len(masks)))
@@ -183,13 +184,13 @@ class MaskedEmbedder(Embedder):
             yield members, self.backbone.patch_tokens(views[:, members].flatten(0, 1), mask)
 
     def _outputs(self, tokens: Tensor, mask: Mask, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Embeddings [b, width] of tokens of patches, up to the last requested layer."""
-        if self.teacher or self.backbone.replaces:
+        """Layer -> embeddings [b, width] from tokens of patches, up to the last requested layer."""
+        if self.teacher or self.backbone.replaces_hidden:
             weights = (mask.compared / mask.compared.sum(dim=1, keepdim=True)).unsqueeze(-1)
             mean = (tokens * weights).sum(dim=1)
         else:
             mean = tokens.mean(dim=1)
-        x = self.backbone.finish(mean)
+        x = self.backbone.embedding_from_mean(mean)
         outputs = {"backbone": x}
         last = max(map(self.layers.index, layers))
         for layer in self.layers[1 : last + 1]:
@@ -208,20 +209,20 @@ class MaskedEmbedder(Embedder):
 
 
 class ModuleEmbedder(Embedder):
-    """The user's own module, which names its layers itself."""
+    """An Embedder of the user's own module, whose forward names its layers."""
 
     def __init__(self, description: CheckpointDescription, module: nn.Module, label: str) -> None:
         super().__init__(description, {"module": module})
         self.label = label
 
     def to(self, device: torch.device | str) -> ModuleEmbedder:
-        """Itself, moved to the device; the memory layout of its weights stays."""
+        """Itself, moved to the device; the memory layout of its weights is unchanged."""
         self.modules["module"].to(device)
         return self
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """That of its weights: the user's code may depend on it."""
+        """The layout of its weights, since the user's code may depend on it."""
         last = any(
             weight.dim() == 4
             and weight.is_contiguous(memory_format=torch.channels_last)

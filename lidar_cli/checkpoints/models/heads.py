@@ -1,4 +1,4 @@
-"""The modules of projectors and predictors; shapes/heads.py has their equations."""
+"""The modules of projectors and predictors; see shapes/heads.py for their equations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lidar_cli.checkpoints.models.backbone import OriginalTensors, resample, select
+from lidar_cli.checkpoints.models.backbone import OriginalTensors, resample_positions, select_tokens
 from lidar_cli.checkpoints.shapes.heads import Layer, MLPSpec, PredictorSpec
 from lidar_cli.views.masks import Mask
 
@@ -33,7 +33,7 @@ class WeightNormed(nn.Module):
 
 
 def mlp(spec: MLPSpec) -> nn.Sequential:
-    """The layers in a row; tensors are named as in the spec, by index."""
+    """The MLP of a spec; its tensors are named by the index of their layer, as in the spec."""
     head = nn.Sequential()
     for layer in spec.layers:
         if layer.after_gap:
@@ -53,7 +53,7 @@ def _module(layer: Layer) -> nn.Module:
 
 
 class Predictor(nn.Module):
-    """Its blocks are timm's, its names I-JEPA's."""
+    """I-JEPA's predictor, with timm's blocks and I-JEPA's names of tensors."""
 
     def __init__(self, spec: PredictorSpec) -> None:
         super().__init__()
@@ -80,12 +80,12 @@ class Predictor(nn.Module):
         self.originals = OriginalTensors()
 
     def set_grid(self, grid: int) -> None:
-        """Resample the file's positions to images of `grid` patches a side."""
+        """Resample the file's positions for images of `grid` patches a side."""
         if grid == self.grid:
             return
 
         def resampled(name: str, positions: Tensor, old: int) -> Tensor:
-            return resample(positions, old, grid, 0, "antialias")  # as the encoder's
+            return resample_positions(positions, old, grid, 0, "antialias")  # as in the encoder
 
         self.originals.replace(self, ("predictor_pos_embed",), self.grid, resampled)
         self.grid = grid
@@ -93,7 +93,7 @@ class Predictor(nn.Module):
     def forward(self, z: Tensor, context: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Predicted tokens [n_pred n_enc b, K_pred, width], see shapes/heads.py.
 
-        z: the encoder's tokens [n_enc b, K_enc, width] of what each mask lets it see, mask by mask.
+        z: the encoder's tokens [n_enc b, K_enc, width] of the context patches, mask by mask.
         context: n_enc masks [b, K_enc]. targets: n_pred masks [b, K_pred].
         """
         x = self.predictor_embed(z) + self._positions(context)
@@ -106,9 +106,9 @@ class Predictor(nn.Module):
         return tokens
 
     def mean_prediction(self, z: Tensor, mask: Mask) -> Tensor:
-        """The mean [b, width] of the predicted tokens of all targets of a mask.
+        """The mean [b, width] of the predicted tokens in all target blocks of a mask.
 
-        z: the encoder's tokens [b, K, width] of the patches that the mask lets it see.
+        z: the encoder's tokens [b, K, width] of the visible patches.
         """
         assert mask.seen is not None
         assert mask.targets is not None
@@ -116,6 +116,6 @@ class Predictor(nn.Module):
         return tokens.view(len(mask.targets), len(z), -1, self.width).mean(dim=(0, 2))
 
     def _positions(self, masks: Sequence[Tensor]) -> Tensor:
-        """The positions [len(masks) b, K, inner] of the patches of the masks, one after another."""
+        """The positions [len(masks) b, K, inner] of the patches of each mask, mask by mask."""
         keep = torch.cat(list(masks))
-        return select(self.predictor_pos_embed.expand(len(keep), -1, -1), keep)
+        return select_tokens(self.predictor_pos_embed.expand(len(keep), -1, -1), keep)

@@ -1,4 +1,4 @@
-"""The modules of a ResNet, by torchvision's and timm's names; shapes/resnet.py has its spec."""
+"""ResNet, with torchvision's and timm's names of tensors; see shapes/resnet.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lidar_cli.checkpoints.shapes.resnet import Block, ResNetSpec
 
 
 class ResidualBlock(nn.Module):
-    """conv-BN-ReLU, twice (basic) or thrice (bottleneck), around a shortcut."""
+    """Two convolutions (basic) or three (bottleneck), with BatchNorm and ReLU, and a shortcut."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(Backbone):
-    """Stem, stages, global average pool; no classifier."""
+    """A ResNet without classifier: stem, stages, global average pool."""
 
     def __init__(self, spec: ResNetSpec) -> None:
         super().__init__()

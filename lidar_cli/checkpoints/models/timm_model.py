@@ -1,4 +1,4 @@
-"""A backbone that the user names, `--arch NAME`: timm's model with the file's weights."""
+"""The timm model that `--arch NAME` or config.json names, with the file's weights."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from torch import Tensor, nn
 
 from lidar_cli.checkpoints.description import Assignment
 from lidar_cli.checkpoints.models.backbone import Backbone
-from lidar_cli.checkpoints.models.weights import compare, shapes, shapes_of, some
+from lidar_cli.checkpoints.models.weights import compare, first_few, shapes, shapes_of
 from lidar_cli.checkpoints.reading.containers import StateDict
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, materialised
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import KEYS, ModuleSpec
+from lidar_cli.checkpoints.shapes.spec import ASSUME_KEYS, ModuleSpec
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
 
-BFLOAT16 = 2**-7  # relative precision at which files store what a model computes for itself
+# Relative precision at which files store the buffers that a model computes when it is built.
+BFLOAT16 = 2**-7
 
 
 class TimmBackbone(Backbone):
-    """timm's model with its pooling, without classifier."""
+    """A timm model with its pooling and without classifier."""
 
     def __init__(self, model: Any, arch: str) -> None:
         super().__init__()
         self.model = model
         self.arch = arch
-        # Some models widen the pooled features before the classifier, which is left out.
+        # Some models have a hidden layer between the pooled features and the classifier.
         self.width = int(getattr(model, "head_hidden_size", None) or model.num_features)
         fixed = model.pretrained_cfg.get("fixed_input_size", False)
         size = model.pretrained_cfg["input_size"][-1]
@@ -48,7 +49,7 @@ class TimmBackbone(Backbone):
         return self.model  # type: ignore[no-any-return]
 
     def set_image_size(self, size: int) -> None:
-        """Resize what depends on the size; raises CheckpointError if timm's model cannot."""
+        """Resize what depends on the image size; raises CheckpointError if the model cannot."""
         if self.image_size in (None, size):
             return
         refusal = CheckpointError(
@@ -57,7 +58,7 @@ class TimmBackbone(Backbone):
             code="image-size",
         )
         patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
-        if size % patch[0]:  # timm would leave out the pixels of the last, incomplete patch
+        if size % patch[0]:  # timm would drop the pixels of the last, incomplete patch
             raise refusal
         try:
             self.model.set_input_size((size, size))
@@ -73,7 +74,7 @@ class TimmBackbone(Backbone):
 
 @dataclass(frozen=True)
 class TimmSpec(ModuleSpec):
-    """timm's model of a name, which leaves nothing open."""
+    """A timm model; no key of `--assume` is open."""
 
     backbone: TimmBackbone
 
@@ -81,26 +82,26 @@ class TimmSpec(ModuleSpec):
 
     @property
     def arch(self) -> str:
-        """timm's name."""
+        """The name of the model in timm."""
         return self.backbone.arch
 
     @property
     def width(self) -> int:
-        """Of the embedding."""
+        """The width of the embedding."""
         return self.backbone.width
 
     @property
     def image_size(self) -> int | None:
-        """Pixels a side, None for a model of any size."""
+        """Pixels a side, None for a model that takes any size."""
         return self.backbone.image_size
 
 
 def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
-    """timm's model of that name, and its tensors in the state dict.
+    """The timm model of that name, and the tensors of the state dict that fill it.
 
-    Names are taken as they are, else as timm's conversion for that model returns them.
-    Raises SettingsError for a name unknown to timm, CheckpointError if the weights are not that
-    model's.
+    The names in the file are tried first, then those after timm's conversion for that model.
+    Raises SettingsError for a name unknown to timm, CheckpointError if the weights are not those of
+    the model.
     """
     if not timm.is_model(arch):
         hint = nearest(arch, timm.list_models())
@@ -118,7 +119,7 @@ def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
         converted = _convert(model, inside)
         if _fits(expected, {n: t for n, t in converted.items() if n in expected}):
             tensors = {n: t for n, t in converted.items() if n in expected}
-            # What the conversion drops is reported; its surplus results are not.
+            # Tensors that the conversion drops are reported as unused; its surplus results are not.
             surplus = converted.keys() - expected.keys()
             keys = frozenset(prefix + name for name in inside if name not in surplus)
             dropped = _check_dropped(
@@ -126,14 +127,14 @@ def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
             )
     compare(expected, shapes_of(tensors), f"{path}: {arch}")
     classifier = model.pretrained_cfg.get("classifier") or ()
-    decided = dict.fromkeys(KEYS, f"timm's {arch} decides it")
+    decided = dict.fromkeys(ASSUME_KEYS, f"timm's {arch} decides it")
     return Assignment(
         spec=TimmSpec(TimmBackbone(model, arch), decided=decided),
         tensors=tensors,
         title="timm model",
         keys=keys,
         prefix=prefix,
-        dropped=(some(dropped, 6),) if dropped else (),
+        dropped=(first_few(dropped, 6),) if dropped else (),
         classifiers=(classifier,) if isinstance(classifier, str) else tuple(classifier),
     )
 
@@ -141,7 +142,7 @@ def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
 def _create(arch: str, **sizes: Any) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about names that timm has changed since
+            warnings.simplefilter("ignore")  # for model names that timm has changed
             return timm.create_model(arch, pretrained=False, num_classes=0, **sizes)
     except Exception as error:  # an unknown tag, or a model that needs another package
         message = str(error).strip().split("\n")[0]
@@ -151,7 +152,7 @@ def _create(arch: str, **sizes: Any) -> Any:
 
 
 def _prefix(model: Any, state: StateDict) -> str:
-    """The prefix of the model's names in the state dict, '' if nothing matches."""
+    """The prefix under which most names of the model are in the state dict, '' if none is."""
     names = list(model.state_dict())
     prefixes = {
         key.removesuffix(name)
@@ -167,24 +168,22 @@ def _prefix(model: Any, state: StateDict) -> str:
 
 
 def _resized(model: Any, arch: str, tensors: Mapping[str, Weight]) -> Any:
-    """The same model at the image size of the file's position embedding, if it has one.
-
-    A patch of a hybrid is 1x1 of the output of its convolutions, and many pixels.
-    """
+    """The model at the image size of the file's position embedding, unchanged without one."""
     embed = model.patch_embed
     try:
+        # Not embed.patch_size: in a hybrid, that counts outputs of its convolutions.
         pixels = embed.img_size[0] // embed.grid_size[0]
         size = vit.grid_of_positions(shapes_of(tensors), arch) * pixels
-    except (CheckpointError, TypeError):  # positions that are no square, a model of any size
+    except (CheckpointError, TypeError):  # positions that form no square, or a model for any size
         return model
     return model if size == model.patch_embed.img_size[0] else _create(arch, img_size=size)
 
 
 def _convert(model: Any, tensors: dict[str, Weight]) -> dict[str, Weight]:
-    """The tensors after timm's conversion of other projects' names; empty if it fails."""
+    """The tensors after timm's conversion of other projects' names; {} if it fails."""
     try:
         return {**_converted({name: materialised(t) for name, t in tensors.items()}, model)}
-    except Exception:  # meant for other files
+    except Exception:  # the conversion expects other files
         return {}
 
 
@@ -197,10 +196,10 @@ def _converted(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
 
 
 def _check_dropped(path: Path, arch: str, model: Any, tensors: Mapping[str, Weight]) -> list[str]:
-    """Names of tensors that timm's conversion leaves out.
+    """Names of the tensors that timm's conversion drops.
 
-    Raises CheckpointError if that changes the embedding: if they are part of a used layer and not
-    zero, or differ from the values that the model computes for itself.
+    Raises CheckpointError if dropping one changes the embedding: if it belongs to a layer that is
+    used and is not zero, or if it differs from the buffer that the model computes in its place.
     """
     influence = _influence(model, tensors)
     dropped = [name for name, used in influence.items() if not used.any()]
@@ -224,17 +223,17 @@ def _check_dropped(path: Path, arch: str, model: Any, tensors: Mapping[str, Weig
         biased = timm.is_model(other) and all(name.endswith(".qkv.bias") for name in wrong)
         model_name = f"the model with biases, --arch {other}" if biased else "another with --arch"
         raise CheckpointError(
-            f"{path}: timm's conversion for {arch} drops {some(wrong)}, on which the embedding "
-            f"depends; name {model_name}, or your own code with --model",
+            f"{path}: timm's conversion for {arch} drops {first_few(wrong)}, on which the "
+            f"embedding depends; name {model_name}, or your own code with --model",
             code="timm-drops-tensors",
         )
     return dropped
 
 
 def _influence(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Tensor]:
-    """Whether timm's conversion uses each tensor; for vectors, each element.
+    """Name -> bool, whether timm's conversion uses the tensor; for a vector, each of its elements.
 
-    Traced by autograd over zeros of their shapes; all count as used if that fails.
+    Autograd traces the conversion of zeros; if that fails, all tensors count as used.
     """
     floating = {n: t for n, t in tensors.items() if "float" in str(t.dtype)}
     leaves = {
@@ -243,11 +242,11 @@ def _influence(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Tensor]:
         ).requires_grad_()
         for name, t in floating.items()
     }
-    whole = torch.tensor(True)
+    all_used = torch.tensor(True)
     try:
         outputs = _converted(dict(leaves), model).values()
     except Exception:  # a conversion that depends on values
-        return dict.fromkeys(tensors, whole)
+        return dict.fromkeys(tensors, all_used)
     reached = _reached(outputs)
     used = {name: torch.tensor(id(leaf) in reached) for name, leaf in leaves.items()}
     vectors = {name: leaf for name, leaf in leaves.items() if leaf.dim() == 1 and used[name]}
@@ -255,12 +254,12 @@ def _influence(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Tensor]:
     if vectors:
         gradients = torch.autograd.grad(total, list(vectors.values()), allow_unused=True)
         for name, gradient in zip(vectors, gradients, strict=True):
-            used[name] = whole if gradient is None else gradient != 0
+            used[name] = all_used if gradient is None else gradient != 0
     return used
 
 
 def _reached(outputs: Iterable[Any]) -> set[int]:
-    """Ids of the leaves of autograd's graph of some tensors."""
+    """Ids of the outputs, and of the leaves of their autograd graph."""
     ids = {id(one) for one in outputs}
     todo = [one.grad_fn for one in outputs if one.grad_fn is not None]
     seen = set(todo)

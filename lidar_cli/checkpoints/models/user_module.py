@@ -1,4 +1,4 @@
-"""The user's own module, `--model package.module:factory`, filled with a file's state dict."""
+"""The module that `--model package.module:factory` names, filled with a file's state dict."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.weights import fill, is_counter, shapes, some
+from lidar_cli.checkpoints.models.weights import fill, first_few, is_counter, shapes
 from lidar_cli.checkpoints.reading.containers import ADDED, candidates, clean
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
 
 LAYER_NAME = re.compile(r"[\w.-]*\w[\w.-]*")  # valid for `--layer` and in a feature file
-TRIED_SIZES = (224, 32, 96, 64, 128, 256, 384, 28)  # pixels; the first that works is taken
+TRIED_SIZES = (224, 32, 96, 64, 128, 256, 384, 28)  # pixels a side; the first to work is used
 
 
 def make(target: str) -> nn.Module:
-    """The module that a factory, named 'package.module:factory', returns.
+    """The module that the factory 'package.module:factory' returns; it is called without arguments.
 
-    Modules in the working directory can be imported too. The factory takes no arguments.
+    Files in the working directory can be imported too.
     Raises SettingsError if the name is malformed or any of the user's code fails.
     """
     module_name, _, factory_name = target.partition(":")
@@ -43,7 +43,7 @@ def make(target: str) -> nn.Module:
         module = factory()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise SettingsError(
-            f"--model {target} failed: {_line(error)}", code="model-failed"
+            f"--model {target} failed: {_first_line(error)}", code="model-failed"
         ) from error
     if not isinstance(module, nn.Module):
         raise SettingsError(
@@ -54,9 +54,9 @@ def make(target: str) -> nn.Module:
 
 
 def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
-    """Fill the module with the state dict that has exactly its names; returns its container.
+    """Fill the module with the state dict that has exactly its names; return its container.
 
-    Tried in turn: names as they are, without leading additions of wrappers, without any additions.
+    Tried in turn: names as in the file, without leading prefixes of wrappers, without all of them.
     Raises NoWeights if the file has no tensor, CheckpointError if no state dict of it fits.
     """
     expected = set(shapes(module))
@@ -76,8 +76,8 @@ def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
     if distance:
         missing = sorted(n for n in expected - tensors.keys() if not is_counter(n))
         surplus = sorted(tensors.keys() - expected)
-        parts = [f"lacks {some(missing)}"] if missing else []
-        parts += [f"has {some(surplus)}"] if surplus else []
+        parts = [f"lacks {first_few(missing)}"] if missing else []
+        parts += [f"has {first_few(surplus)}"] if surplus else []
         raise CheckpointError(
             f"{path}: the state dict {' and '.join(parts)}, unlike the --model module; "
             "expected exactly its names; let the factory return the module that was saved",
@@ -89,7 +89,7 @@ def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
 
 @contextmanager
 def restored(module: nn.Module) -> Iterator[None]:
-    """Restore a module's training modes and devices when the block ends, also after an error."""
+    """Restore a module's training modes and devices after the block, even after an error."""
     modes = {part: part.training for part in module.modules()}
     devices = {name: tensor.device for name, tensor in _tensors(module)}
     try:
@@ -104,17 +104,17 @@ def restored(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_gradients() -> Iterator[None]:
-    """No gradients, but not inference mode: a module that caches its tensors could not train."""
+    """Disable gradients, but not by inference mode: a module could not train on cached tensors."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 
 
 def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
-    """The width of each layer, by embedding blank images, and the image size the module needs.
+    """The width of each layer, and the image size that the module needs, None for any size.
 
-    A module with an int attribute `image_size` is tried at that size only.
-    label: what an error calls the module.
-    Raises SettingsError if the module embeds no image, or not to rows.
+    Blank images are embedded. A module with an int attribute `image_size` is tried only at that
+    size. label: the module's name in errors.
+    Raises SettingsError if the module embeds no image, or does not return rows.
     """
     named = getattr(module, "image_size", None)
     device = next((t.device for t in module.parameters()), torch.device("cpu"))
@@ -124,8 +124,8 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
         try:
             with without_gradients():
                 output = module(torch.zeros(2, 3, size, size, device=device))
-        except Exception as error:  # the user's code, perhaps made for another size
-            reason = reason or _line(error)
+        except Exception as error:  # the user's code, which may need another size
+            reason = reason or _first_line(error)
             continue
         widths = {layer: rows.shape[1] for layer, rows in layers_of(output, 2, label).items()}
         only = named == size or not _takes_other_sizes(module, size, device)
@@ -138,9 +138,9 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
 
 
 def source(target: str | None) -> str | None:
-    """sha256 of the file that defines a factory, None without one.
+    """sha256 of the file that defines a factory, None without a target or file.
 
-    Its imports are not included: after changes there, features must be extracted again by hand.
+    The files that it imports are not included: after changes there, the user must extract again.
     """
     if target is None:
         return None
@@ -149,7 +149,7 @@ def source(target: str | None) -> str | None:
 
 
 def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
-    """Layer -> embeddings; raises CheckpointError for any error in the user's forward."""
+    """Layer -> embeddings [b, width]; raises CheckpointError if the user's forward fails."""
     try:
         with without_gradients():
             output = module(images)
@@ -157,7 +157,7 @@ def embed(module: nn.Module, images: Tensor, label: str) -> dict[str, Tensor]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{label}: forward failed for images {list(images.shape)}: {_line(error)}; "
+            f"{label}: forward failed for images {list(images.shape)}: {_first_line(error)}; "
             "another --image-size may fit",
             code="model-forward",
         ) from error
@@ -171,14 +171,14 @@ def _takes_other_sizes(module: nn.Module, size: int, device: torch.device) -> bo
             try:
                 with without_gradients():
                     module(torch.zeros(2, 3, other, other, device=device))
-            except Exception:  # the user's code, made for one size
+            except Exception:  # the user's code, which may accept one size only
                 continue
             return True
     return False
 
 
 def layers_of(output: Any, batch: int, label: str) -> dict[str, Tensor]:
-    """What a module returned, as layer -> [batch, width]; raises SettingsError otherwise."""
+    """The output of a module as layer -> [batch, width]; raises SettingsError for other outputs."""
     layers = dict(output) if isinstance(output, Mapping) else {"backbone": output}
     for layer, rows in layers.items():
         if not isinstance(layer, str) or not LAYER_NAME.fullmatch(layer):
@@ -189,7 +189,7 @@ def layers_of(output: Any, batch: int, label: str) -> dict[str, Tensor]:
             )
         if not _are_rows(rows, batch):
             raise SettingsError(
-                f"{label}: forward gave {_described(rows)} for {layer}; expected floating-point "
+                f"{label}: forward gave {_describe(rows)} for {layer}; expected floating-point "
                 f"[{batch}, width], or a dict of layer -> [{batch}, width]",
                 code="model-output",
             )
@@ -211,7 +211,7 @@ def _are_rows(rows: Any, batch: int) -> bool:
     )
 
 
-def _described(rows: Any) -> str:
+def _describe(rows: Any) -> str:
     if not isinstance(rows, Tensor):
         return type(rows).__name__
     kind = "" if rows.is_floating_point() else f"{rows.dtype} ".removeprefix("torch.")
@@ -230,6 +230,6 @@ def _without_leading(name: str) -> str:
     return ".".join(parts)
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     message = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -1,4 +1,4 @@
-"""The module of a Vision Transformer: timm's class, pooled as its spec in shapes/vit.py says."""
+"""The Vision Transformer as timm's class, with the pooling of its spec; see shapes/vit.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import MaskedBackbone, OriginalTensors, resample, select
+from lidar_cli.checkpoints.models.backbone import (
+    MaskedBackbone,
+    OriginalTensors,
+    resample_positions,
+    select_tokens,
+)
 from lidar_cli.checkpoints.shapes.vit import ViTSpec, grid_of
 from lidar_cli.views.masks import Mask
 
 
 def stem(spec: ViTSpec) -> nn.Sequential:
-    """Convolutions of stride 2, each normalised, and a linear map of every remaining pixel."""
+    """The convolutional stem: 3x3 of stride 2 with BatchNorm and ReLU, repeated, then a 1x1."""
     layers: list[nn.Module] = []
     into = 3
     for out in spec.stem:
@@ -24,7 +29,7 @@ def stem(spec: ViTSpec) -> nn.Sequential:
 
 
 class ViT(MaskedBackbone):
-    """timm's VisionTransformer, pooled to one vector an image, at any multiple of the patch."""
+    """timm's VisionTransformer with one embedding per image, for any multiple of the patch size."""
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
@@ -61,7 +66,7 @@ class ViT(MaskedBackbone):
         if spec.stem:
             self.model.patch_embed.proj = stem(spec)
         positions = torch.empty(1, spec.positioned + spec.grid**2, spec.width)
-        self.model.pos_embed = nn.Parameter(positions)  # timm has none for the class token alone
+        self.model.pos_embed = nn.Parameter(positions)  # timm cannot give only the class token one
         self.patch = spec.patch
         self.size = spec.image_size
         self.positioned = spec.positioned
@@ -71,11 +76,11 @@ class ViT(MaskedBackbone):
 
     @property
     def weights(self) -> nn.Module:
-        """timm's module, which has the names of the spec."""
+        """timm's module, whose tensors have the names of the spec."""
         return self.model  # type: ignore[no-any-return]
 
     def set_image_size(self, size: int) -> None:
-        """Resample the position embedding of the file to images of `size` pixels a side.
+        """Resample the file's position embedding for images of `size` pixels a side.
 
         Raises CheckpointError unless that is a multiple of the patch size.
         """
@@ -84,21 +89,23 @@ class ViT(MaskedBackbone):
             return
 
         def resampled(name: str, positions: Tensor, old: int) -> Tensor:
-            return resample(positions, old, grid, self.positioned, self.resize, self.offset)
+            return resample_positions(
+                positions, old, grid, self.positioned, self.resize, self.offset
+            )
 
         self.originals.replace(self.model, ("pos_embed",), self.size // self.patch, resampled)
         self.model.patch_embed.set_input_size((size, size))
         self.size = size
 
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens [b, prefix + K, width] after the last norm; class token and registers first.
+        """Tokens [b, prefix + K, width] after the last norm, class token and registers first.
 
-        keep: indices [b, K] of the patches that enter the blocks, all if None.
+        keep: indices [b, K] of the patches that enter the blocks, None for all.
         """
         model, positioned = self.model, self.positioned
         x = model.patch_embed(images) + model.pos_embed[:, positioned:]
         if keep is not None:
-            x = select(x, keep)
+            x = select_tokens(x, keep)
         prefix = [t for t in (model.cls_token, model.reg_token) if t is not None]
         if prefix:
             first = torch.cat(prefix, dim=1)
@@ -114,6 +121,6 @@ class ViT(MaskedBackbone):
         return self.tokens(images, keep)[:, self.model.num_prefix_tokens :]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S], S as last set."""
+        """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
         embeddings: Tensor = self.model.forward_head(self.tokens(images), pre_logits=True)
         return embeddings

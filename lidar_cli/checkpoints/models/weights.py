@@ -1,4 +1,4 @@
-"""Fill a module with the tensors of a state dict: every one of them, and nothing else."""
+"""Fills a module with the tensors of a state dict, which must have exactly its names."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from lidar_cli.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SHARED = 4  # how often, on average, tied weights may use the bytes of a file
-SMALL = 2**26  # bytes of tensors that are not checked for this
-LONGEST = 120  # characters of a name in an error
-COUNTER = "num_batches_tracked"  # of BatchNorm, unused in eval mode, absent from old files
+MAX_REUSE = 4  # how many tensors may share each byte of a file, on average, as tied weights do
+UNCHECKED_BYTES = 2**26  # bytes of tensors that may exceed that
+LONGEST_NAME = 120  # characters of a name in an error
+COUNTER = "num_batches_tracked"  # BatchNorm's, unused in eval mode, absent from old files
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Weight], origin: str) -> None:
     """Set all parameters and buffers of a module, in float32, and put it in eval mode.
 
-    tensors: by the module's names; copied, so that the file may change afterwards.
-    origin: the file and part that an error names.
+    tensors: name in the module's state dict -> tensor. They are copied, so that the file may change
+    afterwards. origin: the file and module that an error names.
     Raises CheckpointError for missing or surplus names, other shapes, and weights that are not
-    finite floating-point numbers. No parameter keeps its initial value.
+    finite floating-point numbers. Every parameter is replaced.
     """
     import torch
 
-    like = {n: t for n, t in module.state_dict().items() if is_tensor(t)}
-    expected = shapes_of(like)
+    present = {n: t for n, t in module.state_dict().items() if is_tensor(t)}
+    expected = shapes_of(present)
     compare(expected, shapes_of(tensors), origin)
     _check_size(tensors, origin)
     ready = {
-        name: _copied(name, tensor, like[name].is_floating_point(), origin)
+        name: _checked_copy(name, tensor, present[name].is_floating_point(), origin)
         for name, tensor in tensors.items()
     }
-    for name in expected.keys() - ready.keys():  # only counters, else compare() would have raised
+    for name in expected.keys() - ready.keys():  # counters; compare() raises for others
         ready[name] = torch.zeros((), dtype=torch.int64)
     try:
-        # Modules on the meta device have no memory to copy into: the copies become their tensors.
-        module.load_state_dict(ready, strict=True, assign=any(t.is_meta for t in like.values()))
+        # A module on the meta device has no memory: the copies themselves become its tensors.
+        module.load_state_dict(ready, strict=True, assign=any(t.is_meta for t in present.values()))
     except Exception as error:  # a user's module may have hooks that raise anything
         reason = str(error).strip().split("\n")[-1].strip()
         raise CheckpointError(
@@ -52,18 +52,18 @@ def fill(module: nn.Module, tensors: Mapping[str, Weight], origin: str) -> None:
 def compare(
     expected: Mapping[str, tuple[int, ...]], present: Mapping[str, tuple[int, ...]], origin: str
 ) -> None:
-    """Raise CheckpointError unless both name the same tensors of the same shapes."""
+    """Raise CheckpointError unless both have the same names and shapes; counters may be missing."""
     missing = [name for name in expected if name not in present and not is_counter(name)]
     if missing:
         raise CheckpointError(
-            f"{origin}: {some(missing)} missing of {len(expected)} tensors; expected all of "
+            f"{origin}: {first_few(missing)} missing of {len(expected)} tensors; expected all of "
             "them; name the architecture with --arch or your own code with --model",
             code="missing-tensors",
         )
     surplus = [name for name in present if name not in expected]
     if surplus:
         raise CheckpointError(
-            f"{origin}: {some(surplus)} have no place among {len(expected)} expected tensors; "
+            f"{origin}: {first_few(surplus)} have no place among {len(expected)} expected tensors; "
             "name your own code with --model",
             code="surplus-tensors",
         )
@@ -87,7 +87,7 @@ def shapes_of(tensors: Mapping[str, Weight]) -> dict[str, tuple[int, ...]]:
 
 
 def is_counter(name: str) -> bool:
-    """Whether a name is that of BatchNorm's counter of batches."""
+    """Whether this is the name of BatchNorm's counter of batches."""
     return name.rpartition(".")[2] == COUNTER
 
 
@@ -97,18 +97,18 @@ def size(tensor: Weight) -> int:
 
 
 def parts_of(tensor: Weight) -> tuple[Weight, ...]:
-    """The tensors of the file that a joined one consists of, such as q, k and v; else itself."""
+    """The tensors of the file in a joined tensor, such as q, k and v; else the tensor itself."""
     parts: tuple[Weight, ...] = getattr(tensor, "parts", (tensor,))
     return parts
 
 
 def _check_size(tensors: Mapping[str, Weight], origin: str) -> None:
-    """Refuse a file whose many tensors share the same few bytes, before they take memory."""
+    """Raise CheckpointError if many tensors share the same few bytes, before memory is taken."""
     parts = [part for tensor in tensors.values() for part in parts_of(tensor)]
     lazy = [t for t in parts if isinstance(t, LazyTensor) and t.storage is not None]
     sources = {t.storage.source: t.storage.source.nbytes for t in lazy if t.storage is not None}
     available, wanted = sum(sources.values()), sum(t.nbytes for t in lazy)
-    if wanted > SHARED * available + SMALL:
+    if wanted > MAX_REUSE * available + UNCHECKED_BYTES:
         raise CheckpointError(
             f"{origin}: the tensors have {wanted} bytes over {available} of the file; "
             "expected tensors of their own; save the state dict of one model again",
@@ -116,7 +116,7 @@ def _check_size(tensors: Mapping[str, Weight], origin: str) -> None:
         )
 
 
-def _copied(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
+def _checked_copy(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
     """A float32 copy of a finite weight; an exact copy of another tensor, such as an index."""
     import torch
 
@@ -148,9 +148,9 @@ def _copied(name: str, stored: Weight, is_weight: bool, origin: str) -> Tensor:
     return copy
 
 
-def some(names: Iterable[str], shown: int = 3) -> str:
-    """A few names, and how many more there are; a name never breaks the line."""
+def first_few(names: Iterable[str], shown: int = 3) -> str:
+    """The first few names, on one line, and how many more there are."""
     names = [name if name.isprintable() else ascii(name) for name in names]
-    names = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
+    names = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in names]
     text = ", ".join(names[:shown])
     return text if len(names) <= shown else f"{text} and {len(names) - shown} more"

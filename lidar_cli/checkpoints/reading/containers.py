@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.models.weights import LONGEST, some
+from lidar_cli.checkpoints.models.weights import LONGEST_NAME, first_few
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.errors import CheckpointError, NoWeights
 
@@ -43,10 +43,10 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
         places = sorted(_elsewhere(tree))
         if places:
             raise CheckpointError(
-                f"{path}: weights lie under {some(places)}; expected a state dict in the file "
+                f"{path}: weights lie under {first_few(places)}; expected a state dict in the file "
                 f"itself or under {', '.join(WRAPPERS)}; save that state dict alone"
             )
-        inside = some([str(key) for key in tree]) if tree else "nothing"
+        inside = first_few([str(key) for key in tree]) if tree else "nothing"
         raise NoWeights(f"{path}: holds no model weights (found {inside})")
     tensors: dict[str, Weight] = {}
     originals: dict[str, str] = {}
@@ -57,7 +57,7 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
             continue
         cleaned = clean(str(name))
         if cleaned in tensors:
-            both = some([originals[cleaned], str(name)])
+            both = first_few([originals[cleaned], str(name)])
             raise CheckpointError(
                 f"{path}: {both} are one name without the additions "
                 "of wrappers; expected one; save the state dict of one model"
@@ -156,4 +156,4 @@ def _elsewhere(
 
 def _name(key: object) -> str:
     """A key for a message; of a key that is not text, which may be of any size, its type."""
-    return key[:LONGEST] if isinstance(key, str) else f"({type(key).__name__})"
+    return key[:LONGEST_NAME] if isinstance(key, str) else f"({type(key).__name__})"

@@ -1,11 +1,11 @@
-"""BEiT's Vision Transformer, in which data2vec trains images, from its shapes.
+"""The spec of BEiT's Vision Transformer, which data2vec uses for images.
 
     logits = q k^T / sqrt(d) + bias,   bias_ij = table[index_ij]       [heads, 1 + N, 1 + N]
 
-The table has a row for each displacement of two patches, and three for the class token; one table
-serves all blocks, or each block has one after fine-tuning. Queries and values have a bias, keys
-none. The number of heads is the table's second axis. `relative_position_index` follows from the
-grid.
+The table has a row for each displacement between two patches, and three for the class token. All
+blocks share one table; after fine-tuning, each block has one. Queries and values have a bias, keys
+have none. The number of heads is the length of the table's second axis. The grid determines
+`relative_position_index`.
 
 data2vec's student regresses lm_head(norm(tokens)) at masked patches to the outputs of the teacher's
 upper blocks there; the teacher sees all patches. The embedding is the mean of the patch tokens
@@ -22,18 +22,18 @@ import math
 from dataclasses import dataclass
 
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, norm, repeated
+from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, layernorm, repeated
 from lidar_cli.errors import CheckpointError
 
 ANCHOR = "blocks.0.attn.q_bias"
 FAIRSEQ_ANCHOR = "encoder.blocks.0.mlp.0.weight"
-FAIRSEQ_EPS = 1e-5
-EXTRA = 3  # rows of a table: class token to patch, patch to class token, class token to itself
+FAIRSEQ_EPS = 1e-5  # of LayerNorm
+CLASS_TOKEN_ROWS = 3  # of a table: class token to patch, patch to class token, to itself
 TABLE = "relative_position_bias_table"
 
-# fairseq's names -> BEiT's. Its training creates `final_proj` but never calls it: the loss sees the
-# normed tokens, so these weights are still random, and ignored here.
-FAIRSEQ_NOISE = ("final_proj.",)
+# fairseq creates `final_proj` but never calls it, so its weights are still random: ignored.
+FAIRSEQ_UNUSED = ("final_proj.",)
+# fairseq's names -> BEiT's.
 FROM_FAIRSEQ = (
     (r"encoder\.", ""),
     (r"patch_embed\.conv\.", "patch_embed.proj."),
@@ -49,13 +49,13 @@ class BeitSpec(vit.TransformerSpec):
     """Sizes and optional parts of a BEiT."""
 
     qkv_bias: bool
-    shared_table: bool  # of relative positions
-    own_tables: bool  # one a block
-    positions: bool  # absolute ones too
+    shared_table: bool  # whether all blocks share a table of relative positions
+    table_per_block: bool  # whether each block has one
+    positions: bool  # whether there is also an absolute position embedding
     layer_scale: bool
     mask_token: bool
-    norm: bool  # of tokens, after the last block
-    fc_norm: bool  # after pooling, in its place
+    norm: bool  # whether tokens are normalised after the last block
+    fc_norm: bool  # whether their mean is, instead
 
     @property
     def arch(self) -> str:
@@ -63,13 +63,13 @@ class BeitSpec(vit.TransformerSpec):
         return self.named("beit", self.depth, [])
 
     def masks(self, teacher: bool) -> tuple[str, ...]:
-        """data2vec's, if it is a teacher or has the token that replaces masked patches."""
+        """data2vec's rule, for a teacher or a file with the token that replaces masked patches."""
         return ("blocks",) if teacher or self.mask_token else ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors of the module, by BEiT's names."""
+        """BEiT's name -> shape of every tensor of the module."""
         width, patch = self.width, self.patch
-        table = ((2 * self.grid - 1) ** 2 + EXTRA, self.heads)
+        table = ((2 * self.grid - 1) ** 2 + CLASS_TOKEN_ROWS, self.heads)
         shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width)}
         if self.mask_token:
             shapes["mask_token"] = (1, 1, width)
@@ -83,11 +83,11 @@ class BeitSpec(vit.TransformerSpec):
         vectors = ["attn.q_bias", "attn.v_bias"] if self.qkv_bias else []
         vectors += ["gamma_1", "gamma_2"] if self.layer_scale else []
         block |= dict.fromkeys(vectors, (width,))
-        if self.own_tables:
+        if self.table_per_block:
             block[f"attn.{TABLE}"] = table
         shapes |= repeated("blocks", self.depth, block)
         if self.norm or self.fc_norm:
-            shapes |= norm("fc_norm" if self.fc_norm else "norm", width)
+            shapes |= layernorm("fc_norm" if self.fc_norm else "norm", width)
         return shapes
 
 
@@ -98,15 +98,16 @@ def spec(
     heads: int | None = None,
     eps: float | None = None,
     usual_eps: tuple[float, str] = (vit.EPS, USUAL),
-    bare: bool = False,
+    norm_optional: bool = False,
 ) -> BeitSpec:
-    """The BEiT that tensors of these shapes, by BEiT's names, belong to.
+    """The spec of the BEiT with these shapes, by BEiT's names.
 
-    heads, eps: of a config.json. usual_eps: the value without one, and its origin. bare: whether
-    the model may have no last norm at all; else its tensors are missing. Raises CheckpointError if
-    the shapes fit none.
+    heads, eps: the values in a config.json. usual_eps: eps without a config.json, and its origin.
+    norm_optional: whether a file without any last norm is a model without one; otherwise the
+    tensors of `norm` are reported as missing.
+    Raises CheckpointError if the shapes fit no BEiT.
     """
-    width, patch = vit.patches(shapes, origin)
+    width, patch = vit.patch_embedding(shapes, origin)
     shared, of_block = f"rel_pos_bias.{TABLE}", f"blocks.0.attn.{TABLE}"
     table = shapes.get(shared) or shapes.get(of_block)
     if table is not None and (len(table) != 2 or table[1] < 1):
@@ -115,7 +116,7 @@ def spec(
             "[displacements, heads]; name the architecture with --arch",
             code="not-a-beit",
         )
-    count, why, decided = vit.heads_of(
+    count, why, decided = vit.attention_heads(
         width, table[1] if table else 0, "the table of relative positions", heads
     )
     if eps is None:
@@ -128,14 +129,14 @@ def spec(
         heads=count,
         patch=patch,
         grid=_grid(table, shapes.get("pos_embed", ()), origin),
-        mlp=vit.hidden(shapes, "blocks.0.mlp.fc1.weight", origin),
+        mlp=vit.mlp_width(shapes, "blocks.0.mlp.fc1.weight", origin),
         qkv_bias="blocks.0.attn.q_bias" in shapes,
         shared_table=shared in shapes,
-        own_tables=of_block in shapes,
+        table_per_block=of_block in shapes,
         positions="pos_embed" in shapes,
         layer_scale="blocks.0.gamma_1" in shapes,
         mask_token="mask_token" in shapes,
-        norm="norm.weight" in shapes or not (bare or "fc_norm.weight" in shapes),
+        norm="norm.weight" in shapes or not (norm_optional or "fc_norm.weight" in shapes),
         fc_norm="fc_norm.weight" in shapes,
         eps=eps,
         why=why,
@@ -144,15 +145,15 @@ def spec(
 
 
 def fairseq_spec(shapes: Shapes, origin: str) -> BeitSpec:
-    """The BEiT of fairseq's data2vec vision model, renamed by FROM_FAIRSEQ; see `spec`."""
+    """The spec of fairseq's data2vec vision model, with names by FROM_FAIRSEQ; see `spec`."""
     return spec(shapes, origin, usual_eps=(FAIRSEQ_EPS, "fairseq's"))
 
 
 def _grid(table: tuple[int, ...] | None, positions: tuple[int, ...], origin: str) -> int:
-    """Patches a side: of (2 side - 1)^2 + 3 displacements, or 1 + side^2 positions."""
+    """Patches a side, from a table of (2 side - 1)^2 + 3 rows or 1 + side^2 positions."""
     if table:
-        odd = math.isqrt(max(table[0] - EXTRA, 0))
-        if odd % 2 and odd * odd + EXTRA == table[0]:
+        odd = math.isqrt(max(table[0] - CLASS_TOKEN_ROWS, 0))
+        if odd % 2 and odd * odd + CLASS_TOKEN_ROWS == table[0]:
             return (odd + 1) // 2
     elif len(positions) == 3:
         side = math.isqrt(max(positions[1] - 1, 0))

@@ -1,14 +1,14 @@
-"""data2vec 2.0's Vision Transformer, by fairseq's names, from its shapes.
+"""The spec of data2vec 2.0's Vision Transformer, by fairseq's names.
 
     x = [extra tokens; patches + positions]
     x = norm(x), then the context blocks, then the blocks
     a block:  x = norm1(x + attn(x));  x = norm2(x + mlp(x))
 
-Norms follow the residuals and there is none at the end, which timm's ViT cannot express. Positions
-are fixed and stored. The extra tokens, usually one, have no position. In training the student's
-blocks see only the visible patches, and a convolutional decoder, ignored here, regresses the
-teacher's features of the rest. The embedding is the mean of the patch tokens. This file needs no
-torch; the module is in models/data2vec2.py.
+Norms come after the residual sums and there is none at the end, which timm's ViT does not support.
+Positions are fixed and stored. The extra tokens, usually one, have no position. In
+training the student's blocks see only the visible patches, and a convolutional decoder, ignored
+here, regresses the teacher's features of the other patches. The embedding is the mean of the patch
+tokens. This file needs no torch; the module is in models/data2vec2.py.
 
 Source: Baevski et al. 2022 (data2vec 2.0).
 """
@@ -19,13 +19,13 @@ import math
 from dataclasses import dataclass
 
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, norm, repeated
+from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, layernorm, repeated
 from lidar_cli.errors import CheckpointError
 
 ANCHOR = "modality_encoders.IMAGE.local_encoder.proj.weight"
-NOISE = ("modality_encoders.IMAGE.decoder.",)
+UNUSED = ("modality_encoders.IMAGE.decoder.",)
 
-# fairseq's names -> those of the module.
+# fairseq's names -> names in models/data2vec2.py.
 FROM_FAIRSEQ = (
     (r"modality_encoders\.IMAGE\.", ""),
     (r"local_encoder\.", "patch_embed."),
@@ -48,11 +48,11 @@ class Data2Vec2Spec(vit.TransformerSpec):
         return self.named("data2vec2", self.context + self.depth, [])
 
     def masks(self, teacher: bool) -> tuple[str, ...]:
-        """Those of its training."""
+        """The rule of its training."""
         return ("inverse-blocks",)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors of the module, by the module's names."""
+        """Name -> shape of every tensor of the module."""
         width, patch = self.width, self.patch
         shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, self.grid**2, width)}
         if self.extra:
@@ -60,16 +60,16 @@ class Data2Vec2Spec(vit.TransformerSpec):
         shapes["patch_embed.proj.weight"] = (width, 3, patch, patch)
         shapes["patch_embed.proj.bias"] = (width,)
         block = vit.block_shapes(width, self.mlp, qkv_bias=True)
-        shapes |= norm("norm", width) | repeated("context", self.context, block)
+        shapes |= layernorm("norm", width) | repeated("context", self.context, block)
         return shapes | repeated("blocks", self.depth, block)
 
 
 def spec(shapes: Shapes, origin: str) -> Data2Vec2Spec:
-    """The encoder that tensors of these shapes, renamed by FROM_FAIRSEQ, belong to.
+    """The spec of the encoder with these shapes, renamed by FROM_FAIRSEQ.
 
-    Raises CheckpointError if the shapes fit none.
+    Raises CheckpointError if the shapes fit no such encoder.
     """
-    width, patch = vit.patches(shapes, origin)
+    width, patch = vit.patch_embedding(shapes, origin)
     positions = shapes.get("pos_embed", ())
     side = math.isqrt(positions[1]) if len(positions) == 3 else 0
     if not side or side * side != positions[1]:
@@ -80,7 +80,7 @@ def spec(shapes: Shapes, origin: str) -> Data2Vec2Spec:
             code="not-a-data2vec2",
         )
     extra = shapes.get("extra_tokens", ())
-    count, why, decided = vit.heads_of(width, 0, "", None)
+    count, why, decided = vit.attention_heads(width, 0, "", None)
     return Data2Vec2Spec(
         width=width,
         context=vit.depth(shapes, "context"),
@@ -88,7 +88,7 @@ def spec(shapes: Shapes, origin: str) -> Data2Vec2Spec:
         heads=count,
         patch=patch,
         grid=side,
-        mlp=vit.hidden(shapes, "blocks.0.mlp.fc1.weight", origin),
+        mlp=vit.mlp_width(shapes, "blocks.0.mlp.fc1.weight", origin),
         extra=extra[1] if len(extra) == 3 else 0,
         why=why | {"eps": USUAL},
         decided=decided,

@@ -1,4 +1,4 @@
-"""Projectors and predictors from their shapes: MLPs, and the predictor of I-JEPA.
+"""The specs of projectors and predictors: MLPs, and the predictor of I-JEPA.
 
 The layers of an MLP are recognised in the order of their index:
 
@@ -6,9 +6,9 @@ The layers of an MLP are recognised in the order of their index:
     weight_g, weight_v      Linear under weight norm: g v / |v|, row by row
     running_mean            BatchNorm1d, affine or not
     1-D weight, no mean     LayerNorm
-    a gap in the numbers    an activation (or what does nothing in eval mode, such as dropout)
+    a gap in the indices    an activation (or a layer without effect in eval mode, such as dropout)
 
-The weights do not say which activation it is, nor whether one follows the last layer.
+The weights do not determine which activation it is, nor whether one follows the last layer.
 
 I-JEPA's predictor maps the tokens of context patches to those of target patches:
 
@@ -18,7 +18,8 @@ I-JEPA's predictor maps the tokens of context patches to those of target patches
 
 p is predictor_pos_embed. Several masks are concatenated along the batch, mask by mask: row
 (e b + i) of z is image i under context mask e; row ((p n_enc + e) b + i) of the output is its
-target block p. It has as many heads as the encoder, at another width; eps is 1e-6. Masks are
+target block p. The predictor has as many attention heads as the encoder, but another width; eps is
+1e-6. Masks are
 indices [b, K] of patches, row by row of the grid. Source: Assran et al. 2023 (I-JEPA).
 
 This file needs no torch; the modules are in models/heads.py.
@@ -32,15 +33,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from lidar_cli.checkpoints.models.weights import some
+from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.shapes import vit
 from lidar_cli.checkpoints.shapes.spec import (
     USUAL,
     ModuleSpec,
     Shapes,
     batchnorm,
+    layernorm,
     linear,
-    norm,
     repeated,
 )
 from lidar_cli.errors import CheckpointError
@@ -51,19 +52,19 @@ PREDICTOR_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that has tensors."""
+    """One layer of an MLP that has tensors."""
 
-    index: int  # its place in the Sequential that was saved
+    index: int  # in the Sequential that was saved
     kind: Kind
     into: int
     out: int
-    has_weight: bool  # of a BatchNorm: affine
+    has_weight: bool  # for a BatchNorm: whether it is affine
     has_bias: bool
-    after_gap: bool  # an activation precedes it
-    weight_norm: bool = False  # a Linear whose weight is a length times a direction
+    after_gap: bool  # whether an activation precedes it
+    weight_norm: bool = False  # whether it is a Linear under weight norm
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of its tensors."""
+        """Name -> shape of each of its tensors."""
         if self.kind == "batchnorm":
             names = batchnorm(str(self.index), self.out)
             drop = () if self.has_weight else ("weight", "bias")
@@ -80,44 +81,44 @@ class Layer:
 
 @dataclass(frozen=True)
 class MLPSpec(ModuleSpec):
-    """A chain of layers."""
+    """The layers of an MLP, in order."""
 
     layers: tuple[Layer, ...]
     activation: str = "relu"  # or 'gelu'
 
     @property
     def width(self) -> int:
-        """Of the output."""
+        """The width of the output."""
         return self.layers[-1].out
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """From input to output, of the Linear layers."""
+        """The widths of the input and of each Linear layer's output."""
         outputs = (layer.out for layer in self.layers if layer.kind == "linear")
         return self.layers[0].into, *outputs
 
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """What else is assumed, in words."""
+        """Other assumptions, in words."""
         if any(layer.kind == "layernorm" for layer in self.layers):
             return ("LayerNorm where the projector has a norm without statistics",)
         return ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors, named as in the file, by index."""
+        """Name -> shape of every tensor, named by the index of its layer."""
         return {name: shape for layer in self.layers for name, shape in layer.shapes().items()}
 
 
-def needed(layers: str, head: str, behind: Iterable[str]) -> bool:
-    """Whether `--layer` asks for a head, or for a later one whose input it is."""
+def is_needed(layers: str, head: str, later: Iterable[str]) -> bool:
+    """Whether `--layer` requests a head, or a later one whose input it computes."""
     names = {name.strip() for name in layers.split(",")}
-    return bool(names & {"auto", head, *behind})
+    return bool(names & {"auto", head, *later})
 
 
-def plain_name(name: str) -> str:
-    """'0.weight' for '0.weight', 'layers.0.weight' and, where nothing is numbered, 'weight'.
+def numbered_name(name: str) -> str:
+    """The name as INDEX.TENSOR: '0.weight' for '0.weight', 'layers.0.weight' and 'weight'.
 
-    The two layouts of weight norm become one: weight_g [out, 1], weight_v [out, in].
+    Both layouts of weight norm get the names weight_g [out, 1] and weight_v [out, in].
     """
     name = name.removeprefix("layers.")
     for part, old in (("original0", "weight_g"), ("original1", "weight_v")):
@@ -128,17 +129,19 @@ def plain_name(name: str) -> str:
 
 
 def mlp_spec(shapes: Shapes, width: int, activation: str, origin: str, why: str = USUAL) -> MLPSpec:
-    """The MLP that tensors of these shapes form behind a backbone of the given width.
+    """The spec of the MLP with these shapes.
 
-    shapes: by names of the form '0.weight', see `plain_name`. why: the origin of the activation.
-    Raises CheckpointError for names of no numbered layer, and for widths that do not chain.
+    shapes: by names such as '0.weight', see `numbered_name`. width: of the input. why: the origin
+    of the activation.
+    Raises CheckpointError for a layer of an unknown kind, or one whose input width is not the
+    output width of the previous layer.
     """
     tensors: dict[int, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         match = re.fullmatch(r"(\d+)\.(\w+)", name)
         if match is None:
             raise CheckpointError(
-                f"{origin}: {some([name])} is not a tensor of a numbered layer; expected "
+                f"{origin}: {first_few([name])} is not a tensor of a numbered layer; expected "
                 "Linear, BatchNorm and LayerNorm in a Sequential; name your own code with --model",
                 code="not-an-mlp",
             )
@@ -180,7 +183,7 @@ def _layer(
         kind, into, out = "layernorm", *weight * 2
     else:
         raise CheckpointError(
-            f"{origin}: layer {index} with {some(shapes)} is not a Linear, BatchNorm or "
+            f"{origin}: layer {index} with {first_few(shapes)} is not a Linear, BatchNorm or "
             "LayerNorm; name your own code with --model",
             code="not-an-mlp",
         )
@@ -196,10 +199,10 @@ def _layer(
 
 @dataclass(frozen=True)
 class PredictorSpec(ModuleSpec):
-    """Sizes of an I-JEPA predictor, whose heads and eps are the encoder's."""
+    """Sizes of an I-JEPA predictor, whose number of heads and eps are the encoder's."""
 
-    width: int  # of the encoder's tokens, and of the output
-    inner: int
+    width: int  # of the encoder's tokens and of the output
+    inner: int  # width of the predictor's tokens
     depth: int
     heads: int
     grid: int  # patches a side
@@ -209,17 +212,17 @@ class PredictorSpec(ModuleSpec):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """From input to output."""
+        """The widths of input, tokens and output."""
         return self.width, self.inner, self.width
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all its tensors."""
+        """I-JEPA's name -> shape of every tensor."""
         inner = self.inner
         shapes: dict[str, tuple[int, ...]] = {
             "mask_token": (1, 1, inner),
             "predictor_pos_embed": (1, self.grid**2, inner),
         }
-        shapes |= linear("predictor_embed", inner, self.width) | norm("predictor_norm", inner)
+        shapes |= linear("predictor_embed", inner, self.width) | layernorm("predictor_norm", inner)
         shapes |= linear("predictor_proj", self.width, inner)
         block = vit.block_shapes(inner, self.mlp, qkv_bias=self.qkv_bias)
         return shapes | repeated("predictor_blocks", self.depth, block)
@@ -228,9 +231,9 @@ class PredictorSpec(ModuleSpec):
 def predictor_spec(
     shapes: Shapes, heads: int, origin: str, *, eps: float = PREDICTOR_EPS
 ) -> PredictorSpec:
-    """The predictor that tensors of these shapes, by I-JEPA's names, belong to.
+    """The spec of the predictor with these shapes, by I-JEPA's names.
 
-    heads: the encoder's. Raises CheckpointError if the shapes fit none.
+    heads: the encoder's number of heads. Raises CheckpointError if the shapes fit no predictor.
     """
     embed = shapes.get("predictor_embed.weight", ())
     positions = shapes.get("predictor_pos_embed", ())
@@ -249,7 +252,7 @@ def predictor_spec(
         depth=vit.depth(shapes, "predictor_blocks"),
         heads=heads,
         grid=side,
-        mlp=vit.hidden(shapes, "predictor_blocks.0.mlp.fc1.weight", origin),
+        mlp=vit.mlp_width(shapes, "predictor_blocks.0.mlp.fc1.weight", origin),
         qkv_bias="predictor_blocks.0.attn.qkv.bias" in shapes,
         eps=eps,
     )

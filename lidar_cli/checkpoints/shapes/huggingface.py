@@ -1,14 +1,14 @@
-"""Names of Hugging Face's vision transformers -> timm's and BEiT's, and what else differs.
+"""The specs of Hugging Face's vision transformers, whose tensors get timm's and BEiT's names.
 
     ViTModel, IJepaModel                       -> timm's ViT, I-JEPA without a class token
     Dinov2Model, Dinov2WithRegistersModel      -> timm's ViT with layer scale, GELU or SwiGLU
     Data2VecVisionModel, BeitModel             -> BEiT
 
-Queries, keys and values are stored apart; '@' marks them as parts of one tensor, which are joined
-in this order, see `lazy_tensor.join`. Position embeddings are resized without DINO's offset, and
-antialiased only in models with registers. LayerNorm's eps is in config.json; the defaults here are
-those of the published files. The pooled output of IJepa and Data2VecVision is the mean of the patch
-tokens, which is the embedding here too.
+In the file, queries, keys and values are separate tensors; '@' marks them as parts of one tensor,
+which are joined in this order, see `lazy_tensor.join`. Position embeddings are resized without
+DINO's offset, and antialiased only in models with registers. LayerNorm's eps is in config.json; the
+defaults here are those of the published files. The pooled output of IJepa and Data2VecVision is the
+mean of the patch tokens, which is the embedding here too.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from lidar_cli.checkpoints.shapes.spec import Shapes
 VIT_ANCHOR = "encoder.layer.0.layernorm_before.weight"
 DINOV2_ANCHOR = "encoder.layer.0.layer_scale1.lambda1"
 BEIT_ANCHOR = "encoder.layer.0.lambda_1"
-EPS = 1e-6  # of Dinov2 and of the converted I-JEPA
+EPS = 1e-6  # LayerNorm's in the published DINOv2 and I-JEPA
+LIBRARY_EPS = 1e-12  # the library's default: ViT, Data2VecVision, BEiT
 DEFAULT = "Hugging Face's default"
-LIBRARY_EPS = 1e-12  # where the library's default was kept: ViT, Data2VecVision, BEiT
 
 FROM_HF = (
     (r"embeddings\.register_tokens$", "reg_token"),
@@ -54,9 +54,9 @@ FROM_HF_BEIT = (
 def vit_spec(
     shapes: Shapes, origin: str, *, heads: int | None = None, eps: float | None = None
 ) -> vit.ViTSpec:
-    """The ViT, I-JEPA or DINOv2 of these shapes, by timm's names; see `vit.spec`.
+    """The spec of the ViT, I-JEPA or DINOv2 with these shapes, by timm's names; see `vit.spec`.
 
-    heads, eps: num_attention_heads and layer_norm_eps of config.json, where there is one.
+    heads, eps: num_attention_heads and layer_norm_eps of config.json, None without one.
     """
     resize: vit.Resize = "antialias" if "reg_token" in shapes else "plain"
     spec = vit.spec(shapes, origin, heads=heads, eps=eps, resize=resize)
@@ -71,9 +71,9 @@ def vit_spec(
 def beit_spec(
     shapes: Shapes, origin: str, *, heads: int | None = None, eps: float | None = None
 ) -> beit.BeitSpec:
-    """The Data2VecVision or BEiT of these shapes, by BEiT's names; see `beit.spec`.
+    """The spec of the Data2VecVision or BEiT with these shapes, by BEiT's names; see `beit.spec`.
 
     A model that was saved without its pooler has no last norm.
     """
     usual = (LIBRARY_EPS, DEFAULT)
-    return beit.spec(shapes, origin, heads=heads, eps=eps, usual_eps=usual, bare=True)
+    return beit.spec(shapes, origin, heads=heads, eps=eps, usual_eps=usual, norm_optional=True)

@@ -1,9 +1,11 @@
-"""ResNets of any width, depth and block, by torchvision's and timm's names, from their shapes.
+"""The spec of a ResNet of any width, depth and kind of block, by torchvision's and timm's names.
 
-Sources: He et al. 2016; Xie et al. 2017 (groups). As in torchvision, the 3x3 convolution of a
-bottleneck has the stride. A 7x7 stem has stride 2 and is followed by a max-pool; a 3x3 stem is that
-of the CIFAR variants, with stride 1 and no max-pool. The shapes do not determine its padding, 1 or
-2. This file needs no torch; the modules are in models/resnet.py.
+As in torchvision, the 3x3 convolution of a bottleneck has the stride. A 7x7 stem has stride 2 and
+is followed by a max-pool. A 3x3 stem is that of the CIFAR variants, with stride 1 and no max-pool;
+the shapes do not determine its padding, 1 or 2. This file needs no torch; the modules are in
+models/resnet.py.
+
+Sources: He et al. 2016; Xie et al. 2017 (groups).
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from lidar_cli.checkpoints.shapes.spec import (
     ModuleSpec,
     Shapes,
     Value,
+    as_text,
     batchnorm,
-    shown,
-    title,
+    with_notes,
 )
 from lidar_cli.errors import CheckpointError, SettingsError
 
 ANCHOR = "layer1.0.conv1.weight"  # in every ResNet, and in nothing else
-# Blocks of each stage, whether they are bottlenecks -> the usual name.
+# (blocks of each stage, whether they are bottlenecks) -> the usual name.
 NAMES: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
@@ -41,7 +43,7 @@ class Block:
     """Channels of one residual block."""
 
     into: int
-    inner: int  # after the first convolution, and of the 3x3 one of a bottleneck
+    inner: int  # output of the first convolution, and of the second in a bottleneck
     out: int
     stride: int
     groups: int
@@ -49,7 +51,7 @@ class Block:
     downsample: bool
 
     def convolutions(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the weights, in order."""
+        """Shapes of the convolutions' weights, in order."""
         into, inner, out, groups = self.into, self.inner, self.out, self.groups
         if self.bottleneck:
             return (inner, into, 1, 1), (inner, inner // groups, 3, 3), (out, inner, 1, 1)
@@ -58,12 +60,12 @@ class Block:
 
 @dataclass(frozen=True)
 class ResNetSpec(ModuleSpec):
-    """Stem and blocks, stage by stage."""
+    """Sizes of a ResNet: its stem, and the blocks of each stage."""
 
-    stem: int  # channels
-    kernel: int  # of the stem, 7 or 3
+    stem: int  # output channels of the stem
+    kernel: int  # pixels a side of the stem's kernel, 7 or 3
     stages: tuple[tuple[Block, ...], ...]
-    stem_padding: int | None = None  # None for half the kernel
+    stem_padding: int | None = None  # None for kernel // 2
 
     @property
     def arch(self) -> str:
@@ -81,38 +83,38 @@ class ResNetSpec(ModuleSpec):
             usual = self.stem_padding in (None, 1)
             notes.append("3x3 stem" if usual else f"3x3 stem, pad {self.stem_padding}")
         plain = f"resnet {'-'.join(map(str, depths))}"
-        return title(NAMES.get((depths, first.bottleneck), plain), notes)
+        return with_notes(NAMES.get((depths, first.bottleneck), plain), notes)
 
     @property
     def width(self) -> int:
-        """Of the embedding."""
+        """The width of the embedding."""
         return self.stages[-1][-1].out
 
     @property
     def image_size(self) -> None:
-        """Not in the weights."""
+        """None: the weights do not determine it."""
         return None
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of the first block of each stage."""
+        """The stride of each stage's first block."""
         return tuple(blocks[0].stride for blocks in self.stages)
 
     def assume(self, key: str, value: Value, why: str) -> ResNetSpec:
-        """See `ModuleSpec`; raises SettingsError for strides that the stages cannot have."""
+        """As in `ModuleSpec`; raises SettingsError for strides that the stages cannot have."""
         if key != "strides":
             return super().assume(key, value, why)
         stages = []
         if not isinstance(value, tuple) or len(value) != len(self.stages):
             raise SettingsError(
-                f"--assume strides={shown(value)}: the {self.arch} has {len(self.stages)} stages; "
-                "give a number for each",
+                f"--assume strides={as_text(value)}: the {self.arch} has {len(self.stages)} "
+                "stages; give a number for each",
                 code="impossible-strides",
             )
         for number, (stride, (first, *rest)) in enumerate(zip(value, self.stages, strict=True), 1):
             if stride != 1 and not first.downsample:
                 raise SettingsError(
-                    f"--assume strides={shown(value)}: layer{number} has no downsample, so that "
+                    f"--assume strides={as_text(value)}: layer{number} has no downsample, so that "
                     "its stride is 1",
                     code="impossible-strides",
                 )
@@ -120,7 +122,7 @@ class ResNetSpec(ModuleSpec):
         return dataclasses.replace(self, stages=tuple(stages), why={**self.why, "strides": why})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors of the module."""
+        """Name -> shape of every tensor of the module."""
         shapes: dict[str, tuple[int, ...]] = {
             "conv1.weight": (self.stem, 3, self.kernel, self.kernel)
         }
@@ -138,7 +140,7 @@ class ResNetSpec(ModuleSpec):
 
 
 def spec(shapes: Shapes, origin: str) -> ResNetSpec:
-    """The ResNet that tensors of these shapes belong to.
+    """The spec of the ResNet with these shapes.
 
     Raises CheckpointError if its stem or its blocks are of an unknown kind.
     """
@@ -192,7 +194,7 @@ def _block(shapes: Shapes, name: str, into: int, stride: int, origin: str) -> Bl
             code="not-a-resnet",
         )
     if convs[1][0] % groups or inner % groups:
-        groups = 1  # the comparison of shapes then names the tensor
+        groups = 1  # the later comparison of shapes names the wrong tensor
     return Block(into, inner, out, stride, groups, bottleneck, downsample)
 
 

@@ -1,7 +1,8 @@
-"""What a module is by the names and shapes of its weights, and `--assume` for what they leave open.
+"""The base of all specs, and `--assume`.
 
-A spec lists the keys that its weights leave open, each with the origin of its present value
-(`why`), and what determines the other keys (`decided`). This file needs no torch.
+A spec has the sizes of a module, derived from the names and shapes of its weights. For values that
+the weights leave open, it has the origin of the present value (`why`); for the other keys of
+`--assume`, what determines them (`decided`). This file needs no torch.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from lidar_cli.errors import SettingsError, nearest
 from lidar_cli.views.recipes import pixel_statistics
 
 Shapes = Mapping[str, tuple[int, ...]]
-Rename = tuple[tuple[str, str], ...]  # pattern, replacement: applied in order
+Rename = tuple[tuple[str, str], ...]  # (pattern, replacement), applied in order
 Value = int | float | str | tuple[int, ...]
-SET = "--assume"  # the `why` of a value that the user gives
-USUAL = "usual"
+BY_USER = "--assume"  # the `why` of a value that the user sets
+USUAL = "usual"  # the `why` of a default
 
 
 class NotOpen(SettingsError):
-    """`--assume` names something that the file itself determines."""
+    """`--assume` gives a value for a key that the file determines."""
 
     code = "not-open"
 
@@ -37,60 +38,60 @@ class Assumed:
 
     def text(self, key: str) -> str:
         """Such as 'heads=6 (usual for width 384)'."""
-        return f"{key}={shown(self.value)} ({self.why})"
+        return f"{key}={as_text(self.value)} ({self.why})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleSpec:
-    """Base of what is built from shapes; a key of `--assume` is also the name of its field.
+    """Base of all specs. The keys of `--assume` are names of fields, except pixel_stats.
 
-    The spec of a backbone also has `arch`, in words such as 'resnet18 (width 16)', the `width` of
-    its embedding, and the `image_size` in pixels a side, None where the weights do not say.
+    The spec of a backbone also has `arch`, such as 'resnet18 (width 16)', the `width` of its
+    embedding, and `image_size`, in pixels a side or None if the weights do not determine it.
     """
 
     why: Mapping[str, str] = field(default_factory=dict)  # open key -> origin of its value
     decided: Mapping[str, str] = field(default_factory=dict)  # other key -> what determines it
 
-    any_size: ClassVar[bool] = True  # whether its module takes images of any usual size
-    notes: ClassVar[tuple[str, ...]] = ()  # what else is assumed, in words
+    any_size: ClassVar[bool] = True  # whether the module takes images of other sizes
+    notes: ClassVar[tuple[str, ...]] = ()  # other assumptions, in words
 
     @property
     def assumed(self) -> dict[str, Assumed]:
-        """The keys that are left open."""
+        """Open key -> its present value and the origin."""
         return {key: Assumed(getattr(self, key), why) for key, why in self.why.items()}
 
     def assume(self, key: str, value: Value, why: str) -> Self:
-        """The same with another value; a key that is not left open changes nothing."""
+        """The spec with another value for an open key; unchanged if the key is not open."""
         if key not in self.why:
             return self
         changes: dict[str, Any] = {key: value, "why": {**self.why, key: why}}
         return dataclasses.replace(self, **changes)
 
     def decide(self, key: str, how: str) -> Self:
-        """The same with a key that is no longer open."""
+        """The spec with a key that is no longer open."""
         why = {name: text for name, text in self.why.items() if name != key}
         changes: dict[str, Any] = {"why": why, "decided": {**self.decided, key: how}}
         return dataclasses.replace(self, **changes)
 
     def masks(self, teacher: bool) -> tuple[str, ...]:
-        """The mask rules under which the module can be embedded.
+        """Names of the mask rules that the embedding supports.
 
-        teacher: whether it sees whole images, and so needs no mask token.
+        teacher: whether the module sees unmasked images, and so needs no mask token.
         """
         return ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors of the module, without building it, and so without torch."""
+        """Name -> shape of every tensor of the module, without building it."""
         raise NotImplementedError
 
 
-def title(name: str, notes: list[str]) -> str:
-    """'name', or 'name (note, note)'."""
+def with_notes(name: str, notes: list[str]) -> str:
+    """The name with notes in brackets, as in 'name (note, note)'."""
     return f"{name} ({', '.join(notes)})" if notes else name
 
 
 def renamed(name: str, rename: Rename) -> str:
-    """A name after each pattern, applied once at its beginning."""
+    """The name after each pattern is replaced in turn, at the beginning of the name."""
     for pattern, replacement in rename:
         name = re.sub(f"^(?:{pattern})", replacement, name)
     return name
@@ -101,13 +102,13 @@ def linear(name: str, out: int, into: int, bias: bool = True) -> dict[str, tuple
     return {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
 
 
-def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+def layernorm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a LayerNorm."""
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
 def repeated(blocks: str, depth: int, block: Shapes) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of equal blocks, named by their index."""
+    """Shapes of the tensors of `depth` equal blocks, named by their index."""
     return {f"{blocks}.{i}.{name}": shape for i in range(depth) for name, shape in block.items()}
 
 
@@ -120,10 +121,10 @@ def batchnorm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 S = TypeVar("S", bound=ModuleSpec)
 
 
-def settle(spec: S, values: Mapping[str, Value]) -> S:
-    """A spec with the user's values for what it leaves open."""
+def assume_all(spec: S, values: Mapping[str, Value]) -> S:
+    """The spec with the user's values for its open keys."""
     for key, value in values.items():
-        spec = spec.assume(key, value, SET)
+        spec = spec.assume(key, value, BY_USER)
     return spec
 
 
@@ -133,20 +134,20 @@ def check_all_open(
     decided: Mapping[str, str],
     origin: str,
 ) -> None:
-    """Raise NotOpen if the user gives a value for a key that nothing leaves open.
+    """Raise NotOpen if the user sets a key that no module leaves open.
 
-    decided: what determines a key, where that can be said.
+    assumed: the open keys. decided: key -> what determines it.
     """
     for key in [key for key in values if key not in assumed]:
         raise NotOpen(
-            f"--assume {key}={shown(values[key])}: {origin}: "
+            f"--assume {key}={as_text(values[key])}: {origin}: "
             f"{decided.get(key, f'nothing in it has {key}')}; leave it out, or name the system "
-            f"that it is for, as in --assume SYSTEM:{key}={shown(values[key])}"
+            f"that it is for, as in --assume SYSTEM:{key}={as_text(values[key])}"
         )
 
 
-def shown(value: Value) -> str:
-    """A value as `--assume` takes it."""
+def as_text(value: Value) -> str:
+    """A value in the form that `--assume` takes."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -173,13 +174,14 @@ def _strides(text: str) -> Value:
 
 
 def _pixel_stats(text: str) -> Value:
-    if text == "auto":  # assumes nothing
+    if text == "auto":  # valid for --pixel-stats, but assumes nothing
         raise ValueError
     pixel_statistics(text)
     return text
 
 
-KEYS: dict[str, tuple[Callable[[str], Value], str]] = {  # key -> its parser, its values in words
+# Key of `--assume` -> the parser of its values, and the values in words.
+ASSUME_KEYS: dict[str, tuple[Callable[[str], Value], str]] = {
     "heads": (lambda text: _number(text, int, 1, 256), "a number of attention heads"),
     "eps": (lambda text: _number(text, float, 0, 0.1), "LayerNorm's, such as 1e-6"),
     "activation": _one_of("relu", "gelu"),
@@ -193,36 +195,36 @@ KEYS: dict[str, tuple[Callable[[str], Value], str]] = {  # key -> its parser, it
 
 @dataclass(frozen=True)
 class AssumeValues:
-    """The user's assumptions: for every system, and for single ones."""
+    """The parsed values of `--assume`: for all systems, and for single ones."""
 
-    everywhere: Mapping[str, Value]
+    for_all: Mapping[str, Value]
     by_system: Mapping[str, Mapping[str, Value]]
 
     def of(self, system: str) -> dict[str, Value]:
-        """Key -> value for files of a system."""
-        return {**self.everywhere, **self.by_system.get(system, {})}
+        """Key -> value for the files of a system."""
+        return {**self.for_all, **self.by_system.get(system, {})}
 
 
-def parse(texts: Sequence[str], systems: Iterable[str]) -> AssumeValues:
-    """Parsed KEY=VALUE and SYSTEM:KEY=VALUE of `--assume`.
+def parse_assumptions(texts: Sequence[str], systems: Iterable[str]) -> AssumeValues:
+    """The values of `--assume`, given as KEY=VALUE or SYSTEM:KEY=VALUE.
 
-    Raises SettingsError for an unknown system or key, a value that its key does not take, and two
-    values for one key.
+    Raises SettingsError for an unknown system or key, an invalid value, or two values of one key.
     """
-    everywhere: dict[str, Value] = {}
+    for_all: dict[str, Value] = {}
     by_system: dict[str, dict[str, Value]] = {}
     for text in texts:
         name, equals, given = (part.strip() for part in text.partition("="))
         system, colon, key = name.rpartition(":")
         key = key.replace("-", "_")
-        if not equals or key not in KEYS:
+        if not equals or key not in ASSUME_KEYS:
             problem = f"no key {key!r}" if equals else "expected KEY=VALUE"
             raise SettingsError(
-                f"--assume {text}: {problem}; the keys are {', '.join(KEYS)}", code="no-such-key"
+                f"--assume {text}: {problem}; the keys are {', '.join(ASSUME_KEYS)}",
+                code="no-such-key",
             )
         if colon and system not in (names := list(systems)):
             raise SettingsError(f"--assume {text}: {nearest(system, names)}", code="no-such-system")
-        parser, takes = KEYS[key]
+        parser, takes = ASSUME_KEYS[key]
         try:
             value = parser(given)
         except SettingsError as error:
@@ -231,10 +233,10 @@ def parse(texts: Sequence[str], systems: Iterable[str]) -> AssumeValues:
             raise SettingsError(
                 f"--assume {text}: {key} takes {takes}", code="assumed-value"
             ) from error
-        values = by_system.setdefault(system, {}) if colon else everywhere
+        values = by_system.setdefault(system, {}) if colon else for_all
         if values.setdefault(key, value) != value:
             raise SettingsError(
-                f"--assume {text}: {key} is {shown(values[key])} already; give one of them",
+                f"--assume {text}: {key} is {as_text(values[key])} already; give one of them",
                 code="assumed-twice",
             )
-    return AssumeValues(everywhere, by_system)
+    return AssumeValues(for_all, by_system)

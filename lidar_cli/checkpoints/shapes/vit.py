@@ -1,16 +1,17 @@
-"""Vision Transformers by timm's and torchvision's names, from their shapes, as timm's class.
+"""The spec of a Vision Transformer from names and shapes, built with timm's class.
 
-The number of heads is not in the shapes: it is the usual one for the width, unless the caller has
-it. LayerNorm's eps is 1e-6 in all families except some of Hugging Face's. Both are assumptions, as
-are the gate of a SwiGLU and the offset of positions at another image size. The embedding is the
-class token if there is one and no norm after pooling (`fc_norm`); else the mean of patch tokens.
+The shapes do not determine the number of attention heads: it is the usual one for the width, unless
+the caller gives another. LayerNorm's eps is 1e-6 in all families except some of Hugging Face's.
+Both are assumptions, as are the gate of a SwiGLU and the offset of positions at another image size.
+The embedding is the class token if there is one and no norm after pooling (`fc_norm`), else the
+mean of the patch tokens.
 
-DINOv2 differs from timm in two ways that are preserved: registers have no position although the
-class token has one, and blocks may be numbered within chunks. A SwiGLU shows in the shapes: its
-first layer is twice as wide as the input of its second. `mask_token`, used by masked training
-alone, is ignored.
+DINOv2 differs from timm in two ways, both supported here: registers have no position although the
+class token has one, and blocks may be numbered within chunks. A SwiGLU is recognised by its first
+layer, which is twice as wide as the input of the second. `mask_token`, which only masked training
+uses, is ignored.
 
-MoCo v3's vit_conv models (Xiao et al. 2021) have a convolutional stem for the patch embedding:
+MoCo v3's vit_conv models (Xiao et al. 2021) have a convolutional stem as patch embedding:
 
     patch_embed.proj.{0, 3, ...}    convolutions of 3x3, stride 2, without bias
     patch_embed.proj.{1, 4, ...}    BatchNorm of each; a ReLU follows
@@ -28,15 +29,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lidar_cli.checkpoints.shapes.spec import (
-    SET,
+    BY_USER,
     USUAL,
     ModuleSpec,
     Shapes,
     batchnorm,
+    layernorm,
     linear,
-    norm,
     repeated,
-    title,
+    with_notes,
 )
 from lidar_cli.errors import CheckpointError, SettingsError
 
@@ -76,11 +77,11 @@ FROM_DINOV2 = (
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSpec(ModuleSpec):
-    """Sizes that the specs of all transformers of image patches have."""
+    """The sizes that all transformers of image patches have."""
 
     width: int
     depth: int  # blocks
-    heads: int  # 0 if nothing says how many
+    heads: int  # attention heads, 0 if unknown
     patch: int  # pixels a side
     grid: int  # patches a side
     mlp: int  # width of the first MLP layer's output
@@ -88,17 +89,17 @@ class TransformerSpec(ModuleSpec):
 
     @property
     def image_size(self) -> int:
-        """Of the position embedding, in pixels a side."""
+        """Pixels a side of the images that the position embedding is for."""
         return self.grid * self.patch
 
     def named(self, kind: str, depth: int, notes: list[str]) -> str:
         """Such as 'vit_tiny_patch4 (depth 2, no class token)'."""
         usual = depth == DEPTHS.get(self.width)
         name = f"{kind}_{NAMES.get(self.width, str(self.width))}_patch{self.patch}"
-        return title(name, notes if usual else [f"depth {depth}", *notes])
+        return with_notes(name, notes if usual else [f"depth {depth}", *notes])
 
     def check_heads(self, origin: str) -> None:
-        """Raise CheckpointError if nothing says how many heads, SettingsError if they cannot be."""
+        """Raise CheckpointError for an unknown number of heads, SettingsError for a wrong one."""
         if self.heads == 0:
             raise CheckpointError(
                 f"{origin}: a ViT of width {self.width}, whose number of attention heads the "
@@ -106,7 +107,7 @@ class TransformerSpec(ModuleSpec):
                 "--assume heads=N, or name the architecture with --arch",
                 code="unknown-heads",
             )
-        if self.width % self.heads and self.why.get("heads") == SET:
+        if self.width % self.heads and self.why.get("heads") == BY_USER:
             raise SettingsError(
                 f"--assume heads={self.heads}: {origin}: does not divide the width {self.width}; "
                 "give another number",
@@ -118,10 +119,10 @@ class TransformerSpec(ModuleSpec):
 class ViTSpec(TransformerSpec):
     """Sizes and optional parts of a Vision Transformer."""
 
-    swiglu: bool  # whether half of the first MLP layer's output, activated, multiplies the other
+    swiglu: bool  # whether the MLPs are SwiGLUs
     class_token: bool
     registers: int
-    positioned: int  # of class and register tokens, those with a position embedding
+    positioned: int  # number of class and register tokens that have a position embedding
     qkv_bias: bool
     qk_norm: bool
     proj_bias: bool
@@ -129,10 +130,10 @@ class ViTSpec(TransformerSpec):
     pre_norm: bool
     final_norm: bool
     fc_norm: bool
-    resize: Resize = "antialias"  # of the position embedding, at another image size
-    position_offset: float = 0.0  # added to its new side then, see models/backbone.py
-    gate: str = "silu"  # of a SwiGLU, or 'gelu'
-    stem: tuple[int, ...] = ()  # channels of the convolutions in place of the patch embedding
+    resize: Resize = "antialias"  # how positions are resized for another image size
+    position_offset: float = 0.0  # added to the new grid's side then, see models/backbone.py
+    gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
+    stem: tuple[int, ...] = ()  # channels of a convolutional stem's 3x3 layers, () without one
 
     @property
     def arch(self) -> str:
@@ -149,11 +150,11 @@ class ViTSpec(TransformerSpec):
         return self.named("vit", self.depth, notes)
 
     def masks(self, teacher: bool) -> tuple[str, ...]:
-        """I-JEPA's, if the embedding is the mean of the patches and of nothing else."""
+        """I-JEPA's rule, if the embedding is the mean of the patch tokens."""
         return () if self.class_token or self.registers or self.fc_norm else ("multi-block",)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors of the module, by timm's names."""
+        """timm's name -> shape of every tensor of the module."""
         width = self.width
         tokens = self.positioned + self.grid**2
         shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, tokens, width)}
@@ -166,11 +167,11 @@ class ViTSpec(TransformerSpec):
         else:
             shapes[f"{PATCHES}.weight"] = (width, 3, self.patch, self.patch)
         if not self.pre_norm:
-            shapes[f"{_last(self.stem)}.bias"] = (width,)
+            shapes[f"{_last_layer(self.stem)}.bias"] = (width,)
         norms = {"norm_pre": self.pre_norm, "fc_norm": self.fc_norm}
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, present in norms.items() if present]:
-            shapes |= norm(name, width)
+            shapes |= layernorm(name, width)
         return shapes | repeated("blocks", self.depth, self._block())
 
     def _block(self) -> dict[str, tuple[int, ...]]:
@@ -180,7 +181,7 @@ class ViTSpec(TransformerSpec):
         )
         if self.qk_norm:
             size = width // self.heads
-            shapes |= norm("attn.q_norm", size) | norm("attn.k_norm", size)
+            shapes |= layernorm("attn.q_norm", size) | layernorm("attn.k_norm", size)
         if self.layer_scale:
             shapes |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
         return shapes
@@ -189,15 +190,16 @@ class ViTSpec(TransformerSpec):
 def block_shapes(
     width: int, mlp: int, second: int | None = None, *, qkv_bias: bool, proj_bias: bool = True
 ) -> dict[str, tuple[int, ...]]:
-    """Of the tensors of a pre-norm block by timm's names.
+    """Shapes of the tensors of a transformer block, by timm's names.
 
-    mlp: width of the hidden layer's output. second: width of the second layer's input, if another.
+    mlp: width of the first MLP layer's output. second: width of the second layer's input, None if
+    it is the same.
     """
     shapes = linear("attn.qkv", 3 * width, width, qkv_bias)
     shapes |= linear("attn.proj", width, width, proj_bias)
     shapes |= linear("mlp.fc1", mlp, width, proj_bias)
     shapes |= linear("mlp.fc2", width, second or mlp, proj_bias)
-    return shapes | norm("norm1", width) | norm("norm2", width)
+    return shapes | layernorm("norm1", width) | layernorm("norm2", width)
 
 
 def spec(
@@ -208,23 +210,23 @@ def spec(
     eps: float | None = None,
     resize: Resize = "antialias",
 ) -> ViTSpec:
-    """The Vision Transformer that tensors of these shapes, by timm's names, belong to.
+    """The spec of the Vision Transformer with these shapes, by timm's names.
 
-    heads, eps: of a config.json; else the usual ones. Raises CheckpointError if the shapes fit
-    none.
+    heads, eps: the values in a config.json, None for the usual ones.
+    Raises CheckpointError if the shapes fit no Vision Transformer.
     """
     stem = _stem(shapes)
-    width, patch = _stem_sizes(stem, shapes, origin) if stem else patches(shapes, origin)
+    width, patch = _stem_sizes(stem, shapes, origin) if stem else patch_embedding(shapes, origin)
     registers = _length(shapes, "reg_token")
     grid, positioned = _grid(shapes, origin)
     head_dim = shapes.get("blocks.0.attn.q_norm.weight", (0,))[0]
-    in_file = width // head_dim if head_dim else 0
+    by_norm = width // head_dim if head_dim else 0
     second = shapes.get("blocks.0.mlp.fc2.weight", ())
-    mlp = hidden(shapes, "blocks.0.mlp.fc1.weight", origin)
+    mlp = mlp_width(shapes, "blocks.0.mlp.fc1.weight", origin)
     swiglu = len(second) == 2 and mlp == 2 * second[1]
-    # A mask token of two dimensions is DINOv2's, whose models without registers have the offset.
+    # Only DINOv2's mask token has two dimensions; its models without registers have the offset.
     dinov2 = len(shapes.get("mask_token", ())) == 2 and not registers
-    count, why, decided = heads_of(width, in_file, "attn.q_norm", heads)
+    count, why, decided = attention_heads(width, by_norm, "attn.q_norm", heads)
     why["position_offset"] = "DINOv2's without registers" if dinov2 else USUAL
     if eps is None:
         why["eps"] = USUAL
@@ -259,8 +261,8 @@ def spec(
     )
 
 
-def patches(shapes: Shapes, origin: str) -> tuple[int, int]:
-    """Width and patch size by the patch embedding; raises CheckpointError."""
+def patch_embedding(shapes: Shapes, origin: str) -> tuple[int, int]:
+    """Width and patch size, from the patch embedding; raises CheckpointError."""
     shape = shapes.get(f"{PATCHES}.weight", ())
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
         raise CheckpointError(
@@ -272,31 +274,32 @@ def patches(shapes: Shapes, origin: str) -> tuple[int, int]:
     return shape[0], shape[2]
 
 
-def heads_of(
-    width: int, in_file: int, tensor: str, config: int | None
+def attention_heads(
+    width: int, by_shape: int, tensor: str, config: int | None
 ) -> tuple[int, dict[str, str], dict[str, str]]:
-    """The number of attention heads, 0 if nothing says it, and `why` and `decided` of a spec.
+    """The number of attention heads, 0 if unknown, and what `why` and `decided` have about it.
 
-    in_file: the number by the shape of `tensor`, 0 without such a tensor. config: by a config.json.
+    by_shape: the number that the shape of `tensor` determines, 0 without such a tensor. config: the
+    number in a config.json.
     """
-    count = in_file or config or 0
+    count = by_shape or config or 0
     if count:
-        return count, {}, {"heads": f"{tensor if in_file else 'config.json'} has {count} heads"}
+        return count, {}, {"heads": f"{tensor if by_shape else 'config.json'} has {count} heads"}
     return HEADS.get(width, 0), {"heads": f"usual for width {width}"}, {}
 
 
 def eps_by_config(eps: float) -> str:
-    """What determines a LayerNorm's eps that a config.json has."""
+    """The sentence that a config.json determines LayerNorm's eps."""
     return f"config.json has layer_norm_eps {eps:g}"
 
 
 def depth(shapes: Shapes, blocks: str = "blocks") -> int:
-    """The number of blocks in the list of that name."""
+    """The number of blocks in the module list of that name."""
     pattern = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
     return len({match[1] for name in shapes if (match := pattern.match(name))})
 
 
-def hidden(shapes: Shapes, name: str, origin: str) -> int:
+def mlp_width(shapes: Shapes, name: str, origin: str) -> int:
     """The width of a first MLP layer's output; raises CheckpointError if the layer is missing."""
     shape = shapes.get(name, ())
     if not shape or shape[0] < 1:
@@ -315,12 +318,12 @@ def _length(shapes: Shapes, name: str) -> int:
 
 
 def grid_of_positions(shapes: Shapes, origin: str) -> int:
-    """Patches a side by the position embedding; raises CheckpointError."""
+    """Patches a side, from the position embedding; raises CheckpointError."""
     return _grid(shapes, origin)[0]
 
 
 def _grid(shapes: Shapes, origin: str) -> tuple[int, int]:
-    """Patches a side, and how many of class and register tokens come first in the positions."""
+    """Patches a side, and how many class and register tokens have positions, which come first."""
     length = _length(shapes, "pos_embed")
     registers = _length(shapes, "reg_token")
     first = int("cls_token" in shapes)
@@ -338,7 +341,7 @@ def _grid(shapes: Shapes, origin: str) -> tuple[int, int]:
 
 
 def grid_of(size: int, patch: int) -> int:
-    """Patches a side of an image; raises CheckpointError unless they fill it."""
+    """Patches a side of an image; raises CheckpointError if the size is not a multiple."""
     if size < 1 or size % patch:
         raise CheckpointError(
             f"image size {size} is not a multiple of the ViT's patch size {patch}; "
@@ -348,13 +351,13 @@ def grid_of(size: int, patch: int) -> int:
     return size // patch
 
 
-def _last(stem: tuple[int, ...]) -> str:
-    """The name of the layer whose output has the width: the patch embedding, where stem is ()."""
+def _last_layer(stem: tuple[int, ...]) -> str:
+    """The name of the last layer of the patch embedding, with or without a stem."""
     return f"{PATCHES}.{3 * len(stem)}" if stem else PATCHES
 
 
 def _stem(shapes: Shapes) -> tuple[int, ...]:
-    """Channels of the stem's convolutions of 3x3, in order; () if there is no such stem."""
+    """Output channels of the stem's 3x3 convolutions, in order; () if there is no stem."""
     channels: list[int] = []
     while True:
         shape = shapes.get(f"{PATCHES}.{3 * len(channels)}.weight", ())
@@ -364,8 +367,8 @@ def _stem(shapes: Shapes) -> tuple[int, ...]:
 
 
 def _stem_sizes(stem: tuple[int, ...], shapes: Shapes, origin: str) -> tuple[int, int]:
-    """Width and patch size behind a stem; raises CheckpointError if its last layer is missing."""
-    name = f"{_last(stem)}.weight"
+    """Width and patch size with a stem; raises CheckpointError if its last layer is missing."""
+    name = f"{_last_layer(stem)}.weight"
     shape = shapes.get(name, ())
     if len(shape) != 4:
         raise CheckpointError(
@@ -377,11 +380,11 @@ def _stem_sizes(stem: tuple[int, ...], shapes: Shapes, origin: str) -> tuple[int
 
 
 def _stem_shapes(stem: tuple[int, ...], width: int) -> dict[str, tuple[int, ...]]:
-    """Of all tensors of a stem, except the bias of the last layer."""
+    """Shapes of all tensors of a stem, except the bias of the last layer."""
     shapes: dict[str, tuple[int, ...]] = {}
     into = 3
     for index, out in enumerate(stem):
         shapes[f"{PATCHES}.{3 * index}.weight"] = (out, into, 3, 3)
         shapes |= batchnorm(f"{PATCHES}.{3 * index + 1}", out)
         into = out
-    return shapes | {f"{_last(stem)}.weight": (width, into, 1, 1)}
+    return shapes | {f"{_last_layer(stem)}.weight": (width, into, 1, 1)}
