@@ -78,7 +78,7 @@ def test_what_must_be_equal_for_two_checkpoints_to_be_compared(
     for path, changed in (("a", {}), ("b", {}), ("c", change)):
         facts = SCORED | {k: v for k, v in changed.items() if k in SCORED}
         provenance = ALIKE | {k: v for k, v in changed.items() if k not in SCORED}
-        score = Score(file=path, epsilon=1e-7, lidar=2.0, provenance=provenance, **facts)
+        score = Score.of(file=path, epsilon=1e-7, lidar=2.0, provenance=provenance, **facts)
         rows.append(Row(path, (), score, 2.0))
     groups = grouped(rows, METRICS["lidar"], 0.95)
     paths = [[each.path for each in group.rows] for group in groups]
@@ -91,7 +91,7 @@ def test_an_order_by_lidar_that_is_mostly_noise_is_remarked(noisy: int, remarked
     rows = []
     for at in range(4):
         fraction = 0.51 if at < noisy else 0.49
-        score = Score(str(at), "projector", *(10, 2, 4), 1e-4, 1e-7, False, lidar=2.0,
+        score = Score.of(str(at), "projector", *(10, 2, 4), 1e-4, 1e-7, False, lidar=2.0,
                       noise_fraction=fraction, pillai=float(at), provenance=ALIKE)  # fmt: skip
         rows.append(Row(str(at), (), score, 2.0))
     groups = grouped(rows, METRICS["lidar"], 0.95)
