@@ -64,8 +64,8 @@ def embedded_images(seed: int = 0) -> EmbeddedImages:
     labels = digits.target.astype(np.int64)
     draws = Draws(seed, len(labels))
     background = _backgrounds(draws) // DIMMING
-    opacity, unit = place(bitmaps, draws)
-    colours = ink(background.sum(axis=(1, 2)) // SIDE**2, draws)
+    opacity, unit = digit_opacity(bitmaps, draws)
+    colours = ink_colours(background.sum(axis=(1, 2)) // SIDE**2, draws)
     images = blend(background, opacity, unit, colours)
     return EmbeddedImages(images, labels, train_mask(labels), ATTRIBUTION)
 
@@ -75,7 +75,7 @@ def blend(
 ) -> NDArray[np.uint8]:
     """Images [N, S, S, 3]: ink of colours [N, 3] over a background of that shape, rounded.
 
-    opacity, unit: as `place` gives them.
+    opacity, unit: as `digit_opacity` gives them.
     """
     shade = opacity[..., None]
     blended = (unit - shade) * background + shade * colours[:, None, None, :]
@@ -123,7 +123,7 @@ def _shrink(picture: NDArray[np.uint8], by: int) -> Integers:
     return totals // by**2
 
 
-def place(
+def digit_opacity(
     bitmaps: Integers, draws: Draws, sides: tuple[int, int] = DIGIT_SIDES
 ) -> tuple[Integers, Integers]:
     """Opacity [N, S, S] of the digits, each in a random square box, and the value that is opaque.
@@ -156,7 +156,7 @@ def _axis_weights(start: Integers, side: Integers, cells: int) -> Integers:
     return weights
 
 
-def ink(background: Integers, draws: Draws) -> Integers:
+def ink_colours(background: Integers, draws: Draws) -> Integers:
     """[N, 3] colours, each channel uniform from CONTRAST above the background on."""
     least = background + CONTRAST
     return np.stack([low + draws.below(256 - low) for low in least.T], axis=1)

@@ -125,7 +125,7 @@ class Samples:
                 code="bad-image",
             ) from error
 
-    def remembering(self, memory: int) -> Samples:
+    def with_cache(self, memory: int) -> Samples:
         """The same samples, decoded once each, as far as `memory` bytes suffice."""
         images: dict[int, np.ndarray] = {}
         free = memory

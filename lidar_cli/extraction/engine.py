@@ -50,7 +50,7 @@ class EmbeddingModel:
     """A model on its device, with the layers, image size and precision of a plan."""
 
     plan: Plan
-    loaded: Embedder
+    embedder: Embedder
     device: torch.device
 
     def forward(self, batch: Batch) -> Embedded:
@@ -59,7 +59,7 @@ class EmbeddingModel:
         Raises CheckpointError if a layer's shape is not as described.
         """
         rows = self.plan.layout.within(range(batch.start, batch.stop))
-        with torch.inference_mode(), arithmetic(self.plan.precision, self.device):
+        with torch.inference_mode(), forward_precision(self.plan.precision, self.device):
             views, clean = self._forward_padded(batch)
             return (
                 {layer: values[: rows.n_samples].float() for layer, values in views.items()},
@@ -76,8 +76,8 @@ class EmbeddingModel:
         images, masked = batch.images, {}
         if batch.masks is not None:
             images = batch.clean
-            masked = self.loaded.embed_masked(batch.views, batch.masks, layers)
-        rows = self.loaded.embed(images, layers)
+            masked = self.embedder.embed_masked(batch.views, batch.masks, layers)
+        rows = self.embedder.embed(images, layers)
         views, clean = {}, {}
         for layer, width in layout.widths.items():
             shape = tuple(rows[layer].shape)
@@ -155,7 +155,7 @@ def _write(
 
 
 @contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+def forward_precision(precision: str, device: torch.device) -> Iterator[None]:
     """Run the forward pass in `precision`; float32 excludes TF32."""
     # Not by `allow_tf32`, which torch refuses to read once a caller has set one of these.
     backends = (
@@ -179,8 +179,9 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
 BATCH_PIXELS = {"cpu": 64 * 224**2, "cuda": 1024 * 224**2}
 MOST_SAMPLES_A_BATCH = 256
 # Of free device memory: the rest is for making views and for what an allocator cannot use.
-MARGIN = 0.6
-AHEAD = 2  # batches in memory besides the one in the model: the next, and the one being assembled
+USABLE_SHARE = 0.6
+# Batches in memory in addition to that in the model: the next, and the one being assembled.
+BATCHES_AHEAD = 2
 
 
 def find_batch_size(model: EmbeddingModel) -> int:
@@ -205,7 +206,7 @@ def find_batch_size(model: EmbeddingModel) -> int:
             model.forward(blank)
     except torch.OutOfMemoryError:
         return 1
-    one = torch.cuda.max_memory_allocated(device) - before + AHEAD * blank.images.nbytes
+    one = torch.cuda.max_memory_allocated(device) - before + BATCHES_AHEAD * blank.images.nbytes
     del blank
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
@@ -214,7 +215,7 @@ def find_batch_size(model: EmbeddingModel) -> int:
 
 def samples_that_fit(free: int, one: int, most: int) -> int:
     """Samples a batch, at most `most`, each of `one` bytes, in `free` bytes of memory."""
-    return max(1, min(most, math.floor(free * MARGIN / max(1, one))))
+    return max(1, min(most, math.floor(free * USABLE_SHARE / max(1, one))))
 
 
 def at_size_that_fits(size: int, attempt: Callable[[int], T], fixed: bool) -> T:

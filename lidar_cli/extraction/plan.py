@@ -181,7 +181,7 @@ def make_plan(
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
     recipe = choose_recipe(settings, description)
     if q == 0:
-        n, recipe = 0, recipe.unviewed()
+        n, recipe = 0, recipe.for_clean_images()
     size = settings.image_size or description.image_size or samples.image_size or DEFAULT_IMAGE_SIZE
     views = Views(recipe, settings.seed, q, size, description.patch)
     check_masks(views, description, path)

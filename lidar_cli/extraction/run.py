@@ -98,12 +98,12 @@ def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: A
     samples = open_samples(parsed)
     digest = _digest(model)
     with restored(model):
-        loaded = wrap_module(model).to(device)
+        embedder = wrap_module(model).to(device)
         if parsed.compile:
-            compile_backbone(loaded, device)
-        plan = make_plan(loaded.description, "", digest, samples, parsed, device)
-        source = ViewSource(plan, samples, device, loaded.memory_format, parsed.workers)
-        return run(EmbeddingModel(plan, loaded, device), source, parsed, Path(output), Progress())
+            compile_backbone(embedder, device)
+        plan = make_plan(embedder.description, "", digest, samples, parsed, device)
+        source = ViewSource(plan, samples, device, embedder.memory_format, parsed.workers)
+        return run(EmbeddingModel(plan, embedder, device), source, parsed, Path(output), Progress())
 
 
 def _digest(model: torch.nn.Module) -> str:
@@ -155,13 +155,13 @@ def extract_checkpoint(
     # Before the work, so that a mistyped name or [recipe] key is refused at once.
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     before = stamp(checkpoint)
-    loaded = open_with(checkpoint, settings, device)
+    embedder = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
     note_data(samples, progress)
     digest = sha256(checkpoint)
     if stamp(checkpoint) != before:
         raise changed_error(checkpoint)
-    description = loaded.description
+    description = embedder.description
     plan = make_plan(description, str(checkpoint), digest, samples, settings, device)
     assumed = with_assumed_in_use(description, settings).assumed_text
     notes = [description.note, description.branch_reason, plan.provenance["layer_reason"]]
@@ -170,12 +170,12 @@ def extract_checkpoint(
             progress.note(f"{checkpoint}: {note}")
     if not settings.resume:
         note_disk_use(f"{output}: will take", plan.layout.nbytes, output.parent, progress)
-    model = EmbeddingModel(plan, loaded, device)
-    source = ViewSource(plan, samples, device, loaded.memory_format, settings.workers)
+    model = EmbeddingModel(plan, embedder, device)
+    source = ViewSource(plan, samples, device, embedder.memory_format, settings.workers)
     if not shared:
         return run(model, source, settings, output, progress)
     begun = time.monotonic()
-    loaded.set_image_size(plan.views.image_size)
+    embedder.set_image_size(plan.views.image_size)
     share = embed_share(model, source, settings, output, rank_info, progress)
     record = _record(output, plan, share.batch_size, share.embedded, begun)
     return replace(record, reports_result=share.joined or reports_result)
@@ -186,7 +186,7 @@ def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -
 
     Raises CheckpointError or SettingsError as `open_checkpoint` and `compile_backbone`.
     """
-    loaded = open_checkpoint(
+    embedder = open_checkpoint(
         checkpoint,
         arch=settings.arch,
         model=settings.model,
@@ -197,16 +197,16 @@ def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -
         assume=settings.assume,
     ).to(device)
     if settings.compile:
-        compile_backbone(loaded, device)
-    return loaded
+        compile_backbone(embedder, device)
+    return embedder
 
 
-def compile_backbone(loaded: Embedder, device: torch.device) -> None:
+def compile_backbone(embedder: Embedder, device: torch.device) -> None:
     """Have torch compile the backbone at the first batch; views under masks run uncompiled.
 
     Raises SettingsError if torch has no compiler for the device, or the module is the user's.
     """
-    backbones = [module for module in loaded.modules.values() if isinstance(module, Backbone)]
+    backbones = [module for module in embedder.modules.values() if isinstance(module, Backbone)]
     if not backbones:
         raise SettingsError(
             "--compile: is for architectures that lidar builds; compile a module of your own "
@@ -274,7 +274,7 @@ def run(
         batch_size = finished_batch_size(plan.identity, output)
         if batch_size is not None:
             return _record(output, plan, batch_size, 0, begun)
-    model.loaded.set_image_size(plan.views.image_size)
+    model.embedder.set_image_size(plan.views.image_size)
     fixed: int | None = settings.batch_size or recorded.get("batch_size")
 
     def write(batch_size: int) -> Extraction:

@@ -28,7 +28,7 @@ from lidar_cli.settings import ExtractSettings
 
 
 @dataclass(frozen=True)
-class Shared:
+class ShardResult:
     """What one rank did. joined: whether it joined the shards into the output."""
 
     batch_size: int
@@ -58,7 +58,7 @@ def embed_share(
     output: Path,
     rank_info: RankInfo,
     progress: Progress,
-) -> Shared:
+) -> ShardResult:
     """Embed the share of this rank into its shard; join the shards if it is the last.
 
     Does nothing if the other ranks have completed the output.
@@ -73,7 +73,7 @@ def embed_share(
         )
         finished = finished_batch_size(plan.identity, output)  # the others may have ended since
     if finished is not None:
-        return Shared(finished, 0, joined=False)
+        return ShardResult(finished, 0, joined=False)
     layout, count = plan.layout, 0
     spans = partition(layout.n_clean, layout.n_samples, layout.n_views + 1, ranks, size)
     shares = [Share(rank, ranks, span) for rank, span in enumerate(spans)]
@@ -94,7 +94,7 @@ def embed_share(
         [(bad.id, bad.reason) for bad in samples.bad],
         plan.provenance | {"batch_size": size},
     )
-    return Shared(size, count, joined)
+    return ShardResult(size, count, joined)
 
 
 def finished_batch_size(planned: dict[str, object], output: Path) -> int | None:

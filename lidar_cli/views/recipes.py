@@ -233,7 +233,7 @@ class Recipe(Constants):
             )
         return replace(self, jitter=(b, c, s, h))
 
-    def unviewed(self) -> Recipe:
+    def for_clean_images(self) -> Recipe:
         """This recipe reduced to what clean images depend on: equal for recipes with equal ones."""
         return Recipe(
             "none",

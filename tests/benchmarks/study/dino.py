@@ -171,11 +171,11 @@ def train_dino(
         nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
         centre.lerp_(seen.mean(dim=(0, 1)), 1 - CENTRE_MOMENTUM)
-        follow(teacher, student, rising(h.momentum, step.progress))
+        update_teacher(teacher, student, teacher_momentum(h.momentum, step.progress))
         losses.add(step.epoch, loss)
     return {
-        "student": _wrapped(student),
-        "teacher": _wrapped(teacher),
+        "student": _prefixed(student),
+        "teacher": _prefixed(teacher),
         "optimizer": optimizer.state_dict(),
         "epoch": h.epochs,
         "dino_loss": {"center": centre[None]},
@@ -184,18 +184,18 @@ def train_dino(
     }
 
 
-def rising(momentum: float, progress: float) -> float:
+def teacher_momentum(momentum: float, progress: float) -> float:
     """The momentum of a teacher after a share of the training: half a cosine from m to 1."""
     return 1 - (1 - momentum) * (0.5 + 0.5 * math.cos(math.pi * progress))
 
 
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move every parameter of the teacher to momentum of itself and the rest of the student's."""
     with torch.no_grad():
         for mine, other in zip(teacher.parameters(), student.parameters(), strict=True):
             mine.lerp_(other, 1 - momentum)
 
 
-def _wrapped(network: nn.Module) -> dict[str, Tensor]:
+def _prefixed(network: nn.Module) -> dict[str, Tensor]:
     weights = network.state_dict()
     return {f"module.{name}": weights[name].contiguous() for name in weights}

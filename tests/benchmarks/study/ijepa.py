@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lidar_cli.demo.pretrain import Losses, Search, minibatches
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,12 +23,19 @@ from lidar_cli.checkpoints.models.heads import Predictor
 from lidar_cli.checkpoints.models.vit import ViT
 from lidar_cli.checkpoints.shapes.heads import PredictorSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
-from lidar_cli.demo.pretrain import CROP, WEIGHT_DECAY, training_seed
+from lidar_cli.demo.pretrain import (
+    CROP,
+    WEIGHT_DECAY,
+    Losses,
+    Search,
+    minibatches,
+    training_seed,
+)
 from lidar_cli.views.masks import Mask
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import InverseBlocks
-from study.dino import follow
+from study.dino import update_teacher
 
 WIDTH = 128  # of the backbone, as the ResNets'
 INNER = 64  # of the predictor
@@ -112,12 +118,12 @@ def train_ijepa(
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        follow(target, encoder, h.momentum + (1 - h.momentum) * step.progress)
+        update_teacher(target, encoder, h.momentum + (1 - h.momentum) * step.progress)
         losses.add(step.epoch, loss)
     return {
-        "encoder": _wrapped(encoder.weights),
-        "predictor": _wrapped(predictor),
-        "target_encoder": _wrapped(target.weights),
+        "encoder": _prefixed(encoder.weights),
+        "predictor": _prefixed(predictor),
+        "target_encoder": _prefixed(target.weights),
         "opt": optimizer.state_dict(),
         "scaler": None,
         "epoch": h.epochs,
@@ -195,5 +201,5 @@ def _initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def _wrapped(network: nn.Module) -> dict[str, Tensor]:
+def _prefixed(network: nn.Module) -> dict[str, Tensor]:
     return {f"module.{name}": weight.clone() for name, weight in network.state_dict().items()}

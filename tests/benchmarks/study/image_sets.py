@@ -17,8 +17,8 @@ from lidar_cli.data.builtin import (
     Draws,
     EmbeddedImages,
     blend,
-    ink,
-    place,
+    digit_opacity,
+    ink_colours,
     train_mask,
 )
 
@@ -42,9 +42,9 @@ def plain_digits(seed: int = 0) -> EmbeddedImages:
     labels = digits.target.astype(np.int64)
     draws = Draws(seed, len(labels))
     ground = np.stack([draws.below(DARK) for _ in range(3)], axis=1)  # [N, 3]
-    opacity, unit = place(digits.images.astype(np.int64), draws, PLAIN_SIDES)
+    opacity, unit = digit_opacity(digits.images.astype(np.int64), draws, PLAIN_SIDES)
     background = np.broadcast_to(ground[:, None, None, :], (len(labels), SIDE, SIDE, 3))
-    images = blend(background, opacity, unit, ink(ground, draws))
+    images = blend(background, opacity, unit, ink_colours(ground, draws))
     return EmbeddedImages(images, labels, train_mask(labels), ATTRIBUTION)
 
 

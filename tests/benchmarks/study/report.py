@@ -17,7 +17,7 @@ from lidar_cli.report.text import MISSING, console, print_columns
 from lidar_cli.runtime.atomic import write_atomic
 from study.runs import BACKBONES, LAYERS
 from study.study import Study
-from study.summary import POOLED, Agreement, Standing
+from study.summary import POOLED, Agreement, MetricSummary
 
 NAME = "study"  # of the files, before their suffix
 CSV_COLUMNS = (
@@ -27,8 +27,8 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
-class Block(NamedTuple):
-    """One table with what is to be said above it."""
+class Table(NamedTuple):
+    """One table with its title."""
 
     title: str
     headers: list[str]
@@ -39,12 +39,12 @@ def print_study(study: Study, written: Sequence[Path]) -> None:
     """The tables but the longest, and where all of it was written."""
     out = console()
     out.print(Text(introduction(study)))
-    for block in blocks(study)[:3]:
+    for table in tables(study)[:3]:
         out.print()
-        out.print(Text(block.title))
-        print_columns(out, block.headers, block.rows, fixed=1)
+        out.print(Text(table.title))
+        print_columns(out, table.headers, table.rows, fixed=1)
     out.print()
-    out.print(Text(f"{took(study)}; every setting: {', '.join(map(str, written))}"))
+    out.print(Text(f"{duration_text(study)}; every setting: {', '.join(map(str, written))}"))
     out.print(Text(study.attribution, style="dim"))
 
 
@@ -83,23 +83,23 @@ def introduction(study: Study) -> str:
     )
 
 
-def took(study: Study) -> str:
+def duration_text(study: Study) -> str:
     """How long it took, and for how much of it."""
     there = len(study.measured) - study.now
     earlier = f", {there} were there already" if there else ""
     return f"{study.now} runs in {study.seconds:.0f} s{earlier}"
 
 
-def blocks(study: Study) -> list[Block]:
-    """Accuracies, both standings, then each set and layer in full."""
+def tables(study: Study) -> list[Table]:
+    """The tables: accuracies, two of metric summaries, then one for each set and layer."""
     return [
         _accuracies(study),
-        _standings(
+        _summary_table(
             "All methods together: each metric's mean and worst case over the settings "
             "(set x layer x q); what its pick loses against the best checkpoint, in points",
             study.pooled,
         ),
-        _standings(
+        _summary_table(
             "Each method alone: the same over the settings and methods",
             study.within,
         ),
@@ -112,7 +112,7 @@ def blocks(study: Study) -> list[Block]:
     ]
 
 
-def _accuracies(study: Study) -> Block:
+def _accuracies(study: Study) -> Table:
     methods = list(dict.fromkeys(method for s in study.spreads for method in s.by_method))
     headers = ["set", "checkpoints", "least", "median", "most", "spread"]
     headers += methods + [f"{name} untrained" for name in BACKBONES]
@@ -130,10 +130,10 @@ def _accuracies(study: Study) -> Block:
                 *map(_points, bare),
             ]
         )
-    return Block("Accuracy of linear probes of the backbone, in percent", headers, rows)
+    return Table("Accuracy of linear probes of the backbone, in percent", headers, rows)
 
 
-def _standings(title: str, standings: Sequence[Standing]) -> Block:
+def _summary_table(title: str, summaries: Sequence[MetricSummary]) -> Table:
     headers = ["metric", "Spearman mean", "worst", "Kendall mean", "worst", "pick loses", "at most"]
     headers += ["defined in", "nulls %", "worst Spearman at"]
     rows = [
@@ -149,12 +149,12 @@ def _standings(title: str, standings: Sequence[Standing]) -> Block:
             f"{100 * s.nulls:.0f}",
             s.worst_at or MISSING,
         ]
-        for s in standings
+        for s in summaries
     ]
-    return Block(title, headers, rows)
+    return Table(title, headers, rows)
 
 
-def _full(study: Study, data: str, layer: str) -> Block:
+def _full(study: Study, data: str, layer: str) -> Table:
     cells: dict[str, list[str]] = {name: [] for name in METRICS}
     headers = ["metric"]
     for agreement in study.agreements:
@@ -169,18 +169,18 @@ def _full(study: Study, data: str, layer: str) -> Block:
                 str(agreement.known[c.metric]),
             ]
     rows = [[name, *values] for name, values in cells.items()]
-    return Block(f"{data}, {layer}, all methods together", headers, rows)
+    return Table(f"{data}, {layer}, all methods together", headers, rows)
 
 
 def to_markdown(study: Study, command: str) -> str:
     """Every table, the command above them."""
     parts = ["# A study of label-free metrics", f"    {command}", introduction(study)]
-    for block in blocks(study):
-        lines = ["| " + " | ".join(row) + " |" for row in block.rows]
-        head = "| " + " | ".join(block.headers) + " |"
-        rule = "| :--- |" + " ---: |" * (len(block.headers) - 1)
-        parts.append("\n".join([f"**{block.title}**", "", head, rule, *lines]))
-    parts += [f"{took(study)}.", study.attribution]
+    for table in tables(study):
+        lines = ["| " + " | ".join(row) + " |" for row in table.rows]
+        head = "| " + " | ".join(table.headers) + " |"
+        rule = "| :--- |" + " ---: |" * (len(table.headers) - 1)
+        parts.append("\n".join([f"**{table.title}**", "", head, rule, *lines]))
+    parts += [f"{duration_text(study)}.", study.attribution]
     return "\n\n".join(parts) + "\n"
 
 

@@ -47,7 +47,7 @@ LAYERS = ("backbone", "projector")  # I-JEPA has no projector: its predictor tak
 RECIPE = "simclr"  # the views of all methods, since metrics of other views are not comparable
 # Three times the epochs of the default protocol, whose 120 steps are few for so few rows.
 PROBE = ProbeSettings(epochs=60, drop_epoch=45)
-APART = 1000  # more runs of a method than any study has
+NUMBERS_A_METHOD = 1000  # more runs of a method than any study has
 ROWS_A_BATCH = 500
 
 
@@ -81,7 +81,9 @@ class Run:
     def number(self) -> int:
         """Another one for each run."""
         method = list(SETS).index(self.data) * len(METHODS) + METHODS.index(self.method)
-        return method * APART + (APART - 1 if self.index is None else self.index)
+        return method * NUMBERS_A_METHOD + (
+            NUMBERS_A_METHOD - 1 if self.index is None else self.index
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def all_runs(size: Size) -> list[Run]:
     ]
 
 
-def carry_out(run: Run, directory: Path, seed: int, size: Size) -> None:
+def train_and_measure(run: Run, directory: Path, seed: int, size: Size) -> None:
     """Train a run unless its checkpoint is there, measure it, and save what was measured.
 
     Raises InputError or OSError if something cannot be written.

@@ -16,8 +16,16 @@ from lidar_cli.errors import InputError
 from lidar_cli.runtime.processes import run_parallel
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import DemoSettings
-from study.runs import Measured, Size, all_runs, carry_out, read_measured
-from study.summary import POOLED, Agreement, Spread, Standing, agreements, spreads, standings
+from study.runs import Measured, Size, all_runs, read_measured, train_and_measure
+from study.summary import (
+    POOLED,
+    Agreement,
+    MetricSummary,
+    Spread,
+    agreements,
+    metric_summaries,
+    spreads,
+)
 
 LEVEL = 0.95  # of the intervals
 
@@ -31,8 +39,8 @@ class Study:
     measured: tuple[Measured, ...]
     spreads: tuple[Spread, ...]  # a set each
     agreements: tuple[Agreement, ...]
-    pooled: tuple[Standing, ...]  # over settings, the checkpoints of all methods together
-    within: tuple[Standing, ...]  # over settings and methods, those of each method alone
+    pooled: tuple[MetricSummary, ...]  # over settings, the checkpoints of all methods together
+    within: tuple[MetricSummary, ...]  # over settings and methods, those of each method alone
     now: int  # runs that were carried out now; the others were there
     seconds: float  # that it took now
     versions: dict[str, str]
@@ -63,8 +71,8 @@ def run_study(
         tuple(measured),
         tuple(spreads(measured, size)),
         tuple(compared),
-        tuple(standings([a for a in compared if a.method == POOLED])),
-        tuple(standings([a for a in compared if a.method != POOLED])),
+        tuple(metric_summaries([a for a in compared if a.method == POOLED])),
+        tuple(metric_summaries([a for a in compared if a.method != POOLED])),
         now,
         time.monotonic() - begun,
         {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy", "scikit-learn")},
@@ -78,6 +86,8 @@ def _measure_all(
     runs = all_runs(size)
     todo = [run for run in runs if read_measured(run, directory, seed, size) is None]
     tasks = [(run, directory, seed, size) for run in todo]
-    run_parallel(carry_out, tasks, "training and measuring", progress, done=len(runs) - len(todo))
+    run_parallel(
+        train_and_measure, tasks, "training and measuring", progress, done=len(runs) - len(todo)
+    )
     records = [read_measured(run, directory, seed, size) for run in runs]
     return [measured for measured in records if measured is not None], len(todo)

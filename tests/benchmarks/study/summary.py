@@ -46,7 +46,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Standing:
+class MetricSummary:
     """One metric over many agreements. None where it is defined in none of them.
 
     It is undefined where all checkpoints have one value, or none; `defined` counts the agreements
@@ -132,15 +132,17 @@ def nulls_last(scores: Sequence[Score]) -> list[Score]:
     return list(scores)
 
 
-def standings(compared: Sequence[Agreement]) -> list[Standing]:
+def metric_summaries(compared: Sequence[Agreement]) -> list[MetricSummary]:
     """Every metric over these agreements, the one with the best worst case first."""
-    standing = [_standing(name, compared) for name in METRICS]
+    summaries = [_metric_summary(name, compared) for name in METRICS]
     return sorted(
-        standing, key=lambda s: -2.0 if s.spearman_worst is None else s.spearman_worst, reverse=True
+        summaries,
+        key=lambda s: -2.0 if s.spearman_worst is None else s.spearman_worst,
+        reverse=True,
     )
 
 
-def _standing(metric: str, compared: Sequence[Agreement]) -> Standing:
+def _metric_summary(metric: str, compared: Sequence[Agreement]) -> MetricSummary:
     cells = [
         (agreement, correlation)
         for agreement in compared
@@ -152,7 +154,7 @@ def _standing(metric: str, compared: Sequence[Agreement]) -> Standing:
     lost = [loss for a, _ in cells if (loss := a.lost[metric]) is not None]
     worst, at = min(rho, key=lambda pair: pair[0], default=(None, None))
     total = sum(a.count for a, _ in cells)
-    return Standing(
+    return MetricSummary(
         metric,
         defined=len(rho),
         nulls=1 - sum(a.known[metric] for a, _ in cells) / total if total else 0.0,
