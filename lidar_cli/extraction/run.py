@@ -1,4 +1,4 @@
-"""Checkpoint and images to a feature file: decode once, make q views, embed, write."""
+"""Runs `lidar extract`: embeds images with a checkpoint and writes a feature file."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views.methods import find_recipe
 
-BATCHES_UNTIL = 8  # at least, so that the last one has few samples beyond `until`
-NOTED_BYTES = 2**30  # what a run takes on the disk is noted beforehand if it is more
+BATCHES_UNTIL = 8  # at least, so that the last batch exceeds `until` by few samples
+NOTED_BYTES = 2**30  # a run that takes more disk space than this says so beforehand
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 
 
@@ -47,7 +47,7 @@ CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".tor
 class Extraction:
     """The feature file that `extract` wrote.
 
-    reports_result: whether this process, among several, prints that the file is complete.
+    reports_result: whether this is the process, of several, that prints that the file is complete.
     """
 
     path: Path
@@ -107,7 +107,7 @@ def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: A
 
 
 def _digest(model: torch.nn.Module) -> str:
-    """SHA-256 of a module's state. Raises SettingsError for weights that have no shape yet."""
+    """SHA-256 of a module's state. Raises SettingsError for lazy weights, which have no shape."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         if is_lazy(value):
@@ -133,14 +133,15 @@ def extract_checkpoint(
 ) -> Extraction:
     """Embed the samples of the settings with a checkpoint and write a feature file.
 
-    rank_info: several processes embed a share each; None for one alone.
-    Raises as `extract`, where possible before anything is computed, and CheckpointError for a
-    checkpoint that cannot be opened.
+    rank_info: this process among several that embed a share each; None for a single process.
+    Raises the errors of `extract`, where possible before anything is computed, and CheckpointError
+    for a checkpoint that cannot be opened.
     """
     progress, rank_info = progress or Progress(), rank_info or RankInfo()
     output = settings.output or Path(f"{stem(checkpoint)}.h5")
     shared = rank_info.ranks > 1
-    # Otherwise the rank that joins the shards reports, even if it ends before this one looks.
+    # If the output is not there yet, the rank that joins the shards reports, even if it ends before
+    # this rank looks.
     reports_result = rank_info.is_main and output.exists() and not rank_info.restarted
     if shared:
         check_shared(settings, output)
@@ -182,9 +183,9 @@ def extract_checkpoint(
 
 
 def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -> Embedder:
-    """A checkpoint, opened on the device as the settings say.
+    """A checkpoint, opened with the settings and moved to the device.
 
-    Raises CheckpointError or SettingsError as `open_checkpoint` and `compile_backbone`.
+    Raises CheckpointError or SettingsError as `open_checkpoint` and `compile_backbone` do.
     """
     embedder = open_checkpoint(
         checkpoint,
@@ -202,9 +203,9 @@ def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -
 
 
 def compile_backbone(embedder: Embedder, device: torch.device) -> None:
-    """Have torch compile the backbone at the first batch; views under masks run uncompiled.
+    """Make torch compile the backbone at the first batch; views under masks run uncompiled.
 
-    Raises SettingsError if torch has no compiler for the device, or the module is the user's.
+    Raises SettingsError if torch has no compiler for the device, or if the module is the user's.
     """
     backbones = [module for module in embedder.modules.values() if isinstance(module, Backbone)]
     if not backbones:
@@ -226,12 +227,12 @@ def compile_backbone(embedder: Embedder, device: torch.device) -> None:
 
 
 def changed_error(checkpoint: Path) -> CheckpointError:
-    """The error of a checkpoint whose weights may differ from those that were hashed."""
+    """The error for a checkpoint whose file changed between reading and hashing it."""
     return CheckpointError(f"{checkpoint}: changed while it was read; run again", code="changed")
 
 
 def stem(checkpoint: Path) -> str:
-    """The name of a checkpoint without its suffix, such as .pth.tar; other dots stay."""
+    """The file name of a checkpoint without its suffix, such as .pth.tar; other dots stay."""
     name = checkpoint.name
     for suffix in CHECKPOINT_SUFFIXES:
         if name.lower().endswith(suffix):
@@ -240,7 +241,7 @@ def stem(checkpoint: Path) -> str:
 
 
 def note_data(samples: Samples, progress: Progress) -> None:
-    """Note the remarks about the data, and that the embedded images are used."""
+    """Report the remarks about the data, the bad images, and the use of the embedded images."""
     for remark in samples.remarks:
         progress.note(f"{samples.data}: {remark}")
     if samples.bad:
@@ -261,10 +262,10 @@ def run(
 ) -> Extraction:
     """Write the complete feature file of a plan to `output`.
 
-    until: stop after the batch with which so many samples are done, in batches small compared to
-    that number, and leave the .partial file.
+    until: stop after the batch that brings the file to at least this many samples, and leave the
+    .partial file; batches are small compared with this number.
 
-    Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way,
+    Raises InputError if an image cannot be decoded, FeatureFileError if the output exists already,
     DegenerateFeatures if an embedding is not finite, CheckpointError if the model cannot take
     images of this size; finished samples stay in the .partial file.
     """
@@ -297,10 +298,10 @@ def run(
 
 
 def note_disk_use(what: str, size: int, folder: Path, progress: Progress) -> None:
-    """Note what a run will take on a disk, if that is much, or more than is free."""
+    """Report the disk space that a run will take if it is large, or more than is free."""
     try:
         free = shutil.disk_usage(folder).free
-    except OSError:  # writing there reports why
+    except OSError:  # writing to the folder reports the reason
         return
     if size > min(free, NOTED_BYTES):
         progress.note(f"{what} {format_size(size)} on the disk, {format_size(free)} are free")
@@ -314,7 +315,7 @@ def _writer(
     batch_size: int,
     recorded: dict[str, Any],
 ) -> FeatureWriter:
-    """A new partial file, or the interrupted one whose provenance is `recorded`."""
+    """The writer of a new partial file, or of the interrupted one with provenance `recorded`."""
     provenance = plan.provenance | {"batch_size": batch_size}
     if recorded:
         return FeatureWriter.resume(output, plan.layout, provenance, overwrite=settings.overwrite)

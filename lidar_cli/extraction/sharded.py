@@ -1,7 +1,7 @@
-"""One rank of an extraction by several: its share of the samples, and joining the shards.
+"""One rank of several that embed one checkpoint: writes its shard; the last rank joins them.
 
-A share is a run of whole batches, so that the batches are those of a single process. No rank waits
-for another; the one that completes the last shard joins them.
+The share of a rank consists of consecutive complete batches, so that the batches are those of a
+single process. No rank waits for another; the one that completes the last shard joins them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lidar_cli.settings import ExtractSettings
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What one rank did. joined: whether it joined the shards into the output."""
+    """The result of one rank. joined: whether it joined the shards into the output."""
 
     batch_size: int
     embedded: int
@@ -59,11 +59,11 @@ def embed_share(
     rank_info: RankInfo,
     progress: Progress,
 ) -> ShardResult:
-    """Embed the share of this rank into its shard; join the shards if it is the last.
+    """Embed the samples of this rank into its shard; join the shards if it is the last to end.
 
     Does nothing if the other ranks have completed the output.
-    Raises what `embed_all` raises, and FeatureFileError if files are in the way, or if the other
-    ranks have other settings, versions or another kind of device.
+    Raises the errors of `embed_all`, and FeatureFileError if a file that is not part of this run
+    exists already, or if the other ranks have other settings, versions or kinds of device.
     """
     plan, samples, ranks = model.plan, source.samples, rank_info.ranks
     finished = finished_batch_size(plan.identity, output)
@@ -71,7 +71,7 @@ def embed_share(
         size = agree(
             output, ranks, plan.provenance, settings.batch_size, lambda: find_batch_size(model)
         )
-        finished = finished_batch_size(plan.identity, output)  # the others may have ended since
+        finished = finished_batch_size(plan.identity, output)  # the others may be done by now
     if finished is not None:
         return ShardResult(finished, 0, joined=False)
     layout, count = plan.layout, 0
@@ -98,7 +98,10 @@ def embed_share(
 
 
 def finished_batch_size(planned: dict[str, object], output: Path) -> int | None:
-    """The batch size of the finished output, None if there is none yet."""
+    """The batch size of the finished output, None if there is no output yet.
+
+    Raises FeatureFileError if the output is that of another plan.
+    """
     if not output.exists():
         return None
     provenance = read_provenance(output)

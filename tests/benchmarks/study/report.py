@@ -1,4 +1,4 @@
-"""The study as tables for people, in Markdown, and as JSON and CSV for programs."""
+"""Prints the study as tables and writes it as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Table(NamedTuple):
 
 
 def print_study(study: Study, written: Sequence[Path]) -> None:
-    """The tables but the longest, and where all of it was written."""
+    """Print the summary tables and the paths of the files that have all of them."""
     out = console()
     out.print(Text(introduction(study)))
     for table in tables(study)[:3]:
@@ -51,7 +51,7 @@ def print_study(study: Study, written: Sequence[Path]) -> None:
 def write_study(study: Study, directory: Path, command: str) -> list[Path]:
     """Write the study as Markdown, CSV and JSON. Raises OSError if the disk refuses.
 
-    command: what gives the same study again.
+    command: the command that makes the same study again.
     """
     texts = {
         ".md": to_markdown(study, command),
@@ -68,7 +68,7 @@ def write_study(study: Study, directory: Path, command: str) -> list[Path]:
 
 
 def introduction(study: Study) -> str:
-    """What was done, in a sentence or two."""
+    """A description of the study in a few sentences."""
     size = study.size
     *first, last = map(str, size.views)
     views = f"{', '.join(first)}{' and ' if first else ''}{last}"
@@ -84,7 +84,7 @@ def introduction(study: Study) -> str:
 
 
 def duration_text(study: Study) -> str:
-    """How long it took, and for how much of it."""
+    """The number of runs and the time they took."""
     there = len(study.measured) - study.now
     earlier = f", {there} were there already" if there else ""
     return f"{study.now} runs in {study.seconds:.0f} s{earlier}"
@@ -173,7 +173,7 @@ def _full(study: Study, data: str, layer: str) -> Table:
 
 
 def to_markdown(study: Study, command: str) -> str:
-    """Every table, the command above them."""
+    """The study as Markdown: command, introduction, every table."""
     parts = ["# A study of label-free metrics", f"    {command}", introduction(study)]
     for table in tables(study):
         lines = ["| " + " | ".join(row) + " |" for row in table.rows]
@@ -185,7 +185,7 @@ def to_markdown(study: Study, command: str) -> str:
 
 
 def to_csv(study: Study) -> str:
-    """A line for each setting, method and metric; accuracies as shares of 1."""
+    """The study as CSV: a line for each setting, method and metric; accuracies are shares of 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -208,7 +208,7 @@ def _lines(agreement: Agreement) -> list[list[object]]:
 
 
 def to_json(study: Study, command: str) -> str:
-    """Everything: what each checkpoint was trained with, scored and judged, and the summaries."""
+    """The study as JSON: hyperparameters, scores and accuracy of each checkpoint; all summaries."""
     record = {
         "command": command,
         "seed": study.seed,
