@@ -2,8 +2,8 @@
 
 The encoder sees a few squares of patches, and a predictor predicts the tokens of all others. Their
 targets are the tokens of a moving average of the encoder, which sees all patches. On a grid of
-4 x 4 patches the blocks of the paper, which never reach the last row, would never use some patches; so
-the context is drawn by data2vec 2.0's rule.
+4 x 4 patches the blocks of the paper, which never reach the last row, would leave some patches out
+of every block; so the context is drawn by data2vec 2.0's rule.
 """
 
 from __future__ import annotations

@@ -75,11 +75,11 @@ def introduction(study: Study) -> str:
     return (
         f"{size.runs} checkpoints of each of SimCLR, VICReg, DINO and I-JEPA by random search on "
         f"each image set ({', '.join(size.sets)}), seed {study.seed}, {size.epochs[0]} to "
-        f"{size.epochs[1]} epochs; n = {size.n_samples}, q = {views}, SimCLR's views for all. The "
-        "oracle is a linear probe of the backbone on other images. Layer projector is I-JEPA's "
-        "predictor. A correlation is positive where a metric's better direction agrees with the "
-        f"oracle, a null ranks last, intervals are {100 * study.level:g} % of a bootstrap over "
-        "checkpoints."
+        f"{size.epochs[1]} epochs; n = {size.n_samples}, q = {views}, SimCLR's views for all. "
+        "Accuracy is that of a linear probe of the backbone on other images. Layer projector is "
+        "I-JEPA's predictor. A correlation is positive where a metric's better direction agrees "
+        f"with the accuracy, a null ranks last, intervals are {100 * study.level:g} % of a "
+        "bootstrap over checkpoints."
     )
 
 
@@ -96,7 +96,7 @@ def tables(study: Study) -> list[Table]:
         _accuracies(study),
         _summary_table(
             "All methods together: each metric's mean and worst case over the settings "
-            "(set x layer x q); what its pick loses against the best checkpoint, in points",
+            "(set x layer x q), and the points that its selected checkpoint loses against the best",
             study.pooled,
         ),
         _summary_table(
@@ -134,8 +134,8 @@ def _accuracies(study: Study) -> Table:
 
 
 def _summary_table(title: str, summaries: Sequence[MetricSummary]) -> Table:
-    headers = ["metric", "Spearman mean", "worst", "Kendall mean", "worst", "pick loses", "at most"]
-    headers += ["defined in", "nulls %", "worst Spearman at"]
+    headers = ["metric", "Spearman mean", "worst", "Kendall mean", "worst"]
+    headers += ["selected loses", "at most", "defined in", "nulls %", "worst Spearman at"]
     rows = [
         [
             s.metric,
