@@ -259,8 +259,8 @@ def _score(path: Path, layer: str, views: Tensor, clean: Tensor) -> Score:
 
 
 def _plain(result: Score) -> dict[str, Any]:
-    """The fields of a score except the large ones."""
+    """The fields of a score except the large ones, with the values by their names."""
     fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-    for name in ("file", "spectra", "influences", "confidence"):
+    for name in ("values", "spectra", "influences", "confidence"):
         del fields[name]
-    return fields | {"file": Path(result.file).parent.name}
+    return {**fields, **result.values, "file": Path(result.file).parent.name}
