@@ -91,7 +91,7 @@ def test_digits_are_resized_as_the_literal_loop_does():
     bitmaps = load_digits().images.astype(np.int64)[:3]
     top, left, side = np.array([0, 3, 5]), np.array([2, 0, 4]), np.array([30, 27, 26])
     draws = FixedDraws(side - builtin.DIGIT_SIDES[0], top, left)
-    opacity, unit = builtin.place(bitmaps, draws)
+    opacity, unit = builtin.digit_opacity(bitmaps, draws)
     for k in range(3):
         expected = resized_literally(bitmaps[k], top[k], left[k], side[k]) / 16
         np.testing.assert_allclose(opacity[k] / unit[k, 0], expected, atol=1e-12)
@@ -129,7 +129,7 @@ def test_backgrounds_are_windows_of_the_photographs():
 def test_images_are_background_and_one_light_ink(zero):
     draws = builtin.Draws(0, 1797)
     background = builtin._backgrounds(draws) // DIMMING  # [N, S, S, 3]
-    opacity, unit = builtin.place(load_digits().images.astype(np.int64), draws)
+    opacity, unit = builtin.digit_opacity(load_digits().images.astype(np.int64), draws)
     share = (opacity / unit[..., 0])[..., None]
     assert share.min() == 0
     assert share.max() <= 1

@@ -199,7 +199,7 @@ def test_threads_decode_as_one_thread_does(tmp_path: Path, kind: str) -> None:
 
 def test_remembering_decodes_each_once(tmp_path: Path) -> None:
     samples = opened(image_folder(tmp_path, 6, ["a", "b"]), 6)
-    cached = samples.remembering(2**20)
+    cached = samples.with_cache(2**20)
     first = decoded(cached)
     for name in samples.ids:
         (tmp_path / name).unlink()
@@ -216,7 +216,7 @@ def test_remembering_decodes_each_once(tmp_path: Path) -> None:
 def test_remembering_keeps_to_its_memory(tmp_path: Path) -> None:
     samples = opened(image_folder(tmp_path, 6), 6)
     sizes = [image.nbytes for image in decoded(samples)]
-    cached = samples.remembering(sizes[0] + sizes[1])
+    cached = samples.with_cache(sizes[0] + sizes[1])
     decoded(cached)
     for name in samples.ids:
         (tmp_path / name).unlink()

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from lidar_cli import extract
 from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.errors import CheckpointError, SettingsError
-from lidar_cli.extraction.engine import MARGIN, arithmetic, at_size_that_fits, samples_that_fit
+from lidar_cli.extraction.engine import (
+    USABLE_SHARE,
+    at_size_that_fits,
+    forward_precision,
+    samples_that_fit,
+)
 from lidar_cli.extraction.plan import identity
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.scoring.run import score_file
@@ -32,7 +37,7 @@ from lidar_cli.settings import ExtractSettings, ScoreSettings
 @pytest.mark.parametrize(
     ("free", "one", "most", "expected"),
     [
-        (1000, 10, 256, int(100 * MARGIN)),
+        (1000, 10, 256, int(100 * USABLE_SHARE)),
         (1000, 10, 7, 7),
         (1000, 999, 256, 1),
         (1000, 10**6, 256, 1),  # tried nonetheless: memory that is cached may yet be freed
@@ -196,7 +201,7 @@ def test_float32_is_without_tf32_and_the_callers_choice_comes_back(theirs: str) 
     before = convolutions.fp32_precision, products.fp32_precision
     try:
         convolutions.fp32_precision = products.fp32_precision = theirs
-        with arithmetic("float32", torch.device("cpu")):
+        with forward_precision("float32", torch.device("cpu")):
             assert (convolutions.fp32_precision, products.fp32_precision) == ("ieee", "ieee")
         assert (convolutions.fp32_precision, products.fp32_precision) == (theirs, theirs)
     finally:

@@ -196,7 +196,7 @@ def test_a_run_that_diverged_is_told_and_left_out(ran: tuple[Path, Study], tmp_p
     checkpoint["losses"] = [float("nan")]
     (tmp_path / run.name).mkdir(parents=True)
     torch.save(checkpoint, tmp_path / run.name / "checkpoint.pt")
-    study_runs.carry_out(run, tmp_path, 0, size)
+    study_runs.train_and_measure(run, tmp_path, 0, size)
     measured = study_runs.read_measured(run, tmp_path, 0, size)
     assert measured is not None
     assert measured.losses == (None,)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from study import dino, ijepa
-from study.dino import DinoHyperparameters, Prototypes, dino_loss, follow, rising
+from study.dino import DinoHyperparameters, Prototypes, dino_loss, teacher_momentum, update_teacher
 from study.ijepa import IjepaHyperparameters, masked_crops, sine_positions
 from torch import Tensor, nn
 
@@ -84,10 +84,10 @@ def test_a_teacher_follows_by_its_momentum_which_rises_to_one():
         for module, value in ((teacher, 1.0), (student, 3.0)):
             module.weight.fill_(value)
             module.bias.fill_(-value)
-    follow(teacher, student, 0.9)
+    update_teacher(teacher, student, 0.9)
     assert teacher.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 3)
     assert teacher.bias.item() == pytest.approx(-1.2)
-    assert [rising(0.9, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.9, 0.95, 1.0])
+    assert [teacher_momentum(0.9, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.9, 0.95, 1.0])
 
 
 def test_steps_see_every_sample_of_whole_batches_once_an_epoch():

@@ -8,12 +8,12 @@ from study.runs import Measured, Run, Size
 from study.summary import (
     POOLED,
     Agreement,
+    MetricSummary,
     Setting,
-    Standing,
     agreements,
+    metric_summaries,
     nulls_last,
     spreads,
-    standings,
 )
 
 from lidar_cli.core.metrics import METRICS
@@ -47,7 +47,7 @@ def test_standing_is_the_mean_and_the_worst_case() -> None:
         agreement("plain", POOLED, 0.6, 0.4, known=6, lost=0.04),
         agreement("plain", "dino", None, None, known=0),
     ]
-    (pillai,) = [s for s in standings(actual) if s.metric == "pillai"]
+    (pillai,) = [s for s in metric_summaries(actual) if s.metric == "pillai"]
     assert pillai.defined == 3
     assert pillai.spearman_mean == pytest.approx(0.4)
     assert pillai.spearman_worst == -0.3
@@ -70,12 +70,14 @@ def test_the_best_worst_case_comes_first_and_what_is_never_defined_last() -> Non
             dict.fromkeys(("lidar", "rankme")),
         )
     ]
-    order = [s.metric for s in standings(actual) if s.metric in ("lidar", "rankme", "pillai")]
+    order = [
+        s.metric for s in metric_summaries(actual) if s.metric in ("lidar", "rankme", "pillai")
+    ]
     assert order == ["rankme", "lidar", "pillai"]
-    never = standings(actual)[-1]
+    never = metric_summaries(actual)[-1]
     assert never.spearman_worst is None
     assert never.spearman_mean is None
-    assert never == Standing(never.metric, 0, 0.0, *[None] * 7)  # type: ignore[arg-type]
+    assert never == MetricSummary(never.metric, 0, 0.0, *[None] * 7)  # type: ignore[arg-type]
 
 
 def test_agreements_are_pooled_and_by_method_without_the_untrained() -> None:

@@ -1,11 +1,12 @@
 """A labelled image set made from real pictures that ship inside scikit-learn.
 
-Every image is one handwritten digit composited over a crop of a photograph; place, size and
-colours are drawn by seed. It lets each command run with no data named, and lets `lidar demo`
-compare scores with the accuracy of linear probes. Nothing is downloaded.
+Every image is one handwritten digit composited over a crop of a photograph; position, size and
+colours are drawn by seed. With this set every command runs without --data, and `lidar demo`
+compares scores with the accuracy of linear probes. Nothing is downloaded.
 
-Only raw words of a bit generator, whose stream NumPy keeps fixed, and integer arithmetic are
-used, so a seed gives the same bytes on every machine that decodes the two JPEG files alike.
+Images are computed by integer arithmetic from the raw output of a bit generator whose stream NumPy
+does not change, so a seed gives the same bytes on every machine that decodes the two JPEG files to
+the same pixels.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SIDE = 32  # pixels of an image; small, so that twelve networks train in a minute on two cores
+SIDE = 32  # of an image, pixels; small, so that twelve networks train in a minute on two cores
 DIGIT_SIDES = (26, 32)  # least and greatest side of a digit's box, pixels
 DIMMING = 2  # the photographs are darkened by this factor, so that the ink has contrast
-CONTRAST = 100  # least distance of ink to the mean background, in each channel, of 255
+CONTRAST = 100  # of 255: least difference of ink and mean background, in each channel
 INK_LEVELS = 16  # `load_digits` counts 0..16 dark pixels per cell
 SHRINKS = (1, 2, 4)  # the photographs are used at full, half and quarter size
 TEST_EVERY = 5  # one in five digits of each class is a test digit
@@ -43,17 +44,17 @@ class EmbeddedImages:
     images: NDArray[np.uint8]  # [N, S, S, 3], RGB
     labels: Integers  # [N], the digit 0..9
     train: NDArray[np.bool_]  # [N]; the split is by digit and the same for every seed
-    attribution: str  # to be shown with any picture of them
+    attribution: str  # to be shown with any picture of the images
 
 
 def embedded_images(seed: int = 0) -> EmbeddedImages:
-    """The image set of one seed: N = 1797 images with S = 32, one for each digit.
+    """The image set of one seed: N = 1797 images of 32 x 32 pixels, one for each digit.
 
         image = (1 - a) background + a ink
 
-    with the digit's bitmap, resized bilinearly, as opacity a. The photographs are darkened and the
+    The opacity a is the digit's bitmap, resized bilinearly. The photographs are darkened, and the
     ink is lighter than the mean background by at least `CONTRAST` in each channel: over photographs
-    at full brightness, training of the length of the demo's was measured to stay near chance.
+    at full brightness, networks that train as long as the demo's stay near chance (measured).
 
     seed: any integer; negative ones are taken modulo 2**64.
     """
@@ -64,8 +65,8 @@ def embedded_images(seed: int = 0) -> EmbeddedImages:
     labels = digits.target.astype(np.int64)
     draws = Draws(seed, len(labels))
     background = _backgrounds(draws) // DIMMING
-    opacity, unit = place(bitmaps, draws)
-    colours = ink(background.sum(axis=(1, 2)) // SIDE**2, draws)
+    opacity, unit = digit_opacity(bitmaps, draws)
+    colours = ink_colours(background.sum(axis=(1, 2)) // SIDE**2, draws)
     images = blend(background, opacity, unit, colours)
     return EmbeddedImages(images, labels, train_mask(labels), ATTRIBUTION)
 
@@ -73,9 +74,9 @@ def embedded_images(seed: int = 0) -> EmbeddedImages:
 def blend(
     background: Integers, opacity: Integers, unit: Integers, colours: Integers
 ) -> NDArray[np.uint8]:
-    """Images [N, S, S, 3]: ink of colours [N, 3] over a background of that shape, rounded.
+    """Images [N, S, S, 3]: ink of colours [N, 3] over a background [N, S, S, 3], rounded.
 
-    opacity, unit: as `place` gives them.
+    opacity, unit: as `digit_opacity` returns them.
     """
     shade = opacity[..., None]
     blended = (unit - shade) * background + shade * colours[:, None, None, :]
@@ -83,7 +84,7 @@ def blend(
 
 
 class Draws:
-    """Independent integers for `count` images, one call after another."""
+    """A generator of random integers, `count` in each call, one for each image."""
 
     def __init__(self, seed: int, count: int) -> None:
         self._words = np.random.Philox(key=seed % 2**64)
@@ -96,7 +97,7 @@ class Draws:
 
 
 def _backgrounds(draws: Draws) -> Integers:
-    """[N, S, S, 3] windows of the photographs: random size and place, half of them mirrored."""
+    """Windows [N, S, S, 3] of the photographs at random scales and positions, half mirrored."""
     from sklearn.datasets import load_sample_images
 
     sources = [_shrink(p, by) for p in load_sample_images().images for by in SHRINKS]
@@ -110,8 +111,8 @@ def _backgrounds(draws: Draws) -> Integers:
     columns = left[:, None] + np.where(mirrored[:, None], pixel[::-1], pixel)
     windows = np.empty((draws.count, SIDE, SIDE, 3), dtype=np.int64)
     for which, picture in enumerate(sources):
-        mine = source == which
-        windows[mine] = picture[rows[mine][:, :, None], columns[mine][:, None, :]]
+        members = source == which
+        windows[members] = picture[rows[members][:, :, None], columns[members][:, None, :]]
     return windows
 
 
@@ -123,16 +124,16 @@ def _shrink(picture: NDArray[np.uint8], by: int) -> Integers:
     return totals // by**2
 
 
-def place(
+def digit_opacity(
     bitmaps: Integers, draws: Draws, sides: tuple[int, int] = DIGIT_SIDES
 ) -> tuple[Integers, Integers]:
     """Opacity [N, S, S] of the digits, each in a random square box, and the value that is opaque.
 
-    sides: least and greatest side of a box, pixels.
+    The resize is bilinear with pixel centres at half integers, zero outside the bitmap, in exact
+    fractions: along one axis, pixel p has the position (8 (2 (p - start) + 1) - side) / (2 side)
+    in bitmap cells; its floor is the cell, its remainder the weight of the next cell.
 
-    Bilinear with pixel centres at half integers, zero outside the bitmap, in exact fractions:
-    along one axis the position of pixel p in bitmap cells is (8 (2 (p - start) + 1) - side) over
-    2 side, whose floor and remainder are the cell and the weight of the next one.
+    sides: least and greatest side of a box, pixels.
     """
     least, greatest = sides
     side = least + draws.below(greatest - least + 1)
@@ -144,7 +145,7 @@ def place(
 
 
 def _axis_weights(start: Integers, side: Integers, cells: int) -> Integers:
-    """[N, S, cells] bilinear weights, in units of 1 / (2 side), of one axis."""
+    """Bilinear weights [N, S, cells] along one axis, in units of 1 / (2 side)."""
     pixel = np.arange(SIDE)
     unit = 2 * side[:, None]
     position = cells * (2 * (pixel - start[:, None]) + 1) - side[:, None]  # [N, S], over `unit`
@@ -156,14 +157,14 @@ def _axis_weights(start: Integers, side: Integers, cells: int) -> Integers:
     return weights
 
 
-def ink(background: Integers, draws: Draws) -> Integers:
-    """[N, 3] colours, each channel uniform from CONTRAST above the background on."""
+def ink_colours(background: Integers, draws: Draws) -> Integers:
+    """Colours [N, 3]; each channel is uniform from the background's plus CONTRAST to 255."""
     least = background + CONTRAST
     return np.stack([low + draws.below(256 - low) for low in least.T], axis=1)
 
 
 def train_mask(labels: Integers) -> NDArray[np.bool_]:
-    """False for every fifth digit of each class, in the order given."""
+    """A mask [N] that is False for every fifth digit of each class."""
     train = np.ones(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
         train[np.flatnonzero(labels == label)[TEST_EVERY - 1 :: TEST_EVERY]] = False

@@ -1,9 +1,10 @@
-"""The samples of a run: the first N usable images of a data source in the order of a seed.
+"""Draws the samples of a run: the first N usable images of a data source in the order of a seed.
 
-Every image is read once before anything is computed. With `--bad-samples skip` it is decoded as
-well, and a bad one is replaced by the next in the order of the seed. So n stays n, and the list
-depends on data, seed and n alone: a resumed run and every checkpoint of a ranking has the same one.
-If the data change the fingerprint does, and features of one list are not used for the other.
+Every image is read once before anything is computed. With `--bad-samples skip` it is also decoded,
+and a bad one is replaced by the next image in the order of the seed. So n does not change, and the
+list of samples depends on data, seed and n alone: it is the same for a resumed run and for every
+checkpoint of a ranking. If the data change, so does the fingerprint, and features stored for the
+old list are not used for the new one.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from lidar_cli.errors import InputError, first_line
 from lidar_cli.runtime.files import open_regular
 
 SKIP = "leave out what is bad with --bad-samples skip"
-NAMED = 3  # bad images in a message; the feature file lists them all
+NAMED = 3  # bad images that a message names; the feature file lists all
 READERS = 8  # threads
-LOOKED_AT = 32  # images of the draw whose largest value is read
-DARK = 4  # images with no value above 1 / DARK of their range are most likely not scaled to it
+DECODED_AT_FIRST = 32  # images of the draw that are decoded to find their largest value
+DARK = 4  # images without a value above 1 / DARK of their range are most likely not scaled to it
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image that may become a sample; label: class number, -1 unknown.
+    """An image that may become a sample.
 
-    read: the content. Safe to call from several threads.
+    label: class number, -1 if unknown. read: returns the content; several threads may call it.
     """
 
     id: str
@@ -49,10 +50,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Source:
-    """All images of some data in the order of a seed, listed lazily.
+    """All images of the data in the order of a seed, listed lazily.
 
-    total: their number, None for a stream. image_size: the side that all images have by
-    construction, or None. remarks: lines that the user should read.
+    total: their number, None for a stream. image_size: the side of all images if the data
+    guarantee it, else None. remarks: lines that the user should read.
     """
 
     data: str
@@ -63,8 +64,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Bad:
-    """An image that was left out, and why."""
+class BadImage:
+    """An image that was left out, with the reason."""
 
     id: str
     reason: str
@@ -74,10 +75,10 @@ class Bad:
 class Samples:
     """N images in the order of a seed.
 
-    labels: class numbers [N], -1 unknown, or None; for probes only.
-    image_size: the side that all images have by construction, or None.
-    fingerprint: SHA-256 of the ordered ids and contents, the same wherever the images are stored.
-    checksums: CRC-32 of each content [N], or none; a file that changes later is refused.
+    labels: class numbers [N], -1 if unknown, or None; for probes only.
+    image_size: the side of all images if the data guarantee it, else None.
+    fingerprint: SHA-256 of the ordered ids and contents; it does not depend on the folder.
+    checksums: CRC-32 of each content [N], or empty; a file that changes later is refused.
     bad: images that were drawn and left out.
     remarks: lines about the data that the user should read.
     """
@@ -89,7 +90,7 @@ class Samples:
     image_size: int | None = None
     fingerprint: str = ""
     checksums: Sequence[int] = ()
-    bad: Sequence[Bad] = ()
+    bad: Sequence[BadImage] = ()
     remarks: Sequence[str] = ()
 
     def __len__(self) -> int:
@@ -97,15 +98,15 @@ class Samples:
 
     @cached_property
     def labels_sha256(self) -> str | None:
-        """SHA-256 of the ordered labels, None without any."""
+        """SHA-256 of the ordered labels, None if there are none."""
         if self.labels is None:
             return None
         return hashlib.sha256(np.asarray(self.labels, "<i8").tobytes()).hexdigest()
 
     def decode(self, i: int) -> Tensor:
-        """Sample i as uint8 [height, width, 3]; safe to call from several threads.
+        """Sample i as uint8 [height, width, 3]; several threads may call this.
 
-        Raises InputError, naming the image, if it cannot be read or decoded, or has changed.
+        Raises InputError, which names the image, if it cannot be read or decoded, or has changed.
         """
         try:
             content = self.read(i)
@@ -125,8 +126,8 @@ class Samples:
                 code="bad-image",
             ) from error
 
-    def remembering(self, memory: int) -> Samples:
-        """The same samples, decoded once each, as far as `memory` bytes suffice."""
+    def with_cache(self, memory: int) -> Samples:
+        """The same samples, which keep decoded images in up to `memory` bytes."""
         images: dict[int, np.ndarray] = {}
         free = memory
 
@@ -153,7 +154,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Examined:
-    """What reading an image shows. brightest: its largest value and that of its type, or None."""
+    """The facts that reading an image gives.
+
+    brightest: its largest value and the largest of its type; None if it was not decoded.
+    """
 
     checksum: int
     length: int
@@ -162,24 +166,24 @@ class Examined:
 
 
 def draw(source: Source, count: int, skip: bool) -> Samples:
-    """The first `count` images; with `skip` the first that can be read and decoded.
+    """The first `count` images; with `skip` the first `count` that can be read and decoded.
 
-    Raises InputError if there are too few, or one cannot be read and is not to be skipped.
+    Raises InputError if there are too few, or, without `skip`, if one cannot be read.
     """
     if source.total is not None and count > source.total:
         raise _too_few(source, source.total, count)
     drawn: list[Candidate] = []
     examined: list[Examined] = []
-    bad: list[Bad] = []
+    bad: list[BadImage] = []
 
-    def examine(candidate: Candidate, place: int) -> Examined | Bad:
-        return _examine(candidate, source.data, skip, place < LOOKED_AT)
+    def examine(candidate: Candidate, number: int) -> Examined | BadImage:
+        return _examine(candidate, source.data, skip, number < DECODED_AT_FIRST)
 
-    candidates, places = iter(source.candidates), itertools.count()
+    candidates, numbers = iter(source.candidates), itertools.count()
     with ThreadPoolExecutor(READERS) as pool:
         while window := list(itertools.islice(candidates, count - len(drawn))):
-            for candidate, outcome in zip(window, pool.map(examine, window, places), strict=True):
-                if isinstance(outcome, Bad):
+            for candidate, outcome in zip(window, pool.map(examine, window, numbers), strict=True):
+                if isinstance(outcome, BadImage):
                     bad.append(outcome)
                 else:
                     drawn.append(candidate)
@@ -198,30 +202,34 @@ def draw(source: Source, count: int, skip: bool) -> Samples:
         fingerprint=_fingerprint(ids, checksums),
         checksums=checksums,
         bad=bad,
-        remarks=[*source.remarks, *_content_remarks(examined), *_copies(drawn, examined)],
+        remarks=[*source.remarks, *_content_remarks(examined), *_copy_remarks(drawn, examined)],
     )
 
 
-def _examine(candidate: Candidate, data: str, skip: bool, look: bool) -> Examined | Bad:
-    """What the content shows; with `skip` its fault, if it cannot be read or decoded.
+def _examine(
+    candidate: Candidate, data: str, skip: bool, find_brightest: bool
+) -> Examined | BadImage:
+    """Read an image; with `skip` also decode it, and return a BadImage if that fails.
 
-    look: read its largest value too, which takes decoding it.
+    find_brightest: also find its largest value, for which it is decoded.
+
+    Raises InputError, without `skip`, if it cannot be read.
     """
     values = None
     try:
         content = candidate.read()
         if skip:
             decoded(content)
-        if look:
-            with suppress(Undecodable):  # refused when it is embedded
+        if find_brightest:
+            with suppress(Undecodable):  # `Samples.decode` refuses it
                 values = brightest(content)
     except Undecodable as error:
-        return Bad(candidate.id, str(error))
+        return BadImage(candidate.id, str(error))
     except Exception as error:  # readers and decoders raise almost anything
         ours = isinstance(error, InputError)
         if skip:
             reason = str(error).removeprefix(f"--data {data}: ") if ours else first_line(error)
-            return Bad(candidate.id, reason)
+            return BadImage(candidate.id, reason)
         if ours:
             raise
         raise InputError(
@@ -245,10 +253,10 @@ def _fingerprint(ids: Sequence[str], checksums: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
-def _copies(drawn: Sequence[Candidate], examined: Sequence[Examined]) -> Iterator[str]:
-    """A line if at least a hundredth of the images have the content of another.
+def _copy_remarks(drawn: Sequence[Candidate], examined: Sequence[Examined]) -> Iterator[str]:
+    """A warning if at least 1 % of the images have the content of another.
 
-    Images of equal checksum and length count as copies once one pair has been compared in full.
+    Images of equal checksum and length count as copies if the first such pair has equal bytes.
     """
     first_with: dict[tuple[int, int], int] = {}
     pairs = [
@@ -259,7 +267,7 @@ def _copies(drawn: Sequence[Candidate], examined: Sequence[Examined]) -> Iterato
     if 100 * len(pairs) < len(examined) or not pairs:
         return
     one, other = (drawn[i] for i in pairs[0])
-    with suppress(Exception):  # a file that vanished is refused when it is decoded
+    with suppress(Exception):  # `Samples.decode` refuses a file that vanished
         if _bytes(one.read()) != _bytes(other.read()):
             return
         yield (
@@ -269,7 +277,7 @@ def _copies(drawn: Sequence[Candidate], examined: Sequence[Examined]) -> Iterato
 
 
 def _content_remarks(examined: Sequence[Examined]) -> Iterator[str]:
-    """Lines about further pages, and about images that are darker than their type allows."""
+    """A line about images of several pages, and a warning about images that are all dark."""
     pages = sum(one.has_more_pages for one in examined)
     if pages:
         yield (
@@ -290,14 +298,14 @@ def _content_remarks(examined: Sequence[Examined]) -> Iterator[str]:
             )
 
 
-def describe_bad(bad: Sequence[Bad]) -> str:
+def describe_bad(bad: Sequence[BadImage]) -> str:
     """The number of bad images and the first of them, in words."""
     first = "; ".join(f"{one.id}: {one.reason}" for one in bad[:NAMED])
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     return f"{len(bad)} bad {'image' if len(bad) == 1 else 'images'}: {first}{more}"
 
 
-def _too_few(source: Source, usable: int, count: int, bad: Sequence[Bad] = ()) -> InputError:
+def _too_few(source: Source, usable: int, count: int, bad: Sequence[BadImage] = ()) -> InputError:
     without = f" ({describe_bad(bad)})" if bad else ""
     kind = "usable images" if bad else "images"
     return InputError(
@@ -314,7 +322,7 @@ def shuffled(total: int, seed: int) -> list[int]:
 
 
 def as_text(name: str) -> str:
-    """A name as text that can be stored: bytes that are not UTF-8, and NUL, are escaped."""
+    """The name with NUL and bytes that are not UTF-8 escaped, so that it can be stored."""
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 
 

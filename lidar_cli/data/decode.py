@@ -1,12 +1,12 @@
-"""One image, encoded or not, to uint8 [height, width, 3].
+"""Decodes one image to uint8 [height, width, 3].
 
-- Upright: turned as its EXIF orientation says.
-- The first frame of an animation.
-- Colours as they are stored, without alpha, as torchvision's and timm's loaders do: a network was
-  trained on the colour of a transparent pixel.
-- 16 bits of grey are scaled, 65535 to 255, and rounded; of 16 bits a colour Pillow reads the upper
-  eight. CMYK goes to RGB without a profile: (255 - C)(255 - K) / 255.
-- Real-valued pixels are refused: nothing says which value is white.
+- It is turned upright by its EXIF orientation.
+- Of an animation the first frame is taken.
+- Alpha is dropped and the stored colour is used, as in torchvision's and timm's loaders: networks
+  are trained on the colour of transparent pixels.
+- 16-bit grey is scaled, 65535 to 255, and rounded; of 16 bits a colour Pillow reads the upper
+  eight. CMYK is converted to RGB without a profile: (255 - C)(255 - K) / 255.
+- Real-valued pixels are refused: no value is defined to be white.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from PIL import Image, UnidentifiedImageError
 from lidar_cli.errors import first_line
 
 T = TypeVar("T")
-Content = bytes | Image.Image | np.ndarray  # of one image: encoded, or decoded already
+Content = bytes | Image.Image | np.ndarray  # one image, encoded or decoded
 
-# A larger image counts as a decompression bomb, as in Pillow's warning: 256 MB decoded.
+# A larger image counts as a decompression bomb. The limit is Pillow's; 256 MB decoded.
 MOST_PIXELS = 89_478_485
-# Formats that Pillow decodes in this process; others, such as EPS, start other programs.
+# Formats that Pillow decodes in this process; for others, such as EPS, it starts programs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 # The first bytes of formats that may have several pages.
 PNG = b"\x89PNG\r\n\x1a\n"
 PAGED = (PNG, b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF")
-DEEP = 65535  # white in 16 bits of grey
+WHITE_16_BIT = 65535
 ORIENTATION = 0x0112  # the EXIF tag
-UPRIGHT = {
+TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -56,9 +56,10 @@ def decoded(content: Content) -> np.ndarray:
 
 
 def brightest(content: Content) -> tuple[int, int]:
-    """The largest value in an image as it is stored, and the largest that its type can hold.
+    """The largest value in an image as stored, and the largest that its type can hold.
 
-    255 for 16 bits a colour, of which Pillow reads the upper eight. Raises Undecodable.
+    The latter is 255 for 16 bits a colour, of which Pillow reads the upper eight.
+    Raises Undecodable.
     """
     if isinstance(content, np.ndarray):
         return int(content.max()), 255
@@ -67,15 +68,15 @@ def brightest(content: Content) -> tuple[int, int]:
 
 def _brightest(image: Image.Image) -> tuple[int, int]:
     if image.mode.startswith("I"):
-        return int(np.asarray(image).max()), DEEP
+        return int(np.asarray(image).max()), WHITE_16_BIT
     values: Any = (image if image.mode in ("L", "RGB") else _rgb(image)).getextrema()
     return int(np.max(values)), 255
 
 
 def has_more_pages(content: Content) -> bool:
-    """Whether an encoded image has pages or frames after the first; its pixels are not decoded.
+    """Whether an encoded image has pages or frames after the first; no pixels are decoded.
 
-    Not the previews that cameras append to a JPEG file.
+    The previews that cameras append to a JPEG file do not count.
     """
     if not isinstance(content, bytes) or not content.startswith(PAGED):
         return False
@@ -84,7 +85,7 @@ def has_more_pages(content: Content) -> bool:
     try:
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             return bool(getattr(image, "is_animated", False))
-    except Exception:  # a damaged image is refused, or left out, when it is decoded
+    except Exception:  # `decoded` reports a damaged image
         return False
 
 
@@ -116,14 +117,16 @@ def _formats() -> tuple[str, ...]:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns when it must drop a palette's transparency
+        image = image.convert("RGBA")  # Pillow warns if it drops the transparency of a palette
     if image.mode == "F":
         raise Undecodable("of real-valued pixels; expected 8 or 16 bits a channel")
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
-        deep = np.asarray(image, np.int64)
-        if deep.min() < 0 or deep.max() > DEEP:
+        levels = np.asarray(image, np.int64)
+        if levels.min() < 0 or levels.max() > WHITE_16_BIT:
             raise Undecodable("grey levels beyond 16 bits; expected 8 or 16 bits a channel")
-        grey = Image.fromarray(((deep * 255 + DEEP // 2) // DEEP).astype(np.uint8))
+        grey = Image.fromarray(
+            ((levels * 255 + WHITE_16_BIT // 2) // WHITE_16_BIT).astype(np.uint8)
+        )
         grey.info = image.info
         image = grey
     return image.convert("RGB")
@@ -131,7 +134,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turned = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF says nothing about the pixels
-        turned = None
-    return image if turned is None else image.transpose(turned)
+        transpose = TRANSPOSES.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # the pixels are good even if the EXIF data are damaged
+        transpose = None
+    return image if transpose is None else image.transpose(transpose)

@@ -1,8 +1,8 @@
-"""Folders of images, listed in an order that is always the same, each directory by one path.
+"""Lists folders of images, always in the same order and each directory once.
 
-Links to directories are followed after all real directories, and never to a directory that is
-listed already or that contains the folder itself: such links repeat images, and a few of them make
-a walk that never ends.
+Links to directories are followed after all real directories. A link to a directory that is listed
+already or that contains the folder itself is not followed: such links repeat images, and some would
+make the walk endless.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from lidar_cli.settings import SampleSettings
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 )
-# Added by desktops, archivers, storage servers and file systems, not by the user.
+# Folders that desktops, archivers, storage servers and file systems add.
 SYSTEM_FOLDERS = frozenset(
     (
         *("__MACOSX", "@eaDir", "#recycle", "@Recycle", "#snapshot", "$RECYCLE.BIN"),
         *("System Volume Information", "lost+found"),
     )
 )
-NAMED = 3  # folders, suffixes or links in a message
-SUFFIXES_COUNTED = 1000
+NAMED = 3  # folders, suffixes or links that a message names
+SUFFIXES_COUNTED = 1000  # different ones, at most
 
 
 def folder_source(data: str, root: Path, settings: SampleSettings) -> Source:
@@ -50,7 +50,7 @@ def folder_source(data: str, root: Path, settings: SampleSettings) -> Source:
     if not len(listing):
         raise ignored.no_images(data)
     folders = [relative for relative, _ in listing.folders]
-    if settings.class_level is None:  # which counts from the folder that is named
+    if settings.class_level is None:  # a level counts from the folder that --data names
         folders = without_shared(folders)
     classes = folder_classes(folders, settings.class_level)
     images = Counter[str]()
@@ -59,9 +59,9 @@ def folder_source(data: str, root: Path, settings: SampleSettings) -> Source:
     labels = folder_labels(classes)
 
     def candidate(index: int) -> Candidate:
-        place, relative = listing.at(index)
+        folder, relative = listing.at(index)
         path = listing.root / relative
-        return Candidate(as_text(relative), labels[place], lambda: read_file(path))
+        return Candidate(as_text(relative), labels[folder], lambda: read_file(path))
 
     order = shuffled(len(listing), settings.seed)
     remarks = [*ignored.remarks(), *class_size_remarks(images, settings.class_level)]
@@ -84,7 +84,7 @@ def _split_folder(root: Path, split: str | None) -> Path:
 
 
 def without_shared(folders: Sequence[str]) -> list[str]:
-    """Relative folders, "" for none, without the leading folders that all of them share."""
+    """Relative folders without the leading folders that all share; "" is the root."""
     paths = [folder.split("/") if folder else [] for folder in folders]
     ends = zip(min(paths), max(paths))  # noqa: B905 - the shorter decides
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))
@@ -93,18 +93,18 @@ def without_shared(folders: Sequence[str]) -> list[str]:
 
 @dataclass
 class Ignored:
-    """Files and folders that are not read although they are among the images."""
+    """Files and folders below the folder of images that are not read."""
 
     hidden_images: int = 0
     folders: Counter[str] = field(default_factory=Counter)  # hidden or system, by name
-    repeated: list[str] = field(default_factory=list)  # links to a directory that is listed
+    repeated: list[str] = field(default_factory=list)  # links to a directory listed already
     dangling: list[str] = field(default_factory=list)  # links to nothing
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # directory, reason
     links_in_tar: int = 0
     others: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
 
     def add_file(self, name: str) -> None:
-        """Count a file that is no image, or a hidden one that is."""
+        """Count a file: a hidden image, or a file that is not hidden and no image."""
         suffix = suffix_of(name)
         if name.startswith("."):
             self.hidden_images += suffix in IMAGE_SUFFIXES
@@ -112,7 +112,7 @@ class Ignored:
             self.others[suffix] += 1
 
     def remarks(self) -> list[str]:
-        """One line for each kind that may surprise: hidden names, links."""
+        """One line for each kind of omission that may surprise: hidden names, links."""
         lines = []
         hidden = [_counted(self.hidden_images, "hidden image")] if self.hidden_images else []
         if self.folders:
@@ -133,7 +133,7 @@ class Ignored:
         return [as_text(line) for line in lines]
 
     def no_images(self, data: str) -> InputError:
-        """The error of data without images, which names what is there instead."""
+        """The error for data without images; it names the other files that are there."""
         files = _counted(self.others.total(), "other file")
         parts = [f"{files} ({as_text(_most_common(self.others))})"] if self.others else []
         others = "; ".join(parts + self.remarks()) or "nothing else is there"
@@ -148,7 +148,7 @@ class Ignored:
 class Listing:
     """The images of a folder, by directory.
 
-    folders: relative path, "" for the folder itself, and the names of its images; both sorted.
+    folders: relative path, "" for the folder itself, and the names of its images. Both are sorted.
     """
 
     root: Path
@@ -165,13 +165,13 @@ class Listing:
 
     def at(self, index: int) -> tuple[int, str]:
         """The index in `folders` of an image's directory, and the image's relative path."""
-        place = bisect_right(self._ends, index)
-        relative, names = self.folders[place]
-        return place, joined(relative, names[index - self._ends[place]])
+        number = bisect_right(self._ends, index)
+        relative, names = self.folders[number]
+        return number, joined(relative, names[index - self._ends[number]])
 
 
 def list_folder(root: Path) -> Listing:
-    """The images below a folder. Directories that cannot be read are in `ignored`."""
+    """The images below a folder; directories that cannot be read are in its `ignored`."""
     listing = Listing(root)
     walk = _Walk(listing)
     walk.add_tree("")
@@ -184,7 +184,7 @@ def list_folder(root: Path) -> Listing:
 
 
 class _Walk:
-    """The directories seen so far, by device and inode, and the links to follow later."""
+    """A walk through a folder: the directories visited so far, and the links to follow later."""
 
     def __init__(self, listing: Listing) -> None:
         self.links: list[str] = []
@@ -196,7 +196,7 @@ class _Walk:
                 self._seen.add(_identity(parent))
 
     def follow(self, link: str) -> None:
-        """List the directory that a link leads to, if it does."""
+        """List the directory that a link points to, or count the link as ignored."""
         path = self._listing.root / link
         if os.path.isdir(path):  # noqa: PTH112 - unlike Path's, it raises no OSError
             self.add_tree(link)
@@ -206,7 +206,7 @@ class _Walk:
             self._ignored.dangling.append(link)
 
     def add_tree(self, start: str) -> None:
-        """List a directory and those below it; links are left for later."""
+        """List a directory and all below it; links are added to `links`."""
         waiting = [start]
         while waiting:
             relative = waiting.pop()
@@ -224,7 +224,7 @@ class _Walk:
             waiting += sorted((joined(relative, name) for name in below), reverse=True)
 
     def _add_directory(self, relative: str) -> list[str]:
-        """List the images of one directory; returns the directories in it."""
+        """List the images of one directory; returns the names of its subdirectories."""
         images, below = [], []
         with os.scandir(self._listing.root / relative) as entries:
             for entry in entries:
@@ -237,7 +237,7 @@ class _Walk:
                         self._ignored.add_file(name)
                 elif is_folder:
                     below.append(name)
-                elif suffix_of(name) in IMAGE_SUFFIXES:  # a link too, which may prove to be none
+                elif suffix_of(name) in IMAGE_SUFFIXES:  # also a link, whatever it points to
                     images.append(name)
                 elif entry.is_symlink():
                     self.links.append(joined(relative, name))
@@ -255,7 +255,7 @@ def suffix_of(name: str) -> str:
 
 
 def joined(folder: str, name: str) -> str:
-    """A relative path; an empty folder is the root."""
+    """The relative path of a name in a folder; "" is the root."""
     return f"{folder}/{name}" if folder else name
 
 
@@ -264,13 +264,13 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _most_common(counts: Counter[str]) -> str:
-    """The most frequent names, ties by name."""
+    """The most frequent names; ties in the order of names."""
     names = sorted(counts, key=lambda name: (-counts[name], name))
     return _first(name or "no suffix" for name in names)
 
 
 def _first(names: Iterable[str]) -> str:
-    """The first names with commas, and dots if there are more."""
+    """The first names, separated by commas, and dots if there are more."""
     every = list(names)
     return ", ".join(every[:NAMED]) + (", ..." if len(every) > NAMED else "")
 

@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` package."""
+"""Opens data sets with the `datasets` package."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lidar_cli.data.labels import LARGEST, UNKNOWN, text_labels
 from lidar_cli.errors import InputError, MissingExtra, SettingsError, first_line, nearest
 from lidar_cli.settings import SampleSettings
 
-IMAGE, LABEL = "image", "label"  # the names that most sets have
+IMAGE, LABEL = "image", "label"  # the usual names of these columns
 
 
 def hugging_face_source(data: str, name: str, settings: SampleSettings) -> Source:
-    """The images of a split.
+    """The images of a split of a data set.
 
     Raises InputError if it cannot be loaded, MissingExtra without the package datasets.
     """
@@ -76,7 +76,7 @@ def hugging_face_source(data: str, name: str, settings: SampleSettings) -> Sourc
 
 
 def _load(name: str, settings: SampleSettings) -> Any:
-    """A split of a data set on the hub, in a folder, or in a folder of `save_to_disk`."""
+    """A split of a data set on the hub, in a folder, or in a folder that `save_to_disk` wrote."""
     import datasets
 
     folder, split = Path(name), settings.split or "train"
@@ -99,7 +99,7 @@ def _load(name: str, settings: SampleSettings) -> Any:
 
 
 def _image_column(data: str, features: Any, option: str | None) -> tuple[str, list[str]]:
-    """The column of the images, and remarks about that choice."""
+    """The column of images, and remarks about its choice."""
     import datasets
 
     if option is not None:
@@ -119,7 +119,7 @@ def _image_column(data: str, features: Any, option: str | None) -> tuple[str, li
 
 
 def _labels(data: str, dataset: Any, name: str | None) -> tuple[Callable[[int], int], list[str]]:
-    """Row -> class number, and remarks about that choice."""
+    """A function row -> class number, and remarks about the choice of the column."""
     import datasets
 
     features = dataset.features

@@ -1,4 +1,4 @@
-"""Class numbers from the names of folders, and from texts."""
+"""Assigns class numbers to the names of folders and to texts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ SAME_SPLIT = (
 )
 SPLITS = frozenset(name for group in SAME_SPLIT for name in group)
 UNKNOWN = -1
-LARGEST = 2**31  # a larger number is a name
+LARGEST = 2**31  # a text with a number from here on counts as a name
 
 
 def folder_classes(folders: Sequence[str], level: int | None) -> list[str]:
     """The class of each relative folder, "" for none.
 
-    It is the whole path, without a leading split if all folders are in splits: two classes whose
-    last folders have one name stay two. level: how many folders from the first on name the class,
-    from the last on if negative; 0 for no classes.
+    The class is the complete path, so that two folders of the same name in different folders are
+    two classes; a leading split is dropped if all folders are in splits. level: number of folders
+    of the path that name the class, the first ones, or the last ones if negative; 0 for no classes.
     """
     paths = [
         [part for part in folder.split("/") if part not in ("", ".", "..")] for folder in folders
@@ -33,18 +33,18 @@ def folder_classes(folders: Sequence[str], level: int | None) -> list[str]:
 
 
 def folder_labels(classes: Sequence[str]) -> list[int]:
-    """Class numbers of folders; all unknown if they are of one class."""
+    """Class numbers of folders; all unknown if there is only one class."""
     numbers = numbered(classes)
     return [numbers.get(name, UNKNOWN) if len(numbers) > 1 else UNKNOWN for name in classes]
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:
-    """Class numbers in the order of the sorted names, as torchvision's ImageFolder has them."""
+    """Name -> class number in the order of the sorted names, as in torchvision's ImageFolder."""
     return {name: number for number, name in enumerate(sorted(set(names) - {""}))}
 
 
 def class_number(text: str) -> int | None:
-    """The number in a text, None if it is a name. Negative numbers are unknown classes."""
+    """The class number in a text, UNKNOWN if it is negative; None if the text is a name."""
     try:
         number = int(text)
     except ValueError:
@@ -55,7 +55,7 @@ def class_number(text: str) -> int | None:
 
 
 def text_labels(texts: Sequence[str | None]) -> list[int]:
-    """Class numbers of texts, None unknown: themselves if all are numbers, else by sorted name."""
+    """Class numbers of texts: the numbers themselves if all are numbers, else by sorted name."""
     present = {text.strip() for text in texts if text is not None} - {""}
     numbers = {text: class_number(text) for text in present}
     if None in numbers.values():
@@ -65,7 +65,7 @@ def text_labels(texts: Sequence[str | None]) -> list[int]:
 
 
 def class_size_remarks(images: Counter[str], level: int | None) -> list[str]:
-    """A warning if most classes that whole paths name have one image; images: by class."""
+    """A warning if classes are complete paths and most have one image. images: number by class."""
     sizes = [size for name, size in images.items() if name]
     single = sizes.count(1)
     if level is not None or len(sizes) < 2 or 2 * single <= len(sizes):

@@ -1,4 +1,4 @@
-"""The data that `--data` names, opened by its kind."""
+"""Opens the data that `--data` names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lidar_cli.data.torchvision import torchvision_source
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.settings import EMBEDDED, SampleSettings
 
-# By prefix; data without one are a folder or a .tar file.
+# By prefix; data without a prefix are a folder or a .tar file.
 SOURCES = {
     "wds": webdataset_source,
     "hfds": hugging_face_source,
@@ -62,9 +62,9 @@ def _open_source(settings: SampleSettings) -> Source:
 
 
 def _check_options(data: str, kind: str, settings: SampleSettings) -> None:
-    """Raise SettingsError for an option that has no meaning for this kind of data.
+    """Raise SettingsError for an option that is for another kind of data.
 
-    kind: "" for a folder or a .tar file.
+    kind: the prefix, or "" for a folder or a .tar file.
     """
     for option, value, applies in (
         ("--class-level", settings.class_level, kind == ""),

@@ -1,4 +1,4 @@
-"""CSV files that users write about checkpoints, and the checkpoint that each line names."""
+"""Reads CSV files about checkpoints and matches their lines with checkpoints."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from lidar_cli.errors import InputError, first_line
 from lidar_cli.runtime.files import read_named
 
 DELIMITERS = ",;\t"
-CONTROLS = re.compile(
-    r"[\x00-\x1f\x7f-\x9f]"
-)  # no path or name needs them, and a terminal would act on them
+# Control characters: no path or name needs them, and a terminal would act on them.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,11 @@ class Unmatched:
 
 
 def read_table(path: Path, needed: Sequence[str]) -> Table:
-    """A CSV file whose header has the `needed` columns; their names in any case.
+    """The content of a CSV file whose header has the `needed` columns, in upper or lower case.
 
-    Commas, semicolons or tabs divide it, whichever the header has most of. It may be a pipe.
-    Raises InputError if it cannot be read, lacks a column, or a line has too many or too few.
+    The delimiter is whichever of comma, semicolon and tab is most frequent in the header. The file
+    may be a pipe. Raises InputError if it cannot be read, lacks a column, or has a line with more
+    or fewer cells than the header.
     """
     try:
         file = io.StringIO(read_named(path).decode("utf-8-sig"), newline="")
@@ -80,30 +80,31 @@ def read_table(path: Path, needed: Sequence[str]) -> Table:
 def match(
     table: Table, checkpoints: Iterable[tuple[str, Sequence[str]]], directory: str
 ) -> tuple[dict[str, dict[str, str]], list[Unmatched]]:
-    """Path of a checkpoint -> its line, and the lines that match no single one.
+    """Path of a checkpoint -> its line, and the lines that match none or several.
 
-    A line's `path` is absolute, relative to the directory, as `rank` prints it, or a bare file name
-    that a single checkpoint has.
-    checkpoints: path and aliases of each.
+    The `path` of a line is absolute, or relative to the directory, or as `rank` prints it, or the
+    file name of a single checkpoint. checkpoints: path and aliases of each.
     Raises InputError if two lines name the same checkpoint.
     """
-    whole: dict[str, str] = {}  # every way to write a path -> the checkpoint
-    bare: dict[str, set[str]] = {}  # file name -> checkpoints
+    by_path: dict[str, str] = {}  # every way to write a path -> the checkpoint
+    by_name: dict[str, set[str]] = {}  # file name -> checkpoints
     for path, aliases in checkpoints:
         for name in (path, *aliases):
             for written in (name, str(Path(name).absolute()), os.path.relpath(name, directory)):
-                whole[os.path.normpath(written)] = path
-            bare.setdefault(Path(name).name, set()).add(path)
+                by_path[os.path.normpath(written)] = path
+            by_name.setdefault(Path(name).name, set()).add(path)
     lines: dict[str, dict[str, str]] = {}
     unmatched = []
     for row in table.rows:
         written = os.path.normpath(row["path"]) if row["path"] else ""
-        same = {whole[written]} if written in whole else bare.get(row["path"], set())
-        if len(same) != 1:
-            reason = f"{len(same)} checkpoints have this name" if same else "no such checkpoint"
+        matches = {by_path[written]} if written in by_path else by_name.get(row["path"], set())
+        if len(matches) != 1:
+            reason = (
+                f"{len(matches)} checkpoints have this name" if matches else "no such checkpoint"
+            )
             unmatched.append(Unmatched(row["path"], reason))
             continue
-        (path,) = same
+        (path,) = matches
         if path in lines:
             raise InputError(
                 f"{table.path}: {row['path']} and {lines[path]['path']} are the same checkpoint",

@@ -1,6 +1,6 @@
-"""Tar files of images, and WebDataset shards, which are read as a stream.
+"""Lists the images of tar files and of WebDataset shards; shards are read as a stream.
 
-The position of each file is recorded, not its bytes: a tar file may be larger than memory.
+The position of each image is recorded, not its bytes: a tar file may be larger than memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lidar_cli.settings import SampleSettings
 
 LONGEST_CLASS = 1024  # bytes of a .cls file
 MOST_OF_A_HEADER = 2**17  # bytes read to find one file: long names, extended attributes
-MOST_DIGITS = 256  # in a row in an extended header; tarfile's search is quadratic in them
+MOST_DIGITS = 256  # consecutive digits in a header; tarfile's search is quadratic in them
 DEEPEST = 4  # levels of tar files in tar files
 _IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "ppm", "image")
 
@@ -93,7 +93,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _stem(name: str) -> str:
-    """The path without the suffix, which the files of one sample share."""
+    """The path without the suffix; the files of one sample share it."""
     return name[: len(name) - len(suffix_of(name))]
 
 
@@ -104,7 +104,7 @@ def _class_text(member: TarMember) -> str:
 
 
 def webdataset_source(data: str, name: str, settings: SampleSettings) -> Source:
-    """The images of a folder of shards, in the order in which the seed shuffles the shards.
+    """The images of a folder of shards; the seed shuffles the shards, not the images of a shard.
 
     Raises InputError if there are no shards, MissingExtra without the package webdataset.
     """
@@ -156,7 +156,10 @@ def _shard_class(data: str, fields: dict[str, Any]) -> int:
 
 
 def _shard_paths(data: str, name: str, settings: SampleSettings) -> list[str]:
-    """Shard files: of a split in the folder's info file, of a brace pattern, or all tar files."""
+    """The shard files: those of a split, which may be a brace pattern, or all .tar files.
+
+    Raises InputError if there is no folder, no such split or no shard.
+    """
     from timm.data.readers.reader_wds import ReaderWds
 
     folder = (settings.data_dir or Path()) / name
@@ -184,7 +187,8 @@ def _shard_paths(data: str, name: str, settings: SampleSettings) -> list[str]:
 class TarMember:
     """A file in a tar file.
 
-    name: its path there; for a tar file inside, the path of that one without .tar comes first.
+    name: its path in the tar file. For a file in an inner tar file, the path of the inner file
+    without .tar comes first.
     """
 
     archive: Path
@@ -207,7 +211,7 @@ def tar_members(archive: Path, nested: bool = False) -> Iterator[TarMember]:
     """The files and links in a tar file; with `nested` also those of tar files in it.
 
     Raises tarfile.ReadError or OSError if it is damaged, also after the first file, where tarfile
-    itself would treat damage as the end.
+    would take damage for the end.
     """
     with open_regular(archive) as file:
         headers = _Headers(file, 0, archive.stat().st_size)
@@ -241,7 +245,10 @@ def _members(archive: Path, headers: _Headers, folder: str, depth: int) -> Itera
 
 
 def _read(step: Callable[[], Any]) -> Any:
-    """The result of a step of tarfile, which raises almost anything on malicious headers."""
+    """The result of `step`, a call of tarfile; any error becomes a tarfile.ReadError.
+
+    tarfile raises almost anything on malicious headers.
+    """
     try:
         return step()
     except (tarfile.TarError, OSError):
@@ -251,10 +258,10 @@ def _read(step: Callable[[], Any]) -> Any:
 
 
 class _Headers(io.RawIOBase):
-    """A tar file, or one inside another, from which tarfile reads headers only.
+    """A tar file, or one inside another, opened so that tarfile can only read its headers.
 
-    allowed: bytes that may still be read; reads at the end count too, since tarfile may repeat
-    them without end.
+    allowed: bytes that may still be read. Reads at the end count too, since tarfile may repeat
+    them forever.
     """
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Data sets of torchvision that hold one image and one class a sample."""
+"""Opens the data sets of torchvision that have one image and one class a sample."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ NAMES = (
     *("FGVCAircraft", "Flowers102", "Food101", "GTSRB", "OxfordIIITPet", "PCAM", "RenderedSST2"),
     *("StanfordCars",),
 )
-ALIASES = {"folder": FOLDER, "inat": "INaturalist"}  # names that timm takes too
-SPLIT_NAMES = {  # of sets with other names
+ALIASES = {"folder": FOLDER, "inat": "INaturalist"}  # timm's names
+SPLIT_NAMES = {  # sets whose splits are not named train, val and test
     "Country211": {"val": "valid"},
     "Places365": {"train": "train-standard"},
     "INaturalist": {"train": "2021_train", "val": "2021_valid"},
@@ -37,7 +37,7 @@ SPLIT_NAMES = {  # of sets with other names
 
 
 def torchvision_source(data: str, name: str, settings: SampleSettings) -> Source:
-    """The images of a split. Raises InputError if it cannot be loaded."""
+    """The images of a split of a data set. Raises InputError if it cannot be loaded."""
     class_name = _class_name(data, name)
     root = settings.data_dir
     if root is None:
@@ -54,7 +54,7 @@ def torchvision_source(data: str, name: str, settings: SampleSettings) -> Source
         raise InputError(
             f"--data {data} in {root}: cannot be loaded: {first_line(error)}"
         ) from error
-    files = getattr(dataset, "imgs", None)  # of sets that are folders
+    files = getattr(dataset, "imgs", None)  # sets that are folders have it
     lock = threading.Lock()
     label_of = _labels(dataset, total)
 
@@ -75,7 +75,10 @@ def torchvision_source(data: str, name: str, settings: SampleSettings) -> Source
 
 
 def _class_name(data: str, name: str) -> str:
-    """torchvision's name, in any case and with any underscores. Raises InputError if unknown."""
+    """torchvision's name of a set; case, underscores and hyphens are ignored.
+
+    Raises InputError if the name is unknown.
+    """
     names = {name.lower(): name for name in NAMES} | ALIASES
     plain = name.lower().replace("_", "").replace("-", "")
     if plain not in names:
@@ -91,7 +94,7 @@ def _class_name(data: str, name: str) -> str:
 
 
 def _load(data: str, name: str, root: Path, split: str | None) -> Any:
-    """The data set, with the split under the name that it uses."""
+    """The data set, opened with the set's own name of the split."""
     from torchvision import datasets
 
     kind = getattr(datasets, name)
@@ -113,7 +116,7 @@ def _load(data: str, name: str, root: Path, split: str | None) -> Any:
 
 
 def _labels(dataset: Any, total: int) -> Callable[[int], int]:
-    """Index -> class number, from the set's list of them or else from the sample."""
+    """A function index -> class number: from the set's list of labels, else from the sample."""
     for attribute in ("targets", "labels", "_labels", "y"):
         listed = getattr(dataset, attribute, None)
         if listed is not None and len(listed) == total:

@@ -1,9 +1,9 @@
-"""Checkpoints and images to feature files.
+"""Embeds images with a checkpoint and writes a feature file.
 
 run.py           `lidar extract`: settings -> feature file
-plan.py          all that determines the numbers, before any is computed
+plan.py          everything that determines the numbers of a feature file
 engine.py        the loop: decode, make views, forward, write; and how many samples at a time
 view_source.py   samples -> batches of views on the device
-view_cache.py    views that several checkpoints read and the first one makes
-sharded.py       one rank of an extraction by several processes
+view_cache.py    views that the first checkpoint of a ranking makes and the others read
+sharded.py       one process of several that embed one checkpoint together
 """

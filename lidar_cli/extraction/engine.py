@@ -1,7 +1,7 @@
-"""Samples through one model into a sink: decode, make views, forward, write, all overlapping.
+"""Embeds samples with one model and writes the embeddings; decoding, views and writing overlap.
 
-`ViewSource` decodes and augments the next batch while the model works on this one, and another
-thread writes the embeddings of the one before.
+While the model computes one batch, `ViewSource` decodes and augments the next, and another thread
+writes the embeddings of the previous one.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ Embedded = tuple[dict[str, Tensor], dict[str, Tensor]]  # views and clean images
 
 
 class Sink(Protocol):
-    """Where embeddings go."""
+    """A destination of embeddings, such as a feature file."""
 
-    span: range  # the samples that it takes; it begins where a batch does
+    span: range  # the samples that it takes; its start is also the start of a batch
     done: np.ndarray  # [len(span)], whether a sample has been written
 
     def write(
         self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
     ) -> None:
-        """Write a contiguous run of samples, from any device.
+        """Write the embeddings of consecutive samples, from any device.
 
-        views: layer -> [c, q, d] for those of the samples that are below n; clean: layer -> [b, d].
+        views: layer -> [c, q, d], of the c samples with an index below n. clean: layer -> [b, d].
         """
 
 
@@ -50,16 +50,16 @@ class EmbeddingModel:
     """A model on its device, with the layers, image size and precision of a plan."""
 
     plan: Plan
-    loaded: Embedder
+    embedder: Embedder
     device: torch.device
 
     def forward(self, batch: Batch) -> Embedded:
         """Float32 embeddings on the device: views [c, q, d] of samples below n, clean [b, d].
 
-        Raises CheckpointError if a layer's shape is not as described.
+        Raises CheckpointError if a layer's shape differs from the checkpoint's description.
         """
         rows = self.plan.layout.within(range(batch.start, batch.stop))
-        with torch.inference_mode(), arithmetic(self.plan.precision, self.device):
+        with torch.inference_mode(), forward_precision(self.plan.precision, self.device):
             views, clean = self._forward_padded(batch)
             return (
                 {layer: values[: rows.n_samples].float() for layer, values in views.items()},
@@ -69,15 +69,15 @@ class EmbeddingModel:
     def _forward_padded(self, batch: Batch) -> Embedded:
         """Embeddings of the padded batch: views [b, q, d], none past n, and clean [b, d].
 
-        Without masks views and clean images go through the model together.
+        Without masks, views and clean images pass through the model together.
         """
         layout = self.plan.layout
         layers = list(layout.widths)
         images, masked = batch.images, {}
         if batch.masks is not None:
             images = batch.clean
-            masked = self.loaded.embed_masked(batch.views, batch.masks, layers)
-        rows = self.loaded.embed(images, layers)
+            masked = self.embedder.embed_masked(batch.views, batch.masks, layers)
+        rows = self.embedder.embed(images, layers)
         views, clean = {}, {}
         for layer, width in layout.widths.items():
             shape = tuple(rows[layer].shape)
@@ -103,12 +103,13 @@ def embed_all(
     progress: Progress,
     until: int | None = None,
 ) -> int:
-    """Write the embeddings of all samples that the sink lacks; returns how many these were.
+    """Write the embeddings of all samples that the sink lacks; returns their number.
 
-    until: stop after the batch with which the sink has that many samples.
+    until: stop after the batch that brings the sink to at least this many samples.
 
-    Raises InputError if an image cannot be decoded, CheckpointError if a layer's shape is not as
-    described, torch.OutOfMemoryError if the batch does not fit, and as `sink.write`.
+    Raises InputError if an image cannot be decoded, CheckpointError if a layer's shape differs from
+    the checkpoint's description, torch.OutOfMemoryError if a batch does not fit, and the errors of
+    `sink.write`.
     """
     first, stop = sink.span.start, sink.span.stop
     if until is not None:
@@ -155,9 +156,9 @@ def _write(
 
 
 @contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Run the forward pass in `precision`; float32 excludes TF32."""
-    # Not by `allow_tf32`, which torch refuses to read once a caller has set one of these.
+def forward_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """A context in which the forward pass runs in `precision`; float32 excludes TF32."""
+    # Not `allow_tf32`: torch refuses to read it once a caller has set `fp32_precision`.
     backends = (
         torch.backends.cuda.matmul,
         torch.backends.cudnn.conv,  # type: ignore[attr-defined]
@@ -175,23 +176,24 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
             backend.fp32_precision = fp32_precision
 
 
-# Pixels that pass through the model at a time: enough images to fill the device at 224 px.
+# Pixels in one forward pass: enough to keep the device busy.
 BATCH_PIXELS = {"cpu": 64 * 224**2, "cuda": 1024 * 224**2}
 MOST_SAMPLES_A_BATCH = 256
-# Of free device memory: the rest is for making views and for what an allocator cannot use.
-MARGIN = 0.6
-AHEAD = 2  # batches in memory besides the one in the model: the next, and the one being assembled
+# Share of free device memory for a batch; the rest is for making views and for fragmentation.
+USABLE_SHARE = 0.6
+# Batches in memory in addition to that in the model: the next, and the one being assembled.
+BATCHES_AHEAD = 2
 
 
 def find_batch_size(model: EmbeddingModel) -> int:
-    """Samples a batch: as many as keep the device busy and fit its memory.
+    """The number of samples a batch that keeps the device busy and fits its memory.
 
-    On CUDA one sample passes through the model, and its peak memory is multiplied.
+    On CUDA it follows from the peak memory of a forward pass with one sample.
     """
     plan, device = model.plan, model.device
     size, masks = plan.views.image_size, plan.views.masks([0])
     images = plan.layout.n_views + 1
-    if masks is not None and plan.views.differ_by_masks:  # one forward for masks of each length
+    if masks is not None and plan.views.differ_by_masks:  # one forward for each length of masks
         images = max(map(len, group_by_length(masks)))
     most = math.floor(BATCH_PIXELS[device.type] / (size**2 * images))
     most = max(1, min(MOST_SAMPLES_A_BATCH, most, plan.layout.n_clean))
@@ -201,26 +203,27 @@ def find_batch_size(model: EmbeddingModel) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     blank = _blank(model)
     try:
-        with torch.compiler.set_stance("force_eager"):  # compile once, at the size that is used
+        with torch.compiler.set_stance("force_eager"):  # compile once only, at the final size
             model.forward(blank)
     except torch.OutOfMemoryError:
         return 1
-    one = torch.cuda.max_memory_allocated(device) - before + AHEAD * blank.images.nbytes
+    sample_bytes = torch.cuda.max_memory_allocated(device) - before
+    sample_bytes += BATCHES_AHEAD * blank.images.nbytes
     del blank
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    return samples_that_fit(free, one, most)
+    return samples_that_fit(free, sample_bytes, most)
 
 
-def samples_that_fit(free: int, one: int, most: int) -> int:
-    """Samples a batch, at most `most`, each of `one` bytes, in `free` bytes of memory."""
-    return max(1, min(most, math.floor(free * MARGIN / max(1, one))))
+def samples_that_fit(free: int, sample_bytes: int, most: int) -> int:
+    """The number of samples of `sample_bytes` each, 1 to `most`, that fit `free` bytes."""
+    return max(1, min(most, math.floor(free * USABLE_SHARE / max(1, sample_bytes))))
 
 
 def at_size_that_fits(size: int, attempt: Callable[[int], T], fixed: bool) -> T:
-    """The result of `attempt` at the first of size, size / 2, ... that fits into memory.
+    """The result of `attempt`, called with size, size / 2, ... until one fits into memory.
 
-    fixed: try `size` alone. Raises CheckpointError if that, or a single sample, does not fit.
+    fixed: try `size` only. Raises CheckpointError if no size that is tried fits.
     """
     while True:
         try:
@@ -243,7 +246,7 @@ def at_size_that_fits(size: int, attempt: Callable[[int], T], fixed: bool) -> T:
 
 
 def _blank(model: EmbeddingModel) -> Batch:
-    """A batch of one sample, black, with all the images of a sample."""
+    """A batch of one sample with all its images, black."""
     views, side = model.plan.views, model.plan.views.image_size
     images = 2 if views.differ_by_masks else views.n_views + 1
     masks = views.masks([0])

@@ -1,4 +1,4 @@
-"""The plan of an extraction: all that determines the numbers of a feature file."""
+"""The plan of an extraction: everything that determines the numbers of a feature file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEFAULT_IMAGE_SIZE = 224
 
 @dataclass(frozen=True)
 class Plan:
-    """All that determines the numbers of a feature file, known before any is computed."""
+    """Everything that determines the numbers of a feature file, before any is computed."""
 
     views: Views
     layout: Layout
@@ -37,7 +37,7 @@ class Plan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Equal for feature files that are interchangeable in a ranking."""
+        """The fields that are equal if two feature files are interchangeable in a ranking."""
         return identity(self.provenance)
 
     @cached_property
@@ -49,9 +49,9 @@ class Plan:
 def identity(provenance: dict[str, Any]) -> dict[str, Any]:
     """The fields of a provenance that determine the embeddings, with JSON's types.
 
-    Batch size, device, compiler and library versions change rounding only. Checkpoint and samples
-    are identified by their content, not their path, and code by the embedding revision. The pixel
-    statistics are part of the views.
+    Batch size, device, compiler and library versions are left out, since they change rounding only.
+    The content identifies checkpoint and samples, not the path; the embedding revision identifies
+    the code. The pixel statistics are part of the views.
     """
     fields: dict[str, Any] = json.loads(json.dumps(provenance))
     for name in (
@@ -68,7 +68,7 @@ def identity(provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def choose_layers(option: str, available: Sequence[str]) -> list[str]:
-    """The layers that `--layer` names; auto is the projector if there is one.
+    """The layers that `--layer` names; auto means the projector if there is one, else the backbone.
 
     Raises CheckpointError for a layer that is not available.
     """
@@ -85,19 +85,26 @@ def choose_layers(option: str, available: Sequence[str]) -> list[str]:
 
 
 def choose_recipe(settings: SampleSettings, description: CheckpointDescription) -> Recipe:
-    """The recipe of the settings; `auto` is that of the method which trained the checkpoint.
+    """The recipe of the settings; `auto` means that of the method which trained the checkpoint.
 
-    `auto` pixel statistics are chosen likewise, unless a [recipe] table has some.
-    Raises SettingsError for an unknown name or [recipe] key, and for pixel statistics that are
-    given twice.
+    `auto` pixel statistics are chosen in the same way, unless a [recipe] table sets them.
+    Raises SettingsError for an unknown name or [recipe] key, and for two different settings of the
+    pixel statistics.
     """
     stats: str = settings.pixel_stats
+<<<<<<< HEAD
     assumed = description.assumed.get(PIXEL_STATS)
     of_table = _statistics_of_table(settings)
     if assumed is not None and assumed.why == BY_USER:
         if of_table:
+=======
+    assumed = description.assumed.get(STATS)
+    in_table = _statistics_in_table(settings)
+    if assumed is not None and assumed.why == SET:
+        if in_table:
+>>>>>>> k5
             raise SettingsError(
-                f"--assume pixel_stats={assumed.value} and [recipe] {' and '.join(of_table)} are "
+                f"--assume pixel_stats={assumed.value} and [recipe] {' and '.join(in_table)} are "
                 "two values of one; leave one of them out"
             )
         if stats not in ("auto", assumed.value):
@@ -106,7 +113,7 @@ def choose_recipe(settings: SampleSettings, description: CheckpointDescription) 
                 "of one; give one of them"
             )
         stats = str(assumed.value)
-    if stats == "auto" and not of_table:
+    if stats == "auto" and not in_table:
         stats = description.pixel_stats
     name = settings.views
     if name == "auto" and settings.recipe is None and description.recipe is not None:
@@ -117,27 +124,33 @@ def choose_recipe(settings: SampleSettings, description: CheckpointDescription) 
 def with_assumed_in_use(
     description: CheckpointDescription, settings: SampleSettings
 ) -> CheckpointDescription:
-    """The description whose assumed pixel statistics are those of the recipe in use.
+    """The description with the pixel statistics that are in use as the assumed ones.
 
-    Nothing is assumed where the user gives them. Raises SettingsError as `choose_recipe`.
+    None are assumed where the user gives them. Raises SettingsError as `choose_recipe` does.
     """
     recipe, assumed = choose_recipe(settings, description), dict(description.assumed)
+<<<<<<< HEAD
     if settings.pixel_stats != "auto" or _statistics_of_table(settings):
         assumed.pop(PIXEL_STATS, None)
     elif PIXEL_STATS in assumed:
+=======
+    if settings.pixel_stats != "auto" or _statistics_in_table(settings):
+        assumed.pop(STATS, None)
+    elif STATS in assumed:
+>>>>>>> k5
         used = recipe.mean, recipe.std
         if pixel_statistics(str(assumed[PIXEL_STATS].value)) != used:
             assumed[PIXEL_STATS] = Assumed(statistics_text(*used), f"of the views {recipe.name}")
     return replace(description, assumed=assumed)
 
 
-def _statistics_of_table(settings: SampleSettings) -> list[str]:
+def _statistics_in_table(settings: SampleSettings) -> list[str]:
     """The keys of a [recipe] table that set pixel statistics."""
     return [key for key in ("mean", "std") if key in (settings.recipe or {})]
 
 
 def check_masks(views: Views, description: CheckpointDescription, path: str) -> None:
-    """Raise CheckpointError for views with masks that the checkpoint cannot be embedded under."""
+    """Raise CheckpointError if the checkpoint cannot be embedded under the masks of the views."""
     rule = views.recipe.masks
     if rule is None:
         return
@@ -152,12 +165,12 @@ def check_masks(views: Views, description: CheckpointDescription, path: str) -> 
         )
     try:
         views.masks([0])
-    except SettingsError as error:  # of this checkpoint's grid of patches
+    except SettingsError as error:  # this checkpoint's grid of patches is too small
         raise CheckpointError(f"{origin}{error}, or other views, such as {others}") from error
 
 
 def layer_reason(option: str, available: Sequence[str]) -> str | None:
-    """Why `auto` chose another layer than the projector, None if it did not."""
+    """Why `auto` chose a layer other than the projector, None if it did not."""
     if option != "auto" or "projector" in available:
         return None
     return "holds no projector, so the backbone is embedded"
@@ -171,9 +184,9 @@ def make_plan(
     settings: EmbedSettings,
     device: torch.device,
 ) -> Plan:
-    """The plan for one checkpoint on some samples; needs no model.
+    """The plan for one checkpoint and these samples; it needs no model.
 
-    path, digest: of the checkpoint.
+    path, digest: those of the checkpoint.
     Raises CheckpointError for a layer that the checkpoint does not have or masks that it cannot
     take, SettingsError for an unknown recipe or fewer clean samples than n.
     """
@@ -183,7 +196,7 @@ def make_plan(
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
     recipe = choose_recipe(settings, description)
     if q == 0:
-        n, recipe = 0, recipe.unviewed()
+        n, recipe = 0, recipe.for_clean_images()
     size = settings.image_size or description.image_size or samples.image_size or DEFAULT_IMAGE_SIZE
     views = Views(recipe, settings.seed, q, size, description.patch)
     check_masks(views, description, path)

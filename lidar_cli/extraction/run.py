@@ -1,4 +1,4 @@
-"""Checkpoint and images to a feature file: decode once, make q views, embed, write."""
+"""Runs `lidar extract`: embeds images with a checkpoint and writes a feature file."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views.methods import find_recipe
 
-BATCHES_UNTIL = 8  # at least, so that the last one has few samples beyond `until`
-NOTED_BYTES = 2**30  # what a run takes on the disk is noted beforehand if it is more
+BATCHES_UNTIL = 8  # at least, so that the last batch exceeds `until` by few samples
+NOTED_BYTES = 2**30  # a run that takes more disk space than this says so beforehand
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 
 
@@ -47,7 +47,7 @@ CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".tor
 class Extraction:
     """The feature file that `extract` wrote.
 
-    reports_result: whether this process, among several, prints that the file is complete.
+    reports_result: whether this is the process, of several, that prints that the file is complete.
     """
 
     path: Path
@@ -98,16 +98,16 @@ def extract(model: torch.nn.Module, data: str, output: str | Path, **settings: A
     samples = open_samples(parsed)
     digest = _digest(model)
     with restored(model):
-        loaded = wrap_module(model).to(device)
+        embedder = wrap_module(model).to(device)
         if parsed.compile:
-            compile_backbone(loaded, device)
-        plan = make_plan(loaded.description, "", digest, samples, parsed, device)
-        source = ViewSource(plan, samples, device, loaded.memory_format, parsed.workers)
-        return run(EmbeddingModel(plan, loaded, device), source, parsed, Path(output), Progress())
+            compile_backbone(embedder, device)
+        plan = make_plan(embedder.description, "", digest, samples, parsed, device)
+        source = ViewSource(plan, samples, device, embedder.memory_format, parsed.workers)
+        return run(EmbeddingModel(plan, embedder, device), source, parsed, Path(output), Progress())
 
 
 def _digest(model: torch.nn.Module) -> str:
-    """SHA-256 of a module's state. Raises SettingsError for weights that have no shape yet."""
+    """SHA-256 of a module's state. Raises SettingsError for lazy weights, which have no shape."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         if is_lazy(value):
@@ -133,14 +133,15 @@ def extract_checkpoint(
 ) -> Extraction:
     """Embed the samples of the settings with a checkpoint and write a feature file.
 
-    rank_info: several processes embed a share each; None for one alone.
-    Raises as `extract`, where possible before anything is computed, and CheckpointError for a
-    checkpoint that cannot be opened.
+    rank_info: this process among several that embed a share each; None for a single process.
+    Raises the errors of `extract`, where possible before anything is computed, and CheckpointError
+    for a checkpoint that cannot be opened.
     """
     progress, rank_info = progress or Progress(), rank_info or RankInfo()
     output = settings.output or Path(f"{stem(checkpoint)}.h5")
     shared = rank_info.ranks > 1
-    # Otherwise the rank that joins the shards reports, even if it ends before this one looks.
+    # If the output is not there yet, the rank that joins the shards reports, even if it ends before
+    # this rank looks.
     reports_result = rank_info.is_main and output.exists() and not rank_info.restarted
     if shared:
         check_shared(settings, output)
@@ -155,13 +156,13 @@ def extract_checkpoint(
     # Before the work, so that a mistyped name or [recipe] key is refused at once.
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     before = stamp(checkpoint)
-    loaded = open_with(checkpoint, settings, device)
+    embedder = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
     note_data(samples, progress)
     digest = sha256(checkpoint)
     if stamp(checkpoint) != before:
         raise changed_error(checkpoint)
-    description = loaded.description
+    description = embedder.description
     plan = make_plan(description, str(checkpoint), digest, samples, settings, device)
     assumed = with_assumed_in_use(description, settings).assumed_text
     notes = [description.stand_ins_text, description.branch_reason, plan.provenance["layer_reason"]]
@@ -170,23 +171,23 @@ def extract_checkpoint(
             progress.note(f"{checkpoint}: {note}")
     if not settings.resume:
         note_disk_use(f"{output}: will take", plan.layout.nbytes, output.parent, progress)
-    model = EmbeddingModel(plan, loaded, device)
-    source = ViewSource(plan, samples, device, loaded.memory_format, settings.workers)
+    model = EmbeddingModel(plan, embedder, device)
+    source = ViewSource(plan, samples, device, embedder.memory_format, settings.workers)
     if not shared:
         return run(model, source, settings, output, progress)
     begun = time.monotonic()
-    loaded.set_image_size(plan.views.image_size)
+    embedder.set_image_size(plan.views.image_size)
     share = embed_share(model, source, settings, output, rank_info, progress)
     record = _record(output, plan, share.batch_size, share.embedded, begun)
     return replace(record, reports_result=share.joined or reports_result)
 
 
 def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -> Embedder:
-    """A checkpoint, opened on the device as the settings say.
+    """A checkpoint, opened with the settings and moved to the device.
 
-    Raises CheckpointError or SettingsError as `open_checkpoint` and `compile_backbone`.
+    Raises CheckpointError or SettingsError as `open_checkpoint` and `compile_backbone` do.
     """
-    loaded = open_checkpoint(
+    embedder = open_checkpoint(
         checkpoint,
         arch=settings.arch,
         model=settings.model,
@@ -197,16 +198,16 @@ def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -
         assume=settings.assume,
     ).to(device)
     if settings.compile:
-        compile_backbone(loaded, device)
-    return loaded
+        compile_backbone(embedder, device)
+    return embedder
 
 
-def compile_backbone(loaded: Embedder, device: torch.device) -> None:
-    """Have torch compile the backbone at the first batch; views under masks run uncompiled.
+def compile_backbone(embedder: Embedder, device: torch.device) -> None:
+    """Make torch compile the backbone at the first batch; views under masks run uncompiled.
 
-    Raises SettingsError if torch has no compiler for the device, or the module is the user's.
+    Raises SettingsError if torch has no compiler for the device, or if the module is the user's.
     """
-    backbones = [module for module in loaded.modules.values() if isinstance(module, Backbone)]
+    backbones = [module for module in embedder.modules.values() if isinstance(module, Backbone)]
     if not backbones:
         raise SettingsError(
             "--compile: is for architectures that lidar builds; compile a module of your own "
@@ -226,12 +227,12 @@ def compile_backbone(loaded: Embedder, device: torch.device) -> None:
 
 
 def changed_error(checkpoint: Path) -> CheckpointError:
-    """The error of a checkpoint whose weights may differ from those that were hashed."""
+    """The error for a checkpoint whose file changed between reading and hashing it."""
     return CheckpointError(f"{checkpoint}: changed while it was read; run again", code="changed")
 
 
 def stem(checkpoint: Path) -> str:
-    """The name of a checkpoint without its suffix, such as .pth.tar; other dots stay."""
+    """The file name of a checkpoint without its suffix, such as .pth.tar; other dots stay."""
     name = checkpoint.name
     for suffix in CHECKPOINT_SUFFIXES:
         if name.lower().endswith(suffix):
@@ -240,7 +241,7 @@ def stem(checkpoint: Path) -> str:
 
 
 def note_data(samples: Samples, progress: Progress) -> None:
-    """Note the remarks about the data, and that the embedded images are used."""
+    """Report the remarks about the data, the bad images, and the use of the embedded images."""
     for remark in samples.remarks:
         progress.note(f"{samples.data}: {remark}")
     if samples.bad:
@@ -261,10 +262,10 @@ def run(
 ) -> Extraction:
     """Write the complete feature file of a plan to `output`.
 
-    until: stop after the batch with which so many samples are done, in batches small compared to
-    that number, and leave the .partial file.
+    until: stop after the batch that brings the file to at least this many samples, and leave the
+    .partial file; batches are small compared with this number.
 
-    Raises InputError if an image cannot be decoded, FeatureFileError if the output is in the way,
+    Raises InputError if an image cannot be decoded, FeatureFileError if the output exists already,
     DegenerateFeatures if an embedding is not finite, CheckpointError if the model cannot take
     images of this size; finished samples stay in the .partial file.
     """
@@ -274,7 +275,7 @@ def run(
         batch_size = finished_batch_size(plan.identity, output)
         if batch_size is not None:
             return _record(output, plan, batch_size, 0, begun)
-    model.loaded.set_image_size(plan.views.image_size)
+    model.embedder.set_image_size(plan.views.image_size)
     fixed: int | None = settings.batch_size or recorded.get("batch_size")
 
     def write(batch_size: int) -> Extraction:
@@ -297,10 +298,10 @@ def run(
 
 
 def note_disk_use(what: str, size: int, folder: Path, progress: Progress) -> None:
-    """Note what a run will take on a disk, if that is much, or more than is free."""
+    """Report the disk space that a run will take if it is large, or more than is free."""
     try:
         free = shutil.disk_usage(folder).free
-    except OSError:  # writing there reports why
+    except OSError:  # writing to the folder reports the reason
         return
     if size > min(free, NOTED_BYTES):
         progress.note(f"{what} {format_size(size)} on the disk, {format_size(free)} are free")
@@ -314,7 +315,7 @@ def _writer(
     batch_size: int,
     recorded: dict[str, Any],
 ) -> FeatureWriter:
-    """A new partial file, or the interrupted one whose provenance is `recorded`."""
+    """The writer of a new partial file, or of the interrupted one with provenance `recorded`."""
     provenance = plan.provenance | {"batch_size": batch_size}
     if recorded:
         return FeatureWriter.resume(output, plan.layout, provenance, overwrite=settings.overwrite)

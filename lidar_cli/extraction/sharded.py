@@ -1,7 +1,7 @@
-"""One rank of an extraction by several: its share of the samples, and joining the shards.
+"""One rank of several that embed one checkpoint: writes its shard; the last rank joins them.
 
-A share is a run of whole batches, so that the batches are those of a single process. No rank waits
-for another; the one that completes the last shard joins them.
+The share of a rank consists of consecutive complete batches, so that the batches are those of a
+single process. No rank waits for another; the one that completes the last shard joins them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from lidar_cli.settings import ExtractSettings
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What one rank did. joined: whether it joined the shards into the output."""
+class ShardResult:
+    """The result of one rank. joined: whether it joined the shards into the output."""
 
     batch_size: int
     embedded: int
@@ -58,12 +58,12 @@ def embed_share(
     output: Path,
     rank_info: RankInfo,
     progress: Progress,
-) -> Shared:
-    """Embed the share of this rank into its shard; join the shards if it is the last.
+) -> ShardResult:
+    """Embed the samples of this rank into its shard; join the shards if it is the last to end.
 
     Does nothing if the other ranks have completed the output.
-    Raises what `embed_all` raises, and FeatureFileError if files are in the way, or if the other
-    ranks have other settings, versions or another kind of device.
+    Raises the errors of `embed_all`, and FeatureFileError if a file that is not part of this run
+    exists already, or if the other ranks have other settings, versions or kinds of device.
     """
     plan, samples, ranks = model.plan, source.samples, rank_info.ranks
     finished = finished_batch_size(plan.identity, output)
@@ -71,9 +71,9 @@ def embed_share(
         size = agree(
             output, ranks, plan.provenance, settings.batch_size, lambda: find_batch_size(model)
         )
-        finished = finished_batch_size(plan.identity, output)  # the others may have ended since
+        finished = finished_batch_size(plan.identity, output)  # the others may be done by now
     if finished is not None:
-        return Shared(finished, 0, joined=False)
+        return ShardResult(finished, 0, joined=False)
     layout, count = plan.layout, 0
     spans = partition(layout.n_clean, layout.n_samples, layout.n_views + 1, ranks, size)
     shares = [Share(rank, ranks, span) for rank, span in enumerate(spans)]
@@ -94,11 +94,14 @@ def embed_share(
         [(bad.id, bad.reason) for bad in samples.bad],
         plan.provenance | {"batch_size": size},
     )
-    return Shared(size, count, joined)
+    return ShardResult(size, count, joined)
 
 
 def finished_batch_size(planned: dict[str, object], output: Path) -> int | None:
-    """The batch size of the finished output, None if there is none yet."""
+    """The batch size of the finished output, None if there is no output yet.
+
+    Raises FeatureFileError if the output is that of another plan.
+    """
     if not output.exists():
         return None
     provenance = read_provenance(output)

@@ -1,7 +1,8 @@
-"""Views that the first checkpoint of a ranking makes and the others read, bit for bit.
+"""A cache of views, which the first checkpoint of a ranking fills and the others read.
 
-A view depends on recipe, seed, size and sample alone. The cache fills device memory, then main
-memory, then a scratch file; the views of a sample that fits nowhere are made again.
+A view depends only on recipe, seed, size and sample, so cached views are bit for bit those that
+would be made again. The cache fills device memory, then main memory, then a scratch file; views
+that fit nowhere are made again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lidar_cli.runtime.device import MEMORY_SHARE, free_memory
 
 @dataclass(frozen=True)
 class CacheLimits:
-    """Bytes of cached views in each place."""
+    """Bytes of cached views in device memory, main memory and the scratch file, at most."""
 
     device: int
     memory: int
@@ -29,10 +30,11 @@ class CacheLimits:
 
     @classmethod
     def of(cls, option: str, device: torch.device, folder: Path) -> CacheLimits | None:
-        """The limits that `--view-memory` sets: None for 0, a share of what is free for auto.
+        """The limits that `--view-memory` sets; None for 0, which disables the cache.
 
-        A size limits main memory alone; device memory and the disk of `folder` give a share.
-        Raises SettingsError if the option is no size.
+        auto limits each to a share of what is free; a size limits main memory, and device memory
+        and the disk of `folder` are limited as by auto. Raises SettingsError if the option is no
+        size.
         """
         memory = view_memory(option)
         if memory == 0:
@@ -46,17 +48,20 @@ class CacheLimits:
 
 
 def view_memory(option: str) -> int | None:
-    """Bytes of main memory for cached views, 0 for none, None for auto. Raises SettingsError."""
+    """Bytes of main memory for cached views; None for auto.
+
+    Raises SettingsError if the option is no size.
+    """
     if option.strip().lower() == "auto":
         return None
     return 0 if option.strip() == "0" else parse_size(option)
 
 
 class ViewCache:
-    """The normalised images [k, 3, S, S] of each sample; the caller chooses k.
+    """Normalised images [k, 3, S, S] by sample; the caller chooses k.
 
     A context manager that frees everything at its end. The scratch file is unlinked as soon as it
-    is open, so that no other process reads it and none remains, however this process ends.
+    is open, so that no other process reads it and no file remains, however this process ends.
     """
 
     def __init__(self, limits: CacheLimits, device: torch.device, folder: Path) -> None:
@@ -116,10 +121,10 @@ class _Memory:
 
 
 class _Scratch:
-    """A file that is read and written, not mapped.
+    """Images in a temporary file, up to a limit in bytes.
 
-    A full disk is then an error, after which views are made again; a write to a mapped page would
-    end the process by a signal.
+    The file is not memory-mapped: on a full disk a write to a mapped page ends the process by a
+    signal, while `write` raises an error, after which views are made again.
     """
 
     def __init__(self, limit: int, folder: Path) -> None:
@@ -127,7 +132,7 @@ class _Scratch:
         self._folder = folder
         self._file: IO[bytes] | None = None
         self._end = 0
-        self._places: dict[int, tuple[int, torch.Size]] = {}  # offset, shape
+        self._index: dict[int, tuple[int, torch.Size]] = {}  # sample -> offset, shape
 
     def add(self, sample: int, images: Tensor) -> bool:
         if images.nbytes > self._free:
@@ -140,16 +145,16 @@ class _Scratch:
             while content:
                 content = content[self._file.write(content) :]
         except OSError:
-            self._free = 0  # a full disk: what is written already stays
+            self._free = 0  # the disk is full; images written before remain readable
             return False
-        self._places[sample] = self._end, images.shape
+        self._index[sample] = self._end, images.shape
         self._end += images.nbytes
         self._free -= images.nbytes
         return True
 
     def images(self, sample: int) -> Tensor:
         assert self._file is not None
-        offset, shape = self._places[sample]
+        offset, shape = self._index[sample]
         images = torch.empty(shape)
         content = images.numpy().data.cast("B")
         self._file.seek(offset)

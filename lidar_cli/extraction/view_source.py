@@ -1,7 +1,7 @@
-"""The data side of an extraction: samples to batches of normalised views on the device.
+"""Decodes samples and makes batches of normalised views on the device.
 
-Batches are aligned to the global sample index and the last is padded, so that a resumed run passes
-the same batches through the model as one that was never interrupted.
+Batches are aligned to the global sample index and the last is padded, so that a resumed run has
+the same batches as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from lidar_cli.runtime.device import cpu_count, free_memory
 from lidar_cli.views.masks import Mask
 
 MOST_WORKERS = 16
-COPIES = 2  # of a batch: as its views are made, and as the model takes them
+BATCH_COPIES = 2  # of the pixels: one when views are made, one as the input of the model
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples start .. stop - 1, padded to b; b is the batch size.
+    """Images of samples start .. stop - 1, padded to the batch size b.
 
-    images: all views of sample start, of the next, ..., then the clean images: [b v + b, 3, S, S]
-    with v = q, or 1 where views differ by their masks alone, or 0 past n.
+    images: the views of sample start, those of the next, ..., then the clean images:
+    [b v + b, 3, S, S] with v = q, or 1 where views differ by their masks alone, or 0 past n.
     ready: the CUDA event that completes when the images can be read.
     """
 
     start: int
     stop: int
     images: Tensor
-    masks: list[Mask] | None  # of each of the q views
+    masks: list[Mask] | None  # one for each of the q views
     size: int  # b
     ready: torch.cuda.Event | None = None
 
     def wait_event(self) -> None:
-        """Make later work of the current stream wait until the batch can be read."""
+        """Make later work on the current stream wait until the batch can be read."""
         masks = (
             tensor
             for mask in self.masks or ()
@@ -65,10 +65,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class ViewSource:
-    """The samples of a plan, and how they become views.
+    """Makes the batches of views of one plan from its samples.
 
-    memory_format: of the images, as the model wants them.
-    cache: views that other extractions made and will read; None to make them here.
+    memory_format: that of the images, as the model expects it.
+    cache: views that other extractions made or will read; None for none.
     """
 
     plan: Plan
@@ -79,9 +79,9 @@ class ViewSource:
     cache: ViewCache | None = None
 
     def batches(self, size: int, starts: Sequence[int]) -> Iterator[Batch]:
-        """The batches that begin at `starts`, decoded by threads that work one batch ahead.
+        """The batches that begin at `starts`; threads decode one batch ahead.
 
-        On CUDA they are copied and augmented in a side stream.
+        On CUDA batches are copied and augmented on a side stream.
         Raises InputError if an image cannot be decoded, CheckpointError if a batch does not fit
         into main memory.
         """
@@ -123,7 +123,7 @@ class ViewSource:
         """Raise CheckpointError if a batch would take more main memory than is free."""
         views = self.plan.views
         images = size * (2 if views.differ_by_masks else views.n_views + 1)
-        need, free = COPIES * images * 3 * views.image_size**2 * 4, free_memory()
+        need, free = BATCH_COPIES * images * 3 * views.image_size**2 * 4, free_memory()
         if self.device.type == "cpu" and need > free:
             raise CheckpointError(
                 f"{images:,} images of {views.image_size} px, those of a batch of {size}, take "
@@ -137,29 +137,29 @@ class ViewSource:
         return image.pin_memory() if self.device.type == "cuda" else image
 
     def _assemble(self, start: int, stop: int, size: int, decoded: dict[int, Tensor]) -> Batch:
-        """One batch from decoded images by sample; the samples not among them are cached."""
+        """One batch. decoded: image by sample; the views of all other samples are in the cache."""
         fresh = self._make_views(decoded)
         parts = [fresh[i] if i in fresh else self._cached(i) for i in range(start, stop)]
-        with_views = self.plan.layout.within(range(start, stop)).n_samples
+        n_with_views = self.plan.layout.within(range(start, stop)).n_samples
         v, *shape = parts[0][0].shape
         images = torch.empty(
             (size * (v + 1), *shape), device=self.device, memory_format=self.memory_format
         )
         for at in range(size):
-            if with_views:
-                views, _ = parts[min(at, with_views - 1)]
+            if n_with_views:
+                views, _ = parts[min(at, n_with_views - 1)]
                 images[at * v : (at + 1) * v].copy_(views, non_blocking=True)
             _, clean = parts[min(at, stop - start - 1)]
             images[size * v + at].copy_(clean, non_blocking=True)
         masks = None
-        if with_views:
+        if n_with_views:
             masks = self.plan.views.masks([min(start + at, stop - 1) for at in range(size)])
         if masks is not None:
             masks = [mask.to(self.device) for mask in masks]
         return Batch(start, stop, images, masks, size, record_event(self.device))
 
     def _make_views(self, decoded: dict[int, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
-        """Sample -> views [v, 3, S, S], v = 0 past n, and clean image [3, S, S]; both cached."""
+        """Sample -> views [v, 3, S, S], v = 0 past n, and clean image [3, S, S]; caches both."""
         if not decoded:
             return {}
         below_n = [i for i in decoded if i < self.plan.layout.n_samples]

@@ -149,7 +149,7 @@ def open_probe_session(directory: Path, settings: RankSettings, progress: Progre
 def open_decoded(settings: RankSettings) -> Samples:
     """The samples that the settings name, each decoded once as far as memory allows."""
     memory = min(DECODED_MEMORY, int(MEMORY_SHARE * free_memory()))
-    return open_samples(settings).remembering(memory)
+    return open_samples(settings).with_cache(memory)
 
 
 def find_metric(name: str) -> Metric:

@@ -42,7 +42,7 @@ def score_unstored(
     """
     plan, device = model.plan, model.device
     name = plan.provenance["checkpoint"]
-    model.loaded.set_image_size(plan.views.image_size)
+    model.embedder.set_image_size(plan.views.image_size)
 
     def attempt(batch_size: int) -> tuple[MomentSink, int]:
         sink = MomentSink(plan, name, settings, device, int(free_memory() * MEMORY_SHARE))

@@ -1,11 +1,11 @@
-"""From source images to the views that a model sees.
+"""Makes the views of images that a model sees.
 
-recipes.py      constants of one augmentation and of the masks of a method
-methods.py      the recipes of published methods; a name or a [recipe] table -> recipe
+recipes.py      the constants of an augmentation and of masks
+methods.py      recipes of published methods; the recipe of a name or a [recipe] table
 parameters.py   recipe, seed, sample, view -> parameters    (host, no pixels)
 pipeline.py     images, parameters -> views                 (any device, no randomness)
-operations.py   the arithmetic on pixels: resample, colour, blur
+operations.py   operations on pixels: resample, colour, blur
 masks.py        rule, seed, sample, view -> patches that a masked model sees    (host)
 
-Recipes and their names need no torch.
+recipes.py and methods.py import no torch.
 """

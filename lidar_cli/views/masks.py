@@ -1,6 +1,6 @@
-"""Which patches a masked model sees or predicts, drawn as its authors draw them.
+"""Draws which patches a masked model sees and which it predicts, by its authors' rules.
 
-A mask depends on (seed, sample, view) alone, like a view. Patches of an [H, W] grid are numbered
+A mask depends on (seed, sample, view) alone, as a view does. Patches of an [H, W] grid are numbered
 by rows, N = H W of them; b samples. Everything is drawn on the host and returned as CPU tensors.
 """
 
@@ -23,7 +23,7 @@ Grid = tuple[int, int]  # rows and columns of patches
 
 
 class Domain(IntEnum):
-    """Added to the hash, so that different draws share no numbers; a change changes all masks."""
+    """Added to the hash so that different draws share no random numbers; never change a value."""
 
     CONTEXT_AND_TARGETS = 1
     SIZES = 2  # one draw for all samples
@@ -33,20 +33,20 @@ class Domain(IntEnum):
 
 
 IJEPA, DATA2VEC, DATA2VEC2 = MultiBlock(), Blocks(), InverseBlocks()
-CONTEXT_ATTEMPTS = 20  # after so many failures one more target may overlap the context
+CONTEXT_ATTEMPTS = 20  # failures after which one more target may overlap the context
 
 
 def ijepa_masks(
     seed: int, samples: Sequence[int], view: int, grid: Grid, rules: MultiBlock = IJEPA
 ) -> tuple[Tensor, Tensor]:
-    """Patches to encode, context [b, K], and to predict, targets [4, b, P]: int64, ascending.
+    """Contexts [b, K], patches to encode, and targets [4, b, P], patches to predict; ascending.
 
-    As in training all samples share the sizes of the blocks, drawn for each (seed, view), and all
+    As in training, all samples share the sizes of the blocks, drawn for each (seed, view), and all
     contexts are cut to one length K by dropping their last patches. Training cuts to the shortest
-    of a batch, by which a sample's mask would depend on its batch. Here K is the shortest of
-    `rules.batch` contexts drawn for the (seed, view) alone, and the blocks of a sample whose
-    context is shorter are drawn again. Contexts are then distributed as those of a training batch
-    other than its shortest.
+    context of a batch, which would make a mask depend on its batch. Here K is the length of the
+    shortest of `rules.batch` contexts drawn for (seed, view) alone, and the blocks of a sample
+    whose context is shorter are drawn again. Contexts are then distributed as those of a training
+    batch without its shortest.
 
     Raises SettingsError for a grid too small for the blocks.
     """
@@ -69,21 +69,21 @@ def ijepa_masks(
     return torch.from_numpy(seen), torch.from_numpy(predicted.reshape(rules.targets, b, -1))
 
 
-@lru_cache(maxsize=4096)  # else it is drawn again for every view of every batch
+@lru_cache(maxsize=4096)  # since every batch needs it for every view
 def _context_length(seed: int, view: int, grid: Grid, rules: MultiBlock) -> int:
-    """K: the shortest context of a batch that is drawn for the (seed, view) alone."""
-    virtual = _streams(Domain.REFERENCE_BATCH, seed, range(rules.batch), view)
-    contexts, _ = _multi_block(virtual, *block_sizes(seed, view, grid, rules), grid, rules)
+    """K: the length of the shortest of `rules.batch` contexts drawn for (seed, view) alone."""
+    reference = _streams(Domain.REFERENCE_BATCH, seed, range(rules.batch), view)
+    contexts, _ = _multi_block(reference, *block_sizes(seed, view, grid, rules), grid, rules)
     return int(contexts.sum(axis=1).min())
 
 
 def block_sizes(
     seed: int, view: int, grid: Grid, rules: MultiBlock = IJEPA
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(height, width) of the context block and of the target blocks, one draw u each:
+    """(height, width) of the context block and of the target blocks, each from one draw u:
 
-        area = floor(N (lo + u (hi - lo)))          of the scale
-        ratio = lo + u (hi - lo)                    of the ratio, with the same u
+        area = floor(N (lo + u (hi - lo)))          lo, hi: the rule's scale
+        ratio = lo + u (hi - lo)                    lo, hi: the rule's ratio; the same u
         height = round(sqrt(area ratio)), width = round(sqrt(area / ratio)), each below the grid's
 
     Raises SettingsError for a grid too small for the blocks.
@@ -116,10 +116,10 @@ def _multi_block(
 ) -> tuple[Bools, Ints]:
     """Contexts [b, N] before the cut, and corners (top, left) of the targets [b, 4, 2].
 
-    A block never reaches the last row or column: its corner is drawn below grid minus size, this
-    bound excluded. Targets may overlap each other. A context is its block without the targets; if
-    it has no more than min_keep patches it is drawn again, and after every 20 failures one more
-    target, the last ones first, may overlap it.
+    A block never reaches the last row or column: its corner is drawn below grid minus size, which
+    is excluded. Targets may overlap each other. A context is its block without the targets; if it
+    has no more than min_keep patches it is drawn again, and after every 20 failures one more
+    target, from the last to the first, may overlap it.
     """
     count = rules.targets
     corners = _corners(uniforms(stream, 0, 2 * count).reshape(-1, count, 2), target_size, grid)
@@ -138,7 +138,7 @@ def _multi_block(
 
 
 def _corners(u: Floats, size: Grid, grid: Grid) -> Ints:
-    """(top, left) [..., 2] of blocks, the last place on each axis excluded."""
+    """(top, left) [..., 2] of blocks; the last position on each axis is excluded."""
     corners: Ints = (u * (np.asarray(grid) - np.asarray(size))).astype(np.int64)
     return corners
 
@@ -162,10 +162,11 @@ def block_masks(
 ) -> Tensor:
     """Masked patches, bool [b, N]: rectangles until at most round(N rule.masked) are covered.
 
-    A block's area is uniform between `smallest` and the number of patches still to cover (reversed
-    if that is less than `smallest`), its height over its width log-uniform within `ratio`. It is
-    accepted if it is smaller than the grid on both axes and covers at least one new patch and no
-    more than are still to cover. After ten failures in a row the mask is final, often with fewer.
+    The area of a block is uniform between `smallest` and the number of patches still to cover, even
+    if that is less than `smallest`; its height over its width is log-uniform within `ratio`. A
+    block is accepted if it is smaller than the grid on both axes, covers at least one new patch,
+    and no more new ones than are still to cover. After ten failures in a row the mask is final,
+    often with fewer patches.
 
     Raises SettingsError if nothing can be masked, or no block could be placed on an image.
     Source: microsoft/unilm, beit/masking_generator.py; facebookresearch/data2vec_vision,
@@ -205,11 +206,11 @@ def block_masks(
 def inverse_block_masks(
     seed: int, samples: Sequence[int], view: int, grid: Grid, rule: InverseBlocks = DATA2VEC2
 ) -> Tensor:
-    """Masked patches, bool [b, N], the same number for all: everything but a few squares.
+    """Masked patches, bool [b, N]: all but those of a few squares, equally many for all samples.
 
-        squares: floor(N (1 - masked + adjust) / side^2), about centres drawn with repetition,
-                 clamped at the borders
-        visible: floor(N (1 - masked)) patches, at random of the squares' patches; if these are
+        squares: floor(N (1 - masked + adjust) / side^2) of them, about centres drawn with
+                 repetition, clamped at the borders
+        visible: floor(N (1 - masked)) patches, drawn from those of the squares; if these are
                  fewer, all of them and others at random
 
     Raises SettingsError if no patch or every patch would be visible.
@@ -238,19 +239,19 @@ def inverse_block_masks(
 
 
 def _streams(domain: Domain, seed: int, samples: Sequence[int], view: int) -> Words:
-    """A hash state [b], different from those of view parameters and of other domains."""
+    """Hash states [b], different from those of view parameters and of other domains."""
     return mix(mix(streams(seed, samples, [view])[:, 0]) + np.uint64(domain))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """One view's masks of b images of N patches, numbered by rows.
+    """The masks of one view of b images with N patches, numbered by rows.
 
-    seen: patches that enter the encoder, int64 [b, K]; None if all enter, with a mask token in
-        place of the hidden ones.
+    seen: patches that enter the encoder, int64 [b, K]; None if all enter, with mask tokens for
+        the hidden ones.
     targets: patches of each block that is predicted separately, int64 [t, b, P], or None.
-    compared: how often the loss compares each patch, float32 [b, N]. In a mask of blocks or of
-        inverse blocks these are the hidden ones; where targets overlap, patches count twice.
+    compared: how often the loss compares each patch, float32 [b, N]: 1 for hidden patches of
+        blocks and inverse blocks; for multi-block, the number of targets that contain it.
     """
 
     seen: Tensor | None
@@ -259,7 +260,7 @@ class Mask:
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """K and P: masks of equal lengths can go through a model together."""
+        """K and P, -1 for None; masks of equal lengths can pass through a model together."""
         return (
             -1 if self.seen is None else self.seen.shape[1],
             -1 if self.targets is None else self.targets.shape[2],
@@ -275,7 +276,7 @@ class Mask:
 
 
 def draw_mask(rule: MaskRule, seed: int, samples: Sequence[int], view: int, grid: Grid) -> Mask:
-    """The masks of one view of the samples, by their global indices; on the host.
+    """The masks of one view, on the host. samples: global indices.
 
     Raises SettingsError for a grid that is too small for the rule.
     """
@@ -294,7 +295,7 @@ def draw_mask(rule: MaskRule, seed: int, samples: Sequence[int], view: int, grid
 
 
 def full_mask(b: int, patches: int, device: torch.device | str) -> Mask:
-    """A mask that hides nothing: all patches are seen, and together they are one target."""
+    """A mask that hides nothing: all patches are seen, and all form one target."""
     every = torch.arange(patches, device=device).expand(b, -1)
     return Mask(every, every[None], torch.ones(b, patches, device=device))
 
@@ -308,7 +309,7 @@ def group_by_length(masks: Sequence[Mask]) -> list[list[int]]:
 
 
 def stack_masks(masks: Sequence[Mask]) -> Mask:
-    """Masks of equal lengths as one of [b v] images: image i under mask j at i v + j."""
+    """v masks of equal lengths as one mask of b v images; image i under mask j is at i v + j."""
     return Mask(
         _stacked([mask.seen for mask in masks], 0),
         _stacked([mask.targets for mask in masks], 1),

@@ -1,11 +1,12 @@
 """The recipes of published methods, with the constants of their authors' repositories.
 
-The q views of a method with local crops (SwAV, DINO, DINOv2) are its global crops; no others are
-made. Those of I-JEPA and data2vec are the clean image under q masks: a sample's views differ by
-the hidden patches, as in their losses. Their training crops with masks are
-`base = "ijepa-crop"`, `masks = "multi-block"` in a [recipe] table; the crops alone have names.
-Each recipe's comment names the files it was read from. Crop ratio 3/4 to 4/3, ImageNet pixel
-statistics and the clean image (short side 256 at 224, then the centre) are theirs too unless given.
+The q views of a method with local crops (SwAV, DINO, DINOv2) are global crops only. The q views of
+I-JEPA and data2vec are the clean image under q masks: they differ by the hidden patches, as in
+these methods' losses. `ijepa-crop` and the other crop recipes are their training crops without
+masks; a [recipe] table with `base = "ijepa-crop"`, `masks = "multi-block"` has both.
+The comment on each recipe names the files it was read from. The defaults (crop ratio 3/4 to 4/3,
+ImageNet pixel statistics, a clean image of short side 256 at 224, then its centre) are also the
+authors' unless a recipe sets them.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ SIMCLR = Recipe(
     blur=(0.5,),
 )
 
-# The same for weights of the original: plain [0, 1] pixels, and the clean image is the central
-# 0.875 of the image, resized. data_util.py
+# SimCLR for weights of the original code: pixels in [0, 1], and the clean image is the central
+# 0.875 of the image, resized. google-research/simclr: data_util.py
 SIMCLR_GOOGLE = replace(
     SIMCLR,
     name="simclr-google",
@@ -86,7 +87,7 @@ BYOL = Recipe(
 # facebookresearch/barlowtwins: main.py, evaluate.py
 BARLOW = replace(BYOL, name="barlow", blur_filter="pillow", clean_interpolation="bilinear")
 
-# facebookresearch/vicreg: augmentations.py, evaluate.py; VICReg took its views from Barlow Twins
+# facebookresearch/vicreg: augmentations.py, evaluate.py. The views are those of Barlow Twins.
 VICREG = replace(BARLOW, name="vicreg")
 
 # facebookresearch/dino: main_dino.py, utils.py, eval_linear.py. Its ResNet-50 runs crop from 0.14.
@@ -135,7 +136,7 @@ MOCO_V3 = replace(
 MAE = Recipe(name="mae", crop_scale=(0.2, 1.0), flip=0.5)
 
 # facebookresearch/ijepa: src/transforms.py, src/masks/multiblock.py, configs. No flip. The
-# repository evaluates nothing: the usual clean image is taken, with the interpolation of training.
+# repository has no evaluation: the clean image is the default with the interpolation of training.
 IJEPA = Recipe(
     name="ijepa", interpolation="bilinear", clean_interpolation="bilinear", masks=MultiBlock()
 )
@@ -154,7 +155,7 @@ DATA2VEC_CROP = Recipe(
 )
 
 # facebookresearch/fairseq: examples/data2vec, its first version, which masks 75 of 14 x 14 patches.
-# Its crops are the fork's.
+# Its training crops are `data2vec-crop`.
 DATA2VEC_FAIRSEQ = Recipe(name="data2vec-fairseq", masks=Blocks(masked=75 / 196))
 
 # facebookresearch/fairseq: examples/data2vec, 2.0, base model. Clean image: as for I-JEPA.
@@ -179,10 +180,10 @@ CHANGEABLE = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name
 
 
 def find_recipe(name: str, pixel_stats: str, table: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe of that name, changed by a [recipe] table.
+    """The recipe with this name, changed by a [recipe] table.
 
-    pixel_stats: a name of PIXEL_STATS, MEAN/STD, or auto for the recipe's own. table: `base`, a
-    name, and constants that replace the base's.
+    pixel_stats: a name of PIXEL_STATS, MEAN/STD, or auto for those of the recipe. table: `base`,
+    the name of a recipe, and constants that replace those of the base.
     Raises SettingsError for an unknown name or key, for a constant out of its bounds, and for a
     base other than the named recipe.
     """
@@ -210,7 +211,7 @@ def _named(name: Any) -> Recipe:
 
 def _changed(base: Recipe, table: dict[str, Any]) -> Recipe:
     values = dict(table)
-    for key in ("blur", "solarise"):  # one probability for every view needs no brackets
+    for key in ("blur", "solarise"):  # a single number is the probability for every view
         if isinstance(values.get(key), int | float):
             values[key] = [values[key]]
     _check_keys(table, ["base", *CHANGEABLE], "[recipe]")
@@ -222,9 +223,10 @@ def _changed(base: Recipe, table: dict[str, Any]) -> Recipe:
 
 
 def _changed_masks(base: MaskRule | None, value: Any) -> MaskRule | None:
-    """The rule of a name, None for 'none', or the base's rule changed by a [recipe.masks] table.
+    """The mask rule that `masks` sets, None for 'none'.
 
-    A table that names another rule than the base's starts from that rule's default constants.
+    value: the name of a rule, or a [recipe.masks] table. A table that names no rule, or that of the
+    base, changes the constants of the base; any other starts from its rule's defaults.
     """
     table = {"rule": value} if isinstance(value, str) else value
     if not isinstance(table, dict):
@@ -251,7 +253,10 @@ def _check_keys(table: Mapping[str, Any], keys: list[str], where: str) -> None:
 
 
 def _validated(kind: type[T], values: dict[str, Any], table: Mapping[str, Any], where: str) -> T:
-    """A recipe or mask rule with these constants, `table` as the user wrote it for messages."""
+    """A recipe or mask rule with these constants. table: the user's text, for messages.
+
+    Raises SettingsError for a constant out of its bounds.
+    """
     import pydantic
 
     try:

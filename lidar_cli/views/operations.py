@@ -1,13 +1,13 @@
 """Resampling, colour and blur of many views at once, each view with its own parameters.
 
-Axes: b images of any sizes, N boxes out of them, S the side of a view. Crop, anti-aliased resize
-and flip are one weighted sum along each axis. Colour operations take views [N, 3, S, S] in [0, 1]
-and all but grey change them in place; grey, jitter and solarisation also take whole images
-[N, 3, h, w]. Source of the colour arithmetic, unless another is named:
-torchvision.transforms.functional on float images.
+Axes: b images of any sizes, N boxes in them, S the side of a view. Crop, anti-aliased resize and
+flip are one weighted sum along each axis. Colour operations take views [N, 3, S, S] in [0, 1]; all
+but grey and solarise change them in place. Grey, jitter and solarise also take uncropped images
+[N, 3, h, w]. The colour formulas are those of torchvision.transforms.functional on float images
+unless another source is named.
 
-Where one fused call (lerp, addcmul) could do two steps, two calls do them: the last few pixels of a
-thread's share may round differently when fused, and bits would depend on the batch.
+Two calls are used where a fused one (lerp, addcmul) would do: fused, the last few pixels of a
+thread's share may round differently, and a view would depend on its batch.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from lidar_cli.views.parameters import Bools, Ints, ViewParameters
 from lidar_cli.views.recipes import SOLARISE_THRESHOLD, Interpolation, Operation, Recipe
 
 SUPPORT = {"bilinear": 1, "bicubic": 2}  # half width of the filters below, in output pixels
-PIECE = 64  # pixels of a column that are read together; a box reads the pieces it touches
+PIECE = 64  # pixels of a column in one row of the table; a box reads the pieces it touches
 PILLOW_PASSES = 3
 GREY = (0.2989, 0.587, 0.114)
-TINY = 1e-12  # chroma of grey, which has no hue
+TINY = 1e-12  # least chroma, against a division by 0 at grey pixels, which have no hue
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Positions of boxes and outputs along one axis, arrays of one shape: [b, q] or [N].
+    """Positions of boxes and of their views along one axis; all arrays are [b, q] or all are [N].
 
-    The `length` source pixels from `start` on, and no others, are resized to `target` pixels; of
-    those, the view is `size` pixels from `offset` on, in reverse order where `reverse`.
+    `length` source pixels from `start` on are resized to `target` pixels. The view consists of
+    `size` of these from `offset` on, in reverse order where `reverse` is set.
     """
 
     start: Ints
@@ -47,14 +47,14 @@ class Axis:
     offset: Ints
     reverse: Bools
 
-    def of(self, boxes: Ints) -> Axis:
-        """Some of the boxes by their number in the flattened arrays: [N]."""
+    def select(self, boxes: Ints) -> Axis:
+        """The boxes with these numbers in the flattened arrays: [N]."""
         return Axis(*(getattr(self, f.name).reshape(-1)[boxes] for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Images of any sizes as one table of pieces of their columns, in [0, 1]: [P, PIECE].
+    """Images of any sizes as one table [P, PIECE] of pieces of their columns, in [0, 1].
 
     Pixels PIECE k .. PIECE (k + 1) - 1 of column x of channel c of image i are row
     first[i] + (c width[i] + x) pieces[i] + k; the last piece of a column is padded with 0.
@@ -74,25 +74,25 @@ class Sources:
         first = np.cumsum(sizes) - sizes
         table = torch.zeros(int(sizes.sum()), PIECE, device=stacks[0].device)
         counts = [len(x) * 3 * x.shape[2] * -(-x.shape[3] // PIECE) for x in stacks]
-        for stack, place in zip(stacks, torch.split(table, counts), strict=True):
-            place.view(*stack.shape[:3], -1)[..., : stack.shape[3]] = stack
+        for stack, rows in zip(stacks, torch.split(table, counts), strict=True):
+            rows.view(*stack.shape[:3], -1)[..., : stack.shape[3]] = stack
         if stacks[0].dtype == torch.uint8:
             table.div_(255)
         return Sources(table, first, width, pieces)
 
 
 def peak_floats(rows: Axis, columns: Axis, size: int, interpolation: Interpolation) -> Ints:
-    """Floats [N] of the largest intermediate tensor of each box.
+    """Size [N] of the largest intermediate tensor of each box, in floats.
 
-    That is the pieces of its columns, or their indices in the table (int64) if an output has more
-    taps than half a piece has pixels. Boxes in one call have the taps of the widest filter.
+    The largest is the pieces of its columns, or, if an output has more taps than half a piece has
+    pixels, their indices in the table (int64). All boxes have the taps of the widest filter.
     """
     taps = 2 * _reach(max(1.0, float((columns.length / columns.target).max())), interpolation)
     return 3 * size * max(PIECE, 2 * taps) * _touched(rows)
 
 
 def _reach(shrink: float, interpolation: Interpolation) -> int:
-    """Source pixels that the filter of an axis shrunk by that factor reads to each side."""
+    """Source pixels that the filter reads to each side of an axis shrunk by this factor."""
     return math.ceil(SUPPORT[interpolation] * shrink)
 
 
@@ -110,10 +110,10 @@ def resample(
     size: int,
     interpolation: Interpolation,
 ) -> Tensor:
-    """Boxes [N] of the images [N], resized to [N, 3, size, size] and clamped to [0, 1].
+    """Views [N, 3, size, size] in [0, 1]: one box of each of the images [N], resized.
 
-    Equals cropping first and resizing the crop with anti-aliasing: weights never reach outside
-    the box. 8-bit pipelines clamp likewise where a bicubic filter overshoots.
+    Equals cropping, then resizing the crop with anti-aliasing: no pixel outside the box has a
+    weight. Bicubic overshoot is clamped, as in 8-bit pipelines.
     """
     n, device = len(images), sources.table.device
     first, width, pieces = (x[images] for x in (sources.first, sources.width, sources.pieces))
@@ -122,13 +122,13 @@ def resample(
                   for f in fields(Axis)]),
         np.stack([first, width * pieces, pieces, rows.start // PIECE]),
     ]  # fmt: skip
-    axes, places = to_device(arrays, device)
+    axes, offsets = to_device(arrays, device)
     shrink = max(float((axis.length / axis.target).max()) for axis in (columns, rows))
     index, weight = _taps(axes, size, max(1.0, shrink), interpolation)
 
     channel = torch.arange(3, device=device).view(3, 1, 1, 1)
     piece = torch.arange(int(_touched(rows).max()), device=device)[:, None]
-    first, plane, pieces, low = places.long().view(4, n, 1, 1, 1, 1)
+    first, plane, pieces, low = offsets.long().view(4, n, 1, 1, 1, 1)
     piece = torch.minimum(low + piece, pieces - 1)  # a box that touches fewer repeats the last
     x = index[:n].view(n, 1, size, 1, -1) * pieces  # [N, 1, S, 1, T]
     narrow = weighted_rows(
@@ -158,23 +158,23 @@ def _taps(
     i = torch.arange(size, dtype=torch.float64, device=axes.device)
     i = i + reverse * (size - 1 - 2 * i)
     x = start + (i + offset + 0.5) * length / target - 0.5  # [N, S]
-    # Double precision up to here, so that the distances are exact on a wide image too.
-    whole = x.floor()
+    # Double precision up to here, so that the distances are exact on wide images too.
+    floor = x.floor()
     steps = torch.arange(-reach, reach + 2, device=axes.device)
-    index = whole.long()[..., None] + steps
-    distance = steps - (x - whole).float()[..., None]
+    index = floor.long()[..., None] + steps
+    distance = steps - (x - floor).float()[..., None]
     weight = _filter(distance / (length / target).clamp(min=1).float()[..., None], interpolation)
     start, stop = start.long()[..., None], (start + length).long()[..., None]
     inside = torch.minimum(torch.maximum(index, start), stop - 1)
     weight *= inside == index
-    # The last running sum, not `sum`: zeros of a wider reach change no bit of it.
+    # The last of the cumulative sums, not `sum`: it is the same bits whatever zeros are appended.
     return inside, weight / weight.cumsum(dim=-1)[..., -1:]
 
 
 def _filter(t: Tensor, interpolation: Interpolation) -> Tensor:
-    """The triangle, or the cubic of Keys 1981 with a = -1/2, at distance t.
+    """The triangle filter, or the cubic of Keys 1981 with a = -1/2, at distance t.
 
-    Both pieces of the cubic are 0 where they meet at 1, as the outer one is at 2.
+    Both pieces of the cubic are 0 at distance 1, and the outer piece is 0 at distance 2.
     """
     t = t.abs_()
     if interpolation == "bilinear":
@@ -216,25 +216,25 @@ def grey(x: Tensor) -> Tensor:
 
 
 def brightness(x: Tensor, factor: Tensor) -> None:
-    """Scale views towards black; factor [N, 1, 1, 1]."""
+    """Scale views towards black, in place; factor [N, 1, 1, 1]."""
     x.mul_(factor).clamp_(0, 1)
 
 
 def contrast(x: Tensor, factor: Tensor) -> None:
-    """Scale views about the mean of their grey image; factor [N, 1, 1, 1]."""
-    # Row by row: threads would split the sum over a single view, and round differently.
+    """Scale views about the mean of their grey image, in place; factor [N, 1, 1, 1]."""
+    # Row by row: threads would split a sum over one complete view, and round differently.
     mean = grey(x).sum(dim=3, keepdim=True).double().mean(dim=2, keepdim=True).float()
     x.mul_(factor).add_(mean.div_(x.shape[3]).mul_(1 - factor)).clamp_(0, 1)
 
 
 def saturation(x: Tensor, factor: Tensor) -> None:
-    """Scale views about their grey image; factor [N, 1, 1, 1]."""
+    """Scale views about their grey image, in place; factor [N, 1, 1, 1]."""
     centre = grey(x).mul_(1 - factor)
     x.mul_(factor).add_(centre).clamp_(0, 1)
 
 
 def hue(x: Tensor, turn: Tensor) -> None:
-    """Turn the hue of views; turn [N, 1, 1, 1] in circles.
+    """Turn the hue of views, in place; turn [N, 1, 1, 1] in circles.
 
     H is the hue in circles, low the smallest channel, C the largest less the smallest:
 
@@ -256,18 +256,18 @@ def hue(x: Tensor, turn: Tensor) -> None:
     h.lerp_(torch.sub(g, b, out=other), torch.eq(r, high, out=chosen))
     chroma.mul_(6)
     h.div_(chroma).add_(turn + 1)  # positive, for frac
-    # With k + 1/2, for the distance of z to whole numbers is |frac(z + 1/2) - 1/2|.
+    # k + 1/2, since the distance of z to whole numbers is |frac(z + 1/2) - 1/2|.
     torch.add(h, 1 - torch.arange(3, device=x.device).view(3, 1, 1) / 3, out=x)
     x.frac_().sub_(0.5).abs_().sub_(1 / 6).clamp_(0, 1 / 6).mul_(chroma).add_(low)
 
 
 def solarise(x: Tensor) -> Tensor:
-    """Views with bright values inverted, channel by channel."""
+    """Views whose values from SOLARISE_THRESHOLD on are inverted, channel by channel."""
     return torch.where(x >= SOLARISE_THRESHOLD, 1 - x, x)
 
 
 def blur(x: Tensor, sigma: Tensor, kernel: int) -> None:
-    """Blur views by a Gaussian of `kernel` x `kernel` pixels, reflected at the borders.
+    """Blur views in place by a Gaussian of `kernel` x `kernel` pixels, reflected at the borders.
 
     sigma: [N], in pixels.
     """
@@ -280,35 +280,37 @@ def blur(x: Tensor, sigma: Tensor, kernel: int) -> None:
 
 
 def pillow_blur(x: Tensor, sigma: Tensor, largest: float) -> None:
-    """Blur views as Pillow's GaussianBlur of radius sigma: three box filters along each axis.
+    """Blur views in place as Pillow's GaussianBlur of radius sigma: three box filters an axis.
 
-    A box reaches l + 1 pixels to each side, the outermost ones with weight a < 1; the variance of
-    three is sigma^2:
+    A box reaches l + 1 pixels to each side, the outermost with weight a < 1; the three boxes
+    together have variance sigma^2:
 
         s = sigma^2 / 3,   l = floor((sqrt(12 s + 1) - 1) / 2)
         a = (2 l + 1) (l (l + 1) - 3 s) / (6 (s - (l + 1)^2))
 
-    The outermost pixel is repeated beyond the border, for every filter. Pillow also rounds to 8
-    bits after each of the six filters, which is not done here. sigma: [N], in pixels, at most
-    `largest`.
+    Beyond the border the outermost pixel is repeated, for every filter. Unlike Pillow, nothing is
+    rounded to 8 bits between filters. sigma: [N], in pixels, at most `largest`.
     Source: Gwosdek et al. 2011, Theoretical foundations of Gaussian convolution by extended box
     filtering, as Pillow uses it.
     """
     size = x.shape[-1]
     s = sigma.double() ** 2 / PILLOW_PASSES
-    whole = ((12 * s + 1).sqrt() - 1).div(2).floor()
-    a = (2 * whole + 1) * (whole * (whole + 1) - 3 * s) / (6 * (s - (whole + 1) ** 2))
-    # From `largest`, since reading sigma would wait for the GPU.
+    inner = ((12 * s + 1).sqrt() - 1).div(2).floor()  # l
+    a = (2 * inner + 1) * (inner * (inner + 1) - 3 * s) / (6 * (s - (inner + 1) ** 2))
+    # From `largest`, since a value of sigma on the GPU would have to be waited for.
     reach = math.floor((math.sqrt(4 * largest**2 + 1) - 1) / 2) + 1
     offset = torch.arange(-reach, reach + 1, device=x.device)
-    inside = (whole + 1)[:, None] - offset.abs()  # pixels from the outermost one, [N, K]
+    inside = (inner + 1)[:, None] - offset.abs()  # pixels from the outermost one, [N, K]
     weight = torch.where(inside > 0, 1.0, torch.where(inside == 0, a[:, None], 0.0))
     index = (torch.arange(size, device=x.device)[:, None] + offset).clamp_(0, size - 1)
-    _both_axes(x, index, weight / (2 * (whole + a) + 1)[:, None], PILLOW_PASSES)
+    _both_axes(x, index, weight / (2 * (inner + a) + 1)[:, None], PILLOW_PASSES)
 
 
 def _both_axes(x: Tensor, index: Tensor, weight: Tensor, passes: int) -> None:
-    """Filter columns, then rows, `passes` times each; weight [N, K] of the pixels index [S, K]."""
+    """Filter columns, then rows, `passes` times each, in place.
+
+    index: [S, K], the pixels that each output reads; weight: [N, K], their weights.
+    """
     n, _, size, _ = x.shape
     first = size * torch.arange(3 * n, device=x.device).view(n, 3, 1, 1)
     rows, weight = first + index, weight.float().view(n, 1, 1, -1)
@@ -324,9 +326,9 @@ JITTER = (brightness, contrast, saturation, hue)  # in the order of JITTER_OPERA
 
 
 def sort_by_operations(parameters: ViewParameters, views: Ints) -> Ints:
-    """The views [N] in an order that puts those with the same operations next to each other.
+    """The views [N], sorted so that those with the same operations are neighbours.
 
-    `apply_colour` then finds few runs: one for blur, at most 128 for jitter, for any N.
+    `apply_colour` then has few runs: one for blur, at most 128 for jitter, for any N.
     """
     steps = _jitter_steps(parameters, views)
     return views[np.lexsort([*steps.T[::-1], parameters.blur.reshape(-1)[views]])]
@@ -339,11 +341,11 @@ def apply_colour(
     operations: Sequence[Operation],
     recipe: Recipe,
 ) -> None:
-    """Apply operations in their order, in place, each to the views whose parameters have it.
+    """Apply operations in their order, in place, each to the views that it is drawn for.
 
     x: [N, 3, h, w] in [0, 1]. views: [N], the numbers i q + j of these views in the parameters.
-    `flip` is skipped. The order of the views changes no bit; sorted by operations they are faster,
-    since jitter and blur work on runs of views without copying them.
+    `flip` is skipped, as `resample` does it. The order of the views changes no bit, but sorting
+    them by operations is faster, since jitter and blur change runs of views without copies.
     """
     p = parameters
     gates = (np.flatnonzero(gate.reshape(-1)[views]) for gate in (p.grey, p.solarise))
@@ -374,19 +376,19 @@ def _blur(x: Tensor, sigma: Tensor, recipe: Recipe) -> None:
         pillow_blur(x, sigma, recipe.blur_sigma[1])
         return
     size = x.shape[-1]
-    kernel = min(recipe.kernel(size), 2 * size - 1)  # a reflection reaches across the view once
+    kernel = min(recipe.kernel(size), 2 * size - 1)  # pixels are reflected once at most
     if kernel > 1:
         blur(x, sigma, kernel)
 
 
 def _jitter_steps(parameters: ViewParameters, views: Ints) -> Ints:
-    """Number of each view's first, second, ... jitter operation, [N, 4]; -1 for none."""
+    """The number of each view's first, second, ... jitter operation, [N, 4]; -1 for none."""
     steps: Ints = np.where(parameters.jitter[..., None], parameters.order, -1)
     return steps.reshape(-1, 4)[views]
 
 
 def _runs(values: Ints | Bools) -> Iterator[tuple[slice, int]]:
-    """Runs of equal neighbours, and their value."""
+    """The slice and the value of each run of equal neighbours."""
     edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
     for start, stop in itertools.pairwise(edges):
         yield slice(start, stop), int(values[start])

@@ -1,7 +1,7 @@
 """The random parameters of every view, drawn before any pixel is touched.
 
-Each random number is a hash of (seed, sample, view, slot), see `hashes`, so a view's parameters
-depend on nothing else: not on the batch, its order, the number of views or of workers.
+Each random number is a hash of (seed, sample, view, slot), see `words`. So the parameters of a view
+depend on nothing else: not on the batch, its order, the number of views or the workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")  # numbers i
 
 
 class Slot(IntEnum):
-    """First hash slot of each quantity; moving one would change every view ever made."""
+    """First hash slot of each quantity; a change would change every view."""
 
     AREA = 0  # CROP_ATTEMPTS slots
     RATIO = 16  # CROP_ATTEMPTS slots
@@ -38,11 +38,11 @@ class Slot(IntEnum):
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """Parameters of view j of sample i of a batch, at [i, j] of each array.
+    """Parameters of the views of a batch, arrays [b, q, ...]: view j of sample i at [i, j].
 
-    Boxes are in pixels of the source image. `order` [b, q, 4] lists jitter operations in the
-    order of their use, `factors` [b, q, 4] their strengths in the order of JITTER_OPERATIONS.
-    `flip`, `jitter`, `grey`, `blur` and `solarise` say whether the operation is applied.
+    Boxes are in pixels of the source image. `order` [b, q, 4] lists the numbers of the jitter
+    operations in the order in which they are applied, `factors` [b, q, 4] their strengths in the
+    order of JITTER_OPERATIONS. The booleans say whether an operation is applied.
     """
 
     top: Ints
@@ -86,19 +86,19 @@ def draw(
         order=np.argsort(words(stream, Slot.ORDER, 4), axis=-1, kind="stable"),
         factors=_factors(recipe, stream),
         grey=uniform(stream, Slot.GREY) < recipe.grey,
-        blur=uniform(stream, Slot.BLUR) < _of_kinds(recipe.blur, n_views),
+        blur=uniform(stream, Slot.BLUR) < _by_view(recipe.blur, n_views),
         sigma=low + (high - low) * uniform(stream, Slot.SIGMA),
-        solarise=uniform(stream, Slot.SOLARISE) < _of_kinds(recipe.solarise, n_views),
+        solarise=uniform(stream, Slot.SOLARISE) < _by_view(recipe.solarise, n_views),
     )
 
 
-def _of_kinds(probabilities: tuple[float, ...], n_views: int) -> Floats:
-    """The probability of each view [q]: view j is of kind j modulo the number of kinds."""
+def _by_view(probabilities: tuple[float, ...], n_views: int) -> Floats:
+    """The probability for each view [q]: view j is of kind j modulo the number of kinds."""
     return np.resize(np.asarray(probabilities, dtype=np.float64), n_views)
 
 
 def _boxes(recipe: Recipe, stream: Words, sizes: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-    """Top, left, height and width [b, q]: the first of ten attempts that fits, else the centre."""
+    """Top, left, height and width [b, q]: the first of ten attempts that fits, or the centre."""
     assert recipe.crop_scale is not None
     image_height, image_width = sizes[:, 0, None], sizes[:, 1, None]  # [b, 1]
     low, high = recipe.crop_scale
@@ -116,7 +116,7 @@ def _boxes(recipe: Recipe, stream: Words, sizes: Ints) -> tuple[Ints, Ints, Ints
     height = np.take_along_axis(heights, first, axis=-1)[..., 0]
     width = np.take_along_axis(widths, first, axis=-1)[..., 0]
 
-    # No attempt fits an extreme image: take its short side, and the long one cut to the ratio.
+    # If no attempt fits: the full short side, and the long side cut to the ratio.
     central_height = np.minimum(image_height, np.rint(image_width / narrow)).astype(np.int64)
     central_width = np.minimum(image_width, np.rint(image_height * wide)).astype(np.int64)
     height = np.where(any_fits, height, central_height)
@@ -129,7 +129,7 @@ def _boxes(recipe: Recipe, stream: Words, sizes: Ints) -> tuple[Ints, Ints, Ints
 
 
 def _factors(recipe: Recipe, stream: Words) -> Floats:
-    """Jitter strengths [b, q, 4]: three factors about 1, none negative, and a hue shift."""
+    """Jitter strengths [b, q, 4]: three factors around 1, none negative, and a hue shift."""
     amount = np.asarray(recipe.jitter)
     centre = np.asarray([1.0, 1.0, 1.0, 0.0])
     floor = np.asarray([0.0, 0.0, 0.0, -0.5])
@@ -154,7 +154,7 @@ def streams(seed: int, samples: Sequence[int], views: Sequence[int]) -> Words:
 
 
 def mix(words: Words) -> Words:
-    """The next outputs of SplitMix64 after the given states (Steele, Lea and Flood 2014)."""
+    """The outputs of SplitMix64 for these states (Steele, Lea and Flood 2014)."""
     words = words + GOLDEN
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

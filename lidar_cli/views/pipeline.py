@@ -1,4 +1,4 @@
-"""From images and drawn parameters to views, many views at once.
+"""Makes views from images and drawn parameters, many views at once.
 
 Axes: b images of any sizes, q views each, S the side of a view.
 """
@@ -28,13 +28,15 @@ from lidar_cli.views.operations import (
 from lidar_cli.views.parameters import Ints, ViewParameters, draw
 from lidar_cli.views.recipes import Interpolation, Recipe
 
-# Floats of the largest intermediate tensor in each thread; they bound memory and change no result.
-# On a CPU it should fit into the cache: fetching the operands costs more than the arithmetic.
+# Floats of the largest intermediate tensor in each thread: a bound of memory, without any effect on
+# results.
+# On a CPU the tensor should fit the cache: memory access costs more than the arithmetic.
 CPU_FLOATS = 2**21
 GPU_FLOATS = 2**26
-COPIES = 4  # of a whole image, at most, while colour operations change it
+IMAGE_COPIES = 4  # at most, in memory while colour operations change an uncropped image
 
-Change = Callable[[Tensor, Ints], None]  # of pixels [n, 3, ...], in place, and their boxes [n]
+# Changes pixels [n, 3, ...] in place; also gets the numbers of their boxes [n].
+Change = Callable[[Tensor, Ints], None]
 
 
 def make_views(
@@ -47,9 +49,11 @@ def make_views(
 ) -> Tensor:
     """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
 
-    The recipe's operations in its order, then normalisation; in single precision, rounded to
-    `dtype` at the end. On a CPU no bit of a view depends on the other views. memory_format: of the
-    views as [b q, 3, S, S]. Raises InputError for an image that is not uint8 [h, w, 3].
+    The recipe's operations are applied in its order, then the view is normalised, in single
+    precision; the result is rounded to `dtype`. On a CPU no bit of a view depends on the other
+    views. memory_format: that of the views as [b q, 3, S, S].
+
+    Raises InputError for an image that is not uint8 [h, w, 3].
     """
     _check(images)
     p = parameters
@@ -86,11 +90,12 @@ def make_clean(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """Un-augmented normalised images [b, 3, S, S], as the method's linear evaluation sees them.
+    """Un-augmented normalised images [b, 3, S, S], as in the method's linear evaluation.
 
-    The short side is resized to round(S clean_resize), then the centre is cropped; or a centre of
-    round(short side / clean_resize) pixels is cropped, then resized. An image of S x S is neither
-    resized nor cropped. dtype, memory_format and Raises: as of `make_views`.
+    With clean_crop "after", the short side is resized to round(S clean_resize), then the centre is
+    cropped; with "before", a centre of round(short side / clean_resize) pixels is cropped, then
+    resized. An image of S x S is neither resized nor cropped. dtype, memory_format, Raises: as in
+    `make_views`.
     """
     _check(images)
     sizes = np.asarray([image.shape[:2] for image in images], np.int64)  # [b, 2]
@@ -125,7 +130,7 @@ def make_clean(
 
 
 class _Normalised:
-    """Normalised views [N, 3, S, S], filled some at a time."""
+    """Normalised views [N, 3, S, S], stored a few at a time."""
 
     def __init__(
         self,
@@ -144,7 +149,7 @@ class _Normalised:
         self.mean, self.std = (stat.float().view(3, 1, 1) for stat in stats)
 
     def put(self, some: Ints, x: Tensor) -> None:
-        """Normalise the views numbered `some`, in place, and store them."""
+        """Normalise the views x, in place, and store them under the numbers `some`."""
         x.sub_(self.mean).div_(self.std)
         (index,) = to_device([some], x.device)
         self.views[index.long()] = x.to(self.views.dtype)
@@ -162,9 +167,9 @@ def _resample_all(
 ) -> None:
     """Resample boxes [b, q] of the images, a portion at a time.
 
-    after: called with the resampled pixels [n, 3, S, S] of each portion; on a CPU from several
-    threads. arrange: sorts the boxes of a group. change: changes whole images in place beforehand,
-    one copy for each box, [n, 3, w, h]. Each also gets the numbers i q + j of the boxes.
+    after: gets the resampled pixels [n, 3, S, S] of each portion; on a CPU several threads call it.
+    arrange: sorts the boxes of a group. change: changes the uncropped image of each box, a copy
+    [n, 3, w, h], before resampling. All three get the numbers i q + j of the boxes.
     """
     on_cpu = images[0].device.type == "cpu"
     most, threads = (CPU_FLOATS, torch.get_num_threads()) if on_cpu else (GPU_FLOATS, 1)
@@ -176,20 +181,22 @@ def _resample_all(
 
     def resample_group(group: slice) -> None:
         boxes = arrange(np.arange(group.start * q, group.stop * q))
-        floats = peak_floats(rows.of(boxes), columns.of(boxes), size, interpolation)
+        floats = peak_floats(rows.select(boxes), columns.select(boxes), size, interpolation)
         if change is None:
             shared = Sources.of(planes[group])
         else:
-            floats = np.maximum(floats, COPIES * pixels[boxes // q])
+            floats = np.maximum(floats, IMAGE_COPIES * pixels[boxes // q])
 
         def resample_some(portion: slice) -> None:
             some = boxes[portion]
             if change is None:
                 sources, source = shared, some // q - group.start
             else:
-                stacks, source = _changed(planes, some, q, change)
+                stacks, source = _changed_images(planes, some, q, change)
                 sources = Sources.of(stacks)
-            x = resample(sources, source, rows.of(some), columns.of(some), size, interpolation)
+            x = resample(
+                sources, source, rows.select(some), columns.select(some), size, interpolation
+            )
             after(x, some)
 
         portions = _portions(floats, min(most, int(floats.sum()) // threads))
@@ -207,31 +214,35 @@ def _resample_all(
 def _keep_freed_memory() -> None:
     """Let glibc reuse up to 64 MB of freed memory for the next portion.
 
-    By default it returns memory to the kernel and requests it again, page by page: a fifth of the
-    processor's time on two threads, and more on one. glibc retains twice the largest block below
-    32 MB that was ever freed: this one, of which no page is touched. Other allocators ignore it.
+    By default glibc returns memory to the kernel and requests it again, page by page, which takes a
+    fifth of the processor time on two threads and more on one. It retains twice the size of the
+    largest block below 32 MB that was ever freed; this function allocates and frees such a block
+    without touching a page of it. Other allocators are not affected.
     """
     torch.empty(2**23 - 2**12)
 
 
-def _changed(
+def _changed_images(
     planes: Sequence[Tensor], boxes: Ints, q: int, change: Change
 ) -> tuple[list[Tensor], Ints]:
-    """A changed copy of the image of each box [n]: stacks [m, 3, w, h], and its index in them."""
+    """Changed copies of the image of each box [n]: stacks [m, 3, w, h], and each copy's index."""
     sizes = np.asarray([planes[box // q].shape for box in boxes])
     _, kinds = np.unique(sizes, axis=0, return_inverse=True)
-    kinds = kinds.reshape(-1)  # some versions of NumPy give a column
+    kinds = kinds.reshape(-1)  # some versions of NumPy return a column
     order = np.argsort(kinds, kind="stable")
     stacks = []
-    for places in np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1):
-        stack = torch.cat([planes[box // q] for box in boxes[places]]).float().div_(255)
-        change(stack, boxes[places])
+    for members in np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1):
+        stack = torch.cat([planes[box // q] for box in boxes[members]]).float().div_(255)
+        change(stack, boxes[members])
         stacks.append(stack)
     return stacks, np.argsort(order)
 
 
 def _portions(floats: Ints, most: int) -> Iterator[slice]:
-    """Runs of neighbours: one, or as many as fit `most` if each took the floats of the largest."""
+    """Runs of consecutive boxes: as many as need at most `most` floats together, at least one.
+
+    Every box of a run is counted with the floats of the largest.
+    """
     first, largest = 0, 0
     for k, needed in enumerate(floats.tolist()):
         if k > first and max(largest, needed) * (k + 1 - first) > most:
@@ -252,7 +263,7 @@ def _check(images: Sequence[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Views:
-    """Makes views of samples; those of one sample are the same in every batch, run and process.
+    """Makes views of samples; a sample has the same views in every batch, run and process.
 
     image_size: side of the views in pixels. patch: side of the model's patches, for masks.
     """
@@ -265,7 +276,7 @@ class Views:
 
     @property
     def grid(self) -> int | None:
-        """Patches a side of the grid of masks, None for a recipe without masks."""
+        """Patches along each side of the grid of masks; None for a recipe without masks."""
         if self.recipe.masks is None:
             return None
         assert self.patch is not None
@@ -286,7 +297,7 @@ class Views:
         """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
 
         [b, 1, 3, S, S] if they differ by their masks alone. samples: the images' global indices.
-        dtype, memory_format and Raises: as of `make_views`.
+        dtype, memory_format, Raises: as in `make_views`.
         """
         if self.recipe.crop_scale is None:
             count = 1 if self.differ_by_masks else self.n_views
@@ -299,7 +310,7 @@ class Views:
         return make_views(images, parameters, self.recipe, self.image_size, dtype, memory_format)
 
     def masks(self, samples: Sequence[int]) -> list[Mask] | None:
-        """The masks of all samples, one a view, on the host; None for a recipe without masks.
+        """One mask of all samples for each view, on the host; None for a recipe without masks.
 
         Raises SettingsError for a grid that is too small for the recipe's rule.
         """

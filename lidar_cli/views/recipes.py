@@ -1,7 +1,7 @@
-"""View recipes: which random operations make the views, with which ranges and probabilities.
+"""View recipes: the random operations that make views, with their ranges and probabilities.
 
-A recipe holds constants only. `parameters` turns one into the parameters of every view, `pipeline`
-turns parameters into pixels, `masks` draws the masks. `methods` has the published recipes.
+A recipe holds constants only. `parameters` draws the parameters of every view from it, `pipeline`
+makes the pixels, `masks` draws the masks. `methods` has the published recipes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Ratio = Annotated[float, Gt(0), Le(100)]
 
 
 class Constants:
-    """Base of frozen dataclasses of numbers; `ranges` names the fields that are (low, high)."""
+    """Base of frozen dataclasses of constants; `ranges` names the fields that are (low, high)."""
 
     ranges: ClassVar[tuple[str, ...]] = ()
 
@@ -41,9 +41,9 @@ class Constants:
 class MultiBlock(Constants):
     """I-JEPA: the encoder sees one context block without the target blocks, which are predicted.
 
-    Scales are shares of the grid's patches, ratios height over width. min_keep: every block and
-    context has more patches than that. batch: images whose contexts are cut to one length in
-    training, see `masks.ijepa_masks`.
+    Scales are shares of the grid's patches, ratios are height over width. min_keep: every block and
+    context has more patches than this. batch: number of images whose contexts are cut to one
+    length in training, see `masks.ijepa_masks`.
     Source: facebookresearch/ijepa, configs, src/masks/multiblock.py.
     """
 
@@ -60,10 +60,10 @@ class MultiBlock(Constants):
 
 @dataclass(frozen=True)
 class Blocks(Constants):
-    """BEiT and data2vec: rectangles are hidden until a share of the patches is.
+    """BEiT and data2vec: rectangles are hidden until they cover a share of the patches.
 
-    masked: 120 of 14 x 14 patches, as in data2vec_vision's recipes, and the same share, 61 %, of
-    another grid, rounded. smallest: patches of a block, on any grid, as the authors have it.
+    masked: that share; 120 of 14 x 14 patches in data2vec_vision's recipes, and 61 %, rounded, of
+    any other grid. smallest: least number of patches of a block, on any grid, as in their code.
     ratio: height over width.
     Source: microsoft/unilm, beit/masking_generator.py; facebookresearch/data2vec_vision,
     beit/datasets.py.
@@ -78,10 +78,10 @@ class Blocks(Constants):
 
 @dataclass(frozen=True)
 class InverseBlocks(Constants):
-    """data2vec 2.0: everything is hidden but a few squares.
+    """data2vec 2.0: all patches are hidden but those of a few squares.
 
-    masked: share of the patches; 0.75 for the large models. adjust: share by which the squares
-    exceed the visible patches (0.1 there). side: of a square, in patches.
+    masked: share of the patches; the large models have 0.75. adjust: share by which the squares
+    exceed the visible patches; the large models have 0.1. side: that of a square, in patches.
     Source: facebookresearch/fairseq, fairseq/data/data_utils.py, examples/data2vec/config/v2.
     """
 
@@ -101,8 +101,8 @@ RULES: dict[str, type[MaskRule]] = {
 
 Triple = tuple[float, float, float]
 
-# Mean and standard deviation in RGB order, of pixels in [0, 1]. Those of CIFAR and STL-10 are
-# solo-learn's, solo/data/pretrain_dataloader.py.
+# Mean and standard deviation in RGB order of pixels in [0, 1]. The values for CIFAR and STL-10 are
+# those of solo-learn, solo/data/pretrain_dataloader.py.
 PIXEL_STATS: dict[str, tuple[Triple, Triple]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -150,7 +150,7 @@ def pixel_statistics(text: str) -> tuple[Triple, Triple]:
 
 
 def statistics_text(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
-    """The name of this mean and standard deviation, or the text that `pixel_statistics` parses."""
+    """A text that `pixel_statistics` parses: the name of this mean and std, else the numbers."""
     for name, numbers in PIXEL_STATS.items():
         if numbers == (mean, std):
             return name
@@ -165,21 +165,22 @@ class Recipe(Constants):
     `solarise` hold a probability for each kind, or one for all, and view j is of kind
     j modulo the number of kinds.
 
-    order: of the operations on a view; normalisation comes last. Operations before `crop` act on
-    the whole image, so that contrast scales about the mean of the image, not of the crop. `flip`
-    has the method's position, though no pixel depends on it.
-    crop_scale: the view's share of the image area; None for a recipe without random crop, whose
-    views are the clean image. crop_ratio: width of the box over its height.
-    jitter: brightness, contrast, saturation, hue; in random order, all with jitter_probability.
-    blur_filter: a Gaussian truncated at its kernel and reflected at the borders (torchvision), or
-    the box filters of Pillow's GaussianBlur. blur_kernel: side of the first in pixels; None for a
-    tenth of the view's side.
+    order: that of the operations on a view; normalisation comes last. Operations before `crop` act
+    on the uncropped image, so that contrast scales about the mean of the image, not of the crop.
+    The position of `flip` is the method's; no pixel depends on it.
+    crop_scale: the crop's share of the image area; None for a recipe without random crop, whose
+    views are the clean image. crop_ratio: width of the crop over its height.
+    jitter: ranges of brightness, contrast, saturation, hue, which are applied in random order, all
+    or none, with jitter_probability.
+    blur_filter: "gaussian", truncated at its kernel and reflected at the borders (torchvision), or
+    "pillow", the box filters of Pillow's GaussianBlur. blur_kernel: side of the Gaussian kernel in
+    pixels; None for a tenth of the view's side.
     clean_resize: short side of the resized clean image over the side of its centre crop.
     clean_crop: whether the centre is cropped after resizing or before.
-    crops: all crops of the method, or the global ones of a method that also makes small local
-    ones. The teacher, whose embedding is used, sees the global ones alone.
-    masks: which patches of a view are hidden, None for none. With masks and without crop_scale the
-    views of a sample are one clean image under different masks.
+    crops: "all" crops of the method, or "global" for a method that also makes small local crops:
+    the teacher, whose embedding is used, sees the global ones only.
+    masks: the rule by which patches of a view are hidden; None hides none. With masks and without
+    crop_scale the views of a sample are one clean image under different masks.
     """
 
     ranges = ("crop_scale", "crop_ratio", "blur_sigma")
@@ -207,7 +208,7 @@ class Recipe(Constants):
 
     @property
     def before_crop(self) -> tuple[Operation, ...]:
-        """Operations on the whole image."""
+        """Operations on the uncropped image."""
         return self.order[: self.order.index("crop")]
 
     @property
@@ -221,7 +222,7 @@ class Recipe(Constants):
         return side // 2 * 2 + 1
 
     def at_strength(self, strength: float) -> Recipe:
-        """This recipe with its jitter ranges scaled; the strength of SimCLR's ImageNet runs is 1.
+        """This recipe with its jitter ranges scaled; SimCLR's ImageNet runs have strength 1.
 
         Raises SettingsError if the hue could shift by more than half a circle.
         """
@@ -233,8 +234,11 @@ class Recipe(Constants):
             )
         return replace(self, jitter=(b, c, s, h))
 
-    def unviewed(self) -> Recipe:
-        """This recipe reduced to what clean images depend on: equal for recipes with equal ones."""
+    def for_clean_images(self) -> Recipe:
+        """This recipe reduced to the constants that clean images depend on.
+
+        Recipes with equal clean images become equal.
+        """
         return Recipe(
             "none",
             mean=self.mean,
@@ -245,7 +249,7 @@ class Recipe(Constants):
         )
 
     def describe(self) -> dict[str, Any]:
-        """Every constant, ready for JSON: two recipes are equal if these are."""
+        """Every constant, with JSON's types; two recipes are equal if these are."""
         constants: dict[str, Any] = _listed(asdict(self))
         return constants
 
@@ -291,7 +295,7 @@ class Recipe(Constants):
 
 
 def _listed(value: Any) -> Any:
-    """The value with lists for tuples, as JSON reads it."""
+    """The value with lists instead of tuples, as JSON reads it."""
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value

@@ -11,7 +11,7 @@ from harness import Goal, Line, alternate, median, ratio
 
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.data.open import open_samples
-from lidar_cli.extraction.engine import EmbeddingModel, arithmetic, find_batch_size
+from lidar_cli.extraction.engine import EmbeddingModel, find_batch_size, forward_precision
 from lidar_cli.extraction.plan import make_plan
 from lidar_cli.extraction.run import run
 from lidar_cli.extraction.view_source import ViewSource
@@ -63,7 +63,7 @@ def beside_the_model(device, folder, images, arch, n):
         run(embedder, source, settings, folder / "out.h5", Progress())
 
     def model():
-        with arithmetic(plan.precision, device):  # without TF32, as `extract` means float32
+        with forward_precision(plan.precision, device):  # without TF32, as `extract` means float32
             for batch in ready:
                 loaded.embed(batch, ["backbone"])
 

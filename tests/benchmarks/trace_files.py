@@ -1,11 +1,11 @@
-"""How many files and functions of the package one command enters, its children included.
+"""Counts the files and functions of the package that a command and its children enter.
 
     python tests/benchmarks/trace_files.py            the three commands of the table
     python tests/benchmarks/trace_files.py -- score z.npy --json    any other
 
-Counts code of `lidar_cli` that runs for the command; what runs while a module is imported is left
-out. Every process of a command (threads, forked children and the limited child that reads foreign
-files) writes what it enters for the first time to one named pipe.
+Code that runs while a module is imported does not count. Every process of a command, including
+forked children and the limited child that reads untrusted files, writes each function that it
+enters for the first time to one named pipe.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SANDBOX = (
 
 
 def record(pipe: str) -> None:
-    """From now on, write each (file, function) of the package that is entered to a named pipe."""
+    """Start writing each function of the package that is entered, once, to a named pipe."""
     descriptor = os.open(pipe, os.O_WRONLY)
     seen: set[object] = set()
 
@@ -38,14 +38,14 @@ def record(pipe: str) -> None:
             seen.add(code)
             if code.co_filename.startswith(PACKAGE):
                 line = f"{os.path.relpath(code.co_filename, PACKAGE)}\t{code.co_qualname}\n"
-                os.write(descriptor, line.encode())  # short enough to arrive whole
+                os.write(descriptor, line.encode())  # short enough to be written atomically
 
     threading.setprofile(enter)
     sys.setprofile(enter)
 
 
 def run(arguments: list[str], pipe: str) -> int:
-    """The exit status of a command that is recorded."""
+    """Run a command in this process and record it; returns its exit status."""
     from lidar_cli.__main__ import main
     from lidar_cli.runtime import sandbox
 
@@ -76,7 +76,7 @@ def importing(frame: FrameType | None) -> bool:
 
 
 def inputs(folder: Path) -> dict[str, list[str]]:
-    """Two small plain ResNets, an array, and the three commands of the table."""
+    """Write two small ResNets and an array; returns the words of the three commands by name."""
     import numpy as np
     import torch
     from torchvision.models import resnet18
@@ -98,14 +98,14 @@ def inputs(folder: Path) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="print each file")
-    parser.add_argument("words", nargs="*", help="of a command, after --")
+    parser.add_argument("words", nargs="*", help="the words of a command, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         commands = {"command": options.words} if options.words else inputs(Path(folder))
         pipe = f"{folder}/entered"
         os.mkfifo(pipe)
         for name, words in commands.items():
-            pid = os.fork()  # so that no command meets what another one left in memory
+            pid = os.fork()  # so that no command finds modules or caches of another
             if not pid:
                 os._exit(run(words, pipe))
             with Path(pipe).open() as entered:  # ends when the last process of the command does

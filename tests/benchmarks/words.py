@@ -1,11 +1,11 @@
-"""Words that the project does not use, counted; exit status 1 where there are any.
+"""Counts words that the project does not use; exit status 1 if there are any.
 
     python tests/benchmarks/words.py [--list] [PATH...]    lidar_cli, README.md, CONTRIBUTING.md
     python tests/benchmarks/words.py --sizes [FOLDER...]   files, lines and functions of lidar_cli
 
-In Python: words in names (split at underscores), comments and strings; identifiers as whole names.
-In other text: words alone. With --sizes the exit status is 1 where the longest function has LONGEST
-lines or more, or the 95th percentile is USUAL or more.
+In Python, WORDS are counted in names (split at underscores), comments and strings, IDENTIFIERS only
+as complete names. In other text WORDS are counted. With --sizes the exit status is 1 if the longest
+function has MAX_LINES lines or more, or the 95th percentile is MAX_LINES_95 or more.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from pathlib import Path
 WORDS = ("tell", "tells", "told", "goes on with", "puts out", "of its own")
 IDENTIFIERS = ("found", "known", "kept", "made", "own", "told")
 PACKAGE, PROSE = Path("lidar_cli"), (Path("README.md"), Path("CONTRIBUTING.md"))
-KEYS = ('"told"',)  # of JSON that programs read: such a key keeps its name
-LONGEST, USUAL = 80, 40  # lines of a function
+KEYS = ('"told"',)  # JSON keys, which cannot be renamed
+MAX_LINES, MAX_LINES_95 = 80, 40  # of a function: the longest, the 95th percentile
 TEXT = (tokenize.COMMENT, tokenize.STRING)
 PATTERN = re.compile(rf"(?<![a-zA-Z])({'|'.join(WORDS)})(?![a-zA-Z])", re.IGNORECASE)
 
 
 def occurrences(source: str) -> Iterator[tuple[int, str]]:
-    """Line and word of each that the source of a module has."""
+    """Line and word of each occurrence in the source of a module."""
     text = (*TEXT, *(getattr(tokenize, name, -1) for name in ("FSTRING_MIDDLE",)))
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NAME:
             if token.string in IDENTIFIERS:
                 yield token.start[0], f"identifier {token.string}"
             for part in token.string.lower().split("_"):
-                if part in WORDS and token.string != "tell":  # a method of files
+                if part in WORDS and token.string != "tell":  # the method of files
                     yield token.start[0], f"word {part}"
         elif token.type in text and token.string not in KEYS:
             joined = re.sub(r"\s+", " ", token.string)
@@ -44,14 +44,14 @@ def occurrences(source: str) -> Iterator[tuple[int, str]]:
 
 
 def occurrences_in_text(text: str) -> Iterator[tuple[int, str]]:
-    """Line and word of each in prose."""
+    """Line and word of each occurrence in prose."""
     for number, line in enumerate(text.splitlines(), 1):
         for match in PATTERN.finditer(line):
             yield number, f"word {match[1].lower()}"
 
 
 def count_words(paths: Sequence[Path], listed: bool) -> int:
-    """Print how often each word occurs; returns how many do."""
+    """Print how often each word occurs; returns the number of all occurrences."""
     counts: Counter[str] = Counter()
     for file in (file for path in paths for file in files_of(path)):
         text = file.read_text(encoding="utf-8")
@@ -79,17 +79,19 @@ def function_lengths(source: str) -> Iterator[tuple[int, str]]:
 
 
 def print_sizes(paths: Sequence[Path]) -> bool:
-    """Print files, lines and lengths of functions; returns whether functions are short enough."""
+    """Print the numbers of files and lines; returns whether functions are short enough."""
     sources = {file: file.read_text(encoding="utf-8") for p in paths for file in files_of(p)}
     lengths = sorted(
         (length, f"{file}:{name}")
         for file, source in sources.items()
         for length, name in function_lengths(source)
     )
-    usual, (longest, name) = lengths[int(0.95 * len(lengths))][0], lengths[-1]
+    percentile, (longest, name) = lengths[int(0.95 * len(lengths))][0], lengths[-1]
     print(f"{len(sources)} files, {sum(len(s.splitlines()) for s in sources.values())} lines")
-    print(f"{len(lengths)} functions, 95th percentile {usual} lines, longest {longest}: {name}")
-    return usual < USUAL and longest < LONGEST
+    print(
+        f"{len(lengths)} functions, 95th percentile {percentile} lines, longest {longest}: {name}"
+    )
+    return percentile < MAX_LINES_95 and longest < MAX_LINES
 
 
 def main() -> None:

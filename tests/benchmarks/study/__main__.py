@@ -1,9 +1,9 @@
-"""The study: do label-free metrics order small checkpoints as a linear probe does?
+"""Runs the study: do label-free metrics order small checkpoints as a linear probe does?
 
     python tests/benchmarks/study DIR [--seed 0] [--device auto]
 
-Trains SimCLR, VICReg, DINO and I-JEPA small, by random search, on three image sets made from what
-scikit-learn ships: 96 checkpoints a set, about an hour of processor time. A second run with the
+Trains small SimCLR, VICReg, DINO and I-JEPA networks by random search on three image sets made
+from scikit-learn's: 96 checkpoints a set, about an hour of processor time. A second run with the
 same directory and seed resumes. Writes `study.md`, `study.csv` and `study.json` there.
 """
 

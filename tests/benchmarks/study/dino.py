@@ -1,6 +1,7 @@
-"""DINO on small images: a student learns what a moving average of itself sees in another view.
+"""Trains DINO on small images: a student predicts the output of its teacher for another view.
 
-Two global views and no local ones, a narrow ResNet, and a head whose bottleneck is the projector.
+The teacher is a moving average of the student. There are two global views and no local ones; the
+backbone is a narrow ResNet, and the bottleneck of the head is the layer `projector`.
 """
 
 from __future__ import annotations
@@ -35,27 +36,27 @@ STUDENT_TEMPERATURE = 0.1
 CENTRE_MOMENTUM = 0.9
 CLIP = 3.0  # largest norm of a gradient
 
-# The random search; pairs are searched log-uniformly, those of the other methods as there.
+# Ranges of the random search, log-uniform; those shared with other methods are imported.
 TEACHER_TEMPERATURE = (0.01, 0.06)  # the paper has 0.04 to 0.07
 TEACHER_STEP = (3e-3, 1e-1)  # 1 - momentum at the start; the paper has 0.004 for 300 epochs
 
 
 @dataclass(frozen=True)
 class DinoHyperparameters:
-    """What one training run may differ in."""
+    """The hyperparameters in which training runs differ."""
 
     method: str
     epochs: int
     learning_rate: float
     weight_decay: float
-    strength: float  # of the colour jitter; 1 is SimCLR's own
+    strength: float  # of the colour jitter; SimCLR has 1
     crop: float  # least area of a view, as a share of the image
     teacher_temperature: float
     momentum: float  # of the teacher at the start; it rises to 1
 
 
 def draw_dino(seed: int, index: int, epochs: tuple[int, int]) -> DinoHyperparameters:
-    """Run `index` of the random search of `seed`; epochs: fewest and most."""
+    """The hyperparameters of run `index` of a random search. epochs: fewest and most."""
     search = Search(seed, index)
     return DinoHyperparameters(
         "dino",
@@ -70,7 +71,7 @@ def draw_dino(seed: int, index: int, epochs: tuple[int, int]) -> DinoHyperparame
 
 
 def dino_loss(student: Tensor, teacher: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """Cross entropy between the teacher's view of a sample and the student's other view.
+    """Cross entropy between the teacher's output for one view and the student's for the other.
 
         P_t = softmax((t - centre) / temperature),   P_s = softmax(s / STUDENT_TEMPERATURE)
         loss = mean over samples and both orders of  - sum P_t(one view) log P_s(other view)
@@ -79,14 +80,14 @@ def dino_loss(student: Tensor, teacher: Tensor, centre: Tensor, temperature: flo
     Source: Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, eq. 3.
     """
     target = F.softmax((teacher - centre) / temperature, dim=2).flip(1)
-    guess = F.log_softmax(student / STUDENT_TEMPERATURE, dim=2)
-    return -(target * guess).sum(dim=2).mean()
+    log_predicted = F.log_softmax(student / STUDENT_TEMPERATURE, dim=2)
+    return -(target * log_predicted).sum(dim=2).mean()
 
 
 class Prototypes(nn.Module):
-    """Cosines to k directions: a linear map whose rows have unit length, weight-normalised.
+    """A linear map with k weight-normalised rows of unit length.
 
-    Its names are those of torch's older weight norm, which DINO's files have.
+    The names of its parameters are those of torch's older weight norm, as in DINO's files.
     """
 
     def __init__(self, width: int, k: int) -> None:
@@ -100,7 +101,7 @@ class Prototypes(nn.Module):
 
 
 class Head(nn.Module):
-    """Three layers to the bottleneck, unit length, then prototypes."""
+    """An MLP of three layers to the bottleneck, L2 normalisation, then prototypes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,8 +116,8 @@ class Head(nn.Module):
         self.last_layer = Prototypes(PROJECTOR_WIDTH, PROTOTYPES)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                # With torch's own biases all embeddings would begin in nearly one direction, which
-                # the centre takes away: nothing would be left to learn from.
+                # With torch's default biases all embeddings would start in nearly the same
+                # direction, and subtracting the centre would leave nothing to learn from.
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
@@ -127,7 +128,7 @@ class Head(nn.Module):
 
 
 class DinoNetwork(nn.Module):
-    """Backbone and head, of student and teacher alike."""
+    """Backbone and head; student and teacher each are one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,10 +146,10 @@ def train_dino(
 ) -> dict[str, Any]:
     """The checkpoint of one run in the layout of facebookresearch/dino's full checkpoints.
 
-    As `pretrain` gives one: determined by its arguments, plain values and tensors only. The
-    teacher, too, normalises by the statistics of the current batch.
+    Its arguments determine it; it has plain values and tensors only, like that of `pretrain`. The
+    teacher also normalises by the statistics of the current batch.
 
-    images: [N, S, S, 3], N >= 2. seed: of weights, order and views.
+    images: [N, S, S, 3], N >= 2. seed: that of weights, order and views.
     """
     h = hyperparameters
     with torch.random.fork_rng(devices=[]):
@@ -163,19 +164,19 @@ def train_dino(
         optimizer.param_groups[0]["lr"] = h.learning_rate * step.learning_rate_share
         views = training_views(images, step.samples, h.strength, h.crop, seed, step.epoch)
         with torch.no_grad():
-            seen: Tensor = teacher(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-        guessed = student(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-        loss = dino_loss(guessed, seen, centre, h.teacher_temperature)
+            teacher_logits: Tensor = teacher(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        student_logits = student(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        loss = dino_loss(student_logits, teacher_logits, centre, h.teacher_temperature)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
-        centre.lerp_(seen.mean(dim=(0, 1)), 1 - CENTRE_MOMENTUM)
-        follow(teacher, student, rising(h.momentum, step.progress))
+        centre.lerp_(teacher_logits.mean(dim=(0, 1)), 1 - CENTRE_MOMENTUM)
+        update_teacher(teacher, student, teacher_momentum(h.momentum, step.progress))
         losses.add(step.epoch, loss)
     return {
-        "student": _wrapped(student),
-        "teacher": _wrapped(teacher),
+        "student": _prefixed(student),
+        "teacher": _prefixed(teacher),
         "optimizer": optimizer.state_dict(),
         "epoch": h.epochs,
         "dino_loss": {"center": centre[None]},
@@ -184,18 +185,18 @@ def train_dino(
     }
 
 
-def rising(momentum: float, progress: float) -> float:
-    """The momentum of a teacher after a share of the training: half a cosine from m to 1."""
+def teacher_momentum(momentum: float, progress: float) -> float:
+    """The momentum of the teacher after a share `progress` of training: half a cosine, m to 1."""
     return 1 - (1 - momentum) * (0.5 + 0.5 * math.cos(math.pi * progress))
 
 
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Move every parameter of the teacher to momentum of itself and the rest of the student's."""
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Update the teacher in place: teacher = momentum teacher + (1 - momentum) student."""
     with torch.no_grad():
-        for mine, other in zip(teacher.parameters(), student.parameters(), strict=True):
-            mine.lerp_(other, 1 - momentum)
+        for average, weight in zip(teacher.parameters(), student.parameters(), strict=True):
+            average.lerp_(weight, 1 - momentum)
 
 
-def _wrapped(network: nn.Module) -> dict[str, Tensor]:
+def _prefixed(network: nn.Module) -> dict[str, Tensor]:
     weights = network.state_dict()
     return {f"module.{name}": weights[name].contiguous() for name in weights}

@@ -1,9 +1,9 @@
-"""I-JEPA on small images: a tiny Vision Transformer predicts the tokens that it does not see.
+"""Trains I-JEPA on small images: a tiny Vision Transformer predicts the tokens of hidden patches.
 
-The encoder sees a few squares of patches, a predictor fills in the tokens of all others, and a
-moving average of the encoder, which sees the whole image, says what they should be. On a grid of
-4 x 4 patches the blocks of the paper, which never reach the last row, would leave a part unseen;
-the context is drawn by data2vec 2.0's rule instead.
+The encoder sees a few squares of patches, and a predictor predicts the tokens of all others. Their
+targets are the tokens of a moving average of the encoder, which sees all patches. On a grid of
+4 x 4 patches the blocks of the paper, which never reach the last row, would leave some patches out
+of every block; so the context is drawn by data2vec 2.0's rule.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import select_tokens
+from lidar_cli.checkpoints.models.backbone import select
 from lidar_cli.checkpoints.models.heads import Predictor
 from lidar_cli.checkpoints.models.vit import ViT
 from lidar_cli.checkpoints.shapes.heads import PredictorSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
-from lidar_cli.demo.pretrain import CROP, WEIGHT_DECAY, Losses, Search, minibatches, training_seed
+from lidar_cli.demo.pretrain import (
+    CROP,
+    WEIGHT_DECAY,
+    Losses,
+    Search,
+    minibatches,
+    training_seed,
+)
 from lidar_cli.views.masks import Mask
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import InverseBlocks
-from study.dino import follow
+from study.dino import update_teacher
 
 WIDTH = 128  # of the backbone, as the ResNets'
 INNER = 64  # of the predictor
@@ -37,15 +44,15 @@ DEPTH, PREDICTOR_DEPTH = 2, 1
 PATCH = 8
 EXPANSION = 2  # of the MLPs
 
-# The random search, as of the other methods.
-LEARNING_RATE = (1e-4, 3e-3)  # of AdamW; a transformer bears less than a ResNet
+# Ranges of the random search, log-uniform unless noted otherwise.
+LEARNING_RATE = (1e-4, 3e-3)  # of AdamW; lower than for a ResNet
 TEACHER_STEP = (3e-3, 1e-1)  # 1 - momentum at the start; the paper has 0.004
 MASKED = (0.3, 0.8)  # share of the patches, searched uniformly
 
 
 @dataclass(frozen=True)
 class IjepaHyperparameters:
-    """What one training run may differ in."""
+    """The hyperparameters in which training runs differ."""
 
     method: str
     epochs: int
@@ -57,7 +64,7 @@ class IjepaHyperparameters:
 
 
 def draw_ijepa(seed: int, index: int, epochs: tuple[int, int]) -> IjepaHyperparameters:
-    """Run `index` of the random search of `seed`; epochs: fewest and most."""
+    """The hyperparameters of run `index` of a random search. epochs: fewest and most."""
     search = Search(seed, index)
     return IjepaHyperparameters(
         "ijepa",
@@ -73,7 +80,7 @@ def draw_ijepa(seed: int, index: int, epochs: tuple[int, int]) -> IjepaHyperpara
 def ijepa_loss(
     encoder: ViT, predictor: Predictor, target: ViT, images: Tensor, mask: Mask
 ) -> Tensor:
-    """Smooth L1 between predicted tokens and the target encoder's, at the patches not seen.
+    """Smooth L1 loss between predicted and target tokens of the hidden patches.
 
         loss = mean smooth_l1(predictor(encoder(x[seen])), layer_norm(target(x))[hidden])
 
@@ -82,9 +89,9 @@ def ijepa_loss(
     assert mask.seen is not None
     hidden = (mask.compared > 0).nonzero()[:, 1].view(len(images), -1)
     with torch.no_grad():
-        wanted = select_tokens(F.layer_norm(target.tokens(images), (WIDTH,)), hidden)
-    guessed = predictor(encoder.tokens(images, mask.seen), [mask.seen], [hidden])
-    return F.smooth_l1_loss(guessed, wanted)
+        target_tokens = select(F.layer_norm(target.tokens(images), (WIDTH,)), hidden)
+    predicted = predictor(encoder.tokens(images, mask.seen), [mask.seen], [hidden])
+    return F.smooth_l1_loss(predicted, target_tokens)
 
 
 def train_ijepa(
@@ -92,9 +99,10 @@ def train_ijepa(
 ) -> dict[str, Any]:
     """The checkpoint of one run in the layout of facebookresearch/ijepa.
 
-    As `pretrain` gives one: determined by its arguments, plain values and tensors only.
+    Its arguments determine it; it has plain values and tensors only, like that of `pretrain`.
 
-    images: [N, S, S, 3], N >= 2, S a multiple of PATCH. seed: of weights, order, crops and masks.
+    images: [N, S, S, 3], N >= 2, S a multiple of PATCH. seed: that of weights, order, crops
+    and masks.
     """
     h, size = hyperparameters, images.shape[1]
     with torch.random.fork_rng(devices=[]):
@@ -111,12 +119,12 @@ def train_ijepa(
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        follow(target, encoder, h.momentum + (1 - h.momentum) * step.progress)
+        update_teacher(target, encoder, h.momentum + (1 - h.momentum) * step.progress)
         losses.add(step.epoch, loss)
     return {
-        "encoder": _wrapped(encoder.weights),
-        "predictor": _wrapped(predictor),
-        "target_encoder": _wrapped(target.weights),
+        "encoder": _prefixed(encoder.weights),
+        "predictor": _prefixed(predictor),
+        "target_encoder": _prefixed(target.weights),
         "opt": optimizer.state_dict(),
         "scaler": None,
         "epoch": h.epochs,
@@ -128,7 +136,7 @@ def train_ijepa(
 def masked_crops(
     images: NDArray[np.uint8], samples: list[int], h: IjepaHyperparameters, seed: int
 ) -> tuple[Tensor, Mask]:
-    """A crop of some images [b, 3, S, S], normalised, and what of it is seen."""
+    """Normalised crops [b, 3, S, S] of the images with these indices, and their mask."""
     rule = InverseBlocks(masked=h.masked, side=2)
     recipe = replace(
         find_recipe("ijepa-crop", "imagenet"), crop_scale=(h.crop, 1.0), flip=0.5, masks=rule
@@ -150,7 +158,7 @@ def new_encoder(grid: int) -> ViT:
         )
     )  # fmt: skip
     _initialise(encoder)
-    encoder.model.pos_embed = _fixed(WIDTH, grid)
+    encoder.model.pos_embed = _fixed_positions(WIDTH, grid)
     return encoder
 
 
@@ -164,12 +172,12 @@ def new_predictor(grid: int) -> Predictor:
     )  # fmt: skip
     _initialise(predictor)
     nn.init.trunc_normal_(predictor.mask_token, std=0.02)
-    predictor.predictor_pos_embed = _fixed(INNER, grid)
+    predictor.predictor_pos_embed = _fixed_positions(INNER, grid)
     return predictor
 
 
 def sine_positions(width: int, grid: int) -> Tensor:
-    """Positions [grid^2, width] of patches by rows, a quarter of the width each:
+    """Position embeddings [grid^2, width] of patches by rows, each a quarter of the width:
 
         sin(c w), cos(c w), sin(r w), cos(r w)      w_k = 10000^(-k / (width / 4)), row r, column c
 
@@ -177,12 +185,12 @@ def sine_positions(width: int, grid: int) -> Tensor:
     """
     quarter = width // 4
     frequencies = 10000 ** (-torch.arange(quarter) / quarter)
-    place = torch.arange(grid)[:, None] * frequencies  # [grid, quarter]
-    rows, columns = place.repeat_interleave(grid, dim=0), place.repeat(grid, 1)
+    angles = torch.arange(grid)[:, None] * frequencies  # [grid, quarter]
+    rows, columns = angles.repeat_interleave(grid, dim=0), angles.repeat(grid, 1)
     return torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1)
 
 
-def _fixed(width: int, grid: int) -> nn.Parameter:
+def _fixed_positions(width: int, grid: int) -> nn.Parameter:
     return nn.Parameter(sine_positions(width, grid)[None], requires_grad=False)
 
 
@@ -194,5 +202,5 @@ def _initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def _wrapped(network: nn.Module) -> dict[str, Tensor]:
+def _prefixed(network: nn.Module) -> dict[str, Tensor]:
     return {f"module.{name}": weight.clone() for name, weight in network.state_dict().items()}

@@ -1,8 +1,8 @@
-"""Two more labelled image sets made from what scikit-learn ships, beside the digits of `embedded`.
+"""Two labelled image sets made from scikit-learn's, in addition to `embedded_images`.
 
-A study on one set may be lucky. These ask for something else: `textures` for what the place in a
-photograph looks like, much of which augmentations remove, and `plain_digits` for shape alone,
-without anything behind it. Like `embedded_images` they are the same bytes for the same seed.
+Results on one set may be chance. These sets have other classes: the regions of a photograph in
+`textures`, of which augmentations remove much, and shapes without background in `plain_digits`. As
+with `embedded_images`, a seed always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from lidar_cli.data.builtin import (
     Draws,
     EmbeddedImages,
     blend,
-    ink,
-    place,
+    digit_opacity,
+    ink_colours,
     train_mask,
 )
 
 PLAIN_SIDES = (22, 30)  # least and greatest side of a digit's box, pixels: more room to move in
-DARK = 64  # the ground stays below it in each channel
-TILE = 20  # pixels; windows lie within a tile, so that no two tiles share a pixel
+DARK = 64  # the background is below this in each channel
+TILE = 20  # pixels; a window is inside a tile, so that windows of two tiles share no pixel
 WINDOW = 16  # pixels of a photograph, shown at twice their size
-REGION = (10, 8)  # tiles, rows and columns of a class
-WINDOWS = 2  # of a tile
+REGION = (10, 8)  # rows and columns of tiles that form a class
+WINDOWS = 2  # for each tile
 
 
 def plain_digits(seed: int = 0) -> EmbeddedImages:
-    """Digits of one colour on a dark ground of one colour, N = 1797, the label is the digit.
+    """1797 images of a digit in one colour on a dark background of one colour; labels: the digits.
 
-    Position, size and colours are drawn by seed; the ink is lighter than the ground by at least
+    Position, size and colours are drawn by seed; the ink is lighter than the background by at least
     `CONTRAST` in each channel. The split is that of `embedded_images`.
     """
     from sklearn.datasets import load_digits
@@ -41,20 +41,20 @@ def plain_digits(seed: int = 0) -> EmbeddedImages:
     digits = load_digits()
     labels = digits.target.astype(np.int64)
     draws = Draws(seed, len(labels))
-    ground = np.stack([draws.below(DARK) for _ in range(3)], axis=1)  # [N, 3]
-    opacity, unit = place(digits.images.astype(np.int64), draws, PLAIN_SIDES)
-    background = np.broadcast_to(ground[:, None, None, :], (len(labels), SIDE, SIDE, 3))
-    images = blend(background, opacity, unit, ink(ground, draws))
+    colour = np.stack([draws.below(DARK) for _ in range(3)], axis=1)  # [N, 3]
+    opacity, unit = digit_opacity(digits.images.astype(np.int64), draws, PLAIN_SIDES)
+    background = np.broadcast_to(colour[:, None, None, :], (len(labels), SIDE, SIDE, 3))
+    images = blend(background, opacity, unit, ink_colours(colour, draws))
     return EmbeddedImages(images, labels, train_mask(labels), ATTRIBUTION)
 
 
 def textures(seed: int = 0) -> EmbeddedImages:
-    """Windows of the two photographs, N = 2560 images, the label is the region they come from.
+    """2560 windows of the two photographs; labels: the region that a window is from.
 
-    A photograph of 427 x 640 pixels is cut into tiles, of which 20 x 32 make regions of 10 x 8: 16
-    classes. Every fifth tile of a region is a test tile. No pixel is in two tiles, so that none is
-    in a training and a test image. A window is anywhere in its tile and is shown at twice its
-    size. The tiles are small and many, since windows of one tile are nearly the same image, both
+    Of a photograph of 427 x 640 pixels, 20 x 32 tiles form 8 regions of 10 x 8 tiles: 16 classes in
+    all. Every fifth tile of a region is a test tile. No pixel is in two tiles, so none is in both a
+    training and a test image. A window has a random position in its tile and is scaled to twice its
+    size. There are many small tiles, since windows of one tile are nearly the same image, both
     for a method that discriminates images and for a test of accuracy.
     """
     from sklearn.datasets import load_sample_images
@@ -80,7 +80,7 @@ def textures(seed: int = 0) -> EmbeddedImages:
 
 
 def _windows(tiles: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """A window of each tile [N, T, T, 3], each pixel as many times as [N, S, S, 3] takes."""
+    """Windows [N, S, S, 3], one of each tile [N, T, T, 3], scaled by repeating pixels."""
     draws = Draws(seed, len(tiles))
     top, left = draws.below(TILE - WINDOW + 1), draws.below(TILE - WINDOW + 1)
     pixel = np.arange(SIDE) // (SIDE // WINDOW)

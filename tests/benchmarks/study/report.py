@@ -1,4 +1,4 @@
-"""The study as tables for people, in Markdown, and as JSON and CSV for programs."""
+"""Prints the study as tables and writes it as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lidar_cli.report.text import MISSING, console, print_columns
 from lidar_cli.runtime.atomic import write_atomic
 from study.runs import BACKBONES, LAYERS
 from study.study import Study
-from study.summary import POOLED, Agreement, Standing
+from study.summary import POOLED, Agreement, MetricSummary
 
 NAME = "study"  # of the files, before their suffix
 CSV_COLUMNS = (
@@ -27,8 +27,8 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
-class Block(NamedTuple):
-    """One table with what is to be said above it."""
+class Table(NamedTuple):
+    """One table with its title."""
 
     title: str
     headers: list[str]
@@ -36,22 +36,22 @@ class Block(NamedTuple):
 
 
 def print_study(study: Study, written: Sequence[Path]) -> None:
-    """The tables but the longest, and where all of it was written."""
+    """Print the summary tables and the paths of the files that have all of them."""
     out = console()
     out.print(Text(introduction(study)))
-    for block in blocks(study)[:3]:
+    for table in tables(study)[:3]:
         out.print()
-        out.print(Text(block.title))
-        print_columns(out, block.headers, block.rows, fixed=1)
+        out.print(Text(table.title))
+        print_columns(out, table.headers, table.rows, fixed=1)
     out.print()
-    out.print(Text(f"{took(study)}; every setting: {', '.join(map(str, written))}"))
+    out.print(Text(f"{duration_text(study)}; every setting: {', '.join(map(str, written))}"))
     out.print(Text(study.attribution, style="dim"))
 
 
 def write_study(study: Study, directory: Path, command: str) -> list[Path]:
     """Write the study as Markdown, CSV and JSON. Raises OSError if the disk refuses.
 
-    command: what gives the same study again.
+    command: the command that makes the same study again.
     """
     texts = {
         ".md": to_markdown(study, command),
@@ -68,38 +68,38 @@ def write_study(study: Study, directory: Path, command: str) -> list[Path]:
 
 
 def introduction(study: Study) -> str:
-    """What was done, in a sentence or two."""
+    """A description of the study in a few sentences."""
     size = study.size
     *first, last = map(str, size.views)
     views = f"{', '.join(first)}{' and ' if first else ''}{last}"
     return (
         f"{size.runs} checkpoints of each of SimCLR, VICReg, DINO and I-JEPA by random search on "
         f"each image set ({', '.join(size.sets)}), seed {study.seed}, {size.epochs[0]} to "
-        f"{size.epochs[1]} epochs; n = {size.n_samples}, q = {views}, SimCLR's views for all. The "
-        "oracle is a linear probe of the backbone on other images. Layer projector is I-JEPA's "
-        "predictor. A correlation is positive where a metric's better direction agrees with the "
-        f"oracle, a null ranks last, intervals are {100 * study.level:g} % of a bootstrap over "
-        "checkpoints."
+        f"{size.epochs[1]} epochs; n = {size.n_samples}, q = {views}, SimCLR's views for all. "
+        "Accuracy is that of a linear probe of the backbone on other images. Layer projector is "
+        "I-JEPA's predictor. A correlation is positive where a metric's better direction agrees "
+        f"with the accuracy, a null ranks last, intervals are {100 * study.level:g} % of a "
+        "bootstrap over checkpoints."
     )
 
 
-def took(study: Study) -> str:
-    """How long it took, and for how much of it."""
+def duration_text(study: Study) -> str:
+    """The number of runs and the time they took."""
     there = len(study.measured) - study.now
     earlier = f", {there} were there already" if there else ""
     return f"{study.now} runs in {study.seconds:.0f} s{earlier}"
 
 
-def blocks(study: Study) -> list[Block]:
-    """Accuracies, both standings, then each set and layer in full."""
+def tables(study: Study) -> list[Table]:
+    """The tables: accuracies, two of metric summaries, then one for each set and layer."""
     return [
         _accuracies(study),
-        _standings(
+        _summary_table(
             "All methods together: each metric's mean and worst case over the settings "
-            "(set x layer x q); what its pick loses against the best checkpoint, in points",
+            "(set x layer x q), and the points that its selected checkpoint loses against the best",
             study.pooled,
         ),
-        _standings(
+        _summary_table(
             "Each method alone: the same over the settings and methods",
             study.within,
         ),
@@ -112,7 +112,7 @@ def blocks(study: Study) -> list[Block]:
     ]
 
 
-def _accuracies(study: Study) -> Block:
+def _accuracies(study: Study) -> Table:
     methods = list(dict.fromkeys(method for s in study.spreads for method in s.by_method))
     headers = ["set", "checkpoints", "least", "median", "most", "spread"]
     headers += methods + [f"{name} untrained" for name in BACKBONES]
@@ -130,12 +130,12 @@ def _accuracies(study: Study) -> Block:
                 *map(_points, bare),
             ]
         )
-    return Block("Accuracy of linear probes of the backbone, in percent", headers, rows)
+    return Table("Accuracy of linear probes of the backbone, in percent", headers, rows)
 
 
-def _standings(title: str, standings: Sequence[Standing]) -> Block:
-    headers = ["metric", "Spearman mean", "worst", "Kendall mean", "worst", "pick loses", "at most"]
-    headers += ["defined in", "nulls %", "worst Spearman at"]
+def _summary_table(title: str, summaries: Sequence[MetricSummary]) -> Table:
+    headers = ["metric", "Spearman mean", "worst", "Kendall mean", "worst"]
+    headers += ["selected loses", "at most", "defined in", "nulls %", "worst Spearman at"]
     rows = [
         [
             s.metric,
@@ -149,12 +149,12 @@ def _standings(title: str, standings: Sequence[Standing]) -> Block:
             f"{100 * s.nulls:.0f}",
             s.worst_at or MISSING,
         ]
-        for s in standings
+        for s in summaries
     ]
-    return Block(title, headers, rows)
+    return Table(title, headers, rows)
 
 
-def _full(study: Study, data: str, layer: str) -> Block:
+def _full(study: Study, data: str, layer: str) -> Table:
     cells: dict[str, list[str]] = {name: [] for name in METRICS}
     headers = ["metric"]
     for agreement in study.agreements:
@@ -169,23 +169,23 @@ def _full(study: Study, data: str, layer: str) -> Block:
                 str(agreement.known[c.metric]),
             ]
     rows = [[name, *values] for name, values in cells.items()]
-    return Block(f"{data}, {layer}, all methods together", headers, rows)
+    return Table(f"{data}, {layer}, all methods together", headers, rows)
 
 
 def to_markdown(study: Study, command: str) -> str:
-    """Every table, the command above them."""
+    """The study as Markdown: command, introduction, every table."""
     parts = ["# A study of label-free metrics", f"    {command}", introduction(study)]
-    for block in blocks(study):
-        lines = ["| " + " | ".join(row) + " |" for row in block.rows]
-        head = "| " + " | ".join(block.headers) + " |"
-        rule = "| :--- |" + " ---: |" * (len(block.headers) - 1)
-        parts.append("\n".join([f"**{block.title}**", "", head, rule, *lines]))
-    parts += [f"{took(study)}.", study.attribution]
+    for table in tables(study):
+        lines = ["| " + " | ".join(row) + " |" for row in table.rows]
+        head = "| " + " | ".join(table.headers) + " |"
+        rule = "| :--- |" + " ---: |" * (len(table.headers) - 1)
+        parts.append("\n".join([f"**{table.title}**", "", head, rule, *lines]))
+    parts += [f"{duration_text(study)}.", study.attribution]
     return "\n\n".join(parts) + "\n"
 
 
 def to_csv(study: Study) -> str:
-    """A line for each setting, method and metric; accuracies as shares of 1."""
+    """The study as CSV: a line for each setting, method and metric; accuracies are shares of 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -208,7 +208,7 @@ def _lines(agreement: Agreement) -> list[list[object]]:
 
 
 def to_json(study: Study, command: str) -> str:
-    """Everything: what each checkpoint was trained with, scored and judged, and the summaries."""
+    """The study as JSON: hyperparameters, scores and accuracy of each checkpoint; all summaries."""
     record = {
         "command": command,
         "seed": study.seed,

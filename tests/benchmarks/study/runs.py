@@ -1,6 +1,7 @@
-"""One checkpoint of the study: drawn by seed, trained, saved, opened as a user's file, measured.
+"""Trains and measures one checkpoint of the study.
 
-Measurements are saved next to the checkpoint, so that an interrupted study resumes.
+Hyperparameters are drawn by seed; the saved checkpoint is opened as a user's file is. Measurements
+are saved next to it, so that an interrupted study resumes.
 """
 
 from __future__ import annotations
@@ -42,24 +43,24 @@ SETS: dict[str, Callable[[int], EmbeddedImages]] = {
     "plain": plain_digits,
 }
 METHODS = ("simclr", "vicreg", "dino", "ijepa")
-BACKBONES = {"ResNet": "simclr", "ViT": "ijepa"}  # a method that starts from each
-LAYERS = ("backbone", "projector")  # I-JEPA has no projector: its predictor takes that place
-RECIPE = "simclr"  # the views of all methods, since metrics of other views are not comparable
-# Three times the epochs of the default protocol, whose 120 steps are few for so few rows.
+BACKBONES = {"ResNet": "simclr", "ViT": "ijepa"}  # backbone -> a method that trains it
+LAYERS = ("backbone", "projector")  # I-JEPA has no projector: its predictor is used
+RECIPE = "simclr"  # for all methods, since metrics of different views are not comparable
+# Three times the epochs of the default protocol, which takes only 120 steps on so few rows.
 PROBE = ProbeSettings(epochs=60, drop_epoch=45)
-APART = 1000  # more runs of a method than any study has
+NUMBERS_A_METHOD = 1000  # more than the runs of a method in any study
 ROWS_A_BATCH = 500
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a study is. views: q, ascending; epochs: fewest and most of a run."""
+    """The size of a study. views: values of q, ascending; epochs: fewest and most of a run."""
 
     sets: tuple[str, ...] = tuple(SETS)
-    images: int | None = None  # of each set, all if None
-    runs: int = 24  # of a method, on a set
+    images: int | None = None  # of each set; None for all
+    runs: int = 24  # of each method on each set
     epochs: tuple[int, int] = (3, 12)
-    n_samples: int = 640  # n (q - 1) = 5 d at q = 2 as well
+    n_samples: int = 640  # n (q - 1) = 5 d even at q = 2
     views: tuple[int, ...] = (2, 10, 50)
 
 
@@ -73,7 +74,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Folder below that of the study."""
+        """The run's folder in the folder of the study."""
         number = "untrained" if self.index is None else f"{self.index:02}"
         return f"{self.data}/{self.method}-{number}"
 
@@ -81,23 +82,25 @@ class Run:
     def number(self) -> int:
         """Another one for each run."""
         method = list(SETS).index(self.data) * len(METHODS) + METHODS.index(self.method)
-        return method * APART + (APART - 1 if self.index is None else self.index)
+        return method * NUMBERS_A_METHOD + (
+            NUMBERS_A_METHOD - 1 if self.index is None else self.index
+        )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run came to. The accuracy is that of its backbone, as a share of 1."""
+    """The results of a run. accuracy: that of its backbone, as a share of 1."""
 
     run: Run
     hyperparameters: dict[str, Any]
-    losses: tuple[float | None, ...]  # one an epoch, None where it was not finite
+    losses: tuple[float | None, ...]  # one for each epoch, None if it is not finite
     accuracy: float | None
     scores: Mapping[tuple[str, int], Score]  # by layer and q
-    failed: str | None = None  # why there is neither
+    failed: str | None = None  # the reason if there are neither accuracy nor scores
 
 
 def all_runs(size: Size) -> list[Run]:
-    """Set by set, method by method, and each backbone untrained."""
+    """All runs, set by set: each backbone untrained, then method by method."""
     return [
         run
         for data in size.sets
@@ -108,10 +111,10 @@ def all_runs(size: Size) -> list[Run]:
     ]
 
 
-def carry_out(run: Run, directory: Path, seed: int, size: Size) -> None:
-    """Train a run unless its checkpoint is there, measure it, and save what was measured.
+def train_and_measure(run: Run, directory: Path, seed: int, size: Size) -> None:
+    """Train a run unless its checkpoint exists, measure it, and save the measurements.
 
-    Raises InputError or OSError if something cannot be written.
+    Raises InputError or OSError if a file cannot be written.
     """
     folder = directory / run.name
     path = folder / "checkpoint.pt"
@@ -124,16 +127,19 @@ def carry_out(run: Run, directory: Path, seed: int, size: Size) -> None:
     pixels = _pixels(run.data, seed, size)
     try:
         record |= measure(path, run, images, pixels, size)
-    except (CheckpointError, InputError) as error:  # a training that went astray is not finite
+    except (
+        CheckpointError,
+        InputError,
+    ) as error:  # after diverged training, embeddings are not finite
         record |= {"failed": str(error)}
     content = json.dumps(record, allow_nan=False).encode()
     write_atomic(folder / "measured.json", content)
 
 
 def read_measured(run: Run, directory: Path, seed: int, size: Size) -> Measured | None:
-    """What was measured before; None if nothing was.
+    """The saved measurements of a run; None if there are none.
 
-    Raises InputError if it belongs to another study.
+    Raises InputError if they belong to another study.
     """
     path = directory / run.name / "measured.json"
     try:
@@ -157,7 +163,7 @@ def read_measured(run: Run, directory: Path, seed: int, size: Size) -> Measured 
 
 
 def key(run: Run, seed: int, size: Size) -> dict[str, Any]:
-    """All that determines the numbers of a run, with JSON's types."""
+    """Everything that determines the numbers of a run, with JSON's types."""
     entries = {
         "seed": seed,
         "hyperparameters": dataclasses.asdict(_drawn(run, seed, size)),
@@ -194,11 +200,11 @@ def _train(
 
 @lru_cache(maxsize=1)  # runs come set by set
 def study_images(data: str, seed: int, count: int | None) -> EmbeddedImages:
-    """The first `count` images of a set in a random order, so that any first n are a sample."""
-    whole = SETS[data](seed)
-    order = np.random.default_rng(seed % 2**64).permutation(len(whole.labels))[:count]
+    """`count` images of a set in random order, so that the first n are a random sample."""
+    images = SETS[data](seed)
+    order = np.random.default_rng(seed % 2**64).permutation(len(images.labels))[:count]
     return EmbeddedImages(
-        whole.images[order], whole.labels[order], whole.train[order], whole.attribution
+        images.images[order], images.labels[order], images.train[order], images.attribution
     )
 
 
@@ -214,10 +220,10 @@ def _pixels(data: str, seed: int, size: Size) -> tuple[Tensor, Tensor]:
 def measure(
     path: Path, run: Run, images: EmbeddedImages, pixels: tuple[Tensor, Tensor], size: Size
 ) -> dict[str, Any]:
-    """Accuracy of the backbone and scores by layer and q, ready for JSON, of a checkpoint file.
+    """Accuracy of the backbone and scores by layer and q of a checkpoint file, with JSON's types.
 
-    The views of q are the first q of the most: view j of a sample depends on the seed, the sample
-    and j alone. RankMe and alpha-ReQ read every un-augmented image.
+    The first q of the drawn views are used for each q, since view j of a sample depends on the
+    seed, the sample and j alone. RankMe and alpha-ReQ read every un-augmented image.
     """
     layers = ("backbone", "predictor" if run.method == "ijepa" else "projector")
     loaded = open_checkpoint(path, layer=",".join(layers)).to("cpu")
@@ -228,15 +234,15 @@ def measure(
         parts = [loaded.embed(batch, layers) for batch in torch.split(rows, ROWS_A_BATCH)]
         return {layer: torch.cat([part[layer] for part in parts]).clone() for layer in layers}
 
-    of_views, of_clean = embedded(views.flatten(0, 1)), embedded(clean)
+    view_rows, clean_rows = embedded(views.flatten(0, 1)), embedded(clean)
     scores: dict[str, dict[str, Any]] = {}
-    for place, layer in zip(LAYERS, layers, strict=True):
-        rows = of_views[layer].view(*views.shape[:2], -1)
-        scores[place] = {
-            str(q): _plain(_score(path, layer, rows[:, :q], of_clean[layer])) for q in size.views
+    for name, layer in zip(LAYERS, layers, strict=True):
+        rows = view_rows[layer].view(*views.shape[:2], -1)
+        scores[name] = {
+            str(q): _plain(_score(path, layer, rows[:, :q], clean_rows[layer])) for q in size.views
         }
     labels, train = torch.from_numpy(images.labels), torch.from_numpy(images.train)
-    rows = of_clean["backbone"]
+    rows = clean_rows["backbone"]
     accuracy = linear_probe(
         rows[train], labels[train], rows[~train], labels[~train], settings=PROBE
     )
@@ -253,8 +259,8 @@ def _score(path: Path, layer: str, views: Tensor, clean: Tensor) -> Score:
 
 
 def _plain(result: Score) -> dict[str, Any]:
-    """The fields of a score but what takes much room."""
+    """The fields of a score except the large ones, with the values by their names."""
     fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-    for name in ("file", "spectra", "influences", "confidence"):
+    for name in ("values", "spectra", "influences", "confidence"):
         del fields[name]
-    return fields | {"file": Path(result.file).parent.name}
+    return {**fields, **result.values, "file": Path(result.file).parent.name}

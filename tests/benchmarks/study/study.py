@@ -1,4 +1,4 @@
-"""The study: do label-free metrics order small checkpoints as a linear probe does?
+"""Trains and measures all runs of the study and compares metrics with accuracies.
 
 Four methods are trained by random search on three embedded sets; every metric of every checkpoint
 is compared with the accuracy of its backbone.
@@ -16,25 +16,33 @@ from lidar_cli.errors import InputError
 from lidar_cli.runtime.processes import run_parallel
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import DemoSettings
-from study.runs import Measured, Size, all_runs, carry_out, read_measured
-from study.summary import POOLED, Agreement, Spread, Standing, agreements, spreads, standings
+from study.runs import Measured, Size, all_runs, read_measured, train_and_measure
+from study.summary import (
+    POOLED,
+    Agreement,
+    MetricSummary,
+    Spread,
+    agreements,
+    metric_summaries,
+    spreads,
+)
 
 LEVEL = 0.95  # of the intervals
 
 
 @dataclass(frozen=True)
 class Study:
-    """What the study saw."""
+    """The results of the study."""
 
     seed: int
     size: Size
     measured: tuple[Measured, ...]
-    spreads: tuple[Spread, ...]  # a set each
+    spreads: tuple[Spread, ...]  # one for each set
     agreements: tuple[Agreement, ...]
-    pooled: tuple[Standing, ...]  # over settings, the checkpoints of all methods together
-    within: tuple[Standing, ...]  # over settings and methods, those of each method alone
-    now: int  # runs that were carried out now; the others were there
-    seconds: float  # that it took now
+    pooled: tuple[MetricSummary, ...]  # over settings, the checkpoints of all methods together
+    within: tuple[MetricSummary, ...]  # over settings and methods, those of each method alone
+    now: int  # runs of this call; the others were measured before
+    seconds: float  # of this call
     versions: dict[str, str]
     level: float = LEVEL
     attribution: str = ATTRIBUTION
@@ -46,7 +54,7 @@ def run_study(
     progress: Progress | None = None,
     size: Size | None = None,
 ) -> Study:
-    """Train and measure what is not yet there, and compare.
+    """Train and measure the runs without measurements, and compare all.
 
     Raises InputError if the directory holds another study or cannot be written.
     """
@@ -63,8 +71,8 @@ def run_study(
         tuple(measured),
         tuple(spreads(measured, size)),
         tuple(compared),
-        tuple(standings([a for a in compared if a.method == POOLED])),
-        tuple(standings([a for a in compared if a.method != POOLED])),
+        tuple(metric_summaries([a for a in compared if a.method == POOLED])),
+        tuple(metric_summaries([a for a in compared if a.method != POOLED])),
         now,
         time.monotonic() - begun,
         {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy", "scikit-learn")},
@@ -74,10 +82,12 @@ def run_study(
 def _measure_all(
     directory: Path, seed: int, size: Size, progress: Progress
 ) -> tuple[list[Measured], int]:
-    """All runs in their order, and how many were carried out now."""
+    """The measurements of all runs, in their order, and the number of runs of this call."""
     runs = all_runs(size)
     todo = [run for run in runs if read_measured(run, directory, seed, size) is None]
     tasks = [(run, directory, seed, size) for run in todo]
-    run_parallel(carry_out, tasks, "training and measuring", progress, done=len(runs) - len(todo))
+    run_parallel(
+        train_and_measure, tasks, "training and measuring", progress, done=len(runs) - len(todo)
+    )
     records = [read_measured(run, directory, seed, size) for run in runs]
     return [measured for measured in records if measured is not None], len(todo)

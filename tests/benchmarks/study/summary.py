@@ -1,4 +1,4 @@
-"""From measured checkpoints to what each metric can be relied on for: worst case and mean."""
+"""Summarises how well each metric agrees with the linear probe: mean and worst case."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POOLED = "all"  # the method of an agreement over the checkpoints of all methods
 
 @dataclass(frozen=True)
 class Setting:
-    """Under what checkpoints are compared."""
+    """The image set, layer and q under which checkpoints are compared."""
 
     data: str
     layer: str
@@ -29,12 +29,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Every metric against the probe, in one setting, over one method's checkpoints or all.
+    """Every metric against the probe in one setting, over the checkpoints of one method or of all.
 
     A checkpoint whose metric is null ranks last by it, as in `lidar rank`.
-    known: by metric, the checkpoints that have a value.
-    lost: by metric, the accuracy of the best checkpoint less that of the metric's pick; None where
-    the metric picks none.
+    known: by metric, the number of checkpoints with a value.
+    lost: by metric, the accuracy of the best checkpoint less that of the checkpoint that the metric
+    selects; None if it selects none.
     """
 
     setting: Setting
@@ -46,11 +46,11 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """One metric over many agreements. None where it is defined in none of them.
+class MetricSummary:
+    """One metric over many agreements; None if its correlation is undefined in all of them.
 
-    It is undefined where all checkpoints have one value, or none; `defined` counts the agreements
-    in which it is not. nulls: share of the values, over all agreements, that are null.
+    A correlation is undefined if all checkpoints have the same value, or none has one. defined:
+    number of agreements with a correlation. nulls: share of null values over all agreements.
     """
 
     metric: str
@@ -67,7 +67,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Spread:
-    """Accuracies of the trained checkpoints on one set, and of each backbone untrained."""
+    """Accuracies of the trained checkpoints on one set, and of each untrained backbone."""
 
     data: str
     count: int
@@ -75,15 +75,15 @@ class Spread:
     median: float
     most: float
     by_method: Mapping[str, tuple[float, float]]  # least and most
-    untrained: Mapping[str, float]  # by the method that starts from it
+    untrained: Mapping[str, float]  # by the method that trains the backbone
 
 
 def agreements(
     measured: Sequence[Measured], size: Size, level: float, seed: int
 ) -> list[Agreement]:
-    """Setting by setting: all methods together, then each alone. Untrained ones do not count.
+    """The agreements, setting by setting: all methods together, then each; trained runs only.
 
-    level, seed: of the bootstrap intervals over checkpoints.
+    level, seed: those of the bootstrap intervals over checkpoints.
     """
     results = []
     for data in size.sets:
@@ -116,12 +116,12 @@ def _agreement(setting: Setting, method: str, judged: Judged, level: float, seed
 
 
 def nulls_last(scores: Sequence[Score]) -> list[Score]:
-    """The scores with a value worse than all others, and one for all, where a metric is null."""
+    """The scores with every null of a metric replaced by one value worse than all others."""
     for name, metric in METRICS.items():
         values = [value for score in scores if (value := score.value(name)) is not None]
         if not values or len(values) == len(scores):
             continue
-        step = -1.0 if metric.better == "higher" else 1.0  # beyond a target, too, is worse
+        step = -1.0 if metric.better == "higher" else 1.0  # with a target, beyond it is worse
         last = max(values, key=metric.sort_key)
         if metric.target is not None:
             last = metric.target + abs(last - metric.target)
@@ -132,15 +132,17 @@ def nulls_last(scores: Sequence[Score]) -> list[Score]:
     return list(scores)
 
 
-def standings(compared: Sequence[Agreement]) -> list[Standing]:
-    """Every metric over these agreements, the one with the best worst case first."""
-    standing = [_standing(name, compared) for name in METRICS]
+def metric_summaries(compared: Sequence[Agreement]) -> list[MetricSummary]:
+    """Summaries of every metric over these agreements, by descending worst case."""
+    summaries = [_metric_summary(name, compared) for name in METRICS]
     return sorted(
-        standing, key=lambda s: -2.0 if s.spearman_worst is None else s.spearman_worst, reverse=True
+        summaries,
+        key=lambda s: -2.0 if s.spearman_worst is None else s.spearman_worst,
+        reverse=True,
     )
 
 
-def _standing(metric: str, compared: Sequence[Agreement]) -> Standing:
+def _metric_summary(metric: str, compared: Sequence[Agreement]) -> MetricSummary:
     cells = [
         (agreement, correlation)
         for agreement in compared
@@ -152,13 +154,13 @@ def _standing(metric: str, compared: Sequence[Agreement]) -> Standing:
     lost = [loss for a, _ in cells if (loss := a.lost[metric]) is not None]
     worst, at = min(rho, key=lambda pair: pair[0], default=(None, None))
     total = sum(a.count for a, _ in cells)
-    return Standing(
+    return MetricSummary(
         metric,
         defined=len(rho),
         nulls=1 - sum(a.known[metric] for a, _ in cells) / total if total else 0.0,
         spearman_mean=statistics.fmean(r for r, _ in rho) if rho else None,
         spearman_worst=worst,
-        worst_at=None if at is None else _place(at),
+        worst_at=None if at is None else _label(at),
         kendall_mean=statistics.fmean(tau) if tau else None,
         kendall_worst=min(tau, default=None),
         lost_mean=statistics.fmean(lost) if lost else None,
@@ -166,13 +168,13 @@ def _standing(metric: str, compared: Sequence[Agreement]) -> Standing:
     )
 
 
-def _place(agreement: Agreement) -> str:
+def _label(agreement: Agreement) -> str:
     alone = "" if agreement.method == POOLED else f"{agreement.method}, "
     return f"{alone}{agreement.setting}"
 
 
 def spreads(measured: Sequence[Measured], size: Size) -> list[Spread]:
-    """Set by set, of those that have a trained checkpoint with an accuracy."""
+    """The spread of each set that has a trained checkpoint with an accuracy."""
     rows = []
     for data in size.sets:
         trained: dict[str, list[float]] = {}
