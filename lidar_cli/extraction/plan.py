@@ -92,17 +92,10 @@ def choose_recipe(settings: SampleSettings, description: CheckpointDescription) 
     pixel statistics.
     """
     stats: str = settings.pixel_stats
-<<<<<<< HEAD
     assumed = description.assumed.get(PIXEL_STATS)
-    of_table = _statistics_of_table(settings)
-    if assumed is not None and assumed.why == BY_USER:
-        if of_table:
-=======
-    assumed = description.assumed.get(STATS)
     in_table = _statistics_in_table(settings)
-    if assumed is not None and assumed.why == SET:
+    if assumed is not None and assumed.why == BY_USER:
         if in_table:
->>>>>>> k5
             raise SettingsError(
                 f"--assume pixel_stats={assumed.value} and [recipe] {' and '.join(in_table)} are "
                 "two values of one; leave one of them out"
@@ -129,15 +122,9 @@ def with_assumed_in_use(
     None are assumed where the user gives them. Raises SettingsError as `choose_recipe` does.
     """
     recipe, assumed = choose_recipe(settings, description), dict(description.assumed)
-<<<<<<< HEAD
-    if settings.pixel_stats != "auto" or _statistics_of_table(settings):
+    if settings.pixel_stats != "auto" or _statistics_in_table(settings):
         assumed.pop(PIXEL_STATS, None)
     elif PIXEL_STATS in assumed:
-=======
-    if settings.pixel_stats != "auto" or _statistics_in_table(settings):
-        assumed.pop(STATS, None)
-    elif STATS in assumed:
->>>>>>> k5
         used = recipe.mean, recipe.std
         if pixel_statistics(str(assumed[PIXEL_STATS].value)) != used:
             assumed[PIXEL_STATS] = Assumed(statistics_text(*used), f"of the views {recipe.name}")
