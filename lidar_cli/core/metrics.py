@@ -23,8 +23,8 @@ from lidar_cli.errors import DegenerateFeatures
 
 ALL_ZERO = "every eigenvalue is 0: the embedding is constant or collapsed"
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
-OF_LDA = ("lda", "noise", "edge", "signal")  # all from the eigenvalues of the LDA pair
-OF_ROWS = ("gram", "covariance")  # both from one row a sample
+READ_FROM_LDA = ("lda", "noise", "edge", "signal")  # all from the eigenvalues of the LDA pair
+READ_FROM_ROWS = ("gram", "covariance")  # both from one row a sample
 
 Reads = Literal["lda", "noise", "edge", "signal", "gram", "augmented", "covariance", "sphere"]
 
@@ -99,14 +99,14 @@ class Metric:
         return {"higher": True, "lower": False}.get(self.better)
 
     @property
-    def of_rows(self) -> bool:
+    def reads_rows(self) -> bool:
         """Whether it reads one row a sample, whatever the views."""
-        return self.reads in OF_ROWS
+        return self.reads in READ_FROM_ROWS
 
     @property
-    def of_lda(self) -> bool:
+    def reads_lda(self) -> bool:
         """Whether it reads the eigenvalues of the LDA pair."""
-        return self.reads in OF_LDA
+        return self.reads in READ_FROM_LDA
 
     @property
     def has_interval(self) -> bool:

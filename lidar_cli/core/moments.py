@@ -244,7 +244,7 @@ class Moments:
         """Add a block [c, q, d] on the device, no more than one product takes."""
         sphere: list[SphereSums] = []
         if self._wants_scatters:
-            pieces = self._within.add_rows_left_by(self._centre, block)
+            pieces = self._within.transform_and_add(self._centre, block)
             self.class_means.append(torch.cat([piece.means for piece in pieces]))
             self.energies.append(torch.cat([piece.lengths for piece in pieces]).square_()[:, None])
             sphere = [piece.sphere for piece in pieces if piece.sphere is not None]
@@ -361,11 +361,11 @@ class SphereMoments:
         spread = torch.stack([piece.within for piece in pieces]).sum(dim=0)
         samples = sum(piece.samples for piece in pieces)
         mean = (counts * means).sum(dim=0) / samples
-        apart = between.sum(dim=0) + (counts * (means - mean).square()).sum(dim=0)
+        squares = between.sum(dim=0) + (counts * (means - mean).square()).sum(dim=0)
         if views > 1:
             # The mean over pairs of |u_j - u_k|^2 is 2/(q-1) times the sum of |u_j - u_mean|^2.
             self.distances += 2.0 / (views - 1) * spread.sum()
-        self._add(samples * views, mean, spread + views * apart)
+        self._add(samples * views, mean, spread + views * squares)
         self.n_samples += samples
 
     @property

@@ -198,7 +198,7 @@ class ViewNoise:
     remark: str | None = None
 
 
-def find_view_noise(moments: Moments, blocks: Blocks, delta: float, room: int) -> ViewNoise:
+def measure_view_noise(moments: Moments, blocks: Blocks, delta: float, room: int) -> ViewNoise:
     """The edge from the moments of all views, and if noise is uneven from some samples again.
 
     blocks, delta, room: as in `contrast_edge`. Raises DegenerateFeatures as `noise_edge`.

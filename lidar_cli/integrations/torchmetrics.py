@@ -36,7 +36,7 @@ except ImportError as error:
 _DEFAULT = MetricSettings()
 
 
-def merged(states: Tensor) -> Tensor:
+def merge_states(states: Tensor) -> Tensor:
     """The state of all the data of several states [w, r, d] together, [r, d].
 
         m = sum_w n_w m_w / n,   scatter = sum_w scatter_w + n_w (m_w - m)(m_w - m)^T
@@ -109,9 +109,9 @@ class EmbeddingMetric(torchmetrics.Metric):
         self.n_views = n_views
         self.delta = delta
         self.epsilon = epsilon
-        matrices = 1 if METRICS[name].of_rows else 2
+        matrices = 1 if METRICS[name].reads_rows else 2
         empty = torch.zeros(2 + matrices * dim, dim, dtype=torch.float64)
-        self.add_state("moments", default=empty, dist_reduce_fx=merged)
+        self.add_state("moments", default=empty, dist_reduce_fx=merge_states)
 
     def update(self, embeddings: Tensor) -> None:
         """Add embeddings [b, q, d]: whole samples, all their views.
@@ -122,7 +122,7 @@ class EmbeddingMetric(torchmetrics.Metric):
         Raises:
             ValueError: for another q or d.
         """
-        if METRICS[self.metric_name].of_rows:
+        if METRICS[self.metric_name].reads_rows:
             self._add(self._row_moments(embeddings))
             return
         batch = Moments(self.n_views, self.dim, self.moments.device, sphere=False)
@@ -192,7 +192,7 @@ class EmbeddingMetric(torchmetrics.Metric):
         if rows.n:
             count = torch.full_like(rows.mean, rows.n)
             state = torch.cat([torch.stack([count, rows.mean]), rows.scatter, *within])
-            self.moments = merged(torch.stack([self.moments.to(state), state]))
+            self.moments = merge_states(torch.stack([self.moments.to(state), state]))
 
 
 class LiDAR(EmbeddingMetric):

@@ -25,7 +25,7 @@ WORKING_COPIES = 6  # of the weights: the parameter, its copy, two gradients, Ad
 
 
 @dataclass(frozen=True)
-class Fitted:
+class LinearClassifiers:
     """F x R linear classifiers of F checkpoints, each at R learning rates."""
 
     weight: Tensor  # [F, R, C, d]
@@ -95,7 +95,7 @@ def fit(
     *,
     in_memory: bool = True,
     step: Callable[[int], None] = lambda epoch: None,
-) -> Fitted:
+) -> LinearClassifiers:
     """F x R softmax classifiers on standardised embeddings, trained together.
 
         x' = (x - mean) / std                          of the training rows, each dimension
@@ -142,14 +142,14 @@ def fit(
             del x  # before the next window is read: one in memory, not two
         step(epoch + 1)
     weight = torch.stack([w.detach() for w in weights], 1)
-    return Fitted(weight, torch.stack([b.detach() for b in biases], 1), scalings)
+    return LinearClassifiers(weight, torch.stack([b.detach() for b in biases], 1), scalings)
 
 
 # A window of row numbers -> rows [F, w, d], and the index of each of the window's rows in them.
-Take = Callable[[Tensor], tuple[Tensor, Tensor]]
+ReadWindow = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _from_memory(members: Sequence[Rows], scalings: Sequence[Scaling]) -> Take:
+def _from_memory(members: Sequence[Rows], scalings: Sequence[Scaling]) -> ReadWindow:
     device = scalings[0].mean.device
     rows = torch.empty(len(members), members[0].count, members[0].dim, device=device)
     for place, member, scaling in zip(rows, members, scalings, strict=True):
@@ -160,7 +160,7 @@ def _from_memory(members: Sequence[Rows], scalings: Sequence[Scaling]) -> Take:
     return lambda window: (rows, window.to(device))
 
 
-def _from_files(members: Sequence[Rows], scalings: Sequence[Scaling]) -> Take:
+def _from_files(members: Sequence[Rows], scalings: Sequence[Scaling]) -> ReadWindow:
     device = scalings[0].mean.device
 
     def take(window: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,17 +16,19 @@ from lidar_cli.configuration import parse_size
 from lidar_cli.core import spectra
 from lidar_cli.core.metrics import FIT_RANKS, METRICS, Metric, Spectrum
 from lidar_cli.core.moments import Moments, unit_rows
-from lidar_cli.core.noise import contrast_samples, corrected_spectrum, find_view_noise
+from lidar_cli.core.noise import contrast_samples, corrected_spectrum, measure_view_noise
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.features.blocks import Embeddings, ReadRows
 from lidar_cli.scoring.intervals import Confidence
-from lidar_cli.scoring.streaming import Gathered
+from lidar_cli.scoring.streaming import LayerMoments
 from lidar_cli.settings import MetricSettings
 
-RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
+RIDGE_WARNING = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
 RIDGE_REFUSAL = 0.99  # above which view noise would be measured against the ridge alone
 COLLAPSED = 0.1  # normalised std below which rows point nearly the same way: cosines above 0.99
-FEW = 2  # times the last rank of the power law: below it the fit runs into the end of the spectrum
+FIT_MARGIN = (
+    2  # times the last rank of the power law: below it the fit runs into the end of the spectrum
+)
 MUCH_NOISE = 0.5  # share of the LDA trace above which LiDAR mostly counts view noise
 DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly determined
 BLOCK_NUMBERS = 2**20  # of a float64 copy of samples that are read again, 8 MB
@@ -134,7 +136,7 @@ def plain_fields() -> list[str]:
 def compute_score(
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     wanted: AbstractSet[str],
 ) -> Score:
     """The wanted metrics of one layer from its moments."""
@@ -169,7 +171,7 @@ class _Draft:
         self.spectra: dict[str, list[float]] = {}
         self.ridge_share: float | None = None
 
-    def that_read(self, *reads: str) -> list[Metric]:
+    def wanted(self, *reads: str) -> list[Metric]:
         """The wanted metrics that read one of these."""
         return [metric for metric in self._metrics if metric.reads in reads]
 
@@ -179,11 +181,11 @@ class _Draft:
             try:
                 value = metric.value(source)
             except DegenerateFeatures as error:
-                self.leave_out([metric], str(error))
+                self.set_null([metric], str(error))
                 continue
             if not math.isfinite(value):
                 reason = "beyond the range of float64: the embedding's scale is extreme"
-                self.leave_out([metric], reason)
+                self.set_null([metric], reason)
                 continue
             self.values[metric.name] = value
             self.values |= metric.details(source) if metric.details else {}
@@ -195,49 +197,49 @@ class _Draft:
         try:
             return solver()
         except DegenerateFeatures as error:
-            self.leave_out(metrics, str(error))
+            self.set_null(metrics, str(error))
             return None
 
-    def leave_out(self, metrics: Sequence[Metric], reason: str) -> None:
+    def set_null(self, metrics: Sequence[Metric], reason: str) -> None:
         """Leave metrics null for this reason."""
         self.notes |= {metric.name: reason for metric in metrics}
 
 
 def _lda_metrics(
-    draft: _Draft, embeddings: Embeddings, settings: MetricSettings, state: Gathered
+    draft: _Draft, embeddings: Embeddings, settings: MetricSettings, state: LayerMoments
 ) -> None:
-    against_noise = draft.that_read("noise", "edge", "signal")
-    metrics = [*draft.that_read("lda"), *against_noise]
+    against_noise = draft.wanted("noise", "edge", "signal")
+    metrics = [*draft.wanted("lda"), *against_noise]
     views = state.views
     if not metrics:
         return
     if views is None:
-        draft.leave_out(metrics, NO_VIEWS[embeddings.clean_name])
+        draft.set_null(metrics, NO_VIEWS[embeddings.clean_name])
         return
     try:
         eigenvalues, ridge, singular = spectra.lda_spectrum(views, settings.delta)
     except DegenerateFeatures as error:
-        draft.leave_out(metrics, str(error))
+        draft.set_null(metrics, str(error))
         return
     draft.spectra["lda"] = eigenvalues.tolist()
     draft.ridge_share = ridge
     draft.warnings |= _lda_warnings(views, ridge, singular)
     spectrum = Spectrum(eigenvalues, views.n, views.n_views, settings.epsilon)
-    draft.compute(draft.that_read("lda"), spectrum)
+    draft.compute(draft.wanted("lda"), spectrum)
     if ridge > RIDGE_REFUSAL and bool(eigenvalues[0] > 0):
-        draft.leave_out(
+        draft.set_null(
             against_noise,
             f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: it leaves no view "
             "noise to measure; lower --delta",
         )
         return
-    draft.compute(draft.that_read("noise"), spectrum)
+    draft.compute(draft.wanted("noise"), spectrum)
     _signal_metrics(draft, embeddings, settings, state, spectrum)
     noise = draft.values.get("noise_fraction")
     if noise is not None and noise > MUCH_NOISE:
         instead = ", or read lidar_corrected" if "lidar_corrected" in draft.values else ""
         draft.warnings["noise"] = (
-            f"{much_noise(noise, views.n_views)}, and lidar counts it as rank: raise q "
+            f"{noise_clause(noise, views.n_views)}, and lidar counts it as rank: raise q "
             f"(`lidar extract -q`){instead}"
         )
 
@@ -245,7 +247,7 @@ def _lda_metrics(
 def _lda_warnings(views: Moments, ridge: float, singular: bool) -> dict[str, str]:
     warnings = {}
     degrees, d = views.n * (views.n_views - 1), views.dim
-    if ridge > RIDGE_REMARK:
+    if ridge > RIDGE_WARNING:
         warnings["ridge"] = (
             f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: LiDAR depends on the "
             "scale of this embedding; compare only like scales, or lower --delta"
@@ -267,20 +269,20 @@ def _signal_metrics(
     draft: _Draft,
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     spectrum: Spectrum,
 ) -> None:
     """Metrics of the directions above view noise: how many, and of what they hold beyond it."""
-    views, of_edge, of_signal = state.views, draft.that_read("edge"), draft.that_read("signal")
+    views, of_edge, of_signal = state.views, draft.wanted("edge"), draft.wanted("signal")
     if views is None or not (of_edge or of_signal):
         return
     assert embeddings.views is not None
     shape, normalize = (views.n, views.n_views, views.dim), settings.normalize
     blocks = partial(_read_again, embeddings.views.read, shape, normalize, views.device)
     try:
-        noise = find_view_noise(views, blocks, settings.delta, parse_size(settings.memory))
+        noise = measure_view_noise(views, blocks, settings.delta, parse_size(settings.memory))
     except DegenerateFeatures as error:
-        draft.leave_out([*of_edge, *of_signal], str(error))
+        draft.set_null([*of_edge, *of_signal], str(error))
         return
     state.noise_edge = noise.edge
     draft.values |= {
@@ -311,8 +313,8 @@ def _read_again(
         yield unit_rows(block) if normalize else block
 
 
-def _row_metrics(draft: _Draft, settings: MetricSettings, state: Gathered) -> None:
-    rows, of_gram = state.rows, draft.that_read("gram")
+def _row_metrics(draft: _Draft, settings: MetricSettings, state: LayerMoments) -> None:
+    rows, of_gram = state.rows, draft.wanted("gram")
     gram = draft.solve(of_gram, lambda: spectra.gram_spectrum(rows))
     if gram is not None:
         draft.spectra["gram"] = gram.tolist()
@@ -324,14 +326,14 @@ def _row_metrics(draft: _Draft, settings: MetricSettings, state: Gathered) -> No
                 f"RankMe reads {rows.n} rows and d = {rows.dim}: it cannot exceed {rows.n}; "
                 "embed more (`lidar extract --clean-samples`)"
             )
-    of_covariance = draft.that_read("covariance")
+    of_covariance = draft.wanted("covariance")
     covariance = draft.solve(of_covariance, lambda: spectra.covariance_spectrum(rows))
     if covariance is None:
         return
     draft.spectra["covariance"] = covariance.tolist()
     draft.compute(of_covariance, Spectrum(covariance, rows.n, 1, settings.epsilon))
     (first, last), count = FIT_RANKS, min(rows.n - 1, rows.dim)
-    if "alpha_req" in draft.values and count < FEW * last:
+    if "alpha_req" in draft.values and count < FIT_MARGIN * last:
         draft.warnings["eigenvalues"] = (
             f"alpha_req is fitted to eigenvalues {first} to {last} of {count}: the end of a "
             "spectrum falls off whatever the law; it wants more rows or a wider layer"
@@ -339,16 +341,16 @@ def _row_metrics(draft: _Draft, settings: MetricSettings, state: Gathered) -> No
 
 
 def _view_metrics(
-    draft: _Draft, embeddings: Embeddings, settings: MetricSettings, state: Gathered
+    draft: _Draft, embeddings: Embeddings, settings: MetricSettings, state: LayerMoments
 ) -> None:
-    views, of_all = state.views, draft.that_read("augmented")
+    views, of_all = state.views, draft.wanted("augmented")
     if views is None:
-        draft.leave_out(draft.that_read("augmented", "sphere"), NO_VIEWS[embeddings.clean_name])
+        draft.set_null(draft.wanted("augmented", "sphere"), NO_VIEWS[embeddings.clean_name])
         return
     gram = draft.solve(of_all, lambda: spectra.augmented_gram_spectrum(views))
     if gram is not None:
         draft.compute(of_all, Spectrum(gram, views.n, views.n_views, settings.epsilon))
-    draft.compute(draft.that_read("sphere"), views.sphere)
+    draft.compute(draft.wanted("sphere"), views.sphere)
     spread = draft.values.get("normalized_std")
     if spread is not None and spread < COLLAPSED:
         draft.warnings["collapsed"] = (
@@ -357,7 +359,7 @@ def _view_metrics(
         )
 
 
-def much_noise(fraction: float, q: int) -> str:
+def noise_clause(fraction: float, q: int) -> str:
     """A clause: how much of the LDA trace is view noise; the estimate can exceed all of it."""
     if fraction >= 1:
         return f"view noise accounts for the whole LDA trace at q = {q}"

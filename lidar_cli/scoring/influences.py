@@ -23,7 +23,7 @@ from lidar_cli.runtime.atomic import write_atomic
 from lidar_cli.runtime.files import check_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.process_group import ProcessGroup
-from lidar_cli.scoring.streaming import Gathered, enough_memory
+from lidar_cli.scoring.streaming import LayerMoments, enough_memory
 from lidar_cli.settings import MetricSettings
 
 BLOCK_NUMBERS = 2**21  # of a block's float64 copy, 16 MB; but for the products' sake at least
@@ -37,7 +37,7 @@ Term = tuple[Sequence[str], Callable[[Tensor], Tensor]]
 def influences(
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     wanted: Collection[str],
     progress: Progress,
     cache: Path | None = None,
@@ -67,7 +67,7 @@ def influences(
 def _together(
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     wanted: Collection[str],
     progress: Progress,
     process_group: ProcessGroup,
@@ -82,7 +82,7 @@ def _together(
 def _second_pass(
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     wanted: Collection[str],
     progress: Progress,
     span: range,
@@ -142,13 +142,13 @@ class _Stored:
             write_atomic(self._path, content)  # another rank may write the same
 
 
-def _of_views(settings: MetricSettings, state: Gathered, wanted: Collection[str]) -> list[Term]:
+def _of_views(settings: MetricSettings, state: LayerMoments, wanted: Collection[str]) -> list[Term]:
     """Terms of the metrics that read views."""
     views, epsilon = state.views, settings.epsilon
     if views is None:
         return []
     terms: list[Term] = []
-    lda = [name for name in wanted if METRICS[name].of_lda]
+    lda = [name for name in wanted if METRICS[name].reads_lda]
     if lda:
         of_lda = influence.lda_influence(views, lda, settings.delta, epsilon, state.noise_edge)
         terms.append((lda, of_lda.influences))
@@ -163,7 +163,7 @@ def _of_views(settings: MetricSettings, state: Gathered, wanted: Collection[str]
     return terms
 
 
-def _of_rows(settings: MetricSettings, state: Gathered, wanted: Collection[str]) -> list[Term]:
+def _of_rows(settings: MetricSettings, state: LayerMoments, wanted: Collection[str]) -> list[Term]:
     """Terms of the metrics that read one row a sample."""
     terms: list[Term] = []
     for reads, expand in (

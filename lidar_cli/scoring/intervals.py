@@ -22,7 +22,7 @@ independently
 
     var = G / (G - 1) sum_g U_g^2 / n^2 = var(v) / G,   v_g = U_g G / n
 
-so that v [G] takes the place of the influences [n] in every interval and tie (`summed`).
+so that v [G] takes the place of the influences [n] in every interval and tie (`sum_by_group`).
 
 Simulated (tests/benchmarks/intervals.py, with its results, n >= 10 d, 1,000 draws): 95 % intervals
 cover 93 to 98 % for pillai, information and noise_fraction, at least 93 % elsewhere, up to 99.8 %
@@ -51,10 +51,10 @@ from lidar_cli.features.blocks import Embeddings, Names
 
 FEWEST_GROUPS = 10  # of samples, below which their spread says nothing
 PAIRS = 2**18  # of checkpoints, which are compared at a time: 2 MB for each number of theirs
-CLOSE = 1e-5  # of the sum of two variances: what below it is left of them has lost its digits
+CANCELLED = 1e-5  # of the sum of two variances: what below it is left of them has lost its digits
 TINY = torch.finfo(torch.float64).tiny
-BEYOND = "beyond the range of float64: the embedding's scale is extreme"
-COUNT = "a count has no derivative, and so no interval"
+OVERFLOW = "beyond the range of float64: the embedding's scale is extreme"
+IS_A_COUNT = "a count has no derivative, and so no interval"
 FEWEST_DEGREES = 10.0  # of freedom, below which an interval is likely too short
 FEW_CARRY = "few samples carry this interval; it may be too short"
 LABELS = "labels"  # the value of --groups that names the stored labels
@@ -87,7 +87,7 @@ class Confidence:
     groups: int | None = None
 
 
-def without_interval(
+def reasons_for_no_interval(
     values: Mapping[str, float | None],
     notes: Mapping[str, str],
     n_samples: int,
@@ -108,11 +108,11 @@ def without_interval(
     reasons = {}
     for name, value in values.items():
         metric = METRICS[name]
-        n, least = n_rows if metric.of_rows else n_samples, metric.interval_from
+        n, least = n_rows if metric.reads_rows else n_samples, metric.interval_from
         if value is None:
             reasons[name] = notes[name]
         elif not metric.has_interval:
-            reasons[name] = COUNT
+            reasons[name] = IS_A_COUNT
         elif n <= 2 * dim:
             reasons[name] = f"n = {n} is not above 2 d = {2 * dim}: too few samples for an interval"
         elif n <= least * dim:
@@ -144,12 +144,12 @@ def confidence(
         of_samples, n = influences[name], len(influences[name])
         se = float(of_samples.std() / n**0.5)
         if not math.isfinite(se):
-            intervals[name] = Interval(reason=BEYOND)
+            intervals[name] = Interval(reason=OVERFLOW)
             continue
         freedom = degrees(of_samples.square().sum(), of_samples.pow(4).sum(), n)
-        reach = float(quantile(level, freedom)) * se
+        half_width = float(quantile(level, freedom)) * se
         note = FEW_CARRY if freedom < FEWEST_DEGREES else None
-        ends = value - reach, value + reach
+        ends = value - half_width, value + half_width
         intervals[name] = Interval(se, *ends, degrees=float(freedom), note=note)
     return Confidence(level, intervals, groups)
 
@@ -181,15 +181,15 @@ def ties(
         second = (sums[rows, None] + sums + 2.0 * sign * products).clamp_min(0.0)
         power = fourth[rows, None] + fourth + paired + 4.0 * sign * cubed
         # Of influences all but equal these sums have lost their digits.
-        close = (second < CLOSE * (sums[rows, None] + sums)).nonzero()
+        close = (second < CANCELLED * (sums[rows, None] + sums)).nonzero()
         for at, other in (pairs.T for pairs in torch.split(close, max(1, PAIRS // n))):
             gap = (columns[rows[at]] + sign * columns[other]).square()
             second[at, other], power[at, other] = gap.sum(dim=1), gap.square().sum(dim=1)
         se, size = (second / (n * (n - 1))).sqrt(), difference.abs()
         held: Tensor = size <= least * se
         open_pairs = ~held & (size <= most * se)  # those alone need their own quantile
-        reach = quantile(level, degrees(second[open_pairs], power[open_pairs], n))
-        held[open_pairs] = size[open_pairs] <= reach * se[open_pairs]
+        half_width = quantile(level, degrees(second[open_pairs], power[open_pairs], n))
+        held[open_pairs] = size[open_pairs] <= half_width * se[open_pairs]
         return held
 
     tied: list[list[int]] = []
@@ -275,7 +275,7 @@ class Grouping:
         return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups])
 
 
-def summed(influences: Tensor, groups: Tensor) -> Tensor:
+def sum_by_group(influences: Tensor, groups: Tensor) -> Tensor:
     """v [G] of influences [n] and the group of each of their samples [n]. See the equations."""
     numbers, at = torch.unique(groups, return_inverse=True)
     count = len(numbers)

@@ -19,7 +19,7 @@ from lidar_cli.errors import InputError, LidarError, ProcessGroupBroken, first_l
 from lidar_cli.features.blocks import Embeddings
 from lidar_cli.runtime.distributed import RankInfo, partition
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.streaming import Gathered, NonFinite, enough_memory, read_span
+from lidar_cli.scoring.streaming import LayerMoments, NonFinite, enough_memory, read_span
 from lidar_cli.settings import MetricSettings
 
 T = TypeVar("T")
@@ -106,23 +106,23 @@ class ProcessGroup:
         torch.distributed.destroy_process_group()
 
 
-def gather_on_all_ranks(
+def read_moments_on_all_ranks(
     embeddings: Embeddings,
     settings: MetricSettings,
     device: torch.device,
     wanted: Collection[str],
     progress: Progress,
     process_group: ProcessGroup,
-) -> Gathered:
-    """The moments that `gather` returns, to rounding, each process having read a part.
+) -> LayerMoments:
+    """The moments that `read_moments` returns, to rounding, each process having read a part.
 
-    Raises InputError as `gather` and `ProcessGroup.raise_on_any_rank`.
+    Raises InputError as `read_moments` and `ProcessGroup.raise_on_any_rank`.
     """
 
-    def empty(on: torch.device) -> Gathered:
-        return Gathered(embeddings, settings, on, wanted)
+    def empty(on: torch.device) -> LayerMoments:
+        return LayerMoments(embeddings, settings, on, wanted)
 
-    def add(whole: Gathered, part: Gathered) -> Gathered:
+    def add(whole: LayerMoments, part: LayerMoments) -> LayerMoments:
         with enough_memory(embeddings):
             return whole.merge(part)
 

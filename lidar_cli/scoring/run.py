@@ -25,9 +25,9 @@ from lidar_cli.runtime.files import NotAFile, open_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score, compute_score
 from lidar_cli.scoring.influences import influences
-from lidar_cli.scoring.intervals import Grouping, confidence, summed, without_interval
-from lidar_cli.scoring.process_group import ProcessGroup, gather_on_all_ranks
-from lidar_cli.scoring.streaming import Gathered, enough_memory, gather
+from lidar_cli.scoring.intervals import Grouping, confidence, reasons_for_no_interval, sum_by_group
+from lidar_cli.scoring.process_group import ProcessGroup, read_moments_on_all_ranks
+from lidar_cli.scoring.streaming import LayerMoments, enough_memory, read_moments
 from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings
 
 
@@ -53,7 +53,7 @@ def score_file(
     with process_group.raise_on_any_rank() if process_group else nullcontext():
         layers = open_embeddings(path, settings)
     return [
-        score(
+        score_layer(
             embeddings,
             settings,
             device,
@@ -150,7 +150,7 @@ def parse_metrics(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def score(
+def score_layer(
     embeddings: Embeddings,
     settings: MetricSettings,
     device: torch.device,
@@ -172,20 +172,20 @@ def score(
         progress.note(embeddings.note)
     with enough_memory(embeddings):
         if process_group is None:
-            state = gather(embeddings, settings, device, wanted, progress)
+            state = read_moments(embeddings, settings, device, wanted, progress)
         else:
-            state = gather_on_all_ranks(
+            state = read_moments_on_all_ranks(
                 embeddings, settings, device, wanted, progress, process_group
             )
-        return score_gathered(
+        return score_moments(
             embeddings, settings, state, wanted, progress, level, cache, process_group, groups
         )
 
 
-def score_gathered(
+def score_moments(
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     wanted: AbstractSet[str],
     progress: Progress,
     level: float | None = None,
@@ -193,7 +193,7 @@ def score_gathered(
     process_group: ProcessGroup | None = None,
     groups: Grouping | None = None,
 ) -> Score:
-    """The wanted metrics of one layer from its moments, as `score` gives them."""
+    """The wanted metrics of one layer from its moments, as `score_layer` gives them."""
     with (
         process_group.raise_on_any_rank() if process_group else nullcontext(),
         enough_memory(embeddings),
@@ -201,7 +201,7 @@ def score_gathered(
         scored = compute_score(embeddings, settings, state, wanted)
     if level is None:
         return scored
-    missing = _without_interval(scored, wanted, state.rows.n)
+    missing = _reasons_for_no_interval(scored, wanted, state.rows.n)
     with_one = [name for name in METRICS if name in wanted and name not in missing]
     by_metric: dict[str, Tensor] = {}
     if with_one and embeddings.once is None:
@@ -220,30 +220,32 @@ def with_intervals(
     by_metric: Mapping[str, Tensor],
     n_rows: int,
     level: float,
-    without_influences: str | None = None,
+    why_no_influences: str | None = None,
     groups: Tensor | None = None,
 ) -> Score:
     """A score with the intervals that its influences, by metric, give at a level.
 
     n_rows: how many rows the metrics of one row a sample read.
-    without_influences: why metrics that could have influences have none.
+    why_no_influences: why metrics that could have influences have none.
     groups: of samples [N], within which influences are summed.
     """
     values = {name: scored.value(name) for name in METRICS if name in wanted}
     count = len(torch.unique(groups[: scored.n_samples])) if groups is not None else None
-    missing = _without_interval(scored, wanted, n_rows, count)
-    if without_influences is not None:
-        missing = {name: missing.get(name, without_influences) for name in values}
+    missing = _reasons_for_no_interval(scored, wanted, n_rows, count)
+    if why_no_influences is not None:
+        missing = {name: missing.get(name, why_no_influences) for name in values}
     of_groups = {
-        name: each if groups is None else summed(each, groups[: len(each)])
+        name: each if groups is None else sum_by_group(each, groups[: len(each)])
         for name, each in by_metric.items()
     }
     intervals = confidence(values, of_groups, missing, level, count)
     return replace(scored, confidence=intervals, influences=of_groups)
 
 
-def _without_interval(
+def _reasons_for_no_interval(
     scored: Score, wanted: AbstractSet[str], n_rows: int, groups: int | None = None
 ) -> dict[str, str]:
     values = {name: scored.value(name) for name in METRICS if name in wanted}
-    return without_interval(values, scored.notes, scored.n_samples, n_rows, scored.dim, groups)
+    return reasons_for_no_interval(
+        values, scored.notes, scored.n_samples, n_rows, scored.dim, groups
+    )

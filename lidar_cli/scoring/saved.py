@@ -32,15 +32,15 @@ SUFFIX = ".score"
 
 
 @dataclass(frozen=True)
-class Unintervalled:
+class ScoreWithoutIntervals:
     """A score with influences and without intervals, which another level would change.
 
-    without_influences: why metrics that could have them have none, None where they do.
+    why_no_influences: why metrics that could have them have none, None where they do.
     """
 
     score: Score
     provenance: dict[str, Any]
-    without_influences: str | None
+    why_no_influences: str | None
 
 
 class SavedScore:
@@ -57,7 +57,7 @@ class SavedScore:
         key = hashlib.sha256(self._identity.encode()).hexdigest()[:16]
         self.path = folder / f"{stem}-{key}{SUFFIX}"
 
-    def read(self) -> Unintervalled | None:
+    def read(self) -> ScoreWithoutIntervals | None:
         """The score; None if it is absent, damaged, or of other metrics than there are now."""
         try:
             check_regular(self.path, follow=False)
@@ -73,22 +73,22 @@ class SavedScore:
             spectra = {name: one.tolist() for name, one in _within(tensors, "spectrum").items()}
             influences = _within(tensors, "influence")
             more = {"spectra": spectra, "influences": influences, "provenance": provenance}
-            return Unintervalled(Score.of(**fields, **more), provenance, without)
+            return ScoreWithoutIntervals(Score.of(**fields, **more), provenance, without)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             return None
 
-    def write(self, unintervalled: Unintervalled) -> None:
+    def write(self, computed: ScoreWithoutIntervals) -> None:
         """Save a score, whole or not at all.
 
         Raises FeatureFileError if the file cannot be written.
         """
-        score = unintervalled.score
+        score = computed.score
         tensors = {
             f"spectrum/{name}": torch.tensor(values, dtype=torch.float64)
             for name, values in score.spectra.items()
         }
         tensors |= {f"influence/{name}": one.contiguous() for name, one in score.influences.items()}
-        record = [score.record(), unintervalled.provenance, unintervalled.without_influences]
+        record = [score.record(), computed.provenance, computed.why_no_influences]
         header = {"identity": self._identity, "record": json.dumps(record, allow_nan=False)}
         try:
             write_atomic(self.path, save(tensors, header))  # another rank may write the same

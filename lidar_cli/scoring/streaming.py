@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.accumulate import map_pieces
-from lidar_cli.core.metrics import METRICS, OF_LDA, OF_ROWS
+from lidar_cli.core.metrics import METRICS, READ_FROM_LDA, READ_FROM_ROWS
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
 from lidar_cli.errors import BadRows, InputError
 from lidar_cli.features.blocks import Chunk, Embeddings
@@ -35,7 +35,7 @@ class State(Protocol):
         """Add a chunk."""
 
 
-class Gathered:
+class LayerMoments:
     """The moments of one layer: of its views, if it has them, and of the rows RankMe reads.
 
     row_source: what those rows are, "clean", "view 0" or "rows".
@@ -51,7 +51,7 @@ class Gathered:
     ) -> None:
         _, q, d = embeddings.shape
         reads = {METRICS[name].reads for name in wanted}
-        scatters, sphere = not reads.isdisjoint((*OF_LDA, "augmented")), "sphere" in reads
+        scatters, sphere = not reads.isdisjoint((*READ_FROM_LDA, "augmented")), "sphere" in reads
         self.views = (
             Moments(q, d, device, scatters=scatters, sphere=sphere)
             if q > 0 and (scatters or sphere)
@@ -60,7 +60,7 @@ class Gathered:
         self.rows = RowMoments(d, device)
         self.row_source = embeddings.clean_name if embeddings.clean else "view 0"
         self.noise_edge: float | None = None
-        self._reads_rows = not reads.isdisjoint(OF_ROWS)
+        self._reads_rows = not reads.isdisjoint(READ_FROM_ROWS)
         self._normalize = settings.normalize
 
     def update(self, chunk: Chunk) -> None:
@@ -76,7 +76,7 @@ class Gathered:
             for part in self._prepared(clean):
                 self.rows.update(part)
 
-    def merge(self, other: Gathered) -> Gathered:
+    def merge(self, other: LayerMoments) -> LayerMoments:
         """The moments of both sets of samples together; neither operand changes."""
         both = copy(self)
         both.rows = self.rows.merge(other.rows)
@@ -95,17 +95,17 @@ class Gathered:
             yield torch.cat(unit)
 
 
-def gather(
+def read_moments(
     embeddings: Embeddings,
     settings: MetricSettings,
     device: torch.device,
     wanted: Collection[str],
     progress: Progress,
-) -> Gathered:
+) -> LayerMoments:
     """The moments of all samples, from one pass. Raises InputError as `read_into`."""
-    gathered = Gathered(embeddings, settings, device, wanted)
-    read_into(gathered, embeddings, settings, progress)
-    return gathered
+    moments = LayerMoments(embeddings, settings, device, wanted)
+    read_into(moments, embeddings, settings, progress)
+    return moments
 
 
 def read_into(
