@@ -1,4 +1,8 @@
-"""The score of one layer: every metric from its moments, with the reason of each that is null."""
+"""The score of one layer, from its moments: the value of each metric, or the reason why it is null.
+
+The equations are in `core.spectra` (moments to eigenvalues) and `core.metrics` (eigenvalues to
+values). This module decides which metrics can be computed, and writes the warnings.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +23,27 @@ from lidar_cli.core.moments import Moments, unit_rows
 from lidar_cli.core.noise import contrast_samples, corrected_spectrum, measure_view_noise
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.features.blocks import Embeddings, ReadRows
-from lidar_cli.scoring.intervals import Confidence
+from lidar_cli.scoring.intervals import OVERFLOW, Confidence
 from lidar_cli.scoring.streaming import LayerMoments
 from lidar_cli.settings import MetricSettings
 
-RIDGE_WARNING = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
-RIDGE_REFUSAL = 0.99  # above which view noise would be measured against the ridge alone
-COLLAPSED = 0.1  # normalised std below which rows point nearly the same way: cosines above 0.99
+RIDGE_WARNING = 0.05  # ridge share above which LiDAR depends on the embedding's scale
+RIDGE_REFUSAL = 0.99  # ridge share above which Sw is the ridge, and view noise not measured
+COLLAPSED = 0.1  # normalized_std below which rows are nearly parallel: cosines above 0.99
 FIT_MARGIN = (
     2  # times the last rank of the power law: below it the fit runs into the end of the spectrum
 )
 MUCH_NOISE = 0.5  # share of the LDA trace above which LiDAR mostly counts view noise
 DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly determined
-BLOCK_NUMBERS = 2**20  # of a float64 copy of samples that are read again, 8 MB
+BLOCK_NUMBERS = 2**20  # numbers in the float64 copy of samples that are read again, 8 MB
 EVERY_METRIC = frozenset(METRICS)
 CORRECTED = tuple(name for name, metric in METRICS.items() if metric.reads == "signal")
-VALUES = {  # metrics and their companions in the order of files, with values where there are none
+VALUES = {  # metrics and companions in the order of files, with their values if not computed
     name: value
     for metric in METRICS.values()
     for name, value in ({metric.name: None} | dict(metric.companions)).items()
 }
-NO_VIEWS = {  # by what the rows are called
+NO_VIEWS = {  # the reason of a null, by `Embeddings.clean_name`
     "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
     "clean": "un-augmented embeddings alone; `lidar extract -q 2` or more adds views",
 }
@@ -47,10 +51,10 @@ NO_VIEWS = {  # by what the rows are called
 
 @dataclass(frozen=True)
 class Point:
-    """Metrics of the first samples of a file, or of the first views of each.
+    """Metrics of the first n_samples of a file, with the first n_views of each sample.
 
-    n_rows: what RankMe and alpha-ReQ read. A metric is absent where the part does not change it,
-    and None where it cannot be computed.
+    n_rows: the number of rows that RankMe and alpha-ReQ read.
+    values: without the metrics that this part does not change; None if one cannot be computed.
     """
 
     n_samples: int
@@ -61,7 +65,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Convergence:
-    """Metrics against n and against q, the whole file last in both, and one sentence about them."""
+    """Metrics as n and as q grow, up to the complete file, and one sentence of advice."""
 
     by_samples: tuple[Point, ...]
     by_views: tuple[Point, ...]
@@ -70,12 +74,12 @@ class Convergence:
 
 @dataclass(frozen=True)
 class Score:
-    """Metrics of one layer of one file, with all that is needed to compare them.
+    """Metrics of one layer of one file, and the settings and sizes that comparable scores share.
 
-    values: by the names of VALUES, which are attributes too: `score.lidar`. A metric that cannot
-    be computed is None, and `notes` has its reason.
+    values: by the names in VALUES, each also an attribute (`score.lidar`). A metric that cannot be
+    computed is None, and `notes` has the reason.
     warnings: by kind: ridge, degrees, rows, ...
-    confidence, convergence, influences: where they were asked for.
+    confidence, convergence, influences: empty or None if not requested.
     """
 
     file: str
@@ -99,7 +103,7 @@ class Score:
 
     @classmethod
     def of(cls, *facts: Any, **named: Any) -> Score:
-        """A score from the first fields and any others by name, values among them."""
+        """A score from its first fields by position, and other fields and values by name."""
         named |= zip((one.name for one in fields(cls)), facts, strict=False)
         values = {name: named.pop(name, value) for name, value in VALUES.items()}
         return cls(**named, values=values)
@@ -119,7 +123,7 @@ class Score:
         return replace(self, values={**self.values, metric: value})
 
     def record(self) -> dict[str, Any]:
-        """The plain fields in the order of files, values among them; for `of`."""
+        """The fields and values of `plain_fields` by name; `Score.of(**record)` is the inverse."""
         return {
             name: self.values[name] if name in VALUES else getattr(self, name)
             for name in plain_fields()
@@ -127,7 +131,7 @@ class Score:
 
 
 def plain_fields() -> list[str]:
-    """Names of the fields of a score that are values, numbers and texts."""
+    """Names of the values, and of the fields before `spectra`, in the order of files."""
     names = [one.name for one in fields(Score)]
     before, after = names[: names.index("values")], names[names.index("values") + 1 :]
     return [*before, *VALUES, *after[: after.index("spectra")]]
@@ -139,7 +143,7 @@ def compute_score(
     state: LayerMoments,
     wanted: AbstractSet[str],
 ) -> Score:
-    """The wanted metrics of one layer from its moments."""
+    """The wanted metrics of one layer from its moments `state`."""
     draft = _Draft(wanted)
     _lda_metrics(draft, embeddings, settings, state)
     _row_metrics(draft, settings, state)
@@ -161,7 +165,7 @@ def compute_score(
 
 
 class _Draft:
-    """The parts of a score while they are computed."""
+    """The fields of a score that is being computed."""
 
     def __init__(self, wanted: AbstractSet[str]) -> None:
         self._metrics = [metric for name, metric in METRICS.items() if name in wanted]
@@ -172,11 +176,11 @@ class _Draft:
         self.ridge_share: float | None = None
 
     def wanted(self, *reads: str) -> list[Metric]:
-        """The wanted metrics that read one of these."""
+        """The requested metrics whose `reads` is one of these."""
         return [metric for metric in self._metrics if metric.reads in reads]
 
     def compute(self, metrics: Sequence[Metric], source: Any) -> None:
-        """Add the value, or the reason of a null, of each metric from what it reads."""
+        """Add the value of each metric, or why it is null; source: a Spectrum or SphereMoments."""
         for metric in metrics:
             try:
                 value = metric.value(source)
@@ -184,14 +188,13 @@ class _Draft:
                 self.set_null([metric], str(error))
                 continue
             if not math.isfinite(value):
-                reason = "beyond the range of float64: the embedding's scale is extreme"
-                self.set_null([metric], reason)
+                self.set_null([metric], OVERFLOW)
                 continue
             self.values[metric.name] = value
             self.values |= metric.details(source) if metric.details else {}
 
     def solve(self, metrics: Sequence[Metric], solver: Callable[[], Tensor]) -> Tensor | None:
-        """A spectrum for some metrics; None, with the reason of their nulls, if there is none."""
+        """The spectrum that some metrics read; None, and they are null, if there is none."""
         if not metrics:
             return None
         try:
@@ -201,7 +204,7 @@ class _Draft:
             return None
 
     def set_null(self, metrics: Sequence[Metric], reason: str) -> None:
-        """Leave metrics null for this reason."""
+        """Record why these metrics are null."""
         self.notes |= {metric.name: reason for metric in metrics}
 
 
@@ -272,7 +275,7 @@ def _signal_metrics(
     state: LayerMoments,
     spectrum: Spectrum,
 ) -> None:
-    """Metrics of the directions above view noise: how many, and of what they hold beyond it."""
+    """The count of eigenvalues above view noise, and the metrics of lambda^c."""
     views, of_edge, of_signal = state.views, draft.wanted("edge"), draft.wanted("signal")
     if views is None or not (of_edge or of_signal):
         return
@@ -302,7 +305,7 @@ def _signal_metrics(
 def _read_again(
     read: ReadRows, shape: tuple[int, int, int], normalize: bool, device: torch.device
 ) -> Iterator[Tensor]:
-    """The samples of `contrast_samples` in float64 [c, q, d], many at a time."""
+    """The samples of `contrast_samples` in blocks [c, q, d] of float64, read a second time."""
     n, q, d = shape
     samples = contrast_samples(n, q, d)
     for some in torch.split(samples, max(1, BLOCK_NUMBERS // (q * d))):
@@ -360,7 +363,7 @@ def _view_metrics(
 
 
 def noise_clause(fraction: float, q: int) -> str:
-    """A clause: how much of the LDA trace is view noise; the estimate can exceed all of it."""
+    """A clause: how much of the LDA trace is view noise. The estimate can exceed 100 %."""
     if fraction >= 1:
         return f"view noise accounts for the whole LDA trace at q = {q}"
     return f"view noise is {100 * fraction:.0f} % of the LDA trace at q = {q}"

@@ -1,19 +1,19 @@
-"""Metrics of parts of a file with those of the whole, from one pass; what follows for n and q.
+"""How metrics change with n and q: those of parts of a file, from one pass, and advice.
 
-Two rules are derived, and `advise` uses no other.
+The advice uses two rules.
 
-More views. The LDA trace is h sum(lambda) = S + d/q on average: S of the samples, which q does not
-change, and d/q of view noise. With f = (d/q) / (S + d/q), the noise fraction at q views,
+More views. On average h sum(lambda) = S + d/q: S comes from the samples and does not depend on q,
+d/q comes from view noise. With f = (d/q) / (S + d/q), the noise fraction at q views,
 
     f / (1 - f) = d / (q S),   so at q' views   f' / (1 - f') = (q / q') f / (1 - f)
 
-More samples. The bias of a smooth metric T is c/n to first order, so T(n) - T(n/2) = c/n: what is
-still missing at n is as much as the last doubling added, and at n' it is n/n' of that. Chance alone
-moves T as well: the first n/2 samples are half of the n, hence
+More samples. To first order a smooth metric is T(n) = T(inf) - c/n on average, so that
+T(n) - T(n/2) = c/n: what is missing at n is what the last doubling added, and at n' it is n/n' of
+that. T also changes by chance. Since the first n/2 samples are half of the n,
 
     var(T(n) - T(n/2)) = s^2 (2/n - 1/n) = s^2/n = se(T(n))^2
 
-so half the width of the interval at n is also that of an interval for the step.
+so the interval of T(n) - T(n/2) is as wide as that of T(n).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from lidar_cli.settings import MetricSettings, ScoreSettings
 
 Values = Mapping[str, float | None]
 
-LITTLE_NOISE = 0.25  # what more views should leave of it
-MOST_VIEWS = 500  # that anyone would draw of an image
-STEADY = 0.05  # relative change that still makes no difference to a choice
+LITTLE_NOISE = 0.25  # the noise fraction that the advised number of views should give
+MOST_VIEWS = 500  # more than these are not advised
+STEADY = 0.05  # relative change of a metric that is too small to matter
 
 
 def converge_file(
@@ -115,9 +115,10 @@ def _point(score: Score, n_rows: int, wanted: AbstractSet[str]) -> Point:
 
 
 class _PartMoments:
-    """Moments of the segments between n/4, n/2 and n samples, which merge, and of q/4, q/2 views.
+    """Moments of the samples up to n/4, then to n/2, then to n, and of q/4 and q/2 views of all.
 
-    Views of a part overlap with those of the next, so each number of views has separate moments.
+    The moments of these segments of samples are merged. Those of views cannot be merged, so each
+    number of views has separate moments.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class _PartMoments:
         self.by_views = [(p, LayerMoments(p, settings, device, self.of_views)) for p in parts]
 
     def update(self, chunk: Chunk) -> None:
-        """Add a chunk of whole samples, each to its segment."""
+        """Add a chunk of samples, each sample to its segment."""
         first = (0, 0)
         for end, state in zip(self._ends, self._segments, strict=True):
             views, clean = (
@@ -155,7 +156,7 @@ class _PartMoments:
                 state.update(Chunk(chunk.start, chunk.stop, views, None))
 
     def merged(self) -> list[tuple[Embeddings, LayerMoments]]:
-        """A quarter, a half and all of the samples, with their moments."""
+        """A quarter, half and all of the samples, each with its moments."""
         q, state = self._embeddings.shape[1], self._segments[0]
         parts = []
         for (n, rows), segment in zip(self._ends, self._segments, strict=True):
@@ -165,7 +166,7 @@ class _PartMoments:
 
 
 def parts_of(count: int) -> tuple[int, ...]:
-    """A quarter, a half and all of so many samples or views; no part is of fewer than 2."""
+    """A quarter, half and all of a count of samples or views; no part is of fewer than 2."""
     return tuple(sorted({max(2, count // 4), max(2, count // 2), count} - set(range(count + 1, 3))))
 
 
@@ -185,10 +186,10 @@ def views_for(fraction: float, q: int, wanted: float) -> float:
 
 
 def advise(by_samples: Sequence[Point], dim: int, half_widths: Mapping[str, float]) -> str:
-    """One sentence about the first of these that holds.
+    """One sentence of advice, about the first of these conditions that is true.
 
-    View noise cannot be measured; nothing is above it; it is more than half of the LDA trace; the
-    within covariance is poorly determined; a metric still moves with n; n and q are enough.
+    View noise cannot be measured; no eigenvalue is above it; it is more than half of the LDA trace;
+    the within covariance is poorly determined; a metric still changes with n; n and q are enough.
 
     by_samples: points of increasing n, all samples last. dim: d. half_widths: half the width of the
     interval of each metric that has one.
@@ -246,7 +247,7 @@ def _samples(
     by_samples: Sequence[Point], fraction: float | None, half_widths: Mapping[str, float]
 ) -> str:
     whole = by_samples[-1]
-    said = (
+    noise = (
         "" if fraction is None else f"view noise is {100 * fraction:.0f} % of the LDA trace, and "
     )
     views = f" and q = {whole.n_views}" if whole.n_views else ""
@@ -263,7 +264,7 @@ def _samples(
     if not moving:
         largest = max(map(abs, steps.values()), default=0.0)
         return (
-            f"n = {whole.n_samples}{views} suffice: {said}no metric moves by more than "
+            f"n = {whole.n_samples}{views} suffice: {noise}no metric moves by more than "
             f"{100 * max(largest, STEADY):.0f} % from n = {half.n_samples} beyond chance"
         )
     name = max(moving, key=lambda name: abs(moving[name]))
@@ -280,7 +281,7 @@ def _samples(
 
 
 def _steps(half: Values, whole: Values) -> dict[str, float]:
-    """Relative change of each smooth metric with both values; view noise has a rule above."""
+    """The relative change of each smooth metric that has both values, except noise_fraction."""
     return {
         name: (value - before) / abs(value)
         for name, value in whole.items()
@@ -292,6 +293,6 @@ def _steps(half: Values, whole: Values) -> dict[str, float]:
 
 
 def _round(count: float) -> int:
-    """Up to a number that a person would give: two digits, whole tens above 20."""
+    """A count rounded up: to a multiple of ten above 20, and to two digits above 100."""
     step = 10 ** max(0, math.floor(math.log10(count)) - 1) if count > 100 else 10
     return math.ceil(count) if count <= 20 else math.ceil(count / step) * step

@@ -1,8 +1,8 @@
 """A score in a small file: values, spectra and influences, without the embeddings.
 
-A safetensors file named by what it was computed from: tensors `spectrum/NAME` [k] and
-`influence/METRIC` [n], the rest as JSON in the header. Influences are those of every metric that
-has them, so that intervals at any level, and ties by any metric, need no embedding.
+A safetensors file whose name has a hash of the plan and the constants: tensors `spectrum/NAME` [k]
+and `influence/METRIC` [n], the other fields as JSON in the header. It has the influences on every
+metric that has any, so that intervals at any level, and ties by any metric, need no embeddings.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ SUFFIX = ".score"
 
 @dataclass(frozen=True)
 class ScoreWithoutIntervals:
-    """A score with influences and without intervals, which another level would change.
+    """A score with influences but without intervals, which depend on the level.
 
-    why_no_influences: why metrics that could have them have none, None where they do.
+    why_no_influences: the reason if influences could not be computed, else None.
     """
 
     score: Score
@@ -44,9 +44,9 @@ class ScoreWithoutIntervals:
 
 
 class SavedScore:
-    """The file of one plan's score at given constants.
+    """The file that stores the score of one plan at the constants of the settings.
 
-    folder, stem: where it is, and how its name begins.
+    folder, stem: the folder of the file, and the beginning of its name.
     """
 
     def __init__(self, folder: Path, stem: str, plan: Plan, settings: MetricSettings) -> None:
@@ -58,7 +58,7 @@ class SavedScore:
         self.path = folder / f"{stem}-{key}{SUFFIX}"
 
     def read(self) -> ScoreWithoutIntervals | None:
-        """The score; None if it is absent, damaged, or of other metrics than there are now."""
+        """The score; None if the file is absent, damaged, or lacks a metric that exists now."""
         try:
             check_regular(self.path, follow=False)
             with safe_open(self.path, "pt") as file:
@@ -78,7 +78,7 @@ class SavedScore:
             return None
 
     def write(self, computed: ScoreWithoutIntervals) -> None:
-        """Save a score, whole or not at all.
+        """Save a score atomically.
 
         Raises FeatureFileError if the file cannot be written.
         """
