@@ -28,11 +28,9 @@ from lidar_cli.scoring.streaming import LayerMoments
 from lidar_cli.settings import MetricSettings
 
 RIDGE_WARNING = 0.05  # ridge share above which LiDAR depends on the embedding's scale
-RIDGE_REFUSAL = 0.99  # ridge share above which Sw is the ridge, and view noise not measured
+RIDGE_REFUSAL = 0.99  # ridge share above which Sw has no view noise that could be measured
 COLLAPSED = 0.1  # normalized_std below which rows are nearly parallel: cosines above 0.99
-FIT_MARGIN = (
-    2  # times the last rank of the power law: below it the fit runs into the end of the spectrum
-)
+FIT_MARGIN = 2  # eigenvalues over the last rank of alpha-ReQ's fit, below which a warning follows
 MUCH_NOISE = 0.5  # share of the LDA trace above which LiDAR mostly counts view noise
 DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly determined
 BLOCK_NUMBERS = 2**20  # numbers in the float64 copy of samples that are read again, 8 MB
@@ -54,7 +52,7 @@ class Point:
     """Metrics of the first n_samples of a file, with the first n_views of each sample.
 
     n_rows: the number of rows that RankMe and alpha-ReQ read.
-    values: without the metrics that this part does not change; None if one cannot be computed.
+    values: of metrics that this part changes; None for one that cannot be computed.
     """
 
     n_samples: int
