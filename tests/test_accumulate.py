@@ -6,10 +6,10 @@ from lidar_cli.core import accumulate as products
 from lidar_cli.core.accumulate import (
     CPU_NUMBERS,
     HELD_NUMBERS,
-    LANE_NUMBERS,
-    LANES,
-    LEAST_LANE_ROWS,
+    LEAST_PARTIAL_ROWS,
     LEAST_STRIP,
+    PARTIAL_NUMBERS,
+    PARTIAL_SUMS,
     STRIPS,
     Scatter,
     add_products,
@@ -93,8 +93,10 @@ def test_what_is_not_wanted_stays_empty_and_the_rest_is_the_same():
     assert (sphere.class_means.n, sphere.within.numel()) == (0, 0)
 
 
-@pytest.mark.parametrize("count", [1, LEAST_LANE_ROWS, LANES * LEAST_LANE_ROWS + 1, 5000])
-@pytest.mark.parametrize("d", [3, int(LANE_NUMBERS**0.5), int(LANE_NUMBERS**0.5) + 1])
+@pytest.mark.parametrize(
+    "count", [1, LEAST_PARTIAL_ROWS, PARTIAL_SUMS * LEAST_PARTIAL_ROWS + 1, 5000]
+)
+@pytest.mark.parametrize("d", [3, int(PARTIAL_NUMBERS**0.5), int(PARTIAL_NUMBERS**0.5) + 1])
 def test_a_scatter_of_rows_that_come_in_blocks_is_their_product(count, d):
     rows, more = torch.randn(count, d, dtype=torch.float64), torch.randn(7, d, dtype=torch.float64)
     scatter = Scatter(d, CPU)
@@ -158,10 +160,10 @@ def test_no_bit_of_the_moments_depends_on_the_number_of_threads(with_threads, n,
             assert torch.equal(found, alone[name]), name
 
 
-def test_bits_depend_on_pieces_and_lanes_so_that_the_comparison_can_fail(monkeypatch):
+def test_bits_depend_on_pieces_and_partial_sums_so_that_the_comparison_can_fail(monkeypatch):
     before = state(4500, 10, 64)
     monkeypatch.setattr(pieces, "CPU_NUMBERS", 2**14)
-    monkeypatch.setattr(products, "LANES", 3)
+    monkeypatch.setattr(products, "PARTIAL_SUMS", 3)
     after = state(4500, 10, 64)
     for name in ("within", "between", "sphere squares"):
         assert not torch.equal(before[name], after[name]), name

@@ -28,7 +28,7 @@ from lidar_cli.scoring.convergence import (
 from lidar_cli.scoring.run import open_embeddings, score_file
 from lidar_cli.settings import ScoreSettings
 
-OF_ROWS = {name for name, metric in METRICS.items() if metric.of_rows}
+READ_FROM_ROWS = {name for name, metric in METRICS.items() if metric.reads_rows}
 
 
 def draw(n: int, q: int, d: int, signal: float = 1.0) -> Tensor:
@@ -86,7 +86,7 @@ def test_each_part_is_what_the_same_part_alone_gives(
         rows = None if clean is None else clean[: len(clean) * n // 120]
         told = alone(stored(tmp_path / f"part{at}", its_views, rows), normalize=normalize)
         fewer_views = part.n_views < 9
-        assert set(part.values) == (set(METRICS) - OF_ROWS if fewer_views else set(METRICS))
+        assert set(part.values) == (set(METRICS) - READ_FROM_ROWS if fewer_views else set(METRICS))
         assert part.n_rows == told.rankme_rows
         for name, value in part.values.items():
             assert same(value, told.value(name)), name

@@ -408,7 +408,7 @@ import torch
 import lidar_cli.scoring.run, lidar_cli.report.scores
 from lidar_cli.__main__ import main
 from lidar_cli.scoring import influences
-from lidar_cli.scoring.streaming import Gathered
+from lidar_cli.scoring.streaming import LayerMoments
 
 score_file, reading = lidar_cli.scoring.run.score_file, None
 
@@ -428,10 +428,10 @@ def short(owner, name, file, counts=lambda *arguments, **more: True):
 lidar_cli.scoring.run.score_file = score_and_signal
 if os.environ["RANK"] == "1":  # asks for more than any machine has in one step of each file's work
     short(lidar_cli.scoring.run, "compute_score", "sheet")
-    short(Gathered, "merge", "merge", lambda whole, part: whole.rows.n)
+    short(LayerMoments, "merge", "merge", lambda whole, part: whole.rows.n)
     short(influences, "_second_pass", "again")
     meets = torch.distributed
-    short(meets, "broadcast_object_list", "exchange", lambda box: isinstance(box[0], Gathered))
+    short(meets, "broadcast_object_list", "exchange", lambda box: isinstance(box[0], LayerMoments))
 sys.argv = ["lidar", *sys.argv[1:]]
 main()
 """

@@ -20,7 +20,7 @@ from lidar_cli.errors import InputError
 from lidar_cli.features.reader import read_hdf5
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
-from lidar_cli.scoring.intervals import FEW_CARRY, Grouping, confidence, summed
+from lidar_cli.scoring.intervals import FEW_CARRY, Grouping, confidence, sum_by_group
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ScoreSettings
 
@@ -69,8 +69,8 @@ def scored(path: Path, **settings: Any) -> Any:
 def test_influences_are_summed_within_a_group() -> None:
     """Sums 3 and -3 of 2 groups of 4 samples: v = 3 * 2 / 4."""
     u = torch.tensor([1.0, 2, 3, -6], dtype=torch.float64)
-    assert summed(u, torch.tensor([7, 7, 2, 2])).tolist() == [-1.5, 1.5]
-    assert summed(u, torch.arange(4)).tolist() == u.tolist()
+    assert sum_by_group(u, torch.tensor([7, 7, 2, 2])).tolist() == [-1.5, 1.5]
+    assert sum_by_group(u, torch.arange(4)).tolist() == u.tolist()
 
 
 def test_the_error_of_a_mean_is_that_over_its_groups(features: Path, table: Path) -> None:

@@ -45,7 +45,7 @@ def influences(z: Tensor, name: str) -> Tensor:
     metric = METRICS[name]
     if metric.influence is not None:
         return metric.influence(z, Moments.of(z).sphere)
-    if metric.of_lda:
+    if metric.reads_lda:
         return lda(z, name).influences(z)[:, 0]
     if metric.reads == "augmented":
         augmented = influence.augmented_influence(Moments.of(z), [name], EPSILON)
@@ -93,7 +93,9 @@ def test_the_second_order_is_needed(embeddings: Tensor) -> None:
     exact = 59 * np.std(without)
     whole = lda(z, "noise_fraction")
     first = [
-        influence.Part(part.energy, part.slope, torch.zeros_like(part.bend), part.count)
+        influence.Expansion(
+            part.energy, part.first_order, torch.zeros_like(part.second_order), part.count
+        )
         for part in (whole.of_means, whole.of_residuals)
         if part is not None
     ]
@@ -128,8 +130,10 @@ def test_the_second_order_of_one_vector_is_the_sum_over_pairs() -> None:
                 difference = float(g[k] - g[other]) * gap / held
                 total += 0.5 * difference * t**2 * float(spectrum[k] * spectrum[other])
     kernel = influence._kernel(spectrum, n)
-    bend = influence._bend(kernel, g[:, None], spectrum)
-    found = influence.Part(spectrum, g[:, None], bend, n).influences(t * spectrum[None])
+    second_order = influence._second_order(kernel, g[:, None], spectrum)
+    found = influence.Expansion(spectrum, g[:, None], second_order, n).influences(
+        t * spectrum[None]
+    )
     assert float(found) == pytest.approx(float(t * (g * spectrum).sum()) - total / n, rel=1e-12)
 
 
@@ -229,7 +233,7 @@ def test_the_corrected_readings_go_through_the_floor() -> None:
     spectrum = torch.tensor([6.0, 3.0, 0.26, 0.25, 0.24, 0.2], dtype=torch.float64)
     signal = noise.corrected_spectrum(spectrum, n, q)
     h = noise.inverse_bias(n, q, 6)
-    found = influence.slopes(["pillai"], Spectrum(spectrum, n, q, EPSILON))[:, 0]
+    found = influence.gradients(["pillai"], Spectrum(spectrum, n, q, EPSILON))[:, 0]
     raw = [h / (1 + float(c)) ** 2 if c > 0 else 0.0 for c in signal]
     assert [float(c) > 0 for c in signal] == [True, True, True, False, False, False]
     mean = sum(raw[2:]) / 4
@@ -240,4 +244,4 @@ def test_the_corrected_readings_go_through_the_floor() -> None:
 def test_a_gradient_refuses_what_its_metric_refuses() -> None:
     flat = torch.full((6,), 0.25, dtype=torch.float64)
     with raises(DegenerateFeatures, "nothing-above-noise"):
-        influence.slopes(["pillai"], Spectrum(flat, 200, 4, EPSILON))
+        influence.gradients(["pillai"], Spectrum(flat, 200, 4, EPSILON))

@@ -20,7 +20,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.scoring.compute import Score
-from lidar_cli.scoring.intervals import confidence, degrees, quantile, ties, without_interval
+from lidar_cli.scoring.intervals import confidence, degrees, quantile, reasons_for_no_interval, ties
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ScoreSettings
 
@@ -43,7 +43,7 @@ def scored(path: Path, **settings: Any) -> Score:
     return found
 
 
-ROWS = [name for name, one in METRICS.items() if one.of_rows]
+ROWS = [name for name, one in METRICS.items() if one.reads_rows]
 
 
 def of_rows(path: Path) -> dict[str, tuple[float, ...]]:
@@ -196,7 +196,7 @@ def test_a_metric_with_a_target_ties_across_it() -> None:
 
 def test_what_gets_no_interval() -> None:
     values = {"lidar": 3.0, "n_above_noise": 2, "pillai": None, "rankme": 4.0}
-    found = without_interval(values, {"pillai": "nothing above view noise"}, 12, 13, 6)
+    found = reasons_for_no_interval(values, {"pillai": "nothing above view noise"}, 12, 13, 6)
     assert found == {
         "lidar": "n = 12 is not above 2 d = 12: too few samples for an interval",
         "n_above_noise": "a count has no derivative, and so no interval",

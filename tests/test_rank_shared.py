@@ -306,10 +306,10 @@ def test_embeddings_that_do_not_fit_have_no_second_pass(runs: Path, images: Path
         sink.write(range(8, CLEAN), {"projector": rows[0][8:]}, {"projector": rows[1][8:]})
         assert sink.done.all()
         assert (sink.embeddings.once is None) == fits
-        assert sink.gathered.views is not None
-        assert (sink.gathered.views.n, sink.gathered.rows.n) == (N, CLEAN)
+        assert sink.moments.views is not None
+        assert (sink.moments.views.n, sink.moments.rows.n) == (N, CLEAN)
         mean = rows[0].double().mean(dim=(0, 1))
-        assert torch.allclose(sink.gathered.views.class_means.mean, mean, rtol=0, atol=1e-12)
+        assert torch.allclose(sink.moments.views.class_means.mean, mean, rtol=0, atol=1e-12)
         if fits:
             (chunk,) = (c for c in sink.embeddings.chunks(10**9) if c.views is not None)
             assert chunk.views is not None
@@ -330,10 +330,10 @@ def test_without_store_numbers_are_of_the_storages_type(
     rows = torch.randn(N, Q, PROJECTED), torch.randn(CLEAN, PROJECTED)
     sink.write(range(CLEAN), {"projector": rows[0]}, {"projector": rows[1]})
     dtype = getattr(torch, storage)
-    assert sink.gathered.views is not None
-    assert sink.gathered.views.unit_roundoff == torch.finfo(dtype).eps
+    assert sink.moments.views is not None
+    assert sink.moments.views.unit_roundoff == torch.finfo(dtype).eps
     mean = rows[0].to(dtype).double().mean(dim=(0, 1))
-    assert torch.allclose(sink.gathered.views.class_means.mean, mean, rtol=0, atol=1e-12)
+    assert torch.allclose(sink.moments.views.class_means.mean, mean, rtol=0, atol=1e-12)
     assert sink.embeddings.views is not None
     assert torch.equal(sink.embeddings.views.read(0, N), rows[0].to(dtype))
 

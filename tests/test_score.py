@@ -26,7 +26,7 @@ from lidar_cli.settings import ScoreSettings
 CONSTANT = "every eigenvalue is 0: the embedding is constant or collapsed"
 NO_SPREAD = "the covariance is 0: the embedding is constant or collapsed"
 NO_CORRECTION = "nothing above view noise: no eigenvalue clears the noise edge"
-LDA = {name for name, metric in METRICS.items() if metric.of_lda}
+LDA = {name for name, metric in METRICS.items() if metric.reads_lda}
 CORRECTED = {"lidar_corrected", "pillai", "information", "reliable_rank"}
 COVARIANCE = {name for name, metric in METRICS.items() if metric.reads == "covariance"}
 VIEWS = {name for name, metric in METRICS.items() if metric.reads in ("augmented", "sphere")}

@@ -1,4 +1,4 @@
-"""The three metrics on tensors in memory; the equations are in `spectra` and `metrics`."""
+"""LiDAR, RankMe and alpha-ReQ of tensors in memory; `spectra` and `metrics` compute them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Moments", "alpha_req", "lidar", "rankme"]
 def lidar(
     embeddings: Tensor, *, delta: float = _DEFAULT.delta, epsilon: float = _DEFAULT.epsilon
 ) -> float:
-    """LiDAR: the effective rank of what separates samples, measured by the spread of their views.
+    """LiDAR: the effective rank of the between-sample covariance, whitened by that of views.
 
         m_i = mean_j z_ij,  m = mean_i m_i
         Sb = sum_i (m_i - m)(m_i - m)^T / (n - 1)                                   [d, d]
@@ -25,8 +25,8 @@ def lidar(
         LiDAR = exp(- sum_k p_k log p_k)
 
     Args:
-        embeddings: z [n, q, d], q views of each of n samples, of any float type; before any
-            normalisation that a loss applies.
+        embeddings: z [n, q, d], q views of each of n samples, of any float type, taken before any
+            normalisation inside the loss.
         delta: ridge on the within covariance, in squared embedding units. At 0 any invertible
             linear map of the embeddings leaves LiDAR unchanged.
         epsilon: entropy guard, added to each share of the spectrum.
@@ -36,9 +36,9 @@ def lidar(
         comparable.
 
     Raises:
-        ValueError: if `embeddings` has not three axes.
+        ValueError: if `embeddings` does not have three axes.
         DegenerateFeatures: if n < 2, q < 2, the embedding is constant, or delta is 0 and the within
-            covariance singular.
+            covariance is singular.
 
     Example:
         Centres and views on signed axes make Sb = diag(4, 2, 1, 1) and Sw the identity.
@@ -65,14 +65,15 @@ def rankme(embeddings: Tensor, *, epsilon: float = _DEFAULT.epsilon) -> float:
         p = sigma / sum(sigma) + epsilon,  RankMe = exp(- sum_k p_k log p_k)
 
     Args:
-        embeddings: Z [N, d], one row a sample, of any float type; best of un-augmented images.
+        embeddings: Z [N, d], one row a sample, of any float type; preferably of un-augmented
+            images.
         epsilon: entropy guard, added to each share of the singular values.
 
     Returns:
         A number from 1 to min(N, d), up to epsilon. Values at unequal N or d are not comparable.
 
     Raises:
-        ValueError: if `embeddings` has not two axes.
+        ValueError: if `embeddings` does not have two axes.
         DegenerateFeatures: if all rows are 0.
 
     Example:
@@ -102,11 +103,12 @@ def alpha_req(
         ranks: first and last eigenvalue of the fit, counted from 1.
 
     Returns:
-        A named tuple (alpha, r2). alpha is best near 1: it has a target, not a direction.
+        A named tuple (alpha, r2). The best alpha is 1; larger and smaller values are worse.
 
     Raises:
-        ValueError: if `embeddings` has not two axes, or `ranks` are no range.
-        DegenerateFeatures: if d or N - 1 is less than the last rank, or its eigenvalue is rounding.
+        ValueError: if `embeddings` does not have two axes, or `ranks` is not a range.
+        DegenerateFeatures: if d or N - 1 is less than the last rank, or the eigenvalue of that rank
+            is a rounding error.
 
     Example:
         >>> import torch

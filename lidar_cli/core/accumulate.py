@@ -1,6 +1,6 @@
-"""Sums of products over many rows: which shapes, how many at a time, and in which threads.
+"""The class `Scatter`, a sum of outer products over many rows, and the threads that compute it.
 
-`Scatter` is the one class of it. Whatever the number of threads, each bit of a sum is the same.
+The result is the same bit for bit with any number of threads.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from torch import Tensor
 T = TypeVar("T")
 R = TypeVar("R")
 
-HELD_NUMBERS = 2**21  # of rows held for one product, 16 MB; but for the product's sake at least
-LEAST_HELD_ROWS = 1024
-STRIPS = 4  # more leave out more of the product, in shapes that a processor multiplies slower
+HELD_NUMBERS = 2**21  # of the rows held for one product, 16 MB
+LEAST_HELD_ROWS = 1024  # the fewest rows held, whatever d: a product of fewer is slow
+STRIPS = 4  # with more strips fewer entries are computed twice, but each product is slower
 LEAST_STRIP = 64
-# On a CPU a small scatter is summed in lanes, each by one thread from its own share of the rows:
-# torch's threads gain little from a product that small, and lose where a core is taken. How many
-# there are does not depend on the threads, and so neither does any bit of the sum.
-LANES = 8
-LANE_NUMBERS = 2**18  # of the largest such scatter, 2 MB
-LEAST_LANE_ROWS = 256
-# Numbers of a piece, on which all elementwise work is done in float64. On a CPU it stays in the
-# cache of a core. A GPU wants more to do at a time.
+# On a CPU a small scatter is the sum of several partial sums, each computed by one thread from its
+# share of the rows: torch's threads gain little within a product that small, and lose time when
+# another process occupies a core. The number of partial sums does not depend on the number of
+# threads, so the result is the same bit for bit.
+PARTIAL_SUMS = 8
+PARTIAL_NUMBERS = 2**18  # entries of the largest such scatter, 2 MB
+LEAST_PARTIAL_ROWS = 256
+# Numbers in one piece: all elementwise work on a piece is done at once, in float64. On a CPU a
+# piece fits into the cache of a core; a GPU needs larger pieces to be busy.
 CPU_NUMBERS = 2**17
 GPU_NUMBERS = 2**21
 
@@ -38,33 +39,34 @@ class Scatter:
     """The sum of row row^T over rows [d] that arrive in blocks, [d, d]."""
 
     def __init__(self, dim: int, device: torch.device) -> None:
-        lanes = LANES if device.type == "cpu" and dim**2 <= LANE_NUMBERS else 1
-        self._lanes = torch.zeros(lanes, dim, dim, dtype=torch.float64, device=device)
-        self._held = self._lanes.new_empty(0, dim)  # room for rows whose product is still due
+        count = PARTIAL_SUMS if device.type == "cpu" and dim**2 <= PARTIAL_NUMBERS else 1
+        self._sums = torch.zeros(count, dim, dim, dtype=torch.float64, device=device)
+        self._held = self._sums.new_empty(0, dim)  # buffer of rows not multiplied yet
         self._n_held = 0
 
     def add(self, rows: Tensor) -> None:
         """Add rows [c, d]."""
-        count = len(self._lanes)
+        count = len(self._sums)
         if count == 1:
-            add_products(self._lanes[0], rows)
+            add_products(self._sums[0], rows)
             return
-        shares = torch.split(rows, max(LEAST_LANE_ROWS, -(-len(rows) // count)))
-        map_parallel(lambda lane: add_products(self._lanes[lane], shares[lane]), range(len(shares)))
+        shares = torch.split(rows, max(LEAST_PARTIAL_ROWS, -(-len(rows) // count)))
+        map_parallel(lambda i: add_products(self._sums[i], shares[i]), range(len(shares)))
 
     def add_weighted(self, row: Tensor, weight: float) -> None:
         """Add weight row row^T of one row [d]."""
-        self._lanes[0].addr_(row, row, alpha=weight)
+        self._sums[0].addr_(row, row, alpha=weight)
 
     def add_scatter(self, scatter: Tensor) -> None:
         """Add another sum [d, d]."""
-        self._lanes[0].add_(scatter)
+        self._sums[0].add_(scatter)
 
-    def add_rows_left_by(self, work: Callable[[Tensor], R], block: Tensor) -> list[R]:
-        """Add the rows that some work leaves of a block [c, q, d]; returns its results in order.
+    def transform_and_add(self, work: Callable[[Tensor], R], block: Tensor) -> list[R]:
+        """Change a block [c, q, d] in place, piece by piece, and add the rows that result.
 
-        The work is called with each piece [k, q, d] in float64, which it changes in place. The
-        product follows once many rows are held, or when the sum is asked for.
+        `work` receives a float64 copy of each piece [k, q, d] and changes it; the results that it
+        returns are returned in order. The rows are multiplied once many are held, or when the sum
+        is requested.
         """
         room = self._room(block.shape[0] * block.shape[1]).view(block.shape)
         numbers = block.shape[1] * block.shape[2]
@@ -75,13 +77,13 @@ class Scatter:
     def sum(self) -> Tensor:
         """The sum itself, [d, d]."""
         self._multiply()
-        for lane in self._lanes[1:]:
-            self._lanes[0].add_(lane)
-            lane.zero_()
-        return mirrored(self._lanes[0])
+        for partial in self._sums[1:]:
+            self._sums[0].add_(partial)
+            partial.zero_()
+        return mirrored(self._sums[0])
 
     def _room(self, rows: int) -> Tensor:
-        """Memory [rows, d] for the next rows to hold."""
+        """The part [rows, d] of the buffer for the next rows."""
         if self._n_held + rows > len(self._held):
             self._multiply()
             dim = self._held.shape[1]
@@ -96,7 +98,7 @@ class Scatter:
 
 
 def held_rows(dim: int) -> int:
-    """How many rows [d] make one product."""
+    """The number of rows [d] that are multiplied at once."""
     return max(LEAST_HELD_ROWS, HELD_NUMBERS // dim)
 
 
@@ -113,8 +115,8 @@ def centred(rows: Tensor) -> tuple[Tensor, Tensor]:
 def add_products(scatter: Tensor, rows: Tensor) -> None:
     """Add the sum of row row^T over rows [c, d] to the upper triangle of the scatter [d, d].
 
-    In strips from the diagonal to the right, which leaves out up to 3/8 of the product; entries
-    below the diagonal are not valid until `mirrored`.
+    Each strip of rows is computed from the diagonal to the right, which saves up to 3/8 of the
+    product. Entries below the diagonal are invalid until `mirrored` is called.
     """
     d = len(scatter)
     width = max(LEAST_STRIP, -(-d // STRIPS))
@@ -134,9 +136,10 @@ def mirrored(scatter: Tensor) -> Tensor:
 def map_pieces(
     work: Callable[[slice], R], count: int, numbers: int, device: torch.device
 ) -> list[R]:
-    """The results of the work for each piece of `count` samples of so many numbers, in order.
+    """The results of `work` for consecutive slices of `count` samples, in order.
 
-    On a CPU several threads work on one piece each; the pieces are the same however many there are.
+    numbers: in one sample; determines how many samples a slice has.
+    On a CPU several threads work on one slice each; the slices do not depend on how many threads.
     """
     on_cpu = device.type == "cpu"
     most = max(1, (CPU_NUMBERS if on_cpu else GPU_NUMBERS) // max(1, numbers))
@@ -145,9 +148,9 @@ def map_pieces(
 
 
 def map_parallel(work: Callable[[T], R], portions: Iterable[T]) -> list[R]:
-    """The results of the work for each portion, in order, by as many threads as torch uses here.
+    """The results of `work` for each portion, in order, from as many threads as torch uses here.
 
-    Raises the first error of the work.
+    Raises the first error that `work` raises.
     """
     threads = torch.get_num_threads()
     if threads == 1:
@@ -155,7 +158,7 @@ def map_parallel(work: Callable[[T], R], portions: Iterable[T]) -> list[R]:
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def in_modes(portion: T) -> R:
-        # modes belong to a thread
+        # these modes are set for each thread separately
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
             return work(portion)
 
@@ -164,10 +167,10 @@ def map_parallel(work: Callable[[T], R], portions: Iterable[T]) -> list[R]:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads for the life of the process.
+    """Threads that exist until the process ends.
 
-    torch.set_num_threads affects the calling thread and threads created later, so it is called
-    once more when all of these have begun.
+    torch.set_num_threads affects the calling thread and threads created later, so the calling
+    thread sets its number again after all threads of the pool have started.
     """
     pool = ThreadPoolExecutor(threads, "lidar-portions", _use_one_thread)
     begun = threading.Barrier(threads + 1)
@@ -179,10 +182,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):  # not on every system
-    # A forked process has none of the threads of its parent, and would wait for them.
+    # A forked process has none of the threads of its parent; with this pool it would wait forever.
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _use_one_thread() -> None:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # the first call in a thread takes over the number set last in any
+    torch.get_num_threads()  # the first call in a thread applies the number set last in any thread

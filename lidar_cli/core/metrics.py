@@ -1,10 +1,11 @@
-"""The metrics: each a value, its derivative, and one entry of METRICS below.
+"""The equations of the metrics: each has a value, a gradient, and an entry of METRICS below.
 
 To add a metric, add its entry; tables, files, `--metrics`, `--by`, intervals, correlations and
-charts take it from there. Symbols: n samples, q views of each, d dimensions; lambda the LDA
-spectrum [d], lambda^c the same less its noise floor, sigma singular values, e covariance
-eigenvalues, T the metric. Natural logarithms, 0 log 0 = 0. A number that the input does not
-determine raises DegenerateFeatures with the reason; it is never NaN and never a placeholder.
+charts take it from there. `spectra` computes the spectra that the functions get. Symbols: n
+samples, q views of each, d dimensions; lambda the LDA spectrum [d], lambda^c the same less its
+noise floor, sigma singular values, e covariance eigenvalues, T the metric. Logarithms are natural,
+and 0 log 0 = 0. If the input does not determine a metric, its function raises DegenerateFeatures
+with the reason; it never returns NaN or a placeholder.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from lidar_cli.errors import DegenerateFeatures
 
 ALL_ZERO = "every eigenvalue is 0: the embedding is constant or collapsed"
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
-OF_LDA = ("lda", "noise", "edge", "signal")  # all from the eigenvalues of the LDA pair
-OF_ROWS = ("gram", "covariance")  # both from one row a sample
+READ_FROM_LDA = ("lda", "noise", "edge", "signal")  # values of `reads` that need the LDA spectrum
+READ_FROM_ROWS = ("gram", "covariance")  # values of `reads` that need one row a sample
 
 Reads = Literal["lda", "noise", "edge", "signal", "gram", "augmented", "covariance", "sphere"]
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues [d], largest first, and what else a metric of them depends on.
+    """Eigenvalues [d], largest first, and the other numbers that a metric of them depends on.
 
-    n: samples, or rows; q: views of each; epsilon: entropy guard; edge: of view noise, where it
-    was asked for.
+    n: samples, or rows. q: views of each. epsilon: entropy guard. edge: of view noise, for metrics
+    that read "edge" or "signal".
     """
 
     eigenvalues: Tensor
@@ -46,27 +47,28 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: what it reads, which of two values is better, its value and its interval.
+    """A metric: its input, which of two values is better, and the functions that compute it.
 
-    reads: the matrix whose `Spectrum` the functions get, or the moments of unit rows.
+    reads: the input of `value`, `gradient` and `details`: the `Spectrum` of one of these, or else
+    `SphereMoments`.
 
-        lda         Sb against Sw                                             [d]
-        noise       the same, where view noise can be measured
-        edge        the same, with the edge of view noise
-        signal      the same less its noise floor, lambda^c
+        lda         Sb relative to Sw, lambda                                 [d]
+        noise       lambda, if view noise can be measured
+        edge        lambda, with the edge of view noise
+        signal      lambda^c, lambda less its noise floor
         gram        Z^T Z of one row a sample, not centred                    [min(N, d)]
         augmented   Z^T Z of all views, not centred                           [min(n q, d)]
         covariance  centred covariance of one row a sample                    [min(N, d)]
-        sphere      no spectrum but `SphereMoments`
+        sphere      `SphereMoments` of unit rows
 
     definition: one paragraph with the source.
-    gradient: dT / d lambda_k for each eigenvalue that is read, from which follow the influences of
-    samples and the interval.
-    influence: for metrics of the sphere the influences themselves [c], up to a constant, of a block
-    of samples [c, q, d] and the `sphere`. A metric with neither has no interval.
-    companions: fields that follow it in a score, with their values where nothing is computed.
-    details: values of companions that come with the value.
-    interval_from: an interval needs more samples than this many times d.
+    gradient: dT / d lambda_k for each eigenvalue of the spectrum; the influences of samples and the
+    interval follow from it.
+    influence: for a metric of the sphere, the influences [c] of the samples of a block [c, q, d],
+    up to a constant, given also `sphere`. A metric with neither function has no interval.
+    companions: fields that follow the metric in a score, with their values if it is not computed.
+    details: values of companions, from the same input as the value.
+    interval_from: the interval needs more samples than this many times d.
     """
 
     name: str
@@ -95,22 +97,22 @@ class Metric:
 
     @property
     def higher_is_better(self) -> bool | None:
-        """None for a metric with a target."""
+        """True or False by `better`; None for a metric with a target."""
         return {"higher": True, "lower": False}.get(self.better)
 
     @property
-    def of_rows(self) -> bool:
-        """Whether it reads one row a sample, whatever the views."""
-        return self.reads in OF_ROWS
+    def reads_rows(self) -> bool:
+        """Whether it reads one row a sample instead of all views."""
+        return self.reads in READ_FROM_ROWS
 
     @property
-    def of_lda(self) -> bool:
+    def reads_lda(self) -> bool:
         """Whether it reads the eigenvalues of the LDA pair."""
-        return self.reads in OF_LDA
+        return self.reads in READ_FROM_LDA
 
     @property
     def has_interval(self) -> bool:
-        """Whether it is smooth, so that samples have influences on it."""
+        """Whether it can have an interval: it is smooth, so that samples have influences on it."""
         return self.gradient is not None or self.influence is not None
 
 
@@ -130,7 +132,7 @@ def effective_rank(spectrum: Tensor, epsilon: float) -> float:
 
 
 def effective_rank_gradient(spectrum: Tensor, epsilon: float) -> Tensor:
-    """T / S (sum_l (s_l / S) log p_l - log p_k), with S = sum(s), p = s / S + epsilon."""
+    """T / S (sum_l (s_l / S) log p_l - log p_k), with S = sum(s) and p = s / S + epsilon."""
     total = spectrum.sum()
     shares = spectrum / total
     logs = (shares + epsilon).log().where(spectrum > 0, 0.0)
@@ -154,7 +156,7 @@ def rankme_gradient(gram: Tensor, epsilon: float) -> Tensor:
 
 
 def noise_fraction(eigenvalues: Tensor, n: int, q: int) -> float:
-    """Share of the LDA trace that is view noise: d / (q h sum(lambda)); 1 under pure noise.
+    """The share of the LDA trace that is view noise: d / (q h sum(lambda)); 1 for noise alone.
 
     Raises DegenerateFeatures as `inverse_bias`, and if the spectrum is all zero.
     """
@@ -174,7 +176,7 @@ def noise_fraction_gradient(eigenvalues: Tensor, n: int, q: int) -> Tensor:
 def pillai(corrected: Tensor) -> float:
     """sum_k rho_k, rho = lambda^c / (1 + lambda^c): a soft count of identifying dimensions, 0..d.
 
-    Source: Pillai's trace, of the corrected pair.
+    Source: Pillai 1955, the trace, here of the corrected spectrum.
     """
     return float(_reliability(corrected).sum())
 
@@ -187,7 +189,7 @@ def pillai_gradient(corrected: Tensor) -> Tensor:
 def information(corrected: Tensor) -> float:
     """1/2 sum_k log(1 + lambda^c_k): nats about the sample in one view, if both are Gaussian.
 
-    Source: minus half the log of Wilks' Lambda, of the corrected pair.
+    Source: Wilks 1932, minus half the log of his Lambda, here of the corrected spectrum.
     """
     return 0.5 * float(corrected.log1p().sum())
 
@@ -203,13 +205,13 @@ def reliable_rank(corrected: Tensor, epsilon: float) -> float:
 
 
 def reliable_rank_gradient(corrected: Tensor, epsilon: float) -> Tensor:
-    """The effective rank's, of rho, times that of rho_k by lambda^c_k."""
+    """The gradient of the effective rank by rho_k, times d rho_k / d lambda^c_k."""
     slope = effective_rank_gradient(_reliability(corrected), epsilon)
     return slope * pillai_gradient(corrected)
 
 
 class PowerLaw(NamedTuple):
-    """A power law fitted to a spectrum: its exponent and the share of variance it explains."""
+    """A power law fitted to a spectrum: its exponent, and the R2 of the fit."""
 
     alpha: float
     r2: float
@@ -220,12 +222,12 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
 
         log e_k = b - alpha log k,  k = first .. last of `ranks`, weights 1/k
 
-    n_rows: N, the rows that the covariance came from; N - 1 of its eigenvalues carry data.
+    n_rows: N, the rows whose covariance it is; at most N - 1 of its eigenvalues are not 0.
     Source: Agrawal et al., "alpha-ReQ", NeurIPS 2022. Ranks 11 to 100 and weights 1/k are the fit
     of Stringer et al., "High-dimensional geometry of population responses in visual cortex",
     Nature 571, 2019, as alpha-ReQ's authors coded it in their package reptrix (`get_powerlaw`).
-    Raises DegenerateFeatures if d or N - 1 is less than the last rank, or e_last is 0, ValueError
-    if the ranks are no range.
+    Raises DegenerateFeatures if d or N - 1 is less than the last rank, or e_last is 0; ValueError
+    if `ranks` is not a range.
     """
     first, last = ranks
     if not 1 <= first < last:
@@ -247,9 +249,9 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
     x_gap, y_gap = x - (weight * x).sum(), y - (weight * y).sum()
     slope = (weight * x_gap * y_gap).sum() / (weight * x_gap.square()).sum()
     spread = (weight * y_gap.square()).sum()
-    left = (weight * (y_gap - slope * x_gap).square()).sum()
-    # A flat spectrum has no spread to explain, and the fit of it is exact.
-    return PowerLaw(-float(slope), float(1.0 - left / spread) if spread > 0 else 1.0)
+    residual = (weight * (y_gap - slope * x_gap).square()).sum()
+    # A flat spectrum has no spread to explain, and its fit is exact.
+    return PowerLaw(-float(slope), float(1.0 - residual / spread) if spread > 0 else 1.0)
 
 
 def alpha_req_gradient(covariance: Tensor, ranks: tuple[int, int] = FIT_RANKS) -> Tensor:
@@ -265,14 +267,17 @@ def alpha_req_gradient(covariance: Tensor, ranks: tuple[int, int] = FIT_RANKS) -
 
 
 def participation_ratio(covariance: Tensor) -> float:
-    """(sum e)^2 / sum e^2 of the covariance eigenvalues, 1..d. Raises DegenerateFeatures if 0."""
-    shares = _positive(covariance) / covariance[0]  # the squares of e itself could vanish
+    """(sum e)^2 / sum e^2 of the covariance eigenvalues, 1..d.
+
+    Raises DegenerateFeatures if all are 0.
+    """
+    shares = _positive(covariance) / covariance[0]  # the squares of e could underflow
     return float(shares.sum().square() / shares.square().sum())
 
 
 def participation_ratio_gradient(covariance: Tensor) -> Tensor:
     """2 T (1 / sum(e) - e_k / sum(e^2))."""
-    shares = covariance / covariance[0]  # the squares of e itself could vanish
+    shares = covariance / covariance[0]  # the squares of e could underflow
     value = participation_ratio(covariance)
     return 2.0 * value * (1.0 / shares.sum() - shares / shares.square().sum()) / covariance[0]
 
@@ -286,7 +291,7 @@ def stable_rank(covariance: Tensor) -> float:
 
 
 def stable_rank_gradient(covariance: Tensor) -> Tensor:
-    """1 / e_1, and for the first 1 / e_1 - sum(e) / e_1^2."""
+    """1 / e_1 for k > 1, and 1 / e_1 - sum(e) / e_1^2 for k = 1."""
     slope = covariance[0].reciprocal().repeat(len(covariance))
     slope[0] -= stable_rank(covariance) / covariance[0]
     return slope
@@ -303,10 +308,9 @@ def normalized_std(sphere: SphereMoments) -> float:
 
 
 def normalized_std_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
-    """Of samples [c, q, d]: sum_k (u_k - mean_k)^2 / (2 std_k), [c].
+    """sum_k (u_k - mean_k)^2 / (2 std_k sqrt(d)), averaged over the views of each sample, [c].
 
-    Averaged over the views, and over sqrt(d) as the metric is; a dimension without spread is
-    without influence.
+    u: unit rows of the block [c, q, d]. A dimension k with std 0 is left out.
     """
     std = (sphere.squares / sphere.n_rows).sqrt()
     weight = (0.5 / std).where(std > 0, 0.0) / len(std) ** 0.5
@@ -327,7 +331,7 @@ def alignment(sphere: SphereMoments) -> float:
 
 
 def alignment_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
-    """Of samples [c, q, d]: the mean squared distance between the views of each, [c]."""
+    """The mean squared distance between two views of each sample of a block [c, q, d], [c]."""
     unit = unit_rows(block)
     spread = (unit - unit.mean(dim=1, keepdim=True)).square().sum(dim=(1, 2))
     return 2.0 / (block.shape[1] - 1) * spread

@@ -1,16 +1,16 @@
 """Streaming moments of embeddings, in float64: update by chunk, merge, read at the end.
 
-Axes in this file: i of n samples, j of q views, and the d dimensions of one embedding; a chunk is
-[c, q, d], the whole of c samples. Since no sample straddles two chunks, the scatter of views about
-their sample mean (`within`) is a plain sum over chunks; only the scatter of the sample means needs
-a correction when two states meet (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample
-variance", eq. 2.1):
+Axes in this file: i of n samples, j of q views, and the d dimensions of one embedding. A chunk
+[c, q, d] has all views of c samples. Since no sample is split between two chunks, the scatter of
+views about their sample mean (`within`) is a plain sum over chunks. Only the scatter of the sample
+means needs a correction when two states are merged (Chan, Golub, LeVeque 1983, "Algorithms for
+computing the sample variance", eq. 2.1):
 
     mean    = mean_1 + gap n_2 / n,             gap = mean_2 - mean_1,   n = n_1 + n_2
     scatter = scatter_1 + scatter_2 + gap gap^T n_1 n_2 / n
 
-Nothing is ever computed as a sum of squares minus a squared sum: that loses all digits once the
-mean is large compared with the spread. How sums are computed fast is in `accumulate`.
+No scatter is computed as a sum of squares minus a squared sum, which loses all digits if the mean
+is large compared with the spread. `accumulate` computes the sums in several threads.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Device = torch.device | str
 class RowMoments:
     """Count, mean and scatter of rows [d] that arrive in blocks.
 
-    While there are no more than d rows they are stored as they are, since they are then the
-    smaller side: the spectra solve an [n, n] problem instead of a [d, d] one. From row d + 1 on
-    they are folded into the mean [d] and the centred scatter [d, d], many at a time.
+    Up to d rows are stored as they are, because the spectra can then be computed from an [n, n]
+    matrix, smaller than [d, d]. From row d + 1 on the rows are replaced by ("folded into") their
+    mean [d] and centred scatter [d, d], many rows at a time.
     """
 
     def __init__(self, dim: int, device: Device = "cpu") -> None:
@@ -45,7 +45,7 @@ class RowMoments:
 
     @classmethod
     def of_sums(cls, n: int, mean: Tensor, scatter: Tensor) -> RowMoments:
-        """The moments of n rows by their mean [d] and scatter [d, d]."""
+        """The moments of n rows from their mean [d] and scatter [d, d]."""
         rows = cls(len(mean), mean.device)
         if n:
             rows.n = rows._n_folded = n
@@ -103,11 +103,11 @@ class RowMoments:
         return self._fold().sum().trace() if residuals is None else residuals.square().sum()
 
     def rows(self) -> Tensor | None:
-        """All rows [n, d] while n <= d, else None."""
+        """All rows [n, d] if n <= d, else None."""
         return self._rows() if self._scatter is None else None
 
     def centred_rows(self) -> Tensor | None:
-        """All rows less their mean [n, d] while n <= d, else None."""
+        """All rows minus their mean [n, d] if n <= d, else None."""
         return self._rows() - self.mean if self._scatter is None else None
 
     def _rows(self) -> Tensor:
@@ -117,7 +117,7 @@ class RowMoments:
         return self._blocks[0]
 
     def _fold(self) -> Scatter:
-        """Fold the rows that are not yet; returns the scatter of all."""
+        """Fold the stored rows into mean and scatter; returns the scatter of all rows."""
         if self._scatter is None:
             self._scatter = Scatter(self.dim, self.device)
         rows, self._blocks = self._rows(), []
@@ -128,7 +128,7 @@ class RowMoments:
         return self._scatter
 
     def _shift(self, n: int, mean: Tensor) -> None:
-        """Take n rows about their own `mean`, whose scatter was added, to the common mean."""
+        """Correct mean and scatter after the scatter of n rows about their `mean` was added."""
         assert self._scatter is not None
         total = self._n_folded + n
         gap = mean - self._mean
@@ -138,21 +138,22 @@ class RowMoments:
 
 
 class Moments:
-    """All that the metrics need of embeddings z [n, q, d], in O(d^2) memory.
+    """The moments of embeddings z [n, q, d] that the metrics are computed from, in O(d^2) memory.
 
         m_i      = mean_j z_ij                               `class_means`, RowMoments of rows [d]
         within   = sum_ij (z_ij - m_i)(z_ij - m_i)^T         [d, d]
         r_i      = sum_j |z_ij - m_i|^2                      `energies`, RowMoments of rows [1]
         z / |z|  spread and agreement on the unit sphere     `sphere`, SphereMoments
 
-    `merge` is associative and commutative to rounding, so chunks, files and machines combine alike.
+    `merge` is associative and commutative to rounding: the moments of chunks, of files or of
+    machines can be merged in any order.
 
     Args:
         n_views: q, the same for every sample.
         dim: d.
         device: where the sums are held; chunks are moved there.
-        scatters: whether `class_means`, `within` and `energies` are wanted; else they stay empty.
-        sphere: whether `sphere` is wanted; else it stays empty.
+        scatters: whether to compute `class_means`, `within` and `energies`; if not, they are empty.
+        sphere: whether to compute `sphere`; if not, it is empty.
 
     Example:
         Two samples of two views on one axis: means 2 and 6, each view 1 from its mean.
@@ -187,7 +188,7 @@ class Moments:
         self.n = 0  # samples seen
         self.class_means = RowMoments(dim, device)
         self.energies = RowMoments(1, device)
-        self.unit_roundoff = torch.finfo(torch.float64).eps  # of the numbers that were added
+        self.unit_roundoff = torch.finfo(torch.float64).eps  # of the coarsest type that was added
         self.sphere = SphereMoments(dim, self.device)
         self._wants_scatters, self._wants_sphere = scatters, sphere
         self._within = Scatter(dim if scatters else 0, self.device)
@@ -207,7 +208,7 @@ class Moments:
 
     @classmethod
     def of_sums(cls, n_views: int, class_means: RowMoments, within: Tensor) -> Moments:
-        """The moments of samples by those of their means and `within` [d, d]; no sphere."""
+        """The moments of samples from those of their means and from `within` [d, d]; no sphere."""
         moments = cls(n_views, class_means.dim, class_means.device, sphere=False)
         moments.n = class_means.n
         moments.class_means = class_means
@@ -236,15 +237,15 @@ class Moments:
                 self._add(block)
 
     def note_type(self, dtype: torch.dtype) -> None:
-        """Record in which type the numbers are stored, if they are added in another."""
+        """Record in which type numbers are stored, before a caller converts them."""
         if dtype.is_floating_point:
             self.unit_roundoff = max(self.unit_roundoff, torch.finfo(dtype).eps)
 
     def _add(self, block: Tensor) -> None:
-        """Add a block [c, q, d] on the device, no more than one product takes."""
+        """Add a block [c, q, d] on the device; c q is at most `held_rows`, or c = 1."""
         sphere: list[SphereSums] = []
         if self._wants_scatters:
-            pieces = self._within.add_rows_left_by(self._centre, block)
+            pieces = self._within.transform_and_add(self._centre, block)
             self.class_means.append(torch.cat([piece.means for piece in pieces]))
             self.energies.append(torch.cat([piece.lengths for piece in pieces]).square_()[:, None])
             sphere = [piece.sphere for piece in pieces if piece.sphere is not None]
@@ -259,7 +260,7 @@ class Moments:
         self.n += len(block)
 
     def _centre(self, piece: Tensor) -> _Piece:
-        """Subtract from the views of samples [c, q, d] their mean, in place."""
+        """Subtract from each view [c, q, d] the mean of its sample, in place; returns the sums."""
         sphere = sphere_sums(piece) if self._wants_sphere else None
         means = piece.sum(dim=1).div_(self.n_views)
         piece.sub_(means[:, None])
@@ -292,7 +293,7 @@ class Moments:
 
 
 class _Piece(NamedTuple):
-    """Of some samples: the mean of the views of each, and the length of their residuals."""
+    """Sums of c samples: the mean of each one's views, and the length of its residuals."""
 
     means: Tensor  # [c, d]
     lengths: Tensor  # [c]
@@ -300,15 +301,17 @@ class _Piece(NamedTuple):
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Rows [..., d] over their length; a zero row stays 0.
+    """Rows [..., d] divided by their length; a zero row remains 0.
 
-    Where a square could overflow or vanish, a row is divided by its largest entry first.
+    A row whose squares could overflow or underflow is divided by its largest entry first.
     """
     numbers = torch.finfo(rows.dtype)
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     least, most = numbers.tiny**0.5 / numbers.eps, numbers.max**0.5
     ordinary = (length > least) & (length < most)
-    if rows.device.type == "cpu" and bool(ordinary.all()):  # a GPU would be waited for
+    if rows.device.type == "cpu" and bool(
+        ordinary.all()
+    ):  # on a GPU this would wait for all queued work
         unit: Tensor = rows * length.reciprocal()
         return unit
     largest = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True)
@@ -318,16 +321,16 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 
 class SphereSums(NamedTuple):
-    """Of unit rows u [c, q, d], whose means over the views of a sample are m [c, d]."""
+    """Sums over unit rows u [c, q, d], with the means m [c, d] over the views of each sample."""
 
     samples: int  # c
     mean: Tensor  # of m, [d]
-    between: Tensor  # squared deviation of m from it, [d]
-    within: Tensor  # squared deviation of u from m, [d]
+    between: Tensor  # sum of squared deviations of m from `mean`, [d]
+    within: Tensor  # sum of squared deviations of u from m, [d]
 
 
 def sphere_sums(rows: Tensor) -> SphereSums:
-    """The sums of rows [c, q, d], projected to the unit sphere."""
+    """The sums over rows [c, q, d] after projection to the unit sphere."""
     unit = unit_rows(rows)
     means = unit.sum(dim=1).div_(rows.shape[1])
     within = unit.sub_(means[:, None]).square_().sum(dim=(0, 1))
@@ -338,8 +341,9 @@ def sphere_sums(rows: Tensor) -> SphereSums:
 class SphereMoments:
     """Spread and agreement of the embeddings projected to the unit sphere.
 
-    Per dimension the mean and squared deviation of all unit rows [d], and over samples the sum of
-    the mean squared distance between two of its views. A zero row stays at the origin.
+    mean, squares: of all unit rows the mean, and the sum of squared deviations from it, [d].
+    distances: the mean squared distance between two views of a sample, summed over samples.
+    A zero row is counted as a vector 0.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -349,23 +353,19 @@ class SphereMoments:
         self.squares = torch.zeros_like(self.mean)
         self.distances = torch.zeros((), dtype=torch.float64, device=device)
 
-    def update(self, chunk: Tensor) -> None:
-        """Add a chunk [c, q, d] in float64."""
-        self.add(chunk.shape[1], [sphere_sums(chunk)])
-
     def add(self, views: int, pieces: Sequence[SphereSums]) -> None:
-        """Add pieces of q views per sample by their sums."""
+        """Add the sums of several pieces, whose samples have `views` views each."""
         counts = self.mean.new_tensor([[piece.samples] for piece in pieces])
         means = torch.stack([piece.mean for piece in pieces])
         between = torch.stack([piece.between for piece in pieces])
         spread = torch.stack([piece.within for piece in pieces]).sum(dim=0)
         samples = sum(piece.samples for piece in pieces)
         mean = (counts * means).sum(dim=0) / samples
-        apart = between.sum(dim=0) + (counts * (means - mean).square()).sum(dim=0)
+        squares = between.sum(dim=0) + (counts * (means - mean).square()).sum(dim=0)
         if views > 1:
-            # The mean over pairs of |u_j - u_k|^2 is 2/(q-1) times the sum of |u_j - u_mean|^2.
+            # Over pairs of views, |u_j - u_k|^2 has the mean 2/(q - 1) sum_j |u_j - u_mean|^2.
             self.distances += 2.0 / (views - 1) * spread.sum()
-        self._add(samples * views, mean, spread + views * apart)
+        self._add(samples * views, mean, spread + views * squares)
         self.n_samples += samples
 
     @property
@@ -374,7 +374,7 @@ class SphereMoments:
         return self.n_rows // max(1, self.n_samples)
 
     def merge(self, other: SphereMoments) -> SphereMoments:
-        """Both together; neither operand changes."""
+        """The moments of both sets of rows together; neither operand changes."""
         both = SphereMoments(len(self.mean), self.mean.device)
         for part in (self, other):
             if part.n_rows:

@@ -1,13 +1,13 @@
-"""View noise: its share in the LDA spectrum, the edge of what it explains, and its strength.
+"""View noise: its floor in the LDA spectrum, the largest eigenvalue that it explains (its edge).
 
 Symbols: n samples, q views of each, d dimensions; lambda the LDA spectrum [d].
 
-**Noise alike in all samples.** The class mean m_i is a mean of q views and carries 1/q of their
-noise, so that without any signal the eigenvalues spread about 1/q, up to Wachter's edge
-(`noise_edge`). `corrected_spectrum` is the spectrum less that floor.
+**Noise of equal strength in all samples.** The class mean m_i is a mean of q views and has 1/q of
+their noise, so that without any signal the eigenvalues spread about 1/q, up to Wachter's edge
+(`noise_edge`). `corrected_spectrum` is the spectrum less this floor of 1/q.
 
-**Noise of uneven strength** spreads the eigenvalues further, whatever n is, and would count as
-signal. The test for it (`dispersion`): sample i has the residual energy r_i = sum_j |z_ij - m_i|^2.
+**Noise of uneven strength** spreads the eigenvalues further at any n, and would count as signal.
+The test for it (`dispersion`) uses the residual energy of each sample, r_i = sum_j |z_ij - m_i|^2.
 Under Gaussian noise of covariance W in all samples it is a sum of q - 1 squared lengths, so that
 
     E r = (q - 1) tr W,   var r = 2 (q - 1) tr W^2,   kappa_4(r) = 48 (q - 1) tr W^4
@@ -17,20 +17,21 @@ the variance 2/(n - 1) + 12/(n (q - 1)). It is compared with the chi-square over
 freedom f that has this variance, 2/f (Box 1954, "Some theorems on quadratic forms", I), at a
 level of 1 in 1,000 or less.
 
-**The edge of uneven noise** (`contrast_edge`). A contrast u_i = sum_j c_ij z_ij, with
-sum_j c_ij = 0 and |c_i| = 1, has the law that q^1/2 (m_i - E m_i) has under noise alone, if the
-views of a sample are exchangeable, whatever the law and the strength of sample i. In the pair
+**The edge of uneven noise** (`contrast_edge`). A contrast is u_i = sum_j c_ij z_ij, with
+sum_j c_ij = 0 and |c_i| = 1. If the views of a sample are exchangeable, it has the distribution of
+q^1/2 (m_i - E m_i) under noise alone, for any distribution and strength of the noise of sample i.
+In the pair
 
     Bc = 1/(q (n - 1)) sum_i u_i u_i^T                                              [d, d]
     Wc = 1/(n (q - 2)) sum_i (sum_j (z_ij - m_i)(z_ij - m_i)^T - u_i u_i^T)         [d, d]
 
-the largest eigenvalue is therefore one draw of the largest that noise alone gives, but for q - 2
-degrees of freedom per sample within it in place of q - 1. Wachter's edges at either number, and at
-n and the number of samples that are used, give the factor between the two (simulated with
-log-normal strengths of sd 0 to 1 the mean of both agrees to 3 %, or is on the safe side). Half of
-the c_ij are positive and half negative, as even as q lets them be. With T = sum_i u_i u_i^T
-whitened by all residuals, both are functions of T: an eigenvalue t of it gives
-n (q - 2)/(q (n - 1)) t/(1 - t).
+the largest eigenvalue is therefore one draw of the largest that noise alone gives, except that a
+sample has q - 2 degrees of freedom within it instead of q - 1. The factor between the two is the
+ratio of Wachter's edges at these degrees of freedom, and at n and at the number of samples used
+(simulated with log-normal strengths of sd 0 to 1, the mean of both agrees to 3 %, or errs on the
+safe side). Half of the c_ij are positive and half negative, or as nearly as q allows. With
+T = sum_i u_i u_i^T whitened by all residuals, Bc and Wc are both functions of T: an eigenvalue t of
+T gives n (q - 2)/(q (n - 1)) t/(1 - t).
 """
 
 from __future__ import annotations
@@ -46,14 +47,16 @@ from torch import Tensor
 from lidar_cli.core.moments import Moments
 from lidar_cli.errors import DegenerateFeatures
 
-EDGE_MARGIN = 1.1  # finite samples blur Wachter's edge; at usual sizes noise stays below 1.1 of it
+EDGE_MARGIN = 1.1  # Wachter's edge is a limit; at usual sizes noise stays below 1.1 times it
 TRACY_WIDOM_99 = 2.0234  # 99 % point of the Tracy-Widom law of real matrices (beta = 1)
 NORMAL_999 = 3.0902  # 99.9 % point of the normal law
-CONTRASTS = 32  # drawn for a sample; the largest eigenvalue of all of them is the edge
-MOST_SAMPLES = 2000  # that the contrasts are formed of
-MOST_NUMBERS = 2**26  # of their embeddings, which are read again for every few contrasts
-LEAST_DEGREES = 4  # n (q - 1) over d: below it the within covariance of a contrast is too poor
-KRYLOV = 32  # dimensions of the space in which the largest eigenvalue is looked for
+CONTRASTS = 32  # drawn for each sample; the largest eigenvalue over all draws gives the edge
+MOST_SAMPLES = 2000  # used for contrasts
+MOST_NUMBERS = (
+    2**26
+)  # in the embeddings of these samples, which are read again for every few contrasts
+LEAST_DEGREES = 4  # n (q - 1) / d, below which Wc is too poorly determined
+KRYLOV = 32  # dimensions of the Krylov space that approximates the largest eigenvalue
 SEED = 0
 
 Blocks = Callable[[], Iterable[Tensor]]  # samples [c, q, d] in float64, the same ones at each call
@@ -88,13 +91,13 @@ def noise_edge(n: int, q: int, d: int) -> float:
 
 
 def wachter_edge(n: int, degrees: int, d: int) -> float:
-    """The edge of the spectrum of an F matrix, of n - 1 degrees of freedom over `degrees`."""
+    """The edge of the spectrum of an F matrix with n - 1 and `degrees` degrees of freedom."""
     c1, c2 = d / (n - 1), d / degrees
     return ((1 + math.sqrt(c1 + c2 - c1 * c2)) / (1 - c2)) ** 2
 
 
 def n_above_noise(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> int:
-    """Directions that view noise alone does not explain: those above 1.1 times the edge.
+    """The number of eigenvalues above 1.1 times the edge, which view noise does not explain.
 
     edge: `noise_edge` if None.
     """
@@ -103,7 +106,7 @@ def n_above_noise(eigenvalues: Tensor, n: int, q: int, edge: float | None = None
 
 
 def largest_of_noise(n: int, q: int, d: int) -> float:
-    """The limit that the largest eigenvalue of Gaussian view noise exceeds in one draw of 100.
+    """The limit that the largest eigenvalue of Gaussian view noise exceeds in 1 draw of 100.
 
         b = n - 1,  w = n (q - 1)                                       degrees of freedom
         sin^2(g/2) = (min(d, b) - 1/2) / (b + w - 1),   sin^2(f/2) = (max(d, b) - 1/2) / (b + w - 1)
@@ -128,13 +131,14 @@ def largest_of_noise(n: int, q: int, d: int) -> float:
 def corrected_spectrum(eigenvalues: Tensor, n: int, q: int, edge: float | None = None) -> Tensor:
     """lambda^c = max(h lambda - 1/q, 0) [d]: the LDA spectrum less its noise floor.
 
-    A class mean of q views still carries 1/q of the view noise, so that every direction keeps an
-    eigenvalue near 1/q. Where the noise is alone, half of its bulk stays above 1/q, so that sums
-    over the spectrum are too large, the more so the fewer the views.
+    A class mean of q views has 1/q of the view noise, so that every direction of noise alone has an
+    eigenvalue near 1/q. About half of these are above 1/q and remain, so that sums over the
+    spectrum are too large, the more so the fewer the views.
+
     edge: as in `n_above_noise`.
-    Raises DegenerateFeatures as `inverse_bias`, and "nothing above view noise" if no eigenvalue
-    clears both the noise edge and `largest_of_noise` at this n: metrics of it would then report
-    noise.
+    Raises DegenerateFeatures as `inverse_bias`, and "nothing above view noise" if no eigenvalue is
+    above 1.1 times the edge and above `largest_of_noise`: metrics of the spectrum would then
+    measure noise.
     """
     d = len(eigenvalues)
     h = inverse_bias(n, q, d)
@@ -153,21 +157,21 @@ def corrected_spectrum(eigenvalues: Tensor, n: int, q: int, edge: float | None =
 
 
 class Dispersion(NamedTuple):
-    """Variance of the residual energies over that of equal Gaussian noise, and its 99.9 % point."""
+    """Variance of the residual energies over that under equal noise, and its 99.9 % point."""
 
     ratio: float
     limit: float
 
     @property
     def is_uneven(self) -> bool:
-        """Whether equal Gaussian noise is refused; False where the numbers overflow."""
+        """Whether the test rejects equal Gaussian noise; False if the numbers overflow."""
         return math.isfinite(self.ratio) and self.ratio > self.limit
 
 
 def dispersion(moments: Moments) -> Dispersion | None:
     """How unevenly view noise is spread over the samples; None if the moments do not determine it.
 
-    tr W^2 is taken from W0 with n (q - 1) degrees of freedom, without the bias of its square:
+    tr W^2 is estimated without bias from W0, which has f = n (q - 1) degrees of freedom:
     (tr W0^2 - (tr W0)^2 / f) f^2 / ((f - 1)(f + 2)).
     """
     n, q, degrees = moments.n, moments.n_views, moments.n * (moments.n_views - 1)
@@ -179,16 +183,16 @@ def dispersion(moments: Moments) -> Dispersion | None:
     if not squares > 0:
         return None
     variance = float(moments.energies.scatter[0, 0]) / (n - 1)
-    half = 1.0 / (n - 1) + 6.0 / degrees  # 1/f
+    half = 1.0 / (n - 1) + 6.0 / degrees  # half the variance: 1/f of the chi-square
     limit = (1.0 - 2.0 / 9.0 * half + NORMAL_999 * math.sqrt(2.0 / 9.0 * half)) ** 3
     return Dispersion(variance / (2.0 * (q - 1) * float(squares)), limit)
 
 
 @dataclass(frozen=True)
 class ViewNoise:
-    """The edge of view noise, by which law, and a remark about it.
+    """The edge of view noise, how it was computed, and a remark about it.
 
-    law: "wachter", or "contrasts" where theirs is the larger.
+    law: "wachter", or "contrasts" if noise is uneven and theirs is the larger edge.
     dispersion: variance of the samples' residual energies over that of equal Gaussian noise.
     """
 
@@ -198,8 +202,8 @@ class ViewNoise:
     remark: str | None = None
 
 
-def find_view_noise(moments: Moments, blocks: Blocks, delta: float, room: int) -> ViewNoise:
-    """The edge from the moments of all views, and if noise is uneven from some samples again.
+def measure_view_noise(moments: Moments, blocks: Blocks, delta: float, room: int) -> ViewNoise:
+    """The edge of view noise: Wachter's from the moments, or if noise is uneven that of contrasts.
 
     blocks, delta, room: as in `contrast_edge`. Raises DegenerateFeatures as `noise_edge`.
     """
@@ -226,7 +230,7 @@ def find_view_noise(moments: Moments, blocks: Blocks, delta: float, room: int) -
 
 
 def contrast_samples(n: int, q: int, d: int) -> Tensor:
-    """Numbers of the samples that contrasts are formed of, ascending: all, or a seeded subset."""
+    """Numbers of the samples used for contrasts, ascending: all, or a subset by a fixed seed."""
     count = max(1, min(n, MOST_SAMPLES, MOST_NUMBERS // max(1, q * d)))
     if count == n:
         return torch.arange(n)
@@ -235,12 +239,14 @@ def contrast_samples(n: int, q: int, d: int) -> Tensor:
 
 
 def contrast_edge(blocks: Blocks, n: int, delta: float, room: int = 2**26) -> float:
-    """The largest eigenvalue that view noise alone explains, of whatever law and strengths.
+    """The largest eigenvalue that view noise explains, for any distribution and strengths of it.
 
-    blocks: the samples of `contrast_samples`; n: all of them. delta: as in `lda_spectrum`.
-    room: bytes that contrasts may take; less room is more calls of `blocks`, not another value.
-    Raises DegenerateFeatures if q < 3, d exceeds a quarter of their degrees of freedom, or their
-    within covariance is singular.
+    blocks: the samples of `contrast_samples`. n: the number of all samples. delta: as in
+    `lda_spectrum`.
+    room: bytes that contrasts may occupy; with fewer, `blocks` is called more often, and the value
+    is the same.
+    Raises DegenerateFeatures if q < 3, or if the within covariance of the samples of `blocks` is
+    singular or has fewer than 4 d degrees of freedom.
     """
     factor, count, q = _within_factor(blocks, delta)
     d = len(factor)
@@ -258,7 +264,7 @@ def contrast_edge(blocks: Blocks, n: int, delta: float, room: int = 2**26) -> fl
 
 
 def _within_factor(blocks: Blocks, delta: float) -> tuple[Tensor, int, int]:
-    """L [d, d] of L L^T = W0 + delta I, the number of samples, and q."""
+    """The Cholesky factor L [d, d] of W0 + delta I, the number of samples, and q."""
     scatter: Tensor | float = 0.0
     count = q = d = 0
     for block in blocks():
@@ -312,7 +318,8 @@ def _contrasts(blocks: Blocks, weights: Tensor, factor: Tensor) -> Tensor:
 def _largest(rows: Tensor) -> float:
     """The largest eigenvalue of rows^T rows, from a Krylov space; exact up to d = KRYLOV.
 
-    Beyond, it falls short by about (log d / 2 KRYLOV)^2 where the spectrum ends in a bulk.
+    For larger d it is too small by about (log d / 2 KRYLOV)^2, relatively, if the largest
+    eigenvalue is not separate from the bulk.
     Source: Lanczos with full reorthogonalisation; Golub and Van Loan 2013, section 10.3.
     """
     d = rows.shape[1]
@@ -320,7 +327,7 @@ def _largest(rows: Tensor) -> float:
     vector = torch.randn(d, dtype=rows.dtype, generator=generator).to(rows.device)
     basis = rows.new_zeros(min(d, KRYLOV), d)
     for at in range(len(basis)):
-        for _ in range(2):  # after one pass rounding has put some of it back
+        for _ in range(2):  # rounding in the first pass leaves a part of the earlier vectors
             vector = vector - basis[:at].T @ (basis[:at] @ vector)
         length = torch.linalg.vector_norm(vector)
         if not length > 0:

@@ -1,12 +1,12 @@
-"""Moments to spectra: which matrix, and its eigenvalues, largest first.
+"""The spectra that the metrics read: eigenvalues of a matrix of the moments, largest first.
 
     lda_spectrum             Sb against Sw, the matrix of LiDAR                 [d]
     gram_spectrum            Z^T Z, not centred: squared singular values of Z   [min(N, d)]
     augmented_gram_spectrum  the same of all n q views                          [min(n q, d)]
     covariance_spectrum      centred covariance                                 [min(N, d)]
 
-Everything is symmetric and in float64. Negative eigenvalues are rounding and become 0. Every
-spectrum raises DegenerateFeatures if the squares of the embedding overflow float64.
+All matrices are symmetric and in float64. Negative eigenvalues are rounding errors and set to 0.
+Every function raises DegenerateFeatures if the squares of the embedding overflow float64.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LdaSpectrum(NamedTuple):
     """Eigenvalues of the LDA pair [d], and how far they can be trusted."""
 
     eigenvalues: Tensor
-    ridge_share: float  # delta tr(Sw^-1) / d: 0 without a ridge, 1 where there is nothing else
+    ridge_share: float  # delta tr(Sw^-1) / d: 0 without a ridge, 1 if Sw is the ridge alone
     singular: bool  # Sw is singular to rounding: some eigenvalues are rounding
 
 
@@ -39,14 +39,14 @@ def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
         Sw = W0 + delta I = L L^T
         eig(Sw^-1/2 Sb Sw^-1/2) = eig(X X^T),  X = L^-1 [m_1 - m ... m_n - m] / sqrt(n - 1)
 
-    The symmetric pair is solved by Cholesky, no root is formed, and of X X^T [d, d] and X^T X
-    [n, n] the smaller is solved. With delta = 0 any invertible linear map of the embeddings leaves
+    The Cholesky factor L replaces the matrix root, and the eigenvalues are those of the smaller of
+    X X^T [d, d] and X^T X [n, n]. With delta = 0 any invertible linear map of the embeddings leaves
     the result unchanged.
 
     delta: ridge, in squared embedding units.
     Source: Thilak et al., "LiDAR", ICLR 2024, section 4; arXiv 2312.04000.
-    Raises DegenerateFeatures if n < 2, q < 2, Sw is not positive definite, or all class means are
-    the same up to the rounding of the views that they are means of.
+    Raises DegenerateFeatures if n < 2, q < 2, Sw is not positive definite, or the class means
+    differ by no more than the rounding of the views.
     """
     n, q, d = moments.n, moments.n_views, moments.dim
     if n < 2:
@@ -85,9 +85,10 @@ def lda_spectrum(moments: Moments, delta: float) -> LdaSpectrum:
 def gram_spectrum(rows: RowMoments) -> Tensor:
     """Squared singular values of the rows Z [N, d], not centred.
 
-    From a Gram matrix, eigenvalues below d eps(float64) times the largest are rounding and are set
-    to 0. That costs about 1e-5 on the effective rank of a rank-one Z, 1e-6 elsewhere, and more
-    only where the mean dwarfs the spread (2e-4 at a million times it).
+    They are eigenvalues of a Gram matrix: those below d eps(float64) times the largest are rounding
+    errors and set to 0. The resulting error of the effective rank is about 1e-5 for a Z of rank
+    one, 1e-6 otherwise, and larger only if the mean is far larger than the spread (2e-4 at a
+    million times).
     """
     stored = rows.rows()
     if stored is not None:
@@ -110,8 +111,9 @@ def augmented_gram_spectrum(moments: Moments) -> Tensor:
 def covariance_spectrum(rows: RowMoments) -> Tensor:
     """Eigenvalues of the centred covariance of the rows, scatter / (N - 1).
 
-    Those below d eps(float64) times the largest eigenvalue of the Gram matrix that they come from
-    are rounding and are set to 0. Raises DegenerateFeatures if N < 2.
+    Those below d eps(float64) times the largest eigenvalue of the scatter matrix are rounding
+    errors and set to 0, as are those that the rounding of equal rows explains (`_rounding`).
+    Raises DegenerateFeatures if N < 2.
     """
     if rows.n < 2:
         raise DegenerateFeatures(f"{rows.n} row: a covariance needs at least 2", code="one-row")
@@ -127,8 +129,8 @@ def _cholesky(within: Tensor, delta: float, degrees: int) -> tuple[Tensor, bool]
     factor, failed = torch.linalg.cholesky_ex(within)
     pivots = factor.diagonal().square()
     d = len(within)
-    # A singular matrix can pass Cholesky on rounding alone. A pivot over its diagonal entry is the
-    # share of that dimension which the earlier ones do not explain, whatever its scale.
+    # Rounding can let a singular matrix pass Cholesky. A pivot divided by its diagonal entry is the
+    # share of that dimension's variance that the earlier dimensions do not explain.
     unexplained = (pivots / within.diagonal()).min()
     singular = bool(failed) or bool(unexplained <= 64 * d * EPS)
     if delta == 0 and (singular or degrees < d):
@@ -148,9 +150,10 @@ def _cholesky(within: Tensor, delta: float, degrees: int) -> tuple[Tensor, bool]
 def _ridge_share(factor: Tensor, delta: float) -> float:
     """delta tr(Sw^-1) / d, with tr(Sw^-1) = E |L^-1 v|^2 over random signs v.
 
-    Exact up to d = 64, where the probes are the unit vectors. The exact trace would cost as much
-    as the whole solve, while 64 probes have a relative standard error of at most 18 %
-    (Hutchinson 1990), enough for a remark at 5 %. The seed is fixed: same input, same number.
+    Exact up to d = 64, where the vectors v are the unit vectors. For larger d the exact trace would
+    take as long as the eigenvalues, while 64 random vectors have a relative standard error of at
+    most 18 % (Hutchinson 1990), enough for a warning at 5 %. The seed is fixed: same input, same
+    number.
     """
     d = len(factor)
     if delta == 0:
@@ -170,7 +173,7 @@ def _uncentred(scatter: Tensor, n: int, mean: Tensor) -> Tensor:
 
 
 def _eigenvalues(symmetric: Tensor) -> Tensor:
-    # No entry of a sum of squares exceeds the root of the product of its two diagonal ones.
+    # If the diagonal of a positive semidefinite matrix is finite, so are all its entries.
     _check_finite(symmetric.diagonal())
     eigenvalues: Tensor = torch.linalg.eigvalsh(symmetric)
     return eigenvalues.flip(0).clamp_min(0.0)
@@ -185,17 +188,18 @@ def _check_finite(numbers: Tensor) -> None:
 
 
 def _rounding(rows: RowMoments) -> float:
-    """The largest trace that rounding gives equal rows: (16 eps)^2 sum of their squared lengths."""
+    """The largest scatter trace that rounding gives equal rows: (16 eps)^2 sum_i |row_i|^2."""
     squares = rows.scatter_trace() + rows.n * rows.mean.square().sum()
     _check_finite(squares)
     return float((16 * EPS) ** 2 * squares)
 
 
 def _rounding_of_views(moments: Moments, within: Tensor) -> float:
-    """The largest trace of class means' scatter that the rounding of views alone explains.
+    """The largest trace of the class means' scatter that the rounding of views alone explains.
 
-    The scale is that of the views, whose mean may cancel: the squares of rows and of residuals / q.
-    Numbers stored in less than float64 are rounded to their own type, by about half a unit each.
+    Views are rounded relative to their own size, which can be far larger than their mean's: the
+    squared lengths of the class means plus those of the residuals / q. Numbers stored in a type
+    coarser than float64 are rounded to it, by about half a unit each.
     """
     coarse = moments.unit_roundoff > EPS
     squares = _rounding(moments.class_means) / (16 * EPS) ** 2 + within.trace() / moments.n_views

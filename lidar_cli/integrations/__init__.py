@@ -1,4 +1,4 @@
-"""Metrics while a model trains: torchmetrics objects, and a callback of Lightning for them.
+"""Metrics during training: torchmetrics objects, and a Lightning callback that logs them.
 
     from lidar_cli.integrations import LiDAR, Pillai, RankMe, AlphaReQ, EmbeddingMetric, LogMetrics
 

@@ -1,4 +1,4 @@
-"""A callback of Lightning that logs metrics of the embeddings of every validation epoch."""
+"""A Lightning callback that logs metrics of the embeddings of every validation epoch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ except ImportError as error:
 class LogMetrics(Callback):
     """Logs metrics of the embeddings of each validation epoch under their names.
 
-    A metric that an epoch does not determine, because the embedding collapsed for example, is
+    A metric that cannot be computed in an epoch, for example because the embedding collapsed, is
     logged as NaN, with a warning that gives the reason. ModelCheckpoint then writes `nan` into the
     file's name and ranks the file below every finite one. EarlyStopping ends the training at the
-    first NaN unless `check_finite=False` makes that epoch one without improvement.
+    first NaN, except with `check_finite=False`, where the epoch counts as one without improvement.
 
     Args:
         metrics: the torchmetrics objects; each is reset when a validation epoch starts.
-        embed: from the module and a batch of the validation loader to embeddings [b, q, d], q views
-            of each of b samples, or [b, d] where every metric reads rows.
+        embed: a function of the module and a batch of the validation loader that returns embeddings
+            [b, q, d], q views of each of b samples, or [b, d] if every metric reads rows.
 
     Example:
         >>> from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -75,12 +75,12 @@ class LogMetrics(Callback):
         self.metrics.update(self.embed(pl_module, batch))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log each metric of all processes together."""
+        """Log each metric, computed over all processes."""
         for name, metric in self.metrics.items():
             try:
                 value = metric.compute()
             except DegenerateFeatures as error:
-                # Without a value of this epoch Lightning would use that of an earlier one.
+                # Without a value for this epoch Lightning would use that of an earlier epoch.
                 value = torch.tensor(math.nan, dtype=torch.float64, device=pl_module.device)
                 rank_zero_warn(f"no {name}: {error}")
             pl_module.log(name, value)

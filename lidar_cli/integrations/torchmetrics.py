@@ -1,6 +1,6 @@
 """The metrics as torchmetrics objects: update by batch, merge over processes, compute at the end.
 
-The state of an object is one matrix of float64, so that processes exchange one tensor of O(d^2):
+The state of an object is one float64 matrix, so that processes exchange one tensor of O(d^2):
 
     row 0             n, in every entry
     row 1             mean of the rows, or of the samples' means
@@ -36,8 +36,8 @@ except ImportError as error:
 _DEFAULT = MetricSettings()
 
 
-def merged(states: Tensor) -> Tensor:
-    """The state of all the data of several states [w, r, d] together, [r, d].
+def merge_states(states: Tensor) -> Tensor:
+    """The state [r, d] of the data of w states [w, r, d] together.
 
         m = sum_w n_w m_w / n,   scatter = sum_w scatter_w + n_w (m_w - m)(m_w - m)^T
 
@@ -52,14 +52,14 @@ def merged(states: Tensor) -> Tensor:
 
 
 class EmbeddingMetric(torchmetrics.Metric):
-    """Any metric of a spectrum, by the name that `lidar score` prints, of embeddings in batches.
+    """Any metric of a spectrum, by its name in `lidar score`, of embeddings that come in batches.
 
-    Its state does not hold how strong the noise of each sample is: the edge of view noise is
-    Wachter's, which takes the noise for alike in all samples. Where it is uneven, `lidar score`
-    uses the edge of contrasts, and may give null for embeddings that have a value here.
+    The edge of view noise is Wachter's, which assumes that noise is equally strong in all samples,
+    since the state does not have the noise of each sample. For uneven noise `lidar score` uses the
+    edge of contrasts, and may give null for embeddings that have a value here.
 
     Args:
-        name: of the metric; all but `normalized_std` and `alignment`, which read the unit sphere.
+        name: of the metric; not `normalized_std` or `alignment`, which read no spectrum.
         dim: d.
         n_views: q, for metrics of views; metrics of rows read one row a sample.
         delta: ridge on the within covariance, in squared embedding units.
@@ -70,7 +70,7 @@ class EmbeddingMetric(torchmetrics.Metric):
         ValueError: if no metric of a spectrum has this name.
 
     Example:
-        Sb is diag(4, 2, 1, 1) and Sw the identity, and 4 / 8 of the LDA trace is the first.
+        Sb is diag(4, 2, 1, 1) and Sw the identity, so that the LDA trace is 8.
 
         >>> import torch
         >>> from lidar_cli.integrations import EmbeddingMetric
@@ -102,27 +102,27 @@ class EmbeddingMetric(torchmetrics.Metric):
         super().__init__(**options)
         if name not in METRICS or METRICS[name].reads == "sphere":
             raise ValueError(f"no metric of a spectrum is called {name!r}")
-        # torchmetrics allows no assignment, since it is a constant of most classes.
+        # Most torchmetrics classes have it as a constant, and torchmetrics forbids to assign it.
         self.__dict__["higher_is_better"] = METRICS[name].higher_is_better
         self.metric_name = name
         self.dim = dim
         self.n_views = n_views
         self.delta = delta
         self.epsilon = epsilon
-        matrices = 1 if METRICS[name].of_rows else 2
+        matrices = 1 if METRICS[name].reads_rows else 2
         empty = torch.zeros(2 + matrices * dim, dim, dtype=torch.float64)
-        self.add_state("moments", default=empty, dist_reduce_fx=merged)
+        self.add_state("moments", default=empty, dist_reduce_fx=merge_states)
 
     def update(self, embeddings: Tensor) -> None:
         """Add embeddings [b, q, d]: whole samples, all their views.
 
-        A metric of rows takes [b, d] too, best of un-augmented images; of [b, q, d] it reads
-        view 0.
+        A metric of rows also takes [b, d], preferably of un-augmented images; of [b, q, d] it
+        reads view 0.
 
         Raises:
-            ValueError: for another q or d.
+            ValueError: if q or d differ from those of the metric.
         """
-        if METRICS[self.metric_name].of_rows:
+        if METRICS[self.metric_name].reads_rows:
             self._add(self._row_moments(embeddings))
             return
         batch = Moments(self.n_views, self.dim, self.moments.device, sphere=False)
@@ -130,19 +130,19 @@ class EmbeddingMetric(torchmetrics.Metric):
         self._add(batch.class_means, batch.within)
 
     def compute(self) -> Tensor:
-        """The metric of all data so far, of all processes where they sync.
+        """The metric of all data so far, of all processes if they are synchronised.
 
         Returns:
-            A scalar in float64; NaN, with a warning, before any update or where an embedding was
-            NaN or Inf.
+            A scalar in float64; NaN, with a warning, before any update or if an embedding was NaN
+            or Inf.
 
         Raises:
-            DegenerateFeatures: if finite data does not determine the metric.
+            DegenerateFeatures: if the metric cannot be computed from data that is finite.
         """
         try:
             value = self._value(self._spectrum()) if self._has_numbers() else math.nan
         except DegenerateFeatures:
-            if self._is_synced:  # torchmetrics unsyncs after a value only
+            if self._is_synced:  # torchmetrics unsyncs only if compute returns
                 self.unsync()
             raise
         return torch.tensor(value, dtype=torch.float64, device=self.moments.device)
@@ -179,11 +179,11 @@ class EmbeddingMetric(torchmetrics.Metric):
         return batch
 
     def _has_numbers(self) -> bool:
-        """Whether the state is of at least one sample and finite; warns otherwise."""
+        """Whether the state is finite and has at least one sample; warns if not."""
         finite = bool(self.moments.isfinite().all())
         if finite and self.moments[0, 0] > 0:
             return True
-        if self.update_called:  # else torchmetrics itself warns
+        if self.update_called:  # before any update torchmetrics itself warns
             why = "no embedding was added" if finite else "an embedding was NaN or Inf"
             rank_zero_warn(f"{type(self).__name__} is NaN: {why}", UserWarning)
         return False
@@ -192,7 +192,7 @@ class EmbeddingMetric(torchmetrics.Metric):
         if rows.n:
             count = torch.full_like(rows.mean, rows.n)
             state = torch.cat([torch.stack([count, rows.mean]), rows.scatter, *within])
-            self.moments = merged(torch.stack([self.moments.to(state), state]))
+            self.moments = merge_states(torch.stack([self.moments.to(state), state]))
 
 
 class LiDAR(EmbeddingMetric):
@@ -240,7 +240,7 @@ class LiDAR(EmbeddingMetric):
 
 
 class Pillai(EmbeddingMetric):
-    """A soft count of the dimensions that identify the sample, less the noise of views; 0 .. d.
+    """A soft count, 0 .. d, of the dimensions that identify the sample, corrected for view noise.
 
         lambda^c = max(h lambda - 1/q, 0),  h = 1 - (d + 1) / (n (q - 1)),
         sum_k lambda^c_k / (1 + lambda^c_k)

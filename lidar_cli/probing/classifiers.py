@@ -1,4 +1,4 @@
-"""Classifiers on frozen embeddings without training (k-NN, ridge), and accuracy for all of them."""
+"""k-NN and ridge classifiers on frozen embeddings, and the accuracy of any classifier."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 from lidar_cli.errors import DegenerateFeatures, InputError
 from lidar_cli.probing.data import Rows
 
-TOP = 5  # classes of the second accuracy
-QUERIES = 1024  # rows that are compared with a chunk at a time
+TOP = 5  # classes that count as a hit for the second accuracy
+QUERIES = 1024  # rows that are compared with a chunk of training rows at a time
 Classifier = Callable[[Tensor], Tensor]  # rows [c, d] -> scores of M classifiers [M, c, C]
 
 
 class Accuracy(NamedTuple):
-    """Shares of rows whose class has the highest score, and one of the five highest."""
+    """The shares of rows whose class has the highest, or one of the five highest scores."""
 
     top1: float
     top5: float | None  # None if there are at most five classes
 
 
 class Scaling(NamedTuple):
-    """Shift and factor [d] that standardise a dimension on the training rows."""
+    """The mean and factor [d] that standardise each dimension on the training rows."""
 
     mean: Tensor
     factor: Tensor
@@ -36,9 +36,9 @@ class Scaling(NamedTuple):
 
 
 def standardise(rows: Rows, device: torch.device) -> Scaling:
-    """mean and 1 / std over the rows, in one pass in float64 that adds moments of chunks.
+    """The mean and 1 / std of each dimension, from one pass over the rows in float64.
 
-    A dimension whose spread does not exceed the rounding of its values is constant and gets the
+    A dimension whose std is within the rounding of its values counts as constant and gets the
     factor 0, since scaling would only amplify the rounding.
     Raises InputError if a row is not finite.
     """
@@ -66,8 +66,9 @@ def _check_finite(values: Tensor) -> None:
 
 
 def measure(classifier: Classifier, rows: Rows, labels: Tensor) -> list[Accuracy]:
-    """Accuracies of M classifiers on labelled rows; labels [n], -1 for a class without scores.
+    """The accuracy of each of M classifiers on labelled rows.
 
+    labels: [n], -1 for a class that the classifier does not have.
     Raises InputError if a row is not finite.
     """
     hits: Tensor | None = None
@@ -78,7 +79,7 @@ def measure(classifier: Classifier, rows: Rows, labels: Tensor) -> list[Accuracy
         n_classes = scores.shape[2]
         top = scores.topk(min(TOP, n_classes), dim=2)
         right = top.indices == labels[start : start + len(chunk), None]
-        right &= top.values > -torch.inf  # a class without a single vote is no guess
+        right &= top.values > -torch.inf  # a class without a vote is not a prediction
         hits_of_chunk = torch.stack([right[..., 0].sum(1), right.any(2).sum(1)])  # [2, M]
         hits = hits_of_chunk if hits is None else hits + hits_of_chunk
         start += len(chunk)
@@ -91,7 +92,7 @@ def measure(classifier: Classifier, rows: Rows, labels: Tensor) -> list[Accuracy
 def nearest_neighbours(
     train: Rows, labels: Tensor, n_classes: int, neighbours: int, temperature: float
 ) -> Classifier:
-    """Votes of the k training rows with the highest cosine similarity.
+    """A k-NN classifier: votes of the k training rows with the highest cosine similarity.
 
         s_i = cos(x, x_i);  score_c = sum over the k largest s_i with label_i = c of exp(s_i / T)
 
@@ -121,7 +122,7 @@ def nearest_neighbours(
             classes = classes.gather(1, at)
             start += len(chunk)
         scores = best.new_zeros(len(queries), n_classes)
-        # Subtracting the largest of each row changes no order and bounds exp.
+        # Subtracting the largest of each row leaves the order as it is and bounds exp.
         scores.scatter_add_(1, classes, ((best - best[:, :1]) / temperature).exp())
         return torch.where(scores > 0, scores, -torch.inf)
 
@@ -129,14 +130,14 @@ def nearest_neighbours(
 
 
 def ridge_regression(train: Rows, labels: Tensor, n_classes: int, ridge: float) -> Classifier:
-    """Least squares from standardised embeddings to indicators of the classes.
+    """A ridge classifier: least squares from standardised embeddings to class indicators.
 
         Y [n, C] = 1 where label_i = c, else 0;  b = mean_i Y_i
         W = (X'^T X' + ridge I)^-1 X'^T (Y - b)                        [d, C]
         scores = x' W + b
 
-    Two passes over the rows and a d x d state in float64, for any n.
-    labels: [n] on the device that computes. ridge: in units of one row of X'.
+    Takes two passes over the rows, and memory for a [d, d] matrix in float64 at any n.
+    labels: [n] on the device that computes. ridge: added to each eigenvalue of X'^T X'.
     Raises DegenerateFeatures if the matrix cannot be inverted.
     """
     scaling = standardise(train, labels.device)

@@ -1,7 +1,7 @@
 """Feature files with labels as training and test rows.
 
-Classes are numbered as they occur in the training rows. Samples of unknown label are left out and
-counted.
+Classes are numbered in the order of the labels in the training rows, without gaps. Samples of
+unknown label are left out and counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lidar_cli.features.blocks import Embeddings
 from lidar_cli.features.reader import read_hdf5, read_labels
 
 TEST_SHARE = 0.2  # of a single file
-HELD_OUT_SHARE = 0.1  # of the training rows, where learning rates are compared
+HELD_OUT_SHARE = 0.1  # of the training rows, for the choice of the learning rate
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Member:
     provenance: dict[str, Any]
     train: Rows
     train_labels: Tensor  # [n] class numbers 0 .. C - 1
-    held_out: Rows | None  # training rows that choose the learning rate and train nothing
+    held_out: Rows | None  # training rows used only to choose the learning rate
     held_out_labels: Tensor
     test: Rows
     test_labels: Tensor  # [m], -1 for a class that no training row has
@@ -45,11 +45,11 @@ class Member:
 def open_members(
     train: Path, test: Path | None, layers: str, seed: int, *, hold_out: bool, device: torch.device
 ) -> list[Member]:
-    """The layers of a pair of files, or of one file that is split by seed.
+    """The layers of a training and a test file, or of one file that is split by seed.
 
-    layers: as in `read_hdf5`. hold_out: hold out a tenth of the training rows. device: of the
-    labels, and so of the probe.
-    Raises InputError if the files have no labels, too few of them, or do not belong together;
+    layers: as in `read_hdf5`. hold_out: whether to hold out a tenth of the training rows. device:
+    of the labels; the probe computes there.
+    Raises InputError if the files have no or too few labels, or differ in checkpoint or settings;
     FeatureFileError if one is not a complete feature file.
     """
     labels = _labels(train)
@@ -124,14 +124,14 @@ def _labels(path: Path) -> Tensor:
 
 
 def _labelled(labels: Tensor) -> Tensor:
-    """Numbers of the samples whose label is not unknown."""
+    """The numbers of the samples whose label is known."""
     return (labels >= 0).nonzero().flatten()
 
 
 def _numbered(labels: Tensor, classes: Tensor) -> Tensor:
     """Indices of the labels among the sorted classes, -1 for a label that is none of them."""
-    place = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
-    return torch.where(classes[place] == labels, place, -1)
+    index = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
+    return torch.where(classes[index] == labels, index, -1)
 
 
 def _check_pair(train: Embeddings, test: Embeddings) -> None:
@@ -166,8 +166,8 @@ def _check_rows(embeddings: Embeddings, labels: Tensor) -> None:
 
 
 CHUNK = 64 * 2**20  # bytes read at a time
-ROWS_A_CHUNK = 8192  # of a tensor in memory; bounds the memory of computing with a chunk
-WIDEST_GAP = 64  # unwanted rows that are read rather than starting another read
+ROWS_A_CHUNK = 8192  # of a tensor in memory; limits the memory that computing on a chunk takes
+WIDEST_GAP = 64  # consecutive unwanted rows that are read too, instead of starting another read
 
 
 @dataclass(frozen=True)
@@ -213,22 +213,22 @@ def rows_of_file(embeddings: Embeddings, index: Tensor) -> Rows:
                 yield chunk.clean[index[first:last] - chunk.start].float()
 
     def gather(at: Tensor) -> Tensor:
-        wanted, place = index[at].sort()
+        wanted, order = index[at].sort()
         out = torch.empty(len(at), embeddings.shape[2])
         begins = 1 + (wanted.diff() > WIDEST_GAP).nonzero().flatten()
-        for run, places in zip(
-            wanted.tensor_split(begins), place.tensor_split(begins), strict=True
+        for run, targets in zip(
+            wanted.tensor_split(begins), order.tensor_split(begins), strict=True
         ):
             first = int(run[0])
             rows = read(first, int(run[-1]) + 1).index_select(0, run - first)
-            out.index_copy_(0, places, rows.float())
+            out.index_copy_(0, targets, rows.float())
         return out
 
     return Rows(len(index), embeddings.shape[2], chunks, gather)
 
 
 def split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """0 .. count - 1 in two parts by seed, each ascending; the second has `share` of them.
+    """A random split by seed of 0 .. count - 1, both parts ascending; the second has `share`.
 
     Neither part is empty if count is at least two.
     """
@@ -238,7 +238,7 @@ def split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _split_index(index: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Sample numbers in two parts as by `split`; a single one is in both."""
+    """A split of sample numbers as by `split`; a single sample is in both parts."""
     if len(index) < 2:
         return index, index
     first, second = split(len(index), share, seed)

@@ -1,7 +1,7 @@
 """The linear probe: softmax classifiers trained with labels on frozen embeddings.
 
-Accuracies are compared with a ranking and never enter one. Many checkpoints are probed together, as
-one batched model whose members share nothing but the order of the rows.
+The accuracies are compared with a ranking and never change it. Many checkpoints are probed together
+as one batched model; its members share only the order of the rows.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lidar_cli.probing.classifiers import Accuracy, Classifier, Scaling, measure
 from lidar_cli.probing.data import Rows, rows_of_tensor
 from lidar_cli.settings import ProbeSettings
 
-WINDOW = 65_536  # rows that are shuffled together, and in memory if the file does not fit
-RUN = 256  # neighbouring rows that are in the same window
+WINDOW = 65_536  # rows that are shuffled together; only these are in memory if not all fit
+RUN = 256  # consecutive rows that are always in the same window
 WORKING_COPIES = 6  # of the weights: the parameter, its copy, two gradients, Adam's two moments
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """F x R linear classifiers of F checkpoints, each at R learning rates."""
+class LinearClassifiers:
+    """Trained linear classifiers of F checkpoints, one for each of R learning rates."""
 
     weight: Tensor  # [F, R, C, d]
     bias: Tensor  # [F, R, C]
@@ -47,7 +47,7 @@ def linear_probe(
     *,
     settings: ProbeSettings | None = None,
 ) -> list[Accuracy]:
-    """Accuracies of K checkpoints from embeddings in memory, at the first learning rate.
+    """Linear-probe accuracies of K checkpoints from embeddings in memory, at the first rate.
 
     train, test: [K, n, d] and [K, m, d], or [n, d] and [m, d] for a single checkpoint (K = 1).
     train_labels, test_labels: [n] and [m], integers 0 .. C - 1.
@@ -95,19 +95,19 @@ def fit(
     *,
     in_memory: bool = True,
     step: Callable[[int], None] = lambda epoch: None,
-) -> Fitted:
-    """F x R softmax classifiers on standardised embeddings, trained together.
+) -> LinearClassifiers:
+    """Softmax classifiers of F checkpoints at R learning rates, trained together.
 
         x' = (x - mean) / std                          of the training rows, each dimension
         p  = softmax(x' W^T + b)                       W [C, d], b [C], zero at the start
         loss = sum_fr mean_i -log p[f, r, i, label_i]  Adam, at the rate of r
 
-    No member appears in another's term of the loss and Adam works element by element, so each
-    result is the same as when trained alone.
+    Each term of the loss depends on one classifier and Adam works element by element, so each
+    result is the same as if the classifier was trained alone.
 
     members: F checkpoints, each with the same n samples. labels: [n] on the device that computes.
-    in_memory: keep all rows on the device, else a window of them; the result is the same.
-    step: called with the number of each epoch, counted from 1, when it is done.
+    in_memory: whether all rows are on the device, or one window; the result is the same.
+    step: called after each epoch with its number, counted from 1.
     Raises InputError if an embedding is not finite.
     """
     device, dim = labels.device, members[0].dim
@@ -127,57 +127,57 @@ def fit(
         for window in row_windows(len(labels), epoch, settings):
             x, at = take(window)
             y = labels[window.to(device)]
-            for places in torch.split(torch.arange(len(window), device=device), settings.minibatch):
+            for batch in torch.split(torch.arange(len(window), device=device), settings.minibatch):
                 # Classes before rows: a softmax along the last, short axis is several times slower.
                 logits = torch.baddbmm(
                     torch.cat(biases, 1)[:, :, None],
                     torch.cat(weights, 1),
-                    x.index_select(1, at[places]).mT,
-                ).view(-1, n_classes, len(places))  # [F R, C, b]
-                target = y[places].expand(len(logits), -1)
+                    x.index_select(1, at[batch]).mT,
+                ).view(-1, n_classes, len(batch))  # [F R, C, b]
+                target = y[batch].expand(len(logits), -1)
                 loss = F.cross_entropy(logits, target, reduction="sum")
                 optimizer.zero_grad()
-                torch.autograd.backward(loss / len(places))
+                torch.autograd.backward(loss / len(batch))
                 optimizer.step()
-            del x  # before the next window is read: one in memory, not two
+            del x  # frees the window before the next is read
         step(epoch + 1)
     weight = torch.stack([w.detach() for w in weights], 1)
-    return Fitted(weight, torch.stack([b.detach() for b in biases], 1), scalings)
+    return LinearClassifiers(weight, torch.stack([b.detach() for b in biases], 1), scalings)
 
 
-# A window of row numbers -> rows [F, w, d], and the index of each of the window's rows in them.
-Take = Callable[[Tensor], tuple[Tensor, Tensor]]
+# From row numbers [w] to rows [F, ., d] of all members, and the index [w] of each number in them.
+ReadWindow = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _from_memory(members: Sequence[Rows], scalings: Sequence[Scaling]) -> Take:
+def _from_memory(members: Sequence[Rows], scalings: Sequence[Scaling]) -> ReadWindow:
     device = scalings[0].mean.device
     rows = torch.empty(len(members), members[0].count, members[0].dim, device=device)
-    for place, member, scaling in zip(rows, members, scalings, strict=True):
+    for target, member, scaling in zip(rows, members, scalings, strict=True):
         start = 0
         for chunk in member.chunks():
-            place[start : start + len(chunk)] = scaling(chunk.to(device))
+            target[start : start + len(chunk)] = scaling(chunk.to(device))
             start += len(chunk)
     return lambda window: (rows, window.to(device))
 
 
-def _from_files(members: Sequence[Rows], scalings: Sequence[Scaling]) -> Take:
+def _from_files(members: Sequence[Rows], scalings: Sequence[Scaling]) -> ReadWindow:
     device = scalings[0].mean.device
 
     def take(window: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.empty(len(members), len(window), members[0].dim, device=device)
-        for place, member, scaling in zip(x, members, scalings, strict=True):
-            place.copy_(member.gather(window)).sub_(scaling.mean).mul_(scaling.factor)
+        for target, member, scaling in zip(x, members, scalings, strict=True):
+            target.copy_(member.gather(window)).sub_(scaling.mean).mul_(scaling.factor)
         return x, torch.arange(len(window), device=device)
 
     return take
 
 
 def row_windows(n_rows: int, epoch: int, settings: ProbeSettings) -> Iterator[Tensor]:
-    """Row numbers [<= WINDOW] in the order of one epoch, the same for every member.
+    """Windows of at most WINDOW row numbers, in the order of one epoch; the same for all members.
 
-    Up to WINDOW rows it is a permutation. Beyond, runs of RUN rows are permuted, and then the rows
-    in each window, so that a window is read from a file in few pieces. A window holds whole
-    minibatches, except the last.
+    Up to WINDOW rows they are one random permutation. Otherwise runs of RUN consecutive rows are
+    permuted, and then the rows in each window, so that a window is read from a file in few pieces.
+    Every window but the last is a multiple of the minibatch.
     """
     generator = torch.Generator().manual_seed(settings.seed * settings.epochs + epoch)
     if n_rows <= WINDOW:
@@ -190,7 +190,7 @@ def row_windows(n_rows: int, epoch: int, settings: ProbeSettings) -> Iterator[Te
 
 
 def memory_of(member: Rows, n_classes: int, n_rates: int) -> tuple[int, int]:
-    """Bytes that one checkpoint takes in `fit`: with all rows in memory, and with a window."""
+    """The bytes that one checkpoint takes in `fit`, with all rows in memory and with a window."""
     working = 4 * WORKING_COPIES * n_rates * n_classes * member.dim
     # A window is in memory twice: as it is read, and standardised.
     return member.size + working, 8 * min(WINDOW, member.count) * member.dim + working

@@ -1,7 +1,7 @@
-"""Feature files with labels to accuracies of linear, k-NN or ridge classifiers.
+"""Accuracies of linear, k-NN or ridge classifiers on feature files with labels.
 
-Files with the same labels and width are probed together, as many at a time as `--memory` holds.
-Test rows enter no choice: a learning rate is chosen on held-out training rows.
+Files with the same labels and width are probed together, as many at a time as fit into `--memory`.
+Test rows are used for no choice: the learning rate is chosen on held-out training rows.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from lidar_cli.runtime.device import check_free_memory, find_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ProbeSettings
 
-# On the demo's backbones accuracy after 120 steps is up to 12 points below that at convergence.
+# On the backbones of `lidar demo`, accuracy after 120 steps is up to 12 points below convergence.
 FEW_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class RateResult:
-    """One learning rate of a sweep."""
+    """The accuracies at one learning rate."""
 
     learning_rate: float
     held_out: float | None  # top-1 on the held-out training rows; None without a sweep
@@ -54,7 +54,7 @@ class ProbeResult:
     method: str
     dim: int
     n_classes: int
-    n_train: int  # without those held out
+    n_train: int  # without the held-out rows
     n_held_out: int
     n_test: int
     n_unknown: int  # samples of unknown label, left out
@@ -92,11 +92,11 @@ def probe_files(
     settings: ProbeSettings,
     progress: Progress | None = None,
 ) -> Probes:
-    """Accuracies on the clean embeddings of feature files.
+    """The accuracy on the clean embeddings of each layer of feature files.
 
     tests: the file of test rows for each file of training rows; None splits the training file.
-    A pair that cannot be probed is recorded as failed and stops no other.
-    Raises SettingsError for settings that exclude each other, or too little --memory.
+    A pair that cannot be probed is recorded as failed, and the others are probed.
+    Raises SettingsError if settings exclude each other, or if --memory is too small.
     """
     progress = progress or Progress()
     device = find_device(settings.device)
@@ -129,28 +129,28 @@ def probe_files(
 def _groups(
     members: list[Member], settings: ProbeSettings, progress: Progress
 ) -> Iterator[tuple[Sequence[Member], bool]]:
-    """Members to probe together, and whether their training rows fit into memory."""
+    """Groups of members to probe together, and whether their training rows fit into memory."""
     memory, first = parse_size(settings.memory), members[0]
     if settings.method != "linear":
         for member in members:
             yield [member], member.train.size <= memory
         return
     rates = parse_rates(settings.learning_rates)
-    whole, window = memory_of(first.train, first.n_classes, len(rates))
-    least = min(whole, window)
+    all_rows, window = memory_of(first.train, first.n_classes, len(rates))
+    least = min(all_rows, window)
     if least > memory:
         raise SettingsError(
             f"--memory {settings.memory}: {first.train_file} needs "
             f"{math.ceil(least / 2**20):,} MB at the least ({first.train.dim} dimensions, "
             f"{first.n_classes} classes, {len(rates)} learning rates)"
         )
-    in_memory = whole <= memory
+    in_memory = all_rows <= memory
     if not in_memory:
         progress.note(
             f"{first.train_file}: its rows take {first.train.size / 2**20:,.0f} MB, more than "
             f"--memory {settings.memory} holds: they are read from the file in each epoch"
         )
-    size = memory // (whole if in_memory else window)
+    size = memory // (all_rows if in_memory else window)
     for start in range(0, len(members), size):
         yield members[start : start + size], in_memory
 
@@ -162,7 +162,7 @@ def _probe(
     failed: list[ProbeFailure],
     progress: Progress,
 ) -> dict[int, ProbeResult]:
-    """Results by the id of the member; if a group fails, its members are probed one by one."""
+    """Results by `id(member)`; if a group fails, its members are probed one by one."""
     try:
         classifiers = _classifiers(group, in_memory, settings, progress)
         return {
@@ -189,7 +189,7 @@ def _probe(
 def _classifiers(
     group: Sequence[Member], in_memory: bool, settings: ProbeSettings, progress: Progress
 ) -> list[Classifier]:
-    """A classifier for each member of the group, a single one unless the method is linear."""
+    """A classifier for each member of the group, which has one member unless linear."""
     first, labels, n_classes = group[0], group[0].train_labels, group[0].n_classes
     if settings.method == "ridge":
         return [ridge_regression(first.train, labels, n_classes, settings.ridge)]

@@ -31,7 +31,7 @@ from lidar_cli.ranking.order import Row, order, row_of, tied_pairs, views_and_st
 from lidar_cli.ranking.scorer import Scorer, is_of_all
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.intervals import COUNT
+from lidar_cli.scoring.intervals import IS_A_COUNT
 from lidar_cli.settings import RankSettings
 
 LEAST_SAMPLES = 50  # the interval of a difference assumes that it is near normal
@@ -167,7 +167,9 @@ def check_race(settings: RankSettings) -> None:
     if settings.n_views == 0:
         raise SettingsError("--race saves views, and -q 0 has none; rank without it")
     if settings.by == "n_above_noise":
-        raise SettingsError(f"--race by {settings.by}: {COUNT}; choose another metric with --by")
+        raise SettingsError(
+            f"--race by {settings.by}: {IS_A_COUNT}; choose another metric with --by"
+        )
     if settings.clean_samples not in (None, settings.n_samples):
         raise SettingsError(
             "--race looks at as many un-augmented images as samples; leave out --clean-samples"

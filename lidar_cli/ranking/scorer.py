@@ -34,7 +34,7 @@ from lidar_cli.ranking.unstored import add_intervals, score_unstored
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
 from lidar_cli.scoring.intervals import Grouping
-from lidar_cli.scoring.run import score
+from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import ExtractSettings, RankSettings
 from lidar_cli.views.pipeline import Views
 
@@ -245,7 +245,7 @@ class Scorer:
         return self._score_unstored(task, views) if stored is None else stored
 
     def embed(self, task: Task, views: ViewCache | None = None) -> Path:
-        """The feature file of a checkpoint, written unless it is there. Raises as `score`."""
+        """The feature file of a checkpoint, written unless it is there. Raises as `score_layer`."""
         return self._from_features(task, lambda path: path, views)
 
     def score_first(
@@ -253,7 +253,7 @@ class Scorer:
     ) -> list[Score]:
         """Scores of the first samples, at each count of them, by the one metric that orders.
 
-        Embeds the samples up to the first count, as interrupted work. Raises as `score`.
+        Embeds the samples up to the first count, as interrupted work. Raises as `score_layer`.
         """
 
         def score_each_count(path: Path) -> list[Score]:
@@ -293,7 +293,7 @@ class Scorer:
         )
 
     def _score_part(self, path: Path, n: int) -> Score:
-        return score(
+        return score_layer(
             read_first(path, self._settings.layer, n),
             self._settings,
             self._device,
@@ -323,12 +323,12 @@ class Scorer:
 
     def _score_unstored(self, task: Task, views: ViewCache | None) -> Score:
         saved = self.cache.saved_score(task)
-        unintervalled = saved.read()
-        if unintervalled is None:
+        computed = saved.read()
+        if computed is None:
             model, source = self._model_and_views(task, views)
-            unintervalled = score_unstored(model, source, self._settings, self._progress)
-            saved.write(unintervalled)
-        scored = add_intervals(unintervalled, self._samples, self._settings, self._groups)
+            computed = score_unstored(model, source, self._settings, self._progress)
+            saved.write(computed)
+        scored = add_intervals(computed, self._samples, self._settings, self._groups)
         return with_influences_of(scored, self._settings.by)
 
     def _model_and_views(
@@ -372,11 +372,11 @@ def score_features(
 
     cache: the folder that stores the influences on every metric.
     groups: of samples, within which they are summed.
-    Raises what `read_hdf5` and `score` raise.
+    Raises what `read_hdf5` and `score_layer` raise.
     """
     (embeddings,) = read_hdf5(path, settings.layer)
     level = settings.confidence
-    scored = score(
+    scored = score_layer(
         embeddings, settings, device, EVERY_METRIC, progress, level, cache, groups=groups
     )
     return with_influences_of(scored, settings.by)

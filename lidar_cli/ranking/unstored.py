@@ -27,18 +27,18 @@ from lidar_cli.runtime.device import MEMORY_SHARE, free_memory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
 from lidar_cli.scoring.intervals import Grouping
-from lidar_cli.scoring.run import score_gathered, with_intervals
-from lidar_cli.scoring.saved import Unintervalled
-from lidar_cli.scoring.streaming import Gathered, enough_memory
+from lidar_cli.scoring.run import score_moments, with_intervals
+from lidar_cli.scoring.saved import ScoreWithoutIntervals
+from lidar_cli.scoring.streaming import LayerMoments, enough_memory
 from lidar_cli.settings import MetricSettings, RankSettings
 
 
 def score_unstored(
     model: EmbeddingModel, source: ViewSource, settings: RankSettings, progress: Progress
-) -> Unintervalled:
+) -> ScoreWithoutIntervals:
     """The score of one checkpoint, without a feature file.
 
-    Raises what `embed_all` and `score` raise.
+    Raises what `embed_all` and `score_layer` raise.
     """
     plan, device = model.plan, model.device
     name = plan.provenance["checkpoint"]
@@ -54,28 +54,28 @@ def score_unstored(
     sink, batch_size = at_size_that_fits(size, attempt, fixed is not None)
     embeddings = sink.embeddings
     with enough_memory(embeddings):
-        scored = score_gathered(
-            embeddings, settings, sink.gathered, EVERY_METRIC, progress, settings.confidence
+        scored = score_moments(
+            embeddings, settings, sink.moments, EVERY_METRIC, progress, settings.confidence
         )
     provenance = plan.provenance | {"batch_size": batch_size}
-    return Unintervalled(scored, provenance, embeddings.once)
+    return ScoreWithoutIntervals(scored, provenance, embeddings.once)
 
 
 def add_intervals(
-    unintervalled: Unintervalled,
+    computed: ScoreWithoutIntervals,
     samples: Samples,
     settings: RankSettings,
     groups: Grouping | None,
 ) -> Score:
-    """The score with intervals at the settings' level. groups: of samples, as in `score`."""
-    score = replace(unintervalled.score, provenance=unintervalled.provenance)
+    """The score with intervals at the settings' level. groups: of samples, as in `score_layer`."""
+    score = replace(computed.score, provenance=computed.provenance)
     rows = score.rankme_rows
     assert rows is not None
     numbers = None
     if groups is not None:
         names = Names(samples.ids[:rows], samples.labels and samples.labels[:rows])
         numbers = groups.of_names(samples.data, names)
-    reason = unintervalled.without_influences
+    reason = computed.why_no_influences
     level = settings.confidence
     return with_intervals(score, EVERY_METRIC, score.influences, rows, level, reason, numbers)
 
@@ -115,7 +115,7 @@ class MomentSink:
             else f"a second pass needs the embeddings, {size / 2**30:,.2f} GB, in memory, where "
             f"{room / 2**30:,.2f} GB may be used; leave out --no-store",
         )
-        self.gathered = Gathered(self.embeddings, settings, device, EVERY_METRIC)
+        self.moments = LayerMoments(self.embeddings, settings, device, EVERY_METRIC)
         self.span = range(layout.n_clean)
         self.done = np.zeros(layout.n_clean, bool)
         self._waiting: list[tuple[Tensor, Tensor]] = []  # views [c, q, d], clean [b, d]
@@ -149,7 +149,7 @@ class MomentSink:
         if self._waiting:
             views, clean = (torch.cat(part) for part in zip(*self._waiting, strict=True))
             self._waiting.clear()
-            self.gathered.update(Chunk(0, len(clean), views if len(views) else None, clean))
+            self.moments.update(Chunk(0, len(clean), views if len(views) else None, clean))
 
     def _part(self, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
         def read(start: int, stop: int) -> Tensor:

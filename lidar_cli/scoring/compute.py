@@ -1,4 +1,8 @@
-"""The score of one layer: every metric from its moments, with the reason of each that is null."""
+"""The score of one layer, from its moments: the value of each metric, or the reason why it is null.
+
+The equations are in `core.spectra` (moments to eigenvalues) and `core.metrics` (eigenvalues to
+values). This module decides which metrics can be computed, and writes the warnings.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +20,28 @@ from lidar_cli.configuration import parse_size
 from lidar_cli.core import spectra
 from lidar_cli.core.metrics import FIT_RANKS, METRICS, Metric, Spectrum
 from lidar_cli.core.moments import Moments, unit_rows
-from lidar_cli.core.noise import contrast_samples, corrected_spectrum, find_view_noise
+from lidar_cli.core.noise import contrast_samples, corrected_spectrum, measure_view_noise
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.features.blocks import Embeddings, ReadRows
-from lidar_cli.scoring.intervals import Confidence
-from lidar_cli.scoring.streaming import Gathered
+from lidar_cli.scoring.intervals import OVERFLOW, Confidence
+from lidar_cli.scoring.streaming import LayerMoments
 from lidar_cli.settings import MetricSettings
 
-RIDGE_REMARK = 0.05  # share of the ridge in Sw^-1 above which the embedding's scale matters
-RIDGE_REFUSAL = 0.99  # above which view noise would be measured against the ridge alone
-COLLAPSED = 0.1  # normalised std below which rows point nearly the same way: cosines above 0.99
-FEW = 2  # times the last rank of the power law: below it the fit runs into the end of the spectrum
+RIDGE_WARNING = 0.05  # ridge share above which LiDAR depends on the embedding's scale
+RIDGE_REFUSAL = 0.99  # ridge share above which Sw has no view noise that could be measured
+COLLAPSED = 0.1  # normalized_std below which rows are nearly parallel: cosines above 0.99
+FIT_MARGIN = 2  # eigenvalues over the last rank of alpha-ReQ's fit, below which a warning follows
 MUCH_NOISE = 0.5  # share of the LDA trace above which LiDAR mostly counts view noise
 DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly determined
-BLOCK_NUMBERS = 2**20  # of a float64 copy of samples that are read again, 8 MB
+BLOCK_NUMBERS = 2**20  # numbers in the float64 copy of samples that are read again, 8 MB
 EVERY_METRIC = frozenset(METRICS)
 CORRECTED = tuple(name for name, metric in METRICS.items() if metric.reads == "signal")
-VALUES = {  # metrics and their companions in the order of files, with values where there are none
+VALUES = {  # metrics and companions in the order of files, with their values if not computed
     name: value
     for metric in METRICS.values()
     for name, value in ({metric.name: None} | dict(metric.companions)).items()
 }
-NO_VIEWS = {  # by what the rows are called
+NO_VIEWS = {  # the reason of a null, by `Embeddings.clean_name`
     "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
     "clean": "un-augmented embeddings alone; `lidar extract -q 2` or more adds views",
 }
@@ -45,10 +49,10 @@ NO_VIEWS = {  # by what the rows are called
 
 @dataclass(frozen=True)
 class Point:
-    """Metrics of the first samples of a file, or of the first views of each.
+    """Metrics of the first n_samples of a file, with the first n_views of each sample.
 
-    n_rows: what RankMe and alpha-ReQ read. A metric is absent where the part does not change it,
-    and None where it cannot be computed.
+    n_rows: the number of rows that RankMe and alpha-ReQ read.
+    values: of metrics that this part changes; None for one that cannot be computed.
     """
 
     n_samples: int
@@ -59,7 +63,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Convergence:
-    """Metrics against n and against q, the whole file last in both, and one sentence about them."""
+    """Metrics as n and as q grow, up to the complete file, and one sentence of advice."""
 
     by_samples: tuple[Point, ...]
     by_views: tuple[Point, ...]
@@ -68,12 +72,12 @@ class Convergence:
 
 @dataclass(frozen=True)
 class Score:
-    """Metrics of one layer of one file, with all that is needed to compare them.
+    """Metrics of one layer of one file, and the settings and sizes that comparable scores share.
 
-    values: by the names of VALUES, which are attributes too: `score.lidar`. A metric that cannot
-    be computed is None, and `notes` has its reason.
+    values: by the names in VALUES, each also an attribute (`score.lidar`). A metric that cannot be
+    computed is None, and `notes` has the reason.
     warnings: by kind: ridge, degrees, rows, ...
-    confidence, convergence, influences: where they were asked for.
+    confidence, convergence, influences: empty or None if not requested.
     """
 
     file: str
@@ -97,7 +101,7 @@ class Score:
 
     @classmethod
     def of(cls, *facts: Any, **named: Any) -> Score:
-        """A score from the first fields and any others by name, values among them."""
+        """A score from its first fields by position, and other fields and values by name."""
         named |= zip((one.name for one in fields(cls)), facts, strict=False)
         values = {name: named.pop(name, value) for name, value in VALUES.items()}
         return cls(**named, values=values)
@@ -117,7 +121,7 @@ class Score:
         return replace(self, values={**self.values, metric: value})
 
     def record(self) -> dict[str, Any]:
-        """The plain fields in the order of files, values among them; for `of`."""
+        """The fields and values of `plain_fields` by name; `Score.of(**record)` is the inverse."""
         return {
             name: self.values[name] if name in VALUES else getattr(self, name)
             for name in plain_fields()
@@ -125,7 +129,7 @@ class Score:
 
 
 def plain_fields() -> list[str]:
-    """Names of the fields of a score that are values, numbers and texts."""
+    """Names of the values, and of the fields before `spectra`, in the order of files."""
     names = [one.name for one in fields(Score)]
     before, after = names[: names.index("values")], names[names.index("values") + 1 :]
     return [*before, *VALUES, *after[: after.index("spectra")]]
@@ -134,10 +138,10 @@ def plain_fields() -> list[str]:
 def compute_score(
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     wanted: AbstractSet[str],
 ) -> Score:
-    """The wanted metrics of one layer from its moments."""
+    """The wanted metrics of one layer from its moments `state`."""
     draft = _Draft(wanted)
     _lda_metrics(draft, embeddings, settings, state)
     _row_metrics(draft, settings, state)
@@ -159,7 +163,7 @@ def compute_score(
 
 
 class _Draft:
-    """The parts of a score while they are computed."""
+    """The fields of a score that is being computed."""
 
     def __init__(self, wanted: AbstractSet[str]) -> None:
         self._metrics = [metric for name, metric in METRICS.items() if name in wanted]
@@ -169,75 +173,74 @@ class _Draft:
         self.spectra: dict[str, list[float]] = {}
         self.ridge_share: float | None = None
 
-    def that_read(self, *reads: str) -> list[Metric]:
-        """The wanted metrics that read one of these."""
+    def wanted(self, *reads: str) -> list[Metric]:
+        """The requested metrics whose `reads` is one of these."""
         return [metric for metric in self._metrics if metric.reads in reads]
 
     def compute(self, metrics: Sequence[Metric], source: Any) -> None:
-        """Add the value, or the reason of a null, of each metric from what it reads."""
+        """Add the value of each metric, or why it is null; source: a Spectrum or SphereMoments."""
         for metric in metrics:
             try:
                 value = metric.value(source)
             except DegenerateFeatures as error:
-                self.leave_out([metric], str(error))
+                self.set_null([metric], str(error))
                 continue
             if not math.isfinite(value):
-                reason = "beyond the range of float64: the embedding's scale is extreme"
-                self.leave_out([metric], reason)
+                self.set_null([metric], OVERFLOW)
                 continue
             self.values[metric.name] = value
             self.values |= metric.details(source) if metric.details else {}
 
     def solve(self, metrics: Sequence[Metric], solver: Callable[[], Tensor]) -> Tensor | None:
-        """A spectrum for some metrics; None, with the reason of their nulls, if there is none."""
+        """The spectrum that some metrics read; None, and they are null, if there is none."""
         if not metrics:
             return None
         try:
             return solver()
         except DegenerateFeatures as error:
-            self.leave_out(metrics, str(error))
+            self.set_null(metrics, str(error))
             return None
 
-    def leave_out(self, metrics: Sequence[Metric], reason: str) -> None:
-        """Leave metrics null for this reason."""
+    def set_null(self, metrics: Sequence[Metric], reason: str) -> None:
+        """Record why these metrics are null."""
         self.notes |= {metric.name: reason for metric in metrics}
 
 
 def _lda_metrics(
-    draft: _Draft, embeddings: Embeddings, settings: MetricSettings, state: Gathered
+    draft: _Draft, embeddings: Embeddings, settings: MetricSettings, state: LayerMoments
 ) -> None:
-    against_noise = draft.that_read("noise", "edge", "signal")
-    metrics = [*draft.that_read("lda"), *against_noise]
+    against_noise = draft.wanted("noise", "edge", "signal")
+    metrics = [*draft.wanted("lda"), *against_noise]
     views = state.views
     if not metrics:
         return
     if views is None:
-        draft.leave_out(metrics, NO_VIEWS[embeddings.clean_name])
+        draft.set_null(metrics, NO_VIEWS[embeddings.clean_name])
         return
     try:
         eigenvalues, ridge, singular = spectra.lda_spectrum(views, settings.delta)
     except DegenerateFeatures as error:
-        draft.leave_out(metrics, str(error))
+        draft.set_null(metrics, str(error))
         return
     draft.spectra["lda"] = eigenvalues.tolist()
     draft.ridge_share = ridge
     draft.warnings |= _lda_warnings(views, ridge, singular)
     spectrum = Spectrum(eigenvalues, views.n, views.n_views, settings.epsilon)
-    draft.compute(draft.that_read("lda"), spectrum)
+    draft.compute(draft.wanted("lda"), spectrum)
     if ridge > RIDGE_REFUSAL and bool(eigenvalues[0] > 0):
-        draft.leave_out(
+        draft.set_null(
             against_noise,
             f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: it leaves no view "
             "noise to measure; lower --delta",
         )
         return
-    draft.compute(draft.that_read("noise"), spectrum)
+    draft.compute(draft.wanted("noise"), spectrum)
     _signal_metrics(draft, embeddings, settings, state, spectrum)
     noise = draft.values.get("noise_fraction")
     if noise is not None and noise > MUCH_NOISE:
         instead = ", or read lidar_corrected" if "lidar_corrected" in draft.values else ""
         draft.warnings["noise"] = (
-            f"{much_noise(noise, views.n_views)}, and lidar counts it as rank: raise q "
+            f"{noise_clause(noise, views.n_views)}, and lidar counts it as rank: raise q "
             f"(`lidar extract -q`){instead}"
         )
 
@@ -245,7 +248,7 @@ def _lda_metrics(
 def _lda_warnings(views: Moments, ridge: float, singular: bool) -> dict[str, str]:
     warnings = {}
     degrees, d = views.n * (views.n_views - 1), views.dim
-    if ridge > RIDGE_REMARK:
+    if ridge > RIDGE_WARNING:
         warnings["ridge"] = (
             f"the ridge's share, delta tr(Sw^-1) / d, is {ridge:.0%}: LiDAR depends on the "
             "scale of this embedding; compare only like scales, or lower --delta"
@@ -267,20 +270,20 @@ def _signal_metrics(
     draft: _Draft,
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     spectrum: Spectrum,
 ) -> None:
-    """Metrics of the directions above view noise: how many, and of what they hold beyond it."""
-    views, of_edge, of_signal = state.views, draft.that_read("edge"), draft.that_read("signal")
+    """The count of eigenvalues above view noise, and the metrics of lambda^c."""
+    views, of_edge, of_signal = state.views, draft.wanted("edge"), draft.wanted("signal")
     if views is None or not (of_edge or of_signal):
         return
     assert embeddings.views is not None
     shape, normalize = (views.n, views.n_views, views.dim), settings.normalize
     blocks = partial(_read_again, embeddings.views.read, shape, normalize, views.device)
     try:
-        noise = find_view_noise(views, blocks, settings.delta, parse_size(settings.memory))
+        noise = measure_view_noise(views, blocks, settings.delta, parse_size(settings.memory))
     except DegenerateFeatures as error:
-        draft.leave_out([*of_edge, *of_signal], str(error))
+        draft.set_null([*of_edge, *of_signal], str(error))
         return
     state.noise_edge = noise.edge
     draft.values |= {
@@ -300,7 +303,7 @@ def _signal_metrics(
 def _read_again(
     read: ReadRows, shape: tuple[int, int, int], normalize: bool, device: torch.device
 ) -> Iterator[Tensor]:
-    """The samples of `contrast_samples` in float64 [c, q, d], many at a time."""
+    """The samples of `contrast_samples` in blocks [c, q, d] of float64, read a second time."""
     n, q, d = shape
     samples = contrast_samples(n, q, d)
     for some in torch.split(samples, max(1, BLOCK_NUMBERS // (q * d))):
@@ -311,8 +314,8 @@ def _read_again(
         yield unit_rows(block) if normalize else block
 
 
-def _row_metrics(draft: _Draft, settings: MetricSettings, state: Gathered) -> None:
-    rows, of_gram = state.rows, draft.that_read("gram")
+def _row_metrics(draft: _Draft, settings: MetricSettings, state: LayerMoments) -> None:
+    rows, of_gram = state.rows, draft.wanted("gram")
     gram = draft.solve(of_gram, lambda: spectra.gram_spectrum(rows))
     if gram is not None:
         draft.spectra["gram"] = gram.tolist()
@@ -324,14 +327,14 @@ def _row_metrics(draft: _Draft, settings: MetricSettings, state: Gathered) -> No
                 f"RankMe reads {rows.n} rows and d = {rows.dim}: it cannot exceed {rows.n}; "
                 "embed more (`lidar extract --clean-samples`)"
             )
-    of_covariance = draft.that_read("covariance")
+    of_covariance = draft.wanted("covariance")
     covariance = draft.solve(of_covariance, lambda: spectra.covariance_spectrum(rows))
     if covariance is None:
         return
     draft.spectra["covariance"] = covariance.tolist()
     draft.compute(of_covariance, Spectrum(covariance, rows.n, 1, settings.epsilon))
     (first, last), count = FIT_RANKS, min(rows.n - 1, rows.dim)
-    if "alpha_req" in draft.values and count < FEW * last:
+    if "alpha_req" in draft.values and count < FIT_MARGIN * last:
         draft.warnings["eigenvalues"] = (
             f"alpha_req is fitted to eigenvalues {first} to {last} of {count}: the end of a "
             "spectrum falls off whatever the law; it wants more rows or a wider layer"
@@ -339,16 +342,16 @@ def _row_metrics(draft: _Draft, settings: MetricSettings, state: Gathered) -> No
 
 
 def _view_metrics(
-    draft: _Draft, embeddings: Embeddings, settings: MetricSettings, state: Gathered
+    draft: _Draft, embeddings: Embeddings, settings: MetricSettings, state: LayerMoments
 ) -> None:
-    views, of_all = state.views, draft.that_read("augmented")
+    views, of_all = state.views, draft.wanted("augmented")
     if views is None:
-        draft.leave_out(draft.that_read("augmented", "sphere"), NO_VIEWS[embeddings.clean_name])
+        draft.set_null(draft.wanted("augmented", "sphere"), NO_VIEWS[embeddings.clean_name])
         return
     gram = draft.solve(of_all, lambda: spectra.augmented_gram_spectrum(views))
     if gram is not None:
         draft.compute(of_all, Spectrum(gram, views.n, views.n_views, settings.epsilon))
-    draft.compute(draft.that_read("sphere"), views.sphere)
+    draft.compute(draft.wanted("sphere"), views.sphere)
     spread = draft.values.get("normalized_std")
     if spread is not None and spread < COLLAPSED:
         draft.warnings["collapsed"] = (
@@ -357,8 +360,8 @@ def _view_metrics(
         )
 
 
-def much_noise(fraction: float, q: int) -> str:
-    """A clause: how much of the LDA trace is view noise; the estimate can exceed all of it."""
+def noise_clause(fraction: float, q: int) -> str:
+    """A clause: how much of the LDA trace is view noise. The estimate can exceed 100 %."""
     if fraction >= 1:
         return f"view noise accounts for the whole LDA trace at q = {q}"
     return f"view noise is {100 * fraction:.0f} % of the LDA trace at q = {q}"

@@ -1,19 +1,19 @@
-"""Metrics of parts of a file with those of the whole, from one pass; what follows for n and q.
+"""How metrics change with n and q: those of parts of a file, from one pass, and advice.
 
-Two rules are derived, and `advise` uses no other.
+The advice uses two rules.
 
-More views. The LDA trace is h sum(lambda) = S + d/q on average: S of the samples, which q does not
-change, and d/q of view noise. With f = (d/q) / (S + d/q), the noise fraction at q views,
+More views. On average h sum(lambda) = S + d/q: S comes from the samples and does not depend on q,
+d/q comes from view noise. With f = (d/q) / (S + d/q), the noise fraction at q views,
 
     f / (1 - f) = d / (q S),   so at q' views   f' / (1 - f') = (q / q') f / (1 - f)
 
-More samples. The bias of a smooth metric T is c/n to first order, so T(n) - T(n/2) = c/n: what is
-still missing at n is as much as the last doubling added, and at n' it is n/n' of that. Chance alone
-moves T as well: the first n/2 samples are half of the n, hence
+More samples. To first order a smooth metric is T(n) = T(inf) - c/n on average, so that
+T(n) - T(n/2) = c/n: what is missing at n is what the last doubling added, and at n' it is n/n' of
+that. T also changes by chance. Since the first n/2 samples are half of the n,
 
     var(T(n) - T(n/2)) = s^2 (2/n - 1/n) = s^2/n = se(T(n))^2
 
-so the reach of the interval at n is that of the step too.
+so the interval of T(n) - T(n/2) is as wide as that of T(n).
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from lidar_cli.scoring.compute import (
     Convergence,
     Point,
     Score,
-    much_noise,
+    noise_clause,
 )
 from lidar_cli.scoring.intervals import Grouping
-from lidar_cli.scoring.run import open_embeddings, parse_metrics, score_gathered
-from lidar_cli.scoring.streaming import Gathered, enough_memory, read_into
+from lidar_cli.scoring.run import open_embeddings, parse_metrics, score_moments
+from lidar_cli.scoring.streaming import LayerMoments, enough_memory, read_into
 from lidar_cli.settings import MetricSettings, ScoreSettings
 
 Values = Mapping[str, float | None]
 
-LITTLE_NOISE = 0.25  # what more views should leave of it
-MOST_VIEWS = 500  # that anyone would draw of an image
-STEADY = 0.05  # relative change that still makes no difference to a choice
+LITTLE_NOISE = 0.25  # the noise fraction that the advised number of views should give
+MOST_VIEWS = 500  # more than these are not advised
+STEADY = 0.05  # relative change of a metric that is too small to matter
 
 
 def converge_file(
@@ -75,36 +75,36 @@ def converge(
     level: float | None = None,
     groups: Grouping | None = None,
 ) -> Score:
-    """The wanted metrics of one layer, as `score` gives them to rounding, with those of its parts.
+    """The result of `score_layer`, to rounding, with its `convergence`.
 
-    Memory: the moments of five states instead of one. Raises InputError as `score`.
+    Memory: the moments of five states instead of one. Raises InputError as `score_layer`.
     """
     if embeddings.note:
         progress.note(embeddings.note)
     with enough_memory(embeddings):
-        parts = _Parts(embeddings, settings, device, wanted)
+        parts = _PartMoments(embeddings, settings, device, wanted)
         read_into(parts, embeddings, settings, progress)
         *firsts, (_, state) = parts.merged()
-        whole = score_gathered(embeddings, settings, state, wanted, progress, level, groups=groups)
+        whole = score_moments(embeddings, settings, state, wanted, progress, level, groups=groups)
         n_rows = state.rows.n
         last = _point(whole, n_rows, wanted)
         samples = [
-            _point(score_gathered(part, settings, its, wanted, progress), its.rows.n, wanted)
+            _point(score_moments(part, settings, its, wanted, progress), its.rows.n, wanted)
             for part, its in firsts
         ]
         of_views = parts.of_views
         views = [
-            _point(score_gathered(part, settings, its, of_views, progress), n_rows, of_views)
+            _point(score_moments(part, settings, its, of_views, progress), n_rows, of_views)
             for part, its in parts.by_views
         ]
     intervals = whole.confidence.intervals if whole.confidence else {}
-    reach = {
+    half_widths = {
         name: interval.ci_high - value
         for name, interval in intervals.items()
         if interval.ci_high is not None and (value := whole.value(name)) is not None
     }
     by_samples = (*samples, last)
-    advice = advise(by_samples, embeddings.shape[2], reach)
+    advice = advise(by_samples, embeddings.shape[2], half_widths)
     convergence = Convergence(by_samples, (*views, last) if whole.n_views else (), advice)
     return replace(whole, convergence=convergence)
 
@@ -114,10 +114,11 @@ def _point(score: Score, n_rows: int, wanted: AbstractSet[str]) -> Point:
     return Point(score.n_samples, score.n_views, n_rows, values)
 
 
-class _Parts:
-    """Moments of the stretches between n/4, n/2 and n samples, which merge, and of q/4, q/2 views.
+class _PartMoments:
+    """Moments of the samples up to n/4, then to n/2, then to n, and of q/4 and q/2 views of all.
 
-    Views of a part overlap with those of the next, so each number of views has separate moments.
+    The moments of these segments of samples are merged. Those of views cannot be merged, so each
+    number of views has separate moments.
     """
 
     def __init__(
@@ -131,16 +132,16 @@ class _Parts:
         self._embeddings = embeddings
         self._rows = embeddings.clean.shape[0] if embeddings.clean is not None else n
         self._ends = [(count, count * self._rows // max(1, n)) for count in parts_of(n)]
-        self._stretches = [Gathered(embeddings, settings, device, wanted) for _ in self._ends]
-        self.of_views = frozenset(name for name in wanted if not METRICS[name].of_rows)
+        self._segments = [LayerMoments(embeddings, settings, device, wanted) for _ in self._ends]
+        self.of_views = frozenset(name for name in wanted if not METRICS[name].reads_rows)
         counts = parts_of(q)[:-1] if q and self.of_views else ()
         parts = [embeddings.first(n, count, self._rows) for count in counts]
-        self.by_views = [(p, Gathered(p, settings, device, self.of_views)) for p in parts]
+        self.by_views = [(p, LayerMoments(p, settings, device, self.of_views)) for p in parts]
 
     def update(self, chunk: Chunk) -> None:
-        """Add a chunk of whole samples, each to its stretch."""
+        """Add a chunk of samples, each sample to its segment."""
         first = (0, 0)
-        for end, state in zip(self._ends, self._stretches, strict=True):
+        for end, state in zip(self._ends, self._segments, strict=True):
             views, clean = (
                 part[max(0, low - chunk.start) : max(0, high - chunk.start)]
                 if part is not None
@@ -154,18 +155,18 @@ class _Parts:
                 views = chunk.views[:, : part.shape[1]]
                 state.update(Chunk(chunk.start, chunk.stop, views, None))
 
-    def merged(self) -> list[tuple[Embeddings, Gathered]]:
-        """A quarter, a half and all of the samples, with their moments."""
-        q, state = self._embeddings.shape[1], self._stretches[0]
+    def merged(self) -> list[tuple[Embeddings, LayerMoments]]:
+        """A quarter, half and all of the samples, each with its moments."""
+        q, state = self._embeddings.shape[1], self._segments[0]
         parts = []
-        for (n, rows), stretch in zip(self._ends, self._stretches, strict=True):
-            state = state if stretch is state else state.merge(stretch)
+        for (n, rows), segment in zip(self._ends, self._segments, strict=True):
+            state = state if segment is state else state.merge(segment)
             parts.append((self._embeddings.first(n, q, rows), state))
         return parts
 
 
 def parts_of(count: int) -> tuple[int, ...]:
-    """A quarter, a half and all of so many samples or views; no part is of fewer than 2."""
+    """A quarter, half and all of a count of samples or views; no part is of fewer than 2."""
     return tuple(sorted({max(2, count // 4), max(2, count // 2), count} - set(range(count + 1, 3))))
 
 
@@ -184,13 +185,14 @@ def views_for(fraction: float, q: int, wanted: float) -> float:
     return q * fraction / (1 - fraction) * (1 - wanted) / wanted
 
 
-def advise(by_samples: Sequence[Point], dim: int, reach: Mapping[str, float]) -> str:
-    """One sentence about the first of these that holds.
+def advise(by_samples: Sequence[Point], dim: int, half_widths: Mapping[str, float]) -> str:
+    """One sentence of advice, about the first of these conditions that is true.
 
-    View noise cannot be measured; nothing is above it; it is more than half of the LDA trace; the
-    within covariance is poorly determined; a metric still moves with n; n and q are enough.
+    View noise cannot be measured; no eigenvalue is above it; it is more than half of the LDA trace;
+    the within covariance is poorly determined; a metric still changes with n; n and q are enough.
 
-    by_samples: the whole file last; dim: d; reach: half of a metric's interval, where it has one.
+    by_samples: points of increasing n, all samples last. dim: d. half_widths: half the width of the
+    interval of each metric that has one.
     """
     whole = by_samples[-1]
     n, q, values = whole.n_samples, whole.n_views, whole.values
@@ -210,7 +212,7 @@ def advise(by_samples: Sequence[Point], dim: int, reach: Mapping[str, float]) ->
             f"n (q - 1) = {n * (q - 1)} is below 5 d = {DEGREES * dim}, so the within covariance "
             f"is poorly determined: take {_enough_degrees(n, q, dim)}"
         )
-    return _samples(by_samples, fraction, reach)
+    return _samples(by_samples, fraction, half_widths)
 
 
 def _unknown_noise(n: int, q: int, dim: int) -> str:
@@ -223,7 +225,7 @@ def _unknown_noise(n: int, q: int, dim: int) -> str:
 
 
 def _much_noise(fraction: float, n: int, q: int, dim: int, corrected: bool) -> str:
-    share = much_noise(fraction, q)
+    share = noise_clause(fraction, q)
     needed = max(views_for(fraction, q, LITTLE_NOISE), 1 + DEGREES * dim / n)
     if needed > MOST_VIEWS:
         left = noise_fraction_at(fraction, q, MOST_VIEWS)
@@ -242,10 +244,10 @@ def _enough_degrees(n: int, q: int, dim: int) -> str:
 
 
 def _samples(
-    by_samples: Sequence[Point], fraction: float | None, reach: Mapping[str, float]
+    by_samples: Sequence[Point], fraction: float | None, half_widths: Mapping[str, float]
 ) -> str:
     whole = by_samples[-1]
-    said = (
+    noise = (
         "" if fraction is None else f"view noise is {100 * fraction:.0f} % of the LDA trace, and "
     )
     views = f" and q = {whole.n_views}" if whole.n_views else ""
@@ -256,16 +258,17 @@ def _samples(
     moving = {
         name: step
         for name, step in steps.items()
-        if abs(step) > STEADY and abs(step) * abs(whole.values[name] or 0.0) > reach.get(name, 0.0)
+        if abs(step) > STEADY
+        and abs(step) * abs(whole.values[name] or 0.0) > half_widths.get(name, 0.0)
     }
     if not moving:
         largest = max(map(abs, steps.values()), default=0.0)
         return (
-            f"n = {whole.n_samples}{views} suffice: {said}no metric moves by more than "
+            f"n = {whole.n_samples}{views} suffice: {noise}no metric moves by more than "
             f"{100 * max(largest, STEADY):.0f} % from n = {half.n_samples} beyond chance"
         )
     name = max(moving, key=lambda name: abs(moving[name]))
-    rows = METRICS[name].of_rows
+    rows = METRICS[name].reads_rows
     at, before = (whole.n_rows, half.n_rows) if rows else (whole.n_samples, half.n_samples)
     what = "rows" if rows and whole.n_rows != whole.n_samples else "n"
     others = f" (and {len(moving) - 1} more)" if len(moving) > 1 else ""
@@ -278,7 +281,7 @@ def _samples(
 
 
 def _steps(half: Values, whole: Values) -> dict[str, float]:
-    """Relative change of each smooth metric with both values; view noise has a rule above."""
+    """The relative change of each smooth metric that has both values, except noise_fraction."""
     return {
         name: (value - before) / abs(value)
         for name, value in whole.items()
@@ -290,6 +293,6 @@ def _steps(half: Values, whole: Values) -> dict[str, float]:
 
 
 def _round(count: float) -> int:
-    """Up to a number that a person would give: two digits, whole tens above 20."""
+    """A count rounded up: to a multiple of ten above 20, and to two digits above 100."""
     step = 10 ** max(0, math.floor(math.log10(count)) - 1) if count > 100 else 10
     return math.ceil(count) if count <= 20 else math.ceil(count / step) * step

@@ -1,4 +1,4 @@
-"""A second pass over stored embeddings: the influence of each sample on each metric."""
+"""A second pass over stored embeddings, which computes the influence of samples on metrics."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from lidar_cli.runtime.atomic import write_atomic
 from lidar_cli.runtime.files import check_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.process_group import ProcessGroup
-from lidar_cli.scoring.streaming import Gathered, enough_memory
+from lidar_cli.scoring.streaming import LayerMoments, enough_memory
 from lidar_cli.settings import MetricSettings
 
-BLOCK_NUMBERS = 2**21  # of a block's float64 copy, 16 MB; but for the products' sake at least
-LEAST_BLOCK_ROWS = 1024
-METHOD = 2  # of `core.influence` and `core.noise`; another number makes stored influences useless
+BLOCK_NUMBERS = 2**21  # numbers in a block's float64 copy, 16 MB
+LEAST_BLOCK_ROWS = 1024  # the fewest rows of a block, whatever d: products of fewer are slow
+METHOD = 2  # version of `core.influence` and `core.noise`; a change discards stored influences
 
-# Names of metrics, and the influences on them [c] or [c, metrics] of samples [c, q, d].
+# Names of metrics, and a function from samples [c, q, d] to their influences [c] or [c, metrics].
 Term = tuple[Sequence[str], Callable[[Tensor], Tensor]]
 
 
 def influences(
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     wanted: Collection[str],
     progress: Progress,
     cache: Path | None = None,
     process_group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
-    """Influence of each sample on each wanted metric [n], less its mean; [N] for those of rows.
+    """Influences on each wanted metric, with mean 0: [n], or [N] if it reads one row a sample.
 
-    state: the moments of the same embeddings; every wanted metric has a value.
-    cache: a folder to store them in, used if the file has a digest of its content.
-    process_group: processes that read a part each.
-    Memory besides the moments: a few [d, d] and the numbers returned.
+    wanted: metrics that have a value. state: the moments of the same embeddings.
+    cache: a folder that stores the influences, used if the file has a digest of its content.
+    process_group: processes that each read a part.
+    Needs memory for a few [d, d] matrices and the influences, in addition to the moments.
     """
     stored = _Stored(cache, embeddings, settings) if cache and embeddings.content else None
     by_metric = stored.read(wanted) if stored else None
@@ -67,7 +67,7 @@ def influences(
 def _together(
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     wanted: Collection[str],
     progress: Progress,
     process_group: ProcessGroup,
@@ -82,13 +82,13 @@ def _together(
 def _second_pass(
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     wanted: Collection[str],
     progress: Progress,
     span: range,
 ) -> dict[str, Tensor]:
     of_views, of_rows = _of_views(settings, state, wanted), _of_rows(settings, state, wanted)
-    none = torch.empty(0, dtype=torch.float64)  # in spans without samples of the kind
+    none = torch.empty(0, dtype=torch.float64)  # for a span without views, or without rows
     columns: dict[str, list[Tensor]] = {name: [none] for name in wanted}
     for chunk in embeddings.chunks(parse_size(settings.memory), span):
         rows = chunk.clean
@@ -102,14 +102,15 @@ def _second_pass(
                 _add(part, terms, settings.normalize, state.rows.device, columns)
         done = chunk.stop - span.start
         progress.update(f"reading {embeddings.file} again", done, len(span))
-        del chunk, rows, part  # before the next is read: one chunk in memory, not two
+        del chunk, rows, part  # frees the chunk before the next is read
     return {name: torch.cat(blocks) for name, blocks in columns.items()}
 
 
 class _Stored:
-    """Influences in a file, so that they are computed once for each content and constants.
+    """A file that stores influences, so that they are computed once.
 
-    folder: created if need be. Nothing is stored where the folder cannot be written.
+    Its name has a hash of the embeddings' content and of the constants.
+    folder: created if it does not exist. If it cannot be written, nothing is stored.
     """
 
     def __init__(self, folder: Path, embeddings: Embeddings, settings: MetricSettings) -> None:
@@ -126,7 +127,7 @@ class _Stored:
         self._path = folder / f"{Path(embeddings.file).stem}-{key}.influence"
 
     def read(self, wanted: Collection[str]) -> dict[str, Tensor] | None:
-        """The influences on the wanted metrics, None if one of them is not stored."""
+        """The influences on the wanted metrics; None if those on one of them are not stored."""
         try:
             check_regular(self._path, follow=False)
             tensors: dict[str, Tensor] = load_file(self._path)
@@ -135,20 +136,20 @@ class _Stored:
         return {name: tensors[name] for name in wanted} if tensors.keys() >= set(wanted) else None
 
     def write(self, by_metric: dict[str, Tensor]) -> None:
-        """Store influences, whole or not at all."""
+        """Store influences atomically."""
         content = save({name: values.contiguous() for name, values in by_metric.items()})
-        with suppress(OSError):  # they are computed again next time
+        with suppress(OSError):  # if they cannot be stored, the next run computes them again
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self._path, content)  # another rank may write the same
 
 
-def _of_views(settings: MetricSettings, state: Gathered, wanted: Collection[str]) -> list[Term]:
-    """Terms of the metrics that read views."""
+def _of_views(settings: MetricSettings, state: LayerMoments, wanted: Collection[str]) -> list[Term]:
+    """The functions for the metrics that read views."""
     views, epsilon = state.views, settings.epsilon
     if views is None:
         return []
     terms: list[Term] = []
-    lda = [name for name in wanted if METRICS[name].of_lda]
+    lda = [name for name in wanted if METRICS[name].reads_lda]
     if lda:
         of_lda = influence.lda_influence(views, lda, settings.delta, epsilon, state.noise_edge)
         terms.append((lda, of_lda.influences))
@@ -163,8 +164,8 @@ def _of_views(settings: MetricSettings, state: Gathered, wanted: Collection[str]
     return terms
 
 
-def _of_rows(settings: MetricSettings, state: Gathered, wanted: Collection[str]) -> list[Term]:
-    """Terms of the metrics that read one row a sample."""
+def _of_rows(settings: MetricSettings, state: LayerMoments, wanted: Collection[str]) -> list[Term]:
+    """The functions for the metrics that read one row a sample."""
     terms: list[Term] = []
     for reads, expand in (
         ("gram", influence.gram_influence),
@@ -183,7 +184,7 @@ def _add(
     device: torch.device,
     columns: dict[str, list[Tensor]],
 ) -> None:
-    # In blocks, so that the float64 copies stay small compared with a chunk of any size.
+    # In blocks, so that a float64 copy is small whatever the size of a chunk.
     _, q, d = part.shape
     for block in torch.split(part, max(1, max(LEAST_BLOCK_ROWS, BLOCK_NUMBERS // d) // q)):
         samples = block.to(device, torch.float64)

@@ -1,37 +1,38 @@
-"""Influences to standard errors, intervals and ties.
+"""Standard errors, intervals and ties, computed from influences.
 
-With u_i the influence of sample i on a metric T, less their mean (`core.influence`):
+With u_i the influence of sample i on a metric T, minus the mean influence (`core.influence`):
 
     se(T)      = sd(u) / sqrt(n)
     interval   = T -+ t se(T),   t the Student quantile of (1 + level) / 2
     degrees    = 2 n / (kurtosis(u) - 1), at most n - 1
-    se(T - T') = sd(u - u') / sqrt(n)     of two checkpoints that saw the same samples and views
+    se(T - T') = sd(u - u') / sqrt(n)     of two checkpoints with the same samples and views
 
-Where few samples carry much of a metric, the standard error is itself uncertain: the variance of
-sd(u)^2 is that of a chi-square of these degrees (Satterthwaite 1946). For normal influences they
-are n - 1, and t is hardly the normal quantile.
+If a few samples have most of the influence, the standard error is itself uncertain: sd(u)^2 has the
+variance of a chi-square with these degrees of freedom (Satterthwaite 1946). Normal influences have
+n - 1 degrees of freedom, for which t is close to the normal quantile.
 
-An interval is for the expectation of T at this n and q, over the draw of samples. The bias that T
-has for being computed at finite n and q is no part of it: that one is alike for every checkpoint of
-a comparable group. How another training seed would move T is no part either.
+An interval is for the expectation of T at this n and q, over the draw of samples. It does not cover
+the bias of T at finite n and q, which is the same for every checkpoint of a comparable group, nor
+the change of T under another training seed.
 
-Samples are taken for independent. Where they come in groups (frames of a clip, photographs of a
-patient, near-duplicates), influences add up: with U_g the sum over the samples of group g, G groups
-and n samples, a metric less its expectation is sum_g U_g / n, and where groups are drawn
-independently
+Samples are assumed to be independent. If they form groups (frames of a clip, photographs of a
+patient, near-duplicates), influences are summed within each: with U_g the sum over the samples of
+group g, G groups and n samples, a metric minus its expectation is sum_g U_g / n. If groups are
+drawn independently,
 
     var = G / (G - 1) sum_g U_g^2 / n^2 = var(v) / G,   v_g = U_g G / n
 
-so that v [G] takes the place of the influences [n] in every interval and tie (`summed`).
+so that v [G] replaces the influences [n] in every interval and tie (`sum_by_group`).
 
 Simulated (tests/benchmarks/intervals.py, with its results, n >= 10 d, 1,000 draws): 95 % intervals
 cover 93 to 98 % for pillai, information and noise_fraction, at least 93 % elsewhere, up to 99.8 %
-where few directions carry all signal. They fall short at n of 100 and 200 with d = 8: 92 to 93 %
-for participation_ratio and rankme_augmented where samples are of very unequal strength, and there
-86 % for reliable_rank at n = 100, which is skewed so near its bound d. Where the strength of
-samples is heavy-tailed they fall short at any n: with a signal of Student's law of 3 degrees 76 to
-85 % for lidar and rankme at n of 1,000 and 2,000. The degrees of freedom show it: below 10 a note
-says so. The test of ties errs in 3.5 % on average.
+where few directions have all the signal. Coverage is too low at n of 100 and 200 with d = 8, if
+samples are of very unequal strength: 92 to 93 % for participation_ratio and rankme_augmented, and
+86 % for reliable_rank at n = 100, whose distribution is skewed near its bound d. If the strength of
+samples is heavy-tailed, coverage is too low at any n: 76 to 85 % for lidar and rankme at n of 1,000
+and 2,000 with a signal from Student's t distribution of 3 degrees of freedom. Then the influences
+have few degrees of freedom, and below 10 a note says so. The test of ties errs in 3.5 % of cases on
+average.
 """
 
 from __future__ import annotations
@@ -49,22 +50,22 @@ from lidar_cli.data.tables import read_table
 from lidar_cli.errors import InputError
 from lidar_cli.features.blocks import Embeddings, Names
 
-FEWEST_GROUPS = 10  # of samples, below which their spread says nothing
-PAIRS = 2**18  # of checkpoints, which are compared at a time: 2 MB for each number of theirs
-CLOSE = 1e-5  # of the sum of two variances: what below it is left of them has lost its digits
+FEWEST_GROUPS = 10  # groups of samples, below which their spread is too uncertain
+PAIRS = 2**18  # pairs of checkpoints compared at a time: 2 MB for each number of a pair
+CANCELLED = 1e-5  # a difference below this share of two variances has lost its digits
 TINY = torch.finfo(torch.float64).tiny
-BEYOND = "beyond the range of float64: the embedding's scale is extreme"
-COUNT = "a count has no derivative, and so no interval"
-FEWEST_DEGREES = 10.0  # of freedom, below which an interval is likely too short
+OVERFLOW = "beyond the range of float64: the embedding's scale is extreme"
+IS_A_COUNT = "a count has no derivative, and so no interval"
+FEWEST_DEGREES = 10.0  # degrees of freedom, below which an interval is likely too short
 FEW_CARRY = "few samples carry this interval; it may be too short"
 LABELS = "labels"  # the value of --groups that names the stored labels
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A standard error and the ends of an interval, or None and the reason.
+    """A standard error and the ends of an interval; if they are None, the reason.
 
-    degrees: of freedom of the standard error; note: a doubt about the interval.
+    degrees: of freedom of the standard error. note: a warning about the interval.
     """
 
     se: float | None = None
@@ -79,7 +80,7 @@ class Interval:
 class Confidence:
     """The interval of each metric by name, at a level such as 0.95.
 
-    groups: how many groups of samples were taken for independent, None if each sample was.
+    groups: the number of independent groups of samples; None if each sample is independent.
     """
 
     level: float
@@ -87,7 +88,7 @@ class Confidence:
     groups: int | None = None
 
 
-def without_interval(
+def reasons_for_no_interval(
     values: Mapping[str, float | None],
     notes: Mapping[str, str],
     n_samples: int,
@@ -95,24 +96,24 @@ def without_interval(
     dim: int,
     groups: int | None = None,
 ) -> dict[str, str]:
-    """Metrics that get no interval, with the reason: no value, a count, or too few samples.
+    """The metrics that get no interval, and why: no value, a count, or too few samples.
 
-    n_rows: how many rows the metrics of one row a sample read, clean embeddings among them.
-    groups: how many the samples with views form, if they form any.
+    n_rows: the number of rows that RankMe and alpha-ReQ read, including clean embeddings.
+    groups: the number of groups that the samples with views form, None without groups.
 
-    alpha_req needs n above 5 d. It reads sorted eigenvalues at fixed ranks, which repel each other:
-    their errors cancel over one another, and leaving samples out does not show that. Simulated at
-    d = 128, its standard error is 1.2 to 2.7 times the true one from 2 d to 5 d; 0.9 to 1.3 times
-    above it, but 2.3 where the whole spectrum is flat, at any n.
+    alpha_req needs n above 5 d. It reads sorted eigenvalues at fixed ranks, which repel each other,
+    so that their errors cancel; leaving samples out does not show this. Simulated at d = 128, its
+    standard error is 1.2 to 2.7 times the true one for n from 2 d to 5 d, and 0.9 to 1.3 times for
+    larger n, but 2.3 times at any n if all eigenvalues are equal.
     """
     reasons = {}
     for name, value in values.items():
         metric = METRICS[name]
-        n, least = n_rows if metric.of_rows else n_samples, metric.interval_from
+        n, least = n_rows if metric.reads_rows else n_samples, metric.interval_from
         if value is None:
             reasons[name] = notes[name]
         elif not metric.has_interval:
-            reasons[name] = COUNT
+            reasons[name] = IS_A_COUNT
         elif n <= 2 * dim:
             reasons[name] = f"n = {n} is not above 2 d = {2 * dim}: too few samples for an interval"
         elif n <= least * dim:
@@ -132,9 +133,10 @@ def confidence(
     level: float,
     groups: int | None = None,
 ) -> Confidence:
-    """The interval of every metric of `values`: from its influences [n], or `missing` and why.
+    """The interval of every metric of `values`, from its influences [n].
 
-    groups: how many there are, where the influences are those of groups of samples.
+    missing: the metrics that get no interval, and why.
+    groups: the number of groups, if the influences are those of groups of samples.
     """
     intervals = {}
     for name, value in values.items():
@@ -144,12 +146,12 @@ def confidence(
         of_samples, n = influences[name], len(influences[name])
         se = float(of_samples.std() / n**0.5)
         if not math.isfinite(se):
-            intervals[name] = Interval(reason=BEYOND)
+            intervals[name] = Interval(reason=OVERFLOW)
             continue
         freedom = degrees(of_samples.square().sum(), of_samples.pow(4).sum(), n)
-        reach = float(quantile(level, freedom)) * se
+        half_width = float(quantile(level, freedom)) * se
         note = FEW_CARRY if freedom < FEWEST_DEGREES else None
-        ends = value - reach, value + reach
+        ends = value - half_width, value + half_width
         intervals[name] = Interval(se, *ends, degrees=float(freedom), note=note)
     return Confidence(level, intervals, groups)
 
@@ -157,11 +159,11 @@ def confidence(
 def ties(
     values: Sequence[float], influences: Sequence[Tensor], by: Metric, level: float
 ) -> list[list[int]]:
-    """For each of some checkpoints, the positions of those that do not differ from it.
+    """For each checkpoint, the positions of those that do not differ significantly from it.
 
-    Two tie if the interval of the difference of their values holds 0. For a metric with a target
-    the question is |T - target| = |T' - target|, which is T - T' = 0 or T + T' - 2 target = 0:
-    they tie if the interval of either holds 0, so that neither truth is denied too often.
+    Two tie if the interval of the difference of their values contains 0. For a metric with a target
+    the hypothesis is |T - target| = |T' - target|, that is T - T' = 0 or T + T' - 2 target = 0: two
+    tie if the interval of either contains 0, so that neither is rejected too often when it is true.
 
     influences: [n] each, of the same samples in the same order.
     No correction is made for the number of pairs, and ties are not transitive.
@@ -175,21 +177,21 @@ def ties(
     least, most = quantile(level, torch.tensor([max(2.0, n - 1.0), 2.0])).tolist()
 
     def holds_zero(rows: Tensor, difference: Tensor, sign: float) -> Tensor:
-        """Whether the interval does, for u + sign u', whose powers are sums of products."""
+        """Whether the interval of T + sign T' contains 0, from the powers of u + sign u'."""
         products, paired = columns[rows] @ columns.T, 6.0 * squares[rows] @ squares.T
         cubed = cubes[rows] @ columns.T + columns[rows] @ cubes.T
         second = (sums[rows, None] + sums + 2.0 * sign * products).clamp_min(0.0)
         power = fourth[rows, None] + fourth + paired + 4.0 * sign * cubed
-        # Of influences all but equal these sums have lost their digits.
-        close = (second < CLOSE * (sums[rows, None] + sums)).nonzero()
+        # For nearly equal influences these sums have lost their digits and are computed directly.
+        close = (second < CANCELLED * (sums[rows, None] + sums)).nonzero()
         for at, other in (pairs.T for pairs in torch.split(close, max(1, PAIRS // n))):
             gap = (columns[rows[at]] + sign * columns[other]).square()
             second[at, other], power[at, other] = gap.sum(dim=1), gap.square().sum(dim=1)
         se, size = (second / (n * (n - 1))).sqrt(), difference.abs()
         held: Tensor = size <= least * se
-        open_pairs = ~held & (size <= most * se)  # those alone need their own quantile
-        reach = quantile(level, degrees(second[open_pairs], power[open_pairs], n))
-        held[open_pairs] = size[open_pairs] <= reach * se[open_pairs]
+        open_pairs = ~held & (size <= most * se)  # only these need the quantile of their degrees
+        half_width = quantile(level, degrees(second[open_pairs], power[open_pairs], n))
+        held[open_pairs] = size[open_pairs] <= half_width * se[open_pairs]
         return held
 
     tied: list[list[int]] = []
@@ -206,25 +208,25 @@ def ties(
 def degrees(second: Tensor, fourth: Tensor, n: int) -> Tensor:
     """Degrees of freedom of a standard error, from the sums of u^2 and u^4 over n samples.
 
-    Above 2, since a kurtosis is at most n.
+    At least 2, since a kurtosis is at most n.
     """
     kurtosis = n * fourth / second.square().clamp_min(TINY)
     return (2.0 * n / (kurtosis - 1.0).clamp_min(2.0)).clamp(2.0, max(2.0, n - 1.0))
 
 
 def quantile(level: float, degrees: Tensor) -> Tensor:
-    """t such that Student's variable of these degrees is within -+t with this probability."""
-    from scipy.special import stdtrit  # 0.15 s, which a score without intervals does not pay
+    """t such that Student's t of these degrees of freedom is in [-t, t] with probability level."""
+    from scipy.special import stdtrit  # takes 0.15 s, and only intervals need it
 
     return torch.as_tensor(-stdtrit(degrees.double().numpy(), (1.0 - level) / 2.0))
 
 
 class Grouping:
-    """Which samples belong together, by the value of `--groups`.
+    """The groups of samples that `--groups` defines.
 
-    source: a CSV file with the columns id and group, or "labels". A line whose id no file holds
-    is no error: one table serves every draw of samples.
-    Raises InputError if the table cannot be used, or gives a sample two groups.
+    source: a CSV file with the columns id and group, or "labels". Ids that no file has are allowed,
+    so that one table can be used with every draw of samples.
+    Raises InputError if the table cannot be used, or if it has a sample in two groups.
     """
 
     def __init__(self, source: str) -> None:
@@ -241,15 +243,15 @@ class Grouping:
                 )
 
     def of(self, embeddings: Embeddings) -> Tensor:
-        """The number of the group of each sample of a layer [N]. Raises as `of_names`."""
+        """The group of each sample of a layer [N], as a number. Raises as `of_names`."""
         count = len(embeddings.span)
         names = embeddings.names() if embeddings.names else Names([*map(str, range(count))], None)
         return self.of_names(embeddings.file, names)[:count]
 
     def of_names(self, file: str, names: Names) -> Tensor:
-        """The number of the group of each sample [N], groups counted as they come.
+        """The group of each sample [N], as a number; groups are numbered as they occur.
 
-        Raises InputError if one is in no group, or labels are asked for and lack.
+        Raises InputError if a sample is in no group, or if the file has no labels to group by.
         """
         groups: list[str] | list[int]
         if self._groups is None:
@@ -275,8 +277,8 @@ class Grouping:
         return torch.tensor([numbers.setdefault(group, len(numbers)) for group in groups])
 
 
-def summed(influences: Tensor, groups: Tensor) -> Tensor:
-    """v [G] of influences [n] and the group of each of their samples [n]. See the equations."""
+def sum_by_group(influences: Tensor, groups: Tensor) -> Tensor:
+    """v [G] of the equations above, from influences [n] and the group of each sample [n]."""
     numbers, at = torch.unique(groups, return_inverse=True)
     count = len(numbers)
     sums = influences.new_zeros(count).index_add(0, at, influences)

@@ -1,9 +1,9 @@
-"""Processes that score one file together: each reads its samples, all come to the same result.
+"""Processes that score one file together: each reads a part, and all return the same scores.
 
-They exchange moments, in O(d^2) memory, when each has read its part, and n numbers a metric after a
-second pass. An error in one of them is raised in all, so that none waits for another that gave up:
-between two exchanges each works inside `raise_on_any_rank`. One that fails during an exchange is
-out of step, and the group breaks.
+They exchange moments, in O(d^2) memory, after each has read its part, and n numbers a metric after
+a second pass. Between two exchanges each process works inside `raise_on_any_rank`: an error in one
+is raised in all, so that no process waits for one that has failed. If a process fails during an
+exchange, the others can no longer match their messages, and ProcessGroupBroken is raised.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from lidar_cli.errors import InputError, LidarError, ProcessGroupBroken, first_l
 from lidar_cli.features.blocks import Embeddings
 from lidar_cli.runtime.distributed import RankInfo, partition
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.streaming import Gathered, NonFinite, enough_memory, read_span
+from lidar_cli.scoring.streaming import LayerMoments, NonFinite, enough_memory, read_span
 from lidar_cli.settings import MetricSettings
 
 T = TypeVar("T")
-# What the user or the machine may cause in one process alone.
+# Errors that the input or the machine can cause in one process and not in the others.
 ERRORS = (LidarError, OSError, RuntimeError, MemoryError)
-PATIENCE = timedelta(days=1)  # with one that reads slowly; the engine ends all if one dies
+TIMEOUT = timedelta(days=1)  # a process may read slowly; torchrun ends all if one dies
 
 
 class ProcessGroup:
     """The processes that torchrun started, connected by its environment variables.
 
-    Raises InputError if they do not reach each other.
+    Raises InputError if they cannot connect.
     """
 
     def __init__(self, rank_info: RankInfo) -> None:
         self._rank_info = rank_info
         try:
-            torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+            torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"{rank_info.ranks} processes, as WORLD_SIZE says, do not reach each other: "
@@ -52,9 +52,9 @@ class ProcessGroup:
         return partition(total, heavy, q + 1, self._rank_info.ranks)[self._rank_info.rank]
 
     def gather(self, part: T) -> Iterator[T]:
-        """The part of each process, in order of rank, one at a time; every process must take all.
+        """Yields the part of each process in order of rank; every process must consume all of them.
 
-        Raises ProcessGroupBroken if one of them is gone, or this one cannot receive.
+        Raises ProcessGroupBroken if a process has ended, or this one cannot receive.
         """
         for rank in range(self._rank_info.ranks):
             box = [part if rank == self._rank_info.rank else None]
@@ -69,25 +69,25 @@ class ProcessGroup:
             assert box[0] is not None
             yield box[0]
 
-    def reduce(self, own_part: T, start: T, add: Callable[[T, T], T]) -> T:
-        """The parts of all processes, added to a start in order of rank, one at a time.
+    def reduce(self, part: T, start: T, add: Callable[[T, T], T]) -> T:
+        """The sum of the parts of all processes and `start`, added in order of rank.
 
-        An error of `add` is raised after the last part, and as in `raise_on_any_rank`.
+        An error of `add` is raised after the last part was received, and in every process.
         """
         with self.raise_on_any_rank():
-            whole, error = start, None
-            for part in self.gather(own_part):
+            total, error = start, None
+            for received in self.gather(part):
                 try:
-                    whole = whole if error else add(whole, part)
+                    total = total if error else add(total, received)
                 except ERRORS as raised:
                     error = raised
             if error is not None:
                 raise error
-        return whole
+        return total
 
     @contextmanager
     def raise_on_any_rank(self) -> Iterator[None]:
-        """Raises InputError here too if the block raised an error of ERRORS in another process."""
+        """Raises InputError if the `with` block raised one of ERRORS in another process."""
         error: Exception | None = None
         try:
             yield
@@ -102,36 +102,36 @@ class ProcessGroup:
             raise InputError(text)
 
     def close(self) -> None:
-        """Leave the others."""
+        """Disconnect from the other processes."""
         torch.distributed.destroy_process_group()
 
 
-def gather_on_all_ranks(
+def read_moments_on_all_ranks(
     embeddings: Embeddings,
     settings: MetricSettings,
     device: torch.device,
     wanted: Collection[str],
     progress: Progress,
     process_group: ProcessGroup,
-) -> Gathered:
-    """The moments that `gather` returns, to rounding, each process having read a part.
+) -> LayerMoments:
+    """The result of `read_moments`, to rounding; each process reads a part of the samples.
 
-    Raises InputError as `gather` and `ProcessGroup.raise_on_any_rank`.
+    Raises InputError as `read_moments` and `ProcessGroup.raise_on_any_rank`.
     """
 
-    def empty(on: torch.device) -> Gathered:
-        return Gathered(embeddings, settings, on, wanted)
+    def empty(on: torch.device) -> LayerMoments:
+        return LayerMoments(embeddings, settings, on, wanted)
 
-    def add(whole: Gathered, part: Gathered) -> Gathered:
+    def add(total: LayerMoments, part: LayerMoments) -> LayerMoments:
         with enough_memory(embeddings):
-            return whole.merge(part)
+            return total.merge(part)
 
     with process_group.raise_on_any_rank(), enough_memory(embeddings):
         part = empty(device)
         bad = read_span(part, embeddings, settings, progress, process_group.span(embeddings))
-        # Through main memory: another process may have another device, or another one by that
-        # number.
+        # Exchanged on the CPU, since another process may have no device of this number, or another
+        # device by it.
         part = add(empty(torch.device("cpu")), part)
-        whole = empty(device)
+        start = empty(device)
     process_group.reduce(bad, NonFinite(embeddings), NonFinite.merge).refuse()
-    return process_group.reduce(part, whole, add)
+    return process_group.reduce(part, start, add)

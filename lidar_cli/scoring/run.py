@@ -1,4 +1,8 @@
-"""One streaming pass over stored embeddings, all metrics from its moments."""
+"""The scores of a feature file: one pass computes the moments, and all metrics come from them.
+
+From a printed number to its equation: `compute_score` in `compute` calls `core.spectra` for the
+eigenvalues and METRICS in `core.metrics` for the value.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,9 @@ from lidar_cli.runtime.files import NotAFile, open_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score, compute_score
 from lidar_cli.scoring.influences import influences
-from lidar_cli.scoring.intervals import Grouping, confidence, summed, without_interval
-from lidar_cli.scoring.process_group import ProcessGroup, gather_on_all_ranks
-from lidar_cli.scoring.streaming import Gathered, enough_memory, gather
+from lidar_cli.scoring.intervals import Grouping, confidence, reasons_for_no_interval, sum_by_group
+from lidar_cli.scoring.process_group import ProcessGroup, read_moments_on_all_ranks
+from lidar_cli.scoring.streaming import LayerMoments, enough_memory, read_moments
 from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings
 
 
@@ -38,10 +42,10 @@ def score_file(
     process_group: ProcessGroup | None = None,
     groups: Grouping | None = None,
 ) -> list[Score]:
-    """A score for each layer of a feature file, or for the array of another file.
+    """A score for each layer of a feature file, or one for the array of a file of another format.
 
-    process_group: processes that read a part each; every one returns the same scores.
-    groups: those of the settings, for callers that open them once for several files.
+    process_group: processes that each read a part of the file; all return the same scores.
+    groups: the result of `open_groups`, if the caller scores several files with it.
     Raises InputError or FeatureFileError if the file cannot be used, SettingsError for an unknown
     metric or device.
     """
@@ -53,7 +57,7 @@ def score_file(
     with process_group.raise_on_any_rank() if process_group else nullcontext():
         layers = open_embeddings(path, settings)
     return [
-        score(
+        score_layer(
             embeddings,
             settings,
             device,
@@ -69,7 +73,7 @@ def score_file(
 
 @contextmanager
 def open_process_group(rank_info: RankInfo) -> Iterator[ProcessGroup | None]:
-    """The processes that torchrun started, None for a process alone. Raises InputError."""
+    """The processes that torchrun started; None if there is only this one. Raises InputError."""
     if rank_info.ranks == 1:
         yield None
         return
@@ -81,9 +85,10 @@ def open_process_group(rank_info: RankInfo) -> Iterator[ProcessGroup | None]:
 
 
 def open_groups(settings: ScoreSettings | RankSettings) -> Grouping | None:
-    """The groups of samples that the settings name, if any. A pipe can be read only once.
+    """The groups of samples for `--groups`, None without it.
 
-    Raises InputError if their table cannot be used, SettingsError where no interval is asked for.
+    The table may be a pipe, which can be read only once: call this once for all files.
+    Raises InputError if the table cannot be used, SettingsError if no intervals are requested.
     """
     if settings.groups is None:
         return None
@@ -93,7 +98,7 @@ def open_groups(settings: ScoreSettings | RankSettings) -> Grouping | None:
 
 
 def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
-    """The embeddings that a file offers, not yet read.
+    """The embeddings of each chosen layer of a file; their numbers are not read yet.
 
     Raises InputError or FeatureFileError.
     """
@@ -118,7 +123,7 @@ def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
 
 
 def _read_array(path: Path, start: bytes, dataset: str | None, q: int | None) -> Embeddings:
-    """The embeddings in a file of arrays, by the format of its first bytes, not of its name."""
+    """The embeddings of a .npy, .npz, .pt or .safetensors file, recognised by its first bytes."""
     embeddings = None
     if start.startswith(b"\x93NUMPY"):
         return read_npy(path, dataset, q)
@@ -135,7 +140,7 @@ def _read_array(path: Path, start: bytes, dataset: str | None, q: int | None) ->
 
 
 def parse_metrics(text: str) -> frozenset[str]:
-    """Metric names from a comma-separated list, or all of them. Raises SettingsError."""
+    """The metric names in a comma-separated list, or every name for "all". Raises SettingsError."""
     if text == "all":
         return EVERY_METRIC
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -150,7 +155,7 @@ def parse_metrics(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def score(
+def score_layer(
     embeddings: Embeddings,
     settings: MetricSettings,
     device: torch.device,
@@ -163,29 +168,29 @@ def score(
 ) -> Score:
     """The wanted metrics of one layer, in one pass over its chunks.
 
-    level: adds intervals at that level, in a second pass over the chunks.
-    cache: a folder to store the results of the second pass in.
+    level: of the intervals, for which the chunks are read a second time; None for no intervals.
+    cache: a folder that stores the influences computed in the second pass.
     process_group, groups: as in `score_file`.
-    Raises InputError if a number in the file is not finite, or memory does not suffice.
+    Raises InputError if a number in the file is not finite, or if memory is too small.
     """
     if embeddings.note:
         progress.note(embeddings.note)
     with enough_memory(embeddings):
         if process_group is None:
-            state = gather(embeddings, settings, device, wanted, progress)
+            state = read_moments(embeddings, settings, device, wanted, progress)
         else:
-            state = gather_on_all_ranks(
+            state = read_moments_on_all_ranks(
                 embeddings, settings, device, wanted, progress, process_group
             )
-        return score_gathered(
+        return score_moments(
             embeddings, settings, state, wanted, progress, level, cache, process_group, groups
         )
 
 
-def score_gathered(
+def score_moments(
     embeddings: Embeddings,
     settings: MetricSettings,
-    state: Gathered,
+    state: LayerMoments,
     wanted: AbstractSet[str],
     progress: Progress,
     level: float | None = None,
@@ -193,7 +198,7 @@ def score_gathered(
     process_group: ProcessGroup | None = None,
     groups: Grouping | None = None,
 ) -> Score:
-    """The wanted metrics of one layer from its moments, as `score` gives them."""
+    """The wanted metrics of one layer from its moments; arguments as in `score_layer`."""
     with (
         process_group.raise_on_any_rank() if process_group else nullcontext(),
         enough_memory(embeddings),
@@ -201,13 +206,11 @@ def score_gathered(
         scored = compute_score(embeddings, settings, state, wanted)
     if level is None:
         return scored
-    missing = _without_interval(scored, wanted, state.rows.n)
-    with_one = [name for name in METRICS if name in wanted and name not in missing]
+    missing = _reasons_for_no_interval(scored, wanted, state.rows.n)
+    names = [name for name in METRICS if name in wanted and name not in missing]
     by_metric: dict[str, Tensor] = {}
-    if with_one and embeddings.once is None:
-        by_metric = influences(
-            embeddings, settings, state, with_one, progress, cache, process_group
-        )
+    if names and embeddings.once is None:
+        by_metric = influences(embeddings, settings, state, names, progress, cache, process_group)
     of_samples = groups.of(embeddings) if groups else None
     return with_intervals(
         scored, wanted, by_metric, state.rows.n, level, embeddings.once, of_samples
@@ -220,30 +223,33 @@ def with_intervals(
     by_metric: Mapping[str, Tensor],
     n_rows: int,
     level: float,
-    without_influences: str | None = None,
+    why_no_influences: str | None = None,
     groups: Tensor | None = None,
 ) -> Score:
-    """A score with the intervals that its influences, by metric, give at a level.
+    """The score with an interval for each wanted metric, or the reason why it has none.
 
-    n_rows: how many rows the metrics of one row a sample read.
-    without_influences: why metrics that could have influences have none.
-    groups: of samples [N], within which influences are summed.
+    by_metric: the influences on each metric that has them.
+    n_rows: the number of rows that RankMe and alpha-ReQ read.
+    why_no_influences: the reason if influences could not be computed for any metric.
+    groups: the group of each sample [N]; influences are summed within groups.
     """
     values = {name: scored.value(name) for name in METRICS if name in wanted}
     count = len(torch.unique(groups[: scored.n_samples])) if groups is not None else None
-    missing = _without_interval(scored, wanted, n_rows, count)
-    if without_influences is not None:
-        missing = {name: missing.get(name, without_influences) for name in values}
-    of_groups = {
-        name: each if groups is None else summed(each, groups[: len(each)])
+    missing = _reasons_for_no_interval(scored, wanted, n_rows, count)
+    if why_no_influences is not None:
+        missing = {name: missing.get(name, why_no_influences) for name in values}
+    independent = {
+        name: each if groups is None else sum_by_group(each, groups[: len(each)])
         for name, each in by_metric.items()
     }
-    intervals = confidence(values, of_groups, missing, level, count)
-    return replace(scored, confidence=intervals, influences=of_groups)
+    intervals = confidence(values, independent, missing, level, count)
+    return replace(scored, confidence=intervals, influences=independent)
 
 
-def _without_interval(
+def _reasons_for_no_interval(
     scored: Score, wanted: AbstractSet[str], n_rows: int, groups: int | None = None
 ) -> dict[str, str]:
     values = {name: scored.value(name) for name in METRICS if name in wanted}
-    return without_interval(values, scored.notes, scored.n_samples, n_rows, scored.dim, groups)
+    return reasons_for_no_interval(
+        values, scored.notes, scored.n_samples, n_rows, scored.dim, groups
+    )

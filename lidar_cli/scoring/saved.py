@@ -1,8 +1,8 @@
 """A score in a small file: values, spectra and influences, without the embeddings.
 
-A safetensors file named by what it was computed from: tensors `spectrum/NAME` [k] and
-`influence/METRIC` [n], the rest as JSON in the header. Influences are those of every metric that
-has them, so that intervals at any level, and ties by any metric, need no embedding.
+A safetensors file whose name has a hash of the plan and the constants: tensors `spectrum/NAME` [k]
+and `influence/METRIC` [n], the other fields as JSON in the header. It has the influences on every
+metric that has any, so that intervals at any level, and ties by any metric, need no embeddings.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ SUFFIX = ".score"
 
 
 @dataclass(frozen=True)
-class Unintervalled:
-    """A score with influences and without intervals, which another level would change.
+class ScoreWithoutIntervals:
+    """A score with influences but without intervals, which depend on the level.
 
-    without_influences: why metrics that could have them have none, None where they do.
+    why_no_influences: the reason if influences could not be computed, else None.
     """
 
     score: Score
     provenance: dict[str, Any]
-    without_influences: str | None
+    why_no_influences: str | None
 
 
 class SavedScore:
-    """The file of one plan's score at given constants.
+    """The file that stores the score of one plan at the constants of the settings.
 
-    folder, stem: where it is, and how its name begins.
+    folder, stem: the folder of the file, and the beginning of its name.
     """
 
     def __init__(self, folder: Path, stem: str, plan: Plan, settings: MetricSettings) -> None:
@@ -57,8 +57,8 @@ class SavedScore:
         key = hashlib.sha256(self._identity.encode()).hexdigest()[:16]
         self.path = folder / f"{stem}-{key}{SUFFIX}"
 
-    def read(self) -> Unintervalled | None:
-        """The score; None if it is absent, damaged, or of other metrics than there are now."""
+    def read(self) -> ScoreWithoutIntervals | None:
+        """The score; None if the file is absent, damaged, or lacks a metric that exists now."""
         try:
             check_regular(self.path, follow=False)
             with safe_open(self.path, "pt") as file:
@@ -73,22 +73,22 @@ class SavedScore:
             spectra = {name: one.tolist() for name, one in _within(tensors, "spectrum").items()}
             influences = _within(tensors, "influence")
             more = {"spectra": spectra, "influences": influences, "provenance": provenance}
-            return Unintervalled(Score.of(**fields, **more), provenance, without)
+            return ScoreWithoutIntervals(Score.of(**fields, **more), provenance, without)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             return None
 
-    def write(self, unintervalled: Unintervalled) -> None:
-        """Save a score, whole or not at all.
+    def write(self, computed: ScoreWithoutIntervals) -> None:
+        """Save a score atomically.
 
         Raises FeatureFileError if the file cannot be written.
         """
-        score = unintervalled.score
+        score = computed.score
         tensors = {
             f"spectrum/{name}": torch.tensor(values, dtype=torch.float64)
             for name, values in score.spectra.items()
         }
         tensors |= {f"influence/{name}": one.contiguous() for name, one in score.influences.items()}
-        record = [score.record(), unintervalled.provenance, unintervalled.without_influences]
+        record = [score.record(), computed.provenance, computed.why_no_influences]
         header = {"identity": self._identity, "record": json.dumps(record, allow_nan=False)}
         try:
             write_atomic(self.path, save(tensors, header))  # another rank may write the same

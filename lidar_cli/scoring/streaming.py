@@ -1,4 +1,4 @@
-"""One pass over stored embeddings: the moments that the wanted metrics read."""
+"""One pass over stored embeddings, which computes the moments that the wanted metrics read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.accumulate import map_pieces
-from lidar_cli.core.metrics import METRICS, OF_LDA, OF_ROWS
+from lidar_cli.core.metrics import METRICS, READ_FROM_LDA, READ_FROM_ROWS
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
 from lidar_cli.errors import BadRows, InputError
 from lidar_cli.features.blocks import Chunk, Embeddings
@@ -24,22 +24,22 @@ from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import MetricSettings
 
 CHUNKS_IN_MEMORY = 3  # one being read, one ready, one being summed
-LEAST_MATRICES = 2  # of d x d float64 numbers at a time: moments, and what is added to them
-BLOCK_NUMBERS = 2**21  # of a float64 copy of normalised rows, 16 MB
+LEAST_MATRICES = 2  # [d, d] matrices in float64 at a time: moments, and what is added to them
+BLOCK_NUMBERS = 2**21  # numbers in a float64 copy of normalised rows, 16 MB
 
 
 class State(Protocol):
-    """Something that chunks of whole samples are added to, in order."""
+    """An object that accumulates chunks of samples, in order."""
 
     def update(self, chunk: Chunk) -> None:
         """Add a chunk."""
 
 
-class Gathered:
-    """The moments of one layer: of its views, if it has them, and of the rows RankMe reads.
+class LayerMoments:
+    """The moments of one layer: of its views, if it has any, and of the rows that RankMe reads.
 
-    row_source: what those rows are, "clean", "view 0" or "rows".
-    noise_edge: the edge of view noise, once a score has been computed.
+    row_source: what these rows are: "clean", "view 0" or "rows".
+    noise_edge: the edge of view noise; None until `compute_score` sets it.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Gathered:
     ) -> None:
         _, q, d = embeddings.shape
         reads = {METRICS[name].reads for name in wanted}
-        scatters, sphere = not reads.isdisjoint((*OF_LDA, "augmented")), "sphere" in reads
+        scatters, sphere = not reads.isdisjoint((*READ_FROM_LDA, "augmented")), "sphere" in reads
         self.views = (
             Moments(q, d, device, scatters=scatters, sphere=sphere)
             if q > 0 and (scatters or sphere)
@@ -60,11 +60,11 @@ class Gathered:
         self.rows = RowMoments(d, device)
         self.row_source = embeddings.clean_name if embeddings.clean else "view 0"
         self.noise_edge: float | None = None
-        self._reads_rows = not reads.isdisjoint(OF_ROWS)
+        self._reads_rows = not reads.isdisjoint(READ_FROM_ROWS)
         self._normalize = settings.normalize
 
     def update(self, chunk: Chunk) -> None:
-        """Add a chunk of whole samples."""
+        """Add a chunk of samples."""
         if self.views is not None and chunk.views is not None:
             self.views.note_type(chunk.views.dtype)
             for part in self._prepared(chunk.views):
@@ -76,7 +76,7 @@ class Gathered:
             for part in self._prepared(clean):
                 self.rows.update(part)
 
-    def merge(self, other: Gathered) -> Gathered:
+    def merge(self, other: LayerMoments) -> LayerMoments:
         """The moments of both sets of samples together; neither operand changes."""
         both = copy(self)
         both.rows = self.rows.merge(other.rows)
@@ -95,25 +95,25 @@ class Gathered:
             yield torch.cat(unit)
 
 
-def gather(
+def read_moments(
     embeddings: Embeddings,
     settings: MetricSettings,
     device: torch.device,
     wanted: Collection[str],
     progress: Progress,
-) -> Gathered:
+) -> LayerMoments:
     """The moments of all samples, from one pass. Raises InputError as `read_into`."""
-    gathered = Gathered(embeddings, settings, device, wanted)
-    read_into(gathered, embeddings, settings, progress)
-    return gathered
+    moments = LayerMoments(embeddings, settings, device, wanted)
+    read_into(moments, embeddings, settings, progress)
+    return moments
 
 
 def read_into(
     state: State, embeddings: Embeddings, settings: MetricSettings, progress: Progress
 ) -> None:
-    """Update a state with all samples, read once in chunks of the memory allowed, all together.
+    """Update a state with all samples, read once in chunks that fit into `--memory`.
 
-    Raises InputError if a number is not finite, with the count over the whole file.
+    Raises InputError if a number is not finite, with the count over the complete file.
     """
     read_span(state, embeddings, settings, progress, embeddings.span).refuse()
 
@@ -121,9 +121,10 @@ def read_into(
 def read_span(
     state: State, embeddings: Embeddings, settings: MetricSettings, progress: Progress, span: range
 ) -> NonFinite:
-    """Update a state with the samples of a span; no more from the first bad number on.
+    """Update a state with the samples of a span; returns the count of NaN and Inf.
 
-    The next chunk is read while one is summed.
+    After a chunk with NaN or Inf the others are only checked. The next chunk is read while one is
+    summed.
     """
     bad = NonFinite(embeddings)
     memory = parse_size(settings.memory) // CHUNKS_IN_MEMORY
@@ -133,22 +134,22 @@ def read_span(
                 state.update(chunk)
             done = chunk.stop - span.start
             progress.update(f"reading {embeddings.file}", done, len(span))
-            del chunk  # before the next is asked for
+            del chunk  # frees its memory before the next is read
     return bad
 
 
-NO_MEMORY = ("out of memory", "allocate memory")  # in torch's words
+NO_MEMORY = ("out of memory", "allocate memory")  # parts of the messages of torch
 
 
 @contextmanager
 def enough_memory(embeddings: Embeddings) -> Iterator[None]:
-    """Raises InputError where the memory does not suffice for a sample, moments and spectra."""
+    """Raises InputError if memory is too small for a sample, the moments or the spectra."""
     _check_memory(embeddings)
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = str(error)
-        if isinstance(error, RuntimeError) and not any(lack in said for lack in NO_MEMORY):
+        message = str(error)
+        if isinstance(error, RuntimeError) and not any(part in message for part in NO_MEMORY):
             raise
         d = embeddings.shape[2]
         raise InputError(
@@ -158,7 +159,7 @@ def enough_memory(embeddings: Embeddings) -> Iterator[None]:
 
 
 def _check_memory(embeddings: Embeddings) -> None:
-    """Raise InputError, before a row is read, if not even the least that is needed is free."""
+    """Raise InputError, before a row is read, if less memory is free than is needed in any case."""
     d, free = embeddings.shape[2], free_memory()
     parts = [part for part in (embeddings.views, embeddings.clean) if part is not None]
     for what, size in {
@@ -179,7 +180,7 @@ def _unit(block: Tensor, some: slice) -> Tensor:
 
 
 class NonFinite:
-    """Counts samples with NaN or Inf over the whole file, for one error about all of them."""
+    """Counts the samples with NaN or Inf in a file, for one error about all of them."""
 
     def __init__(self, embeddings: Embeddings) -> None:
         self._of = f"{embeddings.file}: {embeddings.layer}"
@@ -189,7 +190,7 @@ class NonFinite:
 
     def check(self, chunk: Chunk) -> bool:
         """Whether this chunk or an earlier one has NaN or Inf."""
-        bad = torch.zeros(chunk.stop - chunk.start, dtype=torch.int64)  # values, a sample
+        bad = torch.zeros(chunk.stop - chunk.start, dtype=torch.int64)  # bad values in each sample
         for part in (chunk.views, chunk.clean):
             if part is not None and not _sums_finite(part):
                 bad += (~part.isfinite()).flatten(1).sum(dim=1)
@@ -201,7 +202,7 @@ class NonFinite:
         return self._first is not None
 
     def merge(self, other: NonFinite) -> NonFinite:
-        """The count over both parts of a file; neither operand changes."""
+        """The count over two parts of a file; neither operand changes."""
         both = copy(self)
         both._samples += other._samples
         both._values += other._values
@@ -219,9 +220,10 @@ class NonFinite:
 
 
 def _sums_finite(part: Tensor) -> bool:
-    """Whether finite sums prove all numbers finite, at the cost of one read; they may overflow.
+    """True if sums of the numbers are finite, so that all numbers are; takes one read of them.
 
-    In the numbers' own type: torch would make a float64 copy of them for another.
+    False also if a sum of finite numbers overflows. The sums are in the type of the numbers, since
+    torch would copy the numbers to sum them in another type.
     """
     numbers, device = part[:1].numel(), part.device
     return all(

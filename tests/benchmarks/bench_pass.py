@@ -9,7 +9,7 @@ from lidar_cli.configuration import parse_size
 from lidar_cli.core.accumulate import HELD_NUMBERS, LEAST_HELD_ROWS, Scatter
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import open_embeddings, parse_metrics
-from lidar_cli.scoring.streaming import gather
+from lidar_cli.scoring.streaming import read_moments
 from lidar_cli.settings import ScoreSettings
 
 Q = 10
@@ -33,7 +33,7 @@ def measure(path, d, device, repeats):
     scatter = torch.zeros(d, d, dtype=torch.float64, device=device)
 
     def moments():
-        gather(embeddings, settings, torch.device(device), parse_metrics("all"), Progress())
+        read_moments(embeddings, settings, torch.device(device), parse_metrics("all"), Progress())
 
     def without_products():
         with mock.patch.object(Scatter, "add"):

@@ -20,7 +20,7 @@ from lidar_cli.core.spectra import lda_spectrum
 from lidar_cli.data.decode import decoded
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.run import open_embeddings, parse_metrics, score
+from lidar_cli.scoring.run import open_embeddings, parse_metrics, score_layer
 from lidar_cli.settings import RankSettings, ScoreSettings
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
@@ -117,7 +117,9 @@ def scoring(device, folder, d):
 
     def run(n, level=None):
         (embeddings,) = open_embeddings(paths[n], settings)
-        score(embeddings, settings, torch.device(device), parse_metrics("all"), Progress(), level)
+        score_layer(
+            embeddings, settings, torch.device(device), parse_metrics("all"), Progress(), level
+        )
 
     repeats = REPEATS if d < 1000 else 2
     seconds = alternate(

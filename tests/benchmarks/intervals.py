@@ -20,7 +20,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.features.blocks import Embeddings, Stored
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.intervals import ties
-from lidar_cli.scoring.run import score, with_intervals
+from lidar_cli.scoring.run import score_layer, with_intervals
 from lidar_cli.settings import ScoreSettings
 
 LEVEL = 0.95
@@ -80,7 +80,7 @@ def scored(z, level, groups=None):
     stored = Stored(tuple(z.shape), 8, lambda start, stop: z[start:stop])
     source = Embeddings("simulated", "projector", stored, None)
     wanted = frozenset(METRICS) - {"n_above_noise"}
-    result = score(source, ScoreSettings(), torch.device("cpu"), wanted, Progress(), level)
+    result = score_layer(source, ScoreSettings(), torch.device("cpu"), wanted, Progress(), level)
     if groups is None or level is None:
         return result
     unsummed = result.influences

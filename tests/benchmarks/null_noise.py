@@ -18,7 +18,7 @@ from lidar_cli.core import noise, spectra
 from lidar_cli.core.moments import Moments
 from lidar_cli.features.blocks import Embeddings, Stored
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.run import score
+from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import ScoreSettings
 
 LEAST = 0.95
@@ -40,7 +40,7 @@ def embeddings(size, strength, signal, generator):
 def scored(z):
     stored = Stored(tuple(z.shape), 8, lambda start, stop: z[start:stop])
     source = Embeddings("simulated", "projector", stored, None)
-    return score(source, ScoreSettings(), torch.device("cpu"), WANTED, Progress())
+    return score_layer(source, ScoreSettings(), torch.device("cpu"), WANTED, Progress())
 
 
 def nulls(size, strength, draws, seed=0):
