@@ -136,7 +136,7 @@ from pathlib import Path
 import torch
 from lidar_cli.integrations import EmbeddingMetric
 from lidar_cli.ranking.correlation import correlate
-from lidar_cli.report.text import metric_text
+from lidar_cli.report.text import format_metric
 from lidar_cli.scoring.convergence import converge_file
 from lidar_cli.settings import ScoreSettings
 
