@@ -28,7 +28,7 @@ from rank_runs import (
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.extraction.run import extract_checkpoint
-from lidar_cli.ranking.order import Row, grouped, misleading, order
+from lidar_cli.ranking.order import Row, comparable_groups, noise_warnings, order
 from lidar_cli.ranking.session import find_metric
 from lidar_cli.scoring.compute import Score
 from lidar_cli.settings import ExtractSettings
@@ -80,7 +80,7 @@ def test_what_must_be_equal_for_two_checkpoints_to_be_compared(
         provenance = ALIKE | {k: v for k, v in changed.items() if k not in SCORED}
         score = Score(file=path, epsilon=1e-7, lidar=2.0, provenance=provenance, **facts)
         rows.append(Row(path, (), score, 2.0))
-    groups = grouped(rows, METRICS["lidar"], 0.95)
+    groups = comparable_groups(rows, METRICS["lidar"], 0.95)
     paths = [[each.path for each in group.rows] for group in groups]
     assert paths == ([["a", "b"], ["c"]] if apart else [["a", "b", "c"]])
 
@@ -94,13 +94,13 @@ def test_an_order_by_lidar_that_is_mostly_noise_is_remarked(noisy: int, remarked
         score = Score(str(at), "projector", *(10, 2, 4), 1e-4, 1e-7, False, lidar=2.0,
                       noise_fraction=fraction, pillai=float(at), provenance=ALIKE)  # fmt: skip
         rows.append(Row(str(at), (), score, 2.0))
-    groups = grouped(rows, METRICS["lidar"], 0.95)
-    remarks = list(misleading(groups, METRICS["lidar"]))
+    groups = comparable_groups(rows, METRICS["lidar"], 0.95)
+    remarks = list(noise_warnings(groups, METRICS["lidar"]))
     assert bool(remarks) is remarked
     assert all(
         remark.endswith("more views make it less: lidar rank ... -q 4") for remark in remarks
     )
-    assert not list(misleading(groups, METRICS["pillai"]))
+    assert not list(noise_warnings(groups, METRICS["pillai"]))
 
 
 def row(path: str, value: float | None) -> Row:

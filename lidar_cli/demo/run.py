@@ -33,7 +33,7 @@ from lidar_cli.views.pipeline import Views
 
 RUNS = 12  # half SimCLR, half VICReg
 N_SAMPLES = 600  # more than 2 d, so that every value has its interval
-ROWS_A_BATCH = 256
+BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,6 @@ def _backbone(path: str, pixels: Tensor) -> Tensor:
     """Backbone embeddings [N, d] of normalised images [N, 3, S, S]."""
     loaded = open_checkpoint(Path(path)).to(pixels.device)
     batches = [
-        loaded.embed(batch, ["backbone"])["backbone"] for batch in torch.split(pixels, ROWS_A_BATCH)
+        loaded.embed(batch, ["backbone"])["backbone"] for batch in torch.split(pixels, BATCH_ROWS)
     ]
     return torch.cat(batches).clone()

@@ -1,8 +1,8 @@
 """The cache of a ranked directory: feature files and scores, named by what they were computed from.
 
 A downloaded directory may contain a `.lidar` with links to anywhere. So the `.lidar` of a directory
-must not be a link, nor may anything inside a cache be one. Only files whose names match `FORMS` are
-written or removed. The marker shows that a folder is a cache, so that another folder, named by
+must not be a link, nor may anything inside a cache be one. Only files whose names match
+`NAME_PATTERNS` are written or removed. The marker shows that a folder is a cache, so that another folder, named by
 mistake, is refused.
 """
 
@@ -29,20 +29,20 @@ from lidar_cli.scoring.saved import SavedScore
 from lidar_cli.settings import RankSettings
 
 MARKER = "LIDAR_CACHE"
-MARKED = b"A cache of lidar: it may be removed as a whole, and is then made anew.\n"
+MARKER_TEXT = b"A cache of lidar: it may be removed as a whole, and is then made anew.\n"
 CLAIMS = "claims"
-STALE = 24 * 3600.0  # seconds after which a temporary file has no writer any more
+STALE_AFTER = 24 * 3600.0  # seconds after which a temporary file has no writer any more
 KEY = "-[0-9a-f]{16}"
-UNBEGUN = re.compile(rf".+{KEY}\.h5\.partial\.begun", re.DOTALL)
-FORMS = (
+BEGUN_FILE = re.compile(rf".+{KEY}\.h5\.partial\.begun", re.DOTALL)
+NAME_PATTERNS = (
     re.compile(rf".+{KEY}\.(h5|score|influence|sha256)", re.DOTALL),
     re.compile(rf".+{KEY}\.h5\.partial(\.[0-9a-f]{{8}})?", re.DOTALL),
-    UNBEGUN,
+    BEGUN_FILE,
     TEMPORARY,
     re.compile(r".+\.\d+-[0-9a-f]{8}", re.DOTALL),  # temporaries of earlier versions
 )
 # Files of file systems and of the systems that browse them.
-STRANGERS = re.compile(r"\..*|lost\+found|desktop\.ini|Thumbs\.db", re.IGNORECASE | re.DOTALL)
+SYSTEM_FILES = re.compile(r"\..*|lost\+found|desktop\.ini|Thumbs\.db", re.IGNORECASE | re.DOTALL)
 
 
 class CacheFolder:
@@ -57,12 +57,12 @@ class CacheFolder:
         self.path = named or directory / ".lidar"
         self._has_marker = False
         if named is None and self.path.is_symlink():
-            raise refused(self.path, "is a link, which may lead anywhere")
+            raise cache_error(self.path, "is a link, which may lead anywhere")
         try:
             if os.path.lexists(self.path):
                 self._check()
         except OSError as error:
-            raise refused(self.path, f"cannot be read ({error.strerror})") from error
+            raise cache_error(self.path, f"cannot be read ({error.strerror})") from error
 
     @property
     def claims(self) -> Path:
@@ -74,57 +74,59 @@ class CacheFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self._has_marker:
-                write_atomic(self.path / MARKER, MARKED)
+                write_atomic(self.path / MARKER, MARKER_TEXT)
                 self._has_marker = True
         except OSError as error:
-            raise refused(self.path, f"the cache cannot be written ({error.strerror})") from error
+            raise cache_error(
+                self.path, f"the cache cannot be written ({error.strerror})"
+            ) from error
         return self.path
 
     def _check(self) -> None:
         if not self.path.is_dir():
-            raise refused(self.path, "is not a folder")
-        strangers = []
+            raise cache_error(self.path, "is not a folder")
+        foreign = []
         with os.scandir(self.path) as entries:
             for entry in entries:
-                if _is_ours(entry.name):
+                if _is_cache_name(entry.name):
                     self._has_marker |= entry.name == MARKER
                     _check_entry(entry)
-                elif not STRANGERS.fullmatch(entry.name):
-                    strangers.append(entry.name)
-        if strangers and not self._has_marker:
-            raise refused(
-                self.path, f"is no cache, it holds {min(strangers)!r} and has no file {MARKER}"
+                elif not SYSTEM_FILES.fullmatch(entry.name):
+                    foreign.append(entry.name)
+        if foreign and not self._has_marker:
+            raise cache_error(
+                self.path, f"is no cache, it holds {min(foreign)!r} and has no file {MARKER}"
             )
 
 
-def _is_ours(name: str) -> bool:
-    return name in (MARKER, CLAIMS) or any(form.fullmatch(name) for form in FORMS)
+def _is_cache_name(name: str) -> bool:
+    return name in (MARKER, CLAIMS) or any(form.fullmatch(name) for form in NAME_PATTERNS)
 
 
 def _check_entry(entry: os.DirEntry[str]) -> None:
     """Refuse links and odd kinds of files, and remove what an interrupted writer left."""
     path = Path(entry.path)
     if entry.is_symlink():
-        raise refused(path, "is a link, which nothing in a cache may be")
+        raise cache_error(path, "is a link, which nothing in a cache may be")
     if entry.name == CLAIMS:
         if not entry.is_dir():
-            raise refused(path, "is not a folder")
+            raise cache_error(path, "is not a folder")
     elif not entry.is_file(follow_symlinks=False) and os.path.lexists(path):
-        raise refused(path, "is not a file")
-    elif UNBEGUN.fullmatch(entry.name):
+        raise cache_error(path, "is not a file")
+    elif BEGUN_FILE.fullmatch(entry.name):
         remove_unbegun(path)
     elif TEMPORARY.fullmatch(entry.name) and _is_stale(entry):
         path.unlink(missing_ok=True)
 
 
-def refused(path: Path, why: str) -> InputError:
+def cache_error(path: Path, why: str) -> InputError:
     """The error for a cache that must not be used."""
     return InputError(f"{path}: {why}; name another place with --cache PATH", code="cache-refused")
 
 
 def _is_stale(temporary: os.DirEntry[str]) -> bool:
     try:
-        return time.time() - temporary.stat(follow_symlinks=False).st_mtime > STALE
+        return time.time() - temporary.stat(follow_symlinks=False).st_mtime > STALE_AFTER
     except OSError:  # renamed to its final name in the meantime
         return False
 
@@ -171,7 +173,7 @@ class Cache:
     def stored_features(self, task: Task) -> list[Path]:
         """Feature files for a task, not yet read: one of the directory first, then the folder's."""
         files = self._features.get(task.checkpoint.digest, {}).values()
-        matching = [file.path for file in files if serves(file.provenance, task.plan)]
+        matching = [file.path for file in files if matches_plan(file.provenance, task.plan)]
         path = self.features_path(task)
         return [*matching[:1], *([path] if path.exists() else [])]
 
@@ -186,7 +188,7 @@ class Cache:
         self.features_path(task).unlink(missing_ok=True)
         self.saved_score(task).path.unlink(missing_ok=True)
 
-    def outdated(self, tasks: Sequence[Task]) -> int:
+    def count_outdated(self, tasks: Sequence[Task]) -> int:
         """How many tasks need embedding although rows of another embedding revision are stored."""
         stored: dict[str, list[Path]] = {}  # name without the key of the plan -> files
         for file in self.path.glob("*.h5"):
@@ -205,7 +207,7 @@ class Cache:
         return count
 
 
-def serves(provenance: dict[str, Any], plan: Plan) -> bool:
+def matches_plan(provenance: dict[str, Any], plan: Plan) -> bool:
     """Whether stored features hold what a plan would compute, perhaps with other layers too."""
     stored, planned = identity(provenance), plan.identity
     layers = set(stored.pop("layers", ()))

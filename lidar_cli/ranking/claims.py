@@ -28,27 +28,29 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import first_line
-from lidar_cli.ranking.cache import refused
+from lidar_cli.ranking.cache import cache_error
 from lidar_cli.runtime.atomic import atomic
 from lidar_cli.runtime.files import open_regular, parse_json, read_limited
 from lidar_cli.runtime.processes import has_ended, process_identity
 
-MOST = 2**16  # bytes of any file of a worker or claim
+MAX_BYTES = 2**16  # bytes of any file of a worker or claim
 NUMBER, LAST_NUMBER = "[0-9]{1,9}", 10**9 - 1
-FORMS = re.compile(rf"worker-[0-9a-f]{{1,16}}|printer-{NUMBER}|.+\.claim-{NUMBER}", re.DOTALL)
-BEATS = 10  # touches within the time after which a worker counts as dead
+NAME_PATTERN = re.compile(
+    rf"worker-[0-9a-f]{{1,16}}|printer-{NUMBER}|.+\.claim-{NUMBER}", re.DOTALL
+)
+HEARTBEATS = 10  # touches within the time after which a worker counts as dead
 
 
 @dataclass(frozen=True)
 class Claim:
     """A task that this process has claimed.
 
-    taken: from a worker that was silent for too long, and may still wake up.
+    taken_over: from a worker that was silent for too long, and may still wake up.
     """
 
     name: str
     number: int
-    taken: bool
+    taken_over: bool
 
 
 class Claims:
@@ -65,9 +67,11 @@ class Claims:
         self._timeout = timeout
         self._token = secrets.token_hex(8)
         self._worker = f"worker-{self._token}"
-        self._card = process_identity()
+        self._identity = process_identity()
         self._last_printer = -1  # of those that took part before this process
-        self._beats: dict[str, tuple[int, float]] = {}  # file -> its date, our time of seeing it
+        self._last_touch: dict[
+            str, tuple[int, float]
+        ] = {}  # file -> its date, our time of seeing it
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -77,28 +81,28 @@ class Claims:
 
         Raises InputError if the folder cannot be written, or no number is left.
         """
-        self._take_part()
-        number, taken = self._free(name)
+        self._register()
+        number, taken_over = self._next_claim(name)
         if number is not None and number > LAST_NUMBER:
             path = self._folder / f"{name}.claim-{LAST_NUMBER}"
-            raise refused(path, "is the last claim that has a number")
+            raise cache_error(path, "is the last claim that has a number")
         if number is None or not self._create(f"{name}.claim-{number}", self._token):
             yield None
             return
         try:
-            yield Claim(name, number, taken)
+            yield Claim(name, number, taken_over)
         finally:
             for other in self._numbers(name, ".claim"):
                 if other <= number:
                     (self._folder / f"{name}.claim-{other}").unlink(missing_ok=True)
 
-    def lost(self, claim: Claim) -> bool:
+    def is_lost(self, claim: Claim) -> bool:
         """Whether another process took the claim over because this one was silent for too long."""
         return max(self._numbers(claim.name, ".claim"), default=-1) != claim.number
 
-    def held(self, name: str) -> bool:
+    def is_claimed(self, name: str) -> bool:
         """Whether a process that may be alive has claimed the task."""
-        number, _ = self._free(name)
+        number, _ = self._next_claim(name)
         return number is None
 
     def first_to_print(self) -> bool:
@@ -118,7 +122,7 @@ class Claims:
             (self._folder / self._worker).unlink(missing_ok=True)
             # A worker is created before its claims: without a live worker in one listing, its
             # claims are nobody's.
-            listed = [path for path in self._folder.iterdir() if FORMS.fullmatch(path.name)]
+            listed = [path for path in self._folder.iterdir() if NAME_PATTERN.fullmatch(path.name)]
             workers = [path for path in listed if path.name.startswith("worker-")]
             if any(self._state(path) == "alive" for path in workers):
                 return
@@ -126,15 +130,15 @@ class Claims:
                 path.unlink(missing_ok=True)
             self._folder.rmdir()
 
-    def _take_part(self) -> None:
+    def _register(self) -> None:
         if self._thread is not None:
             return
-        for _ in range(BEATS):  # the last of the others may remove the folder at this moment
+        for _ in range(HEARTBEATS):  # the last of the others may remove the folder at this moment
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 if self._folder.is_symlink():
                     raise NotADirectoryError(errno.ENOTDIR, "its claims are a link")
-                if self._create(self._worker, json.dumps(self._card)):
+                if self._create(self._worker, json.dumps(self._identity)):
                     break
             except FileNotFoundError:
                 continue
@@ -142,18 +146,18 @@ class Claims:
                 with suppress(OSError):
                     self._folder.rmdir()
                 why = f"the cache cannot be written ({first_line(error)})"
-                raise refused(self._folder, why) from error
+                raise cache_error(self._folder, why) from error
         # Real numbers have no gaps, so planted ones beyond a gap do not count.
         numbers = set(self._numbers("", "printer"))
         self._last_printer = next(at for at in count() if at not in numbers) - 1
-        self._thread = threading.Thread(target=self._beat, name="lidar-claims", daemon=True)
+        self._thread = threading.Thread(target=self._heartbeat, name="lidar-claims", daemon=True)
         self._thread.start()
 
-    def _beat(self) -> None:
-        while not self._ended.wait(self._timeout / BEATS):
+    def _heartbeat(self) -> None:
+        while not self._ended.wait(self._timeout / HEARTBEATS):
             with suppress(OSError):  # the next touch may succeed
                 # Created again only if somebody removed it.
-                if not self._create(self._worker, json.dumps(self._card)):
+                if not self._create(self._worker, json.dumps(self._identity)):
                     os.utime(self._folder / self._worker)
 
     def _create(self, name: str, content: str) -> bool:
@@ -180,7 +184,7 @@ class Claims:
         ends = (each.removeprefix(prefix) for each in names if each.startswith(prefix))
         return [int(end) for end in ends if re.fullmatch(NUMBER, end)]
 
-    def _free(self, name: str) -> tuple[int | None, bool]:
+    def _next_claim(self, name: str) -> tuple[int | None, bool]:
         """The number of the next claim, None if one is in force; whether it would be taken over."""
         last = max(self._numbers(name, ".claim"), default=None)
         if last is None:
@@ -189,12 +193,12 @@ class Claims:
             return last + 1, False
         claim = self._folder / f"{name}.claim-{last}"
         try:
-            token = read_limited(claim, MOST, follow=False).decode(errors="replace")
+            token = read_limited(claim, MAX_BYTES, follow=False).decode(errors="replace")
         except FileNotFoundError:
             return None, False  # given up at this moment: the next check decides
         except OSError:
             token = ""
-        if not FORMS.fullmatch(f"worker-{token}"):
+        if not NAME_PATTERN.fullmatch(f"worker-{token}"):
             token = ""
         # A claim without a token was cut short or is being written: its own date decides.
         state = self._state(self._folder / f"worker-{token}" if token else claim)
@@ -206,24 +210,24 @@ class Claims:
             # Opened, because a network file system may answer a plain stat from memory.
             with open_regular(path, follow=False) as file:
                 touched = os.fstat(file.fileno()).st_mtime_ns
-                content = file.read(MOST)
+                content = file.read(MAX_BYTES)
         except OSError:
             return "silent"
         worker: dict[str, Any] = {}
         with suppress(ValueError, TypeError):
             worker = dict(parse_json(content))
-        if has_ended(worker, self._card):
+        if has_ended(worker, self._identity):
             return "gone"
         # By this host's clock and whether the date changed: no two clocks are compared.
         now = time.monotonic()
-        before, seen = self._beats.get(path.name, (None, now))
+        before, seen = self._last_touch.get(path.name, (None, now))
         if touched != before:
-            self._beats[path.name] = touched, now
+            self._last_touch[path.name] = touched, now
             return "alive"
         return "alive" if now - seen < self._timeout else "silent"
 
 
-def set_apart(file: Path, whole: Path) -> None:
+def replace_by_copy(file: Path, whole: Path) -> None:
     """Replace a file by a copy, so that what its old writer still writes has no effect.
 
     whole: the name that the old file gets when it is complete; if it has that by now, the copy is

@@ -81,7 +81,7 @@ class DirectoryScan:
     assumed: set[str] = field(default_factory=set)  # assumptions that a note has said
 
     @property
-    def lone_features(self) -> list[FeatureFile]:
+    def features_without_checkpoint(self) -> list[FeatureFile]:
         """Feature files whose checkpoint is not in the directory: they are ranked themselves."""
         return [file for file in self.features if not self.has_checkpoint_of(file)]
 

@@ -14,7 +14,10 @@ from lidar_cli.errors import LidarError, NoProcess
 NUMBER = re.compile(r"([A-Za-z]*)[=_\-.]?([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
 Value = str | float | bool | None  # an int counts as a float
 Hyperparameters = dict[str, Value]  # by name
-HOMES = ("hyper_parameters", "args")  # of Lightning, and of scripts that save their arguments
+CHECKPOINT_KEYS = (
+    "hyper_parameters",
+    "args",
+)  # of Lightning, and of scripts that save their arguments
 LONGEST = 100  # characters of a text that can be a choice
 
 
@@ -37,13 +40,15 @@ def from_checkpoints(paths: Sequence[str]) -> dict[str, Hyperparameters]:
             raise
         except LidarError:
             continue
-        home: dict[object, object]
-        home = next((tree[name] for name in HOMES if isinstance(tree.get(name), dict)), {})
+        stored: dict[object, object]
+        stored = next(
+            (tree[name] for name in CHECKPOINT_KEYS if isinstance(tree.get(name), dict)), {}
+        )
         values: Hyperparameters = {
             name: value
-            for name, value in home.items()
-            if _is_choice(name)
-            if value is None or isinstance(value, (bool, int, float)) or _is_choice(value)
+            for name, value in stored.items()
+            if _is_short_text(name)
+            if value is None or isinstance(value, (bool, int, float)) or _is_short_text(value)
         }
         if values:
             by_path[path] = values
@@ -125,5 +130,5 @@ def _value(text: str) -> Value:
         return text or None
 
 
-def _is_choice(value: object) -> TypeGuard[str]:
+def _is_short_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and len(value) <= LONGEST and value.isprintable()

@@ -32,12 +32,12 @@ from lidar_cli.settings import ProbeSettings, RankSettings
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GroupComparison:
     """One comparable group against the accuracies. selection: None if no checkpoint has one."""
 
     correlations: tuple[Correlation, ...]
     selection: Selection | None
-    hyperparameters: tuple[Varied, ...]
+    hyperparameters: tuple[HyperparameterSelection, ...]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Oracle:
     method: str  # how the accuracies were read or measured, in words
     level: float  # of the intervals
     accuracies: Mapping[str, float]
-    verdicts: tuple[Verdict, ...]  # one for each group of the ranking, in its order
+    comparisons: tuple[GroupComparison, ...]  # one for each group of the ranking, in its order
     without: tuple[str, ...]  # ranked checkpoints that have no accuracy
     unmatched: tuple[Unmatched, ...]  # lines of the files that name no ranked checkpoint
 
@@ -70,7 +70,9 @@ def check_tables(settings: RankSettings, report: bool = False) -> None:
         read_table(settings.params, ("path",))
 
 
-def judge(ranking: Ranking, settings: RankSettings, progress: Progress | None = None) -> Oracle:
+def compare_with_oracle(
+    ranking: Ranking, settings: RankSettings, progress: Progress | None = None
+) -> Oracle:
     """The ranking compared with the accuracies that `--oracle` names.
 
     Raises InputError if a file cannot be used, no line of it names a ranked checkpoint, or the data
@@ -87,13 +89,15 @@ def judge(ranking: Ranking, settings: RankSettings, progress: Progress | None = 
         shares, method = _read_accuracies(table)
         accuracies = {path: shares[line["path"]] for path, line in lines.items()}
     hyperparameters, more = hyperparameters_of(ranking, settings)
-    verdicts = [_verdict(group, accuracies, hyperparameters, settings) for group in ranking.groups]
+    comparisons = [
+        _compare_group(group, accuracies, hyperparameters, settings) for group in ranking.groups
+    ]
     return Oracle(
         source=settings.oracle,
         method=method,
         level=settings.confidence,
         accuracies=accuracies,
-        verdicts=tuple(verdicts),
+        comparisons=tuple(comparisons),
         without=tuple(row.path for row in rows if row.path not in accuracies),
         unmatched=(*unmatched, *more),
     )
@@ -116,7 +120,7 @@ def _probe(
     if to_embed:
         session = open_probe_session(Path(ranking.directory), settings, progress)
         scorer = session.open_scorer(PROBED_LAYER)
-        for task, path in scorer.each(scorer.plans(to_embed), scorer.embed):
+        for task, path in scorer.results(scorer.plans(to_embed), scorer.embed):
             features[str(task.checkpoint.path)] = str(path)
         failed += [Unmatched(file.path, file.reason) for file in session.scan.failed]
     rows_by_file = {features[row.path]: row.path for row in rows if row.path in features}
@@ -212,17 +216,17 @@ def _read_accuracies(table: Table) -> tuple[dict[str, float], str]:
     return {path: number / scale for path, number in numbers.items()}, f"read as {unit}"
 
 
-def _verdict(
+def _compare_group(
     group: Group,
     accuracies: Mapping[str, float],
     hyperparameters: Mapping[str, Hyperparameters],
     settings: RankSettings,
-) -> Verdict:
+) -> GroupComparison:
     judged = {
         row.path: (row.score, accuracies[row.path]) for row in group.rows if row.path in accuracies
     }
     scores, shares = [score for score, _ in judged.values()], [a for _, a in judged.values()]
-    return Verdict(
+    return GroupComparison(
         correlate(scores, shares, level=settings.confidence, seed=settings.seed),
         select(judged) if judged else None,
         by_hyperparameter(judged, hyperparameters),
@@ -249,7 +253,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Varied:
+class HyperparameterSelection:
     """Selection among checkpoints that differ in one hyperparameter alone.
 
     A random search has no two such checkpoints: count is 0 and the accuracies are None. So is a
@@ -264,10 +268,10 @@ class Varied:
     picks: Mapping[str, float | None]  # metric -> accuracy
 
 
-Judged = Mapping[str, tuple[Score, float]]  # path -> score, accuracy
+ScoresAndAccuracies = Mapping[str, tuple[Score, float]]  # path -> score, accuracy
 
 
-def select(judged: Judged) -> Selection:
+def select(judged: ScoresAndAccuracies) -> Selection:
     """What each metric selects among these checkpoints, of which there is at least one."""
     accuracies = {path: accuracy for path, (_, accuracy) in judged.items()}
     picks = []
@@ -284,26 +288,30 @@ def select(judged: Judged) -> Selection:
 
 
 def by_hyperparameter(
-    judged: Judged, hyperparameters: Mapping[str, Hyperparameters]
-) -> tuple[Varied, ...]:
+    judged: ScoresAndAccuracies, hyperparameters: Mapping[str, Hyperparameters]
+) -> tuple[HyperparameterSelection, ...]:
     """A column for each hyperparameter that differs, as in the tables of RankMe and LiDAR.
 
     hyperparameters: by checkpoint; those of checkpoints that are not judged do not count.
     """
     of_judged = {path: values for path, values in hyperparameters.items() if path in judged}
-    return tuple(_varied(name, judged, slices(of_judged, name)) for name in varying(of_judged))
+    return tuple(
+        _select_in_sets(name, judged, slices(of_judged, name)) for name in varying(of_judged)
+    )
 
 
-def _varied(name: str, judged: Judged, sets: Sequence[Sequence[str]]) -> Varied:
+def _select_in_sets(
+    name: str, judged: ScoresAndAccuracies, sets: Sequence[Sequence[str]]
+) -> HyperparameterSelection:
     if not sets:
-        return Varied(name, 0, 0, None, None, dict.fromkeys(METRICS))
+        return HyperparameterSelection(name, 0, 0, None, None, dict.fromkeys(METRICS))
     selections = [select({path: judged[path] for path in paths}) for paths in sets]
     picks: dict[str, float | None] = {}
     for at, metric in enumerate(METRICS):
         accuracies = [selection.picks[at].accuracy for selection in selections]
         values = [accuracy for accuracy in accuracies if accuracy is not None]
         picks[metric] = statistics.fmean(values) if len(values) == len(sets) else None
-    return Varied(
+    return HyperparameterSelection(
         name,
         len(sets),
         sum(selection.count for selection in selections),

@@ -41,14 +41,14 @@ class Group:
     rows: tuple[Row, ...]
 
 
-def row_of(path: Path, aliases: Sequence[str], score: Score, by: Metric) -> Row:
+def unranked_row(path: Path, aliases: Sequence[str], score: Score, by: Metric) -> Row:
     """A scored checkpoint as a row without a rank."""
     name, confidence = by.name, score.confidence
     interval = confidence.intervals[name] if confidence else Interval()
     return Row(str(path), tuple(aliases), score, score.value(name), score.notes.get(name), interval)
 
 
-def grouped(rows: Iterable[Row], by: Metric, level: float) -> tuple[Group, ...]:
+def comparable_groups(rows: Iterable[Row], by: Metric, level: float) -> tuple[Group, ...]:
     """Rows with equal `comparable`, ordered; the largest group first.
 
     level: of the test that names ties.
@@ -139,7 +139,7 @@ def tied_pairs(rows: Sequence[Row], by: Metric, level: float) -> list[set[int]]:
     return tied
 
 
-def misleading(groups: Iterable[Group], by: Metric) -> Iterator[str]:
+def noise_warnings(groups: Iterable[Group], by: Metric) -> Iterator[str]:
     """A warning for each group whose order by LiDAR mostly reflects view noise."""
     for group in groups:
         noisy = [

@@ -27,8 +27,8 @@ from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, firs
 from lidar_cli.extraction.run import BATCHES_UNTIL
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
-from lidar_cli.ranking.order import Row, order, row_of, tied_pairs, views_and_statistics
-from lidar_cli.ranking.scorer import Scorer, is_of_all
+from lidar_cli.ranking.order import Row, order, tied_pairs, unranked_row, views_and_statistics
+from lidar_cli.ranking.scorer import Scorer, concerns_every_checkpoint
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.intervals import COUNT
@@ -69,12 +69,12 @@ class Race:
     failed: tuple[Skipped, ...]
 
     @property
-    def spent(self) -> int:
+    def views_spent(self) -> int:
         """Views that were embedded."""
         return sum(look.views for look in self.looks)
 
     @property
-    def full(self) -> int:
+    def views_without_race(self) -> int:
         """Views that a ranking of the same entrants needs."""
         return self.looks[0].entrants * self.n * self.q
 
@@ -100,7 +100,7 @@ def race_directory(
     check_comparable(tasks)
     counts = looks_of(settings.n_samples, _width(tasks), settings.race_budget, settings.batch_size)
     scorer.note_disk_space(tasks)
-    looks, winners, others = _hold_looks(session, scorer, tasks, counts)
+    looks, winners, others = _run_looks(session, scorer, tasks, counts)
     if all(row.value is None for row in winners):
         first = "".join(f"; {row.path}: {row.reason}" for row in winners[:1])
         first = first or "".join(f"; {file.path}: {file.reason}" for file in scan.failed[:1])
@@ -108,7 +108,7 @@ def race_directory(
             f"{directory}: nothing could be ranked, no checkpoint has a value{first}",
             code="no-value",
         )
-    lone = scan.lone_features
+    lone = scan.features_without_checkpoint
     features = [Skipped(str(file.path), "a feature file: nothing to save") for file in lone]
     return Race(
         directory=str(directory),
@@ -134,7 +134,7 @@ def looks_of(n: int, d: int, budget: float, batch: int | None = None) -> list[in
     resumes an interrupted ranking uses that ranking's batches, whatever they cost.
     Raises SettingsError if the first look alone might exceed the budget.
     """
-    need, most = max(2 * d + 1, LEAST_SAMPLES), affordable(n, budget)
+    need, most = max(2 * d + 1, LEAST_SAMPLES), samples_within_budget(n, budget)
     # All samples but one of the last batch may be beyond those that are needed.
     allowed = most - batch + 1 if batch else most * BATCHES_UNTIL // (BATCHES_UNTIL + 1)
     if need > allowed:
@@ -152,12 +152,12 @@ def looks_of(n: int, d: int, budget: float, batch: int | None = None) -> list[in
     return looks
 
 
-def affordable(n: int, budget: float) -> int:
+def samples_within_budget(n: int, budget: float) -> int:
     """How many of the n samples of each checkpoint a share of all views pays for."""
     return int(budget * n + 1e-9)  # 0.3 of 170 is 51, which rounding must not make 50
 
 
-def corrected(confidence: float, looks: int, entrants: int) -> float:
+def bonferroni_level(confidence: float, looks: int, entrants: int) -> float:
     """The level of each interval with which the best stays in at all looks at this confidence."""
     return 1.0 - 2.0 * (1.0 - confidence) / (looks * max(1, entrants - 1))
 
@@ -245,13 +245,13 @@ class _Entrant:
         return (last - first) * layout.n_views
 
 
-def _hold_looks(
+def _run_looks(
     session: Session, scorer: Scorer, tasks: Sequence[Task], counts: Sequence[int]
 ) -> tuple[list[Look], list[Row], list[Row]]:
     """The looks that the budget allows, the rows never eliminated, and those eliminated."""
     settings, by = session.settings, session.by
     n, q = settings.n_samples, settings.n_views
-    level = corrected(settings.confidence, len(counts), len(tasks))
+    level = bonferroni_level(settings.confidence, len(counts), len(tasks))
     looks: list[Look] = []
     others: list[Row] = []
     entrants: list[_Entrant] = []
@@ -265,7 +265,7 @@ def _hold_looks(
         entrants = _look(session, scorer, tasks, count, previous)
         views = sum(entrant.views(before, count) for entrant in entrants)
         if not before:  # checkpoints that failed have no share in the budget
-            room = affordable(n, settings.race_budget) * len(entrants) * q
+            room = samples_within_budget(n, settings.race_budget) * len(entrants) * q
         room, before = room - views, count
         rows = [entrant.row for entrant in entrants]
         previous = {row.path: row for row in rows}
@@ -303,7 +303,7 @@ def _look(
             try:
                 scores = scorer.score_first(task, counts, views)
             except FILE_ERRORS as error:
-                if is_of_all(error) or isinstance(error, InUse):
+                if concerns_every_checkpoint(error) or isinstance(error, InUse):
                     raise
                 if previous:
                     raise InputError(
@@ -313,7 +313,7 @@ def _look(
                     ) from error
                 session.scan.fail(path, error)
                 continue
-            row = row_of(path, task.checkpoint.aliases, scores[0], by)
+            row = unranked_row(path, task.checkpoint.aliases, scores[0], by)
             half = previous[row.path].value if previous else scores[1].value(by.name)
             entrants.append(_Entrant(task, row, half))
     return entrants

@@ -27,8 +27,8 @@ from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path
-from lidar_cli.ranking.cache import Cache, Task, serves
-from lidar_cli.ranking.claims import Claims, set_apart
+from lidar_cli.ranking.cache import Cache, Task, matches_plan
+from lidar_cli.ranking.claims import Claims, replace_by_copy
 from lidar_cli.ranking.discover import Checkpoint
 from lidar_cli.ranking.unstored import add_intervals, score_unstored
 from lidar_cli.runtime.progress import Progress
@@ -82,7 +82,7 @@ class Scorer:
         """
         tasks = []
         for checkpoint in checkpoints:
-            with self._failing(checkpoint):
+            with self._reporting_failure(checkpoint):
                 plan = make_plan(
                     checkpoint.description,
                     str(checkpoint.path),
@@ -92,7 +92,7 @@ class Scorer:
                     self._device,
                 )
                 tasks.append(Task(checkpoint, plan))
-        outdated = self.cache.outdated(tasks)
+        outdated = self.cache.count_outdated(tasks)
         if outdated:
             self._progress.note(
                 f"{outdated} of {len(tasks)} checkpoints are embedded again: their rows are "
@@ -132,7 +132,7 @@ class Scorer:
         """The claims of processes that share the cache, as this one sees them."""
         return Claims(self.cache.claims, self._settings.claim_timeout)
 
-    def each(self, tasks: Sequence[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
+    def results(self, tasks: Sequence[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
         """The result of `work` for every task that does not fail, whichever process computed it.
 
         Raises InputError or SettingsError for a fault of the images or the command.
@@ -144,13 +144,13 @@ class Scorer:
                     stored.append(task)
                 else:
                     yield task, computed
-            yield from self.read(stored, work)
+            yield from self.stored_results(stored, work)
 
-    def read(self, tasks: Iterable[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
+    def stored_results(self, tasks: Iterable[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
         """The result of `work` for each task that is stored, computed again if it is damaged."""
         for task in tasks:
             computed = None
-            with self._failing(task.checkpoint):
+            with self._reporting_failure(task.checkpoint):
                 computed = work(task, None)
             if computed is not None:
                 yield task, computed
@@ -167,9 +167,9 @@ class Scorer:
         for task in tasks:
             by_views.setdefault(task.plan.views, []).append(task)
         claimed: list[Task] = []
-        for alike in by_views.values():
-            with self.shared_views(alike) as views:
-                claimed += yield from self._work_through(alike, claims, work, views)
+        for same_views in by_views.values():
+            with self.shared_views(same_views) as views:
+                claimed += yield from self._work_through(same_views, claims, work, views)
         pause, began, is_noted = FIRST_PAUSE, time.monotonic(), False
         while claimed:
             before = len(claimed)
@@ -194,20 +194,20 @@ class Scorer:
                 yield task, None
                 continue
             if self._settings.collect:
-                at_it = "; a process is at it" if claims.held(path.name) else ""
+                at_it = "; a process is at it" if claims.is_claimed(path.name) else ""
                 self._fail(task.checkpoint.path, FeatureFileError(f"not scored yet{at_it}"))
                 continue
-            with self._failing(task.checkpoint), claims.hold(path.name) as claim:
+            with self._reporting_failure(task.checkpoint), claims.hold(path.name) as claim:
                 if claim is None:
                     claimed.append(task)
                     continue
-                if claim.taken:
+                if claim.taken_over:
                     begun_path(path).unlink(missing_ok=True)
-                    set_apart(partial_path(path), path)
+                    replace_by_copy(partial_path(path), path)
                 try:
                     computed = work(task, views)
                 except FeatureFileError:
-                    if not claims.lost(claim):
+                    if not claims.is_lost(claim):
                         raise
                     claimed.append(task)
             if computed is not None:
@@ -223,12 +223,12 @@ class Scorer:
         )
 
     @contextmanager
-    def _failing(self, checkpoint: Checkpoint) -> Iterator[None]:
+    def _reporting_failure(self, checkpoint: Checkpoint) -> Iterator[None]:
         """Report an error of this checkpoint as its failure, and let the work continue."""
         try:
             yield
         except FILE_ERRORS as error:
-            if is_of_all(error):
+            if concerns_every_checkpoint(error):
                 raise
             self._fail(checkpoint.path, error)
 
@@ -265,7 +265,7 @@ class Scorer:
         """What `use` returns for the stored features of a task; None if none is there and whole."""
         for path in self.cache.stored_features(task):
             with suppress(FeatureFileError):  # damaged, or not what its name says
-                if serves(read_provenance(path), task.plan):
+                if matches_plan(read_provenance(path), task.plan):
                     return use(path)
         return None
 
@@ -351,7 +351,7 @@ class Scorer:
         return loaded
 
 
-def is_of_all(error: BaseException) -> bool:
+def concerns_every_checkpoint(error: BaseException) -> bool:
     """Whether an error is a fault of the images or the command, which every checkpoint would meet.
 
     BadRows, which is an InputError too, is a fault of one feature file.

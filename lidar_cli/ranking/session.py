@@ -32,7 +32,7 @@ from lidar_cli.ranking.discover import (
     Skipped,
     scan_directory,
 )
-from lidar_cli.ranking.order import Group, Row, grouped, misleading, row_of
+from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
 from lidar_cli.ranking.scorer import Scorer, score_features
 from lidar_cli.runtime.device import MEMORY_SHARE, check_free_memory, find_device, free_memory
 from lidar_cli.runtime.distributed import RankInfo
@@ -247,7 +247,7 @@ def embed_for_probes(
     Raises InputError if the data has no labels.
     """
     scorer = open_probe_session(directory, settings, progress).open_scorer(PROBED_LAYER)
-    for _ in scorer.each(scorer.plans(checkpoints), scorer.embed):
+    for _ in scorer.results(scorer.plans(checkpoints), scorer.embed):
         pass
 
 
@@ -267,7 +267,7 @@ class _Job:
         rank_info: this process among those that divide the work; None to print in any case.
         """
         session, scan = self._session, self._session.scan
-        layer = session.choose_layer(scan.lone_features)
+        layer = session.choose_layer(scan.features_without_checkpoint)
         if scan.checkpoints:
             outcome = self._score_checkpoints(session.open_scorer(layer), rank_info)
             if outcome is Outcome.SCORED_BY_OTHERS:
@@ -290,13 +290,15 @@ class _Job:
                     self._add(task, score)
             if rank_info is not None and not _prints(rank_info, claims):
                 return Outcome.SCORED_BY_OTHERS
-            for task, score in scorer.read(stored, scorer.score):
+            for task, score in scorer.stored_results(stored, scorer.score):
                 self._add(task, score)
         return Outcome.SCORED
 
     def _add(self, task: Task, score: Score) -> None:
         checkpoint = task.checkpoint
-        self._rows.append(row_of(checkpoint.path, checkpoint.aliases, score, self._session.by))
+        self._rows.append(
+            unranked_row(checkpoint.path, checkpoint.aliases, score, self._session.by)
+        )
         self._used.add(Path(score.file))
 
     def _score_features(self, path: Path, layer: str) -> None:
@@ -317,7 +319,7 @@ class _Job:
         except FILE_ERRORS as error:
             session.scan.fail(path, error)
         else:
-            self._rows.append(row_of(path, (), score, session.by))
+            self._rows.append(unranked_row(path, (), score, session.by))
 
     def ranking(self) -> Ranking:
         """The rows in order. Raises InputError if there are none, or none has a value."""
@@ -337,7 +339,7 @@ class _Job:
                 code="no-value",
             )
         level = session.settings.confidence
-        groups = grouped(rows, by, level)
+        groups = comparable_groups(rows, by, level)
         return Ranking(
             directory=str(session.directory),
             by=by,
@@ -346,7 +348,7 @@ class _Job:
             groups=groups,
             skipped=tuple(skipped),
             failed=tuple(failed),
-            warnings=tuple(misleading(groups, by)),
+            warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
         )
 

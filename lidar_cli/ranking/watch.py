@@ -13,7 +13,7 @@ from lidar_cli.checkpoints.shapes.spec import NotOpen
 from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.ranking.discover import Checkpoint, Recogniser, Skipped, classify_file, files_under
-from lidar_cli.ranking.order import Row, row_of
+from lidar_cli.ranking.order import Row, unranked_row
 from lidar_cli.ranking.scorer import Scorer
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
@@ -23,7 +23,7 @@ Stamp = tuple[int, int, int]  # size, time of the last change, inode
 
 
 @dataclass(frozen=True)
-class Landed:
+class ScoredCheckpoint:
     """A scored checkpoint.
 
     key: of its content and the settings. A restart skips a checkpoint whose `row.path` and key are
@@ -36,7 +36,7 @@ class Landed:
     key: str
 
 
-class Landings:
+class CompletedFiles:
     """Finds the complete files of a directory, each once for each content.
 
     A file is complete if it is not empty and has the size and time of change of the look before.
@@ -45,24 +45,24 @@ class Landings:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._before: dict[Path, Stamp] = {}
-        self._landed: dict[Path, Stamp] = {}
+        self._complete: dict[Path, Stamp] = {}
 
-    def look(self) -> list[Path]:
+    def poll(self) -> list[Path]:
         """The files that are complete since this look."""
         files = files_under(self._directory, lambda _: None)  # the next look may list them
         now = {path: stamp for path in files if (stamp := _stamp(path))}
-        landed = {
+        complete = {
             path: stamp
             for path, stamp in now.items()
-            if stamp == self._before.get(path) and stamp != self._landed.get(path)
+            if stamp == self._before.get(path) and stamp != self._complete.get(path)
         }
         self._before = now
-        self._landed |= landed
-        return list(landed)
+        self._complete |= complete
+        return list(complete)
 
     def is_unchanged(self, path: Path) -> bool:
         """Whether a file is still as it was when `look` returned it."""
-        return _stamp(path) == self._landed.get(path)
+        return _stamp(path) == self._complete.get(path)
 
 
 def follow(
@@ -70,7 +70,7 @@ def follow(
     settings: RankSettings,
     progress: Progress | None = None,
     recorded: Collection[tuple[str, str]] = (),
-) -> Iterator[Landed | Skipped]:
+) -> Iterator[ScoredCheckpoint | Skipped]:
     """Each checkpoint under a directory once it is scored, or with the reason why it failed.
 
     Ends only after `settings.watch_for` seconds, if set, and not before the second look. The first
@@ -81,24 +81,24 @@ def follow(
     """
     watch = _Watch(open_session(directory, settings, progress), recorded)
     ends = None if settings.watch_for is None else time.monotonic() + settings.watch_for
-    watch.landings.look()  # no file can be complete before the second look
+    watch.files.poll()  # no file can be complete before the second look
     while True:
         time.sleep(settings.interval)
         is_last = ends is not None and time.monotonic() >= ends
-        yield from watch.score(watch.landings.look())
+        yield from watch.score(watch.files.poll())
         if is_last:
             return
 
 
 class _Watch:
     def __init__(self, session: Session, recorded: Collection[tuple[str, str]]) -> None:
-        self.landings = Landings(session.directory)
+        self.files = CompletedFiles(session.directory)
         self._session = session
         self._scan = session.scan
         self._recorded = recorded
         self._scorer: Scorer | None = None
 
-    def score(self, paths: Sequence[Path]) -> Iterator[Landed | Skipped]:
+    def score(self, paths: Sequence[Path]) -> Iterator[ScoredCheckpoint | Skipped]:
         """Classify complete files, and score the checkpoints of new content among them."""
         new = self._classify(paths)
         yield from self._failures()
@@ -112,11 +112,13 @@ class _Watch:
             for task in scorer.plans(new)
             if (str(task.checkpoint.path), self._key(task.plan)) not in self._recorded
         ]
-        for task, score in scorer.each(tasks, scorer.score):
+        for task, score in scorer.results(tasks, scorer.score):
             checkpoint = task.checkpoint
-            if self.landings.is_unchanged(checkpoint.path):
-                row = row_of(checkpoint.path, checkpoint.aliases, score, self._session.by)
-                yield Landed(row, self._session.by, checkpoint.digest, self._key(task.plan))
+            if self.files.is_unchanged(checkpoint.path):
+                row = unranked_row(checkpoint.path, checkpoint.aliases, score, self._session.by)
+                yield ScoredCheckpoint(
+                    row, self._session.by, checkpoint.digest, self._key(task.plan)
+                )
             else:
                 # The scored weights may not be the hashed ones. A later look returns it again.
                 scorer.cache.remove(task)

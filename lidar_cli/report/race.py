@@ -28,8 +28,8 @@ def to_json(race: Race, count: int | None) -> str:
             "confidence": race.level,
             "winner": winners[0] if len(winners) == 1 else None,
             "tied": winners if len(winners) > 1 else [],
-            "views": race.spent,
-            "views_of_all": race.full,
+            "views": race.views_spent,
+            "views_of_all": race.views_without_race,
             "looks": [
                 {
                     "n_samples": look.n,
@@ -88,11 +88,12 @@ def print_race(race: Race, count: int | None) -> None:
             style="dim",
         )
     print_left_out(out, race.failed, race.skipped, race.directory)
-    out.print_line(f"spent {race.spent:,} of {race.full:,} views ({race.spent / race.full:.0%})")
-    out.print_line(verdict(race))
+    spent, full = race.views_spent, race.views_without_race
+    out.print_line(f"spent {spent:,} of {full:,} views ({spent / full:.0%})")
+    out.print_line(result_text(race))
 
 
-def verdict(race: Race) -> str:
+def result_text(race: Race) -> str:
     """Who won, at which confidence, in one sentence."""
     looks = f"{race.looks[0].n} to {race.looks[-1].n}" if len(race.looks) > 1 else race.looks[0].n
     basis = (

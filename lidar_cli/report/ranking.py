@@ -12,7 +12,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError, printable
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.oracle import Oracle
-from lidar_cli.ranking.order import Group, Row, misleading
+from lidar_cli.ranking.order import Group, Row, noise_warnings
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report.scores import BIAS, record
@@ -35,7 +35,7 @@ from lidar_cli.scoring.compute import CORRECTED
 from lidar_cli.scoring.intervals import Interval
 
 STYLES = {"same": "dim", "warning": "yellow"}  # by kind of remark
-DECIDING = {  # a constant in which groups differ -> the option that makes them equal
+OPTION_OF_CONSTANT = {  # a constant in which groups differ -> the option that makes them equal
     "views": "--views",
     "pixel statistics": "--pixel-stats",
     "image size": "--image-size",
@@ -51,14 +51,23 @@ DECIDING = {  # a constant in which groups differ -> the option that makes them 
     "embedding revision": "lidar extract --overwrite on the older feature files",
 }
 # Printed in a heading only where groups differ in them.
-SELDOM = ("pixel statistics", "seed", "normalised", "precision", "storage", "embedding revision")
+SHOWN_IF_DIFFERENT = (
+    "pixel statistics",
+    "seed",
+    "normalised",
+    "precision",
+    "storage",
+    "embedding revision",
+)
 
 
 def check_single_group(ranking: Ranking) -> None:
     """Raise SettingsError if no single checkpoint is the best, because groups differ."""
     if len(ranking.groups) > 1:
         names = differing(ranking.groups)
-        options = ", ".join(dict.fromkeys(DECIDING[name] for name in names if name in DECIDING))
+        options = ", ".join(
+            dict.fromkeys(OPTION_OF_CONSTANT[name] for name in names if name in OPTION_OF_CONSTANT)
+        )
         raise SettingsError(
             f"{len(ranking.groups)} groups of checkpoints are not comparable, they differ in "
             f"{', '.join(names)}; make them alike with {options}, or rank them apart",
@@ -249,7 +258,11 @@ def constants(group: Group, ranking: Ranking) -> list[str]:
         f"d = {common['d']}",
         f"views {recipe} {common['image size']} px",
         f"delta = {common['delta']:g}",
-        *(f"{name} {common[name]}" for name in SELDOM if name in differing(ranking.groups)),
+        *(
+            f"{name} {common[name]}"
+            for name in SHOWN_IF_DIFFERENT
+            if name in differing(ranking.groups)
+        ),
         f"data: {data}",
     ]
 
@@ -293,7 +306,7 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
         yield Remark("missing", f"{_names(rows, ranking)}: no {', '.join(names)}: {note}")
     yield from _interval_remarks(group, ranking)
     warnings = by_remark((kind, row) for row in group.rows for kind in row.score.warnings)
-    if any(misleading([group], ranking.by)):
+    if any(noise_warnings([group], ranking.by)):
         warnings.pop("noise", None)  # a warning about the ranking says it
     for kind, rows in warnings.items():
         yield Remark("warning", f"{_names(rows, ranking)}: {rows[0].score.warnings[kind]}")

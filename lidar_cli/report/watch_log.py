@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, MissingExtra, SettingsError
 from lidar_cli.ranking.hyperparameters import from_names
-from lidar_cli.ranking.watch import Landed
+from lidar_cli.ranking.watch import ScoredCheckpoint
 from lidar_cli.report.ranking import metrics_record, value_record
 from lidar_cli.runtime.atomic import is_stream, open_stream
 from lidar_cli.runtime.files import parse_json
@@ -45,26 +45,26 @@ class WatchLog:
         self._board = TensorBoardWriter(tensorboard) if tensorboard else None
         self.recorded = self._lines & self._board.recorded if self._board else self._lines
 
-    def add(self, landed: Landed) -> None:
+    def add(self, scored: ScoredCheckpoint) -> None:
         """Write one checkpoint to each output that lacks it.
 
         Raises InputError if an output cannot be written; the JSON line comes first.
         """
-        row = landed.row
+        row = scored.row
         step = step_of(row.path)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "path": row.path,
             "aliases": list(row.aliases),
-            "sha256": landed.sha256,
-            "key": landed.key,
+            "sha256": scored.sha256,
+            "key": scored.key,
             "step": step,
-            "by": landed.by.name,
-            "direction": landed.by.direction,
+            "by": scored.by.name,
+            "direction": scored.by.direction,
             **value_record(row),
             "metrics": metrics_record(row),
         }
-        entry = (row.path, landed.key)
+        entry = (row.path, scored.key)
         if self._target is None:
             write_results(json.dumps(record, allow_nan=False))
         elif entry not in self._lines:
@@ -75,7 +75,7 @@ class WatchLog:
                 raise InputError(message, code="unwritable") from error
         if self._board and entry not in self._board.recorded:
             run = Path(row.path).parent.relative_to(self._directory).as_posix()
-            self._board.add(run, landed, step)
+            self._board.add(run, scored, step)
 
 
 def step_of(path: str) -> int | None:
@@ -116,14 +116,14 @@ class TensorBoardWriter:
         self._index, self.recorded = open_jsonl("--tensorboard", folder / INDEX, follow=False)
         self._count = len(self.recorded)
 
-    def add(self, run: str, landed: Landed, step: int | None) -> None:
+    def add(self, run: str, scored: ScoredCheckpoint, step: int | None) -> None:
         """Write a point per metric that has a value; without a step, at the count of checkpoints.
 
         Raises InputError if the disk is full, with nothing half-written.
         """
         event = self._event(step=self._count if step is None else step)
         for name in METRICS:
-            value = landed.row.score.value(name)
+            value = scored.row.score.value(name)
             if value is not None:
                 event.summary.value.add(tag=name, simple_value=value)
         path = self._folder / run / self._name
@@ -133,7 +133,7 @@ class TensorBoardWriter:
             header = [] if size else [self._event(file_version="brain.Event:2")]
             append(path, self._encoded(*header, event), follow=False)
             try:
-                entry = {"path": landed.row.path, "key": landed.key, "run": run}
+                entry = {"path": scored.row.path, "key": scored.key, "run": run}
                 append_jsonl(self._index, entry, follow=False)
             except OSError:
                 os.truncate(path, size)  # else it would be written once more

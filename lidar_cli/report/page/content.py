@@ -57,7 +57,7 @@ def ranking_page(
                 ranking_report.constants(group, ranking),
                 table(listing),
                 [remark.text for remark in remarks if remark.kind == "warning"],
-                _verdict(oracle, at, ranking) if oracle else Markup(),
+                _accuracy_section(oracle, at, ranking) if oracle else Markup(),
                 [note.replace("+-", "\u00b1") for note in notes],
             )
         )
@@ -201,23 +201,23 @@ def _entries(
     ]
 
 
-def _verdict(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
+def _accuracy_section(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
     """The table of correlation and selection of one group, as the terminal shows it."""
-    verdict = oracle.verdicts[at]
-    if verdict.selection is None:
+    comparison = oracle.comparisons[at]
+    if comparison.selection is None:
         return Markup()
-    headers, rows = oracle_report.table(oracle, verdict, verdict.selection, ranking.directory)
+    headers, rows = oracle_report.table(oracle, comparison, comparison.selection, ranking.directory)
     lead = (
-        f"{oracle_report.against(oracle)}, {verdict.selection.count} checkpoints; "
+        f"{oracle_report.source_text(oracle)}, {comparison.selection.count} checkpoints; "
         "accuracies in percent. A positive correlation: the better direction agrees."
     )
-    explained = oracle_report.explained(verdict) if verdict.hyperparameters else ""
+    text = oracle_report.sets_text(comparison) if comparison.hyperparameters else ""
     return joined(
         element("h3", None, "Metrics against accuracy"),
         element("p", None, lead),
         text_table(headers, rows),
-        *(element("p", None, line) for line in oracle_report.without_intervals(verdict)),
-        element("p", {"class": "quiet"}, explained) if explained else "",
+        *(element("p", None, line) for line in oracle_report.missing_intervals(comparison)),
+        element("p", {"class": "quiet"}, text) if text else "",
     )
 
 
