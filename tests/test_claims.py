@@ -295,7 +295,7 @@ def test_a_cache_that_may_be_read_and_not_written_is_one_line(
     folder.make().chmod(0o555)
     new.path.mkdir(mode=0o555)
     uid = os.geteuid()
-    line = r"the cache cannot be written .*; name another place with --cache PATH$"
+    line = r"the cache cannot be written .*; name another folder with --cache PATH$"
     try:
         if uid == 0:  # who may write anywhere
             os.seteuid(65534)
@@ -369,7 +369,7 @@ def test_four_processes_one_killed_make_each_checkpoint_once(
     collected = here("--collect")
     assert collected.returncode == 3
     assert "nothing could be ranked (6 failed, 0 skipped; the first:" in collected.stderr
-    assert "not scored yet; a process is at it" in collected.stderr
+    assert "not scored yet; a process is working on it" in collected.stderr
     (tmp_path / "go").touch()
     ends = [process.communicate(timeout=120) for process in others]
     assert [process.returncode for process in others] == [0, 0, 0], ends
@@ -444,7 +444,7 @@ def test_a_wait_for_a_silent_worker_is_said_once_and_ends(
     monkeypatch.setattr(progress, "note", notes.append)
     assert len(rank_directory(path.parent, settings, progress).groups[0].rows) == 1
     (note,) = [note for note in notes if "waiting" in note]
-    assert "have 1 checkpoints in hand, the first is " + str(path) in note
+    assert "that work on 1 checkpoints, the first is " + str(path) in note
     assert "is replaced after 1 seconds (--claim-timeout;" in note
 
 

@@ -428,7 +428,7 @@ def test_nothing_matched_is_an_error(tmp_path: Path, rank: Shell) -> None:
     runs = sweep(tmp_path / "runs")
     done = rank(runs, "--oracle", written(tmp_path / "a.csv", "path,accuracy\nx.pt,1\n"))
     assert done.returncode == 3
-    assert "none of its 1 lines means a ranked checkpoint, the first x.pt: no such" in done.stderr
+    assert "none of its 1 lines names a ranked checkpoint, the first x.pt: no such" in done.stderr
 
 
 def test_against_probes(tmp_path: Path, rank: Shell, images: Path) -> None:

@@ -307,7 +307,7 @@ def test_checkpoints_of_other_pixel_statistics_are_not_raced(
     words += ["--image-size", 24, "--layer", "backbone", "--device", "cpu"]
     refused = run(*words)
     assert refused.returncode == 2
-    said = "the checkpoints differ in pixel statistics, and only those alike can be compared; make "
-    assert f"{said}them alike with --pixel-stats, or" in refused.stderr
+    said = "the checkpoints differ in pixel statistics and cannot be compared; make "
+    assert f"{said}them equal with --pixel-stats, or" in refused.stderr
     refused = run(*words, "--pixel-stats", "unit")
     assert "pixel statistics" not in refused.stderr

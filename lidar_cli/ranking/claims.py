@@ -1,13 +1,13 @@
-"""Claims, by which any number of processes that share nothing but a folder divide tasks.
+"""Claim files, by which processes that share only a folder divide tasks among themselves.
 
-    worker-TOKEN     a process that takes part: its host and number, touched while it lives
-    NAME.claim-G     the G-th claim of a task, containing its worker's token
-    printer-G        one of the processes that took part prints the result of all
+    worker-TOKEN     one per process (worker): its host and process id; touched while it runs
+    NAME.claim-G     the G-th claim of the task NAME, containing the token of its worker
+    printer-G        created by the one worker that prints the results of all
 
-Each file is created exclusively, in which only one process succeeds, on network file systems too.
-The claim of a dead worker is not removed, because two processes could then remove each other's; it
-is followed by the claim of the next number. Whoever gets a claim checks again whether the task is
-done.
+Each file is opened with O_EXCL, so that only one process can create it, also on a network file
+system. The claim of a dead worker is not removed, because two processes could then each remove the
+other's claim; the process that takes the task over creates the claim with the next number. A
+process that gets a claim checks again whether the task is done.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ from lidar_cli.runtime.atomic import atomic
 from lidar_cli.runtime.files import open_regular, parse_json, read_limited
 from lidar_cli.runtime.processes import has_ended, process_identity
 
-MAX_BYTES = 2**16  # bytes of any file of a worker or claim
+MAX_BYTES = 2**16  # size limit of a worker or claim file
 NUMBER, LAST_NUMBER = "[0-9]{1,9}", 10**9 - 1
 NAME_PATTERN = re.compile(
     rf"worker-[0-9a-f]{{1,16}}|printer-{NUMBER}|.+\.claim-{NUMBER}", re.DOTALL
 )
-HEARTBEATS = 10  # touches within the time after which a worker counts as dead
+HEARTBEATS = 10  # touches of a worker file per timeout
+ATTEMPTS = 10  # to register, where other processes remove the folder at the same time
 
 
 @dataclass(frozen=True)
 class Claim:
     """A task that this process has claimed.
 
-    taken_over: from a worker that was silent for too long, and may still wake up.
+    taken_over: whether it follows the claim of a worker that did not touch its file for the timeout
+    but may still be running.
     """
 
     name: str
@@ -54,12 +56,12 @@ class Claim:
 
 
 class Claims:
-    """The claims in a folder, as one process sees them; nothing is created before the first.
+    """The claims in a folder, as one process sees them. The first claim creates the folder.
 
-    A context manager that removes all its files on exit. Files with other names than a worker's are
-    neither read nor removed.
+    A context manager that removes the files of this process on exit, and the folder after the last
+    process. Files with other names than those above are neither read nor removed.
     timeout: seconds without a touch after which a worker counts as dead; a worker on this host is
-    dead as soon as its process is gone.
+    dead as soon as its process has ended.
     """
 
     def __init__(self, folder: Path, timeout: float) -> None:
@@ -68,10 +70,9 @@ class Claims:
         self._token = secrets.token_hex(8)
         self._worker = f"worker-{self._token}"
         self._identity = process_identity()
-        self._last_printer = -1  # of those that took part before this process
-        self._last_touch: dict[
-            str, tuple[int, float]
-        ] = {}  # file -> its date, our time of seeing it
+        self._last_printer = -1  # number of the last printer file before this process registered
+        # File name -> its time of change, and the monotonic time at which that was first seen.
+        self._last_touch: dict[str, tuple[int, float]] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -79,7 +80,7 @@ class Claims:
     def hold(self, name: str) -> Iterator[Claim | None]:
         """The claim of a task while the block runs; None if another process has it.
 
-        Raises InputError if the folder cannot be written, or no number is left.
+        Raises InputError if the folder cannot be written, or the task has no claim number left.
         """
         self._register()
         number, taken_over = self._next_claim(name)
@@ -97,7 +98,7 @@ class Claims:
                     (self._folder / f"{name}.claim-{other}").unlink(missing_ok=True)
 
     def is_lost(self, claim: Claim) -> bool:
-        """Whether another process took the claim over because this one was silent for too long."""
+        """Whether another process has taken the claim over, because this one missed the timeout."""
         return max(self._numbers(claim.name, ".claim"), default=-1) != claim.number
 
     def is_claimed(self, name: str) -> bool:
@@ -106,7 +107,7 @@ class Claims:
         return number is None
 
     def first_to_print(self) -> bool:
-        """Whether this process is to print the result: True for one of those that take part."""
+        """Whether this process prints the results; True for one of those that share the tasks."""
         if self._thread is None:
             return True
         return self._create(f"printer-{self._last_printer + 1}", self._token)
@@ -118,10 +119,10 @@ class Claims:
         if self._thread is not None:
             self._ended.set()
             self._thread.join()
-        with suppress(OSError):  # the folder is in use by others, or absent
+        with suppress(OSError):  # the folder is in use by other processes, or absent
             (self._folder / self._worker).unlink(missing_ok=True)
-            # A worker is created before its claims: without a live worker in one listing, its
-            # claims are nobody's.
+            # A worker file is created before its claims. So if a listing has no live worker, no
+            # live process has any of the listed claims.
             listed = [path for path in self._folder.iterdir() if NAME_PATTERN.fullmatch(path.name)]
             workers = [path for path in listed if path.name.startswith("worker-")]
             if any(self._state(path) == "alive" for path in workers):
@@ -133,7 +134,7 @@ class Claims:
     def _register(self) -> None:
         if self._thread is not None:
             return
-        for _ in range(HEARTBEATS):  # the last of the others may remove the folder at this moment
+        for _ in range(ATTEMPTS):
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 if self._folder.is_symlink():
@@ -147,7 +148,7 @@ class Claims:
                     self._folder.rmdir()
                 why = f"the cache cannot be written ({first_line(error)})"
                 raise cache_error(self._folder, why) from error
-        # Real numbers have no gaps, so planted ones beyond a gap do not count.
+        # Processes number printer files without gaps, so files beyond a gap are not theirs.
         numbers = set(self._numbers("", "printer"))
         self._last_printer = next(at for at in count() if at not in numbers) - 1
         self._thread = threading.Thread(target=self._heartbeat, name="lidar-claims", daemon=True)
@@ -156,7 +157,7 @@ class Claims:
     def _heartbeat(self) -> None:
         while not self._ended.wait(self._timeout / HEARTBEATS):
             with suppress(OSError):  # the next touch may succeed
-                # Created again only if somebody removed it.
+                # Creates the file only if another process has removed it.
                 if not self._create(self._worker, json.dumps(self._identity)):
                     os.utime(self._folder / self._worker)
 
@@ -175,7 +176,7 @@ class Claims:
         return True
 
     def _numbers(self, name: str, kind: str) -> list[int]:
-        """The numbers of a task's claims, from a listing, which network file systems keep fresh."""
+        """The numbers of a task's claims, by a listing: network file systems keep it up to date."""
         try:
             names = [path.name for path in self._folder.iterdir()]
         except FileNotFoundError:
@@ -185,27 +186,27 @@ class Claims:
         return [int(end) for end in ends if re.fullmatch(NUMBER, end)]
 
     def _next_claim(self, name: str) -> tuple[int | None, bool]:
-        """The number of the next claim, None if one is in force; whether it would be taken over."""
+        """The number of the next claim, None if one is in force; whether it takes the task over."""
         last = max(self._numbers(name, ".claim"), default=None)
         if last is None:
             return 0, False
-        if last == LAST_NUMBER:  # which no real run reaches
+        if last == LAST_NUMBER:  # planted: no run makes so many claims
             return last + 1, False
         claim = self._folder / f"{name}.claim-{last}"
         try:
             token = read_limited(claim, MAX_BYTES, follow=False).decode(errors="replace")
         except FileNotFoundError:
-            return None, False  # given up at this moment: the next check decides
+            return None, False  # just released: the next check decides
         except OSError:
             token = ""
         if not NAME_PATTERN.fullmatch(f"worker-{token}"):
             token = ""
-        # A claim without a token was cut short or is being written: its own date decides.
+        # A claim without a token was cut short or is being written: its time of change decides.
         state = self._state(self._folder / f"worker-{token}" if token else claim)
         return (None, False) if state == "alive" else (last + 1, state == "silent")
 
     def _state(self, path: Path) -> str:
-        """The state of a file's worker: alive, gone, or silent, which may be either."""
+        """The state of the worker of a file: `alive`, `gone`, or `silent`, which may be either."""
         try:
             # Opened, because a network file system may answer a plain stat from memory.
             with open_regular(path, follow=False) as file:
@@ -218,7 +219,8 @@ class Claims:
             worker = dict(parse_json(content))
         if has_ended(worker, self._identity):
             return "gone"
-        # By this host's clock and whether the date changed: no two clocks are compared.
+        # Only changes of the file's time count, by this host's clock: the clocks of two hosts may
+        # differ.
         now = time.monotonic()
         before, seen = self._last_touch.get(path.name, (None, now))
         if touched != before:
@@ -227,16 +229,16 @@ class Claims:
         return "alive" if now - seen < self._timeout else "silent"
 
 
-def replace_by_copy(file: Path, whole: Path) -> None:
-    """Replace a file by a copy, so that what its old writer still writes has no effect.
+def replace_by_copy(file: Path, final: Path) -> None:
+    """Replace a file by a copy, so that writes of its old writer no longer affect it.
 
-    whole: the name that the old file gets when it is complete; if it has that by now, the copy is
-    removed.
+    final: the name that the old writer gives the file when it is complete. If it has done so in the
+    meantime, the copy is removed.
     """
-    with suppress(FileNotFoundError):  # nothing was begun, or nothing is complete
+    with suppress(FileNotFoundError):  # one of the two files is absent
         with open_regular(file, follow=False) as content:
             old = os.fstat(content.fileno()).st_ino
             with atomic(file) as copy:
                 shutil.copyfileobj(content, copy, 2**20)
-        if whole.stat().st_ino == old:
+        if final.stat().st_ino == old:
             file.unlink()

@@ -24,10 +24,10 @@ Stamp = tuple[int, int, int]  # size, time of the last change, inode
 
 @dataclass(frozen=True)
 class ScoredCheckpoint:
-    """A scored checkpoint.
+    """A checkpoint that --watch has scored.
 
-    key: of its content and the settings. A restart skips a checkpoint whose `row.path` and key are
-    recorded.
+    key: identifies its content and the settings. A restart skips a checkpoint whose `row.path` and
+    key are recorded.
     """
 
     row: Row
@@ -37,9 +37,9 @@ class ScoredCheckpoint:
 
 
 class CompletedFiles:
-    """Finds the complete files of a directory, each once for each content.
+    """Finds the complete files of a directory, each once per content.
 
-    A file is complete if it is not empty and has the size and time of change of the look before.
+    A file is complete if it is not empty and is unchanged since the last call of `poll`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -48,8 +48,8 @@ class CompletedFiles:
         self._complete: dict[Path, Stamp] = {}
 
     def poll(self) -> list[Path]:
-        """The files that are complete since this look."""
-        files = files_under(self._directory, lambda _: None)  # the next look may list them
+        """The files that have become complete since the last call."""
+        files = files_under(self._directory, lambda _: None)  # a later call may list them
         now = {path: stamp for path in files if (stamp := _stamp(path))}
         complete = {
             path: stamp
@@ -61,7 +61,7 @@ class CompletedFiles:
         return list(complete)
 
     def is_unchanged(self, path: Path) -> bool:
-        """Whether a file is still as it was when `look` returned it."""
+        """Whether a file is unchanged since `poll` returned it."""
         return _stamp(path) == self._complete.get(path)
 
 
@@ -71,12 +71,13 @@ def follow(
     progress: Progress | None = None,
     recorded: Collection[tuple[str, str]] = (),
 ) -> Iterator[ScoredCheckpoint | Skipped]:
-    """Each checkpoint under a directory once it is scored, or with the reason why it failed.
+    """Yields each checkpoint under a directory once it is scored, or the reason why it failed.
 
-    Ends only after `settings.watch_for` seconds, if set, and not before the second look. The first
-    complete files decide the layer. Feature files serve the checkpoints that they name.
+    Ends after `settings.watch_for` seconds, if set, but not before the second look at the
+    directory. The first complete files determine the layer. A feature file is used for the
+    checkpoint whose digest it records.
 
-    recorded: path and key of checkpoints that need no score again.
+    recorded: path and key of checkpoints that are not scored again.
     Raises SettingsError and InputError as `rank_directory`, except for an empty directory.
     """
     watch = _Watch(open_session(directory, settings, progress), recorded)
@@ -129,14 +130,14 @@ class _Watch:
         yield from self._failures()
 
     def _classify(self, paths: Sequence[Path]) -> list[Checkpoint]:
-        """The checkpoints of a content that no earlier file had."""
+        """The checkpoints whose content no earlier file had."""
         session, scan = self._session, self._scan
         before = set(scan.checkpoints)
         recogniser, digests = Recogniser(session.settings), session.digests()
         for path in paths:
             try:
                 classify_file(path, scan, recogniser, session.progress, digests)
-            except NotOpen as error:  # concerns this file, and not those that land later
+            except NotOpen as error:  # concerns this file only
                 scan.fail(path, error)
         for file in scan.skipped:
             session.progress.note(f"skipped: {file.path}: {file.reason}")
@@ -158,7 +159,7 @@ class _Watch:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """None for a file that is empty, whose writer has only begun, or that is gone."""
+    """Size, time of change and inode; None for a file that is absent, or empty: just created."""
     try:
         status = path.stat()
     except OSError:

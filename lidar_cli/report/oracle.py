@@ -54,7 +54,7 @@ def _record(comparison: GroupComparison) -> dict[str, Any]:
 
 
 def print_oracle(out: SafeConsole, oracle: Oracle, directory: str) -> None:
-    """A table per comparable group, then what was left out."""
+    """Print a table per comparable group, then the checkpoints and lines that were left out."""
     for at, comparison in enumerate(oracle.comparisons):
         selection = comparison.selection
         if selection is None:
@@ -79,7 +79,7 @@ def print_oracle(out: SafeConsole, oracle: Oracle, directory: str) -> None:
 
 
 def to_markdown(oracle: Oracle, directory: str) -> str:
-    """The same tables in Markdown."""
+    """The tables of `print_oracle` in Markdown."""
     blocks = []
     for comparison in oracle.comparisons:
         if comparison.selection is not None:
@@ -143,7 +143,7 @@ def missing_intervals(comparison: GroupComparison) -> Iterator[str]:
 
 
 def sets_text(comparison: GroupComparison) -> str:
-    """What the columns of hyperparameters hold, in one line."""
+    """The meaning of the columns of hyperparameters, in one line."""
     sets = ", ".join(
         f"{column.name} {column.count} in {column.sets} set{'s' if column.sets > 1 else ''}"
         for column in comparison.hyperparameters

@@ -70,13 +70,13 @@ def check_single_group(ranking: Ranking) -> None:
         )
         raise SettingsError(
             f"{len(ranking.groups)} groups of checkpoints are not comparable, they differ in "
-            f"{', '.join(names)}; make them alike with {options}, or rank them apart",
+            f"{', '.join(names)}; make them equal with {options}, or rank them separately",
             code="several-groups",
         )
 
 
 def top(ranking: Ranking, count: int | None) -> Ranking:
-    """The first `count` rows of each group, or all."""
+    """The ranking with the first `count` rows of each group; all if None."""
     groups = tuple(replace(group, rows=group.rows[:count]) for group in ranking.groups)
     return replace(ranking, groups=groups)
 
@@ -85,7 +85,7 @@ def top(ranking: Ranking, count: int | None) -> Ranking:
 
 
 def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """One object: the order of each group, what was left out, and the oracle's correlation."""
+    """A JSON object: the order of each group, what was left out, and the correlations."""
     document = {
         "by": ranking.by.name,
         "direction": ranking.by.direction,
@@ -127,7 +127,7 @@ def metrics_record(row: Row) -> dict[str, Any]:
 
 
 def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """A header and a line per checkpoint; its accuracy last, where there is an oracle."""
+    """A header and a line per checkpoint; with an oracle, its accuracy in the last column."""
     names = ["n_samples", "n_views", "dim", "layer", "delta", *METRICS]
     headers = ["group", "rank", "path", "by", "value", "ci_low", "ci_high", "tied_with", *names]
     rows = [
@@ -144,7 +144,7 @@ def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
 
 
 def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """A table per group, then those of the oracle, then what failed."""
+    """A table per group, the tables of the oracle, and the failed files, in Markdown."""
     blocks = []
     for group in ranking.groups:
         rows = []
@@ -160,7 +160,7 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
 
 
 def to_paths(ranking: Ranking) -> bytes:
-    """Paths alone, best first, one a line."""
+    """Paths alone, best first, one per line."""
     return path_lines([row.path for group in ranking.groups for row in group.rows])
 
 
@@ -168,7 +168,7 @@ def to_paths(ranking: Ranking) -> bytes:
 
 
 def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
-    """An ordered table per comparable group, what failed or was skipped, then the oracle's."""
+    """Print a table per group, the failed and skipped files, and the tables of the oracle."""
     out = console()
     for at, group in enumerate(ranking.groups):
         if at:
@@ -188,10 +188,10 @@ def print_group(
     suffix: str = "",
     accuracies: Mapping[str, float] | None = None,
 ) -> None:
-    """A heading, a line per checkpoint, and remarks.
+    """Print a heading, a line per checkpoint, and remarks.
 
-    metrics: columns after the one that orders; suffix: left out of names; accuracies: shares of 1,
-    by path.
+    metrics: columns after the metric that orders. suffix: end of the names that is left out.
+    accuracies: between 0 and 1, by path.
     """
     by = ranking.by.name
     names = [name for name in metrics if name != by]
@@ -223,14 +223,14 @@ def print_group(
 def print_left_out(
     out: SafeConsole, failed: Iterable[Skipped], skipped: Iterable[Skipped], directory: str
 ) -> None:
-    """A line per file that has no rank, with the reason."""
+    """Print a line per file that has no rank, with the reason."""
     for label, files, style in (("failed", failed, "red"), ("skipped", skipped, "dim")):
         for file in files:
             out.print_line(f"{label}: {relative(file.path, directory)}: {file.reason}", style=style)
 
 
 def print_warnings(out: SafeConsole, ranking: Ranking) -> None:
-    """Warnings about the ranking as a whole."""
+    """Print the warnings about the ranking."""
     for warning in ranking.warnings:
         out.print_line(f"warning: {warning}", style="yellow")
 
@@ -307,7 +307,7 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
     yield from _interval_remarks(group, ranking)
     warnings = by_remark((kind, row) for row in group.rows for kind in row.score.warnings)
     if any(noise_warnings([group], ranking.by)):
-        warnings.pop("noise", None)  # a warning about the ranking says it
+        warnings.pop("noise", None)  # the warnings of the ranking include it
     for kind, rows in warnings.items():
         yield Remark("warning", f"{_names(rows, ranking)}: {rows[0].score.warnings[kind]}")
 
