@@ -12,7 +12,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Moments": "lidar_cli.core",
     "lidar": "lidar_cli.core",
     "rankme": "lidar_cli.core",
@@ -29,9 +29,9 @@ __all__ = ["Moments", "__version__", "alpha_req", "extract", "lidar", "rankme"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

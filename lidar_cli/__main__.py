@@ -1,4 +1,4 @@
-"""`lidar` and `python -m lidar_cli`: the one place where errors become a line and a status."""
+"""`lidar` and `python -m lidar_cli`: runs a command, and reports an error in one line."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the command line and leave with the status that the README promises."""
-    # A refused image is reported in one line of ours; Pillow's warnings would repeat it.
+    """Run the command line and exit with the status that the README documents."""
+    # A refused image is reported in one line; Pillow's warnings would repeat it.
     warnings.filterwarnings("ignore", module="PIL")
     previous_hook = sys.unraisablehook
     sys.unraisablehook = _resend_signal
@@ -35,7 +35,9 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        from lidar_cli.cli import app  # here, because Ctrl-C may come during the import
+        from lidar_cli.cli import (
+            app,
+        )  # imported here, so that Ctrl-C during the import is handled too
 
         app()
     except LidarError as error:
@@ -70,9 +72,9 @@ class Terminated(SystemExit):
 
 
 def _raise_on_sigterm() -> None:
-    """Have SIGTERM raise Terminated, unless a handler is set already.
+    """Make SIGTERM raise Terminated, unless it has a handler already.
 
-    Not in a process of torchrun, which ends all of them and may wait for one in a collective.
+    Not under torchrun, which ends all of its processes: cleaning up could block in a collective.
     """
     one_process = os.environ.get("WORLD_SIZE", "1") in ("", "1")
     main_thread = threading.current_thread() is threading.main_thread()

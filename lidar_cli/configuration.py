@@ -21,9 +21,9 @@ from lidar_cli.errors import SettingsError, first_line, nearest
 from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS
 
 CONFIG_NAME = "lidar.toml"
-LONGEST = 2**16  # characters of a configuration
-# A file that was not named may have come with a download: it may neither run code nor write where
-# the user does not expect it.
+LONGEST = 2**16  # characters of a configuration file
+# Fields that only a file named by --config may set. Another ./lidar.toml may have come with a
+# download, so it may neither run code nor write where the user does not expect it.
 NAMED_ONLY = ("model", "output", "overwrite", "cache", "jsonl", "tensorboard", "data_dir")
 
 S = TypeVar("S")
@@ -74,11 +74,13 @@ def resolve(
         raw["assume"] = _as_pairs(raw["assume"])
     for field in (field for field in fields if field.name in raw):
         value, where = raw[field.name], f"{field.name} (from {origins[field.name]})"
-        if value == "":  # an unset variable of a script, most likely
+        if value == "":  # most likely an unset variable of a script
             raise SettingsError(f"{where} is empty", code="empty-value")
         # Python counts true as 1, and so would Pydantic.
         if isinstance(value, bool) and not isinstance(field.default, bool):
-            raise SettingsError(f"{where} = {str(value).lower()}: is no switch", code="no-switch")
+            raise SettingsError(
+                f"{where} = {str(value).lower()}: is not a switch", code="no-switch"
+            )
     if "data" in origins and raw.get("data", EMBEDDED) == EMBEDDED:
         raw = {"data": EMBEDDED, **EMBEDDED_DEFAULTS, **raw}
     return Resolved(_validate(cls, raw, origins), origins)
@@ -190,7 +192,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
-    """Learning rates in a text such as `0.1, 0.01`, in its order.
+    """Learning rates in a text such as `0.1, 0.01`, in the order given.
 
     Raises SettingsError unless all are positive numbers, each given once.
     """

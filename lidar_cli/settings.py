@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-EMBEDDED = "embedded"  # the value of --data for small images derived from scikit-learn's
+EMBEDDED = "embedded"  # the value of --data for small images derived from those of scikit-learn
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 
 # Every number has an upper bound, since a file that came with a download may set it.
@@ -43,7 +43,7 @@ def flags(setting: Field[Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """Where to compute."""
+    """The device that computes."""
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
 
@@ -158,7 +158,7 @@ class ModelSettings(DeviceSettings, FormatSettings):
 
 @dataclass(frozen=True)
 class EmbedSettings(SampleSettings, ModelSettings):
-    """All that determines the embeddings of a checkpoint."""
+    """All settings that determine the embeddings of a checkpoint."""
 
 
 @dataclass(frozen=True)

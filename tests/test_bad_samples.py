@@ -33,7 +33,7 @@ from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.features.schema import partial_path
 from lidar_cli.ranking.session import rank_directory
-from lidar_cli.ranking.watch import Landed, follow
+from lidar_cli.ranking.watch import ScoredCheckpoint, follow
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings, RankSettings, SampleSettings
 
@@ -317,9 +317,9 @@ def test_all_checkpoints_of_a_ranking_have_the_same_samples(
         runs,
         RankSettings(**settings_of(images, interval=0.01, watch_for=0.0, cache=tmp_path / "other")),
     )
-    for landed in followed:
-        assert isinstance(landed, Landed)
-        assert landed.row.value == pytest.approx(values[landed.row.path], rel=1e-9)
+    for scored in followed:
+        assert isinstance(scored, ScoredCheckpoint)
+        assert scored.row.value == pytest.approx(values[scored.row.path], rel=1e-9)
 
 
 def test_features_of_other_samples_are_never_compared(images: Path, tmp_path: Path) -> None:

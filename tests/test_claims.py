@@ -30,7 +30,7 @@ from lidar_cli.cli import app
 from lidar_cli.errors import InputError
 from lidar_cli.ranking import scorer
 from lidar_cli.ranking.cache import Cache, CacheFolder, Task
-from lidar_cli.ranking.claims import Claims, set_apart
+from lidar_cli.ranking.claims import Claims, replace_by_copy
 from lidar_cli.ranking.discover import Checkpoint
 from lidar_cli.ranking.session import open_session, rank_directory
 from lidar_cli.runtime.processes import has_ended, process_identity
@@ -53,14 +53,14 @@ def test_a_task_is_one_process_s_and_nothing_is_left(tmp_path: Path) -> None:
     folder = tmp_path / "claims"
     with Claims(folder, LONG) as one, Claims(folder, LONG) as two:
         assert names(folder) == []  # nothing before the first claim
-        assert not two.held("a")
+        assert not two.is_claimed("a")
         with one.hold("a") as mine:
             assert mine is not None
-            assert (mine.number, mine.taken) == (0, False)
+            assert (mine.number, mine.taken_over) == (0, False)
             with two.hold("a") as other, two.hold("b") as another:
                 assert other is None
                 assert another is not None
-            assert two.held("a")
+            assert two.is_claimed("a")
         with two.hold("a") as later:
             assert later is not None
         assert [one.first_to_print(), two.first_to_print()] == [True, False]
@@ -117,7 +117,7 @@ def test_the_claim_of_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path
         planted(folder, process=child.pid)
         with claims.hold("a") as mine:
             assert mine is not None
-            assert (mine.number, mine.taken) == (1, False)
+            assert (mine.number, mine.taken_over) == (1, False)
     assert not folder.exists()
 
 
@@ -135,7 +135,7 @@ def test_a_number_that_was_given_to_another_process_is_no_sign_of_life(tmp_path:
         )  # our own number, in use a tick before we began
         with claims.hold("a") as mine:
             assert mine is not None
-            assert (mine.number, mine.taken) == (1, False)
+            assert (mine.number, mine.taken_over) == (1, False)
     assert not folder.exists()
 
 
@@ -152,16 +152,16 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
     folder = tmp_path / "claims"
     planted(folder, **worker)
     with child, Claims(folder, LONG) as claims:
-        assert claims.held("a")
+        assert claims.is_claimed("a")
         child.stdin.write("end\n")
         child.stdin.flush()
         assert child.stdout.read() == ""  # until it ended; nobody has asked for its status
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         os.kill(child.pid, 0)  # its number answers
-        assert not claims.held("a")
+        assert not claims.is_claimed("a")
         with claims.hold("a") as mine:
             assert mine is not None
-            assert (mine.number, mine.taken) == (1, False)
+            assert (mine.number, mine.taken_over) == (1, False)
     assert not folder.exists()
 
 
@@ -198,12 +198,12 @@ def test_the_claim_of_another_host_is_taken_over_after_its_silence(tmp_path: Pat
         while time.monotonic() < until:  # a clock that is an hour late, and moves
             stamp = worker.stat().st_mtime_ns + 1_000_000
             os.utime(worker, ns=(stamp - 3600 * 10**9, stamp))
-            assert claims.held("a")
+            assert claims.is_claimed("a")
             time.sleep(0.01)
         time.sleep(0.4)
         with claims.hold("a") as mine:
             assert mine is not None
-            assert (mine.number, mine.taken) == (1, True)
+            assert (mine.number, mine.taken_over) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -215,11 +215,11 @@ def test_what_was_cut_short_counts_by_its_age(tmp_path: Path, name: str, content
     planted(folder)
     (folder / name).write_text(content)
     with Claims(folder, 0.2) as claims:
-        assert claims.held("a")
+        assert claims.is_claimed("a")
         time.sleep(0.3)
         with claims.hold("a") as mine:
             assert mine is not None
-            assert (mine.number, mine.taken) == (1, True)
+            assert (mine.number, mine.taken_over) == (1, True)
 
 
 @pytest.mark.parametrize("more", [[], [1000000000]])
@@ -231,7 +231,7 @@ def test_a_claim_that_none_can_follow_is_refused(tmp_path: Path, more: list[int]
     with Claims(folder, LONG) as claims:
         with raises(InputError, "cache-refused"):
             claims.hold("a").__enter__()
-        assert not claims.held("a")
+        assert not claims.is_claimed("a")
         with claims.hold("c") as mine:
             assert mine is not None
 
@@ -241,14 +241,14 @@ def test_a_worker_that_wakes_up_knows_that_it_lost(tmp_path: Path) -> None:
     sleeper, taker = Claims(folder, LONG), Claims(folder, 0.05)
     with sleeper, taker, sleeper.hold("a") as mine:
         assert mine is not None
-        assert taker.held("a")
+        assert taker.is_claimed("a")
         time.sleep(0.1)  # it touches its file every six minutes
         with taker.hold("a") as theirs:
             assert theirs is not None
-            assert theirs.taken
-            assert sleeper.lost(mine)
-            assert not taker.lost(theirs)
-        assert sleeper.lost(mine)  # also where the taker is done, and its claim gone
+            assert theirs.taken_over
+            assert sleeper.is_lost(mine)
+            assert not taker.is_lost(theirs)
+        assert sleeper.is_lost(mine)  # also where the taker is done, and its claim gone
     assert not folder.exists()
 
 
@@ -257,11 +257,11 @@ def test_what_a_sleeper_writes_is_written_in_vain(tmp_path: Path) -> None:
     with path.open("w") as old:
         old.write("begun")
         old.flush()
-        set_apart(path, tmp_path / "a.h5")
+        replace_by_copy(path, tmp_path / "a.h5")
         old.write(" and on")
     assert path.read_text() == "begun"
     assert names(tmp_path) == ["a.h5.partial"]
-    set_apart(tmp_path / "absent", tmp_path / "a.h5")
+    replace_by_copy(tmp_path / "absent", tmp_path / "a.h5")
     assert names(tmp_path) == ["a.h5.partial"]
 
 
@@ -281,13 +281,13 @@ def test_a_sleeper_that_ends_its_file_leaves_that_file_alone(
             path.rename(whole)
 
     monkeypatch.setattr(shutil, "copyfileobj", wake)
-    set_apart(path, whole)
+    replace_by_copy(path, whole)
     assert names(tmp_path) == ["a.h5"]
     assert whole.read_text() == "all"
     # What is begun anew beside a file that is not the old one's, as one that was damaged, stays.
     monkeypatch.undo()
     path.write_text("begun")
-    set_apart(path, whole)
+    replace_by_copy(path, whole)
     assert names(tmp_path) == ["a.h5", "a.h5.partial"]
 
 
@@ -311,7 +311,7 @@ def test_a_cache_that_may_be_read_and_not_written_is_one_line(
     folder.make().chmod(0o555)
     new.path.mkdir(mode=0o555)
     uid = os.geteuid()
-    line = r"the cache cannot be written .*; name another place with --cache PATH$"
+    line = r"the cache cannot be written .*; name another folder with --cache PATH$"
     try:
         if uid == 0:  # who may write anywhere
             os.seteuid(65534)
@@ -385,7 +385,7 @@ def test_four_processes_one_killed_make_each_checkpoint_once(
     collected = here("--collect")
     assert collected.returncode == 3
     assert "nothing could be ranked (6 failed, 0 skipped; the first:" in collected.stderr
-    assert "not scored yet; a process is at it" in collected.stderr
+    assert "not scored yet; a process is working on it" in collected.stderr
     (tmp_path / "go").touch()
     ends = [process.communicate(timeout=120) for process in others]
     assert [process.returncode for process in others] == [0, 0, 0], ends
@@ -460,7 +460,7 @@ def test_a_wait_for_a_silent_worker_is_said_once_and_ends(
     monkeypatch.setattr(progress, "note", notes.append)
     assert len(rank_directory(path.parent, settings, progress).groups[0].rows) == 1
     (note,) = [note for note in notes if "waiting" in note]
-    assert "have 1 checkpoints in hand, the first is " + str(path) in note
+    assert "that work on 1 checkpoints, the first is " + str(path) in note
     assert "is replaced after 1 seconds (--claim-timeout;" in note
 
 

@@ -156,7 +156,7 @@ def test_the_core_knows_torch_alone_and_features_alone_knows_hdf5():
 def test_every_public_name_resolves():
     for name in lidar_cli.__all__:
         assert getattr(lidar_cli, name) is not None
-    for name, home in lidar_cli._HOMES.items():
+    for name, home in lidar_cli._MODULES.items():
         assert getattr(lidar_cli, name) is getattr(import_module(home), name)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = lidar_cli.nothing

@@ -39,7 +39,7 @@ from lidar_cli.ranking.hyperparameters import (
     varying,
     with_names,
 )
-from lidar_cli.ranking.oracle import by_hyperparameter, judge, select
+from lidar_cli.ranking.oracle import by_hyperparameter, compare_with_oracle, select
 from lidar_cli.ranking.session import embed_for_probes, rank_directory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
@@ -428,7 +428,7 @@ def test_nothing_matched_is_an_error(tmp_path: Path, rank: Shell) -> None:
     runs = sweep(tmp_path / "runs")
     done = rank(runs, "--oracle", written(tmp_path / "a.csv", "path,accuracy\nx.pt,1\n"))
     assert done.returncode == 3
-    assert "none of its 1 lines means a ranked checkpoint, the first x.pt: no such" in done.stderr
+    assert "none of its 1 lines names a ranked checkpoint, the first x.pt: no such" in done.stderr
 
 
 def test_against_probes(tmp_path: Path, rank: Shell, images: Path) -> None:
@@ -535,7 +535,7 @@ def test_a_cached_probe_opens_no_checkpoint(
     ranking = rank_directory(runs, settings)
     embed_for_probes(runs, settings, Progress(), ranking.checkpoints.values())
     assert len(opened()) == 3 * 6
-    accuracies = judge(ranking, settings).accuracies
+    accuracies = compare_with_oracle(ranking, settings).accuracies
     assert opened() == []
     assert accuracies == first["accuracies"]
 
@@ -555,7 +555,7 @@ def test_each_image_is_decoded_once_to_rank_and_once_to_probe(
         data=str(images), n_samples=N, n_views=Q, image_size=SIZE, device="cpu", batch_size=8,
         view_memory="0", oracle="probe",
     )  # fmt: skip
-    judge(rank_directory(runs, settings), settings)
+    compare_with_oracle(rank_directory(runs, settings), settings)
     assert decodes[bytes] == 2 * N  # for six checkpoints
 
 

@@ -179,7 +179,7 @@ def test_only_claims_are_removed_from_the_folder_of_claims(tmp_path: Path) -> No
     (folder / "worker-f00").symlink_to("/dev/zero")
     os.mkfifo(folder / "printer-7")
     with Claims(folder, 0.1) as claims:
-        while claims.held("a"):
+        while claims.is_claimed("a"):
             pass
         with claims.hold("a") as claim:
             assert claim is not None

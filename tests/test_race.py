@@ -17,8 +17,8 @@ from raising import raises
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import BadRows, CheckpointError, InputError, NoProcess, SettingsError
 from lidar_cli.ranking.order import Row
-from lidar_cli.ranking.race import corrected, eliminated, looks_of, race_directory
-from lidar_cli.ranking.scorer import is_of_all
+from lidar_cli.ranking.race import bonferroni_level, eliminated, looks_of, race_directory
+from lidar_cli.ranking.scorer import concerns_every_checkpoint
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
@@ -59,8 +59,8 @@ def test_a_first_look_that_is_too_dear_is_refused_with_the_n_that_is_not() -> No
 
 def test_the_level_shares_what_may_err_among_looks_and_pairs() -> None:
     # 0.05 over 2 looks and 4 others: 0.00625 on one side, so 0.0125 on both.
-    assert corrected(0.95, 2, 5) == pytest.approx(0.9875)
-    assert corrected(0.95, 3, 1) == pytest.approx(1 - 0.1 / 3)  # nobody to compare with
+    assert bonferroni_level(0.95, 2, 5) == pytest.approx(0.9875)
+    assert bonferroni_level(0.95, 3, 1) == pytest.approx(1 - 0.1 / 3)  # nobody to compare with
 
 
 def row(path: str, value: float | None, influences: list[float]) -> Row:
@@ -123,7 +123,7 @@ def test_the_best_is_put_out_no_more_often_than_promised() -> None:
     """Eight whose expectations are equal, which is the hardest case, seen at three looks."""
     generator = torch.Generator().manual_seed(0)
     draws, entrants, looks = 400, 8, (50, 100, 200)
-    level = corrected(0.95, len(looks), entrants)
+    level = bonferroni_level(0.95, len(looks), entrants)
     lost = 0
     for _ in range(draws):
         shared = torch.randn(looks[-1], 1, generator=generator, dtype=torch.float64)
@@ -176,10 +176,10 @@ def test_the_winner_is_that_of_the_whole_ranking_for_fewer_views(
     best = whole.groups[0].rows[0].path
     race = race_directory(runs / "runs", settings(runs, tmp_path / "race", by=by, race_budget=0.6))
     assert best in [row.path for row in race.winners]
-    assert race.full == 6 * 170 * 2
-    assert race.spent <= 0.6 * race.full
+    assert race.views_without_race == 6 * 170 * 2
+    assert race.views_spent <= 0.6 * race.views_without_race
     assert race.looks[0].n == 50
-    assert race.spent == sum(look.views for look in race.looks)
+    assert race.views_spent == sum(look.views for look in race.looks)
     entrants = 6
     for look, before in zip(race.looks, (0, *(look.n for look in race.looks)), strict=False):
         assert look.entrants == entrants
@@ -254,7 +254,7 @@ def test_one_that_fails_at_the_first_look_is_among_the_failed(runs: Path, tmp_pa
     ids=lambda value: type(value).__name__,
 )
 def test_a_fault_of_one_file_does_not_end_what_others_share(error: Exception, of_all: bool) -> None:
-    assert is_of_all(error) is of_all
+    assert concerns_every_checkpoint(error) is of_all
 
 
 def test_the_command_prints_what_was_spent_and_how_sure_it_is(
@@ -307,7 +307,7 @@ def test_checkpoints_of_other_pixel_statistics_are_not_raced(
     words += ["--image-size", 24, "--layer", "backbone", "--device", "cpu"]
     refused = run(*words)
     assert refused.returncode == 2
-    said = "the checkpoints differ in pixel statistics, and only those alike can be compared; make "
-    assert f"{said}them alike with --pixel-stats, or" in refused.stderr
+    said = "the checkpoints differ in pixel statistics and cannot be compared; make "
+    assert f"{said}them equal with --pixel-stats, or" in refused.stderr
     refused = run(*words, "--pixel-stats", "unit")
     assert "pixel statistics" not in refused.stderr

@@ -28,7 +28,7 @@ from rank_runs import (
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.extraction.run import extract_checkpoint
-from lidar_cli.ranking.order import Row, grouped, misleading, order
+from lidar_cli.ranking.order import Row, comparable_groups, noise_warnings, order
 from lidar_cli.ranking.session import find_metric
 from lidar_cli.scoring.compute import Score
 from lidar_cli.settings import ExtractSettings
@@ -80,7 +80,7 @@ def test_what_must_be_equal_for_two_checkpoints_to_be_compared(
         provenance = ALIKE | {k: v for k, v in changed.items() if k not in SCORED}
         score = Score.of(file=path, epsilon=1e-7, lidar=2.0, provenance=provenance, **facts)
         rows.append(Row(path, (), score, 2.0))
-    groups = grouped(rows, METRICS["lidar"], 0.95)
+    groups = comparable_groups(rows, METRICS["lidar"], 0.95)
     paths = [[each.path for each in group.rows] for group in groups]
     assert paths == ([["a", "b"], ["c"]] if apart else [["a", "b", "c"]])
 
@@ -94,17 +94,15 @@ def test_an_order_by_lidar_that_is_mostly_noise_is_remarked(noisy: int, remarked
         score = Score.of(str(at), "projector", *(10, 2, 4), 1e-4, 1e-7, False, lidar=2.0,
                       noise_fraction=fraction, pillai=float(at), provenance=ALIKE)  # fmt: skip
         rows.append(Row(str(at), (), score, 2.0))
-    groups = grouped(rows, METRICS["lidar"], 0.95)
-    remarks = list(misleading(groups, METRICS["lidar"]))
+    groups = comparable_groups(rows, METRICS["lidar"], 0.95)
+    remarks = list(noise_warnings(groups, METRICS["lidar"]))
     assert bool(remarks) is remarked
-    assert all(
-        remark.endswith("more views make it less: lidar rank ... -q 4") for remark in remarks
-    )
-    assert not list(misleading(groups, METRICS["pillai"]))
+    assert all(remark.endswith("more views reduce it: lidar rank ... -q 4") for remark in remarks)
+    assert not list(noise_warnings(groups, METRICS["pillai"]))
 
 
 def row(path: str, value: float | None) -> Row:
-    score = Score(path, "projector", 10, 2, 4, 1e-4, 1e-7, False)
+    score = Score.of(path, "projector", 10, 2, 4, 1e-4, 1e-7, False)
     return Row(path, (), score, value, None if value is not None else "too few samples")
 
 
@@ -230,7 +228,7 @@ def test_what_cannot_be_compared_is_ranked_apart(tmp_path: Path, rank: Shell) ->
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == (
             "error: 2 groups of checkpoints are not comparable, they differ in d; "
-            "make them alike with --layer, or rank them apart\n"
+            "make them equal with --layer, or rank them separately\n"
         )
     forced = rank(runs, "--quiet", "--layer", "backbone")
     assert forced.returncode == 0
@@ -267,7 +265,7 @@ def test_a_feature_file_of_other_settings_is_another_group(
     assert ranked(rank(runs, "--json"))["groups"] == 2
     done = rank(runs, "--quiet")
     assert done.returncode == 2
-    assert f"they differ in {differ}; make them alike with {option}, or" in done.stderr
+    assert f"they differ in {differ}; make them equal with {option}, or" in done.stderr
 
 
 def test_features_of_another_embedding_revision_are_another_group(
@@ -291,4 +289,4 @@ def test_features_of_another_embedding_revision_are_another_group(
     assert "embedding revision 7" in rank(runs).stdout
     done = rank(runs, "--quiet")
     assert done.returncode == 2
-    assert "differ in embedding revision; make them alike with lidar extract --over" in done.stderr
+    assert "differ in embedding revision; make them equal with lidar extract --over" in done.stderr

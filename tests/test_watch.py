@@ -1,4 +1,4 @@
-"""A followed directory: what has landed whole is scored once, by real processes."""
+"""A followed directory: each complete file is scored once, by real processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from watch_runs import SIZE, N, Q, words
 
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.session import rank_directory
-from lidar_cli.ranking.watch import Landed, Landings, follow
+from lidar_cli.ranking.watch import CompletedFiles, ScoredCheckpoint, follow
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
 
@@ -38,31 +38,31 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_file_is_told_when_it_rests_and_again_when_it_was_replaced(tmp_path: Path) -> None:
-    landings = Landings(tmp_path)
+    files = CompletedFiles(tmp_path)
     file = tmp_path / "run" / "a.ckpt"
     file.parent.mkdir()
     file.touch()
     for suffix in (".tmp", ".partial"):
         file.with_name(f"a.ckpt{suffix}").write_bytes(b"whole")
-    assert [landings.look(), landings.look()] == [[], []]  # empty: its writer has only begun
+    assert [files.poll(), files.poll()] == [[], []]  # empty: its writer has only begun
     file.write_bytes(b"half")
-    assert landings.look() == []
+    assert files.poll() == []
     with file.open("ab") as more:
         more.write(b" and half")
-    assert landings.look() == []
-    assert not landings.is_unchanged(file)
-    assert landings.look() == [file]
-    assert landings.is_unchanged(file)
-    assert landings.look() == []
+    assert files.poll() == []
+    assert not files.is_unchanged(file)
+    assert files.poll() == [file]
+    assert files.is_unchanged(file)
+    assert files.poll() == []
     changed = file.with_suffix(".new")
     changed.write_bytes(b"half and HALF")  # of the same size
     os.utime(changed, ns=(0, file.stat().st_mtime_ns))  # and time
     changed.replace(file)
-    assert not landings.is_unchanged(file)
-    assert [landings.look(), landings.look(), landings.look()] == [[], [file], []]
+    assert not files.is_unchanged(file)
+    assert [files.poll(), files.poll(), files.poll()] == [[], [file], []]
     file.unlink()
-    assert landings.look() == []
-    assert not landings.is_unchanged(file)
+    assert files.poll() == []
+    assert not files.is_unchanged(file)
 
 
 def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images: Path) -> None:
@@ -152,12 +152,12 @@ def test_a_checkpoint_replaced_while_it_is_scored_counts_as_it_is_then(
     runs = tmp_path / "runs"
     file = checkpoint(runs / "last.pt", 1)
     progress = Replaced(file)
-    landed = next(follow(runs, settings(images, watch_for=100.0), progress))
+    scored = next(follow(runs, settings(images, watch_for=100.0), progress))
     assert progress.replaced
-    assert isinstance(landed, Landed)
+    assert isinstance(scored, ScoredCheckpoint)
     checkpoint(tmp_path / "alone" / "last.pt", 2)
     alone = rank_directory(tmp_path / "alone", settings(images)).groups[0].rows[0]
-    assert landed.row.value == alone.value
+    assert scored.row.value == alone.value
     assert len(list((runs / ".lidar").glob("*.h5"))) == 1  # of the new content
 
 
@@ -169,7 +169,7 @@ def test_the_first_files_settle_the_layer_and_copies_are_told_once(
     (runs / "b.pt").write_bytes((runs / "a.pt").read_bytes())
     following = follow(runs, settings(images, watch_for=60.0))
     first = next(following)
-    assert isinstance(first, Landed)
+    assert isinstance(first, ScoredCheckpoint)
     assert (first.row.path, first.row.aliases) == (str(runs / "a.pt"), (str(runs / "b.pt"),))
     assert first.row.score.layer == "projector"
     torch.save(state_dict(3, projected=None), runs / "c.pt")
@@ -187,14 +187,14 @@ def test_feature_files_that_land_later_serve(tmp_path: Path, images: Path) -> No
     alone = rank_directory(elsewhere, settings(images))
     values = {Path(row.path).name: row.value for row in alone.groups[0].rows}
     following = follow(runs, settings(images, watch_for=100.0))
-    assert isinstance(next(following), Landed)
+    assert isinstance(next(following), ScoredCheckpoint)
     for seed in (2, 3):
         (features,) = (elsewhere / ".lidar").glob(f"{seed}-*.h5")
         features.rename(runs / "features.h5")  # the second in place of the first
         (elsewhere / f"{seed}.pt").rename(runs / f"{seed}.pt")
-        landed = next(following)
-        assert isinstance(landed, Landed)
-        assert landed.row.value == values[f"{seed}.pt"]
+        scored = next(following)
+        assert isinstance(scored, ScoredCheckpoint)
+        assert scored.row.value == values[f"{seed}.pt"]
     assert len(list((runs / ".lidar").glob("*.h5"))) == 1  # of the first checkpoint alone
 
 

@@ -1,6 +1,6 @@
-"""The command line: parse, call one job, pass its record to the report.
+"""The command line. A command parses its options, calls one job and prints the result by a report.
 
-An option is a field of a settings class, made one by `options.with_settings`. Torch and all modules
+`options.with_settings` turns the fields of a settings class into options. Torch and all modules
 that need it are imported inside the commands, so that `--help` and wrong arguments answer at once.
 """
 

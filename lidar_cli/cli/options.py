@@ -1,4 +1,4 @@
-"""Options of the commands: the fields of a settings class, and those that commands share.
+"""Options of the commands: the fields of a settings class, and options that commands share.
 
 Flags, help and defaults of a setting are written once, in `settings`.
 """
@@ -26,9 +26,7 @@ ShowConfig = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV on stdout, and nothing else.")]
-Report = Annotated[
-    Path | None, typer.Option("--report", help="Write a page, .html, that holds all it needs.")
-]
+Report = Annotated[Path | None, typer.Option("--report", help="Write a self-contained .html page.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --report.")]
 
 
@@ -83,7 +81,7 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     text, default, kind = field.metadata["help"], field.default, _parsed_type(hint)
     names = flags(field)
     if isinstance(default, bool):
-        # A switch that a file or a variable turned on can be turned off again.
+        # With --no-NAME, so that a switch that a file or a variable turned on can be turned off.
         names, kind = [f"{name}/--no-{name[2:]}" for name in names], bool
     elif default is not None and "[" not in text:
         text = f"{text} [default: {default}]"
@@ -118,7 +116,7 @@ def one_of(**flags: object) -> None:
 
 
 def check_report(path: Path | None, overwrite: bool) -> None:
-    """Raise SettingsError or MissingExtra, before the work, if a page cannot be written."""
+    """Raise SettingsError or MissingExtra if no page can be written; called before the work."""
     if path is not None:
         from lidar_cli.report.page.document import check_page
 

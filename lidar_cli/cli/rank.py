@@ -45,7 +45,7 @@ def rank(
         _race(directory, settings, json, quiet)
         return
     check_report(page, overwrite)
-    from lidar_cli.ranking.oracle import check_tables, hyperparameters_for_page, judge
+    from lidar_cli.ranking.oracle import check_tables, compare_with_oracle, hyperparameters_for_page
     from lidar_cli.ranking.session import rank_together
     from lidar_cli.report import ranking as report
     from lidar_cli.report.text import Terminal
@@ -60,7 +60,7 @@ def rank(
             terminal.note("all checkpoints are scored; another process prints the ranking")
             return
         if settings.oracle is not None:
-            oracle = judge(ranking, settings, terminal)
+            oracle = compare_with_oracle(ranking, settings, terminal)
         if page is not None:
             parameters = hyperparameters_for_page(ranking, settings, terminal)
         if quiet or settings.top is not None:
@@ -119,7 +119,7 @@ def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> N
     with Terminal() as terminal:
         race = race_directory(directory, settings, terminal)
         if json or quiet:
-            terminal.note(report.verdict(race))
+            terminal.note(report.result_text(race))
     if json:
         write_results(report.to_json(race, settings.top))
     elif quiet:
@@ -131,18 +131,18 @@ def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> N
 
 
 def _watch(directory: Path, settings: RankSettings) -> None:
-    from lidar_cli.ranking.watch import Landed, follow
+    from lidar_cli.ranking.watch import ScoredCheckpoint, follow
     from lidar_cli.report.text import Terminal
     from lidar_cli.report.watch_log import WatchLog
 
     failed = False
     log = WatchLog(directory, settings.jsonl, settings.tensorboard)
     with Terminal() as terminal:
-        for landed in follow(directory, settings, terminal, log.recorded):
-            if isinstance(landed, Landed):
-                log.add(landed)
+        for scored in follow(directory, settings, terminal, log.recorded):
+            if isinstance(scored, ScoredCheckpoint):
+                log.add(scored)
             else:
                 failed = True
-                write_remark(f"failed: {landed.path}: {landed.reason}")
+                write_remark(f"failed: {scored.path}: {scored.reason}")
     if failed:
         raise typer.Exit(4)

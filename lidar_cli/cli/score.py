@@ -79,7 +79,7 @@ def score(
                 status = error.exit_status
                 terminal.note(f"error: {error}")
     if not rank_info.is_main:
-        return  # with status 0: torchrun would end the rank that is still to print
+        return  # with status 0, because else torchrun would end the rank that still has to print
     try:
         if json:
             write_results(report.to_json(scores))

@@ -31,9 +31,9 @@ PROJECTOR_WIDTH = 128  # alpha-ReQ fits the eigenvalues up to the hundredth, so 
 BATCH_SIZE = 64  # samples
 WARMUP = 0.1  # share of the steps over which the learning rate rises, before the cosine
 
-# The random search. A pair is the range of a log-uniform draw unless noted otherwise. It contains
-# the value of the papers, and is as wide as that of a first search.
-MOST_DRAWS = 32  # numbers for each run; fixed, so that a new hyperparameter changes no earlier one
+# The random search. A pair is the range of a log-uniform draw unless noted otherwise. Each contains
+# the papers' value and is as wide as in a first search.
+MOST_DRAWS = 32  # per run; fixed, so that a new hyperparameter does not change earlier ones
 LEARNING_RATE = (3e-4, 1e-2)  # of AdamW
 WEIGHT_DECAY = (1e-6, 1e-1)
 TEMPERATURE = (0.05, 1.0)  # SimCLR; the range of the paper's table 5
@@ -62,7 +62,7 @@ class Hyperparameters:
 
 
 class Search:
-    """Random numbers of run `index` of the search of `seed`, a new one at each call."""
+    """Random numbers for run `index` of the search with `seed`; each call returns a new one."""
 
     def __init__(self, seed: int, index: int) -> None:
         words = np.random.SeedSequence([seed % 2**64, index]).generate_state(MOST_DRAWS, np.uint64)
@@ -79,16 +79,16 @@ class Search:
         return float(low * (high / low) ** next(self._unit))
 
     def count(self, bounds: tuple[int, int]) -> int:
-        """A whole number, log-uniform, both bounds included."""
+        """An integer, log-uniform, both bounds included."""
         return int(self.log_uniform((bounds[0], bounds[1] + 1)))
 
 
 def draw_hyperparameters(
     method: Method, seed: int, index: int, epochs: tuple[int, int] | None = None
 ) -> Hyperparameters:
-    """Hyperparameters of run `index` of the random search of `seed`, independent of other runs.
+    """Hyperparameters of run `index` of the random search with `seed`, independent of other runs.
 
-    epochs: fewest and most; None for `EPOCHS`.
+    epochs: least and greatest number; None for `EPOCHS`.
     """
     search = Search(seed, index)
     run_length, learning_rate = search.count(epochs or EPOCHS), search.log_uniform(LEARNING_RATE)
@@ -185,7 +185,7 @@ class Network(nn.Module):
 
 
 class Minibatch(NamedTuple):
-    """The samples of one step, by number, and its position in the training."""
+    """One training step: the indices of its samples, and its position in the training."""
 
     epoch: int
     samples: list[int]
@@ -194,7 +194,7 @@ class Minibatch(NamedTuple):
 
 
 def minibatches(count: int, epochs: int, seed: int) -> Iterator[Minibatch]:
-    """The steps of a training on `count` samples, in a new order in every epoch.
+    """The steps of a training on `count` samples, which have a new order in every epoch.
 
     An incomplete batch is left out, since the losses depend on the batch size.
     """
@@ -212,7 +212,7 @@ def minibatches(count: int, epochs: int, seed: int) -> Iterator[Minibatch]:
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Share of the learning rate at one of `steps`: a linear rise, then half a cosine to zero."""
+    """Factor of the learning rate at `step` of `steps`: linear warm-up, then a cosine to zero."""
     warmup = WARMUP * steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -233,7 +233,7 @@ class Losses:
 
     @property
     def means(self) -> list[float]:
-        """Of every epoch that had a step."""
+        """The mean loss of every epoch that had a step."""
         return [s / c for s, c in zip(self._sums, self._counts, strict=True) if c]
 
 
@@ -250,7 +250,7 @@ def pretrain(
     random state does not change. The checkpoint has plain values and tensors only, so that
     `torch.load(weights_only=True)` reads it. Its `losses` are the mean loss of each epoch.
 
-    images: [N, S, S, 3], N >= 2. seed: of weights, order and views.
+    images: [N, S, S, 3], N >= 2. seed: of the weights, the order of samples and the views.
     """
     h, progress = hyperparameters, progress or Progress()
     with torch.random.fork_rng(devices=[]):
@@ -304,7 +304,7 @@ def training_views(
     """Two views of some images, [b, 2, 3, S, S], normalised; new ones in every epoch.
 
     SimCLR's recipe with its jitter scaled by `strength` and views of at least `crop` of the area.
-    samples: numbers of the images.
+    samples: indices of the images.
     """
     recipe = find_recipe("simclr", "imagenet").at_strength(strength)
     recipe = replace(recipe, crop_scale=(crop, 1.0))

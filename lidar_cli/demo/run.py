@@ -32,8 +32,8 @@ from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
 
 RUNS = 12  # half SimCLR, half VICReg
-N_SAMPLES = 600  # more than 2 d, so that every value has its interval
-ROWS_A_BATCH = 256
+N_SAMPLES = 600  # more than 2 d, so that every metric has an interval
+BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run_demo(directory: Path, settings: DemoSettings, progress: Progress | None 
 def _train_all(
     runs: Path, images: EmbeddedImages, seed: int, progress: Progress
 ) -> dict[str, Hyperparameters]:
-    """Train the checkpoints that are missing; the hyperparameters of all, by checkpoint path."""
+    """Train the missing checkpoints. Returns the hyperparameters of all, by checkpoint path."""
     drawn = {}
     for index in range(RUNS):
         method: Method = "simclr" if index % 2 == 0 else "vicreg"
@@ -105,7 +105,7 @@ def _train_all(
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{runs}: cannot be made: {error.strerror}") from error
+        raise InputError(f"{runs}: cannot be created: {error.strerror}") from error
     _refuse_other_runs(runs, drawn)
     pictures = images.images[images.train]
     tasks = [
@@ -137,7 +137,7 @@ def _refuse_other_runs(runs: Path, drawn: dict[Path, Hyperparameters]) -> None:
 def _probe_all(
     paths: list[str], images: EmbeddedImages, device: torch.device, progress: Progress
 ) -> list[float]:
-    """Test accuracy of a linear probe on the backbone of each checkpoint, un-augmented images."""
+    """Test accuracy of a linear probe on each backbone, with un-augmented images."""
     size = images.images.shape[1]
     views = Views(find_recipe("identity", "auto"), seed=0, n_views=1, image_size=size)
     pixels = views.clean([torch.from_numpy(image) for image in images.images]).to(device)
@@ -156,6 +156,6 @@ def _backbone(path: str, pixels: Tensor) -> Tensor:
     """Backbone embeddings [N, d] of normalised images [N, 3, S, S]."""
     loaded = open_checkpoint(Path(path)).to(pixels.device)
     batches = [
-        loaded.embed(batch, ["backbone"])["backbone"] for batch in torch.split(pixels, ROWS_A_BATCH)
+        loaded.embed(batch, ["backbone"])["backbone"] for batch in torch.split(pixels, BATCH_ROWS)
     ]
     return torch.cat(batches).clone()

@@ -1,9 +1,9 @@
 """The cache of a ranked directory: feature files and scores, named by what they were computed from.
 
-A downloaded directory may contain a `.lidar` with links to anywhere. So the `.lidar` of a directory
-must not be a link, nor may anything inside a cache be one. Only files whose names match `FORMS` are
-written or removed. The marker shows that a folder is a cache, so that another folder, named by
-mistake, is refused.
+A downloaded directory may contain a `.lidar` folder with symbolic links that lead outside it. So
+neither the `.lidar` of a ranked directory nor any file inside a cache may be a link. Only files
+whose names match `NAME_PATTERNS` are written or removed. The marker file shows that a folder is a
+cache: a folder that has other files and no marker was named by mistake and is refused.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from lidar_cli.scoring.saved import SavedScore
 from lidar_cli.settings import RankSettings
 
 MARKER = "LIDAR_CACHE"
-MARKED = b"A cache of lidar: it may be removed as a whole, and is then made anew.\n"
+MARKER_TEXT = b"A cache of lidar. It may be deleted; the next ranking then creates it again.\n"
 CLAIMS = "claims"
-STALE = 24 * 3600.0  # seconds after which a temporary file has no writer any more
+STALE_AFTER = 24 * 3600.0  # seconds; an older temporary file has no writer any more
 KEY = "-[0-9a-f]{16}"
-UNBEGUN = re.compile(rf".+{KEY}\.h5\.partial\.begun", re.DOTALL)
-FORMS = (
+BEGUN_FILE = re.compile(rf".+{KEY}\.h5\.partial\.begun", re.DOTALL)
+NAME_PATTERNS = (
     re.compile(rf".+{KEY}\.(h5|score|influence|sha256)", re.DOTALL),
     re.compile(rf".+{KEY}\.h5\.partial(\.[0-9a-f]{{8}})?", re.DOTALL),
-    UNBEGUN,
+    BEGUN_FILE,
     TEMPORARY,
     re.compile(r".+\.\d+-[0-9a-f]{8}", re.DOTALL),  # temporaries of earlier versions
 )
-# Files of file systems and of the systems that browse them.
-STRANGERS = re.compile(r"\..*|lost\+found|desktop\.ini|Thumbs\.db", re.IGNORECASE | re.DOTALL)
+# Files that file systems and file browsers create; a cache may contain them.
+SYSTEM_FILES = re.compile(r"\..*|lost\+found|desktop\.ini|Thumbs\.db", re.IGNORECASE | re.DOTALL)
 
 
 class CacheFolder:
-    """The folder of a cache, checked here and created when something is first written to it.
+    """The folder of a cache: checked on construction, created by `make`.
 
-    directory: the ranked directory. named: the folder given by `--cache`, whose path may pass
+    directory: the ranked directory. named: the folder that `--cache` names, whose path may pass
     through links; None for the `.lidar` of the directory, which must not be a link.
     Raises InputError, which ends with `--cache PATH`, for a folder that must not be used.
     """
@@ -57,16 +57,16 @@ class CacheFolder:
         self.path = named or directory / ".lidar"
         self._has_marker = False
         if named is None and self.path.is_symlink():
-            raise refused(self.path, "is a link, which may lead anywhere")
+            raise cache_error(self.path, "is a link, which may lead anywhere")
         try:
             if os.path.lexists(self.path):
                 self._check()
         except OSError as error:
-            raise refused(self.path, f"cannot be read ({error.strerror})") from error
+            raise cache_error(self.path, f"cannot be read ({error.strerror})") from error
 
     @property
     def claims(self) -> Path:
-        """The folder of claims."""
+        """The folder of claim files."""
         return self.path / CLAIMS
 
     def make(self) -> Path:
@@ -74,57 +74,59 @@ class CacheFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self._has_marker:
-                write_atomic(self.path / MARKER, MARKED)
+                write_atomic(self.path / MARKER, MARKER_TEXT)
                 self._has_marker = True
         except OSError as error:
-            raise refused(self.path, f"the cache cannot be written ({error.strerror})") from error
+            raise cache_error(
+                self.path, f"the cache cannot be written ({error.strerror})"
+            ) from error
         return self.path
 
     def _check(self) -> None:
         if not self.path.is_dir():
-            raise refused(self.path, "is not a folder")
-        strangers = []
+            raise cache_error(self.path, "is not a folder")
+        foreign = []
         with os.scandir(self.path) as entries:
             for entry in entries:
-                if _is_ours(entry.name):
+                if _is_cache_name(entry.name):
                     self._has_marker |= entry.name == MARKER
                     _check_entry(entry)
-                elif not STRANGERS.fullmatch(entry.name):
-                    strangers.append(entry.name)
-        if strangers and not self._has_marker:
-            raise refused(
-                self.path, f"is no cache, it holds {min(strangers)!r} and has no file {MARKER}"
+                elif not SYSTEM_FILES.fullmatch(entry.name):
+                    foreign.append(entry.name)
+        if foreign and not self._has_marker:
+            raise cache_error(
+                self.path, f"is not a cache: it holds {min(foreign)!r} and has no file {MARKER}"
             )
 
 
-def _is_ours(name: str) -> bool:
-    return name in (MARKER, CLAIMS) or any(form.fullmatch(name) for form in FORMS)
+def _is_cache_name(name: str) -> bool:
+    return name in (MARKER, CLAIMS) or any(form.fullmatch(name) for form in NAME_PATTERNS)
 
 
 def _check_entry(entry: os.DirEntry[str]) -> None:
-    """Refuse links and odd kinds of files, and remove what an interrupted writer left."""
+    """Refuse links and special files, and remove the temporary files of interrupted writers."""
     path = Path(entry.path)
     if entry.is_symlink():
-        raise refused(path, "is a link, which nothing in a cache may be")
+        raise cache_error(path, "is a link, which nothing in a cache may be")
     if entry.name == CLAIMS:
         if not entry.is_dir():
-            raise refused(path, "is not a folder")
+            raise cache_error(path, "is not a folder")
     elif not entry.is_file(follow_symlinks=False) and os.path.lexists(path):
-        raise refused(path, "is not a file")
-    elif UNBEGUN.fullmatch(entry.name):
+        raise cache_error(path, "is not a file")
+    elif BEGUN_FILE.fullmatch(entry.name):
         remove_unbegun(path)
     elif TEMPORARY.fullmatch(entry.name) and _is_stale(entry):
         path.unlink(missing_ok=True)
 
 
-def refused(path: Path, why: str) -> InputError:
+def cache_error(path: Path, why: str) -> InputError:
     """The error for a cache that must not be used."""
-    return InputError(f"{path}: {why}; name another place with --cache PATH", code="cache-refused")
+    return InputError(f"{path}: {why}; name another folder with --cache PATH", code="cache-refused")
 
 
 def _is_stale(temporary: os.DirEntry[str]) -> bool:
     try:
-        return time.time() - temporary.stat(follow_symlinks=False).st_mtime > STALE
+        return time.time() - temporary.stat(follow_symlinks=False).st_mtime > STALE_AFTER
     except OSError:  # renamed to its final name in the meantime
         return False
 
@@ -138,7 +140,7 @@ class Task:
 
 
 class Cache:
-    """What is stored of checkpoints: feature files of the ranked directory, and the cache folder.
+    """The stored features and scores of checkpoints, in the ranked directory and the cache folder.
 
     Raises InputError if the folder cannot be written.
     """
@@ -147,7 +149,7 @@ class Cache:
         self.path = folder.make()
         self.claims = folder.claims
         self._settings = settings
-        # By the digest of their checkpoint, then by their path.
+        # Digest of the checkpoint -> path of a feature file -> that file.
         self._features: dict[str, dict[Path, FeatureFile]] = {}
         self._digest_of: dict[Path, str] = {}
 
@@ -161,33 +163,33 @@ class Cache:
             self._features.setdefault(digest, {})[file.path] = file
 
     def features_path(self, task: Task) -> Path:
-        """Where the folder stores the embeddings of a task."""
+        """The file in the cache folder for the embeddings of a task."""
         return self.path / f"{stem(task.checkpoint.path)}-{task.plan.key}.h5"
 
     def saved_score(self, task: Task) -> SavedScore:
-        """Where the folder stores the score of a task that is embedded without a feature file."""
+        """The file in the cache folder for the score of a task whose embeddings are not stored."""
         return SavedScore(self.path, stem(task.checkpoint.path), task.plan, self._settings)
 
     def stored_features(self, task: Task) -> list[Path]:
-        """Feature files for a task, not yet read: one of the directory first, then the folder's."""
+        """Feature files for a task, not yet read: of the ranked directory, then of the cache."""
         files = self._features.get(task.checkpoint.digest, {}).values()
-        matching = [file.path for file in files if serves(file.provenance, task.plan)]
+        matching = [file.path for file in files if matches_plan(file.provenance, task.plan)]
         path = self.features_path(task)
         return [*matching[:1], *([path] if path.exists() else [])]
 
     def has(self, task: Task) -> bool:
-        """Whether a task needs no embedding, unless its file turns out to be damaged."""
+        """Whether features or a score of a task are stored, in a file that may yet be damaged."""
         if not self._settings.store and self.saved_score(task).path.exists():
             return True
         return bool(self.stored_features(task))
 
     def remove(self, task: Task) -> None:
-        """Remove what the folder stores of a task."""
+        """Remove the features and the score of a task from the cache folder."""
         self.features_path(task).unlink(missing_ok=True)
         self.saved_score(task).path.unlink(missing_ok=True)
 
-    def outdated(self, tasks: Sequence[Task]) -> int:
-        """How many tasks need embedding although rows of another embedding revision are stored."""
+    def count_outdated(self, tasks: Sequence[Task]) -> int:
+        """How many tasks must be embedded again: their rows are of another embedding revision."""
         stored: dict[str, list[Path]] = {}  # name without the key of the plan -> files
         for file in self.path.glob("*.h5"):
             stored.setdefault(file.name.rpartition("-")[0], []).append(file)
@@ -205,8 +207,8 @@ class Cache:
         return count
 
 
-def serves(provenance: dict[str, Any], plan: Plan) -> bool:
-    """Whether stored features hold what a plan would compute, perhaps with other layers too."""
+def matches_plan(provenance: dict[str, Any], plan: Plan) -> bool:
+    """Whether stored features are those that a plan computes; they may have more layers."""
     stored, planned = identity(provenance), plan.identity
     layers = set(stored.pop("layers", ()))
     return set(planned.pop("layers")) <= layers and stored == planned

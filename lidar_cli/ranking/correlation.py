@@ -15,8 +15,8 @@ Numbers = NDArray[np.float64]
 Span = tuple[float, float]
 
 RESAMPLES = 1000
-FEWEST = 8  # checkpoints below which resampling them covers far less than its level
-BLOCK = 512  # checkpoints that are compared with all the others at a time
+MIN_CHECKPOINTS = 8  # with fewer, a bootstrap interval covers far less than its level
+BLOCK = 512  # checkpoints per block of pairwise comparisons
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def correlate(
 ) -> tuple[Correlation, ...]:
     """Spearman's rho and Kendall's tau-b of every metric with the accuracies.
 
-    A checkpoint whose metric is null does not take part in that metric's correlation. The intervals
-    are percentiles of the same statistic over checkpoints drawn with replacement; metrics that
-    equally many checkpoints have share their draws. Draws in which it is undefined are dropped.
+    A checkpoint without a value of a metric is left out of that metric's correlation. The intervals
+    are percentiles of the statistic over checkpoints drawn with replacement (bootstrap); draws in
+    which it is undefined are dropped. Metrics with equally many values use the same draws.
     """
     from scipy.stats import kendalltau, spearmanr
 
@@ -59,18 +59,18 @@ def correlate(
             for score, accuracy in zip(scores, accuracies, strict=True)
             if (value := score.value(name)) is not None
         ]
-        merits, shares = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        if len(pairs) < 3 or len(set(merits)) < 2 or len(set(shares)) < 2:
+        merits, accuracy = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        if len(pairs) < 3 or len(set(merits)) < 2 or len(set(accuracy)) < 2:
             undefined = "fewer than 3 checkpoints have a value, or all values are equal"
             rows.append(Correlation(name, None, None, len(pairs), reason=undefined))
             continue
-        rho = float(spearmanr(merits, shares).statistic)
-        tau = float(kendalltau(merits, shares).statistic)
+        rho = float(spearmanr(merits, accuracy).statistic)
+        tau = float(kendalltau(merits, accuracy).statistic)
         rho_interval: Span | None = None
         tau_interval: Span | None = None
-        reason = f"{len(pairs)} checkpoints: an interval by resampling them needs {FEWEST}"
-        if len(pairs) >= FEWEST:
-            both = resampled(np.array(merits), np.array(shares), draws(len(pairs), seed))
+        reason = f"{len(pairs)} checkpoints: an interval by resampling them needs {MIN_CHECKPOINTS}"
+        if len(pairs) >= MIN_CHECKPOINTS:
+            both = resampled(np.array(merits), np.array(accuracy), draws(len(pairs), seed))
             rho_interval, tau_interval = (_interval(statistics, level) for statistics in both)
             reason = "most resamples leave the correlation undefined"
         intervals = rho_interval, tau_interval
@@ -88,14 +88,14 @@ def draws(count: int, seed: int) -> Numbers:
 def resampled(x: Numbers, y: Numbers, times: Numbers) -> tuple[Numbers, Numbers]:
     """Spearman's rho and Kendall's tau-b of each resample [B], NaN where one is undefined.
 
-    With m_i the times that checkpoint i is in a resample, S the signs of differences [K, K],
+    m_i counts how often checkpoint i is in a resample; Sx, Sy are the signs of differences [K, K].
 
-        r_i = sum_j m_j Sx_ij         twice the centred average rank of i: those below less those
-                                      above; s_i likewise from Sy
+        r_i = sum_j m_j Sx_ij         twice the centred average rank of i: the number below it minus
+                                      the number above it; s_i likewise from Sy
         rho = sum_i m_i r_i s_i / sqrt(sum_i m_i r_i^2  sum_i m_i s_i^2)
         tau = m^T (Sx Sy) m / sqrt(m^T Sx^2 m  m^T Sy^2 m)          products element by element
 
-    times: m [B, K]. Copies of one checkpoint are ties, as they are in a sample drawn in full.
+    times: m [B, K]. Copies of a checkpoint are ties, as if the resample were written out.
     """
     sums = np.zeros((6, len(times)))
     for start in range(0, len(x), BLOCK):

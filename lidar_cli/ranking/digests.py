@@ -1,14 +1,16 @@
-"""SHA-256 of checkpoints, each computed once after the file changed, by whichever process is first.
+"""SHA-256 digests of checkpoints, each computed once per change of the file, by one process.
 
-All processes that rank a directory need the digest of every checkpoint in it, which may be ten
-thousand. So digests are stored, each with the stamp that the file system gave its file, and used
-again while the stamp is the same. That is done only where an equal stamp proves equal content:
+All processes that rank a directory need the digest of every checkpoint in it, and there may be ten
+thousand. So each digest is stored with the inode, size and times of its file, and is used again
+while these are unchanged. This is done only where they prove that the content is unchanged:
 
-- the file system dates each change itself, also one through mapped memory, and nobody can set that
-  date, which a trial file shows; sshfs and tmpfs do not, and on Windows the date is another one;
-- the last change is long past by the file system's clock: two changes within a tick have one date,
-  and so have changes through mapped memory until they are written back;
-- the file is on the file system that was tried.
+- the file system itself records the time of each change (ctime), also of a change through mapped
+  memory, and no program can set that time. A trial file shows whether this holds: it does not on
+  sshfs and tmpfs, and on Windows that field is not the time of a change;
+- the last change is at least SETTLED seconds ago by the file system's clock, because two changes
+  within one tick get the same time, and so do changes through mapped memory until they are written
+  back;
+- the file is on the file system of the trial file.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.runtime.atomic import write_atomic
 from lidar_cli.runtime.files import open_regular, parse_json, read_limited
 
-MOST = 2**16  # bytes of a record
-SETTLED = 120  # seconds after a change: more than any tick, and than writing back may wait
+MAX_BYTES = 2**16  # size limit of a record
+SETTLED = 120  # seconds: longer than any clock tick, and than the delay of writing back
 TICK = 0.05  # seconds, longer than a tick of any file system's clock
 Stamp = tuple[int, ...]
 
@@ -39,44 +41,49 @@ class Digests:
         self._directory = directory
         self._folder = folder
         self._digests: dict[Path, tuple[Stamp, str]] = {}
-        self._trial: tuple[int, int] | None = None  # device, and its time when it was tried
+        self._trial: tuple[int, int] | None = (
+            None  # device (-1: not reliable), and its time at the trial
+        )
 
     def of(self, path: Path) -> tuple[Stamp, str]:
-        """The stamp of a file, taken before its content is read, and the digest; once a run.
+        """The stamp of a file, taken before its content is read, and its digest; read once per run.
 
         Raises CheckpointError if the file cannot be read.
         """
         if path not in self._digests:
             before = stamp(path)
-            dated = self._dated(path)
-            digest = self._stored(path, dated) if dated else None
+            reliable = self._reliable_stamp(path)
+            digest = self._stored(path, reliable) if reliable else None
             if digest is None:
                 digest = sha256(path)
-                if dated and dated == self._dated(path):
-                    self._store(path, dated, digest)
+                if reliable and reliable == self._reliable_stamp(path):
+                    self._store(path, reliable, digest)
             self._digests[path] = before, digest
         return self._digests[path]
 
-    def _dated(self, path: Path) -> list[int] | None:
-        """Inode, size and dates of a file; None where they do not prove that it is unchanged."""
+    def _reliable_stamp(self, path: Path) -> list[int] | None:
+        """Inode, size and times of a file; None if equal values would not prove equal content."""
         if os.name != "posix":
             return None
         try:
             # Opened, because a network file system may answer a plain stat from memory.
             with open_regular(path) as file:
                 status = os.fstat(file.fileno())
-            device, now = self._trial or self._try()
+            device, now = self._trial or self._run_trial()
         except OSError:
             return None
         if status.st_dev != device or now - status.st_ctime_ns < SETTLED * 10**9:
             return None
         return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
-    def _try(self) -> tuple[int, int]:
-        """Device of the folder, -1 if it does not date changes, and its time. Raises OSError."""
-        self._trial = -1, 0  # if the trial fails it would fail again
+    def _run_trial(self) -> tuple[int, int]:
+        """Device of the folder, -1 if its times of change are not reliable, and its current time.
+
+        Raises OSError.
+        """
+        self._trial = -1, 0  # a trial that raises is not repeated
         self._folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=self._folder) as trial:  # nameless, so that no kill leaves it behind
+        with TemporaryFile(dir=self._folder) as trial:  # unnamed, so that a kill leaves no file
             trial.write(b"0")
             trial.flush()
             written = os.fstat(trial.fileno()).st_mtime_ns
@@ -84,13 +91,15 @@ class Digests:
             before = os.fstat(trial.fileno())
             time.sleep(TICK)
             with mmap.mmap(trial.fileno(), 1) as mapped:
-                mapped[0] ^= 1  # read before it is written, since tmpfs dates the first access only
+                mapped[0] ^= (
+                    1  # a read, then a write: tmpfs records the time of the first access only
+                )
                 mapped.flush()
             after = os.fstat(trial.fileno())
-        dates_changes = before.st_mtime_ns == 0 and (
+        is_reliable = before.st_mtime_ns == 0 and (
             after.st_ctime_ns > before.st_ctime_ns >= written > 0
         )
-        self._trial = before.st_dev if dates_changes else -1, after.st_ctime_ns
+        self._trial = before.st_dev if is_reliable else -1, after.st_ctime_ns
         return self._trial
 
     def _record(self, path: Path) -> Path:
@@ -98,14 +107,14 @@ class Digests:
         key = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
         return self._folder / f"{path.name}-{key}.sha256"
 
-    def _stored(self, path: Path, dated: list[int]) -> str | None:
+    def _stored(self, path: Path, file: list[int]) -> str | None:
         try:
-            record = parse_json(read_limited(self._record(path), MOST, follow=False))
-            return str(record["sha256"]) if record["file"] == dated else None
+            record = parse_json(read_limited(self._record(path), MAX_BYTES, follow=False))
+            return str(record["sha256"]) if record["file"] == file else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
-    def _store(self, path: Path, dated: list[int], digest: str) -> None:
-        content = json.dumps({"file": dated, "sha256": digest}).encode()
+    def _store(self, path: Path, file: list[int], digest: str) -> None:
+        content = json.dumps({"file": file, "sha256": digest}).encode()
         with suppress(OSError):  # it is computed again next time
             write_atomic(self._record(path), content)

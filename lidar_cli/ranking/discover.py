@@ -44,7 +44,7 @@ NOT_WEIGHTS = re.compile(
 class Checkpoint:
     """A recognised checkpoint file.
 
-    aliases: other files of the same content. stamp: of the file, taken before it was hashed.
+    aliases: other files with the same content. stamp: of `path` before it was hashed.
     """
 
     path: Path
@@ -78,10 +78,10 @@ class DirectoryScan:
     features: list[FeatureFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     failed: list[Skipped] = field(default_factory=list)
-    assumed: set[str] = field(default_factory=set)  # assumptions that a note has said
+    assumed: set[str] = field(default_factory=set)  # assumptions that have been noted
 
     @property
-    def lone_features(self) -> list[FeatureFile]:
+    def features_without_checkpoint(self) -> list[FeatureFile]:
         """Feature files whose checkpoint is not in the directory: they are ranked themselves."""
         return [file for file in self.features if not self.has_checkpoint_of(file)]
 
@@ -90,7 +90,7 @@ class DirectoryScan:
         return file.provenance.get("sha256") in self.checkpoints
 
     def fail(self, path: Path, error: Exception) -> None:
-        """Add a file to the failed ones, with the reason in one line."""
+        """Add a file to the failed files, with the reason in one line."""
         self.failed.append(Skipped(str(path), _reason(path, error)))
 
 
@@ -105,7 +105,7 @@ def scan_directory(
     scan, recogniser = DirectoryScan(), Recogniser(settings)
     files = list(files_under(directory, lambda error: scan.fail(Path(error.filename), error)))
     to_open = [path for path in files if _reason_unopened(path) is None]
-    # In random order, so that processes which start together share the reading.
+    # In random order, so that processes which start together hash different files first.
     for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):
         progress.update("hashing checkpoints", at, len(to_open))
         try:
@@ -129,55 +129,55 @@ def scan_directory(
 
 
 class Recogniser:
-    """Describes checkpoints from names and shapes, each once and before it is hashed.
+    """Describes checkpoints by their names and shapes, each once and before it is hashed.
 
-    So a file that is no checkpoint, however long, is not read to its end.
+    So a large file that is not a checkpoint is not read to its end.
     """
 
     def __init__(self, settings: EmbedSettings) -> None:
         self._settings = settings
-        self._seen: dict[Path, tuple[Stamp, CheckpointDescription | Exception | None]] = {}
+        self._results: dict[Path, tuple[Stamp, CheckpointDescription | Exception | None]] = {}
 
     def assumed_text(self, description: CheckpointDescription) -> str:
-        """The assumptions in use for a checkpoint, in words. Raises SettingsError."""
+        """The assumptions that embedding a checkpoint uses, in words. Raises SettingsError."""
         return with_assumed_in_use(description, self._settings).assumed_text
 
     def check(self, path: Path) -> None:
-        """Describe a file, unless that was done. Raises the error of a file that is refused."""
-        if path not in self._seen:
+        """Describe a file, once. Raises the error with which the file is refused."""
+        if path not in self._results:
             before = stamp(path)
             try:
-                self._seen[path] = before, self._describe(path)
+                self._results[path] = before, self._describe(path)
             except NoProcess:
                 raise
             except FILE_ERRORS as error:
-                error.__cause__ = error.__context__ = None  # whose frames hold the file's content
-                self._seen[path] = before, error.with_traceback(None)
-        _, seen = self._seen[path]
-        if isinstance(seen, Exception):
-            raise seen
+                error.__cause__ = error.__context__ = None  # their frames hold the file's content
+                self._results[path] = before, error.with_traceback(None)
+        _, result = self._results[path]
+        if isinstance(result, Exception):
+            raise result
 
     def description(self, path: Path, hashed: Stamp) -> CheckpointDescription:
-        """The description of the content that had this stamp when it was hashed.
+        """The description of the content that was hashed.
 
-        Raises as `check`.
+        hashed: stamp of the file before it was hashed. Raises as `check`.
         """
-        before, seen = self._seen.pop(path)
-        if isinstance(seen, CheckpointDescription) and before == hashed:
-            return seen
+        before, result = self._results.pop(path)
+        if isinstance(result, CheckpointDescription) and before == hashed:
+            return result
         return _describe(path, self._settings)
 
     def _describe(self, path: Path) -> CheckpointDescription | None:
         if self._settings.model is None:
             return _describe(path, self._settings)
-        read_contents(path)  # the user's module is built once for each content, not for each file
+        read_contents(path)  # the user's module is built once per content, not per file
         return None
 
 
 def classify_file(
     path: Path, scan: DirectoryScan, recogniser: Recogniser, progress: Progress, digests: Digests
 ) -> None:
-    """Add a file to a scan, by its kind. Raises SettingsError and NoProcess as `scan_directory`."""
+    """Add a file to a scan by its kind. Raises SettingsError and NoProcess as `scan_directory`."""
     if reason := _reason_unopened(path):
         scan.skipped.append(Skipped(str(path), reason))
         return
@@ -238,24 +238,24 @@ def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
     return replace(description, stand_ins=contents.stand_ins)
 
 
-def files_under(directory: Path, refused: Callable[[OSError], None]) -> Iterator[Path]:
+def files_under(directory: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
     """Files with the suffixes of checkpoints and features, in a stable order.
 
-    Hidden folders, the cache among them, are left out.
-    refused: receives the error of a folder that cannot be listed.
+    Hidden folders, such as the cache, are left out.
+    on_error: receives the error of a folder that cannot be listed.
     """
     seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(directory, onerror=refused, followlinks=True):
+    for folder, subfolders, names in os.walk(directory, onerror=on_error, followlinks=True):
         try:
-            here = Path(folder).stat()
+            status = Path(folder).stat()
         except OSError as error:  # removed in the meantime
-            refused(error)
+            on_error(error)
             subfolders.clear()
             continue
-        if (here.st_dev, here.st_ino) in seen:  # a link that leads back into the tree
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back into the tree
             subfolders.clear()
             continue
-        seen.add((here.st_dev, here.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith((*CHECKPOINT_SUFFIXES, *FEATURE_SUFFIXES)):

@@ -14,12 +14,13 @@ from lidar_cli.errors import LidarError, NoProcess
 NUMBER = re.compile(r"([A-Za-z]*)[=_\-.]?([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
 Value = str | float | bool | None  # an int counts as a float
 Hyperparameters = dict[str, Value]  # by name
-HOMES = ("hyper_parameters", "args")  # of Lightning, and of scripts that save their arguments
-LONGEST = 100  # characters of a text that can be a choice
+# Where Lightning stores hyperparameters, and scripts that save their arguments.
+CHECKPOINT_KEYS = ("hyper_parameters", "args")
+LONGEST = 100  # characters of a hyperparameter's name or text
 
 
 def from_table(lines: Mapping[str, Mapping[str, str]], table: Table) -> dict[str, Hyperparameters]:
-    """Checkpoint -> hyperparameters, one for each column; texts that are numbers become numbers."""
+    """Checkpoint -> hyperparameters, one per column; text that is a number becomes one."""
     names = [name for name in table.columns if name not in ("path", "accuracy")]
     return {path: {name: _value(row[name]) for name in names} for path, row in lines.items()}
 
@@ -27,7 +28,7 @@ def from_table(lines: Mapping[str, Mapping[str, str]], table: Table) -> dict[str
 def from_checkpoints(paths: Sequence[str]) -> dict[str, Hyperparameters]:
     """Checkpoint -> the plain values that it stores under `hyper_parameters` or `args`.
 
-    Leaves out checkpoints that store none, and feature files.
+    Checkpoints that store none are left out, and so are feature files.
     """
     by_path: dict[str, Hyperparameters] = {}
     for path in paths:
@@ -37,13 +38,15 @@ def from_checkpoints(paths: Sequence[str]) -> dict[str, Hyperparameters]:
             raise
         except LidarError:
             continue
-        home: dict[object, object]
-        home = next((tree[name] for name in HOMES if isinstance(tree.get(name), dict)), {})
+        stored: dict[object, object]
+        stored = next(
+            (tree[name] for name in CHECKPOINT_KEYS if isinstance(tree.get(name), dict)), {}
+        )
         values: Hyperparameters = {
             name: value
-            for name, value in home.items()
-            if _is_choice(name)
-            if value is None or isinstance(value, (bool, int, float)) or _is_choice(value)
+            for name, value in stored.items()
+            if _is_short_text(name)
+            if value is None or isinstance(value, (bool, int, float)) or _is_short_text(value)
         }
         if values:
             by_path[path] = values
@@ -54,7 +57,7 @@ def from_names(paths: Iterable[str], directory: str = ".") -> dict[str, Hyperpar
     """Path -> the numbers in its name, such as `epoch` and `step` of `epoch=3-step=500.ckpt`.
 
     A number is named after the word before it, in the file's name or in a folder below the
-    directory, or `number` without a word. Of a word that occurs twice the last number counts.
+    directory, or `number` without a word. If a word occurs twice, its last number counts.
     """
     by_path: dict[str, Hyperparameters] = {}
     for path in paths:
@@ -72,7 +75,8 @@ def with_names(
 ) -> dict[str, Hyperparameters]:
     """Path -> its hyperparameters, then the numbers in its name that every other name has too.
 
-    `epoch` is a training's progress; the 7 of `vicreg-07` next to `simclr-06` is a run's name.
+    `epoch` in every name is such a number; the 7 of `vicreg-07` next to `simclr-06` is not, since
+    it only names a run.
     """
     named = from_names(paths, directory)
     shared = set(named[paths[0]]).intersection(*named.values()) if paths else set()
@@ -87,8 +91,8 @@ def with_names(
 def varying(hyperparameters: Mapping[str, Hyperparameters]) -> tuple[str, ...]:
     """Hyperparameters that differ between checkpoints and are not merely their names.
 
-    A text that differs in every checkpoint, such as a run's name or its folder, is no choice. A
-    checkpoint without a hyperparameter has None for it.
+    Text that differs in every checkpoint, such as a run's name or folder, is not a hyperparameter.
+    A checkpoint that lacks a hyperparameter has None for it.
     """
     names = dict.fromkeys(name for values in hyperparameters.values() for name in values)
     varied = []
@@ -104,8 +108,7 @@ def varying(hyperparameters: Mapping[str, Hyperparameters]) -> tuple[str, ...]:
 def slices(hyperparameters: Mapping[str, Hyperparameters], name: str) -> list[list[str]]:
     """Sets of checkpoints that differ in one hyperparameter and agree in all other varying ones.
 
-    A sweep of one thing at a time has one set for each hyperparameter; a grid has many; a random
-    search has none.
+    One-at-a-time sweeps give one set per hyperparameter, a grid many, a random search none.
     """
     others = [other for other in varying(hyperparameters) if other != name]
     equal: dict[str, list[str]] = {}
@@ -125,5 +128,5 @@ def _value(text: str) -> Value:
         return text or None
 
 
-def _is_choice(value: object) -> TypeGuard[str]:
+def _is_short_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and len(value) <= LONGEST and value.isprintable()

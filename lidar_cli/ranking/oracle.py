@@ -1,7 +1,7 @@
 """A ranking compared with downstream accuracies: how well each metric agrees, and what it selects.
 
-The accuracies come from a CSV file or from linear probes of the ranked checkpoints. They judge the
-order and never enter it.
+The accuracies come from a CSV file or from linear probes of the ranked checkpoints. The order does
+not depend on them.
 """
 
 from __future__ import annotations
@@ -32,23 +32,26 @@ from lidar_cli.settings import ProbeSettings, RankSettings
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One comparable group against the accuracies. selection: None if no checkpoint has one."""
+class GroupComparison:
+    """One comparable group against the accuracies.
+
+    selection: None if no checkpoint of the group has an accuracy.
+    """
 
     correlations: tuple[Correlation, ...]
     selection: Selection | None
-    hyperparameters: tuple[Varied, ...]
+    hyperparameters: tuple[HyperparameterSelection, ...]
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """A ranking against downstream accuracies, which are shares of 1, by checkpoint path."""
+    """A ranking against downstream accuracies, which are between 0 and 1, by checkpoint path."""
 
     source: str  # the file, or `probe`
     method: str  # how the accuracies were read or measured, in words
     level: float  # of the intervals
     accuracies: Mapping[str, float]
-    verdicts: tuple[Verdict, ...]  # one for each group of the ranking, in its order
+    comparisons: tuple[GroupComparison, ...]  # one for each group of the ranking, in its order
     without: tuple[str, ...]  # ranked checkpoints that have no accuracy
     unmatched: tuple[Unmatched, ...]  # lines of the files that name no ranked checkpoint
 
@@ -56,13 +59,13 @@ class Oracle:
 def check_tables(settings: RankSettings, report: bool = False) -> None:
     """Raise InputError or SettingsError for an --oracle or --params that cannot be used.
 
-    Called before the work, so that a mistyped name is reported at once.
-    report: whether a page is written, which draws hyperparameters without accuracies too.
+    Called before any work, so that a mistyped name is reported at once.
+    report: whether a page is written: it draws hyperparameters even without accuracies.
     """
     if settings.oracle is None and settings.params is not None and not report:
         raise SettingsError(
-            "--params groups accuracies by hyperparameter, name them with --oracle; or draws "
-            "metrics against it in a --report"
+            "--params groups accuracies by hyperparameter, or draws metrics against it; add "
+            "--oracle for the accuracies or --report for the drawing"
         )
     if settings.oracle not in (None, PROBE):
         _read_accuracies(read_table(Path(settings.oracle or ""), ("path", "accuracy")))
@@ -70,7 +73,9 @@ def check_tables(settings: RankSettings, report: bool = False) -> None:
         read_table(settings.params, ("path",))
 
 
-def judge(ranking: Ranking, settings: RankSettings, progress: Progress | None = None) -> Oracle:
+def compare_with_oracle(
+    ranking: Ranking, settings: RankSettings, progress: Progress | None = None
+) -> Oracle:
     """The ranking compared with the accuracies that `--oracle` names.
 
     Raises InputError if a file cannot be used, no line of it names a ranked checkpoint, or the data
@@ -87,13 +92,15 @@ def judge(ranking: Ranking, settings: RankSettings, progress: Progress | None = 
         shares, method = _read_accuracies(table)
         accuracies = {path: shares[line["path"]] for path, line in lines.items()}
     hyperparameters, more = hyperparameters_of(ranking, settings)
-    verdicts = [_verdict(group, accuracies, hyperparameters, settings) for group in ranking.groups]
+    comparisons = [
+        _compare_group(group, accuracies, hyperparameters, settings) for group in ranking.groups
+    ]
     return Oracle(
         source=settings.oracle,
         method=method,
         level=settings.confidence,
         accuracies=accuracies,
-        verdicts=tuple(verdicts),
+        comparisons=tuple(comparisons),
         without=tuple(row.path for row in rows if row.path not in accuracies),
         unmatched=(*unmatched, *more),
     )
@@ -104,8 +111,8 @@ def _probe(
 ) -> tuple[dict[str, float], str, list[Unmatched]]:
     """Top-1 accuracies of the rows' backbones, how they were measured, and the rows that failed.
 
-    Whatever layer is ranked, the backbone is probed, since it is what a downstream task receives.
-    All checkpoints see the same labelled un-augmented samples and the same split of them, by the
+    The backbone is probed whichever layer is ranked, since downstream tasks use the backbone.
+    All checkpoints see the same labelled un-augmented samples and the same split of them, with the
     default protocol of `lidar probe`. A row without a checkpoint is a feature file.
     Raises InputError if the data has no labels, or nothing could be probed.
     """
@@ -116,7 +123,7 @@ def _probe(
     if to_embed:
         session = open_probe_session(Path(ranking.directory), settings, progress)
         scorer = session.open_scorer(PROBED_LAYER)
-        for task, path in scorer.each(scorer.plans(to_embed), scorer.embed):
+        for task, path in scorer.results(scorer.plans(to_embed), scorer.embed):
             features[str(task.checkpoint.path)] = str(path)
         failed += [Unmatched(file.path, file.reason) for file in session.scan.failed]
     rows_by_file = {features[row.path]: row.path for row in rows if row.path in features}
@@ -142,16 +149,17 @@ def _describe_probes(probed: Sequence[ProbeResult]) -> str:
     return (
         f"linear probe of the {PROBED_LAYER}, {first.n_train} training and {first.n_test} test "
         f"images of {first.n_classes} classes, standard error up to {error:.1f} points"
-        + ("" if len(sizes) == 1 else "; others have other images and do not compare")
+        + ("" if len(sizes) == 1 else "; some have other images and cannot be compared")
     )
 
 
 def hyperparameters_of(
     ranking: Ranking, settings: RankSettings
 ) -> tuple[dict[str, Hyperparameters], list[Unmatched]]:
-    """Hyperparameters by checkpoint, and the lines of --params that name none.
+    """Hyperparameters by checkpoint, and the lines of --params that name no ranked checkpoint.
 
-    From that file, else from the checkpoints. Raises InputError if the file cannot be used.
+    They are read from --params if given, else from the checkpoints.
+    Raises InputError if the file cannot be used.
     """
     rows = [row for group in ranking.groups for row in group.rows]
     if settings.params is None:
@@ -164,7 +172,7 @@ def hyperparameters_of(
 def hyperparameters_for_page(
     ranking: Ranking, settings: RankSettings, progress: Progress
 ) -> dict[str, Hyperparameters]:
-    """Hyperparameters by checkpoint, with the numbers in its name, such as the training step."""
+    """Hyperparameters by checkpoint, and the numbers in the checkpoints' names, such as a step."""
     by_path, unmatched = hyperparameters_of(ranking, settings)
     for line in unmatched:
         progress.note(f"{settings.params}: {line.path}: {line.reason}")
@@ -179,7 +187,7 @@ def _matched(
     if not lines:
         first = f", the first {unmatched[0].path}: {unmatched[0].reason}" if unmatched else ""
         raise InputError(
-            f"{table.path}: none of its {len(table.rows)} lines means a ranked checkpoint{first}; "
+            f"{table.path}: none of its {len(table.rows)} lines names a ranked checkpoint{first}; "
             f"expected paths below {ranking.directory}, such as "
             f"{Path(rows[0].path).name if len(rows) == 1 else rows[0].path}",
             code="no-line-matches",
@@ -188,9 +196,10 @@ def _matched(
 
 
 def _read_accuracies(table: Table) -> tuple[dict[str, float], str]:
-    """Accuracies as shares of 1, by the path of their line, and how the numbers were understood.
+    """Accuracies between 0 and 1, by the path of their line, and how they were read.
 
-    As percent if one of them has the sign or exceeds 1. Raises InputError for what is neither.
+    They are percent if one of them has a % or exceeds 1.
+    Raises InputError for a text that is no number, and for a number out of range.
     """
     numbers: dict[str, float] = {}
     is_percent = False
@@ -212,20 +221,23 @@ def _read_accuracies(table: Table) -> tuple[dict[str, float], str]:
     return {path: number / scale for path, number in numbers.items()}, f"read as {unit}"
 
 
-def _verdict(
+def _compare_group(
     group: Group,
     accuracies: Mapping[str, float],
     hyperparameters: Mapping[str, Hyperparameters],
     settings: RankSettings,
-) -> Verdict:
-    judged = {
+) -> GroupComparison:
+    checkpoints = {
         row.path: (row.score, accuracies[row.path]) for row in group.rows if row.path in accuracies
     }
-    scores, shares = [score for score, _ in judged.values()], [a for _, a in judged.values()]
-    return Verdict(
+    scores, shares = (
+        [score for score, _ in checkpoints.values()],
+        [a for _, a in checkpoints.values()],
+    )
+    return GroupComparison(
         correlate(scores, shares, level=settings.confidence, seed=settings.seed),
-        select(judged) if judged else None,
-        by_hyperparameter(judged, hyperparameters),
+        select(checkpoints) if checkpoints else None,
+        by_hyperparameter(checkpoints, hyperparameters),
     )
 
 
@@ -249,11 +261,11 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Varied:
-    """Selection among checkpoints that differ in one hyperparameter alone.
+class HyperparameterSelection:
+    """Selection among checkpoints that differ in only one hyperparameter.
 
-    A random search has no two such checkpoints: count is 0 and the accuracies are None. So is a
-    metric's accuracy if it has no value in one of the sets.
+    In a random search no two checkpoints do: count is 0 and the accuracies are None. The accuracy
+    of a metric is None if it has no value in one of the sets.
     """
 
     name: str
@@ -264,19 +276,19 @@ class Varied:
     picks: Mapping[str, float | None]  # metric -> accuracy
 
 
-Judged = Mapping[str, tuple[Score, float]]  # path -> score, accuracy
+ScoresAndAccuracies = Mapping[str, tuple[Score, float]]  # path -> score, accuracy
 
 
-def select(judged: Judged) -> Selection:
-    """What each metric selects among these checkpoints, of which there is at least one."""
-    accuracies = {path: accuracy for path, (_, accuracy) in judged.items()}
+def select(checkpoints: ScoresAndAccuracies) -> Selection:
+    """The checkpoint that each metric selects. There must be at least one checkpoint."""
+    accuracies = {path: accuracy for path, (_, accuracy) in checkpoints.items()}
     picks = []
     for name, metric in METRICS.items():
-        values = {path: score.value(name) for path, (score, _) in judged.items()}
+        values = {path: score.value(name) for path, (score, _) in checkpoints.items()}
         merits = {path: -metric.sort_key(v) for path, v in values.items() if v is not None}
         picks.append(_pick(name, merits, accuracies))
     return Selection(
-        len(judged),
+        len(checkpoints),
         _pick("oracle", accuracies, accuracies),
         statistics.median(accuracies.values()),
         tuple(picks),
@@ -284,26 +296,30 @@ def select(judged: Judged) -> Selection:
 
 
 def by_hyperparameter(
-    judged: Judged, hyperparameters: Mapping[str, Hyperparameters]
-) -> tuple[Varied, ...]:
+    checkpoints: ScoresAndAccuracies, hyperparameters: Mapping[str, Hyperparameters]
+) -> tuple[HyperparameterSelection, ...]:
     """A column for each hyperparameter that differs, as in the tables of RankMe and LiDAR.
 
-    hyperparameters: by checkpoint; those of checkpoints that are not judged do not count.
+    hyperparameters: by path; those of other checkpoints are ignored.
     """
-    of_judged = {path: values for path, values in hyperparameters.items() if path in judged}
-    return tuple(_varied(name, judged, slices(of_judged, name)) for name in varying(of_judged))
+    of_these = {path: values for path, values in hyperparameters.items() if path in checkpoints}
+    return tuple(
+        _select_in_sets(name, checkpoints, slices(of_these, name)) for name in varying(of_these)
+    )
 
 
-def _varied(name: str, judged: Judged, sets: Sequence[Sequence[str]]) -> Varied:
+def _select_in_sets(
+    name: str, checkpoints: ScoresAndAccuracies, sets: Sequence[Sequence[str]]
+) -> HyperparameterSelection:
     if not sets:
-        return Varied(name, 0, 0, None, None, dict.fromkeys(METRICS))
-    selections = [select({path: judged[path] for path in paths}) for paths in sets]
+        return HyperparameterSelection(name, 0, 0, None, None, dict.fromkeys(METRICS))
+    selections = [select({path: checkpoints[path] for path in paths}) for paths in sets]
     picks: dict[str, float | None] = {}
     for at, metric in enumerate(METRICS):
         accuracies = [selection.picks[at].accuracy for selection in selections]
         values = [accuracy for accuracy in accuracies if accuracy is not None]
         picks[metric] = statistics.fmean(values) if len(values) == len(sets) else None
-    return Varied(
+    return HyperparameterSelection(
         name,
         len(sets),
         sum(selection.count for selection in selections),
@@ -316,6 +332,6 @@ def _varied(name: str, judged: Judged, sets: Sequence[Sequence[str]]) -> Varied:
 def _pick(name: str, merits: Mapping[str, float], accuracies: Mapping[str, float]) -> Pick:
     if not merits:
         return Pick(name, (), None)
-    most = max(merits.values())
-    paths = tuple(path for path, merit in merits.items() if merit == most)
+    best = max(merits.values())
+    paths = tuple(path for path, merit in merits.items() if merit == best)
     return Pick(name, paths, statistics.fmean(accuracies[path] for path in paths))

@@ -19,8 +19,8 @@ class Row:
     """A scored checkpoint and its rank by one metric.
 
     value: of that metric; None, with a reason, where it has none. interval: of the value, over
-    samples. tied_with: paths of the checkpoints whose difference from this one is not significant,
-    which need not be neighbours in the order.
+    samples. tied_with: paths of the checkpoints that do not differ significantly from this one;
+    they need not be neighbours in the order.
     """
 
     path: str
@@ -41,17 +41,17 @@ class Group:
     rows: tuple[Row, ...]
 
 
-def row_of(path: Path, aliases: Sequence[str], score: Score, by: Metric) -> Row:
+def unranked_row(path: Path, aliases: Sequence[str], score: Score, by: Metric) -> Row:
     """A scored checkpoint as a row without a rank."""
     name, confidence = by.name, score.confidence
     interval = confidence.intervals[name] if confidence else Interval()
     return Row(str(path), tuple(aliases), score, score.value(name), score.notes.get(name), interval)
 
 
-def grouped(rows: Iterable[Row], by: Metric, level: float) -> tuple[Group, ...]:
-    """Rows with equal `comparable`, ordered; the largest group first.
+def comparable_groups(rows: Iterable[Row], by: Metric, level: float) -> tuple[Group, ...]:
+    """Rows grouped by `comparable`, each group ordered; the largest group first.
 
-    level: of the test that names ties.
+    level: confidence level of the test for ties.
     """
     groups: dict[str, tuple[dict[str, Any], list[Row]]] = {}
     for row in rows:
@@ -71,7 +71,7 @@ def comparable(score: Score) -> dict[str, Any]:
         "views": views,
         "pixel statistics": statistics,
         "image size": provenance.get("image_size"),
-        "mask grid": provenance.get("mask_grid"),  # it decides which parts of a view are masked
+        "mask grid": provenance.get("mask_grid"),  # determines which parts of a view are masked
         "n": score.n_samples,
         "q": score.n_views,
         "d": score.dim,
@@ -85,9 +85,9 @@ def comparable(score: Score) -> dict[str, Any]:
 
 
 def views_and_statistics(views: dict[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:
-    """A recipe's constants without its pixel statistics, and these in the form of `--pixel-stats`.
+    """The constants of a recipe without its pixel statistics, and these as `--pixel-stats` text.
 
-    views: the entry of a provenance.
+    views: the entry `views` of a provenance.
     """
     if views is None:
         return None, None
@@ -98,7 +98,7 @@ def views_and_statistics(views: dict[str, Any] | None) -> tuple[dict[str, Any] |
 
 
 def order(rows: Sequence[Row], by: Metric, level: float) -> tuple[Row, ...]:
-    """Rows best first; equal values share a rank, ties name each other, nulls come last."""
+    """Rows ordered best first, with ranks and ties. Equal values share a rank; nulls come last."""
 
     def key(row: Row) -> tuple[bool, float, str]:
         return row.value is None, 0.0 if row.value is None else by.sort_key(row.value), row.path
@@ -122,7 +122,7 @@ def tied_pairs(rows: Sequence[Row], by: Metric, level: float) -> list[set[int]]:
     """For each row the indices of the rows with an equal value, or tied with it by `ties`."""
     tied: list[set[int]] = [set() for _ in rows]
     equal: dict[float, set[int]] = {}
-    paired: dict[int, list[int]] = {}  # by the number of samples, since only equal ones pair up
+    paired: dict[int, list[int]] = {}  # by the number of samples: the test needs equal ones
     for at, row in enumerate(rows):
         if row.value is not None:
             equal.setdefault(row.value, set()).add(at)
@@ -131,15 +131,15 @@ def tied_pairs(rows: Sequence[Row], by: Metric, level: float) -> list[set[int]]:
     for indices in equal.values():
         for at in indices:
             tied[at] = indices - {at}
-    for places in paired.values():
-        values = [value for at in places if (value := rows[at].value) is not None]
-        influences = [rows[at].score.influences[by.name] for at in places]
-        for at, others in zip(places, ties(values, influences, by, level), strict=True):
-            tied[at] |= {places[other] for other in others}
+    for members in paired.values():
+        values = [value for at in members if (value := rows[at].value) is not None]
+        influences = [rows[at].score.influences[by.name] for at in members]
+        for at, others in zip(members, ties(values, influences, by, level), strict=True):
+            tied[at] |= {members[other] for other in others}
     return tied
 
 
-def misleading(groups: Iterable[Group], by: Metric) -> Iterator[str]:
+def noise_warnings(groups: Iterable[Group], by: Metric) -> Iterator[str]:
     """A warning for each group whose order by LiDAR mostly reflects view noise."""
     for group in groups:
         noisy = [
@@ -150,6 +150,6 @@ def misleading(groups: Iterable[Group], by: Metric) -> Iterator[str]:
         if by.name == "lidar" and 2 * len(noisy) > len(group.rows):
             yield (
                 f"view noise is more than half of the LDA trace in {len(noisy)} of "
-                f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views make it "
-                f"less: lidar rank ... -q {2 * noisy[0].score.n_views}"
+                f"{len(group.rows)} checkpoints, and lidar counts it as rank; more views reduce "
+                f"it: lidar rank ... -q {2 * noisy[0].score.n_views}"
             )

@@ -1,18 +1,18 @@
-"""A race: a checkpoint leaves a ranking once it is surely not the best, before all its views.
+"""A race finds the best checkpoint without embedding all views of the others.
 
-At looks n_1 < n_2 < ... <= n every checkpoint still in the race is embedded up to the look's n, on
-the same samples and views as the others. It is eliminated if a better one differs from it by more
-than the paired interval of their difference (`intervals.ties`).
+At looks n_1 < n_2 < ... <= n every checkpoint still in the race (an entrant) is embedded up to the
+look's n, on the same samples and views as the others. It is eliminated if a better one differs from
+it by more than the paired interval of their difference (`intervals.ties`).
 
 The interval allows for the number of pairs and for repeated looks. With K entrants and R looks its
-level is 1 - 2 alpha / (R (K - 1)), so that each of the R (K - 1) comparisons that could eliminate
-the best one errs, on its one side, with probability alpha / (R (K - 1)), and all of them together
-with at most alpha = 1 - confidence (Bonferroni). This holds for expectations at the n of a look.
+level is 1 - 2 alpha / (R (K - 1)). Each of the R (K - 1) comparisons that could eliminate the best
+checkpoint then errs, one-sided, with probability alpha / (R (K - 1)), and any of them with at most
+alpha = 1 - confidence (Bonferroni). This holds for the expected values at the n of each look.
 
-A metric's expectation grows or falls with n, and not equally for all: a gap may close before the
-last look. So both values are extrapolated to n, each along a line in 1/n through this look and its
-value at half the samples, and the better one must be better there too. This part is no test: it has
-no level, and a gap that closes late can still be missed.
+The expected value of a metric changes with n, and differently for each checkpoint: a gap may close
+before the last look. So both values are extrapolated to n, each along a line in 1/n through this
+look and its value at half the samples, and the better one must be better there too. The
+extrapolation is not a test: it has no level, and it can miss a gap that closes late.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, firs
 from lidar_cli.extraction.run import BATCHES_UNTIL
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
-from lidar_cli.ranking.order import Row, order, row_of, tied_pairs, views_and_statistics
-from lidar_cli.ranking.scorer import Scorer, is_of_all
+from lidar_cli.ranking.order import Row, order, tied_pairs, unranked_row, views_and_statistics
+from lidar_cli.ranking.scorer import Scorer, concerns_every_checkpoint
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.intervals import IS_A_COUNT
 from lidar_cli.settings import RankSettings
 
-LEAST_SAMPLES = 50  # the interval of a difference assumes that it is near normal
+LEAST_SAMPLES = 50  # the interval assumes that the difference is nearly normal
 
 
 @dataclass(frozen=True)
 class Look:
-    """One look. views: embedded for it since the look before, whole batches included."""
+    """One look. views: how many were embedded since the look before, in complete batches."""
 
     n: int
     entrants: int
@@ -51,9 +51,9 @@ class Look:
 class Race:
     """The course of a race.
 
-    winners: never eliminated, best first: the winner, or all that may be the best.
-    others: eliminated, the latest first, each with its values at that look.
-    n, q: of a ranking without a race.
+    winners: the rows that were never eliminated, best first: one winner, or all that may be best.
+    others: the eliminated rows, latest first, each scored at the look that eliminated it.
+    n, q: samples and views of a ranking without a race.
     """
 
     directory: str
@@ -69,22 +69,22 @@ class Race:
     failed: tuple[Skipped, ...]
 
     @property
-    def spent(self) -> int:
+    def views_spent(self) -> int:
         """Views that were embedded."""
         return sum(look.views for look in self.looks)
 
     @property
-    def full(self) -> int:
-        """Views that a ranking of the same entrants needs."""
+    def views_without_race(self) -> int:
+        """Views that a ranking of the same checkpoints embeds."""
         return self.looks[0].entrants * self.n * self.q
 
 
 def race_directory(
     directory: Path, settings: RankSettings, progress: Progress | None = None
 ) -> Race:
-    """The best checkpoint under a directory, or those that may be it, for a share of the views.
+    """The best checkpoint under a directory, or those that may be it, from a share of the views.
 
-    Embeddings stay in the cache as interrupted work, from which a later race or ranking resumes.
+    Embeddings stay in the cache as partial files, which a later race or ranking resumes.
     Raises SettingsError if the checkpoints are not comparable or n is too small for an early look,
     InputError if the directory or the data cannot be used or nothing has a value.
     """
@@ -100,7 +100,7 @@ def race_directory(
     check_comparable(tasks)
     counts = looks_of(settings.n_samples, _width(tasks), settings.race_budget, settings.batch_size)
     scorer.note_disk_space(tasks)
-    looks, winners, others = _hold_looks(session, scorer, tasks, counts)
+    looks, winners, others = _run_looks(session, scorer, tasks, counts)
     if all(row.value is None for row in winners):
         first = "".join(f"; {row.path}: {row.reason}" for row in winners[:1])
         first = first or "".join(f"; {file.path}: {file.reason}" for file in scan.failed[:1])
@@ -108,8 +108,10 @@ def race_directory(
             f"{directory}: nothing could be ranked, no checkpoint has a value{first}",
             code="no-value",
         )
-    lone = scan.lone_features
-    features = [Skipped(str(file.path), "a feature file: nothing to save") for file in lone]
+    lone = scan.features_without_checkpoint
+    features = [
+        Skipped(str(file.path), "a feature file: a race saves nothing on it") for file in lone
+    ]
     return Race(
         directory=str(directory),
         by=session.by,
@@ -128,21 +130,21 @@ def race_directory(
 def looks_of(n: int, d: int, budget: float, batch: int | None = None) -> list[int]:
     """The number of samples at each look: each doubles the one before, and the last is n.
 
-    The first is where intervals begin, above 2 d, or a sixteenth of n.
-    budget: the share of all views that may be spent, in whole batches. batch: their size; if None,
-    a size that fits is used of which at least BATCHES_UNTIL make the first look. A look that
-    resumes an interrupted ranking uses that ranking's batches, whatever they cost.
+    The first is the least for which there are intervals, above 2 d, or a sixteenth of n if larger.
+    budget: the share of all views that may be embedded, in complete batches. batch: their size; if
+    None, a size that fits is used, with at least BATCHES_UNTIL batches in the first look. A look
+    that resumes an interrupted ranking uses that ranking's batches, even beyond the budget.
     Raises SettingsError if the first look alone might exceed the budget.
     """
-    need, most = max(2 * d + 1, LEAST_SAMPLES), affordable(n, budget)
-    # All samples but one of the last batch may be beyond those that are needed.
+    need, most = max(2 * d + 1, LEAST_SAMPLES), samples_within_budget(n, budget)
+    # Of the last batch, all samples but one may exceed those that are needed.
     allowed = most - batch + 1 if batch else most * BATCHES_UNTIL // (BATCHES_UNTIL + 1)
     if need > allowed:
-        dear = need + batch - 1 if batch else math.ceil(need * (1 + 1 / BATCHES_UNTIL))
+        full = need + batch - 1 if batch else math.ceil(need * (1 + 1 / BATCHES_UNTIL))
         raise SettingsError(
             f"--race: the first look needs {need} samples, more than 2 d = {2 * d} and at least "
-            f"{LEAST_SAMPLES}, in whole batches up to {dear}, and --race-budget {budget:g} allows "
-            f"{most} of n = {n} for all checkpoints; give -n {math.ceil(dear / budget)} or more, "
+            f"{LEAST_SAMPLES}, in whole batches up to {full}, and --race-budget {budget:g} allows "
+            f"{most} of n = {n} for all checkpoints; give -n {math.ceil(full / budget)} or more, "
             "or rank without it",
             code="race-budget",
         )
@@ -152,18 +154,18 @@ def looks_of(n: int, d: int, budget: float, batch: int | None = None) -> list[in
     return looks
 
 
-def affordable(n: int, budget: float) -> int:
-    """How many of the n samples of each checkpoint a share of all views pays for."""
+def samples_within_budget(n: int, budget: float) -> int:
+    """How many of its n samples each checkpoint may use if `budget` is the share of all views."""
     return int(budget * n + 1e-9)  # 0.3 of 170 is 51, which rounding must not make 50
 
 
-def corrected(confidence: float, looks: int, entrants: int) -> float:
-    """The level of each interval with which the best stays in at all looks at this confidence."""
+def bonferroni_level(confidence: float, looks: int, entrants: int) -> float:
+    """The level of each interval for which the best stays in at all looks with this confidence."""
     return 1.0 - 2.0 * (1.0 - confidence) / (looks * max(1, entrants - 1))
 
 
 def check_race(settings: RankSettings) -> None:
-    """Raise SettingsError for settings that exclude a race."""
+    """Raise SettingsError for settings with which there can be no race."""
     if settings.n_views == 0:
         raise SettingsError("--race saves views, and -q 0 has none; rank without it")
     if settings.by == "n_above_noise":
@@ -192,8 +194,8 @@ def check_comparable(tasks: Sequence[Task]) -> None:
     ):
         if count > 1:
             raise SettingsError(
-                f"--race: the checkpoints differ in {name}, and only those alike can be compared; "
-                f"make them alike with {option}, or race them apart",
+                f"--race: the checkpoints differ in {name} and cannot be compared; "
+                f"make them equal with {option}, or race them separately",
                 code="not-comparable",
             )
 
@@ -201,9 +203,9 @@ def check_comparable(tasks: Sequence[Task]) -> None:
 def eliminated(
     rows: Sequence[Row], half: Sequence[float | None], n: int, by: Metric, level: float
 ) -> list[int]:
-    """Indices of the rows that are worse than another one at this level, now and at n samples.
+    """Indices of the rows that are worse than another row, tested now and extrapolated to n.
 
-    half: the value of each at half its samples.
+    half: the value of each row at half its samples. level: of the test.
     """
     tied = tied_pairs(rows, by, level)
     with_interval = [at for at, row in enumerate(rows) if row.interval.se is not None]
@@ -222,7 +224,7 @@ def eliminated(
 def _extrapolated(row: Row, half: float | None, n: int) -> float:
     """The value at n on the line in 1/n; NaN, which is never better or worse, if half is None.
 
-    With m the samples of the row, 1/m - 1/n is 1 - m/n times the way from 2/m to 1/m.
+    With m the samples of the row, the step from 1/m to 1/n is 1 - m/n times that from 2/m to 1/m.
     """
     assert row.value is not None
     if half is None:
@@ -247,34 +249,34 @@ class _Entrant:
         return (last - first) * layout.n_views
 
 
-def _hold_looks(
+def _run_looks(
     session: Session, scorer: Scorer, tasks: Sequence[Task], counts: Sequence[int]
 ) -> tuple[list[Look], list[Row], list[Row]]:
     """The looks that the budget allows, the rows never eliminated, and those eliminated."""
     settings, by = session.settings, session.by
     n, q = settings.n_samples, settings.n_views
-    level = corrected(settings.confidence, len(counts), len(tasks))
+    level = bonferroni_level(settings.confidence, len(counts), len(tasks))
     looks: list[Look] = []
     others: list[Row] = []
     entrants: list[_Entrant] = []
     previous: dict[str, Row] = {}
-    room, before = 0, 0
+    budget, before = 0, 0
     for count in counts:
-        if sum(entrant.views(before, count) for entrant in entrants) > room:
+        if sum(entrant.views(before, count) for entrant in entrants) > budget:
             break
         if before:
             tasks = [entrant.task for entrant in entrants]
         entrants = _look(session, scorer, tasks, count, previous)
         views = sum(entrant.views(before, count) for entrant in entrants)
-        if not before:  # checkpoints that failed have no share in the budget
-            room = affordable(n, settings.race_budget) * len(entrants) * q
-        room, before = room - views, count
+        if not before:  # failed checkpoints add nothing to the budget
+            budget = samples_within_budget(n, settings.race_budget) * len(entrants) * q
+        budget, before = budget - views, count
         rows = [entrant.row for entrant in entrants]
         previous = {row.path: row for row in rows}
-        out = eliminated(rows, [entrant.half for entrant in entrants], n, by, level)
-        looks.append(Look(count, len(rows), len(out), views))
-        others = [*order([rows[at] for at in out], by, level), *others]
-        entrants = [entrant for at, entrant in enumerate(entrants) if at not in out]
+        losers = eliminated(rows, [entrant.half for entrant in entrants], n, by, level)
+        looks.append(Look(count, len(rows), len(losers), views))
+        others = [*order([rows[at] for at in losers], by, level), *others]
+        entrants = [entrant for at, entrant in enumerate(entrants) if at not in losers]
         if len(entrants) < 2:
             break
     winners = list(order([entrant.row for entrant in entrants], by, level))
@@ -305,7 +307,7 @@ def _look(
             try:
                 scores = scorer.score_first(task, counts, views)
             except FILE_ERRORS as error:
-                if is_of_all(error) or isinstance(error, InUse):
+                if concerns_every_checkpoint(error) or isinstance(error, InUse):
                     raise
                 if previous:
                     raise InputError(
@@ -315,7 +317,7 @@ def _look(
                     ) from error
                 session.scan.fail(path, error)
                 continue
-            row = row_of(path, task.checkpoint.aliases, scores[0], by)
+            row = unranked_row(path, task.checkpoint.aliases, scores[0], by)
             half = previous[row.path].value if previous else scores[1].value(by.name)
             entrants.append(_Entrant(task, row, half))
     return entrants

@@ -27,8 +27,8 @@ from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path
-from lidar_cli.ranking.cache import Cache, Task, serves
-from lidar_cli.ranking.claims import Claims, set_apart
+from lidar_cli.ranking.cache import Cache, Task, matches_plan
+from lidar_cli.ranking.claims import Claims, replace_by_copy
 from lidar_cli.ranking.discover import Checkpoint
 from lidar_cli.ranking.unstored import add_intervals, score_unstored
 from lidar_cli.runtime.progress import Progress
@@ -49,9 +49,9 @@ Work = Callable[[Task, ViewCache | None], T]
 class Scorer:
     """Embeds and scores the checkpoints of one directory at one set of settings.
 
-    settings: with the one layer that is compared.
-    fail: receives each checkpoint that cannot be scored, with the reason; the others continue.
-    groups: of samples, for intervals and ties; what the cache stores does not depend on them.
+    settings: their `layer` is the one layer that is compared.
+    fail: receives each checkpoint that cannot be scored, and the reason; the others continue.
+    groups: groups of samples, for intervals and ties; the cache does not depend on them.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Scorer:
     def plans(self, checkpoints: Iterable[Checkpoint]) -> list[Task]:
         """A task for each checkpoint that does not fail.
 
-        Raises InputError or SettingsError for a fault of the images or the command, which every
-        checkpoint would meet.
+        Raises InputError or SettingsError for a fault of the images or the command, which concerns
+        every checkpoint.
         """
         tasks = []
         for checkpoint in checkpoints:
-            with self._failing(checkpoint):
+            with self._reporting_failure(checkpoint):
                 plan = make_plan(
                     checkpoint.description,
                     str(checkpoint.path),
@@ -92,7 +92,7 @@ class Scorer:
                     self._device,
                 )
                 tasks.append(Task(checkpoint, plan))
-        outdated = self.cache.outdated(tasks)
+        outdated = self.cache.count_outdated(tasks)
         if outdated:
             self._progress.note(
                 f"{outdated} of {len(tasks)} checkpoints are embedded again: their rows are "
@@ -114,7 +114,7 @@ class Scorer:
 
     @contextmanager
     def shared_views(self, tasks: Sequence[Task]) -> Iterator[ViewCache | None]:
-        """A store of the views that all these tasks see, so that each view is drawn once.
+        """A cache of the views that all these tasks see, so that each view is drawn once.
 
         None if fewer than two tasks need embedding, or the settings allow no memory for it.
         """
@@ -132,7 +132,7 @@ class Scorer:
         """The claims of processes that share the cache, as this one sees them."""
         return Claims(self.cache.claims, self._settings.claim_timeout)
 
-    def each(self, tasks: Sequence[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
+    def results(self, tasks: Sequence[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
         """The result of `work` for every task that does not fail, whichever process computed it.
 
         Raises InputError or SettingsError for a fault of the images or the command.
@@ -144,13 +144,13 @@ class Scorer:
                     stored.append(task)
                 else:
                     yield task, computed
-            yield from self.read(stored, work)
+            yield from self.stored_results(stored, work)
 
-    def read(self, tasks: Iterable[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
-        """The result of `work` for each task that is stored, computed again if it is damaged."""
+    def stored_results(self, tasks: Iterable[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
+        """The result of `work` for each stored task, computed again if it is damaged."""
         for task in tasks:
             computed = None
-            with self._failing(task.checkpoint):
+            with self._reporting_failure(task.checkpoint):
                 computed = work(task, None)
             if computed is not None:
                 yield task, computed
@@ -158,7 +158,7 @@ class Scorer:
     def divide(
         self, tasks: Sequence[Task], claims: Claims, work: Work[T]
     ) -> Iterator[tuple[Task, T | None]]:
-        """Every task that does not fail, with its result if this process computed it.
+        """Every task that does not fail, and its result if this process computed it, else None.
 
         Waits for tasks that other processes have claimed, and computes those whose process died.
         """
@@ -167,9 +167,9 @@ class Scorer:
         for task in tasks:
             by_views.setdefault(task.plan.views, []).append(task)
         claimed: list[Task] = []
-        for alike in by_views.values():
-            with self.shared_views(alike) as views:
-                claimed += yield from self._work_through(alike, claims, work, views)
+        for same_views in by_views.values():
+            with self.shared_views(same_views) as views:
+                claimed += yield from self._work_through(same_views, claims, work, views)
         pause, began, is_noted = FIRST_PAUSE, time.monotonic(), False
         while claimed:
             before = len(claimed)
@@ -194,20 +194,20 @@ class Scorer:
                 yield task, None
                 continue
             if self._settings.collect:
-                at_it = "; a process is at it" if claims.held(path.name) else ""
-                self._fail(task.checkpoint.path, FeatureFileError(f"not scored yet{at_it}"))
+                claimed_by = "; a process is working on it" if claims.is_claimed(path.name) else ""
+                self._fail(task.checkpoint.path, FeatureFileError(f"not scored yet{claimed_by}"))
                 continue
-            with self._failing(task.checkpoint), claims.hold(path.name) as claim:
+            with self._reporting_failure(task.checkpoint), claims.hold(path.name) as claim:
                 if claim is None:
                     claimed.append(task)
                     continue
-                if claim.taken:
+                if claim.taken_over:
                     begun_path(path).unlink(missing_ok=True)
-                    set_apart(partial_path(path), path)
+                    replace_by_copy(partial_path(path), path)
                 try:
                     computed = work(task, views)
                 except FeatureFileError:
-                    if not claims.lost(claim):
+                    if not claims.is_lost(claim):
                         raise
                     claimed.append(task)
             if computed is not None:
@@ -216,19 +216,19 @@ class Scorer:
 
     def _note_waiting(self, tasks: Sequence[Task]) -> None:
         self._progress.note(
-            f"waiting for other processes that have {len(tasks)} checkpoints in hand, the first is "
-            f"{tasks[0].checkpoint.path}; one that gives no sign of life is replaced after "
+            f"waiting for other processes that work on {len(tasks)} checkpoints, the first is "
+            f"{tasks[0].checkpoint.path}; a process that gives no sign of life is replaced after "
             f"{self._settings.claim_timeout:g} seconds (--claim-timeout; claims are in "
             f"{self.cache.claims})"
         )
 
     @contextmanager
-    def _failing(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """Report an error of this checkpoint as its failure, and let the work continue."""
+    def _reporting_failure(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """Report an error in the block as the failure of this checkpoint, and continue after it."""
         try:
             yield
         except FILE_ERRORS as error:
-            if is_of_all(error):
+            if concerns_every_checkpoint(error):
                 raise
             self._fail(checkpoint.path, error)
 
@@ -237,7 +237,8 @@ class Scorer:
     def score(self, task: Task, views: ViewCache | None = None) -> Score:
         """The score of a checkpoint, computed unless it is stored.
 
-        views: shared with other tasks. Raises what embedding and scoring raise.
+        views: the cache that tasks with the same views share. Raises what embedding and scoring
+        raise.
         """
         if self._settings.store:
             return self._from_features(task, self._score_file, views)
@@ -251,9 +252,9 @@ class Scorer:
     def score_first(
         self, task: Task, counts: Sequence[int], views: ViewCache | None = None
     ) -> list[Score]:
-        """Scores of the first samples, at each count of them, by the one metric that orders.
+        """For each count, the score of that many first samples, by the one metric that orders.
 
-        Embeds the samples up to the first count, as interrupted work. Raises as `score_layer`.
+        Embeds samples up to the first count and leaves a partial file. Raises as `score_layer`.
         """
 
         def score_each_count(path: Path) -> list[Score]:
@@ -262,10 +263,10 @@ class Scorer:
         return self._from_features(task, score_each_count, views, until=counts[0])
 
     def _from_stored(self, task: Task, use: Callable[[Path], T]) -> T | None:
-        """What `use` returns for the stored features of a task; None if none is there and whole."""
+        """The result of `use` on the stored features of a task; None if none is intact."""
         for path in self.cache.stored_features(task):
             with suppress(FeatureFileError):  # damaged, or not what its name says
-                if serves(read_provenance(path), task.plan):
+                if matches_plan(read_provenance(path), task.plan):
                     return use(path)
         return None
 
@@ -276,7 +277,7 @@ class Scorer:
         views: ViewCache | None,
         until: int | None = None,
     ) -> T:
-        """What `use` returns for the features of a task, which are embedded if need be.
+        """The result of `use` on the features of a task, which are embedded unless they are stored.
 
         until: how many samples are needed; None for all.
         """
@@ -308,18 +309,18 @@ class Scorer:
     ) -> None:
         model, source = self._model_and_views(task, views)
 
-        def carry_out(settings: ExtractSettings) -> None:
+        def run_with(settings: ExtractSettings) -> None:
             run(model, source, settings, output, self._progress, until)
 
-        # The plan has all other settings.
+        # All other settings are in the plan.
         batch_size, workers = self._settings.batch_size, self._settings.workers
         settings = ExtractSettings(
             batch_size=batch_size, workers=workers, resume=True, overwrite=output.exists()
         )
         try:
-            carry_out(settings)
+            run_with(settings)
         except Unresumable:  # a partial file that is damaged, or of another device or version
-            carry_out(replace(settings, overwrite=True, resume=False))
+            run_with(replace(settings, overwrite=True, resume=False))
 
     def _score_unstored(self, task: Task, views: ViewCache | None) -> Score:
         saved = self.cache.saved_score(task)
@@ -340,9 +341,9 @@ class Scorer:
         return EmbeddingModel(task.plan, embedder, device), source
 
     def _open(self, checkpoint: Checkpoint) -> Embedder:
-        """The weights that were hashed, since what is computed is stored under their digest."""
+        """The opened checkpoint. Raises CheckpointError if it is not the hashed content."""
         path, settings = checkpoint.path, self._settings
-        if settings.model is None:  # the layer alone may choose another branch than the plan has
+        if settings.model is None:  # else `layer` may select another branch than the plan's
             settings = replace(settings, branch=checkpoint.description.branch)
         loaded = open_with(path, settings, self._device)
         is_hashed = stamp(path) == checkpoint.stamp or sha256(path) == checkpoint.digest
@@ -351,8 +352,8 @@ class Scorer:
         return loaded
 
 
-def is_of_all(error: BaseException) -> bool:
-    """Whether an error is a fault of the images or the command, which every checkpoint would meet.
+def concerns_every_checkpoint(error: BaseException) -> bool:
+    """Whether an error is a fault of the images or the command, and not of one checkpoint.
 
     BadRows, which is an InputError too, is a fault of one feature file.
     """
@@ -371,7 +372,7 @@ def score_features(
     """The score of one layer of a feature file, with influences on the metric that orders alone.
 
     cache: the folder that stores the influences on every metric.
-    groups: of samples, within which they are summed.
+    groups: groups of samples, within which influences are summed.
     Raises what `read_hdf5` and `score_layer` raise.
     """
     (embeddings,) = read_hdf5(path, settings.layer)
@@ -383,9 +384,9 @@ def score_features(
 
 
 def with_influences_of(scored: Score, by: str) -> Score:
-    """The score without the influences on other metrics than `by`, which its order does not need.
+    """The score with the influences on the metric `by` alone, which are all that ordering needs.
 
-    n numbers a metric are little for one checkpoint, and much for ten thousand.
+    The n influences on each metric are little memory for one checkpoint, but not for ten thousand.
     """
     influences = {name: scored.influences[name] for name in scored.influences.keys() & {by}}
     return replace(scored, influences=influences)

@@ -1,8 +1,8 @@
-"""A directory of checkpoints to ordered, comparable groups.
+"""Scores the checkpoints of a directory and orders them in comparable groups.
 
-Every checkpoint sees the same samples and the very same views. Embeddings are cached under the
-content of the checkpoint and the settings; a broken checkpoint becomes a row among the failed, with
-its reason, and never stops the others.
+Every checkpoint sees the same samples and exactly the same views. Embeddings are cached by the
+content of the checkpoint and the settings. A checkpoint that cannot be scored is listed as failed,
+with the reason, and does not stop the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lidar_cli.ranking.discover import (
     Skipped,
     scan_directory,
 )
-from lidar_cli.ranking.order import Group, Row, grouped, misleading, row_of
+from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
 from lidar_cli.ranking.scorer import Scorer, score_features
 from lidar_cli.runtime.device import MEMORY_SHARE, check_free_memory, find_device, free_memory
 from lidar_cli.runtime.distributed import RankInfo
@@ -67,7 +67,7 @@ class Session:
 
     @cached_property
     def samples(self) -> Samples:
-        """The samples that every checkpoint sees, which stay decoded as far as memory allows."""
+        """The samples that every checkpoint sees; they stay decoded as far as memory allows."""
         samples = open_decoded(self.settings)
         note_data(samples, self.progress)
         return samples
@@ -81,12 +81,26 @@ class Session:
         self.scan = scan_directory(self.directory, self.settings, self.progress, self.digests())
 
     def choose_layer(self, features: Sequence[FeatureFile] = ()) -> str:
-        """The layer to compare of the scanned checkpoints and these feature files."""
-        layers: list[Collection[str]] = [
+        """The one layer to compare of the scanned checkpoints and these feature files.
+
+        For auto, the projector if every file has one, else the backbone.
+        Raises SettingsError if the settings name several layers.
+        """
+        layer = self.settings.layer
+        if "," in layer:
+            raise SettingsError(f"--layer {layer}: rank compares one layer", code="several-layers")
+        if layer != "auto":
+            return layer
+        files: list[Collection[str]] = [
             checkpoint.description.widths for checkpoint in self.scan.checkpoints.values()
         ]
-        layers += [file.provenance.get("layers", ()) for file in features]
-        return one_layer(self.settings.layer, layers, self.progress)
+        files += [file.provenance.get("layers", ()) for file in features]
+        without = sum("projector" not in layers for layers in files)
+        if without == 0:
+            return "projector"
+        of = f"{without} of {len(files)} files" if without < len(files) else "the files"
+        self.progress.note(f"{of} hold no projector, so the backbone of all is compared")
+        return "backbone"
 
     def open_scorer(self, layer: str) -> Scorer:
         """A scorer of one layer, with the cache and the feature files scanned so far.
@@ -105,7 +119,7 @@ class Session:
 def open_session(
     directory: Path, settings: RankSettings, progress: Progress | None = None
 ) -> Session:
-    """A session whose settings have been checked as far as possible before the work.
+    """A session whose settings have been checked as far as is possible before any work.
 
     Raises SettingsError for a mistyped name or an unknown key of a [recipe] table, InputError if
     there is no such directory.
@@ -135,7 +149,7 @@ def open_probe_session(directory: Path, settings: RankSettings, progress: Progre
     settings = replace(settings, n_samples=count, clean_samples=None, n_views=0)
     settings = replace(settings, layer=PROBED_LAYER, store=True, collect=False, groups=None)
     session = Session(directory, settings, progress)
-    session.samples = open_decoded(settings)  # the ranking has said what is odd about the data
+    session.samples = open_decoded(settings)  # without `note_data`: the ranking has noted the same
     if session.samples.labels is None:
         raise InputError(
             f"--oracle probe: the data {session.samples.data} has no labels; name data with "
@@ -153,28 +167,12 @@ def open_decoded(settings: RankSettings) -> Samples:
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of a name. Raises SettingsError."""
+    """The metric of this name. Raises SettingsError if there is none."""
     if name not in METRICS:
         raise SettingsError(
             f"--by {name}: no such metric; {nearest(name, list(METRICS))}", code="no-such-metric"
         )
     return METRICS[name]
-
-
-def one_layer(asked: str, files: Sequence[Collection[str]], progress: Progress) -> str:
-    """The one layer that is compared: for auto, projector if every file has one, else backbone.
-
-    files: the layers of each file. Raises SettingsError if several layers are asked for.
-    """
-    if asked != "auto":
-        if "," in asked:
-            raise SettingsError(f"--layer {asked}: rank compares one layer", code="several-layers")
-        return asked
-    without = sum("projector" not in layers for layers in files)
-    if without:
-        of = f"{without} of {len(files)} files" if without < len(files) else "the files"
-        progress.note(f"{of} hold no projector, so the backbone of all is compared")
-    return "backbone" if without else "projector"
 
 
 # A whole ranking
@@ -186,7 +184,7 @@ class Ranking:
 
     directory: str
     by: Metric
-    level: float  # of the intervals and of the test that names ties
+    level: float  # of the intervals and of the test for ties
     data: str
     groups: tuple[Group, ...]
     skipped: tuple[Skipped, ...] = ()
@@ -218,11 +216,11 @@ def rank_directory(
 def rank_together(
     directory: Path, settings: RankSettings, progress: Progress, rank_info: RankInfo
 ) -> Ranking | None:
-    """The ranking as of `rank_directory`, or None if another process prints it.
+    """The ranking as `rank_directory` returns it, or None if another process prints it.
 
-    Processes that rank the same directory at the same time divide its checkpoints, on any hosts,
-    and the embedding for linear probes. Of the processes that torchrun started the main one prints;
-    otherwise the first one to see that all checkpoints are scored.
+    Processes that rank the same directory at the same time, on any hosts, divide its checkpoints
+    among themselves, and the embedding for linear probes. With torchrun the main process prints the
+    ranking; otherwise the process that is first to see that all checkpoints are scored.
     Raises as `rank_directory`.
     """
     settings = rank_info.with_device(settings)
@@ -241,33 +239,33 @@ def embed_for_probes(
     progress: Progress,
     checkpoints: Collection[Checkpoint],
 ) -> None:
-    """Embed checkpoints that another process will probe, as long as it has not reached them.
+    """Embed the checkpoints that another process will probe, except those it embeds itself.
 
-    Failures are not reported here, since the other process meets and reports them.
+    Failures are not reported here, since the other process reports them.
     Raises InputError if the data has no labels.
     """
     scorer = open_probe_session(directory, settings, progress).open_scorer(PROBED_LAYER)
-    for _ in scorer.each(scorer.plans(checkpoints), scorer.embed):
+    for _ in scorer.results(scorer.plans(checkpoints), scorer.embed):
         pass
 
 
 class _Job:
-    """One ranking while its files are scored."""
+    """Scores the files of a session and collects the rows of its ranking."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         session.scan_directory()
         self._rows: list[Row] = []
-        self._used: set[Path] = set()  # feature files that gave a checkpoint its score
+        self._used: set[Path] = set()  # feature files from which checkpoints were scored
 
     def score_all(self, rank_info: RankInfo | None) -> Outcome:
         """Score every checkpoint and every feature file without one.
 
         Returns SCORED_BY_OTHERS if another process will print the ranking.
-        rank_info: this process among those that divide the work; None to print in any case.
+        rank_info: None if this process prints in any case.
         """
         session, scan = self._session, self._session.scan
-        layer = session.choose_layer(scan.lone_features)
+        layer = session.choose_layer(scan.features_without_checkpoint)
         if scan.checkpoints:
             outcome = self._score_checkpoints(session.open_scorer(layer), rank_info)
             if outcome is Outcome.SCORED_BY_OTHERS:
@@ -290,13 +288,15 @@ class _Job:
                     self._add(task, score)
             if rank_info is not None and not _prints(rank_info, claims):
                 return Outcome.SCORED_BY_OTHERS
-            for task, score in scorer.read(stored, scorer.score):
+            for task, score in scorer.stored_results(stored, scorer.score):
                 self._add(task, score)
         return Outcome.SCORED
 
     def _add(self, task: Task, score: Score) -> None:
         checkpoint = task.checkpoint
-        self._rows.append(row_of(checkpoint.path, checkpoint.aliases, score, self._session.by))
+        self._rows.append(
+            unranked_row(checkpoint.path, checkpoint.aliases, score, self._session.by)
+        )
         self._used.add(Path(score.file))
 
     def _score_features(self, path: Path, layer: str) -> None:
@@ -317,10 +317,10 @@ class _Job:
         except FILE_ERRORS as error:
             session.scan.fail(path, error)
         else:
-            self._rows.append(row_of(path, (), score, session.by))
+            self._rows.append(unranked_row(path, (), score, session.by))
 
     def ranking(self) -> Ranking:
-        """The rows in order. Raises InputError if there are none, or none has a value."""
+        """The ranking of all rows. Raises InputError if there are none, or none has a value."""
         session, rows = self._session, self._rows
         by, failed, skipped = session.by, session.scan.failed, session.scan.skipped
         if not rows:
@@ -337,7 +337,7 @@ class _Job:
                 code="no-value",
             )
         level = session.settings.confidence
-        groups = grouped(rows, by, level)
+        groups = comparable_groups(rows, by, level)
         return Ranking(
             directory=str(session.directory),
             by=by,
@@ -346,7 +346,7 @@ class _Job:
             groups=groups,
             skipped=tuple(skipped),
             failed=tuple(failed),
-            warnings=tuple(misleading(groups, by)),
+            warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
         )
 
@@ -362,7 +362,7 @@ def _prints(rank_info: RankInfo, claims: Claims) -> bool:
 
 
 def _reason_unused(file: FeatureFile) -> str:
-    """Why the features of a checkpoint in the directory gave it no score."""
+    """Why the score of a checkpoint in the directory was not computed from this feature file."""
     revision = revision_of(file.provenance)
     if revision == EMBEDDING_REVISION:
         return "features of a checkpoint here, at other settings than asked for"

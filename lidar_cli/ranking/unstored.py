@@ -67,7 +67,7 @@ def add_intervals(
     settings: RankSettings,
     groups: Grouping | None,
 ) -> Score:
-    """The score with intervals at the settings' level. groups: of samples, as in `score_layer`."""
+    """The score with intervals at the settings' level. groups: groups of samples, as in `score_layer`."""
     score = replace(computed.score, provenance=computed.provenance)
     rows = score.rankme_rows
     assert rows is not None
@@ -81,11 +81,11 @@ def add_intervals(
 
 
 class MomentSink:
-    """A sink that adds the embeddings of a plan's one layer to their moments, on the device.
+    """Adds the embeddings of a plan's one layer to their moments, on the device.
 
-    If all embeddings fit into `room` bytes of main memory they are stored there too, for statistics
-    that need a second pass; otherwise only the samples that the noise edge reads again are.
-    name: names the embeddings in messages.
+    If all embeddings fit into `room` bytes of main memory, they are kept there too, for statistics
+    that need a second pass; otherwise only the samples that the noise edge reads again are stored.
+    name: of the embeddings, in messages.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class MomentSink:
         for rows, part in zip(self._rows or (), parts, strict=bool(self._rows)):
             rows[first : first + len(part)] = part
         if self._contrasts is not None:
-            self._contrasts.keep(first, parts[0])
+            self._contrasts.store(first, parts[0])
         self._waiting.append((parts[0], parts[1]))
         if sum(view.nbytes + one.nbytes for view, one in self._waiting) >= self._memory:
             self._add()
@@ -145,7 +145,7 @@ class MomentSink:
             self._add()
 
     def _add(self) -> None:
-        # Many samples at a time, since each addition reads and writes whole [d, d] scatters.
+        # Many samples at a time, since each addition reads and writes complete [d, d] scatters.
         if self._waiting:
             views, clean = (torch.cat(part) for part in zip(*self._waiting, strict=True))
             self._waiting.clear()
@@ -162,13 +162,13 @@ class MomentSink:
 
 
 class _ContrastSamples:
-    """Views [m, q, d] of the m of n samples that `contrast_samples` numbers."""
+    """Views [m, q, d] of the m of n samples that `contrast_samples` selects."""
 
     def __init__(self, n: int, q: int, d: int, dtype: torch.dtype) -> None:
         self._numbers = contrast_samples(n, q, d)
         self._views = torch.empty(len(self._numbers), q, d, dtype=dtype)
 
-    def keep(self, first: int, views: Tensor) -> None:
+    def store(self, first: int, views: Tensor) -> None:
         """Store the contrast samples among a run of samples that begins with number `first`."""
         low, high = torch.searchsorted(self._numbers, torch.tensor([first, first + len(views)]))
         self._views[low:high] = views[self._numbers[low:high] - first]

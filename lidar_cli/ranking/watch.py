@@ -13,7 +13,7 @@ from lidar_cli.checkpoints.shapes.spec import NotOpen
 from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.ranking.discover import Checkpoint, Recogniser, Skipped, classify_file, files_under
-from lidar_cli.ranking.order import Row, row_of
+from lidar_cli.ranking.order import Row, unranked_row
 from lidar_cli.ranking.scorer import Scorer
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
@@ -23,11 +23,11 @@ Stamp = tuple[int, int, int]  # size, time of the last change, inode
 
 
 @dataclass(frozen=True)
-class Landed:
-    """A scored checkpoint.
+class ScoredCheckpoint:
+    """A checkpoint that --watch has scored.
 
-    key: of its content and the settings. A restart skips a checkpoint whose `row.path` and key are
-    recorded.
+    key: identifies its content and the settings. A restart skips a checkpoint whose `row.path` and
+    key are recorded.
     """
 
     row: Row
@@ -36,33 +36,33 @@ class Landed:
     key: str
 
 
-class Landings:
-    """Finds the complete files of a directory, each once for each content.
+class CompletedFiles:
+    """Finds the complete files of a directory, each once per content.
 
-    A file is complete if it is not empty and has the size and time of change of the look before.
+    A file is complete if it is not empty and is unchanged since the last call of `poll`.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._before: dict[Path, Stamp] = {}
-        self._landed: dict[Path, Stamp] = {}
+        self._complete: dict[Path, Stamp] = {}
 
-    def look(self) -> list[Path]:
-        """The files that are complete since this look."""
-        files = files_under(self._directory, lambda _: None)  # the next look may list them
+    def poll(self) -> list[Path]:
+        """The files that have become complete since the last call."""
+        files = files_under(self._directory, lambda _: None)  # a later call may list them
         now = {path: stamp for path in files if (stamp := _stamp(path))}
-        landed = {
+        complete = {
             path: stamp
             for path, stamp in now.items()
-            if stamp == self._before.get(path) and stamp != self._landed.get(path)
+            if stamp == self._before.get(path) and stamp != self._complete.get(path)
         }
         self._before = now
-        self._landed |= landed
-        return list(landed)
+        self._complete |= complete
+        return list(complete)
 
     def is_unchanged(self, path: Path) -> bool:
-        """Whether a file is still as it was when `look` returned it."""
-        return _stamp(path) == self._landed.get(path)
+        """Whether a file is unchanged since `poll` returned it."""
+        return _stamp(path) == self._complete.get(path)
 
 
 def follow(
@@ -70,35 +70,36 @@ def follow(
     settings: RankSettings,
     progress: Progress | None = None,
     recorded: Collection[tuple[str, str]] = (),
-) -> Iterator[Landed | Skipped]:
-    """Each checkpoint under a directory once it is scored, or with the reason why it failed.
+) -> Iterator[ScoredCheckpoint | Skipped]:
+    """Yields each checkpoint under a directory once it is scored, or the reason why it failed.
 
-    Ends only after `settings.watch_for` seconds, if set, and not before the second look. The first
-    complete files decide the layer. Feature files serve the checkpoints that they name.
+    Ends after `settings.watch_for` seconds, if set, but not before the second look at the
+    directory. The first complete files determine the layer. A feature file is used for the
+    checkpoint whose digest it records.
 
-    recorded: path and key of checkpoints that need no score again.
+    recorded: path and key of checkpoints that are not scored again.
     Raises SettingsError and InputError as `rank_directory`, except for an empty directory.
     """
     watch = _Watch(open_session(directory, settings, progress), recorded)
     ends = None if settings.watch_for is None else time.monotonic() + settings.watch_for
-    watch.landings.look()  # no file can be complete before the second look
+    watch.files.poll()  # no file can be complete before the second look
     while True:
         time.sleep(settings.interval)
         is_last = ends is not None and time.monotonic() >= ends
-        yield from watch.score(watch.landings.look())
+        yield from watch.score(watch.files.poll())
         if is_last:
             return
 
 
 class _Watch:
     def __init__(self, session: Session, recorded: Collection[tuple[str, str]]) -> None:
-        self.landings = Landings(session.directory)
+        self.files = CompletedFiles(session.directory)
         self._session = session
         self._scan = session.scan
         self._recorded = recorded
         self._scorer: Scorer | None = None
 
-    def score(self, paths: Sequence[Path]) -> Iterator[Landed | Skipped]:
+    def score(self, paths: Sequence[Path]) -> Iterator[ScoredCheckpoint | Skipped]:
         """Classify complete files, and score the checkpoints of new content among them."""
         new = self._classify(paths)
         yield from self._failures()
@@ -112,11 +113,13 @@ class _Watch:
             for task in scorer.plans(new)
             if (str(task.checkpoint.path), self._key(task.plan)) not in self._recorded
         ]
-        for task, score in scorer.each(tasks, scorer.score):
+        for task, score in scorer.results(tasks, scorer.score):
             checkpoint = task.checkpoint
-            if self.landings.is_unchanged(checkpoint.path):
-                row = row_of(checkpoint.path, checkpoint.aliases, score, self._session.by)
-                yield Landed(row, self._session.by, checkpoint.digest, self._key(task.plan))
+            if self.files.is_unchanged(checkpoint.path):
+                row = unranked_row(checkpoint.path, checkpoint.aliases, score, self._session.by)
+                yield ScoredCheckpoint(
+                    row, self._session.by, checkpoint.digest, self._key(task.plan)
+                )
             else:
                 # The scored weights may not be the hashed ones. A later look returns it again.
                 scorer.cache.remove(task)
@@ -127,14 +130,14 @@ class _Watch:
         yield from self._failures()
 
     def _classify(self, paths: Sequence[Path]) -> list[Checkpoint]:
-        """The checkpoints of a content that no earlier file had."""
+        """The checkpoints whose content no earlier file had."""
         session, scan = self._session, self._scan
         before = set(scan.checkpoints)
         recogniser, digests = Recogniser(session.settings), session.digests()
         for path in paths:
             try:
                 classify_file(path, scan, recogniser, session.progress, digests)
-            except NotOpen as error:  # concerns this file, and not those that land later
+            except NotOpen as error:  # concerns this file only
                 scan.fail(path, error)
         for file in scan.skipped:
             session.progress.note(f"skipped: {file.path}: {file.reason}")
@@ -156,7 +159,7 @@ class _Watch:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """None for a file that is empty, whose writer has only begun, or that is gone."""
+    """Size, time of change and inode; None for a file that is absent, or empty: just created."""
     try:
         status = path.stat()
     except OSError:

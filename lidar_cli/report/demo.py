@@ -12,7 +12,7 @@ COLUMNS = ("lidar_corrected", "pillai", "information", "reliable_rank", "rankme"
 
 
 def print_demo(demo: Demo) -> None:
-    """The ranking, the correlations, the time that it took, and the images' licence."""
+    """Print the ranking, the correlations, the time per stage, and the images' licence."""
     out = console()
     for group in demo.ranking.groups:
         print_group(out, group, demo.ranking, COLUMNS, "/checkpoint.pt", demo.accuracies)

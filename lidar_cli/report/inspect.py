@@ -16,7 +16,7 @@ LABEL_WIDTH = 14
 
 
 def to_json(records: Sequence[Inspection] | Sequence[FormatRow]) -> str:
-    """One array, an object per file or format."""
+    """A JSON array with one object per file or format."""
     return json.dumps([dataclasses.asdict(record) for record in records], indent=2)
 
 

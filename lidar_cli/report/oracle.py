@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from lidar_cli.ranking.oracle import Oracle, Selection, Verdict
+from lidar_cli.ranking.oracle import GroupComparison, Oracle, Selection
 from lidar_cli.report.text import (
     MISSING,
     SafeConsole,
@@ -28,15 +28,16 @@ def to_record(oracle: Oracle) -> dict[str, Any]:
         "level": oracle.level,
         "accuracies": dict(oracle.accuracies),
         "groups": [
-            {"group": at + 1, **_record(verdict)} for at, verdict in enumerate(oracle.verdicts)
+            {"group": at + 1, **_record(comparison)}
+            for at, comparison in enumerate(oracle.comparisons)
         ],
         "without": list(oracle.without),
         "unmatched": [dataclasses.asdict(line) for line in oracle.unmatched],
     }
 
 
-def _record(verdict: Verdict) -> dict[str, Any]:
-    selection = verdict.selection
+def _record(comparison: GroupComparison) -> dict[str, Any]:
+    selection = comparison.selection
     if selection is None:
         return {"count": 0, "best": None, "median": None, "metrics": [], "hyperparameters": []}
     return {
@@ -46,30 +47,30 @@ def _record(verdict: Verdict) -> dict[str, Any]:
         "metrics": [
             dataclasses.asdict(correlation)
             | {"picked": list(pick.paths), "picked_accuracy": pick.accuracy}
-            for correlation, pick in zip(verdict.correlations, selection.picks, strict=True)
+            for correlation, pick in zip(comparison.correlations, selection.picks, strict=True)
         ],
-        "hyperparameters": [dataclasses.asdict(column) for column in verdict.hyperparameters],
+        "hyperparameters": [dataclasses.asdict(column) for column in comparison.hyperparameters],
     }
 
 
 def print_oracle(out: SafeConsole, oracle: Oracle, directory: str) -> None:
-    """A table per comparable group, then what was left out."""
-    for at, verdict in enumerate(oracle.verdicts):
-        selection = verdict.selection
+    """Print a table per comparable group, then the checkpoints and lines that were left out."""
+    for at, comparison in enumerate(oracle.comparisons):
+        selection = comparison.selection
         if selection is None:
             continue
-        group = f" of group {at + 1}" if len(oracle.verdicts) > 1 else ""
+        group = f" of group {at + 1}" if len(oracle.comparisons) > 1 else ""
         out.print()
         out.print_line(
-            f"{against(oracle)}: {selection.count} checkpoints{group}, accuracies in percent; "
+            f"{source_text(oracle)}: {selection.count} checkpoints{group}, accuracies in percent; "
             "a positive correlation: the better direction agrees"
         )
-        headers, rows = table(oracle, verdict, selection, directory)
+        headers, rows = table(oracle, comparison, selection, directory)
         print_columns(out, headers, rows, fixed=1)
-        for reason in without_intervals(verdict):
+        for reason in missing_intervals(comparison):
             out.print_line(reason)
-        if verdict.hyperparameters:
-            out.print_line(explained(verdict), style="dim")
+        if comparison.hyperparameters:
+            out.print_line(sets_text(comparison), style="dim")
     for path in oracle.without:
         out.print_line(f"no accuracy: {relative(path, directory)}", style="yellow")
     for line in oracle.unmatched:
@@ -78,31 +79,31 @@ def print_oracle(out: SafeConsole, oracle: Oracle, directory: str) -> None:
 
 
 def to_markdown(oracle: Oracle, directory: str) -> str:
-    """The same tables in Markdown."""
+    """The tables of `print_oracle` in Markdown."""
     blocks = []
-    for verdict in oracle.verdicts:
-        if verdict.selection is not None:
-            headers, rows = table(oracle, verdict, verdict.selection, directory)
-            title = f"{against(oracle)}; accuracies in percent"
+    for comparison in oracle.comparisons:
+        if comparison.selection is not None:
+            headers, rows = table(oracle, comparison, comparison.selection, directory)
+            title = f"{source_text(oracle)}; accuracies in percent"
             blocks.append(f"{title}\n\n{markdown_table(headers, rows, left=[0])}")
     return "\n\n".join(blocks)
 
 
-def against(oracle: Oracle) -> str:
+def source_text(oracle: Oracle) -> str:
     """The source of the accuracies, and how they were read or measured."""
     return f"Against {oracle.source} ({oracle.method})"
 
 
 def table(
-    oracle: Oracle, verdict: Verdict, selection: Selection, directory: str
+    oracle: Oracle, comparison: GroupComparison, selection: Selection, directory: str
 ) -> tuple[list[str], list[list[str]]]:
     """Headers, and a line per metric; then the best and the median checkpoint."""
     level = f"{100 * oracle.level:g} %"
-    varied = [column for column in verdict.hyperparameters if column.sets]
+    varied = [column for column in comparison.hyperparameters if column.sets]
     headers = ["metric", "Spearman", level, "Kendall", level, "n", "selected", "which"]
     headers += [f"by {column.name}" for column in varied]
     rows = []
-    for correlation, pick in zip(verdict.correlations, selection.picks, strict=True):
+    for correlation, pick in zip(comparison.correlations, selection.picks, strict=True):
         paths = [relative(path, directory) for path in pick.paths]
         rows.append(
             [
@@ -130,25 +131,25 @@ def _ends(interval: tuple[float, float] | None) -> str:
     return MISSING if interval is None else " ".join(map(format_signed, interval))
 
 
-def without_intervals(verdict: Verdict) -> Iterator[str]:
+def missing_intervals(comparison: GroupComparison) -> Iterator[str]:
     """Which correlations have no interval, and why; each reason once."""
     reasons = (
         (correlation.reason, correlation.metric)
-        for correlation in verdict.correlations
+        for correlation in comparison.correlations
         if correlation.spearman is not None
     )
     for reason, names in by_remark(reasons).items():
         yield f"no interval of the correlation of {', '.join(names)}: {reason}"
 
 
-def explained(verdict: Verdict) -> str:
-    """What the columns of hyperparameters hold, in one line."""
+def sets_text(comparison: GroupComparison) -> str:
+    """The meaning of the columns of hyperparameters, in one line."""
     sets = ", ".join(
         f"{column.name} {column.count} in {column.sets} set{'s' if column.sets > 1 else ''}"
-        for column in verdict.hyperparameters
+        for column in comparison.hyperparameters
         if column.sets
     )
-    none = [column.name for column in verdict.hyperparameters if not column.sets]
+    none = [column.name for column in comparison.hyperparameters if not column.sets]
     return (
         "by a hyperparameter: the mean over sets of checkpoints that differ in it alone"
         + (f" ({sets})" if sets else "")

@@ -24,7 +24,7 @@ PANELS = {
 
 
 def check_plot(path: Path) -> None:
-    """Raise SettingsError unless a plot can be written to `path`: before the work, not after."""
+    """Raise SettingsError or MissingExtra if no plot can be written to `path`, before the work."""
     if not is_stream(path):
         if path.suffix.lower() not in (".png", ".svg"):
             message = f"--plot {path}: expected a name that ends in .png or .svg"
@@ -54,7 +54,8 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
     for axes, name in zip(all_axes, panels, strict=False):
         for at, score in enumerate(scores):
             spectrum = score.spectra.get(name, [])
-            spectrum = [value for value in spectrum if value > ROUNDING * max(spectrum)]
+            least = ROUNDING * max(spectrum, default=0.0)
+            spectrum = [value for value in spectrum if value > least]
             colour = f"C{at % 10}"
             ranks = range(1, len(spectrum) + 1)
             axes.loglog(ranks, spectrum, color=colour, lw=1.4, label=_label(score, scores))
@@ -68,7 +69,7 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
         all_axes[0].set_ylabel(f"eigenvalue{edge}")
         if len(scores) <= MOST_NAMES:
             all_axes[len(panels) - 1].legend(fontsize=7, frameon=False, loc="lower left")
-    picture = io.BytesIO()  # a pipe cannot be sought in
+    picture = io.BytesIO()  # in memory, since a pipe cannot seek
     figure.savefig(picture, format="svg" if path.suffix.lower() == ".svg" else "png", dpi=160)
     try:
         write_atomic(path, picture.getbuffer())
@@ -79,7 +80,7 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
 
 
 def _draw_convergence(figure: Any, pair: Any, scores: Sequence[Score]) -> None:
-    """Draw each metric against n and against q, divided by its value of the whole file."""
+    """Draw each metric against n and against q, divided by its value on the complete file."""
     styles = {
         name: {"color": f"C{at % 10}", "ls": "-" if at < 10 else "--"}
         for at, name in enumerate(METRICS)
@@ -93,7 +94,7 @@ def _draw_convergence(figure: Any, pair: Any, scores: Sequence[Score]) -> None:
                 x, y = zip(*points, strict=True)
                 (lines[name],) = axes.semilogx(x, y, marker=".", lw=1, **styles[name])
                 counts |= set(x)
-        _style(axes, "share of the value of the whole file", AXES[axis])
+        _style(axes, "share of the value on all data", AXES[axis])
         axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
         axes.minorticks_off()
     names = [name for name in METRICS if name in lines]

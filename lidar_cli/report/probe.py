@@ -25,7 +25,7 @@ PROTOCOLS = {
 
 
 def to_json(probes: Probes) -> str:
-    """One array, an object per file and layer."""
+    """A JSON array with one object per file and layer."""
     records = [
         dataclasses.asdict(probed) | {"top1_standard_error": probed.standard_error}
         for probed in probes.probed
@@ -48,7 +48,7 @@ def to_csv(probes: Probes) -> str:
 
 
 def print_table(probes: Probes) -> None:
-    """A line per file and layer, in percent, with a column per rate of a sweep; then remarks."""
+    """Print a line per file and layer, with a column per rate of a sweep; then remarks."""
     out = console()
     if not probes.probed:
         return

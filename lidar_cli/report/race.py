@@ -18,7 +18,7 @@ from lidar_cli.report.text import (
 
 
 def to_json(race: Race, count: int | None) -> str:
-    """One object: the looks and their cost, and the first `count` checkpoints, or all."""
+    """A JSON object: the looks and their cost, and the first `count` checkpoints, or all."""
     winners = [row.path for row in race.winners]
     document = {
         "by": race.by.name,
@@ -28,8 +28,8 @@ def to_json(race: Race, count: int | None) -> str:
             "confidence": race.level,
             "winner": winners[0] if len(winners) == 1 else None,
             "tied": winners if len(winners) > 1 else [],
-            "views": race.spent,
-            "views_of_all": race.full,
+            "views": race.views_spent,
+            "views_of_all": race.views_without_race,
             "looks": [
                 {
                     "n_samples": look.n,
@@ -58,12 +58,12 @@ def to_json(race: Race, count: int | None) -> str:
 
 
 def to_paths(race: Race, count: int | None) -> bytes:
-    """Paths alone, best first, one a line."""
+    """Paths alone, best first, one per line."""
     return path_lines([row.path for _, row, _ in _rows(race, count)])
 
 
 def print_race(race: Race, count: int | None) -> None:
-    """The order, the looks, their cost, and the winner with its confidence."""
+    """Print the order, the looks, their cost, and the winner with its confidence."""
     out = console()
     by, first = race.by, race.winners[0].score
     out.print_line(
@@ -88,12 +88,13 @@ def print_race(race: Race, count: int | None) -> None:
             style="dim",
         )
     print_left_out(out, race.failed, race.skipped, race.directory)
-    out.print_line(f"spent {race.spent:,} of {race.full:,} views ({race.spent / race.full:.0%})")
-    out.print_line(verdict(race))
+    spent, full = race.views_spent, race.views_without_race
+    out.print_line(f"spent {spent:,} of {full:,} views ({spent / full:.0%})")
+    out.print_line(result_text(race))
 
 
-def verdict(race: Race) -> str:
-    """Who won, at which confidence, in one sentence."""
+def result_text(race: Race) -> str:
+    """The winner or the tie, and its confidence, in one sentence."""
     looks = f"{race.looks[0].n} to {race.looks[-1].n}" if len(race.looks) > 1 else race.looks[0].n
     basis = (
         f"at {race.level:.3g} confidence over all looks, each at its own n ({looks} of {race.n})"
@@ -105,6 +106,6 @@ def verdict(race: Race) -> str:
 
 
 def _rows(race: Race, count: int | None) -> list[tuple[int, Row, bool]]:
-    """Rank, row, and whether it was eliminated, of the first `count` or all."""
+    """Rank, row, and whether it was eliminated, for the first `count` rows, or all."""
     rows = [*((row, False) for row in race.winners), *((row, True) for row in race.others)]
     return [(rank, row, eliminated) for rank, (row, eliminated) in enumerate(rows[:count], 1)]

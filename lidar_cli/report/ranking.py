@@ -12,7 +12,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError, printable
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.oracle import Oracle
-from lidar_cli.ranking.order import Group, Row, misleading
+from lidar_cli.ranking.order import Group, Row, noise_warnings
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report.scores import BIAS, record
@@ -35,7 +35,7 @@ from lidar_cli.scoring.compute import CORRECTED
 from lidar_cli.scoring.intervals import Interval
 
 STYLES = {"same": "dim", "warning": "yellow"}  # by kind of remark
-DECIDING = {  # a constant in which groups differ -> the option that makes them equal
+OPTION_OF_CONSTANT = {  # a constant in which groups differ -> the option that makes them equal
     "views": "--views",
     "pixel statistics": "--pixel-stats",
     "image size": "--image-size",
@@ -51,23 +51,32 @@ DECIDING = {  # a constant in which groups differ -> the option that makes them 
     "embedding revision": "lidar extract --overwrite on the older feature files",
 }
 # Printed in a heading only where groups differ in them.
-SELDOM = ("pixel statistics", "seed", "normalised", "precision", "storage", "embedding revision")
+SHOWN_IF_DIFFERENT = (
+    "pixel statistics",
+    "seed",
+    "normalised",
+    "precision",
+    "storage",
+    "embedding revision",
+)
 
 
 def check_single_group(ranking: Ranking) -> None:
     """Raise SettingsError if no single checkpoint is the best, because groups differ."""
     if len(ranking.groups) > 1:
         names = differing(ranking.groups)
-        options = ", ".join(dict.fromkeys(DECIDING[name] for name in names if name in DECIDING))
+        options = ", ".join(
+            dict.fromkeys(OPTION_OF_CONSTANT[name] for name in names if name in OPTION_OF_CONSTANT)
+        )
         raise SettingsError(
             f"{len(ranking.groups)} groups of checkpoints are not comparable, they differ in "
-            f"{', '.join(names)}; make them alike with {options}, or rank them apart",
+            f"{', '.join(names)}; make them equal with {options}, or rank them separately",
             code="several-groups",
         )
 
 
 def top(ranking: Ranking, count: int | None) -> Ranking:
-    """The first `count` rows of each group, or all."""
+    """The ranking with the first `count` rows of each group; all if None."""
     groups = tuple(replace(group, rows=group.rows[:count]) for group in ranking.groups)
     return replace(ranking, groups=groups)
 
@@ -76,7 +85,7 @@ def top(ranking: Ranking, count: int | None) -> Ranking:
 
 
 def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """One object: the order of each group, what was left out, and the oracle's correlation."""
+    """A JSON object: the order of each group, what was left out, and the correlations."""
     document = {
         "by": ranking.by.name,
         "direction": ranking.by.direction,
@@ -118,7 +127,7 @@ def metrics_record(row: Row) -> dict[str, Any]:
 
 
 def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """A header and a line per checkpoint; its accuracy last, where there is an oracle."""
+    """A header and a line per checkpoint; with an oracle, its accuracy in the last column."""
     names = ["n_samples", "n_views", "dim", "layer", "delta", *METRICS]
     headers = ["group", "rank", "path", "by", "value", "ci_low", "ci_high", "tied_with", *names]
     rows = [
@@ -135,7 +144,7 @@ def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
 
 
 def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """A table per group, then those of the oracle, then what failed."""
+    """A table per group, the tables of the oracle, and the failed files, in Markdown."""
     blocks = []
     for group in ranking.groups:
         rows = []
@@ -151,7 +160,7 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
 
 
 def to_paths(ranking: Ranking) -> bytes:
-    """Paths alone, best first, one a line."""
+    """Paths alone, best first, one per line."""
     return path_lines([row.path for group in ranking.groups for row in group.rows])
 
 
@@ -159,7 +168,7 @@ def to_paths(ranking: Ranking) -> bytes:
 
 
 def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
-    """An ordered table per comparable group, what failed or was skipped, then the oracle's."""
+    """Print a table per group, the failed and skipped files, and the tables of the oracle."""
     out = console()
     for at, group in enumerate(ranking.groups):
         if at:
@@ -179,10 +188,10 @@ def print_group(
     suffix: str = "",
     accuracies: Mapping[str, float] | None = None,
 ) -> None:
-    """A heading, a line per checkpoint, and remarks.
+    """Print a heading, a line per checkpoint, and remarks.
 
-    metrics: columns after the one that orders; suffix: left out of names; accuracies: shares of 1,
-    by path.
+    metrics: columns after the metric that orders. suffix: end of the names that is left out.
+    accuracies: between 0 and 1, by path.
     """
     by = ranking.by.name
     names = [name for name in metrics if name != by]
@@ -214,14 +223,14 @@ def print_group(
 def print_left_out(
     out: SafeConsole, failed: Iterable[Skipped], skipped: Iterable[Skipped], directory: str
 ) -> None:
-    """A line per file that has no rank, with the reason."""
+    """Print a line per file that has no rank, with the reason."""
     for label, files, style in (("failed", failed, "red"), ("skipped", skipped, "dim")):
         for file in files:
             out.print_line(f"{label}: {relative(file.path, directory)}: {file.reason}", style=style)
 
 
 def print_warnings(out: SafeConsole, ranking: Ranking) -> None:
-    """Warnings about the ranking as a whole."""
+    """Print the warnings about the ranking."""
     for warning in ranking.warnings:
         out.print_line(f"warning: {warning}", style="yellow")
 
@@ -249,7 +258,11 @@ def constants(group: Group, ranking: Ranking) -> list[str]:
         f"d = {common['d']}",
         f"views {recipe} {common['image size']} px",
         f"delta = {common['delta']:g}",
-        *(f"{name} {common[name]}" for name in SELDOM if name in differing(ranking.groups)),
+        *(
+            f"{name} {common[name]}"
+            for name in SHOWN_IF_DIFFERENT
+            if name in differing(ranking.groups)
+        ),
         f"data: {data}",
     ]
 
@@ -293,8 +306,8 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
         yield Remark("missing", f"{_names(rows, ranking)}: no {', '.join(names)}: {note}")
     yield from _interval_remarks(group, ranking)
     warnings = by_remark((kind, row) for row in group.rows for kind in row.score.warnings)
-    if any(misleading([group], ranking.by)):
-        warnings.pop("noise", None)  # a warning about the ranking says it
+    if any(noise_warnings([group], ranking.by)):
+        warnings.pop("noise", None)  # the warnings of the ranking include it
     for kind, rows in warnings.items():
         yield Remark("warning", f"{_names(rows, ranking)}: {rows[0].score.warnings[kind]}")
 

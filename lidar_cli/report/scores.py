@@ -51,7 +51,7 @@ def record(score: Score) -> dict[str, Any]:
 
 
 def to_json(scores: Sequence[Score]) -> str:
-    """One array, an object per file and layer."""
+    """A JSON array with one object per file and layer."""
     return json.dumps([record(score) for score in scores], indent=2, allow_nan=False)
 
 
@@ -74,7 +74,7 @@ def to_csv(scores: Sequence[Score]) -> str:
 
 
 def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
-    """A line per metric for one score, a line per score for several; then remarks."""
+    """Print a line per metric for one score, a line per score for several; then remarks."""
     out = console()
     names = [name for name in METRICS if name in wanted]
     if len(scores) == 1:
@@ -169,12 +169,12 @@ def remarks(score: Score) -> Iterator[str]:
 
 
 def intervals(score: Score) -> Iterator[tuple[str, Interval]]:
-    """The interval of each metric, none if they were not asked for."""
+    """The interval of each metric; nothing if no intervals were requested."""
     yield from score.confidence.intervals.items() if score.confidence else ()
 
 
 def interval_of(score: Score, metric: str) -> Interval:
-    """The interval of a metric, an empty one where there is none."""
+    """The interval of a metric; an empty one if it has none."""
     confidence = score.confidence
     return confidence.intervals.get(metric, Interval()) if confidence else Interval()
 
@@ -185,15 +185,15 @@ def interval_of(score: Score, metric: str) -> Interval:
 def convergence_table(
     convergence: Convergence, names: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Headers, and a line per metric: parts in n, the whole file, parts in q.
+    """Headers, and a line per metric: at fewer samples, on the complete file, at fewer views.
 
-    Empty where a part does not change the metric.
+    A cell is empty if the metric does not depend on the number that is reduced.
     """
-    *fewer, whole = convergence.by_samples
-    views = f", q = {whole.n_views}" if whole.n_views else ""
+    *fewer, complete = convergence.by_samples
+    views = f", q = {complete.n_views}" if complete.n_views else ""
     parts = [
         *((f"n = {part.n_samples}", part) for part in fewer),
-        (f"n = {whole.n_samples}{views}", whole),
+        (f"n = {complete.n_samples}{views}", complete),
         *((f"q = {part.n_views}", part) for part in convergence.by_views[:-1]),
     ]
     rows = []
@@ -206,12 +206,12 @@ def convergence_table(
 
 
 def convergence_shares(convergence: Convergence, axis: str) -> dict[str, list[tuple[int, float]]]:
-    """Metric -> its values along an axis of AXES, divided by the value of the whole file.
+    """Metric -> pairs of n or q and the value there, divided by the value on the complete file.
 
-    Each with its n or q. A metric that the axis does not change is absent.
+    axis: a key of AXES. A metric that does not depend on it is absent.
     """
     points = convergence.by_samples if axis == "samples" else convergence.by_views
-    whole = convergence.by_samples[-1].values
+    complete = convergence.by_samples[-1].values
     return {
         name: [
             (point.n_samples if axis == "samples" else point.n_views, value / last)
@@ -219,5 +219,5 @@ def convergence_shares(convergence: Convergence, axis: str) -> dict[str, list[tu
             if (value := point.values[name]) is not None
         ]
         for name in (points[0].values if points else ())
-        if (last := whole[name])
+        if (last := complete[name])
     }

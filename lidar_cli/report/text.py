@@ -1,4 +1,4 @@
-"""Numbers, tables and progress as text. Names from files never control a terminal."""
+"""Numbers, tables and progress as text. Control characters in names from files are escaped."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from lidar_cli.runtime.streams import write_remark
 from lidar_cli.scoring.intervals import Interval
 
 MISSING = "-"
-FORMULA = ("=", "+", "-", "@")  # first characters of a cell that a spreadsheet computes
-BAR_DELAY = 0.5  # seconds before a progress bar appears: short work needs none
+FORMULA = ("=", "+", "-", "@")  # first characters of a cell that a spreadsheet takes for a formula
+BAR_DELAY = 0.5  # seconds before a progress bar appears, so that short work shows none
 T = TypeVar("T")
 
 
@@ -75,17 +75,17 @@ def format_interval(interval: Interval) -> str:
 
 
 def format_percent(share: float | None) -> str:
-    """A share in percent with one decimal."""
+    """A share of 1 as percent with one decimal."""
     return MISSING if share is None else f"{100 * share:.1f}"
 
 
 def format_signed(value: float | None) -> str:
-    """A correlation: its sign and two decimals."""
+    """A correlation with its sign and two decimals."""
     return MISSING if value is None else f"{value:+.2f}"
 
 
 def format_ties(row: Row, rows: Iterable[Row]) -> str:
-    """The ranks of the checkpoints that a row ties with, as `rank 2` or `ranks 2-4, 7`."""
+    """The ranks of the checkpoints that are tied with a row, as `rank 2` or `ranks 2-4, 7`."""
     tied = set(row.tied_with)
     ranks = sorted({other.rank for other in rows if other.path in tied})
     if not ranks:
@@ -109,7 +109,7 @@ def relative(path: str, directory: str) -> str:
 
 
 def path_lines(paths: Sequence[str]) -> bytes:
-    """Paths, one a line: byte for byte, but escaped where a terminal shows them."""
+    """Paths, one per line: their exact bytes, but escaped if stdout is a terminal."""
     texts = map(printable, paths) if sys.stdout.isatty() else paths
     return b"".join(os.fsencode(text) + b"\n" for text in texts)
 
@@ -120,7 +120,7 @@ def first_and_more(names: Sequence[str]) -> str:
 
 
 def by_remark(pairs: Iterable[tuple[str | None, T]]) -> dict[str, list[T]]:
-    """Remark -> all that it applies to, so that each is printed once; None is no remark."""
+    """Remark -> the subjects that it applies to, so that it is printed once; None is left out."""
     groups: dict[str, list[T]] = {}
     for remark, subject in pairs:
         if remark is not None:
@@ -141,7 +141,7 @@ def csv_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _csv_cell(value: object) -> object:
-    """The value; text that a spreadsheet would compute gets an apostrophe in front."""
+    """The value; text that a spreadsheet would take for a formula gets an apostrophe in front."""
     if not isinstance(value, str):
         return "" if value is None else value
     text = printable(value)
@@ -149,7 +149,7 @@ def _csv_cell(value: object) -> object:
 
 
 def csv_path(path: str) -> str:
-    """A path for a CSV file; one that a spreadsheet would compute gets `./` in front."""
+    """A path for a CSV file; one that a spreadsheet would take for a formula gets `./` in front."""
     text = printable(path)
     return f"./{text}" if text.startswith(FORMULA) else text
 
@@ -168,10 +168,10 @@ def markdown_table(
 def print_columns(
     out: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], fixed: int
 ) -> None:
-    """Print a table; one too wide is split into blocks that each repeat its first columns.
+    """Print a table; if too wide, it is split into blocks that each repeat its first columns.
 
-    fixed: how many columns are repeated; the last of them holds names, the columns after them
-    numbers, aligned right. On a terminal a long header is broken at its last underscore.
+    fixed: how many first columns are repeated. The last of them contains names; the columns after
+    it contain numbers, aligned right. On a terminal, headers are broken at their last underscore.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     if out.is_terminal:
@@ -219,7 +219,7 @@ def _middle(text: str, width: int) -> str:
 
 
 class SafeConsole(Console):
-    """A console that escapes control characters in names from files."""
+    """A console that escapes control characters, which names from files may contain."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -238,17 +238,17 @@ class SafeConsole(Console):
 
 
 def console() -> SafeConsole:
-    """Stdout: as wide as the terminal, or as wide as needed where there is none."""
+    """A console on stdout, as wide as the terminal, or as needed if stdout is not a terminal."""
     if sys.stdout.isatty():
         return SafeConsole(highlight=False)
     return SafeConsole(highlight=False, width=10_000, color_system=None)
 
 
 class Terminal(Progress):
-    """Shows progress bars and remarks on stderr; off a terminal remarks alone, without colour.
+    """Shows a progress bar and notes on stderr; without a terminal only notes, without colour.
 
     A context manager; leaving it removes the bar.
-    enabled: whether it shows anything; of several processes on one terminal, one does.
+    enabled: whether it shows anything: True in one of several processes on the same terminal.
     """
 
     def __init__(self, enabled: bool = True) -> None:

@@ -1,6 +1,6 @@
 """Scored checkpoints appended to JSON lines and TensorBoard event files.
 
-A file grows by a whole entry or not at all, also on a full disk.
+An entry is written completely or not at all, also on a full disk.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any, BinaryIO
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, MissingExtra, SettingsError
 from lidar_cli.ranking.hyperparameters import from_names
-from lidar_cli.ranking.watch import Landed
+from lidar_cli.ranking.watch import ScoredCheckpoint
 from lidar_cli.report.ranking import metrics_record, value_record
 from lidar_cli.runtime.atomic import is_stream, open_stream
 from lidar_cli.runtime.files import parse_json
 from lidar_cli.runtime.streams import write_results
 
-STEPS = ("step", "iter", "epoch")  # words before the number in a file name that is its step
+STEPS = ("step", "iter", "epoch")  # words in a file name whose number is the step
 INDEX = "lidar.jsonl"  # in the folder of event files: the checkpoints that they hold
 Entries = frozenset[tuple[str, str]]  # path and key of scored checkpoints
 
 
 class WatchLog:
-    """Writes each checkpoint to the JSON lines (stdout without a file) and to TensorBoard.
+    """Writes each checkpoint to the JSON lines (on stdout without a file) and to TensorBoard.
 
-    recorded: entries that all of them hold; an output that lacks others receives those.
+    recorded: entries that every output contains; `add` writes the others only where they lack.
     Raises SettingsError, InputError or MissingExtra for an output that cannot be used.
     """
 
@@ -45,26 +45,26 @@ class WatchLog:
         self._board = TensorBoardWriter(tensorboard) if tensorboard else None
         self.recorded = self._lines & self._board.recorded if self._board else self._lines
 
-    def add(self, landed: Landed) -> None:
+    def add(self, scored: ScoredCheckpoint) -> None:
         """Write one checkpoint to each output that lacks it.
 
-        Raises InputError if an output cannot be written; the JSON line comes first.
+        Raises InputError if an output cannot be written; the JSON line is written first.
         """
-        row = landed.row
+        row = scored.row
         step = step_of(row.path)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "path": row.path,
             "aliases": list(row.aliases),
-            "sha256": landed.sha256,
-            "key": landed.key,
+            "sha256": scored.sha256,
+            "key": scored.key,
             "step": step,
-            "by": landed.by.name,
-            "direction": landed.by.direction,
+            "by": scored.by.name,
+            "direction": scored.by.direction,
             **value_record(row),
             "metrics": metrics_record(row),
         }
-        entry = (row.path, landed.key)
+        entry = (row.path, scored.key)
         if self._target is None:
             write_results(json.dumps(record, allow_nan=False))
         elif entry not in self._lines:
@@ -75,7 +75,7 @@ class WatchLog:
                 raise InputError(message, code="unwritable") from error
         if self._board and entry not in self._board.recorded:
             run = Path(row.path).parent.relative_to(self._directory).as_posix()
-            self._board.add(run, landed, step)
+            self._board.add(run, scored, step)
 
 
 def step_of(path: str) -> int | None:
@@ -92,8 +92,8 @@ def step_of(path: str) -> int | None:
 class TensorBoardWriter:
     """Event files in a folder, a run per folder of checkpoints.
 
-    A file grows by all points of a checkpoint or by none. TensorBoard's own writer is not used: its
-    thread prints a trace on a full disk and leaves half an event, at which readers stop.
+    All points of a checkpoint are written or none. TensorBoard's own writer is not used: on a full
+    disk its thread prints a traceback and leaves half an event, at which readers stop.
 
     Raises MissingExtra if TensorBoard is not installed, InputError or SettingsError if the folder
     cannot be used.
@@ -116,14 +116,14 @@ class TensorBoardWriter:
         self._index, self.recorded = open_jsonl("--tensorboard", folder / INDEX, follow=False)
         self._count = len(self.recorded)
 
-    def add(self, run: str, landed: Landed, step: int | None) -> None:
-        """Write a point per metric that has a value; without a step, at the count of checkpoints.
+    def add(self, run: str, scored: ScoredCheckpoint, step: int | None) -> None:
+        """Write a point per metric with a value; without a step, at the number of entries so far.
 
-        Raises InputError if the disk is full, with nothing half-written.
+        Raises InputError if the files cannot be written; nothing is then half-written.
         """
         event = self._event(step=self._count if step is None else step)
         for name in METRICS:
-            value = landed.row.score.value(name)
+            value = scored.row.score.value(name)
             if value is not None:
                 event.summary.value.add(tag=name, simple_value=value)
         path = self._folder / run / self._name
@@ -133,10 +133,10 @@ class TensorBoardWriter:
             header = [] if size else [self._event(file_version="brain.Event:2")]
             append(path, self._encoded(*header, event), follow=False)
             try:
-                entry = {"path": landed.row.path, "key": landed.key, "run": run}
+                entry = {"path": scored.row.path, "key": scored.key, "run": run}
                 append_jsonl(self._index, entry, follow=False)
             except OSError:
-                os.truncate(path, size)  # else it would be written once more
+                os.truncate(path, size)  # else the next run would write it again
                 raise
         except OSError as error:
             raise self._unwritable(error) from error
@@ -146,7 +146,7 @@ class TensorBoardWriter:
         return self._new_event(wall_time=time.time(), **fields)
 
     def _encoded(self, *events: Any) -> bytes:
-        """Events in the file format: each between its length and checksums."""
+        """Events in the format of event files, which adds lengths and checksums."""
         content = io.BytesIO()
         writer = self._new_writer(content)
         for event in events:
@@ -156,17 +156,17 @@ class TensorBoardWriter:
     def _unwritable(self, error: OSError) -> InputError:
         return InputError(
             f"--tensorboard {self._folder}: cannot be written: {error.strerror}; "
-            "free some space, or name another folder; the same command goes on",
+            "free some space, or name another folder; the same command resumes",
             code="unwritable",
         )
 
 
 def open_jsonl(option: str, path: Path, follow: bool = True) -> tuple[Path | BinaryIO, Entries]:
-    """The target for `append_jsonl`, and the entries that the file already holds.
+    """The target for `append_jsonl`, and the entries that the file already contains.
 
-    option: that named the file, or a pipe, from which nothing is read back.
-    follow: whether the file may be a link.
-    Raises SettingsError for a file that holds something else or cannot be written.
+    option: the option that named `path`, for messages. path: a file, or a pipe, of which nothing is
+    read. follow: whether the file may be a link.
+    Raises SettingsError for a file that contains something else or cannot be written.
     """
     stream = is_stream(path)
     try:
@@ -177,13 +177,13 @@ def open_jsonl(option: str, path: Path, follow: bool = True) -> tuple[Path | Bin
         raise SettingsError(f"{option} {path}: cannot be read: {error.strerror}") from error
     except (ValueError, LookupError, TypeError) as error:
         raise SettingsError(
-            f"{option} {path}: holds a line that --watch did not write whole; "
+            f"{option} {path}: holds a line that --watch did not write completely; "
             "remove it, or name another file",
             code="foreign-line",
         ) from error
     try:
         if stream:
-            return open_stream(path), entries  # once: its reader ends when it is closed
+            return open_stream(path), entries  # opened once: its reader ends when it is closed
         append(path, b"", follow)
     except OSError as error:
         raise SettingsError(f"{option} {path}: cannot be written: {error.strerror}") from error
@@ -201,7 +201,7 @@ def append_jsonl(target: Path | BinaryIO, record: dict[str, Any], follow: bool =
 
 
 def append(path: Path, content: bytes, follow: bool = True) -> None:
-    """Append content to a file, created if absent: all of it or nothing.
+    """Append all of the content to a file, or none of it. The file is created if absent.
 
     follow: whether `path` may be a link. Raises OSError.
     """

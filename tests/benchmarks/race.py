@@ -85,7 +85,7 @@ def compare(runs, layer, by, options, cache):
         Path(rows[0].path).stem,
         rows[0].path in winners,
         len(winners),
-        round(race.spent / race.full, 3),
+        round(race.views_spent / race.views_without_race, 3),
         race.looks[-1].n,
     ]
 

@@ -303,7 +303,7 @@ def test_a_board_has_all_points_of_a_checkpoint_or_none(
         assert (done.returncode, done.stdout) == (3, "")
         assert done.stderr.splitlines()[-1] == (
             f"error: --tensorboard {board}: cannot be written: No space left on device; "
-            "free some space, or name another folder; the same command goes on"
+            "free some space, or name another folder; the same command resumes"
         )
         assert "Traceback" not in done.stderr
         lines = (tmp_path / "log").read_text().splitlines()

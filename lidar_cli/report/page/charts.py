@@ -1,4 +1,4 @@
-"""What the charts of a page draw, as plain data; the script chooses colours and axes."""
+"""The data that the charts of a page draw; its script chooses colours and axes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lidar_cli.report.plot import PANELS, ROUNDING
 from lidar_cli.report.scores import AXES, convergence_shares, interval_of
 from lidar_cli.scoring.compute import Score
 
-POINTS = 64  # of a spectrum that are drawn: even in the logarithm of the rank
-MOST_CURVES = 200  # spectra of the first entries that are drawn
-DIGITS = 5
+POINTS = 64  # drawn points of a spectrum, evenly spaced in the logarithm of the rank
+MOST_CURVES = 200  # the first entries, whose spectra are drawn
+DIGITS = 5  # significant digits of the data
 
 
 def chart_data(listing: Listing) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def parameters_of(listing: Listing) -> list[str]:
 def thinned(spectrum: Sequence[float]) -> tuple[list[int], list[float]]:
     """Ranks from 1, evenly spaced in their logarithm, and the eigenvalues there.
 
-    Eigenvalues that are rounding errors of the largest are left out.
+    Eigenvalues within the rounding error of the largest are left out.
     """
     values = [value for value in spectrum if value > ROUNDING * spectrum[0]]
     if not values:
@@ -103,7 +103,7 @@ def _ends(score: Score, name: str) -> list[float] | None:
 
 
 def _convergence(score: Score) -> dict[str, Any] | None:
-    """Axis -> metric -> counts and shares of the value of the whole file."""
+    """Axis -> metric -> counts, and values as shares of the value on the complete file."""
     if score.convergence is None:
         return None
     return {

@@ -37,7 +37,7 @@ Parameters = Mapping[str, Mapping[str, Value]]  # hyperparameters by path or fil
 def ranking_page(
     ranking: Ranking, oracle: Oracle | None = None, parameters: Parameters | None = None
 ) -> Page:
-    """Order and ties of each group, its charts, the oracle, provenance, and what failed."""
+    """A page with order, ties, charts, accuracies and provenance of each group, and what failed."""
     listings = [
         Listing(_entries(group, ranking, oracle, parameters or {}), ranking.by)
         for group in ranking.groups
@@ -57,7 +57,7 @@ def ranking_page(
                 ranking_report.constants(group, ranking),
                 table(listing),
                 [remark.text for remark in remarks if remark.kind == "warning"],
-                _verdict(oracle, at, ranking) if oracle else Markup(),
+                _accuracy_section(oracle, at, ranking) if oracle else Markup(),
                 [note.replace("+-", "\u00b1") for note in notes],
             )
         )
@@ -67,12 +67,12 @@ def ranking_page(
         folded(f"Skipped: {len(ranking.skipped)}", skipped),
     ]
     if oracle is not None:
-        body.append(bullet_list(_unjudged(oracle, ranking), "notes", "Without an accuracy"))
+        body.append(bullet_list(_without_accuracy(oracle, ranking), "notes", "Without an accuracy"))
     return Page(title, body, [chart_data(listing) for listing in listings])
 
 
 def scores_page(scores: Sequence[Score], parameters: Parameters | None = None) -> Page:
-    """Values and intervals of each file, and charts; the advice of `--converge` first."""
+    """A page with values, intervals and charts of each file; the advice of `--converge` first."""
     layers = {score.layer for score in scores}
     entries = [
         Entry(
@@ -120,7 +120,7 @@ def section(
 ) -> Markup:
     """One group of comparable entries.
 
-    constants: what its values depend on; entries: its table; analysis: what follows its charts.
+    constants: the settings of its values. entries: its table. analysis: content below its charts.
     """
     spaced = [piece for text in constants for piece in (element("span", None, text), " ")]
     return element(
@@ -201,23 +201,23 @@ def _entries(
     ]
 
 
-def _verdict(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
-    """The table of correlation and selection of one group, as the terminal shows it."""
-    verdict = oracle.verdicts[at]
-    if verdict.selection is None:
+def _accuracy_section(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
+    """The table of correlations and selections of one group, as on the terminal."""
+    comparison = oracle.comparisons[at]
+    if comparison.selection is None:
         return Markup()
-    headers, rows = oracle_report.table(oracle, verdict, verdict.selection, ranking.directory)
+    headers, rows = oracle_report.table(oracle, comparison, comparison.selection, ranking.directory)
     lead = (
-        f"{oracle_report.against(oracle)}, {verdict.selection.count} checkpoints; "
+        f"{oracle_report.source_text(oracle)}, {comparison.selection.count} checkpoints; "
         "accuracies in percent. A positive correlation: the better direction agrees."
     )
-    explained = oracle_report.explained(verdict) if verdict.hyperparameters else ""
+    text = oracle_report.sets_text(comparison) if comparison.hyperparameters else ""
     return joined(
         element("h3", None, "Metrics against accuracy"),
         element("p", None, lead),
         text_table(headers, rows),
-        *(element("p", None, line) for line in oracle_report.without_intervals(verdict)),
-        element("p", {"class": "quiet"}, explained) if explained else "",
+        *(element("p", None, line) for line in oracle_report.missing_intervals(comparison)),
+        element("p", {"class": "quiet"}, text) if text else "",
     )
 
 
@@ -229,7 +229,7 @@ def _convergence(score: Score, prefix: str, names: Sequence[str]) -> Markup:
     return joined(element("h3", None, title), content)
 
 
-def _unjudged(oracle: Oracle, ranking: Ranking) -> Iterator[str]:
+def _without_accuracy(oracle: Oracle, ranking: Ranking) -> Iterator[str]:
     for path in oracle.without:
         yield f"{relative(path, ranking.directory)}: no accuracy"
     for line in oracle.unmatched:

@@ -1,6 +1,6 @@
-"""The file of a page: template, style, script and drawing library, written whole or not at all.
+"""The file of a page: template, style, script and drawing library, in one write or not at all.
 
-The page loads nothing; its content security policy forbids it, so that a mistake would show.
+The page loads nothing else: its content security policy forbids that, so a mistake would show.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Page:
 
 
 def check_page(path: Path, overwrite: bool) -> None:
-    """Raise SettingsError unless a page can be written to `path`: before the work, not after."""
+    """Raise SettingsError or MissingExtra if no page can be written to `path`, before the work."""
     if not is_stream(path):
         if path.suffix.lower() not in (".html", ".htm"):
             message = f"--report {path}: expected a name that ends in .html"
@@ -48,9 +48,9 @@ def check_page(path: Path, overwrite: bool) -> None:
 
 
 def write_page(page: Page, path: Path, overwrite: bool) -> None:
-    """Write a page and say so on stderr.
+    """Write a page, and note that on stderr.
 
-    Raises SettingsError if it exists by now, InputError if it cannot be written.
+    Raises SettingsError if the file exists by now, InputError if it cannot be written.
     """
     check_page(path, overwrite)
     text = to_html(page)
@@ -63,7 +63,7 @@ def write_page(page: Page, path: Path, overwrite: bool) -> None:
 
 
 def to_html(page: Page) -> str:
-    """The whole page as text; needs plotly."""
+    """The HTML text of a page; needs plotly."""
     from plotly.offline import get_plotlyjs
 
     folder = files(__package__)

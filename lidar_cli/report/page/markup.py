@@ -1,4 +1,4 @@
-"""HTML as values: text is escaped unless it is Markup, which only this module makes."""
+"""HTML as values: text is escaped unless it is Markup, which only this module creates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 VOID = ("input", "wbr")  # elements without content, which are not closed
 SURROGATES = re.compile("[\ud800-\udfff]")  # of names that are not UTF-8
 BREAKS = "/_="  # characters of a path after which its line may break
-LONGEST_NUMBER = 24  # characters of a cell that is aligned as a number
+LONGEST_NUMBER = 24  # characters; a longer cell is not aligned as a number
 
 
 class Markup(str):
@@ -41,7 +41,7 @@ def joined(*parts: str) -> Markup:
 
 
 def _escaped(text: str) -> str:
-    """Text that HTML can hold in UTF-8: bytes of names that are not UTF-8 as escapes."""
+    """Text escaped for HTML in UTF-8; bytes of names that are not UTF-8 become \\u escapes."""
     return SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", html.escape(text, quote=True))
 
 
@@ -56,7 +56,7 @@ def broken(text: str, after: str) -> Markup:
 
 
 def script_data(value: Any) -> Markup:
-    """A value as JSON for a script element, which it can neither end nor nest.
+    """A value as JSON for a script element; the JSON can neither end the element nor nest one.
 
     Raises ValueError for NaN and infinities, which JSON lacks.
     """
@@ -67,7 +67,7 @@ def script_data(value: Any) -> Markup:
 
 
 def bullet_list(lines: Iterable[str], kind: str, title: str = "") -> Markup:
-    """A list of lines under a title, empty without lines. kind: the class of its style."""
+    """A list of lines under a title; empty without lines. kind: its CSS class."""
     items = [element("li", None, broken(line, "/")) for line in lines]
     if not items:
         return Markup()
@@ -76,7 +76,7 @@ def bullet_list(lines: Iterable[str], kind: str, title: str = "") -> Markup:
 
 
 def folded(title: str, *content: str) -> Markup:
-    """Content that a click unfolds, empty without content."""
+    """Content that a click unfolds; empty without content."""
     if not any(content):
         return Markup()
     return element("details", None, element("summary", None, title), *content)
@@ -113,9 +113,9 @@ def _is_number(text: str) -> bool:
 def framed(
     head: Iterable[Markup], rows: Iterable[Markup], kind: str | None = None, long: bool = False
 ) -> Markup:
-    """A table in a frame that scrolls where the table is too wide, or long.
+    """A table in a frame that scrolls if the table is too wide, or too long with `long`.
 
-    head: cells; kind: the class of its style.
+    head: the header cells. kind: the CSS class of the table.
     """
     table = element(
         "table",

@@ -1,4 +1,4 @@
-"""The table of a page: sorted by a click on a header, filtered by a box, with drawn intervals."""
+"""The table of a page: a click on a header sorts it, a text box filters it, intervals are drawn."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from lidar_cli.report.text import (
 )
 from lidar_cli.scoring.compute import Score
 
-LONG = 30  # rows above which the table scrolls in its frame, its header in sight
-SHAPE = {"n": "n_samples", "q": "n_views", "d": "dim"}  # columns of files without an order
+LONG = 30  # rows above which the table scrolls in its frame, below a fixed header
+SHAPE = {"n": "n_samples", "q": "n_views", "d": "dim"}  # columns if no metric orders the files
 
 
 @dataclass(frozen=True)
 class Entry:
     """A row of the table and a curve of the charts.
 
-    name: as displayed; path: whole; ties: positions of the entries that it ties with.
+    name: as displayed. path: complete. tied: ranks of the tied entries, as text; ties: their
+    positions.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The entries of one table. by: the metric that orders them, if one does."""
+    """The entries of one table. by: the metric that orders them; None if they have no order."""
 
     entries: Sequence[Entry]
     by: Metric | None = None
@@ -54,7 +55,7 @@ class Listing:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of metrics with a value somewhere, the ordering one first."""
+        """Names of the metrics that have a value in any entry, the one that orders first."""
         valued = (
             name
             for name in METRICS
@@ -100,7 +101,7 @@ def _filter(count: int) -> Markup:
 
 def _headers(listing: Listing) -> Iterator[Markup]:
     if listing.by:
-        yield _header("#", "place by " + listing.order, order="ascending")
+        yield _header("#", "rank by " + listing.order, order="ascending")
     yield _header("checkpoint" if listing.by else "file", "name", kind="left")
     if listing.by is None:
         yield from (_header(name, name) for name in SHAPE)

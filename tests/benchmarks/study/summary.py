@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.ranking.correlation import Correlation, correlate
-from lidar_cli.ranking.oracle import Judged, select
+from lidar_cli.ranking.oracle import ScoresAndAccuracies, select
 from lidar_cli.scoring.compute import Score
 from study.runs import LAYERS, METHODS, Measured, Size
 
@@ -103,7 +103,9 @@ def agreements(
     return results
 
 
-def _agreement(setting: Setting, method: str, judged: Judged, level: float, seed: int) -> Agreement:
+def _agreement(
+    setting: Setting, method: str, judged: ScoresAndAccuracies, level: float, seed: int
+) -> Agreement:
     scores = [score for score, _ in judged.values()]
     accuracies = [accuracy for _, accuracy in judged.values()]
     lost = {
