@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.models.weights import fill, is_counter, shapes, some
-from lidar_cli.checkpoints.reading.containers import ADDED, candidates, clean
+from lidar_cli.checkpoints.reading.containers import WRAPPER_PARTS, candidates, clean
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
 
@@ -225,7 +225,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _without_leading(name: str) -> str:
     parts = name.split(".")
-    while len(parts) > 1 and parts[0] in ADDED:
+    while len(parts) > 1 and parts[0] in WRAPPER_PARTS:
         parts.pop(0)
     return ".".join(parts)
 
