@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lidar_cli.demo.pretrain import Losses, Search, minibatches
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from lidar_cli.checkpoints.models.heads import Predictor
 from lidar_cli.checkpoints.models.vit import ViT
 from lidar_cli.checkpoints.shapes.heads import PredictorSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
-from lidar_cli.demo.pretrain import CROP, WEIGHT_DECAY, training_seed
+from lidar_cli.demo.pretrain import CROP, WEIGHT_DECAY, Losses, Search, minibatches, training_seed
 from lidar_cli.views.masks import Mask
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
