@@ -25,7 +25,7 @@ from lidar_cli.checkpoints.formats.format import (
 )
 from lidar_cli.checkpoints.models.weights import compare, shapes_of, size, some
 from lidar_cli.checkpoints.reading import folder
-from lidar_cli.checkpoints.reading.containers import StateDict, clean
+from lidar_cli.checkpoints.reading.containers import StateDict, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
@@ -82,7 +82,7 @@ def assign_by_format(
     noise = (*format.noise, *COMMON_NOISE)
     ignored += _take_other_branches(left, format, branch) + _take_noise(left, noise)
     unknown = [state.originals[name] for name in left]
-    unknown += [name for name in state.others if not matches(clean(name), noise)]
+    unknown += [name for name in state.others if not matches(clean_name(name), noise)]
     if unknown:
         raise CheckpointError(
             f"{path}: {len(unknown)} entries beside the {backbone.spec.arch} are not understood: "
@@ -179,7 +179,7 @@ def take_beginnings(left: dict[str, Weight], beginnings: tuple[str, ...]) -> tup
 
 def _trained(path: Path, format: Format, state: StateDict, backbone: Assignment) -> Training:
     spec = backbone.spec
-    run = folder.arguments(path, format.arguments) if format.arguments else {}
+    run = folder.read_arguments(path, format.arguments) if format.arguments else {}
     small = isinstance(spec, ResNetSpec) and spec.kernel == 3
     small = small or (spec.image_size or SMALL + 1) <= SMALL
     return training(format, state.tensors.keys(), run, small)

@@ -21,15 +21,15 @@ from lidar_cli.checkpoints.formats.format import Format, fits
 from lidar_cli.checkpoints.models.weights import some
 from lidar_cli.checkpoints.reading.containers import (
     StateDict,
-    average,
-    candidates,
-    clean,
+    average_key,
+    candidate_dicts,
+    clean_name,
     find_state_dict,
-    raw_container,
-    unused,
+    raw_key,
+    unused_names,
     with_average,
 )
-from lidar_cli.checkpoints.reading.folder import architecture
+from lidar_cli.checkpoints.reading.folder import timm_architecture
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.checkpoints.shapes.spec import (
     KEYS,
@@ -94,10 +94,10 @@ def detect(
     assume_values = check_assumptions(assume)
     by_config = _timm_name(path, config) if config and arch is None else None
     match = match_format(path, tree, format, config)
-    key = average(tree)
+    key = average_key(tree)
     if key is not None and match is not None and _has_teacher(match[0]):
         key = None  # a branch of the format, or reported as unused
-    raw = raw_container(tree, key) if key is not None else None
+    raw = raw_key(tree, key) if key is not None else None
     averaged = key is not None and BRANCHES[branch] == "teacher"
     if key is not None and averaged:
         tree = with_average(tree, key)
@@ -138,7 +138,7 @@ def match_format(
     if name == PLAIN:
         return None
     requested = [one for one in FORMATS if name in ("auto", one.name)]
-    places = candidates(tree)
+    places = candidate_dicts(tree)
     matches: dict[str, Match] = {}
     states: dict[object, StateDict | None] = {}  # few for many formats
     for one in requested:
@@ -181,7 +181,7 @@ def _state(format: Format, container: str, root: Mapping[str, Any]) -> StateDict
         apart = {id(other) for _, _, other in places if other is not inner}  # have their own place
         before = set(apart)
         for name, value in _walk(inner, DEEPEST if place else 0, apart):
-            key = prefix + renamed(clean(name), ((format.added, ""),))
+            key = prefix + renamed(clean_name(name), ((format.added, ""),))
             if not is_tensor(value):
                 others.append(f"{place}.{name}".lstrip("."))
             elif key in tensors:
@@ -258,7 +258,7 @@ def _assign(
                 "leave --branch out",
                 code="no-branch",
             )
-    aside = unused(tree, state.dicts)
+    aside = unused_names(tree, state.dicts)
     description = replace(
         description, ignored=(*description.ignored, *([some(aside, 8)] if aside else []))
     )
@@ -296,7 +296,7 @@ def _with_average_as_branch(
 ) -> CheckpointDescription:
     """The description of one of two state dicts: its averaged weights, under `key`, or the others.
 
-    raw: key of the others, see `raw_container`.
+    raw: key of the others, see `raw_key`.
     """
     branches = (*description.branches, "teacher")
     if not averaged:
@@ -325,7 +325,7 @@ def _has_names_of(arch: str, modules: Modules) -> bool:
 
 def _timm_name(path: Path, config: Mapping[str, Any]) -> str | None:
     """The model in timm's config.json; raises CheckpointError if the installed timm lacks it."""
-    name = architecture(config)
+    name = timm_architecture(config)
     if name is not None:
         import timm
 

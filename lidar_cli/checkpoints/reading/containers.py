@@ -33,7 +33,7 @@ class StateDict:
 
 
 def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
-    """The state dict of a file: of all `candidates`, the one with the most weights.
+    """The state dict of a file: of all `candidate_dicts`, the one with the most weights.
 
     Raises NoWeights if the file holds no weights, and CheckpointError if all weights are under
     other keys, or two names become equal without the wrappers' parts.
@@ -55,7 +55,7 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
         if not is_tensor(value):
             others.append(str(name))
             continue
-        cleaned = clean(str(name))
+        cleaned = clean_name(str(name))
         if cleaned in tensors:
             both = some([originals[cleaned], str(name)])
             raise CheckpointError(
@@ -68,16 +68,18 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
     return StateDict(container, tensors, originals, tuple(others), frozenset({id(state)}))
 
 
-def average(tree: Mapping[str, Any]) -> str | None:
+def average_key(tree: Mapping[str, Any]) -> str | None:
     """The key of a second state dict with averaged weights; None if there is none."""
     for key in AVERAGE_KEYS:
         value = tree.get(key)
-        if isinstance(value, dict) and any(_count_weights(inner) for _, inner in candidates(value)):
+        if isinstance(value, dict) and any(
+            _count_weights(inner) for _, inner in candidate_dicts(value)
+        ):
             return key
     return None
 
 
-def raw_container(tree: Mapping[str, Any], key: str) -> str | None:
+def raw_key(tree: Mapping[str, Any], key: str) -> str | None:
     """The key of the weights whose average is under `key`; '' if they are at the top level.
 
     None if there are no other weights.
@@ -89,7 +91,7 @@ def raw_container(tree: Mapping[str, Any], key: str) -> str | None:
 
 def with_average(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The tree with the averaged weights under `key` replacing the weights they average."""
-    raw = raw_container(tree, key)
+    raw = raw_key(tree, key)
     dicts = [name for name in CONTAINER_KEYS if isinstance(tree.get(name), dict)]
     rest = {
         name: value
@@ -99,7 +101,7 @@ def with_average(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {**rest, raw or CONTAINER_KEYS[0]: tree[key]}
 
 
-def unused(tree: Mapping[Any, Any], used: frozenset[int]) -> list[str]:
+def unused_names(tree: Mapping[Any, Any], used: frozenset[int]) -> list[str]:
     """Keys of dicts with weights, and names of tensors, outside the dicts with ids `used`."""
     names = [
         _key_text(key)
@@ -109,7 +111,7 @@ def unused(tree: Mapping[Any, Any], used: frozenset[int]) -> list[str]:
     return [*names, *dict.fromkeys(_keys_with_weights(tree, used=used))]
 
 
-def candidates(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def candidate_dicts(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The dict itself, and the dicts nested in it whose keys are all in CONTAINER_KEYS.
 
     As pairs of the keys joined by dots and the dict, outermost first.
@@ -125,10 +127,10 @@ def candidates(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _with_most_weights(tree: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    return max(candidates(tree), key=lambda pair: _count_weights(pair[1]))
+    return max(candidate_dicts(tree), key=lambda pair: _count_weights(pair[1]))
 
 
-def clean(name: str) -> str:
+def clean_name(name: str) -> str:
     """A name without the parts in WRAPPER_PARTS: 'a.weight' for 'module.a._orig_mod.weight'."""
     return ".".join(part for part in name.split(".") if part not in WRAPPER_PARTS)
 

@@ -32,7 +32,7 @@ EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as all mode
 SHARDED = ("ShardedTensor", "DTensor")  # classes of tensors that are stored in several files
 
 
-def local(path: Path) -> Path:
+def local_path(path: Path) -> Path:
     """The folder in the Hub's cache for a name on the Hub; any other path unchanged.
 
     Raises CheckpointError if the name is malformed, or the Hub has no such model, does not give
@@ -111,7 +111,7 @@ def weights_file(path: Path) -> Path:
     )
 
 
-def config(path: Path) -> dict[str, Any] | None:
+def read_config(path: Path) -> dict[str, Any] | None:
     """The config.json of a Hugging Face folder, or None.
 
     path: the folder, or the file with the weights in it.
@@ -141,7 +141,7 @@ def transformer_options(config: Mapping[str, Any], origin: str) -> dict[str, Any
     return {name: value for name, value in (("heads", heads), ("eps", eps)) if value is not None}
 
 
-def architecture(config: Mapping[str, Any] | None) -> str | None:
+def timm_architecture(config: Mapping[str, Any] | None) -> str | None:
     """timm's name of the model; None if timm did not write the config.json."""
     name = config.get("architecture") if config and "pretrained_cfg" in config else None
     return name if isinstance(name, str) else None
@@ -154,7 +154,7 @@ def _refusal(origin: str, name: str, value: object, expected: str) -> Checkpoint
     )
 
 
-def arguments(path: Path, name: str) -> dict[str, Any]:
+def read_arguments(path: Path, name: str) -> dict[str, Any]:
     """The JSON file `name` in the checkpoint's directory; {} if it cannot be read."""
     file = path.parent / name
     try:

@@ -2,7 +2,7 @@
 
 It runs only in the child process of `runtime.sandbox`. An unpickler calls objects on its stack
 (REDUCE, NEWOBJ, NEWOBJ_EX, INST, OBJ), and sets their state, entries and elements (BUILD, SETITEMS,
-APPENDS, ADDITEMS). Literals are harmless there. All other objects on the stack are created by this module:
+APPENDS, ADDITEMS). Literals are harmless there. This module creates all other objects on the stack:
 
 - for a name in the pickle, a new class without settable attributes, whose instances record the
   arguments of the call (Recorded);

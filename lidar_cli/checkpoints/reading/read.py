@@ -67,14 +67,14 @@ def read_contents(path: Path) -> Contents:
 
     Raises CheckpointError as `read_checkpoint`.
     """
-    local_path = folder.local(Path(path))
+    local_path = folder.local_path(Path(path))
     try:
         path = folder.weights_file(local_path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     contents = read_file(path)
     folder.refuse_shards(path, contents.tree, contents.stand_ins)
-    return replace(contents, config=folder.config(local_path))
+    return replace(contents, config=folder.read_config(local_path))
 
 
 def read_file(path: Path) -> Contents:
@@ -98,7 +98,7 @@ def sha256(path: Path) -> str:
     Raises CheckpointError if the file cannot be read, or is damaged.
     """
     try:
-        path = folder.weights_file(folder.local(Path(path)))
+        path = folder.weights_file(folder.local_path(Path(path)))
         walked = run_limited(CHECKSUMS, path, str(path), error=CheckpointError, advice=ADVICE)
         with open_regular(path) as file:
             if stamp_of(os.fstat(file.fileno())) != walked.stamp:
@@ -150,7 +150,7 @@ def stamp(path: Path) -> tuple[int, ...]:
     Equal stamps mean that the file is the same and unchanged: no program can set the ctime.
     """
     try:
-        status = folder.weights_file(folder.local(Path(path))).stat()
+        status = folder.weights_file(folder.local_path(Path(path))).stat()
     except (OSError, ValueError, LidarError):
         return ()
     return (*stamp_of(status), status.st_ctime_ns)
