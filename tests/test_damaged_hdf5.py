@@ -217,7 +217,7 @@ def test_a_text_that_is_a_thousand_texts(path: Path) -> None:
     assert told == str(2000 * 2**19)
     assert taken > 2**29
     told, taken = alone(lambda: read_provenance(path))
-    assert "provenance is no text" in told
+    assert "provenance is not a text" in told
     assert taken < 2**26
 
 

@@ -1,7 +1,7 @@
-"""The contents of an HDF5 file, as the limited child process describes them, and its numbers.
+"""Reads HDF5 files through the limited child process, which alone opens them with HDF5.
 
-This module does not open files with HDF5: contiguous numbers are read from their offset, all others
-(in chunks, in other files of the directory) by the child.
+The child process describes the contents of a file. Contiguous numbers are then read here, by
+offset; the child process reads all others (stored in chunks, or in other files of the directory).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lidar_cli.errors import FeatureFileError, first_line, printable
-from lidar_cli.features.arrays import check_stored, read_rows, sizes, stored_at
+from lidar_cli.features.arrays import check_stored, checked_sizes, read_rows, stored_at
 from lidar_cli.features.blocks import Stored
 from lidar_cli.features.schema import FORMAT, PARTIAL, VERSION, parse_provenance
 from lidar_cli.runtime.files import NotAFile, open_regular
@@ -26,26 +26,26 @@ from lidar_cli.runtime.sandbox import Stamp, WalkResult, run_limited, stamp_of, 
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DTYPES = re.compile(r"[<>|][iufb][1248]")  # numpy's names of the types that are read
-DAMAGE = (  # raised while a damaged file is read
+DAMAGE = (  # types of errors that a damaged file can cause
     KeyError, ValueError, AttributeError, TypeError, OSError, RuntimeError, MemoryError
 )  # fmt: skip
 EXTRACT_AGAIN = "extract it again"
 MAX_REASON = 1000  # characters
 PIECE = 2**26  # bytes per reply of the child, except for longer rows
-TEXTS = 2**12  # per reply of the child
-MAX_TEXTS = 2**28  # characters of all texts of a list
-MAX_CACHED = 2**14  # descriptions of files, of a few kilobytes each
-MAX_CACHED_ARRAYS = 100
+TEXTS = 2**12  # texts per reply of the child
+MAX_TEXT_LENGTH = 2**28  # characters of all texts of a list together
+MAX_CACHED = 2**14  # files whose structure is remembered, a few kilobytes each
+MAX_CACHED_ARRAYS = 100  # of a file that is remembered
 
 _cached: dict[Stamp, Structure] = {}
 
 
 @dataclass(frozen=True)
 class Array:
-    """An array of numbers, or why it is refused.
+    """Describes an array of numbers, or why it is refused.
 
-    kinds: numpy's kinds of types that were requested. offset: None if the child must read it.
-    sources: names of the files that a virtual dataset consists of.
+    kinds: the kinds of numpy types that were requested. offset: None if the child must read it.
+    sources: names of the files in which a virtual dataset has its numbers.
     """
 
     name: str
@@ -59,8 +59,9 @@ class Array:
 
 @dataclass(frozen=True)
 class Structure:
-    """The contents of an HDF5 file. `attributes`: texts and whole numbers, None if absent.
+    """Describes the contents of an HDF5 file.
 
+    attributes: texts and integers; None for those that the file lacks.
     unlisted: why the layers could not be listed.
     """
 
@@ -80,19 +81,19 @@ class Structure:
             raise FeatureFileError(f"{self.path}: {array.refused}")
         return array
 
-    def whole(self, name: str) -> np.ndarray:
+    def read_all(self, name: str) -> np.ndarray:
         """All numbers [N] of an array with one number per row.
 
-        Raises as `array`, and ValueError, before reading, if their number is not that of the rows.
+        Raises as `array`, and ValueError if its length is not the number of rows (before reading).
         """
         array = self.array(name)
         rows = self._row_count(name)
         if array.shape[:1] != (rows,):
-            raise ValueError(f"{name} has the shape {array.shape}, beside {rows} rows")
+            raise ValueError(f"{name} has the shape {array.shape}, but there are {rows} rows")
         return self.rows(array, 0, rows)
 
     def _row_count(self, name: str) -> int:
-        """The number of rows of the array's layer, or of any layer. Raises as `array`."""
+        """The number of rows of the layer of this array, else of any layer. Raises as `array`."""
         group, _, _ = name.rpartition("/")
         layers = [f"embeddings/{layer}" for layer in self.layers]
         names = [f"{layer}/clean" for layer in ([group] if group in layers else layers)]
@@ -110,14 +111,14 @@ class Structure:
             span = {"array": name, "start": len(texts), "stop": len(texts) + TEXTS}
             value = self._read("texts", span)
             with validation(self.path, FeatureFileError, EXTRACT_AGAIN):
-                (count,) = sizes([value["count"]])
+                (count,) = checked_sizes([value["count"]])
                 part = [str(text) for text in value["texts"]]
                 if count and not part:
                     raise ValueError("texts")
             texts += part
             length += sum(map(len, part))
-            if length > MAX_TEXTS:
-                raise ValueError(f"{name} holds more than {MAX_TEXTS:,} characters")
+            if length > MAX_TEXT_LENGTH:
+                raise ValueError(f"{name} holds more than {MAX_TEXT_LENGTH:,} characters")
         return texts
 
     def rows(self, array: Array, start: int, stop: int) -> np.ndarray:
@@ -133,7 +134,7 @@ class Structure:
         return numbers
 
     def _read(self, walker: str, span: dict[str, Any], buffer: np.ndarray | None = None) -> Any:
-        """As `_walk`. Raises FeatureFileError also if the file changed since it was described."""
+        """As `_walk`; also raises FeatureFileError if the file changed since it was described."""
         walked = _walk(walker, self.path, span, buffer)
         if walked.stamp != self.stamp:
             raise FeatureFileError(
@@ -155,7 +156,7 @@ class Structure:
 
 @contextmanager
 def open_hdf5(path: Path, read: Callable[[Path], Structure] | None = None) -> Iterator[Structure]:
-    """The contents of a file; errors in the block become a FeatureFileError of a damaged file.
+    """The contents of a file; errors in the block become a FeatureFileError: the file is damaged.
 
     read: `read_structure` by default.
     """
@@ -167,8 +168,8 @@ def open_hdf5(path: Path, read: Callable[[Path], Structure] | None = None) -> It
     except NotAFile as error:
         raise FeatureFileError(f"{path}: {error.strerror}; expected a feature file") from error
     except OSError:
-        pass  # `read` raises it with the reason
-    if path.suffix != PARTIAL:  # its disk blocks are reserved, and little of it is read
+        pass  # `read` fails too, and its message has the reason
+    if path.suffix != PARTIAL:  # its blocks are reserved without data, and little is read
         check_stored(path)
     structure = (read or read_structure)(path)
     try:
@@ -201,8 +202,8 @@ def provenance_of(structure: Structure, form: str = FORMAT) -> dict[str, Any]:
 
 
 def check_complete(structure: Structure) -> None:
-    """Raise FeatureFileError if samples are missing."""
-    done = structure.whole("samples/done")
+    """Raise FeatureFileError if some samples are not done."""
+    done = structure.read_all("samples/done")
     if not done.all():
         raise FeatureFileError(
             f"{structure.path}: incomplete, {int(done.sum())} of {len(done)} samples; "
@@ -253,7 +254,9 @@ def read_array(path: Path, name: str) -> Structure | None:
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays of floating-point numbers by name. Raises FeatureFileError."""
     with validation(path, FeatureFileError, EXTRACT_AGAIN):
-        return {str(name): sizes(shape) for name, shape in _walk("shapes", path).value.items()}
+        return {
+            str(name): checked_sizes(shape) for name, shape in _walk("shapes", path).value.items()
+        }
 
 
 def is_hdf5(path: Path) -> bool:
@@ -274,9 +277,9 @@ def _walk(
     arguments: dict[str, Any] | None = None,
     buffer: np.ndarray | None = None,
 ) -> WalkResult:
-    """The result of a function of `hdf5_walk`. Raises FeatureFileError, and NoProcess.
+    """What a function of `hdf5_walk` returns. Raises FeatureFileError, and NoProcess.
 
-    buffer: filled with the bytes that it returns.
+    buffer: filled with the bytes that the function returns.
     """
     return run_limited(
         f"lidar_cli.features.hdf5_walk:{walker}",
@@ -305,15 +308,19 @@ def _structure(path: Path, walked: WalkResult) -> Structure:
 
 
 def _array(name: str, record: dict[str, Any], size: int) -> Array:
-    """An array in a file of `size` bytes. Raises an error of `validation`."""
+    """An array in a file of `size` bytes. Raises an error that `validation` converts."""
     sources = tuple(map(str, record["sources"]))
     if (refused := _reason(record.get("refused"))) is not None:
         return Array(name, sources=sources, refused=refused)
     if not DTYPES.fullmatch(record["dtype"]):
         raise ValueError("dtype")
-    dtype, shape, offset = np.dtype(record["dtype"]), sizes(record["shape"]), record["offset"]
+    dtype, shape, offset = (
+        np.dtype(record["dtype"]),
+        checked_sizes(record["shape"]),
+        record["offset"],
+    )
     if offset is not None:
-        (offset,) = sizes([offset])
+        (offset,) = checked_sizes([offset])
         if offset + math.prod(shape) * dtype.itemsize > size:
             raise ValueError("offset")
     return Array(name, shape, dtype, str(record["kinds"]), offset, sources)

@@ -46,19 +46,19 @@ from lidar_cli.runtime.sandbox import stamp_of
 
 
 class FeatureWriter:
-    """Writes a feature file, in any order of samples.
+    """Writes a feature file; samples may come in any order.
 
     span: the samples in the file: those of a share, or all.
-    Until a sample is done, the file is NAME.partial.begun, which reserves space; a failure removes
-    it, or the next writer. A context manager; leaving it without `finish` keeps NAME.partial for
-    `resume`.
+    Until a sample is done, the file is NAME.partial.begun, which reserves space; it is removed
+    after a failure, or by the next writer. A context manager; leaving it without `finish` keeps
+    NAME.partial for `resume`.
     """
 
     def __init__(
         self, path: Path, partial: Path, file: h5py.File, overwrite: bool, share: Share | None
     ) -> None:
         self.path = path
-        self._partial = partial  # present name of the file
+        self._partial = partial  # current name of the file
         self._file = file
         self._overwrite = overwrite
         self.done: np.ndarray = file["samples/done"][:].astype(bool)  # [len(span)]
@@ -77,7 +77,7 @@ class FeatureWriter:
         bad: Sequence[tuple[str, str]] = (),
         overwrite: bool = False,
     ) -> FeatureWriter:
-        """A new file with all datasets allocated.
+        """A writer for a new file with all datasets allocated.
 
         ids: names of the samples [N]; labels: class numbers [N], -1 unknown, or None.
         share: the samples to write, all if None.
@@ -127,18 +127,18 @@ class FeatureWriter:
         share: Share | None = None,
         overwrite: bool = False,
     ) -> FeatureWriter:
-        """The existing NAME.partial; samples whose checksum does not match are marked as not done.
+        """A writer for the existing NAME.partial; samples with a wrong checksum are not done.
 
         Raises Unresumable, and leaves the file unchanged, if it was begun with other settings or is
         not a partial feature file; InUse if another process is writing it.
         """
         partial = partial_path(path)
-        anew = _anew(share)
+        advice = _restart_advice(share)
         layout = layout.within(share.span) if share else layout
         try:
             _check_unlinked(partial)
             if not is_hdf5(partial):
-                raise OSError("it does not begin as HDF5 files do")
+                raise OSError("it is not an HDF5 file")
             begun = _check_begun(partial, layout, provenance, share)
             if stamp_of(partial.stat()) != begun.stamp:
                 raise Unresumable(
@@ -148,12 +148,12 @@ class FeatureWriter:
         except (InUse, Unresumable):
             raise
         except FeatureFileError as error:
-            raise Unresumable(f"{error}; {anew}", code=error.code) from error
+            raise Unresumable(f"{error}; {advice}", code=error.code) from error
         except BlockingIOError as error:
             raise in_use(partial) from error
         except OSError as error:
             raise Unresumable(
-                f"{partial}: cannot be opened: {first_line(error)}; {anew}"
+                f"{partial}: cannot be opened: {first_line(error)}; {advice}"
             ) from error
         try:
             try:
@@ -165,7 +165,7 @@ class FeatureWriter:
         except BaseException as error:
             file.close()
             if isinstance(error, DAMAGE):
-                raise Unresumable(f"{partial}: damaged: {first_line(error)}; {anew}") from error
+                raise Unresumable(f"{partial}: damaged: {first_line(error)}; {advice}") from error
             raise
         return writer
 
@@ -224,7 +224,7 @@ class FeatureWriter:
         self._partial.unlink(missing_ok=True)
 
     def _name_partial(self) -> None:
-        """Rename the file to NAME.partial, now that a sample is done.
+        """Rename NAME.partial.begun to NAME.partial, because a sample is done.
 
         Raises FileExistsError or InUse if another process has created or replaced it.
         """
@@ -247,10 +247,11 @@ class FeatureWriter:
         _close(self._file)
         if inode is not None and self._partial != partial_path(self.path):
             with suppress(OSError):
-                if self._partial.stat().st_ino == inode:  # not another writer's reservation
+                if self._partial.stat().st_ino == inode:  # else it belongs to another writer
                     self._partial.unlink()
 
     def _verify(self, layers: Iterable[str]) -> None:
+        """Mark samples whose checksum does not match as not done."""
         done = np.flatnonzero(self.done)
         for start in range(0, len(done), 256):
             for i in done[start : start + 256]:
@@ -266,8 +267,8 @@ def _check_begun(
 ) -> Structure:
     """The contents of a partial file, checked to have the arrays and provenance of these settings.
 
-    Raises FeatureFileError if it has not, Unresumable if it was begun with other settings, InUse if
-    another process is writing it.
+    Raises FeatureFileError if the file lacks them or is damaged, Unresumable if it was begun with
+    other settings, InUse if another process is writing it.
     """
     check_unlocked(partial)
     with open_hdf5(partial, walk_whole) as file:
@@ -276,7 +277,7 @@ def _check_begun(
         if revisions[0] != revisions[1]:
             raise Unresumable(
                 f"{partial}: was begun at embedding revision {revisions[0]}, and this lidar embeds "
-                f"at {revisions[1]}; {_anew(share)}"
+                f"at {revisions[1]}; {_restart_advice(share)}"
             )
         other = differing(begun, provenance)
         if share and file.attributes["share"] != share.describe():
@@ -284,7 +285,7 @@ def _check_begun(
         if other:
             raise Unresumable(
                 f"{partial}: was begun with other settings ({', '.join(other)} differ); "
-                f"give those settings again, or {_anew(share)}"
+                f"give those settings again, or {_restart_advice(share)}"
             )
         done = {"samples/done": ((layout.n_clean,), np.dtype(np.uint8))}
         for name, (shape, dtype) in (done | layout.arrays()).items():
@@ -296,8 +297,8 @@ def _check_begun(
         return file
 
 
-def _anew(share: Share | None) -> str:
-    return "remove it to start anew" if share else "start anew with --overwrite"
+def _restart_advice(share: Share | None) -> str:
+    return "remove it to start over" if share else "start over with --overwrite"
 
 
 def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
@@ -325,7 +326,7 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
         check_unlocked(partial_path(path))
         raise FeatureFileError(
             f"{partial_path(path)}: an interrupted run is here; "
-            "continue it with --resume, or start anew with --overwrite",
+            "continue it with --resume, or start over with --overwrite",
             code="interrupted-run",
         )
 
@@ -336,13 +337,13 @@ def begun_path(partial: Path) -> Path:
 
 
 def remove_unbegun(begun: Path) -> None:
-    """Remove the reservation of a killed process; keep one that is in use."""
+    """Remove NAME.partial.begun of a killed process; keep one that another process is writing."""
     with suppress(InUse, OSError):
         _remove_unlocked(begun)
 
 
 def _remove_unlocked(partial: Path) -> None:
-    """Remove the file of an ended process, if it exists.
+    """Remove the unfinished file of a process that has ended, if it exists.
 
     Raises InUse if it is being written, FeatureFileError if it is a link or not a file.
     """
@@ -353,7 +354,7 @@ def _remove_unlocked(partial: Path) -> None:
 
 
 def _check_unlinked(path: Path) -> None:
-    """Raise FeatureFileError unless `path` is a file; for a link too, which HDF5 would follow."""
+    """Raise FeatureFileError for a pipe, a device, or a link, which HDF5 would follow."""
     kind = irregular(path, follow=False)
     if kind is not None:
         raise FeatureFileError(
