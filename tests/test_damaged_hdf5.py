@@ -258,12 +258,12 @@ def test_resume_writes_only_into_the_file_that_was_walked(
     """Its time changes after the child has looked at it, before HDF5 opens it here."""
 
     def late(name: Path) -> object:
-        walked = hdf5.walk_whole(name)
+        walked = hdf5.walk_everything(name)
         os.utime(name, (1, 1))
         return walked
 
     before = path.read_bytes()
-    monkeypatch.setattr(writer, "walk_whole", late)
+    monkeypatch.setattr(writer, "walk_everything", late)
     with raises(Unresumable, "changed"):
         FeatureWriter.resume(path.with_suffix(""), LAYOUT, PROVENANCE)
     assert path.read_bytes() == before

@@ -127,7 +127,7 @@ def test_nothing_is_read_from_elsewhere(attack: str, path: Path, secret: Path) -
     if "pattern" not in attack:
         with h5py.File(path) as file:
             assert np.all(file[CLEAN_ROWS][:] == 42)
-    assert "expected numbers in this file, or in files beside it" in refusal(path)
+    assert "expected numbers in this file, or in files of the same" in refusal(path)
 
 
 def test_a_group_behind_a_link_and_a_circle(path: Path, secret: Path) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import BadRows, InputError, first_line, nearest, printable
-from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.features.embeddings import Embeddings, StoredArray
 from lidar_cli.features.schema import HARMLESS, MAX_RATIO
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox import run_limited, validation
@@ -80,7 +80,7 @@ def read_npy(path: Path, dataset: str | None, views_per_sample: int | None) -> E
             f"{path}: truncated, {size:,} of {expected:,} bytes; copy or write the file again"
         )
     stored = stored_at(path, header.offset, header.shape, header.dtype)
-    return select(path, {path.stem: stored}, dataset, views_per_sample)
+    return select_embeddings(path, {path.stem: stored}, dataset, views_per_sample)
 
 
 def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings | None:
@@ -92,11 +92,11 @@ def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> E
     with validation(path, InputError, SAVE_AGAIN):
         arrays = {name: _ZippedArray(path, name, member) for name, member in members.items()}
     stored = {
-        name: Stored(array.header.shape, array.header.dtype.itemsize, array.read)
+        name: StoredArray(array.header.shape, array.header.dtype.itemsize, array.read)
         for name, array in arrays.items()
         if array.header.dtype is not None
     }
-    embeddings = select(path, stored, dataset, views_per_sample)
+    embeddings = select_embeddings(path, stored, dataset, views_per_sample)
     array = arrays[embeddings.layer]
     array.check(size)
     if array.size > 2**28:
@@ -105,9 +105,9 @@ def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> E
     return replace(embeddings, in_memory=array.size)
 
 
-def select(
+def select_embeddings(
     path: Path,
-    arrays: Mapping[str, Stored],
+    arrays: Mapping[str, StoredArray],
     dataset: str | None,
     views_per_sample: int | None,
 ) -> Embeddings:
@@ -115,11 +115,11 @@ def select(
 
     Raises as `choose_array` and `as_embeddings`.
     """
-    name = choose(path, {key: stored.shape for key, stored in arrays.items()}, dataset)
-    return arrange(path, name, arrays[name], views_per_sample)
+    name = choose_array(path, {key: stored.shape for key, stored in arrays.items()}, dataset)
+    return as_embeddings(path, name, arrays[name], views_per_sample)
 
 
-def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | None) -> str:
+def choose_array(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | None) -> str:
     """`dataset`, or the name of the only array of two or three axes.
 
     Raises InputError if there is no such array, or several without `dataset`.
@@ -140,8 +140,12 @@ def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | Non
     raise InputError(f"{path}: found several arrays, {names}; choose one with --dataset")
 
 
-def arrange(
-    path: Path, name: str, stored: Stored, views_per_sample: int | None, note: str | None = None
+def as_embeddings(
+    path: Path,
+    name: str,
+    stored: StoredArray,
+    views_per_sample: int | None,
+    note: str | None = None,
 ) -> Embeddings:
     """An array as views [n, q, d] or as rows [N, d].
 
@@ -166,7 +170,7 @@ def arrange(
     def read(start: int, stop: int) -> Tensor:
         return stored.read(start * q, stop * q).view(-1, q, d)
 
-    views = Stored((rows // q, q, d), stored.item_size, read)
+    views = StoredArray((rows // q, q, d), stored.item_size, read)
     return Embeddings(str(path), name, views, None, note=note)
 
 
@@ -176,7 +180,7 @@ def stored_at(
     shape: tuple[int, ...],
     dtype: np.dtype,
     as_type: torch.dtype | None = None,
-) -> Stored:
+) -> StoredArray:
     """A contiguous array that begins at an offset; the caller has checked that it is in the file.
 
     as_type: for a type that numpy lacks, the torch type to view the numbers as.
@@ -186,7 +190,7 @@ def stored_at(
         rows = torch.from_numpy(read_rows(path, offset, shape, dtype, start, stop))
         return rows if as_type is None else rows.view(as_type)
 
-    return Stored(shape, dtype.itemsize, read)
+    return StoredArray(shape, dtype.itemsize, read)
 
 
 def read_rows(
@@ -225,7 +229,7 @@ def with_size_note(embeddings: Embeddings) -> Embeddings:
     return replace(embeddings, note=f"{embeddings.file}: {size / 2**30:,.0f} GB to be read")
 
 
-def check_stored(path: Path) -> None:
+def check_not_sparse(path: Path) -> None:
     """Raise BadRows for a sparse file that is almost all holes, which read as zeros.
 
     A terabyte of holes takes no disk space, and hours to read.

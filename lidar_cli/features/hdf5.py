@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from lidar_cli.errors import FeatureFileError, first_line, printable
-from lidar_cli.features.arrays import check_stored, checked_sizes, read_rows, stored_at
-from lidar_cli.features.blocks import Stored
+from lidar_cli.features.arrays import check_not_sparse, checked_sizes, read_rows, stored_at
+from lidar_cli.features.embeddings import StoredArray
 from lidar_cli.features.schema import FORMAT, PARTIAL, VERSION, parse_provenance
 from lidar_cli.runtime.files import NotAFile, open_regular
 from lidar_cli.runtime.sandbox import Stamp, WalkResult, run_limited, stamp_of, validation
@@ -34,10 +34,10 @@ MAX_REASON = 1000  # characters
 PIECE = 2**26  # bytes per reply of the child, except for longer rows
 TEXTS = 2**12  # texts per reply of the child
 MAX_TEXT_LENGTH = 2**28  # characters of all texts of a list together
-MAX_CACHED = 2**14  # files whose structure is remembered, a few kilobytes each
+MAX_CACHED = 2**14  # files whose contents are remembered, a few kilobytes each
 MAX_CACHED_ARRAYS = 100  # of a file that is remembered
 
-_cached: dict[Stamp, Structure] = {}
+_cached: dict[Stamp, HDF5Contents] = {}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Structure:
+class HDF5Contents:
     """Describes the contents of an HDF5 file.
 
     attributes: texts and integers; None for those that the file lacks.
@@ -142,12 +142,12 @@ class Structure:
             )
         return walked.value
 
-    def stored(self, name: str) -> Stored:
+    def stored(self, name: str) -> StoredArray:
         """An array whose samples can be read in chunks. Raises as `array`."""
         array = self.array(name)
         if array.offset is not None:
             return stored_at(self.path, array.offset, array.shape, array.dtype)
-        return Stored(
+        return StoredArray(
             array.shape,
             array.dtype.itemsize,
             lambda start, stop: torch.from_numpy(self.rows(array, start, stop)),
@@ -155,10 +155,12 @@ class Structure:
 
 
 @contextmanager
-def open_hdf5(path: Path, read: Callable[[Path], Structure] | None = None) -> Iterator[Structure]:
+def open_hdf5(
+    path: Path, read: Callable[[Path], HDF5Contents] | None = None
+) -> Iterator[HDF5Contents]:
     """The contents of a file; errors in the block become a FeatureFileError: the file is damaged.
 
-    read: `read_structure` by default.
+    read: `read_hdf5_contents` by default.
     """
     try:
         if not is_hdf5(path):
@@ -170,49 +172,49 @@ def open_hdf5(path: Path, read: Callable[[Path], Structure] | None = None) -> It
     except OSError:
         pass  # `read` fails too, and its message has the reason
     if path.suffix != PARTIAL:  # its blocks are reserved without data, and little is read
-        check_stored(path)
-    structure = (read or read_structure)(path)
+        check_not_sparse(path)
+    contents = (read or read_hdf5_contents)(path)
     try:
-        yield structure
+        yield contents
     except DAMAGE as error:
         raise FeatureFileError(
             f"{path}: damaged: {first_line(error)}; extract it again", code="damaged"
         ) from error
 
 
-def is_ours(structure: Structure, form: str = FORMAT) -> bool:
+def has_format(contents: HDF5Contents, form: str = FORMAT) -> bool:
     """Whether the attribute `format` of a file is `form`."""
-    return structure.attributes["format"] == form
+    return contents.attributes["format"] == form
 
 
-def provenance_of(structure: Structure, form: str = FORMAT) -> dict[str, Any]:
+def provenance_of(contents: HDF5Contents, form: str = FORMAT) -> dict[str, Any]:
     """The provenance in a file. Raises FeatureFileError if it is not of our format and version."""
-    if not is_ours(structure, form):
+    if not has_format(contents, form):
         raise FeatureFileError(
-            f"{structure.path}: an HDF5 file, but not a feature file (no format attribute)",
+            f"{contents.path}: an HDF5 file, but not a feature file (no format attribute)",
             code="not-a-feature-file",
         )
-    version = structure.attributes["version"]
+    version = contents.attributes["version"]
     if type(version) is not int or version != VERSION:
         raise FeatureFileError(
-            f"{structure.path}: feature file version {version}, this lidar reads {VERSION}; "
+            f"{contents.path}: feature file version {version}, this lidar reads {VERSION}; "
             "extract it again"
         )
-    return parse_provenance(structure.attributes["provenance"])
+    return parse_provenance(contents.attributes["provenance"])
 
 
-def check_complete(structure: Structure) -> None:
+def check_complete(contents: HDF5Contents) -> None:
     """Raise FeatureFileError if some samples are not done."""
-    done = structure.read_all("samples/done")
+    done = contents.read_all("samples/done")
     if not done.all():
         raise FeatureFileError(
-            f"{structure.path}: incomplete, {int(done.sum())} of {len(done)} samples; "
+            f"{contents.path}: incomplete, {int(done.sum())} of {len(done)} samples; "
             "finish it with lidar extract --resume",
             code="incomplete",
         )
 
 
-def read_structure(path: Path) -> Structure:
+def read_hdf5_contents(path: Path) -> HDF5Contents:
     """The contents of an HDF5 file. Raises FeatureFileError or InputError if it cannot be read."""
     try:
         stamp = stamp_of(path.stat())
@@ -222,24 +224,24 @@ def read_structure(path: Path) -> Structure:
             f"{path}: cannot be opened: {reason}", code="cannot-be-opened"
         ) from error
     if stamp not in _cached:
-        structure = _structure(path, _walk("describe", path))
+        contents = _contents(path, _walk("describe", path))
         if len(_cached) >= MAX_CACHED:
             _cached.clear()
         # A virtual dataset depends on other files, which may change.
-        is_virtual = any(array.sources for array in structure.arrays.values())
-        if not is_virtual and len(structure.arrays) <= MAX_CACHED_ARRAYS:
-            _cached[structure.stamp] = structure
-        return structure
+        is_virtual = any(array.sources for array in contents.arrays.values())
+        if not is_virtual and len(contents.arrays) <= MAX_CACHED_ARRAYS:
+            _cached[contents.stamp] = contents
+        return contents
     return replace(_cached[stamp], path=path)
 
 
-def walk_whole(path: Path) -> Structure:
-    """As `read_structure`, after a traversal of everything that HDF5 may access when it writes."""
-    return _structure(path, _walk("walk_whole", path))
+def walk_everything(path: Path) -> HDF5Contents:
+    """As `read_hdf5_contents`, after a traversal of all that HDF5 may access when it writes."""
+    return _contents(path, _walk("walk_everything", path))
 
 
-def read_array(path: Path, name: str) -> Structure | None:
-    """A structure with only the array `name` of floating-point numbers; None if there is none.
+def read_array(path: Path, name: str) -> HDF5Contents | None:
+    """HDF5Contents with only the array `name` of floating-point numbers; None if there is none.
 
     Raises FeatureFileError if it is refused.
     """
@@ -248,7 +250,7 @@ def read_array(path: Path, name: str) -> Structure | None:
         return None
     with validation(path, FeatureFileError, EXTRACT_AGAIN):
         array = _array(name, walked.value, walked.stamp[2])
-    return Structure(path, walked.stamp, arrays={name: array})
+    return HDF5Contents(path, walked.stamp, arrays={name: array})
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -291,13 +293,13 @@ def _walk(
     )
 
 
-def _structure(path: Path, walked: WalkResult) -> Structure:
+def _contents(path: Path, walked: WalkResult) -> HDF5Contents:
     with validation(path, FeatureFileError, EXTRACT_AGAIN):
         record, size = walked.value, walked.stamp[2]
         attributes = dict(record["attributes"])
         if not all(value is None or type(value) in (str, int) for value in attributes.values()):
             raise ValueError("attributes")
-        return Structure(
+        return HDF5Contents(
             path,
             walked.stamp,
             attributes,

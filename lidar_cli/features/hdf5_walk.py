@@ -71,7 +71,7 @@ def shapes(source: BinaryIO, arguments: Record) -> Record:
         return {name: list(item.shape) for name, item in items if _is_real(item)}
 
 
-def walk_whole(source: BinaryIO, arguments: Record) -> Record:
+def walk_everything(source: BinaryIO, arguments: Record) -> Record:
     """As `describe`, after a traversal of everything that HDF5 may access when it writes."""
     with _opened(source, arguments) as file:
         for name in file.attrs:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, Unresumable
-from lidar_cli.features.arrays import arrange, choose
-from lidar_cli.features.blocks import Chunk, Embeddings, Names, Stored
+from lidar_cli.features.arrays import as_embeddings, choose_array
+from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
 from lidar_cli.features.hdf5 import (
-    Structure,
+    HDF5Contents,
     check_complete,
-    is_ours,
+    has_format,
     open_hdf5,
     provenance_of,
     read_array,
@@ -97,11 +97,11 @@ def read_hdf5(
     HDF5 file has no array of the right shape.
     """
     with open_hdf5(path) as file:
-        if dataset is None and is_ours(file, SHARD_FORMAT):
+        if dataset is None and has_format(file, SHARD_FORMAT):
             raise FeatureFileError(
                 f"{path}: a shard of a feature file; give the joined file, {joined_name(path)}"
             )
-        if dataset is not None or not is_ours(file):
+        if dataset is not None or not has_format(file):
             return [_other_hdf5(path, dataset, views_per_sample)]
         provenance = provenance_of(file)
         check_shards(file)
@@ -136,11 +136,11 @@ def read_first(path: Path, layer: str, n: int) -> Embeddings:
     return replace(all_samples, views=views, clean=clean)
 
 
-def _first_rows(stored: Stored | None, n: int) -> Stored | None:
+def _first_rows(stored: StoredArray | None, n: int) -> StoredArray | None:
     return stored and stored._replace(shape=(min(n, stored.shape[0]), *stored.shape[1:]))
 
 
-def _layer(file: Structure, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
+def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
     group = f"embeddings/{name}"
     parts = ("views", "clean") if f"{group}/views" in file.arrays else ("clean",)
     stored = {part: file.stored(f"{group}/{part}") for part in parts}
@@ -177,10 +177,10 @@ def _layer(file: Structure, path: Path, name: str, provenance: dict[str, Any]) -
     )
 
 
-def check_shards(structure: Structure) -> None:
+def check_shards(contents: HDF5Contents) -> None:
     """Raise FeatureFileError if a shard is missing, for which HDF5 would read zeros."""
-    path = structure.path
-    for array in structure.arrays.values():
+    path = contents.path
+    for array in contents.arrays.values():
         for shard in array.sources:
             if joined_name(Path(shard)) is None or Path(shard).name != shard:
                 continue  # not a shard of ours: checked when it is read
@@ -194,8 +194,8 @@ def check_shards(structure: Structure) -> None:
 def _other_hdf5(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
     name, file = dataset, None if dataset is None else read_array(path, dataset)
     if name is None or file is None:
-        name = choose(path, read_shapes(path), dataset)
+        name = choose_array(path, read_shapes(path), dataset)
         file = read_array(path, name)
     if file is None:
         raise FeatureFileError(f"{path}: changed while it was read; run it again", code="changed")
-    return arrange(path, name.strip("/"), file.stored(name), views_per_sample)
+    return as_embeddings(path, name.strip("/"), file.stored(name), views_per_sample)

@@ -162,7 +162,7 @@ def revision_of(provenance: Mapping[str, Any]) -> int:
     return revision
 
 
-def differing(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def differing_fields(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Names of the fields in which two provenance records differ, except the checkpoint's path."""
     # A round trip through JSON turns tuples into lists, as in the record of a file.
     stored: dict[str, Any] = json.loads(json.dumps(other))
@@ -195,12 +195,12 @@ def check_unlocked(partial: Path) -> None:
         with partial.open("r+b") as file:  # HDF5 might hang on a damaged file, or write to it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock that HDF5 takes
     except BlockingIOError as error:
-        raise in_use(partial) from error
+        raise in_use_error(partial) from error
     except OSError:
         return  # not writable, or no locks on this file system
 
 
-def in_use(partial: Path) -> InUse:
+def in_use_error(partial: Path) -> InUse:
     """The error for a file that another process is writing."""
     return InUse(f"{partial}: another process is writing it; wait for it, then run again")
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.features.hdf5 import open_hdf5, provenance_of
-from lidar_cli.features.schema import SHARD_FORMAT, Layout, Share, differing, write_metadata
+from lidar_cli.features.schema import SHARD_FORMAT, Layout, Share, differing_fields, write_metadata
 from lidar_cli.runtime.atomic import atomic, temporary_file
 from lidar_cli.runtime.files import parse_json, read_limited
 
@@ -33,7 +33,7 @@ def shard_path(path: Path, rank: int, ranks: int) -> Path:
     return path.with_name(f"{path.name}.shard-{rank}-of-{ranks}.h5")
 
 
-def agree(
+def agree_on_batch_size(
     path: Path,
     ranks: int,
     provenance: Mapping[str, Any],
@@ -65,7 +65,7 @@ def agree(
         raise FeatureFileError(
             f"{agreed}: cannot be read: {first_line(error)}; {_advice(path)}"
         ) from error
-    names = differing(other, {**provenance, "batch_size": batch_size or size})
+    names = differing_fields(other, {**provenance, "batch_size": batch_size or size})
     if count != ranks:
         names.append(f"processes, {count} and {ranks},")
     if names:
@@ -85,7 +85,7 @@ def check_startable(path: Path, shard: Path) -> None:
             )
 
 
-def join(
+def join_shards(
     path: Path,
     layout: Layout,
     shares: Sequence[Share],
@@ -137,7 +137,7 @@ def _checksums(
     Raises FeatureFileError if the shard is not the one described by `share` and `provenance`.
     """
     with open_hdf5(shard) as file:
-        names = differing(provenance_of(file, SHARD_FORMAT), provenance)
+        names = differing_fields(provenance_of(file, SHARD_FORMAT), provenance)
         if names:
             raise FeatureFileError(
                 f"{shard}: cannot be joined, it was written with other settings "

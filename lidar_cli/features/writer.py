@@ -17,11 +17,11 @@ from torch import Tensor
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, Unresumable, first_line
 from lidar_cli.features.hdf5 import (
     DAMAGE,
-    Structure,
+    HDF5Contents,
     is_hdf5,
     open_hdf5,
     provenance_of,
-    walk_whole,
+    walk_everything,
 )
 from lidar_cli.features.schema import (
     FORMAT,
@@ -33,8 +33,8 @@ from lidar_cli.features.schema import (
     check_space,
     check_unlocked,
     checksums_of,
-    differing,
-    in_use,
+    differing_fields,
+    in_use_error,
     partial_path,
     reserve,
     revision_of,
@@ -99,7 +99,7 @@ class FeatureWriter:
             check_space(partial, layout, [*ids, *chain(*bad)])
             file = h5py.File(begun, "x")
         except FileExistsError as error:
-            raise in_use(partial) from error
+            raise in_use_error(partial) from error
         except OSError as error:
             why = error.strerror or first_line(error)
             raise FeatureFileError(
@@ -150,7 +150,7 @@ class FeatureWriter:
         except FeatureFileError as error:
             raise Unresumable(f"{error}; {advice}", code=error.code) from error
         except BlockingIOError as error:
-            raise in_use(partial) from error
+            raise in_use_error(partial) from error
         except OSError as error:
             raise Unresumable(
                 f"{partial}: cannot be opened: {first_line(error)}; {advice}"
@@ -183,8 +183,10 @@ class FeatureWriter:
             for layer, rows in clean.items():
                 group = self._file["embeddings"][layer]
                 storage = group["clean"].dtype.name
-                stored_clean = as_numbers(rows, storage, layer, samples[0]).cpu().numpy()
-                stored_views = as_numbers(views[layer], storage, layer, samples[0]).cpu().numpy()
+                stored_clean = as_storage_type(rows, storage, layer, samples[0]).cpu().numpy()
+                stored_views = (
+                    as_storage_type(views[layer], storage, layer, samples[0]).cpu().numpy()
+                )
                 if len(stored_views):
                     group["views"][first : first + len(stored_views)] = stored_views
                 group["clean"][first:last] = stored_clean
@@ -194,7 +196,7 @@ class FeatureWriter:
             self._file.flush()
             self._name_partial()
         except FileExistsError as error:
-            raise in_use(partial_path(self.path)) from error
+            raise in_use_error(partial_path(self.path)) from error
         except (OSError, RuntimeError) as error:
             raise _unwritable(self._partial, error) from error
         self.done[first:last] = True
@@ -214,7 +216,7 @@ class FeatureWriter:
         check_absent(self.path, self._overwrite, partial_too=False)
         # Some file systems ignore locks: do not rename the file of another writer.
         if not self._partial.exists() or self._partial.stat().st_ino != inode:
-            raise in_use(self._partial)
+            raise in_use_error(self._partial)
         self._partial.replace(self.path)
         return self.path
 
@@ -232,7 +234,7 @@ class FeatureWriter:
         if self._partial == partial:
             return
         if not self._partial.exists() or self._partial.stat().st_ino != self._inode():
-            raise in_use(partial)
+            raise in_use_error(partial)
         rename_exclusively(self._partial, partial)
         self._partial = partial
 
@@ -264,14 +266,14 @@ class FeatureWriter:
 
 def _check_begun(
     partial: Path, layout: Layout, provenance: Mapping[str, Any], share: Share | None
-) -> Structure:
+) -> HDF5Contents:
     """The contents of a partial file, checked to have the arrays and provenance of these settings.
 
     Raises FeatureFileError if the file lacks them or is damaged, Unresumable if it was begun with
     other settings, InUse if another process is writing it.
     """
     check_unlocked(partial)
-    with open_hdf5(partial, walk_whole) as file:
+    with open_hdf5(partial, walk_everything) as file:
         begun = provenance_of(file, SHARD_FORMAT if share else FORMAT)
         revisions = revision_of(begun), revision_of(provenance)
         if revisions[0] != revisions[1]:
@@ -279,7 +281,7 @@ def _check_begun(
                 f"{partial}: was begun at embedding revision {revisions[0]}, and this lidar embeds "
                 f"at {revisions[1]}; {_restart_advice(share)}"
             )
-        other = differing(begun, provenance)
+        other = differing_fields(begun, provenance)
         if share and file.attributes["share"] != share.describe():
             other.append("share")
         if other:
@@ -336,7 +338,7 @@ def begun_path(partial: Path) -> Path:
     return partial.with_name(partial.name + ".begun")
 
 
-def remove_unbegun(begun: Path) -> None:
+def remove_begun(begun: Path) -> None:
     """Remove NAME.partial.begun of a killed process; keep one that another process is writing."""
     with suppress(InUse, OSError):
         _remove_unlocked(begun)
@@ -375,7 +377,7 @@ def _unwritable(partial: Path, error: BaseException) -> FeatureFileError:
     )
 
 
-def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
+def as_storage_type(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
     """Embeddings [c, ...] of samples first, first + 1, ... in the number type `storage`.
 
     Raises DegenerateFeatures if one is not finite, or overflows float16.

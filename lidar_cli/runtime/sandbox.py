@@ -48,7 +48,7 @@ WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standar
     **dict.fromkeys(
         (
             f"lidar_cli.features.hdf5_walk:{name}"
-            for name in ("describe", "describe_one", "shapes", "walk_whole", "rows", "texts")
+            for name in ("describe", "describe_one", "shapes", "walk_everything", "rows", "texts")
         ),
         ("numpy", "h5py"),
     ),

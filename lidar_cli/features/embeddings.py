@@ -12,7 +12,7 @@ from torch import Tensor
 ReadRows = Callable[[int, int], Tensor]
 
 
-class Stored(NamedTuple):
+class StoredArray(NamedTuple):
     """An array on disk whose first axis is samples."""
 
     shape: tuple[int, ...]
@@ -42,8 +42,8 @@ class Embeddings:
 
     file: str
     layer: str
-    views: Stored | None
-    clean: Stored | None
+    views: StoredArray | None
+    clean: StoredArray | None
     clean_name: str = "clean"  # "rows" for a two-dimensional array, whose rows may be anything
     provenance: dict[str, Any] = field(default_factory=dict)
     note: str | None = None  # remark to show to the user
@@ -73,8 +73,8 @@ class Embeddings:
         return replace(
             self,
             views=views
-            and Stored((n, q, *views.shape[2:]), views.item_size, _read_first_views(views, q)),
-            clean=clean and Stored((n_rows, *clean.shape[1:]), clean.item_size, clean.read),
+            and StoredArray((n, q, *views.shape[2:]), views.item_size, _read_first_views(views, q)),
+            clean=clean and StoredArray((n_rows, *clean.shape[1:]), clean.item_size, clean.read),
             verify=None,
             content=None,
         )
@@ -108,9 +108,9 @@ class Embeddings:
             start = stop
 
 
-def _read_first_views(stored: Stored, q: int) -> ReadRows:
+def _read_first_views(stored: StoredArray, q: int) -> ReadRows:
     return lambda start, stop: stored.read(start, stop)[:, :q]
 
 
-def _sample_bytes(part: Stored) -> int:
+def _sample_bytes(part: StoredArray) -> int:
     return part.item_size * math.prod(part.shape[1:])
