@@ -150,7 +150,7 @@ def test_hdf5_is_lost_in_a_child(damage: Callable[[Path], None], path: Path) -> 
     damage(path)
     found = {
         "SIGXCPU": "takes more than 1 s of processor time to read",
-        "SIGSEGV": "crashes what reads it (SIGSEGV)",
+        "SIGSEGV": "crashes the process that reads it (SIGSEGV)",
     }.get(alone(lambda: plain(path), cpu=(1, 2))[0], "damaged")
     for read in READERS if damage is not unlisted else READERS[:1]:
         with pytest.raises(FeatureFileError) as caught:

@@ -92,7 +92,7 @@ SMALL: dict[str, tuple[bytes, str]] = {
     "npz, objects": (packed(header((4, 3), "|O") + b"cos\ngetpid\n)R."), "found no array"),
     "npz, a place outside": (
         packed(header((4, 3)), size=48).replace(b"a.npy", b"/.npy"),
-        "names a place outside",
+        "is a path outside",
     ),
     "npz without a directory": (
         packed(header((4, 3)), size=48)[:-22] + bytes(22),
