@@ -32,7 +32,7 @@ import h5py
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, InUse
-from lidar_cli.runtime.files import irregular, parse_json
+from lidar_cli.runtime.files import irregular_kind, parse_json
 
 FORMAT = "lidar-features"
 SHARD_FORMAT = "lidar-features-shard"
@@ -189,7 +189,7 @@ def check_unlocked(partial: Path) -> None:
         import fcntl
     except ImportError:  # HDF5 takes no locks there either
         return
-    if irregular(partial) is not None:
+    if irregular_kind(partial) is not None:
         return
     try:
         with partial.open("r+b") as file:  # HDF5 might hang on a damaged file, or write to it

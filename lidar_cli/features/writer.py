@@ -41,7 +41,7 @@ from lidar_cli.features.schema import (
     write_metadata,
 )
 from lidar_cli.runtime.atomic import is_stream, rename_exclusively
-from lidar_cli.runtime.files import irregular
+from lidar_cli.runtime.files import irregular_kind
 from lidar_cli.runtime.sandbox import stamp_of
 
 
@@ -357,7 +357,7 @@ def _remove_unlocked(partial: Path) -> None:
 
 def _check_unlinked(path: Path) -> None:
     """Raise FeatureFileError for a pipe, a device, or a link, which HDF5 would follow."""
-    kind = irregular(path, follow=False)
+    kind = irregular_kind(path, follow=False)
     if kind is not None:
         raise FeatureFileError(
             f"{path}: {kind}, not a file; remove it, or name another with -o", code="not-a-file"

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from lidar_cli.runtime.files import irregular
+from lidar_cli.runtime.files import irregular_kind
 
 TEMPORARY = re.compile(r"\.lidar-[0-9a-f]{16}\.tmp")
 
@@ -81,7 +81,7 @@ def rename_exclusively(file: Path, name: Path) -> None:
 
 def is_stream(path: Path) -> bool:
     """Whether a path names a pipe, a device or an open descriptor, which cannot be replaced."""
-    return irregular(path) is not None or _descriptor(path) is not None
+    return irregular_kind(path) is not None or _descriptor(path) is not None
 
 
 def open_stream(path: Path) -> BinaryIO:

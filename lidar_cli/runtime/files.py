@@ -35,7 +35,7 @@ class NotAFile(OSError):
         return str(self.strerror)
 
 
-def irregular(path: Path, follow: bool = True) -> str | None:
+def irregular_kind(path: Path, follow: bool = True) -> str | None:
     """'a pipe', 'a device', ... for a path that is neither a file nor a directory, else None.
 
     None also for a path that does not exist. follow: whether links are followed; if not, a link is
@@ -53,7 +53,7 @@ def check_regular(path: Path, follow: bool = True) -> None:
 
     For libraries that open a path themselves. A missing file raises nothing here.
     """
-    kind = irregular(path, follow)
+    kind = irregular_kind(path, follow)
     if kind is not None:
         raise NotAFile(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
 
@@ -84,7 +84,7 @@ def read_named(path: Path, limit: int = MAX_TABLE) -> bytes:
 
     The content of a pipe is remembered, because it can be read only once.
     """
-    kind = irregular(path)
+    kind = irregular_kind(path)
     status = path.stat()
     key = path, status.st_dev, status.st_ino
     if kind is None or key not in _piped:
