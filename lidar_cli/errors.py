@@ -1,6 +1,6 @@
 """All errors that a user can cause.
 
-    LidarError                     base class, never raised; `exit_status` is for the shell
+    LidarError                     base class, never raised; numbers: exit status of the command
     |-- SettingsError          2   an option, variable or config key is wrong
     |   `-- MissingExtra       2   an option needs a package that is not installed
     |-- InputError             3   data or an array file cannot be used, or an output written
@@ -86,7 +86,7 @@ class InUse(FeatureFileError):
 
 
 class Unresumable(FeatureFileError):
-    """A partial file is damaged, or was written with other settings; the run must start anew."""
+    """A partial file is damaged, or was written with other settings; the run must start over."""
 
     code = "unresumable"
 
@@ -115,17 +115,17 @@ class DegenerateFeatures(LidarError):
     code = "degenerate-features"
 
 
-# Errors that one file can cause; work on other files continues.
+# Errors that one file can cause; the program continues with the other files.
 FILE_ERRORS = (LidarError, OSError, MemoryError, RecursionError)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, to be part of a message."""
+    """The first line of an error's text, for use in a message."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     lines = (line for line in str(error).splitlines() if line.strip())
-    unsaid = "it does not fit into memory" if isinstance(error, MemoryError) else None
-    return next(lines, unsaid or type(error).__name__)
+    default = "it does not fit into memory" if isinstance(error, MemoryError) else None
+    return next(lines, default or type(error).__name__)
 
 
 def printable(text: str) -> str:
@@ -138,13 +138,13 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """Printable text of at most 300 characters, to be part of a message."""
+    """The text, printable and with at most 300 characters, for use in a message."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def nearest(word: str, names: list[str]) -> str:
-    """A phrase that suggests the name closest to a mistyped word, or lists all names."""
+    """A phrase for a message: the name closest to a mistyped word, or else all names."""
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]}?"

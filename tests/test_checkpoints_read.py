@@ -148,7 +148,9 @@ def test_the_witness_would_be_called_by_a_plain_unpickler(tmp_path: Path) -> Non
 
 def test_weights_in_other_places_are_named(tmp_path: Path) -> None:
     tree = {"student": tiny_state_dict(), "loss": {"heads": {"a.weight": torch.ones(1)}}}
-    with pytest.raises(CheckpointError, match=r"weights lie under loss\.heads, student") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"the weights are under loss\.heads, student"
+    ) as caught:
         open_checkpoint(save(tmp_path / "a.pt", tree))
     assert not isinstance(caught.value, NoWeights)
 

@@ -150,7 +150,7 @@ def test_hdf5_is_lost_in_a_child(damage: Callable[[Path], None], path: Path) -> 
     damage(path)
     found = {
         "SIGXCPU": "takes more than 1 s of processor time to read",
-        "SIGSEGV": "crashes what reads it (SIGSEGV)",
+        "SIGSEGV": "crashes the process that reads it (SIGSEGV)",
     }.get(alone(lambda: plain(path), cpu=(1, 2))[0], "damaged")
     for read in READERS if damage is not unlisted else READERS[:1]:
         with pytest.raises(FeatureFileError) as caught:
@@ -217,7 +217,7 @@ def test_a_text_that_is_a_thousand_texts(path: Path) -> None:
     assert told == str(2000 * 2**19)
     assert taken > 2**29
     told, taken = alone(lambda: read_provenance(path))
-    assert "provenance is no text" in told
+    assert "provenance is not a text" in told
     assert taken < 2**26
 
 
@@ -258,12 +258,12 @@ def test_resume_writes_only_into_the_file_that_was_walked(
     """Its time changes after the child has looked at it, before HDF5 opens it here."""
 
     def late(name: Path) -> object:
-        walked = hdf5.walk_whole(name)
+        walked = hdf5.walk_everything(name)
         os.utime(name, (1, 1))
         return walked
 
     before = path.read_bytes()
-    monkeypatch.setattr(writer, "walk_whole", late)
+    monkeypatch.setattr(writer, "walk_everything", late)
     with raises(Unresumable, "changed"):
         FeatureWriter.resume(path.with_suffix(""), LAYOUT, PROVENANCE)
     assert path.read_bytes() == before

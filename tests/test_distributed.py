@@ -197,7 +197,8 @@ def test_the_folder_can_be_moved_and_no_shard_can_be_left_behind(
     moved_shard = shard.rename(tmp_path / shard.name)
     for read in (read_hdf5, read_provenance):
         with pytest.raises(
-            FeatureFileError, match=r"out\.h5: its shard out\.h5\.shard-1-of-2\.h5 is not beside it"
+            FeatureFileError,
+            match=r"out\.h5: its shard out\.h5\.shard-1-of-2\.h5 is not in the same",
         ):
             read(moved / "out.h5")
     # Another checkpoint's shard of the same name is recognised by the sums in the joined file.
@@ -289,7 +290,9 @@ def test_other_versions_neither_begin_nor_join(inputs: Inputs, tmp_path: Path) -
     shard = shard_path(output, 0, 2)
     with h5py.File(shard, "r+") as file:
         file.attrs["provenance"] = json.dumps(record["provenance"])
-    with pytest.raises(FeatureFileError, match="cannot be joined, it was made at other settings"):
+    with pytest.raises(
+        FeatureFileError, match="cannot be joined, it was written with other settings"
+    ):
         run(inputs, output, RankInfo(1, 2, 1))
     assert not output.exists()
 

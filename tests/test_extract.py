@@ -346,7 +346,7 @@ def test_overwrite_replaces_an_interrupted_run(inputs: tuple[Path, Path], tmp_pa
         run(inputs, tmp_path / "out.h5")
     assert str(caught.value) == (
         f"{tmp_path}/out.h5.partial: an interrupted run is here; "
-        "continue it with --resume, or start anew with --overwrite"
+        "continue it with --resume, or start over with --overwrite"
     )
     assert run(inputs, tmp_path / "out.h5", overwrite=True).embedded == N
 

@@ -253,7 +253,7 @@ def test_resume_with_other_settings_names_them(tmp_path):
         write(writer, 0, 2)
     before = partial_path(path).read_bytes()
     other = {**PROVENANCE, "seed": 1, "extra": True}
-    message = r"begun with other settings \(extra, seed differ\).*start anew with --overwrite"
+    message = r"begun with other settings \(extra, seed differ\).*start over with --overwrite"
     with pytest.raises(FeatureFileError, match=message):
         FeatureWriter.resume(path, LAYOUT, other)
     assert partial_path(path).read_bytes() == before
@@ -263,7 +263,7 @@ def test_resume_with_other_settings_names_them(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not HDF5 at all, though long enough to look at"])
 def test_resume_of_what_is_no_feature_file_says_what_to_do(tmp_path, content):
     partial_path(tmp_path / "f.h5").write_bytes(content)
-    with pytest.raises(FeatureFileError, match=r"cannot be opened: .*start anew with --overwrite"):
+    with pytest.raises(FeatureFileError, match=r"cannot be opened: .*start over with --overwrite"):
         FeatureWriter.resume(tmp_path / "f.h5", LAYOUT, PROVENANCE)
     assert partial_path(tmp_path / "f.h5").read_bytes() == content
 
@@ -273,7 +273,7 @@ def test_resume_of_a_file_that_lacks_its_datasets_says_what_to_do(tmp_path):
     with h5py.File(partial_path(path), "w") as file:
         file.attrs["format"], file.attrs["version"] = "lidar-features", 1
         file.attrs["provenance"] = json.dumps(PROVENANCE)
-    with pytest.raises(FeatureFileError, match=r"damaged: .*start anew with --overwrite"):
+    with pytest.raises(FeatureFileError, match=r"damaged: .*start over with --overwrite"):
         FeatureWriter.resume(path, LAYOUT, PROVENANCE)
 
 
@@ -310,7 +310,7 @@ def test_resume_of_a_file_that_does_not_take_the_rows_leaves_it_as_it_is(tmp_pat
         write(writer, 0, 3)
     change(partial_path(path), edit)
     before = partial_path(path).read_bytes()
-    with pytest.raises(Unresumable, match=f"damaged: .*{found}.*start anew with --overwrite"):
+    with pytest.raises(Unresumable, match=f"damaged: .*{found}.*start over with --overwrite"):
         FeatureWriter.resume(path, LAYOUT, PROVENANCE)
     assert partial_path(path).read_bytes() == before
 
@@ -537,7 +537,9 @@ def test_there_are_as_many_marks_and_labels_as_rows(tmp_path, name):
     with h5py.File(path, "r+") as file:
         del file[f"samples/{name}"]
         file[f"samples/{name}"] = np.ones(CLEAN + 1, np.int8)
-    with pytest.raises(FeatureFileError, match=rf"samples/{name} has the shape \(9,\), beside 8 r"):
+    with pytest.raises(
+        FeatureFileError, match=rf"samples/{name} has the shape \(9,\), but there are 8 r"
+    ):
         (read_provenance if name == "done" else read_labels)(path)
 
 

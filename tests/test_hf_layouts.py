@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lidar_cli.checkpoints.models.weights import fill, shapes_of
 from lidar_cli.checkpoints.open import open_checkpoint
-from lidar_cli.checkpoints.reading.lazy_tensor import JoinedTensor, join
+from lidar_cli.checkpoints.reading.lazy_tensor import JoinedTensor, join_parts
 from lidar_cli.checkpoints.reading.read import read_checkpoint
 from lidar_cli.checkpoints.shapes import beit, huggingface
 from lidar_cli.checkpoints.shapes.spec import renamed
@@ -69,7 +69,7 @@ def test_data2vec_saved_without_its_pooler_has_no_last_norm(tmp_path: Path) -> N
     ]
     assert_close(embeddings, hf_embedding("data2vec", weights, images(16)))
     named = {renamed(n, huggingface.FROM_HF_BEIT): t for n, t in weights.items()}
-    shapes = shapes_of(join(named)[0])
+    shapes = shapes_of(join_parts(named)[0])
     assert not huggingface.beit_spec(shapes, "here").norm
     assert beit.spec(shapes, "here").norm  # in BEiT's own files a tensor is missing
 
@@ -120,7 +120,7 @@ def test_parts_are_joined_in_order_and_unread(tmp_path: Path) -> None:
     tensors = {f"a.weight@{i}": torch.full((i + 1, 2), float(i)) for i in (2, 0, 1)}
     torch.save(tensors | {"b": torch.ones(3)}, tmp_path / "a.pt")
     tree = read_checkpoint(tmp_path / "a.pt")
-    joined, sources = join(tree)
+    joined, sources = join_parts(tree)
     assert list(sources["a.weight"]) == ["a.weight@0", "a.weight@1", "a.weight@2"]
     assert (joined["b"], sources["b"]) == (tree["b"], ("b",))
     stacked = joined["a.weight"]
@@ -139,7 +139,7 @@ def test_many_joined_tensors_over_few_bytes_are_refused(tmp_path: Path) -> None:
         module.register_buffer(str(i), torch.empty(3 * 2**18, device="meta"))
     torch.save(tree, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"the tensors have \d+ bytes over \d+ of the file"):
-        fill(module, join(read_checkpoint(tmp_path / "a.pt"))[0], "here")
+        fill(module, join_parts(read_checkpoint(tmp_path / "a.pt"))[0], "here")
 
 
 # The library itself.

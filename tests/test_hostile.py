@@ -41,7 +41,7 @@ from lidar_cli.checkpoints.reading.interpret import interpret
 from lidar_cli.checkpoints.reading.lazy_tensor import Malformed
 from lidar_cli.checkpoints.reading.pickle import Forbidden, load
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents
-from lidar_cli.checkpoints.reading.record import decoded, encoded
+from lidar_cli.checkpoints.reading.record import decode, encode
 from lidar_cli.errors import CheckpointError, LidarError
 from lidar_cli.runtime.sandbox import Sandbox
 
@@ -256,7 +256,7 @@ def test_safety_does_not_rest_on_the_list(canary: Path) -> None:
     box = Sandbox(walkers={"hostile_walkers:unlisted": ()}, search=[helpers])
     walked = box.run("hostile_walkers:unlisted", path, str(path), error=CheckpointError)
     box.close()
-    tree, names = decoded(walked.value, path, path.stat().st_size)
+    tree, names = decode(walked.value, path, path.stat().st_size)
     assert len(tree) == 4
     assert {"builtins.eval", f"{os.name}.system"} <= set(names)
     assert not canary.exists()
@@ -425,7 +425,7 @@ def test_random_streams_of_opcodes(little_memory: None) -> None:
         stream = b"".join(draw.choices(words, k=draw.randint(1, 60))) + b"."
         try:
             records, _ = load(io.BytesIO(stream), True)
-            json.dumps(encoded(interpret(records, lambda saved: None), ()))
+            json.dumps(encode(interpret(records, lambda saved: None), ()))
             ended += 1
         except (Malformed, Forbidden, MemoryError):
             pass

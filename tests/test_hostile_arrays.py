@@ -92,7 +92,7 @@ SMALL: dict[str, tuple[bytes, str]] = {
     "npz, objects": (packed(header((4, 3), "|O") + b"cos\ngetpid\n)R."), "found no array"),
     "npz, a place outside": (
         packed(header((4, 3)), size=48).replace(b"a.npy", b"/.npy"),
-        "names a place outside",
+        "is a path outside",
     ),
     "npz without a directory": (
         packed(header((4, 3)), size=48)[:-22] + bytes(22),
@@ -176,7 +176,7 @@ def test_a_file_with_some_holes_is_read(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(2**20)
         file.write(b"x" * (size // 100))
-    lidar_cli.features.arrays.check_stored(path)
+    lidar_cli.features.arrays.check_not_sparse(path)
 
 
 def test_a_file_system_that_knows_no_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def test_a_file_system_that_knows_no_holes(tmp_path: Path, monkeypatch: pytest.M
 
     path = sparse(tmp_path / "a.npy", header((2**35, 8)), TB)
     monkeypatch.setattr(os, "lseek", refused)
-    lidar_cli.features.arrays.check_stored(path)
+    lidar_cli.features.arrays.check_not_sparse(path)
 
 
 @pytest.mark.parametrize(

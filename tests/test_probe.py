@@ -279,7 +279,7 @@ def test_what_is_refused_and_why(tmp_path: Path) -> None:
     [
         ([0.5] * N, "labels are float64"),
         ([[1]] * N, r"labels are int64 (300, 1)"),
-        ([0, 1] * 10, "samples/label has the shape (20,), beside 300 rows"),
+        ([0, 1] * 10, "samples/label has the shape (20,), but there are 300 rows"),
     ],
 )
 def test_labels_that_are_none(tmp_path: Path, labels: list[Any], text: str) -> None:

@@ -78,7 +78,7 @@ def test_the_child_reads_the_file_and_many_more_without_torch(box: Sandbox, path
         ("swell", "takes more than 256 MB of memory to read; save again"),
         ("nest", "is nested too deeply to be read; save again"),
         ("nested_answer", "is nested too deeply to be read; save again"),
-        ("crash", "crashes what reads it (SIGSEGV); save again"),
+        ("crash", "crashes the process that reads it (SIGSEGV); save again"),
         ("killed", "ends the process that reads it; save again"),
         ("leave", "ends the process that reads it; save again"),
         ("fail", "cannot be read: two; save again"),

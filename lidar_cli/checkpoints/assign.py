@@ -25,7 +25,7 @@ from lidar_cli.checkpoints.formats.format import (
 )
 from lidar_cli.checkpoints.models.weights import compare, first_few, shapes_of, size
 from lidar_cli.checkpoints.reading import folder
-from lidar_cli.checkpoints.reading.containers import StateDict, clean
+from lidar_cli.checkpoints.reading.containers import StateDict, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
@@ -83,7 +83,7 @@ def assign_by_format(
     unused = (*format.unused, *COMMON_UNUSED)
     ignored += _remove_other_branches(rest, format, branch) + _remove_matching(rest, unused)
     unknown = [state.originals[name] for name in rest]
-    unknown += [name for name in state.others if not matches(clean(name), unused)]
+    unknown += [name for name in state.others if not matches(clean_name(name), unused)]
     if unknown:
         raise CheckpointError(
             f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
@@ -184,7 +184,7 @@ def remove_by_prefix(rest: dict[str, Weight], prefixes: tuple[str, ...]) -> tupl
 def _training(path: Path, format: Format, state: StateDict, backbone: Assignment) -> Training:
     """How the checkpoint was trained, by its names and the arguments saved next to it."""
     spec = backbone.spec
-    arguments = folder.arguments(path, format.arguments) if format.arguments else {}
+    arguments = folder.read_arguments(path, format.arguments) if format.arguments else {}
     small = isinstance(spec, ResNetSpec) and spec.kernel == 3
     small = small or (spec.image_size or SMALL + 1) <= SMALL
     return training(format, state.tensors.keys(), arguments, small)

@@ -22,15 +22,15 @@ from lidar_cli.checkpoints.formats.format import Format, fits
 from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.containers import (
     StateDict,
-    average,
-    candidates,
-    clean,
+    average_key,
+    candidate_dicts,
+    clean_name,
     find_state_dict,
-    raw_container,
-    unused,
+    raw_key,
+    unused_names,
     with_average,
 )
-from lidar_cli.checkpoints.reading.folder import architecture
+from lidar_cli.checkpoints.reading.folder import timm_architecture
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.checkpoints.shapes.spec import (
     ASSUME_KEYS,
@@ -96,13 +96,13 @@ def detect(
     assume_values = check_assumptions(assume)
     config_arch = _timm_name(path, config) if config and arch is None else None
     match = match_format(path, tree, format, config)
-    average_key = average(tree)
-    if average_key is not None and match is not None and _has_teacher(match[0]):
-        average_key = None  # the format has it as a branch, or it is reported as unused
-    raw_key = raw_container(tree, average_key) if average_key is not None else None
-    use_average = average_key is not None and BRANCHES[branch] == "teacher"
-    if average_key is not None and use_average:
-        tree = with_average(tree, average_key)
+    ema_key = average_key(tree)
+    if ema_key is not None and match is not None and _has_teacher(match[0]):
+        ema_key = None  # the format has it as a branch, or it is reported as unused
+    raw = raw_key(tree, ema_key) if ema_key is not None else None
+    use_average = ema_key is not None and BRANCHES[branch] == "teacher"
+    if ema_key is not None and use_average:
+        tree = with_average(tree, ema_key)
         match = match_format(path, tree, format, config)
         branch = "auto"
     system = match[0].name if match else PLAIN
@@ -123,8 +123,8 @@ def detect(
         description, modules = by_shapes
         note = f"not timm's {config_arch} that config.json names, whose tensors are others"
         description = replace(description, assumptions=(*description.assumptions, note))
-    if average_key is not None:
-        description = _with_average_as_branch(description, average_key, raw_key, use_average)
+    if ema_key is not None:
+        description = _with_average_as_branch(description, ema_key, raw, use_average)
     return description, modules
 
 
@@ -140,7 +140,7 @@ def match_format(
     if name == PLAIN:
         return None
     requested = [entry for entry in FORMATS if name in ("auto", entry.name)]
-    containers = candidates(tree)
+    containers = candidate_dicts(tree)
     matches: dict[str, Match] = {}
     states: dict[object, StateDict | None] = {}  # many formats read the same state dict
     for entry in requested:
@@ -186,7 +186,7 @@ def _state_dict(format: Format, container: str, root: Mapping[str, Any]) -> Stat
         listed = {id(other) for _, _, other in sources if other is not source}
         seen = set(listed)  # dicts that the format lists are not walked as part of another
         for name, value in _walk(source, MAX_DEPTH if at else 0, seen):
-            key = prefix + renamed(clean(name), ((format.class_prefix, ""),))
+            key = prefix + renamed(clean_name(name), ((format.class_prefix, ""),))
             if not is_tensor(value):
                 others.append(f"{at}.{name}".lstrip("."))
             elif key in tensors:
@@ -269,7 +269,7 @@ def _assign(
                 "leave --branch out",
                 code="no-branch",
             )
-    unused_entries = unused(tree, state.dicts)
+    unused_entries = unused_names(tree, state.dicts)
     if unused_entries:
         ignored = (*description.ignored, first_few(unused_entries, 8))
         description = replace(description, ignored=ignored)
@@ -310,7 +310,7 @@ def _with_average_as_branch(
 ) -> CheckpointDescription:
     """The description of a file that has averaged weights under `key` in addition to the raw ones.
 
-    raw: key of the raw weights, see `raw_container`. averaged: whether the averaged ones are used.
+    raw: key of the raw weights, see `raw_key`. averaged: whether the averaged ones are used.
     """
     branches = (*description.branches, "teacher")
     if not averaged:
@@ -342,7 +342,7 @@ def _timm_name(path: Path, config: Mapping[str, Any]) -> str | None:
 
     Raises CheckpointError if the installed timm has no such model.
     """
-    name = architecture(config)
+    name = timm_architecture(config)
     if name is not None:
         import timm
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from lidar_cli.checkpoints.description import Assignment
 from lidar_cli.checkpoints.models.weights import compare, shapes_of
-from lidar_cli.checkpoints.reading.folder import options_of
-from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join
+from lidar_cli.checkpoints.reading.folder import transformer_options
+from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join_parts
 from lidar_cli.checkpoints.shapes import beit, data2vec2, resnet, vit
 from lidar_cli.checkpoints.shapes import huggingface as hf
 from lidar_cli.checkpoints.shapes.spec import Rename, renamed
@@ -94,8 +94,8 @@ def assign_backbone(
     Raises CheckpointError if the shapes fit no backbone of the family, or tensors are missing.
     """
     keys = {renamed(name, family.rename): key for name, key in keys.items()}
-    joined, sources = join({name: tensors[key] for name, key in keys.items()})
-    options = options_of(config, str(path)) if config and family.configured else {}
+    joined, sources = join_parts({name: tensors[key] for name, key in keys.items()})
+    options = transformer_options(config, str(path)) if config and family.configured else {}
     spec = adjust(family.spec(shapes_of(joined), str(path), **options))
     if isinstance(spec, vit.TransformerSpec):
         spec.check_heads(str(path))

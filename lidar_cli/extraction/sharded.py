@@ -20,7 +20,7 @@ from lidar_cli.extraction.plan import identity
 from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import Share, partial_path
-from lidar_cli.features.shards import agree, check_startable, join, shard_path
+from lidar_cli.features.shards import agree_on_batch_size, check_startable, join_shards, shard_path
 from lidar_cli.features.writer import FeatureWriter, check_absent
 from lidar_cli.runtime.distributed import RankInfo, partition
 from lidar_cli.runtime.progress import Progress
@@ -68,7 +68,7 @@ def embed_share(
     plan, samples, ranks = model.plan, source.samples, rank_info.ranks
     finished = finished_batch_size(plan.identity, output)
     if finished is None:
-        size = agree(
+        size = agree_on_batch_size(
             output, ranks, plan.provenance, settings.batch_size, lambda: find_batch_size(model)
         )
         finished = finished_batch_size(plan.identity, output)  # the others may be done by now
@@ -85,7 +85,7 @@ def embed_share(
             lambda size: _embed_shard(model, source, size, share, output, resume, progress),
             fixed=True,
         )
-    joined = join(
+    joined = join_shards(
         output,
         layout,
         [share for share in shares if share.span],

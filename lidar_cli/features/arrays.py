@@ -1,8 +1,8 @@
-"""Embeddings in array files of other programs: `.npy`, `.npz`, and contiguous tensors.
+"""Reads embeddings from array files of other programs: `.npy`, `.npz`, and contiguous tensors.
 
 An array is (n, q, d); or (n*q, d) with q given, the views of a sample contiguous; or (N, d), rows
-without views. Arrays are read by offset, a chunk at a time; those of `.npz` are unpacked whole.
-Headers are read in the limited child process, and checked here.
+without views. Arrays are read by offset, a chunk at a time; those of `.npz` are unpacked into
+memory. Headers are read in the limited child process, and checked here.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import BadRows, InputError, first_line, nearest, printable
-from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.features.embeddings import Embeddings, StoredArray
 from lidar_cli.features.schema import HARMLESS, MAX_RATIO
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox import run_limited, validation
 
-LONG = 2**36  # bytes that take minutes to read, of which the user is warned
+LONG = 2**36  # bytes that take minutes to read; the user is warned
 PIECE = 2**20  # bytes unpacked at a time
-MAX_EXTENTS = 10_000  # of a sparse file that are examined
+MAX_EXTENTS = 10_000  # of a sparse file; later ones are not examined
 MAX_DIMENSIONS, MAX_NUMBER = 64, 2**62
 SAVE_AGAIN = "copy or save it again"
 NPY, NPZ = (f"lidar_cli.features.numpy_headers:{name}" for name in ("npy", "npz"))
@@ -38,9 +38,10 @@ NPY, NPZ = (f"lidar_cli.features.numpy_headers:{name}" for name in ("npy", "npz"
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a `.npy` file. dtype: None unless floating-point of at most 8 bytes.
+    """The header of a `.npy` file.
 
-    offset: from the start of the header to the numbers.
+    dtype: None unless floating-point of at most 8 bytes. fortran: whether columns are contiguous.
+    offset: bytes from the start of the header to the numbers.
     """
 
     shape: tuple[int, ...]
@@ -79,7 +80,7 @@ def read_npy(path: Path, dataset: str | None, views_per_sample: int | None) -> E
             f"{path}: truncated, {size:,} of {expected:,} bytes; copy or write the file again"
         )
     stored = stored_at(path, header.offset, header.shape, header.dtype)
-    return select(path, {path.stem: stored}, dataset, views_per_sample)
+    return select_embeddings(path, {path.stem: stored}, dataset, views_per_sample)
 
 
 def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings | None:
@@ -89,13 +90,13 @@ def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> E
         return None
     size = path.stat().st_size
     with validation(path, InputError, SAVE_AGAIN):
-        arrays = {name: _Packed(path, name, member) for name, member in members.items()}
+        arrays = {name: _ZippedArray(path, name, member) for name, member in members.items()}
     stored = {
-        name: Stored(array.header.shape, array.header.dtype.itemsize, array.read)
+        name: StoredArray(array.header.shape, array.header.dtype.itemsize, array.read)
         for name, array in arrays.items()
         if array.header.dtype is not None
     }
-    embeddings = select(path, stored, dataset, views_per_sample)
+    embeddings = select_embeddings(path, stored, dataset, views_per_sample)
     array = arrays[embeddings.layer]
     array.check(size)
     if array.size > 2**28:
@@ -104,18 +105,21 @@ def read_npz(path: Path, dataset: str | None, views_per_sample: int | None) -> E
     return replace(embeddings, in_memory=array.size)
 
 
-def select(
+def select_embeddings(
     path: Path,
-    arrays: Mapping[str, Stored],
+    arrays: Mapping[str, StoredArray],
     dataset: str | None,
     views_per_sample: int | None,
 ) -> Embeddings:
-    """The embeddings in `dataset` or the only suitable array. Raises as `choose`, `arrange`."""
-    name = choose(path, {key: stored.shape for key, stored in arrays.items()}, dataset)
-    return arrange(path, name, arrays[name], views_per_sample)
+    """The embeddings in `dataset`, or in the only suitable array.
+
+    Raises as `choose_array` and `as_embeddings`.
+    """
+    name = choose_array(path, {key: stored.shape for key, stored in arrays.items()}, dataset)
+    return as_embeddings(path, name, arrays[name], views_per_sample)
 
 
-def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | None) -> str:
+def choose_array(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | None) -> str:
     """`dataset`, or the name of the only array of two or three axes.
 
     Raises InputError if there is no such array, or several without `dataset`.
@@ -127,7 +131,7 @@ def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | Non
     fitting = [name for name, shape in shapes.items() if len(shape) in (2, 3)]
     if len(fitting) == 1:
         return fitting[0]
-    names = ", ".join(f"{name} {_times(shape)}" for name, shape in list(shapes.items())[:8])
+    names = ", ".join(f"{name} {_format_shape(shape)}" for name, shape in list(shapes.items())[:8])
     if not fitting:
         raise InputError(
             f"{path}: found {names or 'no array'}; expected one of (n, q, d) or (N, d)",
@@ -136,8 +140,12 @@ def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], dataset: str | Non
     raise InputError(f"{path}: found several arrays, {names}; choose one with --dataset")
 
 
-def arrange(
-    path: Path, name: str, stored: Stored, views_per_sample: int | None, note: str | None = None
+def as_embeddings(
+    path: Path,
+    name: str,
+    stored: StoredArray,
+    views_per_sample: int | None,
+    note: str | None = None,
 ) -> Embeddings:
     """An array as views [n, q, d] or as rows [N, d].
 
@@ -145,11 +153,11 @@ def arrange(
     """
     shape, q = stored.shape, views_per_sample
     if len(shape) not in (2, 3) or 0 in shape:
-        raise InputError(f"{path}: {name} is {_times(shape)}; expected (n, q, d) or (N, d)")
+        raise InputError(f"{path}: {name} is {_format_shape(shape)}; expected (n, q, d) or (N, d)")
     if len(shape) == 3:
         if q is not None and q != shape[1]:
             raise InputError(
-                f"{path}: {name} is {_times(shape)}, which is q = {shape[1]}, "
+                f"{path}: {name} is {_format_shape(shape)}, which is q = {shape[1]}, "
                 f"not --views-per-sample {q}; leave the option out"
             )
         return Embeddings(str(path), name, stored, None, note=note)
@@ -162,7 +170,7 @@ def arrange(
     def read(start: int, stop: int) -> Tensor:
         return stored.read(start * q, stop * q).view(-1, q, d)
 
-    views = Stored((rows // q, q, d), stored.item_size, read)
+    views = StoredArray((rows // q, q, d), stored.item_size, read)
     return Embeddings(str(path), name, views, None, note=note)
 
 
@@ -172,17 +180,17 @@ def stored_at(
     shape: tuple[int, ...],
     dtype: np.dtype,
     as_type: torch.dtype | None = None,
-) -> Stored:
-    """A contiguous array from an offset on, which the caller has checked.
+) -> StoredArray:
+    """A contiguous array that begins at an offset; the caller has checked that it is in the file.
 
-    as_type: a torch type of the same size that numpy lacks.
+    as_type: for a type that numpy lacks, the torch type to view the numbers as.
     """
 
     def read(start: int, stop: int) -> Tensor:
         rows = torch.from_numpy(read_rows(path, offset, shape, dtype, start, stop))
         return rows if as_type is None else rows.view(as_type)
 
-    return Stored(shape, dtype.itemsize, read)
+    return StoredArray(shape, dtype.itemsize, read)
 
 
 def read_rows(
@@ -204,7 +212,7 @@ def read_at(path: Path, offset: int, count: int) -> np.ndarray:
             n_read = file.readinto(data.data)
     except OSError as error:
         raise BadRows(f"{path}: cannot be read: {error.strerror}") from error
-    if n_read < count:  # the size was checked when it was opened
+    if n_read < count:  # the file was long enough when it was opened
         raise BadRows(
             f"{path}: was truncated while it was read; copy or write the file again",
             code="truncated",
@@ -221,7 +229,7 @@ def with_size_note(embeddings: Embeddings) -> Embeddings:
     return replace(embeddings, note=f"{embeddings.file}: {size / 2**30:,.0f} GB to be read")
 
 
-def check_stored(path: Path) -> None:
+def check_not_sparse(path: Path) -> None:
     """Raise BadRows for a sparse file that is almost all holes, which read as zeros.
 
     A terabyte of holes takes no disk space, and hours to read.
@@ -259,19 +267,19 @@ def _stored_bytes(descriptor: int, size: int) -> tuple[int, int]:
     return stored, position
 
 
-class _Packed:
-    """A member of a `.npz` file, unpacked when it is first read."""
+class _ZippedArray:
+    """An array in a `.npz` file, unpacked when it is first read."""
 
     def __init__(self, path: Path, name: str, record: dict[str, Any]) -> None:
         self._path, self._name = path, name
         self.header = _header(record)
-        self._start, self._packed, self.size, self._crc = sizes(
+        self._start, self._packed, self.size, self._crc = checked_sizes(
             [record[key] for key in ("start", "packed", "size", "crc")]
         )
         self._deflated = bool(record["deflated"])
 
     def check(self, file_size: int) -> None:
-        """Raise InputError if it unpacks to more than embeddings do, or to another size."""
+        """Raise InputError if it is too large for embeddings, or its sizes are contradictory."""
         declared = self.header.offset + self.header.nbytes
         if self._start + self._packed > file_size:
             raise self._damaged("it is outside the file")
@@ -282,10 +290,10 @@ class _Packed:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows start .. stop - 1. Raises InputError if the bytes are damaged."""
-        return self._whole[start:stop]
+        return self._array[start:stop]
 
     @cached_property
-    def _whole(self) -> Tensor:
+    def _array(self) -> Tensor:
         header = self.header
         assert header.dtype is not None
         content = np.empty(self.size, np.uint8)
@@ -326,21 +334,21 @@ class _Packed:
 
 
 def _header(record: dict[str, Any]) -> Header:
-    """The header in a record of the child. Raises an error of `validation`."""
+    """The header in a record of the child process. Raises an error that `validation` converts."""
     kind = record["dtype"]
     if kind is not None and not re.fullmatch("[<>]f[248]", kind):
         raise ValueError(kind)
     return Header(
-        sizes(record["shape"]),
+        checked_sizes(record["shape"]),
         None if kind is None else np.dtype(kind),
         printable(str(record["type"])),
         bool(record["fortran"]),
-        *sizes([record["offset"]]),
+        *checked_sizes([record["offset"]]),
     )
 
 
-def sizes(values: Any) -> tuple[int, ...]:
-    """Sizes from a file. Raises ValueError if one is impossible, or they are too many."""
+def checked_sizes(values: Any) -> tuple[int, ...]:
+    """Sizes from a file. Raises ValueError if one is impossible, or there are too many."""
     if len(values) > MAX_DIMENSIONS:
         raise ValueError("dimensions")
     if not all(type(value) is int and 0 <= value < MAX_NUMBER for value in values):
@@ -348,5 +356,5 @@ def sizes(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "(" + ", ".join(map(str, shape)) + ")"

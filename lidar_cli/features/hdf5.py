@@ -1,7 +1,7 @@
-"""The contents of an HDF5 file, as the limited child process describes them, and its numbers.
+"""Reads HDF5 files through the limited child process, which alone opens them with HDF5.
 
-This module does not open files with HDF5: contiguous numbers are read from their offset, all others
-(in chunks, in other files of the directory) by the child.
+The child process describes the contents of a file. Contiguous numbers are then read here, by
+offset; the child process reads all others (stored in chunks, or in other files of the directory).
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ import numpy as np
 import torch
 
 from lidar_cli.errors import FeatureFileError, first_line, printable
-from lidar_cli.features.arrays import check_stored, read_rows, sizes, stored_at
-from lidar_cli.features.blocks import Stored
+from lidar_cli.features.arrays import check_not_sparse, checked_sizes, read_rows, stored_at
+from lidar_cli.features.embeddings import StoredArray
 from lidar_cli.features.schema import FORMAT, PARTIAL, VERSION, parse_provenance
 from lidar_cli.runtime.files import NotAFile, open_regular
 from lidar_cli.runtime.sandbox import Stamp, WalkResult, run_limited, stamp_of, validation
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DTYPES = re.compile(r"[<>|][iufb][1248]")  # numpy's names of the types that are read
-DAMAGE = (  # raised while a damaged file is read
+DAMAGE = (  # types of errors that a damaged file can cause
     KeyError, ValueError, AttributeError, TypeError, OSError, RuntimeError, MemoryError
 )  # fmt: skip
 EXTRACT_AGAIN = "extract it again"
 MAX_REASON = 1000  # characters
 PIECE = 2**26  # bytes per reply of the child, except for longer rows
-TEXTS = 2**12  # per reply of the child
-MAX_TEXTS = 2**28  # characters of all texts of a list
-MAX_CACHED = 2**14  # descriptions of files, of a few kilobytes each
-MAX_CACHED_ARRAYS = 100
+TEXTS = 2**12  # texts per reply of the child
+MAX_TEXT_LENGTH = 2**28  # characters of all texts of a list together
+MAX_CACHED = 2**14  # files whose contents are remembered, a few kilobytes each
+MAX_CACHED_ARRAYS = 100  # of a file that is remembered
 
-_cached: dict[Stamp, Structure] = {}
+_cached: dict[Stamp, HDF5Contents] = {}
 
 
 @dataclass(frozen=True)
 class Array:
-    """An array of numbers, or why it is refused.
+    """Describes an array of numbers, or why it is refused.
 
-    kinds: numpy's kinds of types that were requested. offset: None if the child must read it.
-    sources: names of the files that a virtual dataset consists of.
+    kinds: the kinds of numpy types that were requested. offset: None if the child must read it.
+    sources: names of the files in which a virtual dataset has its numbers.
     """
 
     name: str
@@ -58,9 +58,10 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Structure:
-    """The contents of an HDF5 file. `attributes`: texts and whole numbers, None if absent.
+class HDF5Contents:
+    """Describes the contents of an HDF5 file.
 
+    attributes: texts and integers; None for those that the file lacks.
     unlisted: why the layers could not be listed.
     """
 
@@ -80,19 +81,19 @@ class Structure:
             raise FeatureFileError(f"{self.path}: {array.refused}")
         return array
 
-    def whole(self, name: str) -> np.ndarray:
+    def read_all(self, name: str) -> np.ndarray:
         """All numbers [N] of an array with one number per row.
 
-        Raises as `array`, and ValueError, before reading, if their number is not that of the rows.
+        Raises as `array`, and ValueError if its length is not the number of rows (before reading).
         """
         array = self.array(name)
         rows = self._row_count(name)
         if array.shape[:1] != (rows,):
-            raise ValueError(f"{name} has the shape {array.shape}, beside {rows} rows")
+            raise ValueError(f"{name} has the shape {array.shape}, but there are {rows} rows")
         return self.rows(array, 0, rows)
 
     def _row_count(self, name: str) -> int:
-        """The number of rows of the array's layer, or of any layer. Raises as `array`."""
+        """The number of rows of the layer of this array, else of any layer. Raises as `array`."""
         group, _, _ = name.rpartition("/")
         layers = [f"embeddings/{layer}" for layer in self.layers]
         names = [f"{layer}/clean" for layer in ([group] if group in layers else layers)]
@@ -110,14 +111,14 @@ class Structure:
             span = {"array": name, "start": len(texts), "stop": len(texts) + TEXTS}
             value = self._read("texts", span)
             with validation(self.path, FeatureFileError, EXTRACT_AGAIN):
-                (count,) = sizes([value["count"]])
+                (count,) = checked_sizes([value["count"]])
                 part = [str(text) for text in value["texts"]]
                 if count and not part:
                     raise ValueError("texts")
             texts += part
             length += sum(map(len, part))
-            if length > MAX_TEXTS:
-                raise ValueError(f"{name} holds more than {MAX_TEXTS:,} characters")
+            if length > MAX_TEXT_LENGTH:
+                raise ValueError(f"{name} holds more than {MAX_TEXT_LENGTH:,} characters")
         return texts
 
     def rows(self, array: Array, start: int, stop: int) -> np.ndarray:
@@ -133,7 +134,7 @@ class Structure:
         return numbers
 
     def _read(self, walker: str, span: dict[str, Any], buffer: np.ndarray | None = None) -> Any:
-        """As `_walk`. Raises FeatureFileError also if the file changed since it was described."""
+        """As `_walk`; also raises FeatureFileError if the file changed since it was described."""
         walked = _walk(walker, self.path, span, buffer)
         if walked.stamp != self.stamp:
             raise FeatureFileError(
@@ -141,12 +142,12 @@ class Structure:
             )
         return walked.value
 
-    def stored(self, name: str) -> Stored:
+    def stored(self, name: str) -> StoredArray:
         """An array whose samples can be read in chunks. Raises as `array`."""
         array = self.array(name)
         if array.offset is not None:
             return stored_at(self.path, array.offset, array.shape, array.dtype)
-        return Stored(
+        return StoredArray(
             array.shape,
             array.dtype.itemsize,
             lambda start, stop: torch.from_numpy(self.rows(array, start, stop)),
@@ -154,10 +155,12 @@ class Structure:
 
 
 @contextmanager
-def open_hdf5(path: Path, read: Callable[[Path], Structure] | None = None) -> Iterator[Structure]:
-    """The contents of a file; errors in the block become a FeatureFileError of a damaged file.
+def open_hdf5(
+    path: Path, read: Callable[[Path], HDF5Contents] | None = None
+) -> Iterator[HDF5Contents]:
+    """The contents of a file; errors in the block become a FeatureFileError: the file is damaged.
 
-    read: `read_structure` by default.
+    read: `read_hdf5_contents` by default.
     """
     try:
         if not is_hdf5(path):
@@ -167,51 +170,51 @@ def open_hdf5(path: Path, read: Callable[[Path], Structure] | None = None) -> It
     except NotAFile as error:
         raise FeatureFileError(f"{path}: {error.strerror}; expected a feature file") from error
     except OSError:
-        pass  # `read` raises it with the reason
-    if path.suffix != PARTIAL:  # its disk blocks are reserved, and little of it is read
-        check_stored(path)
-    structure = (read or read_structure)(path)
+        pass  # `read` fails too, and its message has the reason
+    if path.suffix != PARTIAL:  # its blocks are reserved without data, and little is read
+        check_not_sparse(path)
+    contents = (read or read_hdf5_contents)(path)
     try:
-        yield structure
+        yield contents
     except DAMAGE as error:
         raise FeatureFileError(
             f"{path}: damaged: {first_line(error)}; extract it again", code="damaged"
         ) from error
 
 
-def is_ours(structure: Structure, form: str = FORMAT) -> bool:
+def has_format(contents: HDF5Contents, form: str = FORMAT) -> bool:
     """Whether the attribute `format` of a file is `form`."""
-    return structure.attributes["format"] == form
+    return contents.attributes["format"] == form
 
 
-def provenance_of(structure: Structure, form: str = FORMAT) -> dict[str, Any]:
+def provenance_of(contents: HDF5Contents, form: str = FORMAT) -> dict[str, Any]:
     """The provenance in a file. Raises FeatureFileError if it is not of our format and version."""
-    if not is_ours(structure, form):
+    if not has_format(contents, form):
         raise FeatureFileError(
-            f"{structure.path}: an HDF5 file, but not a feature file (no format attribute)",
+            f"{contents.path}: an HDF5 file, but not a feature file (no format attribute)",
             code="not-a-feature-file",
         )
-    version = structure.attributes["version"]
+    version = contents.attributes["version"]
     if type(version) is not int or version != VERSION:
         raise FeatureFileError(
-            f"{structure.path}: feature file version {version}, this lidar reads {VERSION}; "
+            f"{contents.path}: feature file version {version}, this lidar reads {VERSION}; "
             "extract it again"
         )
-    return parse_provenance(structure.attributes["provenance"])
+    return parse_provenance(contents.attributes["provenance"])
 
 
-def check_complete(structure: Structure) -> None:
-    """Raise FeatureFileError if samples are missing."""
-    done = structure.whole("samples/done")
+def check_complete(contents: HDF5Contents) -> None:
+    """Raise FeatureFileError if some samples are not done."""
+    done = contents.read_all("samples/done")
     if not done.all():
         raise FeatureFileError(
-            f"{structure.path}: incomplete, {int(done.sum())} of {len(done)} samples; "
+            f"{contents.path}: incomplete, {int(done.sum())} of {len(done)} samples; "
             "finish it with lidar extract --resume",
             code="incomplete",
         )
 
 
-def read_structure(path: Path) -> Structure:
+def read_hdf5_contents(path: Path) -> HDF5Contents:
     """The contents of an HDF5 file. Raises FeatureFileError or InputError if it cannot be read."""
     try:
         stamp = stamp_of(path.stat())
@@ -221,24 +224,24 @@ def read_structure(path: Path) -> Structure:
             f"{path}: cannot be opened: {reason}", code="cannot-be-opened"
         ) from error
     if stamp not in _cached:
-        structure = _structure(path, _walk("describe", path))
+        contents = _contents(path, _walk("describe", path))
         if len(_cached) >= MAX_CACHED:
             _cached.clear()
         # A virtual dataset depends on other files, which may change.
-        is_virtual = any(array.sources for array in structure.arrays.values())
-        if not is_virtual and len(structure.arrays) <= MAX_CACHED_ARRAYS:
-            _cached[structure.stamp] = structure
-        return structure
+        is_virtual = any(array.sources for array in contents.arrays.values())
+        if not is_virtual and len(contents.arrays) <= MAX_CACHED_ARRAYS:
+            _cached[contents.stamp] = contents
+        return contents
     return replace(_cached[stamp], path=path)
 
 
-def walk_whole(path: Path) -> Structure:
-    """As `read_structure`, after a traversal of everything that HDF5 may access when it writes."""
-    return _structure(path, _walk("walk_whole", path))
+def walk_everything(path: Path) -> HDF5Contents:
+    """As `read_hdf5_contents`, after a traversal of all that HDF5 may access when it writes."""
+    return _contents(path, _walk("walk_everything", path))
 
 
-def read_array(path: Path, name: str) -> Structure | None:
-    """A structure with only the array `name` of floating-point numbers; None if there is none.
+def read_array(path: Path, name: str) -> HDF5Contents | None:
+    """HDF5Contents with only the array `name` of floating-point numbers; None if there is none.
 
     Raises FeatureFileError if it is refused.
     """
@@ -247,13 +250,15 @@ def read_array(path: Path, name: str) -> Structure | None:
         return None
     with validation(path, FeatureFileError, EXTRACT_AGAIN):
         array = _array(name, walked.value, walked.stamp[2])
-    return Structure(path, walked.stamp, arrays={name: array})
+    return HDF5Contents(path, walked.stamp, arrays={name: array})
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays of floating-point numbers by name. Raises FeatureFileError."""
     with validation(path, FeatureFileError, EXTRACT_AGAIN):
-        return {str(name): sizes(shape) for name, shape in _walk("shapes", path).value.items()}
+        return {
+            str(name): checked_sizes(shape) for name, shape in _walk("shapes", path).value.items()
+        }
 
 
 def is_hdf5(path: Path) -> bool:
@@ -274,9 +279,9 @@ def _walk(
     arguments: dict[str, Any] | None = None,
     buffer: np.ndarray | None = None,
 ) -> WalkResult:
-    """The result of a function of `hdf5_walk`. Raises FeatureFileError, and NoProcess.
+    """What a function of `hdf5_walk` returns. Raises FeatureFileError, and NoProcess.
 
-    buffer: filled with the bytes that it returns.
+    buffer: filled with the bytes that the function returns.
     """
     return run_limited(
         f"lidar_cli.features.hdf5_walk:{walker}",
@@ -288,13 +293,13 @@ def _walk(
     )
 
 
-def _structure(path: Path, walked: WalkResult) -> Structure:
+def _contents(path: Path, walked: WalkResult) -> HDF5Contents:
     with validation(path, FeatureFileError, EXTRACT_AGAIN):
         record, size = walked.value, walked.stamp[2]
         attributes = dict(record["attributes"])
         if not all(value is None or type(value) in (str, int) for value in attributes.values()):
             raise ValueError("attributes")
-        return Structure(
+        return HDF5Contents(
             path,
             walked.stamp,
             attributes,
@@ -305,15 +310,19 @@ def _structure(path: Path, walked: WalkResult) -> Structure:
 
 
 def _array(name: str, record: dict[str, Any], size: int) -> Array:
-    """An array in a file of `size` bytes. Raises an error of `validation`."""
+    """An array in a file of `size` bytes. Raises an error that `validation` converts."""
     sources = tuple(map(str, record["sources"]))
     if (refused := _reason(record.get("refused"))) is not None:
         return Array(name, sources=sources, refused=refused)
     if not DTYPES.fullmatch(record["dtype"]):
         raise ValueError("dtype")
-    dtype, shape, offset = np.dtype(record["dtype"]), sizes(record["shape"]), record["offset"]
+    dtype, shape, offset = (
+        np.dtype(record["dtype"]),
+        checked_sizes(record["shape"]),
+        record["offset"],
+    )
     if offset is not None:
-        (offset,) = sizes([offset])
+        (offset,) = checked_sizes([offset])
         if offset + math.prod(shape) * dtype.itemsize > size:
             raise ValueError("offset")
     return Array(name, shape, dtype, str(record["kinds"]), offset, sources)

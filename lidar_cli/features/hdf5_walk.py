@@ -1,9 +1,10 @@
-"""The contents of an HDF5 file as JSON; runs only in the limited child process.
+"""Describes the contents of an HDF5 file as JSON; runs only in the limited child process.
 
 HDF5 follows trees and lists whose addresses are in the file, allocates as much memory as the file
 declares, and opens any other file that a link, an external storage list or a virtual dataset
-names. So links are followed one step at a time, only hard and soft ones, and a virtual dataset is
-read only if its sources are plain arrays in files of the same directory. Imports no torch.
+names. Therefore links are followed here, one at a time and only hard and soft ones, and a virtual
+dataset is read only if its sources are plain arrays in files of the same directory. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.features.schema import FORMAT, HARMLESS, MAX_PROVENANCE, MAX_RATIO, SHARD_FORMAT
 
 MAX_DEPTH = 32  # of nested groups, and of soft links to soft links
-MAX_OBJECTS = 10_000  # that are examined in search of an array
+MAX_OBJECTS = 10_000  # that are examined to find an array
 ATTRIBUTES = ("format", "version", "provenance", "share")
-PARTS = {"views": "f", "clean": "f", "crc32": "u"}  # of a layer, with numpy's kinds of their types
+PARTS = {
+    "views": "f",
+    "clean": "f",
+    "crc32": "u",
+}  # arrays of a layer -> allowed kinds of numpy types
 SAMPLES = {"done": "uib", "label": "iufb"}
-MAX_CHUNK = 2**28  # bytes; HDF5 unpacks a chunk whole
+MAX_CHUNK = 2**28  # bytes; HDF5 unpacks a chunk at once
 NO_MEMORY = "memory allocation failed"  # in messages of HDF5
 
 Record = dict[str, Any]  # of JSON values
@@ -42,16 +47,16 @@ class Absent(KeyError):
 
 
 def describe(source: BinaryIO, arguments: Record) -> Record:
-    """Attributes of a file; of a feature file, its layers and arrays too.
+    """Attributes of a file; for a feature file, its layers and arrays too.
 
-    arguments of all walkers here: "path", and "name" for messages. Raises FeatureFileError.
+    arguments, here and below: "path", and "name" for messages. Raises FeatureFileError.
     """
     with _opened(source, arguments) as file:
         return _described(file)
 
 
 def describe_one(source: BinaryIO, arguments: Record) -> Record | None:
-    """The array arguments["array"] of floating-point numbers, None if there is none."""
+    """Describes the array arguments["array"] of floating-point numbers; None if there is none."""
     with _opened(source, arguments) as file:
         name = arguments["array"]
         with suppress(Absent):
@@ -60,13 +65,13 @@ def describe_one(source: BinaryIO, arguments: Record) -> Record | None:
 
 
 def shapes(source: BinaryIO, arguments: Record) -> Record:
-    """Shapes of the arrays of floating-point numbers that hard links lead to, by name."""
+    """Shapes by name of the arrays of floating-point numbers that hard links lead to."""
     with _opened(source, arguments) as file:
         items = _items(file, limited=True)
         return {name: list(item.shape) for name, item in items if _is_real(item)}
 
 
-def walk_whole(source: BinaryIO, arguments: Record) -> Record:
+def walk_everything(source: BinaryIO, arguments: Record) -> Record:
     """As `describe`, after a traversal of everything that HDF5 may access when it writes."""
     with _opened(source, arguments) as file:
         for name in file.attrs:
@@ -108,7 +113,7 @@ def texts(source: BinaryIO, arguments: Record) -> Record:
 
 @contextmanager
 def _opened(source: BinaryIO, arguments: Record) -> Iterator[h5py.File]:
-    """The file, if it is still the one that the parent opened. Raises FeatureFileError."""
+    """The file, opened with HDF5. Raises FeatureFileError if the parent opened another file."""
     name = arguments["name"]
     try:
         file = h5py.File(arguments["path"], "r")
@@ -129,7 +134,7 @@ def _opened(source: BinaryIO, arguments: Record) -> Iterator[h5py.File]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file is refused, to follow its path. Raises MemoryError if that is the reason."""
+    """Why a file is refused, for a message after its path. Raises MemoryError if memory ran out."""
     if isinstance(error, MemoryError) or NO_MEMORY in str(error):
         raise MemoryError from error
     if isinstance(error, Refused):
@@ -157,7 +162,7 @@ def _described(file: h5py.File) -> Record:
 
 
 def _attribute(file: h5py.File, name: str) -> str | int | None:
-    """A text or a whole number; None if it is absent, of another type, or too long."""
+    """A text or an integer; None if it is absent, of another type, or too long."""
     if name not in file.attrs or file.attrs.get_id(name).shape != ():
         return None  # an array of texts can repeat one long text thousands of times
     value = file.attrs[name]
@@ -167,21 +172,21 @@ def _attribute(file: h5py.File, name: str) -> str | int | None:
 
 
 def _array(file: h5py.File, name: str, kinds: str) -> Record | None:
-    """Shape, type and offset of an array, or why it is refused; None if there is none."""
+    """Shape, type and offset of an array, or why it is refused; None if it does not exist."""
     sources: list[str] = []
     try:
         item = _member(file, name)
         if isinstance(item, h5py.Dataset) and item.is_virtual:
             sources = sorted({source.file_name for source in item.virtual_sources()})
-        return {**_place(_checked(item, kinds)), "kinds": kinds, "sources": sources}
+        return {**_storage(_checked(item, kinds)), "kinds": kinds, "sources": sources}
     except Absent:
         return None
     except Exception as error:
         return {"refused": _reason(error), "sources": sources}
 
 
-def _place(array: h5py.Dataset) -> Record:
-    """offset: of the first number if all are contiguous in numpy's format, else None."""
+def _storage(array: h5py.Dataset) -> Record:
+    """Shape, type, and offset of the first number; None unless numpy can read all from there."""
     plain = array.dtype.kind in "iuf" and array.id.get_type() == h5py.h5t.py_create(array.dtype)
     scattered = array.is_virtual or array.chunks or array.external or not plain
     offset = None if scattered else array.id.get_offset()
@@ -191,10 +196,10 @@ def _place(array: h5py.Dataset) -> Record:
 
 
 def _checked(item: object, kinds: str) -> h5py.Dataset:
-    """The array itself, if its numbers have one of `kinds` and are stored in the allowed places.
+    """The item itself, if it is an array whose numbers have one of `kinds`.
 
-    Raises Refused if they are in other files, ValueError if it is no such array or declares far
-    more bytes than it stores.
+    Raises Refused if numbers are in files that are not allowed, ValueError if it is no such array
+    or declares far more bytes than it stores.
     """
     if not isinstance(item, h5py.Dataset) or item.shape is None:
         raise ValueError("a group, where an array should be")
@@ -268,7 +273,7 @@ def _items(file: h5py.File, limited: bool) -> Iterator[tuple[str, h5py.Group | h
 
 
 def _stored(array: h5py.Dataset) -> int:
-    """Bytes of an array that are stored in the file."""
+    """Bytes of an array that the file stores. Raises Refused if they are in another file."""
     if array.external:
         raise _outside(array.name, f"is stored in another file, {array.external[0][0]!r}")
     chunk = math.prod(array.chunks or ()) * array.dtype.itemsize
@@ -278,6 +283,7 @@ def _stored(array: h5py.Dataset) -> int:
 
 
 def _stored_virtually(array: h5py.Dataset, kinds: str) -> int:
+    """Bytes that the source files of a virtual dataset store. Raises as `_checked`."""
     stored = 0
     sources = {(source.file_name, source.dset_name) for source in array.virtual_sources()}
     for name, inner in sorted(sources):
@@ -295,7 +301,7 @@ def _stored_virtually(array: h5py.Dataset, kinds: str) -> int:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is of a file in the same directory, and not one of HDF5's patterns."""
+    """Whether this is the name of a file in the same directory, and not a pattern of HDF5."""
     return name == Path(name).name and not {"/", "\\", "%", "\0"} & set(name) and name != ".."
 
 
@@ -308,6 +314,6 @@ def _is_file(path: Path) -> bool:
 
 def _outside(name: str, fault: str) -> Refused:
     return Refused(
-        f"{name} {fault}; expected numbers in this file, or in files beside it under their plain "
-        "names; copy them into one"
+        f"{name} {fault}; expected numbers in this file, or in files of the same directory "
+        "without links or patterns; copy them into one"
     )

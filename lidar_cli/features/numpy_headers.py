@@ -1,4 +1,4 @@
-"""Headers of `.npy` and `.npz` files as JSON; runs only in the limited child process.
+"""Reads headers of `.npy` and `.npz` files as JSON; runs only in the limited child process.
 
 Source: the description of both formats in numpy.lib.format. Imports no torch.
 """
@@ -28,16 +28,16 @@ Record = dict[str, Any]  # of JSON values
 def npy(source: BinaryIO, name: str) -> Record:
     """Shape, type, memory order and offset of the numbers of a `.npy` file.
 
-    name: of the file, for InputError, which is raised if it is damaged.
+    name: of the file, for messages. Raises InputError if the file is damaged.
     """
     with _input_errors(f"{name}: the .npy header cannot be read"):
         return _header(source)
 
 
 def npz(source: BinaryIO, name: str) -> dict[str, Record]:
-    """Header, place and compression of each array of a `.npz` file, by name.
+    """Header, position and compression of each array of a `.npz` file, by name.
 
-    Empty if the zip file has no arrays. Raises as `npy`.
+    {} if the zip file has no arrays. Raises as `npy`.
     """
     with _input_errors(f"{name}: cannot be read as .npz or .pt"):
         return _arrays(source)
@@ -64,7 +64,7 @@ def _arrays(source: BinaryIO) -> dict[str, Record]:
             if info.compress_type not in METHODS:
                 raise ValueError(f"{filename[:60]!a} is compressed by a method that numpy lacks")
             if ".." in name.split("/") or name.startswith("/"):
-                raise ValueError(f"{filename[:60]!a} names a place outside of it")
+                raise ValueError(f"{filename[:60]!a} is a path outside of the archive")
             with archive.open(info) as member:
                 arrays[name] = _header(member)
             arrays[name] |= {
@@ -78,11 +78,11 @@ def _arrays(source: BinaryIO) -> dict[str, Record]:
 
 
 def _header(file: IO[bytes]) -> Record:
-    """The header of an array, whose numbers follow after "offset" bytes. Raises ValueError."""
+    """The header of an array; its numbers begin after "offset" bytes. Raises ValueError."""
     start = file.read(len(MAGIC) + 2)
     length = LENGTHS.get(start[len(MAGIC)]) if len(start) == len(MAGIC) + 2 else None
     if not start.startswith(MAGIC) or length is None:
-        raise ValueError("it begins as no version of the format does")
+        raise ValueError("it does not begin as a .npy file")
     (size,) = length.unpack(file.read(length.size).ljust(length.size, b"\0"))
     if size > MAX_HEADER:
         raise ValueError(f"it has {size:,} bytes, at most {MAX_HEADER:,}")

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, Unresumable
-from lidar_cli.features.arrays import arrange, choose
-from lidar_cli.features.blocks import Chunk, Embeddings, Names, Stored
+from lidar_cli.features.arrays import as_embeddings, choose_array
+from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
 from lidar_cli.features.hdf5 import (
-    Structure,
+    HDF5Contents,
     check_complete,
-    is_ours,
+    has_format,
     open_hdf5,
     provenance_of,
     read_array,
@@ -65,14 +65,14 @@ def read_interrupted(path: Path) -> dict[str, Any]:
         with open_hdf5(partial) as file:
             return provenance_of(file)
     except FeatureFileError as error:
-        raise Unresumable(f"{error}; start anew with --overwrite") from error
+        raise Unresumable(f"{error}; start over with --overwrite") from error
 
 
 def read_labels(path: Path) -> np.ndarray | None:
     """Class numbers [N] of the samples, -1 unknown, or None if the data has no labels."""
     with open_hdf5(path) as file:
         provenance_of(file)
-        return file.whole("samples/label") if "samples/label" in file.arrays else None
+        return file.read_all("samples/label") if "samples/label" in file.arrays else None
 
 
 def read_names(path: Path) -> Names:
@@ -97,12 +97,12 @@ def read_hdf5(
     HDF5 file has no array of the right shape.
     """
     with open_hdf5(path) as file:
-        if dataset is None and is_ours(file, SHARD_FORMAT):
+        if dataset is None and has_format(file, SHARD_FORMAT):
             raise FeatureFileError(
                 f"{path}: a shard of a feature file; give the joined file, {joined_name(path)}"
             )
-        if dataset is not None or not is_ours(file):
-            return [_foreign(path, dataset, views_per_sample)]
+        if dataset is not None or not has_format(file):
+            return [_other_hdf5(path, dataset, views_per_sample)]
         provenance = provenance_of(file)
         check_shards(file)
         check_complete(file)
@@ -120,24 +120,27 @@ def read_hdf5(
 def read_first(path: Path, layer: str, n: int) -> Embeddings:
     """The first n samples of a layer of a complete or partial feature file.
 
-    Raises FeatureFileError if one of them, or the layer, is missing.
+    Raises FeatureFileError if one of these samples, or the layer, is missing.
     """
     path = path if path.exists() else partial_path(path)
     with open_hdf5(path) as file:
         provenance = provenance_of(file)
-        done = file.whole("samples/done")[:n]
+        done = file.read_all("samples/done")[:n]
         missing = int((done == 0).sum())
         if missing:
-            raise FeatureFileError(f"{path}: incomplete, {missing} of the first {n} samples lack")
-        whole = _layer(file, path, layer, provenance)
-    return replace(whole, views=_shorter(whole.views, n), clean=_shorter(whole.clean, n))
+            raise FeatureFileError(
+                f"{path}: incomplete, {missing} of the first {n} samples missing"
+            )
+        all_samples = _layer(file, path, layer, provenance)
+    views, clean = _first_rows(all_samples.views, n), _first_rows(all_samples.clean, n)
+    return replace(all_samples, views=views, clean=clean)
 
 
-def _shorter(stored: Stored | None, n: int) -> Stored | None:
+def _first_rows(stored: StoredArray | None, n: int) -> StoredArray | None:
     return stored and stored._replace(shape=(min(n, stored.shape[0]), *stored.shape[1:]))
 
 
-def _layer(file: Structure, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
+def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]) -> Embeddings:
     group = f"embeddings/{name}"
     parts = ("views", "clean") if f"{group}/views" in file.arrays else ("clean",)
     stored = {part: file.stored(f"{group}/{part}") for part in parts}
@@ -148,7 +151,7 @@ def _layer(file: Structure, path: Path, name: str, provenance: dict[str, Any]) -
     if not shapes_agree or views[0] > clean[0] or 0 in clean:
         count = math.prod(checksums_shape)
         raise ValueError(f"layer {name}: views {views}, clean {clean}, {count} checksums")
-    checksums = file.whole(f"{group}/crc32")
+    checksums = file.read_all(f"{group}/crc32")
 
     def verify(chunk: Chunk) -> None:
         assert chunk.clean is not None
@@ -174,25 +177,25 @@ def _layer(file: Structure, path: Path, name: str, provenance: dict[str, Any]) -
     )
 
 
-def check_shards(structure: Structure) -> None:
-    """Raise FeatureFileError if a shard is missing; HDF5 would read zeros in its place."""
-    path = structure.path
-    for array in structure.arrays.values():
+def check_shards(contents: HDF5Contents) -> None:
+    """Raise FeatureFileError if a shard is missing, for which HDF5 would read zeros."""
+    path = contents.path
+    for array in contents.arrays.values():
         for shard in array.sources:
             if joined_name(Path(shard)) is None or Path(shard).name != shard:
                 continue  # not a shard of ours: checked when it is read
             if not path.with_name(shard).is_file():
                 raise FeatureFileError(
-                    f"{path}: its shard {shard} is not beside it; move the shards with the "
-                    "file, or extract it again"
+                    f"{path}: its shard {shard} is not in the same directory; move the "
+                    "shards with the file, or extract it again"
                 )
 
 
-def _foreign(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
+def _other_hdf5(path: Path, dataset: str | None, views_per_sample: int | None) -> Embeddings:
     name, file = dataset, None if dataset is None else read_array(path, dataset)
     if name is None or file is None:
-        name = choose(path, read_shapes(path), dataset)
+        name = choose_array(path, read_shapes(path), dataset)
         file = read_array(path, name)
     if file is None:
         raise FeatureFileError(f"{path}: changed while it was read; run it again", code="changed")
-    return arrange(path, name.strip("/"), file.stored(name), views_per_sample)
+    return as_embeddings(path, name.strip("/"), file.stored(name), views_per_sample)

@@ -1,18 +1,18 @@
-"""The HDF5 feature file: names, layout, provenance and checksums, shared by writer and reader.
+"""The HDF5 feature file: names, layout, provenance and checksums, for writer and reader.
 
     /embeddings/<layer>/views   (n, q, d)   augmented; absent where q = 0
     /embeddings/<layer>/clean   (N, d)      un-augmented; N >= n, the first n those of `views`
-    /embeddings/<layer>/crc32   (N,)        of a sample's views, then its clean embedding
+    /embeddings/<layer>/crc32   (N,)        of a sample's views followed by its clean embedding
     /samples/id, /samples/label, /samples/done
-    /samples/bad                (b, 2)      name and fault of images left out; absent without any
+    /samples/bad                (b, 2)      name and fault of images left out; absent if none are
 
 Datasets are contiguous and allocated at creation, in HDF5's default format, so that plain
-`h5py.File(path)` opens the file of a killed writer. Its name is NAME.partial.begun until a sample
-is done, NAME.partial until all are: a file under its final name is complete. Several processes
-write a shard each, joined by a file of virtual datasets (`shards`).
+`h5py.File(path)` opens the file of a killed writer. The file is named NAME.partial.begun until a
+sample is done and NAME.partial until all are, so a file under its final name is complete. Several
+processes write a shard each, joined by a file of virtual datasets (`shards`).
 
-Only writers open a file with HDF5 in this process. For readers the limited child process describes
-it (`hdf5_walk`, whose answer `hdf5` checks), and numbers are read from their offsets.
+Only writers open a file with HDF5 in this process. For readers, the limited child process
+describes the file (`hdf5_walk`), `hdf5` checks the description, and numbers are read by offset.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import h5py
 import numpy as np
 
 from lidar_cli.errors import FeatureFileError, InUse
-from lidar_cli.runtime.files import irregular, parse_json
+from lidar_cli.runtime.files import irregular_kind, parse_json
 
 FORMAT = "lidar-features"
 SHARD_FORMAT = "lidar-features-shard"
@@ -40,18 +40,18 @@ VERSION = 1
 # Increases with every change of code that alters a row, a view or a label of unchanged input.
 #   1  all earlier versions, which record no revision
 #   2  --assume and its settings; views, pixel statistics and default branches of each method;
-#      classes of an image folder by relative path; iBOT, MSN, solo-learn's MAE as themselves
+#      classes of an image folder by relative path; iBOT, MSN, solo-learn's MAE recognised as such
 EMBEDDING_REVISION = 2
 SHARD = re.compile(r"(?P<joined>.+)\.shard-\d+-of-\d+\.h5", re.DOTALL)
 PARTIAL = ".partial"
-HARMLESS = 2**26  # bytes that any array or archive may unpack to
-MAX_RATIO = 200  # of unpacked to stored bytes beyond that; embeddings compress less
+HARMLESS = 2**26  # bytes; an array or archive may always unpack to this many
+MAX_RATIO = 200  # of unpacked to stored bytes if it unpacks to more; embeddings compress less
 NO_VIEWS = np.empty((0, 0, 0), np.float32)
 
 NO_RECORD = "provenance is not the record of an extraction"
-MAX_PROVENANCE = 2**20  # characters; our records have a few thousand
+MAX_PROVENANCE = 2**20  # characters; `extract` writes a few thousand
 MAX_DEPTH = 32  # of nested lists and tables
-FIELD_TYPES = {  # of the fields that are read elsewhere; each may be absent, or null
+FIELD_TYPES = {  # types of the fields that the program reads; each may be absent, or null
     **dict.fromkeys(("checkpoint", "sha256", "data", "samples_sha256", "branch", "storage"), str),
     **dict.fromkeys(("seed", "n_samples", "n_views", "n_clean", "image_size", "batch_size"), int),
     "embedding_revision": int,
@@ -62,7 +62,7 @@ FIELD_TYPES = {  # of the fields that are read elsewhere; each may be absent, or
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes and number type of a feature file, known before the first embedding."""
+    """Shapes and number type of a feature file, which are fixed before the first embedding."""
 
     widths: Mapping[str, int]  # layer -> d
     n_samples: int  # n, with views
@@ -118,9 +118,9 @@ def joined_name(path: Path) -> str | None:
 
 
 def parse_provenance(text: object) -> dict[str, Any]:
-    """The record in the attribute `provenance`. Raises ValueError if it is not a record of ours."""
+    """The record in the attribute `provenance`. Raises ValueError if it has another form."""
     if not isinstance(text, str) or len(text) > MAX_PROVENANCE:
-        raise ValueError("provenance is no text, or longer than a record")
+        raise ValueError("provenance is not a text, or too long")
     record = parse_json(text, constant=_refuse_constant)
     if not isinstance(record, dict) or not _is_shallow(record):
         raise ValueError(NO_RECORD)
@@ -162,9 +162,9 @@ def revision_of(provenance: Mapping[str, Any]) -> int:
     return revision
 
 
-def differing(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Fields that differ between a file's provenance and another for the same embeddings."""
-    # A round trip through JSON, as the file's record had, turns tuples into lists.
+def differing_fields(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the fields in which two provenance records differ, except the checkpoint's path."""
+    # A round trip through JSON turns tuples into lists, as in the record of a file.
     stored: dict[str, Any] = json.loads(json.dumps(other))
     return sorted(
         key
@@ -175,7 +175,7 @@ def differing(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def checksums_of(views: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """CRC-32 of each sample [b]: of its views' bytes (if any), then of its clean embedding's."""
+    """CRC-32 [b] of the bytes of each sample: its views (if any), then its clean embedding."""
     sums = np.empty(len(clean), np.uint32)
     for i, row in enumerate(np.ascontiguousarray(clean)):
         start = zlib.crc32(np.ascontiguousarray(views[i]).data) if i < len(views) else 0
@@ -189,18 +189,18 @@ def check_unlocked(partial: Path) -> None:
         import fcntl
     except ImportError:  # HDF5 takes no locks there either
         return
-    if irregular(partial) is not None:
+    if irregular_kind(partial) is not None:
         return
     try:
         with partial.open("r+b") as file:  # HDF5 might hang on a damaged file, or write to it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock that HDF5 takes
     except BlockingIOError as error:
-        raise in_use(partial) from error
+        raise in_use_error(partial) from error
     except OSError:
         return  # not writable, or no locks on this file system
 
 
-def in_use(partial: Path) -> InUse:
+def in_use_error(partial: Path) -> InUse:
     """The error for a file that another process is writing."""
     return InUse(f"{partial}: another process is writing it; wait for it, then run again")
 
@@ -248,11 +248,11 @@ def _create(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtyp
 
 
 def check_space(partial: Path, layout: Layout, texts: Sequence[str]) -> None:
-    """Raise FeatureFileError if the file will not fit, OSError if its beginning cannot be written.
+    """Raise FeatureFileError if the disk is too full, OSError if its beginning cannot be allocated.
 
     texts: all texts that the file will hold.
     """
-    # Checksums and flags; names with a reference of 16 bytes and a header each; HDF5's tables.
+    # HDF5's tables; checksums, flags, and a reference and header for each text; the texts.
     begin = 2**18 + (64 + 8 * len(layout.widths)) * layout.n_clean + 8 * sum(map(len, texts))
     size, free = layout.nbytes + begin, shutil.disk_usage(partial.parent).free
     if size > free:

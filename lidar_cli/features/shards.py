@@ -1,4 +1,4 @@
-"""One feature file written by several processes: a shard each, joined by virtual datasets.
+"""Joins the shards that several processes write into one feature file of virtual datasets.
 
     NAME.shards.json       the number of processes and the provenance, equal for all
     NAME.shard-K-of-W.h5   the samples of process K, with the layout of a feature file
@@ -6,7 +6,8 @@
                            shards in the same directory, all other content is inside
 
 No process waits for another. A file under one of these names is complete: it is written under
-another name and hard-linked, in which exactly one process succeeds, on network file systems too.
+another name and then hard-linked, which succeeds in exactly one process, on network file systems
+too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.features.hdf5 import open_hdf5, provenance_of
-from lidar_cli.features.schema import SHARD_FORMAT, Layout, Share, differing, write_metadata
+from lidar_cli.features.schema import SHARD_FORMAT, Layout, Share, differing_fields, write_metadata
 from lidar_cli.runtime.atomic import atomic, temporary_file
 from lidar_cli.runtime.files import parse_json, read_limited
 
@@ -32,14 +33,14 @@ def shard_path(path: Path, rank: int, ranks: int) -> Path:
     return path.with_name(f"{path.name}.shard-{rank}-of-{ranks}.h5")
 
 
-def agree(
+def agree_on_batch_size(
     path: Path,
     ranks: int,
     provenance: Mapping[str, Any],
     batch_size: int | None,
     find_batch_size: Callable[[], int],
 ) -> int:
-    """The batch size of all processes: `batch_size`, else the one that the first process found.
+    """The batch size of all processes: `batch_size`, or the one that the first process finds.
 
     provenance: the record without the batch size.
     Raises FeatureFileError if this process differs from the first, for instance in versions or
@@ -62,15 +63,15 @@ def agree(
         size = int(other["batch_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FeatureFileError(
-            f"{agreed}: cannot be read: {first_line(error)}; {_anew(path)}"
+            f"{agreed}: cannot be read: {first_line(error)}; {_advice(path)}"
         ) from error
-    names = differing(other, {**provenance, "batch_size": batch_size or size})
+    names = differing_fields(other, {**provenance, "batch_size": batch_size or size})
     if count != ranks:
         names.append(f"processes, {count} and {ranks},")
     if names:
         raise FeatureFileError(
             f"{path}: its shards were begun with other settings ({', '.join(names)} differ); give "
-            f"those settings again, on the same versions and kind of device, or {_anew(path)}"
+            f"those settings again, on the same versions and kind of device, or {_advice(path)}"
         )
     return size
 
@@ -80,11 +81,11 @@ def check_startable(path: Path, shard: Path) -> None:
     for file in (shard, shard.with_name(f"{shard.name}.partial")):
         if file.exists():
             raise FeatureFileError(
-                f"{file}: an interrupted run is here; continue it with --resume, or {_anew(path)}"
+                f"{file}: an interrupted run is here; continue it with --resume, or {_advice(path)}"
             )
 
 
-def join(
+def join_shards(
     path: Path,
     layout: Layout,
     shares: Sequence[Share],
@@ -93,14 +94,14 @@ def join(
     bad: Sequence[tuple[str, str]],
     provenance: Mapping[str, Any],
 ) -> bool:
-    """Join the shards if all are complete. Returns whether this process named the joined file.
+    """Join the shards if all are complete. Returns whether this process created the joined file.
 
     shares: all shares with samples, in order.
     Raises FeatureFileError if a shard was written with other settings, on other versions or another
     kind of device, or is damaged.
     """
     # A network file system may cache a lookup of one name, but not a listing. The last process to
-    # finish lists after all shards are named, so that at least one process sees all of them.
+    # finish lists the directory when all shards have their names, so it sees all of them.
     present = {entry.name for entry in path.parent.iterdir()}
     shards = {share.rank: shard_path(path, share.rank, share.ranks) for share in shares}
     if not present.issuperset(shard.name for shard in shards.values()):
@@ -119,28 +120,31 @@ def join(
                 group["crc32"] = np.concatenate(blocks)
                 for name in ("views", "clean") if layout.n_views else ("clean",):
                     _create_virtual(group, name, layout, layer, shares, shards)
-        is_first = True
+        has_created = True
     except FileExistsError:
-        is_first = False
+        has_created = False
     except (OSError, RuntimeError) as error:
         raise FeatureFileError(f"{path}: cannot be written: {first_line(error)}") from error
     path.with_name(f"{path.name}.shards.json").unlink(missing_ok=True)
-    return is_first
+    return has_created
 
 
 def _checksums(
     shard: Path, path: Path, share: Share, layers: Sequence[str], provenance: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Checksums [len(span)] of a shard by layer. Raises FeatureFileError if it does not fit."""
+    """Checksums [len(span)] of a shard by layer.
+
+    Raises FeatureFileError if the shard is not the one described by `share` and `provenance`.
+    """
     with open_hdf5(shard) as file:
-        names = differing(provenance_of(file, SHARD_FORMAT), provenance)
+        names = differing_fields(provenance_of(file, SHARD_FORMAT), provenance)
         if names:
             raise FeatureFileError(
-                f"{shard}: cannot be joined, it was made at other settings ({', '.join(names)} "
-                f"differ); {_anew(path)}"
+                f"{shard}: cannot be joined, it was written with other settings "
+                f"({', '.join(names)} differ); {_advice(path)}"
             )
         arrays = {
-            name: file.whole(name)
+            name: file.read_all(name)
             for name in ("samples/done", *(f"embeddings/{layer}/crc32" for layer in layers))
         }
         if (
@@ -150,7 +154,7 @@ def _checksums(
         ):
             raise FeatureFileError(
                 f"{shard}: cannot be joined, it does not hold share {share.describe()}; "
-                f"{_anew(path)}"
+                f"{_advice(path)}"
             )
         return {layer: arrays[f"embeddings/{layer}/crc32"] for layer in layers}
 
@@ -180,5 +184,5 @@ def _create_virtual(
     group.create_virtual_dataset(name, joined)
 
 
-def _anew(path: Path) -> str:
-    return f"remove {path.name}.shard* to start anew"
+def _advice(path: Path) -> str:
+    return f"remove {path.name}.shard* to start over"

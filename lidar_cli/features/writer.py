@@ -17,11 +17,11 @@ from torch import Tensor
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, Unresumable, first_line
 from lidar_cli.features.hdf5 import (
     DAMAGE,
-    Structure,
+    HDF5Contents,
     is_hdf5,
     open_hdf5,
     provenance_of,
-    walk_whole,
+    walk_everything,
 )
 from lidar_cli.features.schema import (
     FORMAT,
@@ -33,32 +33,32 @@ from lidar_cli.features.schema import (
     check_space,
     check_unlocked,
     checksums_of,
-    differing,
-    in_use,
+    differing_fields,
+    in_use_error,
     partial_path,
     reserve,
     revision_of,
     write_metadata,
 )
 from lidar_cli.runtime.atomic import is_stream, rename_exclusively
-from lidar_cli.runtime.files import irregular
+from lidar_cli.runtime.files import irregular_kind
 from lidar_cli.runtime.sandbox import stamp_of
 
 
 class FeatureWriter:
-    """Writes a feature file, in any order of samples.
+    """Writes a feature file; samples may come in any order.
 
     span: the samples in the file: those of a share, or all.
-    Until a sample is done, the file is NAME.partial.begun, which reserves space; a failure removes
-    it, or the next writer. A context manager; leaving it without `finish` keeps NAME.partial for
-    `resume`.
+    Until a sample is done, the file is NAME.partial.begun, which reserves space; it is removed
+    after a failure, or by the next writer. A context manager; leaving it without `finish` keeps
+    NAME.partial for `resume`.
     """
 
     def __init__(
         self, path: Path, partial: Path, file: h5py.File, overwrite: bool, share: Share | None
     ) -> None:
         self.path = path
-        self._partial = partial  # present name of the file
+        self._partial = partial  # current name of the file
         self._file = file
         self._overwrite = overwrite
         self.done: np.ndarray = file["samples/done"][:].astype(bool)  # [len(span)]
@@ -77,7 +77,7 @@ class FeatureWriter:
         bad: Sequence[tuple[str, str]] = (),
         overwrite: bool = False,
     ) -> FeatureWriter:
-        """A new file with all datasets allocated.
+        """A writer for a new file with all datasets allocated.
 
         ids: names of the samples [N]; labels: class numbers [N], -1 unknown, or None.
         share: the samples to write, all if None.
@@ -99,7 +99,7 @@ class FeatureWriter:
             check_space(partial, layout, [*ids, *chain(*bad)])
             file = h5py.File(begun, "x")
         except FileExistsError as error:
-            raise in_use(partial) from error
+            raise in_use_error(partial) from error
         except OSError as error:
             why = error.strerror or first_line(error)
             raise FeatureFileError(
@@ -127,18 +127,18 @@ class FeatureWriter:
         share: Share | None = None,
         overwrite: bool = False,
     ) -> FeatureWriter:
-        """The existing NAME.partial; samples whose checksum does not match are marked as not done.
+        """A writer for the existing NAME.partial; samples with a wrong checksum are not done.
 
         Raises Unresumable, and leaves the file unchanged, if it was begun with other settings or is
         not a partial feature file; InUse if another process is writing it.
         """
         partial = partial_path(path)
-        anew = _anew(share)
+        advice = _restart_advice(share)
         layout = layout.within(share.span) if share else layout
         try:
             _check_unlinked(partial)
             if not is_hdf5(partial):
-                raise OSError("it does not begin as HDF5 files do")
+                raise OSError("it is not an HDF5 file")
             begun = _check_begun(partial, layout, provenance, share)
             if stamp_of(partial.stat()) != begun.stamp:
                 raise Unresumable(
@@ -148,12 +148,12 @@ class FeatureWriter:
         except (InUse, Unresumable):
             raise
         except FeatureFileError as error:
-            raise Unresumable(f"{error}; {anew}", code=error.code) from error
+            raise Unresumable(f"{error}; {advice}", code=error.code) from error
         except BlockingIOError as error:
-            raise in_use(partial) from error
+            raise in_use_error(partial) from error
         except OSError as error:
             raise Unresumable(
-                f"{partial}: cannot be opened: {first_line(error)}; {anew}"
+                f"{partial}: cannot be opened: {first_line(error)}; {advice}"
             ) from error
         try:
             try:
@@ -165,7 +165,7 @@ class FeatureWriter:
         except BaseException as error:
             file.close()
             if isinstance(error, DAMAGE):
-                raise Unresumable(f"{partial}: damaged: {first_line(error)}; {anew}") from error
+                raise Unresumable(f"{partial}: damaged: {first_line(error)}; {advice}") from error
             raise
         return writer
 
@@ -183,8 +183,10 @@ class FeatureWriter:
             for layer, rows in clean.items():
                 group = self._file["embeddings"][layer]
                 storage = group["clean"].dtype.name
-                stored_clean = as_numbers(rows, storage, layer, samples[0]).cpu().numpy()
-                stored_views = as_numbers(views[layer], storage, layer, samples[0]).cpu().numpy()
+                stored_clean = as_storage_type(rows, storage, layer, samples[0]).cpu().numpy()
+                stored_views = (
+                    as_storage_type(views[layer], storage, layer, samples[0]).cpu().numpy()
+                )
                 if len(stored_views):
                     group["views"][first : first + len(stored_views)] = stored_views
                 group["clean"][first:last] = stored_clean
@@ -194,7 +196,7 @@ class FeatureWriter:
             self._file.flush()
             self._name_partial()
         except FileExistsError as error:
-            raise in_use(partial_path(self.path)) from error
+            raise in_use_error(partial_path(self.path)) from error
         except (OSError, RuntimeError) as error:
             raise _unwritable(self._partial, error) from error
         self.done[first:last] = True
@@ -214,7 +216,7 @@ class FeatureWriter:
         check_absent(self.path, self._overwrite, partial_too=False)
         # Some file systems ignore locks: do not rename the file of another writer.
         if not self._partial.exists() or self._partial.stat().st_ino != inode:
-            raise in_use(self._partial)
+            raise in_use_error(self._partial)
         self._partial.replace(self.path)
         return self.path
 
@@ -224,7 +226,7 @@ class FeatureWriter:
         self._partial.unlink(missing_ok=True)
 
     def _name_partial(self) -> None:
-        """Rename the file to NAME.partial, now that a sample is done.
+        """Rename NAME.partial.begun to NAME.partial, because a sample is done.
 
         Raises FileExistsError or InUse if another process has created or replaced it.
         """
@@ -232,7 +234,7 @@ class FeatureWriter:
         if self._partial == partial:
             return
         if not self._partial.exists() or self._partial.stat().st_ino != self._inode():
-            raise in_use(partial)
+            raise in_use_error(partial)
         rename_exclusively(self._partial, partial)
         self._partial = partial
 
@@ -247,10 +249,11 @@ class FeatureWriter:
         _close(self._file)
         if inode is not None and self._partial != partial_path(self.path):
             with suppress(OSError):
-                if self._partial.stat().st_ino == inode:  # not another writer's reservation
+                if self._partial.stat().st_ino == inode:  # else it belongs to another writer
                     self._partial.unlink()
 
     def _verify(self, layers: Iterable[str]) -> None:
+        """Mark samples whose checksum does not match as not done."""
         done = np.flatnonzero(self.done)
         for start in range(0, len(done), 256):
             for i in done[start : start + 256]:
@@ -263,28 +266,28 @@ class FeatureWriter:
 
 def _check_begun(
     partial: Path, layout: Layout, provenance: Mapping[str, Any], share: Share | None
-) -> Structure:
+) -> HDF5Contents:
     """The contents of a partial file, checked to have the arrays and provenance of these settings.
 
-    Raises FeatureFileError if it has not, Unresumable if it was begun with other settings, InUse if
-    another process is writing it.
+    Raises FeatureFileError if the file lacks them or is damaged, Unresumable if it was begun with
+    other settings, InUse if another process is writing it.
     """
     check_unlocked(partial)
-    with open_hdf5(partial, walk_whole) as file:
+    with open_hdf5(partial, walk_everything) as file:
         begun = provenance_of(file, SHARD_FORMAT if share else FORMAT)
         revisions = revision_of(begun), revision_of(provenance)
         if revisions[0] != revisions[1]:
             raise Unresumable(
                 f"{partial}: was begun at embedding revision {revisions[0]}, and this lidar embeds "
-                f"at {revisions[1]}; {_anew(share)}"
+                f"at {revisions[1]}; {_restart_advice(share)}"
             )
-        other = differing(begun, provenance)
+        other = differing_fields(begun, provenance)
         if share and file.attributes["share"] != share.describe():
             other.append("share")
         if other:
             raise Unresumable(
                 f"{partial}: was begun with other settings ({', '.join(other)} differ); "
-                f"give those settings again, or {_anew(share)}"
+                f"give those settings again, or {_restart_advice(share)}"
             )
         done = {"samples/done": ((layout.n_clean,), np.dtype(np.uint8))}
         for name, (shape, dtype) in (done | layout.arrays()).items():
@@ -296,8 +299,8 @@ def _check_begun(
         return file
 
 
-def _anew(share: Share | None) -> str:
-    return "remove it to start anew" if share else "start anew with --overwrite"
+def _restart_advice(share: Share | None) -> str:
+    return "remove it to start over" if share else "start over with --overwrite"
 
 
 def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
@@ -325,7 +328,7 @@ def check_absent(path: Path, overwrite: bool, partial_too: bool = True) -> None:
         check_unlocked(partial_path(path))
         raise FeatureFileError(
             f"{partial_path(path)}: an interrupted run is here; "
-            "continue it with --resume, or start anew with --overwrite",
+            "continue it with --resume, or start over with --overwrite",
             code="interrupted-run",
         )
 
@@ -335,14 +338,14 @@ def begun_path(partial: Path) -> Path:
     return partial.with_name(partial.name + ".begun")
 
 
-def remove_unbegun(begun: Path) -> None:
-    """Remove the reservation of a killed process; keep one that is in use."""
+def remove_begun(begun: Path) -> None:
+    """Remove NAME.partial.begun of a killed process; keep one that another process is writing."""
     with suppress(InUse, OSError):
         _remove_unlocked(begun)
 
 
 def _remove_unlocked(partial: Path) -> None:
-    """Remove the file of an ended process, if it exists.
+    """Remove the unfinished file of a process that has ended, if it exists.
 
     Raises InUse if it is being written, FeatureFileError if it is a link or not a file.
     """
@@ -353,8 +356,8 @@ def _remove_unlocked(partial: Path) -> None:
 
 
 def _check_unlinked(path: Path) -> None:
-    """Raise FeatureFileError unless `path` is a file; for a link too, which HDF5 would follow."""
-    kind = irregular(path, follow=False)
+    """Raise FeatureFileError for a pipe, a device, or a link, which HDF5 would follow."""
+    kind = irregular_kind(path, follow=False)
     if kind is not None:
         raise FeatureFileError(
             f"{path}: {kind}, not a file; remove it, or name another with -o", code="not-a-file"
@@ -374,7 +377,7 @@ def _unwritable(partial: Path, error: BaseException) -> FeatureFileError:
     )
 
 
-def as_numbers(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
+def as_storage_type(rows: Tensor, storage: str, layer: str, first: int) -> Tensor:
     """Embeddings [c, ...] of samples first, first + 1, ... in the number type `storage`.
 
     Raises DegenerateFeatures if one is not finite, or overflows float16.

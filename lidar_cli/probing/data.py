@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import FeatureFileError, InputError
-from lidar_cli.features.blocks import Embeddings
+from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.reader import read_hdf5, read_labels
 
 TEST_SHARE = 0.2  # of a single file

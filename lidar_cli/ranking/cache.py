@@ -22,7 +22,7 @@ from lidar_cli.extraction.plan import Plan, identity
 from lidar_cli.extraction.run import stem
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
-from lidar_cli.features.writer import remove_unbegun
+from lidar_cli.features.writer import remove_begun
 from lidar_cli.ranking.discover import Checkpoint, FeatureFile
 from lidar_cli.runtime.atomic import TEMPORARY, write_atomic
 from lidar_cli.scoring.saved import SavedScore
@@ -114,7 +114,7 @@ def _check_entry(entry: os.DirEntry[str]) -> None:
     elif not entry.is_file(follow_symlinks=False) and os.path.lexists(path):
         raise cache_error(path, "is not a file")
     elif BEGUN_FILE.fullmatch(entry.name):
-        remove_unbegun(path)
+        remove_begun(path)
     elif TEMPORARY.fullmatch(entry.name) and _is_stale(entry):
         path.unlink(missing_ok=True)
 

@@ -29,7 +29,7 @@ from lidar_cli.features.hdf5 import is_hdf5
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import joined_name
 from lidar_cli.ranking.digests import Digests, Stamp
-from lidar_cli.runtime.files import irregular
+from lidar_cli.runtime.files import irregular_kind
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EmbedSettings
 
@@ -212,7 +212,7 @@ def _reason_unopened(path: Path) -> str | None:
         return "by its name, not model weights"
     if joined := joined_name(path):
         return f"by its name, a shard of {joined}"
-    kind = irregular(path)
+    kind = irregular_kind(path)
     return f"{kind}, not a file" if kind else None
 
 

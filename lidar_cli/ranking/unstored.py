@@ -21,8 +21,8 @@ from lidar_cli.extraction.engine import (
 )
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_source import ViewSource
-from lidar_cli.features.blocks import Chunk, Embeddings, Names, Stored
-from lidar_cli.features.writer import as_numbers
+from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
+from lidar_cli.features.writer import as_storage_type
 from lidar_cli.runtime.device import MEMORY_SHARE, free_memory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
@@ -67,7 +67,7 @@ def add_intervals(
     settings: RankSettings,
     groups: Grouping | None,
 ) -> Score:
-    """The score with intervals at the settings' level. groups: groups of samples, as in `score_layer`."""
+    """The score with intervals at the settings' level. groups: as in `score_layer`."""
     score = replace(computed.score, provenance=computed.provenance)
     rows = score.rankme_rows
     assert rows is not None
@@ -130,7 +130,7 @@ class MomentSink:
         """
         first, last = samples[0], samples[-1] + 1
         parts = [
-            as_numbers(part[self._layer], self._storage, self._layer, first)
+            as_storage_type(part[self._layer], self._storage, self._layer, first)
             for part in (views, clean)
         ]
         for rows, part in zip(self._rows or (), parts, strict=bool(self._rows)):
@@ -151,14 +151,14 @@ class MomentSink:
             self._waiting.clear()
             self.moments.update(Chunk(0, len(clean), views if len(views) else None, clean))
 
-    def _part(self, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
+    def _part(self, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> StoredArray:
         def read(start: int, stop: int) -> Tensor:
             if self._rows is not None:
                 return self._rows[at][start:stop]
             assert self._contrasts is not None
             return self._contrasts.read(start, stop)
 
-        return Stored(shape, dtype.itemsize, read)
+        return StoredArray(shape, dtype.itemsize, read)
 
 
 class _ContrastSamples:

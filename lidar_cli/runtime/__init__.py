@@ -1,1 +1,1 @@
-"""What every floor above needs of the operating system: files, processes, memory."""
+"""Files, processes, devices and memory: what all packages above need from the operating system."""

@@ -1,8 +1,8 @@
 """Atomic writes: a file appears complete under its name, or not at all.
 
-The content goes to a new file with a random name in the same directory, which no planted link can
-redirect, and is renamed when it is complete. A pipe, a device, or a descriptor such as /dev/stdout
-is written directly.
+The content is written to a new file with a random name in the same directory, which no planted
+link can redirect; the file is renamed when it is complete. A pipe, a device, or a descriptor such
+as /dev/stdout is written directly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from lidar_cli.runtime.files import irregular
+from lidar_cli.runtime.files import irregular_kind
 
 TEMPORARY = re.compile(r"\.lidar-[0-9a-f]{16}\.tmp")
 
@@ -46,11 +46,11 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def temporary_file(path: Path, exclusive: bool = False) -> Iterator[Path]:
-    """A new name in the directory of `path` to create a file at, which is then renamed to `path`.
+    """A new path in the directory of `path`; the block creates a file there.
 
-    An error or interrupt in the block leaves `path` unchanged. The file must be created
-    exclusively. Raises OSError if it cannot be renamed, FileExistsError if `exclusive` and `path`
-    exists by then.
+    The file is renamed to `path` after the block. An error or interrupt in the block leaves `path`
+    unchanged. The block must create the file exclusively (mode "x"). Raises OSError if it cannot be
+    renamed, FileExistsError if `exclusive` and `path` exists by then.
     """
     temporary = path.with_name(f".lidar-{secrets.token_hex(8)}.tmp")
     try:
@@ -81,7 +81,7 @@ def rename_exclusively(file: Path, name: Path) -> None:
 
 def is_stream(path: Path) -> bool:
     """Whether a path names a pipe, a device or an open descriptor, which cannot be replaced."""
-    return irregular(path) is not None or _descriptor(path) is not None
+    return irregular_kind(path) is not None or _descriptor(path) is not None
 
 
 def open_stream(path: Path) -> BinaryIO:
@@ -89,12 +89,12 @@ def open_stream(path: Path) -> BinaryIO:
     number = _descriptor(path)
     if number is None:
         return path.open("wb")
-    sys.stdout.flush()  # earlier output comes first
+    sys.stdout.flush()  # so that earlier output comes first
     return os.fdopen(os.dup(number), "wb")
 
 
 def _descriptor(path: Path) -> int | None:
-    """Number of the descriptor that a path such as /dev/stdout names, None if it names none."""
+    """The number of the descriptor that a path such as /dev/stdout names, else None."""
     folders = {Path("/proc/self/fd"), Path(f"/proc/{os.getpid()}/fd"), Path("/dev/fd")}
     names = [path.absolute()]
     with suppress(OSError):
@@ -107,4 +107,4 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _exclusive(name: str, mode: int) -> int:
-    return os.open(name, mode | getattr(os, "O_NOFOLLOW", 0), 0o666)  # less the umask
+    return os.open(name, mode | getattr(os, "O_NOFOLLOW", 0), 0o666)  # the umask applies

@@ -1,6 +1,6 @@
-"""CUDA side streams, for copies, views and writes while the model computes in its stream.
+"""CUDA streams for copies, views and writes while the model computes in the current stream.
 
-On the CPU, where a call returns when its work is done, everything here does nothing.
+On the CPU, where a call returns when its work is done, nothing here has an effect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class SideStream:
-    """A CUDA stream other than the current one. Work of different streams overlaps."""
+    """A CUDA stream in addition to the current one, so that their work overlaps."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None
@@ -36,7 +36,7 @@ class SideStream:
 
 
 def record_event(device: torch.device) -> torch.cuda.Event | None:
-    """An event that completes when the work now queued in the current stream is done."""
+    """An event that completes when all work queued so far in the current stream is done."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]

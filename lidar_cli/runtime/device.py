@@ -43,10 +43,10 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
-    """Bytes of main memory that can be taken without swapping.
+    """Bytes of main memory that can be allocated without swapping.
 
-    The machine's available memory or the rest of this process's control group, whichever is less.
-    Pages that only cache files count as free.
+    The minimum of the machine's available memory and of what remains in this process's control
+    group. Pages that only cache files count as free.
     """
     import psutil
 
@@ -68,6 +68,7 @@ def check_free_memory(option: str, size: int) -> None:
 
 
 def _free_in_cgroup(group: Path, unlimited: int) -> int:
+    """Bytes that remain in a control group; `unlimited` if the group has no limit."""
     limit, used = _read(group / "memory.max").strip(), _read(group / "memory.current").strip()
     if not (limit.isdecimal() and used.isdecimal()):
         return unlimited
@@ -76,6 +77,7 @@ def _free_in_cgroup(group: Path, unlimited: int) -> int:
 
 
 def _read(path: Path) -> str:
+    """The text of a file, '' if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

@@ -1,7 +1,7 @@
-"""The rank of this process in a torchrun job, and how ranks share the work.
+"""The rank of this process in a torchrun job, and the part of the work of each rank.
 
-Only the command line reads the environment: in a training script that calls our functions, RANK
-describes the script's processes, which do not share this work.
+Only the command line reads the environment variables: in a training script that calls functions of
+this package, RANK describes the processes of the script, which do not share this work.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RankInfo:
             return requested
         import torch
 
-        count = torch.cuda.device_count()  # 1 where each process sees only its device
+        count = torch.cuda.device_count()  # 1 if each process sees only its own device
         return f"cuda:{self.local % count}" if count else requested
 
 

@@ -1,4 +1,4 @@
-"""Untrusted files: opened only if they are regular files, and read up to a limit."""
+"""Opens untrusted files, only regular ones, and reads them up to a limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_TABLE = 64 * 2**20  # bytes of a table or settings file, which may be a pipe
-MAX_DIRECTORY = 16 << 20  # bytes of a zip directory: hundreds of thousands of members
+MAX_DIRECTORY = 16 << 20  # bytes of a zip directory, enough for hundreds of thousands of members
 ENCRYPTED = 0x1  # in the flags of a zip member
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of extra fields
 KINDS = {
@@ -35,10 +35,11 @@ class NotAFile(OSError):
         return str(self.strerror)
 
 
-def irregular(path: Path, follow: bool = True) -> str | None:
+def irregular_kind(path: Path, follow: bool = True) -> str | None:
     """'a pipe', 'a device', ... for a path that is neither a file nor a directory, else None.
 
-    follow: whether links are followed; else one is 'a link'. None for a path that does not exist.
+    None also for a path that does not exist. follow: whether links are followed; if not, a link is
+    'a link'.
     """
     try:
         mode = path.stat(follow_symlinks=follow).st_mode
@@ -50,9 +51,9 @@ def irregular(path: Path, follow: bool = True) -> str | None:
 def check_regular(path: Path, follow: bool = True) -> None:
     """Raise NotAFile for a pipe, a socket or a device, on which a read might block for ever.
 
-    For libraries that open a path themselves, and report missing files.
+    For libraries that open a path themselves. A missing file raises nothing here.
     """
-    kind = irregular(path, follow)
+    kind = irregular_kind(path, follow)
     if kind is not None:
         raise NotAFile(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
 
@@ -66,7 +67,7 @@ def open_regular(path: Path, follow: bool = True) -> BufferedReader:
     flags = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
     file = open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))  # noqa: SIM115
     kind = KINDS.get(stat.S_IFMT(os.fstat(file.fileno()).st_mode))
-    if kind is not None:  # it was replaced since the check
+    if kind is not None:  # it was replaced after the check
         file.close()
         raise NotAFile(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
     return file
@@ -83,7 +84,7 @@ def read_named(path: Path, limit: int = MAX_TABLE) -> bytes:
 
     The content of a pipe is remembered, because it can be read only once.
     """
-    kind = irregular(path)
+    kind = irregular_kind(path)
     status = path.stat()
     key = path, status.st_dev, status.st_ino
     if kind is None or key not in _piped:
@@ -110,17 +111,17 @@ def parse_json(text: str | bytes, constant: Callable[[str], Any] | None = None) 
     try:
         return json.loads(text, parse_constant=constant)
     except RecursionError as error:
-        raise ValueError("JSON that is nested too deep") from error
+        raise ValueError("JSON that is nested too deeply") from error
 
 
 ZipMembers = dict[str, tuple[zipfile.ZipInfo, int]]  # directory entry, and offset of the bytes
 
 
 def open_zip(file: BinaryIO) -> tuple[zipfile.ZipFile, ZipMembers]:
-    """An archive and its members by name; members are read in pieces of at most MAX_DIRECTORY.
+    """An archive and its members by name; a read of more than MAX_DIRECTORY bytes is refused.
 
-    Raises ValueError for a malformed directory, an encrypted or duplicate member, and one outside
-    the file.
+    Raises ValueError for a malformed directory, an encrypted or duplicate member, and a member
+    outside the file.
     """
     try:
         archive = zipfile.ZipFile(_Bounded(file))
@@ -129,7 +130,7 @@ def open_zip(file: BinaryIO) -> tuple[zipfile.ZipFile, ZipMembers]:
     except Exception as error:  # zipfile raises many types for a malformed directory
         raise ValueError("its zip directory cannot be read") from error
     members: ZipMembers = {}
-    total, end = 0, archive.start_dir  # the directory follows the members
+    total, end = 0, archive.start_dir  # the directory is stored after the members
     for info in archive.infolist():
         name = f"its member {info.filename[:60]}"
         if info.flag_bits & ENCRYPTED:
@@ -151,14 +152,14 @@ def open_zip(file: BinaryIO) -> tuple[zipfile.ZipFile, ZipMembers]:
 
 
 class _Bounded:
-    """A file for `zipfile`, which reads a directory in one call."""
+    """A file that refuses large reads; `zipfile` reads a directory in one call."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
         self._file = file
 
     def read(self, count: int = -1) -> bytes:
-        """As of a file; raises ValueError beyond MAX_DIRECTORY."""
+        """As `read` of a file; raises ValueError for more than MAX_DIRECTORY bytes."""
         content = self._file.read(MAX_DIRECTORY + 1 if count < 0 else min(count, MAX_DIRECTORY + 1))
         if len(content) > MAX_DIRECTORY:
             raise ValueError(f"its zip directory has more than {MAX_DIRECTORY >> 20} MB")

@@ -27,7 +27,7 @@ def prefetch(source: Generator[T, None, None] | Iterator[T]) -> Iterator[Iterato
             while (item := items.popleft().result()) is not END:
                 items.append(pool.submit(next, source, END))
                 yield item
-                del item  # before waiting for the next: only the consumer's reference keeps it
+                del item  # so that the consumer alone decides how long it stays in memory
 
         try:
             yield consume()

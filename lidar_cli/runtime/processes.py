@@ -1,4 +1,4 @@
-"""Parallel training runs, and whether a process of this host has ended."""
+"""Runs training in parallel processes, and finds out whether a process of this host has ended."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def run_parallel(
     """work(*task) for every task, in any order: one process per core, one thread each.
 
     One thread is fastest for small networks, and makes weights independent of the core count.
-    work: a module-level function, so that it can be pickled. name: what is counted. done: tasks of
-    an earlier run, which count as well.
-    Raises what the work raises, and InputError if a process was killed.
+    work: a module-level function, so that it can be pickled. name: of the task in `progress`. done:
+    tasks that an earlier run completed; the progress includes them.
+    Raises what `work` raises, and InputError if a process was killed.
     """
     from lidar_cli.runtime.device import cpu_count
 
@@ -87,7 +87,7 @@ def _start_worker(parent: int) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have this process killed when its parent ends, however that happens.
+    """Have this process killed when its parent ends, even if the parent is killed.
 
     parent: its process id, read in the parent. On Linux the kernel sends the signal; elsewhere a
     thread polls the parent's id.
@@ -118,7 +118,7 @@ def process_identity() -> dict[str, Any]:
 
 
 def has_ended(other: Mapping[str, Any], this: Mapping[str, Any]) -> bool:
-    """Whether the process of an identity has certainly ended; False where it cannot be known.
+    """Whether the process of an identity has certainly ended; False if that cannot be determined.
 
     this: the identity of the calling process. Only processes of the same host can be checked.
     """
@@ -132,17 +132,17 @@ def has_ended(other: Mapping[str, Any], this: Mapping[str, Any]) -> bool:
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):
-        pass  # it runs as another user, or the number is no process id
+        pass  # it runs as another user, or the number cannot be a process id
     if this["began"] is None:
         return False
     is_zombie, began = _status(pid)
-    # Another start time: the process id was reused, as happens soon in containers.
+    # Another start time: the process id was reused, which is frequent in containers.
     is_reused = None not in (began, other.get("began")) and began != other["began"]
     return is_zombie or is_reused
 
 
 def _host() -> str:
-    """Host name, boot, and the pid and time namespaces of the container."""
+    """Host name, boot id, and the pid and time namespaces of the container."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -152,7 +152,7 @@ def _host() -> str:
 
 
 def _status(pid: int) -> tuple[bool, int | None]:
-    """Whether a process is a zombie, and its start in clock ticks since boot, None if unknown.
+    """Whether a process is a zombie, and its start time in clock ticks since boot (or None).
 
     Ticks since boot do not change when the system clock is set, as seconds since the epoch do. The
     boot time is read before and after, since it changes with that clock; psutil before 7.1 adds the

@@ -1,4 +1,4 @@
-"""The callback through which long work reports progress. Nothing here prints."""
+"""The callback through which long computations report progress. Nothing here prints."""
 
 
 class Progress:

@@ -5,15 +5,15 @@
     result.stamp    (st_dev, st_ino, st_size, st_mtime_ns) of the file that the child read
 
 - A walker is a function of this package, listed in WALKERS with the packages that it imports. It
-  takes the file, opened for reading in binary (by the parent, regular files only), and `arguments`
-  (JSON), and returns JSON of at most 16 MB, which the caller validates. It runs in a new
-  interpreter without torch, which is started for the first file and serves many. Its module must
-  import neither torch nor timm, directly or indirectly.
+  takes the file, which the parent has opened for reading bytes (regular files only), and
+  `arguments` (JSON), and returns JSON of at most 16 MB, which the caller validates. It runs in a
+  new interpreter without torch, which is started for the first file and then serves many. Its
+  module must import neither torch nor timm, directly or indirectly.
 - A LidarError that a walker raises is raised here, with its class and message. Anything else that
   the file causes (MemoryError, RecursionError, another error, a crash, too much processor time,
-  memory or wall time, too long a reply) is raised as `error`, with a message about that file. The
-  child is then replaced.
-- The limits hold per file. On Linux the system enforces processor time and address space;
+  memory or wall time, too long a reply) is raised as `error`, with a message about that file. A
+  child that crashed, or was killed because it exceeded a limit, is replaced.
+- The limits apply to each file. On Linux the system enforces processor time and address space;
   elsewhere this process polls the child's time and resident memory and kills it.
 - NoProcess is raised if no child can be started, or it cannot import what a walker needs: a fault
   of the machine, not of the file.
@@ -48,7 +48,7 @@ WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standar
     **dict.fromkeys(
         (
             f"lidar_cli.features.hdf5_walk:{name}"
-            for name in ("describe", "describe_one", "shapes", "walk_whole", "rows", "texts")
+            for name in ("describe", "describe_one", "shapes", "walk_everything", "rows", "texts")
         ),
         ("numpy", "h5py"),
     ),
@@ -73,8 +73,8 @@ START = "import sys; sys.path.append(sys.argv[1]); \
 from lidar_cli.runtime.sandbox_child import serve; \
 serve(int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))"
 START_TIMEOUT = 60  # seconds; an interpreter starts slowly from a network file system
-POLLED = sys.platform != "linux"  # whether this process watches the child's time and memory
-POLL = 0.1  # seconds between two such checks
+POLLED = sys.platform != "linux"  # whether this process polls the child's time and memory
+POLL = 0.1  # seconds between polls
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGSYS")
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -85,7 +85,7 @@ class Limits:
 
     seconds: int = 12  # of processor time; an intact file takes less than one
     wall: float = 60  # seconds
-    memory: int = 1 << 30  # bytes of the whole child
+    memory: int = 1 << 30  # bytes of the child process
     answer: int = 16 << 20  # bytes of JSON
 
     def exceeded(self, name: str) -> str:
@@ -107,13 +107,13 @@ class WalkResult:
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """The identity and version of a file, as far as the system knows it."""
+    """Device, inode, size and modification time, which identify a version of a file."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextmanager
 def validation(path: Path, error: type[LidarError], advice: str) -> Iterator[None]:
-    """Raises `error` if the block, which checks what a walker returned, fails on its form."""
+    """Raises `error` if the block finds that what a walker returned has the wrong form."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
@@ -127,9 +127,9 @@ class _ChildEnded(Exception):
 
 
 class Sandbox:
-    """One child at a time, started on demand; threads take turns.
+    """Runs walkers in one child process, started on demand; threads take turns.
 
-    walkers: as WALKERS; search: directories that the child imports from, for walkers of tests.
+    walkers: as WALKERS; search: further directories to import from, for the walkers of tests.
     """
 
     def __init__(
@@ -159,9 +159,9 @@ class Sandbox:
     ) -> WalkResult:
         """What a walker returns for a file.
 
-        error: class of the error for a fault of the file; advice: next step, the end of its
-        message. buffer: filled with the bytes of a walker that returns a memoryview of the same
-        length; the value is then their number.
+        error: class of the error if the file is at fault; advice: the next step for the user, with
+        which the message ends. buffer: filled with the bytes of a walker that returns a memoryview
+        of the same length; the value is then their number.
         """
         request = {
             "walker": walker,
@@ -185,7 +185,7 @@ class Sandbox:
                 why = str(cause) or "ends the process that reads it"
                 raise error(f"{path}: {why}; {advice}", code="ends-reader") from cause
         if "value" not in reply:
-            raise _error(reply, path, error, advice, self.limits)
+            raise _error_from(reply, path, error, advice, self.limits)
         return WalkResult(reply["value"], stamp)
 
     def close(self) -> None:
@@ -205,14 +205,14 @@ class Sandbox:
                 self._process.wait(1)
 
     def _reset(self) -> None:
-        """Have no child: at first, and in a forked process, whose child belongs to its parent."""
+        """Forget the child: initially, and in a forked process, whose parent owns the child."""
         if self._connection is not None:
             self._connection.close()
-            self._process.returncode = 0  # another process waits for it
+            self._process.returncode = 0  # the parent waits for it, not this process
         self._lock = threading.Lock()
         self._exiting = False
         self._connection = None
-        self._started = self.limits
+        self._child_limits = self.limits
 
     def _exchange(
         self, request: bytes, descriptor: int, buffer: memoryview | None
@@ -225,15 +225,15 @@ class Sandbox:
                 return self._reply(connection, buffer)
             except BaseException as error:  # an interrupt too: a late reply must not be read next
                 self._end()
-                # A child that something else killed, before or during this file, is no fault of it.
+                # Without a text, something else killed the child: the file is tried once more.
                 if not isinstance(error, _ChildEnded) or str(error) or is_retry:
                     raise
         raise AssertionError("not reached")
 
     def _start(self) -> socket.socket:
-        """The connection to a child that awaits a request under the present limits."""
+        """The connection to a child with the current limits, which is started if there is none."""
         if self._connection is not None:
-            if self._process.poll() is None and self._started == self.limits:
+            if self._process.poll() is None and self._child_limits == self.limits:
                 return self._connection
             self._end()
         if self._exiting:
@@ -252,8 +252,8 @@ class Sandbox:
                 f"no process can be started to read files in: {getattr(error, 'strerror', error)}; "
                 "end others, or allow more"
             ) from error
-        self._connection, self._started = ours, self.limits
-        self._deadline, self._seconds = time.monotonic() + START_TIMEOUT, 0.0
+        self._connection, self._child_limits = ours, self.limits
+        self._deadline, self._seconds_before = time.monotonic() + START_TIMEOUT, 0.0
         try:
             self._receive(ours, memoryview(bytearray(LENGTH.size + len(READY))))
         except _ChildEnded as error:
@@ -279,7 +279,7 @@ class Sandbox:
     def _reply(self, connection: socket.socket, buffer: memoryview | None) -> dict[str, Any]:
         """The reply to the request that was sent; raises _ChildEnded."""
         self._deadline = time.monotonic() + self.limits.wall
-        self._seconds = _usage(self._process.pid)[0] if POLLED else 0.0
+        self._seconds_before = _usage(self._process.pid)[0] if POLLED else 0.0
         head = bytearray(LENGTH.size)
         self._receive(connection, memoryview(head))
         (length,) = LENGTH.unpack(head)
@@ -292,7 +292,7 @@ class Sandbox:
         except (ValueError, RecursionError):
             reply = None
         if not isinstance(reply, dict):
-            raise _ChildEnded("gives no answer that makes sense")
+            raise _ChildEnded("gives no valid answer")
         if buffer is not None and "value" in reply:
             if reply["value"] != len(buffer):
                 raise _ChildEnded("holds another number of bytes than it declares")
@@ -325,15 +325,15 @@ class Sandbox:
         seconds, resident = _usage(self._process.pid)
         if resident > self.limits.memory:
             raise _ChildEnded(self.limits.exceeded("memory"))
-        if seconds - self._seconds > self.limits.seconds:
+        if seconds - self._seconds_before > self.limits.seconds:
             raise _ChildEnded(self.limits.exceeded("seconds"))
 
     def _cause(self, status: int) -> str:
-        """How a file ended its child, by the exit status; '' if the file may not be the cause."""
+        """What a file did to its child, from the exit status; '' if it may not be the cause."""
         name = _status_name(status)
         if name == "SIGXCPU":
             return self.limits.exceeded("seconds")
-        return f"crashes what reads it ({name})" if name in CRASHES else ""
+        return f"crashes the process that reads it ({name})" if name in CRASHES else ""
 
     def _end(self) -> int:
         """End the child and wait for it; its exit status."""
@@ -348,7 +348,7 @@ class Sandbox:
 
 
 def _interpreter(limits: Limits, connection: socket.socket) -> subprocess.Popen[bytes]:
-    """The child, with the socket as its standard input."""
+    """A new child process, with the socket as its standard input."""
     package = str(Path(errors.__file__).parents[1])
     arguments = map(str, (limits.seconds, limits.wall, limits.memory, limits.answer))
     # -I: no variables, no current directory; -S: no site-packages, whose .pth files run code.
@@ -370,10 +370,10 @@ def _interpreter(limits: Limits, connection: socket.socket) -> subprocess.Popen[
     return process
 
 
-def _error(
+def _error_from(
     reply: dict[str, Any], path: Path, error: type[LidarError], advice: str, limits: Limits
 ) -> LidarError:
-    """The error in a reply without a value."""
+    """The error that a reply without a value describes."""
     text, failed = str(reply.get("text")), str(reply.get("failed"))
     match reply.get("raised"):
         case [str(name), str(message), str(code)]:
@@ -404,7 +404,7 @@ def _status_name(status: int) -> str:
 
 
 def _import_directories(packages: tuple[str, ...]) -> list[str]:
-    """The directories that contain packages, which are not imported here."""
+    """The directories that contain packages; the packages are not imported here."""
     directories: dict[str, None] = {}
     for name in packages:
         module = importlib.util.find_spec(name)

@@ -1,8 +1,8 @@
-"""The child of `sandbox`: a new interpreter that runs one walker after another.
+"""The child process of `sandbox`: a new interpreter that runs one walker after another.
 
 It imports the standard library, this package and what a walker needs, never torch. Messages in both
-directions are a length (8 bytes, big-endian) and JSON; a request comes with the open descriptor of
-its file, where the system can send one.
+directions are a length (8 bytes, big-endian) and JSON. A request comes with the open descriptor of
+its file where the system can send descriptors, else the child opens the path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from lidar_cli.errors import LidarError, first_line
 
 LENGTH = struct.Struct(">Q")
-RETIRE = 256 << 20  # bytes resident after a file, above which the child ends to free them
+RETIRE = 256 << 20  # bytes; with more resident memory after a file, the child ends to free it
 MAX_TEXT = 1 << 14  # characters of a walker's message, which includes the path
 Walker = Callable[[BinaryIO, Any], Any]
 READY = b"{}"
@@ -33,13 +33,13 @@ SENDS_DESCRIPTORS = hasattr(socket, "send_fds")
 def serve(seconds: int, wall: float, memory: int, answer: int) -> None:
     """Answer requests until the parent closes its end of the socket.
 
-    Limits per file: seconds of processor time, wall seconds (which the parent watches too), bytes
-    of address space (enforced on Linux only), and bytes of JSON.
+    Limits per file: seconds of processor time, seconds of wall time (which the parent checks too),
+    bytes of address space (enforced on Linux only), and bytes of JSON.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this child
     connection = _connection()
     _limit_process(memory)
-    send(connection, READY)  # from here on, a file is to blame if this child ends
+    send(connection, READY)  # if this child ends after this, a file is at fault
     retiring = False
     while not retiring:
         message = _receive_request(connection)
@@ -49,7 +49,7 @@ def serve(seconds: int, wall: float, memory: int, answer: int) -> None:
         request = json.loads(content)
         _end_with_parent(connection, True)
         try:
-            walk = _walker(request)  # an import that fails is no fault of the file
+            walk = _walker(request)  # a failed import is not the fault of the file
         except Exception as error:
             reply = {"failed": "start", "text": first_line(error)[:500], "retiring": True}
             send(connection, json.dumps(reply).encode())
@@ -87,7 +87,7 @@ def _reply(
     except Exception as error:
         failed = {"failed": "error", "text": first_line(error)[:500]}
     value = None
-    gc.collect()  # within the limits of the file that left the garbage
+    gc.collect()  # here, so that the limits for this file apply to it
     retiring = failed.get("failed") == "memory" or _resident() > RETIRE
     if failed:
         content, numbers = _json(failed), memoryview(b"")
@@ -111,7 +111,7 @@ def send(connection: socket.socket, content: bytes) -> None:
 
 
 def _receive_exactly(connection: socket.socket, count: int, start: bytes = b"") -> bytes | None:
-    """`count` bytes that begin with `start`, already received; None if the stream ends early."""
+    """`count` bytes, of which `start` was received before; None if the stream ends early."""
     content = bytearray(start)
     while len(content) < count:
         piece = connection.recv(min(count - len(content), 1 << 20))
@@ -146,11 +146,11 @@ def _limit_process(memory: int) -> None:
     with suppress(ImportError):
         import resource
 
-        _set(resource.RLIMIT_CORE, 0)
-        _set(resource.RLIMIT_FSIZE, 0)  # this process cannot write to files
-        _set(resource.RLIMIT_NOFILE, 64)
+        _set_limit(resource.RLIMIT_CORE, 0)
+        _set_limit(resource.RLIMIT_FSIZE, 0)  # this process cannot write to files
+        _set_limit(resource.RLIMIT_NOFILE, 64)
         if sys.platform == "linux":
-            _set(resource.RLIMIT_AS, memory)
+            _set_limit(resource.RLIMIT_AS, memory)
 
 
 def _limit_file(seconds: int, wall: float) -> None:
@@ -164,11 +164,11 @@ def _limit_file(seconds: int, wall: float) -> None:
         if hard != resource.RLIM_INFINITY:
             soft = hard if soft == resource.RLIM_INFINITY else min(soft, hard)
         resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
-    if hasattr(signal, "setitimer"):  # in case the parent has ended, which watches the clock
+    if hasattr(signal, "setitimer"):  # the parent measures wall time too, but it may have ended
         signal.setitimer(signal.ITIMER_REAL, wall * 1.5)
 
 
-def _set(kind: int, limit: int) -> None:
+def _set_limit(kind: int, limit: int) -> None:
     import resource
 
     hard = resource.getrlimit(kind)[1]

@@ -1,7 +1,7 @@
-"""Robust stdout for results and stderr for remarks.
+"""Writes results to stdout and remarks to stderr, whatever the encoding and state of the streams.
 
 A character that the encoding of a stream lacks is written as an escape, such as `caf\\xe9`. A
-failed write to stdout raises InputError; a failed write to stderr is ignored, and the work
+failed write to stdout raises InputError; a failed write to stderr is ignored, and the program
 continues.
 """
 
@@ -25,15 +25,15 @@ REMEDIES = {
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Replace `sys.stdout` and `sys.stderr` by robust streams while the block runs."""
-    before = sys.stdout, sys.stderr
+    """Replace `sys.stdout` and `sys.stderr` by `_SafeStream`s while the block runs."""
+    originals = sys.stdout, sys.stderr
     _occupy_closed_descriptors()
-    sys.stdout = cast(TextIO, _Robust(before[0] or _opened(1), _refuse))
-    sys.stderr = cast(TextIO, _Robust(before[1] or _opened(2), _ignore))
+    sys.stdout = cast(TextIO, _SafeStream(originals[0] or _opened(1), _raise_input_error))
+    sys.stderr = cast(TextIO, _SafeStream(originals[1] or _opened(2), _ignore))
     try:
         yield
     finally:
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = originals
 
 
 def write_results(content: str | bytes) -> None:
@@ -55,8 +55,8 @@ def write_remark(text: str) -> None:
     sys.stderr.write(f"{printable(text)}\n")
 
 
-class _Robust:
-    """A stream, or its binary buffer. handle: called with the stream and each OSError of it."""
+class _SafeStream:
+    """A stream, or its binary buffer. handle: called with the stream and an OSError of a write."""
 
     def __init__(self, stream: Any, handle: Callable[[Any, OSError], None]) -> None:
         self._stream = stream
@@ -66,8 +66,8 @@ class _Robust:
         return getattr(self._stream, name)
 
     @property
-    def buffer(self) -> _Robust:
-        return _Robust(self._stream.buffer, self._handle)
+    def buffer(self) -> _SafeStream:
+        return _SafeStream(self._stream.buffer, self._handle)
 
     def write(self, content: Any) -> int:
         try:
@@ -83,7 +83,7 @@ class _Robust:
             self._handle(self._stream, error)
 
 
-def _refuse(stream: Any, error: OSError) -> None:
+def _raise_input_error(stream: Any, error: OSError) -> None:
     with suppress(OSError, ValueError):
         # Python would flush the rest of the buffer at exit, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -92,11 +92,11 @@ def _refuse(stream: Any, error: OSError) -> None:
 
 
 def _ignore(stream: Any, error: OSError) -> None:
-    """A remark that cannot be written is no reason to end the work."""
+    """Do nothing: a remark that cannot be written must not end the program."""
 
 
 def _encodable(content: Any, stream: Any) -> Any:
-    """Text with escapes for what the stream cannot encode."""
+    """The content, with escapes for characters that the stream cannot encode."""
     if not isinstance(content, str):
         return content
     encoding = getattr(stream, "encoding", None) or "utf-8"

@@ -22,7 +22,7 @@ from lidar_cli.core.metrics import FIT_RANKS, METRICS, Metric, Spectrum
 from lidar_cli.core.moments import Moments, unit_rows
 from lidar_cli.core.noise import contrast_samples, corrected_spectrum, measure_view_noise
 from lidar_cli.errors import DegenerateFeatures
-from lidar_cli.features.blocks import Embeddings, ReadRows
+from lidar_cli.features.embeddings import Embeddings, ReadRows
 from lidar_cli.scoring.intervals import OVERFLOW, Confidence
 from lidar_cli.scoring.streaming import LayerMoments
 from lidar_cli.settings import MetricSettings

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.features.blocks import Chunk, Embeddings
+from lidar_cli.features.embeddings import Chunk, Embeddings
 from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import (

@@ -48,7 +48,7 @@ from torch import Tensor
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.data.tables import read_table
 from lidar_cli.errors import InputError
-from lidar_cli.features.blocks import Embeddings, Names
+from lidar_cli.features.embeddings import Embeddings, Names
 
 FEWEST_GROUPS = 10  # groups of samples, below which their spread is too uncertain
 PAIRS = 2**18  # pairs of checkpoints compared at a time: 2 MB for each number of a pair

@@ -19,8 +19,8 @@ from lidar_cli.checkpoints.reading.arrays import read_tensors
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError, nearest
-from lidar_cli.features.arrays import check_stored, read_npy, read_npz, with_size_note
-from lidar_cli.features.blocks import Embeddings
+from lidar_cli.features.arrays import check_not_sparse, read_npy, read_npz, with_size_note
+from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.hdf5 import is_hdf5
 from lidar_cli.features.reader import read_hdf5
 from lidar_cli.runtime.device import check_free_memory, find_device
@@ -114,7 +114,7 @@ def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
         ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
-    check_stored(path)
+    check_not_sparse(path)
     if hdf5:
         layers = read_hdf5(path, settings.layer, settings.dataset, settings.views_per_sample)
     else:

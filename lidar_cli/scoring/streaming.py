@@ -17,7 +17,7 @@ from lidar_cli.core.accumulate import map_pieces
 from lidar_cli.core.metrics import METRICS, READ_FROM_LDA, READ_FROM_ROWS
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
 from lidar_cli.errors import BadRows, InputError
-from lidar_cli.features.blocks import Chunk, Embeddings
+from lidar_cli.features.embeddings import Chunk, Embeddings
 from lidar_cli.runtime.device import free_memory
 from lidar_cli.runtime.prefetch import prefetch
 from lidar_cli.runtime.progress import Progress

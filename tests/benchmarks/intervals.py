@@ -17,7 +17,7 @@ import sys
 import torch
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.features.embeddings import Embeddings, StoredArray
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.intervals import ties
 from lidar_cli.scoring.run import score_layer, with_intervals
@@ -77,7 +77,7 @@ def bursts(size, generator, alike=BURST_ALIKE):
 
 def scored(z, level, groups=None):
     """groups: of the samples [n], if intervals are to allow for them."""
-    stored = Stored(tuple(z.shape), 8, lambda start, stop: z[start:stop])
+    stored = StoredArray(tuple(z.shape), 8, lambda start, stop: z[start:stop])
     source = Embeddings("simulated", "projector", stored, None)
     wanted = frozenset(METRICS) - {"n_above_noise"}
     result = score_layer(source, ScoreSettings(), torch.device("cpu"), wanted, Progress(), level)

@@ -16,7 +16,7 @@ import torch
 
 from lidar_cli.core import noise, spectra
 from lidar_cli.core.moments import Moments
-from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.features.embeddings import Embeddings, StoredArray
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import ScoreSettings
@@ -38,7 +38,7 @@ def embeddings(size, strength, signal, generator):
 
 
 def scored(z):
-    stored = Stored(tuple(z.shape), 8, lambda start, stop: z[start:stop])
+    stored = StoredArray(tuple(z.shape), 8, lambda start, stop: z[start:stop])
     source = Embeddings("simulated", "projector", stored, None)
     return score_layer(source, ScoreSettings(), torch.device("cpu"), WANTED, Progress())
 

@@ -23,7 +23,7 @@ SECONDS = 30  # for an input; of what HDF5 is lost with, each reader waits until
 LOST = {  # in a reader's words -> what HDF5 did
     "of processor time to read": "hung",
     "MB of memory to read": "swelled",
-    "crashes what reads it": "crashed",
+    "crashes the process that reads it": "crashed",
 }
 LONGEST = 20_000  # characters of a line, which may repeat a few names out of the file
 Outcomes = dict[str, tuple[str, Any]]

@@ -18,7 +18,7 @@ import torch
 from feature_files import CLEAN, IDS, LAYOUT, PROVENANCE, create, write
 
 from lidar_cli.errors import LidarError
-from lidar_cli.features.blocks import Embeddings
+from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.reader import (
     read_first,
     read_hdf5,
@@ -27,7 +27,7 @@ from lidar_cli.features.reader import (
     read_provenance,
 )
 from lidar_cli.features.schema import Share, partial_path
-from lidar_cli.features.shards import join, shard_path
+from lidar_cli.features.shards import join_shards, shard_path
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.probing.run import probe_files
 from lidar_cli.ranking.digests import Digests
@@ -55,7 +55,7 @@ def shards(path: Path) -> None:
 def joined(path: Path) -> dict[str, Any]:
     """What is read of the file after its shards are joined again."""
     path.unlink(missing_ok=True)
-    assert join(path, LAYOUT, SHARES, IDS, None, [], PROVENANCE)
+    assert join_shards(path, LAYOUT, SHARES, IDS, None, [], PROVENANCE)
     return arrays(path)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.models.weights import fill, first_few, is_counter, shapes
-from lidar_cli.checkpoints.reading.containers import ADDED, candidates, clean
+from lidar_cli.checkpoints.reading.containers import WRAPPER_PARTS, candidate_dicts, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
 
@@ -61,11 +61,11 @@ def load(module: nn.Module, path: Path, tree: Mapping[str, Any]) -> str:
     """
     expected = set(shapes(module))
     closest: tuple[int, str, dict[str, Weight]] | None = None
-    for container, entries in candidates(tree):
+    for container, entries in candidate_dicts(tree):
         tensors = {str(k): v for k, v in entries.items() if is_tensor(v)}
         if not tensors:
             continue
-        for rename in (str, _without_leading, clean):
+        for rename in (str, _without_leading, clean_name):
             named = {rename(name): tensor for name, tensor in tensors.items()}
             distance = len({n for n in expected ^ named.keys() if not is_counter(n)})
             if len(named) == len(tensors) and (closest is None or distance < closest[0]):
@@ -225,7 +225,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _without_leading(name: str) -> str:
     parts = name.split(".")
-    while len(parts) > 1 and parts[0] in ADDED:
+    while len(parts) > 1 and parts[0] in WRAPPER_PARTS:
         parts.pop(0)
     return ".".join(parts)
 

@@ -1,4 +1,4 @@
-"""Embeddings as tensors in a file of torch.save or safetensors."""
+"""Reads embeddings from tensors in a file of torch.save or safetensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from lidar_cli.checkpoints.reading.lazy_tensor import ELEMENT_TYPES, ITEMSIZE, LazyTensor
 from lidar_cli.checkpoints.reading.read import describe, read_file
 from lidar_cli.errors import CheckpointError, InputError
-from lidar_cli.features.arrays import select, stored_at
-from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.features.arrays import select_embeddings, stored_at
+from lidar_cli.features.embeddings import Embeddings, StoredArray
 
-FLOATS = {  # torch's name -> numpy's dtype, which for bfloat16 holds the bits
+FLOATS = {  # torch's name -> numpy's dtype; int16 for bfloat16, which numpy lacks
     one.name: np.dtype(f"<{one.numpy or 'i2'}")
     for one in ELEMENT_TYPES
     if one.name in ("float64", "float32", "float16", "bfloat16")
@@ -36,7 +36,7 @@ def read_tensors(path: Path, dataset: str | None, views_per_sample: int | None) 
         reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
         raise InputError(f"{path}: cannot be read as .npz or .pt: {reason}") from error
     stored = {name: _stored(tensor) for name, tensor in tensors.items()}
-    embeddings = select(path, stored, dataset, views_per_sample)
+    embeddings = select_embeddings(path, stored, dataset, views_per_sample)
     tensor = tensors[embeddings.layer]
     return embeddings if _is_contiguous(tensor) else replace(embeddings, in_memory=tensor.nbytes)
 
@@ -54,20 +54,20 @@ def tensors_of(tree: Any, path: Path) -> dict[str, LazyTensor]:
     }
 
 
-def _stored(tensor: LazyTensor) -> Stored:
-    """A tensor, read by offset if its elements are contiguous, else whole."""
+def _stored(tensor: LazyTensor) -> StoredArray:
+    """A tensor, read in chunks by offset if its elements are contiguous, else all at once."""
     item = ITEMSIZE[tensor.dtype]
     storage = tensor.storage
     if storage is not None and _is_contiguous(tensor):
         offset = storage.source.start + storage.first + item * tensor.offset
         as_type = torch.bfloat16 if tensor.dtype == "bfloat16" else None
         return stored_at(storage.source.path, offset, tensor.shape, FLOATS[tensor.dtype], as_type)
-    whole = cache(tensor.materialise)
-    return Stored(tensor.shape, item, lambda start, stop: whole()[start:stop])
+    materialise = cache(tensor.materialise)
+    return StoredArray(tensor.shape, item, lambda start, stop: materialise()[start:stop])
 
 
 def _is_contiguous(tensor: LazyTensor) -> bool:
-    """Whether the elements are in the file in order, with no bytes between them."""
+    """Whether the elements are in the file, in row-major order, with no bytes between them."""
     if tensor.storage is None or tensor.storage.source.data is not None or tensor.bits:
         return False
     step = 1

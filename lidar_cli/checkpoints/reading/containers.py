@@ -1,4 +1,4 @@
-"""Finds the state dict in a checkpoint's nested dicts, and removes wrappers' parts of its names."""
+"""Finds the state dict in a checkpoint's nested dicts, and removes name parts such as 'module'."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from lidar_cli.checkpoints.models.weights import LONGEST_NAME, first_few
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.errors import CheckpointError, NoWeights
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # "module" is DeepSpeed's
-AVERAGES = (  # keys of a second state dict, a moving average of the first
+CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "module")  # "module" is DeepSpeed's
+AVERAGE_KEYS = (  # keys of a second state dict, a moving average of the first
     *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model"),
     *("ema", "averaged_model"),
 )
-# Inserted into names by DataParallel, torch.compile, FSDP and activation checkpointing.
-ADDED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-WEIGHTS = ("weight", "weight_v", "original1", "kernel")  # last parts of the names of weights
+# Name parts that DataParallel, torch.compile, FSDP and activation checkpointing insert.
+WRAPPER_PARTS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+WEIGHT_NAMES = ("weight", "weight_v", "original1", "kernel")  # last parts of the names of weights
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """Tensors by cleaned name, with their place and their names in the file."""
+    """Tensors by name without wrappers' parts (see WRAPPER_PARTS)."""
 
-    container: str  # keys that lead to it, joined by dots; '' for the file itself
+    container: str  # keys of the nested dicts that lead to it, joined by dots; '' at the top level
     tensors: dict[str, Weight]
-    originals: dict[str, str]
-    others: tuple[str, ...]  # names of values of an inner dict that are not tensors
-    dicts: frozenset[int] = frozenset()  # ids of the containers that it was read from
+    originals: dict[str, str]  # name here -> name in the file
+    others: tuple[str, ...]  # names of values that are not tensors; empty at the top level
+    dicts: frozenset[int] = frozenset()  # ids of the dicts that the tensors were read from
 
 
 def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
-    """The state dict of a file: of all candidates, the one with the most weights.
+    """The state dict of a file: of all `candidate_dicts`, the one with the most weights.
 
-    Raises NoWeights if the file holds no weights, and CheckpointError if all are in other places,
-    or two names become equal without the wrappers' parts.
+    Raises NoWeights if the file holds no weights, and CheckpointError if all weights are under
+    other keys, or two names become equal without the wrappers' parts.
     """
-    container, state = max(candidates(tree), key=lambda place: _count_weights(place[1]))
+    container, state = _with_most_weights(tree)
     if not _count_weights(state):
-        places = sorted(_elsewhere(tree))
-        if places:
+        keys = sorted(_keys_with_weights(tree))
+        if keys:
             raise CheckpointError(
-                f"{path}: weights lie under {first_few(places)}; expected a state dict in the file "
-                f"itself or under {', '.join(WRAPPERS)}; save that state dict alone"
+                f"{path}: the weights are under {first_few(keys)}; expected a state dict in "
+                f"the file itself or under {', '.join(CONTAINER_KEYS)}; save that state dict alone"
             )
         inside = first_few([str(key) for key in tree]) if tree else "nothing"
         raise NoWeights(f"{path}: holds no model weights (found {inside})")
@@ -55,7 +55,7 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
         if not is_tensor(value):
             others.append(str(name))
             continue
-        cleaned = clean(str(name))
+        cleaned = clean_name(str(name))
         if cleaned in tensors:
             both = first_few([originals[cleaned], str(name)])
             raise CheckpointError(
@@ -63,97 +63,106 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
                 "of wrappers; expected one; save the state dict of one model"
             )
         tensors[cleaned], originals[cleaned] = value, str(name)
-    # The outermost dict also holds an epoch, arguments and the like.
+    # A dict at the top level also holds an epoch, arguments and the like.
     others = others if container else []
     return StateDict(container, tensors, originals, tuple(others), frozenset({id(state)}))
 
 
-def average(tree: Mapping[str, Any]) -> str | None:
+def average_key(tree: Mapping[str, Any]) -> str | None:
     """The key of a second state dict with averaged weights; None if there is none."""
-    for key in AVERAGES:
+    for key in AVERAGE_KEYS:
         value = tree.get(key)
-        if isinstance(value, dict) and any(_count_weights(inner) for _, inner in candidates(value)):
+        if isinstance(value, dict) and any(
+            _count_weights(inner) for _, inner in candidate_dicts(value)
+        ):
             return key
     return None
 
 
-def raw_container(tree: Mapping[str, Any], key: str) -> str | None:
-    """The key of the raw weights whose average is under `key`; '' for the file itself.
+def raw_key(tree: Mapping[str, Any], key: str) -> str | None:
+    """The key of the weights whose average is under `key`; '' if they are at the top level.
 
     None if there are no other weights.
     """
     rest = {name: value for name, value in tree.items() if name != key}
-    container, state = max(candidates(rest), key=lambda place: _count_weights(place[1]))
+    container, state = _with_most_weights(rest)
     return container.partition(".")[0] if _count_weights(state) else None
 
 
 def with_average(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The tree with the averaged weights in place of the raw ones."""
-    raw = raw_container(tree, key)
-    dicts = [name for name in WRAPPERS if isinstance(tree.get(name), dict)]
+    """The tree with the averaged weights under `key` replacing the weights they average."""
+    raw = raw_key(tree, key)
+    dicts = [name for name in CONTAINER_KEYS if isinstance(tree.get(name), dict)]
     rest = {
         name: value
         for name, value in tree.items()
         if name not in (key, *dicts) and not (raw == "" and is_tensor(value))
     }
-    return {**rest, raw or WRAPPERS[0]: tree[key]}
+    return {**rest, raw or CONTAINER_KEYS[0]: tree[key]}
 
 
-def unused(tree: Mapping[Any, Any], used: frozenset[int]) -> list[str]:
-    """Names of dicts with weights and of tensors outside the containers with ids `used`."""
+def unused_names(tree: Mapping[Any, Any], used: frozenset[int]) -> list[str]:
+    """Keys of dicts with weights, and names of tensors, outside the dicts with ids `used`."""
     names = [
-        _name(key)
+        _key_text(key)
         for key, value in tree.items()
         if id(tree) not in used and is_tensor(value) and len(value.shape)
     ]
-    return [*names, *dict.fromkeys(_elsewhere(tree, used=used))]
+    return [*names, *dict.fromkeys(_keys_with_weights(tree, used=used))]
 
 
-def candidates(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The dict itself and all dicts nested in it under WRAPPERS only, outermost first."""
-    places = [("", tree)]
-    for name, inner in places:  # grows during the iteration
-        for key in WRAPPERS:
+def candidate_dicts(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The dict itself, and the dicts nested in it whose keys are all in CONTAINER_KEYS.
+
+    As pairs of the keys joined by dots and the dict, outermost first.
+    """
+    pairs = [("", tree)]
+    for name, inner in pairs:  # grows during the iteration
+        for key in CONTAINER_KEYS:
             value = inner.get(key)
             # The depth is limited because a dict in a pickle can contain itself.
             if isinstance(value, dict) and name.count(".") < 3:
-                places.append((f"{name}.{key}".lstrip("."), value))
-    return places
+                pairs.append((f"{name}.{key}".lstrip("."), value))
+    return pairs
 
 
-def clean(name: str) -> str:
-    """A name without wrappers' parts: 'a.weight' for 'module.a._orig_mod.weight'."""
-    return ".".join(part for part in name.split(".") if part not in ADDED)
+def _with_most_weights(tree: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    return max(candidate_dicts(tree), key=lambda pair: _count_weights(pair[1]))
+
+
+def clean_name(name: str) -> str:
+    """A name without the parts in WRAPPER_PARTS: 'a.weight' for 'module.a._orig_mod.weight'."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPER_PARTS)
 
 
 def _count_weights(state: Mapping[Any, Any]) -> int:
     """The number of entries that are weights."""
     return sum(
-        is_tensor(value) and isinstance(name, str) and name.rpartition(".")[2] in WEIGHTS
+        is_tensor(value) and isinstance(name, str) and name.rpartition(".")[2] in WEIGHT_NAMES
         for name, value in state.items()
     )
 
 
-def _elsewhere(
+def _keys_with_weights(
     tree: Mapping[Any, Any], depth: int = 4, used: frozenset[int] = frozenset()
 ) -> Iterator[str]:
-    """Keys of all dicts with weights down to `depth`, each dict once.
+    """Keys, joined by dots, of all nested dicts with weights down to `depth`, each dict once.
 
-    used: ids of dicts to leave out, with their contents.
+    used: ids of dicts to skip, together with all dicts inside them.
     """
     level: list[tuple[str, Mapping[Any, Any]]] = [("", tree)]
     seen = {id(tree), *used}
     for _ in range(depth):
-        inside = []
+        next_level = []
         for name, inner in level:
             for key, value in inner.items():
                 if isinstance(value, dict) and id(value) not in seen:
                     seen.add(id(value))
-                    inside.append((f"{name}{_name(key)}", value))
-        yield from (name for name, inner in inside if _count_weights(inner))
-        level = [(f"{name}.", inner) for name, inner in inside]
+                    next_level.append((f"{name}{_key_text(key)}", value))
+        yield from (name for name, inner in next_level if _count_weights(inner))
+        level = [(f"{name}.", inner) for name, inner in next_level]
 
 
-def _name(key: object) -> str:
-    """A key for a message; of a key that is not text, which may be of any size, its type."""
+def _key_text(key: object) -> str:
+    """A key for a message; only its type if it is not text, because it may be of any size."""
     return key[:LONGEST_NAME] if isinstance(key, str) else f"({type(key).__name__})"

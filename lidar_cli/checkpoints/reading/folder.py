@@ -1,4 +1,4 @@
-"""The file with the weights: in a folder, on the Hugging Face Hub, or to be joined from parts.
+"""Finds the file with the weights in a folder or on the Hub, and refuses checkpoints in parts.
 
 hf-hub:ORG/NAME[@REVISION], timm:NAME                    a name on the Hub, in place of a path
 config.json + model.safetensors or pytorch_model.bin     a Hugging Face folder
@@ -8,8 +8,9 @@ zero_to_fp32.py, latest, zero_pp_rank_*                  DeepSpeed
 *.rank_0.pth, last_checkpoint.rank_0                     DINOv2's FSDP shards
 {'type': 'shard_list' or 'slice_list'}                   VISSL
 
+The first two are read, the others refused with a message that says how to join them.
 huggingface_hub, a dependency of timm, downloads config.json and the weights into its cache, unless
-they are there; they are then read like those of any folder, and no code in them is run.
+the cache has them; they are then read like those of any folder, and no code in them is run.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from lidar_cli.runtime.files import open_regular
 PREFIXES = {"hf-hub:": "", "timm:": "timm/"}  # prefix of a path -> prefix of the name on the Hub
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read
 MAX_CONFIG = 2**20  # bytes of a config.json
-EXACT_GELU = ("gelu", "gelu_python")  # both by the error function, as in every module here
+EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as all models here do
 SHARDED = ("ShardedTensor", "DTensor")  # classes of tensors that are stored in several files
 
 
-def local(path: Path) -> Path:
+def local_path(path: Path) -> Path:
     """The folder in the Hub's cache for a name on the Hub; any other path unchanged.
 
     Raises CheckpointError if the name is malformed, or the Hub has no such model, does not give
@@ -40,7 +41,7 @@ def local(path: Path) -> Path:
     for prefix, owner in PREFIXES.items():
         if str(path).startswith(prefix):
             name, _, revision = str(path).removeprefix(prefix).partition("@")
-            if ".." in revision:  # never in a git revision, but in a path out of the cache
+            if ".." in revision:  # git allows no such revision; as a path it could leave the cache
                 raise CheckpointError(
                     f"{path}: {revision} is no revision; expected a branch, tag or commit"
                 )
@@ -99,21 +100,22 @@ def weights_file(path: Path) -> Path:
         if name in names:
             return path / name
     if any(name.endswith(".index.json") for name in names):
-        raise CheckpointError(_sharded(path, path))
+        raise CheckpointError(_join_sharded(path, path))
     if ".metadata" in names or any(name.endswith(".distcp") for name in names):
-        raise CheckpointError(_distributed(path, path))
+        raise CheckpointError(_join_distributed(path, path))
     if "zero_to_fp32.py" in names or "latest" in names:
-        raise CheckpointError(_deepspeed(path, path))
+        raise CheckpointError(_join_deepspeed(path, path))
     raise CheckpointError(
         f"{path} is a directory, expected one checkpoint file or a folder with "
         f"{' or '.join(WEIGHTS)}; name a file in it, or order all of them with: lidar rank"
     )
 
 
-def config(path: Path) -> dict[str, Any] | None:
-    """The config.json of a Hugging Face folder, or in the folder of its weights; None if none.
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The config.json of a Hugging Face folder, or None.
 
-    Raises CheckpointError if it is not a JSON object of usual size.
+    path: the folder, or the file with the weights in it.
+    Raises CheckpointError if config.json is not a JSON object of at most MAX_CONFIG bytes.
     """
     folder = path if path.is_dir() else path.parent
     file = folder / "config.json"
@@ -122,11 +124,11 @@ def config(path: Path) -> dict[str, Any] | None:
     return _json_object(file)
 
 
-def options_of(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """heads and eps of a transformer, if its config.json has them.
+def transformer_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """`heads` and `eps` of a transformer, as far as its config.json has them.
 
-    Raises CheckpointError for impossible values, and for an activation other than GELU, which the
-    modules of this package do not have.
+    Raises CheckpointError for impossible values, and for activations other than GELU, which the
+    models of this package do not implement.
     """
     heads, eps = config.get("num_attention_heads"), config.get("layer_norm_eps")
     activation = config.get("hidden_act", "gelu")
@@ -139,8 +141,8 @@ def options_of(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return {name: value for name, value in (("heads", heads), ("eps", eps)) if value is not None}
 
 
-def architecture(config: Mapping[str, Any] | None) -> str | None:
-    """timm's name of the model; None if the config.json is not timm's."""
+def timm_architecture(config: Mapping[str, Any] | None) -> str | None:
+    """timm's name of the model; None if timm did not write the config.json."""
     name = config.get("architecture") if config and "pretrained_cfg" in config else None
     return name if isinstance(name, str) else None
 
@@ -152,8 +154,8 @@ def _refusal(origin: str, name: str, value: object, expected: str) -> Checkpoint
     )
 
 
-def arguments(path: Path, name: str) -> dict[str, Any]:
-    """The JSON file `name` in the checkpoint's directory; empty if it cannot be read."""
+def read_arguments(path: Path, name: str) -> dict[str, Any]:
+    """The JSON file `name` in the checkpoint's directory; {} if it cannot be read."""
     file = path.parent / name
     try:
         return _json_object(file) if file.is_file() else {}
@@ -174,9 +176,9 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 
 def refuse_shards(path: Path, tree: object, names: tuple[str, ...]) -> None:
-    """Raise CheckpointError for a file that is a part of a checkpoint, or lists the parts.
+    """Raise CheckpointError for a file that is one part of a checkpoint, or lists the parts.
 
-    names: of its stand-ins.
+    names: names of the stand-ins in the file.
     """
     kind = tree.get("type") if isinstance(tree, Mapping) else None
     if isinstance(kind, str) and kind in ("shard_list", "slice_list"):
@@ -194,14 +196,15 @@ def refuse_shards(path: Path, tree: object, names: tuple[str, ...]) -> None:
 
 
 def _refuse_parts(path: Path) -> None:
+    """Raise CheckpointError for a file whose name is that of one part of a checkpoint."""
     name = path.name
     part = re.search(r"-\d{5}-of-(\d{5})\.", name)
     if name.endswith(".index.json") or (part and int(part[1]) > 1):
-        raise CheckpointError(_sharded(path, path.parent))
+        raise CheckpointError(_join_sharded(path, path.parent))
     if name.endswith(".distcp") or name == ".metadata":
-        raise CheckpointError(_distributed(path, path.parent))
+        raise CheckpointError(_join_distributed(path, path.parent))
     if re.match(r"(bf16_|fp16_)?zero_pp_rank_\d+", name):
-        raise CheckpointError(_deepspeed(path, path.parent.parent))
+        raise CheckpointError(_join_deepspeed(path, path.parent.parent))
     if re.search(r"\.rank_\d+(\.pth)?$", name):
         raise CheckpointError(
             f"{path}: is one process's part of a model sharded by FSDP; expected whole weights; "
@@ -209,29 +212,29 @@ def _refuse_parts(path: Path) -> None:
         )
 
 
-def _sharded(path: Path, folder: Path) -> str:
+def _join_sharded(path: Path, folder: Path) -> str:
     return (
         f"{path}: is a checkpoint in several files; expected one; join them with: python -c "
         '"import sys, transformers; transformers.AutoModel.from_pretrained(sys.argv[1])'
-        f".save_pretrained(sys.argv[2], max_shard_size='1TB')\" {_named(folder, '', '-whole')}"
+        f".save_pretrained(sys.argv[2], max_shard_size='1TB')\" {_quoted(folder, '', '-whole')}"
     )
 
 
-def _distributed(path: Path, folder: Path) -> str:
+def _join_distributed(path: Path, folder: Path) -> str:
     return (
         f"{path}: is a distributed checkpoint in several files; expected one; join them with: "
         "python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
-        f"{_named(folder, '', '.pt')}"
+        f"{_quoted(folder, '', '.pt')}"
     )
 
 
-def _deepspeed(path: Path, folder: Path) -> str:
+def _join_deepspeed(path: Path, folder: Path) -> str:
     return (
         f"{path}: is a part of a DeepSpeed checkpoint; expected whole weights; join them with: "
-        f"python {_named(folder, '/zero_to_fp32.py', '', '-whole')}"
+        f"python {_quoted(folder, '/zero_to_fp32.py', '', '-whole')}"
     )
 
 
-def _named(folder: Path, *endings: str) -> str:
-    """The folder with each of the endings, quoted for a shell."""
+def _quoted(folder: Path, *endings: str) -> str:
+    """The folder's path with each ending appended, quoted for a shell."""
     return shlex.join(f"{folder}{ending}" for ending in endings)

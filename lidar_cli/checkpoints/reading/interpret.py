@@ -1,8 +1,8 @@
-"""The records of a pickle (pickle.py) -> plain values, LazyTensors and stand-ins.
+"""Turns the records of a pickle (pickle.py) into plain values, LazyTensors and stand-ins.
 
-A record is interpreted after its arguments: by a function of rebuild.py for the names there, else
-as a StandIn. The traversal has an explicit stack and visits an object once, so that its cost is
-linear in the bytes of the pickle, whatever the depth and sharing.
+A record becomes a value after its arguments have: by the function of rebuild.py for its name, or
+as a StandIn if there is none. The traversal uses an explicit stack and visits each object once, so
+its cost is linear in the bytes of the pickle, whatever the nesting and sharing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn
 SCALARS = frozenset((int, float, bool, type(None), complex, bytes))
 LITERALS = SCALARS | {str}
 IMMUTABLE = frozenset((tuple, frozenset))  # created after their parts
-MUTABLE = (list, dict, set)  # created before their parts, and filled after them
-TENSOR = "torch._utils._rebuild_tensor_v2"
+MUTABLE = (list, dict, set)  # created empty before their parts, and filled after them
+REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
 BASES = ("builtins.dict", "builtins.list")
 EMPTY: dict[str, Callable[[], Any]] = {
     "collections.OrderedDict": dict, "collections.Counter": dict, "builtins.dict": dict,
     "collections.deque": list, "builtins.list": list, "builtins.set": set,
 }  # fmt: skip
-SURROGATES = "\udc80", "\udcff"  # bytes in text of Python 2 that are not UTF-8
+SURROGATES = "\udc80", "\udcff"  # range that represents bytes that are not UTF-8
 # Raised by handlers for arguments of the wrong number or type.
 BAD_ARGUMENTS = (
     ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError, struct.error
@@ -36,9 +36,9 @@ Persistent = Callable[[Any], Any]
 
 
 def interpret(root: Any, persistent: Persistent | None = None) -> Any:
-    """The value that the records of a pickle describe. Raises Malformed if they make no sense.
+    """The value that the records of a pickle describe. Raises Malformed if they are inconsistent.
 
-    persistent: returns the storage of a persistent id.
+    persistent: a function from a persistent id to its storage.
     """
     try:
         return _Interpreter(persistent).value_of(root)
@@ -47,36 +47,36 @@ def interpret(root: Any, persistent: Persistent | None = None) -> Any:
 
 
 class _Interpreter:
-    """One traversal. `done`: id of an object -> its value; `late`: objects to finish at the end."""
+    """One traversal of the records."""
 
     def __init__(self, persistent: Persistent | None) -> None:
         self.persistent = persistent
-        self.done: dict[int, Any] = {}
-        self.entered: set[int] = set()
-        self.globals: dict[str, Global] = {}
-        self.late: list[Any] = []
+        self.values: dict[int, Any] = {}  # id of an object -> its value
+        self.visited: set[int] = set()  # ids of objects
+        self.globals: dict[str, Global] = {}  # by qualified name
+        self.postponed: list[Any] = []  # objects in cycles, which are finished last
 
     def value_of(self, root: Any) -> Any:
-        """The value of the outermost object."""
-        stack: list[tuple[Any, bool]] = []
+        """The value of the root object."""
+        stack: list[tuple[Any, bool]] = []  # objects, and whether their parts have values
         if not self.is_done(root):
             stack.append((root, False))
         while stack:
-            raw, ready = stack.pop()
-            if not ready:
-                if id(raw) in self.entered:
+            raw, parts_are_done = stack.pop()
+            if not parts_are_done:
+                if id(raw) in self.visited:
                     continue
-                self.entered.add(id(raw))
-                waiting = [part for part in self.begin(raw) if not self.is_done(part)]
-                if waiting:
+                self.visited.add(id(raw))
+                missing = [part for part in self.begin(raw) if not self.is_done(part)]
+                if missing:
                     stack.append((raw, True))
-                    stack.extend((part, False) for part in reversed(waiting))
+                    stack.extend((part, False) for part in reversed(missing))
                     continue
             try:
                 self.finish(raw)
             except _Unfinished:
-                self.late.append(raw)
-        for raw in self.late:
+                self.postponed.append(raw)
+        for raw in self.postponed:
             try:
                 self.finish(raw)
             except _Unfinished as error:
@@ -84,53 +84,56 @@ class _Interpreter:
         return self.get(root)
 
     def is_done(self, raw: Any) -> bool:
-        """Whether the value of an object exists; creates it if that needs no other value."""
+        """Whether an object has a value; values that need no other value are created here."""
         kind = type(raw)
-        if kind in LITERALS or id(raw) in self.done:
+        if kind in LITERALS or id(raw) in self.values:
             return True
         if (kind is tuple or kind is list) and _is_plain(raw):
-            self.done[id(raw)] = raw
+            self.values[id(raw)] = raw
         elif isinstance(raw, type):
-            self.done[id(raw)] = self.name(raw)
+            self.values[id(raw)] = self.global_of(raw)
         elif isinstance(raw, Recorded):
             if raw.name == PERSISTENT:
-                self.done[id(raw)] = self.stored(raw)
-            elif raw.name != TENSOR or not self.is_plain_tensor(raw):
+                self.values[id(raw)] = self.storage_of(raw)
+            elif raw.name != REBUILD_TENSOR or not self.create_plain_tensor(raw):
                 return False
         else:
             return False
         return True
 
-    def is_plain_tensor(self, raw: Recorded) -> bool:
-        """Create a tensor from numbers and a storage at once, the usual case."""
-        storage, place = raw.args[0], raw.args[1:4]  # hooks are left out
+    def create_plain_tensor(self, raw: Recorded) -> bool:
+        """Create a tensor if its arguments are numbers and a storage, the usual case.
+
+        A fast path; returns whether it was taken.
+        """
+        storage, geometry = raw.args[0], raw.args[1:4]  # offset, size, stride; hooks are ignored
         if len(raw.args) != 6 or getattr(storage, "name", None) != PERSISTENT:
             return False
         if raw.state is not None or raw.entries or raw.elements:
             return False
-        if any(type(part) is not tuple for part in place[1:]) or type(place[0]) is not int:
+        if any(type(part) is not tuple for part in geometry[1:]) or type(geometry[0]) is not int:
             return False
         self.is_done(storage)
-        values = (self.done[id(storage)], *place)
-        self.done[id(raw)] = HANDLERS[TENSOR](values)
+        values = (self.values[id(storage)], *geometry)
+        self.values[id(raw)] = HANDLERS[REBUILD_TENSOR](values)
         return True
 
     def begin(self, raw: Any) -> list[Any]:
-        """The parts of an object; creates its value now if that can be filled later."""
+        """The parts of an object; its value is created here if it can be filled later."""
         kind = type(raw)
         if kind in MUTABLE:
-            self.done[id(raw)] = kind()
+            self.values[id(raw)] = kind()
             return [*raw, *raw.values()] if kind is dict else list(raw)
         if kind in IMMUTABLE:
             return list(raw)
         if not isinstance(raw, Recorded):
-            self.done[id(raw)] = bytearray(raw) if kind is bytearray else StandIn(kind.__name__)
+            self.values[id(raw)] = bytearray(raw) if kind is bytearray else StandIn(kind.__name__)
             return []
         name, args, kwargs = _call_of(raw)
         if name in EMPTY and not args and not isinstance(raw, Result):
-            self.done[id(raw)] = EMPTY[name]()
+            self.values[id(raw)] = EMPTY[name]()
         elif name not in HANDLERS or isinstance(raw, Result):
-            self.done[id(raw)] = StandIn(name)
+            self.values[id(raw)] = StandIn(name)
         parts = [*args, kwargs, raw.state, *raw.elements]
         for entry in raw.entries:
             parts += entry
@@ -140,13 +143,13 @@ class _Interpreter:
         """Create or fill the value; raises _Unfinished if the value of a part is missing."""
         kind, get = type(raw), self.get
         if kind is dict:
-            self.done[id(raw)].update([(get(key), get(value)) for key, value in raw.items()])
+            self.values[id(raw)].update([(get(key), get(value)) for key, value in raw.items()])
         elif kind is list:
-            self.done[id(raw)][:] = [get(part) for part in raw]
+            self.values[id(raw)][:] = [get(part) for part in raw]
         elif kind is set:
-            self.done[id(raw)].update([get(part) for part in raw])
+            self.values[id(raw)].update([get(part) for part in raw])
         elif kind in IMMUTABLE:
-            self.done[id(raw)] = kind([get(part) for part in raw])
+            self.values[id(raw)] = kind([get(part) for part in raw])
         elif isinstance(raw, Recorded):
             self.finish_record(raw)
 
@@ -158,15 +161,15 @@ class _Interpreter:
         entries = [(get(key), get(value)) for key, value in raw.entries]
         elements = [get(part) for part in raw.elements]
         state = get(raw.state)
-        value = self.done.get(id(raw), self)
-        if value is self:
-            value = self.done[id(raw)] = HANDLERS[name](values)
-        elif isinstance(value, StandIn):
-            value.args, value.kwargs = values, get(kwargs)
+        if id(raw) not in self.values:
+            self.values[id(raw)] = HANDLERS[name](values)
+        elif isinstance(stand_in := self.values[id(raw)], StandIn):
+            stand_in.args, stand_in.kwargs = values, get(kwargs)
             if (base := _base_of(raw)) is not None:
                 content = HANDLERS[base](values)
-                value.entries = content if isinstance(content, dict) else None
-                value.elements = None if isinstance(content, dict) else content
+                stand_in.entries = content if isinstance(content, dict) else None
+                stand_in.elements = None if isinstance(content, dict) else content
+        value = self.values[id(raw)]
         if entries:
             _set_entries(value, entries)
         if elements:
@@ -177,51 +180,51 @@ class _Interpreter:
             fill_array(value, state)
         elif isinstance(value, ArrayType) and state is not None and state[1] in ("<", ">"):
             value.order = state[1]
-        # Attributes of a plain container, such as _metadata of a state dict, are left out.
+        # Attributes of a plain container, such as _metadata of a state dict, are ignored.
 
     def get(self, raw: Any) -> Any:
         """The value of a part; raises _Unfinished if it is missing."""
         kind = type(raw)
         if kind is str:
-            return raw if raw.isascii() else _text(raw)
+            return raw if raw.isascii() else _decode_text(raw)
         if kind in SCALARS:
             return raw
         try:
-            return self.done[id(raw)]
+            return self.values[id(raw)]
         except KeyError:
             raise _Unfinished from None
 
-    def name(self, cls: Any) -> Global:
-        """The value of a class or function itself, one object for each name."""
+    def global_of(self, cls: Any) -> Global:
+        """The value of a class or function that is not called; one Global for each name."""
         if not issubclass(cls, Recorded):
             raise Malformed("its pickle holds a class")
         return self.globals.setdefault(cls.name, Global(cls.name))
 
-    def stored(self, record: Recorded) -> Any:
-        """The storage of a persistent id."""
+    def storage_of(self, record: Recorded) -> Any:
+        """The storage that a persistent id refers to."""
         if self.persistent is None:
             raise Malformed("its pickle has a reference to something outside")
         saved = record.args[0]
         if type(saved) is not tuple:
             return self.persistent(saved)
         return self.persistent(
-            tuple([self.name(part) if isinstance(part, type) else part for part in saved])
+            tuple([self.global_of(part) if isinstance(part, type) else part for part in saved])
         )
 
 
 class _Unfinished(Exception):
-    """A part of a value is not finished."""
+    """A part of a value has no value yet."""
 
 
 def _call_of(raw: Recorded) -> tuple[str, tuple[Any, ...], Any]:
-    """Name, arguments and keyword arguments, without copyreg's functions around the call."""
+    """Name, arguments and keyword arguments of a call, unwrapped from copyreg's functions."""
     if isinstance(raw, Result):
         return raw.args[0].name, raw.args[1:], raw.kwargs
     name, args, kwargs = raw.name, raw.args, raw.kwargs
     if name == "copyreg._reconstructor" and len(args) == 3 and _is_class(args[0]):
-        inherits = _is_class(args[1]) and args[1].name in BASES
-        plain = inherits and args[0].name in HANDLERS
-        return (args[1].name if plain else args[0].name), args[2:], None
+        has_base = _is_class(args[1]) and args[1].name in BASES
+        is_plain = has_base and args[0].name in HANDLERS
+        return (args[1].name if is_plain else args[0].name), args[2:], None
     while name in ("copyreg.__newobj__", "copyreg.__newobj_ex__") and args and _is_class(args[0]):
         if args[0].name.startswith("copyreg."):
             break
@@ -235,7 +238,7 @@ def _call_of(raw: Recorded) -> tuple[str, tuple[Any, ...], Any]:
 
 
 def _base_of(raw: Recorded) -> str | None:
-    """The built-in base class, dict or list, of an instance in protocols 0 and 1."""
+    """The base class, dict or list, with which protocols 0 and 1 pickle an instance; else None."""
     if raw.name != "copyreg._reconstructor" or len(raw.args) != 3:
         return None
     base = raw.args[1]
@@ -247,7 +250,7 @@ def _is_class(value: Any) -> bool:
 
 
 def _is_plain(parts: Any) -> bool:
-    """Whether these are numbers and ASCII text, which need no interpretation."""
+    """Whether all parts are numbers and ASCII text, which are their own values."""
     return LITERALS.issuperset(map(type, parts)) and all(
         part.isascii() for part in parts if type(part) is str
     )
@@ -274,8 +277,8 @@ def _add_elements(value: Any, elements: list[Any]) -> None:
         raise Malformed("its pickle appends to a value that is no list")
 
 
-def _text(text: str) -> str:
-    """Text, decoded as Latin-1 if it is bytes of Python 2 that are not UTF-8."""
+def _decode_text(text: str) -> str:
+    """The text; a string of Python 2 that is not UTF-8 is decoded as Latin-1."""
     if not any(SURROGATES[0] <= letter <= SURROGATES[1] for letter in text):
         return text
     try:

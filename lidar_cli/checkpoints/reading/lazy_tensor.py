@@ -1,8 +1,8 @@
 """Tensors that stay in their file until they are needed, and the types of their elements.
 
 All sizes in a file are checked when a LazyTensor is created, before memory is allocated: a view
-ends inside its storage, a storage inside the file, and a tensor has no more bytes than its storage
-plus OVERLAP. Only `materialise` imports torch.
+must end inside its storage, a storage inside the file, and a tensor may have at most OVERLAP bytes
+more than its storage. Only `materialise` imports torch.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from lidar_cli.runtime.files import open_regular
 if TYPE_CHECKING:
     from torch import Tensor
 
-HERE = Path()  # the file that is being read; the parent process sets its path
+UNSET_PATH = Path()  # used in the child process; the parent process fills in the path
 EXPECTED = "expected a file of torch.save or safetensors"
 MAX_DIMENSIONS = 64
 MAX_NUMBER = 2**62  # torch's sizes are signed 64-bit numbers
-OVERLAP = 2**20  # bytes by which elements that share memory (expanded views) may exceed it
+OVERLAP = 2**20  # bytes; an expanded view, whose elements share memory, exceeds its storage
 
 
 class ElementType(NamedTuple):
-    """One type; '' where a system has no name for it."""
+    """An element type and its names; a name is '' where it does not exist."""
 
     name: str  # in torch
     nbytes: int
     safetensors: str = ""
-    storage: str = ""  # class of storages in torch
-    numpy: str = ""  # kind and size of a dtype
-    struct: str = ""  # format characters
+    storage: str = ""  # torch's storage class
+    numpy: str = ""  # kind and size of the dtype
+    struct: str = ""  # format characters of the struct module
 
 
 ELEMENT_TYPES = (
@@ -64,7 +64,7 @@ ELEMENT_TYPES = (
     ElementType("uint8", 1, "U8", "ByteStorage", "u1", "B"),
     ElementType("bool", 1, "BOOL", "BoolStorage", "b1", "?"),
 )
-QUANTISED = (  # elements of these are not read
+QUANTISED = (  # their elements are not read
     ElementType("qint8", 1, storage="QInt8Storage"),
     ElementType("qint32", 4, storage="QInt32Storage"),
     ElementType("quint8", 1, storage="QUInt8Storage"),
@@ -82,12 +82,12 @@ BY_STORAGE = {
 
 
 def storage_type(name: str) -> str | None:
-    """The element type of a class of storages, by its qualified name."""
+    """The element type of a torch storage class, given its qualified name; None for other names."""
     return BY_STORAGE.get(name.rpartition(".")[2]) if name.startswith("torch.") else None
 
 
 def dtype_name(name: str) -> str | None:
-    """'float32' for 'torch.float32'; None for a name that is no torch dtype."""
+    """'float32' for 'torch.float32'; None for a name that is not a torch dtype."""
     short = name.removeprefix("torch.")
     return short if name == f"torch.{short}" and short in ITEMSIZE else None
 
@@ -114,7 +114,7 @@ class Source:
     data: bytes | None = None
 
     def read(self, first: int, count: int) -> bytearray:
-        """`count` bytes from `first` on; the caller has checked that they are inside.
+        """`count` bytes from offset `first`; the caller has checked that they are inside the range.
 
         Raises CheckpointError if the file has become shorter, or cannot be read.
         """
@@ -134,7 +134,7 @@ class Source:
 
 @dataclass(eq=False)
 class Storage:
-    """Consecutive elements of one type, as a torch storage: `nbytes` from `first` of a source."""
+    """A torch storage: elements of one type in `nbytes` bytes, from offset `first` of `source`."""
 
     dtype: str
     nbytes: int
@@ -143,7 +143,10 @@ class Storage:
 
 
 class LazyTensor:
-    """Type, shape and place of a tensor. `problem`: why it cannot be materialised, '' if it can."""
+    """Type and shape of a tensor, and where its elements are stored.
+
+    problem: why it cannot be materialised, '' if it can.
+    """
 
     __slots__ = ("bits", "dtype", "offset", "problem", "shape", "storage", "stride")
 
@@ -158,22 +161,24 @@ class LazyTensor:
     ) -> None:
         self.dtype = dtype
         self.shape = shape
-        self.stride = stride  # in elements, as the offset
+        self.stride = stride  # in elements, like the offset
         self.offset = offset
         self.storage = storage
         self.problem = problem
-        self.bits: frozenset[str] = frozenset()  # 'conj', 'neg': signs that torch applies lazily
+        self.bits: frozenset[str] = (
+            frozenset()
+        )  # 'conj', 'neg': operations that torch applies lazily
 
     def __repr__(self) -> str:
         return f"LazyTensor({self.dtype}, {list(self.shape)})"
 
     @property
     def nbytes(self) -> int:
-        """Of the elements, as they are stored."""
+        """Bytes of all elements, in the element type of the file."""
         return math.prod(self.shape) * ITEMSIZE.get(self.dtype, 1)
 
     def materialise(self) -> Tensor:
-        """The tensor, on the CPU, in new memory that is not larger than its storage.
+        """The tensor on the CPU, in newly allocated memory that is not larger than its storage.
 
         Raises CheckpointError if it has a problem, or the file cannot be read.
         """
@@ -203,10 +208,12 @@ class LazyTensor:
         return tensor
 
 
-def view(storage: Storage, dtype: str, offset: object, size: object, stride: object) -> LazyTensor:
-    """A tensor of given size and stride in a storage; raises Malformed if it is not inside."""
-    shape, steps = numbers(size), numbers(stride)
-    (begin,) = numbers((offset,))
+def strided_view(
+    storage: Storage, dtype: str, offset: object, size: object, stride: object
+) -> LazyTensor:
+    """A tensor of given size and stride; raises Malformed if it exceeds its storage."""
+    shape, steps = checked_sizes(size), checked_sizes(stride)
+    (begin,) = checked_sizes((offset,))
     if len(shape) != len(steps):
         raise Malformed(f"a tensor of {len(shape)} dimensions has {len(steps)} strides")
     count, last = _extent(shape, steps)
@@ -217,27 +224,27 @@ def view(storage: Storage, dtype: str, offset: object, size: object, stride: obj
     elif count:
         if (begin + last + 1) * item > storage.nbytes:
             raise Malformed(
-                f"a tensor of shape {short(shape)} reaches past its storage of {storage.nbytes} "
-                "bytes"
+                f"a tensor of shape {format_shape(shape)} reaches past its storage "
+                f"of {storage.nbytes} bytes"
             )
         if count * item > storage.nbytes + OVERLAP:
             raise Malformed(
-                f"a tensor of shape {short(shape)} repeats the {storage.nbytes} bytes of its "
-                "storage"
+                f"a tensor of shape {format_shape(shape)} repeats the {storage.nbytes} bytes of "
+                "its storage"
             )
     return tensor
 
 
 @lru_cache(1000)
 def _extent(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, int]:
-    """Number of elements, and index of the last one from the offset; raises Malformed."""
+    """Number of elements, and `_last` of them; raises Malformed for an impossible shape."""
     if math.prod(max(n, 1) for n in shape) > MAX_NUMBER:
-        raise Malformed(f"a tensor has the impossible shape {short(shape)}")
+        raise Malformed(f"a tensor has the impossible shape {format_shape(shape)}")
     return math.prod(shape), _last(shape, steps)
 
 
-def numbers(values: object) -> tuple[int, ...]:
-    """Sizes, strides or offsets from a file; raises Malformed if one is negative or huge."""
+def checked_sizes(values: object) -> tuple[int, ...]:
+    """Sizes, strides or offsets from a file; raises Malformed if one is negative or too large."""
     if not isinstance(values, tuple | list) or len(values) > MAX_DIMENSIONS:
         raise Malformed("a tensor has no shape, or one of too many dimensions")
     if {int}.issuperset(map(type, values)) and (
@@ -257,19 +264,19 @@ def is_tensor(value: object) -> TypeGuard[Any]:
     return isinstance(value, LazyTensor) or (torch is not None and isinstance(value, torch.Tensor))
 
 
-def short(shape: tuple[int, ...]) -> str:
+def format_shape(shape: tuple[int, ...]) -> str:
     """A shape for an error message."""
     return f"[{', '.join(map(str, shape[:6]))}{', ...' if len(shape) > 6 else ''}]"
 
 
 def _last(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """Index, from the offset, of the last element of a view of non-empty shape."""
+    """Index of the last element of a non-empty view, counted from its offset."""
     return sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
 
 
 Weight = Union[LazyTensor, "Tensor"]  # in the file, or in memory
-PART = re.compile(r"(.+)@([012])")  # name of one third of a tensor that files store in three
-PARTS = 3
+PART = re.compile(r"(.+)@([012])")  # name of one part of a tensor that a file stores in parts
+PARTS = 3  # of such a tensor
 
 
 def materialised(tensor: Weight) -> Tensor:
@@ -297,11 +304,13 @@ class JoinedTensor(LazyTensor):
         return torch.cat([materialised(part) for part in self.parts])
 
 
-def join(tensors: Mapping[str, Weight]) -> tuple[dict[str, Weight], dict[str, tuple[str, ...]]]:
-    """The tensors with all parts joined, and for each name the names of its parts.
+def join_parts(
+    tensors: Mapping[str, Weight],
+) -> tuple[dict[str, Weight], dict[str, tuple[str, ...]]]:
+    """The tensors, with `NAME@0`, `NAME@1`, `NAME@2` joined to NAME; and each name's part names.
 
-    Parts are not joined if one is missing, or their shapes do not fit: then the joined name is
-    missing, and the code that expects it reports that.
+    Parts are not joined if one is missing or their shapes do not fit. The joined name is then
+    missing, and the code that expects it reports this.
     """
     groups: dict[str, dict[int, str]] = {}
     for name in tensors:

@@ -1,15 +1,15 @@
-"""A pickle as data: the standard library's C unpickler, without real classes or functions.
+"""Reads a pickle as data: the standard library's C unpickler, without real classes or functions.
 
-It runs only in the child of `runtime.sandbox`. An unpickler calls objects on its stack (REDUCE,
-NEWOBJ, NEWOBJ_EX, INST, OBJ), and sets their state, entries and elements (BUILD, SETITEMS, APPENDS,
-ADDITEMS). Literals are harmless there. All other objects on the stack come from this module:
+It runs only in the child process of `runtime.sandbox`. An unpickler calls objects on its stack
+(REDUCE, NEWOBJ, NEWOBJ_EX, INST, OBJ), and sets their state, entries and elements (BUILD, SETITEMS,
+APPENDS, ADDITEMS). Literals are harmless there. This module creates all other objects on the stack:
 
-- for a name, a class that belongs to this file, with no settable attribute, whose instances record
-  the arguments of the call (Recorded);
+- for a name in the pickle, a new class without settable attributes, whose instances record the
+  arguments of the call (Recorded);
 - for a persistent id, an instance of such a class;
 - for an extension code (EXT1 to EXT4), nothing: copyreg's tables are emptied.
 
-No name is looked up. interpret.py gives the records their meaning after the load. The list of
+No name is looked up. After the load, interpret.py turns the records into values. The list of
 refused names only informs the user; safety does not depend on it.
 Source: Modules/_pickle.c of Python 3.11 to 3.14.
 """
@@ -24,8 +24,8 @@ from typing import Any, BinaryIO, NoReturn
 
 from lidar_cli.checkpoints.reading.lazy_tensor import Malformed
 
-PERSISTENT = "(persistent id)"  # name of the class for one; no module has such a name
-BUFFER = 1 << 20
+PERSISTENT = "(persistent id)"  # name of the class for persistent ids; no module has this name
+BUFFER = 1 << 20  # bytes
 REFUSED_MODULES = frozenset(
     ("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "importlib", "runpy")
 )
@@ -38,17 +38,17 @@ RENAMED = {  # modules: old name in pickles -> present name
     "io": "builtins",  # io.open is builtins.open
     "_io": "builtins",
 }
-MAX_NAME = 1000  # characters of a module and class name
+MAX_NAME = 1000  # characters of a module name and a class name together
 
 
 class Forbidden(Exception):
     """A file names a function that could only do harm; the text is the qualified name."""
 
 
-def qualified(module: object, name: object) -> str:
-    """'module.name', with the module's present name; raises Forbidden and Malformed.
+def qualified_name(module: object, name: object) -> str:
+    """'module.name', with the present name of a renamed module; raises Forbidden and Malformed.
 
-    getattr passes: `_Unpickler._method` decides by its arguments.
+    builtins.getattr is not refused here: `_Unpickler._bound_method` checks its arguments.
     """
     if not isinstance(module, str) or not isinstance(name, str):
         raise Malformed("a name is not text")
@@ -56,19 +56,19 @@ def qualified(module: object, name: object) -> str:
         raise Malformed("a name is too long")
     if module not in ("io", "_io") or name.split(".")[0] == "open":
         module = RENAMED.get(module, module)
-    whole = f"{module}.{name}"
-    if whole != GETATTR:
-        refuse(whole)
-    return whole
+    full_name = f"{module}.{name}"
+    if full_name != GETATTR:
+        refuse_harmful(full_name)
+    return full_name
 
 
-def refuse(whole: str) -> None:
+def refuse_harmful(full_name: str) -> None:
     """Raise Forbidden for a qualified name that could only do harm."""
-    module, _, rest = whole.partition(".")
+    module, _, rest = full_name.partition(".")
     if module in REFUSED_MODULES:
-        raise Forbidden(whole)
+        raise Forbidden(full_name)
     if module == "builtins" and rest.split(".")[0] in REFUSED_BUILTINS:
-        raise Forbidden(whole)
+        raise Forbidden(full_name)
 
 
 def _unsettable(*_: object) -> NoReturn:
@@ -76,7 +76,7 @@ def _unsettable(*_: object) -> NoReturn:
 
 
 def _ignored(_: object) -> None:
-    """Ignore the state of a class, which an unpickler would set as its attributes."""
+    """Ignore the state of a class, which an unpickler would set as attributes of the class."""
 
 
 class Unsettable(type):
@@ -92,15 +92,18 @@ class Unsettable(type):
 
 
 class Recorded(metaclass=Unsettable):
-    """A call of a named class or function: its arguments, then state, entries and elements."""
+    """A recorded call of a named class or function.
+
+    Its arguments, and the state, entries and elements that the pickle sets on the result.
+    """
 
     __slots__ = ("args", "elements", "entries", "kwargs", "state")
-    name: str  # qualified
+    name: str  # qualified name of the class or function
     args: tuple[Any, ...]
     kwargs: dict[str, Any] | None
     state: Any
-    entries: Any  # a list of pairs, () if none
-    elements: Any  # a list, () if none
+    entries: Any  # list of (key, value), () if none
+    elements: Any  # list, () if none
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Recorded:  # noqa: D102
         record = _new(cls)
@@ -134,7 +137,7 @@ class Recorded(metaclass=Unsettable):
         self.extend((value,))
 
     def extend(self, values: Any) -> None:
-        """Record elements, which the unpickler has in a list."""
+        """Record several elements."""
         if self.elements == ():
             _set_elements(self, list(values))
         else:
@@ -154,63 +157,64 @@ _set_elements = vars(Recorded)["elements"].__set__
 
 
 class Result(Recorded):
-    """The result of calling a record, which is the first argument."""
+    """A recorded call of a Recorded object, which is the first of `args`."""
 
     __slots__ = ()
     name = "(result)"
 
 
 def recorded_class(name: str, make: Callable[..., Recorded] | None = None) -> type[Recorded]:
-    """A new class for one name in one file."""
-    content: dict[str, Any] = {"__slots__": (), "name": name}
+    """A new subclass of Recorded for one name in one file. make: its `__new__`, or None."""
+    members: dict[str, Any] = {"__slots__": (), "name": name}
     if make is not None:
-        content["__new__"] = make
-    return Unsettable("Recorded", (Recorded,), content)  # type: ignore[return-value]
+        members["__new__"] = make
+    return Unsettable("Recorded", (Recorded,), members)  # type: ignore[return-value]
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads one pickle of a file."""
+    """Reads one pickle of a file. has_storages: whether persistent ids are allowed."""
 
     def __init__(self, file: BinaryIO, has_storages: bool) -> None:
-        # Text of Python 2 may be bytes: interpret.py reads those as Latin-1, without loss.
+        # Strings of Python 2 may hold bytes; surrogateescape preserves them for interpret.py.
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
         self.has_storages = has_storages
         self.classes: dict[tuple[str, str], type[Recorded]] = {}
-        self.methods = 0
+        self.n_bound_methods = 0
         self.persistent = recorded_class(PERSISTENT)
 
     def find_class(self, module: str, name: str) -> Any:
         """The class for a name in this file; raises Forbidden and Malformed."""
         key = module, name
         if key not in self.classes:
-            whole = qualified(module, name)
-            make = self._method if whole == GETATTR else None
-            self.classes[key] = recorded_class(whole, make)
+            full_name = qualified_name(module, name)
+            make = self._bound_method if full_name == GETATTR else None
+            self.classes[key] = recorded_class(full_name, make)
         return self.classes[key]
 
     def persistent_load(self, saved: Any) -> Any:
-        """A record of a storage, or the class that torch wrote with its source code."""
+        """A record of a storage, or the class that torch stored together with its source code."""
         if not self.has_storages:
             raise Malformed("its pickle has a reference to something outside")
         if type(saved) is tuple and len(saved) == 4 and saved[0] == "module":
             return saved[1]
         return self.persistent(saved)
 
-    def _method(self, cls: type[Recorded], *args: Any, **kwargs: Any) -> Recorded:
+    def _bound_method(self, cls: type[Recorded], *args: Any, **kwargs: Any) -> Recorded:
         """A bound method, pickled as getattr(object, name); nothing is looked up.
 
-        Schedulers in ordinary checkpoints contain some. All other uses of getattr are refused.
+        Schedulers in ordinary checkpoints contain bound methods. All other uses of getattr are
+        refused.
         """
         owner, name = args if len(args) == 2 else (None, "")
         public = type(name) is str and name.isidentifier() and not name.startswith("_")
         if not isinstance(owner, Recorded) or not public or kwargs:
-            refuse(GETATTR)
-        self.methods += 1
+            refuse_harmful(GETATTR)
+        self.n_bound_methods += 1
         return Recorded.__new__(cls, *args)
 
 
-class Part(io.RawIOBase):
-    """Bytes `start` to `end` of a file, as a file that ends there."""
+class FileRange(io.RawIOBase):
+    """Bytes `start` to `end` of a file, as a file that ends at `end`."""
 
     def __init__(self, file: BinaryIO, start: int, end: int) -> None:
         self._file = file
@@ -219,11 +223,11 @@ class Part(io.RawIOBase):
         self._position = start
 
     def readable(self) -> bool:
-        """True."""
+        """Always True."""
         return True
 
     def tell(self) -> int:
-        """The position in the whole file."""
+        """The position, counted from the start of the underlying file."""
         return self._position
 
     def readinto(self, buffer: Any) -> int:
@@ -235,14 +239,15 @@ class Part(io.RawIOBase):
         return int(count)
 
 
-def part(file: BinaryIO, start: int, end: int) -> BinaryIO:
+def open_range(file: BinaryIO, start: int, end: int) -> BinaryIO:
     """A buffered file of the bytes `start` to `end`."""
-    return io.BufferedReader(Part(file, start, end), BUFFER)
+    return io.BufferedReader(FileRange(file, start, end), BUFFER)
 
 
 def load(file: BinaryIO, has_storages: bool = False) -> tuple[Any, dict[str, None]]:
-    """The records of one pickle, and the names in it, in the order of the stream.
+    """The root object of one pickle, made of records, and the names in it, in stream order.
 
+    has_storages: whether persistent ids are allowed.
     Raises Malformed if the stream is damaged, Forbidden if it names a function that could only do
     harm.
     """
@@ -260,6 +265,6 @@ def load(file: BinaryIO, has_storages: bool = False) -> tuple[Any, dict[str, Non
         why = "ends early" if early else f"is damaged ({type(error).__name__})"
         raise Malformed(f"its pickle {why}") from error
     names = dict.fromkeys(cls.name for cls in unpickler.classes.values())
-    if GETATTR in names and not unpickler.methods:
-        refuse(GETATTR)
+    if GETATTR in names and not unpickler.n_bound_methods:
+        refuse_harmful(GETATTR)
     return root, names

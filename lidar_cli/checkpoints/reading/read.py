@@ -1,11 +1,11 @@
-"""A checkpoint file -> nested plain containers of lazy tensors; nothing named in the file is run.
+"""Reads a checkpoint file as dicts and lists of lazy tensors. No code that the file names is run.
 
-folder.py        Hugging Face folders and names on the Hub; parts of checkpoints
-walk.py          reads the file, in the child of `runtime.sandbox`
-record.py        the tree as JSON, between the child and this process
+folder.py        Hugging Face folders, names on the Hub, and checkpoints in several files
+walk.py          reads the file, in the child process of `runtime.sandbox`
+record.py        the JSON in which the child process returns the tree
 lazy_tensor.py   tensors that stay in the file until they are needed
 
-Names and shapes are read without torch and without the bytes of any tensor.
+Names and shapes are read without importing torch and without reading the bytes of any tensor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from lidar_cli.checkpoints.reading import folder
 from lidar_cli.checkpoints.reading.lazy_tensor import EXPECTED, Malformed
-from lidar_cli.checkpoints.reading.record import decoded
+from lidar_cli.checkpoints.reading.record import decode
 from lidar_cli.errors import CheckpointError, LidarError, NoWeights, shortened
 from lidar_cli.runtime.files import open_regular
 from lidar_cli.runtime.sandbox import run_limited, stamp_of
@@ -36,18 +36,18 @@ PIECE = 1 << 20  # bytes hashed at a time
 class Contents:
     """The contents of a checkpoint, as data."""
 
-    path: Path  # of the file with the weights, which may be inside the given folder
+    path: Path  # the file with the weights, which may be inside the folder that the user named
     kind: str  # 'zip', 'legacy' or 'safetensors'
-    tree: Any  # dicts, lists and other plain values, LazyTensors, and stand-ins for the rest
-    stand_ins: tuple[str, ...]  # qualified names in the file that became stand-ins
+    tree: Any  # dicts, lists, other plain values and LazyTensors; StandIns for all other objects
+    stand_ins: tuple[str, ...]  # qualified names of the classes and functions with a StandIn
     config: Mapping[str, Any] | None = None  # config.json of a Hugging Face folder
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The tree of a checkpoint, its outermost container a dict.
+    """The tree of a checkpoint, which is a dict.
 
-    Raises CheckpointError if it is not a whole checkpoint or names a function that could only do
-    harm, and NoWeights if it is readable but holds something other than a dict.
+    Raises CheckpointError if the file is not a complete checkpoint or names a function that could
+    only do harm, and NoWeights if it is readable but holds something other than a dict.
     """
     return as_dict(read_contents(path))
 
@@ -67,25 +67,25 @@ def read_contents(path: Path) -> Contents:
 
     Raises CheckpointError as `read_checkpoint`.
     """
-    named = folder.local(Path(path))
+    local_path = folder.local_path(Path(path))
     try:
-        path = folder.weights_file(named)
+        path = folder.weights_file(local_path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     contents = read_file(path)
     folder.refuse_shards(path, contents.tree, contents.stand_ins)
-    return replace(contents, config=folder.config(named))
+    return replace(contents, config=folder.read_config(local_path))
 
 
 def read_file(path: Path) -> Contents:
-    """The contents of a file of torch.save or safetensors, whatever its name.
+    """The contents of a file of torch.save or safetensors; the file name has no influence.
 
     Raises CheckpointError as `read_checkpoint`.
     """
     walked = run_limited(WALK, path, str(path), error=CheckpointError, advice=ADVICE)
     _, _, size, _ = walked.stamp
     try:
-        tree, names = decoded(walked.value, path, size)
+        tree, names = decode(walked.value, path, size)
     except Malformed as error:
         raise CheckpointError(f"{path}: damaged: {shortened(str(error))}; {ADVICE}") from error
     return Contents(path, str(walked.value["kind"]), tree, names)
@@ -98,7 +98,7 @@ def sha256(path: Path) -> str:
     Raises CheckpointError if the file cannot be read, or is damaged.
     """
     try:
-        path = folder.weights_file(folder.local(Path(path)))
+        path = folder.weights_file(folder.local_path(Path(path)))
         walked = run_limited(CHECKSUMS, path, str(path), error=CheckpointError, advice=ADVICE)
         with open_regular(path) as file:
             if stamp_of(os.fstat(file.fileno())) != walked.stamp:
@@ -111,46 +111,46 @@ def sha256(path: Path) -> str:
 def _digest(file: BinaryIO, members: Sequence[tuple[int, int, int]], path: Path) -> str:
     """SHA-256 of a file; the same pass checks the CRC-32 of its zip members.
 
-    members: first byte, number of bytes and CRC of each, in the order of the file. A CRC of 0 was
-    not computed: torch's skip_data leaves it in members that are filled later.
-    Raises CheckpointError if some CRCs are wrong. If all are, the writer did not compute any
-    (torch's set_crc32_options).
+    members: first byte, number of bytes and CRC of each, in file order. A CRC of 0 is not checked:
+    torch's skip_data writes it for members that are filled later.
+    Raises CheckpointError if some CRCs are wrong. If all of them are wrong, the writer did not
+    compute any (torch's set_crc32_options), and no error is raised.
     """
-    digest, position, n_right = hashlib.sha256(), 0, 0
-    rows = [row for row in members if row[1] and row[2]]
-    for start, nbytes, expected in rows:
-        for piece in _pieces(file, start - position):
+    digest, position, n_matching = hashlib.sha256(), 0, 0
+    checked = [member for member in members if member[1] and member[2]]
+    for start, nbytes, expected in checked:
+        for piece in _read_pieces(file, start - position):
             digest.update(piece)
         crc = 0
-        for piece in _pieces(file, nbytes):
+        for piece in _read_pieces(file, nbytes):
             digest.update(piece)
             crc = zlib.crc32(piece, crc)
-        n_right += crc == expected
+        n_matching += crc == expected
         position = start + nbytes
-    for piece in _pieces(file, sys.maxsize):
+    for piece in _read_pieces(file, sys.maxsize):
         digest.update(piece)
-    if n_right and n_right < len(rows):
+    if n_matching and n_matching < len(checked):
         raise CheckpointError(
-            f"{path}: damaged: {len(rows) - n_right} of its {len(rows)} parts differ from what was "
-            "written (CRC-32); copy it again",
+            f"{path}: damaged: {len(checked) - n_matching} of its {len(checked)} parts differ from "
+            "what was written (CRC-32); copy it again",
             code="checksum",
         )
     return digest.hexdigest()
 
 
-def _pieces(file: BinaryIO, nbytes: int) -> Iterator[bytes]:
+def _read_pieces(file: BinaryIO, nbytes: int) -> Iterator[bytes]:
     while nbytes > 0 and (piece := file.read(min(PIECE, nbytes))):
         yield piece
         nbytes -= len(piece)
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Device, inode, size and times of the file that `sha256` reads; () if it cannot be reached.
+    """Device, inode, size, mtime and ctime of the file that `sha256` reads; () if it is missing.
 
-    Equal stamps mean the same unchanged file: no program can set the time of the status change.
+    Equal stamps mean that the file is the same and unchanged: no program can set the ctime.
     """
     try:
-        status = folder.weights_file(folder.local(Path(path))).stat()
+        status = folder.weights_file(folder.local_path(Path(path))).stat()
     except (OSError, ValueError, LidarError):
         return ()
     return (*stamp_of(status), status.st_ctime_ns)

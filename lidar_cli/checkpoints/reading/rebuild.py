@@ -1,8 +1,8 @@
-"""Containers, tensors and numbers from the names and arguments in a pickle.
+"""Builds containers, tensors and numbers from the names and arguments in a pickle.
 
 For a tensor or an array, torch and numpy pickle the name of a function that rebuilds it and its
-arguments. HANDLERS has a function for each such name, which returns a plain value or a LazyTensor.
-All other names become a StandIn.
+arguments. HANDLERS maps each such name to a function here, which returns a plain value or a
+LazyTensor. All other names become a StandIn.
 Sources: torch/_utils.py, torch/_tensor.py (the functions named, torch 2.15), numpy's
 ndarray.__reduce__ and dtype.__reduce__ (numpy 1.x and 2.x).
 """
@@ -21,10 +21,10 @@ from lidar_cli.checkpoints.reading.lazy_tensor import (
     Malformed,
     Source,
     Storage,
+    checked_sizes,
     dtype_name,
-    numbers,
     storage_type,
-    view,
+    strided_view,
 )
 from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn
 
@@ -35,13 +35,13 @@ IN_MEMORY = Path("(in the pickle)")
 
 def _tensor(args: Arguments) -> LazyTensor:
     storage, offset, size, stride = args[:4]
-    return view(_storage(storage), storage.dtype, offset, size, stride)
+    return strided_view(_storage(storage), storage.dtype, offset, size, stride)
 
 
 def _tensor_v3(args: Arguments) -> LazyTensor:
     storage, offset, size, stride, _, _, dtype = args[:7]
     named = dtype_name(dtype.name) if isinstance(dtype, Global) else None
-    tensor = view(_storage(storage), named or str(dtype)[:60], offset, size, stride)
+    tensor = strided_view(_storage(storage), named or str(dtype)[:60], offset, size, stride)
     return _with_bits(tensor, args[7:])
 
 
@@ -58,23 +58,23 @@ def _with_bits(tensor: LazyTensor, metadata: Arguments) -> LazyTensor:
 
 
 def _quantised(args: Arguments) -> LazyTensor:
-    return LazyTensor(_storage(args[0]).dtype, numbers(args[2]), problem="quantised")
+    return LazyTensor(_storage(args[0]).dtype, checked_sizes(args[2]), problem="quantised")
 
 
 def _sparse(args: Arguments) -> LazyTensor:
-    data = args[1]  # indices and values first, in every layout
+    data = args[1]  # begins with indices and values in every layout
     sizes = [part for part in data[2:] if isinstance(part, tuple)]
     values = next(part for part in reversed(data) if isinstance(part, LazyTensor))
-    return LazyTensor(values.dtype, numbers(sizes[0]), problem="sparse")
+    return LazyTensor(values.dtype, checked_sizes(sizes[0]), problem="sparse")
 
 
 def _without_data(dtype: object, size: object) -> LazyTensor:
     named = dtype_name(dtype.name) if isinstance(dtype, Global) else None
-    return LazyTensor(named or "unknown", numbers(size), problem="without data")
+    return LazyTensor(named or "unknown", checked_sizes(size), problem="without data")
 
 
 def _from_type(args: Arguments) -> Any:
-    """The plain tensor inside an instance of a subclass of Tensor."""
+    """The tensor in an instance of a subclass of Tensor, without the subclass."""
     function, inner = args[0], args[2]
     if isinstance(function, Global) and isinstance(inner, tuple) and function.name in TENSORS:
         return TENSORS[function.name](inner)
@@ -105,8 +105,8 @@ def _encode(args: Arguments) -> Any:
     return args[0].encode("latin-1")
 
 
-def _raw(args: Arguments) -> bytes:
-    """Bytes of a pickle of protocol 2, where empty ones have no argument."""
+def _bytes_of_call(args: Arguments) -> bytes:
+    """What bytes(*args) returns; protocol 2 pickles b'' as a call without arguments."""
     return _bytes(args[0]) or b"" if args else b""
 
 
@@ -121,7 +121,7 @@ def _numpy_type(args: Arguments) -> ArrayType:
 
 
 def _numpy_scalar(args: Arguments) -> Any:
-    """A Python number, text or bytes; others, such as dates, are not decoded."""
+    """A Python number, text or bytes; a StandIn for other types, such as dates."""
     kind, data = args[0], _bytes(args[1]) if len(args) > 1 else b""
     if not isinstance(kind, ArrayType) or data is None:
         return StandIn("numpy.generic", args)
@@ -134,7 +134,7 @@ def _numpy_scalar(args: Arguments) -> Any:
 
 
 def _numpy_array(args: Arguments) -> LazyTensor:
-    """An empty array, which `fill_array` fills."""
+    """An empty array; `fill_array` fills it with the state that follows in the pickle."""
     return LazyTensor("uint8", (0,), (1,), storage=_in_memory(b"", "uint8"))
 
 
@@ -146,7 +146,7 @@ def _numpy_buffer(args: Arguments) -> LazyTensor:
 
 
 def is_unfilled(tensor: LazyTensor) -> bool:
-    """Whether a tensor is an array that `fill_array` may still fill."""
+    """Whether a tensor is an empty array that `fill_array` can fill."""
     return tensor.storage is not None and tensor.storage.source.data == b""
 
 
@@ -155,7 +155,7 @@ def fill_array(array: LazyTensor, state: object) -> None:
     if not isinstance(state, tuple) or len(state) not in (4, 5):
         raise Malformed("a numpy array has no state")
     size, kind, fortran, content = state[-4:]
-    shape = numbers(size)
+    shape = checked_sizes(size)
     data = _bytes(content)
     element = BY_NUMPY.get(kind.code) if isinstance(kind, ArrayType) else None
     if element is None or data is None:
@@ -178,7 +178,7 @@ def _in_memory(data: bytes, dtype: str) -> Storage:
 
 
 def _bytes(value: object) -> bytes | None:
-    """Bytes, also if Python 2 pickled them as text; None for other types."""
+    """The value as bytes, also if Python 2 pickled them as text; None for other types."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, bytearray | str):
@@ -218,8 +218,8 @@ HANDLERS: dict[str, Handler] = {
     "builtins.set": lambda args: set(_list(args)),
     "builtins.frozenset": lambda args: frozenset(_list(args)),
     "builtins.complex": lambda args: complex(*map(float, args)),
-    "builtins.bytes": _raw,
-    "builtins.bytearray": lambda args: bytearray(_raw(args)),
+    "builtins.bytes": _bytes_of_call,
+    "builtins.bytearray": lambda args: bytearray(_bytes_of_call(args)),
     "_codecs.encode": _encode,
     "numpy.dtype": _numpy_type,
     **{
@@ -232,7 +232,7 @@ HANDLERS: dict[str, Handler] = {
         )
     },
 }
-# Further names that are not foreign, in addition to HANDLERS, element types and storages.
+# Names that become no StandIn, in addition to those of HANDLERS, element types and storages.
 PLAIN = frozenset((
     "argparse.Namespace", "types.SimpleNamespace", "numpy.ndarray", "torch.Tensor",
     "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
@@ -241,6 +241,6 @@ PLAIN = frozenset((
 ))  # fmt: skip
 
 
-def is_foreign(name: str) -> bool:
-    """Whether the object of a name can only be represented by a StandIn."""
+def becomes_stand_in(name: str) -> bool:
+    """Whether an object with this qualified name is represented by a StandIn."""
     return not (name in HANDLERS or name in PLAIN or dtype_name(name) or storage_type(name))

@@ -1,13 +1,13 @@
-"""The tree of a checkpoint as JSON, between the child that reads it and the program.
+"""The tree of a checkpoint as JSON: the child process encodes it, the parent process decodes it.
 
     {"nodes": [node, ...], "root": value, "storages": [...], "sources": [...], "stand_ins": [...]}
-    value    a number, text, true, false, null, or [i]: node i
+    value    a number, text, true, false, null, or [i] for node i
     node     [kind, part, ...], see MUTABLE and IMMUTABLE; tuples and sets follow their parts
-    storage  [type, bytes, source, first byte in it]
-    source   [first byte in the file, bytes], or [base64] of bytes that the pickle held
+    storage  [type, number of bytes, source, first byte in the source]
+    source   [first byte in the file, number of bytes], or [base64] of bytes in the pickle
 
 A value far larger than a training setting (a list of all images, a log) becomes a stand-in for its
-type. `decoded` trusts nothing: it checks all offsets against the file again.
+type. `decode` does not trust the child process: it checks all offsets against the file again.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from lidar_cli.checkpoints.reading.lazy_tensor import (
     Malformed,
     Source,
     Storage,
+    checked_sizes,
     element_size,
-    numbers,
-    view,
+    strided_view,
 )
 from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn, plain
 
@@ -36,53 +36,53 @@ KINDS: dict[type, str] = {dict: "d", list: "l", tuple: "t", set: "s", frozenset:
 CONTAINERS = (dict, list, tuple, set, frozenset, StandIn)
 LONG = 100_000  # elements of a container without tensors, characters of a text
 MAX_ARRAYS = 4 << 20  # bytes of all numpy arrays inside the pickle
-MAX_BITS = 8192  # of an integer; Python does not print much longer ones
+MAX_BITS = 8192  # of an integer; Python refuses to print much longer ones
 MAX_KEY_DEPTH = 4  # of nested tuples in a key
-MAX_ODD_KEYS = 1000  # neither text nor small numbers: their hashes can be made to collide
+MAX_UNUSUAL_KEYS = 1000  # neither text nor small integers: their hashes may collide on purpose
 
 TOO_LONG = "a numpy array of more than 4 MB inside the pickle"
 
 
-def encoded(tree: Any, stand_ins: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON of a tree; raises Malformed for huge integers and keys that slow dicts down."""
+def encode(tree: Any, stand_ins: tuple[str, ...]) -> dict[str, Any]:
+    """The record of a tree; raises Malformed for huge integers and keys that slow dicts down."""
     return {**_Encoder().encode(tree), "stand_ins": stand_ins}
 
 
 class _Encoder:
     def __init__(self) -> None:
         self.nodes: list[list[Any]] = []
-        self.numbers: dict[int, list[int]] = {}  # id of an object -> its value
-        self.held: list[Any] = []  # references that prevent the reuse of an id
-        self.storages: dict[int, int] = {}
-        self.sources: dict[int, int] = {}
+        self.references: dict[int, list[int]] = {}  # id of an object -> [number of its node]
+        self.objects: list[Any] = []  # those in `references`, so that no id is reused
+        self.storages: dict[int, int] = {}  # id -> row
+        self.sources: dict[int, int] = {}  # id -> row
         self.storage_rows: list[list[Any]] = []
         self.source_rows: list[list[Any]] = []
-        self.arrays = 0
-        self.odd = 0
+        self.array_bytes = 0
+        self.n_unusual_keys = 0
 
     def encode(self, tree: Any) -> dict[str, Any]:
         """The record without the names of stand-ins."""
         stack: list[tuple[Any, bool]] = [(tree, False)]
         while stack:
-            value, ready = stack.pop()
-            if ready:
+            value, parts_are_numbered = stack.pop()
+            if parts_are_numbered:
                 self.finish(value)
-            elif type(value) not in DIRECT and id(value) not in self.numbers:
+            elif type(value) not in DIRECT and id(value) not in self.references:
                 self.begin(value, stack)
         root = self.part(tree)
         rows = {"storages": self.storage_rows, "sources": self.source_rows}
         return {"nodes": self.nodes, "root": root, **rows}
 
     def begin(self, value: Any, stack: list[tuple[Any, bool]]) -> None:
-        """Number a value; put its parts on the stack, and itself below them."""
+        """Number a value without parts; push a container onto the stack, its parts above it."""
         if not isinstance(value, CONTAINERS):
             self.add(value, self.leaf(value))
             return
         content = plain(value)
         if content is not value:
-            if id(content) not in self.numbers:
+            if id(content) not in self.references:
                 self.begin(content, stack)
-            self.numbers[id(value)] = self.numbers[id(content)]
+            self.references[id(value)] = self.references[id(content)]
             return
         parts = _parts(value)
         if len(parts) > LONG and _holds_no_tensor(parts):
@@ -90,7 +90,7 @@ class _Encoder:
             return
         if type(value) in (dict, list, StandIn):
             self.add(value, [])
-        elif id(value) in self.numbers:
+        elif id(value) in self.references:
             return
         stack.append((value, True))
         stack.extend((part, False) for part in parts if type(part) not in DIRECT)
@@ -101,45 +101,45 @@ class _Encoder:
         if isinstance(value, dict):
             flat: list[Any] = ["d"]
             for key, inner in value.items():
-                self.count(key)
+                self.check_key(key)
                 flat += (part(key), part(inner))
         elif isinstance(value, StandIn):
             flat = ["o", value.name, *map(part, _fields(value))]
         else:
             if isinstance(value, set | frozenset):
                 for key in value:
-                    self.count(key)
+                    self.check_key(key)
             flat = [KINDS[type(value)], *map(part, value)]
-        if id(value) in self.numbers:
-            self.nodes[self.numbers[id(value)][0]][:] = flat
+        if id(value) in self.references:
+            self.nodes[self.references[id(value)][0]][:] = flat
         else:
             self.add(value, flat)
 
     def add(self, value: Any, node: list[Any]) -> None:
         """Number a value and add its node."""
-        self.numbers[id(value)] = [len(self.nodes)]
-        self.held.append(value)
+        self.references[id(value)] = [len(self.nodes)]
+        self.objects.append(value)
         self.nodes.append(node)
 
     def part(self, value: Any) -> Any:
-        """A value as part of a node."""
+        """A value inside a node: itself, or the reference to its node."""
         kind = type(value)
         if kind not in DIRECT:
-            return self.numbers[id(value)]
+            return self.references[id(value)]
         if kind is int and value.bit_length() > MAX_BITS:
             raise Malformed(f"its pickle has an integer of more than {MAX_BITS} bits")
         return value if kind is not str or len(value) <= LONG else value[:LONG]
 
-    def count(self, key: Any) -> None:
-        """Raise Malformed for too many keys whose hashes can collide."""
+    def check_key(self, key: Any) -> None:
+        """Raise Malformed if too many keys are of types whose hashes can collide on purpose."""
         if type(key) is str or key is None or (type(key) is int and abs(key) < 2**61 - 1):
             return
         if not _is_shallow(key):
             raise Malformed("a key is nested too deeply")
-        self.odd += 1
-        if self.odd > MAX_ODD_KEYS:
+        self.n_unusual_keys += 1
+        if self.n_unusual_keys > MAX_UNUSUAL_KEYS:
             raise Malformed(
-                f"it has more than {MAX_ODD_KEYS} keys that are neither text nor numbers"
+                f"it has more than {MAX_UNUSUAL_KEYS} keys that are neither text nor numbers"
             )
 
     def leaf(self, value: Any) -> list[Any]:
@@ -158,20 +158,20 @@ class _Encoder:
         return _stand_in(name)
 
     def tensor(self, value: LazyTensor) -> list[Any]:
-        """The node of a tensor, which may have no storage."""
+        """The node of a tensor."""
         source = None if value.storage is None else value.storage.source
         if value.storage is None or source is None:
             return ["p", value.dtype, value.shape, value.problem]
         if source.data is not None:
-            self.arrays += 0 if id(source) in self.sources else source.nbytes
-            if self.arrays > MAX_ARRAYS:
+            self.array_bytes += 0 if id(source) in self.sources else source.nbytes
+            if self.array_bytes > MAX_ARRAYS:
                 return ["p", value.dtype, value.shape, TOO_LONG]
-        place = self.storage(value.storage)
-        node = ["T", value.dtype, value.shape, value.stride, value.offset, place]
+        row = self.storage(value.storage)
+        node = ["T", value.dtype, value.shape, value.stride, value.offset, row]
         return [*node, sorted(value.bits), value.problem] if value.bits or value.problem else node
 
     def storage(self, storage: Storage) -> int:
-        """The number of a storage."""
+        """The row of a storage, which is added if it is new."""
         if id(storage) not in self.storages:
             source = storage.source
             if id(source) not in self.sources:
@@ -181,8 +181,8 @@ class _Encoder:
                     row = [base64.b64encode(source.data).decode()]
                 self.source_rows.append(row)
             self.storages[id(storage)] = len(self.storage_rows)
-            place = self.sources[id(source)]
-            self.storage_rows.append([storage.dtype, storage.nbytes, place, storage.first])
+            source_row = self.sources[id(source)]
+            self.storage_rows.append([storage.dtype, storage.nbytes, source_row, storage.first])
         return self.storages[id(storage)]
 
 
@@ -192,7 +192,7 @@ def _stand_in(name: str) -> list[Any]:
 
 
 def _holds_no_tensor(parts: list[Any]) -> bool:
-    """Whether these are numbers and texts, or containers of only such values."""
+    """Whether all parts are numbers and texts, or containers of only such values."""
     containers = {id(part): plain(part) for part in parts if isinstance(part, CONTAINERS)}
     kinds = {type(part) for part in parts if id(part) not in containers}
     for part in containers.values():
@@ -201,7 +201,7 @@ def _holds_no_tensor(parts: list[Any]) -> bool:
 
 
 def _is_shallow(key: Any, depth: int = 0) -> bool:
-    """Whether a key is nested little enough to be printed."""
+    """Whether a key has at most MAX_KEY_DEPTH nested tuples, so that it can be printed."""
     if not isinstance(key, tuple | frozenset):
         return True
     return depth < MAX_KEY_DEPTH and all(_is_shallow(part, depth + 1) for part in key)
@@ -217,10 +217,10 @@ def _fields(value: StandIn) -> list[Any]:
     return [value.args, value.kwargs, value.state, value.entries, value.elements]
 
 
-def decoded(record: Any, path: Path, size: int) -> tuple[Any, tuple[str, ...]]:
+def decode(record: Any, path: Path, size: int) -> tuple[Any, tuple[str, ...]]:
     """The tree and the names of its stand-ins, from the record of a file of `size` bytes.
 
-    Raises Malformed unless it has the form of `encoded` and all offsets are inside the file.
+    Raises Malformed unless it has the form that `encode` writes and all offsets are in the file.
     """
     try:
         sources = [_source(row, path, size) for row in record["sources"]]
@@ -236,23 +236,23 @@ def _source(row: Any, path: Path, size: int) -> Source:
     if len(row) == 1:
         content = base64.b64decode(row[0], validate=True)
         return Source(Path("(in the pickle)"), 0, len(content), content)
-    start, nbytes = numbers(row)
+    start, nbytes = checked_sizes(row)
     if start + nbytes > size:
         raise Malformed("a storage reaches past the file")
     return Source(path, start, nbytes)
 
 
 def _storage(row: Any, sources: list[Source]) -> Storage:
-    dtype, nbytes, place, first = row
-    numbers((nbytes, place, first))
+    dtype, nbytes, source_row, first = row
+    checked_sizes((nbytes, source_row, first))
     element_size(dtype)
-    if first + nbytes > sources[place].nbytes:
+    if first + nbytes > sources[source_row].nbytes:
         raise Malformed("a view of a storage reaches past it")
-    return Storage(dtype, nbytes, sources[place], first)
+    return Storage(dtype, nbytes, sources[source_row], first)
 
 
 def _values(nodes: list[list[Any]], storages: list[Storage]) -> list[Any]:
-    """The value of each node."""
+    """The value of each node; containers that can hold themselves are created empty first."""
     values: list[Any] = [MUTABLE[node[0]]() if node[0] in MUTABLE else None for node in nodes]
     for i, node in enumerate(nodes):
         kind = node[0]
@@ -281,7 +281,7 @@ def _leaf(node: list[Any], values: list[Any]) -> Any:
     if kind == "g":
         return Global(node[1])
     if kind == "p":
-        return LazyTensor(node[1], numbers(node[2]), problem=node[3])
+        return LazyTensor(node[1], checked_sizes(node[2]), problem=node[3])
     if kind == "c":
         return complex(node[1], node[2])
     content = base64.b64decode(node[1], validate=True)
@@ -289,10 +289,10 @@ def _leaf(node: list[Any], values: list[Any]) -> Any:
 
 
 def _tensor(node: list[Any], storages: list[Storage]) -> LazyTensor:
-    _, dtype, shape, stride, offset, place, *more = node
-    if type(place) is not int or place < 0:
+    _, dtype, shape, stride, offset, row, *more = node
+    if type(row) is not int or row < 0:
         raise Malformed("a tensor has no storage")
-    tensor = view(storages[place], dtype, offset, shape, stride)
+    tensor = strided_view(storages[row], dtype, offset, shape, stride)
     if more:
         tensor.bits, tensor.problem = frozenset(more[0]), more[1] or tensor.problem
     return tensor

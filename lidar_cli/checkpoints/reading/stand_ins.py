@@ -1,4 +1,4 @@
-"""Data about the objects that a pickle names, in place of the objects. Nothing is imported."""
+"""Records that represent the objects that a pickle names. Nothing is imported or called."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 from lidar_cli.checkpoints.reading.lazy_tensor import Malformed, is_tensor
 
 NAMESPACES = ("argparse.Namespace", "types.SimpleNamespace")
-MAX_LETTERS = 16 << 20  # in the names of all modules
+MAX_NAME_LETTERS = 16 << 20  # in the names of all modules together
 MAX_DEPTH = 100  # of nested modules
 
 
 class Global:
-    """A class or function by its qualified name alone."""
+    """A class or function that is not called: only its qualified name."""
 
     __slots__ = ("name",)
 
@@ -24,7 +24,7 @@ class Global:
 
 
 class StandIn:
-    """An instance of an unknown class, or the result of an unknown function: its arguments."""
+    """An instance of an unknown class, or the result of an unknown function, as data."""
 
     __slots__ = ("args", "elements", "entries", "kwargs", "name", "state")
 
@@ -54,10 +54,10 @@ class ArrayType:
 
 
 def plain(value: Any) -> Any:
-    """The plain value of a stand-in, other values unchanged.
+    """The plain value of a stand-in if it has one; other values unchanged.
 
     A module becomes its state dict, an instance of a subclass of dict or list its content, a
-    namespace its attributes. Raises Malformed for modules that contain one another.
+    namespace the dict of its attributes. Raises Malformed for modules that contain one another.
     """
     if not isinstance(value, StandIn):
         return value
@@ -78,7 +78,7 @@ def _is_module(value: object) -> bool:
 
 
 def state_dict(module: StandIn) -> dict[str, Any]:
-    """Tensors by name, as torch.nn.Module.state_dict: those of a module before its children's."""
+    """Tensors by name, in the order of torch.nn.Module.state_dict."""
     tensors: dict[str, Any] = {}
     letters = 0
     todo: list[tuple[str, int, StandIn]] = [("", 0, module)]
@@ -93,7 +93,7 @@ def state_dict(module: StandIn) -> dict[str, Any]:
                 if is_tensor(value) and not skipped:
                     tensors[prefix + name] = value
         letters += sum(len(prefix) + len(name) for name, _ in _entries(inner, "_modules"))
-        if letters > MAX_LETTERS:
+        if letters > MAX_NAME_LETTERS:
             raise Malformed("its modules hold one another without end")
         children = []
         for name, value in _entries(inner, "_modules"):

@@ -1,8 +1,8 @@
-"""A checkpoint file -> the record of its tree, in the child of `runtime.sandbox`.
+"""Reads a checkpoint file as a JSON record; runs only in the child process of `runtime.sandbox`.
 
 torch_files.py   zip and legacy files of torch.save (Lightning's are zip files)
 safetensors.py   safetensors
-pickle.py        the pickle in a torch file as records; interpret.py gives them their meaning
+pickle.py        the pickle in a torch file as records, which interpret.py turns into values
 record.py        the tree as JSON
 """
 
@@ -16,12 +16,12 @@ from typing import Any, BinaryIO
 
 from lidar_cli.checkpoints.reading.lazy_tensor import EXPECTED, Malformed
 from lidar_cli.checkpoints.reading.pickle import Forbidden
-from lidar_cli.checkpoints.reading.record import encoded
+from lidar_cli.checkpoints.reading.record import encode
 from lidar_cli.checkpoints.reading.safetensors import read_safetensors
 from lidar_cli.checkpoints.reading.torch_files import checksums, read_legacy, read_zip
 from lidar_cli.errors import CheckpointError, shortened
 
-DAMAGED = {  # kind of a file -> the description of a malformed one
+DAMAGED = {  # kind of file -> how a message describes a malformed one
     "safetensors": "damaged safetensors file",
     "zip": "a damaged or truncated torch file",
     "legacy": "not a torch file, or damaged",
@@ -38,10 +38,10 @@ OTHER_FORMATS = (
 
 
 def walk(file: BinaryIO, path: str) -> Any:
-    """Kind and record of a checkpoint; raises CheckpointError with the path in its message."""
+    """The kind of a checkpoint file and its record; raises CheckpointError, which names `path`."""
     kind = _kind(file, path)
-    gc.disable()  # it would traverse a million values repeatedly
-    with refused(path, kind):
+    gc.disable()  # it would traverse up to a million values repeatedly
+    with _as_checkpoint_errors(path, kind):
         names: tuple[str, ...] = ()
         tree: Any
         if kind == "safetensors":
@@ -50,20 +50,20 @@ def walk(file: BinaryIO, path: str) -> Any:
             tree, names = read_zip(file, path)
         else:
             tree, names = read_legacy(file, path)
-        return {"kind": kind, **encoded(tree, names)}
+        return {"kind": kind, **encode(tree, names)}
 
 
 def walk_checksums(file: BinaryIO, path: str) -> list[tuple[int, int, int]]:
-    """As `checksums`; empty for a file that is not a zip. Raises CheckpointError."""
+    """As `checksums`; empty for a file that is not a zip file. Raises CheckpointError."""
     if file.read(2) != b"PK":
         return []
-    with refused(path, "zip"):
+    with _as_checkpoint_errors(path, "zip"):
         return checksums(file)
 
 
 @contextmanager
-def refused(path: str, kind: str) -> Iterator[None]:
-    """Turn the errors of the readers into a CheckpointError with the path."""
+def _as_checkpoint_errors(path: str, kind: str) -> Iterator[None]:
+    """Raise errors of the readers as a CheckpointError whose message has the path."""
     try:
         yield
     except Malformed as error:

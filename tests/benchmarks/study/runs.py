@@ -23,7 +23,7 @@ from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.data.builtin import EmbeddedImages, embedded_images
 from lidar_cli.demo.pretrain import Hyperparameters, draw_hyperparameters, pretrain
 from lidar_cli.errors import CheckpointError, InputError
-from lidar_cli.features.blocks import Embeddings, Stored
+from lidar_cli.features.embeddings import Embeddings, StoredArray
 from lidar_cli.probing.linear import linear_probe
 from lidar_cli.runtime.atomic import write_atomic
 from lidar_cli.runtime.processes import save_checkpoint
@@ -250,8 +250,10 @@ def measure(
 
 
 def _score(path: Path, layer: str, views: Tensor, clean: Tensor) -> Score:
-    def stored(rows: Tensor) -> Stored:
-        return Stored(tuple(rows.shape), rows.element_size(), lambda start, stop: rows[start:stop])
+    def stored(rows: Tensor) -> StoredArray:
+        return StoredArray(
+            tuple(rows.shape), rows.element_size(), lambda start, stop: rows[start:stop]
+        )
 
     embeddings = Embeddings(str(path), layer, stored(views), stored(clean))
     settings, cpu = MetricSettings(), torch.device("cpu")

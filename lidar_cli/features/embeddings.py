@@ -12,7 +12,7 @@ from torch import Tensor
 ReadRows = Callable[[int, int], Tensor]
 
 
-class Stored(NamedTuple):
+class StoredArray(NamedTuple):
     """An array on disk whose first axis is samples."""
 
     shape: tuple[int, ...]
@@ -42,20 +42,20 @@ class Embeddings:
 
     file: str
     layer: str
-    views: Stored | None
-    clean: Stored | None
-    clean_name: str = "clean"  # "rows" for a two-dimensional array of unknown origin
+    views: StoredArray | None
+    clean: StoredArray | None
+    clean_name: str = "clean"  # "rows" for a two-dimensional array, whose rows may be anything
     provenance: dict[str, Any] = field(default_factory=dict)
     note: str | None = None  # remark to show to the user
     verify: Callable[[Chunk], None] | None = None  # raises if a chunk fails its checksums
-    in_memory: int = 0  # bytes that stay in memory while it is read
-    once: str | None = None  # why chunks cannot be read again; samples of `contrast_samples` can
+    in_memory: int = 0  # bytes that stay in memory while chunks are read
+    once: str | None = None  # why chunks can be read only once, except those of `contrast_samples`
     content: str | None = None  # a digest of all numbers, if the file has checksums
     names: Callable[[], Names] | None = None  # None if samples have only numbers
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(n, q, d); n samples and q = 0 views where there are none."""
+        """(n, q, d); q = 0 where there are no views."""
         if self.views is not None:
             n, q, d = self.views.shape
             return n, q, d
@@ -68,12 +68,13 @@ class Embeddings:
         return range(max(part.shape[0] for part in (self.views, self.clean) if part is not None))
 
     def first(self, n: int, q: int, n_rows: int) -> Embeddings:
-        """The first n samples with q views each, and n_rows rows, without checksums."""
+        """The first n samples with q views each, and n_rows clean embeddings, without checksums."""
         views, clean = self.views, self.clean
         return replace(
             self,
-            views=views and Stored((n, q, *views.shape[2:]), views.item_size, _views(views, q)),
-            clean=clean and Stored((n_rows, *clean.shape[1:]), clean.item_size, clean.read),
+            views=views
+            and StoredArray((n, q, *views.shape[2:]), views.item_size, _read_first_views(views, q)),
+            clean=clean and StoredArray((n_rows, *clean.shape[1:]), clean.item_size, clean.read),
             verify=None,
             content=None,
         )
@@ -107,9 +108,9 @@ class Embeddings:
             start = stop
 
 
-def _views(stored: Stored, q: int) -> ReadRows:
+def _read_first_views(stored: StoredArray, q: int) -> ReadRows:
     return lambda start, stop: stored.read(start, stop)[:, :q]
 
 
-def _sample_bytes(part: Stored) -> int:
+def _sample_bytes(part: StoredArray) -> int:
     return part.item_size * math.prod(part.shape[1:])
