@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import select
+from lidar_cli.checkpoints.models.backbone import select_tokens
 from lidar_cli.checkpoints.models.heads import Predictor
 from lidar_cli.checkpoints.models.vit import ViT
 from lidar_cli.checkpoints.shapes.heads import PredictorSpec
@@ -89,7 +89,7 @@ def ijepa_loss(
     assert mask.seen is not None
     hidden = (mask.compared > 0).nonzero()[:, 1].view(len(images), -1)
     with torch.no_grad():
-        target_tokens = select(F.layer_norm(target.tokens(images), (WIDTH,)), hidden)
+        target_tokens = select_tokens(F.layer_norm(target.tokens(images), (WIDTH,)), hidden)
     predicted = predictor(encoder.tokens(images, mask.seen), [mask.seen], [hidden])
     return F.smooth_l1_loss(predicted, target_tokens)
 
