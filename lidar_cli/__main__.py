@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
+    from types import CodeType, FrameType
 
 
 def main() -> None:
@@ -35,9 +38,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        from lidar_cli.cli import (
-            app,
-        )  # imported here, so that Ctrl-C during the import is handled too
+        from lidar_cli.cli import app  # here, so that Ctrl-C during the import is handled too
 
         app()
     except LidarError as error:
@@ -91,11 +92,26 @@ def _resend_signal(unraisable: UnraisableHookArgs) -> None:
     signals = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}
     number = signals.get(unraisable.exc_type)
     if number is not None:
-        timer = threading.Timer(0.01, os.kill, (os.getpid(), number))
-        timer.daemon = True
-        timer.start()
+        # threading.Thread.start waits for the thread; the signal could then come in this function.
+        _thread.start_new_thread(_send_after_hook, (number,))
     else:
         sys.__unraisablehook__(unraisable)
+
+
+def _send_after_hook(number: int) -> None:
+    """Send this process a signal once `_resend_signal` has returned, which would drop it again."""
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    while _runs(sys._current_frames().get(main_thread), _resend_signal.__code__):
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+
+def _runs(frame: FrameType | None, code: CodeType) -> bool:
+    """Whether a frame or one of its callers runs this code."""
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 if __name__ == "__main__":

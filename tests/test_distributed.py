@@ -314,7 +314,7 @@ def test_what_is_in_the_way_is_not_replaced(inputs: Inputs, tmp_path: Path) -> N
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from lidar_cli.__main__ import main
 from lidar_cli.features.writer import FeatureWriter
 
@@ -326,6 +326,8 @@ def write_and_signal(self, samples, views, clean):
     with open("written", "a") as log:
         log.write(f"{again} {rank} {samples[0]}\\n")
     if (again, rank) == ("0", "1"):
+        while "0 0 " not in open("written").read():  # the other rank has begun, too
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
 
 FeatureWriter.write = write_and_signal

@@ -175,11 +175,11 @@ def test_without_stored_embeddings_the_same_samples_are_read_again(
 ) -> None:
     monkeypatch.setattr(noise, "MOST_SAMPLES", 20)
     z = drawn(100, 3, 4).float()
-    kept = _ContrastSamples(100, 3, 4, torch.float32)
+    stored = _ContrastSamples(100, 3, 4, torch.float32)
     for first in range(0, 100, 7):
-        kept.keep(first, z[first : first + 7])
+        stored.store(first, z[first : first + 7])
     for number in noise.contrast_samples(100, 3, 4).tolist():
-        assert torch.equal(kept.read(number, number + 1), z[number : number + 1])
+        assert torch.equal(stored.read(number, number + 1), z[number : number + 1])
 
 
 def test_the_golden_embedding_has_wachters_edge(tmp_path: Path) -> None:
