@@ -57,7 +57,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_features_many_times_the_memory_are_scored(features: Path) -> None:
-    room = 128 * MB  # of which --memory are chunks, and the rest is moments and spectra
+    room = 192 * MB  # of which --memory are chunks, and the rest is moments and spectra
     words = ["score", features, "--memory", "12MB", "--metrics", "lidar,rankme,alignment", "--json"]
     scored = capped(room, *words, cwd=features.parent)
     assert scored.returncode == 0, scored.stderr
@@ -82,7 +82,7 @@ def test_features_many_times_the_memory_are_scored(features: Path) -> None:
 
 def test_the_same_memory_does_not_hold_the_features(features: Path) -> None:
     read = f"import h5py; h5py.File({str(features)!r})['z'][:]"
-    done = capped(128 * MB, "--version", cwd=features.parent, before=read)
+    done = capped(192 * MB, "--version", cwd=features.parent, before=read)
     assert done.returncode == 1
     assert "Unable to allocate" in done.stderr
 
