@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lidar_cli.runtime.atomic import TEMPORARY, atomic, is_stream, write_atomic
+from lidar_cli.runtime.files import TEMPORARY, atomic, is_stream, write_atomic
 
 
 def test_the_file_appears_complete_and_replaces_what_was_there(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_stdout_that_is_a_file_gets_it_after_what_was_printed(tmp_path: Path, na
     if not Path(name).exists():
         pytest.skip(f"this system has no {name}")
     script = (
-        "import sys; from pathlib import Path; from lidar_cli.runtime.atomic import write_atomic; "
+        "import sys; from pathlib import Path; from lidar_cli.runtime.files import write_atomic; "
         "print('before'); write_atomic(Path(sys.argv[1]), b'new '); print('after')"
     )
     with (tmp_path / "out").open("wb") as out:

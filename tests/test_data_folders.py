@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from reading import number, opened, refused
 
-from lidar_cli.data.decode import has_more_pages
+from lidar_cli.data.dataset import has_more_pages
 from lidar_cli.data.folders import list_folder
 from lidar_cli.data.labels import folder_classes, text_labels
 from lidar_cli.errors import FeatureFileError, SettingsError

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from lidar_cli.data.decode import MOST_PIXELS, Undecodable, decoded
+from lidar_cli.data.dataset import MOST_PIXELS, Undecodable, decoded
 
 A, B, C = (250, 10, 20), (30, 240, 40), (50, 60, 230)
 D, E, F = (200, 190, 10), (15, 180, 170), (160, 20, 150)

@@ -25,7 +25,7 @@ from lidar_cli.features.reader import read_hdf5, read_provenance
 from lidar_cli.features.schema import partial_path
 from lidar_cli.features.shards import shard_path
 from lidar_cli.ranking.session import rank_directory
-from lidar_cli.runtime.distributed import RankInfo, partition, read_rank_info
+from lidar_cli.runtime.device import RankInfo, partition, read_rank_info
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings, RankSettings
 

@@ -14,7 +14,6 @@ from layouts import Fixture, Weights, describe, lightning
 from raising import raises
 from torch import Tensor
 
-from lidar_cli.checkpoints.description import CheckpointDescription
 from lidar_cli.checkpoints.detect import detect, match_format
 from lidar_cli.checkpoints.families import FAMILIES, Family
 from lidar_cli.checkpoints.formats import FORMATS
@@ -23,7 +22,7 @@ from lidar_cli.checkpoints.models.weights import shapes, shapes_of
 from lidar_cli.checkpoints.open import build, open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_checkpoint, read_contents
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import Assumed
+from lidar_cli.checkpoints.shapes.spec import Assumed, CheckpointDescription
 from lidar_cli.errors import CheckpointError, SettingsError
 
 

@@ -12,10 +12,10 @@ import torch
 from formats import FIXTURES
 from layouts import Weights, describe, lightning
 
-from lidar_cli.checkpoints.description import CheckpointDescription
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import read_checkpoint
+from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 from lidar_cli.extraction.plan import choose_recipe
 from lidar_cli.settings import ExtractSettings
 from lidar_cli.views.methods import find_recipe

@@ -22,11 +22,10 @@ from lidar_cli.checkpoints.reading.read import sha256
 from lidar_cli.data.dataset import Samples
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import DegenerateFeatures
-from lidar_cli.extraction.engine import EmbeddingModel
+from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
 from lidar_cli.extraction.plan import Plan, identity, make_plan
 from lidar_cli.extraction.run import open_with, run
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
-from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.session import Ranking, rank_directory

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.description import PIXEL_STATS, Assignment, CheckpointDescription
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
 from lidar_cli.checkpoints.formats.format import (
     SMALL,
@@ -29,7 +28,15 @@ from lidar_cli.checkpoints.reading.containers import StateDict, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
-from lidar_cli.checkpoints.shapes.spec import Assumed, Value, assume_all, renamed
+from lidar_cli.checkpoints.shapes.spec import (
+    PIXEL_STATS,
+    Assignment,
+    Assumed,
+    CheckpointDescription,
+    Value,
+    assume_all,
+    renamed,
+)
 from lidar_cli.checkpoints.shapes.vit import TransformerSpec
 from lidar_cli.errors import CheckpointError
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.assign import BRANCHES, Modules, Options, assign_by_format
-from lidar_cli.checkpoints.description import PIXEL_STATS, CheckpointDescription
 from lidar_cli.checkpoints.fallback import assign_by_usual_names
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.format import Format, fits
@@ -35,9 +34,11 @@ from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.checkpoints.shapes.spec import (
     ASSUME_KEYS,
     BY_USER,
+    PIXEL_STATS,
     USUAL,
     Assumed,
     AssumeValues,
+    CheckpointDescription,
     Value,
     check_all_open,
     parse_assumptions,

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.assign import Modules, Options, assign_mlp, describe, remove_by_prefix
-from lidar_cli.checkpoints.description import Assignment, CheckpointDescription
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
 from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.containers import StateDict
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
-from lidar_cli.checkpoints.shapes.spec import USUAL, Assumed, assume_all
+from lidar_cli.checkpoints.shapes.spec import (
+    USUAL,
+    Assignment,
+    Assumed,
+    CheckpointDescription,
+    assume_all,
+)
 from lidar_cli.errors import CheckpointError
 
 PREFIXES = ("backbone", "encoder")  # preferred if there are several backbones

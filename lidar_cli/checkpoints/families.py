@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.description import Assignment
 from lidar_cli.checkpoints.models.weights import compare, shapes_of
 from lidar_cli.checkpoints.reading.folder import transformer_options
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join_parts
 from lidar_cli.checkpoints.shapes import beit, data2vec2, resnet, vit
 from lidar_cli.checkpoints.shapes import huggingface as hf
-from lidar_cli.checkpoints.shapes.spec import Rename, renamed
+from lidar_cli.checkpoints.shapes.spec import Assignment, Rename, renamed
 from lidar_cli.errors import CheckpointError
 
 NEXT = "name the architecture with --arch or your own code with --model"

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lidar_cli.checkpoints.description import PIXEL_STATS, CheckpointDescription
 from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.fallback import PROJECTORS
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.format import readable
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents
-from lidar_cli.checkpoints.shapes.spec import Assumed
+from lidar_cli.checkpoints.shapes.spec import PIXEL_STATS, Assumed, CheckpointDescription
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import FormatSettings
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lidar_cli.checkpoints.description import CheckpointDescription
 from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.families import consistent
 from lidar_cli.checkpoints.models import beit, data2vec2, heads, resnet, user_module, vit
@@ -22,7 +21,7 @@ from lidar_cli.checkpoints.shapes.beit import BeitSpec
 from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
 from lidar_cli.checkpoints.shapes.heads import MLPSpec, PredictorSpec
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
-from lidar_cli.checkpoints.shapes.spec import ModuleSpec
+from lidar_cli.checkpoints.shapes.spec import CheckpointDescription, ModuleSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
 from lidar_cli.errors import SettingsError
 

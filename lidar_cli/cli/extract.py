@@ -27,7 +27,7 @@ def extract(
     """Embed augmented views of images with a checkpoint, into an HDF5 feature file."""
     from lidar_cli.extraction.run import extract_checkpoint
     from lidar_cli.report.text import Terminal, path_lines
-    from lidar_cli.runtime.distributed import read_rank_info
+    from lidar_cli.runtime.device import read_rank_info
 
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main) as terminal:

@@ -49,7 +49,7 @@ def rank(
     from lidar_cli.ranking.session import rank_together
     from lidar_cli.report import ranking as report
     from lidar_cli.report.text import Terminal
-    from lidar_cli.runtime.distributed import read_rank_info
+    from lidar_cli.runtime.device import read_rank_info
 
     check_tables(settings, report=page is not None)
     oracle, parameters = None, {}
@@ -112,7 +112,7 @@ def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> N
     from lidar_cli.ranking.race import race_directory
     from lidar_cli.report import race as report
     from lidar_cli.report.text import Terminal
-    from lidar_cli.runtime.distributed import read_rank_info
+    from lidar_cli.runtime.device import read_rank_info
 
     if read_rank_info().ranks > 1:
         raise SettingsError("--race is run by one process; start it without torchrun")

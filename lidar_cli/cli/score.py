@@ -45,7 +45,7 @@ def score(
     check_report(page, overwrite)
     from lidar_cli.report import scores as report
     from lidar_cli.report.text import Terminal
-    from lidar_cli.runtime.distributed import read_rank_info
+    from lidar_cli.runtime.device import read_rank_info
     from lidar_cli.scoring.convergence import converge_file
     from lidar_cli.scoring.run import (
         open_groups,

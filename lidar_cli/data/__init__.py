@@ -4,7 +4,6 @@ open.py          opens the data that --data names
 dataset.py       draws and checks the samples of a run
 folders.py, tar.py, huggingface.py, torchvision.py, builtin.py    the sources
 labels.py        class numbers from folder names and texts
-decode.py        decodes one image
 tables.py        CSV files about checkpoints
 
 Folders and tar files are listed by this package, which takes complete paths as classes and reports

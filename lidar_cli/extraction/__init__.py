@@ -3,7 +3,6 @@
 run.py           `lidar extract`: settings -> feature file
 plan.py          everything that determines the numbers of a feature file
 engine.py        the loop: decode, make views, forward, write; and how many samples at a time
-view_source.py   samples -> batches of views on the device
 view_cache.py    views that the first checkpoint of a ranking makes and the others read
 sharded.py       one process of several that embed one checkpoint together
 """

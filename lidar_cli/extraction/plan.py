@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from lidar_cli.checkpoints.description import PIXEL_STATS, CheckpointDescription
 from lidar_cli.checkpoints.models.user_module import source
-from lidar_cli.checkpoints.shapes.spec import BY_USER, Assumed
+from lidar_cli.checkpoints.shapes.spec import BY_USER, PIXEL_STATS, Assumed, CheckpointDescription
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of

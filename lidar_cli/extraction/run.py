@@ -22,18 +22,17 @@ from lidar_cli.data.open import open_samples
 from lidar_cli.errors import CheckpointError, SettingsError, first_line
 from lidar_cli.extraction.engine import (
     EmbeddingModel,
+    ViewSource,
     at_size_that_fits,
     embed_all,
     find_batch_size,
 )
 from lidar_cli.extraction.plan import Plan, make_plan, with_assumed_in_use
 from lidar_cli.extraction.sharded import check_shared, embed_share, finished_batch_size
-from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_interrupted
 from lidar_cli.features.schema import format_size
 from lidar_cli.features.writer import FeatureWriter, check_absent
-from lidar_cli.runtime.device import find_device
-from lidar_cli.runtime.distributed import RankInfo
+from lidar_cli.runtime.device import RankInfo, find_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
 from lidar_cli.views.methods import find_recipe

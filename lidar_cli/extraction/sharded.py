@@ -12,17 +12,17 @@ from pathlib import Path
 from lidar_cli.errors import SettingsError
 from lidar_cli.extraction.engine import (
     EmbeddingModel,
+    ViewSource,
     at_size_that_fits,
     embed_all,
     find_batch_size,
 )
 from lidar_cli.extraction.plan import identity
-from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import Share, partial_path
 from lidar_cli.features.shards import agree_on_batch_size, check_startable, join_shards, shard_path
 from lidar_cli.features.writer import FeatureWriter, check_absent
-from lidar_cli.runtime.distributed import RankInfo, partition
+from lidar_cli.runtime.device import RankInfo, partition
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings
 

@@ -24,8 +24,7 @@ import numpy as np
 from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.features.hdf5 import open_hdf5, provenance_of
 from lidar_cli.features.schema import SHARD_FORMAT, Layout, Share, differing_fields, write_metadata
-from lidar_cli.runtime.atomic import atomic, temporary_file
-from lidar_cli.runtime.files import parse_json, read_limited
+from lidar_cli.runtime.files import atomic, parse_json, read_limited, temporary_file
 
 
 def shard_path(path: Path, rank: int, ranks: int) -> Path:

@@ -40,8 +40,7 @@ from lidar_cli.features.schema import (
     revision_of,
     write_metadata,
 )
-from lidar_cli.runtime.atomic import is_stream, rename_exclusively
-from lidar_cli.runtime.files import irregular_kind
+from lidar_cli.runtime.files import irregular_kind, is_stream, rename_exclusively
 from lidar_cli.runtime.sandbox import stamp_of
 
 

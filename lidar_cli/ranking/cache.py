@@ -24,7 +24,7 @@ from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
 from lidar_cli.features.writer import remove_begun
 from lidar_cli.ranking.discover import Checkpoint, FeatureFile
-from lidar_cli.runtime.atomic import TEMPORARY, write_atomic
+from lidar_cli.runtime.files import TEMPORARY, write_atomic
 from lidar_cli.scoring.saved import SavedScore
 from lidar_cli.settings import RankSettings
 

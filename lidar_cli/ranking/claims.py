@@ -29,8 +29,7 @@ from typing import Any
 
 from lidar_cli.errors import first_line
 from lidar_cli.ranking.cache import cache_error
-from lidar_cli.runtime.atomic import atomic
-from lidar_cli.runtime.files import open_regular, parse_json, read_limited
+from lidar_cli.runtime.files import atomic, open_regular, parse_json, read_limited
 from lidar_cli.runtime.processes import has_ended, process_identity
 
 MAX_BYTES = 2**16  # size limit of a worker or claim file

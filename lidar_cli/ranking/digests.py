@@ -25,8 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from lidar_cli.checkpoints.reading.read import sha256, stamp
-from lidar_cli.runtime.atomic import write_atomic
-from lidar_cli.runtime.files import open_regular, parse_json, read_limited
+from lidar_cli.runtime.files import open_regular, parse_json, read_limited, write_atomic
 
 MAX_BYTES = 2**16  # size limit of a record
 SETTLED = 120  # seconds: longer than any clock tick, and than the delay of writing back

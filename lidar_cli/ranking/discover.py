@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.description import CheckpointDescription
 from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents, stamp
+from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 from lidar_cli.errors import (
     FILE_ERRORS,
     InputError,

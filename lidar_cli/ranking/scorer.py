@@ -19,11 +19,10 @@ from lidar_cli.checkpoints.models.embedder import Embedder
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import FILE_ERRORS, FeatureFileError, InputError, SettingsError, Unresumable
-from lidar_cli.extraction.engine import EmbeddingModel
+from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
 from lidar_cli.extraction.plan import make_plan
 from lidar_cli.extraction.run import changed_error, note_disk_use, open_with, run
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
-from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path

@@ -34,8 +34,13 @@ from lidar_cli.ranking.discover import (
 )
 from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
 from lidar_cli.ranking.scorer import Scorer, score_features
-from lidar_cli.runtime.device import MEMORY_SHARE, check_free_memory, find_device, free_memory
-from lidar_cli.runtime.distributed import RankInfo
+from lidar_cli.runtime.device import (
+    MEMORY_SHARE,
+    RankInfo,
+    check_free_memory,
+    find_device,
+    free_memory,
+)
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.run import open_groups

@@ -15,12 +15,12 @@ from lidar_cli.core.noise import contrast_samples
 from lidar_cli.data.dataset import Samples
 from lidar_cli.extraction.engine import (
     EmbeddingModel,
+    ViewSource,
     at_size_that_fits,
     embed_all,
     find_batch_size,
 )
 from lidar_cli.extraction.plan import Plan
-from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
 from lidar_cli.features.writer import as_storage_type
 from lidar_cli.runtime.device import MEMORY_SHARE, free_memory

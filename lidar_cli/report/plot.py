@@ -10,7 +10,7 @@ from typing import Any
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, MissingExtra, SettingsError, printable
 from lidar_cli.report.scores import AXES, convergence_shares
-from lidar_cli.runtime.atomic import is_stream, write_atomic
+from lidar_cli.runtime.files import is_stream, write_atomic
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.scoring.compute import Score
 

@@ -19,8 +19,7 @@ from lidar_cli.errors import InputError, MissingExtra, SettingsError
 from lidar_cli.ranking.hyperparameters import from_names
 from lidar_cli.ranking.watch import ScoredCheckpoint
 from lidar_cli.report.ranking import metrics_record, value_record
-from lidar_cli.runtime.atomic import is_stream, open_stream
-from lidar_cli.runtime.files import parse_json
+from lidar_cli.runtime.files import is_stream, open_stream, parse_json
 from lidar_cli.runtime.streams import write_results
 
 STEPS = ("step", "iter", "epoch")  # words in a file name whose number is the step

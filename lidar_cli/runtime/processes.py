@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import InputError
-from lidar_cli.runtime.atomic import write_atomic
+from lidar_cli.runtime.files import write_atomic
 from lidar_cli.runtime.progress import Progress
 
 PR_SET_PDEATHSIG = 1

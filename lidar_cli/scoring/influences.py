@@ -19,8 +19,7 @@ from lidar_cli.core import influence
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.core.moments import unit_rows
 from lidar_cli.features.embeddings import Embeddings
-from lidar_cli.runtime.atomic import write_atomic
-from lidar_cli.runtime.files import check_regular
+from lidar_cli.runtime.files import check_regular, write_atomic
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.process_group import ProcessGroup
 from lidar_cli.scoring.streaming import LayerMoments, enough_memory

@@ -17,7 +17,7 @@ import torch
 
 from lidar_cli.errors import InputError, LidarError, ProcessGroupBroken, first_line
 from lidar_cli.features.embeddings import Embeddings
-from lidar_cli.runtime.distributed import RankInfo, partition
+from lidar_cli.runtime.device import RankInfo, partition
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.streaming import LayerMoments, NonFinite, enough_memory, read_span
 from lidar_cli.settings import MetricSettings

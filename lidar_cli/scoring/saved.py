@@ -22,8 +22,7 @@ from torch import Tensor
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.extraction.plan import Plan
-from lidar_cli.runtime.atomic import write_atomic
-from lidar_cli.runtime.files import check_regular, parse_json
+from lidar_cli.runtime.files import check_regular, parse_json, write_atomic
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.influences import METHOD
 from lidar_cli.settings import MetricSettings

@@ -11,10 +11,14 @@ from harness import Goal, Line, alternate, median, ratio
 
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.data.open import open_samples
-from lidar_cli.extraction.engine import EmbeddingModel, find_batch_size, forward_precision
+from lidar_cli.extraction.engine import (
+    EmbeddingModel,
+    ViewSource,
+    find_batch_size,
+    forward_precision,
+)
 from lidar_cli.extraction.plan import make_plan
 from lidar_cli.extraction.run import run
-from lidar_cli.extraction.view_source import ViewSource
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import ExtractSettings
 

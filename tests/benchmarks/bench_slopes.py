@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_images
 
 from lidar_cli.core import Moments
 from lidar_cli.core.spectra import lda_spectrum
-from lidar_cli.data.decode import decoded
+from lidar_cli.data.dataset import decoded
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import open_embeddings, parse_metrics, score_layer

@@ -8,8 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from lidar_cli.data.dataset import Samples
-from lidar_cli.extraction.engine import EmbeddingModel
-from lidar_cli.extraction.view_source import ViewSource
+from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.views.pipeline import Views
 

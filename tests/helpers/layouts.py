@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lidar_cli.checkpoints.description import CheckpointDescription
 from lidar_cli.checkpoints.detect import detect
+from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 
 Embed = Callable[[Tensor], Tensor]
 STAGES = (8, 8, 12, 16)  # channels; the last is the width of every ResNet here

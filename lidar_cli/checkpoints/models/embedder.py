@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.description import CheckpointDescription
 from lidar_cli.checkpoints.models.backbone import Backbone, MaskedBackbone
 from lidar_cli.checkpoints.models.heads import Predictor
 from lidar_cli.checkpoints.models.user_module import embed
+from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.views.masks import Mask, full_mask, group_by_length, stack_masks

@@ -16,13 +16,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.description import Assignment
 from lidar_cli.checkpoints.models.backbone import Backbone
 from lidar_cli.checkpoints.models.weights import compare, first_few, shapes, shapes_of
 from lidar_cli.checkpoints.reading.containers import StateDict
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, materialised
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import ASSUME_KEYS, ModuleSpec
+from lidar_cli.checkpoints.shapes.spec import ASSUME_KEYS, Assignment, ModuleSpec
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
 
 # Relative precision at which files store the buffers that a model computes when it is built.

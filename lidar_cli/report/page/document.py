@@ -16,7 +16,7 @@ from typing import Any
 from lidar_cli import __version__
 from lidar_cli.errors import InputError, MissingExtra, SettingsError
 from lidar_cli.report.page.markup import Markup, element, joined, script_data
-from lidar_cli.runtime.atomic import is_stream, write_atomic
+from lidar_cli.runtime.files import is_stream, write_atomic
 from lidar_cli.runtime.streams import write_remark
 
 

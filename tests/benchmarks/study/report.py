@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.report.text import MISSING, console, print_columns
-from lidar_cli.runtime.atomic import write_atomic
+from lidar_cli.runtime.files import write_atomic
 from study.runs import BACKBONES, LAYERS
 from study.study import Study
 from study.summary import POOLED, Agreement, MetricSummary

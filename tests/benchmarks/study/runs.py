@@ -25,7 +25,7 @@ from lidar_cli.demo.pretrain import Hyperparameters, draw_hyperparameters, pretr
 from lidar_cli.errors import CheckpointError, InputError
 from lidar_cli.features.embeddings import Embeddings, StoredArray
 from lidar_cli.probing.linear import linear_probe
-from lidar_cli.runtime.atomic import write_atomic
+from lidar_cli.runtime.files import write_atomic
 from lidar_cli.runtime.processes import save_checkpoint
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
