@@ -24,13 +24,38 @@ Seconds = Annotated[float, Gt(0), Le(10**6)]
 Level = Annotated[float, Gt(0), Lt(1)]
 
 
-def setting(default: Any, help: str, *, short: str = "", option: bool = True) -> Any:
+# The sections of a command's help, in their order.
+Panel = Literal[
+    "Most used",
+    "Data",
+    "Metrics",
+    "Output",
+    "Checkpoints",
+    "Speed and memory",
+    "Many processes",
+    "While training",
+    "Expert",
+]
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    short: str = "",
+    option: bool = True,
+    panel: Panel = "Expert",
+    value: str = "",
+) -> Any:
     """A dataclass field with the help text of its option.
 
     short: another name of the option, such as `-n`. Without an option, the field can be set in a
     TOML file, in the environment or in Python.
+    panel: the section of the help that lists it.
+    value: what the help calls its value, such as FOLDER; by default NAME, N or FILE by its type.
     """
-    return field(default=default, metadata={"help": help, "short": short, "option": option})
+    metadata = {"help": help, "short": short, "option": option, "panel": panel, "value": value}
+    return field(default=default, metadata=metadata)
 
 
 def flags(setting: Field[Any]) -> list[str]:
@@ -45,7 +70,9 @@ def flags(setting: Field[Any]) -> list[str]:
 class DeviceSettings:
     """The device that computes."""
 
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    device: str = setting(
+        "auto", "auto, cpu, cuda or cuda:N.", panel="Speed and memory", value="DEVICE"
+    )
 
 
 @dataclass(frozen=True)
@@ -53,34 +80,52 @@ class SampleSettings:
     """Which images are embedded, and how their views are drawn."""
 
     data: str | None = setting(
-        None, "Image folder, .tar file, wds/NAME, hfds/NAME, torch/NAME, or 'embedded'."
+        None,
+        "Images: a folder, a .tar file, wds/NAME, hfds/NAME or torch/NAME [default: 'embedded', "
+        "toy pictures].",
+        panel="Most used",
+        value="FOLDER",
     )
-    data_dir: Path | None = setting(None, "Folder of the torch/, wds/ and hfds/ data sets.")
-    split: str | None = setting(None, "Split of the data set.")
+    data_dir: Path | None = setting(
+        None, "Folder of the torch/, wds/ and hfds/ data sets.", panel="Data", value="FOLDER"
+    )
+    split: str | None = setting(None, "Split of the data set.", panel="Data")
     class_level: Annotated[int, Ge(-64), Le(64)] | None = setting(
         None,
         "How many folders of an image's path name its class: the first N, for -N the last N, 0 "
         "for no classes [default: the whole path, less train/, val/ or test/].",
+        panel="Data",
     )
     image_column: str | None = setting(
-        None, "Column of an hfds/ set [default: the one of type Image]."
+        None,
+        "Column of an hfds/ set [default: the one of type Image].",
+        panel="Data",
+        value="COLUMN",
     )
     label_column: str | None = setting(
-        None, "Column of an hfds/ set [default: label, else the one of type ClassLabel]."
+        None,
+        "Column of an hfds/ set [default: label, else the one of type ClassLabel].",
+        panel="Data",
+        value="COLUMN",
     )
-    n_samples: Samples = setting(1000, "Samples that are embedded q times.", short="-n")
+    n_samples: Samples = setting(1000, "Images that are embedded.", short="-n", panel="Most used")
     n_views: Annotated[int, Ge(0), Le(1000)] = setting(
-        10, "Views of each sample; 0 embeds un-augmented images alone.", short="-q"
+        10,
+        "Augmented views of each; 0: un-augmented images alone.",
+        short="-q",
+        panel="Most used",
     )
     clean_samples: Samples | None = setting(
-        None, "Samples embedded un-augmented, for RankMe and alpha-ReQ [default: n]."
+        None, "Samples embedded un-augmented, for RankMe and alpha-ReQ [default: n].", panel="Data"
     )
-    seed: Seed = setting(0, "Seed of the draw of samples and views.")
+    seed: Seed = setting(0, "Seed of the draw of samples and views.", panel="Data")
     views: str = setting(
         "auto",
         "View recipe: auto, simclr, simclr-google, simclr-vissl, byol, vicreg, barlow, dino, "
         "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, ijepa-crop, data2vec, "
         "data2vec-crop, data2vec-fairseq, data2vec2, data2vec2-crop, identity.",
+        panel="Data",
+        value="RECIPE",
     )
     recipe: dict[str, Any] | None = setting(
         None,
@@ -88,20 +133,25 @@ class SampleSettings:
         option=False,
     )
     image_size: Annotated[int, Ge(1), Le(8192)] | None = setting(
-        None, "Side of the views in pixels [default: the size that the checkpoint expects]."
+        None,
+        "Side of the views in pixels [default: the size that the checkpoint expects].",
+        panel="Data",
     )
     pixel_stats: str = setting(
         "auto",
         "Input normalisation: imagenet, cifar10, cifar100, stl10, unit for plain [0, 1], or "
         "MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2 [auto: the checkpoint's, else the recipe's].",
+        panel="Data",
+        value="STATS",
     )
     bad_samples: Literal["fail", "skip"] = setting(
         "fail",
         "Images that cannot be read or decoded: fail, or skip: each is replaced by the next in "
         "the draw and listed in the feature file.",
+        panel="Data",
     )
     workers: Annotated[int, Ge(1), Le(1024)] | None = setting(
-        None, "Decoding threads [default: one a core, at most 16]."
+        None, "Decoding threads [default: one a core, at most 16].", panel="Speed and memory"
     )
 
 
@@ -109,20 +159,32 @@ class SampleSettings:
 class FormatSettings:
     """How the names and shapes in a checkpoint are understood."""
 
-    arch: str | None = setting(None, "timm model name [default: read from the weights].")
+    arch: str | None = setting(
+        None,
+        "timm model name [default: read from the weights].",
+        panel="Checkpoints",
+        value="MODEL",
+    )
     format: str = setting(
         "auto",
         "Name of a system, see lidar inspect --formats, or 'plain' [auto: recognised by the "
         "file's names].",
+        panel="Checkpoints",
+        value="SYSTEM",
     )
     branch: str = setting(
-        "auto", "student or teacher [auto: the one that the method's authors evaluate]."
+        "auto",
+        "student or teacher [auto: the one that the method's authors evaluate].",
+        panel="Checkpoints",
+        value="BRANCH",
     )
     assume: tuple[str, ...] = setting(
         (),
         "KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
         "strides, pixel_stats or position_offset; can be repeated; SYSTEM:KEY=VALUE for the files "
         "of one system [default: as inspect prints].",
+        panel="Checkpoints",
+        value="KEY=VALUE",
     )
 
 
@@ -133,26 +195,36 @@ class ModelSettings(DeviceSettings, FormatSettings):
     layer: str = setting(
         "auto",
         "backbone, projector, predictor, or several with commas [auto: projector if there is one].",
+        panel="Checkpoints",
+        value="LAYER",
     )
     model: str | None = setting(
-        None, "package.module:factory, your code that returns the torch module."
+        None,
+        "package.module:factory, your code that returns the torch module.",
+        panel="Checkpoints",
+        value="MODULE:FACTORY",
     )
     activation: Literal["auto", "relu", "gelu"] = setting(
         "auto",
         "Activation inside the projector, which weights leave open [auto: the format's, else "
         "relu].",
+        panel="Checkpoints",
     )
     batch_size: Count | None = setting(
-        None, "Samples per batch, each with all its views [default: as many as fit]."
+        None,
+        "Samples per batch, each with all its views [default: as many as fit].",
+        panel="Speed and memory",
     )
     precision: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "Precision of the forward pass (autocast)."
+        "float32", "Precision of the forward pass (autocast).", panel="Speed and memory"
     )
     compile: bool = setting(
-        False, "Let torch compile the backbone, except for masked views: pays for many samples."
+        False,
+        "Let torch compile the backbone, except for masked views: pays for many samples.",
+        panel="Speed and memory",
     )
     storage: Literal["float32", "float16"] = setting(
-        "float32", "Number format of the stored embeddings."
+        "float32", "Number format of the stored embeddings.", panel="Speed and memory"
     )
 
 
@@ -166,24 +238,35 @@ class ExtractSettings(EmbedSettings):
     """`lidar extract`."""
 
     output: Path | None = setting(
-        None, "Feature file [default: CKPT's name with .h5, here].", short="-o"
+        None, "Feature file [default: CKPT's name with .h5, here].", short="-o", panel="Most used"
     )
-    overwrite: bool = setting(False, "Replace an existing output.")
-    resume: bool = setting(False, "Continue a .partial file, if there is one.")
+    overwrite: bool = setting(False, "Replace an existing output.", panel="Output")
+    resume: bool = setting(False, "Continue a .partial file, if there is one.", panel="Output")
 
 
 @dataclass(frozen=True)
 class MetricSettings:
     """Constants of the metrics; values at different constants are not comparable."""
 
-    delta: Constant = setting(1e-4, "Ridge on the within covariance, in squared embedding units.")
-    epsilon: Constant = setting(1e-7, "Guard added to each share inside an entropy.")
-    normalize: bool = setting(False, "Scale every embedding to unit length first.")
-    memory: str = setting("64MB", "Total size of the chunks in memory.")
+    delta: Constant = setting(
+        1e-4,
+        "Ridge on the within covariance, in squared embedding units.",
+        panel="Metrics",
+        value="RIDGE",
+    )
+    epsilon: Constant = setting(
+        1e-7, "Guard added to each share inside an entropy.", panel="Metrics", value="SHARE"
+    )
+    normalize: bool = setting(False, "Scale every embedding to unit length first.", panel="Metrics")
+    memory: str = setting(
+        "64MB", "Total size of the chunks in memory.", panel="Speed and memory", value="SIZE"
+    )
     groups: str | None = setting(
         None,
         "Samples that belong together, for intervals and ties: a CSV file with columns id and "
         "group, or 'labels'.",
+        panel="Metrics",
+        value="FILE",
     )
 
 
@@ -191,17 +274,26 @@ class MetricSettings:
 class ScoreSettings(MetricSettings, DeviceSettings):
     """`lidar score`."""
 
-    metrics: str = setting("all", "Names with commas; only these are computed.")
-    layer: str = setting("auto", "Layers to read [auto: all in the file].")
-    dataset: str | None = setting(None, "Name of the array, in a file that has several.")
+    metrics: str = setting(
+        "all", "Only these: lidar, rankme, alpha_req, ...", panel="Most used", value="METRIC,..."
+    )
+    layer: str = setting(
+        "auto", "Layers to read [auto: all in the file].", panel="Data", value="LAYER"
+    )
+    dataset: str | None = setting(
+        None, "Name of the array, in a file that has several.", panel="Data"
+    )
     views_per_sample: Count | None = setting(
-        None, "q, for a 2-D array whose rows are the views of sample 0, then 1, ..."
+        None, "q, for a 2-D array whose rows are the views of sample 0, then 1, ...", panel="Data"
     )
     confidence: Level | None = setting(
-        None, "Add intervals over samples at this level, such as 0.95; reads the file twice."
+        None,
+        "Add intervals over samples at this level, such as 0.95; reads the file twice.",
+        panel="Most used",
+        value="LEVEL",
     )
     converge: bool = setting(
-        False, "Add every metric at n/4, n/2 and q/4, q/2, and advice on both."
+        False, "Add every metric at n/4, n/2 and q/4, q/2, and advice on both.", panel="Most used"
     )
 
 
@@ -209,20 +301,32 @@ class ScoreSettings(MetricSettings, DeviceSettings):
 class FollowSettings:
     """How `lidar rank` follows a directory to which checkpoints are added."""
 
-    watch: bool = setting(False, "Follow DIR: one JSON line per new checkpoint, until Ctrl-C.")
+    watch: bool = setting(
+        False, "Follow DIR: one JSON line per new checkpoint, until Ctrl-C.", panel="While training"
+    )
     interval: Seconds = setting(
-        10.0, "Seconds between two looks of --watch; a file unchanged between them is complete."
+        10.0,
+        "Seconds between two looks of --watch; a file unchanged between them is complete.",
+        panel="While training",
+        value="SECONDS",
     )
     watch_for: Annotated[float, Ge(0), Le(10**9)] | None = setting(
-        None, "Seconds after which --watch takes a last look and ends."
+        None,
+        "Seconds after which --watch takes a last look and ends.",
+        panel="While training",
+        value="SECONDS",
     )
     jsonl: Path | None = setting(
         None,
         "Append one JSON line per checkpoint of --watch to this file; resumes from it [default: "
         "stdout].",
+        panel="While training",
     )
     tensorboard: Path | None = setting(
-        None, "Folder of TensorBoard event files, to which --watch adds."
+        None,
+        "Folder of TensorBoard event files, to which --watch adds.",
+        panel="While training",
+        value="FOLDER",
     )
 
 
@@ -230,9 +334,16 @@ class FollowSettings:
 class ClaimSettings:
     """How any number of `lidar rank` processes divide one directory."""
 
-    collect: bool = setting(False, "Embed nothing: rank what other processes have embedded so far.")
+    collect: bool = setting(
+        False,
+        "Embed nothing: rank what other processes have embedded so far.",
+        panel="Many processes",
+    )
     claim_timeout: Seconds = setting(
-        120.0, "Seconds of silence after which the work of a process on another host is taken over."
+        120.0,
+        "Seconds of silence after which the work of a process on another host is taken over.",
+        panel="Many processes",
+        value="SECONDS",
     )
 
 
@@ -240,35 +351,65 @@ class ClaimSettings:
 class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings):
     """`lidar rank`."""
 
-    by: str = setting("lidar", "Metric that orders the checkpoints.")
-    cache: Path | None = setting(None, "Folder of extracted features [default: DIR/.lidar].")
+    by: str = setting(
+        "lidar",
+        "What orders them: lidar, rankme, alpha_req, ...",
+        panel="Most used",
+        value="METRIC",
+    )
+    cache: Path | None = setting(
+        None,
+        "Folder of extracted features [default: DIR/.lidar].",
+        panel="Speed and memory",
+        value="FOLDER",
+    )
     store: bool = setting(
-        True, "Store the embeddings of each checkpoint in the cache [default]; else only scores."
+        True,
+        "Store no embeddings in the cache, only scores.",
+        panel="Speed and memory",
     )
     view_memory: str = setting(
         "auto",
         "Main memory for views that several checkpoints share, such as 8GB; the rest goes to a "
         "scratch file in the cache; 0 draws views per checkpoint [auto: a quarter of the free].",
+        panel="Speed and memory",
+        value="SIZE",
     )
     race: bool = setting(
-        False, "Find only the best: embed more samples only of checkpoints that may still be it."
+        False,
+        "Find only the best: embed more samples only of checkpoints that may still be it.",
+        panel="Speed and memory",
     )
     race_budget: Annotated[float, Gt(0), Le(1)] = setting(
-        0.33, "Share of all views at which --race ends with a named tie."
+        0.33,
+        "Share of all views at which --race ends with a named tie.",
+        panel="Speed and memory",
+        value="SHARE",
     )
-    top: Count | None = setting(None, "Print the best K only.")
+    top: Count | None = setting(None, "Print the best K only.", panel="Output", value="K")
     oracle: str | None = setting(
-        None, "Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'."
+        None,
+        "Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'.",
+        panel="Metrics",
+        value="FILE",
     )
     oracle_samples: Samples | None = setting(
-        None, "Labelled images for --oracle probe [default: as many as are un-augmented]."
+        None,
+        "Labelled images for --oracle probe [default: as many as are un-augmented].",
+        panel="Metrics",
     )
     params: Path | None = setting(
         None,
         "CSV file with a column path and one per hyperparameter, for --oracle [default: those "
         "stored in the checkpoints].",
+        panel="Metrics",
     )
-    confidence: Level = setting(0.95, "Level of the intervals, and of the test that names ties.")
+    confidence: Level = setting(
+        0.95,
+        "Level of the intervals, and of the test that names ties.",
+        panel="Metrics",
+        value="LEVEL",
+    )
 
 
 @dataclass(frozen=True)
@@ -279,24 +420,35 @@ class ProbeSettings(DeviceSettings):
     """
 
     method: Literal["linear", "knn", "ridge"] = setting(
-        "linear", "linear, knn (nearest neighbours) or ridge (closed form)."
+        "linear", "linear, knn (nearest neighbours) or ridge (closed form).", panel="Most used"
     )
-    layer: str = setting("auto", "Layers to probe [auto: all in the file].")
+    layer: str = setting(
+        "auto", "Layers to probe [auto: all in the file].", panel="Data", value="LAYER"
+    )
     learning_rates: str = setting(
         "0.01",
         "Learning rates of Adam, with commas; of several, a tenth of the training rows, held out, "
         "selects one.",
+        panel="Metrics",
+        value="RATES",
     )
-    epochs: Count = setting(20, "Passes over the training rows.")
+    epochs: Count = setting(20, "Passes over the training rows.", panel="Metrics")
     drop_epoch: Count = setting(15, "Epochs at the full learning rate.", option=False)
     drop_factor: Positive = setting(10.0, "Divisor of the learning rate after them.", option=False)
-    minibatch: Count = setting(256, "Training rows per step.")
-    neighbours: Count = setting(20, "k of knn.")
-    temperature: Positive = setting(0.07, "T of knn's votes, exp(cos / T).")
-    ridge: Constant = setting(1.0, "Ridge penalty, in units of a standardised row.")
-    seed: Seed = setting(0, "Seed of splits and of the order of rows.")
+    minibatch: Count = setting(256, "Training rows per step.", panel="Metrics")
+    neighbours: Count = setting(20, "k of knn.", panel="Metrics", value="K")
+    temperature: Positive = setting(
+        0.07, "T of knn's votes, exp(cos / T).", panel="Metrics", value="T"
+    )
+    ridge: Constant = setting(
+        1.0, "Ridge penalty, in units of a standardised row.", panel="Metrics", value="PENALTY"
+    )
+    seed: Seed = setting(0, "Seed of splits and of the order of rows.", panel="Data")
     memory: str = setting(
-        "4GB", "Memory for rows while training; the rest is read from the file in each epoch."
+        "4GB",
+        "Memory for rows while training; the rest is read from the file in each epoch.",
+        panel="Speed and memory",
+        value="SIZE",
     )
 
 
@@ -309,7 +461,7 @@ class InspectSettings(FormatSettings):
 class DemoSettings(DeviceSettings):
     """`lidar demo`."""
 
-    seed: Seed = setting(0, "Seed of images, hyperparameters and training.")
+    seed: Seed = setting(0, "Seed of images, hyperparameters and training.", panel="Data")
 
 
 COMMANDS: dict[str, type] = {

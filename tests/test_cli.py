@@ -40,10 +40,11 @@ def test_help_names_every_option_and_its_default(command: str, tmp_path: Path) -
     assert shown.returncode == 0
     assert shown.stderr == ""
     for field in dataclasses.fields(COMMANDS[command]):
-        for flag in flags(field):
+        names = flags(field)
+        for flag in names if field.default is not True else [f"--no-{name[2:]}" for name in names]:
             assert re.search(rf"(?<![\w-]){flag}\b", shown.stdout), flag
-        if field.default not in (None, False):
-            assert f"[default: {field.default}]" in shown.stdout or "[auto:" in shown.stdout
+        if field.default not in (None, False, True, ()):
+            assert f"[{field.default}]" in shown.stdout or "[auto:" in shown.stdout
 
 
 def test_score_json_is_alone_on_stdout(views: Path) -> None:

@@ -13,29 +13,30 @@ import typer
 from lidar_cli import __version__
 from lidar_cli.cli.demo import demo
 from lidar_cli.cli.extract import extract
+from lidar_cli.cli.help import Command, Group
 from lidar_cli.cli.inspect import inspect
 from lidar_cli.cli.probe import probe
 from lidar_cli.cli.rank import rank
 from lidar_cli.cli.score import score
 
-EPILOG = (
-    "Results go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, "
-    "3 input refused, 4 ranked but some checkpoints failed, 130 interrupted."
-)
+EPILOG = """\
+A first try: lidar demo. Options of a command: lidar rank --help.
+Results go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong
+usage, 3 input refused, 4 ranked but some checkpoints failed, 130 interrupted."""
 
 app = typer.Typer(
     name="lidar",
+    cls=Group,
     help="Score and rank self-supervised checkpoints without labels.",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-for command in (extract, score, rank, probe, inspect, demo):
-    app.command()(command)
+for command in (demo, rank, extract, score, probe, inspect):  # in the order of use
+    app.command(cls=Command)(command)
 
 
 def _print_version(given: bool) -> None:

@@ -19,7 +19,11 @@ def demo(
     *,
     settings: DemoSettings,
 ) -> None:
-    """Train 12 small checkpoints on embedded images, rank them, compare with linear probes."""
+    """Train 12 small checkpoints, rank them, compare with linear probes.
+
+    lidar demo                                     a few minutes, in ./lidar-demo
+    lidar demo /tmp/demo --device cpu              another folder
+    """
     from lidar_cli.demo.run import run_demo
     from lidar_cli.report.demo import print_demo
     from lidar_cli.report.text import Terminal

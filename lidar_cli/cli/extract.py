@@ -17,14 +17,19 @@ def extract(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="Checkpoint file, Hugging Face folder, hf-hub:ORG/NAME or timm:NAME.",
+            help="A checkpoint, a Hugging Face folder, hf-hub:ORG/NAME or timm:NAME.",
             metavar="CKPT",
         ),
     ],
     *,
     settings: ExtractSettings,
 ) -> None:
-    """Embed augmented views of images with a checkpoint, into an HDF5 feature file."""
+    """Embed views of images with one checkpoint, into an HDF5 file.
+
+    lidar extract ckpt.pt --data imagenet/ -o ckpt.h5
+    lidar extract timm:resnet50.a1_in1k --data photos/ -n 500
+    lidar extract ckpt.pt --data imagenet/ --layer backbone,projector
+    """
     from lidar_cli.extraction.run import extract_checkpoint
     from lidar_cli.report.text import Terminal, path_lines
     from lidar_cli.runtime.device import read_rank_info

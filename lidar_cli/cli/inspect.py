@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.options import Json, with_settings
+from lidar_cli.cli.options import Json, option, with_settings
 from lidar_cli.errors import LidarError, NoProcess, SettingsError, first_line
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import InspectSettings
@@ -21,12 +21,17 @@ def inspect(
     ] = None,
     json: Json = False,
     formats: Annotated[
-        bool, typer.Option("--formats", help="Print the table of formats and end.")
+        bool, option("--formats", "Print the table of systems that are recognised, and end.")
     ] = False,
     *,
     settings: InspectSettings,
 ) -> None:
-    """What checkpoints hold, and what extract would do with them, from names and shapes alone."""
+    """What checkpoints hold, and what extract would do with them.
+
+    lidar inspect ckpt.pt                          names and shapes alone: fast
+    lidar inspect runs/*/last.ckpt --json          several
+    lidar inspect --formats                        the systems that are recognised
+    """
     if bool(files) == formats:
         raise SettingsError("inspect takes either checkpoint files or --formats")
     from lidar_cli.checkpoints import inspect as job

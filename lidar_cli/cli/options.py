@@ -18,16 +18,24 @@ from lidar_cli import configuration
 from lidar_cli.configuration import CONFIG_NAME, S
 from lidar_cli.errors import SettingsError, printable
 from lidar_cli.runtime.streams import write_remark, write_results
-from lidar_cli.settings import flags
+from lidar_cli.settings import Panel, flags
 
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+
+def option(name: str, help: str, panel: Panel = "Output", value: str | None = None) -> Any:
+    """An option of a command that is no setting. value: what the help calls its value."""
+    return typer.Option(name, help=help, rich_help_panel=panel, metavar=value, show_default=False)
+
+
+Config = Annotated[Path | None, option("--config", "TOML file of settings.", "Expert", "FILE")]
 ShowConfig = Annotated[
-    bool, typer.Option("--show-config", help="Print the settings and where each came from.")
+    bool, option("--show-config", "Print the settings and where each came from.", "Expert")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
-Csv = Annotated[bool, typer.Option("--csv", help="Print CSV on stdout, and nothing else.")]
-Report = Annotated[Path | None, typer.Option("--report", help="Write a self-contained .html page.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --report.")]
+Json = Annotated[bool, option("--json", "Print JSON on stdout, and nothing else.")]
+Csv = Annotated[bool, option("--csv", "Print CSV on stdout, and nothing else.")]
+Report = Annotated[
+    Path | None, option("--report", "Also write a self-contained HTML page.", "Most used", "FILE")
+]
+Overwrite = Annotated[bool, option("--overwrite", "Replace an existing --report.")]
 
 
 def with_settings(cls: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -37,8 +45,8 @@ def with_settings(cls: type) -> Callable[[Callable[..., None]], Callable[..., No
     """
     fields = [field for field in dataclasses.fields(cls) if flags(field)]
     hints = typing.get_type_hints(cls)
+    options = [_option(field, hints[field.name]) for field in fields]
     shared = [_parameter("config", Config, None), _parameter("show_config", ShowConfig, False)]
-    shared += [_option(field, hints[field.name]) for field in fields]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(*, config: Path | None, show_config: bool, **arguments: Any) -> None:
@@ -49,12 +57,15 @@ def with_settings(cls: type) -> Callable[[Callable[..., None]], Callable[..., No
                 raise typer.Exit(130) from None
 
         signature = inspect.signature(command, eval_str=True)
-        parameters = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in signature.parameters.values()
-            if parameter.name != "settings"
+        parameters = [  # in the order in which the panels of the help list them
+            *options,
+            *(
+                parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+                for parameter in signature.parameters.values()
+                if parameter.name != "settings"
+            ),
+            *shared,
         ]
-        parameters += shared
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -79,13 +90,25 @@ def _resolve(cls: type[S], options: dict[str, Any], config: Path | None, show: b
 
 def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     text, default, kind = field.metadata["help"], field.default, _parsed_type(hint)
-    names = flags(field)
+    choices = [choice for choice in _choices(hint) if choice not in text]
+    if choices:
+        text = f"{text.rstrip('.')}: {', '.join(choices[:-1])} or {choices[-1]}."
+    names, value = flags(field), field.metadata["value"]
+    shown: str | bool = False
     if isinstance(default, bool):
         # With --no-NAME, so that a switch that a file or a variable turned on can be turned off.
         names, kind = [f"{name}/--no-{name[2:]}" for name in names], bool
-    elif default is not None and "[" not in text:
-        text = f"{text} [default: {default}]"
-    option = typer.Option(*names, help=text, show_default=False)
+        shown = "on" if default else False  # the help then has the name that turns it off
+    elif default not in (None, ()) and "[" not in text:
+        shown = str(default)
+    value = value or {int: "N", float: "X", Path: "FILE", str: "NAME"}.get(kind)
+    option = typer.Option(
+        *names,
+        help=text,
+        metavar=value,
+        show_default=shown,
+        rich_help_panel=field.metadata["panel"],
+    )
     return _parameter(field.name, Annotated[kind | None, option], None)
 
 
@@ -105,6 +128,11 @@ def _parsed_type(hint: Any) -> Any:
         return list[str]
     members = [member for member in arguments if member is not type(None)]
     return _parsed_type(members[0]) if members else hint
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values of a setting that has a fixed list of them."""
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
 
 
 def one_of(**flags: object) -> None:

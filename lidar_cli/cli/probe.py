@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.options import Csv, Json, one_of, with_settings
+from lidar_cli.cli.options import Csv, Json, one_of, option, with_settings
 from lidar_cli.configuration import parse_rates
 from lidar_cli.errors import SettingsError
 from lidar_cli.runtime.streams import write_results
@@ -21,17 +21,22 @@ def probe(
         typer.Argument(help="Feature files, each split 80/20 by seed.", metavar="FILE..."),
     ] = None,
     train: Annotated[
-        list[Path] | None, typer.Option("--train", help="Training rows; can be repeated.")
+        list[Path] | None, option("--train", "Training rows; can be repeated.", "Data", "FILE")
     ] = None,
     test: Annotated[
-        list[Path] | None, typer.Option("--test", help="Test rows, one file for each --train.")
+        list[Path] | None, option("--test", "Test rows, one file for each --train.", "Data", "FILE")
     ] = None,
     json: Json = False,
     csv: Csv = False,
     *,
     settings: ProbeSettings,
 ) -> None:
-    """Accuracy of a classifier that is trained with labels on stored embeddings."""
+    """Accuracy of a classifier trained with labels on stored embeddings.
+
+    lidar probe ckpt.h5                            a linear probe on 80 % of the rows
+    lidar probe a.h5 b.h5 --method knn             nearest neighbours: no training
+    lidar probe --train train.h5 --test val.h5     a split of your own
+    """
     one_of(json=json, csv=csv)
     parse_rates(settings.learning_rates)
     if bool(files) == bool(train) or (

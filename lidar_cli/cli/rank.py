@@ -14,6 +14,7 @@ from lidar_cli.cli.options import (
     Report,
     check_report,
     one_of,
+    option,
     with_settings,
 )
 from lidar_cli.errors import SettingsError
@@ -26,16 +27,20 @@ def rank(
     directory: Annotated[Path, typer.Argument(help="Directory of checkpoints.", metavar="DIR")],
     json: Json = False,
     csv: Csv = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print paths alone, best first, one a line.")
-    ] = False,
+    markdown: Annotated[bool, option("--markdown", "Print a Markdown table.")] = False,
+    quiet: Annotated[bool, option("--quiet", "Print paths alone, best first, one a line.")] = False,
     page: Report = None,
     overwrite: Overwrite = False,
     *,
     settings: RankSettings,
 ) -> None:
-    """Order every checkpoint under a directory, extracting what is not yet extracted."""
+    """Order checkpoints, best first, without labels.
+
+    lidar rank runs/ --data imagenet/              every checkpoint under runs/
+    lidar rank runs/ --data photos/ -n 500         fewer images, sooner done
+    lidar rank runs/ --report ranking.html         the same as a page with charts
+    best=$(lidar rank runs/ --top 1 --quiet)       for scripts
+    """
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
     if settings.watch:

@@ -14,6 +14,7 @@ from lidar_cli.cli.options import (
     Report,
     check_report,
     one_of,
+    option,
     with_settings,
 )
 from lidar_cli.errors import LidarError, NoProcess, ProcessGroupBroken, SettingsError
@@ -29,14 +30,19 @@ def score(
     json: Json = False,
     csv: Csv = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the spectra to a .png or .svg file.")
+        Path | None, option("--plot", "Draw the spectra to a .png or .svg file.", value="FILE")
     ] = None,
     page: Report = None,
     overwrite: Overwrite = False,
     *,
     settings: ScoreSettings,
 ) -> None:
-    """LiDAR, RankMe, alpha-ReQ and the noise-corrected metrics of stored embeddings."""
+    """Metrics of stored embeddings: LiDAR, RankMe, alpha-ReQ, and others.
+
+    lidar score ckpt.h5                            what lidar extract wrote
+    lidar score ckpt.h5 --confidence 0.95          with intervals
+    lidar score rows.npy --views-per-sample 10     rows of your own, 10 views each
+    """
     one_of(json=json, csv=csv)
     if plot is not None:
         from lidar_cli.report.plot import check_plot

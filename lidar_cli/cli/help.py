@@ -1,0 +1,100 @@
+"""The text of --help: commands with their whole summaries, options in panels, examples first."""
+
+from __future__ import annotations
+
+import textwrap
+import typing
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from lidar_cli.settings import Panel
+
+PANELS = ("Arguments", *typing.get_args(Panel))
+NAMES = 22  # columns for the names of options and commands; a longer one has its own line
+
+
+class Command(TyperCommand):
+    """A command with its examples and its options in panels."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Usage, the docstring as it is written, and the options."""
+        self.format_usage(ctx, formatter)
+        formatter.write(f"\n{textwrap.indent(self.help or '', '  ')}\n")
+        self.format_options(ctx, formatter)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """`[OPTIONS]` and the arguments by the names that their help has."""
+        arguments = (p for p in self.get_params(ctx) if p.param_type_name == "argument")
+        return ["[OPTIONS]", *(str(argument.metavar or argument.name) for argument in arguments)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Options in panels, in the order of PANELS; those of no panel are in the last."""
+        write_panels(self.get_params(ctx), formatter)
+
+
+class Group(TyperGroup):
+    """All commands, in the order of use, with their whole summaries."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names in the order in which they were added."""
+        return list(self.commands)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Usage, what the program is for, the commands, then the options."""
+        self.format_usage(ctx, formatter)
+        formatter.write(f"\n{textwrap.indent(self.help or '', '  ')}\n\nCommands\n")
+        for name, command in self.commands.items():
+            write_row(formatter, name, summary(command), names=max(map(len, self.commands)))
+        write_panels(self.get_params(ctx), formatter)
+        formatter.write(f"\n{textwrap.indent(self.epilog or '', '  ')}\n")
+
+
+def summary(command: Any) -> str:
+    """The first line of a command's help."""
+    return str(command.help or "").partition("\n")[0]
+
+
+def write_panels(parameters: list[Any], formatter: Any) -> None:
+    """Write the parameters of a command, each in its panel."""
+    rows: dict[str, list[Any]] = {panel: [] for panel in PANELS}
+    for parameter in parameters:
+        default = "Arguments" if parameter.param_type_name == "argument" else PANELS[-1]
+        panel = getattr(parameter, "rich_help_panel", None)
+        rows[panel if panel in rows else default].append(parameter)
+    several = sum(map(bool, rows.values())) > 1
+    for panel, members in rows.items():
+        if members:
+            formatter.write(f"\n{panel if several else 'Options'}\n")
+        for parameter in members:
+            default = parameter.show_default
+            if default == "on" or not isinstance(default, str):
+                default = ""
+            write_row(formatter, _names(parameter), parameter.help or "", default)
+
+
+def _names(parameter: Any) -> str:
+    """The names of an option with its value; of a switch that is on, the name that turns it off."""
+    if parameter.param_type_name == "argument":
+        return str(parameter.metavar or parameter.name)
+    if parameter.is_flag:
+        turns_off = parameter.show_default == "on"
+        names = parameter.secondary_opts if turns_off else parameter.opts
+        return ", ".join(sorted(names, key=len))
+    return f"{', '.join(parameter.opts)} {parameter.metavar}"
+
+
+def write_row(formatter: Any, name: str, text: str, default: str = "", names: int = NAMES) -> None:
+    """Write a name, the text right of it, and at the right end its default in brackets."""
+    room = formatter.width - names - 4
+    lines = textwrap.wrap(text, room, break_on_hyphens=False)
+    if default:
+        shown = f"[{default}]"
+        if len(lines[-1]) + 1 + len(shown) <= room:
+            lines[-1] = lines[-1].ljust(room - len(shown)) + shown
+        else:
+            lines.append(shown.rjust(room))
+    if len(name) > names:
+        lines.insert(0, "")
+    for first, line in zip([name, *[""] * len(lines)], lines, strict=False):
+        formatter.write(f"  {first:{names}}  {line}".rstrip() + "\n")
