@@ -38,9 +38,9 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        from lidar_cli.cli import app  # here, so that Ctrl-C during the import is handled too
+        from lidar_cli.cli import run  # here, so that Ctrl-C during the import is handled too
 
-        app()
+        run()
     except LidarError as error:
         write_remark(f"error: {error}")
         sys.exit(error.exit_status)

@@ -9,6 +9,7 @@ which are texts, are parsed where they are used.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import tomllib
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from lidar_cli.errors import SettingsError, first_line, nearest
+from lidar_cli.errors import SettingsError, first_line, nearest, shortened
 from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS
 
 CONFIG_NAME = "lidar.toml"
@@ -170,11 +171,54 @@ def _validate(cls: type[S], raw: dict[str, Any], origins: dict[str, str]) -> S:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        origin = origins.get(name, "settings")
-        where = f"--{name.replace('_', '-')}" if origin == "option" else f"{name} (from {origin})"
-        message = first["msg"][0].lower() + first["msg"][1:]
-        text = f"{where} = {raw.get(name)!r}: {message}"
+        origin, value = origins.get(name, "settings"), raw.get(name)
+        if origin == "option":
+            where = f"--{name.replace('_', '-')} {shortened(str(value))}"
+        else:
+            where = f"{name} (from {origin}) = {value!r}"
+        text = f"{where}: {_expectation(first)}{_hint(name, value, first)}"
         raise SettingsError(text, code="wrong-value") from error
+
+
+# By the type of an error of Pydantic.
+EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "literal_error": "{expected}",
+}
+
+
+def _expectation(error: Any) -> str:
+    """What was expected of a value that Pydantic refuses."""
+    if error["type"] not in EXPECTED:
+        return str(error["msg"][0].lower() + error["msg"][1:])
+    bounds = {
+        name: f"{bound:g}" if isinstance(bound, float) else bound
+        for name, bound in error.get("ctx", {}).items()
+    }
+    expected = EXPECTED[error["type"]].format(**bounds)
+    return f"expected {expected.replace(chr(39), '')}"
+
+
+def _hint(name: str, value: Any, error: Any) -> str:
+    """The value that was probably meant."""
+    if error["type"] == "literal_error":
+        names = re.findall(r"'(.*?)'", error["ctx"]["expected"])
+        close = difflib.get_close_matches(str(value), names, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+    if error["type"] == "less_than" and name == "confidence" and float(value) <= 100:
+        return f", such as {float(value) / 100:g}"
+    return ""
 
 
 def parse_size(text: str) -> int:

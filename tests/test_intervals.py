@@ -377,4 +377,5 @@ def test_score_shows_intervals_where_they_are_asked_for(
 def test_a_level_is_a_share(stored: Path, lidar: Callable[..., Any], level: str) -> None:
     done = lidar("score", stored, "--confidence", level)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: --confidence = {float(level)!r}: input should be ")
+    assert done.stderr.startswith(f"error: --confidence {level}: expected ")
+    assert ("such as 0.95" in done.stderr) == (level == "95")

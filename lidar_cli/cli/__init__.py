@@ -6,7 +6,8 @@ that need it are imported inside the commands, so that `--help` and wrong argume
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
@@ -18,15 +19,28 @@ from lidar_cli.cli.inspect import inspect
 from lidar_cli.cli.probe import probe
 from lidar_cli.cli.rank import rank
 from lidar_cli.cli.score import score
+from lidar_cli.cli.usage import UsageError, no_such_command, usage_error
+from lidar_cli.errors import SettingsError
 
 EPILOG = """\
 A first try: lidar demo. Options of a command: lidar rank --help.
 Results go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong
 usage, 3 input refused, 4 ranked but some checkpoints failed, 130 interrupted."""
 
+
+class Commands(Group):
+    """The commands; a first word that is none of them is answered with the nearest."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first word names. Raises SettingsError."""
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            raise no_such_command(args[0], list(self.commands))
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="lidar",
-    cls=Group,
+    cls=Commands,
     help="Score and rank self-supervised checkpoints without labels.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -37,6 +51,18 @@ app = typer.Typer(
 
 for command in (demo, rank, extract, score, probe, inspect):  # in the order of use
     app.command(cls=Command)(command)
+
+
+def run() -> None:
+    """Run a command and exit. Raises SettingsError for words that the command does not take."""
+    try:
+        status = app(standalone_mode=False)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error), err=True)
+            sys.exit(SettingsError.exit_status)
+        raise usage_error(error) from error
+    sys.exit(status or 0)
 
 
 def _print_version(given: bool) -> None:

@@ -17,6 +17,15 @@ NAMES = 22  # columns for the names of options and commands; a longer one has it
 class Command(TyperCommand):
     """A command with its examples and its options in panels."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments that are left; an error of the parser records the command."""
+        try:
+            return list(super().parse_args(ctx, args))
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Usage, the docstring as it is written, and the options."""
         self.format_usage(ctx, formatter)
@@ -53,6 +62,12 @@ class Group(TyperGroup):
 def summary(command: Any) -> str:
     """The first line of a command's help."""
     return str(command.help or "").partition("\n")[0]
+
+
+def examples(command: Any) -> list[str]:
+    """The commands in a command's help, without their remarks."""
+    lines = str(command.help or "").splitlines()[1:]
+    return [line.partition("   ")[0].strip() for line in lines if "lidar " in line]
 
 
 def write_panels(parameters: list[Any], formatter: Any) -> None:

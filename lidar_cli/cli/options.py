@@ -102,6 +102,7 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     elif default not in (None, ()) and "[" not in text:
         shown = str(default)
     value = value or {int: "N", float: "X", Path: "FILE", str: "NAME"}.get(kind)
+    kind = str if kind in (int, float) else kind  # `configuration.resolve` checks numbers
     option = typer.Option(
         *names,
         help=text,
@@ -118,7 +119,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _parsed_type(hint: Any) -> Any:
-    """The type that Typer parses; `configuration.resolve` checks bounds and choices."""
+    """The type of a setting's option without its bounds and choices."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _parsed_type(arguments[0])
