@@ -246,7 +246,7 @@ class Dropping:
         signal.raise_signal(signal.SIGINT)
         time.sleep(0)  # where Python looks for signals
 
-def app(standalone_mode):
+def app(**_):
     sys.settrace(trace)
     Dropping()
     time.sleep(30)

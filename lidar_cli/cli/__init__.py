@@ -56,7 +56,7 @@ for command in (demo, rank, extract, score, probe, inspect):  # in the order of 
 def run() -> None:
     """Run a command and exit. Raises SettingsError for words that the command does not take."""
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="lidar", standalone_mode=False)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error), err=True)
