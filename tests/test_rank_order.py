@@ -26,10 +26,9 @@ from rank_runs import (
     three,
 )
 
-from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.metrics import METRICS, find_metric
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.ranking.order import Row, comparable_groups, noise_warnings, order
-from lidar_cli.ranking.session import find_metric
 from lidar_cli.scoring.compute import Score
 from lidar_cli.settings import ExtractSettings
 

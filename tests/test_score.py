@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.metrics import METRICS, parse_metrics
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.report.scores import print_table, to_csv, to_json
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import NO_VIEWS
-from lidar_cli.scoring.run import parse_metrics, score_file
+from lidar_cli.scoring.run import score_file
 from lidar_cli.scoring.streaming import CHUNKS_IN_MEMORY
 from lidar_cli.settings import ScoreSettings
 

@@ -49,6 +49,7 @@ def score(
 
         check_plot(plot)
     check_report(page, overwrite)
+    from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.report import scores as report
     from lidar_cli.report.text import Terminal
     from lidar_cli.runtime.device import read_rank_info
@@ -56,7 +57,6 @@ def score(
     from lidar_cli.scoring.run import (
         open_groups,
         open_process_group,
-        parse_metrics,
         score_file,
     )
 

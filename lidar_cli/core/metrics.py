@@ -6,6 +6,8 @@ samples, q views of each, d dimensions; lambda the LDA spectrum [d], lambda^c th
 noise floor, sigma singular values, e covariance eigenvalues, T the metric. Logarithms are natural,
 and 0 log 0 = 0. If the input does not determine a metric, its function raises DegenerateFeatures
 with the reason; it never returns NaN or a placeholder.
+
+Torch is imported when a metric is computed, so that a wrong name is refused before.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor
+from lidar_cli.errors import DegenerateFeatures, SettingsError, nearest
 
-from lidar_cli.core.moments import SphereMoments, unit_rows
-from lidar_cli.core.noise import inverse_bias, n_above_noise
-from lidar_cli.errors import DegenerateFeatures
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lidar_cli.core.moments import SphereMoments
 
 ALL_ZERO = "every eigenvalue is 0: the embedding is constant or collapsed"
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
@@ -124,6 +126,8 @@ def effective_rank(spectrum: Tensor, epsilon: float) -> float:
     Source: Roy and Vetterli 2007; epsilon as in RankMe and LiDAR.
     Raises DegenerateFeatures if the spectrum is all zero.
     """
+    import torch
+
     total = spectrum.sum()
     if not total > 0:
         raise DegenerateFeatures(ALL_ZERO, code="collapsed")
@@ -160,6 +164,8 @@ def noise_fraction(eigenvalues: Tensor, n: int, q: int) -> float:
 
     Raises DegenerateFeatures as `inverse_bias`, and if the spectrum is all zero.
     """
+    from lidar_cli.core.noise import inverse_bias
+
     d, total = len(eigenvalues), float(eigenvalues.sum())
     h = inverse_bias(n, q, d)
     if total <= 0:
@@ -229,6 +235,8 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
     Raises DegenerateFeatures if d or N - 1 is less than the last rank, or e_last is 0; ValueError
     if `ranks` is not a range.
     """
+    import torch
+
     first, last = ranks
     if not 1 <= first < last:
         raise ValueError(f"expected ranks (first, last) with 1 <= first < last, got {ranks}")
@@ -256,6 +264,8 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
 
 def alpha_req_gradient(covariance: Tensor, ranks: tuple[int, int] = FIT_RANKS) -> Tensor:
     """- w_k x_k / (e_k sum_l w_l x_l^2) inside the fit, 0 outside; x is log k less its w-mean."""
+    import torch
+
     first, last = ranks
     k = torch.arange(first, last + 1, dtype=torch.float64, device=covariance.device)
     weight = 1.0 / k
@@ -312,6 +322,8 @@ def normalized_std_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
 
     u: unit rows of the block [c, q, d]. A dimension k with std 0 is left out.
     """
+    from lidar_cli.core.moments import unit_rows
+
     std = (sphere.squares / sphere.n_rows).sqrt()
     weight = (0.5 / std).where(std > 0, 0.0) / len(std) ** 0.5
     influence: Tensor = (unit_rows(block) - sphere.mean).square().mean(dim=1) @ weight
@@ -332,9 +344,17 @@ def alignment(sphere: SphereMoments) -> float:
 
 def alignment_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
     """The mean squared distance between two views of each sample of a block [c, q, d], [c]."""
+    from lidar_cli.core.moments import unit_rows
+
     unit = unit_rows(block)
     spread = (unit - unit.mean(dim=1, keepdim=True)).square().sum(dim=(1, 2))
     return 2.0 / (block.shape[1] - 1) * spread
+
+
+def _n_above_noise(spectrum: Spectrum) -> float:
+    from lidar_cli.core.noise import n_above_noise
+
+    return n_above_noise(spectrum.eigenvalues, spectrum.n, spectrum.q, spectrum.edge)
 
 
 def _reliability(corrected: Tensor) -> Tensor:
@@ -381,7 +401,7 @@ METRICS = {
             "The number of eigenvalues of the LDA matrix above 1.1 times the largest that view "
             "noise alone explains: by Wachter's law (1980), or by contrasts between the views of a "
             "sample where noise is of uneven strength. A count, so it has no interval.",
-            lambda s: n_above_noise(s.eigenvalues, s.n, s.q, s.edge),
+            _n_above_noise,
         ),
         Metric(
             "lidar_corrected",
@@ -493,3 +513,30 @@ METRICS = {
         ),
     )
 }
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of this name. Raises SettingsError if there is none."""
+    if name not in METRICS:
+        raise SettingsError(
+            f"--by {name}: no such metric; {nearest(name, list(METRICS))} (lidar explain metrics)",
+            code="no-such-metric",
+        )
+    return METRICS[name]
+
+
+def parse_metrics(text: str) -> frozenset[str]:
+    """The metric names in a comma-separated list, or every name for "all". Raises SettingsError."""
+    if text == "all":
+        return frozenset(METRICS)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in METRICS:
+            raise SettingsError(
+                f"--metrics: no metric {name!r}; {nearest(name, list(METRICS))} "
+                "(lidar explain metrics)",
+                code="unknown-metric",
+            )
+    if not names:
+        raise SettingsError(f"--metrics is empty; known: {', '.join(METRICS)}")
+    return frozenset(names)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from lidar_cli.checkpoints.detect import check_assumptions, check_names
 from lidar_cli.configuration import parse_size
-from lidar_cli.core.metrics import METRICS, Metric
+from lidar_cli.core.metrics import Metric, find_metric
 from lidar_cli.data.dataset import Samples
 from lidar_cli.data.open import open_samples
-from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError, nearest
+from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError
 from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
@@ -169,15 +169,6 @@ def open_decoded(settings: RankSettings) -> Samples:
     """The samples that the settings name, each decoded once as far as memory allows."""
     memory = min(DECODED_MEMORY, int(MEMORY_SHARE * free_memory()))
     return open_samples(settings).with_cache(memory)
-
-
-def find_metric(name: str) -> Metric:
-    """The metric of this name. Raises SettingsError if there is none."""
-    if name not in METRICS:
-        raise SettingsError(
-            f"--by {name}: no such metric; {nearest(name, list(METRICS))}", code="no-such-metric"
-        )
-    return METRICS[name]
 
 
 # A whole ranking

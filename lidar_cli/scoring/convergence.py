@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.metrics import METRICS, parse_metrics
 from lidar_cli.features.embeddings import Chunk, Embeddings
 from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.progress import Progress
@@ -39,7 +39,7 @@ from lidar_cli.scoring.compute import (
     noise_clause,
 )
 from lidar_cli.scoring.intervals import Grouping
-from lidar_cli.scoring.run import open_embeddings, parse_metrics, score_moments
+from lidar_cli.scoring.run import open_embeddings, score_moments
 from lidar_cli.scoring.streaming import LayerMoments, enough_memory, read_into
 from lidar_cli.settings import MetricSettings, ScoreSettings
 

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from lidar_cli.checkpoints.reading.arrays import read_tensors
 from lidar_cli.configuration import parse_size
-from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import InputError, SettingsError, nearest
+from lidar_cli.core.metrics import METRICS, parse_metrics
+from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.features.arrays import check_not_sparse, read_npy, read_npz, with_size_note
 from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.reader import read_hdf5
 from lidar_cli.runtime.device import RankInfo, check_free_memory, find_device
 from lidar_cli.runtime.files import NotAFile, is_hdf5, open_regular
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import EVERY_METRIC, Score, compute_score
+from lidar_cli.scoring.compute import Score, compute_score
 from lidar_cli.scoring.influences import influences
 from lidar_cli.scoring.intervals import Grouping, confidence, reasons_for_no_interval, sum_by_group
 from lidar_cli.scoring.process_group import ProcessGroup, read_moments_on_all_ranks
@@ -135,22 +135,6 @@ def _read_array(path: Path, start: bytes, dataset: str | None, q: int | None) ->
     raise InputError(
         f"{path}: not a format that is known here (expected HDF5, .npy, .npz, .pt or .safetensors)"
     )
-
-
-def parse_metrics(text: str) -> frozenset[str]:
-    """The metric names in a comma-separated list, or every name for "all". Raises SettingsError."""
-    if text == "all":
-        return EVERY_METRIC
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in METRICS:
-            raise SettingsError(
-                f"--metrics: no metric {name!r}; {nearest(name, list(METRICS))}",
-                code="unknown-metric",
-            )
-    if not names:
-        raise SettingsError(f"--metrics is empty; known: {', '.join(METRICS)}")
-    return frozenset(names)
 
 
 def score_layer(

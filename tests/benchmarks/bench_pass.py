@@ -7,8 +7,9 @@ from harness import Goal, Line, alternate, median, write_embeddings
 
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.accumulate import HELD_NUMBERS, LEAST_HELD_ROWS, Scatter
+from lidar_cli.core.metrics import parse_metrics
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.run import open_embeddings, parse_metrics
+from lidar_cli.scoring.run import open_embeddings
 from lidar_cli.scoring.streaming import read_moments
 from lidar_cli.settings import ScoreSettings
 
