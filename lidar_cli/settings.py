@@ -14,6 +14,8 @@ from annotated_types import Ge, Gt, Le, Lt
 EMBEDDED = "embedded"  # the value of --data for small images derived from those of scikit-learn
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 
+LAYERS = ("backbone", "projector", "predictor")  # of a checkpoint; code of the user names its own
+
 # Every number has an upper bound, since a file that came with a download may set it.
 Count = Annotated[int, Ge(1), Le(10**6)]
 Samples = Annotated[int, Ge(1), Le(10**8)]

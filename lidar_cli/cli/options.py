@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from lidar_cli import configuration
+from lidar_cli.cli.completion import values_of
 from lidar_cli.configuration import CONFIG_NAME, S
 from lidar_cli.errors import SettingsError, printable
 from lidar_cli.runtime.streams import write_remark, write_results
@@ -109,6 +110,7 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
         metavar=value,
         show_default=shown,
         rich_help_panel=field.metadata["panel"],
+        autocompletion=values_of(field.name, hint),
     )
     return _parameter(field.name, Annotated[kind | None, option], None)
 

@@ -33,8 +33,8 @@ def probe(
 ) -> None:
     """Accuracy of a classifier trained with labels on stored embeddings.
 
-    lidar probe ckpt.h5                            a linear probe on 80 % of the rows
-    lidar probe a.h5 b.h5 --method knn             nearest neighbours: no training
+    lidar probe ckpt.h5                            a linear probe, 80 % train
+    lidar probe a.h5 b.h5 --method knn             nearest neighbours
     lidar probe --train train.h5 --test val.h5     a split of your own
     """
     one_of(json=json, csv=csv)
