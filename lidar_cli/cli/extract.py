@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lidar_cli.cli.checks import check_extract
 from lidar_cli.cli.options import with_settings
 from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import ExtractSettings
@@ -14,8 +15,8 @@ from lidar_cli.settings import ExtractSettings
 
 @with_settings(ExtractSettings)
 def extract(
-    checkpoint: Annotated[
-        Path,
+    checkpoints: Annotated[
+        list[Path],
         typer.Argument(
             help="A checkpoint, a Hugging Face folder, hf-hub:ORG/NAME or timm:NAME.",
             metavar="CKPT",
@@ -30,6 +31,7 @@ def extract(
     lidar extract timm:resnet50.a1_in1k --data photos/ -n 500
     lidar extract ckpt.pt --data imagenet/ --layer backbone,projector
     """
+    checkpoint = check_extract(checkpoints, settings)
     from lidar_cli.extraction.run import extract_checkpoint
     from lidar_cli.report.text import Terminal, path_lines
     from lidar_cli.runtime.device import read_rank_info

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lidar_cli.cli.checks import check_checkpoint, check_system
 from lidar_cli.cli.options import Json, option, with_settings
 from lidar_cli.errors import LidarError, NoProcess, SettingsError, first_line
 from lidar_cli.runtime.streams import write_remark, write_results
@@ -34,6 +35,7 @@ def inspect(
     """
     if bool(files) == formats:
         raise SettingsError("inspect takes either checkpoint files or --formats")
+    check_system(settings)
     from lidar_cli.checkpoints import inspect as job
     from lidar_cli.report import inspect as report
 
@@ -44,6 +46,7 @@ def inspect(
     inspections, status = [], 0
     for file in files or []:
         try:
+            check_checkpoint(file, "inspect")
             inspections.append(job.inspect_file(file, settings))
         except (SettingsError, NoProcess):
             raise

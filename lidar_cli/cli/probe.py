@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from lidar_cli.cli.checks import check_embeddings, usable_embeddings
 from lidar_cli.cli.options import Csv, Json, one_of, option, with_settings
 from lidar_cli.configuration import parse_rates
 from lidar_cli.errors import SettingsError
+from lidar_cli.runtime.device import check_device_name
 from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import ProbeSettings
 
@@ -43,6 +45,14 @@ def probe(
         len(test or []) not in ((0,) if files else (len(train or []),))
     ):
         raise SettingsError("probe takes feature files to split, or pairs of --train and --test")
+    check_device_name(settings.device)
+    for path in [*(train or []), *(test or [])]:
+        check_embeddings(path, "probe")
+    status = 0
+    if files:
+        files, status = usable_embeddings(files, "probe")
+        if not files:
+            raise typer.Exit(status)
     from lidar_cli.probing.run import probe_files
     from lidar_cli.report import probe as report
     from lidar_cli.report.text import Terminal
@@ -59,5 +69,5 @@ def probe(
         write_results(report.to_csv(probes))
     else:
         report.print_table(probes)
-    if probes.failed:
+    if probes.failed or status:
         raise typer.Exit(3)

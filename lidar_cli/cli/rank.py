@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lidar_cli.cli.checks import check_rank
 from lidar_cli.cli.options import (
     Csv,
     Json,
@@ -43,6 +44,7 @@ def rank(
     """
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
+    check_rank([directory], settings)
     if settings.watch:
         _watch(directory, settings)
         return

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lidar_cli.cli.checks import check_score, usable_embeddings
 from lidar_cli.cli.options import (
     Csv,
     Json,
@@ -18,6 +19,7 @@ from lidar_cli.cli.options import (
     with_settings,
 )
 from lidar_cli.errors import LidarError, NoProcess, ProcessGroupBroken, SettingsError
+from lidar_cli.runtime.device import read_rank_info
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import ScoreSettings
 
@@ -44,15 +46,20 @@ def score(
     lidar score rows.npy --views-per-sample 10     rows of your own, 10 views each
     """
     one_of(json=json, csv=csv)
+    check_score(settings, plot)
+    check_report(page, overwrite)
+    rank_info, status = read_rank_info(), 0
+    if rank_info.ranks == 1 and settings.dataset is None:
+        files, status = usable_embeddings(files, "score")
+        if not files:
+            raise typer.Exit(status)
     if plot is not None:
         from lidar_cli.report.plot import check_plot
 
         check_plot(plot)
-    check_report(page, overwrite)
     from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.report import scores as report
     from lidar_cli.report.text import Terminal
-    from lidar_cli.runtime.device import read_rank_info
     from lidar_cli.scoring.convergence import converge_file
     from lidar_cli.scoring.run import (
         open_groups,
@@ -60,13 +67,12 @@ def score(
         score_file,
     )
 
-    rank_info = read_rank_info()
     settings = rank_info.with_device(settings)
     metrics = parse_metrics(settings.metrics)
     if settings.converge and rank_info.ranks > 1:
         raise SettingsError("--converge: one process reads the file; leave out torchrun")
     groups = open_groups(settings)
-    scores, status = [], 0
+    scores = []
     with Terminal(rank_info.is_main) as terminal, open_process_group(rank_info) as process_group:
         for file in files:
             try:

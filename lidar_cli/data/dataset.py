@@ -30,15 +30,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from lidar_cli.errors import InputError, first_line
 from lidar_cli.runtime.files import open_regular
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SKIP = "leave out what is bad with --bad-samples skip"
 NAMED = 3  # bad images that a message names; the feature file lists all
@@ -119,6 +120,8 @@ class Samples:
 
         Raises InputError, which names the image, if it cannot be read or decoded, or has changed.
         """
+        import torch
+
         try:
             content = self.read(i)
             if isinstance(content, bytes) and self.checksums:

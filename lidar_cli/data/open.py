@@ -11,6 +11,7 @@ from lidar_cli.data.huggingface import hugging_face_source
 from lidar_cli.data.tar import tar_source, webdataset_source
 from lidar_cli.data.torchvision import torchvision_source
 from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.runtime.files import did_you_mean
 from lidar_cli.settings import EMBEDDED, SampleSettings
 
 # By prefix; data without a prefix are a folder or a .tar file.
@@ -32,24 +33,37 @@ def open_samples(settings: SampleSettings) -> Samples:
 
 
 def _open_source(settings: SampleSettings) -> Source:
-    data = EMBEDDED if settings.data is None else settings.data
-    prefix, separator, name = data.partition("/")
-    kind = prefix.lower() if separator and prefix.lower() in SOURCES else ""
-    kind = EMBEDDED if data == EMBEDDED else kind
-    _check_options(data, kind, settings)
+    data, kind = check_data(settings)
     if kind == EMBEDDED:
         return _embedded(settings.seed)
     if kind:
-        return SOURCES[kind](data, name, settings)
+        return SOURCES[kind](data, data.partition("/")[2], settings)
     path = Path(data)
+    source = folder_source if path.is_dir() else tar_source
+    return source(data, path, settings)
+
+
+def check_data(settings: SampleSettings) -> tuple[str, str]:
+    """The data, and their kind: EMBEDDED, a prefix, or "" for a folder or a .tar file.
+
+    Raises InputError for a path at which there is neither, SettingsError for an option that is for
+    another kind.
+    """
+    data = EMBEDDED if settings.data is None else settings.data
+    prefix, separator, _ = data.partition("/")
+    kind = prefix.lower() if separator and prefix.lower() in SOURCES else ""
+    kind = EMBEDDED if data == EMBEDDED else kind
+    _check_options(data, kind, settings)
+    path = Path(data)
+    if kind or path.is_dir():
+        return data, kind
     if not path.exists():
+        hint = did_you_mean(path)
         raise InputError(
-            f"--data {data}: no such file or folder; expected an image folder, a .tar file, "
+            f"--data {data}: no such file or folder{hint}; expected an image folder, a .tar file, "
             "wds/NAME, hfds/NAME, torch/NAME or 'embedded'",
             code="no-such-file",
         )
-    if path.is_dir():
-        return folder_source(data, path, settings)
     if path.suffix.lower() != ".tar" or not path.is_file():
         raise InputError(
             f"--data {data}: a file, and not a .tar; expected a folder of images", code="not-a-tar"
@@ -58,7 +72,7 @@ def _open_source(settings: SampleSettings) -> Source:
         raise InputError(
             f"--data {data}: a .tar file has no splits; leave out --split", code="no-such-split"
         )
-    return tar_source(data, path, settings)
+    return data, kind
 
 
 def _check_options(data: str, kind: str, settings: SampleSettings) -> None:

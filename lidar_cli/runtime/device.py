@@ -14,11 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import SettingsError, shortened
 from lidar_cli.settings import DeviceSettings
 
 if TYPE_CHECKING:
     import torch
+
+
+def check_device_name(name: str) -> None:
+    """Raise SettingsError for a name that is no device's, without looking for the device."""
+    if not re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", name):
+        raise SettingsError(
+            f"--device {shortened(name)}: expected auto, cpu, cuda or cuda:N", code="no-such-device"
+        )
 
 
 def find_device(name: str) -> torch.device:
@@ -28,12 +36,11 @@ def find_device(name: str) -> torch.device:
     """
     import torch
 
+    check_device_name(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("not a device that is supported here")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

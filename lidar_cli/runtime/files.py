@@ -7,6 +7,7 @@ when it is complete. A pipe, a device, or a descriptor such as /dev/stdout is wr
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
@@ -19,6 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +28,7 @@ MAX_TABLE = 64 * 2**20  # bytes of a table or settings file, which may be a pipe
 MAX_DIRECTORY = 16 << 20  # bytes of a zip directory, enough for hundreds of thousands of members
 ENCRYPTED = 0x1  # in the flags of a zip member
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of extra fields
+MAX_NAMES = 10_000  # of a folder, among which the nearest to a mistyped one is looked for
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -93,6 +96,22 @@ def is_hdf5(path: Path) -> bool:
                 return True
             at = max(512, 2 * at)
         return False
+
+
+def did_you_mean(path: Path) -> str:
+    """`; did you mean X?` for a path that does not exist, X the nearest that does; else ""."""
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        with os.scandir(missing.parent) as entries:
+            names = [entry.name for entry in islice(entries, MAX_NAMES)]
+    except OSError:
+        return ""
+    rest = path.relative_to(missing)
+    names = [name for name in names if (missing.parent / name / rest).exists()]
+    close = difflib.get_close_matches(missing.name, names, n=1)
+    return f"; did you mean {missing.parent / close[0] / rest} ?" if close else ""
 
 
 def read_limited(path: Path, limit: int = MAX_TABLE, follow: bool = True) -> bytes:

@@ -1,0 +1,251 @@
+"""What can be refused before torch is imported: paths, names, kinds of files, outputs.
+
+Each refusal ends with what to type instead. The commands call these first; what they accept is
+checked again where it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from lidar_cli.configuration import parse_size
+from lidar_cli.errors import CheckpointError, InputError, LidarError, SettingsError, nearest
+from lidar_cli.runtime.device import check_device_name
+from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, open_regular
+from lidar_cli.runtime.streams import write_remark
+from lidar_cli.settings import (
+    LAYERS,
+    EmbedSettings,
+    ExtractSettings,
+    FormatSettings,
+    InspectSettings,
+    RankSettings,
+    ScoreSettings,
+)
+
+ON_THE_HUB = ("hf-hub:", "timm:")
+TORCH = "a file of torch.save"
+SAFETENSORS = "a safetensors file"
+HDF5 = "an HDF5 file of embeddings"
+ARRAYS = ("a .npy array", "a .npz file of arrays")
+WEB_PAGE = "a web page, not what was to be downloaded; fetch it again"
+POINTER = "a pointer of Git LFS, not the file itself; fetch it with: git lfs pull"
+EMPTY = "empty; copy or save it again"
+
+
+def check_exists(path: Path, what: str = "no such file or folder") -> None:
+    """Raise InputError if nothing is at a path, with the nearest name that is there."""
+    if path.exists():
+        return
+    if path.is_symlink():
+        message = f"{path}: a link to {path.readlink()}, which does not exist"
+        raise InputError(message, code="broken-link")
+    raise InputError(f"{path}: {what}{did_you_mean(path)}", code="no-such-file")
+
+
+def file_kind(path: Path) -> str | None:
+    """What a file is by its first bytes; None if they do not show it. Raises OSError."""
+    with open_regular(path) as file:
+        start = file.read(512)
+    text = start.lstrip().lower()
+    if not start:
+        return EMPTY
+    if start.startswith(HDF5_SIGNATURE):
+        return HDF5
+    if start.startswith(b"\x93NUMPY"):
+        return ARRAYS[0]
+    if start.startswith(b"PK"):  # the name of the first member follows at byte 30
+        name = start[30 : 30 + int.from_bytes(start[26:28], "little")]
+        return ARRAYS[1] if name.endswith(b".npy") else TORCH
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
+        return SAFETENSORS
+    if start.startswith(b"\x80"):
+        return TORCH
+    if text.startswith((b"<!doctype html", b"<html")):
+        return WEB_PAGE
+    if text.startswith(b"version https://git-lfs"):
+        return POINTER
+    return None
+
+
+def check_checkpoint(path: Path, command: str) -> None:
+    """Raise the reason why a path cannot be a checkpoint. command: extract or inspect."""
+    if str(path).startswith(ON_THE_HUB):
+        return
+    check_exists(path, "no such file; expected a checkpoint")
+    if path.is_dir():
+        from lidar_cli.checkpoints.reading.folder import weights_file
+
+        weights_file(path)
+        return
+    kind = _kind_or_none(path)
+    if kind in (HDF5, *ARRAYS):
+        raise CheckpointError(
+            f"{path}: {kind}, not a checkpoint; {command} takes a checkpoint. To score what it "
+            f"holds:  lidar score {shlex.quote(str(path))}",
+            code="is-embeddings",
+        )
+    if kind in (WEB_PAGE, POINTER, EMPTY):
+        raise CheckpointError(f"{path}: {kind}", code="no-checkpoint")
+
+
+def usable_embeddings(files: Sequence[Path], command: str) -> tuple[list[Path], int]:
+    """The files that can be embeddings, and the exit status for the others, reported on stderr."""
+    usable, status = [], 0
+    for file in files:
+        try:
+            check_embeddings(file, command)
+        except LidarError as error:
+            status = error.exit_status
+            write_remark(f"error: {error}")
+        else:
+            usable.append(file)
+    return usable, status
+
+
+def check_embeddings(path: Path, command: str) -> None:
+    """Raise InputError if a path cannot be embeddings. command: score or probe."""
+    check_exists(path, "no such file")
+    if path.is_dir():
+        raise InputError(
+            f"{path}: is a directory; {command} takes files of embeddings. To order the "
+            f"checkpoints in it:  lidar rank {shlex.quote(str(path))} --data FOLDER",
+            code="is-a-directory",
+        )
+    kind = _kind_or_none(path)
+    if kind in (WEB_PAGE, POINTER, EMPTY):
+        raise InputError(f"{path}: {kind}", code="no-embeddings")
+    if command == "probe" and kind in ARRAYS:
+        raise InputError(
+            f"{path}: {kind}, which has no labels; probe takes what lidar extract writes from "
+            "images in a folder a class:  lidar extract ckpt.pt --data FOLDER",
+            code="no-labels",
+        )
+    if kind in (TORCH, SAFETENSORS) and (model := _recognised(path)):
+        output = shlex.quote(f"{path.stem}.h5")
+        raise InputError(
+            f"{path} is a checkpoint ({model}), not embeddings. First:  lidar extract "
+            f"{shlex.quote(str(path))} --data FOLDER -o {output}",
+            code="is-a-checkpoint",
+        )
+
+
+def _kind_or_none(path: Path) -> str | None:
+    try:
+        return file_kind(path)
+    except OSError:  # reported where the file is read
+        return None
+
+
+def _recognised(path: Path) -> str | None:
+    """The system and architecture of a checkpoint; None for a file that is none."""
+    from lidar_cli.checkpoints.inspect import inspect_file
+
+    try:
+        inspection = inspect_file(path, InspectSettings())
+    except (LidarError, MemoryError, RecursionError):
+        return None
+    return f"{inspection.format}, {inspection.architecture}"
+
+
+def check_extract(checkpoints: Sequence[Path], settings: ExtractSettings) -> Path:
+    """The one checkpoint to embed, once all that needs no tensor is checked. Raises LidarError."""
+    if len(checkpoints) > 1:
+        names = " ".join(shlex.quote(str(path)) for path in checkpoints[:4])
+        more = " ..." if len(checkpoints) > 4 else ""
+        raise SettingsError(
+            f"extract takes one checkpoint, not {len(checkpoints)}. To embed and order several:  "
+            f"lidar rank {names}{more} --data FOLDER",
+            code="several-checkpoints",
+        )
+    check_names(settings)
+    check_checkpoint(checkpoints[0], "extract")
+    if settings.output is not None:
+        check_folder("-o", settings.output)
+    return checkpoints[0]
+
+
+def check_score(settings: ScoreSettings, plot: Path | None) -> None:
+    """Raise SettingsError for a name, size or output that cannot be used."""
+    from lidar_cli.core.metrics import parse_metrics
+
+    parse_metrics(settings.metrics)
+    parse_size(settings.memory)
+    check_device_name(settings.device)
+    if plot is not None:
+        check_folder("--plot", plot)
+
+
+def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
+    """Raise LidarError for all that needs no tensor to be refused."""
+    from lidar_cli.core.metrics import find_metric
+
+    metric = find_metric(settings.by)
+    if settings.n_views == 1 and (metric.reads_lda or metric.name == "alignment"):
+        raise SettingsError(
+            f"-q 1: {metric.name} compares the views of an image with each other, which needs two; "
+            "give -q 2 or more, or order by what needs none: --by rankme",
+            code="one-view",
+        )
+    for path in paths:
+        check_exists(path)
+    check_names(settings)
+    for option in ("jsonl", "tensorboard"):
+        path = getattr(settings, option)
+        if path is not None:
+            check_folder(f"--{option}", path)
+
+
+def check_names(settings: EmbedSettings) -> None:
+    """Raise LidarError for a name, size, device or data that does not exist."""
+    check_device_name(settings.device)
+    for option in ("memory", "view_memory"):
+        size = getattr(settings, option, "auto")
+        if size not in ("auto", "0"):
+            parse_size(size)
+    _check_layer(settings)
+    check_system(settings)
+    if settings.recipe is not None or settings.views != "auto" or settings.pixel_stats != "auto":
+        from lidar_cli.views.methods import find_recipe
+
+        find_recipe(settings.views, settings.pixel_stats, settings.recipe)
+    if settings.data is not None:
+        from lidar_cli.data.open import check_data
+
+        check_data(settings)
+
+
+def check_system(settings: FormatSettings) -> None:
+    """Raise SettingsError for a wrong --format, --branch or --assume."""
+    if (settings.format, settings.branch, settings.assume) != ("auto", "auto", ()):
+        from lidar_cli.checkpoints.detect import check_assumptions, check_names
+
+        check_names(settings.format, settings.branch)
+        check_assumptions(settings.assume)
+
+
+def _check_layer(settings: EmbedSettings) -> None:
+    """Raise SettingsError for a mistyped layer; user code and feature files name their own."""
+    names = [name.strip() for name in settings.layer.split(",")]
+    for name in names:
+        others = isinstance(settings, RankSettings) and not re.match("back|proj|pred", name)
+        if settings.model is None and name not in ("auto", *LAYERS) and not others:
+            hint = nearest(name, list(LAYERS))
+            raise SettingsError(f"--layer {name}: no such layer; {hint}", code="no-such-layer")
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Raise SettingsError if the folder of an output does not exist or cannot be written."""
+    folder = path.parent
+    if not folder.is_dir():
+        hint = did_you_mean(folder) or f"; create it with:  mkdir -p {shlex.quote(str(folder))}"
+        raise SettingsError(f"{option} {path}: no folder {folder}{hint}", code="no-such-folder")
+    if not os.access(folder, os.W_OK):
+        raise SettingsError(
+            f"{option} {path}: the folder {folder} cannot be written; name another",
+            code="unwritable-folder",
+        )
