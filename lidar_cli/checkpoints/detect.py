@@ -112,8 +112,10 @@ def detect(
     )
     try:
         description, modules = _assign(path, tree, match, options)
-    except CheckpointError:
+    except CheckpointError as error:
         if config_arch is None:
+            if arch is not None:
+                raise _with_recognised(path, tree, match, options, error) from error
             raise
         # timm saves a model's name even if it was built at another depth or width.
         by_shapes = None
@@ -127,6 +129,26 @@ def detect(
     if ema_key is not None:
         description = _with_average_as_branch(description, ema_key, raw, use_average)
     return description, modules
+
+
+def _with_recognised(
+    path: Path,
+    tree: Mapping[str, Any],
+    match: Match | None,
+    options: Options,
+    error: CheckpointError,
+) -> CheckpointError:
+    """The error of a wrong --arch, with the architecture that the shapes show."""
+    try:
+        description, _ = _assign(path, tree, match, replace(options, arch=None))
+    except (CheckpointError, SettingsError):
+        return error
+    reason = str(error).removeprefix(f"{path}: ").partition("; ")[0]
+    return CheckpointError(
+        f"{path}: by its shapes it is {description.arch}; leave out --arch {options.arch}, whose "
+        f"tensors are others ({reason.removeprefix(f'{options.arch}: ')})",
+        code=error.code,
+    )
 
 
 def match_format(

@@ -43,7 +43,7 @@ class Inspection:
     branch: str  # the one that extract would embed
     layer: str  # the one that extract would embed
     branches: tuple[BranchSummary, ...]
-    ignored: tuple[str, ...]
+    ignored: tuple[str, ...]  # what no branch uses
     assumed: dict[str, Assumed]  # values that the weights leave open, by key of --assume
     assumptions: tuple[str, ...]  # other assumptions, in words
     stand_ins: tuple[str, ...]  # foreign names in the file, neither imported nor run
@@ -94,13 +94,14 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         return description, summary
 
     description, summary = detect_branch(settings.branch, settings.assume)
-    branches = [summary]
+    branches, ignored = [summary], list(description.ignored)
     for name in description.branches:
         if name != description.branch:
             try:
-                _, summary = detect_branch(name, settings.assume)
+                other, summary = detect_branch(name, settings.assume)
             except SettingsError:  # an assumption about something that this branch lacks
-                _, summary = detect_branch(name, ())
+                other, summary = detect_branch(name, ())
+            ignored = [entry for entry in ignored if entry in other.ignored]
             branches.append(summary)
     return Inspection(
         file=str(path),
@@ -115,7 +116,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         branch=description.branch,
         layer=_layer(description),
         branches=tuple(branches),
-        ignored=description.ignored,
+        ignored=tuple(ignored),
         assumed=dict(description.assumed),
         assumptions=description.assumptions,
         stand_ins=contents.stand_ins,

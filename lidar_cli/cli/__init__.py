@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lidar_cli import __version__
+from lidar_cli.cli.checks import no_such_command
 from lidar_cli.cli.demo import demo
 from lidar_cli.cli.extract import extract
 from lidar_cli.cli.help import Command, Group
@@ -19,7 +20,7 @@ from lidar_cli.cli.inspect import inspect
 from lidar_cli.cli.probe import probe
 from lidar_cli.cli.rank import rank
 from lidar_cli.cli.score import score
-from lidar_cli.cli.usage import UsageError, no_such_command, usage_error
+from lidar_cli.cli.usage import UsageError, usage_error
 from lidar_cli.errors import SettingsError
 
 EPILOG = """\

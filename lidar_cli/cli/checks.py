@@ -13,11 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lidar_cli.configuration import parse_size
-from lidar_cli.errors import CheckpointError, InputError, LidarError, SettingsError, nearest
+from lidar_cli.errors import (
+    CheckpointError,
+    InputError,
+    LidarError,
+    SettingsError,
+    nearest,
+    shortened,
+)
 from lidar_cli.runtime.device import check_device_name
-from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, open_regular
+from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, is_stream, open_regular
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.settings import (
+    EMBEDDED,
     LAYERS,
     EmbedSettings,
     ExtractSettings,
@@ -35,6 +43,19 @@ ARRAYS = ("a .npy array", "a .npz file of arrays")
 WEB_PAGE = "a web page, not what was to be downloaded; fetch it again"
 POINTER = "a pointer of Git LFS, not the file itself; fetch it with: git lfs pull"
 EMPTY = "empty; copy or save it again"
+
+
+def no_such_command(name: str, commands: list[str]) -> SettingsError:
+    """The error for a first word that is no command, but may be a path."""
+    path, quoted = Path(name), shlex.quote(name)
+    if path.is_dir():
+        hint = f"to order the checkpoints in it:  lidar rank {quoted} --data FOLDER"
+    elif path.is_file():
+        embeddings = _kind_or_none(path) in (HDF5, *ARRAYS)
+        hint = f"for this file:  lidar {'score' if embeddings else 'inspect'} {quoted}"
+    else:
+        hint = nearest(name, commands)
+    return SettingsError(f"lidar {shortened(name)}: no such command; {hint}", code="no-command")
 
 
 def check_exists(path: Path, what: str = "no such file or folder") -> None:
@@ -162,9 +183,15 @@ def check_extract(checkpoints: Sequence[Path], settings: ExtractSettings) -> Pat
             f"lidar rank {names}{more} --data FOLDER",
             code="several-checkpoints",
         )
+    if settings.n_views == 1:
+        raise SettingsError(
+            "-q 1: LiDAR divides by the variation between the views of an image, which needs two; "
+            "give -q 2 or more, or -q 0 for un-augmented images alone (RankMe, alpha-ReQ)",
+            code="one-view",
+        )
     check_names(settings)
     check_checkpoint(checkpoints[0], "extract")
-    if settings.output is not None:
+    if settings.output is not None and not is_stream(settings.output):
         check_folder("-o", settings.output)
     return checkpoints[0]
 
@@ -176,8 +203,12 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
     parse_metrics(settings.metrics)
     parse_size(settings.memory)
     check_device_name(settings.device)
-    if plot is not None:
+    if plot is not None and not is_stream(plot):
         check_folder("--plot", plot)
+        if plot.suffix.lower() not in (".png", ".svg"):
+            message = f"--plot {plot}: expected a name that ends in .png or .svg"
+            raise SettingsError(message, code="wrong-suffix")
+    check_table("--groups", settings.groups, "labels")
 
 
 def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
@@ -187,17 +218,33 @@ def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
     metric = find_metric(settings.by)
     if settings.n_views == 1 and (metric.reads_lda or metric.name == "alignment"):
         raise SettingsError(
-            f"-q 1: {metric.name} compares the views of an image with each other, which needs two; "
-            "give -q 2 or more, or order by what needs none: --by rankme",
+            f"-q 1: {metric.name} needs the variation between the views of an image, and so two; "
+            "give -q 2 or more, or order by what needs one: --by rankme",
             code="one-view",
         )
     for path in paths:
         check_exists(path)
     check_names(settings)
+    check_table("--groups", settings.groups, "labels")
+    check_table("--oracle", settings.oracle, "probe")
+    check_table("--params", settings.params)
     for option in ("jsonl", "tensorboard"):
         path = getattr(settings, option)
-        if path is not None:
+        if path is not None and not is_stream(path):
             check_folder(f"--{option}", path)
+
+
+def check_table(option: str, value: str | Path | None, word: str = "") -> None:
+    """Raise InputError if an option names a table that is not there. word: one that is no file."""
+    if value is None or value == word:
+        return
+    path = Path(value)
+    if not path.exists() and not is_stream(path):
+        expected = f" or '{word}'" if word else ""
+        raise InputError(
+            f"{option} {path}: no such file{did_you_mean(path)}; expected a CSV file{expected}",
+            code="no-such-file",
+        )
 
 
 def check_names(settings: EmbedSettings) -> None:
@@ -206,14 +253,18 @@ def check_names(settings: EmbedSettings) -> None:
     for option in ("memory", "view_memory"):
         size = getattr(settings, option, "auto")
         if size not in ("auto", "0"):
-            parse_size(size)
+            try:
+                parse_size(size)
+            except SettingsError as error:
+                name = option.replace("_", "-")
+                raise SettingsError(f"--{name}: {error}", code=error.code) from error
     _check_layer(settings)
     check_system(settings)
     if settings.recipe is not None or settings.views != "auto" or settings.pixel_stats != "auto":
         from lidar_cli.views.methods import find_recipe
 
         find_recipe(settings.views, settings.pixel_stats, settings.recipe)
-    if settings.data is not None:
+    if settings.data not in (None, EMBEDDED):
         from lidar_cli.data.open import check_data
 
         check_data(settings)

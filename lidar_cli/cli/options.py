@@ -15,9 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from lidar_cli import configuration
+from lidar_cli.cli.checks import check_folder
 from lidar_cli.cli.completion import values_of
 from lidar_cli.configuration import CONFIG_NAME, S
 from lidar_cli.errors import SettingsError, printable
+from lidar_cli.runtime.files import is_stream
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import Panel, flags
 
@@ -149,6 +151,8 @@ def one_of(**flags: object) -> None:
 def check_report(path: Path | None, overwrite: bool) -> None:
     """Raise SettingsError or MissingExtra if no page can be written; called before the work."""
     if path is not None:
+        if not is_stream(path):
+            check_folder("--report", path)
         from lidar_cli.report.page.document import check_page
 
         check_page(path, overwrite)

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from lidar_cli.cli.help import examples
-from lidar_cli.errors import SettingsError, nearest, shortened
+from lidar_cli.errors import SettingsError, shortened
 
 # Typer includes click under another name from version 0.26 on.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -32,12 +32,6 @@ def usage_error(error: Any) -> SettingsError:
     message = error.format_message().rstrip(".")
     message = f"{path}: {message[0].lower()}{message[1:]}; see {path} --help"
     return SettingsError(message, code="usage")
-
-
-def no_such_command(name: str, commands: list[str]) -> SettingsError:
-    """The error for a first word that is no command."""
-    hint = nearest(name, commands)
-    return SettingsError(f"lidar {shortened(name)}: no such command; {hint}", code="no-command")
 
 
 def _no_such_option(context: Any, name: str) -> SettingsError:

@@ -111,7 +111,10 @@ def did_you_mean(path: Path) -> str:
     rest = path.relative_to(missing)
     names = [name for name in names if (missing.parent / name / rest).exists()]
     close = difflib.get_close_matches(missing.name, names, n=1)
-    return f"; did you mean {missing.parent / close[0] / rest} ?" if close else ""
+    if not close:
+        return ""
+    nearest = missing.parent / close[0] / rest
+    return f"; did you mean {nearest}{'/' if nearest.is_dir() else ''} ?"
 
 
 def read_limited(path: Path, limit: int = MAX_TABLE, follow: bool = True) -> bytes:

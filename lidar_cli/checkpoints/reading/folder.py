@@ -107,7 +107,8 @@ def weights_file(path: Path) -> Path:
         raise CheckpointError(_join_deepspeed(path, path))
     raise CheckpointError(
         f"{path} is a directory, expected one checkpoint file or a folder with "
-        f"{' or '.join(WEIGHTS)}; name a file in it, or order all of them with: lidar rank"
+        f"{' or '.join(WEIGHTS)}; name a file in it, or embed and order all:  "
+        f"lidar rank {shlex.quote(str(path))} --data FOLDER"
     )
 
 

@@ -1,0 +1,94 @@
+"""What a user types by mistake, and what the answer must say.
+
+words: after `lidar`, in the folder that `make_workplace` fills. next: what the message says to type
+or to choose instead. torch: whether the answer may need it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from make import checkpoint, image_folder
+
+
+@dataclass(frozen=True)
+class Mistake:
+    words: str
+    status: int
+    next: str
+    torch: bool = False
+
+
+MISTAKES = (
+    # the command
+    Mistake("rnak runs/", 2, "did you mean rank?"),
+    Mistake("runs/", 2, "lidar rank runs/ --data FOLDER"),
+    Mistake("ckpt.pt", 2, "lidar inspect ckpt.pt"),
+    Mistake("z.npy", 2, "lidar score z.npy"),
+    # arguments and options
+    Mistake("rank", 2, "lidar rank runs/ --data imagenet/"),
+    Mistake("extract", 2, "lidar extract ckpt.pt --data imagenet/ -o ckpt.h5"),
+    Mistake("score", 2, "lidar score ckpt.h5"),
+    Mistake("rank runs/ -q", 2, "for paths alone --quiet"),
+    Mistake("rank -q runs/", 2, "-q 10 for that many views of each image; for paths alone --quiet"),
+    Mistake("rank runs/ -n", 2, "-n 1000"),
+    Mistake("rank runs/ --lable backbone", 2, "did you mean --layer?"),
+    Mistake("score z.npy --data photos", 2, "it belongs to lidar rank, lidar extract"),
+    Mistake("rank runs/ --json --csv", 2, "exclude each other; give one"),
+    Mistake("rank runs/ --jsonl a.jsonl", 2, "belongs to --watch; add that"),
+    # names and numbers
+    Mistake("rank runs/ --by lidarr", 2, "did you mean lidar? (lidar explain metrics)"),
+    Mistake("score z.npy --metrics lidar,rankmi", 2, "did you mean rankme?"),
+    Mistake("rank runs/ -q 1", 2, "give -q 2 or more"),
+    Mistake("extract ckpt.pt -q 1", 2, "give -q 2 or more"),
+    Mistake("rank runs/ --confidence 95", 2, "such as 0.95"),
+    Mistake("rank runs/ --precision float23", 2, "did you mean float32?"),
+    Mistake("rank runs/ --layer backbnoe", 2, "did you mean backbone?"),
+    Mistake("extract ckpt.pt --layer heads", 2, "backbone, predictor, projector"),
+    Mistake("rank runs/ --views simcrl", 2, "did you mean simclr?"),
+    Mistake("rank runs/ --format solo", 2, "did you mean solo-learn?"),
+    Mistake("rank runs/ --branch techer", 2, "did you mean teacher?"),
+    Mistake("rank runs/ --assume head=3", 2, "the keys are heads, eps"),
+    Mistake("rank runs/ --device gpu", 2, "expected auto, cpu, cuda or cuda:N"),
+    Mistake("rank runs/ --memory lots", 2, "something like 64MB or 2GB"),
+    Mistake("extract ckpt.pt --arch resnet50", 3, "leave out --arch resnet50", torch=True),
+    # paths
+    Mistake("rank rusn/", 3, "did you mean runs/ ?"),
+    Mistake("rank rusn/a", 3, "did you mean runs/a/ ?"),
+    Mistake("rank runs/ --data photso/", 3, "did you mean photos/ ?"),
+    Mistake("rank runs/ --oracle acc.cvs", 3, "did you mean acc.csv ?"),
+    Mistake("extract ckpt.p", 3, "did you mean ckpt.pt ?"),
+    Mistake("score zz.npy", 3, "did you mean z.npy ?"),
+    Mistake("extract link.pt", 3, "a link to gone.pt, which does not exist"),
+    # one kind of file for another
+    Mistake("extract runs/", 3, "lidar rank runs --data FOLDER"),
+    Mistake("extract ckpt.pt runs/a/last.ckpt", 2, "lidar rank ckpt.pt runs/a/last.ckpt --data"),
+    Mistake("extract z.npy", 3, "lidar score z.npy"),
+    Mistake("extract page.pt", 3, "a web page, not what was to be downloaded; fetch it again"),
+    Mistake("extract pointer.pt", 3, "git lfs pull"),
+    Mistake("score ckpt.pt", 3, "lidar extract ckpt.pt --data FOLDER -o ckpt.h5"),
+    Mistake("score runs/", 3, "lidar rank runs --data FOLDER"),
+    Mistake("probe ckpt.pt", 3, "lidar extract ckpt.pt --data FOLDER -o ckpt.h5"),
+    Mistake("probe z.npy", 3, "lidar extract ckpt.pt --data FOLDER"),
+    Mistake("inspect z.npy", 3, "lidar score z.npy"),
+    # outputs
+    Mistake("extract ckpt.pt -o out/x.h5", 2, "mkdir -p out"),
+    Mistake("rank runs/ --report out/page.html", 2, "mkdir -p out"),
+    Mistake("rank runs/ --report page.pdf", 2, "expected a name that ends in .html"),
+    Mistake("score z.npy --plot spectra.pdf", 2, "expected a name that ends in .png or .svg"),
+)
+
+
+def make_workplace(folder: Path) -> None:
+    """The files that the mistakes are about."""
+    (folder / "runs" / "a").mkdir(parents=True)
+    checkpoint(folder / "ckpt.pt")
+    checkpoint(folder / "runs" / "a" / "last.ckpt", seed=1)
+    np.save(folder / "z.npy", np.random.default_rng(0).normal(size=(50, 3, 8)))
+    image_folder(folder / "photos", 4)
+    (folder / "acc.csv").write_text("path,accuracy\n")
+    (folder / "page.pt").write_text("<!DOCTYPE html>\n<html></html>\n")
+    (folder / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (folder / "link.pt").symlink_to("gone.pt")
