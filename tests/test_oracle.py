@@ -105,7 +105,7 @@ def test_odd_tables_are_told_at_once(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     table = written(tmp_path / "t.csv", text)
-    words = ["rank", tmp_path / "no such directory", "--oracle", table]
+    words = ["rank", tmp_path, "--oracle", table]
     done = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith(f"error: {table}: ")
@@ -116,9 +116,9 @@ def test_odd_tables_are_told_at_once(
 @pytest.mark.parametrize(
     ("more", "status", "message"),
     [
-        (["--oracle", "absent.csv"], 3, "absent.csv: cannot be read: No such file"),
+        (["--oracle", "absent.csv"], 3, "--oracle absent.csv: no such file"),
         (["--oracle", "."], 3, "cannot be read: Is a directory"),
-        (["--oracle", "probe", "--params", "absent.csv"], 3, "absent.csv: cannot be read"),
+        (["--oracle", "probe", "--params", "absent.csv"], 3, "--params absent.csv: no such file"),
         (["--params", "absent.csv"], 2, "--params groups accuracies by hyperparameter"),
     ],
 )
@@ -130,7 +130,7 @@ def test_files_that_are_not_there(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    done = lidar_here("rank", tmp_path / "none", *more, monkeypatch=monkeypatch, capfd=capfd)
+    done = lidar_here("rank", tmp_path, *more, monkeypatch=monkeypatch, capfd=capfd)
     assert done.returncode == status
     assert message in done.stderr
 

@@ -227,7 +227,8 @@ def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
     check_names(settings)
     check_table("--groups", settings.groups, "labels")
     check_table("--oracle", settings.oracle, "probe")
-    check_table("--params", settings.params)
+    if settings.oracle is not None:
+        check_table("--params", settings.params)
     for option in ("jsonl", "tensorboard"):
         path = getattr(settings, option)
         if path is not None and not is_stream(path):
