@@ -14,8 +14,9 @@ from torchvision.transforms import functional as reference
 from lidar_cli.errors import InputError
 from lidar_cli.views import operations
 from lidar_cli.views.methods import RECIPES, find_recipe
+from lidar_cli.views.parameters import ViewParameters, draw
 from lidar_cli.views.pipeline import Views, make_views
-from lidar_cli.views.recipes import Recipe, ViewParameters, draw
+from lidar_cli.views.recipes import Recipe
 
 SIMCLR = find_recipe("simclr", "unit")
 

@@ -13,9 +13,9 @@ from scipy import stats
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from lidar_cli.errors import SettingsError
-from lidar_cli.views import recipes
+from lidar_cli.views import parameters
 from lidar_cli.views.methods import RECIPES, find_recipe
-from lidar_cli.views.recipes import Slot, ViewParameters, draw
+from lidar_cli.views.parameters import Slot, ViewParameters, draw
 
 SIMCLR = find_recipe("simclr", "imagenet")
 N, Q = 1500, 4
@@ -194,9 +194,9 @@ def test_recipes_share_the_random_numbers_of_a_view():
 
 def test_hash_and_slots_are_those_of_every_view_ever_made():
     """The first outputs of SplitMix64 from state 0 are published; a slot that moves moves views."""
-    first = recipes.mix(np.zeros(1, np.uint64))
+    first = parameters.mix(np.zeros(1, np.uint64))
     assert first[0] == 0xE220A8397B1DCDAF
-    assert recipes.words(np.zeros((), np.uint64), 1, 1)[0] == 0x6E789E6AA1B965F4
+    assert parameters.words(np.zeros((), np.uint64), 1, 1)[0] == 0x6E789E6AA1B965F4
     assert {slot.name: slot.value for slot in Slot} == {
         "AREA": 0, "RATIO": 16, "TOP": 32, "LEFT": 33, "FLIP": 34, "JITTER": 35, "ORDER": 36,
         "FACTOR": 40, "GREY": 44, "BLUR": 45, "SIGMA": 46, "SOLARISE": 47,

@@ -15,8 +15,9 @@ from torchvision.transforms import functional as v1
 from torchvision.transforms.v2 import functional as v2
 
 from lidar_cli.views.methods import find_recipe
+from lidar_cli.views.parameters import ViewParameters, draw
 from lidar_cli.views.pipeline import make_views
-from lidar_cli.views.recipes import Recipe, ViewParameters, draw
+from lidar_cli.views.recipes import Recipe
 
 SIZE, Q = 64, 6
 BITS = 1 / 255

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidar_cli.core.accumulate import map_parallel
 from lidar_cli.views.methods import RECIPES, find_recipe
+from lidar_cli.views.parameters import ViewParameters, draw
 from lidar_cli.views.pipeline import Views, make_views
-from lidar_cli.views.recipes import Recipe, ViewParameters, draw
+from lidar_cli.views.recipes import Recipe
 
 RANDOM = [name for name, recipe in RECIPES.items() if recipe.crop_scale is not None]
 SOME = [

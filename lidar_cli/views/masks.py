@@ -16,19 +16,8 @@ import torch
 from torch import Tensor
 
 from lidar_cli.errors import SettingsError
-from lidar_cli.views.recipes import (
-    Blocks,
-    Bools,
-    Floats,
-    Ints,
-    InverseBlocks,
-    MaskRule,
-    MultiBlock,
-    Words,
-    mix,
-    streams,
-    uniforms,
-)
+from lidar_cli.views.parameters import Bools, Floats, Ints, Words, mix, streams, uniforms
+from lidar_cli.views.recipes import Blocks, InverseBlocks, MaskRule, MultiBlock
 
 Grid = tuple[int, int]  # rows and columns of patches
 

@@ -23,15 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lidar_cli.views.recipes import (
-    SOLARISE_THRESHOLD,
-    Bools,
-    Interpolation,
-    Ints,
-    Operation,
-    Recipe,
-    ViewParameters,
-)
+from lidar_cli.views.parameters import Bools, Ints, ViewParameters
+from lidar_cli.views.recipes import SOLARISE_THRESHOLD, Interpolation, Operation, Recipe
 
 SUPPORT = {"bilinear": 1, "bicubic": 2}  # half width of the filters below, in output pixels
 PIECE = 64  # pixels of a column in one row of the table; a box reads the pieces it touches

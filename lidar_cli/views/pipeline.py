@@ -25,7 +25,8 @@ from lidar_cli.views.operations import (
     sort_by_operations,
     to_device,
 )
-from lidar_cli.views.recipes import Interpolation, Ints, Recipe, ViewParameters, draw
+from lidar_cli.views.parameters import Ints, ViewParameters, draw
+from lidar_cli.views.recipes import Interpolation, Recipe
 
 # Floats of the largest intermediate tensor in each thread: a bound of memory, without any effect on
 # results.

@@ -10,7 +10,8 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from lidar_cli.views.recipes import JITTER_OPERATIONS, Recipe, ViewParameters
+from lidar_cli.views.parameters import JITTER_OPERATIONS, ViewParameters
+from lidar_cli.views.recipes import Recipe
 
 # Single precision rounding, in pixels of [0, 1]: torch finds the place of an output on a wide image
 # to about 1e-5 of a pixel only, and noise changes by up to 1 from one pixel to the next.
