@@ -58,7 +58,8 @@ def check_names(format: str, branch: str) -> None:
     """Raise SettingsError for a `--format` or `--branch` that does not exist."""
     names = ["auto", PLAIN, *(entry.name for entry in FORMATS)]
     if format not in names:
-        raise SettingsError(f"--format {format}: {nearest(format, names)}", code="no-such-format")
+        hint = f"{nearest(format, names)} (lidar inspect --formats)"
+        raise SettingsError(f"--format {format}: {hint}", code="no-such-format")
     if branch not in BRANCHES:
         raise SettingsError(
             f"--branch {branch}: {nearest(branch, list(BRANCHES))}", code="no-such-branch"

@@ -208,7 +208,7 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
         if plot.suffix.lower() not in (".png", ".svg"):
             message = f"--plot {plot}: expected a name that ends in .png or .svg"
             raise SettingsError(message, code="wrong-suffix")
-    check_table("--groups", settings.groups, "labels")
+    check_groups(settings.groups, settings.confidence)
 
 
 def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
@@ -225,7 +225,7 @@ def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
     for path in paths:
         check_exists(path)
     check_names(settings)
-    check_table("--groups", settings.groups, "labels")
+    check_groups(settings.groups, settings.confidence)
     check_table("--oracle", settings.oracle, "probe")
     if settings.oracle is not None:
         check_table("--params", settings.params)
@@ -233,6 +233,27 @@ def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
         path = getattr(settings, option)
         if path is not None and not is_stream(path):
             check_folder(f"--{option}", path)
+
+
+def check_groups(groups: str | None, level: float | None) -> None:
+    """Raise all reasons why `--groups` cannot be used, at once. level: of the intervals."""
+    if groups is None:
+        return
+    reasons = []
+    if level is None:
+        reasons.append("--groups concerns intervals; add --confidence 0.95")
+    try:
+        check_table("--groups", groups, "labels")
+        if groups != "labels":
+            from lidar_cli.data.tables import read_table
+
+            read_table(Path(groups), ("id", "group"))
+    except InputError as error:
+        if not reasons:
+            raise
+        reasons.append(str(error))
+    if reasons:
+        raise SettingsError("; and ".join(reasons), code="groups")
 
 
 def check_table(option: str, value: str | Path | None, word: str = "") -> None:

@@ -205,7 +205,8 @@ def _named(name: Any) -> Recipe:
     if name == "auto":
         return SIMCLR
     if not isinstance(name, str) or name not in RECIPES:
-        raise SettingsError(f"unknown views {name!r}; {nearest(str(name), ['auto', *RECIPES])}")
+        hint = f"{nearest(str(name), ['auto', *RECIPES])} (lidar explain recipes)"
+        raise SettingsError(f"unknown views {name!r}; {hint}")
     return RECIPES[name]
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from harness import LIDAR, Goal, Line, Skipped, alternate, median, peak_memory, write_embeddings
+from mistakes import MISTAKES, make_workplace
 
 REPTRIX = """
 import sys, numpy, torch
@@ -89,6 +91,27 @@ def bench_start(_device, folder, repeats=7):
         "s",
         Goal(more, "s more", at_most=0.5),
     )
+
+
+def bench_refusals(_device, folder, repeats=3):
+    """Processor time of each mistake of tests/helpers/mistakes.py that needs no torch."""
+    make_workplace(folder)
+    for mistake in MISTAKES:
+        if mistake.torch:
+            continue
+        command = [*LIDAR, *mistake.words.split()]
+        took = median(processor_time(command, folder) for _ in range(repeats))
+        goal = Goal(took, "s", at_most=0.3)
+        case = f"lidar {mistake.words}"
+        yield Line("refusals", case, "nothing", "process", repeats, took, None, "s", goal)
+
+
+def processor_time(command, folder):
+    """Seconds that a process and its children compute."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def runner(command):

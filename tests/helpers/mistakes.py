@@ -48,7 +48,7 @@ MISTAKES = (
     Mistake("rank runs/ --layer backbnoe", 2, "did you mean backbone?"),
     Mistake("extract ckpt.pt --layer heads", 2, "backbone, predictor, projector"),
     Mistake("rank runs/ --views simcrl", 2, "did you mean simclr?"),
-    Mistake("rank runs/ --format solo", 2, "did you mean solo-learn?"),
+    Mistake("rank runs/ --format solo", 2, "did you mean solo-learn? (lidar inspect --formats)"),
     Mistake("rank runs/ --branch techer", 2, "did you mean teacher?"),
     Mistake("rank runs/ --assume head=3", 2, "the keys are heads, eps"),
     Mistake("rank runs/ --device gpu", 2, "expected auto, cpu, cuda or cuda:N"),
@@ -62,6 +62,7 @@ MISTAKES = (
     Mistake("extract ckpt.p", 3, "did you mean ckpt.pt ?"),
     Mistake("score zz.npy", 3, "did you mean z.npy ?"),
     Mistake("extract link.pt", 3, "a link to gone.pt, which does not exist"),
+    Mistake("score z.npy --groups no.csv", 2, "--confidence 0.95; and --groups no.csv: no such"),
     # one kind of file for another
     Mistake("extract runs/", 3, "lidar rank runs --data FOLDER"),
     Mistake("extract ckpt.pt runs/a/last.ckpt", 2, "lidar rank ckpt.pt runs/a/last.ckpt --data"),
