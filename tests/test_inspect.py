@@ -101,6 +101,24 @@ def test_branch_may_be_chosen(tmp_path: Path) -> None:
         inspect_file(path, InspectSettings(format="vicreg"))
 
 
+@pytest.mark.parametrize(
+    ("fixture", "ignored"),
+    [
+        ("dino-vit", ()),
+        ("solo-learn-byol", ("classifier", "momentum_classifier")),
+        ("stable-pretraining-byol", ("other tensors of backbone", "projector")),
+    ],
+)
+@pytest.mark.parametrize("branch", ["teacher", "student"])
+def test_what_another_branch_uses_is_not_called_unused(
+    tmp_path: Path, fixture: str, ignored: tuple[str, ...], branch: str
+) -> None:
+    path = FIXTURES[fixture]().save(tmp_path)
+    inspection = inspect_file(path, InspectSettings(branch=branch))
+    assert len(inspection.branches) == 2
+    assert inspection.ignored == ignored
+
+
 WITHOUT_TORCH = """
 import sys
 from lidar_cli.__main__ import main

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         branch=description.branch,
         layer=_layer(description),
         branches=tuple(branches),
-        ignored=tuple(ignored),
+        ignored=tuple(_unused(ignored, branches)),
         assumed=dict(description.assumed),
         assumptions=description.assumptions,
         stand_ins=contents.stand_ins,
@@ -152,6 +152,14 @@ def formats() -> list[FormatRow]:
             marks=f"one backbone; a projector named {', '.join(PROJECTORS)}",
         ),
     ]
+
+
+def _unused(ignored: list[str], branches: list[BranchSummary]) -> Iterator[str]:
+    """Names of what no branch uses; of a module that one uses, only the rest is unused."""
+    used = [branch.prefix.rstrip(".") for branch in branches if branch.prefix]
+    for name in ignored:
+        in_use = any(f"{prefix}.".startswith(f"{name}.") for prefix in used)
+        yield f"other tensors of {name}" if in_use else name
 
 
 def _layer(description: CheckpointDescription) -> str:
