@@ -113,7 +113,7 @@ class SampleSettings:
     n_samples: Samples = setting(1000, "Images that are embedded.", short="-n", panel="Most used")
     n_views: Annotated[int, Ge(0), Le(1000)] = setting(
         10,
-        "Augmented views of each; 0: un-augmented images alone.",
+        "Augmented views of each; 0 for none.",
         short="-q",
         panel="Most used",
     )
@@ -355,7 +355,7 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
 
     by: str = setting(
         "lidar",
-        "What orders them: lidar, rankme, alpha_req, ...",
+        "What orders them: lidar, rankme, ...",
         panel="Most used",
         value="METRIC",
     )

@@ -71,6 +71,14 @@ def test_score_csv_is_alone_on_stdout(views: Path) -> None:
     assert rows[0]["alpha_req"] == ""
 
 
+@pytest.mark.parametrize("command", ["score", "probe"])
+def test_output_for_programs_is_whole_if_no_file_can_be_used(command: str, tmp_path: Path) -> None:
+    done = lidar(command, "absent.h5", "--json", cwd=tmp_path)
+    assert (done.returncode, json.loads(done.stdout)) == (3, [])
+    table = lidar(command, "absent.h5", "--csv", cwd=tmp_path)
+    assert (table.returncode, len(table.stdout.splitlines())) == (3, 1)
+
+
 def test_a_table_in_a_pipe_has_no_colour_and_is_not_cut(views: Path) -> None:
     long = views.rename(views.parent / ("a" * 120 + ".npy"))
     done = lidar("score", long, long, cwd=views.parent, FORCE_COLOR="", COLUMNS="40")

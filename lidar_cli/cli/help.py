@@ -11,6 +11,8 @@ from typer.core import TyperCommand, TyperGroup
 from lidar_cli.settings import Panel
 
 PANELS = ("Arguments", *typing.get_args(Panel))
+SWITCHES = """\
+  A switch that lidar.toml or LIDAR_NAME turned on is turned off by --no-NAME."""
 NAMES = 22  # columns for the names of options and commands; a longer one has its own line
 
 
@@ -40,6 +42,8 @@ class Command(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Options in panels, in the order of PANELS; those of no panel are in the last."""
         write_panels(self.get_params(ctx), formatter)
+        if any(parameter.secondary_opts for parameter in self.get_params(ctx)):
+            formatter.write(f"\n{SWITCHES}\n")
 
 
 class Group(TyperGroup):

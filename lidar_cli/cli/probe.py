@@ -51,7 +51,9 @@ def probe(
     status = 0
     if files:
         files, status = usable_embeddings(files, "probe")
-        if not files:
+        if not files and not csv:  # whose header needs the reports
+            if json:
+                write_results("[]")
             raise typer.Exit(status)
     from lidar_cli.probing.run import probe_files
     from lidar_cli.report import probe as report

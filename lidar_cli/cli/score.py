@@ -51,7 +51,9 @@ def score(
     rank_info, status = read_rank_info(), 0
     if rank_info.ranks == 1 and settings.dataset is None:
         files, status = usable_embeddings(files, "score")
-        if not files:
+        if not files and not csv:  # whose header needs the reports
+            if json:
+                write_results("[]")
             raise typer.Exit(status)
     if plot is not None:
         from lidar_cli.report.plot import check_plot

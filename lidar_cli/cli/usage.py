@@ -52,12 +52,12 @@ def _no_such_option(context: Any, name: str) -> SettingsError:
     return SettingsError(message, code="no-such-option")
 
 
-def _value_error(context: Any, name: str, parameter: Any, found: str) -> SettingsError:
+def _value_error(context: Any, name: str, parameter: Any, fault: str) -> SettingsError:
     """An option without a value, or with a word where it takes a number."""
     value = parameter.metavar or "a value"
     kinds = {"N": "a number", "K": "a number", "SECONDS": "a number of seconds"}
     example = f"{name} {parameter.show_default or value}"
-    message = f"{name} takes {kinds.get(value, value)}{found}: {example}"
+    message = f"{name} takes {kinds.get(value, value)}{fault}: {example}"
     if name == "-q" and any("--quiet" in _names(other) for other in context.command.params):
         message += " for that many views of each image; for paths alone --quiet"
     else:
