@@ -13,10 +13,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = {
-    "Moments": "lidar_cli.core",
-    "lidar": "lidar_cli.core",
-    "rankme": "lidar_cli.core",
-    "alpha_req": "lidar_cli.core",
+    "Moments": "lidar_cli.core.moments",
+    "lidar": "lidar_cli.core.functions",
+    "rankme": "lidar_cli.core.functions",
+    "alpha_req": "lidar_cli.core.functions",
     "extract": "lidar_cli.extraction.run",
     "LiDAR": "lidar_cli.integrations.torchmetrics",
     "Pillai": "lidar_cli.integrations.torchmetrics",

@@ -5,7 +5,8 @@ charts take it from there. `spectra` computes the spectra that the functions get
 samples, q views of each, d dimensions; lambda the LDA spectrum [d], lambda^c the same less its
 noise floor, sigma singular values, e covariance eigenvalues, T the metric. Logarithms are natural,
 and 0 log 0 = 0. If the input does not determine a metric, its function raises DegenerateFeatures
-with the reason; it never returns NaN or a placeholder.
+with the reason; it never returns NaN or a placeholder. Names, directions and definitions are needed
+for help and refusals too, so torch is imported in the functions that compute.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
-from lidar_cli.core.moments import SphereMoments, unit_rows
-from lidar_cli.core.noise import inverse_bias, n_above_noise
 from lidar_cli.errors import DegenerateFeatures
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lidar_cli.core.moments import SphereMoments
 
 ALL_ZERO = "every eigenvalue is 0: the embedding is constant or collapsed"
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
@@ -124,6 +125,8 @@ def effective_rank(spectrum: Tensor, epsilon: float) -> float:
     Source: Roy and Vetterli 2007; epsilon as in RankMe and LiDAR.
     Raises DegenerateFeatures if the spectrum is all zero.
     """
+    import torch
+
     total = spectrum.sum()
     if not total > 0:
         raise DegenerateFeatures(ALL_ZERO, code="collapsed")
@@ -160,6 +163,8 @@ def noise_fraction(eigenvalues: Tensor, n: int, q: int) -> float:
 
     Raises DegenerateFeatures as `inverse_bias`, and if the spectrum is all zero.
     """
+    from lidar_cli.core.noise import inverse_bias
+
     d, total = len(eigenvalues), float(eigenvalues.sum())
     h = inverse_bias(n, q, d)
     if total <= 0:
@@ -171,6 +176,12 @@ def noise_fraction_gradient(eigenvalues: Tensor, n: int, q: int) -> Tensor:
     """- T / sum(lambda), the same for every k."""
     slope = -noise_fraction(eigenvalues, n, q) / eigenvalues.sum()
     return slope.expand(len(eigenvalues))
+
+
+def _n_above_noise(s: Spectrum) -> float:
+    from lidar_cli.core.noise import n_above_noise
+
+    return n_above_noise(s.eigenvalues, s.n, s.q, s.edge)
 
 
 def pillai(corrected: Tensor) -> float:
@@ -229,6 +240,8 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
     Raises DegenerateFeatures if d or N - 1 is less than the last rank, or e_last is 0; ValueError
     if `ranks` is not a range.
     """
+    import torch
+
     first, last = ranks
     if not 1 <= first < last:
         raise ValueError(f"expected ranks (first, last) with 1 <= first < last, got {ranks}")
@@ -256,6 +269,8 @@ def alpha_req(covariance: Tensor, n_rows: int, ranks: tuple[int, int] = FIT_RANK
 
 def alpha_req_gradient(covariance: Tensor, ranks: tuple[int, int] = FIT_RANKS) -> Tensor:
     """- w_k x_k / (e_k sum_l w_l x_l^2) inside the fit, 0 outside; x is log k less its w-mean."""
+    import torch
+
     first, last = ranks
     k = torch.arange(first, last + 1, dtype=torch.float64, device=covariance.device)
     weight = 1.0 / k
@@ -312,6 +327,8 @@ def normalized_std_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
 
     u: unit rows of the block [c, q, d]. A dimension k with std 0 is left out.
     """
+    from lidar_cli.core.moments import unit_rows
+
     std = (sphere.squares / sphere.n_rows).sqrt()
     weight = (0.5 / std).where(std > 0, 0.0) / len(std) ** 0.5
     influence: Tensor = (unit_rows(block) - sphere.mean).square().mean(dim=1) @ weight
@@ -332,6 +349,8 @@ def alignment(sphere: SphereMoments) -> float:
 
 def alignment_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
     """The mean squared distance between two views of each sample of a block [c, q, d], [c]."""
+    from lidar_cli.core.moments import unit_rows
+
     unit = unit_rows(block)
     spread = (unit - unit.mean(dim=1, keepdim=True)).square().sum(dim=(1, 2))
     return 2.0 / (block.shape[1] - 1) * spread
@@ -381,7 +400,7 @@ METRICS = {
             "The number of eigenvalues of the LDA matrix above 1.1 times the largest that view "
             "noise alone explains: by Wachter's law (1980), or by contrasts between the views of a "
             "sample where noise is of uneven strength. A count, so it has no interval.",
-            lambda s: n_above_noise(s.eigenvalues, s.n, s.q, s.edge),
+            _n_above_noise,
         ),
         Metric(
             "lidar_corrected",

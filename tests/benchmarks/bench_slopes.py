@@ -15,7 +15,7 @@ from harness import Goal, Line, alternate, median, write_embeddings
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from lidar_cli.core import Moments
+from lidar_cli.core.moments import Moments
 from lidar_cli.core.spectra import lda_spectrum
 from lidar_cli.data.dataset import decoded
 from lidar_cli.ranking.session import rank_directory
