@@ -12,15 +12,18 @@ import typer
 
 from lidar_cli import __version__
 from lidar_cli.cli.demo import demo
+from lidar_cli.cli.explain import explain
 from lidar_cli.cli.extract import extract
 from lidar_cli.cli.inspect import inspect
 from lidar_cli.cli.probe import probe
 from lidar_cli.cli.rank import rank
 from lidar_cli.cli.score import score
+from lidar_cli.errors import EXIT_STATUSES
 
 EPILOG = (
-    "Results go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong usage, "
-    "3 input refused, 4 ranked but some checkpoints failed, 130 interrupted."
+    "Results go to stdout, everything else to stderr. Exit status: "
+    + "; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())
+    + ". More: lidar explain"
 )
 
 app = typer.Typer(
@@ -36,6 +39,8 @@ app = typer.Typer(
 
 for command in (extract, score, rank, probe, inspect, demo):
     app.command()(command)
+# So that an option's name is a topic: lidar explain --by
+app.command(context_settings={"ignore_unknown_options": True})(explain)
 
 
 def _print_version(given: bool) -> None:

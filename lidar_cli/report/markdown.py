@@ -1,0 +1,50 @@
+"""Prints Markdown on a terminal: plain headings, indented equations, tables without a frame."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement, TableElement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+WIDEST = 100  # columns of a line of prose
+
+
+class _Heading(Heading):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        name, colon, title = self.text.plain.partition(": ")
+        text = Text.assemble((name, "bold"), "    " if colon else "", title)
+        yield text if self.tag == "h1" else Text.assemble("\n", (self.text.plain, "bold"))
+
+
+class _Code(CodeBlock):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Padding(Text(str(self.text).rstrip(), no_wrap=True, overflow="fold"), (0, 0, 0, 4))
+
+
+class _Table(TableElement):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for part in super().__rich_console__(console, options):
+            if isinstance(part, Table):
+                part.box, part.padding = box.SIMPLE_HEAD, (0, 1)
+                part.header_style = "bold"
+            yield part
+
+
+class _Plain(Markdown):
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = Markdown.elements | {
+        "heading_open": _Heading,
+        "code_block": _Code,
+        "fence": _Code,
+        "table_open": _Table,
+    }
+
+
+def print_markdown(text: str) -> None:
+    """Print a text of our own on stdout, as wide as the terminal, up to WIDEST columns."""
+    out = Console(highlight=False)
+    out.print(_Plain(text, hyperlinks=False), width=min(out.width, WIDEST))
