@@ -20,14 +20,14 @@ A message is one line: what was found, what was expected, what to do next. Its w
 
 import difflib
 
-# Of every command; its errors say what happened in one line on stderr.
+# Exit status of every command -> its meaning, for help and `lidar explain exit-statuses`.
 EXIT_STATUSES = {
     0: "done",
-    2: "wrong usage: an option, a setting or a topic",
-    3: "an input was refused, an output could not be written, or nothing could be ranked",
-    4: "ranked, but some checkpoints failed; each is listed with its reason",
-    130: "interrupted (Ctrl-C)",
-    143: "terminated (SIGTERM)",
+    2: "wrong usage",
+    3: "input refused, output not writable, or nothing to rank",
+    4: "ranked, but some checkpoints failed",
+    130: "interrupted",
+    143: "terminated",
 }
 
 

@@ -31,7 +31,7 @@ def _constants(recipe: Recipe) -> str:
     ]
     lines.append(f"- pixel_stats: {statistics_text(recipe.mean, recipe.std)}")
     if isinstance(recipe.masks, Constants):
-        masks = dataclasses.asdict(recipe.masks)  # type: ignore[call-overload]
+        masks = dataclasses.asdict(recipe.masks)
         lines += [f"- masks.{name}: {_value(value)}" for name, value in masks.items()]
     return "\n".join(lines)
 
@@ -46,7 +46,10 @@ def _value(value: object) -> str:
 
 def table() -> str:
     """The main constants of every recipe, as a Markdown table."""
-    lines = ["| recipe | crop | flip | jitter | grey | blur | solarise | masks |", "|" + " --- |" * 8]
+    lines = [
+        "| recipe | crop | flip | jitter | grey | blur | solarise | masks |",
+        "|" + " --- |" * 8,
+    ]
     for recipe in RECIPES.values():
         jitter = f"{_value(recipe.jitter)} x {_value(recipe.jitter_probability)}"
         cells = (
@@ -55,7 +58,10 @@ def table() -> str:
             _share(recipe.flip),
             jitter if recipe.jitter_probability else "-",
             _share(recipe.grey),
-            *(" / ".join(map(_value, p)) if any(p) else "-" for p in (recipe.blur, recipe.solarise)),
+            *(
+                " / ".join(map(_value, p)) if any(p) else "-"
+                for p in (recipe.blur, recipe.solarise)
+            ),
             recipe.masks.rule if recipe.masks else "-",
         )
         lines.append(f"| {' | '.join(cells)} |")

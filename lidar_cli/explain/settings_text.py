@@ -46,7 +46,7 @@ def names() -> list[str]:
 
 
 def page(name: str) -> str | None:
-    """The text of the settings with this name, such as `n-samples` or `n`; None if there is none."""
+    """The text of the settings with this name, such as `n-samples` or `n`; None for another."""
     matches = [one for one in described() if name in one.names]
     return "\n\n".join(_entry(one) for one in matches) if matches else None
 

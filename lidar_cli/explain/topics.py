@@ -52,10 +52,17 @@ def explain(topic: str) -> str:
     Raises SettingsError for a topic that does not exist.
     """
     name = _key(topic)
-    texts = [text for text in (section(name) for section in SECTIONS) if text is not None]
+    metric = _metric(name)  # first, since recipes and systems take longer to import
+    texts = (
+        [metric]
+        if metric
+        else [text for text in (section(name) for section in SECTIONS) if text is not None]
+    )
     if not texts:
         close = difflib.get_close_matches(name, topic_names(), n=1, cutoff=0.5)
-        hint = f"Did you mean {close[0]} ?   lidar explain {close[0]}" if close else "lidar explain"
+        hint = "To list all:   lidar explain"
+        if close:
+            hint = f"Did you mean {close[0]} ?   lidar explain {close[0]}"
         raise SettingsError(f"{topic}: no such topic. {hint}", code="unknown-topic")
     return "\n\n".join(text.strip() for text in texts) + "\n"
 
@@ -75,7 +82,7 @@ def recipe_names() -> list[str]:
 
 def metric_summary(metric: Metric) -> str:
     """The first sentence of a metric's definition."""
-    return re.split(r"(?<=[a-z)\d])[.:] (?=[A-Z0-9])", metric.definition)[0].rstrip(".")
+    return re.split(r"\. (?=[A-Z])", metric.definition)[0].rstrip(".")
 
 
 def _key(topic: str) -> str:
@@ -110,7 +117,12 @@ def _metric(name: str) -> str | None:
     better = BETTER.get(metric.better, f"best at {metric.target:g}" if metric.target else "")
     resource = files("lidar_cli.explain").joinpath("metrics", f"{metric.name}.md")
     details = resource.read_text(encoding="utf-8") if resource.is_file() else ""
-    parts = [f"# {metric.name}: {better}", metric.definition, details.strip(), _in_study(metric)]
+    parts = [
+        f"# {metric.name}: {better}",
+        metric.definition,
+        details.strip("\n"),
+        _in_study(metric),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -141,7 +153,7 @@ def _setting(name: str) -> str | None:
     return settings_text.page(name)
 
 
-SECTIONS: tuple[Callable[[str], str | None], ...] = (_page, _metric, _recipe, _system, _setting)
+SECTIONS: tuple[Callable[[str], str | None], ...] = (_page, _recipe, _system, _setting)
 
 
 # Generated parts
@@ -198,7 +210,7 @@ def _in_study(metric: Metric) -> str:
         return ""
     pooled, within = rows["pooled"], rows["within"]
     return (
-        f"**In the study** rank correlation with a linear probe, checkpoints of all methods "
+        f"**In the study:** rank correlation with a linear probe, checkpoints of all methods "
         f"together: {pooled['spearman_mean']} on average, {pooled['spearman_worst']} at worst; "
         f"within one method {within['spearman_mean']} and {within['spearman_worst']}. The "
         f"checkpoint that it selects is {pooled['loss_mean']} points below the best, "

@@ -10,6 +10,7 @@ from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement, TableEl
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+from rich.theme import Theme
 
 WIDEST = 100  # columns of a line of prose
 
@@ -18,7 +19,7 @@ class _Heading(Heading):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         name, colon, title = self.text.plain.partition(": ")
         text = Text.assemble((name, "bold"), "    " if colon else "", title)
-        yield text if self.tag == "h1" else Text.assemble("\n", (self.text.plain, "bold"))
+        yield text if self.tag == "h1" else Text(self.text.plain, "bold")
 
 
 class _Code(CodeBlock):
@@ -46,5 +47,5 @@ class _Plain(Markdown):
 
 def print_markdown(text: str) -> None:
     """Print a text of our own on stdout, as wide as the terminal, up to WIDEST columns."""
-    out = Console(highlight=False)
+    out = Console(highlight=False, theme=Theme({"markdown.code": "cyan"}))
     out.print(_Plain(text, hyperlinks=False), width=min(out.width, WIDEST))
