@@ -1,6 +1,6 @@
 """Counts words that the project does not use; exit status 1 if there are any.
 
-    python tests/benchmarks/words.py [--list] [PATH...]    lidar_cli and its Markdown, README.md, CONTRIBUTING.md
+    python tests/benchmarks/words.py [--list] [PATH...]    of PACKAGE and PROSE, or PATH
     python tests/benchmarks/words.py --sizes [FOLDER...]   files, lines and functions of lidar_cli
 
 In Python, WORDS are counted in names (split at underscores), comments and strings, IDENTIFIERS only
