@@ -118,7 +118,7 @@ def test_every_system_is_in_the_table_and_has_a_page() -> None:
     table = explain("systems")
     assert len(formats()) == len(FORMATS) + 1
     for row in formats():
-        cells = (row.title, f"`{row.name}`", row.branches, row.layers, row.recipe)
+        cells = (f"`{row.name}`", row.title, row.branches, row.layers, row.recipe)
         assert f"| {' | '.join(cells)} |\n" in table, row.name
         assert f"# {row.name}: checkpoints of {row.title}\n" in explain(row.name)
         assert row.example in explain(row.name)
@@ -206,6 +206,8 @@ def test_a_terminal_shows_neither_marks_of_markdown_nor_long_lines(topic: str) -
     assert shown.startswith(f"{topic}    ")
     for mark in ("**", "| --", "`"):
         assert mark not in shown
+    if topic == "systems":
+        assert all(f"\n{row.name} " in shown for row in formats())
     if topic == "lidar":
         assert "\n    lidar = exp(- sum p log p)" in shown
 

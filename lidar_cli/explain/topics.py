@@ -178,8 +178,8 @@ def _formats() -> list[Any]:
 
 
 def _systems_table() -> str:
-    rows = ((r.title, f"`{r.name}`", r.branches, r.layers, r.recipe) for r in _formats())
-    return _table(("system", "name", "branches", "layers", "views"), rows)
+    rows = ((f"`{r.name}`", r.title, r.branches, r.layers, r.recipe) for r in _formats())
+    return _table(("name", "system", "branches", "layers", "views"), rows)
 
 
 def _exit_table() -> str:
@@ -198,7 +198,7 @@ def _study_table(scope: str) -> str:
     rows = [row for row in study_rows() if row["scope"] == scope]
     columns = ("spearman_mean", "spearman_worst", "loss_mean", "loss_most", "worst_at")
     return _table(
-        ("metric", "mean", "worst", "points lost", "at most", "worst at"),
+        ("metric", "mean", "worst", "lost", "most", "worst at"),
         ([f"`{row['metric']}`", *(row[column] for column in columns)] for row in rows),
     )
 

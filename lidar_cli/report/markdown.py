@@ -31,9 +31,26 @@ class _Table(TableElement):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for part in super().__rich_console__(console, options):
             if isinstance(part, Table):
-                part.box, part.padding = box.SIMPLE_HEAD, (0, 1)
-                part.header_style = "bold"
+                part.box, part.padding, part.header_style = box.SIMPLE_HEAD, (0, 1, 0, 0), "bold"
+                part.show_edge = part.pad_edge = False
+                _keep_words(part, options.max_width)
             yield part
+
+
+def _keep_words(table: Table, width: int) -> None:
+    """Set the widths of columns: first for their longest word, then for the fewest lines."""
+    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    longest = [max(map(len, cells)) for cells in columns]
+    widths = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
+    free = width - 2 * len(columns) + 1 - sum(widths)
+    for _ in range(-free):
+        widths[1 + widths[1:].index(max(widths[1:]))] -= 1  # the first column holds names
+    for _ in range(free):
+        lines = [most / at if at < most else 0 for most, at in zip(longest, widths, strict=True)]
+        if any(lines):
+            widths[lines.index(max(lines))] += 1
+    for column, chosen in zip(table.columns, widths, strict=True):
+        column.width, column.overflow = chosen, "fold"
 
 
 class _Plain(Markdown):
