@@ -21,6 +21,7 @@ def explain(
         str | None,
         typer.Argument(
             help="A metric, recipe, system, setting or page [default: lists them].",
+            metavar="[TOPIC]",
             autocompletion=_complete,
         ),
     ] = None,
