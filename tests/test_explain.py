@@ -187,6 +187,12 @@ def test_a_name_of_a_recipe_and_a_system_has_both() -> None:
     assert "# vicreg: checkpoints of facebookresearch/vicreg" in text
 
 
+def test_other_words_of_the_output_lead_to_the_page_about_them() -> None:
+    assert explain("tied_with") == explain("ties") == explain("intervals")
+    assert explain("alpha_req_r2") == explain("alpha_req")
+    assert explain("noise_edge") == explain("noise_fraction")
+
+
 def test_a_mistyped_topic_gets_a_suggestion() -> None:
     ended = lidar("explain", "lidr", cwd=ROOT)
     assert ended.returncode == 2

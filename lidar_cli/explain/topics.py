@@ -26,6 +26,13 @@ PAGES = {  # group of the list of topics -> names of files
     "What is promised": ("threats", "speed"),
 }
 PAGE_NAMES = [name for names in PAGES.values() for name in names]
+ALIASES = {  # words of the output and of other programs -> the page about them
+    "ties": "intervals",
+    "tied-with": "intervals",
+    "report": "page",
+    "formats": "systems",
+    "checkpoints": "systems",
+}
 BETTER = {"higher": "higher is better", "lower": "lower is better"}
 
 
@@ -107,11 +114,13 @@ def _title(name: str) -> str:
 def _page(name: str) -> str | None:
     if name.isdigit():
         name = "exit-statuses" if int(name) in EXIT_STATUSES else name
+    name = ALIASES.get(name, name)
     return _text(name) if name in PAGE_NAMES else None
 
 
 def _metric(name: str) -> str | None:
-    metric = METRICS.get(name.replace("-", "_"))
+    field = name.replace("-", "_")
+    metric = next((m for m in METRICS.values() if field in (m.name, *m.companions)), None)
     if metric is None:
         return None
     better = BETTER.get(metric.better, f"best at {metric.target:g}" if metric.target else "")
