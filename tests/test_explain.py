@@ -175,7 +175,7 @@ def test_the_list_names_every_page_metric_and_recipe() -> None:
 
 def test_topics_that_the_texts_point_to_exist() -> None:
     texts = "".join(map(explain, topic_names()))
-    pointers = set(re.findall(r"`lidar explain ([\w-]+)`", texts))
+    pointers = set(re.findall(r"`lidar explain\s+([\w-]+)`", texts))
     assert len(pointers) > 10
     for topic in pointers:
         explain(topic)
