@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from lidar_cli.configuration import NAMED_ONLY
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import EXIT_STATUSES, SettingsError
 from lidar_cli.explain import settings_text
@@ -100,7 +101,7 @@ def _key(topic: str) -> str:
 def _text(name: str) -> str:
     """A Markdown file, with its generated parts."""
     text = files("lidar_cli.explain").joinpath(f"{name}.md").read_text(encoding="utf-8")
-    return re.sub(r"^\{\{(.+)\}\}$", lambda match: GENERATED[match[1]](), text, flags=re.MULTILINE)
+    return re.sub(r"\{\{([\w-]+)\}\}", lambda match: GENERATED[match[1]](), text)
 
 
 def _title(name: str) -> str:
@@ -238,6 +239,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "systems": _systems_table,
     "exit-statuses": _exit_table,
     "settings": settings_text.every_setting,
+    "named-only": lambda: ", ".join(f"`{name}`" for name in NAMED_ONLY),
     "recipes": _recipes_table,
     "study-pooled": lambda: _study_table("pooled"),
     "study-within": lambda: _study_table("within"),
