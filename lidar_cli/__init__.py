@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Moments": "lidar_cli.core.moments",
-    "lidar": "lidar_cli.core.functions",
-    "rankme": "lidar_cli.core.functions",
-    "alpha_req": "lidar_cli.core.functions",
+    "lidar": "lidar_cli.core.functional",
+    "rankme": "lidar_cli.core.functional",
+    "alpha_req": "lidar_cli.core.functional",
     "extract": "lidar_cli.extraction.run",
     "LiDAR": "lidar_cli.integrations.torchmetrics",
     "Pillai": "lidar_cli.integrations.torchmetrics",

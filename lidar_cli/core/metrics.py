@@ -5,8 +5,9 @@ charts take it from there. `spectra` computes the spectra that the functions get
 samples, q views of each, d dimensions; lambda the LDA spectrum [d], lambda^c the same less its
 noise floor, sigma singular values, e covariance eigenvalues, T the metric. Logarithms are natural,
 and 0 log 0 = 0. If the input does not determine a metric, its function raises DegenerateFeatures
-with the reason; it never returns NaN or a placeholder. Names, directions and definitions are needed
-for help and refusals too, so torch is imported in the functions that compute.
+with the reason; it never returns NaN or a placeholder.
+
+Torch is imported when a metric is computed, so that a wrong name is refused before.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lidar_cli.errors import DegenerateFeatures
+from lidar_cli.errors import DegenerateFeatures, SettingsError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,12 +177,6 @@ def noise_fraction_gradient(eigenvalues: Tensor, n: int, q: int) -> Tensor:
     """- T / sum(lambda), the same for every k."""
     slope = -noise_fraction(eigenvalues, n, q) / eigenvalues.sum()
     return slope.expand(len(eigenvalues))
-
-
-def _n_above_noise(s: Spectrum) -> float:
-    from lidar_cli.core.noise import n_above_noise
-
-    return n_above_noise(s.eigenvalues, s.n, s.q, s.edge)
 
 
 def pillai(corrected: Tensor) -> float:
@@ -356,6 +351,12 @@ def alignment_influence(block: Tensor, sphere: SphereMoments) -> Tensor:
     return 2.0 / (block.shape[1] - 1) * spread
 
 
+def _n_above_noise(spectrum: Spectrum) -> float:
+    from lidar_cli.core.noise import n_above_noise
+
+    return n_above_noise(spectrum.eigenvalues, spectrum.n, spectrum.q, spectrum.edge)
+
+
 def _reliability(corrected: Tensor) -> Tensor:
     return corrected / (1.0 + corrected)
 
@@ -512,3 +513,30 @@ METRICS = {
         ),
     )
 }
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of this name. Raises SettingsError if there is none."""
+    if name not in METRICS:
+        raise SettingsError(
+            f"--by {name}: no such metric; {nearest(name, list(METRICS))} (lidar explain metrics)",
+            code="no-such-metric",
+        )
+    return METRICS[name]
+
+
+def parse_metrics(text: str) -> frozenset[str]:
+    """The metric names in a comma-separated list, or every name for "all". Raises SettingsError."""
+    if text == "all":
+        return frozenset(METRICS)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in METRICS:
+            raise SettingsError(
+                f"--metrics: no metric {name!r}; {nearest(name, list(METRICS))} "
+                "(lidar explain metrics)",
+                code="unknown-metric",
+            )
+    if not names:
+        raise SettingsError(f"--metrics is empty; known: {', '.join(METRICS)}")
+    return frozenset(names)

@@ -15,12 +15,13 @@ from harness import Goal, Line, alternate, median, write_embeddings
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from lidar_cli.core.metrics import parse_metrics
 from lidar_cli.core.moments import Moments
 from lidar_cli.core.spectra import lda_spectrum
 from lidar_cli.data.dataset import decoded
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.run import open_embeddings, parse_metrics, score_layer
+from lidar_cli.scoring.run import open_embeddings, score_layer
 from lidar_cli.settings import RankSettings, ScoreSettings
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
