@@ -1,7 +1,7 @@
 """The topics of `lidar explain`, each a Markdown text.
 
-The texts are the Markdown files in this folder. `{{NAME}}` in one of them is replaced by the part of
-GENERATED with this name, which is made from the code, so that it cannot differ from it.
+The texts are the Markdown files in this folder. `{{NAME}}` in one of them is replaced by the part
+of GENERATED with this name, which is made from the code, so that it cannot differ from it.
 """
 
 from __future__ import annotations
