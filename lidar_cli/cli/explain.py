@@ -26,7 +26,7 @@ def explain(
         ),
     ] = None,
 ) -> None:
-    """What a metric, a recipe, a system, a setting or an exit status means.
+    """What a metric, recipe, system, setting or exit status means.
 
     lidar explain lidar            a metric: its equation, and when to trust it
     lidar explain planning         how many images and views, and what they cost

@@ -21,7 +21,7 @@ from lidar_cli.explain import settings_text
 
 PAGES = {  # group of the list of topics -> names of files
     "Choosing a checkpoint": ("metrics", "study", "intervals", "noise", "planning", "race"),
-    "What goes in": ("data", "recipes", "systems", "settings"),
+    "What goes in": ("what-to-rank", "data", "recipes", "systems", "settings"),
     "What comes out": ("exit-statuses", "file-format", "page", "labels"),
     "Other ways to run": ("processes", "training", "python"),
     "What is promised": ("threats", "speed"),
@@ -31,6 +31,7 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     "ties": "intervals",
     "tied-with": "intervals",
     "report": "page",
+    "compare": "what-to-rank",
     "formats": "systems",
     "checkpoints": "systems",
 }
