@@ -20,6 +20,16 @@ A message is one line: what was found, what was expected, what to do next. Its w
 
 import difflib
 
+# Exit status of every command -> its meaning, for help and `lidar explain exit-statuses`.
+EXIT_STATUSES = {
+    0: "done",
+    2: "wrong usage",
+    3: "input refused, output not writable, or nothing to rank",
+    4: "ranked, but some checkpoints failed",
+    130: "interrupted",
+    143: "terminated",
+}
+
 
 class LidarError(Exception):
     """Base of all errors that a user can cause.

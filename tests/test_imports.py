@@ -13,9 +13,9 @@ import lidar_cli
 
 ROOT = Path(lidar_cli.__file__).parent
 TOWER = (  # from the top down: a package imports from itself and from those after it
-    "__main__", "cli", "report", "demo", "ranking", "scoring", "extraction", "integrations",
-    "checkpoints", "probing", "views", "data", "features", "core", "runtime", "configuration",
-    "settings", "errors",
+    "__main__", "cli", "report", "explain", "demo", "ranking", "scoring", "extraction",
+    "integrations", "checkpoints", "probing", "views", "data", "features", "core", "runtime",
+    "configuration", "settings", "errors",
     "",  # lidar_cli/__init__.py, which resolves its names lazily
 )  # fmt: skip
 
@@ -201,6 +201,7 @@ def loaded_by(*arguments, before=""):
         (["rank", "--help"], 0),
         (["extract", "--help"], 0),
         (["probe", "--help"], 0),
+        (["explain", "lidar"], 0),
         (["probe"], 2),
         (["probe", "z.h5", "--learning-rates", "fast"], 2),
         (["probe", "z.h5", "--json", "--csv"], 2),
@@ -216,6 +217,12 @@ def test_help_and_wrong_arguments_load_nothing_heavy(arguments, status):
     exit_status, packages = loaded_by(*arguments)
     assert exit_status == status
     assert packages.isdisjoint(HEAVY)
+
+
+def test_explain_loads_no_torch():
+    status, packages = loaded_by("explain", "vicreg")
+    assert status == 0
+    assert packages.isdisjoint({*HEAVY} - {"numpy"})
 
 
 def test_score_loads_neither_timm_nor_scipy_nor_sklearn(tmp_path):

@@ -264,13 +264,6 @@ def test_own_code_has_neither_format_nor_branch(tmp_path: Path) -> None:
     raised.match("leave --format and --branch out")
 
 
-def test_the_readme_has_the_table_of_formats() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    for row in formats():
-        cells = (row.title, f"`{row.name}`", row.branches, row.layers, row.recipe)
-        assert f"| {' | '.join(cells)} |\n" in readme, row.name
-
-
 def test_rank_takes_branch_and_format_and_reports_missing_projectors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ that need it are imported inside the commands, so that `--help` and wrong argume
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ import typer
 from lidar_cli import __version__
 from lidar_cli.cli.checks import no_such_command
 from lidar_cli.cli.demo import demo
+from lidar_cli.cli.explain import explain
 from lidar_cli.cli.extract import extract
 from lidar_cli.cli.help import Command, Group
 from lidar_cli.cli.inspect import inspect
@@ -21,12 +23,16 @@ from lidar_cli.cli.probe import probe
 from lidar_cli.cli.rank import rank
 from lidar_cli.cli.score import score
 from lidar_cli.cli.usage import UsageError, usage_error
-from lidar_cli.errors import SettingsError
+from lidar_cli.errors import EXIT_STATUSES, SettingsError
 
-EPILOG = """\
-A first try: lidar demo. Options of a command: lidar rank --help.
-Results go to stdout, everything else to stderr. Exit status: 0 done, 2 wrong
-usage, 3 input refused, 4 ranked but some checkpoints failed, 130 interrupted."""
+STATUSES = "; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())
+EPILOG = "\n".join(
+    [
+        "A first try: lidar demo. Options of a command: lidar rank --help.",
+        "What a metric, an option or a status means: lidar explain.",
+        *textwrap.wrap(f"Results go to stdout, all else to stderr. Exit status: {STATUSES}.", 76),
+    ]
+)
 
 
 class Commands(Group):
@@ -52,6 +58,8 @@ app = typer.Typer(
 
 for command in (demo, rank, extract, score, probe, inspect):  # in the order of use
     app.command(cls=Command)(command)
+# So that an option's name is a topic: lidar explain --by
+app.command(cls=Command, context_settings={"ignore_unknown_options": True})(explain)
 
 
 def run() -> None:

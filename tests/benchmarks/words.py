@@ -1,6 +1,6 @@
 """Counts words that the project does not use; exit status 1 if there are any.
 
-    python tests/benchmarks/words.py [--list] [PATH...]    lidar_cli, README.md, CONTRIBUTING.md
+    python tests/benchmarks/words.py [--list] [PATH...]    of PACKAGE and PROSE, or PATH
     python tests/benchmarks/words.py --sizes [FOLDER...]   files, lines and functions of lidar_cli
 
 In Python, WORDS are counted in names (split at underscores), comments and strings, IDENTIFIERS only
@@ -20,7 +20,8 @@ from pathlib import Path
 
 WORDS = ("tell", "tells", "told", "goes on with", "puts out", "of its own")
 IDENTIFIERS = ("found", "known", "kept", "made", "own", "told")
-PACKAGE, PROSE = Path("lidar_cli"), (Path("README.md"), Path("CONTRIBUTING.md"))
+PACKAGE = Path("lidar_cli")
+PROSE = (Path("README.md"), Path("CONTRIBUTING.md"), *sorted(PACKAGE.rglob("*.md")))
 KEYS = ('"told"',)  # JSON keys, which cannot be renamed
 MAX_LINES, MAX_LINES_95 = 80, 40  # of a function: the longest, the 95th percentile
 TEXT = (tokenize.COMMENT, tokenize.STRING)
