@@ -32,6 +32,7 @@ from lidar_cli.ranking.discover import (
     Skipped,
     scan_directory,
 )
+from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
 from lidar_cli.ranking.scorer import Scorer, score_features
 from lidar_cli.runtime.device import (
@@ -80,6 +81,12 @@ class Session:
     def digests(self) -> Digests:
         """Digests of the files as they are now."""
         return Digests(self.directory, self.folder.path)
+
+    def names(self) -> dict[str, str]:
+        """The short names of the scanned checkpoints, and of feature files without one, by path."""
+        checkpoints = [checkpoint.path for checkpoint in self.scan.checkpoints.values()]
+        features = [file.path for file in self.scan.features_without_checkpoint]
+        return short_names([str(path) for path in (*checkpoints, *features)])
 
     def scan_directory(self) -> None:
         """Recognise and hash every file. Raises as `discover.scan_directory`."""
@@ -196,6 +203,7 @@ class Ranking:
     failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
+    names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
 
 
 class Outcome(Enum):
@@ -353,6 +361,7 @@ class _Job:
             failed=tuple(failed),
             warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
+            names=session.names(),
         )
 
     def checkpoints(self) -> dict[str, Checkpoint]:
