@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from lidar_cli.checkpoints.reading.read import read_checkpoint
-from lidar_cli.data.tables import Table
+from lidar_cli.data.tables import Table, is_accuracy
 from lidar_cli.errors import LidarError, NoProcess
 
 NUMBER = re.compile(r"([A-Za-z]*)[=_\-.]?([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
@@ -21,7 +21,7 @@ LONGEST = 100  # characters of a hyperparameter's name or text
 
 def from_table(lines: Mapping[str, Mapping[str, str]], table: Table) -> dict[str, Hyperparameters]:
     """Checkpoint -> hyperparameters, one per column; text that is a number becomes one."""
-    names = [name for name in table.columns if name not in ("path", "accuracy")]
+    names = [name for name in table.columns if name != "path" and not is_accuracy(name)]
     return {path: {name: _value(row[name]) for name in names} for path, row in lines.items()}
 
 

@@ -13,7 +13,6 @@ from lidar_cli.report.text import (
     format_with_interval,
     path_lines,
     print_columns,
-    relative,
 )
 
 
@@ -43,6 +42,7 @@ def to_json(race: Race, count: int | None) -> str:
         "checkpoints": [
             {
                 "rank": rank,
+                "name": race.names[row.path],
                 "path": row.path,
                 "aliases": list(row.aliases),
                 "put_out": eliminated,
@@ -73,7 +73,7 @@ def print_race(race: Race, count: int | None) -> None:
     rows = [
         [
             str(rank),
-            relative(row.path, race.directory),
+            race.names[row.path],
             format_with_interval(by.name, row.value, row.interval),
             str(row.score.n_samples),
             "eliminated" if eliminated else "",
@@ -99,7 +99,7 @@ def result_text(race: Race) -> str:
     basis = (
         f"at {race.level:.3g} confidence over all looks, each at its own n ({looks} of {race.n})"
     )
-    names = [relative(row.path, race.directory) for row in race.winners]
+    names = [race.names[row.path] for row in race.winners]
     if len(names) == 1:
         return f"{names[0]} is the best by {race.by.name}, {basis}"
     return f"a tie: the best by {race.by.name} is one of {', '.join(names)}, {basis}"

@@ -95,6 +95,7 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
             {
                 "group": at + 1,
                 "rank": row.rank,
+                "name": ranking.names.get(row.path, row.path),
                 "path": row.path,
                 "aliases": list(row.aliases),
                 **value_record(row),
