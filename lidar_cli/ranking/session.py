@@ -45,7 +45,7 @@ from lidar_cli.runtime.device import (
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.run import open_groups
-from lidar_cli.settings import RankSettings
+from lidar_cli.settings import EMBEDDED, RankSettings
 from lidar_cli.views.methods import find_recipe
 
 # Bytes of decoded images that stay in memory from one checkpoint to the next, if so much is free.
@@ -75,7 +75,7 @@ class Session:
     def samples(self) -> Samples:
         """The samples that every checkpoint sees; they stay decoded as far as memory allows."""
         samples = open_decoded(self.settings)
-        note_data(samples, self.progress)
+        note_data(samples, self.settings, self.progress)
         return samples
 
     def digests(self) -> Digests:
@@ -187,6 +187,16 @@ def find_metric(name: str) -> Metric:
     return METRICS[name]
 
 
+def toy_data_note(data: str, result: str = "this order is by") -> str | None:
+    """A sentence about a result of the embedded images; None for other data.
+
+    data: of the result; several are separated by commas.
+    """
+    if EMBEDDED not in data.split(", "):
+        return None
+    return f"{result} toy pictures (small stand-in images), not your data"
+
+
 # A whole ranking
 
 
@@ -204,6 +214,12 @@ class Ranking:
     warnings: tuple[str, ...] = ()
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
     names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
+
+    def name(self, path: str) -> str:
+        """The short name of a checkpoint; of another file, its path below the directory."""
+        file = Path(path)
+        below = file.relative_to(self.directory) if file.is_relative_to(self.directory) else file
+        return self.names.get(path) or str(below)
 
 
 class Outcome(Enum):

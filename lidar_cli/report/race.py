@@ -7,6 +7,7 @@ import json
 
 from lidar_cli.ranking.order import Row
 from lidar_cli.ranking.race import Race
+from lidar_cli.ranking.session import toy_data_note
 from lidar_cli.report.ranking import print_left_out, value_record
 from lidar_cli.report.text import (
     console,
@@ -23,6 +24,8 @@ def to_json(race: Race, count: int | None) -> str:
         "by": race.by.name,
         "direction": race.by.direction,
         "data": race.data,
+        "toy_data": toy_data_note(race.data) is not None,
+        "data_note": toy_data_note(race.data),
         "race": {
             "confidence": race.level,
             "winner": winners[0] if len(winners) == 1 else None,
@@ -66,6 +69,8 @@ def print_race(race: Race, count: int | None) -> None:
     """Print the order, the looks, their cost, and the winner with its confidence."""
     out = console()
     by, first = race.by, race.winners[0].score
+    if toy := toy_data_note(race.data):
+        out.print_line(toy, style="yellow")
     out.print_line(
         f"race by {by.name} ({by.direction} is better)  layer {first.layer}  "
         f"n = {race.n}  q = {race.q}  d = {first.dim}  data: {race.data}"
