@@ -27,7 +27,8 @@ def note_toy_data(
     if folder is None:
         write_remark(f"{text}: {_command(*more, '--data')} FOLDER")
         return
-    write_remark(f"{text}; the checkpoints record this folder of images:")
+    write_remark(text)
+    write_remark("the checkpoints record where their images were; to use those:")
     write_remark(_command(*more, "--data", f"./{folder}" if folder.startswith("-") else folder))
 
 
