@@ -64,6 +64,9 @@ def written(path: Path, text: str | bytes) -> Path:
         "\ufeffPath , ACCURACY\r\n a.pt , 0.5 \r\n\r\nb.pt,0.25\r\n,\r\n",
         "accuracy;note;path\n0.5;x, y;a.pt\n0.25;;b.pt",
         'path\taccuracy\n"a.pt"\t0.5\nb.pt\t0.25\n',
+        "Name,State,val/top-1\na.pt,finished,0.5\nb.pt,crashed,0.25\n",
+        "run,checkpoint,acc@1 (%)\nx,a.pt,0.5\ny,b.pt,0.25\n",
+        "val_acc,Run,Accuracy\n1,a.pt,0.5\n1,b.pt,0.25\n",
     ],
 )
 def test_tables_as_people_write_them(tmp_path: Path, text: str) -> None:
@@ -77,9 +80,10 @@ def test_tables_as_people_write_them(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column 'path'; its header is empty"),
-        ("file,accuracy\na,1", "no column 'path'; its header is file, accuracy"),
-        ("path,acc\na,1", "no column 'accuracy'; its header is path, acc"),
+        ("", "no column 'path' (or checkpoint, file, name, run); its header is empty"),
+        ("where,accuracy\na,1", "no column 'path' (or checkpoint, file, name, run); its header is"),
+        ("path,loss\na,1", "no column 'accuracy' (or acc, top1); its header is path, loss"),
+        ("path,val_acc,test_acc\na,1,2", "val_acc and test_acc could each be the accuracy"),
         ("path,accuracy,accuracy\na,1,2", "two columns of its header have the same name"),
         ("path,accuracy\na,1\nb", "line 3 that is not empty has 1 cells; expected 2"),
         ("path,accuracy\na,1,2", "line 2 that is not empty has 3 cells; expected 2"),
@@ -164,11 +168,18 @@ def test_a_line_means_one_checkpoint_or_none(
     for way, meaning in ways:
         assert lines(way) == ({"runs/a/last.pt": way}, []), meaning
     assert lines("best.pt") == ({"runs/b/best.pt": "best.pt"}, [])  # the only one of its name
-    assert lines("last.pt")[1] == [("last.pt", "2 checkpoints have this name")]
-    assert lines("other.pt", "b")[1] == [
-        ("other.pt", "no such checkpoint"),
-        ("b", "no such checkpoint"),
+    for way in ("a", "a/last", "runs/a", "copy"):  # only one path has these parts
+        assert lines(way) == ({"runs/a/last.pt": way}, []), way
+    assert lines("last.pt", "b", "a/best")[1] == [
+        ("last.pt", "2 checkpoints have this name: a/last.pt, b/last.pt"),
+        ("b", "2 checkpoints have this name: b/best.pt, b/last.pt"),
+        ("a/best", "no such checkpoint"),
     ]
+    names = {"runs/a/last.pt": "short", "runs/b/last.pt": "b/last", "runs/b/best.pt": "best.pt"}
+    table = read_table(written(tmp_path / "t.csv", "run,acc\nshort,1\nb,0\n"), ("path",))
+    matched, unmatched = match(table, checkpoints, "runs", names)
+    assert list(matched) == ["runs/a/last.pt"]
+    assert unmatched[0].reason == "2 checkpoints have this name: best.pt, b/last"
     with raises(InputError, "same-checkpoint"):
         lines("copy.pt", "a/last.pt")
 
@@ -371,7 +382,11 @@ def test_against_a_file_of_accuracies(tmp_path: Path, rank: Shell) -> None:
     assert correlation["without"] == [str(runs / "5" / "last.pt")]
     assert correlation["unmatched"] == [
         {"path": "broken.pt", "reason": "no such checkpoint"},
-        {"path": "last.pt", "reason": "6 checkpoints have this name"},
+        {
+            "path": "last.pt",
+            "reason": "6 checkpoints have this name: runs/0, runs/1, runs/2, runs/3, runs/4 and 1 "
+            "more",
+        },
     ]
     (group,) = correlation["groups"]
     assert (group["group"], group["count"], group["median"]) == (1, 5, pytest.approx(0.6))
@@ -412,7 +427,7 @@ def test_accuracies_stand_beside_the_ranking_in_every_form(tmp_path: Path, rank:
     shown = rank(runs, "--oracle", table, "--params", params).stdout
     assert "read as shares of 1" in shown
     best = next(line for line in shown.splitlines() if line.startswith("(best)"))
-    assert best.split() == ["(best)", "60.0", "5/last.pt", "60.0"]  # by size: one set, of all
+    assert best.split() == ["(best)", "60.0", "runs/5", "60.0"]  # by size: one set, of all
     median = next(line for line in shown.splitlines() if line.startswith("(median)"))
     assert median.split() == ["(median)", "35.0", "35.0"]
     assert "size 6 in 1 set)" in shown

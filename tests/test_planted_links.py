@@ -229,7 +229,7 @@ def test_a_file_that_is_none_is_one_line_at_once(
     for words in commands:
         done = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
         assert (done.returncode, done.stdout) == (3, ""), words
-        (line,) = [line for line in done.stderr.splitlines() if "embedded (small" not in line]
+        (line,) = [line for line in done.stderr.splitlines() if "toy pictures" not in line]
         assert f"{kind}, not a file" in line
 
 

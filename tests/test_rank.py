@@ -143,12 +143,12 @@ def test_a_folder_that_may_not_be_listed_is_among_the_failed(
 
 def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:
     ranking = ranked(rank(three(tmp_path / "runs"), "--json"))
-    keys = "by direction data groups checkpoints skipped failed warnings correlation"
-    assert ranking.keys() == set(keys.split())
+    keys = "by direction data toy_data data_note groups checkpoints skipped failed warnings"
+    assert ranking.keys() == {*keys.split(), "correlation"}
     assert (ranking["by"], ranking["direction"], ranking["groups"]) == ("lidar", "higher", 1)
     assert ranking["data"] == str(images)
     assert (ranking["skipped"], ranking["failed"], ranking["correlation"]) == ([], [], None)
-    row_keys = "group rank path aliases value reason ci_low ci_high tied_with metrics"
+    row_keys = "group rank name path aliases value reason ci_low ci_high tied_with metrics"
     for row in ranking["checkpoints"]:
         assert row.keys() == set(row_keys.split())
         assert (row["aliases"], row["reason"]) == ([], None)

@@ -9,8 +9,9 @@ import typer
 
 from lidar_cli.cli.checks import check_extract
 from lidar_cli.cli.options import with_settings
+from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.runtime.streams import write_results
-from lidar_cli.settings import ExtractSettings
+from lidar_cli.settings import EMBEDDED, ExtractSettings
 
 
 @with_settings(ExtractSettings)
@@ -41,3 +42,9 @@ def extract(
         done = extract_checkpoint(checkpoint, settings, terminal, rank_info)
     if done.reports_result:
         write_results(path_lines([str(done.path)]))
+        note_toy_data(
+            settings.data or EMBEDDED,
+            [str(checkpoint)],
+            "--overwrite",
+            result="these embeddings are of",
+        )

@@ -18,6 +18,7 @@ from lidar_cli.cli.options import (
     option,
     with_settings,
 )
+from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.errors import SettingsError
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import RankSettings
@@ -90,10 +91,11 @@ def rank(
             from lidar_cli.report.page.document import write_page
 
             write_page(ranking_page(ranking, oracle, parameters), page, overwrite)
+    if ranking.failed and (quiet or json or csv or markdown):
+        for file in ranking.failed:
+            write_remark(f"failed: {file.path}: {file.reason}")
+    note_toy_data(ranking.data, list(ranking.checkpoints), *(["--overwrite"] if page else []))
     if ranking.failed:
-        if quiet or json or csv or markdown:
-            for file in ranking.failed:
-                write_remark(f"failed: {file.path}: {file.reason}")
         raise typer.Exit(4)
 
 
@@ -133,6 +135,7 @@ def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> N
         write_results(report.to_paths(race, settings.top))
     else:
         report.print_race(race, settings.top)
+    note_toy_data(race.data, list(race.names))
     if race.failed:
         raise typer.Exit(4)
 

@@ -34,7 +34,7 @@ from lidar_cli.features.schema import format_size
 from lidar_cli.features.writer import FeatureWriter, check_absent
 from lidar_cli.runtime.device import RankInfo, find_device
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings
+from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings, SampleSettings
 from lidar_cli.views.methods import find_recipe
 
 BATCHES_UNTIL = 8  # at least, so that the last batch exceeds `until` by few samples
@@ -157,7 +157,7 @@ def extract_checkpoint(
     before = stamp(checkpoint)
     embedder = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
-    note_data(samples, progress)
+    note_data(samples, settings, progress)
     digest = sha256(checkpoint)
     if stamp(checkpoint) != before:
         raise changed_error(checkpoint)
@@ -239,7 +239,7 @@ def stem(checkpoint: Path) -> str:
     return name
 
 
-def note_data(samples: Samples, progress: Progress) -> None:
+def note_data(samples: Samples, settings: SampleSettings, progress: Progress) -> None:
     """Report the remarks about the data, the bad images, and the use of the embedded images."""
     for remark in samples.remarks:
         progress.note(f"{samples.data}: {remark}")
@@ -247,7 +247,8 @@ def note_data(samples: Samples, progress: Progress) -> None:
         progress.note(f"{samples.data}: left out {describe_bad(samples.bad)}")
     if samples.data == EMBEDDED:
         progress.note(
-            "data: embedded (small images made from scikit-learn's); name your own with --data"
+            f"data: embedded (toy pictures: small stand-in images), n = {settings.n_samples}, "
+            f"q = {settings.n_views}; name your own with --data"
         )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TypeGuard
 
+from lidar_cli.checkpoints.reading.folder import read_arguments
+from lidar_cli.checkpoints.reading.pickle import StandIn
 from lidar_cli.checkpoints.reading.read import read_checkpoint
-from lidar_cli.data.tables import Table
+from lidar_cli.data.tables import Table, is_accuracy
 from lidar_cli.errors import LidarError, NoProcess
 
 NUMBER = re.compile(r"([A-Za-z]*)[=_\-.]?([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
@@ -16,12 +19,24 @@ Value = str | float | bool | None  # an int counts as a float
 Hyperparameters = dict[str, Value]  # by name
 # Where Lightning stores hyperparameters, and scripts that save their arguments.
 CHECKPOINT_KEYS = ("hyper_parameters", "args")
+CONFIG_KEYS = (*CHECKPOINT_KEYS, "hparams", "cfg", "config", "opt", "opts", "options", "params")
+ARGUMENTS_FILE = "args.json"  # next to the checkpoints of solo-learn
+# Names of the folder of images in a training's arguments, without punctuation. The last two keys
+# count together: `data.root` is one.
+DATA_FOLDER = re.compile(
+    r"(train|training|val|valid|test|data|dataset|image|images|imagenet|in1k)+"
+    r"(path|dir|root|folder|directory)"
+)
+DATA = re.compile(r"(train|training)?(data|dataset|images|imagenet)")  # a folder, or a set's name
+MAX_DEPTH = 6  # of nested arguments
+MAX_RECORDS = 8  # checkpoints that are searched for a folder of images
 LONGEST = 100  # characters of a hyperparameter's name or text
+LONGEST_PATH = 1000
 
 
 def from_table(lines: Mapping[str, Mapping[str, str]], table: Table) -> dict[str, Hyperparameters]:
     """Checkpoint -> hyperparameters, one per column; text that is a number becomes one."""
-    names = [name for name in table.columns if name not in ("path", "accuracy")]
+    names = [name for name in table.columns if name != "path" and not is_accuracy(name)]
     return {path: {name: _value(row[name]) for name in names} for path, row in lines.items()}
 
 
@@ -51,6 +66,61 @@ def from_checkpoints(paths: Sequence[str]) -> dict[str, Hyperparameters]:
         if values:
             by_path[path] = values
     return by_path
+
+
+def recorded_data(paths: Sequence[str]) -> str | None:
+    """The folder of images that most of the first checkpoints record; None if none does.
+
+    The folder is not opened, and need not exist.
+    """
+    folders: Counter[str] = Counter()
+    for path in sorted(paths)[:MAX_RECORDS]:
+        try:
+            tree = read_checkpoint(Path(path))
+        except NoProcess:
+            raise
+        except LidarError:
+            continue
+        configs = [tree.get(name) for name in CONFIG_KEYS]
+        configs.append(read_arguments(Path(path), ARGUMENTS_FILE))
+        matches = [match for config in configs for match in _data_folders(config)]
+        if matches:
+            folders[min(matches, key=lambda match: match[0])[1]] += 1
+    return max(folders, key=lambda folder: folders[folder], default=None)
+
+
+def _data_folders(value: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[bool, str]]:
+    """Folders of images in nested arguments, each with whether it is only for evaluation."""
+    value = _content(value)
+    if isinstance(value, dict) and len(keys) < MAX_DEPTH:
+        for key, inner in value.items():
+            if isinstance(key, str):
+                yield from _data_folders(inner, (*keys, re.sub(r"[^a-z0-9]", "", key.lower())))
+    elif keys and _is_folder(value):
+        names = (keys[-1], "".join(keys[-2:]))
+        if any(map(DATA_FOLDER.fullmatch, names)) or ("/" in value and DATA.fullmatch(keys[-1])):
+            yield re.search("val|test", names[1]) is not None, value
+
+
+def _content(value: object) -> object:
+    """The dict, text or path that a stand-in for one of OmegaConf or pathlib holds."""
+    if isinstance(value, StandIn):
+        if value.name.startswith("pathlib.") and all(isinstance(one, str) for one in value.args):
+            return str(PurePosixPath(*value.args))
+        if isinstance(value.state, dict):
+            return value.state.get("_content", value.state.get("_val"))
+    return value
+
+
+def _is_folder(value: object) -> TypeGuard[str]:
+    """Whether a text can be the path of a folder, and be printed in a command."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= LONGEST_PATH
+        and value.isprintable()
+        and "://" not in value
+        and "${" not in value
+    )
 
 
 def from_names(paths: Iterable[str], directory: str = ".") -> dict[str, Hyperparameters]:

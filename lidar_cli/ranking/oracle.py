@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lidar_cli.core.metrics import METRICS
@@ -54,6 +54,7 @@ class Oracle:
     comparisons: tuple[GroupComparison, ...]  # one for each group of the ranking, in its order
     without: tuple[str, ...]  # ranked checkpoints that have no accuracy
     unmatched: tuple[Unmatched, ...]  # lines of the files that name no ranked checkpoint
+    names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
 
 
 def check_tables(settings: RankSettings, report: bool = False) -> None:
@@ -103,6 +104,7 @@ def compare_with_oracle(
         comparisons=tuple(comparisons),
         without=tuple(row.path for row in rows if row.path not in accuracies),
         unmatched=(*unmatched, *more),
+        names=ranking.names,
     )
 
 
@@ -183,13 +185,14 @@ def hyperparameters_for_page(
 def _matched(
     table: Table, rows: Sequence[Row], ranking: Ranking
 ) -> tuple[dict[str, dict[str, str]], list[Unmatched]]:
-    lines, unmatched = match(table, [(row.path, row.aliases) for row in rows], ranking.directory)
+    checkpoints = [(row.path, row.aliases) for row in rows]
+    lines, unmatched = match(table, checkpoints, ranking.directory, ranking.names)
     if not lines:
         first = f", the first {unmatched[0].path}: {unmatched[0].reason}" if unmatched else ""
         raise InputError(
             f"{table.path}: none of its {len(table.rows)} lines names a ranked checkpoint{first}; "
-            f"expected paths below {ranking.directory}, such as "
-            f"{Path(rows[0].path).name if len(rows) == 1 else rows[0].path}",
+            f"expected names as in the table, such as {ranking.names[rows[0].path]}, or paths "
+            f"below {ranking.directory}",
             code="no-line-matches",
         )
     return lines, unmatched

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lidar_cli.core.metrics import Metric
@@ -67,6 +67,7 @@ class Race:
     others: tuple[Row, ...]
     skipped: tuple[Skipped, ...]
     failed: tuple[Skipped, ...]
+    names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
 
     @property
     def views_spent(self) -> int:
@@ -124,6 +125,7 @@ def race_directory(
         others=tuple(others),
         skipped=(*scan.skipped, *features),
         failed=tuple(scan.failed),
+        names=session.names(),
     )
 
 

@@ -32,6 +32,7 @@ from lidar_cli.ranking.discover import (
     Skipped,
     scan_directory,
 )
+from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
 from lidar_cli.ranking.scorer import Scorer, score_features
 from lidar_cli.runtime.device import (
@@ -44,7 +45,7 @@ from lidar_cli.runtime.device import (
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.run import open_groups
-from lidar_cli.settings import RankSettings
+from lidar_cli.settings import EMBEDDED, RankSettings
 from lidar_cli.views.methods import find_recipe
 
 # Bytes of decoded images that stay in memory from one checkpoint to the next, if so much is free.
@@ -74,12 +75,18 @@ class Session:
     def samples(self) -> Samples:
         """The samples that every checkpoint sees; they stay decoded as far as memory allows."""
         samples = open_decoded(self.settings)
-        note_data(samples, self.progress)
+        note_data(samples, self.settings, self.progress)
         return samples
 
     def digests(self) -> Digests:
         """Digests of the files as they are now."""
         return Digests(self.directory, self.folder.path)
+
+    def names(self) -> dict[str, str]:
+        """The short names of the scanned checkpoints, and of feature files without one, by path."""
+        checkpoints = [checkpoint.path for checkpoint in self.scan.checkpoints.values()]
+        features = [file.path for file in self.scan.features_without_checkpoint]
+        return short_names([str(path) for path in (*checkpoints, *features)])
 
     def scan_directory(self) -> None:
         """Recognise and hash every file. Raises as `discover.scan_directory`."""
@@ -171,6 +178,16 @@ def open_decoded(settings: RankSettings) -> Samples:
     return open_samples(settings).with_cache(memory)
 
 
+def toy_data_note(data: str, result: str = "this order is by") -> str | None:
+    """A sentence about a result of the embedded images; None for other data.
+
+    data: of the result; several are separated by commas.
+    """
+    if EMBEDDED not in data.split(", "):
+        return None
+    return f"{result} toy pictures (small stand-in images), not your data"
+
+
 # A whole ranking
 
 
@@ -187,6 +204,13 @@ class Ranking:
     failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
+    names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
+
+    def name(self, path: str) -> str:
+        """The short name of a checkpoint; of another file, its path below the directory."""
+        file = Path(path)
+        below = file.relative_to(self.directory) if file.is_relative_to(self.directory) else file
+        return self.names.get(path) or str(below)
 
 
 class Outcome(Enum):
@@ -344,6 +368,7 @@ class _Job:
             failed=tuple(failed),
             warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
+            names=session.names(),
         )
 
     def checkpoints(self) -> dict[str, Checkpoint]:

@@ -72,9 +72,9 @@ def print_oracle(out: SafeConsole, oracle: Oracle, directory: str) -> None:
         if comparison.hyperparameters:
             out.print_line(sets_text(comparison), style="dim")
     for path in oracle.without:
-        out.print_line(f"no accuracy: {relative(path, directory)}", style="yellow")
+        out.print_line(f"no accuracy: {_name(path, oracle, directory)}", style="yellow")
     for line in oracle.unmatched:
-        text = f"not matched: {relative(line.path, directory)}: {line.reason}"
+        text = f"not matched: {_name(line.path, oracle, directory)}: {line.reason}"
         out.print_line(text, style="yellow")
 
 
@@ -104,7 +104,7 @@ def table(
     headers += [f"by {column.name}" for column in varied]
     rows = []
     for correlation, pick in zip(comparison.correlations, selection.picks, strict=True):
-        paths = [relative(path, directory) for path in pick.paths]
+        names = [_name(path, oracle, directory) for path in pick.paths]
         rows.append(
             [
                 correlation.metric,
@@ -114,17 +114,21 @@ def table(
                 _ends(correlation.kendall_interval),
                 str(correlation.count),
                 format_percent(pick.accuracy),
-                first_and_more(paths) if paths else MISSING,
+                first_and_more(names) if names else MISSING,
                 *(format_percent(column.picks[correlation.metric]) for column in varied),
             ]
         )
-    best = relative(selection.best.paths[0], directory)
+    best = _name(selection.best.paths[0], oracle, directory)
     for name, value, columns, which in (
         ("(best)", selection.best.accuracy, [column.best for column in varied], best),
         ("(median)", selection.median, [column.median for column in varied], ""),
     ):
         rows.append([name, *[""] * 5, format_percent(value), which, *map(format_percent, columns)])
     return headers, rows
+
+
+def _name(path: str, oracle: Oracle, directory: str) -> str:
+    return oracle.names.get(path) or relative(path, directory)
 
 
 def _ends(interval: tuple[float, float] | None) -> str:

@@ -7,13 +7,13 @@ import json
 
 from lidar_cli.ranking.order import Row
 from lidar_cli.ranking.race import Race
+from lidar_cli.ranking.session import toy_data_note
 from lidar_cli.report.ranking import print_left_out, value_record
 from lidar_cli.report.text import (
     console,
     format_with_interval,
     path_lines,
     print_columns,
-    relative,
 )
 
 
@@ -24,6 +24,8 @@ def to_json(race: Race, count: int | None) -> str:
         "by": race.by.name,
         "direction": race.by.direction,
         "data": race.data,
+        "toy_data": toy_data_note(race.data) is not None,
+        "data_note": toy_data_note(race.data),
         "race": {
             "confidence": race.level,
             "winner": winners[0] if len(winners) == 1 else None,
@@ -43,6 +45,7 @@ def to_json(race: Race, count: int | None) -> str:
         "checkpoints": [
             {
                 "rank": rank,
+                "name": race.names[row.path],
                 "path": row.path,
                 "aliases": list(row.aliases),
                 "put_out": eliminated,
@@ -66,6 +69,8 @@ def print_race(race: Race, count: int | None) -> None:
     """Print the order, the looks, their cost, and the winner with its confidence."""
     out = console()
     by, first = race.by, race.winners[0].score
+    if toy := toy_data_note(race.data):
+        out.print_line(toy, style="yellow")
     out.print_line(
         f"race by {by.name} ({by.direction} is better)  layer {first.layer}  "
         f"n = {race.n}  q = {race.q}  d = {first.dim}  data: {race.data}"
@@ -73,7 +78,7 @@ def print_race(race: Race, count: int | None) -> None:
     rows = [
         [
             str(rank),
-            relative(row.path, race.directory),
+            race.names[row.path],
             format_with_interval(by.name, row.value, row.interval),
             str(row.score.n_samples),
             "eliminated" if eliminated else "",
@@ -99,7 +104,7 @@ def result_text(race: Race) -> str:
     basis = (
         f"at {race.level:.3g} confidence over all looks, each at its own n ({looks} of {race.n})"
     )
-    names = [relative(row.path, race.directory) for row in race.winners]
+    names = [race.names[row.path] for row in race.winners]
     if len(names) == 1:
         return f"{names[0]} is the best by {race.by.name}, {basis}"
     return f"a tie: the best by {race.by.name} is one of {', '.join(names)}, {basis}"

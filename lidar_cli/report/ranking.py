@@ -13,7 +13,7 @@ from lidar_cli.errors import SettingsError, printable
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row, noise_warnings
-from lidar_cli.ranking.session import Ranking
+from lidar_cli.ranking.session import Ranking, toy_data_note
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report.scores import BIAS, record
 from lidar_cli.report.text import (
@@ -90,11 +90,14 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
         "by": ranking.by.name,
         "direction": ranking.by.direction,
         "data": ranking.data,
+        "toy_data": toy_data_note(ranking.data) is not None,
+        "data_note": toy_data_note(ranking.data),
         "groups": len(ranking.groups),
         "checkpoints": [
             {
                 "group": at + 1,
                 "rank": row.rank,
+                "name": ranking.name(row.path),
                 "path": row.path,
                 "aliases": list(row.aliases),
                 **value_record(row),
@@ -127,7 +130,7 @@ def metrics_record(row: Row) -> dict[str, Any]:
 
 
 def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """A header and a line per checkpoint; with an oracle, its accuracy in the last column."""
+    """A header and a line per checkpoint; the last columns are its accuracy, if known, and name."""
     names = ["n_samples", "n_views", "dim", "layer", "delta", *METRICS]
     headers = ["group", "rank", "path", "by", "value", "ci_low", "ci_high", "tied_with", *names]
     rows = [
@@ -136,16 +139,18 @@ def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
             *(row.value, row.interval.ci_low, row.interval.ci_high, "; ".join(row.tied_with)),
             *(getattr(row.score, name) for name in names),
             *([oracle.accuracies.get(row.path)] if oracle else []),
+            ranking.name(row.path),
         ]
         for at, group in enumerate(ranking.groups)
         for row in group.rows
     ]
-    return csv_table([*headers, *(["accuracy"] if oracle else [])], rows)
+    return csv_table([*headers, *(["accuracy"] if oracle else []), "name"], rows)
 
 
 def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
     """A table per group, the tables of the oracle, and the failed files, in Markdown."""
-    blocks = []
+    toy = toy_data_note(ranking.data)
+    blocks = [toy] if toy else []
     for group in ranking.groups:
         rows = []
         for row in group.rows:
@@ -170,6 +175,8 @@ def to_paths(ranking: Ranking) -> bytes:
 def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
     """Print a table per group, the failed and skipped files, and the tables of the oracle."""
     out = console()
+    if toy := toy_data_note(ranking.data):
+        out.print_line(toy, style="yellow")
     for at, group in enumerate(ranking.groups):
         if at:
             out.print()
@@ -201,7 +208,7 @@ def print_group(
     rows = [
         [
             str(row.rank),
-            relative(row.path, ranking.directory).removesuffix(suffix),
+            ranking.name(row.path).removesuffix(suffix),
             *([format_percent(accuracies[row.path])] if accuracies else []),
             metric_cell(row, by, ranking),
             *([tied] if any_ties else []),
@@ -297,7 +304,7 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
     for row in group.rows:
         if row.aliases:
             aliases = ", ".join(relative(alias, ranking.directory) for alias in row.aliases)
-            path = relative(row.path, ranking.directory)
+            path = ranking.name(row.path)
             yield Remark("same", f"{path}: the same file as {aliases}")
     notes = ((note, (row, name)) for row in group.rows for name, note in row.score.notes.items())
     for note, pairs in by_remark(notes).items():
@@ -338,4 +345,4 @@ def _interval_remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
 
 
 def _names(rows: Sequence[Row], ranking: Ranking) -> str:
-    return first_and_more([relative(row.path, ranking.directory) for row in rows])
+    return first_and_more([ranking.name(row.path) for row in rows])

@@ -188,7 +188,7 @@ def _entries(
     positions = {row.path: at for at, row in enumerate(group.rows)}
     return [
         Entry(
-            name=relative(row.path, ranking.directory),
+            name=ranking.name(row.path),
             path=row.path,
             score=row.score,
             rank=row.rank,
