@@ -22,7 +22,7 @@ def demo(
     """Train 12 small checkpoints on embedded images, rank them, compare with linear probes."""
     from lidar_cli.demo.run import run_demo
     from lidar_cli.report.demo import print_demo
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
 
     with Terminal() as terminal:
         outcome = run_demo(directory, settings, terminal)

@@ -26,11 +26,13 @@ def extract(
 ) -> None:
     """Embed augmented views of images with a checkpoint, into an HDF5 feature file."""
     from lidar_cli.extraction.run import extract_checkpoint
-    from lidar_cli.report.text import Terminal, path_lines
+    from lidar_cli.report.progress import Terminal
+    from lidar_cli.report.text import path_lines
     from lidar_cli.runtime.device import read_rank_info
 
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main) as terminal:
+        terminal.checkpoint(checkpoint.name)
         done = extract_checkpoint(checkpoint, settings, terminal, rank_info)
     if done.reports_result:
         write_results(path_lines([str(done.path)]))

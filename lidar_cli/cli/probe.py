@@ -40,7 +40,7 @@ def probe(
         raise SettingsError("probe takes feature files to split, or pairs of --train and --test")
     from lidar_cli.probing.run import probe_files
     from lidar_cli.report import probe as report
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
 
     with Terminal() as terminal:
         probes = probe_files(

@@ -48,13 +48,13 @@ def rank(
     from lidar_cli.ranking.oracle import check_tables, compare_with_oracle, hyperparameters_for_page
     from lidar_cli.ranking.session import rank_together
     from lidar_cli.report import ranking as report
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
     from lidar_cli.runtime.device import read_rank_info
 
     check_tables(settings, report=page is not None)
     oracle, parameters = None, {}
     rank_info = read_rank_info()
-    with Terminal(rank_info.is_main) as terminal:
+    with Terminal(rank_info.is_main, quiet) as terminal:
         ranking = rank_together(directory, settings, terminal, rank_info)
         if ranking is None:
             terminal.note("all checkpoints are scored; another process prints the ranking")
@@ -111,12 +111,12 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
 def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> None:
     from lidar_cli.ranking.race import race_directory
     from lidar_cli.report import race as report
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
     from lidar_cli.runtime.device import read_rank_info
 
     if read_rank_info().ranks > 1:
         raise SettingsError("--race is run by one process; start it without torchrun")
-    with Terminal() as terminal:
+    with Terminal(quiet=quiet) as terminal:
         race = race_directory(directory, settings, terminal)
         if json or quiet:
             terminal.note(report.result_text(race))
@@ -132,7 +132,7 @@ def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> N
 
 def _watch(directory: Path, settings: RankSettings) -> None:
     from lidar_cli.ranking.watch import ScoredCheckpoint, follow
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
     from lidar_cli.report.watch_log import WatchLog
 
     failed = False

@@ -44,7 +44,7 @@ def score(
         check_plot(plot)
     check_report(page, overwrite)
     from lidar_cli.report import scores as report
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
     from lidar_cli.runtime.device import read_rank_info
     from lidar_cli.scoring.convergence import converge_file
     from lidar_cli.scoring.run import (
@@ -63,6 +63,7 @@ def score(
     scores, status = [], 0
     with Terminal(rank_info.is_main) as terminal, open_process_group(rank_info) as process_group:
         for file in files:
+            terminal.checkpoint(file.name)
             try:
                 if settings.converge:
                     scores += converge_file(file, settings, terminal, groups)
