@@ -214,7 +214,7 @@ class Replacing(Progress):
         self.name = name
 
     def update(self, task: str, done: int, total: int) -> None:
-        if task == "embedding" and self.name in (self.path.stem, self.path.name) and done == 50:
+        if task == "embedding" and self.name.endswith(self.path.stem) and done == 50:
             checkpoint(self.path, 99)
 
 

@@ -101,14 +101,15 @@ class Digests:
         self._trial = before.st_dev if is_reliable else -1, after.st_ctime_ns
         return self._trial
 
-    def _record(self, path: Path) -> Path:
+    def record(self, path: Path) -> Path:
+        """The file that stores the digest of a checkpoint."""
         name = os.path.relpath(path, self._directory)  # the same on all hosts
         key = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
         return self._folder / f"{path.name}-{key}.sha256"
 
     def _stored(self, path: Path, file: list[int]) -> str | None:
         try:
-            record = parse_json(read_limited(self._record(path), MAX_BYTES, follow=False))
+            record = parse_json(read_limited(self.record(path), MAX_BYTES, follow=False))
             return str(record["sha256"]) if record["file"] == file else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -116,4 +117,4 @@ class Digests:
     def _store(self, path: Path, file: list[int], digest: str) -> None:
         content = json.dumps({"file": file, "sha256": digest}).encode()
         with suppress(OSError):  # it is computed again next time
-            write_atomic(self._record(path), content)
+            write_atomic(self.record(path), content)
