@@ -170,6 +170,7 @@ class ExtractSettings(EmbedSettings):
     )
     overwrite: bool = setting(False, "Replace an existing output.")
     resume: bool = setting(False, "Continue a .partial file, if there is one.")
+    dry_run: bool = setting(False, "Measure a batch, print time, disk and memory; write nothing.")
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,9 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
         "auto",
         "Main memory for views that several checkpoints share, such as 8GB; the rest goes to a "
         "scratch file in the cache; 0 draws views per checkpoint [auto: a quarter of the free].",
+    )
+    dry_run: bool = setting(
+        False, "Print what would be ranked, what is cached, time, disk and memory; write nothing."
     )
     race: bool = setting(
         False, "Find only the best: embed more samples only of checkpoints that may still be it."

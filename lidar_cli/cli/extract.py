@@ -30,6 +30,15 @@ def extract(
     from lidar_cli.report.text import path_lines
     from lidar_cli.runtime.device import read_rank_info
 
+    if settings.dry_run:
+        from lidar_cli.extraction.measure import measure_checkpoint
+        from lidar_cli.extraction.run import stem
+        from lidar_cli.report.dry_run import print_extraction
+
+        with Terminal() as terminal:
+            plan, measured = measure_checkpoint(checkpoint, settings, terminal)
+        print_extraction(plan, measured, str(settings.output or f"{stem(checkpoint)}.h5"))
+        return
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main) as terminal:
         terminal.checkpoint(checkpoint.name)

@@ -38,6 +38,9 @@ def rank(
     """Order every checkpoint under a directory, extracting what is not yet extracted."""
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
+    if settings.dry_run:
+        _dry_run(directory, settings, json)
+        return
     if settings.watch:
         _watch(directory, settings)
         return
@@ -92,6 +95,9 @@ def rank(
 
 def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
     """Raise SettingsError for options that exclude each other or need another."""
+    if settings.dry_run:
+        one_of(dry_run=True, watch=settings.watch, race=settings.race, report=page)
+        one_of(dry_run=True, **(formats | {"json": False}))
     if settings.collect:
         one_of(collect=True, watch=settings.watch, race=settings.race)
     if settings.watch:
@@ -106,6 +112,19 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
         for name in ("watch_for", "jsonl", "tensorboard"):
             if getattr(settings, name) is not None:
                 raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
+
+
+def _dry_run(directory: Path, settings: RankSettings, json: bool) -> None:
+    from lidar_cli.ranking.dry_run import dry_run
+    from lidar_cli.report import dry_run as report
+    from lidar_cli.report.progress import Terminal
+
+    with Terminal() as terminal:
+        run = dry_run(directory, settings, terminal)
+    if json:
+        write_results(report.to_json(run))
+    else:
+        report.print_dry_run(run)
 
 
 def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> None:

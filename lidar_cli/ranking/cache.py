@@ -151,7 +151,7 @@ class Cache:
     """
 
     def __init__(self, folder: CacheFolder, settings: RankSettings) -> None:
-        self.path = folder.make()
+        self.path = folder.path if settings.dry_run else folder.make()
         self.claims = folder.claims
         self._settings = settings
         # Digest of the checkpoint -> path of a feature file -> that file.

@@ -34,9 +34,13 @@ Stamp = tuple[int, ...]
 
 
 class Digests:
-    """Digests of the files under a directory, stored in a folder if that can be written."""
+    """Digests of the files under a directory, stored in a folder if that can be written.
 
-    def __init__(self, directory: Path, folder: Path) -> None:
+    store: False to read stored digests only, and to write nothing.
+    """
+
+    def __init__(self, directory: Path, folder: Path, store: bool = True) -> None:
+        self._stores = store
         self._directory = directory
         self._folder = folder
         self._digests: dict[Path, tuple[Stamp, str]] = {}
@@ -55,7 +59,7 @@ class Digests:
             digest = self._stored(path, reliable) if reliable else None
             if digest is None:
                 digest = sha256(path)
-                if reliable and reliable == self._reliable_stamp(path):
+                if self._stores and reliable and reliable == self._reliable_stamp(path):
                     self._store(path, reliable, digest)
             self._digests[path] = before, digest
         return self._digests[path]
@@ -81,7 +85,8 @@ class Digests:
         Raises OSError.
         """
         self._trial = -1, 0  # a trial that raises is not repeated
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._stores:
+            self._folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=self._folder) as trial:  # unnamed, so that a kill leaves no file
             trial.write(b"0")
             trial.flush()

@@ -351,7 +351,7 @@ class Scorer:
     def _extract(
         self, task: Task, output: Path, views: ViewCache | None, until: int | None
     ) -> None:
-        model, source = self._model_and_views(task, views)
+        model, source = self.model_and_views(task, views)
 
         def run_with(settings: ExtractSettings) -> None:
             run(model, source, settings, output, self._progress, until)
@@ -370,15 +370,16 @@ class Scorer:
         saved = self.cache.saved_score(task)
         computed = saved.read()
         if computed is None:
-            model, source = self._model_and_views(task, views)
+            model, source = self.model_and_views(task, views)
             computed = score_unstored(model, source, self._settings, self._progress)
             saved.write(computed)
         scored = add_intervals(computed, self._samples, self._settings, self._groups)
         return with_influences_of(scored, self._settings.by)
 
-    def _model_and_views(
+    def model_and_views(
         self, task: Task, views: ViewCache | None
     ) -> tuple[EmbeddingModel, ViewSource]:
+        """The opened model of a task, and its views."""
         embedder, device = self._open(task.checkpoint), self._device
         form, workers = embedder.memory_format, self._settings.workers
         source = ViewSource(task.plan, self._samples, device, form, workers, views)
