@@ -244,6 +244,9 @@ class ExtractSettings(EmbedSettings):
     )
     overwrite: bool = setting(False, "Replace an existing output.", panel="Output")
     resume: bool = setting(False, "Continue a .partial file, if there is one.", panel="Output")
+    dry_run: bool = setting(
+        False, "Measure a batch, print time, disk and memory; write nothing.", panel="Output"
+    )
 
 
 @dataclass(frozen=True)
@@ -376,6 +379,11 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
         "scratch file in the cache; 0 draws views per checkpoint [auto: a quarter of the free].",
         panel="Speed and memory",
         value="SIZE",
+    )
+    dry_run: bool = setting(
+        False,
+        "Print what would be ranked, what is cached, time, disk and memory; write nothing.",
+        panel="Output",
     )
     race: bool = setting(
         False,

@@ -435,8 +435,8 @@ def test_a_waiting_process_looks_at_what_is_missing_alone(
     ranking = rank_directory(runs, settings)
     assert len(ranking.groups[0].rows) == 1 + len(before.groups[0].rows)
     assert looks.pop(missing.name) >= 6
-    # For what is outdated, for the room, for the views that are shared, and for itself.
-    assert set(looks.values()) == {4}
+    # For what is outdated, the room, the time left, the views that are shared, and for itself.
+    assert set(looks.values()) == {5}
 
 
 def test_a_wait_for_a_silent_worker_is_said_once_and_ends(

@@ -342,3 +342,52 @@ def test_three_clones_whose_links_lead_elsewhere_delete_nothing(
         statuses.append(lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd).returncode)
     assert statuses == [3, 3, 0]
     assert contents(precious) == before
+
+
+def test_pruning_removes_what_no_checkpoint_uses_and_nothing_else(
+    tmp_path: Path,
+    precious: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    runs = checkpoint(tmp_path / "runs" / "a.pt").parent
+    gone = checkpoint(runs / "gone.pt", 1)
+    elsewhere = checkpoint(tmp_path / "elsewhere" / "c.pt", 2)
+    cache = runs / ".lidar"
+
+    def lidar(*words: object) -> str:
+        done = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for directory, more in ((runs, []), (runs, ["--no-store"]), (elsewhere.parent, [])):
+        lidar("rank", directory, *OPTIONS, "--quiet", "--cache", cache, *more)
+    gone.unlink()
+    (cache / "notes.txt").write_text("mine")
+    (cache / f"b{OURS[0]}").write_text("damaged")
+    files = names_of_files(cache)
+    listed = json.loads(lidar("cache", runs, "--json"))
+    assert {file["name"] for file in listed["files"] if file["unused"]} == {
+        name for name in files if name.startswith("gone-")
+    }
+    assert {Path(file["checkpoint"]).name for file in listed["files"] if file["checkpoint"]} == {
+        "a.pt",
+        "gone.pt",
+        "c.pt",
+    }
+    assert "removed" in lidar("cache", runs, "--prune", "--dry-run")
+    refused = lidar_here("cache", runs, "--prune", monkeypatch=monkeypatch, capfd=capfd)
+    assert refused.returncode == 2
+    assert names_of_files(cache) == files
+    lidar("cache", runs, "--prune", "--yes")
+    assert names_of_files(cache) == {n for n in files if not n.startswith("gone-")}
+    (cache / "z-0123456789abcdef.h5").symlink_to(precious / "chapter1.txt")
+    before = contents(precious)
+    for named in (cache, precious, tmp_path / "nothing"):
+        words = ["cache", runs, "--cache", named, "--prune", "--yes"]
+        assert lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd).returncode == 3
+    assert contents(precious) == before
+
+
+def names_of_files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}

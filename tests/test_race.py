@@ -208,9 +208,13 @@ class Replacing(Progress):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.name = ""
+
+    def checkpoint(self, name: str) -> None:
+        self.name = name
 
     def update(self, task: str, done: int, total: int) -> None:
-        if task.startswith(f"embedding {self.path.stem}-") and done == 50:
+        if task == "embedding" and self.name.endswith(self.path.stem) and done == 50:
             checkpoint(self.path, 99)
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from make import (
     PROJECTED,
     WIDTHS,
     besides_assumptions,
+    besides_progress,
     checkpoint,
     environment,
     image_folder,
@@ -219,7 +221,7 @@ def test_csv(tmp_path: Path, rank: Shell) -> None:
     runs = three(tmp_path / "runs, with commas")
     ranking = ranked(rank(runs, "--json", "--by", "rankme"))
     done = rank(runs, "--csv", "--by", "rankme")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, besides_progress(done.stderr)) == (0, "")
     rows = list(csv.DictReader(io.StringIO(done.stdout), strict=True))
     assert [row["path"] for row in rows] == [row["path"] for row in ranking["checkpoints"]]
     for row, expected in zip(rows, ranking["checkpoints"], strict=True):
@@ -239,7 +241,7 @@ def test_markdown(tmp_path: Path, rank: Shell) -> None:
     (runs / "c.ckpt").rename(runs / "c|d.ckpt")
     ranking = ranked(rank(runs, "--json"))
     done = rank(runs, "--markdown")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, besides_progress(done.stderr)) == (0, "")
     heading, blank, *lines = done.stdout.splitlines()
     assert heading.startswith("3 checkpoints by lidar (higher is better)")
     assert blank == ""
@@ -256,7 +258,7 @@ def test_markdown(tmp_path: Path, rank: Shell) -> None:
 def test_the_table_names_what_has_no_place(everything: Path, rank: Shell) -> None:
     done = rank(everything)
     assert done.returncode == 4
-    assert done.stderr == ""
+    assert besides_progress(done.stderr) == ""
     for text in (
         "failed: broken.pt: ",
         "failed: empty.pth: ",
@@ -349,3 +351,19 @@ def test_a_link_back_into_the_tree_is_walked_once(tmp_path: Path, rank: Shell) -
 def test_an_unknown_architecture_is_wrong_usage(tmp_path: Path, rank: Shell) -> None:
     checkpoint(tmp_path / "runs" / "a.pt", 0)
     assert rank(tmp_path / "runs", "--arch", "resnet999").returncode == 2
+
+
+def test_a_log_has_a_line_a_checkpoint_with_the_time_left(tmp_path: Path, rank: Shell) -> None:
+    runs = tmp_path / "runs"
+    for seed in range(12):
+        checkpoint(runs / f"run-{seed:02}" / "last.ckpt", seed)
+    log, quiet = rank(runs, "--csv").stderr, rank(runs, "--quiet")
+    form = r"^[\d-]{10} [\d:]{8}  \[ ?(\d+)/12\] (\S+) lidar [\d.]+ (.*)$"
+    lines = re.findall(form, log, re.MULTILINE)
+    assert [int(at) for at, _, _ in lines] == list(range(1, 13))
+    assert len({name for _, name, _ in lines}) == 12
+    for _, _, rest in lines[:-1]:
+        assert re.fullmatch(r"\([\d.]+ s\), about [\d.]+ (s|min) left", rest)
+    assert "left" not in lines[-1][2]
+    assert quiet.stderr == besides_progress(quiet.stderr)
+    assert rank(runs, "--csv").stderr.count("(from the cache)") == 12

@@ -339,3 +339,23 @@ def test_features_being_written_by_another_process_are_left_alone(
         assert partial.exists()
         other.communicate(b"\n")
     assert values(rank(tmp_path / "runs", "--json")) == value
+
+
+def test_a_dry_run_counts_what_is_cached_and_writes_nothing(tmp_path: Path, rank: Shell) -> None:
+    runs = tmp_path / "runs"
+    for seed in range(2):
+        checkpoint(runs / f"{seed}.pt", seed)
+    before = json.loads(rank(runs, "--dry-run", "--json").stdout)
+    assert (before["checkpoints"], before["cached"], before["groups"]) == (2, 0, [2])
+    assert before["seconds"] > 0
+    assert before["disk_bytes"] == 2 * 4 * 8 * (before["n"] * before["q"] + before["n"])
+    assert {path.name for path in runs.iterdir()} == {"0.pt", "1.pt"}
+    assert rank(runs, "--quiet").returncode == 0
+    stamps = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    checkpoint(runs / "wide.pt", 3, projected=16)
+    after = json.loads(rank(runs, "--dry-run", "--json").stdout)
+    assert (after["cached"], after["groups"], after["differ"]) == (2, [2, 1], ["d"])
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == {
+        **stamps,
+        runs / "wide.pt": (runs / "wide.pt").stat().st_mtime_ns,
+    }

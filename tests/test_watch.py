@@ -141,7 +141,7 @@ class Replaced(Progress):
         self.replaced = False
 
     def update(self, task: str, done: int, total: int) -> None:
-        if task.startswith("reading /") and not self.replaced:
+        if task == "reading" and not self.replaced:
             self.replaced = True
             checkpoint(self.file, 2)
 

@@ -26,7 +26,7 @@ def demo(
     """
     from lidar_cli.demo.run import run_demo
     from lidar_cli.report.demo import print_demo
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
 
     with Terminal() as terminal:
         outcome = run_demo(directory, settings, terminal)

@@ -34,11 +34,22 @@ def extract(
     """
     checkpoint = check_extract(checkpoints, settings)
     from lidar_cli.extraction.run import extract_checkpoint
-    from lidar_cli.report.text import Terminal, path_lines
+    from lidar_cli.report.progress import Terminal
+    from lidar_cli.report.text import path_lines
     from lidar_cli.runtime.device import read_rank_info
 
+    if settings.dry_run:
+        from lidar_cli.extraction.measure import measure_checkpoint
+        from lidar_cli.extraction.run import stem
+        from lidar_cli.report.dry_run import print_extraction
+
+        with Terminal() as terminal:
+            plan, measured = measure_checkpoint(checkpoint, settings, terminal)
+        print_extraction(plan, measured, str(settings.output or f"{stem(checkpoint)}.h5"))
+        return
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main) as terminal:
+        terminal.checkpoint(checkpoint.name)
         done = extract_checkpoint(checkpoint, settings, terminal, rank_info)
     if done.reports_result:
         write_results(path_lines([str(done.path)]))

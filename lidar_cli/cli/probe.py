@@ -57,7 +57,7 @@ def probe(
             raise typer.Exit(status)
     from lidar_cli.probing.run import probe_files
     from lidar_cli.report import probe as report
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
 
     with Terminal() as terminal:
         probes = probe_files(

@@ -46,6 +46,9 @@ def rank(
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
     check_rank([directory], settings)
+    if settings.dry_run:
+        _dry_run(directory, settings, json)
+        return
     if settings.watch:
         _watch(directory, settings)
         return
@@ -56,13 +59,13 @@ def rank(
     from lidar_cli.ranking.oracle import check_tables, compare_with_oracle, hyperparameters_for_page
     from lidar_cli.ranking.session import rank_together
     from lidar_cli.report import ranking as report
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
     from lidar_cli.runtime.device import read_rank_info
 
     check_tables(settings, report=page is not None)
     oracle, parameters = None, {}
     rank_info = read_rank_info()
-    with Terminal(rank_info.is_main) as terminal:
+    with Terminal(rank_info.is_main, quiet) as terminal:
         ranking = rank_together(directory, settings, terminal, rank_info)
         if ranking is None:
             terminal.note("all checkpoints are scored; another process prints the ranking")
@@ -101,6 +104,9 @@ def rank(
 
 def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
     """Raise SettingsError for options that exclude each other or need another."""
+    if settings.dry_run:
+        one_of(dry_run=True, watch=settings.watch, race=settings.race, report=page)
+        one_of(dry_run=True, **(formats | {"json": False}))
     if settings.collect:
         one_of(collect=True, watch=settings.watch, race=settings.race)
     if settings.watch:
@@ -117,15 +123,28 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
                 raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
 
 
+def _dry_run(directory: Path, settings: RankSettings, json: bool) -> None:
+    from lidar_cli.ranking.dry_run import dry_run
+    from lidar_cli.report import dry_run as report
+    from lidar_cli.report.progress import Terminal
+
+    with Terminal() as terminal:
+        run = dry_run(directory, settings, terminal)
+    if json:
+        write_results(report.to_json(run))
+    else:
+        report.print_dry_run(run)
+
+
 def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> None:
     from lidar_cli.ranking.race import race_directory
     from lidar_cli.report import race as report
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
     from lidar_cli.runtime.device import read_rank_info
 
     if read_rank_info().ranks > 1:
         raise SettingsError("--race is run by one process; start it without torchrun")
-    with Terminal() as terminal:
+    with Terminal(quiet=quiet) as terminal:
         race = race_directory(directory, settings, terminal)
         if json or quiet:
             terminal.note(report.result_text(race))
@@ -142,7 +161,7 @@ def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> N
 
 def _watch(directory: Path, settings: RankSettings) -> None:
     from lidar_cli.ranking.watch import ScoredCheckpoint, follow
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
     from lidar_cli.report.watch_log import WatchLog
 
     failed = False

@@ -61,7 +61,7 @@ def score(
         check_plot(plot)
     from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.report import scores as report
-    from lidar_cli.report.text import Terminal
+    from lidar_cli.report.progress import Terminal
     from lidar_cli.scoring.convergence import converge_file
     from lidar_cli.scoring.run import (
         open_groups,
@@ -77,6 +77,7 @@ def score(
     scores = []
     with Terminal(rank_info.is_main) as terminal, open_process_group(rank_info) as process_group:
         for file in files:
+            terminal.checkpoint(file.name)
             try:
                 if settings.converge:
                     scores += converge_file(file, settings, terminal, groups)

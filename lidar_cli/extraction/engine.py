@@ -101,7 +101,6 @@ def embed_all(
     source: ViewSource,
     batch_size: int,
     sink: Sink,
-    task: str,
     progress: Progress,
     until: int | None = None,
 ) -> int:
@@ -124,7 +123,7 @@ def embed_all(
     total, count = stop - first, 0
     missing = sum(min(start + batch_size, stop) - start for start in starts)
     stream = SideStream(model.device)
-    progress.update(task, total - missing, total)
+    progress.update("embedding", total - missing, total)
     with ThreadPoolExecutor(1) as writing:
         written: Future[None] | None = None
         with prefetch(source.batches(batch_size, starts)) as batches:
@@ -137,7 +136,7 @@ def embed_all(
                 samples = range(batch.start, batch.stop)
                 written = writing.submit(_write, stream, sink, samples, embedded, event)
                 count += len(samples)
-                progress.update(task, total - missing + count, total)
+                progress.update("embedding", total - missing + count, total)
         if written is not None:
             written.result()
     return count

@@ -280,9 +280,8 @@ def run(
 
     def write(batch_size: int) -> Extraction:
         with _writer(output, plan, samples, settings, batch_size, recorded) as writer:
-            task = f"embedding {output.name}"
             try:
-                count = embed_all(model, source, batch_size, writer, task, progress, until)
+                count = embed_all(model, source, batch_size, writer, progress, until)
             except torch.OutOfMemoryError:
                 if fixed is None:
                     writer.discard()

@@ -131,8 +131,7 @@ def _embed_shard(
     else:
         ids, labels = samples.ids, samples.labels
         writer = FeatureWriter.create(shard, plan.layout, ids, labels, provenance, share=share)
-    task = f"embedding {output.name}, a share of {share.ranks}"
     with writer:
-        count = embed_all(model, source, size, writer, task, progress)
+        count = embed_all(model, source, size, writer, progress)
         writer.finish()
     return count

@@ -69,6 +69,11 @@ class CacheFolder:
         """The folder of claim files."""
         return self.path / CLAIMS
 
+    @property
+    def has_marker(self) -> bool:
+        """Whether the folder is there and is marked as a cache."""
+        return self._has_marker
+
     def make(self) -> Path:
         """Create and mark the folder if needed. Raises InputError if it cannot be written."""
         try:
@@ -146,7 +151,7 @@ class Cache:
     """
 
     def __init__(self, folder: CacheFolder, settings: RankSettings) -> None:
-        self.path = folder.make()
+        self.path = folder.path if settings.dry_run else folder.make()
         self.claims = folder.claims
         self._settings = settings
         # Digest of the checkpoint -> path of a feature file -> that file.

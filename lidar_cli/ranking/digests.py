@@ -34,9 +34,13 @@ Stamp = tuple[int, ...]
 
 
 class Digests:
-    """Digests of the files under a directory, stored in a folder if that can be written."""
+    """Digests of the files under a directory, stored in a folder if that can be written.
 
-    def __init__(self, directory: Path, folder: Path) -> None:
+    store: False to read stored digests only, and to write nothing.
+    """
+
+    def __init__(self, directory: Path, folder: Path, store: bool = True) -> None:
+        self._stores = store
         self._directory = directory
         self._folder = folder
         self._digests: dict[Path, tuple[Stamp, str]] = {}
@@ -55,7 +59,7 @@ class Digests:
             digest = self._stored(path, reliable) if reliable else None
             if digest is None:
                 digest = sha256(path)
-                if reliable and reliable == self._reliable_stamp(path):
+                if self._stores and reliable and reliable == self._reliable_stamp(path):
                     self._store(path, reliable, digest)
             self._digests[path] = before, digest
         return self._digests[path]
@@ -81,7 +85,8 @@ class Digests:
         Raises OSError.
         """
         self._trial = -1, 0  # a trial that raises is not repeated
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._stores:
+            self._folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=self._folder) as trial:  # unnamed, so that a kill leaves no file
             trial.write(b"0")
             trial.flush()
@@ -101,14 +106,15 @@ class Digests:
         self._trial = before.st_dev if is_reliable else -1, after.st_ctime_ns
         return self._trial
 
-    def _record(self, path: Path) -> Path:
+    def record(self, path: Path) -> Path:
+        """The file that stores the digest of a checkpoint."""
         name = os.path.relpath(path, self._directory)  # the same on all hosts
         key = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
         return self._folder / f"{path.name}-{key}.sha256"
 
     def _stored(self, path: Path, file: list[int]) -> str | None:
         try:
-            record = parse_json(read_limited(self._record(path), MAX_BYTES, follow=False))
+            record = parse_json(read_limited(self.record(path), MAX_BYTES, follow=False))
             return str(record["sha256"]) if record["file"] == file else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -116,4 +122,4 @@ class Digests:
     def _store(self, path: Path, file: list[int], digest: str) -> None:
         content = json.dumps({"file": file, "sha256": digest}).encode()
         with suppress(OSError):  # it is computed again next time
-            write_atomic(self._record(path), content)
+            write_atomic(self.record(path), content)

@@ -18,6 +18,7 @@ extrapolation is not a test: it has no level, and it can miss a gap that closes 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -303,9 +304,11 @@ def _look(
     """
     by, entrants = session.by, []
     counts = [count] if previous else [count, count // 2]
+    scorer.begin(tasks)
     with scorer.shared_views(tasks) as views:
         for task in tasks:
-            path = task.checkpoint.path
+            path, begun = task.checkpoint.path, time.monotonic()
+            session.progress.checkpoint(scorer.name(task))
             try:
                 scores = scorer.score_first(task, counts, views)
             except FILE_ERRORS as error:
@@ -318,7 +321,9 @@ def _look(
                         code="failed-in-race",
                     ) from error
                 session.scan.fail(path, error)
+                session.progress.failed(scorer.name(task))
                 continue
+            scorer.report_finished(task, scores[0], begun)
             row = unranked_row(path, task.checkpoint.aliases, scores[0], by)
             half = previous[row.path].value if previous else scores[1].value(by.name)
             entrants.append(_Entrant(task, row, half))

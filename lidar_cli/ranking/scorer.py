@@ -29,6 +29,7 @@ from lidar_cli.features.writer import begun_path
 from lidar_cli.ranking.cache import Cache, Task, matches_plan
 from lidar_cli.ranking.claims import Claims, replace_by_copy
 from lidar_cli.ranking.discover import Checkpoint
+from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.unstored import add_intervals, score_unstored
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
@@ -70,6 +71,8 @@ class Scorer:
         self._progress = progress
         self._fail = fail
         self._groups = groups
+        self._names: dict[str, str] = {}
+        self._to_embed: set[str] = set()  # paths that no process has begun, as far as is known
 
     # Many checkpoints
 
@@ -80,6 +83,8 @@ class Scorer:
         every checkpoint.
         """
         tasks = []
+        checkpoints = list(checkpoints)
+        self._names = short_names([*self._names, *(str(one.path) for one in checkpoints)])
         for checkpoint in checkpoints:
             with self._reporting_failure(checkpoint):
                 plan = make_plan(
@@ -127,6 +132,25 @@ class Scorer:
         with ViewCache(room, self._device, self.cache.path) as store:
             yield store
 
+    def begin(self, tasks: Sequence[Task]) -> None:
+        """Report to the progress that these tasks come next."""
+        names = [self.name(task) for task in tasks]
+        paths = (str(task.checkpoint.path) for task in tasks if not self.cache.has(task))
+        self._to_embed = set(paths)
+        self._progress.begin(names, len(self._to_embed), self._settings.by)
+
+    def name(self, task: Task) -> str:
+        """The short name of the checkpoint of a task."""
+        return self._names[str(task.checkpoint.path)]
+
+    def report_finished(
+        self, task: Task, result: object, begun: float, cached: bool = False
+    ) -> None:
+        """Report a finished task to the progress, with its value if the result is a score."""
+        value = result.value(self._settings.by) if isinstance(result, Score) else None
+        seconds = time.monotonic() - begun
+        self._progress.finished(self.name(task), value, seconds, cached)
+
     def claims(self) -> Claims:
         """The claims of processes that share the cache, as this one sees them."""
         return Claims(self.cache.claims, self._settings.claim_timeout)
@@ -148,10 +172,14 @@ class Scorer:
     def stored_results(self, tasks: Iterable[Task], work: Work[T]) -> Iterator[tuple[Task, T]]:
         """The result of `work` for each stored task, computed again if it is damaged."""
         for task in tasks:
-            computed = None
+            computed, name, begun = None, self.name(task), time.monotonic()
+            self._progress.checkpoint(name)
             with self._reporting_failure(task.checkpoint):
                 computed = work(task, None)
-            if computed is not None:
+            if computed is None:
+                self._progress.failed(name)
+            else:
+                self.report_finished(task, computed, begun, cached=True)
                 yield task, computed
 
     def divide(
@@ -162,6 +190,7 @@ class Scorer:
         Waits for tasks that other processes have claimed, and computes those whose process died.
         """
         self.note_disk_space(tasks)
+        self.begin(tasks)
         by_views: dict[Views, list[Task]] = {}
         for task in tasks:
             by_views.setdefault(task.plan.views, []).append(task)
@@ -188,18 +217,23 @@ class Scorer:
         """Yields as `divide`; returns the tasks that other processes have claimed."""
         claimed = []
         for task in tasks:
-            path, computed = self.cache.features_path(task), None
+            path, name, computed = self.cache.features_path(task), self.name(task), None
+            begun = time.monotonic()
             if self.cache.has(task):
+                self._leave_to_others(task)
                 yield task, None
                 continue
             if self._settings.collect:
                 claimed_by = "; a process is working on it" if claims.is_claimed(path.name) else ""
                 self._fail(task.checkpoint.path, FeatureFileError(f"not scored yet{claimed_by}"))
+                self._progress.failed(name)
                 continue
             with self._reporting_failure(task.checkpoint), claims.hold(path.name) as claim:
                 if claim is None:
+                    self._leave_to_others(task)
                     claimed.append(task)
                     continue
+                self._progress.checkpoint(name)
                 if claim.taken_over:
                     begun_path(path).unlink(missing_ok=True)
                     replace_by_copy(partial_path(path), path)
@@ -209,9 +243,20 @@ class Scorer:
                     if not claims.is_lost(claim):
                         raise
                     claimed.append(task)
-            if computed is not None:
+                    continue
+            if computed is None:
+                self._progress.failed(name)
+            else:
+                self.report_finished(task, computed, begun)
                 yield task, computed
         return claimed
+
+    def _leave_to_others(self, task: Task) -> None:
+        """Report to the progress, once, that another process embeds a task."""
+        path = str(task.checkpoint.path)
+        if path in self._to_embed:
+            self._to_embed.discard(path)
+            self._progress.embedded_elsewhere()
 
     def _note_waiting(self, tasks: Sequence[Task]) -> None:
         self._progress.note(
@@ -306,7 +351,7 @@ class Scorer:
     def _extract(
         self, task: Task, output: Path, views: ViewCache | None, until: int | None
     ) -> None:
-        model, source = self._model_and_views(task, views)
+        model, source = self.model_and_views(task, views)
 
         def run_with(settings: ExtractSettings) -> None:
             run(model, source, settings, output, self._progress, until)
@@ -325,15 +370,16 @@ class Scorer:
         saved = self.cache.saved_score(task)
         computed = saved.read()
         if computed is None:
-            model, source = self._model_and_views(task, views)
+            model, source = self.model_and_views(task, views)
             computed = score_unstored(model, source, self._settings, self._progress)
             saved.write(computed)
         scored = add_intervals(computed, self._samples, self._settings, self._groups)
         return with_influences_of(scored, self._settings.by)
 
-    def _model_and_views(
+    def model_and_views(
         self, task: Task, views: ViewCache | None
     ) -> tuple[EmbeddingModel, ViewSource]:
+        """The opened model of a task, and its views."""
         embedder, device = self._open(task.checkpoint), self._device
         form, workers = embedder.memory_format, self._settings.workers
         source = ViewSource(task.plan, self._samples, device, form, workers, views)

@@ -80,7 +80,7 @@ class Session:
 
     def digests(self) -> Digests:
         """Digests of the files as they are now."""
-        return Digests(self.directory, self.folder.path)
+        return Digests(self.directory, self.folder.path, store=not self.settings.dry_run)
 
     def names(self) -> dict[str, str]:
         """The short names of the scanned checkpoints, and of feature files without one, by path."""

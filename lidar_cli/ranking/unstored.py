@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,7 +45,7 @@ def score_unstored(
 
     def attempt(batch_size: int) -> tuple[MomentSink, int]:
         sink = MomentSink(plan, name, settings, device, int(free_memory() * MEMORY_SHARE))
-        embed_all(model, source, batch_size, sink, f"embedding {Path(name).name}", progress)
+        embed_all(model, source, batch_size, sink, progress)
         return sink, batch_size
 
     fixed = settings.batch_size

@@ -1,4 +1,4 @@
-"""Numbers, tables and progress as text. Control characters in names from files are escaped."""
+"""Numbers and tables as text. Control characters in names from files are escaped."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ import csv
 import io
 import os
 import sys
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import rich.progress
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from lidar_cli.errors import printable
 from lidar_cli.ranking.order import Row
-from lidar_cli.runtime.progress import Progress
-from lidar_cli.runtime.streams import write_remark
 from lidar_cli.scoring.intervals import Interval
 
 MISSING = "-"
 FORMULA = ("=", "+", "-", "@")  # first characters of a cell that a spreadsheet takes for a formula
-BAR_DELAY = 0.5  # seconds before a progress bar appears, so that short work shows none
 T = TypeVar("T")
 
 
@@ -242,59 +236,3 @@ def console() -> SafeConsole:
     if sys.stdout.isatty():
         return SafeConsole(highlight=False)
     return SafeConsole(highlight=False, width=10_000, color_system=None)
-
-
-class Terminal(Progress):
-    """Shows a progress bar and notes on stderr; without a terminal only notes, without colour.
-
-    A context manager; leaving it removes the bar.
-    enabled: whether it shows anything: True in one of several processes on the same terminal.
-    """
-
-    def __init__(self, enabled: bool = True) -> None:
-        self._enabled = enabled
-        self._console = SafeConsole(stderr=True, highlight=False)
-        self._bars = rich.progress.Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            expand=True,
-        )
-        self._start = time.monotonic()
-        self._task: str | None = None
-        self._shown = False
-        self._notes: set[str] = set()
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            self._bars.stop()
-
-    def update(self, task: str, done: int, total: int) -> None:
-        """Move the bar of `task`; a new task replaces the bar of the last one."""
-        if not self._enabled or not self._console.is_terminal:
-            return
-        if not self._shown and time.monotonic() - self._start > BAR_DELAY:
-            self._bars.start()
-            self._shown = True
-        if task != self._task:
-            for old in self._bars.task_ids:
-                self._bars.remove_task(old)
-            self._bars.add_task(task, total=total)
-            self._task = task
-        self._bars.update(self._bars.task_ids[0], completed=done, total=total)
-
-    def note(self, text: str) -> None:
-        """Print one line, once."""
-        if not self._enabled or text in self._notes:
-            return
-        self._notes.add(text)
-        if self._console.is_terminal:
-            self._console.print(text, markup=False)
-        else:
-            write_remark(text)

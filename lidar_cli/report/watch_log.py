@@ -10,19 +10,23 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lidar_cli.checkpoints.reading.read import read_checkpoint
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import InputError, MissingExtra, SettingsError
+from lidar_cli.errors import InputError, LidarError, MissingExtra, SettingsError
 from lidar_cli.ranking.hyperparameters import from_names
 from lidar_cli.ranking.watch import ScoredCheckpoint
 from lidar_cli.report.ranking import metrics_record, value_record
 from lidar_cli.runtime.files import is_stream, open_stream, parse_json
 from lidar_cli.runtime.streams import write_results
 
-STEPS = ("step", "iter", "epoch")  # words in a file name whose number is the step
+# Entries of a checkpoint, and words in a file name, whose number is the step.
+STEPS = ("global_step", "step", "iteration", "iter", "epoch")
+TAG = "lidar/"  # before the name of a metric in TensorBoard
 INDEX = "lidar.jsonl"  # in the folder of event files: the checkpoints that they hold
 Entries = frozenset[tuple[str, str]]  # path and key of scored checkpoints
 
@@ -78,13 +82,18 @@ class WatchLog:
 
 
 def step_of(path: str) -> int | None:
-    """The step in a file's name, else its epoch."""
+    """The step that a checkpoint records, else that in its name; without any step, the epoch."""
     name = Path(path).name
-    numbers = from_names([name])[name]
+    in_name = from_names([name])[name]
+    try:
+        recorded = read_checkpoint(Path(path))
+    except LidarError:  # it is another file now
+        recorded = {}
     for word in STEPS:
-        number = numbers.get(word)
-        if isinstance(number, float):
-            return int(number)
+        for number in (recorded.get(word), in_name.get(word)):
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                with suppress(OverflowError, ValueError):
+                    return int(number)
     return None
 
 
@@ -124,7 +133,7 @@ class TensorBoardWriter:
         for name in METRICS:
             value = scored.row.score.value(name)
             if value is not None:
-                event.summary.value.add(tag=name, simple_value=value)
+                event.summary.value.add(tag=TAG + name, simple_value=value)
         path = self._folder / run / self._name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -100,7 +100,7 @@ def _second_pass(
             if part is not None and terms:
                 _add(part, terms, settings.normalize, state.rows.device, columns)
         done = chunk.stop - span.start
-        progress.update(f"reading {embeddings.file} again", done, len(span))
+        progress.update("reading again", done, len(span))
         del chunk, rows, part  # frees the chunk before the next is read
     return {name: torch.cat(blocks) for name, blocks in columns.items()}
 

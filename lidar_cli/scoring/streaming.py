@@ -133,7 +133,7 @@ def read_span(
             if not bad.check(chunk):
                 state.update(chunk)
             done = chunk.stop - span.start
-            progress.update(f"reading {embeddings.file}", done, len(span))
+            progress.update("reading", done, len(span))
             del chunk  # frees its memory before the next is read
     return bad
 

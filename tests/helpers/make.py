@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -197,6 +198,13 @@ def lidar_here(
     told = capfd.readouterr()
     status = left.value.code if isinstance(left.value.code, int) else int(bool(left.value.code))
     return subprocess.CompletedProcess(words, status, told.out, told.err)
+
+
+def besides_progress(stderr: str) -> str:
+    """What else a command said than the lines of its finished checkpoints."""
+    return "".join(
+        line for line in stderr.splitlines(True) if not re.match(r"[\d: -]{20} \[", line)
+    )
 
 
 def besides_assumptions(stderr: str) -> str:

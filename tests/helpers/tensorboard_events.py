@@ -8,7 +8,7 @@ from pathlib import Path
 from peers import package
 
 
-def scalars(run: Path, name: str = "lidar") -> dict[int, float]:
+def scalars(run: Path, name: str = "lidar/lidar") -> dict[int, float]:
     """What TensorBoard reads of one metric: step -> value, each step once."""
     reader = package("tensorboard.backend.event_processing.event_accumulator")
     events = reader.EventAccumulator(str(run))

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this folder's modules are `study.*`
 
 from lidar_cli.errors import LidarError
-from lidar_cli.report.text import Terminal
+from lidar_cli.report.progress import Terminal
 from lidar_cli.settings import DemoSettings
 from study.report import print_study, write_study
 from study.study import run_study

@@ -1,0 +1,131 @@
+"""What a ranking would do: its checkpoints, groups and cache, and its time, disk and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lidar_cli.errors import FILE_ERRORS, InputError
+from lidar_cli.extraction.measure import Measured, measure
+from lidar_cli.extraction.plan import Plan
+from lidar_cli.ranking.cache import Task
+from lidar_cli.ranking.discover import Skipped
+from lidar_cli.ranking.order import views_and_statistics
+from lidar_cli.ranking.scorer import Scorer, concerns_every_checkpoint
+from lidar_cli.ranking.session import Session, open_session
+from lidar_cli.runtime.progress import Progress
+from lidar_cli.settings import RankSettings
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A ranking before it begins.
+
+    groups: the settings of each comparable group, and its number of checkpoints.
+    seconds: to embed what is not cached; None if nothing is to be embedded.
+    """
+
+    directory: str
+    cache: str
+    checkpoints: int
+    runs: int
+    architectures: tuple[str, ...]
+    methods: tuple[str, ...]
+    groups: tuple[tuple[dict[str, Any], int], ...]
+    cached: int
+    plan: Plan
+    seconds: float | None
+    disk: int
+    memory: int | None
+    skipped: tuple[Skipped, ...]
+    failed: tuple[Skipped, ...]
+
+    @property
+    def differ(self) -> list[str]:
+        """The settings that keep the groups apart."""
+        first = self.groups[0][0]
+        return [
+            name
+            for name, value in first.items()
+            if any(common[name] != value for common, _ in self.groups)
+        ]
+
+
+def dry_run(directory: Path, settings: RankSettings, progress: Progress | None = None) -> DryRun:
+    """Plan a ranking, and measure a batch of each architecture. Nothing is stored.
+
+    settings: with `dry_run`. Raises as `rank_directory`.
+    """
+    session = open_session(directory, settings, progress)
+    session.scan_directory()
+    scorer = session.open_scorer(session.choose_layer())
+    tasks = scorer.plans(session.scan.checkpoints.values())
+    if not tasks:
+        failed = "".join(f"; {file.path}: {file.reason}" for file in session.scan.failed[:1])
+        raise InputError(f"{directory}: no checkpoint to embed{failed}", code="no-checkpoint")
+    missing = [task for task in tasks if not scorer.cache.has(task)]
+    seconds, memory = _measure(session, scorer, missing)
+    descriptions = [task.checkpoint.description for task in tasks]
+    stored = settings.store
+    return DryRun(
+        directory=str(directory),
+        cache=str(session.folder.path),
+        checkpoints=len(tasks),
+        runs=len({task.checkpoint.path.parent for task in tasks}),
+        architectures=tuple(dict.fromkeys(one.arch for one in descriptions)),
+        methods=tuple(dict.fromkeys(one.format for one in descriptions)),
+        groups=_groups(tasks),
+        cached=len(tasks) - len(missing),
+        plan=tasks[0].plan,
+        seconds=seconds,
+        disk=sum(task.plan.layout.nbytes for task in missing) if stored else 0,
+        memory=memory,
+        skipped=tuple(session.scan.skipped),
+        failed=tuple(session.scan.failed),
+    )
+
+
+def _measure(
+    session: Session, scorer: Scorer, tasks: Sequence[Task]
+) -> tuple[float | None, int | None]:
+    """Seconds to embed the tasks, and bytes of memory, from a batch of each architecture."""
+    measured: dict[str, Measured] = {}
+    seconds = 0.0
+    for task in tasks:
+        layout = task.plan.layout
+        key = repr((task.checkpoint.description.arch, task.plan.views.image_size, layout))
+        if key not in measured:
+            session.progress.update("measuring architectures", len(measured), len(measured) + 1)
+            try:
+                model, source = scorer.model_and_views(task, None)
+                measured[key] = measure(model, source, session.settings.batch_size)
+            except FILE_ERRORS as error:
+                if concerns_every_checkpoint(error):
+                    raise
+                session.scan.fail(task.checkpoint.path, error)
+                continue
+        seconds += measured[key].seconds * layout.n_clean
+    if not measured:
+        return None, None
+    return seconds, max(one.memory for one in measured.values())
+
+
+def _groups(tasks: Sequence[Task]) -> tuple[tuple[dict[str, Any], int], ...]:
+    """The settings by which checkpoints are comparable, as far as their plans determine them."""
+    counts: dict[str, tuple[dict[str, Any], int]] = {}
+    for task in tasks:
+        provenance = task.plan.provenance
+        views, statistics = views_and_statistics(provenance["views"])
+        common = {
+            "views": views,
+            "pixel statistics": statistics,
+            "image size": provenance.get("image_size"),
+            "mask grid": provenance.get("mask_grid"),
+            "d": next(iter(task.plan.layout.widths.values())),
+            "layer": next(iter(task.plan.layout.widths)),
+        }
+        key = repr(sorted(common.items()))
+        counts[key] = common, counts.get(key, (common, 0))[1] + 1
+    return tuple(sorted(counts.values(), key=lambda group: -group[1]))

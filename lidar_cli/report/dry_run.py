@@ -1,0 +1,104 @@
+"""What `--dry-run` prints: the work ahead, its time, disk and memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from lidar_cli.extraction.measure import Measured
+from lidar_cli.extraction.plan import Plan
+from lidar_cli.features.schema import format_size
+from lidar_cli.ranking.dry_run import DryRun
+from lidar_cli.report.progress import format_duration
+from lidar_cli.report.text import console
+
+OPTIONS = {
+    "d": "--layer",
+    "layer": "--layer",
+    "views": "--views",
+    "image size": "--image-size",
+    "pixel statistics": "--pixel-stats",
+}
+
+
+def print_dry_run(run: DryRun) -> None:
+    """The checkpoints, groups and cache of a ranking, and what it will take."""
+    out = console()
+    kinds = f"{_listed(run.architectures)}, {_listed(run.methods)}"
+    count = _counted(run.checkpoints, "checkpoint")
+    groups = "one comparable group"
+    if len(run.groups) > 1:
+        groups = f"{len(run.groups)} groups that differ in {_listed(run.differ)}"
+    out.print_line(
+        f"{count} in {_counted(run.runs, 'folder')} ({kinds}), {groups}; {run.cached} cached."
+    )
+    if len(run.groups) > 1:
+        for common, number in run.groups:
+            values = ", ".join(f"{name} {common[name]}" for name in run.differ if name != "views")
+            out.print_line(f"group    {_counted(number, 'checkpoint')}  {values}")
+        options = dict.fromkeys(OPTIONS[name] for name in run.differ if name in OPTIONS)
+        out.print_line(f"         comparable with one value of {_listed(list(options))}")
+    _print_plan(run.plan)
+    if run.seconds is None:
+        out.print_line("time     nothing is to be embedded")
+    else:
+        out.print_line(
+            f"time     about {format_duration(run.seconds)} here "
+            "(a batch of each architecture was measured)"
+        )
+        out.print_line(f"disk     {format_size(run.disk)} in {run.cache}")
+        out.print_line(f"memory   {format_size(run.memory or 0)}")
+    for label, files in (("skipped", run.skipped), ("failed", run.failed)):
+        for file in files:
+            out.print_line(f"{label}: {file.path}: {file.reason}")
+
+
+def print_extraction(plan: Plan, measured: Measured, output: str) -> None:
+    """What an extraction will take."""
+    out = console()
+    _print_plan(plan)
+    seconds = measured.seconds * plan.layout.n_clean
+    out.print_line(f"time     about {format_duration(seconds)} here (a batch was measured)")
+    out.print_line(f"disk     {format_size(plan.layout.nbytes)} in {output}")
+    out.print_line(f"memory   {format_size(measured.memory)}")
+
+
+def to_json(run: DryRun) -> str:
+    """The same as JSON."""
+    layout = run.plan.layout
+    record = {
+        "directory": run.directory,
+        "cache": run.cache,
+        "checkpoints": run.checkpoints,
+        "folders": run.runs,
+        "architectures": run.architectures,
+        "methods": run.methods,
+        "groups": [number for _, number in run.groups],
+        "differ": run.differ,
+        "cached": run.cached,
+        "n": layout.n_samples,
+        "q": layout.n_views,
+        "seconds": run.seconds,
+        "disk_bytes": run.disk,
+        "memory_bytes": run.memory,
+        "skipped": [vars(file) for file in run.skipped],
+        "failed": [vars(file) for file in run.failed],
+    }
+    return json.dumps(record, indent=2, allow_nan=False)
+
+
+def _print_plan(plan: Plan) -> None:
+    out, views, layout = console(), plan.views, plan.layout
+    layers = ", ".join(f"{layer} (d = {d})" for layer, d in layout.widths.items())
+    out.print_line(f"images   {plan.provenance['data']}, n = {layout.n_clean:,}")
+    out.print_line(
+        f"views    {views.recipe.name}, {views.image_size} px, q = {layout.n_views}; {layers}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
