@@ -209,7 +209,7 @@ class ScoreSettings(MetricSettings, DeviceSettings):
 class FollowSettings:
     """How `lidar rank` follows a directory to which checkpoints are added."""
 
-    watch: bool = setting(False, "Follow DIR: one JSON line per new checkpoint, until Ctrl-C.")
+    watch: bool = setting(False, "Follow PATH: one JSON line per new checkpoint, until Ctrl-C.")
     interval: Seconds = setting(
         10.0, "Seconds between two looks of --watch; a file unchanged between them is complete."
     )
@@ -241,7 +241,19 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
     """`lidar rank`."""
 
     by: str = setting("lidar", "Metric that orders the checkpoints.")
-    cache: Path | None = setting(None, "Folder of extracted features [default: DIR/.lidar].")
+    include: tuple[str, ...] = setting(
+        (),
+        "Rank only files that match GLOB, such as 'last.ckpt' or 'vicreg-*': it is compared with "
+        "the path below the named folder and with each name in that path; can be repeated.",
+    )
+    exclude: tuple[str, ...] = setting(
+        (), "Leave out files that match GLOB, compared as for --include; can be repeated."
+    )
+    cache: Path | None = setting(
+        None,
+        "Folder of extracted features [default: .lidar in the folder that is named; here if none "
+        "or several are].",
+    )
     store: bool = setting(
         True, "Store the embeddings of each checkpoint in the cache [default]; else only scores."
     )

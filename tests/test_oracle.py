@@ -105,7 +105,7 @@ def test_odd_tables_are_told_at_once(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     table = written(tmp_path / "t.csv", text)
-    words = ["rank", tmp_path / "no such directory", "--oracle", table]
+    words = ["rank", tmp_path, "--oracle", table]
     done = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith(f"error: {table}: ")
@@ -130,7 +130,7 @@ def test_files_that_are_not_there(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    done = lidar_here("rank", tmp_path / "none", *more, monkeypatch=monkeypatch, capfd=capfd)
+    done = lidar_here("rank", tmp_path, *more, monkeypatch=monkeypatch, capfd=capfd)
     assert done.returncode == status
     assert message in done.stderr
 

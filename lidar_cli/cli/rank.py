@@ -17,13 +17,20 @@ from lidar_cli.cli.options import (
     with_settings,
 )
 from lidar_cli.errors import SettingsError
+from lidar_cli.ranking.paths import Selection, select
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import RankSettings
 
 
 @with_settings(RankSettings)
 def rank(
-    directory: Annotated[Path, typer.Argument(help="Directory of checkpoints.", metavar="DIR")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Checkpoints, folders of them, or patterns such as 'runs/**/last.ckpt'.",
+            metavar="PATH...",
+        ),
+    ],
     json: Json = False,
     csv: Csv = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
@@ -35,14 +42,15 @@ def rank(
     *,
     settings: RankSettings,
 ) -> None:
-    """Order every checkpoint under a directory, extracting what is not yet extracted."""
+    """Order checkpoints, extracting what is not yet extracted."""
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
+    selection = select(paths, settings)
     if settings.watch:
-        _watch(directory, settings)
+        _watch(selection, settings)
         return
     if settings.race:
-        _race(directory, settings, json, quiet)
+        _race(selection, settings, json, quiet)
         return
     check_report(page, overwrite)
     from lidar_cli.ranking.oracle import check_tables, compare_with_oracle, hyperparameters_for_page
@@ -55,7 +63,7 @@ def rank(
     oracle, parameters = None, {}
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main) as terminal:
-        ranking = rank_together(directory, settings, terminal, rank_info)
+        ranking = rank_together(selection, settings, terminal, rank_info)
         if ranking is None:
             terminal.note("all checkpoints are scored; another process prints the ranking")
             return
@@ -108,7 +116,7 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
                 raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
 
 
-def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> None:
+def _race(selection: Selection, settings: RankSettings, json: bool, quiet: bool) -> None:
     from lidar_cli.ranking.race import race_directory
     from lidar_cli.report import race as report
     from lidar_cli.report.text import Terminal
@@ -117,7 +125,7 @@ def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> N
     if read_rank_info().ranks > 1:
         raise SettingsError("--race is run by one process; start it without torchrun")
     with Terminal() as terminal:
-        race = race_directory(directory, settings, terminal)
+        race = race_directory(selection, settings, terminal)
         if json or quiet:
             terminal.note(report.result_text(race))
     if json:
@@ -130,15 +138,15 @@ def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> N
         raise typer.Exit(4)
 
 
-def _watch(directory: Path, settings: RankSettings) -> None:
+def _watch(selection: Selection, settings: RankSettings) -> None:
     from lidar_cli.ranking.watch import ScoredCheckpoint, follow
     from lidar_cli.report.text import Terminal
     from lidar_cli.report.watch_log import WatchLog
 
     failed = False
-    log = WatchLog(directory, settings.jsonl, settings.tensorboard)
+    log = WatchLog(selection.directory, settings.jsonl, settings.tensorboard)
     with Terminal() as terminal:
-        for scored in follow(directory, settings, terminal, log.recorded):
+        for scored in follow(selection, settings, terminal, log.recorded):
             if isinstance(scored, ScoredCheckpoint):
                 log.add(scored)
             else:
