@@ -28,7 +28,7 @@ def rank(
         list[Path],
         typer.Argument(
             help="Checkpoints, folders of them, or patterns such as 'runs/**/last.ckpt'.",
-            metavar="PATH...",
+            metavar="PATH",
         ),
     ],
     json: Json = False,
