@@ -284,6 +284,19 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
 
 
 @dataclass(frozen=True)
+class CompareSettings(EmbedSettings, MetricSettings):
+    """`lidar compare`."""
+
+    by: str = setting("lidar", "Metric of the first sentence; all are compared.")
+    cache: Path | None = setting(
+        None,
+        "Folder of extracted features [default: the nearest .lidar above both files that a ranking "
+        "has made, else here].",
+    )
+    confidence: Level = setting(0.95, "Level of the intervals.")
+
+
+@dataclass(frozen=True)
 class ProbeSettings(DeviceSettings):
     """`lidar probe`; accuracies at different settings are not comparable.
 
@@ -328,6 +341,7 @@ COMMANDS: dict[str, type] = {
     "extract": ExtractSettings,
     "score": ScoreSettings,
     "rank": RankSettings,
+    "compare": CompareSettings,
     "probe": ProbeSettings,
     "inspect": InspectSettings,
     "demo": DemoSettings,

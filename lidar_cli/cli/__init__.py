@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from lidar_cli import __version__
+from lidar_cli.cli.compare import compare
 from lidar_cli.cli.demo import demo
 from lidar_cli.cli.extract import extract
 from lidar_cli.cli.inspect import inspect
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (extract, score, rank, probe, inspect, demo):
+for command in (extract, score, rank, compare, probe, inspect, demo):
     app.command()(command)
 
 

@@ -121,12 +121,12 @@ def scan_directory(
     """
     selection, scan, recogniser = select(paths), DirectoryScan(), Recogniser(settings)
     files = list(files_of(selection, lambda error: scan.fail(Path(error.filename), error)))
-    to_open = [path for path in files if _reason_unopened(path) is None]
+    to_open = [path for path in files if reason_unopened(path) is None]
     # In random order, so that processes which start together hash different files first.
     for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):
         progress.update("hashing checkpoints", at, len(to_open))
         try:
-            if not _is_feature_file(path):
+            if not is_feature_file(path):
                 recogniser.check(path)
                 digests.of(path)
         except NoProcess:
@@ -196,11 +196,11 @@ def classify_file(
     path: Path, scan: DirectoryScan, recogniser: Recogniser, progress: Progress, digests: Digests
 ) -> None:
     """Add a file to a scan by its kind. Raises SettingsError and NoProcess as `scan_directory`."""
-    if reason := _reason_unopened(path):
+    if reason := reason_unopened(path):
         scan.skipped.append(Skipped(str(path), reason))
         return
     try:
-        if _is_feature_file(path):
+        if is_feature_file(path):
             scan.add_features(path)
             return
         recogniser.check(path)
@@ -229,7 +229,7 @@ def classify_file(
         scan.fail(path, error)
 
 
-def _reason_unopened(path: Path) -> str | None:
+def reason_unopened(path: Path) -> str | None:
     """Why a file is skipped without opening it; None if it is to be opened."""
     if NOT_WEIGHTS.fullmatch(path.name.lower()):
         return "by its name, not model weights"
@@ -241,7 +241,8 @@ def _reason_unopened(path: Path) -> str | None:
     return f"{kind}, not a file" if kind else None
 
 
-def _is_feature_file(path: Path) -> bool:
+def is_feature_file(path: Path) -> bool:
+    """Whether a file is HDF5 and has no suffix of checkpoints."""
     return not path.name.lower().endswith(CHECKPOINT_SUFFIXES) and is_hdf5(path)
 
 

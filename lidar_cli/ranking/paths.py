@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lidar_cli.errors import InputError
+from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.settings import RankSettings
 
 RECURSIVE = "**"  # the part of a pattern that stands for any number of folders
@@ -87,6 +87,18 @@ def select(paths: Paths, settings: RankSettings | None = None) -> Selection:
         include=settings.include,
         exclude=settings.exclude,
     )
+
+
+def check_two(paths: Sequence[Path]) -> None:
+    """Raise SettingsError unless there are two paths, InputError if one does not exist."""
+    if len(paths) != 2:
+        some = " ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
+        advice = "name another" if len(paths) == 1 else f"to order them: lidar rank {some}"
+        raise SettingsError(
+            f"compare takes two checkpoints or feature files, not {len(paths)}; {advice}",
+            code="not-two",
+        )
+    select(paths)
 
 
 def walk(

@@ -1,0 +1,397 @@
+"""The paired difference of every metric between two checkpoints or feature files.
+
+Both are scored on the same images and the same views, so that what a sample does to both cancels:
+with the influences u and u' of the samples on a metric, the interval of T - T' follows from u - u'.
+Rank finds its ties by the same numbers (`scoring.intervals`).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shlex
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from lidar_cli.core.metrics import METRICS, Metric
+from lidar_cli.errors import FeatureFileError, InputError, SettingsError
+from lidar_cli.extraction.run import stem
+from lidar_cli.features.embeddings import Embeddings
+from lidar_cli.features.reader import read_hdf5, read_provenance
+from lidar_cli.ranking.cache import MARKER, CacheFolder
+from lidar_cli.ranking.discover import (
+    Checkpoint,
+    FeatureFile,
+    files_of,
+    is_feature_file,
+    reason_unopened,
+)
+from lidar_cli.ranking.order import comparable
+from lidar_cli.ranking.paths import check_two, place_of, select
+from lidar_cli.ranking.session import Session, open_session
+from lidar_cli.runtime.progress import Progress
+from lidar_cli.scoring.compute import EVERY_METRIC, Score
+from lidar_cli.scoring.intervals import Interval, interval_of, ties
+from lidar_cli.scoring.run import score_layer
+from lidar_cli.settings import (
+    EMBEDDED,
+    EMBEDDED_DEFAULTS,
+    CompareSettings,
+    EmbedSettings,
+    RankSettings,
+)
+
+# Settings that do not determine embeddings, or that are read from the stored file.
+OPTIONS = {  # option -> the entry of a provenance with its value
+    "--data": "data",
+    "-n": "n_samples",
+    "-q": "n_views",
+    "--seed": "seed",
+    "--views": "views",
+    "--image-size": "image_size",
+}
+OF_THE_RUN = ("device", "batch_size", "workers", "compile", "layer", "data_dir")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The values of one metric and their difference, the first minus the second.
+
+    interval: of the difference, or why there is none. tied: whether the two do not differ
+    significantly, by the test that names ties in a ranking; None without an interval. better: 0 or
+    1, the position of the better one by the metric's direction; None if neither is, or a value is
+    missing.
+    """
+
+    metric: Metric
+    values: tuple[float | None, float | None]
+    difference: float | None
+    interval: Interval
+    tied: bool | None
+    better: int | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two files, compared by every metric.
+
+    same: in what both agree completely, such as `are the same file`; then nothing was computed.
+    differing: the settings that must be equal and are not, with the value of each; if there are
+    any, there are no differences.
+    """
+
+    paths: tuple[str, str]
+    by: Metric
+    level: float
+    same: str | None = None
+    differing: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    are_features: tuple[bool, bool] = (False, False)
+    scores: tuple[Score, Score] | None = None
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Short names of the two."""
+        folder = select([Path(path) for path in self.paths]).directory
+        first, second = (
+            path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+            for path in map(Path, self.paths)
+        )
+        return first, second
+
+
+def compare_files(
+    paths: Sequence[Path], settings: CompareSettings, progress: Progress | None = None
+) -> Comparison:
+    """The comparison of two checkpoints or feature files, or folders that hold one each.
+
+    Checkpoints are embedded as by rank, in the cache of a ranking that has them if there is one. If
+    no data are named, embeddings that are stored there are compared, the latest of both.
+    Raises SettingsError unless there are two, InputError if one cannot be used.
+    """
+    check_two(paths)
+    first, second = map(_only_file, paths)
+    progress = progress or Progress()
+    selection = select([first, second])
+    checkpoints = [path for path in (first, second) if not is_feature_file(path)]
+    directory = select(checkpoints or [first, second]).directory
+    parents = [*_caches_above(directory / "*"), Path()]
+    selection = replace(selection, cache_parent=parents[0])
+    session = open_session(selection, _rank_settings(settings), progress)
+    files = str(first), str(second)
+    if first.samefile(second):
+        return Comparison(files, session.by, settings.confidence, same="are the same file")
+    session.scan_directory()
+    _check_all_used(session)
+    sides = [_side(session, path) for path in files]
+    same = "have the same content" if sides[0] is sides[1] else None
+    comparison = Comparison(
+        files,
+        session.by,
+        settings.confidence,
+        same,
+        are_features=(isinstance(sides[0], FeatureFile), isinstance(sides[1], FeatureFile)),
+    )
+    if same:
+        return comparison
+    embeddings = _embeddings(session, sides, not _names_embeddings(settings))
+    return _compared(comparison, session, *embeddings)
+
+
+def differences(scores: tuple[Score, Score], level: float) -> tuple[Difference, ...]:
+    """The paired difference of every metric, with its interval, in the order of METRICS."""
+    return tuple(_difference(metric, scores, level) for metric in METRICS.values())
+
+
+def _difference(metric: Metric, scores: tuple[Score, Score], level: float) -> Difference:
+    values = scores[0].value(metric.name), scores[1].value(metric.name)
+    a, b = values
+    if a is None or b is None:
+        reason = scores[0 if a is None else 1].notes[metric.name]
+        return Difference(metric, values, None, Interval(reason=reason), None, None)
+    keys = metric.sort_key(a), metric.sort_key(b)
+    better = None if keys[0] == keys[1] else int(keys[1] < keys[0])
+    why = _why_no_interval(metric.name, scores)
+    if why is not None:
+        return Difference(metric, values, a - b, Interval(reason=why), None, better)
+    u, v = (score.influences[metric.name] for score in scores)
+    tied = a == b or bool(ties([a, b], [u, v], metric, level)[0])
+    return Difference(metric, values, a - b, interval_of(a - b, u - v, level), tied, better)
+
+
+def _why_no_interval(name: str, scores: tuple[Score, Score]) -> str | None:
+    for score in scores:
+        assert score.confidence is not None
+        reason = score.confidence.intervals[name].reason
+        if reason is not None:
+            return reason
+    counts = [len(score.influences[name]) for score in scores]
+    if counts[0] != counts[1]:
+        return f"it reads {counts[0]} rows of one and {counts[1]} of the other"
+    return None
+
+
+# Which files
+
+
+def _only_file(path: Path) -> Path:
+    """The file that a path names: itself, or the only checkpoint in it.
+
+    Raises InputError if there is none, SettingsError if there are several.
+    """
+    files: list[Path] = []
+    for file in files_of(select(path), _ignore):
+        if file != path and reason_unopened(file) is not None:
+            continue
+        files.append(file)
+        if len(files) > 1:
+            raise SettingsError(
+                f"{path}: holds several checkpoints, such as {files[0]} and {files[1]}; name one "
+                f"of them, or order them all: lidar rank {path}",
+                code="not-two",
+            )
+    if not files:
+        raise InputError(f"{path}: no checkpoint in it", code="no-checkpoint")
+    return files[0]
+
+
+def _ignore(error: OSError) -> None:
+    """A folder that cannot be listed has no checkpoint to compare."""
+
+
+def _caches_above(path: Path) -> list[Path]:
+    """The folders above a path whose caches a ranking has made, the nearest first.
+
+    Another user's cache is left out, as anyone may create one in a folder like /tmp.
+    """
+    above = [path.parent, *Path(place_of(path.parent)).parents]
+    return [folder for folder in above if _has_own_cache(folder)]
+
+
+def _has_own_cache(folder: Path) -> bool:
+    cache = folder / ".lidar"
+    try:
+        status = cache.lstat()
+        is_marked = stat.S_ISDIR(status.st_mode) and (cache / MARKER).is_file()
+    except OSError:
+        return False
+    return is_marked and (not hasattr(os, "geteuid") or status.st_uid == os.geteuid())
+
+
+def _side(session: Session, path: str) -> Checkpoint | FeatureFile:
+    """The scanned checkpoint or feature file that has this path or alias."""
+    scan = session.scan
+    every: list[Checkpoint | FeatureFile] = [*scan.checkpoints.values(), *scan.features]
+    return next(one for one in every if path in (str(one.path), *one.aliases))
+
+
+# Which embeddings
+
+
+def _embeddings(
+    session: Session, sides: Sequence[Checkpoint | FeatureFile], may_be_stored: bool
+) -> tuple[Embeddings, Embeddings]:
+    """Embeddings of one layer of both.
+
+    may_be_stored: whether stored ones at any settings may be used for checkpoints.
+    """
+    layer = session.choose_layer(session.scan.features)
+    stored = _stored_pair(session, sides, layer) if may_be_stored else None
+    if stored is not None:
+        return stored
+    if may_be_stored:
+        _check_same_kind(sides)
+    embedded = _embed(session, [side for side in sides if isinstance(side, Checkpoint)], layer)
+    first, second = (_read(embedded.get(str(side.path), side.path), layer) for side in sides)
+    return first, second
+
+
+def _check_same_kind(sides: Sequence[Checkpoint | FeatureFile]) -> None:
+    """Raise SettingsError if one is a feature file: a checkpoint is embedded with its settings."""
+    features = [side for side in sides if isinstance(side, FeatureFile)]
+    if len(features) != 1:
+        return
+    provenance = features[0].provenance
+    views = provenance.get("views")
+    values = provenance | {"views": views.get("name") if isinstance(views, dict) else None}
+    options = [
+        f"{option} {shlex.quote(str(values[name]))}"
+        for option, name in OPTIONS.items()
+        if isinstance(values.get(name), str | int)
+    ]
+    raise SettingsError(
+        f"{features[0].path}: no stored embeddings of the checkpoint are comparable with these; "
+        f"to embed it alike, add {' '.join(options) or '--data, -n, -q and --views'}",
+        code="not-comparable",
+    )
+
+
+def _embed(session: Session, checkpoints: Sequence[Checkpoint], layer: str) -> dict[str, Path]:
+    """The feature file of each checkpoint at the settings, by the path of the checkpoint."""
+    if not checkpoints:
+        return {}
+    scorer = session.open_scorer(layer)
+    results = scorer.results(scorer.plans(checkpoints), scorer.embed)
+    embedded = {str(task.checkpoint.path): path for task, path in results}
+    _check_all_used(session)
+    return embedded
+
+
+def _check_all_used(session: Session) -> None:
+    for left in (*session.scan.failed, *session.scan.skipped):
+        raise InputError(f"{left.path}: {left.reason}", code="not-compared")
+
+
+def _stored_pair(
+    session: Session, sides: Sequence[Checkpoint | FeatureFile], layer: str
+) -> tuple[Embeddings, Embeddings] | None:
+    """The latest stored embeddings of both that are comparable; None if there are none."""
+    stored = [sorted(_stored(session, side, layer), reverse=True) for side in sides]
+    for (_, a), (_, b) in product(*stored):
+        first, second = _read(a, layer), _read(b, layer)
+        if _differing(session, first, second):
+            continue
+        if any(isinstance(side, Checkpoint) for side in sides):
+            n, q, _ = first.shape
+            session.progress.note(
+                f"compared on stored embeddings of {first.provenance.get('data')}, n = {n}, "
+                f"q = {q}; for others give --data"
+            )
+        return first, second
+    return None
+
+
+def _stored(
+    session: Session, side: Checkpoint | FeatureFile, layer: str
+) -> Iterator[tuple[float, Path]]:
+    """The time and path of the feature files in caches that have this layer of a checkpoint."""
+    if isinstance(side, FeatureFile):
+        yield 0.0, side.path
+        return
+    paths = [side.path, *map(Path, side.aliases)]
+    above = [CacheFolder(folder, None) for path in paths for folder in _caches_above(path)]
+    folders = {place_of(folder.path): folder.path for folder in (session.folder, *above)}
+    patterns = {f"{glob.escape(stem(path))}-*.h5" for path in paths}
+    for file in (
+        file for folder in folders.values() for one in patterns for file in folder.glob(one)
+    ):
+        try:
+            provenance, time = read_provenance(file), file.stat().st_mtime
+        except (FeatureFileError, OSError):
+            continue
+        if provenance.get("sha256") == side.digest and layer in provenance.get("layers", ()):
+            yield time, file
+
+
+def _differing(
+    session: Session, first: Embeddings, second: Embeddings
+) -> dict[str, tuple[Any, Any]]:
+    """The settings that must be equal for a comparison and are not."""
+    settings = session.settings
+    a, b = (
+        comparable(
+            Score(
+                *(one.file, one.layer, *one.shape),
+                delta=settings.delta,
+                epsilon=settings.epsilon,
+                normalized=settings.normalize,
+                provenance=one.provenance,
+            )
+        )
+        for one in (first, second)
+    )
+    return {key: (a[key], b[key]) for key in a if a[key] != b[key]}
+
+
+def _read(path: Path, layer: str) -> Embeddings:
+    (embeddings,) = read_hdf5(path, layer)
+    return embeddings
+
+
+# Which settings
+
+
+def _rank_settings(settings: CompareSettings) -> RankSettings:
+    return RankSettings(
+        **{one.name: getattr(settings, one.name) for one in fields(CompareSettings)}
+    )
+
+
+def _names_embeddings(settings: CompareSettings) -> bool:
+    """Whether any setting that determines embeddings differs from its default."""
+    defaults = RankSettings()
+    return any(
+        getattr(settings, name)
+        not in (getattr(defaults, name), (EMBEDDED_DEFAULTS | {"data": EMBEDDED}).get(name))
+        for name in {one.name for one in fields(EmbedSettings)} - set(OF_THE_RUN)
+    )
+
+
+def _compared(
+    comparison: Comparison, session: Session, first: Embeddings, second: Embeddings
+) -> Comparison:
+    """The comparison with scores and differences, unless the embeddings are not comparable."""
+    differing = _differing(session, first, second)
+    if differing:
+        return replace(comparison, differing=differing)
+    if first.content is not None and first.content == second.content:
+        return replace(comparison, same="hold the same embeddings")
+    level, folder = comparison.level, session.folder.path
+    a, b = (
+        score_layer(
+            one,
+            session.settings,
+            session.device,
+            EVERY_METRIC,
+            session.progress,
+            level,
+            cache=folder if folder.is_dir() else None,
+            groups=session.groups,
+        )
+        for one in (first, second)
+    )
+    return replace(comparison, scores=(a, b), differences=differences((a, b), level))
