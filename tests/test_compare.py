@@ -239,7 +239,7 @@ def test_two_that_are_the_same(here: Path, lidar: Shell) -> None:
         ({"seed": 1}, "they differ in seed (0, 1); make them equal with --seed"),
         (
             {"samples_sha256": "6" * 64},
-            "differ in samples (55555555..., 66666666...); make them equal",
+            "they differ in the images; make them equal with --data of",
         ),
     ],
 )
