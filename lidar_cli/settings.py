@@ -244,7 +244,8 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
     include: tuple[str, ...] = setting(
         (),
         "Rank only files that match GLOB, such as 'last.ckpt' or 'vicreg-*': it is compared with "
-        "the path below the named folder and with each name in that path; can be repeated.",
+        "the path below the folder that is named, or that all have in common, and with each name "
+        "in that path; can be repeated.",
     )
     exclude: tuple[str, ...] = setting(
         (), "Leave out files that match GLOB, compared as for --include; can be repeated."

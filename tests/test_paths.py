@@ -13,6 +13,7 @@ from make import checkpoint, image_folder
 from raising import raises
 from rank_runs import Shell, rank_here, ranked, settings, stamps, three
 
+from lidar_cli.configuration import resolve
 from lidar_cli.errors import InputError
 from lidar_cli.ranking.discover import files_of
 from lidar_cli.ranking.paths import Selection, matches, select
@@ -111,6 +112,14 @@ def test_globs_leave_files_out(here: Path) -> None:
     # The folder that is named, and those above it, are not compared.
     assert files("runs", exclude=("runs",)) == everything
     assert files("runs/vicreg-1/last.ckpt", "runs/simclr", exclude=("last.ckpt",)) == []
+    # Of several, the path below the folder that all have in common is compared.
+    only = ["runs/simclr/old/last.ckpt"]
+    assert files("runs/vicreg-1", "runs/simclr", exclude=("vicreg*",)) == only
+    assert files("runs/*", exclude=("vicreg*",)) == only
+    assert files(str(here / "runs/vicreg-1"), "runs/simclr", include=("simclr",)) == only
+    for text in ({"LIDAR_EXCLUDE": "old vicreg-?/best*"}, {"LIDAR_EXCLUDE": "old best.ckpt"}):
+        values = resolve(RankSettings, {"include": []}, environment=text).values
+        assert files("runs", exclude=values.exclude) == ["runs/vicreg-1/last.ckpt"]
 
 
 @pytest.mark.parametrize(
@@ -259,3 +268,16 @@ def test_watch_race_and_collect_take_several(here: Path, images: Path) -> None:
         with_settings(n_samples=60, race_budget=1.0, layer="backbone"),
     )
     assert {row.path for row in (*race.winners, *race.others)} == {"A/a.pt", "B/b.pt"}
+
+
+def test_probe_of_several_is_cached_where_they_are(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(here / "A/a.pt", 0)
+    checkpoint(here / "b.pt", 1)
+    labelled = image_folder(here / "labelled", 24, ("cat", "dog"))
+    rank = rank_here(labelled, monkeypatch, capfd)
+    ranking = ranked(rank(Path("b.pt"), "A", "--oracle", "probe", "--json"))
+    assert ranking["correlation"]["accuracies"].keys() == {"A/a.pt", "b.pt"}
+    assert len(stamps(here / "A/.lidar")) == 4  # two to rank, two of backbones to probe
+    assert not Path(".lidar").exists()

@@ -110,7 +110,7 @@ def compare_files(
     """The comparison of two checkpoints or feature files, or folders that hold one each.
 
     Checkpoints are embedded as by rank, in the cache of a ranking that has them if there is one. If
-    no data are named, embeddings that are stored there are compared, the latest of both.
+    no data are named, those stored embeddings of both are compared that have most samples.
     Raises SettingsError unless there are two, InputError if one cannot be used.
     """
     check_two(paths)
@@ -289,7 +289,7 @@ def _check_all_used(session: Session) -> None:
 def _stored_pair(
     session: Session, sides: Sequence[Checkpoint | FeatureFile], layer: str
 ) -> tuple[Embeddings, Embeddings] | None:
-    """The latest stored embeddings of both that are comparable; None if there are none."""
+    """The stored embeddings of most samples of both that are comparable; None if there are none."""
     stored = [sorted(_stored(session, side, layer), reverse=True) for side in sides]
     for (_, a), (_, b) in product(*stored):
         first, second = _read(a, layer), _read(b, layer)
@@ -307,10 +307,13 @@ def _stored_pair(
 
 def _stored(
     session: Session, side: Checkpoint | FeatureFile, layer: str
-) -> Iterator[tuple[float, Path]]:
-    """The time and path of the feature files in caches that have this layer of a checkpoint."""
+) -> Iterator[tuple[tuple[bool, int, float], Path]]:
+    """The feature files in caches that have this layer of a checkpoint, each after a sort key.
+
+    The key is larger for data of the user, then for more samples, then for later files.
+    """
     if isinstance(side, FeatureFile):
-        yield 0.0, side.path
+        yield (True, 0, 0.0), side.path
         return
     paths = [side.path, *map(Path, side.aliases)]
     above = [CacheFolder(folder, None) for path in paths for folder in _caches_above(path)]
@@ -324,7 +327,9 @@ def _stored(
         except (FeatureFileError, OSError):
             continue
         if provenance.get("sha256") == side.digest and layer in provenance.get("layers", ()):
-            yield time, file
+            n = provenance.get("n_samples")
+            is_named = provenance.get("data") != EMBEDDED
+            yield (is_named, n if isinstance(n, int) else 0, time), file
 
 
 def _differing(

@@ -273,14 +273,13 @@ def files_of(selection: Selection, on_error: Callable[[OSError], None]) -> Itera
     entered: set[tuple[int, int]] = set()
     files: set[str] = set()
     for path, is_match in selection.named():
-        folder = path if path.is_dir() else path.parent
         paths = iter([path])
         if path.is_dir():
             paths = (at / name for at, names in walk(path, on_error, entered) for name in names)
         if is_match or path.is_dir():
             paths = filter(has_suffix, paths)
         for file in paths:
-            if place_of(file) not in files and selection.includes(file, folder):
+            if place_of(file) not in files and selection.includes(file):
                 files.add(place_of(file))
                 yield file
 

@@ -52,12 +52,16 @@ class Selection:
             else:
                 yield argument, False
 
-    def includes(self, path: Path, folder: Path) -> bool:
+    def includes(self, path: Path) -> bool:
         """Whether --include and --exclude leave a file in the selection.
 
-        A glob matches the path below the named folder, or any one name in that path.
+        A glob matches the path below `directory`, or any one name in that path.
         """
-        below = path.relative_to(folder)
+        if not self.is_filtered:
+            return True
+        base = Path(place_of(self.directory))
+        place = Path(place_of(path))
+        below = place.relative_to(base) if place.is_relative_to(base) else Path(place.name)
         is_included = not self.include or _matches_any(below, self.include)
         return is_included and not _matches_any(below, self.exclude)
 

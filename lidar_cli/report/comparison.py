@@ -134,25 +134,28 @@ def print_comparison(comparison: Comparison) -> None:
         f"data {score.data or 'not recorded'}"
     )
     out.print()
+    cells = list(_difference_cells(comparison))
+    tied = ["tied" if one.tied else "" for one in comparison.differences]
     rows = [
         [
             one.metric.name,
             *(format_metric(one.metric.name, value) for value in one.values),
-            *cells,
-            "tied" if one.tied else "",
+            *([cell, text] if any(tied) else [cell]),
         ]
-        for one, cells in zip(comparison.differences, _difference_cells(comparison), strict=True)
+        for one, cell, text in zip(comparison.differences, cells, tied, strict=True)
     ]
-    headers = ["metric", *comparison.names, f"difference, {level}"]
-    if any(one.tied for one in comparison.differences):
-        headers.append("")
-    print_columns(out, headers, [row[: len(headers)] for row in rows], fixed=1)
+    headers = ["metric", "", "", f"difference, {level}", *([""] if any(tied) else [])]
+    used = [max(map(len, column)) + 2 for column in zip(headers, *rows, strict=True)]
+    room = (out.width - used[0] - sum(used[3:])) // 2 - 2
+    names = [name if len(name) <= room else f"{name[: room - 3]}..." for name in comparison.names]
+    headers[1:3] = names if names[0] != names[1] else ["first", "second"]
+    print_columns(out, headers, rows, fixed=1)
     out.print()
     for text in _remarks(comparison):
         out.print_line(text)
 
 
-def _difference_cells(comparison: Comparison) -> Iterator[list[str]]:
+def _difference_cells(comparison: Comparison) -> Iterator[str]:
     """The difference of each metric and its interval, each aligned right."""
     columns = [
         ["" if one.difference is None else signed(one.difference), signed_interval(one)]
@@ -161,7 +164,7 @@ def _difference_cells(comparison: Comparison) -> Iterator[list[str]]:
     widths = [max(len(row[at]) for row in columns) for at in (0, 1)]
     for size, ends in columns:
         between = f"({ends})" if ends else ""
-        yield [f"{size:>{widths[0]}}   {between:>{widths[1] + 2}}" if widths[1] else size]
+        yield f"{size:>{widths[0]}}   {between:>{widths[1] + 2}}" if widths[1] else size
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:
