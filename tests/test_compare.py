@@ -264,7 +264,7 @@ def test_two_that_cannot_be_compared(
         (["a.h5", "empty"], 3, "empty: no checkpoint in it"),
         (["a.h5", "log.txt"], 3, "log.txt: "),
         (["a.h5", "b.h5", "--by", "lidarr"], 2, "did you mean lidar?"),
-        (["a.h5", "one.pt"], 2, "to embed it alike, add --data 'my photos' -n 60 -q 3 --seed 0"),
+        (["one.pt", "a.h5"], 2, "to embed both alike, add --data 'my photos' -n 60 -q 3 --seed 0"),
     ],
 )
 def test_mistakes(here: Path, lidar: Shell, words: list[str], status: int, message: str) -> None:
@@ -276,7 +276,7 @@ def test_mistakes(here: Path, lidar: Shell, words: list[str], status: int, messa
     checkpoint(here / "one.pt", 2)
     (here / "empty").mkdir()
     (here / "log.txt").write_text("epoch 1")
-    done = lidar("compare", *words)
+    done = lidar("compare", *words, "--layer", "projector")
     assert (done.returncode, done.stdout) == (status, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -309,6 +309,12 @@ def test_checkpoints_meet_in_the_cache_of_a_ranking(here: Path, images: Path, li
     shutil.copy(next(Path("runs/.lidar").glob("*.h5")), "apart.h5")
     apart = lidar("compare", "apart.h5", "runs/two", "--json")
     assert apart.returncode == 0, apart.stderr
+    # One that no ranking has is not compared on other images.
+    checkpoint(here / "runs/new.pt", 7)
+    done = lidar("compare", "runs/new.pt", "runs/two")
+    assert done.returncode == 2
+    advice = f"to embed both alike, add --data {images} -n {IMAGES} -q 4 --seed 0 --views simclr "
+    assert f"{advice}--image-size 24" in done.stderr
     # Other settings are embedded, and where no ranking has a cache, here.
     fewer = metrics(
         lidar("compare", "runs/one", "runs/two", *small, "-n", 20, "--by", "rankme", "--json")

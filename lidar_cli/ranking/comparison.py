@@ -8,6 +8,7 @@ Rank finds its ties by the same numbers (`scoring.intervals`).
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shlex
 import stat
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import FeatureFileError, InputError, SettingsError
@@ -232,6 +233,19 @@ def _side(session: Session, path: str) -> Checkpoint | FeatureFile:
 # Which embeddings
 
 
+class _Stored(NamedTuple):
+    """A feature file of one of the two. Of two, the larger is preferred.
+
+    is_named: whether its data are not the embedded images.
+    """
+
+    is_named: bool
+    n: int
+    time: float
+    path: Path
+    provenance: dict[str, Any]
+
+
 def _embeddings(
     session: Session, sides: Sequence[Checkpoint | FeatureFile], may_be_stored: bool
 ) -> tuple[Embeddings, Embeddings]:
@@ -240,34 +254,16 @@ def _embeddings(
     may_be_stored: whether stored ones at any settings may be used for checkpoints.
     """
     layer = session.choose_layer(session.scan.features)
-    stored = _stored_pair(session, sides, layer) if may_be_stored else None
-    if stored is not None:
-        return stored
-    if may_be_stored:
-        _check_same_kind(sides)
-    embedded = _embed(session, [side for side in sides if isinstance(side, Checkpoint)], layer)
+    checkpoints = [side for side in sides if isinstance(side, Checkpoint)]
+    if may_be_stored and checkpoints:
+        a, b = (sorted(_stored(session, side, layer), reverse=True) for side in sides)
+        pair = _comparable_pair(session, a, b, layer)
+        if pair is not None:
+            return pair
+        _check_none_stored([one for one in (*a[:1], *b[:1]) if one.is_named])
+    embedded = _embed(session, checkpoints, layer)
     first, second = (_read(embedded.get(str(side.path), side.path), layer) for side in sides)
     return first, second
-
-
-def _check_same_kind(sides: Sequence[Checkpoint | FeatureFile]) -> None:
-    """Raise SettingsError if one is a feature file: a checkpoint is embedded with its settings."""
-    features = [side for side in sides if isinstance(side, FeatureFile)]
-    if len(features) != 1:
-        return
-    provenance = features[0].provenance
-    views = provenance.get("views")
-    values = provenance | {"views": views.get("name") if isinstance(views, dict) else None}
-    options = [
-        f"{option} {shlex.quote(str(values[name]))}"
-        for option, name in OPTIONS.items()
-        if isinstance(values.get(name), str | int)
-    ]
-    raise SettingsError(
-        f"{features[0].path}: no stored embeddings of the checkpoint are comparable with these; "
-        f"to embed it alike, add {' '.join(options) or '--data, -n, -q and --views'}",
-        code="not-comparable",
-    )
 
 
 def _embed(session: Session, checkpoints: Sequence[Checkpoint], layer: str) -> dict[str, Path]:
@@ -286,50 +282,75 @@ def _check_all_used(session: Session) -> None:
         raise InputError(f"{left.path}: {left.reason}", code="not-compared")
 
 
-def _stored_pair(
-    session: Session, sides: Sequence[Checkpoint | FeatureFile], layer: str
+def _comparable_pair(
+    session: Session, of_first: Sequence[_Stored], of_second: Sequence[_Stored], layer: str
 ) -> tuple[Embeddings, Embeddings] | None:
-    """The stored embeddings of most samples of both that are comparable; None if there are none."""
-    stored = [sorted(_stored(session, side, layer), reverse=True) for side in sides]
-    for (_, a), (_, b) in product(*stored):
-        first, second = _read(a, layer), _read(b, layer)
-        if _differing(session, first, second):
-            continue
-        if any(isinstance(side, Checkpoint) for side in sides):
+    """The first two stored embeddings that are comparable; None if there are none."""
+    for a, b in product(of_first, of_second):
+        first, second = _read(a.path, layer), _read(b.path, layer)
+        if not _differing(session, first, second):
             n, q, _ = first.shape
             session.progress.note(
-                f"compared on stored embeddings of {first.provenance.get('data')}, n = {n}, "
-                f"q = {q}; for others give --data"
+                f"compared on stored embeddings of {a.provenance.get('data')}, n = {n}, q = {q}; "
+                "for others give --data"
             )
-        return first, second
+            return first, second
     return None
 
 
-def _stored(
-    session: Session, side: Checkpoint | FeatureFile, layer: str
-) -> Iterator[tuple[tuple[bool, int, float], Path]]:
-    """The feature files in caches that have this layer of a checkpoint, each after a sort key.
+def _check_none_stored(stored: Sequence[_Stored]) -> None:
+    """Raise SettingsError if there are stored embeddings, with the options that embed alike."""
+    if not stored:
+        return
+    provenance = stored[0].provenance
+    views = provenance.get("views")
+    values = provenance | {"views": views.get("name") if isinstance(views, dict) else None}
+    options = [
+        f"{option} {shlex.quote(str(values[name]))}"
+        for option, name in OPTIONS.items()
+        if isinstance(values.get(name), str | int)
+    ]
+    raise SettingsError(
+        f"{provenance.get('checkpoint', stored[0].path)} has stored embeddings, and the other has "
+        f"none that are comparable; to embed both alike, add {' '.join(options) or '--data'}",
+        code="not-comparable",
+    )
 
-    The key is larger for data of the user, then for more samples, then for later files.
-    """
+
+def _stored(session: Session, side: Checkpoint | FeatureFile, layer: str) -> Iterator[_Stored]:
+    """The feature file, or those in caches that have this layer of a checkpoint."""
     if isinstance(side, FeatureFile):
-        yield (True, 0, 0.0), side.path
+        yield _Stored(True, 0, 0.0, side.path, side.provenance)
         return
     paths = [side.path, *map(Path, side.aliases)]
     above = [CacheFolder(folder, None) for path in paths for folder in _caches_above(path)]
     folders = {place_of(folder.path): folder.path for folder in (session.folder, *above)}
     patterns = {f"{glob.escape(stem(path))}-*.h5" for path in paths}
-    for file in (
-        file for folder in folders.values() for one in patterns for file in folder.glob(one)
-    ):
-        try:
-            provenance, time = read_provenance(file), file.stat().st_mtime
-        except (FeatureFileError, OSError):
-            continue
-        if provenance.get("sha256") == side.digest and layer in provenance.get("layers", ()):
-            n = provenance.get("n_samples")
-            is_named = provenance.get("data") != EMBEDDED
-            yield (is_named, n if isinstance(n, int) else 0, time), file
+    for folder, pattern in product(folders.values(), patterns):
+        for file in folder.glob(pattern):
+            try:
+                provenance, time = read_provenance(file), file.stat().st_mtime
+            except (FeatureFileError, OSError):
+                continue
+            n, layers = provenance.get("n_samples"), provenance.get("layers")
+            if _is_of(provenance, side) and isinstance(layers, list) and layer in layers:
+                is_named = provenance.get("data") != EMBEDDED
+                yield _Stored(is_named, n if isinstance(n, int) else 0, time, file, provenance)
+
+
+def _is_of(provenance: dict[str, Any], checkpoint: Checkpoint) -> bool:
+    """Whether stored embeddings are of a checkpoint as it is understood now."""
+    description, recorded = checkpoint.description, provenance.get("assumed")
+    assumed = recorded if isinstance(recorded, dict) else {}
+    planned = {key: one.value for key, one in description.assumed.items() if key in assumed}
+    stored = {key: one.get("value") for key, one in assumed.items() if isinstance(one, dict)}
+    return (
+        provenance.get("sha256") == checkpoint.digest
+        and provenance.get("branch") == description.branch
+        and provenance.get("architecture") == description.arch
+        and provenance.get("source_sha256") is None
+        and json.loads(json.dumps(planned)) == {key: stored.get(key) for key in planned}
+    )
 
 
 def _differing(
