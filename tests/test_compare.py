@@ -8,6 +8,8 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,11 @@ from scipy.stats import t as student
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.ranking.comparison import Comparison, difference
 from lidar_cli.ranking.session import rank_directory
+from lidar_cli.report import comparison as report
+from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.intervals import confidence
 from lidar_cli.settings import RankSettings
 
 N, Q, D = 60, 3, 4
@@ -145,26 +151,44 @@ def test_order_of_the_two_is_the_sign(here: Path, lidar: Shell) -> None:
             )
 
 
-@pytest.mark.parametrize("by", ["lidar", "alpha_req", "rankme", "alignment", "n_above_noise"])
+@pytest.mark.parametrize("by", ["lidar", "rankme", "alignment", "n_above_noise"])
 def test_ties_are_those_of_a_ranking(here: Path, lidar: Shell, by: str) -> None:
-    """Also of copies with little noise, which tie in every metric that has intervals."""
-    for name, noise, draw in (("a", 0.6, 3), ("b", 0.8, 4), ("c", 0.61, 5)):
+    for name, noise, draw in (("a", 0.6, 3), ("b", 4.0, 4), ("c", 0.61, 5)):
         embedded(here / f"runs/{name}.h5", noise, draw=draw)
     settings = RankSettings(by=by, device="cpu", cache=here / "cache")
-    if by == "alpha_req":  # needs d >= 100: not one of these has a value
-        assert metrics(lidar("compare", "runs/a.h5", "runs/b.h5", "--json"))[by]["tied"] is None
-        return
     (group,) = rank_directory(Path("runs"), settings).groups
-    for row in group.rows:
-        for other in group.rows:
-            if row.path == other.path:
-                continue
-            one = metrics(lidar("compare", row.path, other.path, "--json"))[by]
-            if row.interval.se is None:
-                assert one["tied"] is None
-            else:
-                assert one["tied"] == (other.path in row.tied_with)
-                assert one["tied"] == (one["ci_low"] <= 0 <= one["ci_high"])
+    ties = set()
+    for row, other in combinations(group.rows, 2):
+        one = metrics(lidar("compare", row.path, other.path, "--json"))[by]
+        if row.interval.se is None:
+            assert one["tied"] is None
+            continue
+        assert one["tied"] == (other.path in row.tied_with)
+        assert one["tied"] == (one["ci_low"] <= 0 <= one["ci_high"])
+        assert one["better"] == row.path  # the rows are in order, best first
+        ties.add(one["tied"])
+    assert ties == (set() if by == "n_above_noise" else {True, False})
+
+
+def test_tie_of_two_that_may_be_equally_far_from_the_target() -> None:
+    """0.8 and 1.2 differ, but not in their distance from 1."""
+    u = torch.linspace(-1, 1, 300, dtype=torch.float64) ** 3
+    metric = METRICS["alpha_req"]
+    scores = []
+    for value, influences in ((0.8, u), (1.2, -u)):
+        score = Score("x.h5", "projector", 300, 2, 4, 1e-4, 1e-7, False)
+        interval = confidence({"alpha_req": value}, {"alpha_req": influences}, {}, 0.95)
+        score = replace(score, confidence=interval, influences={"alpha_req": influences})
+        scores.append(score.with_value("alpha_req", value))
+    one = difference(metric, (scores[0], scores[1]), 0.95)
+    assert one.interval.ci_high is not None
+    assert one.interval.ci_high < 0
+    assert one.tied
+    assert one.difference == pytest.approx(-0.4)
+    comparison = Comparison(("a", "b"), metric, 0.95, differences=(one,))
+    assert report.sentence(comparison).endswith(
+        ", and both may be equally far from 1, the same images and views in both."
+    )
 
 
 # What it says
@@ -187,9 +211,10 @@ def test_sentence_and_table(here: Path, lidar: Shell) -> None:
     (row,) = [line for line in lines if line.startswith("alignment ")]
     a, b = (f"{value:.3f}" for value in found["values"])
     assert row.split() == ["alignment", a, b, f"-{size}", f"(-{high}", "..", f"-{low})"]
-    assert max(map(len, lines[:18])) <= 80 or lines[0] == max(lines, key=len)
-    tied = lidar("compare", "a.h5", "c.h5").stdout.splitlines()
-    assert tied[0].startswith("a.h5 and c.h5 are tied in lidar: the difference, ")
+    assert max(map(len, lines[1:18])) <= 80
+    tied = lidar("compare", here / "a.h5", "c.h5").stdout.splitlines()
+    assert tied[0].startswith("a.h5 and c.h5 are tied in lidar: the difference is ")
+    assert tied[0].endswith("), and it may be 0, the same images and views in both.")
     assert "tied: the 95 % interval of the difference holds 0" in tied
     back = lidar("compare", "b.h5", "a.h5", "--by", "alignment").stdout
     assert back.startswith(f"b.h5 is above a.h5 by {size} ({low} .. {high}) in alignment (lower is")
@@ -220,7 +245,7 @@ def test_two_that_are_the_same(here: Path, lidar: Shell) -> None:
     checkpoint(here / "y/last.pt", 1)
     for pair, words in (
         (("a.h5", "a.h5"), "a.h5 and a.h5 are the same file: there is nothing to compare."),
-        (("a.h5", "link.h5"), "a.h5 and link.h5 are the same file"),
+        ((here / "a.h5", "link.h5"), f"{here / 'a.h5'} and link.h5 are the same file"),
         (("copy.h5", "a.h5"), "copy.h5 and a.h5 hold the same embeddings"),
         (("x", "y"), "x/last.pt and y/last.pt have the same content"),
     ):

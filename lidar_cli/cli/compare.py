@@ -25,7 +25,12 @@ def compare(
     *,
     settings: CompareSettings,
 ) -> None:
-    """The difference of two checkpoints in every metric, on the same images and views."""
+    """The difference of two checkpoints in every metric, on the same images and views.
+
+    lidar compare runs/a.pt runs/b.pt              what a ranking has stored of both
+    lidar compare a.pt b.pt --data photos/ -n 500  images of your own
+    lidar compare a.h5 b.h5 --by rankme            two feature files
+    """
     one_of(json=json, csv=csv)
     check_two(paths)
     from lidar_cli.ranking.comparison import compare_files

@@ -32,7 +32,7 @@ from lidar_cli.ranking.discover import (
     reason_unopened,
 )
 from lidar_cli.ranking.order import comparable
-from lidar_cli.ranking.paths import check_two, place_of, select
+from lidar_cli.ranking.paths import check_two, common_folder, place_of, select
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
@@ -97,7 +97,7 @@ class Comparison:
     @property
     def names(self) -> tuple[str, str]:
         """Short names of the two."""
-        folder = select([Path(path) for path in self.paths]).directory
+        folder = common_folder([Path(path).parent for path in self.paths])
         first, second = (
             path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
             for path in map(Path, self.paths)
@@ -143,12 +143,8 @@ def compare_files(
     return _compared(comparison, session, *embeddings)
 
 
-def differences(scores: tuple[Score, Score], level: float) -> tuple[Difference, ...]:
-    """The paired difference of every metric, with its interval, in the order of METRICS."""
-    return tuple(_difference(metric, scores, level) for metric in METRICS.values())
-
-
-def _difference(metric: Metric, scores: tuple[Score, Score], level: float) -> Difference:
+def difference(metric: Metric, scores: tuple[Score, Score], level: float) -> Difference:
+    """The paired difference of one metric, with its interval."""
     values = scores[0].value(metric.name), scores[1].value(metric.name)
     a, b = values
     if a is None or b is None:
@@ -420,4 +416,5 @@ def _compared(
         )
         for one in (first, second)
     )
-    return replace(comparison, scores=(a, b), differences=differences((a, b), level))
+    differences = tuple(difference(metric, (a, b), level) for metric in METRICS.values())
+    return replace(comparison, scores=(a, b), differences=differences)

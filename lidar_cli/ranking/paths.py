@@ -86,7 +86,9 @@ def select(paths: Paths, settings: RankSettings | None = None) -> Selection:
     folders = [path for path in arguments if path.is_dir()]
     return Selection(
         arguments=tuple(arguments),
-        directory=_common([path if path in folders else _folder_of(path) for path in arguments]),
+        directory=common_folder(
+            [path if path in folders else _folder_of(path) for path in arguments]
+        ),
         cache_parent=folders[0] if len(folders) == 1 else Path(),
         include=settings.include,
         exclude=settings.exclude,
@@ -222,7 +224,7 @@ def _folder_of(path: Path) -> Path:
     return folder
 
 
-def _common(folders: Sequence[Path]) -> Path:
+def common_folder(folders: Sequence[Path]) -> Path:
     """The folder that contains all of these."""
     if len(folders) == 1:
         return folders[0]

@@ -68,12 +68,15 @@ def sentence(comparison: Comparison) -> str:
         return f"{without} has no {name}: {one.interval.reason}."
     if one.difference == 0:
         return f"{a} and {b} are equal in {name}, {SAME_VIEWS}."
-    if one.tied:
-        return (
-            f"{a} and {b} are tied in {name}: the difference, {signed(one.difference)}, may be 0 "
-            f"({signed_interval(one)}), {SAME_VIEWS}."
-        )
     low, high = one.interval.ci_low, one.interval.ci_high
+    if one.tied:
+        why = "it may be 0"
+        if one.metric.target is not None and not _holds_zero(one):
+            why = f"both may be equally far from {one.metric.target:g}"
+        return (
+            f"{a} and {b} are tied in {name}: the difference is {signed(one.difference)} "
+            f"({signed_interval(one)}), and {why}, {SAME_VIEWS}."
+        )
     ends, doubt = "", ""
     if low is None or high is None:
         reason = f"{one.interval.reason}{_cure(one, comparison)}"
@@ -86,6 +89,11 @@ def sentence(comparison: Comparison) -> str:
         f"{format_value(abs(one.difference))}{ends} in {name}{_direction(one, comparison)}, "
         f"{SAME_VIEWS}{doubt}."
     )
+
+
+def _holds_zero(one: Difference) -> bool:
+    low, high = one.interval.ci_low, one.interval.ci_high
+    return low is not None and high is not None and low <= 0 <= high
 
 
 def _direction(one: Difference, comparison: Comparison) -> str:
@@ -169,8 +177,12 @@ def _difference_cells(comparison: Comparison) -> Iterator[str]:
 
 def _remarks(comparison: Comparison) -> Iterator[str]:
     """Directions, what ties mean, and the reasons of what is missing, each once."""
-    if any(one.tied for one in comparison.differences):
+    tied = [one for one in comparison.differences if one.tied]
+    if tied:
         yield f"tied: the {100 * comparison.level:g} % interval of the difference holds 0"
+    for one in tied:
+        if one.metric.target is not None and not _holds_zero(one):
+            yield f"{one.metric.name} is tied: both may be equally far from {one.metric.target:g}"
     for better in ("lower", "target"):
         some = [one.metric for one in comparison.differences if one.metric.better == better]
         if some:
