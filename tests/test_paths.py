@@ -160,7 +160,8 @@ def test_common_folder_and_cache(
         ("elsewhere/x", "no-such-directory", "patterns such as 'runs/*/last.ckpt'"),
         ("runs/a/last.ckpt/x", "no-such-directory", "no such file or folder"),
         ("rusn/*.ckpt", "no-such-directory", "no such folder as rusn. Did you mean runs/ ?"),
-        ("runs/*.ckpt", "no-match", "runs/*.ckpt: this pattern matches nothing in runs/"),
+        ("runs/*.ckpt", "no-match", "runs/*.ckpt: this pattern matches nothing in runs/. A `*` "),
+        ("runs/*/lst.ckpt", "no-match", "nothing in runs/. Did you mean runs/*/last.ckpt ?"),
     ],
 )
 def test_path_that_matches_nothing(here: Path, named: str, code: str, words: str) -> None:
@@ -237,12 +238,16 @@ def test_links_and_files_that_are_named(here: Path, rank: Shell) -> None:
     Path("two.h5").symlink_to("a.h5")
     Path("gone.pt").symlink_to("nowhere.pt")
     Path("log.txt").write_text("epoch 1")
-    ranking = ranked(rank(Path("a.h5"), "b.pt", "two.h5", "gone.pt", "log.txt", "--json"))
+    Path("z.npy").write_bytes(b"\x93NUMPY")
+    ranking = ranked(rank(Path("a.h5"), "b.pt", "two.h5", "gone.pt", "log.txt", "z.npy", "--json"))
     rows = {row["path"]: row["aliases"] for row in ranking["checkpoints"]}
     assert rows == {"a.h5": ["two.h5"], "b.pt": []}
     skipped = {file["path"]: file["reason"] for file in ranking["skipped"]}
-    assert skipped.keys() == {"gone.pt", "log.txt"}
-    assert skipped["gone.pt"] == "a link to nothing: nowhere.pt"
+    assert skipped == {
+        "gone.pt": "a link to nothing: nowhere.pt",
+        "log.txt": "neither a checkpoint nor a feature file",
+        "z.npy": "an array, which lidar score reads",
+    }
     assert paths_of(ranked(rank(Path("a"), "--json"))) == ["a"]  # a checkpoint without a suffix
     done = rank(Path("log.txt"))
     assert (done.returncode, "1 skipped; the first: log.txt: " in done.stderr) == (3, True)

@@ -34,6 +34,7 @@ from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EmbedSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
+NEITHER = "neither a checkpoint nor a feature file"
 # Files that training scripts save with the weights; others are recognised by their content.
 NOT_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)"
@@ -224,7 +225,9 @@ def classify_file(
         if has_suffix(path):
             scan.fail(path, error)
         else:  # a shell's runs/* names logs, too
-            scan.skipped.append(Skipped(str(path), _reason(path, error)))
+            is_array = path.name.lower().endswith((".npy", ".npz"))
+            reason = "an array, which lidar score reads" if is_array else NEITHER
+            scan.skipped.append(Skipped(str(path), reason))
     except FILE_ERRORS as error:
         scan.fail(path, error)
 

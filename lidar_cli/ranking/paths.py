@@ -185,10 +185,15 @@ def _check(path: Path, may_match_nothing: bool) -> None:
             f"{path}: no such folder as {folder}. {_advice(folder)}", code="no-such-directory"
         )
     if not may_match_nothing and not matches(path):
+        names = sorted({other.name for other in matches(path.parent / "*")})
+        close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+        advice = (
+            f"Did you mean {path.parent / close[0]} ?"
+            if close and not glob.has_magic(path.name)
+            else "A `*` matches part of one name, `**` any folders"
+        )
         raise InputError(
-            f"{path}: this pattern matches nothing in {folder}{os.sep}; `*` matches part of one "
-            "name, `**` any folders; to rank all that is there, name the folder alone",
-            code="no-match",
+            f"{path}: this pattern matches nothing in {folder}{os.sep}. {advice}", code="no-match"
         )
 
 
