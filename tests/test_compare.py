@@ -351,6 +351,29 @@ def test_checkpoints_meet_in_the_cache_of_a_ranking(here: Path, images: Path, li
     assert len(list(Path(".lidar").glob("*.h5"))) == 2
 
 
+def test_scores_that_are_stored_alone_are_compared(here: Path, images: Path, lidar: Shell) -> None:
+    small = ("--data", images, "-n", IMAGES, "-q", 4, "--image-size", 24)
+    for seed, name in enumerate(("one", "two")):
+        checkpoint(here / f"runs/{name}.pt", seed)
+    assert lidar("rank", "runs", *small, "--no-store").returncode == 0
+    alone = lidar("compare", "runs/one.pt", "runs/two.pt", "--json")
+    assert alone.stderr.startswith("compared on stored embeddings of ")
+    assert list(Path("runs/.lidar").glob("*.h5")) == []
+    whole = metrics(lidar("compare", "runs/one.pt", "runs/two.pt", *small, "--json"))
+    assert len(list(Path("runs/.lidar").glob("*.h5"))) == 2
+    for name, one in metrics(alone).items():
+        other = whole[name]
+        assert (one["tied"], one["better"]) == (other["tied"], other["better"])
+        if one["ci_low"] is not None:
+            keys = ("difference", "ci_low", "ci_high")
+            values = pytest.approx([other[key] for key in keys], rel=1e-5, abs=1e-9)
+            assert [one[key] for key in keys] == values
+    # At other constants the stored scores are not used.
+    other = metrics(lidar("compare", "runs/one.pt", "runs/two.pt", "--delta", 0.1, "--json"))
+    assert other["lidar"]["values"] != whole["lidar"]["values"]
+    assert other["rankme"]["values"] == whole["rankme"]["values"]
+
+
 def test_cache_that_is_a_link_is_not_followed(here: Path, lidar: Shell) -> None:
     checkpoint(here / "runs/a.pt", 1)
     checkpoint(here / "runs/b.pt", 2)

@@ -37,7 +37,8 @@ from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score
 from lidar_cli.scoring.intervals import Interval, interval_of, ties
-from lidar_cli.scoring.run import score_layer
+from lidar_cli.scoring.run import score_layer, with_intervals
+from lidar_cli.scoring.saved import SUFFIX, ScoreWithoutIntervals, read_score
 from lidar_cli.settings import (
     EMBEDDED,
     EMBEDDED_DEFAULTS,
@@ -139,8 +140,8 @@ def compare_files(
     )
     if same:
         return comparison
-    embeddings = _embeddings(session, sides, not _names_embeddings(settings))
-    return _compared(comparison, session, *embeddings)
+    sources = _sources(session, sides, not _names_embeddings(settings))
+    return _compared(comparison, session, *sources)
 
 
 def difference(metric: Metric, scores: tuple[Score, Score], level: float) -> Difference:
@@ -229,8 +230,12 @@ def _side(session: Session, path: str) -> Checkpoint | FeatureFile:
 # Which embeddings
 
 
+# Of a ranking with --no-store there is a score alone, with the influences of samples.
+Source = Embeddings | ScoreWithoutIntervals
+
+
 class _Stored(NamedTuple):
-    """A feature file of one of the two. Of two, the larger is preferred.
+    """A feature file, or a score, of one of the two. Of two, the larger is preferred.
 
     is_named: whether its data are not the embedded images.
     """
@@ -242,10 +247,10 @@ class _Stored(NamedTuple):
     provenance: dict[str, Any]
 
 
-def _embeddings(
+def _sources(
     session: Session, sides: Sequence[Checkpoint | FeatureFile], may_be_stored: bool
-) -> tuple[Embeddings, Embeddings]:
-    """Embeddings of one layer of both.
+) -> tuple[Source, Source]:
+    """Embeddings of one layer of both, or stored scores.
 
     may_be_stored: whether stored ones at any settings may be used for checkpoints.
     """
@@ -258,7 +263,7 @@ def _embeddings(
             return pair
         _check_none_stored([one for one in (*a[:1], *b[:1]) if one.is_named])
     embedded = _embed(session, checkpoints, layer)
-    first, second = (_read(embedded.get(str(side.path), side.path), layer) for side in sides)
+    first, second = (_open(embedded.get(str(side.path), side.path), layer) for side in sides)
     return first, second
 
 
@@ -280,14 +285,14 @@ def _check_all_used(session: Session) -> None:
 
 def _comparable_pair(
     session: Session, of_first: Sequence[_Stored], of_second: Sequence[_Stored], layer: str
-) -> tuple[Embeddings, Embeddings] | None:
-    """The first two stored embeddings that are comparable; None if there are none."""
+) -> tuple[Source, Source] | None:
+    """The first two that are comparable; None if there are none."""
     for a, b in product(of_first, of_second):
-        first, second = _read(a.path, layer), _read(b.path, layer)
+        first, second = _open(a.path, layer), _open(b.path, layer)
         if not _differing(session, first, second):
-            n, q, _ = first.shape
             session.progress.note(
-                f"compared on stored embeddings of {a.provenance.get('data')}, n = {n}, q = {q}; "
+                f"compared on stored embeddings of {a.provenance.get('data')}, "
+                f"n = {a.provenance.get('n_samples')}, q = {a.provenance.get('n_views')}; "
                 "for others give --data"
             )
             return first, second
@@ -321,11 +326,12 @@ def _stored(session: Session, side: Checkpoint | FeatureFile, layer: str) -> Ite
     paths = [side.path, *map(Path, side.aliases)]
     above = [CacheFolder(folder, None) for path in paths for folder in _caches_above(path)]
     folders = {place_of(folder.path): folder.path for folder in (session.folder, *above)}
-    patterns = {f"{glob.escape(stem(path))}-*.h5" for path in paths}
-    for folder, pattern in product(folders.values(), patterns):
-        for file in folder.glob(pattern):
+    suffixes = [".h5", *([] if session.groups else [SUFFIX])]  # a score has no names of samples
+    names = [f"{glob.escape(name)}-*{end}" for name, end in product({*map(stem, paths)}, suffixes)]
+    for folder, name in product(folders.values(), names):
+        for file in folder.glob(name):
             try:
-                provenance, time = read_provenance(file), file.stat().st_mtime
+                provenance, time = _provenance(session, file), file.stat().st_mtime
             except (FeatureFileError, OSError):
                 continue
             n, layers = provenance.get("n_samples"), provenance.get("layers")
@@ -349,29 +355,46 @@ def _is_of(provenance: dict[str, Any], checkpoint: Checkpoint) -> bool:
     )
 
 
-def _differing(
-    session: Session, first: Embeddings, second: Embeddings
-) -> dict[str, tuple[Any, Any]]:
+def _provenance(session: Session, file: Path) -> dict[str, Any]:
+    """The provenance of a file; empty for a score at other constants than the settings'."""
+    if file.suffix != SUFFIX:
+        return read_provenance(file)
+    settings, saved = session.settings, read_score(file)
+    if saved is None:
+        return {}
+    constants = saved.score.delta, saved.score.epsilon, saved.score.normalized
+    is_alike = constants == (settings.delta, settings.epsilon, settings.normalize)
+    return saved.provenance if is_alike else {}
+
+
+def _open(path: Path, layer: str) -> Source:
+    """One layer of a feature file, or a score. Raises FeatureFileError if it is damaged."""
+    if path.suffix != SUFFIX:
+        (embeddings,) = read_hdf5(path, layer)
+        return embeddings
+    saved = read_score(path)
+    if saved is None:
+        raise FeatureFileError(f"{path}: is damaged; remove it")
+    return saved
+
+
+def _differing(session: Session, *sources: Source) -> dict[str, tuple[Any, Any]]:
     """The settings that must be equal for a comparison and are not."""
-    settings = session.settings
-    a, b = (
-        comparable(
-            Score(
-                *(one.file, one.layer, *one.shape),
-                delta=settings.delta,
-                epsilon=settings.epsilon,
-                normalized=settings.normalize,
-                provenance=one.provenance,
-            )
-        )
-        for one in (first, second)
-    )
+    a, b = (comparable(_without_values(session, source)) for source in sources)
     return {key: (a[key], b[key]) for key in a if a[key] != b[key]}
 
 
-def _read(path: Path, layer: str) -> Embeddings:
-    (embeddings,) = read_hdf5(path, layer)
-    return embeddings
+def _without_values(session: Session, source: Source) -> Score:
+    if isinstance(source, ScoreWithoutIntervals):
+        return source.score
+    settings = session.settings
+    return Score(
+        *(source.file, source.layer, *source.shape),
+        delta=settings.delta,
+        epsilon=settings.epsilon,
+        normalized=settings.normalize,
+        provenance=source.provenance,
+    )
 
 
 # Which settings
@@ -393,28 +416,35 @@ def _names_embeddings(settings: CompareSettings) -> bool:
     )
 
 
-def _compared(
-    comparison: Comparison, session: Session, first: Embeddings, second: Embeddings
-) -> Comparison:
-    """The comparison with scores and differences, unless the embeddings are not comparable."""
+def _compared(comparison: Comparison, session: Session, *sources: Source) -> Comparison:
+    """The comparison with scores and differences, unless the two are not comparable."""
+    first, second = sources
     differing = _differing(session, first, second)
     if differing:
         return replace(comparison, differing=differing)
-    if first.content is not None and first.content == second.content:
+    contents = [one.content for one in sources if isinstance(one, Embeddings) and one.content]
+    if len(contents) == 2 and contents[0] == contents[1]:
         return replace(comparison, same="hold the same embeddings")
-    level, folder = comparison.level, session.folder.path
-    a, b = (
-        score_layer(
-            one,
-            session.settings,
-            session.device,
-            EVERY_METRIC,
-            session.progress,
-            level,
-            cache=folder if folder.is_dir() else None,
-            groups=session.groups,
-        )
-        for one in (first, second)
+    scores = _score(session, first), _score(session, second)
+    level = comparison.level
+    differences = tuple(difference(metric, scores, level) for metric in METRICS.values())
+    return replace(comparison, scores=scores, differences=differences)
+
+
+def _score(session: Session, source: Source) -> Score:
+    """All metrics with intervals and influences."""
+    level, folder = session.settings.confidence, session.folder.path
+    if isinstance(source, ScoreWithoutIntervals):
+        score = source.score
+        rows, reason = score.rankme_rows, source.why_no_influences
+        return with_intervals(score, EVERY_METRIC, score.influences, rows, level, reason)
+    return score_layer(
+        source,
+        session.settings,
+        session.device,
+        EVERY_METRIC,
+        session.progress,
+        level,
+        cache=folder if folder.is_dir() else None,
+        groups=session.groups,
     )
-    differences = tuple(difference(metric, (a, b), level) for metric in METRICS.values())
-    return replace(comparison, scores=(a, b), differences=differences)
