@@ -47,7 +47,6 @@ from lidar_cli.settings import (
     RankSettings,
 )
 
-# Settings that do not determine embeddings, or that are read from the stored file.
 OPTIONS = {  # option -> the entry of a provenance with its value
     "--data": "data",
     "-n": "n_samples",
@@ -56,6 +55,7 @@ OPTIONS = {  # option -> the entry of a provenance with its value
     "--views": "views",
     "--image-size": "image_size",
 }
+# Settings that do not determine embeddings, or that stored embeddings are selected by.
 OF_THE_RUN = ("device", "batch_size", "workers", "compile", "layer", "data_dir")
 
 
@@ -121,8 +121,8 @@ def compare_files(
     selection = select([first, second])
     checkpoints = [path for path in (first, second) if not is_feature_file(path)]
     directory = select(checkpoints or [first, second]).directory
-    parents = [*_caches_above(directory / "*"), Path()]
-    selection = replace(selection, cache_parent=parents[0])
+    cache_parent = next(_folders_with_cache(directory), Path())
+    selection = replace(selection, cache_parent=cache_parent)
     session = open_session(selection, _rank_settings(settings), progress)
     files = str(first), str(second)
     if first.samefile(second):
@@ -185,6 +185,8 @@ def _only_file(path: Path) -> Path:
     for file in files_of(select(path), _ignore):
         if file != path and reason_unopened(file) is not None:
             continue
+        if any(file.samefile(other) for other in files):  # last.ckpt may be a link to another
+            continue
         files.append(file)
         if len(files) > 1:
             raise SettingsError(
@@ -201,13 +203,12 @@ def _ignore(error: OSError) -> None:
     """A folder that cannot be listed has no checkpoint to compare."""
 
 
-def _caches_above(path: Path) -> list[Path]:
-    """The folders above a path whose caches a ranking has made, the nearest first.
+def _folders_with_cache(folder: Path) -> Iterator[Path]:
+    """The folder and those above it in which a ranking has made a cache, the nearest first.
 
     Another user's cache is left out, as anyone may create one in a folder like /tmp.
     """
-    above = [path.parent, *Path(place_of(path.parent)).parents]
-    return [folder for folder in above if _has_own_cache(folder)]
+    return filter(_has_own_cache, (folder, *Path(place_of(folder)).parents))
 
 
 def _has_own_cache(folder: Path) -> bool:
@@ -324,7 +325,8 @@ def _stored(session: Session, side: Checkpoint | FeatureFile, layer: str) -> Ite
         yield _Stored(True, 0, 0.0, side.path, side.provenance)
         return
     paths = [side.path, *map(Path, side.aliases)]
-    above = [CacheFolder(folder, None) for path in paths for folder in _caches_above(path)]
+    parents = [folder for path in paths for folder in _folders_with_cache(path.parent)]
+    above = [CacheFolder(folder, None) for folder in parents]
     folders = {place_of(folder.path): folder.path for folder in (session.folder, *above)}
     suffixes = [".h5", *([] if session.groups else [SUFFIX])]  # a score has no names of samples
     names = [f"{glob.escape(name)}-*{end}" for name, end in product({*map(stem, paths)}, suffixes)]
