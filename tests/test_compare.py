@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import math
+import os
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -23,12 +26,12 @@ from scipy.stats import t as student
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
-from lidar_cli.ranking.comparison import Comparison, difference
+from lidar_cli.ranking.comparison import Comparison, compare_files, difference
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.report import comparison as report
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.intervals import confidence
-from lidar_cli.settings import RankSettings
+from lidar_cli.settings import CompareSettings, RankSettings
 
 N, Q, D = 60, 3, 4
 IMAGES = 40
@@ -399,3 +402,28 @@ def test_projectors_of_other_widths_name_the_layer_that_both_have(
     assert "they differ in d (8, 6); make them equal with --layer backbone" in done.stderr
     done = lidar("compare", "a.pt", "b.pt", *small, "--layer", "backbone")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_table_fits_a_terminal_of_80_columns(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pty
+
+    name = "a-run-with-a-name-that-is-long"
+    paths = [Path(f"{name}-{number}.h5") for number in (1, 2)]
+    embedded(here / paths[0], 0.6)
+    embedded(here / paths[1], 0.9, draw=4)
+    comparison = compare_files(paths, CompareSettings(device="cpu"))
+    leader, follower = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "80")
+    with os.fdopen(follower, "w") as terminal, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", terminal)
+        report.print_comparison(comparison)
+        terminal.flush()
+        shown = os.read(leader, 2**16).decode()
+    os.close(leader)
+    lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in shown.splitlines()]
+    assert max(map(len, lines)) <= 80
+    (heading,) = [line for line in lines if line.startswith("metric")]
+    assert heading.split() == ["metric", "first", "second", "difference,", "95", "%"]
+    (row,) = [line for line in lines if line.startswith("lidar ")]
+    assert len(row.split()) >= 6  # values, difference and interval in one line
