@@ -73,6 +73,8 @@ def resolve(
             origins[name] = "default"
     if "assume" in raw:
         raw["assume"] = _as_pairs(raw["assume"])
+    for name in {"include", "exclude"} & raw.keys():
+        raw[name] = raw[name].split() if isinstance(raw[name], str) else raw[name]
     for field in (field for field in fields if field.name in raw):
         value, where = raw[field.name], f"{field.name} (from {origins[field.name]})"
         if value == "":  # most likely an unset variable of a script

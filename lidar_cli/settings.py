@@ -307,7 +307,9 @@ class FollowSettings:
     """How `lidar rank` follows a directory to which checkpoints are added."""
 
     watch: bool = setting(
-        False, "Follow DIR: one JSON line per new checkpoint, until Ctrl-C.", panel="While training"
+        False,
+        "Follow PATH: one JSON line per new checkpoint, until Ctrl-C.",
+        panel="While training",
     )
     interval: Seconds = setting(
         10.0,
@@ -364,9 +366,24 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
     )
     cache: Path | None = setting(
         None,
-        "Folder of extracted features [default: DIR/.lidar].",
+        "Folder of extracted features [default: .lidar in the folder that is named; here if none "
+        "or several are].",
         panel="Speed and memory",
         value="FOLDER",
+    )
+    include: tuple[str, ...] = setting(
+        (),
+        "Rank only files that match GLOB, such as 'last.ckpt' or 'vicreg-*': it is compared with "
+        "the path below the folder that is named, or that all have in common, and with each name "
+        "in that path; can be repeated.",
+        panel="Checkpoints",
+        value="GLOB",
+    )
+    exclude: tuple[str, ...] = setting(
+        (),
+        "Leave out files that match GLOB, compared as for --include; can be repeated.",
+        panel="Checkpoints",
+        value="GLOB",
     )
     store: bool = setting(
         True,
@@ -420,6 +437,26 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
         panel="Metrics",
         value="LEVEL",
     )
+
+
+@dataclass(frozen=True)
+class CompareSettings(EmbedSettings, MetricSettings):
+    """`lidar compare`."""
+
+    by: str = setting(
+        "lidar",
+        "Metric of the first sentence; all are compared.",
+        panel="Most used",
+        value="METRIC",
+    )
+    cache: Path | None = setting(
+        None,
+        "Folder of extracted features [default: the nearest .lidar above both files that a ranking "
+        "has made, else here].",
+        panel="Speed and memory",
+        value="FOLDER",
+    )
+    confidence: Level = setting(0.95, "Level of the intervals.", panel="Metrics", value="LEVEL")
 
 
 @dataclass(frozen=True)
@@ -478,6 +515,7 @@ COMMANDS: dict[str, type] = {
     "extract": ExtractSettings,
     "score": ScoreSettings,
     "rank": RankSettings,
+    "compare": CompareSettings,
     "probe": ProbeSettings,
     "inspect": InspectSettings,
     "demo": DemoSettings,

@@ -111,7 +111,7 @@ def test_one_bad_file_does_not_hide_the_others(views: Path) -> None:
         (["score", "views.npy", "--dataset", "x"], 3, "no array 'x'"),
         (["score", "."], 3, "is a directory; score takes files"),
         (["rank", "."], 3, "no checkpoint in it"),
-        (["rank", "absent"], 3, "absent: no such file or folder"),
+        (["rank", "absent"], 3, "no such file or folder"),
         (["rank", ".", "--by", "lida"], 2, "did you mean lidar?"),
         (["rank", ".", "--quiet", "--json"], 2, "exclude each other"),
         (["extract", "absent.pt"], 3, "absent.pt: no such file"),

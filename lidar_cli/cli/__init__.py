@@ -15,6 +15,7 @@ import typer
 from lidar_cli import __version__
 from lidar_cli.cli.cache import cache
 from lidar_cli.cli.checks import no_such_command
+from lidar_cli.cli.compare import compare
 from lidar_cli.cli.demo import demo
 from lidar_cli.cli.explain import explain
 from lidar_cli.cli.extract import extract
@@ -57,7 +58,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (demo, rank, extract, score, probe, inspect, cache):  # in the order of use
+for command in (demo, rank, compare, extract, score, probe, inspect, cache):  # in the order of use
     app.command(cls=Command)(command)
 # So that an option's name is a topic: lidar explain --by
 app.command(cls=Command, context_settings={"ignore_unknown_options": True})(explain)

@@ -211,7 +211,7 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
     check_groups(settings.groups, settings.confidence)
 
 
-def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
+def check_rank(settings: RankSettings) -> None:
     """Raise LidarError for all that needs no tensor to be refused."""
     from lidar_cli.core.metrics import find_metric
 
@@ -222,8 +222,6 @@ def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
             "give -q 2 or more, or order by what needs one: --by rankme",
             code="one-view",
         )
-    for path in paths:
-        check_exists(path)
     check_names(settings)
     check_groups(settings.groups, settings.confidence)
     check_table("--oracle", settings.oracle, "probe")

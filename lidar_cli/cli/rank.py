@@ -20,13 +20,20 @@ from lidar_cli.cli.options import (
 )
 from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.errors import SettingsError
+from lidar_cli.ranking.paths import Selection, select
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import RankSettings
 
 
 @with_settings(RankSettings)
 def rank(
-    directory: Annotated[Path, typer.Argument(help="Directory of checkpoints.", metavar="DIR")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Checkpoints, folders of them, or patterns such as 'runs/**/last.ckpt'.",
+            metavar="PATH",
+        ),
+    ],
     json: Json = False,
     csv: Csv = False,
     markdown: Annotated[bool, option("--markdown", "Print a Markdown table.")] = False,
@@ -40,20 +47,22 @@ def rank(
 
     lidar rank runs/ --data imagenet/              every checkpoint under runs/
     lidar rank runs/ --data photos/ -n 500         fewer images, sooner done
+    lidar rank a.pt b.pt 'runs/*/last.ckpt'        files and patterns
     lidar rank runs/ --report ranking.html         the same as a page with charts
     best=$(lidar rank runs/ --top 1 --quiet)       for scripts
     """
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
-    check_rank([directory], settings)
+    selection = select(paths, settings)
+    check_rank(settings)
     if settings.dry_run:
-        _dry_run(directory, settings, json)
+        _dry_run(selection, settings, json)
         return
     if settings.watch:
-        _watch(directory, settings)
+        _watch(selection, settings)
         return
     if settings.race:
-        _race(directory, settings, json, quiet)
+        _race(selection, settings, json, quiet)
         return
     check_report(page, overwrite)
     from lidar_cli.ranking.oracle import check_tables, compare_with_oracle, hyperparameters_for_page
@@ -66,7 +75,7 @@ def rank(
     oracle, parameters = None, {}
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main, quiet) as terminal:
-        ranking = rank_together(directory, settings, terminal, rank_info)
+        ranking = rank_together(selection, settings, terminal, rank_info)
         if ranking is None:
             terminal.note("all checkpoints are scored; another process prints the ranking")
             return
@@ -123,20 +132,20 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
                 raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
 
 
-def _dry_run(directory: Path, settings: RankSettings, json: bool) -> None:
+def _dry_run(selection: Selection, settings: RankSettings, json: bool) -> None:
     from lidar_cli.ranking.dry_run import dry_run
     from lidar_cli.report import dry_run as report
     from lidar_cli.report.progress import Terminal
 
     with Terminal() as terminal:
-        run = dry_run(directory, settings, terminal)
+        run = dry_run(selection, settings, terminal)
     if json:
         write_results(report.to_json(run))
     else:
         report.print_dry_run(run)
 
 
-def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> None:
+def _race(selection: Selection, settings: RankSettings, json: bool, quiet: bool) -> None:
     from lidar_cli.ranking.race import race_directory
     from lidar_cli.report import race as report
     from lidar_cli.report.progress import Terminal
@@ -145,7 +154,7 @@ def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> N
     if read_rank_info().ranks > 1:
         raise SettingsError("--race is run by one process; start it without torchrun")
     with Terminal(quiet=quiet) as terminal:
-        race = race_directory(directory, settings, terminal)
+        race = race_directory(selection, settings, terminal)
         if json or quiet:
             terminal.note(report.result_text(race))
     if json:
@@ -159,15 +168,15 @@ def _race(directory: Path, settings: RankSettings, json: bool, quiet: bool) -> N
         raise typer.Exit(4)
 
 
-def _watch(directory: Path, settings: RankSettings) -> None:
+def _watch(selection: Selection, settings: RankSettings) -> None:
     from lidar_cli.ranking.watch import ScoredCheckpoint, follow
     from lidar_cli.report.progress import Terminal
     from lidar_cli.report.watch_log import WatchLog
 
     failed = False
-    log = WatchLog(directory, settings.jsonl, settings.tensorboard)
+    log = WatchLog(selection.directory, settings.jsonl, settings.tensorboard)
     with Terminal() as terminal:
-        for scored in follow(directory, settings, terminal, log.recorded):
+        for scored in follow(selection, settings, terminal, log.recorded):
             if isinstance(scored, ScoredCheckpoint):
                 log.add(scored)
             else:

@@ -77,7 +77,7 @@ def measure_checkpoint(
     device = find_device(settings.device)
     embedder = open_with(checkpoint, settings, device)
     samples = open_samples(settings)
-    note_data(samples, progress)
+    note_data(samples, settings, progress)
     plan = make_plan(embedder.description, str(checkpoint), "", samples, settings, device)
     source = ViewSource(plan, samples, device, embedder.memory_format, settings.workers)
     return plan, measure(EmbeddingModel(plan, embedder, device), source, settings.batch_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from lidar_cli.checkpoints.reading.read import as_dict, read_contents, stamp
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 from lidar_cli.errors import (
     FILE_ERRORS,
+    CheckpointError,
     InputError,
     LidarError,
     NoProcess,
@@ -28,11 +28,13 @@ from lidar_cli.extraction.run import CHECKPOINT_SUFFIXES
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import joined_name
 from lidar_cli.ranking.digests import Digests, Stamp
+from lidar_cli.ranking.paths import Paths, Selection, is_link_to_nothing, place_of, select, walk
 from lidar_cli.runtime.files import irregular_kind, is_hdf5
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EmbedSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
+NEITHER = "neither a checkpoint nor a feature file"
 # Files that training scripts save with the weights; others are recognised by their content.
 NOT_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)"
@@ -55,10 +57,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """A complete feature file of which only the provenance has been read."""
+    """A complete feature file of which only the provenance has been read.
+
+    aliases: other paths of the same file.
+    """
 
     path: Path
     provenance: dict[str, Any]
+    aliases: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class DirectoryScan:
     skipped: list[Skipped] = field(default_factory=list)
     failed: list[Skipped] = field(default_factory=list)
     assumed: set[str] = field(default_factory=set)  # assumptions that have been noted
+    # By device and inode.
+    feature_paths: dict[tuple[int, int], Path] = field(default_factory=dict)
 
     @property
     def features_without_checkpoint(self) -> list[FeatureFile]:
@@ -88,27 +96,38 @@ class DirectoryScan:
         """Whether the checkpoint of a feature file is in the directory."""
         return file.provenance.get("sha256") in self.checkpoints
 
+    def add_features(self, path: Path) -> None:
+        """Add a feature file, or another path of one. Raises as `read_provenance`."""
+        provenance, status = read_provenance(path), path.stat()
+        file = self.feature_paths.setdefault((status.st_dev, status.st_ino), path)
+        if file != path:
+            for one in self.features:
+                if one.path == file:
+                    one.aliases.append(str(path))
+                    return
+        self.features.append(FeatureFile(path, provenance))
+
     def fail(self, path: Path, error: Exception) -> None:
         """Add a file to the failed files, with the reason in one line."""
         self.failed.append(Skipped(str(path), _reason(path, error)))
 
 
 def scan_directory(
-    directory: Path, settings: EmbedSettings, progress: Progress, digests: Digests
+    paths: Paths, settings: EmbedSettings, progress: Progress, digests: Digests
 ) -> DirectoryScan:
     """Recognise every file, hash the checkpoints, and group those of equal content.
 
     Raises InputError if there is no file to scan, SettingsError for an unknown architecture,
     NoProcess if no process can be started to read files in.
     """
-    scan, recogniser = DirectoryScan(), Recogniser(settings)
-    files = list(files_under(directory, lambda error: scan.fail(Path(error.filename), error)))
-    to_open = [path for path in files if _reason_unopened(path) is None]
+    selection, scan, recogniser = select(paths), DirectoryScan(), Recogniser(settings)
+    files = list(files_of(selection, lambda error: scan.fail(Path(error.filename), error)))
+    to_open = [path for path in files if reason_unopened(path) is None]
     # In random order, so that processes which start together hash different files first.
     for at, path in enumerate(random.SystemRandom().sample(to_open, len(to_open))):
         progress.update("hashing checkpoints", at, len(to_open))
         try:
-            if not _is_feature_file(path):
+            if not is_feature_file(path):
                 recogniser.check(path)
                 digests.of(path)
         except NoProcess:
@@ -119,8 +138,9 @@ def scan_directory(
         progress.update("reading checkpoints", at, len(files))
         classify_file(path, scan, recogniser, progress, digests)
     if not files and not scan.failed:
+        left = " that --include and --exclude leave" if selection.is_filtered else ""
         raise InputError(
-            f"{directory}: no checkpoint in it; expected files ending in "
+            f"{selection}: no checkpoint in it{left}; expected files ending in "
             f"{' '.join(CHECKPOINT_SUFFIXES)}, or feature files",
             code="no-checkpoint",
         )
@@ -177,12 +197,12 @@ def classify_file(
     path: Path, scan: DirectoryScan, recogniser: Recogniser, progress: Progress, digests: Digests
 ) -> None:
     """Add a file to a scan by its kind. Raises SettingsError and NoProcess as `scan_directory`."""
-    if reason := _reason_unopened(path):
+    if reason := reason_unopened(path):
         scan.skipped.append(Skipped(str(path), reason))
         return
     try:
-        if _is_feature_file(path):
-            scan.features.append(FeatureFile(path, read_provenance(path)))
+        if is_feature_file(path):
+            scan.add_features(path)
             return
         recogniser.check(path)
         before, digest = digests.of(path)
@@ -201,22 +221,32 @@ def classify_file(
         raise
     except NoWeights as error:
         scan.skipped.append(Skipped(str(path), _reason(path, error)))
+    except CheckpointError as error:
+        if has_suffix(path):
+            scan.fail(path, error)
+        else:  # a shell's runs/* names logs, too
+            is_array = path.name.lower().endswith((".npy", ".npz"))
+            reason = "an array, which lidar score reads" if is_array else NEITHER
+            scan.skipped.append(Skipped(str(path), reason))
     except FILE_ERRORS as error:
         scan.fail(path, error)
 
 
-def _reason_unopened(path: Path) -> str | None:
+def reason_unopened(path: Path) -> str | None:
     """Why a file is skipped without opening it; None if it is to be opened."""
     if NOT_WEIGHTS.fullmatch(path.name.lower()):
         return "by its name, not model weights"
     if joined := joined_name(path):
         return f"by its name, a shard of {joined}"
+    if is_link_to_nothing(path):
+        return f"a link to nothing: {path.readlink()}"
     kind = irregular_kind(path)
     return f"{kind}, not a file" if kind else None
 
 
-def _is_feature_file(path: Path) -> bool:
-    return path.name.lower().endswith(FEATURE_SUFFIXES) and is_hdf5(path)
+def is_feature_file(path: Path) -> bool:
+    """Whether a file is HDF5 and has no suffix of checkpoints."""
+    return not path.name.lower().endswith(CHECKPOINT_SUFFIXES) and is_hdf5(path)
 
 
 def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
@@ -237,28 +267,29 @@ def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
     return replace(description, stand_ins=contents.stand_ins)
 
 
-def files_under(directory: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
-    """Files with the suffixes of checkpoints and features, in a stable order.
+def files_of(selection: Selection, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+    """The files of a selection, each once, in a stable order.
 
-    Hidden folders, such as the cache, are left out.
+    Those in folders and those that match a pattern have a suffix of checkpoints or features.
     on_error: receives the error of a folder that cannot be listed.
     """
-    seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(directory, onerror=on_error, followlinks=True):
-        try:
-            status = Path(folder).stat()
-        except OSError as error:  # removed in the meantime
-            on_error(error)
-            subfolders.clear()
-            continue
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back into the tree
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith((*CHECKPOINT_SUFFIXES, *FEATURE_SUFFIXES)):
-                yield Path(folder) / name
+    entered: set[tuple[int, int]] = set()
+    files: set[str] = set()
+    for path, is_match in selection.named():
+        paths = iter([path])
+        if path.is_dir():
+            paths = (at / name for at, names in walk(path, on_error, entered) for name in names)
+        if is_match or path.is_dir():
+            paths = filter(has_suffix, paths)
+        for file in paths:
+            if place_of(file) not in files and selection.includes(file):
+                files.add(place_of(file))
+                yield file
+
+
+def has_suffix(path: Path) -> bool:
+    """Whether a file has a suffix of checkpoints or feature files."""
+    return path.name.lower().endswith((*CHECKPOINT_SUFFIXES, *FEATURE_SUFFIXES))
 
 
 def _reason(path: Path, error: Exception) -> str:

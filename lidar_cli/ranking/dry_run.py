@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import FILE_ERRORS, InputError
@@ -13,6 +12,7 @@ from lidar_cli.extraction.plan import Plan
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.order import views_and_statistics
+from lidar_cli.ranking.paths import Paths
 from lidar_cli.ranking.scorer import Scorer, concerns_every_checkpoint
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
@@ -53,24 +53,26 @@ class DryRun:
         ]
 
 
-def dry_run(directory: Path, settings: RankSettings, progress: Progress | None = None) -> DryRun:
+def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = None) -> DryRun:
     """Plan a ranking, and measure a batch of each architecture. Nothing is stored.
 
     settings: with `dry_run`. Raises as `rank_directory`.
     """
-    session = open_session(directory, settings, progress)
+    session = open_session(paths, settings, progress)
     session.scan_directory()
     scorer = session.open_scorer(session.choose_layer())
     tasks = scorer.plans(session.scan.checkpoints.values())
     if not tasks:
         failed = "".join(f"; {file.path}: {file.reason}" for file in session.scan.failed[:1])
-        raise InputError(f"{directory}: no checkpoint to embed{failed}", code="no-checkpoint")
+        raise InputError(
+            f"{session.directory}: no checkpoint to embed{failed}", code="no-checkpoint"
+        )
     missing = [task for task in tasks if not scorer.cache.has(task)]
     seconds, memory = _measure(session, scorer, missing)
     descriptions = [task.checkpoint.description for task in tasks]
     stored = settings.store
     return DryRun(
-        directory=str(directory),
+        directory=str(session.directory),
         cache=str(session.folder.path),
         checkpoints=len(tasks),
         runs=len({task.checkpoint.path.parent for task in tasks}),

@@ -123,7 +123,7 @@ def _probe(
     failed: list[Unmatched] = []
     to_embed = [checkpoints[row.path] for row in rows if row.path in checkpoints]
     if to_embed:
-        session = open_probe_session(Path(ranking.directory), settings, progress)
+        session = open_probe_session(ranking.selection, settings, progress)
         scorer = session.open_scorer(PROBED_LAYER)
         for task, path in scorer.results(scorer.plans(to_embed), scorer.embed):
             features[str(task.checkpoint.path)] = str(path)

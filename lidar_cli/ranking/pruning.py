@@ -23,7 +23,8 @@ from lidar_cli.features.reader import read_interrupted, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, check_unlocked, revision_of
 from lidar_cli.ranking.cache import KEY, NAME_PATTERNS, STALE_AFTER, CacheFolder
 from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import FEATURE_SUFFIXES, files_under
+from lidar_cli.ranking.discover import FEATURE_SUFFIXES, files_of
+from lidar_cli.ranking.paths import select
 from lidar_cli.runtime.files import check_regular, irregular_kind, parse_json
 from lidar_cli.scoring.saved import SUFFIX
 
@@ -101,7 +102,8 @@ class _Owners:
         self._directory = directory
         self._folder = folder.path
         digests = Digests(directory, folder.path)
-        paths = [path for path in files_under(directory, _refuse) if irregular_kind(path) is None]
+        files = files_of(select([directory]), _refuse)
+        paths = [path for path in files if irregular_kind(path) is None]
         checkpoints = [path for path in paths if path.suffix not in FEATURE_SUFFIXES]
         self._paths = {digests.of(path)[1]: str(path) for path in checkpoints}  # by digest
         self._records = {digests.record(path).name: str(path) for path in checkpoints}

@@ -21,7 +21,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lidar_cli.core.metrics import Metric
 from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, first_line
@@ -29,6 +28,7 @@ from lidar_cli.extraction.run import BATCHES_UNTIL
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.order import Row, order, tied_pairs, unranked_row, views_and_statistics
+from lidar_cli.ranking.paths import Paths
 from lidar_cli.ranking.scorer import Scorer, concerns_every_checkpoint
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
@@ -81,16 +81,14 @@ class Race:
         return self.looks[0].entrants * self.n * self.q
 
 
-def race_directory(
-    directory: Path, settings: RankSettings, progress: Progress | None = None
-) -> Race:
-    """The best checkpoint under a directory, or those that may be it, from a share of the views.
+def race_directory(paths: Paths, settings: RankSettings, progress: Progress | None = None) -> Race:
+    """The best checkpoint of a selection, or those that may be it, from a share of the views.
 
     Embeddings stay in the cache as partial files, which a later race or ranking resumes.
     Raises SettingsError if the checkpoints are not comparable or n is too small for an early look,
     InputError if the directory or the data cannot be used or nothing has a value.
     """
-    session = open_session(directory, settings, progress)
+    session = open_session(paths, settings, progress)
     check_race(settings)
     session.scan_directory()
     scan = session.scan
@@ -98,7 +96,9 @@ def race_directory(
     tasks = scorer.plans(scan.checkpoints.values())
     if not tasks:
         failed = "".join(f"; {file.path}: {file.reason}" for file in scan.failed[:1])
-        raise InputError(f"{directory}: no checkpoint for a race{failed}", code="no-checkpoint")
+        raise InputError(
+            f"{session.selection}: no checkpoint for a race{failed}", code="no-checkpoint"
+        )
     check_comparable(tasks)
     counts = looks_of(settings.n_samples, _width(tasks), settings.race_budget, settings.batch_size)
     scorer.note_disk_space(tasks)
@@ -107,7 +107,7 @@ def race_directory(
         first = "".join(f"; {row.path}: {row.reason}" for row in winners[:1])
         first = first or "".join(f"; {file.path}: {file.reason}" for file in scan.failed[:1])
         raise InputError(
-            f"{directory}: nothing could be ranked, no checkpoint has a value{first}",
+            f"{session.selection}: nothing could be ranked, no checkpoint has a value{first}",
             code="no-value",
         )
     lone = scan.features_without_checkpoint
@@ -115,7 +115,7 @@ def race_directory(
         Skipped(str(file.path), "a feature file: a race saves nothing on it") for file in lone
     ]
     return Race(
-        directory=str(directory),
+        directory=str(session.directory),
         by=session.by,
         level=settings.confidence,
         data=str(tasks[0].plan.provenance["data"]),

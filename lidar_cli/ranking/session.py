@@ -1,4 +1,4 @@
-"""Scores the checkpoints of a directory and orders them in comparable groups.
+"""Scores the checkpoints that are named and orders them in comparable groups.
 
 Every checkpoint sees the same samples and exactly the same views. Embeddings are cached by the
 content of the checkpoint and the settings. A checkpoint that cannot be scored is listed as failed,
@@ -34,6 +34,7 @@ from lidar_cli.ranking.discover import (
 )
 from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
+from lidar_cli.ranking.paths import Paths, Selection, select
 from lidar_cli.ranking.scorer import Scorer, score_features
 from lidar_cli.runtime.device import (
     MEMORY_SHARE,
@@ -55,19 +56,20 @@ PROBED_LAYER = "backbone"
 
 
 class Session:
-    """One directory at one set of settings: what rank, --watch, --race and --oracle probe share.
+    """One selection at one set of settings: what rank, --watch, --race and --oracle probe share.
 
     Raises SettingsError or InputError for a metric, a device, a cache folder or a table of groups
     that cannot be used.
     """
 
-    def __init__(self, directory: Path, settings: RankSettings, progress: Progress) -> None:
-        self.directory = directory
+    def __init__(self, selection: Selection, settings: RankSettings, progress: Progress) -> None:
+        self.selection = selection
+        self.directory = selection.directory
         self.settings = settings
         self.progress = progress
         self.by = find_metric(settings.by)
         self.device = find_device(settings.device)
-        self.folder = CacheFolder(directory, settings.cache)
+        self.folder = CacheFolder(selection.cache_parent, settings.cache)
         self.groups = open_groups(settings)
         self.scan = DirectoryScan()
 
@@ -90,7 +92,7 @@ class Session:
 
     def scan_directory(self) -> None:
         """Recognise and hash every file. Raises as `discover.scan_directory`."""
-        self.scan = scan_directory(self.directory, self.settings, self.progress, self.digests())
+        self.scan = scan_directory(self.selection, self.settings, self.progress, self.digests())
 
     def choose_layer(self, features: Sequence[FeatureFile] = ()) -> str:
         """The one layer to compare of the scanned checkpoints and these feature files.
@@ -128,13 +130,11 @@ class Session:
         )
 
 
-def open_session(
-    directory: Path, settings: RankSettings, progress: Progress | None = None
-) -> Session:
+def open_session(paths: Paths, settings: RankSettings, progress: Progress | None = None) -> Session:
     """A session whose settings have been checked as far as is possible before any work.
 
     Raises SettingsError for a mistyped name or an unknown key of a [recipe] table, InputError if
-    there is no such directory.
+    there is no such file or folder.
     """
     find_metric(settings.by)
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
@@ -144,15 +144,10 @@ def open_session(
     check_free_memory(
         f"--view-memory {settings.view_memory}", view_memory(settings.view_memory) or 0
     )
-    if not directory.is_dir():
-        raise InputError(
-            f"{directory}: no such directory; rank takes a directory of checkpoints",
-            code="no-such-directory",
-        )
-    return Session(directory, settings, progress or Progress())
+    return Session(select(paths, settings), settings, progress or Progress())
 
 
-def open_probe_session(directory: Path, settings: RankSettings, progress: Progress) -> Session:
+def open_probe_session(paths: Paths, settings: RankSettings, progress: Progress) -> Session:
     """A session that embeds the backbones of labelled images without views, for linear probes.
 
     Raises InputError if the data has no labels.
@@ -160,7 +155,7 @@ def open_probe_session(directory: Path, settings: RankSettings, progress: Progre
     count = settings.oracle_samples or settings.clean_samples or settings.n_samples
     settings = replace(settings, n_samples=count, clean_samples=None, n_views=0)
     settings = replace(settings, layer=PROBED_LAYER, store=True, collect=False, groups=None)
-    session = Session(directory, settings, progress)
+    session = Session(select(paths, settings), settings, progress)
     session.samples = open_decoded(settings)  # without `note_data`: the ranking has noted the same
     if session.samples.labels is None:
         raise InputError(
@@ -193,7 +188,10 @@ def toy_data_note(data: str, result: str = "this order is by") -> str | None:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The ordered groups of a directory, and the files that are not ranked."""
+    """The ordered groups of a selection, and the files that are not ranked.
+
+    directory: the folder that all have in common.
+    """
 
     directory: str
     by: Metric
@@ -212,6 +210,8 @@ class Ranking:
         below = file.relative_to(self.directory) if file.is_relative_to(self.directory) else file
         return self.names.get(path) or str(below)
 
+    selection: Paths = ()
+
 
 class Outcome(Enum):
     """Which process has the scores of all checkpoints, and prints the ranking."""
@@ -221,40 +221,41 @@ class Outcome(Enum):
 
 
 def rank_directory(
-    directory: Path, settings: RankSettings, progress: Progress | None = None
+    paths: Paths, settings: RankSettings, progress: Progress | None = None
 ) -> Ranking:
-    """Every checkpoint and feature file under a directory, scored and ordered.
+    """Every checkpoint and feature file of a selection, scored and ordered.
 
-    Raises SettingsError for an unknown metric, InputError if the directory or the data cannot be
+    paths: a file, a folder or a pattern, or several of them.
+    Raises SettingsError for an unknown metric, InputError if a path or the data cannot be
     used or nothing in it could be ranked.
     """
-    job = _Job(open_session(directory, settings, progress))
+    job = _Job(open_session(paths, settings, progress))
     job.score_all(None)
     return job.ranking()
 
 
 def rank_together(
-    directory: Path, settings: RankSettings, progress: Progress, rank_info: RankInfo
+    paths: Paths, settings: RankSettings, progress: Progress, rank_info: RankInfo
 ) -> Ranking | None:
     """The ranking as `rank_directory` returns it, or None if another process prints it.
 
-    Processes that rank the same directory at the same time, on any hosts, divide its checkpoints
+    Processes that rank the same paths at the same time, on any hosts, divide the checkpoints
     among themselves, and the embedding for linear probes. With torchrun the main process prints the
     ranking; otherwise the process that is first to see that all checkpoints are scored.
     Raises as `rank_directory`.
     """
     settings = rank_info.with_device(settings)
-    job = _Job(open_session(directory, settings, progress))
+    job = _Job(open_session(paths, settings, progress))
     outcome = job.score_all(rank_info)
     if outcome is Outcome.SCORED and rank_info.is_main:
         return job.ranking()
     if settings.oracle == PROBE:
-        embed_for_probes(directory, settings, progress, job.checkpoints().values())
+        embed_for_probes(job.selection, settings, progress, job.checkpoints().values())
     return None
 
 
 def embed_for_probes(
-    directory: Path,
+    paths: Paths,
     settings: RankSettings,
     progress: Progress,
     checkpoints: Collection[Checkpoint],
@@ -264,7 +265,7 @@ def embed_for_probes(
     Failures are not reported here, since the other process reports them.
     Raises InputError if the data has no labels.
     """
-    scorer = open_probe_session(directory, settings, progress).open_scorer(PROBED_LAYER)
+    scorer = open_probe_session(paths, settings, progress).open_scorer(PROBED_LAYER)
     for _ in scorer.results(scorer.plans(checkpoints), scorer.embed):
         pass
 
@@ -274,6 +275,7 @@ class _Job:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.selection = session.selection
         session.scan_directory()
         self._rows: list[Row] = []
         self._used: set[Path] = set()  # feature files from which checkpoints were scored
@@ -292,7 +294,7 @@ class _Job:
                 return outcome
         for file in scan.features:
             if not scan.has_checkpoint_of(file):
-                self._score_features(file.path, layer)
+                self._score_features(file, layer)
             elif file.path not in self._used:
                 scan.skipped.append(Skipped(str(file.path), _reason_unused(file)))
         return Outcome.SCORED
@@ -319,13 +321,13 @@ class _Job:
         )
         self._used.add(Path(score.file))
 
-    def _score_features(self, path: Path, layer: str) -> None:
+    def _score_features(self, file: FeatureFile, layer: str) -> None:
         """Score a feature file without a checkpoint, or add it to the failed files."""
         session = self._session
         settings = replace(session.settings, layer=layer)
         try:
             score = score_features(
-                path,
+                file.path,
                 settings,
                 session.device,
                 session.progress,
@@ -335,24 +337,25 @@ class _Job:
         except NoProcess:
             raise
         except FILE_ERRORS as error:
-            session.scan.fail(path, error)
+            session.scan.fail(file.path, error)
         else:
-            self._rows.append(unranked_row(path, (), score, session.by))
+            self._rows.append(unranked_row(file.path, file.aliases, score, session.by))
 
     def ranking(self) -> Ranking:
         """The ranking of all rows. Raises InputError if there are none, or none has a value."""
         session, rows = self._session, self._rows
         by, failed, skipped = session.by, session.scan.failed, session.scan.skipped
         if not rows:
-            first = f"; the first: {failed[0].path}: {failed[0].reason}" if failed else ""
+            left = [*failed, *skipped]
+            first = "".join(f"; the first: {file.path}: {file.reason}" for file in left[:1])
             raise InputError(
-                f"{session.directory}: nothing could be ranked ({len(failed)} failed, "
+                f"{session.selection}: nothing could be ranked ({len(failed)} failed, "
                 f"{len(skipped)} skipped{first})",
                 code="nothing-ranked",
             )
         if all(row.value is None for row in rows):
             raise InputError(
-                f"{session.directory}: nothing could be ranked, no checkpoint has a value; "
+                f"{session.selection}: nothing could be ranked, no checkpoint has a value; "
                 f"{rows[0].path}: no {by.name}: {rows[0].reason}; choose another metric with --by",
                 code="no-value",
             )
@@ -369,6 +372,7 @@ class _Job:
             warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
             names=session.names(),
+            selection=session.selection,
         )
 
     def checkpoints(self) -> dict[str, Checkpoint]:

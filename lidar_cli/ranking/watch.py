@@ -12,8 +12,9 @@ from pathlib import Path
 from lidar_cli.checkpoints.shapes.spec import NotOpen
 from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.plan import Plan
-from lidar_cli.ranking.discover import Checkpoint, Recogniser, Skipped, classify_file, files_under
+from lidar_cli.ranking.discover import Checkpoint, Recogniser, Skipped, classify_file, files_of
 from lidar_cli.ranking.order import Row, unranked_row
+from lidar_cli.ranking.paths import Paths, select
 from lidar_cli.ranking.scorer import Scorer
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
@@ -37,19 +38,19 @@ class ScoredCheckpoint:
 
 
 class CompletedFiles:
-    """Finds the complete files of a directory, each once per content.
+    """Finds the complete files of a selection, each once per content.
 
     A file is complete if it is not empty and is unchanged since the last call of `poll`.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, paths: Paths) -> None:
+        self._selection = select(paths)
         self._before: dict[Path, Stamp] = {}
         self._complete: dict[Path, Stamp] = {}
 
     def poll(self) -> list[Path]:
         """The files that have become complete since the last call."""
-        files = files_under(self._directory, lambda _: None)  # a later call may list them
+        files = files_of(self._selection, lambda _: None)  # a later call may list them
         now = {path: stamp for path in files if (stamp := _stamp(path))}
         complete = {
             path: stamp
@@ -66,21 +67,21 @@ class CompletedFiles:
 
 
 def follow(
-    directory: Path,
+    paths: Paths,
     settings: RankSettings,
     progress: Progress | None = None,
     recorded: Collection[tuple[str, str]] = (),
 ) -> Iterator[ScoredCheckpoint | Skipped]:
-    """Yields each checkpoint under a directory once it is scored, or the reason why it failed.
+    """Yields each checkpoint of a selection once it is scored, or the reason why it failed.
 
-    Ends after `settings.watch_for` seconds, if set, but not before the second look at the
-    directory. The first complete files determine the layer. A feature file is used for the
-    checkpoint whose digest it records.
+    Ends after `settings.watch_for` seconds, if set, but not before the second look. The first
+    complete files determine the layer. A feature file is used for the checkpoint whose digest it
+    records.
 
     recorded: path and key of checkpoints that are not scored again.
     Raises SettingsError and InputError as `rank_directory`, except for an empty directory.
     """
-    watch = _Watch(open_session(directory, settings, progress), recorded)
+    watch = _Watch(open_session(paths, settings, progress), recorded)
     ends = None if settings.watch_for is None else time.monotonic() + settings.watch_for
     watch.files.poll()  # no file can be complete before the second look
     while True:
@@ -93,7 +94,7 @@ def follow(
 
 class _Watch:
     def __init__(self, session: Session, recorded: Collection[tuple[str, str]]) -> None:
-        self.files = CompletedFiles(session.directory)
+        self.files = CompletedFiles(session.selection)
         self._session = session
         self._scan = session.scan
         self._recorded = recorded

@@ -143,17 +143,24 @@ def confidence(
         if name in missing or value is None:
             intervals[name] = Interval(reason=missing[name])
             continue
-        of_samples, n = influences[name], len(influences[name])
-        se = float(of_samples.std() / n**0.5)
-        if not math.isfinite(se):
-            intervals[name] = Interval(reason=OVERFLOW)
-            continue
-        freedom = degrees(of_samples.square().sum(), of_samples.pow(4).sum(), n)
-        half_width = float(quantile(level, freedom)) * se
-        note = FEW_CARRY if freedom < FEWEST_DEGREES else None
-        ends = value - half_width, value + half_width
-        intervals[name] = Interval(se, *ends, degrees=float(freedom), note=note)
+        intervals[name] = interval_of(value, influences[name], level)
     return Confidence(level, intervals, groups)
+
+
+def interval_of(value: float, influences: Tensor, level: float) -> Interval:
+    """The interval of a value from the influences [n] of samples on it.
+
+    The interval of a difference T - T' follows from the influences u - u'.
+    """
+    n = len(influences)
+    se = float(influences.std() / n**0.5)
+    if not math.isfinite(se):
+        return Interval(reason=OVERFLOW)
+    freedom = degrees(influences.square().sum(), influences.pow(4).sum(), n)
+    half_width = float(quantile(level, freedom)) * se
+    note = FEW_CARRY if freedom < FEWEST_DEGREES else None
+    ends = value - half_width, value + half_width
+    return Interval(se, *ends, degrees=float(freedom), note=note)
 
 
 def ties(

@@ -58,23 +58,7 @@ class SavedScore:
 
     def read(self) -> ScoreWithoutIntervals | None:
         """The score; None if the file is absent, damaged, or lacks a metric that exists now."""
-        try:
-            check_regular(self.path, follow=False)
-            with safe_open(self.path, "pt") as file:
-                header = file.metadata() or {}
-                if self._identity not in header.values():
-                    return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            fields, provenance, without = parse_json(header["record"])
-            if not METRICS.keys() <= fields.keys():
-                return None
-            fields["alpha_req_ranks"] = tuple(fields["alpha_req_ranks"])
-            spectra = {name: one.tolist() for name, one in _within(tensors, "spectrum").items()}
-            influences = _within(tensors, "influence")
-            more = {"spectra": spectra, "influences": influences, "provenance": provenance}
-            return ScoreWithoutIntervals(Score.of(**fields, **more), provenance, without)
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
-            return None
+        return read_score(self.path, self._identity)
 
     def write(self, computed: ScoreWithoutIntervals) -> None:
         """Save a score atomically.
@@ -95,6 +79,27 @@ class SavedScore:
             raise FeatureFileError(
                 f"{self.path}: cannot be written: {first_line(error)}; free some space"
             ) from error
+
+
+def read_score(path: Path, identity: str | None = None) -> ScoreWithoutIntervals | None:
+    """The score in a file; None as `SavedScore.read`. identity: that it must have, None for any."""
+    try:
+        check_regular(path, follow=False)
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            if identity is not None and identity not in header.values():
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        fields, provenance, without = parse_json(header["record"])
+        if not METRICS.keys() <= fields.keys():
+            return None
+        fields["alpha_req_ranks"] = tuple(fields["alpha_req_ranks"])
+        spectra = {name: one.tolist() for name, one in _within(tensors, "spectrum").items()}
+        influences = _within(tensors, "influence")
+        more = {"spectra": spectra, "influences": influences, "provenance": provenance}
+        return ScoreWithoutIntervals(Score.of(**fields, **more), provenance, without)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        return None
 
 
 def _within(tensors: Mapping[str, Tensor], folder: str) -> dict[str, Tensor]:

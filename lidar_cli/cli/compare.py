@@ -1,0 +1,51 @@
+"""`lidar compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lidar_cli.cli.options import Csv, Json, one_of, with_settings
+from lidar_cli.errors import SettingsError
+from lidar_cli.ranking.paths import check_two
+from lidar_cli.runtime.streams import write_results
+from lidar_cli.settings import CompareSettings
+
+
+@with_settings(CompareSettings)
+def compare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Two checkpoints or feature files.", metavar="A B", show_default=False),
+    ],
+    json: Json = False,
+    csv: Csv = False,
+    *,
+    settings: CompareSettings,
+) -> None:
+    """The difference of two checkpoints in every metric, on the same images and views.
+
+    lidar compare runs/a.pt runs/b.pt              what a ranking has stored of both
+    lidar compare a.pt b.pt --data photos/ -n 500  images of your own
+    lidar compare a.h5 b.h5 --by rankme            two feature files
+    """
+    one_of(json=json, csv=csv)
+    check_two(paths)
+    from lidar_cli.ranking.comparison import compare_files
+    from lidar_cli.report import comparison as report
+    from lidar_cli.report.progress import Terminal
+    from lidar_cli.runtime.device import read_rank_info
+
+    if read_rank_info().ranks > 1:
+        raise SettingsError("compare is run by one process; start it without torchrun")
+    with Terminal() as terminal:
+        comparison = compare_files(paths, settings, terminal)
+    report.check_comparable(comparison)
+    if json:
+        write_results(report.to_json(comparison))
+    elif csv:
+        write_results(report.to_csv(comparison))
+    else:
+        report.print_comparison(comparison)

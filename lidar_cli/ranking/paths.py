@@ -1,0 +1,242 @@
+"""What is named to be ranked: files, folders and patterns, as one selection in a fixed order.
+
+Imports no tensor library, so that a mistyped path is refused at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.settings import RankSettings
+
+RECURSIVE = "**"  # the part of a pattern that stands for any number of folders
+LINK_TO_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The files, folders and patterns that were named, sorted, each once.
+
+    directory: the folder that is named alone, else the one that all have in common.
+    cache_parent: the folder that contains the default cache, `.lidar`.
+    include, exclude: globs, see `includes`.
+    """
+
+    arguments: tuple[Path, ...]
+    directory: Path
+    cache_parent: Path
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.arguments))
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether there are globs that leave files out."""
+        return bool(self.include or self.exclude)
+
+    def named(self) -> Iterator[tuple[Path, bool]]:
+        """Each file and folder as they are now, and whether a pattern matched it."""
+        for argument in self.arguments:
+            if is_pattern(argument):
+                yield from ((path, True) for path in sorted(matches(argument)))
+            else:
+                yield argument, False
+
+    def includes(self, path: Path) -> bool:
+        """Whether --include and --exclude leave a file in the selection.
+
+        A glob matches the path below `directory`, or any one name in that path.
+        """
+        if not self.is_filtered:
+            return True
+        base = Path(place_of(self.directory))
+        place = Path(place_of(path))
+        below = place.relative_to(base) if place.is_relative_to(base) else Path(place.name)
+        is_included = not self.include or _matches_any(below, self.include)
+        return is_included and not _matches_any(below, self.exclude)
+
+
+Paths = Selection | Path | Sequence[Path]
+
+
+def select(paths: Paths, settings: RankSettings | None = None) -> Selection:
+    """The selection of paths and patterns, with the settings' --include and --exclude.
+
+    A selection is returned as it is. A pattern that --watch follows may match nothing yet.
+    Raises InputError for a path that does not exist, or a pattern that matches nothing.
+    """
+    if isinstance(paths, Selection):
+        return paths
+    settings = settings or RankSettings()
+    given = [paths] if isinstance(paths, Path) else paths
+    by_place = {place_of(path): path for path in reversed(given)}
+    arguments = [by_place[place] for place in sorted(by_place)]
+    for path in arguments:
+        _check(path, settings.watch)
+    folders = [path for path in arguments if path.is_dir()]
+    return Selection(
+        arguments=tuple(arguments),
+        directory=common_folder(
+            [path if path in folders else _folder_of(path) for path in arguments]
+        ),
+        cache_parent=folders[0] if len(folders) == 1 else Path(),
+        include=settings.include,
+        exclude=settings.exclude,
+    )
+
+
+def check_two(paths: Sequence[Path]) -> None:
+    """Raise SettingsError unless there are two paths, InputError if one does not exist."""
+    if len(paths) != 2:
+        some = " ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
+        advice = "name another" if len(paths) == 1 else f"to order them: lidar rank {some}"
+        raise SettingsError(
+            f"compare takes two checkpoints or feature files, not {len(paths)}; {advice}",
+            code="not-two",
+        )
+    select(paths)
+
+
+def walk(
+    directory: Path, on_error: Callable[[OSError], None], seen: set[tuple[int, int]]
+) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder from `directory` down and the names of its files, in a stable order.
+
+    Hidden folders, such as the cache, are left out, and so are folders in `seen`: device and inode
+    of those that were entered. on_error: receives the error of a folder that cannot be listed.
+    """
+    for folder, subfolders, names in os.walk(directory, onerror=on_error, followlinks=True):
+        try:
+            status = Path(folder).stat()
+        except OSError as error:  # removed in the meantime
+            on_error(error)
+            subfolders.clear()
+            continue
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was entered
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield Path(folder), sorted(names)
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path has wildcards and is not itself the path of a file or folder."""
+    return glob.has_magic(str(path)) and not os.path.lexists(path)
+
+
+def matches(pattern: Path) -> set[Path]:
+    """The files and folders that match a pattern, in which `**` stands for any folders.
+
+    A wildcard matches no hidden name.
+    """
+    if RECURSIVE not in pattern.parts:
+        return set(map(Path, glob.glob(str(pattern))))  # noqa: PTH207 (Path.glob matches hidden names)
+    at = pattern.parts.index(RECURSIVE)
+    bases = [path for path in matches(Path(*pattern.parts[:at])) if path.is_dir()]
+    if pattern.parts[at + 1 :] == ():
+        return set(bases)
+    seen: set[tuple[int, int]] = set()
+    folders = [folder for base in sorted(bases) for folder, _ in walk(base, lambda _: None, seen)]
+    tail = pattern.parts[at + 1 :]
+    return {path for one in folders for path in matches(Path(glob.escape(str(one)), *tail))}
+
+
+def place_of(path: Path) -> str:
+    """The absolute path without `..`, the same for the same path typed in two ways."""
+    return os.path.normpath(path.absolute())
+
+
+def is_link_to_nothing(path: Path) -> bool:
+    """Whether a path is a link whose target does not exist."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno in LINK_TO_NOTHING and path.is_symlink()
+    return False
+
+
+def _matches_any(below: Path, globs: Sequence[str]) -> bool:
+    texts = (below.as_posix(), *below.parts)
+    return any(fnmatchcase(text, one) for one in globs for text in texts)
+
+
+def _check(path: Path, may_match_nothing: bool) -> None:
+    """Raise InputError for a path that does not exist, or a pattern that matches nothing."""
+    if os.path.lexists(path):
+        return
+    if not is_pattern(path):
+        raise InputError(
+            f"{path}: no such file or folder. {_advice(path)}", code="no-such-directory"
+        )
+    folder = _folder_of(path)
+    if not folder.is_dir():
+        raise InputError(
+            f"{path}: no such folder as {folder}. {_advice(folder)}", code="no-such-directory"
+        )
+    if not may_match_nothing and not matches(path):
+        names = sorted({other.name for other in matches(path.parent / "*")})
+        close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+        advice = (
+            f"Did you mean {path.parent / close[0]} ?"
+            if close and not glob.has_magic(path.name)
+            else "A `*` matches part of one name, `**` any folders"
+        )
+        raise InputError(
+            f"{path}: this pattern matches nothing in {folder}{os.sep}. {advice}", code="no-match"
+        )
+
+
+def _advice(path: Path) -> str:
+    """The existing path that is most like a mistyped one, or else what may be named."""
+    similar = _most_similar(path)
+    if similar is None:
+        return "Name checkpoints, folders of them, or patterns such as 'runs/*/last.ckpt'"
+    return f"Did you mean {similar}{os.sep if similar.is_dir() else ''} ?"
+
+
+def _most_similar(path: Path) -> Path | None:
+    """The path with its first name that does not exist replaced by the most similar one there."""
+    parts = path.parts
+    at = next(at for at in range(len(parts)) if not os.path.lexists(Path(*parts[: at + 1])))
+    folder = Path(*parts[:at])
+    try:
+        names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        return None
+    close = difflib.get_close_matches(parts[at], names, n=1, cutoff=0.6)
+    if not close:
+        return None
+    whole = Path(folder, close[0], *parts[at + 1 :])
+    return whole if whole.exists() else folder / close[0]
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder that a file is in, or the one below which a pattern matches."""
+    folder = path.parent
+    while is_pattern(folder):
+        folder = folder.parent
+    return folder
+
+
+def common_folder(folders: Sequence[Path]) -> Path:
+    """The folder that contains all of these."""
+    if len(folders) == 1:
+        return folders[0]
+    texts = [os.path.normpath(folder) for folder in folders]
+    if len({folder.is_absolute() for folder in folders}) > 1:
+        texts = [place_of(folder) for folder in folders]
+    try:
+        return Path(os.path.commonpath(texts))
+    except ValueError:  # on several drives
+        return Path()

@@ -1,0 +1,254 @@
+"""Two checkpoints compared: a sentence and a table, JSON or CSV."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from lidar_cli.errors import SettingsError
+from lidar_cli.ranking.comparison import Comparison, Difference
+from lidar_cli.report.ranking import OPTION_OF_CONSTANT
+from lidar_cli.report.text import (
+    by_remark,
+    console,
+    csv_path,
+    csv_table,
+    first_and_more,
+    format_metric,
+    format_value,
+    print_columns,
+)
+
+SAME_VIEWS = "the same images and views in both"
+
+
+def check_comparable(comparison: Comparison) -> None:
+    """Raise SettingsError, with the options that help, if the two cannot be compared."""
+    differing = comparison.differing
+    if not differing:
+        return
+    names = comparison.names
+    parts = [_difference_text(key, *pair) for key, pair in differing.items()]
+    options = list(dict.fromkeys(OPTION_OF_CONSTANT.get(key, "") for key in differing if key))
+    if "d" in differing and "layer" not in differing:
+        options = ["--layer backbone" if one == "--layer" else one for one in options]
+    where = " of lidar extract" if any(comparison.are_features) else ""
+    advice = f"; make them equal with {', '.join(filter(None, options))}{where}"
+    raise SettingsError(
+        f"{names[0]} and {names[1]} cannot be compared, they differ in {', '.join(parts)}"
+        f"{advice if any(options) else ''}",
+        code="not-comparable",
+    )
+
+
+def _difference_text(key: str, first: object, second: object) -> str:
+    """A setting and its two values, where these are short."""
+    values = [
+        str(value.get("name") if isinstance(value, dict) else value) for value in (first, second)
+    ]
+    is_short = values[0] != values[1] and max(map(len, values)) <= 24
+    text = "the images" if key == "samples" else key
+    return f"{text} ({', '.join(values)})" if is_short else text
+
+
+# Sentences
+
+
+def sentence(comparison: Comparison) -> str:
+    """Which of the two is above the other by the chosen metric, and whether that is certain."""
+    a, b = comparison.names
+    if comparison.same:
+        first, second = comparison.paths
+        return f"{first} and {second} {comparison.same}: there is nothing to compare."
+    one = next(one for one in comparison.differences if one.metric == comparison.by)
+    name = one.metric.name
+    if one.difference is None:
+        without = b if one.values[0] is not None else a
+        return f"{without} has no {name}: {one.interval.reason}."
+    if one.difference == 0:
+        return f"{a} and {b} are equal in {name}, {SAME_VIEWS}."
+    low, high = one.interval.ci_low, one.interval.ci_high
+    if one.tied:
+        why = "it may be 0"
+        if one.metric.target is not None and not _holds_zero(one):
+            why = f"both may be equally far from {one.metric.target:g}"
+        return (
+            f"{a} and {b} are tied in {name}: the difference is {signed(one.difference)} "
+            f"({signed_interval(one)}), and {why}, {SAME_VIEWS}."
+        )
+    ends, doubt = "", ""
+    if low is None or high is None:
+        reason = f"{one.interval.reason}{_cure(one, comparison)}"
+        doubt = f"; whether that is more than chance is open: {reason}"
+    else:
+        low, high = (low, high) if one.difference > 0 else (-high, -low)
+        ends = f" ({format_value(low)} .. {format_value(high)})"
+    return (
+        f"{a} is {'above' if one.difference > 0 else 'below'} {b} by "
+        f"{format_value(abs(one.difference))}{ends} in {name}{_direction(one, comparison)}, "
+        f"{SAME_VIEWS}{doubt}."
+    )
+
+
+def _holds_zero(one: Difference) -> bool:
+    low, high = one.interval.ci_low, one.interval.ci_high
+    return low is not None and high is not None and low <= 0 <= high
+
+
+def _direction(one: Difference, comparison: Comparison) -> str:
+    """Which of the two is better, where that is not the higher one."""
+    if one.metric.better == "higher" or one.better is None:
+        return ""
+    what = "lower" if one.metric.better == "lower" else f"{one.metric.direction}"
+    return f" ({what} is better: {comparison.names[one.better]})"
+
+
+def _cure(one: Difference, comparison: Comparison) -> str:
+    """The option that gives an interval, where more images do."""
+    assert comparison.scores is not None
+    score = comparison.scores[0]
+    need = one.metric.interval_from * score.dim + 1
+    if not one.metric.has_interval or score.n_samples >= need:
+        return ""
+    where = " of lidar extract" if any(comparison.are_features) else ""
+    return f"; give -n {need} or more{where}"
+
+
+def signed(value: float) -> str:
+    """A value with its sign."""
+    return f"{'+' if value >= 0 else ''}{format_value(value)}"
+
+
+def signed_interval(one: Difference) -> str:
+    """`+4.1 .. +7.3`, empty without an interval."""
+    low, high = one.interval.ci_low, one.interval.ci_high
+    return "" if low is None or high is None else f"{signed(low)} .. {signed(high)}"
+
+
+# Forms
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print the sentence, a line per metric, and why some have no interval."""
+    out = console()
+    out.print_line(sentence(comparison))
+    if comparison.same:
+        return
+    assert comparison.scores is not None
+    score, level = comparison.scores[0], f"{100 * comparison.level:g} %"
+    out.print_line(
+        f"{score.layer}, n = {score.n_samples}, q = {score.n_views}, d = {score.dim}, "
+        f"data {score.data or 'not recorded'}"
+    )
+    out.print()
+    cells = list(_difference_cells(comparison))
+    tied = ["tied" if one.tied else "" for one in comparison.differences]
+    rows = [
+        [
+            one.metric.name,
+            *(format_metric(one.metric.name, value) for value in one.values),
+            *([cell, text] if any(tied) else [cell]),
+        ]
+        for one, cell, text in zip(comparison.differences, cells, tied, strict=True)
+    ]
+    headers = ["metric", "", "", f"difference, {level}", *([""] if any(tied) else [])]
+    used = [max(map(len, column)) + 2 for column in zip(headers, *rows, strict=True)]
+    room = (out.width - used[0] - sum(used[3:])) // 2 - 2
+    names = [name if len(name) <= room else f"{name[: room - 3]}..." for name in comparison.names]
+    headers[1:3] = names if names[0] != names[1] else ["first", "second"]
+    print_columns(out, headers, rows, fixed=1)
+    out.print()
+    for text in _remarks(comparison):
+        out.print_line(text)
+
+
+def _difference_cells(comparison: Comparison) -> Iterator[str]:
+    """The difference of each metric and its interval, each aligned right."""
+    columns = [
+        ["" if one.difference is None else signed(one.difference), signed_interval(one)]
+        for one in comparison.differences
+    ]
+    widths = [max(len(row[at]) for row in columns) for at in (0, 1)]
+    for size, ends in columns:
+        between = f"({ends})" if ends else ""
+        yield f"{size:>{widths[0]}}   {between:>{widths[1] + 2}}" if widths[1] else size
+
+
+def _remarks(comparison: Comparison) -> Iterator[str]:
+    """Directions, what ties mean, and the reasons of what is missing, each once."""
+    tied = [one for one in comparison.differences if one.tied]
+    if tied:
+        yield f"tied: the {100 * comparison.level:g} % interval of the difference holds 0"
+    for one in tied:
+        if one.metric.target is not None and not _holds_zero(one):
+            yield f"{one.metric.name} is tied: both may be equally far from {one.metric.target:g}"
+    for better in ("lower", "target"):
+        some = [one.metric for one in comparison.differences if one.metric.better == better]
+        if some:
+            metrics = ", ".join(metric.name for metric in some)
+            yield f"{some[0].direction} is better: {metrics}"
+    for what, is_missing in (("difference", True), ("interval", False)):
+        reasons = (
+            (one.interval.reason, one.metric.name)
+            for one in comparison.differences
+            if (one.difference is None) == is_missing
+        )
+        for reason, names in by_remark(reasons).items():
+            yield f"no {what} of {first_and_more(names)}: {reason}"
+
+
+def to_json(comparison: Comparison) -> str:
+    """A JSON object: the two, the sentence, and the difference of every metric."""
+    document = {
+        "by": comparison.by.name,
+        "direction": comparison.by.direction,
+        "confidence": comparison.level,
+        "sentence": sentence(comparison),
+        "same": comparison.same is not None,
+        "checkpoints": [
+            {"path": path, "name": name}
+            for path, name in zip(comparison.paths, comparison.names, strict=True)
+        ],
+        **_settings_record(comparison),
+        "metrics": [_record(one, comparison) for one in comparison.differences],
+    }
+    return json.dumps(document, indent=2, allow_nan=False)
+
+
+def _settings_record(comparison: Comparison) -> dict[str, Any]:
+    if comparison.scores is None:
+        return {}
+    score = comparison.scores[0]
+    names = ("data", "n_samples", "n_views", "dim", "layer", "delta", "epsilon", "normalized")
+    return {name: getattr(score, name) for name in names}
+
+
+def _record(one: Difference, comparison: Comparison) -> dict[str, Any]:
+    return {
+        "metric": one.metric.name,
+        "direction": one.metric.direction,
+        "values": list(one.values),
+        "difference": one.difference,
+        "ci_low": one.interval.ci_low,
+        "ci_high": one.interval.ci_high,
+        "se": one.interval.se,
+        "tied": one.tied,
+        "better": None if one.better is None else comparison.paths[one.better],
+        "reason": one.interval.reason or one.interval.note,
+    }
+
+
+def to_csv(comparison: Comparison) -> str:
+    """A header and a line per metric; the difference is the first minus the second."""
+    headers = ["metric", "direction", "first", "second", "value_first", "value_second"]
+    headers += ["difference", "ci_low", "ci_high", "tied", "reason"]
+    rows = (
+        [
+            *(one.metric.name, one.metric.direction, *map(csv_path, comparison.paths), *one.values),
+            *(one.difference, one.interval.ci_low, one.interval.ci_high, one.tied),
+            one.interval.reason,
+        ]
+        for one in comparison.differences
+    )
+    return csv_table(headers, rows)
