@@ -14,6 +14,13 @@ from annotated_types import Ge, Gt, Le, Lt
 EMBEDDED = "embedded"  # the value of --data for small images derived from those of scikit-learn
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 
+FEWEST_SAMPLES = 50  # that are embedded where the data hold fewer than the default
+
+
+class DefaultCount(int):
+    """A number of samples that nobody asked for: where the data hold fewer, all are embedded."""
+
+
 # Every number has an upper bound, since a file that came with a download may set it.
 Count = Annotated[int, Ge(1), Le(10**6)]
 Samples = Annotated[int, Ge(1), Le(10**8)]
@@ -68,7 +75,11 @@ class SampleSettings:
     label_column: str | None = setting(
         None, "Column of an hfds/ set [default: label, else the one of type ClassLabel]."
     )
-    n_samples: Samples = setting(1000, "Samples that are embedded q times.", short="-n")
+    n_samples: Samples = setting(
+        DefaultCount(1000),
+        "Samples that are embedded q times; of data that hold fewer all, if at least 50.",
+        short="-n",
+    )
     n_views: Annotated[int, Ge(0), Le(1000)] = setting(
         10, "Views of each sample; 0 embeds un-augmented images alone.", short="-q"
     )

@@ -235,13 +235,13 @@ HEALTHY: dict[str, float | None] = {
             HEALTHY | {"noise_fraction": 0.995, "lidar_corrected": None},
             *(64, 1000, 10, {}, {}),
             "view noise is 100 % of the LDA trace at q = 10, and even q = 500 would leave 80 %: "
-            "the views of a sample share next to nothing",
+            "other views may have more in common",
         ),
         (
             {"noise_fraction": 1.01, "n_above_noise": 0, "lidar": 60.0},
             *(64, 1000, 10, {}, {}),
-            "no direction clears the edge of view noise at n = 1000 and q = 10, so lidar counts "
-            "noise alone: the views of a sample have nothing of their own in common here",
+            "no direction clears the edge of view noise at n = 1000 and q = 10: as far as these "
+            "views show, lidar counts noise; more views may still show a direction",
         ),
         (
             {"noise_fraction": None, "lidar": 60.0},

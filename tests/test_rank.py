@@ -143,7 +143,7 @@ def test_a_folder_that_may_not_be_listed_is_among_the_failed(
 
 def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:
     ranking = ranked(rank(three(tmp_path / "runs"), "--json"))
-    keys = "by direction data groups checkpoints skipped failed warnings correlation"
+    keys = "verdict by direction data groups checkpoints skipped failed warnings correlation"
     assert ranking.keys() == set(keys.split())
     assert (ranking["by"], ranking["direction"], ranking["groups"]) == ("lidar", "higher", 1)
     assert ranking["data"] == str(images)
@@ -254,17 +254,21 @@ def test_markdown(tmp_path: Path, rank: Shell) -> None:
 
 
 def test_the_table_names_what_has_no_place(everything: Path, rank: Shell) -> None:
-    done = rank(everything)
+    done = rank(everything, "--verbose")
     assert done.returncode == 4
-    assert done.stderr == ""
     for text in (
         "failed: broken.pt: ",
         "failed: empty.pth: ",
         "skipped: training_args.bin: by its name, not model weights",
         "zz.ckpt: the same file as one/best.pt, one/last.pt",
     ):
-        assert text in done.stdout
-    assert "\x1b" not in done.stdout
+        assert text in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    brief = rank(everything)
+    assert brief.returncode == 4
+    assert "failed: broken.pt: " in brief.stderr
+    assert "skipped: " not in brief.stderr
+    assert "2 copies left out" in brief.stdout
 
 
 # Nothing to rank

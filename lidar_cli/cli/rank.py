@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +32,16 @@ def rank(
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print paths alone, best first, one a line.")
     ] = False,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns", help="Metrics in the table, with commas, after the one that orders."
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show every metric.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print every caution and remark, not two.")
+    ] = False,
     page: Report = None,
     overwrite: Overwrite = False,
     *,
@@ -37,6 +49,7 @@ def rank(
 ) -> None:
     """Order every checkpoint under a directory, extracting what is not yet extracted."""
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
+    one_of(columns=columns, all=everything)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
     if settings.watch:
         _watch(directory, settings)
@@ -52,6 +65,7 @@ def rank(
     from lidar_cli.runtime.device import read_rank_info
 
     check_tables(settings, report=page is not None)
+    view = report.View(report.parse_columns(columns), everything, verbose, settings.top)
     oracle, parameters = None, {}
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main) as terminal:
@@ -59,6 +73,7 @@ def rank(
         if ranking is None:
             terminal.note("all checkpoints are scored; another process prints the ranking")
             return
+        ranking = replace(ranking, command=tuple(sys.argv[1:]))
         if settings.oracle is not None:
             oracle = compare_with_oracle(ranking, settings, terminal)
         if page is not None:
@@ -68,7 +83,7 @@ def rank(
     top = report.top(ranking, settings.top)
     try:
         if json:
-            write_results(report.to_json(top, oracle))
+            write_results(report.to_json(ranking, oracle, settings.top))
         elif csv:
             write_results(report.to_csv(top, oracle))
         elif markdown:
@@ -76,7 +91,7 @@ def rank(
         elif quiet:
             write_results(report.to_paths(top))
         else:
-            report.print_tables(top, oracle)
+            report.print_tables(ranking, oracle, view)
     finally:  # the page is written even if stdout cannot be
         if page is not None:
             from lidar_cli.report.page.content import ranking_page

@@ -78,7 +78,8 @@ class DirectoryScan:
     features: list[FeatureFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     failed: list[Skipped] = field(default_factory=list)
-    assumed: set[str] = field(default_factory=set)  # assumptions that have been noted
+    assumed: dict[str, list[Path]] = field(default_factory=dict)  # by assumptions in words
+    noted: set[str] = field(default_factory=set)  # assumptions that have been noted
 
     @property
     def features_without_checkpoint(self) -> list[FeatureFile]:
@@ -92,6 +93,14 @@ class DirectoryScan:
     def fail(self, path: Path, error: Exception) -> None:
         """Add a file to the failed files, with the reason in one line."""
         self.failed.append(Skipped(str(path), _reason(path, error)))
+
+    def note_assumptions(self, progress: Progress) -> None:
+        """Note what was assumed of checkpoints, each assumption once."""
+        for assumed, (first, *others) in self.assumed.items():
+            if assumed not in self.noted:
+                self.noted.add(assumed)
+                more = f" and {len(others)} other{'s' if len(others) > 1 else ''}"
+                progress.note(f"{first}{more if others else ''}: assumed {assumed}")
 
 
 def scan_directory(
@@ -119,6 +128,7 @@ def scan_directory(
     for at, path in enumerate(files):
         progress.update("reading checkpoints", at, len(files))
         classify_file(path, scan, recogniser, progress, digests)
+    scan.note_assumptions(progress)
     if not files and not scan.failed:
         raise InputError(
             f"{directory}: no checkpoint in it; expected files ending in "
@@ -195,9 +205,8 @@ def classify_file(
             progress.note(f"{path}: {description.stand_ins_text}")
         scan.checkpoints[digest] = Checkpoint(path, digest, description, stamp=before)
         assumed = recogniser.assumed_text(description)
-        if assumed and assumed not in scan.assumed:
-            scan.assumed.add(assumed)
-            progress.note(f"{path}, and others like it: assumed {assumed}")
+        if assumed:
+            scan.assumed.setdefault(assumed, []).append(path)
     except (SettingsError, NoProcess):
         raise
     except NoWeights as error:

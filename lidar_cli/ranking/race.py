@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lidar_cli.core.metrics import Metric
@@ -98,6 +98,7 @@ def race_directory(
         failed = "".join(f"; {file.path}: {file.reason}" for file in scan.failed[:1])
         raise InputError(f"{directory}: no checkpoint for a race{failed}", code="no-checkpoint")
     check_comparable(tasks)
+    settings = replace(settings, n_samples=tasks[0].plan.layout.n_samples)
     counts = looks_of(settings.n_samples, _width(tasks), settings.race_budget, settings.batch_size)
     scorer.note_disk_space(tasks)
     looks, winners, others = _run_looks(session, scorer, tasks, counts)
@@ -254,7 +255,7 @@ def _run_looks(
 ) -> tuple[list[Look], list[Row], list[Row]]:
     """The looks that the budget allows, the rows never eliminated, and those eliminated."""
     settings, by = session.settings, session.by
-    n, q = settings.n_samples, settings.n_views
+    n, q = tasks[0].plan.layout.n_samples, settings.n_views
     level = bonferroni_level(settings.confidence, len(counts), len(tasks))
     looks: list[Look] = []
     others: list[Row] = []

@@ -7,6 +7,7 @@ with the reason, and does not stop the others.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -185,7 +186,12 @@ def find_metric(name: str) -> Metric:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The ordered groups of a directory, and the files that are not ranked."""
+    """The ordered groups of a directory, and the files that are not ranked.
+
+    images: how many the data hold, None if unknown.
+    embedded: how many checkpoints this process embedded, in `seconds`. command: the words of the
+    command line after `lidar`, empty if there is none.
+    """
 
     directory: str
     by: Metric
@@ -196,6 +202,10 @@ class Ranking:
     failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
+    images: int | None = None
+    embedded: int = 0
+    seconds: float = 0.0
+    command: tuple[str, ...] = ()
 
 
 class Outcome(Enum):
@@ -262,6 +272,7 @@ class _Job:
         session.scan_directory()
         self._rows: list[Row] = []
         self._used: set[Path] = set()  # feature files from which checkpoints were scored
+        self._embedded, self._seconds = 0, 0.0  # checkpoints embedded here, and the time it took
 
     def score_all(self, rank_info: RankInfo | None) -> Outcome:
         """Score every checkpoint and every feature file without one.
@@ -285,12 +296,14 @@ class _Job:
     def _score_checkpoints(self, scorer: Scorer, rank_info: RankInfo | None) -> Outcome:
         tasks = scorer.plans(self._session.scan.checkpoints.values())
         stored = []
+        begun = time.monotonic()
         with scorer.claims() as claims:
             for task, score in scorer.divide(tasks, claims, scorer.score):
                 if score is None:
                     stored.append(task)
                 else:
                     self._add(task, score)
+                    self._embedded, self._seconds = self._embedded + 1, time.monotonic() - begun
             if rank_info is not None and not _prints(rank_info, claims):
                 return Outcome.SCORED_BY_OTHERS
             for task, score in scorer.stored_results(stored, scorer.score):
@@ -353,6 +366,9 @@ class _Job:
             failed=tuple(failed),
             warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
+            images=session.samples.total if session.scan.checkpoints else None,
+            embedded=self._embedded,
+            seconds=self._seconds,
         )
 
     def checkpoints(self) -> dict[str, Checkpoint]:
