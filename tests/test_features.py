@@ -28,10 +28,10 @@ from feature_files import (
 from raising import raises
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, Unresumable
-from lidar_cli.features.hdf5 import is_hdf5
 from lidar_cli.features.reader import read_hdf5, read_interrupted, read_labels, read_provenance
 from lidar_cli.features.schema import Layout, partial_path
 from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.runtime.files import is_hdf5
 
 
 def flip_a_byte(path, dataset, row):

@@ -201,7 +201,7 @@ def make_plan(
             for key, one in with_assumed_in_use(description, settings).assumed.items()
         },
         "assumptions": list(description.assumptions),
-        "source_sha256": source(settings.model),
+        "source_sha256": source(settings.model) if settings.model else None,
         "layers": layers,
         "layer_reason": layer_reason(settings.layer, list(description.widths)),
         "data": samples.data,

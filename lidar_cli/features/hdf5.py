@@ -21,10 +21,9 @@ from lidar_cli.errors import FeatureFileError, first_line, printable
 from lidar_cli.features.arrays import check_not_sparse, checked_sizes, read_rows, stored_at
 from lidar_cli.features.embeddings import StoredArray
 from lidar_cli.features.schema import FORMAT, PARTIAL, VERSION, parse_provenance
-from lidar_cli.runtime.files import NotAFile, open_regular
+from lidar_cli.runtime.files import NotAFile, is_hdf5
 from lidar_cli.runtime.sandbox import Stamp, WalkResult, run_limited, stamp_of, validation
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DTYPES = re.compile(r"[<>|][iufb][1248]")  # numpy's names of the types that are read
 DAMAGE = (  # types of errors that a damaged file can cause
     KeyError, ValueError, AttributeError, TypeError, OSError, RuntimeError, MemoryError
@@ -259,18 +258,6 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {
             str(name): checked_sizes(shape) for name, shape in _walk("shapes", path).value.items()
         }
-
-
-def is_hdf5(path: Path) -> bool:
-    """Whether a file is HDF5, also behind a user block. Raises OSError if it cannot be opened."""
-    with open_regular(path) as file:
-        at, end = 0, file.seek(0, 2)
-        while at + len(SIGNATURE) <= end:
-            file.seek(at)
-            if file.read(len(SIGNATURE)) == SIGNATURE:
-                return True
-            at = max(512, 2 * at)
-        return False
 
 
 def _walk(

@@ -18,7 +18,6 @@ from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, Unresu
 from lidar_cli.features.hdf5 import (
     DAMAGE,
     HDF5Contents,
-    is_hdf5,
     open_hdf5,
     provenance_of,
     walk_everything,
@@ -40,7 +39,7 @@ from lidar_cli.features.schema import (
     revision_of,
     write_metadata,
 )
-from lidar_cli.runtime.files import irregular_kind, is_stream, rename_exclusively
+from lidar_cli.runtime.files import irregular_kind, is_hdf5, is_stream, rename_exclusively
 from lidar_cli.runtime.sandbox import stamp_of
 
 

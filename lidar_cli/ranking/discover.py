@@ -25,11 +25,10 @@ from lidar_cli.errors import (
 )
 from lidar_cli.extraction.plan import with_assumed_in_use
 from lidar_cli.extraction.run import CHECKPOINT_SUFFIXES
-from lidar_cli.features.hdf5 import is_hdf5
 from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import joined_name
 from lidar_cli.ranking.digests import Digests, Stamp
-from lidar_cli.runtime.files import irregular_kind
+from lidar_cli.runtime.files import irregular_kind, is_hdf5
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EmbedSettings
 

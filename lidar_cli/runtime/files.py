@@ -26,6 +26,7 @@ MAX_TABLE = 64 * 2**20  # bytes of a table or settings file, which may be a pipe
 MAX_DIRECTORY = 16 << 20  # bytes of a zip directory, enough for hundreds of thousands of members
 ENCRYPTED = 0x1  # in the flags of a zip member
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of extra fields
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -80,6 +81,18 @@ def open_regular(path: Path, follow: bool = True) -> BufferedReader:
         file.close()
         raise NotAFile(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
     return file
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5, also behind a user block. Raises OSError if it cannot be opened."""
+    with open_regular(path) as file:
+        at, end = 0, file.seek(0, 2)
+        while at + len(HDF5_SIGNATURE) <= end:
+            file.seek(at)
+            if file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
+                return True
+            at = max(512, 2 * at)
+        return False
 
 
 def read_limited(path: Path, limit: int = MAX_TABLE, follow: bool = True) -> bytes:

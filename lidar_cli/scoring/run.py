@@ -21,10 +21,9 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, SettingsError, nearest
 from lidar_cli.features.arrays import check_not_sparse, read_npy, read_npz, with_size_note
 from lidar_cli.features.embeddings import Embeddings
-from lidar_cli.features.hdf5 import is_hdf5
 from lidar_cli.features.reader import read_hdf5
 from lidar_cli.runtime.device import RankInfo, check_free_memory, find_device
-from lidar_cli.runtime.files import NotAFile, open_regular
+from lidar_cli.runtime.files import NotAFile, is_hdf5, open_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import EVERY_METRIC, Score, compute_score
 from lidar_cli.scoring.influences import influences

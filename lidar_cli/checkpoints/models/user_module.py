@@ -137,13 +137,11 @@ def probe(module: nn.Module, label: str) -> tuple[dict[str, int], int | None]:
     )
 
 
-def source(target: str | None) -> str | None:
-    """sha256 of the file that defines a factory, None without a target or file.
+def source(target: str) -> str | None:
+    """sha256 of the file that defines a factory, None without a file.
 
     The files that it imports are not included: after changes there, the user must extract again.
     """
-    if target is None:
-        return None
     path = getattr(sys.modules.get(target.partition(":")[0]), "__file__", None)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
 
