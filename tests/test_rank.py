@@ -109,6 +109,23 @@ def test_everything_in_a_directory_is_accounted_for(everything: Path, rank: Shel
     assert "\n" not in failed["broken.pt"]
 
 
+def test_equal_weights_in_other_containers_are_one_row(tmp_path: Path, rank: Shell) -> None:
+    runs = three(tmp_path / "runs")
+    weights = state_dict(0)  # of a.pt
+    save_file(weights, runs / "d.safetensors")
+    torch.save({"epoch": 4, "state_dict": weights, "optimizer": {"lr": 0.1}}, runs / "e.pt")
+    other = {name: tensor.clone() for name, tensor in weights.items()}
+    other["module.projector.3.bias"][0] += 1e-6
+    save_file(other, runs / "f.safetensors")  # of the same first kernels
+    ranking = ranked(rank(runs, "--json"))["checkpoints"]
+    rows = {Path(row["path"]).name: row for row in ranking}
+    assert rows.keys() == {"a.pt", "b.pth", "c.ckpt", "f.safetensors"}
+    assert rows["a.pt"]["aliases"] == [str(runs / "d.safetensors"), str(runs / "e.pt")]
+    assert rows["f.safetensors"]["aliases"] == []
+    assert not any(row["path"] in row["tied_with"] for row in ranking)
+    assert len(list((runs / ".lidar").glob("*.h5"))) == 4
+
+
 def test_a_pipe_in_a_directory_is_not_waited_for(tmp_path: Path, rank: Shell) -> None:
     checkpoint(tmp_path / "runs/a.pt", 1)
     for name in ("b.pt", "c.h5"):
@@ -260,7 +277,7 @@ def test_the_table_names_what_has_no_place(everything: Path, rank: Shell) -> Non
         "failed: broken.pt: ",
         "failed: empty.pth: ",
         "skipped: training_args.bin: by its name, not model weights",
-        "zz.ckpt: the same file as one/best.pt, one/last.pt",
+        "zz.ckpt: the same weights as one/best.pt, one/last.pt",
     ):
         assert text in done.stderr
     assert "\x1b" not in done.stdout + done.stderr

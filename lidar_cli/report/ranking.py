@@ -478,7 +478,7 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
         if row.aliases:
             aliases = ", ".join(relative(alias, ranking.directory) for alias in row.aliases)
             path = relative(row.path, ranking.directory)
-            yield Remark("same", f"{path}: the same file as {aliases}")
+            yield Remark("same", f"{path}: the same weights as {aliases}")
     notes = ((note, (row, name)) for row in group.rows for name, note in row.score.notes.items())
     for note, pairs in by_remark(notes).items():
         rows = list({row.path: row for row, _ in pairs}.values())
