@@ -130,6 +130,26 @@ def test_backbones_that_differ_too_cannot_be_joined(tmp_path: Path, folder: Path
     assert "--layer" not in done.stderr
 
 
+# Other commands
+
+
+def test_score_of_two_files_keeps_the_intervals_and_all_metrics(folder: Path) -> None:
+    for name in ("first", "second"):
+        words = ["extract", f"two/{name}.pt", "--data", "images", "-n", N, *SMALL]
+        lidar(*words, "-o", f"{name}.h5", cwd=folder)
+    status, lines = in_terminal(
+        ["score", "first.h5", "second.h5", "--confidence", 0.9], folder, columns=80
+    )
+    assert status == 0
+    assert " by lidar: " in lines[0]
+    header = next(at for at, line in enumerate(lines) if line.startswith("file"))
+    assert lines[header].split() == ["file", "first.h5:projector", "second.h5:projector"]
+    cells = {line.split()[0]: line for line in lines[header + 1 :] if line}
+    assert cells.keys() >= METRICS.keys()
+    assert cells["lidar"].count("+-") == 2
+    assert all(len(line) <= 80 for line in lines)
+
+
 # The number of images
 
 

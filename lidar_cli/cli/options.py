@@ -26,6 +26,9 @@ ShowConfig = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV on stdout, and nothing else.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Print every caution and remark, not two.")
+]
 Report = Annotated[Path | None, typer.Option("--report", help="Write a self-contained .html page.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --report.")]
 

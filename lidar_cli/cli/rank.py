@@ -14,6 +14,7 @@ from lidar_cli.cli.options import (
     Json,
     Overwrite,
     Report,
+    Verbose,
     check_report,
     one_of,
     with_settings,
@@ -39,9 +40,7 @@ def rank(
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show every metric.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Print every caution and remark, not two.")
-    ] = False,
+    verbose: Verbose = False,
     page: Report = None,
     overwrite: Overwrite = False,
     *,

@@ -12,6 +12,7 @@ from lidar_cli.cli.options import (
     Json,
     Overwrite,
     Report,
+    Verbose,
     check_report,
     one_of,
     with_settings,
@@ -31,6 +32,7 @@ def score(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the spectra to a .png or .svg file.")
     ] = None,
+    verbose: Verbose = False,
     page: Report = None,
     overwrite: Overwrite = False,
     *,
@@ -86,7 +88,7 @@ def score(
         elif csv:
             write_results(report.to_csv(scores))
         elif scores:
-            report.print_table(scores, metrics)
+            report.print_table(scores, metrics, verbose)
     finally:  # plot and page are written even if stdout cannot be
         if plot is not None and scores:
             from lidar_cli.report.plot import plot_spectra

@@ -188,15 +188,17 @@ def check_comparable(tasks: Sequence[Task]) -> None:
         for provenance, (views, _) in zip(provenances, split, strict=True)
     }
     widths = {tuple(task.plan.layout.widths.items()) for task in tasks}
+    backbones = {task.checkpoint.description.widths.get("backbone") for task in tasks}
     for name, option, count in (
         ("views", "--views and --image-size", len(views)),
         ("pixel statistics", "--pixel-stats", len({statistics for _, statistics in split})),
-        ("d", "--layer", len(widths)),
+        ("d", "--layer backbone" if len(backbones) == 1 else "", len(widths)),
     ):
         if count > 1:
+            cure = f"make them equal with {option}, or " if option else ""
             raise SettingsError(
                 f"--race: the checkpoints differ in {name} and cannot be compared; "
-                f"make them equal with {option}, or race them separately",
+                f"{cure}race them separately",
                 code="not-comparable",
             )
 

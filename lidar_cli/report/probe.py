@@ -7,13 +7,17 @@ import json
 
 from lidar_cli.probing.run import ProbeResult, Probes
 from lidar_cli.report.text import (
+    INDENT,
     by_remark,
     console,
     csv_path,
     csv_table,
+    error_console,
     first_and_more,
     format_percent,
     print_columns,
+    print_labelled,
+    wrapped,
 )
 
 NESTED = ("rates", "warnings")
@@ -78,8 +82,11 @@ def print_table(probes: Probes) -> None:
         if probed.n_unknown:
             remarks.append((f"{probed.n_unknown} samples of unknown label left out", _name(probed)))
         remarks += [(warning, _name(probed)) for warning in probed.warnings]
+    err = error_console()
     for remark, names in by_remark(remarks).items():
-        out.print_line(f"{first_and_more(names)}: {remark}", style="yellow")
+        text = f"{first_and_more(names)}: {remark}"
+        lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]
+        print_labelled(err, "caution", lines, style="yellow")
 
 
 def _name(probed: ProbeResult) -> str:

@@ -19,6 +19,7 @@ from lidar_cli.ranking.session import Ranking
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report.scores import BIAS, record
 from lidar_cli.report.text import (
+    CAUTIONS,
     INDENT,
     SafeConsole,
     broken_header,
@@ -59,7 +60,6 @@ from lidar_cli.scoring.compute import CORRECTED
 from lidar_cli.scoring.intervals import Interval
 from lidar_cli.settings import MetricSettings
 
-CAUTIONS = 2  # that are printed without --verbose
 # Printed in a heading only where groups differ in them.
 SHOWN_IF_DIFFERENT = (
     "pixel statistics",

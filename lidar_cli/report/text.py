@@ -27,6 +27,7 @@ from lidar_cli.runtime.streams import write_remark
 from lidar_cli.scoring.intervals import Interval
 
 MISSING = "-"
+CAUTIONS = 2  # that are printed without --verbose
 INDENT = 9  # columns of the label of a caution
 FORMULA = ("=", "+", "-", "@")  # first characters of a cell that a spreadsheet takes for a formula
 BAR_DELAY = 0.5  # seconds before a progress bar appears, so that short work shows none

@@ -13,10 +13,17 @@ from typing import Any, NamedTuple
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.features.schema import format_size
 from lidar_cli.ranking.oracle import Oracle
-from lidar_cli.ranking.order import Group, Row
+from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.text import format_percent, format_with_interval, relative
-from lidar_cli.scoring.compute import COLLAPSED, DEGREES, MUCH_NOISE, MUCH_RIDGE, RIDGE_WARNING
+from lidar_cli.scoring.compute import (
+    COLLAPSED,
+    DEGREES,
+    MUCH_NOISE,
+    MUCH_RIDGE,
+    RIDGE_WARNING,
+    Score,
+)
 from lidar_cli.scoring.convergence import LITTLE_NOISE, MOST_VIEWS, round_up, views_for
 from lidar_cli.scoring.intervals import Interval
 from lidar_cli.settings import RankSettings, flags
@@ -59,6 +66,21 @@ def group_verdict(group: Group, ranking: Ranking, oracle: Oracle | None = None) 
     if not rows:
         return f"None of these checkpoints has {ranking.by.name}: {group.rows[0].reason}."
     return " ".join([_best(rows, ranking), *_accuracy(rows[0], group, ranking, oracle)])
+
+
+def scores_verdict(scores: Sequence[Score]) -> str | None:
+    """The answer of several feature files by LiDAR, None where it is unknown what they hold."""
+    levels = [score.confidence.level for score in scores if score.confidence]
+    by, level = METRICS["lidar"], next(iter(levels), RankSettings.confidence)
+    if any("samples_sha256" not in score.provenance for score in scores):
+        return None
+    rows = [unranked_row(Path(score.file), (), score, by) for score in scores]
+    ranking = Ranking("", by, level, "", comparable_groups(rows, by, level))
+    if len(ranking.groups) == 1:
+        answer = group_verdict(ranking.groups[0], ranking)
+        return answer if levels else answer.replace("unknown.", "unknown: add --confidence 0.95.")
+    is_of_one_layer = len({score.layer for score in scores}) == 1
+    return apart(ranking).replace("checkpoints", "files", 1) if is_of_one_layer else None
 
 
 def _best(rows: Sequence[Row], ranking: Ranking) -> str:
