@@ -309,6 +309,13 @@ def test_more_views_are_enough_for_the_within_covariance_too() -> None:
     assert "take q = 11 (" in advise(points(values, n=20, q=2), 40, {})
 
 
+def test_no_fewer_views_are_advised_than_there_are() -> None:
+    """At f = 0.6 noise is 1.5 of the signal at q = 600, so 0.75 of it at 1200: 43 %."""
+    values = HEALTHY | {"noise_fraction": 0.6}
+    said = advise(points(values, n=1000, q=600), 64, {})
+    assert "even q = 1200 would leave 43 %" in said
+
+
 def test_rows_that_are_more_than_samples_are_named() -> None:
     half, whole = Point(500, 4, 5000, {"rankme": 90.0}), Point(1000, 4, 10000, {"rankme": 100.0})
     assert advise((half, whole), 8, {}) == (

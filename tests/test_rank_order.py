@@ -157,8 +157,10 @@ def test_a_checkpoint_without_a_value_comes_last(tmp_path: Path, rank: Shell) ->
 def test_ties_of_a_count_are_told(tmp_path: Path, rank: Shell) -> None:
     runs = tmp_path / "runs"
     checkpoint(runs / "a.pt", 0)
-    torch.save({"epoch": 99, "state_dict": state_dict(0)}, runs / "b.pt")  # other bytes, same model
-    one, two = ranked(rank(runs, "--json"))["checkpoints"]
+    shifted = state_dict(0)
+    shifted["module.projector.3.bias"] += 0.25  # every embedding, so that no direction changes
+    torch.save(shifted, runs / "b.pt")
+    one, two = ranked(rank(runs, "--json", "--by", "n_above_noise"))["checkpoints"]
     assert one["value"] == two["value"]
     assert (one["rank"], two["rank"]) == (1, 1)
     assert (one["tied_with"], two["tied_with"]) == ([two["path"]], [one["path"]])

@@ -13,6 +13,7 @@ from make import PROJECTED, checkpoint, environment, image_folder, lidar
 from terminal import in_terminal
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row, comparable
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.ranking import tied_text
@@ -221,6 +222,20 @@ def test_the_sentence_says_how_clear_the_answer_is() -> None:
     assert "there is no other" in verdict(ranked(scored("a", 9.0)))
 
 
+def test_the_sentence_says_what_the_choice_costs_in_accuracy() -> None:
+    ranking = ranked(scored("a", 9.0), scored("b", 8.0))
+
+    def costs(**shares: float) -> str:
+        return verdict(ranking, Oracle("probe", "", 0.95, shares, (), (), ()))
+
+    clear = "a is best by lidar: 9.000 +- 0.100. Next is b, clearly below."
+    assert costs(a=0.592, b=0.3) == f"{clear} Its probe accuracy is 59.2 %, the best of 2."
+    assert costs(a=0.592, b=0.61) == (
+        f"{clear} Its probe accuracy is 59.2 %, 1.8 points below b, the best of 2."
+    )
+    assert costs(b=0.61) == clear
+
+
 def said(ranking: Ranking) -> list[Advice]:
     return cautions(ranking)
 
@@ -306,7 +321,7 @@ def test_columns_without_a_value_make_room_for_others() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "about 1 seconds"), (40, "about 40 seconds"), (240, "about 4 minutes"),
+    [(0.2, "about 1 second"), (40, "about 40 seconds"), (240, "about 4 minutes"),
      (9000, "about 2 hours")],
 )  # fmt: skip
 def test_a_time_in_words(seconds: float, text: str) -> None:

@@ -202,6 +202,7 @@ class Ranking:
     failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
+    names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
     images: int | None = None
     embedded: int = 0
     seconds: float = 0.0

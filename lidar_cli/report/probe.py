@@ -17,6 +17,7 @@ from lidar_cli.report.text import (
     format_percent,
     print_columns,
     print_labelled,
+    print_wrapped,
     wrapped,
 )
 
@@ -58,6 +59,15 @@ def print_table(probes: Probes) -> None:
         return
     first = probes.probed[0]
     sweep = first.rates if len(first.rates) > 1 else ()
+    err = error_console()
+    if len(probes.probed) > 1:
+        best = max(probes.probed, key=lambda probed: probed.top1)
+        print_wrapped(
+            out if out.is_terminal else err,
+            f"{_name(best)} has the highest accuracy: {format_percent(best.top1)} +- "
+            f"{format_percent(best.standard_error)} %, one standard error.",
+            style="bold",
+        )
     out.print_line(f"{PROTOCOLS[first.method]}; accuracies in percent")
     headers = ["n", "d", "file", "top-1", "+-", "top-5", "test rows", "classes"]
     if sweep:
@@ -82,7 +92,6 @@ def print_table(probes: Probes) -> None:
         if probed.n_unknown:
             remarks.append((f"{probed.n_unknown} samples of unknown label left out", _name(probed)))
         remarks += [(warning, _name(probed)) for warning in probed.warnings]
-    err = error_console()
     for remark, names in by_remark(remarks).items():
         text = f"{first_and_more(names)}: {remark}"
         lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]

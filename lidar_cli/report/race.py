@@ -74,7 +74,7 @@ def print_race(race: Race, count: int | None) -> None:
     facts = [
         f"{race.looks[0].entrants} checkpoints by {by.name} ({by.direction} is better)",
         *(first.layer, f"n = {race.n}", f"q = {race.q}", f"d = {first.dim}"),
-        f"images {race.data}",
+        f"data {race.data}",
         f"spent {spent:,} of {full:,} views ({spent / full:.0%})",
     ]
     print_wrapped(out, ", ".join(facts))

@@ -411,7 +411,7 @@ def facts(group: Group, ranking: Ranking) -> list[str]:
         f"{recipe} views {common['image size']} px",
         *([f"delta = {common['delta']:g}"] if common["delta"] != MetricSettings.delta else []),
         *(f"{name} {common[name]}" for name in SHOWN_IF_DIFFERENT if name in differ),
-        f"images {', '.join(dict.fromkeys(str(row.score.data) for row in group.rows))}",
+        f"data {', '.join(dict.fromkeys(str(row.score.data) for row in group.rows))}",
         *([f"+- {100 * ranking.level:g} %"] if has_intervals(group) else []),
     ]
 

@@ -46,7 +46,7 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 def name_of(path: str, ranking: Ranking) -> str:
     """The name of a checkpoint in tables and sentences."""
-    return relative(path, ranking.directory)
+    return ranking.names.get(path) or relative(path, ranking.directory)
 
 
 # The answer
@@ -483,8 +483,11 @@ def cost(ranking: Ranking, group: Group, n: int | None = None, q: int | None = N
 
 
 def duration(seconds: float) -> str:
-    """`about 40 seconds`, `about 4 minutes`, `about 3 hours`."""
-    for size, unit in ((3600.0, "hour"), (60.0, "minute")):
-        if seconds >= 1.5 * size:
-            return f"about {seconds / size:.0f} {unit}s"
-    return f"about {max(1, round(seconds))} seconds"
+    """`about 40 seconds`, `about 4 minutes`, `about 3 hours`; whole units, at least one."""
+    size, unit = next(
+        (size, unit)
+        for size, unit in ((3600, "hour"), (60, "minute"), (1, "second"))
+        if seconds >= 1.5 * size or size == 1
+    )
+    count = max(1, round(seconds / size))
+    return f"about {count} {unit}{'s' if count > 1 else ''}"
