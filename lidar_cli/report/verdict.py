@@ -8,13 +8,12 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.features.schema import format_size
-from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
-from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.text import format_percent, format_with_interval, relative
 from lidar_cli.scoring.compute import (
     COLLAPSED,
@@ -27,6 +26,10 @@ from lidar_cli.scoring.compute import (
 from lidar_cli.scoring.convergence import LITTLE_NOISE, MOST_VIEWS, round_up, views_for
 from lidar_cli.scoring.intervals import Interval
 from lidar_cli.settings import RankSettings, flags
+
+if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
+    from lidar_cli.ranking.oracle import Oracle
+    from lidar_cli.ranking.session import Ranking
 
 NAMED = 2  # tied checkpoints that a sentence names
 LONGEST_COMMAND = 160  # characters; a longer one is printed without its paths
@@ -75,7 +78,8 @@ def scores_verdict(scores: Sequence[Score]) -> str | None:
     if any("samples_sha256" not in score.provenance for score in scores):
         return None
     rows = [unranked_row(Path(score.file), (), score, by) for score in scores]
-    ranking = Ranking("", by, level, "", comparable_groups(rows, by, level))
+    groups = comparable_groups(rows, by, level)
+    ranking = cast("Ranking", SimpleNamespace(directory="", by=by, groups=groups, names={}))
     if len(ranking.groups) == 1:
         answer = group_verdict(ranking.groups[0], ranking)
         return answer if levels else answer.replace("unknown.", "unknown: add --confidence 0.95.")
