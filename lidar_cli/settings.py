@@ -15,6 +15,12 @@ EMBEDDED = "embedded"  # the value of --data for small images derived from those
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 
 LAYERS = ("backbone", "projector", "predictor")  # of a checkpoint; code of the user names its own
+FEWEST_SAMPLES = 50  # that are embedded where the data hold fewer than the default
+
+
+class DefaultCount(int):
+    """A number of samples that nobody asked for: where the data hold fewer, all are embedded."""
+
 
 # Every number has an upper bound, since a file that came with a download may set it.
 Count = Annotated[int, Ge(1), Le(10**6)]
@@ -110,7 +116,12 @@ class SampleSettings:
         panel="Data",
         value="COLUMN",
     )
-    n_samples: Samples = setting(1000, "Images that are embedded.", short="-n", panel="Most used")
+    n_samples: Samples = setting(
+        DefaultCount(1000),
+        "Images that are embedded; all, if the data hold 50 to 999.",
+        short="-n",
+        panel="Most used",
+    )
     n_views: Annotated[int, Ge(0), Le(1000)] = setting(
         10,
         "Augmented views of each; 0 for none.",

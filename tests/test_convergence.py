@@ -235,13 +235,13 @@ HEALTHY: dict[str, float | None] = {
             HEALTHY | {"noise_fraction": 0.995, "lidar_corrected": None},
             *(64, 1000, 10, {}, {}),
             "view noise is 100 % of the LDA trace at q = 10, and even q = 500 would leave 80 %: "
-            "the views of a sample share next to nothing",
+            "other views may have more in common",
         ),
         (
             {"noise_fraction": 1.01, "n_above_noise": 0, "lidar": 60.0},
             *(64, 1000, 10, {}, {}),
-            "no direction clears the edge of view noise at n = 1000 and q = 10, so lidar counts "
-            "noise alone: the views of a sample have nothing of their own in common here",
+            "no direction clears the edge of view noise at n = 1000 and q = 10: as far as these "
+            "views show, lidar counts noise; more views may still show a direction",
         ),
         (
             {"noise_fraction": None, "lidar": 60.0},
@@ -307,6 +307,13 @@ def test_more_views_are_enough_for_the_within_covariance_too() -> None:
     """Noise alone wants q = 2 * (0.55 / 0.45) * 3 = 7.3; n = 20 and d = 40 want 1 + 200 / 20."""
     values = HEALTHY | {"noise_fraction": 0.55}
     assert "take q = 11 (" in advise(points(values, n=20, q=2), 40, {})
+
+
+def test_no_fewer_views_are_advised_than_there_are() -> None:
+    """At f = 0.6 noise is 1.5 of the signal at q = 600, so 0.75 of it at 1200: 43 %."""
+    values = HEALTHY | {"noise_fraction": 0.6}
+    said = advise(points(values, n=1000, q=600), 64, {})
+    assert "even q = 1200 would leave 43 %" in said
 
 
 def test_rows_that_are_more_than_samples_are_named() -> None:

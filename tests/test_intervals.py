@@ -364,9 +364,9 @@ def test_score_shows_intervals_where_they_are_asked_for(
     assert interval.keys() == {"se", "ci_low", "ci_high", "reason", "degrees", "note"}
     # Between the normal quantile and Student's of a sixth of the samples.
     assert 1.6448 < (interval["ci_high"] - plain["lidar"]) / interval["se"] < 1.8125
-    table = lidar("score", stored, "--confidence", "0.9").stdout
-    assert "90 % interval" in table
-    assert "no interval of n_above_noise: a count has no derivative" in table
+    done = lidar("score", stored, "--confidence", "0.9", "--verbose")
+    assert "90 % interval" in done.stdout
+    assert "no interval of n_above_noise: a count has no derivative" in done.stderr
     header, line = lidar("score", stored, "--csv", "--confidence", "0.9").stdout.splitlines()
     cells = dict(zip(header.split(","), line.split(","), strict=True))
     assert float(cells["lidar_ci_low"]) == interval["ci_low"]

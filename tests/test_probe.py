@@ -317,7 +317,7 @@ def test_tables_for_people_and_csv_for_programs(tmp_path: Path, run: Shell) -> N
     line = next(line for line in done.stdout.splitlines() if "0.h5:backbone" in line)
     assert f"{100 * first.top1:.1f}" in line.split()
     assert "The best rate is that of the 24 training rows held out" in done.stdout
-    assert "and 1 more: 20 steps of Adam, too few" in done.stdout  # said once
+    assert "and 1 more: 20 steps of Adam, too few" in done.stderr  # said once
     rows = list(
         csv.DictReader(io.StringIO(run(*files, "--learning-rates", "0.1,0.01", "--csv").stdout))
     )

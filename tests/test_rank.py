@@ -111,6 +111,23 @@ def test_everything_in_a_directory_is_accounted_for(everything: Path, rank: Shel
     assert "\n" not in failed["broken.pt"]
 
 
+def test_equal_weights_in_other_containers_are_one_row(tmp_path: Path, rank: Shell) -> None:
+    runs = three(tmp_path / "runs")
+    weights = state_dict(0)  # of a.pt
+    save_file(weights, runs / "d.safetensors")
+    torch.save({"epoch": 4, "state_dict": weights, "optimizer": {"lr": 0.1}}, runs / "e.pt")
+    other = {name: tensor.clone() for name, tensor in weights.items()}
+    other["module.projector.3.bias"][0] += 1e-6
+    save_file(other, runs / "f.safetensors")  # of the same first kernels
+    ranking = ranked(rank(runs, "--json"))["checkpoints"]
+    rows = {Path(row["path"]).name: row for row in ranking}
+    assert rows.keys() == {"a.pt", "b.pth", "c.ckpt", "f.safetensors"}
+    assert rows["a.pt"]["aliases"] == [str(runs / "d.safetensors"), str(runs / "e.pt")]
+    assert rows["f.safetensors"]["aliases"] == []
+    assert not any(row["path"] in row["tied_with"] for row in ranking)
+    assert len(list((runs / ".lidar").glob("*.h5"))) == 4
+
+
 def test_a_pipe_in_a_directory_is_not_waited_for(tmp_path: Path, rank: Shell) -> None:
     checkpoint(tmp_path / "runs/a.pt", 1)
     for name in ("b.pt", "c.h5"):
@@ -145,8 +162,8 @@ def test_a_folder_that_may_not_be_listed_is_among_the_failed(
 
 def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:
     ranking = ranked(rank(three(tmp_path / "runs"), "--json"))
-    keys = "by direction data toy_data data_note groups checkpoints skipped failed warnings"
-    assert ranking.keys() == {*keys.split(), "correlation"}
+    keys = "verdict by direction data toy_data data_note groups checkpoints skipped failed"
+    assert ranking.keys() == {*keys.split(), "warnings", "correlation"}
     assert (ranking["by"], ranking["direction"], ranking["groups"]) == ("lidar", "higher", 1)
     assert ranking["data"] == str(images)
     assert (ranking["skipped"], ranking["failed"], ranking["correlation"]) == ([], [], None)
@@ -256,17 +273,21 @@ def test_markdown(tmp_path: Path, rank: Shell) -> None:
 
 
 def test_the_table_names_what_has_no_place(everything: Path, rank: Shell) -> None:
-    done = rank(everything)
+    done = rank(everything, "--verbose")
     assert done.returncode == 4
-    assert besides_progress(done.stderr) == ""
     for text in (
         "failed: broken.pt: ",
         "failed: empty.pth: ",
         "skipped: training_args.bin: by its name, not model weights",
-        "zz.ckpt: the same file as one/best.pt, one/last.pt",
+        "zz.ckpt: the same weights as one/best.pt, one/last.pt",
     ):
-        assert text in done.stdout
-    assert "\x1b" not in done.stdout
+        assert text in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    brief = rank(everything)
+    assert brief.returncode == 4
+    assert "failed: broken.pt: " in brief.stderr
+    assert "skipped: " not in brief.stderr
+    assert "2 copies left out" in brief.stdout
 
 
 # Nothing to rank

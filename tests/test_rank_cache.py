@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -73,6 +74,70 @@ def test_influences_are_kept_beside_the_features(tmp_path: Path, rank: Shell) ->
         ".h5",
         ".influence",
     }
+
+
+def rows_of(path: Path) -> dict[str, Any]:
+    with h5py.File(path) as file:
+        names: list[str] = []
+        file.visit(names.append)
+        arrays = {name: file[name] for name in names if isinstance(file[name], h5py.Dataset)}
+        return {name: array[:].tolist() for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("q", [4, 0])
+@pytest.mark.parametrize("fewer", [8, 12])  # batches of 8, the second of 12 is not whole
+def test_a_cache_at_a_smaller_n_is_extended_to_the_same_bytes(
+    tmp_path: Path, rank: Shell, fewer: int, q: int
+) -> None:
+    runs = checkpoint(tmp_path / "runs/a.pt", 1).parent
+    words = ["--json", "-q", q, "--by", "rankme"]
+    rank(runs, *words, "--cache", tmp_path / "fresh")
+    rank(runs, *words, "-n", fewer)
+    (before,) = stamps(runs / ".lidar")
+    done = rank(runs, *words)
+    assert "8 of 24 samples of each are in the cache already" in done.stderr
+    (extended,) = stamps(runs / ".lidar").keys() - {before}
+    (fresh,) = stamps(tmp_path / "fresh")
+    assert fresh == extended
+    assert rows_of(runs / ".lidar" / extended) == rows_of(tmp_path / "fresh" / fresh)
+    with h5py.File(runs / ".lidar" / extended) as one, h5py.File(tmp_path / "fresh" / fresh) as two:
+        assert one.attrs["provenance"] == two.attrs["provenance"]
+    ranking = ranked(done)["checkpoints"]
+    assert ranking == ranked(rank(runs, *words, "--cache", tmp_path / "fresh"))["checkpoints"]
+
+
+def test_the_rows_of_a_smaller_n_are_read_and_not_embedded_again(
+    tmp_path: Path, rank: Shell
+) -> None:
+    runs = checkpoint(tmp_path / "runs/a.pt", 1).parent
+    rank(runs, "-n", 16)
+    (smaller,) = (runs / ".lidar").glob("*.h5")
+    with h5py.File(smaller, "r+") as file:
+        group = file["embeddings/projector"]
+        clean = group["clean"][3] * 2
+        group["clean"][3] = clean
+        group["crc32"][3] = zlib.crc32(clean.tobytes(), zlib.crc32(group["views"][3].tobytes()))
+    assert "16 of 24 samples of each are in the cache already" in rank(runs).stderr
+    (larger,) = set((runs / ".lidar").glob("*.h5")) - {smaller}
+    with h5py.File(larger) as file:
+        assert np.array_equal(file["embeddings/projector/clean"][3], clean)
+
+
+def test_damaged_rows_of_a_smaller_n_are_embedded_again(tmp_path: Path, rank: Shell) -> None:
+    runs = checkpoint(tmp_path / "runs/a.pt", 1).parent
+    fresh = values(rank(runs, "--json", "--cache", tmp_path / "fresh"))
+    rank(runs, "-n", 16)
+    (smaller,) = (runs / ".lidar").glob("*.h5")
+    with h5py.File(smaller, "r+") as file:
+        file["embeddings/projector/clean"][11] += 1.0
+    assert values(rank(runs, "--json")) == fresh
+
+
+@pytest.mark.parametrize("change", [["--seed", 1], ["-q", 3], ["--precision", "bfloat16"]])
+def test_other_rows_are_not_extended(tmp_path: Path, rank: Shell, change: list[object]) -> None:
+    runs = checkpoint(tmp_path / "runs/a.pt", 1).parent
+    rank(runs, "-n", 16)
+    assert "in the cache already" not in rank(runs, *change).stderr
 
 
 def test_features_of_a_found_checkpoint_serve_as_its_cache(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,10 @@ def test_a_checkpoint_without_a_value_comes_last(tmp_path: Path, rank: Shell) ->
 def test_ties_of_a_count_are_told(tmp_path: Path, rank: Shell) -> None:
     runs = tmp_path / "runs"
     checkpoint(runs / "a.pt", 0)
-    torch.save({"epoch": 99, "state_dict": state_dict(0)}, runs / "b.pt")  # other bytes, same model
-    one, two = ranked(rank(runs, "--json"))["checkpoints"]
+    shifted = state_dict(0)
+    shifted["module.projector.3.bias"] += 0.25  # every embedding, so that no direction changes
+    torch.save(shifted, runs / "b.pt")
+    one, two = ranked(rank(runs, "--json", "--by", "n_above_noise"))["checkpoints"]
     assert one["value"] == two["value"]
     assert (one["rank"], two["rank"]) == (1, 1)
     assert (one["tied_with"], two["tied_with"]) == ([two["path"]], [one["path"]])
@@ -176,13 +179,18 @@ def test_what_cannot_be_told_apart_is_called_a_tie(tmp_path: Path, rank: Shell) 
     assert rows[0]["value"] != rows[1]["value"]
     assert [row["tied_with"] for row in rows] == [[second], [first], []]
     assert third == str(runs / "flat.pt")
-    table = rank(runs).stdout
-    assert "+-: the 95 % interval of lidar over samples, at this n and q" in table
-    assert "tied: the 95 % interval of the difference, sample by sample, holds 0" in table
-    assert "it covers the draw of images, not the training seed" in table
-    lines = table.splitlines()[2:5]
-    assert [" +- " in line for line in lines] == [True, True, True]
-    assert ["rank 2" in lines[0], "rank 1" in lines[1], "rank" in lines[2]] == [True, True, False]
+    done = rank(runs, "--verbose")
+    assert "+-: the 95 % interval of lidar over samples, at this n and q" in done.stderr
+    assert "tied: the 95 % interval of the difference, sample by sample, holds 0" in done.stderr
+    assert "it covers the draw of images, not the training seed" in done.stderr
+    facts, header, *lines = done.stdout.splitlines()
+    assert facts.endswith("+- 95 %")
+    assert "3 checkpoints, 1 tie, projector" in facts
+    assert header.split()[3] == "tied_with"
+    cells = [line.split() for line in lines]
+    assert [row[3] for row in cells] == ["+-"] * 3
+    assert [len(row) for row in cells] == [8, 8, 7]
+    assert (cells[0][5], cells[1][5]) == ("2", "1")
     cells = [line.split("|") for line in rank(runs, "--markdown").stdout.splitlines()]
     assert cells[4][1].strip() == "1, tied with rank 2"
 
@@ -193,8 +201,11 @@ def test_too_few_samples_for_an_interval_are_told(tmp_path: Path, rank: Shell) -
         assert (row["ci_low"], row["ci_high"], row["tied_with"]) == (None, None, [])
         reason = row["metrics"]["confidence"]["intervals"]["lidar"]["reason"]
         assert reason == "n = 24 is not above 2 d = 32: too few samples for an interval"
-    table = rank(tmp_path / "runs", "--layer", "backbone").stdout
-    assert "and 2 more: no interval of lidar, and no ties: n = 24 is not above 2 d = 32" in table
+    done = rank(tmp_path / "runs", "--layer", "backbone", "--verbose")
+    reason = "and 2 more: no interval of lidar, and no ties: n = 24 is not above 2 d = 32"
+    assert reason in done.stderr
+    assert "24 images are too few for intervals at d = 16" in done.stderr
+    assert " %" not in done.stdout  # where there are no intervals
 
 
 def test_the_level_is_an_option(tmp_path: Path, rank: Shell) -> None:
@@ -220,15 +231,16 @@ def test_what_cannot_be_compared_is_ranked_apart(tmp_path: Path, rank: Shell) ->
         (2, 1),
     ]
     tables = rank(runs).stdout
-    assert "3 checkpoints by lidar (higher is better)  layer projector" in tables
-    assert "1 checkpoint by lidar (higher is better)  layer projector" in tables
+    assert "3 checkpoints, 3 ties, projector" in tables
+    assert tables.splitlines()[-1].split()[0] == "wide.pt"
     for option in (["--quiet"], ["--top", 1], ["--top", 1, "--json"]):
         done = rank(runs, *option)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == (
-            "error: 2 groups of checkpoints are not comparable, they differ in d; "
-            "make them equal with --layer, or rank them separately\n"
+        assert done.stderr.startswith(
+            "error: The checkpoints form two groups that cannot be compared: the projector is 8 "
+            "wide in one and 10 in the other. To rank all by what they share: lidar rank "
         )
+        assert "--layer backbone" in done.stderr
     forced = rank(runs, "--quiet", "--layer", "backbone")
     assert forced.returncode == 0
     assert len(forced.stdout.splitlines()) == 4
@@ -237,14 +249,14 @@ def test_what_cannot_be_compared_is_ranked_apart(tmp_path: Path, rank: Shell) ->
 @pytest.mark.parametrize(
     ("change", "differ", "option"),
     [
-        ({"views": "identity"}, "views", "--views"),
-        ({"pixel_stats": "unit"}, "pixel statistics", "--pixel-stats"),
-        ({"image_size": SIZE - 4}, "image size", "--image-size"),
-        ({"layer": "backbone"}, "d, layer", "--layer"),
-        ({"n_views": Q - 1}, "q", "-q"),
-        ({"seed": 1}, "samples, seed", "--data, --seed"),
-        ({"precision": "bfloat16"}, "precision", "--precision"),
-        ({"storage": "float16"}, "storage", "--storage"),
+        ({"views": "identity"}, "the views are simclr in one and identity", "--views identity"),
+        ({"pixel_stats": "unit"}, "the pixel statistics are imagenet in", "--pixel-stats unit"),
+        ({"image_size": SIZE - 4}, f"the image size is {SIZE} in one", f"--image-size {SIZE - 4}"),
+        ({"layer": "backbone"}, "", ""),
+        ({"n_views": Q - 1}, f"q is {Q} in one and {Q - 1} in the other", f"-q {Q - 1}"),
+        ({"seed": 1}, "the seed is 0 in one and 1 in the other", "--seed 1"),
+        ({"precision": "bfloat16"}, "the precision is float32", "--precision bfloat16"),
+        ({"storage": "float16"}, "the storage is float32 in one", "--storage float16"),
     ],
 )
 def test_a_feature_file_of_other_settings_is_another_group(
@@ -264,7 +276,10 @@ def test_a_feature_file_of_other_settings_is_another_group(
     assert ranked(rank(runs, "--json"))["groups"] == 2
     done = rank(runs, "--quiet")
     assert done.returncode == 2
-    assert f"they differ in {differ}; make them equal with {option}, or" in done.stderr
+    assert f"groups that cannot be compared: {differ}" in done.stderr
+    advised = shlex.split(done.stderr)[-len(option.split()) :]
+    assert advised == option.split()
+    assert ranked(rank(runs, "--json", *advised))["groups"] == 1
 
 
 def test_features_of_another_embedding_revision_are_another_group(
@@ -285,7 +300,9 @@ def test_features_of_another_embedding_revision_are_another_group(
                     record["embedding_revision"] = value
                 file.attrs["provenance"] = json.dumps(record)
         assert ranked(rank(runs, "--json"))["groups"] == groups
-    assert "embedding revision 7" in rank(runs).stdout
+    table = rank(runs).stdout.splitlines()
+    assert table[1].endswith("embedding revision")
+    assert [line.split()[-1] for line in table[2:]] == ["7", "1"]
     done = rank(runs, "--quiet")
     assert done.returncode == 2
-    assert "differ in embedding revision; make them equal with lidar extract --over" in done.stderr
+    assert "a.h5 and b.h5 are feature files, which stay as they are" in done.stderr

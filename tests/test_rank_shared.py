@@ -110,8 +110,9 @@ def test_each_recipe_has_views_of_its_own(
     runs: Path, images: Path, tmp_path: Path, drawn: list[int]
 ) -> None:
     weights = vicreg().tree["model"]
-    for epoch in (1, 2):  # other bytes, the same model
-        torch.save({"epoch": epoch, "model": dict(weights)}, runs / f"vicreg-{epoch}.pt")
+    for scale in (1, 2):
+        scaled = {key: one * scale if one.dim() > 1 else one for key, one in weights.items()}
+        torch.save({"model": scaled}, runs / f"vicreg-{scale}.pt")
     rank(runs, images, cache=tmp_path / "cache", layer="backbone")
     assert sorted(drawn) == sorted([*range(N)] * 2)  # of two recipes, for five checkpoints
     rank(runs, images, cache=tmp_path / "alone", layer="backbone", view_memory="0")

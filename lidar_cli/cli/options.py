@@ -35,6 +35,7 @@ ShowConfig = Annotated[
 ]
 Json = Annotated[bool, option("--json", "Print JSON on stdout, and nothing else.")]
 Csv = Annotated[bool, option("--csv", "Print CSV on stdout, and nothing else.")]
+Verbose = Annotated[bool, option("--verbose", "Print every caution and remark, not two.")]
 Report = Annotated[
     Path | None, option("--report", "Also write a self-contained HTML page.", "Most used", "FILE")
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,7 @@ from lidar_cli.cli.options import (
     Json,
     Overwrite,
     Report,
+    Verbose,
     check_report,
     one_of,
     option,
@@ -38,6 +41,16 @@ def rank(
     csv: Csv = False,
     markdown: Annotated[bool, option("--markdown", "Print a Markdown table.")] = False,
     quiet: Annotated[bool, option("--quiet", "Print paths alone, best first, one a line.")] = False,
+    columns: Annotated[
+        str | None,
+        option(
+            "--columns",
+            "Metrics in the table, with commas, after the one that orders.",
+            value="METRICS",
+        ),
+    ] = None,
+    everything: Annotated[bool, option("--all", "Show every metric.")] = False,
+    verbose: Verbose = False,
     page: Report = None,
     overwrite: Overwrite = False,
     *,
@@ -52,6 +65,7 @@ def rank(
     best=$(lidar rank runs/ --top 1 --quiet)       for scripts
     """
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
+    one_of(columns=columns, all=everything)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
     selection = select(paths, settings)
     check_rank(settings)
@@ -72,6 +86,7 @@ def rank(
     from lidar_cli.runtime.device import read_rank_info
 
     check_tables(settings, report=page is not None)
+    view = report.View(report.parse_columns(columns), everything, verbose, settings.top)
     oracle, parameters = None, {}
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main, quiet) as terminal:
@@ -79,6 +94,7 @@ def rank(
         if ranking is None:
             terminal.note("all checkpoints are scored; another process prints the ranking")
             return
+        ranking = replace(ranking, command=tuple(sys.argv[1:]))
         if settings.oracle is not None:
             oracle = compare_with_oracle(ranking, settings, terminal)
         if page is not None:
@@ -88,7 +104,7 @@ def rank(
     top = report.top(ranking, settings.top)
     try:
         if json:
-            write_results(report.to_json(top, oracle))
+            write_results(report.to_json(ranking, oracle, settings.top))
         elif csv:
             write_results(report.to_csv(top, oracle))
         elif markdown:
@@ -96,7 +112,7 @@ def rank(
         elif quiet:
             write_results(report.to_paths(top))
         else:
-            report.print_tables(top, oracle)
+            report.print_tables(ranking, oracle, view)
     finally:  # the page is written even if stdout cannot be
         if page is not None:
             from lidar_cli.report.page.content import ranking_page

@@ -13,6 +13,7 @@ from lidar_cli.cli.options import (
     Json,
     Overwrite,
     Report,
+    Verbose,
     check_report,
     one_of,
     option,
@@ -34,6 +35,7 @@ def score(
     plot: Annotated[
         Path | None, option("--plot", "Draw the spectra to a .png or .svg file.", value="FILE")
     ] = None,
+    verbose: Verbose = False,
     page: Report = None,
     overwrite: Overwrite = False,
     *,
@@ -101,7 +103,7 @@ def score(
         elif csv:
             write_results(report.to_csv(scores))
         elif scores:
-            report.print_table(scores, metrics)
+            report.print_table(scores, metrics, verbose)
     finally:  # plot and page are written even if stdout cannot be
         if plot is not None and scores:
             from lidar_cli.report.plot import plot_spectra

@@ -93,6 +93,7 @@ class Samples:
     checksums: CRC-32 of each content [N], or empty; a file that changes later is refused.
     bad: images that were drawn and left out.
     remarks: lines about the data that the user should read.
+    total: the number of images in the data; None for a stream.
     """
 
     data: str
@@ -104,6 +105,7 @@ class Samples:
     checksums: Sequence[int] = ()
     bad: Sequence[BadImage] = ()
     remarks: Sequence[str] = ()
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,6 +116,10 @@ class Samples:
         if self.labels is None:
             return None
         return hashlib.sha256(np.asarray(self.labels, "<i8").tobytes()).hexdigest()
+
+    def first_fingerprint(self, count: int) -> str:
+        """The fingerprint of the first `count` samples."""
+        return _fingerprint(self.ids[:count], self.checksums[:count])
 
     def decode(self, i: int) -> Tensor:
         """Sample i as uint8 [height, width, 3]; several threads may call this.
@@ -179,12 +185,14 @@ class Examined:
     brightest: tuple[int, int] | None
 
 
-def draw(source: Source, count: int, skip: bool) -> Samples:
+def draw(source: Source, count: int, skip: bool, fewest: int | None = None) -> Samples:
     """The first `count` images; with `skip` the first `count` that can be read and decoded.
 
+    fewest: all images are taken where they are fewer than `count`, but not than this number.
     Raises InputError if there are too few, or, without `skip`, if one cannot be read.
     """
-    if source.total is not None and count > source.total:
+    fewest = count if fewest is None else min(fewest, count)
+    if source.total is not None and fewest > source.total:
         raise _too_few(source, source.total, count)
     drawn: list[Candidate] = []
     examined: list[Examined] = []
@@ -202,8 +210,9 @@ def draw(source: Source, count: int, skip: bool) -> Samples:
                 else:
                     drawn.append(candidate)
                     examined.append(outcome)
-    if len(drawn) < count:
+    if len(drawn) < fewest:
         raise _too_few(source, len(drawn), count, bad)
+    fewer = [f"{len(drawn)} images are all that it holds, so n is not {count}"]
     labels = [candidate.label for candidate in drawn]
     ids = [candidate.id for candidate in drawn]
     checksums = [one.checksum for one in examined]
@@ -216,7 +225,13 @@ def draw(source: Source, count: int, skip: bool) -> Samples:
         fingerprint=_fingerprint(ids, checksums),
         checksums=checksums,
         bad=bad,
-        remarks=[*source.remarks, *_content_remarks(examined), *_copy_remarks(drawn, examined)],
+        remarks=[
+            *source.remarks,
+            *(fewer if len(drawn) < count else []),
+            *_content_remarks(examined),
+            *_copy_remarks(drawn, examined),
+        ],
+        total=source.total,
     )
 
 

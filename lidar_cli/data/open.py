@@ -12,7 +12,7 @@ from lidar_cli.data.tar import tar_source, webdataset_source
 from lidar_cli.data.torchvision import torchvision_source
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.runtime.files import did_you_mean
-from lidar_cli.settings import EMBEDDED, SampleSettings
+from lidar_cli.settings import EMBEDDED, FEWEST_SAMPLES, DefaultCount, SampleSettings
 
 # By prefix; data without a prefix are a folder or a .tar file.
 SOURCES = {
@@ -25,11 +25,22 @@ SOURCES = {
 def open_samples(settings: SampleSettings) -> Samples:
     """The samples of the settings: N = max(n, clean samples) of them.
 
+    Of data that hold fewer than the default n all are taken, if they are at least FEWEST_SAMPLES.
+
     Raises InputError if the data do not exist, hold fewer images, or cannot be read; MissingExtra
     if a package is not installed.
     """
     count = max(settings.n_samples, settings.clean_samples or 0)
-    return draw(_open_source(settings), count, skip=settings.bad_samples == "skip")
+    fewest = max(FEWEST_SAMPLES, settings.clean_samples or 0)
+    if not isinstance(settings.n_samples, DefaultCount):
+        fewest = count
+    return draw(_open_source(settings), count, settings.bad_samples == "skip", fewest)
+
+
+def sample_count(settings: SampleSettings, samples: Samples) -> int:
+    """n: of the settings, or if that is a default, the number of samples if it is less."""
+    n = settings.n_samples
+    return min(n, len(samples)) if isinstance(n, DefaultCount) else n
 
 
 def _open_source(settings: SampleSettings) -> Source:

@@ -15,6 +15,7 @@ import torch
 from lidar_cli.checkpoints.models.user_module import source
 from lidar_cli.checkpoints.shapes.spec import BY_USER, PIXEL_STATS, Assumed, CheckpointDescription
 from lidar_cli.data.dataset import Samples
+from lidar_cli.data.open import sample_count
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
 from lidar_cli.settings import EmbedSettings, SampleSettings
@@ -176,7 +177,7 @@ def make_plan(
     Raises CheckpointError for a layer that the checkpoint does not have or masks that it cannot
     take, SettingsError for an unknown recipe or fewer clean samples than n.
     """
-    n, q = settings.n_samples, settings.n_views
+    n, q = sample_count(settings, samples), settings.n_views
     clean = n if settings.clean_samples is None else settings.clean_samples
     if clean < n:
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")

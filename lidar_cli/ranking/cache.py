@@ -14,15 +14,23 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.configuration import parse_size
+from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.extraction.plan import Plan, identity
 from lidar_cli.extraction.run import stem
-from lidar_cli.features.reader import read_provenance
-from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
-from lidar_cli.features.writer import remove_begun
+from lidar_cli.features.reader import read_hdf5, read_provenance
+from lidar_cli.features.schema import (
+    EMBEDDING_REVISION,
+    differing_fields,
+    partial_path,
+    revision_of,
+)
+from lidar_cli.features.writer import FeatureWriter, remove_begun
 from lidar_cli.ranking.discover import Checkpoint, FeatureFile
 from lidar_cli.runtime.files import TEMPORARY, write_atomic
 from lidar_cli.scoring.saved import SavedScore
@@ -41,6 +49,11 @@ NAME_PATTERNS = (
     TEMPORARY,
     re.compile(r".+\.\d+-[0-9a-f]{8}", re.DOTALL),  # temporaries of earlier versions
 )
+# Fields of a provenance on which the rows of a sample do not depend.
+NOT_IN_ROWS = {
+    *("n_samples", "n_clean", "samples_sha256", "labels_sha256"),
+    *("batch_size", "data", "bad_samples"),
+}
 # Files that file systems and file browsers create; a cache may contain them.
 SYSTEM_FILES = re.compile(r"\..*|lost\+found|desktop\.ini|Thumbs\.db", re.IGNORECASE | re.DOTALL)
 
@@ -181,6 +194,57 @@ class Cache:
         matching = [file.path for file in files if matches_plan(file.provenance, task.plan)]
         path = self.features_path(task)
         return [*matching[:1], *([path] if path.exists() else [])]
+
+    def begin_with_fewer(self, task: Task, samples: Samples) -> int:
+        """Begin the file of a task with rows stored for fewer samples; returns how many samples.
+
+        The samples of a smaller n are the first of a larger n. Whole batches are copied, so that
+        the file becomes the one that embedding all samples writes.
+        Raises FeatureFileError if a row is damaged, after copying those before it.
+        """
+        layout, output = task.plan.layout, self.features_path(task)
+        stored = self._of_fewer_samples(task, samples)
+        if not stored or partial_path(output).exists():
+            return 0
+        path, provenance = max(stored, key=lambda pair: pair[1]["n_clean"])
+        batch_size = self._settings.batch_size or provenance["batch_size"]
+        count = int(provenance["n_clean"]) // int(batch_size) * int(batch_size)
+        (rows,) = read_hdf5(path, self._settings.layer)
+        if count == 0:
+            return 0
+        with FeatureWriter.create(
+            output,
+            layout,
+            samples.ids[: layout.n_clean],
+            samples.labels[: layout.n_clean] if samples.labels is not None else None,
+            task.plan.provenance | {"batch_size": batch_size},
+            bad=[(bad.id, bad.reason) for bad in samples.bad],
+            overwrite=output.exists(),
+        ) as writer:
+            for chunk in rows.chunks(parse_size(self._settings.memory), range(count)):
+                assert chunk.clean is not None
+                views = chunk.clean[:0, None] if chunk.views is None else chunk.views
+                span = range(chunk.start, chunk.stop)
+                writer.write(span, {rows.layer: views}, {rows.layer: chunk.clean})
+        return count
+
+    def _of_fewer_samples(self, task: Task, samples: Samples) -> list[tuple[Path, dict[str, Any]]]:
+        """Feature files that differ from the plan of a task only by having fewer samples."""
+        layout, files = task.plan.layout, []
+        if layout.n_samples not in (0, layout.n_clean):
+            return []
+        for path in self.path.glob(f"{escape(stem(task.checkpoint.path))}-*.h5"):
+            with suppress(FeatureFileError):
+                provenance = read_provenance(path)
+                count = provenance.get("n_clean", 0)
+                if (
+                    set(differing_fields(provenance, task.plan.provenance)) <= NOT_IN_ROWS
+                    and provenance["n_samples"] in (count if layout.n_samples else 0,)
+                    and count < layout.n_clean
+                    and provenance["samples_sha256"] == samples.first_fingerprint(count)
+                ):
+                    files.append((path, provenance))
+        return files
 
     def has(self, task: Task) -> bool:
         """Whether features or a score of a task are stored, in a file that may yet be damaged."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.checkpoints.assign import Modules
 from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents, stamp
@@ -29,6 +31,7 @@ from lidar_cli.features.reader import read_provenance
 from lidar_cli.features.schema import joined_name
 from lidar_cli.ranking.digests import Digests, Stamp
 from lidar_cli.ranking.paths import Paths, Selection, is_link_to_nothing, place_of, select, walk
+from lidar_cli.ranking.weights import sample_digest, weights_digest
 from lidar_cli.runtime.files import irregular_kind, is_hdf5
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EmbedSettings
@@ -45,7 +48,8 @@ NOT_WEIGHTS = re.compile(
 class Checkpoint:
     """A recognised checkpoint file.
 
-    aliases: other files with the same content. stamp: of `path` before it was hashed.
+    aliases: other files with the same content or the same weights. stamp: of `path` before it was
+    hashed. sample: digest of one of its tensors, '' if unknown.
     """
 
     path: Path
@@ -53,6 +57,7 @@ class Checkpoint:
     description: CheckpointDescription
     aliases: list[str] = field(default_factory=list)
     stamp: tuple[int, ...] = ()
+    sample: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ class DirectoryScan:
     features: list[FeatureFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     failed: list[Skipped] = field(default_factory=list)
-    assumed: set[str] = field(default_factory=set)  # assumptions that have been noted
+    assumed: dict[str, list[Path]] = field(default_factory=dict)  # by assumptions in words
+    merged: set[str] = field(default_factory=set)  # digests of those that became aliases
+    noted: set[str] = field(default_factory=set)  # assumptions that have been noted
     # By device and inode.
     feature_paths: dict[tuple[int, int], Path] = field(default_factory=dict)
 
@@ -94,7 +101,8 @@ class DirectoryScan:
 
     def has_checkpoint_of(self, file: FeatureFile) -> bool:
         """Whether the checkpoint of a feature file is in the directory."""
-        return file.provenance.get("sha256") in self.checkpoints
+        digest = file.provenance.get("sha256")
+        return digest in self.checkpoints or digest in self.merged
 
     def add_features(self, path: Path) -> None:
         """Add a feature file, or another path of one. Raises as `read_provenance`."""
@@ -110,6 +118,14 @@ class DirectoryScan:
     def fail(self, path: Path, error: Exception) -> None:
         """Add a file to the failed files, with the reason in one line."""
         self.failed.append(Skipped(str(path), _reason(path, error)))
+
+    def note_assumptions(self, progress: Progress) -> None:
+        """Note what was assumed of checkpoints, each assumption once."""
+        for assumed, (first, *others) in self.assumed.items():
+            if assumed not in self.noted:
+                self.noted.add(assumed)
+                more = f" and {len(others)} other{'s' if len(others) > 1 else ''}"
+                progress.note(f"{first}{more if others else ''}: assumed {assumed}")
 
 
 def scan_directory(
@@ -137,6 +153,8 @@ def scan_directory(
     for at, path in enumerate(files):
         progress.update("reading checkpoints", at, len(files))
         classify_file(path, scan, recogniser, progress, digests)
+    _merge_equal_weights(scan, settings)
+    scan.note_assumptions(progress)
     if not files and not scan.failed:
         left = " that --include and --exclude leave" if selection.is_filtered else ""
         raise InputError(
@@ -155,6 +173,7 @@ class Recogniser:
 
     def __init__(self, settings: EmbedSettings) -> None:
         self._settings = settings
+        self.samples: dict[Path, str] = {}  # digest of one tensor, by path
         self._results: dict[Path, tuple[Stamp, CheckpointDescription | Exception | None]] = {}
 
     def assumed_text(self, description: CheckpointDescription) -> str:
@@ -188,7 +207,9 @@ class Recogniser:
 
     def _describe(self, path: Path) -> CheckpointDescription | None:
         if self._settings.model is None:
-            return _describe(path, self._settings)
+            description, modules = _recognised(path, self._settings)
+            self.samples[path] = sample_digest(modules)
+            return description
         read_contents(path)  # the user's module is built once per content, not per file
         return None
 
@@ -212,11 +233,13 @@ def classify_file(
         description = recogniser.description(path, before)
         if description.stand_ins_text:
             progress.note(f"{path}: {description.stand_ins_text}")
-        scan.checkpoints[digest] = Checkpoint(path, digest, description, stamp=before)
+        sample = recogniser.samples.get(path, "")
+        scan.checkpoints[digest] = Checkpoint(
+            path, digest, description, stamp=before, sample=sample
+        )
         assumed = recogniser.assumed_text(description)
-        if assumed and assumed not in scan.assumed:
-            scan.assumed.add(assumed)
-            progress.note(f"{path}, and others like it: assumed {assumed}")
+        if assumed:
+            scan.assumed.setdefault(assumed, []).append(path)
     except (SettingsError, NoProcess):
         raise
     except NoWeights as error:
@@ -252,8 +275,13 @@ def is_feature_file(path: Path) -> bool:
 def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
     if settings.model is not None:
         return open_checkpoint(path, model=settings.model).description
+    return _recognised(path, settings)[0]
+
+
+def _recognised(path: Path, settings: EmbedSettings) -> tuple[CheckpointDescription, Modules]:
+    """The description of a checkpoint, and its tensors by layer."""
     contents = read_contents(path)
-    description, _ = detect(
+    description, modules = detect(
         path,
         as_dict(contents),
         arch=settings.arch,
@@ -264,7 +292,35 @@ def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
         config=contents.config,
         assume=settings.assume,
     )
-    return replace(description, stand_ins=contents.stand_ins)
+    return replace(description, stand_ins=contents.stand_ins), modules
+
+
+def _merge_equal_weights(scan: DirectoryScan, settings: EmbedSettings) -> None:
+    """Make checkpoints of equal weights in files of other content one, with aliases."""
+    alike: dict[str, list[Checkpoint]] = {}
+    for one in scan.checkpoints.values():
+        if one.sample:
+            alike.setdefault(f"{one.sample} {_embedding_facts(one.description)}", []).append(one)
+    for members in alike.values():
+        first_with: dict[str, Checkpoint] = {}
+        for one in members if len(members) > 1 else ():
+            with suppress(LidarError, OSError):  # then it remains a checkpoint by itself
+                weights = weights_digest(_recognised(one.path, settings)[1])
+                first = first_with.setdefault(weights, one)
+                if first is not one and stamp(one.path) == one.stamp:
+                    first.aliases += [str(one.path), *one.aliases]
+                    scan.merged.add(scan.checkpoints.pop(one.digest).digest)
+
+
+def _embedding_facts(description: CheckpointDescription) -> str:
+    """What a plan takes from a description, but for the name of the format."""
+    assumed = {key: value.value for key, value in description.assumed.items()}
+    return repr(
+        [
+            *(description.arch, description.branch, description.widths, description.recipe),
+            *(description.pixel_stats, description.image_size, description.patch, assumed),
+        ]
+    )
 
 
 def files_of(selection: Selection, on_error: Callable[[OSError], None]) -> Iterator[Path]:

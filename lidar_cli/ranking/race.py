@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lidar_cli.core.metrics import Metric
 from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, first_line
@@ -100,6 +100,7 @@ def race_directory(paths: Paths, settings: RankSettings, progress: Progress | No
             f"{session.selection}: no checkpoint for a race{failed}", code="no-checkpoint"
         )
     check_comparable(tasks)
+    settings = replace(settings, n_samples=tasks[0].plan.layout.n_samples)
     counts = looks_of(settings.n_samples, _width(tasks), settings.race_budget, settings.batch_size)
     scorer.note_disk_space(tasks)
     looks, winners, others = _run_looks(session, scorer, tasks, counts)
@@ -190,15 +191,17 @@ def check_comparable(tasks: Sequence[Task]) -> None:
         for provenance, (views, _) in zip(provenances, split, strict=True)
     }
     widths = {tuple(task.plan.layout.widths.items()) for task in tasks}
+    backbones = {task.checkpoint.description.widths.get("backbone") for task in tasks}
     for name, option, count in (
         ("views", "--views and --image-size", len(views)),
         ("pixel statistics", "--pixel-stats", len({statistics for _, statistics in split})),
-        ("d", "--layer", len(widths)),
+        ("d", "--layer backbone" if len(backbones) == 1 else "", len(widths)),
     ):
         if count > 1:
+            cure = f"make them equal with {option}, or " if option else ""
             raise SettingsError(
                 f"--race: the checkpoints differ in {name} and cannot be compared; "
-                f"make them equal with {option}, or race them separately",
+                f"{cure}race them separately",
                 code="not-comparable",
             )
 
@@ -257,7 +260,7 @@ def _run_looks(
 ) -> tuple[list[Look], list[Row], list[Row]]:
     """The looks that the budget allows, the rows never eliminated, and those eliminated."""
     settings, by = session.settings, session.by
-    n, q = settings.n_samples, settings.n_views
+    n, q = tasks[0].plan.layout.n_samples, settings.n_views
     level = bonferroni_level(settings.confidence, len(counts), len(tasks))
     looks: list[Look] = []
     others: list[Row] = []

@@ -352,6 +352,10 @@ class Scorer:
         self, task: Task, output: Path, views: ViewCache | None, until: int | None
     ) -> None:
         model, source = self.model_and_views(task, views)
+        with suppress(FeatureFileError):  # the rows from the damaged one on are embedded
+            if count := self.cache.begin_with_fewer(task, self._samples):
+                total = task.plan.layout.n_clean
+                self._progress.note(f"{count} of {total} samples of each are in the cache already")
 
         def run_with(settings: ExtractSettings) -> None:
             run(model, source, settings, output, self._progress, until)

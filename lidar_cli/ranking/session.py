@@ -7,6 +7,7 @@ with the reason, and does not stop the others.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -190,7 +191,9 @@ def toy_data_note(data: str, result: str = "this order is by") -> str | None:
 class Ranking:
     """The ordered groups of a selection, and the files that are not ranked.
 
-    directory: the folder that all have in common.
+    directory: the folder that all have in common. images: how many the data hold, None if unknown.
+    embedded: how many checkpoints this process embedded, in `seconds`. command: the words of the
+    command line after `lidar`, empty if there is none.
     """
 
     directory: str
@@ -203,14 +206,17 @@ class Ranking:
     warnings: tuple[str, ...] = ()
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
     names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
+    selection: Paths = ()
+    images: int | None = None
+    embedded: int = 0
+    seconds: float = 0.0
+    command: tuple[str, ...] = ()
 
     def name(self, path: str) -> str:
         """The short name of a checkpoint; of another file, its path below the directory."""
         file = Path(path)
         below = file.relative_to(self.directory) if file.is_relative_to(self.directory) else file
         return self.names.get(path) or str(below)
-
-    selection: Paths = ()
 
 
 class Outcome(Enum):
@@ -279,6 +285,7 @@ class _Job:
         session.scan_directory()
         self._rows: list[Row] = []
         self._used: set[Path] = set()  # feature files from which checkpoints were scored
+        self._embedded, self._seconds = 0, 0.0  # checkpoints embedded here, and the time it took
 
     def score_all(self, rank_info: RankInfo | None) -> Outcome:
         """Score every checkpoint and every feature file without one.
@@ -302,12 +309,14 @@ class _Job:
     def _score_checkpoints(self, scorer: Scorer, rank_info: RankInfo | None) -> Outcome:
         tasks = scorer.plans(self._session.scan.checkpoints.values())
         stored = []
+        begun = time.monotonic()
         with scorer.claims() as claims:
             for task, score in scorer.divide(tasks, claims, scorer.score):
                 if score is None:
                     stored.append(task)
                 else:
                     self._add(task, score)
+                    self._embedded, self._seconds = self._embedded + 1, time.monotonic() - begun
             if rank_info is not None and not _prints(rank_info, claims):
                 return Outcome.SCORED_BY_OTHERS
             for task, score in scorer.stored_results(stored, scorer.score):
@@ -373,6 +382,9 @@ class _Job:
             checkpoints=self.checkpoints(),
             names=session.names(),
             selection=session.selection,
+            images=session.samples.total if session.scan.checkpoints else None,
+            embedded=self._embedded,
+            seconds=self._seconds,
         )
 
     def checkpoints(self) -> dict[str, Checkpoint]:

@@ -140,6 +140,7 @@ class _Watch:
                 classify_file(path, scan, recogniser, session.progress, digests)
             except NotOpen as error:  # concerns this file only
                 scan.fail(path, error)
+        scan.note_assumptions(session.progress)
         for file in scan.skipped:
             session.progress.note(f"skipped: {file.path}: {file.reason}")
         scan.skipped.clear()

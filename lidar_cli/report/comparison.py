@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.comparison import Comparison, Difference
-from lidar_cli.report.ranking import OPTION_OF_CONSTANT
 from lidar_cli.report.text import (
     by_remark,
     console,
@@ -19,6 +19,20 @@ from lidar_cli.report.text import (
     format_value,
     print_columns,
 )
+from lidar_cli.report.verdict import SETTING_OF_CONSTANT
+from lidar_cli.settings import CompareSettings, flags
+
+FLAGS = {
+    field.name: flags(field)[0] for field in dataclasses.fields(CompareSettings) if flags(field)
+}
+# A constant in which two checkpoints differ -> the option that makes it equal.
+OPTION_OF_CONSTANT = {name: FLAGS[setting] for name, setting in SETTING_OF_CONSTANT.items()} | {
+    "mask grid": "--views",
+    "layer": "--layer",
+    "d": "--layer",
+    "samples": "--data",
+    "embedding revision": "lidar extract --overwrite on the older feature files",
+}
 
 SAME_VIEWS = "the same images and views in both"
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from rich.table import Table
 
 from lidar_cli.demo.run import N_SAMPLES, Demo
-from lidar_cli.report.ranking import print_group, print_warnings
+from lidar_cli.report.ranking import print_tables
 from lidar_cli.report.text import console, format_signed
-
-COLUMNS = ("lidar_corrected", "pillai", "information", "reliable_rank", "rankme", "alpha_req")
 
 
 def print_demo(demo: Demo) -> None:
     """Print the ranking, the correlations, the time per stage, and the images' licence."""
     out = console()
-    for group in demo.ranking.groups:
-        print_group(out, group, demo.ranking, COLUMNS, "/checkpoint.pt", demo.accuracies)
-    print_warnings(out, demo.ranking)
+    print_tables(demo.ranking, accuracies=demo.accuracies)
     span = 100 * (max(demo.accuracies.values()) - min(demo.accuracies.values()))
     out.print()
     out.print_line(

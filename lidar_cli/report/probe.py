@@ -7,13 +7,18 @@ import json
 
 from lidar_cli.probing.run import ProbeResult, Probes
 from lidar_cli.report.text import (
+    INDENT,
     by_remark,
     console,
     csv_path,
     csv_table,
+    error_console,
     first_and_more,
     format_percent,
     print_columns,
+    print_labelled,
+    print_wrapped,
+    wrapped,
 )
 
 NESTED = ("rates", "warnings")
@@ -54,6 +59,15 @@ def print_table(probes: Probes) -> None:
         return
     first = probes.probed[0]
     sweep = first.rates if len(first.rates) > 1 else ()
+    err = error_console()
+    if len(probes.probed) > 1:
+        best = max(probes.probed, key=lambda probed: probed.top1)
+        print_wrapped(
+            out if out.is_terminal else err,
+            f"{_name(best)} has the highest accuracy: {format_percent(best.top1)} +- "
+            f"{format_percent(best.standard_error)} %, one standard error.",
+            style="bold",
+        )
     out.print_line(f"{PROTOCOLS[first.method]}; accuracies in percent")
     headers = ["n", "d", "file", "top-1", "+-", "top-5", "test rows", "classes"]
     if sweep:
@@ -79,7 +93,9 @@ def print_table(probes: Probes) -> None:
             remarks.append((f"{probed.n_unknown} samples of unknown label left out", _name(probed)))
         remarks += [(warning, _name(probed)) for warning in probed.warnings]
     for remark, names in by_remark(remarks).items():
-        out.print_line(f"{first_and_more(names)}: {remark}", style="yellow")
+        text = f"{first_and_more(names)}: {remark}"
+        lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]
+        print_labelled(err, "caution", lines, style="yellow")
 
 
 def _name(probed: ProbeResult) -> str:

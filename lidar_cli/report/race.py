@@ -11,9 +11,11 @@ from lidar_cli.ranking.session import toy_data_note
 from lidar_cli.report.ranking import print_left_out, value_record
 from lidar_cli.report.text import (
     console,
+    error_console,
     format_with_interval,
     path_lines,
     print_columns,
+    print_wrapped,
 )
 
 
@@ -26,6 +28,7 @@ def to_json(race: Race, count: int | None) -> str:
         "data": race.data,
         "toy_data": toy_data_note(race.data) is not None,
         "data_note": toy_data_note(race.data),
+        "verdict": result_text(race),
         "race": {
             "confidence": race.level,
             "winner": winners[0] if len(winners) == 1 else None,
@@ -66,15 +69,22 @@ def to_paths(race: Race, count: int | None) -> bytes:
 
 
 def print_race(race: Race, count: int | None) -> None:
-    """Print the order, the looks, their cost, and the winner with its confidence."""
-    out = console()
+    """Print the winner with its confidence, the order, the looks and their cost."""
+    out, err = console(), error_console()
     by, first = race.by, race.winners[0].score
+    print_wrapped(out if out.is_terminal else err, result_text(race), style="bold")
     if toy := toy_data_note(race.data):
         out.print_line(toy, style="yellow")
-    out.print_line(
-        f"race by {by.name} ({by.direction} is better)  layer {first.layer}  "
-        f"n = {race.n}  q = {race.q}  d = {first.dim}  data: {race.data}"
-    )
+    spent, full = race.views_spent, race.views_without_race
+    facts = [
+        f"{race.looks[0].entrants} checkpoints by {by.name} ({by.direction} is better)",
+        *(first.layer, f"n = {race.n}", f"q = {race.q}", f"d = {first.dim}"),
+        f"data {race.data}",
+        f"spent {spent:,} of {full:,} views ({spent / full:.0%})",
+    ]
+    print_wrapped(out, ", ".join(facts))
+    if out.is_terminal:
+        out.print_line("")
     rows = [
         [
             str(rank),
@@ -85,17 +95,14 @@ def print_race(race: Race, count: int | None) -> None:
         ]
         for rank, row, eliminated in _rows(race, count)
     ]
-    print_columns(out, ["rank", "checkpoint", by.name, "n", ""], rows, fixed=2)
+    print_columns(out, ["#", "checkpoint", by.name, "n", ""], rows, fixed=2)
     for look in race.looks:
         out.print_line(
             f"n = {look.n}: {look.entrants} checkpoints, {look.eliminated} eliminated, "
             f"{look.views:,} views",
             style="dim",
         )
-    print_left_out(out, race.failed, race.skipped, race.directory)
-    spent, full = race.views_spent, race.views_without_race
-    out.print_line(f"spent {spent:,} of {full:,} views ({spent / full:.0%})")
-    out.print_line(result_text(race))
+    print_left_out(err, race.failed, race.skipped, race.directory)
 
 
 def result_text(race: Race) -> str:
@@ -106,8 +113,8 @@ def result_text(race: Race) -> str:
     )
     names = [race.names[row.path] for row in race.winners]
     if len(names) == 1:
-        return f"{names[0]} is the best by {race.by.name}, {basis}"
-    return f"a tie: the best by {race.by.name} is one of {', '.join(names)}, {basis}"
+        return f"{names[0]} is best by {race.by.name}, {basis}."
+    return f"No single best by {race.by.name}: one of {', '.join(names)}, {basis}."
 
 
 def _rows(race: Race, count: int | None) -> list[tuple[int, Row, bool]]:

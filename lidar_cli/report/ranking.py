@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from rich.text import Text
+
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import SettingsError, printable
+from lidar_cli.errors import SettingsError, nearest, printable
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row, noise_warnings
@@ -17,11 +19,16 @@ from lidar_cli.ranking.session import Ranking, toy_data_note
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report.scores import BIAS, record
 from lidar_cli.report.text import (
+    CAUTIONS,
+    INDENT,
     SafeConsole,
+    broken_header,
     by_remark,
+    column_widths,
     console,
     csv_path,
     csv_table,
+    error_console,
     first_and_more,
     format_percent,
     format_ties,
@@ -29,27 +36,30 @@ from lidar_cli.report.text import (
     markdown_table,
     path_lines,
     print_columns,
+    print_labelled,
+    print_wrapped,
     relative,
+    tied_ranks,
+    wrapped,
+)
+from lidar_cli.report.verdict import (
+    Advice,
+    apart,
+    cautions,
+    command_with,
+    common_ground,
+    companions,
+    constant_text,
+    count_ties,
+    differing,
+    group_verdict,
+    name_of,
+    verdict,
 )
 from lidar_cli.scoring.compute import CORRECTED
 from lidar_cli.scoring.intervals import Interval
+from lidar_cli.settings import MetricSettings
 
-STYLES = {"same": "dim", "warning": "yellow"}  # by kind of remark
-OPTION_OF_CONSTANT = {  # a constant in which groups differ -> the option that makes them equal
-    "views": "--views",
-    "pixel statistics": "--pixel-stats",
-    "image size": "--image-size",
-    "mask grid": "--views",
-    "layer": "--layer",
-    "d": "--layer",
-    "n": "-n",
-    "q": "-q",
-    "samples": "--data",
-    "seed": "--seed",
-    "precision": "--precision",
-    "storage": "--storage",
-    "embedding revision": "lidar extract --overwrite on the older feature files",
-}
 # Printed in a heading only where groups differ in them.
 SHOWN_IF_DIFFERENT = (
     "pixel statistics",
@@ -64,15 +74,7 @@ SHOWN_IF_DIFFERENT = (
 def check_single_group(ranking: Ranking) -> None:
     """Raise SettingsError if no single checkpoint is the best, because groups differ."""
     if len(ranking.groups) > 1:
-        names = differing(ranking.groups)
-        options = ", ".join(
-            dict.fromkeys(OPTION_OF_CONSTANT[name] for name in names if name in OPTION_OF_CONSTANT)
-        )
-        raise SettingsError(
-            f"{len(ranking.groups)} groups of checkpoints are not comparable, they differ in "
-            f"{', '.join(names)}; make them equal with {options}, or rank them separately",
-            code="several-groups",
-        )
+        raise SettingsError(verdict(ranking), code="several-groups")
 
 
 def top(ranking: Ranking, count: int | None) -> Ranking:
@@ -84,14 +86,18 @@ def top(ranking: Ranking, count: int | None) -> Ranking:
 # For programs
 
 
-def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """A JSON object: the order of each group, what was left out, and the correlations."""
+def to_json(ranking: Ranking, oracle: Oracle | None = None, count: int | None = None) -> str:
+    """A JSON object: the order of each group, what was left out, and the correlations.
+
+    count: how many checkpoints of each group are listed; None for all.
+    """
     document = {
         "by": ranking.by.name,
         "direction": ranking.by.direction,
         "data": ranking.data,
         "toy_data": toy_data_note(ranking.data) is not None,
         "data_note": toy_data_note(ranking.data),
+        "verdict": verdict(ranking, oracle),
         "groups": len(ranking.groups),
         "checkpoints": [
             {
@@ -105,7 +111,7 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
                 "metrics": metrics_record(row),
             }
             for at, group in enumerate(ranking.groups)
-            for row in group.rows
+            for row in group.rows[:count]
         ],
         "skipped": [dataclasses.asdict(file) for file in ranking.skipped],
         "failed": [dataclasses.asdict(file) for file in ranking.failed],
@@ -172,59 +178,168 @@ def to_paths(ranking: Ranking) -> bytes:
 # For people
 
 
-def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
-    """Print a table per group, the failed and skipped files, and the tables of the oracle."""
-    out = console()
+@dataclass(frozen=True)
+class View:
+    """What a person sees of a ranking.
+
+    columns: metrics after the one that orders; None for two of them, with `everything` for all.
+    verbose: whether every remark is printed, not two cautions. top: rows of each group, or all.
+    """
+
+    columns: tuple[str, ...] | None = None
+    everything: bool = False
+    verbose: bool = False
+    top: int | None = None
+
+
+def parse_columns(text: str | None) -> tuple[str, ...] | None:
+    """The metrics that `--columns` names. Raises SettingsError if there is none of that name."""
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in METRICS:
+            raise SettingsError(
+                f"--columns {text}: no metric {name!r}; {nearest(name, list(METRICS))}",
+                code="no-such-metric",
+            )
+    return names
+
+
+def print_tables(
+    ranking: Ranking,
+    oracle: Oracle | None = None,
+    view: View = View(),
+    accuracies: Mapping[str, float] | None = None,
+) -> None:
+    """Print the answer, a table per group, the tables of the oracle, cautions and what comes next.
+
+    The answer goes to stdout if that is a terminal, else to stderr as the cautions do.
+    accuracies: between 0 and 1, by path; by default those of the oracle.
+    """
+    out, err = console(), error_console()
     if toy := toy_data_note(ranking.data):
         out.print_line(toy, style="yellow")
-    for at, group in enumerate(ranking.groups):
-        if at:
-            out.print()
-        print_group(out, group, ranking, list(METRICS))
-    print_left_out(out, ranking.failed, ranking.skipped, ranking.directory)
-    print_warnings(out, ranking)
+    answer = out if out.is_terminal else err
+    several = len(ranking.groups) > 1
+    if several:
+        cure = common_ground(ranking)
+        print_wrapped(answer, f"{apart(ranking)} {cure.text}")
+        if cure.command:
+            answer.print(Text(printable(f"  {cure.command}")), soft_wrap=True)
+    shares = accuracies if accuracies is not None else oracle.accuracies if oracle else {}
+    for group in ranking.groups:
+        if len(group.rows) > 1 or not several:
+            answer.print_line("") if several and out.is_terminal else None
+            print_wrapped(answer, group_verdict(group, ranking, oracle), style="bold")
+            print_group(out, group, ranking, view, shares)
+    _print_single_rows(out, ranking)
     if oracle is not None:
         oracle_report.print_oracle(out, oracle, ranking.directory)
+    print_left_out(err, ranking.failed, ranking.skipped if view.verbose else (), ranking.directory)
+    _print_remarks(err, ranking, view)
+    if out.is_terminal:
+        _print_next(err, ranking, view)
 
 
 def print_group(
     out: SafeConsole,
     group: Group,
     ranking: Ranking,
-    metrics: Sequence[str],
-    suffix: str = "",
+    view: View = View(),
     accuracies: Mapping[str, float] | None = None,
 ) -> None:
-    """Print a heading, a line per checkpoint, and remarks.
+    """Print what the values depend on, and a line per checkpoint.
 
-    metrics: columns after the metric that orders. suffix: end of the names that is left out.
     accuracies: between 0 and 1, by path.
     """
-    by = ranking.by.name
-    names = [name for name in metrics if name != by]
-    ties = [format_ties(row, group.rows) for row in group.rows]
-    any_ties = any(ties)
-    out.print_line(heading(group, ranking))
+    print_wrapped(out, ", ".join(facts(group, ranking)))
+    if out.is_terminal:
+        out.print_line("")
+    by, shares = ranking.by.name, accuracies or {}
+    rows = group.rows[: view.top]
+    ties = [tied_text(row, group.rows) for row in rows]
+    best = max((shares[row.path] for row in group.rows if row.path in shares), default=None)
+    columns: dict[str, list[str]] = {
+        "#": [str(row.rank) for row in rows],
+        "checkpoint": [name_of(row.path, ranking) for row in rows],
+    }
+    if best is not None:
+        columns["accuracy"] = [_accuracy_cell(shares.get(row.path), best) for row in rows]
+    columns[by] = [metric_cell(row, by, ranking) for row in rows]
+    if any(ties):
+        columns["tied with"] = ties
+    base = len(columns)
+    for name in shown_metrics(group, ranking, view):
+        columns[name] = [metric_cell(row, name, ranking) for row in rows]
+    if out.is_terminal:
+        _fit(columns, out.width, base if view.columns is None and not view.everything else None)
+    headers = [name if out.is_terminal else name.replace(" ", "_") for name in columns]
+    print_columns(out, headers, list(zip(*columns.values(), strict=True)), fixed=2)
+
+
+def _fit(columns: dict[str, list[str]], width: int, base: int | None) -> None:
+    """Narrow a table to a width: first its ties, then it loses columns, the last one first.
+
+    base: how many first columns always stay; None if all do.
+    """
+
+    def is_too_wide() -> bool:
+        headers = [broken_header(name) for name in columns]
+        widths = column_widths(headers, list(zip(*columns.values(), strict=True)))
+        return sum(widths) + 2 * (len(widths) - 1) > width
+
+    if is_too_wide() and "tied with" in columns:
+        columns["tied with"] = [_first_ties(text) for text in columns["tied with"]]
+    while base is not None and len(columns) > base and is_too_wide():
+        columns.popitem()
+
+
+def _first_ties(text: str) -> str:
+    first, comma, _ = text.partition(",")
+    return f"{first}, ..." if comma and len(text) > len(first) + 5 else text
+
+
+def tied_text(row: Row, rows: Sequence[Row]) -> str:
+    """The ranks of the checkpoints that are tied with a row; `same` for an equal value."""
+    others = [other for other in rows if other.path in row.tied_with]
+    equal = any(other.rank == row.rank for other in others)
+    ranks = tied_ranks(row, [other for other in others if other.rank != row.rank])
+    return ", ".join(text for text in ("same" if equal else "", ranks) if text)
+
+
+def _accuracy_cell(share: float | None, best: float) -> str:
+    """An accuracy in percent; the best is marked."""
+    return f"{format_percent(share)}{' *' if share == best else '  '}"
+
+
+def shown_metrics(group: Group, ranking: Ranking, view: View) -> list[str]:
+    """The metrics after the one that orders."""
+    if view.columns is not None:
+        return [name for name in view.columns if name != ranking.by.name]
+    if view.everything:
+        return [name for name in METRICS if name != ranking.by.name]
+    return companions(group, ranking.by)
+
+
+def _print_single_rows(out: SafeConsole, ranking: Ranking) -> None:
+    """One table of the checkpoints that are alone in their group, with what sets them apart."""
+    groups = [group for group in ranking.groups if len(group.rows) == 1]
+    if len(ranking.groups) == 1 or not groups:
+        return
+    names = [name for name in differing(ranking.groups) if name != "samples"]
     rows = [
         [
-            str(row.rank),
-            ranking.name(row.path).removesuffix(suffix),
-            *([format_percent(accuracies[row.path])] if accuracies else []),
-            metric_cell(row, by, ranking),
-            *([tied] if any_ties else []),
-            *(metric_cell(row, name, ranking) for name in names),
+            name_of(group.rows[0].path, ranking),
+            metric_cell(group.rows[0], ranking.by.name, ranking),
+            *(constant_text(name, group.common) for name in names),
         ]
-        for row, tied in zip(group.rows, ties, strict=True)
+        for group in groups
     ]
-    headers = [
-        *(["probe %"] if accuracies else []),
-        by,
-        *(["tied_with"] if any_ties else []),
-        *names,
-    ]
-    print_columns(out, ["rank", "checkpoint", *headers], rows, fixed=2)
-    for remark in remarks(group, ranking):
-        out.print_line(str(remark), style=STYLES.get(remark.kind, ""))
+    if out.is_terminal:
+        out.print_line("")
+    out.print_line("not comparable with any other:")
+    print_columns(out, ["checkpoint", ranking.by.name, *names], rows, fixed=1)
 
 
 def print_left_out(
@@ -236,10 +351,81 @@ def print_left_out(
             out.print_line(f"{label}: {relative(file.path, directory)}: {file.reason}", style=style)
 
 
-def print_warnings(out: SafeConsole, ranking: Ranking) -> None:
-    """Print the warnings about the ranking."""
-    for warning in ranking.warnings:
-        out.print_line(f"warning: {warning}", style="yellow")
+def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
+    """Two cautions; with `verbose` all of them, and every remark."""
+    advice = cautions(ranking)
+    if err.is_terminal and advice:
+        err.print_line("")
+    for one in advice if view.verbose else advice[:CAUTIONS]:
+        print_advice(err, "caution", one)
+    if view.verbose:
+        for group in ranking.groups:
+            for remark in remarks(group, ranking):
+                err.print_line(str(remark), style="dim")
+
+
+def _print_next(err: SafeConsole, ranking: Ranking, view: View) -> None:
+    """One line: what else can be asked for."""
+    page = command_with(ranking.command or ("rank", ranking.directory), {}, "--report page.html")
+    texts = [page] if "--report" not in ranking.command else []
+    if view.columns is None and not view.everything:
+        texts.append(f"all {len(METRICS)} metrics: --all")
+    hidden = _hidden(ranking) if not view.verbose else 0
+    texts += [f"{hidden} more remark{'s' if hidden > 1 else ''}: --verbose"] if hidden else []
+    lines: list[str] = []
+    for text in texts:
+        if lines and INDENT + len(lines[-1]) + 4 + len(text) <= err.width:
+            lines[-1] += f"    {text}"
+        else:
+            lines.append(text)
+    err.print_line("")
+    print_labelled(err, "next", lines)
+
+
+def print_advice(err: SafeConsole, label: str, advice: Advice) -> None:
+    """Print a caution, the command that cures it, and what the command takes."""
+    lines, cost = [advice.text], f"({advice.cost})" if advice.cost else ""
+    if err.is_terminal:
+        lines = wrapped(advice.text, err.width - INDENT)
+    if advice.command:
+        lines.append(advice.command)
+    if cost and err.is_terminal and INDENT + len(lines[-1]) + 4 + len(cost) <= err.width:
+        lines[-1] += f"    {cost}"
+    elif cost:
+        lines.append(cost)
+    print_labelled(err, label, lines, style="yellow")
+
+
+def _hidden(ranking: Ranking) -> int:
+    """How many remarks only `--verbose` prints."""
+    kinds = [remark.kind for group in ranking.groups for remark in remarks(group, ranking)]
+    explained = sum(kind in ("missing", "warning", "same") for kind in kinds)
+    return explained + len(ranking.skipped) + max(0, len(cautions(ranking)) - CAUTIONS)
+
+
+def facts(group: Group, ranking: Ranking) -> list[str]:
+    """What the values of a group depend on, each in a few words, for the line below the answer."""
+    common, ties = group.common, count_ties(group)
+    copies = sum(len(row.aliases) for row in group.rows)
+    recipe = common["views"]["name"] if common["views"] else "unknown"
+    differ = differing(ranking.groups)
+    return [
+        count_checkpoints(len(group.rows)),
+        *([f"{ties} {'ties' if ties > 1 else 'tie'}"] if ties else []),
+        *([f"{copies} cop{'ies' if copies > 1 else 'y'} left out"] if copies else []),
+        str(common["layer"]),
+        *(f"{name} = {common[name]}" for name in "nqd"),
+        f"{recipe} views {common['image size']} px",
+        *([f"delta = {common['delta']:g}"] if common["delta"] != MetricSettings.delta else []),
+        *(f"{name} {common[name]}" for name in SHOWN_IF_DIFFERENT if name in differ),
+        f"data {', '.join(dict.fromkeys(str(row.score.data) for row in group.rows))}",
+        *([f"+- {100 * ranking.level:g} %"] if has_intervals(group) else []),
+    ]
+
+
+def has_intervals(group: Group) -> bool:
+    """Whether any value has an interval."""
+    return any(row.interval.se is not None for row in group.rows)
 
 
 def heading(group: Group, ranking: Ranking) -> str:
@@ -280,12 +466,6 @@ def metric_cell(row: Row, name: str, ranking: Ranking) -> str:
     return format_with_interval(name, row.score.value(name), interval)
 
 
-def differing(groups: Sequence[Group]) -> list[str]:
-    """Names of the constants in which groups differ."""
-    keys = groups[0].common
-    return [key for key in keys if len({repr(group.common[key]) for group in groups}) > 1]
-
-
 # Remarks
 
 
@@ -305,7 +485,7 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
         if row.aliases:
             aliases = ", ".join(relative(alias, ranking.directory) for alias in row.aliases)
             path = ranking.name(row.path)
-            yield Remark("same", f"{path}: the same file as {aliases}")
+            yield Remark("same", f"{path}: the same weights as {aliases}")
     notes = ((note, (row, name)) for row in group.rows for name, note in row.score.notes.items())
     for note, pairs in by_remark(notes).items():
         rows = list({row.path: row for row, _ in pairs}.values())
@@ -329,7 +509,7 @@ def _interval_remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
         bias = f"; the value itself is {BIAS}" if name in CORRECTED else ""
         text = f"+-: the {level} interval of {name} over {over}, at this n and q{bias}"
         yield Remark("interval", text)
-    if any(row.tied_with for row in group.rows):
+    if has_intervals(group) and any(row.tied_with for row in group.rows):
         unit = "sample" if sample_groups is None else "group"
         yield Remark(
             "interval",

@@ -11,22 +11,32 @@ from rich.table import Table
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.report.text import (
+    CAUTIONS,
+    INDENT,
     SafeConsole,
     by_remark,
+    column_widths,
     console,
     csv_path,
     csv_table,
+    error_console,
+    first_and_more,
     format_interval,
     format_metric,
     format_value,
     format_with_interval,
     print_columns,
+    print_labelled,
+    print_wrapped,
+    wrapped,
 )
+from lidar_cli.report.verdict import scores_verdict
 from lidar_cli.scoring.compute import CORRECTED, Convergence, Score, plain_fields
-from lidar_cli.scoring.intervals import Interval
+from lidar_cli.scoring.intervals import IS_A_COUNT, Interval
 
 BIAS = "biased upward, the more the fewer views"
 INTERVAL_COLUMNS = ("se", "ci_low", "ci_high")
+DETAILED = ("uneven",)  # warnings that change no conclusion, printed with --verbose
 AXES = {"samples": "n, samples", "views": "q, views of each"}  # of a convergence
 
 DETAILS = {  # the last column of the table of one file
@@ -73,35 +83,83 @@ def to_csv(scores: Sequence[Score]) -> str:
     return csv_table(names, rows)
 
 
-def print_table(scores: Sequence[Score], wanted: Collection[str]) -> None:
-    """Print a line per metric for one score, a line per score for several; then remarks."""
-    out = console()
+def print_table(scores: Sequence[Score], wanted: Collection[str], verbose: bool = False) -> None:
+    """Print a line per metric for one score, a table for several; remarks go to stderr.
+
+    verbose: whether all cautions are printed, not two.
+    """
+    out, err = console(), error_console()
     names = [name for name in METRICS if name in wanted]
     if len(scores) == 1:
         _print_one(out, scores[0], names)
     else:
-        rows = [
-            [
-                *map(format_value, (score.n_samples, score.n_views, score.dim)),
-                f"{score.file}:{score.layer}",
-                *(
-                    format_with_interval(name, score.value(name), interval_of(score, name))
-                    for name in names
-                ),
-            ]
-            for score in scores
-        ]
-        print_columns(out, ["n", "q", "d", "file", *names], rows, fixed=4)
+        answer = scores_verdict(scores) if "lidar" in names else None
+        if answer is not None:
+            print_wrapped(out if out.is_terminal else err, answer, style="bold")
+        _print_several(out, scores, names)
+    _print_remarks(err, scores, verbose)
     for score in scores:
-        prefix = f"{score.file}:{score.layer}: " if len(scores) > 1 else ""
-        for remark in remarks(score):
-            out.print_line(f"{prefix}{remark}")
-        for warning in score.warnings.values():
-            out.print_line(f"{prefix}warning: {warning}")
         if score.convergence is not None:
+            prefix = f"{_title(score)}: " if len(scores) > 1 else ""
             out.print()
             print_columns(out, *convergence_table(score.convergence, names), fixed=1)
             out.print_line(f"{prefix}advice: {score.convergence.advice}")
+
+
+def _title(score: Score) -> str:
+    return f"{score.file}:{score.layer}"
+
+
+def _print_several(out: SafeConsole, scores: Sequence[Score], names: Sequence[str]) -> None:
+    """Print a line per score; on a terminal a column per score, if that fits and this does not."""
+    rows = [
+        [
+            *map(format_value, (score.n_samples, score.n_views, score.dim)),
+            _title(score),
+            *(
+                format_with_interval(name, score.value(name), interval_of(score, name))
+                for name in names
+            ),
+        ]
+        for score in scores
+    ]
+    headers = ["n", "q", "d", "file", *names]
+    across = list(zip(headers, *rows, strict=True))
+    titles, body = across[3], [list(line) for line in (*across[:3], *across[4:])]
+    fits = sum(column_widths(titles, body)) + 2 * len(scores) <= out.width
+    if out.is_terminal and fits and sum(column_widths(headers, rows)) > out.width:
+        print_columns(out, titles, body, fixed=1)
+    else:
+        print_columns(out, headers, rows, fixed=4)
+
+
+def _print_remarks(err: SafeConsole, scores: Sequence[Score], verbose: bool) -> None:
+    """Why values or intervals are missing, and two cautions or all; each once for all files."""
+    several = len(scores) > 1
+    texts = by_remark(
+        (text, _title(score))
+        for score in scores
+        for text in remarks(score)
+        if verbose or IS_A_COUNT not in text
+    )
+    for text, titles in texts.items():
+        err.print_line(f"{first_and_more(titles)}: {text}" if several else text)
+    warnings = by_remark(
+        (text, _title(score))
+        for score in scores
+        for kind, text in score.warnings.items()
+        if verbose or kind not in DETAILED
+    )
+    shown = [
+        f"{first_and_more(titles)}: {text}" if several else text
+        for text, titles in warnings.items()
+    ]
+    for text in shown if verbose else shown[:CAUTIONS]:
+        lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]
+        print_labelled(err, "caution", lines, style="yellow")
+    if len(shown) > CAUTIONS and not verbose:
+        more = len(shown) - CAUTIONS
+        err.print_line(f"{more} more caution{'s' if more > 1 else ''}: --verbose")
 
 
 def _print_one(out: SafeConsole, score: Score, names: Sequence[str]) -> None:
@@ -124,19 +182,18 @@ def _print_one(out: SafeConsole, score: Score, names: Sequence[str]) -> None:
 
 def metric_table(score: Score, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Headers, and a line per metric: value, interval if there are any, direction, detail."""
-    confidence = score.confidence
+    confidence, header = score.confidence, []
+    if confidence and any(one.ci_low is not None for one in confidence.intervals.values()):
+        groups = confidence.groups
+        over = "" if groups is None else f" over {groups} groups"
+        header = [f"{100 * confidence.level:g} % interval{over}"]
     rows = []
     for name in names:
         value = score.value(name)
         detail = DETAILS[name](score) if name in DETAILS and value is not None else ""
-        interval = [format_interval(interval_of(score, name))] if confidence else []
+        interval = [format_interval(interval_of(score, name))] if header else []
         rows.append([name, format_metric(name, value), *interval, METRICS[name].direction, detail])
-    interval = []
-    if confidence:
-        groups = confidence.groups
-        over = "" if groups is None else f" over {groups} groups"
-        interval = [f"{100 * confidence.level:g} % interval{over}"]
-    return ["metric", "value", *interval, "better", ""], rows
+    return ["metric", "value", *header, "better", ""], rows
 
 
 def constants(score: Score) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -20,6 +22,8 @@ from lidar_cli.ranking.order import Row
 from lidar_cli.scoring.intervals import Interval
 
 MISSING = "-"
+CAUTIONS = 2  # that are printed without --verbose
+INDENT = 9  # columns of the label of a caution
 FORMULA = ("=", "+", "-", "@")  # first characters of a cell that a spreadsheet takes for a formula
 T = TypeVar("T")
 
@@ -44,7 +48,7 @@ def format_value(value: object) -> str:
 def format_metric(name: str, value: float | None) -> str:
     """The value of a metric; a noise fraction is an estimate and can exceed 1."""
     if name == "noise_fraction" and value is not None and value > 1:
-        return ">= 1: all noise"
+        return ">= 1"
     return format_value(value)
 
 
@@ -80,18 +84,21 @@ def format_signed(value: float | None) -> str:
 
 def format_ties(row: Row, rows: Iterable[Row]) -> str:
     """The ranks of the checkpoints that are tied with a row, as `rank 2` or `ranks 2-4, 7`."""
+    ranks = tied_ranks(row, rows)
+    return f"{'ranks' if set(ranks) & set(',-') else 'rank'} {ranks}" if ranks else ""
+
+
+def tied_ranks(row: Row, rows: Iterable[Row]) -> str:
+    """The ranks of the checkpoints that are tied with a row, as `2` or `2-4, 7`."""
     tied = set(row.tied_with)
     ranks = sorted({other.rank for other in rows if other.path in tied})
-    if not ranks:
-        return ""
     runs: list[list[int]] = []  # of consecutive ranks
     for rank in ranks:
         if runs and rank == runs[-1][-1] + 1:
             runs[-1].append(rank)
         else:
             runs.append([rank])
-    texts = (f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(texts)}"
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 # Names and remarks
@@ -169,13 +176,13 @@ def print_columns(
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     if out.is_terminal:
-        headers = ["\n".join(header.rsplit("_", 1)) for header in headers]
-    widths = [
-        max(len(line) for line in [*header.split("\n"), *(row[at] for row in rows)])
-        for at, header in enumerate(headers)
-    ]
-    name_width = min(widths[fixed - 1], max(16, out.width // 3))
-    fixed_width = sum(widths[: fixed - 1]) + name_width + 2 * fixed
+        headers = [broken_header(header) for header in headers]
+    widths = column_widths(headers, rows)
+    room = out.width - sum(widths) - 2 * (len(widths) - 1) + widths[fixed - 1]
+    narrow = max(16, out.width // 3)
+    shown = shorten_names([row[fixed - 1] for row in rows], room if room >= narrow else narrow)
+    name_width = max(map(len, [*headers[fixed - 1].split("\n"), *shown]))
+    fixed_width = sum(widths[: fixed - 1]) + name_width + 2 * (fixed - 1)
     at = fixed
     while at < len(headers) or at == fixed:
         stop, used = at, fixed_width
@@ -184,16 +191,10 @@ def print_columns(
             stop += 1
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for column in [*range(fixed), *range(at, stop)]:
-            is_name = column == fixed - 1
-            table.add_column(
-                Text(headers[column]),
-                justify="left" if is_name else "right",
-                no_wrap=True,
-                max_width=name_width if is_name else None,
-            )
-        for row in rows:
-            cells = [*row[: fixed - 1], _middle(row[fixed - 1], name_width), *row[at:stop]]
-            table.add_row(*map(Text, cells))
+            justify: Literal["left", "right"] = "left" if column == fixed - 1 else "right"
+            table.add_column(Text(headers[column]), justify=justify, no_wrap=True)
+        for row, name in zip(rows, shown, strict=True):
+            table.add_row(*map(Text, [*row[: fixed - 1], name, *row[at:stop]]))
         out.print(table)
         if stop >= len(headers):
             return
@@ -201,11 +202,34 @@ def print_columns(
         at = stop
 
 
-def _middle(text: str, width: int) -> str:
-    """Text shortened in its middle, where paths differ least."""
+def broken_header(header: str) -> str:
+    """A header in two lines, broken at its last underscore or space."""
+    return "\n".join(re.split(r"[_ ](?=[^_ ]*$)", header, maxsplit=1))
+
+
+def column_widths(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """The width of each column; a header may have several lines."""
+    return [
+        max(len(line) for line in [*header.split("\n"), *(row[at] for row in rows)])
+        for at, header in enumerate(headers)
+    ]
+
+
+def shorten_names(names: Sequence[str], width: int) -> list[str]:
+    """Names shortened in their middle to a width; to a larger one if two would be alike."""
+    distinct = len(set(names))
+    for room in range(max(width, 5), max(map(len, names), default=0)):
+        for head in ((room - 3) // 3, (room - 3) // 2, room - 3, 0):
+            shown = [_middle(name, room, head) for name in names]
+            if len(set(shown)) == distinct:
+                return shown
+    return list(names)
+
+
+def _middle(text: str, width: int, head: int) -> str:
+    """Text shortened after its first `head` characters."""
     if len(text) <= width:
         return text
-    head = (width - 3) // 3
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
 
 
@@ -236,3 +260,34 @@ def console() -> SafeConsole:
     if sys.stdout.isatty():
         return SafeConsole(highlight=False)
     return SafeConsole(highlight=False, width=10_000, color_system=None)
+
+
+def error_console() -> SafeConsole:
+    """A console on stderr, of the same kind as `console`."""
+    if sys.stderr.isatty():
+        return SafeConsole(highlight=False, stderr=True)
+    return SafeConsole(highlight=False, stderr=True, width=10_000, color_system=None)
+
+
+def print_wrapped(out: SafeConsole, text: str, style: str = "") -> None:
+    """Print text in lines of at most the width of the console, which break between words."""
+    for line in wrapped(printable(text), out.width):
+        out.print(Text(line, style=style), soft_wrap=True)
+
+
+def print_labelled(out: SafeConsole, label: str, lines: Sequence[str], style: str = "") -> None:
+    """Print lines below each other after a label; one line without a terminal.
+
+    They are not broken, so that commands can be copied.
+    """
+    if not out.is_terminal:
+        out.print(Text(printable(f"{label}: {' '.join(lines)}")), soft_wrap=True)
+        return
+    for at, line in enumerate(lines):
+        start = Text(f"{'' if at else label:{INDENT}}", style=style)
+        out.print(start + Text(printable(line)), soft_wrap=True)
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """The lines of a text; a word that is longer than a line stays whole."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)

@@ -29,6 +29,7 @@ from lidar_cli.settings import MetricSettings
 
 RIDGE_WARNING = 0.05  # ridge share above which LiDAR depends on the embedding's scale
 RIDGE_REFUSAL = 0.99  # ridge share above which Sw has no view noise that could be measured
+MUCH_RIDGE = 0.5  # ridge share above which delta, not the views, decides what counts as noise
 COLLAPSED = 0.1  # normalized_std below which rows are nearly parallel: cosines above 0.99
 FIT_MARGIN = 2  # eigenvalues over the last rank of alpha-ReQ's fit, below which a warning follows
 MUCH_NOISE = 0.5  # share of the LDA trace above which LiDAR mostly counts view noise
@@ -238,11 +239,23 @@ def _lda_metrics(
     _signal_metrics(draft, embeddings, settings, state, spectrum)
     noise = draft.values.get("noise_fraction")
     if noise is not None and noise > MUCH_NOISE:
-        instead = ", or read lidar_corrected" if "lidar_corrected" in draft.values else ""
-        draft.warnings["noise"] = (
-            f"{noise_clause(noise, views.n_views)}, and lidar counts it as rank: raise q "
-            f"(`lidar extract -q`){instead}"
+        draft.warnings["noise"] = _noise_warning(
+            noise, views.n_views, settings.delta, ridge, "lidar_corrected" in draft.values
         )
+
+
+def _noise_warning(noise: float, q: int, delta: float, ridge: float, corrected: bool) -> str:
+    """That view noise is much, or that delta is too large for a judgement."""
+    if ridge > MUCH_RIDGE:
+        return (
+            f"{noise_clause(noise, q)} at delta = {delta:g}, but delta is {ridge:.0%} of what it "
+            "is measured by: lower --delta before the views are blamed"
+        )
+    instead = ", or read lidar_corrected" if corrected else ""
+    return (
+        f"{noise_clause(noise, q)}, and lidar counts it as rank: raise q (`lidar extract -q`)"
+        f"{instead}"
+    )
 
 
 def _lda_warnings(views: Moments, ridge: float, singular: bool) -> dict[str, str]:
@@ -325,7 +338,7 @@ def _row_metrics(draft: _Draft, settings: MetricSettings, state: LayerMoments) -
         if rows.n < rows.dim:
             draft.warnings["rows"] = (
                 f"RankMe reads {rows.n} rows and d = {rows.dim}: it cannot exceed {rows.n}; "
-                "embed more (`lidar extract --clean-samples`)"
+                "compare it at equal rows alone"
             )
     of_covariance = draft.wanted("covariance")
     covariance = draft.solve(of_covariance, lambda: spectra.covariance_spectrum(rows))

@@ -202,8 +202,8 @@ def advise(by_samples: Sequence[Point], dim: int, half_widths: Mapping[str, floa
             return _unknown_noise(n, q, dim)
         if values.get("n_above_noise") == 0:
             return (
-                f"no direction clears the edge of view noise at n = {n} and q = {q}, so lidar "
-                "counts noise alone: the views of a sample have nothing of their own in common here"
+                f"no direction clears the edge of view noise at n = {n} and q = {q}: as far as "
+                "these views show, lidar counts noise; more views may still show a direction"
             )
         if fraction > MUCH_NOISE:
             return _much_noise(fraction, n, q, dim, values.get("lidar_corrected") is not None)
@@ -227,12 +227,13 @@ def _unknown_noise(n: int, q: int, dim: int) -> str:
 def _much_noise(fraction: float, n: int, q: int, dim: int, corrected: bool) -> str:
     share = noise_clause(fraction, q)
     needed = max(views_for(fraction, q, LITTLE_NOISE), 1 + DEGREES * dim / n)
-    if needed > MOST_VIEWS:
-        left = noise_fraction_at(fraction, q, MOST_VIEWS)
-        return f"{share}, and even q = {MOST_VIEWS} would leave {100 * left:.0f} %: " + (
-            "read lidar_corrected" if corrected else "the views of a sample share next to nothing"
+    most = max(MOST_VIEWS, 2 * q)
+    if needed > most:
+        left = noise_fraction_at(fraction, q, most)
+        return f"{share}, and even q = {most} would leave {100 * left:.0f} %: " + (
+            "read lidar_corrected" if corrected else "other views may have more in common"
         )
-    more = _round(needed)
+    more = round_up(needed)
     left = noise_fraction_at(fraction, q, more)
     instead = ", or read lidar_corrected" if corrected else ""
     return f"{share}: take q = {more} ({100 * left:.0f} % expected){instead}"
@@ -272,7 +273,7 @@ def _samples(
     at, before = (whole.n_rows, half.n_rows) if rows else (whole.n_samples, half.n_samples)
     what = "rows" if rows and whole.n_rows != whole.n_samples else "n"
     others = f" (and {len(moving) - 1} more)" if len(moving) > 1 else ""
-    more = _round(at * abs(moving[name]) / STEADY)
+    more = round_up(at * abs(moving[name]) / STEADY)
     return (
         f"{name}{others} still moves by {100 * moving[name]:+.0f} % from {what} = {before} to "
         f"{at}, and about as much is missing: take {what} = {more}, or compare at equal {what} "
@@ -292,7 +293,7 @@ def _steps(half: Values, whole: Values) -> dict[str, float]:
     }
 
 
-def _round(count: float) -> int:
+def round_up(count: float) -> int:
     """A count rounded up: to a multiple of ten above 20, and to two digits above 100."""
     step = 10 ** max(0, math.floor(math.log10(count)) - 1) if count > 100 else 10
     return math.ceil(count) if count <= 20 else math.ceil(count / step) * step

@@ -29,6 +29,7 @@ from lidar_cli.report.page.markup import (
 )
 from lidar_cli.report.page.table import Entry, Listing, table
 from lidar_cli.report.text import format_ties, relative
+from lidar_cli.report.verdict import differing
 from lidar_cli.scoring.compute import Score
 
 Parameters = Mapping[str, Mapping[str, Value]]  # hyperparameters by path or file
@@ -175,7 +176,7 @@ def _lead(ranking: Ranking) -> str:
     if len(ranking.groups) > 1:
         text += (
             f" They form {len(ranking.groups)} groups that cannot be compared: "
-            f"they differ in {', '.join(ranking_report.differing(ranking.groups))}."
+            f"they differ in {', '.join(differing(ranking.groups))}."
         )
     if ranking.failed:
         text += f" {len(ranking.failed)} failed, see the end."

@@ -1,0 +1,497 @@
+"""What a ranking says in sentences: the answer, why groups are apart, and cautions with cures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from lidar_cli.core.metrics import METRICS, Metric
+from lidar_cli.features.schema import format_size
+from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
+from lidar_cli.report.text import format_percent, format_with_interval
+from lidar_cli.scoring.compute import (
+    COLLAPSED,
+    DEGREES,
+    MUCH_NOISE,
+    MUCH_RIDGE,
+    RIDGE_WARNING,
+    Score,
+)
+from lidar_cli.scoring.convergence import LITTLE_NOISE, MOST_VIEWS, round_up, views_for
+from lidar_cli.scoring.intervals import Interval
+from lidar_cli.settings import RankSettings, flags
+
+if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
+    from lidar_cli.ranking.oracle import Oracle
+    from lidar_cli.ranking.session import Ranking
+
+NAMED = 2  # tied checkpoints that a sentence names
+LONGEST_COMMAND = 160  # characters; a longer one is printed without its paths
+COMPANIONS = ("lidar_corrected", "rankme", "lidar", "pillai")  # columns after the ordering metric
+SETTING_OF_CONSTANT = {  # a constant in which groups differ -> the setting that makes it equal
+    "views": "views",
+    "pixel statistics": "pixel_stats",
+    "image size": "image_size",
+    "n": "n_samples",
+    "q": "n_views",
+    "seed": "seed",
+    "precision": "precision",
+    "storage": "storage",
+}
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def name_of(path: str, ranking: Ranking) -> str:
+    """The name of a checkpoint in tables and sentences."""
+    return ranking.name(path)
+
+
+# The answer
+
+
+def verdict(ranking: Ranking, oracle: Oracle | None = None) -> str:
+    """The answer in one to three sentences: the best checkpoint, or why there is no single one."""
+    if len(ranking.groups) > 1:
+        cure = common_ground(ranking)
+        return f"{apart(ranking)} {cure.text}{f' {cure.command}' if cure.command else ''}"
+    return group_verdict(ranking.groups[0], ranking, oracle)
+
+
+def group_verdict(group: Group, ranking: Ranking, oracle: Oracle | None = None) -> str:
+    """Which checkpoint of a group is best, and how clearly; with accuracies, what it costs."""
+    rows = [row for row in group.rows if row.value is not None]
+    if not rows:
+        return f"None of these checkpoints has {ranking.by.name}: {group.rows[0].reason}."
+    return " ".join([_best(rows, ranking), *_accuracy(rows[0], group, ranking, oracle)])
+
+
+def scores_verdict(scores: Sequence[Score]) -> str | None:
+    """The answer of several feature files by LiDAR, None where it is unknown what they hold."""
+    levels = [score.confidence.level for score in scores if score.confidence]
+    by, level = METRICS["lidar"], next(iter(levels), RankSettings.confidence)
+    if any("samples_sha256" not in score.provenance for score in scores):
+        return None
+    rows = [unranked_row(Path(score.file), (), score, by) for score in scores]
+    groups = comparable_groups(rows, by, level)
+    ranking = cast("Ranking", SimpleNamespace(directory="", by=by, groups=groups, names={}))
+    if len(ranking.groups) == 1:
+        answer = group_verdict(ranking.groups[0], ranking)
+        return answer if levels else answer.replace("unknown.", "unknown: add --confidence 0.95.")
+    is_of_one_layer = len({score.layer for score in scores}) == 1
+    return apart(ranking).replace("checkpoints", "files", 1) if is_of_one_layer else None
+
+
+def _best(rows: Sequence[Row], ranking: Ranking) -> str:
+    first, by = rows[0], ranking.by
+    name, value = name_of(first.path, ranking), value_text(first, by)
+    if len(rows) == 1:
+        return f"{name} has {by.name} {value}; there is no other to compare it with."
+    direction = "" if by.direction == "higher" else f" ({by.direction} is better)"
+    tied = [row for row in rows if row.path in first.tied_with]
+    if tied:
+        names = _listed([name_of(row.path, ranking) for row in tied])
+        equal = all(row.value == first.value for row in tied)
+        how = "the same as" if equal else "but tied with"
+        return f"{name} is first by {by.name}{direction}: {value}, {how} {names}."
+    second = rows[1]
+    after = f"Next is {name_of(second.path, ranking)}"
+    answer = f"{name} is best by {by.name}{direction}: {value}."
+    if first.interval.se is None or second.interval.se is None:
+        return f"{answer} {after}: {value_text(second, by)}; how much of that is chance is unknown."
+    return f"{answer} {after}, clearly {'below' if by.direction == 'higher' else 'behind'}."
+
+
+def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None) -> Iterator[str]:
+    """What choosing the first checkpoint costs in accuracy."""
+    shares = oracle.accuracies if oracle else {}
+    of_group = {row.path: shares[row.path] for row in group.rows if row.path in shares}
+    if first.path not in of_group or oracle is None:
+        return
+    best = max(of_group, key=lambda path: of_group[path])
+    kind = "probe accuracy" if oracle.source == "probe" else "accuracy"
+    answer = f"Its {kind} is {format_percent(of_group[first.path])} %"
+    lost = of_group[best] - of_group[first.path]
+    if lost == 0:
+        yield f"{answer}, the best of {len(of_group)}."
+    else:
+        points = f"{100 * lost:.1f} points below {name_of(best, ranking)}"
+        yield f"{answer}, {points}, the best of {len(of_group)}."
+
+
+def value_text(row: Row, by: Metric) -> str:
+    """The value that orders, with its interval."""
+    return format_with_interval(by.name, row.value, row.interval)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and 3 others`."""
+    shown, more = names[:NAMED], len(names) - NAMED
+    if more > 0:
+        return f"{', '.join(shown)} and {more} other{'s' if more > 1 else ''}"
+    return " and ".join(shown)
+
+
+def count_ties(group: Group) -> int:
+    """Pairs of checkpoints that are tied."""
+    return sum(len(row.tied_with) for row in group.rows) // 2
+
+
+# Groups
+
+
+class Advice(NamedTuple):
+    """A sentence, the command that follows from it, and what the command takes."""
+
+    text: str
+    command: str = ""
+    cost: str = ""
+
+
+def differing(groups: Sequence[Group]) -> list[str]:
+    """Names of the constants in which groups differ."""
+    keys = groups[0].common
+    return [key for key in keys if len({repr(group.common[key]) for group in groups}) > 1]
+
+
+def apart(ranking: Ranking) -> str:
+    """Why groups cannot be compared, in a sentence."""
+    groups = ranking.groups
+    reasons = "; ".join(_difference(name, groups) for name in _causes(differing(groups)))
+    number = NUMBERS[len(groups)] if len(groups) < len(NUMBERS) else str(len(groups))
+    return f"The checkpoints form {number} groups that cannot be compared: {reasons}."
+
+
+def _causes(constants: Sequence[str]) -> list[str]:
+    """The constants that differ by themselves: n and seed determine samples, views masks."""
+    effects = {"samples"} if {"n", "seed"} & set(constants) else set()
+    effects |= {"mask grid"} if "views" in constants else set()
+    return [name for name in constants if name not in effects]
+
+
+def _difference(constant: str, groups: Sequence[Group]) -> str:
+    if constant == "samples":
+        return "they saw different images"
+    values = list(dict.fromkeys(constant_text(constant, group.common) for group in groups))
+    if constant == "d":
+        layers = {group.common["layer"] for group in groups}
+        what = f"the {layers.pop()} is" if len(layers) == 1 else "the embeddings are"
+        values[0] += " wide"
+    else:
+        verb = "are" if constant in ("views", "pixel statistics") else "is"
+        what = f"{'' if constant in ('n', 'q') else 'the '}{constant} {verb}"
+    if len(values) == 2:
+        return f"{what} {values[0]} in one and {values[1]} in the other"
+    return f"{what} {_and(values)}"
+
+
+def constant_text(constant: str, common: dict[str, Any]) -> str:
+    """A constant of a group; of views the name of their recipe."""
+    value = common[constant]
+    return str(value["name"]) if constant == "views" and value else str(value)
+
+
+def _and(texts: Sequence[str]) -> str:
+    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else texts[0]
+
+
+def common_ground(ranking: Ranking) -> Advice:
+    """The command that ranks all groups together, or why none can."""
+    groups, checkpoints = ranking.groups, ranking.checkpoints
+    fixed = [group for group in groups if any(row.path not in checkpoints for row in group.rows)]
+    if len(fixed) > 1:
+        names = [name_of(group.rows[0].path, ranking) for group in fixed]
+        return Advice(
+            f"{_listed(names)} are feature files, which stay as they are: embed their checkpoints "
+            "again with equal settings, or rank them in separate folders."
+        )
+    target = (fixed or groups)[0].common
+    changes: dict[str, object] = {}
+    for name in _causes(differing(groups)):
+        if name == "d" and not fixed and _equal_backbones(ranking):
+            changes["layer"] = "backbone"
+        elif name in SETTING_OF_CONSTANT and target[name] is not None:
+            value = _recipe(groups, fixed) if name == "views" else target[name]
+            changes[SETTING_OF_CONSTANT[name]] = value
+        elif name == "d":
+            return Advice(_widths(ranking))
+        else:
+            return Advice(f"No option makes the {name} equal: rank the groups separately.")
+    return Advice("To rank all by what they share:", ranking_command(ranking, **changes))
+
+
+def _equal_backbones(ranking: Ranking) -> bool:
+    return len(_backbones(ranking)) == 1 and ranking.groups[0].common["layer"] != "backbone"
+
+
+def _backbones(ranking: Ranking) -> set[int | None]:
+    return {one.description.widths.get("backbone") for one in ranking.checkpoints.values()}
+
+
+def _widths(ranking: Ranking) -> str:
+    """Why no option makes the widths equal."""
+    widths = sorted(width for width in _backbones(ranking) if width is not None)
+    which = f": the backbones are {_and([*map(str, widths)])} wide" if len(widths) > 1 else ""
+    return (
+        f"No option makes them equal{which}, and the metrics count directions, of which a wider "
+        "layer has more. Compare within each group."
+    )
+
+
+def _recipe(groups: Sequence[Group], fixed: Sequence[Group]) -> str:
+    """The recipe of views for all groups: of the feature files, else one that any model takes."""
+    name = str((fixed or groups)[0].common["views"]["name"])
+    masked = any(group.common["views"].get("masks") for group in groups)
+    return "simclr" if masked and not fixed else name.removesuffix(" (changed)")
+
+
+# Commands
+
+
+def ranking_command(ranking: Ranking, **changes: object) -> str:
+    """The command of this ranking with some settings changed."""
+    return command_with(ranking.command or ("rank", ranking.directory), changes)
+
+
+def command_with(words: Sequence[str], changes: dict[str, object], more: str = "") -> str:
+    """`lidar` and these words, with new values of some settings of `lidar rank`, and `more`."""
+    names = {one.name: flags(one) for one in dataclasses.fields(RankSettings)}
+    replaced = [flag for name in changes for flag in names[name]]
+    remaining, is_value = [], False
+    for word in words:
+        flag = next((one for one in replaced if _gives(word, one)), None)
+        if not is_value and flag is None:
+            remaining.append(word)
+        is_value = not is_value and flag == word
+    added = [text for name, value in changes.items() for text in (names[name][0], str(value))]
+    end = [*added, *more.split()]
+    text = shlex.join(["lidar", *remaining, *end])
+    return text if len(text) <= LONGEST_COMMAND else f"lidar rank ... {shlex.join(end)}"
+
+
+def _gives(word: str, flag: str) -> bool:
+    """Whether a word is an option, as `-n`, `-n100`, `--by` or `--by=rankme`."""
+    return word == flag or word.startswith(f"{flag}=" if flag.startswith("--") else flag)
+
+
+# Cautions
+
+
+def cautions(ranking: Ranking) -> list[Advice]:
+    """What to be careful of, the most important first; each with the command that cures it."""
+    checks: tuple[Callable[[Group, Ranking], Iterable[Advice]], ...] = (
+        _collapsed,
+        _no_intervals,
+        _much_delta,
+        _disagreement,
+        _noise,
+        _few_degrees,
+        _many_ties,
+        _delta,
+    )
+    groups = [group for group in ranking.groups if len(group.rows) > 1]
+    return [advice for check in checks for group in groups[:1] for advice in check(group, ranking)]
+
+
+def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    rows = [row for row in group.rows if (row.score.normalized_std or 1.0) < COLLAPSED]
+    if rows and group.rows[0] in rows:
+        yield Advice(
+            f"{_of(rows, group)} constant or nearly so, {name_of(rows[0].path, ranking)} too "
+            "(normalized_std near 0): their other metrics measure what little is left.",
+            ranking_command(ranking, by="normalized_std"),
+        )
+
+
+def _no_intervals(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    rows = [row for row in group.rows if row.value is not None]
+    n, d = group.common["n"], group.common["d"]
+    needed = round_up(max(ranking.by.interval_from, 2) * d + 1)
+    all_without = rows and all(row.interval.se is None for row in rows)
+    if ranking.by.has_interval and all_without and n < needed:
+        text = f"{n} images are too few for intervals at d = {d}: which differences are chance"
+        yield _more_images(f"{text} is unknown.", needed, group, ranking)
+
+
+def _more_images(text: str, n: int, group: Group, ranking: Ranking) -> Advice:
+    """Advice of a larger n, which is no command if the data do not hold so many images."""
+    if ranking.images is not None and ranking.images < n:
+        return Advice(f"{text} It takes {n} images, and these data hold {ranking.images}.")
+    return Advice(text, ranking_command(ranking, n_samples=n), cost(ranking, group, n=n))
+
+
+def _much_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    """Delta decides what counts as noise in most embeddings."""
+    if 2 * sum(_ridge(row) > MUCH_RIDGE for row in group.rows) > len(group.rows):
+        yield from _smaller_delta(group, ranking)
+
+
+def _delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    """Delta has some part in the values."""
+    if not any(_much_delta(group, ranking)):
+        yield from _smaller_delta(group, ranking)
+
+
+def _smaller_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    shares = [share for row in group.rows if (share := _ridge(row)) > RIDGE_WARNING]
+    if not shares or ranking.by.reads not in ("lda", "noise", "edge", "signal"):
+        return
+    largest = min(max(shares), 1 - 1e-9)
+    delta = group.common["delta"] * 0.01 * (1 - largest) / largest
+    yield Advice(
+        f"delta = {group.common['delta']:g} is large for the scale of {len(shares)} of "
+        f"{len(group.rows)} embeddings: {ranking.by.name} depends on it there, and so does what "
+        "counts as view noise.",
+        ranking_command(ranking, delta=f"{10.0 ** math.floor(math.log10(delta)):g}"),
+    )
+
+
+def _ridge(row: Row) -> float:
+    return row.score.ridge_share or 0.0
+
+
+def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    """Of the rows where neither delta nor a constant embedding explains the noise."""
+    fractions = [
+        fraction
+        for row in group.rows
+        if (fraction := row.score.noise_fraction) is not None
+        and fraction > MUCH_NOISE
+        and _ridge(row) <= MUCH_RIDGE
+        and (row.score.normalized_std or 1.0) >= COLLAPSED
+    ]
+    if ranking.by.name != "lidar" or 2 * len(fractions) <= len(group.rows):
+        return
+    q = group.common["q"]
+    typical = median(fractions)
+    share = "more than half" if typical < 0.75 else "most"
+    views = views_for(min(typical, 0.9), q, LITTLE_NOISE)
+    more = min(round_up(views), max(MOST_VIEWS, 2 * q))
+    yield Advice(
+        f"{share} of what lidar counts in {len(fractions)} of {len(group.rows)} checkpoints is "
+        f"view noise (q = {q}).",
+        ranking_command(ranking, n_views=more),
+        cost(ranking, group, q=more),
+    )
+
+
+def _disagreement(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    """The first metric of the columns whose clear choice is clearly another checkpoint."""
+    if group.rows[0].value is None:
+        return
+    ours = group.rows[0]
+    for name in companions(group, ranking.by):
+        theirs = best_by(name, group.rows)
+        if theirs is None or theirs.path in (ours.path, *ours.tied_with):
+            continue
+        if _overlap(_interval(ours, name), _interval(theirs, name)):
+            continue
+        names = name_of(ours.path, ranking), name_of(theirs.path, ranking)
+        yield Advice(
+            f"{ranking.by.name} and {name} choose different checkpoints: {', '.join(names)}.",
+            shlex.join(["lidar", "compare", ours.path, theirs.path]),
+        )
+        return
+
+
+def _few_degrees(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    n, q, d = (group.common[name] for name in ("n", "q", "d"))
+    if q > 1 and n * (q - 1) < DEGREES * d and ranking.by.reads == "lda":
+        more = math.ceil(1 + DEGREES * d / n)
+        yield Advice(
+            f"{n} images with {q} views each determine the variation between views of an image "
+            f"poorly at d = {d}.",
+            ranking_command(ranking, n_views=more),
+            cost(ranking, group, q=more),
+        )
+
+
+def _many_ties(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    """A single best would need more images."""
+    first = group.rows[0]
+    if first.interval.se is None or not first.tied_with:
+        return
+    n = group.common["n"]
+    more = 4 * n if ranking.images is None else min(4 * n, ranking.images)
+    if more > n:
+        yield Advice(
+            f"{ranking.by.name} cannot separate {len(first.tied_with) + 1} checkpoints: "
+            f"intervals are {'half' if more == 4 * n else f'{(n / more) ** 0.5:.0%}'} as wide with "
+            f"{more} images.",
+            ranking_command(ranking, n_samples=more),
+            cost(ranking, group, n=more),
+        )
+
+
+def _of(rows: Sequence[Row], group: Group) -> str:
+    verb = "is" if len(rows) == 1 else "are"
+    return f"{len(rows)} of {len(group.rows)} embeddings {verb}"
+
+
+def companions(group: Group, by: Metric, count: int = 2) -> list[str]:
+    """The metrics that follow the one that orders; those without any value come last."""
+    names = [name for name in COMPANIONS if name != by.name]
+    has = {name: any(row.score.value(name) is not None for row in group.rows) for name in METRICS}
+    others = [name for name in METRICS if name not in (*names, by.name)]
+    usable = [name for name in (*names, *others) if has[name]]
+    return [*usable, *names][:count]
+
+
+def best_by(name: str, rows: Iterable[Row]) -> Row | None:
+    """The row that is best by a metric; None if it has no value, or two share the best one."""
+    keys = {
+        row.path: METRICS[name].sort_key(value)
+        for row in rows
+        if (value := row.score.value(name)) is not None
+    }
+    best = [row for row in rows if keys.get(row.path) == min(keys.values())] if keys else []
+    return best[0] if len(best) == 1 else None
+
+
+def _interval(row: Row, name: str) -> Interval:
+    confidence = row.score.confidence
+    return confidence.intervals.get(name, Interval()) if confidence else Interval()
+
+
+def _overlap(one: Interval, other: Interval) -> bool:
+    if one.ci_low is None or other.ci_low is None or one.ci_high is None or other.ci_high is None:
+        return False
+    return one.ci_low <= other.ci_high and other.ci_low <= one.ci_high
+
+
+# Cost
+
+
+def cost(ranking: Ranking, group: Group, n: int | None = None, q: int | None = None) -> str:
+    """Time and disk of the same ranking at another n or q, from what this run measured.
+
+    At a larger n the stored samples stay, at another q all are embedded again.
+    """
+    before, views = group.common["n"], group.common["q"] + 1
+    parts = []
+    count = sum(len(one.rows) for one in ranking.groups)
+    if ranking.embedded and before:
+        share = (n - before) / before if n else ((q or 0) + 1) / views
+        parts.append(duration(share * count * ranking.seconds / ranking.embedded))
+    files = [Path(row.score.file) for one in ranking.groups for row in one.rows]
+    sizes = [file.stat().st_size for file in files if file.suffix == ".h5" and file.is_file()]
+    if sizes and before:
+        share = n / before if n else ((q or 0) + 1) / views
+        parts.append(f"{format_size(int(share * sum(sizes)))} on the disk")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`about 40 seconds`, `about 4 minutes`, `about 3 hours`; whole units, at least one."""
+    size, unit = next(
+        (size, unit)
+        for size, unit in ((3600, "hour"), (60, "minute"), (1, "second"))
+        if seconds >= 1.5 * size or size == 1
+    )
+    count = max(1, round(seconds / size))
+    return f"about {count} {unit}{'s' if count > 1 else ''}"

@@ -1,0 +1,328 @@
+"""The answer of a ranking: a sentence, a table that fits, cautions with the commands that cure."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import run_command
+from make import PROJECTED, checkpoint, environment, image_folder, lidar
+from terminal import in_terminal
+
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.oracle import Oracle
+from lidar_cli.ranking.order import Group, Row, comparable
+from lidar_cli.ranking.session import Ranking
+from lidar_cli.report.ranking import tied_text
+from lidar_cli.report.text import shorten_names
+from lidar_cli.report.verdict import (
+    Advice,
+    best_by,
+    cautions,
+    command_with,
+    companions,
+    duration,
+    verdict,
+)
+from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.intervals import Confidence, Interval
+
+N, Q = 60, 4
+SMALL = ["-q", Q, "--image-size", 24, "--device", "cpu", "--batch-size", 20]
+FACTS: dict[str, Any] = {
+    "samples_sha256": "a", "seed": 0, "views": {"name": "simclr"}, "image_size": 32,
+    "mask_grid": None, "precision": "float32", "storage": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images, three checkpoints of one width, and one wider projector in another folder."""
+    folder = tmp_path_factory.mktemp("verdict")
+    image_folder(folder / "images", N)
+    for seed, name in enumerate(("first", "second", "third")):
+        checkpoint(folder / f"runs/{name}/last.pt", seed)
+        checkpoint(folder / f"two/{name}.pt", seed)
+    checkpoint(folder / "two/wide.pt", 5, projected=PROJECTED + 2)
+    return folder
+
+
+def rank(folder: Path, *words: object, data: str = "images") -> tuple[int, list[str]]:
+    return in_terminal(["rank", *words, "--data", data, *SMALL], folder)
+
+
+# What a terminal shows
+
+
+def test_the_answer_is_the_first_line_and_all_fits_into_80_columns(folder: Path) -> None:
+    status, lines = rank(folder, "runs", "-n", N)
+    assert status == 0
+    listing = json.loads(lidar("rank", "runs", "--data", "images", "-n", N, *SMALL, "--json",
+                               cwd=folder).stdout)  # fmt: skip
+    text = "\n".join(lines)
+    assert listing["verdict"] in " ".join(lines)
+    best = Path(listing["checkpoints"][0]["path"]).parent.name
+    answer = next(at for at, line in enumerate(lines) if line.startswith(best))
+    assert " by lidar: " in lines[answer] + lines[answer + 1]
+    commands = [line for line in lines if "lidar rank" in line]
+    assert all(len(line) <= 80 for line in lines if line not in commands), text
+    header = next(line for line in lines if line.startswith("#  checkpoint"))
+    assert header.split()[:3] == ["#", "checkpoint", "lidar"]
+    assert header.split()[-1] == "rankme"
+    rows = [line for line in lines if line[:3] in ("1  ", "2  ", "3  ")]
+    assert [row.split()[0] for row in rows] == ["1", "2", "3"]
+    assert sum(line.startswith("next ") for line in lines) == 1
+    assert sum(line.startswith("caution") for line in lines) <= 2
+
+
+def test_columns_and_all_choose_the_metrics(folder: Path) -> None:
+    _, lines = rank(folder, "runs", "-n", N, "--columns", "pillai,stable_rank")
+    header = next(line for line in lines if line.startswith("#  checkpoint"))
+    assert header.split()[-2:] == ["pillai", "rank"]  # stable_rank is broken into two lines
+    off = lidar("rank", "runs", "--data", "images", "-n", N, *SMALL, "--all", cwd=folder)
+    assert set(off.stdout.splitlines()[1].split()) >= METRICS.keys() | {"#", "checkpoint"}
+    wrong = lidar("rank", "runs", "--columns", "pilai", cwd=folder)
+    assert wrong.returncode == 2
+    assert "no metric 'pilai'; did you mean pillai?" in wrong.stderr
+
+
+def test_off_a_terminal_the_verdict_goes_to_stderr(folder: Path) -> None:
+    words = ["rank", "runs", "--data", "images", "-n", N, *SMALL]
+    wide, narrow = (
+        run_command(words, folder, environment(COLUMNS=columns)) for columns in ("200", "40")
+    )
+    assert wide.stdout == narrow.stdout
+    said = json.loads(lidar(*words, "--json", cwd=folder).stdout)["verdict"]
+    assert said in wide.stderr.splitlines()
+    assert said not in wide.stdout
+    assert "next" not in wide.stderr
+    assert wide.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "lidar"]
+
+
+# Groups
+
+
+def test_two_groups_are_explained_and_the_printed_command_joins_them(folder: Path) -> None:
+    _, lines = rank(folder, "two", "-n", N)
+    text = " ".join(lines)
+    assert (
+        f"The checkpoints form two groups that cannot be compared: the projector is {PROJECTED} "
+        f"wide in one and {PROJECTED + 2} in the other. To rank all by what they share:"
+    ) in text
+    assert sum(line.startswith("#  checkpoint") for line in lines) == 1  # one row is no table
+    single = next(line for line in lines if line.startswith("wide"))
+    assert single.split()[-1] == str(PROJECTED + 2)
+    command = next(line for line in lines if line.strip().startswith("lidar rank two"))
+    joined = lidar(*shlex.split(command)[1:], "--json", cwd=folder)
+    assert json.loads(joined.stdout)["groups"] == 1
+    quiet = lidar("rank", "two", "--data", "images", "-n", N, *SMALL, "--quiet", cwd=folder)
+    assert (quiet.returncode, quiet.stdout) == (2, "")
+    assert "--layer backbone" in quiet.stderr
+
+
+def test_backbones_that_differ_too_cannot_be_joined(tmp_path: Path, folder: Path) -> None:
+    checkpoint(tmp_path / "runs/a.pt", 1)
+    checkpoint(tmp_path / "runs/b.pt", 2, projected=PROJECTED + 2, widths=(4, 8, 12, 20))
+    done = lidar("rank", "runs", "--data", folder / "images", "-n", 50, *SMALL, cwd=tmp_path)
+    assert "No option makes them equal: the backbones are 16 and 20 wide" in done.stderr
+    assert "--layer" not in done.stderr
+
+
+# Other commands
+
+
+def test_score_of_two_files_keeps_the_intervals_and_all_metrics(folder: Path) -> None:
+    for name in ("first", "second"):
+        words = ["extract", f"two/{name}.pt", "--data", "images", "-n", N, *SMALL]
+        lidar(*words, "-o", f"{name}.h5", cwd=folder)
+    status, lines = in_terminal(
+        ["score", "first.h5", "second.h5", "--confidence", 0.9], folder, columns=80
+    )
+    assert status == 0
+    assert any(" by lidar: " in line for line in lines)  # above it a bar, if it took long
+    header = next(at for at, line in enumerate(lines) if line.startswith("file"))
+    assert lines[header].split() == ["file", "first.h5:projector", "second.h5:projector"]
+    cells = {line.split()[0]: line for line in lines[header + 1 :] if line}
+    assert cells.keys() >= METRICS.keys()
+    assert cells["lidar"].count("+-") == 2
+    assert all(len(line) <= 80 for line in lines)
+
+
+# The number of images
+
+
+def test_n_is_what_the_data_hold_but_an_explicit_n_is_not_lowered(folder: Path) -> None:
+    words = ["rank", "runs", "--data", "images", *SMALL]
+    done = lidar(*words, "--json", cwd=folder)
+    assert {row["metrics"]["n_samples"] for row in json.loads(done.stdout)["checkpoints"]} == {N}
+    assert done.stderr.count("60 images are all that it holds, so n is not 1000") == 1
+    asked = lidar(*words, "-n", 1000, cwd=folder)
+    assert asked.returncode == 3
+    assert f"holds {N} images, 1000 were asked for" in asked.stderr
+
+
+def test_fewer_than_fifty_images_must_be_asked_for(tmp_path: Path, folder: Path) -> None:
+    image_folder(tmp_path / "few", 49)
+    words = ["extract", folder / "two/first.pt", "--data", "few", *SMALL, "-o", "z.h5"]
+    done = lidar(*words, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "holds 49 images, 1000 were asked for; lower -n" in done.stderr
+    assert lidar(*words, "-n", 49, cwd=tmp_path).returncode == 0
+
+
+# Sentences
+
+
+def scored(name: str, lidar: float, width: float | None = 0.1, **values: Any) -> Row:
+    """A row whose every metric has an interval of this half width."""
+    values = {"lidar": lidar, **values}
+    ends = {
+        metric: Interval(0.01, value - width, value + width) if width else Interval(reason="few")
+        for metric, value in values.items()
+    }
+    score = Score.of(f"{name}.h5", "projector", 100, 4, 8, 1e-4, 1e-7, False, provenance=FACTS,
+                     confidence=Confidence(0.95, ends), **values)  # fmt: skip
+    return Row(name, (), score, lidar, interval=ends["lidar"])
+
+
+def ranked(*rows: Row, **more: Any) -> Ranking:
+    by = METRICS["lidar"]
+    tied = [  # by intervals that overlap
+        Row(
+            **{
+                **vars(row),
+                "rank": at + 1,
+                "tied_with": tuple(
+                    other.path
+                    for other in rows
+                    if other is not row
+                    and row.interval.ci_low is not None
+                    and abs((other.value or 0) - (row.value or 0)) < 0.2
+                ),
+            }
+        )
+        for at, row in enumerate(rows)
+    ]
+    group = Group(comparable(rows[0].score), tuple(tied))
+    return Ranking("", by, 0.95, "images", (group,), **more)
+
+
+def test_the_sentence_says_how_clear_the_answer_is() -> None:
+    clear = ranked(scored("a", 9.0), scored("b", 8.0))
+    assert verdict(clear) == "a is best by lidar: 9.000 +- 0.100. Next is b, clearly below."
+    tied = ranked(scored("a", 9.0), scored("b", 8.9), scored("c", 3.0))
+    assert verdict(tied) == "a is first by lidar: 9.000 +- 0.100, but tied with b."
+    many = ranked(*(scored(name, 9.0 - 0.01 * at) for at, name in enumerate("abcdef")))
+    assert verdict(many).endswith("but tied with b, c and 3 others.")
+    blind = ranked(scored("a", 9.0, None), scored("b", 8.0, None))
+    assert "how much of that is chance is unknown" in verdict(blind)
+    assert "there is no other" in verdict(ranked(scored("a", 9.0)))
+
+
+def test_the_sentence_says_what_the_choice_costs_in_accuracy() -> None:
+    ranking = ranked(scored("a", 9.0), scored("b", 8.0))
+
+    def costs(**shares: float) -> str:
+        return verdict(ranking, Oracle("probe", "", 0.95, shares, (), (), ()))
+
+    clear = "a is best by lidar: 9.000 +- 0.100. Next is b, clearly below."
+    assert costs(a=0.592, b=0.3) == f"{clear} Its probe accuracy is 59.2 %, the best of 2."
+    assert costs(a=0.592, b=0.61) == (
+        f"{clear} Its probe accuracy is 59.2 %, 1.8 points below b, the best of 2."
+    )
+    assert costs(b=0.61) == clear
+
+
+def said(ranking: Ranking) -> list[Advice]:
+    return cautions(ranking)
+
+
+def test_metrics_that_disagree_are_both_named() -> None:
+    rows = scored("a", 9.0, rankme=2.0), scored("b", 8.0, rankme=5.0)
+    (advice,) = said(ranked(*rows))
+    assert advice.text == "lidar and rankme choose different checkpoints: a, b."
+    assert advice.command == "lidar compare a b"
+    close = scored("a", 9.0, rankme=4.9), scored("b", 8.0, rankme=5.0)
+    assert not said(ranked(*close))
+
+
+def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:
+    noisy = ranked(scored("a", 9.0, noise_fraction=0.6), scored("b", 8.0, noise_fraction=0.7))
+    (advice,) = said(noisy)
+    assert "view noise (q = 4)" in advice.text
+    # f / (1 - f) (1 - w) / w q views leave w = 1/4 of f = 0.65, in tens: 22.3 -> 30
+    assert advice.command == "lidar rank '' -q 30"
+    large = ranked(
+        *(scored(name, value, noise_fraction=1.2, ridge_share=0.9)
+          for name, value in (("a", 9.0), ("b", 8.0)))
+    )  # fmt: skip
+    (advice,) = said(large)
+    assert advice.text.startswith("delta = 0.0001 is large for the scale of 2 of 2 embeddings")
+    assert advice.command.endswith("--delta 1e-07")
+
+
+def test_no_more_images_are_advised_than_there_are() -> None:
+    rows = scored("a", 9.0), scored("b", 8.9)
+    (advice,) = said(ranked(*rows, images=500, command=("rank", "runs", "-n100", "--json")))
+    assert advice.command == "lidar rank runs --json -n 400"
+    assert advice.text.endswith("intervals are half as wide with 400 images.")
+    (advice,) = said(ranked(*rows, images=300))
+    assert advice.command == "lidar rank '' -n 300"
+    assert advice.text.endswith("intervals are 58% as wide with 300 images.")
+    assert not said(ranked(*rows, images=100))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("rank", "x", "-q", "4"), "lidar rank x -q 9"),
+        (("rank", "x", "-q4", "--by", "rankme"), "lidar rank x --by rankme -q 9"),
+        (("rank", "--n-views=4", "a b"), "lidar rank 'a b' -q 9"),
+        (("rank", "--n-views", "4", "x"), "lidar rank x -q 9"),
+        (("rank", *map(str, range(100))), "lidar rank ... -q 9"),
+    ],
+)
+def test_a_setting_is_replaced_in_the_command_that_was_typed(
+    words: tuple[str, ...], expected: str
+) -> None:
+    assert command_with(words, {"n_views": 9}) == expected
+
+
+# Names and cells
+
+
+@pytest.mark.parametrize("width", [5, 9, 12, 20])
+def test_shortened_names_are_never_alike(width: int) -> None:
+    names = [f"outputs/{run}/version_0/epoch={epoch}.ckpt" for run in "ab" for epoch in (1, 10, 11)]
+    shown = shorten_names(names, width)
+    assert len(set(shown)) == len(names)
+    assert shorten_names(names, 100) == names
+
+
+def test_equal_values_are_the_same_and_not_tied_with_their_own_rank() -> None:
+    score = scored("a", 1.0).score
+    rows = [
+        Row("a", (), score, 1.0, rank=1, tied_with=("b", "c")),
+        Row("b", (), score, 1.0, rank=1, tied_with=("a",)),
+        Row("c", (), score, 0.9, rank=3, tied_with=("a",)),
+    ]
+    assert [tied_text(row, rows) for row in rows] == ["same, 3", "same", "1"]
+
+
+def test_columns_without_a_value_make_room_for_others() -> None:
+    (group,) = ranked(scored("a", 9.0, rankme=2.0, pillai=1.0)).groups
+    assert companions(group, METRICS["lidar"]) == ["rankme", "pillai"]
+    assert best_by("rankme", group.rows) == group.rows[0]
+    assert best_by("alignment", group.rows) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "about 1 second"), (40, "about 40 seconds"), (240, "about 4 minutes"),
+     (9000, "about 2 hours")],
+)  # fmt: skip
+def test_a_time_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
