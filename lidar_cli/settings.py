@@ -257,6 +257,12 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
         0.33, "Share of all views at which --race ends with a named tie."
     )
     top: Count | None = setting(None, "Print the best K only.")
+    per_run: bool = setting(
+        False, "Print the best checkpoint of each training run, and its curve over epoch or step."
+    )
+    baseline: Literal["untrained"] | None = setting(
+        None, "untrained: add the same architecture at random initialisation, 3 seeds, unranked."
+    )
     oracle: str | None = setting(
         None, "Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'."
     )

@@ -22,6 +22,7 @@ from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError, 
 from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
+from lidar_cli.ranking.baseline import Baseline
 from lidar_cli.ranking.cache import Cache, CacheFolder, Task
 from lidar_cli.ranking.claims import Claims
 from lidar_cli.ranking.digests import Digests
@@ -33,6 +34,7 @@ from lidar_cli.ranking.discover import (
     scan_directory,
 )
 from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
+from lidar_cli.ranking.runs import Run, find_runs, recorded_positions
 from lidar_cli.ranking.scorer import Scorer, score_features
 from lidar_cli.runtime.device import (
     MEMORY_SHARE,
@@ -196,6 +198,8 @@ class Ranking:
     failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
+    runs: tuple[Run, ...] = ()  # with --per-run
+    baseline: tuple[Baseline, ...] = ()  # with --baseline
 
 
 class Outcome(Enum):
@@ -353,6 +357,15 @@ class _Job:
             failed=tuple(failed),
             warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
+            runs=self._runs(groups),
+        )
+
+    def _runs(self, groups: Sequence[Group]) -> tuple[Run, ...]:
+        if not self._session.settings.per_run:
+            return ()
+        recorded = recorded_positions(self.checkpoints())
+        return find_runs(
+            groups, self._session.by, recorded, lambda paths: {path: path for path in paths}
         )
 
     def checkpoints(self) -> dict[str, Checkpoint]:
