@@ -33,6 +33,8 @@ from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import EmbedSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
+# Beginning of the digest of an untrained network; the digest of a file is hexadecimal.
+UNTRAINED = "untrained-"
 # Files that training scripts save with the weights; others are recognised by their content.
 NOT_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)"
@@ -182,7 +184,11 @@ def classify_file(
         return
     try:
         if _is_feature_file(path):
-            scan.features.append(FeatureFile(path, read_provenance(path)))
+            file = FeatureFile(path, read_provenance(path))
+            if str(file.provenance.get("sha256")).startswith(UNTRAINED):
+                scan.skipped.append(Skipped(str(path), "of an untrained network, see --baseline"))
+            else:
+                scan.features.append(file)
             return
         recogniser.check(path)
         before, digest = digests.of(path)

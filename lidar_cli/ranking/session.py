@@ -22,7 +22,7 @@ from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError, 
 from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
-from lidar_cli.ranking.baseline import Baseline
+from lidar_cli.ranking.baseline import Baseline, Untrained, UntrainedNetworks
 from lidar_cli.ranking.cache import Cache, CacheFolder, Task
 from lidar_cli.ranking.claims import Claims
 from lidar_cli.ranking.digests import Digests
@@ -266,6 +266,7 @@ class _Job:
         session.scan_directory()
         self._rows: list[Row] = []
         self._used: set[Path] = set()  # feature files from which checkpoints were scored
+        self._untrained = UntrainedNetworks([], session.settings)
 
     def score_all(self, rank_info: RankInfo | None) -> Outcome:
         """Score every checkpoint and every feature file without one.
@@ -288,6 +289,9 @@ class _Job:
 
     def _score_checkpoints(self, scorer: Scorer, rank_info: RankInfo | None) -> Outcome:
         tasks = scorer.plans(self._session.scan.checkpoints.values())
+        if self._session.settings.baseline is not None:
+            self._untrained = UntrainedNetworks(tasks, self._session.settings)
+            tasks += scorer.plans(self._untrained.checkpoints)
         stored = []
         with scorer.claims() as claims:
             for task, score in scorer.divide(tasks, claims, scorer.score):
@@ -303,6 +307,9 @@ class _Job:
 
     def _add(self, task: Task, score: Score) -> None:
         checkpoint = task.checkpoint
+        if isinstance(checkpoint, Untrained):
+            self._untrained.add(checkpoint, score)
+            return
         self._rows.append(
             unranked_row(checkpoint.path, checkpoint.aliases, score, self._session.by)
         )
@@ -331,7 +338,12 @@ class _Job:
     def ranking(self) -> Ranking:
         """The ranking of all rows. Raises InputError if there are none, or none has a value."""
         session, rows = self._session, self._rows
-        by, failed, skipped = session.by, session.scan.failed, session.scan.skipped
+        by, skipped = session.by, session.scan.skipped
+        networks = {str(network.path) for network in self._untrained.checkpoints}
+        failed = [file for file in session.scan.failed if file.path not in networks]
+        why_untrained = {
+            file.path: file.reason for file in session.scan.failed if file.path in networks
+        }
         if not rows:
             first = f"; the first: {failed[0].path}: {failed[0].reason}" if failed else ""
             raise InputError(
@@ -358,6 +370,7 @@ class _Job:
             warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
             runs=self._runs(groups),
+            baseline=self._untrained.baselines(groups, why_untrained),
         )
 
     def _runs(self, groups: Sequence[Group]) -> tuple[Run, ...]:
