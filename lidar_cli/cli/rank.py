@@ -48,6 +48,7 @@ def rank(
     from lidar_cli.ranking.oracle import check_tables, compare_with_oracle, hyperparameters_for_page
     from lidar_cli.ranking.session import rank_together
     from lidar_cli.report import ranking as report
+    from lidar_cli.report import runs as runs_report
     from lidar_cli.report.text import Terminal
     from lidar_cli.runtime.device import read_rank_info
 
@@ -65,16 +66,19 @@ def rank(
             parameters = hyperparameters_for_page(ranking, settings, terminal)
         if quiet or settings.top is not None:
             report.check_single_group(ranking)
-    top = report.top(ranking, settings.top)
+    of_runs = settings.per_run
+    top = (runs_report if of_runs else report).top(ranking, settings.top)
     try:
         if json:
             write_results(report.to_json(top, oracle))
         elif csv:
-            write_results(report.to_csv(top, oracle))
+            write_results(runs_report.to_csv(top) if of_runs else report.to_csv(top, oracle))
         elif markdown:
-            write_results(report.to_markdown(top, oracle))
+            write_results(
+                runs_report.to_markdown(top) if of_runs else report.to_markdown(top, oracle)
+            )
         elif quiet:
-            write_results(report.to_paths(top))
+            write_results((runs_report if of_runs else report).to_paths(top))
         else:
             report.print_tables(top, oracle)
     finally:  # the page is written even if stdout cannot be
@@ -98,10 +102,12 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
         one_of(watch=True, **formats)
         one_of(watch=True, race=settings.race, report=page, top=settings.top)
         one_of(watch=True, oracle=settings.oracle, params=settings.params)
+        one_of(watch=True, per_run=settings.per_run, baseline=settings.baseline)
     elif settings.race:
         one_of(race=True, report=page, oracle=settings.oracle, params=settings.params)
         csv, markdown = formats["csv"], formats["markdown"]
         one_of(race=True, csv=csv, markdown=markdown, no_store=not settings.store)
+        one_of(race=True, per_run=settings.per_run, baseline=settings.baseline)
     else:
         for name in ("watch_for", "jsonl", "tensorboard"):
             if getattr(settings, name) is not None:

@@ -14,7 +14,9 @@ from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row, noise_warnings
 from lidar_cli.ranking.session import Ranking
+from lidar_cli.report import baseline as baseline_report
 from lidar_cli.report import oracle as oracle_report
+from lidar_cli.report import runs as runs_report
 from lidar_cli.report.scores import BIAS, record
 from lidar_cli.report.text import (
     SafeConsole,
@@ -108,6 +110,8 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None) -> str:
         "failed": [dataclasses.asdict(file) for file in ranking.failed],
         "warnings": list(ranking.warnings),
         "correlation": oracle_report.to_record(oracle) if oracle else None,
+        **({"runs": runs_report.to_records(ranking)} if ranking.runs else {}),
+        **({"baseline": baseline_report.to_records(ranking)} if ranking.baseline else {}),
     }
     return json.dumps(document, indent=2, allow_nan=False)
 
@@ -170,7 +174,10 @@ def to_paths(ranking: Ranking) -> bytes:
 def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
     """Print a table per group, the failed and skipped files, and the tables of the oracle."""
     out = console()
-    for at, group in enumerate(ranking.groups):
+    if ranking.runs:
+        headings = ["  ".join(constants(group, ranking)) for group in ranking.groups]
+        runs_report.print_runs(out, ranking, headings)
+    for at, group in enumerate(() if ranking.runs else ranking.groups):
         if at:
             out.print()
         print_group(out, group, ranking, list(METRICS))

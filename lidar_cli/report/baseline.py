@@ -1,0 +1,69 @@
+"""Untrained networks in tables, remarks and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.baseline import SEEDS, Baseline
+from lidar_cli.ranking.order import Group
+from lidar_cli.ranking.session import Ranking
+from lidar_cli.report.text import MISSING, format_value
+
+
+def baselines_of(group: Group, ranking: Ranking) -> list[Baseline]:
+    """The baselines of a group, those without a value last."""
+    here = [one for one in ranking.baseline if ranking.groups[one.group] is group]
+    return sorted(here, key=lambda one: one.mean(ranking.by.name) is None)
+
+
+def cell(baseline: Baseline, metric: str) -> str:
+    """The mean over seeds, as in a table."""
+    mean = baseline.mean(metric)
+    return MISSING if mean is None else format_value(mean)
+
+
+def remarks(group: Group, ranking: Ranking) -> Iterator[str]:
+    """A line per baseline: its value, the spread over seeds and the initialisation."""
+    for one in baselines_of(group, ranking):
+        yield f"{one.name}: {value_text(one, ranking.by.name)}"
+
+
+def value_text(baseline: Baseline, metric: str) -> str:
+    """The mean, its spread over seeds, and what was initialised how; or why there is no value."""
+    values = baseline.values(metric)
+    if not values:
+        notes = (score.notes.get(metric) for score in baseline.scores)
+        why = baseline.reason or next((note for note in notes if note), "not scored")
+        return f"no {metric}: {why}"
+    spread = f"{format_value(min(values))} .. {format_value(max(values))} over {len(SEEDS)} seeds"
+    return (
+        f"an untrained {baseline.architecture} has {metric} {cell(baseline, metric)} ({spread}); "
+        f"initialised: {baseline.initialisation}"
+    )
+
+
+def to_records(ranking: Ranking) -> list[dict[str, Any]]:
+    """JSON-ready values of every baseline."""
+    return [_record(one, ranking.by.name) for one in ranking.baseline]
+
+
+def _record(one: Baseline, by: str) -> dict[str, Any]:
+    values = one.values(by)
+    metrics: Mapping[str, Any] = {
+        name: {"mean": one.mean(name), "values": list(one.values(name))} for name in METRICS
+    }
+    return {
+        "name": one.name,
+        "group": one.group + 1,
+        "architecture": one.architecture,
+        "layer": one.layer,
+        "initialisation": one.initialisation,
+        "seeds": list(SEEDS),
+        "value": one.mean(by),
+        "lowest": min(values, default=None),
+        "highest": max(values, default=None),
+        "reason": one.reason,
+        "metrics": metrics if one.scores else {},
+    }
