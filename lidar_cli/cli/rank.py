@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +69,8 @@ def rank(
             report.check_single_group(ranking)
     of_runs = settings.per_run
     top = (runs_report if of_runs else report).top(ranking, settings.top)
+    if settings.top is not None and not json:  # --top is of checkpoints
+        top = replace(top, baseline=())
     try:
         if json:
             write_results(report.to_json(top, oracle))

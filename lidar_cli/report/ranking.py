@@ -216,6 +216,15 @@ def print_group(
         ]
         for row, tied in zip(group.rows, ties, strict=True)
     ]
+    rows += [
+        [
+            *("", baseline.name, *([""] if accuracies else [])),
+            baseline_report.cell(baseline, by),
+            *([""] if any_ties else []),
+            *(baseline_report.cell(baseline, name) for name in names),
+        ]
+        for baseline in baseline_report.baselines_of(group, ranking)
+    ]
     headers = [
         *(["probe %"] if accuracies else []),
         by,
@@ -317,6 +326,8 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
         warnings.pop("noise", None)  # the warnings of the ranking include it
     for kind, rows in warnings.items():
         yield Remark("warning", f"{_names(rows, ranking)}: {rows[0].score.warnings[kind]}")
+    for text in baseline_report.remarks(group, ranking):
+        yield Remark("same", text)
 
 
 def _interval_remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:

@@ -67,6 +67,10 @@ def in_words(modules: Iterable[nn.Module]) -> str:
         texts.append(RESNET)
     elif isinstance(modules[0], TRANSFORMERS):
         texts.append(TRANSFORMER)
+    if any(
+        name.rpartition(".")[2].startswith("gamma") for name, _ in modules[0].named_parameters()
+    ):
+        texts.append("layer scale 0.1" if isinstance(modules[0], Beit) else "layer scale 1e-5")
     parts = [part for module in modules for part in module.modules()]
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in parts):
         texts.append(BATCHNORM)
@@ -75,14 +79,14 @@ def in_words(modules: Iterable[nn.Module]) -> str:
 
 def _initialise(module: nn.Module) -> None:
     for part in module.modules():
-        if isinstance(part, USUAL):
+        if isinstance(part, nn.Conv2d) and isinstance(module, ResNet):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, nn.Linear) and isinstance(module, TRANSFORMERS):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, USUAL):
             part.reset_parameters()
-            if isinstance(part, nn.Conv2d) and isinstance(module, ResNet):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(part, nn.Linear) and isinstance(module, TRANSFORMERS):
-                nn.init.trunc_normal_(part.weight, std=0.02)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
         elif isinstance(part, WeightNormed):
             _initialise_weight_norm(part)
         else:
