@@ -83,7 +83,7 @@ def rank(
         elif quiet:
             write_results((runs_report if of_runs else report).to_paths(top))
         else:
-            report.print_tables(top, oracle)
+            report.print_tables(top, oracle, of_runs)
     finally:  # the page is written even if stdout cannot be
         if page is not None:
             from lidar_cli.report.page.content import ranking_page

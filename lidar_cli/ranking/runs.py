@@ -13,8 +13,9 @@ Epoch and step are those that a checkpoint records, else those in its name.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,7 @@ MEASURED = re.compile(  # such as `-val_loss=0.12`
     re.IGNORECASE,
 )
 AGAIN = re.compile(r"[-_]v\d+$")  # what Lightning adds where a file of the name exists
+FRAMEWORK = re.compile(r"checkpoints?|ckpts?|weights|lightning_logs|version_\d+", re.IGNORECASE)
 FINAL = frozenset(("last", "latest", "final"))
 COMMON_WORDS = FINAL | {
     *("best", "checkpoint", "checkpoints", "ckpt", "chkpt", "model", "weights", "state", "dict"),
@@ -114,21 +116,42 @@ class Run:
 
 
 def find_runs(
-    groups: Sequence[Group],
-    by: Metric,
-    recorded: Mapping[str, Position],
-    names: Callable[[Sequence[str]], Mapping[str, str]],
+    groups: Sequence[Group], by: Metric, recorded: Mapping[str, Position], directory: str
 ) -> tuple[Run, ...]:
     """The runs of every group, those with the best checkpoint first.
 
-    recorded: the positions that checkpoints record, by path. names: short names of paths.
+    recorded: the positions that checkpoints record, by path. directory: the ranked one.
     """
     runs = []
     for at, group in enumerate(groups):
         members = _members(group.rows, recorded)
         runs += [_run(path, at, rows, by) for path, rows in members.items()]
-    short = names(list(dict.fromkeys(run.path for run in runs)))
-    return tuple(replace(run, name=short[run.path]) for run in runs)
+    names = _names(list(dict.fromkeys(run.path for run in runs)), directory)
+    return tuple(replace(run, name=names[run.path]) for run in runs)
+
+
+def _names(paths: Sequence[str], directory: str) -> dict[str, str]:
+    """Path -> its part below the directory, without first and last folders that all paths share.
+
+    Folders that training frameworks add at the end are left out where the rest is distinct.
+    """
+    parts = [list(Path(os.path.relpath(path, directory)).parts) for path in paths]
+    shorter = [_without_last(one) for one in parts]
+    if len({tuple(one) for one in shorter}) == len(paths):
+        parts = shorter
+    for end in (-1, 0):
+        while parts and min(map(len, parts)) > 1 and len({one[end] for one in parts}) == 1:
+            for one in parts:
+                del one[end]
+    whole = Path(directory).resolve().name
+    return {path: "/".join(one) or whole for path, one in zip(paths, parts, strict=True)}
+
+
+def _without_last(parts: Sequence[str]) -> list[str]:
+    count = len(parts)
+    while count > 1 and FRAMEWORK.fullmatch(parts[count - 1]):
+        count -= 1
+    return list(parts[:count])
 
 
 def recorded_positions(paths: Iterable[str]) -> dict[str, Position]:

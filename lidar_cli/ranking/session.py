@@ -198,8 +198,18 @@ class Ranking:
     failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
-    runs: tuple[Run, ...] = ()  # with --per-run
+    runs: tuple[Run, ...] = ()  # see `with_runs`
     baseline: tuple[Baseline, ...] = ()  # with --baseline
+
+
+def with_runs(ranking: Ranking) -> Ranking:
+    """The ranking with its runs, for which each checkpoint is read once more.
+
+    Raises NoProcess if no process can be started to read files in.
+    """
+    recorded = recorded_positions(ranking.checkpoints)
+    runs = find_runs(ranking.groups, ranking.by, recorded, ranking.directory)
+    return replace(ranking, runs=runs)
 
 
 class Outcome(Enum):
@@ -359,7 +369,7 @@ class _Job:
             )
         level = session.settings.confidence
         groups = comparable_groups(rows, by, level)
-        return Ranking(
+        ranking = Ranking(
             directory=str(session.directory),
             by=by,
             level=level,
@@ -369,17 +379,9 @@ class _Job:
             failed=tuple(failed),
             warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
-            runs=self._runs(groups),
             baseline=self._untrained.baselines(groups, why_untrained),
         )
-
-    def _runs(self, groups: Sequence[Group]) -> tuple[Run, ...]:
-        if not self._session.settings.per_run:
-            return ()
-        recorded = recorded_positions(self.checkpoints())
-        return find_runs(
-            groups, self._session.by, recorded, lambda paths: {path: path for path in paths}
-        )
+        return with_runs(ranking) if session.settings.per_run else ranking
 
     def checkpoints(self) -> dict[str, Checkpoint]:
         """The checkpoints that did not fail, by path."""

@@ -26,8 +26,7 @@ def cell(baseline: Baseline, metric: str) -> str:
 
 def remarks(group: Group, ranking: Ranking) -> Iterator[str]:
     """A line per baseline: its value, the spread over seeds and the initialisation."""
-    for one in baselines_of(group, ranking):
-        yield f"{one.name}: {value_text(one, ranking.by.name)}"
+    return (value_text(one, ranking.by.name) for one in baselines_of(group, ranking))
 
 
 def value_text(baseline: Baseline, metric: str) -> str:
@@ -36,7 +35,7 @@ def value_text(baseline: Baseline, metric: str) -> str:
     if not values:
         notes = (score.notes.get(metric) for score in baseline.scores)
         why = baseline.reason or next((note for note in notes if note), "not scored")
-        return f"no {metric}: {why}"
+        return f"{baseline.name}: no {metric}: {why}"
     spread = f"{format_value(min(values))} .. {format_value(max(values))} over {len(SEEDS)} seeds"
     return (
         f"an untrained {baseline.architecture} has {metric} {cell(baseline, metric)} ({spread}); "

@@ -171,16 +171,19 @@ def to_paths(ranking: Ranking) -> bytes:
 # For people
 
 
-def print_tables(ranking: Ranking, oracle: Oracle | None = None) -> None:
-    """Print a table per group, the failed and skipped files, and the tables of the oracle."""
+def print_tables(ranking: Ranking, oracle: Oracle | None = None, per_run: bool = False) -> None:
+    """Print a table per group, the failed and skipped files, and the tables of the oracle.
+
+    per_run: whether the tables are of runs.
+    """
     out = console()
-    if ranking.runs:
-        headings = ["  ".join(constants(group, ranking)) for group in ranking.groups]
-        runs_report.print_runs(out, ranking, headings)
-    for at, group in enumerate(() if ranking.runs else ranking.groups):
+    for at, group in enumerate(ranking.groups):
         if at:
             out.print()
-        print_group(out, group, ranking, list(METRICS))
+        if per_run:
+            runs_report.print_runs(out, at, ranking, "  ".join(constants(group, ranking)))
+        else:
+            print_group(out, group, ranking, list(METRICS))
     print_left_out(out, ranking.failed, ranking.skipped, ranking.directory)
     print_warnings(out, ranking)
     if oracle is not None:

@@ -112,27 +112,24 @@ def to_markdown(ranking: Ranking) -> str:
 # For people
 
 
-def print_runs(out: SafeConsole, ranking: Ranking, headings: Sequence[str]) -> None:
-    """Print for each group a sentence, a line per run, the curves, and remarks.
+def print_runs(out: SafeConsole, at: int, ranking: Ranking, facts: str) -> None:
+    """Print a sentence, a line per run of a group, the curves, and remarks.
 
-    headings: what the checkpoints of each group share.
+    at: index of the group. facts: what the values of the group depend on.
     """
-    for at, group in enumerate(ranking.groups):
-        runs = _of_group(ranking, at)
-        if at:
-            out.print()
-        if runs and runs[0].best:
-            out.print_line(sentence(runs[0], ranking.by))
-        out.print_line(f"{_count(len(runs), 'run')}  {headings[at]}", style="dim")
+    group, runs = ranking.groups[at], _of_group(ranking, at)
+    if runs and runs[0].best:
+        out.print_line(sentence(runs[0], ranking.by))
+    out.print_line(f"{_count(len(runs), 'run')}  {facts}", style="dim")
+    out.print()
+    headers, rows = table(runs, group, ranking)
+    print_columns(out, headers, rows, fixed=1)
+    _print_curves(out, runs)
+    lines = list(remarks(runs, group, ranking))
+    if lines:
         out.print()
-        headers, rows = table(runs, group, ranking)
-        print_columns(out, headers, rows, fixed=1)
-        _print_curves(out, runs)
-        lines = list(remarks(runs, group, ranking))
-        if lines:
-            out.print()
-        for line in lines:
-            out.print_line(line, style="dim")
+    for line in lines:
+        out.print_line(line, style="dim")
 
 
 def table(runs: Sequence[Run], group: Group, ranking: Ranking) -> tuple[list[str], list[list[str]]]:
