@@ -310,6 +310,20 @@ def test_a_baseline_is_a_row_without_rank(two_runs: Path, rank: Shell) -> None:
         assert "3 seeds" in done.stdout + done.stderr
 
 
+def test_a_best_checkpoint_worse_than_an_untrained_network_is_a_fact(
+    two_runs: Path, rank: Shell
+) -> None:
+    facts = {}
+    for by in ("alignment", "rankme"):
+        ranking = ranked(rank(two_runs, "--json", "--by", by, "--baseline", "untrained"))
+        (baseline,) = ranking["baseline"]
+        best, untrained = ranking["checkpoints"][0]["value"], baseline["value"]
+        is_worse = best > untrained if ranking["direction"] == "lower" else best < untrained
+        facts[by] = baseline["better_than_best"]
+        assert facts[by] == is_worse
+    assert facts == {"alignment": True, "rankme": False}
+
+
 def test_one_baseline_for_each_architecture(tmp_path: Path, rank: Shell) -> None:
     for name, widths in {"a": (4, 8, 12, 16), "b": (4, 8, 12, 16), "c": (4, 4, 12, 16)}.items():
         (tmp_path / "runs").mkdir(exist_ok=True)

@@ -47,13 +47,14 @@ def rank(
         return
     check_report(page, overwrite)
     from lidar_cli.ranking.oracle import check_tables, compare_with_oracle, hyperparameters_for_page
-    from lidar_cli.ranking.session import rank_together
+    from lidar_cli.ranking.session import rank_together, with_runs
     from lidar_cli.report import ranking as report
     from lidar_cli.report import runs as runs_report
     from lidar_cli.report.text import Terminal
     from lidar_cli.runtime.device import read_rank_info
 
     check_tables(settings, report=page is not None)
+    of_runs, paged = settings.per_run, None
     oracle, parameters = None, {}
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main) as terminal:
@@ -65,9 +66,9 @@ def rank(
             oracle = compare_with_oracle(ranking, settings, terminal)
         if page is not None:
             parameters = hyperparameters_for_page(ranking, settings, terminal)
+            paged = ranking if of_runs else with_runs(ranking)
         if quiet or settings.top is not None:
             report.check_single_group(ranking)
-    of_runs = settings.per_run
     top = (runs_report if of_runs else report).top(ranking, settings.top)
     if settings.top is not None and not json:  # --top is of checkpoints
         top = replace(top, baseline=())
@@ -85,11 +86,11 @@ def rank(
         else:
             report.print_tables(top, oracle, of_runs)
     finally:  # the page is written even if stdout cannot be
-        if page is not None:
+        if page is not None and paged is not None:
             from lidar_cli.report.page.content import ranking_page
             from lidar_cli.report.page.document import write_page
 
-            write_page(ranking_page(ranking, oracle, parameters), page, overwrite)
+            write_page(ranking_page(paged, oracle, parameters), page, overwrite)
     if ranking.failed:
         if quiet or json or csv or markdown:
             for file in ranking.failed:

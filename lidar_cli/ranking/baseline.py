@@ -93,7 +93,7 @@ class UntrainedNetworks:
         self._scores: dict[str, dict[int, Score]] = {}  # by the same, then by seed
         for like, members in _alike(tasks).items():
             try:
-                specs = _specs(members[0], settings)
+                specs, words = _architecture(members[0], settings)
             except NoProcess:
                 raise
             except FILE_ERRORS as error:
@@ -102,7 +102,6 @@ class UntrainedNetworks:
             key = json.dumps([_shared(members[0].plan.identity), specs], sort_keys=True)
             self._files.setdefault(key, []).extend(members)
             if key not in self._networks:
-                words = _initialisation(members[0], settings)
                 self._networks[key] = [
                     _untrained(members[0].checkpoint, key, specs, seed, words) for seed in SEEDS
                 ]
@@ -149,12 +148,12 @@ class UntrainedNetworks:
 
 
 def worse_than_untrained(
-    ranking_groups: Sequence[Group], baselines: Iterable[Baseline], by: Metric
+    groups: Sequence[Group], baselines: Iterable[Baseline], by: Metric
 ) -> list[Baseline]:
     """The baselines whose mean is better than the best checkpoint of their group."""
     better = []
     for baseline in baselines:
-        best, mean = ranking_groups[baseline.group].rows[0].value, baseline.mean(by.name)
+        best, mean = groups[baseline.group].rows[0].value, baseline.mean(by.name)
         if best is not None and mean is not None and by.sort_key(mean) < by.sort_key(best):
             better.append(baseline)
     return better
@@ -175,14 +174,17 @@ def _shared(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in identity.items() if key not in ("sha256", "model_format")}
 
 
-def _specs(task: Task, settings: RankSettings) -> list[str]:
-    """The architecture of a checkpoint up to its layer, as texts. Raises as `specs_of`."""
+def _architecture(task: Task, settings: RankSettings) -> tuple[list[str], str]:
+    """What determines the architecture up to the task's layer, and its initialisation in words.
+
+    Raises as `specs_of`.
+    """
     if settings.model is not None:
-        return [settings.model, str(task.plan.provenance["source_sha256"])]
-    texts = []
-    for layer, spec in specs_of(
-        task.checkpoint.path, _for_branch(task.checkpoint, settings)
-    ).items():
+        words = f"as {settings.model} returns it, with torch's generator seeded"
+        return [settings.model, str(task.plan.provenance["source_sha256"])], words
+    texts, modules = [], []
+    specs = specs_of(task.checkpoint.path, _for_branch(task.checkpoint, settings))
+    for layer, spec in specs.items():
         fields = {
             field.name: repr(getattr(spec, field.name))
             for field in dataclasses.fields(spec)
@@ -190,16 +192,10 @@ def _specs(task: Task, settings: RankSettings) -> list[str]:
         }
         size = getattr(spec, "image_size", None)
         texts.append(f"{layer} {type(spec).__name__} {getattr(spec, 'arch', '')} {size} {fields}")
+        modules.append(build(spec))
         if layer in task.plan.provenance["layers"]:
             break
-    return texts
-
-
-def _initialisation(task: Task, settings: RankSettings) -> str:
-    if settings.model is not None:
-        return f"as {settings.model} returns it, with torch's generator seeded"
-    specs = specs_of(task.checkpoint.path, _for_branch(task.checkpoint, settings))
-    return untrained.in_words(build(spec) for spec in specs.values())
+    return texts, untrained.in_words(modules)
 
 
 def _for_branch(checkpoint: Checkpoint, settings: RankSettings) -> RankSettings:

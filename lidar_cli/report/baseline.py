@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.ranking.baseline import SEEDS, Baseline
+from lidar_cli.ranking.baseline import SEEDS, Baseline, worse_than_untrained
 from lidar_cli.ranking.order import Group
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.text import MISSING, format_value
@@ -45,10 +45,11 @@ def value_text(baseline: Baseline, metric: str) -> str:
 
 def to_records(ranking: Ranking) -> list[dict[str, Any]]:
     """JSON-ready values of every baseline."""
-    return [_record(one, ranking.by.name) for one in ranking.baseline]
+    worse = worse_than_untrained(ranking.groups, ranking.baseline, ranking.by)
+    return [_record(one, ranking.by.name, one in worse) for one in ranking.baseline]
 
 
-def _record(one: Baseline, by: str) -> dict[str, Any]:
+def _record(one: Baseline, by: str, is_better: bool) -> dict[str, Any]:
     values = one.values(by)
     metrics: Mapping[str, Any] = {
         name: {"mean": one.mean(name), "values": list(one.values(name))} for name in METRICS
@@ -63,6 +64,7 @@ def _record(one: Baseline, by: str) -> dict[str, Any]:
         "value": one.mean(by),
         "lowest": min(values, default=None),
         "highest": max(values, default=None),
+        "better_than_best": is_better,
         "reason": one.reason,
         "metrics": metrics if one.scores else {},
     }

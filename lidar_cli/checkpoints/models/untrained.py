@@ -67,6 +67,8 @@ def in_words(modules: Iterable[nn.Module]) -> str:
         texts.append(RESNET)
     elif isinstance(modules[0], TRANSFORMERS):
         texts.append(TRANSFORMER)
+    elif hasattr(modules[0], "remade"):
+        texts.append("as timm creates it")
     if any(
         name.rpartition(".")[2].startswith("gamma") for name, _ in modules[0].named_parameters()
     ):
