@@ -194,22 +194,12 @@ class Ranking:
     level: float  # of the intervals and of the test for ties
     data: str
     groups: tuple[Group, ...]
+    runs: tuple[Run, ...] = ()  # see `with_runs`
+    baseline: tuple[Baseline, ...] = ()  # with --baseline
     skipped: tuple[Skipped, ...] = ()
     failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by path
-    runs: tuple[Run, ...] = ()  # see `with_runs`
-    baseline: tuple[Baseline, ...] = ()  # with --baseline
-
-
-def with_runs(ranking: Ranking) -> Ranking:
-    """The ranking with its runs, for which each checkpoint is read once more.
-
-    Raises NoProcess if no process can be started to read files in.
-    """
-    recorded = recorded_positions(ranking.checkpoints)
-    runs = find_runs(ranking.groups, ranking.by, recorded, ranking.directory)
-    return replace(ranking, runs=runs)
 
 
 class Outcome(Enum):
@@ -266,6 +256,16 @@ def embed_for_probes(
     scorer = open_probe_session(directory, settings, progress).open_scorer(PROBED_LAYER)
     for _ in scorer.results(scorer.plans(checkpoints), scorer.embed):
         pass
+
+
+def with_runs(ranking: Ranking) -> Ranking:
+    """The ranking with its runs, for which each checkpoint is read once more.
+
+    Raises NoProcess if no process can be started to read files in.
+    """
+    recorded = recorded_positions(ranking.checkpoints)
+    runs = find_runs(ranking.groups, ranking.by, recorded, ranking.directory)
+    return replace(ranking, runs=runs)
 
 
 class _Job:
@@ -375,11 +375,11 @@ class _Job:
             level=level,
             data=", ".join(sorted({str(row.score.data) for row in rows})),
             groups=groups,
+            baseline=self._untrained.baselines(groups, why_untrained),
             skipped=tuple(skipped),
             failed=tuple(failed),
             warnings=tuple(noise_warnings(groups, by)),
             checkpoints=self.checkpoints(),
-            baseline=self._untrained.baselines(groups, why_untrained),
         )
         return with_runs(ranking) if session.settings.per_run else ranking
 
