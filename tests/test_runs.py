@@ -321,6 +321,9 @@ def test_a_best_checkpoint_worse_than_an_untrained_network_is_a_fact(
         is_worse = best > untrained if ranking["direction"] == "lower" else best < untrained
         facts[by] = baseline["better_than_best"]
         assert facts[by] == is_worse
+        done = rank(two_runs, "--by", by, "--baseline", "untrained")
+        caution = f"has a better {by} than the best checkpoint"
+        assert (caution in done.stdout + done.stderr) == is_worse
     assert facts == {"alignment": True, "rankme": False}
 
 

@@ -24,6 +24,25 @@ def cell(baseline: Baseline, metric: str) -> str:
     return MISSING if mean is None else format_value(mean)
 
 
+def cell_of(baseline: Baseline, column: str) -> str:
+    """The cell of a table of checkpoints; empty in columns that are of checkpoints alone."""
+    if column == "checkpoint":
+        return baseline.name
+    return cell(baseline, column) if column in METRICS else ""
+
+
+def cautions(ranking: Ranking) -> Iterator[str]:
+    """A sentence for each group whose best checkpoint is worse than an untrained network."""
+    by = ranking.by
+    for one in worse_than_untrained(ranking.groups, ranking.baseline, by):
+        best = ranking.groups[one.group].rows[0].value
+        yield (
+            f"an untrained {one.architecture} has a better {by.name} than the best checkpoint: "
+            f"{cell(one, by.name)} against {format_value(best)}; here {by.name} says little about "
+            "training"
+        )
+
+
 def remarks(group: Group, ranking: Ranking) -> Iterator[str]:
     """A line per baseline: its value, the spread over seeds and the initialisation."""
     return (value_text(one, ranking.by.name) for one in baselines_of(group, ranking))

@@ -181,7 +181,8 @@ def print_tables(ranking: Ranking, oracle: Oracle | None = None, per_run: bool =
         if at:
             out.print()
         if per_run:
-            runs_report.print_runs(out, at, ranking, "  ".join(constants(group, ranking)))
+            facts = ", ".join(constants(group, ranking))
+            runs_report.print_runs(out, out, out, at, ranking, facts)
         else:
             print_group(out, group, ranking, list(METRICS))
     print_left_out(out, ranking.failed, ranking.skipped, ranking.directory)
@@ -219,22 +220,18 @@ def print_group(
         ]
         for row, tied in zip(group.rows, ties, strict=True)
     ]
-    rows += [
-        [
-            *("", baseline.name, *([""] if accuracies else [])),
-            baseline_report.cell(baseline, by),
-            *([""] if any_ties else []),
-            *(baseline_report.cell(baseline, name) for name in names),
-        ]
-        for baseline in baseline_report.baselines_of(group, ranking)
-    ]
     headers = [
         *(["probe %"] if accuracies else []),
         by,
         *(["tied_with"] if any_ties else []),
         *names,
     ]
-    print_columns(out, ["rank", "checkpoint", *headers], rows, fixed=2)
+    headers = ["rank", "checkpoint", *headers]
+    rows += [
+        [baseline_report.cell_of(baseline, column) for column in headers]
+        for baseline in baseline_report.baselines_of(group, ranking)
+    ]
+    print_columns(out, headers, rows, fixed=2)
     for remark in remarks(group, ranking):
         out.print_line(str(remark), style=STYLES.get(remark.kind, ""))
 
@@ -250,7 +247,7 @@ def print_left_out(
 
 def print_warnings(out: SafeConsole, ranking: Ranking) -> None:
     """Print the warnings about the ranking."""
-    for warning in ranking.warnings:
+    for warning in (*ranking.warnings, *baseline_report.cautions(ranking)):
         out.print_line(f"warning: {warning}", style="yellow")
 
 

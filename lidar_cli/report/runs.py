@@ -112,24 +112,27 @@ def to_markdown(ranking: Ranking) -> str:
 # For people
 
 
-def print_runs(out: SafeConsole, at: int, ranking: Ranking, facts: str) -> None:
-    """Print a sentence, a line per run of a group, the curves, and remarks.
+def print_runs(
+    out: SafeConsole, answer: SafeConsole, err: SafeConsole, at: int, ranking: Ranking, facts: str
+) -> None:
+    """Print a sentence to `answer`, a line per run of a group and the curves, and remarks to `err`.
 
     at: index of the group. facts: what the values of the group depend on.
     """
     group, runs = ranking.groups[at], _of_group(ranking, at)
     if runs and runs[0].best:
-        out.print_line(sentence(runs[0], ranking.by))
-    out.print_line(f"{_count(len(runs), 'run')}  {facts}", style="dim")
-    out.print()
+        answer.print_line(sentence(runs[0], ranking.by), style="bold")
+    out.print_line(f"{_count(len(runs), 'run')}, {facts}")
+    if out.is_terminal:
+        out.print()
     headers, rows = table(runs, group, ranking)
     print_columns(out, headers, rows, fixed=1)
     _print_curves(out, runs)
     lines = list(remarks(runs, group, ranking))
-    if lines:
-        out.print()
+    if lines and err.is_terminal:
+        err.print()
     for line in lines:
-        out.print_line(line, style="dim")
+        err.print_line(line, style="dim")
 
 
 def table(runs: Sequence[Run], group: Group, ranking: Ranking) -> tuple[list[str], list[list[str]]]:
