@@ -44,13 +44,14 @@ def rank(images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
     return with_50
 
 
-def save(path: Path, seed: int, share: float = 1.0, **recorded: Any) -> Path:
+def save(path: Path, seed: int, share: float = 1.0, scale: float = 1.0, **recorded: Any) -> Path:
     """A network whose backbone embeds in fewer directions, the smaller the share."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = state_dict(seed, projected=None)
     for name in ("layer4.0.conv2.weight", "layer4.0.downsample.0.weight"):
         rows = weights[f"module.backbone.{name}"]
         rows[int(share * len(rows)) :] = rows[:1]
+    weights["module.backbone.conv1.weight"] *= scale
     torch.save({**recorded, "state_dict": weights}, path)
     return path
 
@@ -64,7 +65,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name = f"epoch={epoch}-step={STEPS * epoch}.ckpt"
             save(runs / run / LIGHTNING / name, 1, share, epoch=epoch, global_step=STEPS * epoch)
         last = runs / run / LIGHTNING / "last.ckpt"
-        save(last, 1, shares[-1], epoch=59, global_step=STEPS * 59, saved="again")
+        save(last, 1, shares[-1], 1 + 1e-6, epoch=59, global_step=STEPS * 59)
     return runs
 
 

@@ -31,11 +31,11 @@ def cell_of(baseline: Baseline, column: str) -> str:
     return cell(baseline, column) if column in METRICS else ""
 
 
-def cautions(ranking: Ranking) -> Iterator[str]:
-    """A sentence for each group whose best checkpoint is worse than an untrained network."""
-    by = ranking.by
-    for one in worse_than_untrained(ranking.groups, ranking.baseline, by):
-        best = ranking.groups[one.group].rows[0].value
+def cautions(group: Group, ranking: Ranking) -> Iterator[str]:
+    """A sentence for each untrained network that is better than the best checkpoint of a group."""
+    by, best = ranking.by, group.rows[0].value
+    here = baselines_of(group, ranking)
+    for one in worse_than_untrained(ranking.groups, here, by):
         yield (
             f"an untrained {one.architecture} has a better {by.name} than the best checkpoint: "
             f"{cell(one, by.name)} against {format_value(best)}; here {by.name} says little about "

@@ -247,7 +247,8 @@ def print_left_out(
 
 def print_warnings(out: SafeConsole, ranking: Ranking) -> None:
     """Print the warnings about the ranking."""
-    for warning in (*ranking.warnings, *baseline_report.cautions(ranking)):
+    cautions = [text for one in ranking.groups for text in baseline_report.cautions(one, ranking)]
+    for warning in (*ranking.warnings, *cautions):
         out.print_line(f"warning: {warning}", style="yellow")
 
 
