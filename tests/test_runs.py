@@ -149,7 +149,9 @@ def test_runs_as_a_table(two_runs: Path, rank: Shell) -> None:
     done = rank(two_runs, "--per-run")
     runs = by_run(ranked(rank(two_runs, "--per-run", "--json")))
     drop = f"{100 * runs['a']['drop']:+.0f} %"
-    assert f"epoch 59, is {drop[1:]} below it" in done.stdout + done.stderr
+    text = done.stdout + done.stderr
+    assert f"epoch 59, is {drop[1:]} below it" in text
+    assert "Next is b, clearly below." in text
     (row,) = [line for line in done.stdout.splitlines() if line.endswith(drop)]
     assert "epoch 39" in row
     assert "epoch 59" in row

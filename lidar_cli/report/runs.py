@@ -121,7 +121,7 @@ def print_runs(
     """
     group, runs = ranking.groups[at], _of_group(ranking, at)
     if runs and runs[0].best:
-        answer.print_line(sentence(runs[0], ranking.by), style="bold")
+        answer.print_line(sentence(runs, group, ranking.by), style="bold")
     out.print_line(f"{_count(len(runs), 'run')}, {facts}")
     if out.is_terminal:
         out.print()
@@ -191,25 +191,41 @@ def _percent(share: float) -> str:
     return f"{percent:+.0f}" if abs(percent) >= 1 else f"{percent:+.1g}"
 
 
-def sentence(run: Run, by: Metric) -> str:
-    """The best run, the epoch of its best checkpoint, and how much worse its last one is."""
-    assert run.best is not None
-    at = at_text(run, run.best)
-    text = f"{run.name} is best by {by.name}{f', at {at}' if at else ''}: "
-    text += format_value(run.best.value)
-    if len(run.points) == 1:
-        return f"{text}."
+def sentence(runs: Sequence[Run], group: Group, by: Metric) -> str:
+    """The best run and where it is best, how much worse it is at its end, and the next run."""
+    first, rows = runs[0], {row.path: row for row in group.rows}
+    assert first.best is not None
+    at = at_text(first, first.best)
+    best = rows[first.best.path]
+    tied = [run.name for run in runs[1:] if run.best and run.best.path in best.tied_with]
+    text = f"{first.name} is {'first' if tied else 'best'} by {by.name}{f', at {at}' if at else ''}"
+    text += f": {format_with_interval(by.name, best.value, best.interval)}"
+    text += f", but tied with {first_and_more(tied)}." if tied else "."
+    if len(first.points) > 1:
+        text += f" {_end_text(first)}"
+    if len(runs) > 1 and runs[1].best and not tied:
+        next_best = rows[runs[1].best.path]
+        measured = best.interval.se is not None and next_best.interval.se is not None
+        side = "below" if by.direction == "higher" else "behind"
+        value = f": {format_value(next_best.value)}"
+        text += f" Next is {runs[1].name}{f', clearly {side}' if measured else value}."
+    return text
+
+
+def _end_text(run: Run) -> str:
+    """How the last checkpoint of a run compares with its best, in a sentence."""
     if run.last is None:
-        return f"{text}; nothing says which of its {len(run.points)} checkpoints is the last."
+        return f"Nothing says which of its {len(run.points)} checkpoints is the last."
     if run.ends_at_best:
-        return f"{text}, its last checkpoint."
-    last = f"its last checkpoint{f', {at_text(run, run.last)},' if at_text(run, run.last) else ''}"
+        return "That is its last checkpoint."
+    at = at_text(run, run.last)
+    last = f"Its last checkpoint{f', {at},' if at else ''}"
     if run.tied:
-        return f"{text}; {last} is tied with it."
+        return f"{last} is tied with it."
     if run.drop is not None:
         side = "below" if run.drop < 0 else "above"
-        return f"{text}; {last} is {_percent(abs(run.drop)).lstrip('+')} % {side} it."
-    return f"{text}; {last} has {format_value(run.last.value)}."
+        return f"{last} is {_percent(abs(run.drop)).lstrip('+')} % {side} it."
+    return f"{last} has {format_value(run.last.value)}."
 
 
 def _print_curves(out: SafeConsole, runs: Sequence[Run]) -> None:
