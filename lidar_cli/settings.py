@@ -425,6 +425,17 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
         value="SHARE",
     )
     top: Count | None = setting(None, "Print the best K only.", panel="Output", value="K")
+    per_run: bool = setting(
+        False,
+        "Print the best checkpoint of each training run, and its curve over epoch or step.",
+        panel="Output",
+    )
+    baseline: Literal["untrained"] | None = setting(
+        None,
+        "untrained: add the same architecture at random initialisation, 3 seeds, unranked.",
+        panel="Output",
+        value="untrained",
+    )
     oracle: str | None = setting(
         None,
         "Compare with accuracies: a CSV file with columns path and accuracy, or 'probe'.",

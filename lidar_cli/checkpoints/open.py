@@ -12,7 +12,15 @@ from torch import nn
 
 from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.families import consistent
-from lidar_cli.checkpoints.models import beit, data2vec2, heads, resnet, user_module, vit
+from lidar_cli.checkpoints.models import (
+    beit,
+    data2vec2,
+    heads,
+    resnet,
+    untrained,
+    user_module,
+    vit,
+)
 from lidar_cli.checkpoints.models.backbone import Backbone, MaskedBackbone
 from lidar_cli.checkpoints.models.embedder import Embedder, MaskedEmbedder, ModuleEmbedder
 from lidar_cli.checkpoints.models.weights import fill
@@ -24,6 +32,7 @@ from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription, ModuleSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
 from lidar_cli.errors import SettingsError
+from lidar_cli.settings import ModelSettings
 
 MODULES: dict[type[ModuleSpec], Callable[[Any], nn.Module]] = {
     ResNetSpec: resnet.ResNet,
@@ -88,12 +97,64 @@ def open_checkpoint(
     modules: dict[str, nn.Module] = {}
     for name, assignment in assignments.items():
         label = description.arch if name == "backbone" else name
-        with consistent(path, label):
-            module = build(assignment.spec)
+        module = _build(path, label, assignment.spec)
         weights = module.weights if isinstance(module, Backbone) else module
         fill(weights, assignment.tensors, f"{path}: {label}")
         modules[name] = module.eval()
     description = dataclasses.replace(description, stand_ins=contents.stand_ins)
+    return _embedder(description, modules)
+
+
+def open_untrained(
+    path: Path, seed: int, settings: ModelSettings, description: CheckpointDescription
+) -> Embedder:
+    """The Embedder of the architecture of a checkpoint at random initialisation, on the CPU.
+
+    description: of the embedder. Raises CheckpointError and SettingsError as `open_checkpoint`.
+    """
+    if settings.model is not None:
+        target = settings.model
+        module = untrained.seeded(seed, lambda: user_module.make(target))
+        return ModuleEmbedder(description, module.eval(), f"--model {target}")
+    modules = {}
+    for name, spec in specs_of(path, settings).items():
+        label = description.arch if name == "backbone" else name
+        modules[name] = _build(path, label, spec)
+    remade: Callable[[], nn.Module] | None = getattr(modules["backbone"], "remade", None)
+    if remade is not None:  # timm's own module, which timm initialises
+        modules["backbone"] = untrained.seeded(seed, remade).eval()
+    heads_alone = [module for name, module in modules.items() if name != "backbone"]
+    untrained.initialise(heads_alone if remade else modules.values(), seed)
+    return _embedder(description, modules)
+
+
+def specs_of(path: Path, settings: ModelSettings) -> dict[str, Any]:
+    """Layer -> the spec of its module, in the order of the forward pass.
+
+    Raises CheckpointError and SettingsError as `open_checkpoint`.
+    """
+    contents = read_contents(path)
+    _, assignments = detect(
+        path,
+        as_dict(contents),
+        arch=settings.arch,
+        activation=settings.activation,
+        format=settings.format,
+        branch=settings.branch,
+        layer=settings.layer,
+        config=contents.config,
+        assume=settings.assume,
+    )
+    return {name: assignment.spec for name, assignment in assignments.items()}
+
+
+def _build(path: Path, label: str, spec: Any) -> nn.Module:
+    with consistent(path, label):
+        module: nn.Module = build(spec)
+    return module
+
+
+def _embedder(description: CheckpointDescription, modules: dict[str, nn.Module]) -> Embedder:
     backbone = modules["backbone"]
     if isinstance(backbone, MaskedBackbone):
         return MaskedEmbedder(description, backbone, modules)

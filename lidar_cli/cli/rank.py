@@ -80,13 +80,15 @@ def rank(
         return
     check_report(page, overwrite)
     from lidar_cli.ranking.oracle import check_tables, compare_with_oracle, hyperparameters_for_page
-    from lidar_cli.ranking.session import rank_together
+    from lidar_cli.ranking.session import rank_together, with_runs
     from lidar_cli.report import ranking as report
+    from lidar_cli.report import runs as runs_report
     from lidar_cli.report.progress import Terminal
     from lidar_cli.runtime.device import read_rank_info
 
     check_tables(settings, report=page is not None)
-    view = report.View(report.parse_columns(columns), everything, verbose, settings.top)
+    of_runs, paged = settings.per_run, None
+    view = report.View(report.parse_columns(columns), everything, verbose, settings.top, of_runs)
     oracle, parameters = None, {}
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main, quiet) as terminal:
@@ -99,26 +101,32 @@ def rank(
             oracle = compare_with_oracle(ranking, settings, terminal)
         if page is not None:
             parameters = hyperparameters_for_page(ranking, settings, terminal)
+            paged = ranking if of_runs else with_runs(ranking)
         if quiet or settings.top is not None:
             report.check_single_group(ranking)
-    top = report.top(ranking, settings.top)
+    top = (runs_report if of_runs else report).top(ranking, settings.top)
+    if settings.top is not None and not json:  # --top is of checkpoints
+        top = replace(top, baseline=())
     try:
         if json:
-            write_results(report.to_json(ranking, oracle, settings.top))
+            count = None if of_runs else settings.top
+            write_results(report.to_json(top if of_runs else ranking, oracle, count))
         elif csv:
-            write_results(report.to_csv(top, oracle))
+            write_results(runs_report.to_csv(top) if of_runs else report.to_csv(top, oracle))
         elif markdown:
-            write_results(report.to_markdown(top, oracle))
+            write_results(
+                runs_report.to_markdown(top) if of_runs else report.to_markdown(top, oracle)
+            )
         elif quiet:
-            write_results(report.to_paths(top))
+            write_results((runs_report if of_runs else report).to_paths(top))
         else:
-            report.print_tables(ranking, oracle, view)
+            report.print_tables(top if of_runs else ranking, oracle, view)
     finally:  # the page is written even if stdout cannot be
-        if page is not None:
+        if page is not None and paged is not None:
             from lidar_cli.report.page.content import ranking_page
             from lidar_cli.report.page.document import write_page
 
-            write_page(ranking_page(ranking, oracle, parameters), page, overwrite)
+            write_page(ranking_page(paged, oracle, parameters), page, overwrite)
     if ranking.failed and (quiet or json or csv or markdown):
         for file in ranking.failed:
             write_remark(f"failed: {file.path}: {file.reason}")
@@ -138,10 +146,12 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
         one_of(watch=True, **formats)
         one_of(watch=True, race=settings.race, report=page, top=settings.top)
         one_of(watch=True, oracle=settings.oracle, params=settings.params)
+        one_of(watch=True, per_run=settings.per_run, baseline=settings.baseline)
     elif settings.race:
         one_of(race=True, report=page, oracle=settings.oracle, params=settings.params)
         csv, markdown = formats["csv"], formats["markdown"]
         one_of(race=True, csv=csv, markdown=markdown, no_store=not settings.store)
+        one_of(race=True, per_run=settings.per_run, baseline=settings.baseline)
     else:
         for name in ("watch_for", "jsonl", "tensorboard"):
             if getattr(settings, name) is not None:

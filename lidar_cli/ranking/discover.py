@@ -38,6 +38,8 @@ from lidar_cli.settings import EmbedSettings
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
 NEITHER = "neither a checkpoint nor a feature file"
+# Beginning of the digest of an untrained network; the digest of a file is hexadecimal.
+UNTRAINED = "untrained-"
 # Files that training scripts save with the weights; others are recognised by their content.
 NOT_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)"
@@ -107,6 +109,9 @@ class DirectoryScan:
     def add_features(self, path: Path) -> None:
         """Add a feature file, or another path of one. Raises as `read_provenance`."""
         provenance, status = read_provenance(path), path.stat()
+        if str(provenance.get("sha256")).startswith(UNTRAINED):
+            self.skipped.append(Skipped(str(path), "of an untrained network, see --baseline"))
+            return
         file = self.feature_paths.setdefault((status.st_dev, status.st_ino), path)
         if file != path:
             for one in self.features:

@@ -26,6 +26,7 @@ from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path
+from lidar_cli.ranking.baseline import Untrained
 from lidar_cli.ranking.cache import Cache, Task, matches_plan
 from lidar_cli.ranking.claims import Claims, replace_by_copy
 from lidar_cli.ranking.discover import Checkpoint
@@ -392,6 +393,8 @@ class Scorer:
     def _open(self, checkpoint: Checkpoint) -> Embedder:
         """The opened checkpoint. Raises CheckpointError if it is not the hashed content."""
         path, settings = checkpoint.path, self._settings
+        if isinstance(checkpoint, Untrained):
+            return checkpoint.open(settings, self._device)
         if settings.model is None:  # else `layer` may select another branch than the plan's
             settings = replace(settings, branch=checkpoint.description.branch)
         loaded = open_with(path, settings, self._device)

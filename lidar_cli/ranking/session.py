@@ -23,6 +23,7 @@ from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError
 from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
+from lidar_cli.ranking.baseline import Baseline, Untrained, UntrainedNetworks
 from lidar_cli.ranking.cache import Cache, CacheFolder, Task
 from lidar_cli.ranking.claims import Claims
 from lidar_cli.ranking.digests import Digests
@@ -36,6 +37,7 @@ from lidar_cli.ranking.discover import (
 from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
 from lidar_cli.ranking.paths import Paths, Selection, select
+from lidar_cli.ranking.runs import Run, find_runs, recorded_positions
 from lidar_cli.ranking.scorer import Scorer, score_features
 from lidar_cli.runtime.device import (
     MEMORY_SHARE,
@@ -201,6 +203,8 @@ class Ranking:
     level: float  # of the intervals and of the test for ties
     data: str
     groups: tuple[Group, ...]
+    runs: tuple[Run, ...] = ()  # see `with_runs`
+    baseline: tuple[Baseline, ...] = ()  # with --baseline
     skipped: tuple[Skipped, ...] = ()
     failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -276,6 +280,16 @@ def embed_for_probes(
         pass
 
 
+def with_runs(ranking: Ranking) -> Ranking:
+    """The ranking with its runs, for which each checkpoint is read once more.
+
+    Raises NoProcess if no process can be started to read files in.
+    """
+    recorded = recorded_positions(ranking.checkpoints)
+    runs = find_runs(ranking.groups, ranking.by, recorded, ranking.directory)
+    return replace(ranking, runs=runs)
+
+
 class _Job:
     """Scores the files of a session and collects the rows of its ranking."""
 
@@ -286,6 +300,7 @@ class _Job:
         self._rows: list[Row] = []
         self._used: set[Path] = set()  # feature files from which checkpoints were scored
         self._embedded, self._seconds = 0, 0.0  # checkpoints embedded here, and the time it took
+        self._untrained = UntrainedNetworks([], session.settings)
 
     def score_all(self, rank_info: RankInfo | None) -> Outcome:
         """Score every checkpoint and every feature file without one.
@@ -308,6 +323,9 @@ class _Job:
 
     def _score_checkpoints(self, scorer: Scorer, rank_info: RankInfo | None) -> Outcome:
         tasks = scorer.plans(self._session.scan.checkpoints.values())
+        if self._session.settings.baseline is not None:
+            self._untrained = UntrainedNetworks(tasks, self._session.settings)
+            tasks += scorer.plans(self._untrained.checkpoints)
         stored = []
         begun = time.monotonic()
         with scorer.claims() as claims:
@@ -325,6 +343,9 @@ class _Job:
 
     def _add(self, task: Task, score: Score) -> None:
         checkpoint = task.checkpoint
+        if isinstance(checkpoint, Untrained):
+            self._untrained.add(checkpoint, score)
+            return
         self._rows.append(
             unranked_row(checkpoint.path, checkpoint.aliases, score, self._session.by)
         )
@@ -353,7 +374,12 @@ class _Job:
     def ranking(self) -> Ranking:
         """The ranking of all rows. Raises InputError if there are none, or none has a value."""
         session, rows = self._session, self._rows
-        by, failed, skipped = session.by, session.scan.failed, session.scan.skipped
+        by, skipped = session.by, session.scan.skipped
+        networks = {str(network.path) for network in self._untrained.checkpoints}
+        failed = [file for file in session.scan.failed if file.path not in networks]
+        why_untrained = {
+            file.path: file.reason for file in session.scan.failed if file.path in networks
+        }
         if not rows:
             left = [*failed, *skipped]
             first = "".join(f"; the first: {file.path}: {file.reason}" for file in left[:1])
@@ -370,12 +396,13 @@ class _Job:
             )
         level = session.settings.confidence
         groups = comparable_groups(rows, by, level)
-        return Ranking(
+        ranking = Ranking(
             directory=str(session.directory),
             by=by,
             level=level,
             data=", ".join(sorted({str(row.score.data) for row in rows})),
             groups=groups,
+            baseline=self._untrained.baselines(groups, why_untrained),
             skipped=tuple(skipped),
             failed=tuple(failed),
             warnings=tuple(noise_warnings(groups, by)),
@@ -386,6 +413,7 @@ class _Job:
             embedded=self._embedded,
             seconds=self._seconds,
         )
+        return with_runs(ranking) if session.settings.per_run else ranking
 
     def checkpoints(self) -> dict[str, Checkpoint]:
         """The checkpoints that did not fail, by path."""

@@ -16,7 +16,9 @@ from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row, noise_warnings
 from lidar_cli.ranking.session import Ranking, toy_data_note
+from lidar_cli.report import baseline as baseline_report
 from lidar_cli.report import oracle as oracle_report
+from lidar_cli.report import runs as runs_report
 from lidar_cli.report.scores import BIAS, record
 from lidar_cli.report.text import (
     CAUTIONS,
@@ -117,6 +119,8 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None, count: int | None = 
         "failed": [dataclasses.asdict(file) for file in ranking.failed],
         "warnings": list(ranking.warnings),
         "correlation": oracle_report.to_record(oracle) if oracle else None,
+        **({"runs": runs_report.to_records(ranking)} if ranking.runs else {}),
+        **({"baseline": baseline_report.to_records(ranking)} if ranking.baseline else {}),
     }
     return json.dumps(document, indent=2, allow_nan=False)
 
@@ -184,12 +188,14 @@ class View:
 
     columns: metrics after the one that orders; None for two of them, with `everything` for all.
     verbose: whether every remark is printed, not two cautions. top: rows of each group, or all.
+    per_run: whether there is a line per run in place of one per checkpoint.
     """
 
     columns: tuple[str, ...] | None = None
     everything: bool = False
     verbose: bool = False
     top: int | None = None
+    per_run: bool = False
 
 
 def parse_columns(text: str | None) -> tuple[str, ...] | None:
@@ -228,12 +234,16 @@ def print_tables(
         if cure.command:
             answer.print(Text(printable(f"  {cure.command}")), soft_wrap=True)
     shares = accuracies if accuracies is not None else oracle.accuracies if oracle else {}
-    for group in ranking.groups:
-        if len(group.rows) > 1 or not several:
+    for at, group in enumerate(ranking.groups):
+        if view.per_run:
+            shared = ", ".join(facts(group, ranking))
+            runs_report.print_runs(out, answer, err, at, ranking, shared)
+        elif len(group.rows) > 1 or not several:
             answer.print_line("") if several and out.is_terminal else None
             print_wrapped(answer, group_verdict(group, ranking, oracle), style="bold")
             print_group(out, group, ranking, view, shares)
-    _print_single_rows(out, ranking)
+    if not view.per_run:
+        _print_single_rows(out, ranking)
     if oracle is not None:
         oracle_report.print_oracle(out, oracle, ranking.directory)
     print_left_out(err, ranking.failed, ranking.skipped if view.verbose else (), ranking.directory)
@@ -272,6 +282,9 @@ def print_group(
     base = len(columns)
     for name in shown_metrics(group, ranking, view):
         columns[name] = [metric_cell(row, name, ranking) for row in rows]
+    for baseline in baseline_report.baselines_of(group, ranking) if view.top is None else ():
+        for name, cells in columns.items():
+            cells.append(baseline_report.cell_of(baseline, name))
     if out.is_terminal:
         _fit(columns, out.width, base if view.columns is None and not view.everything else None)
     headers = [name if out.is_terminal else name.replace(" ", "_") for name in columns]
@@ -352,7 +365,10 @@ def print_left_out(
 
 
 def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
-    """Two cautions; with `verbose` all of them, and every remark."""
+    """Untrained networks and two cautions; with `verbose` all cautions, and every remark."""
+    for group in () if view.per_run or view.top is not None else ranking.groups:
+        for text in baseline_report.remarks(group, ranking):
+            print_wrapped(err, text)
     advice = cautions(ranking)
     if err.is_terminal and advice:
         err.print_line("")
@@ -497,6 +513,8 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
         warnings.pop("noise", None)  # the warnings of the ranking include it
     for kind, rows in warnings.items():
         yield Remark("warning", f"{_names(rows, ranking)}: {rows[0].score.warnings[kind]}")
+    for text in baseline_report.remarks(group, ranking):
+        yield Remark("same", text)
 
 
 def _interval_remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:

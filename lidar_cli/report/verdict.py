@@ -286,6 +286,7 @@ def cautions(ranking: Ranking) -> list[Advice]:
     """What to be careful of, the most important first; each with the command that cures it."""
     checks: tuple[Callable[[Group, Ranking], Iterable[Advice]], ...] = (
         _collapsed,
+        _untrained,
         _no_intervals,
         _much_delta,
         _disagreement,
@@ -306,6 +307,12 @@ def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
             "(normalized_std near 0): their other metrics measure what little is left.",
             ranking_command(ranking, by="normalized_std"),
         )
+
+
+def _untrained(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    from lidar_cli.report.baseline import cautions_of  # loads timm, which `score` does not need
+
+    return (Advice(f"{text}.") for text in cautions_of(group, ranking))
 
 
 def _no_intervals(group: Group, ranking: Ranking) -> Iterator[Advice]:

@@ -47,6 +47,12 @@ class TimmBackbone(Backbone):
         """timm's module."""
         return self.model  # type: ignore[no-any-return]
 
+    def remade(self) -> TimmBackbone:
+        """The same model with timm's initialisation, by torch's generator."""
+        usual = self.model.pretrained_cfg["input_size"][-1]
+        sizes = {} if self.image_size in (None, usual) else {"img_size": self.image_size}
+        return TimmBackbone(_create(self.arch, **sizes), self.arch)
+
     def set_image_size(self, size: int) -> None:
         """Resize what depends on the image size; raises CheckpointError if the model cannot."""
         if self.image_size in (None, size):
