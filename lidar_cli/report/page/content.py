@@ -16,9 +16,10 @@ from lidar_cli.ranking.session import Ranking
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report import ranking as ranking_report
 from lidar_cli.report import scores as scores_report
-from lidar_cli.report.page.charts import chart_data, charts
+from lidar_cli.report.page.charts import Figures
 from lidar_cli.report.page.document import Page
 from lidar_cli.report.page.markup import (
+    BREAKS,
     Markup,
     broken,
     bullet_list,
@@ -27,8 +28,8 @@ from lidar_cli.report.page.markup import (
     joined,
     text_table,
 )
-from lidar_cli.report.page.table import Entry, Listing, table
-from lidar_cli.report.text import format_ties, relative
+from lidar_cli.report.page.table import Entry, Listing, explanations, tables
+from lidar_cli.report.text import MISSING, format_ties, relative
 from lidar_cli.scoring.compute import Score
 
 Parameters = Mapping[str, Mapping[str, Value]]  # hyperparameters by path or file
@@ -44,7 +45,8 @@ def ranking_page(
     ]
     count = ranking_report.count_checkpoints(sum(len(group.rows) for group in ranking.groups))
     title = f"{count} in {ranking.directory}"
-    body = [_head(title, _lead(ranking)), bullet_list(ranking.warnings, "warnings")]
+    body = [_head(title, _verdict(ranking), _lead(ranking))]
+    body.append(bullet_list(ranking.warnings, "warnings"))
     for at, (group, listing) in enumerate(zip(ranking.groups, listings, strict=True)):
         several = len(ranking.groups) > 1
         count = ranking_report.count_checkpoints(len(group.rows))
@@ -55,7 +57,8 @@ def ranking_page(
                 listing,
                 f"Group {at + 1}: {count}" if several else "",
                 ranking_report.constants(group, ranking),
-                table(listing),
+                tables(listing),
+                Figures(listing, f"s{at}").to_markup(),
                 [remark.text for remark in remarks if remark.kind == "warning"],
                 _accuracy_section(oracle, at, ranking) if oracle else Markup(),
                 [note.replace("+-", "\u00b1") for note in notes],
@@ -68,7 +71,7 @@ def ranking_page(
     ]
     if oracle is not None:
         body.append(bullet_list(_without_accuracy(oracle, ranking), "notes", "Without an accuracy"))
-    return Page(title, body, [chart_data(listing) for listing in listings])
+    return Page(title, [*body, explanations(listings)])
 
 
 def scores_page(scores: Sequence[Score], parameters: Parameters | None = None) -> Page:
@@ -98,15 +101,17 @@ def scores_page(scores: Sequence[Score], parameters: Parameters | None = None) -
         listing,
         "",
         [text for text in constants[0] if all(text in others for others in constants)],
-        table(listing)
+        tables(listing)
         if len(scores) > 1
         else text_table(*scores_report.metric_table(scores[0], names)),
+        Figures(listing, "s0").to_markup(),
         [f"{prefix}{text}" for prefix, score in prefixed for text in score.warnings.values()],
         joined(*(_convergence(score, prefix, names) for prefix, score in prefixed)),
         [f"{prefix}{text}" for prefix, s in prefixed for text in scores_report.remarks(s)],
     )
     advice_list = bullet_list(advice, "advice", "Are n and q enough?")
-    return Page(title, [_head(title, lead), advice_list, page_section], [chart_data(listing)])
+    body = [_head("", title, lead), advice_list, page_section, explanations([listing])]
+    return Page(title, body)
 
 
 def section(
@@ -114,13 +119,15 @@ def section(
     title: str,
     constants: Iterable[str],
     entries: Markup,
+    figures: Markup,
     warnings: Iterable[str],
     analysis: Markup,
     notes: Iterable[str],
 ) -> Markup:
     """One group of comparable entries.
 
-    constants: the settings of its values. entries: its table. analysis: content below its charts.
+    constants: the settings of its values. entries: its table. figures: its charts. analysis:
+    content below its charts.
     """
     spaced = [piece for text in constants for piece in (element("span", None, text), " ")]
     return element(
@@ -130,7 +137,7 @@ def section(
         element("p", {"class": "constants"}, *spaced),
         entries,
         bullet_list(warnings, "warnings", "Read with care"),
-        element("div", {"class": "charts"}, *charts(listing)),
+        figures,
         analysis,
         bullet_list(notes, "notes", "Notes"),
         provenance(listing.entries),
@@ -163,8 +170,18 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _head(title: str, lead: str) -> Markup:
-    return element("header", None, element("h1", None, title), element("p", None, lead))
+def _head(kicker: str, title: str, lead: str) -> Markup:
+    above = element("p", {"class": "kicker"}, broken(kicker, BREAKS)) if kicker else ""
+    title = title.replace("+-", "\u00b1")
+    return element("header", None, above, element("h1", None, title), element("p", None, lead))
+
+
+def _verdict(ranking: Ranking) -> str:
+    """What the order says, in a sentence."""
+    rows = ranking.groups[0].rows
+    name = relative(rows[0].path, ranking.directory)
+    value = ranking_report.metric_cell(rows[0], ranking.by.name, ranking)
+    return f"{name} is best by {ranking.by.name}: {value}."
 
 
 def _lead(ranking: Ranking) -> str:
@@ -209,16 +226,34 @@ def _accuracy_section(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
     headers, rows = oracle_report.table(oracle, comparison, comparison.selection, ranking.directory)
     lead = (
         f"{oracle_report.source_text(oracle)}, {comparison.selection.count} checkpoints; "
-        "accuracies in percent. A positive correlation: the better direction agrees."
+        "accuracies in percent. A positive correlation: the better direction agrees. "
+        "The best of a column is marked."
     )
     text = oracle_report.sets_text(comparison) if comparison.hyperparameters else ""
+    split = sum(not header.startswith("by ") for header in headers)
+    by_sets = [[row[0], *row[split:]] for row in rows]
     return joined(
         element("h3", None, "Metrics against accuracy"),
         element("p", None, lead),
-        text_table(headers, rows),
+        _best_marked(headers[:split], [row[:split] for row in rows]),
         *(element("p", None, line) for line in oracle_report.missing_intervals(comparison)),
+        _best_marked([headers[0], *headers[split:]], by_sets) if split < len(headers) else "",
         element("p", {"class": "quiet"}, text) if text else "",
     )
+
+
+def _best_marked(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """A table whose best correlations and accuracies of metrics are marked."""
+    best = set()
+    for column, header in enumerate(headers):
+        if header in ("Spearman", "Kendall", "selected") or header.startswith("by "):
+            values = {
+                at: float(row[column])
+                for at, row in enumerate(rows)
+                if row[0] in METRICS and row[column] != MISSING
+            }
+            best |= {(at, column) for at in values if values[at] == max(values.values())}
+    return text_table(headers, rows, best)
 
 
 def _convergence(score: Score, prefix: str, names: Sequence[str]) -> Markup:
