@@ -55,9 +55,10 @@ class Chart:
     categories: Sequence[str] = ()
     named: bool = False
     ticks: Sequence[float] = ()
-    _titles: dict[str, str] = field(default_factory=dict)
-    _labels: list[tuple[float, float, str, Mark | None]] = field(default_factory=list)
-    _axes: Any = None
+    _axes: Any = field(init=False)
+    _titles: dict[str, str] = field(init=False, default_factory=dict)  # by identity of the mark
+    _named: list[tuple[float, float, Mark]] = field(init=False, default_factory=list)
+    _levels: list[tuple[float, str]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         from matplotlib.figure import Figure
@@ -68,38 +69,50 @@ class Chart:
         self._axes.set_xscale("log" if self.log_x else "linear")
         self._axes.set_yscale("log" if self.log_y else "linear")
 
-    def curve(self, mark: Mark, x: Sequence[float], y: Sequence[float], title: str) -> None:
-        """A line through points, named at its end."""
-        self._draw("curve", mark, x, y, title, at=-1)
+    def curve(
+        self,
+        mark: Mark,
+        x: Sequence[float],
+        y: Sequence[float],
+        title: str,
+        name_at: float | None = None,
+    ) -> None:
+        """A line through points, with its name at the end, or to the right of it at a height."""
+        self._plot("curve", mark, x, y, title)
+        self._name(mark, x[-1], y[-1] if name_at is None else name_at)
 
     def point(
-        self, mark: Mark, x: float, ends: Sequence[float], title: str, *, label: bool = True
+        self, mark: Mark, x: float, ends: Sequence[float], title: str, *, has_name: bool = True
     ) -> None:
         """A point at the second of three values, on a line from the first to the last."""
-        self._draw("point", mark, [x] * len(ends), ends, title, at=len(ends) // 2, label=label)
+        style = {"marker": "o", "markersize": 6, "markevery": [1]}
+        self._plot("point", mark, [x] * len(ends), ends, title, **style)
+        if has_name:
+            self._name(mark, x, ends[1])
 
     def level(self, y: float, label: str) -> None:
         """A dotted line over the full width, labelled above, or below if it is the lower of two."""
-        self._axes.axhline(y, gid="level")
-        self._labels.append((float("nan"), y, label, None))
+        if y > 0 or not self.log_y:
+            self._axes.axhline(y, gid="level")
+            self._levels.append((y, label))
 
-    def _draw(
+    def _plot(
         self,
         kind: str,
         mark: Mark,
         x: Sequence[float],
         y: Sequence[float],
         title: str,
-        at: int,
-        label: bool = True,
+        **style: Any,
     ) -> None:
         chosen = " selected" if mark.selected else ""
         identity = f"{kind}|{kind} {mark.colour}{chosen}|{mark.at}|{len(self._titles)}"
         self._titles[identity] = title
-        style = {"marker": "o", "markersize": 6, "markevery": [at]} if kind == "point" else {}
         self._axes.plot(x, y, gid=identity, zorder=3 if mark.selected else 2, **style)
-        if label and (self.named or mark.selected):
-            self._labels.append((x[at], y[at], mark.name, mark))
+
+    def _name(self, mark: Mark, x: float, y: float) -> None:
+        if self.named or mark.selected:
+            self._named.append((x, y, mark))
 
     def to_markup(self, description: str) -> Markup:
         """The SVG element. description: in words, for those who do not see it."""
@@ -111,6 +124,7 @@ class Chart:
             _text(LEFT - 4, 14, self.y_label, "start"),
             _text(self._right, HEIGHT - 8, self.x_label, "end"),
             *self._category_labels(),
+            *self._level_labels(),
             *self._names(),
         ]
         attributes = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": description}
@@ -190,28 +204,28 @@ class Chart:
             x, _ = self._place(at, self._axes.get_ylim()[0])
             yield _text(x, HEIGHT - BOTTOM + 15, shortened(label, max(3, room)), "middle")
 
+    def _level_labels(self) -> Iterator[Markup]:
+        highest = max((y for y, _ in self._levels), default=0.0)
+        for y, label in self._levels:
+            _, height = self._place(self._axes.get_xlim()[0], y)
+            below = y < highest and height + LINE < HEIGHT - BOTTOM
+            position = _at(LEFT + 4, height + LINE if below else height - 4)
+            yield element("text", {**position, "class": "level"}, label)
+
     def _names(self) -> Iterator[Markup]:
-        """Names at their marks, pushed apart; those of levels above their lines."""
-        free: list[tuple[float, float, str, Mark]] = []
-        highest = max((y for _, y, _, mark in self._labels if mark is None), default=0.0)
-        for x, y, label, mark in self._labels:
-            if mark is None:
-                _, height = self._place(self._axes.get_xlim()[0], y)
-                position = _at(LEFT + 4, height - 4 if y == highest else height + 12)
-                yield element("text", {**position, "class": "level"}, label)
-            else:
-                free.append((*self._place(x, y), label, mark))
+        """Names at their marks, pushed apart."""
+        placed = [(*self._place(x, y), mark) for x, y, mark in self._named]
         last = -float(LINE)
-        for place, (x, y, label, mark) in enumerate(sorted(free, key=lambda each: each[1])):
-            lowest = HEIGHT - BOTTOM - LINE * (len(free) - place - 1)
-            y = last = max(last + LINE, min(y, lowest))
+        for at, (x, y, mark) in enumerate(sorted(placed, key=lambda each: each[1])):
+            lowest = HEIGHT - BOTTOM - LINE * (len(placed) - at - 1)
+            last = max(last + LINE, min(y, lowest))
             beyond = not self.named and x > (LEFT + self._right) / 2
-            x, anchor = (x - 8, "end") if beyond else (x + 8, "start")
+            start, anchor = (x - 8, "end") if beyond else (x + 8, "start")
             chosen = " selected" if mark.selected else ""
-            attributes = {**_at(x, y + 4), "text-anchor": anchor}
+            attributes = {**_at(start, last + 4), "text-anchor": anchor}
             attributes |= {"class": f"name {mark.colour}{chosen}", "data-at": mark.at}
-            letters = int((WIDTH - x if anchor == "start" else x) / LETTER)
-            yield element("text", attributes, shortened(label, min(letters, LONGEST)))
+            letters = int((start if beyond else WIDTH - start) / LETTER)
+            yield element("text", attributes, shortened(mark.name, min(letters, LONGEST)))
 
     def _place(self, x: float, y: float) -> tuple[float, float]:
         """The position on the chart of a point in units of the data."""

@@ -96,7 +96,7 @@ class Figures:
                     title = self._title(at, metric, f"{axis} {format_value(step)}")
                     selected = self.marks[at].selected
                     ends = ends_of(entries[at], metric)
-                    chart.point(self.marks[at], step, ends, title, label=selected and len(runs) > 1)
+                    chart.point(self.marks[at], step, ends, title, has_name=selected)
             self._baseline(chart, metric)
             yield _figure("step", f"{metric} over training", chart)
 
@@ -183,14 +183,13 @@ class Figures:
                 assert entry.score.convergence is not None
                 curves = convergence_shares(entry.score.convergence, axis)
                 counts = sorted({count for points in curves.values() for count, _ in points})
-                chart = self._chart(
-                    f"{axis}-{mark.at}", label, "share of the value of all", log_x=True, named=True
-                )
-                chart.ticks = counts
+                style = {"log_x": True, "named": True, "ticks": counts}
+                name, share = f"{axis}-{mark.at}", "share of the value of all"
+                chart = self._chart(name, label, share, **style)
                 for place, (metric, points) in enumerate(curves.items()):
                     line = Mark(mark.at, f"c{place % MOST_NAMES}", metric)
                     x, y = zip(*points, strict=True)
-                    chart.curve(line, x, y, metric)
+                    chart.curve(line, x, y, metric, name_at=y[0])  # all are 1 at the end
                 name = f"{entry.name}: " if len(self.marks) > 1 else ""
                 yield _figure("convergence", f"{name}metrics against {label}", chart)
 
