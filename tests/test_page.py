@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,34 @@ def test_provenance_tells_apart_what_is_shared() -> None:
     rows = Elements(page).rows
     assert ["vit.h5", "vit"] in rows
     assert ["resnet.h5", "resnet"] in rows
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2's relative luminance of `#rrggbb`."""
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (
+        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_and_curves_are_legible_on_light_and_on_dark_paper() -> None:
+    style = (files("lidar_cli.report.page") / "page.css").read_text(encoding="utf-8")
+    schemes = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", scheme))
+        for name in (
+            "ink",
+            "quiet",
+            "accent",
+            "care",
+            "bad",
+            "floor",
+            *(f"c{at}" for at in range(8)),
+        ):
+            lower, higher = sorted(luminance(colours[key]) for key in ("paper", name))
+            assert (higher + 0.05) / (lower + 0.05) >= 4.5, name  # WCAG 2.2, level AA
 
 
 # What is drawn
