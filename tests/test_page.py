@@ -325,7 +325,9 @@ def test_curves_of_runs_and_an_untrained_network_are_drawn_over_training() -> No
     entries = [
         replace(entry, run="ab"[at % 2], step=10.0 * at) for at, entry in enumerate(plain.entries)
     ]
-    charts = Charts(replace(plain, entries=entries, step="epoch", baseline={"lidar": 2.5}))
+    charts = Charts(
+        replace(plain, entries=entries, step="epoch", baselines={"untrained": {"lidar": 2.5}})
+    )
     curves = [mark for mark in charts.marks["step"] if mark[0].startswith("curve")]
     assert [(at, title) for _, at, title in curves[:2]] == [("0 2", "run a"), ("1 3", "run b")]
     assert "e3 (rank 4): lidar 8.000 \u00b1 1.000, epoch 30.00" in [

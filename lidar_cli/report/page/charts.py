@@ -97,7 +97,7 @@ class Figures:
                     selected = self.marks[at].selected
                     ends = ends_of(entries[at], metric)
                     chart.point(self.marks[at], step, ends, title, has_name=selected)
-            self._baseline(chart, metric)
+            self._add_baselines(chart, metric)
             yield _figure("step", f"{metric} over training", chart)
 
     def _against_accuracy(self, metrics: Sequence[str]) -> Iterator[Markup]:
@@ -144,12 +144,12 @@ class Figures:
         for at, x, text in zip(places, abscissae, texts, strict=True):
             if ends := ends_of(self.listing.entries[at], metric):
                 chart.point(self.marks[at], x, ends, self._title(at, metric, text))
-        self._baseline(chart, metric)
+        self._add_baselines(chart, metric)
 
-    def _baseline(self, chart: Chart, metric: str) -> None:
-        value = self.listing.baseline.get(metric)
-        if value is not None:
-            chart.level(value, f"untrained, {format_value(value)}")
+    def _add_baselines(self, chart: Chart, metric: str) -> None:
+        for name, values in self.listing.baselines.items():
+            if metric in values:
+                chart.level(values[metric], f"{name}, {format_value(values[metric])}")
 
     def _spectra(self) -> Iterator[Markup]:
         entries = self.listing.entries[:MOST_CURVES]

@@ -69,13 +69,13 @@ class Listing:
     """The entries of one table.
 
     by: the metric that orders them; None if they have no order. step: what the steps of the entries
-    count. baseline: the values of an untrained network, by metric.
+    count. baselines: name of an untrained network -> metric -> value.
     """
 
     entries: Sequence[Entry]
     by: Metric | None = None
     step: str = ""
-    baseline: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def order(self) -> str:
