@@ -129,6 +129,8 @@ def section(
     constants: the settings of its values. entries: its table. figures: its charts. analysis:
     content below its charts.
     """
+    care = "Read with care"
+    alone = listing.by is None  # the page of a ranking begins with the warnings that matter most
     spaced = [piece for text in constants for piece in (element("span", None, text), " ")]
     return element(
         "section",
@@ -136,9 +138,11 @@ def section(
         element("h2", None, title) if title else "",
         element("p", {"class": "constants"}, *spaced),
         entries,
-        bullet_list(warnings, "warnings", "Read with care"),
         figures,
         analysis,
+        bullet_list(warnings, "warnings", care)
+        if alone
+        else folded(care, bullet_list(warnings, "warnings")),
         bullet_list(notes, "notes", "Notes"),
         provenance(listing.entries),
     )
@@ -178,6 +182,8 @@ def _head(kicker: str, title: str, lead: str) -> Markup:
 
 def _verdict(ranking: Ranking) -> str:
     """What the order says, in a sentence."""
+    if len(ranking.groups) > 1:
+        return f"{len(ranking.groups)} groups of checkpoints that cannot be compared"
     rows = ranking.groups[0].rows
     name = relative(rows[0].path, ranking.directory)
     value = ranking_report.metric_cell(rows[0], ranking.by.name, ranking)
