@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -329,7 +330,9 @@ def test_a_name_that_the_system_refuses_is_one_line(
 def test_version_and_module_are_the_same_program(tmp_path: Path) -> None:
     from lidar_cli import __version__
 
-    assert lidar("--version", cwd=tmp_path).stdout == f"lidar {__version__}\n"
+    built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    versions = f"torch {torch.__version__}, {built_for}, Python {platform.python_version()}"
+    assert lidar("--version", cwd=tmp_path).stdout == f"lidar {__version__} ({versions})\n"
 
 
 def test_a_switch_of_the_config_can_be_turned_off_again(tmp_path: Path) -> None:

@@ -6,8 +6,12 @@ that need it are imported inside the commands, so that `--help` and wrong argume
 
 from __future__ import annotations
 
+import platform
+import runpy
 import sys
 import textwrap
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -78,8 +82,19 @@ def run() -> None:
 
 def _print_version(given: bool) -> None:
     if given:
-        typer.echo(f"lidar {__version__}")
+        typer.echo(f"lidar {__version__} ({_torch_version()}, Python {platform.python_version()})")
         raise typer.Exit
+
+
+def _torch_version() -> str:
+    """The versions of torch and of its CUDA or ROCm, from a file: importing torch takes seconds."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "no torch"
+    versions = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    toolkits = {"CUDA": versions.get("cuda"), "ROCm": versions.get("hip")}
+    built_for = [f"{name} {version}" for name, version in toolkits.items() if version]
+    return ", ".join([f"torch {versions['__version__']}", *(built_for or ["CPU only"])])
 
 
 @app.callback()

@@ -366,7 +366,7 @@ def print_left_out(
 
 def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
     """Untrained networks and two cautions; with `verbose` all cautions, and every remark."""
-    for group in () if view.per_run or view.top is not None else ranking.groups:
+    for group in () if view.verbose or view.per_run or view.top is not None else ranking.groups:
         for text in baseline_report.remarks(group, ranking):
             print_wrapped(err, text)
     advice = cautions(ranking)
@@ -514,7 +514,7 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
     for kind, rows in warnings.items():
         yield Remark("warning", f"{_names(rows, ranking)}: {rows[0].score.warnings[kind]}")
     for text in baseline_report.remarks(group, ranking):
-        yield Remark("same", text)
+        yield Remark("interval", text)
 
 
 def _interval_remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:

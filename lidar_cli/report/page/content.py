@@ -11,14 +11,14 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.ranking.oracle import Oracle
-from lidar_cli.ranking.order import Group
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report import ranking as ranking_report
 from lidar_cli.report import scores as scores_report
-from lidar_cli.report.page.charts import chart_data, charts
+from lidar_cli.report.page.charts import Figures
 from lidar_cli.report.page.document import Page
 from lidar_cli.report.page.markup import (
+    BREAKS,
     Markup,
     broken,
     bullet_list,
@@ -27,11 +27,12 @@ from lidar_cli.report.page.markup import (
     joined,
     text_table,
 )
-from lidar_cli.report.page.table import Entry, Listing, table
-from lidar_cli.report.text import format_ties, relative
-from lidar_cli.report.verdict import differing
+from lidar_cli.report.page.table import Entry, Listing, explanations, tables
+from lidar_cli.report.text import MISSING, format_ties
+from lidar_cli.report.verdict import cautions, group_verdict, name_of, verdict
 from lidar_cli.scoring.compute import Score
 
+MOST_CAUTIONS = 2
 Parameters = Mapping[str, Mapping[str, Value]]  # hyperparameters by path or file
 
 
@@ -40,12 +41,11 @@ def ranking_page(
 ) -> Page:
     """A page with order, ties, charts, accuracies and provenance of each group, and what failed."""
     listings = [
-        Listing(_entries(group, ranking, oracle, parameters or {}), ranking.by)
-        for group in ranking.groups
+        _listing(at, ranking, oracle, parameters or {}) for at, _ in enumerate(ranking.groups)
     ]
     count = ranking_report.count_checkpoints(sum(len(group.rows) for group in ranking.groups))
     title = f"{count} in {ranking.directory}"
-    body = [_head(title, _lead(ranking)), bullet_list(ranking.warnings, "warnings")]
+    body = [_head(title, verdict(ranking, oracle), _lead(ranking)), _cautions(ranking)]
     for at, (group, listing) in enumerate(zip(ranking.groups, listings, strict=True)):
         several = len(ranking.groups) > 1
         count = ranking_report.count_checkpoints(len(group.rows))
@@ -55,8 +55,10 @@ def ranking_page(
             section(
                 listing,
                 f"Group {at + 1}: {count}" if several else "",
+                group_verdict(group, ranking, oracle) if several else "",
                 ranking_report.constants(group, ranking),
-                table(listing),
+                tables(listing),
+                Figures(listing, f"s{at}").to_markup(),
                 [remark.text for remark in remarks if remark.kind == "warning"],
                 _accuracy_section(oracle, at, ranking) if oracle else Markup(),
                 [note.replace("+-", "\u00b1") for note in notes],
@@ -69,7 +71,7 @@ def ranking_page(
     ]
     if oracle is not None:
         body.append(bullet_list(_without_accuracy(oracle, ranking), "notes", "Without an accuracy"))
-    return Page(title, body, [chart_data(listing) for listing in listings])
+    return Page(title, [*body, explanations(listings)])
 
 
 def scores_page(scores: Sequence[Score], parameters: Parameters | None = None) -> Page:
@@ -98,41 +100,52 @@ def scores_page(scores: Sequence[Score], parameters: Parameters | None = None) -
     page_section = section(
         listing,
         "",
+        "",
         [text for text in constants[0] if all(text in others for others in constants)],
-        table(listing)
+        tables(listing)
         if len(scores) > 1
         else text_table(*scores_report.metric_table(scores[0], names)),
+        Figures(listing, "s0").to_markup(),
         [f"{prefix}{text}" for prefix, score in prefixed for text in score.warnings.values()],
         joined(*(_convergence(score, prefix, names) for prefix, score in prefixed)),
         [f"{prefix}{text}" for prefix, s in prefixed for text in scores_report.remarks(s)],
     )
     advice_list = bullet_list(advice, "advice", "Are n and q enough?")
-    return Page(title, [_head(title, lead), advice_list, page_section], [chart_data(listing)])
+    body = [_head("", title, lead), advice_list, page_section, explanations([listing])]
+    return Page(title, body)
 
 
 def section(
     listing: Listing,
     title: str,
+    lead: str,
     constants: Iterable[str],
     entries: Markup,
+    figures: Markup,
     warnings: Iterable[str],
     analysis: Markup,
     notes: Iterable[str],
 ) -> Markup:
     """One group of comparable entries.
 
-    constants: the settings of its values. entries: its table. analysis: content below its charts.
+    constants: the settings of its values. entries: its table. figures: its charts. analysis:
+    content below its charts.
     """
+    care = "Read with care"
+    alone = listing.by is None  # the page of a ranking begins with the cautions that matter most
     spaced = [piece for text in constants for piece in (element("span", None, text), " ")]
     return element(
         "section",
         {"class": "listing"},
         element("h2", None, title) if title else "",
+        element("p", None, lead.replace("+-", "\u00b1")) if lead else "",
         element("p", {"class": "constants"}, *spaced),
         entries,
-        bullet_list(warnings, "warnings", "Read with care"),
-        element("div", {"class": "charts"}, *charts(listing)),
+        figures,
         analysis,
+        bullet_list(warnings, "warnings", care)
+        if alone
+        else folded(care, bullet_list(warnings, "warnings")),
         bullet_list(notes, "notes", "Notes"),
         provenance(listing.entries),
     )
@@ -164,8 +177,19 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _head(title: str, lead: str) -> Markup:
-    return element("header", None, element("h1", None, title), element("p", None, lead))
+def _head(kicker: str, title: str, lead: str) -> Markup:
+    above = element("p", {"class": "kicker"}, broken(kicker, BREAKS)) if kicker else ""
+    title = title.replace("+-", "\u00b1")
+    return element("header", None, above, element("h1", None, title), element("p", None, lead))
+
+
+def _cautions(ranking: Ranking) -> Markup:
+    """The most important cautions, each with the command that cures it."""
+    items = [
+        element("li", None, advice.text, " ", element("code", None, advice.command))
+        for advice in cautions(ranking)[:MOST_CAUTIONS]
+    ]
+    return element("div", {"class": "warnings"}, element("ul", None, *items)) if items else Markup()
 
 
 def _lead(ranking: Ranking) -> str:
@@ -173,33 +197,43 @@ def _lead(ranking: Ranking) -> str:
         f"Ordered by {ranking.by.name}, {ranking.by.direction} is better; "
         f"intervals of {100 * ranking.level:g}\u00a0% over samples."
     )
-    if len(ranking.groups) > 1:
-        text += (
-            f" They form {len(ranking.groups)} groups that cannot be compared: "
-            f"they differ in {', '.join(differing(ranking.groups))}."
-        )
-    if ranking.failed:
-        text += f" {len(ranking.failed)} failed, see the end."
-    return text
+    return text + (f" {len(ranking.failed)} failed, see the end." if ranking.failed else "")
 
 
-def _entries(
-    group: Group, ranking: Ranking, oracle: Oracle | None, parameters: Parameters
-) -> list[Entry]:
-    positions = {row.path: at for at, row in enumerate(group.rows)}
-    return [
-        Entry(
-            name=ranking.name(row.path),
-            path=row.path,
-            score=row.score,
-            rank=row.rank,
-            tied=format_ties(row, group.rows),
-            ties=tuple(sorted(positions[path] for path in row.tied_with if path in positions)),
-            accuracy=oracle.accuracies.get(row.path) if oracle else None,
-            parameters=parameters.get(row.path, {}),
+def _listing(at: int, ranking: Ranking, oracle: Oracle | None, parameters: Parameters) -> Listing:
+    """The table and charts of one group. at: its index."""
+    group = ranking.groups[at]
+    positions = {row.path: place for place, row in enumerate(group.rows)}
+    runs = [run for run in ranking.runs if run.group == at]
+    axis = next((run.axis for run in runs if run.axis), None)
+    places = {
+        point.path: (run.name, point.x if run.axis == axis else None)
+        for run in runs
+        for point in run.points
+    }
+    entries = []
+    for row in group.rows:
+        run, step = places.get(row.path, ("", None))
+        entries.append(
+            Entry(
+                name=name_of(row.path, ranking),
+                path=row.path,
+                score=row.score,
+                rank=row.rank,
+                tied=format_ties(row, group.rows),
+                ties=tuple(sorted(positions[path] for path in row.tied_with if path in positions)),
+                accuracy=oracle.accuracies.get(row.path) if oracle else None,
+                parameters=parameters.get(row.path, {}),
+                run=run,
+                step=step,
+            )
         )
-        for row in group.rows
-    ]
+    baselines = {
+        one.name: {name: mean for name in METRICS if (mean := one.mean(name)) is not None}
+        for one in ranking.baseline
+        if one.group == at
+    }
+    return Listing(entries, ranking.by, axis or "", baselines)
 
 
 def _accuracy_section(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
@@ -210,16 +244,34 @@ def _accuracy_section(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
     headers, rows = oracle_report.table(oracle, comparison, comparison.selection, ranking.directory)
     lead = (
         f"{oracle_report.source_text(oracle)}, {comparison.selection.count} checkpoints; "
-        "accuracies in percent. A positive correlation: the better direction agrees."
+        "accuracies in percent. A positive correlation: the better direction agrees. "
+        "The best of a column is marked."
     )
     text = oracle_report.sets_text(comparison) if comparison.hyperparameters else ""
+    split = sum(not header.startswith("by ") for header in headers)
+    by_sets = [[row[0], *row[split:]] for row in rows]
     return joined(
         element("h3", None, "Metrics against accuracy"),
         element("p", None, lead),
-        text_table(headers, rows),
+        _best_marked(headers[:split], [row[:split] for row in rows]),
         *(element("p", None, line) for line in oracle_report.missing_intervals(comparison)),
+        _best_marked([headers[0], *headers[split:]], by_sets) if split < len(headers) else "",
         element("p", {"class": "quiet"}, text) if text else "",
     )
+
+
+def _best_marked(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """A table whose best correlations and accuracies of metrics are marked."""
+    best = set()
+    for column, header in enumerate(headers):
+        if header in ("Spearman", "Kendall", "selected") or header.startswith("by "):
+            values = {
+                at: float(row[column])
+                for at, row in enumerate(rows)
+                if row[0] in METRICS and row[column] != MISSING
+            }
+            best |= {(at, column) for at in values if values[at] == max(values.values())}
+    return text_table(headers, rows, best)
 
 
 def _convergence(score: Score, prefix: str, names: Sequence[str]) -> Markup:
@@ -232,10 +284,10 @@ def _convergence(score: Score, prefix: str, names: Sequence[str]) -> Markup:
 
 def _without_accuracy(oracle: Oracle, ranking: Ranking) -> Iterator[str]:
     for path in oracle.without:
-        yield f"{relative(path, ranking.directory)}: no accuracy"
+        yield f"{name_of(path, ranking)}: no accuracy"
     for line in oracle.unmatched:
-        yield f"{relative(line.path, ranking.directory)}: not matched, {line.reason}"
+        yield f"{name_of(line.path, ranking)}: not matched, {line.reason}"
 
 
 def _left_out(files: Iterable[Skipped], ranking: Ranking) -> Iterator[str]:
-    return (f"{relative(file.path, ranking.directory)}: {file.reason}" for file in files)
+    return (f"{name_of(file.path, ranking)}: {file.reason}" for file in files)

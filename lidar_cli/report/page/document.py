@@ -1,32 +1,31 @@
-"""The file of a page: template, style, script and drawing library, in one write or not at all.
+"""The file of a page: template, style and script, in one write or not at all.
 
-The page loads nothing else: its content security policy forbids that, so a mistake would show.
+The page loads nothing, and runs no script but its own: its content security policy forbids both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from lidar_cli import __version__
 from lidar_cli.errors import InputError, MissingExtra, SettingsError
-from lidar_cli.report.page.markup import Markup, element, joined, script_data
+from lidar_cli.report.page.markup import Markup, joined
 from lidar_cli.runtime.files import is_stream, write_atomic
 from lidar_cli.runtime.streams import write_remark
 
 
 @dataclass(frozen=True)
 class Page:
-    """A title, the content below it, and the data of each section's charts."""
+    """The title of the window, and the content."""
 
     title: str
     body: Sequence[Markup]
-    charts: Sequence[Mapping[str, Any]]
 
 
 def check_page(path: Path, overwrite: bool) -> None:
@@ -42,9 +41,9 @@ def check_page(path: Path, overwrite: bool) -> None:
                 f"--report {path}: exists already; add --overwrite to replace it", code="exists"
             )
     try:
-        import plotly  # noqa: F401
+        import matplotlib  # noqa: F401
     except ImportError as error:
-        raise MissingExtra("report", "plotly", "--report") from error
+        raise MissingExtra("plot", "matplotlib", "--report") from error
 
 
 def write_page(page: Page, path: Path, overwrite: bool) -> None:
@@ -63,25 +62,15 @@ def write_page(page: Page, path: Path, overwrite: bool) -> None:
 
 
 def to_html(page: Page) -> str:
-    """The HTML text of a page; needs plotly."""
-    from plotly.offline import get_plotlyjs
-
+    """The HTML text of a page."""
     folder = files(__package__)
+    script = (folder / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Template((folder / "template.html").read_text(encoding="utf-8")).substitute(
         title=joined(page.title),
         style=(folder / "page.css").read_text(encoding="utf-8"),
         body="\n".join(page.body),
         version=__version__,
-        notice=_notice(),
-        data=script_data(list(page.charts)),
-        plotly=get_plotlyjs().replace("</script", r"<\/script"),
-        script=(folder / "page.js").read_text(encoding="utf-8"),
+        digest=digest,
+        script=script,
     )
-
-
-def _notice() -> Markup:
-    """The licence of the embedded plotly.js, from its package."""
-    for file in distribution("plotly").files or ():
-        if ".dist-info" in str(file) and file.name.upper().startswith("LICENSE"):
-            return element("pre", None, file.read_text(encoding="utf-8"))
-    raise MissingExtra("report", "plotly, with its licence,", "--report")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import html
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 VOID = ("input", "wbr")  # elements without content, which are not closed
 SURROGATES = re.compile("[\ud800-\udfff]")  # of names that are not UTF-8
@@ -55,17 +53,6 @@ def broken(text: str, after: str) -> Markup:
     return joined(*pieces, text[start:])
 
 
-def script_data(value: Any) -> Markup:
-    """A value as JSON for a script element; the JSON can neither end the element nor nest one.
-
-    Raises ValueError for NaN and infinities, which JSON lacks.
-    """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
 def bullet_list(lines: Iterable[str], kind: str, title: str = "") -> Markup:
     """A list of lines under a title; empty without lines. kind: its CSS class."""
     items = [element("li", None, broken(line, "/")) for line in lines]
@@ -82,8 +69,15 @@ def folded(title: str, *content: str) -> Markup:
     return element("details", None, element("summary", None, title), *content)
 
 
-def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """A plain table whose first column names the row; columns of numbers are aligned right."""
+def text_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    best: Collection[tuple[int, int]] = (),
+) -> Markup:
+    """A plain table whose first column names the row; columns of numbers are aligned right.
+
+    best: row and column of the cells that are marked.
+    """
     classes = [
         None if all(map(_is_number, column)) else "left" for column in zip(*rows, strict=True)
     ]
@@ -91,18 +85,17 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
         element("th", {"scope": "col", "class": kind}, broken(header, "_"))
         for header, kind in zip(headers, classes, strict=True)
     ]
-    body = [
-        element(
-            "tr",
-            None,
-            element("th", {"scope": "row"}, broken(row[0], BREAKS)),
-            *(
-                element("td", {"class": kind}, broken(cell, "/"))
-                for cell, kind in zip(row[1:], classes[1:], strict=True)
-            ),
+    body = []
+    for at, (name, *cells) in enumerate(rows):
+        kinds = [
+            "best" if (at, column) in best else kind for column, kind in enumerate(classes[1:], 1)
+        ]
+        columns = (
+            element("td", {"class": kind}, broken(cell, "/"))
+            for cell, kind in zip(cells, kinds, strict=True)
         )
-        for row in rows
-    ]
+        row_head = element("th", {"scope": "row"}, broken(name, BREAKS))
+        body.append(element("tr", None, row_head, *columns))
     return framed(head, body, kind="text")
 
 
