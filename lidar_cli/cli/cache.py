@@ -30,10 +30,10 @@ def cache(
     yes: Annotated[bool, option("--yes", "With --prune: do not ask.")] = False,
     json: Json = False,
 ) -> None:
-    """Size of the cache by checkpoint; --prune removes what no checkpoint uses any more.
+    """Size of the cache by checkpoint; --prune removes what nothing uses any more.
 
     lidar cache runs/                              what takes how much room
-    lidar cache runs/ --prune                      remove what nothing uses; asks first
+    lidar cache runs/ --prune                      remove what nothing uses
     """
     if (dry_run or yes) and not prune:
         raise SettingsError("--dry-run and --yes belong to --prune; add that")

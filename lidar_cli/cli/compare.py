@@ -25,7 +25,7 @@ def compare(
     *,
     settings: CompareSettings,
 ) -> None:
-    """The difference of two checkpoints in every metric, on the same images and views.
+    """The difference of two checkpoints in every metric, for the same images.
 
     lidar compare runs/a.pt runs/b.pt              what a ranking has stored of both
     lidar compare a.pt b.pt --data photos/ -n 500  images of your own

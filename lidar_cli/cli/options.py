@@ -94,9 +94,10 @@ def _resolve(cls: type[S], options: dict[str, Any], config: Path | None, show: b
 
 def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     text, default, kind = field.metadata["help"], field.default, _parsed_type(hint)
-    choices = [choice for choice in _choices(hint) if choice not in text]
-    if choices:
-        text = f"{text.rstrip('.')}: {', '.join(choices[:-1])} or {choices[-1]}."
+    choices = [choice for choice in _choices(hint) if choice != "auto"]
+    if any(choice not in text for choice in choices):
+        sentence, bracket, rest = text.rstrip(".").partition(" [")
+        text = f"{sentence}: {' or '.join(choices)}{bracket}{rest}."
     names, value = flags(field), field.metadata["value"]
     shown: str | bool = False
     if isinstance(default, bool):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,11 @@ from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.paths import Selection, select
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import RankSettings
+
+if TYPE_CHECKING:
+    from lidar_cli.ranking.oracle import Oracle
+    from lidar_cli.ranking.session import Ranking
+    from lidar_cli.report.ranking import View
 
 
 @with_settings(RankSettings)
@@ -79,19 +84,37 @@ def rank(
         _race(selection, settings, json, quiet)
         return
     check_report(page, overwrite)
+    formats = {"json": json, "csv": csv, "markdown": markdown, "quiet": quiet}
+    form = next((name for name, given in formats.items() if given), "")
+    shown = columns, everything, verbose
+    _rank(selection, settings, form, shown, page, overwrite)
+
+
+def _rank(
+    selection: Selection,
+    settings: RankSettings,
+    form: str,
+    shown: tuple[str | None, bool, bool],
+    page: Path | None,
+    overwrite: bool,
+) -> None:
+    """Rank, print and write the page. form: `json`, `csv`, `markdown`, `quiet` or empty.
+
+    shown: the values of --columns, --all and --verbose.
+    """
     from lidar_cli.ranking.oracle import check_tables, compare_with_oracle, hyperparameters_for_page
     from lidar_cli.ranking.session import rank_together, with_runs
     from lidar_cli.report import ranking as report
-    from lidar_cli.report import runs as runs_report
     from lidar_cli.report.progress import Terminal
     from lidar_cli.runtime.device import read_rank_info
 
     check_tables(settings, report=page is not None)
-    of_runs, paged = settings.per_run, None
-    view = report.View(report.parse_columns(columns), everything, verbose, settings.top, of_runs)
-    oracle, parameters = None, {}
+    columns, everything, verbose = shown
+    metrics = report.parse_columns(columns)
+    view = report.View(metrics, everything, verbose, settings.top, settings.per_run)
+    oracle, parameters, paged = None, {}, None
     rank_info = read_rank_info()
-    with Terminal(rank_info.is_main, quiet) as terminal:
+    with Terminal(rank_info.is_main, form == "quiet") as terminal:
         ranking = rank_together(selection, settings, terminal, rank_info)
         if ranking is None:
             terminal.note("all checkpoints are scored; another process prints the ranking")
@@ -101,38 +124,45 @@ def rank(
             oracle = compare_with_oracle(ranking, settings, terminal)
         if page is not None:
             parameters = hyperparameters_for_page(ranking, settings, terminal)
-            paged = ranking if of_runs else with_runs(ranking)
-        if quiet or settings.top is not None:
+            paged = ranking if settings.per_run else with_runs(ranking)
+        if form == "quiet" or settings.top is not None:
             report.check_single_group(ranking)
-    top = (runs_report if of_runs else report).top(ranking, settings.top)
-    if settings.top is not None and not json:  # --top is of checkpoints
-        top = replace(top, baseline=())
     try:
-        if json:
-            count = None if of_runs else settings.top
-            write_results(report.to_json(top if of_runs else ranking, oracle, count))
-        elif csv:
-            write_results(runs_report.to_csv(top) if of_runs else report.to_csv(top, oracle))
-        elif markdown:
-            write_results(
-                runs_report.to_markdown(top) if of_runs else report.to_markdown(top, oracle)
-            )
-        elif quiet:
-            write_results((runs_report if of_runs else report).to_paths(top))
-        else:
-            report.print_tables(top if of_runs else ranking, oracle, view)
+        _print(ranking, oracle, form, view)
     finally:  # the page is written even if stdout cannot be
         if page is not None and paged is not None:
             from lidar_cli.report.page.content import ranking_page
             from lidar_cli.report.page.document import write_page
 
             write_page(ranking_page(paged, oracle, parameters), page, overwrite)
-    if ranking.failed and (quiet or json or csv or markdown):
+    if form:
         for file in ranking.failed:
             write_remark(f"failed: {file.path}: {file.reason}")
     note_toy_data(ranking.data, list(ranking.checkpoints), *(["--overwrite"] if page else []))
     if ranking.failed:
         raise typer.Exit(4)
+
+
+def _print(ranking: Ranking, oracle: Oracle | None, form: str, view: View) -> None:
+    """Print a ranking, or with --per-run its runs, in one form."""
+    from lidar_cli.report import ranking as report
+    from lidar_cli.report import runs as runs_report
+
+    top = (runs_report if view.per_run else report).top(ranking, view.top)
+    if view.top is not None and form != "json":  # --top is of checkpoints
+        top = replace(top, baseline=())
+    if form == "json":
+        count = None if view.per_run else view.top
+        write_results(report.to_json(top if view.per_run else ranking, oracle, count))
+    elif form == "csv":
+        write_results(runs_report.to_csv(top) if view.per_run else report.to_csv(top, oracle))
+    elif form == "markdown":
+        text = runs_report.to_markdown(top) if view.per_run else report.to_markdown(top, oracle)
+        write_results(text)
+    elif form == "quiet":
+        write_results((runs_report if view.per_run else report).to_paths(top))
+    else:
+        report.print_tables(top if view.per_run else ranking, oracle, view)
 
 
 def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,9 +20,12 @@ from lidar_cli.cli.options import (
     with_settings,
 )
 from lidar_cli.errors import LidarError, NoProcess, ProcessGroupBroken, SettingsError
-from lidar_cli.runtime.device import read_rank_info
+from lidar_cli.runtime.device import RankInfo, read_rank_info
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import ScoreSettings
+
+if TYPE_CHECKING:
+    from lidar_cli.scoring.compute import Score
 
 
 @with_settings(ScoreSettings)
@@ -61,22 +64,52 @@ def score(
         from lidar_cli.report.plot import check_plot
 
         check_plot(plot)
+    settings = rank_info.with_device(settings)
+    scores, failure = _score(files, settings, rank_info)
+    status = failure or status
+    if not rank_info.is_main:
+        return  # with status 0, because else torchrun would end the rank that still has to print
     from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.report import scores as report
+
+    try:
+        if json:
+            write_results(report.to_json(scores))
+        elif csv:
+            write_results(report.to_csv(scores))
+        elif scores:
+            report.print_table(scores, parse_metrics(settings.metrics), verbose)
+    finally:  # plot and page are written even if stdout cannot be
+        if plot is not None and scores:
+            from lidar_cli.report.plot import plot_spectra
+
+            plot_spectra(scores, plot)
+        if page is not None and scores:
+            from lidar_cli.ranking.hyperparameters import from_names
+            from lidar_cli.report.page.content import scores_page
+            from lidar_cli.report.page.document import write_page
+
+            parameters = from_names([score.file for score in scores])
+            write_page(scores_page(scores, parameters), page, overwrite)
+    if status:
+        raise typer.Exit(status)
+
+
+def _score(
+    files: list[Path], settings: ScoreSettings, rank_info: RankInfo
+) -> tuple[list[Score], int]:
+    """The scores of the files that can be used, and the exit status of the last that cannot."""
+    from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.report.progress import Terminal
     from lidar_cli.scoring.convergence import converge_file
-    from lidar_cli.scoring.run import (
-        open_groups,
-        open_process_group,
-        score_file,
-    )
+    from lidar_cli.scoring.run import open_groups, open_process_group, score_file
 
-    settings = rank_info.with_device(settings)
-    metrics = parse_metrics(settings.metrics)
+    parse_metrics(settings.metrics)
     if settings.converge and rank_info.ranks > 1:
         raise SettingsError("--converge: one process reads the file; leave out torchrun")
     groups = open_groups(settings)
-    scores = []
+    scores: list[Score] = []
+    status = 0
     with Terminal(rank_info.is_main) as terminal, open_process_group(rank_info) as process_group:
         for file in files:
             terminal.checkpoint(file.name)
@@ -95,26 +128,4 @@ def score(
             except LidarError as error:
                 status = error.exit_status
                 terminal.note(f"error: {error}")
-    if not rank_info.is_main:
-        return  # with status 0, because else torchrun would end the rank that still has to print
-    try:
-        if json:
-            write_results(report.to_json(scores))
-        elif csv:
-            write_results(report.to_csv(scores))
-        elif scores:
-            report.print_table(scores, metrics, verbose)
-    finally:  # plot and page are written even if stdout cannot be
-        if plot is not None and scores:
-            from lidar_cli.report.plot import plot_spectra
-
-            plot_spectra(scores, plot)
-        if page is not None and scores:
-            from lidar_cli.ranking.hyperparameters import from_names
-            from lidar_cli.report.page.content import scores_page
-            from lidar_cli.report.page.document import write_page
-
-            parameters = from_names([score.file for score in scores])
-            write_page(scores_page(scores, parameters), page, overwrite)
-    if status:
-        raise typer.Exit(status)
+    return scores, status
