@@ -85,7 +85,8 @@ def test_a_shell_completes_metrics_after_by(shell: str, tmp_path: Path) -> None:
         session.type("exit\n", until="exit")
     with Shell([program, "-i"], tmp_path, variables) as session:
         offered = session.type("lidar rank --by \t\t", until="alignment")
-        assert all(name in offered for name in METRICS)
+        for name in METRICS:
+            offered += session.type("", until=name) if name not in offered else ""
         session.type("\x15lidar score z.npy --metrics lidar,partic\t", until="lidar,participation_")
         session.type("\x15lidar rank --views ident\t", until="identity")
         session.type("\x03exit\n", until="exit")

@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.reading.lazy_tensor import BY_NUMPY, ITEMSIZE, LazyTensor
-from lidar_cli.checkpoints.reading.pickle import Global, StandIn
 from lidar_cli.checkpoints.reading.read import read_checkpoint, read_contents
+from lidar_cli.checkpoints.reading.stand_ins import Global, StandIn
 from lidar_cli.errors import CheckpointError
 
 KINDS = ["zip", "legacy"]

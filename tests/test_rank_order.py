@@ -236,10 +236,10 @@ def test_what_cannot_be_compared_is_ranked_apart(tmp_path: Path, rank: Shell) ->
     for option in (["--quiet"], ["--top", 1], ["--top", 1, "--json"]):
         done = rank(runs, *option)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith(
+        assert (
             "error: The checkpoints form two groups that cannot be compared: the projector is 8 "
             "wide in one and 10 in the other. To rank all by what they share: lidar rank "
-        )
+        ) in done.stderr
         assert "--layer backbone" in done.stderr
     forced = rank(runs, "--quiet", "--layer", "backbone")
     assert forced.returncode == 0
@@ -305,4 +305,4 @@ def test_features_of_another_embedding_revision_are_another_group(
     assert [line.split()[-1] for line in table[2:]] == ["7", "1"]
     done = rank(runs, "--quiet")
     assert done.returncode == 2
-    assert "a.h5 and b.h5 are feature files, which stay as they are" in done.stderr
+    assert "a and b are feature files, which stay as they are" in done.stderr

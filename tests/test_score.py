@@ -356,7 +356,7 @@ def test_an_unknown_metric_is_named():
 
 def test_an_unknown_device_is_named(tmp_path):
     np.save(tmp_path / "z.npy", np.zeros((2, 2, 2)))
-    with pytest.raises(SettingsError, match=r"--device tpx: .*; expected auto, cpu, cuda or cuda"):
+    with pytest.raises(SettingsError, match=r"--device tpx: expected auto, cpu, cuda or cuda"):
         score_file(tmp_path / "z.npy", ScoreSettings(device="tpx"))
 
 

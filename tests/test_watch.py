@@ -205,8 +205,11 @@ def test_feature_files_that_land_later_serve(tmp_path: Path, images: Path) -> No
         (["--top", 1], "--watch and --top exclude each other"),
         (["--jsonl", "notes.txt"], "--jsonl notes.txt: holds a line that --watch did not write"),
         (["--jsonl", "deep.jsonl"], "--jsonl deep.jsonl: holds a line that --watch did not write"),
-        (["--jsonl", "no/such/place"], "--jsonl no/such/place: cannot be written: No such file"),
-        (["--interval", 0], "--interval = 0"),
+        (
+            ["--jsonl", "no/such/place"],
+            "--jsonl no/such/place: no folder no/such; create it with:  mkdir -p no/such",
+        ),
+        (["--interval", 0], "--interval 0: expected more than 0"),
     ],
 )
 def test_what_cannot_be_followed_is_one_line(

@@ -30,7 +30,7 @@ def cache(
     yes: Annotated[bool, option("--yes", "With --prune: do not ask.")] = False,
     json: Json = False,
 ) -> None:
-    """Size of the cache by checkpoint; --prune removes what nothing uses any more.
+    """Size of the cache by checkpoint; --prune removes what nothing uses.
 
     lidar cache runs/                              what takes how much room
     lidar cache runs/ --prune                      remove what nothing uses

@@ -25,9 +25,9 @@ def compare(
     *,
     settings: CompareSettings,
 ) -> None:
-    """The difference of two checkpoints in every metric, for the same images.
+    """The difference of two checkpoints in every metric.
 
-    lidar compare runs/a.pt runs/b.pt              what a ranking has stored of both
+    lidar compare runs/a.pt runs/b.pt              what a ranking has stored
     lidar compare a.pt b.pt --data photos/ -n 500  images of your own
     lidar compare a.h5 b.h5 --by rankme            two feature files
     """

@@ -99,8 +99,9 @@ class Comparison:
     @property
     def names(self) -> tuple[str, str]:
         """Short names of the two."""
-        names = short_names(self.paths)
-        first, second = (names[path] for path in self.paths)
+        places = [place_of(Path(path)) for path in self.paths]
+        names = short_names(places)
+        first, second = (names[place] for place in places)
         return first, second
 
 

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import TypeGuard
 
 from lidar_cli.checkpoints.reading.folder import read_arguments
-from lidar_cli.checkpoints.reading.pickle import StandIn
 from lidar_cli.checkpoints.reading.read import read_checkpoint
+from lidar_cli.checkpoints.reading.stand_ins import StandIn
 from lidar_cli.data.tables import Table, is_accuracy
 from lidar_cli.errors import LidarError, NoProcess
 

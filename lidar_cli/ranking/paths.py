@@ -177,23 +177,23 @@ def _check(path: Path, may_match_nothing: bool) -> None:
         return
     if not is_pattern(path):
         raise InputError(
-            f"{path}: no such file or folder. {_advice(path)}", code="no-such-directory"
+            f"{path}: no such file or folder; {_advice(path)}", code="no-such-directory"
         )
     folder = _folder_of(path)
     if not folder.is_dir():
         raise InputError(
-            f"{path}: no such folder as {folder}. {_advice(folder)}", code="no-such-directory"
+            f"{path}: no such folder as {folder}; {_advice(folder)}", code="no-such-directory"
         )
     if not may_match_nothing and not matches(path):
         names = sorted({other.name for other in matches(path.parent / "*")})
         close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
         advice = (
-            f"Did you mean {path.parent / close[0]} ?"
+            f"did you mean {path.parent / close[0]} ?"
             if close and not glob.has_magic(path.name)
-            else "A `*` matches part of one name, `**` any folders"
+            else "a `*` matches part of one name, `**` any folders"
         )
         raise InputError(
-            f"{path}: this pattern matches nothing in {folder}{os.sep}. {advice}", code="no-match"
+            f"{path}: this pattern matches nothing in {folder}{os.sep}; {advice}", code="no-match"
         )
 
 
@@ -201,8 +201,8 @@ def _advice(path: Path) -> str:
     """The existing path that is most like a mistyped one, or else what may be named."""
     similar = _most_similar(path)
     if similar is None:
-        return "Name checkpoints, folders of them, or patterns such as 'runs/*/last.ckpt'"
-    return f"Did you mean {similar}{os.sep if similar.is_dir() else ''} ?"
+        return "name checkpoints, folders of them, or patterns such as 'runs/*/last.ckpt'"
+    return f"did you mean {similar}{os.sep if similar.is_dir() else ''} ?"
 
 
 def _most_similar(path: Path) -> Path | None:

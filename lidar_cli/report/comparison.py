@@ -166,7 +166,10 @@ def print_comparison(comparison: Comparison) -> None:
         ]
         for one, cell, text in zip(comparison.differences, cells, tied, strict=True)
     ]
-    headers = ["metric", "", "", f"difference, {level}", *([""] if any(tied) else [])]
+    heading = f"difference, {level}"
+    if out.is_terminal:  # where headers are broken at their last space or underscore
+        heading = f"difference,_{level.replace(' ', '')}"
+    headers = ["metric", "", "", heading, *([""] if any(tied) else [])]
     used = [max(map(len, column)) + 2 for column in zip(headers, *rows, strict=True)]
     room = (out.width - used[0] - sum(used[3:])) // 2 - 2
     names = [name if len(name) <= room else f"{name[: room - 3]}..." for name in comparison.names]

@@ -79,7 +79,7 @@ def scores_verdict(scores: Sequence[Score]) -> str | None:
         return None
     rows = [unranked_row(Path(score.file), (), score, by) for score in scores]
     groups = comparable_groups(rows, by, level)
-    ranking = cast("Ranking", SimpleNamespace(directory="", by=by, groups=groups, names={}))
+    ranking = cast("Ranking", SimpleNamespace(directory="", by=by, groups=groups, name=str))
     if len(ranking.groups) == 1:
         answer = group_verdict(ranking.groups[0], ranking)
         return answer if levels else answer.replace("unknown.", "unknown: add --confidence 0.95.")
@@ -218,6 +218,8 @@ def common_ground(ranking: Ranking) -> Advice:
         elif name in SETTING_OF_CONSTANT and target[name] is not None:
             value = _recipe(groups, fixed) if name == "views" else target[name]
             changes[SETTING_OF_CONSTANT[name]] = value
+        elif name == "mask grid" and not fixed:
+            changes["views"] = "simclr"  # without masks
         elif name == "d":
             return Advice(_widths(ranking))
         else:

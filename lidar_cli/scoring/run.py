@@ -23,7 +23,7 @@ from lidar_cli.features.arrays import check_not_sparse, read_npy, read_npz, with
 from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.reader import read_hdf5
 from lidar_cli.runtime.device import RankInfo, check_free_memory, find_device
-from lidar_cli.runtime.files import NotAFile, is_hdf5, open_regular
+from lidar_cli.runtime.files import NotAFile, did_you_mean, is_hdf5, open_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, compute_score
 from lidar_cli.scoring.influences import influences
@@ -110,6 +110,9 @@ def open_embeddings(path: Path, settings: ScoreSettings) -> list[Embeddings]:
         raise InputError(
             f"{path}: {error.strerror}; expected HDF5, .npy, .npz, .pt or .safetensors"
         ) from error
+    except FileNotFoundError as error:
+        message = f"{path}: no such file{did_you_mean(path)}"
+        raise InputError(message, code="no-such-file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
     check_not_sparse(path)

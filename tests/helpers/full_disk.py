@@ -336,14 +336,14 @@ def test_a_read_only_disk_is_one_line(
     common = ["--data", images, "-n", N, "-q", Q, "--image-size", SIZE, "--device", "cpu"]
 
     def refused(name: str) -> str:
-        return f"{disk / name}: cannot be written: Read-only file system"
+        return f"{disk / name}: the folder {disk} cannot be written; name another"
 
     for words, reason in (
-        (["extract", runs / "1.pt", "-o", disk / "a.h5", *common], "cannot be created: "),
+        (["extract", runs / "1.pt", "-o", disk / "a.h5", *common], "cannot be written; name"),
         (["rank", runs, *common], "the cache cannot be written (Read-only file system); name"),
         (["score", path, "--report", disk / "a.html"], "--report " + refused("a.html")),
         (["score", path, "--plot", disk / "a.png"], "--plot " + refused("a.png")),
-        (["rank", runs, "--watch", "--jsonl", disk / "log", *common], "cannot be written: Read-"),
+        (["rank", runs, "--watch", "--jsonl", disk / "log", *common], "cannot be written; name"),
     ):
         done = shell(*words)
         assert done.returncode in (2, 3)

@@ -35,7 +35,7 @@ MISTAKES = (
     Mistake("rank -q runs/", 2, "-q 10 for that many views of each image; for paths alone --quiet"),
     Mistake("rank runs/ -n", 2, "-n 1000"),
     Mistake("rank runs/ --lable backbone", 2, "did you mean --layer?"),
-    Mistake("score z.npy --data photos", 2, "it belongs to lidar rank, lidar extract"),
+    Mistake("score z.npy --data photos", 2, "belongs to lidar rank, lidar compare, lidar extract"),
     Mistake("rank runs/ --json --csv", 2, "exclude each other; give one"),
     Mistake("rank runs/ --jsonl a.jsonl", 2, "belongs to --watch; add that"),
     # names and numbers

@@ -12,15 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor, Malformed
-from lidar_cli.checkpoints.reading.pickle import (
-    PERSISTENT,
-    ArrayType,
-    Global,
-    Recorded,
-    Result,
-    StandIn,
-)
+from lidar_cli.checkpoints.reading.pickle import PERSISTENT, Recorded, Result
 from lidar_cli.checkpoints.reading.rebuild import HANDLERS, fill_array, is_unfilled
+from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn
 
 SCALARS = frozenset((int, float, bool, type(None), complex, bytes))
 LITERALS = SCALARS | {str}

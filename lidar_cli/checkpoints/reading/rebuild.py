@@ -26,7 +26,7 @@ from lidar_cli.checkpoints.reading.lazy_tensor import (
     storage_type,
     strided_view,
 )
-from lidar_cli.checkpoints.reading.pickle import ArrayType, Global, StandIn
+from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn
 
 Arguments = tuple[Any, ...]
 

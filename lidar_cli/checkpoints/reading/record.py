@@ -27,7 +27,7 @@ from lidar_cli.checkpoints.reading.lazy_tensor import (
     element_size,
     strided_view,
 )
-from lidar_cli.checkpoints.reading.pickle import ArrayType, Global, StandIn, plain
+from lidar_cli.checkpoints.reading.stand_ins import ArrayType, Global, StandIn, plain
 
 DIRECT = frozenset((int, float, bool, type(None), str))
 MUTABLE: dict[str, Callable[[], Any]] = {"d": dict, "l": list, "o": lambda: StandIn("")}

@@ -48,9 +48,10 @@ from lidar_cli.checkpoints.reading.lazy_tensor import (
     element_size,
     storage_type,
 )
-from lidar_cli.checkpoints.reading.pickle import Forbidden, Global, load, open_range
+from lidar_cli.checkpoints.reading.pickle import Forbidden, load, open_range
 from lidar_cli.checkpoints.reading.rebuild import becomes_stand_in
 from lidar_cli.checkpoints.reading.record import encode
+from lidar_cli.checkpoints.reading.stand_ins import Global
 from lidar_cli.errors import CheckpointError, shortened
 from lidar_cli.runtime.files import ZipMembers, open_zip
 
