@@ -113,6 +113,11 @@ def _train_all(
         for index, (path, hyperparameters) in enumerate(drawn.items())
         if not path.exists()
     ]
+    if tasks:
+        progress.note(
+            f"training {len(tasks)} small networks, then ranking and probing {len(drawn)}: about "
+            "two minutes on two CPU cores"
+        )
     run_parallel(_train, tasks, "training checkpoints", progress, done=len(drawn) - len(tasks))
     return {str(path): hyperparameters for path, hyperparameters in drawn.items()}
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
+
 from rich.table import Table
 
 from lidar_cli.demo.run import N_SAMPLES, Demo
@@ -12,7 +15,8 @@ from lidar_cli.report.text import console, format_signed
 def print_demo(demo: Demo) -> None:
     """Print the ranking, the correlations, the time per stage, and the images' licence."""
     out = console()
-    print_tables(demo.ranking, accuracies=demo.accuracies)
+    words = ("rank", demo.ranking.directory, "-n", str(N_SAMPLES))
+    print_tables(replace(demo.ranking, command=words), accuracies=demo.accuracies)
     span = 100 * (max(demo.accuracies.values()) - min(demo.accuracies.values()))
     out.print()
     out.print_line(
@@ -34,6 +38,5 @@ def print_demo(demo: Demo) -> None:
     out.print(table)
     out.print()
     seconds = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in demo.seconds.items())
-    again = f"lidar rank {demo.ranking.directory} -n {N_SAMPLES}"
-    out.print_line(f"{seconds}; the same ranking again: {again}")
+    out.print_line(f"{seconds}; the same ranking again: {shlex.join(['lidar', *words])}")
     out.print_line(demo.attribution, style="dim")
