@@ -375,7 +375,7 @@ def test_long_doubles_in_hdf5_are_no_array(tmp_path):
 def test_a_directory_and_a_missing_file_are_told_apart(tmp_path):
     with pytest.raises(InputError, match="is a directory; score takes files, rank takes directo"):
         open_one(tmp_path)
-    with pytest.raises(InputError, match="absent.npy: no such file"):
+    with pytest.raises(InputError, match=r"absent\.npy: no such file"):
         open_one(tmp_path / "absent.npy")
 
 

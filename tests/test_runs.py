@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -14,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import run_command
 from formats import FIXTURES
-from make import crop, encoded, image_folder, state_dict
+from make import crop, encoded, environment, image_folder, state_dict
 from rank_runs import SIZE, Shell, rank_here, ranked, stamps
 from torch import Tensor
 from torch.nn import functional as F
@@ -311,6 +314,12 @@ def test_a_baseline_is_a_row_without_rank(two_runs: Path, rank: Shell) -> None:
         ]
         assert mean[:4] in row
         assert "3 seeds" in done.stdout + done.stderr
+        # Names in the progress are those of the table, with or without untrained networks.
+        assert re.search(r"\] a/epoch=19\S* rankme ", done.stderr)
+    ended = run_command(["cache", two_runs, "--json"], two_runs, environment())
+    files = [file for file in json.loads(ended.stdout)["files"] if "untrained-" in file["name"]]
+    assert len(files) >= 3
+    assert all(file["unused"] is None for file in files)
 
 
 def test_a_best_checkpoint_worse_than_an_untrained_network_is_a_fact(

@@ -23,7 +23,7 @@ from lidar_cli.features.reader import read_interrupted, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, check_unlocked, revision_of
 from lidar_cli.ranking.cache import KEY, NAME_PATTERNS, STALE_AFTER, CacheFolder
 from lidar_cli.ranking.digests import Digests
-from lidar_cli.ranking.discover import FEATURE_SUFFIXES, files_of
+from lidar_cli.ranking.discover import FEATURE_SUFFIXES, UNTRAINED, files_of
 from lidar_cli.ranking.paths import select
 from lidar_cli.runtime.files import check_regular, irregular_kind, parse_json
 from lidar_cli.scoring.saved import SUFFIX
@@ -130,6 +130,8 @@ class _Owners:
             return "", OLDER if time.time() - changed > STALE_AFTER else None
         provenance = self._provenance(name)
         recorded = str(provenance.get("checkpoint") or "")
+        if str(provenance.get("sha256")).startswith(UNTRAINED):  # of --baseline
+            return "", OLDER if revision_of(provenance) < EMBEDDING_REVISION else None
         path = self._paths.get(str(provenance.get("sha256")), recorded)
         return path, self._why_unused(provenance)
 

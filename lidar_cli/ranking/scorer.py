@@ -85,7 +85,8 @@ class Scorer:
         """
         tasks = []
         checkpoints = list(checkpoints)
-        self._names = short_names([*self._names, *(str(one.path) for one in checkpoints)])
+        files = [str(one.path) for one in checkpoints if not isinstance(one, Untrained)]
+        self._names = short_names([*self._names, *files])
         for checkpoint in checkpoints:
             with self._reporting_failure(checkpoint):
                 plan = make_plan(
@@ -142,7 +143,8 @@ class Scorer:
 
     def name(self, task: Task) -> str:
         """The short name of the checkpoint of a task."""
-        return self._names[str(task.checkpoint.path)]
+        path = str(task.checkpoint.path)
+        return self._names.get(path, path)  # an untrained network is named by itself
 
     def report_finished(
         self, task: Task, result: object, begun: float, cached: bool = False
