@@ -58,7 +58,7 @@ def file_system(path: Path) -> str:
 
 def digest(path: Path) -> str:
     """By processes that have read nothing yet."""
-    before, computed = Digests(path.parent, path.parent / "kept").of(path)
+    before, computed = Digests(path.parent / "kept").of(path)
     assert before == stamp(path)
     assert computed == hashlib.sha256(path.read_bytes()).hexdigest()
     return computed
@@ -116,7 +116,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(digesting, "sha256", late)
-        Digests(path.parent, path.parent / "kept").of(path)
+        Digests(path.parent / "kept").of(path)
     digest(path)
     assert read == ["a.pt", "a.pt"]
 
@@ -197,7 +197,7 @@ def test_where_nothing_can_be_kept_files_are_read(tmp_path: Path, read: list[str
     digest(path)
     assert read == ["a.pt", "a.pt"]
     with pytest.raises(CheckpointError, match="no such file"):
-        Digests(tmp_path, tmp_path / "other").of(tmp_path / "absent.pt")
+        Digests(tmp_path / "other").of(tmp_path / "absent.pt")
 
 
 @pytest.mark.usefixtures("dated")

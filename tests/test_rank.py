@@ -151,9 +151,7 @@ def test_a_folder_that_may_not_be_listed_is_among_the_failed(
     try:
         if uid == 0:  # who may list anything
             os.seteuid(nobody)
-        scan = scan_directory(
-            Path("runs"), EmbedSettings(), Progress(), Digests(Path("runs"), Path("absent"))
-        )
+        scan = scan_directory(Path("runs"), EmbedSettings(), Progress(), Digests(Path("absent")))
     finally:
         os.seteuid(uid)
     assert [str(one.path) for one in scan.checkpoints.values()] == ["runs/a.pt"]

@@ -14,10 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from feature_files import set_revision
-from make import (
-    checkpoint,
-    image_folder,
-)
+from make import checkpoint, image_folder, lidar_here
 from PIL import Image
 from rank_runs import (
     SIZE,
@@ -33,6 +30,7 @@ from rank_runs import (
 from safetensors.torch import load_file, save_file
 
 from lidar_cli.extraction.run import extract_checkpoint
+from lidar_cli.ranking import digests
 from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.scoring.run import score_file
@@ -404,6 +402,33 @@ def test_features_being_written_by_another_process_are_left_alone(
         assert partial.exists()
         other.communicate(b"\n")
     assert values(rank(tmp_path / "runs", "--json")) == value
+
+
+def test_pruning_leaves_what_a_ranking_of_several_uses(
+    tmp_path: Path, rank: Shell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here, cache = tmp_path / "here", tmp_path / "here/.lidar"
+    for at, name in enumerate(("here/sub/A/a.pt", "here/sub/B/b.pt", "other/c.pt", "here/d")):
+        checkpoint(tmp_path / name, at)
+    monkeypatch.setattr(digests, "SETTLED", -1)  # digests are stored at once
+    monkeypatch.chdir(here)
+    assert rank(Path("sub/A"), "sub/B", "--quiet").returncode == 0
+    assert rank(Path("../other/c.pt"), "d", "--quiet").returncode == 0
+    files = {path.name for path in cache.iterdir()}
+    assert len([name for name in files if name.endswith(".h5")]) == 4
+
+    def prune(directory: Path) -> set[str]:
+        words = ["cache", directory, "--prune", "--yes"]
+        done = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
+        assert done.returncode == 0, done.stderr
+        return {path.name for path in cache.iterdir()}
+
+    assert prune(Path()) == files
+    monkeypatch.chdir("/")
+    assert prune(here) == files
+    monkeypatch.chdir(here)
+    (here / "sub/A/a.pt").unlink()
+    assert prune(Path()) == {name for name in files if not name.startswith(("a-", "a.pt-"))}
 
 
 def test_a_dry_run_counts_what_is_cached_and_writes_nothing(tmp_path: Path, rank: Shell) -> None:

@@ -23,6 +23,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.runtime.files import open_regular, parse_json, read_limited, write_atomic
@@ -34,14 +35,13 @@ Stamp = tuple[int, ...]
 
 
 class Digests:
-    """Digests of the files under a directory, stored in a folder if that can be written.
+    """Digests of files, stored in a folder if that can be written.
 
     store: False to read stored digests only, and to write nothing.
     """
 
-    def __init__(self, directory: Path, folder: Path, store: bool = True) -> None:
+    def __init__(self, folder: Path, store: bool = True) -> None:
         self._stores = store
-        self._directory = directory
         self._folder = folder
         self._digests: dict[Path, tuple[Stamp, str]] = {}
         self._trial: tuple[int, int] | None = (
@@ -106,20 +106,30 @@ class Digests:
         self._trial = before.st_dev if is_reliable else -1, after.st_ctime_ns
         return self._trial
 
-    def record(self, path: Path) -> Path:
-        """The file that stores the digest of a checkpoint."""
-        name = os.path.relpath(path, self._directory)  # the same on all hosts
-        key = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
-        return self._folder / f"{path.name}-{key}.sha256"
+    def _record(self, path: Path) -> tuple[Path, str]:
+        """The file that stores the digest of a checkpoint, and the path of that from the folder.
+
+        The path is the same on all hosts, and whatever else is ranked.
+        """
+        below = os.path.relpath(path, self._folder)
+        key = hashlib.sha256(below.encode(errors="surrogateescape")).hexdigest()[:16]
+        return self._folder / f"{path.name}-{key}.sha256", below
 
     def _stored(self, path: Path, file: list[int]) -> str | None:
-        try:
-            record = parse_json(read_limited(self.record(path), MAX_BYTES, follow=False))
-            return str(record["sha256"]) if record["file"] == file else None
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
+        record = read_record(self._record(path)[0])
+        return str(record.get("sha256")) if record.get("file") == file else None
 
     def _store(self, path: Path, file: list[int], digest: str) -> None:
-        content = json.dumps({"file": file, "sha256": digest}).encode()
+        record, below = self._record(path)
+        content = json.dumps({"file": file, "sha256": digest, "path": below}).encode()
         with suppress(OSError):  # it is computed again next time
-            write_atomic(self.record(path), content)
+            write_atomic(record, content)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The stamp, the digest and the path of a checkpoint; {} if the record cannot be used."""
+    try:
+        record = parse_json(read_limited(path, MAX_BYTES, follow=False))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and {"file", "sha256"} <= record.keys() else {}

@@ -22,13 +22,14 @@ from lidar_cli.errors import FILE_ERRORS, InputError, LidarError
 from lidar_cli.features.reader import read_interrupted, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, check_unlocked, revision_of
 from lidar_cli.ranking.cache import KEY, NAME_PATTERNS, STALE_AFTER, CacheFolder
-from lidar_cli.ranking.digests import Digests
+from lidar_cli.ranking.digests import Digests, read_record
 from lidar_cli.ranking.discover import FEATURE_SUFFIXES, UNTRAINED, files_of
-from lidar_cli.ranking.paths import select
+from lidar_cli.ranking.paths import place_of, select
 from lidar_cli.runtime.files import check_regular, irregular_kind, parse_json
 from lidar_cli.scoring.saved import SUFFIX
 
 INFLUENCE = re.compile(rf"(?P<features>.+){KEY}\.influence", re.DOTALL)
+IN_CACHE = re.compile(rf".+{KEY}\.h5", re.DOTALL)
 OLD_TEMPORARY = NAME_PATTERNS[-1]
 GONE = "its checkpoint is gone or has changed"
 OLDER = "an older version wrote it"
@@ -101,12 +102,12 @@ class _Owners:
     def __init__(self, directory: Path, folder: CacheFolder, names: Collection[str]) -> None:
         self._directory = directory
         self._folder = folder.path
-        digests = Digests(directory, folder.path)
+        digests = Digests(folder.path)
         files = files_of(select([directory]), _refuse)
         paths = [path for path in files if irregular_kind(path) is None]
         checkpoints = [path for path in paths if path.suffix not in FEATURE_SUFFIXES]
         self._paths = {digests.of(path)[1]: str(path) for path in checkpoints}  # by digest
-        self._records = {digests.record(path).name: str(path) for path in checkpoints}
+        self._listed = {path.resolve(): str(path) for path in checkpoints}
         self._features = {path.stem for path in paths if path.suffix in FEATURE_SUFFIXES}
         self._names = names
 
@@ -119,13 +120,14 @@ class _Owners:
 
     def _owner(self, name: str, changed: float) -> tuple[str, str | None]:
         if name.endswith(".sha256"):
-            return self._records.get(name, ""), None if name in self._records else GONE
+            return self._owner_of_record(read_record(self._folder / name))
         if match := INFLUENCE.fullmatch(name):
             features = f"{match['features']}.h5"
             if features in self._names:
                 return self._owner(features, changed)
-            is_used = match["features"] in self._features
-            return "", None if is_used else "its embeddings are gone"
+            # Feature files that are not of a cache may be in any directory.
+            is_gone = IN_CACHE.fullmatch(features) and match["features"] not in self._features
+            return "", "its embeddings are gone" if is_gone else None
         if OLD_TEMPORARY.fullmatch(name) and not name.endswith((".h5", SUFFIX)):
             return "", OLDER if time.time() - changed > STALE_AFTER else None
         provenance = self._provenance(name)
@@ -150,21 +152,34 @@ class _Owners:
             pass
         return {}
 
+    def _owner_of_record(self, record: dict[str, Any]) -> tuple[str, str | None]:
+        """The checkpoint whose digest is recorded, and why the record is unused."""
+        if "path" not in record:
+            return "", OLDER if record else None
+        path = place_of(self._folder / str(record["path"]))
+        if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for some paths)
+            return path, GONE
+        return self._listed.get(Path(path).resolve(), path), None
+
     def _why_unused(self, provenance: dict[str, Any]) -> str | None:
         digest = provenance.get("sha256")
         if not digest:
             return None
-        recorded = Path(str(provenance.get("checkpoint") or "."))
-        if recorded.is_file() and not self._is_below(recorded):
-            return None  # a checkpoint of another directory, which shares the cache
-        if digest not in self._paths:
-            return GONE
-        return OLDER if revision_of(provenance) < EMBEDDING_REVISION else None
+        if digest in self._paths:
+            return OLDER if revision_of(provenance) < EMBEDDING_REVISION else None
+        return None if self._is_elsewhere(str(provenance.get("checkpoint"))) else GONE
 
-    def _is_below(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self._directory.resolve()) or (
-            path.absolute().is_relative_to(self._directory.absolute())
-        )
+    def _is_elsewhere(self, recorded: str) -> bool:
+        """Whether a checkpoint that was ranked from this cache may exist and not be listed.
+
+        It is of another directory, was named by itself, or its path is relative to another folder.
+        """
+        if os.path.isfile(recorded):  # noqa: PTH113
+            return Path(recorded).resolve() not in self._listed
+        place = Path(place_of(Path(recorded)))
+        bases = place_of(self._directory), self._directory.resolve()
+        is_below = any(place.is_relative_to(base) for base in bases)
+        return not (is_below or Path(recorded).is_absolute())
 
 
 def _provenance_of_score(path: Path) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Session:
 
     def digests(self) -> Digests:
         """Digests of the files as they are now."""
-        return Digests(self.directory, self.folder.path, store=not self.settings.dry_run)
+        return Digests(self.folder.path, store=not self.settings.dry_run)
 
     def names(self) -> dict[str, str]:
         """The short names of the scanned checkpoints, and of feature files without one, by path."""

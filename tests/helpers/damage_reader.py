@@ -99,7 +99,7 @@ def probed(path: Path) -> object:
 
 def surveyed(path: Path) -> object:
     scan = DirectoryScan()
-    digests = Digests(path.parent, path.parent / "kept")
+    digests = Digests(path.parent / "kept")
     classify_file(path, scan, Recogniser(EmbedSettings()), Progress(), digests)
     if scan.failed or scan.skipped:
         raise LidarError((scan.failed + scan.skipped)[0].reason)
