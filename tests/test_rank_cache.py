@@ -19,6 +19,7 @@ from PIL import Image
 from rank_runs import (
     SIZE,
     N,
+    Q,
     Shell,
     rank_here,
     ranked,
@@ -29,8 +30,9 @@ from rank_runs import (
 )
 from safetensors.torch import load_file, save_file
 
+from lidar_cli.extraction.measure import Measured
 from lidar_cli.extraction.run import extract_checkpoint
-from lidar_cli.ranking import digests
+from lidar_cli.ranking import digests, dry_run
 from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.scoring.run import score_file
@@ -449,3 +451,31 @@ def test_a_dry_run_counts_what_is_cached_and_writes_nothing(tmp_path: Path, rank
         **stamps,
         runs / "wide.pt": (runs / "wide.pt").stat().st_mtime_ns,
     }
+
+
+def test_a_dry_run_counts_untrained_networks_and_rows_of_a_smaller_n(
+    tmp_path: Path, rank: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a second for each sample of each network."""
+    monkeypatch.setattr(dry_run, "measure", lambda *_: Measured(1.0, 0, 8))
+    runs = checkpoint(tmp_path / "runs/a.pt").parent
+    rank(runs, "-n", 16)
+    planned = json.loads(rank(runs, "--dry-run", "--json", "--baseline", "untrained").stdout)
+    assert (planned["checkpoints"], planned["cached"]) == (1, 0)
+    assert planned["seconds"] == (N - 16) + 3 * N
+    assert planned["disk_bytes"] == 4 * 4 * 8 * (N * Q + N)
+
+
+def test_a_dry_run_plans_the_layer_that_is_ranked(tmp_path: Path, rank: Shell) -> None:
+    """A feature file without a projector decides for the backbone of all."""
+    runs = checkpoint(tmp_path / "runs/a.pt").parent
+    rank(checkpoint(tmp_path / "b.pt", 1), "--layer", "backbone", "--cache", tmp_path / "cache")
+    (features,) = (tmp_path / "cache").glob("*.h5")
+    shutil.copy(features, runs / "b.h5")
+    planned = json.loads(rank(runs, "--dry-run", "--json").stdout)
+    ranking = ranked(rank(runs, "--json"))
+    assert len(ranking["checkpoints"]) == 2
+    (stored,) = (runs / ".lidar").glob("*.h5")
+    with h5py.File(stored) as file:
+        width = file["embeddings/backbone/clean"].shape[1]
+    assert planned["disk_bytes"] == 4 * width * (N * Q + N)

@@ -203,15 +203,10 @@ class Cache:
         Raises FeatureFileError if a row is damaged, after copying those before it.
         """
         layout, output = task.plan.layout, self.features_path(task)
-        stored = self._of_fewer_samples(task, samples)
-        if not stored or partial_path(output).exists():
-            return 0
-        path, provenance = max(stored, key=lambda pair: pair[1]["n_clean"])
-        batch_size = self._settings.batch_size or provenance["batch_size"]
-        count = int(provenance["n_clean"]) // int(batch_size) * int(batch_size)
-        (rows,) = read_hdf5(path, self._settings.layer)
+        *_, (count, batch_size, path) = [(0, 0, output), *self._of_fewer_samples(task, samples)]
         if count == 0:
             return 0
+        (rows,) = read_hdf5(path, self._settings.layer)
         with FeatureWriter.create(
             output,
             layout,
@@ -228,23 +223,33 @@ class Cache:
                 writer.write(span, {rows.layer: views}, {rows.layer: chunk.clean})
         return count
 
-    def _of_fewer_samples(self, task: Task, samples: Samples) -> list[tuple[Path, dict[str, Any]]]:
-        """Feature files that differ from the plan of a task only by having fewer samples."""
+    def count_of_fewer(self, task: Task, samples: Samples) -> int:
+        """How many samples of a task `begin_with_fewer` can copy."""
+        return max((count for count, _, _ in self._of_fewer_samples(task, samples)), default=0)
+
+    def _of_fewer_samples(self, task: Task, samples: Samples) -> list[tuple[int, int, Path]]:
+        """Feature files that differ from the plan of a task only by having fewer samples.
+
+        Each with its number of samples in whole batches and the size of these, the most last. None
+        if the file of the task is begun.
+        """
         layout, files = task.plan.layout, []
-        if layout.n_samples not in (0, layout.n_clean):
+        is_begun = partial_path(self.features_path(task)).exists()
+        if is_begun or layout.n_samples not in (0, layout.n_clean):
             return []
         for path in self.path.glob(f"{escape(stem(task.checkpoint.path))}-*.h5"):
-            with suppress(FeatureFileError):
+            with suppress(FeatureFileError, LookupError, TypeError, ValueError, ArithmeticError):
                 provenance = read_provenance(path)
-                count = provenance.get("n_clean", 0)
+                count = provenance["n_clean"]
+                batch_size = int(self._settings.batch_size or provenance["batch_size"])
                 if (
                     set(differing_fields(provenance, task.plan.provenance)) <= NOT_IN_ROWS
                     and provenance["n_samples"] in (count if layout.n_samples else 0,)
                     and count < layout.n_clean
                     and provenance["samples_sha256"] == samples.first_fingerprint(count)
                 ):
-                    files.append((path, provenance))
-        return files
+                    files.append((count // batch_size * batch_size, batch_size, path))
+        return sorted(files)
 
     def has(self, task: Task) -> bool:
         """Whether features or a score of a task are stored, in a file that may yet be damaged."""

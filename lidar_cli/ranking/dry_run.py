@@ -9,6 +9,7 @@ from typing import Any
 from lidar_cli.errors import FILE_ERRORS, InputError
 from lidar_cli.extraction.measure import Measured, measure
 from lidar_cli.extraction.plan import Plan
+from lidar_cli.ranking.baseline import UntrainedNetworks
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.order import views_and_statistics
@@ -23,14 +24,15 @@ from lidar_cli.settings import RankSettings
 class DryRun:
     """A ranking before it begins.
 
-    groups: the settings of each comparable group, and its number of checkpoints.
-    seconds: to embed what is not cached; None if nothing is to be embedded.
+    folders: how many the checkpoints are in. groups: the settings of each comparable group, and its
+    number of checkpoints. seconds: to embed what is not cached, untrained networks included; None
+    if nothing is to be embedded.
     """
 
     directory: str
     cache: str
     checkpoints: int
-    runs: int
+    folders: int
     architectures: tuple[str, ...]
     methods: tuple[str, ...]
     groups: tuple[tuple[dict[str, Any], int], ...]
@@ -60,7 +62,8 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
     """
     session = open_session(paths, settings, progress)
     session.scan_directory()
-    scorer = session.open_scorer(session.choose_layer())
+    layer = session.choose_layer(session.scan.features_without_checkpoint)
+    scorer = session.open_scorer(layer)
     tasks = scorer.plans(session.scan.checkpoints.values())
     if not tasks:
         failed = "".join(f"; {file.path}: {file.reason}" for file in session.scan.failed[:1])
@@ -68,6 +71,10 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
             f"{session.directory}: no checkpoint to embed{failed}", code="no-checkpoint"
         )
     missing = [task for task in tasks if not scorer.cache.has(task)]
+    cached = len(tasks) - len(missing)
+    if settings.baseline is not None:
+        networks = scorer.plans(UntrainedNetworks(tasks, settings).checkpoints)
+        missing += [network for network in networks if not scorer.cache.has(network)]
     seconds, memory = _measure(session, scorer, missing)
     descriptions = [task.checkpoint.description for task in tasks]
     stored = settings.store
@@ -75,11 +82,11 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
         directory=str(session.directory),
         cache=str(session.folder.path),
         checkpoints=len(tasks),
-        runs=len({task.checkpoint.path.parent for task in tasks}),
+        folders=len({task.checkpoint.path.parent for task in tasks}),
         architectures=tuple(dict.fromkeys(one.arch for one in descriptions)),
         methods=tuple(dict.fromkeys(one.format for one in descriptions)),
         groups=_groups(tasks),
-        cached=len(tasks) - len(missing),
+        cached=cached,
         plan=tasks[0].plan,
         seconds=seconds,
         disk=sum(task.plan.layout.nbytes for task in missing) if stored else 0,
@@ -108,7 +115,9 @@ def _measure(
                     raise
                 session.scan.fail(task.checkpoint.path, error)
                 continue
-        seconds += measured[key].seconds * layout.n_clean
+        is_stored = session.settings.store
+        stored = scorer.cache.count_of_fewer(task, session.samples) if is_stored else 0
+        seconds += measured[key].seconds * (layout.n_clean - stored)
     if not measured:
         return None, None
     return seconds, max(one.memory for one in measured.values())

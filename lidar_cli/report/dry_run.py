@@ -30,7 +30,7 @@ def print_dry_run(run: DryRun) -> None:
     if len(run.groups) > 1:
         groups = f"{len(run.groups)} groups that differ in {_listed(run.differ)}"
     out.print_line(
-        f"{count} in {_counted(run.runs, 'folder')} ({kinds}), {groups}; {run.cached} cached."
+        f"{count} in {_counted(run.folders, 'folder')} ({kinds}), {groups}; {run.cached} cached."
     )
     if len(run.groups) > 1:
         for common, number in run.groups:
@@ -70,7 +70,7 @@ def to_json(run: DryRun) -> str:
         "directory": run.directory,
         "cache": run.cache,
         "checkpoints": run.checkpoints,
-        "folders": run.runs,
+        "folders": run.folders,
         "architectures": run.architectures,
         "methods": run.methods,
         "groups": [number for _, number in run.groups],
