@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import pickle
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from formats import FIXTURES
 from make import (
     PROJECTED,
     WIDTHS,
@@ -126,6 +128,20 @@ def test_equal_weights_in_other_containers_are_one_row(tmp_path: Path, rank: She
     assert rows["f.safetensors"]["aliases"] == []
     assert not any(row["path"] in row["tied_with"] for row in ranking)
     assert len(list((runs / ".lidar").glob("*.h5"))) == 4
+
+
+def test_equal_weights_of_two_architectures_are_two_rows(tmp_path: Path) -> None:
+    """Two files of Hugging Face whose configurations differ in an epsilon."""
+    for name, epsilon in (("a", 1e-12), ("b", 0.1)):
+        (tmp_path / name).mkdir()
+        fixture = FIXTURES["hf-ijepa"]()
+        fixture.save(tmp_path / name).unlink()
+        save_file(fixture.tree, tmp_path / name / "model.safetensors", {"from": name})
+        config = tmp_path / name / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"layer_norm_eps": epsilon}))
+    digests = Digests(tmp_path / "absent")
+    scan = scan_directory(tmp_path, EmbedSettings(), Progress(), digests)
+    assert {one.path.parent.name for one in scan.checkpoints.values()} == {"a", "b"}
 
 
 def test_a_pipe_in_a_directory_is_not_waited_for(tmp_path: Path, rank: Shell) -> None:

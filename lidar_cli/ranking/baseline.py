@@ -6,7 +6,6 @@ and its seed, which no file can have) and a place in the cache, but no rank.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -26,6 +25,7 @@ from lidar_cli.errors import FILE_ERRORS, NoProcess, first_line
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import UNTRAINED, Checkpoint
 from lidar_cli.ranking.order import Group
+from lidar_cli.ranking.weights import architecture_text
 from lidar_cli.scoring.compute import Score
 from lidar_cli.settings import RankSettings
 
@@ -185,13 +185,7 @@ def _architecture(task: Task, settings: RankSettings) -> tuple[list[str], str]:
     texts, modules = [], []
     specs = specs_of(task.checkpoint.path, _for_branch(task.checkpoint, settings))
     for layer, spec in specs.items():
-        fields = {
-            field.name: repr(getattr(spec, field.name))
-            for field in dataclasses.fields(spec)
-            if field.name not in ("why", "decided", "backbone")
-        }
-        size = getattr(spec, "image_size", None)
-        texts.append(f"{layer} {type(spec).__name__} {getattr(spec, 'arch', '')} {size} {fields}")
+        texts.append(architecture_text(layer, spec))
         modules.append(build(spec))
         if layer in task.plan.provenance["layers"]:
             break

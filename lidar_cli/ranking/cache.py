@@ -230,8 +230,8 @@ class Cache:
     def _of_fewer_samples(self, task: Task, samples: Samples) -> list[tuple[int, int, Path]]:
         """Feature files that differ from the plan of a task only by having fewer samples.
 
-        Each with its number of samples in whole batches and the size of these, the most last. None
-        if the file of the task is begun.
+        Each with its number of samples in whole batches and the size of these, the most last. An
+        empty list if the file of the task is begun.
         """
         layout, files = task.plan.layout, []
         is_begun = partial_path(self.features_path(task)).exists()

@@ -7,9 +7,11 @@ described alike and one small tensor of each, which is read with its description
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -30,12 +32,23 @@ def sample_digest(modules: Modules) -> str:
 
 
 def weights_digest(modules: Modules) -> str:
-    """SHA-256 of every tensor in use, with its layer and name. Raises CheckpointError."""
+    """SHA-256 of the architectures and every tensor in use, by layer. Raises CheckpointError."""
     return _digest(
-        (f"{layer} {name}", tensor)
+        (f"{architecture_text(layer, assigned.spec)} {name}", tensor)
         for layer, assigned in sorted(modules.items())
         for name, tensor in sorted(assigned.tensors.items())
     )
+
+
+def architecture_text(layer: str, spec: Any) -> str:
+    """All of a layer's spec that determines its module, such as epsilons and activations."""
+    values = {
+        field.name: repr(getattr(spec, field.name))
+        for field in dataclasses.fields(spec)
+        if field.name not in ("why", "decided", "backbone")
+    }
+    size = getattr(spec, "image_size", None)
+    return f"{layer} {type(spec).__name__} {getattr(spec, 'arch', '')} {size} {values}"
 
 
 def _digest(named: Iterable[tuple[str, Weight]]) -> str:
