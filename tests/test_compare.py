@@ -23,10 +23,16 @@ from make import besides_assumptions, checkpoint, image_folder, lidar_here
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from lidar_cli.configuration import resolve
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
-from lidar_cli.ranking.comparison import Comparison, compare_files, difference
+from lidar_cli.ranking.comparison import (
+    Comparison,
+    _names_embeddings,
+    compare_files,
+    difference,
+)
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.report import comparison as report
 from lidar_cli.scoring.compute import Score
@@ -389,6 +395,13 @@ def test_cache_that_is_a_link_is_not_followed(here: Path, lidar: Shell) -> None:
     assert done.returncode == 3
     assert ".lidar: is a link, which may lead anywhere" in done.stderr
     assert [path.name for path in Path("elsewhere").iterdir()] == ["LIDAR_CACHE"]
+
+
+def test_a_number_of_samples_that_is_given_is_not_that_of_stored_embeddings() -> None:
+    """Even if it is the default; without it, stored embeddings of fewer may be compared."""
+    for words, is_named in (({}, False), ({"n_samples": 1000}, True), ({"n_samples": 20}, True)):
+        given = resolve(CompareSettings, words, environment={}).values
+        assert _names_embeddings(given) == is_named
 
 
 def test_projectors_of_other_widths_name_the_layer_that_both_have(

@@ -44,6 +44,7 @@ from lidar_cli.settings import (
     EMBEDDED,
     EMBEDDED_DEFAULTS,
     CompareSettings,
+    DefaultCount,
     EmbedSettings,
     RankSettings,
 )
@@ -410,6 +411,9 @@ def _rank_settings(settings: CompareSettings) -> RankSettings:
 def _names_embeddings(settings: CompareSettings) -> bool:
     """Whether any setting that determines embeddings differs from its default."""
     defaults = RankSettings()
+    is_count_given = not isinstance(settings.n_samples, DefaultCount)
+    if is_count_given and settings.n_samples == defaults.n_samples:
+        return True
     return any(
         getattr(settings, name)
         not in (getattr(defaults, name), (EMBEDDED_DEFAULTS | {"data": EMBEDDED}).get(name))
