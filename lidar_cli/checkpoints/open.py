@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lidar_cli.checkpoints.assign import Modules
 from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.families import consistent
 from lidar_cli.checkpoints.models import (
@@ -44,56 +45,30 @@ MODULES: dict[type[ModuleSpec], Callable[[Any], nn.Module]] = {
 }
 
 
-def open_checkpoint(
-    path: Path,
-    *,
-    arch: str | None = None,
-    model: str | None = None,
-    activation: str = "auto",
-    format: str = "auto",
-    branch: str = "auto",
-    layer: str = "auto",
-    assume: Sequence[str] = (),
-) -> Embedder:
+def open_checkpoint(path: Path, settings: ModelSettings | None = None, **fields: Any) -> Embedder:
     """The Embedder of a checkpoint, on the CPU; `to` moves it.
 
-    arch: name of a timm model, if the weights do not determine the architecture. model:
-    'package.module:factory', the user's own code. activation: in the projector, 'relu', 'gelu' or
-    'auto' (the format's, else ReLU, which is reported). format: a name of
-    `lidar inspect --formats`. branch: 'student' or 'teacher'. layer: the value of `--layer`, by
-    which an auto branch is chosen. assume: KEY=VALUE for what the weights leave open, see
-    `spec.ASSUME_KEYS`.
-    Raises CheckpointError or NoWeights for the file, SettingsError for the options.
+    fields: of the settings, in place of the values there, such as arch or branch.
+    Raises CheckpointError or NoWeights for the file, SettingsError for the settings.
     """
-    path = Path(path)
-    if arch is not None and model is not None:
+    path, settings = Path(path), dataclasses.replace(settings or ModelSettings(), **fields)
+    if settings.arch is not None and settings.model is not None:
         raise SettingsError(
             "--arch and --model both name the architecture; give one of them", code="arch-and-model"
         )
-    if model is not None and (format, branch) != ("auto", "auto"):
+    if settings.model is not None and (settings.format, settings.branch) != ("auto", "auto"):
         raise SettingsError(
             "--model is your own code, which names its layers; leave --format and --branch out",
             code="model-and-format",
         )
-    if model is not None and assume:
+    if settings.model is not None and settings.assume:
         raise SettingsError(
             "--model is your own code, which decides all; leave --assume out",
             code="model-and-assume",
         )
-    if model is not None:
-        return _open_user_module(path, model)
-    contents = read_contents(path)
-    description, assignments = detect(
-        path,
-        as_dict(contents),
-        arch=arch,
-        activation=activation,
-        format=format,
-        branch=branch,
-        layer=layer,
-        config=contents.config,
-        assume=assume,
-    )
+    if settings.model is not None:
+        return _open_user_module(path, settings.model)
+    description, assignments = recognise(path, settings)
     modules: dict[str, nn.Module] = {}
     for name, assignment in assignments.items():
         label = description.arch if name == "backbone" else name
@@ -101,8 +76,27 @@ def open_checkpoint(
         weights = module.weights if isinstance(module, Backbone) else module
         fill(weights, assignment.tensors, f"{path}: {label}")
         modules[name] = module.eval()
-    description = dataclasses.replace(description, stand_ins=contents.stand_ins)
     return _embedder(description, modules)
+
+
+def recognise(path: Path, settings: ModelSettings) -> tuple[CheckpointDescription, Modules]:
+    """What a checkpoint contains, and for each layer the spec and the tensors of its module.
+
+    Raises CheckpointError or NoWeights for the file, SettingsError for the settings.
+    """
+    contents = read_contents(path)
+    description, modules = detect(
+        path,
+        as_dict(contents),
+        arch=settings.arch,
+        activation=settings.activation,
+        format=settings.format,
+        branch=settings.branch,
+        layer=settings.layer,
+        config=contents.config,
+        assume=settings.assume,
+    )
+    return dataclasses.replace(description, stand_ins=contents.stand_ins), modules
 
 
 def open_untrained(
@@ -117,35 +111,15 @@ def open_untrained(
         module = untrained.seeded(seed, lambda: user_module.make(target))
         return ModuleEmbedder(description, module.eval(), f"--model {target}")
     modules = {}
-    for name, spec in specs_of(path, settings).items():
+    for name, assignment in recognise(path, settings)[1].items():
         label = description.arch if name == "backbone" else name
-        modules[name] = _build(path, label, spec)
+        modules[name] = _build(path, label, assignment.spec)
     remade: Callable[[], nn.Module] | None = getattr(modules["backbone"], "remade", None)
     if remade is not None:  # timm's own module, which timm initialises
         modules["backbone"] = untrained.seeded(seed, remade).eval()
     heads_alone = [module for name, module in modules.items() if name != "backbone"]
     untrained.initialise(heads_alone if remade else modules.values(), seed)
     return _embedder(description, modules)
-
-
-def specs_of(path: Path, settings: ModelSettings) -> dict[str, Any]:
-    """Layer -> the spec of its module, in the order of the forward pass.
-
-    Raises CheckpointError and SettingsError as `open_checkpoint`.
-    """
-    contents = read_contents(path)
-    _, assignments = detect(
-        path,
-        as_dict(contents),
-        arch=settings.arch,
-        activation=settings.activation,
-        format=settings.format,
-        branch=settings.branch,
-        layer=settings.layer,
-        config=contents.config,
-        assume=settings.assume,
-    )
-    return {name: assignment.spec for name, assignment in assignments.items()}
 
 
 def _build(path: Path, label: str, spec: Any) -> nn.Module:

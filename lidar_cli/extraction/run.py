@@ -186,16 +186,7 @@ def open_with(checkpoint: Path, settings: ModelSettings, device: torch.device) -
 
     Raises CheckpointError or SettingsError as `open_checkpoint` and `compile_backbone` do.
     """
-    embedder = open_checkpoint(
-        checkpoint,
-        arch=settings.arch,
-        model=settings.model,
-        activation=settings.activation,
-        format=settings.format,
-        branch=settings.branch,
-        layer=settings.layer,
-        assume=settings.assume,
-    ).to(device)
+    embedder = open_checkpoint(checkpoint, settings).to(device)
     if settings.compile:
         compile_backbone(embedder, device)
     return embedder

@@ -19,7 +19,7 @@ import torch
 
 from lidar_cli.checkpoints.models import untrained
 from lidar_cli.checkpoints.models.embedder import Embedder
-from lidar_cli.checkpoints.open import build, open_untrained, specs_of
+from lidar_cli.checkpoints.open import build, open_untrained, recognise
 from lidar_cli.core.metrics import Metric
 from lidar_cli.errors import FILE_ERRORS, NoProcess, first_line
 from lidar_cli.ranking.cache import Task
@@ -177,16 +177,16 @@ def _shared(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _architecture(task: Task, settings: RankSettings) -> tuple[list[str], str]:
     """What determines the architecture up to the task's layer, and its initialisation in words.
 
-    Raises as `specs_of`.
+    Raises as `recognise`.
     """
     if settings.model is not None:
         words = f"as {settings.model} returns it, with torch's generator seeded"
         return [settings.model, str(task.plan.provenance["source_sha256"])], words
     texts, modules = [], []
-    specs = specs_of(task.checkpoint.path, _for_branch(task.checkpoint, settings))
-    for layer, spec in specs.items():
-        texts.append(architecture_text(layer, spec))
-        modules.append(build(spec))
+    _, assigned = recognise(task.checkpoint.path, _for_branch(task.checkpoint, settings))
+    for layer, assignment in assigned.items():
+        texts.append(architecture_text(layer, assignment.spec))
+        modules.append(build(assignment.spec))
         if layer in task.plan.provenance["layers"]:
             break
     return texts, untrained.in_words(modules)

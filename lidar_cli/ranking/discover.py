@@ -6,14 +6,12 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.assign import Modules
-from lidar_cli.checkpoints.detect import detect
-from lidar_cli.checkpoints.open import open_checkpoint
-from lidar_cli.checkpoints.reading.read import as_dict, read_contents, stamp
+from lidar_cli.checkpoints.open import open_checkpoint, recognise
+from lidar_cli.checkpoints.reading.read import read_contents, stamp
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 from lidar_cli.errors import (
     FILE_ERRORS,
@@ -212,7 +210,7 @@ class Recogniser:
 
     def _describe(self, path: Path) -> CheckpointDescription | None:
         if self._settings.model is None:
-            description, modules = _recognised(path, self._settings)
+            description, modules = recognise(path, self._settings)
             self.samples[path] = sample_digest(modules)
             return description
         read_contents(path)  # the user's module is built once per content, not per file
@@ -280,24 +278,7 @@ def is_feature_file(path: Path) -> bool:
 def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
     if settings.model is not None:
         return open_checkpoint(path, model=settings.model).description
-    return _recognised(path, settings)[0]
-
-
-def _recognised(path: Path, settings: EmbedSettings) -> tuple[CheckpointDescription, Modules]:
-    """The description of a checkpoint, and its tensors by layer."""
-    contents = read_contents(path)
-    description, modules = detect(
-        path,
-        as_dict(contents),
-        arch=settings.arch,
-        activation=settings.activation,
-        format=settings.format,
-        branch=settings.branch,
-        layer=settings.layer,
-        config=contents.config,
-        assume=settings.assume,
-    )
-    return replace(description, stand_ins=contents.stand_ins), modules
+    return recognise(path, settings)[0]
 
 
 def _merge_equal_weights(scan: DirectoryScan, settings: EmbedSettings) -> None:
@@ -310,7 +291,7 @@ def _merge_equal_weights(scan: DirectoryScan, settings: EmbedSettings) -> None:
         first_with: dict[str, Checkpoint] = {}
         for one in members if len(members) > 1 else ():
             with suppress(LidarError, OSError):  # then it remains a checkpoint by itself
-                weights = weights_digest(_recognised(one.path, settings)[1])
+                weights = weights_digest(recognise(one.path, settings)[1])
                 first = first_with.setdefault(weights, one)
                 if first is not one and stamp(one.path) == one.stamp:
                     first.aliases += [str(one.path), *one.aliases]
