@@ -99,6 +99,10 @@ RUNS = ("vicreg-05", "vicreg-03", "simclr-06", "dino")
         ),
         pytest.param(["runs/last.ckpt"], ["last.ckpt"], id="a file alone without a run"),
         pytest.param(["mae/checkpoint.pth"], ["mae"], id="a file alone that names its format"),
+        pytest.param(
+            ["/o/vicreg/lightning_logs/version_0/checkpoints"], ["vicreg"], id="a Lightning run"
+        ),
+        pytest.param(["runs/checkpoints"], ["checkpoints"], id="a folder of any run alone"),
         pytest.param([], [], id="no path"),
     ],
 )

@@ -233,7 +233,7 @@ def test_a_ranking_draws_its_runs_and_untrained_networks_under_short_names() -> 
         replace(
             plain,
             names={path: path.removeprefix("runs/").removesuffix(".pt") for path in paths},
-            runs=find_runs(plain.groups, plain.by, {}, "runs"),
+            runs=find_runs(plain.groups, plain.by, {}),
             baseline=(untrained,),
         )
     )

@@ -135,6 +135,9 @@ def test_the_best_checkpoint_of_each_run_and_its_curve(two_runs: Path, rank: She
     assert not a["tied"]
     assert a["drop"] < -0.1
     assert (b["best"]["x"], b["last"]["x"], b["drop"]) == (59, 59, None)
+    assert {run["name"] for run in runs.values()} == {"a", "b"}
+    (alone,) = ranked(rank(two_runs / "a", "--per-run", "--json"))["runs"]
+    assert alone["name"] == "a"
 
 
 def test_top_and_quiet_with_runs_print_the_best_of_each(two_runs: Path, rank: Shell) -> None:

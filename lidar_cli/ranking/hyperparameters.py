@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from lidar_cli.checkpoints.reading.folder import read_arguments
 from lidar_cli.checkpoints.reading.read import read_checkpoint
@@ -40,19 +40,27 @@ def from_table(lines: Mapping[str, Mapping[str, str]], table: Table) -> dict[str
     return {path: {name: _value(row[name]) for name in names} for path, row in lines.items()}
 
 
+def readable_checkpoints(paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The checkpoints among files, each with what it stores.
+
+    Raises NoProcess if no process can be started to read files in.
+    """
+    for path in paths:
+        try:
+            yield path, read_checkpoint(Path(path))
+        except NoProcess:
+            raise
+        except LidarError:
+            continue
+
+
 def from_checkpoints(paths: Sequence[str]) -> dict[str, Hyperparameters]:
     """Checkpoint -> the plain values that it stores under `hyper_parameters` or `args`.
 
     Checkpoints that store none are left out, and so are feature files.
     """
     by_path: dict[str, Hyperparameters] = {}
-    for path in paths:
-        try:
-            tree = read_checkpoint(Path(path))
-        except NoProcess:
-            raise
-        except LidarError:
-            continue
+    for path, tree in readable_checkpoints(paths):
         stored: dict[object, object]
         stored = next(
             (tree[name] for name in CHECKPOINT_KEYS if isinstance(tree.get(name), dict)), {}
@@ -74,13 +82,7 @@ def recorded_data(paths: Sequence[str]) -> str | None:
     The folder is not opened, and need not exist.
     """
     folders: Counter[str] = Counter()
-    for path in sorted(paths)[:MAX_RECORDS]:
-        try:
-            tree = read_checkpoint(Path(path))
-        except NoProcess:
-            raise
-        except LidarError:
-            continue
+    for path, tree in readable_checkpoints(sorted(paths)[:MAX_RECORDS]):
         configs = [tree.get(name) for name in CONFIG_KEYS]
         configs.append(read_arguments(Path(path), ARGUMENTS_FILE))
         matches = [match for config in configs for match in _data_folders(config)]

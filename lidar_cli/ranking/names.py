@@ -82,9 +82,9 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def name_of_one(path: str) -> str:
-    """The file name of a path, or the folder of its run if any run may have such a file."""
+    """The last part of a path, or the folder of its run if any run may have such a part."""
     *folders, file = PurePath(path).parts or (path,)
-    if FILES_OF_ANY_RUN.fullmatch(file.lower()):
+    if FILES_OF_ANY_RUN.fullmatch(file.lower()) or FRAMEWORK_PARTS.fullmatch(file.lower()):
         names = (one for one in reversed(folders) if not FRAMEWORK_PARTS.fullmatch(one.lower()))
         folder = next(names, "/")
         return file if FOLDERS_OF_RUNS.fullmatch(folder.lower()) else folder

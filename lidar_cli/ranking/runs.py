@@ -13,18 +13,18 @@ Epoch and step are those that a checkpoint records, else those in its name.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lidar_cli.checkpoints.reading.read import read_checkpoint
 from lidar_cli.core.metrics import Metric
-from lidar_cli.errors import LidarError, NoProcess
 from lidar_cli.extraction.run import stem
+from lidar_cli.ranking.hyperparameters import readable_checkpoints
+from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.order import Group, Row
+from lidar_cli.ranking.paths import place_of
 
 Axis = Literal["epoch", "step", "number"]  # number: in a name, without a word that says of what
 AXES: tuple[Axis, ...] = ("epoch", "step", "number")
@@ -52,7 +52,6 @@ MEASURED = re.compile(  # such as `-val_loss=0.12`
     re.IGNORECASE,
 )
 AGAIN = re.compile(r"[-_]v\d+$")  # what Lightning adds where a file of the name exists
-FRAMEWORK = re.compile(r"checkpoints?|ckpts?|weights|lightning_logs|version_\d+", re.IGNORECASE)
 FINAL = frozenset(("last", "latest", "final"))
 COMMON_WORDS = FINAL | {
     *("best", "checkpoint", "checkpoints", "ckpt", "chkpt", "model", "weights", "state", "dict"),
@@ -116,42 +115,18 @@ class Run:
 
 
 def find_runs(
-    groups: Sequence[Group], by: Metric, recorded: Mapping[str, Position], directory: str
+    groups: Sequence[Group], by: Metric, recorded: Mapping[str, Position]
 ) -> tuple[Run, ...]:
     """The runs of every group, those with the best checkpoint first.
 
-    recorded: the positions that checkpoints record, by path. directory: the ranked one.
+    recorded: the positions that checkpoints record, by path.
     """
     runs = []
     for at, group in enumerate(groups):
         members = _members(group.rows, recorded)
         runs += [_run(path, at, rows, by) for path, rows in members.items()]
-    names = _names(list(dict.fromkeys(run.path for run in runs)), directory)
-    return tuple(replace(run, name=names[run.path]) for run in runs)
-
-
-def _names(paths: Sequence[str], directory: str) -> dict[str, str]:
-    """Path -> its part below the directory, without first and last folders that all paths share.
-
-    Folders that training frameworks add at the end are left out where the rest is distinct.
-    """
-    parts = [list(Path(os.path.relpath(path, directory)).parts) for path in paths]
-    shorter = [_without_last(one) for one in parts]
-    if len({tuple(one) for one in shorter}) == len(paths):
-        parts = shorter
-    for end in (-1, 0):
-        while parts and min(map(len, parts)) > 1 and len({one[end] for one in parts}) == 1:
-            for one in parts:
-                del one[end]
-    whole = Path(directory).resolve().name
-    return {path: "/".join(one) or whole for path, one in zip(paths, parts, strict=True)}
-
-
-def _without_last(parts: Sequence[str]) -> list[str]:
-    count = len(parts)
-    while count > 1 and FRAMEWORK.fullmatch(parts[count - 1]):
-        count -= 1
-    return list(parts[:count])
+    names = short_names([place_of(Path(run.path)) for run in runs])
+    return tuple(replace(run, name=names[place_of(Path(run.path))]) for run in runs)
 
 
 def recorded_positions(paths: Iterable[str]) -> dict[str, Position]:
@@ -159,18 +134,8 @@ def recorded_positions(paths: Iterable[str]) -> dict[str, Position]:
 
     Raises NoProcess if no process can be started to read files in.
     """
-    positions = {}
-    for path in paths:
-        try:
-            tree = read_checkpoint(Path(path))
-        except NoProcess:
-            raise
-        except LidarError:
-            continue
-        position = recorded_position(tree)
-        if position != Position():
-            positions[path] = position
-    return positions
+    positions = {path: recorded_position(tree) for path, tree in readable_checkpoints(paths)}
+    return {path: position for path, position in positions.items() if position != Position()}
 
 
 def recorded_position(tree: Mapping[str, Any]) -> Position:

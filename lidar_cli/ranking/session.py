@@ -286,8 +286,7 @@ def with_runs(ranking: Ranking) -> Ranking:
     Raises NoProcess if no process can be started to read files in.
     """
     recorded = recorded_positions(ranking.checkpoints)
-    runs = find_runs(ranking.groups, ranking.by, recorded, ranking.directory)
-    return replace(ranking, runs=runs)
+    return replace(ranking, runs=find_runs(ranking.groups, ranking.by, recorded))
 
 
 class _Job:
