@@ -113,6 +113,19 @@ def test_everything_in_a_directory_is_accounted_for(everything: Path, rank: Shel
     assert "\n" not in failed["broken.pt"]
 
 
+def test_progress_names_checkpoints_as_the_table_does(tmp_path: Path, rank: Shell) -> None:
+    """Also next to a feature file, whose suffix is another one."""
+    runs = checkpoint(tmp_path / "runs/a.pt", 1).parent
+    checkpoint(runs / "b.pt", 2)
+    rank(checkpoint(tmp_path / "c.pt", 3), "--cache", tmp_path / "cache")
+    (features,) = (tmp_path / "cache").glob("*.h5")
+    shutil.copy(features, runs / "c.h5")
+    done = rank(runs, "--json")
+    names = {row["name"] for row in ranked(done)["checkpoints"]}
+    assert names == {"a.pt", "b.pt", "c.h5"}
+    assert set(re.findall(r"\] (\S+) lidar ", done.stderr)) == {"a.pt", "b.pt"}
+
+
 def test_equal_weights_in_other_containers_are_one_row(tmp_path: Path, rank: Shell) -> None:
     runs = three(tmp_path / "runs")
     weights = state_dict(0)  # of a.pt

@@ -72,7 +72,7 @@ class Scorer:
         self._progress = progress
         self._fail = fail
         self._groups = groups
-        self._names: dict[str, str] = {}
+        self.names: dict[str, str] = {}  # short names, by path
         self._to_embed: set[str] = set()  # paths that no process has begun, as far as is known
 
     # Many checkpoints
@@ -86,7 +86,7 @@ class Scorer:
         tasks = []
         checkpoints = list(checkpoints)
         files = [str(one.path) for one in checkpoints if not isinstance(one, Untrained)]
-        self._names = short_names([*self._names, *files])
+        self.names = short_names([*self.names, *files])
         for checkpoint in checkpoints:
             with self._reporting_failure(checkpoint):
                 plan = make_plan(
@@ -144,7 +144,7 @@ class Scorer:
     def name(self, task: Task) -> str:
         """The short name of the checkpoint of a task."""
         path = str(task.checkpoint.path)
-        return self._names.get(path, path)  # an untrained network is named by itself
+        return self.names.get(path, path)  # an untrained network is named by itself
 
     def report_finished(
         self, task: Task, result: object, begun: float, cached: bool = False

@@ -128,9 +128,11 @@ class Session:
         cache = Cache(self.folder, self.settings)
         cache.add_features(self.scan.features)
         settings = replace(self.settings, layer=layer)
-        return Scorer(
+        scorer = Scorer(
             cache, samples, settings, self.device, self.progress, self.scan.fail, self.groups
         )
+        scorer.names = self.names()
+        return scorer
 
 
 def open_session(paths: Paths, settings: RankSettings, progress: Progress | None = None) -> Session:
