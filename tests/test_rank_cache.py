@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from feature_files import set_revision
-from make import checkpoint, image_folder, lidar_here
+from make import WIDTHS, checkpoint, image_folder, lidar_here
 from PIL import Image
 from rank_runs import (
     SIZE,
@@ -464,6 +464,21 @@ def test_a_dry_run_counts_untrained_networks_and_rows_of_a_smaller_n(
     assert (planned["checkpoints"], planned["cached"]) == (1, 0)
     assert planned["seconds"] == (N - 16) + 3 * N
     assert planned["disk_bytes"] == 4 * 4 * 8 * (N * Q + N)
+
+
+def test_a_dry_run_counts_linear_probes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dry_run, "measure", lambda *_: Measured(1.0, 0, 8))
+    rank = rank_here(image_folder(tmp_path / "labelled", N, ("a", "b")), monkeypatch, capfd)
+    runs = checkpoint(tmp_path / "runs/a.pt").parent
+    assert rank(runs, "--quiet").returncode == 0
+    words = ["--dry-run", "--json", "--oracle", "probe"]
+    planned = json.loads(rank(runs, *words).stdout)
+    assert (planned["cached"], planned["seconds"]) == (1, N)
+    assert planned["disk_bytes"] == 4 * WIDTHS[-1] * N
+    assert rank(runs, "--quiet", "--oracle", "probe").returncode == 0
+    assert json.loads(rank(runs, *words).stdout)["seconds"] is None
 
 
 def test_a_dry_run_plans_the_layer_that_is_ranked(tmp_path: Path, rank: Shell) -> None:

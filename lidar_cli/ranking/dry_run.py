@@ -15,7 +15,13 @@ from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.order import views_and_statistics
 from lidar_cli.ranking.paths import Paths
 from lidar_cli.ranking.scorer import Scorer, concerns_every_checkpoint
-from lidar_cli.ranking.session import Session, open_session
+from lidar_cli.ranking.session import (
+    PROBE,
+    PROBED_LAYER,
+    Session,
+    open_probe_session,
+    open_session,
+)
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
 
@@ -25,8 +31,8 @@ class DryRun:
     """A ranking before it begins.
 
     folders: how many the checkpoints are in. groups: the settings of each comparable group, and its
-    number of checkpoints. seconds: to embed what is not cached, untrained networks included; None
-    if nothing is to be embedded.
+    number of checkpoints. seconds: to embed what is not cached, untrained networks and images of
+    linear probes included; None if nothing is to be embedded.
     """
 
     directory: str
@@ -75,9 +81,11 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
     if settings.baseline is not None:
         networks = scorer.plans(UntrainedNetworks(tasks, settings).checkpoints)
         missing += [network for network in networks if not scorer.cache.has(network)]
-    seconds, memory = _measure(session, scorer, missing)
+    parts = [(session, scorer, missing)]
+    if settings.oracle == PROBE:
+        parts.append(_probes(session, tasks))
+    measured = [result for part in parts if (result := _measure(*part)) is not None]
     descriptions = [task.checkpoint.description for task in tasks]
-    stored = settings.store
     return DryRun(
         directory=str(session.directory),
         cache=str(session.folder.path),
@@ -88,17 +96,28 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
         groups=_groups(tasks),
         cached=cached,
         plan=tasks[0].plan,
-        seconds=seconds,
-        disk=sum(task.plan.layout.nbytes for task in missing) if stored else 0,
-        memory=memory,
+        seconds=sum(seconds for seconds, _ in measured) if measured else None,
+        disk=sum(
+            task.plan.layout.nbytes
+            for one, _, embedded in parts
+            if one.settings.store
+            for task in embedded
+        ),
+        memory=max((memory for _, memory in measured), default=None),
         skipped=tuple(session.scan.skipped),
         failed=tuple(session.scan.failed),
     )
 
 
-def _measure(
-    session: Session, scorer: Scorer, tasks: Sequence[Task]
-) -> tuple[float | None, int | None]:
+def _probes(session: Session, tasks: Sequence[Task]) -> tuple[Session, Scorer, list[Task]]:
+    """What is to be embedded of the same checkpoints for linear probes."""
+    probes = open_probe_session(session.selection, session.settings, session.progress)
+    scorer = probes.open_scorer(PROBED_LAYER)
+    plans = scorer.plans(task.checkpoint for task in tasks)
+    return probes, scorer, [task for task in plans if not scorer.cache.has(task)]
+
+
+def _measure(session: Session, scorer: Scorer, tasks: Sequence[Task]) -> tuple[float, int] | None:
     """Seconds to embed the tasks, and bytes of memory, from a batch of each architecture."""
     measured: dict[str, Measured] = {}
     seconds = 0.0
@@ -119,7 +138,7 @@ def _measure(
         stored = scorer.cache.count_of_fewer(task, session.samples) if is_stored else 0
         seconds += measured[key].seconds * (layout.n_clean - stored)
     if not measured:
-        return None, None
+        return None
     return seconds, max(one.memory for one in measured.values())
 
 
