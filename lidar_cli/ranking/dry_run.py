@@ -74,7 +74,7 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
     if not tasks:
         failed = "".join(f"; {file.path}: {file.reason}" for file in session.scan.failed[:1])
         raise InputError(
-            f"{session.directory}: no checkpoint to embed{failed}", code="no-checkpoint"
+            f"{session.selection}: no checkpoint to embed{failed}", code="no-checkpoint"
         )
     missing = [task for task in tasks if not scorer.cache.has(task)]
     cached = len(tasks) - len(missing)

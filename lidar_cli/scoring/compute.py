@@ -249,7 +249,7 @@ def _noise_warning(noise: float, q: int, delta: float, ridge: float, corrected: 
     if ridge > MUCH_RIDGE:
         return (
             f"{noise_clause(noise, q)} at delta = {delta:g}, but delta is {ridge:.0%} of what it "
-            "is measured by: lower --delta before the views are blamed"
+            "is measured by: lower --delta first"
         )
     instead = ", or read lidar_corrected" if corrected else ""
     return (
