@@ -443,6 +443,7 @@ def test_a_dry_run_counts_what_is_cached_and_writes_nothing(tmp_path: Path, rank
     assert before["disk_bytes"] == 2 * 4 * 8 * (before["n"] * before["q"] + before["n"])
     assert {path.name for path in runs.iterdir()} == {"0.pt", "1.pt"}
     assert rank(runs, "--quiet").returncode == 0
+    (runs / ".lidar/a-0123456789abcdef.h5.partial.begun").write_bytes(b"of a killed process")
     stamps = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
     checkpoint(runs / "wide.pt", 3, projected=16)
     after = json.loads(rank(runs, "--dry-run", "--json").stdout)

@@ -62,12 +62,14 @@ class CacheFolder:
     """The folder of a cache: checked on construction, created by `make`.
 
     directory: the ranked directory. named: the folder that `--cache` names, whose path may pass
-    through links; None for the `.lidar` of the directory, which must not be a link.
+    through links; None for the `.lidar` of the directory, which must not be a link. cleans: whether
+    temporary files of interrupted writers are removed.
     Raises InputError, which ends with `--cache PATH`, for a folder that must not be used.
     """
 
-    def __init__(self, directory: Path, named: Path | None) -> None:
+    def __init__(self, directory: Path, named: Path | None, cleans: bool = True) -> None:
         self.path = named or directory / ".lidar"
+        self._cleans = cleans
         self._has_marker = False
         if named is None and self.path.is_symlink():
             raise cache_error(self.path, "is a link, which may lead anywhere")
@@ -109,6 +111,8 @@ class CacheFolder:
                 if _is_cache_name(entry.name):
                     self._has_marker |= entry.name == MARKER
                     _check_entry(entry)
+                    if self._cleans:
+                        _remove_interrupted(entry)
                 elif not SYSTEM_FILES.fullmatch(entry.name):
                     foreign.append(entry.name)
         if foreign and not self._has_marker:
@@ -122,7 +126,7 @@ def _is_cache_name(name: str) -> bool:
 
 
 def _check_entry(entry: os.DirEntry[str]) -> None:
-    """Refuse links and special files, and remove the temporary files of interrupted writers."""
+    """Refuse links and special files."""
     path = Path(entry.path)
     if entry.is_symlink():
         raise cache_error(path, "is a link, which nothing in a cache may be")
@@ -131,7 +135,12 @@ def _check_entry(entry: os.DirEntry[str]) -> None:
             raise cache_error(path, "is not a folder")
     elif not entry.is_file(follow_symlinks=False) and os.path.lexists(path):
         raise cache_error(path, "is not a file")
-    elif BEGUN_FILE.fullmatch(entry.name):
+
+
+def _remove_interrupted(entry: os.DirEntry[str]) -> None:
+    """Remove a temporary file of an interrupted writer."""
+    path = Path(entry.path)
+    if BEGUN_FILE.fullmatch(entry.name):
         remove_begun(path)
     elif TEMPORARY.fullmatch(entry.name) and _is_stale(entry):
         path.unlink(missing_ok=True)

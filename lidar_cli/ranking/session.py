@@ -72,7 +72,8 @@ class Session:
         self.progress = progress
         self.by = find_metric(settings.by)
         self.device = find_device(settings.device)
-        self.folder = CacheFolder(selection.cache_parent, settings.cache)
+        cleans = not settings.dry_run
+        self.folder = CacheFolder(selection.cache_parent, settings.cache, cleans)
         self.groups = open_groups(settings)
         self.scan = DirectoryScan()
 
