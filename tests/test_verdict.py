@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lidar_cli.report.verdict import (
     command_with,
     companions,
     duration,
+    scores_verdict,
     verdict,
 )
 from lidar_cli.scoring.compute import Score
@@ -236,6 +238,23 @@ def test_the_sentence_says_what_the_choice_costs_in_accuracy() -> None:
     assert costs(b=0.61) == clear
 
 
+def test_files_without_intervals_are_compared_as_far_as_they_can_be() -> None:
+    scores = [
+        replace(scored(name, value).score, confidence=None)
+        for name, value in (("unknown", 9.0), ("b", 8.0))
+    ]
+    assert scores_verdict(scores) == (
+        "unknown.h5 is best by lidar: 9.000. Next is b.h5: 8.000; how much of that is chance is "
+        "unknown: add --confidence 0.95."
+    )
+    wide = replace(scores[1], dim=9)
+    assert scores_verdict([scores[0], wide]) == (
+        "The files form two groups that cannot be compared: the projector is 8 wide in one and 9 "
+        "in the other."
+    )
+    assert scores_verdict([replace(one, provenance={}) for one in scores]) is None
+
+
 def said(ranking: Ranking) -> list[Advice]:
     return cautions(ranking)
 
@@ -247,6 +266,14 @@ def test_metrics_that_disagree_are_both_named() -> None:
     assert advice.command == "lidar compare a b"
     close = scored("a", 9.0, rankme=4.9), scored("b", 8.0, rankme=5.0)
     assert not said(ranked(*close))
+
+
+def test_a_constant_embedding_that_wins_is_a_caution() -> None:
+    rows = [scored(name, 9.0 - at, normalized_std=0.0) for at, name in enumerate("ab")]
+    (advice,) = said(ranked(*rows))
+    assert advice.text.startswith("2 of 2 embeddings are constant or nearly so, a too")
+    assert advice.command == "lidar rank '' --by normalized_std"
+    assert not said(ranked(scored("a", 9.0, normalized_std=1.0), rows[1]))
 
 
 def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:

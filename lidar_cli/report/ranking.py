@@ -55,7 +55,6 @@ from lidar_cli.report.verdict import (
     count_ties,
     differing,
     group_verdict,
-    name_of,
     verdict,
 )
 from lidar_cli.scoring.compute import CORRECTED
@@ -230,7 +229,7 @@ def print_tables(
     several = len(ranking.groups) > 1
     if several:
         cure = common_ground(ranking)
-        print_wrapped(answer, f"{apart(ranking)} {cure.text}")
+        print_wrapped(answer, f"{apart(ranking.groups)} {cure.text}")
         if cure.command:
             answer.print(Text(printable(f"  {cure.command}")), soft_wrap=True)
     shares = accuracies if accuracies is not None else oracle.accuracies if oracle else {}
@@ -272,7 +271,7 @@ def print_group(
     best = max((shares[row.path] for row in group.rows if row.path in shares), default=None)
     columns: dict[str, list[str]] = {
         "#": [str(row.rank) for row in rows],
-        "checkpoint": [name_of(row.path, ranking) for row in rows],
+        "checkpoint": [ranking.name(row.path) for row in rows],
     }
     if best is not None:
         columns["accuracy"] = [_accuracy_cell(shares.get(row.path), best) for row in rows]
@@ -343,7 +342,7 @@ def _print_single_rows(out: SafeConsole, ranking: Ranking) -> None:
     names = [name for name in differing(ranking.groups) if name != "samples"]
     rows = [
         [
-            name_of(group.rows[0].path, ranking),
+            ranking.name(group.rows[0].path),
             metric_cell(group.rows[0], ranking.by.name, ranking),
             *(constant_text(name, group.common) for name in names),
         ]

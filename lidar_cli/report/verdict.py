@@ -8,8 +8,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.features.schema import format_size
@@ -47,11 +46,6 @@ SETTING_OF_CONSTANT = {  # a constant in which groups differ -> the setting that
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def name_of(path: str, ranking: Ranking) -> str:
-    """The name of a checkpoint in tables and sentences."""
-    return ranking.name(path)
-
-
 # The answer
 
 
@@ -59,16 +53,14 @@ def verdict(ranking: Ranking, oracle: Oracle | None = None) -> str:
     """The answer in one to three sentences: the best checkpoint, or why there is no single one."""
     if len(ranking.groups) > 1:
         cure = common_ground(ranking)
-        return f"{apart(ranking)} {cure.text}{f' {cure.command}' if cure.command else ''}"
+        return f"{apart(ranking.groups)} {cure.text}{f' {cure.command}' if cure.command else ''}"
     return group_verdict(ranking.groups[0], ranking, oracle)
 
 
 def group_verdict(group: Group, ranking: Ranking, oracle: Oracle | None = None) -> str:
     """Which checkpoint of a group is best, and how clearly; with accuracies, what it costs."""
-    rows = [row for row in group.rows if row.value is not None]
-    if not rows:
-        return f"None of these checkpoints has {ranking.by.name}: {group.rows[0].reason}."
-    return " ".join([_best(rows, ranking), *_accuracy(rows[0], group, ranking, oracle)])
+    answer = _best(group, ranking.by, ranking.name)
+    return " ".join([answer, *_accuracy(group.rows[0], group, ranking, oracle)])
 
 
 def scores_verdict(scores: Sequence[Score]) -> str | None:
@@ -79,31 +71,34 @@ def scores_verdict(scores: Sequence[Score]) -> str | None:
         return None
     rows = [unranked_row(Path(score.file), (), score, by) for score in scores]
     groups = comparable_groups(rows, by, level)
-    ranking = cast("Ranking", SimpleNamespace(directory="", by=by, groups=groups, name=str))
-    if len(ranking.groups) == 1:
-        answer = group_verdict(ranking.groups[0], ranking)
-        return answer if levels else answer.replace("unknown.", "unknown: add --confidence 0.95.")
+    if len(groups) == 1:
+        return _best(groups[0], by, str, cure="" if levels else ": add --confidence 0.95")
     is_of_one_layer = len({score.layer for score in scores}) == 1
-    return apart(ranking).replace("checkpoints", "files", 1) if is_of_one_layer else None
+    return apart(groups, "files") if is_of_one_layer else None
 
 
-def _best(rows: Sequence[Row], ranking: Ranking) -> str:
-    first, by = rows[0], ranking.by
-    name, value = name_of(first.path, ranking), value_text(first, by)
+def _best(group: Group, by: Metric, name_of: Callable[[str], str], cure: str = "") -> str:
+    """The best row and the next one. cure: what would say how much of the difference is chance."""
+    rows = [row for row in group.rows if row.value is not None]
+    if not rows:
+        return f"None of these has {by.name}: {group.rows[0].reason}."
+    first = rows[0]
+    name, value = name_of(first.path), value_text(first, by)
     if len(rows) == 1:
         return f"{name} has {by.name} {value}; there is no other to compare it with."
     direction = "" if by.direction == "higher" else f" ({by.direction} is better)"
     tied = [row for row in rows if row.path in first.tied_with]
     if tied:
-        names = _listed([name_of(row.path, ranking) for row in tied])
+        names = _listed([name_of(row.path) for row in tied])
         equal = all(row.value == first.value for row in tied)
         how = "the same as" if equal else "but tied with"
         return f"{name} is first by {by.name}{direction}: {value}, {how} {names}."
     second = rows[1]
-    after = f"Next is {name_of(second.path, ranking)}"
+    after = f"Next is {name_of(second.path)}"
     answer = f"{name} is best by {by.name}{direction}: {value}."
     if first.interval.se is None or second.interval.se is None:
-        return f"{answer} {after}: {value_text(second, by)}; how much of that is chance is unknown."
+        doubt = f"how much of that is chance is unknown{cure}"
+        return f"{answer} {after}: {value_text(second, by)}; {doubt}."
     return f"{answer} {after}, clearly {'below' if by.direction == 'higher' else 'behind'}."
 
 
@@ -111,7 +106,7 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
     """What choosing the first checkpoint costs in accuracy."""
     shares = oracle.accuracies if oracle else {}
     of_group = {row.path: shares[row.path] for row in group.rows if row.path in shares}
-    if first.path not in of_group or oracle is None:
+    if first.value is None or first.path not in of_group or oracle is None:
         return
     best = max(of_group, key=lambda path: of_group[path])
     kind = "probe accuracy" if oracle.source == "probe" else "accuracy"
@@ -120,7 +115,7 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
     if lost == 0:
         yield f"{answer}, the best of {len(of_group)}."
     else:
-        points = f"{100 * lost:.1f} points below {name_of(best, ranking)}"
+        points = f"{100 * lost:.1f} points below {ranking.name(best)}"
         yield f"{answer}, {points}, the best of {len(of_group)}."
 
 
@@ -159,12 +154,11 @@ def differing(groups: Sequence[Group]) -> list[str]:
     return [key for key in keys if len({repr(group.common[key]) for group in groups}) > 1]
 
 
-def apart(ranking: Ranking) -> str:
+def apart(groups: Sequence[Group], members: str = "checkpoints") -> str:
     """Why groups cannot be compared, in a sentence."""
-    groups = ranking.groups
     reasons = "; ".join(_difference(name, groups) for name in _causes(differing(groups)))
     number = NUMBERS[len(groups)] if len(groups) < len(NUMBERS) else str(len(groups))
-    return f"The checkpoints form {number} groups that cannot be compared: {reasons}."
+    return f"The {members} form {number} groups that cannot be compared: {reasons}."
 
 
 def _causes(constants: Sequence[str]) -> list[str]:
@@ -205,7 +199,7 @@ def common_ground(ranking: Ranking) -> Advice:
     groups, checkpoints = ranking.groups, ranking.checkpoints
     fixed = [group for group in groups if any(row.path not in checkpoints for row in group.rows)]
     if len(fixed) > 1:
-        names = [name_of(group.rows[0].path, ranking) for group in fixed]
+        names = [ranking.name(group.rows[0].path) for group in fixed]
         return Advice(
             f"{_listed(names)} are feature files, which stay as they are: embed their checkpoints "
             "again with equal settings, or rank them in separate folders."
@@ -302,13 +296,18 @@ def cautions(ranking: Ranking) -> list[Advice]:
 
 
 def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
-    rows = [row for row in group.rows if (row.score.normalized_std or 1.0) < COLLAPSED]
+    rows = [row for row in group.rows if _is_collapsed(row)]
     if rows and group.rows[0] in rows:
         yield Advice(
-            f"{_of(rows, group)} constant or nearly so, {name_of(rows[0].path, ranking)} too "
+            f"{_of(rows, group)} constant or nearly so, {ranking.name(rows[0].path)} too "
             "(normalized_std near 0): their other metrics measure what little is left.",
             ranking_command(ranking, by="normalized_std"),
         )
+
+
+def _is_collapsed(row: Row) -> bool:
+    spread = row.score.normalized_std
+    return spread is not None and spread < COLLAPSED
 
 
 def _untrained(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -372,7 +371,7 @@ def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
         if (fraction := row.score.noise_fraction) is not None
         and fraction > MUCH_NOISE
         and _ridge(row) <= MUCH_RIDGE
-        and (row.score.normalized_std or 1.0) >= COLLAPSED
+        and not _is_collapsed(row)
     ]
     if ranking.by.name != "lidar" or 2 * len(fractions) <= len(group.rows):
         return
@@ -400,7 +399,7 @@ def _disagreement(group: Group, ranking: Ranking) -> Iterator[Advice]:
             continue
         if _overlap(_interval(ours, name), _interval(theirs, name)):
             continue
-        names = name_of(ours.path, ranking), name_of(theirs.path, ranking)
+        names = ranking.name(ours.path), ranking.name(theirs.path)
         yield Advice(
             f"{ranking.by.name} and {name} choose different checkpoints: {', '.join(names)}.",
             shlex.join(["lidar", "compare", ours.path, theirs.path]),

@@ -29,7 +29,7 @@ from lidar_cli.report.page.markup import (
 )
 from lidar_cli.report.page.table import Entry, Listing, explanations, tables
 from lidar_cli.report.text import MISSING, format_ties
-from lidar_cli.report.verdict import cautions, group_verdict, name_of, verdict
+from lidar_cli.report.verdict import cautions, group_verdict, verdict
 from lidar_cli.scoring.compute import Score
 
 MOST_CAUTIONS = 2
@@ -216,7 +216,7 @@ def _listing(at: int, ranking: Ranking, oracle: Oracle | None, parameters: Param
         run, step = places.get(row.path, ("", None))
         entries.append(
             Entry(
-                name=name_of(row.path, ranking),
+                name=ranking.name(row.path),
                 path=row.path,
                 score=row.score,
                 rank=row.rank,
@@ -284,10 +284,10 @@ def _convergence(score: Score, prefix: str, names: Sequence[str]) -> Markup:
 
 def _without_accuracy(oracle: Oracle, ranking: Ranking) -> Iterator[str]:
     for path in oracle.without:
-        yield f"{name_of(path, ranking)}: no accuracy"
+        yield f"{ranking.name(path)}: no accuracy"
     for line in oracle.unmatched:
-        yield f"{name_of(line.path, ranking)}: not matched, {line.reason}"
+        yield f"{ranking.name(line.path)}: not matched, {line.reason}"
 
 
 def _left_out(files: Iterable[Skipped], ranking: Ranking) -> Iterator[str]:
-    return (f"{name_of(file.path, ranking)}: {file.reason}" for file in files)
+    return (f"{ranking.name(file.path)}: {file.reason}" for file in files)
