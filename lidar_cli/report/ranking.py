@@ -27,6 +27,7 @@ from lidar_cli.report.text import (
     broken_header,
     by_remark,
     column_widths,
+    command_lines,
     console,
     csv_path,
     csv_table,
@@ -55,6 +56,7 @@ from lidar_cli.report.verdict import (
     count_ties,
     differing,
     group_verdict,
+    has_option,
     verdict,
 )
 from lidar_cli.scoring.compute import CORRECTED
@@ -231,7 +233,8 @@ def print_tables(
         cure = common_ground(ranking)
         print_wrapped(answer, f"{apart(ranking.groups)} {cure.text}")
         if cure.command:
-            answer.print(Text(printable(f"  {cure.command}")), soft_wrap=True)
+            for line in command_lines(cure.command, answer.width - 2):
+                answer.print(Text(printable(f"  {line}")), soft_wrap=True)
     shares = accuracies if accuracies is not None else oracle.accuracies if oracle else {}
     for at, group in enumerate(ranking.groups):
         if view.per_run:
@@ -382,12 +385,13 @@ def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
 def _print_next(err: SafeConsole, ranking: Ranking, view: View) -> None:
     """One line: what else can be asked for."""
     page = command_with(ranking.command or ("rank", ranking.directory), {}, "--report page.html")
-    texts = [page] if "--report" not in ranking.command else []
+    has_page = has_option(ranking.command, "--report")
+    lines = [] if has_page else command_lines(page, err.width - INDENT)
+    texts = []
     if view.columns is None and not view.everything:
         texts.append(f"all {len(METRICS)} metrics: --all")
     hidden = _hidden(ranking) if not view.verbose else 0
     texts += [f"{hidden} more remark{'s' if hidden > 1 else ''}: --verbose"] if hidden else []
-    lines: list[str] = []
     for text in texts:
         if lines and INDENT + len(lines[-1]) + 4 + len(text) <= err.width:
             lines[-1] += f"    {text}"
@@ -403,7 +407,7 @@ def print_advice(err: SafeConsole, label: str, advice: Advice) -> None:
     if err.is_terminal:
         lines = wrapped(advice.text, err.width - INDENT)
     if advice.command:
-        lines.append(advice.command)
+        lines += command_lines(advice.command, err.width - INDENT)
     if cost and err.is_terminal and INDENT + len(lines[-1]) + 4 + len(cost) <= err.width:
         lines[-1] += f"    {cost}"
     elif cost:

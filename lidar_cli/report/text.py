@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -278,7 +279,7 @@ def print_wrapped(out: SafeConsole, text: str, style: str = "") -> None:
 def print_labelled(out: SafeConsole, label: str, lines: Sequence[str], style: str = "") -> None:
     """Print lines below each other after a label; one line without a terminal.
 
-    They are not broken, so that commands can be copied.
+    They are not broken further, so that commands can be copied.
     """
     if not out.is_terminal:
         out.print(Text(printable(f"{label}: {' '.join(lines)}")), soft_wrap=True)
@@ -286,6 +287,19 @@ def print_labelled(out: SafeConsole, label: str, lines: Sequence[str], style: st
     for at, line in enumerate(lines):
         start = Text(f"{'' if at else label:{INDENT}}", style=style)
         out.print(start + Text(printable(line)), soft_wrap=True)
+
+
+def command_lines(command: str, width: int) -> list[str]:
+    """A command in lines that fit, if its words do; a shell reads them as one line."""
+    if len(command) <= width or os.name == "nt":  # whose shells have another sign
+        return [command]
+    lines: list[str] = []
+    for word in map(shlex.quote, shlex.split(command)):
+        if lines and len(lines[-1]) + len(word) + 3 <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
 def wrapped(text: str, width: int) -> list[str]:

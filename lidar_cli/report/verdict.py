@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
     from lidar_cli.ranking.session import Ranking
 
 NAMED = 2  # tied checkpoints that a sentence names
-LONGEST_COMMAND = 160  # characters; a longer one is printed without its paths
+LONGEST_COMMAND = 160  # characters; of a longer one only the options that change are printed
 COMPANIONS = ("lidar_corrected", "rankme", "lidar", "pillai")  # columns after the ordering metric
 SETTING_OF_CONSTANT = {  # a constant in which groups differ -> the setting that makes it equal
     "views": "views",
@@ -250,8 +250,10 @@ def _recipe(groups: Sequence[Group], fixed: Sequence[Group]) -> str:
 
 
 def ranking_command(ranking: Ranking, **changes: object) -> str:
-    """The command of this ranking with some settings changed."""
-    return command_with(ranking.command or ("rank", ranking.directory), changes)
+    """The command of this ranking with some settings changed; it replaces the page, if any."""
+    words = ranking.command or ("rank", ranking.directory)
+    replaces = has_option(words, "--report") and not has_option(words, "--overwrite")
+    return command_with(words, changes, "--overwrite" if replaces else "")
 
 
 def command_with(words: Sequence[str], changes: dict[str, object], more: str = "") -> str:
@@ -268,6 +270,11 @@ def command_with(words: Sequence[str], changes: dict[str, object], more: str = "
     end = [*added, *more.split()]
     text = shlex.join(["lidar", *remaining, *end])
     return text if len(text) <= LONGEST_COMMAND else f"lidar rank ... {shlex.join(end)}"
+
+
+def has_option(words: Sequence[str], flag: str) -> bool:
+    """Whether the words of a command line give an option."""
+    return any(_gives(word, flag) for word in words)
 
 
 def _gives(word: str, flag: str) -> bool:
