@@ -102,6 +102,16 @@ def test_off_a_terminal_the_verdict_goes_to_stderr(folder: Path) -> None:
     assert said not in wide.stdout
     assert "next" not in wide.stderr
     assert wide.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "lidar"]
+    assert "first and 2 others: assumed " in wide.stderr
+
+
+def test_a_checkpoint_that_fails_has_the_name_of_its_row(tmp_path: Path, folder: Path) -> None:
+    for name, projected in (("whole", PROJECTED), ("bare", None)):
+        checkpoint(tmp_path / f"runs/{name}/last.pt", 1, projected=projected)
+    words = ["rank", "runs", "--data", folder / "images", "-n", N, *SMALL, "--layer", "projector"]
+    done = lidar(*words, cwd=tmp_path)
+    assert done.returncode == 4
+    assert [line for line in done.stderr.splitlines() if line.startswith("failed: bare: ")]
 
 
 # Groups

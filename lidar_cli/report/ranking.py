@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +41,6 @@ from lidar_cli.report.text import (
     print_columns,
     print_labelled,
     print_wrapped,
-    relative,
     tied_ranks,
     wrapped,
 )
@@ -170,7 +169,7 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
             rows.append([rank, row.path, *(metric_cell(row, name, ranking) for name in METRICS)])
         table = markdown_table(["rank", "checkpoint", *METRICS], rows, left=[1])
         blocks.append(f"{printable(heading(group, ranking))}\n\n{table}")
-    blocks += [oracle_report.to_markdown(oracle, ranking.directory)] if oracle else []
+    blocks += [oracle_report.to_markdown(oracle, ranking)] if oracle else []
     blocks += [printable(f"Failed: {file.path}: {file.reason}") for file in ranking.failed]
     return "\n\n".join(blocks)
 
@@ -247,8 +246,8 @@ def print_tables(
     if not view.per_run:
         _print_single_rows(out, ranking)
     if oracle is not None:
-        oracle_report.print_oracle(out, oracle, ranking.directory)
-    print_left_out(err, ranking.failed, ranking.skipped if view.verbose else (), ranking.directory)
+        oracle_report.print_oracle(out, oracle, ranking)
+    print_left_out(err, ranking.failed, ranking.skipped if view.verbose else (), ranking.name)
     _print_remarks(err, ranking, view)
     if out.is_terminal:
         _print_next(err, ranking, view)
@@ -358,12 +357,15 @@ def _print_single_rows(out: SafeConsole, ranking: Ranking) -> None:
 
 
 def print_left_out(
-    out: SafeConsole, failed: Iterable[Skipped], skipped: Iterable[Skipped], directory: str
+    out: SafeConsole,
+    failed: Iterable[Skipped],
+    skipped: Iterable[Skipped],
+    name_of: Callable[[str], str],
 ) -> None:
     """Print a line per file that has no rank, with the reason."""
     for label, files, style in (("failed", failed, "red"), ("skipped", skipped, "dim")):
         for file in files:
-            out.print_line(f"{label}: {relative(file.path, directory)}: {file.reason}", style=style)
+            out.print_line(f"{label}: {name_of(file.path)}: {file.reason}", style=style)
 
 
 def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
@@ -502,9 +504,8 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
     """Aliases, reasons of missing values, what intervals and ties mean, and warnings; each once."""
     for row in group.rows:
         if row.aliases:
-            aliases = ", ".join(relative(alias, ranking.directory) for alias in row.aliases)
-            path = ranking.name(row.path)
-            yield Remark("same", f"{path}: the same weights as {aliases}")
+            aliases = ", ".join(map(ranking.name, row.aliases))
+            yield Remark("same", f"{ranking.name(row.path)}: the same weights as {aliases}")
     notes = ((note, (row, name)) for row in group.rows for name, note in row.score.notes.items())
     for note, pairs in by_remark(notes).items():
         rows = list({row.path: row for row, _ in pairs}.values())

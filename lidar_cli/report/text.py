@@ -10,7 +10,6 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -103,11 +102,6 @@ def tied_ranks(row: Row, rows: Iterable[Row]) -> str:
 
 
 # Names and remarks
-
-
-def relative(path: str, directory: str) -> str:
-    """A path relative to the ranked directory; unchanged if it is elsewhere."""
-    return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
 
 
 def path_lines(paths: Sequence[str]) -> bytes:

@@ -241,7 +241,7 @@ def _accuracy_section(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
     comparison = oracle.comparisons[at]
     if comparison.selection is None:
         return Markup()
-    headers, rows = oracle_report.table(oracle, comparison, comparison.selection, ranking.directory)
+    headers, rows = oracle_report.table(oracle, comparison, comparison.selection, ranking)
     lead = (
         f"{oracle_report.source_text(oracle)}, {comparison.selection.count} checkpoints; "
         "accuracies in percent. A positive correlation: the better direction agrees. "
