@@ -240,13 +240,13 @@ def _method(entry: Entry) -> str:
 
 
 def parameters_of(listing: Listing) -> list[str]:
-    """Hyperparameters in which entries differ, without the step that has a chart of training."""
+    """Hyperparameters that have two values or more, without the step of the chart of training."""
     names = dict.fromkeys(name for entry in listing.entries for name in entry.parameters)
     return [
         name
         for name in names
         if name != listing.step
-        if len({repr(entry.parameters.get(name)) for entry in listing.entries}) > 1
+        if len({repr(entry.parameters.get(name)) for entry in listing.entries} - {"None"}) > 1
     ]
 
 

@@ -28,11 +28,10 @@ from lidar_cli.report.page.markup import (
     text_table,
 )
 from lidar_cli.report.page.table import Entry, Listing, explanations, tables
-from lidar_cli.report.text import MISSING, format_ties
+from lidar_cli.report.text import CAUTIONS, MISSING, tied_ranks
 from lidar_cli.report.verdict import cautions, group_verdict, verdict
 from lidar_cli.scoring.compute import Score
 
-MOST_CAUTIONS = 2
 Parameters = Mapping[str, Mapping[str, Value]]  # hyperparameters by path or file
 
 
@@ -186,18 +185,17 @@ def _head(kicker: str, title: str, lead: str) -> Markup:
 def _cautions(ranking: Ranking) -> Markup:
     """The most important cautions, each with the command that cures it."""
     items = [
-        element("li", None, advice.text, " ", element("code", None, advice.command))
-        for advice in cautions(ranking)[:MOST_CAUTIONS]
+        element("li", None, one.text, element("code", None, one.command) if one.command else "")
+        for one in cautions(ranking)[:CAUTIONS]
     ]
     return element("div", {"class": "warnings"}, element("ul", None, *items)) if items else Markup()
 
 
 def _lead(ranking: Ranking) -> str:
-    text = (
-        f"Ordered by {ranking.by.name}, {ranking.by.direction} is better; "
-        f"intervals of {100 * ranking.level:g}\u00a0% over samples."
-    )
-    return text + (f" {len(ranking.failed)} failed, see the end." if ranking.failed else "")
+    text = f"Ordered by {ranking.by.name}, {ranking.by.direction} is better"
+    if any(map(ranking_report.has_intervals, ranking.groups)):
+        text += f"; intervals of {100 * ranking.level:g}\u00a0% over samples"
+    return f"{text}." + (f" {len(ranking.failed)} failed, see the end." if ranking.failed else "")
 
 
 def _listing(at: int, ranking: Ranking, oracle: Oracle | None, parameters: Parameters) -> Listing:
@@ -220,7 +218,7 @@ def _listing(at: int, ranking: Ranking, oracle: Oracle | None, parameters: Param
                 path=row.path,
                 score=row.score,
                 rank=row.rank,
-                tied=format_ties(row, group.rows),
+                tied=tied_ranks(row, group.rows),
                 ties=tuple(sorted(positions[path] for path in row.tied_with if path in positions)),
                 accuracy=oracle.accuracies.get(row.path) if oracle else None,
                 parameters=parameters.get(row.path, {}),

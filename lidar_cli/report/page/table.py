@@ -98,6 +98,11 @@ class Listing:
         return any(entry.accuracy is not None for entry in self.entries)
 
     @property
+    def has_intervals(self) -> bool:
+        """Whether any value of the metric that orders has an interval."""
+        return any(interval_of(one.score, self.order).ci_low is not None for one in self.entries)
+
+    @property
     def has_ties(self) -> bool:
         """Whether any entry ties with another."""
         return any(entry.tied for entry in self.entries)
@@ -189,10 +194,10 @@ def _headers(listing: Listing) -> Iterator[Markup]:
     for name in listing.first_metrics:
         orders = name == listing.order
         yield _header(name, kind="leading" if orders else None)
-        if orders:
+        if orders and listing.has_intervals:
             yield _header("interval", kind="reach", order=None)
-            if listing.has_ties:
-                yield _header("tied with", kind="left")
+        if orders and listing.has_ties:
+            yield _header("tied with", kind="left")
 
 
 def _header(name: str, kind: str | None = None, order: str | None = "none") -> Markup:
@@ -222,12 +227,11 @@ def _cells(entry: Entry, listing: Listing, low: float, high: float) -> Iterator[
         orders = name == listing.order
         kind = "leading" if orders else None
         yield _metric(entry, name, kind, with_interval=orders or listing.by is None)
-        if orders:
+        if orders and listing.has_intervals:
             yield element("td", {"class": "reach"}, _whisker(entry, name, low, high))
-            if listing.has_ties:
-                key = min(entry.ties) if entry.ties else None
-                ranks = entry.tied.removeprefix("ranks ").removeprefix("rank ")
-                yield element("td", {"class": "left ties", "data-key": key}, ranks)
+        if orders and listing.has_ties:
+            key = min(entry.ties) if entry.ties else None
+            yield element("td", {"class": "left ties", "data-key": key}, entry.tied)
 
 
 def _name_cell(entry: Entry) -> Markup:
