@@ -284,6 +284,8 @@ def test_metrics_that_disagree_are_both_named() -> None:
     (advice,) = said(ranked(*rows))
     assert advice.text == "lidar and rankme choose different checkpoints: a, b."
     assert advice.command == "lidar compare a b"
+    only_one = scored("a", 9.0), scored("b", 8.0, rankme=5.0)
+    assert not said(ranked(*only_one))
     close = scored("a", 9.0, rankme=4.9), scored("b", 8.0, rankme=5.0)
     assert not said(ranked(*close))
 

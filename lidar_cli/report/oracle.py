@@ -12,6 +12,7 @@ from lidar_cli.report.text import (
     MISSING,
     SafeConsole,
     by_remark,
+    counted,
     first_and_more,
     format_percent,
     format_signed,
@@ -145,7 +146,7 @@ def missing_intervals(comparison: GroupComparison) -> Iterator[str]:
 def sets_text(comparison: GroupComparison) -> str:
     """The meaning of the columns of hyperparameters, in one line."""
     sets = ", ".join(
-        f"{column.name} {column.count} in {column.sets} set{'s' if column.sets > 1 else ''}"
+        f"{column.name} {column.count} in {counted(column.sets, 'set')}"
         for column in comparison.hyperparameters
         if column.sets
     )

@@ -29,6 +29,7 @@ from lidar_cli.report.text import (
     column_widths,
     command_lines,
     console,
+    counted,
     csv_path,
     csv_table,
     error_console,
@@ -240,7 +241,8 @@ def print_tables(
             shared = ", ".join(facts(group, ranking))
             runs_report.print_runs(out, answer, err, at, ranking, shared)
         elif len(group.rows) > 1 or not several:
-            answer.print_line("") if several and out.is_terminal else None
+            if several and out.is_terminal:
+                answer.print_line("")
             print_wrapped(answer, group_verdict(group, ranking, oracle), style="bold")
             print_group(out, group, ranking, view, shares)
     if not view.per_run:
@@ -393,7 +395,7 @@ def _print_next(err: SafeConsole, ranking: Ranking, view: View) -> None:
     if view.columns is None and not view.everything:
         texts.append(f"all {len(METRICS)} metrics: --all")
     hidden = _hidden(ranking) if not view.verbose else 0
-    texts += [f"{hidden} more remark{'s' if hidden > 1 else ''}: --verbose"] if hidden else []
+    texts += [f"{counted(hidden, 'more remark')}: --verbose"] if hidden else []
     for text in texts:
         if lines and INDENT + len(lines[-1]) + 4 + len(text) <= err.width:
             lines[-1] += f"    {text}"
@@ -431,8 +433,8 @@ def facts(group: Group, ranking: Ranking) -> list[str]:
     recipe = common["views"]["name"] if common["views"] else "unknown"
     differ = differing(ranking.groups)
     return [
-        count_checkpoints(len(group.rows)),
-        *([f"{ties} {'ties' if ties > 1 else 'tie'}"] if ties else []),
+        counted(len(group.rows), "checkpoint"),
+        *([counted(ties, "tie")] if ties else []),
         *([f"{copies} cop{'ies' if copies > 1 else 'y'} left out"] if copies else []),
         str(common["layer"]),
         *(f"{name} = {common[name]}" for name in "nqd"),
@@ -452,12 +454,7 @@ def has_intervals(group: Group) -> bool:
 def heading(group: Group, ranking: Ranking) -> str:
     """What the checkpoints of a group have in common, in one line."""
     by = f"by {ranking.by.name} ({ranking.by.direction} is better)"
-    return "  ".join([f"{count_checkpoints(len(group.rows))} {by}", *constants(group, ranking)])
-
-
-def count_checkpoints(count: int) -> str:
-    """`1 checkpoint`, `2 checkpoints`."""
-    return f"{count} checkpoint{'' if count == 1 else 's'}"
+    return "  ".join([f"{counted(len(group.rows), 'checkpoint')} {by}", *constants(group, ranking)])
 
 
 def constants(group: Group, ranking: Ranking) -> list[str]:

@@ -110,6 +110,16 @@ def path_lines(paths: Sequence[str]) -> bytes:
     return b"".join(os.fsencode(text) + b"\n" for text in texts)
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 checkpoint`, `2 checkpoints`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def joined_by_and(texts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
 def first_and_more(names: Sequence[str]) -> str:
     """`a`, or `a and 2 more`."""
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

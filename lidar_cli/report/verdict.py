@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.features.schema import format_size
 from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
-from lidar_cli.report.text import format_percent, format_with_interval
+from lidar_cli.report.text import counted, format_percent, format_with_interval, joined_by_and
 from lidar_cli.scoring.compute import (
     COLLAPSED,
     DEGREES,
@@ -128,7 +128,7 @@ def _listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and 3 others`."""
     shown, more = names[:NAMED], len(names) - NAMED
     if more > 0:
-        return f"{', '.join(shown)} and {more} other{'s' if more > 1 else ''}"
+        return f"{', '.join(shown)} and {counted(more, 'other')}"
     return " and ".join(shown)
 
 
@@ -181,17 +181,13 @@ def _difference(constant: str, groups: Sequence[Group]) -> str:
         what = f"{'' if constant in ('n', 'q') else 'the '}{constant} {verb}"
     if len(values) == 2:
         return f"{what} {values[0]} in one and {values[1]} in the other"
-    return f"{what} {_and(values)}"
+    return f"{what} {joined_by_and(values)}"
 
 
 def constant_text(constant: str, common: dict[str, Any]) -> str:
     """A constant of a group; of views the name of their recipe."""
     value = common[constant]
     return str(value["name"]) if constant == "views" and value else str(value)
-
-
-def _and(texts: Sequence[str]) -> str:
-    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else texts[0]
 
 
 def common_ground(ranking: Ranking) -> Advice:
@@ -232,7 +228,9 @@ def _backbones(ranking: Ranking) -> set[int | None]:
 def _widths(ranking: Ranking) -> str:
     """Why no option makes the widths equal."""
     widths = sorted(width for width in _backbones(ranking) if width is not None)
-    which = f": the backbones are {_and([*map(str, widths)])} wide" if len(widths) > 1 else ""
+    which = (
+        f": the backbones are {joined_by_and([*map(str, widths)])} wide" if len(widths) > 1 else ""
+    )
     return (
         f"No option makes them equal{which}, and the metrics count directions, of which a wider "
         "layer has more. Compare within each group."
@@ -401,10 +399,10 @@ def _disagreement(group: Group, ranking: Ranking) -> Iterator[Advice]:
         return
     ours = group.rows[0]
     for name in companions(group, ranking.by):
-        theirs = best_by(name, group.rows)
+        theirs = best_by(name, group.rows) if ours.score.value(name) is not None else None
         if theirs is None or theirs.path in (ours.path, *ours.tied_with):
             continue
-        if _overlap(_interval(ours, name), _interval(theirs, name)):
+        if _overlap(ours.score.interval(name), theirs.score.interval(name)):
             continue
         names = ranking.name(ours.path), ranking.name(theirs.path)
         yield Advice(
@@ -468,11 +466,6 @@ def best_by(name: str, rows: Iterable[Row]) -> Row | None:
     return best[0] if len(best) == 1 else None
 
 
-def _interval(row: Row, name: str) -> Interval:
-    confidence = row.score.confidence
-    return confidence.intervals.get(name, Interval()) if confidence else Interval()
-
-
 def _overlap(one: Interval, other: Interval) -> bool:
     if one.ci_low is None or other.ci_low is None or one.ci_high is None or other.ci_high is None:
         return False
@@ -508,5 +501,4 @@ def duration(seconds: float) -> str:
         for size, unit in ((3600, "hour"), (60, "minute"), (1, "second"))
         if seconds >= 1.5 * size or size == 1
     )
-    count = max(1, round(seconds / size))
-    return f"about {count} {unit}{'s' if count > 1 else ''}"
+    return f"about {counted(max(1, round(seconds / size)), unit)}"

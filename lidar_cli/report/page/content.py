@@ -28,7 +28,7 @@ from lidar_cli.report.page.markup import (
     text_table,
 )
 from lidar_cli.report.page.table import Entry, Listing, explanations, tables
-from lidar_cli.report.text import CAUTIONS, MISSING, tied_ranks
+from lidar_cli.report.text import CAUTIONS, MISSING, counted, tied_ranks
 from lidar_cli.report.verdict import cautions, group_verdict, verdict
 from lidar_cli.scoring.compute import Score
 
@@ -42,12 +42,12 @@ def ranking_page(
     listings = [
         _listing(at, ranking, oracle, parameters or {}) for at, _ in enumerate(ranking.groups)
     ]
-    count = ranking_report.count_checkpoints(sum(len(group.rows) for group in ranking.groups))
+    count = counted(sum(len(group.rows) for group in ranking.groups), "checkpoint")
     title = f"{count} in {ranking.directory}"
     body = [_head(title, verdict(ranking, oracle), _lead(ranking)), _cautions(ranking)]
     for at, (group, listing) in enumerate(zip(ranking.groups, listings, strict=True)):
         several = len(ranking.groups) > 1
-        count = ranking_report.count_checkpoints(len(group.rows))
+        count = counted(len(group.rows), "checkpoint")
         remarks = list(ranking_report.remarks(group, ranking))
         notes = [remark.text for remark in remarks if remark.kind != "warning"]
         body.append(

@@ -16,7 +16,6 @@ from lidar_cli.report.page.markup import (
     framed,
     joined,
 )
-from lidar_cli.report.scores import interval_of
 from lidar_cli.report.text import (
     MISSING,
     format_interval,
@@ -100,7 +99,7 @@ class Listing:
     @property
     def has_intervals(self) -> bool:
         """Whether any value of the metric that orders has an interval."""
-        return any(interval_of(one.score, self.order).ci_low is not None for one in self.entries)
+        return any(one.score.interval(self.order).ci_low is not None for one in self.entries)
 
     @property
     def has_ties(self) -> bool:
@@ -247,7 +246,7 @@ def _metric_cells(entry: Entry, metrics: Sequence[str]) -> Iterator[Markup]:
 def _metric(
     entry: Entry, name: str, kind: str | None = None, with_interval: bool = False
 ) -> Markup:
-    value, interval = entry.score.value(name), interval_of(entry.score, name)
+    value, interval = entry.score.value(name), entry.score.interval(name)
     if value is None:
         reason = entry.score.notes.get(name)
         return element("td", {"class": "null", "data-key": None, "title": reason}, MISSING)
@@ -279,7 +278,7 @@ def _range(listing: Listing) -> tuple[float, float]:
 
 def ends_of(entry: Entry, name: str) -> Sequence[float]:
     """Lower end, value and upper end; all equal without an interval, none without a value."""
-    value, interval = entry.score.value(name), interval_of(entry.score, name)
+    value, interval = entry.score.value(name), entry.score.interval(name)
     if value is None:
         return ()
     low, high = interval.ci_low, interval.ci_high
