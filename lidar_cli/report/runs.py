@@ -282,7 +282,7 @@ def remarks(runs: Sequence[Run], group: Group, ranking: Ranking) -> Iterator[str
     if any(run.axis == "number" for run in runs):
         yield NUMBER_NOTE
     for run in runs:
-        without = [point.path for point in run.points if point.x is None]
+        without = [ranking.name(point.path) for point in run.points if point.x is None]
         if without and len(run.points) > 1:
             yield f"{run.name}: no epoch or step recorded or in the name: {first_and_more(without)}"
     yield from baseline_report.remarks(group, ranking)

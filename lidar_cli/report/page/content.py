@@ -13,7 +13,7 @@ from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report import oracle as oracle_report
-from lidar_cli.report import ranking as ranking_report
+from lidar_cli.report import remarks as remarks_report
 from lidar_cli.report import scores as scores_report
 from lidar_cli.report.page.charts import Figures
 from lidar_cli.report.page.document import Page
@@ -48,14 +48,14 @@ def ranking_page(
     for at, (group, listing) in enumerate(zip(ranking.groups, listings, strict=True)):
         several = len(ranking.groups) > 1
         count = counted(len(group.rows), "checkpoint")
-        remarks = list(ranking_report.remarks(group, ranking))
+        remarks = list(remarks_report.remarks(group, ranking))
         notes = [remark.text for remark in remarks if remark.kind != "warning"]
         body.append(
             section(
                 listing,
                 f"Group {at + 1}: {count}" if several else "",
                 group_verdict(group, ranking, oracle) if several else "",
-                ranking_report.constants(group, ranking),
+                remarks_report.constants(group, ranking),
                 tables(listing),
                 Figures(listing, f"s{at}").to_markup(),
                 [remark.text for remark in remarks if remark.kind == "warning"],
@@ -193,7 +193,7 @@ def _cautions(ranking: Ranking) -> Markup:
 
 def _lead(ranking: Ranking) -> str:
     text = f"Ordered by {ranking.by.name}, {ranking.by.direction} is better"
-    if any(map(ranking_report.has_intervals, ranking.groups)):
+    if any(map(remarks_report.has_intervals, ranking.groups)):
         text += f"; intervals of {100 * ranking.level:g}\u00a0% over samples"
     return f"{text}." + (f" {len(ranking.failed)} failed, see the end." if ranking.failed else "")
 
