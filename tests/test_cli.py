@@ -154,6 +154,16 @@ def test_plot_without_its_extra_names_it(views: Path) -> None:
     assert "pip install 'lidar-cli[plot]'" in done.stderr
 
 
+def test_the_legend_of_a_plot_names_files_of_one_name(views: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(views, tmp_path / folder / "z.npy")
+    done = lidar("score", "one/z.npy", "two/z.npy", "--plot", "s.svg", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    svg = (tmp_path / "s.svg").read_text()  # each text is a comment before its glyphs
+    assert (svg.count("<!-- one -->"), svg.count("<!-- two -->")) == (1, 1)
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_plot_writes_a_picture(views: Path, suffix: str) -> None:
     done = lidar("score", views, "--plot", f"spectra.{suffix}", cwd=views.parent)

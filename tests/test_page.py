@@ -26,7 +26,7 @@ from lidar_cli.ranking.hyperparameters import from_names
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.runs import find_runs
 from lidar_cli.ranking.session import Ranking
-from lidar_cli.report.page.chart import shortened
+from lidar_cli.report.page.chart import LINE, Chart, shortened
 from lidar_cli.report.page.charts import Figures, colour_groups, parameters_of, thinned
 from lidar_cli.report.page.content import ranking_page, scores_page
 from lidar_cli.report.page.document import Page, check_page, to_html, write_page
@@ -256,6 +256,26 @@ def test_the_verdict_is_the_heading_and_cautions_come_with_their_commands() -> N
         assert element("code", None, each.command) in page
 
 
+def test_without_intervals_none_is_promised() -> None:
+    plain = [
+        replace(one, score=replace(one.score, confidence=None), interval=Interval())
+        for one in (row("runs/a.pt", 1, 50.0), row("runs/b.pt", 2, 10.0))
+    ]
+    page = to_html(ranking_page(ranking(*plain)))
+    assert Elements(page).rows[0] == ["#?", "checkpoint?", "lidar?"]
+    assert "95\u00a0%" not in page
+    assert "95\u00a0%" in to_html(ranking_page(ranking(plain[0], row("runs/b.pt", 2, 10.0))))
+
+
+def test_a_caution_without_a_command_is_a_sentence_alone() -> None:
+    rows = (row("runs/a.pt", 1, 50.0), row("runs/b.pt", 2, 10.0))
+    seeds = (score("untrained", lidar=60.0),) * 3
+    untrained = Baseline("untrained", "ResNet-18", "backbone", 0, scores=seeds)
+    page = to_html(ranking_page(ranking(*rows, baseline=(untrained,))))
+    assert "<li>an untrained ResNet-18 has a better lidar" in page
+    assert "<code></code>" not in page
+
+
 def test_provenance_tells_apart_what_is_shared() -> None:
     a, b = (
         replace(score(f"{name}.h5", lidar=2.0), provenance={"seed": 3, "arch": name})
@@ -388,6 +408,16 @@ def test_colours_distinguish_methods_then_runs_then_names() -> None:
     assert colour_groups(listing(9)) == ("", [""] * 9)
 
 
+def test_the_labels_of_two_levels_are_apart() -> None:
+    chart = Chart("c", "x", "y")
+    for y, label in ((2.0, "high"), (1.0, "low")):
+        chart.level(y, label)
+    labels = [at for at in Elements(chart.to_markup("")).named("text") if at.get("class")]
+    assert [at["text-anchor"] for at in labels] == ["end", "start"]
+    high, low = (float(at["y"] or "") for at in labels)
+    assert low > high + LINE
+
+
 def test_a_name_is_shortened_in_its_middle() -> None:
     assert shortened("vicreg-05", 9) == "vicreg-05"
     assert shortened("vicreg-05/epoch=9", 9) == "vicr\u2026ch=9"
@@ -395,8 +425,8 @@ def test_a_name_is_shortened_in_its_middle() -> None:
 
 def test_parameters_that_differ_are_drawn() -> None:
     entries = [
-        Entry(name, name, score(name), parameters={"step": step, "d": 8.0})
-        for name, step in (("a", 1.0), ("b", 2.0))
+        Entry(name, name, score(name), parameters={"step": step, "d": 8.0, "t": t})
+        for name, step, t in (("a", 1.0, None), ("b", 2.0, 0.1))
     ]
     assert parameters_of(Listing(entries)) == ["step"]
 

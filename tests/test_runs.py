@@ -197,7 +197,7 @@ def test_what_is_not_known_of_the_order_is_said(tmp_path: Path, rank: Shell) -> 
     done = rank(runs, "--per-run")
     text = done.stdout + done.stderr
     assert "order not known" in text
-    assert "no epoch or step recorded or in the name" in text
+    assert "b: no epoch or step recorded or in the name: b/best and 1 more" in text
     assert "do not say whether it counts epochs or steps" in text
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row, comparable
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.ranking import tied_text
-from lidar_cli.report.text import shorten_names
+from lidar_cli.report.text import command_lines, shorten_names
 from lidar_cli.report.verdict import (
     Advice,
     best_by,
@@ -25,6 +27,7 @@ from lidar_cli.report.verdict import (
     command_with,
     companions,
     duration,
+    scores_verdict,
     verdict,
 )
 from lidar_cli.scoring.compute import Score
@@ -67,8 +70,7 @@ def test_the_answer_is_the_first_line_and_all_fits_into_80_columns(folder: Path)
     best = Path(listing["checkpoints"][0]["path"]).parent.name
     answer = next(at for at, line in enumerate(lines) if line.startswith(best))
     assert " by lidar: " in lines[answer] + lines[answer + 1]
-    commands = [line for line in lines if "lidar rank" in line]
-    assert all(len(line) <= 80 for line in lines if line not in commands), text
+    assert all(len(line) <= 80 for line in lines), text
     header = next(line for line in lines if line.startswith("#  checkpoint"))
     assert header.split()[:3] == ["#", "checkpoint", "lidar"]
     assert header.split()[-1] == "rankme"
@@ -100,6 +102,16 @@ def test_off_a_terminal_the_verdict_goes_to_stderr(folder: Path) -> None:
     assert said not in wide.stdout
     assert "next" not in wide.stderr
     assert wide.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "lidar"]
+    assert "first and 2 others: assumed " in wide.stderr
+
+
+def test_a_checkpoint_that_fails_has_the_name_of_its_row(tmp_path: Path, folder: Path) -> None:
+    for name, projected in (("whole", PROJECTED), ("bare", None)):
+        checkpoint(tmp_path / f"runs/{name}/last.pt", 1, projected=projected)
+    words = ["rank", "runs", "--data", folder / "images", "-n", N, *SMALL, "--layer", "projector"]
+    done = lidar(*words, cwd=tmp_path)
+    assert done.returncode == 4
+    assert [line for line in done.stderr.splitlines() if line.startswith("failed: bare: ")]
 
 
 # Groups
@@ -115,8 +127,9 @@ def test_two_groups_are_explained_and_the_printed_command_joins_them(folder: Pat
     assert sum(line.startswith("#  checkpoint") for line in lines) == 1  # one row is no table
     single = next(line for line in lines if line.startswith("wide"))
     assert single.split()[-1] == str(PROJECTED + 2)
-    command = next(line for line in lines if line.strip().startswith("lidar rank two"))
-    joined = lidar(*shlex.split(command)[1:], "--json", cwd=folder)
+    at = next(at for at, line in enumerate(lines) if line.strip().startswith("lidar rank two"))
+    assert max(map(len, lines)) <= 80
+    joined = lidar(*typed(lines[at:])[1:], "--json", cwd=folder)
     assert json.loads(joined.stdout)["groups"] == 1
     quiet = lidar("rank", "two", "--data", "images", "-n", N, *SMALL, "--quiet", cwd=folder)
     assert (quiet.returncode, quiet.stdout) == (2, "")
@@ -129,6 +142,15 @@ def test_backbones_that_differ_too_cannot_be_joined(tmp_path: Path, folder: Path
     done = lidar("rank", "runs", "--data", folder / "images", "-n", 50, *SMALL, cwd=tmp_path)
     assert "No option makes them equal: the backbones are 16 and 20 wide" in done.stderr
     assert "--layer" not in done.stderr
+
+
+def typed(lines: list[str]) -> list[str]:
+    """The words of the command that the first lines are, as a shell reads them."""
+    last = next(at for at, line in enumerate(lines) if not line.endswith("\\"))
+    command = "\n".join(lines[: last + 1])
+    script = f"set -- {command}\nprintf '%s\\0' \"$@\""
+    words = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    return words.split("\0")[:-1]
 
 
 # Other commands
@@ -236,6 +258,23 @@ def test_the_sentence_says_what_the_choice_costs_in_accuracy() -> None:
     assert costs(b=0.61) == clear
 
 
+def test_files_without_intervals_are_compared_as_far_as_they_can_be() -> None:
+    scores = [
+        replace(scored(name, value).score, confidence=None)
+        for name, value in (("unknown", 9.0), ("b", 8.0))
+    ]
+    assert scores_verdict(scores) == (
+        "unknown.h5 is best by lidar: 9.000. Next is b.h5: 8.000; how much of that is chance is "
+        "unknown: add --confidence 0.95."
+    )
+    wide = replace(scores[1], dim=9)
+    assert scores_verdict([scores[0], wide]) == (
+        "The files form two groups that cannot be compared: the projector is 8 wide in one and 9 "
+        "in the other."
+    )
+    assert scores_verdict([replace(one, provenance={}) for one in scores]) is None
+
+
 def said(ranking: Ranking) -> list[Advice]:
     return cautions(ranking)
 
@@ -245,8 +284,18 @@ def test_metrics_that_disagree_are_both_named() -> None:
     (advice,) = said(ranked(*rows))
     assert advice.text == "lidar and rankme choose different checkpoints: a, b."
     assert advice.command == "lidar compare a b"
+    only_one = scored("a", 9.0), scored("b", 8.0, rankme=5.0)
+    assert not said(ranked(*only_one))
     close = scored("a", 9.0, rankme=4.9), scored("b", 8.0, rankme=5.0)
     assert not said(ranked(*close))
+
+
+def test_a_constant_embedding_that_wins_is_a_caution() -> None:
+    rows = [scored(name, 9.0 - at, normalized_std=0.0) for at, name in enumerate("ab")]
+    (advice,) = said(ranked(*rows))
+    assert advice.text.startswith("2 of 2 embeddings are constant or nearly so, a too")
+    assert advice.command == "lidar rank '' --by normalized_std"
+    assert not said(ranked(scored("a", 9.0, normalized_std=1.0), rows[1]))
 
 
 def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:
@@ -273,6 +322,25 @@ def test_no_more_images_are_advised_than_there_are() -> None:
     assert advice.command == "lidar rank '' -n 300"
     assert advice.text.endswith("intervals are 58% as wide with 300 images.")
     assert not said(ranked(*rows, images=100))
+
+
+@pytest.mark.parametrize("page", [("--report", "p.html"), ("--report=p.html",)])
+def test_the_command_of_a_caution_replaces_the_page_that_is_there(page: tuple[str, ...]) -> None:
+    rows, typed_words = (scored("a", 9.0), scored("b", 8.9)), ("rank", "runs", *page)
+    for words in (typed_words, (*typed_words, "--overwrite")):
+        (advice,) = said(ranked(*rows, images=500, command=words))
+        assert sorted(shlex.split(advice.command)) == sorted(
+            ["lidar", *typed_words, "-n", "400", "--overwrite"]
+        )
+
+
+@pytest.mark.parametrize("width", [20, 60, 100])
+def test_a_command_in_lines_is_the_same_command(width: int) -> None:
+    words = ["lidar", "rank", "my runs/a b", "--include", "it's*", "-n", "600", "--delta", "1e-07"]
+    lines = command_lines(shlex.join(words), width)
+    assert typed(lines) == words
+    assert max(map(len, lines)) <= width
+    assert (len(lines) == 1) == (width == 100)
 
 
 @pytest.mark.parametrize(

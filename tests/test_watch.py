@@ -19,6 +19,7 @@ from watch_runs import SIZE, N, Q, words
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.ranking.watch import CompletedFiles, ScoredCheckpoint, follow
+from lidar_cli.report.watch_log import step_of
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
 
@@ -99,7 +100,7 @@ def test_the_slowly_written_the_broken_and_the_interrupt(tmp_path: Path, images:
     (line,) = lines(log)
     # Alone in another directory, with another cache, the same checkpoint has the same number.
     alone = rank_directory(whole.parent, settings(images)).groups[0].rows[0]
-    assert line["path"] == str(runs / whole.name)
+    assert (line["name"], line["path"]) == (whole.name, str(runs / whole.name))
     assert (line["step"], line["by"], line["direction"]) == (500, "lidar", "higher")
     assert line["value"] == line["metrics"]["lidar"] == alone.value
     assert (line["ci_low"], line["ci_high"]) == (alone.interval.ci_low, alone.interval.ci_high)
@@ -223,6 +224,26 @@ def test_what_cannot_be_followed_is_one_line(
     assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
     assert (tmp_path / "notes.txt").read_text() == "remember the milk\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "step"),
+    [
+        ("step=8.pt", {"global_step": 7, "epoch": 1}, 7),
+        ("epoch=3-step=500.pt", {"epoch": 4}, 500),
+        ("checkpoint-500/model.pt", {"meta": {"epoch": 2}}, 500),
+        ("checkpoint0099.pth", {}, 99),
+        ("last.pt", {"step": True}, None),
+    ],
+)
+def test_the_step_is_the_recorded_one_else_that_in_the_name(
+    tmp_path: Path, name: str, stored: dict[str, Any], step: int | None
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    torch.save(stored, tmp_path / name)
+    assert step_of(str(tmp_path / name)) == step
+    (tmp_path / name).unlink()
+    assert (step_of(str(tmp_path / name)) is None) == (step is None)
 
 
 def test_its_options_alone_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,13 +122,14 @@ class DirectoryScan:
         """Add a file to the failed files, with the reason in one line."""
         self.failed.append(Skipped(str(path), _reason(path, error)))
 
-    def note_assumptions(self, progress: Progress) -> None:
-        """Note what was assumed of checkpoints, each assumption once."""
+    def note_assumptions(self, progress: Progress, names: Mapping[str, str]) -> None:
+        """Note what was assumed of checkpoints, each assumption once. names: by path."""
         for assumed, (first, *others) in self.assumed.items():
             if assumed not in self.noted:
                 self.noted.add(assumed)
                 more = f" and {len(others)} other{'s' if len(others) > 1 else ''}"
-                progress.note(f"{first}{more if others else ''}: assumed {assumed}")
+                name = names.get(str(first), first)
+                progress.note(f"{name}{more if others else ''}: assumed {assumed}")
 
 
 def scan_directory(
@@ -157,7 +158,6 @@ def scan_directory(
         progress.update("reading checkpoints", at, len(files))
         classify_file(path, scan, recogniser, progress, digests)
     _merge_equal_weights(scan, settings)
-    scan.note_assumptions(progress)
     if not files and not scan.failed:
         left = " that --include and --exclude leave" if selection.is_filtered else ""
         raise InputError(

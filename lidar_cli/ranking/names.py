@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
@@ -89,6 +89,13 @@ def name_of_one(path: str) -> str:
         folder = next(names, "/")
         return file if FOLDERS_OF_RUNS.fullmatch(folder.lower()) else folder
     return file
+
+
+def name_below(path: str, names: Mapping[str, str], directory: str) -> str:
+    """The short name of a path; without one, the path below the directory."""
+    file = PurePath(path)
+    below = file.relative_to(directory) if file.is_relative_to(directory) else file
+    return names.get(path) or str(below)
 
 
 def _split(path: str) -> Parts:

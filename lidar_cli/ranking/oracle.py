@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lidar_cli.core.metrics import METRICS
@@ -54,7 +54,6 @@ class Oracle:
     comparisons: tuple[GroupComparison, ...]  # one for each group of the ranking, in its order
     without: tuple[str, ...]  # ranked checkpoints that have no accuracy
     unmatched: tuple[Unmatched, ...]  # lines of the files that name no ranked checkpoint
-    names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
 
 
 def check_tables(settings: RankSettings, report: bool = False) -> None:
@@ -104,7 +103,6 @@ def compare_with_oracle(
         comparisons=tuple(comparisons),
         without=tuple(row.path for row in rows if row.path not in accuracies),
         unmatched=(*unmatched, *more),
-        names=ranking.names,
     )
 
 

@@ -43,9 +43,12 @@ class Group:
 
 def unranked_row(path: Path, aliases: Sequence[str], score: Score, by: Metric) -> Row:
     """A scored checkpoint as a row without a rank."""
-    name, confidence = by.name, score.confidence
-    interval = confidence.intervals[name] if confidence else Interval()
-    return Row(str(path), tuple(aliases), score, score.value(name), score.notes.get(name), interval)
+    value, reason, interval = (
+        score.value(by.name),
+        score.notes.get(by.name),
+        score.interval(by.name),
+    )
+    return Row(str(path), tuple(aliases), score, value, reason, interval)
 
 
 def comparable_groups(rows: Iterable[Row], by: Metric, level: float) -> tuple[Group, ...]:

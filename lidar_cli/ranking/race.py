@@ -27,6 +27,7 @@ from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, firs
 from lidar_cli.extraction.run import BATCHES_UNTIL
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
+from lidar_cli.ranking.names import name_below
 from lidar_cli.ranking.order import Row, order, tied_pairs, unranked_row, views_and_statistics
 from lidar_cli.ranking.paths import Paths
 from lidar_cli.ranking.scorer import Scorer, concerns_every_checkpoint
@@ -69,6 +70,10 @@ class Race:
     skipped: tuple[Skipped, ...]
     failed: tuple[Skipped, ...]
     names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
+
+    def name(self, path: str) -> str:
+        """The short name of a checkpoint; of another file, its path below the directory."""
+        return name_below(path, self.names, self.directory)
 
     @property
     def views_spent(self) -> int:

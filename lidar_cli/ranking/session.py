@@ -34,7 +34,7 @@ from lidar_cli.ranking.discover import (
     Skipped,
     scan_directory,
 )
-from lidar_cli.ranking.names import short_names
+from lidar_cli.ranking.names import name_below, short_names
 from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
 from lidar_cli.ranking.paths import Paths, Selection, select
 from lidar_cli.ranking.runs import Run, find_runs, recorded_positions
@@ -97,6 +97,11 @@ class Session:
     def scan_directory(self) -> None:
         """Recognise and hash every file. Raises as `discover.scan_directory`."""
         self.scan = scan_directory(self.selection, self.settings, self.progress, self.digests())
+        self.note_assumptions()
+
+    def note_assumptions(self) -> None:
+        """Note what was assumed of the scanned checkpoints, each assumption once."""
+        self.scan.note_assumptions(self.progress, self.names())
 
     def choose_layer(self, features: Sequence[FeatureFile] = ()) -> str:
         """The one layer to compare of the scanned checkpoints and these feature files.
@@ -221,9 +226,7 @@ class Ranking:
 
     def name(self, path: str) -> str:
         """The short name of a checkpoint; of another file, its path below the directory."""
-        file = Path(path)
-        below = file.relative_to(self.directory) if file.is_relative_to(self.directory) else file
-        return self.names.get(path) or str(below)
+        return name_below(path, self.names, self.directory)
 
 
 class Outcome(Enum):

@@ -27,11 +27,12 @@ Stamp = tuple[int, int, int]  # size, time of the last change, inode
 class ScoredCheckpoint:
     """A checkpoint that --watch has scored.
 
-    key: identifies its content and the settings. A restart skips a checkpoint whose `row.path` and
-    key are recorded.
+    name: as in the progress, short among the checkpoints so far. key: identifies its content and
+    the settings. A restart skips a checkpoint whose `row.path` and key are recorded.
     """
 
     row: Row
+    name: str
     by: Metric
     sha256: str
     key: str
@@ -118,9 +119,8 @@ class _Watch:
             checkpoint = task.checkpoint
             if self.files.is_unchanged(checkpoint.path):
                 row = unranked_row(checkpoint.path, checkpoint.aliases, score, self._session.by)
-                yield ScoredCheckpoint(
-                    row, self._session.by, checkpoint.digest, self._key(task.plan)
-                )
+                name, by, key = scorer.name(task), self._session.by, self._key(task.plan)
+                yield ScoredCheckpoint(row, name, by, checkpoint.digest, key)
             else:
                 # The scored weights may not be the hashed ones. A later look returns it again.
                 scorer.cache.remove(task)
@@ -140,7 +140,7 @@ class _Watch:
                 classify_file(path, scan, recogniser, session.progress, digests)
             except NotOpen as error:  # concerns this file only
                 scan.fail(path, error)
-        scan.note_assumptions(session.progress)
+        session.note_assumptions()
         for file in scan.skipped:
             session.progress.note(f"skipped: {file.path}: {file.reason}")
         scan.skipped.clear()

@@ -9,7 +9,7 @@ from lidar_cli.features.schema import format_size
 from lidar_cli.ranking.cache import CacheFolder
 from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.pruning import CacheFile
-from lidar_cli.report.text import console, print_columns
+from lidar_cli.report.text import console, counted, print_columns
 
 
 def total_size(files: Sequence[CacheFile]) -> str:
@@ -19,7 +19,7 @@ def total_size(files: Sequence[CacheFile]) -> str:
 
 def count_and_size(files: Sequence[CacheFile]) -> str:
     """`3 files, 1.20 GB`."""
-    return f"{len(files)} file{'' if len(files) == 1 else 's'}, {total_size(files)}"
+    return f"{counted(len(files), 'file')}, {total_size(files)}"
 
 
 def print_sizes(folder: CacheFolder, files: Sequence[CacheFile], command: str) -> None:
@@ -38,7 +38,7 @@ def print_sizes(folder: CacheFolder, files: Sequence[CacheFile], command: str) -
     ]
     if unused:
         rows.append(["(unused)", total_size(unused), str(len(unused))])
-    out.print_line(f"{folder.path}: {total_size(files)}, {len(names)} checkpoints")
+    out.print_line(f"{folder.path}: {total_size(files)}, {counted(len(names), 'checkpoint')}")
     if rows:
         out.print()
         print_columns(out, ["checkpoint", "size", "files"], rows, 1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 from lidar_cli.extraction.measure import Measured
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.features.schema import format_size
 from lidar_cli.ranking.dry_run import DryRun
 from lidar_cli.report.progress import format_duration
-from lidar_cli.report.text import console
+from lidar_cli.report.text import console, counted, joined_by_and, print_wrapped
 
 OPTIONS = {
     "d": "--layer",
@@ -24,20 +23,19 @@ OPTIONS = {
 def print_dry_run(run: DryRun) -> None:
     """The checkpoints, groups and cache of a ranking, and what it will take."""
     out = console()
-    kinds = f"{_listed(run.architectures)}, {_listed(run.methods)}"
-    count = _counted(run.checkpoints, "checkpoint")
+    kinds = f"{joined_by_and(run.architectures)}, {joined_by_and(run.methods)}"
+    count = counted(run.checkpoints, "checkpoint")
     groups = "one comparable group"
     if len(run.groups) > 1:
-        groups = f"{len(run.groups)} groups that differ in {_listed(run.differ)}"
-    out.print_line(
-        f"{count} in {_counted(run.folders, 'folder')} ({kinds}), {groups}; {run.cached} cached."
-    )
+        groups = f"{len(run.groups)} groups that differ in {joined_by_and(run.differ)}"
+    summary = f"{count} in {counted(run.folders, 'folder')} ({kinds}), {groups}"
+    print_wrapped(out, f"{summary}; {run.cached} cached.")
     if len(run.groups) > 1:
         for common, number in run.groups:
             values = ", ".join(f"{name} {common[name]}" for name in run.differ if name != "views")
-            out.print_line(f"group    {_counted(number, 'checkpoint')}  {values}")
+            out.print_line(f"group    {counted(number, 'checkpoint')}  {values}")
         options = dict.fromkeys(OPTIONS[name] for name in run.differ if name in OPTIONS)
-        out.print_line(f"         comparable with one value of {_listed(list(options))}")
+        out.print_line(f"         comparable with one value of {joined_by_and(list(options))}")
     _print_plan(run.plan)
     if run.seconds is None:
         out.print_line("time     nothing is to be embedded")
@@ -94,11 +92,3 @@ def _print_plan(plan: Plan) -> None:
     out.print_line(
         f"views    {views.recipe.name}, {views.image_size} px, q = {layout.n_views}; {layers}"
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from lidar_cli.ranking.oracle import GroupComparison, Oracle, Selection
+from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.text import (
     MISSING,
     SafeConsole,
     by_remark,
+    counted,
     first_and_more,
     format_percent,
     format_signed,
     markdown_table,
     print_columns,
-    relative,
 )
 
 
@@ -53,7 +54,7 @@ def _record(comparison: GroupComparison) -> dict[str, Any]:
     }
 
 
-def print_oracle(out: SafeConsole, oracle: Oracle, directory: str) -> None:
+def print_oracle(out: SafeConsole, oracle: Oracle, ranking: Ranking) -> None:
     """Print a table per comparable group, then the checkpoints and lines that were left out."""
     for at, comparison in enumerate(oracle.comparisons):
         selection = comparison.selection
@@ -65,25 +66,25 @@ def print_oracle(out: SafeConsole, oracle: Oracle, directory: str) -> None:
             f"{source_text(oracle)}: {selection.count} checkpoints{group}, accuracies in percent; "
             "a positive correlation: the better direction agrees"
         )
-        headers, rows = table(oracle, comparison, selection, directory)
+        headers, rows = table(oracle, comparison, selection, ranking)
         print_columns(out, headers, rows, fixed=1)
         for reason in missing_intervals(comparison):
             out.print_line(reason)
         if comparison.hyperparameters:
             out.print_line(sets_text(comparison), style="dim")
     for path in oracle.without:
-        out.print_line(f"no accuracy: {_name(path, oracle, directory)}", style="yellow")
+        out.print_line(f"no accuracy: {ranking.name(path)}", style="yellow")
     for line in oracle.unmatched:
-        text = f"not matched: {_name(line.path, oracle, directory)}: {line.reason}"
+        text = f"not matched: {ranking.name(line.path)}: {line.reason}"
         out.print_line(text, style="yellow")
 
 
-def to_markdown(oracle: Oracle, directory: str) -> str:
+def to_markdown(oracle: Oracle, ranking: Ranking) -> str:
     """The tables of `print_oracle` in Markdown."""
     blocks = []
     for comparison in oracle.comparisons:
         if comparison.selection is not None:
-            headers, rows = table(oracle, comparison, comparison.selection, directory)
+            headers, rows = table(oracle, comparison, comparison.selection, ranking)
             title = f"{source_text(oracle)}; accuracies in percent"
             blocks.append(f"{title}\n\n{markdown_table(headers, rows, left=[0])}")
     return "\n\n".join(blocks)
@@ -95,7 +96,7 @@ def source_text(oracle: Oracle) -> str:
 
 
 def table(
-    oracle: Oracle, comparison: GroupComparison, selection: Selection, directory: str
+    oracle: Oracle, comparison: GroupComparison, selection: Selection, ranking: Ranking
 ) -> tuple[list[str], list[list[str]]]:
     """Headers, and a line per metric; then the best and the median checkpoint."""
     level = f"{100 * oracle.level:g} %"
@@ -104,7 +105,7 @@ def table(
     headers += [f"by {column.name}" for column in varied]
     rows = []
     for correlation, pick in zip(comparison.correlations, selection.picks, strict=True):
-        names = [_name(path, oracle, directory) for path in pick.paths]
+        names = [ranking.name(path) for path in pick.paths]
         rows.append(
             [
                 correlation.metric,
@@ -118,17 +119,13 @@ def table(
                 *(format_percent(column.picks[correlation.metric]) for column in varied),
             ]
         )
-    best = _name(selection.best.paths[0], oracle, directory)
+    best = ranking.name(selection.best.paths[0])
     for name, value, columns, which in (
         ("(best)", selection.best.accuracy, [column.best for column in varied], best),
         ("(median)", selection.median, [column.median for column in varied], ""),
     ):
         rows.append([name, *[""] * 5, format_percent(value), which, *map(format_percent, columns)])
     return headers, rows
-
-
-def _name(path: str, oracle: Oracle, directory: str) -> str:
-    return oracle.names.get(path) or relative(path, directory)
 
 
 def _ends(interval: tuple[float, float] | None) -> str:
@@ -149,7 +146,7 @@ def missing_intervals(comparison: GroupComparison) -> Iterator[str]:
 def sets_text(comparison: GroupComparison) -> str:
     """The meaning of the columns of hyperparameters, in one line."""
     sets = ", ".join(
-        f"{column.name} {column.count} in {column.sets} set{'s' if column.sets > 1 else ''}"
+        f"{column.name} {column.count} in {counted(column.sets, 'set')}"
         for column in comparison.hyperparameters
         if column.sets
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import InputError, MissingExtra, SettingsError, printable
+from lidar_cli.ranking.names import short_names
 from lidar_cli.report.scores import AXES, convergence_shares
 from lidar_cli.runtime.files import is_stream, write_atomic
 from lidar_cli.runtime.streams import write_remark
@@ -51,6 +52,7 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
     figure = Figure(figsize=(4.2 * max(1, count), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(1, count, squeeze=False)[0] if count else []
+    labels = _labels(scores)
     for axes, name in zip(all_axes, panels, strict=False):
         for at, score in enumerate(scores):
             spectrum = score.spectra.get(name, [])
@@ -58,7 +60,7 @@ def plot_spectra(scores: Sequence[Score], path: Path) -> None:
             spectrum = [value for value in spectrum if value > least]
             colour = f"C{at % 10}"
             ranks = range(1, len(spectrum) + 1)
-            axes.loglog(ranks, spectrum, color=colour, lw=1.4, label=_label(score, scores))
+            axes.loglog(ranks, spectrum, color=colour, lw=1.4, label=labels[at])
             if name == "lda" and score.noise_edge is not None:
                 axes.axhline(score.noise_edge, color=colour, ls="--", lw=0.8, alpha=0.7)
         _style(axes, PANELS[name], "rank of the eigenvalue")
@@ -114,7 +116,10 @@ def _style(axes: Any, title: str, x: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _label(score: Score, scores: Sequence[Score]) -> str:
-    name = Path(score.file).stem
-    name = f"{name} {score.layer}" if len({s.layer for s in scores}) > 1 else name
-    return printable(name).replace("$", r"\$")  # else matplotlib would read it as a formula
+def _labels(scores: Sequence[Score]) -> list[str]:
+    """The short name of each score's file, and its layer where there are several."""
+    names = short_names([score.file for score in scores])
+    several = len({score.layer for score in scores}) > 1
+    labels = (names[one.file] + (f" {one.layer}" if several else "") for one in scores)
+    # With a $ matplotlib would read a formula.
+    return [printable(label).replace("$", r"\$") for label in labels]

@@ -11,14 +11,14 @@ import rich.progress
 from rich.progress import TextColumn
 from rich.table import Column
 
-from lidar_cli.report.text import SafeConsole, format_value
+from lidar_cli.report.text import SafeConsole, format_value, shorten_names
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.streams import write_remark
 
 DELAY = 0.5  # seconds before the live line appears, so that short work shows none
 LOG_EVERY = 60.0  # seconds between two lines within one long task, without a terminal
 INDENT = " " * 8
-LONGEST_NAME = 40
+LONGEST_NAME = 40  # characters, on a terminal
 
 
 def format_duration(seconds: float) -> str:
@@ -134,14 +134,13 @@ class Terminal(Progress):
                 markup=False,
                 table_column=Column(no_wrap=True, overflow="ellipsis"),
             ),
-            TextColumn("{task.completed}/{task.total}", markup=False),
-            TextColumn("{task.fields[times]}", markup=False),
             console=self._console,
             transient=True,
             redirect_stdout=False,
         )
-        self._bar = self._line.add_task("", total=None, times="")
+        self._bar = self._line.add_task("", total=None)
         self._pace = Pace()
+        self._short: dict[str, str] = {}  # names as in the lines of finished checkpoints
         self._start = self._last_line = time.monotonic()
         self._shown = False
         self._notes: set[str] = set()
@@ -156,6 +155,7 @@ class Terminal(Progress):
         """Count these checkpoints from here on."""
         self._hide()
         self._pace.begin(names, to_embed, by)
+        self._short = dict(zip(names, shorten_names(names, LONGEST_NAME), strict=True))
         self._last_line = time.monotonic()
 
     def checkpoint(self, name: str) -> None:
@@ -201,22 +201,20 @@ class Terminal(Progress):
             write_remark(text)
 
     def _show(self) -> None:
+        if not self._shown and time.monotonic() - self._start < DELAY:
+            return
+        pace, left = self._pace, self._pace.left
+        parts = [f"{pace.task} {pace.done}/{pace.total}"]
+        parts += [format_duration(pace.seconds)] if pace.name else []
+        parts += [f"{format_duration(left)} left"] if left is not None else []
+        work, name = "   ".join(parts), ""
+        if pace.name:
+            room = self._console.width - len(f"{pace.position}  {work}") - 1
+            name = f"{shorten_names([pace.name], min(LONGEST_NAME, room))[0]}  "
+        self._line.update(self._bar, description=f"{pace.position}{name}{work}")
         if not self._shown:
-            if time.monotonic() - self._start < DELAY:
-                return
             self._line.start()
             self._shown = True
-        pace, left = self._pace, self._pace.left
-        name = f"{pace.name[:LONGEST_NAME]}  " if pace.name else ""
-        times = [format_duration(pace.seconds)] if pace.name else []
-        times += [f"{format_duration(left)} left"] if left is not None else []
-        self._line.update(
-            self._bar,
-            description=f"{pace.position}{name}{pace.task}",
-            completed=pace.done,
-            total=pace.total,
-            times="   ".join(times),
-        )
 
     def _hide(self) -> None:
         if self._shown:
@@ -229,9 +227,9 @@ class Terminal(Progress):
         pace.leave()
         if self._enabled and not self._quiet:
             if self._is_live:
-                width = min(LONGEST_NAME, max(map(len, pace.names), default=0))
-                shown = "" if value is None else format_value(value)
-                self._console.print_line(f"{INDENT}{name:<{width}}  {shown:>8}   {took}")
+                short, shown = self._short.get(name, name), format_value(value)
+                width = max(map(len, self._short.values()), default=0)
+                self._console.print_line(f"{INDENT}{short:<{width}}  {shown:>8}   {took}")
             else:
                 shown = "" if value is None else f" {pace.by} {format_value(value)}"
                 self._log(f"{name}{shown} ({took})")

@@ -48,7 +48,7 @@ def to_json(race: Race, count: int | None) -> str:
         "checkpoints": [
             {
                 "rank": rank,
-                "name": race.names[row.path],
+                "name": race.name(row.path),
                 "path": row.path,
                 "aliases": list(row.aliases),
                 "put_out": eliminated,
@@ -88,7 +88,7 @@ def print_race(race: Race, count: int | None) -> None:
     rows = [
         [
             str(rank),
-            race.names[row.path],
+            race.name(row.path),
             format_with_interval(by.name, row.value, row.interval),
             str(row.score.n_samples),
             "eliminated" if eliminated else "",
@@ -102,7 +102,7 @@ def print_race(race: Race, count: int | None) -> None:
             f"{look.views:,} views",
             style="dim",
         )
-    print_left_out(err, race.failed, race.skipped, race.directory)
+    print_left_out(err, race.failed, race.skipped, race.name)
 
 
 def result_text(race: Race) -> str:
@@ -111,7 +111,7 @@ def result_text(race: Race) -> str:
     basis = (
         f"at {race.level:.3g} confidence over all looks, each at its own n ({looks} of {race.n})"
     )
-    names = [race.names[row.path] for row in race.winners]
+    names = [race.name(row.path) for row in race.winners]
     if len(names) == 1:
         return f"{names[0]} is best by {race.by.name}, {basis}."
     return f"No single best by {race.by.name}: one of {', '.join(names)}, {basis}."

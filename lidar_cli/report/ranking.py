@@ -1,12 +1,12 @@
-"""A ranking as tables with remarks, JSON, CSV, Markdown or paths alone."""
+"""A ranking as tables, JSON, CSV, Markdown or paths alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from rich.text import Text
 
@@ -14,24 +14,25 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError, nearest, printable
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.oracle import Oracle
-from lidar_cli.ranking.order import Group, Row, noise_warnings
+from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.session import Ranking, toy_data_note
 from lidar_cli.report import baseline as baseline_report
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report import runs as runs_report
-from lidar_cli.report.scores import BIAS, record
+from lidar_cli.report.remarks import facts, heading, remarks
+from lidar_cli.report.scores import record
 from lidar_cli.report.text import (
     CAUTIONS,
     INDENT,
     SafeConsole,
     broken_header,
-    by_remark,
     column_widths,
+    command_lines,
     console,
+    counted,
     csv_path,
     csv_table,
     error_console,
-    first_and_more,
     format_percent,
     format_ties,
     format_with_interval,
@@ -40,7 +41,6 @@ from lidar_cli.report.text import (
     print_columns,
     print_labelled,
     print_wrapped,
-    relative,
     tied_ranks,
     wrapped,
 )
@@ -52,25 +52,12 @@ from lidar_cli.report.verdict import (
     common_ground,
     companions,
     constant_text,
-    count_ties,
     differing,
     group_verdict,
-    name_of,
+    has_option,
     verdict,
 )
-from lidar_cli.scoring.compute import CORRECTED
 from lidar_cli.scoring.intervals import Interval
-from lidar_cli.settings import MetricSettings
-
-# Printed in a heading only where groups differ in them.
-SHOWN_IF_DIFFERENT = (
-    "pixel statistics",
-    "seed",
-    "normalised",
-    "precision",
-    "storage",
-    "embedding revision",
-)
 
 
 def check_single_group(ranking: Ranking) -> None:
@@ -169,7 +156,7 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
             rows.append([rank, row.path, *(metric_cell(row, name, ranking) for name in METRICS)])
         table = markdown_table(["rank", "checkpoint", *METRICS], rows, left=[1])
         blocks.append(f"{printable(heading(group, ranking))}\n\n{table}")
-    blocks += [oracle_report.to_markdown(oracle, ranking.directory)] if oracle else []
+    blocks += [oracle_report.to_markdown(oracle, ranking)] if oracle else []
     blocks += [printable(f"Failed: {file.path}: {file.reason}") for file in ranking.failed]
     return "\n\n".join(blocks)
 
@@ -230,23 +217,25 @@ def print_tables(
     several = len(ranking.groups) > 1
     if several:
         cure = common_ground(ranking)
-        print_wrapped(answer, f"{apart(ranking)} {cure.text}")
+        print_wrapped(answer, f"{apart(ranking.groups)} {cure.text}")
         if cure.command:
-            answer.print(Text(printable(f"  {cure.command}")), soft_wrap=True)
+            for line in command_lines(cure.command, answer.width - 2):
+                answer.print(Text(printable(f"  {line}")), soft_wrap=True)
     shares = accuracies if accuracies is not None else oracle.accuracies if oracle else {}
     for at, group in enumerate(ranking.groups):
         if view.per_run:
             shared = ", ".join(facts(group, ranking))
             runs_report.print_runs(out, answer, err, at, ranking, shared)
         elif len(group.rows) > 1 or not several:
-            answer.print_line("") if several and out.is_terminal else None
+            if several and out.is_terminal:
+                answer.print_line("")
             print_wrapped(answer, group_verdict(group, ranking, oracle), style="bold")
             print_group(out, group, ranking, view, shares)
     if not view.per_run:
         _print_single_rows(out, ranking)
     if oracle is not None:
-        oracle_report.print_oracle(out, oracle, ranking.directory)
-    print_left_out(err, ranking.failed, ranking.skipped if view.verbose else (), ranking.directory)
+        oracle_report.print_oracle(out, oracle, ranking)
+    print_left_out(err, ranking.failed, ranking.skipped if view.verbose else (), ranking.name)
     _print_remarks(err, ranking, view)
     if out.is_terminal:
         _print_next(err, ranking, view)
@@ -272,7 +261,7 @@ def print_group(
     best = max((shares[row.path] for row in group.rows if row.path in shares), default=None)
     columns: dict[str, list[str]] = {
         "#": [str(row.rank) for row in rows],
-        "checkpoint": [name_of(row.path, ranking) for row in rows],
+        "checkpoint": [ranking.name(row.path) for row in rows],
     }
     if best is not None:
         columns["accuracy"] = [_accuracy_cell(shares.get(row.path), best) for row in rows]
@@ -343,7 +332,7 @@ def _print_single_rows(out: SafeConsole, ranking: Ranking) -> None:
     names = [name for name in differing(ranking.groups) if name != "samples"]
     rows = [
         [
-            name_of(group.rows[0].path, ranking),
+            ranking.name(group.rows[0].path),
             metric_cell(group.rows[0], ranking.by.name, ranking),
             *(constant_text(name, group.common) for name in names),
         ]
@@ -356,12 +345,15 @@ def _print_single_rows(out: SafeConsole, ranking: Ranking) -> None:
 
 
 def print_left_out(
-    out: SafeConsole, failed: Iterable[Skipped], skipped: Iterable[Skipped], directory: str
+    out: SafeConsole,
+    failed: Iterable[Skipped],
+    skipped: Iterable[Skipped],
+    name_of: Callable[[str], str],
 ) -> None:
     """Print a line per file that has no rank, with the reason."""
     for label, files, style in (("failed", failed, "red"), ("skipped", skipped, "dim")):
         for file in files:
-            out.print_line(f"{label}: {relative(file.path, directory)}: {file.reason}", style=style)
+            out.print_line(f"{label}: {name_of(file.path)}: {file.reason}", style=style)
 
 
 def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
@@ -383,12 +375,13 @@ def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
 def _print_next(err: SafeConsole, ranking: Ranking, view: View) -> None:
     """One line: what else can be asked for."""
     page = command_with(ranking.command or ("rank", ranking.directory), {}, "--report page.html")
-    texts = [page] if "--report" not in ranking.command else []
+    has_page = has_option(ranking.command, "--report")
+    lines = [] if has_page else command_lines(page, err.width - INDENT)
+    texts = []
     if view.columns is None and not view.everything:
         texts.append(f"all {len(METRICS)} metrics: --all")
     hidden = _hidden(ranking) if not view.verbose else 0
-    texts += [f"{hidden} more remark{'s' if hidden > 1 else ''}: --verbose"] if hidden else []
-    lines: list[str] = []
+    texts += [f"{counted(hidden, 'more remark')}: --verbose"] if hidden else []
     for text in texts:
         if lines and INDENT + len(lines[-1]) + 4 + len(text) <= err.width:
             lines[-1] += f"    {text}"
@@ -404,7 +397,7 @@ def print_advice(err: SafeConsole, label: str, advice: Advice) -> None:
     if err.is_terminal:
         lines = wrapped(advice.text, err.width - INDENT)
     if advice.command:
-        lines.append(advice.command)
+        lines += command_lines(advice.command, err.width - INDENT)
     if cost and err.is_terminal and INDENT + len(lines[-1]) + 4 + len(cost) <= err.width:
         lines[-1] += f"    {cost}"
     elif cost:
@@ -419,128 +412,7 @@ def _hidden(ranking: Ranking) -> int:
     return explained + len(ranking.skipped) + max(0, len(cautions(ranking)) - CAUTIONS)
 
 
-def facts(group: Group, ranking: Ranking) -> list[str]:
-    """What the values of a group depend on, each in a few words, for the line below the answer."""
-    common, ties = group.common, count_ties(group)
-    copies = sum(len(row.aliases) for row in group.rows)
-    recipe = common["views"]["name"] if common["views"] else "unknown"
-    differ = differing(ranking.groups)
-    return [
-        count_checkpoints(len(group.rows)),
-        *([f"{ties} {'ties' if ties > 1 else 'tie'}"] if ties else []),
-        *([f"{copies} cop{'ies' if copies > 1 else 'y'} left out"] if copies else []),
-        str(common["layer"]),
-        *(f"{name} = {common[name]}" for name in "nqd"),
-        f"{recipe} views {common['image size']} px",
-        *([f"delta = {common['delta']:g}"] if common["delta"] != MetricSettings.delta else []),
-        *(f"{name} {common[name]}" for name in SHOWN_IF_DIFFERENT if name in differ),
-        f"data {', '.join(dict.fromkeys(str(row.score.data) for row in group.rows))}",
-        *([f"+- {100 * ranking.level:g} %"] if has_intervals(group) else []),
-    ]
-
-
-def has_intervals(group: Group) -> bool:
-    """Whether any value has an interval."""
-    return any(row.interval.se is not None for row in group.rows)
-
-
-def heading(group: Group, ranking: Ranking) -> str:
-    """What the checkpoints of a group have in common, in one line."""
-    by = f"by {ranking.by.name} ({ranking.by.direction} is better)"
-    return "  ".join([f"{count_checkpoints(len(group.rows))} {by}", *constants(group, ranking)])
-
-
-def count_checkpoints(count: int) -> str:
-    """`1 checkpoint`, `2 checkpoints`."""
-    return f"{count} checkpoint{'' if count == 1 else 's'}"
-
-
-def constants(group: Group, ranking: Ranking) -> list[str]:
-    """What the values of a group depend on, each in a few words."""
-    common = group.common
-    data = ", ".join(dict.fromkeys(str(row.score.data) for row in group.rows))
-    recipe = common["views"]["name"] if common["views"] else "?"
-    return [
-        f"layer {common['layer']}",
-        f"n = {common['n']}",
-        f"q = {common['q']}",
-        f"d = {common['d']}",
-        f"views {recipe} {common['image size']} px",
-        f"delta = {common['delta']:g}",
-        *(
-            f"{name} {common[name]}"
-            for name in SHOWN_IF_DIFFERENT
-            if name in differing(ranking.groups)
-        ),
-        f"data: {data}",
-    ]
-
-
 def metric_cell(row: Row, name: str, ranking: Ranking) -> str:
     """The value of a metric; the one that orders has its interval."""
     interval = row.interval if name == ranking.by.name else Interval()
     return format_with_interval(name, row.score.value(name), interval)
-
-
-# Remarks
-
-
-class Remark(NamedTuple):
-    """One line about the rows of a group."""
-
-    kind: Literal["same", "missing", "interval", "warning"]
-    text: str
-
-    def __str__(self) -> str:
-        return f"warning: {self.text}" if self.kind == "warning" else self.text
-
-
-def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
-    """Aliases, reasons of missing values, what intervals and ties mean, and warnings; each once."""
-    for row in group.rows:
-        if row.aliases:
-            aliases = ", ".join(relative(alias, ranking.directory) for alias in row.aliases)
-            path = ranking.name(row.path)
-            yield Remark("same", f"{path}: the same weights as {aliases}")
-    notes = ((note, (row, name)) for row in group.rows for name, note in row.score.notes.items())
-    for note, pairs in by_remark(notes).items():
-        rows = list({row.path: row for row, _ in pairs}.values())
-        names = dict.fromkeys(name for _, name in pairs)
-        yield Remark("missing", f"{_names(rows, ranking)}: no {', '.join(names)}: {note}")
-    yield from _interval_remarks(group, ranking)
-    warnings = by_remark((kind, row) for row in group.rows for kind in row.score.warnings)
-    if any(noise_warnings([group], ranking.by)):
-        warnings.pop("noise", None)  # the warnings of the ranking include it
-    for kind, rows in warnings.items():
-        yield Remark("warning", f"{_names(rows, ranking)}: {rows[0].score.warnings[kind]}")
-    for text in baseline_report.remarks(group, ranking):
-        yield Remark("interval", text)
-
-
-def _interval_remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
-    """What +- and ties mean, and why values have no interval or a doubtful one."""
-    name, level = ranking.by.name, f"{100 * ranking.level:g} %"
-    counts = [row.score.confidence.groups for row in group.rows if row.score.confidence]
-    sample_groups = next((count for count in counts if count is not None), None)
-    over = "samples" if sample_groups is None else f"{sample_groups} groups of samples"
-    if any(row.interval.se is not None for row in group.rows):
-        bias = f"; the value itself is {BIAS}" if name in CORRECTED else ""
-        text = f"+-: the {level} interval of {name} over {over}, at this n and q{bias}"
-        yield Remark("interval", text)
-    if has_intervals(group) and any(row.tied_with for row in group.rows):
-        unit = "sample" if sample_groups is None else "group"
-        yield Remark(
-            "interval",
-            f"tied: the {level} interval of the difference, {unit} by {unit}, holds 0; it covers "
-            "the draw of images, not the training seed",
-        )
-    for note, rows in by_remark((row.interval.note, row) for row in group.rows).items():
-        yield Remark("interval", f"{_names(rows, ranking)}: {name}: {note}")
-    reasons = ((row.interval.reason, row) for row in group.rows if row.value is not None)
-    for reason, rows in by_remark(reasons).items():
-        text = f"{_names(rows, ranking)}: no interval of {name}, and no ties: {reason}"
-        yield Remark("interval", text)
-
-
-def _names(rows: Sequence[Row], ranking: Ranking) -> str:
-    return first_and_more([ranking.name(row.path) for row in rows])

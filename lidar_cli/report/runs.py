@@ -16,6 +16,7 @@ from lidar_cli.report.text import (
     MISSING,
     SafeConsole,
     by_remark,
+    counted,
     csv_path,
     csv_table,
     first_and_more,
@@ -122,7 +123,7 @@ def print_runs(
     group, runs = ranking.groups[at], _of_group(ranking, at)
     if runs and runs[0].best:
         answer.print_line(sentence(runs, group, ranking.by), style="bold")
-    out.print_line(f"{_count(len(runs), 'run')}, {facts}")
+    out.print_line(f"{counted(len(runs), 'run')}, {facts}")
     if out.is_terminal:
         out.print()
     headers, rows = table(runs, group, ranking)
@@ -276,16 +277,12 @@ def remarks(runs: Sequence[Run], group: Group, ranking: Ranking) -> Iterator[str
         yield f"tie: the {level} interval of the difference to the best of the run holds 0"
     reasons = ((row.interval.reason, row) for row in group.rows if row.value is not None)
     for reason, rows in by_remark(reasons).items():
-        count = _count(len(rows), "checkpoint")
+        count = counted(len(rows), "checkpoint")
         yield f"{count} without interval, so a drop may be noise: {reason}"
     if any(run.axis == "number" for run in runs):
         yield NUMBER_NOTE
     for run in runs:
-        without = [point.path for point in run.points if point.x is None]
+        without = [ranking.name(point.path) for point in run.points if point.x is None]
         if without and len(run.points) > 1:
             yield f"{run.name}: no epoch or step recorded or in the name: {first_and_more(without)}"
     yield from baseline_report.remarks(group, ranking)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -17,6 +17,7 @@ from lidar_cli.report.text import (
     by_remark,
     column_widths,
     console,
+    counted,
     csv_path,
     csv_table,
     error_console,
@@ -117,7 +118,7 @@ def _print_several(out: SafeConsole, scores: Sequence[Score], names: Sequence[st
             *map(format_value, (score.n_samples, score.n_views, score.dim)),
             _title(score),
             *(
-                format_with_interval(name, score.value(name), interval_of(score, name))
+                format_with_interval(name, score.value(name), score.interval(name))
                 for name in names
             ),
         ]
@@ -158,8 +159,7 @@ def _print_remarks(err: SafeConsole, scores: Sequence[Score], verbose: bool) -> 
         lines = wrapped(text, err.width - INDENT) if err.is_terminal else [text]
         print_labelled(err, "caution", lines, style="yellow")
     if len(shown) > CAUTIONS and not verbose:
-        more = len(shown) - CAUTIONS
-        err.print_line(f"{more} more caution{'s' if more > 1 else ''}: --verbose")
+        err.print_line(f"{counted(len(shown) - CAUTIONS, 'more caution')}: --verbose")
 
 
 def _print_one(out: SafeConsole, score: Score, names: Sequence[str]) -> None:
@@ -191,7 +191,7 @@ def metric_table(score: Score, names: Sequence[str]) -> tuple[list[str], list[li
     for name in names:
         value = score.value(name)
         detail = DETAILS[name](score) if name in DETAILS and value is not None else ""
-        interval = [format_interval(interval_of(score, name))] if header else []
+        interval = [format_interval(score.interval(name))] if header else []
         rows.append([name, format_metric(name, value), *interval, METRICS[name].direction, detail])
     return ["metric", "value", *header, "better", ""], rows
 
@@ -228,12 +228,6 @@ def remarks(score: Score) -> Iterator[str]:
 def intervals(score: Score) -> Iterator[tuple[str, Interval]]:
     """The interval of each metric; nothing if no intervals were requested."""
     yield from score.confidence.intervals.items() if score.confidence else ()
-
-
-def interval_of(score: Score, metric: str) -> Interval:
-    """The interval of a metric; an empty one if it has none."""
-    confidence = score.confidence
-    return confidence.intervals.get(metric, Interval()) if confidence else Interval()
 
 
 # Convergence

@@ -6,10 +6,10 @@ import csv
 import io
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -104,15 +104,20 @@ def tied_ranks(row: Row, rows: Iterable[Row]) -> str:
 # Names and remarks
 
 
-def relative(path: str, directory: str) -> str:
-    """A path relative to the ranked directory; unchanged if it is elsewhere."""
-    return str(Path(path).relative_to(directory)) if Path(path).is_relative_to(directory) else path
-
-
 def path_lines(paths: Sequence[str]) -> bytes:
     """Paths, one per line: their exact bytes, but escaped if stdout is a terminal."""
     texts = map(printable, paths) if sys.stdout.isatty() else paths
     return b"".join(os.fsencode(text) + b"\n" for text in texts)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 checkpoint`, `2 checkpoints`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def joined_by_and(texts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
 def first_and_more(names: Sequence[str]) -> str:
@@ -278,7 +283,7 @@ def print_wrapped(out: SafeConsole, text: str, style: str = "") -> None:
 def print_labelled(out: SafeConsole, label: str, lines: Sequence[str], style: str = "") -> None:
     """Print lines below each other after a label; one line without a terminal.
 
-    They are not broken, so that commands can be copied.
+    They are not broken further, so that commands can be copied.
     """
     if not out.is_terminal:
         out.print(Text(printable(f"{label}: {' '.join(lines)}")), soft_wrap=True)
@@ -286,6 +291,19 @@ def print_labelled(out: SafeConsole, label: str, lines: Sequence[str], style: st
     for at, line in enumerate(lines):
         start = Text(f"{'' if at else label:{INDENT}}", style=style)
         out.print(start + Text(printable(line)), soft_wrap=True)
+
+
+def command_lines(command: str, width: int) -> list[str]:
+    """A command in lines that fit, if its words do; a shell reads them as one line."""
+    if len(command) <= width or os.name == "nt":  # whose shells have another sign
+        return [command]
+    lines: list[str] = []
+    for word in map(shlex.quote, shlex.split(command)):
+        if lines and len(lines[-1]) + len(word) + 3 <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
 def wrapped(text: str, width: int) -> list[str]:

@@ -8,13 +8,12 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.features.schema import format_size
 from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
-from lidar_cli.report.text import format_percent, format_with_interval
+from lidar_cli.report.text import counted, format_percent, format_with_interval, joined_by_and
 from lidar_cli.scoring.compute import (
     COLLAPSED,
     DEGREES,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
     from lidar_cli.ranking.session import Ranking
 
 NAMED = 2  # tied checkpoints that a sentence names
-LONGEST_COMMAND = 160  # characters; a longer one is printed without its paths
+LONGEST_COMMAND = 160  # characters; of a longer one only the options that change are printed
 COMPANIONS = ("lidar_corrected", "rankme", "lidar", "pillai")  # columns after the ordering metric
 SETTING_OF_CONSTANT = {  # a constant in which groups differ -> the setting that makes it equal
     "views": "views",
@@ -47,11 +46,6 @@ SETTING_OF_CONSTANT = {  # a constant in which groups differ -> the setting that
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def name_of(path: str, ranking: Ranking) -> str:
-    """The name of a checkpoint in tables and sentences."""
-    return ranking.name(path)
-
-
 # The answer
 
 
@@ -59,16 +53,14 @@ def verdict(ranking: Ranking, oracle: Oracle | None = None) -> str:
     """The answer in one to three sentences: the best checkpoint, or why there is no single one."""
     if len(ranking.groups) > 1:
         cure = common_ground(ranking)
-        return f"{apart(ranking)} {cure.text}{f' {cure.command}' if cure.command else ''}"
+        return f"{apart(ranking.groups)} {cure.text}{f' {cure.command}' if cure.command else ''}"
     return group_verdict(ranking.groups[0], ranking, oracle)
 
 
 def group_verdict(group: Group, ranking: Ranking, oracle: Oracle | None = None) -> str:
     """Which checkpoint of a group is best, and how clearly; with accuracies, what it costs."""
-    rows = [row for row in group.rows if row.value is not None]
-    if not rows:
-        return f"None of these checkpoints has {ranking.by.name}: {group.rows[0].reason}."
-    return " ".join([_best(rows, ranking), *_accuracy(rows[0], group, ranking, oracle)])
+    answer = _best(group, ranking.by, ranking.name)
+    return " ".join([answer, *_accuracy(group.rows[0], group, ranking, oracle)])
 
 
 def scores_verdict(scores: Sequence[Score]) -> str | None:
@@ -79,31 +71,34 @@ def scores_verdict(scores: Sequence[Score]) -> str | None:
         return None
     rows = [unranked_row(Path(score.file), (), score, by) for score in scores]
     groups = comparable_groups(rows, by, level)
-    ranking = cast("Ranking", SimpleNamespace(directory="", by=by, groups=groups, name=str))
-    if len(ranking.groups) == 1:
-        answer = group_verdict(ranking.groups[0], ranking)
-        return answer if levels else answer.replace("unknown.", "unknown: add --confidence 0.95.")
+    if len(groups) == 1:
+        return _best(groups[0], by, str, cure="" if levels else ": add --confidence 0.95")
     is_of_one_layer = len({score.layer for score in scores}) == 1
-    return apart(ranking).replace("checkpoints", "files", 1) if is_of_one_layer else None
+    return apart(groups, "files") if is_of_one_layer else None
 
 
-def _best(rows: Sequence[Row], ranking: Ranking) -> str:
-    first, by = rows[0], ranking.by
-    name, value = name_of(first.path, ranking), value_text(first, by)
+def _best(group: Group, by: Metric, name_of: Callable[[str], str], cure: str = "") -> str:
+    """The best row and the next one. cure: what would say how much of the difference is chance."""
+    rows = [row for row in group.rows if row.value is not None]
+    if not rows:
+        return f"None of these has {by.name}: {group.rows[0].reason}."
+    first = rows[0]
+    name, value = name_of(first.path), value_text(first, by)
     if len(rows) == 1:
         return f"{name} has {by.name} {value}; there is no other to compare it with."
     direction = "" if by.direction == "higher" else f" ({by.direction} is better)"
     tied = [row for row in rows if row.path in first.tied_with]
     if tied:
-        names = _listed([name_of(row.path, ranking) for row in tied])
+        names = _listed([name_of(row.path) for row in tied])
         equal = all(row.value == first.value for row in tied)
         how = "the same as" if equal else "but tied with"
         return f"{name} is first by {by.name}{direction}: {value}, {how} {names}."
     second = rows[1]
-    after = f"Next is {name_of(second.path, ranking)}"
+    after = f"Next is {name_of(second.path)}"
     answer = f"{name} is best by {by.name}{direction}: {value}."
     if first.interval.se is None or second.interval.se is None:
-        return f"{answer} {after}: {value_text(second, by)}; how much of that is chance is unknown."
+        doubt = f"how much of that is chance is unknown{cure}"
+        return f"{answer} {after}: {value_text(second, by)}; {doubt}."
     return f"{answer} {after}, clearly {'below' if by.direction == 'higher' else 'behind'}."
 
 
@@ -111,7 +106,7 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
     """What choosing the first checkpoint costs in accuracy."""
     shares = oracle.accuracies if oracle else {}
     of_group = {row.path: shares[row.path] for row in group.rows if row.path in shares}
-    if first.path not in of_group or oracle is None:
+    if first.value is None or first.path not in of_group or oracle is None:
         return
     best = max(of_group, key=lambda path: of_group[path])
     kind = "probe accuracy" if oracle.source == "probe" else "accuracy"
@@ -120,7 +115,7 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
     if lost == 0:
         yield f"{answer}, the best of {len(of_group)}."
     else:
-        points = f"{100 * lost:.1f} points below {name_of(best, ranking)}"
+        points = f"{100 * lost:.1f} points below {ranking.name(best)}"
         yield f"{answer}, {points}, the best of {len(of_group)}."
 
 
@@ -133,7 +128,7 @@ def _listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and 3 others`."""
     shown, more = names[:NAMED], len(names) - NAMED
     if more > 0:
-        return f"{', '.join(shown)} and {more} other{'s' if more > 1 else ''}"
+        return f"{', '.join(shown)} and {counted(more, 'other')}"
     return " and ".join(shown)
 
 
@@ -159,12 +154,11 @@ def differing(groups: Sequence[Group]) -> list[str]:
     return [key for key in keys if len({repr(group.common[key]) for group in groups}) > 1]
 
 
-def apart(ranking: Ranking) -> str:
+def apart(groups: Sequence[Group], members: str = "checkpoints") -> str:
     """Why groups cannot be compared, in a sentence."""
-    groups = ranking.groups
     reasons = "; ".join(_difference(name, groups) for name in _causes(differing(groups)))
     number = NUMBERS[len(groups)] if len(groups) < len(NUMBERS) else str(len(groups))
-    return f"The checkpoints form {number} groups that cannot be compared: {reasons}."
+    return f"The {members} form {number} groups that cannot be compared: {reasons}."
 
 
 def _causes(constants: Sequence[str]) -> list[str]:
@@ -187,7 +181,7 @@ def _difference(constant: str, groups: Sequence[Group]) -> str:
         what = f"{'' if constant in ('n', 'q') else 'the '}{constant} {verb}"
     if len(values) == 2:
         return f"{what} {values[0]} in one and {values[1]} in the other"
-    return f"{what} {_and(values)}"
+    return f"{what} {joined_by_and(values)}"
 
 
 def constant_text(constant: str, common: dict[str, Any]) -> str:
@@ -196,16 +190,12 @@ def constant_text(constant: str, common: dict[str, Any]) -> str:
     return str(value["name"]) if constant == "views" and value else str(value)
 
 
-def _and(texts: Sequence[str]) -> str:
-    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else texts[0]
-
-
 def common_ground(ranking: Ranking) -> Advice:
     """The command that ranks all groups together, or why none can."""
     groups, checkpoints = ranking.groups, ranking.checkpoints
     fixed = [group for group in groups if any(row.path not in checkpoints for row in group.rows)]
     if len(fixed) > 1:
-        names = [name_of(group.rows[0].path, ranking) for group in fixed]
+        names = [ranking.name(group.rows[0].path) for group in fixed]
         return Advice(
             f"{_listed(names)} are feature files, which stay as they are: embed their checkpoints "
             "again with equal settings, or rank them in separate folders."
@@ -238,7 +228,9 @@ def _backbones(ranking: Ranking) -> set[int | None]:
 def _widths(ranking: Ranking) -> str:
     """Why no option makes the widths equal."""
     widths = sorted(width for width in _backbones(ranking) if width is not None)
-    which = f": the backbones are {_and([*map(str, widths)])} wide" if len(widths) > 1 else ""
+    which = (
+        f": the backbones are {joined_by_and([*map(str, widths)])} wide" if len(widths) > 1 else ""
+    )
     return (
         f"No option makes them equal{which}, and the metrics count directions, of which a wider "
         "layer has more. Compare within each group."
@@ -256,8 +248,10 @@ def _recipe(groups: Sequence[Group], fixed: Sequence[Group]) -> str:
 
 
 def ranking_command(ranking: Ranking, **changes: object) -> str:
-    """The command of this ranking with some settings changed."""
-    return command_with(ranking.command or ("rank", ranking.directory), changes)
+    """The command of this ranking with some settings changed; it replaces the page, if any."""
+    words = ranking.command or ("rank", ranking.directory)
+    replaces = has_option(words, "--report") and not has_option(words, "--overwrite")
+    return command_with(words, changes, "--overwrite" if replaces else "")
 
 
 def command_with(words: Sequence[str], changes: dict[str, object], more: str = "") -> str:
@@ -274,6 +268,11 @@ def command_with(words: Sequence[str], changes: dict[str, object], more: str = "
     end = [*added, *more.split()]
     text = shlex.join(["lidar", *remaining, *end])
     return text if len(text) <= LONGEST_COMMAND else f"lidar rank ... {shlex.join(end)}"
+
+
+def has_option(words: Sequence[str], flag: str) -> bool:
+    """Whether the words of a command line give an option."""
+    return any(_gives(word, flag) for word in words)
 
 
 def _gives(word: str, flag: str) -> bool:
@@ -302,13 +301,18 @@ def cautions(ranking: Ranking) -> list[Advice]:
 
 
 def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
-    rows = [row for row in group.rows if (row.score.normalized_std or 1.0) < COLLAPSED]
+    rows = [row for row in group.rows if _is_collapsed(row)]
     if rows and group.rows[0] in rows:
         yield Advice(
-            f"{_of(rows, group)} constant or nearly so, {name_of(rows[0].path, ranking)} too "
+            f"{_of(rows, group)} constant or nearly so, {ranking.name(rows[0].path)} too "
             "(normalized_std near 0): their other metrics measure what little is left.",
             ranking_command(ranking, by="normalized_std"),
         )
+
+
+def _is_collapsed(row: Row) -> bool:
+    spread = row.score.normalized_std
+    return spread is not None and spread < COLLAPSED
 
 
 def _untrained(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -372,7 +376,7 @@ def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
         if (fraction := row.score.noise_fraction) is not None
         and fraction > MUCH_NOISE
         and _ridge(row) <= MUCH_RIDGE
-        and (row.score.normalized_std or 1.0) >= COLLAPSED
+        and not _is_collapsed(row)
     ]
     if ranking.by.name != "lidar" or 2 * len(fractions) <= len(group.rows):
         return
@@ -395,12 +399,12 @@ def _disagreement(group: Group, ranking: Ranking) -> Iterator[Advice]:
         return
     ours = group.rows[0]
     for name in companions(group, ranking.by):
-        theirs = best_by(name, group.rows)
+        theirs = best_by(name, group.rows) if ours.score.value(name) is not None else None
         if theirs is None or theirs.path in (ours.path, *ours.tied_with):
             continue
-        if _overlap(_interval(ours, name), _interval(theirs, name)):
+        if _overlap(ours.score.interval(name), theirs.score.interval(name)):
             continue
-        names = name_of(ours.path, ranking), name_of(theirs.path, ranking)
+        names = ranking.name(ours.path), ranking.name(theirs.path)
         yield Advice(
             f"{ranking.by.name} and {name} choose different checkpoints: {', '.join(names)}.",
             shlex.join(["lidar", "compare", ours.path, theirs.path]),
@@ -462,11 +466,6 @@ def best_by(name: str, rows: Iterable[Row]) -> Row | None:
     return best[0] if len(best) == 1 else None
 
 
-def _interval(row: Row, name: str) -> Interval:
-    confidence = row.score.confidence
-    return confidence.intervals.get(name, Interval()) if confidence else Interval()
-
-
 def _overlap(one: Interval, other: Interval) -> bool:
     if one.ci_low is None or other.ci_low is None or one.ci_high is None or other.ci_high is None:
         return False
@@ -502,5 +501,4 @@ def duration(seconds: float) -> str:
         for size, unit in ((3600, "hour"), (60, "minute"), (1, "second"))
         if seconds >= 1.5 * size or size == 1
     )
-    count = max(1, round(seconds / size))
-    return f"about {count} {unit}{'s' if count > 1 else ''}"
+    return f"about {counted(max(1, round(seconds / size)), unit)}"

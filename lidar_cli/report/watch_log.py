@@ -10,22 +10,18 @@ import json
 import os
 import socket
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lidar_cli.checkpoints.reading.read import read_checkpoint
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import InputError, LidarError, MissingExtra, SettingsError
-from lidar_cli.ranking.hyperparameters import from_names
+from lidar_cli.errors import InputError, MissingExtra, SettingsError
+from lidar_cli.ranking.runs import Axis, Position, position_in_name, recorded_positions
 from lidar_cli.ranking.watch import ScoredCheckpoint
 from lidar_cli.report.ranking import metrics_record, value_record
 from lidar_cli.runtime.files import is_stream, open_stream, parse_json
 from lidar_cli.runtime.streams import write_results
 
-# Entries of a checkpoint, and words in a file name, whose number is the step.
-STEPS = ("global_step", "step", "iteration", "iter", "epoch")
 TAG = "lidar/"  # before the name of a metric in TensorBoard
 INDEX = "lidar.jsonl"  # in the folder of event files: the checkpoints that they hold
 Entries = frozenset[tuple[str, str]]  # path and key of scored checkpoints
@@ -57,6 +53,7 @@ class WatchLog:
         step = step_of(row.path)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "name": scored.name,
             "path": row.path,
             "aliases": list(row.aliases),
             "sha256": scored.sha256,
@@ -82,19 +79,15 @@ class WatchLog:
 
 
 def step_of(path: str) -> int | None:
-    """The step that a checkpoint records, else that in its name; without any step, the epoch."""
-    name = Path(path).name
-    in_name = from_names([name])[name]
-    try:
-        recorded = read_checkpoint(Path(path))
-    except LidarError:  # it is another file now
-        recorded = {}
-    for word in STEPS:
-        for number in (recorded.get(word), in_name.get(word)):
-            if isinstance(number, (int, float)) and not isinstance(number, bool):
-                with suppress(OverflowError, ValueError):
-                    return int(number)
-    return None
+    """The step of a checkpoint; without any, its epoch, else a number in its name.
+
+    Each as the checkpoint records it, else as its name says. Raises NoProcess.
+    """
+    recorded = recorded_positions([path]).get(path, Position())
+    positions = (recorded, position_in_name(path))
+    axes: tuple[Axis, ...] = ("step", "epoch", "number")
+    values = (position.on(axis) for axis in axes for position in positions)
+    return next((value for value in values if value is not None), None)
 
 
 class TensorBoardWriter:

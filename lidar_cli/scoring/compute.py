@@ -23,7 +23,7 @@ from lidar_cli.core.moments import Moments, unit_rows
 from lidar_cli.core.noise import contrast_samples, corrected_spectrum, measure_view_noise
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.features.embeddings import Embeddings, ReadRows
-from lidar_cli.scoring.intervals import OVERFLOW, Confidence
+from lidar_cli.scoring.intervals import OVERFLOW, Confidence, Interval
 from lidar_cli.scoring.streaming import LayerMoments
 from lidar_cli.settings import MetricSettings
 
@@ -120,6 +120,11 @@ class Score:
     def with_value(self, metric: str, value: float) -> Score:
         """The same score with another value of a metric."""
         return replace(self, values={**self.values, metric: value})
+
+    def interval(self, metric: str) -> Interval:
+        """The interval of a metric by name; an empty one if it has none."""
+        intervals = self.confidence.intervals if self.confidence else {}
+        return intervals.get(metric, Interval())
 
     def record(self) -> dict[str, Any]:
         """The fields and values of `plain_fields` by name; `Score.of(**record)` is the inverse."""

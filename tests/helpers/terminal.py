@@ -16,6 +16,7 @@ from command import Command
 from make import environment
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+TOKENS = re.compile(rf"{ESCAPES.pattern}|[\r\n]|[^\x1b\r\n]+")
 
 
 def in_terminal(
@@ -25,6 +26,14 @@ def in_terminal(
 
     stdout: whether stdout is the terminal too; else only stderr is, and stdout is discarded.
     """
+    status, written = written_in_terminal(words, cwd, columns, stdout)
+    return status, shown(written)
+
+
+def written_in_terminal(
+    words: Sequence[object], cwd: Path, columns: int = 80, stdout: bool = True, term: str = "xterm"
+) -> tuple[int, str]:
+    """The exit status and all that `lidar` writes to a terminal. Arguments as `in_terminal`."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     chunks: list[bytes] = []
@@ -40,7 +49,7 @@ def in_terminal(
             chunks.append(chunk)
 
     reader = threading.Thread(target=read)
-    more = {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "50"}
+    more = {"TERM": term, "COLUMNS": str(columns), "LINES": "50"}
     null = os.open(os.devnull, os.O_WRONLY)
     with Command(
         words, cwd, environment(**more), stdout=theirs if stdout else null, stderr=theirs
@@ -51,12 +60,24 @@ def in_terminal(
     os.close(null)
     reader.join()
     os.close(ours)
-    return status, shown(b"".join(chunks).decode())
+    return status, b"".join(chunks).decode()
 
 
 def shown(written: str) -> list[str]:
-    """The lines that stay: of a line that was written over, what was written last."""
-    lines = []
-    for line in ESCAPES.sub("", written).split("\n"):
-        lines.append(line.rstrip("\r").rpartition("\r")[2].rstrip())
-    return lines
+    """The lines that stay, as a terminal of any width moves its cursor and erases lines."""
+    lines, row, column = [""], 0, 0
+    for token in TOKENS.findall(written):
+        if token == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif token == "\r":
+            column = 0
+        elif token.endswith("A") and token.startswith("\x1b"):
+            row -= int(token[2:-1] or 1)
+        elif token == "\x1b[2K":
+            lines[row] = ""
+        elif not token.startswith("\x1b"):
+            before, after = lines[row][:column], lines[row][column + len(token) :]
+            lines[row] = f"{before:{column}}{token}{after}"
+            column += len(token)
+    return [line.rstrip() for line in lines]

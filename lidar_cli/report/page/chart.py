@@ -91,7 +91,10 @@ class Chart:
             self._name(mark, x, ends[1])
 
     def level(self, y: float, label: str) -> None:
-        """A dotted line over the full width, labelled above, or below if it is the lower of two."""
+        """A dotted line over the full width, labelled above; of two the lower one below.
+
+        The label is at the left; of two levels the higher one has it at the right.
+        """
         if y > 0 or not self.log_y:
             self._axes.axhline(y, gid="level")
             self._levels.append((y, label))
@@ -209,8 +212,10 @@ class Chart:
         for y, label in self._levels:
             _, height = self._place(self._axes.get_xlim()[0], y)
             below = y < highest and height + LINE < HEIGHT - BOTTOM
-            position = _at(LEFT + 4, height + LINE if below else height - 4)
-            yield element("text", {**position, "class": "level"}, label)
+            is_right = y == highest and len(self._levels) > 1  # where spectra are far below it
+            x, anchor = (self._right - 4, "end") if is_right else (LEFT + 4, "start")
+            position = _at(x, height + LINE if below else height - 4)
+            yield element("text", {**position, "text-anchor": anchor, "class": "level"}, label)
 
     def _names(self) -> Iterator[Markup]:
         """Names at their marks, pushed apart."""

@@ -13,7 +13,7 @@ from lidar_cli.report.page.chart import Chart, Mark
 from lidar_cli.report.page.markup import Markup, element, folded, joined
 from lidar_cli.report.page.table import Entry, Listing, ends_of
 from lidar_cli.report.plot import PANELS, ROUNDING
-from lidar_cli.report.scores import AXES, convergence_shares, interval_of
+from lidar_cli.report.scores import AXES, convergence_shares
 from lidar_cli.report.text import format_percent, format_value, format_with_interval
 
 POINTS = 40  # drawn points of a spectrum, evenly spaced in the logarithm of the rank
@@ -196,7 +196,7 @@ class Figures:
     def _title(self, at: int, metric: str, more: str) -> str:
         entry = self.listing.entries[at]
         value = format_with_interval(
-            metric, entry.score.value(metric), interval_of(entry.score, metric)
+            metric, entry.score.value(metric), entry.score.interval(metric)
         ).replace("+-", "\u00b1")
         rank = f" (rank {entry.rank})" if entry.rank else ""
         return f"{entry.name}{rank}: {metric} {value}, {more}"
@@ -240,13 +240,13 @@ def _method(entry: Entry) -> str:
 
 
 def parameters_of(listing: Listing) -> list[str]:
-    """Hyperparameters in which entries differ, without the step that has a chart of training."""
+    """Hyperparameters that have two values or more, without the step of the chart of training."""
     names = dict.fromkeys(name for entry in listing.entries for name in entry.parameters)
     return [
         name
         for name in names
         if name != listing.step
-        if len({repr(entry.parameters.get(name)) for entry in listing.entries}) > 1
+        if len({repr(entry.parameters.get(name)) for entry in listing.entries} - {"None"}) > 1
     ]
 
 

@@ -13,7 +13,7 @@ from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report import oracle as oracle_report
-from lidar_cli.report import ranking as ranking_report
+from lidar_cli.report import remarks as remarks_report
 from lidar_cli.report import scores as scores_report
 from lidar_cli.report.page.charts import Figures
 from lidar_cli.report.page.document import Page
@@ -28,11 +28,10 @@ from lidar_cli.report.page.markup import (
     text_table,
 )
 from lidar_cli.report.page.table import Entry, Listing, explanations, tables
-from lidar_cli.report.text import MISSING, format_ties
-from lidar_cli.report.verdict import cautions, group_verdict, name_of, verdict
+from lidar_cli.report.text import CAUTIONS, MISSING, counted, tied_ranks
+from lidar_cli.report.verdict import cautions, group_verdict, verdict
 from lidar_cli.scoring.compute import Score
 
-MOST_CAUTIONS = 2
 Parameters = Mapping[str, Mapping[str, Value]]  # hyperparameters by path or file
 
 
@@ -43,20 +42,20 @@ def ranking_page(
     listings = [
         _listing(at, ranking, oracle, parameters or {}) for at, _ in enumerate(ranking.groups)
     ]
-    count = ranking_report.count_checkpoints(sum(len(group.rows) for group in ranking.groups))
+    count = counted(sum(len(group.rows) for group in ranking.groups), "checkpoint")
     title = f"{count} in {ranking.directory}"
     body = [_head(title, verdict(ranking, oracle), _lead(ranking)), _cautions(ranking)]
     for at, (group, listing) in enumerate(zip(ranking.groups, listings, strict=True)):
         several = len(ranking.groups) > 1
-        count = ranking_report.count_checkpoints(len(group.rows))
-        remarks = list(ranking_report.remarks(group, ranking))
+        count = counted(len(group.rows), "checkpoint")
+        remarks = list(remarks_report.remarks(group, ranking))
         notes = [remark.text for remark in remarks if remark.kind != "warning"]
         body.append(
             section(
                 listing,
                 f"Group {at + 1}: {count}" if several else "",
                 group_verdict(group, ranking, oracle) if several else "",
-                ranking_report.constants(group, ranking),
+                remarks_report.constants(group, ranking),
                 tables(listing),
                 Figures(listing, f"s{at}").to_markup(),
                 [remark.text for remark in remarks if remark.kind == "warning"],
@@ -186,18 +185,17 @@ def _head(kicker: str, title: str, lead: str) -> Markup:
 def _cautions(ranking: Ranking) -> Markup:
     """The most important cautions, each with the command that cures it."""
     items = [
-        element("li", None, advice.text, " ", element("code", None, advice.command))
-        for advice in cautions(ranking)[:MOST_CAUTIONS]
+        element("li", None, one.text, element("code", None, one.command) if one.command else "")
+        for one in cautions(ranking)[:CAUTIONS]
     ]
     return element("div", {"class": "warnings"}, element("ul", None, *items)) if items else Markup()
 
 
 def _lead(ranking: Ranking) -> str:
-    text = (
-        f"Ordered by {ranking.by.name}, {ranking.by.direction} is better; "
-        f"intervals of {100 * ranking.level:g}\u00a0% over samples."
-    )
-    return text + (f" {len(ranking.failed)} failed, see the end." if ranking.failed else "")
+    text = f"Ordered by {ranking.by.name}, {ranking.by.direction} is better"
+    if any(map(remarks_report.has_intervals, ranking.groups)):
+        text += f"; intervals of {100 * ranking.level:g}\u00a0% over samples"
+    return f"{text}." + (f" {len(ranking.failed)} failed, see the end." if ranking.failed else "")
 
 
 def _listing(at: int, ranking: Ranking, oracle: Oracle | None, parameters: Parameters) -> Listing:
@@ -216,11 +214,11 @@ def _listing(at: int, ranking: Ranking, oracle: Oracle | None, parameters: Param
         run, step = places.get(row.path, ("", None))
         entries.append(
             Entry(
-                name=name_of(row.path, ranking),
+                name=ranking.name(row.path),
                 path=row.path,
                 score=row.score,
                 rank=row.rank,
-                tied=format_ties(row, group.rows),
+                tied=tied_ranks(row, group.rows),
                 ties=tuple(sorted(positions[path] for path in row.tied_with if path in positions)),
                 accuracy=oracle.accuracies.get(row.path) if oracle else None,
                 parameters=parameters.get(row.path, {}),
@@ -241,7 +239,7 @@ def _accuracy_section(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
     comparison = oracle.comparisons[at]
     if comparison.selection is None:
         return Markup()
-    headers, rows = oracle_report.table(oracle, comparison, comparison.selection, ranking.directory)
+    headers, rows = oracle_report.table(oracle, comparison, comparison.selection, ranking)
     lead = (
         f"{oracle_report.source_text(oracle)}, {comparison.selection.count} checkpoints; "
         "accuracies in percent. A positive correlation: the better direction agrees. "
@@ -284,10 +282,10 @@ def _convergence(score: Score, prefix: str, names: Sequence[str]) -> Markup:
 
 def _without_accuracy(oracle: Oracle, ranking: Ranking) -> Iterator[str]:
     for path in oracle.without:
-        yield f"{name_of(path, ranking)}: no accuracy"
+        yield f"{ranking.name(path)}: no accuracy"
     for line in oracle.unmatched:
-        yield f"{name_of(line.path, ranking)}: not matched, {line.reason}"
+        yield f"{ranking.name(line.path)}: not matched, {line.reason}"
 
 
 def _left_out(files: Iterable[Skipped], ranking: Ranking) -> Iterator[str]:
-    return (f"{name_of(file.path, ranking)}: {file.reason}" for file in files)
+    return (f"{ranking.name(file.path)}: {file.reason}" for file in files)

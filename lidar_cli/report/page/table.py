@@ -16,7 +16,6 @@ from lidar_cli.report.page.markup import (
     framed,
     joined,
 )
-from lidar_cli.report.scores import interval_of
 from lidar_cli.report.text import (
     MISSING,
     format_interval,
@@ -96,6 +95,11 @@ class Listing:
     def has_accuracies(self) -> bool:
         """Whether the accuracy of any entry is given."""
         return any(entry.accuracy is not None for entry in self.entries)
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether any value of the metric that orders has an interval."""
+        return any(one.score.interval(self.order).ci_low is not None for one in self.entries)
 
     @property
     def has_ties(self) -> bool:
@@ -189,10 +193,10 @@ def _headers(listing: Listing) -> Iterator[Markup]:
     for name in listing.first_metrics:
         orders = name == listing.order
         yield _header(name, kind="leading" if orders else None)
-        if orders:
+        if orders and listing.has_intervals:
             yield _header("interval", kind="reach", order=None)
-            if listing.has_ties:
-                yield _header("tied with", kind="left")
+        if orders and listing.has_ties:
+            yield _header("tied with", kind="left")
 
 
 def _header(name: str, kind: str | None = None, order: str | None = "none") -> Markup:
@@ -222,12 +226,11 @@ def _cells(entry: Entry, listing: Listing, low: float, high: float) -> Iterator[
         orders = name == listing.order
         kind = "leading" if orders else None
         yield _metric(entry, name, kind, with_interval=orders or listing.by is None)
-        if orders:
+        if orders and listing.has_intervals:
             yield element("td", {"class": "reach"}, _whisker(entry, name, low, high))
-            if listing.has_ties:
-                key = min(entry.ties) if entry.ties else None
-                ranks = entry.tied.removeprefix("ranks ").removeprefix("rank ")
-                yield element("td", {"class": "left ties", "data-key": key}, ranks)
+        if orders and listing.has_ties:
+            key = min(entry.ties) if entry.ties else None
+            yield element("td", {"class": "left ties", "data-key": key}, entry.tied)
 
 
 def _name_cell(entry: Entry) -> Markup:
@@ -243,7 +246,7 @@ def _metric_cells(entry: Entry, metrics: Sequence[str]) -> Iterator[Markup]:
 def _metric(
     entry: Entry, name: str, kind: str | None = None, with_interval: bool = False
 ) -> Markup:
-    value, interval = entry.score.value(name), interval_of(entry.score, name)
+    value, interval = entry.score.value(name), entry.score.interval(name)
     if value is None:
         reason = entry.score.notes.get(name)
         return element("td", {"class": "null", "data-key": None, "title": reason}, MISSING)
@@ -275,7 +278,7 @@ def _range(listing: Listing) -> tuple[float, float]:
 
 def ends_of(entry: Entry, name: str) -> Sequence[float]:
     """Lower end, value and upper end; all equal without an interval, none without a value."""
-    value, interval = entry.score.value(name), interval_of(entry.score, name)
+    value, interval = entry.score.value(name), entry.score.interval(name)
     if value is None:
         return ()
     low, high = interval.ci_low, interval.ci_high
