@@ -260,10 +260,9 @@ def check_table(option: str, value: str | Path | None, word: str = "") -> None:
         return
     path = Path(value)
     if not path.exists() and not is_stream(path):
-        expected = f" or '{word}'" if word else ""
+        expected = "; expected a CSV file" + (f" or '{word}'" if word else "")
         raise InputError(
-            f"{option} {path}: no such file{did_you_mean(path)}; expected a CSV file{expected}",
-            code="no-such-file",
+            f"{option} {path}: no such file{did_you_mean(path) or expected}", code="no-such-file"
         )
 
 

@@ -69,10 +69,11 @@ def check_data(settings: SampleSettings) -> tuple[str, str]:
     if kind or path.is_dir():
         return data, kind
     if not path.exists():
-        hint = did_you_mean(path)
+        expected = (
+            "; expected an image folder, a .tar file, wds/NAME, hfds/NAME, torch/NAME or 'embedded'"
+        )
         raise InputError(
-            f"--data {data}: no such file or folder{hint}; expected an image folder, a .tar file, "
-            "wds/NAME, hfds/NAME, torch/NAME or 'embedded'",
+            f"--data {data}: no such file or folder{did_you_mean(path) or expected}",
             code="no-such-file",
         )
     if path.suffix.lower() != ".tar" or not path.is_file():
