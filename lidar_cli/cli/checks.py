@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lidar_cli.configuration import parse_size
 from lidar_cli.errors import (
@@ -31,9 +32,13 @@ from lidar_cli.settings import (
     ExtractSettings,
     FormatSettings,
     InspectSettings,
+    OrderSettings,
     RankSettings,
     ScoreSettings,
 )
+
+if TYPE_CHECKING:
+    from lidar_cli.core.metrics import Metric
 
 ON_THE_HUB = ("hf-hub:", "timm:")
 TORCH = "a file of torch.save"
@@ -211,26 +216,47 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
     check_groups(settings.groups, settings.confidence)
 
 
-def check_rank(settings: RankSettings) -> None:
-    """Raise LidarError for all that needs no tensor to be refused."""
+def check_order(settings: OrderSettings) -> Metric:
+    """The metric that orders, once all that rank and compare share is checked."""
     from lidar_cli.core.metrics import find_metric
 
     metric = find_metric(settings.by)
-    if settings.n_views == 1 and (metric.reads_lda or metric.name == "alignment"):
-        raise SettingsError(
-            f"-q 1: {metric.name} needs the variation between the views of an image, and so two; "
-            "give -q 2 or more, or order by what needs one: --by rankme",
-            code="one-view",
-        )
     check_names(settings)
     check_groups(settings.groups, settings.confidence)
+    return metric
+
+
+def check_rank(settings: RankSettings) -> None:
+    """Raise LidarError for all that needs no tensor to be refused."""
+    metric = check_order(settings)
+    if settings.n_views < 2 and (metric.reads_lda or metric.name == "alignment"):
+        raise SettingsError(
+            f"-q {settings.n_views}: {metric.name} needs the variation between the views of an "
+            "image, and so two; give -q 2 or more, or order by what needs none: --by rankme",
+            code="one-view",
+        )
     check_table("--oracle", settings.oracle, "probe")
-    if settings.oracle is not None:
-        check_table("--params", settings.params)
+    check_table("--params", settings.params)
     for option in ("jsonl", "tensorboard"):
         path = getattr(settings, option)
         if path is not None and not is_stream(path):
             check_folder(f"--{option}", path)
+
+
+def parse_columns(text: str | None) -> tuple[str, ...] | None:
+    """The metrics that `--columns` names. Raises SettingsError if there is none of that name."""
+    from lidar_cli.core.metrics import METRICS
+
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in METRICS:
+            raise SettingsError(
+                f"--columns {text}: no metric {name!r}; {nearest(name, list(METRICS))}",
+                code="no-such-metric",
+            )
+    return names
 
 
 def check_groups(groups: str | None, level: float | None) -> None:
@@ -302,7 +328,7 @@ def _check_layer(settings: EmbedSettings) -> None:
     """Raise SettingsError for a mistyped layer; user code and feature files name their own."""
     names = [name.strip() for name in settings.layer.split(",")]
     for name in names:
-        others = isinstance(settings, RankSettings) and not re.match("back|proj|pred", name)
+        others = isinstance(settings, OrderSettings) and not re.match("back|proj|pred", name)
         if settings.model is None and name not in ("auto", *LAYERS) and not others:
             hint = nearest(name, list(LAYERS))
             raise SettingsError(f"--layer {name}: no such layer; {hint}", code="no-such-layer")
