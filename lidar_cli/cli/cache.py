@@ -55,10 +55,9 @@ def cache(
     if json:
         write_results(report.to_json(cache_folder, files, removed))
     elif prune:
-        for file in unused if dry_run else removed:
+        listed, verb = (unused, "would be removed") if dry_run else (removed, "removed")
+        for file in listed:
             write_remark(f"{file.name}: {file.unused}")
-        verb = "would be removed" if dry_run else "removed"
-        listed = unused if dry_run else removed
         write_results(f"{report.count_and_size(listed)} {verb}")
     else:
         named = f" --cache {shlex.quote(str(folder))}" if folder else ""

@@ -99,7 +99,7 @@ def file_kind(path: Path) -> str | None:
 
 
 def check_checkpoint(path: Path, command: str) -> None:
-    """Raise the reason why a path cannot be a checkpoint. command: extract or inspect."""
+    """Raise the reason why a path cannot be a checkpoint, or for rank a feature file."""
     if str(path).startswith(ON_THE_HUB):
         return
     check_exists(path, "no such file; expected a checkpoint")
@@ -109,10 +109,10 @@ def check_checkpoint(path: Path, command: str) -> None:
         weights_file(path)
         return
     kind = _kind_or_none(path)
-    if kind in (HDF5, *ARRAYS):
+    if kind in ARRAYS or (kind == HDF5 and command != "rank"):
         raise CheckpointError(
-            f"{path}: {kind}, not a checkpoint; {command} takes a checkpoint. To score what it "
-            f"holds:  lidar score {shlex.quote(str(path))}",
+            f"{path}: {kind}, not a checkpoint, which {command} takes. To score what it holds:  "
+            f"lidar score {shlex.quote(str(path))}",
             code="is-embeddings",
         )
     if kind in (WEB_PAGE, POINTER, EMPTY):
@@ -226,8 +226,10 @@ def check_order(settings: OrderSettings) -> Metric:
     return metric
 
 
-def check_rank(settings: RankSettings) -> None:
+def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
     """Raise LidarError for all that needs no tensor to be refused."""
+    if len(paths) == 1 and paths[0].is_file() and not settings.watch:  # which it may complete
+        check_checkpoint(paths[0], "rank")
     metric = check_order(settings)
     if settings.n_views < 2 and (metric.reads_lda or metric.name == "alignment"):
         raise SettingsError(
@@ -310,7 +312,7 @@ def check_names(settings: EmbedSettings) -> None:
 
         find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     if settings.data not in (None, EMBEDDED):
-        from lidar_cli.data.open import check_data
+        from lidar_cli.data.check import check_data
 
         check_data(settings)
 

@@ -14,6 +14,10 @@ from lidar_cli.settings import Panel
 PANELS = ("Arguments", *typing.get_args(Panel))
 SWITCHES = """\
   A switch that lidar.toml or LIDAR_NAME turned on is turned off by --no-NAME."""
+TYPER_HELP = {  # of options that typer adds
+    "install_completion": "Let this shell (bash, zsh or fish) complete options and their values.",
+    "show_completion": "Print what --install-completion installs.",
+}
 NAMES = 22  # columns for the names of options and commands; a longer one has its own line
 
 
@@ -101,7 +105,8 @@ def write_panels(parameters: list[Any], formatter: Any) -> None:
             default = parameter.show_default
             if default == "on" or not isinstance(default, str):
                 default = ""
-            write_row(formatter, _names(parameter), parameter.help or "", default)
+            text = TYPER_HELP.get(parameter.name, parameter.help or "")
+            write_row(formatter, _names(parameter), text, default)
 
 
 def _names(parameter: Any) -> str:

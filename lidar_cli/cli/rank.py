@@ -75,7 +75,7 @@ def rank(
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
     shown = parse_columns(columns), everything, verbose
     selection = select(paths, settings)
-    check_rank(settings)
+    check_rank(paths, settings)
     check_report(page, overwrite)
     if settings.dry_run:
         _dry_run(selection, settings, json)

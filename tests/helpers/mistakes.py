@@ -82,6 +82,8 @@ MISTAKES = (
     Mistake("probe ckpt.pt", 3, "lidar extract ckpt.pt --data FOLDER -o ckpt.h5"),
     Mistake("probe z.npy", 3, "lidar extract ckpt.pt --data FOLDER"),
     Mistake("inspect z.npy", 3, "lidar score z.npy"),
+    Mistake("rank z.npy", 3, "lidar score z.npy"),
+    Mistake("rank page.pt", 3, "a web page, not what was to be downloaded; fetch it again"),
     # outputs
     Mistake("extract ckpt.pt -o out/x.h5", 2, "mkdir -p out"),
     Mistake("rank runs/ --report out/page.html", 2, "mkdir -p out"),
