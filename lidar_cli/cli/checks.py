@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,8 +116,11 @@ def check_checkpoint(path: Path, command: str) -> None:
             f"lidar score {shlex.quote(str(path))}",
             code="is-embeddings",
         )
-    if kind in (WEB_PAGE, POINTER, EMPTY):
-        raise CheckpointError(f"{path}: {kind}", code="no-checkpoint")
+    from lidar_cli.checkpoints.reading.walk import container_kind
+
+    if command != "rank" or kind in (WEB_PAGE, POINTER, EMPTY):  # it skips files of other kinds
+        with suppress(OSError), open_regular(path) as file:  # reported where the file is read
+            container_kind(file, str(path))
 
 
 def usable_embeddings(files: Sequence[Path], command: str) -> tuple[list[Path], int]:
