@@ -366,15 +366,24 @@ class ClaimSettings:
 
 
 @dataclass(frozen=True)
-class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings):
-    """`lidar rank`."""
+class OrderSettings(EmbedSettings, MetricSettings):
+    """What orders checkpoints, and what counts as a difference."""
 
     by: str = setting(
-        "lidar",
-        "What orders them: lidar, rankme, ...",
-        panel="Most used",
-        value="METRIC",
+        "lidar", "What orders them: lidar, rankme, ...", panel="Most used", value="METRIC"
     )
+    confidence: Level = setting(
+        0.95,
+        "Level of the intervals, and of the test that names ties.",
+        panel="Metrics",
+        value="LEVEL",
+    )
+
+
+@dataclass(frozen=True)
+class RankSettings(OrderSettings, FollowSettings, ClaimSettings):
+    """`lidar rank`."""
+
     cache: Path | None = setting(
         None,
         "Folder of extracted features [default: .lidar in the folder that is named; here if none "
@@ -453,24 +462,12 @@ class RankSettings(EmbedSettings, MetricSettings, FollowSettings, ClaimSettings)
         "stored in the checkpoints].",
         panel="Metrics",
     )
-    confidence: Level = setting(
-        0.95,
-        "Level of the intervals, and of the test that names ties.",
-        panel="Metrics",
-        value="LEVEL",
-    )
 
 
 @dataclass(frozen=True)
-class CompareSettings(EmbedSettings, MetricSettings):
+class CompareSettings(OrderSettings):
     """`lidar compare`."""
 
-    by: str = setting(
-        "lidar",
-        "Metric of the first sentence; all are compared.",
-        panel="Most used",
-        value="METRIC",
-    )
     cache: Path | None = setting(
         None,
         "Folder of extracted features [default: the nearest .lidar above both files that a ranking "
@@ -478,7 +475,6 @@ class CompareSettings(EmbedSettings, MetricSettings):
         panel="Speed and memory",
         value="FOLDER",
     )
-    confidence: Level = setting(0.95, "Level of the intervals.", panel="Metrics", value="LEVEL")
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,13 @@ def test_each_mistake_is_one_line_and_a_status(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["rank", "extract", "score", "demo", "cache"])
+def test_an_empty_path_is_not_the_current_folder(command: str, tmp_path: Path) -> None:
+    done = lidar(command, "", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"error: lidar {command}: \S+ is empty; .*\n", done.stderr)
+
+
 def test_an_unknown_option_is_wrong_usage(tmp_path: Path) -> None:
     done = lidar("score", "x.h5", "--bogus", cwd=tmp_path)
     assert done.returncode == 2
@@ -309,7 +316,7 @@ def test_a_full_disk_below_stderr_ends_no_work(views: Path) -> None:
             done = subprocess.run(command, cwd=views.parent, stdout=subprocess.PIPE, stderr=full)
         return done.returncode, done.stdout
 
-    (views.parent / "lidar.toml").write_text("delta = 1e-4\n")  # which a remark tells of
+    (views.parent / "lidar.toml").write_text("delta = 1e-4\n")  # which a remark mentions
     code, numbers = status("score", views.name, "--json")
     assert code == 0
     assert json.loads(numbers)

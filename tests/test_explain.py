@@ -199,12 +199,10 @@ def test_a_mistyped_topic_gets_a_suggestion() -> None:
     ended = lidar("explain", "lidr", cwd=ROOT)
     assert ended.returncode == 2
     assert ended.stdout == ""
-    assert (
-        ended.stderr == "error: lidr: no such topic. Did you mean lidar ?   lidar explain lidar\n"
-    )
+    assert ended.stderr == "error: lidr: no such topic; did you mean lidar?   lidar explain lidar\n"
     with raises(SettingsError, "unknown-topic") as raised:
         explain("zzzzzz")
-    assert str(raised.value) == "zzzzzz: no such topic. To list all:   lidar explain"
+    assert str(raised.value) == "zzzzzz: no such topic; to list all:   lidar explain"
 
 
 @pytest.mark.parametrize("topic", ["lidar", "systems", "planning"])

@@ -76,10 +76,8 @@ def test_a_shell_completes_metrics_after_by(shell: str, tmp_path: Path) -> None:
     (tmp_path / "lidar").chmod(0o755)
     (tmp_path / ".zshrc").write_text("PS1='> '\nunsetopt prompt_sp\n")
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
-    variables = environment(
-        HOME=str(tmp_path), PATH=path, TERM="dumb", ZDOTDIR="", PYTHONDONTWRITEBYTECODE="1"
-    )
-    del variables["ZDOTDIR"]
+    variables = environment(HOME=str(tmp_path), PATH=path, TERM="dumb", PYTHONDONTWRITEBYTECODE="1")
+    variables.pop("ZDOTDIR", None)
     with Shell([program, "-i"], tmp_path, variables) as session:
         session.type("lidar --install-completion\n", until="completion installed in")
         session.type("exit\n", until="exit")

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import sys
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from make import lidar, state_dict
 from terminal import in_terminal
 
+from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.ranking.hyperparameters import recorded_data
 from lidar_cli.ranking.names import short_names
 
@@ -214,6 +216,17 @@ def test_extract_without_data_says_that_it_embeds_toy_pictures(tmp_path: Path) -
         "these embeddings are of toy pictures (small stand-in images), not your data: "
         "lidar extract 'a b.pt' -n 50 -q 2 --device cpu --overwrite --data FOLDER"
     )
+
+
+def test_a_recorded_folder_that_is_also_ranked_is_part_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path / "sets/run.pt", hyper_parameters={"data_dir": "sets/"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lidar", "rank", "sets/", "--overwrite"])
+    note_toy_data("embedded", ["sets/run.pt"], "--overwrite")
+    command = capsys.readouterr().err.splitlines()[-1]
+    assert command == "lidar rank sets/ --overwrite --data sets/"
 
 
 class DictConfig:

@@ -153,15 +153,16 @@ def test_common_folder_and_cache(
 @pytest.mark.parametrize(
     ("named", "code", "words"),
     [
-        ("rusn", "no-such-directory", "rusn: no such file or folder; did you mean runs/ ?"),
-        ("runs/a/lst.ckpt", "no-such-directory", "did you mean runs/a/last.ckpt ?"),
-        ("rusn/a/last.ckpt", "no-such-directory", "did you mean runs/a/last.ckpt ?"),
-        ("rusn/nothing.ckpt", "no-such-directory", "did you mean runs/ ?"),
+        ("rusn", "no-such-directory", "rusn: no such file or folder; did you mean runs/?"),
+        ("runs/a/lst.ckpt", "no-such-directory", "did you mean runs/a/last.ckpt?"),
+        ("rusn/a/last.ckpt", "no-such-directory", "did you mean runs/a/last.ckpt?"),
+        ("rusn/nothing.ckpt", "no-such-directory", "did you mean runs/?"),
         ("elsewhere/x", "no-such-directory", "patterns such as 'runs/*/last.ckpt'"),
         ("runs/a/last.ckpt/x", "no-such-directory", "no such file or folder"),
-        ("rusn/*.ckpt", "no-such-directory", "no such folder as rusn; did you mean runs/ ?"),
+        ("rusn/*.ckpt", "no-such-directory", "no such folder as rusn; did you mean runs/?"),
+        ("runs/a/last.ckpt/*", "no-such-directory", "no such folder as runs/a/last.ckpt; name"),
         ("runs/*.ckpt", "no-match", "runs/*.ckpt: this pattern matches nothing in runs/; a `*` "),
-        ("runs/*/lst.ckpt", "no-match", "nothing in runs/; did you mean runs/*/last.ckpt ?"),
+        ("runs/*/lst.ckpt", "no-match", "nothing in runs/; did you mean runs/*/last.ckpt?"),
     ],
 )
 def test_path_that_matches_nothing(here: Path, named: str, code: str, words: str) -> None:
@@ -181,7 +182,7 @@ def test_mistyped_path_is_refused_before_torch_is_loaded(here: Path) -> None:
     command = [sys.executable, "-c", script, "rank", "rusn"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["3", "False"], done
-    assert done.stderr == "error: rusn: no such file or folder; did you mean runs/ ?\n"
+    assert done.stderr == "error: rusn: no such file or folder; did you mean runs/?\n"
 
 
 def test_selection_without_files_says_what_left_them_out(here: Path, rank: Shell) -> None:

@@ -291,7 +291,7 @@ def test_what_a_race_cannot_do_is_one_line(runs: Path, tmp_path: Path, run: Run)
         "error: --race: the first look needs 50 samples"
     )
     for more, reason in (
-        (["-q", 0], "--race saves views, and -q 0 has none"),
+        (["-q", 0, "--by", "rankme"], "--race saves views, and -q 0 has none"),
         (["--by", "n_above_noise"], "a count has no derivative"),
         (["--clean-samples", 1200], "leave out --clean-samples"),
     ):

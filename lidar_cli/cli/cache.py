@@ -11,6 +11,7 @@ import typer
 
 from lidar_cli.cli.options import Json, option
 from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.runtime.files import did_you_mean
 from lidar_cli.runtime.streams import write_remark, write_results
 
 
@@ -38,8 +39,9 @@ def cache(
     if (dry_run or yes) and not prune:
         raise SettingsError("--dry-run and --yes belong to --prune; add that")
     if not directory.is_dir():
+        expected = "; cache takes the directory that is ranked"
         raise InputError(
-            f"{directory}: no such directory; cache takes the directory that is ranked",
+            f"{directory}: no such directory{did_you_mean(directory) or expected}",
             code="no-such-directory",
         )
     from lidar_cli.ranking.pruning import list_cache, remove_unused
@@ -53,10 +55,9 @@ def cache(
     if json:
         write_results(report.to_json(cache_folder, files, removed))
     elif prune:
-        for file in unused if dry_run else removed:
+        listed, verb = (unused, "would be removed") if dry_run else (removed, "removed")
+        for file in listed:
             write_remark(f"{file.name}: {file.unused}")
-        verb = "would be removed" if dry_run else "removed"
-        listed = unused if dry_run else removed
         write_results(f"{report.count_and_size(listed)} {verb}")
     else:
         named = f" --cache {shlex.quote(str(folder))}" if folder else ""

@@ -10,7 +10,9 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lidar_cli.configuration import parse_size
 from lidar_cli.errors import (
@@ -31,9 +33,13 @@ from lidar_cli.settings import (
     ExtractSettings,
     FormatSettings,
     InspectSettings,
+    OrderSettings,
     RankSettings,
     ScoreSettings,
 )
+
+if TYPE_CHECKING:
+    from lidar_cli.core.metrics import Metric
 
 ON_THE_HUB = ("hf-hub:", "timm:")
 TORCH = "a file of torch.save"
@@ -94,7 +100,7 @@ def file_kind(path: Path) -> str | None:
 
 
 def check_checkpoint(path: Path, command: str) -> None:
-    """Raise the reason why a path cannot be a checkpoint. command: extract or inspect."""
+    """Raise the reason why a path cannot be a checkpoint, or for rank a feature file."""
     if str(path).startswith(ON_THE_HUB):
         return
     check_exists(path, "no such file; expected a checkpoint")
@@ -104,14 +110,17 @@ def check_checkpoint(path: Path, command: str) -> None:
         weights_file(path)
         return
     kind = _kind_or_none(path)
-    if kind in (HDF5, *ARRAYS):
+    if kind in ARRAYS or (kind == HDF5 and command != "rank"):
         raise CheckpointError(
-            f"{path}: {kind}, not a checkpoint; {command} takes a checkpoint. To score what it "
-            f"holds:  lidar score {shlex.quote(str(path))}",
+            f"{path}: {kind}, not a checkpoint, which {command} takes. To score what it holds:  "
+            f"lidar score {shlex.quote(str(path))}",
             code="is-embeddings",
         )
-    if kind in (WEB_PAGE, POINTER, EMPTY):
-        raise CheckpointError(f"{path}: {kind}", code="no-checkpoint")
+    from lidar_cli.checkpoints.reading.walk import container_kind
+
+    if command != "rank" or kind in (WEB_PAGE, POINTER, EMPTY):  # it skips files of other kinds
+        with suppress(OSError), open_regular(path) as file:  # reported where the file is read
+            container_kind(file, str(path))
 
 
 def usable_embeddings(files: Sequence[Path], command: str) -> tuple[list[Path], int]:
@@ -211,26 +220,49 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
     check_groups(settings.groups, settings.confidence)
 
 
-def check_rank(settings: RankSettings) -> None:
-    """Raise LidarError for all that needs no tensor to be refused."""
+def check_order(settings: OrderSettings) -> Metric:
+    """The metric that orders, once all that rank and compare share is checked."""
     from lidar_cli.core.metrics import find_metric
 
     metric = find_metric(settings.by)
-    if settings.n_views == 1 and (metric.reads_lda or metric.name == "alignment"):
-        raise SettingsError(
-            f"-q 1: {metric.name} needs the variation between the views of an image, and so two; "
-            "give -q 2 or more, or order by what needs one: --by rankme",
-            code="one-view",
-        )
     check_names(settings)
     check_groups(settings.groups, settings.confidence)
+    return metric
+
+
+def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
+    """Raise LidarError for all that needs no tensor to be refused."""
+    if len(paths) == 1 and paths[0].is_file() and not settings.watch:  # which it may complete
+        check_checkpoint(paths[0], "rank")
+    metric = check_order(settings)
+    if settings.n_views < 2 and (metric.reads_lda or metric.name == "alignment"):
+        raise SettingsError(
+            f"-q {settings.n_views}: {metric.name} needs the variation between the views of an "
+            "image, and so two; give -q 2 or more, or order by what needs none: --by rankme",
+            code="one-view",
+        )
     check_table("--oracle", settings.oracle, "probe")
-    if settings.oracle is not None:
-        check_table("--params", settings.params)
+    check_table("--params", settings.params)
     for option in ("jsonl", "tensorboard"):
         path = getattr(settings, option)
         if path is not None and not is_stream(path):
             check_folder(f"--{option}", path)
+
+
+def parse_columns(text: str | None) -> tuple[str, ...] | None:
+    """The metrics that `--columns` names. Raises SettingsError if there is none of that name."""
+    from lidar_cli.core.metrics import METRICS
+
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in METRICS:
+            raise SettingsError(
+                f"--columns {text}: no metric {name!r}; {nearest(name, list(METRICS))}",
+                code="no-such-metric",
+            )
+    return names
 
 
 def check_groups(groups: str | None, level: float | None) -> None:
@@ -260,10 +292,9 @@ def check_table(option: str, value: str | Path | None, word: str = "") -> None:
         return
     path = Path(value)
     if not path.exists() and not is_stream(path):
-        expected = f" or '{word}'" if word else ""
+        expected = "; expected a CSV file" + (f" or '{word}'" if word else "")
         raise InputError(
-            f"{option} {path}: no such file{did_you_mean(path)}; expected a CSV file{expected}",
-            code="no-such-file",
+            f"{option} {path}: no such file{did_you_mean(path) or expected}", code="no-such-file"
         )
 
 
@@ -285,7 +316,7 @@ def check_names(settings: EmbedSettings) -> None:
 
         find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     if settings.data not in (None, EMBEDDED):
-        from lidar_cli.data.open import check_data
+        from lidar_cli.data.check import check_data
 
         check_data(settings)
 
@@ -303,7 +334,7 @@ def _check_layer(settings: EmbedSettings) -> None:
     """Raise SettingsError for a mistyped layer; user code and feature files name their own."""
     names = [name.strip() for name in settings.layer.split(",")]
     for name in names:
-        others = isinstance(settings, RankSettings) and not re.match("back|proj|pred", name)
+        others = isinstance(settings, OrderSettings) and not re.match("back|proj|pred", name)
         if settings.model is None and name not in ("auto", *LAYERS) and not others:
             hint = nearest(name, list(LAYERS))
             raise SettingsError(f"--layer {name}: no such layer; {hint}", code="no-such-layer")

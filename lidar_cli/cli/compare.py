@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from lidar_cli.cli.checks import check_order
 from lidar_cli.cli.options import Csv, Json, one_of, with_settings
 from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.paths import check_two
+from lidar_cli.runtime.device import read_rank_info
 from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import CompareSettings
 
@@ -33,19 +35,17 @@ def compare(
     """
     one_of(json=json, csv=csv)
     check_two(paths)
+    check_order(settings)
+    if read_rank_info().ranks > 1:
+        raise SettingsError("compare is run by one process; start it without torchrun")
     from lidar_cli.ranking.comparison import compare_files
     from lidar_cli.report import comparison as report
     from lidar_cli.report.progress import Terminal
-    from lidar_cli.runtime.device import read_rank_info
 
-    if read_rank_info().ranks > 1:
-        raise SettingsError("compare is run by one process; start it without torchrun")
     with Terminal() as terminal:
         comparison = compare_files(paths, settings, terminal)
     report.check_comparable(comparison)
-    if json:
-        write_results(report.to_json(comparison))
-    elif csv:
-        write_results(report.to_csv(comparison))
+    if json or csv:
+        write_results((report.to_json if json else report.to_csv)(comparison))
     else:
         report.print_comparison(comparison)

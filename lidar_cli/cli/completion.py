@@ -1,4 +1,4 @@
-"""The values of options that a shell completes. Nothing here imports torch."""
+"""The values that a shell completes. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lidar_cli.settings import LAYERS
 
 
 def values_of(name: str, hint: Any) -> Callable[[str], list[str]] | None:
-    """The completion of a setting's value; None if the shell completes it, as for a path.
+    """The completion of a value; None if the shell completes it, as for a path.
 
     hint: the setting's type, which may list its values.
     """
@@ -68,6 +68,12 @@ def _branches() -> Iterable[str]:
     return BRANCHES
 
 
+def _topics() -> Iterable[str]:
+    from lidar_cli.explain.topics import topic_names
+
+    return topic_names()
+
+
 def _assumptions() -> Iterable[str]:
     from lidar_cli.checkpoints.shapes.spec import ASSUME_KEYS
 
@@ -75,6 +81,7 @@ def _assumptions() -> Iterable[str]:
 
 
 SOURCES = {
+    "topic": _one(_topics),
     "by": _one(_metrics),
     "metrics": _several(lambda: ("all", *_metrics())),
     "layer": _several(lambda: ("auto", *LAYERS)),

@@ -7,13 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lidar_cli.cli.completion import SOURCES
 from lidar_cli.runtime.streams import write_results
-
-
-def _complete(incomplete: str) -> list[str]:
-    from lidar_cli.explain.topics import topic_names
-
-    return [name for name in topic_names() if name.startswith(incomplete)]
 
 
 def explain(
@@ -22,7 +17,7 @@ def explain(
         typer.Argument(
             help="A metric, recipe, system, setting or page [default: lists them].",
             metavar="[TOPIC]",
-            autocompletion=_complete,
+            autocompletion=SOURCES["topic"],
         ),
     ] = None,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 from lidar_cli.cli.checks import check_extract
 from lidar_cli.cli.options import with_settings
 from lidar_cli.cli.toy_data import note_toy_data
+from lidar_cli.runtime.device import read_rank_info
 from lidar_cli.runtime.streams import write_results
 from lidar_cli.settings import EMBEDDED, ExtractSettings
 
@@ -36,7 +37,6 @@ def extract(
     from lidar_cli.extraction.run import extract_checkpoint
     from lidar_cli.report.progress import Terminal
     from lidar_cli.report.text import path_lines
-    from lidar_cli.runtime.device import read_rank_info
 
     if settings.dry_run:
         from lidar_cli.extraction.measure import measure_checkpoint

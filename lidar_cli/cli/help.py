@@ -8,11 +8,16 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from lidar_cli.errors import SettingsError
 from lidar_cli.settings import Panel
 
 PANELS = ("Arguments", *typing.get_args(Panel))
 SWITCHES = """\
   A switch that lidar.toml or LIDAR_NAME turned on is turned off by --no-NAME."""
+TYPER_HELP = {  # of options that typer adds
+    "install_completion": "Let this shell (bash, zsh or fish) complete options and their values.",
+    "show_completion": "Print what --install-completion installs.",
+}
 NAMES = 22  # columns for the names of options and commands; a longer one has its own line
 
 
@@ -20,13 +25,24 @@ class Command(TyperCommand):
     """A command with its examples and its options in panels."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments that are left; an error of the parser records the command."""
+        """The arguments that are left; an error of the parser records the command.
+
+        Raises SettingsError for an empty path, which would name the current folder.
+        """
+        has_empty = "" in args
         try:
-            return list(super().parse_args(ctx, args))
+            rest = list(super().parse_args(ctx, args))
         except Exception as error:
             if getattr(error, "ctx", ctx) is None:
                 error.ctx = ctx  # type: ignore[attr-defined]
             raise
+        for parameter in self.get_params(ctx) if has_empty else ():
+            value = ctx.params.get(parameter.name)
+            paths = value if isinstance(value, list | tuple) else [value]
+            if parameter.param_type_name == "argument" and {"", "."} & set(map(str, paths)):
+                message = f"{ctx.command_path}: {parameter.metavar} is empty; is a variable unset?"
+                raise SettingsError(message, code="empty-value")
+        return rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Usage, the docstring as it is written, and the options."""
@@ -89,7 +105,8 @@ def write_panels(parameters: list[Any], formatter: Any) -> None:
             default = parameter.show_default
             if default == "on" or not isinstance(default, str):
                 default = ""
-            write_row(formatter, _names(parameter), parameter.help or "", default)
+            text = TYPER_HELP.get(parameter.name, parameter.help or "")
+            write_row(formatter, _names(parameter), text, default)
 
 
 def _names(parameter: Any) -> str:

@@ -65,10 +65,8 @@ def probe(
         )
         for failure in probes.failed:
             terminal.note(f"error: {failure.train}: {failure.reason}")
-    if json:
-        write_results(report.to_json(probes))
-    elif csv:
-        write_results(report.to_csv(probes))
+    if json or csv:
+        write_results((report.to_json if json else report.to_csv)(probes))
     else:
         report.print_table(probes)
     if probes.failed or status:

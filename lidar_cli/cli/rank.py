@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_rank
+from lidar_cli.cli.checks import check_rank, parse_columns
 from lidar_cli.cli.options import (
     Csv,
     Json,
@@ -24,6 +24,7 @@ from lidar_cli.cli.options import (
 from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.paths import Selection, select
+from lidar_cli.runtime.device import read_rank_info
 from lidar_cli.runtime.streams import write_remark, write_results
 from lidar_cli.settings import RankSettings
 
@@ -39,7 +40,7 @@ def rank(
         list[Path],
         typer.Argument(
             help="Checkpoints, folders of them, or patterns such as 'runs/**/last.ckpt'.",
-            metavar="PATH",
+            metavar="PATH...",
         ),
     ],
     json: Json = False,
@@ -72,8 +73,10 @@ def rank(
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     one_of(columns=columns, all=everything)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
+    shown = parse_columns(columns), everything, verbose
     selection = select(paths, settings)
-    check_rank(settings)
+    check_rank(paths, settings)
+    check_report(page, overwrite)
     if settings.dry_run:
         _dry_run(selection, settings, json)
         return
@@ -83,10 +86,8 @@ def rank(
     if settings.race:
         _race(selection, settings, json, quiet)
         return
-    check_report(page, overwrite)
     formats = {"json": json, "csv": csv, "markdown": markdown, "quiet": quiet}
     form = next((name for name, given in formats.items() if given), "")
-    shown = columns, everything, verbose
     _rank(selection, settings, form, shown, page, overwrite)
 
 
@@ -94,7 +95,7 @@ def _rank(
     selection: Selection,
     settings: RankSettings,
     form: str,
-    shown: tuple[str | None, bool, bool],
+    shown: tuple[tuple[str, ...] | None, bool, bool],
     page: Path | None,
     overwrite: bool,
 ) -> None:
@@ -106,12 +107,9 @@ def _rank(
     from lidar_cli.ranking.session import rank_together, with_runs
     from lidar_cli.report import ranking as report
     from lidar_cli.report.progress import Terminal
-    from lidar_cli.runtime.device import read_rank_info
 
-    check_tables(settings, report=page is not None)
-    columns, everything, verbose = shown
-    metrics = report.parse_columns(columns)
-    view = report.View(metrics, everything, verbose, settings.top, settings.per_run)
+    check_tables(settings)
+    view = report.View(*shown, settings.top, settings.per_run)
     oracle, parameters, paged = None, {}, None
     rank_info = read_rank_info()
     with Terminal(rank_info.is_main, form == "quiet") as terminal:
@@ -148,21 +146,22 @@ def _print(ranking: Ranking, oracle: Oracle | None, form: str, view: View) -> No
     from lidar_cli.report import ranking as report
     from lidar_cli.report import runs as runs_report
 
-    top = (runs_report if view.per_run else report).top(ranking, view.top)
+    source = runs_report if view.per_run else report
+    top = source.top(ranking, view.top)
     if view.top is not None and form != "json":  # --top is of checkpoints
         top = replace(top, baseline=())
+    whole = top if view.per_run else ranking
     if form == "json":
-        count = None if view.per_run else view.top
-        write_results(report.to_json(top if view.per_run else ranking, oracle, count))
+        write_results(report.to_json(whole, oracle, None if view.per_run else view.top))
     elif form == "csv":
         write_results(runs_report.to_csv(top) if view.per_run else report.to_csv(top, oracle))
     elif form == "markdown":
         text = runs_report.to_markdown(top) if view.per_run else report.to_markdown(top, oracle)
         write_results(text)
     elif form == "quiet":
-        write_results((runs_report if view.per_run else report).to_paths(top))
+        write_results(source.to_paths(top))
     else:
-        report.print_tables(top if view.per_run else ranking, oracle, view)
+        report.print_tables(whole, oracle, view)
 
 
 def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
@@ -177,15 +176,20 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
         one_of(watch=True, race=settings.race, report=page, top=settings.top)
         one_of(watch=True, oracle=settings.oracle, params=settings.params)
         one_of(watch=True, per_run=settings.per_run, baseline=settings.baseline)
-    elif settings.race:
+    if settings.race:
         one_of(race=True, report=page, oracle=settings.oracle, params=settings.params)
         csv, markdown = formats["csv"], formats["markdown"]
         one_of(race=True, csv=csv, markdown=markdown, no_store=not settings.store)
         one_of(race=True, per_run=settings.per_run, baseline=settings.baseline)
-    else:
+    if not settings.watch:
         for name in ("watch_for", "jsonl", "tensorboard"):
             if getattr(settings, name) is not None:
                 raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
+    if settings.params is not None and settings.oracle is None and page is None:
+        raise SettingsError(
+            "--params groups accuracies by hyperparameter, or draws metrics against it; add "
+            "--oracle for the accuracies or --report for the drawing"
+        )
 
 
 def _dry_run(selection: Selection, settings: RankSettings, json: bool) -> None:
@@ -205,7 +209,6 @@ def _race(selection: Selection, settings: RankSettings, json: bool, quiet: bool)
     from lidar_cli.ranking.race import race_directory
     from lidar_cli.report import race as report
     from lidar_cli.report.progress import Terminal
-    from lidar_cli.runtime.device import read_rank_info
 
     if read_rank_info().ranks > 1:
         raise SettingsError("--race is run by one process; start it without torchrun")

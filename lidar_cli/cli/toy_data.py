@@ -15,7 +15,7 @@ def note_toy_data(
     """Print that a result is of toy pictures, and the same command with the user's data, if so.
 
     data: of the result. checkpoints: paths; the folder of images that they record is part of the
-    command, and is not opened. more: words to add to the command. result: its first words.
+    command, and is not opened. more: switches to add to the command. result: its first words.
     """
     from lidar_cli.ranking.hyperparameters import recorded_data
     from lidar_cli.ranking.session import toy_data_note
@@ -23,17 +23,18 @@ def note_toy_data(
     text = toy_data_note(data, result)
     if text is None:
         return
-    folder = recorded_data(checkpoints)
+    folder, command = recorded_data(checkpoints), _command(more)
     if folder is None:
-        write_remark(f"{text}: {_command(*more, '--data')} FOLDER")
+        write_remark(f"{text}: {command} --data FOLDER")
         return
     write_remark(text)
     write_remark("the checkpoints record where their images were; to use those:")
-    write_remark(_command(*more, "--data", f"./{folder}" if folder.startswith("-") else folder))
+    named = f"./{folder}" if folder.startswith("-") else folder
+    write_remark(f"{command} --data {shlex.quote(named)}")
 
 
-def _command(*more: str) -> str:
-    """This command with more words, as it is typed in a shell."""
+def _command(more: Sequence[str]) -> str:
+    """This command without --data and with switches that it lacks, as it is typed in a shell."""
     words = sys.argv[1:]
     for at in reversed(range(len(words))):
         if words[at].startswith("--data="):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from lidar_cli.data.builtin import embedded_images
+from lidar_cli.data.check import check_data
 from lidar_cli.data.dataset import Candidate, Samples, Source, draw, shuffled
 from lidar_cli.data.folders import folder_source
 from lidar_cli.data.huggingface import hugging_face_source
 from lidar_cli.data.tar import tar_source, webdataset_source
 from lidar_cli.data.torchvision import torchvision_source
-from lidar_cli.errors import InputError, SettingsError
-from lidar_cli.runtime.files import did_you_mean
 from lidar_cli.settings import EMBEDDED, FEWEST_SAMPLES, DefaultCount, SampleSettings
 
-# By prefix; data without a prefix are a folder or a .tar file.
+# By prefix, the PREFIXES of `check`; data without a prefix are a folder or a .tar file.
 SOURCES = {
     "wds": webdataset_source,
     "hfds": hugging_face_source,
@@ -52,56 +51,6 @@ def _open_source(settings: SampleSettings) -> Source:
     path = Path(data)
     source = folder_source if path.is_dir() else tar_source
     return source(data, path, settings)
-
-
-def check_data(settings: SampleSettings) -> tuple[str, str]:
-    """The data, and their kind: EMBEDDED, a prefix, or "" for a folder or a .tar file.
-
-    Raises InputError for a path at which there is neither, SettingsError for an option that is for
-    another kind.
-    """
-    data = EMBEDDED if settings.data is None else settings.data
-    prefix, separator, _ = data.partition("/")
-    kind = prefix.lower() if separator and prefix.lower() in SOURCES else ""
-    kind = EMBEDDED if data == EMBEDDED else kind
-    _check_options(data, kind, settings)
-    path = Path(data)
-    if kind or path.is_dir():
-        return data, kind
-    if not path.exists():
-        hint = did_you_mean(path)
-        raise InputError(
-            f"--data {data}: no such file or folder{hint}; expected an image folder, a .tar file, "
-            "wds/NAME, hfds/NAME, torch/NAME or 'embedded'",
-            code="no-such-file",
-        )
-    if path.suffix.lower() != ".tar" or not path.is_file():
-        raise InputError(
-            f"--data {data}: a file, and not a .tar; expected a folder of images", code="not-a-tar"
-        )
-    if settings.split is not None:
-        raise InputError(
-            f"--data {data}: a .tar file has no splits; leave out --split", code="no-such-split"
-        )
-    return data, kind
-
-
-def _check_options(data: str, kind: str, settings: SampleSettings) -> None:
-    """Raise SettingsError for an option that is for another kind of data.
-
-    kind: the prefix, or "" for a folder or a .tar file.
-    """
-    for option, value, applies in (
-        ("--class-level", settings.class_level, kind == ""),
-        ("--image-column", settings.image_column, kind == "hfds"),
-        ("--label-column", settings.label_column, kind == "hfds"),
-    ):
-        if value is not None and not applies:
-            kinds = "folders and .tar files" if option == "--class-level" else "hfds/NAME"
-            raise SettingsError(
-                f"{option} {value}: is for {kinds}; leave it out for --data {data}",
-                code="option-of-other-data",
-            )
 
 
 def _embedded(seed: int) -> Source:

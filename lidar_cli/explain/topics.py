@@ -69,10 +69,10 @@ def explain(topic: str) -> str:
     )
     if not texts:
         close = difflib.get_close_matches(name, topic_names(), n=1, cutoff=0.5)
-        hint = "To list all:   lidar explain"
+        hint = "to list all:   lidar explain"
         if close:
-            hint = f"Did you mean {close[0]} ?   lidar explain {close[0]}"
-        raise SettingsError(f"{topic}: no such topic. {hint}", code="unknown-topic")
+            hint = f"did you mean {close[0]}?   lidar explain {close[0]}"
+        raise SettingsError(f"{topic}: no such topic; {hint}", code="unknown-topic")
     return "\n\n".join(text.strip() for text in texts) + "\n"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.data.tables import Table, Unmatched, match, read_table
-from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.errors import InputError
 from lidar_cli.probing.run import ProbeResult, probe_files
 from lidar_cli.ranking.correlation import Correlation, correlate
 from lidar_cli.ranking.hyperparameters import (
@@ -56,17 +56,11 @@ class Oracle:
     unmatched: tuple[Unmatched, ...]  # lines of the files that name no ranked checkpoint
 
 
-def check_tables(settings: RankSettings, report: bool = False) -> None:
-    """Raise InputError or SettingsError for an --oracle or --params that cannot be used.
+def check_tables(settings: RankSettings) -> None:
+    """Raise InputError for a table of --oracle or --params that cannot be used.
 
     Called before any work, so that a mistyped name is reported at once.
-    report: whether a page is written: it draws hyperparameters even without accuracies.
     """
-    if settings.oracle is None and settings.params is not None and not report:
-        raise SettingsError(
-            "--params groups accuracies by hyperparameter, or draws metrics against it; add "
-            "--oracle for the accuracies or --report for the drawing"
-        )
     if settings.oracle not in (None, PROBE):
         _read_accuracies(read_table(Path(settings.oracle or ""), ("path", "accuracy")))
     if settings.params is not None:

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lidar_cli.errors import InputError, SettingsError
+from lidar_cli.runtime.files import did_you_mean
 from lidar_cli.settings import RankSettings
 
 RECURSIVE = "**"  # the part of a pattern that stands for any number of folders
@@ -176,19 +177,17 @@ def _check(path: Path, may_match_nothing: bool) -> None:
     if os.path.lexists(path):
         return
     if not is_pattern(path):
-        raise InputError(
-            f"{path}: no such file or folder; {_advice(path)}", code="no-such-directory"
-        )
+        raise InputError(f"{path}: no such file or folder{_advice(path)}", code="no-such-directory")
     folder = _folder_of(path)
     if not folder.is_dir():
         raise InputError(
-            f"{path}: no such folder as {folder}; {_advice(folder)}", code="no-such-directory"
+            f"{path}: no such folder as {folder}{_advice(folder)}", code="no-such-directory"
         )
     if not may_match_nothing and not matches(path):
         names = sorted({other.name for other in matches(path.parent / "*")})
         close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
         advice = (
-            f"did you mean {path.parent / close[0]} ?"
+            f"did you mean {path.parent / close[0]}?"
             if close and not glob.has_magic(path.name)
             else "a `*` matches part of one name, `**` any folders"
         )
@@ -199,26 +198,8 @@ def _check(path: Path, may_match_nothing: bool) -> None:
 
 def _advice(path: Path) -> str:
     """The existing path that is most like a mistyped one, or else what may be named."""
-    similar = _most_similar(path)
-    if similar is None:
-        return "name checkpoints, folders of them, or patterns such as 'runs/*/last.ckpt'"
-    return f"did you mean {similar}{os.sep if similar.is_dir() else ''} ?"
-
-
-def _most_similar(path: Path) -> Path | None:
-    """The path with its first name that does not exist replaced by the most similar one there."""
-    parts = path.parts
-    at = next(at for at in range(len(parts)) if not os.path.lexists(Path(*parts[: at + 1])))
-    folder = Path(*parts[:at])
-    try:
-        names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError:
-        return None
-    close = difflib.get_close_matches(parts[at], names, n=1, cutoff=0.6)
-    if not close:
-        return None
-    whole = Path(folder, close[0], *parts[at + 1 :])
-    return whole if whole.exists() else folder / close[0]
+    advice = "; name checkpoints, folders of them, or patterns such as 'runs/*/last.ckpt'"
+    return did_you_mean(path) or advice
 
 
 def _folder_of(path: Path) -> Path:

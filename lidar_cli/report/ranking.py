@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.errors import SettingsError, nearest, printable
+from lidar_cli.errors import SettingsError, printable
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row
@@ -183,20 +183,6 @@ class View:
     verbose: bool = False
     top: int | None = None
     per_run: bool = False
-
-
-def parse_columns(text: str | None) -> tuple[str, ...] | None:
-    """The metrics that `--columns` names. Raises SettingsError if there is none of that name."""
-    if text is None:
-        return None
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in METRICS:
-            raise SettingsError(
-                f"--columns {text}: no metric {name!r}; {nearest(name, list(METRICS))}",
-                code="no-such-metric",
-            )
-    return names
 
 
 def print_tables(

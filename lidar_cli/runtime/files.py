@@ -99,7 +99,12 @@ def is_hdf5(path: Path) -> bool:
 
 
 def did_you_mean(path: Path) -> str:
-    """`; did you mean X?` for a path that does not exist, X the nearest that does; else ""."""
+    """`; did you mean X?` for a path that does not exist, X the nearest that does; else "".
+
+    X differs in the first name that does not exist, or else is the folder of that name alone.
+    """
+    if os.path.lexists(path):
+        return ""
     missing = path
     while not missing.parent.exists():
         missing = missing.parent
@@ -108,13 +113,15 @@ def did_you_mean(path: Path) -> str:
             names = [entry.name for entry in islice(entries, MAX_NAMES)]
     except OSError:
         return ""
+    visible = [name for name in names if not name.startswith(".")]
+    close = difflib.get_close_matches(missing.name, visible, n=MAX_NAMES)
+    similar = [missing.parent / name for name in close]
     rest = path.relative_to(missing)
-    names = [name for name in names if (missing.parent / name / rest).exists()]
-    close = difflib.get_close_matches(missing.name, names, n=1)
-    if not close:
+    complete = (one / rest for one in similar)
+    nearest = next((one for one in (*complete, *similar) if one.exists()), None)
+    if nearest is None:
         return ""
-    nearest = missing.parent / close[0] / rest
-    return f"; did you mean {nearest}{'/' if nearest.is_dir() else ''} ?"
+    return f"; did you mean {nearest}{'/' if nearest.is_dir() else ''}?"
 
 
 def read_limited(path: Path, limit: int = MAX_TABLE, follow: bool = True) -> bytes:

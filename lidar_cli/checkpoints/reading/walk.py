@@ -73,7 +73,7 @@ OTHER_FORMATS = (
 
 def walk(file: BinaryIO, path: str) -> Any:
     """The kind of a checkpoint file and its record; raises CheckpointError, which names `path`."""
-    kind = _kind(file, path)
+    kind = container_kind(file, path)
     gc.disable()  # it would traverse up to a million values repeatedly
     with _as_checkpoint_errors(path, kind):
         names: tuple[str, ...] = ()
@@ -115,7 +115,7 @@ def _as_checkpoint_errors(path: str, kind: str) -> Iterator[None]:
         gc.enable()
 
 
-def _kind(file: BinaryIO, path: str) -> str:
+def container_kind(file: BinaryIO, path: str) -> str:
     """'safetensors', 'zip' or 'legacy'; raises CheckpointError for a file of another format."""
     start = file.read(512)
     if not start:
