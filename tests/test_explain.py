@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from lidar_cli.errors import EXIT_STATUSES, SettingsError
 from lidar_cli.explain.settings_text import described
 from lidar_cli.explain.topics import PAGE_NAMES, explain, list_topics, topic_names
 from lidar_cli.scoring.run import score_file
-from lidar_cli.settings import COMMANDS, ScoreSettings, flags
+from lidar_cli.settings import COMMANDS, Panel, ScoreSettings, flags
 from lidar_cli.views.methods import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -139,8 +140,10 @@ def test_every_setting_has_its_help_default_bounds_and_other_places() -> None:
         field = one.field
         (entry,) = [e for e in entries(explain(field.name)) if field.metadata["help"] in e]
         assert entry in table
-        for part in (*flags(field), f"LIDAR_{field.name.upper()}", f"TOML `{field.name}`", command):
+        for part in (*flags(field), f"TOML `{field.name}`", command):
             assert part in entry, field.name
+        # A table has no form in the environment.
+        assert (f"LIDAR_{field.name.upper()}" in entry) == (field.name != "recipe"), field.name
         for flag in flags(field):
             assert entry in explain(flag)
     assert "default `1000`; at least 1 and at most 100,000,000" in explain("-n")
@@ -149,6 +152,8 @@ def test_every_setting_has_its_help_default_bounds_and_other_places() -> None:
     assert f" not set {', '.join(f'`{name}`' for name in NAMED_ONLY)}: " in " ".join(table.split())
     assert "`--no-normalize`" in explain("normalize")
     assert "default off" in explain("normalize")
+    assert explain("no-store").startswith("**`--no-store`, `--store`**: Store no embeddings")
+    assert re.findall(r"^## (.*)", table, re.MULTILINE) == list(typing.get_args(Panel))
 
 
 def entries(text: str) -> list[str]:
@@ -199,6 +204,7 @@ def test_a_name_of_a_recipe_and_a_system_has_both() -> None:
 
 def test_other_words_of_the_output_lead_to_the_page_about_them() -> None:
     assert explain("tied_with") == explain("ties") == explain("intervals")
+    assert explain("--columns") == explain("compare") == explain("what-to-rank")
     assert explain("alpha_req_r2") == explain("alpha_req")
     assert explain("noise_edge") == explain("noise_fraction")
 
