@@ -230,6 +230,8 @@ def test_a_terminal_shows_neither_marks_of_markdown_nor_long_lines(topic: str) -
         assert mark not in shown
     if topic == "systems":
         assert all(f"\n{row.name} " in shown for row in formats())
+        words = {w for row in formats() for w in re.split(r"[\s/-]+", f"{row.title} {row.recipe}")}
+        assert words <= set(re.split(r"[\s/-]+", shown)), "words are broken at / and - alone"
     if topic == "lidar":
         assert "\n    lidar = exp(- sum p log p)" in shown
 
