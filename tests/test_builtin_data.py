@@ -1,9 +1,9 @@
 import hashlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from command import run_command
+from make import environment
 from sklearn.datasets import load_digits, load_sample_images
 
 from lidar_cli.data import builtin
@@ -71,13 +71,13 @@ def test_no_digit_is_in_both_splits(zero):
     assert not any(row.tobytes() in seen for row in bitmaps[~zero.train])
 
 
-def test_same_bytes_again_also_in_another_process(zero):
+def test_same_bytes_again_also_in_another_process(zero, tmp_path):
     assert sha(embedded_images(0).images) == sha(zero.images)
     code = (
         "import hashlib; from lidar_cli.data.builtin import embedded_images;"
         "print(hashlib.sha256(embedded_images(0).images.tobytes()).hexdigest())"
     )
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    other = run_command([], tmp_path, environment(), script=code)
     assert other.stdout.strip() == sha(zero.images)
 
 

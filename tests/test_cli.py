@@ -90,7 +90,7 @@ def test_a_table_in_a_pipe_has_no_colour_and_is_not_cut(views: Path) -> None:
 
 
 def test_one_bad_file_does_not_hide_the_others(views: Path) -> None:
-    done = lidar_anew("score", views, "absent.npy", "--json", cwd=views.parent)
+    done = lidar("score", views, "absent.npy", "--json", cwd=views.parent)
     assert done.returncode == 3
     assert len(json.loads(done.stdout)) == 1
     assert done.stderr == "error: absent.npy: no such file\n"

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from command import run_command
 from layouts import Weights, describe
-from make import crop, encoded
+from make import crop, encoded, environment
 from raising import raises
 from torch import Tensor
 
@@ -94,6 +95,15 @@ def test_a_data_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_every_file_that_is_named_is_there() -> None:
     for name in re.findall(r"`((?:lidar_cli|tests|\.ci)/[\w/.-]+)`", TEXT):
         assert (ROOT / name).exists(), name
+
+
+def test_the_benchmarks_start_from_anywhere(tmp_path: Path) -> None:
+    script = ROOT / "tests" / "benchmarks" / "run.py"
+    path = f"sys.path.insert(0, {str(script.parent)!r})"  # as an interpreter that runs the file
+    code = f"import runpy, sys; {path}; runpy.run_path({str(script)!r}, run_name='__main__')"
+    ended = run_command(["--help"], tmp_path, environment(), script=code)
+    assert ended.returncode == 0, ended.stderr
+    assert "--only" in ended.stdout
 
 
 def test_the_checks_and_the_hooks_run_the_same_tools() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from command import Command
 from hypothesis import given
 from hypothesis import strategies as st
 from interrupted import Stop, StopAfter, assert_same
@@ -442,8 +444,18 @@ main()
 """
 
 
+def of_two_ranks(*words: object, cwd: Path) -> tuple[list[str], str]:
+    """What each of two processes, started as torchrun would, prints on stdout, both on stderr."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [environment(RANK=n, LOCAL_RANK=n, WORLD_SIZE="2", **address) for n in "01"]
+    running = [Command(words, cwd, variables, script=SHORT) for variables in ranks]
+    ends = [process.communicate(timeout=120) for process in running]
+    return [stdout for stdout, _ in ends], "".join(stderr for _, stderr in ends)
+
+
 def test_one_that_is_short_of_memory_leaves_no_other_waiting(tmp_path: Path) -> None:
-    (tmp_path / "short.py").write_text(SHORT)
     n, d = 850, 400  # n > 2 d, for the second pass
     array = np.random.default_rng(0).normal(size=(n, 2, d)).astype(np.float32)
     files = [
@@ -456,16 +468,16 @@ def test_one_that_is_short_of_memory_leaves_no_other_waiting(tmp_path: Path) -> 
     ]
     for file in files:
         np.save(tmp_path / file, array)
-    done = torchrun("short.py", "score", *files, "--json", "--confidence", 0.9, cwd=tmp_path)
-    assert [row["file"] for row in json.loads(done.stdout)] == ["whole.npy"]
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    outputs, stderr = of_two_ranks("score", *files, "--json", "--confidence", 0.9, cwd=tmp_path)
+    assert [row["file"] for row in json.loads("".join(outputs))] == ["whole.npy"]
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     for file in files[:3]:  # one line of the one that speaks, for both
         line = f"error: {file}: {Path(file).stem}: not enough memory for moments of d = 400"
-        assert sum(each.startswith(line) for each in errors) == 1, done.stderr
+        assert sum(each.startswith(line) for each in errors) == 1, stderr
     parted = "error: exchange.npy: process {} of 2 is out of step with the others: "
     assert [sum(line.startswith(parted.format(rank)) for line in errors) for rank in (0, 1)] == [
         1,
         1,
     ]
     assert len(errors) == 5
-    assert "lidar_cli/" not in done.stderr  # no trace of ours; the engine prints its own
+    assert "lidar_cli/" not in stderr  # no trace

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from lidar_cli.errors import EXIT_STATUSES, SettingsError
 from lidar_cli.explain.settings_text import described
 from lidar_cli.explain.topics import PAGE_NAMES, explain, list_topics, topic_names
 from lidar_cli.scoring.run import score_file
-from lidar_cli.settings import COMMANDS, ScoreSettings, flags
+from lidar_cli.settings import COMMANDS, Panel, ScoreSettings, flags
 from lidar_cli.views.methods import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -86,9 +87,17 @@ def test_a_metric_has_its_definition_direction_and_advice(metric) -> None:
     assert "\n\n    " in rest, "an equation"
     for part in ("**Trust it**", "**Beware:**", "**In the study:**"):
         assert rest.count(part) == 1, part
-    for line in text.splitlines():
-        assert not line.startswith("    ") or len(line) <= 76, "an equation fits 80 columns"
     assert f"| `{metric.name}` |" in explain("metrics")
+
+
+@pytest.mark.parametrize("topic", [*PAGE_NAMES, *METRICS])
+def test_equations_and_code_fit_a_terminal(topic: str) -> None:
+    """With the four columns by which they are indented there; a longer line would be cut."""
+    text = explain(topic)
+    indented = re.findall(r"^    (.+)$", text, re.MULTILINE)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    for line in [*indented, *"".join(blocks).splitlines()]:
+        assert len(line) <= 72, line
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -131,8 +140,10 @@ def test_every_setting_has_its_help_default_bounds_and_other_places() -> None:
         field = one.field
         (entry,) = [e for e in entries(explain(field.name)) if field.metadata["help"] in e]
         assert entry in table
-        for part in (*flags(field), f"LIDAR_{field.name.upper()}", f"TOML `{field.name}`", command):
+        for part in (*flags(field), f"TOML `{field.name}`", command):
             assert part in entry, field.name
+        # A table has no form in the environment.
+        assert (f"LIDAR_{field.name.upper()}" in entry) == (field.name != "recipe"), field.name
         for flag in flags(field):
             assert entry in explain(flag)
     assert "default `1000`; at least 1 and at most 100,000,000" in explain("-n")
@@ -141,6 +152,8 @@ def test_every_setting_has_its_help_default_bounds_and_other_places() -> None:
     assert f" not set {', '.join(f'`{name}`' for name in NAMED_ONLY)}: " in " ".join(table.split())
     assert "`--no-normalize`" in explain("normalize")
     assert "default off" in explain("normalize")
+    assert explain("no-store").startswith("**`--no-store`, `--store`**: Store no embeddings")
+    assert re.findall(r"^## (.*)", table, re.MULTILINE) == list(typing.get_args(Panel))
 
 
 def entries(text: str) -> list[str]:
@@ -191,6 +204,7 @@ def test_a_name_of_a_recipe_and_a_system_has_both() -> None:
 
 def test_other_words_of_the_output_lead_to_the_page_about_them() -> None:
     assert explain("tied_with") == explain("ties") == explain("intervals")
+    assert explain("--columns") == explain("compare") == explain("what-to-rank")
     assert explain("alpha_req_r2") == explain("alpha_req")
     assert explain("noise_edge") == explain("noise_fraction")
 
@@ -214,6 +228,8 @@ def test_a_terminal_shows_neither_marks_of_markdown_nor_long_lines(topic: str) -
         assert mark not in shown
     if topic == "systems":
         assert all(f"\n{row.name} " in shown for row in formats())
+        words = {w for row in formats() for w in re.split(r"[\s/-]+", f"{row.title} {row.recipe}")}
+        assert words <= set(re.split(r"[\s/-]+", shown)), "words are broken at / and - alone"
     if topic == "lidar":
         assert "\n    lidar = exp(- sum p log p)" in shown
 

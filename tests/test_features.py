@@ -2,8 +2,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from command import run_command
 from feature_files import (
     CLEAN,
     IDS,
@@ -25,6 +24,7 @@ from feature_files import (
     read_all,
     write,
 )
+from make import environment
 from raising import raises
 
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, Unresumable
@@ -176,7 +176,7 @@ KILLED = """
 def run_until_killed(script, path):
     tests = str(Path(__file__).parent / "helpers")
     filled = textwrap.dedent(script).format(tests=tests, path=str(path))
-    ended = subprocess.run([sys.executable, "-c", filled], capture_output=True, text=True)
+    ended = run_command([], path.parent, environment(), script=filled)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
@@ -346,8 +346,7 @@ def test_a_file_that_another_process_writes_is_no_interrupted_run(tmp_path):
             "from lidar_cli.features.writer import check_absent; "
             "check_absent(Path(sys.argv[1]), overwrite=False)"
         )
-        command = [sys.executable, "-c", code, tmp_path / "f.h5"]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        ended = run_command([tmp_path / "f.h5"], tmp_path, environment(), script=code)
     assert "InUse" in ended.stderr
     assert "another process is writing it; wait for it" in ended.stderr
 

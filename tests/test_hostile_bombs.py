@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from bombs import bombs
-from make import tiny_state_dict
+from command import run_command
+from make import environment, tiny_state_dict
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is watched, not limited")
 
@@ -74,9 +75,10 @@ def test_rank_ranks_the_good_one(hostile: list[Path], tmp_path: Path) -> None:
         (runs / path.name).hardlink_to(path)
     torch.save(tiny_state_dict(), runs / "good.pt")
     options = ("--data", "embedded", "-n", "60", "-q", "2", "--json", "--cache", tmp_path / "cache")
-    status, out, _, _, _ = lidar("rank", runs, *options, folder=tmp_path, limits=SMALL)
-    ranking = json.loads(out)
-    assert status == 4
+    ended = run_command([*SMALL, "rank", runs, *options], tmp_path, environment(), script=LIMITED)
+    assert "Traceback" not in ended.stderr
+    ranking = json.loads(ended.stdout)
+    assert ended.returncode == 4
     assert [Path(row["path"]).name for row in ranking["checkpoints"]] == ["good.pt"]
     failed = {Path(row["path"]).name: row["reason"] for row in ranking["failed"]}
     assert failed.keys() == {path.name for path in ranked}
@@ -86,9 +88,10 @@ def test_rank_ranks_the_good_one(hostile: list[Path], tmp_path: Path) -> None:
 def test_extract_gives_one_line(hostile: list[Path], tmp_path: Path) -> None:
     path = hostile[0].with_name("bytearray-copies.pt")
     command = ("extract", path, "-o", tmp_path / "a.h5")
-    status, out, errors, _, _ = lidar(*command, folder=tmp_path, limits=SMALL)
-    assert (status, out) == (3, "")
-    assert errors.splitlines()[-1].startswith(f"error: {path}: takes more than ")
+    ended = run_command([*SMALL, *command], tmp_path, environment(), script=LIMITED)
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith(f"error: {path}: takes more than ")
 
 
 @pytest.mark.nightly

@@ -4,14 +4,13 @@ import json
 import math
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
-from command import Command
+from command import Command, run_command
 from make import environment
 from metric_objects import RANKS, cloud, objects, values
 from raising import raises
@@ -208,9 +207,9 @@ def of_two_processes(script, meet, sizes):
     return [json.loads(stdout) for stdout, _ in ends]
 
 
-def test_without_the_extra_one_line_names_it():
+def test_without_the_extra_one_line_names_it(tmp_path):
     script = "import sys; sys.modules['torchmetrics'] = None; from lidar_cli import LiDAR"
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    ended = run_command([], tmp_path, environment(), script=script)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
         "lidar_cli.errors.MissingExtra: a metric while training needs the package torchmetrics, "
@@ -218,14 +217,14 @@ def test_without_the_extra_one_line_names_it():
     )
 
 
-def test_the_package_itself_needs_neither_extra():
+def test_the_package_itself_needs_neither_extra(tmp_path):
     script = (
         "import sys; sys.modules |= {'torchmetrics': None, 'lightning': None}\n"
         "import lidar_cli.integrations as integrations\n"
         "print(integrations.__all__)\n"
         "from lidar_cli.integrations import LogMetrics"
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    ended = run_command([], tmp_path, environment(), script=script)
     assert ended.returncode == 1
     assert "'LogMetrics'" in ended.stdout
     assert "LogMetrics needs the package lightning" in ended.stderr.splitlines()[-1]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
 import torch
+from command import run_command
+from make import environment
 
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.features.schema import Layout
@@ -40,13 +40,22 @@ METRICS["top_share"] = Metric(
     top_share_gradient,
 )
 """
-MAIN = "import sys; sys.argv[0] = 'lidar'\nfrom lidar_cli.__main__ import main\nmain()"
+# Of a process that has imported everything; what it imports again sees the entry.
+ANEW = """
+import sys
+for name in [name for name in sys.modules if name.split(".")[0] == "lidar_cli"]:
+    del sys.modules[name]
+"""
+MAIN = "from lidar_cli.__main__ import main\nmain()"
 
 
 def after_entry(script: str, *arguments: object) -> str:
-    """What a process prints that has the entry in METRICS before anything else is imported."""
-    words = [sys.executable, "-c", ENTRY + script, *map(str, arguments)]
-    ended = subprocess.run(words, capture_output=True, text=True)
+    """What a process prints that has the entry in METRICS before it imports the rest of lidar."""
+    return printed(ANEW + ENTRY + script, *arguments)
+
+
+def printed(script: str, *arguments: object) -> str:
+    ended = run_command(arguments, Path.cwd(), environment(), script=script)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -122,10 +131,7 @@ def test_rank_orders_by_it(folder: Path, embeddings: dict[str, np.ndarray]) -> N
 
 def test_what_is_stored_without_it_is_computed_again(folder: Path) -> None:
     words = ["rank", folder / "runs", "--device", "cpu", "--json", "--by"]
-    plain = subprocess.run(
-        [sys.executable, "-c", MAIN, *map(str, words), "lidar"], capture_output=True, text=True
-    )
-    assert plain.returncode == 0, plain.stderr
+    printed(MAIN, *words, "lidar")
     ranking = json.loads(after_entry(MAIN, *words, "top_share"))
     assert all(row["ci_low"] < row["value"] for row in ranking["checkpoints"])
 

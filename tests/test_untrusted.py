@@ -7,8 +7,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from command import run_command
 from feature_files import complete
 from make import checkpoint, environment, image_folder, lidar, lidar_here
 
@@ -252,12 +251,11 @@ def test_a_path_alone_is_exact_for_a_script(tmp_path: Path) -> None:
     os.rename(runs / "a.pt", name)  # noqa: PTH104
     images = image_folder(tmp_path / "images", 12)
     words: list[Any] = ["rank", runs, "--data", images, "-n", 12, "-q", 3, "--image-size", 24]
-    command = [sys.executable, "-m", "lidar_cli", *map(str, words), "--quiet"]
-    done = subprocess.run(
-        command, capture_output=True, env=environment(), cwd=tmp_path, timeout=120
-    )
-    assert (done.returncode, done.stdout) == (0, name + b"\n"), done.stderr
-    assert b"\x1b" not in done.stderr
+    with (tmp_path / "out").open("w+b") as out:
+        done = run_command([*words, "--quiet"], tmp_path, environment(), stdout=out.fileno())
+        out.seek(0)
+        assert (done.returncode, out.read()) == (0, name + b"\n"), done.stderr
+    assert "\x1b" not in done.stderr
 
 
 # Arrays

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command import run_command
 from make import environment
 from torch import Tensor
 
@@ -104,13 +103,7 @@ with ViewCache(CacheLimits(0, 0, 10**9), torch.device("cpu"), folder) as store:
 def test_no_file_is_left_whatever_ends_the_process(
     tmp_path: Path, end: str, status: int, cached: list[bool]
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path), end],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
+    done = run_command([tmp_path, end], tmp_path.parent, environment(), script=PROGRAM)
     assert done.returncode == status, done.stderr
     assert done.stdout.splitlines() == [str(cached), "[0.0]"]
     assert os.listdir(tmp_path) == []  # noqa: PTH208

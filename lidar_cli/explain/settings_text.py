@@ -10,7 +10,7 @@ from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from lidar_cli.settings import COMMANDS, flags
+from lidar_cli.settings import COMMANDS, Panel, flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,20 @@ class Described:
     commands: tuple[str, ...]
 
     @property
+    def options(self) -> list[str]:
+        """Its options, of a switch first the one that its help describes."""
+        options = flags(self.field)[::-1]
+        if isinstance(self.field.default, bool):
+            options.insert(
+                0 if self.field.default else 1, f"--no-{self.field.name.replace('_', '-')}"
+            )
+        return options
+
+    @property
     def names(self) -> set[str]:
         """The names that `lidar explain` takes: of the field and of its options."""
-        return {self.field.name.replace("_", "-"), *(f.lstrip("-") for f in flags(self.field))}
+        options = self.options or [self.field.name.replace("_", "-")]
+        return {option.lstrip("-") for option in options}
 
 
 @cache
@@ -52,29 +63,28 @@ def page(name: str) -> str | None:
 
 
 def every_setting() -> str:
-    """All settings, by the sections of the commands' help."""
-    groups: dict[str, list[str]] = {}
-    for one in described():
-        groups.setdefault(one.field.metadata.get("panel", "Settings"), []).append(_entry(one))
-    return "\n\n".join(f"## {panel}\n\n" + "\n\n".join(group) for panel, group in groups.items())
+    """All settings, by the sections of the commands' help and in their order."""
+    parts = []
+    for panel in typing.get_args(Panel):
+        entries = (_entry(one) for one in described() if one.field.metadata["panel"] == panel)
+        parts += [f"## {panel}", *entries]
+    return "\n\n".join(parts)
 
 
 def _entry(one: Described) -> str:
     """The help text, then where and how it is set."""
     field, name = one.field, one.field.name
-    options = ", ".join(f"`{flag}`" for flag in reversed(flags(field)))
-    if isinstance(field.default, bool):
-        options += f", `--no-{name.replace('_', '-')}`"
-    title = options or f"`{name}`, in a TOML file alone"
-    places = f"`LIDAR_{name.upper()}`, TOML `{name}`"
-    facts = [f"of {', '.join(one.commands)}", *_default(field), *_values(one.hint), places]
-    return f"**{title}**: {field.metadata['help']}\n\n- " + "; ".join(facts)
+    title = ", ".join(f"`{option}`" for option in one.options) or f"`{name}`, no option"
+    is_table = any(typing.get_origin(part) is dict for part in typing.get_args(one.hint))
+    places = [*([] if is_table else [f"`LIDAR_{name.upper()}`"]), f"TOML `{name}`"]
+    facts = [f"of {', '.join(one.commands)}", *_default(field), *_values(one.hint)]
+    return f"**{title}**: {field.metadata['help']}\n\n- " + "; ".join([*facts, ", ".join(places)])
 
 
 def _default(field: dataclasses.Field[Any]) -> Iterator[str]:
     default = field.default
     if isinstance(default, bool):
-        yield f"default {'on' if default else 'off'}"
+        yield f"default off{f' (`{field.name} = true`)' if default else ''}"
     elif default not in (None, ()):
         yield f"default `{default}`"
 

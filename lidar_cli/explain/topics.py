@@ -29,9 +29,13 @@ PAGES = {  # group of the list of topics -> names of files
 PAGE_NAMES = [name for names in PAGES.values() for name in names]
 ALIASES = {  # words of the output and of other programs -> the page about them
     "ties": "intervals",
+    "tied": "intervals",
     "tied-with": "intervals",
     "report": "page",
-    "compare": "what-to-rank",
+    **dict.fromkeys(
+        ("compare", "names", "runs", "columns", "all", "verbose", "quiet"), "what-to-rank"
+    ),
+    "json": "file-format",
     "formats": "systems",
     "checkpoints": "systems",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import ClassVar
 
 from rich import box
@@ -13,6 +15,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 WIDEST = 100  # columns of a line of prose
+WORD, PIECE = re.compile(r"\S+"), re.compile(r"[^\s/-]+[/-]*|[/-]+")
 
 
 class _Heading(Heading):
@@ -38,11 +41,17 @@ class _Table(TableElement):
 
 
 def _keep_words(table: Table, width: int) -> None:
-    """Set the widths of columns: first for their longest word, then for the fewest lines."""
+    """Set the widths of columns: first for their longest word, then for the fewest lines.
+
+    Where these words do not fit, those after the first column are broken after `/` and `-`.
+    """
     columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
     longest = [max(map(len, cells)) for cells in columns]
-    widths = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
-    free = width - 2 * len(columns) + 1 - sum(widths)
+    widths = [_longest(WORD, cells) for cells in columns]
+    room = width - 2 * len(columns) + 1
+    if sum(widths) > room:
+        widths[1:] = [_longest(PIECE, cells) for cells in columns[1:]]
+    free = room - sum(widths)
     for _ in range(-free):
         widths[1 + widths[1:].index(max(widths[1:]))] -= 1  # the first column holds names
     for _ in range(free):
@@ -51,6 +60,23 @@ def _keep_words(table: Table, width: int) -> None:
             widths[lines.index(max(lines))] += 1
     for column, chosen in zip(table.columns, widths, strict=True):
         column.width, column.overflow = chosen, "fold"
+        column._cells = [_broken(cell, chosen) for cell in column.cells if isinstance(cell, Text)]
+
+
+def _longest(pattern: re.Pattern[str], cells: Iterable[str]) -> int:
+    return max(len(match) for cell in cells for match in pattern.findall(cell))
+
+
+def _broken(text: Text, width: int) -> Text:
+    """A text whose words that are longer than the width have line ends between their pieces."""
+    ends: list[int] = []
+    for word in WORD.finditer(text.plain):
+        begin = word.start()
+        for piece in PIECE.finditer(text.plain, *word.span()):
+            if piece.end() - begin > width and piece.start() > begin:
+                begin = piece.start()
+                ends.append(begin)
+    return Text("\n").join(text.divide(ends))
 
 
 class _Plain(Markdown):

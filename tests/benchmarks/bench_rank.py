@@ -2,21 +2,17 @@
 
 import dataclasses
 import shutil
-import sys
-from pathlib import Path
 
 import timm
 import torch
 from extraction import photographs, profile
 from harness import Goal, Line, alternate, median, ratio
+from make import checkpoint
 
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.ranking.session import rank_directory
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import ExtractSettings, RankSettings, ScoreSettings
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-from make import checkpoint
 
 K, N, Q, SIZE = 8, 24, 10, 224
 WIDTHS = (8, 16, 32, 64)

@@ -6,12 +6,11 @@ either begins with drops out.
 
 import io
 import shutil
-import sys
-from pathlib import Path
 
 import timm
 import torch
 from harness import Goal, Line, alternate, median, write_embeddings
+from make import checkpoint, image_folder
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -25,9 +24,6 @@ from lidar_cli.scoring.run import open_embeddings, score_layer
 from lidar_cli.settings import RankSettings, ScoreSettings
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
-from make import checkpoint, image_folder
 
 REPEATS = 3
 Q = 10

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))  # for the benchmarks
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = [
     *("row", "case", "against", "precision", "repeats", "ours", "theirs", "unit"),
