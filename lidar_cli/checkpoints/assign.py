@@ -134,6 +134,7 @@ def describe(
         assumed=assumed,
         assumptions=tuple(notes),
         branch=branch,
+        channels=getattr(spec, "channels", 3),
         patch=spec.patch if isinstance(spec, TransformerSpec) else None,
         masks=spec.masks(teacher=branch == "teacher"),
     )
