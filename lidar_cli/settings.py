@@ -116,6 +116,13 @@ class SampleSettings:
         panel="Data",
         value="COLUMN",
     )
+    bands: str | None = setting(
+        None,
+        "Bands of the images that become a model's channels, in this order, such as 4,3,2; the "
+        "pages of a TIFF file count on [default: red, green, blue; grey for one channel].",
+        panel="Data",
+        value="N,...",
+    )
     n_samples: Samples = setting(
         DefaultCount(1000),
         "Images that are embedded; all, if the data hold 50 to 999.",

@@ -47,7 +47,12 @@ from lidar_cli.checkpoints.shapes.spec import (
 )
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
 from lidar_cli.views.methods import find_recipe
-from lidar_cli.views.recipes import statistics_text
+from lidar_cli.views.recipes import (
+    MEAN_OF_ALL,
+    for_channels,
+    pixel_statistics,
+    statistics_text,
+)
 
 PLAIN = "plain"  # the value of --format for which no format is tried
 MAX_DEPTH = 6  # levels of nested dicts that are searched below a format's dict
@@ -344,6 +349,8 @@ def _with_assumptions(
         origin = f"{description.format}'s" if description.recipe is not None else USUAL
         recipe = find_recipe(description.recipe or "auto", "auto")
         values = statistics_text(recipe.mean, recipe.std) if stats == "auto" else stats
+        if description.channels != 3 and for_channels(pixel_statistics(values), 1) is None:
+            stats, values, origin = MEAN_OF_ALL, MEAN_OF_ALL, "the mean of imagenet's channels"
         pixels = Assumed(values, origin)
     assumed = {**description.assumed, PIXEL_STATS: pixels}
     decided: dict[str, str] = {}

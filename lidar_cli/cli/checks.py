@@ -310,6 +310,10 @@ def check_names(settings: EmbedSettings) -> None:
                 name = option.replace("_", "-")
                 raise SettingsError(f"--{name}: {error}", code=error.code) from error
     _check_layer(settings)
+    if settings.bands is not None:
+        from lidar_cli.data.dataset import parse_bands
+
+        parse_bands(settings.bands)
     check_system(settings)
     if settings.recipe is not None or settings.views != "auto" or settings.pixel_stats != "auto":
         from lidar_cli.views.methods import find_recipe

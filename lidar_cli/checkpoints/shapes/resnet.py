@@ -21,6 +21,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     Value,
     as_text,
     batchnorm,
+    channels_note,
     with_notes,
 )
 from lidar_cli.errors import CheckpointError, SettingsError
@@ -73,7 +74,7 @@ class ResNetSpec(ModuleSpec):
         """Such as 'resnet50 (groups 32, inner width 128)'."""
         first = self.stages[0][0]
         depths = tuple(len(stage) for stage in self.stages)
-        notes = [f"{self.channels} channels"] if self.channels != 3 else []
+        notes = channels_note(self.channels)
         if self.stem != 64:
             notes.append(f"width {self.stem}")
         if first.groups != 1:

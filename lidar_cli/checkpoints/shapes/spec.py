@@ -93,6 +93,11 @@ def with_notes(name: str, notes: list[str]) -> str:
     return f"{name} ({', '.join(notes)})" if notes else name
 
 
+def channels_note(channels: int) -> list[str]:
+    """A note for a name of a model whose images have not three channels."""
+    return [] if channels == 3 else ["1 channel" if channels == 1 else f"{channels} channels"]
+
+
 def renamed(name: str, rename: Rename) -> str:
     """The name after each pattern is replaced in turn, at the beginning of the name."""
     for pattern, replacement in rename:

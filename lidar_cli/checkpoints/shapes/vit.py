@@ -38,6 +38,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     Value,
     as_text,
     batchnorm,
+    channels_note,
     layernorm,
     linear,
     repeated,
@@ -99,7 +100,7 @@ class TransformerSpec(ModuleSpec):
 
     def named(self, kind: str, depth: int, notes: list[str]) -> str:
         """Such as 'vit_tiny_patch4 (depth 2, no class token)'."""
-        notes = [*([f"{self.channels} channels"] if self.channels != 3 else []), *notes]
+        notes = [*(channels_note(self.channels)), *notes]
         usual = depth == DEPTHS.get(self.width)
         name = f"{kind}_{NAMES.get(self.width, str(self.width))}_patch{self.patch}"
         return with_notes(name, notes if usual else [f"depth {depth}", *notes])
