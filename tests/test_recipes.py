@@ -153,7 +153,7 @@ def test_pixel_statistics_have_names_or_are_six_numbers(name, mean, std):
     [
         ("cifar", r"unknown pixel statistics 'cifar'; did you mean cifar10.*, or MEAN/STD"),
         ("0.5,0.5,0.5", "unknown pixel statistics"),
-        ("0.5/0.5", "expected three numbers for the mean and three"),
+        ("0.5/0.5,0.5", "expected three numbers for the mean and three"),
         ("a,b,c/d,e,f", "expected three numbers"),
         ("1,1,1/1,1,1/1,1,1", "expected three numbers"),
         ("0.5,0.5/0.5,0.5,0.5", "expected three numbers"),

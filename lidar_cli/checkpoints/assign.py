@@ -24,6 +24,7 @@ from lidar_cli.checkpoints.formats.format import (
     training,
 )
 from lidar_cli.checkpoints.models.weights import compare, first_few, shapes_of, size
+from lidar_cli.checkpoints.outside import alone, remove_outside
 from lidar_cli.checkpoints.reading import folder
 from lidar_cli.checkpoints.reading.containers import StateDict, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
@@ -79,13 +80,18 @@ def assign_by_format(
     ignored += remove_by_prefix(rest, backbone.unused_prefixes)
     unused = (*format.unused, *COMMON_UNUSED)
     ignored += _remove_other_branches(rest, format, branch) + _remove_matching(rest, unused)
+    if not needs_heads(options):
+        ignored += remove_outside(rest, backbone.prefix)
     unknown = [state.originals[name] for name in rest]
     unknown += [name for name in state.others if not matches(clean_name(name), unused)]
     if unknown:
+        # The generic reader knows neither dicts that a format joins nor the names that it renames.
+        is_plain = not (format.nested or format.rename or format.class_prefix)
+        hint = alone(list(rest), backbone.prefix) if is_plain else ""
         raise CheckpointError(
             f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
             f"{first_few(unknown)}; expected those of {format.title}; choose another with "
-            f"--format, or {NEXT}",
+            f"--format, or {NEXT}{hint}",
             code="unknown-entries",
         )
     description = describe(modules, state, tuple(ignored), branch.name)
@@ -140,6 +146,11 @@ def describe(
         patch=spec.patch if isinstance(spec, TransformerSpec) else None,
         masks=spec.masks(teacher=branch == "teacher"),
     )
+
+
+def needs_heads(options: Options) -> bool:
+    """Whether the requested layers are not the backbone alone."""
+    return heads.is_needed(options.layer, "projector", ("predictor",))
 
 
 def assign_mlp(

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.assign import Modules, Options, assign_by_format
-from lidar_cli.checkpoints.fallback import NONE, assign_by_usual_names, clean_prefix, with_prefixes
+from lidar_cli.checkpoints.fallback import assign_by_usual_names, clean_prefix, with_prefixes
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.branches import TEACHER, WORDS
 from lidar_cli.checkpoints.formats.format import Format, fits
 from lidar_cli.checkpoints.models.weights import first_few
+from lidar_cli.checkpoints.outside import NONE
 from lidar_cli.checkpoints.reading.containers import (
     StateDict,
     average_key,

@@ -167,10 +167,15 @@ def for_channels(statistics: Statistics, channels: int) -> Statistics | None:
 
 
 def statistics_text(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
-    """A text that `pixel_statistics` parses: the name of this mean and std, else the numbers."""
+    """A text that `pixel_statistics` parses: the name of this mean and std, else the numbers.
+
+    Of other than three channels, one number if it is that of all.
+    """
     for name, numbers in PIXEL_STATS.items():
         if numbers == (mean, std):
             return name
+    if len(mean) != 3 and (of_all := for_channels((mean, std), 1)) is not None:
+        mean, std = of_all
     return "/".join(",".join(str(number) for number in part) for part in (mean, std))
 
 
