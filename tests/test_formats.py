@@ -428,3 +428,16 @@ def test_a_schedule_of_solo_learn_names_its_functions_and_calls_none(
 ) -> None:
     names = read_contents(saved["solo-learn-simsiam"]).stand_ins
     assert {"functools.partial", "__main__.static_lr", "builtins.getattr"} <= set(names)
+
+
+def test_a_described_backbone_alone_needs_no_unknown_head(tmp_path: Path) -> None:
+    fixture = FIXTURES["vicreg"]()
+    weights = {**fixture.tree["model"], "module.odd.weight": torch.ones(2, 2)}
+    tree = {**fixture.tree, "model": weights}
+    torch.save(tree, tmp_path / "a.pth")
+    with raises(CheckpointError, "unknown-entries") as raised:
+        open_checkpoint(tmp_path / "a.pth")
+    assert str(raised.value).endswith("--prefix backbone.")
+    alone = open_checkpoint(tmp_path / "a.pth", layer="backbone").description
+    assert "odd (not read)" in alone.ignored
+    assert open_checkpoint(tmp_path / "a.pth", prefix="backbone.").layers[0] == "backbone"

@@ -135,7 +135,7 @@ def assign_timm(
     grid: Any = ()
     if isinstance(model, VisionTransformer) and "patch_embed.proj.weight" in inside:
         grid = assume.get(GRID, ())
-        arguments |= _sides(model, inside, grid)
+        arguments |= _sides(model, inside, grid, str(path))
     if arguments:
         model = _create(arch, **arguments)
     expected, dropped = shapes(model), []
@@ -213,17 +213,22 @@ def _channels(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Any]:
     return {}
 
 
-def _sides(model: Any, tensors: Mapping[str, Weight], grid: Any) -> dict[str, Any]:
+def _sides(model: Any, tensors: Mapping[str, Weight], grid: Any, origin: str) -> dict[str, Any]:
     """timm's argument for the image size of the position embedding, {} for the usual one.
 
-    grid: rows and columns of patches, () if they form a square.
+    grid: rows and columns of patches, () if they form a square. Raises CheckpointError if they do
+    not.
     """
     embed = model.patch_embed
     if embed.img_size is None:  # a model for any size
         return {}
     # Not embed.patch_size: in a hybrid, that counts outputs of its convolutions.
     pixels = embed.img_size[0] // embed.grid_size[0]
-    side = vit.grid_of_positions(shapes_of(tensors))
+    positions = shapes_of(tensors)
+    side = vit.grid_of_positions(positions)
+    tokens = positions.get("pos_embed", (0, 0))[1]
+    if not side and not grid and tokens > 1:
+        raise vit.unknown_grid(tokens, model.num_prefix_tokens, origin)
     sides = tuple(pixels * patches for patches in grid or (side, side))
     return {} if sides in ((0, 0), tuple(embed.img_size)) else {"img_size": sides}
 

@@ -186,15 +186,7 @@ class ViTSpec(TransformerSpec):
         """As in `TransformerSpec`; raises CheckpointError for an unknown grid too."""
         super().check_open(origin)
         if self.grid == 0:
-            first, patches = int(self.class_token) + self.registers, self.tokens - self.positioned
-            hint = "name the architecture with --arch"
-            if patches > 1:
-                hint = f"if the grid is not square, give it: --assume grid={_near_square(patches)}"
-            raise CheckpointError(
-                f"{origin}: the position embedding of the ViT, pos_embed, has {self.tokens} "
-                f"tokens; expected a square number, with or without {first} more; {hint}",
-                code="unknown-grid",
-            )
+            raise unknown_grid(self.tokens, int(self.class_token) + self.registers, origin)
 
     @property
     def arch(self) -> str:
@@ -412,10 +404,19 @@ def _grid(shapes: Shapes) -> tuple[int, int]:
     return 0, first
 
 
-def _near_square(patches: int) -> str:
-    """The patches as rows x columns, with the sides most alike."""
-    rows = next(n for n in range(math.isqrt(patches), 0, -1) if patches % n == 0)
-    return f"{rows}x{patches // rows}"
+def unknown_grid(tokens: int, prefix: int, origin: str) -> CheckpointError:
+    """The error for positions that form no square. prefix: the number of other tokens."""
+    patches = tokens - min(prefix, 1)
+    hint = "name the architecture with --arch"
+    if patches > 1:
+        rows = next(n for n in range(math.isqrt(patches), 0, -1) if patches % n == 0)
+        grid = f"{rows}x{patches // rows}"  # of the sides most alike
+        hint = f"if the grid is not square, give it: --assume grid={grid}"
+    return CheckpointError(
+        f"{origin}: the position embedding of the ViT, pos_embed, has {tokens} tokens; expected a "
+        f"square number, with or without {prefix} more; {hint}",
+        code="unknown-grid",
+    )
 
 
 def grid_of(size: int, patch: int) -> int:
