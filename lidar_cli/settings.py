@@ -134,9 +134,10 @@ class SampleSettings:
     seed: Seed = setting(0, "Seed of the draw of samples and views.", panel="Data")
     views: str = setting(
         "auto",
-        "View recipe: auto, simclr, simclr-google, simclr-vissl, byol, vicreg, barlow, dino, "
-        "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, ijepa-crop, data2vec, "
-        "data2vec-crop, data2vec-fairseq, data2vec2, data2vec2-crop, identity.",
+        "View recipe: auto, simclr, simclr-google, simclr-vissl, simclr-bolts, byol, byol-pytorch, "
+        "vicreg, barlow, dino, dinov2, moco-v1, moco-v2, moco-v3, swav, mae, simmim, maskfeat, "
+        "ijepa, ijepa-crop, data2vec, data2vec-crop, data2vec-fairseq, data2vec2, data2vec2-crop, "
+        "identity.",
         panel="Data",
         value="RECIPE",
     )
@@ -194,8 +195,8 @@ class FormatSettings:
     assume: tuple[str, ...] = setting(
         (),
         "KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
-        "strides, pixel_stats or position_offset; can be repeated; SYSTEM:KEY=VALUE for the files "
-        "of one system [default: as inspect prints].",
+        "stem_pool, strides, pixel_stats or position_offset; can be repeated; SYSTEM:KEY=VALUE for "
+        "the files of one system [default: as inspect prints].",
         panel="Checkpoints",
         value="KEY=VALUE",
     )

@@ -109,7 +109,7 @@ def detect(
         branch = "auto"
     system = match[0].name if match else PLAIN
     options = Options(
-        arch or config_arch, activation, branch, layer, config, assume_values.of(system)
+        arch or config_arch, activation, branch, layer, config, assume_values.of(system), tree
     )
     try:
         description, modules = _assign(path, tree, match, options)

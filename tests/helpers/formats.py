@@ -6,6 +6,7 @@ literal forward pass for every branch and layer, in functions of torch alone.
 A file a family or library, `formats_*.py`; importing them fills the table, `FIXTURES`.
 """
 
+import formats_bolts  # noqa: F401
 import formats_contrastive  # noqa: F401
 import formats_distillation  # noqa: F401
 import formats_lightly  # noqa: F401
