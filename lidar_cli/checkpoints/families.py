@@ -57,6 +57,8 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
     "dinov2-chunked": Family(
         "DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.spec, vit.FROM_DINOV2
     ),
+    "mm-beit": _special("mmpretrain BEiT", beit.MM_ANCHOR, beit.spec, vit.FROM_MM),
+    "mm-vit": Family("mmpretrain ViT", vit.MM_ANCHOR, vit.spec, vit.FROM_MM),
     "torchvision-vit": Family(
         "torchvision ViT state dict", vit.TORCHVISION_ANCHOR, vit.spec, vit.FROM_TORCHVISION
     ),
