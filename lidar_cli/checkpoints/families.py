@@ -97,7 +97,7 @@ def assign_backbone(
     options = transformer_options(config, str(path)) if config and family.configured else {}
     spec = adjust(family.spec(shapes_of(joined), str(path), **options))
     if isinstance(spec, vit.TransformerSpec):
-        spec.check_heads(str(path))
+        spec.check_open(str(path))
     arch = spec.arch
     with consistent(path, arch):
         expected = spec.shapes()

@@ -44,13 +44,16 @@ class TokenPredictor:
 class Branch:
     """One set of weights: the prefixes of its backbone and its heads."""
 
-    name: str  # 'student', 'teacher', or 'encoder' where there is only one
+    # 'student' (trained), 'teacher' (its average, or a frozen target), 'encoder' where it is alone;
+    # any other word for a third set of weights, such as 'gram_teacher'.
+    name: str
     backbone: str  # prefix
     projector: Head | None = None
     predictor: Head | TokenPredictor | None = None
     # Name of a tensor of another branch -> its name in this backbone, which is used if this branch
     # lacks it.
     borrowed: Rename = ()
+    aliases: tuple[str, ...] = ()  # other words for it in `--branch`
 
     @property
     def heads(self) -> dict[str, Head | TokenPredictor]:
