@@ -88,8 +88,8 @@ def assign_by_format(
         )
     description = describe(modules, state, tuple(ignored), branch.name)
     image_size = description.image_size
-    if image_size is not None and backbone.spec.any_size:
-        image_size = min(image_size, format.image_size or image_size)
+    if format.image_size is not None and backbone.spec.any_size:
+        image_size = min(format.image_size, image_size or format.image_size)
     stats = (
         {PIXEL_STATS: Assumed(trained.pixel_stats, trained.why_stats)} if trained.why_stats else {}
     )
@@ -269,7 +269,9 @@ def _with_format_values(spec: Any, format: Format) -> Any:
     """The spec with the format's values for what the shapes leave open."""
     heads = dict(format.attention_heads).get(spec.width)
     offset, padding = format.position_offset, format.cifar_padding
-    values = {"heads": heads, "position_offset": offset, "stem_padding": padding}
+    values = {
+        "heads": heads, "position_offset": offset, "stem_padding": padding, "eps": format.eps,
+    }  # fmt: skip
     for key, value in values.items():
         if value is not None:
             spec = spec.assume(key, value, f"{format.name}'s")

@@ -10,9 +10,10 @@ from lidar_cli.checkpoints.formats.distillation import DISTILLATION
 from lidar_cli.checkpoints.formats.format import Format
 from lidar_cli.checkpoints.formats.libraries import LIBRARIES
 from lidar_cli.checkpoints.formats.masked import DATA2VEC, MASKED
+from lidar_cli.checkpoints.formats.rotary import ROTARY
 from lidar_cli.checkpoints.formats.vissl import VISSL
 
 FORMATS: tuple[Format, ...] = (
     *CONTRASTIVE, *DISTILLATION, *VISSL, *MASKED, *DATA2VEC, *LIBRARIES, *HUGGINGFACE,
-    *ARCHITECTURES,
+    *ARCHITECTURES, *ROTARY,
 )  # fmt: skip

@@ -107,6 +107,7 @@ class Format:
     attention_heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
     resize: str = ""  # how a ViT's positions are resized, see models/backbone.py; '': the family's
     position_offset: float | None = None  # of that resize, None for the family's
+    eps: float | None = None  # LayerNorm's, None for the family's
     cifar_padding: int | None = None  # padding of a 3x3 stem
     unused: tuple[str, ...] = ()  # patterns of tensors that are recognised and not used
     pixel_stats: str = "imagenet"  # of the training images; 'auto' for the recipe's

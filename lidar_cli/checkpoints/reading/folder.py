@@ -263,6 +263,28 @@ def transformer_options(config: Mapping[str, Any], origin: str) -> dict[str, Any
     return {name: value for name, value in (("heads", heads), ("eps", eps)) if value is not None}
 
 
+def convolution_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `transformer_options`, without the heads that a convolutional network lacks."""
+    options = transformer_options(config, origin)
+    return {name: value for name, value in options.items() if name != "heads"}
+
+
+def rotary_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `transformer_options`, with `rope_base`, and `gate` if the MLPs are gated."""
+    options: dict[str, Any] = {}
+    if config.get("use_gated_mlp"):
+        options["gate"] = config.get("hidden_act", "silu")
+        config = {**config, "hidden_act": "gelu"}  # which the gate's may differ from
+        if options["gate"] not in ("silu", "gelu"):
+            raise _refusal(origin, "hidden_act", options["gate"], "silu or gelu")
+    base = config.get("rope_theta")
+    if base is not None:
+        if type(base) not in (int, float) or not 1 < base < 1e9:
+            raise _refusal(origin, "rope_theta", base, "a number above 1")
+        options["rope_base"] = float(base)
+    return transformer_options(config, origin) | options
+
+
 def timm_architecture(config: Mapping[str, Any] | None) -> str | None:
     """timm's name of the model; None if timm did not write the config.json."""
     name = config.get("architecture") if config and "pretrained_cfg" in config else None

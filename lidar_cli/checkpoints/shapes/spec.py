@@ -199,6 +199,8 @@ ASSUME_KEYS: dict[str, tuple[Callable[[str], Value], str]] = {
     GRID: (_grid, "rows x columns of patches, such as 14x28"),
     "pixel_stats": (_pixel_stats, "what --pixel-stats takes but auto"),
     "position_offset": (lambda text: _number(text, float, 0, 0.9), "patches, such as 0 or 0.1"),
+    "rope_base": (lambda text: _number(text, float, 1, 1e9), "of rotary positions, such as 100"),
+    "frames": (lambda text: _number(text, int, 1, 256), "as which a still is repeated, such as 16"),
 }
 
 
