@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
+from lidar_cli.checkpoints.formats.branches import AUTO, named_branch
 from lidar_cli.checkpoints.formats.format import (
     SMALL,
     Branch,
@@ -42,19 +43,6 @@ from lidar_cli.errors import CheckpointError
 
 # Counters that torch's AveragedModel and profilers save.
 COMMON_UNUSED = (r"n_averaged$", r"(.*\.)?total_(ops|params)$")
-BRANCHES = {  # value of --branch -> name of the branch
-    "auto": "auto",
-    "student": "student",
-    "encoder": "student",
-    "online": "student",
-    "query": "student",
-    "teacher": "teacher",
-    "target": "teacher",
-    "momentum": "teacher",
-    "ema": "teacher",
-    "key": "teacher",
-}
-
 Modules = dict[str, Assignment]  # layer -> its module, in the order of the forward pass
 
 
@@ -64,7 +52,7 @@ class Options:
 
     arch: str | None  # name of a timm model
     activation: str  # in the heads; 'auto' for the format's
-    branch: str  # a key of BRANCHES; 'auto' for the first branch that has all requested layers
+    branch: str  # a word for one; 'auto' for the first that has all requested layers
     layer: str  # value of `--layer`; heads that it does not need are ignored if they are not MLPs
     config: Mapping[str, Any] | None  # config.json of the folder
     assume: Mapping[str, Value]  # values of `--assume` for this file's system
@@ -102,8 +90,8 @@ def assign_by_format(
         )
     description = describe(modules, state, tuple(ignored), branch.name)
     image_size = description.image_size
-    if image_size is not None and backbone.spec.any_size:
-        image_size = min(image_size, format.image_size or image_size)
+    if format.image_size is not None and backbone.spec.any_size:
+        image_size = min(format.image_size, image_size or format.image_size)
     stats = (
         {PIXEL_STATS: Assumed(trained.pixel_stats, trained.why_stats)} if trained.why_stats else {}
     )
@@ -148,6 +136,7 @@ def describe(
         assumed=assumed,
         assumptions=tuple(notes),
         branch=branch,
+        channels=getattr(spec, "channels", 3),
         patch=spec.patch if isinstance(spec, TransformerSpec) else None,
         masks=spec.masks(teacher=branch == "teacher"),
     )
@@ -217,19 +206,20 @@ def _choose_branch(
     path: Path, format: Format, present: Sequence[Branch], options: Options
 ) -> tuple[Branch, str | None]:
     """The branch to use, by `--branch` or the requested layers, and why if not the default one."""
-    wanted = BRANCHES[options.branch]
     layers = {name.strip() for name in options.layer.split(",")} - {"", "auto", "backbone"}
     suitable = [branch for branch in present if layers <= branch.heads.keys()]
-    if wanted == "auto" and suitable and suitable[0] is not present[0]:
-        lacking = f"the {present[0].name} has no {' and '.join(sorted(layers))}"
-        return suitable[0], f"{lacking}, so the {suitable[0].name} is embedded"
-    for branch in present:
-        if wanted in ("auto", branch.name) or (wanted == "student" and branch.name == "encoder"):
-            return branch, None
     if not present:
         raise CheckpointError(
             f"{path}: {format.title} without a backbone; {NEXT}", code="no-backbone"
         )
+    if options.branch == AUTO:
+        if not suitable or suitable[0] is present[0]:
+            return present[0], None
+        lacking = f"the {present[0].name} has no {' and '.join(sorted(layers))}"
+        return suitable[0], f"{lacking}, so the {suitable[0].name} is embedded"
+    branch = named_branch(options.branch, present)
+    if branch is not None:
+        return branch, None
     raise CheckpointError(
         f"{path}: no branch {options.branch!r} in this checkpoint; it has "
         f"{', '.join(b.name for b in present)}: use --branch {present[0].name}",
@@ -296,7 +286,9 @@ def _with_format_values(spec: Any, format: Format, arguments: Mapping[str, Any])
     """The spec with the values of the format and the arguments for what the shapes leave open."""
     heads = dict(format.attention_heads).get(spec.width)
     offset, padding = format.position_offset, format.cifar_padding
-    values = {"heads": heads, "position_offset": offset, "stem_padding": padding}
+    values = {
+        "heads": heads, "position_offset": offset, "stem_padding": padding, "eps": format.eps,
+    }  # fmt: skip
     for key, value in values.items():
         if value is not None:
             spec = spec.assume(key, value, f"{format.name}'s")

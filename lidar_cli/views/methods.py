@@ -128,6 +128,10 @@ DINOV2 = replace(
     BYOL, name="dinov2", crop_scale=(0.32, 1.0), blur=(0.0, 0.9), blur_kernel=9, crops="global"
 )
 
+# facebookresearch/dinov3: dinov3/data/augmentations.py, transforms.py. Its blur inverts the
+# probabilities as DINOv2's does. The gram teacher's crops are left out.
+DINOV3 = replace(DINOV2, name="dinov3")
+
 # facebookresearch/moco: main_moco.py, moco/loader.py, main_lincls.py
 MOCO_V1 = Recipe(
     name="moco-v1",
@@ -202,7 +206,8 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         *(SIMCLR, SIMCLR_GOOGLE, SIMCLR_VISSL, SIMCLR_BOLTS, BYOL, BYOL_PYTORCH, VICREG, BARLOW),
-        *(DINO, DINOV2, MOCO_V1, MOCO_V2, MOCO_V3, SWAV, MAE, SIMMIM, MASKFEAT, IJEPA, IJEPA_CROP),
+        *(DINO, DINOV2, DINOV3, MOCO_V1, MOCO_V2, MOCO_V3, SWAV, MAE, SIMMIM, MASKFEAT),
+        *(IJEPA, IJEPA_CROP),
         *(DATA2VEC, DATA2VEC_CROP, DATA2VEC_FAIRSEQ, DATA2VEC2, DATA2VEC2_CROP, IDENTITY),
     )
 }

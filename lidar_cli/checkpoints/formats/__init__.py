@@ -12,9 +12,10 @@ from lidar_cli.checkpoints.formats.format import Format
 from lidar_cli.checkpoints.formats.libraries import LIBRARIES
 from lidar_cli.checkpoints.formats.masked import DATA2VEC, MASKED
 from lidar_cli.checkpoints.formats.openmmlab import OPENMMLAB
+from lidar_cli.checkpoints.formats.rotary import ROTARY
 from lidar_cli.checkpoints.formats.vissl import VISSL
 
 FORMATS: tuple[Format, ...] = (
     *CONTRASTIVE, *DISTILLATION, *VISSL, *MASKED, *DATA2VEC, *LIBRARIES, *BOLTS, *OPENMMLAB,
-    *HUGGINGFACE, *ARCHITECTURES,
+    *HUGGINGFACE, *ARCHITECTURES, *ROTARY,
 )  # fmt: skip

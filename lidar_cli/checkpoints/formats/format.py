@@ -48,13 +48,16 @@ class TokenPredictor:
 class Branch:
     """One set of weights: the prefixes of its backbone and its heads."""
 
-    name: str  # 'student', 'teacher', or 'encoder' where there is only one
+    # 'student' (trained), 'teacher' (its average, or a frozen target), 'encoder' where it is alone;
+    # any other word for a third set of weights, such as 'gram_teacher'.
+    name: str
     backbone: str  # prefix
     projector: Head | None = None
     predictor: Head | TokenPredictor | None = None
     # Name of a tensor of another branch -> its name in this backbone, which is used if this branch
     # lacks it.
     borrowed: Rename = ()
+    aliases: tuple[str, ...] = ()  # other words for it in `--branch`
 
     @property
     def heads(self) -> dict[str, Head | TokenPredictor]:
@@ -111,6 +114,7 @@ class Format:
     attention_heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
     resize: str = ""  # how a ViT's positions are resized, see models/backbone.py; '': the family's
     position_offset: float | None = None  # of that resize, None for the family's
+    eps: float | None = None  # LayerNorm's, None for the family's
     cifar_padding: int | None = None  # padding of a 3x3 stem
     unused: tuple[str, ...] = ()  # patterns of tensors that are recognised and not used
     pixel_stats: str = "imagenet"  # of the training images; 'auto' for the recipe's

@@ -53,7 +53,7 @@ class ResNet(Backbone):
         self.width = spec.width
         stride = 2 if spec.kernel == 7 else 1
         pad = spec.kernel // 2 if spec.stem_padding is None else spec.stem_padding
-        self.conv1 = nn.Conv2d(3, spec.stem, spec.kernel, stride, pad, bias=False)
+        self.conv1 = nn.Conv2d(spec.channels, spec.stem, spec.kernel, stride, pad, bias=False)
         self.bn1 = nn.BatchNorm2d(spec.stem)
         pooled = (spec.stem_pool or usual_pool(spec.kernel)) == MAX_POOL
         self.pool = nn.MaxPool2d(3, 2, 1) if pooled else nn.Identity()

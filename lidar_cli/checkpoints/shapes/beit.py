@@ -76,7 +76,7 @@ class BeitSpec(vit.TransformerSpec):
             shapes["mask_token"] = (1, 1, width)
         if self.positions:
             shapes["pos_embed"] = (1, 1 + self.grid**2, width)
-        shapes["patch_embed.proj.weight"] = (width, 3, patch, patch)
+        shapes["patch_embed.proj.weight"] = (width, self.channels, patch, patch)
         shapes["patch_embed.proj.bias"] = (width,)
         if self.shared_table:
             shapes[f"rel_pos_bias.{TABLE}"] = table
@@ -129,6 +129,7 @@ def spec(
         depth=vit.depth(shapes),
         heads=count,
         patch=patch,
+        channels=vit.input_channels(shapes),
         grid=_grid(table, shapes.get("pos_embed", ()), origin),
         mlp=vit.mlp_width(shapes, "blocks.0.mlp.fc1.weight", origin),
         qkv_bias="blocks.0.attn.q_bias" in shapes,

@@ -68,13 +68,14 @@ class ResNetSpec(ModuleSpec):
     stages: tuple[tuple[Block, ...], ...]
     stem_padding: int | None = None  # None for kernel // 2
     stem_pool: str = ""  # 'max' or 'none' after the stem, '' for the usual one
+    channels: int = 3  # of the images
 
     @property
     def arch(self) -> str:
         """Such as 'resnet50 (groups 32, inner width 128)'."""
         first = self.stages[0][0]
         depths = tuple(len(stage) for stage in self.stages)
-        notes = []
+        notes = [f"{self.channels} channels"] if self.channels != 3 else []
         if self.stem != 64:
             notes.append(f"width {self.stem}")
         if first.groups != 1:
@@ -128,7 +129,7 @@ class ResNetSpec(ModuleSpec):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor of the module."""
         shapes: dict[str, tuple[int, ...]] = {
-            "conv1.weight": (self.stem, 3, self.kernel, self.kernel)
+            "conv1.weight": (self.stem, self.channels, self.kernel, self.kernel)
         }
         shapes |= batchnorm("bn1", self.stem)
         for number, blocks in enumerate(self.stages, 1):
@@ -154,10 +155,10 @@ def spec(shapes: Shapes, origin: str) -> ResNetSpec:
     Raises CheckpointError if its stem or its blocks are of an unknown kind.
     """
     stem = shapes.get("conv1.weight", ())
-    if len(stem) != 4 or stem[0] < 1 or stem[1] != 3 or stem[2:] not in ((7, 7), (3, 3)):
+    if len(stem) != 4 or min(stem[:2]) < 1 or stem[2:] not in ((7, 7), (3, 3)):
         raise CheckpointError(
             f"{origin}: the stem of the ResNet, conv1.weight, is {_shape(stem)}; expected "
-            "[width, 3, 7, 7] or [width, 3, 3, 3]; name the architecture with --arch",
+            "[width, channels, 7, 7] or [width, channels, 3, 3]; name the architecture with --arch",
             code="not-a-resnet",
         )
     stages = []
@@ -179,8 +180,8 @@ def spec(shapes: Shapes, origin: str) -> ResNetSpec:
     else:
         padding, why, decided = 3, {}, {"stem_padding": "a 7x7 stem is padded by 3"}
     why |= {"stem_pool": USUAL, "strides": USUAL}
-    pool = usual_pool(stem[2])
-    return ResNetSpec(stem[0], stem[2], tuple(stages), padding, pool, why=why, decided=decided)
+    sizes = stem[0], stem[2], tuple(stages), padding, usual_pool(stem[2]), stem[1]
+    return ResNetSpec(*sizes, why=why, decided=decided)
 
 
 def _block(shapes: Shapes, name: str, into: int, stride: int, origin: str) -> Block:
