@@ -123,28 +123,6 @@ CAPI = Format(
     unused=(r"head\.",),
 )
 
-# facebookresearch/vjepa2 at c2963a4. Its probes use the target encoder. The released files have a
-# `pos_embed` that its code does not load; their predictor has ten mask tokens, V-JEPA 1's two.
-VJEPA2 = Format(
-    name="vjepa2",
-    title="facebookresearch/vjepa2, V-JEPA 2 on still images",
-    example="latest.pt, vitl.pt",
-    source="app/vjepa/train.py, src/models/vision_transformer.py, src/hub/backbones.py",
-    present=(
-        r"encoder\.patch_embed\.proj\.weight$",
-        r"target_encoder\.patch_embed\.proj\.weight$",
-        r"predictor\.predictor_embed\.",
-        r"encoder\.blocks\.0\.attn\.qkv\.weight$",
-    ),
-    video=True,
-    nested=IJEPA.nested,
-    branches=(Branch("teacher", "target_encoder."), Branch("student", "encoder.")),
-    recipe="vjepa2",
-    backbones=("vjepa2",),
-    image_size=256,
-    unused=(r"predictor\.",),
-)
-
 ROTARY = (
     DINOV3, DINOV3_TRAINING, DINOV3_HUB, DINOV3_CONVNEXT_HUB, HF_DINOV3, HF_DINOV3_CONVNEXT,
 )  # fmt: skip

@@ -135,9 +135,9 @@ class RopeViTSpec(vit.TransformerSpec):
         notes += [f"{self.tubelet} frames a patch"] if self.tubelet else []
         return self.named("vit", self.depth, [*notes, "RoPE"])
 
-    def check_heads(self, origin: str) -> None:
+    def check_open(self, origin: str) -> None:
         """As in `TransformerSpec`; raises SettingsError for a part of a patch's frames too."""
-        super().check_heads(origin)
+        super().check_open(origin)
         if self.tubelet and self.frames % self.tubelet:
             raise SettingsError(
                 f"--assume frames={self.frames}: {origin}: each patch has {self.tubelet} frames; "
