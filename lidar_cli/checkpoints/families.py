@@ -94,6 +94,8 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
     "dinov2-chunked": Family(
         "DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.spec, vit.FROM_DINOV2
     ),
+    "mm-beit": _special("mmpretrain BEiT", beit.MM_ANCHOR, beit.spec, vit.FROM_MM),
+    "mm-vit": Family("mmpretrain ViT", vit.MM_ANCHOR, vit.spec, vit.FROM_MM),
     "torchvision-vit": Family(
         "torchvision ViT state dict", vit.TORCHVISION_ANCHOR, vit.spec, vit.FROM_TORCHVISION
     ),
@@ -134,7 +136,7 @@ def assign_backbone(
     options = family.options(config, str(path)) if config and family.options else {}
     spec = adjust(family.spec(shapes_of(joined), str(path), **options))
     if isinstance(spec, vit.TransformerSpec):
-        spec.check_heads(str(path))
+        spec.check_open(str(path))
     arch = spec.arch
     with consistent(path, arch):
         expected = spec.shapes()
