@@ -136,9 +136,9 @@ class SampleSettings:
     views: str = setting(
         "auto",
         "View recipe: auto, simclr, simclr-google, simclr-vissl, simclr-bolts, byol, byol-pytorch, "
-        "vicreg, barlow, dino, dinov2, moco-v1, moco-v2, moco-v3, swav, mae, simmim, maskfeat, "
-        "ijepa, ijepa-crop, data2vec, data2vec-crop, data2vec-fairseq, data2vec2, data2vec2-crop, "
-        "identity.",
+        "vicreg, barlow, dino, dinov2, dinov3, moco-v1, moco-v2, moco-v3, swav, mae, simmim, "
+        "maskfeat, ijepa, ijepa-crop, capi, vjepa2, data2vec, data2vec-crop, data2vec-fairseq, "
+        "data2vec2, data2vec2-crop, identity.",
         panel="Data",
         value="RECIPE",
     )
@@ -196,8 +196,8 @@ class FormatSettings:
     assume: tuple[str, ...] = setting(
         (),
         "KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
-        "stem_pool, strides, pixel_stats or position_offset; can be repeated; SYSTEM:KEY=VALUE for "
-        "the files of one system [default: as inspect prints].",
+        "stem_pool, strides, pixel_stats, position_offset, rope_base or frames; can be repeated; "
+        "SYSTEM:KEY=VALUE for the files of one system [default: as inspect prints].",
         panel="Checkpoints",
         value="KEY=VALUE",
     )

@@ -268,11 +268,20 @@ def _has_keys(format: Format, tree: Mapping[str, Any], config: Mapping[str, Any]
 def _has_tensors(format: Format, state: StateDict) -> bool:
     """Whether the names and shapes of the tensors are those that the format requires."""
 
-    def square(pattern: str) -> bool:
-        matrices = [t for name, t in state.tensors.items() if re.match(pattern, name)]
-        return all(len(t.shape) == 2 and t.shape[0] == t.shape[1] for t in matrices)
+    def shapes(pattern: str) -> list[tuple[int, ...]]:
+        return [tuple(t.shape) for name, t in state.tensors.items() if re.match(pattern, name)]
 
-    return fits(state.tensors, format.present, format.absent) and all(map(square, format.square))
+    def square(pattern: str) -> bool:
+        return all(len(shape) == 2 and shape[0] == shape[1] for shape in shapes(pattern))
+
+    def has_axes(pattern: str, number: int) -> bool:
+        return all(len(shape) == number for shape in shapes(pattern))
+
+    return (
+        fits(state.tensors, format.present, format.absent)
+        and all(map(square, format.square))
+        and all(has_axes(*condition) for condition in format.axes)
+    )
 
 
 def _assign(
