@@ -337,6 +337,7 @@ def test_a_baseline_is_a_row_without_rank(two_runs: Path, rank: Shell) -> None:
         assert re.search(r"\] a/epoch=19\S* rankme ", done.stderr)
     ended = run_command(["cache", two_runs, "--json"], two_runs, environment())
     files = [file for file in json.loads(ended.stdout)["files"] if "untrained-" in file["name"]]
+    assert {file["checkpoint"] for file in files} == {"(untrained)"}
     assert len(files) >= 3
     assert all(file["unused"] is None for file in files)
 
