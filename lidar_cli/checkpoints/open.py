@@ -72,6 +72,12 @@ def open_checkpoint(path: Path, settings: ModelSettings | None = None, **fields:
             "--model is your own code, which decides all; leave --assume out",
             code="model-and-assume",
         )
+    if settings.model is not None and (settings.prefix or settings.projector_prefix):
+        raise SettingsError(
+            "--model is your own code, which names its weights; leave --prefix and "
+            "--projector-prefix out",
+            code="model-and-prefix",
+        )
     if settings.model is not None:
         return _open_user_module(path, settings.model)
     description, assignments = recognise(path, settings)
@@ -101,6 +107,8 @@ def recognise(path: Path, settings: ModelSettings) -> tuple[CheckpointDescriptio
         layer=settings.layer,
         config=contents.config,
         assume=settings.assume,
+        prefix=settings.prefix,
+        projector_prefix=settings.projector_prefix,
     )
     return dataclasses.replace(description, stand_ins=contents.stand_ins), modules
 

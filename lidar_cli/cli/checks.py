@@ -326,11 +326,13 @@ def check_names(settings: EmbedSettings) -> None:
 
 
 def check_system(settings: FormatSettings) -> None:
-    """Raise SettingsError for a wrong --format, --branch or --assume."""
-    if (settings.format, settings.branch, settings.assume) != ("auto", "auto", ()):
-        from lidar_cli.checkpoints.detect import check_assumptions, check_names
+    """Raise SettingsError for a wrong --format, --branch, --prefix or --assume."""
+    given = settings.format, settings.branch, settings.assume, settings.prefix
+    if (*given, settings.projector_prefix) != ("auto", "auto", (), None, None):
+        from lidar_cli.checkpoints.detect import check_assumptions, check_names, check_prefixes
 
         check_names(settings.format, settings.branch)
+        check_prefixes(*given[:2], settings.prefix, settings.projector_prefix)
         check_assumptions(settings.assume)
 
 

@@ -197,6 +197,8 @@ def _architecture(task: Task, settings: RankSettings) -> tuple[list[str], str]:
 
 
 def _for_branch(checkpoint: Checkpoint, settings: RankSettings) -> RankSettings:
+    if settings.prefix is not None:  # which names the weights
+        return settings
     return replace(settings, branch=checkpoint.description.branch)
 
 
