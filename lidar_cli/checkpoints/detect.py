@@ -2,14 +2,13 @@
 
 The formats in formats/ are tried first, and the most specific match is used. A file that matches no
 format is read by the usual names of backbones and heads (fallback.py). torch is imported only if
-`--arch` or config.json names a timm model.
+`--arch`, config.json or the arguments in a file of unknown shapes name a timm model.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,23 +148,55 @@ def detect(
     try:
         description, modules = _assign(path, tree, match, options)
     except CheckpointError as error:
-        if config_arch is None:
-            if arch is not None:
-                raise _with_recognised(path, tree, match, options, error) from error
+        second = _second_attempt(path, tree, match, options, config_arch)
+        if second is None and arch is not None:
+            raise _with_recognised(path, tree, match, options, error) from error
+        if second is None:
             raise
-        # timm saves a model's name even if it was built at another depth or width.
-        by_shapes = None
-        with suppress(CheckpointError):
-            by_shapes = _assign(path, tree, match, replace(options, arch=None))
-        if by_shapes is None or not _has_names_of(config_arch, by_shapes[1]):
-            raise
-        description, modules = by_shapes
-        note = f"not timm's {config_arch} that config.json names, whose tensors are others"
-        description = replace(description, assumptions=(*description.assumptions, note))
+        description, modules = second
     if ema_key is not None:
         description = _with_average_as_branch(description, ema_key, raw, use_average, is_auto)
     selected = {name: clean_prefix(text) or NONE for name, text in selected.items()}
     return replace(description, selected=selected), modules
+
+
+def _second_attempt(
+    path: Path,
+    tree: Mapping[str, Any],
+    match: Match | None,
+    options: Options,
+    config_arch: str | None,
+) -> tuple[CheckpointDescription, Modules] | None:
+    """The assignment without the arch of config.json, or with the one that the file records.
+
+    config_arch: name of the timm model in config.json. None if the other attempt fails too.
+    """
+    recorded = None if options.arch is not None else _recorded_arch(tree)
+    if config_arch is None and recorded is None:
+        return None
+    try:
+        description, modules = _assign(path, tree, match, replace(options, arch=recorded))
+    except CheckpointError:
+        return None
+    if config_arch is None:
+        return description, modules
+    # timm saves a model's name even if it was built at another depth or width.
+    if not _has_names_of(config_arch, modules):
+        return None
+    note = f"not timm's {config_arch} that config.json names, whose tensors are others"
+    return replace(description, assumptions=(*description.assumptions, note)), modules
+
+
+def _recorded_arch(tree: Mapping[str, Any]) -> str | None:
+    """The name of the timm model that the training scripts of timm and DeiT save; None without."""
+    arguments = tree.get("args")
+    names = [tree.get("arch"), arguments.get("model") if isinstance(arguments, Mapping) else None]
+    for name in [name for name in names if isinstance(name, str)]:
+        import timm
+
+        if timm.is_model(name):
+            return name
+    return None
 
 
 def _with_recognised(
