@@ -15,7 +15,7 @@ from typing import Any
 from lidar_cli.checkpoints.models.weights import compare, shapes_of
 from lidar_cli.checkpoints.reading.folder import transformer_options
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join_parts
-from lidar_cli.checkpoints.shapes import beit, data2vec2, resnet, vit
+from lidar_cli.checkpoints.shapes import beit, data2vec2, resnet, swin, vit
 from lidar_cli.checkpoints.shapes import huggingface as hf
 from lidar_cli.checkpoints.shapes.spec import Assignment, Rename, renamed
 from lidar_cli.errors import CheckpointError
@@ -31,13 +31,13 @@ class Family:
     anchor: str  # name of a tensor, as in the file after the backbone's prefix
     spec: Callable[..., Any]  # (shapes by renamed names, name of the file) -> ModuleSpec
     rename: Rename = ()  # names in the file -> names that the spec uses
-    configured: bool = False  # whether `spec` takes values of a config.json
+    configured: tuple[str, ...] = ()  # options of `spec` that a config.json may have
     special: bool = False  # takes precedence over the others at its prefix
     unused_prefixes: tuple[str, ...] = ()  # prefixes of tensors that only training needs
 
 
 _special = partial(Family, special=True)
-_hugging_face = partial(Family, configured=True, special=True)
+_hugging_face = partial(Family, configured=("heads", "eps"), special=True)
 
 FAMILIES: dict[str, Family] = {  # of several special ones that match, the first is used
     "data2vec": _special(
@@ -51,6 +51,12 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
     "hf-beit": _hugging_face("Hugging Face BEiT", hf.BEIT_ANCHOR, hf.beit_spec, hf.FROM_HF_BEIT),
     "hf-dinov2": _hugging_face("Hugging Face DINOv2", hf.DINOV2_ANCHOR, hf.vit_spec, hf.FROM_HF),
     "hf-vit": _hugging_face("Hugging Face ViT", hf.VIT_ANCHOR, hf.vit_spec, hf.FROM_HF),
+    "hf-swin": _hugging_face(
+        *("Hugging Face Swin", swin.HF_ANCHOR, swin.spec, swin.FROM_HF),
+        configured=("eps", "image_size"),
+    ),
+    "swin": _special("Swin state dict", swin.ANCHOR, swin.spec, swin.FROM_MICROSOFT),
+    "timm-swin": Family("timm Swin state dict", swin.TIMM_ANCHOR, swin.spec),
     "beit": _special("BEiT state dict", beit.ANCHOR, beit.spec),
     "resnet": Family("ResNet state dict", resnet.ANCHOR, resnet.spec),
     "vit": Family("timm ViT state dict", vit.ANCHOR, vit.spec, vit.FROM_DINOV2),
@@ -94,7 +100,9 @@ def assign_backbone(
     """
     keys = {renamed(name, family.rename): key for name, key in keys.items()}
     joined, sources = join_parts({name: tensors[key] for name, key in keys.items()})
-    options = transformer_options(config, str(path)) if config and family.configured else {}
+    options = {}
+    if config and family.configured:
+        options = transformer_options(config, str(path), family.configured)
     spec = adjust(family.spec(shapes_of(joined), str(path), **options))
     if isinstance(spec, vit.TransformerSpec):
         spec.check_heads(str(path))

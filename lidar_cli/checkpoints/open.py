@@ -18,6 +18,7 @@ from lidar_cli.checkpoints.models import (
     data2vec2,
     heads,
     resnet,
+    swin,
     untrained,
     user_module,
     vit,
@@ -31,12 +32,14 @@ from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
 from lidar_cli.checkpoints.shapes.heads import MLPSpec, PredictorSpec
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription, ModuleSpec
+from lidar_cli.checkpoints.shapes.swin import SwinSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import ModelSettings
 
 MODULES: dict[type[ModuleSpec], Callable[[Any], nn.Module]] = {
     ResNetSpec: resnet.ResNet,
+    SwinSpec: swin.Swin,
     ViTSpec: vit.ViT,
     BeitSpec: beit.Beit,
     Data2Vec2Spec: data2vec2.Data2Vec2,

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,14 @@ from lidar_cli.runtime.files import open_regular
 PREFIXES = {"hf-hub:": "", "timm:": "timm/"}  # prefix of a path -> prefix of the name on the Hub
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read
 MAX_CONFIG = 2**20  # bytes of a config.json
-EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as all models here do
+EXACT_GELU = ("gelu", "gelu_python")  # both use the error function
+# Hugging Face's name of an activation -> the name here.
+ACTIVATIONS = {
+    **dict.fromkeys(EXACT_GELU, "gelu"),
+    "quick_gelu": "quick_gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+MAX_IMAGE_SIZE = 4096  # pixels a side
 SHARDED = ("ShardedTensor", "DTensor")  # classes of tensors that are stored in several files
 
 
@@ -125,21 +132,39 @@ def read_config(path: Path) -> dict[str, Any] | None:
     return _json_object(file)
 
 
-def transformer_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """`heads` and `eps` of a transformer, as far as its config.json has them.
+def transformer_options(
+    config: Mapping[str, Any], origin: str, wanted: Collection[str]
+) -> dict[str, Any]:
+    """Those of a transformer's options in `wanted` that its config.json has.
 
-    Raises CheckpointError for impossible values, and for activations other than GELU, which the
-    models of this package do not implement.
+    They are `heads`, `eps`, `image_size` and `activation`.
+    Raises CheckpointError for impossible values, and for activations that the models of this
+    package do not implement: all but GELU, unless `activation` is wanted.
     """
+    config = _vision_part(config)
     heads, eps = config.get("num_attention_heads"), config.get("layer_norm_eps")
-    activation = config.get("hidden_act", "gelu")
+    size, activation = config.get("image_size"), config.get("hidden_act")
+    activations = ACTIVATIONS if "activation" in wanted else dict.fromkeys(EXACT_GELU, "gelu")
     if heads is not None and (type(heads) is not int or heads < 1):
         raise _refusal(origin, "num_attention_heads", heads, "a number of heads")
     if eps is not None and (type(eps) not in (int, float) or not 0 <= eps < 1):
         raise _refusal(origin, "layer_norm_eps", eps, "a small positive number")
-    if activation not in EXACT_GELU:
-        raise _refusal(origin, "hidden_act", activation, "gelu")
-    return {name: value for name, value in (("heads", heads), ("eps", eps)) if value is not None}
+    if activation is not None and (type(activation) is not str or activation not in activations):
+        expected = " or ".join(dict.fromkeys(activations.values()))
+        raise _refusal(origin, "hidden_act", activation, expected)
+    values = {
+        "heads": heads,
+        "eps": eps,
+        "image_size": size if type(size) is int and 0 < size <= MAX_IMAGE_SIZE else None,
+        "activation": activations.get(activation) if activation is not None else None,
+    }
+    return {name: values[name] for name in wanted if values[name] is not None}
+
+
+def _vision_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part about images in the config.json of a model of images and text."""
+    part = config.get("vision_config")
+    return part if isinstance(part, dict) else config
 
 
 def timm_architecture(config: Mapping[str, Any] | None) -> str | None:
