@@ -15,7 +15,7 @@ from formats import FIXTURES
 from formats_solo import solo_learn_vicreg
 from formats_vissl import vissl_simclr
 from layouts import Weights, describe, lightning, mlp
-from make import image_folder, lidar_here
+from make import checkpoint, image_folder, lidar_here
 from raising import raises
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -596,3 +596,26 @@ def test_a_hybrids_image_size_is_not_its_grid(tmp_path: Path) -> None:
     x = pixels(224)
     with torch.no_grad():
         assert_close(loaded.embed(x, ["backbone"])["backbone"], model(x))
+
+
+def test_an_image_size_that_the_weights_leave_open_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By inspect, extract, rank and its dry run alike."""
+    command = functools.partial(lidar_here, monkeypatch=monkeypatch, capfd=capfd)
+    runs = checkpoint(tmp_path / "runs" / "a.pt").parent
+    images = image_folder(tmp_path / "images", 2)
+    inspected = command("inspect", runs / "a.pt").stdout
+    assert "not in the weights; 224 px, or the size of data whose images are all" in inspected
+    assert "at 224 px with the views simclr" in inspected
+    small = ("-n", 2, "-q", 2, "--device", "cpu")
+    dry = command("rank", runs, "--data", images, *small, "--dry-run")
+    assert ", 224 px, " in dry.stdout
+    assert "a.pt: assumed image_size=224 (usual; --image-size sets it)" in dry.stderr
+    toy = command("rank", runs, *small, "--dry-run")
+    assert ", 32 px, " in toy.stdout
+    assert "a.pt: assumed image_size=32 (of the data; --image-size sets it)" in toy.stderr
+    given = command("rank", runs, "--data", images, *small, "--image-size", 24, "--dry-run")
+    assert "image_size" not in given.stderr
+    done = command("extract", runs / "a.pt", *small, "-o", tmp_path / "a.h5")
+    assert "; image_size=32 (of the data; --image-size sets it)" in done.stderr

@@ -342,7 +342,7 @@ def change(tree: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Tenso
         ({"predictor__0__weight": torch.ones(2, 2), "a": torch.ones(2), "b": torch.ones(2),
           "c": torch.ones(2)}, r"4 entries .* predictor\.0\.weight, a, b and 1 more"),
         ({"bn1__weight": torch.ones(3)}, r"bn1\.weight has shape \[3\], expected \[64\]"),
-        ({"conv1__weight": torch.ones(64, 1, 7, 7)}, r"stem .* is \[64, 1, 7, 7\]; expected"),
+        ({"conv1__weight": torch.ones(64, 3, 5, 5)}, r"stem .* is \[64, 3, 5, 5\]; expected"),
         ({"bn1__bias": torch.full((64,), float("nan"))}, r"bn1\.bias holds NaN or infinite"),
         ({"bn1__bias": torch.ones(64, dtype=torch.int8)}, r"bn1\.bias has type int8"),
         ({"a\nb": torch.ones(1)}, r"not understood: 'a\\nb'; expected"),

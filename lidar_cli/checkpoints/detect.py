@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.assign import BRANCHES, Modules, Options, assign_by_format
+from lidar_cli.checkpoints.assign import Modules, Options, assign_by_format
 from lidar_cli.checkpoints.fallback import assign_by_usual_names
 from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.formats.branches import TEACHER, WORDS
 from lidar_cli.checkpoints.formats.format import Format, fits
 from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.containers import (
@@ -60,10 +61,14 @@ def check_names(format: str, branch: str) -> None:
     if format not in names:
         hint = f"{nearest(format, names)} (lidar inspect --formats)"
         raise SettingsError(f"--format {format}: {hint}", code="no-such-format")
-    if branch not in BRANCHES:
-        raise SettingsError(
-            f"--branch {branch}: {nearest(branch, list(BRANCHES))}", code="no-such-branch"
-        )
+    if branch not in (words := branch_words()):
+        raise SettingsError(f"--branch {branch}: {nearest(branch, words)}", code="no-such-branch")
+
+
+def branch_words() -> list[str]:
+    """Every word that `--branch` takes, the most usual ones first."""
+    branches = [branch for entry in FORMATS for branch in entry.branches]
+    return list(dict.fromkeys([*WORDS, *(w for b in branches for w in (b.name, *b.aliases))]))
 
 
 def check_assumptions(assume: Sequence[str]) -> AssumeValues:
@@ -102,14 +107,14 @@ def detect(
     if ema_key is not None and match is not None and _has_teacher(match[0]):
         ema_key = None  # the format has it as a branch, or it is reported as unused
     raw = raw_key(tree, ema_key) if ema_key is not None else None
-    use_average = ema_key is not None and BRANCHES[branch] == "teacher"
+    use_average = ema_key is not None and WORDS.get(branch) == TEACHER
     if ema_key is not None and use_average:
         tree = with_average(tree, ema_key)
         match = match_format(path, tree, format, config)
         branch = "auto"
     system = match[0].name if match else PLAIN
     options = Options(
-        arch or config_arch, activation, branch, layer, config, assume_values.of(system)
+        arch or config_arch, activation, branch, layer, config, assume_values.of(system), tree
     )
     try:
         description, modules = _assign(path, tree, match, options)
@@ -287,7 +292,7 @@ def _assign(
     else:
         state = find_state_dict(path, tree)
         description, modules = assign_by_usual_names(path, state, options)
-        if BRANCHES[options.branch] == "teacher":
+        if WORDS.get(options.branch) == TEACHER:
             raise CheckpointError(
                 f"{path}: no branch {options.branch!r} in this checkpoint; it has encoder: "
                 "leave --branch out",

@@ -110,6 +110,7 @@ def _family(path: Path, state: StateDict) -> tuple[Family, str]:
             key.removesuffix(family.anchor)
             for key in state.tensors
             if key == family.anchor or key.endswith(f".{family.anchor}")
+            if family.axes in (None, len(state.tensors[key].shape))
         ]
         backbones += [(family, prefix) for prefix in prefixes if not prefix.startswith(special)]
         special += tuple(prefixes) if family.special else ()

@@ -105,9 +105,9 @@ def check_checkpoint(path: Path, command: str) -> None:
         return
     check_exists(path, "no such file; expected a checkpoint")
     if path.is_dir():
-        from lidar_cli.checkpoints.reading.folder import weights_file
+        from lidar_cli.checkpoints.reading.folder import weights_path
 
-        weights_file(path)
+        weights_path(path)
         return
     kind = _kind_or_none(path)
     if kind in ARRAYS or (kind == HDF5 and command != "rank"):

@@ -27,7 +27,7 @@ from lidar_cli.extraction.engine import (
     embed_all,
     find_batch_size,
 )
-from lidar_cli.extraction.plan import Plan, make_plan, with_assumed_in_use
+from lidar_cli.extraction.plan import Plan, image_size, make_plan, with_assumed_in_use
 from lidar_cli.extraction.sharded import check_shared, embed_share, finished_batch_size
 from lidar_cli.features.reader import read_interrupted
 from lidar_cli.features.schema import format_size
@@ -165,6 +165,9 @@ def extract_checkpoint(
     plan = make_plan(description, str(checkpoint), digest, samples, settings, device)
     assumed = with_assumed_in_use(description, settings).assumed_text
     notes = [description.stand_ins_text, description.branch_reason, plan.provenance["layer_reason"]]
+    _, size = image_size(settings, description, samples)
+    texts = [assumed, size.text("image_size") if size else ""]
+    assumed = "; ".join(filter(None, texts))
     for note in [*notes, f"assumed {assumed}" if assumed else None]:
         if note:
             progress.note(f"{checkpoint}: {note}")

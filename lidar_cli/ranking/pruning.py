@@ -18,7 +18,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lidar_cli.errors import FILE_ERRORS, InputError, LidarError
+from lidar_cli.checkpoints.reading.folder import is_checkpoint
+from lidar_cli.errors import FILE_ERRORS, CheckpointError, InputError, LidarError
 from lidar_cli.features.reader import read_interrupted, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, check_unlocked, revision_of
 from lidar_cli.ranking.cache import KEY, NAME_PATTERNS, STALE_AFTER, CacheFolder
@@ -106,7 +107,11 @@ class _Owners:
         files = files_of(select([directory]), _refuse)
         paths = [path for path in files if irregular_kind(path) is None]
         checkpoints = [path for path in paths if path.suffix not in FEATURE_SUFFIXES]
-        self._paths = {digests.of(path)[1]: str(path) for path in checkpoints}  # by digest
+        self._paths: dict[str, str] = {}  # by digest
+        for path in checkpoints:
+            # Nothing is stored of a folder that cannot be read, such as one of DeepSpeed's ZeRO 3.
+            with suppress(*([CheckpointError] if path.is_dir() else [])):
+                self._paths[digests.of(path)[1]] = str(path)
         self._listed = {path.resolve(): str(path) for path in checkpoints}
         self._features = {path.stem for path in paths if path.suffix in FEATURE_SUFFIXES}
         self._names = names
@@ -157,7 +162,7 @@ class _Owners:
         if "path" not in record:
             return "", OLDER if record else None
         path = place_of(self._folder / str(record["path"]))
-        if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for some paths)
+        if not _exists(path):
             return path, GONE
         return self._listed.get(Path(path).resolve(), path), None
 
@@ -174,12 +179,20 @@ class _Owners:
 
         It is of another directory, was named by itself, or its path is relative to another folder.
         """
-        if os.path.isfile(recorded):  # noqa: PTH113
+        if _exists(recorded):
             return Path(recorded).resolve() not in self._listed
         place = Path(place_of(Path(recorded)))
         bases = place_of(self._directory), self._directory.resolve()
         is_below = any(place.is_relative_to(base) for base in bases)
         return not (is_below or Path(recorded).is_absolute())
+
+
+def _exists(path: str) -> bool:
+    """Whether there is a checkpoint at a path, which may be impossible."""
+    try:
+        return is_checkpoint(Path(path))
+    except (OSError, ValueError):
+        return False
 
 
 def _provenance_of_score(path: Path) -> dict[str, Any]:

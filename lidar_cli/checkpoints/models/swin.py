@@ -26,6 +26,7 @@ class Swin(Backbone):
         self.model: Any = SwinTransformer(
             img_size=spec.image_size,
             patch_size=spec.patch,
+            in_chans=spec.channels,
             num_classes=0,
             embed_dim=spec.stages[0].width,
             depths=tuple(stage.depth for stage in spec.stages),

@@ -178,10 +178,10 @@ def _resized(model: Any, arch: str, tensors: Mapping[str, Weight]) -> Any:
     try:
         # Not embed.patch_size: in a hybrid, that counts outputs of its convolutions.
         pixels = embed.img_size[0] // embed.grid_size[0]
-        size = vit.grid_of_positions(shapes_of(tensors), arch) * pixels
-    except (CheckpointError, TypeError):  # positions that form no square, or a model for any size
+        size = vit.grid_of_positions(shapes_of(tensors)) * pixels
+    except TypeError:  # a model for any size
         return model
-    return model if size == model.patch_embed.img_size[0] else _create(arch, img_size=size)
+    return model if size in (0, model.patch_embed.img_size[0]) else _create(arch, img_size=size)
 
 
 def _convert(model: Any, tensors: dict[str, Weight]) -> dict[str, Weight]:

@@ -16,8 +16,11 @@ AVERAGE_KEYS = (  # keys of a second state dict, a moving average of the first
     *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model"),
     *("ema", "averaged_model"),
 )
-# Name parts that DataParallel, torch.compile, FSDP and activation checkpointing insert.
-WRAPPER_PARTS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Name parts that DataParallel, torch.compile, FSDP, activation checkpointing and Lightning insert.
+WRAPPER_PARTS = (
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    "_forward_module",
+)
 WEIGHT_NAMES = ("weight", "weight_v", "original1", "kernel")  # last parts of the names of weights
 
 

@@ -93,6 +93,7 @@ class SwinSpec(ModuleSpec):
     qkv_bias: bool
     patch_norm: bool
     eps: float = EPS  # of the blocks' LayerNorms and the last one
+    channels: int = 3  # of the images
 
     @property
     def width(self) -> int:
@@ -111,7 +112,7 @@ class SwinSpec(ModuleSpec):
         """timm's name -> shape of every tensor of the module."""
         width = self.stages[0].width
         shapes: dict[str, tuple[int, ...]] = {
-            "patch_embed.proj.weight": (width, 3, self.patch, self.patch),
+            "patch_embed.proj.weight": (width, self.channels, self.patch, self.patch),
             "patch_embed.proj.bias": (width,),
         }
         if self.patch_norm:
@@ -157,6 +158,7 @@ def spec(
         qkv_bias="layers.0.blocks.0.attn.qkv.bias" in shapes,
         patch_norm="patch_embed.norm.weight" in shapes,
         eps=EPS if eps is None else eps,
+        channels=vit.input_channels(shapes),
         why=why,
         decided=decided if eps is None else {**decided, "eps": vit.eps_by_config(eps)},
     )
