@@ -33,9 +33,14 @@ from lidar_cli.errors import CheckpointError, nearest
 
 NONE = "none"  # of --prefix: names without a prefix; of --projector-prefix: no projector
 PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head")
-CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier", "pooler.dense")
-# Saved by averaged models, by profilers, by masked training, and by BEiT (the grid determines it).
-UNUSED = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
+CLASSIFIERS = (
+    *("fc", "head", "heads.head", "head.fc", "classifier", "online_classifier", "pooler.dense"),
+)
+# Saved by averaged models, profilers and masked training, and what the grid determines.
+UNUSED = (
+    *("n_averaged", "total_ops", "total_params", "mask_token"),
+    *("relative_position_index", "attn_mask"),
+)
 PREDICTOR = re.compile(r"(^|\.|_)(predictor|prediction_head)$")
 # Modules after a backbone, or for training alone.
 HEAD = re.compile(

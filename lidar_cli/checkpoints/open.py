@@ -21,6 +21,7 @@ from lidar_cli.checkpoints.models import (
     poolformer,
     resnet,
     rope,
+    swin,
     untrained,
     user_module,
     vit,
@@ -38,6 +39,7 @@ from lidar_cli.checkpoints.shapes.poolformer import PoolFormerSpec
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
 from lidar_cli.checkpoints.shapes.rope import RopeViTSpec
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription, ModuleSpec
+from lidar_cli.checkpoints.shapes.swin import SwinSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
 from lidar_cli.checkpoints.shapes.wide_resnet import WideResNetSpec
 from lidar_cli.errors import SettingsError
@@ -45,6 +47,7 @@ from lidar_cli.settings import ModelSettings
 
 MODULES: dict[type[ModuleSpec], Callable[[Any], nn.Module]] = {
     ResNetSpec: resnet.ResNet,
+    SwinSpec: swin.Swin,
     ViTSpec: vit.ViT,
     RopeViTSpec: rope.RopeViT,
     ConvNeXtSpec: convnext.ConvNeXt,
