@@ -57,6 +57,7 @@ class Options:
     layer: str  # value of `--layer`; heads that it does not need are ignored if they are not MLPs
     config: Mapping[str, Any] | None  # config.json of the folder
     assume: Mapping[str, Value]  # values of `--assume` for this file's system
+    entries: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the file's top level
     prefix: str | None = None  # of the backbone, where no format is used; see fallback.py
     projector_prefix: str | None = None
 
@@ -70,9 +71,10 @@ def assign_by_format(
     """
     present = [b for b in format.branches if _has_prefix(state, b.backbone)]
     branch, reason = _choose_branch(path, format, present, options)
-    backbone = _assign_backbone(path, format, state, branch, options)
+    arguments = _arguments(path, format, options)
+    backbone = _assign_backbone(path, format, state, branch, options, arguments)
     rest = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
-    trained = _training(path, format, state, backbone)
+    trained = _training(format, state, backbone, arguments)
     # Removed before the heads are read: some counters are among their tensors.
     ignored = [*backbone.dropped, *_remove_matching(rest, COMMON_UNUSED)]
     usual = Assumed(trained.activation, trained.why_activation) if trained.activation else None
@@ -96,8 +98,8 @@ def assign_by_format(
         )
     description = describe(modules, state, tuple(ignored), branch.name)
     image_size = description.image_size
-    if image_size is not None and backbone.spec.any_size:
-        image_size = min(image_size, format.image_size or image_size)
+    if format.image_size is not None and backbone.spec.any_size:
+        image_size = min(format.image_size, image_size or format.image_size)
     stats = (
         {PIXEL_STATS: Assumed(trained.pixel_stats, trained.why_stats)} if trained.why_stats else {}
     )
@@ -160,11 +162,12 @@ def assign_mlp(
     width: int,
     usual: Assumed,
     options: Options,
+    gaps: tuple[tuple[int, str], ...] = (),
 ) -> Assignment:
     """The projector or predictor that these tensors form, whose input has `width` numbers.
 
     origin: the file and head that an error names. names: keys of `tensors` -> names of layers
-    within the head. usual: the activation if `--activation` is auto.
+    within the head. usual: the activation if `--activation` is auto. gaps: see `Head`.
     Raises CheckpointError if the layers form no MLP.
     """
     layers = {heads.numbered_name(name): tensors[key] for key, name in names.items()}
@@ -176,7 +179,7 @@ def assign_mlp(
     activation, why = options.activation, "--activation"
     if activation == "auto":
         activation, why = str(usual.value), usual.why
-    spec = heads.mlp_spec(shapes_of(layers), width, activation, origin, why)
+    spec = heads.mlp_spec(shapes_of(layers), width, activation, origin, why, gaps)
     spec = assume_all(spec, options.assume)
     compare(spec.shapes(), shapes_of(layers), origin)
     return Assignment(spec, layers)
@@ -190,10 +193,19 @@ def remove_by_prefix(rest: dict[str, Weight], prefixes: tuple[str, ...]) -> tupl
     return tuple(dict.fromkeys(prefix.rstrip(".") for prefix in matched.values()))
 
 
-def _training(path: Path, format: Format, state: StateDict, backbone: Assignment) -> Training:
-    """How the checkpoint was trained, by its names and the arguments saved next to it."""
+def _arguments(path: Path, format: Format, options: Options) -> Mapping[str, Any]:
+    """The arguments of the training run, in the file or next to it; {} if they were not saved."""
+    if format.arguments.endswith(".json"):
+        return folder.read_arguments(path, format.arguments)
+    inside = options.entries.get(format.arguments)
+    return inside if isinstance(inside, Mapping) else {}
+
+
+def _training(
+    format: Format, state: StateDict, backbone: Assignment, arguments: Mapping[str, Any]
+) -> Training:
+    """How the checkpoint was trained, by its names and the arguments of the run."""
     spec = backbone.spec
-    arguments = folder.read_arguments(path, format.arguments) if format.arguments else {}
     small = isinstance(spec, ResNetSpec) and spec.kernel == 3
     small = small or (spec.image_size or SMALL + 1) <= SMALL
     return training(format, state.tensors.keys(), arguments, small)
@@ -229,7 +241,12 @@ def _choose_branch(
 
 
 def _assign_backbone(
-    path: Path, format: Format, state: StateDict, branch: Branch, options: Options
+    path: Path,
+    format: Format,
+    state: StateDict,
+    branch: Branch,
+    options: Options,
+    arguments: Mapping[str, Any],
 ) -> Assignment:
     prefix = branch.backbone
     keys = [key for key in state.tensors if key.startswith(prefix)]
@@ -259,7 +276,7 @@ def _assign_backbone(
     family = _family(path, format, keys_by_name, state)
 
     def adjust(spec: Any) -> Any:
-        return assume_all(_with_format_values(spec, format), options.assume)
+        return assume_all(_with_format_values(spec, format, arguments), options.assume)
 
     return assign_backbone(
         path, family, keys_by_name, state.tensors, prefix, options.config, adjust
@@ -280,14 +297,20 @@ def _family(
     )
 
 
-def _with_format_values(spec: Any, format: Format) -> Any:
-    """The spec with the format's values for what the shapes leave open."""
+def _with_format_values(spec: Any, format: Format, arguments: Mapping[str, Any]) -> Any:
+    """The spec with the values of the format and the arguments for what the shapes leave open."""
     heads = dict(format.attention_heads).get(spec.width)
     offset, padding = format.position_offset, format.cifar_padding
-    values = {"heads": heads, "position_offset": offset, "stem_padding": padding}
+    values = {
+        "heads": heads, "position_offset": offset, "stem_padding": padding, "eps": format.eps,
+    }  # fmt: skip
     for key, value in values.items():
         if value is not None:
             spec = spec.assume(key, value, f"{format.name}'s")
+    for name, argument, key, implied in format.assumed:
+        if name in arguments and arguments[name] is argument:
+            how = f"{format.arguments} has {name} {argument}"
+            spec = spec.assume(key, implied, how).decide(key, how)
     if format.resize and hasattr(spec, "resize"):
         spec = dataclasses.replace(spec, resize=format.resize)
     return spec
@@ -351,7 +374,7 @@ def _assign_head(
     ignored += list(dict.fromkeys(key.rpartition(".")[0] for key in after))
     names = {key: name for key, name in names.items() if key not in after}
     origin = f"{path}: {head.prefix.rstrip('.')}"
-    return assign_mlp(origin, names, rest, width, usual, options) if names else None
+    return assign_mlp(origin, names, rest, width, usual, options, head.gaps) if names else None
 
 
 def _assign_token_predictor(

@@ -2,14 +2,13 @@
 
 The formats in formats/ are tried first, and the most specific match is used. A file that matches no
 format is read by the usual names of backbones and heads (fallback.py). torch is imported only if
-`--arch` or config.json names a timm model.
+`--arch`, config.json or the arguments in a file of unknown shapes name a timm model.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,7 +129,7 @@ def detect(
     check_names(format, branch)
     check_prefixes(format, branch, prefix, projector_prefix)
     given = {"prefix": prefix, "projector_prefix": projector_prefix}
-    selected = {name: text for name, text in given.items() if text is not None}
+    selected: dict[str, Any] = {name: text for name, text in given.items() if text is not None}
     assume_values, is_auto = check_assumptions(assume), branch == "auto"
     config_arch = _timm_name(path, config) if config and arch is None else None
     system = PLAIN if selected else format
@@ -148,28 +147,62 @@ def detect(
         branch = "auto"
     system = match[0].name if match else PLAIN
     options = Options(
-        arch or config_arch, activation, branch, layer, config, assume_values.of(system), **selected
+        arch or config_arch,
+        *(activation, branch, layer, config, assume_values.of(system), tree),
+        **selected,
     )
     try:
         description, modules = _assign(path, tree, match, options)
     except CheckpointError as error:
-        if config_arch is None:
-            if arch is not None:
-                raise _with_recognised(path, tree, match, options, error) from error
+        second = _second_attempt(path, tree, match, options, config_arch)
+        if second is None and arch is not None:
+            raise _with_recognised(path, tree, match, options, error) from error
+        if second is None:
             raise
-        # timm saves a model's name even if it was built at another depth or width.
-        by_shapes = None
-        with suppress(CheckpointError):
-            by_shapes = _assign(path, tree, match, replace(options, arch=None))
-        if by_shapes is None or not _has_names_of(config_arch, by_shapes[1]):
-            raise
-        description, modules = by_shapes
-        note = f"not timm's {config_arch} that config.json names, whose tensors are others"
-        description = replace(description, assumptions=(*description.assumptions, note))
+        description, modules = second
     if ema_key is not None:
         description = _with_average_as_branch(description, ema_key, raw, use_average, is_auto)
     selected = {name: clean_prefix(text) or NONE for name, text in selected.items()}
     return replace(description, selected=selected), modules
+
+
+def _second_attempt(
+    path: Path,
+    tree: Mapping[str, Any],
+    match: Match | None,
+    options: Options,
+    config_arch: str | None,
+) -> tuple[CheckpointDescription, Modules] | None:
+    """The assignment without the arch of config.json, or with the one that the file records.
+
+    config_arch: name of the timm model in config.json. None if the other attempt fails too.
+    """
+    recorded = None if options.arch is not None else _recorded_arch(tree)
+    if config_arch is None and recorded is None:
+        return None
+    try:
+        description, modules = _assign(path, tree, match, replace(options, arch=recorded))
+    except CheckpointError:
+        return None
+    if config_arch is None:
+        return description, modules
+    # timm saves a model's name even if it was built at another depth or width.
+    if not _has_names_of(config_arch, modules):
+        return None
+    note = f"not timm's {config_arch} that config.json names, whose tensors are others"
+    return replace(description, assumptions=(*description.assumptions, note)), modules
+
+
+def _recorded_arch(tree: Mapping[str, Any]) -> str | None:
+    """The name of the timm model that the training scripts of timm and DeiT save; None without."""
+    arguments = tree.get("args")
+    names = [tree.get("arch"), arguments.get("model") if isinstance(arguments, Mapping) else None]
+    for name in [name for name in names if isinstance(name, str)]:
+        import timm
+
+        if timm.is_model(name):
+            return name
+    return None
 
 
 def _with_recognised(
@@ -303,11 +336,20 @@ def _has_keys(format: Format, tree: Mapping[str, Any], config: Mapping[str, Any]
 def _has_tensors(format: Format, state: StateDict) -> bool:
     """Whether the names and shapes of the tensors are those that the format requires."""
 
-    def square(pattern: str) -> bool:
-        matrices = [t for name, t in state.tensors.items() if re.match(pattern, name)]
-        return all(len(t.shape) == 2 and t.shape[0] == t.shape[1] for t in matrices)
+    def shapes(pattern: str) -> list[tuple[int, ...]]:
+        return [tuple(t.shape) for name, t in state.tensors.items() if re.match(pattern, name)]
 
-    return fits(state.tensors, format.present, format.absent) and all(map(square, format.square))
+    def square(pattern: str) -> bool:
+        return all(len(shape) == 2 and shape[0] == shape[1] for shape in shapes(pattern))
+
+    def has_axes(pattern: str, number: int) -> bool:
+        return all(len(shape) == number for shape in shapes(pattern))
+
+    return (
+        fits(state.tensors, format.present, format.absent)
+        and all(map(square, format.square))
+        and all(has_axes(*condition) for condition in format.axes)
+    )
 
 
 def _assign(

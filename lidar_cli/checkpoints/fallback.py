@@ -47,9 +47,14 @@ from lidar_cli.checkpoints.two_sets import Choice, choose, is_averaged
 from lidar_cli.errors import CheckpointError, nearest
 
 PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head")
-CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier", "pooler.dense")
-# Saved by averaged models, by profilers, by masked training, and by BEiT (the grid determines it).
-UNUSED = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
+CLASSIFIERS = (
+    *("fc", "head", "heads.head", "head.fc", "classifier", "online_classifier", "pooler.dense"),
+)
+# Saved by averaged models, profilers and masked training, and what the grid determines.
+UNUSED = (
+    *("n_averaged", "total_ops", "total_params", "mask_token"),
+    *("relative_position_index", "attn_mask"),
+)
 PREDICTOR = re.compile(r"(^|\.|_)(predictor|prediction_head)$")
 
 
@@ -110,6 +115,7 @@ def _prefixes(state: StateDict, options: Options) -> dict[str, Family | None]:
             key.removesuffix(family.anchor)
             for key in state.tensors
             if key == family.anchor or key.endswith(f".{family.anchor}")
+            if family.axes in (None, len(state.tensors[key].shape))
         ]
         for prefix in matching:
             if not prefix.startswith(special):

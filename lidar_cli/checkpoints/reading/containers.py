@@ -17,8 +17,11 @@ AVERAGE_KEYS = (  # keys of a second state dict, a moving average of the first, 
     *("ema", "averaged_model", "target_encoder", "target_net", "target_network", "target"),
     *("momentum_encoder", "encoder_k", "teacher", "teacher_state_dict", "momentum_model"),
 )
-# Name parts that DataParallel, torch.compile, FSDP and activation checkpointing insert.
-WRAPPER_PARTS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Name parts that DataParallel, torch.compile, FSDP, activation checkpointing and Lightning insert.
+WRAPPER_PARTS = (
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    "_forward_module",
+)
 WEIGHT_NAMES = ("weight", "weight_v", "original1", "kernel")  # last parts of the names of weights
 
 

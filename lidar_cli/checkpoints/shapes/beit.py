@@ -26,6 +26,7 @@ from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, layernorm, repeated
 from lidar_cli.errors import CheckpointError
 
 ANCHOR = "blocks.0.attn.q_bias"
+MM_ANCHOR = "layers.0.attn.q_bias"
 FAIRSEQ_ANCHOR = "encoder.blocks.0.mlp.0.weight"
 FAIRSEQ_EPS = 1e-5  # of LayerNorm
 CLASS_TOKEN_ROWS = 3  # of a table: class token to patch, patch to class token, to itself

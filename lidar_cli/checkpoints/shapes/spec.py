@@ -200,10 +200,13 @@ ASSUME_KEYS: dict[str, tuple[Callable[[str], Value], str]] = {
     "activation": _one_of("relu", "gelu"),
     "gate": _one_of("silu", "gelu"),
     "stem_padding": (lambda text: _number(text, int, 0, 8), "pixels, such as 1 or 2"),
+    "stem_pool": _one_of("max", "none"),
     "strides": (_strides, "one a stage, such as 1,2,2,2"),
     GRID: (_grid, "rows x columns of patches, such as 14x28"),
     "pixel_stats": (_pixel_stats, "what --pixel-stats takes but auto"),
     "position_offset": (lambda text: _number(text, float, 0, 0.9), "patches, such as 0 or 0.1"),
+    "rope_base": (lambda text: _number(text, float, 1, 1e9), "of rotary positions, such as 100"),
+    "frames": (lambda text: _number(text, int, 1, 256), "as which a still is repeated, such as 16"),
 }
 
 

@@ -49,6 +49,7 @@ from lidar_cli.errors import CheckpointError, SettingsError
 ANCHOR = "blocks.0.attn.qkv.weight"
 CHUNKED_ANCHOR = "blocks.0.0.attn.qkv.weight"
 TORCHVISION_ANCHOR = "encoder.layers.encoder_layer_0.ln_1.weight"
+MM_ANCHOR = "layers.0.ln1.weight"
 PATCHES = "patch_embed.proj"
 
 HEADS = {128: 2, 192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
@@ -77,6 +78,21 @@ FROM_DINOV2 = (
     (r"register_tokens$", "reg_token"),
     (r"(blocks\.\d+\.mlp\.)w12\.", r"\1fc1."),
     (r"(blocks\.\d+\.mlp\.)w3\.", r"\1fc2."),
+)
+
+
+# mmpretrain's names -> timm's, and BEiT's.
+FROM_MM = (
+    (r"ln1\.", "norm."),
+    (r"ln2\.", "fc_norm."),
+    (r"pre_norm\.", "norm_pre."),
+    (r"patch_embed\.projection\.", "patch_embed.proj."),
+    (r"layers\.(?=\d+\.)", "blocks."),
+    (r"(blocks\.\d+\.)ln([12])\.", r"\1norm\2."),
+    (r"(blocks\.\d+\.)attn\.gamma1\.weight$", r"\1ls1.gamma"),
+    (r"(blocks\.\d+\.)ffn\.gamma2\.(?:weight|scale)$", r"\1ls2.gamma"),
+    (r"(blocks\.\d+\.)ffn\.layers\.0\.0\.", r"\1mlp.fc1."),
+    (r"(blocks\.\d+\.)ffn\.layers\.1\.", r"\1mlp.fc2."),
 )
 
 
