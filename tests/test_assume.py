@@ -339,7 +339,7 @@ def test_a_named_architecture_decides_all(tmp_path: Path) -> None:
         ("position_offset=1", "position_offset takes patches, such as 0 or 0.1"),
         ("pixel_stats=mars", "unknown pixel statistics 'mars'"),
         ("pixel_stats=auto", "pixel_stats takes what --pixel-stats takes but auto"),
-        ("pixel_stats=1,1/1,1", "expected three numbers for the mean"),
+        ("pixel_stats=1,1/1", "expected three numbers for the mean"),
         ("dinno:heads=3", "did you mean dino"),
     ],
 )

@@ -216,3 +216,12 @@ def test_a_rectangular_grid_is_assumed_or_refused(tmp_path: Path) -> None:
         got = loaded.embed(square, ["backbone"])["backbone"]
         if size == 32:  # timm resizes what it has resized
             assert torch.allclose(got, model(square), atol=1e-5)
+
+
+def test_assumed_statistics_are_of_the_models_channels(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "a.pt", 4)
+    with raises(CheckpointError, "statistics-of-channels") as raised:
+        open_checkpoint(path, assume=("pixel_stats=cifar10",))
+    assert str(raised.value).endswith("--assume pixel_stats=0.449/0.226")
+    for stats in ("0.5/0.2", "0.1,0.2,0.3,0.4/1,1,1,1", "unit"):
+        assert open_checkpoint(path, assume=(f"pixel_stats={stats}",)).description.pixel_stats

@@ -489,3 +489,19 @@ def test_a_described_backbone_alone_needs_no_unknown_head(tmp_path: Path) -> Non
     alone = open_checkpoint(tmp_path / "a.pth", layer="backbone").description
     assert "odd (not read)" in alone.ignored
     assert open_checkpoint(tmp_path / "a.pth", prefix="backbone.").layers[0] == "backbone"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("ijepa", "target_encoder"), ("byol-pytorch", "target_encoder"),
+        ("deit-training", "model_ema"), ("dinov3-training", "model_ema"), ("moco-v2", "encoder_k"),
+        ("vissl-ema", "ema_model"), ("vissl-moco", "momentum_encoder"),
+        ("mmpretrain-byol", "target_net"),
+    ],
+)  # fmt: skip
+def test_a_branch_has_the_words_that_people_use(name: str, word: str, tmp_path: Path) -> None:
+    path = FIXTURES[name]().save(tmp_path)
+    description = open_checkpoint(path, branch=word, layer="backbone").description
+    assert description.branch in (word, "teacher")
+    assert len(description.branches) > 1

@@ -130,6 +130,15 @@ def test_a_prefix_chooses_the_backbone_and_the_projector(tmp_path: Path) -> None
     assert torch.equal(embedding(path, prefix="model.right"), embedding(path, prefix="right."))
 
 
+def test_a_named_projector_may_have_the_name_of_a_classifier(tmp_path: Path) -> None:
+    logits = {"weight": torch.randn(5, CHANNELS[-1]), "bias": torch.randn(5)}
+    path = saved(tmp_path / "a.pt", at("backbone.", {**TRAINED, **at("fc.", logits)}))
+    assert open_checkpoint(path).layers == ("backbone",)
+    embedded = embedding(path, "projector", projector_prefix="backbone.fc")
+    expected = embedding(path) @ logits["weight"].T + logits["bias"]
+    assert torch.allclose(embedded, expected, atol=1e-5)
+
+
 WRONG: list[tuple[dict[str, Any], type[LidarError], str, str]] = [
     ({}, CheckpointError, "several-backbones", r"left\.backbone\., right\..*--prefix left\.ba"),
     ({"prefix": "lift.backbone"}, CheckpointError, "wrong-prefix", r"--prefix left\.backbone\.$"),

@@ -388,6 +388,13 @@ def _with_assumptions(
     if PIXEL_STATS in assume:
         stats = str(assume[PIXEL_STATS])
         pixels = Assumed(stats, BY_USER)
+        if for_channels(given := pixel_statistics(stats), description.channels) is None:
+            raise CheckpointError(
+                f"{path}: --assume {PIXEL_STATS}={stats}: of {len(given[0])} channels, and the "
+                f"{description.arch} takes {description.channels}; give one number for all, or as "
+                f"many: --assume {PIXEL_STATS}={MEAN_OF_ALL}",
+                code="statistics-of-channels",
+            )
     elif pixels is None:
         origin = f"{description.format}'s" if description.recipe is not None else USUAL
         recipe = find_recipe(description.recipe or "auto", "auto")

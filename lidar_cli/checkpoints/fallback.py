@@ -76,9 +76,11 @@ def assign_by_usual_names(
     ignored = backbone.dropped + remove_by_prefix(rest, backbone.unused_prefixes)
     ignored += _remove_other_sets(rest, choice)
     levels = [*_levels(backbone.prefix)]
+    named = _remove_named(rest, options.projector_prefix)
     ignored += _remove_predictors(rest, backbone)
     ignored += _remove_unused(rest, levels, CLASSIFIERS + backbone.classifiers)
     modules = {"backbone": backbone}
+    rest |= named
     candidates = _projector_candidates(rest, levels, choice)
     chosen = _chosen_projector(path, rest, candidates, options)
     try:
@@ -213,6 +215,12 @@ def _remove_other_sets(rest: dict[str, Weight], choice: Choice) -> tuple[str, ..
             del rest[key]
     modules = tuple(dict.fromkeys(ignored))
     return (first_few(modules, 8),) if at_the_top else modules
+
+
+def _remove_named(rest: dict[str, Weight], prefix: str | None) -> dict[str, Weight]:
+    """Remove the tensors at `--projector-prefix` from `rest`, and return them."""
+    begin = clean_prefix(prefix or NONE)
+    return {key: rest.pop(key) for key in list(rest) if begin and key.startswith(begin)}
 
 
 def _remove_unused(

@@ -171,7 +171,7 @@ def prefixes(arch: str, state: StateDict) -> list[str]:
 
     Raises SettingsError for a name unknown to timm.
     """
-    names = list(_create(arch).state_dict())
+    names = list(_names(arch))
     candidates = {
         key.removesuffix(name)
         for name in (names[0], names[-1])
@@ -185,6 +185,15 @@ def prefixes(arch: str, state: StateDict) -> list[str]:
     return [prefix for prefix, count in counts.items() if 2 * count >= len(names)] or [
         max(counts, key=lambda prefix: counts[prefix], default="")
     ]
+
+
+def _names(arch: str) -> Iterable[str]:
+    """The names of a model's tensors, without memory for them where timm can do without."""
+    try:
+        with torch.device("meta"):
+            return list(_create(arch).state_dict())
+    except RuntimeError:  # some models read values of tensors during construction
+        return list(_create(arch).state_dict())
 
 
 def _create(arch: str, **arguments: Any) -> Any:
