@@ -214,6 +214,12 @@ class FormatSettings:
         panel="Checkpoints",
         value="PREFIX",
     )
+    layer: str = setting(
+        "auto",
+        "backbone, projector, predictor, or several with commas [auto: projector if there is one].",
+        panel="Checkpoints",
+        value="LAYER",
+    )
     assume: tuple[str, ...] = setting(
         (),
         "KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
@@ -228,12 +234,6 @@ class FormatSettings:
 class ModelSettings(DeviceSettings, FormatSettings):
     """How a checkpoint becomes a function from images to embeddings."""
 
-    layer: str = setting(
-        "auto",
-        "backbone, projector, predictor, or several with commas [auto: projector if there is one].",
-        panel="Checkpoints",
-        value="LAYER",
-    )
     model: str | None = setting(
         None,
         "package.module:factory, your code that returns the torch module.",

@@ -184,6 +184,22 @@ def test_the_backbone_alone_needs_no_head(tmp_path: Path) -> None:
     assert set(alone.ignored) == {"projector (not read)", "head (not read)"}
 
 
+def test_inspect_takes_the_layer_that_a_refusal_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    odd = {"projector.odd.scale": torch.ones(2, 3, 4)}
+    path = saved(tmp_path / "a.pt", {**at("encoder.", TRAINED), **odd})
+
+    def inspect(*more: str) -> Any:
+        return lidar_here("inspect", path, *more, monkeypatch=monkeypatch, capfd=capfd)
+
+    assert inspect().stderr.rstrip().endswith("--layer backbone")
+    for option in (("--layer", "backbone"), ("--projector-prefix", "none")):
+        done = inspect(*option)
+        assert done.returncode == 0
+        assert "projector (not read)" in done.stdout
+
+
 def test_a_tensor_that_may_be_in_the_backbone_is_never_left_out(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", at("encoder.", {**TRAINED, "gate.weight": torch.ones(2, 2)}))
     for options in ({"layer": "backbone"}, {"prefix": "encoder."}):
