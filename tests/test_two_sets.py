@@ -90,6 +90,7 @@ def test_each_branch_has_its_own_projector(tmp_path: Path) -> None:
     tree = {
         **at("encoder.", TRAINED), **at("projector.", mlp(1)), **at("predictor.", mlp(2)),
         **at("momentum_encoder.", AVERAGED), **at("momentum_projector.", mlp(3)),
+        "queue": torch.ones(6, 9), "queue_ptr": torch.zeros(1),
     }  # fmt: skip
     path = saved(tmp_path / "a.pt", {"state_dict": tree})
     pairs = {
@@ -102,7 +103,7 @@ def test_each_branch_has_its_own_projector(tmp_path: Path) -> None:
             embedding(path, "projector", branch=branch), embedding(single, "projector")
         )
     ignored = open_checkpoint(path, branch="teacher").description.ignored
-    assert set(ignored) == {"encoder", "projector", "predictor"}
+    assert set(ignored) == {"encoder", "projector", "predictor", "queue", "queue_ptr"}
 
 
 def test_more_than_two_sets_have_their_own_words(tmp_path: Path) -> None:

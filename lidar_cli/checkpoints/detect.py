@@ -67,7 +67,10 @@ def check_names(format: str, branch: str) -> None:
         hint = f"{nearest(format, names)} (lidar inspect --formats)"
         raise SettingsError(f"--format {format}: {hint}", code="no-such-format")
     if branch not in (words := branch_words()):
-        raise SettingsError(f"--branch {branch}: {nearest(branch, words)}", code="no-such-branch")
+        hint = nearest(branch, words)
+        if hint.startswith("known"):  # too many words to list
+            hint = "expected student or teacher, or the file's word for it, such as target_encoder"
+        raise SettingsError(f"--branch {branch}: {hint}", code="no-such-branch")
 
 
 def check_prefixes(

@@ -50,10 +50,10 @@ PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_he
 CLASSIFIERS = (
     *("fc", "head", "heads.head", "head.fc", "classifier", "online_classifier", "pooler.dense"),
 )
-# Saved by averaged models, profilers and masked training, and what the grid determines.
+# Saved by averaged models, profilers, masked training and losses, and what the grid determines.
 UNUSED = (
     *("n_averaged", "total_ops", "total_params", "mask_token"),
-    *("relative_position_index", "attn_mask"),
+    *("relative_position_index", "attn_mask", "queue", "queue_ptr"),
 )
 PREDICTOR = re.compile(r"(^|\.|_)(predictor|prediction_head)$")
 

@@ -10,7 +10,7 @@ from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 NONE = "none"  # of --prefix: names without a prefix; of --projector-prefix: no projector
 # Modules after a backbone, or for training alone.
 HEAD = re.compile(
-    r"(\w+_)?(projector|projection|head|heads|predictor|prediction|mlp|fc|classifier|decoder|neck"
+    r"(?!\w*norm)(\w+_)?(projector|projection|head|heads|predictor|prediction|mlp|fc|classifier|decoder|neck"
     r"|prototypes|queue|center|last_layer|loss|criterion)(\d+|_\w+)?"
 )
 
@@ -44,4 +44,7 @@ def alone(names: Sequence[str], prefix: str) -> str:
     """The end of an error about these names: the option without them, '' if they may be needed."""
     if not all(is_outside(name, prefix) for name in names):
         return ""
-    return f", or take the backbone alone: --prefix {prefix or NONE}"
+    modules = {module_outside(name, prefix) for name in names if "." in name}
+    projector = f", name the projector: --projector-prefix {min(modules)}." if modules else ""
+    projector = projector if len(modules) == 1 else ""
+    return f"{projector}, or take the backbone alone: --prefix {prefix or NONE}"
