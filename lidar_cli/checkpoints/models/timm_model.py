@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -236,8 +237,10 @@ def _sides(model: Any, tensors: Mapping[str, Weight], grid: Any, origin: str) ->
     positions = shapes_of(tensors)
     side = vit.grid_of_positions(positions)
     tokens = positions.get("pos_embed", (0, 0))[1]
-    if not side and not grid and tokens > 1:
-        raise vit.unknown_grid(tokens, model.num_prefix_tokens, origin)
+    prefix = model.num_prefix_tokens
+    fits = tokens - math.prod(grid) in (0, prefix) if grid else side > 0
+    if tokens > 1 and not fits:
+        raise vit.unknown_grid(tokens, prefix, origin)
     sides = tuple(pixels * patches for patches in grid or (side, side))
     return {} if sides in ((0, 0), tuple(embed.img_size)) else {"img_size": sides}
 
