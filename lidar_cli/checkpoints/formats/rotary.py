@@ -32,8 +32,8 @@ DINOV3 = Format(
     unused=(r"teacher\.ibot_head\.",),
 )
 
-# `model_ema` is the average of the student; `teacher` is the same module, or in distillation a
-# larger model that is not trained.
+# `model_ema` is the average of the student. `teacher` is the same module once more, or in
+# distillation a larger model that is not trained. The gram teacher is an earlier average.
 DINOV3_TRAINING = dataclasses.replace(
     DINOV3,
     name="dinov3-training",
@@ -50,8 +50,13 @@ DINOV3_TRAINING = dataclasses.replace(
     branches=(
         Branch("teacher", "model_ema.backbone.", dino_head("model_ema.dino_head.")),
         Branch("student", "student.backbone.", dino_head("student.dino_head.")),
-        Branch("frozen_teacher", "teacher.backbone.", dino_head("teacher.dino_head.")),
-        Branch("gram_teacher", "gram_teacher.backbone."),
+        Branch(
+            "frozen",
+            "teacher.backbone.",
+            dino_head("teacher.dino_head."),
+            aliases=("frozen_teacher",),
+        ),
+        Branch("gram", "gram_teacher.backbone.", aliases=("gram_teacher",)),
     ),
     unused=(r"\w+\.ibot_head\.", r"(dino|ibot_patch)_loss\."),
 )

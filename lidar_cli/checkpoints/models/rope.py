@@ -220,10 +220,12 @@ class RopeViT(MaskedBackbone):
         )
 
     def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
-        """Tokens [b, N, width] of all patches, at every time; these models take no masks."""
-        return self.tokens(images)[:, self.prefix :]
+        """Tokens [b, N, width] of all patches, the mean over times; these models take no masks."""
+        tokens = self.tokens(images)[:, self.prefix :]
+        return tokens.view(len(images), self.times, -1, self.width).mean(dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, channels, S, S]."""
-        tokens = self.tokens(images)
-        return tokens[:, self.prefix :].mean(dim=1) if self.cls_token is None else tokens[:, 0]
+        if self.cls_token is None:
+            return self.patch_tokens(images).mean(dim=1)
+        return self.tokens(images)[:, 0]

@@ -107,7 +107,7 @@ class RopeViTSpec(vit.TransformerSpec):
     masked_bias: bool = False  # whether the bias of queries, keys and values is times a mask
     layer_scale: bool = False
     gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
-    class_norm: bool = False  # whether class token and registers have a last norm of their own
+    class_norm: bool = False  # whether class token and registers have another last norm
     rms_norm: bool = False  # RMSNorm, the last one without weights, in place of LayerNorm
     tubelet: int = 0  # frames of a patch, 0 for a patch of an image
     frames: int = 1  # as which a still is repeated
