@@ -99,6 +99,14 @@ def test_without_the_format(name: str, tmp_path: Path) -> None:
     assert_close(backbone(path, pixels, format="plain"), expected(name, pixels))
 
 
+def test_a_sharded_dump(tmp_path: Path) -> None:
+    """As a folder of torch.distributed.checkpoint reads: {iteration, model}."""
+    teacher = FIXTURES["dinov3-dump"]().tree["teacher"]
+    torch.save({"iteration": 99, "model": teacher}, tmp_path / "a.pth")
+    assert open_checkpoint(tmp_path / "a.pth").description.format == "dinov3"
+    assert_close(backbone(tmp_path / "a.pth", images(16)), expected("dinov3-dump", images(16)))
+
+
 def test_convnext_of_a_dump(tmp_path: Path) -> None:
     fixture = dinov3_convnext_dump()
     embedder = open_checkpoint(fixture.save(tmp_path))

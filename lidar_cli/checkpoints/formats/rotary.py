@@ -15,7 +15,7 @@ DINOV3_BACKBONE = r"backbone\.(rope_embed\.periods|downsample_layers\.0\.0\.weig
 DINOV3 = Format(
     name="dinov3",
     title="facebookresearch/dinov3, teacher dumped for evaluation",
-    example="eval/12499/teacher_checkpoint.pth",
+    example="eval/12499/teacher_checkpoint.pth, sharded_teacher_checkpoint/",
     source="train/train.py, train/ssl_meta_arch.py, models/, layers/dino_head.py",
     present=(
         rf"teacher\.{DINOV3_BACKBONE}",
@@ -23,7 +23,7 @@ DINOV3 = Format(
         r"teacher\.dino_head\.last_layer\.weight$",
         r"teacher\.ibot_head\.",
     ),
-    nested=(("teacher", "teacher."),),
+    nested=(("teacher", "teacher."), ("model", "teacher.")),  # or sharded: model
     branches=(Branch("teacher", "teacher.backbone.", dino_head("teacher.dino_head.")),),
     recipe="dinov3",
     backbones=("dinov3", "dinov3-convnext"),
