@@ -548,7 +548,7 @@ def test_averaged_weights_beside_a_flat_state_dict(tmp_path: Path) -> None:
     assert description.container == "ema"
     assert description.ignored == ("head", "the weights beside ema (not averaged)")
     alone = save(tmp_path / "b.pt", {"epoch": 3, "ema": average})
-    assert open_checkpoint(alone, branch="ema").description.ignored == ("head",)
+    assert open_checkpoint(alone, branch="ema").description.ignored == ("ema.head",)
 
 
 def dinov3(queries: float = 0.0, keys: float = 0.0, periods: float = 1.0) -> dict[str, Tensor]:

@@ -16,10 +16,21 @@ from lidar_cli.checkpoints.models.weights import compare, shapes_of
 from lidar_cli.checkpoints.reading.folder import (
     convolution_options,
     rotary_options,
+    swin_options,
     transformer_options,
 )
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join_parts
-from lidar_cli.checkpoints.shapes import beit, convnext, data2vec2, resnet, rope, vit
+from lidar_cli.checkpoints.shapes import (
+    beit,
+    convnext,
+    data2vec2,
+    poolformer,
+    resnet,
+    rope,
+    swin,
+    vit,
+    wide_resnet,
+)
 from lidar_cli.checkpoints.shapes import huggingface as hf
 from lidar_cli.checkpoints.shapes.spec import Assignment, Rename, renamed
 from lidar_cli.errors import CheckpointError
@@ -78,6 +89,11 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
     "vjepa2": _special(
         *("V-JEPA 2 state dict", rope.VJEPA2_ANCHOR, rope.vjepa2_spec, rope.FROM_VJEPA2), axes=5
     ),
+    "hf-swin": _hugging_face(
+        *("Hugging Face Swin", swin.HF_ANCHOR, swin.spec, swin.FROM_HF), options=swin_options
+    ),
+    "swin": _special("Swin state dict", swin.ANCHOR, swin.spec, swin.FROM_MICROSOFT),
+    "timm-swin": Family("timm Swin state dict", swin.TIMM_ANCHOR, swin.spec),
     "beit": _special("BEiT state dict", beit.ANCHOR, beit.spec),
     "convnext": Family("ConvNeXt state dict", convnext.ANCHOR, convnext.spec),
     "dinov3-convnext": Family(
@@ -94,6 +110,8 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
     "dinov2-chunked": Family(
         "DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.spec, vit.FROM_DINOV2
     ),
+    "poolformer": Family("PoolFormer state dict", poolformer.ANCHOR, poolformer.spec),
+    "wide-resnet": Family("Wide ResNet state dict", wide_resnet.ANCHOR, wide_resnet.spec),
     "mm-beit": _special("mmpretrain BEiT", beit.MM_ANCHOR, beit.spec, vit.FROM_MM),
     "mm-vit": Family("mmpretrain ViT", vit.MM_ANCHOR, vit.spec, vit.FROM_MM),
     "torchvision-vit": Family(
