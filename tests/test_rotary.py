@@ -15,7 +15,7 @@ from literal import assert_close, images
 from raising import raises
 from torch import Tensor
 
-from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.open import open_checkpoint, open_untrained
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.settings import ModelSettings
 
@@ -135,6 +135,49 @@ def test_registers_that_do_not_go_around(tmp_path: Path) -> None:
     torch.save(tree, tmp_path / "a.pt")
     with raises(CheckpointError, "not-a-capi"):
         open_checkpoint(tmp_path / "a.pt")
+
+
+def test_heads_without_whole_pairs(tmp_path: Path) -> None:
+    path = FIXTURES["hf-dinov3"]().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for heads in (16, 3):
+        config["num_attention_heads"] = heads
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with raises(CheckpointError, "inconsistent-shapes"):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["dinov3-hub", "hf-dinov3", "capi", "vjepa2", "hf-dinov3-convnext"]
+)
+def test_untrained(name: str, tmp_path: Path) -> None:
+    """The baseline of `rank`: random weights, with the positions of the authors' code."""
+    path, pixels = FIXTURES[name]().save(tmp_path), images(64)
+    description = open_checkpoint(path).description
+    first, again, other = (
+        open_untrained(path, seed, ModelSettings(), description).embed(pixels, ["backbone"])
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first["backbone"], again["backbone"])
+    assert not torch.allclose(first["backbone"], other["backbone"])
+    assert first["backbone"].isfinite().all()
+    if "dinov3" not in name:  # whose class token sees the patches times a layer scale of 1e-5
+        assert first["backbone"].std(dim=0).max() > 1e-4
+
+
+def test_untrained_positions(tmp_path: Path) -> None:
+    tensors = {}
+    for name in ("dinov3-hub", "capi"):
+        path = FIXTURES[name]().save(tmp_path)
+        description = open_checkpoint(path).description
+        backbone = open_untrained(path, 0, ModelSettings(), description).modules["backbone"]
+        tensors |= dict(backbone.state_dict())
+    assert torch.allclose(tensors["rope_embed.periods"], 100 ** torch.tensor([0, 0.25, 0.5, 0.75]))
+    assert tensors["blocks.0.attn.qkv.bias_mask"].view(3, -1).mean(1).tolist() == [1, 0, 1]
+    freqs = tensors["blocks.0.attn.rope.freqs"] / (2 * torch.pi)
+    assert torch.allclose(freqs[0, :4], torch.tensor([7, 0.32491, 0.015081, 7e-4]), rtol=1e-3)
+    assert torch.equal(freqs[0, :8], freqs[1, 8:])
+    assert not freqs[0, 8:].any()
 
 
 def test_reduced_precision(tmp_path: Path) -> None:

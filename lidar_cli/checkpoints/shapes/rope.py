@@ -146,7 +146,12 @@ class RopeViTSpec(vit.TransformerSpec):
             )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every tensor of the module."""
+        """Name -> shape of every tensor of the module.
+
+        Raises ValueError if a head has no whole number of pairs on each axis.
+        """
+        if self.width % self.heads or self.head_width % (4 if self.rotation == "dinov3" else 2):
+            raise ValueError(f"{self.heads} heads of width {self.width}")
         width, pixels = self.width, (self.patch, self.patch)
         patch = (self.tubelet, *pixels) if self.tubelet else pixels
         shapes: dict[str, tuple[int, ...]] = {
