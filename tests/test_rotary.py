@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from formats import FIXTURES
-from formats_rotary import HF_VJEPA2, dinov3_convnext_dump, run_vjepa2
-from layouts import Weights
+from formats_rotary import (
+    HF_VJEPA2,
+    dinov3_convnext_dump,
+    dinov3_convnext_hub,
+    hf_dinov3_convnext,
+    run_vjepa2,
+)
+from layouts import Fixture, Weights
 from literal import assert_close, images
 from raising import raises
 from torch import Tensor
@@ -91,12 +98,12 @@ def test_impossible_values_of_a_config(key: str, value: object, tmp_path: Path) 
         open_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["dinov3-hub", "dinov3-convnext-hub"])
-def test_without_the_format(name: str, tmp_path: Path) -> None:
+def test_without_the_format(tmp_path: Path) -> None:
     """By their usual names; what a published file leaves open is assumed as in its code."""
-    path = FIXTURES[name]().save(tmp_path)
-    pixels = images(FIXTURES[name]().size)
-    assert_close(backbone(path, pixels, format="plain"), expected(name, pixels))
+    for fixture in (FIXTURES["dinov3-hub"](), dinov3_convnext_hub()):
+        pixels = images(fixture.size)
+        embedding = backbone(fixture.save(tmp_path), pixels, format="plain")
+        assert_close(embedding, fixture.embed["teacher", "backbone"](pixels))
 
 
 def test_a_sharded_dump(tmp_path: Path) -> None:
@@ -107,13 +114,17 @@ def test_a_sharded_dump(tmp_path: Path) -> None:
     assert_close(backbone(tmp_path / "a.pth", images(16)), expected("dinov3-dump", images(16)))
 
 
-def test_convnext_of_a_dump(tmp_path: Path) -> None:
-    fixture = dinov3_convnext_dump()
+@pytest.mark.parametrize("make", [dinov3_convnext_dump, dinov3_convnext_hub, hf_dinov3_convnext])
+def test_convnext(make: Callable[[], Fixture], tmp_path: Path) -> None:
+    fixture = make()
     embedder = open_checkpoint(fixture.save(tmp_path))
-    assert (embedder.description.format, embedder.description.arch) == ("dinov3", fixture.arch)
-    outputs = embedder.embed(images(64), ["backbone", "projector"])
-    for layer, output in outputs.items():
-        assert_close(output, fixture.embed["teacher", layer](images(64)))
+    assert embedder.description.format == fixture.format
+    assert embedder.description.arch == "convnext (depths 1-1-1-1, channels 8-8-12-16)"
+    assert "heads" not in embedder.description.assumed
+    for size in (64, 96):
+        outputs = embedder.embed(images(size), embedder.layers)
+        for layer, output in outputs.items():
+            assert_close(output, fixture.embed["teacher", layer](images(size)))
 
 
 def test_v_jepa_1_is_not_taken_for_v_jepa_2(tmp_path: Path) -> None:
@@ -147,9 +158,7 @@ def test_heads_without_whole_pairs(tmp_path: Path) -> None:
             open_checkpoint(path)
 
 
-@pytest.mark.parametrize(
-    "name", ["dinov3-hub", "hf-dinov3", "capi", "vjepa2", "hf-dinov3-convnext"]
-)
+@pytest.mark.parametrize("name", ["dinov3-hub", "hf-dinov3", "capi", "vjepa2", "hf-vjepa2"])
 def test_untrained(name: str, tmp_path: Path) -> None:
     """The baseline of `rank`: random weights, with the positions of the authors' code."""
     path, pixels = FIXTURES[name]().save(tmp_path), images(64)

@@ -294,12 +294,11 @@ def dinov3_hub() -> Fixture:
     )
 
 
-@fixture
 def dinov3_convnext_hub() -> Fixture:
     w = Weights()
     convnext(w, "")
     return Fixture(
-        "dinov3-convnext-hub",
+        "dinov3-hub",
         dict(w),
         {("teacher", "backbone"): functools.partial(run_convnext, w, "")},
         size=64,
@@ -344,12 +343,11 @@ def hf_dinov3() -> Fixture:
     )
 
 
-@fixture
 def hf_dinov3_convnext() -> Fixture:
     w = Weights()
     convnext(w, "", hf=True)
     return Folder(
-        "hf-dinov3-convnext",
+        "hf-dinov3",
         dict(w),
         {("teacher", "backbone"): functools.partial(run_convnext, w, "", hf=True, eps=1e-3)},
         size=64,

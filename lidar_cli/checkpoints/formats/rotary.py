@@ -65,53 +65,33 @@ DINOV3_HUB = dataclasses.replace(
     DINOV3,
     name="dinov3-hub",
     title="facebookresearch/dinov3, released backbone",
-    example="dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
+    example="dinov3_vits16_pretrain_lvd1689m-08c60483.pth, dinov3_convnext_tiny_pretrain...pth",
     source="hub/backbones.py, models/vision_transformer.py, models/convnext.py",
     present=(
-        r"rope_embed\.periods$",
-        r"patch_embed\.proj\.weight$",
-        r"mask_token$",
-        r"blocks\.0\.attn\.qkv\.",
+        r"(rope_embed\.periods|norms\.3\.weight)$",
+        r"(patch_embed\.proj|downsample_layers\.0\.0)\.weight$",
+        r"(blocks\.0\.attn\.qkv|stages\.0\.0\.dwconv)\.weight$",
+        r"(cls_token|norm\.bias)$",
     ),
     nested=(),
     branches=(Branch("teacher", ""),),
-    eps=1e-5,
-    unused=(),
-)
-
-DINOV3_CONVNEXT_HUB = dataclasses.replace(
-    DINOV3_HUB,
-    name="dinov3-convnext-hub",
-    title="facebookresearch/dinov3, released ConvNeXt",
-    example="dinov3_convnext_tiny_pretrain_lvd1689m-21b726bb.pth",
-    present=(r"downsample_layers\.0\.0\.weight$", r"stages\.0\.0\.dwconv\.", r"norms\.3\.weight$"),
     eps=None,
+    unused=(),
 )
 
 HF_DINOV3 = dataclasses.replace(
     DINOV3_HUB,
     name="hf-dinov3",
-    title="Hugging Face, DINOv3",
+    title="Hugging Face, DINOv3's ViT and ConvNeXt",
     example="model.safetensors with config.json",
-    source="models/dinov3_vit/modeling_dinov3_vit.py",
-    present=(r"layer\.0\.attention\.o_proj\.weight$", r"embeddings\.patch_embeddings\.weight$"),
-    class_prefix=r"(dinov3_vit\.)?(model\.(?=layer\.))?",
-    backbones=("hf-dinov3",),
-    eps=None,
-    unused=(r"classifier\.",),
-)
-
-HF_DINOV3_CONVNEXT = dataclasses.replace(
-    HF_DINOV3,
-    name="hf-dinov3-convnext",
-    title="Hugging Face, DINOv3's ConvNeXt",
-    source="models/dinov3_convnext/modeling_dinov3_convnext.py",
+    source="models/dinov3_vit/modeling_dinov3_vit.py, models/dinov3_convnext/",
     present=(
-        r"stages\.0\.downsample_layers\.0\.weight$",
-        r"stages\.0\.layers\.0\.depthwise_conv\.weight$",
+        r"(embeddings\.patch_embeddings|stages\.0\.downsample_layers\.0)\.weight$",
+        r"(layer\.0\.attention\.o_proj|stages\.0\.layers\.0\.depthwise_conv)\.weight$",
     ),
-    class_prefix=r"(dinov3_convnext\.)?(model\.(?=stages\.))?",
-    backbones=("hf-dinov3-convnext",),
+    class_prefix=r"(dinov3_(vit|convnext)\.)?(model\.(?=layer\.|stages\.))?",
+    backbones=("hf-dinov3", "hf-dinov3-convnext"),
+    unused=(r"classifier\.",),
 )
 
 # facebookresearch/capi at 98b4fa1. The loss compares patch tokens, of which the embedding is the
@@ -188,6 +168,5 @@ HF_VJEPA2 = Format(
 )
 
 ROTARY = (
-    DINOV3, DINOV3_TRAINING, DINOV3_HUB, DINOV3_CONVNEXT_HUB, HF_DINOV3, HF_DINOV3_CONVNEXT,
-    CAPI, VJEPA2, VJEPA2_RELEASED, HF_VJEPA2,
+    DINOV3, DINOV3_TRAINING, DINOV3_HUB, HF_DINOV3, CAPI, VJEPA2, VJEPA2_RELEASED, HF_VJEPA2,
 )  # fmt: skip
