@@ -262,12 +262,12 @@ def dinov3_training() -> Fixture:
     """Of a distillation, with a teacher that is not trained, and a gram teacher without heads."""
     w = Weights()
     embed: dict[tuple[str, str], Embed] = {}
-    names = {"teacher": "model_ema", "student": "student", "fixed_teacher": "teacher"}
-    for branch, name in (names | {"gram_teacher": "gram_teacher"}).items():
+    names = {"teacher": "model_ema", "student": "student", "frozen": "teacher"}
+    for branch, name in (names | {"gram": "gram_teacher"}).items():
         dinov3(w, f"{name}.backbone.", DINOV3)
         trunk = functools.partial(run_dinov3, w, f"{name}.backbone.", DINOV3, 1e-6)
         embed[branch, "backbone"] = trunk
-        if branch != "gram_teacher":
+        if branch != "gram":
             add_head(w, f"{name}.dino_head")
             add_head(w, f"{name}.ibot_head")
             embed[branch, "projector"] = lambda x, n=name, t=trunk: run_head(  # type: ignore[misc]

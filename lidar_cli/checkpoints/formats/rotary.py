@@ -51,12 +51,12 @@ DINOV3_TRAINING = dataclasses.replace(
         Branch("teacher", "model_ema.backbone.", dino_head("model_ema.dino_head.")),
         Branch("student", "student.backbone.", dino_head("student.dino_head.")),
         Branch(
-            "fixed_teacher",
+            "frozen",
             "teacher.backbone.",
             dino_head("teacher.dino_head."),
             aliases=("frozen_teacher",),
         ),
-        Branch("gram_teacher", "gram_teacher.backbone."),
+        Branch("gram", "gram_teacher.backbone.", aliases=("gram_teacher",)),
     ),
     unused=(r"\w+\.ibot_head\.", r"(dino|ibot_patch)_loss\."),
 )
