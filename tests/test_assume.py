@@ -70,12 +70,13 @@ def test_every_format_says_what_its_weights_leave_open(tmp_path: Path) -> None:
         assumed, arch = description.assumed, description.arch
         assert list(assumed) == [key for key in ASSUME_KEYS if key in assumed], name
         assert "pixel_stats" in assumed
-        is_resnet = arch.startswith("resnet")
+        is_resnet = arch.startswith(("resnet", "wide_resnet"))
         assert ("strides" in assumed) == is_resnet, name
         assert ("stem_padding" in assumed) == ("3x3 stem" in arch), name
         learned = arch.startswith("vit_") and "RoPE" not in arch
         assert ("position_offset" in assumed) == learned, name
-        by_tensor = arch.startswith(("beit", "resnet", "convnext"))
+        no_choice = ("beit", "resnet", "convnext", "swin", "poolformer", "wide_resnet")
+        by_tensor = arch.startswith(no_choice)
         by_tensor |= not learned and "registers" in arch  # rotary, with periods or frequencies
         decided = contents.config is not None or by_tensor
         assert ("heads" in assumed) != decided, name
