@@ -53,8 +53,13 @@ MM_ANCHOR = "layers.0.ln1.weight"
 PATCHES = "patch_embed.proj"
 
 HEADS = {128: 2, 192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
-NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1408: "giant"}
-DEPTHS = {192: 12, 384: 12, 768: 12, 1024: 24, 1280: 32, 1408: 40, 1536: 40}
+NAMES = {
+    192: "tiny", 384: "small", 768: "base", 1024: "large", 1152: "so400m", 1280: "huge",
+    1408: "giant", 4096: "7b",
+}  # fmt: skip
+DEPTHS = {
+    192: 12, 384: 12, 768: 12, 1024: 24, 1152: 27, 1280: 32, 1408: 40, 1536: 40, 4096: 40,
+}  # fmt: skip
 EPS = 1e-6
 DINO_OFFSET = 0.1  # see models/backbone.py
 Resize = Literal["antialias", "plain"]  # of positions, see models/backbone.py
