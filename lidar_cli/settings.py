@@ -135,8 +135,9 @@ class SampleSettings:
     views: str = setting(
         "auto",
         "View recipe: auto, simclr, simclr-google, simclr-vissl, byol, vicreg, barlow, dino, "
-        "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, ijepa-crop, data2vec, "
-        "data2vec-crop, data2vec-fairseq, data2vec2, data2vec2-crop, identity.",
+        "dinov2, ibot, msn, lejepa, eb-jepa, lightly-train, lightly-train-dino, "
+        "lightly-train-dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, ijepa-crop, "
+        "data2vec, data2vec-crop, data2vec-fairseq, data2vec2, data2vec2-crop, identity.",
         panel="Data",
         value="RECIPE",
     )

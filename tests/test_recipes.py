@@ -38,16 +38,30 @@ PUBLISHED = {
     "swav": (0.14, LINEAR, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
     "dino": (0.4, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
     "dinov2": (0.32, CUBIC, 0.5, BYOL, 0.8, 0.2, (0.0, 0.9), (0, 0.2), BYOL_ORDER),
+    "ibot": (0.25, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
+    "msn": (0.3, LINEAR, 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
+    "lejepa": (0.08, LINEAR, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0.2, 0.2),
+               "crop jitter grey blur solarise flip"),
+    "eb-jepa": (0.2, LINEAR, 0.5, BYOL, 0.8, 0.2, (0, 0), (0.1, 0.1),
+                "crop jitter grey solarise flip"),
+    "lightly-train": (0.14, CUBIC, 0.5, BYOL, 0.8, 0.2, (0, 0), (0, 0), "crop flip jitter grey"),
+    "lightly-train-dino": (0.14, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
+    "lightly-train-dinov2": (0.32, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
     "ijepa-crop": (0.3, LINEAR, 0.0, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop"),
     "data2vec-crop": (0.08, CUBIC, 0.5, (0.4, 0.4, 0.4, 0.0), 1.0, 0, (0, 0), (0, 0),
                       "jitter flip crop"),
     "data2vec2-crop": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
     "mae": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
 }  # fmt: skip
-PILLOW_BLUR = {"simclr-vissl", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "dino"}
-GLOBAL_CROPS = {"swav", "dino", "dinov2"}
+PILLOW_BLUR = {"simclr-vissl", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "dino",
+               "ibot", "msn"}  # fmt: skip
+GLOBAL_CROPS = {
+    "swav", "dino", "dinov2", "ibot", "msn", "lightly-train-dino", "lightly-train-dinov2",
+}  # fmt: skip
+WHOLE_CLEAN = {"lejepa", "eb-jepa"}  # their clean images are resized to the side of the crop
 LINEAR_EVALUATION = {
     "simclr-vissl", "moco-v1", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "ijepa-crop",
+    "msn", "lejepa", "eb-jepa",
 }  # fmt: skip
 # Those whose views are the clean image under masks, with all constants of the rule.
 MASKED = {
@@ -82,13 +96,13 @@ def test_a_recipe_has_the_constants_of_its_repository(name):
         assert recipe.blur_sigma == (0.1, 2)
         assert recipe.blur_filter == ("pillow" if name in PILLOW_BLUR else "gaussian")
         if recipe.blur_filter == "gaussian":
-            assert recipe.kernel(224) == {"dinov2": 9}.get(name, 23)
+            assert recipe.kernel(224) == {"dinov2": 9, "lejepa": 7}.get(name, 23)
     used = order.split()
     assert [operation for operation in recipe.order if operation in used] == used
     assert recipe.mean == ((0, 0, 0) if name == "simclr-google" else (0.485, 0.456, 0.406))
     std = {"simclr-google": (1, 1, 1), "swav": (0.228, 0.224, 0.225)}.get(name, IMAGENET_STD)
     assert recipe.std == std
-    assert recipe.clean_resize == 256 / 224
+    assert recipe.clean_resize == (1 if name in WHOLE_CLEAN else 256 / 224)
     assert recipe.clean_crop == ("before" if name == "simclr-google" else "after")
     assert recipe.clean_interpolation == (LINEAR if name in LINEAR_EVALUATION else CUBIC)
     assert recipe.crops == ("global" if name in GLOBAL_CROPS else "all")

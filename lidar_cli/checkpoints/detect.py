@@ -46,7 +46,7 @@ from lidar_cli.checkpoints.shapes.spec import (
 )
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
 from lidar_cli.views.methods import find_recipe
-from lidar_cli.views.recipes import statistics_text
+from lidar_cli.views.recipes import pixel_statistics, statistics_text
 
 PLAIN = "plain"  # the value of --format for which no format is tried
 MAX_DEPTH = 6  # levels of nested dicts that are searched below a format's dict
@@ -284,6 +284,7 @@ def _assign(
     if match is not None:
         state = match[1]
         description, modules = assign_by_format(path, *match, options)
+        description = _with_recorded_stats(description, match[0], tree)
     else:
         state = find_state_dict(path, tree)
         description, modules = assign_by_usual_names(path, state, options)
@@ -300,6 +301,20 @@ def _assign(
     return _with_assumptions(path, description, modules, assume), modules
 
 
+def _with_recorded_stats(
+    description: CheckpointDescription, format: Format, tree: Mapping[str, Any]
+) -> CheckpointDescription:
+    """The description with the pixel statistics that the file records; unchanged without any."""
+    recorded = _nested(tree, format.recorded_stats) if format.recorded_stats else None
+    parts = [(recorded or {}).get(key) for key in ("mean", "std")]
+    try:
+        stats = "/".join(",".join(map(str, part)) for part in parts if isinstance(part, list))
+        text = statistics_text(*pixel_statistics(stats))
+    except SettingsError:  # none, or not those of three channels
+        return description
+    return replace(description, pixel_stats=text, stats_source=format.recorded_stats)
+
+
 def _with_assumptions(
     path: Path, description: CheckpointDescription, modules: Modules, assume: Mapping[str, Value]
 ) -> CheckpointDescription:
@@ -308,7 +323,10 @@ def _with_assumptions(
     Raises SettingsError for a value of `--assume` that the file determines.
     """
     stats, pixels = description.pixel_stats, description.assumed.get(PIXEL_STATS)
-    if PIXEL_STATS in assume:
+    decided: dict[str, str] = {}
+    if description.stats_source:
+        decided[PIXEL_STATS] = f"{description.stats_source} has {stats}"
+    elif PIXEL_STATS in assume:
         stats = str(assume[PIXEL_STATS])
         pixels = Assumed(stats, BY_USER)
     elif pixels is None:
@@ -316,8 +334,7 @@ def _with_assumptions(
         recipe = find_recipe(description.recipe or "auto", "auto")
         values = statistics_text(recipe.mean, recipe.std) if stats == "auto" else stats
         pixels = Assumed(values, origin)
-    assumed = {**description.assumed, PIXEL_STATS: pixels}
-    decided: dict[str, str] = {}
+    assumed = {**description.assumed} | ({} if pixels is None else {PIXEL_STATS: pixels})
     for module in modules.values():
         decided |= module.spec.decided
     check_all_open(assume, assumed, decided, str(path))

@@ -173,4 +173,4 @@ def _assign_projector(
     prefix = f"{candidates[0]}."
     names = {key: key.removeprefix(prefix) for key in rest if key.startswith(prefix)}
     origin, usual = f"{path}: {candidates[0]}", Assumed("relu", USUAL)
-    return assign_mlp(origin, names, rest, backbone.spec.width, usual, options)
+    return assign_mlp(origin, names, rest, backbone.spec.output_width, usual, options)

@@ -8,7 +8,9 @@ A file a family or library, `formats_*.py`; importing them fills the table, `FIX
 
 import formats_contrastive  # noqa: F401
 import formats_distillation  # noqa: F401
+import formats_lejepa  # noqa: F401
 import formats_lightly  # noqa: F401
+import formats_lightly_train  # noqa: F401
 import formats_masked  # noqa: F401
 import formats_plain  # noqa: F401
 import formats_solo  # noqa: F401

@@ -8,11 +8,13 @@ from lidar_cli.checkpoints.formats.architectures import ARCHITECTURES, HUGGINGFA
 from lidar_cli.checkpoints.formats.contrastive import CONTRASTIVE
 from lidar_cli.checkpoints.formats.distillation import DISTILLATION
 from lidar_cli.checkpoints.formats.format import Format
+from lidar_cli.checkpoints.formats.lejepa import LEJEPAS
 from lidar_cli.checkpoints.formats.libraries import LIBRARIES
+from lidar_cli.checkpoints.formats.lightly_train import LIGHTLY_TRAIN_ALL
 from lidar_cli.checkpoints.formats.masked import DATA2VEC, MASKED
 from lidar_cli.checkpoints.formats.vissl import VISSL
 
 FORMATS: tuple[Format, ...] = (
-    *CONTRASTIVE, *DISTILLATION, *VISSL, *MASKED, *DATA2VEC, *LIBRARIES, *HUGGINGFACE,
-    *ARCHITECTURES,
+    *CONTRASTIVE, *LEJEPAS, *DISTILLATION, *VISSL, *MASKED, *DATA2VEC, *LIBRARIES,
+    *LIGHTLY_TRAIN_ALL, *HUGGINGFACE, *ARCHITECTURES,
 )  # fmt: skip

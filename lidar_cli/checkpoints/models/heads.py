@@ -39,6 +39,8 @@ def mlp(spec: MLPSpec) -> nn.Sequential:
         if layer.after_gap:
             head.add_module(f"act{layer.index}", ACTIVATIONS[spec.activation]())
         head.add_module(str(layer.index), _module(layer))
+    if spec.last_activation:
+        head.add_module("last_act", ACTIVATIONS[spec.activation]())
     return head
 
 

@@ -85,6 +85,7 @@ class MLPSpec(ModuleSpec):
 
     layers: tuple[Layer, ...]
     activation: str = "relu"  # or 'gelu'
+    last_activation: bool = False  # whether it follows the last layer too
 
     @property
     def width(self) -> int:

@@ -21,6 +21,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     Value,
     as_text,
     batchnorm,
+    embedding_shapes,
     with_notes,
 )
 from lidar_cli.errors import CheckpointError, SettingsError
@@ -66,6 +67,7 @@ class ResNetSpec(ModuleSpec):
     kernel: int  # pixels a side of the stem's kernel, 7 or 3
     stages: tuple[tuple[Block, ...], ...]
     stem_padding: int | None = None  # None for kernel // 2
+    embedding: tuple[int, ...] = ()  # shape of the weight of a last Linear layer, () without one
 
     @property
     def arch(self) -> str:
@@ -82,13 +84,20 @@ class ResNetSpec(ModuleSpec):
         if self.kernel == 3:
             usual = self.stem_padding in (None, 1)
             notes.append("3x3 stem" if usual else f"3x3 stem, pad {self.stem_padding}")
+        if self.embedding:
+            notes.append(f"Linear to {self.output_width}")
         plain = f"resnet {'-'.join(map(str, depths))}"
         return with_notes(NAMES.get((depths, first.bottleneck), plain), notes)
 
     @property
     def width(self) -> int:
-        """The width of the embedding."""
+        """The channels of the last stage."""
         return self.stages[-1][-1].out
+
+    @property
+    def output_width(self) -> int:
+        """The width of the embedding."""
+        return self.embedding[0] if self.embedding else self.width
 
     @property
     def image_size(self) -> None:
@@ -127,6 +136,8 @@ class ResNetSpec(ModuleSpec):
             "conv1.weight": (self.stem, 3, self.kernel, self.kernel)
         }
         shapes |= batchnorm("bn1", self.stem)
+        if self.embedding:
+            shapes |= embedding_shapes(self.embedding)
         for number, blocks in enumerate(self.stages, 1):
             for index, block in enumerate(blocks):
                 name = f"layer{number}.{index}"
@@ -170,7 +181,8 @@ def spec(shapes: Shapes, origin: str) -> ResNetSpec:
     else:
         padding, why, decided = 3, {}, {"stem_padding": "a 7x7 stem is padded by 3"}
     why |= {"strides": USUAL}
-    return ResNetSpec(stem[0], stem[2], tuple(stages), padding, why=why, decided=decided)
+    embedding = shapes.get("embedding.weight", ())
+    return ResNetSpec(stem[0], stem[2], tuple(stages), padding, embedding, why=why, decided=decided)
 
 
 def _block(shapes: Shapes, name: str, into: int, stride: int, origin: str) -> Block:

@@ -34,6 +34,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     ModuleSpec,
     Shapes,
     batchnorm,
+    embedding_shapes,
     layernorm,
     linear,
     repeated,
@@ -133,7 +134,14 @@ class ViTSpec(TransformerSpec):
     resize: Resize = "antialias"  # how positions are resized for another image size
     position_offset: float = 0.0  # added to the new grid's side then, see models/backbone.py
     gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
+    mean_pooled: bool = False  # whether patch tokens are averaged though there is a class token
+    embedding: tuple[int, ...] = ()  # shape of the weight of a last Linear layer, () without one
     stem: tuple[int, ...] = ()  # channels of a convolutional stem's 3x3 layers, () without one
+
+    @property
+    def output_width(self) -> int:
+        """The width of the embedding."""
+        return self.embedding[0] if self.embedding else self.width
 
     @property
     def arch(self) -> str:
@@ -145,6 +153,10 @@ class ViTSpec(TransformerSpec):
             notes.append("SwiGLU")
         if not self.class_token:
             notes.append("no class token")
+        elif self.mean_pooled:
+            notes.append("mean of patch tokens")
+        if self.embedding:
+            notes.append(f"Linear to {self.output_width}")
         if self.stem:
             notes.append("convolutional stem")
         return self.named("vit", self.depth, notes)
@@ -172,6 +184,8 @@ class ViTSpec(TransformerSpec):
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, present in norms.items() if present]:
             shapes |= layernorm(name, width)
+        if self.embedding:
+            shapes |= embedding_shapes(self.embedding)
         return shapes | repeated("blocks", self.depth, self._block())
 
     def _block(self) -> dict[str, tuple[int, ...]]:
@@ -255,6 +269,7 @@ def spec(
         eps=EPS if eps is None else eps,
         resize=resize,
         position_offset=DINO_OFFSET if dinov2 else 0.0,
+        embedding=shapes.get("embedding.weight", ()),
         stem=stem,
         why=why,
         decided=decided,
