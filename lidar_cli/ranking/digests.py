@@ -25,11 +25,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from lidar_cli.checkpoints.reading.read import sha256, stamp
+from lidar_cli.checkpoints.reading.read import content_files, sha256, stamp
 from lidar_cli.runtime.files import open_regular, parse_json, read_limited, write_atomic
 
 MAX_BYTES = 2**16  # size limit of a record
 SETTLED = 120  # seconds: longer than any clock tick, and than the delay of writing back
+MAX_NUMBERS = 1000  # of a record; more are hashed
 TICK = 0.05  # seconds, longer than a tick of any file system's clock
 Stamp = tuple[int, ...]
 
@@ -65,19 +66,23 @@ class Digests:
         return self._digests[path]
 
     def _reliable_stamp(self, path: Path) -> list[int] | None:
-        """Inode, size and times of a file; None if equal values would not prove equal content."""
+        """Inode, size and times of each file; None if equal ones would not prove equal content."""
         if os.name != "posix":
             return None
+        numbers: list[int] = []
         try:
-            # Opened, because a network file system may answer a plain stat from memory.
-            with open_regular(path) as file:
-                status = os.fstat(file.fileno())
             device, now = self._trial or self._run_trial()
+            for one in content_files(path):
+                # Opened, because a network file system may answer a plain stat from memory.
+                with open_regular(one) as file:
+                    status = os.fstat(file.fileno())
+                if status.st_dev != device or now - status.st_ctime_ns < SETTLED * 10**9:
+                    return None
+                times = status.st_mtime_ns, status.st_ctime_ns
+                numbers += (status.st_ino, status.st_size, *times)
         except OSError:
             return None
-        if status.st_dev != device or now - status.st_ctime_ns < SETTLED * 10**9:
-            return None
-        return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        return numbers if len(numbers) <= MAX_NUMBERS else [len(numbers), _number_of(numbers)]
 
     def _run_trial(self) -> tuple[int, int]:
         """Device of the folder, -1 if its times of change are not reliable, and its current time.
@@ -124,6 +129,10 @@ class Digests:
         content = json.dumps({"file": file, "sha256": digest, "path": below}).encode()
         with suppress(OSError):  # it is computed again next time
             write_atomic(record, content)
+
+
+def _number_of(numbers: list[int]) -> int:
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest())
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The files under a directory: checkpoints by content, feature files, and the rest."""
+"""The files under a directory: checkpoints by content, feature files, and the rest.
+
+A folder that is one checkpoint in several files is one entry.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.open import open_checkpoint, recognise
+from lidar_cli.checkpoints.reading.folder import DISTRIBUTED, PART, checkpoint_in
 from lidar_cli.checkpoints.reading.read import read_contents, stamp
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 from lidar_cli.errors import (
@@ -40,8 +44,10 @@ NEITHER = "neither a checkpoint nor a feature file"
 UNTRAINED = "untrained-"
 # Files that training scripts save with the weights; others are recognised by their content.
 NOT_WEIGHTS = re.compile(
-    r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)"
+    r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?|.*_optim_states)\.(pt|pth|bin)"
 )
+# Folders that a checkpoint is written to before they get their name.
+UNFINISHED = re.compile(r".+\.tmp|tmp-checkpoint-\d+")
 
 
 @dataclass
@@ -248,7 +254,7 @@ def classify_file(
     except NoWeights as error:
         scan.skipped.append(Skipped(str(path), _reason(path, error)))
     except CheckpointError as error:
-        if has_suffix(path):
+        if has_suffix(path) or path.is_dir():
             scan.fail(path, error)
         else:  # a shell's runs/* names logs, too
             is_array = path.name.lower().endswith((".npy", ".npz"))
@@ -262,6 +268,9 @@ def reason_unopened(path: Path) -> str | None:
     """Why a file is skipped without opening it; None if it is to be opened."""
     if NOT_WEIGHTS.fullmatch(path.name.lower()):
         return "by its name, not model weights"
+    folder = path if path.is_dir() else path.parent
+    if UNFINISHED.fullmatch(folder.name) and (path.is_dir() or PART.fullmatch(path.name)):
+        return "by its name, a checkpoint that is being saved"
     if joined := joined_name(path):
         return f"by its name, a shard of {joined}"
     if is_link_to_nothing(path):
@@ -272,7 +281,9 @@ def reason_unopened(path: Path) -> str | None:
 
 def is_feature_file(path: Path) -> bool:
     """Whether a file is HDF5 and has no suffix of checkpoints."""
-    return not path.name.lower().endswith(CHECKPOINT_SUFFIXES) and is_hdf5(path)
+    if path.name.lower().endswith(CHECKPOINT_SUFFIXES) or path.is_dir():
+        return False
+    return is_hdf5(path)
 
 
 def _describe(path: Path, settings: EmbedSettings) -> CheckpointDescription:
@@ -310,9 +321,10 @@ def _embedding_facts(description: CheckpointDescription) -> str:
 
 
 def files_of(selection: Selection, on_error: Callable[[OSError], None]) -> Iterator[Path]:
-    """The files of a selection, each once, in a stable order.
+    """The files of a selection, and folders that are one checkpoint, each once, in a stable order.
 
-    Those in folders and those that match a pattern have a suffix of checkpoints or features.
+    Those in folders and those that match a pattern have a suffix of checkpoints or features. A part
+    of a distributed checkpoint stands for its folder.
     on_error: receives the error of a folder that cannot be listed.
     """
     entered: set[tuple[int, int]] = set()
@@ -320,13 +332,25 @@ def files_of(selection: Selection, on_error: Callable[[OSError], None]) -> Itera
     for path, is_match in selection.named():
         paths = iter([path])
         if path.is_dir():
-            paths = (at / name for at, names in walk(path, on_error, entered) for name in names)
-        if is_match or path.is_dir():
+            folders = walk(path, on_error, entered)
+            paths = (one for at, names in folders for one in _files_in(at, names))
+        elif DISTRIBUTED.fullmatch(path.name):
+            paths = iter([path.parent])
+        elif is_match:
             paths = filter(has_suffix, paths)
         for file in paths:
             if place_of(file) not in files and selection.includes(file):
                 files.add(place_of(file))
                 yield file
+
+
+def _files_in(folder: Path, names: list[str]) -> Iterator[Path]:
+    """The checkpoints and feature files among the files of a folder, or the folder itself."""
+    whole = checkpoint_in(folder, names)
+    if whole is not None:
+        yield whole
+        names = [name for name in names if not PART.fullmatch(name)]
+    yield from filter(has_suffix, (folder / name for name in names))
 
 
 def has_suffix(path: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import PurePath
 # Folders and files that frameworks put in the folder of every run.
 FRAMEWORK_PARTS = re.compile(
     r"lightning_logs|version_0|checkpoints?|ckpts?|weights|snapshots|files|[0-9a-f]{16,}"
+    r"|pytorch_model_fsdp(_\d+)?|mp_rank_00_model_states(\.pt)?"
     r"|(pytorch_model|model|checkpoint|ckpt|weights)(\.pth)?(\.[a-z]\w+)?"
 )
 FOLDERS_OF_RUNS = re.compile(r"runs?|outputs?|logs?|experiments?|exps?|results?|models?|\.+|/")

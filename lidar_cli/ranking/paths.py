@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from lidar_cli.checkpoints.reading.folder import is_checkpoint
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.runtime.files import did_you_mean
 from lidar_cli.settings import RankSettings
@@ -84,7 +85,7 @@ def select(paths: Paths, settings: RankSettings | None = None) -> Selection:
     arguments = [by_place[place] for place in sorted(by_place)]
     for path in arguments:
         _check(path, settings.watch)
-    folders = [path for path in arguments if path.is_dir()]
+    folders = [path for path in arguments if path.is_dir() and not is_checkpoint(path)]
     return Selection(
         arguments=tuple(arguments),
         directory=common_folder(

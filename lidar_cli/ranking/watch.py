@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lidar_cli.checkpoints.reading.read import content_files
 from lidar_cli.checkpoints.shapes.spec import NotOpen
 from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.plan import Plan
@@ -20,7 +21,7 @@ from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.settings import RankSettings
 
-Stamp = tuple[int, int, int]  # size, time of the last change, inode
+Stamp = tuple[int, ...]  # size, time of the last change, inode of each file
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,18 @@ class _Watch:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """Size, time of change and inode; None for a file that is absent, or empty: just created."""
+    """Size, time of change and inode of each file of a checkpoint.
+
+    None if one is absent, or empty: just created. A distributed checkpoint is absent until it has
+    .metadata, which is written last.
+    """
+    stamp: list[int] = []
     try:
-        status = path.stat()
+        for file in content_files(path):
+            status = file.stat()
+            if not status.st_size:
+                return None
+            stamp += (status.st_size, status.st_mtime_ns, status.st_ino)
     except OSError:
         return None
-    return (status.st_size, status.st_mtime_ns, status.st_ino) if status.st_size else None
+    return tuple(stamp) or None

@@ -57,6 +57,13 @@ WALKERS: dict[str, tuple[str, ...]] = {  # walker -> packages beyond the standar
     ),
     "lidar_cli.checkpoints.reading.walk:walk": (),
     "lidar_cli.checkpoints.reading.walk:walk_checksums": (),
+    **dict.fromkeys(
+        (
+            f"lidar_cli.checkpoints.reading.walk_distributed:{name}"
+            for name in ("walk_metadata", "walk_pieces", "walk_checksums")
+        ),
+        (),
+    ),
 }
 
 Stamp = tuple[int, int, int, int]

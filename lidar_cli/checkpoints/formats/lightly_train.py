@@ -26,7 +26,7 @@ LIGHTLY_TRAIN = Format(
     present=(r"embedding_model\.", r"projection_head\.layers\.0\."),
     branches=(Branch("encoder", MODEL, Head("projection_head.")),),
     recipe="simclr",
-    backbones=("resnet", "vit", "dinov2-chunked"),
+    backbones=("resnet", "dinov3", "vit", "dinov2-chunked"),
     # torchvision's models are `_features`, others `_model`. embed_head: of the argument embed_dim.
     rename=(
         (r"(wrapped_model\.)?(_features|_model)\.", ""),

@@ -1,14 +1,19 @@
-"""Finds the file with the weights in a folder or on the Hub, and refuses checkpoints in parts.
+"""Finds the weights in a folder or on the Hub, and refuses checkpoints that are only parts.
 
 hf-hub:ORG/NAME[@REVISION], timm:NAME                    a name on the Hub, in place of a path
 config.json + model.safetensors or pytorch_model.bin     a Hugging Face folder
-*.index.json, *-00001-of-00004.*                         the same, in shards
 .metadata + *.distcp                                     torch.distributed.checkpoint, FSDP
-zero_to_fp32.py, latest, zero_pp_rank_*                  DeepSpeed
+mp_rank_00_model_states.pt                               DeepSpeed, ZeRO 1 and 2
+latest                                                   DeepSpeed: the name of such a folder
+
+*.index.json, *-00001-of-00004.*                         a Hugging Face folder in shards
+zero_pp_rank_*_model_states.pt                           DeepSpeed, ZeRO 3
+shard-00001-model-*.safetensors                          torch's writer of safetensors in shards
 *.rank_0.pth, last_checkpoint.rank_0                     DINOv2's FSDP shards
 {'type': 'shard_list' or 'slice_list'}                   VISSL
+manifest.ocdbt, *.index + *.data-00000-of-00001          Orbax, TensorFlow
 
-The first two are read, the others refused with a message that says how to join them.
+Those in the first list are read, the others refused with a message that says how to join them.
 huggingface_hub, a dependency of timm, downloads config.json and the weights into its cache, unless
 the cache has them; they are then read like those of any folder, and no code in them is run.
 """
@@ -18,17 +23,39 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.checkpoints.reading.lazy_tensor import is_tensor
 from lidar_cli.errors import CheckpointError, first_line
-from lidar_cli.runtime.files import open_regular
+from lidar_cli.runtime.files import open_regular, read_limited
 
 PREFIXES = {"hf-hub:": "", "timm:": "timm/"}  # prefix of a path -> prefix of the name on the Hub
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read
 MAX_CONFIG = 2**20  # bytes of a config.json
-EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as all models here do
+EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as most models here do
+# Hugging Face's name of an activation -> the name here.
+ACTIVATIONS = {
+    **dict.fromkeys(EXACT_GELU, "gelu"),
+    "quick_gelu": "quick_gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+MAX_IMAGE_SIZE = 4096  # pixels a side
+DISTRIBUTED = re.compile(r"(__\d+)?\.metadata|.+\.distcp")
+DCP_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+DEEPSPEED = re.compile(r".*mp_rank_\d+_(model|optim)_states\.pt|layer_\d+-model_.*_states\.pt")
+FOREIGN = {
+    "manifest.ocdbt": "Orbax",
+    "_CHECKPOINT_METADATA": "Orbax",
+    "*.data-?????-of-?????": "TensorFlow",
+}
+# Names of files that are parts of the checkpoint that `checkpoint_in` finds.
+PART = re.compile(
+    rf"{DISTRIBUTED.pattern}|{DCP_SHARD.pattern}|{DEEPSPEED.pattern}|meta\.pt"
+    r"|.+-\d{5}-of-\d{5}\.\w+|.+\.index\.json"
+)
 SHARDED = ("ShardedTensor", "DTensor")  # classes of tensors that are stored in several files
 
 
@@ -87,8 +114,8 @@ def _fetch(path: Path, name: str, revision: str | None) -> Path:
     )
 
 
-def weights_file(path: Path) -> Path:
-    """The file to read: the path itself, or the weights in a Hugging Face folder.
+def weights_path(path: Path) -> Path:
+    """What to read: the path itself, the file with the weights in it, or a distributed folder.
 
     Raises CheckpointError for other directories, and for files named as parts of a checkpoint.
     """
@@ -96,13 +123,13 @@ def weights_file(path: Path) -> Path:
         _refuse_parts(path)
         return path
     names = {entry.name for entry in path.iterdir()}
-    for name in WEIGHTS:
-        if name in names:
-            return path / name
-    if any(name.endswith(".index.json") for name in names):
-        raise CheckpointError(_join_sharded(path, path))
-    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
-        raise CheckpointError(_join_distributed(path, path))
+    found = _weights_in(path, names)
+    if found is None and "latest" in names:
+        step = path / _text_of(path / "latest")
+        if step.parent == path and step.is_dir():
+            found = _weights_in(step, {entry.name for entry in step.iterdir()})
+    if found is not None:
+        return found
     if "zero_to_fp32.py" in names or "latest" in names:
         raise CheckpointError(_join_deepspeed(path, path))
     raise CheckpointError(
@@ -110,6 +137,108 @@ def weights_file(path: Path) -> Path:
         f"{' or '.join(WEIGHTS)}; name a file in it, or embed and order all:  "
         f"lidar rank {shlex.quote(str(path))} --data FOLDER"
     )
+
+
+def checkpoint_in(folder: Path, names: Collection[str]) -> Path | None:
+    """The one checkpoint whose parts are in a folder: a file in it, or the folder; None if none.
+
+    names: of the files in the folder. A folder that cannot be read is returned too.
+    """
+    if not any(map(DISTRIBUTED.fullmatch, names)) and any(name in WEIGHTS for name in names):
+        return None  # each file is a checkpoint
+    try:
+        return _weights_in(folder, names)
+    except CheckpointError:
+        return folder
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a file, or a folder that is one checkpoint."""
+    if not path.is_dir():
+        return path.is_file()
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except OSError:
+        return False
+    return checkpoint_in(path, names) is not None
+
+
+def _weights_in(folder: Path, names: Collection[str]) -> Path | None:
+    """The weights among the files of a folder; None if no name is that of a checkpoint's part.
+
+    Raises CheckpointError if they are in parts that are not read.
+    """
+    if any(map(DISTRIBUTED.fullmatch, names)):
+        _check_metadata(folder, names)
+        return folder
+    for name in WEIGHTS:
+        if name in names:
+            return folder / name
+    if any(name.endswith(".index.json") for name in names):
+        raise CheckpointError(_join_sharded(folder, folder))
+    if any(map(DCP_SHARD.fullmatch, names)):
+        raise CheckpointError(_join_dcp_shards(folder, folder))
+    if any(map(DEEPSPEED.fullmatch, names)):
+        return folder / _deepspeed_states(folder, names)
+    for name, system in FOREIGN.items():
+        if any(fnmatchcase(one, name) for one in names):
+            raise CheckpointError(
+                f"{folder}: is a checkpoint of {system}; expected one of torch; convert its "
+                "weights to a state dict and save that with safetensors or torch.save",
+                code="foreign",
+            )
+    return None
+
+
+def _check_metadata(folder: Path, names: Collection[str]) -> None:
+    """Raise CheckpointError for a distributed checkpoint without its .metadata, or of one process.
+
+    torch writes .metadata last.
+    """
+    if ".metadata" in names:
+        return
+    of_processes = sorted(name for name in names if re.fullmatch(r"__\d+\.metadata", name))
+    if of_processes:
+        raise CheckpointError(
+            f"{folder}: each process saved a checkpoint of its own ({of_processes[0]}); expected "
+            "one .metadata of all; save it with torch.distributed.checkpoint.save(..., "
+            "use_collectives=True)",
+            code="unfinished",
+        )
+    raise CheckpointError(
+        f"{folder}: a distributed checkpoint without .metadata, which is written last: its saving "
+        "has not ended, or was interrupted; wait for it, or copy or save it again",
+        code="unfinished",
+    )
+
+
+def _deepspeed_states(folder: Path, names: Collection[str]) -> str:
+    """The name of the file with DeepSpeed's whole weights; raises CheckpointError if none has."""
+    states = sorted(name for name in names if name.endswith("_model_states.pt"))
+    if any("zero_pp_rank_" in name for name in states):
+        raise CheckpointError(_join_deepspeed(folder, folder.parent, folder.name))
+    if not states:
+        raise CheckpointError(
+            f"{folder}: has DeepSpeed's optimizer states without the weights; expected "
+            "mp_rank_00_model_states.pt too; copy the whole folder again",
+            code="no-model-states",
+        )
+    if len(states) > 1:
+        raise CheckpointError(
+            f"{folder}: is a DeepSpeed model split over {len(states)} files by tensor or pipeline "
+            "parallelism; expected whole weights; join them with DeepSpeed's "
+            "checkpoint/ds_to_universal.py and save the state dict of the whole model",
+            code="model-parallel",
+        )
+    return states[0]
+
+
+def _text_of(file: Path) -> str:
+    """The text of a small file without the space around it; '' if it cannot be read."""
+    try:
+        return read_limited(file, MAX_CONFIG).decode().strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
@@ -140,6 +269,46 @@ def transformer_options(config: Mapping[str, Any], origin: str) -> dict[str, Any
     if activation not in EXACT_GELU:
         raise _refusal(origin, "hidden_act", activation, "gelu")
     return {name: value for name, value in (("heads", heads), ("eps", eps)) if value is not None}
+
+
+def convolution_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `transformer_options`, without the heads that a convolutional network lacks."""
+    options = transformer_options(config, origin)
+    return {name: value for name, value in options.items() if name != "heads"}
+
+
+def swin_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `convolution_options`, with `image_size`."""
+    size = config.get("image_size")
+    sizes = {"image_size": size} if type(size) is int and 0 < size <= MAX_IMAGE_SIZE else {}
+    return convolution_options(config, origin) | sizes
+
+
+def vision_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `transformer_options`, with `activation`, of a model of images alone or with text."""
+    part = config.get("vision_config")
+    config = part if isinstance(part, dict) else config
+    name = config.get("hidden_act")
+    if name is not None and (type(name) is not str or name not in ACTIVATIONS):
+        raise _refusal(origin, "hidden_act", name, " or ".join(dict.fromkeys(ACTIVATIONS.values())))
+    activation = {} if name is None else {"activation": ACTIVATIONS[name]}
+    return transformer_options({**config, "hidden_act": "gelu"}, origin) | activation
+
+
+def rotary_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `transformer_options`, with `rope_base`, and `gate` if the MLPs are gated."""
+    options: dict[str, Any] = {}
+    if config.get("use_gated_mlp"):
+        options["gate"] = config.get("hidden_act", "silu")
+        config = {**config, "hidden_act": "gelu"}  # which the gate's may differ from
+        if options["gate"] not in ("silu", "gelu"):
+            raise _refusal(origin, "hidden_act", options["gate"], "silu or gelu")
+    base = config.get("rope_theta")
+    if base is not None:
+        if type(base) not in (int, float) or not 1 < base < 1e9:
+            raise _refusal(origin, "rope_theta", base, "a number above 1")
+        options["rope_base"] = float(base)
+    return transformer_options(config, origin) | options
 
 
 def timm_architecture(config: Mapping[str, Any] | None) -> str | None:
@@ -188,6 +357,8 @@ def refuse_shards(path: Path, tree: object, names: tuple[str, ...]) -> None:
             "themselves; join them with VISSL's extra_scripts/"
             "convert_sharded_checkpoint_to_eval_only.py or save the state dict of the whole model"
         )
+    if isinstance(tree, Mapping) and _is_of_stage_3(tree):
+        raise CheckpointError(_join_deepspeed(path, path.parent.parent, path.parent.name))
     if any(name.rpartition(".")[2] in SHARDED for name in names):
         raise CheckpointError(
             f"{path}: holds one process's part of tensors sharded by FSDP; expected whole ones; "
@@ -196,16 +367,29 @@ def refuse_shards(path: Path, tree: object, names: tuple[str, ...]) -> None:
         )
 
 
+def _is_of_stage_3(tree: Mapping[Any, Any]) -> bool:
+    """Whether these are states of DeepSpeed with empty tensors for weights, as in ZeRO 3."""
+    weights = tree.get("module") if "ds_version" in tree else None
+    tensors = filter(is_tensor, weights.values()) if isinstance(weights, dict) else ()
+    return any(tuple(tensor.shape) == (0,) for tensor in tensors)
+
+
 def _refuse_parts(path: Path) -> None:
     """Raise CheckpointError for a file whose name is that of one part of a checkpoint."""
     name = path.name
     part = re.search(r"-\d{5}-of-(\d{5})\.", name)
     if name.endswith(".index.json") or (part and int(part[1]) > 1):
         raise CheckpointError(_join_sharded(path, path.parent))
-    if name.endswith(".distcp") or name == ".metadata":
-        raise CheckpointError(_join_distributed(path, path.parent))
+    if DISTRIBUTED.fullmatch(name):
+        raise CheckpointError(
+            f"{path}: is a part of a distributed checkpoint; expected the folder; name it:  "
+            f"{_quoted(path.parent, '')}",
+            code="name-the-folder",
+        )
+    if DCP_SHARD.fullmatch(name):
+        raise CheckpointError(_join_dcp_shards(path, path.parent))
     if re.match(r"(bf16_|fp16_)?zero_pp_rank_\d+", name):
-        raise CheckpointError(_join_deepspeed(path, path.parent.parent))
+        raise CheckpointError(_join_deepspeed(path, path.parent.parent, path.parent.name))
     if re.search(r"\.rank_\d+(\.pth)?$", name):
         raise CheckpointError(
             f"{path}: is one process's part of a model sharded by FSDP; expected whole weights; "
@@ -221,18 +405,28 @@ def _join_sharded(path: Path, folder: Path) -> str:
     )
 
 
-def _join_distributed(path: Path, folder: Path) -> str:
+def join_distributed(folder: Path) -> str:
+    """How to join a distributed checkpoint with torch."""
     return (
-        f"{path}: is a distributed checkpoint in several files; expected one; join them with: "
-        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+        "join them with: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
         f"{_quoted(folder, '', '.pt')}"
     )
 
 
-def _join_deepspeed(path: Path, folder: Path) -> str:
+def _join_dcp_shards(path: Path, folder: Path) -> str:
+    return (
+        f"{path}: is a distributed checkpoint in shards of safetensors; expected whole weights; "
+        'join them with: python -c "import sys; from torch.distributed.checkpoint import '
+        '_consolidate_hf_safetensors as c; c.consolidate_safetensors_files(*sys.argv[1:])" '
+        f"{_quoted(folder, '', '-whole')}"
+    )
+
+
+def _join_deepspeed(path: Path, folder: Path, step: str = "") -> str:
+    which = f" --tag {shlex.quote(step)}" if step else ""
     return (
         f"{path}: is a part of a DeepSpeed checkpoint; expected whole weights; join them with: "
-        f"python {_quoted(folder, '/zero_to_fp32.py', '', '-whole')}"
+        f"python {_quoted(folder, '/zero_to_fp32.py', '', '-whole')}{which}"
     )
 
 

@@ -17,6 +17,7 @@ Source: Modules/_pickle.c of Python 3.11 to 3.14.
 from __future__ import annotations
 
 import copyreg
+import errno
 import io
 import pickle
 from collections.abc import Callable
@@ -214,34 +215,46 @@ class _Unpickler(pickle.Unpickler):
 
 
 class FileRange(io.RawIOBase):
-    """Bytes `start` to `end` of a file, as a file that ends at `end`."""
+    """Bytes `start` to `end` of a file, as a file."""
 
     def __init__(self, file: BinaryIO, start: int, end: int) -> None:
         self._file = file
-        self._end = end
-        file.seek(start)
-        self._position = start
+        self._start = start
+        self._size = max(0, end - start)
+        self._position = 0
 
     def readable(self) -> bool:
         """Always True."""
         return True
 
+    def seekable(self) -> bool:
+        """Always True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set and return the position; raises OSError if it is negative."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, "a negative position")
+        self._position = base + offset
+        return self._position
+
     def tell(self) -> int:
-        """The position, counted from the start of the underlying file."""
+        """The position."""
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Read into `buffer`, at most up to `end`."""
-        view = memoryview(buffer)[: max(0, self._end - self._position)]
-        self._file.seek(self._position)
+        """Read into `buffer`, at most up to the end."""
+        view = memoryview(buffer)[: max(0, self._size - self._position)]
+        self._file.seek(self._start + self._position)
         count = self._file.readinto(view)  # type: ignore[attr-defined]
         self._position += count
         return int(count)
 
 
-def open_range(file: BinaryIO, start: int, end: int) -> BinaryIO:
-    """A buffered file of the bytes `start` to `end`."""
-    return io.BufferedReader(FileRange(file, start, end), BUFFER)
+def open_range(file: BinaryIO, start: int, end: int, buffer: int = BUFFER) -> BinaryIO:
+    """A buffered file of the bytes `start` to `end`. buffer: bytes that are read at a time."""
+    return io.BufferedReader(FileRange(file, start, end), buffer)
 
 
 def load(file: BinaryIO, has_storages: bool = False) -> tuple[Any, dict[str, None]]:

@@ -1,7 +1,8 @@
 """Reads a checkpoint file as dicts and lists of lazy tensors. No code that the file names is run.
 
 folder.py        Hugging Face folders, names on the Hub, and checkpoints in several files
-walk.py          reads the file, in the child process of `runtime.sandbox`
+distributed.py   folders of torch.distributed.checkpoint
+walk*.py         read the files, in the child process of `runtime.sandbox`
 record.py        the JSON in which the child process returns the tree
 lazy_tensor.py   tensors that stay in the file until they are needed
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lidar_cli.checkpoints.reading import folder
+from lidar_cli.checkpoints.reading import distributed, folder
 from lidar_cli.checkpoints.reading.lazy_tensor import EXPECTED, Malformed
 from lidar_cli.checkpoints.reading.record import decode
 from lidar_cli.errors import CheckpointError, LidarError, NoWeights, shortened
@@ -37,7 +38,7 @@ class Contents:
     """The contents of a checkpoint, as data."""
 
     path: Path  # the file with the weights, which may be inside the folder that the user named
-    kind: str  # 'zip', 'legacy' or 'safetensors'
+    kind: str  # 'zip', 'legacy', 'safetensors' or 'distributed'
     tree: Any  # dicts, lists, other plain values and LazyTensors; StandIns for all other objects
     stand_ins: tuple[str, ...]  # qualified names of the classes and functions with a StandIn
     config: Mapping[str, Any] | None = None  # config.json of a Hugging Face folder
@@ -63,13 +64,16 @@ def as_dict(contents: Contents) -> dict[str, Any]:
 
 
 def read_contents(path: Path) -> Contents:
-    """The contents of a checkpoint file, a Hugging Face folder, or a name on the Hub.
+    """The contents of a checkpoint file or folder, or of a name on the Hub.
 
     Raises CheckpointError as `read_checkpoint`.
     """
     local_path = folder.local_path(Path(path))
     try:
-        path = folder.weights_file(local_path)
+        path = folder.weights_path(local_path)
+        if path.is_dir():
+            tree, stand_ins = distributed.read_tree(path, read_file)
+            return Contents(path, "distributed", tree, stand_ins)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     contents = read_file(path)
@@ -94,18 +98,31 @@ def read_file(path: Path) -> Contents:
 def sha256(path: Path) -> str:
     """The SHA-256 digest of the file with the weights, in hexadecimal.
 
-    The same pass checks the CRC-32 that torch wrote for each tensor's bytes.
-    Raises CheckpointError if the file cannot be read, or is damaged.
+    That of a folder is the digest of the names and digests of its files. The same pass checks the
+    CRC-32 that torch wrote for each tensor's bytes.
+    Raises CheckpointError if a file cannot be read, or is damaged.
     """
     try:
-        path = folder.weights_file(folder.local_path(Path(path)))
-        walked = run_limited(CHECKSUMS, path, str(path), error=CheckpointError, advice=ADVICE)
-        with open_regular(path) as file:
-            if stamp_of(os.fstat(file.fileno())) != walked.stamp:
-                raise CheckpointError(f"{path}: changed while it was read; run it again")
-            return _digest(file, walked.value, path)
+        path = folder.weights_path(folder.local_path(Path(path)))
+        if not path.is_dir():
+            return _sha256_of_file(path, CHECKSUMS, str(path))
+        pieces = distributed.checksum_arguments(path)
+        names = hashlib.sha256()
+        for file in content_files(path):
+            walker = distributed.CHECKSUMS if file in pieces else CHECKSUMS
+            digest = _sha256_of_file(file, walker, pieces.get(file, str(file)))
+            names.update(f"{file.name}\0{digest}\n".encode(errors="surrogateescape"))
+        return names.hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _sha256_of_file(path: Path, walker: str, arguments: Any) -> str:
+    walked = run_limited(walker, path, arguments, error=CheckpointError, advice=ADVICE)
+    with open_regular(path) as file:
+        if stamp_of(os.fstat(file.fileno())) != walked.stamp:
+            raise CheckpointError(f"{path}: changed while it was read; run it again")
+        return _digest(file, walked.value, path)
 
 
 def _digest(file: BinaryIO, members: Sequence[tuple[int, int, int]], path: Path) -> str:
@@ -145,15 +162,23 @@ def _read_pieces(file: BinaryIO, nbytes: int) -> Iterator[bytes]:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Device, inode, size, mtime and ctime of the file that `sha256` reads; () if it is missing.
+    """Device, inode, size, mtime and ctime of each file that `sha256` reads; () if one is missing.
 
-    Equal stamps mean that the file is the same and unchanged: no program can set the ctime.
+    Equal stamps mean that the files are the same and unchanged: no program can set the ctime.
     """
+    numbers: list[int] = []
     try:
-        status = folder.weights_file(folder.local_path(Path(path))).stat()
+        for file in content_files(folder.weights_path(folder.local_path(Path(path)))):
+            status = file.stat()
+            numbers += (*stamp_of(status), status.st_ctime_ns)
     except (OSError, ValueError, LidarError):
         return ()
-    return (*stamp_of(status), status.st_ctime_ns)
+    return tuple(numbers)
+
+
+def content_files(path: Path) -> list[Path]:
+    """The files of a checkpoint folder, in a fixed order; the path itself if it is a file."""
+    return distributed.content_files(path) if path.is_dir() else [path]
 
 
 def describe(value: object) -> str:

@@ -59,6 +59,8 @@ DAMAGED = {  # kind of file -> how a message describes a malformed one
     "safetensors": "damaged safetensors file",
     "zip": "a damaged or truncated torch file",
     "legacy": "not a torch file, or damaged",
+    "metadata": "damaged",
+    "distcp": "a damaged or truncated part of a distributed checkpoint",
 }
 
 # First bytes of files that are often taken for a checkpoint: what they are, and the next step.
@@ -75,7 +77,7 @@ def walk(file: BinaryIO, path: str) -> Any:
     """The kind of a checkpoint file and its record; raises CheckpointError, which names `path`."""
     kind = container_kind(file, path)
     gc.disable()  # it would traverse up to a million values repeatedly
-    with _as_checkpoint_errors(path, kind):
+    with as_checkpoint_errors(path, kind):
         names: tuple[str, ...] = ()
         tree: Any
         if kind == "safetensors":
@@ -91,12 +93,12 @@ def walk_checksums(file: BinaryIO, path: str) -> list[tuple[int, int, int]]:
     """As `checksums`; empty for a file that is not a zip file. Raises CheckpointError."""
     if file.read(2) != b"PK":
         return []
-    with _as_checkpoint_errors(path, "zip"):
+    with as_checkpoint_errors(path, "zip"):
         return checksums(file)
 
 
 @contextmanager
-def _as_checkpoint_errors(path: str, kind: str) -> Iterator[None]:
+def as_checkpoint_errors(path: str, kind: str) -> Iterator[None]:
     """Raise errors of the readers as a CheckpointError whose message has the path."""
     try:
         yield
@@ -209,8 +211,11 @@ MAX_LEGACY_HEADER = 10_000  # bytes before the object of a legacy file
 TreeAndNames = tuple[Any, tuple[str, ...]]  # the tree, and the names of its stand-ins
 
 
-def read_zip(file: BinaryIO, path: str) -> TreeAndNames:
-    """The tree in a zip file of torch.save; raises Malformed, Forbidden and CheckpointError."""
+def read_zip(file: BinaryIO, path: str, origin: int = 0) -> TreeAndNames:
+    """The tree in a zip file of torch.save; raises Malformed, Forbidden and CheckpointError.
+
+    origin: where the zip file begins, if `file` is a part of another file.
+    """
     entries = _entries(file)
     stem = _stem(path, list(entries))
     members = {name: source for name, (source, _) in _members(entries).items()}
@@ -230,7 +235,10 @@ def read_zip(file: BinaryIO, path: str) -> TreeAndNames:
 
     pickle = members[f"{stem}data.pkl"]
     root, names = load(open_range(file, pickle.start, pickle.start + pickle.nbytes), True)
-    return interpret(root, persistent), _stand_in_names(names)
+    tree = interpret(root, persistent)
+    for source in members.values():
+        source.start += origin
+    return tree, _stand_in_names(names)
 
 
 def read_legacy(file: BinaryIO, path: str) -> TreeAndNames:
@@ -242,12 +250,13 @@ def read_legacy(file: BinaryIO, path: str) -> TreeAndNames:
         raise Malformed("it does not begin with torch's number")
     if isinstance(system, dict) and system.get("little_endian") is False:
         raise CheckpointError(_big_endian(path))
-    rest = open_range(file, header.tell(), end)
+    start = header.tell()
+    rest = open_range(file, start, end)
     storages = _LegacyStorages()
     records, names = load(rest, True)
     root = interpret(records, storages.persistent)
     keys = interpret(load(rest)[0])
-    storages.locate(file, rest.tell(), end, keys)
+    storages.locate(file, start + rest.tell(), end, keys)
     return root, _stand_in_names(names)
 
 
