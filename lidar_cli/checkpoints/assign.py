@@ -97,6 +97,11 @@ def assign_by_format(
     stats = (
         {PIXEL_STATS: Assumed(trained.pixel_stats, trained.why_stats)} if trained.why_stats else {}
     )
+    pooling = (
+        (f"pooled as timm's {options.arch}, where training averages the last feature map",)
+        if options.arch is not None and format.mean_pooled_without
+        else ()
+    )
     description = dataclasses.replace(
         description,
         format=format.name,
@@ -106,7 +111,7 @@ def assign_by_format(
         recipe=trained.recipe,
         pixel_stats=trained.pixel_stats,
         assumed={**description.assumed, **stats},
-        assumptions=(*description.assumptions, *trained.assumptions),
+        assumptions=(*description.assumptions, *trained.assumptions, *pooling),
         why=format.why,
     )
     return description, modules
