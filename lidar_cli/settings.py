@@ -143,7 +143,8 @@ class SampleSettings:
     views: str = setting(
         "auto",
         "View recipe: auto, simclr, simclr-google, simclr-vissl, simclr-bolts, byol, byol-pytorch, "
-        "vicreg, barlow, dino, dinov2, dinov3, moco-v1, moco-v2, moco-v3, swav, mae, simmim, "
+        "vicreg, barlow, dino, dinov2, dinov3, ibot, msn, lejepa, eb-jepa, lightly-train, "
+        "lightly-train-dino, lightly-train-dinov2, moco-v1, moco-v2, moco-v3, swav, mae, simmim, "
         "maskfeat, ijepa, ijepa-crop, capi, vjepa2, data2vec, data2vec-crop, data2vec-fairseq, "
         "data2vec2, data2vec2-crop, identity.",
         panel="Data",

@@ -69,7 +69,7 @@ def test_every_format_says_what_its_weights_leave_open(tmp_path: Path) -> None:
         description = describe(path, as_dict(contents), config=contents.config)
         assumed, arch = description.assumed, description.arch
         assert list(assumed) == [key for key in ASSUME_KEYS if key in assumed], name
-        assert "pixel_stats" in assumed
+        assert ("pixel_stats" in assumed) != bool(description.stats_source)
         is_resnet = arch.startswith(("resnet", "wide_resnet"))
         assert ("strides" in assumed) == is_resnet, name
         assert ("stem_padding" in assumed) == ("3x3 stem" in arch), name
@@ -133,7 +133,7 @@ def test_heads_of_a_width_that_nobody_uses(tmp_path: Path) -> None:
 
 
 def test_stem_padding_of_eb_jepa(tmp_path: Path) -> None:
-    """examples/image_jepa: no described format; padded by 2 in its code."""
+    """By 2, as in its code: examples/image_jepa."""
     w = Weights()
     w.resnet("backbone.backbone.", kernel=3)
     w.linear("projector.0", 16, 24)
@@ -145,9 +145,11 @@ def test_stem_padding_of_eb_jepa(tmp_path: Path) -> None:
     steps = ["0", "bn projector.1", "act", "3", "bn projector.4", "act", "6"]
     names = [step if " " in step or step == "act" else f"projector.{step}" for step in steps]
     trunk = w.run_resnet("backbone.backbone.", pixels(), padding=2)
-    assert values(path)["stem_padding"] == 1
-    assert_close(embedded(path, "projector", "stem_padding=2"), mlp(w, trunk, *names))
-    assert (embedded(path, "projector") - mlp(w, trunk, *names)).abs().max() > 1e-3
+    assert values(path)["stem_padding"] == 2
+    assert_close(embedded(path, "projector"), mlp(w, trunk, *names))
+    assert (
+        embedded(path, "projector", "stem_padding=1") - mlp(w, trunk, *names)
+    ).abs().max() > 1e-3
 
 
 def test_strides_of_vissls_last_stage(tmp_path: Path) -> None:

@@ -369,6 +369,7 @@ def _assign(
     if match is not None:
         state = match[1]
         description, modules = assign_by_format(path, *match, options)
+        description = _with_recorded_stats(description, match[0], tree)
     else:
         state = find_state_dict(path, tree)
         state = with_prefixes(tree, state, options)
@@ -380,6 +381,20 @@ def _assign(
     return _with_assumptions(path, description, modules, assume), modules
 
 
+def _with_recorded_stats(
+    description: CheckpointDescription, format: Format, tree: Mapping[str, Any]
+) -> CheckpointDescription:
+    """The description with the pixel statistics that the file records; unchanged without any."""
+    recorded = _nested(tree, format.recorded_stats) if format.recorded_stats else None
+    parts = [(recorded or {}).get(key) for key in ("mean", "std")]
+    try:
+        stats = "/".join(",".join(map(str, part)) for part in parts if isinstance(part, list))
+        text = statistics_text(*pixel_statistics(stats))
+    except SettingsError:  # none, or not those of three channels
+        return description
+    return replace(description, pixel_stats=text, stats_source=format.recorded_stats)
+
+
 def _with_assumptions(
     path: Path, description: CheckpointDescription, modules: Modules, assume: Mapping[str, Value]
 ) -> CheckpointDescription:
@@ -388,7 +403,10 @@ def _with_assumptions(
     Raises SettingsError for a value of `--assume` that the file determines.
     """
     stats, pixels = description.pixel_stats, description.assumed.get(PIXEL_STATS)
-    if PIXEL_STATS in assume:
+    decided: dict[str, str] = {}
+    if description.stats_source:
+        decided[PIXEL_STATS] = f"{description.stats_source} has {stats}"
+    elif PIXEL_STATS in assume:
         stats = str(assume[PIXEL_STATS])
         pixels = Assumed(stats, BY_USER)
         if for_channels(given := pixel_statistics(stats), description.channels) is None:
@@ -405,8 +423,7 @@ def _with_assumptions(
         if description.channels != 3 and for_channels(pixel_statistics(values), 1) is None:
             stats, values, origin = MEAN_OF_ALL, MEAN_OF_ALL, "the mean of imagenet's channels"
         pixels = Assumed(values, origin)
-    assumed = {**description.assumed, PIXEL_STATS: pixels}
-    decided: dict[str, str] = {}
+    assumed = {**description.assumed} | ({} if pixels is None else {PIXEL_STATS: pixels})
     for module in modules.values():
         decided |= module.spec.decided
     check_all_open(assume, assumed, decided, str(path))

@@ -311,7 +311,7 @@ def _assign_projector(
     prefix = f"{chosen[0]}."
     names = {key: key.removeprefix(prefix) for key in rest if key.startswith(prefix)}
     origin, usual = f"{path}: {chosen[0]}", Assumed("relu", USUAL)
-    return assign_mlp(origin, names, rest, backbone.spec.width, usual, options)
+    return assign_mlp(origin, names, rest, backbone.spec.output_width, usual, options)
 
 
 def _check_all_understood(

@@ -40,6 +40,7 @@ class Inspection:
     image_size: int | None
     recipe: str | None
     pixel_stats: str
+    stats_source: str  # what in the file has them, '' if they are assumed
     branch: str  # the one that extract would embed
     layer: str  # the one that extract would embed
     branches: tuple[BranchSummary, ...]
@@ -115,7 +116,8 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         container=description.container,
         image_size=description.image_size,
         recipe=description.recipe,
-        pixel_stats=str(description.assumed[PIXEL_STATS].value),
+        pixel_stats=_pixel_stats(description),
+        stats_source=description.stats_source,
         branch=description.branch,
         layer=_layer(description, settings.layer),
         branches=tuple(branches),
@@ -163,6 +165,11 @@ def _unused(ignored: list[str], branches: list[BranchSummary]) -> Iterator[str]:
     for name in ignored:
         in_use = any(f"{prefix}.".startswith(f"{name}.") for prefix in used)
         yield f"other tensors of {name}" if in_use else name
+
+
+def _pixel_stats(description: CheckpointDescription) -> str:
+    assumed = description.assumed.get(PIXEL_STATS)
+    return description.pixel_stats if assumed is None else str(assumed.value)
 
 
 def _layer(description: CheckpointDescription, option: str) -> str:

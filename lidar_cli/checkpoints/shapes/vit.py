@@ -39,6 +39,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     as_text,
     batchnorm,
     channels_note,
+    embedding_shapes,
     layernorm,
     linear,
     repeated,
@@ -161,6 +162,8 @@ class ViTSpec(TransformerSpec):
     resize: Resize = "antialias"  # how positions are resized for another image size
     position_offset: float = 0.0  # added to the new grid's side then, see models/backbone.py
     gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
+    mean_pooled: bool = False  # whether patch tokens are averaged though there is a class token
+    embedding: tuple[int, ...] = ()  # shape of the weight of a last Linear layer, () without one
     stem: tuple[int, ...] = ()  # channels of a convolutional stem's 3x3 layers, () without one
     tokens: int  # number of tokens that have a position embedding
     columns: int  # patches in a row of the grid
@@ -210,6 +213,11 @@ class ViTSpec(TransformerSpec):
             raise unknown_grid(self.tokens, int(self.class_token) + self.registers, origin)
 
     @property
+    def output_width(self) -> int:
+        """The width of the embedding."""
+        return self.embedding[0] if self.embedding else self.width
+
+    @property
     def arch(self) -> str:
         """Such as 'vit_small_patch16'."""
         notes = []
@@ -221,6 +229,10 @@ class ViTSpec(TransformerSpec):
             notes.append("SwiGLU")
         if not self.class_token:
             notes.append("no class token")
+        elif self.mean_pooled:
+            notes.append("mean of patch tokens")
+        if self.embedding:
+            notes.append(f"Linear to {self.output_width}")
         if self.stem:
             notes.append("convolutional stem")
         return self.named("vit", self.depth, notes)
@@ -247,6 +259,8 @@ class ViTSpec(TransformerSpec):
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, present in norms.items() if present]:
             shapes |= layernorm(name, width)
+        if self.embedding:
+            shapes |= embedding_shapes(self.embedding)
         return shapes | repeated("blocks", self.depth, self._block())
 
     def _block(self) -> dict[str, tuple[int, ...]]:
@@ -335,6 +349,7 @@ def spec(
         eps=EPS if eps is None else eps,
         resize=resize,
         position_offset=DINO_OFFSET if dinov2 else 0.0,
+        embedding=shapes.get("embedding.weight", ()),
         stem=stem,
         why=why,
         decided=decided,
