@@ -16,6 +16,7 @@ from lidar_cli.checkpoints.models.weights import compare, shapes_of
 from lidar_cli.checkpoints.reading.folder import (
     convolution_options,
     rotary_options,
+    swin_options,
     transformer_options,
 )
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join_parts
@@ -26,6 +27,7 @@ from lidar_cli.checkpoints.shapes import (
     poolformer,
     resnet,
     rope,
+    swin,
     vit,
     wide_resnet,
 )
@@ -87,6 +89,11 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
     "vjepa2": _special(
         *("V-JEPA 2 state dict", rope.VJEPA2_ANCHOR, rope.vjepa2_spec, rope.FROM_VJEPA2), axes=5
     ),
+    "hf-swin": _hugging_face(
+        *("Hugging Face Swin", swin.HF_ANCHOR, swin.spec, swin.FROM_HF), options=swin_options
+    ),
+    "swin": _special("Swin state dict", swin.ANCHOR, swin.spec, swin.FROM_MICROSOFT),
+    "timm-swin": Family("timm Swin state dict", swin.TIMM_ANCHOR, swin.spec),
     "beit": _special("BEiT state dict", beit.ANCHOR, beit.spec),
     "convnext": Family("ConvNeXt state dict", convnext.ANCHOR, convnext.spec),
     "dinov3-convnext": Family(

@@ -21,6 +21,7 @@ from lidar_cli.checkpoints.models import (
     poolformer,
     resnet,
     rope,
+    swin,
     untrained,
     user_module,
     vit,
@@ -38,6 +39,7 @@ from lidar_cli.checkpoints.shapes.poolformer import PoolFormerSpec
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
 from lidar_cli.checkpoints.shapes.rope import RopeViTSpec
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription, ModuleSpec
+from lidar_cli.checkpoints.shapes.swin import SwinSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
 from lidar_cli.checkpoints.shapes.wide_resnet import WideResNetSpec
 from lidar_cli.errors import SettingsError
@@ -45,6 +47,7 @@ from lidar_cli.settings import ModelSettings
 
 MODULES: dict[type[ModuleSpec], Callable[[Any], nn.Module]] = {
     ResNetSpec: resnet.ResNet,
+    SwinSpec: swin.Swin,
     ViTSpec: vit.ViT,
     RopeViTSpec: rope.RopeViT,
     ConvNeXtSpec: convnext.ConvNeXt,
@@ -78,6 +81,12 @@ def open_checkpoint(path: Path, settings: ModelSettings | None = None, **fields:
             "--model is your own code, which decides all; leave --assume out",
             code="model-and-assume",
         )
+    if settings.model is not None and (settings.prefix or settings.projector_prefix):
+        raise SettingsError(
+            "--model is your own code, which names its weights; leave --prefix and "
+            "--projector-prefix out",
+            code="model-and-prefix",
+        )
     if settings.model is not None:
         return _open_user_module(path, settings.model)
     description, assignments = recognise(path, settings)
@@ -107,6 +116,8 @@ def recognise(path: Path, settings: ModelSettings) -> tuple[CheckpointDescriptio
         layer=settings.layer,
         config=contents.config,
         assume=settings.assume,
+        prefix=settings.prefix,
+        projector_prefix=settings.projector_prefix,
     )
     return dataclasses.replace(description, stand_ins=contents.stand_ins), modules
 

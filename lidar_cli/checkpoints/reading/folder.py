@@ -28,13 +28,21 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.checkpoints.reading.lazy_tensor import is_tensor
 from lidar_cli.errors import CheckpointError, first_line
 from lidar_cli.runtime.files import open_regular, read_limited
 
 PREFIXES = {"hf-hub:": "", "timm:": "timm/"}  # prefix of a path -> prefix of the name on the Hub
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read
 MAX_CONFIG = 2**20  # bytes of a config.json
-EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as all models here do
+EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as most models here do
+# Hugging Face's name of an activation -> the name here.
+ACTIVATIONS = {
+    **dict.fromkeys(EXACT_GELU, "gelu"),
+    "quick_gelu": "quick_gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+MAX_IMAGE_SIZE = 4096  # pixels a side
 DISTRIBUTED = re.compile(r"(__\d+)?\.metadata|.+\.distcp")
 DCP_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 DEEPSPEED = re.compile(r".*mp_rank_\d+_(model|optim)_states\.pt|layer_\d+-model_.*_states\.pt")
@@ -269,6 +277,24 @@ def convolution_options(config: Mapping[str, Any], origin: str) -> dict[str, Any
     return {name: value for name, value in options.items() if name != "heads"}
 
 
+def swin_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `convolution_options`, with `image_size`."""
+    size = config.get("image_size")
+    sizes = {"image_size": size} if type(size) is int and 0 < size <= MAX_IMAGE_SIZE else {}
+    return convolution_options(config, origin) | sizes
+
+
+def vision_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `transformer_options`, with `activation`, of a model of images alone or with text."""
+    part = config.get("vision_config")
+    config = part if isinstance(part, dict) else config
+    name = config.get("hidden_act")
+    if name is not None and (type(name) is not str or name not in ACTIVATIONS):
+        raise _refusal(origin, "hidden_act", name, " or ".join(dict.fromkeys(ACTIVATIONS.values())))
+    activation = {} if name is None else {"activation": ACTIVATIONS[name]}
+    return transformer_options({**config, "hidden_act": "gelu"}, origin) | activation
+
+
 def rotary_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """As `transformer_options`, with `rope_base`, and `gate` if the MLPs are gated."""
     options: dict[str, Any] = {}
@@ -331,12 +357,21 @@ def refuse_shards(path: Path, tree: object, names: tuple[str, ...]) -> None:
             "themselves; join them with VISSL's extra_scripts/"
             "convert_sharded_checkpoint_to_eval_only.py or save the state dict of the whole model"
         )
+    if isinstance(tree, Mapping) and _is_of_stage_3(tree):
+        raise CheckpointError(_join_deepspeed(path, path.parent.parent, path.parent.name))
     if any(name.rpartition(".")[2] in SHARDED for name in names):
         raise CheckpointError(
             f"{path}: holds one process's part of tensors sharded by FSDP; expected whole ones; "
             "save torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
             "options=StateDictOptions(full_state_dict=True))"
         )
+
+
+def _is_of_stage_3(tree: Mapping[Any, Any]) -> bool:
+    """Whether these are states of DeepSpeed with empty tensors for weights, as in ZeRO 3."""
+    weights = tree.get("module") if "ds_version" in tree else None
+    tensors = filter(is_tensor, weights.values()) if isinstance(weights, dict) else ()
+    return any(tuple(tensor.shape) == (0,) for tensor in tensors)
 
 
 def _refuse_parts(path: Path) -> None:
