@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from lidar_cli.checkpoints.formats.distillation import dino_head
 from lidar_cli.checkpoints.formats.format import USUAL_ATTENTION_HEADS, Branch, Format, Head, Method
+from lidar_cli.checkpoints.shapes import swin
 
 LIGHTNING = ("pytorch-lightning_version",)
 EMA_HEAD = r"momentum_projector\."
@@ -64,7 +65,7 @@ SOLO = Format(
     ),
     recipe="simclr",
     methods=SOLO_METHODS,
-    backbones=("resnet", "vit", "convnext", "poolformer", "wide-resnet"),
+    backbones=("resnet", "vit", "swin", "timm-swin", "convnext", "poolformer", "wide-resnet"),
     arguments="args.json",
     small_pixel_stats="cifar10",
     attention_heads=USUAL_ATTENTION_HEADS,
@@ -76,6 +77,7 @@ SOLO = Format(
         r"dino_loss_func\.",
         r"decoder\.",
         r"backbone\.fc\.",
+        *swin.BUFFERS,
     ),
 )
 
