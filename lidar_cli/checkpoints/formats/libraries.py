@@ -35,8 +35,12 @@ SOLO_METHODS = (
         for name in ("simsiam", "nnsiam", "nnclr")
     ),
     Method("byol", "byol", (EMA_HEAD, r"predictor\."), (r"projector\.4\.",)),
+    Method("all4one", "byol", (r"predictor2\.",)),
     Method("nnbyol", "byol", (EMA_HEAD, r"predictor\.", r"queue$"), (r"projector\.4\.",)),
-    Method("mocov3", "moco-v3", (EMA_HEAD, r"predictor\.", r"projector\.4\.running_mean$")),
+    Method(
+        *("mocov3", "moco-v3", (EMA_HEAD, r"predictor\.", r"projector\.4\.running_mean$")),
+        (r"predictor2\.",),
+    ),
     Method("mocov2plus", "moco-v2", (EMA_HEAD, r"queue$"), (r"predictor\.",)),
     Method("ressl", "moco-v2", (EMA_HEAD, r"queue$"), (r"predictor\.",)),
     Method("swav", "swav", (r"prototypes\.",)),
@@ -76,6 +80,7 @@ SOLO = Format(
         r"queue",
         r"dino_loss_func\.",
         r"decoder\.",
+        r"(predictor2|transformer_encoder|pos_enc)\.",
         r"backbone\.fc\.",
         *swin.BUFFERS,
     ),
