@@ -70,11 +70,15 @@ def test_every_format_says_what_its_weights_leave_open(tmp_path: Path) -> None:
         assumed, arch = description.assumed, description.arch
         assert list(assumed) == [key for key in ASSUME_KEYS if key in assumed], name
         assert "pixel_stats" in assumed
-        is_resnet = arch.startswith("resnet")
+        is_resnet = arch.startswith(("resnet", "wide_resnet"))
         assert ("strides" in assumed) == is_resnet, name
         assert ("stem_padding" in assumed) == ("3x3 stem" in arch), name
-        assert ("position_offset" in assumed) == arch.startswith("vit_"), name
-        decided = contents.config is not None or arch.startswith(("beit", "resnet"))
+        learned = arch.startswith("vit_") and "RoPE" not in arch
+        assert ("position_offset" in assumed) == learned, name
+        no_choice = ("beit", "resnet", "convnext", "swin", "poolformer", "wide_resnet")
+        by_tensor = arch.startswith(no_choice)
+        by_tensor |= not learned and "registers" in arch  # rotary, with periods or frequencies
+        decided = contents.config is not None or by_tensor
         assert ("heads" in assumed) != decided, name
         assert all(one.why for one in assumed.values()), name
 

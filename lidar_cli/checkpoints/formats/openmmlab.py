@@ -95,7 +95,7 @@ MASKED = dataclasses.replace(
     PLAIN,
     name="mmpretrain-masked",
     title="open-mmlab/mmpretrain and mmselfsup, MAE, EVA, MILAN, BEiT and MaskFeat",
-    present=(*PLAIN.present, r"(neck\.decoder_embed\.|backbone\.mask_token$)"),
+    present=(*PLAIN.present, r"(neck\.decoder_embed\.|backbone\.mask_token)"),
     branches=(Branch("encoder", "backbone."),),
     recipe="mae",
     methods=(
