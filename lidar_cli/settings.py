@@ -138,7 +138,7 @@ class SampleSettings:
         "View recipe: auto, simclr, simclr-google, simclr-vissl, simclr-bolts, byol, byol-pytorch, "
         "vicreg, barlow, dino, dinov2, moco-v1, moco-v2, moco-v3, swav, mae, simmim, maskfeat, "
         "ijepa, ijepa-crop, data2vec, data2vec-crop, data2vec-fairseq, data2vec2, data2vec2-crop, "
-        "identity.",
+        "clip, identity.",
         panel="Data",
         value="RECIPE",
     )
@@ -154,8 +154,9 @@ class SampleSettings:
     )
     pixel_stats: str = setting(
         "auto",
-        "Input normalisation: imagenet, cifar10, cifar100, stl10, unit for plain [0, 1], or "
-        "MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2 [auto: the checkpoint's, else the recipe's].",
+        "Input normalisation: imagenet, cifar10, cifar100, stl10, clip, half, unit for plain "
+        "[0, 1], or MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2 "
+        "[auto: the checkpoint's, else the recipe's].",
         panel="Data",
         value="STATS",
     )
@@ -196,8 +197,8 @@ class FormatSettings:
     assume: tuple[str, ...] = setting(
         (),
         "KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
-        "stem_pool, strides, pixel_stats or position_offset; can be repeated; SYSTEM:KEY=VALUE for "
-        "the files of one system [default: as inspect prints].",
+        "stem_pool, block_activation, strides, pixel_stats or position_offset; can be repeated; "
+        "SYSTEM:KEY=VALUE for the files of one system [default: as inspect prints].",
         panel="Checkpoints",
         value="KEY=VALUE",
     )

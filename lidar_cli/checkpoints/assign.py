@@ -181,7 +181,12 @@ def remove_by_prefix(rest: dict[str, Weight], prefixes: tuple[str, ...]) -> tupl
 
 
 def _arguments(path: Path, format: Format, options: Options) -> Mapping[str, Any]:
-    """The arguments of the training run, in the file or next to it; {} if they were not saved."""
+    """The arguments of the training run, in the file or next to it; {} if they were not saved.
+
+    Of a Hugging Face folder, they are its configuration.
+    """
+    if not format.arguments:
+        return options.config or {}
     if format.arguments.endswith(".json"):
         return folder.read_arguments(path, format.arguments)
     inside = options.entries.get(format.arguments)

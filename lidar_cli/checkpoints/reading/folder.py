@@ -243,6 +243,7 @@ def _text_of(file: Path) -> str:
 def read_config(path: Path) -> dict[str, Any] | None:
     """The config.json of a Hugging Face folder, or None.
 
+    It has `image_mean` and `image_std` of preprocessor_config.json too, if they are there and used.
     path: the folder, or the file with the weights in it.
     Raises CheckpointError if config.json is not a JSON object of at most MAX_CONFIG bytes.
     """
@@ -250,7 +251,12 @@ def read_config(path: Path) -> dict[str, Any] | None:
     file = folder / "config.json"
     if not (path.is_dir() or path.name in WEIGHTS) or not file.is_file():
         return None
-    return _json_object(file)
+    config = _json_object(file)
+    processor = read_arguments(file, "preprocessor_config.json")
+    if processor.get("do_normalize", True):
+        names = ("image_mean", "image_std")
+        config |= {name: processor[name] for name in names if name in processor}
+    return config
 
 
 def transformer_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -292,6 +298,15 @@ def vision_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
         raise _refusal(origin, "hidden_act", name, " or ".join(dict.fromkeys(ACTIVATIONS.values())))
     activation = {} if name is None else {"activation": ACTIVATIONS[name]}
     return transformer_options({**config, "hidden_act": "gelu"}, origin) | activation
+
+
+def resnet_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """No options; raises CheckpointError for a configuration that torchvision's ResNet lacks."""
+    values = {"downsample_in_bottleneck": False, "downsample_in_first_stage": False}
+    for name, expected in {**values, "hidden_act": "relu"}.items():
+        if config.get(name, expected) != expected:
+            raise _refusal(origin, name, config[name], str(expected))
+    return {}
 
 
 def rotary_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:

@@ -276,6 +276,7 @@ def _last(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 
 Weight = Union[LazyTensor, "Tensor"]  # in the file, or in memory
 PART = re.compile(r"(.+)@([012])")  # name of one part of a tensor that a file stores in parts
+AXES = re.compile(r"(.+)@(\++)")  # name of a tensor that lacks leading axes of length 1, '+' each
 PARTS = 3  # of such a tensor
 
 
@@ -304,11 +305,26 @@ class JoinedTensor(LazyTensor):
         return torch.cat([materialised(part) for part in self.parts])
 
 
+class WithAxes(JoinedTensor):
+    """A tensor with leading axes of length 1."""
+
+    __slots__ = ()
+
+    def __init__(self, part: Weight, axes: int) -> None:
+        super().__init__((part,))
+        self.shape = (1,) * axes + tuple(part.shape)
+
+    def materialise(self) -> Tensor:
+        """The tensor in memory; raises CheckpointError if the file cannot give it."""
+        return super().materialise().reshape(self.shape)
+
+
 def join_parts(
     tensors: Mapping[str, Weight],
 ) -> tuple[dict[str, Weight], dict[str, tuple[str, ...]]]:
     """The tensors, with `NAME@0`, `NAME@1`, `NAME@2` joined to NAME; and each name's part names.
 
+    `NAME@+` becomes NAME with a leading axis of length 1, `NAME@++` with two.
     Parts are not joined if one is missing or their shapes do not fit. The joined name is then
     missing, and the code that expects it reports this.
     """
@@ -326,6 +342,8 @@ def join_parts(
             joined[name], sources[name] = JoinedTensor(parts), names
     used = {part for names in sources.values() for part in names}
     for name, tensor in tensors.items():
-        if name not in used:
+        if (match := AXES.fullmatch(name)) and match[1] not in tensors:
+            joined[match[1]], sources[match[1]] = WithAxes(tensor, len(match[2])), (name,)
+        elif name not in used:
             joined[name], sources[name] = tensor, (name,)
     return joined, sources

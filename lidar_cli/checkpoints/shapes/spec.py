@@ -196,6 +196,7 @@ ASSUME_KEYS: dict[str, tuple[Callable[[str], Value], str]] = {
     "gate": _one_of("silu", "gelu"),
     "stem_padding": (lambda text: _number(text, int, 0, 8), "pixels, such as 1 or 2"),
     "stem_pool": _one_of("max", "none"),
+    "block_activation": _one_of("gelu", "quick_gelu", "gelu_tanh"),
     "strides": (_strides, "one a stage, such as 1,2,2,2"),
     GRID: (_grid, "rows x columns of patches, such as 14x28"),
     "pixel_stats": (_pixel_stats, "what --pixel-stats takes but auto"),
