@@ -136,9 +136,9 @@ class SampleSettings:
     views: str = setting(
         "auto",
         "View recipe: auto, simclr, simclr-google, simclr-vissl, simclr-bolts, byol, byol-pytorch, "
-        "vicreg, barlow, dino, dinov2, moco-v1, moco-v2, moco-v3, swav, mae, simmim, maskfeat, "
-        "ijepa, ijepa-crop, data2vec, data2vec-crop, data2vec-fairseq, data2vec2, data2vec2-crop, "
-        "clip, identity.",
+        "vicreg, barlow, dino, dinov2, dinov3, moco-v1, moco-v2, moco-v3, swav, mae, simmim, "
+        "maskfeat, ijepa, ijepa-crop, capi, vjepa2, data2vec, data2vec-crop, data2vec-fairseq, "
+        "data2vec2, data2vec2-crop, clip, identity.",
         panel="Data",
         value="RECIPE",
     )
@@ -190,15 +190,29 @@ class FormatSettings:
     )
     branch: str = setting(
         "auto",
-        "student or teacher [auto: the one that the method's authors evaluate].",
+        "student or teacher, or the file's word for it, such as target_encoder [auto: the one that "
+        "the method's authors evaluate].",
         panel="Checkpoints",
         value="BRANCH",
+    )
+    prefix: str | None = setting(
+        None,
+        "Where the backbone's names begin, such as student.backbone.; none for no prefix; no "
+        "SYSTEM is tried [default: read from the weights].",
+        panel="Checkpoints",
+        value="PREFIX",
+    )
+    projector_prefix: str | None = setting(
+        None,
+        "The same for the projector; none for no projector.",
+        panel="Checkpoints",
+        value="PREFIX",
     )
     assume: tuple[str, ...] = setting(
         (),
         "KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
-        "stem_pool, block_activation, strides, pixel_stats or position_offset; can be repeated; "
-        "SYSTEM:KEY=VALUE for the files of one system [default: as inspect prints].",
+        "stem_pool, block_activation, strides, grid, pixel_stats, position_offset, rope_base or "
+        "frames; can be repeated; SYSTEM:KEY=VALUE for the files of one system [default: as inspect prints].",
         panel="Checkpoints",
         value="KEY=VALUE",
     )

@@ -100,6 +100,7 @@ def test_off_a_terminal_the_verdict_goes_to_stderr(folder: Path) -> None:
     assert said in wide.stderr.splitlines()
     assert said not in wide.stdout
     assert "next" not in wide.stderr
+    assert wide.stderr.splitlines()[-1].endswith(" more remarks: --verbose")
     assert wide.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "lidar"]
     assert "first and 2 others: assumed " in wide.stderr
 

@@ -57,6 +57,8 @@ class Options:
     config: Mapping[str, Any] | None  # config.json of the folder
     assume: Mapping[str, Value]  # values of `--assume` for this file's system
     entries: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the file's top level
+    prefix: str | None = None  # of the backbone, where no format is used; see fallback.py
+    projector_prefix: str | None = None
 
 
 def assign_by_format(
@@ -243,10 +245,12 @@ def _assign_backbone(
     prefix = branch.backbone
     keys = [key for key in state.tensors if key.startswith(prefix)]
     if options.arch is not None:
-        from lidar_cli.checkpoints.models.timm_model import assign_timm
+        from lidar_cli.checkpoints.models.timm_model import assign_timm, prefixes
 
         part = {key.removeprefix(prefix): state.tensors[key] for key in keys}
-        backbone = assign_timm(path, StateDict("", part, {}, ()), options.arch)
+        inside = StateDict("", part, {}, ())
+        inner, *_ = prefixes(options.arch, inside)
+        backbone = assign_timm(path, inside, options.arch, inner, options.assume)
         full = frozenset(prefix + key for key in backbone.keys)
         return dataclasses.replace(backbone, keys=full, prefix=prefix + backbone.prefix)
     keys_by_name: dict[str, str] = {}  # name in the family's files -> key of `state.tensors`

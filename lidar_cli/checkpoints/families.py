@@ -22,7 +22,17 @@ from lidar_cli.checkpoints.reading.folder import (
     vision_options,
 )
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join_parts
-from lidar_cli.checkpoints.shapes import beit, convnext, data2vec2, resnet, rope, swin, vit
+from lidar_cli.checkpoints.shapes import (
+    beit,
+    convnext,
+    data2vec2,
+    poolformer,
+    resnet,
+    rope,
+    swin,
+    vit,
+    wide_resnet,
+)
 from lidar_cli.checkpoints.shapes import huggingface as hf
 from lidar_cli.checkpoints.shapes.spec import Assignment, Rename, renamed
 from lidar_cli.errors import CheckpointError
@@ -111,6 +121,8 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
     "dinov2-chunked": Family(
         "DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.spec, vit.FROM_DINOV2
     ),
+    "poolformer": Family("PoolFormer state dict", poolformer.ANCHOR, poolformer.spec),
+    "wide-resnet": Family("Wide ResNet state dict", wide_resnet.ANCHOR, wide_resnet.spec),
     "mm-beit": _special("mmpretrain BEiT", beit.MM_ANCHOR, beit.spec, vit.FROM_MM),
     "mm-vit": Family("mmpretrain ViT", vit.MM_ANCHOR, vit.spec, vit.FROM_MM),
     "torchvision-vit": Family(

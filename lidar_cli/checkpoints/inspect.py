@@ -82,6 +82,8 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
             branch=branch,
             config=contents.config,
             assume=assume,
+            prefix=settings.prefix,
+            projector_prefix=settings.projector_prefix,
         )
         heads = {name: module.spec.widths for name, module in modules.items() if name != "backbone"}
         summary = BranchSummary(

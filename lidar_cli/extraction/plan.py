@@ -205,6 +205,7 @@ def make_plan(
         "model_format": description.format,
         "architecture": description.arch,
         "branch": description.branch,
+        **description.selected,
         "activation": settings.activation,
         "assumed": {
             key: {"value": one.value, "why": one.why}

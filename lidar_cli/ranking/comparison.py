@@ -401,6 +401,10 @@ def _is_of(provenance: dict[str, Any], checkpoint: Checkpoint) -> bool:
     return (
         provenance.get("sha256") == checkpoint.digest
         and provenance.get("branch") == description.branch
+        and all(
+            provenance.get(key) == description.selected.get(key)
+            for key in ("prefix", "projector_prefix")
+        )
         and provenance.get("architecture") == description.arch
         and provenance.get("source_sha256") is None
         and json.loads(json.dumps(planned)) == {key: stored.get(key) for key in planned}

@@ -414,7 +414,7 @@ class Scorer:
         path, settings = checkpoint.path, self._settings
         if isinstance(checkpoint, Untrained):
             return checkpoint.open(settings, self._device)
-        if settings.model is None:  # else `layer` may select another branch than the plan's
+        if settings.model is None and settings.prefix is None:  # else `layer` may select another
             settings = replace(settings, branch=checkpoint.description.branch)
         loaded = open_with(path, settings, self._device)
         is_hashed = stamp(path) == checkpoint.stamp or sha256(path) == checkpoint.digest

@@ -180,6 +180,22 @@ IJEPA = Recipe(
 )
 IJEPA_CROP = replace(IJEPA, name="ijepa-crop", crop_scale=(0.3, 1.0), masks=None)
 
+# facebookresearch/capi: train_capi.py, eval_classification.py. Its crops without masks, which hide
+# 65 % of the patches from the student.
+CAPI = Recipe(name="capi", crop_scale=(0.6, 1.0), flip=0.5)
+
+# facebookresearch/vjepa2: app/vjepa/transforms.py, configs/train, and for the clean image
+# evals/image_classification_frozen/eval.py. The crops of its videos, without masks. Departure:
+# there, crops are resized without antialiasing.
+VJEPA2 = Recipe(
+    name="vjepa2",
+    crop_scale=(0.3, 1.0),
+    crop_ratio=(0.75, 1.35),
+    interpolation="bilinear",
+    flip=0.5,
+    clean_interpolation="bilinear",
+)
+
 # facebookresearch/data2vec_vision: beit/datasets.py, run_cyclical.py, with
 # --imagenet_default_mean_and_std as its recipes pass. Clean image: as for I-JEPA.
 DATA2VEC = Recipe(name="data2vec", masks=Blocks())
@@ -211,7 +227,7 @@ RECIPES = {
     for recipe in (
         *(SIMCLR, SIMCLR_GOOGLE, SIMCLR_VISSL, SIMCLR_BOLTS, BYOL, BYOL_PYTORCH, VICREG, BARLOW),
         *(DINO, DINOV2, DINOV3, MOCO_V1, MOCO_V2, MOCO_V3, SWAV, MAE, SIMMIM, MASKFEAT),
-        *(IJEPA, IJEPA_CROP, CLIP),
+        *(IJEPA, IJEPA_CROP, CAPI, VJEPA2, CLIP),
         *(DATA2VEC, DATA2VEC_CROP, DATA2VEC_FAIRSEQ, DATA2VEC2, DATA2VEC2_CROP, IDENTITY),
     )
 }

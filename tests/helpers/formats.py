@@ -14,6 +14,7 @@ import formats_lightly  # noqa: F401
 import formats_masked  # noqa: F401
 import formats_openmmlab  # noqa: F401
 import formats_plain  # noqa: F401
+import formats_rotary  # noqa: F401
 import formats_solo  # noqa: F401
 import formats_stable_pretraining  # noqa: F401
 import formats_transformers  # noqa: F401

@@ -45,6 +45,7 @@ TIMM = Format(
         r"(?!(cls_token|pos_embed|reg_token|head\.weight|head\.bias)$"
         r"|(patch_embed|blocks|norm|norm_pre|fc_norm|rel_pos_bias)\.)",
     ),
+    axes=((r"patch_embed\.proj\.weight$", 4),),
     branches=(Branch("encoder", ""),),
     recipe="simclr",
     pixel_stats="auto",

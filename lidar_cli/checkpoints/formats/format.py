@@ -105,6 +105,7 @@ class Format:
     assumed: tuple[tuple[str, object, str, Value], ...] = ()
     absent: tuple[str, ...] = ()  # patterns that match no tensor's name
     square: tuple[str, ...] = ()  # patterns of tensors that are square matrices
+    axes: tuple[tuple[str, int], ...] = ()  # patterns of tensors -> number of their axes
     keys: tuple[str, ...] = ()  # top-level keys that the file has
     absent_keys: tuple[str, ...] = ()  # top-level keys that the file does not have
     config: tuple[tuple[str, str], ...] = ()  # entries of config.json, if it has these keys

@@ -6,6 +6,7 @@ import dataclasses
 
 from lidar_cli.checkpoints.formats.distillation import dino_head
 from lidar_cli.checkpoints.formats.format import Branch, Format
+from lidar_cli.checkpoints.formats.masked import IJEPA
 
 DINOV3_BACKBONE = r"backbone\.(rope_embed\.periods|downsample_layers\.0\.0\.weight)$"
 
@@ -115,7 +116,10 @@ CAPI = Format(
     title="facebookresearch/capi, released or dumped for evaluation",
     example="capi_vitl14_in1k.pth, eval/training_9999_teacher/teacher_checkpoint.pth",
     source="model.py, train_capi.py, eval_classification.py",
-    present=(r"backbone\.encoder\.blocks\.0\.residual1\.fn\.rope\.freqs$", r"backbone\.registers$"),
+    present=(
+        r"backbone\.registers$",
+        r"backbone\.encoder\.blocks\.0\.residual1\.fn\.rope\.freqs$",
+    ),
     branches=(Branch("encoder", "backbone."),),
     recipe="capi",
     backbones=("capi",),
@@ -123,21 +127,22 @@ CAPI = Format(
     unused=(r"head\.",),
 )
 
-# facebookresearch/vjepa2 at c2963a4. Its probes use the target encoder. The released files have a
-# `pos_embed` that its code does not load; their predictor has ten mask tokens, V-JEPA 1's two.
+# facebookresearch/vjepa2 at c2963a4. Its probes use the target encoder.
 VJEPA2 = Format(
     name="vjepa2",
-    title="facebookresearch/vjepa2, V-JEPA 2 on still images",
-    example="latest.pt, vitl.pt",
-    source="app/vjepa/train.py, src/models/vision_transformer.py, src/hub/backbones.py",
+    title="facebookresearch/vjepa2, on still images",
+    example="latest.pt",
+    source="app/vjepa/train.py, app/vjepa/utils.py, src/models/vision_transformer.py",
     present=(
         r"encoder\.patch_embed\.proj\.weight$",
         r"target_encoder\.patch_embed\.proj\.weight$",
+        r"target_encoder\.blocks\.0\.attn\.qkv\.weight$",
         r"predictor\.predictor_embed\.",
-        r"encoder\.blocks\.0\.attn\.qkv\.weight$",
     ),
-    video=True,
+    absent=(r"target_encoder\.pos_embed$",),
+    axes=((r"target_encoder\.patch_embed\.proj\.weight$", 5),),
     nested=IJEPA.nested,
+    class_prefix=r"backbone\.",
     branches=(Branch("teacher", "target_encoder."), Branch("student", "encoder.")),
     recipe="vjepa2",
     backbones=("vjepa2",),
@@ -145,6 +150,39 @@ VJEPA2 = Format(
     unused=(r"predictor\.",),
 )
 
+# The published files have positions too, which its code does not load. So have those of V-JEPA 1,
+# which uses them; its predictor has two mask tokens, that of the published V-JEPA 2 ten.
+VJEPA2_RELEASED = dataclasses.replace(
+    VJEPA2,
+    name="vjepa2-released",
+    title="facebookresearch/vjepa2, released files, on still images",
+    example="vitl.pt, vitg-384.pt",
+    source="src/hub/backbones.py",
+    present=(*VJEPA2.present, r"target_encoder\.pos_embed$", r"predictor\.mask_tokens\.[2-9]$"),
+    absent=(),
+    unused=(*VJEPA2.unused, r"(target_)?encoder\.pos_embed$"),
+)
+
+# Converted from the target encoder of the published files, with the predictor.
+HF_VJEPA2 = Format(
+    name="hf-vjepa2",
+    title="Hugging Face, V-JEPA 2 on still images",
+    example="model.safetensors with config.json",
+    source="models/vjepa2/modeling_vjepa2.py, convert_vjepa2_to_hf.py",
+    present=(
+        r"encoder\.embeddings\.patch_embeddings\.proj\.weight$",
+        r"encoder\.layer\.0\.attention\.query\.weight$",
+    ),
+    axes=((r"encoder\.embeddings\.patch_embeddings\.proj\.weight$", 5),),
+    class_prefix=r"vjepa2\.",
+    branches=(Branch("teacher", ""),),
+    recipe="vjepa2",
+    backbones=("hf-vjepa2",),
+    image_size=256,
+    unused=(r"pooler\.", r"classifier\."),  # an attentive probe on videos
+)
+
 ROTARY = (
     DINOV3, DINOV3_TRAINING, DINOV3_HUB, DINOV3_CONVNEXT_HUB, HF_DINOV3, HF_DINOV3_CONVNEXT,
+    CAPI, VJEPA2, VJEPA2_RELEASED, HF_VJEPA2,
 )  # fmt: skip

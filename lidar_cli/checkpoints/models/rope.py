@@ -179,10 +179,10 @@ class RopeViT(MaskedBackbone):
         self.width, self.patch = spec.width, spec.patch
         self.tubelet, self.times = spec.tubelet, spec.frames // (spec.tubelet or 1)
         self.prefix = spec.class_token + spec.registers
-        pixels = (spec.patch, spec.patch)
-        proj: nn.Module = nn.Conv2d(3, spec.width, pixels, pixels)
+        into, pixels = spec.channels, (spec.patch, spec.patch)
+        proj: nn.Module = nn.Conv2d(into, spec.width, pixels, pixels)
         if spec.tubelet:
-            proj = nn.Conv3d(3, spec.width, (spec.tubelet, *pixels), (spec.tubelet, *pixels))
+            proj = nn.Conv3d(into, spec.width, (spec.tubelet, *pixels), (spec.tubelet, *pixels))
         self.patch_embed = nn.ModuleDict({"proj": proj})
         for name, count in (("cls_token", int(spec.class_token)), ("reg_token", spec.registers)):
             token = nn.Parameter(torch.empty(1, count, spec.width)) if count else None
@@ -224,6 +224,6 @@ class RopeViT(MaskedBackbone):
         return self.tokens(images)[:, self.prefix :]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S]."""
+        """Embeddings [b, width] of images [b, channels, S, S]."""
         tokens = self.tokens(images)
         return tokens[:, self.prefix :].mean(dim=1) if self.cls_token is None else tokens[:, 0]

@@ -29,7 +29,7 @@ from lidar_cli.checkpoints.models.swin import Swin
 from lidar_cli.checkpoints.models.vit import ViT
 
 T = TypeVar("T")
-USUAL = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
+USUAL = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 TRANSFORMERS = (ViT, Beit, Data2Vec2, Swin, Predictor)
 RESNET = "convolutions normal with He's variance by fan-out, as torchvision's"
 TRANSFORMER = "linear layers and positions truncated normal of 0.02, as timm's"
@@ -106,7 +106,7 @@ def _initialise_parameter(module: nn.Module, name: str, parameter: Tensor) -> No
     is_beit = isinstance(module, Beit)
     if name in ("cls_token", "reg_token") and not is_beit:
         nn.init.normal_(parameter, std=1e-6)
-    elif name.startswith("gamma"):
+    elif name.startswith(("gamma", "layer_scale")):
         nn.init.constant_(parameter, 0.1 if is_beit else 1e-5)
     elif name.endswith(("_token", "_tokens", "pos_embed")) or isinstance(module, Swin):
         nn.init.trunc_normal_(parameter, std=0.02)

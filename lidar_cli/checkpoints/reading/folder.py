@@ -28,6 +28,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.checkpoints.reading.lazy_tensor import is_tensor
 from lidar_cli.errors import CheckpointError, first_line
 from lidar_cli.runtime.files import open_regular, read_limited
 
@@ -371,12 +372,21 @@ def refuse_shards(path: Path, tree: object, names: tuple[str, ...]) -> None:
             "themselves; join them with VISSL's extra_scripts/"
             "convert_sharded_checkpoint_to_eval_only.py or save the state dict of the whole model"
         )
+    if isinstance(tree, Mapping) and _is_of_stage_3(tree):
+        raise CheckpointError(_join_deepspeed(path, path.parent.parent, path.parent.name))
     if any(name.rpartition(".")[2] in SHARDED for name in names):
         raise CheckpointError(
             f"{path}: holds one process's part of tensors sharded by FSDP; expected whole ones; "
             "save torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
             "options=StateDictOptions(full_state_dict=True))"
         )
+
+
+def _is_of_stage_3(tree: Mapping[Any, Any]) -> bool:
+    """Whether these are states of DeepSpeed with empty tensors for weights, as in ZeRO 3."""
+    weights = tree.get("module") if "ds_version" in tree else None
+    tensors = filter(is_tensor, weights.values()) if isinstance(weights, dict) else ()
+    return any(tuple(tensor.shape) == (0,) for tensor in tensors)
 
 
 def _refuse_parts(path: Path) -> None:

@@ -135,9 +135,9 @@ class RopeViTSpec(vit.TransformerSpec):
         notes += [f"{self.tubelet} frames a patch"] if self.tubelet else []
         return self.named("vit", self.depth, [*notes, "RoPE"])
 
-    def check_heads(self, origin: str) -> None:
+    def check_open(self, origin: str) -> None:
         """As in `TransformerSpec`; raises SettingsError for a part of a patch's frames too."""
-        super().check_heads(origin)
+        super().check_open(origin)
         if self.tubelet and self.frames % self.tubelet:
             raise SettingsError(
                 f"--assume frames={self.frames}: {origin}: each patch has {self.tubelet} frames; "
@@ -149,7 +149,9 @@ class RopeViTSpec(vit.TransformerSpec):
         """Name -> shape of every tensor of the module."""
         width, pixels = self.width, (self.patch, self.patch)
         patch = (self.tubelet, *pixels) if self.tubelet else pixels
-        shapes: dict[str, tuple[int, ...]] = {f"{vit.PATCHES}.weight": (width, 3, *patch)}
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{vit.PATCHES}.weight": (width, self.channels, *patch)
+        }
         shapes[f"{vit.PATCHES}.bias"] = (width,)
         if self.class_token:
             shapes["cls_token"] = (1, 1, width)
@@ -299,6 +301,7 @@ def _spec(
     return RopeViTSpec(
         rotation=rotation,
         width=width,
+        channels=vit.input_channels(shapes),
         depth=vit.depth(shapes),
         heads=usual_heads if "heads" in why else count,
         patch=patch,

@@ -279,6 +279,7 @@ class CheckpointDescription:
     why: str = ""  # how the format was recognised
     branch_reason: str | None = None  # why the branch is not the default one
     patch: int | None = None  # pixels a side of a ViT's patches, None for other backbones
+    selected: Mapping[str, str] = field(default_factory=dict)  # prefixes that the user gave
     channels: int = 3  # of the images that the backbone takes
     masks: tuple[str, ...] = ()  # mask rules that its embedding supports, see views/masks.py
     stand_ins: tuple[str, ...] = ()  # foreign names in the file, neither imported nor run
