@@ -212,7 +212,8 @@ class FormatSettings:
         (),
         "KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
         "stem_pool, block_activation, strides, grid, pixel_stats, position_offset, rope_base or "
-        "frames; can be repeated; SYSTEM:KEY=VALUE for the files of one system [default: as inspect prints].",
+        "frames; can be repeated; SYSTEM:KEY=VALUE for the files of one system "
+        "[default: as inspect prints].",
         panel="Checkpoints",
         value="KEY=VALUE",
     )

@@ -70,11 +70,13 @@ def test_every_format_says_what_its_weights_leave_open(tmp_path: Path) -> None:
         assumed, arch = description.assumed, description.arch
         assert list(assumed) == [key for key in ASSUME_KEYS if key in assumed], name
         assert "pixel_stats" in assumed
-        is_resnet = arch.startswith("resnet")
+        is_resnet = arch.startswith("resnet") and name != "hf-resnet"
         assert ("strides" in assumed) == is_resnet, name
         assert ("stem_padding" in assumed) == ("3x3 stem" in arch), name
         assert ("position_offset" in assumed) == arch.startswith("vit_"), name
-        decided = contents.config is not None or not arch.startswith("vit_")
+        decided = contents.config is not None or arch.startswith(
+            ("beit", "resnet", "swin", "convnext")
+        )
         assert ("heads" in assumed) != decided, name
         assert all(one.why for one in assumed.values()), name
 

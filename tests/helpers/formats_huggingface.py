@@ -70,6 +70,16 @@ def hf_swin() -> Fixture:
 
 
 @fixture
+def hf_swin_plain() -> Fixture:
+    """As converted from Microsoft's, with the buffer of older versions."""
+    weights = swin_weights(4)
+    tree = hf_swin_names(weights)
+    buffer = "encoder.layers.0.blocks.0.attention.self.relative_position_index"
+    tree[buffer] = torch.zeros(16, 16, dtype=torch.int64)
+    return Fixture("hf-swin", tree, swin_embed(weights), size=16)
+
+
+@fixture
 def microsoft_swin() -> Fixture:
     weights = swin_weights(1)
     buffers = {
