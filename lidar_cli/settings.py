@@ -14,7 +14,13 @@ from annotated_types import Ge, Gt, Le, Lt
 EMBEDDED = "embedded"  # the value of --data for small images derived from those of scikit-learn
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 
-LAYERS = ("backbone", "projector", "predictor")  # of a checkpoint; code of the user names its own
+PATCHES = "patches"  # the layer that is one patch token of a Vision Transformer an image
+LAYERS = (
+    "backbone",
+    "projector",
+    "predictor",
+    PATCHES,
+)  # of a checkpoint; code of the user names its own
 USUAL_IMAGE_SIZE = 224  # where neither the weights nor the data determine one
 FEWEST_SAMPLES = 50  # that are embedded where the data hold fewer than the default
 
@@ -225,7 +231,8 @@ class ModelSettings(DeviceSettings, FormatSettings):
 
     layer: str = setting(
         "auto",
-        "backbone, projector, predictor, or several with commas [auto: projector if there is one].",
+        "backbone, projector, predictor, patches (a random patch token of a ViT), or several with "
+        "commas [auto: projector if there is one].",
         panel="Checkpoints",
         value="LAYER",
     )

@@ -40,6 +40,7 @@ from lidar_cli.checkpoints.shapes.spec import (
 )
 from lidar_cli.checkpoints.shapes.vit import TransformerSpec
 from lidar_cli.errors import CheckpointError
+from lidar_cli.settings import PATCHES
 
 # Counters that torch's AveragedModel and profilers save.
 COMMON_UNUSED = (r"n_averaged$", r"(.*\.)?total_(ops|params)$")
@@ -140,6 +141,7 @@ def describe(
         branch=branch,
         channels=getattr(spec, "channels", 3),
         patch=spec.patch if isinstance(spec, TransformerSpec) else None,
+        token_width=spec.token_width,
         masks=spec.masks(teacher=branch == "teacher"),
     )
 
@@ -213,7 +215,7 @@ def _choose_branch(
     path: Path, format: Format, present: Sequence[Branch], options: Options
 ) -> tuple[Branch, str | None]:
     """The branch to use, by `--branch` or the requested layers, and why if not the default one."""
-    layers = {name.strip() for name in options.layer.split(",")} - {"", "auto", "backbone"}
+    layers = {name.strip() for name in options.layer.split(",")} - {"", "auto", "backbone", PATCHES}
     suitable = [branch for branch in present if layers <= branch.heads.keys()]
     if not present:
         raise CheckpointError(

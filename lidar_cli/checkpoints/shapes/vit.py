@@ -110,6 +110,11 @@ class TransformerSpec(ModuleSpec):
     channels: int = 3  # of the images
 
     @property
+    def token_width(self) -> int:  # type: ignore[override]
+        """The width of patch tokens."""
+        return self.width
+
+    @property
     def image_size(self) -> int:
         """Pixels a side of the images that the position embedding is for."""
         return self.grid * self.patch
