@@ -119,7 +119,9 @@ def test_rank_fails_a_backbone_without_tokens_and_extract_refuses_masks(
     assert ended.stdout.count("no patch tokens in this checkpoint's backbone") == 2
     path = FIXTURES["ijepa"]().save(tmp_path)
     ended = lidar_here(
-        "extract", path, *options, "--branch", "student", monkeypatch=monkeypatch, capfd=capfd
+        *("extract", path, *options, "--branch", "student", "--image-size", "112"),
+        monkeypatch=monkeypatch,
+        capfd=capfd,
     )
     assert ended.returncode == 3
     assert "views ijepa hide patches, from whose tokens --layer patches draws" in ended.stderr

@@ -11,6 +11,7 @@ zero_pp_rank_*_model_states.pt                           DeepSpeed, ZeRO 3
 shard-00001-model-*.safetensors                          torch's writer of safetensors in shards
 *.rank_0.pth, last_checkpoint.rank_0                     DINOv2's FSDP shards
 {'type': 'shard_list' or 'slice_list'}                   VISSL
+adapter_config.json + adapter_model.safetensors          peft's adapters, such as LoRA
 manifest.ocdbt, *.index + *.data-00000-of-00001          Orbax, TensorFlow
 
 Those in the first list are read, the others refused with a message that says how to join them.
@@ -29,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.reading.lazy_tensor import is_tensor
-from lidar_cli.errors import CheckpointError, first_line
+from lidar_cli.errors import CheckpointError, first_line, shortened
 from lidar_cli.runtime.files import open_regular, read_limited
 
 PREFIXES = {"hf-hub:": "", "timm:": "timm/"}  # prefix of a path -> prefix of the name on the Hub
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of peft, which are refused
+ADAPTER = "base_model.model."  # the prefix of their tensors
 MAX_CONFIG = 2**20  # bytes of a config.json
 EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as most models here do
 # Hugging Face's name of an activation -> the name here.
@@ -172,6 +175,9 @@ def _weights_in(folder: Path, names: Collection[str]) -> Path | None:
         _check_metadata(folder, names)
         return folder
     for name in WEIGHTS:
+        if name in names:
+            return folder / name
+    for name in ADAPTERS:
         if name in names:
             return folder / name
     if any(name.endswith(".index.json") for name in names):
@@ -387,6 +393,27 @@ def _is_of_stage_3(tree: Mapping[Any, Any]) -> bool:
     weights = tree.get("module") if "ds_version" in tree else None
     tensors = filter(is_tensor, weights.values()) if isinstance(weights, dict) else ()
     return any(tuple(tensor.shape) == (0,) for tensor in tensors)
+
+
+def refuse_adapter(path: Path, tree: object) -> None:
+    """Raise CheckpointError for peft's adapters, such as LoRA's, which are changes to a model."""
+    keys = [key for key in tree if isinstance(key, str)] if isinstance(tree, Mapping) else []
+    adapters = [key for key in keys if key.startswith(ADAPTER) or ".lora_A." in key]
+    if not adapters:
+        return
+    base = read_arguments(path, "adapter_config.json").get("base_model_name_or_path")
+    command = (
+        "import sys, peft, transformers; model = transformers.AutoModel.from_pretrained("
+        "sys.argv[1]); peft.PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload()"
+        ".save_pretrained(sys.argv[3])"
+    )
+    words = (str(base or "BASE_MODEL"), str(path.parent), f"{path.parent}-merged")
+    raise CheckpointError(
+        f"{path}: holds adapters of peft, such as {shortened(adapters[0])}, which change the "
+        "weights of another model; expected all weights; merge them with: "
+        f'python -c "{command}" {shlex.join(words)}',
+        code="adapter",
+    )
 
 
 def _refuse_parts(path: Path) -> None:
