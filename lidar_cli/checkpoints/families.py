@@ -111,6 +111,10 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
         *("ConvNeXt state dict", convnext.FACEBOOK_ANCHOR, convnext.spec, convnext.FROM_FACEBOOK),
         unused_prefixes=convnext.FACEBOOK_UNUSED,
     ),
+    "hf-convnext": _hugging_face(
+        *("Hugging Face ConvNeXt", convnext.HF_ANCHOR, convnext.hf_spec, convnext.FROM_HF),
+        options=convolution_options,
+    ),
     "hf-dinov3-convnext": Family(
         "Hugging Face DINOv3 ConvNeXt",
         *(convnext.HF_DINOV3_ANCHOR, convnext.spec, convnext.FROM_HF_DINOV3),

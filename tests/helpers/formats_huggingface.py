@@ -15,6 +15,7 @@ from layouts import Embed, Fixture, Weights, fixture
 from literal import normed
 from swin_forward import swin_embedding, swin_weights
 from torch import Tensor
+from torch.nn import functional as F
 
 # Swin. Microsoft's names are those of the forward pass.
 
@@ -298,4 +299,86 @@ def openai_clip() -> Fixture:
         "clip", {"state_dict": tree},
         {("encoder", "backbone"): lambda x: run_tower(w, "", x, 3, 1e-5, quick_gelu)[:, 0]},
         size=16, file="open_clip_pytorch_model.bin",
+    )  # fmt: skip
+
+
+# ConvNeXt.
+
+CONVNEXT = ((8, 1), (16, 1), (24, 2), (32, 1))  # channels and blocks of each stage
+
+
+def convnext(seed: int, v2: bool) -> Weights:
+    w = Weights(seed)
+    w.normal("embeddings.patch_embeddings.weight", 8, 3, 4, 4)
+    w.uniform("embeddings.patch_embeddings.bias", 8)
+    w.ln("embeddings.layernorm", 8)
+    into = 8
+    for stage, (width, depth) in enumerate(CONVNEXT):
+        name = f"encoder.stages.{stage}"
+        if stage:
+            w.ln(f"{name}.downsampling_layer.0", into)
+            w.normal(f"{name}.downsampling_layer.1.weight", width, into, 2, 2)
+            w.uniform(f"{name}.downsampling_layer.1.bias", width)
+        for block in (f"{name}.layers.{i}" for i in range(depth)):
+            w.normal(f"{block}.dwconv.weight", width, 1, 7, 7)
+            w.uniform(f"{block}.dwconv.bias", width)
+            w.ln(f"{block}.layernorm", width)
+            w.linear(f"{block}.pwconv1", width, 4 * width)
+            w.linear(f"{block}.pwconv2", 4 * width, width)
+            if v2:
+                w.normal(f"{block}.grn.weight", 1, 1, 1, 4 * width, fan=1)
+                w.normal(f"{block}.grn.bias", 1, 1, 1, 4 * width, fan=1)
+            else:
+                w.uniform(f"{block}.layer_scale_parameter", width)
+        into = width
+    w.ln("layernorm", 32)
+    return w
+
+
+def run_convnext(w: Weights, x: Tensor, eps: float) -> Tensor:
+    """eps: of the last norm."""
+
+    def convolved(name: str, x: Tensor, **options: Any) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
+        x = F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], **options)
+        return x.permute(0, 2, 3, 1)
+
+    x = convolved("embeddings.patch_embeddings", x.permute(0, 2, 3, 1), stride=4)
+    x = normed(x, w, "embeddings.layernorm", 1e-6)
+    for stage, (width, depth) in enumerate(CONVNEXT):
+        name = f"encoder.stages.{stage}"
+        if stage:
+            x = normed(x, w, f"{name}.downsampling_layer.0", 1e-6)
+            x = convolved(f"{name}.downsampling_layer.1", x, stride=2)
+        for block in (f"{name}.layers.{i}" for i in range(depth)):
+            y = convolved(f"{block}.dwconv", x, padding=3, groups=width)
+            y = w.lin(f"{block}.pwconv1", normed(y, w, f"{block}.layernorm", 1e-6))
+            y = literal.gelu(y)
+            if f"{block}.grn.weight" in w:
+                size = (y**2).sum(dim=(1, 2), keepdim=True).sqrt()
+                shares = size / (size.mean(dim=-1, keepdim=True) + 1e-6)
+                y = w[f"{block}.grn.weight"] * (y * shares) + w[f"{block}.grn.bias"] + y
+            x = x + w.lin(f"{block}.pwconv2", y) * w.get(f"{block}.layer_scale_parameter", 1.0)
+    return normed(x.mean(dim=(1, 2)), w, "layernorm", eps)
+
+
+@fixture
+def hf_convnext() -> Fixture:
+    """As configured with another eps, which is that of the last norm alone."""
+    w = convnext(5, v2=False)
+    tree = {f"convnext.{name}": tensor for name, tensor in w.items()}
+    tree |= {"classifier.weight": torch.ones(5, 32), "classifier.bias": torch.ones(5)}
+    return Folder(
+        "hf-convnext", tree, {("encoder", "backbone"): lambda x: run_convnext(w, x, 1e-2)},
+        file="pytorch_model.bin", ignored=("classifier",),
+        config={"model_type": "convnext", "layer_norm_eps": 1e-2},
+    )  # fmt: skip
+
+
+@fixture
+def hf_convnextv2() -> Fixture:
+    w = convnext(6, v2=True)
+    return Fixture(
+        "hf-convnext", dict(w), {("encoder", "backbone"): lambda x: run_convnext(w, x, 1e-12)},
+        arch="convnextv2 (depths 1-1-2-1, channels 8-16-24-32)",
     )  # fmt: skip

@@ -185,6 +185,20 @@ HF_RESNET = dataclasses.replace(
     backbones=("hf-resnet",),
 )
 
+HF_CONVNEXT = dataclasses.replace(
+    HF_VIT,
+    name="hf-convnext",
+    title="Hugging Face, ConvNeXt and ConvNeXt V2",
+    source="models/convnext/, models/convnextv2/ of transformers 5.24",
+    present=(
+        r"embeddings\.patch_embeddings\.weight$",
+        r"encoder\.stages\.0\.layers\.0\.dwconv\.weight$",
+    ),
+    absent=(),
+    class_prefix=r"convnext(v2)?\.",
+    backbones=("hf-convnext",),
+)
+
 # Text is not embedded. `position_ids` is a buffer of old files.
 CLIP_UNUSED = (
     r"text_model\.", r"text_projection\.", r"logit_(scale|bias)$", r"embeddings\.position_ids$",
@@ -246,6 +260,6 @@ OPENAI_CLIP = dataclasses.replace(
 
 HUGGINGFACE = (
     *(HF_VIT, HF_IJEPA, HF_DINOV2, HF_DATA2VEC, HF_SWIN, HF_SWIN_SIMMIM),
-    *(HF_VITMAE, HF_VITMAE_DECODER, HF_RESNET, HF_CLIP, HF_SIGLIP, OPENAI_CLIP),
+    *(HF_VITMAE, HF_VITMAE_DECODER, HF_RESNET, HF_CONVNEXT, HF_CLIP, HF_SIGLIP, OPENAI_CLIP),
 )
 ARCHITECTURES = (TORCHVISION, TIMM)
