@@ -14,7 +14,13 @@ from annotated_types import Ge, Gt, Le, Lt
 EMBEDDED = "embedded"  # the value of --data for small images derived from those of scikit-learn
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 
-LAYERS = ("backbone", "projector", "predictor")  # of a checkpoint; code of the user names its own
+PATCHES = "patches"  # the layer that is one patch token of a Vision Transformer an image
+LAYERS = (
+    "backbone",
+    "projector",
+    "predictor",
+    PATCHES,
+)  # of a checkpoint; code of the user names its own
 USUAL_IMAGE_SIZE = 224  # where neither the weights nor the data determine one
 FEWEST_SAMPLES = 50  # that are embedded where the data hold fewer than the default
 
@@ -146,7 +152,7 @@ class SampleSettings:
         "vicreg, barlow, dino, dinov2, dinov3, ibot, msn, lejepa, eb-jepa, lightly-train, "
         "lightly-train-dino, lightly-train-dinov2, moco-v1, moco-v2, moco-v3, swav, mae, simmim, "
         "maskfeat, ijepa, ijepa-crop, capi, vjepa2, data2vec, data2vec-crop, data2vec-fairseq, "
-        "data2vec2, data2vec2-crop, identity.",
+        "data2vec2, data2vec2-crop, clip, identity.",
         panel="Data",
         value="RECIPE",
     )
@@ -162,8 +168,9 @@ class SampleSettings:
     )
     pixel_stats: str = setting(
         "auto",
-        "Input normalisation: imagenet, cifar10, cifar100, stl10, unit for plain [0, 1], or "
-        "MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2 [auto: the checkpoint's, else the recipe's].",
+        "Input normalisation: imagenet, cifar10, cifar100, stl10, clip, half, unit for plain "
+        "[0, 1], or MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2 "
+        "[auto: the checkpoint's, else the recipe's].",
         panel="Data",
         value="STATS",
     )
@@ -217,15 +224,17 @@ class FormatSettings:
     )
     layer: str = setting(
         "auto",
-        "backbone, projector, predictor, or several with commas [auto: projector if there is one].",
+        "backbone, projector, predictor, patches (a random patch token of a ViT), or several with "
+        "commas [auto: projector if there is one].",
         panel="Checkpoints",
         value="LAYER",
     )
     assume: tuple[str, ...] = setting(
         (),
         "KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
-        "stem_pool, strides, grid, pixel_stats, position_offset, rope_base or frames; can be "
-        "repeated; SYSTEM:KEY=VALUE for the files of one system [default: as inspect prints].",
+        "stem_pool, block_activation, strides, grid, pixel_stats, position_offset, rope_base or "
+        "frames; can be repeated; SYSTEM:KEY=VALUE for the files of one system "
+        "[default: as inspect prints].",
         panel="Checkpoints",
         value="KEY=VALUE",
     )

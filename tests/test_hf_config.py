@@ -104,3 +104,58 @@ def test_a_recorded_rectangular_grid_is_used(tmp_path: Path) -> None:
     assert "4 x 8 patches" in description.arch
     assert description.image_size == 16
     assert "grid" not in description.assumed
+
+
+@pytest.mark.parametrize(
+    ("processor", "stats", "why"),
+    [
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, "half", "preprocessor_config.json"),
+        ({"image_mean": [0.4] * 3, "image_std": [0.2] * 3}, "0.4,0.4,0.4/0.2,0.2,0.2",
+         "preprocessor_config.json"),
+        ({"image_mean": [127.5] * 3, "image_std": [127.5] * 3}, "imagenet",
+         "usual: preprocessor_config.json has no three of pixels in [0, 1]"),
+        ({"image_mean": [0.5] * 3}, "imagenet",
+         "usual: preprocessor_config.json has no three of pixels in [0, 1]"),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": False}, "imagenet",
+         "hf-vit's"),
+        ([], "imagenet", "hf-vit's"),
+    ],
+)  # fmt: skip
+def test_pixel_statistics_are_the_image_processors(
+    processor: Any, stats: str, why: str, tmp_path: Path
+) -> None:
+    path = folder(tmp_path, "hf-vit")
+    (path / "preprocessor_config.json").write_text(json.dumps(processor))
+    description = open_checkpoint(path).description
+    assert description.pixel_stats == stats
+    assert description.assumed["pixel_stats"] == Assumed(stats, why)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "changes", "message"),
+    [
+        ("hf-resnet", {"downsample_in_bottleneck": True}, "downsample_in_bottleneck = 'True'"),
+        ("hf-resnet", {"hidden_act": "gelu"}, "hidden_act = 'gelu'; expected relu"),
+        ("hf-clip", {"vision_config": {"hidden_act": "silu"}}, "gelu or quick_gelu or gelu_tanh"),
+    ],
+)
+def test_values_that_no_other_backbone_here_has_are_refused(
+    fixture: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(folder(tmp_path, fixture, **changes))
+
+
+def test_the_activation_of_clip_is_open_without_a_configuration(tmp_path: Path) -> None:
+    """OpenAI's models have another one than most others of the same layout."""
+    path = FIXTURES["openai-clip"]().save(tmp_path)
+    by_why = {"OpenAI's": open_checkpoint(path)}
+    by_why["--assume"] = open_checkpoint(path, assume=("block_activation=gelu",))
+    rows = [one.embed(images(16), ["backbone"])["backbone"] for one in by_why.values()]
+    assert (rows[0] - rows[1]).abs().max() > 1e-3
+    for why, loaded in by_why.items():
+        assert loaded.description.assumed["block_activation"].why == why
+    tree = FIXTURES["hf-clip"]().tree
+    save_file({n: t.contiguous() for n, t in tree.items()}, path.parent / "model.safetensors")
+    (path.parent / "config.json").write_text('{"hidden_act": "gelu"}')
+    assert "block_activation" not in open_checkpoint(path.parent).description.assumed

@@ -59,6 +59,7 @@ PUBLISHED = {
                      "jitter grey flip crop blur"),
     "simmim": (0.67, LINEAR, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
     "maskfeat": (0.5, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
+    "clip": (0.9, CUBIC, 0.0, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop"),
     "mae": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
 }  # fmt: skip
 PILLOW_BLUR = {"simclr-vissl", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "dino",
@@ -70,7 +71,9 @@ LINEAR_EVALUATION = {
     "simclr-vissl", "moco-v1", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "ijepa-crop",
     "simclr-bolts", "byol-pytorch", "vjepa2", "msn", "lejepa", "eb-jepa",
 }  # fmt: skip
-CLEAN_RESIZE = {"simclr-bolts": 1.1, "byol-pytorch": 1.0, "lejepa": 1.0, "eb-jepa": 1.0}
+CLEAN_RESIZE = {
+    "simclr-bolts": 1.1, "byol-pytorch": 1.0, "lejepa": 1.0, "eb-jepa": 1.0, "clip": 1.0,
+}  # fmt: skip
 # Those whose views are the clean image under masks, with all constants of the rule.
 MASKED = {
     "ijepa": {

@@ -41,6 +41,7 @@ from lidar_cli.checkpoints.shapes.spec import (
 )
 from lidar_cli.checkpoints.shapes.vit import TransformerSpec, ViTSpec
 from lidar_cli.errors import CheckpointError
+from lidar_cli.settings import PATCHES
 
 # Counters that torch's AveragedModel and profilers save.
 COMMON_UNUSED = (r"n_averaged$", r"(.*\.)?total_(ops|params)$")
@@ -151,6 +152,7 @@ def describe(
         branch=branch,
         channels=getattr(spec, "channels", 3),
         patch=spec.patch if isinstance(spec, TransformerSpec) else None,
+        token_width=spec.token_width,
         masks=spec.masks(teacher=branch == "teacher"),
     )
 
@@ -199,7 +201,12 @@ def remove_by_prefix(rest: dict[str, Weight], prefixes: tuple[str, ...]) -> tupl
 
 
 def _arguments(path: Path, format: Format, options: Options) -> Mapping[str, Any]:
-    """The arguments of the training run, in the file or next to it; {} if they were not saved."""
+    """The arguments of the training run, in the file or next to it; {} if they were not saved.
+
+    Of a Hugging Face folder, they are its configuration.
+    """
+    if not format.arguments:
+        return options.config or {}
     if format.arguments.endswith(".json"):
         return folder.read_arguments(path, format.arguments)
     inside = options.entries.get(format.arguments)
@@ -224,7 +231,7 @@ def _choose_branch(
     path: Path, format: Format, present: Sequence[Branch], options: Options
 ) -> tuple[Branch, str | None]:
     """The branch to use, by `--branch` or the requested layers, and why if not the default one."""
-    layers = {name.strip() for name in options.layer.split(",")} - {"", "auto", "backbone"}
+    layers = {name.strip() for name in options.layer.split(",")} - {"", "auto", "backbone", PATCHES}
     suitable = [branch for branch in present if layers <= branch.heads.keys()]
     if not present:
         raise CheckpointError(

@@ -244,7 +244,7 @@ def match_format(
     matches: dict[str, Match] = {}
     states: dict[object, StateDict | None] = {}  # many formats read the same state dict
     for entry in requested:
-        if not _has_keys(entry, tree, config if name == "auto" else None):
+        if not _has_keys(entry, tree, (config or {}) if name == "auto" else None):
             continue
         for container, root in containers:
             if not entry.containers or container in entry.containers or name != "auto":
@@ -328,12 +328,17 @@ def _walk(entries: Mapping[Any, Any], depth: int, seen: set[int]) -> Iterator[tu
 
 
 def _has_keys(format: Format, tree: Mapping[str, Any], config: Mapping[str, Any] | None) -> bool:
-    """Whether the file has the keys that the format requires, and config.json its entries."""
+    """Whether the file has the keys that the format requires, and config.json its entries.
+
+    config: None to ignore it.
+    """
     keys = all(key in tree for key in format.keys) and not any(
         k in tree for k in format.absent_keys
     )
-    entries = config or {}
-    return keys and all(entries.get(name, value) == value for name, value in format.config)
+    if config is None:
+        return keys
+    wanted = format.config if format.needs_config else [e for e in format.config if e[0] in config]
+    return keys and all(config.get(name) == value for name, value in wanted)
 
 
 def _has_tensors(format: Format, state: StateDict) -> bool:

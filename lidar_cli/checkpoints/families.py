@@ -16,9 +16,11 @@ from lidar_cli.checkpoints.models.weights import compare, shapes_of
 from lidar_cli.checkpoints.reading.folder import (
     convolution_options,
     recorded_grid,
+    resnet_options,
     rotary_options,
     swin_options,
     transformer_options,
+    vision_options,
 )
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join_parts
 from lidar_cli.checkpoints.shapes import (
@@ -90,6 +92,15 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
     "vjepa2": _special(
         *("V-JEPA 2 state dict", rope.VJEPA2_ANCHOR, rope.vjepa2_spec, rope.FROM_VJEPA2), axes=5
     ),
+    "hf-clip": _hugging_face(
+        *("Hugging Face CLIP or SigLIP", hf.CLIP_ANCHOR, hf.clip_spec, hf.FROM_HF_CLIP),
+        options=vision_options,
+    ),
+    "openai-clip": _special("OpenAI's CLIP", hf.OPENAI_ANCHOR, hf.clip_spec, hf.FROM_OPENAI),
+    "hf-resnet": _hugging_face(
+        *("Hugging Face ResNet", hf.RESNET_ANCHOR, hf.resnet_spec, hf.FROM_HF_RESNET),
+        options=resnet_options,
+    ),
     "hf-swin": _hugging_face(
         *("Hugging Face Swin", swin.HF_ANCHOR, swin.spec, swin.FROM_HF), options=swin_options
     ),
@@ -100,6 +111,10 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
     "dinov3-convnext": Family(
         *("ConvNeXt state dict", convnext.FACEBOOK_ANCHOR, convnext.spec, convnext.FROM_FACEBOOK),
         unused_prefixes=convnext.FACEBOOK_UNUSED,
+    ),
+    "hf-convnext": _hugging_face(
+        *("Hugging Face ConvNeXt", convnext.HF_ANCHOR, convnext.hf_spec, convnext.FROM_HF),
+        options=convolution_options,
     ),
     "hf-dinov3-convnext": Family(
         "Hugging Face DINOv3 ConvNeXt",

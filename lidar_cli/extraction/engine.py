@@ -26,7 +26,9 @@ from lidar_cli.extraction.view_cache import ViewCache
 from lidar_cli.runtime.device import cpu_count, free_memory
 from lidar_cli.runtime.prefetch import SideStream, prefetch, record_event, wait_event
 from lidar_cli.runtime.progress import Progress
+from lidar_cli.settings import PATCHES
 from lidar_cli.views.masks import Mask, group_by_length
+from lidar_cli.views.parameters import draw_patches
 
 T = TypeVar("T")
 Embedded = tuple[dict[str, Tensor], dict[str, Tensor]]  # views and clean images, by layer
@@ -79,7 +81,8 @@ class EmbeddingModel:
         if batch.masks is not None:
             images = batch.clean
             masked = self.embedder.embed_masked(batch.views, batch.masks, layers)
-        rows = self.embedder.embed(images, layers)
+        draws = self._patch_draws(batch, len(images)) if PATCHES in layers else None
+        rows = self.embedder.embed(images, layers, draws)
         views, clean = {}, {}
         for layer, width in layout.widths.items():
             shape = tuple(rows[layer].shape)
@@ -94,6 +97,13 @@ class EmbeddingModel:
                 masked[layer] if masked else plain.reshape(-1, max(1, layout.n_views), width)
             )
         return views, clean
+
+    def _patch_draws(self, batch: Batch, count: int) -> Tensor:
+        """Which patch of each of the batch's images is embedded, in the order of the images."""
+        samples = range(batch.start, batch.start + batch.size)
+        draws = draw_patches(self.plan.views.seed, samples, self.plan.layout.n_views)
+        of_views = draws[:, :-1].ravel()[: count - batch.size]
+        return torch.from_numpy(np.concatenate([of_views, draws[:, -1]]))
 
 
 def embed_all(

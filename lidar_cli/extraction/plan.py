@@ -18,7 +18,7 @@ from lidar_cli.data.dataset import Samples, parse_bands
 from lidar_cli.data.open import sample_count
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
-from lidar_cli.settings import USUAL_IMAGE_SIZE, EmbedSettings, SampleSettings
+from lidar_cli.settings import PATCHES, USUAL_IMAGE_SIZE, EmbedSettings, SampleSettings
 from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import (
@@ -28,6 +28,9 @@ from lidar_cli.views.recipes import (
     pixel_statistics,
     statistics_text,
 )
+
+# How the token of the layer `patches` is chosen, see `draw_patches`.
+PATCH_DRAW = "token floor(u N) of N, row by row; u of seed, sample and view; one a view"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,12 @@ def choose_layers(option: str, available: Sequence[str]) -> list[str]:
         option = "projector" if "projector" in available else "backbone"
     names = [name.strip() for name in option.split(",") if name.strip()]
     for name in names:
+        if name == PATCHES and name not in available:
+            raise CheckpointError(
+                "no patch tokens in this checkpoint's backbone, as a Vision Transformer has: "
+                f"use --layer {available[0]}",
+                code="no-patches",
+            )
         if name not in available:
             raise CheckpointError(
                 f"no layer {name!r} in this checkpoint; it has {', '.join(available)}: "
@@ -240,8 +249,17 @@ def make_plan(
     check_channels(recipe, description, bands, path)
     views = Views(recipe, settings.seed, q, size, description.patch, bands)
     check_masks(views, description, path)
-    layers = choose_layers(settings.layer, list(description.widths))
-    widths = {layer: description.widths[layer] for layer in layers}
+    available = dict(description.widths)
+    if description.token_width is not None:
+        available[PATCHES] = description.token_width
+    layers = choose_layers(settings.layer, list(available))
+    widths = {layer: available[layer] for layer in layers}
+    if PATCHES in layers and recipe.masks is not None:
+        raise CheckpointError(
+            f"the views {recipe.name} hide patches, from whose tokens --layer {PATCHES} draws; "
+            "choose views without masks, such as --views simclr",
+            code="masked-patches",
+        )
     provenance = {
         "checkpoint": path,
         "sha256": digest,
@@ -274,6 +292,8 @@ def make_plan(
     }
     if bands:
         provenance["bands"] = ",".join(map(str, bands))
+    if PATCHES in layers:
+        provenance[PATCHES] = PATCH_DRAW
     if views.grid is not None:
         provenance["mask_grid"] = views.grid
     if settings.compile:

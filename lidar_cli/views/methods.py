@@ -281,6 +281,10 @@ DATA2VEC_FAIRSEQ = Recipe(name="data2vec-fairseq", masks=Blocks(masked=75 / 196)
 DATA2VEC2 = Recipe(name="data2vec2", masks=InverseBlocks())
 DATA2VEC2_CROP = replace(MAE, name="data2vec2-crop")
 
+# mlfoundations/open_clip: src/open_clip/transform.py. CLIP's views are an image and a text: this
+# crop is the only augmentation of images.
+CLIP = Recipe(name="clip", crop_scale=(0.9, 1.0), clean_resize=1.0)
+
 IDENTITY = Recipe(name="identity")
 
 RECIPES = {
@@ -288,7 +292,7 @@ RECIPES = {
     for recipe in (
         *(SIMCLR, SIMCLR_GOOGLE, SIMCLR_VISSL, SIMCLR_BOLTS, BYOL, BYOL_PYTORCH, VICREG, BARLOW),
         *(DINO, DINOV2, DINOV3, MOCO_V1, MOCO_V2, MOCO_V3, SWAV, MAE, SIMMIM, MASKFEAT),
-        *(IJEPA, IJEPA_CROP, CAPI, VJEPA2),
+        *(IJEPA, IJEPA_CROP, CAPI, VJEPA2, CLIP),
         *(IBOT, MSN, LEJEPA, EB_JEPA),
         *(LIGHTLY_TRAIN, LIGHTLY_TRAIN_DINO, LIGHTLY_TRAIN_DINOV2),
         *(DATA2VEC, DATA2VEC_CROP, DATA2VEC_FAIRSEQ, DATA2VEC2, DATA2VEC2_CROP, IDENTITY),

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from lidar_cli.views.recipes import Recipe
 
 CROP_ATTEMPTS = 10  # torchvision.transforms.RandomResizedCrop
+CLEAN = -1  # the number of the clean image among the views
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")  # numbers in `order`
 
 
@@ -34,6 +35,7 @@ class Slot(IntEnum):
     BLUR = 45
     SIGMA = 46
     SOLARISE = 47
+    PATCH = 48
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,15 @@ def _factors(recipe: Recipe, stream: Words) -> Floats:
     low = np.maximum(floor, centre - amount)
     factors: Floats = low + (centre + amount - low) * uniforms(stream, Slot.FACTOR, 4)
     return factors
+
+
+def draw_patches(seed: int, samples: Sequence[int], n_views: int) -> Floats:
+    """Which patch token of an image is embedded, [b, q + 1], as a share of all its patches.
+
+    Patch floor(u N) of N, row by row of the grid, for each view and then for the clean image: equal
+    patches of equal grids, whatever the batch.
+    """
+    return uniform(streams(seed, samples, [*range(n_views), CLEAN]), Slot.PATCH)
 
 
 Floats = npt.NDArray[np.float64]

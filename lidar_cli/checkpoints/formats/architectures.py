@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lidar_cli.checkpoints.formats.format import Branch, Format
+from lidar_cli.checkpoints.formats.format import Branch, Format, Head
 from lidar_cli.checkpoints.shapes import swin
 
 TORCHVISION = Format(
@@ -141,5 +141,125 @@ HF_SWIN = dataclasses.replace(
     unused=(*HF_UNUSED, r"decoder\.", *swin.BUFFERS),
 )
 
-HUGGINGFACE = (HF_VIT, HF_IJEPA, HF_DINOV2, HF_DATA2VEC, HF_SWIN)
+HF_SWIN_SIMMIM = dataclasses.replace(
+    HF_SWIN,
+    name="hf-swin-simmim",
+    title="Hugging Face, Swin for masked image modelling",
+    present=(*HF_SWIN.present, r"decoder\.0\.weight$"),
+    recipe="simmim",
+)
+
+# The position embedding is that of the file, of fixed sines and cosines. All patches are visible.
+HF_VITMAE = dataclasses.replace(
+    HF_VIT,
+    name="hf-vitmae",
+    title="Hugging Face, ViTMAE",
+    source="models/vit_mae/modeling_vit_mae.py of transformers 5.24",
+    absent=(r"decoder\.", *HF_VIT.absent),
+    config=(("model_type", "vit_mae"),),
+    needs_config=True,
+    recipe="mae",
+)
+HF_VITMAE_DECODER = dataclasses.replace(
+    HF_VITMAE,
+    name="hf-vitmae-pretraining",
+    title="Hugging Face, ViTMAE with its decoder",
+    present=(*HF_VIT.present, r"decoder\.decoder_pred\.weight$"),
+    absent=HF_VIT.absent,
+    config=(),
+    needs_config=False,
+    unused=(*HF_UNUSED, r"decoder\."),
+)
+
+HF_RESNET = dataclasses.replace(
+    HF_VIT,
+    name="hf-resnet",
+    title="Hugging Face, ResNet",
+    source="models/resnet/modeling_resnet.py of transformers 5.24",
+    present=(
+        r"embedder\.embedder\.convolution\.weight$",
+        r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight$",
+    ),
+    absent=(),
+    class_prefix=r"resnet\.",
+    backbones=("hf-resnet",),
+)
+
+HF_CONVNEXT = dataclasses.replace(
+    HF_VIT,
+    name="hf-convnext",
+    title="Hugging Face, ConvNeXt and ConvNeXt V2",
+    source="models/convnext/, models/convnextv2/ of transformers 5.24",
+    present=(
+        r"embeddings\.patch_embeddings\.weight$",
+        r"encoder\.stages\.0\.layers\.0\.dwconv\.weight$",
+    ),
+    absent=(),
+    class_prefix=r"convnext(v2)?\.",
+    backbones=("hf-convnext",),
+)
+
+# Text is not embedded. `position_ids` is a buffer of old files.
+CLIP_UNUSED = (
+    r"text_model\.", r"text_projection\.", r"logit_(scale|bias)$", r"embeddings\.position_ids$",
+    r"classifier\.",
+)  # fmt: skip
+HF_CLIP = dataclasses.replace(
+    HF_VIT,
+    name="hf-clip",
+    title="Hugging Face, CLIP",
+    source="models/clip/modeling_clip.py of transformers 5.24",
+    present=(
+        r"embeddings\.class_embedding$",
+        r"pre_layrnorm\.weight$",
+        r"encoder\.layers\.0\.self_attn\.q_proj\.weight$",
+    ),
+    absent=(),
+    class_prefix=r"vision_model\.",
+    branches=(Branch("encoder", "", Head("visual_projection.")),),
+    recipe="clip",
+    pixel_stats="clip",
+    backbones=("hf-clip",),
+    unused=CLIP_UNUSED,
+)
+HF_SIGLIP = dataclasses.replace(
+    HF_CLIP,
+    name="hf-siglip",
+    title="Hugging Face, SigLIP and SigLIP 2",
+    source="models/siglip/modeling_siglip.py of transformers 5.24",
+    present=(
+        r"embeddings\.patch_embedding\.weight$",
+        r"post_layernorm\.weight$",
+        r"encoder\.layers\.0\.self_attn\.q_proj\.weight$",
+    ),
+    absent=(r"embeddings\.class_embedding$",),
+    branches=(Branch("encoder", ""),),
+    pixel_stats="half",
+)
+# `visual.proj` is a matrix, not a layer, and not read.
+OPENAI_CLIP = dataclasses.replace(
+    HF_CLIP,
+    name="clip",
+    title="openai/CLIP and mlfoundations/open_clip, ViT",
+    example="open_clip_pytorch_model.bin",
+    source="clip/model.py; src/open_clip/transformer.py",
+    present=(
+        r"visual\.class_embedding$",
+        r"visual\.ln_pre\.weight$",
+        r"visual\.transformer\.resblocks\.0\.attn\.in_proj_weight$",
+    ),
+    class_prefix="",
+    branches=(Branch("encoder", "visual."),),
+    backbones=("openai-clip",),
+    unused=(
+        r"visual\.proj$", r"transformer\.", r"text\.", r"token_embedding\.", r"ln_final\.",
+        r"(positional_embedding|text_projection|logit_scale|logit_bias)$", r"attn_mask$",
+        r"(input_resolution|context_length|vocab_size)$",
+    ),
+)  # fmt: skip
+
+HUGGINGFACE = (
+    *(HF_VIT, HF_IJEPA, HF_DINOV2, HF_DATA2VEC, HF_SWIN, HF_SWIN_SIMMIM),
+    *(HF_VITMAE, HF_VITMAE_DECODER, HF_RESNET, HF_CONVNEXT, HF_CLIP, HF_SIGLIP, OPENAI_CLIP),
+)
 ARCHITECTURES = (TORCHVISION, TIMM)

@@ -13,6 +13,8 @@ from typing import Any
 
 from lidar_cli.checkpoints.shapes import vit
 from lidar_cli.checkpoints.shapes.spec import Rename, Value, renamed
+from lidar_cli.errors import SettingsError
+from lidar_cli.views.recipes import pixel_statistics, statistics_text
 
 USUAL_ATTENTION_HEADS = tuple(vit.HEADS.items())
 SMALL = 64  # pixels a side up to which images count as small, such as CIFAR's 32
@@ -108,6 +110,7 @@ class Format:
     keys: tuple[str, ...] = ()  # top-level keys that the file has
     absent_keys: tuple[str, ...] = ()  # top-level keys that the file does not have
     config: tuple[tuple[str, str], ...] = ()  # entries of config.json, if it has these keys
+    needs_config: bool = False  # whether the file has to have a config.json with these entries
     containers: tuple[str, ...] = ()  # containers that may hold the state dict; () for any
     nested: tuple[tuple[str, str], ...] = ()  # path of a nested dict -> prefix of its tensors
     class_prefix: str = ""  # pattern of a prefix on all names, which some classes add
@@ -135,7 +138,7 @@ class Format:
     @property
     def specificity(self) -> int:
         """The number of conditions, which decides between several formats that match."""
-        return len(self.present) + len(self.keys)
+        return len(self.present) + len(self.keys) + (len(self.config) if self.needs_config else 0)
 
     @property
     def why(self) -> str:
@@ -230,8 +233,20 @@ def _method(format: Format, names: Collection[str], method: object) -> tuple[Met
     )
 
 
+def _processor_stats(format: Format, mean: object, std: object) -> tuple[str, str]:
+    """As `_pixel_stats`, from the values in a preprocessor_config.json."""
+    file = "preprocessor_config.json"
+    try:
+        numbers = [",".join(map(str, part)) for part in (mean, std) if isinstance(part, list)]
+        return statistics_text(*pixel_statistics("/".join(numbers))), file
+    except SettingsError:
+        return format.pixel_stats, f"usual: {file} has no three of pixels in [0, 1]"
+
+
 def _pixel_stats(format: Format, arguments: Mapping[str, Any], small: bool) -> tuple[str, str]:
     """The pixel statistics, and their origin in words, '' if they are the format's."""
+    if "image_mean" in arguments:
+        return _processor_stats(format, arguments.get("image_mean"), arguments.get("image_std"))
     data = arguments.get("data")
     dataset = data.get("dataset") if isinstance(data, dict) else arguments.get("dataset")
     stats = dict(format.datasets).get(dataset) if isinstance(dataset, str) else None

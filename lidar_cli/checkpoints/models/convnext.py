@@ -27,7 +27,11 @@ class ConvNeXt(Backbone):
             patch_size=spec.patch,
             ls_init_value=1.0 if spec.gamma else None,
             norm_eps=spec.eps,
+            use_grn=spec.grn,
         )
+        if spec.head_eps is not None:
+            head: Any = self.model.head
+            head.norm.eps = spec.head_eps
 
     @property
     def weights(self) -> nn.Module:

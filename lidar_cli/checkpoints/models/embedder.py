@@ -29,12 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidar_cli.checkpoints.models.backbone import Backbone, MaskedBackbone
+from lidar_cli.checkpoints.models.backbone import Backbone, MaskedBackbone, select_tokens
 from lidar_cli.checkpoints.models.heads import Predictor
 from lidar_cli.checkpoints.models.user_module import embed
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription
 from lidar_cli.checkpoints.shapes.vit import grid_of
 from lidar_cli.errors import CheckpointError, SettingsError
+from lidar_cli.settings import PATCHES
 from lidar_cli.views.masks import Mask, full_mask, group_by_length, stack_masks
 
 
@@ -79,15 +80,29 @@ class Embedder:
             if isinstance(module, Backbone):
                 module.set_image_size(size)
 
-    def embed(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Layer -> embeddings [b, width] of normalised images [b, 3, S, S], in one forward pass.
+    def embed(
+        self, images: Tensor, layers: Sequence[str], draws: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Layer -> embeddings [b, width] of normalised images [b, 3, S, S].
 
+        All layers but `patches` are those of one forward pass. draws: numbers in [0, 1), [b], see
+        `draw_patches`; with them, the layer `patches` is the token of one patch of each image.
         Raises SettingsError for a layer that the checkpoint does not have.
         """
-        self._check_layers(layers)
+        others = [layer for layer in layers if layer != PATCHES or draws is None]
+        self._check_layers(others)
         with torch.inference_mode():
-            outputs = self._forward(images, layers)
+            outputs = self._forward(images, others) if others else {}
+            if draws is not None and PATCHES in layers:
+                outputs[PATCHES] = self._drawn_patches(images, draws)
         return {layer: outputs[layer] for layer in layers}
+
+    def _drawn_patches(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Patch token floor(u N) of each image's N, [b, width], after the last norm."""
+        backbone: Any = self.modules["backbone"]
+        tokens: Tensor = backbone.patch_tokens(images)
+        index = (draws * tokens.shape[1]).long().to(tokens.device)
+        return select_tokens(tokens, index.unsqueeze(1))[:, 0]
 
     def embed_masked(
         self, views: Tensor, masks: Sequence[Mask], layers: Sequence[str]

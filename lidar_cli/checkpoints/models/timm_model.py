@@ -83,6 +83,11 @@ class TimmBackbone(Backbone):
             raise refusal from error
         self.sides, self.image_size = (size, size), size
 
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Tokens [b, N, width] of all patches, without class token and registers."""
+        tokens: Tensor = self.model.forward_features(images)
+        return tokens[:, self.model.num_prefix_tokens :]
+
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, channels, S, S]."""
         embeddings: Tensor = self.model(images)
@@ -112,6 +117,12 @@ class TimmSpec(ModuleSpec):
     def channels(self) -> int:
         """Channels of the images."""
         return self.backbone.channels
+
+    @property
+    def token_width(self) -> int | None:  # type: ignore[override]
+        """The width of patch tokens, for a model whose features are tokens."""
+        model = self.backbone.model
+        return int(model.num_features) if hasattr(model, "num_prefix_tokens") else None
 
     @property
     def image_size(self) -> int | None:

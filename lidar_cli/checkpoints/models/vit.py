@@ -15,7 +15,7 @@ from lidar_cli.checkpoints.models.backbone import (
     resample_positions,
     select_tokens,
 )
-from lidar_cli.checkpoints.shapes.vit import ViTSpec, grid_of
+from lidar_cli.checkpoints.shapes.vit import POOL, ViTSpec, grid_of
 from lidar_cli.views.masks import Mask
 
 
@@ -29,6 +29,34 @@ def stem(spec: ViTSpec) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(into, spec.width, 1))
 
 
+def activation(name: str) -> Any:
+    """The class of an activation, or what creates its module."""
+    from timm.layers.activations import QuickGELU
+
+    classes = {"silu": nn.SiLU, "gelu": nn.GELU, "quick_gelu": QuickGELU}
+    return classes.get(name) or partial(nn.GELU, approximate="tanh")
+
+
+class AttentionPooling(nn.Module):
+    """The attention of a learnt probe to all tokens, then an MLP with a shortcut, as in SigLIP."""
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        from timm.layers.mlp import Mlp
+
+        self.probe = nn.Parameter(torch.empty(1, 1, spec.width))
+        self.attention = nn.MultiheadAttention(spec.width, spec.heads, batch_first=True)
+        self.layernorm = nn.LayerNorm(spec.width, eps=spec.eps)
+        act: Any = activation(spec.block_activation)
+        self.mlp = Mlp(spec.width, spec.mlp, act_layer=act)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[b, n, width] -> [b, width]."""
+        probe = self.probe.expand(len(tokens), -1, -1)
+        x: Tensor = self.attention(probe, tokens, tokens, need_weights=False)[0][:, 0]
+        return x + self.mlp(self.layernorm(x))  # type: ignore[no-any-return]
+
+
 class ViT(MaskedBackbone):
     """timm's VisionTransformer with one embedding per image, for any multiple of the patch size."""
 
@@ -38,6 +66,8 @@ class ViT(MaskedBackbone):
         from timm.models.vision_transformer import VisionTransformer
 
         pooled = spec.fc_norm or spec.mean_pooled or not spec.class_token
+        pool: Any = "avg" if pooled else "token"
+        silu = spec.swiglu and spec.gate == "silu"
         mlp: Any = partial(GluMlp, gate_last=False) if spec.swiglu else Mlp
         self.width = spec.output_width
         self.model: Any = VisionTransformer(
@@ -45,7 +75,7 @@ class ViT(MaskedBackbone):
             patch_size=spec.patch,
             in_chans=spec.channels,
             num_classes=0,
-            global_pool="avg" if pooled else "token",
+            global_pool="map" if spec.attention_pool else pool,
             embed_dim=spec.width,
             depth=spec.depth,
             num_heads=spec.heads,
@@ -62,9 +92,11 @@ class ViT(MaskedBackbone):
             fc_norm=spec.fc_norm,
             weight_init="skip",
             norm_layer=partial(nn.LayerNorm, eps=spec.eps),
-            act_layer=nn.SiLU if spec.swiglu and spec.gate == "silu" else nn.GELU,
+            act_layer=activation("silu" if silu else spec.block_activation),
             mlp_layer=mlp,
         )
+        if spec.attention_pool:
+            setattr(self.model, POOL, AttentionPooling(spec))
         if spec.stem:
             self.model.patch_embed.proj = stem(spec)
         positions = torch.empty(1, spec.tokens, spec.width)

@@ -11,6 +11,7 @@ zero_pp_rank_*_model_states.pt                           DeepSpeed, ZeRO 3
 shard-00001-model-*.safetensors                          torch's writer of safetensors in shards
 *.rank_0.pth, last_checkpoint.rank_0                     DINOv2's FSDP shards
 {'type': 'shard_list' or 'slice_list'}                   VISSL
+adapter_config.json + adapter_model.safetensors          peft's adapters, such as LoRA
 manifest.ocdbt, *.index + *.data-00000-of-00001          Orbax, TensorFlow
 
 Those in the first list are read, the others refused with a message that says how to join them.
@@ -29,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.reading.lazy_tensor import is_tensor
-from lidar_cli.errors import CheckpointError, first_line
+from lidar_cli.errors import CheckpointError, first_line, shortened
 from lidar_cli.runtime.files import open_regular, read_limited
 
 PREFIXES = {"hf-hub:": "", "timm:": "timm/"}  # prefix of a path -> prefix of the name on the Hub
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of peft, which are refused
+ADAPTER = "base_model.model."  # the prefix of their tensors
 MAX_CONFIG = 2**20  # bytes of a config.json
 EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as most models here do
 # Hugging Face's name of an activation -> the name here.
@@ -174,6 +177,9 @@ def _weights_in(folder: Path, names: Collection[str]) -> Path | None:
     for name in WEIGHTS:
         if name in names:
             return folder / name
+    for name in ADAPTERS:
+        if name in names:
+            return folder / name
     if any(name.endswith(".index.json") for name in names):
         raise CheckpointError(_join_sharded(folder, folder))
     if any(map(DCP_SHARD.fullmatch, names)):
@@ -244,6 +250,7 @@ def _text_of(file: Path) -> str:
 def read_config(path: Path) -> dict[str, Any] | None:
     """The config.json of a Hugging Face folder, or None.
 
+    It has `image_mean` and `image_std` of preprocessor_config.json too, if they are there and used.
     path: the folder, or the file with the weights in it.
     Raises CheckpointError if config.json is not a JSON object of at most MAX_CONFIG bytes.
     """
@@ -251,7 +258,12 @@ def read_config(path: Path) -> dict[str, Any] | None:
     file = folder / "config.json"
     if not (path.is_dir() or path.name in WEIGHTS) or not file.is_file():
         return None
-    return _json_object(file)
+    config = _json_object(file)
+    processor = read_arguments(file, "preprocessor_config.json")
+    if processor.get("do_normalize", True):
+        names = ("image_mean", "image_std")
+        config |= {name: processor[name] for name in names if name in processor}
+    return config
 
 
 def transformer_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -303,6 +315,15 @@ def vision_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
         raise _refusal(origin, "hidden_act", name, " or ".join(dict.fromkeys(ACTIVATIONS.values())))
     activation = {} if name is None else {"activation": ACTIVATIONS[name]}
     return transformer_options({**config, "hidden_act": "gelu"}, origin) | activation
+
+
+def resnet_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """No options; raises CheckpointError for a configuration that torchvision's ResNet lacks."""
+    values = {"downsample_in_bottleneck": False, "downsample_in_first_stage": False}
+    for name, expected in {**values, "hidden_act": "relu"}.items():
+        if config.get(name, expected) != expected:
+            raise _refusal(origin, name, config[name], str(expected))
+    return {}
 
 
 def rotary_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -382,6 +403,27 @@ def _is_of_stage_3(tree: Mapping[Any, Any]) -> bool:
     weights = tree.get("module") if "ds_version" in tree else None
     tensors = filter(is_tensor, weights.values()) if isinstance(weights, dict) else ()
     return any(tuple(tensor.shape) == (0,) for tensor in tensors)
+
+
+def refuse_adapter(path: Path, tree: object) -> None:
+    """Raise CheckpointError for peft's adapters, such as LoRA's, which are changes to a model."""
+    keys = [key for key in tree if isinstance(key, str)] if isinstance(tree, Mapping) else []
+    adapters = [key for key in keys if key.startswith(ADAPTER) or ".lora_A." in key]
+    if not adapters:
+        return
+    base = read_arguments(path, "adapter_config.json").get("base_model_name_or_path")
+    command = (
+        "import sys, peft, transformers; model = transformers.AutoModel.from_pretrained("
+        "sys.argv[1]); peft.PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload()"
+        ".save_pretrained(sys.argv[3])"
+    )
+    words = (str(base or "BASE_MODEL"), str(path.parent), f"{path.parent}-merged")
+    raise CheckpointError(
+        f"{path}: holds adapters of peft, such as {shortened(adapters[0])}, which change the "
+        "weights of another model; expected all weights; merge them with: "
+        f'python -c "{command}" {shlex.join(words)}',
+        code="adapter",
+    )
 
 
 def _refuse_parts(path: Path) -> None:

@@ -276,6 +276,8 @@ def _last(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 
 Weight = Union[LazyTensor, "Tensor"]  # in the file, or in memory
 PART = re.compile(r"(.+)@([012])")  # name of one part of a tensor that a file stores in parts
+# Name of a tensor that lacks leading axes of length 1, '+' each, or has too many of them, '-'.
+AXES = re.compile(r"(.+)@(\++|-)")
 PARTS = 3  # of such a tensor
 
 
@@ -304,11 +306,35 @@ class JoinedTensor(LazyTensor):
         return torch.cat([materialised(part) for part in self.parts])
 
 
+class Reshaped(JoinedTensor):
+    """A tensor with other axes of length 1."""
+
+    __slots__ = ()
+
+    def __init__(self, part: Weight, shape: tuple[int, ...]) -> None:
+        super().__init__((part,))
+        self.shape = shape
+
+    def materialise(self) -> Tensor:
+        """The tensor in memory; raises CheckpointError if the file cannot give it."""
+        return super().materialise().reshape(self.shape)
+
+
+def _with_axes(tensor: Weight, axes: str) -> Weight:
+    """The tensor with the axes that a mark asks for; unchanged if it cannot have them."""
+    shape = tuple(tensor.shape)
+    if not shape or (axes == "-" and set(shape[:-1]) - {1}):
+        return tensor
+    return Reshaped(tensor, shape[-1:] if axes == "-" else (1,) * len(axes) + shape)
+
+
 def join_parts(
     tensors: Mapping[str, Weight],
 ) -> tuple[dict[str, Weight], dict[str, tuple[str, ...]]]:
     """The tensors, with `NAME@0`, `NAME@1`, `NAME@2` joined to NAME; and each name's part names.
 
+    `NAME@+` becomes NAME with a leading axis of length 1, `NAME@++` with two, and `NAME@-` with its
+    last axis alone.
     Parts are not joined if one is missing or their shapes do not fit. The joined name is then
     missing, and the code that expects it reports this.
     """
@@ -326,6 +352,8 @@ def join_parts(
             joined[name], sources[name] = JoinedTensor(parts), names
     used = {part for names in sources.values() for part in names}
     for name, tensor in tensors.items():
-        if name not in used:
+        if (match := AXES.fullmatch(name)) and match[1] not in tensors:
+            joined[match[1]], sources[match[1]] = _with_axes(tensor, match[2]), (name,)
+        elif name not in used:
             joined[name], sources[name] = tensor, (name,)
     return joined, sources

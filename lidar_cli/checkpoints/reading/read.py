@@ -78,6 +78,7 @@ def read_contents(path: Path) -> Contents:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     contents = read_file(path)
     folder.refuse_shards(path, contents.tree, contents.stand_ins)
+    folder.refuse_adapter(path, contents.tree)
     return replace(contents, config=folder.read_config(local_path))
 
 

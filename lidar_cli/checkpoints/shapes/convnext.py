@@ -12,6 +12,7 @@ dinov3/models/convnext.py; transformers 5.24: models/dinov3_convnext.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from lidar_cli.checkpoints.shapes.spec import (
@@ -28,6 +29,8 @@ from lidar_cli.errors import CheckpointError
 ANCHOR = "stages.0.blocks.0.conv_dw.weight"
 FACEBOOK_ANCHOR = "downsample_layers.0.0.weight"
 HF_DINOV3_ANCHOR = "stages.0.downsample_layers.0.weight"
+HF_ANCHOR = "encoder.stages.0.layers.0.dwconv.weight"
+HF_EPS = 1e-12  # of the last norm
 STAGES = 4
 EPS = 1e-6
 NAMES: dict[tuple[tuple[int, ...], int], str] = {  # blocks a stage, channels of the first stage
@@ -54,6 +57,18 @@ FROM_HF_DINOV3 = (
     (r"(stages\.\d+\.blocks\.\d+\.)layer_norm\.", r"\1norm."),
     (r"(stages\.\d+\.blocks\.\d+\.)pointwise_conv([12])\.", r"\1mlp.fc\2."),
 )
+FROM_HF = (
+    (r"layernorm\.", "head.norm."),
+    (r"embeddings\.patch_embeddings\.", "stem.0."),
+    (r"embeddings\.layernorm\.", "stem.1."),
+    (r"encoder\.(stages\.\d+\.)downsampling_layer\.", r"\1downsample."),
+    (r"encoder\.(stages\.\d+\.)layers\.", r"\1blocks."),
+    (r"(stages\.\d+\.blocks\.\d+\.)layer_scale_parameter$", r"\1gamma"),
+    (r"(stages\.\d+\.blocks\.\d+\.)dwconv\.", r"\1conv_dw."),
+    (r"(stages\.\d+\.blocks\.\d+\.)layernorm\.", r"\1norm."),
+    (r"(stages\.\d+\.blocks\.\d+\.)pwconv([12])\.", r"\1mlp.fc\2."),
+    (r"(stages\.\d+\.blocks\.\d+\.)grn\.(\w+)$", r"\1mlp.grn.\2@-"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +82,8 @@ class ConvNeXtSpec(ModuleSpec):
     kernel: int  # side of the depthwise convolutions
     gamma: bool  # whether a block's output is scaled
     eps: float  # of LayerNorm
+    head_eps: float | None = None  # of the last one, None for the same
+    grn: bool = False  # whether MLPs have ConvNeXt V2's global response normalisation
 
     @property
     def width(self) -> int:
@@ -81,10 +98,11 @@ class ConvNeXtSpec(ModuleSpec):
     def arch(self) -> str:
         """Such as 'convnext_tiny'."""
         name = NAMES.get((self.depths, self.dims[0]))
+        kind = "convnextv2" if self.grn else "convnext"
         if name and self.dims == tuple(self.dims[0] * 2**i for i in range(STAGES)):
-            return f"convnext_{name}"
+            return f"{kind}_{name}"
         sizes = [f"{'-'.join(map(str, sizes))}" for sizes in (self.depths, self.dims)]
-        return with_notes("convnext", [f"depths {sizes[0]}", f"channels {sizes[1]}"])
+        return with_notes(kind, [f"depths {sizes[0]}", f"channels {sizes[1]}"])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """timm's name -> shape of every tensor of the module."""
@@ -101,6 +119,8 @@ class ConvNeXtSpec(ModuleSpec):
             block |= layernorm("norm", width)
             block |= linear("mlp.fc1", 4 * width, width) | linear("mlp.fc2", width, 4 * width)
             block |= {"gamma": (width,)} if self.gamma else {}
+            if self.grn:
+                block |= layernorm("mlp.grn", 4 * width)
             shapes |= repeated(f"stages.{stage}.blocks", depth, block)
         return shapes
 
@@ -128,10 +148,20 @@ def spec(shapes: Shapes, origin: str, *, eps: float | None = None) -> ConvNeXtSp
         channels=stem[1],
         kernel=first[0][2],
         gamma="stages.0.blocks.0.gamma" in shapes,
+        grn="stages.0.blocks.0.mlp.grn.weight" in shapes,
         eps=EPS if eps is None else eps,
         why={"eps": USUAL} if eps is None else {},
         decided={} if eps is None else {"eps": f"config.json has layer_norm_eps {eps:g}"},
     )
+
+
+def hf_spec(shapes: Shapes, origin: str, *, eps: float | None = None) -> ConvNeXtSpec:
+    """The spec of Hugging Face's ConvNeXt or ConvNeXt V2, by timm's names; see `spec`.
+
+    eps: of the last norm; that of the others is in the library's code.
+    """
+    made = spec(shapes, origin, eps=EPS).decide("eps", "Hugging Face's code has 1e-6")
+    return dataclasses.replace(made, head_eps=HF_EPS if eps is None else eps)
 
 
 def _numbers(shapes: Shapes, blocks: str) -> set[str]:

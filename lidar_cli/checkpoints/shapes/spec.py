@@ -55,6 +55,7 @@ class ModuleSpec:
     why: Mapping[str, str] = field(default_factory=dict)  # open key -> origin of its value
     decided: Mapping[str, str] = field(default_factory=dict)  # other key -> what determines it
 
+    token_width: ClassVar[int | None] = None  # of patch tokens, for a backbone that keeps them
     any_size: ClassVar[bool] = True  # whether the module takes images of other sizes
     notes: ClassVar[tuple[str, ...]] = ()  # other assumptions, in words
 
@@ -211,6 +212,7 @@ ASSUME_KEYS: dict[str, tuple[Callable[[str], Value], str]] = {
     "gate": _one_of("silu", "gelu"),
     "stem_padding": (lambda text: _number(text, int, 0, 8), "pixels, such as 1 or 2"),
     "stem_pool": _one_of("max", "none"),
+    "block_activation": _one_of("gelu", "quick_gelu", "gelu_tanh"),
     "strides": (_strides, "one a stage, such as 1,2,2,2"),
     GRID: (_grid, "rows x columns of patches, such as 14x28"),
     "pixel_stats": (_pixel_stats, "what --pixel-stats takes but auto"),
@@ -294,6 +296,7 @@ class CheckpointDescription:
     why: str = ""  # how the format was recognised
     branch_reason: str | None = None  # why the branch is not the default one
     patch: int | None = None  # pixels a side of a ViT's patches, None for other backbones
+    token_width: int | None = None  # of patch tokens, None for a backbone that keeps none
     selected: Mapping[str, str] = field(default_factory=dict)  # prefixes that the user gave
     channels: int = 3  # of the images that the backbone takes
     masks: tuple[str, ...] = ()  # mask rules that its embedding supports, see views/masks.py

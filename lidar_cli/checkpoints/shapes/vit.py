@@ -52,6 +52,7 @@ CHUNKED_ANCHOR = "blocks.0.0.attn.qkv.weight"
 TORCHVISION_ANCHOR = "encoder.layers.encoder_layer_0.ln_1.weight"
 MM_ANCHOR = "layers.0.ln1.weight"
 PATCHES = "patch_embed.proj"
+POOL = "attn_pool"
 
 HEADS = {128: 2, 192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
 NAMES = {
@@ -116,6 +117,11 @@ class TransformerSpec(ModuleSpec):
     channels: int = 3  # of the images
 
     @property
+    def token_width(self) -> int:  # type: ignore[override]
+        """The width of patch tokens."""
+        return self.width
+
+    @property
     def image_size(self) -> int:
         """Pixels a side of the images that the position embedding is for."""
         return self.grid * self.patch
@@ -164,6 +170,8 @@ class ViTSpec(TransformerSpec):
     gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
     mean_pooled: bool = False  # whether patch tokens are averaged though there is a class token
     embedding: tuple[int, ...] = ()  # shape of the weight of a last Linear layer, () without one
+    block_activation: str = "gelu"  # in MLPs that are no SwiGLUs: or 'quick_gelu', 'gelu_tanh'
+    attention_pool: bool = False  # whether a probe that attends to all tokens pools them, as SigLIP
     stem: tuple[int, ...] = ()  # channels of a convolutional stem's 3x3 layers, () without one
     tokens: int  # number of tokens that have a position embedding
     columns: int  # patches in a row of the grid
@@ -227,7 +235,9 @@ class ViTSpec(TransformerSpec):
             notes.append(f"{self.registers} registers")
         if self.swiglu:
             notes.append("SwiGLU")
-        if not self.class_token:
+        if self.attention_pool:
+            notes.append("attention pooling")
+        elif not self.class_token:
             notes.append("no class token")
         elif self.mean_pooled:
             notes.append("mean of patch tokens")
@@ -239,7 +249,8 @@ class ViTSpec(TransformerSpec):
 
     def masks(self, teacher: bool) -> tuple[str, ...]:
         """I-JEPA's rule, if the embedding is the mean of the patch tokens."""
-        return () if self.class_token or self.registers or self.fc_norm else ("multi-block",)
+        no_mean = self.class_token or self.registers or self.fc_norm or self.attention_pool
+        return () if no_mean else ("multi-block",)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """timm's name -> shape of every tensor of the module."""
@@ -261,6 +272,8 @@ class ViTSpec(TransformerSpec):
             shapes |= layernorm(name, width)
         if self.embedding:
             shapes |= embedding_shapes(self.embedding)
+        if self.attention_pool:
+            shapes |= _pool_shapes(width, self.mlp)
         return shapes | repeated("blocks", self.depth, self._block())
 
     def _block(self) -> dict[str, tuple[int, ...]]:
@@ -274,6 +287,18 @@ class ViTSpec(TransformerSpec):
         if self.layer_scale:
             shapes |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
         return shapes
+
+
+def _pool_shapes(width: int, mlp: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of an attention pooling, by Hugging Face's names."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "probe": (1, 1, width),
+        "attention.in_proj_weight": (3 * width, width),
+        "attention.in_proj_bias": (3 * width,),
+    }
+    shapes |= linear("attention.out_proj", width, width) | layernorm("layernorm", width)
+    shapes |= linear("mlp.fc1", mlp, width) | linear("mlp.fc2", width, mlp)
+    return {f"{POOL}.{name}": shape for name, shape in shapes.items()}
 
 
 def block_shapes(
@@ -350,6 +375,7 @@ def spec(
         resize=resize,
         position_offset=DINO_OFFSET if dinov2 else 0.0,
         embedding=shapes.get("embedding.weight", ()),
+        attention_pool=f"{POOL}.probe" in shapes,
         stem=stem,
         why=why,
         decided=decided,

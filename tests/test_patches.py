@@ -1,0 +1,127 @@
+"""`--layer patches`: one patch token an image and view, drawn by seed, sample and view."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import timm
+import torch
+from formats import FIXTURES
+from layouts import Weights
+from literal import assert_close, images
+from make import image_folder, lidar_here
+from torch import Tensor
+
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.views.parameters import draw_patches
+
+
+def literal_tokens(name: str, pixels: Tensor) -> Tensor:
+    """All patch tokens of a fixture, after the last norm, without class token and registers."""
+    w = Weights.of(FIXTURES[name]().tree)
+    embedded = torch.nn.functional.conv2d(
+        pixels, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=8
+    )
+    tokens = w.run_tokens("", embedded.flatten(2).transpose(1, 2), pool="none")
+    return tokens[:, -16:]
+
+
+@pytest.mark.parametrize("name", ["timm-vit", "dinov2-hub-registers"])
+@torch.no_grad()
+def test_the_token_is_that_of_the_literal_forward_pass(name: str, tmp_path: Path) -> None:
+    loaded = open_checkpoint(FIXTURES[name]().save(tmp_path))
+    pixels = images(32)
+    draws = torch.linspace(0, 0.999, len(pixels), dtype=torch.float64)
+    rows = loaded.embed(pixels, ["backbone", "patches"], draws)
+    expected = literal_tokens(name, pixels)
+    places = [int(u * 16) for u in draws.tolist()]
+    assert places[0] == 0
+    assert places[-1] == 15
+    assert_close(rows["patches"], torch.stack([expected[i, p] for i, p in enumerate(places)]))
+
+
+@torch.no_grad()
+def test_the_tokens_of_a_timm_model_by_name(tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224"
+    model = timm.create_model(name, num_classes=0, img_size=32, depth=12).eval()
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    loaded = open_checkpoint(tmp_path / "a.pth", arch=name)
+    assert loaded.description.token_width == 192
+    loaded.set_image_size(32)
+    pixels = images(32)
+    draws = torch.full((len(pixels),), 0.5, dtype=torch.float64)
+    rows = loaded.embed(pixels, ["patches"], draws)["patches"]
+    torch.testing.assert_close(rows, model.forward_features(pixels)[:, 1 + 2])
+
+
+def test_draws_depend_on_seed_sample_and_view_alone() -> None:
+    draws = draw_patches(3, range(500), 4)
+    assert draws.shape == (500, 5)
+    assert ((draws >= 0) & (draws < 1)).all()
+    assert abs(draws.mean() - 0.5) < 0.03
+    assert (draws[7:9] == draw_patches(3, [7, 8], 4)).all()
+    assert (draws[:, [0, 1, 4]] == draw_patches(3, range(500), 2)).all()  # the clean image's last
+    assert (draws != draw_patches(4, range(500), 4)).all()
+    assert len(np.unique(draws)) == draws.size
+
+
+def test_extract_stores_them_and_score_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With views that are the clean image, each row is one of that image's patch tokens."""
+    path = FIXTURES["timm-vit"]().save(tmp_path)
+    data = image_folder(tmp_path / "data", 5)
+
+    def run(*words: str | Path) -> str:
+        ended = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    options = ("--data", data, "-n", "5", "-q", "6", "--views", "identity", "--seed", "1")
+    for size in ("1", "4"):
+        out = tmp_path / f"{size}.h5"
+        run("extract", path, *options, "--layer", "patches", "--batch-size", size, "-o", out)
+    with h5py.File(tmp_path / "1.h5") as one, h5py.File(tmp_path / "4.h5") as four:
+        views, clean = one["embeddings/patches/views"][:], one["embeddings/patches/clean"][:]
+        np.testing.assert_allclose(views, four["embeddings/patches/views"][:], atol=1e-5)
+        np.testing.assert_allclose(clean, four["embeddings/patches/clean"][:], atol=1e-5)
+        provenance = json.loads(one.attrs["provenance"])
+    assert provenance["layers"] == ["patches"]
+    assert "floor(u N)" in provenance["patches"]
+    places = (draw_patches(1, range(5), 6) * 16).astype(int)
+    same = places[:, :6, None] == places[:, None, :6]
+    distance = np.abs(views[:, :, None] - views[:, None]).max(axis=-1)
+    assert (distance[same] < 1e-5).all()
+    assert (distance[~same] > 1e-3).all()
+    of_clean = places[:, :6] == places[:, 6:]
+    assert (np.abs(views - clean[:, None]).max(axis=-1)[of_clean] < 1e-5).all()
+    (scored,) = json.loads(run("score", tmp_path / "1.h5", "--json"))
+    assert (scored["layer"], scored["dim"], scored["n_views"]) == ("patches", 192, 6)
+
+
+def test_rank_fails_a_backbone_without_tokens_and_extract_refuses_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    for name in ("timm-vit", "torchvision-resnet", "timm-swin"):
+        (runs / name).mkdir()
+        FIXTURES[name]().save(runs / name)
+    data = image_folder(tmp_path / "data", 6)
+    options = ("--data", data, "-n", "6", "-q", "3", "--layer", "patches")
+    ended = lidar_here("rank", runs, *options, "--views", "simclr", "--image-size", "32",
+                       "--json", monkeypatch=monkeypatch, capfd=capfd)  # fmt: skip
+    assert ended.returncode == 4
+    assert ended.stdout.count("no patch tokens in this checkpoint's backbone") == 2
+    path = FIXTURES["ijepa"]().save(tmp_path)
+    ended = lidar_here(
+        *("extract", path, *options, "--branch", "student", "--image-size", "112"),
+        monkeypatch=monkeypatch,
+        capfd=capfd,
+    )
+    assert ended.returncode == 3
+    assert "views ijepa hide patches, from whose tokens --layer patches draws" in ended.stderr
