@@ -13,6 +13,11 @@ from lidar_cli.checkpoints.inspect import BranchSummary, FormatRow, Inspection
 from lidar_cli.errors import printable
 
 LABEL_WIDTH = 14
+CONTAINERS = (
+    "each in a file of torch.save, Lightning or safetensors, or in a folder of Hugging Face "
+    "(model.safetensors), torch.distributed.checkpoint (.metadata, *.distcp) or DeepSpeed "
+    "(mp_rank_00_model_states.pt)"
+)
 
 
 def to_json(records: Sequence[Inspection] | Sequence[FormatRow]) -> str:
