@@ -28,7 +28,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     previous_hook = sys.unraisablehook
     sys.unraisablehook = _resend_signal
-    _raise_on_sigterm()
+    _raise_on_signals()
     try:
         with safe_streams():
             _run()
@@ -72,24 +72,40 @@ class Terminated(SystemExit):
     """SIGTERM was received: clean up and end child processes, as for Ctrl-C."""
 
 
-def _raise_on_sigterm() -> None:
-    """Make SIGTERM raise Terminated, unless it has a handler already.
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. After a KeyboardInterrupt itself within exec() of a string, which dataclasses use,
+    Python ends with SIGINT in place of the exit status.
+    """
+
+
+def _raise_on_signals() -> None:
+    """Make SIGTERM raise Terminated and Ctrl-C Interrupted, unless they have a handler already.
 
     Not under torchrun, which ends all of its processes: cleaning up could block in a collective.
     """
     one_process = os.environ.get("WORLD_SIZE", "1") in ("", "1")
-    main_thread = threading.current_thread() is threading.main_thread()
-    if one_process and main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+    if one_process and threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
 
 
 def _terminate(*_: object) -> None:
     raise Terminated(TERMINATED)
 
 
+def _interrupt(*_: object) -> None:
+    raise Interrupted
+
+
 def _resend_signal(unraisable: UnraisableHookArgs) -> None:
     """Send a signal again whose exception was dropped because it was raised in a destructor."""
-    signals = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}
+    signals = {
+        KeyboardInterrupt: signal.SIGINT,
+        Interrupted: signal.SIGINT,
+        Terminated: signal.SIGTERM,
+    }
     number = signals.get(unraisable.exc_type)
     if number is not None:
         # threading.Thread.start waits for the thread; the signal could then come in this function.

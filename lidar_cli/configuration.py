@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lidar_cli.errors import SettingsError, first_line, nearest, shortened
-from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS
+from lidar_cli.settings import COMMANDS, EMBEDDED, EMBEDDED_DEFAULTS, DefaultCount
 
 CONFIG_NAME = "lidar.toml"
 LONGEST = 2**16  # characters of a configuration file
@@ -84,9 +84,12 @@ def resolve(
             raise SettingsError(
                 f"{where} = {str(value).lower()}: is not a switch", code="no-switch"
             )
+    values = _validate(cls, raw, origins)
     if "data" in origins and raw.get("data", EMBEDDED) == EMBEDDED:
-        raw = {"data": EMBEDDED, **EMBEDDED_DEFAULTS, **raw}
-    return Resolved(_validate(cls, raw, origins), origins)
+        counts = {name: DefaultCount(count) for name, count in EMBEDDED_DEFAULTS.items()}
+        unset = {name: count for name, count in counts.items() if name not in raw}
+        values = dataclasses.replace(values, **unset)  # type: ignore[type-var]
+    return Resolved(values, origins)
 
 
 def _as_pairs(assume: Any) -> Any:

@@ -15,11 +15,12 @@ EMBEDDED = "embedded"  # the value of --data for small images derived from those
 EMBEDDED_DEFAULTS = {"n_samples": 200, "n_views": 4}  # small enough for a first try anywhere
 
 LAYERS = ("backbone", "projector", "predictor")  # of a checkpoint; code of the user names its own
+USUAL_IMAGE_SIZE = 224  # where neither the weights nor the data determine one
 FEWEST_SAMPLES = 50  # that are embedded where the data hold fewer than the default
 
 
 class DefaultCount(int):
-    """A number of samples that nobody asked for: where the data hold fewer, all are embedded."""
+    """A number that nobody asked for. Of samples all are embedded where the data hold fewer."""
 
 
 # Every number has an upper bound, since a file that came with a download may set it.
@@ -90,7 +91,7 @@ class SampleSettings:
     data: str | None = setting(
         None,
         "Images: a folder, a .tar file, wds/NAME, hfds/NAME or torch/NAME [default: 'embedded', "
-        "toy pictures].",
+        "toy pictures, of which n is 200 and q is 4].",
         panel="Most used",
         value="FOLDER",
     )
@@ -123,7 +124,7 @@ class SampleSettings:
         panel="Most used",
     )
     n_views: Annotated[int, Ge(0), Le(1000)] = setting(
-        10,
+        DefaultCount(10),
         "Augmented views of each; 0 for none.",
         short="-q",
         panel="Most used",
@@ -134,9 +135,10 @@ class SampleSettings:
     seed: Seed = setting(0, "Seed of the draw of samples and views.", panel="Data")
     views: str = setting(
         "auto",
-        "View recipe: auto, simclr, simclr-google, simclr-vissl, byol, vicreg, barlow, dino, "
-        "dinov2, moco-v1, moco-v2, moco-v3, swav, mae, ijepa, ijepa-crop, data2vec, "
-        "data2vec-crop, data2vec-fairseq, data2vec2, data2vec2-crop, identity.",
+        "View recipe: auto, simclr, simclr-google, simclr-vissl, simclr-bolts, byol, byol-pytorch, "
+        "vicreg, barlow, dino, dinov2, dinov3, moco-v1, moco-v2, moco-v3, swav, mae, simmim, "
+        "maskfeat, ijepa, ijepa-crop, capi, vjepa2, data2vec, data2vec-crop, data2vec-fairseq, "
+        "data2vec2, data2vec2-crop, identity.",
         panel="Data",
         value="RECIPE",
     )
@@ -187,15 +189,29 @@ class FormatSettings:
     )
     branch: str = setting(
         "auto",
-        "student or teacher [auto: the one that the method's authors evaluate].",
+        "student or teacher, or the file's word for it, such as target_encoder [auto: the one that "
+        "the method's authors evaluate].",
         panel="Checkpoints",
         value="BRANCH",
+    )
+    prefix: str | None = setting(
+        None,
+        "Where the backbone's names begin, such as student.backbone.; none for no prefix; no "
+        "SYSTEM is tried [default: read from the weights].",
+        panel="Checkpoints",
+        value="PREFIX",
+    )
+    projector_prefix: str | None = setting(
+        None,
+        "The same for the projector; none for no projector.",
+        panel="Checkpoints",
+        value="PREFIX",
     )
     assume: tuple[str, ...] = setting(
         (),
         "KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
-        "strides, pixel_stats or position_offset; can be repeated; SYSTEM:KEY=VALUE for the files "
-        "of one system [default: as inspect prints].",
+        "stem_pool, strides, grid, pixel_stats, position_offset, rope_base or frames; can be "
+        "repeated; SYSTEM:KEY=VALUE for the files of one system [default: as inspect prints].",
         panel="Checkpoints",
         value="KEY=VALUE",
     )

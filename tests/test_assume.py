@@ -15,7 +15,7 @@ from formats import FIXTURES
 from formats_solo import solo_learn_vicreg
 from formats_vissl import vissl_simclr
 from layouts import Weights, describe, lightning, mlp
-from make import image_folder, lidar_here
+from make import checkpoint, image_folder, lidar_here
 from raising import raises
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -545,7 +545,7 @@ def test_averaged_weights_beside_a_flat_state_dict(tmp_path: Path) -> None:
     assert description.container == "ema"
     assert description.ignored == ("head", "the weights beside ema (not averaged)")
     alone = save(tmp_path / "b.pt", {"epoch": 3, "ema": average})
-    assert open_checkpoint(alone, branch="ema").description.ignored == ("head",)
+    assert open_checkpoint(alone, branch="ema").description.ignored == ("ema.head",)
 
 
 def dinov3(queries: float = 0.0, keys: float = 0.0, periods: float = 1.0) -> dict[str, Tensor]:
@@ -576,7 +576,7 @@ def test_what_timms_conversion_drops_is_named_or_refused(tmp_path: Path) -> None
         assert description.ignored[0].endswith(" and 20 more")  # 12 biases, 12 masks, 2 others
     save(path, dinov3(queries=0.5))
     with pytest.raises(
-        CheckpointError, match=rf"drops blocks\.0\.attn\.qkv\.bias.*--arch {biased}"
+        CheckpointError, match=rf"leave out --arch {plain}.* drops blocks\.0\.attn\.qkv\.bias"
     ):
         open_checkpoint(path, arch=plain)
     model = open_checkpoint(path, arch=biased).modules["backbone"].model
@@ -584,6 +584,7 @@ def test_what_timms_conversion_drops_is_named_or_refused(tmp_path: Path) -> None
     save(path, dinov3(periods=1.1))
     with pytest.raises(CheckpointError, match=r"drops rope_embed\.periods, on which"):
         open_checkpoint(path, arch=plain)
+    assert open_checkpoint(path).description.format == "dinov3-hub"
 
 
 def test_a_hybrids_image_size_is_not_its_grid(tmp_path: Path) -> None:
@@ -596,3 +597,26 @@ def test_a_hybrids_image_size_is_not_its_grid(tmp_path: Path) -> None:
     x = pixels(224)
     with torch.no_grad():
         assert_close(loaded.embed(x, ["backbone"])["backbone"], model(x))
+
+
+def test_an_image_size_that_the_weights_leave_open_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By inspect, extract, rank and its dry run alike."""
+    command = functools.partial(lidar_here, monkeypatch=monkeypatch, capfd=capfd)
+    runs = checkpoint(tmp_path / "runs" / "a.pt").parent
+    images = image_folder(tmp_path / "images", 2)
+    inspected = command("inspect", runs / "a.pt").stdout
+    assert "not in the weights; 224 px, or the size of data whose images are all" in inspected
+    assert "at 224 px with the views simclr" in inspected
+    small = ("-n", 2, "-q", 2, "--device", "cpu")
+    dry = command("rank", runs, "--data", images, *small, "--dry-run")
+    assert ", 224 px, " in dry.stdout
+    assert "a.pt: assumed image_size=224 (usual; --image-size sets it)" in dry.stderr
+    toy = command("rank", runs, *small, "--dry-run")
+    assert ", 32 px, " in toy.stdout
+    assert "a.pt: assumed image_size=32 (of the data; --image-size sets it)" in toy.stderr
+    given = command("rank", runs, "--data", images, *small, "--image-size", 24, "--dry-run")
+    assert "image_size" not in given.stderr
+    done = command("extract", runs / "a.pt", *small, "-o", tmp_path / "a.h5")
+    assert "; image_size=32 (of the data; --image-size sets it)" in done.stderr

@@ -182,7 +182,7 @@ def test_file_of_fairseq_opens(tmp_path: Path) -> None:
         ({"rel_pos_bias.relative_position_bias_table": None}, "BEiT has positions missing"),
         ({"rel_pos_bias.relative_position_bias_table": None, "pos_embed": (1, 16, 192)},
          r"positions \[1, 16, 192\]"),
-        ({"patch_embed.proj.weight": (192, 1, 4, 4)}, r"patch embedding .* \[192, 1, 4, 4\]"),
+        ({"patch_embed.proj.weight": (192, 3, 4, 2)}, r"patch embedding .* \[192, 3, 4, 2\]"),
     ],
 )  # fmt: skip
 def test_impossible_shapes_are_named(

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make import lidar, lidar_anew
+from command import Command, run_command
+from make import environment, lidar, lidar_anew
 
 from lidar_cli.errors import LidarError
 from lidar_cli.settings import COMMANDS, flags
@@ -187,10 +188,7 @@ LEFT = "error: stdout cannot be written: Broken pipe; its reader ended before al
 def test_a_reader_that_leaves_early_is_one_line(words: list[str], views: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "lidar_cli", *words]
-    done = subprocess.run(
-        command, cwd=views.parent, stdout=writer, stderr=subprocess.PIPE, text=True
-    )
+    done = run_command(words, views.parent, environment(), stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (3, LEFT)
 
@@ -222,35 +220,40 @@ def test_closed_streams_leave_files_and_statuses_as_they_are(views: Path) -> Non
 )
 def test_names_that_cannot_be_encoded_are_escaped(encoding: str, views: Path) -> None:
     shown = {"ascii": "caf\\xe9", "latin-1": "caf\xe9", "utf-8": "caf\xe9"}[encoding]
+    # As PYTHONIOENCODING does where Python starts.
+    encoded = (
+        f"import sys\nsys.stdout.reconfigure(encoding={encoding!r}, errors='strict')\n"
+        "from lidar_cli.__main__ import main\nmain()"
+    )
     names = [b"caf\xc3\xa9.npy", b"a\xff$\\frac$.npy"]
     for name in names:
         shutil.copyfile(views, os.fsencode(views.parent) + b"/" + name)
     for words in ([], ["--csv"], ["--json", "--report", "p.html", "--plot", "p.svg"]):
-        command = [sys.executable, "-m", "lidar_cli", "score", *names, *words]
-        environment = os.environ | {"PYTHONIOENCODING": encoding}
-        done = subprocess.run(command, cwd=views.parent, env=environment, capture_output=True)
+        words = ["score", *map(os.fsdecode, names), *words]
+        with (views.parent / "printed").open("wb") as printed:
+            done = run_command(
+                words, views.parent, environment(), stdout=printed.fileno(), script=encoded
+            )
         assert done.returncode == 0, done.stderr
+        out = (views.parent / "printed").read_text(encoding)
         if "--json" in words:
-            assert [score["file"] for score in json.loads(done.stdout)] == [
-                *map(os.fsdecode, names)
-            ]
+            assert [score["file"] for score in json.loads(out)] == [*map(os.fsdecode, names)]
             page = (views.parent / "p.html").read_text(encoding="utf-8")
             assert "caf\xe9.npy" in page
             assert "a\\udcff$\\frac$.npy" in page
             assert (views.parent / "p.svg").stat().st_size > 1000
         else:
-            assert f"{shown}.npy" in done.stdout.decode(encoding)
-            assert "a\\udcff$\\frac$.npy" in done.stdout.decode(encoding)
+            assert f"{shown}.npy" in out
+            assert "a\\udcff$\\frac$.npy" in out
 
 
 def test_an_interrupt_leaves_with_130_and_no_trace(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lidar_cli", "demo", "d"]
-    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "d").exists() and running.poll() is None:
-        time.sleep(0.05)
-    time.sleep(1.0)  # the folder is there, so that training has begun and goes on for a minute
-    running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    with Command(["demo", "d"], tmp_path, environment()) as running:
+        while not (tmp_path / "d").exists() and running.poll() is None:
+            time.sleep(0.05)
+        time.sleep(1.0)  # the folder is there, so that training has begun and goes on for a minute
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     announcement, last = errors.splitlines()
     assert announcement.startswith("training 12 small networks")
@@ -310,18 +313,17 @@ def test_an_interrupt_before_the_command_is_answered_too(tmp_path: Path) -> None
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
 def test_a_full_disk_below_stderr_ends_no_work(views: Path) -> None:
-    def status(*words: str) -> tuple[int, bytes]:
+    def status(*words: str) -> tuple[int, str]:
         with Path("/dev/full").open("w") as full:
-            command = [sys.executable, "-m", "lidar_cli", *words]
-            done = subprocess.run(command, cwd=views.parent, stdout=subprocess.PIPE, stderr=full)
+            done = run_command(words, views.parent, environment(), stderr=full.fileno())
         return done.returncode, done.stdout
 
     (views.parent / "lidar.toml").write_text("delta = 1e-4\n")  # which a remark mentions
     code, numbers = status("score", views.name, "--json")
     assert code == 0
     assert json.loads(numbers)
-    assert status("score", "absent.npy") == (3, b"")
-    assert status("score", "--nonsense") == (2, b"")
+    assert status("score", "absent.npy") == (3, "")
+    assert status("score", "--nonsense") == (2, "")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "file/inside", "."])

@@ -236,9 +236,11 @@ def test_sentence_and_table(here: Path, lidar: Shell) -> None:
 def test_missing_intervals_and_values_have_reasons(here: Path, lidar: Shell) -> None:
     embedded(here / "a.h5", 0.6, n=8)
     embedded(here / "b.h5", 0.9, n=8, draw=4)
-    lines = lidar("compare", "a.h5", "b.h5").stdout.splitlines()
+    done = lidar("compare", "a.h5", "b.h5")
+    lines = done.stdout.splitlines()
     assert "whether that is more than chance is open: n = 8 is not above 2 d = 8" in lines[0]
-    assert lines[0].endswith("; give -n 9 or more of lidar extract.")
+    assert "Extract the feature files again with -n 9." in done.stderr
+    assert any(line.split() == ["metric", "a", "b", "difference"] for line in lines)  # no interval
     assert any(line.startswith("no difference of alpha_req: the fit reads") for line in lines)
     count = lidar("compare", "a.h5", "b.h5", "--by", "n_above_noise").stdout.splitlines()[0]
     assert "equal in n_above_noise" in count or count.endswith("and so no interval.")
@@ -355,10 +357,40 @@ def test_checkpoints_meet_in_the_cache_of_a_ranking(here: Path, images: Path, li
         lidar("compare", "runs/one", "runs/two", *small, "-n", 20, "--by", "rankme", "--json")
     )
     assert fewer["lidar"]["values"] != asked["lidar"]["values"]
+    # Without --data these would be toy pictures, which the user has not asked for.
+    files = set(Path("runs/.lidar").iterdir())
+    done = lidar("compare", "runs/one", "runs/two", "-n", 20)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"was embedded with those of {images}; add --data {images}, or --data em" in done.stderr
+    assert set(Path("runs/.lidar").iterdir()) == files
     shutil.rmtree("runs/.lidar")
     again = metrics(lidar("compare", "runs/two", "runs/one", *small, "--json"))
     assert again["lidar"]["values"] == asked["lidar"]["values"][::-1]
     assert len(list(Path(".lidar").glob("*.h5"))) == 2
+
+
+def test_cautions_are_those_of_a_ranking(here: Path, images: Path, lidar: Shell) -> None:
+    small = ("-n", 20, "-q", 2, "--image-size", 24)
+    for seed, name in enumerate(("one", "two")):
+        checkpoint(here / f"runs/{name}.pt", seed)
+    ranked = lidar("rank", "runs", "--data", images, *small).stderr.splitlines()
+    cautions = [line for line in ranked if line.startswith("caution: ")]
+    done = lidar("compare", "runs/one.pt", "runs/two.pt")
+    said = [line for line in done.stderr.splitlines() if line.startswith("caution: ")]
+    texts = [line.partition(" lidar rank ")[0].partition(" lidar compare ")[0] for line in cautions]
+    assert texts
+    assert [line.partition(" lidar compare ")[0] for line in said][: len(texts)] == texts
+    command = next(line for line in said if " -q " in line).partition(" (")[0]
+    assert f"lidar compare runs/one.pt runs/two.pt --device cpu --data {images} -n 20 " in command
+    # No more images are advised than the data hold.
+    few = image_folder(here / "few", 30)
+    words = ("compare", "runs/one.pt", "runs/two.pt", "--by", "rankme", "--layer", "backbone")
+    assert (
+        "It takes 40 images, and these data hold 30." in lidar(*words, "--data", few, *small).stderr
+    )
+    toy = lidar("compare", "runs/one.pt", "runs/two.pt", *small, "--data", "embedded")
+    last = toy.stderr.splitlines()[-1]
+    assert last.startswith("this difference is of toy pictures (small stand-in images), not your ")
 
 
 def test_scores_that_are_stored_alone_are_compared(here: Path, images: Path, lidar: Shell) -> None:
@@ -399,7 +431,15 @@ def test_cache_that_is_a_link_is_not_followed(here: Path, lidar: Shell) -> None:
 
 def test_a_number_of_samples_that_is_given_is_not_that_of_stored_embeddings() -> None:
     """Even if it is the default; without it, stored embeddings of fewer may be compared."""
-    for words, is_named in (({}, False), ({"n_samples": 1000}, True), ({"n_samples": 20}, True)):
+    for words, is_named in (
+        ({}, False),
+        ({"n_samples": 1000}, True),
+        ({"n_samples": 200}, True),  # the default of the embedded images
+        ({"n_views": 4}, True),
+        ({"n_views": 10}, True),
+        ({"data": "embedded"}, True),
+        ({"layer": "backbone"}, False),
+    ):
         given = resolve(CompareSettings, words, environment={}).values
         assert _names_embeddings(given) == is_named
 
@@ -437,6 +477,6 @@ def test_table_fits_a_terminal_of_80_columns(here: Path, monkeypatch: pytest.Mon
     lines = [re.sub("\x1b\\[[0-9;]*m", "", line).rstrip() for line in shown.splitlines()]
     assert max(map(len, lines)) <= 80
     (heading,) = [line for line in lines if line.startswith("metric")]
-    assert heading.split() == ["metric", "first", "second", "95%"]
+    assert heading.split() == ["metric", "a-...ong-1", "a-...ong-2", "95%"]
     (row,) = [line for line in lines if line.startswith("lidar ")]
     assert len(row.split()) >= 6  # values, difference and interval in one line

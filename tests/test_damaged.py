@@ -165,7 +165,7 @@ def check_bytes(
 
 
 def test_bytes(reading: Reading, sounds: dict[str, Sound], tmp_path: Path) -> None:
-    check_bytes(reading, sounds, tmp_path / "f", 120, first=0)
+    check_bytes(reading, sounds, tmp_path / "f", 60, first=0)
 
 
 # Structure
@@ -266,7 +266,7 @@ def check_edits(
 
 
 def test_structure(reading: Reading, sounds: dict[str, Sound], tmp_path: Path) -> None:
-    check_edits(reading, sounds, tmp_path / "f", 120, first=0)
+    check_edits(reading, sounds, tmp_path / "f", 60, first=0)
 
 
 @pytest.mark.nightly

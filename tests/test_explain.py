@@ -209,6 +209,20 @@ def test_other_words_of_the_output_lead_to_the_page_about_them() -> None:
     assert explain("noise_edge") == explain("noise_fraction")
 
 
+@pytest.mark.parametrize(
+    ("word", "title"),
+    [
+        ("tied", "# intervals: "),
+        ("verdict", "# intervals: "),
+        ("caution", "# planning: "),
+        ("drop", "# what-to-rank: "),
+        ("assumed", "**`--assume`**"),
+    ],
+)
+def test_words_that_rank_prints_are_topics(word: str, title: str) -> None:
+    assert explain(word).startswith(title)
+
+
 def test_a_mistyped_topic_gets_a_suggestion() -> None:
     ended = lidar("explain", "lidr", cwd=ROOT)
     assert ended.returncode == 2

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run_command
 from faults import N, replaced_in_place, told, values
 from make import checkpoint, environment, image_folder
 
@@ -146,14 +145,6 @@ def test_a_full_stdout_is_one_line(words: list[str], tmp_path: Path) -> None:
         pytest.skip("this system has no /dev/full")
     np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(30, 3, 8)))
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "lidar_cli", *words],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-            cwd=tmp_path,
-            env=environment(),
-        )
+        done = run_command(words, tmp_path, environment(), stdout=full.fileno())
     told = "error: stdout cannot be written: No space left on device; free some space\n"
     assert (done.returncode, done.stderr) == (3, told)

@@ -17,7 +17,8 @@ from torch import Tensor
 from lidar_cli.checkpoints.detect import detect, match_format
 from lidar_cli.checkpoints.families import FAMILIES, Family
 from lidar_cli.checkpoints.formats import FORMATS
-from lidar_cli.checkpoints.formats.format import numbered, renamed
+from lidar_cli.checkpoints.formats.format import numbered, renamed, training
+from lidar_cli.checkpoints.formats.openmmlab import OPENMMLAB
 from lidar_cli.checkpoints.models.weights import shapes, shapes_of
 from lidar_cli.checkpoints.open import build, open_checkpoint
 from lidar_cli.checkpoints.reading.read import as_dict, read_checkpoint, read_contents
@@ -421,6 +422,53 @@ def test_arch_and_format_go_together(tmp_path: Path) -> None:
     assert (loaded.description.format, loaded.description.branch) == ("dino", "teacher")
     embeddings = loaded.embed(pixels(64), ["projector"])["projector"]
     assert_close(embeddings, w.lin("teacher.head.mlp.0", model.eval()(pixels(64))).detach())
+
+
+@pytest.mark.parametrize("key", ["arch", "args"])
+def test_the_architecture_that_training_scripts_of_timm_save(key: str, tmp_path: Path) -> None:
+    """It is used where the shapes alone show none, in both sets of weights."""
+    raw, average = (timm.create_model("test_efficientnet", num_classes=5) for _ in range(2))
+    saved_arch = "test_efficientnet" if key == "arch" else {"model": "test_efficientnet"}
+    tree = {"state_dict": raw.state_dict(), "state_dict_ema": average.state_dict(), "metric": 1.0}
+    path = save(tmp_path / "a.pth.tar", tree | {key: saved_arch})
+    for branch, model in (("model", raw.eval()), ("state_dict_ema", average.eval())):
+        loaded = open_checkpoint(path, branch=branch)
+        assert loaded.description.arch == "test_efficientnet"
+        model.reset_classifier(0)
+        assert_close(loaded.embed(pixels(64), ["backbone"])["backbone"], model(pixels(64)).detach())
+    path = save(tmp_path / "b.pth.tar", tree | {"arch": "resnet18"})  # of another network
+    with raises(CheckpointError, "no-backbone"):
+        open_checkpoint(path)
+
+
+def test_an_average_that_mmengine_saves_is_a_branch(tmp_path: Path) -> None:
+    tree = FIXTURES["mmpretrain-swav"]().tree
+    average = Weights(1)
+    average.resnet("module.backbone.")
+    rest = {f"module.{k}": t for k, t in tree["state_dict"].items() if "backbone" not in k}
+    ema = {**average, **rest, "steps": torch.tensor(4)}
+    path = save(tmp_path / "a.pth", tree | {"ema_state_dict": ema})
+    for branch, of in (("model", Weights.of(tree["state_dict"])), ("ema", average)):
+        loaded = open_checkpoint(path, branch=branch)
+        assert (loaded.description.format, loaded.description.recipe) == ("mmpretrain", "swav")
+        prefix = "backbone." if branch == "model" else "module.backbone."
+        embeddings = loaded.embed(pixels(), ["backbone"])["backbone"]
+        assert_close(embeddings, of.run_resnet(prefix, pixels()))
+
+
+@pytest.mark.parametrize(
+    ("layers", "method"),
+    [
+        (("neck.projection_neck.0.weight",), "swav"),
+        (("neck.fc1.weight", "neck.bn1.running_mean"), "simclr-vissl"),
+        (("neck.fc1.weight", "neck.bn1.running_mean", "neck.fc2.weight"), "barlow"),
+        (("neck.fc2.weight", "neck.bn2.running_mean", "head.predictor.fc0.weight"), "moco-v2"),
+        (("head.fc.weight",), "simclr-vissl"),
+    ],
+)
+def test_views_of_mmpretrain_by_its_necks(layers: tuple[str, ...], method: str) -> None:
+    trained = training(OPENMMLAB[0], layers, {}, small=False)
+    assert (trained.recipe, trained.assumptions) == (method, ())
 
 
 def test_a_schedule_of_solo_learn_names_its_functions_and_calls_none(

@@ -297,7 +297,10 @@ def margin(share: float) -> float:
     return 3 * math.sqrt(share * (1 - share) / DRAWS)
 
 
-@pytest.mark.parametrize("spectrum", ["power law", "planted", "heavy tails"])
+@pytest.mark.parametrize(
+    "spectrum",
+    ["power law", pytest.param("planted", marks=pytest.mark.nightly), "heavy tails"],
+)
 def test_intervals_hold_the_expectation(simulation: ModuleType, spectrum: str) -> None:
     """At n = 200. It stood at n = 100 first, where heavy tails cover less than is demanded.
 

@@ -121,7 +121,7 @@ def test_odd_tables_are_told_at_once(
     ("more", "status", "message"),
     [
         (["--oracle", "absent.csv"], 3, "--oracle absent.csv: no such file"),
-        (["--oracle", "."], 3, "cannot be read: Is a directory"),
+        (["--oracle", "."], 3, "a folder; expected a CSV file with a header"),
         (["--oracle", "probe", "--params", "absent.csv"], 3, "--params absent.csv: no such file"),
         (["--params", "absent.csv"], 2, "--params groups accuracies by hyperparameter"),
     ],
@@ -137,6 +137,15 @@ def test_files_that_are_not_there(
     done = lidar_here("rank", tmp_path, *more, monkeypatch=monkeypatch, capfd=capfd)
     assert done.returncode == status
     assert message in done.stderr
+
+
+def test_a_mistyped_name_gets_the_nearest(tmp_path: Path) -> None:
+    table = written(tmp_path / "t.csv", "path,accuracy\nvicreg-1l,0.5\n")
+    rows = read_table(table, ("path", "accuracy"))
+    paths = [f"runs/{name}/last.pt" for name in ("vicreg-11", "simclr-02")]
+    names = {path: path.split("/")[1] for path in paths}
+    _, (line,) = match(rows, [(path, ()) for path in paths], "runs", names)
+    assert line.reason == "no such checkpoint; did you mean vicreg-11?"
 
 
 def test_a_line_means_one_checkpoint_or_none(

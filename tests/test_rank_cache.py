@@ -30,6 +30,7 @@ from rank_runs import (
 )
 from safetensors.torch import load_file, save_file
 
+from lidar_cli.errors import FeatureFileError
 from lidar_cli.extraction.measure import Measured
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.ranking import digests, dry_run
@@ -495,3 +496,28 @@ def test_a_dry_run_plans_the_layer_that_is_ranked(tmp_path: Path, rank: Shell) -
     with h5py.File(stored) as file:
         width = file["embeddings/backbone/clean"].shape[1]
     assert planned["disk_bytes"] == 4 * width * (N * Q + N)
+
+
+def test_a_cache_in_a_folder_below_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "outputs" / ".lidar"
+    cache.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    done = lidar_here("cache", monkeypatch=monkeypatch, capfd=capfd)
+    assert "name the directory that is ranked" in done.stderr
+    (cache / MARKER).touch()
+    done = lidar_here("cache", monkeypatch=monkeypatch, capfd=capfd)
+    assert done.returncode == 3
+    assert "no cache there; there is one with:  lidar cache outputs" in done.stderr
+
+
+def test_the_default_output_of_another_run_is_advised_a_name(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path)
+        path = checkpoint(tmp_path / "simclr/lightning_logs/version_0/checkpoints/last.ckpt")
+        Path("last.h5").touch()
+        with pytest.raises(FeatureFileError) as caught:
+            extract_checkpoint(path, ExtractSettings())
+    assert "perhaps of another checkpoint of this name" in str(caught.value)
+    assert "such as -o simclr-last.h5, or replace it with --overwrite" in str(caught.value)

@@ -38,17 +38,27 @@ PUBLISHED = {
     "swav": (0.14, LINEAR, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
     "dino": (0.4, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
     "dinov2": (0.32, CUBIC, 0.5, BYOL, 0.8, 0.2, (0.0, 0.9), (0, 0.2), BYOL_ORDER),
+    "dinov3": (0.32, CUBIC, 0.5, BYOL, 0.8, 0.2, (0.0, 0.9), (0, 0.2), BYOL_ORDER),
+    "capi": (0.6, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
+    "vjepa2": (0.3, LINEAR, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
     "ijepa-crop": (0.3, LINEAR, 0.0, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop"),
     "data2vec-crop": (0.08, CUBIC, 0.5, (0.4, 0.4, 0.4, 0.0), 1.0, 0, (0, 0), (0, 0),
                       "jitter flip crop"),
     "data2vec2-crop": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
+    "simclr-bolts": (0.08, LINEAR, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
+    "byol-pytorch": (0.08, LINEAR, 0.5, STRONG, 0.3, 0.2, (0.2, 0.2), (0, 0),
+                     "jitter grey flip crop blur"),
+    "simmim": (0.67, LINEAR, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
+    "maskfeat": (0.5, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
     "mae": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
 }  # fmt: skip
 PILLOW_BLUR = {"simclr-vissl", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "dino"}
-GLOBAL_CROPS = {"swav", "dino", "dinov2"}
+GLOBAL_CROPS = {"swav", "dino", "dinov2", "dinov3"}
 LINEAR_EVALUATION = {
     "simclr-vissl", "moco-v1", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "ijepa-crop",
+    "simclr-bolts", "byol-pytorch", "vjepa2",
 }  # fmt: skip
+CLEAN_RESIZE = {"simclr-bolts": 1.1, "byol-pytorch": 1.0}
 # Those whose views are the clean image under masks, with all constants of the rule.
 MASKED = {
     "ijepa": {
@@ -72,23 +82,23 @@ def test_a_recipe_has_the_constants_of_its_repository(name):
     low, interpolation, flip, jitter, jittered, grey, blur, solarise, order = PUBLISHED[name]
     assert recipe.name == name
     assert recipe.crop_scale == (low, 1)
-    assert recipe.crop_ratio == (0.75, 4 / 3)
+    assert recipe.crop_ratio == (0.75, 1.35 if name == "vjepa2" else 4 / 3)
     assert recipe.interpolation == interpolation
     assert (recipe.flip, recipe.grey) == (flip, grey)
     assert (recipe.jitter, recipe.jitter_probability) == (jitter, jittered)
     assert tuple(recipe.blur[j % len(recipe.blur)] for j in (0, 1)) == blur
     assert tuple(recipe.solarise[j % len(recipe.solarise)] for j in (0, 1)) == solarise
     if any(blur):
-        assert recipe.blur_sigma == (0.1, 2)
+        assert recipe.blur_sigma == ((1, 2) if name == "byol-pytorch" else (0.1, 2))
         assert recipe.blur_filter == ("pillow" if name in PILLOW_BLUR else "gaussian")
         if recipe.blur_filter == "gaussian":
-            assert recipe.kernel(224) == {"dinov2": 9}.get(name, 23)
+            assert recipe.kernel(224) == {"dinov2": 9, "dinov3": 9, "byol-pytorch": 3}.get(name, 23)
     used = order.split()
     assert [operation for operation in recipe.order if operation in used] == used
     assert recipe.mean == ((0, 0, 0) if name == "simclr-google" else (0.485, 0.456, 0.406))
     std = {"simclr-google": (1, 1, 1), "swav": (0.228, 0.224, 0.225)}.get(name, IMAGENET_STD)
     assert recipe.std == std
-    assert recipe.clean_resize == 256 / 224
+    assert recipe.clean_resize == CLEAN_RESIZE.get(name, 256 / 224)
     assert recipe.clean_crop == ("before" if name == "simclr-google" else "after")
     assert recipe.clean_interpolation == (LINEAR if name in LINEAR_EVALUATION else CUBIC)
     assert recipe.crops == ("global" if name in GLOBAL_CROPS else "all")

@@ -167,6 +167,22 @@ def test_runs_as_a_table(two_runs: Path, rank: Shell) -> None:
     assert "| epoch 39 |" in rank(two_runs, "--per-run", "--markdown").stdout
 
 
+def test_names_that_contradict_files_are_said(tmp_path: Path, rank: Shell) -> None:
+    runs = tmp_path / "runs"
+    for at, name in enumerate(("epoch_1.pth", "epoch_7.pth")):
+        save(runs / name, 2, 0.8 - 0.2 * at, epoch=at + 1)
+    done = rank(runs, "--per-run")
+    assert "runs: epoch_7: the epoch that the file records is used, its name says" in done.stderr
+
+
+def test_one_checkpoint_a_run_has_no_drop(tmp_path: Path, rank: Shell) -> None:
+    for at in (0, 1):
+        save(tmp_path / "runs" / f"{at}/last.pth", 2, 1.0 - 0.2 * at)
+    done = rank(tmp_path / "runs", "--per-run", "-n", 20)
+    assert "how much of that is chance is unknown" in done.stderr
+    assert "a drop may be noise" not in done.stderr
+
+
 def test_a_difference_inside_the_interval_is_a_tie(tmp_path: Path, rank: Shell) -> None:
     runs = tmp_path / "runs"
     for epoch, share in ((1, 0.8), (2, 0.6)):
@@ -321,6 +337,7 @@ def test_a_baseline_is_a_row_without_rank(two_runs: Path, rank: Shell) -> None:
         assert re.search(r"\] a/epoch=19\S* rankme ", done.stderr)
     ended = run_command(["cache", two_runs, "--json"], two_runs, environment())
     files = [file for file in json.loads(ended.stdout)["files"] if "untrained-" in file["name"]]
+    assert {file["checkpoint"] for file in files} == {"(untrained)"}
     assert len(files) >= 3
     assert all(file["unused"] is None for file in files)
 

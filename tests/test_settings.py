@@ -165,14 +165,14 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_embedded_images_have_other_defaults(given: dict[str, Any]) -> None:
     for cls in (ExtractSettings, RankSettings):
         values = resolve(cls, given, environment={}).values
-        assert values.data == "embedded"
+        assert values.data == given.get("data")
         assert (values.n_samples, values.n_views) == (200, 4)
     assert EMBEDDED_DEFAULTS == {"n_samples": 200, "n_views": 4}
 
 
 def test_what_is_given_stays_with_embedded_images() -> None:
     resolved = rank({"n_samples": 50}, "n_views = 7").values
-    assert (resolved.data, resolved.n_samples, resolved.n_views) == ("embedded", 50, 7)
+    assert (resolved.data, resolved.n_samples, resolved.n_views) == (None, 50, 7)
     resolved = rank({}, "", LIDAR_N_SAMPLES="60").values
     assert (resolved.n_samples, resolved.n_views) == (60, 4)
 

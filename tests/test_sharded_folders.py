@@ -115,7 +115,7 @@ def test_shards_of_two_processes_are_joined(tmp_path: Path) -> None:
     read.sha256(tmp_path / "f")
 
 
-@pytest.mark.parametrize("name", ["dino-vit", "mae", "vicreg", "moco-v3-vit", "vissl-swav"])
+@pytest.mark.parametrize("name", ["dinov3-training", "dino-vit", "mae", "vicreg", "vissl-swav"])
 def test_systems_are_recognised_as_in_one_file(name: str, tmp_path: Path) -> None:
     fixture = FIXTURES[name]()
     file = fixture.save(tmp_path)

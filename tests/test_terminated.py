@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import Command
 from make import environment
 
 pytestmark = pytest.mark.skipif(
@@ -27,6 +28,29 @@ from lidar_cli.runtime.processes import run_parallel
 if __name__ == "__main__":
     from test_terminated import sleep
     run_parallel(sleep, [(sys.argv[1], number) for number in range(2)], "sleeping", Progress())
+"""
+
+# A signal between the moment when a training exists and the one when its parent knows of it.
+SIGNALLED = """
+import os, sys
+from multiprocessing import util
+from lidar_cli.__main__ import main
+from lidar_cli.runtime import device
+
+training, number = int(sys.argv.pop()), int(sys.argv.pop())
+spawn, spawned = util.spawnv_passfds, []
+
+def spawn_and_signal(path, arguments, descriptors):
+    process = spawn(path, arguments, descriptors)
+    if any("spawn_main" in str(word) for word in arguments):
+        spawned.append(process)
+        if len(spawned) == training:
+            os.kill(os.getpid(), number)
+    return process
+
+device.cpu_count = lambda: 2
+util.spawnv_passfds = spawn_and_signal
+main()
 """
 
 
@@ -80,6 +104,25 @@ def test_children_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
             until(lambda: not alive(children))
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "training", "status", "word"),
+    [
+        (signal.SIGTERM, 1, 143, "terminated"),
+        (signal.SIGTERM, 2, 143, "terminated"),
+        (signal.SIGINT, 2, 130, "interrupted"),
+    ],
+)
+def test_a_signal_while_trainings_start_ends_all(
+    tmp_path: Path, number: int, training: int, status: int, word: str
+) -> None:
+    words = ["demo", tmp_path / "demo", number, training]
+    with Command(words, tmp_path, environment(), script=SIGNALLED) as process:
+        # Each training has the stream too, so that this returns when the last has ended.
+        _, said = process.communicate(PATIENCE)
+    assert process.returncode == status
+    assert said.splitlines()[1:] == [word]
 
 
 def test_sigterm_ends_the_demo_and_its_trainings(tmp_path: Path) -> None:

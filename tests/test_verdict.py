@@ -19,14 +19,13 @@ from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row, comparable
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.ranking import tied_text
-from lidar_cli.report.text import command_lines, shorten_names
+from lidar_cli.report.text import command_lines, format_duration, shorten_names
 from lidar_cli.report.verdict import (
     Advice,
     best_by,
     cautions,
     command_with,
     companions,
-    duration,
     scores_verdict,
     verdict,
 )
@@ -101,6 +100,7 @@ def test_off_a_terminal_the_verdict_goes_to_stderr(folder: Path) -> None:
     assert said in wide.stderr.splitlines()
     assert said not in wide.stdout
     assert "next" not in wide.stderr
+    assert wide.stderr.splitlines()[-1].endswith(" more remarks: --verbose")
     assert wide.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "lidar"]
     assert "first and 2 others: assumed " in wide.stderr
 
@@ -313,10 +313,30 @@ def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:
     assert advice.command.endswith("--delta 1e-07")
 
 
+def test_one_checkpoint_has_its_cautions() -> None:
+    alone = ranked(scored("a", 9.0, noise_fraction=0.6, ridge_share=0.1))
+    texts = [advice.text for advice in said(alone)]
+    assert texts[0].endswith("of what lidar counts in the checkpoint is view noise (q = 4).")
+
+    assert texts[1].startswith("delta = 0.0001 is large for the scale of the embedding: lidar")
+    (constant,) = said(ranked(scored("a", 9.0, normalized_std=0.0)))
+    assert constant.text.startswith("the embedding is constant or nearly so (normalized_std")
+
+
+def test_feature_files_are_to_be_extracted_again() -> None:
+    """Their n and q do not follow from the options of `lidar rank`."""
+    rows = [scored(name, 9.0 - at / 10, noise_fraction=0.6) for at, name in enumerate("ab")]
+    files = [replace(row, path=row.score.file) for row in rows]
+    noise, ties = said(ranked(*files))
+    assert (noise.command, ties.command) == ("", "")
+    assert noise.text.endswith("view noise (q = 4). Extract the feature files again with -q 18.")
+    assert ties.text.endswith("with 400 images. Extract the feature files again with -n 400.")
+
+
 def test_no_more_images_are_advised_than_there_are() -> None:
     rows = scored("a", 9.0), scored("b", 8.9)
     (advice,) = said(ranked(*rows, images=500, command=("rank", "runs", "-n100", "--json")))
-    assert advice.command == "lidar rank runs --json -n 400"
+    assert advice.command == "lidar rank runs -n 400"  # --json prints no cautions
     assert advice.text.endswith("intervals are half as wide with 400 images.")
     (advice,) = said(ranked(*rows, images=300))
     assert advice.command == "lidar rank '' -n 300"
@@ -389,8 +409,7 @@ def test_columns_without_a_value_make_room_for_others() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "about 1 second"), (40, "about 40 seconds"), (240, "about 4 minutes"),
-     (9000, "about 2 hours")],
-)  # fmt: skip
+    [(0.2, "0.2 s"), (40, "40 s"), (240, "4 min"), (9000, "2 h 30 min")],
+)
 def test_a_time_in_words(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

@@ -267,7 +267,7 @@ def test_epsilon_and_heads_are_parameters_that_matter() -> None:
     assert (built(weights)(images(16)) - built(weights, heads=6)(images(16))).abs().max() > 1e-3
     unknown = vit.spec(named, "here")
     with pytest.raises(CheckpointError, match=r"width 24, whose number of attention heads"):
-        unknown.check_heads("here")
+        unknown.check_open("here")
 
 
 def test_the_architecture_names_its_parts() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
+from lidar_cli.checkpoints.formats.branches import AUTO, named_branch
 from lidar_cli.checkpoints.formats.format import (
     SMALL,
     Branch,
@@ -42,19 +43,6 @@ from lidar_cli.errors import CheckpointError
 
 # Counters that torch's AveragedModel and profilers save.
 COMMON_UNUSED = (r"n_averaged$", r"(.*\.)?total_(ops|params)$")
-BRANCHES = {  # value of --branch -> name of the branch
-    "auto": "auto",
-    "student": "student",
-    "encoder": "student",
-    "online": "student",
-    "query": "student",
-    "teacher": "teacher",
-    "target": "teacher",
-    "momentum": "teacher",
-    "ema": "teacher",
-    "key": "teacher",
-}
-
 Modules = dict[str, Assignment]  # layer -> its module, in the order of the forward pass
 
 
@@ -64,10 +52,13 @@ class Options:
 
     arch: str | None  # name of a timm model
     activation: str  # in the heads; 'auto' for the format's
-    branch: str  # a key of BRANCHES; 'auto' for the first branch that has all requested layers
+    branch: str  # a word for one; 'auto' for the first that has all requested layers
     layer: str  # value of `--layer`; heads that it does not need are ignored if they are not MLPs
     config: Mapping[str, Any] | None  # config.json of the folder
     assume: Mapping[str, Value]  # values of `--assume` for this file's system
+    entries: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the file's top level
+    prefix: str | None = None  # of the backbone, where no format is used; see fallback.py
+    projector_prefix: str | None = None
 
 
 def assign_by_format(
@@ -79,9 +70,10 @@ def assign_by_format(
     """
     present = [b for b in format.branches if _has_prefix(state, b.backbone)]
     branch, reason = _choose_branch(path, format, present, options)
-    backbone = _assign_backbone(path, format, state, branch, options)
+    arguments = _arguments(path, format, options)
+    backbone = _assign_backbone(path, format, state, branch, options, arguments)
     rest = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
-    trained = _training(path, format, state, backbone)
+    trained = _training(format, state, backbone, arguments)
     # Removed before the heads are read: some counters are among their tensors.
     ignored = [*backbone.dropped, *_remove_matching(rest, COMMON_UNUSED)]
     usual = Assumed(trained.activation, trained.why_activation) if trained.activation else None
@@ -100,8 +92,8 @@ def assign_by_format(
         )
     description = describe(modules, state, tuple(ignored), branch.name)
     image_size = description.image_size
-    if image_size is not None and backbone.spec.any_size:
-        image_size = min(image_size, format.image_size or image_size)
+    if format.image_size is not None and backbone.spec.any_size:
+        image_size = min(format.image_size, image_size or format.image_size)
     stats = (
         {PIXEL_STATS: Assumed(trained.pixel_stats, trained.why_stats)} if trained.why_stats else {}
     )
@@ -146,6 +138,7 @@ def describe(
         assumed=assumed,
         assumptions=tuple(notes),
         branch=branch,
+        channels=getattr(spec, "channels", 3),
         patch=spec.patch if isinstance(spec, TransformerSpec) else None,
         masks=spec.masks(teacher=branch == "teacher"),
     )
@@ -158,11 +151,12 @@ def assign_mlp(
     width: int,
     usual: Assumed,
     options: Options,
+    gaps: tuple[tuple[int, str], ...] = (),
 ) -> Assignment:
     """The projector or predictor that these tensors form, whose input has `width` numbers.
 
     origin: the file and head that an error names. names: keys of `tensors` -> names of layers
-    within the head. usual: the activation if `--activation` is auto.
+    within the head. usual: the activation if `--activation` is auto. gaps: see `Head`.
     Raises CheckpointError if the layers form no MLP.
     """
     layers = {heads.numbered_name(name): tensors[key] for key, name in names.items()}
@@ -174,7 +168,7 @@ def assign_mlp(
     activation, why = options.activation, "--activation"
     if activation == "auto":
         activation, why = str(usual.value), usual.why
-    spec = heads.mlp_spec(shapes_of(layers), width, activation, origin, why)
+    spec = heads.mlp_spec(shapes_of(layers), width, activation, origin, why, gaps)
     spec = assume_all(spec, options.assume)
     compare(spec.shapes(), shapes_of(layers), origin)
     return Assignment(spec, layers)
@@ -188,10 +182,19 @@ def remove_by_prefix(rest: dict[str, Weight], prefixes: tuple[str, ...]) -> tupl
     return tuple(dict.fromkeys(prefix.rstrip(".") for prefix in matched.values()))
 
 
-def _training(path: Path, format: Format, state: StateDict, backbone: Assignment) -> Training:
-    """How the checkpoint was trained, by its names and the arguments saved next to it."""
+def _arguments(path: Path, format: Format, options: Options) -> Mapping[str, Any]:
+    """The arguments of the training run, in the file or next to it; {} if they were not saved."""
+    if format.arguments.endswith(".json"):
+        return folder.read_arguments(path, format.arguments)
+    inside = options.entries.get(format.arguments)
+    return inside if isinstance(inside, Mapping) else {}
+
+
+def _training(
+    format: Format, state: StateDict, backbone: Assignment, arguments: Mapping[str, Any]
+) -> Training:
+    """How the checkpoint was trained, by its names and the arguments of the run."""
     spec = backbone.spec
-    arguments = folder.read_arguments(path, format.arguments) if format.arguments else {}
     small = isinstance(spec, ResNetSpec) and spec.kernel == 3
     small = small or (spec.image_size or SMALL + 1) <= SMALL
     return training(format, state.tensors.keys(), arguments, small)
@@ -205,19 +208,20 @@ def _choose_branch(
     path: Path, format: Format, present: Sequence[Branch], options: Options
 ) -> tuple[Branch, str | None]:
     """The branch to use, by `--branch` or the requested layers, and why if not the default one."""
-    wanted = BRANCHES[options.branch]
     layers = {name.strip() for name in options.layer.split(",")} - {"", "auto", "backbone"}
     suitable = [branch for branch in present if layers <= branch.heads.keys()]
-    if wanted == "auto" and suitable and suitable[0] is not present[0]:
-        lacking = f"the {present[0].name} has no {' and '.join(sorted(layers))}"
-        return suitable[0], f"{lacking}, so the {suitable[0].name} is embedded"
-    for branch in present:
-        if wanted in ("auto", branch.name) or (wanted == "student" and branch.name == "encoder"):
-            return branch, None
     if not present:
         raise CheckpointError(
             f"{path}: {format.title} without a backbone; {NEXT}", code="no-backbone"
         )
+    if options.branch == AUTO:
+        if not suitable or suitable[0] is present[0]:
+            return present[0], None
+        lacking = f"the {present[0].name} has no {' and '.join(sorted(layers))}"
+        return suitable[0], f"{lacking}, so the {suitable[0].name} is embedded"
+    branch = named_branch(options.branch, present)
+    if branch is not None:
+        return branch, None
     raise CheckpointError(
         f"{path}: no branch {options.branch!r} in this checkpoint; it has "
         f"{', '.join(b.name for b in present)}: use --branch {present[0].name}",
@@ -226,15 +230,22 @@ def _choose_branch(
 
 
 def _assign_backbone(
-    path: Path, format: Format, state: StateDict, branch: Branch, options: Options
+    path: Path,
+    format: Format,
+    state: StateDict,
+    branch: Branch,
+    options: Options,
+    arguments: Mapping[str, Any],
 ) -> Assignment:
     prefix = branch.backbone
     keys = [key for key in state.tensors if key.startswith(prefix)]
     if options.arch is not None:
-        from lidar_cli.checkpoints.models.timm_model import assign_timm
+        from lidar_cli.checkpoints.models.timm_model import assign_timm, prefixes
 
         part = {key.removeprefix(prefix): state.tensors[key] for key in keys}
-        backbone = assign_timm(path, StateDict("", part, {}, ()), options.arch)
+        inside = StateDict("", part, {}, ())
+        inner, *_ = prefixes(options.arch, inside)
+        backbone = assign_timm(path, inside, options.arch, inner, options.assume)
         full = frozenset(prefix + key for key in backbone.keys)
         return dataclasses.replace(backbone, keys=full, prefix=prefix + backbone.prefix)
     keys_by_name: dict[str, str] = {}  # name in the family's files -> key of `state.tensors`
@@ -254,7 +265,7 @@ def _assign_backbone(
     family = _family(path, format, keys_by_name, state)
 
     def adjust(spec: Any) -> Any:
-        return assume_all(_with_format_values(spec, format), options.assume)
+        return assume_all(_with_format_values(spec, format, arguments), options.assume)
 
     return assign_backbone(
         path, family, keys_by_name, state.tensors, prefix, options.config, adjust
@@ -275,14 +286,20 @@ def _family(
     )
 
 
-def _with_format_values(spec: Any, format: Format) -> Any:
-    """The spec with the format's values for what the shapes leave open."""
+def _with_format_values(spec: Any, format: Format, arguments: Mapping[str, Any]) -> Any:
+    """The spec with the values of the format and the arguments for what the shapes leave open."""
     heads = dict(format.attention_heads).get(spec.width)
     offset, padding = format.position_offset, format.cifar_padding
-    values = {"heads": heads, "position_offset": offset, "stem_padding": padding}
+    values = {
+        "heads": heads, "position_offset": offset, "stem_padding": padding, "eps": format.eps,
+    }  # fmt: skip
     for key, value in values.items():
         if value is not None:
             spec = spec.assume(key, value, f"{format.name}'s")
+    for name, argument, key, implied in format.assumed:
+        if name in arguments and arguments[name] is argument:
+            how = f"{format.arguments} has {name} {argument}"
+            spec = spec.assume(key, implied, how).decide(key, how)
     if format.resize and hasattr(spec, "resize"):
         spec = dataclasses.replace(spec, resize=format.resize)
     return spec
@@ -346,7 +363,7 @@ def _assign_head(
     ignored += list(dict.fromkeys(key.rpartition(".")[0] for key in after))
     names = {key: name for key, name in names.items() if key not in after}
     origin = f"{path}: {head.prefix.rstrip('.')}"
-    return assign_mlp(origin, names, rest, width, usual, options) if names else None
+    return assign_mlp(origin, names, rest, width, usual, options, head.gaps) if names else None
 
 
 def _assign_token_predictor(

@@ -2,21 +2,21 @@
 
 The formats in formats/ are tried first, and the most specific match is used. A file that matches no
 format is read by the usual names of backbones and heads (fallback.py). torch is imported only if
-`--arch` or config.json names a timm model.
+`--arch`, config.json or the arguments in a file of unknown shapes name a timm model.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.assign import BRANCHES, Modules, Options, assign_by_format
-from lidar_cli.checkpoints.fallback import assign_by_usual_names
+from lidar_cli.checkpoints.assign import Modules, Options, assign_by_format
+from lidar_cli.checkpoints.fallback import NONE, assign_by_usual_names, clean_prefix, with_prefixes
 from lidar_cli.checkpoints.formats import FORMATS
+from lidar_cli.checkpoints.formats.branches import TEACHER, WORDS
 from lidar_cli.checkpoints.formats.format import Format, fits
 from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.reading.containers import (
@@ -60,10 +60,33 @@ def check_names(format: str, branch: str) -> None:
     if format not in names:
         hint = f"{nearest(format, names)} (lidar inspect --formats)"
         raise SettingsError(f"--format {format}: {hint}", code="no-such-format")
-    if branch not in BRANCHES:
+    if branch not in (words := branch_words()):
+        raise SettingsError(f"--branch {branch}: {nearest(branch, words)}", code="no-such-branch")
+
+
+def check_prefixes(
+    format: str, branch: str, prefix: str | None, projector_prefix: str | None
+) -> None:
+    """Raise SettingsError for `--prefix` with another option that names weights."""
+    option = "--projector-prefix" if prefix is None else "--prefix"
+    if (prefix or projector_prefix) and format not in ("auto", PLAIN):
         raise SettingsError(
-            f"--branch {branch}: {nearest(branch, list(BRANCHES))}", code="no-such-branch"
+            f"{option} names weights by their place, --format {format} by its description; leave "
+            "one of them out",
+            code="prefix-and-format",
         )
+    if prefix and branch != "auto":
+        raise SettingsError(
+            f"--prefix {prefix} and --branch {branch} both name a set of weights; leave one of "
+            "them out",
+            code="prefix-and-branch",
+        )
+
+
+def branch_words() -> list[str]:
+    """Every word that `--branch` takes, the most usual ones first."""
+    branches = [branch for entry in FORMATS for branch in entry.branches]
+    return list(dict.fromkeys([*WORDS, *(w for b in branches for w in (b.name, *b.aliases))]))
 
 
 def check_assumptions(assume: Sequence[str]) -> AssumeValues:
@@ -82,6 +105,8 @@ def detect(
     layer: str = "auto",
     config: Mapping[str, Any] | None = None,
     assume: Sequence[str] = (),
+    prefix: str | None = None,
+    projector_prefix: str | None = None,
 ) -> tuple[CheckpointDescription, Modules]:
     """The description of a checkpoint, and for each layer the module to build with its tensors.
 
@@ -89,47 +114,89 @@ def detect(
     whatever the shapes are. format: name of the only format to try, or 'plain' for none. branch:
     'student' or 'teacher'. layer: the value of `--layer`, by which an auto branch is chosen.
     config: config.json of a Hugging Face folder. assume: KEY=VALUE and SYSTEM:KEY=VALUE, for what
-    the weights leave open.
+    the weights leave open. prefix, projector_prefix: of the backbone and the projector, for which
+    no format is tried.
     Raises NoWeights if the file has no weights, CheckpointError if a tensor is missing or not
     recognised, and SettingsError for an arch unknown to timm, an unknown format or branch, or an
     assumption about something that the file determines.
     """
     check_names(format, branch)
-    assume_values = check_assumptions(assume)
+    check_prefixes(format, branch, prefix, projector_prefix)
+    given = {"prefix": prefix, "projector_prefix": projector_prefix}
+    selected: dict[str, Any] = {name: text for name, text in given.items() if text is not None}
+    assume_values, is_auto = check_assumptions(assume), branch == "auto"
     config_arch = _timm_name(path, config) if config and arch is None else None
-    match = match_format(path, tree, format, config)
+    system = PLAIN if selected else format
+    match = match_format(path, tree, system, config)
     ema_key = average_key(tree)
     if ema_key is not None and match is not None and _has_teacher(match[0]):
         ema_key = None  # the format has it as a branch, or it is reported as unused
     raw = raw_key(tree, ema_key) if ema_key is not None else None
-    use_average = ema_key is not None and BRANCHES[branch] == "teacher"
+    if prefix is not None or (match is None and raw is None):
+        ema_key = None  # `two_sets` names all sets of weights
+    use_average = ema_key is not None and WORDS.get(branch) == TEACHER
     if ema_key is not None and use_average:
         tree = with_average(tree, ema_key)
-        match = match_format(path, tree, format, config)
+        match = match_format(path, tree, system, config)
         branch = "auto"
     system = match[0].name if match else PLAIN
     options = Options(
-        arch or config_arch, activation, branch, layer, config, assume_values.of(system)
+        arch or config_arch,
+        *(activation, branch, layer, config, assume_values.of(system), tree),
+        **selected,
     )
     try:
         description, modules = _assign(path, tree, match, options)
     except CheckpointError as error:
-        if config_arch is None:
-            if arch is not None:
-                raise _with_recognised(path, tree, match, options, error) from error
+        second = _second_attempt(path, tree, match, options, config_arch)
+        if second is None and arch is not None:
+            raise _with_recognised(path, tree, match, options, error) from error
+        if second is None:
             raise
-        # timm saves a model's name even if it was built at another depth or width.
-        by_shapes = None
-        with suppress(CheckpointError):
-            by_shapes = _assign(path, tree, match, replace(options, arch=None))
-        if by_shapes is None or not _has_names_of(config_arch, by_shapes[1]):
-            raise
-        description, modules = by_shapes
-        note = f"not timm's {config_arch} that config.json names, whose tensors are others"
-        description = replace(description, assumptions=(*description.assumptions, note))
+        description, modules = second
     if ema_key is not None:
-        description = _with_average_as_branch(description, ema_key, raw, use_average)
-    return description, modules
+        description = _with_average_as_branch(description, ema_key, raw, use_average, is_auto)
+    selected = {name: clean_prefix(text) or NONE for name, text in selected.items()}
+    return replace(description, selected=selected), modules
+
+
+def _second_attempt(
+    path: Path,
+    tree: Mapping[str, Any],
+    match: Match | None,
+    options: Options,
+    config_arch: str | None,
+) -> tuple[CheckpointDescription, Modules] | None:
+    """The assignment without the arch of config.json, or with the one that the file records.
+
+    config_arch: name of the timm model in config.json. None if the other attempt fails too.
+    """
+    recorded = None if options.arch is not None else _recorded_arch(tree)
+    if config_arch is None and recorded is None:
+        return None
+    try:
+        description, modules = _assign(path, tree, match, replace(options, arch=recorded))
+    except CheckpointError:
+        return None
+    if config_arch is None:
+        return description, modules
+    # timm saves a model's name even if it was built at another depth or width.
+    if not _has_names_of(config_arch, modules):
+        return None
+    note = f"not timm's {config_arch} that config.json names, whose tensors are others"
+    return replace(description, assumptions=(*description.assumptions, note)), modules
+
+
+def _recorded_arch(tree: Mapping[str, Any]) -> str | None:
+    """The name of the timm model that the training scripts of timm and DeiT save; None without."""
+    arguments = tree.get("args")
+    names = [tree.get("arch"), arguments.get("model") if isinstance(arguments, Mapping) else None]
+    for name in [name for name in names if isinstance(name, str)]:
+        import timm
+
+        if timm.is_model(name):
+            return name
+    return None
 
 
 def _with_recognised(
@@ -263,11 +330,20 @@ def _has_keys(format: Format, tree: Mapping[str, Any], config: Mapping[str, Any]
 def _has_tensors(format: Format, state: StateDict) -> bool:
     """Whether the names and shapes of the tensors are those that the format requires."""
 
-    def square(pattern: str) -> bool:
-        matrices = [t for name, t in state.tensors.items() if re.match(pattern, name)]
-        return all(len(t.shape) == 2 and t.shape[0] == t.shape[1] for t in matrices)
+    def shapes(pattern: str) -> list[tuple[int, ...]]:
+        return [tuple(t.shape) for name, t in state.tensors.items() if re.match(pattern, name)]
 
-    return fits(state.tensors, format.present, format.absent) and all(map(square, format.square))
+    def square(pattern: str) -> bool:
+        return all(len(shape) == 2 and shape[0] == shape[1] for shape in shapes(pattern))
+
+    def has_axes(pattern: str, number: int) -> bool:
+        return all(len(shape) == number for shape in shapes(pattern))
+
+    return (
+        fits(state.tensors, format.present, format.absent)
+        and all(map(square, format.square))
+        and all(has_axes(*condition) for condition in format.axes)
+    )
 
 
 def _assign(
@@ -286,13 +362,8 @@ def _assign(
         description, modules = assign_by_format(path, *match, options)
     else:
         state = find_state_dict(path, tree)
+        state = with_prefixes(tree, state, options)
         description, modules = assign_by_usual_names(path, state, options)
-        if BRANCHES[options.branch] == "teacher":
-            raise CheckpointError(
-                f"{path}: no branch {options.branch!r} in this checkpoint; it has encoder: "
-                "leave --branch out",
-                code="no-branch",
-            )
     unused_entries = unused_names(tree, state.dicts)
     if unused_entries:
         ignored = (*description.ignored, first_few(unused_entries, 8))
@@ -330,16 +401,20 @@ def _has_teacher(format: Format) -> bool:
 
 
 def _with_average_as_branch(
-    description: CheckpointDescription, key: str, raw: str | None, averaged: bool
+    description: CheckpointDescription, key: str, raw: str | None, averaged: bool, is_auto: bool
 ) -> CheckpointDescription:
     """The description of a file that has averaged weights under `key` in addition to the raw ones.
 
-    raw: key of the raw weights, see `raw_key`. averaged: whether the averaged ones are used.
+    raw: key of the raw weights, see `raw_key`. averaged: whether these are used. is_auto: whether
+    the user named no branch.
     """
     branches = (*description.branches, "teacher")
     if not averaged:
         ignored = tuple(name for name in description.ignored if name != key)
-        return replace(description, branches=branches, ignored=(*ignored, key))
+        rule = f"two sets of weights: the trained one, not its average in {key} (--branch teacher)"
+        notes = (*description.assumptions, *([rule] if raw is not None and is_auto else []))
+        ignored = (*ignored, key)
+        return replace(description, branches=branches, ignored=ignored, assumptions=notes)
     rest = description.container.partition(".")[2]
     others = () if raw is None else (f"{raw or f'the weights beside {key}'} (not averaged)",)
     return replace(

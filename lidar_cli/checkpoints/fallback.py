@@ -1,20 +1,24 @@
 """Assigns the tensors of a file that no format matches: one backbone, and a projector.
 
-The backbone is found by a family's anchor; the text before the anchor is the backbone's prefix.
+A backbone is found by a family's anchor; the text before the anchor is the backbone's prefix. Two
+backbones of which one has a name of averaged or frozen weights are two branches, see `two_sets.py`.
 Every other tensor must belong to a projector or linear classifier with a usual name, or be one that
-only training needs; any other tensor raises an error.
+only training needs; any other tensor raises an error, unless `--prefix` names the backbone: then
+what is outside of it is named as unused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.assign import Modules, Options, assign_mlp, describe, remove_by_prefix
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
 from lidar_cli.checkpoints.models.weights import first_few
-from lidar_cli.checkpoints.reading.containers import StateDict
+from lidar_cli.checkpoints.reading.containers import StateDict, all_weights, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.spec import (
@@ -24,13 +28,25 @@ from lidar_cli.checkpoints.shapes.spec import (
     CheckpointDescription,
     assume_all,
 )
-from lidar_cli.errors import CheckpointError
+from lidar_cli.checkpoints.two_sets import Choice, choose, is_averaged, module_outside
+from lidar_cli.errors import CheckpointError, nearest
 
-PREFIXES = ("backbone", "encoder")  # preferred if there are several backbones
+NONE = "none"  # of --prefix: names without a prefix; of --projector-prefix: no projector
 PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head")
-CLASSIFIERS = ("fc", "head", "heads.head", "classifier", "online_classifier", "pooler.dense")
-# Saved by averaged models, by profilers, by masked training, and by BEiT (the grid determines it).
-UNUSED = ("n_averaged", "total_ops", "total_params", "mask_token", "relative_position_index")
+CLASSIFIERS = (
+    *("fc", "head", "heads.head", "head.fc", "classifier", "online_classifier", "pooler.dense"),
+)
+# Saved by averaged models, profilers and masked training, and what the grid determines.
+UNUSED = (
+    *("n_averaged", "total_ops", "total_params", "mask_token"),
+    *("relative_position_index", "attn_mask"),
+)
+PREDICTOR = re.compile(r"(^|\.|_)(predictor|prediction_head)$")
+# Modules after a backbone, or for training alone.
+HEAD = re.compile(
+    r"(\w+_)?(projector|projection|head|heads|predictor|prediction|mlp|fc|classifier|decoder|neck"
+    r"|prototypes|queue|center|last_layer|loss|criterion)(\d+|_\w+)?"
+)
 
 
 def assign_by_usual_names(
@@ -41,40 +57,121 @@ def assign_by_usual_names(
     Raises CheckpointError if a tensor is missing or unknown, SettingsError for an arch unknown to
     timm.
     """
-    backbone = _assign_backbone(path, state, options)
+    prefixes = _prefixes(state, options)
+    if options.prefix is None:
+        choice = choose(path, list(prefixes), options.branch, _no_backbone(path, state))
+    else:
+        choice = Choice(_given_prefix(path, state, options.prefix, list(prefixes)))
+    backbone = _assign_backbone(path, state, choice.prefix, prefixes[choice.prefix], options)
     rest = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
-    levels = _levels(backbone.prefix)
     ignored = backbone.dropped + remove_by_prefix(rest, backbone.unused_prefixes)
+    ignored += _remove_other_sets(rest, choice)
+    levels = [*_levels(backbone.prefix)]
+    ignored += _remove_predictors(rest, backbone)
     ignored += _remove_unused(rest, levels, CLASSIFIERS + backbone.classifiers)
     modules = {"backbone": backbone}
-    candidates = _projector_candidates(rest, levels)
+    candidates = _projector_candidates(rest, levels, choice)
+    chosen = _chosen_projector(path, rest, candidates, options)
     try:
-        if candidates:
-            modules["projector"] = _assign_projector(path, rest, candidates, backbone, options)
+        if chosen:
+            modules["projector"] = _assign_projector(path, rest, chosen, backbone, options)
     except CheckpointError as error:
         if heads.is_needed(options.layer, "projector", ()):
             message = f"{error}; or do without it: --layer backbone"
             raise CheckpointError(message, code=error.code) from error
-        ignored += tuple(f"{name} (not read)" for name in candidates)
-    for key in [key for key in rest if key.startswith(tuple(f"{name}." for name in candidates))]:
+        chosen = []
+    ignored += tuple(f"{name} (not read)" for name in candidates if name not in chosen)
+    for key in [key for key in rest if key.startswith(tuple(f"{n}." for n in candidates + chosen))]:
         del rest[key]
-    unknown = [state.originals[name] for name in rest] + list(state.others)
-    if unknown:
-        raise CheckpointError(
-            f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
-            f"{first_few(unknown)}; expected at most a projector and a linear classifier; {NEXT}",
-            code="unknown-entries",
-        )
-    return describe(modules, state, ignored), modules
+    ignored += _remove_outside(rest, backbone, options)
+    _check_all_understood(path, state, rest, backbone, options)
+    description = describe(modules, state, ignored, choice.branch)
+    assumptions = (*description.assumptions, *choice.assumptions)
+    return dataclasses.replace(
+        description, branches=choice.branches, assumptions=assumptions
+    ), modules
 
 
-def _assign_backbone(path: Path, state: StateDict, options: Options) -> Assignment:
-    """timm's model if `--arch` names one, else the backbone whose anchor is in the state dict."""
+def _prefixes(state: StateDict, options: Options) -> dict[str, Family | None]:
+    """Prefix of a backbone -> its family, None for timm's model that `--arch` names."""
     if options.arch is not None:
+        from lidar_cli.checkpoints.models.timm_model import prefixes
+
+        return dict.fromkeys(prefixes(options.arch, state))
+    families: dict[str, Family | None] = {}
+    special: tuple[str, ...] = ()  # prefixes at which a special family matches
+    for family in sorted(FAMILIES.values(), key=lambda family: not family.special):
+        matching = [
+            key.removesuffix(family.anchor)
+            for key in state.tensors
+            if key == family.anchor or key.endswith(f".{family.anchor}")
+            if family.axes in (None, len(state.tensors[key].shape))
+        ]
+        for prefix in matching:
+            if not prefix.startswith(special):
+                families.setdefault(prefix, family)
+        special += tuple(matching) if family.special else ()
+    return families
+
+
+def _no_backbone(path: Path, state: StateDict) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: {len(state.tensors)} tensors such as {first_few(state.originals.values())} form "
+        f"no known backbone; expected a ResNet or a ViT by torchvision's or timm's names; {NEXT}",
+        code="no-backbone",
+    )
+
+
+def clean_prefix(given: str) -> str:
+    """A prefix as names of a StateDict have it, '' for none."""
+    name = clean_name(given.strip("."))
+    return f"{name}." if name and given != NONE else ""
+
+
+def with_prefixes(tree: Mapping[str, Any], state: StateDict, options: Options) -> StateDict:
+    """The state dict, or the weights of all nested dicts if only these have the given prefixes."""
+    given = [one for one in (options.prefix, options.projector_prefix) if one is not None]
+
+    def count(one: StateDict) -> int:
+        return sum(any(n.startswith(clean_prefix(text)) for n in one.tensors) for text in given)
+
+    return max((state, all_weights(tree)), key=count) if given else state
+
+
+def _given_prefix(path: Path, state: StateDict, given: str, prefixes: list[str]) -> str:
+    """The prefix that `--prefix` names; raises CheckpointError if no backbone has it."""
+    prefix = clean_prefix(given)
+    if prefix in prefixes:
+        return prefix
+    names = [state.originals[name] for name in state.tensors if name.startswith(prefix)]
+    why = f"{path}: --prefix {given}: no tensor begins so"
+    if names:
+        why = (
+            f"{path}: --prefix {given}: {len(names)} tensors such as {first_few(names)} begin no "
+            "known backbone"
+        )
+    inside = [one for one in prefixes if one.startswith(prefix) and prefix]
+    hint = nearest(prefix, prefixes).removeprefix("did you mean ").removesuffix("?")
+    better = min(inside, key=len) if inside else hint if hint in prefixes else ""
+    better = better or (prefixes[0] if len(prefixes) == 1 else "")
+    if better:
+        end = f"did you mean --prefix {better}"
+    elif prefixes:
+        end = f"there are {first_few(prefixes, 6)}: --prefix {prefixes[0] or NONE}"
+    else:
+        end = NEXT
+    raise CheckpointError(f"{why}; {end}", code="wrong-prefix")
+
+
+def _assign_backbone(
+    path: Path, state: StateDict, prefix: str, family: Family | None, options: Options
+) -> Assignment:
+    """timm's model if `--arch` names one, else the backbone whose anchor is at the prefix."""
+    if family is None:
         from lidar_cli.checkpoints.models.timm_model import assign_timm
 
-        return assign_timm(path, state, options.arch)
-    family, prefix = _family(path, state)
+        assert options.arch is not None
+        return assign_timm(path, state, options.arch, prefix, options.assume)
     keys = {key.removeprefix(prefix): key for key in state.tensors if key.startswith(prefix)}
 
     def adjust(spec: Any) -> Any:
@@ -83,49 +180,29 @@ def _assign_backbone(path: Path, state: StateDict, options: Options) -> Assignme
     return assign_backbone(path, family, keys, state.tensors, prefix, options.config, adjust)
 
 
-def _family(path: Path, state: StateDict) -> tuple[Family, str]:
-    """The family and the prefix of the only backbone, or of the only one under a usual prefix.
-
-    Raises CheckpointError if there is none, or more than one.
-    """
-    backbones: list[tuple[Family, str]] = []
-    special: tuple[str, ...] = ()  # prefixes at which a special family matches
-    for family in sorted(FAMILIES.values(), key=lambda family: not family.special):
-        prefixes = [
-            key.removesuffix(family.anchor)
-            for key in state.tensors
-            if key == family.anchor or key.endswith(f".{family.anchor}")
-        ]
-        backbones += [(family, prefix) for prefix in prefixes if not prefix.startswith(special)]
-        special += tuple(prefixes) if family.special else ()
-    usual = [
-        (family, prefix)
-        for family, prefix in backbones
-        if set(prefix.split(".")[:-1]) <= set(PREFIXES)
-    ]
-    if len(backbones) > 1 and len(usual) == 1:
-        backbones = usual
-    if not backbones:
-        raise CheckpointError(
-            f"{path}: {len(state.tensors)} tensors such as {first_few(state.originals.values())} "
-            f"form no known backbone; expected a ResNet or a ViT by torchvision's or timm's names; "
-            f"{NEXT}",
-            code="no-backbone",
-        )
-    if len(backbones) > 1:
-        names = first_few([prefix or "(none)" for _, prefix in backbones])
-        raise CheckpointError(
-            f"{path}: {len(backbones)} backbones, under the prefixes {names}; expected one; "
-            "save the state dict of one of them alone",
-            code="several-backbones",
-        )
-    return backbones[0]
-
-
 def _levels(prefix: str) -> list[str]:
     """The prefix and all shorter ones: 'a.b.' -> ['', 'a.', 'a.b.']."""
     parts = prefix.split(".")[:-1]
     return ["".join(f"{part}." for part in parts[:i]) for i in range(len(parts) + 1)]
+
+
+def _remove_other_sets(rest: dict[str, Weight], choice: Choice) -> tuple[str, ...]:
+    """Remove the other sets of weights and their heads from `rest`; return their modules."""
+    if not choice.others:
+        return ()
+    averaged = is_averaged(choice.prefix)
+    tops = [module_outside(other, choice.prefix) for other in choice.others]
+    at_the_top = "" in choice.others  # the modules of another set are those of the file
+    ignored = []
+    for key in list(rest):
+        top = module_outside(key, choice.prefix)
+        is_head = HEAD.fullmatch(top.rpartition(".")[2]) is not None
+        shared = not key.startswith(choice.prefix) and is_averaged(top) != averaged
+        if top in tops or (shared and (at_the_top or is_head or is_averaged(top))):
+            ignored.append(top)
+            del rest[key]
+    modules = tuple(dict.fromkeys(ignored))
+    return (first_few(modules, 8),) if at_the_top else modules
 
 
 def _remove_unused(
@@ -147,30 +224,112 @@ def _remove_unused(
     return tuple(ignored)
 
 
-def _projector_candidates(rest: Mapping[str, Weight], levels: list[str]) -> list[str]:
-    """The modules in `rest` that have a usual name of a projector."""
-    return [
-        level + name
-        for level in levels
-        for name in PROJECTORS
-        if any(key.startswith(f"{level}{name}.") for key in rest)
-    ]
+def _remove_predictors(rest: dict[str, Weight], backbone: Assignment) -> tuple[str, ...]:
+    """Remove the modules after a projector, which no layer here needs; return their names."""
+    outside = {key: module_outside(key, backbone.prefix) for key in rest if _outside(key, backbone)}
+    predictors = {key: top for key, top in outside.items() if PREDICTOR.search(top)}
+    for key in predictors:
+        del rest[key]
+    return tuple(dict.fromkeys(f"{top} (not read)" for top in predictors.values()))
+
+
+def _projector_candidates(
+    rest: Mapping[str, Weight], levels: list[str], choice: Choice
+) -> list[str]:
+    """The modules in `rest` that have a usual name of a projector, such as momentum_projector."""
+    averaged = is_averaged(choice.prefix) and bool(choice.others)
+    candidates = []
+    for key in rest:
+        for level in levels:
+            name = key.removeprefix(level).partition(".")[0]
+            plain = re.sub(r"^(momentum|target|teacher|ema)_", "", name)
+            wanted = plain if averaged and not is_averaged(level) and plain != name else name
+            if key.startswith(level) and wanted in PROJECTORS and key != level + name:
+                candidates.append(level + name)
+    return list(dict.fromkeys(candidates))
+
+
+def _chosen_projector(
+    path: Path, rest: Mapping[str, Weight], candidates: Sequence[str], options: Options
+) -> list[str]:
+    """The projector's module: the only candidate, or what `--projector-prefix` names.
+
+    Raises CheckpointError for several candidates if a projector is needed, and for a prefix that no
+    tensor has.
+    """
+    given = options.projector_prefix
+    if given is None:
+        if len(candidates) > 1 and heads.is_needed(options.layer, "projector", ()):
+            raise CheckpointError(
+                f"{path}: {len(candidates)} projectors, {first_few(candidates)}; expected one; "
+                f"choose it, or {NONE}: --projector-prefix {candidates[0]}.",
+                code="several-projectors",
+            )
+        return list(candidates) if len(candidates) == 1 else []
+    prefix = clean_prefix(given)
+    if not prefix or any(key.startswith(prefix) for key in rest):
+        return [prefix.removesuffix(".")] if prefix else []
+    others = [f"{name}." for name in candidates] or [NONE]
+    hint = nearest(prefix, others).removeprefix("did you mean ").removesuffix("?")
+    better = hint if hint in others else others[0]
+    raise CheckpointError(
+        f"{path}: --projector-prefix {given}: no tensor outside the backbone begins so; expected "
+        f"a projector, or {NONE}: --projector-prefix {better}",
+        code="wrong-prefix",
+    )
 
 
 def _assign_projector(
     path: Path,
     rest: Mapping[str, Weight],
-    candidates: list[str],
+    chosen: list[str],
     backbone: Assignment,
     options: Options,
 ) -> Assignment:
-    if len(candidates) > 1:
-        raise CheckpointError(
-            f"{path}: {len(candidates)} projectors, {first_few(candidates)}; expected one; "
-            "name your own code with --model",
-            code="several-projectors",
-        )
-    prefix = f"{candidates[0]}."
+    prefix = f"{chosen[0]}."
     names = {key: key.removeprefix(prefix) for key in rest if key.startswith(prefix)}
-    origin, usual = f"{path}: {candidates[0]}", Assumed("relu", USUAL)
+    origin, usual = f"{path}: {chosen[0]}", Assumed("relu", USUAL)
     return assign_mlp(origin, names, rest, backbone.spec.width, usual, options)
+
+
+def _outside(key: str, backbone: Assignment) -> bool:
+    """Whether a tensor is outside the backbone, at the top level by the name of a head."""
+    if backbone.prefix:
+        return not key.startswith(backbone.prefix)
+    return "." in key and HEAD.fullmatch(key.partition(".")[0]) is not None
+
+
+def _remove_outside(
+    rest: dict[str, Weight], backbone: Assignment, options: Options
+) -> tuple[str, ...]:
+    """Remove what is outside a backbone that the user chose alone; return its modules."""
+    if options.prefix is None and heads.is_needed(options.layer, "projector", ("predictor",)):
+        return ()
+    outside = [key for key in rest if _outside(key, backbone)]
+    for key in outside:
+        del rest[key]
+    modules = dict.fromkeys(module_outside(key, backbone.prefix) for key in outside)
+    return tuple(f"{module} (not read)" for module in modules)
+
+
+def _check_all_understood(
+    path: Path,
+    state: StateDict,
+    rest: Mapping[str, Weight],
+    backbone: Assignment,
+    options: Options,
+) -> None:
+    """Raise CheckpointError for tensors, and other values next to them, that are not understood."""
+    others = [name for name in state.others if not _outside(clean_name(name), backbone)]
+    others = list(state.others) if options.prefix is None else others
+    unknown = [state.originals[name] for name in rest] + others
+    if not unknown:
+        return
+    outside = all(_outside(key, backbone) for key in (*rest, *map(clean_name, others)))
+    alone = f"or take the backbone alone: --prefix {backbone.prefix or NONE}"
+    raise CheckpointError(
+        f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
+        f"{first_few(unknown)}; expected at most a projector and a linear classifier; {NEXT}"
+        f"{f', {alone}' if outside and options.prefix is None else ''}",
+        code="unknown-entries",
+    )

@@ -13,9 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.models.weights import compare, shapes_of
-from lidar_cli.checkpoints.reading.folder import transformer_options
+from lidar_cli.checkpoints.reading.folder import (
+    convolution_options,
+    rotary_options,
+    swin_options,
+    transformer_options,
+)
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join_parts
-from lidar_cli.checkpoints.shapes import beit, data2vec2, resnet, vit
+from lidar_cli.checkpoints.shapes import (
+    beit,
+    convnext,
+    data2vec2,
+    poolformer,
+    resnet,
+    rope,
+    swin,
+    vit,
+    wide_resnet,
+)
 from lidar_cli.checkpoints.shapes import huggingface as hf
 from lidar_cli.checkpoints.shapes.spec import Assignment, Rename, renamed
 from lidar_cli.errors import CheckpointError
@@ -31,13 +46,15 @@ class Family:
     anchor: str  # name of a tensor, as in the file after the backbone's prefix
     spec: Callable[..., Any]  # (shapes by renamed names, name of the file) -> ModuleSpec
     rename: Rename = ()  # names in the file -> names that the spec uses
-    configured: bool = False  # whether `spec` takes values of a config.json
+    # The values of a config.json that `spec` takes; None for none.
+    options: Callable[[Mapping[str, Any], str], dict[str, Any]] | None = None
     special: bool = False  # takes precedence over the others at its prefix
+    axes: int | None = None  # number of axes of the anchor, None for any
     unused_prefixes: tuple[str, ...] = ()  # prefixes of tensors that only training needs
 
 
 _special = partial(Family, special=True)
-_hugging_face = partial(Family, configured=True, special=True)
+_hugging_face = partial(Family, options=transformer_options, special=True)
 
 FAMILIES: dict[str, Family] = {  # of several special ones that match, the first is used
     "data2vec": _special(
@@ -51,12 +68,52 @@ FAMILIES: dict[str, Family] = {  # of several special ones that match, the first
     "hf-beit": _hugging_face("Hugging Face BEiT", hf.BEIT_ANCHOR, hf.beit_spec, hf.FROM_HF_BEIT),
     "hf-dinov2": _hugging_face("Hugging Face DINOv2", hf.DINOV2_ANCHOR, hf.vit_spec, hf.FROM_HF),
     "hf-vit": _hugging_face("Hugging Face ViT", hf.VIT_ANCHOR, hf.vit_spec, hf.FROM_HF),
+    "hf-dinov3": Family(
+        *("Hugging Face DINOv3", rope.HF_DINOV3_ANCHOR, rope.dinov3_spec, rope.FROM_HF_DINOV3),
+        options=rotary_options,
+        special=True,
+        unused_prefixes=rope.HF_DINOV3_UNUSED,
+    ),
+    "hf-vjepa2": _hugging_face(
+        *("Hugging Face V-JEPA 2", rope.HF_VJEPA2_ANCHOR, rope.vjepa2_spec, rope.FROM_HF_VJEPA2),
+        unused_prefixes=rope.HF_VJEPA2_UNUSED,
+    ),
+    "dinov3": _special(
+        *("DINOv3 state dict", rope.DINOV3_ANCHOR, rope.dinov3_spec, rope.FROM_DINOV3),
+        unused_prefixes=rope.DINOV3_UNUSED,
+    ),
+    "capi": _special(
+        *("CAPI state dict", rope.CAPI_ANCHOR, rope.capi_spec, rope.FROM_CAPI),
+        unused_prefixes=rope.CAPI_UNUSED,
+    ),
+    "vjepa2": _special(
+        *("V-JEPA 2 state dict", rope.VJEPA2_ANCHOR, rope.vjepa2_spec, rope.FROM_VJEPA2), axes=5
+    ),
+    "hf-swin": _hugging_face(
+        *("Hugging Face Swin", swin.HF_ANCHOR, swin.spec, swin.FROM_HF), options=swin_options
+    ),
+    "swin": _special("Swin state dict", swin.ANCHOR, swin.spec, swin.FROM_MICROSOFT),
+    "timm-swin": Family("timm Swin state dict", swin.TIMM_ANCHOR, swin.spec),
     "beit": _special("BEiT state dict", beit.ANCHOR, beit.spec),
+    "convnext": Family("ConvNeXt state dict", convnext.ANCHOR, convnext.spec),
+    "dinov3-convnext": Family(
+        *("ConvNeXt state dict", convnext.FACEBOOK_ANCHOR, convnext.spec, convnext.FROM_FACEBOOK),
+        unused_prefixes=convnext.FACEBOOK_UNUSED,
+    ),
+    "hf-dinov3-convnext": Family(
+        "Hugging Face DINOv3 ConvNeXt",
+        *(convnext.HF_DINOV3_ANCHOR, convnext.spec, convnext.FROM_HF_DINOV3),
+        options=convolution_options,
+    ),
     "resnet": Family("ResNet state dict", resnet.ANCHOR, resnet.spec),
     "vit": Family("timm ViT state dict", vit.ANCHOR, vit.spec, vit.FROM_DINOV2),
     "dinov2-chunked": Family(
         "DINOv2 state dict in chunks", vit.CHUNKED_ANCHOR, vit.spec, vit.FROM_DINOV2
     ),
+    "poolformer": Family("PoolFormer state dict", poolformer.ANCHOR, poolformer.spec),
+    "wide-resnet": Family("Wide ResNet state dict", wide_resnet.ANCHOR, wide_resnet.spec),
+    "mm-beit": _special("mmpretrain BEiT", beit.MM_ANCHOR, beit.spec, vit.FROM_MM),
+    "mm-vit": Family("mmpretrain ViT", vit.MM_ANCHOR, vit.spec, vit.FROM_MM),
     "torchvision-vit": Family(
         "torchvision ViT state dict", vit.TORCHVISION_ANCHOR, vit.spec, vit.FROM_TORCHVISION
     ),
@@ -94,10 +151,10 @@ def assign_backbone(
     """
     keys = {renamed(name, family.rename): key for name, key in keys.items()}
     joined, sources = join_parts({name: tensors[key] for name, key in keys.items()})
-    options = transformer_options(config, str(path)) if config and family.configured else {}
+    options = family.options(config, str(path)) if config and family.options else {}
     spec = adjust(family.spec(shapes_of(joined), str(path), **options))
     if isinstance(spec, vit.TransformerSpec):
-        spec.check_heads(str(path))
+        spec.check_open(str(path))
     arch = spec.arch
     with consistent(path, arch):
         expected = spec.shapes()

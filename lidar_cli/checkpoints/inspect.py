@@ -13,7 +13,7 @@ from lidar_cli.checkpoints.formats.format import readable
 from lidar_cli.checkpoints.reading.read import as_dict, read_contents
 from lidar_cli.checkpoints.shapes.spec import PIXEL_STATS, Assumed, CheckpointDescription
 from lidar_cli.errors import SettingsError
-from lidar_cli.settings import FormatSettings
+from lidar_cli.settings import USUAL_IMAGE_SIZE, FormatSettings
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
             branch=branch,
             config=contents.config,
             assume=assume,
+            prefix=settings.prefix,
+            projector_prefix=settings.projector_prefix,
         )
         heads = {name: module.spec.widths for name, module in modules.items() if name != "backbone"}
         summary = BranchSummary(
@@ -170,7 +172,7 @@ def _extract(description: CheckpointDescription) -> str:
     layer = _layer(description)
     why = "" if layer == "projector" else ", since there is no projector"
     branch = "" if description.branches == ("encoder",) else f" of the {description.branch}"
-    size = f"{description.image_size} px" if description.image_size else "the data's size"
+    size = f"{description.image_size or USUAL_IMAGE_SIZE} px"
     return (
         f"embed the {layer}{branch} ({description.widths[layer]} numbers{why}) at {size} "
         f"with the views {description.recipe or 'simclr'}"

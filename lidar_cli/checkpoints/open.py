@@ -15,31 +15,46 @@ from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.families import consistent
 from lidar_cli.checkpoints.models import (
     beit,
+    convnext,
     data2vec2,
     heads,
+    poolformer,
     resnet,
+    rope,
+    swin,
     untrained,
     user_module,
     vit,
+    wide_resnet,
 )
 from lidar_cli.checkpoints.models.backbone import Backbone, MaskedBackbone
 from lidar_cli.checkpoints.models.embedder import Embedder, MaskedEmbedder, ModuleEmbedder
 from lidar_cli.checkpoints.models.weights import fill
 from lidar_cli.checkpoints.reading.read import as_dict, read_checkpoint, read_contents
 from lidar_cli.checkpoints.shapes.beit import BeitSpec
+from lidar_cli.checkpoints.shapes.convnext import ConvNeXtSpec
 from lidar_cli.checkpoints.shapes.data2vec2 import Data2Vec2Spec
 from lidar_cli.checkpoints.shapes.heads import MLPSpec, PredictorSpec
+from lidar_cli.checkpoints.shapes.poolformer import PoolFormerSpec
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
+from lidar_cli.checkpoints.shapes.rope import RopeViTSpec
 from lidar_cli.checkpoints.shapes.spec import CheckpointDescription, ModuleSpec
+from lidar_cli.checkpoints.shapes.swin import SwinSpec
 from lidar_cli.checkpoints.shapes.vit import ViTSpec
+from lidar_cli.checkpoints.shapes.wide_resnet import WideResNetSpec
 from lidar_cli.errors import SettingsError
 from lidar_cli.settings import ModelSettings
 
 MODULES: dict[type[ModuleSpec], Callable[[Any], nn.Module]] = {
     ResNetSpec: resnet.ResNet,
+    SwinSpec: swin.Swin,
     ViTSpec: vit.ViT,
+    RopeViTSpec: rope.RopeViT,
+    ConvNeXtSpec: convnext.ConvNeXt,
     BeitSpec: beit.Beit,
     Data2Vec2Spec: data2vec2.Data2Vec2,
+    PoolFormerSpec: poolformer.PoolFormer,
+    WideResNetSpec: wide_resnet.WideResNet,
     MLPSpec: heads.mlp,
     PredictorSpec: heads.Predictor,
 }
@@ -65,6 +80,12 @@ def open_checkpoint(path: Path, settings: ModelSettings | None = None, **fields:
         raise SettingsError(
             "--model is your own code, which decides all; leave --assume out",
             code="model-and-assume",
+        )
+    if settings.model is not None and (settings.prefix or settings.projector_prefix):
+        raise SettingsError(
+            "--model is your own code, which names its weights; leave --prefix and "
+            "--projector-prefix out",
+            code="model-and-prefix",
         )
     if settings.model is not None:
         return _open_user_module(path, settings.model)
@@ -95,6 +116,8 @@ def recognise(path: Path, settings: ModelSettings) -> tuple[CheckpointDescriptio
         layer=settings.layer,
         config=contents.config,
         assume=settings.assume,
+        prefix=settings.prefix,
+        projector_prefix=settings.projector_prefix,
     )
     return dataclasses.replace(description, stand_ins=contents.stand_ins), modules
 

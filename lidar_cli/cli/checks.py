@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lidar_cli.configuration import parse_size
 from lidar_cli.errors import (
@@ -27,7 +26,6 @@ from lidar_cli.runtime.device import check_device_name
 from lidar_cli.runtime.files import HDF5_SIGNATURE, did_you_mean, is_stream, open_regular
 from lidar_cli.runtime.streams import write_remark
 from lidar_cli.settings import (
-    EMBEDDED,
     LAYERS,
     EmbedSettings,
     ExtractSettings,
@@ -37,9 +35,6 @@ from lidar_cli.settings import (
     RankSettings,
     ScoreSettings,
 )
-
-if TYPE_CHECKING:
-    from lidar_cli.core.metrics import Metric
 
 ON_THE_HUB = ("hf-hub:", "timm:")
 TORCH = "a file of torch.save"
@@ -220,27 +215,32 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
     check_groups(settings.groups, settings.confidence)
 
 
-def check_order(settings: OrderSettings) -> Metric:
-    """The metric that orders, once all that rank and compare share is checked."""
+def check_order(settings: OrderSettings) -> None:
+    """Raise LidarError for a metric, numbers, names or data that rank and compare cannot use."""
     from lidar_cli.core.metrics import find_metric
 
     metric = find_metric(settings.by)
-    check_names(settings)
-    check_groups(settings.groups, settings.confidence)
-    return metric
-
-
-def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
-    """Raise LidarError for all that needs no tensor to be refused."""
-    if len(paths) == 1 and paths[0].is_file() and not settings.watch:  # which it may complete
-        check_checkpoint(paths[0], "rank")
-    metric = check_order(settings)
+    if settings.n_samples < 2:
+        raise SettingsError(
+            f"-n {settings.n_samples}: {metric.name} needs the variation between images, and so "
+            "two; give -n 2 or more",
+            code="one-image",
+        )
     if settings.n_views < 2 and (metric.reads_lda or metric.name == "alignment"):
         raise SettingsError(
             f"-q {settings.n_views}: {metric.name} needs the variation between the views of an "
             "image, and so two; give -q 2 or more, or order by what needs none: --by rankme",
             code="one-view",
         )
+    check_names(settings)
+    check_groups(settings.groups, settings.confidence)
+
+
+def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
+    """Raise LidarError for all that needs no tensor to be refused."""
+    if len(paths) == 1 and paths[0].is_file() and not settings.watch:  # which it may complete
+        check_checkpoint(paths[0], "rank")
+    check_order(settings)
     check_table("--oracle", settings.oracle, "probe")
     check_table("--params", settings.params)
     for option in ("jsonl", "tensorboard"):
@@ -291,6 +291,11 @@ def check_table(option: str, value: str | Path | None, word: str = "") -> None:
     if value is None or value == word:
         return
     path = Path(value)
+    if path.is_dir():
+        raise InputError(
+            f"{option} {path}: a folder; expected a CSV file with a header and a line a checkpoint",
+            code="is-a-directory",
+        )
     if not path.exists() and not is_stream(path):
         expected = "; expected a CSV file" + (f" or '{word}'" if word else "")
         raise InputError(
@@ -315,18 +320,19 @@ def check_names(settings: EmbedSettings) -> None:
         from lidar_cli.views.methods import find_recipe
 
         find_recipe(settings.views, settings.pixel_stats, settings.recipe)
-    if settings.data not in (None, EMBEDDED):
-        from lidar_cli.data.check import check_data
+    from lidar_cli.data.check import check_data
 
-        check_data(settings)
+    check_data(settings)
 
 
 def check_system(settings: FormatSettings) -> None:
-    """Raise SettingsError for a wrong --format, --branch or --assume."""
-    if (settings.format, settings.branch, settings.assume) != ("auto", "auto", ()):
-        from lidar_cli.checkpoints.detect import check_assumptions, check_names
+    """Raise SettingsError for a wrong --format, --branch, --prefix or --assume."""
+    given = settings.format, settings.branch, settings.assume, settings.prefix
+    if (*given, settings.projector_prefix) != ("auto", "auto", (), None, None):
+        from lidar_cli.checkpoints.detect import check_assumptions, check_names, check_prefixes
 
         check_names(settings.format, settings.branch)
+        check_prefixes(*given[:2], settings.prefix, settings.projector_prefix)
         check_assumptions(settings.assume)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 from lidar_cli.cli.checks import check_order
 from lidar_cli.cli.options import Csv, Json, one_of, with_settings
+from lidar_cli.cli.toy_data import note_toy_data
 from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.paths import check_two
 from lidar_cli.runtime.device import read_rank_info
@@ -45,7 +48,14 @@ def compare(
     with Terminal() as terminal:
         comparison = compare_files(paths, settings, terminal)
     report.check_comparable(comparison)
+    comparison = replace(comparison, command=tuple(sys.argv[1:]))
     if json or csv:
         write_results((report.to_json if json else report.to_csv)(comparison))
     else:
         report.print_comparison(comparison)
+    if comparison.scores is not None:
+        note_toy_data(
+            str(comparison.scores[0].data),
+            list(comparison.checkpoints),
+            result="this difference is of",
+        )

@@ -63,9 +63,9 @@ def _formats() -> Iterable[str]:
 
 
 def _branches() -> Iterable[str]:
-    from lidar_cli.checkpoints.assign import BRANCHES
+    from lidar_cli.checkpoints.detect import branch_words
 
-    return BRANCHES
+    return branch_words()
 
 
 def _topics() -> Iterable[str]:

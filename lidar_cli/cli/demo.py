@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Train 12 small checkpoints, rank them, compare with linear probes.
 
-    lidar demo                                     a few minutes, in ./lidar-demo
+    lidar demo                                     two minutes, in ./lidar-demo
     lidar demo /tmp/demo --device cpu              another folder
     """
     from lidar_cli.demo.run import run_demo

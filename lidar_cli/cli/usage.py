@@ -11,6 +11,7 @@ import typer
 from lidar_cli.cli.help import examples
 from lidar_cli.errors import SettingsError, shortened
 
+SYNONYMS = {"--metric": "--by", "--metrics": "--by", "--order-by": "--by", "--sort": "--by"}
 # Typer includes click under another name from version 0.26 on.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -44,7 +45,9 @@ def _no_such_option(context: Any, name: str) -> SettingsError:
         if any(name in _names(parameter) for parameter in command.params)
     ]
     hint = f"see {context.command_path} --help"
-    if others:
+    if name in SYNONYMS and SYNONYMS[name] in bare.values():
+        hint = f"did you mean {SYNONYMS[name]}?"
+    elif others:
         hint = f"it belongs to {', '.join(others)}; {hint}"
     elif close:
         hint = f"did you mean {bare[close[0]]}?"

@@ -9,6 +9,10 @@ from lidar_cli.runtime.files import did_you_mean
 from lidar_cli.settings import EMBEDDED, SampleSettings
 
 PREFIXES = ("wds", "hfds", "torch")
+FOR = {  # option -> the kinds of data that it is for, where these are not hfds/ sets
+    "--class-level": "folders and .tar files",
+    "--data-dir": "torch/NAME, wds/NAME and hfds/NAME",
+}
 
 
 def check_data(settings: SampleSettings) -> tuple[str, str]:
@@ -53,10 +57,13 @@ def _check_options(data: str, kind: str, settings: SampleSettings) -> None:
         ("--class-level", settings.class_level, kind == ""),
         ("--image-column", settings.image_column, kind == "hfds"),
         ("--label-column", settings.label_column, kind == "hfds"),
+        ("--data-dir", settings.data_dir, kind in PREFIXES),
     ):
         if value is not None and not applies:
-            kinds = "folders and .tar files" if option == "--class-level" else "hfds/NAME"
+            advice = f"leave it out for --data {data}"
+            if settings.data is None:
+                advice = "add --data torch/NAME, or for a folder of images --data FOLDER alone"
             raise SettingsError(
-                f"{option} {value}: is for {kinds}; leave it out for --data {data}",
+                f"{option} {value}: is for {FOR.get(option, 'hfds/NAME')}; {advice}",
                 code="option-of-other-data",
             )

@@ -42,6 +42,11 @@ def sample_count(settings: SampleSettings, samples: Samples) -> int:
     return min(n, len(samples)) if isinstance(n, DefaultCount) else n
 
 
+def image_count(settings: SampleSettings) -> int | None:
+    """How many images the data hold; none is read. None for a stream. Raises LidarError."""
+    return _open_source(settings).total
+
+
 def _open_source(settings: SampleSettings) -> Source:
     data, kind = check_data(settings)
     if kind == EMBEDDED:

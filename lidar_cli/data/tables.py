@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import os
 import re
@@ -24,6 +25,7 @@ ACCURACY = re.compile(
     r"(acc|accuracy|top1|acc1|top1acc|top1accuracy|acctop1|accuracytop1)"
 )
 CANDIDATES = 5  # checkpoints that a message about an ambiguous name lists
+LONGEST_NAME = 300  # characters of a mistyped name that are compared with others
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,16 @@ def match(
                 by_part.setdefault(part, set()).add((path, name))
     by_path = {names.get(path, path): path for path in by_path.values()} | by_path
     lines: dict[str, dict[str, str]] = {}
-    unmatched = []
+    unmatched: list[Unmatched] = []
     for row in table.rows:
         written = os.path.normpath(row["path"]) if row["path"] else ""
         matches = [by_path[written]] if written in by_path else _with_parts(row["path"], by_part)
         if len(matches) != 1:
-            unmatched.append(Unmatched(row["path"], _reason(matches, names, directory)))
+            reason = _reason(matches, names, directory)
+            if not reason:
+                near = by_path if len(unmatched) < CANDIDATES else ()
+                reason = _no_such(row["path"], near)
+            unmatched.append(Unmatched(row["path"], reason))
             continue
         (path,) = matches
         if path in lines:
@@ -177,10 +183,17 @@ def _with_parts(text: str, by_part: Mapping[str, set[tuple[str, str]]]) -> list[
     return sorted(matches)
 
 
+def _no_such(written: str, names: Iterable[str]) -> str:
+    """Why a line is not used whose name no checkpoint has, with the name that is nearest."""
+    text = "no such checkpoint"
+    close = difflib.get_close_matches(written[:LONGEST_NAME], list(names), n=1, cutoff=0.7)
+    return f"{text}; did you mean {close[0]}?" if close else text
+
+
 def _reason(matches: Sequence[str], names: Mapping[str, str], directory: str) -> str:
-    """Why a line is not used: none or several checkpoints have its name."""
+    """Which checkpoints have the name of a line; empty if none has."""
     if not matches:
-        return "no such checkpoint"
+        return ""
     texts = [names.get(path) or os.path.relpath(path, directory) for path in matches[:CANDIDATES]]
     more = f" and {len(matches) - CANDIDATES} more" if len(matches) > CANDIDATES else ""
     return f"{len(matches)} checkpoints have this name: {', '.join(texts)}{more}"

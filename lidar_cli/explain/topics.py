@@ -31,6 +31,11 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     "ties": "intervals",
     "tied": "intervals",
     "tied-with": "intervals",
+    "verdict": "intervals",
+    "accuracy": "labels",
+    **dict.fromkeys(("best", "clearly", "chance", "next"), "intervals"),
+    **dict.fromkeys(("caution", "cautions", "warning", "remark", "remarks"), "planning"),
+    **dict.fromkeys(("skipped", "failed", "baseline", "drop", "curves"), "what-to-rank"),
     "report": "page",
     **dict.fromkeys(
         ("compare", "names", "runs", "columns", "all", "verbose", "quiet"), "what-to-rank"
@@ -39,6 +44,7 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     "formats": "systems",
     "checkpoints": "systems",
 }
+SETTINGS_IN_WORDS = {"assumed": "assume", "assumption": "assume"}
 BETTER = {"higher": "higher is better", "lower": "lower is better"}
 
 
@@ -64,7 +70,7 @@ def explain(topic: str) -> str:
 
     Raises SettingsError for a topic that does not exist.
     """
-    name = _key(topic)
+    name = SETTINGS_IN_WORDS.get(_key(topic), _key(topic))
     metric = _metric(name)  # first, since recipes and systems take longer to import
     texts = (
         [metric]

@@ -18,12 +18,10 @@ from lidar_cli.data.dataset import Samples
 from lidar_cli.data.open import sample_count
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
-from lidar_cli.settings import EmbedSettings, SampleSettings
+from lidar_cli.settings import USUAL_IMAGE_SIZE, EmbedSettings, SampleSettings
 from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import Recipe, pixel_statistics, statistics_text
-
-DEFAULT_IMAGE_SIZE = 224
 
 
 @dataclass(frozen=True)
@@ -136,6 +134,18 @@ def _statistics_in_table(settings: SampleSettings) -> list[str]:
     return [key for key in ("mean", "std") if key in (settings.recipe or {})]
 
 
+def image_size(
+    settings: SampleSettings, description: CheckpointDescription, samples: Samples
+) -> tuple[int, Assumed | None]:
+    """The side of the views, and why, where neither the settings nor the weights determine it."""
+    size = settings.image_size or description.image_size
+    if size:
+        return size, None
+    if samples.image_size:
+        return samples.image_size, Assumed(samples.image_size, "of the data; --image-size sets it")
+    return USUAL_IMAGE_SIZE, Assumed(USUAL_IMAGE_SIZE, "usual; --image-size sets it")
+
+
 def check_masks(views: Views, description: CheckpointDescription, path: str) -> None:
     """Raise CheckpointError if the checkpoint cannot be embedded under the masks of the views."""
     rule = views.recipe.masks
@@ -184,7 +194,7 @@ def make_plan(
     recipe = choose_recipe(settings, description)
     if q == 0:
         n, recipe = 0, recipe.for_clean_images()
-    size = settings.image_size or description.image_size or samples.image_size or DEFAULT_IMAGE_SIZE
+    size, _ = image_size(settings, description, samples)
     views = Views(recipe, settings.seed, q, size, description.patch)
     check_masks(views, description, path)
     layers = choose_layers(settings.layer, list(description.widths))
@@ -195,6 +205,7 @@ def make_plan(
         "model_format": description.format,
         "architecture": description.arch,
         "branch": description.branch,
+        **description.selected,
         "activation": settings.activation,
         "assumed": {
             key: {"value": one.value, "why": one.why}

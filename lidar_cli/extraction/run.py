@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shlex
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.data.dataset import Samples, describe_bad
 from lidar_cli.data.open import open_samples
-from lidar_cli.errors import CheckpointError, SettingsError, first_line
+from lidar_cli.errors import CheckpointError, FeatureFileError, SettingsError, first_line
 from lidar_cli.extraction.engine import (
     EmbeddingModel,
     ViewSource,
@@ -27,7 +29,7 @@ from lidar_cli.extraction.engine import (
     embed_all,
     find_batch_size,
 )
-from lidar_cli.extraction.plan import Plan, make_plan, with_assumed_in_use
+from lidar_cli.extraction.plan import Plan, image_size, make_plan, with_assumed_in_use
 from lidar_cli.extraction.sharded import check_shared, embed_share, finished_batch_size
 from lidar_cli.features.reader import read_interrupted
 from lidar_cli.features.schema import format_size
@@ -39,6 +41,7 @@ from lidar_cli.views.methods import find_recipe
 
 BATCHES_UNTIL = 8  # at least, so that the last batch exceeds `until` by few samples
 NOTED_BYTES = 2**30  # a run that takes more disk space than this says so beforehand
+UNNAMED = re.compile(r"checkpoints?|ckpts?|weights|models?|lightning_logs|version_\d+|/")
 CHECKPOINT_SUFFIXES = (".pth.tar", ".pt", ".pth", ".ckpt", ".safetensors", ".torch", ".bin")
 
 
@@ -149,7 +152,7 @@ def extract_checkpoint(
             "unset these to work alone"
         )
     elif not settings.resume:
-        check_absent(output, settings.overwrite)
+        _check_absent(output, checkpoint, settings)
     settings = rank_info.with_device(settings)
     device = find_device(settings.device)
     # Before the work, so that a mistyped name or [recipe] key is refused at once.
@@ -165,6 +168,9 @@ def extract_checkpoint(
     plan = make_plan(description, str(checkpoint), digest, samples, settings, device)
     assumed = with_assumed_in_use(description, settings).assumed_text
     notes = [description.stand_ins_text, description.branch_reason, plan.provenance["layer_reason"]]
+    _, size = image_size(settings, description, samples)
+    texts = [assumed, size.text("image_size") if size else ""]
+    assumed = "; ".join(filter(None, texts))
     for note in [*notes, f"assumed {assumed}" if assumed else None]:
         if note:
             progress.note(f"{checkpoint}: {note}")
@@ -228,6 +234,23 @@ def stem(checkpoint: Path) -> str:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def _check_absent(output: Path, checkpoint: Path, settings: ExtractSettings) -> None:
+    """`check_absent`; of the default name, which many runs share, one with the run's is advised."""
+    try:
+        check_absent(output, settings.overwrite)
+    except FeatureFileError as error:
+        if settings.output is not None or error.code != "exists":
+            raise
+        folders = reversed(checkpoint.absolute().parent.parts)
+        run_name = next((one for one in folders if not UNNAMED.fullmatch(one)), "other").strip("/")
+        raise FeatureFileError(
+            f"{output}: exists already, perhaps of another checkpoint of this name; choose a name "
+            f"with -o, such as -o {shlex.quote(f'{run_name}-{output.name}')}, or replace it with "
+            "--overwrite",
+            code="exists",
+        ) from None
 
 
 def note_data(samples: Samples, settings: SampleSettings, progress: Progress) -> None:

@@ -139,6 +139,8 @@ def _check_pair(train: Embeddings, test: Embeddings) -> None:
     for key, meaning in (
         ("sha256", "another checkpoint"),
         ("branch", "another branch"),
+        ("prefix", "the backbone at another prefix"),
+        ("projector_prefix", "the projector at another prefix"),
         ("image_size", "another image size"),
         ("embedding_revision", "another embedding revision"),
     ):

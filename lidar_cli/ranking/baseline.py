@@ -102,8 +102,12 @@ class UntrainedNetworks:
             key = json.dumps([_shared(members[0].plan.identity), specs], sort_keys=True)
             self._files.setdefault(key, []).extend(members)
             if key not in self._networks:
+                arch = members[0].checkpoint.description.arch
+                others = [one[0] for one in self._networks.values()]
+                number = 1 + sum(other.description.arch == arch for other in others)
                 self._networks[key] = [
-                    _untrained(members[0].checkpoint, key, specs, seed, words) for seed in SEEDS
+                    _untrained(members[0].checkpoint, key, specs, seed, words, number)
+                    for seed in SEEDS
                 ]
 
     @property
@@ -193,19 +197,22 @@ def _architecture(task: Task, settings: RankSettings) -> tuple[list[str], str]:
 
 
 def _for_branch(checkpoint: Checkpoint, settings: RankSettings) -> RankSettings:
+    if settings.prefix is not None:  # which names the weights
+        return settings
     return replace(settings, branch=checkpoint.description.branch)
 
 
 def _untrained(
-    reference: Checkpoint, key: str, specs: Sequence[str], seed: int, words: str
+    reference: Checkpoint, key: str, specs: Sequence[str], seed: int, words: str, number: int
 ) -> Untrained:
+    """A network. number: among those of its architecture, so that each has a path."""
     description = replace(
         reference.description, format="untrained", container="", prefix="", ignored=(), why=""
     )
     text = json.dumps([REVISION, list(specs), seed])
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", description.arch).strip("-")
     return Untrained(
-        Path(f"untrained-{slug}-seed-{seed}"),
+        Path(f"untrained-{slug}{f'-{number}' if number > 1 else ''}-seed-{seed}"),
         UNTRAINED + hashlib.sha256(text.encode()).hexdigest(),
         description,
         reference=reference.path,

@@ -12,14 +12,15 @@ import json
 import os
 import shlex
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lidar_cli.core.metrics import METRICS, Metric
-from lidar_cli.errors import FeatureFileError, InputError, SettingsError
+from lidar_cli.data.open import image_count
+from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsError
 from lidar_cli.extraction.run import stem
 from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.reader import read_hdf5, read_provenance
@@ -42,7 +43,6 @@ from lidar_cli.scoring.run import score_layer, with_intervals
 from lidar_cli.scoring.saved import SUFFIX, ScoreWithoutIntervals, read_score
 from lidar_cli.settings import (
     EMBEDDED,
-    EMBEDDED_DEFAULTS,
     CompareSettings,
     DefaultCount,
     EmbedSettings,
@@ -85,7 +85,9 @@ class Comparison:
 
     same: in what both agree completely, such as `are the same file`; then nothing was computed.
     differing: the settings that must be equal and are not, with the value of each; if there are
-    any, there are no differences.
+    any, there are no differences. checkpoints: by path. images: how many the data hold, None if
+    unknown. options: those that embed as the stored embeddings were, empty unless these are
+    compared. command: the words of the command line after `lidar`, empty if there is none.
     """
 
     paths: tuple[str, str]
@@ -96,6 +98,10 @@ class Comparison:
     are_features: tuple[bool, bool] = (False, False)
     scores: tuple[Score, Score] | None = None
     differences: tuple[Difference, ...] = ()
+    checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)
+    images: int | None = None
+    options: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, str]:
@@ -137,11 +143,16 @@ def compare_files(
         settings.confidence,
         same,
         are_features=(isinstance(sides[0], FeatureFile), isinstance(sides[1], FeatureFile)),
+        checkpoints={str(side.path): side for side in sides if isinstance(side, Checkpoint)},
     )
     if same:
         return comparison
-    sources = _sources(session, sides, not _names_embeddings(settings))
-    return _compared(comparison, session, *sources)
+    sources, is_stored = _sources(session, sides, not _names_embeddings(settings))
+    if is_stored:
+        provenance = next(one.provenance for one in sources)
+        comparison = replace(comparison, options=tuple(_options(provenance)))
+    comparison = _compared(comparison, session, *sources)
+    return replace(comparison, images=_images(comparison, session, is_stored))
 
 
 def difference(metric: Metric, scores: tuple[Score, Score], level: float) -> Difference:
@@ -250,22 +261,25 @@ class _Stored(NamedTuple):
 
 def _sources(
     session: Session, sides: Sequence[Checkpoint | FeatureFile], may_be_stored: bool
-) -> tuple[Source, Source]:
-    """Embeddings of one layer of both, or stored scores.
+) -> tuple[tuple[Source, Source], bool]:
+    """Embeddings of one layer of both, or stored scores, and whether a ranking has stored them.
 
     may_be_stored: whether stored ones at any settings may be used for checkpoints.
     """
     layer = session.choose_layer(session.scan.features)
     checkpoints = [side for side in sides if isinstance(side, Checkpoint)]
-    if may_be_stored and checkpoints:
+    if checkpoints and session.settings.data is None:
         a, b = (sorted(_stored(session, side, layer), reverse=True) for side in sides)
-        pair = _comparable_pair(session, a, b, layer)
+        named = [one for one in (*a[:1], *b[:1]) if one.is_named]
+        pair = _comparable_pair(session, a, b, layer) if may_be_stored else None
         if pair is not None:
-            return pair
-        _check_none_stored([one for one in (*a[:1], *b[:1]) if one.is_named])
+            return pair, True
+        if may_be_stored:
+            _check_none_stored(named)
+        _check_no_other_data(named)
     embedded = _embed(session, checkpoints, layer)
     first, second = (_open(embedded.get(str(side.path), side.path), layer) for side in sides)
-    return first, second
+    return (first, second), False
 
 
 def _embed(session: Session, checkpoints: Sequence[Checkpoint], layer: str) -> dict[str, Path]:
@@ -305,18 +319,54 @@ def _check_none_stored(stored: Sequence[_Stored]) -> None:
     if not stored:
         return
     provenance = stored[0].provenance
-    views = provenance.get("views")
-    values = provenance | {"views": views.get("name") if isinstance(views, dict) else None}
-    options = [
-        f"{option} {shlex.quote(str(values[name]))}"
-        for option, name in OPTIONS.items()
-        if isinstance(values.get(name), str | int)
-    ]
+    options = shlex.join(_options(provenance)) or "--data"
     raise SettingsError(
         f"{provenance.get('checkpoint', stored[0].path)} has stored embeddings, and the other has "
-        f"none that are comparable; to embed both alike, add {' '.join(options) or '--data'}",
+        f"none that are comparable; to embed both alike, add {options}",
         code="not-comparable",
     )
+
+
+def _check_no_other_data(stored: Sequence[_Stored]) -> None:
+    """Raise SettingsError if there are stored embeddings of the user's data, which are not named.
+
+    Without --data the two would be compared on the embedded images.
+    """
+    for one in stored:
+        data = one.provenance.get("data")
+        if isinstance(data, str) and data != EMBEDDED:
+            raise SettingsError(
+                f"which images? {one.provenance.get('checkpoint', one.path)} was embedded with "
+                f"those of {data}; add --data {shlex.quote(data)}, or --data {EMBEDDED} for toy "
+                "pictures",
+                code="other-data",
+            )
+
+
+def _options(provenance: dict[str, Any]) -> list[str]:
+    """The options that embed other checkpoints as one of this provenance was."""
+    views = provenance.get("views")
+    values = provenance | {"views": views.get("name") if isinstance(views, dict) else None}
+    return [
+        word
+        for option, name in OPTIONS.items()
+        if isinstance(values.get(name), str | int)
+        for word in (option, str(values[name]))
+    ]
+
+
+def _images(comparison: Comparison, session: Session, is_stored: bool) -> int | None:
+    """How many images the data hold, where more of them would say more; None if unknown."""
+    ordering = [one for one in comparison.differences if one.metric == comparison.by]
+    if not any(one.tied or one.interval.se is None for one in ordering) or not comparison.scores:
+        return None
+    data = str(comparison.scores[0].data) if is_stored else session.settings.data
+    if not is_stored and not comparison.checkpoints:
+        return None
+    try:
+        return image_count(replace(session.settings, data=data))
+    except (LidarError, OSError):
+        return None
 
 
 def _stored(session: Session, side: Checkpoint | FeatureFile, layer: str) -> Iterator[_Stored]:
@@ -351,6 +401,10 @@ def _is_of(provenance: dict[str, Any], checkpoint: Checkpoint) -> bool:
     return (
         provenance.get("sha256") == checkpoint.digest
         and provenance.get("branch") == description.branch
+        and all(
+            provenance.get(key) == description.selected.get(key)
+            for key in ("prefix", "projector_prefix")
+        )
         and provenance.get("architecture") == description.arch
         and provenance.get("source_sha256") is None
         and json.loads(json.dumps(planned)) == {key: stored.get(key) for key in planned}
@@ -409,16 +463,16 @@ def _rank_settings(settings: CompareSettings) -> RankSettings:
 
 
 def _names_embeddings(settings: CompareSettings) -> bool:
-    """Whether any setting that determines embeddings differs from its default."""
+    """Whether any setting that determines embeddings is given."""
     defaults = RankSettings()
-    is_count_given = not isinstance(settings.n_samples, DefaultCount)
-    if is_count_given and settings.n_samples == defaults.n_samples:
-        return True
-    return any(
-        getattr(settings, name)
-        not in (getattr(defaults, name), (EMBEDDED_DEFAULTS | {"data": EMBEDDED}).get(name))
-        for name in {one.name for one in fields(EmbedSettings)} - set(OF_THE_RUN)
-    )
+
+    def is_given(name: str) -> bool:
+        value, default = getattr(settings, name), getattr(defaults, name)
+        if isinstance(default, DefaultCount):  # which may be given as the same number
+            return not isinstance(value, DefaultCount)
+        return bool(value != default)
+
+    return any(is_given(one.name) for one in fields(EmbedSettings) if one.name not in OF_THE_RUN)
 
 
 def _compared(comparison: Comparison, session: Session, *sources: Source) -> Comparison:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import time
 from collections.abc import Collection, Sequence
@@ -22,7 +23,7 @@ from lidar_cli.checkpoints.reading.folder import is_checkpoint
 from lidar_cli.errors import FILE_ERRORS, CheckpointError, InputError, LidarError
 from lidar_cli.features.reader import read_interrupted, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, check_unlocked, revision_of
-from lidar_cli.ranking.cache import KEY, NAME_PATTERNS, STALE_AFTER, CacheFolder
+from lidar_cli.ranking.cache import KEY, MARKER, NAME_PATTERNS, STALE_AFTER, CacheFolder
 from lidar_cli.ranking.digests import Digests, read_record
 from lidar_cli.ranking.discover import FEATURE_SUFFIXES, UNTRAINED, files_of
 from lidar_cli.ranking.paths import place_of, select
@@ -34,13 +35,18 @@ IN_CACHE = re.compile(rf".+{KEY}\.h5", re.DOTALL)
 OLD_TEMPORARY = NAME_PATTERNS[-1]
 GONE = "its checkpoint is gone or has changed"
 OLDER = "an older version wrote it"
+UNTRAINED_NETWORKS = "(untrained)"  # in place of a checkpoint, of files of --baseline
+DEPTH = 2  # folders below the one that is named in which a cache is looked for
+CANDIDATES = 3  # caches that a message names
+WHICH = "name the directory that is ranked, or the folder with --cache PATH"
 
 
 @dataclass(frozen=True)
 class CacheFile:
     """A file of a cache.
 
-    checkpoint: its path in the directory, else the path that the file records, else empty.
+    checkpoint: its path in the directory, else the path that the file records, else empty; of an
+    untrained network UNTRAINED_NETWORKS.
     unused: why nothing uses the file; None if it may be used.
     """
 
@@ -59,15 +65,26 @@ def list_cache(directory: Path, named: Path | None) -> tuple[CacheFolder, list[C
     """
     folder = CacheFolder(directory, named)
     if not folder.has_marker:
+        below = [] if named else sorted(_caches_below(directory))[:CANDIDATES]
+        commands = " or ".join(f"lidar cache {shlex.quote(str(one))}" for one in below)
         raise InputError(
-            f"{folder.path}: no cache there; name the directory that is ranked, or the folder "
-            "with --cache PATH",
+            f"{folder.path}: no cache there; "
+            + (f"there is one with:  {commands}" if below else WHICH),
             code="no-cache",
         )
     # Before the checkpoints are listed: of what is added later, the checkpoint might be missed.
     entries = _regular_entries(folder.path)
     owners = _Owners(directory, folder, {name for name, _ in entries})
     return folder, [owners.describe(name, status) for name, status in entries]
+
+
+def _caches_below(directory: Path) -> list[Path]:
+    """The folders at most DEPTH below a directory that hold a cache."""
+    return [
+        marker.parent.parent
+        for depth in range(1, DEPTH + 1)
+        for marker in directory.glob(f"{'*/' * depth}.lidar/{MARKER}")
+    ]
 
 
 def remove_unused(folder: CacheFolder, files: Sequence[CacheFile]) -> list[CacheFile]:
@@ -138,7 +155,8 @@ class _Owners:
         provenance = self._provenance(name)
         recorded = str(provenance.get("checkpoint") or "")
         if str(provenance.get("sha256")).startswith(UNTRAINED):  # of --baseline
-            return "", OLDER if revision_of(provenance) < EMBEDDING_REVISION else None
+            is_old = revision_of(provenance) < EMBEDDING_REVISION
+            return UNTRAINED_NETWORKS, OLDER if is_old else None
         path = self._paths.get(str(provenance.get("sha256")), recorded)
         return path, self._why_unused(provenance)
 

@@ -91,7 +91,8 @@ class Run:
     path: what the paths of its checkpoints share. name: short, distinct among the runs. group:
     index of the group. points: by x; those without x come last. best: None without a value. last:
     None if nothing says which one it is. drop: (last - best) / |best|, None if one of them is
-    unknown. tied: whether the last one does not differ significantly from the best.
+    unknown. tied: whether the last one does not differ significantly from the best. clashes: paths
+    of checkpoints whose names say another x than the files record.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Run:
     last: Point | None
     drop: float | None = None
     tied: bool = False
+    clashes: tuple[str, ...] = ()
 
     @property
     def ends_at_best(self) -> bool:
@@ -266,6 +268,7 @@ def _run(path: str, group: int, rows: Sequence[tuple[Row, Position]], by: Metric
         tuple(points[row.path] for row, _ in ordered),
         points[best.path] if best else None,
         points[last.path] if last else None,
+        clashes=tuple(row.path for row, _ in ordered if _clashes(points[row.path], axis)),
     )
     if best is None or last is None or run.ends_at_best:
         return run
@@ -273,6 +276,12 @@ def _run(path: str, group: int, rows: Sequence[tuple[Row, Position]], by: Metric
     if best.value and last.value is not None and by.target is None:
         drop = (last.value - best.value) / abs(best.value)
     return replace(run, drop=drop, tied=last.path in best.tied_with)
+
+
+def _clashes(point: Point, axis: Axis | None) -> bool:
+    """Whether the name of a checkpoint says another x."""
+    named = position_in_name(point.path).on(axis)
+    return named is not None and named != point.x
 
 
 def _last(ordered: Sequence[tuple[Row, Position]], axis: Axis | None) -> Row | None:

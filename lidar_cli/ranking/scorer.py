@@ -20,7 +20,7 @@ from lidar_cli.checkpoints.reading.read import sha256, stamp
 from lidar_cli.data.dataset import Samples
 from lidar_cli.errors import FILE_ERRORS, FeatureFileError, InputError, SettingsError, Unresumable
 from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
-from lidar_cli.extraction.plan import make_plan
+from lidar_cli.extraction.plan import image_size, make_plan
 from lidar_cli.extraction.run import changed_error, note_disk_use, open_with, run
 from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
@@ -72,6 +72,7 @@ class Scorer:
         self._progress = progress
         self._fail = fail
         self._groups = groups
+        self._noted: set[str] = set()
         self.names: dict[str, str] = {}  # short names, by path
         self._to_embed: set[str] = set()  # paths that no process has begun, as far as is known
 
@@ -98,6 +99,7 @@ class Scorer:
                     self._device,
                 )
                 tasks.append(Task(checkpoint, plan))
+        self._note_image_size(tasks)
         outdated = self.cache.count_outdated(tasks)
         if outdated:
             self._progress.note(
@@ -105,6 +107,21 @@ class Scorer:
                 f"of another embedding revision than {EMBEDDING_REVISION}"
             )
         return tasks
+
+    def _note_image_size(self, tasks: Sequence[Task]) -> None:
+        """Note the size of the views of checkpoints whose weights do not determine it."""
+        by_text: dict[str, list[str]] = {}
+        for checkpoint in (task.checkpoint for task in tasks):
+            _, assumed = image_size(self._settings, checkpoint.description, self._samples)
+            if assumed is not None and not isinstance(checkpoint, Untrained):
+                name = self.names.get(str(checkpoint.path), str(checkpoint.path))
+                by_text.setdefault(assumed.text("image_size"), []).append(name)
+        for text, (first, *others) in by_text.items():
+            if text in self._noted:  # of an earlier checkpoint of --watch
+                continue
+            self._noted.add(text)
+            more = f" and {len(others)} other{'s' if len(others) > 1 else ''}"
+            self._progress.note(f"{first}{more if others else ''}: assumed {text}")
 
     def note_disk_space(self, tasks: Sequence[Task]) -> None:
         """Note the space that the embeddings of these tasks will take, unless one is begun."""
@@ -397,7 +414,7 @@ class Scorer:
         path, settings = checkpoint.path, self._settings
         if isinstance(checkpoint, Untrained):
             return checkpoint.open(settings, self._device)
-        if settings.model is None:  # else `layer` may select another branch than the plan's
+        if settings.model is None and settings.prefix is None:  # else `layer` may select another
             settings = replace(settings, branch=checkpoint.description.branch)
         loaded = open_with(path, settings, self._device)
         is_hashed = stamp(path) == checkpoint.stamp or sha256(path) == checkpoint.digest

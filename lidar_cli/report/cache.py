@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lidar_cli.features.schema import format_size
 from lidar_cli.ranking.cache import CacheFolder
 from lidar_cli.ranking.names import short_names
-from lidar_cli.ranking.pruning import CacheFile
+from lidar_cli.ranking.pruning import UNTRAINED_NETWORKS, CacheFile
 from lidar_cli.report.text import console, counted, print_columns
 
 
@@ -30,10 +30,10 @@ def print_sizes(folder: CacheFolder, files: Sequence[CacheFile], command: str) -
     for file in files:
         if not file.unused:
             by_checkpoint.setdefault(file.checkpoint, []).append(file)
-    names = short_names([path for path in by_checkpoint if path])
+    names = short_names([path for path in by_checkpoint if path not in ("", UNTRAINED_NETWORKS)])
     largest = sorted(by_checkpoint.items(), key=lambda item: -sum(file.size for file in item[1]))
     rows = [
-        [names.get(path, "(other)"), total_size(members), str(len(members))]
+        [names.get(path, path or "(other)"), total_size(members), str(len(members))]
         for path, members in largest
     ]
     if unused:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.comparison import Comparison, Difference
+from lidar_cli.ranking.order import comparable_groups, unranked_row
+from lidar_cli.ranking.session import Ranking
+from lidar_cli.report.ranking import print_advice
 from lidar_cli.report.text import (
     by_remark,
     console,
     csv_path,
     csv_table,
+    error_console,
     first_and_more,
     format_metric,
     format_value,
     print_columns,
+    print_wrapped,
+    shorten_names,
 )
-from lidar_cli.report.verdict import SETTING_OF_CONSTANT
+from lidar_cli.report.verdict import SETTING_OF_CONSTANT, cautions
 from lidar_cli.settings import CompareSettings, flags
 
 FLAGS = {
@@ -93,8 +100,7 @@ def sentence(comparison: Comparison) -> str:
         )
     ends, doubt = "", ""
     if low is None or high is None:
-        reason = f"{one.interval.reason}{_cure(one, comparison)}"
-        doubt = f"; whether that is more than chance is open: {reason}"
+        doubt = f"; whether that is more than chance is open: {one.interval.reason}"
     else:
         low, high = (low, high) if one.difference > 0 else (-high, -low)
         ends = f" ({format_value(low)} .. {format_value(high)})"
@@ -118,17 +124,6 @@ def _direction(one: Difference, comparison: Comparison) -> str:
     return f" ({what} is better: {comparison.names[one.better]})"
 
 
-def _cure(one: Difference, comparison: Comparison) -> str:
-    """The option that gives an interval, where more images do."""
-    assert comparison.scores is not None
-    score = comparison.scores[0]
-    need = one.metric.interval_from * score.dim + 1
-    if not one.metric.has_interval or score.n_samples >= need:
-        return ""
-    where = " of lidar extract" if any(comparison.are_features) else ""
-    return f"; give -n {need} or more{where}"
-
-
 def signed(value: float) -> str:
     """A value with its sign."""
     return f"{'+' if value >= 0 else ''}{format_value(value)}"
@@ -144,7 +139,7 @@ def signed_interval(one: Difference) -> str:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the sentence, a line per metric, and why some have no interval."""
+    """Print the sentence, a line per metric, why some have no interval, and cautions."""
     out = console()
     out.print_line(sentence(comparison))
     if comparison.same:
@@ -166,18 +161,45 @@ def print_comparison(comparison: Comparison) -> None:
         ]
         for one, cell, text in zip(comparison.differences, cells, tied, strict=True)
     ]
-    heading = f"difference, {level}"
-    if out.is_terminal:  # where headers are broken at their last space or underscore
-        heading = f"difference,_{level.replace(' ', '')}"
+    heading = "difference"
+    if any(one.interval.se is not None for one in comparison.differences):
+        heading = f"difference, {level}"
+        if out.is_terminal:  # where headers are broken at their last space or underscore
+            heading = f"difference,_{level.replace(' ', '')}"
     headers = ["metric", "", "", heading, *([""] if any(tied) else [])]
     used = [max(map(len, column)) + 2 for column in zip(headers, *rows, strict=True)]
     room = (out.width - used[0] - sum(used[3:])) // 2 - 2
-    names = [name if len(name) <= room else f"{name[: room - 3]}..." for name in comparison.names]
-    headers[1:3] = names if names[0] != names[1] else ["first", "second"]
+    names = shorten_names(comparison.names, room)
+    headers[1:3] = names if max(map(len, names)) <= room else ["first", "second"]
     print_columns(out, headers, rows, fixed=1)
     out.print()
     for text in _remarks(comparison):
-        out.print_line(text)
+        print_wrapped(out, text)
+    err = error_console()
+    for one in cautions(_as_ranking(comparison)):
+        print_advice(err, "caution", one)
+
+
+def _as_ranking(comparison: Comparison) -> Ranking:
+    """The two as a ranking, of which the same cautions are printed as by `lidar rank`."""
+    assert comparison.scores is not None
+    by, level, paths = comparison.by, comparison.level, comparison.paths
+    rows = [
+        unranked_row(Path(path), (), score, by)
+        for path, score in zip(paths, comparison.scores, strict=True)
+    ]
+    words = comparison.command or ("compare", *paths)
+    return Ranking(
+        directory="",
+        by=by,
+        level=level,
+        data=str(comparison.scores[0].data),
+        groups=comparable_groups(rows, by, level),
+        checkpoints=comparison.checkpoints,
+        names=dict(zip(paths, comparison.names, strict=True)),
+        images=comparison.images,
+        command=(*words, *comparison.options),
+    )
 
 
 def _difference_cells(comparison: Comparison) -> Iterator[str]:

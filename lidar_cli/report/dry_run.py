@@ -8,8 +8,13 @@ from lidar_cli.extraction.measure import Measured
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.features.schema import format_size
 from lidar_cli.ranking.dry_run import DryRun
-from lidar_cli.report.progress import format_duration
-from lidar_cli.report.text import console, counted, joined_by_and, print_wrapped
+from lidar_cli.report.text import (
+    console,
+    counted,
+    format_duration,
+    joined_by_and,
+    print_wrapped,
+)
 
 OPTIONS = {
     "d": "--layer",

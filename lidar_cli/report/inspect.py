@@ -11,12 +11,17 @@ from collections.abc import Iterator, Sequence
 
 from lidar_cli.checkpoints.inspect import BranchSummary, FormatRow, Inspection
 from lidar_cli.errors import printable
+from lidar_cli.settings import USUAL_IMAGE_SIZE
 
 LABEL_WIDTH = 14
 CONTAINERS = (
     "each in a file of torch.save, Lightning or safetensors, or in a folder of Hugging Face "
     "(model.safetensors), torch.distributed.checkpoint (.metadata, *.distcp) or DeepSpeed "
     "(mp_rank_00_model_states.pt)"
+)
+SIZE_IS_OPEN = (
+    f"not in the weights; {USUAL_IMAGE_SIZE} px, or the size of data whose images are all of one "
+    "(embedded: 32 px); --image-size sets it"
 )
 
 
@@ -48,7 +53,7 @@ def _lines(inspection: Inspection) -> Iterator[str]:
     facts = {
         "format": f"{inspection.format}: {inspection.why}",
         "architecture": inspection.architecture,
-        "image size": f"{size} px" if size else "not in the weights",
+        "image size": f"{size} px" if size else SIZE_IS_OPEN,
         "views": f"{inspection.recipe or 'simclr'}, pixels {inspection.pixel_stats}",
         "weights under": inspection.container or "the file itself",
         **{branch.name: _branch(branch) for branch in inspection.branches},

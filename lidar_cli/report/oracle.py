@@ -55,7 +55,14 @@ def _record(comparison: GroupComparison) -> dict[str, Any]:
 
 
 def print_oracle(out: SafeConsole, oracle: Oracle, ranking: Ranking) -> None:
-    """Print a table per comparable group, then the checkpoints and lines that were left out."""
+    """Print the lines and checkpoints that are left out, then a table per comparable group."""
+    if oracle.unmatched or oracle.without:
+        out.print()
+    for line in oracle.unmatched:
+        text = f"not matched: {ranking.name(line.path)}: {line.reason}"
+        out.print_line(text, style="yellow")
+    for path in oracle.without:
+        out.print_line(f"no accuracy: {ranking.name(path)}", style="yellow")
     for at, comparison in enumerate(oracle.comparisons):
         selection = comparison.selection
         if selection is None:
@@ -72,11 +79,6 @@ def print_oracle(out: SafeConsole, oracle: Oracle, ranking: Ranking) -> None:
             out.print_line(reason)
         if comparison.hyperparameters:
             out.print_line(sets_text(comparison), style="dim")
-    for path in oracle.without:
-        out.print_line(f"no accuracy: {ranking.name(path)}", style="yellow")
-    for line in oracle.unmatched:
-        text = f"not matched: {ranking.name(line.path)}: {line.reason}"
-        out.print_line(text, style="yellow")
 
 
 def to_markdown(oracle: Oracle, ranking: Ranking) -> str:
@@ -134,13 +136,10 @@ def _ends(interval: tuple[float, float] | None) -> str:
 
 def missing_intervals(comparison: GroupComparison) -> Iterator[str]:
     """Which correlations have no interval, and why; each reason once."""
-    reasons = (
-        (correlation.reason, correlation.metric)
-        for correlation in comparison.correlations
-        if correlation.spearman is not None
-    )
-    for reason, names in by_remark(reasons).items():
-        yield f"no interval of the correlation of {', '.join(names)}: {reason}"
+    some = [one for one in comparison.correlations if one.spearman is not None]
+    for reason, names in by_remark((one.reason, one.metric) for one in some).items():
+        which = first_and_more(names) if len(names) < len(some) else "any metric"
+        yield f"no interval of the correlation of {which}: {reason}"
 
 
 def sets_text(comparison: GroupComparison) -> str:

@@ -11,7 +11,7 @@ import rich.progress
 from rich.progress import TextColumn
 from rich.table import Column
 
-from lidar_cli.report.text import SafeConsole, format_value, shorten_names
+from lidar_cli.report.text import SafeConsole, format_duration, format_value, shorten_names
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.runtime.streams import write_remark
 
@@ -19,16 +19,6 @@ DELAY = 0.5  # seconds before the live line appears, so that short work shows no
 LOG_EVERY = 60.0  # seconds between two lines within one long task, without a terminal
 INDENT = " " * 8
 LONGEST_NAME = 40  # characters, on a terminal
-
-
-def format_duration(seconds: float) -> str:
-    """`0.4 s`, `41 s`, `6 min`, `2 h 5 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Pace:

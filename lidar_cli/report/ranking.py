@@ -225,6 +225,8 @@ def print_tables(
     _print_remarks(err, ranking, view)
     if out.is_terminal:
         _print_next(err, ranking, view)
+    elif hidden := _hidden(ranking) if not view.verbose else 0:
+        err.print_line(f"{counted(hidden, 'more remark')}: --verbose")
 
 
 def print_group(

@@ -208,7 +208,7 @@ def sentence(runs: Sequence[Run], group: Group, by: Metric) -> str:
         next_best = rows[runs[1].best.path]
         measured = best.interval.se is not None and next_best.interval.se is not None
         side = "below" if by.direction == "higher" else "behind"
-        value = f": {format_value(next_best.value)}"
+        value = f": {format_value(next_best.value)}; how much of that is chance is unknown"
         text += f" Next is {runs[1].name}{f', clearly {side}' if measured else value}."
     return text
 
@@ -276,12 +276,18 @@ def remarks(runs: Sequence[Run], group: Group, ranking: Ranking) -> Iterator[str
     if any(run.tied for run in runs):
         yield f"tie: the {level} interval of the difference to the best of the run holds 0"
     reasons = ((row.interval.reason, row) for row in group.rows if row.value is not None)
-    for reason, rows in by_remark(reasons).items():
+    has_drops = any(len(run.points) > 1 for run in runs)
+    for reason, rows in by_remark(reasons).items() if has_drops else ():
         count = counted(len(rows), "checkpoint")
         yield f"{count} without interval, so a drop may be noise: {reason}"
     if any(run.axis == "number" for run in runs):
         yield NUMBER_NOTE
     for run in runs:
+        if run.clashes:
+            yield (
+                f"{run.name}: {first_and_more([ranking.name(path) for path in run.clashes])}: the "
+                f"{run.axis} that the file records is used, its name says another"
+            )
         without = [ranking.name(point.path) for point in run.points if point.x is None]
         if without and len(run.points) > 1:
             yield f"{run.name}: no epoch or step recorded or in the name: {first_and_more(without)}"

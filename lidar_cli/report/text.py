@@ -82,6 +82,16 @@ def format_signed(value: float | None) -> str:
     return MISSING if value is None else f"{value:+.2f}"
 
 
+def format_duration(seconds: float) -> str:
+    """`0.4 s`, `41 s`, `6 min`, `2 h 5 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def format_ties(row: Row, rows: Iterable[Row]) -> str:
     """The ranks of the checkpoints that are tied with a row, as `rank 2` or `ranks 2-4, 7`."""
     ranks = tied_ranks(row, rows)

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.features.schema import format_size
 from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
-from lidar_cli.report.text import counted, format_percent, format_with_interval, joined_by_and
+from lidar_cli.report.text import (
+    counted,
+    format_duration,
+    format_percent,
+    format_with_interval,
+    joined_by_and,
+)
 from lidar_cli.scoring.compute import (
     COLLAPSED,
     DEGREES,
@@ -32,6 +38,7 @@ if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
 
 NAMED = 2  # tied checkpoints that a sentence names
 LONGEST_COMMAND = 160  # characters; of a longer one only the options that change are printed
+FOR_PROGRAMS = ("--json", "--csv", "--markdown", "--quiet")  # which print no cautions
 COMPANIONS = ("lidar_corrected", "rankme", "lidar", "pillai")  # columns after the ordering metric
 SETTING_OF_CONSTANT = {  # a constant in which groups differ -> the setting that makes it equal
     "views": "views",
@@ -249,7 +256,9 @@ def _recipe(groups: Sequence[Group], fixed: Sequence[Group]) -> str:
 
 def ranking_command(ranking: Ranking, **changes: object) -> str:
     """The command of this ranking with some settings changed; it replaces the page, if any."""
-    words = ranking.command or ("rank", ranking.directory)
+    words = [
+        word for word in ranking.command or ("rank", ranking.directory) if word not in FOR_PROGRAMS
+    ]
     replaces = has_option(words, "--report") and not has_option(words, "--overwrite")
     return command_with(words, changes, "--overwrite" if replaces else "")
 
@@ -267,7 +276,7 @@ def command_with(words: Sequence[str], changes: dict[str, object], more: str = "
     added = [text for name, value in changes.items() for text in (names[name][0], str(value))]
     end = [*added, *more.split()]
     text = shlex.join(["lidar", *remaining, *end])
-    return text if len(text) <= LONGEST_COMMAND else f"lidar rank ... {shlex.join(end)}"
+    return text if len(text) <= LONGEST_COMMAND else f"lidar {words[0]} ... {shlex.join(end)}"
 
 
 def has_option(words: Sequence[str], flag: str) -> bool:
@@ -284,7 +293,10 @@ def _gives(word: str, flag: str) -> bool:
 
 
 def cautions(ranking: Ranking) -> list[Advice]:
-    """What to be careful of, the most important first; each with the command that cures it."""
+    """What to be careful of, the most important first; each with the command that cures it.
+
+    Of several groups only the first is considered, and only if it has several checkpoints.
+    """
     checks: tuple[Callable[[Group, Ranking], Iterable[Advice]], ...] = (
         _collapsed,
         _untrained,
@@ -296,17 +308,21 @@ def cautions(ranking: Ranking) -> list[Advice]:
         _many_ties,
         _delta,
     )
-    groups = [group for group in ranking.groups if len(group.rows) > 1]
-    return [advice for check in checks for group in groups[:1] for advice in check(group, ranking)]
+    group = ranking.groups[0]
+    if len(group.rows) == 1 and len(ranking.groups) > 1:
+        return []
+    return [advice for check in checks for advice in check(group, ranking)]
 
 
 def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
     rows = [row for row in group.rows if _is_collapsed(row)]
     if rows and group.rows[0] in rows:
+        first = f", {ranking.name(rows[0].path)} too" if len(group.rows) > 1 else ""
+        verb = "is" if len(rows) == 1 else "are"
         yield Advice(
-            f"{_of(rows, group)} constant or nearly so, {ranking.name(rows[0].path)} too "
-            "(normalized_std near 0): their other metrics measure what little is left.",
-            ranking_command(ranking, by="normalized_std"),
+            f"{_of(len(rows), group, 'embedding')} {verb} constant or nearly so{first} "
+            "(normalized_std near 0): other metrics measure what little is left.",
+            ranking_command(ranking, by="normalized_std") if len(group.rows) > 1 else "",
         )
 
 
@@ -335,7 +351,18 @@ def _more_images(text: str, n: int, group: Group, ranking: Ranking) -> Advice:
     """Advice of a larger n, which is no command if the data do not hold so many images."""
     if ranking.images is not None and ranking.images < n:
         return Advice(f"{text} It takes {n} images, and these data hold {ranking.images}.")
-    return Advice(text, ranking_command(ranking, n_samples=n), cost(ranking, group, n=n))
+    return _embedded_with(text, group, ranking, n=n)
+
+
+def _embedded_with(
+    text: str, group: Group, ranking: Ranking, n: int | None = None, q: int | None = None
+) -> Advice:
+    """Advice of another n or q: a command, except for feature files, which are extracted."""
+    if any(Path(row.path) == Path(row.score.file) for row in group.rows):
+        option = f"-n {n}" if n else f"-q {q}"
+        return Advice(f"{text} Extract the feature files again with {option}.")
+    changes = {"n_samples": n} if n else {"n_views": q}
+    return Advice(text, ranking_command(ranking, **changes), cost(ranking, group, n, q))
 
 
 def _much_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -357,9 +384,9 @@ def _smaller_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
     largest = min(max(shares), 1 - 1e-9)
     delta = group.common["delta"] * 0.01 * (1 - largest) / largest
     yield Advice(
-        f"delta = {group.common['delta']:g} is large for the scale of {len(shares)} of "
-        f"{len(group.rows)} embeddings: {ranking.by.name} depends on it there, and so does what "
-        "counts as view noise.",
+        f"delta = {group.common['delta']:g} is large for the scale of "
+        f"{_of(len(shares), group, 'embedding')}: {ranking.by.name} depends on it there, and so "
+        "does what counts as view noise.",
         ranking_command(ranking, delta=f"{10.0 ** math.floor(math.log10(delta)):g}"),
     )
 
@@ -385,12 +412,9 @@ def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
     share = "more than half" if typical < 0.75 else "most"
     views = views_for(min(typical, 0.9), q, LITTLE_NOISE)
     more = min(round_up(views), max(MOST_VIEWS, 2 * q))
-    yield Advice(
-        f"{share} of what lidar counts in {len(fractions)} of {len(group.rows)} checkpoints is "
-        f"view noise (q = {q}).",
-        ranking_command(ranking, n_views=more),
-        cost(ranking, group, q=more),
-    )
+    counted_in = _of(len(fractions), group, "checkpoint")
+    text = f"{share} of what lidar counts in {counted_in} is view noise (q = {q})."
+    yield _embedded_with(text, group, ranking, q=more)
 
 
 def _disagreement(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -405,9 +429,10 @@ def _disagreement(group: Group, ranking: Ranking) -> Iterator[Advice]:
         if _overlap(ours.score.interval(name), theirs.score.interval(name)):
             continue
         names = ranking.name(ours.path), ranking.name(theirs.path)
+        command = shlex.join(["lidar", "compare", ours.path, theirs.path])
         yield Advice(
             f"{ranking.by.name} and {name} choose different checkpoints: {', '.join(names)}.",
-            shlex.join(["lidar", "compare", ours.path, theirs.path]),
+            "" if ranking.command[:1] == ("compare",) else command,
         )
         return
 
@@ -415,13 +440,11 @@ def _disagreement(group: Group, ranking: Ranking) -> Iterator[Advice]:
 def _few_degrees(group: Group, ranking: Ranking) -> Iterator[Advice]:
     n, q, d = (group.common[name] for name in ("n", "q", "d"))
     if q > 1 and n * (q - 1) < DEGREES * d and ranking.by.reads == "lda":
-        more = math.ceil(1 + DEGREES * d / n)
-        yield Advice(
+        text = (
             f"{n} images with {q} views each determine the variation between views of an image "
-            f"poorly at d = {d}.",
-            ranking_command(ranking, n_views=more),
-            cost(ranking, group, q=more),
+            f"poorly at d = {d}."
         )
+        yield _embedded_with(text, group, ranking, q=math.ceil(1 + DEGREES * d / n))
 
 
 def _many_ties(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -432,18 +455,18 @@ def _many_ties(group: Group, ranking: Ranking) -> Iterator[Advice]:
     n = group.common["n"]
     more = 4 * n if ranking.images is None else min(4 * n, ranking.images)
     if more > n:
-        yield Advice(
+        text = (
             f"{ranking.by.name} cannot separate {len(first.tied_with) + 1} checkpoints: "
             f"intervals are {'half' if more == 4 * n else f'{(n / more) ** 0.5:.0%}'} as wide with "
-            f"{more} images.",
-            ranking_command(ranking, n_samples=more),
-            cost(ranking, group, n=more),
+            f"{more} images."
         )
+        yield _embedded_with(text, group, ranking, n=more)
 
 
-def _of(rows: Sequence[Row], group: Group) -> str:
-    verb = "is" if len(rows) == 1 else "are"
-    return f"{len(rows)} of {len(group.rows)} embeddings {verb}"
+def _of(count: int, group: Group, noun: str) -> str:
+    """`2 of 3 checkpoints`; `the checkpoint` if there is one."""
+    rows = len(group.rows)
+    return f"the {noun}" if rows == 1 else f"{count} of {rows} {noun}s"
 
 
 def companions(group: Group, by: Metric, count: int = 2) -> list[str]:
@@ -485,20 +508,11 @@ def cost(ranking: Ranking, group: Group, n: int | None = None, q: int | None = N
     count = sum(len(one.rows) for one in ranking.groups)
     if ranking.embedded and before:
         share = (n - before) / before if n else ((q or 0) + 1) / views
-        parts.append(duration(share * count * ranking.seconds / ranking.embedded))
+        seconds = share * count * ranking.seconds / ranking.embedded
+        parts.append(f"about {format_duration(seconds)}")
     files = [Path(row.score.file) for one in ranking.groups for row in one.rows]
     sizes = [file.stat().st_size for file in files if file.suffix == ".h5" and file.is_file()]
     if sizes and before:
         share = n / before if n else ((q or 0) + 1) / views
         parts.append(f"{format_size(int(share * sum(sizes)))} on the disk")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`about 40 seconds`, `about 4 minutes`, `about 3 hours`; whole units, at least one."""
-    size, unit = next(
-        (size, unit)
-        for size, unit in ((3600, "hour"), (60, "minute"), (1, "second"))
-        if seconds >= 1.5 * size or size == 1
-    )
-    return f"about {counted(max(1, round(seconds / size)), unit)}"

@@ -39,6 +39,12 @@ def find_device(name: str) -> torch.device:
     check_device_name(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError(
+            f"--device {name}: torch finds no such GPU here; leave --device out, or give "
+            "--device cpu",
+            code="no-cuda",
+        )
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

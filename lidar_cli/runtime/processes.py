@@ -9,10 +9,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lidar_cli.runtime.files import write_atomic
 from lidar_cli.runtime.progress import Progress
 
 PR_SET_PDEATHSIG = 1
-POLL = 1.0  # seconds between checks of the parent, where the system does not signal its end
+POLL = 0.2  # seconds between checks for a signal, and of the parent where its end is no signal
 
 
 def run_parallel(
@@ -46,23 +46,67 @@ def run_parallel(
     if not tasks:
         return
     workers = max(1, min(cpu_count(), len(tasks)))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(),))
+    with _deferred_signals() as received:
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(),))
+        pending: set[Future[None]] = set()
+        try:
+            pending = _submit(pool, work, tasks)
+            while pending and not received:
+                completed, pending = wait(pending, POLL, FIRST_COMPLETED)
+                for future in completed:
+                    future.result()
+                    done += 1
+                    progress.update(name, done, total)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a training process was killed, perhaps for want of memory; "
+                "run again, finished checkpoints are kept"
+            ) from error
+        finally:
+            if pending or received:
+                for child in active_children():
+                    child.terminate()
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Handle SIGINT and SIGTERM after the block; gives the list of those received within it.
+
+    An exception that a handler raises within the executor can leave a lock held, or a process
+    that nothing ends. Only the main thread runs handlers.
+    """
+    received: list[int] = []
+    handlers: dict[int, Any] = {}
     try:
-        for future in as_completed([pool.submit(work, *task) for task in tasks]):
-            future.result()
-            done += 1
-            progress.update(name, done, total)
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a training process was killed, perhaps for want of memory; "
-            "run again, finished checkpoints are kept"
-        ) from error
-    except BaseException:
-        for child in active_children():
-            child.terminate()
-        raise
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(number)):
+                    handlers[number] = handler
+                    signal.signal(number, lambda number, _: received.append(number))
+        yield received
     finally:
-        pool.shutdown(cancel_futures=True)
+        for deferred, handler in handlers.items():
+            signal.signal(deferred, handler)
+        for deferred in received:
+            signal.raise_signal(deferred)
+
+
+def _submit(
+    pool: ProcessPoolExecutor, work: Callable[..., None], tasks: Sequence[tuple[Any, ...]]
+) -> set[Future[None]]:
+    """Submit the tasks. The processes that this starts inherit that SIGINT is blocked.
+
+    The parent handles an interrupt for all; a process that is still starting would print a
+    traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return {pool.submit(work, *task) for task in tasks}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        return {pool.submit(work, *task) for task in tasks}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

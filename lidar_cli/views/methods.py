@@ -61,6 +61,16 @@ SIMCLR_VISSL = replace(
     clean_interpolation="bilinear",
 )
 
+# Lightning-Universe/lightning-bolts: transforms/self_supervised/simclr_transforms.py, for
+# ImageNet and STL-10. CIFAR-10 has no blur, and half of the jitter.
+SIMCLR_BOLTS = replace(
+    SIMCLR,
+    name="simclr-bolts",
+    interpolation="bilinear",
+    clean_interpolation="bilinear",
+    clean_resize=1.1,
+)
+
 # facebookresearch/swav: src/multicropdataset.py, scripts/, eval_linear.py
 SWAV = replace(
     SIMCLR_VISSL,
@@ -84,6 +94,24 @@ BYOL = Recipe(
     solarise=(0.0, 0.2),
 )
 
+# lucidrains/byol-pytorch: byol_pytorch/byol_pytorch.py, examples/lightning/train.py. Departure: it
+# blurs before the crop.
+BYOL_PYTORCH = Recipe(
+    name="byol-pytorch",
+    order=("jitter", "grey", "flip", "crop", "blur"),
+    crop_scale=(0.08, 1.0),
+    interpolation="bilinear",
+    flip=0.5,
+    jitter=(0.8, 0.8, 0.8, 0.2),
+    jitter_probability=0.3,
+    grey=0.2,
+    blur=(0.2,),
+    blur_sigma=(1.0, 2.0),
+    blur_kernel=3,
+    clean_resize=1.0,
+    clean_interpolation="bilinear",
+)
+
 # facebookresearch/barlowtwins: main.py, evaluate.py
 BARLOW = replace(BYOL, name="barlow", blur_filter="pillow", clean_interpolation="bilinear")
 
@@ -99,6 +127,10 @@ DINO = replace(BYOL, name="dino", crop_scale=(0.4, 1.0), blur_filter="pillow", c
 DINOV2 = replace(
     BYOL, name="dinov2", crop_scale=(0.32, 1.0), blur=(0.0, 0.9), blur_kernel=9, crops="global"
 )
+
+# facebookresearch/dinov3: dinov3/data/augmentations.py, transforms.py. Its blur inverts the
+# probabilities as DINOv2's does. The gram teacher's crops are left out.
+DINOV3 = replace(DINOV2, name="dinov3")
 
 # facebookresearch/moco: main_moco.py, moco/loader.py, main_lincls.py
 MOCO_V1 = Recipe(
@@ -135,12 +167,34 @@ MOCO_V3 = replace(
 # facebookresearch/mae: main_pretrain.py, util/datasets.py, main_linprobe.py
 MAE = Recipe(name="mae", crop_scale=(0.2, 1.0), flip=0.5)
 
+# microsoft/SimMIM: data/data_simmim.py, data_finetune.py
+SIMMIM = replace(MAE, name="simmim", crop_scale=(0.67, 1.0), interpolation="bilinear")
+
+# open-mmlab/mmpretrain: configs/maskfeat
+MASKFEAT = replace(MAE, name="maskfeat", crop_scale=(0.5, 1.0))
+
 # facebookresearch/ijepa: src/transforms.py, src/masks/multiblock.py, configs. No flip. The
 # repository has no evaluation: the clean image is the default with the interpolation of training.
 IJEPA = Recipe(
     name="ijepa", interpolation="bilinear", clean_interpolation="bilinear", masks=MultiBlock()
 )
 IJEPA_CROP = replace(IJEPA, name="ijepa-crop", crop_scale=(0.3, 1.0), masks=None)
+
+# facebookresearch/capi: train_capi.py, eval_classification.py. Its crops without masks, which hide
+# 65 % of the patches from the student.
+CAPI = Recipe(name="capi", crop_scale=(0.6, 1.0), flip=0.5)
+
+# facebookresearch/vjepa2: app/vjepa/transforms.py, configs/train, and for the clean image
+# evals/image_classification_frozen/eval.py. The crops of its videos, without masks. Departure:
+# there, crops are resized without antialiasing.
+VJEPA2 = Recipe(
+    name="vjepa2",
+    crop_scale=(0.3, 1.0),
+    crop_ratio=(0.75, 1.35),
+    interpolation="bilinear",
+    flip=0.5,
+    clean_interpolation="bilinear",
+)
 
 # facebookresearch/data2vec_vision: beit/datasets.py, run_cyclical.py, with
 # --imagenet_default_mean_and_std as its recipes pass. Clean image: as for I-JEPA.
@@ -167,8 +221,9 @@ IDENTITY = Recipe(name="identity")
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        *(SIMCLR, SIMCLR_GOOGLE, SIMCLR_VISSL, BYOL, VICREG, BARLOW, DINO, DINOV2),
-        *(MOCO_V1, MOCO_V2, MOCO_V3, SWAV, MAE, IJEPA, IJEPA_CROP),
+        *(SIMCLR, SIMCLR_GOOGLE, SIMCLR_VISSL, SIMCLR_BOLTS, BYOL, BYOL_PYTORCH, VICREG, BARLOW),
+        *(DINO, DINOV2, DINOV3, MOCO_V1, MOCO_V2, MOCO_V3, SWAV, MAE, SIMMIM, MASKFEAT),
+        *(IJEPA, IJEPA_CROP, CAPI, VJEPA2),
         *(DATA2VEC, DATA2VEC_CROP, DATA2VEC_FAIRSEQ, DATA2VEC2, DATA2VEC2_CROP, IDENTITY),
     )
 }

@@ -6,11 +6,15 @@ literal forward pass for every branch and layer, in functions of torch alone.
 A file a family or library, `formats_*.py`; importing them fills the table, `FIXTURES`.
 """
 
+import formats_bolts  # noqa: F401
 import formats_contrastive  # noqa: F401
 import formats_distillation  # noqa: F401
+import formats_huggingface  # noqa: F401
 import formats_lightly  # noqa: F401
 import formats_masked  # noqa: F401
+import formats_openmmlab  # noqa: F401
 import formats_plain  # noqa: F401
+import formats_rotary  # noqa: F401
 import formats_solo  # noqa: F401
 import formats_stable_pretraining  # noqa: F401
 import formats_transformers  # noqa: F401

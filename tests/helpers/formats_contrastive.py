@@ -14,6 +14,7 @@ from layouts import (
     Fixture,
     Weights,
     fixture,
+    lightning,
     mlp,
     official_head,
     optimizer,
@@ -22,6 +23,7 @@ from layouts import (
     script_function,
     wrapped,
 )
+from torch import Tensor
 
 
 @fixture
@@ -287,3 +289,108 @@ def deepcluster_v2() -> Fixture:
             w.linear(f"prototypes.prototypes{i}", 12, 30, bias=False)
 
     return swav_like(make, flat=False)
+
+
+@fixture
+def swav_linear_head() -> Fixture:
+    w = Weights()
+    w.resnet("", bottleneck=True, stem=8)
+    w.linear("projection_head", 16, 12)
+    w.linear("prototypes", 12, 30, bias=False)
+    backbone = functools.partial(w.run_resnet, "")
+    return Fixture(
+        "swav",
+        {"epoch": 400, "state_dict": wrapped(w), "optimizer": optimizer()},
+        {
+            ("encoder", "backbone"): backbone,
+            ("encoder", "projector"): lambda x: w.lin("projection_head", backbone(x)),
+        },
+        file="checkpoint.pth.tar",
+        ignored=("prototypes",),
+    )
+
+
+def simsiam_head(w: Weights, name: str) -> list[str]:
+    """Three Linear layers, of which the last may have a bias, and a BatchNorm without weights."""
+    steps: list[str] = []
+    for at, width in (("0", 16), ("3", 24), ("6", 24)):
+        w.linear(f"{name}.{at}", width, 24, bias=at == "6" and name.endswith("fc"))
+        w.bn(f"{name}.{int(at) + 1}", 24, affine=at != "6")
+        steps += [f"{name}.{at}", f"bn {name}.{int(at) + 1}", "act"]
+    return steps[:-1]
+
+
+@fixture
+def simsiam() -> Fixture:
+    w = Weights()
+    w.resnet("encoder.", bottleneck=True)
+    steps = simsiam_head(w, "encoder.fc")
+    w.linear("predictor.0", 24, 8, bias=False)
+    w.bn("predictor.1", 8)
+    w.linear("predictor.3", 8, 24)
+    predict = ("predictor.0", "bn predictor.1", "act", "predictor.3")
+    backbone = functools.partial(w.run_resnet, "encoder.")
+    return Fixture(
+        "simsiam",
+        {"epoch": 100, "arch": "resnet50", "state_dict": wrapped(w), "optimizer": optimizer()},
+        {
+            ("encoder", "backbone"): backbone,
+            ("encoder", "projector"): lambda x: mlp(w, backbone(x), *steps),
+            ("encoder", "predictor"): lambda x: mlp(w, backbone(x), *steps, *predict),
+        },
+        file="checkpoint_0099.pth.tar",
+    )
+
+
+def byol_learner(simplicial: bool, prefix: str = "") -> Fixture:
+    """The online network is in the file twice, as `net` and in its encoder."""
+    w = Weights()
+    embed: dict[tuple[str, str], Embed] = {}
+    for branch, e in (("student", "online_encoder."), ("teacher", "target_encoder.")):
+        w.resnet(f"{e}net.")
+        w.linear(f"{e}net.fc", 16, 10)
+        p = f"{e}projector."
+        q = f"{p}2." if simplicial else p
+        if simplicial:
+            w.linear(f"{p}0.0", 16, 16)
+            w.bn(f"{p}0.1", 16)
+        w.linear(f"{q}0", 16, 24)
+        w.bn(f"{q}1", 24)
+        w.linear(f"{q}3", 24, 12)
+
+        def projector(x: Tensor, e: str = e, p: str = p, q: str = q) -> Tensor:
+            x = w.run_resnet(f"{e}net.", x)
+            if simplicial:
+                x = mlp(w, x, f"{p}0.0", f"bn {p}0.1")
+                x = torch.cat([(x[:, i : i + 8] / 0.1).softmax(1) for i in (0, 8)], dim=1)
+            return mlp(w, x, f"{q}0", f"bn {q}1", "act", f"{q}3")
+
+        embed[branch, "backbone"] = functools.partial(w.run_resnet, f"{e}net.")
+        embed[branch, "projector"] = projector
+    w.linear("online_predictor.0", 12, 24)
+    w.bn("online_predictor.1", 24)
+    w.linear("online_predictor.3", 24, 12)
+    p = "online_predictor."
+    online = embed["student", "projector"]
+    embed["student", "predictor"] = lambda x: mlp(w, online(x), p + "0", f"bn {p}1", "act", p + "3")
+    tree = dict(w) | {f"net.{k}": t for k, t in part(w, "online_encoder.net.").items()}
+    tree = {prefix + name: tensor for name, tensor in tree.items()}
+    return Fixture(
+        "byol-pytorch", lightning(tree) if prefix else tree, dict(sorted(embed.items(), key=place))
+    )
+
+
+def place(item: tuple[tuple[str, str], Any]) -> int:
+    branch, layer = item[0]
+    layers = ("backbone", "projector", "predictor")
+    return ("student", "teacher").index(branch) * 3 + layers.index(layer)
+
+
+@fixture
+def byol_pytorch() -> Fixture:
+    return byol_learner(simplicial=False)
+
+
+@fixture
+def byol_pytorch_simplicial() -> Fixture:
+    return byol_learner(simplicial=True, prefix="learner.")

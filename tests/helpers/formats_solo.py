@@ -19,6 +19,7 @@ from layouts import (
     script_function,
 )
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @fixture
@@ -165,3 +166,163 @@ def solo_learn_mae() -> Fixture:
     return Fixture(
         "solo-learn-mae", lightning(w), {("encoder", "backbone"): backbone}, file="m.ckpt"
     )
+
+
+def solo_simclr(w: Weights, width: int, backbone: Embed, file: str, size: int = 32) -> Fixture:
+    """Of a backbone by its weights: with a probe, and SimCLR's projector."""
+    w.linear("classifier", width, 10)
+    w.linear("projector.0", width, 16)
+    w.linear("projector.2", 16, 12)
+    return Fixture(
+        "solo-learn",
+        lightning(w),
+        {
+            ("student", "backbone"): backbone,
+            ("student", "projector"): lambda x: mlp(
+                w, backbone(x), "projector.0", "act", "projector.2"
+            ),
+        },
+        file=file,
+        size=size,
+    )
+
+
+def convolution(w: Weights, name: str, out: int, into: int, kernel: int) -> None:
+    w.normal(f"{name}.weight", out, into, kernel, kernel)
+    w.uniform(f"{name}.bias", out, low=-0.5, high=0.5)
+
+
+def convolved(w: Weights, name: str, x: Tensor, stride: int = 1, groups: int = 1) -> Tensor:
+    weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
+    return F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=groups)
+
+
+@fixture
+def solo_learn_wide_resnet() -> Fixture:
+    """Of the first layers of blocks, only that of block 1 activates its input."""
+    w = Weights()
+    b = "backbone."
+    widths = (4, 8, 12, 16)
+    convolution(w, f"{b}conv1", widths[0], 3, 3)
+    for block in (1, 2, 3):
+        for layer, into in enumerate((widths[block - 1], widths[block])):
+            name = f"{b}block{block}.layer.{layer}"
+            w.bn(f"{name}.bn1", into)
+            convolution(w, f"{name}.conv1", widths[block], into, 3)
+            w.bn(f"{name}.bn2", widths[block])
+            convolution(w, f"{name}.conv2", widths[block], widths[block], 3)
+            if layer == 0:
+                convolution(w, f"{name}.convShortcut", widths[block], into, 1)
+    w.bn(f"{b}bn1", widths[-1])
+
+    def activated(name: str, x: Tensor) -> Tensor:
+        parts = (w[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        mean, variance, weight, bias = (part.view(-1, 1, 1) for part in parts)
+        x = (x - mean) / (variance + 0.001).sqrt() * weight + bias
+        return torch.where(x > 0, x, 0.1 * x)
+
+    def backbone(x: Tensor) -> Tensor:
+        x = convolved(w, f"{b}conv1", x)
+        for block, stride in (("block1", 1), ("block2", 2), ("block3", 2)):
+            for layer, first in ((f"{b}{block}.layer.0", True), (f"{b}{block}.layer.1", False)):
+                inner = activated(f"{layer}.bn1", x) if block == "block1" or not first else x
+                shortcut = x
+                if first:
+                    shortcut = convolved(w, f"{layer}.convShortcut", inner, stride)
+                inner = convolved(w, f"{layer}.conv1", inner, stride if first else 1)
+                inner = convolved(w, f"{layer}.conv2", activated(f"{layer}.bn2", inner))
+                x = shortcut + inner
+        return activated(f"{b}bn1", x).mean((2, 3))
+
+    return solo_simclr(w, 16, backbone, "wide.ckpt")
+
+
+def map_norm(w: Weights, name: str, x: Tensor, over: tuple[int, ...], eps: float) -> Tensor:
+    """A norm of an image over these axes, with a weight and bias a channel."""
+    centred = x - x.mean(over, keepdim=True)
+    x = centred / (centred.pow(2).mean(over, keepdim=True) + eps).sqrt()
+    return x * w[f"{name}.weight"].view(-1, 1, 1) + w[f"{name}.bias"].view(-1, 1, 1)
+
+
+@fixture
+def solo_learn_poolformer() -> Fixture:
+    w = Weights()
+    b = "backbone."
+    convolution(w, f"{b}patch_embed.proj", 4, 3, 7)
+    widths = (4, 8, 12, 16)
+    for stage, width in enumerate(widths):
+        name = f"{b}network.{2 * stage}.0"
+        for part in ("norm1", "norm2"):
+            w.ln(f"{name}.{part}", width)
+        convolution(w, f"{name}.mlp.fc1", 2 * width, width, 1)
+        convolution(w, f"{name}.mlp.fc2", width, 2 * width, 1)
+        for part in ("layer_scale_1", "layer_scale_2"):
+            w.uniform(f"{name}.{part}", width)
+        if stage:
+            convolution(w, f"{b}network.{2 * stage - 1}.proj", width, widths[stage - 1], 3)
+    w.ln(f"{b}norm", 16)
+
+    def pool(x: Tensor) -> Tensor:
+        """The mean of the pixels within one of each, in both directions."""
+        around = F.unfold(x, 3, padding=1).view(*x.shape[:2], 9, *x.shape[2:]).sum(2)
+        counts = F.unfold(torch.ones(1, 1, *x.shape[2:]), 3, padding=1).sum(1)
+        return around / counts.view(1, 1, *x.shape[2:])
+
+    def backbone(x: Tensor) -> Tensor:
+        proj = f"{b}patch_embed.proj"
+        x = F.conv2d(x, w[f"{proj}.weight"], w[f"{proj}.bias"], stride=4, padding=2)
+        for stage in range(4):
+            if stage:
+                x = convolved(w, f"{b}network.{2 * stage - 1}.proj", x, stride=2)
+            name = f"{b}network.{2 * stage}.0"
+            scales = (w[f"{name}.layer_scale_{i}"].view(-1, 1, 1) for i in (1, 2))
+            first, second = scales
+            normed = map_norm(w, f"{name}.norm1", x, (1, 2, 3), 1e-5)
+            x = x + first * (pool(normed) - normed)
+            hidden = convolved(
+                w, f"{name}.mlp.fc1", map_norm(w, f"{name}.norm2", x, (1, 2, 3), 1e-5)
+            )
+            x = x + second * convolved(w, f"{name}.mlp.fc2", F.gelu(hidden))
+        return map_norm(w, f"{b}norm", x, (1, 2, 3), 1e-5).mean((2, 3))
+
+    return solo_simclr(w, 16, backbone, "pool.ckpt", size=64)
+
+
+@fixture
+def solo_learn_convnext() -> Fixture:
+    w = Weights()
+    b = "backbone."
+    convolution(w, f"{b}stem.0", 4, 3, 4)
+    w.ln(f"{b}stem.1", 4)
+    widths = (4, 8, 12, 16)
+    for stage, width in enumerate(widths):
+        if stage:
+            w.ln(f"{b}stages.{stage}.downsample.0", widths[stage - 1])
+            convolution(w, f"{b}stages.{stage}.downsample.1", width, widths[stage - 1], 2)
+        name = f"{b}stages.{stage}.blocks.0"
+        convolution(w, f"{name}.conv_dw", width, 1, 7)
+        w.ln(f"{name}.norm", width)
+        w.linear(f"{name}.mlp.fc1", width, 4 * width)
+        w.linear(f"{name}.mlp.fc2", 4 * width, width)
+        w.uniform(f"{name}.gamma", width)
+    w.ln(f"{b}head.norm", 16)
+
+    def patches(name: str, x: Tensor) -> Tensor:
+        return F.conv2d(
+            x, w[f"{name}.weight"], w[f"{name}.bias"], stride=w[f"{name}.weight"].shape[-1]
+        )
+
+    def backbone(x: Tensor) -> Tensor:
+        x = map_norm(w, f"{b}stem.1", patches(f"{b}stem.0", x), (1,), 1e-6)
+        for stage in range(4):
+            if stage:
+                down = f"{b}stages.{stage}.downsample"
+                x = patches(f"{down}.1", map_norm(w, f"{down}.0", x, (1,), 1e-6))
+            name = f"{b}stages.{stage}.blocks.0"
+            inner = convolved(w, f"{name}.conv_dw", x, groups=x.shape[1])
+            inner = map_norm(w, f"{name}.norm", inner, (1,), 1e-6).permute(0, 2, 3, 1)
+            inner = w.lin(f"{name}.mlp.fc2", F.gelu(w.lin(f"{name}.mlp.fc1", inner)))
+            x = x + (w[f"{name}.gamma"] * inner).permute(0, 3, 1, 2)
+        return w.layer_norm(f"{b}head.norm", x.mean((2, 3)))
+
+    return solo_simclr(w, 16, backbone, "convnext.ckpt", size=64)

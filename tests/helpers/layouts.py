@@ -162,12 +162,13 @@ class Weights(dict[str, Tensor]):
         x: Tensor,
         padding: int | None = None,
         strides: tuple[int, ...] = (1, 2, 2, 2),
+        pool: bool = True,
     ) -> Tensor:
         """padding: of a 3x3 stem, which has stride 1 and no pooling; None for the 7x7 stem."""
         if padding is None:
             x = F.relu(self.norm(f"{prefix}bn1", F.conv2d(x, self[f"{prefix}conv1.weight"],
                                                           stride=2, padding=3)))  # fmt: skip
-            x = F.max_pool2d(x, 3, 2, 1)
+            x = F.max_pool2d(x, 3, 2, 1) if pool else x
         else:
             x = F.conv2d(x, self[f"{prefix}conv1.weight"], stride=1, padding=padding)
             x = F.relu(self.norm(f"{prefix}bn1", x))

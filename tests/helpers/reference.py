@@ -161,10 +161,10 @@ def normalized_std(z):
     """sqrt(d) times the mean over dimensions of the std of all unit rows."""
     n, q, d = z.shape
     rows = on_sphere(z).reshape(n * q, d)
-    deviations = [
-        math.sqrt(sum((x - sum(column) / len(column)) ** 2 for x in column) / len(column))
-        for column in rows.T
-    ]
+    deviations = []
+    for column in rows.T.tolist():
+        mean = sum(column) / len(column)
+        deviations.append(math.sqrt(sum((x - mean) ** 2 for x in column) / len(column)))
     return math.sqrt(d) * sum(deviations) / d
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 
 from lidar_cli.checkpoints.formats.format import Branch, Format
+from lidar_cli.checkpoints.shapes import swin
 
 TORCHVISION = Format(
     name="torchvision",
@@ -44,6 +45,7 @@ TIMM = Format(
         r"(?!(cls_token|pos_embed|reg_token|head\.weight|head\.bias)$"
         r"|(patch_embed|blocks|norm|norm_pre|fc_norm|rel_pos_bias)\.)",
     ),
+    axes=((r"patch_embed\.proj\.weight$", 4),),
     branches=(Branch("encoder", ""),),
     recipe="simclr",
     pixel_stats="auto",
@@ -122,5 +124,22 @@ HF_DATA2VEC = dataclasses.replace(
     unused=(*HF_UNUSED, r".*\.relative_position_index$"),
 )
 
-HUGGINGFACE = (HF_VIT, HF_IJEPA, HF_DINOV2, HF_DATA2VEC)
+# The pooled output of SwinModel is the mean over the patches after the norm, as is the embedding.
+HF_SWIN = dataclasses.replace(
+    HF_VIT,
+    name="hf-swin",
+    title="Hugging Face, Swin",
+    source="models/swin/modeling_swin.py of transformers 5.24",
+    present=(
+        r"embeddings\.patch_embeddings\.projection\.weight$",
+        r"encoder\.layers\.0\.blocks\.0\.layernorm_before\.weight$",
+        r"encoder\.layers\.0\.blocks\.0\.attention\.self\.relative_position_bias_table$",
+    ),
+    absent=(),
+    class_prefix=r"swin\.",
+    backbones=("hf-swin",),
+    unused=(*HF_UNUSED, r"decoder\.", *swin.BUFFERS),
+)
+
+HUGGINGFACE = (HF_VIT, HF_IJEPA, HF_DINOV2, HF_DATA2VEC, HF_SWIN)
 ARCHITECTURES = (TORCHVISION, TIMM)

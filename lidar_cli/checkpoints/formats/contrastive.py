@@ -1,4 +1,4 @@
-"""SimCLR in PyTorch, VICReg, Barlow Twins, MoCo, SwAV: joint embeddings of two or more crops."""
+"""SimCLR, VICReg, Barlow Twins, MoCo, SimSiam, BYOL, SwAV: joint embeddings of several crops."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lidar_cli.checkpoints.formats.format import (
     Head,
     numbered,
 )
+from lidar_cli.checkpoints.shapes.heads import SIMPLEX
 
 VICREG = Format(
     name="vicreg",
@@ -65,6 +66,21 @@ SPIJKERVET = Format(
     recipe="simclr",
     backbones=("resnet",),
     pixel_stats="unit",
+)
+
+# The Lightning module has the encoder as an attribute in addition to that of its model.
+SPIJKERVET_LIGHTNING = dataclasses.replace(
+    SPIJKERVET,
+    name="simclr-spijkervet-lightning",
+    title="Spijkervet/SimCLR, Lightning",
+    example="lightning_logs/version_0/checkpoints/epoch=99.ckpt",
+    source="main_pl.py, simclr/simclr.py (2738efa)",
+    keys=("pytorch-lightning_version",),
+    present=tuple(rf"model\.{name}" for name in SPIJKERVET.present),
+    absent=(r"model\.projector\.[02]\.bias$", r"classifier\."),
+    containers=("state_dict",),
+    branches=(Branch("encoder", "model.encoder.", Head("model.projector.")),),
+    unused=(r"encoder\.",),
 )
 
 ATANOV = Format(
@@ -158,12 +174,54 @@ MOCO_V3_RESNET = dataclasses.replace(
     attention_heads=(),
 )
 
+SIMSIAM = Format(
+    name="simsiam",
+    title="facebookresearch/simsiam",
+    example="checkpoint_0099.pth.tar",
+    source="simsiam/builder.py, main_simsiam.py, main_lincls.py (a7bc177)",
+    present=(
+        r"encoder\.conv1\.weight$",
+        r"encoder\.fc\.7\.running_mean$",
+        r"predictor\.3\.weight$",
+    ),
+    branches=(Branch("encoder", "encoder.", Head("encoder.fc."), Head("predictor.")),),
+    recipe="moco-v2",  # its augmentations are those of MoCo v2
+    backbones=("resnet",),
+)
+
+# The second release normalises to simplices between two Linear layers of the projector.
+SIMPLICIAL = ((r"0\.([01])\.", r"\1."), *((rf"2\.{i}\.", f"{i + 4}.") for i in range(8)))
+
+
+def byol_branch(name: str, encoder: str, predictor: Head | None = None) -> Branch:
+    """A branch of lucidrains/byol-pytorch."""
+    projector = Head(f"{encoder}projector.", rename=SIMPLICIAL, gaps=((4, SIMPLEX),))
+    return Branch(name, f"{encoder}net.", projector, predictor)
+
+
+# A learner has the network twice, and keeps its last layer, which is not used.
+BYOL_PYTORCH = Format(
+    name="byol-pytorch",
+    title="lucidrains/byol-pytorch, learner",
+    example="learner.pt",
+    source="byol_pytorch/byol_pytorch.py, examples/lightning/train.py (2993126)",
+    present=(r"online_encoder\.net\.", r"online_encoder\.projector\.", r"online_predictor\."),
+    class_prefix=r"(learner|byol|model)\.",
+    branches=(
+        byol_branch("student", "online_encoder.", Head("online_predictor.")),
+        byol_branch("teacher", "target_encoder."),
+    ),
+    recipe="byol-pytorch",
+    attention_heads=USUAL_ATTENTION_HEADS,
+    unused=(r"net\.", r"(online|target)_encoder\.net\.(fc|head)\."),
+)
+
 SWAV = Format(
     name="swav",
     title="facebookresearch/swav, DeepCluster v2 too",
     example="checkpoint.pth.tar, swav_800ep_pretrain.pth.tar",
     source="src/resnet50.py, main_swav.py, main_deepclusterv2.py",
-    present=(r"conv1\.weight$", r"projection_head\.0\.weight$", r"prototypes\."),
+    present=(r"conv1\.weight$", r"projection_head\.(0\.)?weight$", r"prototypes\."),
     branches=(Branch("encoder", "", Head("projection_head.")),),
     recipe="swav",
     backbones=("resnet",),
@@ -172,6 +230,6 @@ SWAV = Format(
 )
 
 CONTRASTIVE = (
-    VICREG, BARLOW, STHALLES, SPIJKERVET, ATANOV, LEFTTHOMAS,
-    MOCO_V1, MOCO_V2, MOCO_V3_VIT, MOCO_V3_RESNET, SWAV,
+    VICREG, BARLOW, STHALLES, SPIJKERVET, SPIJKERVET_LIGHTNING, ATANOV, LEFTTHOMAS,
+    MOCO_V1, MOCO_V2, MOCO_V3_VIT, MOCO_V3_RESNET, SIMSIAM, BYOL_PYTORCH, SWAV,
 )  # fmt: skip

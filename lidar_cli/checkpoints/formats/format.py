@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import Rename, renamed
+from lidar_cli.checkpoints.shapes.spec import Rename, Value, renamed
 
 USUAL_ATTENTION_HEADS = tuple(vit.HEADS.items())
 SMALL = 64  # pixels a side up to which images count as small, such as CIFAR's 32
-DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100")
+DATASETS = (
+    *((name, name) for name in ("cifar10", "cifar100", "stl10", "imagenet")),
+    ("imagenet100", "imagenet"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Head:
     rename: Rename = ()
     activation: str = "relu"
     after: tuple[str, ...] = ()  # patterns of layers after the embedding, such as prototypes
+    gaps: tuple[tuple[int, str], ...] = ()  # index -> what precedes it instead of `activation`
 
     def name(self, key: str) -> str:
         """The name within the head of the tensor with this key in the state dict."""
@@ -44,13 +48,16 @@ class TokenPredictor:
 class Branch:
     """One set of weights: the prefixes of its backbone and its heads."""
 
-    name: str  # 'student', 'teacher', or 'encoder' where there is only one
+    # 'student' (trained), 'teacher' (its average, or a frozen target), 'encoder' where it is alone;
+    # any other word for a third set of weights, such as 'gram_teacher'.
+    name: str
     backbone: str  # prefix
     projector: Head | None = None
     predictor: Head | TokenPredictor | None = None
     # Name of a tensor of another branch -> its name in this backbone, which is used if this branch
     # lacks it.
     borrowed: Rename = ()
+    aliases: tuple[str, ...] = ()  # other words for it in `--branch`
 
     @property
     def heads(self) -> dict[str, Head | TokenPredictor]:
@@ -90,9 +97,13 @@ class Format:
     source: str  # the code that defines the layout
     recipe: str  # the view recipe of its training; with `methods`, if none of them fits
     methods: tuple[Method, ...] = ()  # a library's methods; the first that fits the names is used
-    arguments: str = ""  # name of the JSON file of the run's arguments, next to the checkpoint
+    arguments: str = ""  # of the run: the key, or the JSON file next to the checkpoint
+    datasets: tuple[tuple[str, str], ...] = DATASETS  # in the arguments -> pixel statistics
+    # Name and value of an argument, and the key and value of `--assume` that it determines.
+    assumed: tuple[tuple[str, object, str, Value], ...] = ()
     absent: tuple[str, ...] = ()  # patterns that match no tensor's name
     square: tuple[str, ...] = ()  # patterns of tensors that are square matrices
+    axes: tuple[tuple[str, int], ...] = ()  # patterns of tensors -> number of their axes
     keys: tuple[str, ...] = ()  # top-level keys that the file has
     absent_keys: tuple[str, ...] = ()  # top-level keys that the file does not have
     config: tuple[tuple[str, str], ...] = ()  # entries of config.json, if it has these keys
@@ -104,6 +115,7 @@ class Format:
     attention_heads: tuple[tuple[int, int], ...] = ()  # width of a ViT -> attention heads
     resize: str = ""  # how a ViT's positions are resized, see models/backbone.py; '': the family's
     position_offset: float | None = None  # of that resize, None for the family's
+    eps: float | None = None  # LayerNorm's, None for the family's
     cifar_padding: int | None = None  # padding of a 3x3 stem
     unused: tuple[str, ...] = ()  # patterns of tensors that are recognised and not used
     pixel_stats: str = "imagenet"  # of the training images; 'auto' for the recipe's
@@ -218,8 +230,8 @@ def _pixel_stats(format: Format, arguments: Mapping[str, Any], small: bool) -> t
     """The pixel statistics, and their origin in words, '' if they are the format's."""
     data = arguments.get("data")
     dataset = data.get("dataset") if isinstance(data, dict) else arguments.get("dataset")
-    if dataset in DATASETS and dataset.startswith("cifar") == small:
-        stats = "imagenet" if dataset == "imagenet100" else dataset
+    stats = dict(format.datasets).get(dataset) if isinstance(dataset, str) else None
+    if stats is not None and str(dataset).startswith("cifar") == small:
         return stats, f"of {dataset}, which {format.arguments} names"
     if small and format.small_pixel_stats:
         return format.small_pixel_stats, "usual for images this small"

@@ -64,6 +64,7 @@ SOLO = Format(
     ),
     recipe="simclr",
     methods=SOLO_METHODS,
+    backbones=("resnet", "vit", "convnext", "poolformer", "wide-resnet"),
     arguments="args.json",
     small_pixel_stats="cifar10",
     attention_heads=USUAL_ATTENTION_HEADS,

@@ -1,4 +1,4 @@
-"""I-JEPA, MAE, MSN and data2vec, which predict masked patches from visible ones.
+"""I-JEPA, MAE, SimMIM, MSN and data2vec, which predict masked patches from visible ones.
 
 data2vec has three layouts: that of its fork of BEiT, and two of fairseq. The student is always the
 default branch, because the authors fine-tune and evaluate it: the fork by `--model_key model`,
@@ -54,6 +54,19 @@ MAE = Format(
     backbones=("vit",),
     attention_heads=USUAL_ATTENTION_HEADS,
     unused=(r"decoder_", r"mask_token$"),
+)
+
+SIMMIM = Format(
+    name="simmim",
+    title="microsoft/SimMIM",
+    example="ckpt_epoch_799.pth",
+    source="models/simmim.py, vision_transformer.py, utils.py (d3e29bc)",
+    present=(r"encoder\.mask_token$", r"encoder\.patch_embed\.", r"decoder\.0\.weight$"),
+    containers=("model",),
+    branches=(Branch("encoder", "encoder."),),
+    recipe="simmim",
+    backbones=("beit",),
+    unused=(r"decoder\.0\.", r".*\.relative_position_index$"),
 )
 
 # BatchNorm only with use_bn.
@@ -140,5 +153,5 @@ DATA2VEC2_FAIRSEQ = dataclasses.replace(
     unused=(r"model\.(shared_decoder|recon_proj)\.",),
 )
 
-MASKED = (IJEPA, MAE, MSN)
+MASKED = (IJEPA, MAE, SIMMIM, MSN)
 DATA2VEC = (DATA2VEC_BEIT, DATA2VEC_FAIRSEQ, DATA2VEC2_FAIRSEQ)

@@ -23,7 +23,7 @@ from lidar_cli.views.masks import Mask
 
 
 class Backbone(nn.Module):
-    """A module that maps normalised images [b, 3, S, S] to embeddings [b, width]."""
+    """A module that maps normalised images [b, channels, S, S] to embeddings [b, width]."""
 
     width: int
 
@@ -100,21 +100,28 @@ def select_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 def resample_positions(
-    positions: Tensor, old: int, new: int, prefix: int, how: Resize, offset: float = 0.0
+    positions: Tensor,
+    old: int | tuple[int, int],
+    new: int,
+    prefix: int,
+    how: Resize,
+    offset: float = 0.0,
 ) -> Tensor:
     """Positions [1, prefix + new^2, width] resampled from [1, prefix + old^2, width].
 
-    prefix: number of tokens before the patches, whose positions are copied. offset: patches added
-    to the side of the new grid; with an offset there is no antialiasing.
+    old: patches a side of the old grid, or its rows and columns. prefix: number of tokens before
+    the patches, whose positions are copied. offset: patches added to the side of the new grid; with
+    an offset there is no antialiasing.
     """
-    if old == new:
+    rows, columns = (old, old) if isinstance(old, int) else old
+    if rows == columns == new:
         return positions
     width = positions.shape[-1]
     first, patches = positions[:, :prefix], positions[:, prefix:]
-    grid = patches.float().reshape(1, old, old, width).permute(0, 3, 1, 2)
+    grid = patches.float().reshape(1, rows, columns, width).permute(0, 3, 1, 2)
     if offset:
-        factor = (new + offset) / old
-        grid = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
+        factors = (new + offset) / rows, (new + offset) / columns
+        grid = F.interpolate(grid, scale_factor=factors, mode="bicubic")
     else:
         grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=how == "antialias")
     patches = grid.permute(0, 2, 3, 1).reshape(1, new * new, width)

@@ -33,6 +33,7 @@ class Beit(MaskedBackbone):
         self.model: Any = TimmBeit(
             img_size=spec.image_size,
             patch_size=spec.patch,
+            in_chans=spec.channels,
             num_classes=0,
             global_pool="avg" if spec.fc_norm else "token",  # decides where timm puts the norm
             embed_dim=spec.width,

@@ -40,12 +40,12 @@ class PostNormBlock(nn.Module):
 class PatchEmbedding(nn.Module):
     """A linear map of each patch."""
 
-    def __init__(self, width: int, patch: int) -> None:
+    def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, patch)
+        self.proj = nn.Conv2d(channels, width, patch, patch)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[b, 3, S, S] -> [b, N, width], row by row of the grid."""
+        """[b, channels, S, S] -> [b, N, width], row by row of the grid."""
         x: Tensor = self.proj(images)
         return x.flatten(2).transpose(1, 2)
 
@@ -60,7 +60,7 @@ class Data2Vec2(MaskedBackbone):
         self.width = spec.width
         self.patch = spec.patch
         self.grid = spec.grid
-        self.patch_embed = PatchEmbedding(spec.width, spec.patch)
+        self.patch_embed = PatchEmbedding(spec.channels, spec.width, spec.patch)
         self.pos_embed = nn.Parameter(torch.empty(1, spec.grid**2, spec.width))
         tokens = nn.Parameter(torch.empty(1, spec.extra, spec.width)) if spec.extra else None
         self.register_parameter("extra_tokens", tokens)

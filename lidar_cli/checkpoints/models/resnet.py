@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lidar_cli.checkpoints.models.backbone import Backbone
-from lidar_cli.checkpoints.shapes.resnet import Block, ResNetSpec
+from lidar_cli.checkpoints.shapes.resnet import MAX_POOL, Block, ResNetSpec, usual_pool
 
 
 class ResidualBlock(nn.Module):
@@ -53,9 +53,10 @@ class ResNet(Backbone):
         self.width = spec.width
         stride = 2 if spec.kernel == 7 else 1
         pad = spec.kernel // 2 if spec.stem_padding is None else spec.stem_padding
-        self.conv1 = nn.Conv2d(3, spec.stem, spec.kernel, stride, pad, bias=False)
+        self.conv1 = nn.Conv2d(spec.channels, spec.stem, spec.kernel, stride, pad, bias=False)
         self.bn1 = nn.BatchNorm2d(spec.stem)
-        self.pool = nn.MaxPool2d(3, 2, 1) if spec.kernel == 7 else nn.Identity()
+        pooled = (spec.stem_pool or usual_pool(spec.kernel)) == MAX_POOL
+        self.pool = nn.MaxPool2d(3, 2, 1) if pooled else nn.Identity()
         self.stages = [f"layer{i}" for i in range(1, len(spec.stages) + 1)]
         for name, blocks in zip(self.stages, spec.stages, strict=True):
             self.add_module(name, nn.Sequential(*map(ResidualBlock, blocks)))

@@ -21,7 +21,14 @@ from lidar_cli.checkpoints.models.weights import compare, first_few, shapes, sha
 from lidar_cli.checkpoints.reading.containers import StateDict
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, materialised
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import ASSUME_KEYS, Assignment, ModuleSpec
+from lidar_cli.checkpoints.shapes.spec import (
+    ASSUME_KEYS,
+    BY_USER,
+    GRID,
+    Assignment,
+    ModuleSpec,
+    Value,
+)
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
 
 # Relative precision at which files store the buffers that a model computes when it is built.
@@ -31,16 +38,19 @@ BFLOAT16 = 2**-7
 class TimmBackbone(Backbone):
     """A timm model with its pooling and without classifier."""
 
-    def __init__(self, model: Any, arch: str) -> None:
+    def __init__(self, model: Any, arch: str, built_with: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = model
         self.arch = arch
+        self.built_with = dict(built_with)  # arguments of timm.create_model
+        self.channels: int = self.built_with.get("in_chans", 3)
         # Some models have a hidden layer between the pooled features and the classifier.
         self.width = int(getattr(model, "head_hidden_size", None) or model.num_features)
         fixed = model.pretrained_cfg.get("fixed_input_size", False)
         size = model.pretrained_cfg["input_size"][-1]
         embed = getattr(model, "patch_embed", None)
-        self.image_size = getattr(embed, "img_size", (size, size))[0] if fixed else None
+        self.sides = tuple(getattr(embed, "img_size", None) or (size, size)) if fixed else None
+        self.image_size = min(self.sides) if self.sides else None
 
     @property
     def weights(self) -> nn.Module:
@@ -51,11 +61,12 @@ class TimmBackbone(Backbone):
         """The same model with timm's initialisation, by torch's generator."""
         usual = self.model.pretrained_cfg["input_size"][-1]
         sizes = {} if self.image_size in (None, usual) else {"img_size": self.image_size}
-        return TimmBackbone(_create(self.arch, **sizes), self.arch)
+        arguments = {**self.built_with, **sizes}
+        return TimmBackbone(_create(self.arch, **arguments), self.arch, arguments)
 
     def set_image_size(self, size: int) -> None:
         """Resize what depends on the image size; raises CheckpointError if the model cannot."""
-        if self.image_size in (None, size):
+        if self.sides in (None, (size, size)):
             return
         refusal = CheckpointError(
             f"{self.arch} takes images of {self.image_size} pixels and not of {size}; "
@@ -69,19 +80,20 @@ class TimmBackbone(Backbone):
             self.model.set_input_size((size, size))
         except Exception as error:  # no such method, or a size that later stages do not divide
             raise refusal from error
-        self.image_size = size
+        self.sides, self.image_size = (size, size), size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S]."""
+        """Embeddings [b, width] of images [b, channels, S, S]."""
         embeddings: Tensor = self.model(images)
         return embeddings
 
 
 @dataclass(frozen=True)
 class TimmSpec(ModuleSpec):
-    """A timm model; no key of `--assume` is open."""
+    """A timm model; of the keys of `--assume` at most `grid` is open."""
 
     backbone: TimmBackbone
+    grid: tuple[int, ...] = ()  # rows and columns of patches, as the user gave them
 
     any_size: ClassVar[bool] = False
 
@@ -96,27 +108,36 @@ class TimmSpec(ModuleSpec):
         return self.backbone.width
 
     @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.backbone.channels
+
+    @property
     def image_size(self) -> int | None:
         """Pixels a side, None for a model that takes any size."""
         return self.backbone.image_size
 
 
-def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
+def assign_timm(
+    path: Path, state: StateDict, arch: str, prefix: str, assume: Mapping[str, Value]
+) -> Assignment:
     """The timm model of that name, and the tensors of the state dict that fill it.
 
     The names in the file are tried first, then those after timm's conversion for that model.
+    prefix: of the model's tensors, see `prefixes`. assume: values of `--assume`, of which a ViT
+    uses the grid.
     Raises SettingsError for a name unknown to timm, CheckpointError if the weights are not those of
     the model.
     """
-    if not timm.is_model(arch):
-        hint = nearest(arch, timm.list_models())
-        hint = hint if hint.startswith("did you") else "timm.list_models() names all"
-        raise SettingsError(f"--arch {arch}: timm has no such model; {hint}", code="no-such-model")
     model = _create(arch)
-    prefix = _prefix(model, state)
     inside = {k.removeprefix(prefix): t for k, t in state.tensors.items() if k.startswith(prefix)}
+    arguments: dict[str, Any] = _channels(model, inside)
+    grid: Any = ()
     if isinstance(model, VisionTransformer) and "patch_embed.proj.weight" in inside:
-        model = _resized(model, arch, inside)
+        grid = assume.get(GRID, ())
+        arguments |= _sides(model, inside, grid)
+    if arguments:
+        model = _create(arch, **arguments)
     expected, dropped = shapes(model), []
     tensors = {name: tensor for name, tensor in inside.items() if name in expected}
     keys = frozenset(prefix + name for name in tensors)
@@ -133,8 +154,9 @@ def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
     compare(expected, shapes_of(tensors), f"{path}: {arch}")
     classifier = model.pretrained_cfg.get("classifier") or ()
     decided = dict.fromkeys(ASSUME_KEYS, f"timm's {arch} decides it")
+    why = {GRID: BY_USER} if grid else {}
     return Assignment(
-        spec=TimmSpec(TimmBackbone(model, arch), decided=decided),
+        spec=TimmSpec(TimmBackbone(model, arch, arguments), tuple(grid), why=why, decided=decided),
         tensors=tensors,
         title="timm model",
         keys=keys,
@@ -144,11 +166,36 @@ def assign_timm(path: Path, state: StateDict, arch: str) -> Assignment:
     )
 
 
-def _create(arch: str, **sizes: Any) -> Any:
+def prefixes(arch: str, state: StateDict) -> list[str]:
+    """The prefixes under which at least half of a model's names are; '' alone if none is.
+
+    Raises SettingsError for a name unknown to timm.
+    """
+    names = list(_create(arch).state_dict())
+    candidates = {
+        key.removesuffix(name)
+        for name in (names[0], names[-1])
+        for key in state.tensors
+        if key == name or key.endswith(f".{name}")
+    }
+    counts = {
+        prefix: sum(prefix + name in state.tensors for name in names)
+        for prefix in sorted(candidates)
+    }
+    return [prefix for prefix, count in counts.items() if 2 * count >= len(names)] or [
+        max(counts, key=lambda prefix: counts[prefix], default="")
+    ]
+
+
+def _create(arch: str, **arguments: Any) -> Any:
+    if not timm.is_model(arch):
+        hint = nearest(arch, timm.list_models())
+        hint = hint if hint.startswith("did you") else "timm.list_models() names all"
+        raise SettingsError(f"--arch {arch}: timm has no such model; {hint}", code="no-such-model")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # for model names that timm has changed
-            return timm.create_model(arch, pretrained=False, num_classes=0, **sizes)
+            return timm.create_model(arch, pretrained=False, num_classes=0, **arguments)
     except Exception as error:  # an unknown tag, or a model that needs another package
         message = str(error).strip().split("\n")[0]
         raise SettingsError(
@@ -156,32 +203,29 @@ def _create(arch: str, **sizes: Any) -> Any:
         ) from error
 
 
-def _prefix(model: Any, state: StateDict) -> str:
-    """The prefix under which most names of the model are in the state dict, '' if none is."""
-    names = list(model.state_dict())
-    prefixes = {
-        key.removesuffix(name)
-        for name in (names[0], names[-1])
-        for key in state.tensors
-        if key == name or key.endswith(f".{name}")
-    }
-    return max(
-        sorted(prefixes),
-        key=lambda prefix: sum(prefix + name in state.tensors for name in names),
-        default="",
-    )
+def _channels(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Any]:
+    """timm's argument for images that have not three channels, by the first convolution."""
+    first = model.pretrained_cfg.get("first_conv") or ()
+    for name in (first,) if isinstance(first, str) else tuple(first):
+        shape = tuple(tensors[f"{name}.weight"].shape) if f"{name}.weight" in tensors else ()
+        if len(shape) == 4 and shape[1] != 3:
+            return {"in_chans": shape[1]}
+    return {}
 
 
-def _resized(model: Any, arch: str, tensors: Mapping[str, Weight]) -> Any:
-    """The model at the image size of the file's position embedding, unchanged without one."""
+def _sides(model: Any, tensors: Mapping[str, Weight], grid: Any) -> dict[str, Any]:
+    """timm's argument for the image size of the position embedding, {} for the usual one.
+
+    grid: rows and columns of patches, () if they form a square.
+    """
     embed = model.patch_embed
-    try:
-        # Not embed.patch_size: in a hybrid, that counts outputs of its convolutions.
-        pixels = embed.img_size[0] // embed.grid_size[0]
-        size = vit.grid_of_positions(shapes_of(tensors), arch) * pixels
-    except (CheckpointError, TypeError):  # positions that form no square, or a model for any size
-        return model
-    return model if size == model.patch_embed.img_size[0] else _create(arch, img_size=size)
+    if embed.img_size is None:  # a model for any size
+        return {}
+    # Not embed.patch_size: in a hybrid, that counts outputs of its convolutions.
+    pixels = embed.img_size[0] // embed.grid_size[0]
+    side = vit.grid_of_positions(shapes_of(tensors))
+    sides = tuple(pixels * patches for patches in grid or (side, side))
+    return {} if sides in ((0, 0), tuple(embed.img_size)) else {"img_size": sides}
 
 
 def _convert(model: Any, tensors: dict[str, Weight]) -> dict[str, Weight]:

@@ -25,11 +25,12 @@ from lidar_cli.checkpoints.models.beit import Beit
 from lidar_cli.checkpoints.models.data2vec2 import Data2Vec2
 from lidar_cli.checkpoints.models.heads import Predictor, WeightNormed
 from lidar_cli.checkpoints.models.resnet import ResNet
+from lidar_cli.checkpoints.models.swin import Swin
 from lidar_cli.checkpoints.models.vit import ViT
 
 T = TypeVar("T")
-USUAL = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
-TRANSFORMERS = (ViT, Beit, Data2Vec2, Predictor)
+USUAL = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+TRANSFORMERS = (ViT, Beit, Data2Vec2, Swin, Predictor)
 RESNET = "convolutions normal with He's variance by fan-out, as torchvision's"
 TRANSFORMER = "linear layers and positions truncated normal of 0.02, as timm's"
 BATCHNORM = "BatchNorm with running mean 0 and variance 1"
@@ -105,9 +106,9 @@ def _initialise_parameter(module: nn.Module, name: str, parameter: Tensor) -> No
     is_beit = isinstance(module, Beit)
     if name in ("cls_token", "reg_token") and not is_beit:
         nn.init.normal_(parameter, std=1e-6)
-    elif name.startswith("gamma"):
+    elif name.startswith(("gamma", "layer_scale")):
         nn.init.constant_(parameter, 0.1 if is_beit else 1e-5)
-    elif name.endswith(("_token", "_tokens", "pos_embed")):
+    elif name.endswith(("_token", "_tokens", "pos_embed")) or isinstance(module, Swin):
         nn.init.trunc_normal_(parameter, std=0.02)
     else:  # biases of q and v, tables of relative positions
         nn.init.zeros_(parameter)

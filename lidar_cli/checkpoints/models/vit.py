@@ -21,7 +21,7 @@ from lidar_cli.views.masks import Mask
 def stem(spec: ViTSpec) -> nn.Sequential:
     """The convolutional stem: 3x3 of stride 2 with BatchNorm and ReLU, repeated, then a 1x1."""
     layers: list[nn.Module] = []
-    into = 3
+    into = spec.channels
     for out in spec.stem:
         layers += [nn.Conv2d(into, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
         into = out
@@ -40,8 +40,9 @@ class ViT(MaskedBackbone):
         mlp: Any = partial(GluMlp, gate_last=False) if spec.swiglu else Mlp
         self.width = spec.width
         self.model: Any = VisionTransformer(
-            img_size=spec.image_size,
+            img_size=(spec.grid * spec.patch, spec.columns * spec.patch),
             patch_size=spec.patch,
+            in_chans=spec.channels,
             num_classes=0,
             global_pool="avg" if pooled else "token",
             embed_dim=spec.width,
@@ -65,10 +66,12 @@ class ViT(MaskedBackbone):
         )
         if spec.stem:
             self.model.patch_embed.proj = stem(spec)
-        positions = torch.empty(1, spec.positioned + spec.grid**2, spec.width)
+        positions = torch.empty(1, spec.tokens, spec.width)
         self.model.pos_embed = nn.Parameter(positions)  # timm cannot give only the class token one
         self.patch = spec.patch
-        self.size = spec.image_size
+        self.file_grid = spec.grid, spec.columns
+        # A rectangular grid is resampled for any size, even that of its shorter side.
+        self.size = spec.image_size if spec.grid == spec.columns else 0
         self.positioned = spec.positioned
         self.resize = spec.resize
         self.offset = spec.position_offset
@@ -90,10 +93,10 @@ class ViT(MaskedBackbone):
 
         def resampled(name: str, positions: Tensor, old: int) -> Tensor:
             return resample_positions(
-                positions, old, grid, self.positioned, self.resize, self.offset
+                positions, self.file_grid, grid, self.positioned, self.resize, self.offset
             )
 
-        self.originals.replace(self.model, ("pos_embed",), self.size // self.patch, resampled)
+        self.originals.replace(self.model, ("pos_embed",), self.file_grid[0], resampled)
         self.model.patch_embed.set_input_size((size, size))
         self.size = size
 

@@ -12,9 +12,10 @@ from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.errors import CheckpointError, NoWeights
 
 CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "module")  # "module" is DeepSpeed's
-AVERAGE_KEYS = (  # keys of a second state dict, a moving average of the first
+AVERAGE_KEYS = (  # keys of a second state dict, a moving average of the first, or a frozen target
     *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model"),
-    *("ema", "averaged_model"),
+    *("ema", "averaged_model", "target_encoder", "target_net", "target_network", "target"),
+    *("momentum_encoder", "encoder_k", "teacher", "teacher_state_dict", "momentum_model"),
 )
 # Name parts that DataParallel, torch.compile, FSDP, activation checkpointing and Lightning insert.
 WRAPPER_PARTS = (
@@ -38,17 +39,15 @@ class StateDict:
 def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
     """The state dict of a file: of all `candidate_dicts`, the one with the most weights.
 
-    Raises NoWeights if the file holds no weights, and CheckpointError if all weights are under
-    other keys, or two names become equal without the wrappers' parts.
+    If these have none, the weights of all nested dicts, see `all_weights`.
+    Raises NoWeights if the file holds no weights, and CheckpointError if two names become equal
+    without the wrappers' parts.
     """
     container, state = _with_most_weights(tree)
     if not _count_weights(state):
-        keys = sorted(_keys_with_weights(tree))
-        if keys:
-            raise CheckpointError(
-                f"{path}: the weights are under {first_few(keys)}; expected a state dict in "
-                f"the file itself or under {', '.join(CONTAINER_KEYS)}; save that state dict alone"
-            )
+        nested = all_weights(tree)
+        if nested.tensors:
+            return nested
         inside = first_few([str(key) for key in tree]) if tree else "nothing"
         raise NoWeights(f"{path}: holds no model weights (found {inside})")
     tensors: dict[str, Weight] = {}
@@ -69,6 +68,23 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
     # A dict at the top level also holds an epoch, arguments and the like.
     others = others if container else []
     return StateDict(container, tensors, originals, tuple(others), frozenset({id(state)}))
+
+
+def all_weights(tree: Mapping[str, Any]) -> StateDict:
+    """The tensors of all nested dicts with weights, after the keys of the dicts, joined with dots.
+
+    Of names that become equal without the wrappers' parts, the first.
+    """
+    dicts = list(_dicts_with_weights({"": tree}))
+    tensors: dict[str, Weight] = {}
+    originals: dict[str, str] = {}
+    for at, inner in dicts:
+        for name, value in inner.items():
+            original = f"{at}.{name}".lstrip(".")
+            if is_tensor(value) and clean_name(original) not in tensors:
+                tensors[clean_name(original)] = value
+                originals[clean_name(original)] = original
+    return StateDict("", tensors, originals, (), frozenset(id(inner) for _, inner in dicts))
 
 
 def average_key(tree: Mapping[str, Any]) -> str | None:
@@ -111,7 +127,7 @@ def unused_names(tree: Mapping[Any, Any], used: frozenset[int]) -> list[str]:
         for key, value in tree.items()
         if id(tree) not in used and is_tensor(value) and len(value.shape)
     ]
-    return [*names, *dict.fromkeys(_keys_with_weights(tree, used=used))]
+    return list(dict.fromkeys([*names, *(name for name, _ in _dicts_with_weights(tree, used))]))
 
 
 def candidate_dicts(tree: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -146,10 +162,10 @@ def _count_weights(state: Mapping[Any, Any]) -> int:
     )
 
 
-def _keys_with_weights(
-    tree: Mapping[Any, Any], depth: int = 4, used: frozenset[int] = frozenset()
-) -> Iterator[str]:
-    """Keys, joined by dots, of all nested dicts with weights down to `depth`, each dict once.
+def _dicts_with_weights(
+    tree: Mapping[Any, Any], used: frozenset[int] = frozenset(), depth: int = 4
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """All nested dicts with weights down to `depth`, each once, after their keys joined by dots.
 
     used: ids of dicts to skip, together with all dicts inside them.
     """
@@ -162,7 +178,7 @@ def _keys_with_weights(
                 if isinstance(value, dict) and id(value) not in seen:
                     seen.add(id(value))
                     next_level.append((f"{name}{_key_text(key)}", value))
-        yield from (name for name, inner in next_level if _count_weights(inner))
+        yield from ((name, inner) for name, inner in next_level if _count_weights(inner))
         level = [(f"{name}.", inner) for name, inner in next_level]
 
 

@@ -35,7 +35,14 @@ from lidar_cli.runtime.files import open_regular, read_limited
 PREFIXES = {"hf-hub:": "", "timm:": "timm/"}  # prefix of a path -> prefix of the name on the Hub
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that exists is read
 MAX_CONFIG = 2**20  # bytes of a config.json
-EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as all models here do
+EXACT_GELU = ("gelu", "gelu_python")  # both use the error function, as most models here do
+# Hugging Face's name of an activation -> the name here.
+ACTIVATIONS = {
+    **dict.fromkeys(EXACT_GELU, "gelu"),
+    "quick_gelu": "quick_gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+MAX_IMAGE_SIZE = 4096  # pixels a side
 DISTRIBUTED = re.compile(r"(__\d+)?\.metadata|.+\.distcp")
 DCP_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 DEEPSPEED = re.compile(r".*mp_rank_\d+_(model|optim)_states\.pt|layer_\d+-model_.*_states\.pt")
@@ -262,6 +269,46 @@ def transformer_options(config: Mapping[str, Any], origin: str) -> dict[str, Any
     if activation not in EXACT_GELU:
         raise _refusal(origin, "hidden_act", activation, "gelu")
     return {name: value for name, value in (("heads", heads), ("eps", eps)) if value is not None}
+
+
+def convolution_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `transformer_options`, without the heads that a convolutional network lacks."""
+    options = transformer_options(config, origin)
+    return {name: value for name, value in options.items() if name != "heads"}
+
+
+def swin_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `convolution_options`, with `image_size`."""
+    size = config.get("image_size")
+    sizes = {"image_size": size} if type(size) is int and 0 < size <= MAX_IMAGE_SIZE else {}
+    return convolution_options(config, origin) | sizes
+
+
+def vision_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `transformer_options`, with `activation`, of a model of images alone or with text."""
+    part = config.get("vision_config")
+    config = part if isinstance(part, dict) else config
+    name = config.get("hidden_act")
+    if name is not None and (type(name) is not str or name not in ACTIVATIONS):
+        raise _refusal(origin, "hidden_act", name, " or ".join(dict.fromkeys(ACTIVATIONS.values())))
+    activation = {} if name is None else {"activation": ACTIVATIONS[name]}
+    return transformer_options({**config, "hidden_act": "gelu"}, origin) | activation
+
+
+def rotary_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """As `transformer_options`, with `rope_base`, and `gate` if the MLPs are gated."""
+    options: dict[str, Any] = {}
+    if config.get("use_gated_mlp"):
+        options["gate"] = config.get("hidden_act", "silu")
+        config = {**config, "hidden_act": "gelu"}  # which the gate's may differ from
+        if options["gate"] not in ("silu", "gelu"):
+            raise _refusal(origin, "hidden_act", options["gate"], "silu or gelu")
+    base = config.get("rope_theta")
+    if base is not None:
+        if type(base) not in (int, float) or not 1 < base < 1e9:
+            raise _refusal(origin, "rope_theta", base, "a number above 1")
+        options["rope_base"] = float(base)
+    return transformer_options(config, origin) | options
 
 
 def timm_architecture(config: Mapping[str, Any] | None) -> str | None:

@@ -26,6 +26,7 @@ from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, layernorm, repeated
 from lidar_cli.errors import CheckpointError
 
 ANCHOR = "blocks.0.attn.q_bias"
+MM_ANCHOR = "layers.0.attn.q_bias"
 FAIRSEQ_ANCHOR = "encoder.blocks.0.mlp.0.weight"
 FAIRSEQ_EPS = 1e-5  # of LayerNorm
 CLASS_TOKEN_ROWS = 3  # of a table: class token to patch, patch to class token, to itself
@@ -75,7 +76,7 @@ class BeitSpec(vit.TransformerSpec):
             shapes["mask_token"] = (1, 1, width)
         if self.positions:
             shapes["pos_embed"] = (1, 1 + self.grid**2, width)
-        shapes["patch_embed.proj.weight"] = (width, 3, patch, patch)
+        shapes["patch_embed.proj.weight"] = (width, self.channels, patch, patch)
         shapes["patch_embed.proj.bias"] = (width,)
         if self.shared_table:
             shapes[f"rel_pos_bias.{TABLE}"] = table
@@ -128,6 +129,7 @@ def spec(
         depth=vit.depth(shapes),
         heads=count,
         patch=patch,
+        channels=vit.input_channels(shapes),
         grid=_grid(table, shapes.get("pos_embed", ()), origin),
         mlp=vit.mlp_width(shapes, "blocks.0.mlp.fc1.weight", origin),
         qkv_bias="blocks.0.attn.q_bias" in shapes,

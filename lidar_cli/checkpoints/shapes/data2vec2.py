@@ -57,7 +57,7 @@ class Data2Vec2Spec(vit.TransformerSpec):
         shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, self.grid**2, width)}
         if self.extra:
             shapes["extra_tokens"] = (1, self.extra, width)
-        shapes["patch_embed.proj.weight"] = (width, 3, patch, patch)
+        shapes["patch_embed.proj.weight"] = (width, self.channels, patch, patch)
         shapes["patch_embed.proj.bias"] = (width,)
         block = vit.block_shapes(width, self.mlp, qkv_bias=True)
         shapes |= layernorm("norm", width) | repeated("context", self.context, block)
@@ -87,6 +87,7 @@ def spec(shapes: Shapes, origin: str) -> Data2Vec2Spec:
         depth=vit.depth(shapes),
         heads=count,
         patch=patch,
+        channels=vit.input_channels(shapes),
         grid=side,
         mlp=vit.mlp_width(shapes, "blocks.0.mlp.fc1.weight", origin),
         extra=extra[1] if len(extra) == 3 else 0,

@@ -9,6 +9,7 @@ The layers of an MLP are recognised in the order of their index:
     a gap in the indices    an activation (or a layer without effect in eval mode, such as dropout)
 
 The weights do not determine which activation it is, nor whether one follows the last layer.
+SIMPLEX stands for softmax(x / 0.1) over each 8 numbers (Lavoie et al. 2022), in byol-pytorch.
 
 I-JEPA's predictor maps the tokens of context patches to those of target patches:
 
@@ -47,6 +48,8 @@ from lidar_cli.checkpoints.shapes.spec import (
 from lidar_cli.errors import CheckpointError
 
 Kind = Literal["linear", "batchnorm", "layernorm"]
+SIMPLEX = "simplex"
+SIMPLEX_SIZE, SIMPLEX_TEMPERATURE = 8, 0.1
 PREDICTOR_EPS = 1e-6
 
 
@@ -85,6 +88,11 @@ class MLPSpec(ModuleSpec):
 
     layers: tuple[Layer, ...]
     activation: str = "relu"  # or 'gelu'
+    gaps: tuple[tuple[int, str], ...] = ()  # index of a layer -> what precedes it instead
+
+    def before(self, layer: Layer) -> str:
+        """The activation that precedes a layer, '' for none."""
+        return dict(self.gaps).get(layer.index, self.activation) if layer.after_gap else ""
 
     @property
     def width(self) -> int:
@@ -100,9 +108,15 @@ class MLPSpec(ModuleSpec):
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
         """Other assumptions, in words."""
+        notes = []
         if any(layer.kind == "layernorm" for layer in self.layers):
-            return ("LayerNorm where the projector has a norm without statistics",)
-        return ()
+            notes.append("LayerNorm where the projector has a norm without statistics")
+        if any(self.before(layer) == SIMPLEX for layer in self.layers):
+            notes.append(
+                f"softmax over each {SIMPLEX_SIZE} numbers at temperature {SIMPLEX_TEMPERATURE} "
+                "in the projector"
+            )
+        return tuple(notes)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor, named by the index of its layer."""
@@ -128,11 +142,18 @@ def numbered_name(name: str) -> str:
     return re.sub(r"^0+(?=\d)", "", name)
 
 
-def mlp_spec(shapes: Shapes, width: int, activation: str, origin: str, why: str = USUAL) -> MLPSpec:
+def mlp_spec(
+    shapes: Shapes,
+    width: int,
+    activation: str,
+    origin: str,
+    why: str = USUAL,
+    gaps: tuple[tuple[int, str], ...] = (),
+) -> MLPSpec:
     """The spec of the MLP with these shapes.
 
     shapes: by names such as '0.weight', see `numbered_name`. width: of the input. why: the origin
-    of the activation.
+    of the activation. gaps: index of a layer -> what precedes it instead of the activation.
     Raises CheckpointError for a layer of an unknown kind, or one whose input width is not the
     output width of the previous layer.
     """
@@ -159,7 +180,7 @@ def mlp_spec(shapes: Shapes, width: int, activation: str, origin: str, why: str 
             code="not-an-mlp",
         )
     if any(layer.after_gap for layer in layers):
-        return MLPSpec(tuple(layers), activation, why={"activation": why})
+        return MLPSpec(tuple(layers), activation, gaps, why={"activation": why})
     return MLPSpec(tuple(layers), decided={"activation": "its projector has no activation"})
 
 

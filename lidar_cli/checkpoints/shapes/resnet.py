@@ -1,9 +1,9 @@
 """The spec of a ResNet of any width, depth and kind of block, by torchvision's and timm's names.
 
 As in torchvision, the 3x3 convolution of a bottleneck has the stride. A 7x7 stem has stride 2 and
-is followed by a max-pool. A 3x3 stem is that of the CIFAR variants, with stride 1 and no max-pool;
-the shapes do not determine its padding, 1 or 2. This file needs no torch; the modules are in
-models/resnet.py.
+is usually followed by a max-pool. A 3x3 stem is that of the CIFAR variants, with stride 1 and
+usually without max-pool; the shapes do not determine its padding, 1 or 2. This file needs no torch;
+the modules are in models/resnet.py.
 
 Sources: He et al. 2016; Xie et al. 2017 (groups).
 """
@@ -25,6 +25,7 @@ from lidar_cli.checkpoints.shapes.spec import (
 )
 from lidar_cli.errors import CheckpointError, SettingsError
 
+MAX_POOL, NO_POOL = "max", "none"
 ANCHOR = "layer1.0.conv1.weight"  # in every ResNet, and in nothing else
 # (blocks of each stage, whether they are bottlenecks) -> the usual name.
 NAMES: dict[tuple[tuple[int, ...], bool], str] = {
@@ -66,13 +67,15 @@ class ResNetSpec(ModuleSpec):
     kernel: int  # pixels a side of the stem's kernel, 7 or 3
     stages: tuple[tuple[Block, ...], ...]
     stem_padding: int | None = None  # None for kernel // 2
+    stem_pool: str = ""  # 'max' or 'none' after the stem, '' for the usual one
+    channels: int = 3  # of the images
 
     @property
     def arch(self) -> str:
         """Such as 'resnet50 (groups 32, inner width 128)'."""
         first = self.stages[0][0]
         depths = tuple(len(stage) for stage in self.stages)
-        notes = []
+        notes = [f"{self.channels} channels"] if self.channels != 3 else []
         if self.stem != 64:
             notes.append(f"width {self.stem}")
         if first.groups != 1:
@@ -82,6 +85,8 @@ class ResNetSpec(ModuleSpec):
         if self.kernel == 3:
             usual = self.stem_padding in (None, 1)
             notes.append("3x3 stem" if usual else f"3x3 stem, pad {self.stem_padding}")
+        if self.stem_pool not in ("", usual_pool(self.kernel)):
+            notes.append("no max-pool" if self.stem_pool == NO_POOL else "max-pool")
         plain = f"resnet {'-'.join(map(str, depths))}"
         return with_notes(NAMES.get((depths, first.bottleneck), plain), notes)
 
@@ -124,7 +129,7 @@ class ResNetSpec(ModuleSpec):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor of the module."""
         shapes: dict[str, tuple[int, ...]] = {
-            "conv1.weight": (self.stem, 3, self.kernel, self.kernel)
+            "conv1.weight": (self.stem, self.channels, self.kernel, self.kernel)
         }
         shapes |= batchnorm("bn1", self.stem)
         for number, blocks in enumerate(self.stages, 1):
@@ -139,16 +144,21 @@ class ResNetSpec(ModuleSpec):
         return shapes
 
 
+def usual_pool(kernel: int) -> str:
+    """What usually follows a stem with this kernel."""
+    return MAX_POOL if kernel == 7 else NO_POOL
+
+
 def spec(shapes: Shapes, origin: str) -> ResNetSpec:
     """The spec of the ResNet with these shapes.
 
     Raises CheckpointError if its stem or its blocks are of an unknown kind.
     """
     stem = shapes.get("conv1.weight", ())
-    if len(stem) != 4 or stem[0] < 1 or stem[1] != 3 or stem[2:] not in ((7, 7), (3, 3)):
+    if len(stem) != 4 or min(stem[:2]) < 1 or stem[2:] not in ((7, 7), (3, 3)):
         raise CheckpointError(
             f"{origin}: the stem of the ResNet, conv1.weight, is {_shape(stem)}; expected "
-            "[width, 3, 7, 7] or [width, 3, 3, 3]; name the architecture with --arch",
+            "[width, channels, 7, 7] or [width, channels, 3, 3]; name the architecture with --arch",
             code="not-a-resnet",
         )
     stages = []
@@ -169,8 +179,9 @@ def spec(shapes: Shapes, origin: str) -> ResNetSpec:
         padding, why, decided = 1, {"stem_padding": USUAL}, {}
     else:
         padding, why, decided = 3, {}, {"stem_padding": "a 7x7 stem is padded by 3"}
-    why |= {"strides": USUAL}
-    return ResNetSpec(stem[0], stem[2], tuple(stages), padding, why=why, decided=decided)
+    why |= {"stem_pool": USUAL, "strides": USUAL}
+    sizes = stem[0], stem[2], tuple(stages), padding, usual_pool(stem[2]), stem[1]
+    return ResNetSpec(*sizes, why=why, decided=decided)
 
 
 def _block(shapes: Shapes, name: str, into: int, stride: int, origin: str) -> Block:

@@ -23,6 +23,7 @@ Rename = tuple[tuple[str, str], ...]  # (pattern, replacement), applied in order
 Value = int | float | str | tuple[int, ...]
 BY_USER = "--assume"  # the `why` of a value that the user sets
 USUAL = "usual"  # the `why` of a default
+GRID = "grid"  # the key whose value is rows x columns
 
 
 class NotOpen(SettingsError):
@@ -40,7 +41,7 @@ class Assumed:
 
     def text(self, key: str) -> str:
         """Such as 'heads=6 (usual for width 384)'."""
-        return f"{key}={as_text(self.value)} ({self.why})"
+        return f"{key}={as_text(self.value, 'x' if key == GRID else ',')} ({self.why})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +149,10 @@ def check_all_open(
         )
 
 
-def as_text(value: Value) -> str:
+def as_text(value: Value, separator: str = ",") -> str:
     """A value in the form that `--assume` takes."""
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return separator.join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -175,6 +176,11 @@ def _strides(text: str) -> Value:
     return tuple(_number(part, int, 1, 4) for part in text.split(","))
 
 
+def _grid(text: str) -> Value:
+    rows, columns = text.lower().split("x")
+    return _number(rows, int, 1, 4096), _number(columns, int, 1, 4096)
+
+
 def _pixel_stats(text: str) -> Value:
     if text == "auto":  # valid for --pixel-stats, but assumes nothing
         raise ValueError
@@ -189,9 +195,13 @@ ASSUME_KEYS: dict[str, tuple[Callable[[str], Value], str]] = {
     "activation": _one_of("relu", "gelu"),
     "gate": _one_of("silu", "gelu"),
     "stem_padding": (lambda text: _number(text, int, 0, 8), "pixels, such as 1 or 2"),
+    "stem_pool": _one_of("max", "none"),
     "strides": (_strides, "one a stage, such as 1,2,2,2"),
+    GRID: (_grid, "rows x columns of patches, such as 14x28"),
     "pixel_stats": (_pixel_stats, "what --pixel-stats takes but auto"),
     "position_offset": (lambda text: _number(text, float, 0, 0.9), "patches, such as 0 or 0.1"),
+    "rope_base": (lambda text: _number(text, float, 1, 1e9), "of rotary positions, such as 100"),
+    "frames": (lambda text: _number(text, int, 1, 256), "as which a still is repeated, such as 16"),
 }
 
 
@@ -268,6 +278,8 @@ class CheckpointDescription:
     why: str = ""  # how the format was recognised
     branch_reason: str | None = None  # why the branch is not the default one
     patch: int | None = None  # pixels a side of a ViT's patches, None for other backbones
+    selected: Mapping[str, str] = field(default_factory=dict)  # prefixes that the user gave
+    channels: int = 3  # of the images that the backbone takes
     masks: tuple[str, ...] = ()  # mask rules that its embedding supports, see views/masks.py
     stand_ins: tuple[str, ...] = ()  # foreign names in the file, neither imported nor run
 

@@ -23,16 +23,20 @@ module is in models/vit.py.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 from lidar_cli.checkpoints.shapes.spec import (
     BY_USER,
     USUAL,
+    Assumed,
     ModuleSpec,
     Shapes,
+    Value,
+    as_text,
     batchnorm,
     layernorm,
     linear,
@@ -44,6 +48,7 @@ from lidar_cli.errors import CheckpointError, SettingsError
 ANCHOR = "blocks.0.attn.qkv.weight"
 CHUNKED_ANCHOR = "blocks.0.0.attn.qkv.weight"
 TORCHVISION_ANCHOR = "encoder.layers.encoder_layer_0.ln_1.weight"
+MM_ANCHOR = "layers.0.ln1.weight"
 PATCHES = "patch_embed.proj"
 
 HEADS = {128: 2, 192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
@@ -75,6 +80,21 @@ FROM_DINOV2 = (
 )
 
 
+# mmpretrain's names -> timm's, and BEiT's.
+FROM_MM = (
+    (r"ln1\.", "norm."),
+    (r"ln2\.", "fc_norm."),
+    (r"pre_norm\.", "norm_pre."),
+    (r"patch_embed\.projection\.", "patch_embed.proj."),
+    (r"layers\.(?=\d+\.)", "blocks."),
+    (r"(blocks\.\d+\.)ln([12])\.", r"\1norm\2."),
+    (r"(blocks\.\d+\.)attn\.gamma1\.weight$", r"\1ls1.gamma"),
+    (r"(blocks\.\d+\.)ffn\.gamma2\.(?:weight|scale)$", r"\1ls2.gamma"),
+    (r"(blocks\.\d+\.)ffn\.layers\.0\.0\.", r"\1mlp.fc1."),
+    (r"(blocks\.\d+\.)ffn\.layers\.1\.", r"\1mlp.fc2."),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformerSpec(ModuleSpec):
     """The sizes that all transformers of image patches have."""
@@ -83,9 +103,10 @@ class TransformerSpec(ModuleSpec):
     depth: int  # blocks
     heads: int  # attention heads, 0 if unknown
     patch: int  # pixels a side
-    grid: int  # patches a side
+    grid: int  # patches a side; rows of a rectangular grid
     mlp: int  # width of the first MLP layer's output
     eps: float = EPS  # of LayerNorm
+    channels: int = 3  # of the images
 
     @property
     def image_size(self) -> int:
@@ -94,11 +115,12 @@ class TransformerSpec(ModuleSpec):
 
     def named(self, kind: str, depth: int, notes: list[str]) -> str:
         """Such as 'vit_tiny_patch4 (depth 2, no class token)'."""
+        notes = [*([f"{self.channels} channels"] if self.channels != 3 else []), *notes]
         usual = depth == DEPTHS.get(self.width)
         name = f"{kind}_{NAMES.get(self.width, str(self.width))}_patch{self.patch}"
         return with_notes(name, notes if usual else [f"depth {depth}", *notes])
 
-    def check_heads(self, origin: str) -> None:
+    def check_open(self, origin: str) -> None:
         """Raise CheckpointError for an unknown number of heads, SettingsError for a wrong one."""
         if self.heads == 0:
             raise CheckpointError(
@@ -134,11 +156,67 @@ class ViTSpec(TransformerSpec):
     position_offset: float = 0.0  # added to the new grid's side then, see models/backbone.py
     gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
     stem: tuple[int, ...] = ()  # channels of a convolutional stem's 3x3 layers, () without one
+    tokens: int  # number of tokens that have a position embedding
+    columns: int  # patches in a row of the grid
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the images; the shorter side, if they are not square."""
+        return min(self.grid, self.columns) * self.patch
+
+    @property
+    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Other assumptions, in words."""
+        if self.grid == self.columns:
+            return ()
+        grid = f"{self.grid} x {self.columns} patches"
+        return (f"square views, to which the positions of {grid} are resized",)
+
+    def assume(self, key: str, value: Value, why: str) -> Self:
+        """As in `ModuleSpec`; raises SettingsError for a grid of another number of patches."""
+        if key != "grid" or not isinstance(value, tuple):
+            return super().assume(key, value, why)
+        first = int(self.class_token)
+        positioned = self.tokens - math.prod(value)
+        if positioned not in (0, first, first + self.registers):
+            raise SettingsError(
+                f"--assume grid={as_text(value, 'x')}: {math.prod(value)} patches, where "
+                f"{self.tokens} tokens have a position, of the class token too if it has one; "
+                "give rows x columns",
+                code="impossible-grid",
+            )
+        sides: dict[str, Any] = dict(zip(("grid", "columns"), value, strict=True))
+        why_all = {**self.why, "grid": why}
+        return dataclasses.replace(self, **sides, positioned=positioned, why=why_all)
+
+    @property
+    def assumed(self) -> dict[str, Assumed]:
+        """As in `ModuleSpec`, with both sides of the grid."""
+        sides = {"grid": (self.grid, self.columns)}
+        return {
+            key: Assumed(sides.get(key, one.value), one.why) for key, one in super().assumed.items()
+        }
+
+    def check_open(self, origin: str) -> None:
+        """As in `TransformerSpec`; raises CheckpointError for an unknown grid too."""
+        super().check_open(origin)
+        if self.grid == 0:
+            first, patches = int(self.class_token) + self.registers, self.tokens - self.positioned
+            hint = "name the architecture with --arch"
+            if patches > 1:
+                hint = f"if the grid is not square, give it: --assume grid={_near_square(patches)}"
+            raise CheckpointError(
+                f"{origin}: the position embedding of the ViT, pos_embed, has {self.tokens} "
+                f"tokens; expected a square number, with or without {first} more; {hint}",
+                code="unknown-grid",
+            )
 
     @property
     def arch(self) -> str:
         """Such as 'vit_small_patch16'."""
         notes = []
+        if self.grid != self.columns:
+            notes.append(f"{self.grid} x {self.columns} patches")
         if self.registers:
             notes.append(f"{self.registers} registers")
         if self.swiglu:
@@ -156,16 +234,15 @@ class ViTSpec(TransformerSpec):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """timm's name -> shape of every tensor of the module."""
         width = self.width
-        tokens = self.positioned + self.grid**2
-        shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, tokens, width)}
+        shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, self.tokens, width)}
         if self.class_token:
             shapes["cls_token"] = (1, 1, width)
         if self.registers:
             shapes["reg_token"] = (1, self.registers, width)
         if self.stem:
-            shapes |= _stem_shapes(self.stem, width)
+            shapes |= _stem_shapes(self.stem, width, self.channels)
         else:
-            shapes[f"{PATCHES}.weight"] = (width, 3, self.patch, self.patch)
+            shapes[f"{PATCHES}.weight"] = (width, self.channels, self.patch, self.patch)
         if not self.pre_norm:
             shapes[f"{_last_layer(self.stem)}.bias"] = (width,)
         norms = {"norm_pre": self.pre_norm, "fc_norm": self.fc_norm}
@@ -218,7 +295,7 @@ def spec(
     stem = _stem(shapes)
     width, patch = _stem_sizes(stem, shapes, origin) if stem else patch_embedding(shapes, origin)
     registers = _length(shapes, "reg_token")
-    grid, positioned = _grid(shapes, origin)
+    grid, positioned = _grid(shapes)
     head_dim = shapes.get("blocks.0.attn.q_norm.weight", (0,))[0]
     by_norm = width // head_dim if head_dim else 0
     second = shapes.get("blocks.0.mlp.fc2.weight", ())
@@ -232,6 +309,8 @@ def spec(
         why["eps"] = USUAL
     else:
         decided["eps"] = eps_by_config(eps)
+    if not grid:
+        why["grid"] = "unknown"
     if swiglu:
         why["gate"] = "DINOv2's"
     return ViTSpec(
@@ -240,6 +319,9 @@ def spec(
         heads=count,
         patch=patch,
         grid=grid,
+        columns=grid,
+        tokens=_length(shapes, "pos_embed"),
+        channels=input_channels(shapes),
         mlp=mlp,
         swiglu=swiglu,
         class_token="cls_token" in shapes,
@@ -264,14 +346,20 @@ def spec(
 def patch_embedding(shapes: Shapes, origin: str) -> tuple[int, int]:
     """Width and patch size, from the patch embedding; raises CheckpointError."""
     shape = shapes.get(f"{PATCHES}.weight", ())
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+    if len(shape) != 4 or shape[1] < 1 or shape[2] != shape[3]:
         raise CheckpointError(
             f"{origin}: the patch embedding of the ViT, {PATCHES}.weight, is "
-            f"{list(shape) or 'missing'}; expected [width, 3, patch, patch]; "
+            f"{list(shape) or 'missing'}; expected [width, channels, patch, patch]; "
             "name the architecture with --arch",
             code="not-a-vit",
         )
     return shape[0], shape[2]
+
+
+def input_channels(shapes: Shapes) -> int:
+    """The channels of the images, from the first convolution of the patch embedding."""
+    shape = shapes.get(f"{PATCHES}.weight") or shapes.get(f"{PATCHES}.0.weight") or (0, 3)
+    return shape[1]
 
 
 def attention_heads(
@@ -317,13 +405,16 @@ def _length(shapes: Shapes, name: str) -> int:
     return shape[1] if len(shape) == 3 else 0
 
 
-def grid_of_positions(shapes: Shapes, origin: str) -> int:
-    """Patches a side, from the position embedding; raises CheckpointError."""
-    return _grid(shapes, origin)[0]
+def grid_of_positions(shapes: Shapes) -> int:
+    """Patches a side, from the position embedding; 0 if they form no square."""
+    return _grid(shapes)[0]
 
 
-def _grid(shapes: Shapes, origin: str) -> tuple[int, int]:
-    """Patches a side, and how many class and register tokens have positions, which come first."""
+def _grid(shapes: Shapes) -> tuple[int, int]:
+    """Patches a side, and how many class and register tokens have positions, which come first.
+
+    0 patches if they form no square.
+    """
     length = _length(shapes, "pos_embed")
     registers = _length(shapes, "reg_token")
     first = int("cls_token" in shapes)
@@ -333,11 +424,13 @@ def _grid(shapes: Shapes, origin: str) -> tuple[int, int]:
         side = math.isqrt(max(length - positioned, 0))
         if side > 0 and side * side == length - positioned:
             return side, positioned
-    raise CheckpointError(
-        f"{origin}: the position embedding of the ViT, pos_embed, has {length} tokens; expected a "
-        f"square number, with or without {prefix} more; name the architecture with --arch",
-        code="not-a-vit",
-    )
+    return 0, first
+
+
+def _near_square(patches: int) -> str:
+    """The patches as rows x columns, with the sides most alike."""
+    rows = next(n for n in range(math.isqrt(patches), 0, -1) if patches % n == 0)
+    return f"{rows}x{patches // rows}"
 
 
 def grid_of(size: int, patch: int) -> int:
@@ -379,10 +472,9 @@ def _stem_sizes(stem: tuple[int, ...], shapes: Shapes, origin: str) -> tuple[int
     return shape[0], 2 ** len(stem)
 
 
-def _stem_shapes(stem: tuple[int, ...], width: int) -> dict[str, tuple[int, ...]]:
+def _stem_shapes(stem: tuple[int, ...], width: int, into: int) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors of a stem, except the bias of the last layer."""
     shapes: dict[str, tuple[int, ...]] = {}
-    into = 3
     for index, out in enumerate(stem):
         shapes[f"{PATCHES}.{3 * index}.weight"] = (out, into, 3, 3)
         shapes |= batchnorm(f"{PATCHES}.{3 * index + 1}", out)

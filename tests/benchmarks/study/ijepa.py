@@ -152,7 +152,8 @@ def new_encoder(grid: int) -> ViT:
     encoder = ViT(
         ViTSpec(
             width=WIDTH, depth=DEPTH, heads=HEADS, patch=PATCH, grid=grid,
-            mlp=EXPANSION * WIDTH, swiglu=False, class_token=False, registers=0, positioned=0,
+            columns=grid, tokens=grid**2, mlp=EXPANSION * WIDTH, swiglu=False, class_token=False,
+            registers=0, positioned=0,
             qkv_bias=True, qk_norm=False, proj_bias=True, layer_scale=False, pre_norm=False,
             final_norm=True, fc_norm=False,
         )

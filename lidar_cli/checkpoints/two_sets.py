@@ -1,0 +1,131 @@
+"""Chooses between several sets of weights in a file that no format matches.
+
+Of two backbones, one at a prefix with a word for averaged or frozen weights, such as `target_net.`
+or `encoder_k.`, the other is the branch `student`, which is embedded unless `--branch` says
+otherwise; the first is the branch `teacher`. Of several others, the one by a word for trained
+weights (`online_encoder.`), else by a usual name, is the student. Any other number of backbones is
+refused, with the `--prefix` of each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lidar_cli.checkpoints.formats.branches import AUTO, ENCODER, STUDENT, TEACHER, WORDS
+from lidar_cli.checkpoints.models.weights import first_few
+from lidar_cli.errors import CheckpointError
+
+PREFIXES = ("backbone", "encoder")  # preferred if there are several backbones
+AVERAGED = re.compile(
+    r"(teacher|target|momentum|ema|averaged|frozen)(_\w+)?|\w+_(ema|target|momentum|teacher|k)|key"
+)
+TRAINED = re.compile(r"(student|online|query)(_\w+)?|\w+_(student|online|q)")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The set of weights that is embedded."""
+
+    prefix: str
+    branch: str = ENCODER
+    branches: tuple[str, ...] = (ENCODER,)
+    others: tuple[str, ...] = ()  # prefixes of the other sets of weights
+    assumptions: tuple[str, ...] = ()
+
+
+def is_averaged(name: str) -> bool:
+    """Whether a part of a name is a word for averaged or frozen weights."""
+    return _has_part(AVERAGED, name)
+
+
+def module_outside(name: str, prefix: str) -> str:
+    """The outermost module with a tensor that has no part in a prefix: 'a.c' of a.c.w and a.b."""
+    parts, inside = name.split("."), prefix.split(".")[:-1]
+    shared = 0
+    while shared < min(len(parts) - 1, len(inside)) and parts[shared] == inside[shared]:
+        shared += 1
+    return ".".join(parts[: shared + 1])
+
+
+def choose(path: Path, prefixes: Sequence[str], branch: str, none: CheckpointError) -> Choice:
+    """The set of weights at one of these prefixes.
+
+    none: the error if there is no backbone. Raises CheckpointError, for several too, and for a
+    branch that is not in the file.
+    """
+    if not prefixes:
+        raise none
+    averaged = [prefix for prefix in prefixes if is_averaged(prefix)]
+    trained = [prefix for prefix in prefixes if prefix not in averaged]
+    if len(trained) > 1:
+        usual = [p for p in trained if set(p.split(".")[:-1]) <= set(PREFIXES)]
+        by_word = [p for p in trained if _has_part(TRAINED, p)]
+        trained = next((some for some in (by_word, usual) if len(some) == 1), trained)
+    if len(trained) != 1 and len(prefixes) > 1:
+        raise _several(path, prefixes)
+    if len(prefixes) == 1 or not averaged:
+        if WORDS.get(branch) == TEACHER and not averaged:
+            raise _no_branch(path, branch, [ENCODER])
+        return Choice((trained or averaged)[0])
+    named = {STUDENT: trained[0], **_names(path, averaged, prefixes)}
+    chosen = _named(path, named, branch)
+    rule = (
+        f"two sets of weights: the trained one at {named[STUDENT] or 'no prefix'}, "
+        f"not {first_few(averaged)} (--branch {list(named)[1]})"
+    )
+    return Choice(
+        prefix=named[chosen],
+        branch=chosen,
+        branches=tuple(named),
+        others=tuple(prefix for prefix in prefixes if prefix != named[chosen]),
+        assumptions=(rule,) if branch == AUTO else (),
+    )
+
+
+def _names(path: Path, averaged: Sequence[str], prefixes: Sequence[str]) -> dict[str, str]:
+    """Branch -> prefix of the averaged or frozen weights: by their own words if they are several.
+
+    Raises CheckpointError if two have one word.
+    """
+    if len(averaged) == 1:
+        return {TEACHER: averaged[0]}
+    names = {part: p for p in averaged for part in p.split(".") if part in WORDS and is_averaged(p)}
+    if len(set(names.values())) < len(averaged) or len(names) > len(averaged):
+        raise _several(path, prefixes)
+    return names
+
+
+def _named(path: Path, named: dict[str, str], branch: str) -> str:
+    """The branch that a word names: by its part of a prefix, else by what it usually names."""
+    if branch == AUTO:
+        return STUDENT
+    by_part = [name for name, prefix in named.items() if branch in prefix.split(".")]
+    usual = WORDS.get(branch, branch)
+    for name in (*by_part[:1], branch, usual):
+        if name in named:
+            return name
+    raise _no_branch(path, branch, list(named))
+
+
+def _has_part(pattern: re.Pattern[str], name: str) -> bool:
+    return any(pattern.fullmatch(part) for part in name.split("."))
+
+
+def _no_branch(path: Path, branch: str, present: Sequence[str]) -> CheckpointError:
+    use = "leave --branch out" if len(present) == 1 else f"use --branch {present[0]}"
+    return CheckpointError(
+        f"{path}: no branch {branch!r} in this checkpoint; it has {', '.join(present)}: {use}",
+        code="no-branch",
+    )
+
+
+def _several(path: Path, prefixes: Sequence[str]) -> CheckpointError:
+    shown = [prefix or "none" for prefix in prefixes]
+    return CheckpointError(
+        f"{path}: {len(prefixes)} backbones, under the prefixes {first_few(shown, 8)}; "
+        f"expected one; choose it: --prefix {shown[0]}",
+        code="several-backbones",
+    )

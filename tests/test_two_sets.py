@@ -1,0 +1,206 @@
+"""Several sets of weights in a file that no format describes, and --prefix, which names one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from make import CHANNELS, image_folder, lidar_here, tiny_state_dict
+from raising import raises
+from torch import Tensor
+
+from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.errors import CheckpointError, LidarError, SettingsError
+
+Tensors = dict[str, Tensor]
+TRAINED, AVERAGED = tiny_state_dict(), tiny_state_dict()
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+def at(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def mlp(seed: int, into: int = CHANNELS[-1]) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"{i}.{part}": torch.randn(*shape, generator=generator)
+        for i in (0, 2)
+        for part, shape in (("weight", (into, into)), ("bias", (into,)))
+    }
+
+
+def saved(path: Path, tree: dict[str, Any]) -> Path:
+    torch.save(tree, path)
+    return path
+
+
+def embedding(path: Path, layer: str = "backbone", **options: Any) -> Tensor:
+    return open_checkpoint(path, **options).embed(IMAGES, [layer])[layer]
+
+
+PAIRS = {  # as training scripts save two networks, in one state dict or in several
+    "byol": ("online_encoder.", "target_encoder."),
+    "net": ("net.", "target_net."),
+    "moco": ("encoder.", "encoder_k."),
+    "model": ("model.", "model_ema."),
+    "lightning": ("backbone.", "momentum_backbone."),
+    "flat": ("", "ema."),
+    "nested": ("student.backbone.", "teacher.backbone."),
+}
+
+
+@pytest.mark.parametrize("word", PAIRS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_two_sets_are_named_one_is_chosen_and_the_other_selectable(
+    word: str, nested: bool, tmp_path: Path
+) -> None:
+    trained, averaged = PAIRS[word]
+    tree: dict[str, Any] = {"epoch": 3}
+    for prefix, tensors in ((trained, TRAINED), (averaged, AVERAGED)):
+        head, _, inside = prefix.partition(".")
+        tree |= {head: at(inside, tensors)} if nested and prefix else at(prefix, tensors)
+    path = saved(tmp_path / "a.pt", tree)
+    alone = [saved(tmp_path / f"{i}.pt", one) for i, one in enumerate((TRAINED, AVERAGED))]
+    assert torch.equal(embedding(path), embedding(alone[0]))
+    for name in ("teacher", averaged.partition(".")[0]):
+        assert torch.equal(embedding(path, branch=name), embedding(alone[1]))
+    assert torch.equal(embedding(path, branch="student"), embedding(alone[0]))
+    description = open_checkpoint(path).description
+    assert len(description.branches) == 2
+    assert averaged.partition(".")[0] in description.ignored
+    assert description.branches[1] == "teacher"
+    assert "--branch teacher" in description.assumed_text
+    assert torch.equal(embedding(path, prefix=averaged), embedding(alone[1]))
+
+
+def test_each_branch_has_its_own_projector(tmp_path: Path) -> None:
+    tree = {
+        **at("encoder.", TRAINED), **at("projector.", mlp(1)), **at("predictor.", mlp(2)),
+        **at("momentum_encoder.", AVERAGED), **at("momentum_projector.", mlp(3)),
+    }  # fmt: skip
+    path = saved(tmp_path / "a.pt", {"state_dict": tree})
+    pairs = {
+        "student": {**at("encoder.", TRAINED), **at("projector.", mlp(1))},
+        "teacher": {**at("encoder.", AVERAGED), **at("projector.", mlp(3))},
+    }
+    for branch, weights in pairs.items():
+        alone = saved(tmp_path / "alone.pt", weights)
+        assert torch.equal(
+            embedding(path, "projector", branch=branch), embedding(alone, "projector")
+        )
+    ignored = open_checkpoint(path, branch="teacher").description.ignored
+    assert set(ignored) == {"encoder", "projector", "predictor"}
+
+
+def test_more_than_two_sets_have_their_own_words(tmp_path: Path) -> None:
+    sets = {"student.": TRAINED, "teacher.": AVERAGED, "model_ema.": tiny_state_dict()}
+    tree: Tensors = {}
+    for prefix, tensors in sets.items():
+        tree |= at(prefix, tensors)
+    path = saved(tmp_path / "a.pt", tree)
+    assert open_checkpoint(path).description.branches == ("student", "teacher", "model_ema")
+    for prefix, tensors in sets.items():
+        alone = saved(tmp_path / "alone.pt", tensors)
+        assert torch.equal(embedding(path, branch=prefix[:-1]), embedding(alone))
+
+
+def test_a_prefix_chooses_the_backbone_and_the_projector(tmp_path: Path) -> None:
+    tree = {
+        **at("module.left.backbone.", TRAINED), **at("module.left.proj_a.", mlp(1)),
+        **at("module.left.projector.", mlp(2)), **at("module.right.", AVERAGED),
+    }  # fmt: skip
+    path = saved(tmp_path / "a.pt", {"model": tree, "opt": {"x.weight": torch.ones(2, 2)}})
+    alone = saved(tmp_path / "0.pt", {**TRAINED, **at("projector.", mlp(1))})
+    chosen = {"prefix": "left.backbone", "projector_prefix": "module.left.proj_a."}
+    assert torch.equal(embedding(path, "projector", **chosen), embedding(alone, "projector"))
+    description = open_checkpoint(path, **chosen).description
+    assert description.selected == {
+        "prefix": "left.backbone.",
+        "projector_prefix": "left.proj_a.",
+    }
+    assert description.ignored == ("left.projector (not read)", "right (not read)", "opt")
+    none = open_checkpoint(path, prefix="left.backbone.", projector_prefix="none")
+    assert none.layers == ("backbone",)
+    assert open_checkpoint(path, prefix="left.backbone.").layers == ("backbone", "projector")
+    assert torch.equal(embedding(path, prefix="model.right"), embedding(path, prefix="right."))
+
+
+WRONG: list[tuple[dict[str, Any], type[LidarError], str, str]] = [
+    ({}, CheckpointError, "several-backbones", r"left\.backbone\., right\..*--prefix left\.ba"),
+    ({"prefix": "lift.backbone"}, CheckpointError, "wrong-prefix", r"--prefix left\.backbone\.$"),
+    ({"prefix": "left"}, CheckpointError, "wrong-prefix", r"did you mean --prefix left\.backbone"),
+    ({"prefix": "right.", "projector_prefix": "left.projectr"}, CheckpointError, "wrong-prefix",
+     r"--projector-prefix none$"),
+    ({"prefix": "left.backbone.", "projector_prefix": "left.projectr"}, CheckpointError,
+     "wrong-prefix", r"--projector-prefix left\.projector\.$"),
+    ({"prefix": "left.backbone."}, CheckpointError, "several-projectors",
+     r"choose it, or none: --projector-prefix left\.head\.$"),
+    ({"prefix": "right.", "branch": "teacher"}, SettingsError, "prefix-and-branch", "leave one"),
+    ({"prefix": "right.", "format": "dino"}, SettingsError, "prefix-and-format", "leave one"),
+    ({"prefix": "right.", "model": "a:b"}, SettingsError, "model-and-prefix", "leave --prefix"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "kind", "code", "words"), WRONG)
+def test_refusals_end_with_the_option_to_type(
+    options: dict[str, Any], kind: type[LidarError], code: str, words: str, tmp_path: Path
+) -> None:
+    tree = {
+        **at("left.backbone.", TRAINED), **at("left.head.", mlp(1)),
+        **at("left.projector.", mlp(2)), **at("right.", AVERAGED),
+    }  # fmt: skip
+    path = saved(tmp_path / "a.pt", tree)
+    with raises(kind, code) as raised:
+        open_checkpoint(path, **options)
+    assert re.search(words, str(raised.value))
+
+
+def test_the_backbone_alone_needs_no_head(tmp_path: Path) -> None:
+    odd = {"odd_head.norm.scale": torch.ones(2, 3, 4), "predictor.x.weight": torch.ones(2, 2)}
+    for tree in ({**at("encoder.", TRAINED), **odd}, {**TRAINED, **odd}):
+        path = saved(tmp_path / "a.pt", tree)
+        with raises(CheckpointError, "unknown-entries") as raised:
+            open_checkpoint(path)
+        assert re.search(r"--prefix (encoder\.|none)$", str(raised.value))
+        alone = open_checkpoint(path, layer="backbone").description
+        assert set(alone.ignored) == {"odd_head (not read)", "predictor (not read)"}
+    two = {**TRAINED, **at("projector.", mlp(1)), **at("head.", mlp(2))}
+    path = saved(tmp_path / "b.pt", two)
+    alone = open_checkpoint(path, layer="backbone").description
+    assert set(alone.ignored) == {"projector (not read)", "head (not read)"}
+
+
+def test_a_tensor_that_may_be_in_the_backbone_is_never_left_out(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", at("encoder.", {**TRAINED, "gate.weight": torch.ones(2, 2)}))
+    for options in ({"layer": "backbone"}, {"prefix": "encoder."}):
+        with raises(CheckpointError, "unknown-entries"):
+            open_checkpoint(path, **options)
+
+
+def test_rank_takes_a_prefix_and_a_file_without_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images, runs = image_folder(tmp_path / "images", 10), tmp_path / "runs"
+    runs.mkdir()
+    saved(runs / "a.pt", {**at("left.", TRAINED), **at("right.", AVERAGED)})
+    saved(runs / "b.pt", tiny_state_dict())
+    options = ["--data", images, "-n", 10, "-q", 2, "--image-size", 32, "--device", "cpu"]
+
+    def rank(*more: str) -> Any:
+        done = lidar_here(
+            "rank", runs, *options, *more, "--json", monkeypatch=monkeypatch, capfd=capfd
+        )
+        assert done.returncode == 4, done.stderr
+        return json.loads(done.stdout)
+
+    right, left = rank("--prefix", "right."), rank("--prefix", "left")
+    (failed,) = right["failed"]
+    assert failed["path"].endswith("b.pt")
+    assert failed["reason"].startswith("--prefix right.: no tensor begins so")
+    values = [one["checkpoints"][0]["metrics"]["rankme"] for one in (right, left)]
+    assert values[0] != values[1]
