@@ -92,3 +92,15 @@ def test_weights_that_are_not_the_named_models_are_read_by_their_shapes(tmp_path
     with torch.no_grad():
         expected = model(pixels)
     torch.testing.assert_close(loaded.embed(pixels, ["backbone"])["backbone"], expected)
+
+
+def test_a_recorded_rectangular_grid_is_used(tmp_path: Path) -> None:
+    path = folder(tmp_path, "hf-vit", image_size=[16, 32])
+    tree = dict(FIXTURES["hf-vit"]().tree)
+    (name,) = (key for key in tree if key.endswith("position_embeddings"))
+    tree[name] = torch.randn(1, 1 + 4 * 8, 192)
+    save_file(tree, path / "model.safetensors")
+    description = open_checkpoint(path).description
+    assert "4 x 8 patches" in description.arch
+    assert description.image_size == 16
+    assert "grid" not in description.assumed

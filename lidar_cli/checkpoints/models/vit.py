@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.models.backbone import (
+    LastLinear,
     MaskedBackbone,
     OriginalTensors,
     resample_positions,
@@ -36,9 +37,9 @@ class ViT(MaskedBackbone):
         from timm.layers.mlp import GluMlp, Mlp
         from timm.models.vision_transformer import VisionTransformer
 
-        pooled = spec.fc_norm or not spec.class_token
+        pooled = spec.fc_norm or spec.mean_pooled or not spec.class_token
         mlp: Any = partial(GluMlp, gate_last=False) if spec.swiglu else Mlp
-        self.width = spec.width
+        self.width = spec.output_width
         self.model: Any = VisionTransformer(
             img_size=(spec.grid * spec.patch, spec.columns * spec.patch),
             patch_size=spec.patch,
@@ -68,6 +69,8 @@ class ViT(MaskedBackbone):
             self.model.patch_embed.proj = stem(spec)
         positions = torch.empty(1, spec.tokens, spec.width)
         self.model.pos_embed = nn.Parameter(positions)  # timm cannot give only the class token one
+        if spec.embedding:
+            self.model.embedding = LastLinear(spec.embedding)
         self.patch = spec.patch
         self.file_grid = spec.grid, spec.columns
         # A rectangular grid is resampled for any size, even that of its shorter side.
@@ -125,5 +128,5 @@ class ViT(MaskedBackbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
-        embeddings: Tensor = self.model.forward_head(self.tokens(images), pre_logits=True)
-        return embeddings
+        x: Tensor = self.model.forward_head(self.tokens(images), pre_logits=True)
+        return self.model.embedding(x) if hasattr(self.model, "embedding") else x
