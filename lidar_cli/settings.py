@@ -123,6 +123,13 @@ class SampleSettings:
         panel="Data",
         value="COLUMN",
     )
+    bands: str | None = setting(
+        None,
+        "Bands of the images that become a model's channels, in this order, such as 4,3,2; the "
+        "pages of a TIFF file count on [default: red, green, blue; grey for one channel].",
+        panel="Data",
+        value="N,...",
+    )
     n_samples: Samples = setting(
         DefaultCount(1000),
         "Images that are embedded; all, if the data hold 50 to 999.",
@@ -142,7 +149,8 @@ class SampleSettings:
     views: str = setting(
         "auto",
         "View recipe: auto, simclr, simclr-google, simclr-vissl, simclr-bolts, byol, byol-pytorch, "
-        "vicreg, barlow, dino, dinov2, dinov3, moco-v1, moco-v2, moco-v3, swav, mae, simmim, "
+        "vicreg, barlow, dino, dinov2, dinov3, ibot, msn, lejepa, eb-jepa, lightly-train, "
+        "lightly-train-dino, lightly-train-dinov2, moco-v1, moco-v2, moco-v3, swav, mae, simmim, "
         "maskfeat, ijepa, ijepa-crop, capi, vjepa2, data2vec, data2vec-crop, data2vec-fairseq, "
         "data2vec2, data2vec2-crop, clip, identity.",
         panel="Data",
@@ -214,6 +222,13 @@ class FormatSettings:
         panel="Checkpoints",
         value="PREFIX",
     )
+    layer: str = setting(
+        "auto",
+        "backbone, projector, predictor, patches (a random patch token of a ViT), or several with "
+        "commas [auto: projector if there is one].",
+        panel="Checkpoints",
+        value="LAYER",
+    )
     assume: tuple[str, ...] = setting(
         (),
         "KEY=VALUE of what weights leave open: heads, eps, activation, gate, stem_padding, "
@@ -229,13 +244,6 @@ class FormatSettings:
 class ModelSettings(DeviceSettings, FormatSettings):
     """How a checkpoint becomes a function from images to embeddings."""
 
-    layer: str = setting(
-        "auto",
-        "backbone, projector, predictor, patches (a random patch token of a ViT), or several with "
-        "commas [auto: projector if there is one].",
-        panel="Checkpoints",
-        value="LAYER",
-    )
     model: str | None = setting(
         None,
         "package.module:factory, your code that returns the torch module.",

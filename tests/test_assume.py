@@ -69,14 +69,16 @@ def test_every_format_says_what_its_weights_leave_open(tmp_path: Path) -> None:
         description = describe(path, as_dict(contents), config=contents.config)
         assumed, arch = description.assumed, description.arch
         assert list(assumed) == [key for key in ASSUME_KEYS if key in assumed], name
-        assert "pixel_stats" in assumed
-        is_resnet = arch.startswith("resnet") and name != "hf-resnet"
+        assert ("pixel_stats" in assumed) != bool(description.stats_source)
+        is_resnet = arch.startswith(("resnet", "wide_resnet")) and name != "hf-resnet"
         assert ("strides" in assumed) == is_resnet, name
         assert ("stem_padding" in assumed) == ("3x3 stem" in arch), name
-        assert ("position_offset" in assumed) == arch.startswith("vit_"), name
-        decided = contents.config is not None or arch.startswith(
-            ("beit", "resnet", "swin", "convnext")
-        )
+        learned = arch.startswith("vit_") and "RoPE" not in arch
+        assert ("position_offset" in assumed) == learned, name
+        no_choice = ("beit", "resnet", "convnext", "swin", "poolformer", "wide_resnet")
+        by_tensor = arch.startswith(no_choice)
+        by_tensor |= not learned and "registers" in arch  # rotary, with periods or frequencies
+        decided = contents.config is not None or by_tensor
         assert ("heads" in assumed) != decided, name
         assert all(one.why for one in assumed.values()), name
 
@@ -131,7 +133,7 @@ def test_heads_of_a_width_that_nobody_uses(tmp_path: Path) -> None:
 
 
 def test_stem_padding_of_eb_jepa(tmp_path: Path) -> None:
-    """examples/image_jepa: no described format; padded by 2 in its code."""
+    """By 2, as in its code: examples/image_jepa."""
     w = Weights()
     w.resnet("backbone.backbone.", kernel=3)
     w.linear("projector.0", 16, 24)
@@ -143,9 +145,11 @@ def test_stem_padding_of_eb_jepa(tmp_path: Path) -> None:
     steps = ["0", "bn projector.1", "act", "3", "bn projector.4", "act", "6"]
     names = [step if " " in step or step == "act" else f"projector.{step}" for step in steps]
     trunk = w.run_resnet("backbone.backbone.", pixels(), padding=2)
-    assert values(path)["stem_padding"] == 1
-    assert_close(embedded(path, "projector", "stem_padding=2"), mlp(w, trunk, *names))
-    assert (embedded(path, "projector") - mlp(w, trunk, *names)).abs().max() > 1e-3
+    assert values(path)["stem_padding"] == 2
+    assert_close(embedded(path, "projector"), mlp(w, trunk, *names))
+    assert (
+        embedded(path, "projector", "stem_padding=1") - mlp(w, trunk, *names)
+    ).abs().max() > 1e-3
 
 
 def test_strides_of_vissls_last_stage(tmp_path: Path) -> None:
@@ -341,7 +345,7 @@ def test_a_named_architecture_decides_all(tmp_path: Path) -> None:
         ("position_offset=1", "position_offset takes patches, such as 0 or 0.1"),
         ("pixel_stats=mars", "unknown pixel statistics 'mars'"),
         ("pixel_stats=auto", "pixel_stats takes what --pixel-stats takes but auto"),
-        ("pixel_stats=1,1/1,1", "expected three numbers for the mean"),
+        ("pixel_stats=1,1/1", "expected three numbers for the mean"),
         ("dinno:heads=3", "did you mean dino"),
     ],
 )

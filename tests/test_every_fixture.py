@@ -14,7 +14,7 @@ from formats import FIXTURES
 from layouts import Fixture
 from literal import bits
 from mutations import mutated
-from torch import Tensor
+from torch import Tensor, nn
 
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor
@@ -30,6 +30,8 @@ def places(tree: Any, place: RankInfo = ()) -> Iterator[tuple[RankInfo, Any]]:
     """Every tensor of nested containers, with the keys on the way to it."""
     if isinstance(tree, Tensor | LazyTensor):
         yield place, tree
+    elif isinstance(tree, nn.Module):
+        yield from places(tree.state_dict(), place)
     elif isinstance(tree, dict):
         for key, value in tree.items():
             yield from places(value, (*place, key))

@@ -476,3 +476,32 @@ def test_a_schedule_of_solo_learn_names_its_functions_and_calls_none(
 ) -> None:
     names = read_contents(saved["solo-learn-simsiam"]).stand_ins
     assert {"functools.partial", "__main__.static_lr", "builtins.getattr"} <= set(names)
+
+
+def test_a_described_backbone_alone_needs_no_unknown_head(tmp_path: Path) -> None:
+    fixture = FIXTURES["vicreg"]()
+    weights = {**fixture.tree["model"], "module.odd.weight": torch.ones(2, 2)}
+    tree = {**fixture.tree, "model": weights}
+    torch.save(tree, tmp_path / "a.pth")
+    with raises(CheckpointError, "unknown-entries") as raised:
+        open_checkpoint(tmp_path / "a.pth")
+    assert str(raised.value).endswith("--prefix backbone.")
+    alone = open_checkpoint(tmp_path / "a.pth", layer="backbone").description
+    assert "odd (not read)" in alone.ignored
+    assert open_checkpoint(tmp_path / "a.pth", prefix="backbone.").layers[0] == "backbone"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("ijepa", "target_encoder"), ("byol-pytorch", "target_encoder"),
+        ("deit-training", "model_ema"), ("dinov3-training", "model_ema"), ("moco-v2", "encoder_k"),
+        ("vissl-ema", "ema_model"), ("vissl-moco", "momentum_encoder"),
+        ("mmpretrain-byol", "target_net"),
+    ],
+)  # fmt: skip
+def test_a_branch_has_the_words_that_people_use(name: str, word: str, tmp_path: Path) -> None:
+    path = FIXTURES[name]().save(tmp_path)
+    description = open_checkpoint(path, branch=word, layer="backbone").description
+    assert description.branch in (word, "teacher")
+    assert len(description.branches) > 1

@@ -38,6 +38,15 @@ PUBLISHED = {
     "swav": (0.14, LINEAR, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
     "dino": (0.4, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
     "dinov2": (0.32, CUBIC, 0.5, BYOL, 0.8, 0.2, (0.0, 0.9), (0, 0.2), BYOL_ORDER),
+    "ibot": (0.25, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
+    "msn": (0.3, LINEAR, 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, (0.5, 0.5), (0, 0), SIMCLR_ORDER),
+    "lejepa": (0.08, LINEAR, 0.5, STRONG, 0.8, 0.2, (0.5, 0.5), (0.2, 0.2),
+               "crop jitter grey blur solarise flip"),
+    "eb-jepa": (0.2, LINEAR, 0.5, BYOL, 0.8, 0.2, (0, 0), (0.1, 0.1),
+                "crop jitter grey solarise flip"),
+    "lightly-train": (0.14, CUBIC, 0.5, BYOL, 0.8, 0.2, (0, 0), (0, 0), "crop flip jitter grey"),
+    "lightly-train-dino": (0.14, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
+    "lightly-train-dinov2": (0.32, CUBIC, 0.5, BYOL, 0.8, 0.2, (1.0, 0.1), (0, 0.2), BYOL_ORDER),
     "dinov3": (0.32, CUBIC, 0.5, BYOL, 0.8, 0.2, (0.0, 0.9), (0, 0.2), BYOL_ORDER),
     "capi": (0.6, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
     "vjepa2": (0.3, LINEAR, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
@@ -53,13 +62,18 @@ PUBLISHED = {
     "clip": (0.9, CUBIC, 0.0, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop"),
     "mae": (0.2, CUBIC, 0.5, (0,) * 4, 0, 0, (0, 0), (0, 0), "crop flip"),
 }  # fmt: skip
-PILLOW_BLUR = {"simclr-vissl", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "dino"}
-GLOBAL_CROPS = {"swav", "dino", "dinov2", "dinov3"}
+PILLOW_BLUR = {"simclr-vissl", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "dino",
+               "ibot", "msn"}  # fmt: skip
+GLOBAL_CROPS = {
+    "swav", "dino", "dinov2", "dinov3", "ibot", "msn", "lightly-train-dino", "lightly-train-dinov2",
+}  # fmt: skip
 LINEAR_EVALUATION = {
     "simclr-vissl", "moco-v1", "moco-v2", "moco-v3", "vicreg", "barlow", "swav", "ijepa-crop",
-    "simclr-bolts", "byol-pytorch", "vjepa2",
+    "simclr-bolts", "byol-pytorch", "vjepa2", "msn", "lejepa", "eb-jepa",
 }  # fmt: skip
-CLEAN_RESIZE = {"clip": 1.0, "simclr-bolts": 1.1, "byol-pytorch": 1.0}
+CLEAN_RESIZE = {
+    "clip": 1.0, "simclr-bolts": 1.1, "byol-pytorch": 1.0, "lejepa": 1.0, "eb-jepa": 1.0,
+}  # fmt: skip
 # Those whose views are the clean image under masks, with all constants of the rule.
 MASKED = {
     "ijepa": {
@@ -93,7 +107,8 @@ def test_a_recipe_has_the_constants_of_its_repository(name):
         assert recipe.blur_sigma == ((1, 2) if name == "byol-pytorch" else (0.1, 2))
         assert recipe.blur_filter == ("pillow" if name in PILLOW_BLUR else "gaussian")
         if recipe.blur_filter == "gaussian":
-            assert recipe.kernel(224) == {"dinov2": 9, "dinov3": 9, "byol-pytorch": 3}.get(name, 23)
+            kernels = {"dinov2": 9, "dinov3": 9, "byol-pytorch": 3, "lejepa": 7}
+            assert recipe.kernel(224) == kernels.get(name, 23)
     used = order.split()
     assert [operation for operation in recipe.order if operation in used] == used
     assert recipe.mean == ((0, 0, 0) if name == "simclr-google" else (0.485, 0.456, 0.406))
@@ -164,7 +179,7 @@ def test_pixel_statistics_have_names_or_are_six_numbers(name, mean, std):
     [
         ("cifar", r"unknown pixel statistics 'cifar'; did you mean cifar10.*, or MEAN/STD"),
         ("0.5,0.5,0.5", "unknown pixel statistics"),
-        ("0.5/0.5", "expected three numbers for the mean and three"),
+        ("0.5/0.5,0.5", "expected three numbers for the mean and three"),
         ("a,b,c/d,e,f", "expected three numbers"),
         ("1,1,1/1,1,1/1,1,1", "expected three numbers"),
         ("0.5,0.5/0.5,0.5,0.5", "expected three numbers"),

@@ -13,7 +13,9 @@ from make import CHANNELS, image_folder, lidar_here, tiny_state_dict
 from raising import raises
 from torch import Tensor
 
-from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.detect import detect
+from lidar_cli.checkpoints.models.weights import fill
+from lidar_cli.checkpoints.open import build, open_checkpoint
 from lidar_cli.errors import CheckpointError, LidarError, SettingsError
 
 Tensors = dict[str, Tensor]
@@ -43,6 +45,14 @@ def embedding(path: Path, layer: str = "backbone", **options: Any) -> Tensor:
     return open_checkpoint(path, **options).embed(IMAGES, [layer])[layer]
 
 
+def alone(tensors: Tensors) -> Tensor:
+    """The embedding of a backbone, without a file."""
+    (assignment,) = detect(Path(), tensors)[1].values()
+    module = build(assignment.spec)
+    fill(module, tensors, "")
+    return module(IMAGES)
+
+
 PAIRS = {  # as training scripts save two networks, in one state dict or in several
     "byol": ("online_encoder.", "target_encoder."),
     "net": ("net.", "target_net."),
@@ -54,8 +64,9 @@ PAIRS = {  # as training scripts save two networks, in one state dict or in seve
 }
 
 
-@pytest.mark.parametrize("word", PAIRS)
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("word", "nested"), [*((word, False) for word in PAIRS), ("net", True), ("model", True)]
+)
 def test_two_sets_are_named_one_is_chosen_and_the_other_selectable(
     word: str, nested: bool, tmp_path: Path
 ) -> None:
@@ -65,23 +76,21 @@ def test_two_sets_are_named_one_is_chosen_and_the_other_selectable(
         head, _, inside = prefix.partition(".")
         tree |= {head: at(inside, tensors)} if nested and prefix else at(prefix, tensors)
     path = saved(tmp_path / "a.pt", tree)
-    alone = [saved(tmp_path / f"{i}.pt", one) for i, one in enumerate((TRAINED, AVERAGED))]
-    assert torch.equal(embedding(path), embedding(alone[0]))
-    for name in ("teacher", averaged.partition(".")[0]):
-        assert torch.equal(embedding(path, branch=name), embedding(alone[1]))
-    assert torch.equal(embedding(path, branch="student"), embedding(alone[0]))
-    description = open_checkpoint(path).description
+    loaded = open_checkpoint(path)
+    description = loaded.description
+    assert torch.equal(loaded.embed(IMAGES, ["backbone"])["backbone"], alone(TRAINED))
+    assert torch.equal(embedding(path, branch=averaged.partition(".")[0]), alone(AVERAGED))
     assert len(description.branches) == 2
     assert averaged.partition(".")[0] in description.ignored
     assert description.branches[1] == "teacher"
     assert "--branch teacher" in description.assumed_text
-    assert torch.equal(embedding(path, prefix=averaged), embedding(alone[1]))
 
 
 def test_each_branch_has_its_own_projector(tmp_path: Path) -> None:
     tree = {
         **at("encoder.", TRAINED), **at("projector.", mlp(1)), **at("predictor.", mlp(2)),
         **at("momentum_encoder.", AVERAGED), **at("momentum_projector.", mlp(3)),
+        "queue": torch.ones(6, 9), "queue_ptr": torch.zeros(1),
     }  # fmt: skip
     path = saved(tmp_path / "a.pt", {"state_dict": tree})
     pairs = {
@@ -89,12 +98,12 @@ def test_each_branch_has_its_own_projector(tmp_path: Path) -> None:
         "teacher": {**at("encoder.", AVERAGED), **at("projector.", mlp(3))},
     }
     for branch, weights in pairs.items():
-        alone = saved(tmp_path / "alone.pt", weights)
+        single = saved(tmp_path / "alone.pt", weights)
         assert torch.equal(
-            embedding(path, "projector", branch=branch), embedding(alone, "projector")
+            embedding(path, "projector", branch=branch), embedding(single, "projector")
         )
     ignored = open_checkpoint(path, branch="teacher").description.ignored
-    assert set(ignored) == {"encoder", "projector", "predictor"}
+    assert set(ignored) == {"encoder", "projector", "predictor", "queue", "queue_ptr"}
 
 
 def test_more_than_two_sets_have_their_own_words(tmp_path: Path) -> None:
@@ -105,8 +114,7 @@ def test_more_than_two_sets_have_their_own_words(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", tree)
     assert open_checkpoint(path).description.branches == ("student", "teacher", "model_ema")
     for prefix, tensors in sets.items():
-        alone = saved(tmp_path / "alone.pt", tensors)
-        assert torch.equal(embedding(path, branch=prefix[:-1]), embedding(alone))
+        assert torch.equal(embedding(path, branch=prefix[:-1]), alone(tensors))
 
 
 def test_a_prefix_chooses_the_backbone_and_the_projector(tmp_path: Path) -> None:
@@ -115,9 +123,9 @@ def test_a_prefix_chooses_the_backbone_and_the_projector(tmp_path: Path) -> None
         **at("module.left.projector.", mlp(2)), **at("module.right.", AVERAGED),
     }  # fmt: skip
     path = saved(tmp_path / "a.pt", {"model": tree, "opt": {"x.weight": torch.ones(2, 2)}})
-    alone = saved(tmp_path / "0.pt", {**TRAINED, **at("projector.", mlp(1))})
+    single = saved(tmp_path / "0.pt", {**TRAINED, **at("projector.", mlp(1))})
     chosen = {"prefix": "left.backbone", "projector_prefix": "module.left.proj_a."}
-    assert torch.equal(embedding(path, "projector", **chosen), embedding(alone, "projector"))
+    assert torch.equal(embedding(path, "projector", **chosen), embedding(single, "projector"))
     description = open_checkpoint(path, **chosen).description
     assert description.selected == {
         "prefix": "left.backbone.",
@@ -128,6 +136,15 @@ def test_a_prefix_chooses_the_backbone_and_the_projector(tmp_path: Path) -> None
     assert none.layers == ("backbone",)
     assert open_checkpoint(path, prefix="left.backbone.").layers == ("backbone", "projector")
     assert torch.equal(embedding(path, prefix="model.right"), embedding(path, prefix="right."))
+
+
+def test_a_named_projector_may_have_the_name_of_a_classifier(tmp_path: Path) -> None:
+    logits = {"weight": torch.randn(5, CHANNELS[-1]), "bias": torch.randn(5)}
+    path = saved(tmp_path / "a.pt", at("backbone.", {**TRAINED, **at("fc.", logits)}))
+    assert open_checkpoint(path).layers == ("backbone",)
+    embedded = embedding(path, "projector", projector_prefix="backbone.fc")
+    expected = embedding(path) @ logits["weight"].T + logits["bias"]
+    assert torch.allclose(embedded, expected, atol=1e-5)
 
 
 WRONG: list[tuple[dict[str, Any], type[LidarError], str, str]] = [
@@ -167,12 +184,28 @@ def test_the_backbone_alone_needs_no_head(tmp_path: Path) -> None:
         with raises(CheckpointError, "unknown-entries") as raised:
             open_checkpoint(path)
         assert re.search(r"--prefix (encoder\.|none)$", str(raised.value))
-        alone = open_checkpoint(path, layer="backbone").description
-        assert set(alone.ignored) == {"odd_head (not read)", "predictor (not read)"}
+        description = open_checkpoint(path, layer="backbone").description
+        assert set(description.ignored) == {"odd_head (not read)", "predictor (not read)"}
     two = {**TRAINED, **at("projector.", mlp(1)), **at("head.", mlp(2))}
     path = saved(tmp_path / "b.pt", two)
-    alone = open_checkpoint(path, layer="backbone").description
-    assert set(alone.ignored) == {"projector (not read)", "head (not read)"}
+    description = open_checkpoint(path, layer="backbone").description
+    assert set(description.ignored) == {"projector (not read)", "head (not read)"}
+
+
+def test_inspect_takes_the_layer_that_a_refusal_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    odd = {"projector.odd.scale": torch.ones(2, 3, 4)}
+    path = saved(tmp_path / "a.pt", {**at("encoder.", TRAINED), **odd})
+
+    def inspect(*more: str) -> Any:
+        return lidar_here("inspect", path, *more, monkeypatch=monkeypatch, capfd=capfd)
+
+    assert inspect().stderr.rstrip().endswith("--layer backbone")
+    for option in (("--layer", "backbone"), ("--projector-prefix", "none")):
+        done = inspect(*option)
+        assert done.returncode == 0
+        assert "projector (not read)" in done.stdout
 
 
 def test_a_tensor_that_may_be_in_the_backbone_is_never_left_out(tmp_path: Path) -> None:

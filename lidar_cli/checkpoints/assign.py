@@ -6,7 +6,7 @@ Every tensor is assigned to a module or reported as unused; any other tensor rai
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lidar_cli.checkpoints.formats.format import (
     training,
 )
 from lidar_cli.checkpoints.models.weights import compare, first_few, shapes_of, size
+from lidar_cli.checkpoints.outside import alone, remove_outside
 from lidar_cli.checkpoints.reading import folder
 from lidar_cli.checkpoints.reading.containers import StateDict, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
@@ -38,7 +39,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     assume_all,
     renamed,
 )
-from lidar_cli.checkpoints.shapes.vit import TransformerSpec
+from lidar_cli.checkpoints.shapes.vit import TransformerSpec, ViTSpec
 from lidar_cli.errors import CheckpointError
 from lidar_cli.settings import PATCHES
 
@@ -82,13 +83,18 @@ def assign_by_format(
     ignored += remove_by_prefix(rest, backbone.unused_prefixes)
     unused = (*format.unused, *COMMON_UNUSED)
     ignored += _remove_other_branches(rest, format, branch) + _remove_matching(rest, unused)
+    if not needs_heads(options):
+        ignored += remove_outside(rest, backbone.prefix)
     unknown = [state.originals[name] for name in rest]
     unknown += [name for name in state.others if not matches(clean_name(name), unused)]
     if unknown:
+        # The generic reader knows neither dicts that a format joins nor the names that it renames.
+        is_plain = not (format.nested or format.rename or format.class_prefix)
+        hint = alone(list(rest), backbone.prefix) if is_plain else ""
         raise CheckpointError(
             f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
             f"{first_few(unknown)}; expected those of {format.title}; choose another with "
-            f"--format, or {NEXT}",
+            f"--format, or {NEXT}{hint}",
             code="unknown-entries",
         )
     description = describe(modules, state, tuple(ignored), branch.name)
@@ -97,6 +103,11 @@ def assign_by_format(
         image_size = min(format.image_size, image_size or format.image_size)
     stats = (
         {PIXEL_STATS: Assumed(trained.pixel_stats, trained.why_stats)} if trained.why_stats else {}
+    )
+    pooling = (
+        (f"pooled as timm's {options.arch}, where training averages the last feature map",)
+        if options.arch is not None and format.mean_pooled_without
+        else ()
     )
     description = dataclasses.replace(
         description,
@@ -107,7 +118,7 @@ def assign_by_format(
         recipe=trained.recipe,
         pixel_stats=trained.pixel_stats,
         assumed={**description.assumed, **stats},
-        assumptions=(*description.assumptions, *trained.assumptions),
+        assumptions=(*description.assumptions, *trained.assumptions, *pooling),
         why=format.why,
     )
     return description, modules
@@ -130,7 +141,7 @@ def describe(
         format=backbone.title,
         arch=spec.arch,
         image_size=spec.image_size,
-        widths={layer: module.spec.width for layer, module in modules.items()},
+        widths={layer: module.spec.output_width for layer, module in modules.items()},
         container=state.container,
         # As in the file, with the prefixes of wrappers: 'module.backbone.', not 'backbone.'.
         prefix=state.originals[key].removesuffix(key.removeprefix(backbone.prefix)),
@@ -144,6 +155,11 @@ def describe(
         token_width=spec.token_width,
         masks=spec.masks(teacher=branch == "teacher"),
     )
+
+
+def needs_heads(options: Options) -> bool:
+    """Whether the requested layers are not the backbone alone."""
+    return heads.is_needed(options.layer, "projector", ("predictor",))
 
 
 def assign_mlp(
@@ -272,7 +288,9 @@ def _assign_backbone(
     family = _family(path, format, keys_by_name, state)
 
     def adjust(spec: Any) -> Any:
-        return assume_all(_with_format_values(spec, format, arguments), options.assume)
+        return assume_all(
+            _with_format_values(spec, format, arguments, keys_by_name), options.assume
+        )
 
     return assign_backbone(
         path, family, keys_by_name, state.tensors, prefix, options.config, adjust
@@ -293,8 +311,13 @@ def _family(
     )
 
 
-def _with_format_values(spec: Any, format: Format, arguments: Mapping[str, Any]) -> Any:
-    """The spec with the values of the format and the arguments for what the shapes leave open."""
+def _with_format_values(
+    spec: Any, format: Format, arguments: Mapping[str, Any], names: Iterable[str]
+) -> Any:
+    """The spec with the values of the format and the arguments for what the shapes leave open.
+
+    names: of the backbone's tensors, as in the family's files.
+    """
     heads = dict(format.attention_heads).get(spec.width)
     offset, padding = format.position_offset, format.cifar_padding
     values = {
@@ -309,6 +332,9 @@ def _with_format_values(spec: Any, format: Format, arguments: Mapping[str, Any])
             spec = spec.assume(key, implied, how).decide(key, how)
     if format.resize and hasattr(spec, "resize"):
         spec = dataclasses.replace(spec, resize=format.resize)
+    pattern = format.mean_pooled_without
+    if pattern and isinstance(spec, ViTSpec) and not any(matches(n, (pattern,)) for n in names):
+        spec = dataclasses.replace(spec, mean_pooled=True)
     return spec
 
 
@@ -327,7 +353,7 @@ def _assign_heads(
     usual: the activation that the training's arguments determine, None if they do not. A head that
     cannot be built is added to `ignored`; it raises CheckpointError if `options.layer` needs it.
     """
-    modules, width = {"backbone": backbone}, backbone.spec.width
+    modules, width = {"backbone": backbone}, backbone.spec.output_width
     readable, layers = True, list(branch.heads)  # a predictor needs a readable projector
     for layer, head in branch.heads.items():
         keys = [key for key in rest if key.startswith(head.prefix)]
@@ -370,7 +396,11 @@ def _assign_head(
     ignored += list(dict.fromkeys(key.rpartition(".")[0] for key in after))
     names = {key: name for key, name in names.items() if key not in after}
     origin = f"{path}: {head.prefix.rstrip('.')}"
-    return assign_mlp(origin, names, rest, width, usual, options, head.gaps) if names else None
+    if not names:
+        return None
+    mlp = assign_mlp(origin, names, rest, width, usual, options, head.gaps)
+    spec = dataclasses.replace(mlp.spec, last_activation=head.last_activation)
+    return dataclasses.replace(mlp, spec=spec)
 
 
 def _assign_token_predictor(

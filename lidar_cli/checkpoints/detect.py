@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.assign import Modules, Options, assign_by_format
-from lidar_cli.checkpoints.fallback import NONE, assign_by_usual_names, clean_prefix, with_prefixes
+from lidar_cli.checkpoints.fallback import assign_by_usual_names, clean_prefix, with_prefixes
 from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.branches import TEACHER, WORDS
 from lidar_cli.checkpoints.formats.format import Format, fits
 from lidar_cli.checkpoints.models.weights import first_few
+from lidar_cli.checkpoints.outside import NONE
 from lidar_cli.checkpoints.reading.containers import (
     StateDict,
     average_key,
@@ -46,7 +47,12 @@ from lidar_cli.checkpoints.shapes.spec import (
 )
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
 from lidar_cli.views.methods import find_recipe
-from lidar_cli.views.recipes import statistics_text
+from lidar_cli.views.recipes import (
+    MEAN_OF_ALL,
+    for_channels,
+    pixel_statistics,
+    statistics_text,
+)
 
 PLAIN = "plain"  # the value of --format for which no format is tried
 MAX_DEPTH = 6  # levels of nested dicts that are searched below a format's dict
@@ -61,7 +67,10 @@ def check_names(format: str, branch: str) -> None:
         hint = f"{nearest(format, names)} (lidar inspect --formats)"
         raise SettingsError(f"--format {format}: {hint}", code="no-such-format")
     if branch not in (words := branch_words()):
-        raise SettingsError(f"--branch {branch}: {nearest(branch, words)}", code="no-such-branch")
+        hint = nearest(branch, words)
+        if hint.startswith("known"):  # too many words to list
+            hint = "expected student or teacher, or the file's word for it, such as target_encoder"
+        raise SettingsError(f"--branch {branch}: {hint}", code="no-such-branch")
 
 
 def check_prefixes(
@@ -365,6 +374,7 @@ def _assign(
     if match is not None:
         state = match[1]
         description, modules = assign_by_format(path, *match, options)
+        description = _with_recorded_stats(description, match[0], tree)
     else:
         state = find_state_dict(path, tree)
         state = with_prefixes(tree, state, options)
@@ -376,6 +386,20 @@ def _assign(
     return _with_assumptions(path, description, modules, assume), modules
 
 
+def _with_recorded_stats(
+    description: CheckpointDescription, format: Format, tree: Mapping[str, Any]
+) -> CheckpointDescription:
+    """The description with the pixel statistics that the file records; unchanged without any."""
+    recorded = _nested(tree, format.recorded_stats) if format.recorded_stats else None
+    parts = [(recorded or {}).get(key) for key in ("mean", "std")]
+    try:
+        stats = "/".join(",".join(map(str, part)) for part in parts if isinstance(part, list))
+        text = statistics_text(*pixel_statistics(stats))
+    except SettingsError:  # none, or not those of three channels
+        return description
+    return replace(description, pixel_stats=text, stats_source=format.recorded_stats)
+
+
 def _with_assumptions(
     path: Path, description: CheckpointDescription, modules: Modules, assume: Mapping[str, Value]
 ) -> CheckpointDescription:
@@ -384,16 +408,27 @@ def _with_assumptions(
     Raises SettingsError for a value of `--assume` that the file determines.
     """
     stats, pixels = description.pixel_stats, description.assumed.get(PIXEL_STATS)
-    if PIXEL_STATS in assume:
+    decided: dict[str, str] = {}
+    if description.stats_source:
+        decided[PIXEL_STATS] = f"{description.stats_source} has {stats}"
+    elif PIXEL_STATS in assume:
         stats = str(assume[PIXEL_STATS])
         pixels = Assumed(stats, BY_USER)
+        if for_channels(given := pixel_statistics(stats), description.channels) is None:
+            raise CheckpointError(
+                f"{path}: --assume {PIXEL_STATS}={stats}: of {len(given[0])} channels, and the "
+                f"{description.arch} takes {description.channels}; give one number for all, or as "
+                f"many: --assume {PIXEL_STATS}={MEAN_OF_ALL}",
+                code="statistics-of-channels",
+            )
     elif pixels is None:
         origin = f"{description.format}'s" if description.recipe is not None else USUAL
         recipe = find_recipe(description.recipe or "auto", "auto")
         values = statistics_text(recipe.mean, recipe.std) if stats == "auto" else stats
+        if description.channels != 3 and for_channels(pixel_statistics(values), 1) is None:
+            stats, values, origin = MEAN_OF_ALL, MEAN_OF_ALL, "the mean of imagenet's channels"
         pixels = Assumed(values, origin)
-    assumed = {**description.assumed, PIXEL_STATS: pixels}
-    decided: dict[str, str] = {}
+    assumed = {**description.assumed} | ({} if pixels is None else {PIXEL_STATS: pixels})
     for module in modules.values():
         decided |= module.spec.decided
     check_all_open(assume, assumed, decided, str(path))

@@ -15,9 +15,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lidar_cli.checkpoints.assign import Modules, Options, assign_mlp, describe, remove_by_prefix
+from lidar_cli.checkpoints.assign import (
+    Modules,
+    Options,
+    assign_mlp,
+    describe,
+    needs_heads,
+    remove_by_prefix,
+)
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
 from lidar_cli.checkpoints.models.weights import first_few
+from lidar_cli.checkpoints.outside import (
+    HEAD,
+    NONE,
+    alone,
+    is_outside,
+    module_outside,
+    remove_outside,
+)
 from lidar_cli.checkpoints.reading.containers import StateDict, all_weights, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
@@ -28,25 +43,19 @@ from lidar_cli.checkpoints.shapes.spec import (
     CheckpointDescription,
     assume_all,
 )
-from lidar_cli.checkpoints.two_sets import Choice, choose, is_averaged, module_outside
+from lidar_cli.checkpoints.two_sets import Choice, choose, is_averaged
 from lidar_cli.errors import CheckpointError, nearest
 
-NONE = "none"  # of --prefix: names without a prefix; of --projector-prefix: no projector
 PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head")
 CLASSIFIERS = (
     *("fc", "head", "heads.head", "head.fc", "classifier", "online_classifier", "pooler.dense"),
 )
-# Saved by averaged models, profilers and masked training, and what the grid determines.
+# Saved by averaged models, profilers, masked training and losses, and what the grid determines.
 UNUSED = (
     *("n_averaged", "total_ops", "total_params", "mask_token"),
-    *("relative_position_index", "attn_mask"),
+    *("relative_position_index", "attn_mask", "queue", "queue_ptr"),
 )
 PREDICTOR = re.compile(r"(^|\.|_)(predictor|prediction_head)$")
-# Modules after a backbone, or for training alone.
-HEAD = re.compile(
-    r"(\w+_)?(projector|projection|head|heads|predictor|prediction|mlp|fc|classifier|decoder|neck"
-    r"|prototypes|queue|center|last_layer|loss|criterion)(\d+|_\w+)?"
-)
 
 
 def assign_by_usual_names(
@@ -67,9 +76,11 @@ def assign_by_usual_names(
     ignored = backbone.dropped + remove_by_prefix(rest, backbone.unused_prefixes)
     ignored += _remove_other_sets(rest, choice)
     levels = [*_levels(backbone.prefix)]
+    named = _remove_named(rest, options.projector_prefix)
     ignored += _remove_predictors(rest, backbone)
     ignored += _remove_unused(rest, levels, CLASSIFIERS + backbone.classifiers)
     modules = {"backbone": backbone}
+    rest |= named
     candidates = _projector_candidates(rest, levels, choice)
     chosen = _chosen_projector(path, rest, candidates, options)
     try:
@@ -83,7 +94,8 @@ def assign_by_usual_names(
     ignored += tuple(f"{name} (not read)" for name in candidates if name not in chosen)
     for key in [key for key in rest if key.startswith(tuple(f"{n}." for n in candidates + chosen))]:
         del rest[key]
-    ignored += _remove_outside(rest, backbone, options)
+    if options.prefix is not None or not needs_heads(options):
+        ignored += remove_outside(rest, backbone.prefix)
     _check_all_understood(path, state, rest, backbone, options)
     description = describe(modules, state, ignored, choice.branch)
     assumptions = (*description.assumptions, *choice.assumptions)
@@ -205,6 +217,12 @@ def _remove_other_sets(rest: dict[str, Weight], choice: Choice) -> tuple[str, ..
     return (first_few(modules, 8),) if at_the_top else modules
 
 
+def _remove_named(rest: dict[str, Weight], prefix: str | None) -> dict[str, Weight]:
+    """Remove the tensors at `--projector-prefix` from `rest`, and return them."""
+    begin = clean_prefix(prefix or NONE)
+    return {key: rest.pop(key) for key in list(rest) if begin and key.startswith(begin)}
+
+
 def _remove_unused(
     rest: dict[str, Weight], levels: list[str], classifiers: tuple[str, ...]
 ) -> tuple[str, ...]:
@@ -226,7 +244,11 @@ def _remove_unused(
 
 def _remove_predictors(rest: dict[str, Weight], backbone: Assignment) -> tuple[str, ...]:
     """Remove the modules after a projector, which no layer here needs; return their names."""
-    outside = {key: module_outside(key, backbone.prefix) for key in rest if _outside(key, backbone)}
+    outside = {
+        key: module_outside(key, backbone.prefix)
+        for key in rest
+        if is_outside(key, backbone.prefix)
+    }
     predictors = {key: top for key, top in outside.items() if PREDICTOR.search(top)}
     for key in predictors:
         del rest[key]
@@ -289,27 +311,7 @@ def _assign_projector(
     prefix = f"{chosen[0]}."
     names = {key: key.removeprefix(prefix) for key in rest if key.startswith(prefix)}
     origin, usual = f"{path}: {chosen[0]}", Assumed("relu", USUAL)
-    return assign_mlp(origin, names, rest, backbone.spec.width, usual, options)
-
-
-def _outside(key: str, backbone: Assignment) -> bool:
-    """Whether a tensor is outside the backbone, at the top level by the name of a head."""
-    if backbone.prefix:
-        return not key.startswith(backbone.prefix)
-    return "." in key and HEAD.fullmatch(key.partition(".")[0]) is not None
-
-
-def _remove_outside(
-    rest: dict[str, Weight], backbone: Assignment, options: Options
-) -> tuple[str, ...]:
-    """Remove what is outside a backbone that the user chose alone; return its modules."""
-    if options.prefix is None and heads.is_needed(options.layer, "projector", ("predictor",)):
-        return ()
-    outside = [key for key in rest if _outside(key, backbone)]
-    for key in outside:
-        del rest[key]
-    modules = dict.fromkeys(module_outside(key, backbone.prefix) for key in outside)
-    return tuple(f"{module} (not read)" for module in modules)
+    return assign_mlp(origin, names, rest, backbone.spec.output_width, usual, options)
 
 
 def _check_all_understood(
@@ -320,16 +322,14 @@ def _check_all_understood(
     options: Options,
 ) -> None:
     """Raise CheckpointError for tensors, and other values next to them, that are not understood."""
-    others = [name for name in state.others if not _outside(clean_name(name), backbone)]
+    others = [name for name in state.others if not is_outside(clean_name(name), backbone.prefix)]
     others = list(state.others) if options.prefix is None else others
     unknown = [state.originals[name] for name in rest] + others
     if not unknown:
         return
-    outside = all(_outside(key, backbone) for key in (*rest, *map(clean_name, others)))
-    alone = f"or take the backbone alone: --prefix {backbone.prefix or NONE}"
+    hint = "" if options.prefix else alone([*rest, *map(clean_name, others)], backbone.prefix)
     raise CheckpointError(
         f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
-        f"{first_few(unknown)}; expected at most a projector and a linear classifier; {NEXT}"
-        f"{f', {alone}' if outside and options.prefix is None else ''}",
+        f"{first_few(unknown)}; expected at most a projector and a linear classifier; {NEXT}{hint}",
         code="unknown-entries",
     )

@@ -6,7 +6,7 @@ To add an architecture, write a spec in `shapes`, its module in `models`, and an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from lidar_cli.checkpoints.models.weights import compare, shapes_of
 from lidar_cli.checkpoints.reading.folder import (
     convolution_options,
+    recorded_grid,
     resnet_options,
     rotary_options,
     swin_options,
@@ -35,7 +36,7 @@ from lidar_cli.checkpoints.shapes import (
 )
 from lidar_cli.checkpoints.shapes import huggingface as hf
 from lidar_cli.checkpoints.shapes.spec import Assignment, Rename, renamed
-from lidar_cli.errors import CheckpointError
+from lidar_cli.errors import CheckpointError, SettingsError
 
 NEXT = "name the architecture with --arch or your own code with --model"
 
@@ -167,7 +168,12 @@ def assign_backbone(
     keys = {renamed(name, family.rename): key for name, key in keys.items()}
     joined, sources = join_parts({name: tensors[key] for name, key in keys.items()})
     options = family.options(config, str(path)) if config and family.options else {}
-    spec = adjust(family.spec(shapes_of(joined), str(path), **options))
+    spec = family.spec(shapes_of(joined), str(path), **options)
+    grid = recorded_grid(config) if config and family.options else None
+    if grid is not None and grid[0] != grid[1] and isinstance(spec, vit.ViTSpec):
+        with suppress(SettingsError):  # a grid of another number of patches
+            spec = spec.assume("grid", grid, "").decide("grid", "config.json has image_size")
+    spec = adjust(spec)
     if isinstance(spec, vit.TransformerSpec):
         spec.check_open(str(path))
     arch = spec.arch

@@ -40,6 +40,7 @@ class Inspection:
     image_size: int | None
     recipe: str | None
     pixel_stats: str
+    stats_source: str  # what in the file has them, '' if they are assumed
     branch: str  # the one that extract would embed
     layer: str  # the one that extract would embed
     branches: tuple[BranchSummary, ...]
@@ -80,6 +81,7 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
             arch=settings.arch,
             format=settings.format,
             branch=branch,
+            layer=settings.layer,
             config=contents.config,
             assume=assume,
             prefix=settings.prefix,
@@ -114,15 +116,16 @@ def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
         container=description.container,
         image_size=description.image_size,
         recipe=description.recipe,
-        pixel_stats=str(description.assumed[PIXEL_STATS].value),
+        pixel_stats=_pixel_stats(description),
+        stats_source=description.stats_source,
         branch=description.branch,
-        layer=_layer(description),
+        layer=_layer(description, settings.layer),
         branches=tuple(branches),
         ignored=tuple(_unused(ignored, branches)),
         assumed=dict(description.assumed),
         assumptions=description.assumptions,
         stand_ins=contents.stand_ins,
-        extract=_extract(description),
+        extract=_extract(description, settings.layer),
     )
 
 
@@ -164,16 +167,25 @@ def _unused(ignored: list[str], branches: list[BranchSummary]) -> Iterator[str]:
         yield f"other tensors of {name}" if in_use else name
 
 
-def _layer(description: CheckpointDescription) -> str:
+def _pixel_stats(description: CheckpointDescription) -> str:
+    assumed = description.assumed.get(PIXEL_STATS)
+    return description.pixel_stats if assumed is None else str(assumed.value)
+
+
+def _layer(description: CheckpointDescription, option: str) -> str:
+    """The layers that extract would embed with this `--layer`."""
+    if option != "auto":
+        return option
     return "projector" if "projector" in description.widths else "backbone"
 
 
-def _extract(description: CheckpointDescription) -> str:
-    layer = _layer(description)
-    why = "" if layer == "projector" else ", since there is no projector"
+def _extract(description: CheckpointDescription, option: str) -> str:
+    layer = _layer(description, option)
+    why = ", since there is no projector" if (layer, option) == ("backbone", "auto") else ""
+    widths = [str(description.widths.get(name.strip(), "no")) for name in layer.split(",")]
     branch = "" if description.branches == ("encoder",) else f" of the {description.branch}"
     size = f"{description.image_size or USUAL_IMAGE_SIZE} px"
     return (
-        f"embed the {layer}{branch} ({description.widths[layer]} numbers{why}) at {size} "
+        f"embed the {layer}{branch} ({', '.join(widths)} numbers{why}) at {size} "
         f"with the views {description.recipe or 'simclr'}"
     )

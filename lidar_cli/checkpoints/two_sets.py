@@ -41,15 +41,6 @@ def is_averaged(name: str) -> bool:
     return _has_part(AVERAGED, name)
 
 
-def module_outside(name: str, prefix: str) -> str:
-    """The outermost module with a tensor that has no part in a prefix: 'a.c' of a.c.w and a.b."""
-    parts, inside = name.split("."), prefix.split(".")[:-1]
-    shared = 0
-    while shared < min(len(parts) - 1, len(inside)) and parts[shared] == inside[shared]:
-        shared += 1
-    return ".".join(parts[: shared + 1])
-
-
 def choose(path: Path, prefixes: Sequence[str], branch: str, none: CheckpointError) -> Choice:
     """The set of weights at one of these prefixes.
 

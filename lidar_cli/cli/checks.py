@@ -314,7 +314,11 @@ def check_names(settings: EmbedSettings) -> None:
             except SettingsError as error:
                 name = option.replace("_", "-")
                 raise SettingsError(f"--{name}: {error}", code=error.code) from error
-    _check_layer(settings)
+    check_layer(settings)
+    if settings.bands is not None:
+        from lidar_cli.data.dataset import parse_bands
+
+        parse_bands(settings.bands)
     check_system(settings)
     if settings.recipe is not None or settings.views != "auto" or settings.pixel_stats != "auto":
         from lidar_cli.views.methods import find_recipe
@@ -336,12 +340,12 @@ def check_system(settings: FormatSettings) -> None:
         check_assumptions(settings.assume)
 
 
-def _check_layer(settings: EmbedSettings) -> None:
+def check_layer(settings: FormatSettings) -> None:
     """Raise SettingsError for a mistyped layer; user code and feature files name their own."""
-    names = [name.strip() for name in settings.layer.split(",")]
-    for name in names:
+    is_own_code = getattr(settings, "model", None) is not None
+    for name in [name.strip() for name in settings.layer.split(",")]:
         others = isinstance(settings, OrderSettings) and not re.match("back|proj|pred", name)
-        if settings.model is None and name not in ("auto", *LAYERS) and not others:
+        if not is_own_code and name not in ("auto", *LAYERS) and not others:
             hint = nearest(name, list(LAYERS))
             raise SettingsError(f"--layer {name}: no such layer; {hint}", code="no-such-layer")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lidar_cli.cli.checks import check_checkpoint, check_system
+from lidar_cli.cli.checks import check_checkpoint, check_layer, check_system
 from lidar_cli.cli.options import Json, option, with_settings
 from lidar_cli.errors import LidarError, NoProcess, SettingsError, first_line
 from lidar_cli.runtime.streams import write_remark, write_results
@@ -35,6 +35,7 @@ def inspect(
     """
     if bool(files) == formats:
         raise SettingsError("inspect takes either checkpoint files or --formats")
+    check_layer(settings)
     check_system(settings)
     from lidar_cli.checkpoints import inspect as job
     from lidar_cli.report import inspect as report

@@ -6,7 +6,7 @@ list of samples depends on data, seed and n alone: it is the same for a resumed 
 checkpoint of a ranking. If the data change, so does the fingerprint, and features stored for the
 old list are not used for the new one.
 
-A decoded image is uint8 [height, width, 3]:
+A decoded image is uint8 [height, width, channels], three unless `--bands` selects others:
 - It is turned upright by its EXIF orientation.
 - Of an animation the first frame is taken.
 - Alpha is dropped and the stored colour is used, as in torchvision's and timm's loaders: networks
@@ -14,6 +14,8 @@ A decoded image is uint8 [height, width, 3]:
 - 16-bit grey is scaled, 65535 to 255, and rounded; of 16 bits a colour Pillow reads the upper
   eight. CMYK is converted to RGB without a profile: (255 - C)(255 - K) / 255.
 - Real-valued pixels are refused: no value is defined to be white.
+- Bands are those of all pages of a TIFF file in order, or those of one page: red is 1, alpha is 4.
+- A model of one channel gets the grey level of ITU-R BT.601, of a grey image its own level.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lidar_cli.errors import InputError, first_line
+from lidar_cli.errors import InputError, SettingsError, first_line
 from lidar_cli.runtime.files import open_regular
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class Samples:
     bad: images that were drawn and left out.
     remarks: lines about the data that the user should read.
     total: the number of images in the data; None for a stream.
+    bands: numbers, from 1, of the bands of each image that become its channels; () for colours.
     """
 
     data: str
@@ -106,6 +109,7 @@ class Samples:
     bad: Sequence[BadImage] = ()
     remarks: Sequence[str] = ()
     total: int | None = None
+    bands: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -121,8 +125,10 @@ class Samples:
         """The fingerprint of the first `count` samples."""
         return _fingerprint(self.ids[:count], self.checksums[:count])
 
-    def decode(self, i: int) -> Tensor:
-        """Sample i as uint8 [height, width, 3]; several threads may call this.
+    def decode(self, i: int, channels: int = 3) -> Tensor:
+        """Sample i as uint8 [height, width, channels]; several threads may call this.
+
+        channels: the number of `bands`; without bands 3, or 1 for grey levels.
 
         Raises InputError, which names the image, if it cannot be read or decoded, or has changed.
         """
@@ -132,7 +138,9 @@ class Samples:
             content = self.read(i)
             if isinstance(content, bytes) and self.checksums:
                 self._check(i, content)
-            return torch.from_numpy(decoded(content))
+            pixels = decoded(content, self.bands)
+            grey = channels == 1 and pixels.shape[2] == 3
+            return torch.from_numpy(grey_level(pixels) if grey else pixels)
         except InputError:
             raise
         except Exception as error:  # readers and decoders raise almost anything
@@ -155,13 +163,13 @@ class Samples:
             nonlocal free
             if i in images:
                 return images[i]
-            image = self.decode(i).numpy()
+            image = self.decode(i, len(self.bands) or 3).numpy()
             if image.nbytes <= free:
                 free -= image.nbytes
                 images[i] = image
             return image
 
-        return replace(self, read=read)
+        return replace(self, read=read, bands=())
 
     def _check(self, i: int, content: bytes) -> None:
         """Raise InputError if the content differs from that of the fingerprint."""
@@ -185,9 +193,16 @@ class Examined:
     brightest: tuple[int, int] | None
 
 
-def draw(source: Source, count: int, skip: bool, fewest: int | None = None) -> Samples:
+def draw(
+    source: Source,
+    count: int,
+    skip: bool,
+    fewest: int | None = None,
+    bands: tuple[int, ...] = (),
+) -> Samples:
     """The first `count` images; with `skip` the first `count` that can be read and decoded.
 
+    bands: as of `Samples`.
     fewest: all images are taken where they are fewer than `count`, but not than this number.
     Raises InputError if there are too few, or, without `skip`, if one cannot be read.
     """
@@ -199,7 +214,7 @@ def draw(source: Source, count: int, skip: bool, fewest: int | None = None) -> S
     bad: list[BadImage] = []
 
     def examine(candidate: Candidate, number: int) -> Examined | BadImage:
-        return _examine(candidate, source.data, skip, number < DECODED_AT_FIRST)
+        return _examine(candidate, source.data, skip, number < DECODED_AT_FIRST, bands)
 
     candidates, numbers = iter(source.candidates), itertools.count()
     with ThreadPoolExecutor(READERS) as pool:
@@ -228,15 +243,16 @@ def draw(source: Source, count: int, skip: bool, fewest: int | None = None) -> S
         remarks=[
             *source.remarks,
             *(fewer if len(drawn) < count else []),
-            *_content_remarks(examined),
+            *_content_remarks(examined, bool(bands)),
             *_copy_remarks(drawn, examined),
         ],
         total=source.total,
+        bands=bands,
     )
 
 
 def _examine(
-    candidate: Candidate, data: str, skip: bool, find_brightest: bool
+    candidate: Candidate, data: str, skip: bool, find_brightest: bool, bands: tuple[int, ...]
 ) -> Examined | BadImage:
     """Read an image; with `skip` also decode it, and return a BadImage if that fails.
 
@@ -248,7 +264,7 @@ def _examine(
     try:
         content = candidate.read()
         if skip:
-            decoded(content)
+            decoded(content, bands)
         if find_brightest:
             with suppress(Undecodable):  # `Samples.decode` refuses it
                 values = brightest(content)
@@ -305,10 +321,10 @@ def _copy_remarks(drawn: Sequence[Candidate], examined: Sequence[Examined]) -> I
         )
 
 
-def _content_remarks(examined: Sequence[Examined]) -> Iterator[str]:
+def _content_remarks(examined: Sequence[Examined], pages_are_bands: bool) -> Iterator[str]:
     """A line about images of several pages, and a warning about images that are all dark."""
     pages = sum(one.has_more_pages for one in examined)
-    if pages:
+    if pages and not pages_are_bands:
         yield (
             f"{pages:,} of the {len(examined):,} images drawn have more than one page or frame; "
             "the first alone is read: save the pages as files to use them all"
@@ -366,6 +382,7 @@ Content = bytes | Image.Image | np.ndarray  # one image, encoded or decoded
 
 # A larger image counts as a decompression bomb. The limit is Pillow's; 256 MB decoded.
 MOST_PIXELS = 89_478_485
+MOST_BANDS = 1024
 # Formats that Pillow decodes in this process; for others, such as EPS, it starts programs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 # The first bytes of formats that may have several pages.
@@ -388,11 +405,49 @@ class Undecodable(Exception):
     """An image that cannot be decoded, with the reason in words."""
 
 
-def decoded(content: Content) -> np.ndarray:
-    """The pixels [height, width, 3]. Raises Undecodable."""
+def decoded(content: Content, bands: Sequence[int] = ()) -> np.ndarray:
+    """The pixels [height, width, 3], or those of the bands, in their order. Raises Undecodable."""
     if isinstance(content, np.ndarray):
-        return content
-    return _from_image(content, lambda image: np.array(_upright(_rgb(image))))
+        return _select(content, bands) if bands else content
+    if not bands:
+        return _from_image(content, lambda image: np.array(_upright(_rgb(image))))
+    try:
+        return _from_image(content, lambda image: _select(_all_bands(image), bands))
+    except Undecodable as error:
+        if not isinstance(error.__cause__, UnidentifiedImageError):
+            raise
+        raise Undecodable(
+            f"{error}, or of more than 4 bands a page, which are not read; save each band as a "
+            "page of one TIFF file"
+        ) from error
+
+
+def _select(pixels: np.ndarray, bands: Sequence[int]) -> np.ndarray:
+    if max(bands) > pixels.shape[2]:
+        raise Undecodable(f"of {pixels.shape[2]} bands, of which --bands names {max(bands)}")
+    return np.ascontiguousarray(pixels[:, :, [band - 1 for band in bands]])
+
+
+def _all_bands(image: Image.Image) -> np.ndarray:
+    """The pixels [height, width, bands] of all pages of a TIFF file, or of the first frame."""
+    frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    if image.width * image.height * frames > 3 * MOST_PIXELS:
+        raise Image.DecompressionBombError
+    pages = []
+    for frame in range(frames):
+        image.seek(frame)
+        pixels = np.array(_upright(_eight_bit(image)))
+        pages.append(pixels[..., None] if pixels.ndim == 2 else pixels)
+    if len({page.shape[:2] for page in pages}) > 1:
+        raise Undecodable("of pages of several sizes, which are no bands of one image")
+    return np.concatenate(pages, axis=2)
+
+
+def grey_level(pixels: np.ndarray) -> np.ndarray:
+    """The luma [height, width, 1] of pixels [height, width, 3], rounded as by Pillow."""
+    red, green, blue = np.moveaxis(pixels.astype(np.uint32), 2, 0)
+    luma: np.ndarray = (red * 19595 + green * 38470 + blue * 7471 + 2**15) >> 16
+    return luma[..., None].astype(np.uint8)
 
 
 def brightest(content: Content) -> tuple[int, int]:
@@ -456,6 +511,11 @@ def _formats() -> tuple[str, ...]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    return _eight_bit(image).convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel, without a palette."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns if it drops the transparency of a palette
     if image.mode == "F":
@@ -469,7 +529,23 @@ def _rgb(image: Image.Image) -> Image.Image:
         )
         grey.info = image.info
         image = grey
-    return image.convert("RGB")
+    if image.mode in ("1", "P", "PA"):
+        return image.convert({"1": "L", "P": "RGB"}.get(image.mode, "RGBA"))
+    return image
+
+
+def parse_bands(text: str | None) -> tuple[int, ...]:
+    """The numbers of `--bands`, () without it. Raises SettingsError."""
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    bands = tuple(int(part) for part in parts if part.isascii() and part.isdigit())
+    if len(bands) < len(parts) or not all(1 <= band <= MOST_BANDS for band in bands):
+        raise SettingsError(
+            f"--bands {text}: expected numbers of bands from 1 on, with commas, such as 3,2,1",
+            code="wrong-bands",
+        )
+    return bands
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from lidar_cli.data.builtin import embedded_images
 from lidar_cli.data.check import check_data
-from lidar_cli.data.dataset import Candidate, Samples, Source, draw, shuffled
+from lidar_cli.data.dataset import (
+    Candidate,
+    Samples,
+    Source,
+    draw,
+    parse_bands,
+    shuffled,
+)
 from lidar_cli.data.folders import folder_source
 from lidar_cli.data.huggingface import hugging_face_source
 from lidar_cli.data.tar import tar_source, webdataset_source
@@ -33,7 +40,8 @@ def open_samples(settings: SampleSettings) -> Samples:
     fewest = max(FEWEST_SAMPLES, settings.clean_samples or 0)
     if not isinstance(settings.n_samples, DefaultCount):
         fewest = count
-    return draw(_open_source(settings), count, settings.bad_samples == "skip", fewest)
+    skip, bands = settings.bad_samples == "skip", parse_bands(settings.bands)
+    return draw(_open_source(settings), count, skip, fewest, bands)
 
 
 def sample_count(settings: SampleSettings, samples: Samples) -> int:

@@ -264,7 +264,7 @@ def _blank(model: EmbeddingModel) -> Batch:
     return Batch(
         0,
         1,
-        torch.zeros(images, 3, side, side, device=model.device),
+        torch.zeros(images, views.channels, side, side, device=model.device),
         None if masks is None else [mask.to(model.device) for mask in masks],
         1,
         record_event(model.device),
@@ -373,7 +373,8 @@ class ViewSource:
         """Raise CheckpointError if a batch would take more main memory than is free."""
         views = self.plan.views
         images = size * (2 if views.differ_by_masks else views.n_views + 1)
-        need, free = BATCH_COPIES * images * 3 * views.image_size**2 * 4, free_memory()
+        pixels = views.channels * views.image_size**2
+        need, free = BATCH_COPIES * images * pixels * 4, free_memory()
         if self.device.type == "cpu" and need > free:
             raise CheckpointError(
                 f"{images:,} images of {views.image_size} px, those of a batch of {size}, take "
@@ -383,7 +384,7 @@ class ViewSource:
             )
 
     def _decode(self, sample: int) -> Tensor:
-        image = self.samples.decode(sample)
+        image = self.samples.decode(sample, self.plan.views.channels)
         return image.pin_memory() if self.device.type == "cuda" else image
 
     def _assemble(self, start: int, stop: int, size: int, decoded: dict[int, Tensor]) -> Batch:

@@ -14,14 +14,20 @@ import torch
 
 from lidar_cli.checkpoints.models.user_module import source
 from lidar_cli.checkpoints.shapes.spec import BY_USER, PIXEL_STATS, Assumed, CheckpointDescription
-from lidar_cli.data.dataset import Samples
+from lidar_cli.data.dataset import Samples, parse_bands
 from lidar_cli.data.open import sample_count
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
 from lidar_cli.settings import PATCHES, USUAL_IMAGE_SIZE, EmbedSettings, SampleSettings
 from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.pipeline import Views
-from lidar_cli.views.recipes import Recipe, pixel_statistics, statistics_text
+from lidar_cli.views.recipes import (
+    MEAN_OF_ALL,
+    Recipe,
+    for_channels,
+    pixel_statistics,
+    statistics_text,
+)
 
 # How the token of the layer `patches` is chosen, see `draw_patches`.
 PATCH_DRAW = "token floor(u N) of N, row by row; u of seed, sample and view; one a view"
@@ -96,7 +102,7 @@ def choose_recipe(settings: SampleSettings, description: CheckpointDescription) 
 
     `auto` pixel statistics are chosen in the same way, unless a [recipe] table sets them.
     Raises SettingsError for an unknown name or [recipe] key, and for two different settings of the
-    pixel statistics.
+    pixel statistics; CheckpointError for those of another number of channels.
     """
     stats: str = settings.pixel_stats
     assumed = description.assumed.get(PIXEL_STATS)
@@ -118,7 +124,42 @@ def choose_recipe(settings: SampleSettings, description: CheckpointDescription) 
     name = settings.views
     if name == "auto" and settings.recipe is None and description.recipe is not None:
         name = description.recipe
-    return find_recipe(name, stats, settings.recipe)
+    recipe = find_recipe(name, stats, settings.recipe)
+    of_channels = for_channels((recipe.mean, recipe.std), description.channels)
+    if of_channels is None:
+        raise CheckpointError(
+            f"pixel statistics of {len(recipe.mean)} channels, and the {description.arch} takes "
+            f"{description.channels}; give one number for all, or as many: --pixel-stats "
+            f"{MEAN_OF_ALL}",
+            code="statistics-of-channels",
+        )
+    return replace(recipe, mean=of_channels[0], std=of_channels[1])
+
+
+def check_channels(
+    recipe: Recipe, description: CheckpointDescription, bands: tuple[int, ...], path: str
+) -> None:
+    """Raise CheckpointError if the channels of the images or the views do not fit the model."""
+    channels, origin = description.channels, f"{path or description.arch}: "
+    if len(bands) != channels and (bands or channels not in (1, 3)):
+        shown = ",".join(map(str, range(1, channels + 1)))
+        given = f"--bands {','.join(map(str, bands))} selects {len(bands)}"
+        raise CheckpointError(
+            f"{origin}the {description.arch} takes images of {channels} channels, and "
+            f"{given if bands else 'three are read, red, green and blue'}; select {channels} "
+            f"bands, in the order of its training: --bands {shown}",
+            code="other-channels",
+        )
+    if channels != 3 and recipe.needs_colours:
+        without = [name for name, other in RECIPES.items() if not other.needs_colours]
+        usable = [name for name in without if RECIPES[name].masks is None]
+        raise CheckpointError(
+            f"{origin}{', '.join(recipe.needs_colours)} of the views {recipe.name} need three "
+            f"channels, and the {description.arch} takes {channels}; a [recipe] table with "
+            f"jitter = [0.8, 0.8, 0, 0] and grey = 0 has neither, nor have the views "
+            f"{', '.join(usable)}: --views {usable[0]}",
+            code="colours-of-channels",
+        )
 
 
 def with_assumed_in_use(
@@ -133,7 +174,8 @@ def with_assumed_in_use(
         assumed.pop(PIXEL_STATS, None)
     elif PIXEL_STATS in assumed:
         used = recipe.mean, recipe.std
-        if pixel_statistics(str(assumed[PIXEL_STATS].value)) != used:
+        planned = pixel_statistics(str(assumed[PIXEL_STATS].value))
+        if for_channels(planned, description.channels) != used:
             assumed[PIXEL_STATS] = Assumed(statistics_text(*used), f"of the views {recipe.name}")
     return replace(description, assumed=assumed)
 
@@ -200,11 +242,12 @@ def make_plan(
     clean = n if settings.clean_samples is None else settings.clean_samples
     if clean < n:
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
-    recipe = choose_recipe(settings, description)
+    recipe, bands = choose_recipe(settings, description), parse_bands(settings.bands)
     if q == 0:
         n, recipe = 0, recipe.for_clean_images()
     size, _ = image_size(settings, description, samples)
-    views = Views(recipe, settings.seed, q, size, description.patch)
+    check_channels(recipe, description, bands, path)
+    views = Views(recipe, settings.seed, q, size, description.patch, bands)
     check_masks(views, description, path)
     available = dict(description.widths)
     if description.token_width is not None:
@@ -249,6 +292,8 @@ def make_plan(
     }
     if PATCHES in layers:
         provenance[PATCHES] = PATCH_DRAW
+    if bands:
+        provenance["bands"] = ",".join(map(str, bands))
     if views.grid is not None:
         provenance["mask_grid"] = views.grid
     if settings.compile:

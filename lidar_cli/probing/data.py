@@ -142,6 +142,7 @@ def _check_pair(train: Embeddings, test: Embeddings) -> None:
         ("prefix", "the backbone at another prefix"),
         ("projector_prefix", "the projector at another prefix"),
         ("image_size", "another image size"),
+        ("bands", "other bands"),
         ("embedding_revision", "another embedding revision"),
     ):
         if train.provenance.get(key) != test.provenance.get(key):

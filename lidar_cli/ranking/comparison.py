@@ -56,6 +56,7 @@ OPTIONS = {  # option -> the entry of a provenance with its value
     "--seed": "seed",
     "--views": "views",
     "--image-size": "image_size",
+    "--bands": "bands",
 }
 # Settings that do not determine embeddings, or that stored embeddings are selected by.
 OF_THE_RUN = ("device", "batch_size", "workers", "compile", "layer", "data_dir")

@@ -45,11 +45,12 @@ def _lines(inspection: Inspection) -> Iterator[str]:
     yield inspection.file
     size = inspection.image_size
     assumed = [value.text(key) for key, value in inspection.assumed.items()]
+    stats = f"{inspection.pixel_stats}{inspection.stats_source and f' ({inspection.stats_source})'}"
     facts = {
         "format": f"{inspection.format}: {inspection.why}",
         "architecture": inspection.architecture,
         "image size": f"{size} px" if size else SIZE_IS_OPEN,
-        "views": f"{inspection.recipe or 'simclr'}, pixels {inspection.pixel_stats}",
+        "views": f"{inspection.recipe or 'simclr'}, pixels {stats}",
         "weights under": inspection.container or "the file itself",
         **{branch.name: _branch(branch) for branch in inspection.branches},
         "not used": ", ".join(inspection.ignored),

@@ -132,6 +132,71 @@ DINOV2 = replace(
 # probabilities as DINOv2's does. The gram teacher's crops are left out.
 DINOV3 = replace(DINOV2, name="dinov3")
 
+# bytedance/ibot da316d8: main_ibot.py, utils.py; the crops are those of the commands in its README.
+IBOT = replace(DINO, name="ibot", crop_scale=(0.25, 1.0))
+
+# facebookresearch/msn 4388dc1: src/data_manager.py, configs/pretrain/msn_vits16.yaml,
+# linear_eval.py
+MSN = Recipe(
+    name="msn",
+    crop_scale=(0.3, 1.0),
+    interpolation="bilinear",
+    flip=0.5,
+    jitter=(0.4, 0.4, 0.4, 0.1),
+    jitter_probability=0.8,
+    grey=0.2,
+    blur=(0.5,),
+    blur_filter="pillow",
+    clean_interpolation="bilinear",
+    crops="global",
+)
+
+# rbalestr-lab/lejepa eddffdd: MINIMAL.md
+LEJEPA = replace(
+    SIMCLR,
+    name="lejepa",
+    order=("crop", "jitter", "grey", "blur", "solarise", "flip"),
+    interpolation="bilinear",
+    blur_kernel=7,
+    solarise=(0.2,),
+    clean_resize=1.0,
+    clean_interpolation="bilinear",
+)
+
+# facebookresearch/eb_jepa 966e61e: examples/image_jepa/dataset.py
+EB_JEPA = Recipe(
+    name="eb-jepa",
+    order=("crop", "jitter", "grey", "solarise", "flip"),
+    crop_scale=(0.2, 1.0),
+    interpolation="bilinear",
+    flip=0.5,
+    jitter=(0.4, 0.4, 0.2, 0.1),
+    jitter_probability=0.8,
+    grey=0.2,
+    solarise=(0.1,),
+    clean_resize=1.0,
+    clean_interpolation="bilinear",
+)
+
+# lightly-ai/lightly-train 8f5a75c, version 0.18.0: src/lightly_train/_methods/dino, dinov2.
+# Departures: torchvision's jitter and blur, and bicubic crops (there by area).
+LIGHTLY_TRAIN_DINO = replace(
+    BYOL, name="lightly-train-dino", crop_scale=(0.14, 1.0), crops="global"
+)
+LIGHTLY_TRAIN_DINOV2 = replace(
+    LIGHTLY_TRAIN_DINO, name="lightly-train-dinov2", crop_scale=(0.32, 1.0)
+)
+
+# The same in distillation 1 to 3: their blur of at most 0.1 pixels changes nothing. Training mixes
+# pairs of images, which these views do not.
+LIGHTLY_TRAIN = replace(
+    LIGHTLY_TRAIN_DINO,
+    name="lightly-train",
+    blur=(0.0,),
+    solarise=(0.0,),
+    crops="all",
+)
+
 # facebookresearch/moco: main_moco.py, moco/loader.py, main_lincls.py
 MOCO_V1 = Recipe(
     name="moco-v1",
@@ -228,6 +293,8 @@ RECIPES = {
         *(SIMCLR, SIMCLR_GOOGLE, SIMCLR_VISSL, SIMCLR_BOLTS, BYOL, BYOL_PYTORCH, VICREG, BARLOW),
         *(DINO, DINOV2, DINOV3, MOCO_V1, MOCO_V2, MOCO_V3, SWAV, MAE, SIMMIM, MASKFEAT),
         *(IJEPA, IJEPA_CROP, CAPI, VJEPA2, CLIP),
+        *(IBOT, MSN, LEJEPA, EB_JEPA),
+        *(LIGHTLY_TRAIN, LIGHTLY_TRAIN_DINO, LIGHTLY_TRAIN_DINOV2),
         *(DATA2VEC, DATA2VEC_CROP, DATA2VEC_FAIRSEQ, DATA2VEC2, DATA2VEC2_CROP, IDENTITY),
     )
 }

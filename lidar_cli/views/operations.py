@@ -1,9 +1,10 @@
 """Resampling, colour and blur of many views at once, each view with its own parameters.
 
 Axes: b images of any sizes, N boxes in them, S the side of a view. Crop, anti-aliased resize and
-flip are one weighted sum along each axis. Colour operations take views [N, 3, S, S] in [0, 1]; all
-but grey and solarise change them in place. Grey, jitter and solarise also take uncropped images
-[N, 3, h, w]. The colour formulas are those of torchvision.transforms.functional on float images
+flip are one weighted sum along each axis. Colour operations take views [N, c, S, S] in [0, 1], with
+c = 3 for hue, saturation and grey; all but grey and solarise change them in place. Grey, jitter and
+solarise also take uncropped images [N, c, h, w]. The colour formulas are those of
+torchvision.transforms.functional on float images
 unless another source is named.
 
 Two calls are used where a fused one (lerp, addcmul) would do: fused, the last few pixels of a
@@ -64,31 +65,34 @@ class Sources:
     first: Ints  # [b]
     width: Ints
     pieces: Ints
+    channels: int
 
     @staticmethod
     def of(stacks: Sequence[Tensor]) -> Sources:
-        """The table of stacks [m, 3, w, h], uint8 or floats in [0, 1]."""
+        """The table of stacks [m, c, w, h], uint8 or floats in [0, 1]."""
         width = np.concatenate([np.full(len(x), x.shape[2]) for x in stacks])
         pieces = np.concatenate([np.full(len(x), -(-x.shape[3] // PIECE)) for x in stacks])
-        sizes = 3 * width * pieces
+        sizes = stacks[0].shape[1] * width * pieces
         first = np.cumsum(sizes) - sizes
         table = torch.zeros(int(sizes.sum()), PIECE, device=stacks[0].device)
-        counts = [len(x) * 3 * x.shape[2] * -(-x.shape[3] // PIECE) for x in stacks]
+        counts = [x.shape[:3].numel() * -(-x.shape[3] // PIECE) for x in stacks]
         for stack, rows in zip(stacks, torch.split(table, counts), strict=True):
             rows.view(*stack.shape[:3], -1)[..., : stack.shape[3]] = stack
         if stacks[0].dtype == torch.uint8:
             table.div_(255)
-        return Sources(table, first, width, pieces)
+        return Sources(table, first, width, pieces, stacks[0].shape[1])
 
 
-def peak_floats(rows: Axis, columns: Axis, size: int, interpolation: Interpolation) -> Ints:
+def peak_floats(
+    rows: Axis, columns: Axis, size: int, interpolation: Interpolation, channels: int
+) -> Ints:
     """Size [N] of the largest intermediate tensor of each box, in floats.
 
     The largest is the pieces of its columns, or, if an output has more taps than half a piece has
     pixels, their indices in the table (int64). All boxes have the taps of the widest filter.
     """
     taps = 2 * _reach(max(1.0, float((columns.length / columns.target).max())), interpolation)
-    return 3 * size * max(PIECE, 2 * taps) * _touched(rows)
+    return channels * size * max(PIECE, 2 * taps) * _touched(rows)
 
 
 def _reach(shrink: float, interpolation: Interpolation) -> int:
@@ -110,12 +114,12 @@ def resample(
     size: int,
     interpolation: Interpolation,
 ) -> Tensor:
-    """Views [N, 3, size, size] in [0, 1]: one box of each of the images [N], resized.
+    """Views [N, c, size, size] in [0, 1]: one box of each of the images [N], resized.
 
     Equals cropping, then resizing the crop with anti-aliasing: no pixel outside the box has a
     weight. Bicubic overshoot is clamped, as in 8-bit pipelines.
     """
-    n, device = len(images), sources.table.device
+    n, c, device = len(images), sources.channels, sources.table.device
     first, width, pieces = (x[images] for x in (sources.first, sources.width, sources.pieces))
     arrays = [
         np.stack([np.concatenate([getattr(axis, f.name) for axis in (columns, rows)])
@@ -126,17 +130,17 @@ def resample(
     shrink = max(float((axis.length / axis.target).max()) for axis in (columns, rows))
     index, weight = _taps(axes, size, max(1.0, shrink), interpolation)
 
-    channel = torch.arange(3, device=device).view(3, 1, 1, 1)
+    channel = torch.arange(c, device=device).view(c, 1, 1, 1)
     piece = torch.arange(int(_touched(rows).max()), device=device)[:, None]
     first, plane, pieces, low = offsets.long().view(4, n, 1, 1, 1, 1)
     piece = torch.minimum(low + piece, pieces - 1)  # a box that touches fewer repeats the last
     x = index[:n].view(n, 1, size, 1, -1) * pieces  # [N, 1, S, 1, T]
     narrow = weighted_rows(
         sources.table, first + channel * plane + piece + x, weight[:n].view(n, 1, size, 1, -1)
-    )  # [N, 3, S, pieces, PIECE]
-    table = narrow.view(n, 3, size, -1).transpose(2, 3).contiguous()  # [N, 3, pieces PIECE, S]
+    )  # [N, c, S, pieces, PIECE]
+    table = narrow.view(n, c, size, -1).transpose(2, 3).contiguous()  # [N, c, pieces PIECE, S]
     y = index[n:].view(n, 1, size, -1) - PIECE * low.view(n, 1, 1, 1)  # [N, 1, S, T]
-    start = torch.arange(3 * n, device=device).view(n, 3, 1, 1) * table.shape[2]
+    start = torch.arange(c * n, device=device).view(n, c, 1, 1) * table.shape[2]
     small = weighted_rows(table.view(-1, size), start + y, weight[n:].view(n, 1, size, -1))
     return small.clamp_(0, 1)
 
@@ -221,9 +225,13 @@ def brightness(x: Tensor, factor: Tensor) -> None:
 
 
 def contrast(x: Tensor, factor: Tensor) -> None:
-    """Scale views about the mean of their grey image, in place; factor [N, 1, 1, 1]."""
+    """Scale views about the mean of their grey image, in place; factor [N, 1, 1, 1].
+
+    Of other than three channels, about the mean of all; of one, as torchvision does.
+    """
+    level = grey(x) if x.shape[1] == 3 else x.mean(dim=1, keepdim=True)
     # Row by row: threads would split a sum over one complete view, and round differently.
-    mean = grey(x).sum(dim=3, keepdim=True).double().mean(dim=2, keepdim=True).float()
+    mean = level.sum(dim=3, keepdim=True).double().mean(dim=2, keepdim=True).float()
     x.mul_(factor).add_(mean.div_(x.shape[3]).mul_(1 - factor)).clamp_(0, 1)
 
 
@@ -311,8 +319,8 @@ def _both_axes(x: Tensor, index: Tensor, weight: Tensor, passes: int) -> None:
 
     index: [S, K], the pixels that each output reads; weight: [N, K], their weights.
     """
-    n, _, size, _ = x.shape
-    first = size * torch.arange(3 * n, device=x.device).view(n, 3, 1, 1)
+    n, c, size, _ = x.shape
+    first = size * torch.arange(c * n, device=x.device).view(n, c, 1, 1)
     rows, weight = first + index, weight.float().view(n, 1, 1, -1)
     filtered = x
     for _ in range(2):

@@ -1,6 +1,6 @@
 """Makes views from images and drawn parameters, many views at once.
 
-Axes: b images of any sizes, q views each, S the side of a view.
+Axes: b images of any sizes, q views each, c channels, S the side of a view.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CPU_FLOATS = 2**21
 GPU_FLOATS = 2**26
 IMAGE_COPIES = 4  # at most, in memory while colour operations change an uncropped image
 
-# Changes pixels [n, 3, ...] in place; also gets the numbers of their boxes [n].
+# Changes pixels [n, c, ...] in place; also gets the numbers of their boxes [n].
 Change = Callable[[Tensor, Ints], None]
 
 
@@ -47,15 +47,15 @@ def make_views(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
+    """Normalised views [b, q, c, S, S] of uint8 images [h, w, c], on the images' device.
 
     The recipe's operations are applied in its order, then the view is normalised, in single
     precision; the result is rounded to `dtype`. On a CPU no bit of a view depends on the other
-    views. memory_format: that of the views as [b q, 3, S, S].
+    views. memory_format: that of the views as [b q, c, S, S].
 
-    Raises InputError for an image that is not uint8 [h, w, 3].
+    Raises InputError for an image that is not uint8 [h, w, c].
     """
-    _check(images)
+    _check(images, recipe)
     p = parameters
     full, none = np.full(p.top.shape, image_size), np.zeros_like(p.top)
     rows = Axis(p.top, p.height, full, none, np.zeros_like(p.flip))
@@ -90,14 +90,14 @@ def make_clean(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """Un-augmented normalised images [b, 3, S, S], as in the method's linear evaluation.
+    """Un-augmented normalised images [b, c, S, S], as in the method's linear evaluation.
 
     With clean_crop "after", the short side is resized to round(S clean_resize), then the centre is
     cropped; with "before", a centre of round(short side / clean_resize) pixels is cropped, then
     resized. An image of S x S is neither resized nor cropped. dtype, memory_format, Raises: as in
     `make_views`.
     """
-    _check(images)
+    _check(images, recipe)
     sizes = np.asarray([image.shape[:2] for image in images], np.int64)  # [b, 2]
     short = sizes.min(axis=1, keepdims=True)
     exact = (sizes == image_size).all(axis=1, keepdims=True)
@@ -130,7 +130,7 @@ def make_clean(
 
 
 class _Normalised:
-    """Normalised views [N, 3, S, S], stored a few at a time."""
+    """Normalised views [N, c, S, S], stored a few at a time."""
 
     def __init__(
         self,
@@ -141,12 +141,12 @@ class _Normalised:
         dtype: torch.dtype,
         memory_format: torch.memory_format,
     ) -> None:
-        device = images[0].device
+        device, channels = images[0].device, images[0].shape[2]
         self.views = torch.empty(
-            count, 3, size, size, dtype=dtype, device=device, memory_format=memory_format
+            count, channels, size, size, dtype=dtype, device=device, memory_format=memory_format
         )
         stats = to_device([np.asarray(recipe.mean), np.asarray(recipe.std)], device)
-        self.mean, self.std = (stat.float().view(3, 1, 1) for stat in stats)
+        self.mean, self.std = (stat.float().view(-1, 1, 1) for stat in stats)
 
     def put(self, some: Ints, x: Tensor) -> None:
         """Normalise the views x, in place, and store them under the numbers `some`."""
@@ -167,21 +167,23 @@ def _resample_all(
 ) -> None:
     """Resample boxes [b, q] of the images, a portion at a time.
 
-    after: gets the resampled pixels [n, 3, S, S] of each portion; on a CPU several threads call it.
+    after: gets the resampled pixels [n, c, S, S] of each portion; on a CPU several threads call it.
     arrange: sorts the boxes of a group. change: changes the uncropped image of each box, a copy
-    [n, 3, w, h], before resampling. All three get the numbers i q + j of the boxes.
+    [n, c, w, h], before resampling. All three get the numbers i q + j of the boxes.
     """
     on_cpu = images[0].device.type == "cpu"
     most, threads = (CPU_FLOATS, torch.get_num_threads()) if on_cpu else (GPU_FLOATS, 1)
     if on_cpu:
         _keep_freed_memory()
     q = rows.start.shape[1]
-    planes = [image.permute(2, 1, 0)[None] for image in images]  # [1, 3, w, h]
+    planes = [image.permute(2, 1, 0)[None] for image in images]  # [1, c, w, h]
     pixels = np.asarray([image.numel() for image in images])
 
     def resample_group(group: slice) -> None:
         boxes = arrange(np.arange(group.start * q, group.stop * q))
-        floats = peak_floats(rows.select(boxes), columns.select(boxes), size, interpolation)
+        floats = peak_floats(
+            rows.select(boxes), columns.select(boxes), size, interpolation, planes[0].shape[1]
+        )
         if change is None:
             shared = Sources.of(planes[group])
         else:
@@ -225,7 +227,7 @@ def _keep_freed_memory() -> None:
 def _changed_images(
     planes: Sequence[Tensor], boxes: Ints, q: int, change: Change
 ) -> tuple[list[Tensor], Ints]:
-    """Changed copies of the image of each box [n]: stacks [m, 3, w, h], and each copy's index."""
+    """Changed copies of the image of each box [n]: stacks [m, c, w, h], and each copy's index."""
     sizes = np.asarray([planes[box // q].shape for box in boxes])
     _, kinds = np.unique(sizes, axis=0, return_inverse=True)
     kinds = kinds.reshape(-1)  # some versions of NumPy return a column
@@ -252,12 +254,13 @@ def _portions(floats: Ints, most: int) -> Iterator[slice]:
     yield slice(first, len(floats))
 
 
-def _check(images: Sequence[Tensor]) -> None:
+def _check(images: Sequence[Tensor], recipe: Recipe) -> None:
+    channels = len(recipe.mean)
     for image in images:
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != channels:
             raise InputError(
                 f"an image is {image.dtype} of shape {list(image.shape)}; "
-                f"expected uint8 [height, width, 3]"
+                f"expected uint8 [height, width, {channels}]"
             )
 
 
@@ -266,6 +269,7 @@ class Views:
     """Makes views of samples; a sample has the same views in every batch, run and process.
 
     image_size: side of the views in pixels. patch: side of the model's patches, for masks.
+    bands: of the images that the samples select, () for colours.
     """
 
     recipe: Recipe
@@ -273,6 +277,12 @@ class Views:
     n_views: int
     image_size: int
     patch: int | None = None
+    bands: tuple[int, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return len(self.recipe.mean)
 
     @property
     def grid(self) -> int | None:
@@ -294,9 +304,9 @@ class Views:
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Tensor:
-        """Normalised views [b, q, 3, S, S] of uint8 images [h, w, 3], on the images' device.
+        """Normalised views [b, q, c, S, S] of uint8 images [h, w, c], on the images' device.
 
-        [b, 1, 3, S, S] if they differ by their masks alone. samples: the images' global indices.
+        [b, 1, c, S, S] if they differ by their masks alone. samples: the images' global indices.
         dtype, memory_format, Raises: as in `make_views`.
         """
         if self.recipe.crop_scale is None:
@@ -326,5 +336,5 @@ class Views:
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Tensor:
-        """Un-augmented normalised images [b, 3, S, S]; see `make_clean`."""
+        """Un-augmented normalised images [b, c, S, S]; see `make_clean`."""
         return make_clean(images, self.recipe, self.image_size, dtype, memory_format)

@@ -101,6 +101,7 @@ RULES: dict[str, type[MaskRule]] = {
 
 
 Triple = tuple[float, float, float]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, of each channel or of all
 
 # Mean and standard deviation in RGB order of pixels in [0, 1]. The values for CIFAR and STL-10 are
 # those of solo-learn, solo/data/pretrain_dataloader.py.
@@ -115,6 +116,8 @@ PIXEL_STATS: dict[str, tuple[Triple, Triple]] = {
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
+MEAN_OF_ALL = "0.449/0.226"  # the mean of ImageNet's over its channels
+
 Probability = Annotated[float, Ge(0), Le(1)]
 Probabilities = Annotated[tuple[Probability, ...], Len(1, 64)]
 Positive = Annotated[float, Gt(0), Le(1000)]
@@ -126,8 +129,10 @@ Operation = Literal["crop", "flip", "jitter", "grey", "blur", "solarise"]
 SOLARISE_THRESHOLD = 128 / 255
 
 
-def pixel_statistics(text: str) -> tuple[Triple, Triple]:
+def pixel_statistics(text: str) -> Statistics:
     """Mean and standard deviation from a name, or a text such as '0.5,0.5,0.5/0.2,0.2,0.2'.
+
+    A number for each channel, or one for all.
 
     Raises SettingsError for an unknown name, or numbers that pixels in [0, 1] cannot have.
     """
@@ -140,24 +145,40 @@ def pixel_statistics(text: str) -> tuple[Triple, Triple]:
         mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
     except ValueError:
         mean, std = (), ()
-    if (len(mean), len(std)) != (3, 3):
+    if not 0 < len(mean) == len(std):
         raise SettingsError(
             f"pixel statistics {text!r}: expected three numbers for the mean and three for the "
-            "standard deviation, such as 0.485,0.456,0.406/0.229,0.224,0.225"
+            "standard deviation, such as 0.485,0.456,0.406/0.229,0.224,0.225; as many as a model "
+            "has channels, or one for all"
         )
     if not (all(0 <= number <= 1 for number in mean) and all(0 < number <= 1 for number in std)):
         raise SettingsError(
             f"pixel statistics {text!r}: expected those of pixels in [0, 1]; divide those of "
             "pixels up to 255 by 255"
         )
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+    return mean, std
+
+
+def for_channels(statistics: Statistics, channels: int) -> Statistics | None:
+    """The statistics of each of the channels; None if they are those of another number."""
+    if len(statistics[0]) == channels:
+        return statistics
+    if any(len(set(part)) > 1 for part in statistics):
+        return None
+    mean, std = statistics
+    return mean[:1] * channels, std[:1] * channels
 
 
 def statistics_text(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
-    """A text that `pixel_statistics` parses: the name of this mean and std, else the numbers."""
+    """A text that `pixel_statistics` parses: the name of this mean and std, else the numbers.
+
+    Of other than three channels, one number if it is that of all.
+    """
     for name, numbers in PIXEL_STATS.items():
         if numbers == (mean, std):
             return name
+    if len(mean) != 3 and (of_all := for_channels((mean, std), 1)) is not None:
+        mean, std = of_all
     return "/".join(",".join(str(number) for number in part) for part in (mean, std))
 
 
@@ -202,8 +223,8 @@ class Recipe(Constants):
     blur_filter: Literal["gaussian", "pillow"] = "gaussian"
     blur_kernel: Annotated[int, Ge(1), Le(8191)] | None = None
     solarise: Probabilities = (0.0,)
-    mean: tuple[float, float, float] = PIXEL_STATS["imagenet"][0]
-    std: tuple[Positive, Positive, Positive] = PIXEL_STATS["imagenet"][1]
+    mean: Annotated[tuple[float, ...], Len(1, 1024)] = PIXEL_STATS["imagenet"][0]
+    std: Annotated[tuple[Positive, ...], Len(1, 1024)] = PIXEL_STATS["imagenet"][1]
     clean_resize: Annotated[float, Ge(1), Le(16)] = 256 / 224
     clean_crop: Literal["after", "before"] = "after"
     clean_interpolation: Interpolation = "bicubic"
@@ -252,6 +273,13 @@ class Recipe(Constants):
             clean_interpolation=self.clean_interpolation,
         )
 
+    @property
+    def needs_colours(self) -> tuple[str, ...]:
+        """The operations that take red, green and blue, and no other channels."""
+        *_, saturation, hue = self.jitter if self.jitter_probability else (0.0, 0.0)
+        strengths = {"saturation": saturation, "hue": hue, "grey": self.grey}
+        return tuple(name for name, strength in strengths.items() if strength)
+
     def describe(self) -> dict[str, Any]:
         """Every constant, with JSON's types; two recipes are equal if these are."""
         constants: dict[str, Any] = _listed(asdict(self))
@@ -271,6 +299,8 @@ class Recipe(Constants):
                 f"blur has {len(self.blur)} kinds of views and solarise {len(self.solarise)}; "
                 "expected equal numbers, or one for all"
             )
+        if len(self.mean) != len(self.std):
+            return f"mean has {len(self.mean)} numbers and std {len(self.std)}; expected as many"
         if self.blur_kernel is not None and self.blur_kernel % 2 == 0:
             return f"blur_kernel = {self.blur_kernel}: expected an odd number of pixels"
         return self._fault_of_order()

@@ -10,7 +10,9 @@ import formats_bolts  # noqa: F401
 import formats_contrastive  # noqa: F401
 import formats_distillation  # noqa: F401
 import formats_huggingface  # noqa: F401
+import formats_lejepa  # noqa: F401
 import formats_lightly  # noqa: F401
+import formats_lightly_train  # noqa: F401
 import formats_masked  # noqa: F401
 import formats_openmmlab  # noqa: F401
 import formats_plain  # noqa: F401

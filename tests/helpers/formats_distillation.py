@@ -15,12 +15,14 @@ from layouts import (
     Weights,
     dino_head,
     fixture,
+    mlp,
     optimizer,
     part,
     run_dino,
     wrapped,
 )
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def dino_pair(
@@ -117,6 +119,36 @@ def dinov2_dump() -> Fixture:
             ("teacher", "projector"): lambda x: run_dino(w, "teacher.dino_head", trunk(x)),
         },
         file="teacher_checkpoint.pth",
+    )
+
+
+@fixture
+def franca() -> Fixture:
+    """Five chains of layers on nested widths, which end in GELU; the last has the whole width."""
+    w = Weights()
+    chunked = "blocks.{0}.{0}".format
+    w.vit("teacher.backbone.", block=chunked)
+    layer_scales(w, "teacher.backbone.", chunked)
+    w.normal("teacher.backbone.mask_token", 1, 192)
+    p = "teacher.dino_head."
+    for i, width in enumerate((12, 24, 48, 96, 192)):
+        w.linear(f"{p}matryoshka_projections.{i}", 192, width)
+        for at, into, out in ((0, width, 24), (2, 24, 24), (4, 24, 12)):
+            w.linear(f"{p}mlps.{i}.{at}", into, out)
+        w.weight_norm(f"{p}last_layers.{i}", 12, 4 * (i + 1))
+    trunk = functools.partial(w.run_vit, "teacher.backbone.", block=chunked)
+
+    def projected(x: Tensor) -> Tensor:
+        steps = [f"{p}matryoshka_projections.4"]
+        for at in (0, 2, 4):
+            steps += [f"{p}mlps.4.{at}", "act"]
+        return mlp(w, trunk(x), *steps, activation=F.gelu)
+
+    return Fixture(
+        "franca",
+        {"teacher": part(w, "teacher.")},
+        {("teacher", "backbone"): trunk, ("teacher", "projector"): projected},
+        file="franca_vitb14_In21K.pth",
     )
 
 

@@ -13,6 +13,7 @@ from layouts import (
     mlp,
     wrapped,
 )
+from torch import Tensor
 
 
 @fixture
@@ -38,21 +39,28 @@ def timm_vit() -> Fixture:
     return Fixture("timm", dict(w), embed, file="vit.pth", ignored=("head",))
 
 
-@fixture
-def torchvision_vit() -> Fixture:
-    """Its own names of what is timm's ViT."""
-    w = Weights()
-    w.vit("")
+def torchvision_names(w: Weights) -> dict[str, Tensor]:
+    """A ViT by timm's names, by torchvision's."""
     names = (("cls_token", "class_token"), ("pos_embed", "encoder.pos_embedding"),
              ("patch_embed.proj", "conv_proj"), ("norm1", "ln_1"), ("norm2", "ln_2"),
              ("attn.qkv.", "self_attention.in_proj_"), ("attn.proj", "self_attention.out_proj"),
              ("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.3"),
              ("blocks.", "encoder.layers.encoder_layer_"))  # fmt: skip
-    tree = {"heads.head.weight": torch.ones(10, 192), "heads.head.bias": torch.ones(10)}
+    tree = {}
     for name, tensor in w.items():
         for ours, theirs in names:
             name = name.replace(ours, theirs)
         tree[f"encoder.{name.replace('norm', 'ln')}" if name.startswith("norm") else name] = tensor
+    return tree
+
+
+@fixture
+def torchvision_vit() -> Fixture:
+    """Its own names of what is timm's ViT."""
+    w = Weights()
+    w.vit("")
+    tree = {"heads.head.weight": torch.ones(10, 192), "heads.head.bias": torch.ones(10)}
+    tree |= torchvision_names(w)
     embed: dict[tuple[str, str], Embed] = {
         ("encoder", "backbone"): functools.partial(w.run_vit, "")
     }

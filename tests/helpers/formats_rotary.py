@@ -130,14 +130,14 @@ def dinov3_angles(side: int, periods: Sequence[float]) -> Tensor:
     return torch.tensor(rows).repeat(1, 2)
 
 
-def dinov3(w: Weights, p: str, n: Names, registers: int = 4) -> None:
+def dinov3(w: Weights, p: str, n: Names, depth: int = 1) -> None:
     w.normal(f"{p}cls_token", 1, 1, WIDTH, fan=1)
-    w.normal(f"{p}storage_tokens", 1, registers, WIDTH, fan=1)
+    w.normal(f"{p}storage_tokens", 1, 4, WIDTH, fan=1)
     w.normal(f"{p}mask_token", 1, WIDTH, fan=1)
     w.normal(f"{p}patch_embed.proj.weight", WIDTH, 3, PATCH, PATCH)
     w.uniform(f"{p}patch_embed.proj.bias", WIDTH)
     w[f"{p}rope_embed.periods"] = 90.0 ** (torch.arange(4) / 4)
-    for i in range(2):
+    for i in range(depth):
         add_block(w, f"{p}blocks.{i}", n, WIDTH)
         mask = torch.ones(3 * WIDTH)
         mask[WIDTH : 2 * WIDTH] = 0
@@ -145,13 +145,13 @@ def dinov3(w: Weights, p: str, n: Names, registers: int = 4) -> None:
     w.ln(f"{p}norm", WIDTH)
 
 
-def run_dinov3(w: Weights, p: str, n: Names, eps: float, x: Tensor) -> Tensor:
+def run_dinov3(w: Weights, p: str, n: Names, eps: float, x: Tensor, depth: int = 1) -> Tensor:
     side = x.shape[-1] // PATCH
     x = literal.patches(x, w[f"{p}patch_embed.proj.weight"], w[f"{p}patch_embed.proj.bias"])
     first = [w[f"{p}{name}"].expand(len(x), -1, -1) for name in ("cls_token", "storage_tokens")]
     x = torch.cat([*first, x], dim=1)
     angles = dinov3_angles(side, w[f"{p}rope_embed.periods"].tolist())
-    for i in range(2):
+    for i in range(depth):
         x = run_block(w, f"{p}blocks.{i}", n, x, angles, HEADS, eps)
     last = "cls_norm" if f"{p}cls_norm.weight" in w else "norm"
     return norm(w, f"{p}{last}", x[:, 0], eps)
@@ -221,11 +221,11 @@ def run_convnext(w: Weights, p: str, x: Tensor, hf: bool = False, eps: float = 1
 @fixture
 def dinov3_dump() -> Fixture:
     w = Weights()
-    dinov3(w, "teacher.backbone.", DINOV3)
+    dinov3(w, "teacher.backbone.", DINOV3, depth=2)
     w.ln("teacher.backbone.cls_norm", WIDTH)
     add_head(w, "teacher.dino_head")
     add_head(w, "teacher.ibot_head")
-    trunk = functools.partial(run_dinov3, w, "teacher.backbone.", DINOV3, 1e-6)
+    trunk = functools.partial(run_dinov3, w, "teacher.backbone.", DINOV3, 1e-6, depth=2)
     return Fixture(
         "dinov3",
         {"teacher": OrderedDict(part(w, "teacher."))},
@@ -238,7 +238,6 @@ def dinov3_dump() -> Fixture:
     )
 
 
-@fixture
 def dinov3_convnext_dump() -> Fixture:
     w = Weights()
     convnext(w, "teacher.backbone.")
@@ -263,12 +262,12 @@ def dinov3_training() -> Fixture:
     """Of a distillation, with a teacher that is not trained, and a gram teacher without heads."""
     w = Weights()
     embed: dict[tuple[str, str], Embed] = {}
-    names = {"teacher": "model_ema", "student": "student", "frozen_teacher": "teacher"}
-    for branch, name in (names | {"gram_teacher": "gram_teacher"}).items():
+    names = {"teacher": "model_ema", "student": "student", "frozen": "teacher"}
+    for branch, name in (names | {"gram": "gram_teacher"}).items():
         dinov3(w, f"{name}.backbone.", DINOV3)
         trunk = functools.partial(run_dinov3, w, f"{name}.backbone.", DINOV3, 1e-6)
         embed[branch, "backbone"] = trunk
-        if branch != "gram_teacher":
+        if branch != "gram":
             add_head(w, f"{name}.dino_head")
             add_head(w, f"{name}.ibot_head")
             embed[branch, "projector"] = lambda x, n=name, t=trunk: run_head(  # type: ignore[misc]
@@ -290,17 +289,16 @@ def dinov3_hub() -> Fixture:
         dict(w),
         {("teacher", "backbone"): functools.partial(run_dinov3, w, "", DINOV3_SWIGLU, EPS)},
         file="dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth",
-        arch="vit_32_patch8 (depth 2, 4 registers, SwiGLU, RoPE)",
+        arch="vit_32_patch8 (depth 1, 4 registers, SwiGLU, RoPE)",
         ignored=("mask_token", "local_cls_norm"),
     )
 
 
-@fixture
 def dinov3_convnext_hub() -> Fixture:
     w = Weights()
     convnext(w, "")
     return Fixture(
-        "dinov3-convnext-hub",
+        "dinov3-hub",
         dict(w),
         {("teacher", "backbone"): functools.partial(run_convnext, w, "")},
         size=64,
@@ -318,9 +316,8 @@ def hf_dinov3() -> Fixture:
     w.normal("embeddings.mask_token", 1, 1, WIDTH, fan=1)
     w.normal("embeddings.patch_embeddings.weight", WIDTH, 3, PATCH, PATCH)
     w.uniform("embeddings.patch_embeddings.bias", WIDTH)
-    for i in range(2):
-        add_block(w, f"layer.{i}", HF_DINOV3, WIDTH)
-        del w[f"layer.{i}.attention.k_proj.bias"]
+    add_block(w, "layer.0", HF_DINOV3, WIDTH)
+    del w["layer.0.attention.k_proj.bias"]
     w.ln("norm", WIDTH)
 
     def embedding(x: Tensor) -> Tensor:
@@ -330,8 +327,7 @@ def hf_dinov3() -> Fixture:
             w[f"{e}{name}"].expand(len(x), -1, -1) for name in ("cls_token", "register_tokens")
         ]
         x, angles = torch.cat([*first, x], dim=1), dinov3_angles(side, (1, 50**0.5))
-        for i in range(2):
-            x = run_block(w, f"layer.{i}", HF_DINOV3, x, angles, 4, 1e-3)
+        x = run_block(w, "layer.0", HF_DINOV3, x, angles, 4, 1e-3)
         return norm(w, "norm", x[:, 0], 1e-3)
 
     config = {
@@ -347,12 +343,11 @@ def hf_dinov3() -> Fixture:
     )
 
 
-@fixture
 def hf_dinov3_convnext() -> Fixture:
     w = Weights()
     convnext(w, "", hf=True)
     return Folder(
-        "hf-dinov3-convnext",
+        "hf-dinov3",
         dict(w),
         {("teacher", "backbone"): functools.partial(run_convnext, w, "", hf=True, eps=1e-3)},
         size=64,
@@ -380,7 +375,9 @@ def capi() -> Fixture:
 
     def embedding(x: Tensor) -> Tensor:
         line = torch.linspace(0, 1, x.shape[-1] // PATCH).tolist()
-        places = torch.tensor([*edge, *((row, column) for row in line for column in line)])
+        inside = [(row, column) for row in line for column in line]
+        around = [(row * line[-1], column * line[-1]) for row, column in edge]
+        places = torch.tensor([*around, *inside])
         x = literal.patches(x, w[f"{p}patch_embed.weight"], w[f"{p}patch_embed.bias"])
         x = torch.cat([w[f"{p}registers"].expand(len(x), -1, -1), x], dim=1)
         for i in range(2):
@@ -417,17 +414,14 @@ def run_vjepa2(
     weight, side, times = w[f"{patches}.weight"], x.shape[-1] // PATCH, frames // 2
     x = sum(literal.patches(x, weight[:, :, at], torch.zeros(128)) for at in range(2))  # type: ignore[assignment]
     x = (x + w[f"{patches}.bias"]).repeat(1, times, 1)
-    for i in range(2):
-        angles = vjepa2_angles(side, 128 // heads, times)
-        x = run_block(w, block.format(i), n, x, angles, heads, 1e-6)
+    x = run_block(w, block, n, x, vjepa2_angles(side, 128 // heads, times), heads, 1e-6)
     return norm(w, last, x, 1e-6).mean(1)
 
 
 def add_vjepa2(w: Weights, names: tuple[str, str, str], n: Names) -> None:
     w.normal(f"{names[0]}.weight", 128, 3, 2, PATCH, PATCH)
     w.uniform(f"{names[0]}.bias", 128)
-    for i in range(2):
-        add_block(w, names[1].format(i), n, 128)
+    add_block(w, names[1], n, 128)
     w.ln(names[2], 128)
 
 
@@ -436,7 +430,7 @@ def vjepa2_pair(released: bool) -> Fixture:
     embed: dict[tuple[str, str], Embed] = {}
     for branch, name in (("teacher", "target_encoder"), ("student", "encoder")):
         p = f"{name}.backbone."
-        names = (f"{p}patch_embed.proj", f"{p}blocks.{{}}", f"{p}norm")
+        names = (f"{p}patch_embed.proj", f"{p}blocks.0", f"{p}norm")
         add_vjepa2(w, names, VJEPA2)
         if released:
             w.normal(f"{p}pos_embed", 1, 128, 128, fan=1)
@@ -453,7 +447,7 @@ def vjepa2_pair(released: bool) -> Fixture:
         tree | more,
         embed,
         file="vitl.pt" if released else "latest.pt",
-        arch="vit_128_patch8 (depth 2, no class token, 2 frames a patch, RoPE)",
+        arch="vit_128_patch8 (depth 1, no class token, 2 frames a patch, RoPE)",
     )
 
 
@@ -471,7 +465,7 @@ def vjepa2_released() -> Fixture:
 def hf_vjepa2() -> Fixture:
     w = Weights()
     names = (
-        "encoder.embeddings.patch_embeddings.proj", "encoder.layer.{}", "encoder.layernorm",
+        "encoder.embeddings.patch_embeddings.proj", "encoder.layer.0", "encoder.layernorm",
     )  # fmt: skip
     add_vjepa2(w, names, HF_VJEPA2)
     w.linear("predictor.embeddings.predictor_embeddings", 128, 24)

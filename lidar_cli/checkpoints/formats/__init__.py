@@ -9,13 +9,15 @@ from lidar_cli.checkpoints.formats.bolts import BOLTS
 from lidar_cli.checkpoints.formats.contrastive import CONTRASTIVE
 from lidar_cli.checkpoints.formats.distillation import DISTILLATION
 from lidar_cli.checkpoints.formats.format import Format
+from lidar_cli.checkpoints.formats.lejepa import LEJEPAS
 from lidar_cli.checkpoints.formats.libraries import LIBRARIES
+from lidar_cli.checkpoints.formats.lightly_train import LIGHTLY_TRAIN_ALL
 from lidar_cli.checkpoints.formats.masked import DATA2VEC, MASKED
 from lidar_cli.checkpoints.formats.openmmlab import OPENMMLAB
 from lidar_cli.checkpoints.formats.rotary import ROTARY
 from lidar_cli.checkpoints.formats.vissl import VISSL
 
 FORMATS: tuple[Format, ...] = (
-    *CONTRASTIVE, *DISTILLATION, *VISSL, *MASKED, *DATA2VEC, *LIBRARIES, *BOLTS, *OPENMMLAB,
-    *HUGGINGFACE, *ARCHITECTURES, *ROTARY,
+    *CONTRASTIVE, *LEJEPAS, *DISTILLATION, *VISSL, *MASKED, *DATA2VEC, *LIBRARIES,
+    *LIGHTLY_TRAIN_ALL, *BOLTS, *OPENMMLAB, *HUGGINGFACE, *ARCHITECTURES, *ROTARY,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""DINO, iBOT and DINOv2: the teacher is a moving average of the student."""
+"""DINO, iBOT, DINOv2 and Franca: the teacher is a moving average of the student."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ IBOT = dataclasses.replace(
         Branch("teacher", "teacher.backbone.", ibot_head("teacher.head.")),
         Branch("student", "student.backbone.", ibot_head("student.head.")),
     ),
+    recipe="ibot",
     unused=(r"student\.backbone\.masked_embed$",),
 )
 
@@ -81,11 +82,41 @@ DINOV2_HUB = dataclasses.replace(
     title="facebookresearch/dinov2, released backbone",
     example="dinov2_vits14_pretrain.pth",
     source="hub/backbones.py, models/vision_transformer.py",
-    present=(r"patch_embed\.proj\.weight$", r"mask_token$", r"blocks\.0\.ls1\.gamma$"),
+    present=(r"patch_embed\.proj\.weight$", r"mask_token$", r"blocks\.0\.(0\.)?ls1\.gamma$"),
     absent=(r"decoder_", r"lm_head\."),
     nested=(),
     branches=(Branch("teacher", ""),),
     unused=(r"mask_token$",),
 )
 
-DISTILLATION = (DINO, IBOT, DINOV2, DINOV2_HUB)
+# DINOv2 with a head of five chains of layers, on nested parts of an embedding of the backbone. The
+# projector is the last chain, which has the whole width: a Linear layer, then an MLP that ends in
+# GELU; no L2 normalisation precedes its prototypes. Read at valeoai/Franca 24f8c60.
+FRANCA_LAYERS = (
+    (r"matryoshka_projections\.4\.", "0."),
+    *((rf"mlps\.4\.{at}\.", f"{at + 1}.") for at in range(8)),
+)
+
+FRANCA = dataclasses.replace(
+    DINOV2,
+    name="franca",
+    title="valeoai/Franca",
+    example="franca_vitb14_In21K.pth, eval/training_124999/teacher_checkpoint.pth",
+    source="franca/train/ssl_meta_arch.py, layers/mrl_dino_head.py, hub/backbones.py",
+    present=(r"teacher\.backbone\.cls_token", r"teacher\.dino_head\.matryoshka_projections\.4\."),
+    branches=(
+        Branch(
+            "teacher",
+            "teacher.backbone.",
+            Head(
+                "teacher.dino_head.",
+                rename=FRANCA_LAYERS,
+                activation="gelu",
+                after=(r"(matryoshka_projections|mlps|last_layers)\.",),
+                last_activation=True,
+            ),
+        ),
+    ),
+)
+
+DISTILLATION = (DINO, IBOT, DINOV2, FRANCA, DINOV2_HUB)

@@ -32,6 +32,7 @@ class Head:
     rename: Rename = ()
     activation: str = "relu"
     after: tuple[str, ...] = ()  # patterns of layers after the embedding, such as prototypes
+    last_activation: bool = False  # whether the activation follows the last layer too
     gaps: tuple[tuple[int, str], ...] = ()  # index -> what precedes it instead of `activation`
 
     def name(self, key: str) -> str:
@@ -121,7 +122,10 @@ class Format:
     eps: float | None = None  # LayerNorm's, None for the family's
     cifar_padding: int | None = None  # padding of a 3x3 stem
     unused: tuple[str, ...] = ()  # patterns of tensors that are recognised and not used
+    # Pattern of tensors of a backbone; a ViT without them has its patch tokens averaged.
+    mean_pooled_without: str = ""
     pixel_stats: str = "imagenet"  # of the training images; 'auto' for the recipe's
+    recorded_stats: str = ""  # path of a dict in the file with their mean and std, '' for none
     small_pixel_stats: str = ""  # of images for a 3x3 stem or a small ViT; '' for pixel_stats
     image_size: int | None = None  # pixels a side that its authors evaluate at; None: as trained
     example: str = ""  # usual file names

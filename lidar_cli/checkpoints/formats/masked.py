@@ -91,8 +91,9 @@ MSN = Format(
         ),
         Branch("student", "encoder.", Head("encoder.fc.", rename=MSN_LAYERS, activation="gelu")),
     ),
-    recipe="simclr",
+    recipe="msn",
     backbones=("vit",),
+    rename=((r"patch_embed\.stem\.", "patch_embed.proj."),),  # of convolutions
     attention_heads=USUAL_ATTENTION_HEADS,
     resize="plain",
 )

@@ -15,7 +15,7 @@ DINOV3_BACKBONE = r"backbone\.(rope_embed\.periods|downsample_layers\.0\.0\.weig
 DINOV3 = Format(
     name="dinov3",
     title="facebookresearch/dinov3, teacher dumped for evaluation",
-    example="eval/12499/teacher_checkpoint.pth",
+    example="eval/12499/teacher_checkpoint.pth, sharded_teacher_checkpoint/",
     source="train/train.py, train/ssl_meta_arch.py, models/, layers/dino_head.py",
     present=(
         rf"teacher\.{DINOV3_BACKBONE}",
@@ -23,7 +23,7 @@ DINOV3 = Format(
         r"teacher\.dino_head\.last_layer\.weight$",
         r"teacher\.ibot_head\.",
     ),
-    nested=(("teacher", "teacher."),),
+    nested=(("teacher", "teacher."), ("model", "teacher.")),  # or sharded: model
     branches=(Branch("teacher", "teacher.backbone.", dino_head("teacher.dino_head.")),),
     recipe="dinov3",
     backbones=("dinov3", "dinov3-convnext"),
@@ -32,8 +32,8 @@ DINOV3 = Format(
     unused=(r"teacher\.ibot_head\.",),
 )
 
-# `model_ema` is the average of the student; `teacher` is the same module, or in distillation a
-# larger model that is not trained.
+# `model_ema` is the average of the student. `teacher` is the same module once more, or in
+# distillation a larger model that is not trained. The gram teacher is an earlier average.
 DINOV3_TRAINING = dataclasses.replace(
     DINOV3,
     name="dinov3-training",
@@ -50,8 +50,13 @@ DINOV3_TRAINING = dataclasses.replace(
     branches=(
         Branch("teacher", "model_ema.backbone.", dino_head("model_ema.dino_head.")),
         Branch("student", "student.backbone.", dino_head("student.dino_head.")),
-        Branch("frozen_teacher", "teacher.backbone.", dino_head("teacher.dino_head.")),
-        Branch("gram_teacher", "gram_teacher.backbone."),
+        Branch(
+            "frozen",
+            "teacher.backbone.",
+            dino_head("teacher.dino_head."),
+            aliases=("frozen_teacher",),
+        ),
+        Branch("gram", "gram_teacher.backbone.", aliases=("gram_teacher",)),
     ),
     unused=(r"\w+\.ibot_head\.", r"(dino|ibot_patch)_loss\."),
 )
@@ -60,53 +65,33 @@ DINOV3_HUB = dataclasses.replace(
     DINOV3,
     name="dinov3-hub",
     title="facebookresearch/dinov3, released backbone",
-    example="dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
+    example="dinov3_vits16_pretrain_lvd1689m-08c60483.pth, dinov3_convnext_tiny_pretrain...pth",
     source="hub/backbones.py, models/vision_transformer.py, models/convnext.py",
     present=(
-        r"rope_embed\.periods$",
-        r"patch_embed\.proj\.weight$",
-        r"mask_token$",
-        r"blocks\.0\.attn\.qkv\.",
+        r"(rope_embed\.periods|norms\.3\.weight)$",
+        r"(patch_embed\.proj|downsample_layers\.0\.0)\.weight$",
+        r"(blocks\.0\.attn\.qkv|stages\.0\.0\.dwconv)\.weight$",
+        r"(cls_token|norm\.bias)$",
     ),
     nested=(),
     branches=(Branch("teacher", ""),),
-    eps=1e-5,
-    unused=(),
-)
-
-DINOV3_CONVNEXT_HUB = dataclasses.replace(
-    DINOV3_HUB,
-    name="dinov3-convnext-hub",
-    title="facebookresearch/dinov3, released ConvNeXt",
-    example="dinov3_convnext_tiny_pretrain_lvd1689m-21b726bb.pth",
-    present=(r"downsample_layers\.0\.0\.weight$", r"stages\.0\.0\.dwconv\.", r"norms\.3\.weight$"),
     eps=None,
+    unused=(),
 )
 
 HF_DINOV3 = dataclasses.replace(
     DINOV3_HUB,
     name="hf-dinov3",
-    title="Hugging Face, DINOv3",
+    title="Hugging Face, DINOv3's ViT and ConvNeXt",
     example="model.safetensors with config.json",
-    source="models/dinov3_vit/modeling_dinov3_vit.py",
-    present=(r"layer\.0\.attention\.o_proj\.weight$", r"embeddings\.patch_embeddings\.weight$"),
-    class_prefix=r"(dinov3_vit\.)?(model\.(?=layer\.))?",
-    backbones=("hf-dinov3",),
-    eps=None,
-    unused=(r"classifier\.",),
-)
-
-HF_DINOV3_CONVNEXT = dataclasses.replace(
-    HF_DINOV3,
-    name="hf-dinov3-convnext",
-    title="Hugging Face, DINOv3's ConvNeXt",
-    source="models/dinov3_convnext/modeling_dinov3_convnext.py",
+    source="models/dinov3_vit/modeling_dinov3_vit.py, models/dinov3_convnext/",
     present=(
-        r"stages\.0\.downsample_layers\.0\.weight$",
-        r"stages\.0\.layers\.0\.depthwise_conv\.weight$",
+        r"(embeddings\.patch_embeddings|stages\.0\.downsample_layers\.0)\.weight$",
+        r"(layer\.0\.attention\.o_proj|stages\.0\.layers\.0\.depthwise_conv)\.weight$",
     ),
-    class_prefix=r"(dinov3_convnext\.)?(model\.(?=stages\.))?",
-    backbones=("hf-dinov3-convnext",),
+    class_prefix=r"(dinov3_(vit|convnext)\.)?(model\.(?=layer\.|stages\.))?",
+    backbones=("hf-dinov3", "hf-dinov3-convnext"),
+    unused=(r"classifier\.",),
 )
 
 # facebookresearch/capi at 98b4fa1. The loss compares patch tokens, of which the embedding is the
@@ -183,6 +168,5 @@ HF_VJEPA2 = Format(
 )
 
 ROTARY = (
-    DINOV3, DINOV3_TRAINING, DINOV3_HUB, DINOV3_CONVNEXT_HUB, HF_DINOV3, HF_DINOV3_CONVNEXT,
-    CAPI, VJEPA2, VJEPA2_RELEASED, HF_VJEPA2,
+    DINOV3, DINOV3_TRAINING, DINOV3_HUB, HF_DINOV3, CAPI, VJEPA2, VJEPA2_RELEASED, HF_VJEPA2,
 )  # fmt: skip

@@ -58,6 +58,18 @@ class MaskedBackbone(Backbone):
         return mean
 
 
+class LastLinear(nn.Linear):
+    """A Linear layer on pooled features; its weight may have the shape of a 1x1 convolution's."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(shape[1], shape[0])
+        self.weight = nn.Parameter(self.weight.reshape(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, into] -> [b, out]."""
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
 class OriginalTensors:
     """Copies of tensors as in the file, from which every other image size is resampled.
 

@@ -56,6 +56,8 @@ def mlp(spec: MLPSpec) -> nn.Sequential:
         if layer.after_gap:
             head.add_module(f"act{layer.index}", ACTIVATIONS[spec.before(layer)]())
         head.add_module(str(layer.index), _module(layer))
+    if spec.last_activation:
+        head.add_module("last_act", ACTIVATIONS[spec.activation]())
     return head
 
 

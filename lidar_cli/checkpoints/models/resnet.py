@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lidar_cli.checkpoints.models.backbone import Backbone
+from lidar_cli.checkpoints.models.backbone import Backbone, LastLinear
 from lidar_cli.checkpoints.shapes.resnet import MAX_POOL, Block, ResNetSpec, usual_pool
 
 
@@ -50,7 +50,7 @@ class ResNet(Backbone):
 
     def __init__(self, spec: ResNetSpec) -> None:
         super().__init__()
-        self.width = spec.width
+        self.width = spec.output_width
         stride = 2 if spec.kernel == 7 else 1
         pad = spec.kernel // 2 if spec.stem_padding is None else spec.stem_padding
         self.conv1 = nn.Conv2d(spec.channels, spec.stem, spec.kernel, stride, pad, bias=False)
@@ -60,6 +60,7 @@ class ResNet(Backbone):
         self.stages = [f"layer{i}" for i in range(1, len(spec.stages) + 1)]
         for name, blocks in zip(self.stages, spec.stages, strict=True):
             self.add_module(name, nn.Sequential(*map(ResidualBlock, blocks)))
+        self.embedding = LastLinear(spec.embedding) if spec.embedding else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, 3, S, S]."""
@@ -67,7 +68,7 @@ class ResNet(Backbone):
         for name in self.stages:
             x = self.get_submodule(name)(x)
         pooled: Tensor = x.mean(dim=(2, 3))
-        return pooled
+        return pooled if self.embedding is None else self.embedding(pooled)
 
 
 def _conv3x3(into: int, out: int, stride: int, groups: int = 1) -> nn.Conv2d:

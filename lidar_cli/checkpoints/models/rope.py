@@ -25,6 +25,11 @@ class CentredRotation(nn.Module):
         self.number, self.base = spec.head_width // 4, spec.rope_base
         self.register_buffer("periods", torch.empty(self.number) if spec.periods else None)
 
+    def reset_parameters(self) -> None:
+        """Set the periods to those of the base."""
+        if self.periods is not None:
+            self.periods.copy_(self.base ** (torch.arange(self.number) / self.number))
+
     def forward(self, side: int, device: torch.device) -> Tensor:
         """Angles [side^2, head width] of a square grid's patches, row by row."""
         periods = self.periods
@@ -42,6 +47,13 @@ class EdgeRotation(nn.Module):
         super().__init__()
         self.freqs = nn.Parameter(torch.empty(2, spec.head_width))
         self.registers = spec.registers
+
+    def reset_parameters(self) -> None:
+        """Set the frequencies to those at the start of CAPI's training, from 7 down to 7e-4."""
+        width = self.freqs.shape[1]
+        line = 2 * math.pi * 7 * 1e4 ** torch.linspace(0, -1, width // 4)
+        self.freqs.zero_()
+        self.freqs[0, : width // 2] = self.freqs[1, width // 2 :] = line.tile(2)
 
     def forward(self, side: int, device: torch.device) -> Tensor:
         """Angles [registers + side^2, head width], registers first, around the image's edge."""
@@ -81,6 +93,10 @@ class MaskedLinear(nn.Linear):
     def __init__(self, into: int, out: int, bias: bool) -> None:
         super().__init__(into, out, bias)
         self.register_buffer("bias_mask", torch.empty(out))
+
+    def reset_mask(self) -> None:
+        """Leave the bias of queries and values, and mask that of keys."""
+        self.bias_mask.view(3, -1).copy_(torch.tensor([[1.0], [0.0], [1.0]]))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., into] -> [..., out]."""
@@ -220,10 +236,12 @@ class RopeViT(MaskedBackbone):
         )
 
     def patch_tokens(self, images: Tensor, mask: Mask | None = None) -> Tensor:
-        """Tokens [b, N, width] of all patches, at every time; these models take no masks."""
-        return self.tokens(images)[:, self.prefix :]
+        """Tokens [b, N, width] of all patches, the mean over times; these models take no masks."""
+        tokens = self.tokens(images)[:, self.prefix :]
+        return tokens.view(len(images), self.times, -1, self.width).mean(dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, channels, S, S]."""
-        tokens = self.tokens(images)
-        return tokens[:, self.prefix :].mean(dim=1) if self.cls_token is None else tokens[:, 0]
+        if self.cls_token is None:
+            return self.patch_tokens(images).mean(dim=1)
+        return self.tokens(images)[:, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -146,7 +147,7 @@ def assign_timm(
     grid: Any = ()
     if isinstance(model, VisionTransformer) and "patch_embed.proj.weight" in inside:
         grid = assume.get(GRID, ())
-        arguments |= _sides(model, inside, grid)
+        arguments |= _sides(model, inside, grid, str(path))
     if arguments:
         model = _create(arch, **arguments)
     expected, dropped = shapes(model), []
@@ -182,7 +183,7 @@ def prefixes(arch: str, state: StateDict) -> list[str]:
 
     Raises SettingsError for a name unknown to timm.
     """
-    names = list(_create(arch).state_dict())
+    names = list(_names(arch))
     candidates = {
         key.removesuffix(name)
         for name in (names[0], names[-1])
@@ -196,6 +197,15 @@ def prefixes(arch: str, state: StateDict) -> list[str]:
     return [prefix for prefix, count in counts.items() if 2 * count >= len(names)] or [
         max(counts, key=lambda prefix: counts[prefix], default="")
     ]
+
+
+def _names(arch: str) -> Iterable[str]:
+    """The names of a model's tensors, without memory for them where timm can do without."""
+    try:
+        with torch.device("meta"):
+            return list(_create(arch).state_dict())
+    except RuntimeError:  # some models read values of tensors during construction
+        return list(_create(arch).state_dict())
 
 
 def _create(arch: str, **arguments: Any) -> Any:
@@ -224,17 +234,24 @@ def _channels(model: Any, tensors: Mapping[str, Weight]) -> dict[str, Any]:
     return {}
 
 
-def _sides(model: Any, tensors: Mapping[str, Weight], grid: Any) -> dict[str, Any]:
+def _sides(model: Any, tensors: Mapping[str, Weight], grid: Any, origin: str) -> dict[str, Any]:
     """timm's argument for the image size of the position embedding, {} for the usual one.
 
-    grid: rows and columns of patches, () if they form a square.
+    grid: rows and columns of patches, () if they form a square. Raises CheckpointError if they do
+    not.
     """
     embed = model.patch_embed
     if embed.img_size is None:  # a model for any size
         return {}
     # Not embed.patch_size: in a hybrid, that counts outputs of its convolutions.
     pixels = embed.img_size[0] // embed.grid_size[0]
-    side = vit.grid_of_positions(shapes_of(tensors))
+    positions = shapes_of(tensors)
+    side = vit.grid_of_positions(positions)
+    tokens = positions.get("pos_embed", (0, 0))[1]
+    prefix = model.num_prefix_tokens
+    fits = tokens - math.prod(grid) in (0, prefix) if grid else side > 0
+    if tokens > 1 and not fits:
+        raise vit.unknown_grid(tokens, prefix, origin)
     sides = tuple(pixels * patches for patches in grid or (side, side))
     return {} if sides in ((0, 0), tuple(embed.img_size)) else {"img_size": sides}
 

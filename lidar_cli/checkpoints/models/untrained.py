@@ -2,10 +2,11 @@
 
     BatchNorm, LayerNorm       weight 1, bias 0, running mean 0 and variance 1
     ResNet                     convolutions normal, He's variance by fan-out: torchvision
-    ViT, BEiT, data2vec 2.0    linear layers and positions truncated normal of 0.02, biases 0, class
+    transformers               linear layers and positions truncated normal of 0.02, biases 0, class
                                token and registers normal of 1e-6, layer scale 1e-5: timm; for BEiT
                                layer scale 0.1, a class token as the positions, and the last layers
                                of block l divided by sqrt(2 l)
+    rotary positions           the periods or frequencies, and the mask of biases, of their code
     projectors                 torch's default of each layer; weight norm of that weight
     others                     torch's default of each layer
 
@@ -25,12 +26,21 @@ from lidar_cli.checkpoints.models.beit import Beit
 from lidar_cli.checkpoints.models.data2vec2 import Data2Vec2
 from lidar_cli.checkpoints.models.heads import Predictor, WeightNormed
 from lidar_cli.checkpoints.models.resnet import ResNet
+from lidar_cli.checkpoints.models.rope import (
+    CentredRotation,
+    EdgeRotation,
+    MaskedLinear,
+    RopeViT,
+)
 from lidar_cli.checkpoints.models.swin import Swin
 from lidar_cli.checkpoints.models.vit import ViT
 
 T = TypeVar("T")
-USUAL = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-TRANSFORMERS = (ViT, Beit, Data2Vec2, Swin, Predictor)
+USUAL = (
+    nn.Linear, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+    nn.modules.batchnorm._BatchNorm, CentredRotation, EdgeRotation,
+)  # fmt: skip
+TRANSFORMERS = (ViT, RopeViT, Beit, Data2Vec2, Swin, Predictor)
 RESNET = "convolutions normal with He's variance by fan-out, as torchvision's"
 TRANSFORMER = "linear layers and positions truncated normal of 0.02, as timm's"
 BATCHNORM = "BatchNorm with running mean 0 and variance 1"
@@ -88,6 +98,8 @@ def _initialise(module: nn.Module) -> None:
             nn.init.trunc_normal_(part.weight, std=0.02)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+            if isinstance(part, MaskedLinear):
+                part.reset_mask()
         elif isinstance(part, USUAL):
             part.reset_parameters()
         elif isinstance(part, WeightNormed):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.models.backbone import (
+    LastLinear,
     MaskedBackbone,
     OriginalTensors,
     resample_positions,
@@ -64,16 +65,17 @@ class ViT(MaskedBackbone):
         from timm.layers.mlp import GluMlp, Mlp
         from timm.models.vision_transformer import VisionTransformer
 
-        pool: Any = "avg" if spec.fc_norm or not spec.class_token else "token"
+        pooled = spec.fc_norm or spec.mean_pooled or not spec.class_token
+        pool: Any = "map" if spec.attention_pool else "avg" if pooled else "token"
         silu = spec.swiglu and spec.gate == "silu"
         mlp: Any = partial(GluMlp, gate_last=False) if spec.swiglu else Mlp
-        self.width = spec.width
+        self.width = spec.output_width
         self.model: Any = VisionTransformer(
             img_size=(spec.grid * spec.patch, spec.columns * spec.patch),
             patch_size=spec.patch,
             in_chans=spec.channels,
             num_classes=0,
-            global_pool="map" if spec.attention_pool else pool,
+            global_pool=pool,
             embed_dim=spec.width,
             depth=spec.depth,
             num_heads=spec.heads,
@@ -99,6 +101,8 @@ class ViT(MaskedBackbone):
             self.model.patch_embed.proj = stem(spec)
         positions = torch.empty(1, spec.tokens, spec.width)
         self.model.pos_embed = nn.Parameter(positions)  # timm cannot give only the class token one
+        if spec.embedding:
+            self.model.embedding = LastLinear(spec.embedding)
         self.patch = spec.patch
         self.file_grid = spec.grid, spec.columns
         # A rectangular grid is resampled for any size, even that of its shorter side.
@@ -156,5 +160,5 @@ class ViT(MaskedBackbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
-        embeddings: Tensor = self.model.forward_head(self.tokens(images), pre_logits=True)
-        return embeddings
+        x: Tensor = self.model.forward_head(self.tokens(images), pre_logits=True)
+        return self.model.embedding(x) if hasattr(self.model, "embedding") else x

@@ -283,6 +283,16 @@ def transformer_options(config: Mapping[str, Any], origin: str) -> dict[str, Any
     return {name: value for name, value in (("heads", heads), ("eps", eps)) if value is not None}
 
 
+def recorded_grid(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns of patches by a config.json with both sides of the images; else None."""
+    sides, patch = config.get("image_size"), config.get("patch_size")
+    if not isinstance(sides, list) or len(sides) != 2 or type(patch) is not int or patch < 1:
+        return None
+    if not all(type(side) is int and side >= patch for side in sides):
+        return None
+    return sides[0] // patch, sides[1] // patch
+
+
 def convolution_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """As `transformer_options`, without the heads that a convolutional network lacks."""
     options = transformer_options(config, origin)

@@ -89,6 +89,7 @@ class MLPSpec(ModuleSpec):
     layers: tuple[Layer, ...]
     activation: str = "relu"  # or 'gelu'
     gaps: tuple[tuple[int, str], ...] = ()  # index of a layer -> what precedes it instead
+    last_activation: bool = False  # whether it follows the last layer too
 
     def before(self, layer: Layer) -> str:
         """The activation that precedes a layer, '' for none."""

@@ -21,6 +21,8 @@ from lidar_cli.checkpoints.shapes.spec import (
     Value,
     as_text,
     batchnorm,
+    channels_note,
+    embedding_shapes,
     with_notes,
 )
 from lidar_cli.errors import CheckpointError, SettingsError
@@ -69,13 +71,14 @@ class ResNetSpec(ModuleSpec):
     stem_padding: int | None = None  # None for kernel // 2
     stem_pool: str = ""  # 'max' or 'none' after the stem, '' for the usual one
     channels: int = 3  # of the images
+    embedding: tuple[int, ...] = ()  # shape of the weight of a last Linear layer, () without one
 
     @property
     def arch(self) -> str:
         """Such as 'resnet50 (groups 32, inner width 128)'."""
         first = self.stages[0][0]
         depths = tuple(len(stage) for stage in self.stages)
-        notes = [f"{self.channels} channels"] if self.channels != 3 else []
+        notes = channels_note(self.channels)
         if self.stem != 64:
             notes.append(f"width {self.stem}")
         if first.groups != 1:
@@ -85,6 +88,8 @@ class ResNetSpec(ModuleSpec):
         if self.kernel == 3:
             usual = self.stem_padding in (None, 1)
             notes.append("3x3 stem" if usual else f"3x3 stem, pad {self.stem_padding}")
+        if self.embedding:
+            notes.append(f"Linear to {self.output_width}")
         if self.stem_pool not in ("", usual_pool(self.kernel)):
             notes.append("no max-pool" if self.stem_pool == NO_POOL else "max-pool")
         plain = f"resnet {'-'.join(map(str, depths))}"
@@ -92,8 +97,13 @@ class ResNetSpec(ModuleSpec):
 
     @property
     def width(self) -> int:
-        """The width of the embedding."""
+        """The channels of the last stage."""
         return self.stages[-1][-1].out
+
+    @property
+    def output_width(self) -> int:
+        """The width of the embedding."""
+        return self.embedding[0] if self.embedding else self.width
 
     @property
     def image_size(self) -> None:
@@ -132,6 +142,8 @@ class ResNetSpec(ModuleSpec):
             "conv1.weight": (self.stem, self.channels, self.kernel, self.kernel)
         }
         shapes |= batchnorm("bn1", self.stem)
+        if self.embedding:
+            shapes |= embedding_shapes(self.embedding)
         for number, blocks in enumerate(self.stages, 1):
             for index, block in enumerate(blocks):
                 name = f"layer{number}.{index}"
@@ -181,7 +193,8 @@ def spec(shapes: Shapes, origin: str) -> ResNetSpec:
         padding, why, decided = 3, {}, {"stem_padding": "a 7x7 stem is padded by 3"}
     why |= {"stem_pool": USUAL, "strides": USUAL}
     sizes = stem[0], stem[2], tuple(stages), padding, usual_pool(stem[2]), stem[1]
-    return ResNetSpec(*sizes, why=why, decided=decided)
+    embedding = shapes.get("embedding.weight", ())
+    return ResNetSpec(*sizes, embedding, why=why, decided=decided)
 
 
 def _block(shapes: Shapes, name: str, into: int, stride: int, origin: str) -> Block:

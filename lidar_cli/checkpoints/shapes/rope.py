@@ -107,7 +107,7 @@ class RopeViTSpec(vit.TransformerSpec):
     masked_bias: bool = False  # whether the bias of queries, keys and values is times a mask
     layer_scale: bool = False
     gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
-    class_norm: bool = False  # whether class token and registers have a last norm of their own
+    class_norm: bool = False  # whether class token and registers have another last norm
     rms_norm: bool = False  # RMSNorm, the last one without weights, in place of LayerNorm
     tubelet: int = 0  # frames of a patch, 0 for a patch of an image
     frames: int = 1  # as which a still is repeated
@@ -146,7 +146,12 @@ class RopeViTSpec(vit.TransformerSpec):
             )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every tensor of the module."""
+        """Name -> shape of every tensor of the module.
+
+        Raises ValueError if a head has no whole number of pairs on each axis.
+        """
+        if self.width % self.heads or self.head_width % (4 if self.rotation == "dinov3" else 2):
+            raise ValueError(f"{self.heads} heads of width {self.width}")
         width, pixels = self.width, (self.patch, self.patch)
         patch = (self.tubelet, *pixels) if self.tubelet else pixels
         shapes: dict[str, tuple[int, ...]] = {

@@ -64,6 +64,11 @@ class ModuleSpec:
         """Open key -> its present value and the origin."""
         return {key: Assumed(getattr(self, key), why) for key, why in self.why.items()}
 
+    @property
+    def output_width(self) -> int:
+        """The width of the module's output; another than `width` for a ViT with a last Linear."""
+        return int(self.width)  # type: ignore[attr-defined]
+
     def assume(self, key: str, value: Value, why: str) -> Self:
         """The spec with another value for an open key; unchanged if the key is not open."""
         if key not in self.why:
@@ -94,6 +99,11 @@ def with_notes(name: str, notes: list[str]) -> str:
     return f"{name} ({', '.join(notes)})" if notes else name
 
 
+def channels_note(channels: int) -> list[str]:
+    """A note for a name of a model whose images have not three channels."""
+    return [] if channels == 3 else ["1 channel" if channels == 1 else f"{channels} channels"]
+
+
 def renamed(name: str, rename: Rename) -> str:
     """The name after each pattern is replaced in turn, at the beginning of the name."""
     for pattern, replacement in rename:
@@ -104,6 +114,11 @@ def renamed(name: str, rename: Rename) -> str:
 def linear(name: str, out: int, into: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a linear layer."""
     return {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
+
+
+def embedding_shapes(weight: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a last Linear layer, whose weight may be that of a 1x1 convolution."""
+    return {"embedding.weight": weight, "embedding.bias": weight[:1]}
 
 
 def layernorm(name: str, width: int) -> dict[str, tuple[int, ...]]:
@@ -271,6 +286,7 @@ class CheckpointDescription:
     prefix: str  # of the backbone's tensors in the state dict
     ignored: tuple[str, ...]  # recognised modules and tensors that are not used
     parameters: int  # number of parameters in use, without BatchNorm's statistics
+    stats_source: str = ""  # what in the file has the pixel statistics, '' for nothing
     assumed: Mapping[str, Assumed] = field(default_factory=dict)  # values the weights leave open
     assumptions: tuple[str, ...] = ()  # other assumptions, in words
     branch: str = "encoder"

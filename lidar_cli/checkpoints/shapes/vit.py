@@ -38,6 +38,8 @@ from lidar_cli.checkpoints.shapes.spec import (
     Value,
     as_text,
     batchnorm,
+    channels_note,
+    embedding_shapes,
     layernorm,
     linear,
     repeated,
@@ -53,8 +55,13 @@ PATCHES = "patch_embed.proj"
 POOL = "attn_pool"
 
 HEADS = {128: 2, 192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
-NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1408: "giant"}
-DEPTHS = {192: 12, 384: 12, 768: 12, 1024: 24, 1280: 32, 1408: 40, 1536: 40}
+NAMES = {
+    192: "tiny", 384: "small", 768: "base", 1024: "large", 1152: "so400m", 1280: "huge",
+    1408: "giant", 4096: "7b",
+}  # fmt: skip
+DEPTHS = {
+    192: 12, 384: 12, 768: 12, 1024: 24, 1152: 27, 1280: 32, 1408: 40, 1536: 40, 4096: 40,
+}  # fmt: skip
 EPS = 1e-6
 DINO_OFFSET = 0.1  # see models/backbone.py
 Resize = Literal["antialias", "plain"]  # of positions, see models/backbone.py
@@ -121,7 +128,7 @@ class TransformerSpec(ModuleSpec):
 
     def named(self, kind: str, depth: int, notes: list[str]) -> str:
         """Such as 'vit_tiny_patch4 (depth 2, no class token)'."""
-        notes = [*([f"{self.channels} channels"] if self.channels != 3 else []), *notes]
+        notes = [*(channels_note(self.channels)), *notes]
         usual = depth == DEPTHS.get(self.width)
         name = f"{kind}_{NAMES.get(self.width, str(self.width))}_patch{self.patch}"
         return with_notes(name, notes if usual else [f"depth {depth}", *notes])
@@ -163,6 +170,8 @@ class ViTSpec(TransformerSpec):
     gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
     block_activation: str = "gelu"  # in MLPs that are no SwiGLUs: or 'quick_gelu', 'gelu_tanh'
     attention_pool: bool = False  # whether a probe that attends to all tokens pools them, as SigLIP
+    mean_pooled: bool = False  # whether patch tokens are averaged though there is a class token
+    embedding: tuple[int, ...] = ()  # shape of the weight of a last Linear layer, () without one
     stem: tuple[int, ...] = ()  # channels of a convolutional stem's 3x3 layers, () without one
     tokens: int  # number of tokens that have a position embedding
     columns: int  # patches in a row of the grid
@@ -209,15 +218,12 @@ class ViTSpec(TransformerSpec):
         """As in `TransformerSpec`; raises CheckpointError for an unknown grid too."""
         super().check_open(origin)
         if self.grid == 0:
-            first, patches = int(self.class_token) + self.registers, self.tokens - self.positioned
-            hint = "name the architecture with --arch"
-            if patches > 1:
-                hint = f"if the grid is not square, give it: --assume grid={_near_square(patches)}"
-            raise CheckpointError(
-                f"{origin}: the position embedding of the ViT, pos_embed, has {self.tokens} "
-                f"tokens; expected a square number, with or without {first} more; {hint}",
-                code="unknown-grid",
-            )
+            raise unknown_grid(self.tokens, int(self.class_token) + self.registers, origin)
+
+    @property
+    def output_width(self) -> int:
+        """The width of the embedding."""
+        return self.embedding[0] if self.embedding else self.width
 
     @property
     def arch(self) -> str:
@@ -233,6 +239,10 @@ class ViTSpec(TransformerSpec):
             notes.append("attention pooling")
         elif not self.class_token:
             notes.append("no class token")
+        elif self.mean_pooled:
+            notes.append("mean of patch tokens")
+        if self.embedding:
+            notes.append(f"Linear to {self.output_width}")
         if self.stem:
             notes.append("convolutional stem")
         return self.named("vit", self.depth, notes)
@@ -262,6 +272,8 @@ class ViTSpec(TransformerSpec):
             shapes |= layernorm(name, width)
         if self.attention_pool:
             shapes |= _pool_shapes(width, self.mlp)
+        if self.embedding:
+            shapes |= embedding_shapes(self.embedding)
         return shapes | repeated("blocks", self.depth, self._block())
 
     def _block(self) -> dict[str, tuple[int, ...]]:
@@ -363,6 +375,7 @@ def spec(
         resize=resize,
         position_offset=DINO_OFFSET if dinov2 else 0.0,
         attention_pool=f"{POOL}.probe" in shapes,
+        embedding=shapes.get("embedding.weight", ()),
         stem=stem,
         why=why,
         decided=decided,
@@ -453,10 +466,19 @@ def _grid(shapes: Shapes) -> tuple[int, int]:
     return 0, first
 
 
-def _near_square(patches: int) -> str:
-    """The patches as rows x columns, with the sides most alike."""
-    rows = next(n for n in range(math.isqrt(patches), 0, -1) if patches % n == 0)
-    return f"{rows}x{patches // rows}"
+def unknown_grid(tokens: int, prefix: int, origin: str) -> CheckpointError:
+    """The error for positions that form no square. prefix: the number of other tokens."""
+    patches = tokens - min(prefix, 1)
+    hint = "name the architecture with --arch"
+    if patches > 1:
+        rows = next(n for n in range(math.isqrt(patches), 0, -1) if patches % n == 0)
+        grid = f"{rows}x{patches // rows}"  # of the sides most alike
+        hint = f"if the grid is not square, give it: --assume grid={grid}"
+    return CheckpointError(
+        f"{origin}: the position embedding of the ViT, pos_embed, has {tokens} tokens; expected a "
+        f"square number, with or without {prefix} more; {hint}",
+        code="unknown-grid",
+    )
 
 
 def grid_of(size: int, patch: int) -> int:
