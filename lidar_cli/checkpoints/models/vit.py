@@ -75,7 +75,7 @@ class ViT(MaskedBackbone):
             patch_size=spec.patch,
             in_chans=spec.channels,
             num_classes=0,
-            global_pool="map" if spec.attention_pool else pool,
+            global_pool=pool,
             embed_dim=spec.width,
             depth=spec.depth,
             num_heads=spec.heads,
