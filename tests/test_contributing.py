@@ -21,6 +21,7 @@ from lidar_cli.checkpoints.formats import FORMATS
 from lidar_cli.checkpoints.formats.format import Branch, Format, Head
 from lidar_cli.checkpoints.reading.read import read_checkpoint
 from lidar_cli.core.metrics import Metric, Spectrum
+from lidar_cli.data import check
 from lidar_cli.data import open as data_sources
 from lidar_cli.data.dataset import Candidate, Source, shuffled
 from lidar_cli.data.labels import UNKNOWN
@@ -85,6 +86,7 @@ def test_a_data_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             archive.writestr(f"{index:02}.png", encoded(crop(index)))
     source = defined("zipped")
     monkeypatch.setitem(data_sources.SOURCES, "zip", source)
+    monkeypatch.setattr(check, "PREFIXES", (*check.PREFIXES, "zip"))
     data = f"zip/{tmp_path / 'photos.zip'}"
     samples = data_sources.open_samples(SampleSettings(data=data, n_samples=50))
     assert len(set(samples.ids)) == 50

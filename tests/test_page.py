@@ -252,7 +252,7 @@ def test_the_verdict_is_the_heading_and_cautions_come_with_their_commands() -> N
     assert f"<h1>{verdict(many)}</h1>".replace("+-", "\u00b1") in page
     advice = cautions(many)
     assert advice
-    for each in advice[:2]:
+    for each in [one for one in advice[:2] if one.command]:
         assert element("code", None, each.command) in page
 
 

@@ -295,7 +295,7 @@ def test_where_no_child_starts_a_command_ends_with_the_first_file(
         if command == "score":
             h5py.File(files / f"{name}.h5", "w").close()
         else:
-            (files / f"{name}.pt").write_bytes(b"PK")
+            (files / f"{name}.pt").write_bytes(b"PK\x03\x04")
     runtime_sandbox.SHARED.close()
     monkeypatch.setattr(runtime_sandbox, "START", f"open({str(starts)!r}, 'a').write('x'); 1 / 0")
     words = [files, "--data", "embedded"] if command == "rank" else sorted(files.iterdir())
