@@ -152,6 +152,18 @@ def test_stem_padding_of_eb_jepa(tmp_path: Path) -> None:
     ).abs().max() > 1e-3
 
 
+def test_a_stem_without_max_pool_is_in_the_arguments_or_assumed(tmp_path: Path) -> None:
+    fixture = FIXTURES["bolts-simclr-stl"]()
+    trunk = fixture.embed["encoder", "backbone"](pixels())
+    path = save(tmp_path / "a.ckpt", fixture.tree | {"hyper_parameters": {}})
+    assert values(path)["stem_pool"] == "max"
+    assert_close(embedded(path, "backbone", "stem_pool=none"), trunk)
+    path = save(tmp_path / "b.ckpt", fixture.tree)
+    with raises(SettingsError, "not-open") as raised:
+        embedded(path, "backbone", "stem_pool=max")
+    raised.match("hyper_parameters has maxpool1 False")
+
+
 def test_strides_of_vissls_last_stage(tmp_path: Path) -> None:
     """LAYER4_STRIDE is in no shape."""
     fixture = vissl_simclr()

@@ -123,6 +123,7 @@ def test_the_file_is_as_the_contract_says(inputs: tuple[Path, Path], tmp_path: P
     assert recorded.pop("assumed") == {
         "activation": {"value": "relu", "why": "usual"},
         "stem_padding": {"value": 1, "why": "usual"},
+        "stem_pool": {"value": "none", "why": "usual"},
         "strides": {"value": [1, 2, 2, 2], "why": "usual"},
         "pixel_stats": {"value": "imagenet", "why": "usual"},
     }

@@ -94,6 +94,18 @@ def test_weights_that_are_not_the_named_models_are_read_by_their_shapes(tmp_path
     torch.testing.assert_close(loaded.embed(pixels, ["backbone"])["backbone"], expected)
 
 
+def test_a_recorded_rectangular_grid_is_used(tmp_path: Path) -> None:
+    path = folder(tmp_path, "hf-vit", image_size=[16, 32])
+    tree = dict(FIXTURES["hf-vit"]().tree)
+    (name,) = (key for key in tree if key.endswith("position_embeddings"))
+    tree[name] = torch.randn(1, 1 + 4 * 8, 192)
+    save_file(tree, path / "model.safetensors")
+    description = open_checkpoint(path).description
+    assert "4 x 8 patches" in description.arch
+    assert description.image_size == 16
+    assert "grid" not in description.assumed
+
+
 @pytest.mark.parametrize(
     ("processor", "stats", "why"),
     [
@@ -147,15 +159,3 @@ def test_the_activation_of_clip_is_open_without_a_configuration(tmp_path: Path) 
     save_file({n: t.contiguous() for n, t in tree.items()}, path.parent / "model.safetensors")
     (path.parent / "config.json").write_text('{"hidden_act": "gelu"}')
     assert "block_activation" not in open_checkpoint(path.parent).description.assumed
-
-
-def test_a_recorded_rectangular_grid_is_used(tmp_path: Path) -> None:
-    path = folder(tmp_path, "hf-vit", image_size=[16, 32])
-    tree = dict(FIXTURES["hf-vit"]().tree)
-    (name,) = (key for key in tree if key.endswith("position_embeddings"))
-    tree[name] = torch.randn(1, 1 + 4 * 8, 192)
-    save_file(tree, path / "model.safetensors")
-    description = open_checkpoint(path).description
-    assert "4 x 8 patches" in description.arch
-    assert description.image_size == 16
-    assert "grid" not in description.assumed

@@ -72,7 +72,7 @@ LINEAR_EVALUATION = {
     "simclr-bolts", "byol-pytorch", "vjepa2", "msn", "lejepa", "eb-jepa",
 }  # fmt: skip
 CLEAN_RESIZE = {
-    "clip": 1.0, "simclr-bolts": 1.1, "byol-pytorch": 1.0, "lejepa": 1.0, "eb-jepa": 1.0,
+    "simclr-bolts": 1.1, "byol-pytorch": 1.0, "lejepa": 1.0, "eb-jepa": 1.0, "clip": 1.0,
 }  # fmt: skip
 # Those whose views are the clean image under masks, with all constants of the rule.
 MASKED = {

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from formats import FIXTURES
-from make import checkpoint, image_folder, state_dict
+from make import checkpoint, image_folder, lidar_here, state_dict
 from raising import raises
 from rank_runs import Shell, rank_here, ranked
 from safetensors.torch import save_file
@@ -28,9 +28,13 @@ from lidar_cli.checkpoints.reading.distributed import ShardedTensor
 from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor
 from lidar_cli.errors import CheckpointError, NoWeights
 from lidar_cli.ranking.digests import Digests
+from lidar_cli.ranking.discover import files_of, scan_directory
 from lidar_cli.ranking.names import short_names
+from lidar_cli.ranking.paths import select
+from lidar_cli.ranking.pruning import list_cache
 from lidar_cli.ranking.watch import CompletedFiles
-from lidar_cli.settings import InspectSettings
+from lidar_cli.runtime.progress import Progress
+from lidar_cli.settings import EmbedSettings, InspectSettings
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ def test_shards_of_two_processes_are_joined(tmp_path: Path) -> None:
     read.sha256(tmp_path / "f")
 
 
-@pytest.mark.parametrize("name", ["dino-vit", "mae", "vicreg", "moco-v3-vit", "vissl-swav"])
+@pytest.mark.parametrize("name", ["dinov3-training", "dino-vit", "mae", "vicreg", "vissl-swav"])
 def test_systems_are_recognised_as_in_one_file(name: str, tmp_path: Path) -> None:
     fixture = FIXTURES[name]()
     file = fixture.save(tmp_path)
@@ -322,7 +326,7 @@ def mixed_runs(runs: Path) -> None:
 def test_every_checkpoint_of_a_mixed_directory_is_a_row(tmp_path: Path, rank: Shell) -> None:
     runs = tmp_path / "runs"
     mixed_runs(runs)
-    ranking = ranked(rank(runs, "--json"), status=4)
+    ranking = ranked(rank(runs, "-q", 2, "--json"), status=4)
     rows = {row["name"]: row["path"].removeprefix(f"{runs}/") for row in ranking["checkpoints"]}
     assert rows == {
         "file.pth": "file.pth",
@@ -345,17 +349,18 @@ def test_every_checkpoint_of_a_mixed_directory_is_a_row(tmp_path: Path, rank: Sh
     }
 
 
-def test_a_folder_is_named_alone_by_pattern_and_by_its_part(tmp_path: Path, rank: Shell) -> None:
-    folders = [save_folder({"model": state_dict(i)}, tmp_path / "runs" / f"r{i}") for i in (0, 1)]
-    same = {"model": {**state_dict(0)}, "iteration": 3}
-    torch.save(same, tmp_path / "runs" / "same.pt")
-    alone = ranked(rank(folders[0], "--json"))
-    assert [row["path"] for row in alone["checkpoints"]] == [str(folders[0])]
-    assert not (folders[0] / ".lidar").exists()
-    parts = ranked(rank(tmp_path / "runs" / "*" / "*.distcp", tmp_path / "runs/same.pt", "--json"))
-    assert {row["path"] for row in parts["checkpoints"]} == set(map(str, folders))
-    aliases = [row["aliases"] for row in parts["checkpoints"] if row["path"] == str(folders[0])]
-    assert aliases == [[str(tmp_path / "runs" / "same.pt")]]
+def test_a_folder_is_named_alone_by_pattern_and_by_its_part(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    folders = [save_folder({"model": state_dict(i)}, runs / f"r{i}") for i in (0, 1)]
+    torch.save({"model": state_dict(0), "iteration": 3}, runs / "same.pt")
+    assert select(folders[0]).cache_parent == Path()  # not inside the checkpoint
+    for named in (runs, runs / "r*", runs / "*" / "*.distcp", *folders):
+        expected = folders if named not in folders else [named]
+        files = [path for path in files_of(select(named), pytest.fail) if path.is_dir()]
+        assert files == expected
+    scan = scan_directory(runs, EmbedSettings(), Progress(), Digests(Path("absent"), store=False))
+    by_path = {one.path: one.aliases for one in scan.checkpoints.values()}
+    assert by_path == {runs / "same.pt": [str(folders[0])], folders[1]: []}
 
 
 def test_names_of_folders() -> None:
@@ -379,14 +384,12 @@ def test_watch_waits_for_the_metadata(tmp_path: Path) -> None:
 
 
 def test_the_cache_of_a_folder_is_in_use_while_the_folder_exists(
-    tmp_path: Path, rank: Shell, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, rank: Shell
 ) -> None:
-    from lidar_cli.ranking.pruning import list_cache
-
     runs = tmp_path / "runs"
     folder = save_folder({"model": state_dict()}, runs / "a")
     save_deepspeed(runs / "zero3", state_dict(), stage=3)
-    rank(runs, "--json")
+    rank(runs, "--json", "-q", 2)
     assert {file.unused for file in list_cache(runs, None)[1]} == {None}
     shutil.rmtree(folder)
     assert None not in {file.unused for file in list_cache(runs, None)[1]}
@@ -395,9 +398,9 @@ def test_the_cache_of_a_folder_is_in_use_while_the_folder_exists(
 def test_inspect_prints_a_folder_as_a_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from make import lidar_here
-
     folder = save_folder({"state_dict": state_dict()}, tmp_path / "99")
     done = lidar_here("inspect", folder, "--json", monkeypatch=monkeypatch, capfd=capfd)
     (inspection,) = json.loads(done.stdout)
     assert (inspection["file"], inspection["container"]) == (str(folder), "state_dict")
+    done = lidar_here("inspect", "--formats", monkeypatch=monkeypatch, capfd=capfd)
+    assert "torch.distributed.checkpoint (.metadata, *.distcp)" in done.stderr

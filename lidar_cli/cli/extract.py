@@ -20,7 +20,7 @@ def extract(
     checkpoints: Annotated[
         list[Path],
         typer.Argument(
-            help="A checkpoint, a Hugging Face folder, hf-hub:ORG/NAME or timm:NAME.",
+            help="A checkpoint, in a file or a folder; hf-hub:ORG/NAME or timm:NAME.",
             metavar="CKPT",
         ),
     ],

@@ -43,6 +43,7 @@ def inspect(
     if formats:
         rows = job.formats()
         write_results(report.to_json(rows) if json else report.table(rows))
+        write_remark(report.CONTAINERS)
         return
     inspections, status = [], 0
     for file in files or []:

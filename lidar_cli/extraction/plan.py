@@ -290,10 +290,10 @@ def make_plan(
         "embedding_revision": EMBEDDING_REVISION,
         "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
     }
-    if PATCHES in layers:
-        provenance[PATCHES] = PATCH_DRAW
     if bands:
         provenance["bands"] = ",".join(map(str, bands))
+    if PATCHES in layers:
+        provenance[PATCHES] = PATCH_DRAW
     if views.grid is not None:
         provenance["mask_grid"] = views.grid
     if settings.compile:

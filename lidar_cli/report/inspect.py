@@ -14,6 +14,11 @@ from lidar_cli.errors import printable
 from lidar_cli.settings import USUAL_IMAGE_SIZE
 
 LABEL_WIDTH = 14
+CONTAINERS = (
+    "each in a file of torch.save, Lightning or safetensors, or in a folder of Hugging Face "
+    "(model.safetensors), torch.distributed.checkpoint (.metadata, *.distcp) or DeepSpeed "
+    "(mp_rank_00_model_states.pt)"
+)
 SIZE_IS_OPEN = (
     f"not in the weights; {USUAL_IMAGE_SIZE} px, or the size of data whose images are all of one "
     "(embedded: 32 px); --image-size sets it"

@@ -121,7 +121,7 @@ def bolts_swav() -> Fixture:
 
 
 @fixture
-def simclr_spijkervet_lightning() -> Fixture:
+def spijkervet_lightning() -> Fixture:
     """The encoder is in the file twice."""
     w = Weights()
     w.resnet("model.encoder.")
@@ -131,7 +131,7 @@ def simclr_spijkervet_lightning() -> Fixture:
     backbone = functools.partial(w.run_resnet, "model.encoder.")
     arguments = vars(argparse.Namespace(resnet="resnet18", projection_dim=64))
     return Fixture(
-        "simclr-spijkervet-lightning",
+        "spijkervet-lightning",
         lightning(dict(w) | twice, hyper_parameters=arguments),
         {
             ("encoder", "backbone"): backbone,

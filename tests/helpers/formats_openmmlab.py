@@ -1,4 +1,4 @@
-"""Checkpoints as mmpretrain and mmselfsup save them: pixels of 0 to 255 are normalised as usual."""
+"""Checkpoints as mmpretrain, mmselfsup and SimMIM save them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import literal
 import torch
 from beit_forward import beit_blocks, beit_shapes, index
 from layouts import Embed, Fixture, Weights, fixture, mlp, optimizer
+from swin_forward import swin_embedding, swin_weights
 
 NAMES = (  # timm's -> mmpretrain's
     ("blocks.", "layers."), ("patch_embed.proj.", "patch_embed.projection."),
@@ -228,4 +229,20 @@ def simmim_vit() -> Fixture:
         {("encoder", "backbone"): embed},
         size=16,
         file="ckpt_epoch_799.pth",
+    )
+
+
+@fixture
+def simmim_swin() -> Fixture:
+    w = swin_weights()
+    state = {f"encoder.{name}": tensor for name, tensor in w.items()}
+    state |= {"encoder.mask_token": torch.ones(1, 1, 12), "decoder.0.bias": torch.ones(48)}
+    state |= {"encoder.layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
+    state |= {"decoder.0.weight": torch.ones(48, 24, 1, 1)}
+    return Fixture(
+        "simmim",
+        {"model": state, "optimizer": optimizer(), "max_accuracy": 0.0, "epoch": 99},
+        {("encoder", "backbone"): functools.partial(swin_embedding, w)},
+        size=16,
+        file="ckpt_epoch_99.pth",
     )

@@ -18,6 +18,7 @@ from layouts import (
     run_official,
     script_function,
 )
+from swin_forward import swin_embedding, swin_weights
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -326,3 +327,10 @@ def solo_learn_convnext() -> Fixture:
         return w.layer_norm(f"{b}head.norm", x.mean((2, 3)))
 
     return solo_simclr(w, 16, backbone, "convnext.ckpt", size=64)
+
+
+@fixture
+def solo_learn_swin() -> Fixture:
+    inner = swin_weights()
+    w = Weights.of({f"backbone.{name}": tensor for name, tensor in inner.items()})
+    return solo_simclr(w, 24, functools.partial(swin_embedding, inner), "swin.ckpt", size=16)

@@ -71,7 +71,7 @@ SPIJKERVET = Format(
 # The Lightning module has the encoder as an attribute in addition to that of its model.
 SPIJKERVET_LIGHTNING = dataclasses.replace(
     SPIJKERVET,
-    name="simclr-spijkervet-lightning",
+    name="spijkervet-lightning",
     title="Spijkervet/SimCLR, Lightning",
     example="lightning_logs/version_0/checkpoints/epoch=99.ckpt",
     source="main_pl.py, simclr/simclr.py (2738efa)",

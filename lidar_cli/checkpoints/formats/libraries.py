@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from lidar_cli.checkpoints.formats.distillation import dino_head
 from lidar_cli.checkpoints.formats.format import USUAL_ATTENTION_HEADS, Branch, Format, Head, Method
+from lidar_cli.checkpoints.shapes import swin
 
 LIGHTNING = ("pytorch-lightning_version",)
 EMA_HEAD = r"momentum_projector\."
@@ -34,8 +35,12 @@ SOLO_METHODS = (
         for name in ("simsiam", "nnsiam", "nnclr")
     ),
     Method("byol", "byol", (EMA_HEAD, r"predictor\."), (r"projector\.4\.",)),
+    Method("all4one", "byol", (r"predictor2\.",)),
     Method("nnbyol", "byol", (EMA_HEAD, r"predictor\.", r"queue$"), (r"projector\.4\.",)),
-    Method("mocov3", "moco-v3", (EMA_HEAD, r"predictor\.", r"projector\.4\.running_mean$")),
+    Method(
+        *("mocov3", "moco-v3", (EMA_HEAD, r"predictor\.", r"projector\.4\.running_mean$")),
+        (r"predictor2\.",),
+    ),
     Method("mocov2plus", "moco-v2", (EMA_HEAD, r"queue$"), (r"predictor\.",)),
     Method("ressl", "moco-v2", (EMA_HEAD, r"queue$"), (r"predictor\.",)),
     Method("swav", "swav", (r"prototypes\.",)),
@@ -64,7 +69,7 @@ SOLO = Format(
     ),
     recipe="simclr",
     methods=SOLO_METHODS,
-    backbones=("resnet", "vit", "convnext", "poolformer", "wide-resnet"),
+    backbones=("resnet", "vit", "swin", "timm-swin", "convnext", "poolformer", "wide-resnet"),
     arguments="args.json",
     small_pixel_stats="cifar10",
     attention_heads=USUAL_ATTENTION_HEADS,
@@ -75,7 +80,9 @@ SOLO = Format(
         r"queue",
         r"dino_loss_func\.",
         r"decoder\.",
+        r"(predictor2|transformer_encoder|pos_enc)\.",
         r"backbone\.fc\.",
+        *swin.BUFFERS,
     ),
 )
 

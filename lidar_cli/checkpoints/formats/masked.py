@@ -18,6 +18,7 @@ from lidar_cli.checkpoints.formats.format import (
     TokenPredictor,
     numbered,
 )
+from lidar_cli.checkpoints.shapes import swin
 
 IJEPA = Format(
     name="ijepa",
@@ -60,13 +61,13 @@ SIMMIM = Format(
     name="simmim",
     title="microsoft/SimMIM",
     example="ckpt_epoch_799.pth",
-    source="models/simmim.py, vision_transformer.py, utils.py (d3e29bc)",
+    source="models/simmim.py, vision_transformer.py, swin_transformer.py, utils.py (d3e29bc)",
     present=(r"encoder\.mask_token$", r"encoder\.patch_embed\.", r"decoder\.0\.weight$"),
     containers=("model",),
     branches=(Branch("encoder", "encoder."),),
     recipe="simmim",
-    backbones=("beit",),
-    unused=(r"decoder\.0\.", r".*\.relative_position_index$"),
+    backbones=("beit", "swin"),
+    unused=(r"encoder\.mask_token$", r"decoder\.0\.", *swin.BUFFERS),
 )
 
 # BatchNorm only with use_bn.

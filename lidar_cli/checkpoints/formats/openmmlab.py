@@ -21,6 +21,7 @@ from lidar_cli.checkpoints.formats.format import (
 LAYERS = (
     *numbered(["fc0", "bn0", "-", "fc1", "bn1", "-", "fc2", "bn2"]),
     (r"(mlp|projection_neck)\.", ""),
+    (r"fc\.", "0."),  # NPID's only layer
 )
 FC1, BN1, FC2 = (rf"neck\.{name}" for name in (r"fc1\.", r"bn1\.running_mean$", r"fc2\."))
 BN2, PREDICTOR = r"neck\.bn2\.running_mean$", r"head\.predictor\."
@@ -58,6 +59,7 @@ PLAIN = Format(
         r"(encoder_q|encoder|online_net|base_encoder)\.[01]\.",
         r"(\w+\.)?steps$",
         r"queue2?(_ptr)?$",
+        r"memory_bank\.",
         r"head\.(?!predictor\.)",
         r"target_generator\.",
         r"backbone\.mask_token$",
@@ -93,7 +95,7 @@ MASKED = dataclasses.replace(
     PLAIN,
     name="mmpretrain-masked",
     title="open-mmlab/mmpretrain and mmselfsup, MAE, EVA, MILAN, BEiT and MaskFeat",
-    present=(*PLAIN.present, r"(neck\.decoder_embed\.|backbone\.mask_token$)"),
+    present=(*PLAIN.present, r"(neck\.decoder_embed\.|backbone\.mask_token)"),
     branches=(Branch("encoder", "backbone."),),
     recipe="mae",
     methods=(

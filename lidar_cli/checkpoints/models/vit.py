@@ -66,7 +66,7 @@ class ViT(MaskedBackbone):
         from timm.models.vision_transformer import VisionTransformer
 
         pooled = spec.fc_norm or spec.mean_pooled or not spec.class_token
-        pool: Any = "map" if spec.attention_pool else "avg" if pooled else "token"
+        pool: Any = "avg" if pooled else "token"
         silu = spec.swiglu and spec.gate == "silu"
         mlp: Any = partial(GluMlp, gate_last=False) if spec.swiglu else Mlp
         self.width = spec.output_width

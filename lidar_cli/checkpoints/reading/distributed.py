@@ -42,7 +42,7 @@ SUFFIX = ".distcp"
 LIGHTNING = "meta.pt"
 WALKERS = "lidar_cli.checkpoints.reading.walk_distributed"
 CHECKSUMS = f"{WALKERS}:walk_checksums"
-ADVICE = "copy the whole folder again"
+ADVICE = "copy or save the folder again"
 MAX_DEPTH = 50  # of nested dicts and lists
 TREE_OF_LIGHTNING = "pytorch-lightning_version"  # a key of each checkpoint of its Trainer
 
@@ -88,6 +88,7 @@ def read_tree(
     except Malformed as error:
         raise _damaged(folder / METADATA, error) from error
     if (folder / LIGHTNING).is_file():
+        _check_regular(folder / LIGHTNING)
         file = read_file(folder / LIGHTNING)
         rest = file.tree
         stand_ins |= dict.fromkeys(file.stand_ins)
@@ -206,6 +207,7 @@ class Layout(NamedTuple):
 def read_layout(folder: Path) -> Layout:
     """The names, shapes and pieces of a distributed checkpoint. Raises CheckpointError."""
     path = folder / METADATA
+    _check_regular(path)
     walked = run_limited(
         f"{WALKERS}:walk_metadata", path, str(path), error=CheckpointError, advice=ADVICE
     )
@@ -241,18 +243,24 @@ def _piece_file(folder: Path, name: str) -> PieceFile:
     is_plain = name == os.path.basename(name) and "\\" not in name and "\0" not in name  # noqa: PTH119
     if not is_plain or not name.endswith(SUFFIX):
         raise CheckpointError(
-            f"{folder}: {METADATA} refers to {shown}, which is not one of its own {SUFFIX} files; "
+            f"{folder}: {METADATA} refers to {shown}, which is no {SUFFIX} file in it; "
             "take the folder from a source that you trust",
             code="outside",
         )
     path = folder / name
-    if kind := irregular_kind(path, follow=False):
-        raise CheckpointError(
-            f"{path}: is {kind}, expected a file; copy what it points to:  cp -rL", code="is-a-link"
-        )
+    _check_regular(path)
     if not path.is_file():
         raise CheckpointError(f"{folder}: {shown} is missing; {ADVICE}", code="missing-piece")
     return PieceFile(path, path.stat().st_size, [])
+
+
+def _check_regular(path: Path) -> None:
+    """Raise CheckpointError for a link, a pipe or a device, which may be anything."""
+    if kind := irregular_kind(path, follow=False):
+        raise CheckpointError(
+            f"{path}: is {kind}, expected a file; copy the folder with what it links to:  cp -rL",
+            code="is-a-link",
+        )
 
 
 def _entry(row: Any, files: list[PieceFile]) -> Entry:

@@ -126,13 +126,13 @@ def weights_path(path: Path) -> Path:
         _refuse_parts(path)
         return path
     names = {entry.name for entry in path.iterdir()}
-    found = _weights_in(path, names)
-    if found is None and "latest" in names:
+    weights = _weights_in(path, names)
+    if weights is None and "latest" in names:
         step = path / _text_of(path / "latest")
         if step.parent == path and step.is_dir():
-            found = _weights_in(step, {entry.name for entry in step.iterdir()})
-    if found is not None:
-        return found
+            weights = _weights_in(step, {entry.name for entry in step.iterdir()})
+    if weights is not None:
+        return weights
     if "zero_to_fp32.py" in names or "latest" in names:
         raise CheckpointError(_join_deepspeed(path, path))
     raise CheckpointError(
@@ -206,7 +206,7 @@ def _check_metadata(folder: Path, names: Collection[str]) -> None:
     of_processes = sorted(name for name in names if re.fullmatch(r"__\d+\.metadata", name))
     if of_processes:
         raise CheckpointError(
-            f"{folder}: each process saved a checkpoint of its own ({of_processes[0]}); expected "
+            f"{folder}: each process saved a separate checkpoint ({of_processes[0]}); expected "
             "one .metadata of all; save it with torch.distributed.checkpoint.save(..., "
             "use_collectives=True)",
             code="unfinished",

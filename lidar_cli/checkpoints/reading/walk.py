@@ -60,8 +60,9 @@ DAMAGED = {  # kind of file -> how a message describes a malformed one
     "zip": "a damaged or truncated torch file",
     "legacy": "not a torch file, or damaged",
     "metadata": "damaged",
-    "distcp": "a damaged or truncated part of a distributed checkpoint",
+    "distcp": "damaged or truncated",
 }
+OF_FOLDERS = ("metadata", "distcp")  # kinds of files of torch.distributed.checkpoint
 
 # First bytes of files that are often taken for a checkpoint: what they are, and the next step.
 OTHER_FORMATS = (
@@ -103,8 +104,11 @@ def as_checkpoint_errors(path: str, kind: str) -> Iterator[None]:
     try:
         yield
     except Malformed as error:
+        advice = f"{EXPECTED}; copy or save it again"
+        if kind in OF_FOLDERS:
+            advice = "expected a part of a distributed checkpoint; copy or save the folder again"
         raise CheckpointError(
-            f"{path}: {DAMAGED[kind]}: {shortened(str(error))}; {EXPECTED}; copy or save it again"
+            f"{path}: {DAMAGED[kind]}: {shortened(str(error))}; {advice}"
         ) from error
     except Forbidden as error:
         raise CheckpointError(

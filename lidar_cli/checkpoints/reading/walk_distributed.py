@@ -131,13 +131,15 @@ class _Metadata:
 
     def chunks(self, name: str, chunks: list[Any]) -> list[list[Any]]:
         """Offsets, sizes and piece of each chunk that is not empty."""
-        rows = []
+        rows: dict[tuple[int, ...], list[Any]] = {}
         for chunk in chunks:
             fields = _attributes(chunk)
             offsets, sizes = (checked_sizes(fields.get(key)) for key in ("offsets", "sizes"))
+            if offsets in rows:
+                raise Malformed(f"two pieces of {name[:60]!a} overlap")
             if 0 not in sizes:  # a process without a share of the tensor
-                rows.append([offsets, sizes, *self.piece(name, offsets)])
-        return rows
+                rows[offsets] = [offsets, sizes, *self.piece(name, offsets)]
+        return list(rows.values())
 
     def piece(self, name: str, offsets: tuple[int, ...] | None) -> list[Any]:
         """Row of the file, first byte and number of bytes of a piece."""

@@ -168,10 +168,10 @@ class ViTSpec(TransformerSpec):
     resize: Resize = "antialias"  # how positions are resized for another image size
     position_offset: float = 0.0  # added to the new grid's side then, see models/backbone.py
     gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
-    block_activation: str = "gelu"  # in MLPs that are no SwiGLUs: or 'quick_gelu', 'gelu_tanh'
-    attention_pool: bool = False  # whether a probe that attends to all tokens pools them, as SigLIP
     mean_pooled: bool = False  # whether patch tokens are averaged though there is a class token
     embedding: tuple[int, ...] = ()  # shape of the weight of a last Linear layer, () without one
+    block_activation: str = "gelu"  # in MLPs that are no SwiGLUs: or 'quick_gelu', 'gelu_tanh'
+    attention_pool: bool = False  # whether a probe that attends to all tokens pools them, as SigLIP
     stem: tuple[int, ...] = ()  # channels of a convolutional stem's 3x3 layers, () without one
     tokens: int  # number of tokens that have a position embedding
     columns: int  # patches in a row of the grid
@@ -270,10 +270,10 @@ class ViTSpec(TransformerSpec):
         norms["norm"] = self.final_norm and not self.fc_norm
         for name in [name for name, present in norms.items() if present]:
             shapes |= layernorm(name, width)
-        if self.attention_pool:
-            shapes |= _pool_shapes(width, self.mlp)
         if self.embedding:
             shapes |= embedding_shapes(self.embedding)
+        if self.attention_pool:
+            shapes |= _pool_shapes(width, self.mlp)
         return shapes | repeated("blocks", self.depth, self._block())
 
     def _block(self) -> dict[str, tuple[int, ...]]:
@@ -374,8 +374,8 @@ def spec(
         eps=EPS if eps is None else eps,
         resize=resize,
         position_offset=DINO_OFFSET if dinov2 else 0.0,
-        attention_pool=f"{POOL}.probe" in shapes,
         embedding=shapes.get("embedding.weight", ()),
+        attention_pool=f"{POOL}.probe" in shapes,
         stem=stem,
         why=why,
         decided=decided,
