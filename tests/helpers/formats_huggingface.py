@@ -115,13 +115,13 @@ def hf_vitmae() -> Fixture:
 @fixture
 def hf_vitmae_decoder() -> Fixture:
     """Recognised by its decoder, with a config.json or without; nothing of it is embedded."""
-    made = hf_vitmae()
-    tree = {f"vit.{name}": tensor for name, tensor in made.tree.items()}
+    encoder = hf_vitmae()
+    tree = {f"vit.{name}": tensor for name, tensor in encoder.tree.items()}
     tree |= {"decoder.mask_token": torch.ones(1, 1, 16), "decoder.decoder_pred.bias": torch.ones(8)}
     tree |= {f"decoder.decoder_{name}.weight": torch.ones(8, 16) for name in ("pred", "embed")}
     return dataclasses.replace(
-        made, format="hf-vitmae-pretraining", tree=tree, file="model.bin", config={},
-        embed={key: lambda x: vitmae_usual(made.tree, x) for key in made.embed},
+        encoder, format="hf-vitmae-pretraining", tree=tree, file="model.bin", config={},
+        embed={key: lambda x: vitmae_usual(encoder.tree, x) for key in encoder.embed},
     )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def _fetch(path: Path, name: str, revision: str | None) -> Path:
 
     unreachable: Exception | None = None
     try:
-        for file in ("config.json", *WEIGHTS):
+        for file in ("config.json", "preprocessor_config.json", *WEIGHTS):
             try:
                 cached = Path(hf_hub_download(name, file, revision=revision))
             except errors.LocalEntryNotFoundError as error:  # the Hub did not answer

@@ -160,8 +160,8 @@ def hf_spec(shapes: Shapes, origin: str, *, eps: float | None = None) -> ConvNeX
 
     eps: of the last norm; that of the others is in the library's code.
     """
-    by_code = spec(shapes, origin, eps=EPS).decide("eps", "Hugging Face's code has 1e-6")
-    return dataclasses.replace(by_code, head_eps=HF_EPS if eps is None else eps)
+    plain = spec(shapes, origin, eps=EPS).decide("eps", "Hugging Face's code has 1e-6")
+    return dataclasses.replace(plain, head_eps=HF_EPS if eps is None else eps)
 
 
 def _numbers(shapes: Shapes, blocks: str) -> set[str]:

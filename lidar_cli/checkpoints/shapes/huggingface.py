@@ -3,7 +3,7 @@
     ViTModel, IJepaModel                       -> timm's ViT, I-JEPA without a class token
     Dinov2Model, Dinov2WithRegistersModel      -> timm's ViT with layer scale, GELU or SwiGLU
     Data2VecVisionModel, BeitModel             -> BEiT
-    CLIP's and SigLIP's vision models          -> timm's ViT, SigLIP's with a module that pools
+    CLIP's and SigLIP's vision models          -> timm's ViT, with SigLIP's attention pooling
     ResNetModel                                -> torchvision's ResNet
 
 In the file, queries, keys and values are separate tensors; '@' marks them as parts of one tensor,
