@@ -11,6 +11,7 @@ import timm
 import torch
 from formats import FIXTURES
 from literal import assert_close, images
+from make import lidar
 from safetensors.torch import save_file
 
 from lidar_cli.checkpoints.open import open_checkpoint
@@ -159,3 +160,25 @@ def test_the_activation_of_clip_is_open_without_a_configuration(tmp_path: Path) 
     save_file({n: t.contiguous() for n, t in tree.items()}, path.parent / "model.safetensors")
     (path.parent / "config.json").write_text('{"hidden_act": "gelu"}')
     assert "block_activation" not in open_checkpoint(path.parent).description.assumed
+
+
+def test_a_ranking_sees_another_configuration_of_equal_weights(tmp_path: Path) -> None:
+    """The digest of the file with the weights does not cover config.json."""
+    runs = tmp_path / "runs"
+    for name, eps in (("a", 1e-12), ("b", 0.1), ("c", 1e-12)):
+        (runs / name).mkdir(parents=True)
+        folder(runs / name, "hf-vit", layer_norm_eps=eps)
+    words = ["rank", runs, "-n", 60, "-q", 2, "--json", "--layer", "backbone", "--image-size", 16]
+
+    def ranked() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        ranking = json.loads(lidar(*words, cwd=tmp_path).stdout)
+        (row,) = ranking["checkpoints"]
+        return row, ranking["failed"]
+
+    row, (failed,) = ranked()
+    assert row["aliases"] == [str(runs / "c/model.safetensors")]
+    assert "another config.json" in failed["reason"]
+    folder(runs / "a", "hf-vit", layer_norm_eps=0.1)
+    other, (failed,) = ranked()
+    assert other["aliases"] == [str(runs / "b/model.safetensors")]
+    assert other["value"] != row["value"]  # embedded again, not from the cache

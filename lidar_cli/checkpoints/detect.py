@@ -7,6 +7,7 @@ format is read by the usual names of backbones and heads (fallback.py). torch is
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -166,6 +167,10 @@ def detect(
     if ema_key is not None:
         description = _with_average_as_branch(description, ema_key, raw, use_average, is_auto)
     selected = {name: clean_prefix(text) or NONE for name, text in selected.items()}
+    if config:  # of which the digest of the weights' file says nothing
+        facts = repr([(layer, module.spec.facts) for layer, module in modules.items()])
+        digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        description = replace(description, configured=digest)
     return replace(description, selected=selected), modules
 
 

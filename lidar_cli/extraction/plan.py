@@ -249,32 +249,12 @@ def make_plan(
     check_channels(recipe, description, bands, path)
     views = Views(recipe, settings.seed, q, size, description.patch, bands)
     check_masks(views, description, path)
-    available = dict(description.widths)
-    if description.token_width is not None:
-        available[PATCHES] = description.token_width
-    layers = choose_layers(settings.layer, list(available))
-    widths = {layer: available[layer] for layer in layers}
-    if PATCHES in layers and recipe.masks is not None:
-        raise CheckpointError(
-            f"the views {recipe.name} hide patches, from whose tokens --layer {PATCHES} draws; "
-            "choose views without masks, such as --views simclr",
-            code="masked-patches",
-        )
+    widths = _layer_widths(settings, description, recipe)
     provenance = {
         "checkpoint": path,
         "sha256": digest,
-        "model_format": description.format,
-        "architecture": description.arch,
-        "branch": description.branch,
-        **description.selected,
-        "activation": settings.activation,
-        "assumed": {
-            key: {"value": one.value, "why": one.why}
-            for key, one in with_assumed_in_use(description, settings).assumed.items()
-        },
-        "assumptions": list(description.assumptions),
-        "source_sha256": source(settings.model) if settings.model else None,
-        "layers": layers,
+        **_origin(description, settings),
+        "layers": list(widths),
         "layer_reason": layer_reason(settings.layer, list(description.widths)),
         "data": samples.data,
         "samples_sha256": samples.fingerprint,
@@ -290,21 +270,51 @@ def make_plan(
         "embedding_revision": EMBEDDING_REVISION,
         "versions": {name: version(name) for name in ("lidar-cli", "torch", "timm", "numpy")},
     }
-    if bands:
-        provenance["bands"] = ",".join(map(str, bands))
-    if PATCHES in layers:
-        provenance[PATCHES] = PATCH_DRAW
-    if views.grid is not None:
-        provenance["mask_grid"] = views.grid
-    if settings.compile:
-        provenance["compiled"] = True
-    if samples.labels_sha256 is not None:
-        provenance["labels_sha256"] = samples.labels_sha256
-    if samples.bad:
-        provenance["bad_samples"] = len(samples.bad)
+    optional = {
+        "bands": ",".join(map(str, bands or ())),
+        PATCHES: PATCH_DRAW if PATCHES in widths else None,
+        "mask_grid": views.grid,
+        "compiled": settings.compile,
+        "labels_sha256": samples.labels_sha256,
+        "bad_samples": len(samples.bad),
+    }
+    provenance |= {name: value for name, value in optional.items() if value}
     return Plan(
         views=views,
         layout=Layout(widths, n, q, clean, settings.storage),
         precision=settings.precision,
         provenance=provenance,
     )
+
+
+def _layer_widths(
+    settings: EmbedSettings, description: CheckpointDescription, recipe: Recipe
+) -> dict[str, int]:
+    """Layer to embed -> its width. Raises CheckpointError."""
+    available = dict(description.widths)
+    if description.token_width is not None:
+        available[PATCHES] = description.token_width
+    layers = choose_layers(settings.layer, list(available))
+    if PATCHES in layers and recipe.masks is not None:
+        raise CheckpointError(
+            f"the views {recipe.name} hide patches, from whose tokens --layer {PATCHES} draws; "
+            "choose views without masks, such as --views simclr",
+            code="masked-patches",
+        )
+    return {layer: available[layer] for layer in layers}
+
+
+def _origin(description: CheckpointDescription, settings: EmbedSettings) -> dict[str, Any]:
+    """The part of a provenance that says which module embeds."""
+    assumed = with_assumed_in_use(description, settings).assumed
+    origin = {
+        "model_format": description.format,
+        "architecture": description.arch,
+        "branch": description.branch,
+        **description.selected,
+        "activation": settings.activation,
+        "assumed": {key: {"value": one.value, "why": one.why} for key, one in assumed.items()},
+        "assumptions": list(description.assumptions),
+        "source_sha256": source(settings.model) if settings.model else None,
+    }
+    return origin | ({"configured": description.configured} if description.configured else {})

@@ -204,6 +204,11 @@ class Recogniser:
         if isinstance(result, Exception):
             raise result
 
+    def configured(self, path: Path) -> str:
+        """`configured` of the description of a checked file."""
+        _, result = self._results[path]
+        return result.configured if isinstance(result, CheckpointDescription) else ""
+
     def description(self, path: Path, hashed: Stamp) -> CheckpointDescription:
         """The description of the content that was hashed.
 
@@ -236,8 +241,14 @@ def classify_file(
             return
         recogniser.check(path)
         before, digest = digests.of(path)
-        if digest in scan.checkpoints:
-            scan.checkpoints[digest].aliases.append(str(path))
+        if first := scan.checkpoints.get(digest):
+            if recogniser.configured(path) != first.description.configured:
+                raise CheckpointError(
+                    f"{path}: has the weights of {first.path} and another config.json, by which "
+                    "they embed otherwise; rank it alone",
+                    code="other-configuration",
+                )
+            first.aliases.append(str(path))
             return
         description = recogniser.description(path, before)
         if description.stand_ins_text:
@@ -316,6 +327,7 @@ def _embedding_facts(description: CheckpointDescription) -> str:
         [
             *(description.arch, description.branch, description.widths, description.recipe),
             *(description.pixel_stats, description.image_size, description.patch, assumed),
+            description.configured,
         ]
     )
 

@@ -104,6 +104,11 @@ class TimmSpec(ModuleSpec):
     any_size: ClassVar[bool] = False
 
     @property
+    def facts(self) -> str:
+        """As in `ModuleSpec`."""
+        return repr((self.arch, self.grid, sorted(self.backbone.built_with.items())))
+
+    @property
     def arch(self) -> str:
         """The name of the model in timm."""
         return self.backbone.arch

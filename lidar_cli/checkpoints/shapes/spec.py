@@ -65,6 +65,14 @@ class ModuleSpec:
         return {key: Assumed(getattr(self, key), why) for key, why in self.why.items()}
 
     @property
+    def facts(self) -> str:
+        """All that determines the module in addition to its weights, as text."""
+        origins = ("why", "decided")
+        return repr(
+            [getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in origins]
+        )
+
+    @property
     def output_width(self) -> int:
         """The width of the module's output; another than `width` for a ViT with a last Linear."""
         return int(self.width)  # type: ignore[attr-defined]
@@ -298,6 +306,7 @@ class CheckpointDescription:
     patch: int | None = None  # pixels a side of a ViT's patches, None for other backbones
     token_width: int | None = None  # of patch tokens, None for a backbone that keeps none
     selected: Mapping[str, str] = field(default_factory=dict)  # prefixes that the user gave
+    configured: str = ""  # with a config.json: digest of all that determines the modules
     channels: int = 3  # of the images that the backbone takes
     masks: tuple[str, ...] = ()  # mask rules that its embedding supports, see views/masks.py
     stand_ins: tuple[str, ...] = ()  # foreign names in the file, neither imported nor run
