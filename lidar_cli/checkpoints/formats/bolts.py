@@ -63,7 +63,7 @@ BYOL = dataclasses.replace(
 BYOL_OLD = dataclasses.replace(
     BYOL,
     name="bolts-byol-old",
-    title="Lightning Bolts before 0.6, BYOL and SimSiam",
+    title="Lightning Bolts, BYOL and SimSiam before 0.6",
     source="models/self_supervised/byol/, simsiam/ (0.5.0)",
     present=(*BYOL.present, r"online_network\.predictor\.model\.3\.weight$"),
     branches=tuple(
