@@ -21,8 +21,6 @@ from lidar_cli.checkpoints.reading.lazy_tensor import LazyTensor
 from lidar_cli.checkpoints.reading.read import read_contents
 from lidar_cli.errors import LidarError
 
-MUTATIONS = 200
-
 RankInfo = tuple[Any, ...]
 
 
@@ -92,8 +90,9 @@ def shrunk(tree: Any) -> Any:
 OF_FORMATS = {make().format: name for name, make in reversed(FIXTURES.items())}.values()
 
 
+@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", sorted(OF_FORMATS))
-def test_mutated_fixtures_open_or_end_in_one_line(name: str, tmp_path: Path) -> None:
+def test_mutated_fixtures_open_or_end_in_one_line(name: str, count: int, tmp_path: Path) -> None:
     fixture: Fixture = FIXTURES[name]()
     path = dataclasses.replace(fixture, tree=shrunk(fixture.tree)).save(tmp_path)
     original = path.read_bytes()
@@ -101,13 +100,13 @@ def test_mutated_fixtures_open_or_end_in_one_line(name: str, tmp_path: Path) -> 
     draw = random.Random(name)
     opened = 0
     refusals = set()
-    for _ in range(MUTATIONS):
+    for _ in range(count):
         path.write_bytes(mutated(original, draw))
         try:
             open_checkpoint(path)
             opened += 1
         except LidarError as error:
             refusals.add(str(error))
-    assert opened > 2
-    assert len(refusals) > 10
+    assert opened > 2 or count < 100
+    assert len(refusals) > count // 20
     assert not any("\n" in line for line in refusals)

@@ -569,9 +569,9 @@ def test_each_image_is_decoded_once_to_rank_and_once_to_probe(
 ) -> None:
     decode, decodes = dataset.decoded, Counter[type]()
 
-    def counted(content: Any) -> np.ndarray:
+    def counted(content: Any, *options: Any) -> np.ndarray:
         decodes[type(content)] += 1
-        return decode(content)
+        return decode(content, *options)
 
     monkeypatch.setattr(dataset, "decoded", counted)
     runs = sweep(tmp_path / "runs")

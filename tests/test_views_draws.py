@@ -199,7 +199,7 @@ def test_hash_and_slots_are_those_of_every_view_ever_made():
     assert parameters.words(np.zeros((), np.uint64), 1, 1)[0] == 0x6E789E6AA1B965F4
     assert {slot.name: slot.value for slot in Slot} == {
         "AREA": 0, "RATIO": 16, "TOP": 32, "LEFT": 33, "FLIP": 34, "JITTER": 35, "ORDER": 36,
-        "FACTOR": 40, "GREY": 44, "BLUR": 45, "SIGMA": 46, "SOLARISE": 47,
+        "FACTOR": 40, "GREY": 44, "BLUR": 45, "SIGMA": 46, "SOLARISE": 47, "PATCH": 48,
     }  # fmt: skip
 
 
