@@ -62,6 +62,7 @@ class FormatRow:
     recipe: str  # joined with commas if the method decides between several
     example: str
     marks: str
+    source: str = ""  # files of the system's code that define the layout, and their revision
 
 
 def inspect_file(path: Path, settings: FormatSettings) -> Inspection:
@@ -142,6 +143,7 @@ def formats() -> list[FormatRow]:
             recipe=", ".join(one.recipes),
             example=one.example,
             marks=readable((*one.keys, *one.present)),
+            source=one.source,
         )
         for one in FORMATS
     ]

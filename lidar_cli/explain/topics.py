@@ -164,6 +164,7 @@ def _system(name: str) -> str | None:
         "branches": f"{row.branches} (the first is the default)",
         "layers": row.layers,
         "views": row.recipe,
+        "by the code in": row.source,
         "option": f"`--format {row.name}`",
     }
     lines = "\n".join(f"- {label}: {text}" for label, text in facts.items() if text)

@@ -129,7 +129,7 @@ HF_SWIN = dataclasses.replace(
     HF_VIT,
     name="hf-swin",
     title="Hugging Face, Swin",
-    source="models/swin/modeling_swin.py of transformers 5.24",
+    source="models/swin/modeling_swin.py (transformers 5.24)",
     present=(
         r"embeddings\.patch_embeddings\.projection\.weight$",
         r"encoder\.layers\.0\.blocks\.0\.layernorm_before\.weight$",
@@ -154,7 +154,7 @@ HF_VITMAE = dataclasses.replace(
     HF_VIT,
     name="hf-vitmae",
     title="Hugging Face, ViTMAE",
-    source="models/vit_mae/modeling_vit_mae.py of transformers 5.24",
+    source="models/vit_mae/modeling_vit_mae.py (transformers 5.24)",
     absent=(r"decoder\.", *HF_VIT.absent),
     config=(("model_type", "vit_mae"),),
     needs_config=True,
@@ -175,7 +175,7 @@ HF_RESNET = dataclasses.replace(
     HF_VIT,
     name="hf-resnet",
     title="Hugging Face, ResNet",
-    source="models/resnet/modeling_resnet.py of transformers 5.24",
+    source="models/resnet/modeling_resnet.py (transformers 5.24)",
     present=(
         r"embedder\.embedder\.convolution\.weight$",
         r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight$",
@@ -189,7 +189,7 @@ HF_CONVNEXT = dataclasses.replace(
     HF_VIT,
     name="hf-convnext",
     title="Hugging Face, ConvNeXt and ConvNeXt V2",
-    source="models/convnext/, models/convnextv2/ of transformers 5.24",
+    source="models/convnext/, models/convnextv2/ (transformers 5.24)",
     present=(
         r"embeddings\.patch_embeddings\.weight$",
         r"encoder\.stages\.0\.layers\.0\.dwconv\.weight$",
@@ -208,7 +208,7 @@ HF_CLIP = dataclasses.replace(
     HF_VIT,
     name="hf-clip",
     title="Hugging Face, CLIP",
-    source="models/clip/modeling_clip.py of transformers 5.24",
+    source="models/clip/modeling_clip.py (transformers 5.24)",
     present=(
         r"embeddings\.class_embedding$",
         r"pre_layrnorm\.weight$",
@@ -226,7 +226,7 @@ HF_SIGLIP = dataclasses.replace(
     HF_CLIP,
     name="hf-siglip",
     title="Hugging Face, SigLIP and SigLIP 2",
-    source="models/siglip/modeling_siglip.py of transformers 5.24",
+    source="models/siglip/modeling_siglip.py (transformers 5.24)",
     present=(
         r"embeddings\.patch_embedding\.weight$",
         r"post_layernorm\.weight$",

@@ -45,7 +45,7 @@ IBOT = dataclasses.replace(
     name="ibot",
     title="bytedance/ibot",
     example="checkpoint.pth, checkpoint_teacher.pth",
-    source="main_ibot.py, models/head.py, models/vision_transformer.py, loss.py",
+    source="main_ibot.py, models/head.py, models/vision_transformer.py, loss.py (da316d8)",
     present=(*DINO.present, r"(teacher\.head\.last_layer2|student\.backbone\.masked_embed)"),
     branches=(
         Branch("teacher", "teacher.backbone.", ibot_head("teacher.head.")),
@@ -102,7 +102,7 @@ FRANCA = dataclasses.replace(
     name="franca",
     title="valeoai/Franca",
     example="franca_vitb14_In21K.pth, eval/training_124999/teacher_checkpoint.pth",
-    source="franca/train/ssl_meta_arch.py, layers/mrl_dino_head.py, hub/backbones.py",
+    source="franca/train/ssl_meta_arch.py, layers/mrl_dino_head.py, hub/backbones.py (24f8c60)",
     present=(r"teacher\.backbone\.cls_token", r"teacher\.dino_head\.matryoshka_projections\.4\."),
     branches=(
         Branch(

@@ -97,7 +97,7 @@ class Format:
     title: str  # repository and kind of file
     present: tuple[str, ...]  # patterns that each match a name; more of them: more specific
     branches: tuple[Branch, ...]  # first the one that the authors evaluate
-    source: str  # the code that defines the layout
+    source: str  # the code that defines the layout, and its revision
     recipe: str  # the view recipe of its training; with `methods`, if none of them fits
     methods: tuple[Method, ...] = ()  # a library's methods; the first that fits the names is used
     arguments: str = ""  # of the run: the key, or the JSON file next to the checkpoint

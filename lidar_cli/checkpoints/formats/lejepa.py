@@ -13,7 +13,7 @@ LEJEPA = Format(
     name="lejepa",
     title="rbalestr-lab/lejepa, minimal example",
     example="lejepa.pth",
-    source="MINIMAL.md",
+    source="MINIMAL.md (eddffdd)",
     present=(
         r"backbone\.patch_embed\.proj\.weight$",
         r"backbone\.head\.weight$",
@@ -33,7 +33,7 @@ EB_JEPA = Format(
     name="eb-jepa",
     title="facebookresearch/eb_jepa, images",
     example="latest.pth.tar, epoch_250.pth.tar",
-    source="examples/image_jepa/main.py, dataset.py, eb_jepa/training_utils.py",
+    source="examples/image_jepa/main.py, dataset.py, eb_jepa/training_utils.py (966e61e)",
     keys=("epoch", "step", "model_state_dict"),
     containers=("model_state_dict",),
     present=(r"backbone\.(backbone\.conv1\.weight|class_token)",),

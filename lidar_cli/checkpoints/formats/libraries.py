@@ -58,7 +58,7 @@ SOLO = Format(
     name="solo-learn",
     title="vturrisi/solo-learn",
     example="trained_models/simclr/ID/NAME-ID-ep=399.ckpt",
-    source="solo/methods/, solo/backbones/, solo/utils/checkpointer.py",
+    source="solo/methods/, solo/backbones/, solo/utils/checkpointer.py (9187ea3)",
     keys=LIGHTNING,
     absent_keys=("hyper_parameters",),  # solo-learn saves none; most other Lightning modules do
     containers=("state_dict",),
@@ -135,7 +135,7 @@ SOLO_MAE = dataclasses.replace(
     SOLO,
     name="solo-learn-mae",
     title="vturrisi/solo-learn, MAE",
-    source="solo/methods/mae.py, solo/backbones/vit/vit_mae.py",
+    source="solo/methods/mae.py, solo/backbones/vit/vit_mae.py (9187ea3)",
     present=(*SOLO.present, r"backbone\.patch_embed\.", r"decoder\.decoder_embed\."),
     branches=(Branch("encoder", "backbone."),),
     recipe="mae",

@@ -20,7 +20,7 @@ LIGHTLY_TRAIN = Format(
     name="lightly-train",
     title="lightly-ai/lightly-train, SimCLR",
     example="out/checkpoints/last.ckpt",
-    source="src/lightly_train/_methods/simclr, _models/, _checkpoint.py",
+    source="src/lightly_train/_methods/simclr, _models/, _checkpoint.py (8f5a75c)",
     keys=("lightly_train",),
     containers=("state_dict",),
     present=(r"embedding_model\.", r"projection_head\.layers\.0\."),
@@ -44,7 +44,7 @@ LIGHTLY_TRAIN_DINO = dataclasses.replace(
     LIGHTLY_TRAIN,
     name="lightly-train-dino",
     title="lightly-ai/lightly-train, DINO",
-    source="src/lightly_train/_methods/dino, _models/, _checkpoint.py",
+    source="src/lightly_train/_methods/dino, _models/, _checkpoint.py (8f5a75c)",
     present=(
         r"teacher_embedding_model\.",
         r"student_embedding_model\.",
@@ -62,7 +62,7 @@ LIGHTLY_TRAIN_DINOV2 = dataclasses.replace(
     LIGHTLY_TRAIN_DINO,
     name="lightly-train-dinov2",
     title="lightly-ai/lightly-train, DINOv2 and DINOv3.1",
-    source="src/lightly_train/_methods/dinov2, dinov31, _models/, _checkpoint.py",
+    source="src/lightly_train/_methods/dinov2, dinov31, _models/, _checkpoint.py (8f5a75c)",
     present=(*LIGHTLY_TRAIN_DINO.present[:2], r"teacher_head\.dino_head\.mlp\."),
     branches=tuple(
         Branch(name, f"{name}_{MODEL}", dino_head(f"{name}_head.dino_head."))
@@ -83,7 +83,7 @@ LIGHTLY_TRAIN_DISTILLATION = dataclasses.replace(
     LIGHTLY_TRAIN,
     name="lightly-train-distillation",
     title="lightly-ai/lightly-train, distillation 1 to 3",
-    source="src/lightly_train/_methods/distillation, distillationv2, distillationv3",
+    source="src/lightly_train/_methods/distillation, distillationv2, distillationv3 (8f5a75c)",
     present=(r"student_embedding_model\.", r"student_projection_head"),
     absent=(r"teacher_(projection_)?head\.",),
     branches=(
@@ -106,7 +106,7 @@ LIGHTLY_TRAIN_DENSECL = dataclasses.replace(
     LIGHTLY_TRAIN,
     name="lightly-train-densecl",
     title="lightly-ai/lightly-train, DenseCL",
-    source="src/lightly_train/_methods/densecl, _models/, _checkpoint.py",
+    source="src/lightly_train/_methods/densecl, _models/, _checkpoint.py (8f5a75c)",
     present=(r"query_encoder\.embedding_model\.", r"key_encoder\.embedding_model\."),
     branches=tuple(
         Branch(name, f"{encoder}.{MODEL}", Head(f"{encoder}.global_projection_head."))

@@ -77,7 +77,7 @@ MSN = Format(
     name="msn",
     title="facebookresearch/msn, PMSN too",
     example="msn_os_logs-ep600.pth.tar",
-    source="src/msn_train.py, src/deit.py, logistic_eval.py",
+    source="src/msn_train.py, src/deit.py, logistic_eval.py (4388dc1)",
     present=(
         r"encoder\.patch_embed\.",
         r"target_encoder\.patch_embed\.",

@@ -16,7 +16,7 @@ DINOV3 = Format(
     name="dinov3",
     title="facebookresearch/dinov3, teacher dumped for evaluation",
     example="eval/12499/teacher_checkpoint.pth, sharded_teacher_checkpoint/",
-    source="train/train.py, train/ssl_meta_arch.py, models/, layers/dino_head.py",
+    source="train/train.py, train/ssl_meta_arch.py, models/, layers/dino_head.py (6876159)",
     present=(
         rf"teacher\.{DINOV3_BACKBONE}",
         r"teacher\.dino_head\.mlp\.0\.",
@@ -39,7 +39,7 @@ DINOV3_TRAINING = dataclasses.replace(
     name="dinov3-training",
     title="facebookresearch/dinov3, state of training",
     example="ckpt/12499/ with .metadata and __0_0.distcp",
-    source="checkpointer/checkpointer.py, train/ssl_meta_arch.py",
+    source="checkpointer/checkpointer.py, train/ssl_meta_arch.py (6876159)",
     present=(
         rf"model_ema\.{DINOV3_BACKBONE}",
         rf"student\.{DINOV3_BACKBONE}",
@@ -66,7 +66,7 @@ DINOV3_HUB = dataclasses.replace(
     name="dinov3-hub",
     title="facebookresearch/dinov3, released backbone",
     example="dinov3_vits16_pretrain_lvd1689m-08c60483.pth, dinov3_convnext_tiny_pretrain...pth",
-    source="hub/backbones.py, models/vision_transformer.py, models/convnext.py",
+    source="hub/backbones.py, models/vision_transformer.py, models/convnext.py (6876159)",
     present=(
         r"(rope_embed\.periods|norms\.3\.weight)$",
         r"(patch_embed\.proj|downsample_layers\.0\.0)\.weight$",
@@ -84,7 +84,7 @@ HF_DINOV3 = dataclasses.replace(
     name="hf-dinov3",
     title="Hugging Face, DINOv3's ViT and ConvNeXt",
     example="model.safetensors with config.json",
-    source="models/dinov3_vit/modeling_dinov3_vit.py, models/dinov3_convnext/",
+    source="models/dinov3_vit/modeling_dinov3_vit.py, models/dinov3_convnext/ (transformers 5.24)",
     present=(
         r"(embeddings\.patch_embeddings|stages\.0\.downsample_layers\.0)\.weight$",
         r"(layer\.0\.attention\.o_proj|stages\.0\.layers\.0\.depthwise_conv)\.weight$",
@@ -100,7 +100,7 @@ CAPI = Format(
     name="capi",
     title="facebookresearch/capi, released or dumped for evaluation",
     example="capi_vitl14_in1k.pth, eval/training_9999_teacher/teacher_checkpoint.pth",
-    source="model.py, train_capi.py, eval_classification.py",
+    source="model.py, train_capi.py, eval_classification.py (98b4fa1)",
     present=(
         r"backbone\.registers$",
         r"backbone\.encoder\.blocks\.0\.residual1\.fn\.rope\.freqs$",
@@ -117,7 +117,7 @@ VJEPA2 = Format(
     name="vjepa2",
     title="facebookresearch/vjepa2, on still images",
     example="latest.pt",
-    source="app/vjepa/train.py, app/vjepa/utils.py, src/models/vision_transformer.py",
+    source="app/vjepa/train.py, app/vjepa/utils.py, src/models/vision_transformer.py (c2963a4)",
     present=(
         r"encoder\.patch_embed\.proj\.weight$",
         r"target_encoder\.patch_embed\.proj\.weight$",
@@ -142,7 +142,7 @@ VJEPA2_RELEASED = dataclasses.replace(
     name="vjepa2-released",
     title="facebookresearch/vjepa2, released files, on still images",
     example="vitl.pt, vitg-384.pt",
-    source="src/hub/backbones.py",
+    source="src/hub/backbones.py (c2963a4)",
     present=(*VJEPA2.present, r"target_encoder\.pos_embed$", r"predictor\.mask_tokens\.[2-9]$"),
     absent=(),
     unused=(*VJEPA2.unused, r"(target_)?encoder\.pos_embed$"),
@@ -153,7 +153,7 @@ HF_VJEPA2 = Format(
     name="hf-vjepa2",
     title="Hugging Face, V-JEPA 2 on still images",
     example="model.safetensors with config.json",
-    source="models/vjepa2/modeling_vjepa2.py, convert_vjepa2_to_hf.py",
+    source="models/vjepa2/modeling_vjepa2.py, convert_vjepa2_to_hf.py (transformers 5.24)",
     present=(
         r"encoder\.embeddings\.patch_embeddings\.proj\.weight$",
         r"encoder\.layer\.0\.attention\.query\.weight$",
