@@ -284,6 +284,9 @@ def test_metrics_that_disagree_are_both_named() -> None:
     (advice,) = said(ranked(*rows))
     assert advice.text == "lidar and rankme choose different checkpoints: a, b."
     assert advice.command == "lidar compare a b"
+    words = "rank runs --top 3 --branch teacher --report r.html -q4 --data=photos --overwrite"
+    (advice,) = said(ranked(*rows, command=tuple(words.split())))
+    assert advice.command == "lidar compare a b --branch teacher --data=photos -q4"
     only_one = scored("a", 9.0), scored("b", 8.0, rankme=5.0)
     assert not said(ranked(*only_one))
     close = scored("a", 9.0, rankme=4.9), scored("b", 8.0, rankme=5.0)
@@ -311,6 +314,9 @@ def test_noise_is_a_caution_unless_delta_or_a_constant_explains_it() -> None:
     (advice,) = said(large)
     assert advice.text.startswith("delta = 0.0001 is large for the scale of 2 of 2 embeddings")
     assert advice.command.endswith("--delta 1e-07")
+    common = {"n": 60, "q": 4, "d": 181}  # directions without noise, however small delta is
+    few = replace(large, groups=tuple(replace(g, common=g.common | common) for g in large.groups))
+    assert not any("delta" in one.text for one in said(few))
 
 
 def test_one_checkpoint_has_its_cautions() -> None:

@@ -53,13 +53,22 @@ def check_comparable(comparison: Comparison) -> None:
     parts = [_difference_text(key, *pair) for key, pair in differing.items()]
     options = list(dict.fromkeys(OPTION_OF_CONSTANT.get(key, "") for key in differing if key))
     if "d" in differing and "layer" not in differing:
-        options = ["--layer backbone" if one == "--layer" else one for one in options]
+        layer = "" if _is_of_backbones(comparison) else "--layer backbone"
+        options = [layer if one == "--layer" else one for one in options]
     where = " of lidar extract" if any(comparison.are_features) else ""
     advice = f"; make them equal with {', '.join(filter(None, options))}{where}"
     raise SettingsError(
         f"{names[0]} and {names[1]} cannot be compared, they differ in {', '.join(parts)}"
         f"{advice if any(options) else ''}",
         code="not-comparable",
+    )
+
+
+def _is_of_backbones(comparison: Comparison) -> bool:
+    """Whether backbones were compared: then no other layer has an equal width."""
+    every = comparison.checkpoints.values()
+    return "backbone" in comparison.command or not all(
+        "projector" in one.description.widths for one in every
     )
 
 

@@ -341,7 +341,11 @@ def print_left_out(
     """Print a line per file that has no rank, with the reason."""
     for label, files, style in (("failed", failed, "red"), ("skipped", skipped, "dim")):
         for file in files:
-            out.print_line(f"{label}: {name_of(file.path)}: {file.reason}", style=style)
+            text = f"{label}: {name_of(file.path)}: {file.reason}"
+            if " with: " in file.reason:  # a command, which is copied as one line
+                out.print(Text(printable(text), style=style), soft_wrap=True)
+            else:
+                out.print_line(text, style=style)
 
 
 def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:

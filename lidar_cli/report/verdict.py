@@ -30,13 +30,14 @@ from lidar_cli.scoring.compute import (
 )
 from lidar_cli.scoring.convergence import LITTLE_NOISE, MOST_VIEWS, round_up, views_for
 from lidar_cli.scoring.intervals import Interval
-from lidar_cli.settings import RankSettings, flags
+from lidar_cli.settings import CompareSettings, RankSettings, flags
 
 if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
     from lidar_cli.ranking.oracle import Oracle
     from lidar_cli.ranking.session import Ranking
 
 NAMED = 2  # tied checkpoints that a sentence names
+LEAST_DELTA = 1e-10  # below it, rounding decides
 LONGEST_COMMAND = 160  # characters; of a longer one only the options that change are printed
 FOR_PROGRAMS = ("--json", "--csv", "--markdown", "--quiet")  # which print no cautions
 COMPANIONS = ("lidar_corrected", "rankme", "lidar", "pillai")  # columns after the ordering metric
@@ -279,6 +280,19 @@ def command_with(words: Sequence[str], changes: dict[str, object], more: str = "
     return text if len(text) <= LONGEST_COMMAND else f"lidar {words[0]} ... {shlex.join(end)}"
 
 
+def comparison_command(ranking: Ranking, first: str, second: str) -> str:
+    """`lidar compare` of two rows, with those options of the ranking that it takes too."""
+    words = [word for word in ranking.command[1:] if word not in FOR_PROGRAMS]
+    options: list[str] = []
+    for one in dataclasses.fields(CompareSettings):
+        is_flag = isinstance(one.default, bool)
+        for at, word in enumerate(words):
+            flag = next((flag for flag in flags(one) if _gives(word, flag)), None)
+            if flag is not None:
+                options += words[at : at + 1 + (flag == word and not is_flag)]
+    return shlex.join(["lidar", "compare", first, second, *options])
+
+
 def has_option(words: Sequence[str], flag: str) -> bool:
     """Whether the words of a command line give an option."""
     return any(_gives(word, flag) for word in words)
@@ -381,8 +395,13 @@ def _smaller_delta(group: Group, ranking: Ranking) -> Iterator[Advice]:
     shares = [share for row in group.rows if (share := _ridge(row)) > RIDGE_WARNING]
     if not shares or ranking.by.reads not in ("lda", "noise", "edge", "signal"):
         return
+    n, q, d = (group.common[name] for name in ("n", "q", "d"))
     largest = min(max(shares), 1 - 1e-9)
     delta = group.common["delta"] * 0.01 * (1 - largest) / largest
+    if (
+        n * (q - 1) < d or delta < LEAST_DELTA
+    ):  # directions without noise need delta, whatever it is
+        return
     yield Advice(
         f"delta = {group.common['delta']:g} is large for the scale of "
         f"{_of(len(shares), group, 'embedding')}: {ranking.by.name} depends on it there, and so "
@@ -429,7 +448,7 @@ def _disagreement(group: Group, ranking: Ranking) -> Iterator[Advice]:
         if _overlap(ours.score.interval(name), theirs.score.interval(name)):
             continue
         names = ranking.name(ours.path), ranking.name(theirs.path)
-        command = shlex.join(["lidar", "compare", ours.path, theirs.path])
+        command = comparison_command(ranking, ours.path, theirs.path)
         yield Advice(
             f"{ranking.by.name} and {name} choose different checkpoints: {', '.join(names)}.",
             "" if ranking.command[:1] == ("compare",) else command,

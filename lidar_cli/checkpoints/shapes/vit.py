@@ -217,6 +217,13 @@ class ViTSpec(TransformerSpec):
     def check_open(self, origin: str) -> None:
         """As in `TransformerSpec`; raises CheckpointError for an unknown grid too."""
         super().check_open(origin)
+        if self.tokens == 0:
+            name = f"vit_{NAMES.get(self.width, 'SIZE')}_patch{self.patch}_dinov3"
+            raise CheckpointError(
+                f"{origin}: the ViT has no position embedding; if it is DINOv3 by timm's names, "
+                f"give its name in timm, such as --arch {name}",
+                code="no-positions",
+            )
         if self.grid == 0:
             raise unknown_grid(self.tokens, int(self.class_token) + self.registers, origin)
 
