@@ -173,9 +173,9 @@ def test_the_noise_fraction_that_is_predicted_comes_true(tmp_path: Path) -> None
 
 
 def test_a_step_to_twice_the_samples_varies_as_the_value_itself(tmp_path: Path) -> None:
-    """var(T(n) - T(n/2)) = se(T(n))^2, for a metric that is a mean: alignment, over 400 draws."""
+    """var(T(n) - T(n/2)) = se(T(n))^2, for a metric that is a mean: alignment, over 150 draws."""
     steps, errors = [], []
-    for draw_at in range(400):
+    for draw_at in range(150):
         torch.manual_seed(draw_at)
         path = stored(tmp_path / "z", draw(40, 2, 3))
         score, found = converged(path, metrics="alignment", confidence=0.95)
@@ -186,7 +186,7 @@ def test_a_step_to_twice_the_samples_varies_as_the_value_itself(tmp_path: Path) 
         steps.append(whole - half)
         errors.append(score.confidence.intervals["alignment"].se)
     ratio = np.std(steps) / np.sqrt(np.mean(np.square(errors)))
-    assert ratio == pytest.approx(1.0, abs=0.12)  # the sd of 400 draws is known to 3.5 %
+    assert ratio == pytest.approx(1.0, abs=0.2)  # the sd of 150 draws is known to 6 %
 
 
 # The sentence

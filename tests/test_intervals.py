@@ -299,7 +299,11 @@ def margin(share: float) -> float:
 
 @pytest.mark.parametrize(
     "spectrum",
-    ["power law", pytest.param("planted", marks=pytest.mark.nightly), "heavy tails"],
+    [
+        "power law",
+        pytest.param("planted", marks=pytest.mark.nightly),
+        pytest.param("heavy tails", marks=pytest.mark.nightly),
+    ],
 )
 def test_intervals_hold_the_expectation(simulation: ModuleType, spectrum: str) -> None:
     """At n = 200. It stood at n = 100 first, where heavy tails cover less than is demanded.
