@@ -314,6 +314,8 @@ def test_the_table_names_what_has_no_place(everything: Path, rank: Shell) -> Non
     assert brief.returncode == 4
     assert "failed: broken.pt: " in brief.stderr
     assert "skipped: " not in brief.stderr
+    named = rank(everything / "zz.ckpt", everything / "adam.pt")
+    assert "skipped: adam.pt: " in named.stderr
     assert "2 copies left out" in brief.stdout
 
 

@@ -59,6 +59,8 @@ from lidar_cli.report.verdict import (
 )
 from lidar_cli.scoring.intervals import Interval
 
+SKIPPED_BY_NAME = 4  # skipped files that are printed if they were named, as runs/* names many
+
 
 def check_single_group(ranking: Ranking) -> None:
     """Raise SettingsError if no single checkpoint is the best, because groups differ."""
@@ -221,7 +223,9 @@ def print_tables(
         _print_single_rows(out, ranking)
     if oracle is not None:
         oracle_report.print_oracle(out, oracle, ranking)
-    print_left_out(err, ranking.failed, ranking.skipped if view.verbose else (), ranking.name)
+    by_name = [file for file in ranking.skipped if file.path in ranking.command]
+    skipped = ranking.skipped if view.verbose else by_name[:SKIPPED_BY_NAME]
+    print_left_out(err, ranking.failed, skipped, ranking.name)
     _print_remarks(err, ranking, view)
     if out.is_terminal:
         _print_next(err, ranking, view)
