@@ -33,7 +33,12 @@ from lidar_cli.checkpoints.outside import (
     module_outside,
     remove_outside,
 )
-from lidar_cli.checkpoints.reading.containers import StateDict, all_weights, clean_name
+from lidar_cli.checkpoints.reading.containers import (
+    StateDict,
+    all_weights,
+    clean_name,
+    is_averaged,
+)
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.spec import (
@@ -43,7 +48,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     CheckpointDescription,
     assume_all,
 )
-from lidar_cli.checkpoints.two_sets import Choice, choose, is_averaged
+from lidar_cli.checkpoints.two_sets import Choice, choose
 from lidar_cli.errors import CheckpointError, nearest
 
 PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head")
