@@ -561,7 +561,7 @@ def test_averaged_weights_beside_a_flat_state_dict(tmp_path: Path) -> None:
         description = open_checkpoint(path, **options).description
         assert (description.branch, description.branches) == (branch, ("encoder", "teacher"))
     assert description.container == "ema"
-    assert description.ignored == ("head", "the weights beside ema (not averaged)")
+    assert description.ignored == ("head", "the weights next to ema (not averaged)")
     alone = save(tmp_path / "b.pt", {"epoch": 3, "ema": average})
     assert open_checkpoint(alone, branch="ema").description.ignored == ("ema.head",)
 

@@ -159,7 +159,9 @@ def test_the_activation_of_clip_is_open_without_a_configuration(tmp_path: Path) 
     tree = FIXTURES["hf-clip"]().tree
     save_file({n: t.contiguous() for n, t in tree.items()}, path.parent / "model.safetensors")
     (path.parent / "config.json").write_text('{"hidden_act": "gelu"}')
-    assert "block_activation" not in open_checkpoint(path.parent).description.assumed
+    assumed = open_checkpoint(path.parent).description.assumed
+    assert "block_activation" not in assumed
+    assert assumed["eps"] == Assumed(1e-5, "OpenAI's")  # which the configuration leaves out
 
 
 def test_a_ranking_sees_another_configuration_of_equal_weights(tmp_path: Path) -> None:

@@ -254,6 +254,11 @@ def test_deepspeed_in_parallel_parts_or_without_weights_is_refused(tmp_path: Pat
     (folder / "mp_rank_01_model_states.pt").write_bytes(b"")
     with raises(CheckpointError, "model-parallel"):
         read.read_contents(folder)
+    # With pipelines the weights are in a file of each layer.
+    (folder / "mp_rank_01_model_states.pt").rename(folder / "layer_00-model_00-model_states.pt")
+    with raises(CheckpointError, "model-parallel"):
+        read.read_contents(folder)
+    (folder / "layer_00-model_00-model_states.pt").unlink()
     for path in folder.glob("mp_rank_*"):
         path.unlink()
     with raises(CheckpointError, "no-model-states"):

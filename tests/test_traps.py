@@ -77,12 +77,13 @@ EPS_OF_OTHERS = {  # as their code builds them; every other system has 1e-6
     "hf-dinov3-convnext": {1e-3},
     "dinov3-hub": {1e-5},
     "hf-swin": {1e-2, 1e-5},  # config.json; of patches and merging torch's default
-    "hf-swin-plain": {1e-5},
-    **{name: {1e-12} for name in ("hf-vitmae", "hf-vitmae-decoder")},  # ViTMAEConfig
+    "hf-swin-plain": {1e-5},  # SwinConfig
+    "hf-vitmae": {1e-12},  # ViTMAEConfig
+    "hf-vitmae-decoder": {1e-12},
     "hf-clip": {1e-3},  # config.json
-    "openai-clip": {1e-5},  # torch's default
-    "hf-convnext": {1e-2, 1e-6},  # config.json; of blocks and stages as written in the code
-    "hf-convnextv2": {1e-12, 1e-6},  # ConvNextV2Config; the same
+    "openai-clip": {1e-5},
+    "hf-convnext": {1e-2, 1e-6},  # config.json, of the last norm
+    "hf-convnextv2": {1e-12, 1e-6},  # ConvNextV2Config, of the last norm
     **{f"{name}-swin": {1e-5} for name in ("microsoft", "timm", "simmim", "solo-learn")},
 }
 

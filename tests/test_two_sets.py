@@ -131,11 +131,59 @@ def test_a_prefix_chooses_the_backbone_and_the_projector(tmp_path: Path) -> None
         "prefix": "left.backbone.",
         "projector_prefix": "left.proj_a.",
     }
-    assert description.ignored == ("left.projector (not read)", "right (not read)", "opt")
+    assert description.ignored == ("right", "left.projector (not read)", "opt")
     none = open_checkpoint(path, prefix="left.backbone.", projector_prefix="none")
     assert none.layers == ("backbone",)
     assert open_checkpoint(path, prefix="left.backbone.").layers == ("backbone", "projector")
     assert torch.equal(embedding(path, prefix="model.right"), embedding(path, prefix="right."))
+
+
+def test_averages_in_other_dicts_are_selected_by_their_words(tmp_path: Path) -> None:
+    third = tiny_state_dict()
+    tree = {"model": TRAINED, "model_ema": AVERAGED, "teacher": third}
+    path = saved(tmp_path / "a.pt", tree)
+    description = open_checkpoint(path).description
+    assert description.branches == ("encoder", "model_ema", "teacher")
+    assert description.ignored == ("model_ema", "teacher")
+    words = {"student": TRAINED, "model_ema": AVERAGED, "ema": AVERAGED, "teacher": third}
+    for word, tensors in words.items():
+        assert torch.equal(embedding(path, branch=word), alone(tensors))
+    ignored = open_checkpoint(path, branch="ema").description.ignored
+    assert ignored == ("teacher", "model (not averaged)")
+    for key in ("teacher_model", "swa_state_dict", "model_ema_state_dict"):
+        path = saved(tmp_path / "b.pt", {"model": TRAINED, key: AVERAGED})
+        assert torch.equal(embedding(path), alone(TRAINED))
+        assert torch.equal(embedding(path, branch="teacher"), alone(AVERAGED))
+
+
+@pytest.mark.parametrize("word", ["student", "online_encoder"])
+def test_a_target_alone_is_no_trained_branch(word: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", at("target.backbone.", AVERAGED))
+    with raises(CheckpointError, "no-branch"):
+        open_checkpoint(path, branch=word)
+    assert torch.equal(embedding(path), embedding(path, branch="target"))
+
+
+def test_a_prefix_takes_no_projector_of_another_set(tmp_path: Path) -> None:
+    tree = {**at("net.", TRAINED), **at("projector.", mlp(1)), **at("target_net.", AVERAGED)}
+    path = saved(tmp_path / "a.pt", tree)
+    assert open_checkpoint(path, prefix="net.").layers == ("backbone", "projector")
+    target = open_checkpoint(path, prefix="target_net.")
+    assert (target.layers, target.description.ignored) == (("backbone",), ("net", "projector"))
+    for options in ({"prefix": "target_net."}, {"branch": "teacher"}):
+        named = open_checkpoint(path, **options, projector_prefix="projector.")
+        assert named.layers == ("backbone", "projector")
+    path = saved(tmp_path / "b.pt", {**tree, **at("momentum_projector.", mlp(2))})
+    single = saved(tmp_path / "0.pt", {**AVERAGED, **at("projector.", mlp(2))})
+    embedded = embedding(path, "projector", prefix="target_net.")
+    assert torch.equal(embedded, embedding(single, "projector"))
+
+
+def test_the_top_level_is_named_as_a_prefix(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", {**TRAINED, **at("foo.", AVERAGED)})
+    assert torch.equal(embedding(path, prefix="none"), alone(TRAINED))
+    assert open_checkpoint(path, prefix="none").description.ignored == ("foo",)
+    assert "" not in open_checkpoint(path, prefix="foo.").description.ignored
 
 
 def test_a_named_projector_may_have_the_name_of_a_classifier(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.outside import NONE
 from lidar_cli.checkpoints.reading.containers import (
     StateDict,
-    average_key,
+    average_keys,
     candidate_dicts,
     clean_name,
     find_state_dict,
@@ -138,7 +138,9 @@ def detect(
     config_arch = _timm_name(path, config) if config and arch is None else None
     system = PLAIN if selected else format
     match = match_format(path, tree, system, config)
-    ema_key = average_key(tree)
+    averages = _averages(tree)
+    ema_branch = _average_branch(averages, branch)
+    ema_key = averages.get(ema_branch)
     if ema_key is not None and match is not None and _has_teacher(match[0]):
         ema_key = None  # the format has it as a branch, or it is reported as unused
     raw = raw_key(tree, ema_key) if ema_key is not None else None
@@ -165,7 +167,8 @@ def detect(
             raise
         description, modules = second
     if ema_key is not None:
-        description = _with_average_as_branch(description, ema_key, raw, use_average, is_auto)
+        used = ema_branch if use_average else None
+        description = _with_averages_as_branches(description, averages, used, raw, is_auto)
     selected = {name: clean_prefix(text) or NONE for name, text in selected.items()}
     if config:  # of which the digest of the weights' file says nothing
         facts = repr([(layer, module.spec.facts) for layer, module in modules.items()])
@@ -445,29 +448,53 @@ def _has_teacher(format: Format) -> bool:
     return any(branch.name == "teacher" for branch in format.branches)
 
 
-def _with_average_as_branch(
-    description: CheckpointDescription, key: str, raw: str | None, averaged: bool, is_auto: bool
-) -> CheckpointDescription:
-    """The description of a file that has averaged weights under `key` in addition to the raw ones.
+def _averages(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Branch -> key of a dict with averaged or frozen weights; by their keys if they are several.
 
-    raw: key of the raw weights, see `raw_key`. averaged: whether these are used. is_auto: whether
-    the user named no branch.
+    Of several whose keys are no words of `--branch`, the first; the others are unused.
     """
-    branches = (*description.branches, "teacher")
-    if not averaged:
-        ignored = tuple(name for name in description.ignored if name != key)
-        rule = f"two sets of weights: the trained one, not its average in {key} (--branch teacher)"
+    keys = average_keys(tree)
+    by_word = {key: key for key in keys if key in WORDS}
+    return by_word if len(keys) > 1 and by_word else dict(zip([TEACHER], keys, strict=False))
+
+
+def _average_branch(averages: Mapping[str, str], branch: str) -> str:
+    """The branch of `averages` that a word names, else the first."""
+    whole = [name for name, key in averages.items() if branch == key]
+    part = [name for name, key in averages.items() if branch in key.split("_")]
+    return next((one for one in (*whole, *part, TEACHER, *averages) if one in averages), TEACHER)
+
+
+def _with_averages_as_branches(
+    description: CheckpointDescription,
+    averages: Mapping[str, str],
+    used: str | None,
+    raw: str | None,
+    is_auto: bool,
+) -> CheckpointDescription:
+    """The description of a file that has averaged weights in addition to the raw ones.
+
+    averages: branch -> key. used: the branch that is embedded, None for the raw weights. raw: their
+    key, see `raw_key`. is_auto: whether the user named no branch.
+    """
+    branches, keys = (*description.branches, *averages), list(averages.values())
+    ignored = tuple(n for n in description.ignored if not set(n.split(", ")) <= set(keys))
+    if used is None:
+        average = "its average" if len(keys) == 1 else "those"
+        rule = (
+            f"two sets of weights: the trained one, not {average} in {first_few(keys)} "
+            f"(--branch {next(iter(averages))})"
+        )
         notes = (*description.assumptions, *([rule] if raw is not None and is_auto else []))
-        ignored = (*ignored, key)
-        return replace(description, branches=branches, ignored=ignored, assumptions=notes)
-    rest = description.container.partition(".")[2]
-    others = () if raw is None else (f"{raw or f'the weights beside {key}'} (not averaged)",)
+        return replace(description, branches=branches, ignored=(*ignored, *keys), assumptions=notes)
+    key, rest = averages[used], description.container.partition(".")[2]
+    others = () if raw is None else (f"{raw or f'the weights next to {key}'} (not averaged)",)
     return replace(
         description,
         branches=branches,
-        branch="teacher",
+        branch=used,
         container=f"{key}.{rest}" if rest else key,
-        ignored=(*description.ignored, *others),
+        ignored=(*ignored, *(one for one in keys if one != key), *others),
     )
 
 

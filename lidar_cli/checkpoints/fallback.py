@@ -33,7 +33,12 @@ from lidar_cli.checkpoints.outside import (
     module_outside,
     remove_outside,
 )
-from lidar_cli.checkpoints.reading.containers import StateDict, all_weights, clean_name
+from lidar_cli.checkpoints.reading.containers import (
+    StateDict,
+    all_weights,
+    clean_name,
+    is_averaged,
+)
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.spec import (
@@ -43,7 +48,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     CheckpointDescription,
     assume_all,
 )
-from lidar_cli.checkpoints.two_sets import Choice, choose, is_averaged
+from lidar_cli.checkpoints.two_sets import Choice, choose
 from lidar_cli.errors import CheckpointError, nearest
 
 PROJECTORS = ("projector", "projection_head", "projection", "head", "fc", "lm_head")
@@ -70,13 +75,13 @@ def assign_by_usual_names(
     if options.prefix is None:
         choice = choose(path, list(prefixes), options.branch, _no_backbone(path, state))
     else:
-        choice = Choice(_given_prefix(path, state, options.prefix, list(prefixes)))
+        choice = _given_choice(path, state, options.prefix, list(prefixes))
     backbone = _assign_backbone(path, state, choice.prefix, prefixes[choice.prefix], options)
     rest = {name: t for name, t in state.tensors.items() if name not in backbone.keys}
+    named = _remove_named(rest, options.projector_prefix)
     ignored = backbone.dropped + remove_by_prefix(rest, backbone.unused_prefixes)
     ignored += _remove_other_sets(rest, choice)
     levels = [*_levels(backbone.prefix)]
-    named = _remove_named(rest, options.projector_prefix)
     ignored += _remove_predictors(rest, backbone)
     ignored += _remove_unused(rest, levels, CLASSIFIERS + backbone.classifiers)
     modules = {"backbone": backbone}
@@ -150,11 +155,15 @@ def with_prefixes(tree: Mapping[str, Any], state: StateDict, options: Options) -
     return max((state, all_weights(tree)), key=count) if given else state
 
 
-def _given_prefix(path: Path, state: StateDict, given: str, prefixes: list[str]) -> str:
-    """The prefix that `--prefix` names; raises CheckpointError if no backbone has it."""
+def _given_choice(path: Path, state: StateDict, given: str, prefixes: list[str]) -> Choice:
+    """The set of weights that `--prefix` names; raises CheckpointError if no backbone has it.
+
+    Backbones elsewhere are other sets, whose heads are not those of this one.
+    """
     prefix = clean_prefix(given)
     if prefix in prefixes:
-        return prefix
+        elsewhere = [one for one in prefixes if not (prefix and one.startswith(prefix))]
+        return Choice(prefix, others=tuple(one for one in elsewhere if one != prefix))
     names = [state.originals[name] for name in state.tensors if name.startswith(prefix)]
     why = f"{path}: --prefix {given}: no tensor begins so"
     if names:
@@ -214,7 +223,7 @@ def _remove_other_sets(rest: dict[str, Weight], choice: Choice) -> tuple[str, ..
             ignored.append(top)
             del rest[key]
     modules = tuple(dict.fromkeys(ignored))
-    return (first_few(modules, 8),) if at_the_top else modules
+    return (first_few(modules, 8),) if at_the_top and modules else modules
 
 
 def _remove_named(rest: dict[str, Weight], prefix: str | None) -> dict[str, Weight]:

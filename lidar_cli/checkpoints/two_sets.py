@@ -16,12 +16,10 @@ from pathlib import Path
 
 from lidar_cli.checkpoints.formats.branches import AUTO, ENCODER, STUDENT, TEACHER, WORDS
 from lidar_cli.checkpoints.models.weights import first_few
+from lidar_cli.checkpoints.reading.containers import is_averaged
 from lidar_cli.errors import CheckpointError
 
 PREFIXES = ("backbone", "encoder")  # preferred if there are several backbones
-AVERAGED = re.compile(
-    r"(teacher|target|momentum|ema|averaged|frozen)(_\w+)?|\w+_(ema|target|momentum|teacher|k)|key"
-)
 TRAINED = re.compile(r"(student|online|query)(_\w+)?|\w+_(student|online|q)")
 
 
@@ -36,11 +34,6 @@ class Choice:
     assumptions: tuple[str, ...] = ()
 
 
-def is_averaged(name: str) -> bool:
-    """Whether a part of a name is a word for averaged or frozen weights."""
-    return _has_part(AVERAGED, name)
-
-
 def choose(path: Path, prefixes: Sequence[str], branch: str, none: CheckpointError) -> Choice:
     """The set of weights at one of these prefixes.
 
@@ -53,12 +46,12 @@ def choose(path: Path, prefixes: Sequence[str], branch: str, none: CheckpointErr
     trained = [prefix for prefix in prefixes if prefix not in averaged]
     if len(trained) > 1:
         usual = [p for p in trained if set(p.split(".")[:-1]) <= set(PREFIXES)]
-        by_word = [p for p in trained if _has_part(TRAINED, p)]
+        by_word = [p for p in trained if _is_trained(p)]
         trained = next((some for some in (by_word, usual) if len(some) == 1), trained)
     if len(trained) != 1 and len(prefixes) > 1:
         raise _several(path, prefixes)
     if len(prefixes) == 1 or not averaged:
-        if WORDS.get(branch) == TEACHER and not averaged:
+        if WORDS.get(branch) == TEACHER if trained else _is_trained(branch):
             raise _no_branch(path, branch, [ENCODER])
         return Choice((trained or averaged)[0])
     named = {STUDENT: trained[0], **_names(path, averaged, prefixes)}
@@ -101,8 +94,8 @@ def _named(path: Path, named: dict[str, str], branch: str) -> str:
     raise _no_branch(path, branch, list(named))
 
 
-def _has_part(pattern: re.Pattern[str], name: str) -> bool:
-    return any(pattern.fullmatch(part) for part in name.split("."))
+def _is_trained(name: str) -> bool:
+    return any(TRAINED.fullmatch(part) for part in name.split("."))
 
 
 def _no_branch(path: Path, branch: str, present: Sequence[str]) -> CheckpointError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,9 @@ from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.errors import CheckpointError, NoWeights
 
 CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "module")  # "module" is DeepSpeed's
-AVERAGE_KEYS = (  # keys of a second state dict, a moving average of the first, or a frozen target
-    *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model"),
-    *("ema", "averaged_model", "target_encoder", "target_net", "target_network", "target"),
-    *("momentum_encoder", "encoder_k", "teacher", "teacher_state_dict", "momentum_model"),
+# Words for a moving average of other weights, or for a frozen target: in keys, and parts of names.
+AVERAGED = re.compile(
+    r"(\w+_)?(teacher|target|momentum|ema|swa|averaged|average|avg|frozen)(_\w+)?|\w+_k|key"
 )
 # Name parts that DataParallel, torch.compile, FSDP, activation checkpointing and Lightning insert.
 WRAPPER_PARTS = (
@@ -87,15 +87,19 @@ def all_weights(tree: Mapping[str, Any]) -> StateDict:
     return StateDict("", tensors, originals, (), frozenset(id(inner) for _, inner in dicts))
 
 
-def average_key(tree: Mapping[str, Any]) -> str | None:
-    """The key of a second state dict with averaged weights; None if there is none."""
-    for key in AVERAGE_KEYS:
-        value = tree.get(key)
-        if isinstance(value, dict) and any(
-            _count_weights(inner) for _, inner in candidate_dicts(value)
-        ):
-            return key
-    return None
+def is_averaged(name: str) -> bool:
+    """Whether a part of a name is a word for averaged or frozen weights."""
+    return any(AVERAGED.fullmatch(part) for part in name.split("."))
+
+
+def average_keys(tree: Mapping[str, Any]) -> list[str]:
+    """The keys of state dicts with averaged or frozen weights."""
+    return [
+        key
+        for key, value in tree.items()
+        if isinstance(key, str) and is_averaged(key) and isinstance(value, dict)
+        if any(_count_weights(inner) for _, inner in candidate_dicts(value))
+    ]
 
 
 def raw_key(tree: Mapping[str, Any], key: str) -> str | None:

@@ -220,7 +220,7 @@ def _check_metadata(folder: Path, names: Collection[str]) -> None:
 
 def _deepspeed_states(folder: Path, names: Collection[str]) -> str:
     """The name of the file with DeepSpeed's whole weights; raises CheckpointError if none has."""
-    states = sorted(name for name in names if name.endswith("_model_states.pt"))
+    states = sorted(name for name in names if name.endswith("model_states.pt"))  # and layer_*
     if any("zero_pp_rank_" in name for name in states):
         raise CheckpointError(_join_deepspeed(folder, folder.parent, folder.name))
     if not states:

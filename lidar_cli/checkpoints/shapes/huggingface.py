@@ -132,11 +132,11 @@ def clip_spec(
     """
     spec = vit.spec(shapes, origin, heads=heads, eps=eps, resize="plain")
     spec = spec.assume("position_offset", 0.0, "Hugging Face's code")
+    clip = "norm_pre.weight" in shapes
+    spec = spec.assume("eps", *((CLIP_EPS, "OpenAI's") if clip else (EPS, "SigLIP's")))
     if activation:
         spec = dataclasses.replace(spec, block_activation=activation)
         return spec.decide("block_activation", f"config.json has hidden_act {activation}")
-    clip = "norm_pre.weight" in shapes
-    spec = spec.assume("eps", *((CLIP_EPS, "OpenAI's") if clip else (EPS, "SigLIP's")))
     usual, why = ("quick_gelu", "OpenAI's") if clip else ("gelu_tanh", "SigLIP's")
     return dataclasses.replace(
         spec, block_activation=usual, why={**spec.why, "block_activation": why}
