@@ -90,7 +90,8 @@ def assign_by_format(
     if unknown:
         # The generic reader knows neither dicts that a format joins nor the names that it renames.
         is_plain = not (format.nested or format.rename or format.class_prefix)
-        hint = alone(list(rest), backbone.prefix) if is_plain else ""
+        names = [*rest, *map(clean_name, state.others)]
+        hint = alone(names, backbone.prefix) if is_plain else ""
         raise CheckpointError(
             f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
             f"{first_few(unknown)}; expected those of {format.title}; choose another with "
