@@ -24,7 +24,7 @@ from lidar_cli.checkpoints.formats.format import (
     training,
 )
 from lidar_cli.checkpoints.models.weights import compare, first_few, shapes_of, size
-from lidar_cli.checkpoints.outside import alone, remove_outside
+from lidar_cli.checkpoints.outside import option_without, remove_outside
 from lidar_cli.checkpoints.reading import folder
 from lidar_cli.checkpoints.reading.containers import StateDict, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
@@ -91,7 +91,7 @@ def assign_by_format(
         # The generic reader knows neither dicts that a format joins nor the names that it renames.
         is_plain = not (format.nested or format.rename or format.class_prefix)
         names = [*rest, *map(clean_name, state.others)]
-        hint = alone(names, backbone.prefix) if is_plain else ""
+        hint = option_without(names, backbone.prefix) if is_plain else ""
         raise CheckpointError(
             f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
             f"{first_few(unknown)}; expected those of {format.title}; choose another with "

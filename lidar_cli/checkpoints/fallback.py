@@ -28,9 +28,9 @@ from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.outside import (
     HEAD,
     NONE,
-    alone,
     is_outside,
     module_outside,
+    option_without,
     remove_outside,
 )
 from lidar_cli.checkpoints.reading.containers import (
@@ -336,7 +336,9 @@ def _check_all_understood(
     unknown = [state.originals[name] for name in rest] + others
     if not unknown:
         return
-    hint = "" if options.prefix else alone([*rest, *map(clean_name, others)], backbone.prefix)
+    hint = (
+        "" if options.prefix else option_without([*rest, *map(clean_name, others)], backbone.prefix)
+    )
     raise CheckpointError(
         f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
         f"{first_few(unknown)}; expected at most a projector and a linear classifier; {NEXT}{hint}",
