@@ -27,7 +27,7 @@ from lidar_cli.checkpoints.models.weights import compare, first_few, shapes_of, 
 from lidar_cli.checkpoints.outside import option_without, remove_outside
 from lidar_cli.checkpoints.reading import folder
 from lidar_cli.checkpoints.reading.containers import StateDict, clean_name
-from lidar_cli.checkpoints.reading.lazy_tensor import Weight
+from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join_parts
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
 from lidar_cli.checkpoints.shapes.spec import (
@@ -184,6 +184,7 @@ def assign_mlp(
             f"{origin}: two layers have one number: {first_few(names, 6)}; {NEXT}",
             code="layers-of-one-number",
         )
+    layers, _ = join_parts(layers)
     activation, why = options.activation, "--activation"
     if activation == "auto":
         activation, why = str(usual.value), usual.why
