@@ -128,7 +128,10 @@ def _prefixes(state: StateDict, options: Options) -> dict[str, Family | None]:
             if not prefix.startswith(special):
                 families.setdefault(prefix, family)
         special += tuple(matching) if family.special else ()
-    return families
+    # A transformer of texts or of tokens, such as a decoder, has no convolution.
+    convolutions = [name for name, tensor in state.tensors.items() if len(tensor.shape) > 3]
+    with_images = [one for one in families if any(name.startswith(one) for name in convolutions)]
+    return {one: families[one] for one in with_images or families}
 
 
 def _no_backbone(path: Path, state: StateDict) -> CheckpointError:
