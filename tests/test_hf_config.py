@@ -84,9 +84,14 @@ def test_weights_that_are_not_the_named_models_are_read_by_their_shapes(tmp_path
     """timm writes the name of a model also where it was built at another depth."""
     model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0, img_size=32).eval()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}}
+    statistics = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": statistics}
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = open_checkpoint(tmp_path)
+    pixels = loaded.description.assumed["pixel_stats"]
+    assert pixels == Assumed("half", "pretrained_cfg of config.json")
+    other = open_checkpoint(tmp_path, assume=("pixel_stats=unit",)).description
+    assert other.pixel_stats == "unit"
     assert loaded.description.arch == "vit_tiny_patch16 (depth 2)"
     assert "not timm's vit_tiny_patch16_224 that" in " ".join(loaded.description.assumptions)
     pixels = torch.randn(2, 3, 32, 32)
@@ -117,8 +122,8 @@ def test_a_recorded_rectangular_grid_is_used(tmp_path: Path) -> None:
          "usual: preprocessor_config.json has no three of pixels in [0, 1]"),
         ({"image_mean": [0.5] * 3}, "imagenet",
          "usual: preprocessor_config.json has no three of pixels in [0, 1]"),
-        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": False}, "imagenet",
-         "hf-vit's"),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": False}, "unit",
+         "preprocessor_config.json"),
         ([], "imagenet", "hf-vit's"),
     ],
 )  # fmt: skip

@@ -156,6 +156,23 @@ def test_averages_in_other_dicts_are_selected_by_their_words(tmp_path: Path) -> 
         assert torch.equal(embedding(path, branch="teacher"), alone(AVERAGED))
 
 
+def test_a_transformer_of_texts_is_no_second_backbone(tmp_path: Path) -> None:
+    text = {"blocks.0.attn.qkv.weight": torch.ones(24, 8), "blocks.0.norm1.bias": torch.ones(8)}
+    path = saved(tmp_path / "a.pt", {**at("a_text.", text), **at("visual.", TRAINED)})
+    with raises(CheckpointError, "unknown-entries") as raised:
+        open_checkpoint(path)
+    assert str(raised.value).endswith("--prefix visual.")
+    for options in ({"prefix": "visual."}, {"layer": "backbone"}):
+        assert open_checkpoint(path, **options).description.ignored == ("a_text (not read)",)
+
+
+def test_an_average_in_a_list_is_named_as_unused(tmp_path: Path) -> None:
+    average = {"shadow_params": list(AVERAGED.values()), "decay": 0.9}
+    for tree in ({"model": TRAINED, "ema": average}, {**TRAINED, "ema": average}):
+        path = saved(tmp_path / "a.pt", tree)
+        assert open_checkpoint(path).description.ignored == ("ema.shadow_params",)
+
+
 @pytest.mark.parametrize("word", ["student", "online_encoder"])
 def test_a_target_alone_is_no_trained_branch(word: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", at("target.backbone.", AVERAGED))

@@ -24,10 +24,10 @@ from lidar_cli.checkpoints.formats.format import (
     training,
 )
 from lidar_cli.checkpoints.models.weights import compare, first_few, shapes_of, size
-from lidar_cli.checkpoints.outside import alone, remove_outside
+from lidar_cli.checkpoints.outside import option_without, remove_outside
 from lidar_cli.checkpoints.reading import folder
 from lidar_cli.checkpoints.reading.containers import StateDict, clean_name
-from lidar_cli.checkpoints.reading.lazy_tensor import Weight
+from lidar_cli.checkpoints.reading.lazy_tensor import Weight, join_parts
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.resnet import ResNetSpec
 from lidar_cli.checkpoints.shapes.spec import (
@@ -90,7 +90,8 @@ def assign_by_format(
     if unknown:
         # The generic reader knows neither dicts that a format joins nor the names that it renames.
         is_plain = not (format.nested or format.rename or format.class_prefix)
-        hint = alone(list(rest), backbone.prefix) if is_plain else ""
+        names = [*rest, *map(clean_name, state.others)]
+        hint = option_without(names, backbone.prefix) if is_plain else ""
         raise CheckpointError(
             f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
             f"{first_few(unknown)}; expected those of {format.title}; choose another with "
@@ -183,6 +184,7 @@ def assign_mlp(
             f"{origin}: two layers have one number: {first_few(names, 6)}; {NEXT}",
             code="layers-of-one-number",
         )
+    layers, _ = join_parts(layers)
     activation, why = options.activation, "--activation"
     if activation == "auto":
         activation, why = str(usual.value), usual.why

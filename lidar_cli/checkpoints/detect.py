@@ -79,13 +79,14 @@ def check_prefixes(
 ) -> None:
     """Raise SettingsError for `--prefix` with another option that names weights."""
     option = "--projector-prefix" if prefix is None else "--prefix"
-    if (prefix or projector_prefix) and format not in ("auto", PLAIN):
+    is_given = prefix is not None or projector_prefix is not None
+    if is_given and format not in ("auto", PLAIN):
         raise SettingsError(
             f"{option} names weights by their place, --format {format} by its description; leave "
             "one of them out",
             code="prefix-and-format",
         )
-    if prefix and branch != "auto":
+    if prefix is not None and branch != "auto":
         raise SettingsError(
             f"--prefix {prefix} and --branch {branch} both name a set of weights; leave one of "
             "them out",
@@ -382,11 +383,12 @@ def _assign(
     if match is not None:
         state = match[1]
         description, modules = assign_by_format(path, *match, options)
-        description = _with_recorded_stats(description, match[0], tree)
     else:
         state = find_state_dict(path, tree)
         state = with_prefixes(tree, state, options)
         description, modules = assign_by_usual_names(path, state, options)
+    recorded = match[0].recorded_stats if match else ""
+    description = _with_recorded_stats(description, recorded, tree, options.config or {})
     unused_entries = unused_names(tree, state.dicts)
     if unused_entries:
         ignored = (*description.ignored, first_few(unused_entries, 8))
@@ -395,17 +397,32 @@ def _assign(
 
 
 def _with_recorded_stats(
-    description: CheckpointDescription, format: Format, tree: Mapping[str, Any]
+    description: CheckpointDescription,
+    path: str,
+    tree: Mapping[str, Any],
+    config: Mapping[str, Any],
 ) -> CheckpointDescription:
-    """The description with the pixel statistics that the file records; unchanged without any."""
-    recorded = _nested(tree, format.recorded_stats) if format.recorded_stats else None
-    parts = [(recorded or {}).get(key) for key in ("mean", "std")]
-    try:
-        stats = "/".join(",".join(map(str, part)) for part in parts if isinstance(part, list))
-        text = statistics_text(*pixel_statistics(stats))
-    except SettingsError:  # none, or not those of three channels
-        return description
-    return replace(description, pixel_stats=text, stats_source=format.recorded_stats)
+    """The description with the pixel statistics that the file records, or timm's config.json.
+
+    path: of the dict in the file with them, '' for none. Those of config.json may be of another
+    training, and are assumed. Unchanged without any for the channels.
+    """
+    places = {path: _nested(tree, path) if path else None}
+    places["pretrained_cfg of config.json"] = _nested(config, "pretrained_cfg")
+    for place, recorded in places.items():
+        parts = [(recorded or {}).get(key) for key in ("mean", "std")]
+        try:
+            lists = (part for part in parts if isinstance(part, list))
+            stats = pixel_statistics("/".join(",".join(map(str, part)) for part in lists))
+        except SettingsError:  # none, or impossible ones
+            continue
+        if len(stats[0]) == description.channels:
+            text = statistics_text(*stats)
+            if place == path:
+                return replace(description, pixel_stats=text, stats_source=place)
+            assumed = {**description.assumed, PIXEL_STATS: Assumed(text, place)}
+            return replace(description, pixel_stats=text, assumed=assumed)
+    return description
 
 
 def _with_assumptions(

@@ -28,9 +28,9 @@ from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.outside import (
     HEAD,
     NONE,
-    alone,
     is_outside,
     module_outside,
+    option_without,
     remove_outside,
 )
 from lidar_cli.checkpoints.reading.containers import (
@@ -128,7 +128,10 @@ def _prefixes(state: StateDict, options: Options) -> dict[str, Family | None]:
             if not prefix.startswith(special):
                 families.setdefault(prefix, family)
         special += tuple(matching) if family.special else ()
-    return families
+    # A transformer of texts or of tokens, such as a decoder, has no convolution.
+    convolutions = [name for name, tensor in state.tensors.items() if len(tensor.shape) > 3]
+    with_images = [one for one in families if any(name.startswith(one) for name in convolutions)]
+    return {one: families[one] for one in with_images or families}
 
 
 def _no_backbone(path: Path, state: StateDict) -> CheckpointError:
@@ -336,7 +339,9 @@ def _check_all_understood(
     unknown = [state.originals[name] for name in rest] + others
     if not unknown:
         return
-    hint = "" if options.prefix else alone([*rest, *map(clean_name, others)], backbone.prefix)
+    hint = (
+        "" if options.prefix else option_without([*rest, *map(clean_name, others)], backbone.prefix)
+    )
     raise CheckpointError(
         f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
         f"{first_few(unknown)}; expected at most a projector and a linear classifier; {NEXT}{hint}",

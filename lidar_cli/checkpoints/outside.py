@@ -40,7 +40,7 @@ def remove_outside(rest: dict[str, Weight], prefix: str) -> tuple[str, ...]:
     return tuple(f"{module} (not read)" for module in modules)
 
 
-def alone(names: Sequence[str], prefix: str) -> str:
+def option_without(names: Sequence[str], prefix: str) -> str:
     """The end of an error about these names: the option without them, '' if they may be needed."""
     if not all(is_outside(name, prefix) for name in names):
         return ""

@@ -268,7 +268,7 @@ def hf_siglip() -> Fixture:
 
 @fixture
 def openai_clip() -> Fixture:
-    """In open_clip's file, with text; the projection is a matrix, which is not read."""
+    """In open_clip's file, with text; the projection is a matrix, not a layer."""
     w = tower(2, "", clip=True)
     names = (
         ("embeddings.class_embedding", "class_embedding"),
@@ -282,7 +282,8 @@ def openai_clip() -> Fixture:
         ("mlp.fc1", "mlp.c_fc"),
         ("mlp.fc2", "mlp.c_proj"),
     )
-    tree = {"visual.proj": torch.ones(192, 12), "logit_scale": torch.tensor(4.6)}
+    proj = torch.randn(192, 12, generator=torch.Generator().manual_seed(5)) / 14
+    tree = {"visual.proj": proj, "logit_scale": torch.tensor(4.6)}
     tree |= {"transformer.resblocks.0.ln_1.weight": torch.ones(8), "ln_final.bias": torch.ones(8)}
     tree |= {"positional_embedding": torch.ones(77, 8), "text_projection": torch.ones(8, 12)}
     for name, tensor in w.items():
@@ -295,9 +296,13 @@ def openai_clip() -> Fixture:
             tensor = torch.cat(parts)
         if "self_attn" not in name:
             tree[f"visual.{name}"] = tensor
+
+    def backbone(x: Tensor) -> Tensor:
+        return run_tower(w, "", x, 3, 1e-5, quick_gelu)[:, 0]
+
     return Fixture(
         "clip", {"state_dict": tree},
-        {("encoder", "backbone"): lambda x: run_tower(w, "", x, 3, 1e-5, quick_gelu)[:, 0]},
+        {("encoder", "backbone"): backbone, ("encoder", "projector"): lambda x: backbone(x) @ proj},
         size=16, file="open_clip_pytorch_model.bin",
     )  # fmt: skip
 

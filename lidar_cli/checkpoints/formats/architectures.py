@@ -236,7 +236,7 @@ HF_SIGLIP = dataclasses.replace(
     branches=(Branch("encoder", ""),),
     pixel_stats="half",
 )
-# `visual.proj` is a matrix, not a layer, and not read.
+# The projector is a matrix by which embeddings are multiplied from the right.
 OPENAI_CLIP = dataclasses.replace(
     HF_CLIP,
     name="clip",
@@ -249,10 +249,10 @@ OPENAI_CLIP = dataclasses.replace(
         r"visual\.transformer\.resblocks\.0\.attn\.in_proj_weight$",
     ),
     class_prefix="",
-    branches=(Branch("encoder", "visual."),),
+    branches=(Branch("encoder", "visual.", Head("visual.proj", rename=((r"$", "0.weight@T"),))),),
     backbones=("openai-clip",),
     unused=(
-        r"visual\.proj$", r"transformer\.", r"text\.", r"token_embedding\.", r"ln_final\.",
+        r"transformer\.", r"text\.", r"token_embedding\.", r"ln_final\.",
         r"(positional_embedding|text_projection|logit_scale|logit_bias)$", r"attn_mask$",
         r"(input_resolution|context_length|vocab_size)$",
     ),

@@ -13,7 +13,7 @@ from lidar_cli.checkpoints.shapes.poolformer import PoolFormerSpec
 
 
 class Block(nn.Module):
-    """Pooling and an MLP, each after a norm and beside a shortcut."""
+    """Pooling and an MLP, each after a norm, with a shortcut."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

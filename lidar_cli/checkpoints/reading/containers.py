@@ -125,12 +125,19 @@ def with_average(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def unused_names(tree: Mapping[Any, Any], used: frozenset[int]) -> list[str]:
-    """Keys of dicts with weights, and names of tensors, outside the dicts with ids `used`."""
+    """Keys of dicts with weights, and names of tensors, outside the dicts with ids `used`.
+
+    Of lists of tensors too, at the top level or in a dict there, as some averages are saved.
+    """
     names = [
         _key_text(key)
         for key, value in tree.items()
         if id(tree) not in used and is_tensor(value) and len(value.shape)
     ]
+    for prefix, inner in (("", tree), *((f"{_key_text(k)}.", v) for k, v in tree.items())):
+        if isinstance(inner, dict) and id(inner) not in used:
+            lists = ((key, value) for key, value in inner.items() if isinstance(value, list))
+            names += [prefix + _key_text(key) for key, value in lists if any(map(is_tensor, value))]
     return list(dict.fromkeys([*names, *(name for name, _ in _dicts_with_weights(tree, used))]))
 
 

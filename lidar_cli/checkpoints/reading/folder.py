@@ -250,7 +250,8 @@ def _text_of(file: Path) -> str:
 def read_config(path: Path) -> dict[str, Any] | None:
     """The config.json of a Hugging Face folder, or None.
 
-    It has `image_mean` and `image_std` of preprocessor_config.json too, if they are there and used.
+    It has `image_mean` and `image_std` of preprocessor_config.json too: 0 and 1 if
+    they are not used.
     path: the folder, or the file with the weights in it.
     Raises CheckpointError if config.json is not a JSON object of at most MAX_CONFIG bytes.
     """
@@ -260,10 +261,10 @@ def read_config(path: Path) -> dict[str, Any] | None:
         return None
     config = _json_object(file)
     processor = read_arguments(file, "preprocessor_config.json")
-    if processor.get("do_normalize", True):
-        names = ("image_mean", "image_std")
-        config |= {name: processor[name] for name in names if name in processor}
-    return config
+    if not processor.get("do_normalize", True):
+        processor = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    names = ("image_mean", "image_std")
+    return config | {name: processor[name] for name in names if name in processor}
 
 
 def transformer_options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:

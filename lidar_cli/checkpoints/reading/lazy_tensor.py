@@ -276,8 +276,9 @@ def _last(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 
 Weight = Union[LazyTensor, "Tensor"]  # in the file, or in memory
 PART = re.compile(r"(.+)@([012])")  # name of one part of a tensor that a file stores in parts
-# Name of a tensor that lacks leading axes of length 1, '+' each, or has too many of them, '-'.
-AXES = re.compile(r"(.+)@(\++|-)")
+# Name of a tensor that lacks leading axes of length 1, '+' each, has too many of them, '-', or is a
+# matrix with rows for columns, 'T'.
+AXES = re.compile(r"(.+)@(\++|-|T)")
 PARTS = 3  # of such a tensor
 
 
@@ -320,9 +321,25 @@ class Reshaped(JoinedTensor):
         return super().materialise().reshape(self.shape)
 
 
+class Transposed(JoinedTensor):
+    """A matrix with rows for columns."""
+
+    __slots__ = ()
+
+    def __init__(self, part: Weight) -> None:
+        super().__init__((part,))
+        self.shape = self.shape[::-1]
+
+    def materialise(self) -> Tensor:
+        """The tensor in memory; raises CheckpointError if the file cannot give it."""
+        return super().materialise().T.contiguous()
+
+
 def _with_axes(tensor: Weight, axes: str) -> Weight:
     """The tensor with the axes that a mark asks for; unchanged if it cannot have them."""
     shape = tuple(tensor.shape)
+    if axes == "T":
+        return Transposed(tensor) if len(shape) == 2 else tensor
     if not shape or (axes == "-" and set(shape[:-1]) - {1}):
         return tensor
     return Reshaped(tensor, shape[-1:] if axes == "-" else (1,) * len(axes) + shape)
@@ -333,8 +350,8 @@ def join_parts(
 ) -> tuple[dict[str, Weight], dict[str, tuple[str, ...]]]:
     """The tensors, with `NAME@0`, `NAME@1`, `NAME@2` joined to NAME; and each name's part names.
 
-    `NAME@+` becomes NAME with a leading axis of length 1, `NAME@++` with two, and `NAME@-` with its
-    last axis alone.
+    `NAME@+` becomes NAME with a leading axis of length 1, `NAME@++` with two, `NAME@-` with its
+    last axis alone, and `NAME@T` transposed.
     Parts are not joined if one is missing or their shapes do not fit. The joined name is then
     missing, and the code that expects it reports this.
     """

@@ -392,7 +392,7 @@ def spec(
 def patch_embedding(shapes: Shapes, origin: str) -> tuple[int, int]:
     """Width and patch size, from the patch embedding; raises CheckpointError."""
     shape = shapes.get(f"{PATCHES}.weight", ())
-    if len(shape) != 4 or shape[1] < 1 or shape[2] != shape[3]:
+    if len(shape) != 4 or 0 in shape or shape[2] != shape[3]:
         raise CheckpointError(
             f"{origin}: the patch embedding of the ViT, {PATCHES}.weight, is "
             f"{list(shape) or 'missing'}; expected [width, channels, patch, patch]; "
