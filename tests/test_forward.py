@@ -149,6 +149,7 @@ def test_reduced_precision_changes_lidar_by_less_than_a_percent(tmp_path: Path, 
 # Compilation
 
 
+@pytest.mark.nightly
 def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
     checkpoint(tmp_path / "a.pt")
     image_folder(tmp_path / "images", 4)

@@ -58,6 +58,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return bombs(tmp_path_factory.mktemp("bombs") / "runs")
 
 
+@pytest.mark.nightly
 def test_inspect_gives_each_one_line(hostile: list[Path], tmp_path: Path) -> None:
     status, out, errors, _, memory = lidar("inspect", *hostile, folder=tmp_path, limits=SMALL)
     assert (status, out) == (3, "")

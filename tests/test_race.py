@@ -168,7 +168,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     return functools.partial(lidar_here, monkeypatch=monkeypatch, capfd=capfd)
 
 
-@pytest.mark.parametrize("by", ["lidar", "rankme", "alignment"])
+@pytest.mark.parametrize(
+    "by",
+    [
+        "lidar",
+        pytest.param("rankme", marks=pytest.mark.nightly),
+        pytest.param("alignment", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_winner_is_that_of_the_whole_ranking_for_fewer_views(
     runs: Path, tmp_path: Path, by: str
 ) -> None:

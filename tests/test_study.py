@@ -30,6 +30,8 @@ from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import DemoSettings, ExtractSettings, ScoreSettings
 
+pytestmark = pytest.mark.nightly  # the study is run by hand
+
 N_IMAGES = 300
 SMALL = Size(("textures",), N_IMAGES, runs=2, epochs=(1, 1), n_samples=150, views=(2, 3))
 

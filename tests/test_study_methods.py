@@ -147,6 +147,7 @@ def test_training_is_determined_by_its_seed(name, images, checkpoints):
     assert train(images[:64], h, 6)["losses"] != train(images[:64], h, 7)["losses"]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", TRAIN)
 def test_training_learns_what_a_teacher_that_stays_sees(name, images):
     """Against weights that stay too: DINO's centre makes its loss rise at first, whoever learns."""

@@ -125,6 +125,7 @@ def test_a_signal_while_trainings_start_ends_all(
     assert said.splitlines()[1:] == [word]
 
 
+@pytest.mark.nightly
 def test_sigterm_ends_the_demo_and_its_trainings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lidar_cli", "demo", tmp_path / "demo"]
     with subprocess.Popen(
