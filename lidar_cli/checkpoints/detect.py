@@ -128,10 +128,10 @@ def detect(
 
     tree: the nested containers that `read_checkpoint` returns. arch: name of a timm model to build
     whatever the shapes are. format: name of the only format to try, or 'plain' for none. branch:
-    'student' or 'teacher'. layer: the value of `--layer`, by which an auto branch is chosen.
-    config: config.json of a Hugging Face folder. assume: KEY=VALUE and SYSTEM:KEY=VALUE, for what
-    the weights leave open. prefix, projector_prefix: of the backbone and the projector, for which
-    no format is tried.
+    a word for one, see branch_words.py. layer: the value of `--layer`, by which an auto branch is
+    chosen. config: config.json of a Hugging Face folder. assume: KEY=VALUE and SYSTEM:KEY=VALUE,
+    for what the weights leave open. prefix, projector_prefix: of the backbone and the projector,
+    for which no format is tried.
     Raises NoWeights if the file has no weights, CheckpointError if a tensor is missing or not
     recognised, and SettingsError for an arch unknown to timm, an unknown format or branch, or an
     assumption about something that the file determines.

@@ -151,6 +151,6 @@ class ViT(MaskedBackbone):
         return self.tokens(images, keep)[:, self.model.num_prefix_tokens :]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
+        """Embeddings [b, width] of images [b, channels, S, S], S as set by `set_image_size`."""
         x: Tensor = self.model.forward_head(self.tokens(images), pre_logits=True)
         return self.model.embedding(x) if hasattr(self.model, "embedding") else x

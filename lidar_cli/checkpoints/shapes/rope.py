@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import Shapes, layernorm, linear, repeated
+from lidar_cli.checkpoints.shapes.spec import Shapes, layernorm, linear, number_of_blocks, repeated
 from lidar_cli.errors import CheckpointError, SettingsError
 
 Rotation = Literal["dinov3", "capi", "vjepa2"]
@@ -307,7 +307,7 @@ def _spec(
         rotation=rotation,
         width=width,
         channels=vit.input_channels(shapes),
-        depth=vit.depth(shapes),
+        depth=number_of_blocks(shapes),
         heads=usual_heads if "heads" in why else count,
         patch=patch,
         mlp=vit.mlp_width(shapes, "blocks.0.mlp.up.weight", origin),
