@@ -339,7 +339,12 @@ def _check_all_understood(
     unknown = [state.originals[name] for name in rest] + others
     if not unknown:
         return
-    elsewhere = tuple(one for one in prefixes if not backbone.prefix.startswith(one))
+    elsewhere = tuple(
+        one
+        for one in prefixes
+        if not backbone.prefix.startswith(one)
+        if not backbone.prefix or not one.startswith(backbone.prefix)
+    )
     names = [name for name in [*rest, *map(clean_name, others)] if not name.startswith(elsewhere)]
     hint = "" if options.prefix else option_without(names, backbone.prefix)
     raise CheckpointError(

@@ -87,7 +87,7 @@ class VideoRotation(nn.Module):
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer whose bias is times a mask, as DINOv3's without a bias of keys."""
+    """A linear layer whose bias is multiplied by a mask, as DINOv3's without a bias of keys."""
 
     bias_mask: Tensor
 

@@ -67,7 +67,7 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
 
 
 def all_weights(tree: Mapping[str, Any]) -> StateDict:
-    """The tensors of all nested dicts with weights, after the keys of the dicts, joined with dots.
+    """The tensors of all nested dicts with weights; names begin with the keys of their dicts.
 
     Of names that become equal without the wrappers' parts, the first.
     """
