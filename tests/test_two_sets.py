@@ -14,6 +14,7 @@ from make import CHANNELS, image_folder, lidar_here, tiny_state_dict
 from raising import raises
 from torch import Tensor
 
+from lidar_cli.checkpoints.branch_words import AUTO, OFFERED, usual_branch
 from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.models.weights import fill
 from lidar_cli.checkpoints.open import build, open_checkpoint
@@ -155,6 +156,10 @@ def test_averages_in_other_dicts_are_selected_by_their_words(tmp_path: Path) -> 
         path = saved(tmp_path / "b.pt", {"model": TRAINED, key: AVERAGED})
         assert torch.equal(embedding(path), alone(TRAINED))
         assert torch.equal(embedding(path, branch="teacher"), alone(AVERAGED))
+
+
+def test_each_word_that_completion_offers_names_a_branch() -> None:
+    assert {usual_branch(word) for word in OFFERED if word != AUTO} == {"student", "teacher"}
 
 
 def test_a_file_names_its_average_by_any_word_for_one(tmp_path: Path) -> None:

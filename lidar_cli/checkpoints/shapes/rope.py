@@ -104,7 +104,7 @@ class RopeViTSpec(vit.TransformerSpec):
     registers: int = 0
     periods: bool = False  # whether the file has DINOv3's periods
     rope_base: float = 0.0  # of the frequencies that the file lacks
-    masked_bias: bool = False  # whether the bias of queries, keys and values is times a mask
+    masked_bias: bool = False  # whether a mask multiplies the bias of queries, keys and values
     layer_scale: bool = False
     gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
     class_norm: bool = False  # whether class token and registers have another last norm
