@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from formats import FIXTURES
 from make import CHANNELS, image_folder, lidar_here, tiny_state_dict
 from raising import raises
 from torch import Tensor
 
+from lidar_cli.checkpoints.branch_words import AUTO, OFFERED, usual_branch
 from lidar_cli.checkpoints.detect import detect
 from lidar_cli.checkpoints.models.weights import fill
 from lidar_cli.checkpoints.open import build, open_checkpoint
@@ -156,6 +158,27 @@ def test_averages_in_other_dicts_are_selected_by_their_words(tmp_path: Path) -> 
         assert torch.equal(embedding(path, branch="teacher"), alone(AVERAGED))
 
 
+def test_each_word_that_completion_offers_names_a_branch() -> None:
+    assert {usual_branch(word) for word in OFFERED if word != AUTO} == {"student", "teacher"}
+
+
+def test_a_file_names_its_average_by_any_word_for_one(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pt", {**at("net.", TRAINED), **at("swa.", AVERAGED)})
+    assert torch.equal(embedding(path, branch="swa"), alone(AVERAGED))
+    second = tiny_state_dict()
+    path = saved(tmp_path / "b.pt", {"model": TRAINED, "ema": AVERAGED, "swa_weights": second})
+    assert torch.equal(embedding(path, branch="swa_weights"), alone(second))
+    note = "several sets of weights: the trained one, not those in ema, swa_weights (--branch ema)"
+    assert note in open_checkpoint(path).description.assumptions
+
+
+def test_the_word_of_a_branch_of_another_format_is_refused(tmp_path: Path) -> None:
+    for tree in (FIXTURES["moco-v3-vit"]().tree, TRAINED):
+        path = saved(tmp_path / "a.pt", tree)
+        with raises(CheckpointError, "no-branch"):
+            open_checkpoint(path, branch="gram")
+
+
 def test_a_transformer_of_texts_is_no_second_backbone(tmp_path: Path) -> None:
     text = {"blocks.0.attn.qkv.weight": torch.ones(24, 8), "blocks.0.norm1.bias": torch.ones(8)}
     path = saved(tmp_path / "a.pt", {**at("a_text.", text), **at("visual.", TRAINED)})
@@ -201,6 +224,9 @@ def test_the_top_level_is_named_as_a_prefix(tmp_path: Path) -> None:
     assert torch.equal(embedding(path, prefix="none"), alone(TRAINED))
     assert open_checkpoint(path, prefix="none").description.ignored == ("foo",)
     assert "" not in open_checkpoint(path, prefix="foo.").description.ignored
+    with raises(CheckpointError, "unknown-entries") as raised:
+        open_checkpoint(path)
+    assert str(raised.value).endswith("or take the backbone alone: --prefix none")
 
 
 def test_a_named_projector_may_have_the_name_of_a_classifier(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.checkpoints.branch_words import AUTO, ENCODER, STUDENT, usual_branch
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
-from lidar_cli.checkpoints.formats.branches import AUTO, named_branch
 from lidar_cli.checkpoints.formats.format import (
     SMALL,
     Branch,
@@ -244,7 +244,7 @@ def _choose_branch(
             return present[0], None
         lacking = f"the {present[0].name} has no {' and '.join(sorted(layers))}"
         return suitable[0], f"{lacking}, so the {suitable[0].name} is embedded"
-    branch = named_branch(options.branch, present)
+    branch = _named_branch(options.branch, format.branches, present)
     if branch is not None:
         return branch, None
     raise CheckpointError(
@@ -252,6 +252,17 @@ def _choose_branch(
         f"{', '.join(b.name for b in present)}: use --branch {present[0].name}",
         code="no-branch",
     )
+
+
+def _named_branch(word: str, listed: Sequence[Branch], present: Sequence[Branch]) -> Branch | None:
+    """The branch with this name or alias, else the one that the word usually names; None if none.
+
+    listed: all branches of the format. A branch 'encoder', which is alone, is the student.
+    """
+    exact = [branch for branch in listed if word in (branch.name, *branch.aliases)]
+    usual = {usual_branch(word), ENCODER if usual_branch(word) == STUDENT else None}
+    matching = exact or [branch for branch in listed if branch.name in usual]
+    return next((branch for branch in matching if branch in present), None)
 
 
 def _assign_backbone(

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.checkpoints.assign import Modules, Options, assign_by_format
+from lidar_cli.checkpoints.branch_words import OFFERED, TEACHER, usual_branch
 from lidar_cli.checkpoints.fallback import assign_by_usual_names, clean_prefix, with_prefixes
 from lidar_cli.checkpoints.formats import FORMATS
-from lidar_cli.checkpoints.formats.branches import TEACHER, WORDS
 from lidar_cli.checkpoints.formats.format import Format, fits
 from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.outside import NONE
@@ -46,6 +46,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     parse_assumptions,
     renamed,
 )
+from lidar_cli.checkpoints.two_sets import rule_of_choice
 from lidar_cli.errors import CheckpointError, SettingsError, nearest
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.recipes import (
@@ -67,10 +68,14 @@ def check_names(format: str, branch: str) -> None:
     if format not in names:
         hint = f"{nearest(format, names)} (lidar inspect --formats)"
         raise SettingsError(f"--format {format}: {hint}", code="no-such-format")
-    if branch not in (words := branch_words()):
+    words = branch_words()
+    if branch not in words and usual_branch(branch) is None:
         hint = nearest(branch, words)
         if hint.startswith("known"):  # too many words to list
-            hint = "expected student or teacher, or the file's word for it, such as target_encoder"
+            hint = (
+                "expected student or teacher, or the file's word for it, such as target_encoder; "
+                "weights of another name: --prefix"
+            )
         raise SettingsError(f"--branch {branch}: {hint}", code="no-such-branch")
 
 
@@ -95,9 +100,9 @@ def check_prefixes(
 
 
 def branch_words() -> list[str]:
-    """Every word that `--branch` takes, the most usual ones first."""
+    """The usual words that `--branch` takes, then the branches of the formats."""
     branches = [branch for entry in FORMATS for branch in entry.branches]
-    return list(dict.fromkeys([*WORDS, *(w for b in branches for w in (b.name, *b.aliases))]))
+    return list(dict.fromkeys([*OFFERED, *(w for b in branches for w in (b.name, *b.aliases))]))
 
 
 def check_assumptions(assume: Sequence[str]) -> AssumeValues:
@@ -123,10 +128,10 @@ def detect(
 
     tree: the nested containers that `read_checkpoint` returns. arch: name of a timm model to build
     whatever the shapes are. format: name of the only format to try, or 'plain' for none. branch:
-    'student' or 'teacher'. layer: the value of `--layer`, by which an auto branch is chosen.
-    config: config.json of a Hugging Face folder. assume: KEY=VALUE and SYSTEM:KEY=VALUE, for what
-    the weights leave open. prefix, projector_prefix: of the backbone and the projector, for which
-    no format is tried.
+    a word for one, see branch_words.py. layer: the value of `--layer`, by which an auto branch is
+    chosen. config: config.json of a Hugging Face folder. assume: KEY=VALUE and SYSTEM:KEY=VALUE,
+    for what the weights leave open. prefix, projector_prefix: of the backbone and the projector,
+    for which no format is tried.
     Raises NoWeights if the file has no weights, CheckpointError if a tensor is missing or not
     recognised, and SettingsError for an arch unknown to timm, an unknown format or branch, or an
     assumption about something that the file determines.
@@ -147,7 +152,7 @@ def detect(
     raw = raw_key(tree, ema_key) if ema_key is not None else None
     if prefix is not None or (match is None and raw is None):
         ema_key = None  # `two_sets` names all sets of weights
-    use_average = ema_key is not None and WORDS.get(branch) == TEACHER
+    use_average = ema_key is not None and usual_branch(branch) == TEACHER
     if ema_key is not None and use_average:
         tree = with_average(tree, ema_key)
         match = match_format(path, tree, system, config)
@@ -468,10 +473,10 @@ def _has_teacher(format: Format) -> bool:
 def _averages(tree: Mapping[str, Any]) -> dict[str, str]:
     """Branch -> key of a dict with averaged or frozen weights; by their keys if they are several.
 
-    Of several whose keys are no words of `--branch`, the first; the others are unused.
+    Of several whose keys are no words for it, the first; the others are unused.
     """
     keys = average_keys(tree)
-    by_word = {key: key for key in keys if key in WORDS}
+    by_word = {key: key for key in keys if usual_branch(key) == TEACHER}
     return by_word if len(keys) > 1 and by_word else dict(zip([TEACHER], keys, strict=False))
 
 
@@ -498,10 +503,8 @@ def _with_averages_as_branches(
     ignored = tuple(n for n in description.ignored if not set(n.split(", ")) <= set(keys))
     if used is None:
         average = "its average" if len(keys) == 1 else "those"
-        rule = (
-            f"two sets of weights: the trained one, not {average} in {first_few(keys)} "
-            f"(--branch {next(iter(averages))})"
-        )
+        others_in = f"{average} in {first_few(keys)}"
+        rule = rule_of_choice("the trained one", others_in, list(averages))
         notes = (*description.assumptions, *([rule] if raw is not None and is_auto else []))
         return replace(description, branches=branches, ignored=(*ignored, *keys), assumptions=notes)
     key, rest = averages[used], description.container.partition(".")[2]

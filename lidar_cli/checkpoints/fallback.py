@@ -23,6 +23,7 @@ from lidar_cli.checkpoints.assign import (
     needs_heads,
     remove_by_prefix,
 )
+from lidar_cli.checkpoints.branch_words import is_averaged
 from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
 from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.outside import (
@@ -33,12 +34,7 @@ from lidar_cli.checkpoints.outside import (
     option_without,
     remove_outside,
 )
-from lidar_cli.checkpoints.reading.containers import (
-    StateDict,
-    all_weights,
-    clean_name,
-    is_averaged,
-)
+from lidar_cli.checkpoints.reading.containers import StateDict, all_weights, clean_name
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight
 from lidar_cli.checkpoints.shapes import heads
 from lidar_cli.checkpoints.shapes.spec import (
@@ -101,7 +97,7 @@ def assign_by_usual_names(
         del rest[key]
     if options.prefix is not None or not needs_heads(options):
         ignored += remove_outside(rest, backbone.prefix)
-    _check_all_understood(path, state, rest, backbone, options)
+    _check_all_understood(path, state, rest, backbone, options, list(prefixes))
     description = describe(modules, state, ignored, choice.branch)
     assumptions = (*description.assumptions, *choice.assumptions)
     return dataclasses.replace(
@@ -332,16 +328,25 @@ def _check_all_understood(
     rest: Mapping[str, Weight],
     backbone: Assignment,
     options: Options,
+    prefixes: list[str],
 ) -> None:
-    """Raise CheckpointError for tensors, and other values next to them, that are not understood."""
+    """Raise CheckpointError for tensors, and other values next to them, that are not understood.
+
+    prefixes: of all backbones in the file.
+    """
     others = [name for name in state.others if not is_outside(clean_name(name), backbone.prefix)]
     others = list(state.others) if options.prefix is None else others
     unknown = [state.originals[name] for name in rest] + others
     if not unknown:
         return
-    hint = (
-        "" if options.prefix else option_without([*rest, *map(clean_name, others)], backbone.prefix)
+    elsewhere = tuple(
+        one
+        for one in prefixes
+        if not backbone.prefix.startswith(one)
+        if not backbone.prefix or not one.startswith(backbone.prefix)
     )
+    names = [name for name in [*rest, *map(clean_name, others)] if not name.startswith(elsewhere)]
+    hint = "" if options.prefix else option_without(names, backbone.prefix)
     raise CheckpointError(
         f"{path}: {len(unknown)} entries outside the {backbone.spec.arch} are not understood: "
         f"{first_few(unknown)}; expected at most a projector and a linear classifier; {NEXT}{hint}",

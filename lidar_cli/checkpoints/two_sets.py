@@ -9,18 +9,24 @@ refused, with the `--prefix` of each.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lidar_cli.checkpoints.formats.branches import AUTO, ENCODER, STUDENT, TEACHER, WORDS
+from lidar_cli.checkpoints.branch_words import (
+    AUTO,
+    AVERAGED,
+    ENCODER,
+    STUDENT,
+    TEACHER,
+    is_averaged,
+    is_trained,
+    usual_branch,
+)
 from lidar_cli.checkpoints.models.weights import first_few
-from lidar_cli.checkpoints.reading.containers import is_averaged
 from lidar_cli.errors import CheckpointError
 
 PREFIXES = ("backbone", "encoder")  # preferred if there are several backbones
-TRAINED = re.compile(r"(student|online|query)(_\w+)?|\w+_(student|online|q)")
 
 
 @dataclass(frozen=True)
@@ -46,20 +52,21 @@ def choose(path: Path, prefixes: Sequence[str], branch: str, none: CheckpointErr
     trained = [prefix for prefix in prefixes if prefix not in averaged]
     if len(trained) > 1:
         usual = [p for p in trained if set(p.split(".")[:-1]) <= set(PREFIXES)]
-        by_word = [p for p in trained if _is_trained(p)]
+        by_word = [p for p in trained if is_trained(p)]
         trained = next((some for some in (by_word, usual) if len(some) == 1), trained)
     if len(trained) != 1 and len(prefixes) > 1:
         raise _several(path, prefixes)
     if len(prefixes) == 1 or not averaged:
-        if WORDS.get(branch) == TEACHER if trained else _is_trained(branch):
-            raise _no_branch(path, branch, [ENCODER])
-        return Choice((trained or averaged)[0])
+        prefix = (trained or averaged)[0]
+        if branch not in (AUTO, *prefix.split(".")):
+            meant = usual_branch(branch)
+            if meant is None or (meant == TEACHER if trained else is_trained(branch)):
+                raise _no_branch(path, branch, [ENCODER])
+        return Choice(prefix)
     named = {STUDENT: trained[0], **_names(path, averaged, prefixes)}
     chosen = _named(path, named, branch)
-    rule = (
-        f"two sets of weights: the trained one at {named[STUDENT] or 'no prefix'}, "
-        f"not {first_few(averaged)} (--branch {list(named)[1]})"
-    )
+    trained_one = f"the trained one at {named[STUDENT] or 'no prefix'}"
+    rule = rule_of_choice(trained_one, first_few(averaged), list(named)[1:])
     return Choice(
         prefix=named[chosen],
         branch=chosen,
@@ -69,6 +76,15 @@ def choose(path: Path, prefixes: Sequence[str], branch: str, none: CheckpointErr
     )
 
 
+def rule_of_choice(trained: str, others: str, branches: Sequence[str]) -> str:
+    """The sentence about the set that is embedded and those that are not, with the branch of one.
+
+    branches: of the others.
+    """
+    number = "two" if len(branches) == 1 else "several"
+    return f"{number} sets of weights: {trained}, not {others} (--branch {branches[0]})"
+
+
 def _names(path: Path, averaged: Sequence[str], prefixes: Sequence[str]) -> dict[str, str]:
     """Branch -> prefix of the averaged or frozen weights: by their own words if they are several.
 
@@ -76,7 +92,7 @@ def _names(path: Path, averaged: Sequence[str], prefixes: Sequence[str]) -> dict
     """
     if len(averaged) == 1:
         return {TEACHER: averaged[0]}
-    names = {part: p for p in averaged for part in p.split(".") if part in WORDS and is_averaged(p)}
+    names = {part: p for p in averaged for part in p.split(".") if AVERAGED.fullmatch(part)}
     if len(set(names.values())) < len(averaged) or len(names) > len(averaged):
         raise _several(path, prefixes)
     return names
@@ -87,15 +103,10 @@ def _named(path: Path, named: dict[str, str], branch: str) -> str:
     if branch == AUTO:
         return STUDENT
     by_part = [name for name, prefix in named.items() if branch in prefix.split(".")]
-    usual = WORDS.get(branch, branch)
-    for name in (*by_part[:1], branch, usual):
+    for name in (*by_part[:1], branch, usual_branch(branch)):
         if name in named:
             return name
     raise _no_branch(path, branch, list(named))
-
-
-def _is_trained(name: str) -> bool:
-    return any(TRAINED.fullmatch(part) for part in name.split("."))
 
 
 def _no_branch(path: Path, branch: str, present: Sequence[str]) -> CheckpointError:

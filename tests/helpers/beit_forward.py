@@ -10,8 +10,6 @@ from literal import linear, normed
 from timm.models.beit import Beit as TimmBeit
 from torch import Tensor
 
-from lidar_cli.checkpoints.shapes import vit
-
 WIDTH, HEADS, PATCH, GRID = 24, 3, 4, 4
 
 
@@ -25,8 +23,7 @@ def beit_shapes(depth: int = 3, width: int = WIDTH, **parts: bool) -> dict[str, 
         "norm.weight": (width,),
         "norm.bias": (width,),
     }
-    heads = vit.HEADS.get(width, HEADS)
-    table = ((2 * GRID - 1) ** 2 + 3, heads)
+    table = ((2 * GRID - 1) ** 2 + 3, HEADS)
     if parts.get("shared", True):
         shapes["rel_pos_bias.relative_position_bias_table"] = table
     if parts.get("positions"):
@@ -83,7 +80,7 @@ def beit_blocks(
         x = x + weights["pos_embed"]
     grid = math.isqrt(x.shape[1] - 1)
     outputs = []
-    for i in range(vit.depth(dict.fromkeys(weights, ()))):
+    for i in range(sum(name.endswith(".gamma_1") for name in weights)):
         name = f"blocks.{i}"
         bias = torch.zeros(heads, x.shape[1], x.shape[1])
         for table in ("rel_pos_bias", f"{name}.attn"):

@@ -52,7 +52,7 @@ class Branch:
     """One set of weights: the prefixes of its backbone and its heads."""
 
     # 'student' (trained), 'teacher' (its average, or a frozen target), 'encoder' where it is alone;
-    # any other word for a third set of weights, such as 'gram_teacher'.
+    # any other word for a third set of weights, such as 'gram'.
     name: str
     backbone: str  # prefix
     projector: Head | None = None

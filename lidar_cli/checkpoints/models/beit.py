@@ -138,7 +138,7 @@ class Beit(MaskedBackbone):
         return embedding
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
+        """Embeddings [b, width] of images [b, channels, S, S], S as set by `set_image_size`."""
         return self.embedding_from_mean(self.patch_tokens(images).mean(dim=1))
 
 

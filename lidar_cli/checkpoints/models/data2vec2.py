@@ -103,5 +103,5 @@ class Data2Vec2(MaskedBackbone):
         return self.tokens(images, None if mask is None else mask.seen)[:, extra:]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
+        """Embeddings [b, width] of images [b, channels, S, S], S as set by `set_image_size`."""
         return self.patch_tokens(images).mean(dim=1)

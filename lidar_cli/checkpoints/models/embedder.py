@@ -83,7 +83,7 @@ class Embedder:
     def embed(
         self, images: Tensor, layers: Sequence[str], draws: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Layer -> embeddings [b, width] of normalised images [b, 3, S, S].
+        """Layer -> embeddings [b, width] of normalised images [b, channels, S, S].
 
         All layers but `patches` are those of one forward pass. draws: numbers in [0, 1), [b], see
         `draw_patches`; with them, the layer `patches` is the token of one patch of each image.

@@ -10,28 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lidar_cli.checkpoints.models.activations import activation
 from lidar_cli.checkpoints.models.backbone import OriginalTensors, resample_positions, select_tokens
-from lidar_cli.checkpoints.shapes.heads import (
-    SIMPLEX,
-    SIMPLEX_SIZE,
-    SIMPLEX_TEMPERATURE,
-    Layer,
-    MLPSpec,
-    PredictorSpec,
-)
+from lidar_cli.checkpoints.shapes.heads import Layer, MLPSpec, PredictorSpec
 from lidar_cli.views.masks import Mask
-
-
-class Simplex(nn.Module):
-    """The softmax over each SIMPLEX_SIZE numbers."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, width] -> [b, width]."""
-        groups = x.view(len(x), -1, SIMPLEX_SIZE) / SIMPLEX_TEMPERATURE
-        return groups.softmax(dim=-1).flatten(1)
-
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, SIMPLEX: Simplex}
 
 
 class WeightNormed(nn.Module):
@@ -54,10 +36,10 @@ def mlp(spec: MLPSpec) -> nn.Sequential:
     head = nn.Sequential()
     for layer in spec.layers:
         if layer.after_gap:
-            head.add_module(f"act{layer.index}", ACTIVATIONS[spec.before(layer)]())
+            head.add_module(f"act{layer.index}", activation(spec.before(layer))())
         head.add_module(str(layer.index), _module(layer))
     if spec.last_activation:
-        head.add_module("last_act", ACTIVATIONS[spec.activation]())
+        head.add_module("last_act", activation(spec.activation)())
     return head
 
 

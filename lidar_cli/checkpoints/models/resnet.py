@@ -63,7 +63,7 @@ class ResNet(Backbone):
         self.embedding = LastLinear(spec.embedding) if spec.embedding else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S]."""
+        """Embeddings [b, width] of images [b, channels, S, S]."""
         x = self.pool(F.relu(self.bn1(self.conv1(images))))
         for name in self.stages:
             x = self.get_submodule(name)(x)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lidar_cli.checkpoints.models.activations import activation
 from lidar_cli.checkpoints.models.backbone import MaskedBackbone
 from lidar_cli.checkpoints.shapes.rope import RopeViTSpec
 from lidar_cli.checkpoints.shapes.vit import grid_of
@@ -86,7 +87,7 @@ class VideoRotation(nn.Module):
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer whose bias is times a mask, as DINOv3's without a bias of keys."""
+    """A linear layer whose bias is multiplied by a mask, as DINOv3's without a bias of keys."""
 
     bias_mask: Tensor
 
@@ -152,7 +153,7 @@ class GatedMlp(nn.Module):
         super().__init__()
         self.up, self.down = linear(spec, "mlp.up"), linear(spec, "mlp.down")
         self.gate = linear(spec, "mlp.gate") if spec.swiglu else None
-        self.act = nn.SiLU() if spec.swiglu and spec.gate == "silu" else nn.GELU()
+        self.act = activation(spec.gate if spec.swiglu else "gelu")()
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, tokens, width] -> the same."""

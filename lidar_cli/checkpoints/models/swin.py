@@ -91,7 +91,7 @@ class Swin(Backbone):
                 block.register_buffer("attn_mask", block.get_attn_mask(padded), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
+        """Embeddings [b, width] of images [b, channels, S, S], S as set by `set_image_size`."""
         x = self.model.patch_embed(images)  # [b, H, W, width of the first stage]
         for stage in self.model.layers:
             x = stage.downsample(x)

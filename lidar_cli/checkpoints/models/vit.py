@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lidar_cli.checkpoints.models.activations import activation
 from lidar_cli.checkpoints.models.backbone import (
     LastLinear,
     MaskedBackbone,
@@ -27,14 +28,6 @@ def stem(spec: ViTSpec) -> nn.Sequential:
         layers += [nn.Conv2d(into, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
         into = out
     return nn.Sequential(*layers, nn.Conv2d(into, spec.width, 1))
-
-
-def activation(name: str) -> Any:
-    """The class of an activation, or what creates its module."""
-    from timm.layers.activations import QuickGELU
-
-    classes = {"silu": nn.SiLU, "gelu": nn.GELU, "quick_gelu": QuickGELU}
-    return classes.get(name) or partial(nn.GELU, approximate="tanh")
 
 
 class AttentionPooling(nn.Module):
@@ -67,7 +60,6 @@ class ViT(MaskedBackbone):
 
         pooled = spec.fc_norm or spec.mean_pooled or not spec.class_token
         pool: Any = "avg" if pooled else "token"
-        silu = spec.swiglu and spec.gate == "silu"
         mlp: Any = partial(GluMlp, gate_last=False) if spec.swiglu else Mlp
         self.width = spec.output_width
         self.model: Any = VisionTransformer(
@@ -92,7 +84,7 @@ class ViT(MaskedBackbone):
             fc_norm=spec.fc_norm,
             weight_init="skip",
             norm_layer=partial(nn.LayerNorm, eps=spec.eps),
-            act_layer=activation("silu" if silu else spec.block_activation),
+            act_layer=activation(spec.gate if spec.swiglu else spec.block_activation),
             mlp_layer=mlp,
         )
         if spec.attention_pool:
@@ -159,6 +151,6 @@ class ViT(MaskedBackbone):
         return self.tokens(images, keep)[:, self.model.num_prefix_tokens :]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [b, width] of images [b, 3, S, S], S as set by `set_image_size`."""
+        """Embeddings [b, width] of images [b, channels, S, S], S as set by `set_image_size`."""
         x: Tensor = self.model.forward_head(self.tokens(images), pre_logits=True)
         return self.model.embedding(x) if hasattr(self.model, "embedding") else x

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lidar_cli.checkpoints.branch_words import is_averaged
 from lidar_cli.checkpoints.models.weights import LONGEST_NAME, first_few
 from lidar_cli.checkpoints.reading.lazy_tensor import Weight, is_tensor
 from lidar_cli.errors import CheckpointError, NoWeights
 
 CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "module")  # "module" is DeepSpeed's
-# Words for a moving average of other weights, or for a frozen target: in keys, and parts of names.
-AVERAGED = re.compile(
-    r"(\w+_)?(teacher|target|momentum|ema|swa|averaged|average|avg|frozen)(_\w+)?|\w+_k|key"
-)
 # Name parts that DataParallel, torch.compile, FSDP, activation checkpointing and Lightning insert.
 WRAPPER_PARTS = (
     *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
@@ -71,7 +67,7 @@ def find_state_dict(path: Path, tree: Mapping[str, Any]) -> StateDict:
 
 
 def all_weights(tree: Mapping[str, Any]) -> StateDict:
-    """The tensors of all nested dicts with weights, after the keys of the dicts, joined with dots.
+    """The tensors of all nested dicts with weights; names begin with the keys of their dicts.
 
     Of names that become equal without the wrappers' parts, the first.
     """
@@ -85,11 +81,6 @@ def all_weights(tree: Mapping[str, Any]) -> StateDict:
                 tensors[clean_name(original)] = value
                 originals[clean_name(original)] = original
     return StateDict("", tensors, originals, (), frozenset(id(inner) for _, inner in dicts))
-
-
-def is_averaged(name: str) -> bool:
-    """Whether a part of a name is a word for averaged or frozen weights."""
-    return any(AVERAGED.fullmatch(part) for part in name.split("."))
 
 
 def average_keys(tree: Mapping[str, Any]) -> list[str]:

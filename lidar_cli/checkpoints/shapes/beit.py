@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass
 
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, layernorm, repeated
+from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, layernorm, number_of_blocks, repeated
 from lidar_cli.errors import CheckpointError
 
 ANCHOR = "blocks.0.attn.q_bias"
@@ -126,7 +126,7 @@ def spec(
         decided["eps"] = vit.eps_by_config(eps)
     return BeitSpec(
         width=width,
-        depth=vit.depth(shapes),
+        depth=number_of_blocks(shapes),
         heads=count,
         patch=patch,
         channels=vit.input_channels(shapes),

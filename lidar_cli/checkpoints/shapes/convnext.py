@@ -19,8 +19,10 @@ from lidar_cli.checkpoints.shapes.spec import (
     USUAL,
     ModuleSpec,
     Shapes,
+    convolution,
     layernorm,
     linear,
+    number_of_blocks,
     repeated,
     with_notes,
 )
@@ -106,17 +108,13 @@ class ConvNeXtSpec(ModuleSpec):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """timm's name -> shape of every tensor of the module."""
-        first = (self.dims[0], self.channels, self.patch, self.patch)
-        shapes: dict[str, tuple[int, ...]] = {"stem.0.weight": first, "stem.0.bias": first[:1]}
+        shapes = convolution("stem.0", self.channels, self.dims[0], self.patch)
         shapes |= layernorm("stem.1", self.dims[0]) | layernorm("head.norm", self.width)
         for stage, (depth, width) in enumerate(zip(self.depths, self.dims, strict=True)):
             if stage:
                 into, down = self.dims[stage - 1], f"stages.{stage}.downsample"
-                shapes |= layernorm(f"{down}.0", into)
-                shapes |= {f"{down}.1.weight": (width, into, 2, 2), f"{down}.1.bias": (width,)}
-            depthwise = (width, 1, self.kernel, self.kernel)
-            block = {"conv_dw.weight": depthwise, "conv_dw.bias": (width,)}
-            block |= layernorm("norm", width)
+                shapes |= layernorm(f"{down}.0", into) | convolution(f"{down}.1", into, width, 2)
+            block = convolution("conv_dw", 1, width, self.kernel) | layernorm("norm", width)
             block |= linear("mlp.fc1", 4 * width, width) | linear("mlp.fc2", width, 4 * width)
             block |= {"gamma": (width,)} if self.gamma else {}
             if self.grn:
@@ -142,7 +140,7 @@ def spec(shapes: Shapes, origin: str, *, eps: float | None = None) -> ConvNeXtSp
             code="not-a-convnext",
         )
     return ConvNeXtSpec(
-        depths=tuple(len(_numbers(shapes, name)) for name in blocks),
+        depths=tuple(number_of_blocks(shapes, name) for name in blocks),
         dims=tuple(shape[0] for shape in first),
         patch=stem[2],
         channels=stem[1],
@@ -162,9 +160,3 @@ def hf_spec(shapes: Shapes, origin: str, *, eps: float | None = None) -> ConvNeX
     """
     plain = spec(shapes, origin, eps=EPS).decide("eps", "Hugging Face's code has 1e-6")
     return dataclasses.replace(plain, head_eps=HF_EPS if eps is None else eps)
-
-
-def _numbers(shapes: Shapes, blocks: str) -> set[str]:
-    """The numbers of the blocks in the module list of that name."""
-    start = f"{blocks}."
-    return {name[len(start) :].partition(".")[0] for name in shapes if name.startswith(start)}

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, layernorm, repeated
+from lidar_cli.checkpoints.shapes.spec import USUAL, Shapes, layernorm, number_of_blocks, repeated
 from lidar_cli.errors import CheckpointError
 
 ANCHOR = "modality_encoders.IMAGE.local_encoder.proj.weight"
@@ -83,8 +83,8 @@ def spec(shapes: Shapes, origin: str) -> Data2Vec2Spec:
     count, why, decided = vit.attention_heads(width, 0, "", None)
     return Data2Vec2Spec(
         width=width,
-        context=vit.depth(shapes, "context"),
-        depth=vit.depth(shapes),
+        context=number_of_blocks(shapes, "context"),
+        depth=number_of_blocks(shapes),
         heads=count,
         patch=patch,
         channels=vit.input_channels(shapes),

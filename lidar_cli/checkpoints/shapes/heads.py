@@ -43,6 +43,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     batchnorm,
     layernorm,
     linear,
+    number_of_blocks,
     repeated,
 )
 from lidar_cli.errors import CheckpointError
@@ -271,7 +272,7 @@ def predictor_spec(
     return PredictorSpec(
         width=embed[1],
         inner=embed[0],
-        depth=vit.depth(shapes, "predictor_blocks"),
+        depth=number_of_blocks(shapes, "predictor_blocks"),
         heads=heads,
         grid=side,
         mlp=vit.mlp_width(shapes, "predictor_blocks.0.mlp.fc1.weight", origin),

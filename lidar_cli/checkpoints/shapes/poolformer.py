@@ -21,7 +21,9 @@ from typing import ClassVar
 from lidar_cli.checkpoints.shapes.spec import (
     ModuleSpec,
     Shapes,
+    convolution,
     layernorm,
+    number_of_blocks,
     repeated,
     with_notes,
 )
@@ -69,21 +71,17 @@ class PoolFormerSpec(ModuleSpec):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Its authors' name -> shape of every tensor of the module."""
-        shapes = _convolution("patch_embed.proj", self.channels, self.widths[0], self.kernel)
+        shapes = convolution("patch_embed.proj", self.channels, self.widths[0], self.kernel)
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             hidden = self.hidden[stage]
             block = layernorm("norm1", width) | layernorm("norm2", width)
-            block |= _convolution("mlp.fc1", width, hidden, 1)
-            block |= _convolution("mlp.fc2", hidden, width, 1)
+            block |= convolution("mlp.fc1", width, hidden, 1)
+            block |= convolution("mlp.fc2", hidden, width, 1)
             block |= {"layer_scale_1": (width,), "layer_scale_2": (width,)}
             shapes |= repeated(f"network.{2 * stage}", depth, block)
         for stage, (into, out) in enumerate(pairwise(self.widths)):
-            shapes |= _convolution(f"network.{2 * stage + 1}.proj", into, out, 3)
+            shapes |= convolution(f"network.{2 * stage + 1}.proj", into, out, 3)
         return shapes | layernorm("norm", self.width)
-
-
-def _convolution(name: str, into: int, out: int, kernel: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (out, into, kernel, kernel), f"{name}.bias": (out,)}
 
 
 def spec(shapes: Shapes, origin: str) -> PoolFormerSpec:
@@ -98,14 +96,10 @@ def spec(shapes: Shapes, origin: str) -> PoolFormerSpec:
             "name the architecture with --arch",
             code="not-a-poolformer",
         )
-    depths = (
-        len({name.split(".")[2] for name in shapes if name.startswith(f"{stage}.")})
-        for stage in stages
-    )
     return PoolFormerSpec(
         channels=stem[1],
         kernel=stem[2],
         widths=tuple(shape[1] for shape in first),
-        depths=tuple(depths),
+        depths=tuple(number_of_blocks(shapes, stage) for stage in stages),
         hidden=tuple(shape[0] for shape in first),
     )

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lidar_cli.checkpoints.shapes import vit
-from lidar_cli.checkpoints.shapes.spec import Shapes, layernorm, linear, repeated
+from lidar_cli.checkpoints.shapes.spec import Shapes, layernorm, linear, number_of_blocks, repeated
 from lidar_cli.errors import CheckpointError, SettingsError
 
 Rotation = Literal["dinov3", "capi", "vjepa2"]
@@ -104,7 +104,7 @@ class RopeViTSpec(vit.TransformerSpec):
     registers: int = 0
     periods: bool = False  # whether the file has DINOv3's periods
     rope_base: float = 0.0  # of the frequencies that the file lacks
-    masked_bias: bool = False  # whether the bias of queries, keys and values is times a mask
+    masked_bias: bool = False  # whether a mask multiplies the bias of queries, keys and values
     layer_scale: bool = False
     gate: str = "silu"  # activation in a SwiGLU, 'silu' or 'gelu'
     class_norm: bool = False  # whether class token and registers have another last norm
@@ -307,7 +307,7 @@ def _spec(
         rotation=rotation,
         width=width,
         channels=vit.input_channels(shapes),
-        depth=vit.depth(shapes),
+        depth=number_of_blocks(shapes),
         heads=usual_heads if "heads" in why else count,
         patch=patch,
         mlp=vit.mlp_width(shapes, "blocks.0.mlp.up.weight", origin),

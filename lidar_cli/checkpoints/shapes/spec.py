@@ -139,6 +139,17 @@ def repeated(blocks: str, depth: int, block: Shapes) -> dict[str, tuple[int, ...
     return {f"{blocks}.{i}.{name}": shape for i in range(depth) for name, shape in block.items()}
 
 
+def number_of_blocks(shapes: Shapes, blocks: str = "blocks") -> int:
+    """The number of blocks in the module list of that name."""
+    pattern = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
+    return len({match[1] for name in shapes if (match := pattern.match(name))})
+
+
+def convolution(name: str, into: int, out: int, kernel: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a convolution with a bias."""
+    return {f"{name}.weight": (out, into, kernel, kernel), f"{name}.bias": (out,)}
+
+
 def batchnorm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of an affine BatchNorm."""
     vectors = ("weight", "bias", "running_mean", "running_var")

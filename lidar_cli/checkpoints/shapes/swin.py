@@ -31,6 +31,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     Shapes,
     layernorm,
     linear,
+    number_of_blocks,
     repeated,
     with_notes,
 )
@@ -177,7 +178,7 @@ def _stage(shapes: Shapes, blocks: str, origin: str) -> Stage:
         )
     return Stage(
         width=shapes[f"{blocks}.0.attn.proj.weight"][0],
-        depth=vit.depth(shapes, blocks),
+        depth=number_of_blocks(shapes, blocks),
         heads=table[1],
         window=(side + 1) // 2,
         mlp=vit.mlp_width(shapes, f"{blocks}.0.mlp.fc1.weight", origin),

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -42,6 +41,7 @@ from lidar_cli.checkpoints.shapes.spec import (
     embedding_shapes,
     layernorm,
     linear,
+    number_of_blocks,
     repeated,
     with_notes,
 )
@@ -359,7 +359,7 @@ def spec(
         why["gate"] = "DINOv2's"
     return ViTSpec(
         width=width,
-        depth=depth(shapes),
+        depth=number_of_blocks(shapes),
         heads=count,
         patch=patch,
         grid=grid,
@@ -425,12 +425,6 @@ def attention_heads(
 def eps_by_config(eps: float) -> str:
     """The sentence that a config.json determines LayerNorm's eps."""
     return f"config.json has layer_norm_eps {eps:g}"
-
-
-def depth(shapes: Shapes, blocks: str = "blocks") -> int:
-    """The number of blocks in the module list of that name."""
-    pattern = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
-    return len({match[1] for name in shapes if (match := pattern.match(name))})
 
 
 def mlp_width(shapes: Shapes, name: str, origin: str) -> int:

@@ -22,6 +22,8 @@ from lidar_cli.checkpoints.shapes.spec import (
     ModuleSpec,
     Shapes,
     batchnorm,
+    convolution,
+    number_of_blocks,
     with_notes,
 )
 from lidar_cli.errors import CheckpointError
@@ -71,17 +73,13 @@ class WideResNetSpec(ModuleSpec):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """solo-learn's name -> shape of every tensor of the module."""
-        shapes = _convolution("conv1", self.channels, self.widths[0], 3)
+        shapes = convolution("conv1", self.channels, self.widths[0], 3)
         for name, (into, out, _) in self.layers().items():
-            shapes |= batchnorm(f"{name}.bn1", into) | _convolution(f"{name}.conv1", into, out, 3)
-            shapes |= batchnorm(f"{name}.bn2", out) | _convolution(f"{name}.conv2", out, out, 3)
+            shapes |= batchnorm(f"{name}.bn1", into) | convolution(f"{name}.conv1", into, out, 3)
+            shapes |= batchnorm(f"{name}.bn2", out) | convolution(f"{name}.conv2", out, out, 3)
             if into != out:
-                shapes |= _convolution(f"{name}.convShortcut", into, out, 1)
+                shapes |= convolution(f"{name}.convShortcut", into, out, 1)
         return shapes | batchnorm("bn1", self.width)
-
-
-def _convolution(name: str, into: int, out: int, kernel: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (out, into, kernel, kernel), f"{name}.bias": (out,)}
 
 
 def spec(shapes: Shapes, origin: str) -> WideResNetSpec:
@@ -95,13 +93,9 @@ def spec(shapes: Shapes, origin: str) -> WideResNetSpec:
             "name your own code with --model",
             code="not-a-wide-resnet",
         )
-    depths = (
-        len({name.split(".")[2] for name in shapes if name.startswith(f"{block}.layer.")})
-        for block in BLOCKS
-    )
     return WideResNetSpec(
         channels=convolutions[0][1],
         widths=tuple(shape[0] for shape in convolutions),
-        depths=tuple(depths),
+        depths=tuple(number_of_blocks(shapes, f"{block}.layer") for block in BLOCKS),
         why={"strides": USUAL},
     )
