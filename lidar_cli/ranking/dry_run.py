@@ -70,6 +70,7 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
     scorer = session.open_scorer(layer)
     tasks = scorer.plans(session.scan.checkpoints.values())
     if not tasks:
+        session.note_failed(session.scan.failed)
         failed = "".join(f"; {file.path}: {file.reason}" for file in session.scan.failed[:1])
         raise InputError(
             f"{session.selection}: no checkpoint to embed{failed}", code="no-checkpoint"
