@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from make import lidar_here, tiny_state_dict
+from make import image_folder, lidar_here, tiny_state_dict
 from numpy.typing import NDArray
 from PIL import Image
 from raising import raises
@@ -56,7 +56,7 @@ def test_bands_are_selected_in_their_order(tmp_path: Path) -> None:
 
 def test_bands_that_are_not_there_are_named(tmp_path: Path) -> None:
     content = save_pages(tmp_path / "a.tif", pages(0)).read_bytes()
-    with pytest.raises(Exception, match="of 5 bands, of which --bands names 6"):
+    with pytest.raises(Exception, match="has 5 bands, and --bands names 6; name bands up to 5"):
         decoded(content, (6,))
     with pytest.raises(Exception, match="more than 4 bands a page, which are not read; save each"):
         decoded(b"of no format", (1,))
@@ -153,7 +153,7 @@ def test_a_model_of_one_channel_is_fed_grey_levels(
 
 
 REFUSED = [
-    ([], "three are read, red, green and blue; select 4 bands"),
+    ([], "three are read, red, green and blue; select 4 bands that the images have"),
     (["--bands", "1,2"], "--bands 1,2 selects 2; select 4 bands"),
     (["--bands", "1,2,3,4", "--views", "simclr"], "saturation, hue, grey of the views simclr"),
     (["--bands", "1,2,3,4", "--pixel-stats", "cifar10"], "pixel statistics of 3 channels"),
@@ -178,6 +178,28 @@ def test_what_does_not_fit_the_channels_is_refused(
     assert done.returncode != 0
     assert words in done.stderr
     assert done.stderr.rstrip().rpartition("--")[2].split()[0] in ("bands", "views", "pixel-stats")
+
+
+def test_good_images_of_fewer_bands_are_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = image_folder(tmp_path / "colours", 4)
+    path = checkpoint(tmp_path / "a.pt", 4)
+    options = ["-n", 4, "-q", 2, "--device", "cpu", "--views", "mae", "--bands", "1,2,3,4"]
+    for skip, words in (
+        ([], f".png (in {images}): has 3 bands, and --bands names 4; name bands up to 3\n"),
+        (["--bad-samples", "skip"], ".png: has 3 bands, and --bands names 4; name bands up to 3; "),
+    ):
+        done = lidar_here(
+            "extract", path, "--data", images, *options, *skip,
+            monkeypatch=monkeypatch, capfd=capfd,
+        )  # fmt: skip
+        assert done.returncode == 3
+        assert words in done.stderr
+        assert "repair" not in done.stderr
+    grey = np.zeros((2, 2, 1), np.uint8)
+    with pytest.raises(Exception, match="has 1 band, and --bands names 2; name it"):
+        decoded(grey, (2,))
 
 
 @pytest.mark.parametrize("channels", [1, 4])

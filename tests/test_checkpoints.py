@@ -7,6 +7,7 @@ weight left at its start or two tensors exchanged show in the embeddings.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from torchvision.models import ResNet as TorchvisionResNet
 from torchvision.models import VisionTransformer as TorchvisionViT
 from torchvision.models import resnet as torchvision_resnet
 
+from lidar_cli.checkpoints.families import EXPECTED, FAMILIES, KINDS
 from lidar_cli.checkpoints.open import open_checkpoint, wrap_module
 from lidar_cli.checkpoints.reading.read import read_checkpoint, sha256
 from lidar_cli.checkpoints.shapes.spec import Assumed
 from lidar_cli.errors import CheckpointError, NoWeights, SettingsError
+from lidar_cli.explain.topics import explain
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3}
 
@@ -393,8 +396,19 @@ def test_unknown_width_asks_for_the_architecture(tmp_path: Path) -> None:
 
 def test_unknown_names_say_what_is_expected(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", nn.Linear(2, 2).state_dict())
-    with pytest.raises(CheckpointError, match=r"weight, bias form no known backbone.*--model"):
+    with pytest.raises(CheckpointError, match=r"weight, bias form no known backbone.*--model") as e:
         open_checkpoint(path)
+    assert f"; expected {EXPECTED}; " in str(e.value)
+
+
+def test_the_kinds_that_are_expected_are_all_that_are_read() -> None:
+    kinds = re.split(", | or ", KINDS)
+    vits = ("DINO", "V-JEPA", "CAPI", "CLIP", "ViT")  # by the names of their authors
+    for family in FAMILIES.values():
+        assert any(kind.lower() in family.title.lower() for kind in (*kinds, *vits)), family.title
+    for kind in kinds:
+        assert any(kind in family.title for family in FAMILIES.values()), kind
+    assert EXPECTED in " ".join(explain("systems").split())
 
 
 # Names that the user gives.

@@ -27,6 +27,8 @@ from lidar_cli.configuration import resolve
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
+from lidar_cli.ranking import comparison
+from lidar_cli.ranking.cache import MARKER
 from lidar_cli.ranking.comparison import (
     Comparison,
     _names_embeddings,
@@ -57,8 +59,19 @@ def lidar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    """A folder above which no cache is seen, though there is one."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (tmp_path / ".lidar").mkdir()
+    (tmp_path / ".lidar" / MARKER).touch()
+    monkeypatch.chdir(folder)
+    has_own_cache = comparison._has_own_cache
+
+    def has_cache_below(parent: Path) -> bool:
+        return parent.absolute().is_relative_to(folder) and has_own_cache(parent)
+
+    monkeypatch.setattr(comparison, "_has_own_cache", has_cache_below)
+    return folder
 
 
 @pytest.fixture(scope="module")

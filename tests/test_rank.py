@@ -337,6 +337,21 @@ def test_nothing_that_could_be_ranked(tmp_path: Path, rank: Shell) -> None:
     assert done.stderr.startswith(begin + f"{tmp_path}/a.pt: ")
 
 
+@pytest.mark.parametrize("mode", [[], ["--dry-run"]])
+def test_every_reason_is_printed_if_nothing_could_be_ranked(
+    tmp_path: Path, rank: Shell, mode: list[str]
+) -> None:
+    for at in range(6):
+        (tmp_path / f"{at}.pt").write_bytes(b"" if at != 1 else b"text, no checkpoint")
+    lines = rank(tmp_path, *mode).stderr.splitlines()
+    failed = [line for line in lines if line.startswith("failed: ")]
+    assert [line.split(": ")[1] for line in failed] == [f"{tmp_path}/{at}.pt" for at in range(5)]
+    reasons = [line.removeprefix(f"failed: {tmp_path}/{at}.pt: ") for at, line in enumerate(failed)]
+    assert reasons[0] != reasons[1]
+    error = next(at for at, line in enumerate(lines) if line.startswith("error: "))
+    assert lines.index(failed[-1]) < error
+
+
 def test_no_path_is_the_best_if_none_has_a_value(tmp_path: Path, rank: Shell) -> None:
     done = rank(three(tmp_path / "runs"), "--by", "alpha_req", "--top", 1, "--quiet")
     assert (done.returncode, done.stdout) == (3, "")

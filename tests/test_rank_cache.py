@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from feature_files import set_revision
+from formats_contrastive import moco_v3_resnet
 from make import WIDTHS, checkpoint, image_folder, lidar_here
 from PIL import Image
 from rank_runs import (
@@ -453,6 +454,17 @@ def test_a_dry_run_counts_what_is_cached_and_writes_nothing(tmp_path: Path, rank
         **stamps,
         runs / "wide.pt": (runs / "wide.pt").stat().st_mtime_ns,
     }
+
+
+def test_a_dry_run_says_the_views_of_each_group(tmp_path: Path, rank: Shell) -> None:
+    runs = checkpoint(tmp_path / "runs/a.pt").parent
+    checkpoint(runs / "b.pt", 1)
+    moco_v3_resnet().save(runs)
+    lines = rank(runs, "--dry-run").stdout.splitlines()
+    groups = [" ".join(line.split()) for line in lines if line.startswith("group ")]
+    assert groups[0].startswith("group 2 checkpoints views simclr, ")
+    assert groups[1].startswith("group 1 checkpoint views moco-v3, ")
+    assert "         comparable with one value of --views and --layer" in lines
 
 
 def test_a_dry_run_counts_untrained_networks_and_rows_of_a_smaller_n(

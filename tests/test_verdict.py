@@ -15,9 +15,11 @@ from make import PROJECTED, checkpoint, environment, image_folder, lidar
 from terminal import in_terminal
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.joining import Joined, Member, join
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row, comparable
 from lidar_cli.ranking.session import Ranking
+from lidar_cli.report.dry_run import _joined
 from lidar_cli.report.ranking import tied_text
 from lidar_cli.report.text import command_lines, format_duration, shorten_names
 from lidar_cli.report.verdict import (
@@ -142,6 +144,78 @@ def test_backbones_that_differ_too_cannot_be_joined(tmp_path: Path, folder: Path
     done = lidar("rank", "runs", "--data", folder / "images", "-n", 50, *SMALL, cwd=tmp_path)
     assert "No option makes them equal: the backbones are 16 and 20 wide" in done.stderr
     assert "--layer" not in done.stderr
+
+
+EIGHT = [  # views, statistics, layer, widths of backbone and projector; None: a feature file
+    ("simclr", "imagenet", "projector", {"backbone": 16, "projector": 8}),
+    ("mae", "imagenet", "projector", {"backbone": 16, "projector": 10}),
+    ("simclr", "cifar10", "projector", {"backbone": 16, "projector": 12}),
+    ("mae", "cifar10", "backbone", {"backbone": 16}),
+    ("simclr", "unit", "projector", {"backbone": 20, "projector": 8}),
+    ("dino", "imagenet", "projector", {"backbone": 20, "projector": 10}),
+    ("simclr", "imagenet", "backbone", {"backbone": 20}),
+    ("dino", "unit", "projector", {"backbone": 16, "projector": 8}),
+]
+
+
+def planned(views: str, statistics: str, layer: str, widths: dict[str, int] | None) -> Member:
+    d = widths[layer] if widths else 8
+    common = {"views": {"name": views}, "pixel statistics": statistics, "d": d, "layer": layer}
+    return Member(common, widths)
+
+
+def test_the_fewest_groups_are_those_of_backbones_that_differ() -> None:
+    together = ("views", "pixel_stats", "layer")
+    joined = join([planned(*one) for one in EIGHT])
+    assert joined == Joined(2, together, "backbone", ("d",))
+    assert _joined(joined) == (
+        "2 groups, the fewest, with one value of --views, --pixel-stats and --layer"
+    )
+    equal = join([planned(*one) for one in EIGHT if one[3]["backbone"] == 16])
+    assert equal == Joined(1, together, "backbone", ())
+    assert _joined(equal) == "comparable with one value of --views, --pixel-stats and --layer"
+    # The projectors are of one width, the backbones are not.
+    swapped = [planned("mae", "unit", "backbone", {"backbone": d, "projector": 8}) for d in (4, 6)]
+    assert join(swapped) == Joined(1, ("layer",), "projector", ())
+    # A feature file has the one layer that it has.
+    stored = [planned("simclr", "unit", "projector", None), planned(*EIGHT[1]), planned(*EIGHT[7])]
+    assert join(stored) == Joined(2, ("views", "pixel_stats"), "projector", ("d",))
+    neither = join([planned(*EIGHT[0]), planned(*EIGHT[5])])
+    assert (neither.groups, neither.settings) == (2, ())
+    assert _joined(neither) == "no option joins groups"
+
+
+def test_options_that_join_most_groups_are_named_and_do_join_them(
+    tmp_path: Path, folder: Path
+) -> None:
+    """Three groups by the width of the projector, of which two have backbones of one width."""
+    for seed, (projected, widths) in enumerate(
+        [(PROJECTED, (4, 8, 12, 16)), (PROJECTED + 2, (4, 8, 12, 16)), (9, (4, 8, 12, 20))]
+    ):
+        checkpoint(tmp_path / f"runs/{seed}.pt", seed, projected=projected, widths=widths)
+    words = ["rank", "runs", "--data", folder / "images", "-n", 50, *SMALL]
+    done = lidar(*words, cwd=tmp_path)
+    said = " ".join(done.stderr.split())
+    assert "No option makes the widths equal: the backbones are 16 and 20 wide" in said
+    assert "One value of --layer leaves two groups, the fewest: lidar rank" in said
+    fewest = lidar(*words, "--layer", "backbone", "--json", cwd=tmp_path)
+    assert json.loads(fewest.stdout)["groups"] == 2
+    before = lidar(*words, "--dry-run", cwd=tmp_path)
+    assert "         2 groups, the fewest, with one value of --layer\n" in before.stdout
+
+
+def test_two_values_of_three_groups_are_of_some_and_others() -> None:
+    facts = [
+        {**FACTS, "seed": seed, "views": {"name": name}}
+        for seed, name in ((0, "simclr"), (0, "mae"), (1, "mae"))
+    ]
+    scores = [
+        replace(scored(f"{at}", 9.0, None).score, provenance=one) for at, one in enumerate(facts)
+    ]
+    text = scores_verdict(scores) or ""
+    assert "three groups that cannot be compared: the seed is 0 in some and 1 in others; " in text
+    assert "the views are simclr in some and mae in others" in text
+    assert "simclr in one and mae in the other" in (scores_verdict(scores[:2]) or "")
 
 
 def typed(lines: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ from lidar_cli.checkpoints.assign import (
     remove_by_prefix,
 )
 from lidar_cli.checkpoints.branch_words import is_averaged
-from lidar_cli.checkpoints.families import FAMILIES, NEXT, Family, assign_backbone
+from lidar_cli.checkpoints.families import EXPECTED, FAMILIES, NEXT, Family, assign_backbone
 from lidar_cli.checkpoints.models.weights import first_few
 from lidar_cli.checkpoints.outside import (
     HEAD,
@@ -133,7 +133,7 @@ def _prefixes(state: StateDict, options: Options) -> dict[str, Family | None]:
 def _no_backbone(path: Path, state: StateDict) -> CheckpointError:
     return CheckpointError(
         f"{path}: {len(state.tensors)} tensors such as {first_few(state.originals.values())} form "
-        f"no known backbone; expected a ResNet or a ViT by torchvision's or timm's names; {NEXT}",
+        f"no known backbone; expected {EXPECTED}; {NEXT}",
         code="no-backbone",
     )
 

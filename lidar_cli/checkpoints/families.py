@@ -38,6 +38,8 @@ from lidar_cli.checkpoints.shapes import huggingface as hf
 from lidar_cli.checkpoints.shapes.spec import Assignment, Rename, renamed
 from lidar_cli.errors import CheckpointError, SettingsError
 
+KINDS = "ResNet, Wide ResNet, ViT, BEiT, data2vec, Swin, ConvNeXt or PoolFormer"
+EXPECTED = f"a {KINDS} by the names of timm, torchvision, Hugging Face or its authors"
 NEXT = "name the architecture with --arch or your own code with --model"
 
 

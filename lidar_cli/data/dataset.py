@@ -143,6 +143,10 @@ class Samples:
             return torch.from_numpy(grey_level(pixels) if grey else pixels)
         except InputError:
             raise
+        except TooFewBands as error:
+            raise InputError(
+                f"{self.ids[i]} (in {self.data}): {error}", code="too-few-bands"
+            ) from error
         except Exception as error:  # readers and decoders raise almost anything
             if isinstance(error, OSError) and error.strerror:  # the system's, not a decoder's
                 fault = f"cannot be read: {error.strerror}"
@@ -405,6 +409,10 @@ class Undecodable(Exception):
     """An image that cannot be decoded, with the reason in words."""
 
 
+class TooFewBands(Undecodable):
+    """A good image without a band that `--bands` names."""
+
+
 def decoded(content: Content, bands: Sequence[int] = ()) -> np.ndarray:
     """The pixels [height, width, 3], or those of the bands, in their order. Raises Undecodable."""
     if isinstance(content, np.ndarray):
@@ -423,8 +431,12 @@ def decoded(content: Content, bands: Sequence[int] = ()) -> np.ndarray:
 
 
 def _select(pixels: np.ndarray, bands: Sequence[int]) -> np.ndarray:
-    if max(bands) > pixels.shape[2]:
-        raise Undecodable(f"of {pixels.shape[2]} bands, of which --bands names {max(bands)}")
+    count = pixels.shape[2]
+    if max(bands) > count:
+        held, nameable = (
+            ("1 band", "it") if count == 1 else (f"{count} bands", f"bands up to {count}")
+        )
+        raise TooFewBands(f"has {held}, and --bands names {max(bands)}; name {nameable}")
     return np.ascontiguousarray(pixels[:, :, [band - 1 for band in bands]])
 
 

@@ -147,7 +147,7 @@ def check_channels(
         raise CheckpointError(
             f"{origin}the {description.arch} takes images of {channels} channels, and "
             f"{given if bands else 'three are read, red, green and blue'}; select {channels} "
-            f"bands, in the order of its training: --bands {shown}",
+            f"bands that the images have, in the order of its training, such as --bands {shown}",
             code="other-channels",
         )
     if channels != 3 and recipe.needs_colours:

@@ -12,6 +12,7 @@ from lidar_cli.extraction.plan import Plan
 from lidar_cli.ranking.baseline import UntrainedNetworks
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
+from lidar_cli.ranking.joining import Joined, Member, differing, join
 from lidar_cli.ranking.order import views_and_statistics
 from lidar_cli.ranking.paths import Paths
 from lidar_cli.ranking.scorer import Scorer, concerns_every_checkpoint
@@ -31,8 +32,9 @@ class DryRun:
     """A ranking before it begins.
 
     folders: how many the checkpoints are in. groups: the settings of each comparable group, and its
-    number of checkpoints. seconds: to embed what is not cached, untrained networks and images of
-    linear probes included; None if nothing is to be embedded.
+    number of checkpoints. joined: the fewest groups that options give. seconds: to embed what is
+    not cached, untrained networks and images of linear probes included; None if nothing is to be
+    embedded.
     """
 
     directory: str
@@ -42,6 +44,7 @@ class DryRun:
     architectures: tuple[str, ...]
     methods: tuple[str, ...]
     groups: tuple[tuple[dict[str, Any], int], ...]
+    joined: Joined
     cached: int
     plan: Plan
     seconds: float | None
@@ -53,12 +56,7 @@ class DryRun:
     @property
     def differ(self) -> list[str]:
         """The settings that keep the groups apart."""
-        first = self.groups[0][0]
-        return [
-            name
-            for name, value in first.items()
-            if any(common[name] != value for common, _ in self.groups)
-        ]
+        return differing([common for common, _ in self.groups])
 
 
 def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = None) -> DryRun:
@@ -72,6 +70,7 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
     scorer = session.open_scorer(layer)
     tasks = scorer.plans(session.scan.checkpoints.values())
     if not tasks:
+        session.note_failed(session.scan.failed)
         failed = "".join(f"; {file.path}: {file.reason}" for file in session.scan.failed[:1])
         raise InputError(
             f"{session.selection}: no checkpoint to embed{failed}", code="no-checkpoint"
@@ -94,6 +93,7 @@ def dry_run(paths: Paths, settings: RankSettings, progress: Progress | None = No
         architectures=tuple(dict.fromkeys(one.arch for one in descriptions)),
         methods=tuple(dict.fromkeys(one.format for one in descriptions)),
         groups=_groups(tasks),
+        joined=join([Member(_common(task), task.checkpoint.description.widths) for task in tasks]),
         cached=cached,
         plan=tasks[0].plan,
         seconds=sum(seconds for seconds, _ in measured) if measured else None,
@@ -146,16 +146,20 @@ def _groups(tasks: Sequence[Task]) -> tuple[tuple[dict[str, Any], int], ...]:
     """The settings by which checkpoints are comparable, as far as their plans determine them."""
     counts: dict[str, tuple[dict[str, Any], int]] = {}
     for task in tasks:
-        provenance = task.plan.provenance
-        views, statistics = views_and_statistics(provenance["views"])
-        common = {
-            "views": views,
-            "pixel statistics": statistics,
-            "image size": provenance.get("image_size"),
-            "mask grid": provenance.get("mask_grid"),
-            "d": next(iter(task.plan.layout.widths.values())),
-            "layer": next(iter(task.plan.layout.widths)),
-        }
+        common = _common(task)
         key = repr(sorted(common.items()))
         counts[key] = common, counts.get(key, (common, 0))[1] + 1
     return tuple(sorted(counts.values(), key=lambda group: -group[1]))
+
+
+def _common(task: Task) -> dict[str, Any]:
+    provenance = task.plan.provenance
+    views, statistics = views_and_statistics(provenance["views"])
+    return {
+        "views": views,
+        "pixel statistics": statistics,
+        "image size": provenance.get("image_size"),
+        "mask grid": provenance.get("mask_grid"),
+        "d": next(iter(task.plan.layout.widths.values())),
+        "layer": next(iter(task.plan.layout.widths)),
+    }

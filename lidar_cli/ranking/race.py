@@ -100,6 +100,7 @@ def race_directory(paths: Paths, settings: RankSettings, progress: Progress | No
     scorer = session.open_scorer(session.choose_layer())
     tasks = scorer.plans(scan.checkpoints.values())
     if not tasks:
+        session.note_failed(scan.failed)
         failed = "".join(f"; {file.path}: {file.reason}" for file in scan.failed[:1])
         raise InputError(
             f"{session.selection}: no checkpoint for a race{failed}", code="no-checkpoint"

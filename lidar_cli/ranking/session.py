@@ -56,6 +56,7 @@ from lidar_cli.views.methods import find_recipe
 DECODED_MEMORY = 2 * 2**30
 PROBE = "probe"  # the value of --oracle that names no file
 PROBED_LAYER = "backbone"
+FAILED = 5  # files whose reasons precede the error that nothing could be ranked
 
 
 class Session:
@@ -98,6 +99,12 @@ class Session:
         """Recognise and hash every file. Raises as `discover.scan_directory`."""
         self.scan = scan_directory(self.selection, self.settings, self.progress, self.digests())
         self.note_assumptions()
+
+    def note_failed(self, failed: Sequence[Skipped]) -> None:
+        """Note the first of several failed files, as an error names only one."""
+        if len(failed) > 1:
+            for file in failed[:FAILED]:
+                self.progress.note(f"failed: {file.path}: {file.reason}")
 
     def note_assumptions(self) -> None:
         """Note what was assumed of the scanned checkpoints, each assumption once."""
@@ -386,6 +393,7 @@ class _Job:
             file.path: file.reason for file in session.scan.failed if file.path in networks
         }
         if not rows:
+            session.note_failed(failed)
             left = [*failed, *skipped]
             first = "".join(f"; the first: {file.path}: {file.reason}" for file in left[:1])
             raise InputError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.comparison import Comparison, Difference
+from lidar_cli.ranking.joining import SETTING_OF_CONSTANT
 from lidar_cli.ranking.order import comparable_groups, unranked_row
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.ranking import print_advice
@@ -26,7 +27,7 @@ from lidar_cli.report.text import (
     print_wrapped,
     shorten_names,
 )
-from lidar_cli.report.verdict import SETTING_OF_CONSTANT, cautions
+from lidar_cli.report.verdict import cautions
 from lidar_cli.settings import CompareSettings, flags
 
 FLAGS = {

@@ -8,6 +8,7 @@ from lidar_cli.extraction.measure import Measured
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.features.schema import format_size
 from lidar_cli.ranking.dry_run import DryRun
+from lidar_cli.ranking.joining import Joined
 from lidar_cli.report.text import (
     console,
     counted,
@@ -15,14 +16,7 @@ from lidar_cli.report.text import (
     joined_by_and,
     print_wrapped,
 )
-
-OPTIONS = {
-    "d": "--layer",
-    "layer": "--layer",
-    "views": "--views",
-    "image size": "--image-size",
-    "pixel statistics": "--pixel-stats",
-}
+from lidar_cli.report.verdict import constant_text, one_value_of
 
 
 def print_dry_run(run: DryRun) -> None:
@@ -37,10 +31,9 @@ def print_dry_run(run: DryRun) -> None:
     print_wrapped(out, f"{summary}; {run.cached} cached.")
     if len(run.groups) > 1:
         for common, number in run.groups:
-            values = ", ".join(f"{name} {common[name]}" for name in run.differ if name != "views")
+            values = ", ".join(f"{name} {constant_text(name, common)}" for name in run.differ)
             out.print_line(f"group    {counted(number, 'checkpoint')}  {values}")
-        options = dict.fromkeys(OPTIONS[name] for name in run.differ if name in OPTIONS)
-        out.print_line(f"         comparable with one value of {joined_by_and(list(options))}")
+        out.print_line(f"         {_joined(run.joined)}")
     _print_plan(run.plan)
     if run.seconds is None:
         out.print_line("time     nothing is to be embedded")
@@ -54,6 +47,15 @@ def print_dry_run(run: DryRun) -> None:
     for label, files in (("skipped", run.skipped), ("failed", run.failed)):
         for file in files:
             out.print_line(f"{label}: {file.path}: {file.reason}")
+
+
+def _joined(joined: Joined) -> str:
+    if not joined.settings:
+        return "no option joins groups"
+    options = one_value_of(joined).lower()
+    if joined.groups == 1:
+        return f"comparable with {options}"
+    return f"{joined.groups} groups, the fewest, with {options}"
 
 
 def print_extraction(plan: Plan, measured: Measured, output: str) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.features.schema import format_size
+from lidar_cli.ranking import joining
+from lidar_cli.ranking.joining import SETTING_OF_CONSTANT, WIDTHS, Joined, Member, causes, join
 from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
 from lidar_cli.report.text import (
     counted,
@@ -41,16 +43,6 @@ LEAST_DELTA = 1e-10  # below it, rounding decides
 LONGEST_COMMAND = 160  # characters; of a longer one only the options that change are printed
 FOR_PROGRAMS = ("--json", "--csv", "--markdown", "--quiet")  # which print no cautions
 COMPANIONS = ("lidar_corrected", "rankme", "lidar", "pillai")  # columns after the ordering metric
-SETTING_OF_CONSTANT = {  # a constant in which groups differ -> the setting that makes it equal
-    "views": "views",
-    "pixel statistics": "pixel_stats",
-    "image size": "image_size",
-    "n": "n_samples",
-    "q": "n_views",
-    "seed": "seed",
-    "precision": "precision",
-    "storage": "storage",
-}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -158,22 +150,17 @@ class Advice(NamedTuple):
 
 def differing(groups: Sequence[Group]) -> list[str]:
     """Names of the constants in which groups differ."""
-    keys = groups[0].common
-    return [key for key in keys if len({repr(group.common[key]) for group in groups}) > 1]
+    return joining.differing([group.common for group in groups])
 
 
 def apart(groups: Sequence[Group], members: str = "checkpoints") -> str:
     """Why groups cannot be compared, in a sentence."""
-    reasons = "; ".join(_difference(name, groups) for name in _causes(differing(groups)))
-    number = NUMBERS[len(groups)] if len(groups) < len(NUMBERS) else str(len(groups))
-    return f"The {members} form {number} groups that cannot be compared: {reasons}."
+    reasons = "; ".join(_difference(name, groups) for name in causes(differing(groups)))
+    return f"The {members} form {_number(len(groups))} groups that cannot be compared: {reasons}."
 
 
-def _causes(constants: Sequence[str]) -> list[str]:
-    """The constants that differ by themselves: n and seed determine samples, views masks."""
-    effects = {"samples"} if {"n", "seed"} & set(constants) else set()
-    effects |= {"mask grid"} if "views" in constants else set()
-    return [name for name in constants if name not in effects]
+def _number(count: int) -> str:
+    return NUMBERS[count] if count < len(NUMBERS) else str(count)
 
 
 def _difference(constant: str, groups: Sequence[Group]) -> str:
@@ -188,7 +175,8 @@ def _difference(constant: str, groups: Sequence[Group]) -> str:
         verb = "are" if constant in ("views", "pixel statistics") else "is"
         what = f"{'' if constant in ('n', 'q') else 'the '}{constant} {verb}"
     if len(values) == 2:
-        return f"{what} {values[0]} in one and {values[1]} in the other"
+        one, other = ("one", "the other") if len(groups) == 2 else ("some", "others")
+        return f"{what} {values[0]} in {one} and {values[1]} in {other}"
     return f"{what} {joined_by_and(values)}"
 
 
@@ -199,7 +187,7 @@ def constant_text(constant: str, common: dict[str, Any]) -> str:
 
 
 def common_ground(ranking: Ranking) -> Advice:
-    """The command that ranks all groups together, or why none can."""
+    """The command that ranks all groups together, or as many as possible, or why none can."""
     groups, checkpoints = ranking.groups, ranking.checkpoints
     fixed = [group for group in groups if any(row.path not in checkpoints for row in group.rows)]
     if len(fixed) > 1:
@@ -208,40 +196,55 @@ def common_ground(ranking: Ranking) -> Advice:
             f"{_listed(names)} are feature files, which stay as they are: embed their checkpoints "
             "again with equal settings, or rank them in separate folders."
         )
+    joined = join(_members(ranking))
+    if not joined.settings:
+        if "d" in joined.apart:
+            return Advice(f"{_widths(ranking, 'them')} Compare within each group.")
+        other = next((name for name in joined.apart if name not in WIDTHS), "layer")
+        return Advice(f"No option makes the {other} equal: rank the groups separately.")
     target = (fixed or groups)[0].common
-    changes: dict[str, object] = {}
-    for name in _causes(differing(groups)):
-        if name == "d" and not fixed and _equal_backbones(ranking):
-            changes["layer"] = "backbone"
-        elif name in SETTING_OF_CONSTANT and target[name] is not None:
-            value = _recipe(groups, fixed) if name == "views" else target[name]
-            changes[SETTING_OF_CONSTANT[name]] = value
-        elif name == "mask grid" and not fixed:
-            changes["views"] = "simclr"  # without masks
-        elif name == "d":
-            return Advice(_widths(ranking))
-        else:
-            return Advice(f"No option makes the {name} equal: rank the groups separately.")
-    return Advice("To rank all by what they share:", ranking_command(ranking, **changes))
+    constants = {setting: name for name, setting in SETTING_OF_CONSTANT.items()}
+    changes = {one: target[constants[one]] for one in joined.settings if one in constants}
+    if "views" in changes:
+        changes["views"] = _recipe(groups, fixed)
+    if "layer" in joined.settings:
+        changes["layer"] = joined.layer
+    command = ranking_command(ranking, **changes)
+    if joined.groups == 1:
+        return Advice("To rank all by what they share:", command)
+    others = joined_by_and([name for name in joined.apart if name != "d"])
+    why = f"No option makes the {others} equal." if others else _widths(ranking, "the widths")
+    fewest = f"{_number(joined.groups)} groups, the fewest"
+    return Advice(f"{why} {one_value_of(joined)} leaves {fewest}:", command)
 
 
-def _equal_backbones(ranking: Ranking) -> bool:
-    return len(_backbones(ranking)) == 1 and ranking.groups[0].common["layer"] != "backbone"
+def _members(ranking: Ranking) -> list[Member]:
+    widths = {path: one.description.widths for path, one in ranking.checkpoints.items()}
+    return [
+        Member(group.common, widths.get(row.path)) for group in ranking.groups for row in group.rows
+    ]
+
+
+def one_value_of(joined: Joined) -> str:
+    """`One value of --views and --layer`."""
+    fields = {one.name: one for one in dataclasses.fields(RankSettings)}
+    options = [flags(fields[setting])[0] for setting in joined.settings]
+    return f"One value of {joined_by_and(options)}"
 
 
 def _backbones(ranking: Ranking) -> set[int | None]:
     return {one.description.widths.get("backbone") for one in ranking.checkpoints.values()}
 
 
-def _widths(ranking: Ranking) -> str:
+def _widths(ranking: Ranking, what: str) -> str:
     """Why no option makes the widths equal."""
     widths = sorted(width for width in _backbones(ranking) if width is not None)
     which = (
         f": the backbones are {joined_by_and([*map(str, widths)])} wide" if len(widths) > 1 else ""
     )
     return (
-        f"No option makes them equal{which}, and the metrics count directions, of which a wider "
-        "layer has more. Compare within each group."
+        f"No option makes {what} equal{which}, and the metrics count directions, of which a wider "
+        "layer has more."
     )
 
 
