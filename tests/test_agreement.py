@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from make import lidar_here
 from raising import raises
 from scores import score
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import DegenerateFeatures, SettingsError
+from lidar_cli.features.schema import Layout
+from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.ranking import agreement as module
 from lidar_cli.ranking.agreement import (
     AGREEMENT_OF,
@@ -34,8 +42,18 @@ from lidar_cli.ranking.agreement import (
     table_of,
     tied_with,
 )
+from lidar_cli.ranking.comparison import compare_files
+from lidar_cli.ranking.correlation import correlate
+from lidar_cli.ranking.order import Row, comparable_groups, unranked_row
+from lidar_cli.ranking.race import race_directory
+from lidar_cli.ranking.session import Ranking
+from lidar_cli.ranking.watch import follow
+from lidar_cli.report.agreement import main_remarks, remarks
+from lidar_cli.report.ranking import to_csv, to_json, to_markdown
+from lidar_cli.report.verdict import companions, verdict
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.intervals import ties
+from lidar_cli.settings import CompareSettings, RankSettings
 
 Rows = dict[str, list[float | None]]
 NAN = float("nan")
@@ -44,7 +62,7 @@ TWO = agreement(("lidar", "rankme"))
 
 def of(metric: GroupMetric, **rows: list[float | None]) -> list[float | None]:
     """The values of checkpoints with these values of parts, by the name of the part."""
-    return [one.value for one in form(metric, scores(**rows))]
+    return [one.value(metric.name) for one in form(metric, scores(**rows))]
 
 
 def scores(**rows: list[float | None]) -> list[Score]:
@@ -112,10 +130,12 @@ def test_a_null_drops_out_of_the_mean_and_more_than_half_make_it_null() -> None:
 def test_a_null_has_a_reason() -> None:
     one = score("a", lidar=2.0, rankme=1.0)
     two = score("b", notes={"lidar": "it has one view"})
-    assert [each.reason for each in form(TWO, [one, two])] == [
-        None,
-        "it is formed from lidar, rankme; no lidar, rankme: it has one view",
-    ]
+    whole, null = form(TWO, [one, two])
+    assert "agreement" not in whole.notes
+    assert null.notes == {
+        "lidar": "it has one view",
+        "agreement": "it is formed from lidar, rankme; no lidar, rankme: it has one view",
+    }
 
 
 @pytest.mark.parametrize("names", [("lidar", "rankme"), ("lidar", "rankme", "alpha_req"),
@@ -256,16 +276,7 @@ def test_ties_are_joint() -> None:
         resamples = resample(one, members)
         assert resamples is not None
         assert tied_with(resamples, 0.95) == tied
-        assert are_tied(one, members_of(one, members), (0, 1), 0.95) is bool(tied[0])
-
-
-def members_of(metric: GroupMetric, members: list[Score]) -> list[Score]:
-    """The scores with the value of a metric of the group."""
-    values = [one.value for one in form(metric, members)]
-    return [
-        Score(**{**vars(member), "values": {**member.values, metric.name: value}})
-        for member, value in zip(members, values, strict=True)
-    ]
+        assert are_tied(one, form(one, members), (0, 1), 0.95) is bool(tied[0])
 
 
 def test_ties_are_those_of_the_literal_loops_and_a_null_has_none() -> None:
@@ -274,7 +285,7 @@ def test_ties_are_those_of_the_literal_loops_and_a_null_has_none() -> None:
     members.append(score("null"))
     resamples = resample(agreement(("lidar",)), members)
     assert resamples is not None
-    for level in (0.8, 0.95):
+    for level in (0.9,):
         found = tied_with(resamples, level)
         for at in range(len(members)):
             for other in range(len(members)):
@@ -295,9 +306,9 @@ def test_an_interval_is_that_of_percentiles() -> None:
     assert wide.se == pytest.approx(np.std(ranks.numpy(), ddof=1))
 
 
-def test_two_checkpoints_that_are_equal_are_rarely_told_apart() -> None:
+def test_two_checkpoints_that_are_equal_are_rarely_separated() -> None:
     """Of equal expected values at level 0.9: by one metric 10 %, by two at most that."""
-    n, draws, apart = 50, 120, {1: 0, 2: 0}
+    n, draws, apart = 50, 60, {1: 0, 2: 0}
     for seed in range(draws):
         rng = np.random.default_rng(seed)
         lidar, rankme = rng.normal(size=(2, 2, n))
@@ -309,7 +320,7 @@ def test_two_checkpoints_that_are_equal_are_rarely_told_apart() -> None:
         members = with_influences(**parts)
         for count, names in ((1, ("lidar",)), (2, ("lidar", "rankme"))):
             metric = agreement(names)
-            tied = are_tied(metric, members_of(metric, members), (0, 1), 0.9)
+            tied = are_tied(metric, form(metric, members), (0, 1), 0.9)
             apart[count] += not tied
     deviation = (0.1 * 0.9 / draws) ** 0.5
     assert abs(apart[1] / draws - 0.1) < 3.5 * deviation
@@ -391,6 +402,238 @@ def test_dse_can_change_its_first_because_its_weight_does() -> None:
             changes += best != first
     assert changes > 0
     assert stability(metric, members) == (3, changes)
+
+
+# In a ranking
+
+
+def rows_of(members: list[Score], by: str) -> list[Row]:
+    return [unranked_row(Path(one.file), (), one, ORDERS[by]) for one in members]
+
+
+def ranking_of(members: list[Score], by: str = "lidar", **more: Any) -> Ranking:
+    """The ranking of scores that form one group."""
+    rows = rows_of(members, by)
+    groups = comparable_groups(rows, ORDERS[by], 0.95)
+    return Ranking("", ORDERS[by], 0.95, "images", groups, **more)
+
+
+APART = {"lidar": [9.0, 8.0, 7.0, 6.0], "rankme": [2.0, 9.0, 3.0, 1.0]}  # ranks 1-4; 3, 1, 2, 4
+
+
+def test_a_group_is_ordered_by_it_and_an_equal_value_ties() -> None:
+    (group,) = ranking_of(scores(**APART), "agreement").groups
+    assert [(row.path, row.value, row.rank) for row in group.rows] == [
+        ("1", 1.5, 1), ("0", 2.0, 2), ("2", 2.5, 3), ("3", 4.0, 4),
+    ]  # fmt: skip
+    assert group.rows[0].interval.reason == "no influences of samples on lidar, rankme"
+    (equal,) = ranking_of(scores(lidar=[2.0, 1.0], rankme=[1.0, 2.0]), "agreement").groups
+    assert [(row.rank, row.tied_with) for row in equal.rows] == [(1, ("1",)), (1, ("0",))]
+
+
+def test_each_group_has_ranks_of_its_own() -> None:
+    wide = [replace(one, dim=9, file=f"wide {one.file}") for one in scores(**APART)[:2]]
+    first, second = ranking_of([*scores(**APART), *wide], "agreement").groups
+    assert [row.value for row in first.rows] == [1.5, 2.0, 2.5, 4.0]
+    assert [row.value for row in second.rows] == [1.5, 1.5]
+
+
+def test_an_incomplete_group_has_none() -> None:
+    rows = rows_of(scores(**APART), "lidar")
+    (group,) = comparable_groups(rows, ORDERS["lidar"], 0.95, complete=False)
+    assert all(row.score.value("agreement") is None for row in group.rows)
+    assert companions(group, ORDERS["lidar"]) == ["rankme"]
+
+
+def test_the_verdict_names_what_the_second_opinion_selects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ("rank", "runs", "-q", "4")
+    ranking = ranking_of(scores(**APART), command=words)
+    assert verdict(ranking).endswith(
+        " lidar and agreement choose different checkpoints: compare 0 with 1."
+    )
+    assert companions(ranking.groups[0], ORDERS["lidar"]) == ["agreement"]
+    (record,) = json.loads(to_json(ranking))["second_opinion"]
+    assert record == {
+        "group": 1, "metric": "agreement", "first": ["1"], "differs": True,
+        "command": "lidar compare 0 1 -q 4",
+    }  # fmt: skip
+    swapped = ranking_of(scores(**APART), "agreement")
+    assert "agreement and lidar choose different checkpoints: compare 1 with 0." in verdict(swapped)
+    same = ranking_of(scores(lidar=[9.0, 8.0], rankme=[9.0, 8.0]))
+    assert "choose different" not in verdict(same)
+    shared = ranking_of(scores(lidar=[9.0, 8.0], rankme=[8.0, 9.0]))  # agreement 1.5 of both
+    assert "choose different" not in verdict(shared)
+    for module_with_it in ("verdict", "agreement"):
+        monkeypatch.setattr(f"lidar_cli.report.{module_with_it}.SECOND_OPINION", "rankme")
+    assert "lidar and rankme choose different checkpoints: compare 0 with 1." in verdict(ranking)
+
+
+def test_checkpoints_that_tie_by_either_metric_are_no_disagreement() -> None:
+    (columns,) = (drawn([0.0] * 3, 1.0, 100, 5)["lidar"][1],)
+    lidar, wide = [9.0, 8.0, 7.0], [column * 100 for column in columns]
+    rankme = [2.0, 9.0, 8.5]  # agreement 2.0, 1.5, 2.5
+    clear = with_influences(lidar=(lidar, columns), rankme=(rankme, columns))
+    assert "choose different" in verdict(ranking_of(clear))
+    unclear = with_influences(lidar=(lidar, columns), rankme=(rankme, wide))
+    assert "choose different" not in verdict(ranking_of(unclear))
+
+
+def test_json_says_what_it_was_computed_over_and_how_stable_it_is() -> None:
+    rows: Rows = {"lidar": [4.0, 3.0, 1.0, 2.0], "rankme": [2.0, 4.0, 3.0, 1.0]}
+    document = json.loads(to_json(ranking_of(scores(**rows))))
+    assert document["group_metrics"] == [
+        {
+            "group": 1, "metric": "agreement", "of": ["lidar", "rankme"], "checkpoints": 4,
+            "first": ["1"], "left_out": 3, "first_changes": 1,
+            "not_resampled": "no influences of samples on lidar, rankme",
+        }
+    ]  # fmt: skip
+    assert [row["metrics"]["agreement"] for row in document["checkpoints"]] == [2.0, 1.5, 3.5, 3.0]
+    dense = [parted(*one) for one in ((1.0, 0.0, 0.5), (3.0, 1.0, 0.9), (2.0, 0.5, 0.2))]
+    dense = [replace(one, file=str(at)) for at, one in enumerate(dense)]
+    document = json.loads(to_json(ranking_of(dense, "dse")))
+    (record,) = document["group_metrics"]
+    assert record["of"] == ["dse_inter", "dse_intra", "dse_dim"]
+    assert record["weight"] == pytest.approx(np.std([1.0, 2.0, 1.5]) / np.std([0.5, 0.9, 0.2]))
+    assert [row["path"] for row in document["checkpoints"]] == ["1", "2", "0"]
+
+
+def test_csv_markdown_and_correlations_have_it() -> None:
+    ranking = ranking_of(scores(**APART), "agreement")
+    header, *lines = to_csv(ranking).splitlines()
+    at = header.split(",").index("agreement")
+    assert [line.split(",")[at] for line in lines] == ["1.5", "2.0", "2.5", "4.0"]
+    assert "| agreement |" in to_markdown(ranking).splitlines()[2]
+    members = [row.score for row in ranking.groups[0].rows]
+    found = {one.metric: one for one in correlate(members, [0.4, 0.3, 0.2, 0.1])}
+    assert found["agreement"].spearman == pytest.approx(1.0)  # lower is better
+    assert "agreement" not in {one.metric for one in correlate(scores(**APART), [4.0, 3, 2, 1])}
+
+
+def test_how_stable_the_first_is_is_printed() -> None:
+    rows: Rows = {"lidar": [4.0, 3.0, 1.0, 2.0], "rankme": [2.0, 4.0, 3.0, 1.0]}
+    expected = (
+        "leaving out any one of the other 3 checkpoints changes the first by agreement in 1 case"
+    )
+    for by in ("lidar", "agreement"):
+        ranking = ranking_of(scores(**rows), by)
+        assert list(main_remarks(ranking.groups[0], ranking)) == [expected]
+    stable = {"lidar": [4.0, 3.0, 2.0], "rankme": [4.0, 3.0, 2.0]}
+    calm = {by: ranking_of(scores(**stable), by) for by in ("lidar", "agreement")}
+    assert not list(main_remarks(calm["lidar"].groups[0], calm["lidar"]))
+    (text,) = main_remarks(calm["agreement"].groups[0], calm["agreement"])
+    assert text.endswith("changes the first by agreement in no case")
+
+
+def test_a_part_that_is_not_resampled_is_named() -> None:
+    parts = drawn([3.0, 2.9], 5.0, 50, 1)
+    members = with_influences(**parts, rankme=([1.0, 2.0], []))
+    ranking = ranking_of(members, "agreement")
+    (text,) = [text for text in remarks(ranking.groups[0], ranking) if "ties by" in text]
+    assert text == (
+        "ties by agreement: no influences of samples on rankme, so the order by these is always "
+        "the same"
+    )
+
+
+# In a process
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three feature files; one has more noise, one less signal."""
+    folder = tmp_path_factory.mktemp("agreement")
+    rng = np.random.default_rng(3)
+    signal, noise = rng.normal(size=(90, 1, 5)), rng.normal(size=(90, 4, 5))
+    scales = {"one": (3.0, 1.0), "two": (3.0, 2.5), "three": (0.3, 1.0)}
+    for name, (a, b) in scales.items():
+        layout = Layout({"backbone": 5}, 90, 4, 90)
+        path, ids = folder / "runs" / f"{name}.h5", [str(i) for i in range(90)]
+        path.parent.mkdir(exist_ok=True)
+        with FeatureWriter.create(path, layout, ids, None, {"seed": 0, "data": "x"}) as writer:
+            views = torch.from_numpy(a * signal * np.arange(1, 6) + b * noise).float()
+            writer.write(range(90), {"backbone": views}, {"backbone": views[:, 0]})
+            writer.finish()
+    return folder
+
+
+@pytest.fixture
+def lidar(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    monkeypatch.chdir(folder)
+    return partial(lidar_here, monkeypatch=monkeypatch, capfd=capfd)
+
+
+def test_rank_orders_by_it_with_ties_of_the_stored_influences(lidar: Callable[..., Any]) -> None:
+    words = ["rank", "runs", "--device", "cpu", "--by", "agreement"]
+    done = lidar(*words, "--json")
+    document = json.loads(done.stdout)
+    rows = document["checkpoints"]
+    metrics = {row["path"]: row["metrics"] for row in rows}
+    columns = [{path: one[name] for path, one in metrics.items()} for name in AGREEMENT_OF]
+    for row in rows:
+        better = [sum(v > column[row["path"]] for v in column.values()) for column in columns]
+        assert row["value"] == row["metrics"]["agreement"] == 1 + sum(better) / len(better)
+        assert row["ci_low"] <= row["value"] <= row["ci_high"]
+    assert [row["value"] for row in rows] == sorted(row["value"] for row in rows)
+    (record,) = document["group_metrics"]
+    assert (record["of"], record["checkpoints"]) == (list(AGREEMENT_OF), 3)
+    assert record["not_resampled"] is None
+    again = lidar(*words, "--json")  # from the influences that are stored
+    assert json.loads(again.stdout)["checkpoints"] == rows
+    paths = [row["path"] for row in rows]
+    assert lidar(*words, "--quiet", "--top", 2).stdout.split() == paths[:2]
+    table = lidar(*words)
+    assert table.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "agreement"]
+    assert "leaving out any one of the other 2 checkpoints changes the first" in table.stderr
+    default = lidar("rank", "runs", "--device", "cpu")
+    assert default.stdout.splitlines()[1].split()[-1] == "agreement"
+
+
+def test_the_page_and_an_oracle_have_it(folder: Path, lidar: Callable[..., Any]) -> None:
+    (folder / "accuracy.csv").write_text("path,accuracy\none,0.5\ntwo,0.4\nthree,0.3\n")
+    done = lidar("rank", "runs", "--device", "cpu", "--by", "agreement", "--oracle",
+                 "accuracy.csv", "--report", "page.html", "--per-run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert any(line.startswith("agreement ") for line in done.stdout.splitlines())
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert "Ordered by agreement, lower is better" in page
+    assert "lidar explain agreement" in page
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("rank", "runs", "--race", "--by", "agreement"),
+        ("rank", "runs", "--watch", "--by", "dse"),
+        ("compare", "runs/one.h5", "runs/two.h5", "--by", "agreement"),
+        ("score", "runs/one.h5", "--metrics", "lidar,agreement"),
+    ],
+    ids=" ".join,
+)
+def test_what_has_no_complete_group_refuses_it(
+    lidar: Callable[..., Any], words: tuple[str, ...]
+) -> None:
+    done = lidar(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert ": it is formed from all checkpoints of a " in line
+    assert " does not have; " in line
+    assert f": lidar rank ... --by {words[-1].split(',')[-1]}" in line
+
+
+def test_functions_refuse_it_too(folder: Path) -> None:
+    settings = {"by": "agreement", "device": "cpu"}
+    with raises(SettingsError, "of-a-group"):
+        race_directory([folder], RankSettings(**settings))
+    with raises(SettingsError, "of-a-group"):
+        next(follow([folder], RankSettings(**settings)))
+    two = [folder / "runs/one.h5", folder / "runs/two.h5"]
+    with raises(SettingsError, "of-a-group"):
+        compare_files(two, CompareSettings(**settings))
 
 
 # Names

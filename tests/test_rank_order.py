@@ -27,7 +27,7 @@ from rank_runs import (
     three,
 )
 
-from lidar_cli.core.metrics import METRICS, find_metric
+from lidar_cli.core.metrics import METRICS
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.ranking.order import Row, comparable_groups, noise_warnings, order
 from lidar_cli.scoring.compute import Score
@@ -115,7 +115,7 @@ def row(path: str, value: float | None) -> Row:
     ],
 )
 def test_each_metric_has_its_direction(by: str, direction: str, expected: list[str]) -> None:
-    metric = find_metric(by)
+    metric = METRICS[by]
     assert metric.direction == direction
     rows = [row("small", 0.2), row("big", 3.0), row("also near", 0.8), row("near one", 1.125)]
     ordered = order([*rows, row("null", None)], metric, 0.95)
@@ -189,7 +189,7 @@ def test_what_cannot_be_told_apart_is_called_a_tie(tmp_path: Path, rank: Shell) 
     assert header.split()[3] == "tied_with"
     cells = [line.split() for line in lines]
     assert [row[3] for row in cells] == ["+-"] * 3
-    assert [len(row) for row in cells] == [8, 8, 7]
+    assert [len(row) for row in cells] == [7, 7, 6]
     assert (cells[0][5], cells[1][5]) == ("2", "1")
     cells = [line.split("|") for line in rank(runs, "--markdown").stdout.splitlines()]
     assert cells[4][1].strip() == "1, tied with rank 2"

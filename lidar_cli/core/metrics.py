@@ -518,16 +518,6 @@ METRICS = {
 }
 
 
-def find_metric(name: str) -> Metric:
-    """The metric of this name. Raises SettingsError if there is none."""
-    if name not in METRICS:
-        raise SettingsError(
-            f"--by {name}: no such metric; {nearest(name, list(METRICS))} (lidar explain metrics)",
-            code="no-such-metric",
-        )
-    return METRICS[name]
-
-
 def parse_metrics(text: str) -> frozenset[str]:
     """The metric names in a comma-separated list, or every name for "all". Raises SettingsError."""
     if text == "all":

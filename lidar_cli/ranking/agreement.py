@@ -18,8 +18,9 @@ Torch is imported when a metric is computed, so that a wrong option is refused b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lidar_cli.core.metrics import METRICS, Metric
@@ -170,6 +171,17 @@ def find_order(name: str, alone: str = "") -> Metric:
     return ORDERS[name]
 
 
+def refuse_group_metrics(text: str) -> None:
+    """Raise SettingsError if `score --metrics` names a metric of a group."""
+    for name in (name.strip() for name in text.split(",")):
+        if name in GROUP_METRICS:
+            raise SettingsError(
+                f"--metrics {name}: it is formed from all checkpoints of a group, which score does "
+                f"not have; order them by it: lidar rank ... --by {name}",
+                code="of-a-group",
+            )
+
+
 def parts_of(metric: Metric) -> tuple[str, ...]:
     """Names of the values that a metric is formed from; of other metrics, its own."""
     return metric.of if isinstance(metric, GroupMetric) else (metric.name,)
@@ -192,20 +204,37 @@ def table_of(scores: Sequence[Score], names: Sequence[str]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-class Formed(NamedTuple):
-    """The value of a metric of a group for one checkpoint, or None with the reason."""
+def form(metric: GroupMetric, scores: Sequence[Score]) -> list[Score]:
+    """The scores of a group with the value of each, or the reason of a null in `notes`."""
+    formed = []
+    for score, number in zip(
+        scores, metric.values(table_of(scores, metric.of)).tolist(), strict=True
+    ):
+        value = None if math.isnan(number) else number
+        why = {} if value is not None else {metric.name: _why_null(metric, score)}
+        values = {**score.values, metric.name: value}
+        formed.append(replace(score, values=values, notes=score.notes | why))
+    return formed
 
-    value: float | None
-    reason: str | None
+
+def form_all(scores: Sequence[Score], by: Metric) -> list[Score]:
+    """The scores of a group with every metric of the group that is `by`, or that one has."""
+    formed = list(scores)
+    for metric in GROUP_METRICS.values():
+        with_it = form(metric, formed)
+        if metric == by or any(score.value(metric.name) is not None for score in with_it):
+            formed = with_it
+    return formed
 
 
-def form(metric: GroupMetric, scores: Sequence[Score]) -> list[Formed]:
-    """The value of each checkpoint of a group."""
-    values = metric.values(table_of(scores, metric.of)).tolist()
-    return [
-        Formed(value, None) if value == value else Formed(None, _why_null(metric, score))
-        for score, value in zip(scores, values, strict=True)
+def with_value(scores: Sequence[Score]) -> list[Metric]:
+    """Every metric, and those metrics of the group that a score has."""
+    formed = [
+        metric
+        for name, metric in GROUP_METRICS.items()
+        if any(score.value(name) is not None for score in scores)
     ]
+    return [*METRICS.values(), *formed]
 
 
 def _why_null(metric: GroupMetric, score: Score) -> str:
@@ -270,9 +299,9 @@ def _divided(name: str, scores: Sequence[Score]) -> Tensor:
 
 
 def tied_with(resamples: Tensor, level: float) -> list[list[int]]:
-    """For each checkpoint, the positions of those that resamples [B, K] do not tell apart from it.
+    """For each checkpoint, the positions of those that resamples [B, K] do not separate from it.
 
-    Null checkpoints tie with none.
+    A null ties with none.
     """
     least, most = resamples.amin(dim=0), resamples.amax(dim=0)
     needed = (1.0 + level) / 2.0 * len(resamples)
@@ -299,7 +328,7 @@ def intervals_of(resamples: Tensor, level: float) -> list[Interval]:
 
 
 def are_tied(metric: Metric, scores: Sequence[Score], pair: tuple[int, int], level: float) -> bool:
-    """Whether two checkpoints of a group are equal by a metric, or not told apart by samples."""
+    """Whether two checkpoints of a group have equal values, or tie by a metric."""
     from lidar_cli.scoring.intervals import ties
 
     first, second = (scores[at] for at in pair)
