@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -42,6 +43,7 @@ from lidar_cli.ranking.agreement import (
     table_of,
     tied_with,
 )
+from lidar_cli.ranking.baseline import Baseline
 from lidar_cli.ranking.comparison import compare_files
 from lidar_cli.ranking.correlation import correlate
 from lidar_cli.ranking.order import Row, comparable_groups, unranked_row
@@ -49,7 +51,9 @@ from lidar_cli.ranking.race import race_directory
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.ranking.watch import follow
 from lidar_cli.report.agreement import main_remarks, remarks
-from lidar_cli.report.ranking import to_csv, to_json, to_markdown
+from lidar_cli.report.baseline import value_text
+from lidar_cli.report.ranking import View, _print_next, to_csv, to_json, to_markdown
+from lidar_cli.report.text import SafeConsole
 from lidar_cli.report.verdict import companions, verdict
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.intervals import ties
@@ -500,6 +504,17 @@ def test_json_says_what_it_was_computed_over_and_how_stable_it_is() -> None:
     assert [row["path"] for row in document["checkpoints"]] == ["1", "2", "0"]
 
 
+def test_a_terminal_shows_the_command_that_compares_the_two() -> None:
+    out = SafeConsole(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    _print_next(out, ranking_of(scores(**APART), command=("rank", "runs")), View())
+    first, second = out.file.getvalue().strip().splitlines()
+    assert first.split() == ["next", "lidar", "compare", "0", "1"]
+    assert second.endswith("all 15 metrics: --all")
+    out = SafeConsole(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    _print_next(out, ranking_of(scores(lidar=[2.0, 1.0], rankme=[2.0, 1.0])), View())
+    assert "compare" not in out.file.getvalue()
+
+
 def test_csv_markdown_and_correlations_have_it() -> None:
     ranking = ranking_of(scores(**APART), "agreement")
     header, *lines = to_csv(ranking).splitlines()
@@ -510,6 +525,12 @@ def test_csv_markdown_and_correlations_have_it() -> None:
     found = {one.metric: one for one in correlate(members, [0.4, 0.3, 0.2, 0.1])}
     assert found["agreement"].spearman == pytest.approx(1.0)  # lower is better
     assert "agreement" not in {one.metric for one in correlate(scores(**APART), [4.0, 3, 2, 1])}
+
+
+def test_an_untrained_network_has_no_value_of_a_group() -> None:
+    one = Baseline("untrained", "resnet18", "projector", 0, scores=(score("x", lidar=2.0),) * 3)
+    assert value_text(one, "agreement") == "untrained: no agreement: it has no rank"
+    assert value_text(one, "lidar").startswith("an untrained resnet18 has lidar 2.000")
 
 
 def test_how_stable_the_first_is_is_printed() -> None:

@@ -141,6 +141,26 @@ def test_equal_values_share_a_rank_and_name_each_other() -> None:
     assert ordered[5].tied_with == ()  # unknown is not equal
 
 
+def test_checkpoints_that_are_not_scored_yet_leave_no_complete_group(
+    tmp_path: Path, rank: Shell
+) -> None:
+    runs = three(tmp_path / "runs")
+    (runs / "c.ckpt").rename(tmp_path / "c.ckpt")
+    assert rank(runs, "--quiet").returncode == 0
+    (tmp_path / "c.ckpt").rename(runs / "c.ckpt")
+    part = ranked(rank(runs, "--collect", "--json"), 4)
+    assert (part["group_metrics"], part["second_opinion"]) == ([], [])
+    assert len(part["checkpoints"]) == 2
+    refused = rank(runs, "--collect", "--by", "agreement")
+    assert refused.returncode == 3
+    assert refused.stderr.splitlines()[-1] == (
+        "error: --by agreement: it is formed from all checkpoints of a group, and 1 of 3 are not "
+        f"scored yet, the first is {runs / 'c.ckpt'}; wait for them, or leave out --by"
+    )
+    whole = ranked(rank(runs, "--by", "agreement", "--json"))
+    assert [record["checkpoints"] for record in whole["group_metrics"]] == [3]
+
+
 def test_a_checkpoint_without_a_value_comes_last(tmp_path: Path, rank: Shell) -> None:
     runs = three(tmp_path / "runs")
     weights = state_dict(8)

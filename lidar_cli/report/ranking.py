@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.text import Text
 
-from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError, printable
 from lidar_cli.ranking.agreement import GROUP_METRICS, ORDERS, with_value
 from lidar_cli.ranking.discover import Skipped
@@ -394,7 +393,8 @@ def _print_next(err: SafeConsole, ranking: Ranking, view: View) -> None:
     lines += [] if has_page else command_lines(page, err.width - INDENT)
     texts = []
     if view.columns is None and not view.everything:
-        texts.append(f"all {len(METRICS)} metrics: --all")
+        metrics = with_value([row.score for row in ranking.groups[0].rows])
+        texts.append(f"all {len(metrics)} metrics: --all")
     hidden = _hidden(ranking) if not view.verbose else 0
     texts += [f"{counted(hidden, 'more remark')}: --verbose"] if hidden else []
     for text in texts:

@@ -490,7 +490,7 @@ def _few_degrees(group: Group, ranking: Ranking) -> Iterator[Advice]:
 def _many_ties(group: Group, ranking: Ranking) -> Iterator[Advice]:
     """A single best would need more images."""
     first = group.rows[0]
-    if first.interval.se is None or not first.tied_with:
+    if first.interval.se is None or not first.tied_with or ranking.by.name in GROUP_METRICS:
         return
     n = group.common["n"]
     more = 4 * n if ranking.images is None else min(4 * n, ranking.images)
