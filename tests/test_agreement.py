@@ -134,6 +134,12 @@ def test_a_null_drops_out_of_the_mean_and_more_than_half_make_it_null() -> None:
 def test_a_null_has_a_reason() -> None:
     one = score("a", lidar=2.0, rankme=1.0)
     two = score("b", notes={"lidar": "it has one view"})
+    noted = replace(parted(None, None, None), notes={"dse": "a convnet has no patch tokens"})
+    assert (
+        form(GROUP_METRICS["dse"], [noted])[0]
+        .notes["dse"]
+        .endswith("; no dse_inter, dse_intra, dse_dim: a convnet has no patch tokens")
+    )
     whole, null = form(TWO, [one, two])
     assert "agreement" not in whole.notes
     assert null.notes == {

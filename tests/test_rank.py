@@ -294,8 +294,8 @@ def test_markdown(tmp_path: Path, rank: Shell) -> None:
     cells = [
         [cell.strip() for cell in line.replace("\\|", "\0").strip("|").split("|")] for line in lines
     ]
-    assert cells[0] == ["rank", "checkpoint", *METRICS]
-    assert {len(row) for row in cells} == {2 + len(METRICS)}
+    assert cells[0] == ["rank", "checkpoint", *METRICS, "agreement"]
+    assert {len(row) for row in cells} == {3 + len(METRICS)}
     assert [row[1].replace("\0", "|") for row in cells[2:]] == [
         row["path"] for row in ranking["checkpoints"]
     ]

@@ -239,7 +239,7 @@ def with_value(scores: Sequence[Score]) -> list[Metric]:
 
 def _why_null(metric: GroupMetric, score: Score) -> str:
     missing = [name for name in metric.of if score.value(name) is None]
-    notes = (score.notes.get(name) for name in missing)
+    notes = (score.notes.get(name) for name in (metric.name, *missing))
     why = next((f": {note}" for note in notes if note), "")
     return f"it is formed from {', '.join(metric.of)}; no {', '.join(missing)}{why}"
 
