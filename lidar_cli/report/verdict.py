@@ -15,6 +15,7 @@ from lidar_cli.features.schema import format_size
 from lidar_cli.ranking import joining
 from lidar_cli.ranking.joining import SETTING_OF_CONSTANT, WIDTHS, Joined, Member, causes, join
 from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
+from lidar_cli.ranking.trust import view_noise_share
 from lidar_cli.report.text import (
     counted,
     format_duration,
@@ -419,14 +420,8 @@ def _ridge(row: Row) -> float:
 
 def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
     """Of the rows where neither delta nor a constant embedding explains the noise."""
-    fractions = [
-        fraction
-        for row in group.rows
-        if (fraction := row.score.noise_fraction) is not None
-        and fraction > MUCH_NOISE
-        and _ridge(row) <= MUCH_RIDGE
-        and not _is_collapsed(row)
-    ]
+    shares = (view_noise_share(row.score) for row in group.rows)
+    fractions = [share for share in shares if share is not None and share > MUCH_NOISE]
     if ranking.by.name != "lidar" or 2 * len(fractions) <= len(group.rows):
         return
     q = group.common["q"]
