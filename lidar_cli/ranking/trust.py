@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from lidar_cli.core.metrics import METRICS, Metric
-from lidar_cli.ranking.correlation import MIN_CHECKPOINTS
+from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
 from lidar_cli.ranking.order import Group
 from lidar_cli.scoring.compute import COLLAPSED, DEGREES, MUCH_NOISE, MUCH_RIDGE, Score
 
@@ -164,8 +164,6 @@ def agreement(facts: Facts) -> float | None:
 
     None if fewer than MIN_CHECKPOINTS have both, or one of the two is the same for all.
     """
-    from scipy.stats import spearmanr
-
     if facts.second is None:
         return None
     pairs = [
@@ -173,9 +171,9 @@ def agreement(facts: Facts) -> float | None:
         for ours, theirs in zip(facts.merits, facts.second[1], strict=True)
         if ours is not None and theirs is not None
     ]
-    if len(pairs) < MIN_CHECKPOINTS or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
+    if len(pairs) < MIN_CHECKPOINTS:
         return None
-    return float(spearmanr(pairs).statistic)
+    return spearman([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
 
 
 def _present(merits: Merits) -> list[float]:

@@ -111,6 +111,8 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
         return
     best = max(of_group, key=lambda path: of_group[path])
     kind = "probe accuracy" if oracle.source == "probe" else "accuracy"
+    if oracle.few_labels is not None:
+        kind = f"accuracy with {counted(oracle.few_labels.per_class, 'label')} a class"
     answer = f"Its {kind} is {format_percent(of_group[first.path])} %"
     lost = of_group[best] - of_group[first.path]
     if lost == 0:
