@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -33,6 +34,12 @@ from lidar_cli.probing.few_shot import (
 )
 from lidar_cli.ranking.correlation import correlate, interval_over_draws, spearman
 from lidar_cli.ranking.few_labels import FewLabels, compare_few_labels
+from lidar_cli.ranking.oracle import GroupComparison, Oracle, select
+from lidar_cli.ranking.order import comparable_groups, unranked_row
+from lidar_cli.ranking.session import Ranking
+from lidar_cli.report.oracle import few_labels_text, table, to_markdown
+from lidar_cli.report.text import broken_header, column_widths
+from lidar_cli.report.verdict import verdict
 
 CPU = torch.device("cpu")
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -281,11 +288,80 @@ def test_without_a_full_probe_only_the_order_by_labels_is_there() -> None:
     assert compare_few_labels(dict(list(scores.items())[:1]), few, 0.95, 0) is None
 
 
+# What is printed
+
+
+def ranked(scores: dict[str, Any]) -> Ranking:
+    by = METRICS["lidar"]
+    rows = [unranked_row(Path(path), (), one, by) for path, one in scores.items()]
+    return Ranking("", by, 0.95, "images", comparable_groups(rows, by, 0.95))
+
+
+def judged(few: FewLabels, scores: dict[str, Any]) -> Oracle:
+    one = {path: (scores[path], mean) for path, mean in few.means.items()}
+    comparison = GroupComparison(
+        correlate(list(scores.values()), list(few.means.values())),
+        select(one),
+        (),
+        compare_few_labels(scores, few, 0.95, 0),
+    )
+    return Oracle("probe", few.method, 0.95, few.means, (comparison,), (), (), few)
+
+
+def test_the_table_and_its_sentences() -> None:
+    scores, few = example()
+    ranking, oracle = ranked(scores), judged(few, scores)
+    (comparison,) = oracle.comparisons
+    here = comparison.few_labels
+    headers, rows = table(oracle, comparison, comparison.selection, ranking)
+    assert headers == [
+        "metric", "5 a class", "95 %", "full probe", "95 %", "selected", "labels win",
+    ]  # fmt: skip
+    cells = {row[0]: row[1:] for row in rows}
+    assert list(cells) == ["(5 a class)", *METRICS, "(best)", "(median)"]
+    assert cells["(5 a class)"][2] == f"{here.spearman:+.2f}"
+    lidar = next(one for one in here.metrics if one.metric == "lidar")
+    assert cells["lidar"][2:] == [
+        f"{lidar.spearman:+.2f}",
+        "{:+.2f} {:+.2f}".format(*lidar.interval),
+        f"{100 * lidar.accuracy:.1f}",
+        str(lidar.labels_win),
+    ]
+    means = [few.means[path] for path in scores]
+    rho = spearmanr([one.value("lidar") for one in scores.values()], means).statistic
+    assert cells["lidar"][0] == f"{rho:+.2f}"
+    assert cells["(best)"][4] == f"{100 * max(few.full.values()):.1f}"
+    assert cells["(median)"][4] == f"{100 * median(few.full.values()):.1f}"
+    widths = column_widths([broken_header(header) for header in headers], rows)
+    assert sum(widths) + 2 * (len(widths) - 1) <= 80
+    text = few_labels_text(oracle, comparison, ranking)
+    assert text.startswith(
+        f"5 labels a class agree with the full probe better than every metric in {here.win_all} "
+        f"of 20 draws, better than lidar in {lidar.labels_win}. By 5 labels a class 9"
+    )
+    assert text.endswith("points between draws. Full probe: linear probe.")
+    marked = to_markdown(oracle, ranking)
+    assert text in marked
+    assert "| metric | 5 a class | 95 % | full probe | 95 % | selected | labels win |" in marked
+    assert "Its accuracy with 5 labels a class is" in verdict(ranking, oracle)
+
+
+def test_without_a_full_probe_the_table_is_the_usual_one() -> None:
+    scores, few = example()
+    oracle = judged(replace(few, full={}, full_method="no full probe judges this"), scores)
+    (comparison,) = oracle.comparisons
+    headers, _ = table(oracle, comparison, comparison.selection, ranked(scores))
+    assert headers[:2] == ["metric", "Spearman"]
+    text = few_labels_text(oracle, comparison, ranked(scores))
+    assert text.startswith("By 5 labels a class 9")
+    assert text.endswith("No full probe judges this.")
+
+
 # From the command line
 
 
-N, Q, SIZE, EACH = 120, 3, 16, 2
-SMALL = ["-n", N, "-q", Q, "--image-size", SIZE, "--device", "cpu", "--batch-size", 40]
+N, Q, SIZE, EACH = 60, 2, 16, 2
+SMALL = ["-n", N, "-q", Q, "--image-size", SIZE, "--device", "cpu", "--batch-size", 30]
 
 
 @pytest.fixture(scope="module")
@@ -293,8 +369,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of two classes, and checkpoints."""
     folder = tmp_path_factory.mktemp("few")
     image_folder(folder / "images", N, classes=["cat", "dog"])
-    image_folder(folder / "flat", N)
-    for seed in range(9):
+    for seed in range(3):
         checkpoint(folder / f"runs/{seed}/last.pt", seed)
     return folder
 
@@ -302,17 +377,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def rank(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Shell:
     def run(*more: object) -> subprocess.CompletedProcess[str]:
-        words = ["rank", folder / "runs", "--data", folder / "images", *SMALL, "--oracle", "probe"]
-        return lidar_here(*words, *more, monkeypatch=monkeypatch, capfd=capfd)
+        words = ["rank", folder / "runs", "--data", folder / "images", *SMALL, *more]
+        return lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
 
     return run
 
 
-def test_ranking_against_a_few_labels_in_every_form(rank: Shell, tmp_path: Path) -> None:
-    done = rank("--labels-per-class", EACH, "--json")
+def test_ranking_against_a_few_labels(rank: Shell) -> None:
+    done = rank("--oracle", "probe", "--labels-per-class", EACH, "--json")
     assert done.returncode == 0, done.stderr
-    listing = json.loads(done.stdout)
-    correlation = listing["correlation"]
+    correlation = json.loads(done.stdout)["correlation"]
     few, (group,) = correlation["few_labels"], correlation["groups"]
     assert (few["per_class"], few["n_draws"]) == (EACH, DRAWS)
     assert few["draws"].keys() == few["full"].keys() == correlation["accuracies"].keys()
@@ -320,68 +394,25 @@ def test_ranking_against_a_few_labels_in_every_form(rank: Shell, tmp_path: Path)
         {path: fmean(each) for path, each in few["draws"].items()}
     )
     assert (
-        "2 labelled images of each of 2 classes, mean of 20 draws, tested on 92 others"
+        "2 labelled images of each of 2 classes, mean of 20 draws, tested on 44 others"
         in (
-            correlation["told"]  # 96 training images of the full probe less 4
+            correlation["told"]  # 48 training images of the full probe less 4
         )
     )
-    assert "96 training and 24 test images of 2 classes" in few["full_method"]
+    assert "48 training and 12 test images of 2 classes" in few["full_method"]
     here = group["few_labels"]
     assert [one["metric"] for one in here["metrics"]] == list(METRICS)
-    assert here["best"] == max(
-        correlation["accuracies"], key=lambda path: correlation["accuracies"][path]
-    )
+    assert here["best"] == max(few["draws"], key=lambda path: fmean(few["draws"][path]))
     assert len(here["by_draw"]) == DRAWS
-    assert "Its accuracy with 2 labels a class is" in listing["verdict"]
-
-    text = rank("--labels-per-class", EACH, "--report", tmp_path / "page.html").stdout
-    assert "2 labels a class agree with the full probe better than every metric in" in text
-    header = next(line for line in text.splitlines() if line.startswith("metric"))
-    assert header.split()[:3] == ["metric", "2", "a"]
-    best = next(line for line in text.splitlines() if line.startswith("(best)"))
-    assert best.split() == ["(best)", f"{100 * max(few['full'].values()):.1f}"]
-    middle = next(line for line in text.splitlines() if line.startswith("(median)"))
-    assert middle.split()[-1] == f"{100 * median(few['full'].values()):.1f}"
-    page = (tmp_path / "page.html").read_text()
-    marked = rank("--labels-per-class", EACH, "--markdown").stdout
-    assert "| metric | 2 a class | 95 % | full probe | 95 % | selected | labels win |" in marked
-    for form in (page, marked):
-        assert "2 labels a class agree with the full probe better than every metric in" in form
-
-
-def test_few_labels_fit_into_80_columns(folder: Path, rank: Shell) -> None:
-    assert rank("--quiet").returncode == 0  # embeds
-    words = ["rank", "runs", "--data", "images", *SMALL, "--oracle", "probe"]
-    _, lines = in_terminal([*words, "--labels-per-class", EACH], folder)
-    start = next(at for at, line in enumerate(lines) if "agree with the full probe" in line)
-    assert max(map(len, lines[start:])) <= 80
-    table = next(at for at, line in enumerate(lines) if line.startswith("metric"))
-    assert table > start
-    rows = {line.split()[0] for line in lines[table:] if line}
-    assert rows >= {"lidar", "rankme", "(2", "(best)", "(median)"}
-
-
-def test_labels_that_are_too_few_for_a_full_probe(rank: Shell) -> None:
-    done = rank("--labels-per-class", 7, "--json")
-    correlation = json.loads(done.stdout)["correlation"]
-    assert correlation["few_labels"]["full"] is None
-    assert correlation["few_labels"]["full_method"] == (
-        "no full probe judges this: it takes 140 labelled images, of 120 here"
-    )
-    assert "tested on 106 others" in correlation["told"]
-    text = rank("--labels-per-class", 7).stdout
-    assert "No full probe judges this: it takes 140 labelled images" in text
-    assert "By 7 labels a class " in text
-    header = next(line for line in text.splitlines() if line.startswith("metric"))
-    assert header.split()[1] == "Spearman"
 
 
 @pytest.mark.parametrize(
     ("more", "status", "message"),
     [
-        (["--labels-per-class", 60], 3, "a class has 60 of the 120 labelled images"),
-        (["--labels-per-class", 0], 2, "labels-per-class"),
-        (["--labels-per-class", "few"], 2, "labels-per-class"),
+        (["--oracle", "probe", "--labels-per-class", 30], 3, "a class has 30 of the 60 labelled"),
+        (["--oracle", "probe", "--labels-per-class", 0], 2, "labels-per-class"),
+        (["--oracle", "probe", "--labels-per-class", "few"], 2, "labels-per-class"),
+        (["--labels-per-class", 5], 2, "add --oracle probe"),
     ],
 )
 def test_mistakes_are_one_line(rank: Shell, more: list, status: int, message: str) -> None:
@@ -392,18 +423,41 @@ def test_mistakes_are_one_line(rank: Shell, more: list, status: int, message: st
     assert message in error
 
 
-def test_labels_a_class_need_a_probe_and_labels(folder: Path) -> None:
-    words = ["rank", "runs", "--data", "images", *SMALL, "--labels-per-class", 5]
-    without = lidar(*words, cwd=folder)
-    assert (without.returncode, without.stdout) == (2, "")
-    assert "add --oracle probe" in without.stderr
-    flat = lidar("rank", "runs", "--data", "flat", *SMALL, "--oracle", "probe",
-                 "--labels-per-class", 5, cwd=folder)  # fmt: skip
+@pytest.mark.nightly
+def test_every_form_and_80_columns(folder: Path, rank: Shell, tmp_path: Path) -> None:
+    for seed in range(3, 9):
+        checkpoint(folder / f"runs/{seed}/last.pt", seed)
+    words = ["--oracle", "probe", "--labels-per-class", EACH]
+    text = rank(*words, "--report", tmp_path / "page.html").stdout
+    said = "2 labels a class agree with the full probe better than every metric in"
+    assert said in text
+    assert said in (tmp_path / "page.html").read_text()
+    assert said in rank(*words, "--markdown").stdout
+    _, lines = in_terminal(["rank", "runs", "--data", "images", *SMALL, *words], folder)
+    start = next(at for at, line in enumerate(lines) if "agree with the full probe" in line)
+    assert max(map(len, lines[start:])) <= 80
+    table_at = next(at for at, line in enumerate(lines) if line.startswith("metric"))
+    rows = {line.split()[0] for line in lines[table_at:] if line}
+    assert rows >= {"lidar", "rankme", "(2", "(best)", "(median)"}
+
+
+@pytest.mark.nightly
+def test_labels_that_are_too_few_or_missing(folder: Path, rank: Shell) -> None:
+    words = ["--oracle", "probe", "--labels-per-class", 4]
+    correlation = json.loads(rank(*words, "--json").stdout)["correlation"]
+    assert correlation["few_labels"]["full"] is None
+    assert correlation["few_labels"]["full_method"] == (
+        "no full probe judges this: it takes 80 labelled images, of 60 here"
+    )
+    assert "tested on 52 others" in correlation["told"]
+    assert "No full probe judges this: it takes 80 labelled images" in rank(*words).stdout
+    image_folder(folder / "flat", N)
+    flat = lidar("rank", "runs", "--data", "flat", *SMALL, *words, cwd=folder)
     assert (flat.returncode, flat.stdout) == (3, "")
     assert "has no labels" in flat.stderr.splitlines()[-1]
 
 
-def test_a_file_that_is_damaged_is_one_of_the_failed(tmp_path: Path) -> None:
+def test_a_file_that_is_damaged_is_refused(tmp_path: Path) -> None:
     damaged = tmp_path / "a.h5"
     damaged.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
     with pytest.raises(FeatureFileError):
