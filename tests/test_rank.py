@@ -190,7 +190,11 @@ def test_a_folder_that_may_not_be_listed_is_among_the_failed(
 def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:
     ranking = ranked(rank(three(tmp_path / "runs"), "--json"))
     keys = "verdict by direction data toy_data data_note groups checkpoints skipped failed"
-    assert ranking.keys() == {*keys.split(), "warnings", "correlation"}
+    assert ranking.keys() == {*keys.split(), "warnings", "correlation", "trust"}
+    (trust,) = ranking["trust"]
+    assert trust.keys() == {"group", "believe", "reasons", "sentence"}
+    assert trust["believe"] == (trust["reasons"] == [])
+    assert (trust["sentence"] or "") in ranking["verdict"]
     assert (ranking["by"], ranking["direction"], ranking["groups"]) == ("lidar", "higher", 1)
     assert ranking["data"] == str(images)
     assert (ranking["skipped"], ranking["failed"], ranking["correlation"]) == ([], [], None)

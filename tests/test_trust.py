@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import spearmanr
 from study.abstain import Judged, choose_bound, evaluate, is_misleading, loss_share, setting_facts
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.ranking.trust import BOUNDS, Bounds, Facts, Trust, agreement, judge, merits
-from lidar_cli.scoring.compute import DEGREES, MUCH_NOISE
+from lidar_cli.explain.topics import explain
+from lidar_cli.ranking.baseline import Baseline
+from lidar_cli.ranking.correlation import MIN_CHECKPOINTS
+from lidar_cli.ranking.order import comparable_groups, unranked_row
+from lidar_cli.ranking.session import Ranking
+from lidar_cli.ranking.trust import (
+    BOUNDS,
+    CHECKS,
+    Bounds,
+    Facts,
+    Trust,
+    agreement,
+    facts_of_group,
+    judge,
+    merits,
+)
+from lidar_cli.report.page.content import ranking_page
+from lidar_cli.report.ranking import to_json, to_markdown, top
+from lidar_cli.report.verdict import cautions, verdict
+from lidar_cli.scoring.compute import DEGREES, MUCH_NOISE, Score
 
 RISING = tuple(map(float, range(8)))
 SOUND = Facts(
@@ -126,6 +147,110 @@ def test_merits_are_higher_for_the_better() -> None:
     assert merits(METRICS["lidar"], [2.0, None]) == (2.0, None)
     assert merits(METRICS["noise_fraction"], [0.25, None]) == (-0.25, None)
     assert merits(METRICS["alpha_req"], [0.75, 2.0]) == (-0.25, -1.0)
+
+
+def test_the_explanation_names_every_code_and_bound() -> None:
+    text = explain("trust")
+    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == [*CHECKS]
+    assert f"less than {BOUNDS.degrees:g} d" in text
+    assert (BOUNDS.noise, BOUNDS.nulls, BOUNDS.agreement, MIN_CHECKPOINTS) == (0.5, 0.5, 0.0, 8)
+    assert "more than half of the LDA trace" in text
+    assert "below 0, over 8 checkpoints" in text
+    assert explain("believe") == text
+
+
+# In a ranking
+
+
+def ranking_of(*scores: Score, **more: Any) -> Ranking:
+    by = METRICS["lidar"]
+    rows = [unranked_row(Path(one.file), (), one, by) for one in scores]
+    groups = comparable_groups(rows, by, 0.95)
+    trust = tuple(judge(facts_of_group(group, by)) for group in groups)
+    return Ranking("runs", by, 0.95, "images", groups, trust=trust, **more)
+
+
+def checkpoint(name: str, n: int, **values: Any) -> Score:
+    views = {"name": "simclr", "mean": [0.5], "std": [0.5]}
+    facts = {"views": views, "samples_sha256": "a", "image_size": 32}
+    return Score.of(f"{name}.pt", "backbone", n, 2, 4, 1e-4, 1e-7, False, provenance=facts,
+                    **values)  # fmt: skip
+
+
+def test_facts_of_a_group_are_those_of_its_rows() -> None:
+    scores = [
+        checkpoint("a", 100, lidar=1.0, rankme=3.0, noise_fraction=0.6),
+        checkpoint("b", 100, lidar=3.0, rankme=2.0, noise_fraction=0.9, ridge_share=0.6),
+        checkpoint("c", 100, lidar=3.0, noise_fraction=0.8, normalized_std=0.01),
+        checkpoint("d", 100, rankme=9.0),
+    ]
+    (group,) = ranking_of(*scores).groups
+    untrained = [Baseline("", "", "", 0, scores=(scores[0], scores[1])), Baseline("", "", "", 0)]
+    assert facts_of_group(group, METRICS["lidar"], untrained) == Facts(
+        by="lidar",
+        merits=(3.0, 3.0, 1.0, None),  # best first
+        n=100,
+        q=2,
+        d=4,
+        tied=1,
+        noise=(None, None, 0.6, None),  # of the others delta, a collapse or nothing is the cause
+        second=("rankme", (2.0, None, 3.0, 9.0)),
+        untrained=(2.0,),
+    )
+    by_alpha = facts_of_group(group, METRICS["noise_fraction"])
+    assert by_alpha.second == ("rankme", (2.0, None, 3.0, 9.0))
+    assert not by_alpha.reads_views
+    assert facts_of_group(group, METRICS["rankme"]).second == ("lidar", (3.0, 3.0, 1.0, None))
+
+
+SENTENCE = (
+    "Believe no metric here: 10 images with 2 views each are too few at d = 4 (n (q - 1) is less "
+    "than 5 d)."
+)
+
+
+def test_every_form_of_a_ranking_says_it() -> None:
+    ranking = ranking_of(checkpoint("a", 10, lidar=1.0), checkpoint("b", 10, lidar=2.0))
+    assert verdict(ranking).startswith("b.pt is best by lidar")
+    assert verdict(ranking).endswith(SENTENCE)
+    assert json.loads(to_json(ranking))["trust"] == [
+        {
+            "group": 1,
+            "believe": False,
+            "reasons": [{"code": "few-degrees", "text": SENTENCE[24:-1]}],
+            "sentence": SENTENCE,
+        }
+    ]
+    first_alone = top(ranking, 1)  # judged before rows are left out
+    for text in (to_markdown(ranking), to_markdown(first_alone)):
+        assert text.split("\n\n")[1] == SENTENCE
+    assert SENTENCE in str(ranking_page(ranking).body[0])
+
+
+def test_an_order_without_a_reason_is_not_doubted() -> None:
+    ranking = ranking_of(checkpoint("a", 100, lidar=1.0), checkpoint("b", 100, lidar=2.0))
+    assert "Believe" not in verdict(ranking) + to_markdown(ranking)
+    assert json.loads(to_json(ranking))["trust"] == [
+        {"group": 1, "believe": True, "reasons": [], "sentence": None}
+    ]
+    assert json.loads(to_json(ranking_of(checkpoint("a", 10, lidar=1.0))))["trust"] == []
+    assert not any("LABELLED" in one.command for one in cautions(ranking))
+
+
+def test_what_to_do_instead_is_a_command() -> None:
+    scores = checkpoint("a", 10, lidar=1.0), checkpoint("b", 10, lidar=2.0)
+    command = ("rank", "runs", "--data", "photos", "-n", "10")
+    advice = cautions(ranking_of(*scores, command=command))[0]
+    assert "label a hundred images" in advice.text
+    assert advice.command == (
+        "lidar rank runs --data LABELLED -n 100 --oracle probe --labels-per-class 5"
+    )
+    labelled = cautions(ranking_of(*scores, command=command, has_labels=True))[0]
+    assert labelled.command == (
+        "lidar rank runs --data photos -n 10 --oracle probe --labels-per-class 5"
+    )
+    used = ranking_of(*scores, command=(*command, "--oracle", "probe"), has_labels=True)
+    assert not any("order by" in one.text for one in cautions(used))
 
 
 # Judged by labels

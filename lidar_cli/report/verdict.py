@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
 
 NAMED = 2  # tied checkpoints that a sentence names
 LEAST_DELTA = 1e-10  # below it, rounding decides
+LABELS = 5  # images a class that the advice to use labels names
+LABELLED, LABELLED_IMAGES = "LABELLED", 100  # a folder to be made, and its images
 LONGEST_COMMAND = 160  # characters; of a longer one only the options that change are printed
 FOR_PROGRAMS = ("--json", "--csv", "--markdown", "--quiet")  # which print no cautions
 COMPANIONS = ("lidar_corrected", "rankme", "lidar", "pillai")  # columns after the ordering metric
@@ -59,9 +61,14 @@ def verdict(ranking: Ranking, oracle: Oracle | None = None) -> str:
 
 
 def group_verdict(group: Group, ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """Which checkpoint of a group is best, and how clearly; with accuracies, what it costs."""
+    """Which checkpoint of a group is best, how clearly, and whether that is to be believed.
+
+    With accuracies also what the choice costs.
+    """
     answer = _best(group, ranking.by, ranking.name)
-    return " ".join([answer, *_accuracy(group.rows[0], group, ranking, oracle)])
+    trust = ranking.trust_of(group)
+    doubt = [trust.sentence] if trust and not trust.believe else []
+    return " ".join([answer, *_accuracy(group.rows[0], group, ranking, oracle), *doubt])
 
 
 def scores_verdict(scores: Sequence[Score]) -> str | None:
@@ -318,6 +325,7 @@ def cautions(ranking: Ranking) -> list[Advice]:
     Of several groups only the first is considered, and only if it has several checkpoints.
     """
     checks: tuple[Callable[[Group, Ranking], Iterable[Advice]], ...] = (
+        _labels_instead,
         _collapsed,
         _untrained,
         _no_intervals,
@@ -332,6 +340,24 @@ def cautions(ranking: Ranking) -> list[Advice]:
     if len(group.rows) == 1 and len(ranking.groups) > 1:
         return []
     return [advice for check in checks for advice in check(group, ranking)]
+
+
+def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    """What to do where no metric is to be believed, unless labels are in use already."""
+    trust = ranking.trust_of(group)
+    if trust is None or trust.believe or has_option(ranking.command, "--oracle"):
+        return
+    probe: dict[str, object] = {"oracle": "probe", "labels_per_class": LABELS}
+    if ranking.has_labels:
+        text = f"no metric is to be believed here: order by {LABELS} labelled images a class."
+        yield Advice(text, ranking_command(ranking, **probe))
+    else:
+        text = (
+            f"no metric is to be believed here: label a hundred images, put them into a folder a "
+            f"class in {LABELLED}, and order by them."
+        )
+        more = {"data": LABELLED, "n_samples": LABELLED_IMAGES}
+        yield Advice(text, ranking_command(ranking, **more, **probe))
 
 
 def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
