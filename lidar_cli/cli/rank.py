@@ -185,6 +185,11 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
         for name in ("watch_for", "jsonl", "tensorboard"):
             if getattr(settings, name) is not None:
                 raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
+    if settings.labels_per_class is not None and settings.oracle != "probe":
+        raise SettingsError(
+            "--labels-per-class says how many labels a probe is trained on; add --oracle probe",
+            code="no-probe",
+        )
     if settings.params is not None and settings.oracle is None and page is None:
         raise SettingsError(
             "--params groups accuracies by hyperparameter, or draws metrics against it; add "

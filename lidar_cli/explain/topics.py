@@ -21,7 +21,15 @@ from lidar_cli.explain import settings_text
 from lidar_cli.ranking.agreement import ORDERS
 
 PAGES = {  # group of the list of topics -> names of files
-    "Choosing a checkpoint": ("metrics", "study", "intervals", "noise", "planning", "race"),
+    "Choosing a checkpoint": (
+        "metrics",
+        "study",
+        "trust",
+        "intervals",
+        "noise",
+        "planning",
+        "race",
+    ),
     "What goes in": ("what-to-rank", "data", "recipes", "systems", "settings"),
     "What comes out": ("exit-statuses", "file-format", "page", "labels"),
     "Other ways to run": ("processes", "training", "python"),
@@ -34,6 +42,8 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     "tied-with": "intervals",
     "verdict": "intervals",
     "accuracy": "labels",
+    "few-labels": "labels",
+    **dict.fromkeys(("believe", "abstain", "disagreement"), "trust"),
     **dict.fromkeys(("best", "clearly", "chance", "next"), "intervals"),
     **dict.fromkeys(("caution", "cautions", "warning", "remark", "remarks"), "planning"),
     **dict.fromkeys(("skipped", "failed", "baseline", "drop", "curves"), "what-to-rank"),

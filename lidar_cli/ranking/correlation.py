@@ -80,6 +80,32 @@ def correlate(
     return tuple(rows)
 
 
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rho; None with fewer than three pairs, or if all values of a side are equal."""
+    from scipy.stats import spearmanr
+
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    return float(spearmanr(x, y).statistic)
+
+
+def interval_over_draws(
+    x: Sequence[Sequence[float]], y: Sequence[float], level: float, seed: int
+) -> Span | None:
+    """The interval of Spearman's rho of one draw of x [R, K] and y [K].
+
+    Percentiles over checkpoints drawn with replacement, each time with one of the draws of x, all
+    of them equally often: it covers both. None with fewer than MIN_CHECKPOINTS.
+    """
+    if len(y) < MIN_CHECKPOINTS:
+        return None
+    times = draws(len(y), seed)
+    each = [
+        resampled(np.array(row), np.array(y), times[at :: len(x)])[0] for at, row in enumerate(x)
+    ]
+    return _interval(np.concatenate(each), level)
+
+
 def draws(count: int, seed: int) -> Numbers:
     """How often each of `count` checkpoints is in each resample [RESAMPLES, count]."""
     generator = np.random.default_rng(seed)

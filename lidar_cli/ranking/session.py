@@ -40,6 +40,7 @@ from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warning
 from lidar_cli.ranking.paths import Paths, Selection, select
 from lidar_cli.ranking.runs import Run, find_runs, recorded_positions
 from lidar_cli.ranking.scorer import NOT_SCORED, Scorer, score_features
+from lidar_cli.ranking.trust import Trust, facts_of_group, judge
 from lidar_cli.runtime.device import (
     MEMORY_SHARE,
     RankInfo,
@@ -210,6 +211,7 @@ class Ranking:
     """The ordered groups of a selection, and the files that are not ranked.
 
     directory: the folder that all have in common. images: how many the data hold, None if unknown.
+    has_labels: whether the data have classes, so that they can be probed.
     embedded: how many checkpoints this process embedded, in `seconds`. command: the words of the
     command line after `lidar`, empty if there is none.
     """
@@ -221,6 +223,7 @@ class Ranking:
     groups: tuple[Group, ...]
     runs: tuple[Run, ...] = ()  # see `with_runs`
     baseline: tuple[Baseline, ...] = ()  # with --baseline
+    trust: tuple[Trust | None, ...] = ()  # of each group; None if it has no two checkpoints
     skipped: tuple[Skipped, ...] = ()
     failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -228,6 +231,7 @@ class Ranking:
     names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
     selection: Paths = ()
     images: int | None = None
+    has_labels: bool = False
     embedded: int = 0
     seconds: float = 0.0
     command: tuple[str, ...] = ()
@@ -235,6 +239,11 @@ class Ranking:
     def name(self, path: str) -> str:
         """The short name of a checkpoint; of another file, its path below the directory."""
         return name_below(path, self.names, self.directory)
+
+    def trust_of(self, group: Group) -> Trust | None:
+        """Whether the order of one of the groups is to be believed; None if that is unknown."""
+        pairs = zip(self.groups, self.trust, strict=False)
+        return next((trust for one, trust in pairs if one is group), None)
 
 
 class Outcome(Enum):
@@ -419,13 +428,18 @@ class _Job:
                 f"{best.path}: no {by.name}: {best.reason}; choose another metric with --by",
                 code="no-value",
             )
+        baselines = self._untrained.baselines(groups, why_untrained)
         ranking = Ranking(
             directory=str(session.directory),
             by=by,
             level=level,
             data=", ".join(sorted({str(row.score.data) for row in rows})),
             groups=groups,
-            baseline=self._untrained.baselines(groups, why_untrained),
+            baseline=baselines,
+            trust=tuple(
+                judge(facts_of_group(group, by, [one for one in baselines if one.group == at]))
+                for at, group in enumerate(groups)
+            ),
             skipped=tuple(skipped),
             failed=tuple(failed),
             warnings=tuple(noise_warnings(groups, by)),
@@ -433,6 +447,7 @@ class _Job:
             names=session.names(),
             selection=session.selection,
             images=session.samples.total if session.scan.checkpoints else None,
+            has_labels=bool(session.scan.checkpoints) and session.samples.labels is not None,
             embedded=self._embedded,
             seconds=self._seconds,
         )

@@ -92,6 +92,7 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None, count: int | None = 
         "toy_data": toy_data_note(ranking.data) is not None,
         "data_note": toy_data_note(ranking.data),
         "verdict": verdict(ranking, oracle),
+        "trust": _trust_records(ranking),
         "groups": len(ranking.groups),
         "checkpoints": [
             {
@@ -117,6 +118,20 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None, count: int | None = 
         **({"baseline": baseline_report.to_records(ranking)} if ranking.baseline else {}),
     }
     return json.dumps(document, indent=2, allow_nan=False)
+
+
+def _trust_records(ranking: Ranking) -> list[dict[str, Any]]:
+    """Whether each group is to be believed; those with one checkpoint are left out."""
+    return [
+        {
+            "group": at + 1,
+            "believe": trust.believe,
+            "reasons": [reason._asdict() for reason in trust.reasons],
+            "sentence": trust.sentence or None,
+        }
+        for at, trust in enumerate(ranking.trust)
+        if trust is not None
+    ]
 
 
 def value_record(row: Row) -> dict[str, Any]:
@@ -166,7 +181,9 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
             rank = f"{row.rank}, tied with {ties}" if ties else str(row.rank)
             rows.append([rank, row.path, *(metric_cell(row, name, ranking) for name in metrics)])
         table = markdown_table(["rank", "checkpoint", *metrics], rows, left=[1])
-        blocks.append(f"{printable(heading(group, ranking))}\n\n{table}")
+        trust = ranking.trust_of(group)
+        doubt = f"{trust.sentence}\n\n" if trust and trust.sentence else ""
+        blocks.append(f"{printable(heading(group, ranking))}\n\n{doubt}{table}")
     blocks += [oracle_report.to_markdown(oracle, ranking)] if oracle else []
     blocks += [printable(f"Failed: {file.path}: {file.reason}") for file in ranking.failed]
     return "\n\n".join(blocks)

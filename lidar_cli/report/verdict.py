@@ -16,6 +16,7 @@ from lidar_cli.ranking import joining
 from lidar_cli.ranking.agreement import GROUP_METRICS, ORDERS, SECOND_OPINION, are_tied
 from lidar_cli.ranking.joining import SETTING_OF_CONSTANT, WIDTHS, Joined, Member, causes, join
 from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
+from lidar_cli.ranking.trust import view_noise_share
 from lidar_cli.report.text import (
     counted,
     format_duration,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
 
 NAMED = 2  # tied checkpoints that a sentence names
 LEAST_DELTA = 1e-10  # below it, rounding decides
+LABELS = 5  # images a class that the advice to use labels names
+LABELLED, LABELLED_IMAGES = "LABELLED", 100  # a folder to be made, and its images
 LONGEST_COMMAND = 160  # characters; of a longer one only the options that change are printed
 FOR_PROGRAMS = ("--json", "--csv", "--markdown", "--quiet")  # which print no cautions
 # For the column after the metric that orders: the first of these that has a value.
@@ -59,10 +62,15 @@ def verdict(ranking: Ranking, oracle: Oracle | None = None) -> str:
 
 
 def group_verdict(group: Group, ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """Which checkpoint of a group is best, and how clearly; with accuracies, what it costs."""
+    """Which checkpoint of a group is best, how clearly, and whether that is to be believed.
+
+    With accuracies also what the choice costs.
+    """
     answer = _best(group, ranking.by, ranking.name)
     costs = _accuracy(group.rows[0], group, ranking, oracle)
-    return " ".join([answer, *costs, *_disagreement(group, ranking)])
+    trust = ranking.trust_of(group)
+    doubt = [trust.sentence] if trust and not trust.believe else []
+    return " ".join([answer, *costs, *_disagreement(group, ranking), *doubt])
 
 
 def scores_verdict(scores: Sequence[Score]) -> str | None:
@@ -112,6 +120,8 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
         return
     best = max(of_group, key=lambda path: of_group[path])
     kind = "probe accuracy" if oracle.source == "probe" else "accuracy"
+    if oracle.few_labels is not None:
+        kind = f"accuracy with {counted(oracle.few_labels.per_class, 'label')} a class"
     answer = f"Its {kind} is {format_percent(of_group[first.path])} %"
     lost = of_group[best] - of_group[first.path]
     if lost == 0:
@@ -354,6 +364,7 @@ def cautions(ranking: Ranking) -> list[Advice]:
     Of several groups only the first is considered, and only if it has several checkpoints.
     """
     checks: tuple[Callable[[Group, Ranking], Iterable[Advice]], ...] = (
+        _labels_instead,
         _collapsed,
         _untrained,
         _no_intervals,
@@ -367,6 +378,24 @@ def cautions(ranking: Ranking) -> list[Advice]:
     if len(group.rows) == 1 and len(ranking.groups) > 1:
         return []
     return [advice for check in checks for advice in check(group, ranking)]
+
+
+def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    """What to do where no metric is to be believed, unless labels are in use already."""
+    trust = ranking.trust_of(group)
+    if trust is None or trust.believe or has_option(ranking.command, "--oracle"):
+        return
+    probe: dict[str, object] = {"oracle": "probe", "labels_per_class": LABELS}
+    if ranking.has_labels:
+        text = f"no metric is to be believed here: order by {LABELS} labelled images a class."
+        yield Advice(text, ranking_command(ranking, **probe))
+    else:
+        text = (
+            f"no metric is to be believed here: label a hundred images, put them into a folder a "
+            f"class in {LABELLED}, and order by them."
+        )
+        more = {"data": LABELLED, "n_samples": LABELLED_IMAGES}
+        yield Advice(text, ranking_command(ranking, **more, **probe))
 
 
 def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -457,14 +486,8 @@ def _ridge(row: Row) -> float:
 
 def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
     """Of the rows where neither delta nor a constant embedding explains the noise."""
-    fractions = [
-        fraction
-        for row in group.rows
-        if (fraction := row.score.noise_fraction) is not None
-        and fraction > MUCH_NOISE
-        and _ridge(row) <= MUCH_RIDGE
-        and not _is_collapsed(row)
-    ]
+    shares = (view_noise_share(row.score) for row in group.rows)
+    fractions = [share for share in shares if share is not None and share > MUCH_NOISE]
     if ranking.by.name != "lidar" or 2 * len(fractions) <= len(group.rows):
         return
     q = group.common["q"]
