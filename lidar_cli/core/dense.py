@@ -143,17 +143,20 @@ def k_means(rows: Tensor, k: int, uniforms: Tensor) -> Clusters:
     distance to the nearest one before. uniforms: the k numbers u, in [0, 1). A cluster that loses
     all its rows keeps its centroid.
     """
-    centroids = rows[int(uniforms[0] * len(rows))][None]
+    first = [rows[int(uniforms[0] * len(rows))]]
+    nearest = rows.new_full((len(rows),), torch.inf)
     for u in uniforms[1:].tolist():
-        chances = torch.cdist(rows, centroids).amin(1).cumsum(0)
+        nearest = torch.minimum(nearest, (rows - first[-1]).norm(dim=1))
+        chances = nearest.cumsum(0)
         place = torch.searchsorted(chances, u * chances[-1], right=True)
-        centroids = torch.cat([centroids, rows[place.clamp_max(len(rows) - 1)][None]])
+        first.append(rows[place.clamp_max(len(rows) - 1)])
+    centroids = torch.stack(first)
     labels = torch.full((len(rows),), -1, device=rows.device)
     for _ in range(ROUNDS):
-        nearest = torch.cdist(rows, centroids).argmin(1)
-        if bool((nearest == labels).all()):
+        closest = torch.cdist(rows, centroids).argmin(1)
+        if bool((closest == labels).all()):
             break
-        labels = nearest
+        labels = closest
         members = F.one_hot(labels, k).to(rows.dtype)
         counts = members.sum(0)
         means = members.T @ rows / counts.clamp_min(1.0)[:, None]

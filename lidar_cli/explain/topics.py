@@ -20,7 +20,9 @@ from lidar_cli.errors import EXIT_STATUSES, SettingsError
 from lidar_cli.explain import settings_text
 
 PAGES = {  # group of the list of topics -> names of files
-    "Choosing a checkpoint": ("metrics", "study", "intervals", "noise", "planning", "race"),
+    "Choosing a checkpoint": (
+        *("metrics", "study", "dense", "intervals", "noise", "planning", "race"),
+    ),
     "What goes in": ("what-to-rank", "data", "recipes", "systems", "settings"),
     "What comes out": ("exit-statuses", "file-format", "page", "labels"),
     "Other ways to run": ("processes", "training", "python"),
@@ -36,6 +38,8 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     **dict.fromkeys(("best", "clearly", "chance", "next"), "intervals"),
     **dict.fromkeys(("caution", "cautions", "warning", "remark", "remarks"), "planning"),
     **dict.fromkeys(("skipped", "failed", "baseline", "drop", "curves"), "what-to-rank"),
+    **dict.fromkeys(("dse", "dse-inter", "dse-intra", "dse-dim"), "dense"),
+    **dict.fromkeys(("rankme-dense", "segmentation"), "dense"),
     "report": "page",
     **dict.fromkeys(
         ("compare", "names", "runs", "columns", "all", "verbose", "quiet"), "what-to-rank"

@@ -14,6 +14,7 @@ import torch
 
 from lidar_cli.checkpoints.models.user_module import source
 from lidar_cli.checkpoints.shapes.spec import BY_USER, PIXEL_STATS, Assumed, CheckpointDescription
+from lidar_cli.core.dense import MOST_IMAGES
 from lidar_cli.data.dataset import Samples, parse_bands
 from lidar_cli.data.open import sample_count
 from lidar_cli.errors import CheckpointError, SettingsError
@@ -30,7 +31,10 @@ from lidar_cli.views.recipes import (
 )
 
 # How the token of the layer `patches` is chosen, see `draw_patches`.
-PATCH_DRAW = "token floor(u N) of N, row by row; u of seed, sample and view; one a view"
+PATCH_DRAW = (
+    "token floor(u N) of N, row by row; u of seed, sample and view; one a view; "
+    f"parts of DSE of {MOST_IMAGES} images at most"
+)
 
 
 @dataclass(frozen=True)
