@@ -135,7 +135,7 @@ def test_a_masked_recipe_has_the_constants_of_its_repository(name):
 
 
 def test_the_table_holds_every_recipe():
-    assert set(PUBLISHED) | set(MASKED) | {"identity"} == set(RECIPES)
+    assert set(PUBLISHED) | set(MASKED) | {"identity", "rotations"} == set(RECIPES)
     assert find_recipe("barlow", "auto") == dataclasses.replace(
         find_recipe("vicreg", "auto"), name="barlow"
     )

@@ -40,6 +40,7 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     **dict.fromkeys(("skipped", "failed", "baseline", "drop", "curves"), "what-to-rank"),
     **dict.fromkeys(("dse", "dse-inter", "dse-intra", "dse-dim"), "dense"),
     **dict.fromkeys(("rankme-dense", "segmentation"), "dense"),
+    "rotation": "labels",
     "report": "page",
     **dict.fromkeys(
         ("compare", "names", "runs", "columns", "all", "verbose", "quiet"), "what-to-rank"
