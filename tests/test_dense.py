@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import numpy as np
@@ -133,6 +134,22 @@ def test_batches_scales_and_rotations_change_nothing() -> None:
     turned = (tokens * lengths).double() @ rotation
     assert measured(turned, draws) == pytest.approx(whole, rel=1e-5)
     assert measured(tokens, draws, seed=1)[:2] != whole[:2]
+
+
+def bytes_of_tensors() -> int:
+    """Memory of all tensors that Python can reach; a view counts with all that it is a view of."""
+    tensors = [one for one in gc.get_objects() if type(one) is Tensor]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def test_one_token_of_each_image_stays_in_memory() -> None:
+    structure, tokens = TokenStructure(0), torch.randn(8, 12, 64)
+    structure.update(tokens, torch.zeros(8))
+    before = bytes_of_tensors()
+    for _ in range(5):
+        structure.update(tokens, torch.zeros(8))
+    assert bytes_of_tensors() - before == 5 * 8 * 64 * 8
 
 
 def test_tighter_clusters_that_are_further_apart_are_better() -> None:

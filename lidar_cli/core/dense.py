@@ -77,11 +77,11 @@ class TokenStructure:
             )
         if not bool(tokens.isfinite().all()):
             raise DegenerateFeatures("some patch tokens are not finite", code="not-finite")
-        unit = F.normalize(tokens.double(), dim=-1)
-        drawn = (draws * tokens.shape[1]).long()
-        for image, place in zip(unit, drawn.tolist(), strict=True):
-            self._drawn.append(image[place])
-            self._waiting.append(image)
+        places = (draws * tokens.shape[1]).long()
+        for image, place in zip(tokens, places.tolist(), strict=True):
+            unit = F.normalize(image.double(), dim=-1)
+            self._drawn.append(unit[place].clone())  # a view would keep all tokens in memory
+            self._waiting.append(unit)
             if len(self._waiting) == GROUP:
                 self._add_group()
 
