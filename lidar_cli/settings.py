@@ -152,7 +152,7 @@ class SampleSettings:
         "vicreg, barlow, dino, dinov2, dinov3, ibot, msn, lejepa, eb-jepa, lightly-train, "
         "lightly-train-dino, lightly-train-dinov2, moco-v1, moco-v2, moco-v3, swav, mae, simmim, "
         "maskfeat, ijepa, ijepa-crop, capi, vjepa2, data2vec, data2vec-crop, data2vec-fairseq, "
-        "data2vec2, data2vec2-crop, clip, identity.",
+        "data2vec2, data2vec2-crop, clip, identity, rotations.",
         panel="Data",
         value="RECIPE",
     )
@@ -524,8 +524,17 @@ class ProbeSettings(DeviceSettings):
     The defaults are the protocol of LiDAR's paper, and DINO's for the nearest neighbours.
     """
 
-    method: Literal["linear", "knn", "ridge"] = setting(
-        "linear", "linear, knn (nearest neighbours) or ridge (closed form).", panel="Most used"
+    method: Literal["auto", "linear", "knn", "ridge"] = setting(
+        "auto",
+        "linear, knn (nearest neighbours) or ridge (closed form) [auto: linear, ridge with "
+        "--pretext].",
+        panel="Most used",
+    )
+    pretext: Literal["rotation"] | None = setting(
+        None,
+        "rotation: which of four quarter turns an image has, in place of labels, of files made "
+        "with --views rotations.",
+        panel="Most used",
     )
     layer: str = setting(
         "auto", "Layers to probe [auto: all in the file].", panel="Data", value="LAYER"

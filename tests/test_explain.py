@@ -150,7 +150,7 @@ def test_every_setting_has_its_help_default_bounds_and_other_places() -> None:
             assert entry in explain(flag)
     assert "default `1000`; at least 1 and at most 100,000,000" in explain("-n")
     assert "default `0.95`; above 0 and below 1" in explain("confidence")
-    assert "one of linear, knn, ridge" in explain("method")
+    assert "one of auto, linear, knn, ridge" in explain("method")
     assert f" not set {', '.join(f'`{name}`' for name in NAMED_ONLY)}: " in " ".join(table.split())
     assert "`--no-normalize`" in explain("normalize")
     assert "default off" in explain("normalize")

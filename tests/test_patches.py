@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import reference
 import timm
 import torch
 from formats import FIXTURES
 from layouts import Weights
 from literal import assert_close, images
 from make import image_folder, lidar_here
+from raising import raises
 from torch import Tensor
 
 from lidar_cli.checkpoints.open import open_checkpoint
+from lidar_cli.checkpoints.reading.read import sha256
+from lidar_cli.core.dense import DenseParts, TokenStructure
+from lidar_cli.data.open import open_samples
+from lidar_cli.errors import FeatureFileError
+from lidar_cli.extraction.engine import EmbeddingModel, ViewSource
+from lidar_cli.extraction.plan import make_plan
+from lidar_cli.extraction.run import extract_checkpoint, open_with, run
+from lidar_cli.features.reader import read_hdf5
+from lidar_cli.runtime.device import RankInfo
+from lidar_cli.runtime.progress import Progress
+from lidar_cli.settings import ExtractSettings
+from lidar_cli.views.methods import SIMCLR
 from lidar_cli.views.parameters import draw_patches
+from lidar_cli.views.pipeline import make_clean
 
 
 def literal_tokens(name: str, pixels: Tensor) -> Tensor:
@@ -125,3 +141,121 @@ def test_rank_fails_a_backbone_without_tokens_and_extract_refuses_masks(
     )
     assert ended.returncode == 3
     assert "views ijepa hide patches, from whose tokens --layer patches draws" in ended.stderr
+
+
+# DSE
+
+
+def dense_of(path: Path) -> object:
+    (embeddings,) = read_hdf5(path, "patches")
+    return embeddings.dense
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> tuple[Path, ExtractSettings]:
+    """A Vision Transformer of 4 x 4 patches, and settings of an extraction of eleven images."""
+    settings = ExtractSettings(
+        data=str(image_folder(tmp_path / "data", 11)), output=tmp_path / "a.h5", n_samples=11,
+        n_views=2, views="simclr", image_size=32, layer="patches", batch_size=4, device="cpu",
+    )  # fmt: skip
+    return FIXTURES["timm-vit"]().save(tmp_path), settings
+
+
+@torch.no_grad()
+def test_extract_stores_the_parts_of_dse(
+    checkpoint: tuple[Path, ExtractSettings],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """They are those of all patch tokens of the un-augmented images, whatever the batch."""
+    path, settings = checkpoint
+    output = extract_checkpoint(path, settings).path
+    parts = dense_of(output)
+    samples = open_samples(settings)
+    images_of = [samples.decode(i, 3) for i in range(11)]
+    tokens = literal_tokens("timm-vit", make_clean(images_of, SIMCLR, 32))
+    expected = TokenStructure(0)
+    expected.update(tokens, torch.from_numpy(draw_patches(0, range(11), 2)[:, 2]))
+    assert isinstance(parts, DenseParts)
+    assert parts == pytest.approx(expected.parts(), rel=1e-4)
+    other = replace(settings, output=output.with_name("b.h5"), batch_size=5)
+    assert dense_of(extract_checkpoint(path, other).path) == pytest.approx(parts, rel=1e-4)
+    ended = lidar_here("score", output, "--json", monkeypatch=monkeypatch, capfd=capfd)
+    (scored,) = json.loads(ended.stdout)
+    assert [scored[f"dse_{part}"] for part in ("inter", "intra", "dim")] == list(parts)
+    with h5py.File(output) as file:  # RankMe of one random patch token an image
+        rows = file["embeddings/patches/clean"][:]
+    assert scored["rankme"] == pytest.approx(reference.rankme(rows.astype(float), 1e-7), rel=1e-6)
+
+
+def test_a_resumed_run_and_shards_store_the_same_parts(
+    checkpoint: tuple[Path, ExtractSettings],
+) -> None:
+    path, settings = checkpoint
+    parts = dense_of(extract_checkpoint(path, settings).path)
+    for batch_size, until in ((4, 5), (4, 11)):
+        out = replace(settings, output=path.with_name(f"until-{until}.h5"), batch_size=batch_size)
+        device, samples = torch.device("cpu"), open_samples(out)
+        embedder = open_with(path, out, device)
+        plan = make_plan(embedder.description, str(path), sha256(path), samples, out, device)
+        source = ViewSource(plan, samples, device, embedder.memory_format)
+        run(EmbeddingModel(plan, embedder, device), source, out, out.output, Progress(), until)
+        assert out.output.exists() == (until == 11)
+        assert dense_of(extract_checkpoint(path, replace(out, resume=True)).path) == parts
+    shared = replace(settings, output=path.with_name("shared.h5"))
+    for rank in (1, 0):
+        extract_checkpoint(path, shared, rank_info=RankInfo(rank, 2))
+    assert dense_of(shared.output) == parts
+
+
+def test_a_file_without_parts_of_dse_says_why(
+    checkpoint: tuple[Path, ExtractSettings],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path, settings = checkpoint
+    output = extract_checkpoint(path, settings).path
+    for text, reason in (
+        (None, "not measured: the extraction was not finished, or an earlier lidar made it"),
+        ('{"reason": "4 patch tokens\\n"}', "'4 patch tokens\\n'"),
+    ):
+        with h5py.File(output, "r+") as file:
+            del file.attrs["dse"]
+            if text is not None:
+                file.attrs["dse"] = text
+        assert dense_of(output) == reason
+        ended = lidar_here("score", output, "--json", monkeypatch=monkeypatch, capfd=capfd)
+        (scored,) = json.loads(ended.stdout)
+        assert (scored["dse_dim"], scored["notes"]["dse"]) == (None, reason)
+        with h5py.File(output, "r+") as file:
+            file.attrs["dse"] = "{}"
+    for damaged in ("{}", "x", "[1]", '{"inter": 1.0, "intra": NaN, "dim": 1.0}'):
+        with h5py.File(output, "r+") as file:
+            file.attrs["dse"] = damaged
+        with raises(FeatureFileError, "damaged"):
+            dense_of(output)
+
+
+def test_small_grids_have_no_dse(checkpoint: tuple[Path, ExtractSettings]) -> None:
+    path, settings = checkpoint
+    output = extract_checkpoint(path, replace(settings, image_size=16)).path
+    expected = "4 patch tokens an image: 3 clusters need 6; raise --image-size"
+    assert dense_of(output) == expected
+
+
+def test_rank_scores_the_parts_of_dse_stored_or_not(
+    checkpoint: tuple[Path, ExtractSettings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path, settings = checkpoint
+    options = ("--data", settings.data, "-n", "11", "-q", "2", "--layer", "patches", "--json",
+               "--views", "simclr", "--image-size", "32", "--device", "cpu")  # fmt: skip
+    parts = []
+    for more in (("--cache", tmp_path / "a"), ("--cache", tmp_path / "b", "--no-store")):
+        ended = lidar_here("rank", path, *options, *more, monkeypatch=monkeypatch, capfd=capfd)
+        assert ended.returncode == 0, ended.stderr
+        metrics = json.loads(ended.stdout)["checkpoints"][0]["metrics"]
+        parts.append([metrics[f"dse_{part}"] for part in ("inter", "intra", "dim")])
+    assert parts[0] == pytest.approx(parts[1], rel=1e-4)

@@ -270,7 +270,8 @@ def test_recipes_are_found_by_name_and_misspelt_ones_named():
 def test_a_recipe_describes_every_constant_in_json():
     described = SIMCLR.describe()
     assert json.loads(json.dumps(described)) == described
-    assert set(described) == {field.name for field in dataclasses.fields(SIMCLR)}
+    names = {field.name for field in dataclasses.fields(SIMCLR)}
+    assert set(described) == names - {"quarter_turns"}  # which only a recipe that turns has
     assert described != SIMCLR.at_strength(0.5).describe()
 
 

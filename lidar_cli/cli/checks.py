@@ -118,12 +118,17 @@ def check_checkpoint(path: Path, command: str) -> None:
             container_kind(file, str(path))
 
 
-def usable_embeddings(files: Sequence[Path], command: str) -> tuple[list[Path], int]:
-    """The files that can be embeddings, and the exit status for the others, reported on stderr."""
+def usable_embeddings(
+    files: Sequence[Path], command: str, options: str = ""
+) -> tuple[list[Path], int]:
+    """The files that can be embeddings, and the exit status for the others, reported on stderr.
+
+    options: of `lidar extract`, to advise for a checkpoint.
+    """
     usable, status = [], 0
     for file in files:
         try:
-            check_embeddings(file, command)
+            check_embeddings(file, command, options)
         except LidarError as error:
             status = error.exit_status
             write_remark(f"error: {error}")
@@ -132,7 +137,7 @@ def usable_embeddings(files: Sequence[Path], command: str) -> tuple[list[Path], 
     return usable, status
 
 
-def check_embeddings(path: Path, command: str) -> None:
+def check_embeddings(path: Path, command: str, options: str = "") -> None:
     """Raise InputError if a path cannot be embeddings. command: score or probe."""
     check_exists(path, "no such file")
     if path.is_dir():
@@ -154,7 +159,7 @@ def check_embeddings(path: Path, command: str) -> None:
         output = shlex.quote(f"{path.stem}.h5")
         raise InputError(
             f"{path} is a checkpoint ({model}), not embeddings. First:  lidar extract "
-            f"{shlex.quote(str(path))} --data FOLDER -o {output}",
+            f"{shlex.quote(str(path))} --data FOLDER{options} -o {output}",
             code="is-a-checkpoint",
         )
 

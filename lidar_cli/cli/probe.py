@@ -38,6 +38,7 @@ def probe(
     lidar probe ckpt.h5                            a linear probe, 80 % train
     lidar probe a.h5 b.h5 --method knn             nearest neighbours
     lidar probe --train train.h5 --test val.h5     a split of your own
+    lidar probe turned.h5 --pretext rotation       no labels: the turn of an image
     """
     one_of(json=json, csv=csv)
     parse_rates(settings.learning_rates)
@@ -45,12 +46,18 @@ def probe(
         len(test or []) not in ((0,) if files else (len(train or []),))
     ):
         raise SettingsError("probe takes feature files to split, or pairs of --train and --test")
+    if settings.pretext is not None and not files:
+        raise SettingsError(
+            "--pretext rotation splits each file by image: give files without --train",
+            code="pretext-pair",
+        )
     check_device_name(settings.device)
     for path in [*(train or []), *(test or [])]:
         check_embeddings(path, "probe")
     status = 0
     if files:
-        files, status = usable_embeddings(files, "probe")
+        options = " --views rotations" if settings.pretext else ""
+        files, status = usable_embeddings(files, "probe", options)
         if not files and not csv:  # whose header needs the reports
             if json:
                 write_results("[]")

@@ -22,13 +22,7 @@ from lidar_cli.ranking.agreement import ORDERS
 
 PAGES = {  # group of the list of topics -> names of files
     "Choosing a checkpoint": (
-        "metrics",
-        "study",
-        "trust",
-        "intervals",
-        "noise",
-        "planning",
-        "race",
+        *("metrics", "study", "trust", "dense", "intervals", "noise", "planning", "race"),
     ),
     "What goes in": ("what-to-rank", "data", "recipes", "systems", "settings"),
     "What comes out": ("exit-statuses", "file-format", "page", "labels"),
@@ -47,6 +41,9 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     **dict.fromkeys(("best", "clearly", "chance", "next"), "intervals"),
     **dict.fromkeys(("caution", "cautions", "warning", "remark", "remarks"), "planning"),
     **dict.fromkeys(("skipped", "failed", "baseline", "drop", "curves"), "what-to-rank"),
+    **dict.fromkeys(("dse-inter", "dse-intra", "dse-dim"), "dense"),
+    **dict.fromkeys(("rankme-dense", "segmentation"), "dense"),
+    "rotation": "labels",
     "report": "page",
     **dict.fromkeys(
         ("compare", "names", "runs", "columns", "all", "verbose", "quiet"), "what-to-rank"

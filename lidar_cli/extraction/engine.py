@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from lidar_cli.checkpoints.models.embedder import Embedder
+from lidar_cli.core.dense import MOST_IMAGES, DenseParts, TokenStructure
 from lidar_cli.data.dataset import Samples
-from lidar_cli.errors import CheckpointError
+from lidar_cli.errors import CheckpointError, DegenerateFeatures
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.extraction.view_cache import ViewCache
 from lidar_cli.runtime.device import cpu_count, free_memory
@@ -164,6 +165,36 @@ def _write(
         wait_event([*views.values(), *clean.values()], event)
         sink.write(samples, views, clean)
     stream.synchronize()
+
+
+def measure_dense(
+    model: EmbeddingModel, source: ViewSource, batch_size: int, progress: Progress
+) -> DenseParts | str:
+    """The parts of DSE from all patch tokens of the first clean images, or why there are none.
+
+    A second pass, over MOST_IMAGES at most, so that a resumed run has the same parts.
+    Raises InputError if an image cannot be decoded.
+    """
+    plan = model.plan
+    count = min(plan.layout.n_clean, MOST_IMAGES)
+    clean = replace(plan, layout=replace(plan.layout, n_samples=0, n_clean=count))
+    structure = TokenStructure(plan.views.seed)
+    starts = range(0, count, batch_size)
+    try:
+        with prefetch(
+            replace(source, plan=clean, cache=None).batches(batch_size, starts)
+        ) as batches:
+            for batch in batches:
+                batch.wait_event()
+                samples = range(batch.start, batch.stop)
+                with forward_precision(plan.precision, model.device):
+                    tokens = model.embedder.patch_tokens(batch.clean)[: len(samples)].float()
+                draws = torch.from_numpy(draw_patches(plan.views.seed, samples, 0)[:, 0])
+                structure.update(tokens, draws)
+                progress.update("patch tokens", batch.stop, count)
+        return structure.parts()
+    except DegenerateFeatures as error:
+        return str(error)
 
 
 @contextmanager

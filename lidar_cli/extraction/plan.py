@@ -14,15 +14,23 @@ import torch
 
 from lidar_cli.checkpoints.models.user_module import source
 from lidar_cli.checkpoints.shapes.spec import BY_USER, PIXEL_STATS, Assumed, CheckpointDescription
+from lidar_cli.core.dense import MOST_IMAGES
 from lidar_cli.data.dataset import Samples, parse_bands
 from lidar_cli.data.open import sample_count
 from lidar_cli.errors import CheckpointError, SettingsError
 from lidar_cli.features.schema import EMBEDDING_REVISION, Layout, revision_of
-from lidar_cli.settings import PATCHES, USUAL_IMAGE_SIZE, EmbedSettings, SampleSettings
+from lidar_cli.settings import (
+    PATCHES,
+    USUAL_IMAGE_SIZE,
+    DefaultCount,
+    EmbedSettings,
+    SampleSettings,
+)
 from lidar_cli.views.methods import RECIPES, find_recipe
 from lidar_cli.views.pipeline import Views
 from lidar_cli.views.recipes import (
     MEAN_OF_ALL,
+    QUARTER_TURNS,
     Recipe,
     for_channels,
     pixel_statistics,
@@ -30,7 +38,10 @@ from lidar_cli.views.recipes import (
 )
 
 # How the token of the layer `patches` is chosen, see `draw_patches`.
-PATCH_DRAW = "token floor(u N) of N, row by row; u of seed, sample and view; one a view"
+PATCH_DRAW = (
+    "token floor(u N) of N, row by row; u of seed, sample and view; one a view; "
+    f"parts of DSE of {MOST_IMAGES} images at most"
+)
 
 
 @dataclass(frozen=True)
@@ -185,6 +196,20 @@ def _statistics_in_table(settings: SampleSettings) -> list[str]:
     return [key for key in ("mean", "std") if key in (settings.recipe or {})]
 
 
+def view_count(settings: SampleSettings, recipe: Recipe) -> int:
+    """q: of the settings, or four if the views are an image in four turns. Raises SettingsError."""
+    q = settings.n_views
+    if not recipe.quarter_turns or q == 0:
+        return q
+    if q != QUARTER_TURNS and not isinstance(q, DefaultCount):
+        raise SettingsError(
+            f"-q {q}: the views {recipe.name} are an image in four turns; give -q 4, or leave it "
+            "out",
+            code="four-turns",
+        )
+    return QUARTER_TURNS
+
+
 def image_size(
     settings: SampleSettings, description: CheckpointDescription, samples: Samples
 ) -> tuple[int, Assumed | None]:
@@ -238,11 +263,12 @@ def make_plan(
     Raises CheckpointError for a layer that the checkpoint does not have or masks that it cannot
     take, SettingsError for an unknown recipe or fewer clean samples than n.
     """
-    n, q = sample_count(settings, samples), settings.n_views
+    n = sample_count(settings, samples)
     clean = n if settings.clean_samples is None else settings.clean_samples
     if clean < n:
         raise SettingsError(f"--clean-samples {clean} is less than -n {n}; give at least n")
     recipe, bands = choose_recipe(settings, description), parse_bands(settings.bands)
+    q = view_count(settings, recipe)
     if q == 0:
         n, recipe = 0, recipe.for_clean_images()
     size, _ = image_size(settings, description, samples)

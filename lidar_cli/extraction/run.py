@@ -28,6 +28,7 @@ from lidar_cli.extraction.engine import (
     at_size_that_fits,
     embed_all,
     find_batch_size,
+    measure_dense,
 )
 from lidar_cli.extraction.plan import Plan, image_size, make_plan, with_assumed_in_use
 from lidar_cli.extraction.sharded import check_shared, embed_share, finished_batch_size
@@ -36,7 +37,13 @@ from lidar_cli.features.schema import format_size
 from lidar_cli.features.writer import FeatureWriter, check_absent
 from lidar_cli.runtime.device import RankInfo, find_device
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import EMBEDDED, ExtractSettings, ModelSettings, SampleSettings
+from lidar_cli.settings import (
+    EMBEDDED,
+    PATCHES,
+    ExtractSettings,
+    ModelSettings,
+    SampleSettings,
+)
 from lidar_cli.views.methods import find_recipe
 
 BATCHES_UNTIL = 8  # at least, so that the last batch exceeds `until` by few samples
@@ -301,6 +308,8 @@ def run(
                     writer.discard()
                 raise
             if until is None or writer.done.all():
+                if PATCHES in plan.layout.widths:
+                    writer.write_dense(measure_dense(model, source, batch_size, progress))
                 writer.finish()
         return _record(output, plan, batch_size, count, begun)
 

@@ -16,6 +16,7 @@ from lidar_cli.extraction.engine import (
     at_size_that_fits,
     embed_all,
     find_batch_size,
+    measure_dense,
 )
 from lidar_cli.extraction.plan import identity
 from lidar_cli.features.reader import read_provenance
@@ -24,7 +25,7 @@ from lidar_cli.features.shards import agree_on_batch_size, check_startable, join
 from lidar_cli.features.writer import FeatureWriter, check_absent
 from lidar_cli.runtime.device import RankInfo, partition
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.settings import ExtractSettings
+from lidar_cli.settings import PATCHES, ExtractSettings
 
 
 @dataclass(frozen=True)
@@ -133,5 +134,7 @@ def _embed_shard(
         writer = FeatureWriter.create(shard, plan.layout, ids, labels, provenance, share=share)
     with writer:
         count = embed_all(model, source, size, writer, progress)
+        if PATCHES in plan.layout.widths and share.span.start == 0:
+            writer.write_dense(measure_dense(model, source, size, progress))
         writer.finish()
     return count

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lidar_cli.core.dense import DenseParts
+
 ReadRows = Callable[[int, int], Tensor]
 
 
@@ -52,6 +54,7 @@ class Embeddings:
     once: str | None = None  # why chunks can be read only once, except those of `contrast_samples`
     content: str | None = None  # a digest of all numbers, if the file has checksums
     names: Callable[[], Names] | None = None  # None if samples have only numbers
+    dense: DenseParts | str | None = None  # the parts of DSE, or why they could not be measured
 
     @property
     def shape(self) -> tuple[int, int, int]:

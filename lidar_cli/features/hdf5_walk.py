@@ -25,7 +25,7 @@ from lidar_cli.features.schema import FORMAT, HARMLESS, MAX_PROVENANCE, MAX_RATI
 
 MAX_DEPTH = 32  # of nested groups, and of soft links to soft links
 MAX_OBJECTS = 10_000  # that are examined to find an array
-ATTRIBUTES = ("format", "version", "provenance", "share")
+ATTRIBUTES = ("format", "version", "provenance", "share", "dse")
 PARTS = {
     "views": "f",
     "clean": "f",

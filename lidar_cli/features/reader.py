@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lidar_cli.errors import FeatureFileError, Unresumable
+from lidar_cli.core.dense import DenseParts
+from lidar_cli.errors import FeatureFileError, Unresumable, shortened
 from lidar_cli.features.arrays import as_embeddings, choose_array
 from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
 from lidar_cli.features.hdf5 import (
@@ -31,7 +32,10 @@ from lidar_cli.features.schema import (
     joined_name,
     partial_path,
 )
-from lidar_cli.runtime.files import NotAFile, check_regular
+from lidar_cli.runtime.files import NotAFile, check_regular, parse_json
+from lidar_cli.settings import PATCHES
+
+NO_DENSE = "not measured: the extraction was not finished, or an earlier lidar made it"
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -174,7 +178,24 @@ def _layer(file: HDF5Contents, path: Path, name: str, provenance: dict[str, Any]
         verify=verify,
         content=hashlib.sha256(checksums.tobytes()).hexdigest(),
         names=lambda: read_names(path),
+        dense=_dense_parts(file) if name == PATCHES else None,
     )
+
+
+def _dense_parts(file: HDF5Contents) -> DenseParts | str:
+    """The parts of DSE in a file, or why there are none. Raises ValueError if it is damaged."""
+    text = file.attributes["dse"]
+    if text is None:
+        return NO_DENSE
+    record = parse_json(str(text))
+    if isinstance(record, dict) and isinstance(record.get("reason"), str):
+        return shortened(record["reason"])
+    if not isinstance(record, dict) or record.keys() != set(DenseParts._fields):
+        raise ValueError("dse is not a record of its parts")
+    parts = DenseParts(**record)
+    if not all(type(part) is float and math.isfinite(part) for part in parts):
+        raise ValueError("a part of dse is not a finite number")
+    return parts
 
 
 def check_shards(contents: HDF5Contents) -> None:

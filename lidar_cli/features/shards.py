@@ -106,6 +106,8 @@ def join_shards(
     if not present.issuperset(shard.name for shard in shards.values()):
         return False
     checksums: dict[str, list[np.ndarray]] = {layer: [] for layer in layout.widths}
+    with open_hdf5(shards[shares[0].rank]) as first:
+        dense = first.attributes["dse"]
     for share in shares:
         of_shard = _checksums(shards[share.rank], path, share, list(checksums), provenance)
         for layer, blocks in checksums.items():
@@ -114,6 +116,8 @@ def join_shards(
         with temporary_file(path, exclusive=True) as temporary, h5py.File(temporary, "x") as file:
             write_metadata(file, ids, labels, bad, provenance)
             file["samples/done"][:] = 1
+            if dense is not None:
+                file.attrs["dse"] = dense
             for layer, blocks in checksums.items():
                 group = file.create_group(f"embeddings/{layer}")
                 group["crc32"] = np.concatenate(blocks)

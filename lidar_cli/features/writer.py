@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lidar_cli.core.dense import DenseParts
 from lidar_cli.errors import DegenerateFeatures, FeatureFileError, InUse, Unresumable, first_line
 from lidar_cli.features.hdf5 import (
     DAMAGE,
@@ -198,6 +200,15 @@ class FeatureWriter:
         except (OSError, RuntimeError) as error:
             raise _unwritable(self._partial, error) from error
         self.done[first:last] = True
+
+    def write_dense(self, dense: DenseParts | str) -> None:
+        """Write the parts of DSE, or why there are none. Raises FeatureFileError."""
+        try:
+            record = {"reason": dense} if isinstance(dense, str) else dense._asdict()
+            self._file.attrs["dse"] = json.dumps(record)
+            self._file.flush()
+        except (OSError, RuntimeError) as error:
+            raise _unwritable(self._partial, error) from error
 
     def finish(self) -> Path:
         """Give the complete file its final name. Raises FeatureFileError if rows are missing."""

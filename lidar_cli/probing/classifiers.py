@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -87,6 +88,24 @@ def measure(classifier: Classifier, rows: Rows, labels: Tensor) -> list[Accuracy
     top1, top5 = (hits.double() / start).tolist()
     wide = n_classes > TOP
     return [Accuracy(one, five if wide else None) for one, five in zip(top1, top5, strict=True)]
+
+
+def error_over_images(
+    classifier: Classifier, rows: Rows, labels: Tensor, rows_per_image: int
+) -> float:
+    """The standard error of the share of right rows, from the images, which are independent.
+
+        a_i = share of the rows of image i that are right;  sqrt(mean_i (a_i - mean(a))^2 / images)
+
+    rows: consecutive ones of an image, all in one chunk.
+    """
+    right, start = [], 0
+    for chunk in rows.chunks():
+        scores = classifier(chunk.to(labels.device))[0]
+        right.append(scores.argmax(dim=1) == labels[start : start + len(chunk)])
+        start += len(chunk)
+    shares = torch.cat(right).double().reshape(-1, rows_per_image).mean(dim=1)
+    return float(shares.std(correction=0) / math.sqrt(len(shares)))
 
 
 def nearest_neighbours(

@@ -18,6 +18,7 @@ from torch import Tensor
 from lidar_cli.errors import FeatureFileError, InputError
 from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.reader import read_hdf5, read_labels
+from lidar_cli.views.recipes import QUARTER_TURNS
 
 TEST_SHARE = 0.2  # of a single file
 HELD_OUT_SHARE = 0.1  # of the training rows, for the choice of the learning rate
@@ -40,6 +41,7 @@ class Member:
     n_classes: int
     n_unknown: int
     warnings: tuple[str, ...]
+    rows_per_image: int = 1
 
 
 def open_members(
@@ -120,6 +122,51 @@ def open_labelled(file: Path, layer: str, device: torch.device) -> tuple[Rows, T
     _check_rows(embeddings, every)
     numbers = _numbered(every[index], classes).to(device) if len(classes) else every[index]
     return rows_of_file(embeddings, index), numbers, len(classes)
+
+
+def open_turned(path: Path, layers: str, seed: int, device: torch.device) -> list[Member]:
+    """The layers of a file of images in four turns, split by image; the turn is the class.
+
+    The four rows of an image are consecutive and in one part. layers, device: as in `open_members`.
+    Raises InputError if the views are no turned images, or of one image alone; FeatureFileError if
+    it is not a complete feature file.
+    """
+    members = []
+    for embeddings in read_hdf5(path, layers):
+        n, q, _ = embeddings.shape
+        recipe = embeddings.provenance.get("views") or {}
+        if q != QUARTER_TURNS or not recipe.get("quarter_turns"):
+            raise InputError(
+                f"{path}: its {q} views are of the recipe {recipe.get('name')}; --pretext rotation "
+                "reads images in four turns: lidar extract CKPT --views rotations",
+                code="not-turned",
+            )
+        if n < 2:
+            raise InputError(
+                f"{path}: one image; a split into training and test needs two: a larger -n",
+                code="one-image",
+            )
+        train, test = split(n, TEST_SHARE, seed)
+        turns = torch.arange(QUARTER_TURNS, device=device)
+        members.append(
+            Member(
+                str(path),
+                str(path),
+                embeddings.layer,
+                embeddings.provenance,
+                rows_of_views(embeddings, train),
+                turns.repeat(len(train)),
+                None,
+                turns[:0],
+                rows_of_views(embeddings, test),
+                turns.repeat(len(test)),
+                QUARTER_TURNS,
+                0,
+                (),
+                rows_per_image=QUARTER_TURNS,
+            )
+        )
+    return members
 
 
 def _labels(path: Path) -> Tensor:
@@ -242,6 +289,30 @@ def rows_of_file(embeddings: Embeddings, index: Tensor) -> Rows:
         return out
 
     return Rows(len(index), embeddings.shape[2], chunks, gather)
+
+
+def rows_of_views(embeddings: Embeddings, index: Tensor) -> Rows:
+    """All views of some samples of a file, those of a sample after each other; as `rows_of_file`.
+
+    index: numbers of samples with views, ascending.
+    """
+    assert embeddings.views is not None
+    _, q, d = embeddings.shape
+    read = embeddings.views.read
+
+    def chunks() -> Iterator[Tensor]:
+        for chunk in embeddings.chunks(CHUNK):
+            first, last = torch.searchsorted(index, torch.tensor([chunk.start, chunk.stop]))
+            if last > first:
+                assert chunk.views is not None
+                yield chunk.views[index[first:last] - chunk.start].flatten(0, 1).float()
+
+    def gather(at: Tensor) -> Tensor:
+        samples, views = index[at // q].tolist(), (at % q).tolist()
+        rows = [read(i, i + 1)[0, j].float() for i, j in zip(samples, views, strict=True)]
+        return torch.stack(rows) if rows else torch.empty(0, d)
+
+    return Rows(q * len(index), d, chunks, gather)
 
 
 def split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from lidar_cli.errors import LidarError, NoProcess, SettingsError
 from lidar_cli.probing.classifiers import (
     Accuracy,
     Classifier,
+    error_over_images,
     measure,
     nearest_neighbours,
     ridge_regression,
 )
-from lidar_cli.probing.data import Member, open_members, rows_of_tensor
+from lidar_cli.probing.data import Member, open_members, open_turned, rows_of_tensor
 from lidar_cli.probing.linear import fit, memory_of
 from lidar_cli.runtime.device import check_free_memory, find_device
 from lidar_cli.runtime.progress import Progress
@@ -58,15 +59,19 @@ class ProbeResult:
     n_held_out: int
     n_test: int
     n_unknown: int  # samples of unknown label, left out
+    pretext: str | None  # what stood in for labels
     top1: float
     top5: float | None  # None where there are at most five classes
     learning_rate: float | None  # the chosen one
     rates: tuple[RateResult, ...] = ()
     warnings: tuple[str, ...] = ()
+    error_over_images: float | None = None  # where an image has several rows
 
     @property
     def standard_error(self) -> float:
-        """Binomial standard error of top1: sqrt(p (1 - p) / m)."""
+        """The standard error of top1: over images, or binomial, sqrt(p (1 - p) / m)."""
+        if self.error_over_images is not None:
+            return self.error_over_images
         return math.sqrt(self.top1 * (1 - self.top1) / self.n_test)
 
 
@@ -99,6 +104,7 @@ def probe_files(
     Raises SettingsError if settings exclude each other, or if --memory is too small.
     """
     progress = progress or Progress()
+    settings = with_method(settings)
     device = find_device(settings.device)
     rates = parse_rates(settings.learning_rates)
     if settings.memory != ProbeSettings.memory:  # the default is not checked
@@ -108,6 +114,9 @@ def probe_files(
     failed: list[ProbeFailure] = []
     for train, test in zip(trains, tests, strict=True):
         try:
+            if settings.pretext is not None:
+                members += open_turned(train, settings.layer, settings.seed, device)
+                continue
             members += open_members(
                 train, test, settings.layer, settings.seed, hold_out=sweep, device=device
             )
@@ -124,6 +133,13 @@ def probe_files(
         for group, in_memory in _groups(same_labels, settings, progress):
             results |= _probe(group, in_memory, settings, failed, progress)
     return Probes(tuple(results[id(m)] for m in members if id(m) in results), tuple(failed))
+
+
+def with_method(settings: ProbeSettings) -> ProbeSettings:
+    """The settings with the method that `auto` means."""
+    if settings.method != "auto":
+        return settings
+    return replace(settings, method="linear" if settings.pretext is None else "ridge")
 
 
 def _groups(
@@ -213,7 +229,11 @@ def _classifiers(
 
 
 def _record(member: Member, classifier: Classifier, settings: ProbeSettings) -> ProbeResult:
-    tested = measure(classifier, member.test, member.test_labels)
+    tested, error = measure(classifier, member.test, member.test_labels), None
+    if member.rows_per_image > 1:
+        error = error_over_images(
+            classifier, member.test, member.test_labels, member.rows_per_image
+        )
     tried: tuple[RateResult, ...] = ()
     best = 0
     if settings.method == "linear":
@@ -238,11 +258,13 @@ def _record(member: Member, classifier: Classifier, settings: ProbeSettings) -> 
         n_held_out=member.held_out.count if member.held_out is not None else 0,
         n_test=member.test.count,
         n_unknown=member.n_unknown,
+        pretext=settings.pretext,
         top1=tested[best].top1,
         top5=tested[best].top5,
         learning_rate=tried[best].learning_rate if tried else None,
         rates=tried,
         warnings=(*member.warnings, *_few_steps(member, settings)),
+        error_over_images=error,
     )
 
 

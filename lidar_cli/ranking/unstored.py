@@ -18,6 +18,7 @@ from lidar_cli.extraction.engine import (
     at_size_that_fits,
     embed_all,
     find_batch_size,
+    measure_dense,
 )
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
@@ -29,7 +30,7 @@ from lidar_cli.scoring.intervals import Grouping
 from lidar_cli.scoring.run import score_moments, with_intervals
 from lidar_cli.scoring.saved import ScoreWithoutIntervals
 from lidar_cli.scoring.streaming import LayerMoments, enough_memory
-from lidar_cli.settings import MetricSettings, RankSettings
+from lidar_cli.settings import PATCHES, MetricSettings, RankSettings
 
 
 def score_unstored(
@@ -52,6 +53,9 @@ def score_unstored(
     size = fixed or find_batch_size(model)
     sink, batch_size = at_size_that_fits(size, attempt, fixed is not None)
     embeddings = sink.embeddings
+    if PATCHES in plan.layout.widths:
+        dense = measure_dense(model, source, batch_size, progress)
+        embeddings = replace(embeddings, dense=dense)
     with enough_memory(embeddings):
         scored = score_moments(
             embeddings, settings, sink.moments, EVERY_METRIC, progress, settings.confidence

@@ -21,7 +21,7 @@ from lidar_cli.report.text import (
     wrapped,
 )
 
-NESTED = ("rates", "warnings")
+NOT_IN_CSV = ("rates", "warnings", "error_over_images")
 PROTOCOLS = {
     "linear": "linear probe (Adam on standardised embeddings)",
     "knn": "nearest neighbours (cosine)",
@@ -35,12 +35,14 @@ def to_json(probes: Probes) -> str:
         dataclasses.asdict(probed) | {"top1_standard_error": probed.standard_error}
         for probed in probes.probed
     ]
+    for record in records:
+        del record["error_over_images"]  # it is the standard error
     return json.dumps(records, indent=2, allow_nan=False)
 
 
 def to_csv(probes: Probes) -> str:
     """A header and a line per file, layer and learning rate; `best` marks the selected rate."""
-    names = [f.name for f in dataclasses.fields(ProbeResult) if f.name not in NESTED]
+    names = [f.name for f in dataclasses.fields(ProbeResult) if f.name not in NOT_IN_CSV]
     rows = []
     for probed in probes.probed:
         fields = {name: getattr(probed, name) for name in names}
@@ -68,7 +70,8 @@ def print_table(probes: Probes) -> None:
             f"{format_percent(best.standard_error)} %, one standard error.",
             style="bold",
         )
-    out.print_line(f"{PROTOCOLS[first.method]}; accuracies in percent")
+    turned = " in place of labels, the turn of an image, of four;" if first.pretext else ""
+    out.print_line(f"{PROTOCOLS[first.method]};{turned} accuracies in percent")
     headers = ["n", "d", "file", "top-1", "+-", "top-5", "test rows", "classes"]
     if sweep:
         headers += ["best rate", *(f"at {rate.learning_rate:g}" for rate in sweep)]

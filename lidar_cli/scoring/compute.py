@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lidar_cli.configuration import parse_size
 from lidar_cli.core import spectra
+from lidar_cli.core.dense import DenseParts
 from lidar_cli.core.metrics import FIT_RANKS, METRICS, Metric, Spectrum
 from lidar_cli.core.moments import Moments, unit_rows
 from lidar_cli.core.noise import contrast_samples, corrected_spectrum, measure_view_noise
@@ -37,11 +38,14 @@ DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly det
 BLOCK_NUMBERS = 2**20  # numbers in the float64 copy of samples that are read again, 8 MB
 EVERY_METRIC = frozenset(METRICS)
 CORRECTED = tuple(name for name, metric in METRICS.items() if metric.reads == "signal")
+DSE = "dse"  # formed by `lidar rank` of its parts, which each score has
+DSE_PARTS = tuple(f"{DSE}_{part}" for part in DenseParts._fields)
 VALUES = {  # metrics and companions in the order of files, with their values if not computed
     name: value
     for metric in METRICS.values()
     for name, value in ({metric.name: None} | dict(metric.companions)).items()
-}
+} | dict.fromkeys(DSE_PARTS)
+NO_PATCHES = "read from the patch tokens of a Vision Transformer: --layer patches"  # no `dense`
 NO_VIEWS = {  # the reason of a null, by `Embeddings.clean_name`
     "rows": "rows without views; give --views-per-sample, or an array (n, q, d)",
     "clean": "un-augmented embeddings alone; `lidar extract -q 2` or more adds views",
@@ -77,6 +81,7 @@ class Score:
 
     values: by the names in VALUES, each also an attribute (`score.lidar`). A metric that cannot be
     computed is None, and `notes` has the reason.
+    Among them are the parts of DSE, if the layer is `patches`; else NO_PATCHES is the reason.
     warnings: by kind: ridge, degrees, rows, ...
     confidence, convergence, influences: empty or None if not requested.
     """
@@ -152,6 +157,7 @@ def compute_score(
     _lda_metrics(draft, embeddings, settings, state)
     _row_metrics(draft, settings, state)
     _view_metrics(draft, embeddings, settings, state)
+    _dense_parts(draft, embeddings)
     n, q, d = embeddings.shape
     return Score(
         *(embeddings.file, embeddings.layer, n, q, d),
@@ -376,6 +382,15 @@ def _view_metrics(
             f"normalized_std is {spread:.2g}, and 1 is healthy: the embedding is constant or "
             "nearly collapsed, and the other metrics read what little is left"
         )
+
+
+def _dense_parts(draft: _Draft, embeddings: Embeddings) -> None:
+    """The parts of DSE, which are stored with the layer `patches`, or why there are none."""
+    dense = embeddings.dense
+    if isinstance(dense, str):
+        draft.notes[DSE] = dense
+    elif dense is not None:
+        draft.values |= zip(DSE_PARTS, dense, strict=True)
 
 
 def noise_clause(fraction: float, q: int) -> str:

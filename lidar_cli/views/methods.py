@@ -287,6 +287,9 @@ CLIP = Recipe(name="clip", crop_scale=(0.9, 1.0), clean_resize=1.0)
 
 IDENTITY = Recipe(name="identity")
 
+# The images of the rotation pretext task: Gidaris et al., ICLR 2018, arXiv 1803.07728.
+ROTATIONS = Recipe(name="rotations", quarter_turns=True)
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -296,6 +299,7 @@ RECIPES = {
         *(IBOT, MSN, LEJEPA, EB_JEPA),
         *(LIGHTLY_TRAIN, LIGHTLY_TRAIN_DINO, LIGHTLY_TRAIN_DINOV2),
         *(DATA2VEC, DATA2VEC_CROP, DATA2VEC_FAIRSEQ, DATA2VEC2, DATA2VEC2_CROP, IDENTITY),
+        ROTATIONS,
     )
 }
 

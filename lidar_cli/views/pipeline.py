@@ -314,10 +314,19 @@ class Views:
             clean = self.clean(images, dtype)
             copies = clean.repeat_interleave(count, dim=0)
             copies = copies.contiguous(memory_format=memory_format)
-            return copies.view(len(images), count, *clean.shape[1:])
+            return self._turned(copies.view(len(images), count, *clean.shape[1:]))
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         parameters = draw(self.recipe, self.seed, samples, sizes, self.n_views)
-        return make_views(images, parameters, self.recipe, self.image_size, dtype, memory_format)
+        return self._turned(
+            make_views(images, parameters, self.recipe, self.image_size, dtype, memory_format)
+        )
+
+    def _turned(self, views: Tensor) -> Tensor:
+        """The views [b, q, c, S, S], each turned in place as the recipe says."""
+        if self.recipe.quarter_turns:
+            for turns, view in enumerate(views.unbind(1)):
+                view.copy_(torch.rot90(view.clone(), turns, dims=(-2, -1)))
+        return views
 
     def masks(self, samples: Sequence[int]) -> list[Mask] | None:
         """One mask of all samples for each view, on the host; None for a recipe without masks.

@@ -116,6 +116,7 @@ PIXEL_STATS: dict[str, tuple[Triple, Triple]] = {
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
+QUARTER_TURNS = 4  # of an image, with `quarter_turns`
 MEAN_OF_ALL = "0.449/0.226"  # the mean of ImageNet's over its channels
 
 Probability = Annotated[float, Ge(0), Le(1)]
@@ -206,6 +207,7 @@ class Recipe(Constants):
     the teacher, whose embedding is used, sees the global ones only.
     masks: the rule by which patches of a view are hidden; None hides none. With masks and without
     crop_scale the views of a sample are one clean image under different masks.
+    quarter_turns: whether view j is turned by j quarter turns, against the clock, after all else.
     """
 
     ranges = ("crop_scale", "crop_ratio", "blur_sigma")
@@ -230,6 +232,7 @@ class Recipe(Constants):
     clean_interpolation: Interpolation = "bicubic"
     crops: Literal["all", "global"] = "all"
     masks: MaskRule | None = None
+    quarter_turns: bool = False
 
     @property
     def before_crop(self) -> tuple[Operation, ...]:
@@ -281,8 +284,13 @@ class Recipe(Constants):
         return tuple(name for name, strength in strengths.items() if strength)
 
     def describe(self) -> dict[str, Any]:
-        """Every constant, with JSON's types; two recipes are equal if these are."""
+        """Every constant, with JSON's types; two recipes are equal if these are.
+
+        `quarter_turns` is left out if false, as in the files of versions without it.
+        """
         constants: dict[str, Any] = _listed(asdict(self))
+        if not self.quarter_turns:
+            del constants["quarter_turns"]
         return constants
 
     def fault(self) -> str | None:
@@ -299,6 +307,8 @@ class Recipe(Constants):
                 f"blur has {len(self.blur)} kinds of views and solarise {len(self.solarise)}; "
                 "expected equal numbers, or one for all"
             )
+        if self.quarter_turns and self.masks is not None:
+            return "quarter_turns with masks: a turned view has no masks"
         if len(self.mean) != len(self.std):
             return f"mean has {len(self.mean)} numbers and std {len(self.std)}; expected as many"
         if self.blur_kernel is not None and self.blur_kernel % 2 == 0:

@@ -97,10 +97,16 @@ class Embedder:
                 outputs[PATCHES] = self._drawn_patches(images, draws)
         return {layer: outputs[layer] for layer in layers}
 
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Tokens of all patches [b, N, width] after the last norm, of a backbone that has them."""
+        backbone: Any = self.modules["backbone"]
+        with torch.inference_mode():
+            tokens: Tensor = backbone.patch_tokens(images)
+        return tokens
+
     def _drawn_patches(self, images: Tensor, draws: Tensor) -> Tensor:
         """Patch token floor(u N) of each image's N, [b, width], after the last norm."""
-        backbone: Any = self.modules["backbone"]
-        tokens: Tensor = backbone.patch_tokens(images)
+        tokens = self.patch_tokens(images)
         index = (draws * tokens.shape[1]).long().to(tokens.device)
         return select_tokens(tokens, index.unsqueeze(1))[:, 0]
 
