@@ -190,7 +190,9 @@ def test_a_folder_that_may_not_be_listed_is_among_the_failed(
 def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:
     ranking = ranked(rank(three(tmp_path / "runs"), "--json"))
     keys = "verdict by direction data toy_data data_note groups checkpoints skipped failed"
-    assert ranking.keys() == {*keys.split(), "warnings", "correlation", "trust"}
+    assert ranking.keys() == {
+        *(*keys.split(), "group_metrics", "second_opinion", "warnings", "correlation", "trust")
+    }
     (trust,) = ranking["trust"]
     assert trust.keys() == {"group", "believe", "reasons", "sentence"}
     assert trust["believe"] == (trust["reasons"] == [])
@@ -296,8 +298,8 @@ def test_markdown(tmp_path: Path, rank: Shell) -> None:
     cells = [
         [cell.strip() for cell in line.replace("\\|", "\0").strip("|").split("|")] for line in lines
     ]
-    assert cells[0] == ["rank", "checkpoint", *METRICS]
-    assert {len(row) for row in cells} == {2 + len(METRICS)}
+    assert cells[0] == ["rank", "checkpoint", *METRICS, "agreement"]
+    assert {len(row) for row in cells} == {3 + len(METRICS)}
     assert [row[1].replace("\0", "|") for row in cells[2:]] == [
         row["path"] for row in ranking["checkpoints"]
     ]

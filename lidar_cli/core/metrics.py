@@ -29,7 +29,9 @@ FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
 READ_FROM_LDA = ("lda", "noise", "edge", "signal")  # values of `reads` that need the LDA spectrum
 READ_FROM_ROWS = ("gram", "covariance")  # values of `reads` that need one row a sample
 
-Reads = Literal["lda", "noise", "edge", "signal", "gram", "augmented", "covariance", "sphere"]
+Reads = Literal[
+    "lda", "noise", "edge", "signal", "gram", "augmented", "covariance", "sphere", "group"
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Metric:
         augmented   Z^T Z of all views, not centred                           [min(n q, d)]
         covariance  centred covariance of one row a sample                    [min(N, d)]
         sphere      `SphereMoments` of unit rows
+        group       all checkpoints of a group (`ranking.agreement`)
 
     definition: one paragraph with the source.
     gradient: dT / d lambda_k for each eigenvalue of the spectrum; the influences of samples and the
@@ -513,16 +516,6 @@ METRICS = {
         ),
     )
 }
-
-
-def find_metric(name: str) -> Metric:
-    """The metric of this name. Raises SettingsError if there is none."""
-    if name not in METRICS:
-        raise SettingsError(
-            f"--by {name}: no such metric; {nearest(name, list(METRICS))} (lidar explain metrics)",
-            code="no-such-metric",
-        )
-    return METRICS[name]
 
 
 def parse_metrics(text: str) -> frozenset[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.agreement import with_value
 from lidar_cli.scoring.compute import Score
 
 Numbers = NDArray[np.float64]
@@ -53,7 +53,8 @@ def correlate(
     from scipy.stats import kendalltau, spearmanr
 
     rows = []
-    for name, metric in METRICS.items():
+    for metric in with_value(scores):
+        name = metric.name
         pairs = [
             (-metric.sort_key(value), accuracy)
             for score, accuracy in zip(scores, accuracies, strict=True)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lidar_cli.core.metrics import METRICS
 from lidar_cli.data.tables import Table, Unmatched, match, read_table
 from lidar_cli.errors import InputError
 from lidar_cli.probing.run import ProbeResult, probe_files
+from lidar_cli.ranking.agreement import with_value
 from lidar_cli.ranking.correlation import Correlation, correlate
 from lidar_cli.ranking.few_labels import (
     FewLabels,
@@ -344,10 +344,10 @@ def select(checkpoints: ScoresAndAccuracies) -> Selection:
     """The checkpoint that each metric selects. There must be at least one checkpoint."""
     accuracies = {path: accuracy for path, (_, accuracy) in checkpoints.items()}
     picks = []
-    for name, metric in METRICS.items():
-        values = {path: score.value(name) for path, (score, _) in checkpoints.items()}
+    for metric in with_value([score for score, _ in checkpoints.values()]):
+        values = {path: score.value(metric.name) for path, (score, _) in checkpoints.items()}
         merits = {path: -metric.sort_key(v) for path, v in values.items() if v is not None}
-        picks.append(_pick(name, merits, accuracies))
+        picks.append(_pick(metric.name, merits, accuracies))
     return Selection(
         len(checkpoints),
         _pick("oracle", accuracies, accuracies),
@@ -372,12 +372,16 @@ def by_hyperparameter(
 def _select_in_sets(
     name: str, checkpoints: ScoresAndAccuracies, sets: Sequence[Sequence[str]]
 ) -> HyperparameterSelection:
+    metrics = [metric.name for metric in with_value([score for score, _ in checkpoints.values()])]
     if not sets:
-        return HyperparameterSelection(name, 0, 0, None, None, dict.fromkeys(METRICS))
+        return HyperparameterSelection(name, 0, 0, None, None, dict.fromkeys(metrics))
     selections = [select({path: checkpoints[path] for path in paths}) for paths in sets]
     picks: dict[str, float | None] = {}
-    for at, metric in enumerate(METRICS):
-        accuracies = [selection.picks[at].accuracy for selection in selections]
+    for metric in metrics:
+        accuracies = [
+            next((pick.accuracy for pick in selection.picks if pick.metric == metric), None)
+            for selection in selections
+        ]
         values = [accuracy for accuracy in accuracies if accuracy is not None]
         picks[metric] = statistics.fmean(values) if len(values) == len(sets) else None
     return HyperparameterSelection(

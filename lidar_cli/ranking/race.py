@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from lidar_cli.core.metrics import Metric
 from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, first_line
 from lidar_cli.extraction.run import BATCHES_UNTIL
+from lidar_cli.ranking.agreement import find_order
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.names import name_below
@@ -176,6 +177,7 @@ def bonferroni_level(confidence: float, looks: int, entrants: int) -> float:
 
 def check_race(settings: RankSettings) -> None:
     """Raise SettingsError for settings with which there can be no race."""
+    find_order(settings.by, "--race")
     if settings.n_views == 0:
         raise SettingsError("--race saves views, and -q 0 has none; rank without it")
     if settings.by == "n_above_noise":

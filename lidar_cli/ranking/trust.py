@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from lidar_cli.core.metrics import METRICS, Metric
+from lidar_cli.core.metrics import Metric
+from lidar_cli.ranking.agreement import ORDERS, SECOND_OPINION
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
 from lidar_cli.ranking.order import Group
 from lidar_cli.scoring.compute import COLLAPSED, DEGREES, MUCH_NOISE, MUCH_RIDGE, Score
@@ -20,7 +21,6 @@ from lidar_cli.scoring.compute import COLLAPSED, DEGREES, MUCH_NOISE, MUCH_RIDGE
 if TYPE_CHECKING:  # loads timm, which `lidar score` does not need
     from lidar_cli.ranking.baseline import Baseline
 
-SECOND_OPINION = ("rankme", "lidar")  # the first that is not the ordering metric
 SENTENCE_REASONS = 2  # that the sentence names; the record has all
 Merits = tuple[float | None, ...]  # of each checkpoint, higher is better; None for a null
 
@@ -186,7 +186,7 @@ def _present(merits: Merits) -> list[float]:
 def facts_of_group(group: Group, by: Metric, baselines: Iterable[Baseline] = ()) -> Facts:
     """The facts of a comparable group; baselines: those of this group."""
     rows, common = group.rows, group.common
-    second = next(name for name in SECOND_OPINION if name != by.name)
+    second = SECOND_OPINION if by.name != SECOND_OPINION else "lidar"
     means = (baseline.mean(by.name) for baseline in baselines)
     return Facts(
         by=by.name,
@@ -196,7 +196,7 @@ def facts_of_group(group: Group, by: Metric, baselines: Iterable[Baseline] = ())
         d=common["d"],
         tied=len(rows[0].tied_with),
         noise=tuple(view_noise_share(row.score) for row in rows),
-        second=(second, merits(METRICS[second], [row.score.value(second) for row in rows])),
+        second=(second, merits(ORDERS[second], [row.score.value(second) for row in rows])),
         untrained=tuple(-by.sort_key(mean) for mean in means if mean is not None),
         reads_views=by.reads == "lda",
     )

@@ -113,8 +113,8 @@ class Score:
         return self.values[name]
 
     def value(self, metric: str) -> float | None:
-        """The value of a metric by name."""
-        value: float | None = self.values[metric]
+        """The value of a metric by name; None if it has none, or is of a group not yet formed."""
+        value: float | None = self.values.get(metric)
         return value
 
     def with_value(self, metric: str, value: float) -> Score:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.agreement import ORDERS
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.ranking.oracle import Oracle
@@ -274,7 +275,7 @@ def _best_marked(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Marku
             values = {
                 at: float(row[column])
                 for at, row in enumerate(rows)
-                if row[0] in METRICS and row[column] != MISSING
+                if row[0] in ORDERS and row[column] != MISSING
             }
             best |= {(at, column) for at in values if values[at] == max(values.values())}
     return text_table(headers, rows, best)
