@@ -401,7 +401,9 @@ def test_ranking_against_a_few_labels(rank: Shell) -> None:
     )
     assert "48 training and 12 test images of 2 classes" in few["full_method"]
     here = group["few_labels"]
-    assert [one["metric"] for one in here["metrics"]] == list(METRICS)
+    names = [one["metric"] for one in group["metrics"]]
+    assert [one["metric"] for one in here["metrics"]] == names
+    assert set(names) >= {*METRICS, "agreement"}
     assert here["best"] == max(few["draws"], key=lambda path: fmean(few["draws"][path]))
     assert len(here["by_draw"]) == DRAWS
 

@@ -195,13 +195,16 @@ def test_facts_of_a_group_are_those_of_its_rows() -> None:
         d=4,
         tied=1,
         noise=(None, None, 0.6, None),  # of the others delta, a collapse or nothing is the cause
-        second=("agreement", (-2.25, -1.5, -2.5, -1.0)),  # ranks 1.5 1.5 3 - and 3 - 2 1
+        # Ranks by lidar: 1.5, 1.5, 3, none; by rankme: 3, none, 2, 1; a lower mean is better.
+        second=("agreement", (-2.25, -1.5, -2.5, -1.0)),
         untrained=(2.0,),
     )
-    by_alpha = facts_of_group(group, METRICS["noise_fraction"])
-    assert by_alpha.second == ("agreement", (-2.25, -1.5, -2.5, -1.0))
-    assert not by_alpha.reads_views
-    assert facts_of_group(group, ORDERS["agreement"]).second == ("lidar", (3.0, 3.0, 1.0, None))
+    by_noise = facts_of_group(group, METRICS["noise_fraction"])
+    assert by_noise.second == ("agreement", (-2.25, -1.5, -2.5, -1.0))
+    assert not by_noise.reads_views
+    by_agreement = facts_of_group(group, ORDERS["agreement"], untrained)
+    assert by_agreement.second == ("lidar", (3.0, 3.0, 1.0, None))
+    assert by_agreement.untrained == ()  # an untrained network has no rank
 
 
 SENTENCE = (

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import LidarError, NoProcess
 from lidar_cli.probing.few_shot import (
     DRAWS,
@@ -22,6 +21,7 @@ from lidar_cli.probing.few_shot import (
     allows_full_probe,
     few_shot_file,
 )
+from lidar_cli.ranking.agreement import ORDERS
 from lidar_cli.ranking.correlation import Span, correlate, interval_over_draws, spearman
 from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.progress import Progress
@@ -197,7 +197,7 @@ def _metrics_against_full(
     full = [few.full[path] for path in judged]
     rows = []
     for one in correlate([scores[path] for path in judged], full, level=level, seed=seed):
-        metric = METRICS[one.metric]
+        metric = ORDERS[one.metric]
         values = {
             path: -metric.sort_key(value)
             for path in judged
