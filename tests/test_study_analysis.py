@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,62 +27,18 @@ from study.analysis import (
     outcomes,
     spearman,
 )
-from study.records import (
-    ACCURACY_COLUMNS,
-    ACCURACY_FILE,
-    LAYERS,
-    METRICS_FILE,
-    append_rows,
-    read_results,
-)
+from study.records import read_results
 from study.seeds import seed_noise
 from study.sweeps import EVERY, sweeps
+from study_results import Values, plant
 
 from lidar_cli.errors import InputError
-
-DIRECTIONS = {"lidar": "higher", "rankme": "lower", "alpha_req": "nearest 1"}
-COLUMNS = (
-    *("set", "name", "layer", "q", "n", "d", "failed"),
-    *(f"{name}:{direction}" for name, direction in DIRECTIONS.items()),
-    "lidar:se",
-)
-Values = Mapping[str, float | None]
 
 
 def group(accuracies: list[float], **merits: list[float]) -> Group:
     names = tuple(f"run-{at}" for at in range(len(accuracies)))
     arrays = {name: np.array(values) for name, values in merits.items()}
     return Group("fashion", "backbone", 10, POOLED, names, np.array(accuracies), arrays)
-
-
-def plant(
-    folder: Path,
-    name: str,
-    accuracy: float,
-    values: Callable[[str], Values],
-    *,
-    data: str = "fashion",
-    method: str = "simclr",
-    kind: str = "search",
-    index: int | None = None,
-    varied: str | None = None,
-    failed: str | None = None,
-    **hyperparameters: float,
-) -> None:
-    """A checkpoint in both files, as if measured; values: by metric, of each layer."""
-    run = {"set": data, "name": name, "method": method, "kind": kind, "index": index}
-    run |= {"varied": varied, "hyperparameters": str(hyperparameters).replace("'", '"')}
-    probe = {} if failed else {"lbfgs": accuracy, "paper": accuracy - 0.01, "strength": 1.0}
-    probe |= {"failed": failed} if failed else {"iterations": 10}
-    rows = [run | probe | {"layer": layer} for layer in LAYERS]
-    append_rows(folder / ACCURACY_FILE, ACCURACY_COLUMNS, rows)
-    measured = [
-        {"set": data, "name": name, "layer": layer, "q": 10, "n": 640, "d": 128, "failed": failed}
-        | {f"{metric}:{DIRECTIONS[metric]}": value for metric, value in values(layer).items()}
-        | {"lidar:se": 0.5}
-        for layer in LAYERS
-    ]
-    append_rows(folder / METRICS_FILE, COLUMNS, measured)
 
 
 # Which checkpoints are compared

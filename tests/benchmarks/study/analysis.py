@@ -33,8 +33,10 @@ GOAL_POOLED, GOAL_WITHIN = 0.5, 0.3  # worst correlations
 EQUAL_MARGIN = 0.02  # below the best margin, within which fewer metrics are preferred
 FEWEST_WITHIN = 10  # passing runs of a method, from which its correlation counts
 FEWEST = 3  # checkpoints of a correlation
-ARCHITECTURE = {"ijepa": "ijepa"}  # method -> the untrained network; all others train a ResNet
-RESNET = "simclr"
+ARCHITECTURE = {  # method -> the one whose untrained network has its architecture
+    **dict.fromkeys(("simclr", "vicreg", "byol", "dino"), "simclr"),  # a ResNet
+    "ijepa": "ijepa",  # a ViT
+}
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,17 @@ def methods(results: Results) -> list[Method]:
     for data, method in dict.fromkeys((row["set"], row["method"]) for row in searched):
         rows = [row for row in searched if (row["set"], row["method"]) == (data, method)]
         finite = [row for row in rows if (data, row["name"]) not in results.failed]
-        bare = untrained.get((data, ARCHITECTURE.get(method, RESNET)))
+        bare = untrained.get((data, ARCHITECTURE[method]))
         if bare is None:
             raise InputError(f"{data}: the untrained network is not measured yet; measure again")
         accuracies = {row["name"]: best_accuracy(row) for row in finite}
         found.append(Method(data, method, accuracies, bare, len(rows) - len(finite)))
     return found
+
+
+def trained_by(untrained: str) -> list[str]:
+    """The methods that train the architecture of an untrained network, named by its method."""
+    return [method for method, other in ARCHITECTURE.items() if other == untrained]
 
 
 def groups(

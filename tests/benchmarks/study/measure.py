@@ -172,6 +172,7 @@ def probes(
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     paper = linear_probe(train, train_labels, test, test_labels, settings=ProbeSettings())
     scaling = standardise(rows_of_tensor(train), torch.device("cpu"))
@@ -180,7 +181,7 @@ def probes(
     held_out = torch.arange(len(y)).remainder(HELD_OUT).eq(HELD_OUT - 1).numpy()
     model = LogisticRegression(max_iter=MOST_ITERATIONS, warm_start=True)
     best, held_out_best, patience = STRENGTHS[0], -1.0, PATIENCE
-    with warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings():  # so small, threads wait for each other
         warnings.simplefilter("ignore", ConvergenceWarning)  # `iterations` has it
         for strength in STRENGTHS:
             model.set_params(C=strength).fit(x[~held_out], y[~held_out])

@@ -42,6 +42,8 @@ class Checkpoint:
     name: str
     layer: str
     q: int
+    n: int
+    d: int
     method: str
     kind: str
     index: int | None
@@ -140,6 +142,8 @@ def _checkpoint(
         name=row["name"],
         layer=row["layer"],
         q=int(row["q"]),
+        n=int(row["n"]),
+        d=int(row["d"]),
         method=backbone["method"],
         kind=backbone["kind"],
         index=int(backbone["index"]) if backbone["index"] else None,

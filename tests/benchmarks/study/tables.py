@@ -7,8 +7,11 @@ import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from lidar_cli.data.builtin import ATTRIBUTION
 from lidar_cli.runtime.files import write_atomic
@@ -30,19 +33,26 @@ from study.analysis import (
     groups,
     leave_one_out,
     margin,
+    mean_places,
     mean_pooled,
+    merit,
     methods,
     ordered_by_margin,
     outcomes,
+    trained_by,
     worst,
 )
 from study.records import LAYERS, Results, read_results
 from study.seeds import SeedNoise, seed_noise
 from study.sweeps import Sweep, sweeps
 
+if TYPE_CHECKING:
+    from study.abstain import Judged
+
 LEVEL = 0.95  # of the intervals
 MISSING = "-"
 LISTED = 20  # candidates in the table of the best
+ABSTAINING = "lidar"  # the metric that is believed or not
 OF_PAPER = ("lidar", "rankme", "alpha_req")  # the metrics of the tables in the paper's form
 SETTING_COLUMNS = (
     "data", "layer", "q", "method", "metric", "checkpoints", "with_value",
@@ -365,7 +375,68 @@ def _candidates_table(study: Study) -> Table:
 
 
 def _abstaining_tables(study: Study) -> list[Table]:
-    return []
+    """When the rule of `lidar rank` abstains, on groups that count and on those that do not."""
+    if find_spec("study.abstain") is None:
+        return []
+    from study.abstain import choose_bound, evaluate
+
+    found = []
+    for title, some in (
+        ("groups that count", [*study.pooled, *study.within]),
+        ("runs that do not count", study.apart),
+    ):
+        judged = judged_groups(study, [a for a in some if a.candidate == (ABSTAINING,)])
+        if not judged:
+            continue
+        bound = choose_bound(judged)
+        rows = [
+            [
+                *(one.rule, str(one.settings), str(one.misleading), str(one.abstained)),
+                *(points(one.precision), points(one.recall), f"{one.f1:.2f}"),
+            ]
+            for one in (bound.rule, *evaluate(judged))
+        ]
+        others = ", ".join(f"{data} {value:g}" for data, value in bound.left_out.items())
+        headers = ("rule", "groups", "misleading", "abstained", "precision %", "recall %", "F1")
+        title = f"Abstaining, {title}: bound {bound.bound:g}, with a set left out {others}"
+        found.append(Table(title, headers, rows))
+    return found
+
+
+def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
+    """Groups with what is known of them without labels, and what the labels say."""
+    from study.abstain import Facts, Judged
+
+    def optional(numbers: Iterable[float], sign: float = 1.0) -> tuple[float | None, ...]:
+        return tuple(None if np.isnan(number) else sign * float(number) for number in numbers)
+
+    found = []
+    for a in some:
+        group, direction = a.group, study.results.directions[ABSTAINING]
+        same = [
+            c
+            for c in study.results.checkpoints
+            if (c.data, c.layer, c.q) == (group.data, group.layer, group.q)
+        ]
+        untrained = [
+            merit(c.values[ABSTAINING], direction)
+            for c in same
+            if c.kind == "untrained" and group.method in (POOLED, *trained_by(c.method))
+        ]
+        facts = Facts(
+            by=ABSTAINING,
+            merits=optional(group.merits[ABSTAINING]),
+            n=same[0].n,
+            q=group.q,
+            d=same[0].d,
+            noise=optional(group.merits["noise_fraction"], -1.0),  # its merit is its negative
+            second=(label(study.chosen), optional(-mean_places(group, [study.chosen])[0])),
+            untrained=tuple(value for value in untrained if not np.isnan(value)),
+        )
+        spread = float(np.ptp(group.accuracies))
+        lost = 1.0 if a.lost is None else a.lost / spread if spread else 0.0
+        found.append(Judged(group.data, facts, a.spearman, lost))
+    return found
 
 
 def _seed_row(noise: SeedNoise) -> list[object]:
