@@ -218,7 +218,7 @@ def test_each_set_is_judged_by_the_choice_of_the_others() -> None:
 
 
 def test_candidates_are_each_metric_and_sets_of_the_measured_members() -> None:
-    among = candidates({"lidar": "higher", "rankme": "higher", "alpha_req": "nearest 1", "dse": ""})
+    among = candidates(["lidar", "rankme", "alpha_req", "dse"])
     assert among[:3] == [("lidar",), ("rankme",), ("alpha_req",)]
     assert set(among[3:]) == {
         ("lidar", "rankme"),

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 from study import measure as measurement
-from study.measure import METRICS_COLUMNS, Source, probe_run, probes, score_run, trained_runs
+from study.measure import (
+    METRICS_COLUMNS,
+    Source,
+    probe_run,
+    probes,
+    rotation_probe,
+    score_run,
+    trained_runs,
+)
 from study.records import (
     ACCURACY_FILE,
     ACCURACY_KEY,
@@ -130,6 +138,20 @@ def test_rows_that_are_not_finite_are_refused() -> None:
         probes(rows, labels, rows, labels)
 
 
+def test_the_turn_of_an_image_is_read_from_embeddings_that_have_it() -> None:
+    """Images with a bright upper left quarter: the means of the quarters name the turn."""
+    images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1
+    images[:, :, :4, :4] += 1.0
+
+    def embed(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        quarters = torch.nn.functional.avg_pool2d(pixels, 4).flatten(1)
+        return {"backbone": quarters, "projector": pixels.mean(dim=(2, 3))}  # no turn in a mean
+
+    actual = rotation_probe(embed, images, 0)
+    assert actual["backbone"] == 1.0
+    assert actual["projector"] == pytest.approx(0.25)  # the same scores for all turns of an image
+
+
 # Both stages
 
 
@@ -189,7 +211,7 @@ def test_the_study_in_miniature_resumes_and_its_tables_follow_from_its_files(
     assert "NaN" in rows["textures", "simclr-01", "backbone", "2"]["failed"]
     results = read_results(tmp_path)
     assert set(results.failed) == {("textures", "simclr-01")}
-    assert set(results.directions) == set(METRICS)
+    assert set(results.directions) == {*METRICS, "rotation"}
     assert all(c.values["lidar"] is not None for c in results.checkpoints)
     # The last checkpoint is cut off within its rows, as by a killed process: it is measured again.
     (tmp_path / METRICS_FILE).write_bytes(metrics[: metrics.rstrip().rfind(b"\n") + 9])

@@ -1,4 +1,4 @@
-"""Does a race end where the whole ranking does? On the checkpoints of the study (`study train DIR`):
+"""Does a race end where the whole ranking does? On checkpoints of the study (`study train DIR`):
 
     python tests/benchmarks/race.py DIR/checkpoints/digits -n 1700 -q 4 --csv race.csv
 

@@ -284,10 +284,13 @@ def _interval(statistic: Numbers, level: float) -> tuple[float, float]:
 # The rule of choice
 
 
-def candidates(directions: Mapping[str, str]) -> list[Candidate]:
-    """Every metric alone, then the mean ranks of two or three of the measured MEMBERS."""
-    members = [name for name in MEMBERS if name in directions]
-    alone = [(name,) for name in directions if name not in DENSE]
+def candidates(measured: Sequence[str]) -> list[Candidate]:
+    """Every metric alone, then the mean ranks of two or three of MEMBERS.
+
+    measured: names of the metrics that any checkpoint has a value of.
+    """
+    members = [name for name in MEMBERS if name in measured]
+    alone = [(name,) for name in measured if name not in DENSE]
     return alone + [some for size in SIZES for some in itertools.combinations(members, size)]
 
 

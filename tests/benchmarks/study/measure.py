@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 
 from lidar_cli.checkpoints.open import open_checkpoint
-from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.metrics import METRICS, parse_metrics
 from lidar_cli.errors import LidarError
 from lidar_cli.features.embeddings import Embeddings, StoredArray
-from lidar_cli.probing.classifiers import standardise
-from lidar_cli.probing.data import rows_of_tensor
+from lidar_cli.probing.classifiers import measure as measure_accuracy
+from lidar_cli.probing.classifiers import ridge_regression, standardise
+from lidar_cli.probing.data import TEST_SHARE, rows_of_tensor, split
 from lidar_cli.probing.linear import linear_probe
 from lidar_cli.runtime.processes import run_parallel
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import EVERY_METRIC, Score
+from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import MetricSettings, ProbeSettings
 from lidar_cli.views.methods import find_recipe
@@ -52,11 +53,16 @@ STRENGTHS = tuple(10.0**power for power in range(-2, 4))  # 1 / L2 penalty, stro
 PATIENCE = 2  # strengths in a row without a higher held-out accuracy, after which none is tried
 HELD_OUT = 5  # one of so many training rows is held out for the choice of the strength
 MOST_ITERATIONS = 5000
+TURNS, TURNED_IMAGES = 4, 1000  # of the rotation probe, and images that it turns
+ROTATION = "rotation:higher"
 METRICS_COLUMNS = (
-    *(*METRICS_KEY, "n", "d", "failed"),
+    *(*METRICS_KEY, "n", "d", "failed", ROTATION),
     *(f"{name}:{metric.direction}" for name, metric in METRICS.items()),
     *(f"{name}:{ERROR}" for name in METRICS),
 )
+
+
+Embed = Callable[[Tensor], dict[str, Tensor]]  # images [N, 3, S, S] -> embeddings [N, d] by layer
 
 
 @dataclass(frozen=True)
@@ -145,8 +151,10 @@ def score_run(run: Mapping[str, Any], source: Source, end: float) -> None:
         view_rows = [
             rows.view(*views.shape[:2], -1) for rows in embed(views.flatten(0, 1)).values()
         ]
+        rotation = rotation_probe(embed, clean[:TURNED_IMAGES], source.seed)
         found = [
-            _values(_score(run["name"], layer, rows[:, :q], clean_rows))
+            {ROTATION: rotation[layer]}
+            | _values(_score(run["name"], layer, rows[:, :q], clean_rows))
             for (layer, clean_rows), rows in zip(embed(clean).items(), view_rows, strict=True)
             for q in source.size.views
         ]
@@ -200,7 +208,26 @@ def probes(
     }
 
 
-def _open(run: Mapping[str, Any], source: Source) -> Callable[[Tensor], dict[str, Tensor]]:
+def rotation_probe(embed: Embed, images: Tensor, seed: int) -> dict[str, float]:
+    """The accuracy by layer of a ridge classifier of the turn of an image, one of four.
+
+    As `lidar probe --pretext rotation`: all turns of an image are in one part of the split.
+    images: not augmented [n, 3, S, S].
+    Source: Reed et al. 2021, SelfAugment, CVPR.
+    """
+    turned = torch.stack([torch.rot90(images, k, dims=(2, 3)) for k in range(TURNS)], dim=1)
+    parts = split(len(images), TEST_SHARE, seed)
+    train, test = (torch.arange(TURNS).repeat(len(part)) for part in parts)
+    accuracies = {}
+    for layer, rows in embed(turned.flatten(0, 1)).items():
+        views = rows.view(len(images), TURNS, -1)
+        x, x_test = (rows_of_tensor(views[part].flatten(0, 1)) for part in parts)
+        classifier = ridge_regression(x, train, TURNS, ProbeSettings().ridge)
+        accuracies[layer] = measure_accuracy(classifier, x_test, test)[0].top1
+    return accuracies
+
+
+def _open(run: Mapping[str, Any], source: Source) -> Embed:
     """A function from images [N, 3, S, S] to embeddings [N, d] by layer, in the order of LAYERS."""
     layers = (LAYERS[0], "predictor" if run["method"] == "ijepa" else LAYERS[1])
     path = source.directory / "checkpoints" / run["set"] / run["name"] / "checkpoint.pt"
@@ -240,7 +267,7 @@ def _score(file: str, layer: str, views: Tensor, clean: Tensor) -> Score:
 
     embeddings = Embeddings(file, layer, stored(views), stored(clean))
     settings, cpu = MetricSettings(), torch.device("cpu")
-    return score_layer(embeddings, settings, cpu, EVERY_METRIC, Progress(), LEVEL)
+    return score_layer(embeddings, settings, cpu, parse_metrics("all"), Progress(), LEVEL)
 
 
 def _values(score: Score) -> dict[str, float | None]:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95  # of the intervals
 MISSING = "-"
+FASHION_SOURCE = "Fashion-MNIST: Copyright (c) 2017 Zalando SE, MIT licence."
 LISTED = 20  # candidates in the table of the best
 ABSTAINING = "lidar"  # the metric that is believed or not
 OF_PAPER = ("lidar", "rankme", "alpha_req")  # the metrics of the tables in the paper's form
@@ -110,7 +111,9 @@ def analyse(results: Results) -> Study:
     main = [
         g for g in groups(results, counted) if g.method == POOLED or (g.data, g.method) in enough
     ]
-    among = candidates(results.directions)
+    among = candidates(
+        [n for n in results.directions if any(c.values[n] is not None for c in results.checkpoints)]
+    )
     rows = outcomes(main, among)
     chosen = choose(rows)
     shown = [*((name,) for name in results.directions), *([chosen] if len(chosen) > 1 else [])]
@@ -158,7 +161,7 @@ def write_tables(directory: Path, output: Path) -> list[Path]:
         texts = {"study.md": "\n\n".join([title, command, *parts]) + "\n"}
     else:
         study = analyse(results)
-        parts = [introduction(study), *map(markdown, tables(study)), ATTRIBUTION]
+        parts = [introduction(study), *map(markdown, tables(study)), ATTRIBUTION, FASHION_SOURCE]
         texts = {
             "study.md": "\n\n".join([title, command, *parts]) + "\n",
             "settings.csv": to_csv(SETTING_COLUMNS, map(_setting, [*study.pooled, *study.within])),
