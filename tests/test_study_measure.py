@@ -102,6 +102,13 @@ def test_no_accuracies_are_one_line_that_names_the_command(tmp_path: Path) -> No
         read_results(tmp_path)
 
 
+def test_a_study_without_a_run_that_counts_is_one_line(tmp_path: Path) -> None:
+    plant(tmp_path, "simclr-untrained", 0.5, lambda _: {"lidar": 1.0}, kind="untrained")
+    plant(tmp_path, "simclr-00", 0.4, lambda _: {"lidar": 1.0}, index=0)
+    with pytest.raises(InputError, match="no method has half of its runs above the untrained"):
+        write_tables(tmp_path, tmp_path)
+
+
 # The probes
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lidar_cli.data.builtin import ATTRIBUTION
+from lidar_cli.errors import InputError
 from lidar_cli.runtime.files import write_atomic
 from study.analysis import (
     DENSE,
@@ -100,7 +101,7 @@ class Study:
 
 
 def analyse(results: Results) -> Study:
-    """All comparisons of the study. Raises ValueError if no run counts."""
+    """All comparisons of the study. Raises InputError if no run counts."""
     every = methods(results)
     counted = {(m.data, m.method): m.passing for m in every if m.counts}
     apart = {
@@ -111,6 +112,11 @@ def analyse(results: Results) -> Study:
     main = [
         g for g in groups(results, counted) if g.method == POOLED or (g.data, g.method) in enough
     ]
+    if not main:
+        raise InputError(
+            "no method has half of its runs above the untrained network on any set, and at least "
+            "three of them measured; nothing can be compared"
+        )
     among = candidates(
         [n for n in results.directions if any(c.values[n] is not None for c in results.checkpoints)]
     )
