@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from study import measure as measurement
+from study.image_sets import study_set
 from study.measure import (
     METRICS_COLUMNS,
     Source,
@@ -36,6 +37,7 @@ from study.train import METHODS, Run
 from study_results import plant
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.data.builtin import EmbeddedImages
 from lidar_cli.errors import InputError
 from lidar_cli.runtime.processes import save_checkpoint
 
@@ -193,9 +195,15 @@ def test_the_study_in_miniature_resumes_and_its_tables_follow_from_its_files(
         for task in tasks:
             work(*task)
 
+    def few_images(name, seed, folder):
+        images = study_set(name, seed, folder)
+        some = (images.images, images.labels, images.train)
+        return EmbeddedImages(*(each[:400] for each in some), images.attribution)
+
     monkeypatch.setattr(measurement, "run_parallel", in_turn)
+    monkeypatch.setattr(measurement, "study_set", few_images)
     runs = [Run("textures", method, "untrained") for method in ("simclr", "ijepa")]
-    runs += [Run("textures", m, "search", at) for at in (0, 1) for m in ("simclr", "ijepa")]
+    runs += [Run("textures", "simclr", "search", at) for at in (0, 1)]
     small_runs(tmp_path, runs)
     diverged = tmp_path / "checkpoints" / "textures" / "simclr-01" / "checkpoint.pt"
     checkpoint = torch.load(diverged, weights_only=True)
@@ -225,7 +233,7 @@ def test_the_study_in_miniature_resumes_and_its_tables_follow_from_its_files(
     measured(with_metrics=True)
     assert (tmp_path / ACCURACY_FILE).read_bytes() == accuracy
     assert read_rows(tmp_path / METRICS_FILE, METRICS_KEY) == rows
-    assert next(csv.reader((tmp_path / METRICS_FILE).open())) == list(METRICS_COLUMNS)
+    assert metrics.decode().splitlines()[0] == ",".join(METRICS_COLUMNS)
     assert len(trained_runs(tmp_path)) == len(runs)
 
 
