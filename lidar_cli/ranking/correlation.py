@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lidar_cli.ranking.agreement import with_value
-from lidar_cli.scoring.compute import Score
+
+if TYPE_CHECKING:
+    from lidar_cli.scoring.compute import Score
 
 Numbers = NDArray[np.float64]
 Span = tuple[float, float]

@@ -31,12 +31,13 @@ def run_parallel(
     name: str,
     progress: Progress,
     done: int = 0,
+    processes: int | None = None,
 ) -> None:
     """work(*task) for every task, in any order: one process per core, one thread each.
 
     One thread is fastest for small networks, and makes weights independent of the core count.
     work: a module-level function, so that it can be pickled. name: of the task in `progress`. done:
-    tasks that an earlier run completed; the progress includes them.
+    tasks that an earlier run completed; the progress includes them. processes: if not one per core.
     Raises what `work` raises, and InputError if a process was killed.
     """
     from lidar_cli.runtime.device import cpu_count
@@ -45,7 +46,7 @@ def run_parallel(
     progress.update(name, done, total)
     if not tasks:
         return
-    workers = max(1, min(cpu_count(), len(tasks)))
+    workers = max(1, min(processes or cpu_count(), len(tasks)))
     with _deferred_signals() as received:
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(),))
         pending: set[Future[None]] = set()

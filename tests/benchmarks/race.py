@@ -1,6 +1,6 @@
-"""Does a race end where the whole ranking does? On the checkpoints of the study (`study DIR`):
+"""Does a race end where the whole ranking does? On checkpoints of the study (`study train DIR`):
 
-    python tests/benchmarks/race.py DIR/digits -n 1700 -q 4 --csv race.csv
+    python tests/benchmarks/race.py DIR/checkpoints/digits -n 1700 -q 4 --csv race.csv
 
 For each method and for all together, each layer and several metrics: the first of the whole
 ranking, whether the race names it (alone or in its tie), and the share of the views that the race

@@ -1,11 +1,13 @@
-"""Runs the study: do label-free metrics order small checkpoints as a linear probe does?
+"""The study: do label-free metrics order small checkpoints as a linear probe does?
 
-    python tests/benchmarks/study DIR [--seed 0] [--device auto]
+    python tests/benchmarks/study train DIR      433 small networks on four image sets, some hours
+    python tests/benchmarks/study measure DIR    probes and metrics -> accuracy.csv, metrics.csv
+    python tests/benchmarks/study tables DIR     from these two files alone -> study.md and CSV
 
-Trains small SimCLR, VICReg, DINO and I-JEPA networks by random search on three image sets made
-from scikit-learn's: 96 checkpoints a set, about an hour of processor time. A second run with the
-same directory and seed resumes. Writes `study.md`, `study.csv` and `study.json` there.
+`protocol.md` in this folder says what is trained, compared and chosen. Each command resumes.
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
@@ -14,26 +16,65 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this folder's modules are `study.*`
 
 from lidar_cli.errors import LidarError
-from lidar_cli.report.progress import Terminal
-from lidar_cli.settings import DemoSettings
-from study.report import print_study, write_study
-from study.study import run_study
+
+HOUR_AND_MORE = 100.0  # minutes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="study", description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path, help="where checkpoints and results go")
-    parser.add_argument("--seed", type=int, default=0, help="of images, settings and training")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("study", None, description, epilog, formatter_class=raw)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    for name in ("train", "measure", "tables"):
+        stage = stages.add_parser(name)
+        stage.add_argument("directory", type=Path, help="where checkpoints and results are")
+        if name == "tables":
+            stage.add_argument("--output", type=Path, help="folder of the tables [DIR]")
+            continue
+        stage.add_argument("--seed", type=int, default=0, help="of images, views and training")
+        stage.add_argument(
+            "--data", type=Path, default=Path("data"), help="folder that has FashionMNIST/raw"
+        )
+        stage.add_argument(
+            "--limit-minutes", type=float, default=HOUR_AND_MORE, help="begin nothing after them"
+        )
+        if name == "measure":
+            stage.add_argument("--processes", type=int, help="at the same time [one per core]")
+            stage.add_argument("--accuracy-only", action="store_true", help="no metrics")
     options = parser.parse_args()
-    settings = DemoSettings(device=options.device, seed=options.seed)
     try:
-        with Terminal() as terminal:
-            study = run_study(options.directory, settings, terminal)
-        command = f"python tests/benchmarks/study {options.directory} --seed {options.seed}"
-        print_study(study, write_study(study, options.directory, command))
+        run(options)
     except (LidarError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run one stage. Torch is imported by training and measurement alone."""
+    directory: Path = options.directory
+    if options.stage == "tables":
+        from study.tables import write_tables
+
+        print(*write_tables(directory, options.output or directory), sep="\n")
+        return
+    from lidar_cli.report.progress import Terminal
+
+    with Terminal() as progress:
+        if options.stage == "train":
+            from study.train import train
+
+            train(directory, options.seed, options.data, options.limit_minutes, progress)
+        else:
+            from study.measure import Source, measure
+
+            measure(
+                Source(directory, options.seed, options.data),
+                options.limit_minutes,
+                options.processes,
+                progress,
+                with_metrics=not options.accuracy_only,
+            )
 
 
 if __name__ == "__main__":
