@@ -32,7 +32,7 @@ from lidar_cli.ranking.trust import (
 from lidar_cli.report.page.content import ranking_page
 from lidar_cli.report.ranking import to_json, to_markdown, top
 from lidar_cli.report.verdict import cautions, verdict
-from lidar_cli.scoring.compute import DEGREES, MUCH_NOISE, Score
+from lidar_cli.scoring.compute import MUCH_NOISE, Score
 
 RISING = tuple(map(float, range(8)))
 SOUND = Facts(
@@ -70,7 +70,7 @@ def test_facts_without_a_reason_are_believed() -> None:
             "null-values",
             "5 of 8 checkpoints have no lidar",
         ),
-        ({"q": 2, "d": 201}, "few-degrees", "1000 images with 2 views each are too few at d = 201"),
+        ({"q": 2, "d": 501}, "few-degrees", "1000 images with 2 views each are too few at d = 501"),
         (
             {"noise": (0.6,) * 5 + (None, 0.1, 0.1)},
             "view-noise",
@@ -98,7 +98,7 @@ def test_each_fact_alone_is_a_reason(changed: dict, code: str, words: str) -> No
         {"untrained": (7.0,)},  # equal to the best
         {"tied": 6},
         {"merits": (*RISING[:4], *[None] * 4), "untrained": (), "tied": 2},  # half
-        {"q": 2, "d": 200},  # n (q - 1) = 5 d
+        {"q": 2, "d": 500},  # n (q - 1) = 2 d
         {"q": 2, "d": 4000, "reads_views": False},  # a metric that divides by no within covariance
         {"noise": (0.6,) * 4 + (0.5,) * 4},
         {"noise": (0.6,) * 8, "reads_views": False},
@@ -111,7 +111,7 @@ def test_a_fact_at_its_bound_is_no_reason(changed: dict) -> None:
 
 
 def test_bounds_are_those_of_the_warnings() -> None:
-    assert Bounds(degrees=DEGREES, noise=MUCH_NOISE, nulls=0.5, agreement=0.0) == BOUNDS
+    assert Bounds(degrees=2.0, noise=MUCH_NOISE, nulls=0.5, agreement=0.0) == BOUNDS
     loose = Bounds(degrees=0, noise=2.0, nulls=1.0, agreement=-1.0)
     bad = replace(SOUND, q=2, d=900, noise=(1.0,) * 8, second=("rankme", RISING[::-1]))
     assert codes(bad) == ["few-degrees", "view-noise", "disagreement"]
@@ -125,7 +125,7 @@ def test_a_sentence_names_two_reasons_and_the_record_all() -> None:
     assert [reason.code for reason in trust.reasons] == ["all-tied", "few-degrees", "disagreement"]
     assert trust.sentence == (
         "Believe no metric here: lidar cannot separate any checkpoint from the first; "
-        "1000 images with 2 views each are too few at d = 900 (n (q - 1) is less than 5 d)."
+        "1000 images with 2 views each are too few at d = 900 (n (q - 1) is less than 2 d)."
     )
 
 
@@ -208,13 +208,13 @@ def test_facts_of_a_group_are_those_of_its_rows() -> None:
 
 
 SENTENCE = (
-    "Believe no metric here: 10 images with 2 views each are too few at d = 4 (n (q - 1) is less "
-    "than 5 d)."
+    "Believe no metric here: 7 images with 2 views each are too few at d = 4 (n (q - 1) is less "
+    "than 2 d)."
 )
 
 
 def test_every_form_of_a_ranking_says_it() -> None:
-    ranking = ranking_of(checkpoint("a", 10, lidar=1.0), checkpoint("b", 10, lidar=2.0))
+    ranking = ranking_of(checkpoint("a", 7, lidar=1.0), checkpoint("b", 7, lidar=2.0))
     assert verdict(ranking).startswith("b.pt is best by lidar")
     assert verdict(ranking).endswith(SENTENCE)
     assert json.loads(to_json(ranking))["trust"] == [
@@ -237,12 +237,12 @@ def test_an_order_without_a_reason_is_not_doubted() -> None:
     assert json.loads(to_json(ranking))["trust"] == [
         {"group": 1, "believe": True, "reasons": [], "sentence": None}
     ]
-    assert json.loads(to_json(ranking_of(checkpoint("a", 10, lidar=1.0))))["trust"] == []
+    assert json.loads(to_json(ranking_of(checkpoint("a", 7, lidar=1.0))))["trust"] == []
     assert not any("LABELLED" in one.command for one in cautions(ranking))
 
 
 def test_what_to_do_instead_is_a_command() -> None:
-    scores = checkpoint("a", 10, lidar=1.0), checkpoint("b", 10, lidar=2.0)
+    scores = checkpoint("a", 7, lidar=1.0), checkpoint("b", 7, lidar=2.0)
     command = ("rank", "runs", "--data", "photos", "-n", "10")
     advice = cautions(ranking_of(*scores, command=command))[0]
     assert "label a hundred images" in advice.text

@@ -1,9 +1,8 @@
 """When no metric of a ranking is to be believed: a rule on facts that need no labels.
 
 The order of a ranking answers a question that labels alone can check. Six facts, all of them known
-beforehand, say that the answer is likely wrong; one of them is enough. Each bound is that of a
-warning which `score` or `rank` prints for the same fact, except the one on disagreement, which the
-study chooses.
+beforehand, say that the answer is likely wrong; one of them is enough. The study chooses the bound
+on disagreement, and which of the facts are worth a doubt (tests/benchmarks/study/protocol.md).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from lidar_cli.core.metrics import Metric
 from lidar_cli.ranking.agreement import ORDERS, SECOND_OPINION
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
 from lidar_cli.ranking.order import Group
-from lidar_cli.scoring.compute import COLLAPSED, DEGREES, MUCH_NOISE, MUCH_RIDGE, Score
+from lidar_cli.scoring.compute import COLLAPSED, MUCH_NOISE, MUCH_RIDGE, Score
 
 if TYPE_CHECKING:  # loads timm, which `lidar score` does not need
     from lidar_cli.ranking.baseline import Baseline
@@ -29,13 +28,14 @@ Merits = tuple[float | None, ...]  # of each checkpoint, higher is better; None 
 class Bounds:
     """Where each fact becomes a reason not to believe.
 
-    degrees: of n (q - 1) over d, below which the within covariance is poorly determined.
+    degrees: of n (q - 1) over d, below which the inverse of the within covariance is on average
+    more than twice that of its expectation: n (q - 1) / (n (q - 1) - d - 1) times.
     noise: of the share of view noise in the LDA trace, exceeded in more than half the checkpoints.
     nulls: of the share of checkpoints without a value, exceeded.
     agreement: of Spearman's rho of the ordering metric and the second opinion, not reached.
     """
 
-    degrees: float = DEGREES
+    degrees: float = 2.0
     noise: float = MUCH_NOISE
     nulls: float = 0.5
     agreement: float = 0.0

@@ -438,7 +438,8 @@ def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
             n=same[0].n,
             q=group.q,
             d=same[0].d,
-            noise=optional(group.merits["noise_fraction"], -1.0),  # its merit is its negative
+            # A merit of noise is its negative.
+            noise=optional(group.merits.get("noise_fraction", ()), -1.0),
             second=(label(study.chosen), optional(-mean_places(group, [study.chosen])[0])),
             untrained=tuple(value for value in untrained if not np.isnan(value)),
         )
