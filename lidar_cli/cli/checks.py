@@ -217,16 +217,17 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
 
 def check_order(settings: OrderSettings) -> None:
     """Raise LidarError for a metric, numbers, names or data that rank and compare cannot use."""
-    from lidar_cli.core.metrics import find_metric
+    from lidar_cli.core.metrics import find_metric, parse_metrics
 
     metric = find_metric(settings.by)
+    parse_metrics(settings.metrics)
     if settings.n_samples < 2:
         raise SettingsError(
             f"-n {settings.n_samples}: {metric.name} needs the variation between images, and so "
             "two; give -n 2 or more",
             code="one-image",
         )
-    if settings.n_views < 2 and (metric.reads_lda or metric.name == "alignment"):
+    if settings.n_views < 2 and metric.needs_two_views:
         raise SettingsError(
             f"-q {settings.n_views}: {metric.name} needs the variation between the views of an "
             "image, and so two; give -q 2 or more, or order by what needs none: --by rankme",

@@ -55,7 +55,7 @@ def rank(
             value="METRICS",
         ),
     ] = None,
-    everything: Annotated[bool, option("--all", "Show every metric.")] = False,
+    everything: Annotated[bool, option("--all", "Show every metric that is computed.")] = False,
     verbose: Verbose = False,
     page: Report = None,
     overwrite: Overwrite = False,
@@ -74,6 +74,7 @@ def rank(
     one_of(columns=columns, all=everything)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
     shown = parse_columns(columns), everything, verbose
+    settings = replace(settings, metrics=",".join([settings.metrics, *(shown[0] or ())]))
     selection = select(paths, settings)
     check_rank(paths, settings)
     check_report(page, overwrite)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.compute import Score, listed_metrics
 
 Numbers = NDArray[np.float64]
 Span = tuple[float, float]
@@ -53,7 +53,8 @@ def correlate(
     from scipy.stats import kendalltau, spearmanr
 
     rows = []
-    for name, metric in METRICS.items():
+    for name in listed_metrics(scores):
+        metric = METRICS[name]
         pairs = [
             (-metric.sort_key(value), accuracy)
             for score, accuracy in zip(scores, accuracies, strict=True)

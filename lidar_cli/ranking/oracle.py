@@ -27,7 +27,7 @@ from lidar_cli.ranking.hyperparameters import (
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.session import PROBE, PROBED_LAYER, Ranking, open_probe_session
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.compute import Score, listed_metrics
 from lidar_cli.settings import ProbeSettings, RankSettings
 
 
@@ -274,11 +274,17 @@ class HyperparameterSelection:
 ScoresAndAccuracies = Mapping[str, tuple[Score, float]]  # path -> score, accuracy
 
 
-def select(checkpoints: ScoresAndAccuracies) -> Selection:
-    """The checkpoint that each metric selects. There must be at least one checkpoint."""
+def select(checkpoints: ScoresAndAccuracies, names: Sequence[str] | None = None) -> Selection:
+    """The checkpoint that each metric selects. There must be at least one checkpoint.
+
+    names: of the metrics; `listed_metrics` if None.
+    """
+    if names is None:
+        names = listed_metrics(score for score, _ in checkpoints.values())
     accuracies = {path: accuracy for path, (_, accuracy) in checkpoints.items()}
     picks = []
-    for name, metric in METRICS.items():
+    for name in names:
+        metric = METRICS[name]
         values = {path: score.value(name) for path, (score, _) in checkpoints.items()}
         merits = {path: -metric.sort_key(v) for path, v in values.items() if v is not None}
         picks.append(_pick(name, merits, accuracies))
@@ -306,11 +312,12 @@ def by_hyperparameter(
 def _select_in_sets(
     name: str, checkpoints: ScoresAndAccuracies, sets: Sequence[Sequence[str]]
 ) -> HyperparameterSelection:
+    listed = listed_metrics(score for score, _ in checkpoints.values())
     if not sets:
-        return HyperparameterSelection(name, 0, 0, None, None, dict.fromkeys(METRICS))
-    selections = [select({path: checkpoints[path] for path in paths}) for paths in sets]
+        return HyperparameterSelection(name, 0, 0, None, None, dict.fromkeys(listed))
+    selections = [select({path: checkpoints[path] for path in paths}, listed) for paths in sets]
     picks: dict[str, float | None] = {}
-    for at, metric in enumerate(METRICS):
+    for at, metric in enumerate(listed):
         accuracies = [selection.picks[at].accuracy for selection in selections]
         values = [accuracy for accuracy in accuracies if accuracy is not None]
         picks[metric] = statistics.fmean(values) if len(values) == len(sets) else None

@@ -57,6 +57,7 @@ from lidar_cli.report.verdict import (
     has_option,
     verdict,
 )
+from lidar_cli.scoring.compute import listed_metrics
 from lidar_cli.scoring.intervals import Interval
 
 SKIPPED_BY_NAME = 4  # skipped files that are printed if they were named, as runs/* names many
@@ -150,13 +151,14 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
     """A table per group, the tables of the oracle, and the failed files, in Markdown."""
     toy = toy_data_note(ranking.data)
     blocks = [toy] if toy else []
+    names = _listed(ranking)
     for group in ranking.groups:
         rows = []
         for row in group.rows:
             ties = format_ties(row, group.rows)
             rank = f"{row.rank}, tied with {ties}" if ties else str(row.rank)
-            rows.append([rank, row.path, *(metric_cell(row, name, ranking) for name in METRICS)])
-        table = markdown_table(["rank", "checkpoint", *METRICS], rows, left=[1])
+            rows.append([rank, row.path, *(metric_cell(row, name, ranking) for name in names)])
+        table = markdown_table(["rank", "checkpoint", *names], rows, left=[1])
         blocks.append(f"{printable(heading(group, ranking))}\n\n{table}")
     blocks += [oracle_report.to_markdown(oracle, ranking)] if oracle else []
     blocks += [printable(f"Failed: {file.path}: {file.reason}") for file in ranking.failed]
@@ -312,8 +314,12 @@ def shown_metrics(group: Group, ranking: Ranking, view: View) -> list[str]:
     if view.columns is not None:
         return [name for name in view.columns if name != ranking.by.name]
     if view.everything:
-        return [name for name in METRICS if name != ranking.by.name]
+        return [name for name in _listed(ranking) if name != ranking.by.name]
     return companions(group, ranking.by)
+
+
+def _listed(ranking: Ranking) -> list[str]:
+    return listed_metrics(row.score for group in ranking.groups for row in group.rows)
 
 
 def _print_single_rows(out: SafeConsole, ranking: Ranking) -> None:
@@ -375,7 +381,7 @@ def _print_next(err: SafeConsole, ranking: Ranking, view: View) -> None:
     lines = [] if has_page else command_lines(page, err.width - INDENT)
     texts = []
     if view.columns is None and not view.everything:
-        texts.append(f"all {len(METRICS)} metrics: --all")
+        texts.append(f"all {len(_listed(ranking))} metrics: --all")
     hidden = _hidden(ranking) if not view.verbose else 0
     texts += [f"{counted(hidden, 'more remark')}: --verbose"] if hidden else []
     for text in texts:

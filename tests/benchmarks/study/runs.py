@@ -28,7 +28,7 @@ from lidar_cli.probing.linear import linear_probe
 from lidar_cli.runtime.files import write_atomic
 from lidar_cli.runtime.processes import save_checkpoint
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import EVERY_METRIC, Score
+from lidar_cli.scoring.compute import DEFAULT_METRICS, Score
 from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import MetricSettings, ProbeSettings
 from lidar_cli.views.methods import find_recipe
@@ -257,7 +257,7 @@ def _score(path: Path, layer: str, views: Tensor, clean: Tensor) -> Score:
 
     embeddings = Embeddings(str(path), layer, stored(views), stored(clean))
     settings, cpu = MetricSettings(), torch.device("cpu")
-    return score_layer(embeddings, settings, cpu, EVERY_METRIC, Progress())
+    return score_layer(embeddings, settings, cpu, DEFAULT_METRICS, Progress())
 
 
 def _plain(result: Score) -> dict[str, Any]:
