@@ -128,29 +128,6 @@ def lda_influence(
     return SpectralInfluence(names, moments.class_means.mean, vectors, means, residuals)
 
 
-def signal_influence(moments: Moments, names: Sequence[str], epsilon: float) -> SpectralInfluence:
-    """The influence on metrics of Sb - W0 / q: (Sb - W0 / q) v_k = lambda_k v_k, lambda_k > 0.
-
-        b_k = (v_k . (m_i - m))^2,   w_k = sum_j (v_k . (z_ij - m_i))^2
-        n (T - T without i) = sum_k g_k (b_k - w_k / (q (q - 1))) - second order
-
-    The product of E_b and E_w is left out, as for `lda_influence`.
-    """
-    n, q = moments.n, moments.n_views
-    between = moments.class_means.scatter / (n - 1)
-    share = 1.0 / (q * (q - 1))  # of w_k
-    eigenvalues, vectors = torch.linalg.eigh(between - moments.within * (share / n))
-    eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
-    of_means = ((between @ vectors) * vectors).sum(dim=0).clamp_min(0.0)
-    view_noise = ((moments.within @ vectors) * vectors).sum(dim=0).clamp_min(0.0) / n
-    g = gradients(names, Spectrum(eigenvalues.clamp_min(0.0), n, q, epsilon))
-    kernel = _kernel(eigenvalues, n, of_means)
-    means = Expansion(of_means, g, _second_order(kernel, g, of_means), n)
-    second_order = share**2 * _second_order(kernel, g, view_noise)
-    residuals = Expansion(view_noise, -share * g, second_order, n * (q - 1))
-    return SpectralInfluence(names, moments.class_means.mean, vectors, means, residuals)
-
-
 def gram_influence(rows: RowMoments, names: Sequence[str], epsilon: float) -> SpectralInfluence:
     """The influence on metrics of the uncentred Gram matrix of rows, Z^T Z / N."""
     gram = torch.addr(rows.scatter, rows.mean, rows.mean, alpha=rows.n) / rows.n
@@ -239,15 +216,14 @@ def _eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return eigenvalues.where(eigenvalues >= floor, 0.0), vectors
 
 
-def _kernel(eigenvalues: Tensor, n: int, energy: Tensor | None = None) -> Tensor:
+def _kernel(eigenvalues: Tensor, n: int) -> Tensor:
     """1 / (lambda_k - lambda_l) [d, d], bounded where two eigenvalues nearly coincide.
 
-    One sample changes them by |E_kl|, about sqrt(e_k e_l) / n. If the gap is smaller, the expansion
-    in E_kl over the gap is not valid. energy: e; the eigenvalues if None.
+    One sample changes them by |E_kl|, about sqrt(lambda_k lambda_l) / n. If the gap is smaller, the
+    expansion in E_kl over the gap is not valid.
     """
-    energy = eigenvalues if energy is None else energy
     gap = eigenvalues[:, None] - eigenvalues
-    moved = torch.outer(energy, energy) / n**2
+    moved = torch.outer(eigenvalues, eigenvalues) / n**2
     kernel: Tensor = gap / (gap.square() + moved).clamp_min(TINY)
     return kernel
 

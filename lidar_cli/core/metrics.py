@@ -33,6 +33,7 @@ READ_FROM_ROWS = ("gram", "covariance")  # values of `reads` that need one row a
 
 IS_A_COUNT = "a count has no derivative, and so no interval"
 NO_NEIGHBOUR_INTERVAL = "leaving out a sample moves the neighbours of others; no interval is given"
+NO_ROOT_INTERVAL = "a root has no derivative at 0, and many eigenvalues are near it; no interval"
 NO_TREE_INTERVAL = "leaving out a sample changes the tree and its largest distance; no interval"
 NO_GAUSSIAN_INTERVAL = "its derivative is 0 at a Gaussian embedding; no interval is given"
 
@@ -553,7 +554,7 @@ METRICS = {
             "to the sample, without LiDAR's whitening, which lifts directions of hardly any "
             "variance. Defined by this project, 2026.",
             lambda s: rankme(s.eigenvalues, s.epsilon),
-            lambda s: rankme_gradient(s.eigenvalues, s.epsilon),
+            no_interval=NO_ROOT_INTERVAL,
             is_default=False,
             compares_views=True,
         ),

@@ -25,6 +25,7 @@ MOST_SAMPLES = 1000
 MOST_VIEWS = 10
 PAIRED_VIEWS = 4  # the first views of each sample, of which all ordered pairs are compared
 TIE = 1e-9  # cosines that differ by less are equal
+LEAST_SIZE, MOST_SIZE = 1e-100, 1e100  # lengths of all views together, whose squares are ordinary
 WORD = 2**32 - 1  # mask of 32 bits
 
 
@@ -47,7 +48,9 @@ class SampleSubset:
         self.n += len(views)
         if not chosen.any():
             return
-        block = views[chosen.to(views.device), :MOST_VIEWS].cpu()
+        # Memory of a chunk that is chosen entirely is not copied: nothing changes a chunk.
+        is_whole = bool(chosen.all()) and views.shape[1] <= MOST_VIEWS
+        block = (views if is_whole else views[chosen.to(views.device), :MOST_VIEWS]).cpu()
         self._numbers = torch.cat([self._numbers, numbers[chosen]])
         self._blocks.append(block)
         if len(self._numbers) > 2 * MOST_SAMPLES:
@@ -73,10 +76,12 @@ class SampleSubset:
 
     def _collect(self) -> Tensor:
         """Join the blocks to one, ordered by sample, without those that left the subset."""
+        if len(self._blocks) > 1:
+            self._blocks = [torch.cat(self._blocks)]
         order = self._numbers.argsort()
         order = order[_hash(self._numbers[order]) <= _limit(self._numbers)]
-        if len(self._blocks) > 1 or len(order) < len(self._numbers):
-            self._blocks = [torch.cat(self._blocks)[order]]
+        if not torch.equal(self._numbers[order], self._numbers):
+            self._blocks = [self._blocks[0][order]]
             self._numbers = self._numbers[order]
         return self._blocks[0]
 
@@ -112,18 +117,19 @@ class ComparedViews:
             raise DegenerateFeatures(
                 f"{self.samples} sample: a comparison of samples needs 2", code="one-sample"
             )
-        x = views.to(torch.float64)
-        largest = torch.linalg.vector_norm(x, torch.inf)
-        x = x / largest.where(largest > 0, 1.0)
-        size = x.square().mean()
-        x = x - x.mean(dim=(0, 1))
-        variance = x.square().mean()
+        x = views.to(torch.float64, copy=True)
+        size = torch.linalg.vector_norm(x)
+        if not LEAST_SIZE < size < MOST_SIZE:  # whose square leaves the range of float64
+            largest = torch.linalg.vector_norm(x, torch.inf)
+            size = torch.linalg.vector_norm(x.div_(largest.where(largest > 0, 1.0)))
+        x.sub_(x.mean(dim=(0, 1)))
+        spread = torch.linalg.vector_norm(x)
         rounding = 2 * unit_roundoff if unit_roundoff > EPS else 16 * EPS
-        if not variance > rounding**2 * size:
+        if not spread > rounding * size:
             raise DegenerateFeatures(
                 "every row is the same: the embedding is constant or collapsed", code="collapsed"
             )
-        self.x = x / variance.sqrt()
+        self.x = x.mul_(x.numel() ** 0.5 / spread)
 
     def check_views(self, what: str) -> None:
         """Raise DegenerateFeatures if q < 2. what: needs two views."""

@@ -175,10 +175,6 @@ def _of_views(settings: MetricSettings, state: LayerMoments, wanted: Collection[
     if augmented:
         of_gram = influence.augmented_influence(views, augmented, epsilon)
         terms.append((augmented, of_gram.influences))
-    between = [name for name in wanted if METRICS[name].reads == "between"]
-    if between:
-        of_signal = influence.signal_influence(views, between, epsilon)
-        terms.append((between, of_signal.influences))
     for name in wanted:
         of_sphere = METRICS[name].influence
         if of_sphere is not None:

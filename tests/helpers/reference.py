@@ -178,6 +178,11 @@ def alignment(z):
     return sum(distances) / len(distances)
 
 
+def signal_rank(z, epsilon):
+    eigenvalues = np.linalg.eigvalsh(between(z) - within(z) / z.shape[1])
+    return effective_rank([math.sqrt(max(value, 0.0)) for value in eigenvalues], epsilon)
+
+
 # The metrics of a subset of samples
 
 
