@@ -498,6 +498,13 @@ class RankSettings(OrderSettings, FollowSettings, ClaimSettings):
         "Labelled images for --oracle probe [default: as many as are un-augmented].",
         panel="Metrics",
     )
+    labels_per_class: Count | None = setting(
+        None,
+        "For --oracle probe: train on this many labelled images a class, 20 times by seed, and "
+        "test on the others [default: a linear probe on four fifths of all labels].",
+        panel="Metrics",
+        value="K",
+    )
     params: Path | None = setting(
         None,
         "CSV file with a column path and one per hyperparameter, for --oracle [default: those "

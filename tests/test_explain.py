@@ -29,6 +29,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import EXIT_STATUSES, SettingsError
 from lidar_cli.explain.settings_text import described
 from lidar_cli.explain.topics import ALSO_METHODS, PAGE_NAMES, explain, list_topics, topic_names
+from lidar_cli.ranking.agreement import ORDERS
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import COMMANDS, Panel, ScoreSettings, flags
 from lidar_cli.views.methods import RECIPES
@@ -77,7 +78,7 @@ def test_the_equations_give_the_golden_values() -> None:
     assert computed(z, list(golden)) == pytest.approx(golden, rel=1e-6)
 
 
-@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("metric", ORDERS.values(), ids=ORDERS)
 def test_a_metric_has_its_definition_direction_and_advice(metric) -> None:
     text = explain(metric.name)
     title, _, rest = text.partition("\n")
@@ -92,7 +93,7 @@ def test_a_metric_has_its_definition_direction_and_advice(metric) -> None:
     assert f"| `{metric.name}` |" in explain("metrics")
 
 
-@pytest.mark.parametrize("topic", [*PAGE_NAMES, *METRICS])
+@pytest.mark.parametrize("topic", [*PAGE_NAMES, *ORDERS])
 def test_equations_and_code_fit_a_terminal(topic: str) -> None:
     """With the four columns by which they are indented there; a longer line would be cut."""
     text = explain(topic)
@@ -187,12 +188,12 @@ def test_metrics_with_the_name_of_a_recipe_or_system_are_listed() -> None:
 def test_the_list_names_every_page_metric_and_recipe() -> None:
     listed = list_topics()
     assert lidar("explain", cwd=ROOT).stdout == listed
-    for name in (*PAGE_NAMES, *METRICS, *RECIPES):
+    for name in (*PAGE_NAMES, *ORDERS, *RECIPES):
         assert f"`{name}`" in listed
     for name in PAGE_NAMES:
         assert explain(name).startswith(f"# {name}: ")
     assert {path.stem for path in FOLDER.glob("*.md")} == set(PAGE_NAMES)
-    assert {path.stem for path in (FOLDER / "metrics").glob("*.md")} == METRICS.keys()
+    assert {path.stem for path in (FOLDER / "metrics").glob("*.md")} == ORDERS.keys()
     assert "{{" not in "".join(map(explain, PAGE_NAMES))
 
 

@@ -190,7 +190,13 @@ def test_a_folder_that_may_not_be_listed_is_among_the_failed(
 def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:
     ranking = ranked(rank(three(tmp_path / "runs"), "--json"))
     keys = "verdict by direction data toy_data data_note groups checkpoints skipped failed"
-    assert ranking.keys() == {*keys.split(), "warnings", "correlation"}
+    assert ranking.keys() == {
+        *(*keys.split(), "group_metrics", "second_opinion", "warnings", "correlation", "trust")
+    }
+    (trust,) = ranking["trust"]
+    assert trust.keys() == {"group", "believe", "reasons", "sentence"}
+    assert trust["believe"] == (trust["reasons"] == [])
+    assert (trust["sentence"] or "") in ranking["verdict"]
     assert (ranking["by"], ranking["direction"], ranking["groups"]) == ("lidar", "higher", 1)
     assert ranking["data"] == str(images)
     assert (ranking["skipped"], ranking["failed"], ranking["correlation"]) == ([], [], None)
@@ -286,15 +292,16 @@ def test_markdown(tmp_path: Path, rank: Shell) -> None:
     ranking = ranked(rank(runs, "--json"))
     done = rank(runs, "--markdown")
     assert (done.returncode, besides_progress(done.stderr)) == (0, "")
-    heading, blank, *lines = done.stdout.splitlines()
+    heading, blank, doubt, blank_too, *lines = done.stdout.splitlines()
     assert heading.startswith("3 checkpoints by lidar (higher is better)")
-    assert blank == ""
+    assert doubt == ranking["trust"][0]["sentence"]
+    assert blank == blank_too == ""
     cells = [
         [cell.strip() for cell in line.replace("\\|", "\0").strip("|").split("|")] for line in lines
     ]
     listed = [name for name in METRICS if METRICS[name].is_default]
-    assert cells[0] == ["rank", "checkpoint", *listed]
-    assert {len(row) for row in cells} == {2 + len(listed)}
+    assert cells[0] == ["rank", "checkpoint", *listed, "agreement"]
+    assert {len(row) for row in cells} == {3 + len(listed)}
     assert [row[1].replace("\0", "|") for row in cells[2:]] == [
         row["path"] for row in ranking["checkpoints"]
     ]

@@ -27,7 +27,7 @@ from rank_runs import (
     three,
 )
 
-from lidar_cli.core.metrics import METRICS, find_metric
+from lidar_cli.core.metrics import METRICS
 from lidar_cli.extraction.run import extract_checkpoint
 from lidar_cli.ranking.order import Row, comparable_groups, noise_warnings, order
 from lidar_cli.scoring.compute import Score
@@ -115,7 +115,7 @@ def row(path: str, value: float | None) -> Row:
     ],
 )
 def test_each_metric_has_its_direction(by: str, direction: str, expected: list[str]) -> None:
-    metric = find_metric(by)
+    metric = METRICS[by]
     assert metric.direction == direction
     rows = [row("small", 0.2), row("big", 3.0), row("also near", 0.8), row("near one", 1.125)]
     ordered = order([*rows, row("null", None)], metric, 0.95)
@@ -139,6 +139,26 @@ def test_equal_values_share_a_rank_and_name_each_other() -> None:
     assert ordered[1].tied_with == ("b", "e")
     assert ordered[3].tied_with == ()
     assert ordered[5].tied_with == ()  # unknown is not equal
+
+
+def test_checkpoints_that_are_not_scored_yet_leave_no_complete_group(
+    tmp_path: Path, rank: Shell
+) -> None:
+    runs = three(tmp_path / "runs")
+    (runs / "c.ckpt").rename(tmp_path / "c.ckpt")
+    assert rank(runs, "--quiet").returncode == 0
+    (tmp_path / "c.ckpt").rename(runs / "c.ckpt")
+    part = ranked(rank(runs, "--collect", "--json"), 4)
+    assert (part["group_metrics"], part["second_opinion"]) == ([], [])
+    assert len(part["checkpoints"]) == 2
+    refused = rank(runs, "--collect", "--by", "agreement")
+    assert refused.returncode == 3
+    assert refused.stderr.splitlines()[-1] == (
+        "error: --by agreement: it is formed from all checkpoints of a group, and 1 of 3 are not "
+        f"scored yet, the first is {runs / 'c.ckpt'}; wait for them, or leave out --by"
+    )
+    whole = ranked(rank(runs, "--by", "agreement", "--json"))
+    assert [record["checkpoints"] for record in whole["group_metrics"]] == [3]
 
 
 def test_a_checkpoint_without_a_value_comes_last(tmp_path: Path, rank: Shell) -> None:
@@ -189,7 +209,7 @@ def test_what_cannot_be_told_apart_is_called_a_tie(tmp_path: Path, rank: Shell) 
     assert header.split()[3] == "tied_with"
     cells = [line.split() for line in lines]
     assert [row[3] for row in cells] == ["+-"] * 3
-    assert [len(row) for row in cells] == [8, 8, 7]
+    assert [len(row) for row in cells] == [7, 7, 6]
     assert (cells[0][5], cells[1][5]) == ("2", "1")
     cells = [line.split("|") for line in rank(runs, "--markdown").stdout.splitlines()]
     assert cells[4][1].strip() == "1, tied with rank 2"

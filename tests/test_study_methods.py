@@ -1,4 +1,4 @@
-"""DINO and I-JEPA of the study: losses against loops written out, and what training does."""
+"""The methods of the study: losses against loops written out, and what training does."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from study import dino, ijepa
+from study import byol, dino, ijepa
+from study.byol import ByolHyperparameters, byol_loss
 from study.dino import DinoHyperparameters, Prototypes, dino_loss, teacher_momentum, update_teacher
 from study.ijepa import IjepaHyperparameters, masked_crops, sine_positions
 from torch import Tensor, nn
 
 from lidar_cli.checkpoints.open import open_checkpoint
 from lidar_cli.data.builtin import embedded_images
-from lidar_cli.demo.pretrain import minibatches
+from lidar_cli.demo.pretrain import Network, minibatches
 
 DINO = DinoHyperparameters("dino", 6, 3e-3, 1e-4, 0.5, 0.5, 0.04, 0.99)
+BYOL = ByolHyperparameters("byol", 6, 3e-3, 1e-4, 0.5, 0.5, 0.99)
 IJEPA = IjepaHyperparameters("ijepa", 3, 1e-3, 1e-2, 0.5, 0.6, 0.999)
-TRAIN = {"dino": (dino.train_dino, DINO), "ijepa": (ijepa.train_ijepa, IJEPA)}
+TRAIN = {
+    "byol": (byol.train_byol, BYOL),
+    "dino": (dino.train_dino, DINO),
+    "ijepa": (ijepa.train_ijepa, IJEPA),
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +71,17 @@ def test_dino_loss_of_a_collapsed_student_is_the_log_of_the_prototypes():
     assert dino_loss(flat, random(4, 2, 7), torch.zeros(7), 0.04).item() == pytest.approx(
         math.log(7)
     )
+
+
+def test_byol_loss_equals_the_literal_loop():
+    predicted, target = random(4, 2, 3), random(4, 2, 3, seed=1)
+    total = 0.0
+    for i in range(4):
+        for view in (0, 1):
+            p, z = predicted[i, view], target[i, 1 - view]
+            unit = p / p.square().sum().sqrt() - z / z.square().sum().sqrt()
+            total += float(unit.square().sum())
+    assert byol_loss(predicted, target).item() == pytest.approx(total / 4)
 
 
 def test_prototypes_are_cosines():
@@ -168,18 +185,22 @@ def test_dino_teacher_moves_towards_the_student(checkpoints):
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "branch"),
-    [("dino", "backbone,projector", "teacher"), ("ijepa", "backbone,predictor", "student")],
+    ("name", "layers", "recognised", "branch"),
+    [
+        ("byol", "backbone,projector", "ResNet state dict", "encoder"),
+        ("dino", "backbone,projector", "dino", "teacher"),
+        ("ijepa", "backbone,predictor", "ijepa", "student"),
+    ],
 )
 def test_the_layout_is_read_without_a_flag_and_gives_what_was_trained(
-    name, layers, branch, checkpoints, tmp_path
+    name, layers, recognised, branch, checkpoints, tmp_path
 ):
     path = tmp_path / "checkpoint.pt"
     torch.save(checkpoints[name], path)
     torch.load(path, weights_only=True)
     loaded = open_checkpoint(path, layer=layers)
     actual = loaded.description
-    assert (actual.format, actual.branch) == (name, branch)
+    assert (actual.format, actual.branch) == (recognised, branch)
     assert actual.widths == dict.fromkeys(layers.split(","), 128)
     loaded.set_image_size(32)
     x = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -192,6 +213,12 @@ def test_the_layout_is_read_without_a_flag_and_gives_what_was_trained(
             expected = network.backbone(x)
             torch.testing.assert_close(outputs["backbone"], expected)
             torch.testing.assert_close(outputs["projector"], network.head.mlp(expected))
+    elif name == "byol":
+        network = Network().eval()
+        saved = {k.removeprefix("module."): v for k, v in checkpoints["byol"]["state_dict"].items()}
+        network.load_state_dict({k: v for k, v in saved.items() if not k.startswith("predictor.")})
+        with torch.no_grad():
+            torch.testing.assert_close(outputs["projector"], network(x))
     else:
         encoder = ijepa.new_encoder(4).eval()
         saved = checkpoints["ijepa"]["encoder"]

@@ -28,6 +28,7 @@ from lidar_cli.report.verdict import (
     cautions,
     command_with,
     companions,
+    comparison_command,
     scores_verdict,
     verdict,
 )
@@ -74,7 +75,7 @@ def test_the_answer_is_the_first_line_and_all_fits_into_80_columns(folder: Path)
     assert all(len(line) <= 80 for line in lines), text
     header = next(line for line in lines if line.startswith("#  checkpoint"))
     assert header.split()[:3] == ["#", "checkpoint", "lidar"]
-    assert header.split()[-1] == "rankme"
+    assert header.split()[-1] == "agreement"
     rows = [line for line in lines if line[:3] in ("1  ", "2  ", "3  ")]
     assert [row.split()[0] for row in rows] == ["1", "2", "3"]
     assert sum(line.startswith("next ") for line in lines) == 1
@@ -353,18 +354,13 @@ def said(ranking: Ranking) -> list[Advice]:
     return cautions(ranking)
 
 
-def test_metrics_that_disagree_are_both_named() -> None:
-    rows = scored("a", 9.0, rankme=2.0), scored("b", 8.0, rankme=5.0)
-    (advice,) = said(ranked(*rows))
-    assert advice.text == "lidar and rankme choose different checkpoints: a, b."
-    assert advice.command == "lidar compare a b"
+def test_a_comparison_keeps_those_options_of_a_ranking_that_it_takes() -> None:
+    ranking = ranked(scored("a", 9.0), scored("b", 8.0))
+    assert comparison_command(ranking, "a", "b") == "lidar compare a b"
     words = "rank runs --top 3 --branch teacher --report r.html -q4 --data=photos --overwrite"
-    (advice,) = said(ranked(*rows, command=tuple(words.split())))
-    assert advice.command == "lidar compare a b --branch teacher --data=photos -q4"
-    only_one = scored("a", 9.0), scored("b", 8.0, rankme=5.0)
-    assert not said(ranked(*only_one))
-    close = scored("a", 9.0, rankme=4.9), scored("b", 8.0, rankme=5.0)
-    assert not said(ranked(*close))
+    ranking = replace(ranking, command=tuple(words.split()))
+    expected = "lidar compare a b --branch teacher --data=photos -q4"
+    assert comparison_command(ranking, "a", "b") == expected
 
 
 def test_a_constant_embedding_that_wins_is_a_caution() -> None:
@@ -482,9 +478,10 @@ def test_equal_values_are_the_same_and_not_tied_with_their_own_rank() -> None:
 
 def test_columns_without_a_value_make_room_for_others() -> None:
     (group,) = ranked(scored("a", 9.0, rankme=2.0, pillai=1.0)).groups
-    assert companions(group, METRICS["lidar"]) == ["rankme", "pillai"]
-    assert best_by("rankme", group.rows) == group.rows[0]
-    assert best_by("alignment", group.rows) is None
+    assert companions(group, METRICS["lidar"]) == ["rankme"]
+    assert companions(group, METRICS["lidar"], 2) == ["rankme", "pillai"]
+    assert best_by("rankme", group.rows) == [group.rows[0]]
+    assert best_by("alignment", group.rows) == []
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,9 @@ def check_extract(checkpoints: Sequence[Path], settings: ExtractSettings) -> Pat
 def check_score(settings: ScoreSettings, plot: Path | None) -> None:
     """Raise SettingsError for a name, size or output that cannot be used."""
     from lidar_cli.core.metrics import parse_metrics
+    from lidar_cli.ranking.agreement import refuse_group_metrics
 
+    refuse_group_metrics(settings.metrics)
     parse_metrics(settings.metrics)
     parse_size(settings.memory)
     check_device_name(settings.device)
@@ -215,11 +217,15 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
     check_groups(settings.groups, settings.confidence)
 
 
-def check_order(settings: OrderSettings) -> None:
-    """Raise LidarError for a metric, numbers, names or data that rank and compare cannot use."""
-    from lidar_cli.core.metrics import find_metric, parse_metrics
+def check_order(settings: OrderSettings, alone: str = "") -> None:
+    """Raise LidarError for a metric, numbers, names or data that rank and compare cannot use.
 
-    metric = find_metric(settings.by)
+    alone: as of `find_order`.
+    """
+    from lidar_cli.core.metrics import parse_metrics
+    from lidar_cli.ranking.agreement import find_order
+
+    metric = find_order(settings.by, alone)
     parse_metrics(settings.metrics)
     if settings.n_samples < 2:
         raise SettingsError(
@@ -241,7 +247,7 @@ def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
     """Raise LidarError for all that needs no tensor to be refused."""
     if len(paths) == 1 and paths[0].is_file() and not settings.watch:  # which it may complete
         check_checkpoint(paths[0], "rank")
-    check_order(settings)
+    check_order(settings, "--race" if settings.race else "--watch" if settings.watch else "")
     check_table("--oracle", settings.oracle, "probe")
     check_table("--params", settings.params)
     for option in ("jsonl", "tensorboard"):
@@ -252,15 +258,15 @@ def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
 
 def parse_columns(text: str | None) -> tuple[str, ...] | None:
     """The metrics that `--columns` names. Raises SettingsError if there is none of that name."""
-    from lidar_cli.core.metrics import METRICS
+    from lidar_cli.ranking.agreement import ORDERS
 
     if text is None:
         return None
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
-        if name not in METRICS:
+        if name not in ORDERS:
             raise SettingsError(
-                f"--columns {text}: no metric {name!r}; {nearest(name, list(METRICS))}",
+                f"--columns {text}: no metric {name!r}; {nearest(name, list(ORDERS))}",
                 code="no-such-metric",
             )
     return names

@@ -38,7 +38,7 @@ def compare(
     """
     one_of(json=json, csv=csv)
     check_two(paths)
-    check_order(settings)
+    check_order(settings, "compare")
     if read_rank_info().ranks > 1:
         raise SettingsError("compare is run by one process; start it without torchrun")
     from lidar_cli.ranking.comparison import compare_files

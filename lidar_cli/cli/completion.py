@@ -49,6 +49,12 @@ def _metrics() -> Iterable[str]:
     return METRICS
 
 
+def _orders() -> Iterable[str]:
+    from lidar_cli.ranking.agreement import ORDERS
+
+    return ORDERS
+
+
 def _recipes() -> Iterable[str]:
     from lidar_cli.views.methods import RECIPES
 
@@ -82,7 +88,7 @@ def _assumptions() -> Iterable[str]:
 
 SOURCES = {
     "topic": _one(_topics),
-    "by": _one(_metrics),
+    "by": _one(_orders),
     "metrics": _several(lambda: ("all", *_metrics())),
     "layer": _several(lambda: ("auto", *LAYERS)),
     "views": _one(_recipes),

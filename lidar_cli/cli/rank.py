@@ -22,6 +22,7 @@ from lidar_cli.cli.options import (
     with_settings,
 )
 from lidar_cli.cli.toy_data import note_toy_data
+from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.paths import Selection, select
 from lidar_cli.runtime.device import read_rank_info
@@ -74,7 +75,8 @@ def rank(
     one_of(columns=columns, all=everything)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
     shown = parse_columns(columns), everything, verbose
-    settings = replace(settings, metrics=",".join([settings.metrics, *(shown[0] or ())]))
+    named = [name for name in shown[0] or () if name in METRICS]  # not those of a group
+    settings = replace(settings, metrics=",".join([settings.metrics, *named]))
     selection = select(paths, settings)
     check_rank(paths, settings)
     check_report(page, overwrite)
@@ -186,6 +188,11 @@ def _check(settings: RankSettings, page: Path | None, **formats: bool) -> None:
         for name in ("watch_for", "jsonl", "tensorboard"):
             if getattr(settings, name) is not None:
                 raise SettingsError(f"--{name.replace('_', '-')} belongs to --watch; add that")
+    if settings.labels_per_class is not None and settings.oracle != "probe":
+        raise SettingsError(
+            "--labels-per-class says how many labels a probe is trained on; add --oracle probe",
+            code="no-probe",
+        )
     if settings.params is not None and settings.oracle is None and page is None:
         raise SettingsError(
             "--params groups accuracies by hyperparameter, or draws metrics against it; add "

@@ -48,6 +48,7 @@ Reads = Literal[
     "between",
     "sphere",
     "subset",
+    "group",
 ]
 
 
@@ -83,6 +84,7 @@ class Metric:
         between     Sb - W0 / q, not whitened                                 [d]
         sphere      `SphereMoments` of unit rows
         subset      `ComparedViews` of at most 1,000 samples
+        group       all checkpoints of a group (`ranking.agreement`)
 
     definition: one paragraph with the source.
     gradient: dT / d lambda_k for each eigenvalue of the spectrum; the influences of samples and the
@@ -644,16 +646,6 @@ METRICS = {
         ),
     )
 }
-
-
-def find_metric(name: str) -> Metric:
-    """The metric of this name. Raises SettingsError if there is none."""
-    if name not in METRICS:
-        raise SettingsError(
-            f"--by {name}: no such metric; {nearest(name, list(METRICS))} (lidar explain metrics)",
-            code="no-such-metric",
-        )
-    return METRICS[name]
 
 
 def default_metrics() -> frozenset[str]:

@@ -7,7 +7,7 @@ hyperparameters from a random search, and saved as a training script would save 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -62,11 +62,16 @@ class Hyperparameters:
 
 
 class Search:
-    """Random numbers for run `index` of the search with `seed`; each call returns a new one."""
+    """Hyperparameters from numbers in [0, 1], of which each draw takes the next."""
 
-    def __init__(self, seed: int, index: int) -> None:
+    def __init__(self, unit: Sequence[float]) -> None:
+        self._unit = iter(unit)
+
+    @classmethod
+    def seeded(cls, seed: int, index: int) -> Search:
+        """Random numbers of run `index` of the search with `seed`."""
         words = np.random.SeedSequence([seed % 2**64, index]).generate_state(MOST_DRAWS, np.uint64)
-        self._unit = iter((words >> np.uint64(11)) * 2.0**-53)  # [0, 1)
+        return cls(((words >> np.uint64(11)) * 2.0**-53).tolist())
 
     def uniform(self, bounds: tuple[float, float]) -> float:
         """Uniform between the bounds."""
@@ -90,8 +95,12 @@ def draw_hyperparameters(
 
     epochs: least and greatest number; None for `EPOCHS`.
     """
-    search = Search(seed, index)
-    run_length, learning_rate = search.count(epochs or EPOCHS), search.log_uniform(LEARNING_RATE)
+    return searched(method, Search.seeded(seed, index), epochs or EPOCHS)
+
+
+def searched(method: Method, search: Search, epochs: tuple[int, int]) -> Hyperparameters:
+    """Hyperparameters from the numbers of a search. epochs: least and greatest number."""
+    run_length, learning_rate = search.count(epochs), search.log_uniform(LEARNING_RATE)
     weight_decay = search.log_uniform(WEIGHT_DECAY)
     strength, crop = search.uniform(STRENGTH), search.uniform(CROP)
     shared = (method, run_length, learning_rate, weight_decay, strength, crop)

@@ -15,12 +15,21 @@ from importlib.resources import files
 from typing import Any
 
 from lidar_cli.configuration import NAMED_ONLY
-from lidar_cli.core.metrics import METRICS, Metric
+from lidar_cli.core.metrics import Metric
 from lidar_cli.errors import EXIT_STATUSES, SettingsError
 from lidar_cli.explain import settings_text
+from lidar_cli.ranking.agreement import ORDERS
 
 PAGES = {  # group of the list of topics -> names of files
-    "Choosing a checkpoint": ("metrics", "study", "intervals", "noise", "planning", "race"),
+    "Choosing a checkpoint": (
+        "metrics",
+        "study",
+        "trust",
+        "intervals",
+        "noise",
+        "planning",
+        "race",
+    ),
     "What goes in": ("what-to-rank", "data", "recipes", "systems", "settings"),
     "What comes out": ("exit-statuses", "file-format", "page", "labels"),
     "Other ways to run": ("processes", "training", "python"),
@@ -33,6 +42,8 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     "tied-with": "intervals",
     "verdict": "intervals",
     "accuracy": "labels",
+    "few-labels": "labels",
+    **dict.fromkeys(("believe", "abstain", "disagreement"), "trust"),
     **dict.fromkeys(("best", "clearly", "chance", "next"), "intervals"),
     **dict.fromkeys(("caution", "cautions", "warning", "remark", "remarks"), "planning"),
     **dict.fromkeys(("skipped", "failed", "baseline", "drop", "curves"), "what-to-rank"),
@@ -56,7 +67,7 @@ def list_topics() -> str:
     for group, names in PAGES.items():
         lines = (f"- `{name}`: {_title(name)}" for name in names)
         parts.append(f"## {group}\n\n" + "\n".join(lines))
-    metrics = ", ".join(f"`{name}`" for name in METRICS)
+    metrics = ", ".join(f"`{name}`" for name in ORDERS)
     parts.append(f"## Each metric\n\n{metrics}")
     recipes = ", ".join(f"`{name}`" for name in recipe_names())
     parts.append(f"## Each recipe of views\n\n{recipes}")
@@ -88,7 +99,7 @@ def explain(topic: str) -> str:
 
 def topic_names() -> list[str]:
     """Every name that `explain` takes, as it is printed."""
-    names = [*PAGE_NAMES, *METRICS, *recipe_names(), *(row.name for row in _formats())]
+    names = [*PAGE_NAMES, *ORDERS, *recipe_names(), *(row.name for row in _formats())]
     return list(dict.fromkeys([*names, *settings_text.names()]))
 
 
@@ -132,7 +143,7 @@ def _page(name: str) -> str | None:
 
 def _metric(name: str) -> str | None:
     field = name.replace("-", "_")
-    metric = next((m for m in METRICS.values() if field in (m.name, *m.companions)), None)
+    metric = next((m for m in ORDERS.values() if field in (m.name, *m.companions)), None)
     if metric is None:
         return None
     better = BETTER.get(metric.better, f"best at {metric.target:g}" if metric.target else "")
@@ -189,7 +200,7 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _metrics_table() -> str:
     return _table(
         ("metric", "what it is", "better"),
-        ((f"`{m.name}`", metric_summary(m), m.direction) for m in METRICS.values()),
+        ((f"`{m.name}`", metric_summary(m), m.direction) for m in ORDERS.values()),
     )
 
 

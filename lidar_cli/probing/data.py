@@ -108,6 +108,20 @@ def open_members(
     return members
 
 
+def open_labelled(file: Path, layer: str, device: torch.device) -> tuple[Rows, Tensor, int]:
+    """The labelled samples of one layer of a file: n rows, class numbers [n], number of classes.
+
+    Raises InputError if the file has no labels, FeatureFileError if it is not complete.
+    """
+    every = _labels(file)
+    index = _labelled(every)
+    classes = torch.from_numpy(np.unique(every[index].numpy()))
+    (embeddings,) = read_hdf5(file, layer)
+    _check_rows(embeddings, every)
+    numbers = _numbered(every[index], classes).to(device) if len(classes) else every[index]
+    return rows_of_file(embeddings, index), numbers, len(classes)
+
+
 def _labels(path: Path) -> Tensor:
     """Class numbers [N], -1 unknown. Raises InputError if the file has none."""
     labels = read_labels(path)

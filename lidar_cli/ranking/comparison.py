@@ -24,6 +24,7 @@ from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsE
 from lidar_cli.extraction.run import stem
 from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.reader import read_hdf5, read_provenance
+from lidar_cli.ranking.agreement import find_order
 from lidar_cli.ranking.cache import MARKER, CacheFolder
 from lidar_cli.ranking.discover import (
     Checkpoint,
@@ -123,6 +124,7 @@ def compare_files(
     Raises SettingsError unless there are two, InputError if one cannot be used.
     """
     check_two(paths)
+    find_order(settings.by, "compare")
     first, second = map(_only_file, paths)
     progress = progress or Progress()
     selection = select([first, second])

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lidar_cli.core.metrics import METRICS
-from lidar_cli.scoring.compute import Score, listed_metrics
+from lidar_cli.ranking.agreement import with_value
+from lidar_cli.scoring.compute import Score
 
 Numbers = NDArray[np.float64]
 Span = tuple[float, float]
@@ -53,8 +53,8 @@ def correlate(
     from scipy.stats import kendalltau, spearmanr
 
     rows = []
-    for name in listed_metrics(scores):
-        metric = METRICS[name]
+    for metric in with_value(scores):
+        name = metric.name
         pairs = [
             (-metric.sort_key(value), accuracy)
             for score, accuracy in zip(scores, accuracies, strict=True)
@@ -78,6 +78,32 @@ def correlate(
         without = reason if None in intervals else None
         rows.append(Correlation(name, rho, tau, len(pairs), *intervals, without))
     return tuple(rows)
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rho; None with fewer than three pairs, or if all values of a side are equal."""
+    from scipy.stats import spearmanr
+
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    return float(spearmanr(x, y).statistic)
+
+
+def interval_over_draws(
+    x: Sequence[Sequence[float]], y: Sequence[float], level: float, seed: int
+) -> Span | None:
+    """The interval of Spearman's rho of one draw of x [R, K] and y [K].
+
+    Percentiles over checkpoints drawn with replacement, each time with one of the draws of x, all
+    of them equally often: it covers both. None with fewer than MIN_CHECKPOINTS.
+    """
+    if len(y) < MIN_CHECKPOINTS:
+        return None
+    times = draws(len(y), seed)
+    each = [
+        resampled(np.array(row), np.array(y), times[at :: len(x)])[0] for at, row in enumerate(x)
+    ]
+    return _interval(np.concatenate(each), level)
 
 
 def draws(count: int, seed: int) -> Numbers:

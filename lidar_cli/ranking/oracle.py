@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lidar_cli.core.metrics import METRICS
 from lidar_cli.data.tables import Table, Unmatched, match, read_table
 from lidar_cli.errors import InputError
 from lidar_cli.probing.run import ProbeResult, probe_files
+from lidar_cli.ranking.agreement import with_value
 from lidar_cli.ranking.correlation import Correlation, correlate
+from lidar_cli.ranking.few_labels import (
+    FewLabels,
+    FewLabelsComparison,
+    compare_few_labels,
+    probe_few_labels,
+)
 from lidar_cli.ranking.hyperparameters import (
     Hyperparameters,
     from_checkpoints,
@@ -27,7 +33,7 @@ from lidar_cli.ranking.hyperparameters import (
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.session import PROBE, PROBED_LAYER, Ranking, open_probe_session
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import Score, listed_metrics
+from lidar_cli.scoring.compute import Score
 from lidar_cli.settings import ProbeSettings, RankSettings
 
 
@@ -41,6 +47,7 @@ class GroupComparison:
     correlations: tuple[Correlation, ...]
     selection: Selection | None
     hyperparameters: tuple[HyperparameterSelection, ...]
+    few_labels: FewLabelsComparison | None = None  # with --labels-per-class
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Oracle:
     comparisons: tuple[GroupComparison, ...]  # one for each group of the ranking, in its order
     without: tuple[str, ...]  # ranked checkpoints that have no accuracy
     unmatched: tuple[Unmatched, ...]  # lines of the files that name no ranked checkpoint
+    few_labels: FewLabels | None = None  # with --labels-per-class, of which accuracies are means
 
 
 def check_tables(settings: RankSettings) -> None:
@@ -78,7 +86,11 @@ def compare_with_oracle(
     assert settings.oracle is not None
     rows = [row for group in ranking.groups for row in group.rows]
     unmatched: list[Unmatched] = []
-    if settings.oracle == PROBE:
+    few: FewLabels | None = None
+    if settings.labels_per_class is not None:
+        few, unmatched = _probe_few_labels(ranking, rows, settings, progress or Progress())
+        accuracies, method = few.means, few.method
+    elif settings.oracle == PROBE:
         accuracies, method, unmatched = _probe(ranking, rows, settings, progress or Progress())
     else:
         table = read_table(Path(settings.oracle), ("path", "accuracy"))
@@ -87,7 +99,8 @@ def compare_with_oracle(
         accuracies = {path: shares[line["path"]] for path, line in lines.items()}
     hyperparameters, more = hyperparameters_of(ranking, settings)
     comparisons = [
-        _compare_group(group, accuracies, hyperparameters, settings) for group in ranking.groups
+        _compare_group(group, accuracies, hyperparameters, settings, few)
+        for group in ranking.groups
     ]
     return Oracle(
         source=settings.oracle,
@@ -97,7 +110,30 @@ def compare_with_oracle(
         comparisons=tuple(comparisons),
         without=tuple(row.path for row in rows if row.path not in accuracies),
         unmatched=(*unmatched, *more),
+        few_labels=few,
     )
+
+
+def _probe_few_labels(
+    ranking: Ranking, rows: Sequence[Row], settings: RankSettings, progress: Progress
+) -> tuple[FewLabels, list[Unmatched]]:
+    """Probes of the rows' backbones with a few labels, by path, and the rows that failed.
+
+    If there are labels enough, the full probe that judges them is among them.
+    Raises InputError if the data has no labels, or nothing could be probed.
+    """
+    rows_by_file, failed = _embed(ranking, rows, settings, progress)
+    files = [Path(file) for file in rows_by_file]
+    if not files:
+        raise _nothing_probed(failed)
+    few, reasons = probe_few_labels(files, PROBED_LAYER, settings, progress)
+    failed += [Unmatched(rows_by_file[file], reason) for file, reason in reasons.items()]
+    few = replace(few, results={rows_by_file[file]: one for file, one in few.results.items()})
+    if few.has_full:
+        full, method, failed_too = _probe_files(rows_by_file, settings, progress)
+        few = replace(few, full=full, full_method=method)
+        failed += [line for line in failed_too if line.path in few.results]
+    return few, failed
 
 
 def _probe(
@@ -105,10 +141,25 @@ def _probe(
 ) -> tuple[dict[str, float], str, list[Unmatched]]:
     """Top-1 accuracies of the rows' backbones, how they were measured, and the rows that failed.
 
-    The backbone is probed whichever layer is ranked, since downstream tasks use the backbone.
-    All checkpoints see the same labelled un-augmented samples and the same split of them, with the
-    default protocol of `lidar probe`. A row without a checkpoint is a feature file.
     Raises InputError if the data has no labels, or nothing could be probed.
+    """
+    rows_by_file, failed = _embed(ranking, rows, settings, progress)
+    accuracies, method, failed_too = _probe_files(rows_by_file, settings, progress)
+    failed += failed_too
+    if not accuracies:
+        raise _nothing_probed(failed)
+    return accuracies, method, failed
+
+
+def _embed(
+    ranking: Ranking, rows: Sequence[Row], settings: RankSettings, progress: Progress
+) -> tuple[dict[str, str], list[Unmatched]]:
+    """Paths of the rows by feature file of their backbones, and the rows that failed.
+
+    The backbone is probed whichever layer is ranked, since downstream tasks use the backbone.
+    All checkpoints see the same labelled un-augmented samples. A row without a checkpoint is a
+    feature file.
+    Raises InputError if the data has no labels.
     """
     checkpoints = ranking.checkpoints
     features = {row.path: row.path for row in rows if row.path not in checkpoints}
@@ -120,20 +171,31 @@ def _probe(
         for task, path in scorer.results(scorer.plans(to_embed), scorer.embed):
             features[str(task.checkpoint.path)] = str(path)
         failed += [Unmatched(file.path, file.reason) for file in session.scan.failed]
-    rows_by_file = {features[row.path]: row.path for row in rows if row.path in features}
+    return {features[row.path]: row.path for row in rows if row.path in features}, failed
+
+
+def _probe_files(
+    rows_by_file: Mapping[str, str], settings: RankSettings, progress: Progress
+) -> tuple[dict[str, float], str, list[Unmatched]]:
+    """Top-1 accuracies by row, how they were measured, and the rows that failed.
+
+    All are split alike and probed with the default protocol of `lidar probe`.
+    """
     files = [Path(file) for file in rows_by_file]
     protocol = ProbeSettings(device=settings.device, layer=PROBED_LAYER, seed=settings.seed)
     probes = probe_files(files, [None] * len(files), protocol, progress)
-    failed += [Unmatched(rows_by_file[file.train], file.reason) for file in probes.failed]
-    if not probes.probed:
-        first = f"{failed[0].path}: {failed[0].reason}" if failed else "no checkpoint"
-        raise InputError(
-            f"--oracle probe: nothing could be probed; the first: {first}", code="nothing-probed"
-        )
+    failed = [Unmatched(rows_by_file[file.train], file.reason) for file in probes.failed]
     for warning in dict.fromkeys(text for probed in probes.probed for text in probed.warnings):
         progress.note(f"warning: --oracle probe: {warning}")
     accuracies = {rows_by_file[probed.train]: probed.top1 for probed in probes.probed}
-    return accuracies, _describe_probes(probes.probed), failed
+    return accuracies, _describe_probes(probes.probed) if accuracies else "", failed
+
+
+def _nothing_probed(failed: Sequence[Unmatched]) -> InputError:
+    first = f"{failed[0].path}: {failed[0].reason}" if failed else "no checkpoint"
+    return InputError(
+        f"--oracle probe: nothing could be probed; the first: {first}", code="nothing-probed"
+    )
 
 
 def _describe_probes(probed: Sequence[ProbeResult]) -> str:
@@ -221,6 +283,7 @@ def _compare_group(
     accuracies: Mapping[str, float],
     hyperparameters: Mapping[str, Hyperparameters],
     settings: RankSettings,
+    few: FewLabels | None,
 ) -> GroupComparison:
     checkpoints = {
         row.path: (row.score, accuracies[row.path]) for row in group.rows if row.path in accuracies
@@ -229,10 +292,13 @@ def _compare_group(
         [score for score, _ in checkpoints.values()],
         [a for _, a in checkpoints.values()],
     )
+    by_path = {path: score for path, (score, _) in checkpoints.items()}
+    level, seed = settings.confidence, settings.seed
     return GroupComparison(
-        correlate(scores, shares, level=settings.confidence, seed=settings.seed),
+        correlate(scores, shares, level=level, seed=seed),
         select(checkpoints) if checkpoints else None,
         by_hyperparameter(checkpoints, hyperparameters),
+        None if few is None else compare_few_labels(by_path, few, level, seed),
     )
 
 
@@ -274,20 +340,14 @@ class HyperparameterSelection:
 ScoresAndAccuracies = Mapping[str, tuple[Score, float]]  # path -> score, accuracy
 
 
-def select(checkpoints: ScoresAndAccuracies, names: Sequence[str] | None = None) -> Selection:
-    """The checkpoint that each metric selects. There must be at least one checkpoint.
-
-    names: of the metrics; `listed_metrics` if None.
-    """
-    if names is None:
-        names = listed_metrics(score for score, _ in checkpoints.values())
+def select(checkpoints: ScoresAndAccuracies) -> Selection:
+    """The checkpoint that each metric selects. There must be at least one checkpoint."""
     accuracies = {path: accuracy for path, (_, accuracy) in checkpoints.items()}
     picks = []
-    for name in names:
-        metric = METRICS[name]
-        values = {path: score.value(name) for path, (score, _) in checkpoints.items()}
+    for metric in with_value([score for score, _ in checkpoints.values()]):
+        values = {path: score.value(metric.name) for path, (score, _) in checkpoints.items()}
         merits = {path: -metric.sort_key(v) for path, v in values.items() if v is not None}
-        picks.append(_pick(name, merits, accuracies))
+        picks.append(_pick(metric.name, merits, accuracies))
     return Selection(
         len(checkpoints),
         _pick("oracle", accuracies, accuracies),
@@ -312,13 +372,16 @@ def by_hyperparameter(
 def _select_in_sets(
     name: str, checkpoints: ScoresAndAccuracies, sets: Sequence[Sequence[str]]
 ) -> HyperparameterSelection:
-    listed = listed_metrics(score for score, _ in checkpoints.values())
+    metrics = [metric.name for metric in with_value([score for score, _ in checkpoints.values()])]
     if not sets:
-        return HyperparameterSelection(name, 0, 0, None, None, dict.fromkeys(listed))
-    selections = [select({path: checkpoints[path] for path in paths}, listed) for paths in sets]
+        return HyperparameterSelection(name, 0, 0, None, None, dict.fromkeys(metrics))
+    selections = [select({path: checkpoints[path] for path in paths}) for paths in sets]
     picks: dict[str, float | None] = {}
-    for at, metric in enumerate(listed):
-        accuracies = [selection.picks[at].accuracy for selection in selections]
+    for metric in metrics:
+        accuracies = [
+            next((pick.accuracy for pick in selection.picks if pick.metric == metric), None)
+            for selection in selections
+        ]
         values = [accuracy for accuracy in accuracies if accuracy is not None]
         picks[metric] = statistics.fmean(values) if len(values) == len(sets) else None
     return HyperparameterSelection(

@@ -9,6 +9,14 @@ from typing import Any
 
 from lidar_cli.core.metrics import Metric
 from lidar_cli.features.schema import revision_of
+from lidar_cli.ranking.agreement import (
+    GroupMetric,
+    fixed_parts,
+    form_all,
+    intervals_of,
+    resample,
+    tied_with,
+)
 from lidar_cli.scoring.compute import MUCH_NOISE, Score
 from lidar_cli.scoring.intervals import Interval, ties
 from lidar_cli.views.recipes import statistics_text
@@ -51,17 +59,33 @@ def unranked_row(path: Path, aliases: Sequence[str], score: Score, by: Metric) -
     return Row(str(path), tuple(aliases), score, value, reason, interval)
 
 
-def comparable_groups(rows: Iterable[Row], by: Metric, level: float) -> tuple[Group, ...]:
+def comparable_groups(
+    rows: Iterable[Row], by: Metric, level: float, complete: bool = True
+) -> tuple[Group, ...]:
     """Rows grouped by `comparable`, each group ordered; the largest group first.
 
-    level: confidence level of the test for ties.
+    level: confidence level of the test for ties. complete: whether all checkpoints are scored, so
+    that the metrics of a group can be formed.
     """
     groups: dict[str, tuple[dict[str, Any], list[Row]]] = {}
     for row in rows:
         common = comparable(row.score)
         groups.setdefault(repr(sorted(common.items())), (common, []))[1].append(row)
+    if complete:
+        groups = {key: (common, formed(of_group, by)) for key, (common, of_group) in groups.items()}
     ordered = (Group(common, order(members, by, level)) for common, members in groups.values())
     return tuple(sorted(ordered, key=lambda group: -len(group.rows)))
+
+
+def formed(rows: Sequence[Row], by: Metric) -> list[Row]:
+    """The rows of a group with the metrics of the group (`ranking.agreement`)."""
+    scores = form_all([row.score for row in rows], by)
+    if not isinstance(by, GroupMetric):
+        return [replace(row, score=score) for row, score in zip(rows, scores, strict=True)]
+    return [
+        unranked_row(Path(row.path), row.aliases, score, by)
+        for row, score in zip(rows, scores, strict=True)
+    ]
 
 
 def comparable(score: Score) -> dict[str, Any]:
@@ -107,7 +131,10 @@ def order(rows: Sequence[Row], by: Metric, level: float) -> tuple[Row, ...]:
         return row.value is None, 0.0 if row.value is None else by.sort_key(row.value), row.path
 
     best_first = sorted(rows, key=key)
-    tied = tied_pairs(best_first, by, level)
+    if isinstance(by, GroupMetric):
+        best_first, tied = resampled(best_first, by, level)
+    else:
+        tied = tied_pairs(best_first, by, level)
     ranked: list[Row] = []
     for at, row in enumerate(best_first):
         is_equal = at and key(ranked[-1])[:2] == key(row)[:2]
@@ -121,17 +148,61 @@ def order(rows: Sequence[Row], by: Metric, level: float) -> tuple[Row, ...]:
     return tuple(ranked)
 
 
-def tied_pairs(rows: Sequence[Row], by: Metric, level: float) -> list[set[int]]:
-    """For each row the indices of the rows with an equal value, or tied with it by `ties`."""
+def resampled(
+    rows: Sequence[Row], by: GroupMetric, level: float
+) -> tuple[list[Row], list[set[int]]]:
+    """The rows with intervals, and for each the indices of those with an equal value or tied.
+
+    Both are of joint resamples of the samples.
+    """
+    scores = [row.score for row in rows]
+    resamples = resample(by, scores)
+    intervals = [Interval(reason=why_fixed(by, scores))] * len(rows)
     tied: list[set[int]] = [set() for _ in rows]
+    if resamples is not None:
+        intervals = intervals_of(resamples, level)
+        tied = [set(others) for others in tied_with(resamples, level)]
+    for others in _equal(rows):
+        for at in others:
+            tied[at] |= others - {at}
+    return [
+        replace(row, score=_with_interval(row.score, by, one), interval=one)
+        for row, one in zip(rows, intervals, strict=True)
+    ], tied
+
+
+def why_fixed(by: GroupMetric, scores: Sequence[Score]) -> str | None:
+    """Why some of its parts are not resampled, or none is; None if all are."""
+    fixed = fixed_parts(by, scores)
+    reasons = (score.interval(name).reason for name in fixed for score in scores)
+    why = next((f": {reason}" for reason in reasons if reason), "")
+    return f"no influences of samples on {', '.join(fixed)}{why}" if fixed else None
+
+
+def _with_interval(score: Score, by: Metric, interval: Interval) -> Score:
+    if score.confidence is None:
+        return score
+    intervals = score.confidence.intervals | {by.name: interval}
+    return replace(score, confidence=replace(score.confidence, intervals=intervals))
+
+
+def _equal(rows: Sequence[Row]) -> Iterable[set[int]]:
+    """The indices of the rows that have each value."""
     equal: dict[float, set[int]] = {}
-    paired: dict[int, list[int]] = {}  # by the number of samples: the test needs equal ones
     for at, row in enumerate(rows):
         if row.value is not None:
             equal.setdefault(row.value, set()).add(at)
-            if row.interval.se is not None:
-                paired.setdefault(len(row.score.influences[by.name]), []).append(at)
-    for indices in equal.values():
+    return equal.values()
+
+
+def tied_pairs(rows: Sequence[Row], by: Metric, level: float) -> list[set[int]]:
+    """For each row the indices of the rows with an equal value, or tied with it by `ties`."""
+    tied: list[set[int]] = [set() for _ in rows]
+    paired: dict[int, list[int]] = {}  # by the number of samples: the test needs equal ones
+    for at, row in enumerate(rows):
+        if row.value is not None and row.interval.se is not None:
+            paired.setdefault(len(row.score.influences[by.name]), []).append(at)
+    for indices in _equal(rows):
         for at in indices:
             tied[at] = indices - {at}
     for members in paired.values():

@@ -22,9 +22,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lidar_cli.core.metrics import Metric, find_metric
+from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, first_line
 from lidar_cli.extraction.run import BATCHES_UNTIL
+from lidar_cli.ranking.agreement import find_order
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.names import name_below
@@ -175,9 +176,10 @@ def bonferroni_level(confidence: float, looks: int, entrants: int) -> float:
 
 def check_race(settings: RankSettings) -> None:
     """Raise SettingsError for settings with which there can be no race."""
+    find_order(settings.by, "--race")
     if settings.n_views == 0:
         raise SettingsError("--race saves views, and -q 0 has none; rank without it")
-    reason = find_metric(settings.by).no_interval
+    reason = METRICS[settings.by].no_interval
     if reason is not None:
         raise SettingsError(f"--race by {settings.by}: {reason}; choose another metric with --by")
     if settings.clean_samples not in (None, settings.n_samples):

@@ -26,6 +26,7 @@ from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path
+from lidar_cli.ranking.agreement import ORDERS, needed_parts, parts_of
 from lidar_cli.ranking.baseline import Untrained
 from lidar_cli.ranking.cache import Cache, Task, matches_plan
 from lidar_cli.ranking.claims import Claims, replace_by_copy
@@ -39,6 +40,7 @@ from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import ExtractSettings, RankSettings
 from lidar_cli.views.pipeline import Views
 
+NOT_SCORED = "not scored yet"  # begins the reason of a checkpoint that --collect waits for
 FIRST_PAUSE = 0.5  # seconds between two checks of what other processes have stored
 LONGEST_PAUSE = 4.0  # the pause doubles up to this while nothing changes
 PATIENCE = 3.0  # seconds of waiting before a note says so
@@ -156,7 +158,12 @@ class Scorer:
         names = [self.name(task) for task in tasks]
         paths = (str(task.checkpoint.path) for task in tasks if not self.cache.has(task))
         self._to_embed = set(paths)
-        self._progress.begin(names, len(self._to_embed), self._settings.by)
+        self._progress.begin(names, len(self._to_embed), self._shown)
+
+    @property
+    def _shown(self) -> str:
+        """The metric that the progress shows: of one of a group, what it is formed from first."""
+        return parts_of(ORDERS[self._settings.by])[0]
 
     def name(self, task: Task) -> str:
         """The short name of the checkpoint of a task."""
@@ -167,7 +174,7 @@ class Scorer:
         self, task: Task, result: object, begun: float, cached: bool = False
     ) -> None:
         """Report a finished task to the progress, with its value if the result is a score."""
-        value = result.value(self._settings.by) if isinstance(result, Score) else None
+        value = result.value(self._shown) if isinstance(result, Score) else None
         seconds = time.monotonic() - begun
         self._progress.finished(self.name(task), value, seconds, cached)
 
@@ -245,7 +252,7 @@ class Scorer:
                 continue
             if self._settings.collect:
                 claimed_by = "; a process is working on it" if claims.is_claimed(path.name) else ""
-                self._fail(task.checkpoint.path, FeatureFileError(f"not scored yet{claimed_by}"))
+                self._fail(task.checkpoint.path, FeatureFileError(f"{NOT_SCORED}{claimed_by}"))
                 self._progress.failed(name)
                 continue
             with self._reporting_failure(task.checkpoint), claims.hold(path.name) as claim:
@@ -440,7 +447,7 @@ def score_features(
     cache: Path,
     groups: Grouping | None = None,
 ) -> Score:
-    """The score of one layer of a feature file, with influences on the metric that orders alone.
+    """The score of one layer of a feature file, with the influences that ordering needs alone.
 
     cache: the folder that stores the influences on every metric.
     groups: groups of samples, within which influences are summed.
@@ -455,9 +462,10 @@ def score_features(
 
 
 def with_influences_of(scored: Score, by: str) -> Score:
-    """The score with the influences on the metric `by` alone, which are all that ordering needs.
+    """The score with the influences that ties by `by` and by the second opinion need.
 
     The n influences on each metric are little memory for one checkpoint, but not for ten thousand.
     """
-    influences = {name: scored.influences[name] for name in scored.influences.keys() & {by}}
+    needed = scored.influences.keys() & needed_parts(by)
+    influences = {name: scored.influences[name] for name in needed}
     return replace(scored, influences=influences)

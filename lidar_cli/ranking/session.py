@@ -16,13 +16,14 @@ from pathlib import Path
 
 from lidar_cli.checkpoints.detect import check_assumptions, check_names
 from lidar_cli.configuration import parse_size
-from lidar_cli.core.metrics import Metric, find_metric
+from lidar_cli.core.metrics import Metric
 from lidar_cli.data.dataset import Samples
 from lidar_cli.data.open import open_samples
 from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError
 from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
+from lidar_cli.ranking.agreement import GroupMetric, find_order
 from lidar_cli.ranking.baseline import Baseline, Untrained, UntrainedNetworks
 from lidar_cli.ranking.cache import Cache, CacheFolder, Task
 from lidar_cli.ranking.claims import Claims
@@ -38,7 +39,8 @@ from lidar_cli.ranking.names import name_below, short_names
 from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
 from lidar_cli.ranking.paths import Paths, Selection, select
 from lidar_cli.ranking.runs import Run, find_runs, recorded_positions
-from lidar_cli.ranking.scorer import Scorer, score_features
+from lidar_cli.ranking.scorer import NOT_SCORED, Scorer, score_features
+from lidar_cli.ranking.trust import Trust, facts_of_group, judge
 from lidar_cli.runtime.device import (
     MEMORY_SHARE,
     RankInfo,
@@ -71,7 +73,7 @@ class Session:
         self.directory = selection.directory
         self.settings = settings
         self.progress = progress
-        self.by = find_metric(settings.by)
+        self.by = find_order(settings.by)
         self.device = find_device(settings.device)
         cleans = not settings.dry_run
         self.folder = CacheFolder(selection.cache_parent, settings.cache, cleans)
@@ -154,7 +156,7 @@ def open_session(paths: Paths, settings: RankSettings, progress: Progress | None
     Raises SettingsError for a mistyped name or an unknown key of a [recipe] table, InputError if
     there is no such file or folder.
     """
-    find_metric(settings.by)
+    find_order(settings.by)
     find_recipe(settings.views, settings.pixel_stats, settings.recipe)
     check_names(settings.format, settings.branch)
     check_assumptions(settings.assume)
@@ -209,6 +211,7 @@ class Ranking:
     """The ordered groups of a selection, and the files that are not ranked.
 
     directory: the folder that all have in common. images: how many the data hold, None if unknown.
+    has_labels: whether the data have classes, so that they can be probed.
     embedded: how many checkpoints this process embedded, in `seconds`. command: the words of the
     command line after `lidar`, empty if there is none.
     """
@@ -220,6 +223,7 @@ class Ranking:
     groups: tuple[Group, ...]
     runs: tuple[Run, ...] = ()  # see `with_runs`
     baseline: tuple[Baseline, ...] = ()  # with --baseline
+    trust: tuple[Trust | None, ...] = ()  # of each group; None if it has no two checkpoints
     skipped: tuple[Skipped, ...] = ()
     failed: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -227,6 +231,7 @@ class Ranking:
     names: Mapping[str, str] = field(default_factory=dict)  # short names, by path
     selection: Paths = ()
     images: int | None = None
+    has_labels: bool = False
     embedded: int = 0
     seconds: float = 0.0
     command: tuple[str, ...] = ()
@@ -234,6 +239,11 @@ class Ranking:
     def name(self, path: str) -> str:
         """The short name of a checkpoint; of another file, its path below the directory."""
         return name_below(path, self.names, self.directory)
+
+    def trust_of(self, group: Group) -> Trust | None:
+        """Whether the order of one of the groups is to be believed; None if that is unknown."""
+        pairs = zip(self.groups, self.trust, strict=False)
+        return next((trust for one, trust in pairs if one is group), None)
 
 
 class Outcome(Enum):
@@ -401,21 +411,35 @@ class _Job:
                 f"{len(skipped)} skipped{first})",
                 code="nothing-ranked",
             )
-        if all(row.value is None for row in rows):
+        level = session.settings.confidence
+        waiting = [file for file in failed if file.reason.startswith(NOT_SCORED)]
+        if waiting and isinstance(by, GroupMetric):
+            raise InputError(
+                f"--by {by.name}: it is formed from all checkpoints of a group, and {len(waiting)} "
+                f"of {len(rows) + len(waiting)} are not scored yet, the first is "
+                f"{waiting[0].path}; wait for them, or leave out --by",
+                code="incomplete-group",
+            )
+        groups = comparable_groups(rows, by, level, complete=not waiting)
+        best = groups[0].rows[0]
+        if all(row.value is None for group in groups for row in group.rows):
             raise InputError(
                 f"{session.selection}: nothing could be ranked, no checkpoint has a value; "
-                f"{rows[0].path}: no {by.name}: {rows[0].reason}; choose another metric with --by",
+                f"{best.path}: no {by.name}: {best.reason}; choose another metric with --by",
                 code="no-value",
             )
-        level = session.settings.confidence
-        groups = comparable_groups(rows, by, level)
+        baselines = self._untrained.baselines(groups, why_untrained)
         ranking = Ranking(
             directory=str(session.directory),
             by=by,
             level=level,
             data=", ".join(sorted({str(row.score.data) for row in rows})),
             groups=groups,
-            baseline=self._untrained.baselines(groups, why_untrained),
+            baseline=baselines,
+            trust=tuple(
+                judge(facts_of_group(group, by, [one for one in baselines if one.group == at]))
+                for at, group in enumerate(groups)
+            ),
             skipped=tuple(skipped),
             failed=tuple(failed),
             warnings=tuple(noise_warnings(groups, by)),
@@ -423,6 +447,7 @@ class _Job:
             names=session.names(),
             selection=session.selection,
             images=session.samples.total if session.scan.checkpoints else None,
+            has_labels=bool(session.scan.checkpoints) and session.samples.labels is not None,
             embedded=self._embedded,
             seconds=self._seconds,
         )

@@ -13,6 +13,7 @@ from lidar_cli.checkpoints.reading.read import content_files
 from lidar_cli.checkpoints.shapes.spec import NotOpen
 from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.plan import Plan
+from lidar_cli.ranking.agreement import find_order
 from lidar_cli.ranking.discover import Checkpoint, Recogniser, Skipped, classify_file, files_of
 from lidar_cli.ranking.order import Row, unranked_row
 from lidar_cli.ranking.paths import Paths, select
@@ -83,6 +84,7 @@ def follow(
     recorded: path and key of checkpoints that are not scored again.
     Raises SettingsError and InputError as `rank_directory`, except for an empty directory.
     """
+    find_order(settings.by, "--watch")
     watch = _Watch(open_session(paths, settings, progress), recorded)
     ends = None if settings.watch_for is None else time.monotonic() + settings.watch_for
     watch.files.poll()  # no file can be complete before the second look

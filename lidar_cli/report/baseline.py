@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.agreement import GROUP_METRICS
 from lidar_cli.ranking.baseline import SEEDS, Baseline, worse_than_untrained
 from lidar_cli.ranking.order import Group
 from lidar_cli.ranking.session import Ranking
@@ -53,7 +54,8 @@ def value_text(baseline: Baseline, metric: str) -> str:
     values = baseline.values(metric)
     if not values:
         notes = (score.notes.get(metric) for score in baseline.scores)
-        why = baseline.reason or next((note for note in notes if note), "not scored")
+        without = "it has no rank" if metric in GROUP_METRICS else "not scored"
+        why = baseline.reason or next((note for note in notes if note), without)
         return f"{baseline.name}: no {metric}: {why}"
     spread = f"{format_value(min(values))} .. {format_value(max(values))} over {len(SEEDS)} seeds"
     return (

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lidar_cli.errors import printable
+from lidar_cli.probing.few_shot import DRAWS
+from lidar_cli.ranking.few_labels import FewLabels
 from lidar_cli.ranking.oracle import GroupComparison, Oracle, Selection
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.text import (
@@ -18,6 +22,7 @@ from lidar_cli.report.text import (
     format_signed,
     markdown_table,
     print_columns,
+    print_wrapped,
 )
 
 
@@ -34,6 +39,7 @@ def to_record(oracle: Oracle) -> dict[str, Any]:
         ],
         "without": list(oracle.without),
         "unmatched": [dataclasses.asdict(line) for line in oracle.unmatched],
+        "few_labels": _few_labels_record(oracle.few_labels),
     }
 
 
@@ -51,6 +57,19 @@ def _record(comparison: GroupComparison) -> dict[str, Any]:
             for correlation, pick in zip(comparison.correlations, selection.picks, strict=True)
         ],
         "hyperparameters": [dataclasses.asdict(column) for column in comparison.hyperparameters],
+        "few_labels": dataclasses.asdict(comparison.few_labels) if comparison.few_labels else None,
+    }
+
+
+def _few_labels_record(few: FewLabels | None) -> dict[str, Any] | None:
+    if few is None:
+        return None
+    return {
+        "per_class": few.per_class,
+        "n_draws": DRAWS,
+        "draws": {path: list(each) for path, each in few.accuracies.items()},
+        "full": dict(few.full) if few.full else None,
+        "full_method": few.full_method,
     }
 
 
@@ -69,6 +88,8 @@ def print_oracle(out: SafeConsole, oracle: Oracle, ranking: Ranking) -> None:
             continue
         group = f" of group {at + 1}" if len(oracle.comparisons) > 1 else ""
         out.print()
+        if text := few_labels_text(oracle, comparison, ranking):
+            print_wrapped(out, text)
         out.print_line(
             f"{source_text(oracle)}: {selection.count} checkpoints{group}, accuracies in percent; "
             "a positive correlation: the better direction agrees"
@@ -77,7 +98,7 @@ def print_oracle(out: SafeConsole, oracle: Oracle, ranking: Ranking) -> None:
         print_columns(out, headers, rows, fixed=1)
         for reason in missing_intervals(comparison):
             out.print_line(reason)
-        if comparison.hyperparameters:
+        if comparison.hyperparameters and not _has_full(comparison):
             out.print_line(sets_text(comparison), style="dim")
 
 
@@ -88,6 +109,8 @@ def to_markdown(oracle: Oracle, ranking: Ranking) -> str:
         if comparison.selection is not None:
             headers, rows = table(oracle, comparison, comparison.selection, ranking)
             title = f"{source_text(oracle)}; accuracies in percent"
+            text = few_labels_text(oracle, comparison, ranking)
+            blocks += [printable(text)] if text else []
             blocks.append(f"{title}\n\n{markdown_table(headers, rows, left=[0])}")
     return "\n\n".join(blocks)
 
@@ -100,7 +123,12 @@ def source_text(oracle: Oracle) -> str:
 def table(
     oracle: Oracle, comparison: GroupComparison, selection: Selection, ranking: Ranking
 ) -> tuple[list[str], list[list[str]]]:
-    """Headers, and a line per metric; then the best and the median checkpoint."""
+    """Headers, and a line per metric; then the best and the median checkpoint.
+
+    If a full probe judges a few labels, the correlations are with both.
+    """
+    if oracle.few_labels is not None and _has_full(comparison):
+        return _few_labels_table(oracle, comparison, oracle.few_labels)
     level = f"{100 * oracle.level:g} %"
     varied = [column for column in comparison.hyperparameters if column.sets]
     headers = ["metric", "Spearman", level, "Kendall", level, "n", "selected", "which"]
@@ -128,6 +156,70 @@ def table(
     ):
         rows.append([name, *[""] * 5, format_percent(value), which, *map(format_percent, columns)])
     return headers, rows
+
+
+def _has_full(comparison: GroupComparison) -> bool:
+    return comparison.few_labels is not None and bool(comparison.few_labels.metrics)
+
+
+def _few_labels_table(
+    oracle: Oracle, comparison: GroupComparison, few: FewLabels
+) -> tuple[list[str], list[list[str]]]:
+    """The correlations of each metric, and of few labels, with few labels and the full probe."""
+    here = comparison.few_labels
+    assert here is not None
+    level, name = f"{100 * oracle.level:g} %", f"{few.per_class} a class"
+    headers = ["metric", name, level, "full probe", level, "selected", "labels win"]
+    of_draw = [format_signed(here.spearman), _ends(here.interval), format_percent(here.accuracy)]
+    rows = [[f"({name})", "", "", *of_draw, ""]]
+    for by_few, by_full in zip(comparison.correlations, here.metrics, strict=True):
+        rows.append(
+            [
+                by_few.metric,
+                format_signed(by_few.spearman),
+                _ends(by_few.spearman_interval),
+                format_signed(by_full.spearman),
+                _ends(by_full.interval),
+                format_percent(by_full.accuracy),
+                MISSING if by_full.labels_win is None else str(by_full.labels_win),
+            ]
+        )
+    full = [few.full[path] for path in here.spans if path in few.full]
+    for label, value in (("(best)", max(full)), ("(median)", statistics.median(full))):
+        rows.append([label, *[""] * 4, format_percent(value), ""])
+    return headers, rows
+
+
+def few_labels_text(oracle: Oracle, comparison: GroupComparison, ranking: Ranking) -> str:
+    """What a few labels say, in sentences: against the metrics, and which checkpoints are best.
+
+    Empty if a few labels were not asked for.
+    """
+    few, here = oracle.few_labels, comparison.few_labels
+    if few is None or here is None:
+        return ""
+    labels = f"{counted(few.per_class, 'label')} a class"
+    texts = []
+    if here.win_all is not None:
+        agree = "agrees" if few.per_class == 1 else "agree"
+        by = next(one for one in here.metrics if one.metric == ranking.by.name)
+        than = "" if by.labels_win is None else f", better than {by.metric} in {by.labels_win}"
+        wins = f"{here.win_all} of {DRAWS} draws{than}"
+        texts.append(f"{labels} {agree} with the full probe better than every metric in {wins}.")
+    first = f"By {labels} {ranking.name(here.best)} is best"
+    others = [ranking.name(path) for path in here.tied_with_best]
+    same = f", but in some draws {first_and_more(others)} {_is(others)} as good" if others else ""
+    wide = max(high - low for low, high in here.spans.values())
+    texts += [
+        f"{first}{same}.",
+        f"One checkpoint differs by up to {100 * wide:.1f} points between draws.",
+        f"{'Full probe: ' if few.full else ''}{few.full_method}.",
+    ]
+    return " ".join(text[0].upper() + text[1:] for text in texts)
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _ends(interval: tuple[float, float] | None) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 
 from rich.text import Text
 
-from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError, printable
+from lidar_cli.ranking.agreement import GROUP_METRICS, ORDERS, with_value
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.session import Ranking, toy_data_note
+from lidar_cli.report import agreement as agreement_report
 from lidar_cli.report import baseline as baseline_report
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report import runs as runs_report
@@ -51,13 +52,14 @@ from lidar_cli.report.verdict import (
     command_with,
     common_ground,
     companions,
+    comparison_command,
     constant_text,
     differing,
     group_verdict,
     has_option,
+    second_choice,
     verdict,
 )
-from lidar_cli.scoring.compute import listed_metrics
 from lidar_cli.scoring.intervals import Interval
 
 SKIPPED_BY_NAME = 4  # skipped files that are printed if they were named, as runs/* names many
@@ -90,6 +92,7 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None, count: int | None = 
         "toy_data": toy_data_note(ranking.data) is not None,
         "data_note": toy_data_note(ranking.data),
         "verdict": verdict(ranking, oracle),
+        "trust": _trust_records(ranking),
         "groups": len(ranking.groups),
         "checkpoints": [
             {
@@ -107,12 +110,28 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None, count: int | None = 
         ],
         "skipped": [dataclasses.asdict(file) for file in ranking.skipped],
         "failed": [dataclasses.asdict(file) for file in ranking.failed],
+        "group_metrics": agreement_report.to_records(ranking),
+        "second_opinion": agreement_report.choice_records(ranking),
         "warnings": list(ranking.warnings),
         "correlation": oracle_report.to_record(oracle) if oracle else None,
         **({"runs": runs_report.to_records(ranking)} if ranking.runs else {}),
         **({"baseline": baseline_report.to_records(ranking)} if ranking.baseline else {}),
     }
     return json.dumps(document, indent=2, allow_nan=False)
+
+
+def _trust_records(ranking: Ranking) -> list[dict[str, Any]]:
+    """Whether each group is to be believed; those with one checkpoint are left out."""
+    return [
+        {
+            "group": at + 1,
+            "believe": trust.believe,
+            "reasons": [reason._asdict() for reason in trust.reasons],
+            "sentence": trust.sentence or None,
+        }
+        for at, trust in enumerate(ranking.trust)
+        if trust is not None
+    ]
 
 
 def value_record(row: Row) -> dict[str, Any]:
@@ -123,7 +142,8 @@ def value_record(row: Row) -> dict[str, Any]:
 
 def metrics_record(row: Row) -> dict[str, Any]:
     """All metrics of a checkpoint and what they depend on, as JSON-ready values."""
-    fields = record(row.score)
+    formed = {name: row.score.value(name) for name in GROUP_METRICS if name in row.score.values}
+    fields = record(row.score) | formed
     return {
         key: value for key, value in fields.items() if key not in ("file", "data", "convergence")
     }
@@ -131,13 +151,15 @@ def metrics_record(row: Row) -> dict[str, Any]:
 
 def to_csv(ranking: Ranking, oracle: Oracle | None = None) -> str:
     """A header and a line per checkpoint; the last columns are its accuracy, if known, and name."""
-    names = ["n_samples", "n_views", "dim", "layer", "delta", *METRICS]
+    names = ["n_samples", "n_views", "dim", "layer", "delta"]
     headers = ["group", "rank", "path", "by", "value", "ci_low", "ci_high", "tied_with", *names]
+    headers += ORDERS
     rows = [
         [
             *(at + 1, row.rank, csv_path(row.path), ranking.by.name),
             *(row.value, row.interval.ci_low, row.interval.ci_high, "; ".join(row.tied_with)),
             *(getattr(row.score, name) for name in names),
+            *(row.score.value(name) for name in ORDERS),
             *([oracle.accuracies.get(row.path)] if oracle else []),
             ranking.name(row.path),
         ]
@@ -151,15 +173,17 @@ def to_markdown(ranking: Ranking, oracle: Oracle | None = None) -> str:
     """A table per group, the tables of the oracle, and the failed files, in Markdown."""
     toy = toy_data_note(ranking.data)
     blocks = [toy] if toy else []
-    names = _listed(ranking)
     for group in ranking.groups:
         rows = []
+        metrics = [metric.name for metric in with_value([row.score for row in group.rows])]
         for row in group.rows:
             ties = format_ties(row, group.rows)
             rank = f"{row.rank}, tied with {ties}" if ties else str(row.rank)
-            rows.append([rank, row.path, *(metric_cell(row, name, ranking) for name in names)])
-        table = markdown_table(["rank", "checkpoint", *names], rows, left=[1])
-        blocks.append(f"{printable(heading(group, ranking))}\n\n{table}")
+            rows.append([rank, row.path, *(metric_cell(row, name, ranking) for name in metrics)])
+        table = markdown_table(["rank", "checkpoint", *metrics], rows, left=[1])
+        trust = ranking.trust_of(group)
+        doubt = f"{trust.sentence}\n\n" if trust and trust.sentence else ""
+        blocks.append(f"{printable(heading(group, ranking))}\n\n{doubt}{table}")
     blocks += [oracle_report.to_markdown(oracle, ranking)] if oracle else []
     blocks += [printable(f"Failed: {file.path}: {file.reason}") for file in ranking.failed]
     return "\n\n".join(blocks)
@@ -177,7 +201,8 @@ def to_paths(ranking: Ranking) -> bytes:
 class View:
     """What a person sees of a ranking.
 
-    columns: metrics after the one that orders; None for two of them, with `everything` for all.
+    columns: metrics after the one that orders; None for the second opinion, or with `everything`
+    for all.
     verbose: whether every remark is printed, not two cautions. top: rows of each group, or all.
     per_run: whether there is a line per run in place of one per checkpoint.
     """
@@ -314,12 +339,9 @@ def shown_metrics(group: Group, ranking: Ranking, view: View) -> list[str]:
     if view.columns is not None:
         return [name for name in view.columns if name != ranking.by.name]
     if view.everything:
-        return [name for name in _listed(ranking) if name != ranking.by.name]
+        metrics = with_value([row.score for row in group.rows])
+        return [metric.name for metric in metrics if metric != ranking.by]
     return companions(group, ranking.by)
-
-
-def _listed(ranking: Ranking) -> list[str]:
-    return listed_metrics(row.score for group in ranking.groups for row in group.rows)
 
 
 def _print_single_rows(out: SafeConsole, ranking: Ranking) -> None:
@@ -363,6 +385,8 @@ def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
     for group in () if view.verbose or view.per_run or view.top is not None else ranking.groups:
         for text in baseline_report.remarks(group, ranking):
             print_wrapped(err, text)
+        for text in agreement_report.main_remarks(group, ranking):
+            print_wrapped(err, text)
     advice = cautions(ranking)
     if err.is_terminal and advice:
         err.print_line("")
@@ -375,13 +399,19 @@ def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
 
 
 def _print_next(err: SafeConsole, ranking: Ranking, view: View) -> None:
-    """One line: what else can be asked for."""
+    """What else can be asked for: first to compare what the two metrics select, if that differs."""
     page = command_with(ranking.command or ("rank", ranking.directory), {}, "--report page.html")
     has_page = has_option(ranking.command, "--report")
-    lines = [] if has_page else command_lines(page, err.width - INDENT)
+    lines = []
+    choice = second_choice(ranking.groups[0], ranking)
+    if choice is not None and choice.theirs is not None:
+        command = comparison_command(ranking, ranking.groups[0].rows[0].path, choice.theirs)
+        lines += command_lines(command, err.width - INDENT)
+    lines += [] if has_page else command_lines(page, err.width - INDENT)
     texts = []
     if view.columns is None and not view.everything:
-        texts.append(f"all {len(_listed(ranking))} metrics: --all")
+        metrics = with_value([row.score for row in ranking.groups[0].rows])
+        texts.append(f"all {len(metrics)} metrics: --all")
     hidden = _hidden(ranking) if not view.verbose else 0
     texts += [f"{counted(hidden, 'more remark')}: --verbose"] if hidden else []
     for text in texts:

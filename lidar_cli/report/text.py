@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lidar_cli.errors import printable
+from lidar_cli.ranking.agreement import GROUP_METRICS
 from lidar_cli.ranking.order import Row
 from lidar_cli.scoring.intervals import Interval
 
@@ -49,12 +50,20 @@ def format_metric(name: str, value: float | None) -> str:
     """The value of a metric; a noise fraction is an estimate and can exceed 1."""
     if name == "noise_fraction" and value is not None and value > 1:
         return ">= 1"
+    if name == "agreement" and value is not None:
+        return f"{value:.1f}"
     return format_value(value)
 
 
 def format_with_interval(name: str, value: float | None, interval: Interval) -> str:
-    """`149.6 +- 2.1`, both with the same decimals; the value alone without an interval."""
+    """`149.6 +- 2.1`, both with the same decimals; the value alone without an interval.
+
+    `2.5 (1.0 .. 4.0)` of a metric of a group, whose interval has the value at no fixed place.
+    """
     text = format_metric(name, value)
+    if name in GROUP_METRICS and value is not None and interval.ci_high is not None:
+        low, high = (format_metric(name, end) for end in (interval.ci_low, interval.ci_high))
+        return f"{text} ({low} .. {high})"
     if value is None or interval.ci_high is None or text != format_value(value):
         return text
     half_width = interval.ci_high - value

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.features.schema import format_size
 from lidar_cli.ranking import joining
+from lidar_cli.ranking.agreement import GROUP_METRICS, ORDERS, SECOND_OPINION, are_tied
 from lidar_cli.ranking.joining import SETTING_OF_CONSTANT, WIDTHS, Joined, Member, causes, join
 from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
+from lidar_cli.ranking.trust import view_noise_share
 from lidar_cli.report.text import (
     counted,
     format_duration,
@@ -31,7 +33,6 @@ from lidar_cli.scoring.compute import (
     Score,
 )
 from lidar_cli.scoring.convergence import LITTLE_NOISE, MOST_VIEWS, round_up, views_for
-from lidar_cli.scoring.intervals import Interval
 from lidar_cli.settings import CompareSettings, RankSettings, flags
 
 if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
@@ -40,9 +41,12 @@ if TYPE_CHECKING:  # these load timm, which `lidar score` does not need
 
 NAMED = 2  # tied checkpoints that a sentence names
 LEAST_DELTA = 1e-10  # below it, rounding decides
+LABELS = 5  # images a class that the advice to use labels names
+LABELLED, LABELLED_IMAGES = "LABELLED", 100  # a folder to be made, and its images
 LONGEST_COMMAND = 160  # characters; of a longer one only the options that change are printed
 FOR_PROGRAMS = ("--json", "--csv", "--markdown", "--quiet")  # which print no cautions
-COMPANIONS = ("lidar_corrected", "rankme", "lidar", "pillai")  # columns after the ordering metric
+# For the column after the metric that orders: the first of these that has a value.
+COMPANIONS = (SECOND_OPINION, "lidar", "lidar_corrected", "rankme", "pillai")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -58,9 +62,15 @@ def verdict(ranking: Ranking, oracle: Oracle | None = None) -> str:
 
 
 def group_verdict(group: Group, ranking: Ranking, oracle: Oracle | None = None) -> str:
-    """Which checkpoint of a group is best, and how clearly; with accuracies, what it costs."""
+    """Which checkpoint of a group is best, how clearly, and whether that is to be believed.
+
+    With accuracies also what the choice costs.
+    """
     answer = _best(group, ranking.by, ranking.name)
-    return " ".join([answer, *_accuracy(group.rows[0], group, ranking, oracle)])
+    costs = _accuracy(group.rows[0], group, ranking, oracle)
+    trust = ranking.trust_of(group)
+    doubt = [trust.sentence] if trust and not trust.believe else []
+    return " ".join([answer, *costs, *_disagreement(group, ranking), *doubt])
 
 
 def scores_verdict(scores: Sequence[Score]) -> str | None:
@@ -110,6 +120,8 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
         return
     best = max(of_group, key=lambda path: of_group[path])
     kind = "probe accuracy" if oracle.source == "probe" else "accuracy"
+    if oracle.few_labels is not None:
+        kind = f"accuracy with {counted(oracle.few_labels.per_class, 'label')} a class"
     answer = f"Its {kind} is {format_percent(of_group[first.path])} %"
     lost = of_group[best] - of_group[first.path]
     if lost == 0:
@@ -117,6 +129,43 @@ def _accuracy(first: Row, group: Group, ranking: Ranking, oracle: Oracle | None)
     else:
         points = f"{100 * lost:.1f} points below {ranking.name(best)}"
         yield f"{answer}, {points}, the best of {len(of_group)}."
+
+
+def _disagreement(group: Group, ranking: Ranking) -> Iterator[str]:
+    choice = second_choice(group, ranking)
+    if choice is not None and choice.theirs is not None:
+        names = ranking.name(group.rows[0].path), ranking.name(choice.theirs)
+        yield (
+            f"{ranking.by.name} and {choice.metric} choose different checkpoints: "
+            f"compare {names[0]} with {names[1]}."
+        )
+
+
+class SecondChoice(NamedTuple):
+    """What the second opinion selects in a group.
+
+    first: paths of the checkpoints that share its best value. theirs: the path of one of them, if
+    it differs from what is selected by the metric that orders, by either metric.
+    """
+
+    metric: str
+    first: tuple[str, ...]
+    theirs: str | None
+
+
+def second_choice(group: Group, ranking: Ranking) -> SecondChoice | None:
+    """The selection of the second opinion, None where it has no value or orders already."""
+    name = SECOND_OPINION if ranking.by.name != SECOND_OPINION else "lidar"
+    ours, first = group.rows[0], best_by(name, group.rows)
+    if len(group.rows) < 2 or not first or ours.value is None:
+        return None
+    paths = tuple(row.path for row in first)
+    if ours.path in paths or first[0].path in ours.tied_with or ours.score.value(name) is None:
+        return SecondChoice(name, paths, None)
+    scores = [row.score for row in group.rows]
+    pair = 0, group.rows.index(first[0])
+    is_tied = are_tied(ORDERS[name], scores, pair, ranking.level)
+    return SecondChoice(name, paths, None if is_tied else first[0].path)
 
 
 def value_text(row: Row, by: Metric) -> str:
@@ -315,11 +364,11 @@ def cautions(ranking: Ranking) -> list[Advice]:
     Of several groups only the first is considered, and only if it has several checkpoints.
     """
     checks: tuple[Callable[[Group, Ranking], Iterable[Advice]], ...] = (
+        _labels_instead,
         _collapsed,
         _untrained,
         _no_intervals,
         _much_delta,
-        _disagreement,
         _noise,
         _few_degrees,
         _many_ties,
@@ -329,6 +378,24 @@ def cautions(ranking: Ranking) -> list[Advice]:
     if len(group.rows) == 1 and len(ranking.groups) > 1:
         return []
     return [advice for check in checks for advice in check(group, ranking)]
+
+
+def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
+    """What to do where no metric is to be believed, unless labels are in use already."""
+    trust = ranking.trust_of(group)
+    if trust is None or trust.believe or has_option(ranking.command, "--oracle"):
+        return
+    probe: dict[str, object] = {"oracle": "probe", "labels_per_class": LABELS}
+    if ranking.has_labels:
+        text = f"no metric is to be believed here: order by {LABELS} labelled images a class."
+        yield Advice(text, ranking_command(ranking, **probe))
+    else:
+        text = (
+            f"no metric is to be believed here: label a hundred images, put them into a folder a "
+            f"class in {LABELLED}, and order by them."
+        )
+        more = {"data": LABELLED, "n_samples": LABELLED_IMAGES}
+        yield Advice(text, ranking_command(ranking, **more, **probe))
 
 
 def _collapsed(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -419,14 +486,8 @@ def _ridge(row: Row) -> float:
 
 def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
     """Of the rows where neither delta nor a constant embedding explains the noise."""
-    fractions = [
-        fraction
-        for row in group.rows
-        if (fraction := row.score.noise_fraction) is not None
-        and fraction > MUCH_NOISE
-        and _ridge(row) <= MUCH_RIDGE
-        and not _is_collapsed(row)
-    ]
+    shares = (view_noise_share(row.score) for row in group.rows)
+    fractions = [share for share in shares if share is not None and share > MUCH_NOISE]
     if ranking.by.name != "lidar" or 2 * len(fractions) <= len(group.rows):
         return
     q = group.common["q"]
@@ -437,26 +498,6 @@ def _noise(group: Group, ranking: Ranking) -> Iterator[Advice]:
     counted_in = _of(len(fractions), group, "checkpoint")
     text = f"{share} of what lidar counts in {counted_in} is view noise (q = {q})."
     yield _embedded_with(text, group, ranking, q=more)
-
-
-def _disagreement(group: Group, ranking: Ranking) -> Iterator[Advice]:
-    """The first metric of the columns whose clear choice is clearly another checkpoint."""
-    if group.rows[0].value is None:
-        return
-    ours = group.rows[0]
-    for name in companions(group, ranking.by):
-        theirs = best_by(name, group.rows) if ours.score.value(name) is not None else None
-        if theirs is None or theirs.path in (ours.path, *ours.tied_with):
-            continue
-        if _overlap(ours.score.interval(name), theirs.score.interval(name)):
-            continue
-        names = ranking.name(ours.path), ranking.name(theirs.path)
-        command = comparison_command(ranking, ours.path, theirs.path)
-        yield Advice(
-            f"{ranking.by.name} and {name} choose different checkpoints: {', '.join(names)}.",
-            "" if ranking.command[:1] == ("compare",) else command,
-        )
-        return
 
 
 def _few_degrees(group: Group, ranking: Ranking) -> Iterator[Advice]:
@@ -472,7 +513,7 @@ def _few_degrees(group: Group, ranking: Ranking) -> Iterator[Advice]:
 def _many_ties(group: Group, ranking: Ranking) -> Iterator[Advice]:
     """A single best would need more images."""
     first = group.rows[0]
-    if first.interval.se is None or not first.tied_with:
+    if first.interval.se is None or not first.tied_with or ranking.by.name in GROUP_METRICS:
         return
     n = group.common["n"]
     more = 4 * n if ranking.images is None else min(4 * n, ranking.images)
@@ -491,30 +532,31 @@ def _of(count: int, group: Group, noun: str) -> str:
     return f"the {noun}" if rows == 1 else f"{count} of {rows} {noun}s"
 
 
-def companions(group: Group, by: Metric, count: int = 2) -> list[str]:
-    """The metrics that follow the one that orders; those without any value come last."""
+def companions(group: Group, by: Metric, count: int = 1) -> list[str]:
+    """The metrics that follow the one that orders, first the second opinion; then others.
+
+    A metric of the group says nothing about one checkpoint. Those without any value come last.
+    """
     names = [name for name in COMPANIONS if name != by.name]
-    has = {name: any(row.score.value(name) is not None for row in group.rows) for name in METRICS}
     others = [name for name in METRICS if name not in (*names, by.name)]
-    usable = [name for name in (*names, *others) if has[name]]
+    usable = [
+        name
+        for name in (*names, *others)
+        if any(row.score.value(name) is not None for row in group.rows)
+        and (len(group.rows) > 1 or name not in GROUP_METRICS)
+    ]
     return [*usable, *names][:count]
 
 
-def best_by(name: str, rows: Iterable[Row]) -> Row | None:
-    """The row that is best by a metric; None if it has no value, or two share the best one."""
+def best_by(name: str, rows: Iterable[Row]) -> list[Row]:
+    """The rows that have the best value of a metric; none if no row has a value."""
     keys = {
-        row.path: METRICS[name].sort_key(value)
+        row.path: ORDERS[name].sort_key(value)
         for row in rows
         if (value := row.score.value(name)) is not None
     }
-    best = [row for row in rows if keys.get(row.path) == min(keys.values())] if keys else []
-    return best[0] if len(best) == 1 else None
-
-
-def _overlap(one: Interval, other: Interval) -> bool:
-    if one.ci_low is None or other.ci_low is None or one.ci_high is None or other.ci_high is None:
-        return False
-    return one.ci_low <= other.ci_high and other.ci_low <= one.ci_high
+    best = min(keys.values(), default=None)
+    return [row for row in rows if keys.get(row.path) == best is not None]
 
 
 # Cost

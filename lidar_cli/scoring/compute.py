@@ -120,8 +120,8 @@ class Score:
         return self.values[name]
 
     def value(self, metric: str) -> float | None:
-        """The value of a metric by name."""
-        value: float | None = self.values[metric]
+        """The value of a metric by name; None if it has none, or is of a group not yet formed."""
+        value: float | None = self.values.get(metric)
         return value
 
     @property
@@ -147,8 +147,11 @@ class Score:
 
 
 def ranked_metrics(settings: OrderSettings) -> frozenset[str]:
-    """The metrics that rank and compare compute: the default ones, those named, what orders."""
-    return DEFAULT_METRICS | parse_metrics(settings.metrics) | {settings.by}
+    """The metrics that rank and compare compute: the default ones, those named, what orders.
+
+    A metric of a group is formed from metrics that are among the default ones.
+    """
+    return DEFAULT_METRICS | parse_metrics(settings.metrics) | ({settings.by} & METRICS.keys())
 
 
 def listed_metrics(scores: Iterable[Score]) -> list[str]:

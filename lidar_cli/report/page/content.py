@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.core.metrics import METRICS
+from lidar_cli.ranking.agreement import ORDERS
 from lidar_cli.ranking.discover import Skipped
 from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.ranking.oracle import Oracle
@@ -32,6 +33,12 @@ from lidar_cli.report.text import CAUTIONS, MISSING, counted, tied_ranks
 from lidar_cli.report.verdict import cautions, group_verdict, verdict
 from lidar_cli.scoring.compute import Score
 
+MARKED = (
+    "Spearman",
+    "Kendall",
+    "full probe",
+    "selected",
+)  # columns of accuracy whose best is marked
 Parameters = Mapping[str, Mapping[str, Value]]  # hyperparameters by path or file
 
 
@@ -246,10 +253,12 @@ def _accuracy_section(oracle: Oracle, at: int, ranking: Ranking) -> Markup:
         "The best of a column is marked."
     )
     text = oracle_report.sets_text(comparison) if comparison.hyperparameters else ""
+    few = oracle_report.few_labels_text(oracle, comparison, ranking)
     split = sum(not header.startswith("by ") for header in headers)
     by_sets = [[row[0], *row[split:]] for row in rows]
     return joined(
         element("h3", None, "Metrics against accuracy"),
+        element("p", None, few) if few else "",
         element("p", None, lead),
         _best_marked(headers[:split], [row[:split] for row in rows]),
         *(element("p", None, line) for line in oracle_report.missing_intervals(comparison)),
@@ -262,11 +271,11 @@ def _best_marked(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Marku
     """A table whose best correlations and accuracies of metrics are marked."""
     best = set()
     for column, header in enumerate(headers):
-        if header in ("Spearman", "Kendall", "selected") or header.startswith("by "):
+        if header in MARKED or header.endswith(" a class") or header.startswith("by "):
             values = {
                 at: float(row[column])
                 for at, row in enumerate(rows)
-                if row[0] in METRICS and row[column] != MISSING
+                if row[0] in ORDERS and row[column] != MISSING
             }
             best |= {(at, column) for at in values if values[at] == max(values.values())}
     return text_table(headers, rows, best)

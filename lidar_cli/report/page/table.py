@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lidar_cli.core.metrics import METRICS, Metric
+from lidar_cli.core.metrics import Metric
+from lidar_cli.ranking.agreement import ORDERS, SECOND_OPINION
 from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.report.page.markup import (
     BREAKS,
@@ -29,7 +30,7 @@ from lidar_cli.scoring.compute import Score
 LONG = 30  # rows above which the table scrolls in its frame, below a fixed header
 SHAPE = {"n": "n_samples", "q": "n_views", "d": "dim"}  # columns if no metric orders the files
 MOST_METRICS = 6  # that fit next to the one that orders; with more there is a second table
-FIRST_METRICS = ("lidar", "lidar_corrected", "pillai", "rankme", "alpha_req")
+FIRST_METRICS = ("lidar", SECOND_OPINION, "lidar_corrected", "pillai", "rankme", "alpha_req")
 COLUMNS = {  # columns that are no metric
     "#": "The rank by the metric that orders. Equal values share a rank.",
     "checkpoint": "The part of the path in which it differs from the others.",
@@ -86,7 +87,7 @@ class Listing:
         """Names of the metrics that have a value in any entry, the one that orders first."""
         valued = (
             name
-            for name in METRICS
+            for name in ORDERS
             if any(entry.score.value(name) is not None for entry in self.entries)
         )
         return list(dict.fromkeys([*([self.order] if self.by else []), *valued]))
@@ -140,7 +141,7 @@ def explanations(listings: Sequence[Listing]) -> Markup:
     metrics = dict.fromkeys(name for listing in listings for name in listing.metrics)
     texts = {name: joined(element("p", None, text)) for name, text in COLUMNS.items()}
     for name in metrics:
-        metric = METRICS[name]
+        metric = ORDERS[name]
         texts[name] = joined(
             element("p", None, element("b", None, f"{metric.direction} is better"), "."),
             element("p", None, metric.definition),
@@ -201,7 +202,7 @@ def _headers(listing: Listing) -> Iterator[Markup]:
 
 def _header(name: str, kind: str | None = None, order: str | None = "none") -> Markup:
     """A head that can be sorted by, unless `order` is None, with a button that explains it."""
-    metric = METRICS.get(name)
+    metric = ORDERS.get(name)
     about = f"{metric.direction} is better: {metric.definition}" if metric else COLUMNS[name]
     attributes = {"type": "button", "class": "about", "popovertarget": _identity(name)}
     button = element("button", attributes | {"aria-label": f"What {name} means"}, "?")

@@ -55,9 +55,8 @@ class DinoHyperparameters:
     momentum: float  # of the teacher at the start; it rises to 1
 
 
-def draw_dino(seed: int, index: int, epochs: tuple[int, int]) -> DinoHyperparameters:
-    """The hyperparameters of run `index` of a random search. epochs: fewest and most."""
-    search = Search(seed, index)
+def searched_dino(search: Search, epochs: tuple[int, int]) -> DinoHyperparameters:
+    """Hyperparameters from the numbers of a search. epochs: fewest and most."""
     return DinoHyperparameters(
         "dino",
         search.count(epochs),

@@ -63,9 +63,8 @@ class IjepaHyperparameters:
     momentum: float  # of the target encoder at the start; it rises to 1
 
 
-def draw_ijepa(seed: int, index: int, epochs: tuple[int, int]) -> IjepaHyperparameters:
-    """The hyperparameters of run `index` of a random search. epochs: fewest and most."""
-    search = Search(seed, index)
+def searched_ijepa(search: Search, epochs: tuple[int, int]) -> IjepaHyperparameters:
+    """Hyperparameters from the numbers of a search. epochs: fewest and most."""
     return IjepaHyperparameters(
         "ijepa",
         search.count(epochs),

@@ -1,11 +1,15 @@
-"""Two labelled image sets made from scikit-learn's, in addition to `embedded_images`.
+"""The labelled image sets of the study: Fashion-MNIST, and three made from scikit-learn's.
 
-Results on one set may be chance. These sets have other classes: the regions of a photograph in
-`textures`, of which augmentations remove much, and shapes without background in `plain_digits`. As
-with `embedded_images`, a seed always gives the same bytes.
+Results on one set may be chance. These have other classes: articles of clothing in `fashion`; the
+regions of a photograph in `textures`, of which augmentations remove much; digits over photographs
+in `embedded_images`, and without background in `plain_digits`. A seed always gives the same bytes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +22,7 @@ from lidar_cli.data.builtin import (
     EmbeddedImages,
     blend,
     digit_opacity,
+    embedded_images,
     ink_colours,
     train_mask,
 )
@@ -28,6 +33,32 @@ TILE = 20  # pixels; a window is inside a tile, so that windows of two tiles sha
 WINDOW = 16  # pixels of a photograph, shown at twice their size
 REGION = (10, 8)  # rows and columns of tiles that form a class
 WINDOWS = 2  # for each tile
+FASHION_IMAGES = 3000  # of the training part, and as many of the test part
+
+
+def fashion(seed: int = 0, folder: Path = Path("data")) -> EmbeddedImages:
+    """3000 training and 3000 test images of Fashion-MNIST, drawn by seed; labels: the article.
+
+    The 28 pixels of a side are padded with black to 32, and the grey values are those of all three
+    channels. folder: holds FashionMNIST/raw with the four files, as torchvision reads them.
+    Source: Xiao et al. 2017, Fashion-MNIST, arXiv 1708.07747; MIT licence.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    images, labels = [], []
+    for part in (True, False):
+        whole = FashionMNIST(str(folder), train=part)
+        some = np.random.default_rng([seed % 2**64, part]).permutation(len(whole))[:FASHION_IMAGES]
+        images.append(whole.data.numpy()[some])
+        labels.append(whole.targets.numpy()[some])
+    edge = (SIDE - images[0].shape[1]) // 2
+    grey = np.pad(np.concatenate(images), ((0, 0), (edge, edge), (edge, edge)))
+    return EmbeddedImages(
+        np.repeat(grey[..., None], 3, axis=3),
+        np.concatenate(labels).astype(np.int64),
+        np.arange(2 * FASHION_IMAGES) < FASHION_IMAGES,
+        "Fashion-MNIST, Copyright (c) 2017 Zalando SE, MIT licence",
+    )
 
 
 def plain_digits(seed: int = 0) -> EmbeddedImages:
@@ -88,3 +119,23 @@ def _windows(tiles: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     image = np.arange(len(tiles))[:, None, None]
     windows: NDArray[np.uint8] = tiles[image, rows[:, :, None], columns[:, None, :]]
     return windows
+
+
+SETS: dict[str, Callable[[int], EmbeddedImages]] = {
+    "digits": embedded_images,
+    "textures": textures,
+    "plain": plain_digits,
+}
+
+
+@lru_cache(maxsize=1)  # runs come set by set
+def study_set(name: str, seed: int, folder: Path) -> EmbeddedImages:
+    """The images of a set in random order, so that the first n are a random sample.
+
+    folder: as for `fashion`. Raises KeyError for an unknown name.
+    """
+    images = fashion(seed, folder) if name == "fashion" else SETS[name](seed)
+    order = np.random.default_rng(seed % 2**64).permutation(len(images.labels))
+    return EmbeddedImages(
+        images.images[order], images.labels[order], images.train[order], images.attribution
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from lidar_cli.checkpoints.open import open_checkpoint
-from lidar_cli.data.builtin import EmbeddedImages, embedded_images
-from lidar_cli.demo.pretrain import Hyperparameters, draw_hyperparameters, pretrain
+from lidar_cli.data.builtin import EmbeddedImages
+from lidar_cli.demo.pretrain import Hyperparameters, Search, pretrain, searched
 from lidar_cli.errors import CheckpointError, InputError
 from lidar_cli.features.embeddings import Embeddings, StoredArray
 from lidar_cli.probing.linear import linear_probe
@@ -33,15 +33,10 @@ from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import MetricSettings, ProbeSettings
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
-from study.dino import DinoHyperparameters, draw_dino, train_dino
-from study.ijepa import IjepaHyperparameters, draw_ijepa, train_ijepa
-from study.image_sets import plain_digits, textures
+from study.dino import DinoHyperparameters, searched_dino, train_dino
+from study.ijepa import IjepaHyperparameters, searched_ijepa, train_ijepa
+from study.image_sets import SETS
 
-SETS: dict[str, Callable[[int], EmbeddedImages]] = {
-    "digits": embedded_images,
-    "textures": textures,
-    "plain": plain_digits,
-}
 METHODS = ("simclr", "vicreg", "dino", "ijepa")
 BACKBONES = {"ResNet": "simclr", "ViT": "ijepa"}  # backbone -> a method that trains it
 LAYERS = ("backbone", "projector")  # I-JEPA has no projector: its predictor is used
@@ -176,13 +171,14 @@ def key(run: Run, seed: int, size: Size) -> dict[str, Any]:
 
 
 def _drawn(run: Run, seed: int, size: Size) -> Any:
+    search = Search.seeded(seed, run.number)
     if run.method == "dino":
-        drawn: Any = draw_dino(seed, run.number, size.epochs)
+        drawn: Any = searched_dino(search, size.epochs)
     elif run.method == "ijepa":
-        drawn = draw_ijepa(seed, run.number, size.epochs)
+        drawn = searched_ijepa(search, size.epochs)
     else:
         method: Any = run.method
-        drawn = draw_hyperparameters(method, seed, run.number, size.epochs)
+        drawn = searched(method, search, size.epochs)
     return dataclasses.replace(drawn, epochs=0) if run.index is None else drawn
 
 

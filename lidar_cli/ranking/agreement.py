@@ -1,0 +1,392 @@
+"""Metrics of a checkpoint among the others of its comparable group, which only a ranking has.
+
+A `GroupMetric` is computed from numbers that the score of each checkpoint has, its parts, and its
+value changes with the checkpoints that it is compared with. So it exists within one comparable
+group, whose checkpoints are all scored.
+
+Ties come from joint resamples. With u_i the influence of sample i on a part T, minus the mean
+influence, and w_i independent Poisson numbers of mean 1, which count how often sample i is drawn,
+
+    T* = T + 1/n sum_i (w_i - 1) u_i
+
+for every part of every checkpoint, with the same w. The metric of the T* is one resample of it, and
+two checkpoints tie unless the difference of their resamples has one sign in (1 + level) / 2 of
+them. A part without influences is not resampled: its values, and so its ranks, stay as they are.
+
+Torch is imported when a metric is computed, so that a wrong option is refused before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lidar_cli.core.metrics import METRICS, Metric
+from lidar_cli.errors import DegenerateFeatures, SettingsError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lidar_cli.scoring.compute import Score
+    from lidar_cli.scoring.intervals import Interval
+
+AGREEMENT_OF = ("lidar", "rankme")  # the metrics whose ranks `agreement` averages
+SECOND_OPINION = "agreement"  # the metric that follows LiDAR in a ranking: any name in ORDERS
+DSE_OF = ("dse_inter", "dse_intra", "dse_dim")  # M_inter, M_intra, M_dim of a score
+RESAMPLES = 1000
+SEED = 0  # of the resamples
+NUMBERS = 2**22  # numbers in a block of resamples, 32 MB
+LEFT_OUT = 1000  # checkpoints, the best ones, that are left out in turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupMetric(Metric):
+    """A metric whose value depends on the other checkpoints of the group.
+
+    of: names of its parts: metrics, or other values of a score.
+    values: the metric of K checkpoints [..., K] from the values of P parts [..., P, K]. NaN is a
+    null: of a part that cannot be computed, or in all parts, of a checkpoint that is left out.
+    """
+
+    of: tuple[str, ...]
+    values: Callable[[Tensor], Tensor]
+
+
+def _no_value_alone(_: Any) -> float:
+    raise DegenerateFeatures("it is formed from all checkpoints of a group", code="of-a-group")
+
+
+def average_ranks(keys: Tensor) -> Tensor:
+    """The rank of each key among the last dimension [..., K], 1 for the smallest.
+
+    Equal keys share the average of their ranks. NaN has no rank, and is none of those ranked.
+    """
+    import torch
+
+    numbers = keys.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).contiguous()
+    ordered = numbers.sort(dim=-1).values
+    below = torch.searchsorted(ordered, numbers)
+    up_to = torch.searchsorted(ordered, numbers, right=True)
+    return ((below + up_to + 1.0) / 2.0).double().where(~keys.isnan(), torch.nan)
+
+
+def agreement(of: Sequence[str]) -> GroupMetric:
+    """The mean of the ranks that these metrics give, each by its direction.
+
+    A null drops out of a checkpoint's mean; more than half of the metrics null make it null.
+    """
+    metrics = [METRICS[name] for name in of]
+
+    def mean_ranks(parts: Tensor) -> Tensor:
+        import torch
+
+        each: list[Any] = [parts[..., at, :] for at in range(len(metrics))]
+        keys = [metric.sort_key(values) for metric, values in zip(metrics, each, strict=True)]
+        ranks = average_ranks(torch.stack([torch.as_tensor(key) for key in keys], dim=-2))
+        nulls = ranks.isnan().sum(dim=-2)
+        return ranks.nanmean(dim=-2).where(2 * nulls <= len(metrics), torch.nan)
+
+    definition = (
+        f"The mean of the ranks that {' and '.join(of)} give within one comparable group, 1 for "
+        "the best: a checkpoint that all of them rank high is first. A null drops out of the mean, "
+        "and nulls in more than half of the metrics make it null; equal values share the average "
+        "of their ranks. It changes with the checkpoints that are compared. The mean of ranks is "
+        "Borda's count (1781)."
+    )
+    return GroupMetric(
+        "agreement", "group", "lower", definition, _no_value_alone, of=tuple(of), values=mean_ranks
+    )
+
+
+def dse(parts: Tensor) -> Tensor:
+    """M_inter - M_intra + lambda M_dim [..., K] of M_inter, M_intra, M_dim [..., 3, K]."""
+    import torch
+
+    inter, intra, dim = parts.unbind(dim=-2)
+    value = inter - intra + dse_weight(parts).unsqueeze(-1) * dim
+    return value.where(~parts.isnan().any(dim=-2), torch.nan)
+
+
+def dse_weight(parts: Tensor) -> Tensor:
+    """lambda = std(M_inter - M_intra) / std(M_dim) over the checkpoints that have all parts [...].
+
+    0 if M_dim is the same for all, because it then orders nothing.
+    """
+    import torch
+
+    complete = ~parts.isnan().any(dim=-2)
+    inter, intra, dim = parts.unbind(dim=-2)
+
+    def spread(values: Tensor) -> Tensor:
+        present = values.where(complete, torch.nan)
+        gaps = present - present.nanmean(dim=-1, keepdim=True)
+        return gaps.square().nanmean(dim=-1).sqrt()
+
+    ratio = spread(inter - intra) / spread(dim)
+    return ratio.where(ratio.isfinite(), 0.0)
+
+
+GROUP_METRICS = {
+    metric.name: metric
+    for metric in (
+        agreement(AGREEMENT_OF),
+        GroupMetric(
+            "dse",
+            "group",
+            "higher",
+            "M_inter - M_intra + lambda M_dim of patch tokens: how far clusters are apart, less "
+            "how wide they are, plus the effective rank; lambda is the ratio of the standard "
+            "deviations of M_inter - M_intra and of M_dim over the checkpoints of the group, so "
+            "that the value changes with them. For dense tasks such as segmentation. Dai et al., "
+            "NeurIPS 2025, arXiv 2510.17299.",
+            _no_value_alone,
+            of=DSE_OF,
+            values=dse,
+        ),
+    )
+}
+ORDERS: dict[str, Metric] = {**METRICS, **GROUP_METRICS}  # what --by takes
+
+
+def find_order(name: str, alone: str = "") -> Metric:
+    """The metric, or metric of a group, that has this name.
+
+    alone: what scores checkpoints one at a time, such as `--race`, and so has no metric of a group.
+    Raises SettingsError if there is none, or it cannot be used.
+    """
+    if name not in ORDERS:
+        raise SettingsError(
+            f"--by {name}: no such metric; {nearest(name, list(ORDERS))} (lidar explain metrics)",
+            code="no-such-metric",
+        )
+    if alone and name in GROUP_METRICS:
+        raise SettingsError(
+            f"--by {name}: it is formed from all checkpoints of a complete group, which {alone} "
+            "does not have; leave out --by, or order them all: lidar rank "
+            f"... --by {name}",
+            code="of-a-group",
+        )
+    return ORDERS[name]
+
+
+def refuse_group_metrics(text: str) -> None:
+    """Raise SettingsError if `score --metrics` names a metric of a group."""
+    for name in (name.strip() for name in text.split(",")):
+        if name in GROUP_METRICS:
+            raise SettingsError(
+                f"--metrics {name}: it is formed from all checkpoints of a group, which score does "
+                f"not have; order them by it: lidar rank ... --by {name}",
+                code="of-a-group",
+            )
+
+
+def parts_of(metric: Metric) -> tuple[str, ...]:
+    """Names of the values that a metric is formed from; of other metrics, its own."""
+    return metric.of if isinstance(metric, GroupMetric) else (metric.name,)
+
+
+def needed_parts(by: str) -> frozenset[str]:
+    """Names of the metrics whose influences decide ties by this one and by the second opinion."""
+    return frozenset(parts_of(ORDERS[by]) + parts_of(ORDERS[SECOND_OPINION]))
+
+
+# Values
+
+
+def table_of(scores: Sequence[Score], names: Sequence[str]) -> Tensor:
+    """Values of scores [len(names), len(scores)]; NaN for a null."""
+    import torch
+
+    rows = [[score.value(name) for score in scores] for name in names]
+    numbers = [[float("nan") if value is None else value for value in row] for row in rows]
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def form(metric: GroupMetric, scores: Sequence[Score]) -> list[Score]:
+    """The scores of a group with the value of each, or the reason of a null in `notes`."""
+    formed = []
+    for score, number in zip(
+        scores, metric.values(table_of(scores, metric.of)).tolist(), strict=True
+    ):
+        value = None if math.isnan(number) else number
+        why = {} if value is not None else {metric.name: _why_null(metric, score)}
+        values = {**score.values, metric.name: value}
+        formed.append(replace(score, values=values, notes=score.notes | why))
+    return formed
+
+
+def form_all(scores: Sequence[Score], by: Metric) -> list[Score]:
+    """The scores of a group with every metric of the group that is `by`, or that one has."""
+    formed = list(scores)
+    for metric in GROUP_METRICS.values():
+        with_it = form(metric, formed)
+        if metric == by or any(score.value(metric.name) is not None for score in with_it):
+            formed = with_it
+    return formed
+
+
+def with_value(scores: Sequence[Score]) -> list[Metric]:
+    """The metrics of `listed_metrics`, and those metrics of the group that a score has."""
+    from lidar_cli.scoring.compute import listed_metrics
+
+    formed = [
+        metric
+        for name, metric in GROUP_METRICS.items()
+        if any(score.value(name) is not None for score in scores)
+    ]
+    return [*(METRICS[name] for name in listed_metrics(scores)), *formed]
+
+
+def _why_null(metric: GroupMetric, score: Score) -> str:
+    missing = [name for name in metric.of if score.value(name) is None]
+    notes = (score.notes.get(name) for name in (metric.name, *missing))
+    why = next((f": {note}" for note in notes if note), "")
+    return f"it is formed from {', '.join(metric.of)}; no {', '.join(missing)}{why}"
+
+
+# Ties
+
+
+def fixed_parts(metric: GroupMetric, scores: Sequence[Score]) -> list[str]:
+    """The parts that are not resampled: a checkpoint has a value of it without influences."""
+    return [
+        name
+        for name in metric.of
+        if any(score.value(name) is not None and name not in score.influences for score in scores)
+    ]
+
+
+def resample(metric: GroupMetric, scores: Sequence[Score]) -> Tensor | None:
+    """The metric of each checkpoint in each joint resample of the samples [RESAMPLES, K].
+
+    None if no part is resampled.
+    """
+    import torch
+
+    fixed = fixed_parts(metric, scores)
+    influences = {
+        at: _divided(name, scores)
+        for at, name in enumerate(metric.of)
+        if name not in fixed and any(name in score.influences for score in scores)
+    }
+    if not influences:
+        return None
+    values, n = table_of(scores, metric.of), max(len(one) for one in influences.values())
+    generator = torch.Generator().manual_seed(SEED)
+    blocks = []
+    for rows in torch.split(torch.arange(RESAMPLES), max(1, NUMBERS // max(n, values.numel()))):
+        count = torch.ones(len(rows), n, dtype=torch.float64)
+        weights = torch.poisson(count, generator) - 1.0
+        drawn = values.repeat(len(rows), 1, 1)
+        for at, one in influences.items():
+            drawn[:, at] += weights[:, : len(one)] @ one
+        blocks.append(metric.values(drawn))
+    return torch.cat(blocks)
+
+
+def _divided(name: str, scores: Sequence[Score]) -> Tensor:
+    """u / n of each checkpoint [n of most, K]; 0 for samples that a checkpoint does not have.
+
+    RankMe may read more images than have views, and the first are the same.
+    """
+    import torch
+
+    columns = [score.influences.get(name, torch.zeros(1)).double() for score in scores]
+    padded = torch.zeros(max(map(len, columns)), len(columns), dtype=torch.float64)
+    for at, column in enumerate(columns):
+        padded[: len(column), at] = (column - column.mean()) / len(column)
+    return padded
+
+
+def tied_with(resamples: Tensor, level: float) -> list[list[int]]:
+    """For each checkpoint, the positions of those that resamples [B, K] do not separate from it.
+
+    A null ties with none.
+    """
+    least, most = resamples.amin(dim=0), resamples.amax(dim=0)
+    needed = (1.0 + level) / 2.0 * len(resamples)
+    tied = []
+    for at in range(resamples.shape[1]):
+        near = ((least <= most[at]) & (most >= least[at])).nonzero().flatten()  # NaN is not
+        near = near[near != at]
+        gaps = resamples[:, near] - resamples[:, at, None]
+        apart = ((gaps > 0).sum(dim=0) >= needed) | ((gaps < 0).sum(dim=0) >= needed)
+        tied.append(near[~apart].tolist())
+    return tied
+
+
+def intervals_of(resamples: Tensor, level: float) -> list[Interval]:
+    """The percentile interval of each checkpoint, of resamples [B, K]; empty for a null."""
+    from lidar_cli.scoring.intervals import Interval
+
+    ordered, outside = resamples.sort(dim=0).values, int((1.0 - level) / 2.0 * len(resamples))
+    low, high = ordered[outside].tolist(), ordered[-1 - outside].tolist()
+    return [
+        Interval(se, a, b) if se == se else Interval()
+        for se, a, b in zip(resamples.std(dim=0).tolist(), low, high, strict=True)
+    ]
+
+
+def are_tied(metric: Metric, scores: Sequence[Score], pair: tuple[int, int], level: float) -> bool:
+    """Whether two checkpoints of a group have equal values, or tie by a metric."""
+    from lidar_cli.scoring.intervals import ties
+
+    first, second = (scores[at] for at in pair)
+    a, b = first.value(metric.name), second.value(metric.name)
+    if a is None or b is None or a == b:
+        return a == b
+    if isinstance(metric, GroupMetric):
+        resamples = resample(metric, scores)
+        return resamples is not None and bool(tied_with(resamples[:, list(pair)], level)[0])
+    u, v = (score.influences.get(metric.name) for score in (first, second))
+    if u is None or v is None or len(u) != len(v):
+        return False
+    return bool(ties([a, b], [u, v], metric, level)[0])
+
+
+# Stability of the choice
+
+
+class Stability(NamedTuple):
+    """How many checkpoints that are not the first were left out in turn, and how often it changed.
+
+    Of the rest without a checkpoint, and the whole with it, one has another first: so the count is
+    as well that of changes if each of them is added to the rest.
+    """
+
+    left_out: int
+    changes: int
+
+
+def stability(metric: GroupMetric, scores: Sequence[Score]) -> Stability:
+    """How often the first of a group changes if one other checkpoint is left out.
+
+    At most the LEFT_OUT best are left out, because only they are near the first.
+    """
+    import torch
+
+    parts = table_of(scores, metric.of)
+    keys = _keys(metric, parts)
+    first = (keys == keys.amin()) & keys.isfinite()
+    if not bool(first.any()):
+        return Stability(0, 0)
+    best_first = keys.argsort(stable=True)
+    others = best_first[~first[best_first]][:LEFT_OUT]
+    changes = 0
+    for left in torch.split(others, max(1, NUMBERS // parts.numel())):
+        without = parts.repeat(len(left), 1, 1)
+        without[torch.arange(len(left)), :, left] = torch.nan
+        remaining = _keys(metric, without)
+        firsts = remaining == remaining.amin(dim=-1, keepdim=True)
+        changes += int((firsts != first).any(dim=-1).sum())
+    return Stability(len(others), changes)
+
+
+def _keys(metric: GroupMetric, parts: Tensor) -> Tensor:
+    """Smaller for a better value [..., K]; infinite for a null."""
+    import torch
+
+    values: Any = metric.values(parts)
+    return torch.as_tensor(metric.sort_key(values)).nan_to_num(nan=torch.inf)

@@ -1,0 +1,220 @@
+"""When no metric of a ranking is to be believed: a rule on facts that need no labels.
+
+The order of a ranking answers a question that labels alone can check. Six facts, all of them known
+beforehand, say that the answer is likely wrong; one of them is enough. Each bound is that of a
+warning which `score` or `rank` prints for the same fact, except the one on disagreement, which the
+study chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from lidar_cli.core.metrics import Metric
+from lidar_cli.ranking.agreement import ORDERS, SECOND_OPINION
+from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
+from lidar_cli.ranking.order import Group
+from lidar_cli.scoring.compute import COLLAPSED, DEGREES, MUCH_NOISE, MUCH_RIDGE, Score
+
+if TYPE_CHECKING:  # loads timm, which `lidar score` does not need
+    from lidar_cli.ranking.baseline import Baseline
+
+SENTENCE_REASONS = 2  # that the sentence names; the record has all
+Merits = tuple[float | None, ...]  # of each checkpoint, higher is better; None for a null
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where each fact becomes a reason not to believe.
+
+    degrees: of n (q - 1) over d, below which the within covariance is poorly determined.
+    noise: of the share of view noise in the LDA trace, exceeded in more than half the checkpoints.
+    nulls: of the share of checkpoints without a value, exceeded.
+    agreement: of Spearman's rho of the ordering metric and the second opinion, not reached.
+    """
+
+    degrees: float = DEGREES
+    noise: float = MUCH_NOISE
+    nulls: float = 0.5
+    agreement: float = 0.0
+
+
+BOUNDS = Bounds()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of K comparable checkpoints without a label.
+
+    merits: of the ordering metric `by` [K]. tied: how many checkpoints are tied with the first.
+    noise: shares of view noise [K], None where it cannot be measured or has another cause.
+    second: name and merits [K] of the second opinion. untrained: merit of `by` for each untrained
+    network of the group, the mean over its seeds; empty if none was scored.
+    reads_views: whether `by` depends on how well the views determine the within covariance.
+    """
+
+    by: str
+    merits: Merits
+    n: int
+    q: int
+    d: int
+    tied: int = 0
+    noise: Merits = ()
+    second: tuple[str, Merits] | None = None
+    untrained: tuple[float, ...] = ()
+    reads_views: bool = True
+
+
+class Reason(NamedTuple):
+    """Why no metric is to be believed: a stable code, and the fact in words."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whether a ranking is to be believed, and every reason against it."""
+
+    reasons: tuple[Reason, ...] = field(default=())
+
+    @property
+    def believe(self) -> bool:
+        """Whether there is no reason against it."""
+        return not self.reasons
+
+    @property
+    def sentence(self) -> str:
+        """One sentence with the first reasons; empty if there is none."""
+        texts = [reason.text for reason in self.reasons[:SENTENCE_REASONS]]
+        return f"Believe no metric here: {'; '.join(texts)}." if texts else ""
+
+
+def _below_untrained(facts: Facts, bounds: Bounds) -> str | None:
+    best = max(_present(facts.merits), default=None)
+    if best is None or not facts.untrained or best >= max(facts.untrained):
+        return None
+    return f"an untrained network has a better {facts.by} than every checkpoint"
+
+
+def _all_tied(facts: Facts, bounds: Bounds) -> str | None:
+    others = len(_present(facts.merits)) - 1
+    if others < 1 or facts.tied < others:
+        return None
+    return f"{facts.by} cannot separate any checkpoint from the first"
+
+
+def _null_values(facts: Facts, bounds: Bounds) -> str | None:
+    count = len(facts.merits)
+    nulls = count - len(_present(facts.merits))
+    if nulls <= bounds.nulls * count:
+        return None
+    return f"{nulls} of {count} checkpoints have no {facts.by}"
+
+
+def _few_degrees(facts: Facts, bounds: Bounds) -> str | None:
+    n, q, d = facts.n, facts.q, facts.d
+    if not facts.reads_views or n * (q - 1) >= bounds.degrees * d:
+        return None
+    few = f"n (q - 1) is less than {bounds.degrees:g} d"
+    return f"{n} images with {q} views each are too few at d = {d} ({few})"
+
+
+def _view_noise(facts: Facts, bounds: Bounds) -> str | None:
+    count = len(facts.merits)
+    noisy = sum(share > bounds.noise for share in _present(facts.noise))
+    if not facts.reads_views or 2 * noisy <= count:
+        return None
+    share = "more than half" if bounds.noise == 0.5 else f"more than {bounds.noise:.0%}"
+    of = f"{share} of what {facts.by} counts in {noisy} of {count} checkpoints"
+    return f"{of} is view noise (q = {facts.q})"
+
+
+def _disagreement(facts: Facts, bounds: Bounds) -> str | None:
+    rho = agreement(facts)
+    if facts.second is None or rho is None or rho >= bounds.agreement:
+        return None
+    text = f"{facts.by} and {facts.second[0]} order the checkpoints differently"
+    return f"{text} (rank correlation {rho:+.2f})"
+
+
+# By code; each check returns the fact in words, or None if its bound is not reached.
+CHECKS: dict[str, Callable[[Facts, Bounds], str | None]] = {
+    "below-untrained": _below_untrained,
+    "all-tied": _all_tied,
+    "null-values": _null_values,
+    "few-degrees": _few_degrees,
+    "view-noise": _view_noise,
+    "disagreement": _disagreement,
+}
+
+
+def judge(facts: Facts, bounds: Bounds = BOUNDS) -> Trust | None:
+    """Whether an order with these facts is to be believed; None if it has no two checkpoints."""
+    if len(facts.merits) < 2:
+        return None
+    texts = {code: check(facts, bounds) for code, check in CHECKS.items()}
+    return Trust(tuple(Reason(code, text) for code, text in texts.items() if text is not None))
+
+
+def agreement(facts: Facts) -> float | None:
+    """Spearman's rho of the ordering metric and the second opinion.
+
+    None if fewer than MIN_CHECKPOINTS have both, or one of the two is the same for all.
+    """
+    if facts.second is None:
+        return None
+    pairs = [
+        (ours, theirs)
+        for ours, theirs in zip(facts.merits, facts.second[1], strict=True)
+        if ours is not None and theirs is not None
+    ]
+    if len(pairs) < MIN_CHECKPOINTS:
+        return None
+    return spearman([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
+
+
+def _present(merits: Merits) -> list[float]:
+    return [merit for merit in merits if merit is not None]
+
+
+# From a ranking
+
+
+def facts_of_group(group: Group, by: Metric, baselines: Iterable[Baseline] = ()) -> Facts:
+    """The facts of a comparable group; baselines: those of this group."""
+    rows, common = group.rows, group.common
+    second = SECOND_OPINION if by.name != SECOND_OPINION else "lidar"
+    means = (baseline.mean(by.name) for baseline in baselines)
+    return Facts(
+        by=by.name,
+        merits=merits(by, [row.value for row in rows]),
+        n=common["n"],
+        q=common["q"],
+        d=common["d"],
+        tied=len(rows[0].tied_with),
+        noise=tuple(view_noise_share(row.score) for row in rows),
+        second=(second, merits(ORDERS[second], [row.score.value(second) for row in rows])),
+        untrained=tuple(-by.sort_key(mean) for mean in means if mean is not None),
+        reads_views=by.reads == "lda",
+    )
+
+
+def view_noise_share(score: Score) -> float | None:
+    """The share of view noise in the LDA trace; None if unknown, or delta or a collapse causes it.
+
+    With a large ridge share delta decides what counts as noise; a constant embedding has no other
+    variance.
+    """
+    spread = score.normalized_std
+    is_collapsed = spread is not None and spread < COLLAPSED
+    if is_collapsed or (score.ridge_share or 0.0) > MUCH_RIDGE:
+        return None
+    return score.value("noise_fraction")
+
+
+def merits(metric: Metric, values: Sequence[float | None]) -> Merits:
+    """Values as numbers of which the higher is better."""
+    return tuple(None if value is None else -metric.sort_key(value) for value in values)

@@ -1,0 +1,97 @@
+"""Metrics of a group and the second opinion in JSON, and in remarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lidar_cli.ranking.agreement import (
+    DSE_OF,
+    GROUP_METRICS,
+    SECOND_OPINION,
+    GroupMetric,
+    dse_weight,
+    stability,
+    table_of,
+)
+from lidar_cli.ranking.order import Group, why_fixed
+from lidar_cli.ranking.session import Ranking
+from lidar_cli.report.text import counted, joined_by_and
+from lidar_cli.report.verdict import best_by, comparison_command, second_choice
+
+
+def formed_in(group: Group) -> list[GroupMetric]:
+    """The metrics of a group that a checkpoint of it has."""
+    return [metric for metric in GROUP_METRICS.values() if best_by(metric.name, group.rows)]
+
+
+def to_records(ranking: Ranking) -> list[dict[str, Any]]:
+    """What each metric of each group was computed over, what it selects, and how stable that is."""
+    return [
+        _record(metric, group, at)
+        for at, group in enumerate(ranking.groups)
+        for metric in formed_in(group)
+    ]
+
+
+def _record(metric: GroupMetric, group: Group, at: int) -> dict[str, Any]:
+    scores = [row.score for row in group.rows]
+    stable = stability(metric, scores)
+    weight = {"weight": float(dse_weight(table_of(scores, DSE_OF)))}
+    return {
+        "group": at + 1,
+        "metric": metric.name,
+        "of": list(metric.of),
+        "checkpoints": len(scores),
+        "first": [row.path for row in best_by(metric.name, group.rows)],
+        "left_out": stable.left_out,
+        "first_changes": stable.changes,
+        "not_resampled": why_fixed(metric, scores),
+        **(weight if metric.of == DSE_OF else {}),
+    }
+
+
+def choice_records(ranking: Ranking) -> list[dict[str, Any]]:
+    """What the second opinion selects in each group, and the command where that differs."""
+    records = []
+    for at, group in enumerate(ranking.groups):
+        choice = second_choice(group, ranking)
+        if choice is None:
+            continue
+        ours, theirs = group.rows[0].path, choice.theirs
+        record = {"group": at + 1, "metric": choice.metric, "first": list(choice.first)}
+        record["differs"] = theirs is not None
+        record["command"] = comparison_command(ranking, ours, theirs) if theirs else None
+        records.append(record)
+    return records
+
+
+def main_remarks(group: Group, ranking: Ranking) -> Iterator[str]:
+    """How stable the first is by a metric that orders; of another, only where it is not stable."""
+    for metric in formed_in(group):
+        orders = metric == ranking.by
+        if len(group.rows) > 1 and (orders or metric.name == SECOND_OPINION):
+            stable = stability(metric, [row.score for row in group.rows])
+            if orders or stable.changes:
+                yield _stability_text(metric, *stable)
+
+
+def remarks(group: Group, ranking: Ranking) -> Iterator[str]:
+    """What each metric of the group is formed from, how stable its first is, and its ties."""
+    for metric in formed_in(group):
+        scores = [row.score for row in group.rows]
+        count = counted(len(scores), "checkpoint")
+        yield f"{metric.name}: of {joined_by_and(metric.of)} over the {count} of this table"
+        if len(scores) > 1:
+            yield _stability_text(metric, *stability(metric, scores))
+        why = why_fixed(metric, scores)
+        if metric == ranking.by and why and group.rows[0].interval.se is not None:
+            yield f"ties by {metric.name}: {why}, so the order by these is always the same"
+
+
+def _stability_text(metric: GroupMetric, left_out: int, changes: int) -> str:
+    cases = f"in {counted(changes, 'case')}" if changes else "in no case"
+    return (
+        f"leaving out any one of the other {counted(left_out, 'checkpoint')} changes the first by "
+        f"{metric.name} {cases}"
+    )
