@@ -324,7 +324,10 @@ class ScoreSettings(MetricSettings, DeviceSettings):
     """`lidar score`."""
 
     metrics: str = setting(
-        "all", "Only these: lidar, rankme, alpha_req, ...", panel="Most used", value="METRIC,..."
+        "default",
+        "Only these: lidar, rankme, ...; 'default,retrieval' for more, 'all' for every one.",
+        panel="Most used",
+        value="METRIC,...",
     )
     layer: str = setting(
         "auto", "Layers to read [auto: all in the file].", panel="Data", value="LAYER"
@@ -404,6 +407,12 @@ class OrderSettings(EmbedSettings, MetricSettings):
 
     by: str = setting(
         "lidar", "What orders them: lidar, rankme, ...", panel="Most used", value="METRIC"
+    )
+    metrics: str = setting(
+        "default",
+        "Compute these too: retrieval, ..., or all.",
+        panel="Metrics",
+        value="METRIC,...",
     )
     confidence: Level = setting(
         0.95,

@@ -28,8 +28,8 @@ from lidar_cli.configuration import NAMED_ONLY
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import EXIT_STATUSES, SettingsError
 from lidar_cli.explain.settings_text import described
-from lidar_cli.explain.topics import PAGE_NAMES, explain, list_topics, topic_names
-from lidar_cli.ranking.agreement import GROUP_METRICS, ORDERS
+from lidar_cli.explain.topics import ALSO_METHODS, PAGE_NAMES, explain, list_topics, topic_names
+from lidar_cli.ranking.agreement import ORDERS
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import COMMANDS, Panel, ScoreSettings, flags
 from lidar_cli.views.methods import RECIPES
@@ -59,7 +59,7 @@ def test_the_equations_are_those_of_the_program(tmp_path: Path) -> None:
     signal = 3 * torch.arange(1, D + 1.0).rsqrt() * torch.randn(N, 1, D)
     z = (signal + torch.randn(N, Q, D)).double().numpy()
     np.save(tmp_path / "z.npy", z)
-    (score,) = score_file(tmp_path / "z.npy", ScoreSettings(device="cpu"))
+    (score,) = score_file(tmp_path / "z.npy", ScoreSettings(device="cpu", metrics="all"))
     assert score.n_above_noise
     for metric, value in computed(z, list(METRICS)).items():
         assert score.value(metric) == pytest.approx(value, rel=1e-6), metric
@@ -88,7 +88,8 @@ def test_a_metric_has_its_definition_direction_and_advice(metric) -> None:
     assert "\n\n    " in rest, "an equation"
     for part in ("**Trust it**", "**Beware:**"):
         assert rest.count(part) == 1, part
-    assert rest.count("**In the study:**") == (metric.name not in GROUP_METRICS)
+    measured = {row["metric"] for row in summary_rows()}
+    assert rest.count("**In the study:**") == (metric.name in measured)
     assert f"| `{metric.name}` |" in explain("metrics")
 
 
@@ -105,6 +106,7 @@ def test_equations_and_code_fit_a_terminal(topic: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_recipe_has_its_source_and_constants(recipe) -> None:
     text = explain(recipe.name)
+    text = text[text.index(f"# {recipe.name}: a recipe") :]  # a metric may have the same name
     assert f"\n## {recipe.name}\n" in explain("recipes"), "what it was read from"
     assert text.startswith(f"# {recipe.name}: a recipe of views\n\n")
     assert not text.split("\n\n")[1].startswith("- "), "its source comes before its constants"
@@ -176,6 +178,11 @@ def errors() -> Iterator[type]:
     import lidar_cli.errors as module
 
     return (cls for cls in vars(module).values() if isinstance(cls, type) and hasattr(cls, "code"))
+
+
+def test_metrics_with_the_name_of_a_recipe_or_system_are_listed() -> None:
+    methods = {*RECIPES, *(row.name for row in formats())}
+    assert {name.replace("_", "-") for name in METRICS} & methods == set(ALSO_METHODS)
 
 
 def test_the_list_names_every_page_metric_and_recipe() -> None:
@@ -278,8 +285,10 @@ def test_the_summary_is_that_of_the_study() -> None:
     (results,) = RESULTS.glob("study-seed0-*.csv")
     rows = list(csv.DictReader(io.StringIO(results.read_text(encoding="utf-8"))))
     summary = summary_rows()
+    measured = {row["metric"] for row in rows} & METRICS.keys()
+    assert measured >= {name for name, metric in METRICS.items() if metric.is_default}
     assert {(row["scope"], row["metric"]) for row in summary} == {
-        (scope, metric) for scope in ("pooled", "within") for metric in METRICS
+        (scope, metric) for scope in ("pooled", "within") for metric in measured
     }
     for line in summary:
         settings = [

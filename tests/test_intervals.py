@@ -16,7 +16,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.metrics import METRICS, default_metrics
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
 from lidar_cli.scoring.compute import Score
@@ -214,7 +214,7 @@ def test_a_plain_score_has_no_confidence(stored: Path) -> None:
 def test_every_value_gets_its_interval_and_no_null_does(stored: Path) -> None:
     found = scored(stored)
     assert found.confidence is not None
-    assert found.confidence.intervals.keys() == METRICS.keys()
+    assert found.confidence.intervals.keys() == default_metrics()
     for name, interval in found.confidence.intervals.items():
         value = found.value(name)
         if value is None or name == "n_above_noise":
@@ -311,7 +311,7 @@ def test_intervals_hold_the_expectation(simulation: ModuleType, spectrum: str) -
     The committed results say how much less: reliable_rank, skewed so near its bound d = 8, 86 %.
     """
     found = simulation.coverage(spectrum, (200, 3, 8), DRAWS)
-    assert found.keys() == METRICS.keys() - {"n_above_noise", "alpha_req"}
+    assert found.keys() == default_metrics() - {"n_above_noise", "alpha_req"}
     for name, told in found.items():
         assert told["coverage"] >= 0.93 - margin(0.93), name
         # 92 to 98 % of a normal is a standard error of 0.89 to 1.19 of the true one, and the true

@@ -41,7 +41,7 @@ from rank_runs import (
 from safetensors.torch import save_file
 
 from lidar_cli.checkpoints.reading.read import read_contents
-from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.metrics import METRICS, default_metrics
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.ranking.digests import Digests
 from lidar_cli.ranking.discover import Skipped, scan_directory
@@ -210,7 +210,7 @@ def test_the_json_contract(tmp_path: Path, images: Path, rank: Shell) -> None:
         metrics = row["metrics"]
         assert metrics["confidence"]["level"] == 0.95
         intervals = metrics["confidence"]["intervals"]
-        assert intervals.keys() == METRICS.keys()
+        assert intervals.keys() == default_metrics()
         assert intervals["lidar"]["ci_low"] == row["ci_low"]
         assert intervals["alpha_req"]["reason"] == metrics["notes"]["alpha_req"]
         assert metrics.keys() >= METRICS.keys() | {"n_samples", "n_views", "dim", "layer", "delta"}
@@ -280,7 +280,7 @@ def test_csv(tmp_path: Path, rank: Shell) -> None:
         assert int(row["rank"]) == expected["rank"]
         assert float(row["value"]) == float(row["rankme"]) == expected["value"]
         assert row["alpha_req"] == ""
-        for name in METRICS.keys() - {"alpha_req"}:
+        for name in default_metrics() - {"alpha_req"}:
             assert row[name] == (
                 "" if expected["metrics"][name] is None else str(expected["metrics"][name])
             )
@@ -299,8 +299,9 @@ def test_markdown(tmp_path: Path, rank: Shell) -> None:
     cells = [
         [cell.strip() for cell in line.replace("\\|", "\0").strip("|").split("|")] for line in lines
     ]
-    assert cells[0] == ["rank", "checkpoint", *METRICS, "agreement"]
-    assert {len(row) for row in cells} == {3 + len(METRICS)}
+    listed = [name for name in METRICS if METRICS[name].is_default]
+    assert cells[0] == ["rank", "checkpoint", *listed, "agreement"]
+    assert {len(row) for row in cells} == {3 + len(listed)}
     assert [row[1].replace("\0", "|") for row in cells[2:]] == [
         row["path"] for row in ranking["checkpoints"]
     ]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from lidar_cli.core.metrics import METRICS, parse_metrics
+from lidar_cli.core.metrics import METRICS, default_metrics, parse_metrics
 from lidar_cli.errors import InputError, SettingsError
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
@@ -26,6 +26,7 @@ from lidar_cli.settings import ScoreSettings
 CONSTANT = "every eigenvalue is 0: the embedding is constant or collapsed"
 NO_SPREAD = "the covariance is 0: the embedding is constant or collapsed"
 NO_CORRECTION = "nothing above view noise: no eigenvalue clears the noise edge"
+DEFAULT = default_metrics()
 LDA = {name for name, metric in METRICS.items() if metric.reads_lda}
 CORRECTED = {"lidar_corrected", "pillai", "information", "reliable_rank"}
 COVARIANCE = {name for name, metric in METRICS.items() if metric.reads == "covariance"}
@@ -45,7 +46,7 @@ def score_array(tmp_path, z, progress=None, **options):
 
 def nulls(score):
     """The metrics without a value; each must have a reason, and no other metric one."""
-    without = {name for name in METRICS if score.value(name) is None}
+    without = {name for name in DEFAULT if score.value(name) is None}
     assert without == set(score.notes)
     assert all(score.notes.values())
     return without
@@ -82,7 +83,7 @@ def test_every_metric_is_its_twin(tmp_path):
     }
     found = {name: getattr(score, name) for name in expected}
     assert found == pytest.approx(expected, rel=1e-6)
-    assert set(METRICS) <= set(expected)
+    assert set(expected) >= DEFAULT
     assert nulls(score) == set()
     facts = (score.n_samples, score.n_views, score.dim, score.delta, score.epsilon)
     assert facts == (150, 4, 110, 1e-4, 1e-7)
@@ -111,7 +112,7 @@ def test_normalize_scores_the_unit_rows(tmp_path):
     assert scaled.normalized
     assert not plain.normalized
     assert nulls(scaled) == nulls(plain) == {"alpha_req"}
-    for name in METRICS.keys() - {"alpha_req"}:
+    for name in DEFAULT - {"alpha_req"}:
         assert scaled.value(name) == pytest.approx(plain.value(name), rel=1e-9), name
 
 
@@ -339,7 +340,7 @@ def test_an_extreme_scale_is_a_number_or_a_reason(tmp_path, scale):
 
 def test_only_the_metrics_asked_for_are_formed(tmp_path):
     z = draw_embeddings(150, 4, 110)
-    whole = score_array(tmp_path, z)
+    whole = score_array(tmp_path, z, metrics="all")
     for name in METRICS:
         alone = score_array(tmp_path, z, metrics=name)
         assert alone.value(name) == pytest.approx(whole.value(name), rel=1e-12)
@@ -392,7 +393,8 @@ def arrays(draw):
 @settings(max_examples=300)
 @given(arrays(), st.sampled_from([0.0, 1e-4, 1e6]), st.sampled_from([0.0, 1e-7]), st.booleans())
 def test_any_finite_array_has_finite_numbers_or_reasons(tmp_path, z, delta, epsilon, normalize):
-    score = score_array(tmp_path, z, delta=delta, epsilon=epsilon, normalize=normalize)
+    constants = {"delta": delta, "epsilon": epsilon, "normalize": normalize}
+    score = score_array(tmp_path, z, metrics="all", **constants)
     (record,) = json.loads(to_json([score]), parse_constant=pytest.fail)
     for name in METRICS:
         if record[name] is None:
@@ -442,7 +444,8 @@ def test_a_record_has_these_keys_in_this_order(tmp_path):
         "lidar noise_fraction noise_edge noise_edge_law noise_dispersion n_above_noise "
         "lidar_corrected pillai information reliable_rank rankme rankme_source rankme_rows "
         "rankme_augmented alpha_req alpha_req_r2 alpha_req_ranks participation_ratio stable_rank "
-        "normalized_std alignment dse_inter dse_intra dse_dim"
+        "normalized_std alignment signal_rank retrieval identification stability hubness "
+        "persistence gaussianity lejepa dse_inter dse_intra dse_dim"
     )
     more = "ridge_share data notes warnings confidence convergence"
     assert list(record) == f"{facts} {values} {more}".split()

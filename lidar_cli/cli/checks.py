@@ -227,16 +227,18 @@ def check_order(settings: OrderSettings, alone: str = "") -> None:
 
     alone: as of `find_order`.
     """
+    from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.ranking.agreement import find_order
 
     metric = find_order(settings.by, alone)
+    parse_metrics(settings.metrics)
     if settings.n_samples < 2:
         raise SettingsError(
             f"-n {settings.n_samples}: {metric.name} needs the variation between images, and so "
             "two; give -n 2 or more",
             code="one-image",
         )
-    if settings.n_views < 2 and (metric.reads_lda or metric.name == "alignment"):
+    if settings.n_views < 2 and metric.needs_two_views:
         raise SettingsError(
             f"-q {settings.n_views}: {metric.name} needs the variation between the views of an "
             "image, and so two; give -q 2 or more, or order by what needs none: --by rankme",

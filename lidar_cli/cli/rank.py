@@ -22,6 +22,7 @@ from lidar_cli.cli.options import (
     with_settings,
 )
 from lidar_cli.cli.toy_data import note_toy_data
+from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import SettingsError
 from lidar_cli.ranking.paths import Selection, select
 from lidar_cli.runtime.device import read_rank_info
@@ -55,7 +56,7 @@ def rank(
             value="METRICS",
         ),
     ] = None,
-    everything: Annotated[bool, option("--all", "Show every metric.")] = False,
+    everything: Annotated[bool, option("--all", "Show every metric that is computed.")] = False,
     verbose: Verbose = False,
     page: Report = None,
     overwrite: Overwrite = False,
@@ -74,6 +75,8 @@ def rank(
     one_of(columns=columns, all=everything)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
     shown = parse_columns(columns), everything, verbose
+    named = [name for name in shown[0] or () if name in METRICS]  # not those of a group
+    settings = replace(settings, metrics=",".join([settings.metrics, *named]))
     selection = select(paths, settings)
     check_rank(paths, settings)
     check_report(page, overwrite)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from lidar_cli.core import subset_metrics
 from lidar_cli.errors import DegenerateFeatures, SettingsError, nearest
 
 if TYPE_CHECKING:
@@ -27,10 +28,27 @@ if TYPE_CHECKING:
 ALL_ZERO = "every eigenvalue is 0: the embedding is constant or collapsed"
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
 READ_FROM_LDA = ("lda", "noise", "edge", "signal")  # values of `reads` that need the LDA spectrum
+READ_FROM_SCATTERS = (*READ_FROM_LDA, "between", "augmented")  # that need the scatters of views
 READ_FROM_ROWS = ("gram", "covariance")  # values of `reads` that need one row a sample
 
+IS_A_COUNT = "a count has no derivative, and so no interval"
+NO_NEIGHBOUR_INTERVAL = "leaving out a sample moves the neighbours of others; no interval is given"
+NO_ROOT_INTERVAL = "a root has no derivative at 0, and many eigenvalues are near it; no interval"
+NO_TREE_INTERVAL = "leaving out a sample changes the tree and its largest distance; no interval"
+NO_GAUSSIAN_INTERVAL = "its derivative is 0 at a Gaussian embedding; no interval is given"
+
 Reads = Literal[
-    "lda", "noise", "edge", "signal", "gram", "augmented", "covariance", "sphere", "group"
+    "lda",
+    "noise",
+    "edge",
+    "signal",
+    "gram",
+    "augmented",
+    "covariance",
+    "between",
+    "sphere",
+    "subset",
+    "group",
 ]
 
 
@@ -54,7 +72,7 @@ class Metric:
     """A metric: its input, which of two values is better, and the functions that compute it.
 
     reads: the input of `value`, `gradient` and `details`: the `Spectrum` of one of these, or else
-    `SphereMoments`.
+    `SphereMoments` or `ComparedViews`.
 
         lda         Sb relative to Sw, lambda                                 [d]
         noise       lambda, if view noise can be measured
@@ -63,17 +81,22 @@ class Metric:
         gram        Z^T Z of one row a sample, not centred                    [min(N, d)]
         augmented   Z^T Z of all views, not centred                           [min(n q, d)]
         covariance  centred covariance of one row a sample                    [min(N, d)]
+        between     Sb - W0 / q, not whitened                                 [d]
         sphere      `SphereMoments` of unit rows
+        subset      `ComparedViews` of at most 1,000 samples
         group       all checkpoints of a group (`ranking.agreement`)
 
     definition: one paragraph with the source.
     gradient: dT / d lambda_k for each eigenvalue of the spectrum; the influences of samples and the
     interval follow from it.
-    influence: for a metric of the sphere, the influences [c] of the samples of a block [c, q, d],
-    up to a constant, given also `sphere`. A metric with neither function has no interval.
+    influence: up to a constant, for a metric of the sphere the influences [c] of the samples of a
+    block [c, q, d], given also `sphere`; for one of the subset those of its samples [m].
+    no_interval: the reason of a metric with neither function.
     companions: fields that follow the metric in a score, with their values if it is not computed.
     details: values of companions, from the same input as the value.
     interval_from: the interval needs more samples than this many times d.
+    is_default: whether it is computed without being named.
+    compares_views: whether it needs two views of a sample, although it does not read the LDA pair.
     """
 
     name: str
@@ -87,6 +110,9 @@ class Metric:
     companions: Mapping[str, Any] = field(default_factory=dict)
     details: Callable[[Any], Mapping[str, Any]] | None = None
     interval_from: int = 2
+    no_interval: str | None = None
+    is_default: bool = True
+    compares_views: bool = False
 
     def sort_key(self, value: float) -> float:
         """A number that is smaller for a better value, to order checkpoints by."""
@@ -114,6 +140,11 @@ class Metric:
     def reads_lda(self) -> bool:
         """Whether it reads the eigenvalues of the LDA pair."""
         return self.reads in READ_FROM_LDA
+
+    @property
+    def needs_two_views(self) -> bool:
+        """Whether it has no value where a sample has a single view."""
+        return self.reads_lda or self.compares_views
 
     @property
     def has_interval(self) -> bool:
@@ -405,6 +436,7 @@ METRICS = {
             "noise alone explains: by Wachter's law (1980), or by contrasts between the views of a "
             "sample where noise is of uneven strength. A count, so it has no interval.",
             _n_above_noise,
+            no_interval=IS_A_COUNT,
         ),
         Metric(
             "lidar_corrected",
@@ -513,18 +545,128 @@ METRICS = {
             "Wang and Isola, ICML 2020, with alpha = 2.",
             alignment,
             influence=alignment_influence,
+            compares_views=True,
+        ),
+        Metric(
+            "signal_rank",
+            "between",
+            "higher",
+            "The effective rank of the roots of the eigenvalues of max(Sb - Sw / q, 0), the "
+            "covariance of samples less view noise: RankMe (Garrido et al. 2023) of what belongs "
+            "to the sample, without LiDAR's whitening, which lifts directions of hardly any "
+            "variance. Defined by this project, 2026.",
+            lambda s: rankme(s.eigenvalues, s.epsilon),
+            no_interval=NO_ROOT_INTERVAL,
+            is_default=False,
+            compares_views=True,
+        ),
+        Metric(
+            "retrieval",
+            "subset",
+            "higher",
+            "The share of samples whose view is nearest to their own other view among the other "
+            "views of all samples, by the cosine of centred embeddings, averaged over pairs of "
+            "views; at most 1,000 samples. Instance discrimination, Wu et al., CVPR 2018, as a "
+            "score.",
+            subset_metrics.retrieval,
+            influence=subset_metrics.retrieval_influence,
+            interval_from=0,
+            is_default=False,
+            compares_views=True,
+        ),
+        Metric(
+            "identification",
+            "subset",
+            "higher",
+            "log2(m) - mean log2(rank), in bits, with the rank of a sample's own other view among"
+            " the views of all m samples, at most 1,000, by the cosine of centred embeddings: "
+            "retrieval that does not saturate. Defined by this project, 2026.",
+            subset_metrics.identification,
+            influence=subset_metrics.identification_influence,
+            interval_from=0,
+            is_default=False,
+            compares_views=True,
+        ),
+        Metric(
+            "stability",
+            "subset",
+            "higher",
+            "The share of each sample's 10 nearest neighbours that is the same for the means over"
+            " two halves of its views, by the cosine of centred embeddings; at most 1,000 "
+            "samples. Defined by this project, 2026.",
+            subset_metrics.stability,
+            no_interval=NO_NEIGHBOUR_INTERVAL,
+            is_default=False,
+            compares_views=True,
+        ),
+        Metric(
+            "hubness",
+            "subset",
+            "lower",
+            "The skewness of how often a sample is one of the 10 nearest neighbours of others, by"
+            " the cosine of centred means over views; at most 1,000 samples. A hub is near to "
+            "everything and misleads whatever compares. Radovanovic et al., JMLR 11, 2010.",
+            subset_metrics.hubness,
+            no_interval=NO_NEIGHBOUR_INTERVAL,
+            is_default=False,
+        ),
+        Metric(
+            "persistence",
+            "subset",
+            "higher",
+            "The total length of the minimum spanning tree of the first views over their largest "
+            "distance: how evenly they are spread, of at most 1,000 samples. arXiv 2512.15285, "
+            "2025.",
+            subset_metrics.persistence,
+            no_interval=NO_TREE_INTERVAL,
+            is_default=False,
+        ),
+        Metric(
+            "gaussianity",
+            "subset",
+            "lower",
+            "How far projections of the embeddings, centred and scaled to unit mean variance, are"
+            " from a standard Gaussian, by the characteristic function on 256 directions; at most"
+            " 1,000 samples. SIGReg of LeJEPA, Balestriero and LeCun 2025, arXiv 2511.08544.",
+            subset_metrics.gaussianity,
+            no_interval=NO_GAUSSIAN_INTERVAL,
+            is_default=False,
+        ),
+        Metric(
+            "lejepa",
+            "subset",
+            "lower",
+            "LeJEPA's loss: 0.05 m gaussianity + 0.95 times the mean squared distance of views to"
+            " their sample's mean, of m samples, at most 1,000. Balestriero and LeCun 2025, arXiv"
+            " 2511.08544.",
+            subset_metrics.lejepa,
+            no_interval=NO_GAUSSIAN_INTERVAL,
+            is_default=False,
+            compares_views=True,
         ),
     )
 }
 
 
+def default_metrics() -> frozenset[str]:
+    """The names of the metrics that are computed without being named."""
+    return frozenset(name for name, metric in METRICS.items() if metric.is_default)
+
+
 def parse_metrics(text: str) -> frozenset[str]:
-    """The metric names in a comma-separated list, or every name for "all". Raises SettingsError."""
-    if text == "all":
-        return frozenset(METRICS)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in METRICS:
+    """The metric names in a comma-separated list, in which "all" and "default" name several.
+
+    Raises SettingsError.
+    """
+    names: set[str] = set()
+    for name in (name.strip() for name in text.split(",")):
+        if name == "all":
+            names |= METRICS.keys()
+        elif name == "default":
+            names |= default_metrics()
+        elif name in METRICS:
+            names.add(name)
+        elif name:
             raise SettingsError(
                 f"--metrics: no metric {name!r}; {nearest(name, list(METRICS))} "
                 "(lidar explain metrics)",

@@ -53,6 +53,8 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     "checkpoints": "systems",
 }
 SETTINGS_IN_WORDS = {"assumed": "assume", "assumption": "assume"}
+# Metrics with the name of a recipe or system. For others these, which take long, are not imported.
+ALSO_METHODS = ("lejepa",)
 BETTER = {"higher": "higher is better", "lower": "lower is better"}
 
 
@@ -74,17 +76,15 @@ def list_topics() -> str:
 
 
 def explain(topic: str) -> str:
-    """The text of a topic: of everything that has this name, such as a recipe and a system.
+    """The text of a topic: of everything that has this name, such as a metric and a recipe.
 
     Raises SettingsError for a topic that does not exist.
     """
     name = SETTINGS_IN_WORDS.get(_key(topic), _key(topic))
-    metric = _metric(name)  # first, since recipes and systems take longer to import
-    texts = (
-        [metric]
-        if metric
-        else [text for text in (section(name) for section in SECTIONS) if text is not None]
-    )
+    metric = _metric(name)
+    texts = [metric] if metric else []
+    if not metric or name in ALSO_METHODS:
+        texts += [text for text in (section(name) for section in SECTIONS) if text is not None]
     if not texts:
         close = difflib.get_close_matches(name, topic_names(), n=1, cutoff=0.5)
         hint = "to list all:   lidar explain"

@@ -100,7 +100,7 @@ class EmbeddingMetric(torchmetrics.Metric):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if name not in METRICS or METRICS[name].reads == "sphere":
+        if name not in METRICS or METRICS[name].reads in ("sphere", "subset"):
             raise ValueError(f"no metric of a spectrum is called {name!r}")
         # Most torchmetrics classes have it as a constant, and torchmetrics forbids to assign it.
         self.__dict__["higher_is_better"] = METRICS[name].higher_is_better
@@ -161,6 +161,8 @@ class EmbeddingMetric(torchmetrics.Metric):
             moments = Moments.of_sums(self.n_views, rows, self.moments[2 + d :])
             if reads == "augmented":
                 eigenvalues = spectra.augmented_gram_spectrum(moments)
+            elif reads == "between":
+                eigenvalues = spectra.signal_spectrum(moments)
             else:
                 eigenvalues = spectra.lda_spectrum(moments, self.delta).eigenvalues
             if reads == "signal":

@@ -228,13 +228,15 @@ def form_all(scores: Sequence[Score], by: Metric) -> list[Score]:
 
 
 def with_value(scores: Sequence[Score]) -> list[Metric]:
-    """Every metric, and those metrics of the group that a score has."""
+    """The metrics of `listed_metrics`, and those metrics of the group that a score has."""
+    from lidar_cli.scoring.compute import listed_metrics
+
     formed = [
         metric
         for name, metric in GROUP_METRICS.items()
         if any(score.value(name) is not None for score in scores)
     ]
-    return [*METRICS.values(), *formed]
+    return [*(METRICS[name] for name in listed_metrics(scores)), *formed]
 
 
 def _why_null(metric: GroupMetric, score: Score) -> str:

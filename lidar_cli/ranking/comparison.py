@@ -38,7 +38,7 @@ from lidar_cli.ranking.order import comparable
 from lidar_cli.ranking.paths import check_two, place_of, select
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import EVERY_METRIC, Score
+from lidar_cli.scoring.compute import Score, listed_metrics, ranked_metrics
 from lidar_cli.scoring.intervals import Interval, interval_of, ties
 from lidar_cli.scoring.run import score_layer, with_intervals
 from lidar_cli.scoring.saved import SUFFIX, ScoreWithoutIntervals, read_score
@@ -418,7 +418,8 @@ def _provenance(session: Session, file: Path) -> dict[str, Any]:
     """The provenance of a file; empty for a score at other constants than the settings'."""
     if file.suffix != SUFFIX:
         return read_provenance(file)
-    settings, saved = session.settings, read_score(file)
+    settings = session.settings
+    saved = read_score(file, ranked_metrics(settings))
     if saved is None:
         return {}
     constants = saved.score.delta, saved.score.epsilon, saved.score.normalized
@@ -489,7 +490,8 @@ def _compared(comparison: Comparison, session: Session, *sources: Source) -> Com
         return replace(comparison, same="hold the same embeddings")
     scores = _score(session, first), _score(session, second)
     level = comparison.level
-    differences = tuple(difference(metric, scores, level) for metric in METRICS.values())
+    listed = listed_metrics(scores)
+    differences = tuple(difference(METRICS[name], scores, level) for name in listed)
     return replace(comparison, scores=scores, differences=differences)
 
 
@@ -499,12 +501,12 @@ def _score(session: Session, source: Source) -> Score:
     if isinstance(source, ScoreWithoutIntervals):
         score = source.score
         rows, reason = score.rankme_rows, source.why_no_influences
-        return with_intervals(score, EVERY_METRIC, score.influences, rows, level, reason)
+        return with_intervals(score, score.computed, score.influences, rows, level, reason)
     return score_layer(
         source,
         session.settings,
         session.device,
-        EVERY_METRIC,
+        ranked_metrics(session.settings),
         session.progress,
         level,
         cache=folder if folder.is_dir() else None,

@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lidar_cli.core.metrics import Metric
+from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, first_line
 from lidar_cli.extraction.run import BATCHES_UNTIL
 from lidar_cli.ranking.agreement import find_order
@@ -34,7 +34,6 @@ from lidar_cli.ranking.paths import Paths
 from lidar_cli.ranking.scorer import Scorer, concerns_every_checkpoint
 from lidar_cli.ranking.session import Session, open_session
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.intervals import IS_A_COUNT
 from lidar_cli.settings import RankSettings
 
 LEAST_SAMPLES = 50  # the interval assumes that the difference is nearly normal
@@ -180,10 +179,9 @@ def check_race(settings: RankSettings) -> None:
     find_order(settings.by, "--race")
     if settings.n_views == 0:
         raise SettingsError("--race saves views, and -q 0 has none; rank without it")
-    if settings.by == "n_above_noise":
-        raise SettingsError(
-            f"--race by {settings.by}: {IS_A_COUNT}; choose another metric with --by"
-        )
+    reason = METRICS[settings.by].no_interval
+    if reason is not None:
+        raise SettingsError(f"--race by {settings.by}: {reason}; choose another metric with --by")
     if settings.clean_samples not in (None, settings.n_samples):
         raise SettingsError(
             "--race looks at as many un-augmented images as samples; leave out --clean-samples"

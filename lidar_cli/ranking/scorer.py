@@ -34,7 +34,7 @@ from lidar_cli.ranking.discover import Checkpoint
 from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.unstored import add_intervals, score_unstored
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import EVERY_METRIC, Score
+from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.intervals import Grouping
 from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import ExtractSettings, RankSettings
@@ -454,9 +454,9 @@ def score_features(
     Raises what `read_hdf5` and `score_layer` raise.
     """
     (embeddings,) = read_hdf5(path, settings.layer)
-    level = settings.confidence
+    level, wanted = settings.confidence, ranked_metrics(settings)
     scored = score_layer(
-        embeddings, settings, device, EVERY_METRIC, progress, level, cache, groups=groups
+        embeddings, settings, device, wanted, progress, level, cache, groups=groups
     )
     return with_influences_of(scored, settings.by)
 

@@ -25,12 +25,12 @@ from lidar_cli.features.embeddings import Chunk, Embeddings, Names, StoredArray
 from lidar_cli.features.writer import as_storage_type
 from lidar_cli.runtime.device import MEMORY_SHARE, free_memory
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.compute import EVERY_METRIC, Score
+from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.intervals import Grouping
 from lidar_cli.scoring.run import score_moments, with_intervals
 from lidar_cli.scoring.saved import ScoreWithoutIntervals
 from lidar_cli.scoring.streaming import LayerMoments, enough_memory
-from lidar_cli.settings import PATCHES, MetricSettings, RankSettings
+from lidar_cli.settings import PATCHES, OrderSettings, RankSettings
 
 
 def score_unstored(
@@ -41,7 +41,7 @@ def score_unstored(
     Raises what `embed_all` and `score_layer` raise.
     """
     plan, device = model.plan, model.device
-    name = plan.provenance["checkpoint"]
+    name, wanted = plan.provenance["checkpoint"], ranked_metrics(settings)
     model.embedder.set_image_size(plan.views.image_size)
 
     def attempt(batch_size: int) -> tuple[MomentSink, int]:
@@ -58,7 +58,7 @@ def score_unstored(
         embeddings = replace(embeddings, dense=dense)
     with enough_memory(embeddings):
         scored = score_moments(
-            embeddings, settings, sink.moments, EVERY_METRIC, progress, settings.confidence
+            embeddings, settings, sink.moments, wanted, progress, settings.confidence
         )
     provenance = plan.provenance | {"batch_size": batch_size}
     return ScoreWithoutIntervals(scored, provenance, embeddings.once)
@@ -80,7 +80,7 @@ def add_intervals(
         numbers = groups.of_names(samples.data, names)
     reason = computed.why_no_influences
     level = settings.confidence
-    return with_intervals(score, EVERY_METRIC, score.influences, rows, level, reason, numbers)
+    return with_intervals(score, score.computed, score.influences, rows, level, reason, numbers)
 
 
 class MomentSink:
@@ -92,7 +92,7 @@ class MomentSink:
     """
 
     def __init__(
-        self, plan: Plan, name: str, settings: MetricSettings, device: torch.device, room: int
+        self, plan: Plan, name: str, settings: OrderSettings, device: torch.device, room: int
     ) -> None:
         layout = plan.layout
         ((self._layer, d),) = layout.widths.items()
@@ -118,10 +118,11 @@ class MomentSink:
             else f"a second pass needs the embeddings, {size / 2**30:,.2f} GB, in memory, where "
             f"{room / 2**30:,.2f} GB may be used; leave out --no-store",
         )
-        self.moments = LayerMoments(self.embeddings, settings, device, EVERY_METRIC)
+        self.moments = LayerMoments(self.embeddings, settings, device, ranked_metrics(settings))
         self.span = range(layout.n_clean)
         self.done = np.zeros(layout.n_clean, bool)
-        self._waiting: list[tuple[Tensor, Tensor]] = []  # views [c, q, d], clean [b, d]
+        # Number of the first sample, views [c, q, d], clean [b, d], of consecutive runs of samples.
+        self._waiting: list[tuple[int, Tensor, Tensor]] = []
 
     def write(
         self, samples: Sequence[int], views: Mapping[str, Tensor], clean: Mapping[str, Tensor]
@@ -132,16 +133,16 @@ class MomentSink:
         Raises DegenerateFeatures for numbers that a feature file would refuse.
         """
         first, last = samples[0], samples[-1] + 1
-        parts = [
+        embedded, images = (
             as_storage_type(part[self._layer], self._storage, self._layer, first)
             for part in (views, clean)
-        ]
-        for rows, part in zip(self._rows or (), parts, strict=bool(self._rows)):
+        )
+        for rows, part in zip(self._rows or (), (embedded, images), strict=bool(self._rows)):
             rows[first : first + len(part)] = part
         if self._contrasts is not None:
-            self._contrasts.store(first, parts[0])
-        self._waiting.append((parts[0], parts[1]))
-        if sum(view.nbytes + one.nbytes for view, one in self._waiting) >= self._memory:
+            self._contrasts.store(first, embedded)
+        self._waiting.append((first, embedded, images))
+        if sum(view.nbytes + one.nbytes for _, view, one in self._waiting) >= self._memory:
             self._add()
         self.done[first:last] = True
         if self.done.all():
@@ -150,9 +151,11 @@ class MomentSink:
     def _add(self) -> None:
         # Many samples at a time, since each addition reads and writes complete [d, d] scatters.
         if self._waiting:
-            views, clean = (torch.cat(part) for part in zip(*self._waiting, strict=True))
+            (first, *_), *parts = zip(*self._waiting, strict=True)
+            views, clean = map(torch.cat, parts)
             self._waiting.clear()
-            self.moments.update(Chunk(0, len(clean), views if len(views) else None, clean))
+            chunk = Chunk(first, first + len(clean), views if len(views) else None, clean)
+            self.moments.update(chunk)
 
     def _part(self, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> StoredArray:
         def read(start: int, stop: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lidar_cli.core.metrics import METRICS
+from lidar_cli.core.metrics import IS_A_COUNT, METRICS
 from lidar_cli.report.text import (
     CAUTIONS,
     INDENT,
@@ -33,7 +33,7 @@ from lidar_cli.report.text import (
 )
 from lidar_cli.report.verdict import scores_verdict
 from lidar_cli.scoring.compute import CORRECTED, Convergence, Score, plain_fields
-from lidar_cli.scoring.intervals import IS_A_COUNT, Interval
+from lidar_cli.scoring.intervals import Interval
 
 BIAS = "biased upward, the more the fewer views"
 INTERVAL_COLUMNS = ("se", "ci_low", "ci_high")

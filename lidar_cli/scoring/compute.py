@@ -7,7 +7,7 @@ values). This module decides which metrics can be computed, and writes the warni
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -19,14 +19,21 @@ from torch import Tensor
 from lidar_cli.configuration import parse_size
 from lidar_cli.core import spectra
 from lidar_cli.core.dense import DenseParts
-from lidar_cli.core.metrics import FIT_RANKS, METRICS, Metric, Spectrum
+from lidar_cli.core.metrics import (
+    FIT_RANKS,
+    METRICS,
+    Metric,
+    Spectrum,
+    default_metrics,
+    parse_metrics,
+)
 from lidar_cli.core.moments import Moments, unit_rows
 from lidar_cli.core.noise import contrast_samples, corrected_spectrum, measure_view_noise
 from lidar_cli.errors import DegenerateFeatures
 from lidar_cli.features.embeddings import Embeddings, ReadRows
 from lidar_cli.scoring.intervals import OVERFLOW, Confidence, Interval
 from lidar_cli.scoring.streaming import LayerMoments
-from lidar_cli.settings import MetricSettings
+from lidar_cli.settings import MetricSettings, OrderSettings
 
 RIDGE_WARNING = 0.05  # ridge share above which LiDAR depends on the embedding's scale
 RIDGE_REFUSAL = 0.99  # ridge share above which Sw has no view noise that could be measured
@@ -36,7 +43,7 @@ FIT_MARGIN = 2  # eigenvalues over the last rank of alpha-ReQ's fit, below which
 MUCH_NOISE = 0.5  # share of the LDA trace above which LiDAR mostly counts view noise
 DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly determined
 BLOCK_NUMBERS = 2**20  # numbers in the float64 copy of samples that are read again, 8 MB
-EVERY_METRIC = frozenset(METRICS)
+DEFAULT_METRICS = default_metrics()
 CORRECTED = tuple(name for name, metric in METRICS.items() if metric.reads == "signal")
 DSE = "dse"  # formed by `lidar rank` of its parts, which each score has
 DSE_PARTS = tuple(f"{DSE}_{part}" for part in DenseParts._fields)
@@ -122,6 +129,11 @@ class Score:
         value: float | None = self.values.get(metric)
         return value
 
+    @property
+    def computed(self) -> frozenset[str]:
+        """The metrics that have a value, or the reason why they have none."""
+        return frozenset(m for m in METRICS if self.values[m] is not None or m in self.notes)
+
     def with_value(self, metric: str, value: float) -> Score:
         """The same score with another value of a metric."""
         return replace(self, values={**self.values, metric: value})
@@ -137,6 +149,20 @@ class Score:
             name: self.values[name] if name in VALUES else getattr(self, name)
             for name in plain_fields()
         }
+
+
+def ranked_metrics(settings: OrderSettings) -> frozenset[str]:
+    """The metrics that rank and compare compute: the default ones, those named, what orders.
+
+    A metric of a group is formed from metrics that are among the default ones.
+    """
+    return DEFAULT_METRICS | parse_metrics(settings.metrics) | ({settings.by} & METRICS.keys())
+
+
+def listed_metrics(scores: Iterable[Score]) -> list[str]:
+    """The metrics that tables of some scores list: the default ones, and others they computed."""
+    computed = DEFAULT_METRICS.union(*(score.computed for score in scores))
+    return [name for name in METRICS if name in computed]
 
 
 def plain_fields() -> list[str]:
@@ -157,6 +183,7 @@ def compute_score(
     _lda_metrics(draft, embeddings, settings, state)
     _row_metrics(draft, settings, state)
     _view_metrics(draft, embeddings, settings, state)
+    _subset_metrics(draft, embeddings, state)
     _dense_parts(draft, embeddings)
     n, q, d = embeddings.shape
     return Score(
@@ -190,7 +217,7 @@ class _Draft:
         return [metric for metric in self._metrics if metric.reads in reads]
 
     def compute(self, metrics: Sequence[Metric], source: Any) -> None:
-        """Add the value of each metric, or why it is null; source: a Spectrum or SphereMoments."""
+        """Add the value of each metric, or why it is null; source: what its `reads` names."""
         for metric in metrics:
             try:
                 value = metric.value(source)
@@ -370,11 +397,17 @@ def _view_metrics(
 ) -> None:
     views, of_all = state.views, draft.wanted("augmented")
     if views is None:
-        draft.set_null(draft.wanted("augmented", "sphere"), NO_VIEWS[embeddings.clean_name])
+        draft.set_null(
+            draft.wanted("augmented", "between", "sphere"), NO_VIEWS[embeddings.clean_name]
+        )
         return
     gram = draft.solve(of_all, lambda: spectra.augmented_gram_spectrum(views))
     if gram is not None:
         draft.compute(of_all, Spectrum(gram, views.n, views.n_views, settings.epsilon))
+    of_signal = draft.wanted("between")
+    signal = draft.solve(of_signal, lambda: spectra.signal_spectrum(views))
+    if signal is not None:
+        draft.compute(of_signal, Spectrum(signal, views.n, views.n_views, settings.epsilon))
     draft.compute(draft.wanted("sphere"), views.sphere)
     spread = draft.values.get("normalized_std")
     if spread is not None and spread < COLLAPSED:
@@ -382,6 +415,19 @@ def _view_metrics(
             f"normalized_std is {spread:.2g}, and 1 is healthy: the embedding is constant or "
             "nearly collapsed, and the other metrics read what little is left"
         )
+
+
+def _subset_metrics(draft: _Draft, embeddings: Embeddings, state: LayerMoments) -> None:
+    metrics = draft.wanted("subset")
+    if not metrics:
+        return
+    if state.subset is None:
+        draft.set_null(metrics, NO_VIEWS[embeddings.clean_name])
+        return
+    try:
+        draft.compute(metrics, state.compared_views())
+    except DegenerateFeatures as error:
+        draft.set_null(metrics, str(error))
 
 
 def _dense_parts(draft: _Draft, embeddings: Embeddings) -> None:

@@ -148,7 +148,8 @@ class _PartMoments:
                 else None
                 for part, low, high in zip((chunk.views, chunk.clean), first, end, strict=True)
             )
-            state.update(Chunk(chunk.start, chunk.stop, views, clean))
+            begin = max(first[0], chunk.start)  # the number of the first of these samples
+            state.update(Chunk(begin, chunk.stop, views, clean))
             first = end
         if chunk.views is not None:
             for part, state in self.by_views:
@@ -282,12 +283,16 @@ def _samples(
 
 
 def _steps(half: Values, whole: Values) -> dict[str, float]:
-    """The relative change of each smooth metric that has both values, except noise_fraction."""
+    """The relative change of each smooth metric that has both values, except noise_fraction.
+
+    Metrics of the subset are left out: they depend on its size by their definition.
+    """
     return {
         name: (value - before) / abs(value)
         for name, value in whole.items()
         if name != "noise_fraction"
         and METRICS[name].has_interval
+        and METRICS[name].reads != "subset"
         and value
         and (before := half.get(name)) is not None
     }

@@ -44,7 +44,8 @@ def influences(
 ) -> dict[str, Tensor]:
     """Influences on each wanted metric, with mean 0: [n], or [N] if it reads one row a sample.
 
-    wanted: metrics that have a value. state: the moments of the same embeddings.
+    wanted: metrics that have a value, not those of `subset_influences`. state: the moments of the
+    same embeddings.
     cache: a folder that stores the influences, used if the file has a digest of its content.
     process_group: processes that each read a part.
     Needs memory for a few [d, d] matrices and the influences, in addition to the moments.
@@ -60,6 +61,24 @@ def influences(
         by_metric = {name: values - values.mean() for name, values in by_metric.items()}
         if stored:
             stored.write(by_metric)
+    return by_metric
+
+
+def subset_influences(state: LayerMoments, wanted: Collection[str], n: int) -> dict[str, Tensor]:
+    """Influences on each wanted metric of the subset, with mean 0, [n]; no second pass is needed.
+
+    Those of samples outside the subset are 0. Those inside are scaled by about n / m, so that the
+    standard error, sd / sqrt(n), is that of the subset, sd / sqrt(m).
+    """
+    by_metric = {}
+    for name in wanted:
+        influence = METRICS[name].influence
+        assert influence is not None
+        assert state.subset is not None
+        values = influence(state.compared_views()).cpu()
+        numbers, m = state.subset.numbers(), len(values)
+        values = (values - values.mean()) * ((n - 1) * n / ((m - 1) * m)) ** 0.5
+        by_metric[name] = values.new_zeros(n).index_copy(0, numbers, values)
     return by_metric
 
 

@@ -55,7 +55,6 @@ PAIRS = 2**18  # pairs of checkpoints compared at a time: 2 MB for each number o
 CANCELLED = 1e-5  # a difference below this share of two variances has lost its digits
 TINY = torch.finfo(torch.float64).tiny
 OVERFLOW = "beyond the range of float64: the embedding's scale is extreme"
-IS_A_COUNT = "a count has no derivative, and so no interval"
 FEWEST_DEGREES = 10.0  # degrees of freedom, below which an interval is likely too short
 FEW_CARRY = "few samples carry this interval; it may be too short"
 LABELS = "labels"  # the value of --groups that names the stored labels
@@ -113,8 +112,9 @@ def reasons_for_no_interval(
         if value is None:
             reasons[name] = notes[name]
         elif not metric.has_interval:
-            reasons[name] = IS_A_COUNT
-        elif n <= 2 * dim:
+            assert metric.no_interval is not None
+            reasons[name] = metric.no_interval
+        elif n <= min(2, least) * dim:
             reasons[name] = f"n = {n} is not above 2 d = {2 * dim}: too few samples for an interval"
         elif n <= least * dim:
             reasons[name] = (

@@ -26,7 +26,7 @@ from lidar_cli.runtime.device import RankInfo, check_free_memory, find_device
 from lidar_cli.runtime.files import NotAFile, did_you_mean, is_hdf5, open_regular
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score, compute_score
-from lidar_cli.scoring.influences import influences
+from lidar_cli.scoring.influences import influences, subset_influences
 from lidar_cli.scoring.intervals import Grouping, confidence, reasons_for_no_interval, sum_by_group
 from lidar_cli.scoring.process_group import ProcessGroup, read_moments_on_all_ranks
 from lidar_cli.scoring.streaming import LayerMoments, enough_memory, read_moments
@@ -193,9 +193,11 @@ def score_moments(
         return scored
     missing = _reasons_for_no_interval(scored, wanted, state.rows.n)
     names = [name for name in METRICS if name in wanted and name not in missing]
-    by_metric: dict[str, Tensor] = {}
-    if names and embeddings.once is None:
-        by_metric = influences(embeddings, settings, state, names, progress, cache, process_group)
+    of_subset = [name for name in names if METRICS[name].reads == "subset"]
+    by_metric = subset_influences(state, of_subset, scored.n_samples)
+    others = [name for name in names if name not in by_metric]
+    if others and embeddings.once is None:
+        by_metric |= influences(embeddings, settings, state, others, progress, cache, process_group)
     of_samples = groups.of(embeddings) if groups else None
     return with_intervals(
         scored, wanted, by_metric, state.rows.n, level, embeddings.once, of_samples
@@ -215,14 +217,15 @@ def with_intervals(
 
     by_metric: the influences on each metric that has them.
     n_rows: the number of rows that RankMe and alpha-ReQ read.
-    why_no_influences: the reason if influences could not be computed for any metric.
+    why_no_influences: the reason if influences could not be computed for the others.
     groups: the group of each sample [N]; influences are summed within groups.
     """
     values = {name: scored.value(name) for name in METRICS if name in wanted}
     count = len(torch.unique(groups[: scored.n_samples])) if groups is not None else None
     missing = _reasons_for_no_interval(scored, wanted, n_rows, count)
     if why_no_influences is not None:
-        missing = {name: missing.get(name, why_no_influences) for name in values}
+        without = {name: why_no_influences for name in values if name not in by_metric}
+        missing = without | missing
     independent = {
         name: each if groups is None else sum_by_group(each, groups[: len(each)])
         for name, each in by_metric.items()

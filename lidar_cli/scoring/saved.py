@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import FeatureFileError, first_line
 from lidar_cli.extraction.plan import Plan
 from lidar_cli.runtime.files import check_regular, parse_json, write_atomic
-from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.compute import Score, ranked_metrics
 from lidar_cli.scoring.influences import METHOD
-from lidar_cli.settings import MetricSettings
+from lidar_cli.settings import OrderSettings
 
 SUFFIX = ".score"
 
@@ -48,7 +49,8 @@ class SavedScore:
     folder, stem: the folder of the file, and the beginning of its name.
     """
 
-    def __init__(self, folder: Path, stem: str, plan: Plan, settings: MetricSettings) -> None:
+    def __init__(self, folder: Path, stem: str, plan: Plan, settings: OrderSettings) -> None:
+        self._wanted = ranked_metrics(settings)
         self._identity = json.dumps(
             [METHOD, plan.identity, settings.delta, settings.epsilon, settings.normalize],
             sort_keys=True,
@@ -57,8 +59,8 @@ class SavedScore:
         self.path = folder / f"{stem}-{key}{SUFFIX}"
 
     def read(self) -> ScoreWithoutIntervals | None:
-        """The score; None if the file is absent, damaged, or lacks a metric that exists now."""
-        return read_score(self.path, self._identity)
+        """The score; None if the file is absent, damaged, or lacks a metric that is wanted."""
+        return read_score(self.path, self._wanted, self._identity)
 
     def write(self, computed: ScoreWithoutIntervals) -> None:
         """Save a score atomically.
@@ -81,8 +83,13 @@ class SavedScore:
             ) from error
 
 
-def read_score(path: Path, identity: str | None = None) -> ScoreWithoutIntervals | None:
-    """The score in a file; None as `SavedScore.read`. identity: that it must have, None for any."""
+def read_score(
+    path: Path, wanted: AbstractSet[str] = frozenset(), identity: str | None = None
+) -> ScoreWithoutIntervals | None:
+    """The score in a file; None as `SavedScore.read`.
+
+    wanted: metrics that it must have. identity: that it must have, None for any.
+    """
     try:
         check_regular(path, follow=False)
         with safe_open(path, "pt") as file:
@@ -97,7 +104,9 @@ def read_score(path: Path, identity: str | None = None) -> ScoreWithoutIntervals
         spectra = {name: one.tolist() for name, one in _within(tensors, "spectrum").items()}
         influences = _within(tensors, "influence")
         more = {"spectra": spectra, "influences": influences, "provenance": provenance}
-        return ScoreWithoutIntervals(Score.of(**fields, **more), provenance, without)
+        score = Score.of(**fields, **more)
+        is_complete = wanted <= score.computed
+        return ScoreWithoutIntervals(score, provenance, without) if is_complete else None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
 

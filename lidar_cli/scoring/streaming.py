@@ -14,8 +14,10 @@ from torch import Tensor
 
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.accumulate import map_pieces
-from lidar_cli.core.metrics import METRICS, READ_FROM_LDA, READ_FROM_ROWS
+from lidar_cli.core.metrics import METRICS, READ_FROM_ROWS, READ_FROM_SCATTERS
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
+from lidar_cli.core.spectra import EPS
+from lidar_cli.core.subset import ComparedViews, SampleSubset
 from lidar_cli.errors import BadRows, InputError
 from lidar_cli.features.embeddings import Chunk, Embeddings
 from lidar_cli.runtime.device import free_memory
@@ -39,6 +41,7 @@ class LayerMoments:
     """The moments of one layer: of its views, if it has any, and of the rows that RankMe reads.
 
     row_source: what these rows are: "clean", "view 0" or "rows".
+    subset: the views of some samples; None if no metric reads them, or there are no views.
     noise_edge: the edge of view noise; None until `compute_score` sets it.
     """
 
@@ -51,20 +54,24 @@ class LayerMoments:
     ) -> None:
         _, q, d = embeddings.shape
         reads = {METRICS[name].reads for name in wanted}
-        scatters, sphere = not reads.isdisjoint((*READ_FROM_LDA, "augmented")), "sphere" in reads
+        scatters, sphere = not reads.isdisjoint(READ_FROM_SCATTERS), "sphere" in reads
         self.views = (
             Moments(q, d, device, scatters=scatters, sphere=sphere)
             if q > 0 and (scatters or sphere)
             else None
         )
+        self.subset = SampleSubset() if q > 0 and "subset" in reads else None
         self.rows = RowMoments(d, device)
         self.row_source = embeddings.clean_name if embeddings.clean else "view 0"
         self.noise_edge: float | None = None
         self._reads_rows = not reads.isdisjoint(READ_FROM_ROWS)
         self._normalize = settings.normalize
+        self._compared: ComparedViews | None = None
 
     def update(self, chunk: Chunk) -> None:
         """Add a chunk of samples."""
+        if self.subset is not None and chunk.views is not None:
+            self.subset.add(chunk.start, chunk.views)
         if self.views is not None and chunk.views is not None:
             self.views.note_type(chunk.views.dtype)
             for part in self._prepared(chunk.views):
@@ -82,7 +89,20 @@ class LayerMoments:
         both.rows = self.rows.merge(other.rows)
         if self.views is not None and other.views is not None:
             both.views = self.views.merge(other.views)
+        if self.subset is not None and other.subset is not None:
+            both.subset = self.subset.merge(other.subset)
         return both
+
+    def compared_views(self) -> ComparedViews:
+        """The views of the subset. Raises DegenerateFeatures as `ComparedViews`."""
+        if self._compared is None:
+            assert self.subset is not None
+            views = self.subset.views()
+            roundoff = torch.finfo(views.dtype).eps if views.is_floating_point() else EPS
+            views = views.to(self.rows.device, torch.float64)
+            views = unit_rows(views) if self._normalize else views
+            self._compared = ComparedViews(views, roundoff)
+        return self._compared
 
     def _prepared(self, part: Tensor) -> Iterator[Tensor]:
         if not self._normalize or not len(part):

@@ -9,12 +9,13 @@ from lidar_cli.configuration import parse_size
 from lidar_cli.core.accumulate import HELD_NUMBERS, LEAST_HELD_ROWS, Scatter
 from lidar_cli.core.metrics import parse_metrics
 from lidar_cli.runtime.progress import Progress
-from lidar_cli.scoring.run import open_embeddings
+from lidar_cli.scoring.run import open_embeddings, score_layer
 from lidar_cli.scoring.streaming import read_moments
 from lidar_cli.settings import ScoreSettings
 
 Q = 10
 NUMBERS = 5e7  # of the file, 200 MB
+NAMED = ("default,retrieval", "default,retrieval,signal_rank", "default,identification,stability")
 WHAT = "the slower of: reading alone; the full product of as many rows by torch alone"
 
 
@@ -26,6 +27,37 @@ def bench_pass(device, folder, repeats=3):
         path.unlink()
 
 
+def bench_named(device, folder, repeats=5, n=1000, d=2048):
+    """A whole run with metrics that are computed only if they are named, against one without."""
+    write_embeddings(folder / "z.npy", n, Q, d)
+    settings = ScoreSettings(device=str(device))
+    (embeddings,) = open_embeddings(folder / "z.npy", settings)
+
+    def score(names):
+        wanted = parse_metrics(names)
+        return lambda: score_layer(embeddings, settings, torch.device(device), wanted, Progress())
+
+    names = ("default", *NAMED, "all")
+    seconds = alternate({one: score(one) for one in names}, repeats, 1, device)
+    for name in (*NAMED, "all"):
+        yield Line(
+            "named",
+            f"--metrics {name}, n={n} q={Q} d={d}, .npy float32",
+            "--metrics default",
+            "float64",
+            repeats,
+            min(seconds[name]),
+            min(seconds["default"]),
+            "s",
+            Goal(
+                min(seconds[name]) / min(seconds["default"]),
+                "times the default",
+                at_most=None if name == "all" else 1.3,
+            ),
+            "the least of the repeats, of both",
+        )
+
+
 def measure(path, d, device, repeats):
     settings = ScoreSettings(device=str(device))
     (embeddings,) = open_embeddings(path, settings)
@@ -34,7 +66,9 @@ def measure(path, d, device, repeats):
     scatter = torch.zeros(d, d, dtype=torch.float64, device=device)
 
     def moments():
-        read_moments(embeddings, settings, torch.device(device), parse_metrics("all"), Progress())
+        read_moments(
+            embeddings, settings, torch.device(device), parse_metrics("default"), Progress()
+        )
 
     def without_products():
         with mock.patch.object(Scatter, "add"):

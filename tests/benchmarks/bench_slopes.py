@@ -115,7 +115,7 @@ def scoring(device, folder, d):
     def run(n, level=None):
         (embeddings,) = open_embeddings(paths[n], settings)
         score_layer(
-            embeddings, settings, torch.device(device), parse_metrics("all"), Progress(), level
+            embeddings, settings, torch.device(device), parse_metrics("default"), Progress(), level
         )
 
     repeats = REPEATS if d < 1000 else 2

@@ -13,7 +13,7 @@ from pathlib import Path
 import harness
 from bench_extract import bench_extract, bench_extract_process
 from bench_lidar import bench_lidar, bench_reptrix
-from bench_pass import bench_pass
+from bench_pass import bench_named, bench_pass
 from bench_probe import bench_probe
 from bench_process import bench_memory, bench_refusals, bench_start
 from bench_rank import bench_rank
@@ -25,6 +25,7 @@ ROWS = {
     "lidar": bench_lidar,
     "reptrix": bench_reptrix,
     "pass": bench_pass,
+    "named": bench_named,
     "memory": bench_memory,
     "views": bench_views,
     "extract": bench_extract,
