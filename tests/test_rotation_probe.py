@@ -153,9 +153,26 @@ def test_other_methods_read_the_same_rows(tmp_path: Path, method: str) -> None:
     assert probed(tmp_path / "a.h5", method=method, minibatch=16, memory="40000") == result
 
 
+def test_the_learning_rate_is_that_of_held_out_images(tmp_path: Path) -> None:
+    views = torch.randn(50, 4, 6, generator=torch.Generator().manual_seed(0))
+    views[:, :, :4] += torch.eye(4)
+    path = write(tmp_path / "a.h5", views)
+    result = probed(path, method="linear", learning_rates="1e-9,0.01", minibatch=16)
+    held_out = {rate.learning_rate: rate.held_out or 0.0 for rate in result.rates}
+    assert 0.0 < held_out[1e-9] < held_out[0.01]
+    assert result.learning_rate == 0.01
+    assert (result.n_train, result.n_held_out, result.n_test) == (4 * 36, 4 * 4, 4 * 10)
+    (member,) = open_turned(path, "auto", 0, hold_out=True, device=CPU)
+    assert member.held_out is not None
+    parts = (member.train, member.held_out, member.test)
+    rows = torch.cat([row for part in parts for row in part.chunks()])
+    assert torch.equal(rows.sort(dim=0).values, views.flatten(0, 1).sort(dim=0).values)
+    assert torch.equal(member.held_out_labels, torch.arange(4).repeat(4))
+
+
 def test_the_rows_are_the_views_of_each_image_in_turn(tmp_path: Path) -> None:
     views = torch.arange(7 * 4 * 2.0).reshape(7, 4, 2)
-    (member,) = open_turned(write(tmp_path / "a.h5", views), "auto", 1, CPU)
+    (member,) = open_turned(write(tmp_path / "a.h5", views), "auto", 1, hold_out=False, device=CPU)
     train, test = split(7, 0.2, 1)
     for rows, index, labels in (
         (member.train, train, member.train_labels),
@@ -175,9 +192,10 @@ def test_what_cannot_be_probed_says_why(
 ) -> None:
     other = write(tmp_path / "other.h5", torch.randn(9, 4, 3), name="simclr", quarter_turns=False)
     with raises(InputError, "not-turned"):
-        open_turned(other, "auto", 0, CPU)
+        open_turned(other, "auto", 0, hold_out=False, device=CPU)
     with raises(InputError, "one-image"):
-        open_turned(write(tmp_path / "one.h5", torch.randn(1, 4, 3)), "auto", 0, CPU)
+        one = write(tmp_path / "one.h5", torch.randn(1, 4, 3))
+        open_turned(one, "auto", 0, hold_out=False, device=CPU)
 
     def run(*words: str | Path) -> tuple[int, str, str]:
         ended = lidar_here(

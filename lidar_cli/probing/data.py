@@ -124,10 +124,12 @@ def open_labelled(file: Path, layer: str, device: torch.device) -> tuple[Rows, T
     return rows_of_file(embeddings, index), numbers, len(classes)
 
 
-def open_turned(path: Path, layers: str, seed: int, device: torch.device) -> list[Member]:
+def open_turned(
+    path: Path, layers: str, seed: int, *, hold_out: bool, device: torch.device
+) -> list[Member]:
     """The layers of a file of images in four turns, split by image; the turn is the class.
 
-    The four rows of an image are consecutive and in one part. layers, device: as in `open_members`.
+    The four rows of an image are consecutive and in one part. Other arguments: as `open_members`.
     Raises InputError if the views are no turned images, or of one image alone; FeatureFileError if
     it is not a complete feature file.
     """
@@ -147,6 +149,9 @@ def open_turned(path: Path, layers: str, seed: int, device: torch.device) -> lis
                 code="one-image",
             )
         train, test = split(n, TEST_SHARE, seed)
+        held_out = train[:0]
+        if hold_out and len(train) > 1:
+            train, held_out = _split_index(train, HELD_OUT_SHARE, seed)
         turns = torch.arange(QUARTER_TURNS, device=device)
         members.append(
             Member(
@@ -156,8 +161,8 @@ def open_turned(path: Path, layers: str, seed: int, device: torch.device) -> lis
                 embeddings.provenance,
                 rows_of_views(embeddings, train),
                 turns.repeat(len(train)),
-                None,
-                turns[:0],
+                rows_of_views(embeddings, held_out) if len(held_out) else None,
+                turns.repeat(len(held_out)),
                 rows_of_views(embeddings, test),
                 turns.repeat(len(test)),
                 QUARTER_TURNS,

@@ -114,11 +114,11 @@ def probe_files(
     failed: list[ProbeFailure] = []
     for train, test in zip(trains, tests, strict=True):
         try:
-            if settings.pretext is not None:
-                members += open_turned(train, settings.layer, settings.seed, device)
-                continue
-            members += open_members(
-                train, test, settings.layer, settings.seed, hold_out=sweep, device=device
+            layer, seed = settings.layer, settings.seed
+            members += (
+                open_members(train, test, layer, seed, hold_out=sweep, device=device)
+                if settings.pretext is None
+                else open_turned(train, layer, seed, hold_out=sweep, device=device)
             )
         except NoProcess:
             raise
