@@ -183,5 +183,8 @@ def test_why_there_are_no_parts() -> None:
     assert str(caught.value).startswith("4 patch tokens an image: 3 clusters need 6")
     with raises(DegenerateFeatures, "collapsed"):
         measured(torch.ones(9, 6, 3), torch.zeros(9))
+    blank = torch.eye(3)[0].expand(8, 6, 3)
+    with raises(DegenerateFeatures, "equal-patches"):
+        measured(torch.cat([torch.randn(8, 6, 3), blank]), torch.zeros(16))
     with raises(DegenerateFeatures, "not-finite"):
         measured(torch.full((9, 6, 3), math.nan), torch.zeros(9))

@@ -16,6 +16,7 @@ lambda depends on all the checkpoints that are compared.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -88,7 +89,7 @@ class TokenStructure:
     def parts(self) -> DenseParts:
         """M_inter, M_intra and M_dim of all images so far; no image can be added afterwards.
 
-        Raises DegenerateFeatures if the tokens do not differ.
+        Raises DegenerateFeatures if the tokens do not differ, in all images or in a group.
         """
         if self._waiting:
             self._add_group()
@@ -97,6 +98,12 @@ class TokenStructure:
             raise DegenerateFeatures(
                 "all patch tokens are equal: the embedding is constant or collapsed",
                 code="collapsed",
+            )
+        if not math.isfinite(self._distances):
+            raise DegenerateFeatures(
+                f"all patch tokens of {GROUP} images that follow each other are equal: they have "
+                "no other cluster",
+                code="equal-patches",
             )
         singular = torch.linalg.svdvals(torch.stack(self._drawn).cpu())
         intra = _mean(self._radii_of_images) + _mean(self._radii_of_groups)
