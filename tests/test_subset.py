@@ -109,6 +109,16 @@ def test_a_score_does_not_depend_on_chunks_and_reads_only_the_subset() -> None:
     assert np.allclose(one.x.numpy(), chosen, rtol=0, atol=1e-12)
 
 
+def test_the_compared_views_are_those_of_all_samples_so_far() -> None:
+    z = cloud(60, 3, 4)
+    first, last = (LayerMoments(stored(z), MetricSettings(), CPU, SUBSET) for _ in range(2))
+    last.update(Chunk(40, 60, z[40:], None))
+    for end in (20, 40):
+        first.update(Chunk(end - 20, end, z[end - 20 : end], None))
+        assert torch.equal(first.compared_views().x, ComparedViews(z[:end]).x)
+    assert torch.equal(first.merge(last).compared_views().x, ComparedViews(z).x)
+
+
 # The equations
 
 TWINS = {name: getattr(reference, name) for name in SUBSET}
@@ -298,6 +308,15 @@ def test_a_checkpoint_ties_with_its_twin_and_not_with_a_better_one() -> None:
             "a": ("b",),
             "b": ("a",),
         }
+
+
+def test_an_interval_without_a_miss_has_a_note() -> None:
+    """All samples are recognised, and the share in the population is not known to be 1."""
+    score = scored(cloud(60, 3, 4, signal=100.0), ["retrieval"], level=0.95)
+    interval = score.interval("retrieval")
+    assert (score.retrieval, interval.se) == (1.0, 0.0)
+    assert interval.note == "few samples carry this interval; it may be too short"
+    assert scored(cloud(60, 3, 4), ["retrieval"], level=0.95).interval("retrieval").note is None
 
 
 # The ways to a score

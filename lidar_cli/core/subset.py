@@ -173,7 +173,7 @@ class ComparedViews:
     @cached_property
     def ranks(self) -> Tensor:
         """The rank of the own view among all samples' views, 1 to m, for each pair, [pairs, m]."""
-        return (1 + self.nearer.sum(dim=2)).to(torch.float64)
+        return (1 + self.nearer.sum(dim=2, dtype=torch.int32)).to(torch.float64)
 
     def lost_to(self, weights: Tensor) -> Tensor:
         """For each sample l the sum over i of weights [pairs, m] where l is nearer, [pairs, m]."""

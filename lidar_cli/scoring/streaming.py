@@ -70,6 +70,7 @@ class LayerMoments:
 
     def update(self, chunk: Chunk) -> None:
         """Add a chunk of samples."""
+        self._compared = None
         if self.subset is not None and chunk.views is not None:
             self.subset.add(chunk.start, chunk.views)
         if self.views is not None and chunk.views is not None:
@@ -86,6 +87,7 @@ class LayerMoments:
     def merge(self, other: LayerMoments) -> LayerMoments:
         """The moments of both sets of samples together; neither operand changes."""
         both = copy(self)
+        both._compared = None
         both.rows = self.rows.merge(other.rows)
         if self.views is not None and other.views is not None:
             both.views = self.views.merge(other.views)
@@ -99,8 +101,8 @@ class LayerMoments:
             assert self.subset is not None
             views = self.subset.views()
             roundoff = torch.finfo(views.dtype).eps if views.is_floating_point() else EPS
-            views = views.to(self.rows.device, torch.float64)
-            views = unit_rows(views) if self._normalize else views
+            views = views.to(self.rows.device)
+            views = unit_rows(views.to(torch.float64)) if self._normalize else views
             self._compared = ComparedViews(views, roundoff)
         return self._compared
 
