@@ -32,10 +32,10 @@ READ_FROM_SCATTERS = (*READ_FROM_LDA, "between", "augmented")  # that need the s
 READ_FROM_ROWS = ("gram", "covariance")  # values of `reads` that need one row a sample
 
 IS_A_COUNT = "a count has no derivative, and so no interval"
-NO_NEIGHBOUR_INTERVAL = "leaving out a sample moves the neighbours of others; no interval is given"
-NO_ROOT_INTERVAL = "a root has no derivative at 0, and many eigenvalues are near it; no interval"
-NO_TREE_INTERVAL = "leaving out a sample changes the tree and its largest distance; no interval"
-NO_GAUSSIAN_INTERVAL = "its derivative is 0 at a Gaussian embedding; no interval is given"
+NO_NEIGHBOUR_INTERVAL = "leaving out a sample moves the neighbours of others"
+NO_ROOT_INTERVAL = "a root has no derivative at 0, and many eigenvalues are near it"
+NO_TREE_INTERVAL = "leaving out a sample changes the tree and its largest distance"
+NO_GAUSSIAN_INTERVAL = "its derivative is 0 at a Gaussian embedding"
 
 Reads = Literal[
     "lda",
@@ -636,9 +636,9 @@ METRICS = {
             "lejepa",
             "subset",
             "lower",
-            "LeJEPA's loss: 0.05 m gaussianity + 0.95 times the mean squared distance of views to"
-            " their sample's mean, of m samples, at most 1,000. Balestriero and LeCun 2025, arXiv"
-            " 2511.08544.",
+            "0.05 m gaussianity + 0.95 times the mean squared distance of views to their sample's "
+            "mean, of m samples, at most 1,000: the form of LeJEPA's loss, Balestriero and LeCun "
+            "2025, arXiv 2511.08544.",
             subset_metrics.lejepa,
             no_interval=NO_GAUSSIAN_INTERVAL,
             is_default=False,

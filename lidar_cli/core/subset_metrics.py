@@ -126,7 +126,7 @@ def gaussianity(compared: ComparedViews) -> float:
     turn = torch.polar(torch.ones_like(angle), angle)  # exp(i step u.x)
     power = torch.ones_like(turn)
     for k in range(1, KNOTS):  # at t = 0 the two are equal
-        power = power * turn
+        power *= turn
         target = math.exp(-((k * step) ** 2) / 2)
         square = (power.mean(dim=0) - target).abs().square().mean()
         total += square * target * step * (0.5 if k == KNOTS - 1 else 1.0)
@@ -134,13 +134,13 @@ def gaussianity(compared: ComparedViews) -> float:
 
 
 def lejepa(compared: ComparedViews) -> float:
-    """LeJEPA's loss, 0.05 m gaussianity + 0.95 invariance.
+    """LeJEPA's loss in form, 0.05 m gaussianity + 0.95 invariance.
 
-    invariance: the mean of (x - its sample's mean over views)^2 over rows and dimensions.
+    invariance: the mean of (x - its sample's mean over views)^2 over rows and dimensions. As the
+    mean of x^2 is 1, it is 1 less the mean square of these means.
     Raises DegenerateFeatures if q < 2.
     """
     compared.check_views("the distance between views")
-    x = compared.x
-    invariance = float((x - x.mean(dim=1, keepdim=True)).square().mean())
+    invariance = 1.0 - float(compared.x.mean(dim=1).square().mean())
     shape = GAUSSIANITY_WEIGHT * compared.samples * gaussianity(compared)
     return shape + (1.0 - GAUSSIANITY_WEIGHT) * invariance
