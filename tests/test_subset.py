@@ -423,6 +423,12 @@ def test_tables_list_them_only_if_they_are_computed(folder: Path, run: Run) -> N
     assert "retrieval" in run(*compare, "--by", "retrieval").stdout
 
 
+def test_signal_rank_says_that_it_is_biased(folder: Path, run: Run) -> None:
+    words = ["score", folder / "good.h5", "--device", "cpu", "--metrics"]
+    assert "biased upward, the more the fewer views" in run(*words, "signal_rank").stdout
+    assert "biased upward" not in run(*words, "rankme").stdout
+
+
 def test_one_view_is_refused_before_the_work(run: Run) -> None:
     for name in OF_TWO_VIEWS:
         refused = run("rank", ".", "--by", name, "-q", 1)

@@ -12,7 +12,7 @@ from lidar_cli.report import baseline as baseline_report
 from lidar_cli.report.scores import BIAS
 from lidar_cli.report.text import by_remark, counted, first_and_more
 from lidar_cli.report.verdict import count_ties, differing
-from lidar_cli.scoring.compute import CORRECTED
+from lidar_cli.scoring.compute import BIASED
 from lidar_cli.settings import MetricSettings
 
 # Printed in a heading only where groups differ in them.
@@ -120,7 +120,7 @@ def _interval_remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
     sample_groups = next((count for count in counts if count is not None), None)
     over = "samples" if sample_groups is None else f"{sample_groups} groups of samples"
     if any(row.interval.se is not None for row in group.rows):
-        bias = f"; the value itself is {BIAS}" if name in CORRECTED else ""
+        bias = f"; the value itself is {BIAS}" if name in BIASED else ""
         text = f"+-: the {level} interval of {name} over {over}, at this n and q{bias}"
         yield Remark("interval", text)
     if has_intervals(group) and any(row.tied_with for row in group.rows):

@@ -32,7 +32,7 @@ from lidar_cli.report.text import (
     wrapped,
 )
 from lidar_cli.report.verdict import scores_verdict
-from lidar_cli.scoring.compute import CORRECTED, Convergence, Score, plain_fields
+from lidar_cli.scoring.compute import BIASED, Convergence, Score, plain_fields
 from lidar_cli.scoring.intervals import Interval
 
 BIAS = "biased upward, the more the fewer views"
@@ -45,7 +45,7 @@ DETAILS = {  # the last column of the table of one file
         f"edge {format_value(score.noise_edge)}"
         + (", of contrasts" if score.noise_edge_law == "contrasts" else "")
     ),
-    **dict.fromkeys(CORRECTED, lambda score: BIAS),
+    **dict.fromkeys(BIASED, lambda score: BIAS),
     "rankme": lambda score: f"{score.rankme_rows} rows, {score.rankme_source}",
     "alpha_req": lambda score: (
         f"R2 {format_value(score.alpha_req_r2)}, ranks {score.alpha_req_ranks[0]}-"

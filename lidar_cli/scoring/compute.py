@@ -44,7 +44,7 @@ MUCH_NOISE = 0.5  # share of the LDA trace above which LiDAR mostly counts view 
 DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly determined
 BLOCK_NUMBERS = 2**20  # numbers in the float64 copy of samples that are read again, 8 MB
 DEFAULT_METRICS = default_metrics()
-CORRECTED = tuple(name for name, metric in METRICS.items() if metric.reads == "signal")
+BIASED = tuple(name for name, metric in METRICS.items() if metric.reads in ("signal", "between"))
 DSE = "dse"  # formed by `lidar rank` of its parts, which each score has
 DSE_PARTS = tuple(f"{DSE}_{part}" for part in DenseParts._fields)
 VALUES = {  # metrics and companions in the order of files, with their values if not computed
