@@ -54,7 +54,7 @@ from lidar_cli.report.agreement import main_remarks, remarks
 from lidar_cli.report.baseline import value_text
 from lidar_cli.report.ranking import View, _print_next, to_csv, to_json, to_markdown
 from lidar_cli.report.text import SafeConsole
-from lidar_cli.report.verdict import companions, verdict
+from lidar_cli.report.verdict import companions, second_choice, verdict
 from lidar_cli.scoring.compute import Score
 from lidar_cli.scoring.intervals import ties
 from lidar_cli.settings import CompareSettings, RankSettings
@@ -488,6 +488,19 @@ def test_checkpoints_that_tie_by_either_metric_are_no_disagreement() -> None:
     assert "choose different" in verdict(ranking_of(clear))
     unclear = with_influences(lidar=(lidar, columns), rankme=(rankme, wide))
     assert "choose different" not in verdict(ranking_of(unclear))
+
+
+def test_one_of_several_that_the_second_opinion_selects_may_tie_with_the_first() -> None:
+    same, other = (drawn([0.0], 1.0, 100, seed)["lidar"][1][0] for seed in (5, 6))
+    lidar = ([8.0, 9.0, 9.0, 7.0, 6.0], [])  # ranks 3, 1.5, 1.5, 4, 5
+    rankme = ([50.0, 20.0, 10.0, 40.0, 30.0], [same, same, other * 1000, same, same])
+    ranking = ranking_of(with_influences(lidar=lidar, rankme=rankme), "agreement")
+    first = ranking.groups[0].rows[0]
+    assert (first.path, first.value) == ("0", 2.0)
+    assert "2" in first.tied_with
+    assert "1" not in first.tied_with
+    choice = second_choice(ranking.groups[0], ranking)
+    assert (choice.metric, choice.first, choice.theirs) == ("lidar", ("1", "2"), None)
 
 
 def test_json_says_what_it_was_computed_over_and_how_stable_it_is() -> None:

@@ -279,6 +279,29 @@ def test_a_metric_without_a_value_of_some_checkpoints_is_compared_over_the_other
     assert lidar.labels_win == sum(spearmanr(draw, full).statistic > rho for draw in draws)
 
 
+def test_a_metric_of_few_checkpoints_is_beaten_over_these() -> None:
+    """Over three checkpoints a metric agrees perfectly; so do the few labels in many draws."""
+    scores, few = example()
+    paths = list(scores)
+    for path in paths[3:]:
+        scores[path] = score(path, rankme=scores[path].value("rankme"))
+    for path, lidar in zip(paths[:3], (1.0, 3.0, 2.0), strict=True):
+        scores[path] = score(path, lidar=lidar, rankme=scores[path].value("rankme"))
+
+    def beaten(name: str) -> list[bool]:
+        have = [path for path in paths if scores[path].value(name) is not None]
+        full = [few.full[path] for path in have]
+        rho = spearmanr([scores[path].value(name) for path in have], full).statistic
+        each = zip(*(few.accuracies[path] for path in have), strict=True)
+        return [spearmanr(draw, full).statistic > rho for draw in each]
+
+    actual = compare_few_labels(scores, few, 0.95, 0)
+    both = [a and b for a, b in zip(beaten("lidar"), beaten("rankme"), strict=True)]
+    assert actual.win_all == sum(both)
+    assert actual.win_all <= min(m.labels_win for m in actual.metrics if m.labels_win is not None)
+    assert 0 < actual.win_all
+
+
 def test_without_a_full_probe_only_the_order_by_labels_is_there() -> None:
     scores, few = example()
     alone = FewLabels(5, few.results, False, {}, "")

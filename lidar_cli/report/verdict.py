@@ -160,7 +160,7 @@ def second_choice(group: Group, ranking: Ranking) -> SecondChoice | None:
     if len(group.rows) < 2 or not first or ours.value is None:
         return None
     paths = tuple(row.path for row in first)
-    if ours.path in paths or first[0].path in ours.tied_with or ours.score.value(name) is None:
+    if not {ours.path, *ours.tied_with}.isdisjoint(paths) or ours.score.value(name) is None:
         return SecondChoice(name, paths, None)
     scores = [row.score for row in group.rows]
     pair = 0, group.rows.index(first[0])
