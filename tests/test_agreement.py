@@ -55,7 +55,7 @@ from lidar_cli.report.baseline import value_text
 from lidar_cli.report.ranking import View, _print_next, to_csv, to_json, to_markdown
 from lidar_cli.report.text import SafeConsole
 from lidar_cli.report.verdict import companions, second_choice, verdict
-from lidar_cli.scoring.compute import Score
+from lidar_cli.scoring.compute import DEFAULT_METRICS, Score
 from lidar_cli.scoring.intervals import ties
 from lidar_cli.settings import CompareSettings, RankSettings
 
@@ -650,6 +650,7 @@ def test_the_page_and_an_oracle_have_it(folder: Path, lidar: Callable[..., Any])
         ("rank", "runs", "--race", "--by", "agreement"),
         ("rank", "runs", "--watch", "--by", "dse"),
         ("compare", "runs/one.h5", "runs/two.h5", "--by", "agreement"),
+        ("compare", "runs/one.h5", "runs/two.h5", "--metrics", "agreement"),
         ("score", "runs/one.h5", "--metrics", "lidar,agreement"),
     ],
     ids=" ".join,
@@ -663,6 +664,33 @@ def test_what_has_no_complete_group_refuses_it(
     assert ": it is formed from all checkpoints of a " in line
     assert " does not have; " in line
     assert f": lidar rank ... --by {words[-1].split(',')[-1]}" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--by", "dse"), "--by dse: it is measured on patch tokens alone; add --layer patches"),
+        (
+            ("--columns", "rankme,dse", "--layer", "backbone"),
+            "--columns dse: it is measured on patch tokens alone; add --layer patches",
+        ),
+        (
+            ("--metrics", "agreement"),
+            "--metrics agreement: it is formed from other metrics, without being named; leave it "
+            "out, or show it: --columns agreement",
+        ),
+        (
+            ("--race", "--columns", "agreement"),
+            "--columns and --race exclude each other; give one",
+        ),
+    ],
+    ids=["by", "columns", "metrics", "race"],
+)
+def test_what_rank_cannot_form_is_refused_before_the_work(
+    lidar: Callable[..., Any], words: tuple[str, ...], error: str
+) -> None:
+    done = lidar("rank", "runs", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {error}\n")
 
 
 def test_functions_refuse_it_too(folder: Path) -> None:
@@ -681,6 +709,7 @@ def test_functions_refuse_it_too(folder: Path) -> None:
 
 def test_the_set_and_the_second_opinion_are_metrics() -> None:
     assert set(AGREEMENT_OF) <= METRICS.keys()
+    assert set(AGREEMENT_OF) <= DEFAULT_METRICS  # others would be null in every ranking
     assert SECOND_OPINION in ORDERS
     assert SECOND_OPINION != "lidar"
     assert GROUP_METRICS["agreement"].of == AGREEMENT_OF
