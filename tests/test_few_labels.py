@@ -183,9 +183,9 @@ def test_a_full_probe_judges_where_it_has_ten_times_the_labels(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0] * 17 + [1] * 3, "a class has 3 of the 20 labelled images; expected 4 of each"),
-        ([5] * 20, "there is 1 class of the 20 labelled images"),
-        ([-1] * 20, "there is 0 class of the 0 labelled images"),
+        ([0] * 17 + [1] * 3, "a class has 3 of the 20 labelled images; expected 4 of every class"),
+        ([5] * 20, "the 20 labelled images are of one class; expected two"),
+        ([-1] * 20, "the 0 labelled images are of no class; expected two"),
     ],
 )
 def test_too_few_labels_are_one_line(tmp_path: Path, labels: list[int], message: str) -> None:
@@ -447,6 +447,7 @@ def test_mistakes_are_one_line(rank: Shell, more: list, status: int, message: st
     error = done.stderr.splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+    assert "lidar" not in done.stderr.replace(error, "")  # no checkpoint was scored before
 
 
 @pytest.mark.nightly
