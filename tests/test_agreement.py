@@ -509,7 +509,7 @@ def test_json_says_what_it_was_computed_over_and_how_stable_it_is() -> None:
     assert document["group_metrics"] == [
         {
             "group": 1, "metric": "agreement", "of": ["lidar", "rankme"], "checkpoints": 4,
-            "first": ["1"], "left_out": 3, "first_changes": 1,
+            "paths": ["0", "1", "3", "2"], "first": ["1"], "left_out": 3, "first_changes": 1,
             "not_resampled": "no influences of samples on lidar, rankme",
         }
     ]  # fmt: skip
@@ -555,7 +555,8 @@ def test_an_untrained_network_has_no_value_of_a_group() -> None:
 def test_how_stable_the_first_is_is_printed() -> None:
     rows: Rows = {"lidar": [4.0, 3.0, 1.0, 2.0], "rankme": [2.0, 4.0, 3.0, 1.0]}
     expected = (
-        "leaving out any one of the other 3 checkpoints changes the first by agreement in 1 case"
+        "the first by agreement depends on the others: without one of them it is another in 1 of 3 "
+        "cases"
     )
     for by in ("lidar", "agreement"):
         ranking = ranking_of(scores(**rows), by)
@@ -564,7 +565,7 @@ def test_how_stable_the_first_is_is_printed() -> None:
     calm = {by: ranking_of(scores(**stable), by) for by in ("lidar", "agreement")}
     assert not list(main_remarks(calm["lidar"].groups[0], calm["lidar"]))
     (text,) = main_remarks(calm["agreement"].groups[0], calm["agreement"])
-    assert text.endswith("changes the first by agreement in no case")
+    assert text == "the first by agreement stays first without any one of the other 2"
 
 
 def test_a_part_that_is_not_resampled_is_named() -> None:
@@ -628,7 +629,7 @@ def test_rank_orders_by_it_with_ties_of_the_stored_influences(lidar: Callable[..
     assert lidar(*words, "--quiet", "--top", 2).stdout.split() == paths[:2]
     table = lidar(*words)
     assert table.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "agreement"]
-    assert "leaving out any one of the other 2 checkpoints changes the first" in table.stderr
+    assert "the first by agreement stays first without any one of the other 2" in table.stderr
     default = lidar("rank", "runs", "--device", "cpu")
     assert default.stdout.splitlines()[1].split()[-1] == "agreement"
 

@@ -155,9 +155,7 @@ CHECKS: dict[str, Callable[[Facts, Bounds], str | None]] = {
 DOUBTS = tuple(code for code in CHECKS if code != "view-noise")
 
 
-def judge(
-    facts: Facts, bounds: Bounds = BOUNDS, codes: Collection[str] = DOUBTS
-) -> Trust | None:
+def judge(facts: Facts, bounds: Bounds = BOUNDS, codes: Collection[str] = DOUBTS) -> Trust | None:
     """Whether an order with these facts is to be believed; None if it has no two checkpoints.
 
     codes: of the checks that count.
