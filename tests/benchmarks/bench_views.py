@@ -74,8 +74,9 @@ def pipeline(recipe, kind, transforms, pillow_blur=False):
 
 
 def one_at_a_time(pictures, recipe, transforms, pillow_blur=False):
-    kinds = [pipeline(recipe, kind, transforms, pillow_blur) for kind in range(recipe.kinds)]
-    return lambda: [kinds[j % recipe.kinds](x) for x in pictures for j in range(Q)]
+    count = max(len(recipe.blur), len(recipe.solarise))
+    kinds = [pipeline(recipe, kind, transforms, pillow_blur) for kind in range(count)]
+    return lambda: [kinds[j % count](x) for x in pictures for j in range(Q)]
 
 
 class ViewsOfPictures(Dataset):
