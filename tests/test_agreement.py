@@ -54,8 +54,8 @@ from lidar_cli.report.agreement import main_remarks, remarks
 from lidar_cli.report.baseline import value_text
 from lidar_cli.report.ranking import View, _print_next, to_csv, to_json, to_markdown
 from lidar_cli.report.text import SafeConsole
-from lidar_cli.report.verdict import companions, verdict
-from lidar_cli.scoring.compute import Score
+from lidar_cli.report.verdict import companions, second_choice, verdict
+from lidar_cli.scoring.compute import DEFAULT_METRICS, Score
 from lidar_cli.scoring.intervals import ties
 from lidar_cli.settings import CompareSettings, RankSettings
 
@@ -490,13 +490,26 @@ def test_checkpoints_that_tie_by_either_metric_are_no_disagreement() -> None:
     assert "choose different" not in verdict(ranking_of(unclear))
 
 
+def test_one_of_several_that_the_second_opinion_selects_may_tie_with_the_first() -> None:
+    same, other = (drawn([0.0], 1.0, 100, seed)["lidar"][1][0] for seed in (5, 6))
+    lidar = ([8.0, 9.0, 9.0, 7.0, 6.0], [])  # ranks 3, 1.5, 1.5, 4, 5
+    rankme = ([50.0, 20.0, 10.0, 40.0, 30.0], [same, same, other * 1000, same, same])
+    ranking = ranking_of(with_influences(lidar=lidar, rankme=rankme), "agreement")
+    first = ranking.groups[0].rows[0]
+    assert (first.path, first.value) == ("0", 2.0)
+    assert "2" in first.tied_with
+    assert "1" not in first.tied_with
+    choice = second_choice(ranking.groups[0], ranking)
+    assert (choice.metric, choice.first, choice.theirs) == ("lidar", ("1", "2"), None)
+
+
 def test_json_says_what_it_was_computed_over_and_how_stable_it_is() -> None:
     rows: Rows = {"lidar": [4.0, 3.0, 1.0, 2.0], "rankme": [2.0, 4.0, 3.0, 1.0]}
     document = json.loads(to_json(ranking_of(scores(**rows))))
     assert document["group_metrics"] == [
         {
             "group": 1, "metric": "agreement", "of": ["lidar", "rankme"], "checkpoints": 4,
-            "first": ["1"], "left_out": 3, "first_changes": 1,
+            "paths": ["0", "1", "3", "2"], "first": ["1"], "left_out": 3, "first_changes": 1,
             "not_resampled": "no influences of samples on lidar, rankme",
         }
     ]  # fmt: skip
@@ -542,7 +555,8 @@ def test_an_untrained_network_has_no_value_of_a_group() -> None:
 def test_how_stable_the_first_is_is_printed() -> None:
     rows: Rows = {"lidar": [4.0, 3.0, 1.0, 2.0], "rankme": [2.0, 4.0, 3.0, 1.0]}
     expected = (
-        "leaving out any one of the other 3 checkpoints changes the first by agreement in 1 case"
+        "the first by agreement depends on the others: without one of them it is another in 1 of 3 "
+        "cases"
     )
     for by in ("lidar", "agreement"):
         ranking = ranking_of(scores(**rows), by)
@@ -551,7 +565,7 @@ def test_how_stable_the_first_is_is_printed() -> None:
     calm = {by: ranking_of(scores(**stable), by) for by in ("lidar", "agreement")}
     assert not list(main_remarks(calm["lidar"].groups[0], calm["lidar"]))
     (text,) = main_remarks(calm["agreement"].groups[0], calm["agreement"])
-    assert text.endswith("changes the first by agreement in no case")
+    assert text == "the first by agreement stays first without any one of the other 2"
 
 
 def test_a_part_that_is_not_resampled_is_named() -> None:
@@ -615,7 +629,7 @@ def test_rank_orders_by_it_with_ties_of_the_stored_influences(lidar: Callable[..
     assert lidar(*words, "--quiet", "--top", 2).stdout.split() == paths[:2]
     table = lidar(*words)
     assert table.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "agreement"]
-    assert "leaving out any one of the other 2 checkpoints changes the first" in table.stderr
+    assert "the first by agreement stays first without any one of the other 2" in table.stderr
     default = lidar("rank", "runs", "--device", "cpu")
     assert default.stdout.splitlines()[1].split()[-1] == "agreement"
 
@@ -637,6 +651,7 @@ def test_the_page_and_an_oracle_have_it(folder: Path, lidar: Callable[..., Any])
         ("rank", "runs", "--race", "--by", "agreement"),
         ("rank", "runs", "--watch", "--by", "dse"),
         ("compare", "runs/one.h5", "runs/two.h5", "--by", "agreement"),
+        ("compare", "runs/one.h5", "runs/two.h5", "--metrics", "agreement"),
         ("score", "runs/one.h5", "--metrics", "lidar,agreement"),
     ],
     ids=" ".join,
@@ -650,6 +665,33 @@ def test_what_has_no_complete_group_refuses_it(
     assert ": it is formed from all checkpoints of a " in line
     assert " does not have; " in line
     assert f": lidar rank ... --by {words[-1].split(',')[-1]}" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--by", "dse"), "--by dse: it is measured on patch tokens alone; add --layer patches"),
+        (
+            ("--columns", "rankme,dse", "--layer", "backbone"),
+            "--columns dse: it is measured on patch tokens alone; add --layer patches",
+        ),
+        (
+            ("--metrics", "agreement"),
+            "--metrics agreement: it is formed from other metrics, without being named; leave it "
+            "out, or show it: --columns agreement",
+        ),
+        (
+            ("--race", "--columns", "agreement"),
+            "--columns and --race exclude each other; give one",
+        ),
+    ],
+    ids=["by", "columns", "metrics", "race"],
+)
+def test_what_rank_cannot_form_is_refused_before_the_work(
+    lidar: Callable[..., Any], words: tuple[str, ...], error: str
+) -> None:
+    done = lidar("rank", "runs", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {error}\n")
 
 
 def test_functions_refuse_it_too(folder: Path) -> None:
@@ -668,6 +710,7 @@ def test_functions_refuse_it_too(folder: Path) -> None:
 
 def test_the_set_and_the_second_opinion_are_metrics() -> None:
     assert set(AGREEMENT_OF) <= METRICS.keys()
+    assert set(AGREEMENT_OF) <= DEFAULT_METRICS  # others would be null in every ranking
     assert SECOND_OPINION in ORDERS
     assert SECOND_OPINION != "lidar"
     assert GROUP_METRICS["agreement"].of == AGREEMENT_OF

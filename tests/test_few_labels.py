@@ -183,9 +183,9 @@ def test_a_full_probe_judges_where_it_has_ten_times_the_labels(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0] * 17 + [1] * 3, "a class has 3 of the 20 labelled images; expected 4 of each"),
-        ([5] * 20, "there is 1 class of the 20 labelled images"),
-        ([-1] * 20, "there is 0 class of the 0 labelled images"),
+        ([0] * 17 + [1] * 3, "a class has 3 of the 20 labelled images; expected 4 of every class"),
+        ([5] * 20, "the 20 labelled images are of one class; expected two"),
+        ([-1] * 20, "the 0 labelled images are of no class; expected two"),
     ],
 )
 def test_too_few_labels_are_one_line(tmp_path: Path, labels: list[int], message: str) -> None:
@@ -277,6 +277,29 @@ def test_a_metric_without_a_value_of_some_checkpoints_is_compared_over_the_other
     draws = np.array([few.accuracies[path] for path in paths[1:]]).T
     assert (lidar.count, lidar.spearman) == (9, pytest.approx(rho))
     assert lidar.labels_win == sum(spearmanr(draw, full).statistic > rho for draw in draws)
+
+
+def test_a_metric_of_few_checkpoints_is_beaten_over_these() -> None:
+    """Over three checkpoints a metric agrees perfectly; so do the few labels in many draws."""
+    scores, few = example()
+    paths = list(scores)
+    for path in paths[3:]:
+        scores[path] = score(path, rankme=scores[path].value("rankme"))
+    for path, lidar in zip(paths[:3], (1.0, 3.0, 2.0), strict=True):
+        scores[path] = score(path, lidar=lidar, rankme=scores[path].value("rankme"))
+
+    def beaten(name: str) -> list[bool]:
+        have = [path for path in paths if scores[path].value(name) is not None]
+        full = [few.full[path] for path in have]
+        rho = spearmanr([scores[path].value(name) for path in have], full).statistic
+        each = zip(*(few.accuracies[path] for path in have), strict=True)
+        return [spearmanr(draw, full).statistic > rho for draw in each]
+
+    actual = compare_few_labels(scores, few, 0.95, 0)
+    both = [a and b for a, b in zip(beaten("lidar"), beaten("rankme"), strict=True)]
+    assert actual.win_all == sum(both)
+    assert actual.win_all <= min(m.labels_win for m in actual.metrics if m.labels_win is not None)
+    assert 0 < actual.win_all
 
 
 def test_without_a_full_probe_only_the_order_by_labels_is_there() -> None:
@@ -424,6 +447,7 @@ def test_mistakes_are_one_line(rank: Shell, more: list, status: int, message: st
     error = done.stderr.splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+    assert "lidar" not in done.stderr.replace(error, "")  # no checkpoint was scored before
 
 
 @pytest.mark.nightly

@@ -21,6 +21,7 @@ from lidar_cli.ranking.session import Ranking
 from lidar_cli.ranking.trust import (
     BOUNDS,
     CHECKS,
+    DOUBTS,
     Bounds,
     Facts,
     Trust,
@@ -49,7 +50,7 @@ SOUND = Facts(
 
 
 def codes(facts: Facts, bounds: Bounds = BOUNDS) -> list[str]:
-    trust = judge(facts, bounds)
+    trust = judge(facts, bounds, CHECKS)
     assert trust is not None
     return [reason.code for reason in trust.reasons]
 
@@ -84,7 +85,7 @@ def test_facts_without_a_reason_are_believed() -> None:
     ],
 )
 def test_each_fact_alone_is_a_reason(changed: dict, code: str, words: str) -> None:
-    trust = judge(replace(SOUND, **changed))
+    trust = judge(replace(SOUND, **changed), codes=CHECKS)
     assert [reason.code for reason in trust.reasons] == [code]
     assert not trust.believe
     assert words in trust.sentence
@@ -116,7 +117,14 @@ def test_bounds_are_those_of_the_warnings() -> None:
     bad = replace(SOUND, q=2, d=900, noise=(1.0,) * 8, second=("rankme", RISING[::-1]))
     assert codes(bad) == ["few-degrees", "view-noise", "disagreement"]
     assert codes(bad, loose) == []
-    assert "more than 75%" in judge(bad, Bounds(noise=0.75)).reasons[1].text
+    assert "more than 75%" in judge(bad, Bounds(noise=0.75), CHECKS).reasons[1].text
+
+
+def test_view_noise_alone_is_a_caution_and_no_doubt() -> None:
+    assert judge(replace(SOUND, noise=(0.9,) * 8)) == Trust()
+    bad = replace(SOUND, noise=(0.9,) * 8, tied=7)
+    assert [reason.code for reason in judge(bad).reasons] == ["all-tied"]
+    assert {*DOUBTS} == CHECKS.keys() - {"view-noise"}
 
 
 def test_a_sentence_names_two_reasons_and_the_record_all() -> None:
@@ -152,10 +160,9 @@ def test_merits_are_higher_for_the_better() -> None:
 
 def test_the_explanation_names_every_code_and_bound() -> None:
     text = explain("trust")
-    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == [*CHECKS]
+    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == [*DOUBTS]
     assert f"less than {BOUNDS.degrees:g} d" in text
-    assert (BOUNDS.noise, BOUNDS.nulls, BOUNDS.agreement, MIN_CHECKPOINTS) == (0.5, 0.5, 0.0, 8)
-    assert "more than half of the LDA trace" in text
+    assert (BOUNDS.nulls, BOUNDS.agreement, MIN_CHECKPOINTS) == (0.5, 0.0, 8)
     assert "below 0, over 8 checkpoints" in text
     assert explain("believe") == text
 
@@ -239,6 +246,15 @@ def test_an_order_without_a_reason_is_not_doubted() -> None:
     ]
     assert json.loads(to_json(ranking_of(checkpoint("a", 7, lidar=1.0))))["trust"] == []
     assert not any("LABELLED" in one.command for one in cautions(ranking))
+
+
+def test_an_order_with_much_view_noise_has_its_caution_alone() -> None:
+    noisy = {"noise_fraction": 0.7}
+    scores = [checkpoint(f"c{at}", 100, lidar=float(at), **noisy) for at in range(3)]
+    ranking = ranking_of(*scores)
+    assert "Believe" not in verdict(ranking)
+    (advice,) = cautions(ranking)
+    assert "more than half of what lidar counts in 3 of 3 checkpoints" in advice.text
 
 
 def test_what_to_do_instead_is_a_command() -> None:

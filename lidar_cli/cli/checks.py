@@ -210,7 +210,7 @@ def check_score(settings: ScoreSettings, plot: Path | None) -> None:
     from lidar_cli.core.metrics import parse_metrics
     from lidar_cli.ranking.agreement import refuse_group_metrics
 
-    refuse_group_metrics(settings.metrics)
+    refuse_group_metrics(settings.metrics, "score")
     parse_metrics(settings.metrics)
     parse_size(settings.memory)
     check_device_name(settings.device)
@@ -228,9 +228,11 @@ def check_order(settings: OrderSettings, alone: str = "") -> None:
     alone: as of `find_order`.
     """
     from lidar_cli.core.metrics import parse_metrics
-    from lidar_cli.ranking.agreement import find_order
+    from lidar_cli.ranking.agreement import check_layer_of, find_order, refuse_group_metrics
 
     metric = find_order(settings.by, alone)
+    check_layer_of("--by", [settings.by], settings.layer)
+    refuse_group_metrics(settings.metrics, alone)
     parse_metrics(settings.metrics)
     if settings.n_samples < 2:
         raise SettingsError(
@@ -261,9 +263,12 @@ def check_rank(paths: Sequence[Path], settings: RankSettings) -> None:
             check_folder(f"--{option}", path)
 
 
-def parse_columns(text: str | None) -> tuple[str, ...] | None:
-    """The metrics that `--columns` names. Raises SettingsError if there is none of that name."""
-    from lidar_cli.ranking.agreement import ORDERS
+def parse_columns(text: str | None, layer: str) -> tuple[str, ...] | None:
+    """The metrics that `--columns` names. Raises SettingsError if there is none, or not of a layer.
+
+    layer: the value of --layer.
+    """
+    from lidar_cli.ranking.agreement import ORDERS, check_layer_of
 
     if text is None:
         return None
@@ -274,6 +279,7 @@ def parse_columns(text: str | None) -> tuple[str, ...] | None:
                 f"--columns {text}: no metric {name!r}; {nearest(name, list(ORDERS))}",
                 code="no-such-metric",
             )
+    check_layer_of("--columns", names, layer)
     return names
 
 

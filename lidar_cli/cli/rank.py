@@ -73,8 +73,9 @@ def rank(
     """
     one_of(json=json, csv=csv, markdown=markdown, quiet=quiet)
     one_of(columns=columns, all=everything)
+    one_of(columns=columns, watch=settings.watch, race=settings.race)
     _check(settings, page, json=json, csv=csv, markdown=markdown, quiet=quiet)
-    shown = parse_columns(columns), everything, verbose
+    shown = parse_columns(columns, settings.layer), everything, verbose
     named = [name for name in shown[0] or () if name in METRICS]  # not those of a group
     settings = replace(settings, metrics=",".join([settings.metrics, *named]))
     selection = select(paths, settings)

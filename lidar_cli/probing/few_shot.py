@@ -47,7 +47,7 @@ def allows_full_probe(
     Raises InputError or FeatureFileError as `few_shot_file`.
     """
     _, labels, n_classes = open_labelled(file, layer, device)
-    check_class_sizes(labels, n_classes, per_class)
+    check_class_sizes(labels.bincount(minlength=n_classes), per_class)
     if len(labels) < FULL_PROBE_LABELS * per_class * n_classes:
         return False
     (member,) = open_members(file, None, layer, seed, hold_out=False, device=device)
@@ -70,25 +70,32 @@ def few_shot_file(
         rows, labels, n_classes = member.train, member.train_labels, member.n_classes
     else:
         rows, labels, n_classes = open_labelled(file, layer, device)
-    check_class_sizes(labels, n_classes, per_class)
+    check_class_sizes(labels.bincount(minlength=n_classes), per_class)
     drawn = draw_images(labels, n_classes, per_class, DRAWS, seed)
     accuracies = nearest_mean_accuracies(rows, labels, n_classes, drawn)
     n_train = per_class * n_classes
     return FewShotResult(str(file), tuple(accuracies), n_classes, n_train, len(labels) - n_train)
 
 
-def check_class_sizes(labels: Tensor, n_classes: int, per_class: int) -> None:
-    """Raise InputError if a class has fewer than k + 1 of the labels 0 .. C - 1."""
-    counts = labels.bincount(minlength=n_classes)
-    fewest = int(counts.min()) if n_classes else 0
-    if n_classes < 2 or fewest <= per_class:
-        of = f"a class has {fewest}" if n_classes > 1 else f"there is {n_classes} class"
-        raise InputError(
-            f"--labels-per-class {per_class}: {of} of the {len(labels)} labelled images; expected "
-            f"{per_class + 1} of each of two classes at least, one to test on: lower it, or embed "
-            "more with --oracle-samples",
-            code="few-labels",
+def check_class_sizes(counts: Tensor, per_class: int) -> None:
+    """Raise InputError if a class has fewer than k + 1 labelled images, or there is no second one.
+
+    counts: of the labelled images of each class [C].
+    """
+    total, fewest = int(counts.sum()), int(counts.min()) if len(counts) else 0
+    if len(counts) > 1 and fewest > per_class:
+        return
+    if len(counts) < 2:
+        classes = "one class" if len(counts) else "no class"
+        reason = f"the {total} labelled images are of {classes}; expected two: embed more"
+    else:
+        reason = (
+            f"a class has {fewest} of the {total} labelled images; expected {per_class + 1} of "
+            "every class, one more to test on: lower it, or embed more"
         )
+    raise InputError(
+        f"--labels-per-class {per_class}: {reason} with --oracle-samples", code="few-labels"
+    )
 
 
 def draw_images(labels: Tensor, n_classes: int, per_class: int, draws: int, seed: int) -> Tensor:

@@ -19,12 +19,13 @@ Torch is imported when a metric is computed, so that a wrong option is refused b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import DegenerateFeatures, SettingsError, nearest
+from lidar_cli.settings import PATCHES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,13 +46,15 @@ LEFT_OUT = 1000  # checkpoints, the best ones, that are left out in turn
 class GroupMetric(Metric):
     """A metric whose value depends on the other checkpoints of the group.
 
-    of: names of its parts: metrics, or other values of a score.
+    of: names of its parts: metrics, or other values of a score. layer: the only one that has them,
+    empty if all have.
     values: the metric of K checkpoints [..., K] from the values of P parts [..., P, K]. NaN is a
     null: of a part that cannot be computed, or in all parts, of a checkpoint that is left out.
     """
 
     of: tuple[str, ...]
     values: Callable[[Tensor], Tensor]
+    layer: str = ""
 
 
 def _no_value_alone(_: Any) -> float:
@@ -144,6 +147,7 @@ GROUP_METRICS = {
             _no_value_alone,
             of=DSE_OF,
             values=dse,
+            layer=PATCHES,
         ),
     )
 }
@@ -171,14 +175,27 @@ def find_order(name: str, alone: str = "") -> Metric:
     return ORDERS[name]
 
 
-def refuse_group_metrics(text: str) -> None:
-    """Raise SettingsError if `score --metrics` names a metric of a group."""
+def refuse_group_metrics(text: str, alone: str = "") -> None:
+    """Raise SettingsError if `--metrics` names a metric of a group. alone: as of `find_order`."""
     for name in (name.strip() for name in text.split(",")):
         if name in GROUP_METRICS:
+            advice = (
+                f"all checkpoints of a complete group, which {alone} does not have; order them by "
+                f"it: lidar rank ... --by {name}"
+                if alone
+                else f"other metrics, without being named; leave it out, or show it: --columns {name}"
+            )
+            raise SettingsError(f"--metrics {name}: it is formed from {advice}", code="of-a-group")
+
+
+def check_layer_of(option: str, names: Iterable[str], layer: str) -> None:
+    """Raise SettingsError if an option names a metric of a group that a layer does not have."""
+    for name in names:
+        needed = GROUP_METRICS[name].layer if name in GROUP_METRICS else ""
+        if needed and layer != needed:
             raise SettingsError(
-                f"--metrics {name}: it is formed from all checkpoints of a group, which score does "
-                f"not have; order them by it: lidar rank ... --by {name}",
-                code="of-a-group",
+                f"{option} {name}: it is measured on patch tokens alone; add --layer {needed}",
+                code="other-layer",
             )
 
 

@@ -93,7 +93,8 @@ class FewLabelsComparison:
     the first by mean. tied_with_best: whose paired difference from the best holds 0 at this level.
     spearman: with the full probe, the mean over draws; interval: of one draw, over checkpoints
     too. accuracy: by the full probe, of the checkpoint that a draw selects, the mean over draws.
-    win_all: in how many draws the few labels agree with the full probe better than every metric.
+    win_all: in how many draws the few labels agree with the full probe better than every metric,
+    each over the checkpoints of which it has a value.
     All of these are None, and metrics empty, without a full probe.
     """
 
@@ -176,8 +177,7 @@ def compare_few_labels(
     draws = list(zip(*(accuracies[path] for path in judged), strict=True))
     by_draw = tuple(spearman(draw, full) for draw in draws)
     defined = [rho for rho in by_draw if rho is not None]
-    metrics = _metrics_against_full(judged, scores, few, level, seed)
-    rhos = [one.spearman for one in metrics if one.spearman is not None]
+    metrics, wins = _metrics_against_full(judged, scores, few, level, seed)
     return FewLabelsComparison(
         best,
         tied,
@@ -187,15 +187,16 @@ def compare_few_labels(
         by_draw=by_draw,
         accuracy=statistics.fmean(_selected(draw, full) for draw in draws),
         metrics=metrics,
-        win_all=sum(rho > max(rhos) for rho in defined) if rhos else None,
+        win_all=sum(map(all, zip(*wins, strict=True))) if wins else None,
     )
 
 
 def _metrics_against_full(
     judged: Sequence[str], scores: Mapping[str, Score], few: FewLabels, level: float, seed: int
-) -> tuple[MetricAgainstLabels, ...]:
+) -> tuple[tuple[MetricAgainstLabels, ...], list[list[bool]]]:
+    """Each metric, and of each that has a correlation, in which draws the few labels win."""
     full = [few.full[path] for path in judged]
-    rows = []
+    rows, wins = [], []
     for one in correlate([scores[path] for path in judged], full, level=level, seed=seed):
         metric = ORDERS[one.metric]
         values = {
@@ -204,18 +205,19 @@ def _metrics_against_full(
             if (value := scores[path].value(one.metric)) is not None
         }
         of_these = [few.full[path] for path in values]
-        wins = None
+        labels_win = None
         if one.spearman is not None:
             draws = zip(*(few.accuracies[path] for path in values), strict=True)
             rhos = (spearman(draw, of_these) for draw in draws)
-            wins = sum(rho is not None and rho > one.spearman for rho in rhos)
+            wins.append([rho is not None and rho > one.spearman for rho in rhos])
+            labels_win = sum(wins[-1])
         accuracy = _selected(list(values.values()), of_these) if values else None
         rows.append(
             MetricAgainstLabels(
-                one.metric, one.spearman, one.spearman_interval, one.count, accuracy, wins
+                one.metric, one.spearman, one.spearman_interval, one.count, accuracy, labels_win
             )
         )
-    return tuple(rows)
+    return tuple(rows), wins
 
 
 def _selected(merits: Sequence[float], accuracies: Sequence[float]) -> float:

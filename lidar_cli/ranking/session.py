@@ -14,6 +14,9 @@ from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from lidar_cli.checkpoints.detect import check_assumptions, check_names
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.metrics import Metric
@@ -23,6 +26,7 @@ from lidar_cli.errors import FILE_ERRORS, InputError, NoProcess, SettingsError
 from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
+from lidar_cli.probing.few_shot import check_class_sizes
 from lidar_cli.ranking.agreement import GroupMetric, find_order
 from lidar_cli.ranking.baseline import Baseline, Untrained, UntrainedNetworks
 from lidar_cli.ranking.cache import Cache, CacheFolder, Task
@@ -102,6 +106,17 @@ class Session:
         self.scan = scan_directory(self.selection, self.settings, self.progress, self.digests())
         self.note_assumptions()
 
+    def check_labels(self) -> None:
+        """Raise InputError as `open_probe_session`, before any checkpoint is embedded.
+
+        The images of the probe are the first of the ranking's, or these and more, which are drawn
+        only here.
+        """
+        count, samples = probe_count(self.settings), self.samples
+        if (self.settings.oracle_samples or 0) > len(samples):
+            samples = open_samples(replace(self.settings, n_samples=count, clean_samples=None))
+        _check_labels(samples, self.settings, count)
+
     def note_failed(self, failed: Sequence[Skipped]) -> None:
         """Note the first of several failed files, as an error names only one."""
         if len(failed) > 1:
@@ -172,19 +187,31 @@ def open_probe_session(paths: Paths, settings: RankSettings, progress: Progress)
 
     Raises InputError if the data has no labels.
     """
-    count = settings.oracle_samples or settings.clean_samples or settings.n_samples
-    settings = replace(settings, n_samples=count, clean_samples=None, n_views=0)
+    settings = replace(settings, n_samples=probe_count(settings), clean_samples=None, n_views=0)
     settings = replace(settings, layer=PROBED_LAYER, store=True, collect=False, groups=None)
     session = Session(select(paths, settings), settings, progress)
     session.samples = open_decoded(settings)  # without `note_data`: the ranking has noted the same
-    if session.samples.labels is None:
+    _check_labels(session.samples, settings)
+    return session
+
+
+def _check_labels(samples: Samples, settings: RankSettings, count: int | None = None) -> None:
+    """Raise InputError if the first `count` samples have no labels, or too few of a class."""
+    if samples.labels is None:
         raise InputError(
-            f"--oracle probe: the data {session.samples.data} has no labels; name data with "
-            "classes, such as a folder with a subfolder a class, or give --oracle a CSV file of "
-            "accuracies",
+            f"--oracle probe: the data {samples.data} has no labels; name data with classes, such "
+            "as a folder with a subfolder a class, or give --oracle a CSV file of accuracies",
             code="no-labels",
         )
-    return session
+    if settings.labels_per_class is not None:
+        labels = np.asarray(samples.labels[:count])
+        _, counts = np.unique(labels[labels >= 0], return_counts=True)
+        check_class_sizes(torch.from_numpy(counts), settings.labels_per_class)
+
+
+def probe_count(settings: RankSettings) -> int:
+    """How many images `--oracle probe` embeds."""
+    return settings.oracle_samples or settings.clean_samples or settings.n_samples
 
 
 def open_decoded(settings: RankSettings) -> Samples:
@@ -260,7 +287,7 @@ def rank_directory(
 
     paths: a file, a folder or a pattern, or several of them.
     Raises SettingsError for an unknown metric, InputError if a path or the data cannot be
-    used or nothing in it could be ranked.
+    used, nothing in it could be ranked, or the labels that a probe needs are missing.
     """
     job = _Job(open_session(paths, settings, progress))
     job.score_all(None)
@@ -333,6 +360,8 @@ class _Job:
         session, scan = self._session, self._session.scan
         layer = session.choose_layer(scan.features_without_checkpoint)
         if scan.checkpoints:
+            if session.settings.oracle == PROBE:
+                session.check_labels()
             outcome = self._score_checkpoints(session.open_scorer(layer), rank_info)
             if outcome is Outcome.SCORED_BY_OTHERS:
                 return outcome

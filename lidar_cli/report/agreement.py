@@ -43,6 +43,7 @@ def _record(metric: GroupMetric, group: Group, at: int) -> dict[str, Any]:
         "metric": metric.name,
         "of": list(metric.of),
         "checkpoints": len(scores),
+        "paths": [row.path for row in group.rows],
         "first": [row.path for row in best_by(metric.name, group.rows)],
         "left_out": stable.left_out,
         "first_changes": stable.changes,
@@ -90,8 +91,9 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[str]:
 
 
 def _stability_text(metric: GroupMetric, left_out: int, changes: int) -> str:
-    cases = f"in {counted(changes, 'case')}" if changes else "in no case"
+    if not changes:
+        return f"the first by {metric.name} stays first without any one of the other {left_out}"
     return (
-        f"leaving out any one of the other {counted(left_out, 'checkpoint')} changes the first by "
-        f"{metric.name} {cases}"
+        f"the first by {metric.name} depends on the others: without one of them it is another in "
+        f"{changes} of {counted(left_out, 'case')}"
     )

@@ -202,8 +202,9 @@ def few_labels_text(oracle: Oracle, comparison: GroupComparison, ranking: Rankin
     texts = []
     if here.win_all is not None:
         agree = "agrees" if few.per_class == 1 else "agree"
-        by = next(one for one in here.metrics if one.metric == ranking.by.name)
-        than = "" if by.labels_win is None else f", better than {by.metric} in {by.labels_win}"
+        wins_over = {one.metric: one.labels_win for one in here.metrics}
+        by = ranking.by.name
+        than = "" if wins_over.get(by) is None else f", better than {by} in {wins_over[by]}"
         wins = f"{here.win_all} of {DRAWS} draws{than}"
         texts.append(f"{labels} {agree} with the full probe better than every metric in {wins}.")
     first = f"By {labels} {ranking.name(here.best)} is best"

@@ -160,7 +160,7 @@ def second_choice(group: Group, ranking: Ranking) -> SecondChoice | None:
     if len(group.rows) < 2 or not first or ours.value is None:
         return None
     paths = tuple(row.path for row in first)
-    if ours.path in paths or first[0].path in ours.tied_with or ours.score.value(name) is None:
+    if not {ours.path, *ours.tied_with}.isdisjoint(paths) or ours.score.value(name) is None:
         return SecondChoice(name, paths, None)
     scores = [row.score for row in group.rows]
     pair = 0, group.rows.index(first[0])
@@ -387,12 +387,12 @@ def _labels_instead(group: Group, ranking: Ranking) -> Iterator[Advice]:
         return
     probe: dict[str, object] = {"oracle": "probe", "labels_per_class": LABELS}
     if ranking.has_labels:
-        text = f"no metric is to be believed here: order by {LABELS} labelled images a class."
+        text = f"where no metric is to be believed, order by {LABELS} labelled images a class."
         yield Advice(text, ranking_command(ranking, **probe))
     else:
         text = (
-            f"no metric is to be believed here: label a hundred images, put them into a folder a "
-            f"class in {LABELLED}, and order by them."
+            f"where no metric is to be believed, label a hundred images, in a folder a class below "
+            f"{LABELLED}, and order by these labels."
         )
         more = {"data": LABELLED, "n_samples": LABELLED_IMAGES}
         yield Advice(text, ranking_command(ranking, **more, **probe))

@@ -147,7 +147,7 @@ def evaluate(judged: Sequence[Judged], bounds: Bounds = BOUNDS) -> list[Abstenti
 
 def reasons(facts: Facts, bounds: Bounds = BOUNDS) -> list[str]:
     """The codes of the reasons not to believe a setting."""
-    trust = judge(facts, bounds)
+    trust = judge(facts, bounds, CHECKS)
     return [] if trust is None else [reason.code for reason in trust.reasons]
 
 
