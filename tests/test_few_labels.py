@@ -285,8 +285,8 @@ def test_a_metric_of_few_checkpoints_is_beaten_over_these() -> None:
     paths = list(scores)
     for path in paths[3:]:
         scores[path] = score(path, rankme=scores[path].value("rankme"))
-    for path, lidar in zip(paths[:3], (1.0, 3.0, 2.0), strict=True):
-        scores[path] = score(path, lidar=lidar, rankme=scores[path].value("rankme"))
+    for path, value in zip(paths[:3], (1.0, 3.0, 2.0), strict=True):
+        scores[path] = score(path, lidar=value, rankme=scores[path].value("rankme"))
 
     def beaten(name: str) -> list[bool]:
         have = [path for path in paths if scores[path].value(name) is not None]
@@ -299,7 +299,7 @@ def test_a_metric_of_few_checkpoints_is_beaten_over_these() -> None:
     both = [a and b for a, b in zip(beaten("lidar"), beaten("rankme"), strict=True)]
     assert actual.win_all == sum(both)
     assert actual.win_all <= min(m.labels_win for m in actual.metrics if m.labels_win is not None)
-    assert 0 < actual.win_all
+    assert actual.win_all > 0
 
 
 def test_without_a_full_probe_only_the_order_by_labels_is_there() -> None:

@@ -183,7 +183,8 @@ def refuse_group_metrics(text: str, alone: str = "") -> None:
                 f"all checkpoints of a complete group, which {alone} does not have; order them by "
                 f"it: lidar rank ... --by {name}"
                 if alone
-                else f"other metrics, without being named; leave it out, or show it: --columns {name}"
+                else f"other metrics, without being named; leave it out, or show it: "
+                f"--columns {name}"
             )
             raise SettingsError(f"--metrics {name}: it is formed from {advice}", code="of-a-group")
 
