@@ -13,7 +13,7 @@ from study.abstain import Judged, choose_bound, evaluate, is_misleading, loss_sh
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.explain.topics import explain
-from lidar_cli.ranking.agreement import ORDERS
+from lidar_cli.ranking.agreement import ORDERS, agreement
 from lidar_cli.ranking.baseline import Baseline
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS
 from lidar_cli.ranking.order import comparable_groups, unranked_row
@@ -25,7 +25,7 @@ from lidar_cli.ranking.trust import (
     Bounds,
     Facts,
     Trust,
-    agreement,
+    correlation_of_opinions,
     facts_of_group,
     judge,
     merits,
@@ -147,9 +147,9 @@ def test_disagreement_is_spearmans_over_the_checkpoints_that_have_both() -> None
     both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
     expected = spearmanr(*zip(*both, strict=True)).statistic
     facts = replace(SOUND, merits=ours, noise=(), second=("rankme", theirs))
-    assert agreement(facts) == pytest.approx(expected)
+    assert correlation_of_opinions(facts) == pytest.approx(expected)
     seven = replace(facts, merits=(*ours[:8], None, 7.0))
-    assert agreement(seven) is None  # too few for a correlation to mean anything
+    assert correlation_of_opinions(seven) is None  # too few for a correlation to mean anything
 
 
 def test_merits_are_higher_for_the_better() -> None:
@@ -202,16 +202,32 @@ def test_facts_of_a_group_are_those_of_its_rows() -> None:
         d=4,
         tied=1,
         noise=(None, None, 0.6, None),  # of the others delta, a collapse or nothing is the cause
-        # Ranks by lidar: 1.5, 1.5, 3, none; by rankme: 3, none, 2, 1; a lower mean is better.
-        second=("agreement", (-2.25, -1.5, -2.5, -1.0)),
+        second=("rankme", (2.0, None, 3.0, 9.0)),  # agreement without lidar
         untrained=(2.0,),
     )
     by_noise = facts_of_group(group, METRICS["noise_fraction"])
+    # Ranks by lidar: 1.5, 1.5, 3, none; by rankme: 3, none, 2, 1; a lower mean is better.
     assert by_noise.second == ("agreement", (-2.25, -1.5, -2.5, -1.0))
     assert not by_noise.reads_views
     by_agreement = facts_of_group(group, ORDERS["agreement"], untrained)
     assert by_agreement.second == ("lidar", (3.0, 3.0, 1.0, None))
     assert by_agreement.untrained == ()  # an untrained network has no rank
+
+
+def test_the_second_opinion_is_formed_without_the_metric_that_orders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    three = agreement(("lidar", "rankme", "pillai"))
+    monkeypatch.setitem(ORDERS, "agreement", three)
+    scores = [
+        checkpoint("a", 100, lidar=3.0, rankme=1.0, pillai=1.0),
+        checkpoint("b", 100, lidar=2.0, rankme=2.0, pillai=3.0),
+        checkpoint("c", 100, lidar=1.0, rankme=3.0, pillai=2.0),
+    ]
+    (group,) = ranking_of(*scores).groups
+    facts = facts_of_group(group, METRICS["lidar"])
+    # Ranks of a, b, c by rankme: 3, 2, 1; by pillai: 3, 1, 2.
+    assert facts.second == ("rankme and pillai", (-3.0, -1.5, -1.5))
 
 
 SENTENCE = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from lidar_cli.core.metrics import Metric
-from lidar_cli.ranking.agreement import ORDERS, SECOND_OPINION
+from lidar_cli.ranking.agreement import ORDERS, SECOND_OPINION, agreement, form, parts_of
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
 from lidar_cli.ranking.order import Group
 from lidar_cli.scoring.compute import COLLAPSED, MUCH_NOISE, MUCH_RIDGE, Score
@@ -134,7 +134,7 @@ def _view_noise(facts: Facts, bounds: Bounds) -> str | None:
 
 
 def _disagreement(facts: Facts, bounds: Bounds) -> str | None:
-    rho = agreement(facts)
+    rho = correlation_of_opinions(facts)
     if facts.second is None or rho is None or rho >= bounds.agreement:
         return None
     text = f"{facts.by} and {facts.second[0]} order the checkpoints differently"
@@ -166,7 +166,7 @@ def judge(facts: Facts, bounds: Bounds = BOUNDS, codes: Collection[str] = DOUBTS
     return Trust(tuple(Reason(code, text) for code, text in texts.items() if text is not None))
 
 
-def agreement(facts: Facts) -> float | None:
+def correlation_of_opinions(facts: Facts) -> float | None:
     """Spearman's rho of the ordering metric and the second opinion.
 
     None if fewer than MIN_CHECKPOINTS have both, or one of the two is the same for all.
@@ -193,7 +193,6 @@ def _present(merits: Merits) -> list[float]:
 def facts_of_group(group: Group, by: Metric, baselines: Iterable[Baseline] = ()) -> Facts:
     """The facts of a comparable group; baselines: those of this group."""
     rows, common = group.rows, group.common
-    second = SECOND_OPINION if by.name != SECOND_OPINION else "lidar"
     means = (baseline.mean(by.name) for baseline in baselines)
     return Facts(
         by=by.name,
@@ -203,10 +202,26 @@ def facts_of_group(group: Group, by: Metric, baselines: Iterable[Baseline] = ())
         d=common["d"],
         tied=len(rows[0].tied_with),
         noise=tuple(view_noise_share(row.score) for row in rows),
-        second=(second, merits(ORDERS[second], [row.score.value(second) for row in rows])),
+        second=_second_opinion(by, [row.score for row in rows]),
         untrained=tuple(-by.sort_key(mean) for mean in means if mean is not None),
         reads_views=by.reads == "lda",
     )
+
+
+def _second_opinion(by: Metric, scores: Sequence[Score]) -> tuple[str, Merits]:
+    """Name and merits of the second opinion, formed without the ordering metric.
+
+    A mean of ranks agrees by construction with each metric that it is the mean of.
+    """
+    name = SECOND_OPINION if by.name != SECOND_OPINION else "lidar"
+    metric = ORDERS[name]
+    others = [part for part in parts_of(metric) if part != by.name]
+    if len(others) == 1:
+        name, metric = others[0], ORDERS[others[0]]
+    elif len(others) < len(parts_of(metric)):
+        metric = agreement(others)
+        name, scores = " and ".join(others), form(metric, scores)
+    return name, merits(metric, [score.value(metric.name) for score in scores])
 
 
 def view_noise_share(score: Score) -> float | None:

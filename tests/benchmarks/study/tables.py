@@ -419,6 +419,8 @@ def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
     def optional(numbers: Iterable[float], sign: float = 1.0) -> tuple[float | None, ...]:
         return tuple(None if np.isnan(number) else sign * float(number) for number in numbers)
 
+    # A mean of ranks agrees by construction with each metric that it is the mean of.
+    others = tuple(name for name in study.chosen if name != ABSTAINING) or study.chosen
     found = []
     for a in some:
         group, direction = a.group, study.results.directions[ABSTAINING]
@@ -440,7 +442,7 @@ def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
             d=same[0].d,
             # A merit of noise is its negative.
             noise=optional(group.merits.get("noise_fraction", ()), -1.0),
-            second=(label(study.chosen), optional(-mean_places(group, [study.chosen])[0])),
+            second=(label(others), optional(-mean_places(group, [others])[0])),
             untrained=tuple(value for value in untrained if not np.isnan(value)),
         )
         spread = float(np.ptp(group.accuracies))
