@@ -388,7 +388,7 @@ def test_cautions_are_those_of_a_ranking(here: Path, images: Path, lidar: Shell)
         checkpoint(here / f"runs/{name}.pt", seed)
     ranked = lidar("rank", "runs", "--data", images, *small).stderr.splitlines()
     cautions = [line for line in ranked if line.startswith("caution: ")]
-    assert "no metric is to be believed here" in cautions.pop(0)  # which needs a ranking
+    assert "where no metric is to be believed" in cautions.pop(0)  # which needs a ranking
     done = lidar("compare", "runs/one.pt", "runs/two.pt")
     said = [line for line in done.stderr.splitlines() if line.startswith("caution: ")]
     texts = [line.partition(" lidar rank ")[0].partition(" lidar compare ")[0] for line in cautions]
