@@ -22,36 +22,38 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import DegenerateFeatures, SettingsError
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
-from lidar_cli.ranking import agreement as module
-from lidar_cli.ranking.agreement import (
+from lidar_cli.ranking import group_metrics, joint_resamples
+from lidar_cli.ranking.baseline import Baseline
+from lidar_cli.ranking.comparison import compare_files
+from lidar_cli.ranking.correlation import correlate
+from lidar_cli.ranking.group_metrics import (
     AGREEMENT_OF,
     GROUP_METRICS,
     ORDERS,
     SECOND_OPINION,
     GroupMetric,
     agreement,
-    are_tied,
     average_ranks,
     dse,
     find_order,
-    fixed_parts,
     form,
-    intervals_of,
     needed_parts,
-    resample,
     stability,
     table_of,
+)
+from lidar_cli.ranking.joint_resamples import (
+    are_tied,
+    fixed_parts,
+    intervals_of,
+    resample,
     tied_with,
 )
-from lidar_cli.ranking.baseline import Baseline
-from lidar_cli.ranking.comparison import compare_files
-from lidar_cli.ranking.correlation import correlate
 from lidar_cli.ranking.order import Row, comparable_groups, unranked_row
 from lidar_cli.ranking.race import race_directory
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.ranking.watch import follow
-from lidar_cli.report.agreement import main_remarks, remarks
 from lidar_cli.report.baseline import value_text
+from lidar_cli.report.group_metrics import main_remarks, remarks
 from lidar_cli.report.ranking import View, _print_next, to_csv, to_json, to_markdown
 from lidar_cli.report.text import SafeConsole
 from lidar_cli.report.verdict import companions, second_choice, verdict
@@ -175,16 +177,18 @@ def test_dse_weighs_the_dimension_by_the_ratio_of_spreads() -> None:
     inter, intra, dim = [1.0, 3.0, 2.0, 9.0], [0.5, 0.5, 1.0, 1.0], [0.1, 0.3, 0.8, None]
     gaps = np.array(inter[:3]) - np.array(intra[:3])  # the one without M_dim counts for nothing
     weight = gaps.std() / np.array(dim[:3], float).std()
-    parts = table_of([parted(*one) for one in zip(inter, intra, dim, strict=True)], module.DSE_OF)
+    parts = table_of(
+        [parted(*one) for one in zip(inter, intra, dim, strict=True)], group_metrics.DSE_OF
+    )
     values = dse(parts)
     assert values[:3].tolist() == pytest.approx(gaps + weight * np.array(dim[:3], float))
     assert math.isnan(values[3])
 
 
 def test_dse_of_one_checkpoint_or_of_equal_dimensions_is_the_separation() -> None:
-    alone = table_of([parted(3.0, 1.0, 0.7)], module.DSE_OF)
+    alone = table_of([parted(3.0, 1.0, 0.7)], group_metrics.DSE_OF)
     assert dse(alone).tolist() == [2.0]
-    equal = table_of([parted(3.0, 1.0, 0.5), parted(1.0, 0.5, 0.5)], module.DSE_OF)
+    equal = table_of([parted(3.0, 1.0, 0.5), parted(1.0, 0.5, 0.5)], group_metrics.DSE_OF)
     assert dse(equal).tolist() == [2.0, 0.5]
 
 
@@ -221,10 +225,10 @@ def test_resamples_are_those_of_the_literal_loops() -> None:
     members = with_influences(**parts)
     found = resample(TWO, members)
     assert found is not None
-    generator = torch.Generator().manual_seed(module.SEED)
-    ones = torch.ones(module.RESAMPLES, more, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(joint_resamples.SEED)
+    ones = torch.ones(joint_resamples.RESAMPLES, more, dtype=torch.float64)
     times = torch.poisson(ones, generator).numpy()
-    for at in range(0, module.RESAMPLES, 97):
+    for at in range(0, joint_resamples.RESAMPLES, 97):
         rows: Rows = {}
         for name, (values, columns) in parts.items():
             rows[name] = []
@@ -238,7 +242,7 @@ def test_resamples_are_those_of_the_literal_loops() -> None:
 def test_resamples_do_not_depend_on_the_size_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     members = with_influences(**drawn([3.0, 2.9, 2.0], 2.0, 20, 1))
     whole = resample(agreement(("lidar",)), members)
-    monkeypatch.setattr(module, "NUMBERS", 7 * 20)
+    monkeypatch.setattr(joint_resamples, "NUMBERS", 7 * 20)
     parts = resample(agreement(("lidar",)), members)
     assert whole is not None
     assert parts is not None
@@ -376,7 +380,7 @@ def test_an_irrelevant_checkpoint_can_change_the_first() -> None:
 def test_stability_is_that_of_the_literal_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     names, changed = ("lidar", "rankme", "alignment"), 0
-    monkeypatch.setattr(module, "NUMBERS", 60)  # a few at a time
+    monkeypatch.setattr(group_metrics, "NUMBERS", 60)  # a few at a time
     for _ in range(25):
         count = int(rng.integers(2, 9))
         rows = {
@@ -475,8 +479,8 @@ def test_the_verdict_names_what_the_second_opinion_selects(
     assert "choose different" not in verdict(same)
     shared = ranking_of(scores(lidar=[9.0, 8.0], rankme=[8.0, 9.0]))  # agreement 1.5 of both
     assert "choose different" not in verdict(shared)
-    for module_with_it in ("verdict", "agreement"):
-        monkeypatch.setattr(f"lidar_cli.report.{module_with_it}.SECOND_OPINION", "rankme")
+    for module in ("verdict", "group_metrics"):
+        monkeypatch.setattr(f"lidar_cli.report.{module}.SECOND_OPINION", "rankme")
     assert "lidar and rankme choose different checkpoints: compare 0 with 1." in verdict(ranking)
 
 

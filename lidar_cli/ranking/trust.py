@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from lidar_cli.core.metrics import Metric
-from lidar_cli.ranking.agreement import ORDERS, SECOND_OPINION, agreement, form, parts_of
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
+from lidar_cli.ranking.group_metrics import ORDERS, SECOND_OPINION, agreement, form, parts_of
 from lidar_cli.ranking.order import Group
 from lidar_cli.scoring.compute import COLLAPSED, MUCH_NOISE, MUCH_RIDGE, Score
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lidar_cli.ranking.agreement import (
+from lidar_cli.ranking.group_metrics import (
     DSE_OF,
     GROUP_METRICS,
     SECOND_OPINION,
