@@ -107,8 +107,8 @@ def test_the_verdict_names_what_the_second_opinion_selects(
     assert "choose different" not in verdict(same)
     shared = ranking_of(scores(lidar=[9.0, 8.0], rankme=[8.0, 9.0]))  # agreement 1.5 of both
     assert "choose different" not in verdict(shared)
-    for module in ("verdict", "group_metrics"):
-        monkeypatch.setattr(f"lidar_cli.report.{module}.SECOND_OPINION", "rankme")
+    for room in ("ranking", "report"):
+        monkeypatch.setattr(f"lidar_cli.{room}.group_metrics.SECOND_OPINION", "rankme")
     assert "lidar and rankme choose different checkpoints: compare 0 with 1." in verdict(ranking)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lidar_cli.scoring.compute import Score
 
 AGREEMENT_OF = ("lidar", "rankme")  # the metrics whose ranks `agreement` averages
-SECOND_OPINION = "agreement"  # the metric that follows LiDAR in a ranking: any name in ORDERS
+SECOND_OPINION = "agreement"  # any name in ORDERS but that of LiDAR, which it follows
 DSE_OF = ("dse_inter", "dse_intra", "dse_dim")  # M_inter, M_intra, M_dim of a score
 NUMBERS = 2**22  # numbers in a block, 32 MB
 LEFT_OUT = 1000  # checkpoints, the best ones, that are left out in turn
@@ -191,6 +191,11 @@ def check_layer_of(option: str, names: Iterable[str], layer: str) -> None:
 def parts_of(metric: Metric) -> tuple[str, ...]:
     """Names of the values that a metric is formed from; of other metrics, its own."""
     return metric.of if isinstance(metric, GroupMetric) else (metric.name,)
+
+
+def second_opinion(by: Metric) -> str:
+    """The name of the metric that follows the one that orders."""
+    return "lidar" if by.name == SECOND_OPINION else SECOND_OPINION
 
 
 def needed_parts(by: str) -> frozenset[str]:
