@@ -309,8 +309,8 @@ def test_what_has_no_complete_group_refuses_it(
         ),
         (
             ("--metrics", "agreement"),
-            "--metrics agreement: it is formed from other metrics, without being named; leave it "
-            "out, or show it: --columns agreement",
+            "--metrics agreement: rank forms it from other metrics even if it is not named; leave "
+            "it out, or show it: --columns agreement",
         ),
         (
             ("--race", "--columns", "agreement"),

@@ -155,8 +155,7 @@ def find_order(name: str, alone: str = "") -> Metric:
         )
     if alone and name in GROUP_METRICS:
         raise SettingsError(
-            f"--by {name}: it is formed from all checkpoints of a complete group, which {alone} "
-            "does not have; leave out --by, or order them all: lidar rank "
+            f"--by {name}: {_needs_group(alone)}; leave out --by, or order them all: lidar rank "
             f"... --by {name}",
             code="of-a-group",
         )
@@ -168,13 +167,16 @@ def refuse_group_metrics(text: str, alone: str = "") -> None:
     for name in (name.strip() for name in text.split(",")):
         if name in GROUP_METRICS:
             advice = (
-                f"all checkpoints of a complete group, which {alone} does not have; order them by "
-                f"it: lidar rank ... --by {name}"
+                f"{_needs_group(alone)}; order them by it: lidar rank ... --by {name}"
                 if alone
-                else f"other metrics, without being named; leave it out, or show it: "
-                f"--columns {name}"
+                else "rank forms it from other metrics even if it is not named; leave it out, or "
+                f"show it: --columns {name}"
             )
-            raise SettingsError(f"--metrics {name}: it is formed from {advice}", code="of-a-group")
+            raise SettingsError(f"--metrics {name}: {advice}", code="of-a-group")
+
+
+def _needs_group(alone: str) -> str:
+    return f"it is formed from all checkpoints of a complete group, which {alone} does not have"
 
 
 def check_layer_of(option: str, names: Iterable[str], layer: str) -> None:
