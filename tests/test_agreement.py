@@ -186,10 +186,7 @@ def test_an_untrained_network_has_no_value_of_a_group() -> None:
 
 def test_how_stable_the_first_is_is_printed() -> None:
     rows: Rows = {"lidar": [4.0, 3.0, 1.0, 2.0], "rankme": [2.0, 4.0, 3.0, 1.0]}
-    expected = (
-        "the first by agreement depends on the others: without one of them it is another in 1 of 3 "
-        "cases"
-    )
+    expected = "leaving out one of the other 3 changes the first by agreement in 1 of 3 cases"
     for by in ("lidar", "agreement"):
         ranking = ranking_of(scores(**rows), by)
         assert list(main_remarks(ranking.groups[0], ranking)) == [expected]
@@ -197,7 +194,7 @@ def test_how_stable_the_first_is_is_printed() -> None:
     calm = {by: ranking_of(scores(**stable), by) for by in ("lidar", "agreement")}
     assert not list(main_remarks(calm["lidar"].groups[0], calm["lidar"]))
     (text,) = main_remarks(calm["agreement"].groups[0], calm["agreement"])
-    assert text == "the first by agreement stays first without any one of the other 2"
+    assert text == "leaving out any one of the other 2 keeps the first by agreement"
 
 
 def test_a_part_that_is_not_resampled_is_named() -> None:
@@ -261,7 +258,7 @@ def test_rank_orders_by_it_with_ties_of_the_stored_influences(lidar: Callable[..
     assert lidar(*words, "--quiet", "--top", 2).stdout.split() == paths[:2]
     table = lidar(*words)
     assert table.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "agreement"]
-    assert "the first by agreement stays first without any one of the other 2" in table.stderr
+    assert "leaving out any one of the other 2 keeps the first by agreement" in table.stderr
     default = lidar("rank", "runs", "--device", "cpu")
     assert default.stdout.splitlines()[1].split()[-1] == "agreement"
 
