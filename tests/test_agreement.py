@@ -73,6 +73,18 @@ def test_a_group_is_ordered_by_it_and_an_equal_value_ties() -> None:
     assert [(row.rank, row.tied_with) for row in equal.rows] == [(1, ("1",)), (1, ("0",))]
 
 
+def test_a_metric_of_the_group_that_orders_has_a_reason_where_no_checkpoint_has_it() -> None:
+    (group,) = ranking_of(scores(**APART), "dse").groups
+    assert [row.value for row in group.rows] == [None] * 4
+    reason = "it is formed from dse_inter, dse_intra, dse_dim; no dse_inter, dse_intra, dse_dim"
+    assert {row.reason for row in group.rows} == {reason}
+
+
+def test_one_checkpoint_has_no_second_opinion() -> None:
+    (group,) = ranking_of(scores(lidar=[2.0], rankme=[1.0])).groups
+    assert companions(group, ORDERS["lidar"]) == ["rankme"]
+
+
 def test_each_group_has_ranks_of_its_own() -> None:
     wide = [replace(one, dim=9, file=f"wide {one.file}") for one in scores(**APART)[:2]]
     first, second = ranking_of([*scores(**APART), *wide], "agreement").groups
@@ -259,6 +271,9 @@ def test_rank_orders_by_it_with_ties_of_the_stored_influences(lidar: Callable[..
     table = lidar(*words)
     assert table.stdout.splitlines()[1].split()[:3] == ["#", "checkpoint", "agreement"]
     assert "leaving out any one of the other 2 keeps the first by agreement" in table.stderr
+    markdown = lidar(*words, "--markdown").stdout
+    for row in rows:
+        assert "{value:.1f} ({ci_low:.1f} .. {ci_high:.1f})".format(**row) in markdown
     default = lidar("rank", "runs", "--device", "cpu")
     assert default.stdout.splitlines()[1].split()[-1] == "agreement"
 

@@ -170,6 +170,14 @@ def test_resamples_are_those_of_the_literal_loops() -> None:
     assert len(actual[0]) == count
 
 
+def test_the_mean_of_influences_does_not_count() -> None:
+    lidar = agreement(("lidar",))
+    values, columns = drawn([3.0, 2.9, 2.0], 2.0, 20, 1)["lidar"]
+    shifted = [column + 9.0 * at for at, column in enumerate(columns)]
+    centred = resample(lidar, with_influences(lidar=(values, columns)))
+    assert torch.equal(resample(lidar, with_influences(lidar=(values, shifted))), centred)
+
+
 def test_resamples_do_not_depend_on_the_size_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     members = with_influences(**drawn([3.0, 2.9, 2.0], 2.0, 20, 1))
     whole = resample(agreement(("lidar",)), members)
