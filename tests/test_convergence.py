@@ -85,14 +85,14 @@ def test_each_part_is_what_the_same_part_alone_gives(
     parts += [(part, views[:, : part.n_views], 120) for part in found.by_views]
     for at, (part, its_views, n) in enumerate(parts):
         rows = None if clean is None else clean[: len(clean) * n // 120]
-        told = alone(stored(tmp_path / f"part{at}", its_views, rows), normalize=normalize)
+        expected = alone(stored(tmp_path / f"part{at}", its_views, rows), normalize=normalize)
         fewer_views = part.n_views < 9
         assert set(part.values) == (DEFAULT - READ_FROM_ROWS if fewer_views else DEFAULT)
-        assert part.n_rows == told.rankme_rows
+        assert part.n_rows == expected.rankme_rows
         for name, value in part.values.items():
-            assert same(value, told.value(name)), name
-    told = alone(whole, normalize=normalize)
-    assert all(same(score.value(name), told.value(name)) for name in DEFAULT)
+            assert same(value, expected.value(name)), name
+    expected = alone(whole, normalize=normalize)
+    assert all(same(score.value(name), expected.value(name)) for name in DEFAULT)
     assert score.lidar is not None
 
 
@@ -356,11 +356,11 @@ def test_the_table_ends_in_the_advice(tmp_path: Path, score: Any) -> None:
 
 def test_json_holds_every_part(tmp_path: Path, score: Any) -> None:
     path = stored(tmp_path / "z", draw(200, 8, 5))
-    (told,) = json.loads(score(path, "--converge", "--json").stdout)
-    found = told["convergence"]
+    (expected,) = json.loads(score(path, "--converge", "--json").stdout)
+    found = expected["convergence"]
     assert [part["n_samples"] for part in found["by_samples"]] == [50, 100, 200]
     assert [part["n_views"] for part in found["by_views"]] == [2, 4, 8]
-    assert found["by_samples"][-1]["values"]["lidar"] == told["lidar"]
+    assert found["by_samples"][-1]["values"]["lidar"] == expected["lidar"]
     assert found["advice"]
     (plain,) = json.loads(score(path, "--json").stdout)
     assert plain["convergence"] is None

@@ -29,7 +29,7 @@ from lidar_cli.core.metrics import METRICS
 from lidar_cli.errors import EXIT_STATUSES, SettingsError
 from lidar_cli.explain.settings_text import described
 from lidar_cli.explain.topics import ALSO_METHODS, PAGE_NAMES, explain, list_topics, topic_names
-from lidar_cli.ranking.agreement import ORDERS
+from lidar_cli.ranking.group_metrics import ORDERS
 from lidar_cli.scoring.run import score_file
 from lidar_cli.settings import COMMANDS, Panel, ScoreSettings, flags
 from lidar_cli.views.methods import RECIPES

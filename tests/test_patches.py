@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -34,6 +37,11 @@ from lidar_cli.settings import ExtractSettings
 from lidar_cli.views.methods import SIMCLR
 from lidar_cli.views.parameters import draw_patches
 from lidar_cli.views.pipeline import make_clean
+
+
+@pytest.fixture
+def lidar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    return partial(lidar_here, monkeypatch=monkeypatch, capfd=capfd)
 
 
 def literal_tokens(name: str, pixels: Tensor) -> Tensor:
@@ -86,14 +94,14 @@ def test_draws_depend_on_seed_sample_and_view_alone() -> None:
 
 
 def test_extract_stores_them_and_score_reads_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, lidar: Callable[..., Any]
 ) -> None:
     """With views that are the clean image, each row is one of that image's patch tokens."""
     path = FIXTURES["timm-vit"]().save(tmp_path)
     data = image_folder(tmp_path / "data", 5)
 
     def run(*words: str | Path) -> str:
-        ended = lidar_here(*words, monkeypatch=monkeypatch, capfd=capfd)
+        ended = lidar(*words)
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
@@ -120,7 +128,7 @@ def test_extract_stores_them_and_score_reads_them(
 
 
 def test_rank_fails_a_backbone_without_tokens_and_extract_refuses_masks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, lidar: Callable[..., Any]
 ) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -129,16 +137,11 @@ def test_rank_fails_a_backbone_without_tokens_and_extract_refuses_masks(
         FIXTURES[name]().save(runs / name)
     data = image_folder(tmp_path / "data", 6)
     options = ("--data", data, "-n", "6", "-q", "3", "--layer", "patches")
-    ended = lidar_here("rank", runs, *options, "--views", "simclr", "--image-size", "32",
-                       "--json", monkeypatch=monkeypatch, capfd=capfd)  # fmt: skip
+    ended = lidar("rank", runs, *options, "--views", "simclr", "--image-size", "32", "--json")
     assert ended.returncode == 4
     assert ended.stdout.count("no patch tokens in this checkpoint's backbone") == 2
     path = FIXTURES["ijepa"]().save(tmp_path)
-    ended = lidar_here(
-        *("extract", path, *options, "--branch", "student", "--image-size", "112"),
-        monkeypatch=monkeypatch,
-        capfd=capfd,
-    )
+    ended = lidar("extract", path, *options, "--branch", "student", "--image-size", "112")
     assert ended.returncode == 3
     assert "views ijepa hide patches, from whose tokens --layer patches draws" in ended.stderr
 
@@ -163,9 +166,7 @@ def checkpoint(tmp_path: Path) -> tuple[Path, ExtractSettings]:
 
 @torch.no_grad()
 def test_extract_stores_the_parts_of_dse(
-    checkpoint: tuple[Path, ExtractSettings],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    checkpoint: tuple[Path, ExtractSettings], lidar: Callable[..., Any]
 ) -> None:
     """They are those of all patch tokens of the un-augmented images, whatever the batch."""
     path, settings = checkpoint
@@ -180,7 +181,7 @@ def test_extract_stores_the_parts_of_dse(
     assert parts == pytest.approx(expected.parts(), rel=1e-4)
     other = replace(settings, output=output.with_name("b.h5"), batch_size=5)
     assert dense_of(extract_checkpoint(path, other).path) == pytest.approx(parts, rel=1e-4)
-    ended = lidar_here("score", output, "--json", monkeypatch=monkeypatch, capfd=capfd)
+    ended = lidar("score", output, "--json")
     (scored,) = json.loads(ended.stdout)
     assert [scored[f"dse_{part}"] for part in ("inter", "intra", "dim")] == list(parts)
     with h5py.File(output) as file:  # RankMe of one random patch token an image
@@ -209,9 +210,7 @@ def test_a_resumed_run_and_shards_store_the_same_parts(
 
 
 def test_a_file_without_parts_of_dse_says_why(
-    checkpoint: tuple[Path, ExtractSettings],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    checkpoint: tuple[Path, ExtractSettings], lidar: Callable[..., Any]
 ) -> None:
     path, settings = checkpoint
     output = extract_checkpoint(path, settings).path
@@ -224,7 +223,7 @@ def test_a_file_without_parts_of_dse_says_why(
             if text is not None:
                 file.attrs["dse"] = text
         assert dense_of(output) == reason
-        ended = lidar_here("score", output, "--json", monkeypatch=monkeypatch, capfd=capfd)
+        ended = lidar("score", output, "--json")
         (scored,) = json.loads(ended.stdout)
         assert (scored["dse_dim"], scored["notes"]["dse"]) == (None, reason)
         with h5py.File(output, "r+") as file:
@@ -246,15 +245,14 @@ def test_small_grids_have_no_dse(checkpoint: tuple[Path, ExtractSettings]) -> No
 def test_rank_scores_the_parts_of_dse_stored_or_not(
     checkpoint: tuple[Path, ExtractSettings],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    lidar: Callable[..., Any],
 ) -> None:
     path, settings = checkpoint
     options = ("--data", settings.data, "-n", "11", "-q", "2", "--layer", "patches", "--json",
                "--views", "simclr", "--image-size", "32", "--device", "cpu")  # fmt: skip
     parts = []
     for more in (("--cache", tmp_path / "a"), ("--cache", tmp_path / "b", "--no-store")):
-        ended = lidar_here("rank", path, *options, *more, monkeypatch=monkeypatch, capfd=capfd)
+        ended = lidar("rank", path, *options, *more)
         assert ended.returncode == 0, ended.stderr
         metrics = json.loads(ended.stdout)["checkpoints"][0]["metrics"]
         parts.append([metrics[f"dse_{part}"] for part in ("inter", "intra", "dim")])

@@ -13,9 +13,9 @@ from study.abstain import Judged, choose_bound, evaluate, is_misleading, loss_sh
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.explain.topics import explain
-from lidar_cli.ranking.agreement import ORDERS, agreement
 from lidar_cli.ranking.baseline import Baseline
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS
+from lidar_cli.ranking.group_metrics import ORDERS, agreement
 from lidar_cli.ranking.order import comparable_groups, unranked_row
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.ranking.trust import (

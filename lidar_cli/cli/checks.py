@@ -208,7 +208,7 @@ def check_extract(checkpoints: Sequence[Path], settings: ExtractSettings) -> Pat
 def check_score(settings: ScoreSettings, plot: Path | None) -> None:
     """Raise SettingsError for a name, size or output that cannot be used."""
     from lidar_cli.core.metrics import parse_metrics
-    from lidar_cli.ranking.agreement import refuse_group_metrics
+    from lidar_cli.ranking.group_metrics import refuse_group_metrics
 
     refuse_group_metrics(settings.metrics, "score")
     parse_metrics(settings.metrics)
@@ -228,7 +228,7 @@ def check_order(settings: OrderSettings, alone: str = "") -> None:
     alone: as of `find_order`.
     """
     from lidar_cli.core.metrics import parse_metrics
-    from lidar_cli.ranking.agreement import check_layer_of, find_order, refuse_group_metrics
+    from lidar_cli.ranking.group_metrics import check_layer_of, find_order, refuse_group_metrics
 
     metric = find_order(settings.by, alone)
     check_layer_of("--by", [settings.by], settings.layer)
@@ -268,7 +268,7 @@ def parse_columns(text: str | None, layer: str) -> tuple[str, ...] | None:
 
     layer: the value of --layer.
     """
-    from lidar_cli.ranking.agreement import ORDERS, check_layer_of
+    from lidar_cli.ranking.group_metrics import ORDERS, check_layer_of
 
     if text is None:
         return None

@@ -50,7 +50,7 @@ def _metrics() -> Iterable[str]:
 
 
 def _orders() -> Iterable[str]:
-    from lidar_cli.ranking.agreement import ORDERS
+    from lidar_cli.ranking.group_metrics import ORDERS
 
     return ORDERS
 

@@ -84,7 +84,7 @@ class Metric:
         between     Sb - W0 / q, not whitened                                 [d]
         sphere      `SphereMoments` of unit rows
         subset      `ComparedViews` of at most 1,000 samples
-        group       all checkpoints of a group (`ranking.agreement`)
+        group       all checkpoints of a group (`ranking.group_metrics`)
 
     definition: one paragraph with the source.
     gradient: dT / d lambda_k for each eigenvalue of the spectrum; the influences of samples and the

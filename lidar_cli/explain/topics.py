@@ -18,7 +18,7 @@ from lidar_cli.configuration import NAMED_ONLY
 from lidar_cli.core.metrics import Metric
 from lidar_cli.errors import EXIT_STATUSES, SettingsError
 from lidar_cli.explain import settings_text
-from lidar_cli.ranking.agreement import ORDERS
+from lidar_cli.ranking.group_metrics import ORDERS
 
 PAGES = {  # group of the list of topics -> names of files
     "Choosing a checkpoint": (

@@ -24,7 +24,6 @@ from lidar_cli.errors import FeatureFileError, InputError, LidarError, SettingsE
 from lidar_cli.extraction.run import stem
 from lidar_cli.features.embeddings import Embeddings
 from lidar_cli.features.reader import read_hdf5, read_provenance
-from lidar_cli.ranking.agreement import find_order
 from lidar_cli.ranking.cache import MARKER, CacheFolder
 from lidar_cli.ranking.discover import (
     Checkpoint,
@@ -33,6 +32,7 @@ from lidar_cli.ranking.discover import (
     is_feature_file,
     reason_unopened,
 )
+from lidar_cli.ranking.group_metrics import find_order
 from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.order import comparable
 from lidar_cli.ranking.paths import check_two, place_of, select

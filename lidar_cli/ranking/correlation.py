@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lidar_cli.ranking.agreement import with_value
+from lidar_cli.ranking.group_metrics import with_value
 
 if TYPE_CHECKING:
     from lidar_cli.scoring.compute import Score

@@ -21,8 +21,8 @@ from lidar_cli.probing.few_shot import (
     allows_full_probe,
     few_shot_file,
 )
-from lidar_cli.ranking.agreement import ORDERS
 from lidar_cli.ranking.correlation import Span, correlate, interval_over_draws, spearman
+from lidar_cli.ranking.group_metrics import ORDERS
 from lidar_cli.runtime.device import find_device
 from lidar_cli.runtime.progress import Progress
 from lidar_cli.scoring.compute import Score

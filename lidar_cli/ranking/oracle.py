@@ -14,7 +14,6 @@ from pathlib import Path
 from lidar_cli.data.tables import Table, Unmatched, match, read_table
 from lidar_cli.errors import InputError
 from lidar_cli.probing.run import ProbeResult, probe_files
-from lidar_cli.ranking.agreement import with_value
 from lidar_cli.ranking.correlation import Correlation, correlate
 from lidar_cli.ranking.few_labels import (
     FewLabels,
@@ -22,6 +21,7 @@ from lidar_cli.ranking.few_labels import (
     compare_few_labels,
     probe_few_labels,
 )
+from lidar_cli.ranking.group_metrics import with_value
 from lidar_cli.ranking.hyperparameters import (
     Hyperparameters,
     from_checkpoints,

@@ -9,14 +9,8 @@ from typing import Any
 
 from lidar_cli.core.metrics import Metric
 from lidar_cli.features.schema import revision_of
-from lidar_cli.ranking.agreement import (
-    GroupMetric,
-    fixed_parts,
-    form_all,
-    intervals_of,
-    resample,
-    tied_with,
-)
+from lidar_cli.ranking.group_metrics import GroupMetric, form_all
+from lidar_cli.ranking.joint_resamples import fixed_parts, intervals_of, resample, tied_with
 from lidar_cli.scoring.compute import MUCH_NOISE, Score
 from lidar_cli.scoring.intervals import Interval, ties
 from lidar_cli.views.recipes import statistics_text
@@ -78,7 +72,7 @@ def comparable_groups(
 
 
 def formed(rows: Sequence[Row], by: Metric) -> list[Row]:
-    """The rows of a group with the metrics of the group (`ranking.agreement`)."""
+    """The rows of a group with the metrics of the group (`ranking.group_metrics`)."""
     scores = form_all([row.score for row in rows], by)
     if not isinstance(by, GroupMetric):
         return [replace(row, score=score) for row, score in zip(rows, scores, strict=True)]

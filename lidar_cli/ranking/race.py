@@ -25,9 +25,9 @@ from dataclasses import dataclass, field, replace
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.errors import FILE_ERRORS, InputError, InUse, SettingsError, first_line
 from lidar_cli.extraction.run import BATCHES_UNTIL
-from lidar_cli.ranking.agreement import find_order
 from lidar_cli.ranking.cache import Task
 from lidar_cli.ranking.discover import Skipped
+from lidar_cli.ranking.group_metrics import find_order
 from lidar_cli.ranking.names import name_below
 from lidar_cli.ranking.order import Row, order, tied_pairs, unranked_row, views_and_statistics
 from lidar_cli.ranking.paths import Paths

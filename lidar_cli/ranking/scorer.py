@@ -26,11 +26,11 @@ from lidar_cli.extraction.view_cache import CacheLimits, ViewCache
 from lidar_cli.features.reader import read_first, read_hdf5, read_provenance
 from lidar_cli.features.schema import EMBEDDING_REVISION, partial_path
 from lidar_cli.features.writer import begun_path
-from lidar_cli.ranking.agreement import ORDERS, needed_parts, parts_of
 from lidar_cli.ranking.baseline import Untrained
 from lidar_cli.ranking.cache import Cache, Task, matches_plan
 from lidar_cli.ranking.claims import Claims, replace_by_copy
 from lidar_cli.ranking.discover import Checkpoint
+from lidar_cli.ranking.group_metrics import ORDERS, needed_parts, parts_of
 from lidar_cli.ranking.names import short_names
 from lidar_cli.ranking.unstored import add_intervals, score_unstored
 from lidar_cli.runtime.progress import Progress

@@ -27,7 +27,6 @@ from lidar_cli.extraction.run import note_data
 from lidar_cli.extraction.view_cache import view_memory
 from lidar_cli.features.schema import EMBEDDING_REVISION, revision_of
 from lidar_cli.probing.few_shot import check_class_sizes
-from lidar_cli.ranking.agreement import GroupMetric, find_order
 from lidar_cli.ranking.baseline import Baseline, Untrained, UntrainedNetworks
 from lidar_cli.ranking.cache import Cache, CacheFolder, Task
 from lidar_cli.ranking.claims import Claims
@@ -39,6 +38,7 @@ from lidar_cli.ranking.discover import (
     Skipped,
     scan_directory,
 )
+from lidar_cli.ranking.group_metrics import GroupMetric, find_order
 from lidar_cli.ranking.names import name_below, short_names
 from lidar_cli.ranking.order import Group, Row, comparable_groups, noise_warnings, unranked_row
 from lidar_cli.ranking.paths import Paths, Selection, select

@@ -9,12 +9,12 @@ judges all of CHECKS, a ranking those in DOUBTS.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from lidar_cli.core.metrics import Metric
-from lidar_cli.ranking.agreement import ORDERS, SECOND_OPINION, agreement, form, parts_of
 from lidar_cli.ranking.correlation import MIN_CHECKPOINTS, spearman
+from lidar_cli.ranking.group_metrics import ORDERS, agreement, form, parts_of, second_opinion
 from lidar_cli.ranking.order import Group
 from lidar_cli.scoring.compute import COLLAPSED, MUCH_NOISE, MUCH_RIDGE, Score
 
@@ -79,7 +79,7 @@ class Reason(NamedTuple):
 class Trust:
     """Whether a ranking is to be believed, and every reason against it."""
 
-    reasons: tuple[Reason, ...] = field(default=())
+    reasons: tuple[Reason, ...] = ()
 
     @property
     def believe(self) -> bool:
@@ -213,7 +213,7 @@ def _second_opinion(by: Metric, scores: Sequence[Score]) -> tuple[str, Merits]:
 
     A mean of ranks agrees by construction with each metric that it is the mean of.
     """
-    name = SECOND_OPINION if by.name != SECOND_OPINION else "lidar"
+    name = second_opinion(by)
     metric = ORDERS[name]
     others = [part for part in parts_of(metric) if part != by.name]
     if len(others) == 1:

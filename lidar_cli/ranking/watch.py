@@ -13,8 +13,8 @@ from lidar_cli.checkpoints.reading.read import content_files
 from lidar_cli.checkpoints.shapes.spec import NotOpen
 from lidar_cli.core.metrics import Metric
 from lidar_cli.extraction.plan import Plan
-from lidar_cli.ranking.agreement import find_order
 from lidar_cli.ranking.discover import Checkpoint, Recogniser, Skipped, classify_file, files_of
+from lidar_cli.ranking.group_metrics import find_order
 from lidar_cli.ranking.order import Row, unranked_row
 from lidar_cli.ranking.paths import Paths, select
 from lidar_cli.ranking.scorer import Scorer

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.ranking.agreement import GROUP_METRICS
 from lidar_cli.ranking.baseline import SEEDS, Baseline, worse_than_untrained
+from lidar_cli.ranking.group_metrics import GROUP_METRICS
 from lidar_cli.ranking.order import Group
 from lidar_cli.ranking.session import Ranking
 from lidar_cli.report.text import MISSING, format_value

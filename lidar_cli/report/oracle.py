@@ -213,7 +213,7 @@ def few_labels_text(oracle: Oracle, comparison: GroupComparison, ranking: Rankin
     wide = max(high - low for low, high in here.spans.values())
     texts += [
         f"{first}{same}.",
-        f"One checkpoint differs by up to {100 * wide:.1f} points between draws.",
+        f"The accuracy of one checkpoint differs by up to {100 * wide:.1f} points between draws.",
         f"{'Full probe: ' if few.full else ''}{few.full_method}.",
     ]
     return " ".join(text[0].upper() + text[1:] for text in texts)

@@ -11,13 +11,13 @@ from typing import Any
 from rich.text import Text
 
 from lidar_cli.errors import SettingsError, printable
-from lidar_cli.ranking.agreement import GROUP_METRICS, ORDERS, with_value
 from lidar_cli.ranking.discover import Skipped
+from lidar_cli.ranking.group_metrics import GROUP_METRICS, ORDERS, with_value
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.order import Group, Row
 from lidar_cli.ranking.session import Ranking, toy_data_note
-from lidar_cli.report import agreement as agreement_report
 from lidar_cli.report import baseline as baseline_report
+from lidar_cli.report import group_metrics as group_report
 from lidar_cli.report import oracle as oracle_report
 from lidar_cli.report import runs as runs_report
 from lidar_cli.report.remarks import facts, heading, remarks
@@ -110,8 +110,8 @@ def to_json(ranking: Ranking, oracle: Oracle | None = None, count: int | None = 
         ],
         "skipped": [dataclasses.asdict(file) for file in ranking.skipped],
         "failed": [dataclasses.asdict(file) for file in ranking.failed],
-        "group_metrics": agreement_report.to_records(ranking),
-        "second_opinion": agreement_report.choice_records(ranking),
+        "group_metrics": group_report.to_records(ranking),
+        "second_opinion": group_report.choice_records(ranking),
         "warnings": list(ranking.warnings),
         "correlation": oracle_report.to_record(oracle) if oracle else None,
         **({"runs": runs_report.to_records(ranking)} if ranking.runs else {}),
@@ -385,7 +385,7 @@ def _print_remarks(err: SafeConsole, ranking: Ranking, view: View) -> None:
     for group in () if view.verbose or view.per_run or view.top is not None else ranking.groups:
         for text in baseline_report.remarks(group, ranking):
             print_wrapped(err, text)
-        for text in agreement_report.main_remarks(group, ranking):
+        for text in group_report.main_remarks(group, ranking):
             print_wrapped(err, text)
     advice = cautions(ranking)
     if err.is_terminal and advice:

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 from lidar_cli.ranking.order import Group, Row, noise_warnings
 from lidar_cli.ranking.session import Ranking
-from lidar_cli.report import agreement as agreement_report
 from lidar_cli.report import baseline as baseline_report
+from lidar_cli.report import group_metrics as group_report
 from lidar_cli.report.scores import BIAS
 from lidar_cli.report.text import by_remark, counted, first_and_more
 from lidar_cli.report.verdict import count_ties, differing
@@ -108,7 +108,7 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[Remark]:
         warnings.pop("noise", None)  # the warnings of the ranking include it
     for kind, rows in warnings.items():
         yield Remark("warning", f"{_names(rows, ranking)}: {rows[0].score.warnings[kind]}")
-    for report in (baseline_report, agreement_report):
+    for report in (baseline_report, group_report):
         for text in report.remarks(group, ranking):
             yield Remark("interval", text)
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lidar_cli.errors import printable
-from lidar_cli.ranking.agreement import GROUP_METRICS
+from lidar_cli.ranking.group_metrics import GROUP_METRICS
 from lidar_cli.ranking.order import Row
 from lidar_cli.scoring.intervals import Interval
 

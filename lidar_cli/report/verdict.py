@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lidar_cli.core.metrics import METRICS, Metric
 from lidar_cli.features.schema import format_size
 from lidar_cli.ranking import joining
-from lidar_cli.ranking.agreement import GROUP_METRICS, ORDERS, SECOND_OPINION, are_tied
+from lidar_cli.ranking.group_metrics import GROUP_METRICS, ORDERS, SECOND_OPINION, second_opinion
 from lidar_cli.ranking.joining import SETTING_OF_CONSTANT, WIDTHS, Joined, Member, causes, join
+from lidar_cli.ranking.joint_resamples import are_tied
 from lidar_cli.ranking.order import Group, Row, comparable_groups, unranked_row
 from lidar_cli.ranking.trust import view_noise_share
 from lidar_cli.report.text import (
@@ -155,7 +156,7 @@ class SecondChoice(NamedTuple):
 
 def second_choice(group: Group, ranking: Ranking) -> SecondChoice | None:
     """The selection of the second opinion, None where it has no value or orders already."""
-    name = SECOND_OPINION if ranking.by.name != SECOND_OPINION else "lidar"
+    name = second_opinion(ranking.by)
     ours, first = group.rows[0], best_by(name, group.rows)
     if len(group.rows) < 2 or not first or ours.value is None:
         return None

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.ranking.agreement import ORDERS
 from lidar_cli.ranking.discover import Skipped
+from lidar_cli.ranking.group_metrics import ORDERS
 from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.ranking.oracle import Oracle
 from lidar_cli.ranking.session import Ranking

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lidar_cli.core.metrics import Metric
-from lidar_cli.ranking.agreement import ORDERS, SECOND_OPINION
+from lidar_cli.ranking.group_metrics import ORDERS, SECOND_OPINION
 from lidar_cli.ranking.hyperparameters import Value
 from lidar_cli.report.page.markup import (
     BREAKS,

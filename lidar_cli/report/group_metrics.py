@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lidar_cli.ranking.agreement import (
+from lidar_cli.ranking.group_metrics import (
     DSE_OF,
     GROUP_METRICS,
     SECOND_OPINION,
@@ -92,8 +92,8 @@ def remarks(group: Group, ranking: Ranking) -> Iterator[str]:
 
 def _stability_text(metric: GroupMetric, left_out: int, changes: int) -> str:
     if not changes:
-        return f"the first by {metric.name} stays first without any one of the other {left_out}"
+        return f"leaving out any one of the other {left_out} keeps the first by {metric.name}"
     return (
-        f"the first by {metric.name} depends on the others: without one of them it is another in "
+        f"leaving out one of the other {left_out} changes the first by {metric.name} in "
         f"{changes} of {counted(left_out, 'case')}"
     )

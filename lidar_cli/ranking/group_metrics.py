@@ -4,15 +4,6 @@ A `GroupMetric` is computed from numbers that the score of each checkpoint has, 
 value changes with the checkpoints that it is compared with. So it exists within one comparable
 group, whose checkpoints are all scored.
 
-Ties come from joint resamples. With u_i the influence of sample i on a part T, minus the mean
-influence, and w_i independent Poisson numbers of mean 1, which count how often sample i is drawn,
-
-    T* = T + 1/n sum_i (w_i - 1) u_i
-
-for every part of every checkpoint, with the same w. The metric of the T* is one resample of it, and
-two checkpoints tie unless the difference of their resamples has one sign in (1 + level) / 2 of
-them. A part without influences is not resampled: its values, and so its ranks, stay as they are.
-
 Torch is imported when a metric is computed, so that a wrong option is refused before.
 """
 
@@ -31,14 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lidar_cli.scoring.compute import Score
-    from lidar_cli.scoring.intervals import Interval
 
 AGREEMENT_OF = ("lidar", "rankme")  # the metrics whose ranks `agreement` averages
-SECOND_OPINION = "agreement"  # the metric that follows LiDAR in a ranking: any name in ORDERS
+SECOND_OPINION = "agreement"  # any name in ORDERS but that of LiDAR, which it follows
 DSE_OF = ("dse_inter", "dse_intra", "dse_dim")  # M_inter, M_intra, M_dim of a score
-RESAMPLES = 1000
-SEED = 0  # of the resamples
-NUMBERS = 2**22  # numbers in a block of resamples, 32 MB
+NUMBERS = 2**22  # numbers in a block, 32 MB
 LEFT_OUT = 1000  # checkpoints, the best ones, that are left out in turn
 
 
@@ -167,8 +155,7 @@ def find_order(name: str, alone: str = "") -> Metric:
         )
     if alone and name in GROUP_METRICS:
         raise SettingsError(
-            f"--by {name}: it is formed from all checkpoints of a complete group, which {alone} "
-            "does not have; leave out --by, or order them all: lidar rank "
+            f"--by {name}: {_needs_group(alone)}; leave out --by, or order them all: lidar rank "
             f"... --by {name}",
             code="of-a-group",
         )
@@ -180,13 +167,16 @@ def refuse_group_metrics(text: str, alone: str = "") -> None:
     for name in (name.strip() for name in text.split(",")):
         if name in GROUP_METRICS:
             advice = (
-                f"all checkpoints of a complete group, which {alone} does not have; order them by "
-                f"it: lidar rank ... --by {name}"
+                f"{_needs_group(alone)}; order them by it: lidar rank ... --by {name}"
                 if alone
-                else f"other metrics, without being named; leave it out, or show it: "
-                f"--columns {name}"
+                else "rank forms it from other metrics even if it is not named; leave it out, or "
+                f"show it: --columns {name}"
             )
-            raise SettingsError(f"--metrics {name}: it is formed from {advice}", code="of-a-group")
+            raise SettingsError(f"--metrics {name}: {advice}", code="of-a-group")
+
+
+def _needs_group(alone: str) -> str:
+    return f"it is formed from all checkpoints of a complete group, which {alone} does not have"
 
 
 def check_layer_of(option: str, names: Iterable[str], layer: str) -> None:
@@ -203,6 +193,11 @@ def check_layer_of(option: str, names: Iterable[str], layer: str) -> None:
 def parts_of(metric: Metric) -> tuple[str, ...]:
     """Names of the values that a metric is formed from; of other metrics, its own."""
     return metric.of if isinstance(metric, GroupMetric) else (metric.name,)
+
+
+def second_opinion(by: Metric) -> str:
+    """The name of the metric that follows the one that orders."""
+    return "lidar" if by.name == SECOND_OPINION else SECOND_OPINION
 
 
 def needed_parts(by: str) -> frozenset[str]:
@@ -262,106 +257,6 @@ def _why_null(metric: GroupMetric, score: Score) -> str:
     notes = (score.notes.get(name) for name in (metric.name, *missing))
     why = next((f": {note}" for note in notes if note), "")
     return f"it is formed from {', '.join(metric.of)}; no {', '.join(missing)}{why}"
-
-
-# Ties
-
-
-def fixed_parts(metric: GroupMetric, scores: Sequence[Score]) -> list[str]:
-    """The parts that are not resampled: a checkpoint has a value of it without influences."""
-    return [
-        name
-        for name in metric.of
-        if any(score.value(name) is not None and name not in score.influences for score in scores)
-    ]
-
-
-def resample(metric: GroupMetric, scores: Sequence[Score]) -> Tensor | None:
-    """The metric of each checkpoint in each joint resample of the samples [RESAMPLES, K].
-
-    None if no part is resampled.
-    """
-    import torch
-
-    fixed = fixed_parts(metric, scores)
-    influences = {
-        at: _divided(name, scores)
-        for at, name in enumerate(metric.of)
-        if name not in fixed and any(name in score.influences for score in scores)
-    }
-    if not influences:
-        return None
-    values, n = table_of(scores, metric.of), max(len(one) for one in influences.values())
-    generator = torch.Generator().manual_seed(SEED)
-    blocks = []
-    for rows in torch.split(torch.arange(RESAMPLES), max(1, NUMBERS // max(n, values.numel()))):
-        count = torch.ones(len(rows), n, dtype=torch.float64)
-        weights = torch.poisson(count, generator) - 1.0
-        drawn = values.repeat(len(rows), 1, 1)
-        for at, one in influences.items():
-            drawn[:, at] += weights[:, : len(one)] @ one
-        blocks.append(metric.values(drawn))
-    return torch.cat(blocks)
-
-
-def _divided(name: str, scores: Sequence[Score]) -> Tensor:
-    """u / n of each checkpoint [n of most, K]; 0 for samples that a checkpoint does not have.
-
-    RankMe may read more images than have views, and the first are the same.
-    """
-    import torch
-
-    columns = [score.influences.get(name, torch.zeros(1)).double() for score in scores]
-    padded = torch.zeros(max(map(len, columns)), len(columns), dtype=torch.float64)
-    for at, column in enumerate(columns):
-        padded[: len(column), at] = (column - column.mean()) / len(column)
-    return padded
-
-
-def tied_with(resamples: Tensor, level: float) -> list[list[int]]:
-    """For each checkpoint, the positions of those that resamples [B, K] do not separate from it.
-
-    A null ties with none.
-    """
-    least, most = resamples.amin(dim=0), resamples.amax(dim=0)
-    needed = (1.0 + level) / 2.0 * len(resamples)
-    tied = []
-    for at in range(resamples.shape[1]):
-        near = ((least <= most[at]) & (most >= least[at])).nonzero().flatten()  # NaN is not
-        near = near[near != at]
-        gaps = resamples[:, near] - resamples[:, at, None]
-        apart = ((gaps > 0).sum(dim=0) >= needed) | ((gaps < 0).sum(dim=0) >= needed)
-        tied.append(near[~apart].tolist())
-    return tied
-
-
-def intervals_of(resamples: Tensor, level: float) -> list[Interval]:
-    """The percentile interval of each checkpoint, of resamples [B, K]; empty for a null."""
-    from lidar_cli.scoring.intervals import Interval
-
-    ordered, outside = resamples.sort(dim=0).values, int((1.0 - level) / 2.0 * len(resamples))
-    low, high = ordered[outside].tolist(), ordered[-1 - outside].tolist()
-    return [
-        Interval(se, a, b) if se == se else Interval()
-        for se, a, b in zip(resamples.std(dim=0).tolist(), low, high, strict=True)
-    ]
-
-
-def are_tied(metric: Metric, scores: Sequence[Score], pair: tuple[int, int], level: float) -> bool:
-    """Whether two checkpoints of a group have equal values, or tie by a metric."""
-    from lidar_cli.scoring.intervals import ties
-
-    first, second = (scores[at] for at in pair)
-    a, b = first.value(metric.name), second.value(metric.name)
-    if a is None or b is None or a == b:
-        return a == b
-    if isinstance(metric, GroupMetric):
-        resamples = resample(metric, scores)
-        return resamples is not None and bool(tied_with(resamples[:, list(pair)], level)[0])
-    u, v = (score.influences.get(metric.name) for score in (first, second))
-    if u is None or v is None or len(u) != len(v):
-        return False
-    return bool(ties([a, b], [u, v], metric, level)[0])
 
 
 # Stability of the choice
