@@ -92,6 +92,7 @@ def persistence(compared: ComparedViews) -> float:
     import torch
 
     rows = compared.x[:, 0]
+    rows = rows - rows[0]  # cdist forms |a|^2 - 2 a.b + |b|^2, and a common offset would cancel
     distances = torch.cdist(rows, rows)
     largest = distances.max()
     if not largest > 0:
