@@ -7,15 +7,16 @@ import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from lidar_cli.data.builtin import ATTRIBUTION
 from lidar_cli.errors import InputError
+from lidar_cli.ranking.trust import Facts
 from lidar_cli.runtime.files import write_atomic
+from study.abstain import Judged, choose_bound, evaluate, loss_share
 from study.analysis import (
     DENSE,
     FEWEST_WITHIN,
@@ -46,9 +47,6 @@ from study.analysis import (
 from study.records import LAYERS, Results, read_results
 from study.seeds import SeedNoise, seed_noise
 from study.sweeps import Sweep, sweeps
-
-if TYPE_CHECKING:
-    from study.abstain import Judged
 
 LEVEL = 0.95  # of the intervals
 MISSING = "-"
@@ -385,10 +383,6 @@ def _candidates_table(study: Study) -> Table:
 
 def _abstaining_tables(study: Study) -> list[Table]:
     """When the rule of `lidar rank` abstains, on groups that count and on those that do not."""
-    if find_spec("study.abstain") is None:
-        return []
-    from study.abstain import choose_bound, evaluate
-
     found = []
     for title, some in (
         ("groups that count", [*study.pooled, *study.within]),
@@ -414,7 +408,6 @@ def _abstaining_tables(study: Study) -> list[Table]:
 
 def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
     """Groups with what is known of them without labels, and what the labels say."""
-    from study.abstain import Facts, Judged
 
     def optional(numbers: Iterable[float], sign: float = 1.0) -> tuple[float | None, ...]:
         return tuple(None if np.isnan(number) else sign * float(number) for number in numbers)
@@ -434,9 +427,10 @@ def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
             for c in same
             if c.kind == "untrained" and group.method in (POOLED, *trained_by(c.method))
         ]
+        values = optional(group.merits[ABSTAINING])
         facts = Facts(
             by=ABSTAINING,
-            merits=optional(group.merits[ABSTAINING]),
+            merits=values,
             n=same[0].n,
             q=group.q,
             d=same[0].d,
@@ -445,8 +439,7 @@ def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
             second=(label(others), optional(-mean_places(group, [others])[0])),
             untrained=tuple(value for value in untrained if not np.isnan(value)),
         )
-        spread = float(np.ptp(group.accuracies))
-        lost = 1.0 if a.lost is None else a.lost / spread if spread else 0.0
+        lost = loss_share(values, group.accuracies.tolist())
         found.append(Judged(group.data, facts, a.spearman, lost))
     return found
 
