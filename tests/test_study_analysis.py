@@ -90,8 +90,8 @@ def test_groups_are_pooled_and_by_method_with_either_probe(tmp_path: Path) -> No
         ("fashion", "simclr"): ["simclr-0", "simclr-1", "simclr-3"],
         ("fashion", "vicreg"): ["vicreg-2"],
     }
-    backbone, alone, *_ = found = groups(results, runs)
-    assert [(g.layer, g.method, len(g.names)) for g in found] == [
+    backbone, alone, *_ = formed = groups(results, runs)
+    assert [(g.layer, g.method, len(g.names)) for g in formed] == [
         ("backbone", POOLED, 4),
         ("backbone", "simclr", 3),
         ("projector", POOLED, 4),

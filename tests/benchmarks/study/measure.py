@@ -123,18 +123,18 @@ def probe_run(run: Mapping[str, Any], source: Source, end: float) -> None:
     identity |= {"hyperparameters": json.dumps(run["hyperparameters"], sort_keys=True)}
     images = study_set(run["set"], source.seed, source.folder)
     labels, train = torch.from_numpy(images.labels), torch.from_numpy(images.train)
-    found: list[dict[str, Any]]
+    by_layer: list[dict[str, Any]]
     try:
         embedded = _open(run, source)(clean_pixels(run["set"], source))
-        found = [
+        by_layer = [
             probes(rows[train], labels[train], rows[~train], labels[~train])
             for rows in embedded.values()
         ]
     except LidarError as error:  # after diverged training, embeddings are not finite
-        found = [{"failed": str(error)}] * len(LAYERS)
+        by_layer = [{"failed": str(error)}] * len(LAYERS)
     rows = [
         identity | {"layer": layer} | accuracies
-        for layer, accuracies in zip(LAYERS, found, strict=True)
+        for layer, accuracies in zip(LAYERS, by_layer, strict=True)
     ]
     append_rows(source.directory / ACCURACY_FILE, ACCURACY_COLUMNS, rows)
 
@@ -145,7 +145,7 @@ def score_run(run: Mapping[str, Any], source: Source, end: float) -> None:
         return
     identity = {"set": run["set"], "name": run["name"]}
     places = [(layer, q) for layer in LAYERS for q in source.size.views]
-    found: list[dict[str, Any]]
+    by_place: list[dict[str, Any]]
     try:
         embed = _open(run, source)
         views, clean = view_pixels(run["set"], source), clean_pixels(run["set"], source)
@@ -153,17 +153,17 @@ def score_run(run: Mapping[str, Any], source: Source, end: float) -> None:
             rows.view(*views.shape[:2], -1) for rows in embed(views.flatten(0, 1)).values()
         ]
         rotation = rotation_probe(embed, clean[:TURNED_IMAGES], source.seed)
-        found = [
+        by_place = [
             {ROTATION: rotation[layer]}
             | _values(_score(run["name"], layer, rows[:, :q], clean_rows))
             for (layer, clean_rows), rows in zip(embed(clean).items(), view_rows, strict=True)
             for q in source.size.views
         ]
     except LidarError as error:
-        found = [{"failed": str(error)}] * len(places)
+        by_place = [{"failed": str(error)}] * len(places)
     rows = [
         identity | {"layer": layer, "q": q} | values
-        for (layer, q), values in zip(places, found, strict=True)
+        for (layer, q), values in zip(places, by_place, strict=True)
     ]
     append_rows(source.directory / METRICS_FILE, METRICS_COLUMNS, rows)
 
