@@ -30,7 +30,7 @@ from lidar_cli.scoring.compute import Score
 LONG = 30  # rows above which the table scrolls in its frame, below a fixed header
 SHAPE = {"n": "n_samples", "q": "n_views", "d": "dim"}  # columns if no metric orders the files
 MOST_METRICS = 6  # that fit next to the one that orders; with more there is a second table
-FIRST_METRICS = ("lidar", SECOND_OPINION, "lidar_corrected", "pillai", "rankme", "alpha_req")
+FIRST_METRICS = ("lidar", SECOND_OPINION, "lidar_corrected", "rankme", "alpha_req")
 COLUMNS = {  # columns that are no metric
     "#": "The rank by the metric that orders. Equal values share a rank.",
     "checkpoint": "The part of the path in which it differs from the others.",
