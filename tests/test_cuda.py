@@ -91,9 +91,9 @@ def test_embeddings_are_those_of_the_cpu_up_to_float32(
             output=output, layer="backbone",
         )  # fmt: skip
         extract_checkpoint(runs / "0.pt", settings)
-        (found,) = read_hdf5(output, "backbone")
-        assert found.views is not None
-        rows.append(found.views.read(0, IMAGES))
+        (stored,) = read_hdf5(output, "backbone")
+        assert stored.views is not None
+        rows.append(stored.views.read(0, IMAGES))
     here, there = rows
     largest = float(here.abs().max())
     torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3 * largest)
@@ -109,9 +109,9 @@ def test_reduced_precision_embeds_alike(tmp_path: Path, files: tuple[Path, Path]
             output=output, layer="backbone", precision=precision,
         )  # fmt: skip
         extract_checkpoint(runs / "0.pt", settings)
-        (found,) = read_hdf5(output, "backbone")
-        assert found.views is not None
-        rows[precision] = found.views.read(0, IMAGES)
+        (stored,) = read_hdf5(output, "backbone")
+        assert stored.views is not None
+        rows[precision] = stored.views.read(0, IMAGES)
     largest = float(rows["float32"].abs().max())
     gap = float((rows["bfloat16"] - rows["float32"]).abs().max())
     assert 0 < gap < 0.1 * largest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,11 @@ from study.analysis import (
 from study.records import read_results
 from study.seeds import seed_noise
 from study.sweeps import EVERY, sweeps
+from study.tables import analyse, judged_groups
 from study_results import Values, plant
 
 from lidar_cli.errors import InputError
+from lidar_cli.ranking.trust import Facts
 
 
 def group(accuracies: list[float], **merits: list[float]) -> Group:
@@ -87,8 +90,8 @@ def test_groups_are_pooled_and_by_method_with_either_probe(tmp_path: Path) -> No
         ("fashion", "simclr"): ["simclr-0", "simclr-1", "simclr-3"],
         ("fashion", "vicreg"): ["vicreg-2"],
     }
-    backbone, alone, *_ = found = groups(results, runs)
-    assert [(g.layer, g.method, len(g.names)) for g in found] == [
+    backbone, alone, *_ = formed = groups(results, runs)
+    assert [(g.layer, g.method, len(g.names)) for g in formed] == [
         ("backbone", POOLED, 4),
         ("backbone", "simclr", 3),
         ("projector", POOLED, 4),
@@ -236,6 +239,33 @@ def test_outcomes_are_spearmans_of_scipy() -> None:
     places = np.argsort(np.argsort(a)) + np.argsort(np.argsort(b))
     assert both.spearman == pytest.approx(spearmanr(places, accuracies).statistic)
     assert alone.spearman == pytest.approx(spearmanr(b, accuracies).statistic)
+
+
+# When no metric is to be believed
+
+
+def test_facts_of_a_group_are_formed_without_the_labels(tmp_path: Path) -> None:
+    plant(tmp_path, "simclr-untrained", 0.2, lambda _: {"lidar": 2.5}, kind="untrained")
+    plant(tmp_path, "ijepa-untrained", 0.2, lambda _: {"lidar": 9.0}, kind="untrained",
+          method="ijepa")  # fmt: skip
+    for at, (accuracy, lidar, rankme) in enumerate(
+        [(0.3, 3.0, 1.0), (0.5, None, 2.0), (0.7, 2.0, 4.0)]
+    ):
+        values = {"lidar": lidar, "rankme": rankme}
+        plant(tmp_path, f"simclr-{at}", accuracy, lambda _, v=values: v, index=at)
+    results = read_results(tmp_path)
+    study = replace(analyse(results), chosen=("lidar", "rankme"))
+    names = {("fashion", "simclr"): [f"simclr-{at}" for at in range(3)]}
+    some = agreements(groups(results, names)[1], [("lidar",)], 0.95)
+    (one,) = judged_groups(study, some)
+    assert some[0].group.method == "simclr"
+    # Lower is better by `rankme` here, and the second opinion is its places alone.
+    assert one.facts == Facts(
+        "lidar", (3.0, None, 2.0), 640, 10, 128, second=("rankme", (-1.0, -2.0, -3.0)),
+        untrained=(2.5,),
+    )  # fmt: skip
+    assert (one.data, one.correlation) == ("fashion", some[0].spearman)
+    assert one.lost == pytest.approx(1.0)  # the least accurate is selected
 
 
 # Repeated seeds and sweeps

@@ -179,6 +179,16 @@ def test_persistence_by_hand() -> None:
         value("persistence", on_axes([[[1, 0], [9, 0]], [[1, 0], [9, 1]]]))
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-6])
+def test_persistence_of_first_views_far_from_the_mean_of_all(spread: float) -> None:
+    z = cloud(60, 2, 8)
+    z[:, 0] = 50.0 + spread * z[:, 0]
+    assert value("persistence", z) == pytest.approx(reference.persistence(z.numpy()), rel=1e-6)
+    z[:, 0] = z[0, 0]
+    with raises(DegenerateFeatures, "collapsed"):
+        value("persistence", z)
+
+
 def test_gaussianity_and_lejepa_by_hand() -> None:
     """Rows of 1 and -1, of which the characteristic function is a cosine."""
     knots = np.linspace(0, 3, 17)

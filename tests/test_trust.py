@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from scipy.stats import spearmanr
-from study.abstain import Judged, choose_bound, evaluate, is_misleading, loss_share, setting_facts
+from study.abstain import Judged, choose_bound, evaluate, is_misleading, loss_share
 
 from lidar_cli.core.metrics import METRICS
 from lidar_cli.explain.topics import explain
@@ -307,20 +307,6 @@ def test_the_loss_is_a_share_of_the_spread() -> None:
     assert loss_share((1.0, 3.0, 3.0, None), accuracies) == pytest.approx((0.7 - 0.6) / 0.5)
     assert loss_share((None,) * 4, accuracies) == 1.0  # nothing selected
     assert loss_share((1.0, 2.0), (0.5, 0.5)) == 0.0  # nothing to lose
-
-
-def test_facts_of_a_setting_come_from_its_columns() -> None:
-    columns = {
-        "lidar": [3.0, None, 2.0], "rankme": [1.0, 2.0, 4.0], "noise_fraction": [0.6, None, 0.2],
-    }  # fmt: skip
-    facts = setting_facts(columns, n=640, q=2, d=64, untrained={"lidar": [2.5, 1.0]}, tied=1)
-    assert facts == Facts(
-        "lidar", (3.0, None, 2.0), 640, 2, 64, 1, (0.6, None, 0.2), ("rankme", (1.0, 2.0, 4.0)),
-        (2.5, 1.0),
-    )  # fmt: skip
-    other = setting_facts(columns, n=640, q=2, d=64, by="noise_fraction", second="lidar")
-    assert other.merits == (-0.6, None, -0.2)
-    assert not other.reads_views
 
 
 def case(data: str, rho: float, misleading: bool, **changed: object) -> Judged:

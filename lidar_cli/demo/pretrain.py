@@ -100,17 +100,28 @@ def draw_hyperparameters(
 
 def searched(method: Method, search: Search, epochs: tuple[int, int]) -> Hyperparameters:
     """Hyperparameters from the numbers of a search. epochs: least and greatest number."""
-    run_length, learning_rate = search.count(epochs), search.log_uniform(LEARNING_RATE)
-    weight_decay = search.log_uniform(WEIGHT_DECAY)
-    strength, crop = search.uniform(STRENGTH), search.uniform(CROP)
-    shared = (method, run_length, learning_rate, weight_decay, strength, crop)
+    shared = searched_shared(search, epochs)
     if method == "simclr":
-        return Hyperparameters(*shared, temperature=search.log_uniform(TEMPERATURE))
+        return Hyperparameters(method, *shared, temperature=search.log_uniform(TEMPERATURE))
     return Hyperparameters(
+        method,
         *shared,
         similarity=search.log_uniform(SIMILARITY),
         variance=search.log_uniform(VARIANCE),
         covariance=search.log_uniform(COVARIANCE),
+    )
+
+
+def searched_shared(
+    search: Search, epochs: tuple[int, int]
+) -> tuple[int, float, float, float, float]:
+    """Epochs, learning rate, weight decay, strength and crop: what all methods of a ResNet have."""
+    return (
+        search.count(epochs),
+        search.log_uniform(LEARNING_RATE),
+        search.log_uniform(WEIGHT_DECAY),
+        search.uniform(STRENGTH),
+        search.uniform(CROP),
     )
 
 

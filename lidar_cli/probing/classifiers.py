@@ -97,7 +97,7 @@ def error_over_images(
 
         a_i = share of the rows of image i that are right;  sqrt(mean_i (a_i - mean(a))^2 / images)
 
-    rows: consecutive ones of an image, all in one chunk.
+    rows: those of an image follow each other.
     """
     right, start = [], 0
     for chunk in rows.chunks():

@@ -125,8 +125,12 @@ def nearest_mean_accuracies(
     """
     device = labels.device
     scaling = standardise(rows, device)
-    means = torch.stack([_unit(rows.gather(at).to(device), scaling) for at in drawn])
-    means = means.view(len(drawn), n_classes, -1, rows.dim).mean(2)  # [R, C, d]
+    means = torch.stack(  # [R, C, d]
+        [
+            _unit(rows.gather(at).to(device), scaling).view(n_classes, -1, rows.dim).mean(1)
+            for at in drawn
+        ]
+    )
     offsets = means.square().sum(2, keepdim=True) / 2
     hits = torch.zeros(len(drawn), dtype=torch.int64, device=device)
     is_tested = torch.ones(len(drawn), rows.count, dtype=torch.bool, device=device)

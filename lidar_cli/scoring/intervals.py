@@ -158,7 +158,7 @@ def interval_of(value: float, influences: Tensor, level: float) -> Interval:
         return Interval(reason=OVERFLOW)
     freedom = degrees(influences.square().sum(), influences.pow(4).sum(), n)
     half_width = float(quantile(level, freedom)) * se
-    # Equal influences, as if every sample is recognised, say nothing about the spread.
+    # Equal influences, as where every sample is recognised, say nothing about the spread.
     note = FEW_CARRY if freedom < FEWEST_DEGREES or se == 0 else None
     ends = value - half_width, value + half_width
     return Interval(se, *ends, degrees=float(freedom), note=note)

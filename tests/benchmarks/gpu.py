@@ -258,7 +258,7 @@ def kernels(place):
 
 
 def judged(place):
-    """One ViT-H/14 from the file to its metrics, in a process of its own."""
+    """One ViT-H/14 from the file to its metrics, in a process that does nothing else."""
     checkpoint = place.model_file(place.size.model or "vit_huge_patch14_224", seed=0)
     for precision in PRECISIONS:
         words = ["-n", place.size.samples, "-q", place.size.many_views, "--precision", precision]

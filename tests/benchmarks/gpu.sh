@@ -4,7 +4,7 @@
 #     bash tests/benchmarks/gpu.sh FOLDER
 #
 # The tests marked `cuda`, the rows of gpu.py, then a profile of `extract`: the cheapest first, each
-# with a time limit. FOLDER gets a log and a CSV of each, as it ends. Run again, the command goes on
+# with a time limit. FOLDER gets a log and a CSV of each, as it ends. Run again, the command resumes
 # after the last step that ended. Wheels in the folder `wheels`, where there is one, are installed
 # into FOLDER first. DEVICE=cpu SIZE=tiny tries all of it on a CPU.
 set -uo pipefail

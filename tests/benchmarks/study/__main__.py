@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run one stage. Torch is imported by training and measurement alone."""
+    """Run one stage. Each imports what it needs."""
     directory: Path = options.directory
     if options.stage == "tables":
         from study.tables import write_tables

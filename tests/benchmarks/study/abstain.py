@@ -11,8 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lidar_cli.core.metrics import METRICS
-from lidar_cli.ranking.trust import BOUNDS, CHECKS, Bounds, Facts, Merits, judge, merits
+from lidar_cli.ranking.trust import BOUNDS, CHECKS, Bounds, Facts, Merits, judge
 
 MOST_LOST = 0.5  # share of the spread of accuracies
 CANDIDATES = (-0.2, 0.0, 0.2, 0.4, 0.6)  # on the rank correlation with the second opinion
@@ -75,44 +74,6 @@ class ChosenBound:
     bound: float
     left_out: Mapping[str, float]
     rule: Abstention
-
-
-def setting_facts(
-    columns: Mapping[str, Sequence[float | None]],
-    n: int,
-    q: int,
-    d: int,
-    *,
-    by: str = "lidar",
-    second: str = "rankme",
-    untrained: Mapping[str, Sequence[float]] | None = None,
-    tied: int = 0,
-) -> Facts:
-    """The facts of a setting from the columns of a table, a row per checkpoint.
-
-    columns: values by metric, of `by`, `second` and noise_fraction at least; a second opinion that
-    is no metric, such as a mean of ranks, counts as lower is better. untrained: means over seeds,
-    one a network, by metric. tied: how many checkpoints are tied with the first.
-    """
-    metric = METRICS[by]
-    theirs = columns[second]
-    return Facts(
-        by=by,
-        merits=merits(metric, columns[by]),
-        n=n,
-        q=q,
-        d=d,
-        tied=tied,
-        noise=tuple(columns["noise_fraction"]),
-        second=(
-            second,
-            merits(METRICS[second], theirs)
-            if second in METRICS
-            else tuple(None if rank is None else -rank for rank in theirs),
-        ),
-        untrained=tuple(-metric.sort_key(value) for value in (untrained or {}).get(by, ())),
-        reads_views=metric.reads == "lda",
-    )
 
 
 def is_misleading(correlation: float | None, lost: float, most_lost: float = MOST_LOST) -> bool:

@@ -144,7 +144,7 @@ def methods(results: Results) -> list[Method]:
         for row in backbones
         if row["kind"] == "untrained" and not row["failed"]
     }
-    found = []
+    searches = []
     searched = [row for row in backbones if row["kind"] == "search"]
     for data, method in dict.fromkeys((row["set"], row["method"]) for row in searched):
         rows = [row for row in searched if (row["set"], row["method"]) == (data, method)]
@@ -153,8 +153,8 @@ def methods(results: Results) -> list[Method]:
         if bare is None:
             raise InputError(f"{data}: the untrained network is not measured yet; measure again")
         accuracies = {row["name"]: best_accuracy(row) for row in finite}
-        found.append(Method(data, method, accuracies, bare, len(rows) - len(finite)))
-    return found
+        searches.append(Method(data, method, accuracies, bare, len(rows) - len(finite)))
+    return searches
 
 
 def trained_by(untrained: str) -> list[str]:
@@ -174,13 +174,13 @@ def groups(
     for c in results.checkpoints:
         if (c.data, c.name) in chosen:
             by_setting.setdefault((c.data, c.layer, c.q), []).append(c)
-    found = []
+    formed = []
     for (data, layer, q), some in sorted(by_setting.items()):
         for method in (POOLED, *(m for d, m in runs if d == data)):
             these = [c for c in some if method in (POOLED, c.method)]
             if len(these) >= FEWEST:
-                found.append(group_of(data, layer, q, method, these, results.directions, of_layer))
-    return found
+                formed.append(group_of(data, layer, q, method, these, results.directions, of_layer))
+    return formed
 
 
 def group_of(
@@ -260,7 +260,7 @@ def agreements(group: Group, candidates: Sequence[Candidate], level: float) -> l
     rho = spearman(means, group.accuracies)
     count = len(group.names)
     times = draws(count, 0)
-    found = []
+    compared = []
     for at, candidate in enumerate(candidates):
         merits = _nulls_last(means[at])
         ranks = rankdata(merits)
@@ -272,8 +272,8 @@ def agreements(group: Group, candidates: Sequence[Candidate], level: float) -> l
         if count >= MIN_CHECKPOINTS and len(set(ranks)) > 1:
             both = resampled(ranks, group.accuracies, times)
             intervals = [_interval(statistic, level) for statistic in both]
-        found.append(Agreement(group, candidate, nulls, float(rho[at]), tau, lost, *intervals))
-    return found
+        compared.append(Agreement(group, candidate, nulls, float(rho[at]), tau, lost, *intervals))
+    return compared
 
 
 def _interval(statistic: Numbers, level: float) -> tuple[float, float]:
@@ -335,10 +335,10 @@ def mean_pooled(rows: Iterable[Outcome]) -> float:
 
 
 def _by_candidate(rows: Iterable[Outcome]) -> dict[Candidate, list[Outcome]]:
-    found: dict[Candidate, list[Outcome]] = {}
+    by_candidate: dict[Candidate, list[Outcome]] = {}
     for row in rows:
-        found.setdefault(row.candidate, []).append(row)
-    return found
+        by_candidate.setdefault(row.candidate, []).append(row)
+    return by_candidate
 
 
 def ordered_by_margin(rows: Sequence[Outcome]) -> list[tuple[Candidate, list[Outcome]]]:
@@ -348,12 +348,13 @@ def ordered_by_margin(rows: Sequence[Outcome]) -> list[tuple[Candidate, list[Out
 
 def leave_one_out(rows: Sequence[Outcome]) -> list[LeftOut]:
     """For each set the choice without it, and the worst correlations of the choice on it."""
-    found = []
+    left_out = []
     for data in dict.fromkeys(row.data for row in rows):
         others = [row for row in rows if row.data != data]
         if not others:
             continue
         chosen = choose(others)
         theirs = [row for row in rows if row.data == data and row.candidate == chosen]
-        found.append(LeftOut(data, chosen, worst(theirs, pooled=True), worst(theirs, pooled=False)))
-    return found
+        ends = (worst(theirs, pooled=pooled) for pooled in (True, False))
+        left_out.append(LeftOut(data, chosen, *ends))
+    return left_out

@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lidar_cli.demo.pretrain import (
-    CROP,
-    LEARNING_RATE,
     PROJECTOR_WIDTH,
-    STRENGTH,
-    WEIGHT_DECAY,
     Losses,
     Network,
     Search,
     minibatches,
+    searched_shared,
     training_views,
 )
 from study.dino import teacher_momentum, update_teacher
@@ -50,11 +47,7 @@ def searched_byol(search: Search, epochs: tuple[int, int]) -> ByolHyperparameter
     """Hyperparameters from the numbers of a search. epochs: fewest and most."""
     return ByolHyperparameters(
         "byol",
-        search.count(epochs),
-        search.log_uniform(LEARNING_RATE),
-        search.log_uniform(WEIGHT_DECAY),
-        search.uniform(STRENGTH),
-        search.uniform(CROP),
+        *searched_shared(search, epochs),
         1 - search.log_uniform(TEACHER_STEP),
     )
 

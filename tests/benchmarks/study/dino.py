@@ -18,16 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lidar_cli.demo.pretrain import (
-    CROP,
-    LEARNING_RATE,
     PROJECTOR_WIDTH,
-    STRENGTH,
-    WEIGHT_DECAY,
     WIDTHS,
     Losses,
     Search,
     minibatches,
     narrow_resnet,
+    searched_shared,
     training_views,
 )
 
@@ -59,11 +56,7 @@ def searched_dino(search: Search, epochs: tuple[int, int]) -> DinoHyperparameter
     """Hyperparameters from the numbers of a search. epochs: fewest and most."""
     return DinoHyperparameters(
         "dino",
-        search.count(epochs),
-        search.log_uniform(LEARNING_RATE),
-        search.log_uniform(WEIGHT_DECAY),
-        search.uniform(STRENGTH),
-        search.uniform(CROP),
+        *searched_shared(search, epochs),
         search.log_uniform(TEACHER_TEMPERATURE),
         1 - search.log_uniform(TEACHER_STEP),
     )

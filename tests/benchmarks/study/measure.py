@@ -33,6 +33,7 @@ from lidar_cli.scoring.run import score_layer
 from lidar_cli.settings import MetricSettings, ProbeSettings
 from lidar_cli.views.methods import find_recipe
 from lidar_cli.views.pipeline import Views
+from lidar_cli.views.recipes import QUARTER_TURNS
 from study.image_sets import study_set
 from study.records import (
     ACCURACY_COLUMNS,
@@ -53,7 +54,7 @@ STRENGTHS = tuple(10.0**power for power in range(-2, 4))  # 1 / L2 penalty, stro
 PATIENCE = 2  # strengths in a row without a higher held-out accuracy, after which none is tried
 HELD_OUT = 5  # one of so many training rows is held out for the choice of the strength
 MOST_ITERATIONS = 5000
-TURNS, TURNED_IMAGES = 4, 1000  # of the rotation probe, and images that it turns
+TURNED_IMAGES = 1000  # of the rotation probe
 ROTATION = "rotation:higher"
 METRICS_COLUMNS = (
     *(*METRICS_KEY, "n", "d", "failed", ROTATION),
@@ -122,18 +123,18 @@ def probe_run(run: Mapping[str, Any], source: Source, end: float) -> None:
     identity |= {"hyperparameters": json.dumps(run["hyperparameters"], sort_keys=True)}
     images = study_set(run["set"], source.seed, source.folder)
     labels, train = torch.from_numpy(images.labels), torch.from_numpy(images.train)
-    found: list[dict[str, Any]]
+    by_layer: list[dict[str, Any]]
     try:
         embedded = _open(run, source)(clean_pixels(run["set"], source))
-        found = [
+        by_layer = [
             probes(rows[train], labels[train], rows[~train], labels[~train])
             for rows in embedded.values()
         ]
     except LidarError as error:  # after diverged training, embeddings are not finite
-        found = [{"failed": str(error)}] * len(LAYERS)
+        by_layer = [{"failed": str(error)}] * len(LAYERS)
     rows = [
         identity | {"layer": layer} | accuracies
-        for layer, accuracies in zip(LAYERS, found, strict=True)
+        for layer, accuracies in zip(LAYERS, by_layer, strict=True)
     ]
     append_rows(source.directory / ACCURACY_FILE, ACCURACY_COLUMNS, rows)
 
@@ -144,7 +145,7 @@ def score_run(run: Mapping[str, Any], source: Source, end: float) -> None:
         return
     identity = {"set": run["set"], "name": run["name"]}
     places = [(layer, q) for layer in LAYERS for q in source.size.views]
-    found: list[dict[str, Any]]
+    by_place: list[dict[str, Any]]
     try:
         embed = _open(run, source)
         views, clean = view_pixels(run["set"], source), clean_pixels(run["set"], source)
@@ -152,17 +153,17 @@ def score_run(run: Mapping[str, Any], source: Source, end: float) -> None:
             rows.view(*views.shape[:2], -1) for rows in embed(views.flatten(0, 1)).values()
         ]
         rotation = rotation_probe(embed, clean[:TURNED_IMAGES], source.seed)
-        found = [
+        by_place = [
             {ROTATION: rotation[layer]}
             | _values(_score(run["name"], layer, rows[:, :q], clean_rows))
             for (layer, clean_rows), rows in zip(embed(clean).items(), view_rows, strict=True)
             for q in source.size.views
         ]
     except LidarError as error:
-        found = [{"failed": str(error)}] * len(places)
+        by_place = [{"failed": str(error)}] * len(places)
     rows = [
         identity | {"layer": layer, "q": q} | values
-        for (layer, q), values in zip(places, found, strict=True)
+        for (layer, q), values in zip(places, by_place, strict=True)
     ]
     append_rows(source.directory / METRICS_FILE, METRICS_COLUMNS, rows)
 
@@ -215,14 +216,14 @@ def rotation_probe(embed: Embed, images: Tensor, seed: int) -> dict[str, float]:
     images: not augmented [n, 3, S, S].
     Source: Reed et al. 2021, SelfAugment, CVPR.
     """
-    turned = torch.stack([torch.rot90(images, k, dims=(2, 3)) for k in range(TURNS)], dim=1)
+    turned = torch.stack([torch.rot90(images, k, dims=(2, 3)) for k in range(QUARTER_TURNS)], dim=1)
     parts = split(len(images), TEST_SHARE, seed)
-    train, test = (torch.arange(TURNS).repeat(len(part)) for part in parts)
+    train, test = (torch.arange(QUARTER_TURNS).repeat(len(part)) for part in parts)
     accuracies = {}
     for layer, rows in embed(turned.flatten(0, 1)).items():
-        views = rows.view(len(images), TURNS, -1)
+        views = rows.view(len(images), QUARTER_TURNS, -1)
         x, x_test = (rows_of_tensor(views[part].flatten(0, 1)) for part in parts)
-        classifier = ridge_regression(x, train, TURNS, ProbeSettings().ridge)
+        classifier = ridge_regression(x, train, QUARTER_TURNS, ProbeSettings().ridge)
         accuracies[layer] = measure_accuracy(classifier, x_test, test)[0].top1
     return accuracies
 

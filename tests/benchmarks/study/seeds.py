@@ -33,7 +33,7 @@ class SeedNoise:
 
 def seed_noise(results: Results) -> list[SeedNoise]:
     """The noise of every metric in every setting with repeated runs; nulls are left out."""
-    found = []
+    rows = []
     for data, layer, q in dict.fromkeys((c.data, c.layer, c.q) for c in results.checkpoints):
         here = [c for c in results.checkpoints if (c.data, c.layer, c.q) == (data, layer, q)]
         search = [c for c in here if c.kind == "search"]
@@ -45,8 +45,8 @@ def seed_noise(results: Results) -> list[SeedNoise]:
             [c for c in (*search, *repeated) if (c.method, c.index) == run] for run in sorted(runs)
         ]
         for name in (ACCURACY, *results.directions):
-            found.append(_noise(data, layer, q, name, same, search))
-    return [row for row in found if row is not None]
+            rows.append(_noise(data, layer, q, name, same, search))
+    return [row for row in rows if row is not None]
 
 
 def _noise(

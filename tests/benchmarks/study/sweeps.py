@@ -37,7 +37,7 @@ def sweeps(results: Results, layer: str, q: int, among: Sequence[Candidate]) -> 
     The centre, where no hyperparameter varies, belongs to each sweep of its method.
     """
     runs = [c for c in results.checkpoints if c.kind == "sweep" and (c.layer, c.q) == (layer, q)]
-    found = []
+    swept = []
     for data, method in dict.fromkeys((c.data, c.method) for c in runs):
         of_method = [c for c in runs if (c.data, c.method) == (data, method)]
         names = [c.varied for c in of_method if c.varied is not None]
@@ -45,5 +45,5 @@ def sweeps(results: Results, layer: str, q: int, among: Sequence[Candidate]) -> 
             these = [c for c in of_method if name == EVERY or c.varied in (name, None)]
             group = group_of(data, layer, q, method, these, results.directions)
             rows = {a.candidate: a for a in agreements(group, among, LEVEL)}
-            found.append(Sweep(name, group, rows))
-    return found
+            swept.append(Sweep(name, group, rows))
+    return swept

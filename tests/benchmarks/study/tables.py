@@ -7,15 +7,16 @@ import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from lidar_cli.data.builtin import ATTRIBUTION
 from lidar_cli.errors import InputError
+from lidar_cli.ranking.trust import Facts
 from lidar_cli.runtime.files import write_atomic
+from study.abstain import Judged, choose_bound, evaluate, loss_share
 from study.analysis import (
     DENSE,
     FEWEST_WITHIN,
@@ -46,9 +47,6 @@ from study.analysis import (
 from study.records import LAYERS, Results, read_results
 from study.seeds import SeedNoise, seed_noise
 from study.sweeps import Sweep, sweeps
-
-if TYPE_CHECKING:
-    from study.abstain import Judged
 
 LEVEL = 0.95  # of the intervals
 MISSING = "-"
@@ -123,7 +121,7 @@ def analyse(results: Results) -> Study:
     rows = outcomes(main, among)
     chosen = choose(rows)
     shown = [*((name,) for name in results.directions), *([chosen] if len(chosen) > 1 else [])]
-    found = compare(main, shown)
+    compared = compare(main, shown)
     layer_groups = [g for g in groups(results, counted, of_layer=True) if g.method == POOLED]
     apart_groups = [g for g in groups(results, apart) if g.method == POOLED]
     most = max(c.q for c in results.checkpoints)
@@ -131,8 +129,8 @@ def analyse(results: Results) -> Study:
     return Study(
         results,
         every,
-        pooled=[a for a in found if a.group.method == POOLED],
-        within=[a for a in found if a.group.method != POOLED],
+        pooled=[a for a in compared if a.group.method == POOLED],
+        within=[a for a in compared if a.group.method != POOLED],
         by_layer=compare(layer_groups, shown),
         apart=compare(apart_groups, shown),
         outcomes=rows,
@@ -296,18 +294,18 @@ class _Summary(NamedTuple):
         return min(self.rows, key=lambda a: a.spearman)
 
 
-def _summaries(found: Iterable[Agreement]) -> list[_Summary]:
+def _summaries(compared: Iterable[Agreement]) -> list[_Summary]:
     """The agreements by candidate, by descending worst case."""
     by_candidate: dict[Candidate, list[Agreement]] = {}
-    for agreement in found:
+    for agreement in compared:
         by_candidate.setdefault(agreement.candidate, []).append(agreement)
     rows = [_Summary(candidate, some) for candidate, some in by_candidate.items()]
     return sorted(rows, key=lambda s: -s.worst.spearman)
 
 
-def _summary_table(title: str, found: Iterable[Agreement]) -> Table:
+def _summary_table(title: str, compared: Iterable[Agreement]) -> Table:
     rows = []
-    for summary in _summaries(found):
+    for summary in _summaries(compared):
         some = summary.rows
         lost = [a.lost for a in some if a.lost is not None]
         nulls = sum(a.nulls for a in some) / sum(len(a.group.names) for a in some)
@@ -335,8 +333,8 @@ def _summary_table(title: str, found: Iterable[Agreement]) -> Table:
 def summary_rows(study: Study) -> list[list[str]]:
     """Mean and worst case of every metric and of the mean ranks, pooled and within a method."""
     rows = []
-    for scope, found in (("pooled", study.pooled), ("within", study.within)):
-        for summary in _summaries(a for a in found if a.candidate[0] not in DENSE):
+    for scope, compared in (("pooled", study.pooled), ("within", study.within)):
+        for summary in _summaries(a for a in compared if a.candidate[0] not in DENSE):
             name = summary.candidate[0] if len(summary.candidate) == 1 else "agreement"
             lost = [a.lost for a in summary.rows if a.lost is not None]
             rows.append(
@@ -385,11 +383,7 @@ def _candidates_table(study: Study) -> Table:
 
 def _abstaining_tables(study: Study) -> list[Table]:
     """When the rule of `lidar rank` abstains, on groups that count and on those that do not."""
-    if find_spec("study.abstain") is None:
-        return []
-    from study.abstain import choose_bound, evaluate
-
-    found = []
+    shown = []
     for title, some in (
         ("groups that count", [*study.pooled, *study.within]),
         ("runs that do not count", study.apart),
@@ -408,20 +402,19 @@ def _abstaining_tables(study: Study) -> list[Table]:
         others = ", ".join(f"{data} {value:g}" for data, value in bound.left_out.items())
         headers = ("rule", "groups", "misleading", "abstained", "precision %", "recall %", "F1")
         title = f"Abstaining, {title}: bound {bound.bound:g}, with a set left out {others}"
-        found.append(Table(title, headers, rows))
-    return found
+        shown.append(Table(title, headers, rows))
+    return shown
 
 
 def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
     """Groups with what is known of them without labels, and what the labels say."""
-    from study.abstain import Facts, Judged
 
     def optional(numbers: Iterable[float], sign: float = 1.0) -> tuple[float | None, ...]:
         return tuple(None if np.isnan(number) else sign * float(number) for number in numbers)
 
     # A mean of ranks agrees by construction with each metric that it is the mean of.
     others = tuple(name for name in study.chosen if name != ABSTAINING) or study.chosen
-    found = []
+    judged = []
     for a in some:
         group, direction = a.group, study.results.directions[ABSTAINING]
         same = [
@@ -434,9 +427,10 @@ def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
             for c in same
             if c.kind == "untrained" and group.method in (POOLED, *trained_by(c.method))
         ]
+        values = optional(group.merits[ABSTAINING])
         facts = Facts(
             by=ABSTAINING,
-            merits=optional(group.merits[ABSTAINING]),
+            merits=values,
             n=same[0].n,
             q=group.q,
             d=same[0].d,
@@ -445,10 +439,9 @@ def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
             second=(label(others), optional(-mean_places(group, [others])[0])),
             untrained=tuple(value for value in untrained if not np.isnan(value)),
         )
-        spread = float(np.ptp(group.accuracies))
-        lost = 1.0 if a.lost is None else a.lost / spread if spread else 0.0
-        found.append(Judged(group.data, facts, a.spearman, lost))
-    return found
+        lost = loss_share(values, group.accuracies.tolist())
+        judged.append(Judged(group.data, facts, a.spearman, lost))
+    return judged
 
 
 def _seed_row(noise: SeedNoise) -> list[object]:
@@ -476,7 +469,7 @@ def _seeds_table(seeds: Sequence[SeedNoise]) -> Table:
 
 
 def _sweep_tables(layer: str, some: Sequence[Sweep]) -> list[Table]:
-    found = []
+    shown = []
     for data, method in dict.fromkeys((s.group.data, s.group.method) for s in some):
         these = [s for s in some if (s.group.data, s.group.method) == (data, method)]
         at = f"{method} on {data}, {layer}, q = {these[0].group.q}"
@@ -491,10 +484,10 @@ def _sweep_tables(layer: str, some: Sequence[Sweep]) -> list[Table]:
             recovered.append([label(candidate), *map(points, accuracies)])
             ranks.append([label(candidate), *correlations])
         title = "Accuracy of the checkpoint selected, by hyperparameter (runs), in percent"
-        found.append(Table(f"{title}: {at}", headers, oracle + recovered))
+        shown.append(Table(f"{title}: {at}", headers, oracle + recovered))
         title = "Spearman (Kendall) with the linear probe, by hyperparameter (runs)"
-        found.append(Table(f"{title}: {at}", headers, ranks))
-    return found
+        shown.append(Table(f"{title}: {at}", headers, ranks))
+    return shown
 
 
 def _setting(agreement: Agreement) -> list[object]:
@@ -509,15 +502,15 @@ def _setting(agreement: Agreement) -> list[object]:
     return [*where, name, count, count - agreement.nulls, *texts]
 
 
-def _setting_tables(found: Sequence[Agreement]) -> list[Table]:
+def _setting_tables(compared: Sequence[Agreement]) -> list[Table]:
     """Every correlation with its interval: a table for each set, layer and method."""
-    made = []
+    shown = []
     for data, layer, method in dict.fromkeys(
-        (a.group.data, a.group.layer, a.group.method) for a in found
+        (a.group.data, a.group.layer, a.group.method) for a in compared
     ):
         cells: dict[Candidate, list[str]] = {}
         headers = ["metric"]
-        for a in found:
+        for a in compared:
             if (a.group.data, a.group.layer, a.group.method) != (data, layer, method):
                 continue
             header = f"q = {a.group.q} ({len(a.group.names)})"
@@ -526,8 +519,8 @@ def _setting_tables(found: Sequence[Agreement]) -> list[Table]:
             cells.setdefault(a.candidate, []).append(_with_interval(a))
         rows = [[label(candidate), *texts] for candidate, texts in cells.items()]
         who = "all methods together" if method == POOLED else method
-        made.append(Table(f"Spearman (interval): {data}, {layer}, {who}", headers, rows))
-    return made
+        shown.append(Table(f"Spearman (interval): {data}, {layer}, {who}", headers, rows))
+    return shown
 
 
 def label(candidate: Candidate) -> str:
