@@ -138,6 +138,7 @@ def test_batches_scales_and_rotations_change_nothing() -> None:
 
 def bytes_of_tensors() -> int:
     """Memory of all tensors that Python can reach; a view counts with all that it is a view of."""
+    gc.collect()  # else tensors of earlier tests are freed between two counts
     tensors = [one for one in gc.get_objects() if type(one) is Tensor and not one.is_sparse]
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
     return sum(storage.nbytes() for storage in storages.values())
