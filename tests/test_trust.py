@@ -112,7 +112,7 @@ def test_a_fact_at_its_bound_is_no_reason(changed: dict) -> None:
 
 
 def test_bounds_are_those_of_the_warnings() -> None:
-    assert Bounds(degrees=2.0, noise=MUCH_NOISE, nulls=0.5, agreement=0.0) == BOUNDS
+    assert Bounds(degrees=2.0, noise=MUCH_NOISE, nulls=0.5, agreement=0.4) == BOUNDS
     loose = Bounds(degrees=0, noise=2.0, nulls=1.0, agreement=-1.0)
     bad = replace(SOUND, q=2, d=900, noise=(1.0,) * 8, second=("rankme", RISING[::-1]))
     assert codes(bad) == ["few-degrees", "view-noise", "disagreement"]
@@ -162,7 +162,7 @@ def test_the_explanation_names_every_code_and_bound() -> None:
     text = explain("trust")
     assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == [*DOUBTS]
     assert f"less than {BOUNDS.degrees:g} d" in text
-    assert (BOUNDS.nulls, BOUNDS.agreement, MIN_CHECKPOINTS) == (0.5, 0.0, 8)
+    assert (BOUNDS.nulls, BOUNDS.agreement, MIN_CHECKPOINTS) == (0.5, 0.4, 8)
     assert "below 0, over 8 checkpoints" in text
     assert explain("believe") == text
 

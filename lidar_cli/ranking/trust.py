@@ -39,7 +39,7 @@ class Bounds:
     degrees: float = 2.0
     noise: float = MUCH_NOISE
     nulls: float = 0.5
-    agreement: float = 0.0
+    agreement: float = 0.4
 
 
 BOUNDS = Bounds()
@@ -150,8 +150,8 @@ CHECKS: dict[str, Callable[[Facts, Bounds], str | None]] = {
     "view-noise": _view_noise,
     "disagreement": _disagreement,
 }
-# View noise is frequent at few views, where the order is often right, and concerns lidar alone: a
-# caution names more views as its cure.
+# In the study view noise is a weak sign: lidar misleads in 57 % of the groups where it applies and
+# in 50 % of all. It concerns lidar alone; a caution names more views as its cure.
 DOUBTS = tuple(code for code in CHECKS if code != "view-noise")
 
 

@@ -8,10 +8,10 @@ need no labels. Its bound on disagreement is chosen with each image set left out
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lidar_cli.ranking.trust import BOUNDS, CHECKS, Bounds, Facts, Merits, judge
+from lidar_cli.ranking.trust import BOUNDS, CHECKS, DOUBTS, Bounds, Facts, Merits, judge
 
 MOST_LOST = 0.5  # share of the spread of accuracies
 CANDIDATES = (-0.2, 0.0, 0.2, 0.4, 0.6)  # on the rank correlation with the second opinion
@@ -97,18 +97,21 @@ def loss_share(values: Merits, accuracies: Sequence[float]) -> float:
 
 
 def evaluate(judged: Sequence[Judged], bounds: Bounds = BOUNDS) -> list[Abstention]:
-    """The rule, each of its reasons alone, and the rules that always and never abstain."""
+    """The rule, all reasons, each of them alone, and the rules that always and never abstain."""
     codes = [reasons(one.facts, bounds) for one in judged]
-    rows = [_abstention("rule", judged, [bool(each) for each in codes])]
+    rows = [_abstention("rule", judged, [not {*DOUBTS}.isdisjoint(each) for each in codes])]
+    rows += [_abstention("all reasons", judged, [bool(each) for each in codes])]
     rows += [_abstention(code, judged, [code in each for each in codes]) for code in CHECKS]
     rows.append(_abstention("always", judged, [True] * len(judged)))
     rows.append(_abstention("never", judged, [False] * len(judged)))
     return rows
 
 
-def reasons(facts: Facts, bounds: Bounds = BOUNDS) -> list[str]:
-    """The codes of the reasons not to believe a setting."""
-    trust = judge(facts, bounds, CHECKS)
+def reasons(
+    facts: Facts, bounds: Bounds = BOUNDS, codes: Collection[str] = tuple(CHECKS)
+) -> list[str]:
+    """Those of the codes that are reasons not to believe a setting."""
+    trust = judge(facts, bounds, codes)
     return [] if trust is None else [reason.code for reason in trust.reasons]
 
 
@@ -121,7 +124,7 @@ def choose_bound(
     """
 
     def abstains(bound: float) -> Callable[[Judged], bool]:
-        return lambda one: bool(reasons(one.facts, replace(others, agreement=bound)))
+        return lambda one: bool(reasons(one.facts, replace(others, agreement=bound), DOUBTS))
 
     def best(settings: Sequence[Judged]) -> float:
         rows = {

@@ -27,6 +27,7 @@ ACCURACY_COLUMNS = (
     *("set", "name", "layer", "method", "kind", "index", "seed", "varied", "hyperparameters"),
     *("seconds", "threads", "lbfgs", "strength", "iterations", "paper", "failed"),
 )
+DIGITS = 7  # of floats
 ERROR = "se"  # after the colon of a column of standard errors
 
 
@@ -72,7 +73,7 @@ class Results:
 def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Append rows to a CSV file in one write; the first call writes the header.
 
-    Processes take turns. None is written as an empty cell.
+    Processes take turns. None is written as an empty cell, a float with DIGITS digits.
     Raises InputError if the file has other columns, OSError if it cannot be written.
     """
     with path.open("a+b") as file:
@@ -89,10 +90,14 @@ def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
             raise InputError(
                 f"{path}: has other columns than this version writes; move it away to measure again"
             )
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
         file.write(text.getvalue().encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _cell(value: object) -> object:
+    return f"{value:.{DIGITS}g}" if isinstance(value, float) else value
 
 
 def read_rows(path: Path, key: Sequence[str]) -> dict[tuple[str, ...], dict[str, str]]:

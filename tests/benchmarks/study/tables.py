@@ -16,7 +16,7 @@ from lidar_cli.data.builtin import ATTRIBUTION
 from lidar_cli.errors import InputError
 from lidar_cli.ranking.trust import Facts
 from lidar_cli.runtime.files import write_atomic
-from study.abstain import Judged, choose_bound, evaluate, loss_share
+from study.abstain import Judged, choose_bound, evaluate, is_misleading, loss_share, reasons
 from study.analysis import (
     DENSE,
     FEWEST_WITHIN,
@@ -403,7 +403,32 @@ def _abstaining_tables(study: Study) -> list[Table]:
         headers = ("rule", "groups", "misleading", "abstained", "precision %", "recall %", "F1")
         title = f"Abstaining, {title}: bound {bound.bound:g}, with a set left out {others}"
         shown.append(Table(title, headers, rows))
-    return shown
+    return [*shown, _opinions_table(study)]
+
+
+def _opinions_table(study: Study) -> Table:
+    """How often each opinion misleads, where the two disagree and where they do not."""
+    compared = [*study.pooled, *study.within]
+    first = [a for a in compared if a.candidate == (ABSTAINING,)]
+    second = {str(a.group): a for a in compared if a.candidate == study.chosen}
+    pairs = [
+        ("disagreement" in reasons(one.facts), one.misleading, _misleads(second[str(a.group)]))
+        for one, a in zip(judged_groups(study, first), first, strict=True)
+    ]
+    rows = []
+    for disagree in (True, False):
+        some = [pair[1:] for pair in pairs if pair[0] is disagree]
+        counts = [str(sum(column)) for column in zip(*some, strict=True)] or ["0", "0"]
+        rows.append(["disagree" if disagree else "do not", str(len(some)), *counts])
+    headers = ("the two", "groups", f"{ABSTAINING} misleads", f"{label(study.chosen)} misleads")
+    return Table("Where the two opinions disagree, groups that count", headers, rows)
+
+
+def _misleads(agreement: Agreement) -> bool:
+    accuracies = agreement.group.accuracies
+    spread = float(accuracies.max() - accuracies.min())
+    lost = 1.0 if agreement.lost is None else agreement.lost / spread if spread else 0.0
+    return is_misleading(agreement.spearman, lost)
 
 
 def judged_groups(study: Study, some: Iterable[Agreement]) -> list[Judged]:
