@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -54,60 +53,6 @@ def rows_of(rows):
 def test_lidar_is_its_twin(z):
     expected = reference.lidar(z.double().numpy(), DELTA, EPSILON)
     assert lidar(z) == pytest.approx(expected, rel=1e-8)
-
-
-def signal_rank(z):
-    s = spectra.signal_spectrum(Moments.of(z))
-    return METRICS["signal_rank"].value(metrics.Spectrum(s, len(z), z.shape[1], EPSILON))
-
-
-@given(embeddings())
-def test_signal_rank_is_its_twin(z):
-    array = z.double().numpy()
-    signal = reference.between(array) - reference.within(array) / z.shape[1]
-    largest = np.linalg.eigvalsh(signal)[-1]
-    assume(abs(largest) > 1e-6)
-    if largest > 0:
-        expected = reference.signal_rank(array, EPSILON)
-        assert signal_rank(z) == pytest.approx(expected, rel=1e-4)  # roots of rounding
-        return
-    with raises(DegenerateFeatures, "nothing-above-noise"):
-        signal_rank(z)
-
-
-def test_signal_rank_by_hand():
-    """Sb = diag(9, 4, 0) + 1/2 and W0 = 1 on each axis, q = 2: roots 3 and 2 are left."""
-    centres = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).double().repeat(12, 1)
-    signs = torch.tensor(list(itertools.product([1.0, -1.0], repeat=3))).double()
-    n = 48 * 8  # every centre with every residual
-    scale = torch.tensor([9.5, 4.5]).sqrt() * ((n - 1) / n) ** 0.5
-    means = torch.cat([centres * scale, torch.zeros(48, 1).double()], dim=1)
-    means = means.repeat_interleave(8, dim=0)
-    residuals = signs.repeat(48, 1) / 2**0.5
-    z = torch.stack([means + residuals, means - residuals], dim=1)
-    shares = np.array([0.6, 0.4])
-    expected = math.exp(-(shares * np.log(shares)).sum())
-    assert signal_rank(z) == pytest.approx(expected, rel=1e-5)
-    assert signal_rank(1e3 * z - 5.0) == pytest.approx(expected, rel=1e-5)
-
-
-def test_signal_rank_counts_directions_of_samples_and_not_of_noise():
-    few, many = (draw_embeddings(400, 10, 16, 0, 2.0, directions) for directions in (2, 12))
-    noisy = few + 2.0 * torch.randn(400, 10, 16, dtype=torch.float64)
-    assert signal_rank(few) < signal_rank(noisy) < signal_rank(many)
-
-
-def test_signal_rank_of_nothing_has_its_reason():
-    views = torch.randn(6, 1, 3).double()
-    for z, code in (
-        (views, "one-view"),
-        (views[:1].repeat(1, 2, 1), "one-sample"),
-        (torch.ones(6, 2, 3), "collapsed"),
-        (torch.cat([views, -views], dim=1), "equal-class-means"),
-        (torch.cat([views + 1e-3 * views.flip(0), -views], dim=1), "nothing-above-noise"),
-    ):
-        with raises(DegenerateFeatures, code):
-            signal_rank(z)
 
 
 @given(embeddings())

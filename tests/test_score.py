@@ -444,8 +444,7 @@ def test_a_record_has_these_keys_in_this_order(tmp_path):
         "lidar noise_fraction noise_edge noise_edge_law noise_dispersion n_above_noise "
         "lidar_corrected pillai information reliable_rank rankme rankme_source rankme_rows "
         "rankme_augmented alpha_req alpha_req_r2 alpha_req_ranks participation_ratio stable_rank "
-        "normalized_std alignment signal_rank retrieval identification stability hubness "
-        "persistence gaussianity lejepa dse_inter dse_intra dse_dim"
+        "normalized_std alignment retrieval stability dse_inter dse_intra dse_dim"
     )
     more = "ridge_share data notes warnings confidence convergence"
     assert list(record) == f"{facts} {values} {more}".split()

@@ -28,14 +28,11 @@ if TYPE_CHECKING:
 ALL_ZERO = "every eigenvalue is 0: the embedding is constant or collapsed"
 FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
 READ_FROM_LDA = ("lda", "noise", "edge", "signal")  # values of `reads` that need the LDA spectrum
-READ_FROM_SCATTERS = (*READ_FROM_LDA, "between", "augmented")  # that need the scatters of views
+READ_FROM_SCATTERS = (*READ_FROM_LDA, "augmented")  # that need the scatters of views
 READ_FROM_ROWS = ("gram", "covariance")  # values of `reads` that need one row a sample
 
 IS_A_COUNT = "a count has no derivative, and so no interval"
 NO_NEIGHBOUR_INTERVAL = "leaving out a sample moves the neighbours of others"
-NO_ROOT_INTERVAL = "a root has no derivative at 0, and many eigenvalues are near it"
-NO_TREE_INTERVAL = "leaving out a sample changes the tree and its largest distance"
-NO_GAUSSIAN_INTERVAL = "its derivative is 0 at a Gaussian embedding"
 
 Reads = Literal[
     "lda",
@@ -45,7 +42,6 @@ Reads = Literal[
     "gram",
     "augmented",
     "covariance",
-    "between",
     "sphere",
     "subset",
     "group",
@@ -81,7 +77,6 @@ class Metric:
         gram        Z^T Z of one row a sample, not centred                    [min(N, d)]
         augmented   Z^T Z of all views, not centred                           [min(n q, d)]
         covariance  centred covariance of one row a sample                    [min(N, d)]
-        between     Sb - W0 / q, not whitened                                 [d]
         sphere      `SphereMoments` of unit rows
         subset      `ComparedViews` of at most 1,000 samples
         group       all checkpoints of a group (`ranking.group_metrics`)
@@ -548,19 +543,6 @@ METRICS = {
             compares_views=True,
         ),
         Metric(
-            "signal_rank",
-            "between",
-            "higher",
-            "The effective rank of the roots of the eigenvalues of max(Sb - Sw / q, 0), the "
-            "covariance of samples less view noise: RankMe (Garrido et al. 2023) of what belongs "
-            "to the sample, without LiDAR's whitening, which lifts directions of hardly any "
-            "variance. Defined by this project, 2026.",
-            lambda s: rankme(s.eigenvalues, s.epsilon),
-            no_interval=NO_ROOT_INTERVAL,
-            is_default=False,
-            compares_views=True,
-        ),
-        Metric(
             "retrieval",
             "subset",
             "higher",
@@ -575,19 +557,6 @@ METRICS = {
             compares_views=True,
         ),
         Metric(
-            "identification",
-            "subset",
-            "higher",
-            "log2(m) - mean log2(rank), in bits, with the rank of a sample's own other view among"
-            " the views of all m samples, at most 1,000, by the cosine of centred embeddings: "
-            "retrieval that does not saturate. Defined by this project, 2026.",
-            subset_metrics.identification,
-            influence=subset_metrics.identification_influence,
-            interval_from=0,
-            is_default=False,
-            compares_views=True,
-        ),
-        Metric(
             "stability",
             "subset",
             "higher",
@@ -596,51 +565,6 @@ METRICS = {
             "samples. Defined by this project, 2026.",
             subset_metrics.stability,
             no_interval=NO_NEIGHBOUR_INTERVAL,
-            is_default=False,
-            compares_views=True,
-        ),
-        Metric(
-            "hubness",
-            "subset",
-            "lower",
-            "The skewness of how often a sample is one of the 10 nearest neighbours of others, by"
-            " the cosine of centred means over views; at most 1,000 samples. A hub is near to "
-            "everything and misleads whatever compares. Radovanovic et al., JMLR 11, 2010.",
-            subset_metrics.hubness,
-            no_interval=NO_NEIGHBOUR_INTERVAL,
-            is_default=False,
-        ),
-        Metric(
-            "persistence",
-            "subset",
-            "higher",
-            "The total length of the minimum spanning tree of the first views over their largest "
-            "distance: how evenly they are spread, of at most 1,000 samples. arXiv 2512.15285, "
-            "2025.",
-            subset_metrics.persistence,
-            no_interval=NO_TREE_INTERVAL,
-            is_default=False,
-        ),
-        Metric(
-            "gaussianity",
-            "subset",
-            "lower",
-            "How far projections of the embeddings, centred and scaled to unit mean variance, are"
-            " from a standard Gaussian, by the characteristic function on 256 directions; at most"
-            " 1,000 samples. SIGReg of LeJEPA, Balestriero and LeCun 2025, arXiv 2511.08544.",
-            subset_metrics.gaussianity,
-            no_interval=NO_GAUSSIAN_INTERVAL,
-            is_default=False,
-        ),
-        Metric(
-            "lejepa",
-            "subset",
-            "lower",
-            "0.05 m gaussianity + 0.95 times the mean squared distance of views to their sample's "
-            "mean, of m samples, at most 1,000: the form of LeJEPA's loss, Balestriero and LeCun "
-            "2025, arXiv 2511.08544.",
-            subset_metrics.lejepa,
-            no_interval=NO_GAUSSIAN_INTERVAL,
             is_default=False,
             compares_views=True,
         ),

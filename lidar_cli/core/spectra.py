@@ -4,7 +4,6 @@
     gram_spectrum            Z^T Z, not centred: squared singular values of Z   [min(N, d)]
     augmented_gram_spectrum  the same of all n q views                          [min(n q, d)]
     covariance_spectrum      centred covariance                                 [min(N, d)]
-    signal_spectrum          Sb - Sw / q: between covariance less view noise    [d]
 
 All matrices are symmetric and in float64. Negative eigenvalues are rounding errors and set to 0.
 Every function raises DegenerateFeatures if the squares of the embedding overflow float64.
@@ -106,28 +105,6 @@ def covariance_spectrum(rows: RowMoments) -> Tensor:
     small = rows.scatter if centred is None else centred @ centred.T
     eigenvalues = _above_rounding(_eigenvalues(small)[: rows.n], rows.dim)
     return eigenvalues.where(eigenvalues > _rounding(rows), 0.0) / (rows.n - 1)
-
-
-def signal_spectrum(moments: Moments) -> Tensor:
-    """Eigenvalues of Sb - W0 / q [d], with 0 for those below 0.
-
-        Sb = scatter of the class means / (n - 1),  W0 = within / (n (q - 1))        [d, d]
-
-    A mean of q views has 1/q of their noise, so this is an estimate of the covariance of samples
-    without bias. It is not whitened, so that a direction counts by its variance.
-    Raises DegenerateFeatures as `lda_spectrum` for n, q and equal means, and if nothing is left.
-    """
-    _check_means(moments)
-    n, q = moments.n, moments.n_views
-    signal = moments.class_means.scatter / (n - 1) - moments.within / (n * (q - 1) * q)
-    _check_finite(signal.diagonal())
-    eigenvalues = _above_rounding(torch.linalg.eigvalsh(signal).flip(0), moments.dim)
-    if not eigenvalues[0] > 0:
-        raise DegenerateFeatures(
-            "the means of the samples' views differ by no more than view noise explains",
-            code="nothing-above-noise",
-        )
-    return eigenvalues.clamp_min(0.0)
 
 
 def _check_means(moments: Moments) -> bool:

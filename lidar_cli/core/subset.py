@@ -11,7 +11,6 @@ the subset and scaled to unit mean variance; no metric here depends on location 
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from itertools import combinations
 
@@ -24,10 +23,6 @@ from lidar_cli.errors import DegenerateFeatures
 
 MOST_SAMPLES = 1000
 MOST_VIEWS = 10
-DIRECTIONS = 256  # on which rows are projected for `sigreg`
-KNOTS = 17  # of the integral over t in [0, LAST_KNOT], by trapezoids
-LAST_KNOT = 3.0
-SEED = 0  # of the directions
 PAIRED_VIEWS = 4  # the first views of each sample, of which all ordered pairs are compared
 TIE = 1e-9  # cosines that differ by less are equal
 LEAST_SIZE, MOST_SIZE = 1e-100, 1e100  # lengths of all views together, whose squares are ordinary
@@ -179,29 +174,6 @@ class ComparedViews:
     def ranks(self) -> Tensor:
         """The rank of the own view among all samples' views, 1 to m, for each pair, [pairs, m]."""
         return (1 + self.nearer.sum(dim=2, dtype=torch.int32)).to(torch.float64)
-
-    @cached_property
-    def sigreg(self) -> float:
-        """The distance of the rows from a standard Gaussian on 256 directions u.
-
-        phi_u(t) = mean over rows of exp(i t u.x)
-        mean over u of  integral over t in [0, 3] of  |phi_u(t) - exp(-t^2/2)|^2 exp(-t^2/2)
-        """
-        rows = self.x.flatten(0, 1)
-        generator = torch.Generator().manual_seed(SEED)
-        directions = torch.randn(self.dim, DIRECTIONS, dtype=torch.float64, generator=generator)
-        directions = (directions / directions.norm(dim=0)).to(rows.device)
-        step = LAST_KNOT / (KNOTS - 1)
-        total = rows.new_zeros(())
-        angle = rows @ directions * step
-        turn = torch.polar(torch.ones_like(angle), angle)  # exp(i step u.x)
-        power = torch.ones_like(turn)
-        for k in range(1, KNOTS):  # at t = 0 the two are equal
-            power *= turn
-            target = math.exp(-((k * step) ** 2) / 2)
-            square = (power.mean(dim=0) - target).abs().square().mean()
-            total += square * target * step * (0.5 if k == KNOTS - 1 else 1.0)
-        return float(total)
 
     def lost_to(self, weights: Tensor) -> Tensor:
         """For each sample l the sum over i of weights [pairs, m] where l is nearer, [pairs, m]."""

@@ -53,8 +53,6 @@ ALIASES = {  # words of the output and of other programs -> the page about them
     "checkpoints": "systems",
 }
 SETTINGS_IN_WORDS = {"assumed": "assume", "assumption": "assume"}
-# Metrics with the name of a recipe or system. For others these, which take long, are not imported.
-ALSO_METHODS = ("lejepa",)
 BETTER = {"higher": "higher is better", "lower": "lower is better"}
 
 
@@ -83,8 +81,8 @@ def explain(topic: str) -> str:
     name = SETTINGS_IN_WORDS.get(_key(topic), _key(topic))
     metric = _metric(name)
     texts = [metric] if metric else []
-    if not metric or name in ALSO_METHODS:
-        texts += [text for text in (section(name) for section in SECTIONS) if text is not None]
+    if not metric:  # for a metric the other sections, which take long, are not imported
+        texts = [text for text in (section(name) for section in SECTIONS) if text is not None]
     if not texts:
         close = difflib.get_close_matches(name, topic_names(), n=1, cutoff=0.5)
         hint = "to list all:   lidar explain"

@@ -161,8 +161,6 @@ class EmbeddingMetric(torchmetrics.Metric):
             moments = Moments.of_sums(self.n_views, rows, self.moments[2 + d :])
             if reads == "augmented":
                 eigenvalues = spectra.augmented_gram_spectrum(moments)
-            elif reads == "between":
-                eigenvalues = spectra.signal_spectrum(moments)
             else:
                 eigenvalues = spectra.lda_spectrum(moments, self.delta).eigenvalues
             if reads == "signal":

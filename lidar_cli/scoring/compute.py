@@ -44,7 +44,7 @@ MUCH_NOISE = 0.5  # share of the LDA trace above which LiDAR mostly counts view 
 DEGREES = 5  # n (q - 1) over d, below which the within covariance is poorly determined
 BLOCK_NUMBERS = 2**20  # numbers in the float64 copy of samples that are read again, 8 MB
 DEFAULT_METRICS = default_metrics()
-BIASED = tuple(name for name, metric in METRICS.items() if metric.reads in ("signal", "between"))
+BIASED = tuple(name for name, metric in METRICS.items() if metric.reads == "signal")
 DSE = "dse"  # formed by `lidar rank` of its parts, which each score has
 DSE_PARTS = tuple(f"{DSE}_{part}" for part in DenseParts._fields)
 VALUES = {  # metrics and companions in the order of files, with their values if not computed
@@ -397,17 +397,11 @@ def _view_metrics(
 ) -> None:
     views, of_all = state.views, draft.wanted("augmented")
     if views is None:
-        draft.set_null(
-            draft.wanted("augmented", "between", "sphere"), NO_VIEWS[embeddings.clean_name]
-        )
+        draft.set_null(draft.wanted("augmented", "sphere"), NO_VIEWS[embeddings.clean_name])
         return
     gram = draft.solve(of_all, lambda: spectra.augmented_gram_spectrum(views))
     if gram is not None:
         draft.compute(of_all, Spectrum(gram, views.n, views.n_views, settings.epsilon))
-    of_signal = draft.wanted("between")
-    signal = draft.solve(of_signal, lambda: spectra.signal_spectrum(views))
-    if signal is not None:
-        draft.compute(of_signal, Spectrum(signal, views.n, views.n_views, settings.epsilon))
     draft.compute(draft.wanted("sphere"), views.sphere)
     spread = draft.values.get("normalized_std")
     if spread is not None and spread < COLLAPSED:

@@ -15,7 +15,7 @@ from lidar_cli.settings import ScoreSettings
 
 Q = 10
 NUMBERS = 5e7  # of the file, 200 MB
-NAMED = ("default,retrieval", "default,retrieval,signal_rank", "default,identification,stability")
+NAMED = ("default,retrieval", "default,stability")
 WHAT = "the slower of: reading alone; the full product of as many rows by torch alone"
 
 

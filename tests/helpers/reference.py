@@ -9,7 +9,6 @@ import itertools
 import math
 
 import numpy as np
-import torch
 
 
 def entropy(p):
@@ -178,11 +177,6 @@ def alignment(z):
     return sum(distances) / len(distances)
 
 
-def signal_rank(z, epsilon):
-    eigenvalues = np.linalg.eigvalsh(between(z) - within(z) / z.shape[1])
-    return effective_rank([math.sqrt(max(value, 0.0)) for value in eigenvalues], epsilon)
-
-
 # The metrics of a subset of samples
 
 
@@ -224,11 +218,6 @@ def retrieval(z):
     return sum(1 for rank in ranks if rank == 1) / len(ranks)
 
 
-def identification(z):
-    ranks = list(own_ranks(z))
-    return math.log2(len(z)) - sum(math.log2(rank) for rank in ranks) / len(ranks)
-
-
 def ten_nearest(rows, i):
     """The numbers of the 10 other rows of the largest cosine with row i."""
     others = [other for other in range(len(rows)) if other != i]
@@ -241,52 +230,3 @@ def stability(z):
     two = [sum(views[half:]) / (len(views) - half) for views in x]
     shared = [len(ten_nearest(one, i) & ten_nearest(two, i)) for i in range(len(x))]
     return sum(shared) / (10 * len(x))
-
-
-def hubness(z):
-    means = [sum(views) / len(views) for views in standardised(z)]
-    counts = [0] * len(means)
-    for i in range(len(means)):
-        for other in ten_nearest(means, i):
-            counts[other] += 1
-    gaps = [count - 10 for count in counts]  # each sample has 10 neighbours
-    variance = sum(gap**2 for gap in gaps) / len(gaps)
-    return sum(gap**3 for gap in gaps) / len(gaps) / variance**1.5
-
-
-def persistence(z):
-    """Kruskal's algorithm: the shortest edges that join two parts."""
-    rows = standardised(z)[:, 0]
-    edges = sorted(
-        (math.dist(rows[a], rows[b]), a, b) for a, b in itertools.combinations(range(len(rows)), 2)
-    )
-    part, length = list(range(len(rows))), 0.0
-    for distance, a, b in edges:
-        if part[a] != part[b]:
-            length += distance
-            part = [part[a] if each == part[b] else each for each in part]
-    return length / edges[-1][0]
-
-
-def gaussianity(z):
-    """The directions are those of torch's generator, which are part of the definition."""
-    d = z.shape[2]
-    drawn = torch.randn(d, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    rows = [row for views in standardised(z) for row in views]
-    total = 0.0
-    for u in drawn.numpy().T:
-        unit = u / math.sqrt(u @ u)
-        projections = np.array([unit @ row for row in rows])
-        knots = [3 * k / 16 for k in range(17)]
-        values = []
-        for t in knots:
-            phi = sum(np.exp(1j * t * projections)) / len(rows)
-            values.append(abs(phi - math.exp(-(t**2) / 2)) ** 2 * math.exp(-(t**2) / 2))
-        total += sum(3 / 16 * (a + b) / 2 for a, b in itertools.pairwise(values))
-    return total / 256
-
-
-def lejepa(z):
-    x = standardised(z)
-    invariance = np.mean([(view - sum(views) / len(views)) ** 2 for views in x for view in views])
-    return 0.05 * len(z) * gaussianity(z) + 0.95 * invariance
