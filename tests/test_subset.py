@@ -18,7 +18,7 @@ from make import lidar_here
 from torch import Tensor
 
 from lidar_cli.core.metrics import METRICS
-from lidar_cli.core.subset import ComparedViews, SampleSubset
+from lidar_cli.core.subset import ComparedViews, HalfMeans, SampleSubset, half_means
 from lidar_cli.features.embeddings import Chunk, Embeddings, StoredArray
 from lidar_cli.features.schema import Layout
 from lidar_cli.features.writer import FeatureWriter
@@ -34,9 +34,7 @@ from lidar_cli.settings import MetricSettings, RankSettings, ScoreSettings
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 CPU = torch.device("cpu")
-SUBSET = [name for name, metric in METRICS.items() if metric.reads == "subset"]
-WITH_INTERVAL = [name for name in SUBSET if METRICS[name].has_interval]
-OF_TWO_VIEWS = [name for name in SUBSET if METRICS[name].compares_views]
+SUBSET = [name for name, metric in METRICS.items() if metric.reads_subset]
 
 
 def cloud(n: int, q: int, d: int, seed: int = 0, signal: float = 1.0) -> Tensor:
@@ -46,8 +44,14 @@ def cloud(n: int, q: int, d: int, seed: int = 0, signal: float = 1.0) -> Tensor:
     return 3.0 + centres + torch.randn(n, q, d, dtype=torch.float64, generator=generator)
 
 
+def compared(name: str, views: Tensor) -> ComparedViews | HalfMeans:
+    if METRICS[name].reads == "halves":
+        return HalfMeans(half_means(views), views.shape[1])
+    return ComparedViews(views)
+
+
 def value(name: str, views: Tensor) -> float:
-    return METRICS[name].value(ComparedViews(views))
+    return METRICS[name].value(compared(name, views))
 
 
 def stored(z: Tensor) -> Embeddings:
@@ -72,8 +76,8 @@ def test_the_subset_is_that_of_the_smallest_hashes(n: int, step: int) -> None:
         rows = numbers[first : first + step, None, None]
         whole.add(first, rows.expand(-1, 12, 2).float())
     assert whole.numbers().tolist() == reference.subset(n)
-    assert whole.views().shape == (min(n, 1000), 10, 2)
-    assert whole.views()[:, 9, 1].tolist() == reference.subset(n)
+    assert whole.collected().shape == (min(n, 1000), 10, 2)
+    assert whole.collected()[:, 9, 1].tolist() == reference.subset(n)
 
 
 @settings(max_examples=15)
@@ -91,7 +95,7 @@ def test_parts_in_any_order_merge_to_the_subset_of_all(sizes: list[int], random)
         whole = whole.merge(part)
         assert part.numbers().tolist() == before
     assert whole.n == first
-    assert whole.views().flatten().tolist() == reference.subset(first)
+    assert whole.collected().flatten().tolist() == reference.subset(first)
 
 
 def test_a_score_does_not_depend_on_chunks_and_reads_only_the_subset() -> None:
@@ -101,10 +105,14 @@ def test_a_score_does_not_depend_on_chunks_and_reads_only_the_subset() -> None:
     for first in range(0, 1300, 77):
         part = z[first : first + 77]
         moments[1 if first < 700 else 2].update(Chunk(first, first + len(part), part, None))
-    one, several = moments[0].compared_views(), moments[2].merge(moments[1]).compared_views()
-    chosen = reference.standardised(z[reference.subset(1300), :10].numpy())
-    assert torch.equal(one.x, several.x)
-    assert np.allclose(one.x.numpy(), chosen, rtol=0, atol=1e-12)
+    merged = moments[2].merge(moments[1])
+    chosen = z[reference.subset(1300), :10].numpy()
+    x = chosen - chosen.mean(axis=(0, 1))
+    halves = np.stack([x[:, :5].mean(axis=1), x[:, 5:].mean(axis=1)], axis=1)
+    for reads, expected in (("subset", x), ("halves", halves)):
+        one = moments[0].compared(reads).x
+        assert torch.equal(one, merged.compared(reads).x)
+        assert np.allclose(one.numpy(), expected, rtol=0, atol=1e-12)
 
 
 def test_the_compared_views_are_those_of_all_samples_so_far() -> None:
@@ -113,8 +121,12 @@ def test_the_compared_views_are_those_of_all_samples_so_far() -> None:
     last.update(Chunk(40, 60, z[40:], None))
     for end in (20, 40):
         first.update(Chunk(end - 20, end, z[end - 20 : end], None))
-        assert torch.equal(first.compared_views().x, ComparedViews(z[:end]).x)
-    assert torch.equal(first.merge(last).compared_views().x, ComparedViews(z).x)
+        for name in SUBSET:
+            so_far = first.compared(METRICS[name].reads)
+            assert torch.equal(so_far.x, compared(name, z[:end]).x)
+    for name in SUBSET:
+        whole = first.merge(last).compared(METRICS[name].reads)
+        assert torch.equal(whole.x, compared(name, z).x)
 
 
 # The equations
@@ -187,7 +199,7 @@ def test_location_scale_and_order_change_nothing(name: str) -> None:
         (torch.zeros(20, 3, 4), "every row is the same", SUBSET),
         (torch.ones(20, 3, 4) + 1e-8 * torch.rand(20, 3, 4), "every row is the same", SUBSET),
         (cloud(1, 3, 4), "1 sample: a comparison of samples needs 2", SUBSET),
-        (cloud(20, 1, 4), "1 view a sample: ", OF_TWO_VIEWS),
+        (cloud(20, 1, 4), "1 view a sample: ", SUBSET),
         (cloud(11, 3, 4), "11 samples: 10 neighbours", ["stability"]),
     ],
 )
@@ -208,7 +220,7 @@ def test_rows_without_views_have_no_value(tmp_path: Path) -> None:
 # Intervals and ties
 
 
-@pytest.mark.parametrize("name", WITH_INTERVAL)
+@pytest.mark.parametrize("name", SUBSET)
 def test_the_influences_are_those_of_samples_left_out(name: str) -> None:
     """Exactly those about a fixed centre, and nearly the others."""
     z, m = cloud(60, 3, 4), 60
@@ -216,17 +228,16 @@ def test_the_influences_are_those_of_samples_left_out(name: str) -> None:
     fixed, moved = [], []
     for i in range(m):
         rest = torch.arange(m) != i
-        part = ComparedViews(z[rest])
-        moved.append(METRICS[name].value(part))
-        part = ComparedViews(z[rest])
-        part.x = ComparedViews(z).x[rest]
+        moved.append(value(name, z[rest]))
+        part = compared(name, z[rest])
+        part.x = compared(name, z).x[rest]
         fixed.append(METRICS[name].value(part))
     expected = -(m - 1) * torch.tensor(fixed, dtype=torch.float64)
     assert torch.allclose(influences, expected - expected.mean(), rtol=0, atol=1e-9)
     assert (m - 1) * np.std(moved) == pytest.approx(float(influences.std()), rel=0.2)
 
 
-@pytest.mark.parametrize("name", WITH_INTERVAL)
+@pytest.mark.parametrize("name", SUBSET)
 def test_the_standard_error_of_a_subset_is_that_of_its_samples(name: str) -> None:
     z = cloud(1300, 2, 6)
     chosen = reference.subset(1300)
@@ -240,7 +251,7 @@ def test_the_standard_error_of_a_subset_is_that_of_its_samples(name: str) -> Non
 
 def test_a_checkpoint_ties_with_its_twin_and_not_with_a_better_one() -> None:
     z = {"a": cloud(300, 4, 8), "b": cloud(300, 4, 8) + 0.01, "c": cloud(300, 4, 8, signal=2.0)}
-    for name in WITH_INTERVAL:
+    for name in SUBSET:
         by = METRICS[name]
         rows = [unranked_row(path, (), scored(x, [name], level=0.95), by) for path, x in z.items()]
         (group,) = comparable_groups(rows, by, 0.95)
@@ -292,7 +303,7 @@ def test_no_second_pass_is_needed() -> None:
     score = score_layer(once, MetricSettings(), CPU, wanted, Progress(), 0.95)
     assert reads == list(range(40))
     assert score.interval("rankme").reason == "is a stream"
-    for name in WITH_INTERVAL:
+    for name in SUBSET:
         assert score.interval(name) == scored(z, level=0.95).interval(name)
 
 
@@ -365,7 +376,7 @@ def test_tables_list_them_only_if_they_are_computed(folder: Path, run: Run) -> N
 
 
 def test_one_view_is_refused_before_the_work(run: Run) -> None:
-    for name in OF_TWO_VIEWS:
+    for name in SUBSET:
         refused = run("rank", ".", "--by", name, "-q", 1)
         assert refused.returncode == 2
         assert f"-q 1: {name} needs the variation between the views" in refused.stderr

@@ -30,9 +30,9 @@ FIT_RANKS = (11, 100)  # of alpha-ReQ's power law, counted from 1, both included
 READ_FROM_LDA = ("lda", "noise", "edge", "signal")  # values of `reads` that need the LDA spectrum
 READ_FROM_SCATTERS = (*READ_FROM_LDA, "augmented")  # that need the scatters of views
 READ_FROM_ROWS = ("gram", "covariance")  # values of `reads` that need one row a sample
+READ_FROM_SUBSET = ("subset", "halves")  # that need a subset of the samples
 
 IS_A_COUNT = "a count has no derivative, and so no interval"
-NO_NEIGHBOUR_INTERVAL = "leaving out a sample moves the neighbours of others"
 
 Reads = Literal[
     "lda",
@@ -44,6 +44,7 @@ Reads = Literal[
     "covariance",
     "sphere",
     "subset",
+    "halves",
     "group",
 ]
 
@@ -68,7 +69,7 @@ class Metric:
     """A metric: its input, which of two values is better, and the functions that compute it.
 
     reads: the input of `value`, `gradient` and `details`: the `Spectrum` of one of these, or else
-    `SphereMoments` or `ComparedViews`.
+    `SphereMoments`, `ComparedViews` or `HalfMeans`.
 
         lda         Sb relative to Sw, lambda                                 [d]
         noise       lambda, if view noise can be measured
@@ -79,6 +80,7 @@ class Metric:
         covariance  centred covariance of one row a sample                    [min(N, d)]
         sphere      `SphereMoments` of unit rows
         subset      `ComparedViews` of at most 1,000 samples
+        halves      `HalfMeans` of the same
         group       all checkpoints of a group (`ranking.group_metrics`)
 
     definition: one paragraph with the source.
@@ -135,6 +137,11 @@ class Metric:
     def reads_lda(self) -> bool:
         """Whether it reads the eigenvalues of the LDA pair."""
         return self.reads in READ_FROM_LDA
+
+    @property
+    def reads_subset(self) -> bool:
+        """Whether it compares the samples of a subset."""
+        return self.reads in READ_FROM_SUBSET
 
     @property
     def needs_two_views(self) -> bool:
@@ -558,13 +565,14 @@ METRICS = {
         ),
         Metric(
             "stability",
-            "subset",
+            "halves",
             "higher",
             "The share of each sample's 10 nearest neighbours that is the same for the means over"
             " two halves of its views, by the cosine of centred embeddings; at most 1,000 "
             "samples. Defined by this project, 2026.",
             subset_metrics.stability,
-            no_interval=NO_NEIGHBOUR_INTERVAL,
+            influence=subset_metrics.stability_influence,
+            interval_from=0,
             is_default=False,
             compares_views=True,
         ),

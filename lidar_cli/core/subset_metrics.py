@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lidar_cli.core.subset import ComparedViews
+    from lidar_cli.core.subset import ComparedViews, HalfMeans
 
-NEIGHBOURS = 10
+NEIGHBOURS = 10  # of each sample, as in `subset`
 
 
 def retrieval(compared: ComparedViews) -> float:
@@ -29,16 +29,27 @@ def retrieval_influence(compared: ComparedViews) -> Tensor:
     return (hit - compared.lost_to(second)).mean(dim=0)
 
 
-def stability(compared: ComparedViews) -> float:
-    """The share of the 10 nearest neighbours that the means over two halves of the views share.
+def stability(means: HalfMeans) -> float:
+    """The share of the 10 nearest neighbours of a sample that both halves of its views share.
 
-    The halves are the first q' // 2 views and the others.
-    Raises DegenerateFeatures if q < 2, or if there are too few samples.
+    Raises DegenerateFeatures as `HalfMeans.nearest`.
     """
-    compared.check_views("two halves of the views")
-    half = compared.views // 2
-    first, second = (
-        compared.neighbours(part.mean(dim=1), NEIGHBOURS)
-        for part in (compared.x[:, :half], compared.x[:, half:])
-    )
-    return float((first & second).sum()) / (NEIGHBOURS * compared.samples)
+    first, second = means.are_neighbours
+    return float((first & second).sum()) / (NEIGHBOURS * means.samples)
+
+
+def stability_influence(means: HalfMeans) -> Tensor:
+    """As `retrieval_influence`: the shared neighbours of a sample, less what the others gain.
+
+    With F_j and S_j the 10 neighbours of sample j in either half, and f_j and s_j the next ones,
+    which take the place of i if it is left out, j gains
+
+        [f_j in S_j] if i in F_j  +  [s_j in F_j] if i in S_j  +  [f_j = s_j] - 1 if i in both
+    """
+    first, second = means.are_neighbours.double()
+    shared = first * second
+    next_first, next_second = means.nearest[:, :, NEIGHBOURS:]  # [m, 1] each
+    enters = second.gather(1, next_first).T @ first + first.gather(1, next_second).T @ second
+    leaves = (next_first != next_second).double().T @ shared
+    influence: Tensor = (shared.sum(dim=1) - (enters - leaves)[0]) / NEIGHBOURS
+    return influence

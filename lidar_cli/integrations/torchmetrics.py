@@ -100,7 +100,7 @@ class EmbeddingMetric(torchmetrics.Metric):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if name not in METRICS or METRICS[name].reads in ("sphere", "subset"):
+        if name not in METRICS or METRICS[name].reads_subset or METRICS[name].reads == "sphere":
             raise ValueError(f"no metric of a spectrum is called {name!r}")
         # Most torchmetrics classes have it as a constant, and torchmetrics forbids to assign it.
         self.__dict__["higher_is_better"] = METRICS[name].higher_is_better

@@ -22,6 +22,7 @@ from lidar_cli.core.dense import DenseParts
 from lidar_cli.core.metrics import (
     FIT_RANKS,
     METRICS,
+    READ_FROM_SUBSET,
     Metric,
     Spectrum,
     default_metrics,
@@ -412,16 +413,15 @@ def _view_metrics(
 
 
 def _subset_metrics(draft: _Draft, embeddings: Embeddings, state: LayerMoments) -> None:
-    metrics = draft.wanted("subset")
-    if not metrics:
-        return
-    if state.subset is None:
-        draft.set_null(metrics, NO_VIEWS[embeddings.clean_name])
-        return
-    try:
-        draft.compute(metrics, state.compared_views())
-    except DegenerateFeatures as error:
-        draft.set_null(metrics, str(error))
+    for reads in READ_FROM_SUBSET:
+        metrics = draft.wanted(reads)
+        if metrics and reads not in state.subsets:
+            draft.set_null(metrics, NO_VIEWS[embeddings.clean_name])
+        elif metrics:
+            try:
+                draft.compute(metrics, state.compared(reads))
+            except DegenerateFeatures as error:
+                draft.set_null(metrics, str(error))
 
 
 def _dense_parts(draft: _Draft, embeddings: Embeddings) -> None:

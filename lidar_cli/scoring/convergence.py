@@ -292,7 +292,7 @@ def _steps(half: Values, whole: Values) -> dict[str, float]:
         for name, value in whole.items()
         if name != "noise_fraction"
         and METRICS[name].has_interval
-        and METRICS[name].reads != "subset"
+        and not METRICS[name].reads_subset
         and value
         and (before := half.get(name)) is not None
     }

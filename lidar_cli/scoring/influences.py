@@ -72,11 +72,10 @@ def subset_influences(state: LayerMoments, wanted: Collection[str], n: int) -> d
     """
     by_metric = {}
     for name in wanted:
-        influence = METRICS[name].influence
+        influence, reads = METRICS[name].influence, METRICS[name].reads
         assert influence is not None
-        assert state.subset is not None
-        values = influence(state.compared_views()).cpu()
-        numbers, m = state.subset.numbers(), len(values)
+        values = influence(state.compared(reads)).cpu()
+        numbers, m = state.subsets[reads].numbers(), len(values)
         values = (values - values.mean()) * ((n - 1) * n / ((m - 1) * m)) ** 0.5
         by_metric[name] = values.new_zeros(n).index_copy(0, numbers, values)
     return by_metric

@@ -193,7 +193,7 @@ def score_moments(
         return scored
     missing = _reasons_for_no_interval(scored, wanted, state.rows.n)
     names = [name for name in METRICS if name in wanted and name not in missing]
-    of_subset = [name for name in names if METRICS[name].reads == "subset"]
+    of_subset = [name for name in names if METRICS[name].reads_subset]
     by_metric = subset_influences(state, of_subset, scored.n_samples)
     others = [name for name in names if name not in by_metric]
     if others and embeddings.once is None:

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from lidar_cli.configuration import parse_size
 from lidar_cli.core.accumulate import map_pieces
-from lidar_cli.core.metrics import METRICS, READ_FROM_ROWS, READ_FROM_SCATTERS
+from lidar_cli.core.metrics import METRICS, READ_FROM_ROWS, READ_FROM_SCATTERS, READ_FROM_SUBSET
 from lidar_cli.core.moments import Moments, RowMoments, unit_rows
-from lidar_cli.core.spectra import EPS
-from lidar_cli.core.subset import ComparedViews, SampleSubset
+from lidar_cli.core.subset import MOST_VIEWS, ComparedViews, HalfMeans, SampleSubset, half_means
 from lidar_cli.errors import BadRows, InputError
 from lidar_cli.features.embeddings import Chunk, Embeddings
 from lidar_cli.runtime.device import free_memory
@@ -41,7 +40,7 @@ class LayerMoments:
     """The moments of one layer: of its views, if it has any, and of the rows that RankMe reads.
 
     row_source: what these rows are: "clean", "view 0" or "rows".
-    subset: the views of some samples; None if no metric reads them, or there are no views.
+    subsets: what the metrics of a subset of samples read, by `reads`; none if there are no views.
     noise_edge: the edge of view noise; None until `compute_score` sets it.
     """
 
@@ -60,19 +59,23 @@ class LayerMoments:
             if q > 0 and (scatters or sphere)
             else None
         )
-        self.subset = SampleSubset() if q > 0 and "subset" in reads else None
+        select = {"subset": None, "halves": partial(half_means, normalize=settings.normalize)}
+        self.subsets = {
+            name: SampleSubset(select[name]) for name in READ_FROM_SUBSET if name in reads and q > 0
+        }
         self.rows = RowMoments(d, device)
         self.row_source = embeddings.clean_name if embeddings.clean else "view 0"
         self.noise_edge: float | None = None
         self._reads_rows = not reads.isdisjoint(READ_FROM_ROWS)
         self._normalize = settings.normalize
-        self._compared: ComparedViews | None = None
+        self._views_read = min(q, MOST_VIEWS)
+        self._compared: dict[str, ComparedViews | HalfMeans] = {}
 
     def update(self, chunk: Chunk) -> None:
         """Add a chunk of samples."""
-        self._compared = None
-        if self.subset is not None and chunk.views is not None:
-            self.subset.add(chunk.start, chunk.views)
+        self._compared = {}
+        for subset in self.subsets.values() if chunk.views is not None else ():
+            subset.add(chunk.start, chunk.views)
         if self.views is not None and chunk.views is not None:
             self.views.note_type(chunk.views.dtype)
             for part in self._prepared(chunk.views):
@@ -87,24 +90,27 @@ class LayerMoments:
     def merge(self, other: LayerMoments) -> LayerMoments:
         """The moments of both sets of samples together; neither operand changes."""
         both = copy(self)
-        both._compared = None
+        both._compared = {}
         both.rows = self.rows.merge(other.rows)
         if self.views is not None and other.views is not None:
             both.views = self.views.merge(other.views)
-        if self.subset is not None and other.subset is not None:
-            both.subset = self.subset.merge(other.subset)
+        both.subsets = {
+            name: subset.merge(other.subsets[name]) for name, subset in self.subsets.items()
+        }
         return both
 
-    def compared_views(self) -> ComparedViews:
-        """The views of the subset. Raises DegenerateFeatures as `ComparedViews`."""
-        if self._compared is None:
-            assert self.subset is not None
-            views = self.subset.views()
-            roundoff = torch.finfo(views.dtype).eps if views.is_floating_point() else EPS
-            views = views.to(self.rows.device)
-            views = unit_rows(views.to(torch.float64)) if self._normalize else views
-            self._compared = ComparedViews(views, roundoff)
-        return self._compared
+    def compared(self, reads: str) -> ComparedViews | HalfMeans:
+        """What the metrics of this `reads` read of the subset. Raises DegenerateFeatures as it."""
+        if reads not in self._compared:
+            subset = self.subsets[reads]
+            collected = subset.collected().to(self.rows.device)
+            if reads == "halves":
+                halves = HalfMeans(collected, self._views_read, subset.unit_roundoff)
+                self._compared[reads] = halves
+            else:
+                views = unit_rows(collected.double()) if self._normalize else collected
+                self._compared[reads] = ComparedViews(views, subset.unit_roundoff)
+        return self._compared[reads]
 
     def _prepared(self, part: Tensor) -> Iterator[Tensor]:
         if not self._normalize or not len(part):

@@ -191,12 +191,6 @@ def subset(n):
     return sorted(sorted(range(n), key=lowbias32)[:1000])
 
 
-def standardised(z):
-    """Centred by the mean over all rows, and divided by the root of their mean variance."""
-    x = z - z.mean(axis=(0, 1))
-    return x / math.sqrt((x**2).mean())
-
-
 def cosine(a, b):
     return a @ b / math.sqrt(a @ a * (b @ b))
 
@@ -204,7 +198,7 @@ def cosine(a, b):
 def own_ranks(z):
     """For each ordered pair of the first 4 views and each sample, the rank of its own other view:
     one more than the other samples whose view is as near."""
-    x = standardised(z)
+    x = z - z.mean(axis=(0, 1))
     m, q = len(x), min(x.shape[1], 4)
     for a, b in itertools.permutations(range(q), 2):
         for i in range(m):
@@ -225,7 +219,7 @@ def ten_nearest(rows, i):
 
 
 def stability(z):
-    x, half = standardised(z), z.shape[1] // 2
+    x, half = z - z.mean(axis=(0, 1)), z.shape[1] // 2
     one = [sum(views[:half]) / half for views in x]
     two = [sum(views[half:]) / (len(views) - half) for views in x]
     shared = [len(ten_nearest(one, i) & ten_nearest(two, i)) for i in range(len(x))]
